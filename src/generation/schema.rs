@@ -1,0 +1,1 @@
+//! JSON Schema to Gemini's dialect, and the check of an answer against the caller's schema.
