@@ -1,1 +1,20 @@
-//! The upstream.
+//! The upstream: one exchange with Gemini, its wire and its errors. Knows nothing of limits,
+//! retries or keys other than the one it is given.
+//!
+//! What is said here about Gemini's wire comes from recorded exchanges; `tests/api/corpus.rs`
+//! reads them all again.
+
+mod answer;
+mod client;
+mod error;
+mod key;
+mod model;
+mod quota;
+mod status;
+
+pub use answer::{Answer, Usage};
+pub use client::{Client, InvalidBaseUrl};
+pub use error::{Error, ErrorKind};
+pub use key::{ApiKey, InvalidKey};
+pub use model::{InvalidModel, Model};
+pub use quota::{Period, Quantity, Refusal, Scope, Violation, until_midnight_pacific};

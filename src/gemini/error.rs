@@ -1,0 +1,143 @@
+//! Why an exchange gave no answer.
+
+use std::{borrow::Cow, sync::Arc};
+
+use http::StatusCode;
+
+use super::{
+    answer::Usage,
+    quota::Refusal,
+    status::{Detail, Status},
+};
+
+/// The most bytes of Gemini's own words that are passed on. Its longest recorded message has
+/// fewer than 600; only those that repeat themselves for every field of a schema are longer.
+const MAX_MESSAGE: usize = 2048;
+
+/// An exchange that gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What happened.
+    pub kind: ErrorKind,
+    /// What happened in words that the caller may see: Gemini's own message where its error was
+    /// the documented JSON, else a sentence of ours. Never HTML, a URL or a key, and never longer
+    /// than 2 KiB or so.
+    pub message: String,
+    /// The tokens that were spent although no answer came of them.
+    pub usage: Usage,
+    /// Whether Gemini took up the call, and so knows the model by the name it was given.
+    pub accepted_model: bool,
+    /// What lies behind it, for the log only.
+    #[source]
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What kept an exchange from giving an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Gemini does not know the key: 400 with the reason `API_KEY_INVALID`, or 401.
+    InvalidKey,
+    /// The key may not do this: leaked, blocked, its service not enabled. 403.
+    PermissionDenied,
+    /// There is no such model, or no longer. 404.
+    ModelNotFound,
+    /// Gemini does not take the request: any other 4xx.
+    InvalidRequest,
+    /// The prompt or the answer was blocked. 200.
+    ContentBlocked {
+        /// Gemini's word for why: `SAFETY`, `RECITATION`, `PROHIBITED_CONTENT`, …
+        reason: String,
+    },
+    /// A quota is used up. 429.
+    RateLimited(Refusal),
+    /// Gemini is overloaded or broken: 500, 502, 503, any other 5xx.
+    Unavailable,
+    /// The attempt took too long, by our clock or by Gemini's: 408, 504.
+    Timeout,
+    /// No connection could be made, or it broke before the whole answer had come.
+    Connection,
+    /// Something answered that does not speak as Gemini does.
+    Malformed,
+    /// There is a candidate but no text in it, function calls at most. 200.
+    Empty,
+    /// All output tokens went before there was any text, to thinking mostly. 200.
+    Truncated,
+}
+
+impl Error {
+    /// An error that has spent no tokens.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error {
+            kind,
+            message: message.into(),
+            usage: Usage::default(),
+            accepted_model: false,
+            source: None,
+        }
+    }
+
+    /// Whether the same call may well succeed a while later: 429, any 5xx, timeouts and broken
+    /// connections. Not a used-up day's quota, which no retry outlasts; not a blocked, empty or
+    /// truncated answer, which costs tokens every time.
+    pub fn is_passing(&self) -> bool {
+        match &self.kind {
+            ErrorKind::RateLimited(refusal) => refusal.scope != super::Scope::PerDay,
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Connection => true,
+            _ => false,
+        }
+    }
+
+    /// Reads a body that came with a status other than success.
+    pub(super) fn read(status: StatusCode, body: &[u8]) -> Error {
+        Error::from_status(status, &Status::read(body).unwrap_or_default())
+    }
+
+    /// Reads a body that came with success and is no answer: an error's envelope for which the
+    /// HTTP status had already gone out, or something else altogether.
+    pub(super) fn read_despite_success(body: &[u8]) -> Error {
+        let told = Status::read(body).unwrap_or_default();
+        match told.code.and_then(|code| StatusCode::from_u16(code).ok()) {
+            Some(code) if !code.is_success() => Error::from_status(code, &told),
+            _ => Error::new(ErrorKind::Malformed, "the answer is not one that Gemini gives"),
+        }
+    }
+
+    fn from_status(status: StatusCode, told: &Status<'_>) -> Error {
+        let details = told.details();
+        let words = told.message.as_deref().unwrap_or_default().trim();
+        let kind = match status.as_u16() {
+            400 if is_key_invalid(words, &details) => ErrorKind::InvalidKey,
+            401 => ErrorKind::InvalidKey,
+            403 => ErrorKind::PermissionDenied,
+            404 => ErrorKind::ModelNotFound,
+            408 | 504 => ErrorKind::Timeout,
+            429 => ErrorKind::RateLimited(Refusal::read(words, &details)),
+            400..500 => ErrorKind::InvalidRequest,
+            500..600 => ErrorKind::Unavailable,
+            _ => ErrorKind::Malformed,
+        };
+        if words.is_empty() || words.starts_with('<') {
+            Error::new(kind, format!("Gemini answered {status}"))
+        } else {
+            Error::new(kind, bounded(words))
+        }
+    }
+}
+
+/// Whether a 400 is about the key. The reason is the documented sign; the message stands in where
+/// somebody in between has dropped the details.
+fn is_key_invalid(message: &str, details: &[Detail]) -> bool {
+    let reason = |detail: &Detail| matches!(detail, Detail::ErrorInfo(info) if info.reason == "API_KEY_INVALID");
+    details.iter().any(reason)
+        || message.starts_with("API key not valid")
+        || message.starts_with("API key expired")
+}
+
+/// Gemini's own words, cut where they are too many.
+pub(super) fn bounded(words: &str) -> Cow<'_, str> {
+    if words.len() <= MAX_MESSAGE {
+        return words.into();
+    }
+    format!("{}…", &words[..words.floor_char_boundary(MAX_MESSAGE)]).into()
+}

@@ -1,0 +1,108 @@
+//! The envelope of an error: a `google.rpc.Status` in JSON.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// `{"code", "message", "status", "details"}` in the envelope `{"error": …}`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Status<'a> {
+    pub(super) code: Option<u16>,
+    #[serde(borrow)]
+    pub(super) message: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    details: Option<&'a RawValue>,
+}
+
+impl<'a> Status<'a> {
+    /// The error in a body, or `None` where the body is none: HTML from a front end, or nothing.
+    ///
+    /// A stream opened without `alt=sse` wraps the envelope in an array.
+    pub(super) fn read(body: &'a [u8]) -> Option<Status<'a>> {
+        if body.trim_ascii_start().starts_with(b"[") {
+            let envelopes: Vec<Envelope<'a>> = serde_json::from_slice(body).ok()?;
+            envelopes.into_iter().find_map(|envelope| envelope.error)
+        } else {
+            serde_json::from_slice::<Envelope<'a>>(body).ok()?.error
+        }
+    }
+
+    /// The details, each read alone: one that is not as expected hides none of the others.
+    pub(super) fn details(&self) -> Vec<Detail> {
+        let list = self.details.map(RawValue::get).unwrap_or_default();
+        let details: Vec<&RawValue> = serde_json::from_str(list).unwrap_or_default();
+        details.into_iter().filter_map(|detail| serde_json::from_str(detail.get()).ok()).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    error: Option<Status<'a>>,
+}
+
+/// One of the details, told apart by its `@type`. Those that matter to nobody here (`Help`,
+/// `LocalizedMessage`, `DebugInfo`, …) are [`Detail::Other`].
+#[derive(Debug, Deserialize)]
+#[serde(tag = "@type")]
+pub(super) enum Detail {
+    #[serde(rename = "type.googleapis.com/google.rpc.ErrorInfo")]
+    ErrorInfo(ErrorInfo),
+    #[serde(rename = "type.googleapis.com/google.rpc.QuotaFailure")]
+    QuotaFailure(QuotaFailure),
+    #[serde(rename = "type.googleapis.com/google.rpc.RetryInfo")]
+    RetryInfo(RetryInfo),
+    #[serde(other)]
+    Other,
+}
+
+/// Why, in a word, and about what.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ErrorInfo {
+    /// `API_KEY_INVALID`, `RATE_LIMIT_EXCEEDED`, …
+    pub(super) reason: String,
+    pub(super) metadata: ErrorMetadata,
+}
+
+/// What an [`ErrorInfo`] says of a quota. One of Google's own test bodies has this in place of a
+/// [`QuotaFailure`].
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ErrorMetadata {
+    pub(super) quota_limit: Option<String>,
+    pub(super) quota_limit_value: Option<String>,
+    pub(super) quota_metric: Option<String>,
+}
+
+/// The quotas that were exceeded, one or several.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct QuotaFailure {
+    pub(super) violations: Vec<QuotaViolation>,
+}
+
+/// One exceeded quota.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct QuotaViolation {
+    pub(super) quota_metric: Option<String>,
+    pub(super) quota_id: Option<String>,
+    pub(super) quota_dimensions: Option<QuotaDimensions>,
+    /// A number in a string; absent at times, where the limit is 0 among others.
+    pub(super) quota_value: Option<String>,
+}
+
+/// What an exceeded quota is counted for, beside the project.
+#[derive(Debug, Deserialize)]
+pub(super) struct QuotaDimensions {
+    pub(super) model: Option<String>,
+}
+
+/// How long to wait.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RetryInfo {
+    /// Whole seconds, rounded down: `48s` for 48.94 s.
+    pub(super) retry_delay: String,
+}
