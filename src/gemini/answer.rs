@@ -251,3 +251,119 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
         deserializer.deserialize_any(Visitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Answer, Error> {
+        Answer::read(StatusCode::OK, body.as_bytes())
+    }
+
+    /// Reads an answer whose first candidate is `{"content": content, "finishReason": reason}`.
+    fn read_candidate(content: &str, reason: &str) -> Result<Answer, Error> {
+        read(&format!(
+            r#"{{"candidates":[{{"content":{content},"finishReason":{reason}}}],
+                 "usageMetadata":{{"promptTokenCount":7,"totalTokenCount":7}}}}"#
+        ))
+    }
+
+    #[test]
+    fn text_is_every_part_that_is_no_thought() {
+        let content = r#"{"parts":[{"text":"hmm","thought":true},{"text":"A\n"},{"thought":null,
+            "text":"ß\ud83d\ude00"},{"text":null},{"functionCall":{"name":"f"}},{"text":"c"}]}"#;
+        let answer = read_candidate(content, r#""STOP""#).unwrap();
+        assert_eq!(answer.text, "A\nß😀c");
+        assert_eq!(answer.finish_reason, "STOP");
+    }
+
+    #[test]
+    fn a_finish_reason_nobody_has_heard_of_is_passed_on() {
+        let content = r#"{"parts":[{"text":"Hi"}]}"#;
+        for (reason, expected) in [
+            (r#""BRAND_NEW""#, "BRAND_NEW"),
+            ("19", "19"),
+            ("null", "FINISH_REASON_UNSPECIFIED"),
+            (r#""MAX_TOKENS""#, "MAX_TOKENS"),
+            (r#""OTHER""#, "OTHER"),
+        ] {
+            assert_eq!(read_candidate(content, reason).unwrap().finish_reason, expected);
+        }
+    }
+
+    #[test]
+    fn a_blocked_answer_is_none_even_where_part_of_it_was_let_out() {
+        for content in ["{}", "null", r#"{"parts":[{"text":"In 5, 4,"}]}"#] {
+            let error = read_candidate(content, r#""SAFETY""#).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::ContentBlocked { reason: "SAFETY".to_owned() });
+            assert_eq!((error.usage.prompt_tokens, error.accepted_model), (7, true));
+        }
+    }
+
+    #[test]
+    fn an_answer_without_text_is_told_from_one_that_was_cut_short() {
+        let only_thoughts = r#"{"parts":[{"text":"hmm","thought":true}]}"#;
+        for content in ["{}", "null", r#"{"parts":null}"#, r#"{"parts":[]}"#, only_thoughts] {
+            let kind = |reason| read_candidate(content, reason).unwrap_err().kind;
+            assert_eq!(kind(r#""MAX_TOKENS""#), ErrorKind::Truncated);
+            assert_eq!(kind(r#""STOP""#), ErrorKind::Empty);
+            assert_eq!(kind("null"), ErrorKind::Empty);
+        }
+    }
+
+    #[test]
+    fn nulls_are_absences() {
+        let nulls = r#"{"candidates":null,"promptFeedback":null,"usageMetadata":null}"#;
+        assert_eq!(read(nulls).unwrap_err().kind, ErrorKind::Malformed);
+        let usage = r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]}}],"promptFeedback":null,
+            "usageMetadata":{"promptTokenCount":null,"candidatesTokenCount":2,"novelty":{}}}"#;
+        let answer = read(usage).unwrap();
+        assert_eq!(answer.usage, Usage { output_tokens: 2, ..Usage::default() });
+    }
+
+    #[test]
+    fn what_does_not_come_from_gemini_is_malformed() {
+        for body in
+            ["", "<html>Sign in</html>", "{}", "[]", "null", "7", "{\"candidates\":[", "{} {}"]
+        {
+            let error = read(body).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Malformed, "{body}");
+            assert!(!error.accepted_model && !error.is_passing(), "{body}");
+        }
+        let not_text = b"{\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"\xff\"}]}}]}";
+        let error = Answer::read(StatusCode::OK, not_text).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn an_answer_with_no_candidate_says_why_if_it_can() {
+        let error = read(r#"{"promptFeedback":{"blockReason":"OTHER"}}"#).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ContentBlocked { reason: "OTHER".to_owned() });
+        let error = read(r#"{"usageMetadata":{"promptTokenCount":3}}"#).unwrap_err();
+        assert_eq!((error.kind, error.usage.prompt_tokens), (ErrorKind::Empty, 3));
+    }
+
+    #[test]
+    fn an_error_that_comes_with_success_is_that_error() {
+        for body in [
+            r#"{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}"#,
+            r#"[{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]"#,
+        ] {
+            let error = read(body).unwrap_err();
+            assert_eq!((error.kind, &*error.message), (ErrorKind::Unavailable, "overloaded"));
+            assert!(!error.accepted_model);
+        }
+    }
+
+    #[test]
+    fn usage_adds_up() {
+        let one = Usage { prompt_tokens: 1, output_tokens: 2, thinking_tokens: 3, total_tokens: 6 };
+        let mut sum = Usage::default();
+        sum += one;
+        sum += one;
+        assert_eq!(
+            sum,
+            Usage { prompt_tokens: 2, output_tokens: 4, thinking_tokens: 6, total_tokens: 12 }
+        );
+    }
+}

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use reqwest::{Request, Url};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::{Answer, ApiKey, Error, ErrorKind, Model};
 
@@ -27,7 +28,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// It speaks HTTP/1.1 and never offers anything else. Over HTTP/2 all calls would share one
 /// connection, and one connection to Google carries about 100 of them at once: a limit of 300
 /// would be 100 without anybody noticing. Over HTTP/1.1 every call in flight has a connection of
-/// its own. (`http2` is left out of reqwest's features too; the test below watches the handshake.)
+/// its own. (`http2` is left out of reqwest's features too, and a test watches the handshake.)
 ///
 /// A proxy is used where the environment names one (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
 #[derive(Clone)]
@@ -129,20 +130,36 @@ fn parse_base(base_url: &str) -> Result<Url, InvalidBaseUrl> {
 }
 
 fn connections(base: &Url) -> reqwest::Result<reqwest::Client> {
-    // Only the first call in a process has an effect; the others find a provider and are content.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder()
         .http1_only()
         .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
+        // An attempt more is for the caller to decide. hyper alone may send a call anew, where it
+        // finds an idle connection closed before anything was written to it.
         .retry(reqwest::retry::never().max_retries_per_request(0))
         .referer(false)
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(usize::MAX);
-    let _ = base;
-    builder.build()
+    match base.scheme() {
+        "https" => {
+            // Cryptography is chosen once a process; a choice made before this one stands.
+            let _ = ring::default_provider().install_default();
+            builder.build()
+        }
+        _ => builder.tls_backend_preconfigured(no_tls()).build(),
+    }
+}
+
+/// TLS that trusts nobody, for a base URL without TLS: it spares the machine's CA certificates,
+/// which take a while to read and are absent from some images.
+fn no_tls() -> ClientConfig {
+    ClientConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks the default versions of TLS")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth()
 }
 
 /// The error for an exchange that ended before the head of an answer had come.
@@ -171,3 +188,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests;

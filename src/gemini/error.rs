@@ -50,7 +50,7 @@ pub enum ErrorKind {
         reason: String,
     },
     /// A quota is used up. 429.
-    RateLimited(Refusal),
+    RateLimited(Box<Refusal>),
     /// Gemini is overloaded or broken: 500, 502, 503, any other 5xx.
     Unavailable,
     /// The attempt took too long, by our clock or by Gemini's: 408, 504.
@@ -112,7 +112,7 @@ impl Error {
             403 => ErrorKind::PermissionDenied,
             404 => ErrorKind::ModelNotFound,
             408 | 504 => ErrorKind::Timeout,
-            429 => ErrorKind::RateLimited(Refusal::read(words, &details)),
+            429 => ErrorKind::RateLimited(Refusal::read(words, &details).into()),
             400..500 => ErrorKind::InvalidRequest,
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
@@ -140,4 +140,73 @@ pub(super) fn bounded(words: &str) -> Cow<'_, str> {
         return words.into();
     }
     format!("{}…", &words[..words.floor_char_boundary(MAX_MESSAGE)]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(status: u16, body: &str) -> Error {
+        Error::read(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+    }
+
+    #[test]
+    fn a_status_alone_says_what_kind_of_error_it_is() {
+        for body in
+            ["", "<!DOCTYPE html><html>…", "{}", "[]", r#"{"error":null}"#, r#"{"error":"x"}"#]
+        {
+            for (status, kind, passing) in [
+                (400, ErrorKind::InvalidRequest, false),
+                (401, ErrorKind::InvalidKey, false),
+                (403, ErrorKind::PermissionDenied, false),
+                (404, ErrorKind::ModelNotFound, false),
+                (408, ErrorKind::Timeout, true),
+                (413, ErrorKind::InvalidRequest, false),
+                (500, ErrorKind::Unavailable, true),
+                (502, ErrorKind::Unavailable, true),
+                (503, ErrorKind::Unavailable, true),
+                (504, ErrorKind::Timeout, true),
+                (302, ErrorKind::Malformed, false),
+            ] {
+                let error = read(status, body);
+                assert_eq!((&error.kind, error.is_passing()), (&kind, passing), "{status} {body}");
+                assert!(error.message.starts_with("Gemini answered "), "{}", error.message);
+            }
+            assert!(matches!(read(429, body).kind, ErrorKind::RateLimited(_)));
+        }
+    }
+
+    #[test]
+    fn an_envelope_is_read_with_and_without_an_array_around_it() {
+        let envelope = r#"{"error":{"code":400,"message":"API key is odd.\n","details":[
+            {"@type":"type.googleapis.com/google.rpc.ErrorInfo","metadata":7},
+            {"@type":"type.googleapis.com/google.rpc.Brand.New","reason":"x"}, null,
+            {"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"API_KEY_INVALID"}]}}"#;
+        for body in [envelope.to_owned(), format!(" [{envelope}\n]")] {
+            let error = read(400, &body);
+            assert_eq!((error.kind, &*error.message), (ErrorKind::InvalidKey, "API key is odd."));
+        }
+    }
+
+    #[test]
+    fn a_day_that_is_used_up_does_not_pass() {
+        let refused = |id: &str| {
+            read(
+                429,
+                &format!(
+                    r#"{{"error":{{"details":[{{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
+                     "violations":[{{"quotaId":"{id}"}}]}}]}}}}"#
+                ),
+            )
+        };
+        assert!(refused("RequestsPerMinute").is_passing());
+        assert!(!refused("RequestsPerDay").is_passing());
+        assert!(read(429, "").is_passing());
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let error = read(400, &format!(r#"{{"error":{{"message":"{}"}}}}"#, "€".repeat(1000)));
+        assert_eq!(error.message, format!("{}…", "€".repeat(MAX_MESSAGE / 3)));
+    }
 }

@@ -238,3 +238,134 @@ fn number(text: Option<&str>) -> Option<u64> {
 fn squeezed(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3600;
+
+    fn until_midnight(now: &str) -> Duration {
+        until_midnight_pacific(now.parse().unwrap())
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight_in_california() {
+        // Summer, UTC−7; winter, UTC−8.
+        assert_eq!(until_midnight("2026-07-01T06:59:59.5Z"), Duration::from_millis(500));
+        assert_eq!(until_midnight("2026-07-01T07:00:00Z"), Duration::from_secs(24 * HOUR));
+        assert_eq!(until_midnight("2026-12-01T00:00:00Z"), Duration::from_secs(8 * HOUR));
+    }
+
+    #[test]
+    fn the_days_on_which_clocks_change_have_23_and_25_hours() {
+        let hours = |now| until_midnight(now).as_secs_f64() / HOUR as f64;
+        assert_eq!(hours("2026-03-08T08:00:00Z"), 23.0, "from the first moment of the day");
+        assert_eq!(hours("2026-03-08T09:59:00Z"), 21.0 + 1.0 / 60.0, "a minute before the change");
+        assert_eq!(hours("2026-03-08T10:00:00Z"), 21.0, "at the change");
+        assert_eq!(hours("2026-11-01T07:00:00Z"), 25.0);
+        assert_eq!(hours("2026-11-01T08:30:00Z"), 23.5, "half past one, the first time");
+        assert_eq!(hours("2026-11-01T09:30:00Z"), 22.5, "half past one, the second time");
+    }
+
+    #[test]
+    fn durations_are_read_in_every_form_that_google_writes() {
+        for (text, expected) in [
+            ("0s", Some(Duration::ZERO)),
+            ("26s", Some(Duration::from_secs(26))),
+            ("48.939935699s", Some(Duration::new(48, 939_935_699))),
+            ("820ms", Some(Duration::from_millis(820))),
+            ("211.5ms", Some(Duration::from_micros(211_500))),
+            ("1m2.5s", Some(Duration::from_millis(62_500))),
+            ("15h3m", Some(Duration::from_secs(15 * HOUR + 3 * 60))),
+            ("9h56m7.32s", Some(Duration::from_millis((9 * HOUR + 56 * 60 + 7) * 1000 + 320))),
+            ("-3s", None),
+            ("99999999999999999999s", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(duration(text), expected, "{text:?}");
+        }
+    }
+
+    fn refusal(details: &str, message: &str) -> Refusal {
+        Refusal::read(message, &serde_json::from_str::<Vec<Detail>>(details).unwrap())
+    }
+
+    fn violation(quota_id: &str) -> String {
+        format!(
+            r#"{{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
+                 "violations":[{{"quotaId":"{quota_id}"}}]}}"#
+        )
+    }
+
+    fn retry_info(delay: &str) -> String {
+        format!(r#"{{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"{delay}"}}"#)
+    }
+
+    const MINUTE_ID: &str = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier";
+    const DAY_ID: &str = "GenerateRequestsPerDayPerProjectPerModel-FreeTier";
+
+    #[test]
+    fn a_used_up_day_outweighs_a_minute_and_any_delay() {
+        let details =
+            format!("[{},{},{}]", violation(MINUTE_ID), retry_info("0s"), violation(DAY_ID));
+        let refusal = refusal(&details, "Please retry in 12ms.");
+        assert_eq!(refusal.scope, Scope::PerDay);
+        assert_eq!(refusal.violations.len(), 2);
+        let now = "2026-07-01T05:00:00Z".parse().unwrap();
+        assert_eq!(refusal.retry_at(now), Some(Duration::from_secs(2 * HOUR)));
+    }
+
+    #[test]
+    fn a_minute_is_over_when_it_was_said_to_be_or_after_a_minute() {
+        let minute = violation(MINUTE_ID);
+        let retry_at = |details: &str, message: &str| {
+            let refusal = refusal(details, message);
+            assert_eq!(refusal.scope, Scope::PerMinute);
+            refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap()
+        };
+        assert_eq!(retry_at(&format!("[{minute}]"), ""), Duration::from_secs(60));
+        let told = format!("[{minute},{}]", retry_info("26s"));
+        assert_eq!(retry_at(&told, ""), Duration::from_secs(27), "it was rounded down");
+        assert_eq!(retry_at(&told, "Please retry in 26.25s."), Duration::from_millis(26_250));
+        assert_eq!(retry_at(&told, "Please retry in 820ms."), Duration::from_secs(26));
+    }
+
+    #[test]
+    fn a_refusal_that_names_no_quota_is_for_load() {
+        let silent = refusal("[]", "Resource has been exhausted (e.g. check quota).");
+        assert_eq!(silent.scope, Scope::Load);
+        assert_eq!(silent.retry_at(Timestamp::UNIX_EPOCH), None);
+        let told = refusal(&format!("[{}]", retry_info("3s")), "");
+        assert_eq!(told.retry_at(Timestamp::UNIX_EPOCH), Some(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn a_limit_that_the_details_leave_out_is_found_in_the_message() {
+        let details = r#"[{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[
+            {"quotaMetric":"m/requests","quotaId":"RequestsPerMinute","quotaValue":"9"},
+            {"quotaMetric":"m/requests","quotaId":"RequestsPerDay"},
+            {"quotaMetric":"m/input_token_count","quotaId":"InputTokensPerMinute"}]}]"#;
+        let message = "You exceeded your current quota.\n\
+            * Quota exceeded for metric: m/input_token_count, limit: 0, model: a\n\
+            * Quota exceeded for metric: m/requests, limit: 9, model: b\n\
+            * Quota exceeded for metric: m/requests, limit: 100, model: b\n\
+            Please retry in 1s.";
+        let found = refusal(details, message).violations;
+        let limits: Vec<_> = found.iter().map(|v| (v.quantity, v.period, v.limit)).collect();
+        assert_eq!(
+            limits,
+            [
+                (Quantity::Requests, Period::Minute, Some(9)),
+                (Quantity::Requests, Period::Day, Some(100)),
+                (Quantity::InputTokens, Period::Minute, Some(0)),
+            ]
+        );
+        assert_eq!(found[2].model.as_deref(), Some("a"));
+
+        let alone = refusal("[]", message);
+        assert_eq!((alone.scope, alone.violations.len()), (Scope::PerMinute, 3));
+        assert_eq!(alone.retry_after, Some(Duration::from_secs(1)));
+    }
+}

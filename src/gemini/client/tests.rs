@@ -1,0 +1,240 @@
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+const ANSWER: &str =
+    r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
+const LONG: Duration = Duration::from_secs(20);
+
+/// A server that does what the test says, and a base URL for it.
+async fn upstream(scheme: &str) -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("{scheme}://{}", listener.local_addr().unwrap());
+    (listener, base)
+}
+
+/// One call of the model `m` with a body of 5 bytes.
+fn call(base: &str, timeout: Duration) -> impl Future<Output = Result<Answer, Error>> + use<> {
+    let client = Client::new(base).unwrap();
+    async move { call_with(&client, timeout).await }
+}
+
+async fn call_with(client: &Client, timeout: Duration) -> Result<Answer, Error> {
+    let key = ApiKey::new("the-key").unwrap();
+    let model = Model::parse("m").unwrap();
+    client.generate(&key, &model, Bytes::from_static(b"hello"), timeout).await
+}
+
+/// Reads a request with a body of 5 bytes to its end.
+async fn read_request(socket: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\nhello") {
+        assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0, "the request broke off");
+    }
+    String::from_utf8(request).unwrap()
+}
+
+async fn respond(socket: &mut TcpStream, status: &str, body: &str) {
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+    socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_is_a_post_with_the_key_in_a_header() {
+    let (listener, base) = upstream("http").await;
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let request = read_request(&mut socket).await;
+        respond(&mut socket, "200 OK", ANSWER).await;
+        request
+    };
+    let base = format!("{base}/some/prefix/");
+    let (request, answer) = tokio::join!(serve, call(&base, LONG));
+
+    assert_eq!(answer.unwrap().text, "Hi");
+    let (head, _) = request.split_once("\r\n\r\n").unwrap();
+    let (line, headers) = head.split_once("\r\n").unwrap();
+    assert_eq!(line, "POST /some/prefix/v1beta/models/m:generateContent HTTP/1.1");
+    let mut headers: Vec<_> =
+        headers.lines().filter(|header| !header.starts_with("host:")).collect();
+    headers.sort_unstable();
+    assert_eq!(
+        headers,
+        [
+            "accept: */*",
+            "content-length: 5",
+            "content-type: application/json",
+            concat!("user-agent: gemini-concurrent-generation/", env!("CARGO_PKG_VERSION")),
+            "x-goog-api-key: the-key",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn http2_is_never_offered() {
+    let (listener, base) = upstream("https").await;
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut header = [0; 5];
+        socket.read_exact(&mut header).await.unwrap();
+        let mut hello = vec![0; u16::from_be_bytes([header[3], header[4]]).into()];
+        socket.read_exact(&mut hello).await.unwrap();
+        (header[0], hello)
+    };
+    let ((record, hello), failed) = tokio::join!(serve, call(&base, LONG));
+
+    assert_eq!((record, hello[0]), (0x16, 0x01), "a handshake record with a ClientHello in it");
+    let offers = |protocol: &[u8]| hello.windows(protocol.len()).any(|window| window == protocol);
+    assert!(offers(b"\x08http/1.1"));
+    assert!(!offers(b"\x02h2"));
+    assert_eq!(failed.unwrap_err().kind, ErrorKind::Connection);
+}
+
+#[tokio::test]
+async fn every_call_in_flight_has_a_connection_of_its_own() {
+    let (listener, base) = upstream("http").await;
+    let client = Client::new(&base).unwrap();
+    let serve = async {
+        let mut sockets = Vec::new();
+        for _ in 0..150 {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_request(&mut socket).await;
+            sockets.push(socket);
+        }
+        for socket in &mut sockets {
+            respond(socket, "200 OK", ANSWER).await;
+        }
+    };
+    let calls = (0..150).map(|_| call_with(&client, LONG));
+    let ((), answers) = tokio::join!(serve, futures_util::future::join_all(calls));
+    assert!(answers.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_dropped_call_closes_its_connection() {
+    let (listener, base) = upstream("http").await;
+    let call = tokio::spawn(call(&base, LONG));
+    let (mut socket, _) = listener.accept().await.unwrap();
+    read_request(&mut socket).await;
+    call.abort();
+    let rest = tokio::time::timeout(LONG, socket.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_call_ends_when_its_time_is_up_even_amid_the_answer() {
+    let (listener, base) = upstream("http").await;
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        read_request(&mut socket).await;
+        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{").await.unwrap();
+        let _ = socket.read(&mut [0; 1]).await;
+    };
+    let ((), result) = tokio::join!(serve, call(&base, Duration::from_millis(200)));
+    let error = result.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert_eq!(error.message, "Gemini did not answer within 200ms");
+    assert!(error.is_passing());
+}
+
+#[tokio::test]
+async fn broken_connections_are_told_apart_from_answers() {
+    for sent in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{}"] {
+        let (listener, base) = upstream("http").await;
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_request(&mut socket).await;
+            socket.write_all(sent.as_bytes()).await.unwrap();
+        };
+        let ((), result) = tokio::join!(serve, call(&base, LONG));
+        let error = result.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Connection, "{sent:?}");
+        assert!(error.is_passing() && !error.accepted_model, "{sent:?}");
+    }
+    let (listener, base) = upstream("http").await;
+    drop(listener);
+    let error = call(&base, LONG).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Connection);
+    assert_eq!(error.message, "no connection to Gemini could be made");
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_no_error() {
+    let (listener, base) = upstream("http").await;
+    let client = Client::new(&base).unwrap();
+    for _ in 0..3 {
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_request(&mut socket).await;
+            respond(&mut socket, "200 OK", ANSWER).await;
+        };
+        let ((), answer) = tokio::join!(serve, call_with(&client, LONG));
+        answer.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_error_never_shows_the_key_or_follows_a_redirect() {
+    let quoting = r#"{"error":{"code":403,"message":"Bad consumer the-key, sorry."}}"#;
+    for (status, body, kind, message) in [
+        ("403 Forbidden", quoting, ErrorKind::PermissionDenied, "Bad consumer …, sorry."),
+        ("502 Bad Gateway", "<html>", ErrorKind::Unavailable, "Gemini answered 502 Bad Gateway"),
+        ("302 Found\r\nlocation: /x", "", ErrorKind::Malformed, "Gemini answered 302 Found"),
+    ] {
+        let (listener, base) = upstream("http").await;
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_request(&mut socket).await;
+            respond(&mut socket, status, body).await;
+        };
+        let ((), result) = tokio::join!(serve, call(&base, LONG));
+        let error = result.unwrap_err();
+        assert_eq!((error.kind, &*error.message), (kind, message));
+    }
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_cut_off() {
+    let (listener, base) = upstream("http").await;
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        read_request(&mut socket).await;
+        socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while socket.write_all(&[b' '; 1 << 16]).await.is_ok() {}
+    };
+    let ((), result) = tokio::join!(serve, call(&base, LONG));
+    let error = result.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Malformed);
+    assert_eq!(error.message, "the answer is longer than 64 MiB");
+}
+
+#[test]
+fn a_base_url_is_a_place_and_nothing_more() {
+    for (given, url) in [
+        ("https://g.example", "https://g.example/v1beta/models/m:generateContent"),
+        ("https://g.example/", "https://g.example/v1beta/models/m:generateContent"),
+        ("http://[::1]:5005/a/b", "http://[::1]:5005/a/b/v1beta/models/m:generateContent"),
+    ] {
+        let client = Client::new(given).unwrap();
+        assert_eq!(client.url(&Model::parse("m").unwrap()).as_str(), url);
+        assert!(
+            client
+                .url(&Model::parse("tunedModels/m").unwrap())
+                .path()
+                .contains("/v1beta/tunedModels/m:")
+        );
+    }
+    for given in [
+        "",
+        "g.example",
+        "ftp://g.example",
+        "https://u:p@g.example",
+        "http://g.example?key=k",
+        "http://g.example/#x",
+    ] {
+        assert!(Client::new(given).is_err(), "{given:?}");
+    }
+}
