@@ -10,7 +10,8 @@
 //! | [`config`] | every setting: variable, default, unit, meaning |
 //! | [`gateway`] | what every handler shares |
 //! | [`server`] | accept, stop accepting, drain within the grace period |
-//! | [`telemetry`] | logs and metrics |
+//! | [`telemetry`] | logs |
+//! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
 //! | [`dispatch`] | one call through the door: admit, send, retry |
@@ -24,6 +25,14 @@
 //! `gemini`, and back up. Nothing below calls upward, and `limits` and `gemini` do not know each
 //! other: `dispatch` joins them.
 
+pub mod api;
+pub mod config;
+pub mod dispatch;
+pub mod gateway;
 pub mod gemini;
 pub mod generation;
+pub mod limits;
+pub mod metrics;
+pub mod server;
 pub mod simulator;
+pub mod telemetry;

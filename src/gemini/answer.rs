@@ -8,6 +8,7 @@ use std::{
 
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
 use super::error::{Error, ErrorKind, bounded};
 
@@ -28,7 +29,7 @@ pub struct Answer {
 }
 
 /// The tokens of an exchange; 0 for what Gemini did not count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     /// The prompt's, `promptTokenCount`.
     pub prompt_tokens: u64,

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::{
     answer::Usage,
-    quota::Refusal,
+    quota::{Refusal, Scope},
     status::{Detail, Status},
 };
 
@@ -53,7 +53,9 @@ pub enum ErrorKind {
     RateLimited(Box<Refusal>),
     /// Gemini is overloaded or broken: 500, 502, 503, any other 5xx.
     Unavailable,
-    /// The attempt took too long, by our clock or by Gemini's: 408, 504.
+    /// Gemini took too long by its own clock: 408, 504.
+    DeadlineExceeded,
+    /// The attempt took too long by ours. Gemini may be working on it still, and be paid for it.
     Timeout,
     /// No connection could be made, or it broke before the whole answer had come.
     Connection,
@@ -63,6 +65,27 @@ pub enum ErrorKind {
     Empty,
     /// All output tokens went before there was any text, to thinking mostly. 200.
     Truncated,
+}
+
+impl ErrorKind {
+    /// The kind in a word that callers and dashboards can count on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidKey => "invalid_api_key",
+            Self::PermissionDenied => "permission_denied",
+            Self::ModelNotFound => "model_not_found",
+            Self::InvalidRequest => "invalid_request",
+            Self::ContentBlocked { .. } => "content_blocked",
+            Self::RateLimited(refusal) if refusal.scope == Scope::PerDay => "daily_quota_exhausted",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Unavailable => "upstream_unavailable",
+            Self::DeadlineExceeded | Self::Timeout => "upstream_timeout",
+            Self::Connection => "upstream_connection",
+            Self::Malformed => "malformed_answer",
+            Self::Empty => "empty_answer",
+            Self::Truncated => "truncated_answer",
+        }
+    }
 }
 
 impl Error {
@@ -77,13 +100,14 @@ impl Error {
         }
     }
 
-    /// Whether the same call may well succeed a while later: 429, any 5xx, timeouts and broken
-    /// connections. Not a used-up day's quota, which no retry outlasts; not a blocked, empty or
-    /// truncated answer, which costs tokens every time.
+    /// Whether the same call may well succeed a while later and costs nothing until then: 429, any
+    /// 5xx and broken connections. Not a used-up day's quota, which no retry outlasts; not an
+    /// attempt that was given up here, nor a blocked, empty or truncated answer, which cost tokens
+    /// every time.
     pub fn is_passing(&self) -> bool {
         match &self.kind {
-            ErrorKind::RateLimited(refusal) => refusal.scope != super::Scope::PerDay,
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Connection => true,
+            ErrorKind::RateLimited(refusal) => refusal.scope != Scope::PerDay,
+            ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Connection => true,
             _ => false,
         }
     }
@@ -111,7 +135,7 @@ impl Error {
             401 => ErrorKind::InvalidKey,
             403 => ErrorKind::PermissionDenied,
             404 => ErrorKind::ModelNotFound,
-            408 | 504 => ErrorKind::Timeout,
+            408 | 504 => ErrorKind::DeadlineExceeded,
             429 => ErrorKind::RateLimited(Refusal::read(words, &details).into()),
             400..500 => ErrorKind::InvalidRequest,
             500..600 => ErrorKind::Unavailable,
@@ -160,12 +184,12 @@ mod tests {
                 (401, ErrorKind::InvalidKey, false),
                 (403, ErrorKind::PermissionDenied, false),
                 (404, ErrorKind::ModelNotFound, false),
-                (408, ErrorKind::Timeout, true),
+                (408, ErrorKind::DeadlineExceeded, true),
                 (413, ErrorKind::InvalidRequest, false),
                 (500, ErrorKind::Unavailable, true),
                 (502, ErrorKind::Unavailable, true),
                 (503, ErrorKind::Unavailable, true),
-                (504, ErrorKind::Timeout, true),
+                (504, ErrorKind::DeadlineExceeded, true),
                 (302, ErrorKind::Malformed, false),
             ] {
                 let error = read(status, body);

@@ -10,6 +10,7 @@ mod error;
 mod key;
 mod model;
 mod quota;
+mod request;
 mod status;
 
 pub use answer::{Answer, Usage};
@@ -18,3 +19,4 @@ pub use error::{Error, ErrorKind};
 pub use key::{ApiKey, InvalidKey};
 pub use model::{InvalidModel, Model};
 pub use quota::{Period, Quantity, Refusal, Scope, Violation, until_midnight_pacific};
+pub use request::GenerateContent;

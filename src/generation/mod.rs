@@ -1,3 +1,140 @@
-//! What is asked of Gemini and how the answer is read.
+//! What is asked of Gemini and how its answer is read: chats, structured output and stories, one
+//! at a time or [many](batch).
 
+pub mod batch;
+pub mod chat;
+pub mod cinematic;
+mod question;
+mod request;
 pub mod schema;
+mod story;
+pub mod structured;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::dispatch::{self, Call, Dispatcher};
+use crate::gemini::{Answer, Error, Model, Usage};
+use crate::limits::Admission;
+
+pub use request::{Credentials, Defaults, InvalidField, Preparation, Request, Segment, Terms};
+
+/// One thing to generate, checked and ready to be sent.
+pub trait Generation: Send + Sync + Sized + 'static {
+    /// What it is called in metrics and logs.
+    const KIND: &'static str;
+    /// The body in which a caller asks for it.
+    type Request: Request;
+    /// The body that a caller gets.
+    type Output: Serialize + Send + Sync + 'static;
+
+    /// Checks all of a request. Nothing is sent.
+    ///
+    /// # Errors
+    /// Every field that cannot be used.
+    fn prepare(
+        request: Self::Request,
+        preparation: &mut Preparation<'_>,
+    ) -> Result<Self, Vec<InvalidField>>;
+
+    /// The model it is asked of.
+    fn model(&self) -> &Model;
+
+    /// What Gemini is sent.
+    fn ask(&self) -> Bytes;
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// [`Unusable`] where the answer is not what was asked for.
+    fn read(&self, answer: Answer) -> Result<Self::Output, Unusable<Self::Output>>;
+
+    /// What Gemini is sent when its answer was a misfit.
+    fn ask_again(&self, misfit: &Misfit<Self::Output>) -> Bytes;
+
+    /// Adds to an output the tokens that an answer before it had cost.
+    fn charge(output: &mut Self::Output, usage: Usage);
+}
+
+/// An answer that is not what was asked for.
+#[derive(Debug)]
+pub enum Unusable<Output> {
+    /// It does not fit; the model may do better when it is told why.
+    Misfit(Misfit<Output>),
+    /// It would come out the same a second time.
+    Hopeless(Error),
+}
+
+/// An answer that does not fit what was asked for.
+#[derive(Debug)]
+pub struct Misfit<Output> {
+    /// What Gemini said.
+    pub text: String,
+    /// What of it does not fit; never empty.
+    pub violations: Vec<String>,
+    /// What it cost.
+    pub usage: Usage,
+    /// The output to make do with if no better one comes.
+    pub fallback: Option<Output>,
+}
+
+/// Why nothing was generated.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The call gave no answer.
+    #[error(transparent)]
+    Dispatch(#[from] dispatch::Failure),
+    /// Gemini answered twice, and neither answer fits the schema.
+    #[error("the answer does not fit the schema: {}", .0.join("; "))]
+    SchemaViolation(Vec<String>),
+    /// Something broke in this service.
+    #[error("internal error")]
+    Internal,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Dispatch(dispatch::Failure::Upstream { error, retry_after: None })
+    }
+}
+
+/// Generates one thing, the first call of which has been let in. An answer that does not fit is
+/// asked for once more, through the door again.
+///
+/// # Errors
+/// [`Failure`]; an output is always what was asked for.
+pub async fn generate<G: Generation>(
+    dispatcher: &Dispatcher,
+    call: &Call,
+    generation: &G,
+    admission: Admission,
+) -> Result<G::Output, Failure> {
+    let answer = dispatcher.send(call, generation.ask(), admission).await?;
+    let misfit = match generation.read(answer) {
+        Ok(output) => return Ok(output),
+        Err(Unusable::Misfit(misfit)) => misfit,
+        Err(Unusable::Hopeless(error)) => return Err(error.into()),
+    };
+    tracing::debug!(violations = misfit.violations.len(), "the answer does not fit; asking again");
+    match repair(dispatcher, call, generation, &misfit).await {
+        Ok(mut output) => {
+            G::charge(&mut output, misfit.usage);
+            Ok(output)
+        }
+        Err(failure) => misfit.fallback.ok_or(failure),
+    }
+}
+
+async fn repair<G: Generation>(
+    dispatcher: &Dispatcher,
+    call: &Call,
+    generation: &G,
+    misfit: &Misfit<G::Output>,
+) -> Result<G::Output, Failure> {
+    let admission = dispatcher.admit(call).await?;
+    let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
+    generation.read(answer).or_else(|unusable| match unusable {
+        Unusable::Misfit(again) => again.fallback.ok_or(Failure::SchemaViolation(again.violations)),
+        Unusable::Hopeless(error) => Err(error.into()),
+    })
+}

@@ -1,0 +1,170 @@
+//! Many generations in one request: what the batch handlers of all kinds have in common.
+
+use axum::Json;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::body::Asked;
+use super::error::{ApiError, Detail};
+use super::single::named_semaphore;
+use crate::gateway::Gateway;
+use crate::gemini::Model;
+use crate::generation::batch::{Item, Outcome, generate_all};
+use crate::generation::{Credentials, Generation, InvalidField, Preparation, Request, Segment};
+
+/// Asks for many things at once.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchRequest<R> {
+    /// What is asked, each as in a request of its own. Its own `credentials` and
+    /// `external_semaphore_id` win over the batch's.
+    requests: Vec<R>,
+    /// The caller's own key, for the items that bring none.
+    credentials: Option<Credentials>,
+    /// The semaphore of the items that name none.
+    external_semaphore_id: Option<String>,
+}
+
+/// What came of each item, in the order of the request.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BatchResponse<T> {
+    /// One for each item, in its place.
+    results: Vec<BatchResult<T>>,
+    /// How many items there were.
+    total_requests: usize,
+    /// How many succeeded.
+    successful_requests: usize,
+    /// How many did not.
+    failed_requests: usize,
+}
+
+/// What came of one item.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum BatchResult<T> {
+    /// It succeeded.
+    Success(Indexed<T>),
+    /// It failed.
+    Failure(Indexed<ItemFailure>),
+}
+
+/// A result and where its request stood.
+#[derive(Debug, Serialize, ToSchema)]
+struct Indexed<T> {
+    #[serde(flatten)]
+    #[schema(inline)]
+    result: T,
+    /// The place of the request in the batch, from 0.
+    index: usize,
+}
+
+/// Why an item gave nothing.
+#[derive(Debug, Serialize, ToSchema)]
+struct ItemFailure {
+    /// Always false.
+    success: bool,
+    /// What went wrong.
+    error: Detail,
+    /// What went wrong in a word that does not change.
+    #[schema(value_type = String)]
+    error_code: &'static str,
+    /// Whether the same request may succeed later.
+    retryable: bool,
+    /// The model that was asked.
+    #[schema(value_type = String)]
+    model: Model,
+}
+
+/// Generates all of a batch and answers with what came of each item.
+pub(super) async fn many<G: Generation>(
+    gateway: &Gateway,
+    asked: Asked<BatchRequest<G::Request>>,
+) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
+    let items = prepare::<G>(gateway, asked)?;
+    let timeout = gateway.config.request_timeout;
+    let outcomes = generate_all(&gateway.dispatcher, items, timeout).await?;
+    let response = BatchResponse::of(outcomes);
+    if response.failed_requests > 0 {
+        let BatchResponse { total_requests, failed_requests, .. } = response;
+        tracing::warn!(kind = G::KIND, total_requests, failed_requests, "items without an answer");
+    }
+    Ok(Json(response))
+}
+
+/// Checks everything before anything is sent.
+fn prepare<G: Generation>(
+    gateway: &Gateway,
+    asked: Asked<BatchRequest<G::Request>>,
+) -> Result<Vec<Item<G>>, ApiError> {
+    let Asked { caller, body } = asked;
+    let BatchRequest { requests, credentials, external_semaphore_id } = body;
+    if requests.len() > gateway.config.max_batch_size {
+        return Err(too_long(requests.len(), gateway.config.max_batch_size));
+    }
+    let mut preparation = Preparation::new(&gateway.defaults);
+    let mut faults = Vec::new();
+    let mut prepared = Vec::with_capacity(requests.len());
+    for (index, mut request) in requests.into_iter().enumerate() {
+        let terms = request.take_terms();
+        match G::prepare(request, &mut preparation) {
+            Ok(generation) => prepared.push((generation, terms)),
+            Err(fields) => faults.extend(fields.into_iter().map(|field| of_item(index, field))),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(ApiError::invalid(faults));
+    }
+    let payer = |own: Option<&Credentials>| {
+        let own = own.filter(|own| own.gemini_api_key().is_some());
+        caller.payer(own.or(credentials.as_ref()), gateway)
+    };
+    if prepared.is_empty() {
+        payer(None)?;
+    }
+    let keys: Vec<_> = prepared
+        .iter()
+        .map(|(_, terms)| payer(terms.credentials.as_ref()))
+        .collect::<Result<_, _>>()?;
+    let shared = named_semaphore(gateway, external_semaphore_id.as_deref())?;
+    let items = prepared.into_iter().zip(keys).map(|((generation, terms), key)| {
+        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref())?;
+        Ok(Item { generation, key, semaphore: own.or_else(|| shared.clone()) })
+    });
+    items.collect()
+}
+
+fn too_long(items: usize, limit: usize) -> ApiError {
+    let message = format!("A batch has at most {limit} items; this one has {items}");
+    ApiError::invalid(vec![InvalidField::new("requests", "too_long", message)])
+}
+
+fn of_item(index: usize, field: InvalidField) -> InvalidField {
+    let place = [Segment::from("requests"), Segment::Index(index)];
+    InvalidField { path: place.into_iter().chain(field.path).collect(), ..field }
+}
+
+impl<T> BatchResponse<T> {
+    fn of(outcomes: Vec<Outcome<T>>) -> Self {
+        let total_requests = outcomes.len();
+        let results: Vec<_> = outcomes.into_iter().enumerate().map(BatchResult::of).collect();
+        let succeeded = |result: &&BatchResult<T>| matches!(result, BatchResult::Success(_));
+        let successful_requests = results.iter().filter(succeeded).count();
+        let failed_requests = total_requests - successful_requests;
+        Self { results, total_requests, successful_requests, failed_requests }
+    }
+}
+
+impl<T> BatchResult<T> {
+    fn of((index, Outcome { model, result }): (usize, Outcome<T>)) -> Self {
+        match result {
+            Ok(result) => Self::Success(Indexed { result, index }),
+            Err(failure) => {
+                let error = ApiError::from(failure);
+                let (error_code, retryable) = (error.code(), error.is_retryable());
+                let error = error.into_detail();
+                let result = ItemFailure { success: false, error, error_code, retryable, model };
+                Self::Failure(Indexed { result, index })
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Reading a JSON body: whole, in time, within its size, and to the right type or a list of what
+//! is wrong and where.
+
+use axum::extract::FromRequest;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment as Step;
+use tokio::time::timeout;
+
+use super::auth::Caller;
+use super::error::ApiError;
+use crate::gateway::Gateway;
+use crate::generation::{InvalidField, Segment};
+
+/// A request for work: who sent it and what it says.
+#[derive(Debug)]
+pub(super) struct Asked<T> {
+    pub caller: Caller,
+    pub body: T,
+}
+
+/// A body of JSON.
+#[derive(Debug)]
+pub(super) struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(
+        request: Request<axum::body::Body>,
+        gateway: &Gateway,
+    ) -> Result<Self, ApiError> {
+        let caller = Caller::of(request.headers(), gateway);
+        let JsonBody(body) = JsonBody::from_request(request, gateway).await?;
+        Ok(Self { caller, body })
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(
+        request: Request<axum::body::Body>,
+        gateway: &Gateway,
+    ) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::not_json());
+        }
+        let bytes = read(request, gateway).await?;
+        parse(&bytes).map(Self).map_err(|field| ApiError::invalid(vec![field]))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
+        return false;
+    };
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    let essence = essence.to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn read(request: Request<axum::body::Body>, gateway: &Gateway) -> Result<Bytes, ApiError> {
+    let (limit, patience) = (gateway.config.max_body_bytes, gateway.config.client_timeout);
+    let announced = request.headers().get(CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::body_too_large(limit));
+    }
+    let body = Limited::new(request.into_body(), limit).collect();
+    match timeout(patience, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limit)),
+        Ok(Err(_)) => Err(ApiError::body_broken()),
+        Err(_) => Err(ApiError::body_too_slow(patience)),
+    }
+}
+
+/// Reads JSON. What is wrong is looked for only where something is: a second reading keeps track
+/// of where it is, which the first, for all good requests, is spared.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
+    serde_json::from_slice(bytes).or_else(|_| {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let path = error.path().iter().filter_map(segment).collect();
+            fault(path, &error.into_inner())
+        })?;
+        json.end().map_err(|error| fault(Vec::new(), &error))?;
+        Ok(value)
+    })
+}
+
+fn segment(step: &Step) -> Option<Segment> {
+    match step {
+        Step::Map { key } => Some(Segment::Key(key.clone())),
+        Step::Seq { index } => Some(Segment::Index(*index)),
+        Step::Enum { .. } | Step::Unknown => None,
+    }
+}
+
+/// A fault in FastAPI's words, which clients of this interface know. The value that was found is
+/// left out: it may be a key.
+fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
+    if !error.is_data() {
+        let message = format!("The body is not JSON: {error}");
+        return InvalidField { path: Vec::new(), kind: "json_invalid", message };
+    }
+    let text = error.to_string();
+    let (kind, message) = if let Some(field) = quoted(&text, "missing field `") {
+        path.push(field.into());
+        ("missing", "Field required")
+    } else if let Some(field) = quoted(&text, "unknown field `") {
+        if path.last() != Some(&field.into()) {
+            path.push(field.into());
+        }
+        ("extra_forbidden", "There is no such field")
+    } else if text.starts_with("duplicate field") {
+        ("duplicate", "The field is there more than once")
+    } else {
+        expected(&text)
+    };
+    InvalidField { path, kind, message: message.to_owned() }
+}
+
+/// The name between `opening` at the start of a message and the next backtick.
+fn quoted<'a>(text: &'a str, opening: &str) -> Option<&'a str> {
+    text.strip_prefix(opening)?.split('`').next()
+}
+
+/// The fault of a value of the wrong type, by what was expected.
+fn expected(text: &str) -> (&'static str, &'static str) {
+    let expected = text.split_once("expected ").map_or("", |(_, expected)| expected);
+    match expected.split([' ', ',']).find(|word| !matches!(*word, "a" | "an")) {
+        Some("string" | "borrowed") => ("string_type", "Input should be a string"),
+        Some("sequence") => ("list_type", "Input should be a list"),
+        Some("map" | "struct" | "object") => ("object_type", "Input should be an object"),
+        Some("boolean") => ("bool_type", "Input should be true or false"),
+        Some("usize" | "u64" | "u32" | "i64") => ("int_type", "Input should be a whole number"),
+        _ => ("value_error", "Input cannot be used here"),
+    }
+}

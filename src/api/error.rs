@@ -1,0 +1,246 @@
+//! The one table from failure to status, code and body.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::dispatch;
+use crate::gemini::{self, ErrorKind};
+use crate::generation::{Failure, InvalidField, Segment};
+use crate::limits::Refused;
+
+/// When to come back where nobody knows better.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A failure as the client sees it.
+#[derive(Debug, Clone)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    detail: Detail,
+    retryable: bool,
+    retry_after: Option<Duration>,
+}
+
+/// The body of every failure.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(example = json!({"detail": "Not Found", "code": "not_found"}))]
+pub(super) struct ErrorBody {
+    /// What went wrong; for 422 a list of the fields that are wrong.
+    detail: Detail,
+    /// What went wrong in a word that does not change.
+    #[schema(value_type = String)]
+    code: &'static str,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Detail {
+    /// In a sentence.
+    Text(String),
+    /// Field by field.
+    Fields(Vec<FieldError>),
+}
+
+/// A field that is wrong.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(example = json!({"type": "missing", "loc": ["body", "prompt"], "msg": "Field required"}))]
+pub(super) struct FieldError {
+    /// The kind of fault, in a word that does not change.
+    #[schema(value_type = String)]
+    r#type: &'static str,
+    /// The way to the field: keys and indices.
+    #[schema(value_type = Vec<Value>)]
+    loc: Vec<Segment>,
+    /// What is wrong with it.
+    msg: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let detail = Detail::Text(detail.into());
+        Self { status, code, detail, retryable: false, retry_after: None }
+    }
+
+    fn retryable(self, retry_after: Option<Duration>) -> Self {
+        Self { retryable: true, retry_after, ..self }
+    }
+
+    /// Fields of the body that cannot be used.
+    pub(super) fn invalid(fields: Vec<InvalidField>) -> Self {
+        let fields = fields.into_iter().map(|InvalidField { path, kind, message }| FieldError {
+            r#type: kind,
+            loc: [Segment::from("body")].into_iter().chain(path).collect(),
+            msg: message,
+        });
+        Self {
+            detail: Detail::Fields(fields.collect()),
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", "")
+        }
+    }
+
+    pub(super) fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+            "Authentication failed. Provide 'Admin-API-Key' in headers or complete credentials in \
+             payload.",
+        )
+    }
+
+    pub(super) fn not_admin() -> Self {
+        let detail = "Authentication failed. Provide a valid 'Admin-API-Key' in headers.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    pub(super) fn no_server_key() -> Self {
+        let detail = "The admin key is right, but the server has no GEMINI_API_KEY to pay with.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_key_missing", detail)
+    }
+
+    pub(super) fn unusable_key() -> Self {
+        let path = vec!["credentials".into(), "gemini_api_key".into()];
+        let message = "An API key is one word of visible ASCII characters".to_owned();
+        Self::invalid(vec![InvalidField { path, kind: "api_key", message }])
+    }
+
+    pub(super) fn unknown_semaphore(id: &str) -> Self {
+        let detail = format!("There is no semaphore {id:?}. Register it at /_admin/semaphores.");
+        Self::new(StatusCode::NOT_FOUND, "semaphore_not_found", detail)
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "Not Found")
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+    }
+
+    pub(super) fn body_too_large(limit: usize) -> Self {
+        let detail = format!("The body is larger than {limit} bytes.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
+    pub(super) fn not_json() -> Self {
+        let detail = "The body must be JSON, sent with 'Content-Type: application/json'.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    pub(super) fn body_too_slow(limit: Duration) -> Self {
+        let detail = format!("The body did not come within {limit:?}.");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
+    }
+
+    pub(super) fn body_broken() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "body_incomplete", "The body did not come whole.")
+    }
+
+    pub(super) fn internal() -> Self {
+        let detail = "Something broke in this service.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
+    }
+
+    fn refused(refused: Refused) -> Self {
+        match refused {
+            Refused::QueueFull => {
+                let detail = "Too many requests wait for their turn.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_full", detail)
+                    .retryable(Some(SOON))
+            }
+            Refused::SemaphoreDeleted => {
+                let detail = "The semaphore was deleted while the request waited for it.";
+                Self::new(StatusCode::CONFLICT, "semaphore_deleted", detail)
+            }
+        }
+    }
+
+    fn upstream(error: gemini::Error, retry_after: Option<Duration>) -> Self {
+        let (status, retryable) = match &error.kind {
+            ErrorKind::InvalidKey => (StatusCode::UNAUTHORIZED, false),
+            ErrorKind::PermissionDenied => (StatusCode::FORBIDDEN, false),
+            ErrorKind::ModelNotFound => (StatusCode::NOT_FOUND, false),
+            ErrorKind::InvalidRequest | ErrorKind::ContentBlocked { .. } => {
+                (StatusCode::BAD_REQUEST, false)
+            }
+            ErrorKind::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, true),
+            ErrorKind::DeadlineExceeded | ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, true),
+            ErrorKind::Truncated => (StatusCode::BAD_GATEWAY, false),
+            ErrorKind::Unavailable
+            | ErrorKind::Connection
+            | ErrorKind::Malformed
+            | ErrorKind::Empty => (StatusCode::BAD_GATEWAY, true),
+        };
+        let retry_after = match &error.kind {
+            ErrorKind::RateLimited(_) => Some(retry_after.unwrap_or(SOON)),
+            _ => None,
+        };
+        let failure = Self::new(status, error.kind.code(), error.message);
+        Self { retryable, retry_after, ..failure }
+    }
+
+    /// The word for the failure.
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Whether the same request may succeed later.
+    pub(super) fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// What went wrong, in a sentence.
+    pub(super) fn into_detail(self) -> Detail {
+        self.detail
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        Self::refused(refused)
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Dispatch(dispatch::Failure::Refused(refused)) => Self::refused(refused),
+            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => {
+                let detail = "The request took longer than it may.";
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
+            }
+            Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
+                Self::upstream(error, retry_after)
+            }
+            Failure::SchemaViolation(violations) => {
+                let detail =
+                    format!("The answer does not fit the schema: {}", violations.join("; "));
+                Self::new(StatusCode::BAD_GATEWAY, "schema_violation", detail).retryable(None)
+            }
+            Failure::Internal => Self::internal(),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Json(ErrorBody { detail: self.detail, code: self.code });
+        let mut response = (self.status, body).into_response();
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
+        }
+        response
+    }
+}
+
+/// Whole seconds, and never too few: who comes back too early is refused once more.
+fn whole_seconds(wait: Duration) -> HeaderValue {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    seconds.max(1).into()
+}

@@ -1,0 +1,90 @@
+//! `GET /`: whether the service is up, how busy it is, and what it can do.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::gateway::Gateway;
+use crate::gemini::Model;
+
+/// How the service is doing.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `healthy` whenever there is an answer.
+    #[schema(value_type = String, example = "healthy")]
+    status: &'static str,
+    /// What this is.
+    #[schema(value_type = String)]
+    service: &'static str,
+    /// Its version.
+    #[schema(value_type = String)]
+    version: &'static str,
+    /// Whether a simulator stands in for Gemini.
+    simulated: bool,
+    concurrency_status: ConcurrencyStatus,
+    /// Whether there is an admin key.
+    admin_key_configured: bool,
+    /// Whether the server has a Gemini key of its own.
+    server_credentials_configured: bool,
+    /// Whether requests without any key spend the server's.
+    environment_fallback: bool,
+    default_models: DefaultModels,
+}
+
+/// How busy the door to Gemini is.
+#[derive(Debug, Serialize, ToSchema)]
+struct ConcurrencyStatus {
+    /// How many calls may be in flight at once.
+    global_concurrency_limit: usize,
+    /// How many more could start now.
+    current_available_slots: usize,
+    /// How many are in flight.
+    in_flight: usize,
+    /// How many requests wait for their turn; a batch is one.
+    waiting: usize,
+    /// How many named semaphores there are.
+    external_semaphores_count: usize,
+}
+
+/// The models of requests that name none.
+#[derive(Debug, Serialize, ToSchema)]
+struct DefaultModels {
+    /// For chats.
+    #[schema(value_type = String)]
+    chat: Model,
+    /// For structured output and stories.
+    #[schema(value_type = String)]
+    structured: Model,
+}
+
+/// How the service is doing. Needs no key.
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = "service",
+    responses((status = OK, description = "The service is up", body = Health))
+)]
+pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
+    let door = gateway.door.occupancy();
+    Json(Health {
+        status: "healthy",
+        service: "Gemini Concurrent Generation Service",
+        version: env!("CARGO_PKG_VERSION"),
+        simulated: gateway.simulated,
+        concurrency_status: ConcurrencyStatus {
+            global_concurrency_limit: door.limit,
+            current_available_slots: door.available,
+            in_flight: door.in_flight,
+            waiting: door.waiting,
+            external_semaphores_count: gateway.door.named().count(),
+        },
+        admin_key_configured: gateway.config.admin_api_key.is_some(),
+        server_credentials_configured: gateway.config.gemini_api_key.is_some(),
+        environment_fallback: gateway.config.environment_fallback,
+        default_models: DefaultModels {
+            chat: gateway.defaults.chat_model.clone(),
+            structured: gateway.defaults.structured_model.clone(),
+        },
+    })
+}

@@ -1,0 +1,18 @@
+//! HTTP: routes, authentication, bodies. The only place that knows status codes.
+
+mod auth;
+mod batch;
+mod body;
+mod chat;
+mod cinematic;
+mod error;
+mod health;
+mod metrics;
+mod observe;
+mod openapi;
+mod router;
+mod semaphores;
+mod single;
+mod structured;
+
+pub use router::{openapi, router};

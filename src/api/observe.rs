@@ -1,0 +1,58 @@
+//! What happens around every request: it has an id, in its answer and in its log lines, and a
+//! panic in its handler is its own failure alone.
+
+use std::any::Any;
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tracing::Instrument;
+
+use super::error::ApiError;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id that is taken over from a caller, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Gives a request its id and tells the log how it went.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let id_text = id.to_str().unwrap_or_default();
+    // Of the highest level, so that it is there whenever any line is logged.
+    let span = tracing::error_span!(
+        "request",
+        request_id = id_text,
+        method = %request.method(),
+        path = request.uri().path(),
+    );
+    let started = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.in_scope(|| {
+        let status = response.status().as_u16();
+        tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");
+    });
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// The caller's id, where it is short and printable, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let usable = |id: &&HeaderValue| {
+        let id = id.as_bytes();
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(X_REQUEST_ID).filter(usable).cloned().unwrap_or_else(|| {
+        let id = format!("{:032x}", fastrand::u128(..));
+        HeaderValue::try_from(id).expect("hexadecimal digits can stand in a header")
+    })
+}
+
+/// The answer to a request whose handler panicked. What the panic says stays out of it and of the
+/// log: it could hold anything.
+pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
+    tracing::error!("a handler panicked");
+    ApiError::internal().into_response()
+}

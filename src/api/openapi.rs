@@ -1,0 +1,114 @@
+//! What the documentation says of all endpoints together.
+
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::{OpenApi as Document, RefOr};
+use utoipa::{IntoResponses, Modify, OpenApi};
+
+use super::error::ErrorBody;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Gemini Concurrent Generation Service",
+        description = "One door to Google Gemini: everything that shares an account sends its \
+                       requests through it. A request is paid for by the server's key where it \
+                       brings the admin key, else by the key in its `credentials`, else by the \
+                       server's key where the server allows that."
+    ),
+    tags(
+        (name = "generation", description = "Texts, JSON and stories, one by one or in batches"),
+        (name = "semaphores", description = "Limits that several services share"),
+        (name = "service", description = "How the service is doing")
+    ),
+    modifiers(&AdminKey)
+)]
+pub(super) struct Documentation;
+
+struct AdminKey;
+
+impl Modify for AdminKey {
+    fn modify(&self, document: &mut Document) {
+        let header = ApiKeyValue::with_description(
+            "Admin-API-Key",
+            "The server's ADMIN_API_KEY: whoever knows it spends the server's Gemini key and \
+             manages semaphores.",
+        );
+        let scheme = SecurityScheme::ApiKey(ApiKey::Header(header));
+        document
+            .components
+            .get_or_insert_default()
+            .security_schemes
+            .insert("AdminKey".to_owned(), RefOr::T(scheme));
+    }
+}
+
+/// The ways in which a generation fails, all with the same body.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) enum Failures {
+    /// Gemini does not take the request, or blocks the prompt or the answer
+    /// (`invalid_request`, `content_blocked`)
+    #[response(status = 400, example = json!({
+        "detail": "The prompt was blocked: PROHIBITED_CONTENT", "code": "content_blocked"
+    }))]
+    BadRequest(ErrorBody),
+    /// No key pays for the request, or Gemini does not know the key (`unauthenticated`,
+    /// `invalid_api_key`)
+    #[response(status = 401, example = json!({
+        "detail": "Authentication failed. Provide 'Admin-API-Key' in headers or complete \
+                   credentials in payload.",
+        "code": "unauthenticated"
+    }))]
+    Unauthorized(ErrorBody),
+    /// The key may not do this (`permission_denied`)
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
+    /// There is no such model or semaphore (`model_not_found`, `semaphore_not_found`)
+    #[response(status = 404)]
+    NotFound(ErrorBody),
+    /// The body did not come in time (`client_timeout`)
+    #[response(status = 408)]
+    RequestTimeout(ErrorBody),
+    /// The semaphore was deleted while the request waited for it (`semaphore_deleted`)
+    #[response(status = 409)]
+    Conflict(ErrorBody),
+    /// The body is larger than `MAX_BODY_BYTES` (`body_too_large`)
+    #[response(status = 413)]
+    PayloadTooLarge(ErrorBody),
+    /// The body is not sent as JSON (`unsupported_media_type`)
+    #[response(status = 415)]
+    UnsupportedMediaType(ErrorBody),
+    /// Fields that cannot be used, each with its place (`validation_error`)
+    #[response(status = 422, example = json!({
+        "detail": [{"type": "missing", "loc": ["body", "prompt"], "msg": "Field required"}],
+        "code": "validation_error"
+    }))]
+    UnprocessableEntity(ErrorBody),
+    /// A quota of the account is used up; `Retry-After` says for how long (`rate_limited`,
+    /// `daily_quota_exhausted`)
+    #[response(status = 429)]
+    TooManyRequests(ErrorBody),
+    /// Something broke in this service, or it has no key to pay with (`internal_error`,
+    /// `server_key_missing`)
+    #[response(status = 500)]
+    InternalServerError(ErrorBody),
+    /// Gemini gave no usable answer (`upstream_unavailable`, `upstream_connection`,
+    /// `malformed_answer`, `empty_answer`, `truncated_answer`, `schema_violation`)
+    #[response(status = 502)]
+    BadGateway(ErrorBody),
+    /// Too many requests wait (`queue_full`)
+    #[response(status = 503)]
+    ServiceUnavailable(ErrorBody),
+    /// It took too long (`upstream_timeout`, `request_timeout`)
+    #[response(status = 504)]
+    GatewayTimeout(ErrorBody),
+}
+
+/// The ways in which an administrator's request fails.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) enum AdminFailures {
+    /// The admin key is missing or wrong, or the server has none
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+}

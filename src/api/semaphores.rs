@@ -1,0 +1,144 @@
+//! `/_admin/semaphores`: the limits that several services share. For the administrator.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::auth::Admin;
+use super::body::JsonBody;
+use super::error::{ApiError, ErrorBody};
+use super::openapi::AdminFailures;
+use crate::gateway::Gateway;
+use crate::generation::InvalidField;
+use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId};
+
+/// The semaphores there are.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SemaphoreList {
+    /// How many.
+    count: usize,
+    semaphores: Vec<SemaphoreStatus>,
+}
+
+/// A semaphore at one moment.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SemaphoreStatus {
+    /// Its name.
+    #[schema(value_type = String, example = "image-service")]
+    semaphore_id: SemaphoreId,
+    /// How many calls hold it at once, at most.
+    #[schema(minimum = 1, maximum = 1000)]
+    limit: usize,
+    /// How many more could take it now.
+    available: usize,
+    /// How many hold it.
+    in_use: usize,
+    /// How many wait for it.
+    waiting: usize,
+}
+
+/// Registers a semaphore, or changes the limit of one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"semaphore_id": "image-service", "limit": 5}))]
+pub(super) struct SemaphoreRequest {
+    /// Its name: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+    semaphore_id: String,
+    /// How many calls hold it at once, at most: 1 to 1000.
+    #[schema(value_type = usize, minimum = 1, maximum = 1000)]
+    limit: i64,
+}
+
+impl SemaphoreStatus {
+    fn of(semaphore_id: SemaphoreId, semaphore: &Semaphore) -> Self {
+        Self {
+            semaphore_id,
+            limit: semaphore.limit(),
+            available: semaphore.available(),
+            in_use: semaphore.in_use(),
+            waiting: semaphore.waiting(),
+        }
+    }
+}
+
+/// All semaphores, in the order of their names.
+#[utoipa::path(
+    get,
+    path = "/_admin/semaphores",
+    tag = "semaphores",
+    responses((status = OK, description = "The semaphores", body = SemaphoreList), AdminFailures),
+    security(("AdminKey" = []))
+)]
+pub(super) async fn list_semaphores(
+    _: Admin,
+    State(gateway): State<Gateway>,
+) -> Json<SemaphoreList> {
+    let all = gateway.door.named().all();
+    let semaphores: Vec<_> =
+        all.into_iter().map(|(id, semaphore)| SemaphoreStatus::of(id, &semaphore)).collect();
+    Json(SemaphoreList { count: semaphores.len(), semaphores })
+}
+
+/// Registers a semaphore, or changes the limit of the one of that name: at once, also while
+/// requests hold it.
+#[utoipa::path(
+    post,
+    path = "/_admin/semaphores",
+    tag = "semaphores",
+    request_body = SemaphoreRequest,
+    responses(
+        (status = CREATED, description = "There is a new semaphore", body = SemaphoreStatus),
+        (status = OK, description = "The semaphore has the new limit", body = SemaphoreStatus),
+        (status = 422, description = "The name or the limit cannot be used", body = ErrorBody),
+        AdminFailures
+    ),
+    security(("AdminKey" = []))
+)]
+pub(super) async fn register_semaphore(
+    _: Admin,
+    State(gateway): State<Gateway>,
+    JsonBody(request): JsonBody<SemaphoreRequest>,
+) -> Result<(StatusCode, Json<SemaphoreStatus>), ApiError> {
+    let id = SemaphoreId::parse(&request.semaphore_id).map_err(invalid)?;
+    let limit = usize::try_from(request.limit).unwrap_or(0);
+    let (semaphore, new) = gateway.door.named().register(id.clone(), limit).map_err(invalid)?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(SemaphoreStatus::of(id, &semaphore))))
+}
+
+/// Deletes a semaphore. Requests that wait for it fail; those that hold it finish.
+#[utoipa::path(
+    delete,
+    path = "/_admin/semaphores/{semaphore_id}",
+    tag = "semaphores",
+    params(("semaphore_id" = String, Path, description = "Its name")),
+    responses(
+        (status = NO_CONTENT, description = "It is gone"),
+        (status = 404, description = "There is none of that name", body = ErrorBody),
+        AdminFailures
+    ),
+    security(("AdminKey" = []))
+)]
+pub(super) async fn delete_semaphore(
+    _: Admin,
+    State(gateway): State<Gateway>,
+    Path(semaphore_id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let deleted =
+        SemaphoreId::parse(&semaphore_id).is_ok_and(|id| gateway.door.named().delete(&id));
+    if deleted {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::unknown_semaphore(&semaphore_id))
+    }
+}
+
+fn invalid(fault: InvalidSemaphore) -> ApiError {
+    let (field, kind) = match fault {
+        InvalidSemaphore::Id => ("semaphore_id", "semaphore_id"),
+        InvalidSemaphore::Limit => ("limit", "out_of_range"),
+    };
+    ApiError::invalid(vec![InvalidField::new(field, kind, fault.to_string())])
+}

@@ -1,0 +1,60 @@
+//! One generation: what the handlers of all kinds have in common.
+
+use std::sync::Arc;
+
+use axum::Json;
+use tokio::time::Instant;
+
+use super::body::Asked;
+use super::error::ApiError;
+use crate::dispatch::Call;
+use crate::gateway::Gateway;
+use crate::generation::{Generation, Preparation, Request, generate};
+use crate::limits::{Semaphore, SemaphoreId};
+
+/// Generates one thing and answers with it.
+pub(super) async fn one<G: Generation>(
+    gateway: &Gateway,
+    asked: Asked<G::Request>,
+) -> Result<Json<G::Output>, ApiError> {
+    let deadline = Instant::now() + gateway.config.request_timeout;
+    let Asked { caller, mut body } = asked;
+    let terms = body.take_terms();
+    let generation =
+        G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
+    let call = Call {
+        kind: G::KIND,
+        key: caller.payer(terms.credentials.as_ref(), gateway)?,
+        model: generation.model().clone(),
+        semaphore: named_semaphore(gateway, terms.external_semaphore_id.as_deref())?,
+        place: gateway.dispatcher.place(),
+        deadline,
+    };
+    let dispatcher = &gateway.dispatcher;
+    let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
+    // Boxed so that a request that waits is no larger than its wait.
+    let output = Box::pin(generate(dispatcher, &call, &generation, admission)).await;
+    output.map(Json).map_err(|failure| failed(&call, failure))
+}
+
+fn failed(call: &Call, failure: impl Into<crate::generation::Failure>) -> ApiError {
+    let error = ApiError::from(failure.into());
+    tracing::warn!(kind = call.kind, model = %call.model, code = error.code(), "no answer");
+    error
+}
+
+/// The semaphore that a request names.
+///
+/// # Errors
+/// 404 where there is none of that name.
+pub(super) fn named_semaphore(
+    gateway: &Gateway,
+    id: Option<&str>,
+) -> Result<Option<Arc<Semaphore>>, ApiError> {
+    let Some(id) = id else { return Ok(None) };
+    SemaphoreId::parse(id)
+        .ok()
+        .and_then(|id| gateway.door.named().get(&id))
+        .map(Some)
+        .ok_or_else(|| ApiError::unknown_semaphore(id))
+}

@@ -1,0 +1,47 @@
+//! `POST /structured-output` and `POST /batch/structured-output`.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::batch::{BatchRequest, BatchResponse, many};
+use super::body::Asked;
+use super::error::ApiError;
+use super::openapi::Failures;
+use super::single::one;
+use crate::gateway::Gateway;
+use crate::generation::structured::{Structured, StructuredRequest, StructuredResponse};
+
+/// JSON that fits a schema.
+#[utoipa::path(
+    post,
+    path = "/structured-output",
+    tag = "generation",
+    request_body = StructuredRequest,
+    responses((status = OK, description = "What was asked for", body = StructuredResponse), Failures),
+    security((), ("AdminKey" = []))
+)]
+pub(super) async fn structured(
+    State(gateway): State<Gateway>,
+    asked: Asked<StructuredRequest>,
+) -> Result<Json<StructuredResponse>, ApiError> {
+    one::<Structured>(&gateway, asked).await
+}
+
+/// Many structured outputs: each in its place.
+#[utoipa::path(
+    post,
+    path = "/batch/structured-output",
+    tag = "generation",
+    request_body = BatchRequest<StructuredRequest>,
+    responses(
+        (status = OK, description = "What came of each", body = BatchResponse<StructuredResponse>),
+        Failures
+    ),
+    security((), ("AdminKey" = []))
+)]
+pub(super) async fn batch_structured(
+    State(gateway): State<Gateway>,
+    asked: Asked<BatchRequest<StructuredRequest>>,
+) -> Result<Json<BatchResponse<StructuredResponse>>, ApiError> {
+    many::<Structured>(&gateway, asked).await
+}

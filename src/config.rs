@@ -1,0 +1,391 @@
+//! Every setting: its variable, default, unit and meaning. Read once, at the start.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::gemini::{ApiKey, Model};
+
+/// One environment variable that the service reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// The variable's name.
+    pub name: &'static str,
+    /// What counts where it is unset or empty; empty where there is no default.
+    pub default: &'static str,
+    /// What its value is measured in or made of.
+    pub unit: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn setting(
+    name: &'static str,
+    default: &'static str,
+    unit: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, default, unit, meaning }
+}
+
+/// All settings, in the order of the documentation.
+pub const SETTINGS: &[Setting] = &[
+    ADMIN_API_KEY,
+    GEMINI_API_KEY,
+    ENVIRONMENT_FALLBACK,
+    GEMINI_CONCURRENCY_LIMIT,
+    MAX_QUEUED_REQUESTS,
+    GEMINI_MAX_ATTEMPTS,
+    HOST,
+    PORT,
+    GEMINI_BASE_URL,
+    GEMINI_CHAT_MODEL,
+    GEMINI_STRUCTURED_MODEL,
+    MAX_BATCH_SIZE,
+    MAX_BODY_BYTES,
+    CLIENT_TIMEOUT_SECONDS,
+    UPSTREAM_TIMEOUT_SECONDS,
+    REQUEST_TIMEOUT_SECONDS,
+    SHUTDOWN_GRACE_SECONDS,
+    LOG_FORMAT,
+    RUST_LOG,
+];
+
+const ADMIN_API_KEY: Setting = setting(
+    "ADMIN_API_KEY",
+    "",
+    "secret",
+    "Whoever sends it as `Admin-API-Key` spends the server's Gemini key and manages semaphores. Unset: nobody can.",
+);
+const GEMINI_API_KEY: Setting =
+    setting("GEMINI_API_KEY", "", "secret", "The server's own Gemini key.");
+const ENVIRONMENT_FALLBACK: Setting = setting(
+    "ENVIRONMENT_FALLBACK",
+    "true",
+    "true or false",
+    "Whether a request that brings no key at all spends the server's Gemini key.",
+);
+const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
+    "GEMINI_CONCURRENCY_LIMIT",
+    "15",
+    "calls",
+    "How many calls to Gemini are in flight at once, at most.",
+);
+const MAX_QUEUED_REQUESTS: Setting = setting(
+    "MAX_QUEUED_REQUESTS",
+    "10000",
+    "requests",
+    "How many requests wait for their turn; a batch is one. Past it: 503.",
+);
+const GEMINI_MAX_ATTEMPTS: Setting = setting(
+    "GEMINI_MAX_ATTEMPTS",
+    "4",
+    "attempts",
+    "How often one call is sent in all when Gemini fails in passing.",
+);
+const HOST: Setting = setting("HOST", "0.0.0.0", "IP address", "The address to listen on.");
+const PORT: Setting = setting("PORT", "5004", "port", "The port to listen on; 0 takes a free one.");
+const GEMINI_BASE_URL: Setting = setting(
+    "GEMINI_BASE_URL",
+    "https://generativelanguage.googleapis.com",
+    "URL",
+    "Where Gemini is. A path prefix is kept.",
+);
+const GEMINI_CHAT_MODEL: Setting =
+    setting("GEMINI_CHAT_MODEL", "gemini-2.5-flash", "model", "The model of chats that name none.");
+const GEMINI_STRUCTURED_MODEL: Setting = setting(
+    "GEMINI_STRUCTURED_MODEL",
+    "gemini-2.5-pro",
+    "model",
+    "The model of structured output and stories that name none.",
+);
+const MAX_BATCH_SIZE: Setting =
+    setting("MAX_BATCH_SIZE", "10000", "items", "How many items one batch holds, at most.");
+const MAX_BODY_BYTES: Setting =
+    setting("MAX_BODY_BYTES", "67108864", "bytes", "How large a request body is, at most.");
+const CLIENT_TIMEOUT_SECONDS: Setting = setting(
+    "CLIENT_TIMEOUT_SECONDS",
+    "60",
+    "seconds",
+    "How long a client takes to send its headers, and then its body, before it is cut off.",
+);
+const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
+    "UPSTREAM_TIMEOUT_SECONDS",
+    "120",
+    "seconds",
+    "How long one attempt at Gemini takes, from connecting to the last byte.",
+);
+const REQUEST_TIMEOUT_SECONDS: Setting = setting(
+    "REQUEST_TIMEOUT_SECONDS",
+    "600",
+    "seconds",
+    "How long a request takes in all, queueing and retries included; in a batch, an item from its turn in the queue on.",
+);
+const SHUTDOWN_GRACE_SECONDS: Setting = setting(
+    "SHUTDOWN_GRACE_SECONDS",
+    "30",
+    "seconds",
+    "How long work in flight may take to finish after SIGTERM.",
+);
+const LOG_FORMAT: Setting = setting("LOG_FORMAT", "text", "text or json", "The form of log lines.");
+const RUST_LOG: Setting = setting(
+    "RUST_LOG",
+    "info",
+    "filter",
+    "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace at most.",
+);
+
+/// A setting whose value cannot be used. Says what was expected, never what was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: expected {expected}")]
+pub struct InvalidSetting {
+    /// The variable.
+    pub variable: &'static str,
+    /// What its value should have been.
+    pub expected: &'static str,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors: one JSON object a line.
+    Json,
+}
+
+/// The settings, read and checked.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "each field is the setting of its name, described in SETTINGS")]
+pub struct Config {
+    pub admin_api_key: Option<AdminKey>,
+    pub gemini_api_key: Option<ApiKey>,
+    pub environment_fallback: bool,
+    pub concurrency_limit: usize,
+    pub max_queued_requests: usize,
+    pub max_attempts: usize,
+    pub host: IpAddr,
+    pub port: u16,
+    pub base_url: String,
+    pub chat_model: Model,
+    pub structured_model: Model,
+    pub max_batch_size: usize,
+    pub max_body_bytes: usize,
+    pub client_timeout: Duration,
+    pub upstream_timeout: Duration,
+    pub request_timeout: Duration,
+    pub shutdown_grace: Duration,
+    pub log_format: LogFormat,
+    pub log_filter: String,
+}
+
+impl Config {
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// The first setting whose value cannot be used.
+    pub fn from_env() -> Result<Self, InvalidSetting> {
+        Self::read(|name| std::env::var(name).ok())
+    }
+
+    /// Reads the settings from a look-up function.
+    ///
+    /// # Errors
+    /// The first setting whose value cannot be used.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidSetting> {
+        let settings = Lookup(&lookup);
+        Ok(Self {
+            admin_api_key: settings.optional(ADMIN_API_KEY).map(AdminKey::new),
+            gemini_api_key: settings
+                .optional(GEMINI_API_KEY)
+                .map(|key| ApiKey::new(&key).map_err(|_| invalid(GEMINI_API_KEY, API_KEY)))
+                .transpose()?,
+            environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
+            concurrency_limit: settings.count(GEMINI_CONCURRENCY_LIMIT)?,
+            max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
+            max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
+            host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
+            port: settings.parse(PORT, "a port, 0 to 65535")?,
+            base_url: settings.base_url()?,
+            chat_model: settings.parse(GEMINI_CHAT_MODEL, MODEL)?,
+            structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
+            max_batch_size: settings.count(MAX_BATCH_SIZE)?,
+            max_body_bytes: settings.count(MAX_BODY_BYTES)?,
+            client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
+            upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
+            request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
+            shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
+            log_format: settings.parse(LOG_FORMAT, "text or json")?,
+            log_filter: settings.log_filter()?,
+        })
+    }
+
+    /// Whether the port can be reached only from this machine.
+    pub fn is_loopback(&self) -> bool {
+        self.host.is_loopback()
+    }
+}
+
+impl Default for Config {
+    /// What counts where no variable is set, on a free port of the loopback address.
+    fn default() -> Self {
+        let mut config = Self::read(|_| None).expect("the defaults are valid settings");
+        config.host = Ipv4Addr::LOCALHOST.into();
+        config.port = 0;
+        config
+    }
+}
+
+const API_KEY: &str = "an API key: visible ASCII characters";
+const MODEL: &str = "a model's name, such as gemini-2.5-flash";
+
+fn invalid(setting: Setting, expected: &'static str) -> InvalidSetting {
+    InvalidSetting { variable: setting.name, expected }
+}
+
+struct Lookup<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Lookup<'_> {
+    /// The value, where it is neither unset nor blank.
+    fn optional(&self, setting: Setting) -> Option<String> {
+        let value = (self.0)(setting.name)?;
+        let value = value.trim();
+        (!value.is_empty()).then(|| value.to_owned())
+    }
+
+    fn value(&self, setting: Setting) -> String {
+        self.optional(setting).unwrap_or_else(|| setting.default.to_owned())
+    }
+
+    fn parse<T: FromStr>(
+        &self,
+        setting: Setting,
+        expected: &'static str,
+    ) -> Result<T, InvalidSetting> {
+        self.value(setting).parse().map_err(|_| invalid(setting, expected))
+    }
+
+    fn count(&self, setting: Setting) -> Result<usize, InvalidSetting> {
+        let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
+        // tokio's semaphores count no further; a limit beyond it is none.
+        Ok(count.get().min(tokio::sync::Semaphore::MAX_PERMITS))
+    }
+
+    /// Seconds, with a fraction or without: more than none, at most a year.
+    fn seconds(&self, setting: Setting) -> Result<Duration, InvalidSetting> {
+        const EXPECTED: &str = "a number of seconds, more than 0 and at most 31536000";
+        let seconds: f64 = self.parse(setting, EXPECTED)?;
+        if seconds > 0.0 && seconds <= 31_536_000.0 {
+            Ok(Duration::from_secs_f64(seconds))
+        } else {
+            Err(invalid(setting, EXPECTED))
+        }
+    }
+
+    fn base_url(&self) -> Result<String, InvalidSetting> {
+        let url = self.value(GEMINI_BASE_URL);
+        crate::gemini::Client::new(&url)
+            .map_err(|_| invalid(GEMINI_BASE_URL, "an http or https URL without a query"))?;
+        Ok(url)
+    }
+
+    fn log_filter(&self) -> Result<String, InvalidSetting> {
+        let filter = self.value(RUST_LOG);
+        filter
+            .parse::<tracing_subscriber::filter::Targets>()
+            .map_err(|_| invalid(RUST_LOG, "a log filter, such as info or warn,hyper=off"))?;
+        Ok(filter)
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = ();
+
+    fn from_str(format: &str) -> Result<Self, ()> {
+        match format {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The secret that makes a caller the administrator.
+#[derive(Debug, Clone)]
+pub struct AdminKey(SecretString);
+
+impl AdminKey {
+    /// Keeps a secret.
+    pub fn new(key: impl Into<SecretString>) -> Self {
+        Self(key.into())
+    }
+
+    /// Compares without telling by the time it takes how much of a guess was right.
+    pub fn matches(&self, candidate: &[u8]) -> bool {
+        use subtle::ConstantTimeEq;
+        self.0.expose_secret().as_bytes().ct_eq(candidate).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
+        Config::read(|name| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn nothing_set_is_the_documented_defaults() {
+        let config = read(&[]).unwrap();
+        assert!(config.admin_api_key.is_none() && config.gemini_api_key.is_none());
+        assert!(config.environment_fallback);
+        assert_eq!((config.concurrency_limit, config.port), (15, 5004));
+        assert_eq!(config.max_body_bytes, 64 * 1024 * 1024);
+        assert_eq!(config.host.to_string(), "0.0.0.0");
+    }
+
+    #[test]
+    fn an_empty_value_counts_as_unset() {
+        let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
+        assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());
+        assert_eq!(config.port, 5004);
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_variable_and_what_was_expected() {
+        for (variable, value) in [
+            ("GEMINI_CONCURRENCY_LIMIT", "0"),
+            ("GEMINI_CONCURRENCY_LIMIT", "-3"),
+            ("PORT", "70000"),
+            ("HOST", "localhost:80"),
+            ("ENVIRONMENT_FALLBACK", "maybe"),
+            ("GEMINI_BASE_URL", "not a url"),
+            ("GEMINI_CHAT_MODEL", "../secrets"),
+            ("REQUEST_TIMEOUT_SECONDS", "0"),
+            ("REQUEST_TIMEOUT_SECONDS", "NaN"),
+            ("LOG_FORMAT", "xml"),
+            ("RUST_LOG", "gemini=shout"),
+            ("GEMINI_API_KEY", "wrong\nkey"),
+        ] {
+            let error = read(&[(variable, value)]).expect_err(variable);
+            assert_eq!(error.variable, variable);
+            assert!(!error.to_string().contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_admin_key_matches_only_itself() {
+        let key = AdminKey::new("correct horse");
+        assert!(key.matches(b"correct horse"));
+        assert!(
+            !key.matches(b"correct hors") && !key.matches(b"") && !key.matches(b"Correct horse")
+        );
+        assert!(!format!("{key:?}").contains("horse"));
+    }
+}

@@ -1,0 +1,66 @@
+//! What Gemini is asked: the body of `generateContent`.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The body of a `generateContent` call. Source: Gemini API reference, `models.generateContent`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerateContent<'a> {
+    contents: Vec<Content<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system_instruction: Option<SystemInstruction<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation_config: Option<&'a Map<String, Value>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Content<'a> {
+    role: &'static str,
+    parts: [Part<'a>; 1],
+}
+
+#[derive(Debug, Serialize)]
+struct SystemInstruction<'a> {
+    parts: [Part<'a>; 1],
+}
+
+#[derive(Debug, Serialize)]
+struct Part<'a> {
+    text: &'a str,
+}
+
+impl<'a> GenerateContent<'a> {
+    /// Asks one thing of the model.
+    pub fn ask(prompt: &'a str) -> Self {
+        let contents = vec![Content { role: "user", parts: [Part { text: prompt }] }];
+        Self { contents, system_instruction: None, generation_config: None }
+    }
+
+    /// Sets what the model keeps to throughout; nothing where it is blank.
+    pub fn instructed(mut self, instruction: &'a str) -> Self {
+        let given = !instruction.trim().is_empty();
+        self.system_instruction =
+            given.then_some(SystemInstruction { parts: [Part { text: instruction }] });
+        self
+    }
+
+    /// Sets `generationConfig`, as it is.
+    pub fn configured(mut self, config: Option<&'a Map<String, Value>>) -> Self {
+        self.generation_config = config;
+        self
+    }
+
+    /// Adds what the model said to the last thing asked, and the next thing to ask.
+    pub fn continued(mut self, answer: &'a str, prompt: &'a str) -> Self {
+        self.contents.push(Content { role: "model", parts: [Part { text: answer }] });
+        self.contents.push(Content { role: "user", parts: [Part { text: prompt }] });
+        self
+    }
+
+    /// The body as it is sent.
+    pub fn to_json(&self) -> Bytes {
+        serde_json::to_vec(self).expect("strings and JSON values can be written").into()
+    }
+}

@@ -1,0 +1,144 @@
+//! Stories for the screen.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::question::{Fault, SchemaPrompt, SchemaQuestion};
+pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
+use super::structured::MESSAGE;
+use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use crate::gemini::{Answer, Model, Usage};
+
+/// Asks the model for a story.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "user_content": "A lighthouse keeper's daughter befriends a storm.",
+    "system_prompt": "Design a story for children in five scenes.",
+    "voice_id_list": ["voice-amber", "voice-basil"]
+}))]
+pub struct StoryRequest {
+    /// What the story is made from. Not blank.
+    user_content: String,
+    /// How the model is to tell it. Not blank.
+    system_prompt: String,
+    /// The voices there are; the narrator's is one of them. Empty counts as absent.
+    voice_id_list: Option<Vec<String>>,
+    /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    model: Option<String>,
+    /// The caller's own key.
+    credentials: Option<Credentials>,
+    /// A registered semaphore to hold in addition to the global limit.
+    external_semaphore_id: Option<String>,
+    /// Gemini's `generationConfig`, as given; the schema and the MIME type are the service's.
+    #[schema(value_type = Option<Object>)]
+    generation_config: Option<Map<String, Value>>,
+}
+
+/// The story that the model told. It fits its schema.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoryResponse {
+    /// Always true.
+    success: bool,
+    /// The story.
+    data: Story,
+    /// `Successfully generated structured output`.
+    #[schema(value_type = String)]
+    message: &'static str,
+    /// References of the story that still lead nowhere after it was asked for once more; absent
+    /// where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    warnings: Vec<String>,
+    /// The model that was asked.
+    #[schema(value_type = String)]
+    model: Model,
+    /// What it cost, a second call for a story that did not fit included.
+    usage: Usage,
+}
+
+/// A story, checked and ready to be asked for.
+#[derive(Debug)]
+pub struct Cinematic(SchemaQuestion);
+
+impl Request for StoryRequest {
+    fn take_terms(&mut self) -> Terms {
+        let credentials = self.credentials.take();
+        Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
+    }
+}
+
+impl Generation for Cinematic {
+    const KIND: &'static str = "cinematic_story_design";
+    type Request = StoryRequest;
+    type Output = StoryResponse;
+
+    fn prepare(
+        request: StoryRequest,
+        preparation: &mut Preparation<'_>,
+    ) -> Result<Self, Vec<InvalidField>> {
+        let schema = voices(request.voice_id_list.unwrap_or_default())
+            .and_then(|voices| preparation.story_schema(voices));
+        SchemaPrompt {
+            user_content: request.user_content,
+            system_prompt: request.system_prompt,
+            model: request.model,
+            config: request.generation_config,
+        }
+        .prepare(schema, &preparation.defaults.structured_model)
+        .map(Self)
+    }
+
+    fn model(&self) -> &Model {
+        self.0.model()
+    }
+
+    fn ask(&self) -> Bytes {
+        self.0.ask()
+    }
+
+    fn read(&self, answer: Answer) -> Result<StoryResponse, Unusable<StoryResponse>> {
+        let data = match self.0.check(&answer).and_then(story) {
+            Ok(story) => story,
+            Err(fault) => return Err(fault.of(answer)),
+        };
+        let warnings = data.broken_references();
+        let (model, usage) = (self.0.model().clone(), answer.usage);
+        let violations = warnings.clone();
+        let output =
+            StoryResponse { success: true, data, message: MESSAGE, warnings, model, usage };
+        if violations.is_empty() {
+            return Ok(output);
+        }
+        let fallback = Some(output);
+        Err(Unusable::Misfit(Misfit { text: answer.text, violations, usage, fallback }))
+    }
+
+    fn ask_again(&self, misfit: &Misfit<StoryResponse>) -> Bytes {
+        self.0.ask_again(&misfit.text, &misfit.violations)
+    }
+
+    fn charge(output: &mut StoryResponse, usage: Usage) {
+        output.usage += usage;
+    }
+}
+
+/// The story in a value that fits its schema. JSON Schema is a little wider than the type: to it,
+/// `1.0` is a whole number.
+fn story(value: Value) -> Result<Story, Fault> {
+    serde_json::from_value(value).map_err(|error| Fault::Violations(vec![error.to_string()]))
+}
+
+/// The voices, each once: an enumeration of JSON Schema has no repetitions.
+fn voices(list: Vec<String>) -> Result<Vec<String>, InvalidField> {
+    if let Some(index) = list.iter().position(|voice| voice.trim().is_empty()) {
+        let blank = InvalidField::blank("voice_id_list");
+        return Err(InvalidField { path: [blank.path, vec![index.into()]].concat(), ..blank });
+    }
+    let mut seen = HashSet::new();
+    Ok(list.into_iter().filter(|voice| seen.insert(voice.clone())).collect())
+}

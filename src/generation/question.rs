@@ -1,0 +1,143 @@
+//! A question whose answer is JSON of a schema: how it is put, checked and put once more.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::schema::{Dialect, Schema};
+use super::{InvalidField, Misfit, Preparation, Unusable};
+use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, Model};
+
+/// What a caller says of a question, not yet checked.
+#[derive(Debug)]
+pub(super) struct SchemaPrompt {
+    pub user_content: String,
+    pub system_prompt: String,
+    pub model: Option<String>,
+    pub config: Option<Map<String, Value>>,
+}
+
+/// A question, checked and ready to be asked.
+#[derive(Debug)]
+pub(super) struct SchemaQuestion {
+    model: Model,
+    user_content: String,
+    system_prompt: String,
+    config: Option<Map<String, Value>>,
+    schema: Arc<Schema>,
+}
+
+/// Why an answer is not JSON of the schema.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It breaks the schema in these ways.
+    Violations(Vec<String>),
+    /// It ends before its end.
+    Truncated,
+}
+
+impl SchemaPrompt {
+    /// Checks all fields, with the outcome for the schema, which comes from elsewhere.
+    pub(super) fn prepare(
+        self,
+        schema: Result<Arc<Schema>, InvalidField>,
+        default_model: &Model,
+    ) -> Result<SchemaQuestion, Vec<InvalidField>> {
+        let Self { user_content, system_prompt, model, config } = self;
+        let mut faults = InvalidField::blanks(&[
+            ("user_content", &user_content),
+            ("system_prompt", &system_prompt),
+        ]);
+        let model = Preparation::model(model.as_deref(), default_model, &mut faults);
+        match (schema, model) {
+            (Ok(schema), Some(model)) if faults.is_empty() => {
+                Ok(SchemaQuestion { model, user_content, system_prompt, config, schema })
+            }
+            (schema, _) => {
+                faults.extend(schema.err());
+                Err(faults)
+            }
+        }
+    }
+}
+
+impl SchemaQuestion {
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(super) fn ask(&self) -> Bytes {
+        self.question().configured(Some(&self.config())).to_json()
+    }
+
+    pub(super) fn ask_again(&self, answer: &str, violations: &[String]) -> Bytes {
+        let correction = format!(
+            "Your answer does not fit what was asked for:\n- {}\nAnswer again, complete and \
+             corrected, with JSON only.",
+            violations.join("\n- ")
+        );
+        self.question().continued(answer, &correction).configured(Some(&self.config())).to_json()
+    }
+
+    /// The answer as JSON, if it fits the caller's schema.
+    pub(super) fn check(&self, answer: &Answer) -> Result<Value, Fault> {
+        let value = serde_json::from_str(&answer.text).map_err(|error| {
+            if answer.finish_reason == "MAX_TOKENS" {
+                Fault::Truncated
+            } else {
+                Fault::Violations(vec![format!("it is not JSON: {error}")])
+            }
+        })?;
+        let violations = self.schema.violations(&value);
+        if violations.is_empty() { Ok(value) } else { Err(Fault::Violations(violations)) }
+    }
+
+    fn question(&self) -> GenerateContent<'_> {
+        GenerateContent::ask(&self.user_content).instructed(&self.system_prompt)
+    }
+
+    /// The caller's configuration with the keys that make the answer JSON of the schema; a
+    /// caller's own go, in either of the spellings that Gemini takes.
+    fn config(&self) -> Map<String, Value> {
+        let mut config = self.config.clone().unwrap_or_default();
+        for own in [
+            "responseMimeType",
+            "response_mime_type",
+            "responseSchema",
+            "response_schema",
+            "responseJsonSchema",
+            "response_json_schema",
+        ] {
+            config.shift_remove(own);
+        }
+        config.insert("responseMimeType".into(), "application/json".into());
+        match self.schema.dialect() {
+            Dialect::Any => None,
+            Dialect::ResponseSchema(schema) => {
+                config.insert("responseSchema".into(), schema.clone())
+            }
+            Dialect::ResponseJsonSchema(schema) => {
+                config.insert("responseJsonSchema".into(), schema.clone())
+            }
+        };
+        config
+    }
+}
+
+impl Fault {
+    /// The fault of an answer for which nothing makes up.
+    pub(super) fn of<Output>(self, answer: Answer) -> Unusable<Output> {
+        let usage = answer.usage;
+        match self {
+            Self::Violations(violations) => {
+                Unusable::Misfit(Misfit { text: answer.text, violations, usage, fallback: None })
+            }
+            Self::Truncated => {
+                let message = "the answer ends at the limit on output tokens, before its end";
+                let error = Error::new(ErrorKind::Truncated, message);
+                Unusable::Hopeless(Error { usage, accepted_model: true, ..error })
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the requests of all kinds have in common, and how they are checked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::schema::{Schema, SchemaError};
+use super::story::Story;
+use crate::gemini::Model;
+
+/// The body in which a caller asks for one thing.
+pub trait Request: for<'de> Deserialize<'de> + Send + 'static {
+    /// Takes out what says who pays and whose turn it is.
+    fn take_terms(&mut self) -> Terms;
+}
+
+/// What a request says of who pays and whose turn it is.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// The caller's own key, if the request brings one.
+    pub credentials: Option<Credentials>,
+    /// The semaphore to hold in addition to the global one.
+    pub external_semaphore_id: Option<String>,
+}
+
+/// A caller's own keys.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// A Gemini API key, which pays for the request unless a valid `Admin-API-Key` does. Blank
+    /// counts as absent.
+    #[schema(value_type = Option<String>, format = Password, example = "YOUR_GEMINI_API_KEY")]
+    gemini_api_key: Option<SecretString>,
+}
+
+impl Credentials {
+    /// The Gemini key, where there is one.
+    pub fn gemini_api_key(&self) -> Option<&str> {
+        let key = self.gemini_api_key.as_ref()?.expose_secret().trim();
+        (!key.is_empty()).then_some(key)
+    }
+}
+
+/// A field whose value cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidField {
+    /// Where it is, from the request's top.
+    pub path: Vec<Segment>,
+    /// The kind of fault, in a word that does not change.
+    pub kind: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// One step on the way to a field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Segment {
+    /// Into an object.
+    Key(String),
+    /// Into a list.
+    Index(usize),
+}
+
+impl From<&str> for Segment {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Segment {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl InvalidField {
+    /// A fault of a field at the request's top.
+    pub fn new(field: &str, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { path: vec![field.into()], kind, message: message.into() }
+    }
+
+    /// The fault of a required text without content.
+    pub fn blank(field: &str) -> Self {
+        Self::new(field, "string_blank", "Field must not be blank")
+    }
+
+    /// Faults of the required texts among these that have no content.
+    pub(super) fn blanks(fields: &[(&str, &str)]) -> Vec<Self> {
+        let blank = fields.iter().filter(|(_, text)| text.trim().is_empty());
+        blank.map(|(field, _)| Self::blank(field)).collect()
+    }
+
+    fn schema(field: &str, error: &SchemaError) -> Self {
+        let steps = error.pointer.split('/').skip(1);
+        let steps = steps.map(|step| step.replace("~1", "/").replace("~0", "~"));
+        let path = [field.to_owned()].into_iter().chain(steps).map(Segment::Key).collect();
+        let message = format!("Not a usable JSON Schema: #{}: {}", error.pointer, error.message);
+        Self { path, kind: "json_schema", message }
+    }
+}
+
+/// The models of requests that name none.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// For chats.
+    pub chat_model: Model,
+    /// For structured output and stories.
+    pub structured_model: Model,
+}
+
+/// What the requests of one body share while they are checked.
+#[derive(Debug)]
+pub struct Preparation<'a> {
+    /// The models of requests that name none.
+    pub defaults: &'a Defaults,
+    schemas: HashMap<String, Arc<Schema>>,
+    stories: HashMap<Vec<String>, Arc<Schema>>,
+}
+
+impl<'a> Preparation<'a> {
+    /// Nothing checked so far.
+    pub fn new(defaults: &'a Defaults) -> Self {
+        Self { defaults, schemas: HashMap::new(), stories: HashMap::new() }
+    }
+
+    /// The model that a request names, or the default one; a name that is none is a fault more.
+    pub(super) fn model(
+        named: Option<&str>,
+        default: &Model,
+        faults: &mut Vec<InvalidField>,
+    ) -> Option<Model> {
+        match named.map_or_else(|| Ok(default.clone()), Model::parse) {
+            Ok(model) => Some(model),
+            Err(error) => {
+                faults.push(InvalidField::new("model", "model_name", error.to_string()));
+                None
+            }
+        }
+    }
+
+    /// The compiled schema for a text; the items of a batch that share the text share it.
+    ///
+    /// # Errors
+    /// The place in the schema that cannot be used.
+    pub(super) fn schema(&mut self, field: &str, text: &str) -> Result<Arc<Schema>, InvalidField> {
+        if let Some(schema) = self.schemas.get(text) {
+            return Ok(Arc::clone(schema));
+        }
+        let value = serde_json::from_str(text)
+            .map_err(|error| InvalidField::new(field, "json_schema", error.to_string()))?;
+        let schema =
+            Arc::new(Schema::compile(&value).map_err(|error| InvalidField::schema(field, &error))?);
+        self.schemas.insert(text.to_owned(), Arc::clone(&schema));
+        Ok(schema)
+    }
+
+    /// The compiled schema of a story whose narrator has one of the voices.
+    ///
+    /// # Errors
+    /// None that a list of voices could cause; the voices' field, if any.
+    pub(super) fn story_schema(
+        &mut self,
+        voices: Vec<String>,
+    ) -> Result<Arc<Schema>, InvalidField> {
+        if let Some(schema) = self.stories.get(&voices) {
+            return Ok(Arc::clone(schema));
+        }
+        let schema = Schema::compile(&Story::json_schema(&voices))
+            .map_err(|error| InvalidField::schema("voice_id_list", &error))?;
+        let schema = Arc::new(schema);
+        self.stories.insert(voices, Arc::clone(&schema));
+        Ok(schema)
+    }
+}

@@ -1,0 +1,121 @@
+//! Structured output: JSON that fits the caller's schema.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::question::{SchemaPrompt, SchemaQuestion};
+use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use crate::gemini::{Answer, Model, Usage};
+
+/// What every structured success says.
+pub(super) const MESSAGE: &str = "Successfully generated structured output";
+
+/// Asks the model for JSON that fits a schema.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "user_content": "Anna is 31 and lives in Lisbon.",
+    "system_prompt": "Extract the person.",
+    "json_schema": {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"]
+    }
+}))]
+pub struct StructuredRequest {
+    /// What the output is made from. Not blank.
+    user_content: String,
+    /// What the model is to do. Not blank.
+    system_prompt: String,
+    /// The JSON Schema that the output fits.
+    #[schema(value_type = Object)]
+    json_schema: Box<RawValue>,
+    /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    model: Option<String>,
+    /// The caller's own key.
+    credentials: Option<Credentials>,
+    /// A registered semaphore to hold in addition to the global limit.
+    external_semaphore_id: Option<String>,
+    /// Gemini's `generationConfig`, as given; the schema and the MIME type are the service's.
+    #[schema(value_type = Option<Object>)]
+    generation_config: Option<Map<String, Value>>,
+}
+
+/// The JSON that the model gave. It fits the schema.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StructuredResponse {
+    /// Always true.
+    success: bool,
+    /// The JSON, to the letter as the model wrote it.
+    #[schema(value_type = Value)]
+    data: Box<RawValue>,
+    /// `Successfully generated structured output`.
+    #[schema(value_type = String)]
+    message: &'static str,
+    /// The model that was asked.
+    #[schema(value_type = String)]
+    model: Model,
+    /// What it cost, a second call for an answer that did not fit included.
+    usage: Usage,
+}
+
+/// A structured output, checked and ready to be asked for.
+#[derive(Debug)]
+pub struct Structured(SchemaQuestion);
+
+impl Request for StructuredRequest {
+    fn take_terms(&mut self) -> Terms {
+        let credentials = self.credentials.take();
+        Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
+    }
+}
+
+impl Generation for Structured {
+    const KIND: &'static str = "structured_output";
+    type Request = StructuredRequest;
+    type Output = StructuredResponse;
+
+    fn prepare(
+        request: StructuredRequest,
+        preparation: &mut Preparation<'_>,
+    ) -> Result<Self, Vec<InvalidField>> {
+        let schema = preparation.schema("json_schema", request.json_schema.get());
+        SchemaPrompt {
+            user_content: request.user_content,
+            system_prompt: request.system_prompt,
+            model: request.model,
+            config: request.generation_config,
+        }
+        .prepare(schema, &preparation.defaults.structured_model)
+        .map(Self)
+    }
+
+    fn model(&self) -> &Model {
+        self.0.model()
+    }
+
+    fn ask(&self) -> Bytes {
+        self.0.ask()
+    }
+
+    fn read(&self, answer: Answer) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
+        if let Err(fault) = self.0.check(&answer) {
+            return Err(fault.of(answer));
+        }
+        let data =
+            RawValue::from_string(answer.text).expect("a text that was read as JSON is JSON");
+        let (model, usage) = (self.0.model().clone(), answer.usage);
+        Ok(StructuredResponse { success: true, data, message: MESSAGE, model, usage })
+    }
+
+    fn ask_again(&self, misfit: &Misfit<StructuredResponse>) -> Bytes {
+        self.0.ask_again(&misfit.text, &misfit.violations)
+    }
+
+    fn charge(output: &mut StructuredResponse, usage: Usage) {
+        output.usage += usage;
+    }
+}

@@ -1,0 +1,229 @@
+//! What `GET /metrics` shows. Labels are bounded: neither a caller nor an upstream can make
+//! series without end, and no key, prompt or answer is ever one.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    prometheus_text,
+};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::gemini::{Model, Usage};
+use crate::limits::Door;
+
+/// More models than this are counted together, under `other`.
+const MAX_MODELS: usize = 256;
+
+/// The counters and histograms that calls add to.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    calls: Family<CallLabels, Counter>,
+    retries: Family<RetryLabels, Counter>,
+    tokens: Family<TokenLabels, Counter>,
+    queue_wait: Histogram,
+    upstream_latency: Family<KindLabel, Histogram, fn() -> Histogram>,
+    known_models: RwLock<HashSet<Model>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    kind: &'static str,
+    model: ModelLabel,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    kind: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    model: ModelLabel,
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+/// A model that Gemini has accepted; `None` stands for all the names it has not, which callers
+/// make up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ModelLabel(Option<Model>);
+
+impl EncodeLabelValue for ModelLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        self.0.as_ref().map_or("other", Model::as_str).encode(encoder)
+    }
+}
+
+/// Buckets from 1 ms to about 10 minutes, each 2.5 times the one before.
+fn seconds_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.5, 15))
+}
+
+impl Metrics {
+    /// The metrics of one service, with the state of its door.
+    pub fn new(door: Arc<Door>) -> Self {
+        let mut registry = Registry::with_prefix("gemini_gateway");
+        let calls = Family::default();
+        let retries = Family::default();
+        let tokens = Family::default();
+        let queue_wait = seconds_histogram();
+        let upstream_latency =
+            Family::<KindLabel, Histogram, fn() -> Histogram>::new_with_constructor(
+                seconds_histogram,
+            );
+        registry.register(
+            "calls",
+            "Calls sent to Gemini, retries included, by how they ended",
+            calls.clone(),
+        );
+        registry.register(
+            "retries",
+            "Calls that were sent again, by what had happened",
+            retries.clone(),
+        );
+        registry.register("tokens", "Tokens that Gemini reported", tokens.clone());
+        registry.register_with_unit(
+            "queue_wait",
+            "Time calls waited for their turn",
+            Unit::Seconds,
+            queue_wait.clone(),
+        );
+        registry.register_with_unit(
+            "upstream_latency",
+            "Time Gemini took for a call",
+            Unit::Seconds,
+            upstream_latency.clone(),
+        );
+        registry.register_collector(Box::new(DoorCollector(door)));
+        let known_models = RwLock::default();
+        Self { registry, calls, retries, tokens, queue_wait, upstream_latency, known_models }
+    }
+
+    /// All metrics in Prometheus's text format 0.0.4.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// A call was let in after so long.
+    pub fn admitted(&self, waited: Duration) {
+        self.queue_wait.observe(waited.as_secs_f64());
+    }
+
+    /// A call is sent once more, after a failure of that code.
+    pub fn retried(&self, kind: &'static str, reason: &'static str) {
+        self.retries.get_or_create(&RetryLabels { kind, reason }).inc();
+    }
+
+    /// A call came back. `accepted` tells whether Gemini knew the model.
+    pub fn answered(&self, call: Answered<'_>) {
+        let model = self.label(call.model, call.accepted);
+        let Answered { kind, outcome, took, usage, .. } = call;
+        self.upstream_latency.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
+        self.calls.get_or_create(&CallLabels { kind, model: model.clone(), outcome }).inc();
+        for (r#type, count) in [
+            ("prompt", usage.prompt_tokens),
+            ("output", usage.output_tokens),
+            ("thinking", usage.thinking_tokens),
+        ] {
+            if count > 0 {
+                let labels = TokenLabels { model: model.clone(), r#type };
+                self.tokens.get_or_create(&labels).inc_by(count);
+            }
+        }
+    }
+
+    fn label(&self, model: &Model, accepted: bool) -> ModelLabel {
+        let known = self.known_models.read().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(model) {
+            return ModelLabel(Some(model.clone()));
+        }
+        drop(known);
+        if !accepted {
+            return ModelLabel(None);
+        }
+        let mut known = self.known_models.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_MODELS {
+            return ModelLabel(None);
+        }
+        known.insert(model.clone());
+        ModelLabel(Some(model.clone()))
+    }
+}
+
+/// How one call to Gemini ended.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    /// What was generated: `chat`, `structured_output`, …
+    pub kind: &'static str,
+    /// The model that was asked.
+    pub model: &'a Model,
+    /// Whether Gemini knew the model.
+    pub accepted: bool,
+    /// `success`, or the code of the failure.
+    pub outcome: &'static str,
+    /// From the moment it left to the moment it was read.
+    pub took: Duration,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Reads the door at each scrape, so that the numbers cannot drift from it.
+#[derive(Debug)]
+struct DoorCollector(Arc<Door>);
+
+impl Collector for DoorCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let door = self.0.occupancy();
+        for (name, help, value) in [
+            ("in_flight", "Calls in flight", door.in_flight),
+            ("waiting", "Requests that wait for their turn; a batch is one", door.waiting),
+            ("limit", "Calls that may be in flight at once", door.limit),
+        ] {
+            let gauge = gauge(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let named = self.0.named().all();
+        for (name, help, read) in NAMED_GAUGES {
+            let kind = gauge(0).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (id, semaphore) in &named {
+                let labels = [("semaphore", id.as_str())];
+                gauge(read(semaphore)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type ReadSemaphore = fn(&crate::limits::Semaphore) -> usize;
+
+const NAMED_GAUGES: [(&str, &str, ReadSemaphore); 3] = [
+    ("semaphore_in_use", "Permits out of a named semaphore", |semaphore| semaphore.in_use()),
+    ("semaphore_waiting", "Calls that wait for a named semaphore", |semaphore| semaphore.waiting()),
+    ("semaphore_limit", "Permits of a named semaphore", |semaphore| semaphore.limit()),
+];
+
+fn gauge(value: usize) -> ConstGauge<u64> {
+    ConstGauge::new(value as u64)
+}

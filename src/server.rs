@@ -1,0 +1,96 @@
+//! The network: accept connections, and on shutdown let those that are at work finish.
+
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+/// How long accepting rests after it failed. Running out of file descriptors is the usual reason,
+/// and only time helps: a loop without a rest would take a whole core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How patient the server is.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How long a client takes to send its headers, or between two requests of a connection.
+    pub client: Duration,
+    /// How long work in flight may take to finish after the shutdown.
+    pub grace: Duration,
+}
+
+/// Serves until `shutdown` is cancelled; then accepts nothing more, closes idle connections, and
+/// returns when the others are done or the grace period is over, whichever is first.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    patience: Patience,
+    shutdown: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    let abandon = CancellationToken::new();
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, router.clone(), patience, shutdown.clone());
+                let abandon = abandon.clone();
+                connections.spawn(async move { abandon.run_until_cancelled(connection).await });
+            }
+            Err(error) => rest(&error).await,
+        }
+    }
+    drop(listener);
+    connections.close();
+    if timeout(patience.grace, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "the grace period is over; cutting off");
+        abandon.cancel();
+        connections.wait().await;
+    }
+}
+
+async fn rest(error: &io::Error) {
+    // The other side gave up before it was accepted: nothing is wrong here.
+    if error.kind() != io::ErrorKind::ConnectionAborted {
+        tracing::error!(%error, "a connection could not be accepted");
+        sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// One connection, from its first request to its last.
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    patience: Patience,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let service =
+        service_fn(|request: hyper::Request<_>| router.clone().oneshot(request.map(Body::new)));
+    // A client that hangs up ends the connection, which drops the handler at work for it.
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience.client)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
