@@ -46,10 +46,10 @@ impl Add for Usage {
 
     fn add(self, other: Usage) -> Usage {
         Usage {
-            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
-            output_tokens: self.output_tokens + other.output_tokens,
-            thinking_tokens: self.thinking_tokens + other.thinking_tokens,
-            total_tokens: self.total_tokens + other.total_tokens,
+            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            thinking_tokens: self.thinking_tokens.saturating_add(other.thinking_tokens),
+            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The most bytes of Gemini's own words that are passed on. Its longest recorded message has
-/// fewer than 600; only those that repeat themselves for every field of a schema are longer.
+/// fewer than 500; only those that repeat themselves for every field of a schema are longer.
 const MAX_MESSAGE: usize = 2048;
 
 /// An exchange that gave no answer.

@@ -6,6 +6,10 @@ use bytes::Bytes;
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
+/// The fewest characters that are taken out of a text as a key. Gemini's keys have 39 and more;
+/// what is shorter than this is no secret but may well be a word in the text, like `key`.
+const MIN_SECRET: usize = 8;
+
 /// A Gemini API key, ready to be sent.
 ///
 /// It is the header value itself, so a call does no work for it, and cloning counts a reference.
@@ -40,7 +44,7 @@ impl ApiKey {
     /// `text` without this key in it, should somebody upstream have put it there.
     pub(super) fn redact(&self, text: String) -> String {
         match self.0.to_str() {
-            Ok(key) if text.contains(key) => text.replace(key, "…"),
+            Ok(key) if key.len() >= MIN_SECRET && text.contains(key) => text.replace(key, "…"),
             _ => text,
         }
     }
@@ -76,6 +80,8 @@ mod tests {
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
         assert!(!format!("{:?}", key.header()).contains("secret"));
         assert_eq!(key.redact("bad key AIza-secret!".to_owned()), "bad key …!");
+        let word = ApiKey::new("key").unwrap();
+        assert_eq!(word.redact("bad key".to_owned()), "bad key");
     }
 
     #[test]

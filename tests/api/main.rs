@@ -1,1 +1,3 @@
 //! The service, tested through its front door: one binary, one file a capability.
+
+mod corpus;

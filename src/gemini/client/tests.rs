@@ -23,7 +23,7 @@ fn call(base: &str, timeout: Duration) -> impl Future<Output = Result<Answer, Er
 }
 
 async fn call_with(client: &Client, timeout: Duration) -> Result<Answer, Error> {
-    let key = ApiKey::new("the-key").unwrap();
+    let key = ApiKey::new("callers-key").unwrap();
     let model = Model::parse("m").unwrap();
     client.generate(&key, &model, Bytes::from_static(b"hello"), timeout).await
 }
@@ -68,7 +68,7 @@ async fn a_call_is_a_post_with_the_key_in_a_header() {
             "content-length: 5",
             "content-type: application/json",
             concat!("user-agent: gemini-concurrent-generation/", env!("CARGO_PKG_VERSION")),
-            "x-goog-api-key: the-key",
+            "x-goog-api-key: callers-key",
         ]
     );
 }
@@ -178,7 +178,7 @@ async fn a_connection_closed_while_idle_is_no_error() {
 
 #[tokio::test]
 async fn an_error_never_shows_the_key_or_follows_a_redirect() {
-    let quoting = r#"{"error":{"code":403,"message":"Bad consumer the-key, sorry."}}"#;
+    let quoting = r#"{"error":{"code":403,"message":"Bad consumer callers-key, sorry."}}"#;
     for (status, body, kind, message) in [
         ("403 Forbidden", quoting, ErrorKind::PermissionDenied, "Bad consumer …, sorry."),
         ("502 Bad Gateway", "<html>", ErrorKind::Unavailable, "Gemini answered 502 Bad Gateway"),

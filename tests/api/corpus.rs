@@ -1,0 +1,343 @@
+//! Every recorded exchange with the real Gemini, read again.
+//!
+//! What to expect is worked out here from the recorded JSON by plain rules, and for refusals
+//! written down by hand; none of it comes from the code under test. `cargo test corpus --
+//! --nocapture` shows how many of each class were read.
+
+use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
+
+use gemini_concurrent_generation::gemini::{
+    Answer, Error, ErrorKind, Period, Quantity, Refusal, Scope, Usage,
+};
+use http::StatusCode;
+use jiff::Timestamp;
+use serde_json::Value;
+
+/// One recorded exchange.
+struct Exchange {
+    /// The file it is in, without `.json`.
+    name: String,
+    path: String,
+    status: StatusCode,
+    response: Value,
+    /// The exact bytes of the body where they are known, else the body written out again.
+    bytes: Vec<u8>,
+}
+
+impl Exchange {
+    fn read(file: &PathBuf) -> Exchange {
+        let mut recorded: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        let response = &mut recorded["response"];
+        let mut body = response["body"].take();
+        if body["type"] == "json" {
+            // The recorder's own wrapping, in place of the body.
+            body = body["content"].take();
+        }
+        let bytes = match (&response["body_raw"], &body) {
+            (Value::String(exact), _) | (_, Value::String(exact)) => exact.clone().into_bytes(),
+            _ => body.to_string().into_bytes(),
+        };
+        Exchange {
+            name: file.file_stem().unwrap().to_string_lossy().into_owned(),
+            path: recorded["request"]["path"].as_str().unwrap().to_owned(),
+            status: response_status(&recorded),
+            response: body,
+            bytes,
+        }
+    }
+
+    /// The file's first word, which says what it shows: `generate`, `err-429`, `finish-SAFETY`, …
+    fn class(&self) -> &str {
+        self.name.split("__").next().unwrap()
+    }
+
+    fn is_error(&self) -> bool {
+        !self.status.is_success()
+    }
+
+    /// Whether it is an answer of the one call that the gateway makes.
+    fn is_answer(&self) -> bool {
+        !self.is_error() && self.path.ends_with(":generateContent")
+    }
+
+    fn result(&self) -> Result<Answer, Error> {
+        Answer::read(self.status, &self.bytes)
+    }
+}
+
+fn response_status(recorded: &Value) -> StatusCode {
+    let status = recorded["response"]["status"].as_u64().unwrap();
+    StatusCode::from_u16(status.try_into().unwrap()).unwrap()
+}
+
+/// All exchanges in the order of their names.
+fn corpus() -> Vec<Exchange> {
+    let folder = env::var_os("GEMINI_CORPUS").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/gemini/corpus"),
+        PathBuf::from,
+    );
+    let entries = fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("no corpus at {}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    assert!(!files.is_empty(), "the corpus at {} is empty", folder.display());
+    files.iter().map(Exchange::read).collect()
+}
+
+/// How many exchanges of each class ended how.
+#[derive(Default)]
+struct Tally(BTreeMap<(String, String), usize>);
+
+impl Tally {
+    fn count(&mut self, class: &str, outcome: &str) {
+        *self.0.entry((class.to_owned(), outcome.to_owned())).or_default() += 1;
+    }
+
+    fn print(&self, title: &str) {
+        println!("\n{title}");
+        for ((class, outcome), count) in &self.0 {
+            println!("{count:5}  {class:32}  {outcome}");
+        }
+        println!("{:5}  in all", self.0.values().sum::<usize>());
+    }
+}
+
+/// The text of an answer: the first candidate's parts that have text and are no thoughts.
+fn expected_text(response: &Value) -> String {
+    let parts = response["candidates"][0]["content"]["parts"].as_array();
+    let said = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
+    said.filter_map(|part| part["text"].as_str()).collect()
+}
+
+fn expected_usage(response: &Value) -> Usage {
+    let count = |name: &str| response["usageMetadata"][name].as_u64().unwrap_or(0);
+    Usage {
+        prompt_tokens: count("promptTokenCount"),
+        output_tokens: count("candidatesTokenCount"),
+        thinking_tokens: count("thoughtsTokenCount"),
+        total_tokens: count("totalTokenCount"),
+    }
+}
+
+/// The finish reasons by which Gemini withholds an answer, of those recorded and documented.
+const BLOCKED: [&str; 7] =
+    ["SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY"];
+
+/// Why an answer with status 200 is none, or `None` where it is one.
+fn expected_failure(response: &Value) -> Option<ErrorKind> {
+    let candidate = &response["candidates"][0];
+    let feedback = &response["promptFeedback"];
+    let blocked = |reason: &str| Some(ErrorKind::ContentBlocked { reason: reason.to_owned() });
+    let finish_reason = candidate["finishReason"].as_str().unwrap_or_default();
+    if response.get("candidates").is_none() && response.get("promptFeedback").is_none() {
+        Some(ErrorKind::Malformed)
+    } else if candidate.is_null() {
+        blocked(feedback["blockReason"].as_str().unwrap_or("BLOCK_REASON_UNSPECIFIED"))
+    } else if BLOCKED.contains(&finish_reason) {
+        blocked(finish_reason)
+    } else if !expected_text(response).is_empty() {
+        None
+    } else if finish_reason == "MAX_TOKENS" {
+        Some(ErrorKind::Truncated)
+    } else {
+        Some(ErrorKind::Empty)
+    }
+}
+
+#[test]
+#[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
+fn every_recorded_answer_is_read_as_it_stands() {
+    let mut tally = Tally::default();
+    for exchange in corpus() {
+        if !exchange.is_answer() {
+            let outcome = if exchange.is_error() { "an error: see there" } else { "not our call" };
+            tally.count(exchange.class(), outcome);
+            continue;
+        }
+        let response = &exchange.response;
+        let outcome = match (exchange.result(), expected_failure(response)) {
+            (Ok(answer), None) => {
+                let candidate = &response["candidates"][0];
+                let reason = candidate["finishReason"].as_str();
+                assert_eq!(answer.text, expected_text(response), "{}", exchange.name);
+                assert_eq!(answer.usage, expected_usage(response), "{}", exchange.name);
+                assert_eq!(
+                    answer.finish_reason,
+                    reason.unwrap_or("FINISH_REASON_UNSPECIFIED"),
+                    "{}",
+                    exchange.name
+                );
+                format!("text, {}", answer.finish_reason)
+            }
+            (Err(error), Some(kind)) => {
+                assert_eq!(error.kind, kind, "{}", exchange.name);
+                assert_eq!(error.usage, expected_usage(response), "{}", exchange.name);
+                assert_eq!(error.accepted_model, kind != ErrorKind::Malformed, "{}", exchange.name);
+                assert!(!error.is_passing(), "{}", exchange.name);
+                format!("{:?}", error.kind)
+            }
+            (result, expected) => panic!("{}: {result:?}, not {expected:?}", exchange.name),
+        };
+        tally.count(exchange.class(), &outcome);
+    }
+    tally.print("Recorded answers");
+}
+
+/// The kind of an error by its status, and for 400 by the reason in its details.
+fn expected_kind(exchange: &Exchange) -> &'static str {
+    let details = exchange.response["error"]["details"].as_array();
+    let mut reasons = details.into_iter().flatten().map(|detail| &detail["reason"]);
+    match exchange.status.as_u16() {
+        400 if reasons.any(|reason| reason == "API_KEY_INVALID") => "InvalidKey",
+        400 => "InvalidRequest",
+        401 => "InvalidKey",
+        403 => "PermissionDenied",
+        404 => "ModelNotFound",
+        429 => "RateLimited",
+        500 | 502 | 503 => "Unavailable",
+        504 => "Timeout",
+        status => panic!("{}: no rule for {status}", exchange.name),
+    }
+}
+
+#[test]
+#[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
+fn every_recorded_error_is_told_for_what_it_is() {
+    let mut tally = Tally::default();
+    for exchange in corpus().iter().filter(|exchange| exchange.is_error()) {
+        let error = exchange.result().unwrap_err();
+        let kind = format!("{:?}", error.kind);
+        let kind = kind.split('(').next().unwrap();
+        assert_eq!(kind, expected_kind(exchange), "{}", exchange.name);
+        let message = exchange.response["error"]["message"].as_str().unwrap();
+        assert_eq!(error.message, message.trim(), "{}", exchange.name);
+        assert_eq!(error.usage, Usage::default(), "{}", exchange.name);
+        tally.count(exchange.class(), kind);
+    }
+    tally.print("Recorded errors");
+}
+
+/// What one recorded refusal says, read off by hand.
+struct Expected {
+    /// How the name of its file ends.
+    file: &'static str,
+    scope: Scope,
+    /// Every exceeded quota, in order.
+    quotas: &'static [(Quantity, Period, Option<u64>)],
+    retry_after: Option<Duration>,
+}
+
+const TOKENS_1M: &[(Quantity, Period, Option<u64>)] =
+    &[(Quantity::InputTokens, Period::Minute, Some(1_000_000))];
+
+/// A refusal for 1,000,000 input tokens a minute.
+const fn tokens(file: &'static str, secs: u64, nanos: u32) -> Expected {
+    let retry_after = Some(Duration::new(secs, nanos));
+    Expected { file, scope: Scope::PerMinute, quotas: TOKENS_1M, retry_after }
+}
+
+const REFUSALS: [Expected; 20] = [
+    // Three quotas without values, no RetryInfo: the day decides.
+    Expected {
+        file: "free-tier-three-violations-no-quotaValue",
+        scope: Scope::PerDay,
+        quotas: &[
+            (Quantity::InputTokens, Period::Minute, None),
+            (Quantity::Requests, Period::Minute, None),
+            (Quantity::Requests, Period::Day, None),
+        ],
+        retry_after: None,
+    },
+    // A day's quota with a short delay.
+    Expected {
+        file: "per-day-quotaId-with-retryinfo-36s",
+        scope: Scope::PerDay,
+        quotas: &[(Quantity::Requests, Period::Day, Some(20))],
+        retry_after: Some(Duration::new(36, 429_760_048)),
+    },
+    // Nothing but a link, and nothing at all.
+    Expected { file: "help-only-no-retryinfo", scope: Scope::Load, quotas: &[], retry_after: None },
+    Expected { file: "short-no-details", scope: Scope::Load, quotas: &[], retry_after: None },
+    // The quota in an ErrorInfo.
+    Expected {
+        file: "unary-failure-quota-exceeded-0",
+        scope: Scope::PerMinute,
+        quotas: &[(Quantity::Requests, Period::Minute, Some(0))],
+        retry_after: None,
+    },
+    // A RetryInfo alone, in whole seconds: one more is waited.
+    Expected {
+        file: "free-tier-tpm-retryinfo-26s",
+        scope: Scope::PerMinute,
+        quotas: &[(Quantity::InputTokens, Period::Minute, Some(250_000))],
+        retry_after: Some(Duration::from_secs(27)),
+    },
+    tokens("2-0-flash-handles-context-length-exc-0", 24, 0),
+    tokens("2-5-flash-handles-context-length-exc-0-v10", 56, 0),
+    tokens("2-5-flash-handles-context-length-exc-0-v12", 35, 0),
+    tokens("2-5-flash-handles-context-length-exc-0-v13", 4, 0),
+    // A RetryInfo in whole seconds and the exact delay in the message.
+    tokens("2-5-flash-handles-context-length-exc-0", 48, 939_935_699),
+    tokens("2-5-flash-handles-context-length-exc-0-v2", 47, 941_445_783),
+    tokens("2-5-flash-handles-context-length-exc-0-v3", 16, 302_655_129),
+    tokens("2-5-flash-handles-context-length-exc-0-v4", 7, 361_585_788),
+    tokens("2-5-flash-handles-context-length-exc-0-v5", 15, 222_153_507),
+    tokens("2-5-flash-handles-context-length-exc-0-v6", 43, 372_058_478),
+    tokens("2-5-flash-handles-context-length-exc-0-v7", 30, 219_520_485),
+    tokens("2-5-flash-handles-context-length-exc-0-v8", 21, 861_320_108),
+    tokens("2-5-flash-handles-context-length-exc-0-v9", 22, 375_817_872),
+    tokens("2-5-flash-handles-context-length-exc-0-v11", 38, 614_529_013),
+];
+
+#[test]
+#[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
+fn every_recorded_refusal_is_understood() {
+    // Seven in the evening in California: five hours to midnight.
+    let now: Timestamp = "2026-07-02T02:00:00Z".parse().unwrap();
+    let mut checked = 0;
+    println!("\nRecorded refusals\nfile | scope | quota, its limit | retry after | retry at");
+    for exchange in corpus().iter().filter(|exchange| exchange.status.as_u16() == 429) {
+        let ErrorKind::RateLimited(refusal) = exchange.result().unwrap_err().kind else {
+            panic!("{}", exchange.name)
+        };
+        print_refusal(&exchange.name, &refusal, now);
+        if let Some(expected) = REFUSALS.iter().find(|known| exchange.name.ends_with(known.file)) {
+            check_refusal(&exchange.name, &refusal, expected, now);
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, REFUSALS.len(), "a refusal that was written down was not found");
+}
+
+fn print_refusal(name: &str, refusal: &Refusal, now: Timestamp) {
+    let quotas: Vec<_> = refusal
+        .violations
+        .iter()
+        .map(|quota| format!("{} {:?}", quota.quota_id.as_deref().unwrap_or("?"), quota.limit))
+        .collect();
+    println!(
+        "{name} | {:?} | {} | {:?} | {:?}",
+        refusal.scope,
+        quotas.join(", "),
+        refusal.retry_after,
+        refusal.retry_at(now)
+    );
+}
+
+fn check_refusal(name: &str, refusal: &Refusal, expected: &Expected, now: Timestamp) {
+    let quotas: Vec<_> = refusal
+        .violations
+        .iter()
+        .map(|quota| (quota.quantity, quota.period, quota.limit))
+        .collect();
+    assert_eq!(refusal.scope, expected.scope, "{name}");
+    assert_eq!(quotas, expected.quotas, "{name}");
+    assert_eq!(refusal.retry_after, expected.retry_after, "{name}");
+    let retry_at = match expected.scope {
+        Scope::PerDay => Some(Duration::from_secs(5 * 3600)),
+        Scope::PerMinute => Some(expected.retry_after.unwrap_or(Duration::from_secs(60))),
+        Scope::Load => None,
+    };
+    assert_eq!(refusal.retry_at(now), retry_at, "{name}");
+}
