@@ -1,1 +1,170 @@
-fn main() {}
+//! The command line: `serve`, `simulate` and `healthcheck`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use gemini_concurrent_generation::api;
+use gemini_concurrent_generation::config::{Config, LogFormat};
+use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::server::{Patience, serve};
+use gemini_concurrent_generation::simulator::{self, Simulator};
+use gemini_concurrent_generation::telemetry;
+
+/// One door to Google Gemini. Settings are environment variables, read from `.env` too.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts the service. This is what happens without a command.
+    Serve {
+        /// Starts a simulator inside and sends it everything: no Gemini key is needed and nothing
+        /// is spent.
+        #[arg(long)]
+        simulate: bool,
+    },
+    /// Starts a stand-in for Gemini.
+    Simulate {
+        /// The address to listen on.
+        #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
+        host: IpAddr,
+        /// The port to listen on; 0 takes a free one.
+        #[arg(long, default_value_t = 5005)]
+        port: u16,
+        #[command(flatten)]
+        options: Box<simulator::Options>,
+    },
+    /// Asks a running service how it is; for containers, which have no curl.
+    Healthcheck,
+}
+
+fn main() -> ExitCode {
+    let outcome = match CommandLine::parse().command.unwrap_or(Command::Serve { simulate: false }) {
+        Command::Serve { simulate } => settings().and_then(|config| run(serve_gateway(config, simulate))),
+        Command::Simulate { host, port, options } => {
+            run(serve_simulator(SocketAddr::new(host, port), *options))
+        }
+        Command::Healthcheck => settings().and_then(|config| run(healthcheck(config))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("gemini-concurrent-generation: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| format!("the runtime could not start: {error}"))?.block_on(work)
+}
+
+/// The settings of the environment and of `.env`, of which the environment wins.
+fn settings() -> Result<Config, String> {
+    match dotenvy::dotenv() {
+        Err(dotenvy::Error::LineParse(..)) => {
+            // The line stays out of the message: it may hold a key.
+            return Err(".env: expected lines of the form NAME=value".to_owned());
+        }
+        Err(dotenvy::Error::Io(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!(".env: {error}"));
+        }
+        _ => {}
+    }
+    Config::from_env().map_err(|error| error.to_string())
+}
+
+async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
+    telemetry::init(config.log_format, &config.log_filter);
+    let shutdown = shutdown_on_signal()?;
+    if simulate {
+        let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        config.base_url = format!("http://{address}");
+        config.gemini_api_key = ApiKey::new("simulated").ok();
+        let router = Simulator::new(simulator::Options::default()).router();
+        // Not with the signal: calls in flight are answered during the grace period.
+        tokio::spawn(serve(listener, router, patience(&config), CancellationToken::new()));
+        tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
+    }
+    warn_of_open_wallet(&config);
+    let gateway = Gateway::new(config, simulate).map_err(|error| error.to_string())?;
+    let config = &gateway.config;
+    let listener = listen(SocketAddr::new(config.host, config.port)).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
+    let patience = patience(config);
+    serve(listener, api::router(gateway.clone()), patience, shutdown).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Result<(), String> {
+    telemetry::init(LogFormat::Text, "info");
+    let shutdown = shutdown_on_signal()?;
+    let listener = listen(address).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    tracing::info!(%address, "simulating Gemini");
+    let patience = patience(&Config::default());
+    serve(listener, Simulator::new(options).router(), patience, shutdown).await;
+    Ok(())
+}
+
+async fn healthcheck(config: Config) -> Result<(), String> {
+    let host = match config.host {
+        // Listening on all addresses is no address to connect to.
+        host if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        host => host,
+    };
+    let address = SocketAddr::new(host, config.port);
+    gemini_concurrent_generation::server::answers(address)
+        .await
+        .map_err(|error| format!("{address} is not healthy: {error}"))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+fn patience(config: &Config) -> Patience {
+    Patience { client: config.client_timeout, grace: config.shutdown_grace }
+}
+
+/// Cancelled by SIGTERM, which containers are stopped with, and by Ctrl-C.
+fn shutdown_on_signal() -> Result<CancellationToken, String> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down");
+        token.cancel();
+    });
+    Ok(shutdown)
+}
+
+fn warn_of_open_wallet(config: &Config) {
+    let both = config.admin_api_key.is_some() && config.gemini_api_key.is_some();
+    if both && config.environment_fallback && !config.is_loopback() {
+        tracing::warn!(
+            host = %config.host,
+            "anyone who reaches this port can spend the server's Gemini key, without the admin \
+             key; set ENVIRONMENT_FALLBACK=false or HOST=127.0.0.1 to end that"
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! The network: accept connections, and on shutdown let those that are at work finish.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use axum::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,10 @@ use tower::ServiceExt;
 /// How long accepting rests after it failed. Running out of file descriptors is the usual reason,
 /// and only time helps: a loop without a rest would take a whole core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a health check waits, and how much of an answer it reads, in bytes.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 
 /// How patient the server is.
 #[derive(Debug, Clone, Copy)]
@@ -93,4 +99,20 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// Whether a service at the address answers `GET /` with success.
+///
+/// # Errors
+/// What it did instead.
+pub async fn answers(address: SocketAddr) -> Result<(), io::Error> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(MAX_HEALTH_ANSWER).read_to_end(&mut answer).await?;
+        let healthy = answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200");
+        healthy.then_some(()).ok_or_else(|| io::Error::other("it does not answer with 200"))
+    };
+    timeout(HEALTH_PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -2,14 +2,13 @@
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogFormat};
+use crate::config::LogFormat;
 
-/// Sends this process's logs to standard error, in the form and with the filter of the settings.
-/// A second call changes nothing.
-pub fn init(config: &Config) {
-    let filter = EnvFilter::new(&config.log_filter);
+/// Sends this process's logs to standard error. A second call changes nothing.
+pub fn init(format: LogFormat, filter: &str) {
+    let filter = EnvFilter::new(filter);
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = match config.log_format {
+    let result = match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };
