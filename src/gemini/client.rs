@@ -34,7 +34,7 @@ const MAX_ANSWER: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    /// The base URL, with no slash at its end.
+    /// What stands before the path of every call.
     base: Arc<Url>,
 }
 
