@@ -1,0 +1,260 @@
+//! The bodies of answers.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::tokens::tokens;
+
+/// What a model that thinks spends on it, in tokens.
+const THOUGHTS_TOKENS: u64 = 128;
+
+const THOUGHT: &str = "The simulator is thinking about the prompt.";
+
+/// A sentence to pad answers with; any would do.
+const PADDING: &str = " Nothing more is known about this, and the sentence is repeated.";
+
+/// The answer to one call, before it is cut into a body or into the events of a stream.
+pub(super) struct Answer<'a> {
+    pub model: &'a str,
+    pub response_id: String,
+    pub prompt_tokens: u64,
+    pub outcome: Outcome<'a>,
+}
+
+/// What became of the prompt.
+pub(super) enum Outcome<'a> {
+    /// The prompt was blocked for this reason; there is no candidate.
+    Blocked(&'a str),
+    Candidate(Candidate<'a>),
+}
+
+/// The one candidate of an answer.
+pub(super) struct Candidate<'a> {
+    pub text: Cow<'a, str>,
+    pub finish_reason: &'a str,
+    pub content: Content,
+}
+
+/// How the text is presented.
+#[derive(Clone, Copy)]
+pub(super) enum Content {
+    /// `"content": {}`, as when the answer is withheld.
+    Missing,
+    /// A content that has a role and no parts.
+    WithoutParts,
+    /// The text in so many parts, perhaps after a thought.
+    Parts { count: usize, thought: bool },
+}
+
+impl Answer<'_> {
+    /// The answer in one body.
+    pub fn whole(&self) -> Bytes {
+        match &self.outcome {
+            Outcome::Blocked(reason) => self.blocked(reason),
+            Outcome::Candidate(candidate) => {
+                let Content::Parts { count, thought } = candidate.content else {
+                    return self.without_text(candidate);
+                };
+                let texts = pieces(&candidate.text, count);
+                let finish = Some(candidate.finish_reason);
+                self.encode(&texts, thought, finish, tokens(&candidate.text))
+            }
+        }
+    }
+
+    /// The answer in at most so many chunks. Usage is cumulative, and the last one says why the
+    /// answer ends.
+    pub fn chunks(&self, count: usize) -> Vec<Bytes> {
+        let candidate = match &self.outcome {
+            Outcome::Blocked(reason) => return vec![self.blocked(reason)],
+            Outcome::Candidate(candidate) => candidate,
+        };
+        let Content::Parts { thought, .. } = candidate.content else {
+            return vec![self.without_text(candidate)];
+        };
+        let texts = pieces(&candidate.text, count);
+        let mut sent = 0;
+        let chunk = |(index, text): (usize, &&str)| {
+            sent += text.len();
+            let finish = (index + 1 == texts.len()).then_some(candidate.finish_reason);
+            let tokens_so_far = tokens(&candidate.text[..sent]);
+            self.encode(&[text], thought && index == 0, finish, tokens_so_far)
+        };
+        texts.iter().enumerate().map(chunk).collect()
+    }
+
+    fn encode(
+        &self,
+        texts: &[&str],
+        thought: bool,
+        finish_reason: Option<&str>,
+        tokens: u64,
+    ) -> Bytes {
+        let thought = thought.then_some(Part { text: THOUGHT, thought: Some(true) });
+        let texts = texts.iter().map(|text| Part { text, thought: None });
+        let parts = thought.into_iter().chain(texts).collect();
+        let content = WireContent { parts: Some(parts), role: Some("model") };
+        self.candidate(content, finish_reason, Some(tokens))
+    }
+
+    fn without_text(&self, candidate: &Candidate<'_>) -> Bytes {
+        let role = matches!(candidate.content, Content::WithoutParts).then_some("model");
+        self.candidate(WireContent { parts: None, role }, Some(candidate.finish_reason), None)
+    }
+
+    fn candidate(
+        &self,
+        content: WireContent<'_>,
+        finish_reason: Option<&str>,
+        candidates_token_count: Option<u64>,
+    ) -> Bytes {
+        let candidate = WireCandidate { content, finish_reason, index: 0 };
+        self.body(Some([candidate]), None, self.usage(candidates_token_count, self.thoughts()))
+    }
+
+    fn blocked(&self, block_reason: &str) -> Bytes {
+        self.body(None, Some(PromptFeedback { block_reason }), self.usage(None, None))
+    }
+
+    fn body(
+        &self,
+        candidates: Option<[WireCandidate<'_>; 1]>,
+        prompt_feedback: Option<PromptFeedback<'_>>,
+        usage_metadata: UsageMetadata,
+    ) -> Bytes {
+        let response = GenerateContentResponse {
+            candidates,
+            prompt_feedback,
+            usage_metadata,
+            model_version: self.model,
+            response_id: &self.response_id,
+        };
+        serde_json::to_vec(&response).expect("strings and numbers are always JSON").into()
+    }
+
+    /// The "pro" models think before they answer.
+    fn thoughts(&self) -> Option<u64> {
+        self.model.contains("pro").then_some(THOUGHTS_TOKENS)
+    }
+
+    fn usage(&self, candidates: Option<u64>, thoughts: Option<u64>) -> UsageMetadata {
+        UsageMetadata {
+            prompt_token_count: self.prompt_tokens,
+            candidates_token_count: candidates,
+            total_token_count: self.prompt_tokens
+                + candidates.unwrap_or_default()
+                + thoughts.unwrap_or_default(),
+            thoughts_token_count: thoughts,
+        }
+    }
+}
+
+/// The text in so many pieces of about the same size, or fewer when it is short.
+fn pieces(text: &str, count: usize) -> Vec<&str> {
+    let size = text.len().div_ceil(count.max(1)).max(1);
+    let mut pieces = Vec::with_capacity(count);
+    let mut rest = text;
+    while rest.len() > size {
+        let (piece, after) = rest.split_at(rest.ceil_char_boundary(size));
+        pieces.push(piece);
+        rest = after;
+    }
+    if !rest.is_empty() || pieces.is_empty() {
+        pieces.push(rest);
+    }
+    pieces
+}
+
+/// The beginning of a text, at most so many bytes.
+pub(super) fn beginning(mut text: String, bytes: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes));
+    text
+}
+
+/// The text padded or cut to a size in bytes.
+pub(super) fn sized(text: String, bytes: usize) -> String {
+    let mut text = beginning(text, bytes);
+    text.reserve(bytes - text.len());
+    while text.len() + PADDING.len() <= bytes {
+        text.push_str(PADDING);
+    }
+    let missing = bytes - text.len();
+    text.push_str(&PADDING[..missing]);
+    text
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GenerateContentResponse<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    candidates: Option<[WireCandidate<'a>; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_feedback: Option<PromptFeedback<'a>>,
+    usage_metadata: UsageMetadata,
+    model_version: &'a str,
+    response_id: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireCandidate<'a> {
+    content: WireContent<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'a str>,
+    index: u32,
+}
+
+#[derive(Serialize)]
+struct WireContent<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<Part<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Part<'a> {
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thought: Option<bool>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PromptFeedback<'a> {
+    block_reason: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UsageMetadata {
+    prompt_token_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    candidates_token_count: Option<u64>,
+    total_token_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thoughts_token_count: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_add_up_and_end_between_characters() {
+        assert_eq!(pieces("", 4), [""]);
+        assert_eq!(pieces("ab", 4), ["a", "b"]);
+        assert_eq!(pieces("ééééé", 2).concat(), "ééééé");
+        assert_eq!(pieces("abcdefgh", 4), ["ab", "cd", "ef", "gh"]);
+    }
+
+    #[test]
+    fn a_sized_text_has_the_size() {
+        for bytes in [0, 1, 5, 64, 65, 1000] {
+            assert_eq!(sized("é an answer".to_owned(), bytes).len(), bytes);
+        }
+        assert!(sized("an answer".to_owned(), 100).starts_with("an answer Nothing"));
+    }
+}

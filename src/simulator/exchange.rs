@@ -1,0 +1,346 @@
+//! One call: what is to be answered to it, and when.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri, header};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::answer::{Answer, Candidate, Content, Outcome, beginning, sized};
+use super::instance::fitting;
+use super::quota::{Exceeded, Quota};
+use super::refusal::Refusal;
+use super::request::{GenerateContentRequest, GenerationConfig};
+use super::schema::{check_response_json_schema, check_response_schema};
+use super::script::{Ending, Script};
+use super::stats::{Call, JournalEntry, hash};
+use super::tokens::tokens;
+use super::{Options, Simulator};
+
+/// The shortest `X-Server-Timeout` that Gemini takes, in seconds.
+const MIN_SERVER_TIMEOUT: f64 = 10.0;
+
+/// What a scripted quota refusal names as the limit and the wait.
+const SCRIPTED_LIMIT: u64 = 10;
+const SCRIPTED_WAIT: Duration = Duration::from_millis(12_345);
+
+/// The address of a call: `/v1beta/models/gemini-2.5-flash:generateContent`.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub version: &'a str,
+    /// `models` or `tunedModels`.
+    pub collection: &'a str,
+    pub model: &'a str,
+    pub method: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// Reads the last three segments of a path. The method is empty when there is none.
+    pub fn from_path(path: &'a str) -> Option<Self> {
+        let mut segments = path.rsplitn(4, '/');
+        let (last, collection, version) = (segments.next()?, segments.next()?, segments.next()?);
+        let (model, method) = last.split_once(':').unwrap_or((last, ""));
+        Some(Self { version, collection, model, method })
+    }
+
+    /// The resource name, such as `models/gemini-2.5-flash`.
+    pub fn resource(&self) -> String {
+        format!("{}/{}", self.collection, self.model)
+    }
+
+    /// Refuses a model that does not exist.
+    pub fn check_model(&self, options: &Options) -> Result<(), Refusal> {
+        let tuned = self.collection == "tunedModels";
+        let is_gemini = ["gemini-", "gemma-"].iter().any(|family| self.model.starts_with(family));
+        if options.models.iter().any(|model| model == self.model) {
+            Ok(())
+        } else if self.model.contains("retired") {
+            Err(Refusal::model_retired(&self.resource()))
+        } else if options.models.is_empty()
+            && (tuned || is_gemini)
+            && !self.model.contains("unknown")
+        {
+            Ok(())
+        } else {
+            Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
+        }
+    }
+}
+
+/// The key of a call, from the header, as a bearer token or from the query.
+pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    header(http::HeaderName::from_static("x-goog-api-key"))
+        .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
+        .or_else(|| query_value(uri, "key"))
+        .filter(|key| !key.is_empty())
+}
+
+/// A parameter of the query, without decoding: keys and `alt=sse` need none.
+pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.into_iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
+}
+
+/// Refuses a call without a key or with a key that does not exist.
+pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
+    let key = key.ok_or_else(Refusal::no_key)?;
+    if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {
+        return Err(Refusal::invalid_key());
+    }
+    Ok(key)
+}
+
+/// Refuses a deadline that Gemini finds too short.
+fn check_deadline(headers: &HeaderMap) -> Result<(), Refusal> {
+    let timeout = headers.get("x-server-timeout").and_then(|value| value.to_str().ok());
+    match timeout.and_then(|timeout| timeout.parse::<f64>().ok()) {
+        Some(seconds) if seconds < MIN_SERVER_TIMEOUT => Err(Refusal::invalid_argument(format!(
+            "Manually set deadline {seconds}s is too short. Minimum allowed deadline is \
+             {MIN_SERVER_TIMEOUT}s."
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A generating call that has arrived, with its body.
+pub(super) struct Exchange<'a> {
+    pub simulator: &'a Simulator,
+    pub target: Target<'a>,
+    pub headers: &'a HeaderMap,
+    pub key: Option<&'a str>,
+    pub body: &'a [u8],
+    pub arrived: Instant,
+    /// The most chunks to answer in; none for one body.
+    pub chunks: Option<usize>,
+}
+
+/// How a call is to be answered.
+pub(super) struct Plan {
+    /// From the arrival to the last byte.
+    pub latency: Duration,
+    pub reply: Reply,
+}
+
+/// What a call is to be answered with.
+pub(super) enum Reply {
+    Refused(Refusal),
+    /// Nothing: the connection is closed.
+    Closed,
+    Answered {
+        chunks: Vec<Bytes>,
+        /// Whether the connection is closed half way.
+        truncated: bool,
+    },
+}
+
+impl From<Refusal> for Plan {
+    fn from(refusal: Refusal) -> Self {
+        Self { latency: Duration::ZERO, reply: Reply::Refused(refusal) }
+    }
+}
+
+impl Exchange<'_> {
+    /// Decides how the call is answered: refused for its key, model or body first, then for the
+    /// quotas, then for want of capacity, then as its script says, then at random.
+    pub fn plan(&self, call: &mut Call) -> Plan {
+        let request = GenerateContentRequest::parse(self.body);
+        if self.simulator.options().journal {
+            call.record(self.journal_entry(request.as_ref().ok()));
+        }
+        request.and_then(|request| self.decide(&request, call)).unwrap_or_else(Plan::from)
+    }
+
+    fn decide(
+        &self,
+        request: &GenerateContentRequest<'_>,
+        call: &mut Call,
+    ) -> Result<Plan, Refusal> {
+        let options = self.simulator.options();
+        let key = check_key(self.key, options)?;
+        self.target.check_model(options)?;
+        check_deadline(self.headers)?;
+        let schema = check_schemas(request)?;
+        let prompt = request.prompt();
+        let (prompt, script) = Script::parse(&prompt)
+            .map_err(|error| Refusal::invalid_argument(format!("[[simulate:…]]: {error}")))?;
+
+        let input_tokens = request.input_tokens();
+        self.admit(key, input_tokens, call)?;
+        let script = self.as_often_as_scripted(script, key, &prompt);
+        let (latency, failure) = self.simulator.draw();
+        let latency = script.latency.unwrap_or(latency);
+        let reply = match (&script.ending, &failure) {
+            (Some(Ending::Status(status)), _) | (None, Some(status)) => {
+                Reply::Refused(Refusal::with_status(*status))
+            }
+            (Some(Ending::Html(status)), _) => Reply::Refused(Refusal::html(*status)),
+            (Some(Ending::Quota(quota)), _) => Reply::Refused(self.scripted_quota(*quota)),
+            (Some(Ending::Close), _) => Reply::Closed,
+            (Some(Ending::Blocked(reason)), _) => {
+                self.answer(Outcome::Blocked(reason), input_tokens, script.truncate_body)
+            }
+            (None, None) => {
+                let outcome = self.candidate(request, schema.as_ref(), &prompt, &script)?;
+                self.answer(outcome, input_tokens, script.truncate_body)
+            }
+        };
+        Ok(Plan { latency, reply })
+    }
+
+    fn admit(&self, key: &str, input_tokens: u64, call: &mut Call) -> Result<(), Refusal> {
+        self.simulator
+            .quotas()
+            .admit(key, self.target.model, input_tokens, self.arrived)
+            .map_err(|exceeded| self.quota_exceeded(&exceeded))?;
+        if call.take_place(self.simulator.capacity()) {
+            Ok(())
+        } else {
+            Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))
+        }
+    }
+
+    fn journal_entry(&self, request: Option<&GenerateContentRequest<'_>>) -> JournalEntry {
+        JournalEntry {
+            api_key: self.key.unwrap_or_default().to_owned(),
+            model: self.target.model.to_owned(),
+            prompt_text: request.map_or_else(String::new, |r| r.prompt().into_owned()),
+            body: serde_json::from_slice(self.body).unwrap_or_default(),
+            arrived_at: self.arrived,
+            status: None,
+        }
+    }
+
+    fn quota_exceeded(&self, exceeded: &Exceeded) -> Refusal {
+        let free_tier = self.simulator.options().free_tier;
+        Refusal::quota_exceeded(exceeded, self.target.model, free_tier)
+    }
+
+    fn scripted_quota(&self, quota: Quota) -> Refusal {
+        let violations = vec![(quota, SCRIPTED_LIMIT)];
+        self.quota_exceeded(&Exceeded { violations, retry_in: SCRIPTED_WAIT })
+    }
+
+    /// The script, or a blank one when it has been followed often enough.
+    fn as_often_as_scripted<'s>(&self, script: Script<'s>, key: &str, prompt: &str) -> Script<'s> {
+        let Some(times) = script.fail_times else { return script };
+        let attempts = self.simulator.count_attempt(hash((key, self.target.model, prompt)));
+        if attempts > times { Script::default() } else { script }
+    }
+
+    fn answer(&self, outcome: Outcome<'_>, prompt_tokens: u64, truncated: bool) -> Reply {
+        let answer = Answer {
+            model: self.target.model,
+            response_id: self.simulator.next_response_id(),
+            prompt_tokens,
+            outcome,
+        };
+        let chunks = match self.chunks {
+            None => vec![answer.whole()],
+            Some(count) => answer.chunks(count),
+        };
+        Reply::Answered { chunks, truncated }
+    }
+
+    fn candidate<'a>(
+        &self,
+        request: &GenerateContentRequest<'_>,
+        schema: Option<&Value>,
+        prompt: &str,
+        script: &Script<'a>,
+    ) -> Result<Outcome<'a>, Refusal> {
+        let mut finish_reason = script.finish.unwrap_or("STOP");
+        let mut text = match script.text {
+            Some(text) => text.to_owned(),
+            None if script.invalid_json => r#"{"unfinished": "#.to_owned(),
+            None => self.text(request, schema, prompt)?,
+        };
+        let max_tokens = request.generation_config().and_then(|config| config.max_output_tokens);
+        if finish_reason == "MAX_TOKENS" {
+            let half = text.len() / 2;
+            text = beginning(text, half);
+        } else if let Some(max_tokens) = max_tokens.filter(|max| tokens(&text) > *max) {
+            finish_reason = "MAX_TOKENS";
+            text = beginning(text, max_tokens as usize * 4);
+        }
+        let content = match finish_reason {
+            _ if script.empty => Content::WithoutParts,
+            "STOP" | "MAX_TOKENS" => {
+                Content::Parts { count: script.parts.unwrap_or(1), thought: script.thought }
+            }
+            _ => Content::Missing,
+        };
+        Ok(Outcome::Candidate(Candidate { text: Cow::Owned(text), finish_reason, content }))
+    }
+
+    /// The text of the answer: JSON that fits the schema when there is one, otherwise a sentence
+    /// that repeats the prompt.
+    fn text(
+        &self,
+        request: &GenerateContentRequest<'_>,
+        schema: Option<&Value>,
+        prompt: &str,
+    ) -> Result<String, Refusal> {
+        let options = self.simulator.options();
+        if let Some(schema) = schema {
+            let value = fitting(schema, prompt, options.seed ^ hash(prompt))
+                .ok_or_else(|| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+            return Ok(match value {
+                Value::String(choice) if request.wants_enum() => choice,
+                value => value.to_string(),
+            });
+        }
+        let text = format!("Simulated answer to: {prompt}");
+        if request.wants_json() {
+            return Ok(json!({"answer": text}).to_string());
+        }
+        Ok(match options.answer_bytes {
+            Some(bytes) => sized(text, bytes),
+            None => text,
+        })
+    }
+}
+
+/// The schema of the answer, when there is one, and when Gemini would take it.
+fn check_schemas(request: &GenerateContentRequest<'_>) -> Result<Option<Value>, Refusal> {
+    let Some(config) = request.generation_config() else { return Ok(None) };
+    let schema = match *config {
+        GenerationConfig { response_schema: None, response_json_schema: None, .. } => {
+            return Ok(None);
+        }
+        GenerationConfig { response_schema: Some(_), response_json_schema: Some(_), .. } => {
+            return Err(broken_rule(
+                "response_json_schema: only one of response_schema and response_json_schema may \
+                 be set",
+            ));
+        }
+        GenerationConfig { response_schema: Some(schema), .. } => {
+            let schema = parsed(schema)?;
+            check_response_schema(&schema)?;
+            schema
+        }
+        GenerationConfig { response_json_schema: Some(schema), .. } => {
+            let schema = parsed(schema)?;
+            check_response_json_schema(&schema)?;
+            schema
+        }
+    };
+    if !request.wants_json() && !request.wants_enum() {
+        return Err(broken_rule("response_mime_type: must be application/json with a schema"));
+    }
+    Ok(Some(schema))
+}
+
+/// A rule of the generation config that is documented, but whose refusal is not recorded.
+fn broken_rule(rule: &str) -> Refusal {
+    Refusal::rules(&[format!("GenerateContentRequest.generation_config.{rule}")])
+}
+
+fn parsed(schema: &RawValue) -> Result<Value, Refusal> {
+    serde_json::from_str(schema.get()).map_err(|error| {
+        Refusal::invalid_argument(format!("Invalid JSON payload received. {error}"))
+    })
+}

@@ -1,0 +1,381 @@
+//! A value that fits a schema.
+//!
+//! Takes the keywords of both dialects, Gemini's own and JSON Schema, so one piece of code
+//! answers both.
+
+use fastrand::Rng;
+use serde_json::{Map, Number, Value, json};
+
+use super::pattern::matching_text;
+
+/// Nesting within which optional properties are filled in.
+const FULL_DEPTH: u32 = 6;
+
+/// Nesting that a schema may demand at most.
+const MAX_DEPTH: u32 = 64;
+
+/// The most of a prompt, in bytes, that a string repeats.
+const MAX_ECHO: usize = 200;
+
+/// A value that fits the schema, the same for the same seed, or nothing when every value would
+/// be nested without end.
+///
+/// Properties come in the order of `propertyOrdering`, optional ones included. A string without
+/// rules of its own says its property and the prompt, so that an answer can be told from others.
+pub(super) fn fitting(schema: &Value, prompt: &str, seed: u64) -> Option<Value> {
+    let echo = &prompt[..prompt.floor_char_boundary(MAX_ECHO)];
+    // Optional properties and long lists are left out a level earlier each time it fails.
+    let depths = (0..=FULL_DEPTH).rev().map(|full| (full, full + 8)).chain([(0, MAX_DEPTH)]);
+    depths.into_iter().find_map(|(full_depth, max_depth)| {
+        let rng = Rng::with_seed(seed);
+        let mut builder = Builder { root: schema, echo, full_depth, max_depth, rng };
+        builder.value(schema, "value", 0)
+    })
+}
+
+struct Builder<'a> {
+    root: &'a Value,
+    echo: &'a str,
+    full_depth: u32,
+    max_depth: u32,
+    rng: Rng,
+}
+
+impl<'a> Builder<'a> {
+    fn value(&mut self, schema: &'a Value, name: &str, depth: u32) -> Option<Value> {
+        if depth > self.max_depth {
+            return None;
+        }
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            return self.value(self.resolve(reference)?, name, depth + 1);
+        }
+        if let Some(values) = schema.get("enum").and_then(Value::as_array) {
+            return self.rng.choice(values).cloned();
+        }
+        if schema["nullable"] == true && self.rng.u8(..4) == 0 {
+            return Some(Value::Null);
+        }
+        if let Some(branches) = list(schema, "anyOf", "any_of").or(list(schema, "oneOf", "one_of"))
+        {
+            return self.one_of(branches, name, depth + 1);
+        }
+        match self.kind(schema)?.as_str() {
+            "object" => self.object(schema, depth),
+            "array" => self.array(schema, name, depth),
+            "integer" => Some(self.integer(schema)),
+            "number" => Some(self.number(schema)),
+            "boolean" => Some(Value::Bool(self.rng.bool())),
+            "null" => Some(Value::Null),
+            _ => Some(Value::String(self.string(schema, name))),
+        }
+    }
+
+    fn resolve(&self, reference: &str) -> Option<&'a Value> {
+        self.root.pointer(reference.strip_prefix('#')?)
+    }
+
+    /// The type in lower case. Of several it is one at random; without one it is what the other
+    /// keywords suggest.
+    fn kind(&mut self, schema: &Value) -> Option<String> {
+        let kind = match schema.get("type") {
+            Some(Value::Array(kinds)) => self.rng.choice(kinds)?.as_str()?,
+            Some(kind) => kind.as_str()?,
+            None if ["properties", "additionalProperties"]
+                .iter()
+                .any(|k| schema.get(k).is_some()) =>
+            {
+                "object"
+            }
+            None if ["items", "prefixItems"].iter().any(|k| schema.get(k).is_some()) => "array",
+            None => "string",
+        };
+        Some(kind.to_ascii_lowercase())
+    }
+
+    /// A value of the first branch, from a random one on, that has one.
+    fn one_of(&mut self, branches: &'a [Value], name: &str, depth: u32) -> Option<Value> {
+        let first = self.rng.usize(..branches.len().max(1));
+        let (before, after) = branches.split_at_checked(first)?;
+        after.iter().chain(before).find_map(|branch| self.value(branch, name, depth))
+    }
+
+    fn object(&mut self, schema: &'a Value, depth: u32) -> Option<Value> {
+        let mut object = Map::new();
+        let required: Vec<&str> = list(schema, "required", "required")
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        for (name, property) in ordered_properties(schema) {
+            let is_required = required.contains(&name);
+            if !is_required && depth >= self.full_depth {
+                continue;
+            }
+            match self.value(property, name, depth + 1) {
+                Some(value) => _ = object.insert(name.to_owned(), value),
+                None if is_required => return None,
+                None => {}
+            }
+        }
+        self.add_further_properties(schema, &mut object, depth)?;
+        Some(Value::Object(object))
+    }
+
+    /// Fills up to `minProperties`, and shows one entry of a map.
+    fn add_further_properties(
+        &mut self,
+        schema: &'a Value,
+        object: &mut Map<String, Value>,
+        depth: u32,
+    ) -> Option<()> {
+        let further = schema.get("additionalProperties").filter(|further| further.is_object());
+        let is_map = further.is_some() && schema.get("properties").is_none();
+        let least = integer(schema, "minProperties", "min_properties").unwrap_or(0);
+        let wanted = least.max(u64::from(is_map && depth < self.full_depth));
+        for number in 1.. {
+            if object.len() as u64 >= wanted {
+                break;
+            }
+            let name = format!("key{number}");
+            let value = match further {
+                Some(further) => self.value(further, &name, depth + 1)?,
+                None => json!(number),
+            };
+            object.insert(name, value);
+        }
+        Some(())
+    }
+
+    fn array(&mut self, schema: &'a Value, name: &str, depth: u32) -> Option<Value> {
+        let least = integer(schema, "minItems", "min_items").unwrap_or(0);
+        let most = integer(schema, "maxItems", "max_items").unwrap_or(u64::MAX);
+        let prefix = list(schema, "prefixItems", "prefix_items").unwrap_or(&[]);
+        let usual = if depth >= self.full_depth { 0 } else { 2.max(prefix.len() as u64) };
+        let length = usual.min(most).max(least);
+        let mut items = Vec::new();
+        for index in 0..length {
+            let item = match prefix.get(index as usize).or_else(|| schema.get("items")) {
+                Some(Value::Bool(false)) if index >= least => break,
+                Some(item) => self.value(item, name, depth + 1),
+                None if index >= least => break,
+                None => Some(json!(index)),
+            };
+            match item {
+                Some(item) => items.push(item),
+                None if index < least => return None,
+                None => break,
+            }
+        }
+        Some(Value::Array(items))
+    }
+
+    fn integer(&mut self, schema: &Value) -> Value {
+        let lowest = bound(schema, "minimum").map(|bound| bound.ceil() as i64);
+        let highest = bound(schema, "maximum").map(|bound| bound.floor() as i64);
+        let (lowest, highest) = match (lowest, highest) {
+            (Some(lowest), Some(highest)) => (lowest, highest.max(lowest)),
+            (Some(lowest), None) => (lowest, lowest.saturating_add(100)),
+            (None, Some(highest)) => (highest.saturating_sub(100), highest),
+            (None, None) => (0, 100),
+        };
+        json!(self.rng.i64(lowest..=highest))
+    }
+
+    fn number(&mut self, schema: &Value) -> Value {
+        let (lowest, highest) = match (bound(schema, "minimum"), bound(schema, "maximum")) {
+            (Some(lowest), Some(highest)) => (lowest, highest.max(lowest)),
+            (Some(lowest), None) => (lowest, lowest + 100.0),
+            (None, Some(highest)) => (highest - 100.0, highest),
+            (None, None) => (0.0, 100.0),
+        };
+        let number = (lowest + self.rng.f64() * (highest - lowest)).clamp(lowest, highest);
+        Number::from_f64(number).map_or(json!(lowest), Value::Number)
+    }
+
+    fn string(&mut self, schema: &Value, name: &str) -> String {
+        if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
+            return matching_text(pattern);
+        }
+        if let Some(text) = schema.get("format").and_then(Value::as_str).and_then(formatted) {
+            return text.to_owned();
+        }
+        let mut text = format!("Simulated {name} for: {}", self.echo);
+        let length = text.chars().count() as u64;
+        let least = integer(schema, "minLength", "min_length").unwrap_or(0);
+        let most = integer(schema, "maxLength", "max_length").unwrap_or(u64::MAX);
+        if length > most {
+            text = text.chars().take(most as usize).collect();
+        }
+        text.extend((length..least).map(|_| '.'));
+        text
+    }
+}
+
+/// The properties, first those in `propertyOrdering`.
+fn ordered_properties(schema: &Value) -> Vec<(&str, &Value)> {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
+        return Vec::new();
+    };
+    let ordering: Vec<&str> = list(schema, "propertyOrdering", "property_ordering")
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let mut ordered: Vec<_> = properties.iter().map(|(name, value)| (&**name, value)).collect();
+    ordered.sort_by_key(|(name, _)| {
+        ordering.iter().position(|place| place == name).unwrap_or(ordering.len())
+    });
+    ordered
+}
+
+/// A text in one of the formats of JSON Schema.
+fn formatted(format: &str) -> Option<&'static str> {
+    match format {
+        "date-time" => Some("2026-01-02T03:04:05Z"),
+        "date" => Some("2026-01-02"),
+        "time" => Some("03:04:05Z"),
+        "duration" => Some("PT1H30M"),
+        "email" => Some("someone@example.com"),
+        "hostname" => Some("example.com"),
+        "ipv4" => Some("192.0.2.1"),
+        "ipv6" => Some("2001:db8::1"),
+        "uri" => Some("https://example.com/"),
+        "uuid" => Some("01234567-89ab-4cde-8f01-23456789abcd"),
+        _ => None,
+    }
+}
+
+fn list<'a>(schema: &'a Value, keyword: &str, snake_case: &str) -> Option<&'a [Value]> {
+    schema.get(keyword).or_else(|| schema.get(snake_case))?.as_array().map(Vec::as_slice)
+}
+
+/// A whole number; Google writes 64-bit ones as strings and takes them as such.
+fn integer(schema: &Value, keyword: &str, snake_case: &str) -> Option<u64> {
+    let value = schema.get(keyword).or_else(|| schema.get(snake_case))?;
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
+}
+
+fn bound(schema: &Value, keyword: &str) -> Option<f64> {
+    schema.get(keyword)?.as_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the values of many seeds against the schema itself.
+    fn assert_fits(schema: &Value) {
+        let validator = jsonschema::options()
+            .should_validate_formats(true)
+            .build(schema)
+            .expect("a valid JSON Schema");
+        for seed in 0..50 {
+            let value = fitting(schema, "a prompt", seed).expect("a value that fits exists");
+            let errors: Vec<String> =
+                validator.iter_errors(&value).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{value} does not fit {schema}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_value_fits() {
+        assert_fits(&json!({
+            "type": "object",
+            "properties": {
+                "short": {"type": "string", "maxLength": 5},
+                "long": {"type": "string", "minLength": 300},
+                "code": {"type": "string", "pattern": "^[A-Z]{3}-\\d{4}$"},
+                "day": {"type": "string", "format": "date"},
+                "moment": {"type": "string", "format": "date-time"},
+                "choice": {"enum": ["a", 2, null]},
+                "age": {"type": "integer", "minimum": 18, "maximum": 20},
+                "below": {"type": "integer", "maximum": -5},
+                "ratio": {"type": "number", "minimum": 0.5, "maximum": 0.75},
+                "yes": {"type": "boolean"},
+                "maybe": {"type": ["string", "null"]},
+                "either": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "null"}}]},
+                "list": {"type": "array", "items": {"type": "string"}, "minItems": 3, "maxItems": 4},
+                "none": {"type": "array", "items": {"type": "string"}, "maxItems": 0},
+                "pair": {
+                    "type": "array",
+                    "prefixItems": [{"type": "string"}, {"type": "integer"}],
+                    "items": false, "minItems": 2,
+                },
+                "map": {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2},
+            },
+            "required": ["short", "code", "choice", "age", "ratio", "list", "pair", "map"],
+            "additionalProperties": false,
+        }));
+    }
+
+    #[test]
+    fn recursion_ends() {
+        assert_fits(&json!({
+            "$defs": {
+                "Tree": {
+                    "type": "object",
+                    "properties": {
+                        "value": {"type": "string"},
+                        "children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}},
+                    },
+                    "required": ["value", "children"],
+                },
+                "Chain": {
+                    "type": "object",
+                    "properties": {
+                        "next": {"anyOf": [{"$ref": "#/$defs/Chain"}, {"type": "null"}]},
+                    },
+                    "required": ["next"],
+                },
+            },
+            "type": "object",
+            "properties": {"tree": {"$ref": "#/$defs/Tree"}, "chain": {"$ref": "#/$defs/Chain"}},
+            "required": ["tree", "chain"],
+        }));
+    }
+
+    #[test]
+    fn deep_nesting_is_followed() {
+        let schema = (0..20).fold(json!({"type": "string"}), |inner, _| {
+            json!({"type": "object", "properties": {"inner": inner}, "required": ["inner"]})
+        });
+        assert_fits(&schema);
+    }
+
+    #[test]
+    fn what_cannot_end_has_no_value() {
+        let schema =
+            json!({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]});
+        assert_eq!(fitting(&schema, "", 0), None);
+    }
+
+    #[test]
+    fn geminis_own_dialect_is_understood() {
+        let schema = json!({
+            "type": "OBJECT",
+            "properties": {
+                "b": {"type": "INTEGER", "nullable": true},
+                "a": {"type": "ARRAY", "items": {"type": "STRING", "enum": ["x"]}, "minItems": "2"},
+            },
+            "propertyOrdering": ["a", "b"],
+            "required": ["a", "b"],
+        });
+        let values: Vec<Value> =
+            (0..50).map(|seed| fitting(&schema, "", seed).expect("a value")).collect();
+        for value in &values {
+            assert_eq!(value["a"], json!(["x", "x"]));
+            let keys: Vec<&String> = value.as_object().expect("an object").keys().collect();
+            assert_eq!(keys, ["a", "b"]);
+        }
+        assert!(values.iter().any(|value| value["b"].is_null()));
+        assert!(values.iter().any(|value| value["b"].is_i64()));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_value_and_strings_say_the_prompt() {
+        let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
+        let value = fitting(&schema, "who?", 7);
+        assert_eq!(value, fitting(&schema, "who?", 7));
+        assert_eq!(value, Some(json!({"name": "Simulated name for: who?"})));
+    }
+}

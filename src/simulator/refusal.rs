@@ -1,0 +1,337 @@
+//! The errors that Gemini answers with, worded as it words them.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::quota::Exceeded;
+
+/// The content type of every JSON body.
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=UTF-8");
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=UTF-8");
+
+const QUOTA_MESSAGE: &str = "You exceeded your current quota, please check your plan and billing \
+    details. For more information on this error, head to: \
+    https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: \
+    https://ai.dev/rate-limit. ";
+
+/// A call that is not answered, and the body that says so.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    content_type: HeaderValue,
+    body: Bytes,
+    /// For a 429 with details, the quotas it names.
+    quota_ids: Vec<&'static str>,
+}
+
+/// A name or value in the request that Google's JSON reader stops at.
+pub(super) struct FieldViolation {
+    /// The place; empty for the request itself.
+    field: String,
+    description: String,
+}
+
+impl FieldViolation {
+    /// A name that is no field.
+    pub fn unknown_name(name: &str, field: &str) -> Self {
+        Self::at_name(name, field, "Cannot find field.")
+    }
+
+    /// A list where one value belongs.
+    pub fn list(name: &str, field: &str) -> Self {
+        Self::at_name(name, field, "Proto field is not repeating, cannot start list.")
+    }
+
+    fn at_name(name: &str, field: &str, reason: &str) -> Self {
+        let place = if field.is_empty() { String::new() } else { format!(" at '{field}'") };
+        Self {
+            field: field.to_owned(),
+            description: format!(
+                "Invalid JSON payload received. Unknown name \"{name}\"{place}: {reason}"
+            ),
+        }
+    }
+
+    /// A value that is not of the field's type.
+    pub fn value(field: &str, type_name: &str, value: &Value) -> Self {
+        Self {
+            field: field.to_owned(),
+            description: format!("Invalid value at '{field}' ({type_name}), {value}"),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        if self.field.is_empty() {
+            json!({"description": self.description})
+        } else {
+            json!({"field": self.field, "description": self.description})
+        }
+    }
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: &str, details: Option<Value>) -> Self {
+        let mut error = json!({
+            "code": status.as_u16(),
+            "message": message,
+            "status": status_name(status),
+        });
+        if let Some(details) = details {
+            error["details"] = details;
+        }
+        Self {
+            status,
+            content_type: JSON,
+            body: Bytes::from(json!({"error": error}).to_string()),
+            quota_ids: Vec::new(),
+        }
+    }
+
+    /// A request that is wrong in one point.
+    pub fn invalid_argument(message: impl AsRef<str>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message.as_ref(), None)
+    }
+
+    /// A request that breaks rules which Google writes as a list, one line each.
+    pub fn rules(violations: &[String]) -> Self {
+        let message: String = violations.iter().map(|rule| format!("* {rule}\n")).collect();
+        Self::invalid_argument(message)
+    }
+
+    /// A request with names or values that Google's JSON reader stops at.
+    pub fn bad_request(violations: &[FieldViolation]) -> Self {
+        let lines: Vec<&str> = violations.iter().map(|v| v.description.as_str()).collect();
+        let details = json!([{
+            "@type": "type.googleapis.com/google.rpc.BadRequest",
+            "fieldViolations": violations.iter().map(FieldViolation::to_json).collect::<Vec<_>>(),
+        }]);
+        Self::new(StatusCode::BAD_REQUEST, &lines.join("\n"), Some(details))
+    }
+
+    /// A call without a key.
+    pub fn no_key() -> Self {
+        let message = "Method doesn't allow unregistered callers (callers without established \
+            identity). Please use API Key or other form of API consumer identity to call this API.";
+        Self::new(StatusCode::FORBIDDEN, message, None)
+    }
+
+    /// A call with a key that does not exist.
+    pub fn invalid_key() -> Self {
+        let message = "API key not valid. Please pass a valid API key.";
+        let details = json!([
+            {
+                "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": "API_KEY_INVALID",
+                "domain": "googleapis.com",
+                "metadata": {"service": "generativelanguage.googleapis.com"},
+            },
+            {
+                "@type": "type.googleapis.com/google.rpc.LocalizedMessage",
+                "locale": "en-US",
+                "message": message,
+            },
+        ]);
+        Self::new(StatusCode::BAD_REQUEST, message, Some(details))
+    }
+
+    /// A model, or a method of it, that does not exist.
+    pub fn model_not_found(resource: &str, version: &str, method: &str) -> Self {
+        let message = format!(
+            "{resource} is not found for API version {version}, or is not supported for {method}. \
+             Call ModelService.ListModels to see the list of available models and their supported \
+             methods."
+        );
+        Self::new(StatusCode::NOT_FOUND, &message, None)
+    }
+
+    /// A model that was switched off.
+    pub fn model_retired(resource: &str) -> Self {
+        let message = format!(
+            "This model {resource} is no longer available. Please update your code to use a newer \
+             model for the latest features and improvements."
+        );
+        Self::new(StatusCode::NOT_FOUND, &message, None)
+    }
+
+    /// A call for which a quota has no room. The delay in the details is rounded down to whole
+    /// seconds, as recorded.
+    pub fn quota_exceeded(exceeded: &Exceeded, model: &str, free_tier: bool) -> Self {
+        let mut message = QUOTA_MESSAGE.to_owned();
+        let mut violations = Vec::new();
+        for (quota, limit) in &exceeded.violations {
+            let metric = quota.metric(free_tier);
+            message +=
+                &format!("\n* Quota exceeded for metric: {metric}, limit: {limit}, model: {model}");
+            violations.push(json!({
+                "quotaMetric": metric,
+                "quotaId": quota.id(free_tier),
+                "quotaDimensions": {"location": "global", "model": model},
+                "quotaValue": limit.to_string(),
+            }));
+        }
+        message += &format!("\nPlease retry in {}.", seconds(exceeded.retry_in));
+        let details = json!([
+            {
+                "@type": "type.googleapis.com/google.rpc.Help",
+                "links": [{
+                    "description": "Learn more about Gemini API quotas",
+                    "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
+                }],
+            },
+            {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations},
+            {
+                "@type": "type.googleapis.com/google.rpc.RetryInfo",
+                "retryDelay": format!("{}s", exceeded.retry_in.as_secs()),
+            },
+        ]);
+        let quota_ids = exceeded.violations.iter().map(|(quota, _)| quota.id(free_tier)).collect();
+        Self { quota_ids, ..Self::new(StatusCode::TOO_MANY_REQUESTS, &message, Some(details)) }
+    }
+
+    /// A refusal with nothing but a status and its usual message.
+    pub fn with_status(status: StatusCode) -> Self {
+        let message = match status.as_u16() {
+            400 => "Request contains an invalid argument.",
+            403 => "Your API key was reported as leaked. Please use another API key.",
+            429 => "Resource has been exhausted (e.g. check quota).",
+            500 => {
+                "An internal error has occurred. Please retry or report in \
+                 https://developers.generativeai.google/guide/troubleshooting"
+            }
+            503 => "The model is overloaded. Please try again later.",
+            504 => "Deadline expired before operation could complete.",
+            _ => status.canonical_reason().unwrap_or("Unknown error."),
+        };
+        Self::new(status, message, None)
+    }
+
+    /// A page from something in front of Gemini, not from Gemini itself.
+    pub fn html(status: StatusCode) -> Self {
+        let title = format!("Error {} ({})", status.as_u16(), status_name(status));
+        let page = format!(
+            "<!DOCTYPE html>\n<html lang=en>\n<title>{title}</title>\n<p>The server encountered a \
+             temporary error and could not complete your request.\n</html>\n"
+        );
+        let body = Bytes::from(page);
+        Self { status, content_type: HTML, body, quota_ids: Vec::new() }
+    }
+
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The quotas that the body names.
+    pub fn quota_ids(&self) -> &[&'static str] {
+        &self.quota_ids
+    }
+
+    /// The body of the response.
+    #[cfg(test)]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(header::CONTENT_TYPE, self.content_type);
+        response
+    }
+}
+
+/// The name of `google.rpc.Code` that goes with a status.
+fn status_name(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => "INVALID_ARGUMENT",
+        401 => "UNAUTHENTICATED",
+        403 => "PERMISSION_DENIED",
+        404 => "NOT_FOUND",
+        409 => "ABORTED",
+        429 => "RESOURCE_EXHAUSTED",
+        499 => "CANCELLED",
+        500 => "INTERNAL",
+        501 => "UNIMPLEMENTED",
+        503 => "UNAVAILABLE",
+        504 => "DEADLINE_EXCEEDED",
+        _ => "UNKNOWN",
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::quota::Quota;
+    use super::*;
+
+    #[test]
+    fn a_quota_refusal_says_what_when_and_where_to_read_more() {
+        let exceeded = Exceeded {
+            violations: vec![(Quota::InputTokensPerMinute, 250_000)],
+            retry_in: Duration::from_millis(48_939),
+        };
+        let refusal = Refusal::quota_exceeded(&exceeded, "gemini-2.5-flash", true);
+        let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
+        let metric =
+            "generativelanguage.googleapis.com/generate_content_free_tier_input_token_count";
+        let message = body["error"]["message"].as_str().expect("a message");
+        assert!(message.starts_with("You exceeded your current quota, please check your plan"));
+        assert!(message.ends_with(&format!(
+            "\n* Quota exceeded for metric: {metric}, limit: 250000, model: gemini-2.5-flash\
+             \nPlease retry in 48.939000000s."
+        )));
+        assert_eq!(body["error"]["code"], 429);
+        assert_eq!(body["error"]["status"], "RESOURCE_EXHAUSTED");
+        let details = body["error"]["details"].as_array().expect("details");
+        assert_eq!(
+            details[1]["violations"],
+            json!([{
+                "quotaMetric": metric,
+                "quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier",
+                "quotaDimensions": {"location": "global", "model": "gemini-2.5-flash"},
+                "quotaValue": "250000",
+            }])
+        );
+        assert_eq!(details[2]["retryDelay"], "48s");
+    }
+
+    #[test]
+    fn a_violation_of_the_request_itself_has_no_field() {
+        let violations = [
+            FieldViolation::unknown_name("response_format", "generation_config"),
+            FieldViolation::unknown_name("response_schema", ""),
+        ];
+        let body: Value =
+            serde_json::from_slice(Refusal::bad_request(&violations).body()).expect("JSON");
+        let first = "Invalid JSON payload received. Unknown name \"response_format\" at \
+            'generation_config': Cannot find field.";
+        let second = "Invalid JSON payload received. Unknown name \"response_schema\": \
+            Cannot find field.";
+        assert_eq!(
+            body,
+            json!({"error": {
+                "code": 400,
+                "message": format!("{first}\n{second}"),
+                "status": "INVALID_ARGUMENT",
+                "details": [{
+                    "@type": "type.googleapis.com/google.rpc.BadRequest",
+                    "fieldViolations": [
+                        {"field": "generation_config", "description": first},
+                        {"description": second},
+                    ],
+                }],
+            }})
+        );
+    }
+}

@@ -1,0 +1,321 @@
+//! The schemas that Gemini takes, and what it answers to the ones it does not.
+//!
+//! `responseSchema` is a protocol buffer: what is not one of its fields is refused by the JSON
+//! reader, with the place written as a path of fields; what breaks a rule of its own is refused
+//! afterwards, with the place written as an expression. `responseJsonSchema` takes a part of
+//! JSON Schema; how its refusals are worded is not recorded, so they follow those rules.
+
+use serde_json::{Map, Value};
+
+use super::refusal::{FieldViolation, Refusal};
+use super::request::field_name;
+
+/// The values of `type`, which are taken in lower case too.
+const TYPES: [&str; 7] = ["STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"];
+
+/// The fields of `responseSchema` that the reader does not look into.
+const PLAIN_FIELDS: [&str; 15] = [
+    "format",
+    "title",
+    "description",
+    "nullable",
+    "min_items",
+    "max_items",
+    "min_properties",
+    "max_properties",
+    "minimum",
+    "maximum",
+    "min_length",
+    "max_length",
+    "pattern",
+    "example",
+    "default",
+];
+
+/// The keywords of `responseJsonSchema` that take no schema. `default` and `pattern` are not
+/// documented, but recorded with an answer.
+const PLAIN_KEYWORDS: [&str; 16] = [
+    "$id",
+    "$ref",
+    "$anchor",
+    "type",
+    "format",
+    "title",
+    "description",
+    "enum",
+    "minItems",
+    "maxItems",
+    "minimum",
+    "maximum",
+    "required",
+    "propertyOrdering",
+    "default",
+    "pattern",
+];
+
+/// Refuses a `responseSchema` that Gemini refuses.
+pub(super) fn check_response_schema(schema: &Value) -> Result<(), Refusal> {
+    let mut violations = Vec::new();
+    read(schema, "generation_config.response_schema", &mut violations);
+    if !violations.is_empty() {
+        return Err(Refusal::bad_request(&violations));
+    }
+    let mut broken = Vec::new();
+    check_rules(schema, "GenerateContentRequest.generation_config.response_schema", &mut broken);
+    if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
+}
+
+/// Refuses a `responseJsonSchema` that Gemini refuses.
+pub(super) fn check_response_json_schema(schema: &Value) -> Result<(), Refusal> {
+    let mut broken = Vec::new();
+    let place = "GenerateContentRequest.generation_config.response_json_schema";
+    check_json_schema(schema, place, true, &mut broken);
+    if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
+}
+
+/// What Google's JSON reader stops at.
+fn read(schema: &Value, place: &str, violations: &mut Vec<FieldViolation>) {
+    let Value::Object(fields) = schema else {
+        violations.push(if schema.is_array() {
+            let (parent, name) = place.rsplit_once('.').unwrap_or(("", place));
+            FieldViolation::list(name, parent)
+        } else {
+            let schema_type = "type.googleapis.com/google.ai.generativelanguage.v1beta.Schema";
+            FieldViolation::value(place, schema_type, schema)
+        });
+        return;
+    };
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        let field = field_name(name);
+        let place_of_field = format!("{place}.{field}");
+        match field.as_str() {
+            "type" if value.is_array() => violations.push(FieldViolation::list(name, place)),
+            "type" => read_type(value, &place_of_field, violations),
+            "enum" | "required" | "property_ordering" => {
+                read_strings(value, &place_of_field, violations);
+            }
+            "items" => read(value, &place_of_field, violations),
+            "any_of" => {
+                for (index, branch) in value.as_array().into_iter().flatten().enumerate() {
+                    read(branch, &format!("{place_of_field}[{index}]"), violations);
+                }
+            }
+            "properties" => {
+                let properties = value.as_object().into_iter().flat_map(Map::values);
+                for (index, property) in properties.enumerate() {
+                    read(property, &format!("{place_of_field}[{index}].value"), violations);
+                }
+            }
+            field if PLAIN_FIELDS.contains(&field) => {}
+            _ => violations.push(FieldViolation::unknown_name(name, place)),
+        }
+    }
+}
+
+fn read_type(value: &Value, place: &str, violations: &mut Vec<FieldViolation>) {
+    let known = |name: &str| {
+        TYPES.contains(&name) || TYPES.map(str::to_ascii_lowercase).contains(&name.to_owned())
+    };
+    if !value.as_str().is_some_and(known) {
+        let type_type = "type.googleapis.com/google.ai.generativelanguage.v1beta.Type";
+        violations.push(FieldViolation::value(place, type_type, value));
+    }
+}
+
+fn read_strings(values: &Value, place: &str, violations: &mut Vec<FieldViolation>) {
+    for (index, value) in values.as_array().into_iter().flatten().enumerate() {
+        if !value.is_string() {
+            let place = format!("{place}[{index}]");
+            violations.push(FieldViolation::value(&place, "TYPE_STRING", value));
+        }
+    }
+}
+
+/// The rules that a `responseSchema` of known fields can still break.
+fn check_rules(schema: &Value, place: &str, broken: &mut Vec<String>) {
+    let kind = schema["type"].as_str().unwrap_or_default().to_ascii_uppercase();
+    let properties = schema["properties"].as_object();
+    let has = |name: &str| !schema[name].is_null();
+    if kind == "OBJECT" {
+        if properties.is_none_or(Map::is_empty) {
+            broken.push(format!("{place}.properties: should be non-empty for OBJECT type"));
+        }
+    } else {
+        for name in ["properties", "required"].into_iter().filter(|name| has(name)) {
+            broken.push(format!("{place}.{name}: only allowed for OBJECT type"));
+        }
+    }
+    if kind == "ARRAY" && !has("items") {
+        broken.push(format!("{place}.items: missing field."));
+    }
+    if kind != "STRING" && has("enum") {
+        broken.push(format!("{place}.enum: only allowed for STRING type"));
+    }
+    for (index, name) in schema["required"].as_array().into_iter().flatten().enumerate() {
+        let defined = properties.is_some_and(|properties| {
+            name.as_str().is_some_and(|name| properties.contains_key(name))
+        });
+        if kind == "OBJECT" && !defined {
+            broken.push(format!("{place}.required[{index}]: property is not defined"));
+        }
+    }
+    for (name, property) in properties.into_iter().flatten() {
+        check_rules(property, &format!("{place}.properties[\"{name}\"]"), broken);
+    }
+    if has("items") {
+        check_rules(&schema["items"], &format!("{place}.items"), broken);
+    }
+    let branches = schema.get("anyOf").or_else(|| schema.get("any_of")).and_then(Value::as_array);
+    for (index, branch) in branches.into_iter().flatten().enumerate() {
+        check_rules(branch, &format!("{place}.any_of[{index}]"), broken);
+    }
+}
+
+/// Unknown keywords, and keywords beside a `$ref`. Beside the `$ref` of the whole schema a
+/// `title` is recorded with an answer, so the rule is only for the schemas within.
+fn check_json_schema(schema: &Value, place: &str, is_root: bool, broken: &mut Vec<String>) {
+    let Value::Object(keywords) = schema else {
+        if !schema.is_boolean() || is_root {
+            broken.push(format!("{place}: must be a schema"));
+        }
+        return;
+    };
+    let is_reference = !is_root && keywords.contains_key("$ref");
+    for (keyword, value) in keywords {
+        if is_reference && !keyword.starts_with('$') {
+            broken.push(format!("{place}.{keyword}: not allowed beside $ref"));
+            continue;
+        }
+        match keyword.as_str() {
+            "properties" | "$defs" => {
+                for (name, schema) in value.as_object().into_iter().flatten() {
+                    let place = format!("{place}.{keyword}[\"{name}\"]");
+                    check_json_schema(schema, &place, false, broken);
+                }
+            }
+            "anyOf" | "oneOf" | "prefixItems" => {
+                for (index, schema) in value.as_array().into_iter().flatten().enumerate() {
+                    let place = format!("{place}.{keyword}[{index}]");
+                    check_json_schema(schema, &place, false, broken);
+                }
+            }
+            "items" | "additionalProperties" => {
+                check_json_schema(value, &format!("{place}.{keyword}"), false, broken);
+            }
+            plain if PLAIN_KEYWORDS.contains(&plain) => {}
+            _ => broken.push(format!("{place}.{keyword}: unknown keyword")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn message(refused: Result<(), Refusal>) -> String {
+        let refusal = refused.expect_err("the schema is refused");
+        let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
+        body["error"]["message"].as_str().expect("a message").to_owned()
+    }
+
+    #[test]
+    fn a_schema_of_either_spelling_and_case_is_taken() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "tags": {"type": "ARRAY", "items": {"type": "STRING"}, "minItems": "1", "max_items": 3},
+                "size": {"anyOf": [{"type": "INTEGER"}, {"type": "STRING", "enum": ["S", "M"]}]},
+            },
+            "propertyOrdering": ["tags", "size"],
+            "required": ["tags"],
+        });
+        assert!(check_response_schema(&schema).is_ok());
+    }
+
+    #[test]
+    fn what_the_reader_stops_at_is_told_with_its_path() {
+        let schema = json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "type": "OBJECT",
+            "properties": {
+                "a": {"type": ["STRING", "NULL"]},
+                "b": {"type": "ARRAY", "items": {"type": "STRING", "const": "x"}},
+                "c": {"anyOf": [{"type": "TEXT"}]},
+                "d": {"type": "INTEGER", "enum": [1]},
+            },
+        });
+        let place = "generation_config.response_schema";
+        let expected = [
+            format!(
+                "Invalid JSON payload received. Unknown name \"$schema\" at '{place}': Cannot find field."
+            ),
+            format!(
+                "Invalid JSON payload received. Unknown name \"type\" at '{place}.properties[0].value': Proto field is not repeating, cannot start list."
+            ),
+            format!(
+                "Invalid JSON payload received. Unknown name \"const\" at '{place}.properties[1].value.items': Cannot find field."
+            ),
+            format!(
+                "Invalid value at '{place}.properties[2].value.any_of[0].type' (type.googleapis.com/google.ai.generativelanguage.v1beta.Type), \"TEXT\""
+            ),
+            format!("Invalid value at '{place}.properties[3].value.enum[0]' (TYPE_STRING), 1"),
+        ];
+        assert_eq!(message(check_response_schema(&schema)), expected.join("\n"));
+    }
+
+    #[test]
+    fn broken_rules_are_told_with_their_expression() {
+        let schema = json!({
+            "type": "OBJECT",
+            "properties": {
+                "a": {"type": "OBJECT", "properties": {}},
+                "b": {"type": "ARRAY", "items": {"type": "STRING", "properties": {"x": {"type": "STRING"}}}},
+            },
+            "required": ["c"],
+        });
+        let place = "GenerateContentRequest.generation_config.response_schema";
+        assert_eq!(
+            message(check_response_schema(&schema)),
+            format!(
+                "* {place}.required[0]: property is not defined\n\
+                 * {place}.properties[\"a\"].properties: should be non-empty for OBJECT type\n\
+                 * {place}.properties[\"b\"].items.properties: only allowed for OBJECT type\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_recursive_json_schema_is_taken() {
+        let schema = json!({
+            "$defs": {"Node": {
+                "type": "object",
+                "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/Node"}, "default": []}},
+            }},
+            "$ref": "#/$defs/Node",
+            "title": "Node",
+        });
+        assert!(check_response_json_schema(&schema).is_ok());
+    }
+
+    #[test]
+    fn unknown_keywords_and_keywords_beside_a_reference_are_refused() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "a": {"const": 1},
+                "b": {"$ref": "#/$defs/B", "description": "the second"},
+            },
+            "$defs": {"B": {"type": "string"}},
+        });
+        let place = "GenerateContentRequest.generation_config.response_json_schema.properties";
+        assert_eq!(
+            message(check_response_json_schema(&schema)),
+            format!(
+                "* {place}[\"a\"].const: unknown keyword\n\
+                 * {place}[\"b\"].description: not allowed beside $ref\n"
+            )
+        );
+    }
+}

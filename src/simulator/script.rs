@@ -1,0 +1,211 @@
+//! Misbehaviour on demand: markers in a prompt that say how its call is to go.
+//!
+//! A marker is `[[simulate:SETTING,SETTING,…]]` anywhere in the last text that is not the
+//! model's. A prompt can hold several. They are cut out, and the space around the rest too, before
+//! the prompt is answered.
+//!
+//! | setting | what happens |
+//! |---|---|
+//! | `status=CODE` | refused with this status and Gemini's usual message for it |
+//! | `quota=minute`, `quota=tokens`, `quota=day` | refused with a 429 that names this quota and a wait of 12.345 s |
+//! | `html=CODE` | refused with this status and a page of HTML |
+//! | `close` | the connection is closed before a byte of the answer |
+//! | `blocked=REASON` | answered with `promptFeedback.blockReason` and no candidates |
+//! | `truncate_body` | the connection is closed half way through the answer |
+//! | `finish=REASON` | the candidate's `finishReason`; `MAX_TOKENS` leaves half the text, any reason but `STOP` no text at all |
+//! | `empty` | the candidate's content has no parts |
+//! | `invalid_json` | the text is the beginning of a JSON object |
+//! | `thought` | a part with a thought comes before the text |
+//! | `parts=N` | the text comes in N parts |
+//! | `latency_ms=N` | the call takes N milliseconds, whatever becomes of it |
+//! | `fail_times=N` | the rest of the script holds for the first N calls with the same key, model and prompt only; alone, it means `status=503` |
+//! | `text=TEXT` | the text is exactly this; the last setting, as it takes everything up to the last `]]` of the prompt |
+//!
+//! Of several settings that take the place of a candidate (the first five rows) the last counts. A setting that
+//! is not in the table is refused with 400, so that a mistyped one does not pass unnoticed.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::quota::Quota;
+
+const OPENING: &str = "[[simulate:";
+const CLOSING: &str = "]]";
+
+/// How a call is to go.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Script<'a> {
+    pub latency: Option<Duration>,
+    pub fail_times: Option<u32>,
+    pub ending: Option<Ending<'a>>,
+    pub finish: Option<&'a str>,
+    pub text: Option<&'a str>,
+    pub parts: Option<usize>,
+    pub empty: bool,
+    pub invalid_json: bool,
+    pub thought: bool,
+    pub truncate_body: bool,
+}
+
+/// What a call ends with instead of a candidate.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Ending<'a> {
+    Status(StatusCode),
+    Quota(Quota),
+    Html(StatusCode),
+    Close,
+    Blocked(&'a str),
+}
+
+impl<'a> Script<'a> {
+    /// Splits a prompt into what is to be answered and how. The error says which setting is not
+    /// in the table.
+    pub fn parse(prompt: &'a str) -> Result<(Cow<'a, str>, Self), String> {
+        let mut script = Self::default();
+        let Some((mut plain, mut rest)) =
+            prompt.split_once(OPENING).map(|(before, rest)| (before.to_owned(), rest))
+        else {
+            return Ok((Cow::Borrowed(prompt), script));
+        };
+        loop {
+            rest = script.read_marker(rest)?;
+            match rest.split_once(OPENING) {
+                Some((between, next)) => {
+                    plain += between;
+                    rest = next;
+                }
+                None => break,
+            }
+        }
+        plain += rest;
+        if let Some(times) = script.fail_times {
+            let alone =
+                Self { latency: script.latency, fail_times: Some(times), ..Self::default() };
+            if script == alone {
+                script.ending = Some(Ending::Status(StatusCode::SERVICE_UNAVAILABLE));
+            }
+        }
+        Ok((Cow::Owned(plain.trim().to_owned()), script))
+    }
+
+    /// Reads the settings of one marker and returns what follows it.
+    fn read_marker(&mut self, marker: &'a str) -> Result<&'a str, String> {
+        let mut rest = marker;
+        loop {
+            if let Some(text) = rest.strip_prefix("text=") {
+                let (text, after) = text.rsplit_once(CLOSING).ok_or("the marker has no end")?;
+                self.text = Some(text);
+                return Ok(after);
+            }
+            let closing = rest.find(CLOSING).ok_or("the marker has no end")?;
+            match rest[..closing].split_once(',') {
+                Some((setting, _)) => {
+                    self.set(setting)?;
+                    rest = &rest[setting.len() + 1..];
+                }
+                None => {
+                    self.set(&rest[..closing])?;
+                    return Ok(&rest[closing + CLOSING.len()..]);
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, setting: &'a str) -> Result<(), String> {
+        let invalid = || format!("{setting:?} is not a setting");
+        match setting.split_once('=') {
+            None => self.set_flag(setting).ok_or_else(invalid),
+            Some((name, value)) => self.set_value(name, value).ok_or_else(invalid),
+        }
+    }
+
+    fn set_flag(&mut self, name: &str) -> Option<()> {
+        match name {
+            "close" => self.ending = Some(Ending::Close),
+            "truncate_body" => self.truncate_body = true,
+            "empty" => self.empty = true,
+            "invalid_json" => self.invalid_json = true,
+            "thought" => self.thought = true,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn set_value(&mut self, name: &str, value: &'a str) -> Option<()> {
+        match name {
+            "status" => self.ending = Some(Ending::Status(value.parse().ok()?)),
+            "html" => self.ending = Some(Ending::Html(value.parse().ok()?)),
+            "quota" => self.ending = Some(Ending::Quota(quota(value)?)),
+            "blocked" => self.ending = Some(Ending::Blocked(value)),
+            "finish" => self.finish = Some(value),
+            "parts" => self.parts = Some(value.parse().ok()?),
+            "latency_ms" => self.latency = Some(Duration::from_millis(value.parse().ok()?)),
+            "fail_times" => self.fail_times = Some(value.parse().ok()?),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+fn quota(name: &str) -> Option<Quota> {
+    match name {
+        "minute" => Some(Quota::RequestsPerMinute),
+        "tokens" => Some(Quota::InputTokensPerMinute),
+        "day" => Some(Quota::RequestsPerDay),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_without_markers_is_not_copied() {
+        let (prompt, script) = Script::parse("just [[text]]").expect("no markers");
+        assert!(matches!(prompt, Cow::Borrowed("just [[text]]")));
+        assert_eq!(script, Script::default());
+    }
+
+    #[test]
+    fn markers_are_cut_out_and_add_up() {
+        let prompt = "a[[simulate:latency_ms=20,thought]]b[[simulate:finish=SAFETY]]c";
+        let (prompt, script) = Script::parse(prompt).expect("valid markers");
+        assert_eq!(prompt, "abc");
+        let expected = Script {
+            latency: Some(Duration::from_millis(20)),
+            thought: true,
+            finish: Some("SAFETY"),
+            ..Script::default()
+        };
+        assert_eq!(script, expected);
+    }
+
+    #[test]
+    fn a_text_can_hold_commas_and_brackets() {
+        let (prompt, script) =
+            Script::parse("q [[simulate:parts=2,text=[[1,2],[3]]]] r").expect("a valid marker");
+        assert_eq!(prompt, "q  r");
+        assert_eq!(script.text, Some("[[1,2],[3]]"));
+        assert_eq!(script.parts, Some(2));
+    }
+
+    #[test]
+    fn fail_times_alone_means_unavailable() {
+        let (_, script) = Script::parse("[[simulate:fail_times=2]]").expect("a valid marker");
+        assert_eq!(script.ending, Some(Ending::Status(StatusCode::SERVICE_UNAVAILABLE)));
+        let (_, script) =
+            Script::parse("[[simulate:fail_times=2,finish=OTHER]]").expect("a valid marker");
+        assert_eq!(script.ending, None);
+    }
+
+    #[test]
+    fn a_mistyped_setting_is_named() {
+        let error = Script::parse("[[simulate:stauts=503]]").expect_err("no such setting");
+        assert_eq!(error, "\"stauts=503\" is not a setting");
+        assert!(Script::parse("[[simulate:status=5xx]]").is_err());
+        assert!(Script::parse("[[simulate:close").is_err());
+    }
+}

@@ -1,0 +1,159 @@
+//! What is answered, and how scripts shape it.
+
+use http::header;
+use serde_json::{Value, json};
+
+use super::*;
+
+#[tokio::test]
+async fn a_prompt_is_answered_with_itself() {
+    let (status, answer) = ask(&simulator(), "What is new?").await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        answer,
+        json!({
+            "candidates": [{
+                "content": {
+                    "parts": [{"text": "Simulated answer to: What is new?"}],
+                    "role": "model",
+                },
+                "finishReason": "STOP",
+                "index": 0,
+            }],
+            "usageMetadata": {
+                "promptTokenCount": 3, "candidatesTokenCount": 9, "totalTokenCount": 12,
+            },
+            "modelVersion": "gemini-2.5-flash",
+            "responseId": "simulated-0",
+        })
+    );
+}
+
+#[tokio::test]
+async fn both_versions_tuned_models_and_thinking_models_answer() {
+    let simulator = simulator();
+    for path in ["/v1/models/gemini-2.5-pro", "/v1beta/models/gemma-3", "/v1beta/tunedModels/mine"]
+    {
+        let path = format!("{path}:generateContent");
+        let (status, answer) = json_of(post(&simulator, &path, &chat("a")).await).await;
+        assert_eq!(status, 200, "{path}");
+        let thoughts = &answer["usageMetadata"]["thoughtsTokenCount"];
+        assert_eq!(thoughts.is_u64(), path.contains("pro"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_can_have_a_size() {
+    let simulator = Simulator::new(Options { answer_bytes: Some(1024), ..Options::default() });
+    let (_, answer) = ask(&simulator, "a").await;
+    assert_eq!(text_of(&answer).len(), 1024);
+    assert!(text_of(&answer).starts_with("Simulated answer to: a"));
+}
+
+#[tokio::test]
+async fn an_answer_ends_at_the_most_output_tokens() {
+    let mut request = chat("a long question");
+    request["generationConfig"] = json!({"maxOutputTokens": 3});
+    let (_, answer) = json_of(post(&simulator(), FLASH, &request).await).await;
+    assert_eq!(text_of(&answer), "Simulated an");
+    assert_eq!(answer["candidates"][0]["finishReason"], "MAX_TOKENS");
+}
+
+#[tokio::test]
+async fn a_stream_adds_up_to_the_answer() {
+    let response = post(&simulator(), &format!("{STREAM}?alt=sse"), &chat("of interest")).await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let body = String::from_utf8(bytes(response).await.to_vec()).expect("UTF-8");
+    let events: Vec<Value> = body
+        .strip_suffix("\r\n\r\n")
+        .expect("a last event that is complete")
+        .split("\r\n\r\n")
+        .map(|event| serde_json::from_str(&event["data: ".len()..]).expect("JSON"))
+        .collect();
+    assert_eq!(events.len(), 4);
+    let text: String = events.iter().map(text_of).collect();
+    assert_eq!(text, "Simulated answer to: of interest");
+    let reasons: Vec<&Value> = events.iter().map(|e| &e["candidates"][0]["finishReason"]).collect();
+    assert_eq!(reasons, [&Value::Null, &Value::Null, &Value::Null, &json!("STOP")]);
+    let usage = |event: &Value| event["usageMetadata"]["candidatesTokenCount"].as_u64();
+    assert_eq!(events.iter().map(usage).collect::<Vec<_>>(), [Some(2), Some(4), Some(6), Some(8)]);
+}
+
+#[tokio::test]
+async fn a_stream_without_events_is_an_array() {
+    let (status, chunks) = json_of(post(&simulator(), STREAM, &chat("a")).await).await;
+    assert_eq!(status, 200);
+    let text: String = chunks.as_array().expect("an array").iter().map(text_of).collect();
+    assert_eq!(text, "Simulated answer to: a");
+}
+
+#[tokio::test]
+async fn json_fits_the_schema_it_was_asked_for() {
+    let json_schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "children": {"type": "array", "items": {"$ref": "#"}},
+        },
+        "required": ["name"],
+        "additionalProperties": false,
+    });
+    let simulator = simulator();
+    let request = structured("responseJsonSchema", &json_schema);
+    let (_, answer) = json_of(post(&simulator, FLASH, &request).await).await;
+    let value: Value = serde_json::from_str(text_of(&answer)).expect("JSON");
+    assert!(jsonschema::is_valid(&json_schema, &value), "{value}");
+    assert_eq!(value["name"], "Simulated name for: a question");
+
+    let schema =
+        json!({"type": "ARRAY", "items": {"type": "STRING", "enum": ["x"]}, "minItems": 1});
+    let request = structured("response_schema", &schema);
+    let (_, answer) = json_of(post(&simulator, FLASH, &request).await).await;
+    assert_eq!(text_of(&answer), r#"["x","x"]"#);
+}
+
+#[tokio::test]
+async fn scripts_refuse() {
+    let simulator = simulator();
+    for (setting, code, name) in [
+        ("status=503", 503, "UNAVAILABLE"),
+        ("status=429", 429, "RESOURCE_EXHAUSTED"),
+        ("quota=minute", 429, "RESOURCE_EXHAUSTED"),
+        ("fail_times=9", 503, "UNAVAILABLE"),
+    ] {
+        let (status, refusal) = ask(&simulator, &format!("[[simulate:{setting}]]")).await;
+        assert_eq!((status, &refusal["error"]["status"]), (code, &json!(name)), "{setting}");
+    }
+    let response = post(&simulator, FLASH, &chat("[[simulate:html=502]]")).await;
+    assert_eq!(response.status(), 502);
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=UTF-8");
+    let refused = simulator.stats().refused_429;
+    assert_eq!(refused["unspecified"], 1);
+    assert_eq!(refused["GenerateRequestsPerMinutePerProjectPerModel"], 1);
+}
+
+#[tokio::test]
+async fn scripts_shape_the_answer() {
+    let simulator = simulator();
+    let candidate = async |prompt: &str| ask(&simulator, prompt).await.1["candidates"][0].take();
+    let safety = candidate("[[simulate:finish=SAFETY]]").await;
+    assert_eq!(safety, json!({"content": {}, "finishReason": "SAFETY", "index": 0}));
+    let empty = candidate("[[simulate:finish=MAX_TOKENS,empty]]").await;
+    assert_eq!(empty["content"], json!({"role": "model"}));
+    let cut = candidate("[[simulate:finish=MAX_TOKENS]]12345").await;
+    assert_eq!(cut["content"]["parts"], json!([{"text": "Simulated ans"}]));
+    let exact = candidate("[[simulate:text={\"a\": [1, 2]}]]").await;
+    assert_eq!(exact["content"]["parts"], json!([{"text": "{\"a\": [1, 2]}"}]));
+    let parts = candidate("[[simulate:thought,parts=2,text=ab]]").await;
+    let parts = parts["content"]["parts"].as_array().expect("parts");
+    assert_eq!(parts[0]["thought"], true);
+    assert_eq!(parts[1..], [json!({"text": "a"}), json!({"text": "b"})]);
+    let invalid = candidate("[[simulate:invalid_json]]").await;
+    let text = invalid["content"]["parts"][0]["text"].as_str().expect("a text");
+    assert!(serde_json::from_str::<Value>(text).is_err());
+
+    let (status, blocked) = ask(&simulator, "[[simulate:blocked=OTHER]]").await;
+    assert_eq!(status, 200);
+    assert_eq!(blocked["promptFeedback"], json!({"blockReason": "OTHER"}));
+    assert!(blocked.get("candidates").is_none());
+}

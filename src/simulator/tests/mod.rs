@@ -1,0 +1,68 @@
+//! The simulator as a client sees it.
+
+mod answers;
+mod behaviour;
+mod requests;
+
+use axum::body::{Body, to_bytes};
+use axum::response::Response;
+use bytes::Bytes;
+use http::Request;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{Options, Simulator};
+
+const FLASH: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
+const STREAM: &str = "/v1beta/models/gemini-2.5-flash:streamGenerateContent";
+
+fn simulator() -> Simulator {
+    Simulator::new(Options::default())
+}
+
+fn chat(text: &str) -> Value {
+    json!({"contents": [{"role": "user", "parts": [{"text": text}]}]})
+}
+
+fn structured(keyword: &str, schema: &Value) -> Value {
+    let mut request = chat("a question");
+    request["generationConfig"] = json!({"responseMimeType": "application/json", keyword: schema});
+    request
+}
+
+async fn call(simulator: &Simulator, request: Request<Body>) -> Response {
+    simulator.router().oneshot(request).await.expect("a router does not fail")
+}
+
+async fn post(simulator: &Simulator, path: &str, body: &Value) -> Response {
+    post_with_key(simulator, path, body, "key").await
+}
+
+async fn post_with_key(simulator: &Simulator, path: &str, body: &Value, key: &str) -> Response {
+    let request = Request::post(path)
+        .header("x-goog-api-key", key)
+        .body(Body::from(body.to_string()))
+        .expect("a valid request");
+    call(simulator, request).await
+}
+
+async fn bytes(response: Response) -> Bytes {
+    to_bytes(response.into_body(), usize::MAX).await.expect("a whole body")
+}
+
+async fn json_of(response: Response) -> (u16, Value) {
+    let status = response.status().as_u16();
+    (status, serde_json::from_slice(&bytes(response).await).expect("a JSON body"))
+}
+
+async fn ask(simulator: &Simulator, text: &str) -> (u16, Value) {
+    json_of(post(simulator, FLASH, &chat(text)).await).await
+}
+
+fn text_of(answer: &Value) -> &str {
+    answer["candidates"][0]["content"]["parts"][0]["text"].as_str().expect("a text")
+}
+
+fn message_of(refusal: &Value) -> &str {
+    refusal["error"]["message"].as_str().expect("a message")
+}
