@@ -50,7 +50,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command.unwrap_or(Command::Serve { simulate: false }) {
-        Command::Serve { simulate } => settings().and_then(|config| run(serve_gateway(config, simulate))),
+        Command::Serve { simulate } => {
+            settings().and_then(|config| run(serve_gateway(config, simulate)))
+        }
         Command::Simulate { host, port, options } => {
             run(serve_simulator(SocketAddr::new(host, port), *options))
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
 use tokio::time::timeout;
 
@@ -80,18 +80,22 @@ async fn read(request: Request<axum::body::Body>, gateway: &Gateway) -> Result<B
     }
 }
 
-/// Reads JSON. What is wrong is looked for only where something is: a second reading keeps track
-/// of where it is, which the first, for all good requests, is spared.
+/// Reads JSON. What is wrong is looked for only where something is: the readings that keep track
+/// of it are spared all good requests.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
     serde_json::from_slice(bytes).or_else(|_| {
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().iter().filter_map(segment).collect();
             fault(path, &error.into_inner())
-        })?;
-        json.end().map_err(|error| fault(Vec::new(), &error))?;
-        Ok(value)
+        })
     })
+}
+
+fn not_json(error: &serde_json::Error) -> InvalidField {
+    let message = format!("The body is not JSON: {error}");
+    InvalidField { path: Vec::new(), kind: "json_invalid", message }
 }
 
 fn segment(step: &Step) -> Option<Segment> {
@@ -105,10 +109,6 @@ fn segment(step: &Step) -> Option<Segment> {
 /// A fault in FastAPI's words, which clients of this interface know. The value that was found is
 /// left out: it may be a key.
 fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
-    if !error.is_data() {
-        let message = format!("The body is not JSON: {error}");
-        return InvalidField { path: Vec::new(), kind: "json_invalid", message };
-    }
     let text = error.to_string();
     let (kind, message) = if let Some(field) = quoted(&text, "missing field `") {
         path.push(field.into());

@@ -1,0 +1,139 @@
+//! A whole service over a simulator, both in this process, on ports of their own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gemini_concurrent_generation::api;
+use gemini_concurrent_generation::config::{AdminKey, Config};
+use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::limits::Occupancy;
+use gemini_concurrent_generation::server::{Patience, serve};
+use gemini_concurrent_generation::simulator::{Options, Simulator};
+use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub const ADMIN_KEY: &str = "the-admin-key";
+pub const SERVER_KEY: &str = "the-server-key";
+
+/// How long anything in a test may take before the test has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A service that is up until it is dropped.
+pub struct Service {
+    pub simulator: Simulator,
+    pub gateway: Gateway,
+    pub address: SocketAddr,
+    http: reqwest::Client,
+    _stop: DropGuard,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Service {
+    /// A service with the settings of a usual installation.
+    pub async fn start() -> Self {
+        Self::with(Options::default(), |_| {}).await
+    }
+
+    /// A service over a simulator that behaves as told, with some settings changed.
+    pub async fn with(options: Options, change: impl FnOnce(&mut Config)) -> Self {
+        let stop = CancellationToken::new();
+        let simulator = Simulator::new(Options { journal: true, ..options });
+        let upstream = listen(simulator.router(), &stop).await;
+        let mut config = Config::default();
+        config.base_url = format!("http://{upstream}");
+        config.admin_api_key = Some(AdminKey::new(ADMIN_KEY));
+        config.gemini_api_key = ApiKey::new(SERVER_KEY).ok();
+        change(&mut config);
+        let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
+        let address = listen(api::router(gateway.clone()), &stop).await;
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        Self { simulator, gateway, address, http, _stop: stop.drop_guard() }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.http.get(self.url(path))
+    }
+
+    pub fn delete(&self, path: &str) -> RequestBuilder {
+        self.http.delete(self.url(path)).header("Admin-API-Key", ADMIN_KEY)
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> RequestBuilder {
+        let request = self.http.post(self.url(path)).header("content-type", "application/json");
+        request.body(body.to_string())
+    }
+
+    /// A chat that the server's key pays for.
+    pub async fn chat(&self, prompt: impl Into<String>) -> Answer {
+        answer(self.post("/chat", &json!({"prompt": prompt.into()}))).await
+    }
+
+    /// Creates a semaphore, or changes its limit.
+    pub async fn register(&self, id: &str, limit: u64) -> Answer {
+        let body = json!({"semaphore_id": id, "limit": limit});
+        answer(self.post("/_admin/semaphores", &body).header("Admin-API-Key", ADMIN_KEY)).await
+    }
+
+    /// What `GET /metrics` shows for a series, labels included; 0 where there is none.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").send().await.unwrap().text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until the door is as it should be.
+    pub async fn until(&self, what: &str, is: impl Fn(Occupancy) -> bool) {
+        until(what, || is(self.gateway.door.occupancy())).await;
+    }
+
+    /// Waits until nothing is in flight or waiting: every slot is back.
+    pub async fn until_idle(&self) {
+        self.until("every slot is free", |door| {
+            door.in_flight == 0 && door.waiting == 0 && door.available == door.limit
+        })
+        .await;
+    }
+}
+
+/// Sends a request and reads the answer to its end.
+pub async fn answer(request: RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = response.text().await.expect("a whole answer");
+    let body =
+        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).expect(&text) };
+    Answer { status, headers, body }
+}
+
+/// Waits until something is so; fails where it never is.
+pub async fn until(what: &str, is: impl Fn() -> bool) {
+    let wait = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
+}
+
+/// Serves a router on a free port until the token is cancelled.
+async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    let patience = Patience { client: PATIENCE, grace: Duration::ZERO };
+    tokio::spawn(serve(listener, router, patience, stop.clone()));
+    address
+}
