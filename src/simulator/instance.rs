@@ -22,13 +22,16 @@ const MAX_ECHO: usize = 200;
 ///
 /// Properties come in the order of `propertyOrdering`, optional ones included. A string without
 /// rules of its own says its property and the prompt, so that an answer can be told from others.
+/// What stands in a list is numbered from 1, so that its parts can refer to one another: the
+/// second item's `scene_number` is 2, its `character_name` is `Character 2`, and so is the second
+/// of `other_characters`.
 pub(super) fn fitting(schema: &Value, prompt: &str, seed: u64) -> Option<Value> {
     let echo = &prompt[..prompt.floor_char_boundary(MAX_ECHO)];
     // Optional properties and long lists are left out a level earlier each time it fails.
     let depths = (0..=FULL_DEPTH).rev().map(|full| (full, full + 8)).chain([(0, MAX_DEPTH)]);
     depths.into_iter().find_map(|(full_depth, max_depth)| {
         let rng = Rng::with_seed(seed);
-        let mut builder = Builder { root: schema, echo, full_depth, max_depth, rng };
+        let mut builder = Builder { root: schema, echo, full_depth, max_depth, rng, place: None };
         builder.value(schema, "value", 0)
     })
 }
@@ -39,6 +42,8 @@ struct Builder<'a> {
     full_depth: u32,
     max_depth: u32,
     rng: Rng,
+    /// The number, from 1, of the item of the innermost list that is being filled.
+    place: Option<u64>,
 }
 
 impl<'a> Builder<'a> {
@@ -153,7 +158,9 @@ impl<'a> Builder<'a> {
         let usual = if depth >= self.full_depth { 0 } else { 2.max(prefix.len() as u64) };
         let length = usual.min(most).max(least);
         let mut items = Vec::new();
+        let outer = self.place;
         for index in 0..length {
+            self.place = Some(index + 1);
             let item = match prefix.get(index as usize).or_else(|| schema.get("items")) {
                 Some(Value::Bool(false)) if index >= least => break,
                 Some(item) => self.value(item, name, depth + 1),
@@ -166,6 +173,7 @@ impl<'a> Builder<'a> {
                 None => break,
             }
         }
+        self.place = outer;
         Some(Value::Array(items))
     }
 
@@ -176,7 +184,10 @@ impl<'a> Builder<'a> {
             (Some(lowest), Some(highest)) => (lowest, highest.max(lowest)),
             (Some(lowest), None) => (lowest, lowest.saturating_add(100)),
             (None, Some(highest)) => (highest.saturating_sub(100), highest),
-            (None, None) => (0, 100),
+            (None, None) => match self.place {
+                Some(place) => return json!(place),
+                None => (0, 100),
+            },
         };
         json!(self.rng.i64(lowest..=highest))
     }
@@ -192,6 +203,19 @@ impl<'a> Builder<'a> {
         Number::from_f64(number).map_or(json!(lowest), Value::Number)
     }
 
+    /// `Character 2` for the `character_name` of a second item, and for a property whose last word
+    /// is such a thing or several of them.
+    fn numbered_name(&self, property: &str) -> Option<String> {
+        let place = self.place?;
+        let thing = property.strip_suffix("_name").or_else(|| {
+            let word = property.rsplit('_').next()?;
+            let word = word.strip_suffix('s').unwrap_or(word);
+            mentions(self.root, &format!("{word}_name")).then_some(word)
+        })?;
+        let (first, rest) = thing.split_at_checked(1)?;
+        Some(format!("{}{rest} {place}", first.to_ascii_uppercase()))
+    }
+
     fn string(&mut self, schema: &Value, name: &str) -> String {
         if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
             return matching_text(pattern);
@@ -199,7 +223,9 @@ impl<'a> Builder<'a> {
         if let Some(text) = schema.get("format").and_then(Value::as_str).and_then(formatted) {
             return text.to_owned();
         }
-        let mut text = format!("Simulated {name} for: {}", self.echo);
+        let mut text = self
+            .numbered_name(name)
+            .unwrap_or_else(|| format!("Simulated {name} for: {}", self.echo));
         let length = text.chars().count() as u64;
         let least = integer(schema, "minLength", "min_length").unwrap_or(0);
         let most = integer(schema, "maxLength", "max_length").unwrap_or(u64::MAX);
@@ -208,6 +234,18 @@ impl<'a> Builder<'a> {
         }
         text.extend((length..least).map(|_| '.'));
         text
+    }
+}
+
+/// Whether any object of the schema has a property of that name.
+fn mentions(schema: &Value, property: &str) -> bool {
+    match schema {
+        Value::Object(keywords) => keywords.iter().any(|(keyword, value)| {
+            let declared = keyword == "properties" && value.get(property).is_some();
+            declared || mentions(value, property)
+        }),
+        Value::Array(items) => items.iter().any(|item| mentions(item, property)),
+        _ => false,
     }
 }
 
@@ -306,6 +344,27 @@ mod tests {
             "required": ["short", "code", "choice", "age", "ratio", "list", "pair", "map"],
             "additionalProperties": false,
         }));
+    }
+
+    #[test]
+    fn parts_of_lists_refer_to_one_another() {
+        let person = json!({"type": "object", "properties": {
+            "person_number": {"type": "integer"}, "person_name": {"type": "string"},
+        }, "required": ["person_number", "person_name"]});
+        let schema = json!({"type": "object", "properties": {
+            "people": {"type": "array", "items": person},
+            "other_persons": {"type": "array", "items": {"type": "string"}},
+            "numbers": {"type": "array", "items": {"type": "integer"}},
+        }, "required": ["people", "other_persons", "numbers"]});
+        let expected = json!({
+            "people": [
+                {"person_number": 1, "person_name": "Person 1"},
+                {"person_number": 2, "person_name": "Person 2"},
+            ],
+            "other_persons": ["Person 1", "Person 2"],
+            "numbers": [1, 2],
+        });
+        assert_eq!(fitting(&schema, "a prompt", 0), Some(expected));
     }
 
     #[test]
