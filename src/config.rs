@@ -294,8 +294,7 @@ impl Lookup<'_> {
 
     fn log_filter(&self) -> Result<String, InvalidSetting> {
         let filter = self.value(RUST_LOG);
-        filter
-            .parse::<tracing_subscriber::filter::Targets>()
+        tracing_subscriber::EnvFilter::try_new(&filter)
             .map_err(|_| invalid(RUST_LOG, "a log filter, such as info or warn,hyper=off"))?;
         Ok(filter)
     }
