@@ -1,0 +1,393 @@
+//! From the caller's schema to nodes.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::SchemaError;
+use super::document::{Document, REFERENCES, escape};
+use super::number::{self, Bound};
+use super::shape::{Additional, Annotations, Node, Shape, Types};
+
+/// Nodes and shapes to send. Gemini answers far smaller schemas with "too many states for serving".
+const MAX_SIZE: usize = 10_000;
+
+/// Nodes to read and to merge before giving up: references can double at every step.
+const MAX_STEPS: usize = 50_000;
+
+/// References and subschemas to go through before giving up on inlining.
+const MAX_DEPTH: usize = 64;
+
+/// Nodes of a described schema in which references are spelled out.
+const MAX_DESCRIBED: usize = 200;
+
+/// Assertions that neither of Gemini's dialects has.
+const DESCRIBED: [&str; 19] = [
+    "contains",
+    "contentEncoding",
+    "contentMediaType",
+    "contentSchema",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "else",
+    "if",
+    "maxContains",
+    "minContains",
+    "multipleOf",
+    "not",
+    "patternProperties",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "uniqueItems",
+];
+
+/// A schema read into nodes.
+pub(super) struct Translation {
+    pub(super) root: Node,
+    /// What the references left in the nodes refer to, by JSON Pointer.
+    pub(super) definitions: BTreeMap<String, Node>,
+}
+
+/// Reads the document with its references inlined, or kept where they recur or would blow up.
+pub(super) fn translate(document: &Document<'_>) -> Result<Translation, SchemaError> {
+    let translation = match Parser::new(document, true).run() {
+        Err(Stop::TooLarge) => Parser::new(document, false).run(),
+        inlined => inlined,
+    };
+    translation.map_err(|stop| match stop {
+        Stop::Refused(error) => error,
+        Stop::TooLarge => {
+            let message = format!("holds more than {MAX_SIZE} schemas once unions are merged");
+            SchemaError::new("", message)
+        }
+    })
+}
+
+enum Stop {
+    TooLarge,
+    Refused(SchemaError),
+}
+
+impl From<SchemaError> for Stop {
+    fn from(error: SchemaError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+struct Parser<'a> {
+    document: &'a Document<'a>,
+    inline: bool,
+    /// The references being followed, each with the number of properties and items around it.
+    trail: Vec<(String, usize)>,
+    descents: usize,
+    depth: usize,
+    steps: usize,
+    pending: Vec<String>,
+    definitions: BTreeMap<String, Node>,
+}
+
+impl<'a> Parser<'a> {
+    fn new(document: &'a Document<'a>, inline: bool) -> Self {
+        Self {
+            document,
+            inline,
+            trail: Vec::new(),
+            descents: 0,
+            depth: 0,
+            steps: 0,
+            pending: Vec::new(),
+            definitions: BTreeMap::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<Translation, Stop> {
+        let root = self.definition("")?;
+        if root.is_never() {
+            return Err(SchemaError::new("", "allows no value").into());
+        }
+        while let Some(pointer) = self.pending.pop() {
+            if !self.definitions.contains_key(&pointer) {
+                let node = self.definition(&pointer)?;
+                self.definitions.insert(pointer, node);
+            }
+        }
+        let size = root.size() + self.definitions.values().map(Node::size).sum::<usize>();
+        if size > MAX_SIZE {
+            return Err(Stop::TooLarge);
+        }
+        Ok(Translation { root, definitions: self.definitions })
+    }
+
+    fn definition(&mut self, pointer: &str) -> Result<Node, Stop> {
+        self.trail = vec![(pointer.to_owned(), 0)];
+        self.node(self.document.at(pointer), pointer)
+    }
+
+    fn spend(&mut self, steps: usize) -> Result<(), Stop> {
+        self.steps += steps;
+        if self.steps > MAX_STEPS { Err(Stop::TooLarge) } else { Ok(()) }
+    }
+
+    fn node(&mut self, schema: &Value, pointer: &str) -> Result<Node, Stop> {
+        self.spend(1)?;
+        let map = match schema {
+            Value::Bool(true) => return Ok(Node::any()),
+            Value::Bool(false) => return Ok(Node::never()),
+            Value::Object(map) => map,
+            _ => return Err(SchemaError::new(pointer, "is not a schema").into()),
+        };
+        if self.inline && self.depth >= MAX_DEPTH {
+            return Err(Stop::TooLarge);
+        }
+        self.depth += 1;
+        let node = self.conjunction(map, pointer)?;
+        self.depth -= 1;
+        Ok(node)
+    }
+
+    fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
+        let only_ref = map.contains_key("$ref") && self.document.ref_silences_siblings();
+        let own = if only_ref { Shape::default() } else { self.shape(map, pointer)? };
+        let mut node = Node { annotations: annotations(map), ..Node::from(own) };
+        for keyword in REFERENCES {
+            if let Some(reference) = map.get(keyword).and_then(Value::as_str) {
+                let target = self.follow(reference, &format!("{pointer}/{keyword}"))?;
+                self.require(&mut node, &target, json!({ keyword: reference }))?;
+            }
+        }
+        if only_ref {
+            return Ok(node);
+        }
+        for (i, schema) in list(map, "allOf").iter().enumerate() {
+            let part = self.node(schema, &format!("{pointer}/allOf/{i}"))?;
+            self.require(&mut node, &part, schema.clone())?;
+        }
+        // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
+        // only widens.
+        for keyword in ["anyOf", "oneOf"] {
+            if let Some(Value::Array(schemas)) = map.get(keyword) {
+                let union = self.union(schemas, &format!("{pointer}/{keyword}"))?;
+                self.require(&mut node, &union, json!({ keyword: schemas }))?;
+            }
+        }
+        let described = described(map);
+        if !described.is_empty() {
+            let described = self.spell_out(&Value::Object(described));
+            node.annotations.described.push(described);
+        }
+        Ok(node)
+    }
+
+    /// Requires `part` of `node` too, or describes `schema`, which it comes from, if no node says
+    /// both.
+    fn require(&mut self, node: &mut Node, part: &Node, schema: Value) -> Result<(), Stop> {
+        self.spend(node.product_size(part))?;
+        match node.and(part) {
+            Some(both) => *node = both,
+            None => node.annotations.described.push(self.spell_out(&schema)),
+        }
+        Ok(())
+    }
+
+    fn union(&mut self, schemas: &[Value], pointer: &str) -> Result<Node, Stop> {
+        let nodes = schemas
+            .iter()
+            .enumerate()
+            .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
+        Ok(Node::union(nodes.collect::<Result<_, _>>()?))
+    }
+
+    fn follow(&mut self, reference: &str, pointer: &str) -> Result<Node, Stop> {
+        let target = self.document.resolve(reference, pointer)?;
+        match self.trail.iter().rfind(|(known, _)| *known == target) {
+            Some((_, descents)) if *descents == self.descents => {
+                let message = "refers to itself without going into a property or an item";
+                Err(SchemaError::new(pointer, message).into())
+            }
+            None if self.inline => {
+                self.trail.push((target.clone(), self.descents));
+                let node = self.node(self.document.at(&target), &target)?;
+                self.trail.pop();
+                Ok(node)
+            }
+            _ => {
+                self.pending.push(target.clone());
+                Ok(Node::from(Shape { reference: Some(target), ..Shape::default() }))
+            }
+        }
+    }
+
+    fn shape(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Shape, Stop> {
+        let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
+        let mut shape = Shape {
+            types: map.get("type").map_or(Types::ALL, types),
+            values: values(map),
+            minimum: bound(map, "minimum", "exclusiveMinimum", Ordering::Greater),
+            maximum: bound(map, "maximum", "exclusiveMaximum", Ordering::Less),
+            min_length: count(map, "minLength"),
+            max_length: count(map, "maxLength"),
+            pattern: text("pattern"),
+            format: text("format"),
+            min_items: count(map, "minItems"),
+            max_items: count(map, "maxItems"),
+            min_properties: count(map, "minProperties"),
+            max_properties: count(map, "maxProperties"),
+            ..Shape::default()
+        };
+        self.descents += 1;
+        self.read_items(&mut shape, map, pointer)?;
+        self.read_properties(&mut shape, map, pointer)?;
+        self.descents -= 1;
+        Ok(shape)
+    }
+
+    /// Tuples are `prefixItems` and `items` since draft 2020-12, `items` and `additionalItems`
+    /// before.
+    fn read_items(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        let is_tuple = map.get("items").is_some_and(Value::is_array);
+        let (first, rest) =
+            if is_tuple { ("items", "additionalItems") } else { ("prefixItems", "items") };
+        for (i, schema) in list(map, first).iter().enumerate() {
+            shape.prefix_items.push(self.node(schema, &format!("{pointer}/{first}/{i}"))?);
+        }
+        if let Some(schema) = map.get(rest) {
+            shape.items = Some(Box::new(self.node(schema, &format!("{pointer}/{rest}"))?));
+        }
+        Ok(())
+    }
+
+    fn read_properties(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        for (name, schema) in map.get("properties").and_then(Value::as_object).into_iter().flatten()
+        {
+            let node = self.node(schema, &format!("{pointer}/properties/{}", escape(name)))?;
+            shape.properties.push((name.clone(), node));
+        }
+        let names = list(map, "required").iter().filter_map(Value::as_str);
+        shape.required = names.map(str::to_owned).collect();
+        shape.additional = match map.get("additionalProperties") {
+            // What may be added then depends on patterns of names, and is described.
+            _ if map.contains_key("patternProperties") => Additional::Welcome,
+            Some(Value::Bool(true)) => Additional::Welcome,
+            Some(schema) => {
+                let node = self.node(schema, &format!("{pointer}/additionalProperties"))?;
+                Additional::Fitting(Box::new(node))
+            }
+            None => match map.get("unevaluatedProperties") {
+                None | Some(Value::Bool(false)) => Additional::Unsaid,
+                Some(_) => Additional::Welcome,
+            },
+        };
+        Ok(())
+    }
+
+    /// A schema for a description, where no reference can be looked up.
+    fn spell_out(&self, schema: &Value) -> Value {
+        let mut left = MAX_DESCRIBED;
+        self.substitute(schema, &mut Vec::new(), &mut left)
+    }
+
+    fn substitute(&self, schema: &Value, trail: &mut Vec<String>, left: &mut usize) -> Value {
+        *left = left.saturating_sub(1);
+        match schema {
+            Value::Object(map) => match self.lone_reference(map) {
+                Some(target) if *left > 0 && !trail.contains(&target) => {
+                    let found = self.document.at(&target);
+                    trail.push(target);
+                    let value = self.substitute(found, trail, left);
+                    trail.pop();
+                    value
+                }
+                _ => map
+                    .iter()
+                    .map(|(name, v)| (name.clone(), self.substitute(v, trail, left)))
+                    .collect(),
+            },
+            Value::Array(values) => {
+                values.iter().map(|v| self.substitute(v, trail, left)).collect()
+            }
+            scalar => scalar.clone(),
+        }
+    }
+
+    fn lone_reference(&self, map: &Map<String, Value>) -> Option<String> {
+        let reference = map.get("$ref")?.as_str()?;
+        (map.len() == 1).then(|| self.document.resolve(reference, "").ok()).flatten()
+    }
+}
+
+fn annotations(map: &Map<String, Value>) -> Annotations {
+    let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
+    Annotations {
+        title: text("title"),
+        description: text("description"),
+        default: map.get("default").cloned(),
+        example: map.get("example").cloned(),
+        described: Vec::new(),
+    }
+}
+
+fn described(map: &Map<String, Value>) -> Map<String, Value> {
+    let by_name = map.contains_key("patternProperties");
+    let is_described = |keyword: &str| {
+        DESCRIBED.contains(&keyword) || (by_name && keyword == "additionalProperties")
+    };
+    let kept = map.iter().filter(|(keyword, _)| is_described(keyword));
+    kept.map(|(keyword, value)| (keyword.clone(), value.clone())).collect()
+}
+
+fn list<'m>(map: &'m Map<String, Value>, keyword: &str) -> &'m [Value] {
+    map.get(keyword).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn types(value: &Value) -> Types {
+    let names = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let named = names.iter().filter_map(Value::as_str).map(Types::named);
+    named.fold(Types::NONE, |all, one| all | one)
+}
+
+fn values(map: &Map<String, Value>) -> Option<Vec<Value>> {
+    let listed = map.get("enum").and_then(Value::as_array);
+    match (map.get("const"), listed) {
+        (Some(only), Some(listed)) => {
+            let has_it = listed.iter().any(|value| number::same(value, only));
+            Some(if has_it { vec![only.clone()] } else { Vec::new() })
+        }
+        (Some(only), None) => Some(vec![only.clone()]),
+        (None, listed) => listed.cloned(),
+    }
+}
+
+/// In draft 4 `exclusive` is a boolean that bears on `inclusive`; later, a number of its own.
+fn bound(
+    map: &Map<String, Value>,
+    inclusive: &str,
+    exclusive: &str,
+    narrower: Ordering,
+) -> Option<Bound> {
+    let end = |keyword: &str, exclusive| {
+        let value = map.get(keyword)?.as_number()?.clone();
+        Some(Bound { value, exclusive })
+    };
+    let is_exclusive = map.get(exclusive) == Some(&Value::Bool(true));
+    Bound::narrow(end(inclusive, is_exclusive), end(exclusive, true), narrower)
+}
+
+/// A length or a number of things; JSON Schema lets it be written 2.0.
+fn count(map: &Map<String, Value>, keyword: &str) -> Option<u64> {
+    let integer = number::integer(map.get(keyword)?.as_number()?)?;
+    u64::try_from(integer).ok()
+}

@@ -1,0 +1,402 @@
+//! From nodes to Gemini's two dialects.
+
+mod kind;
+mod page;
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Map, Value, json};
+
+use self::kind::Kind;
+use self::page::Page;
+use super::Dialect;
+use super::number::{self, Bound};
+use super::parse::Translation;
+use super::shape::{Additional, Annotations, Node, Shape, Types};
+
+/// Every keyword of `responseSchema` (Gemini API, Schema reference). Any other is a 400.
+const RESPONSE_SCHEMA: [&str; 22] = [
+    "anyOf",
+    "default",
+    "description",
+    "enum",
+    "example",
+    "format",
+    "items",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
+    "minItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "nullable",
+    "pattern",
+    "properties",
+    "propertyOrdering",
+    "required",
+    "title",
+    "type",
+];
+
+/// Every keyword of `responseJsonSchema` (Gemini API, `GenerationConfig` reference).
+const RESPONSE_JSON_SCHEMA: [&str; 21] = [
+    "$anchor",
+    "$defs",
+    "$id",
+    "$ref",
+    "additionalProperties",
+    "anyOf",
+    "description",
+    "enum",
+    "format",
+    "items",
+    "maxItems",
+    "maximum",
+    "minItems",
+    "minimum",
+    "oneOf",
+    "prefixItems",
+    "properties",
+    "propertyOrdering",
+    "required",
+    "title",
+    "type",
+];
+
+/// What introduces, in a description, a schema that no keyword could say.
+const DESCRIBED: &str = "Must also satisfy the JSON Schema: ";
+
+/// Writes the root in `responseSchema` if that can say it, in `responseJsonSchema` otherwise.
+pub(super) fn write(translation: &Translation) -> Dialect {
+    let response_schema = Writer { target: Target::ResponseSchema, names: BTreeMap::new() };
+    if let Some(schema) = response_schema.node(&translation.root) {
+        return Dialect::ResponseSchema(Value::Object(schema));
+    }
+    let names = definition_names(translation.definitions.keys());
+    let writer = Writer { target: Target::ResponseJsonSchema, names };
+    let mut schema = writer.node(&translation.root).unwrap_or_default();
+    if schema.is_empty() {
+        return Dialect::Any;
+    }
+    let definitions: Map<String, Value> = translation
+        .definitions
+        .iter()
+        .filter_map(|(pointer, node)| Some((writer.names[pointer].clone(), writer.value(node)?)))
+        .collect();
+    if !definitions.is_empty() {
+        schema.insert("$defs".to_owned(), Value::Object(definitions));
+    }
+    Dialect::ResponseJsonSchema(Value::Object(schema))
+}
+
+/// A name for each definition: the last token of its pointer, numbered when that is taken.
+fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    let mut taken = HashSet::new();
+    for pointer in pointers {
+        let token = pointer.rsplit('/').next().unwrap_or_default();
+        let mut stem: String = token.chars().filter(char::is_ascii_alphanumeric).collect();
+        if stem.is_empty() {
+            "root".clone_into(&mut stem);
+        }
+        let mut name = stem.clone();
+        let mut number = 1;
+        while !taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{stem}{number}");
+        }
+        names.insert(pointer.clone(), name);
+    }
+    names
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    ResponseSchema,
+    ResponseJsonSchema,
+}
+
+impl Target {
+    fn takes(self, keyword: &str) -> bool {
+        match self {
+            Self::ResponseSchema => RESPONSE_SCHEMA.contains(&keyword),
+            Self::ResponseJsonSchema => RESPONSE_JSON_SCHEMA.contains(&keyword),
+        }
+    }
+}
+
+/// Every method that may meet what `responseSchema` cannot say returns None then; the writer for
+/// `responseJsonSchema` always finds a way.
+struct Writer {
+    target: Target,
+    /// What each definition is called, by JSON Pointer.
+    names: BTreeMap<String, String>,
+}
+
+impl Writer {
+    fn value(&self, node: &Node) -> Option<Value> {
+        self.node(node).map(Value::Object)
+    }
+
+    fn node(&self, node: &Node) -> Option<Map<String, Value>> {
+        if node.is_never() {
+            let described = vec![Value::Bool(false)];
+            let annotations = Annotations { described, ..node.annotations.clone() };
+            return Some(Page::new(self.target).finish(annotations));
+        }
+        let alone = node.shapes.len() == 1;
+        let mut annotations = node.annotations.clone();
+        let mut variants = Vec::new();
+        let mut nullable = false;
+        for shape in &node.shapes {
+            let mut own = shape.annotations.clone();
+            let kinds = Kind::of(shape);
+            if alone {
+                annotations = annotations.join(std::mem::take(&mut own));
+            } else if kinds.is_empty() {
+                let description = own.description.take();
+                annotations =
+                    annotations.join(Annotations { description, ..Annotations::default() });
+            }
+            for kind in &kinds {
+                variants.push((self.variant(shape, *kind)?, own.clone()));
+            }
+            let is_split = !matches!(kinds[..], [Kind::Any | Kind::Reference]);
+            nullable |= is_split && shape.types.intersects(Types::NULL);
+        }
+        Some(self.compose(variants, nullable)?.finish(annotations))
+    }
+
+    /// One schema out of several alternatives, with null beside them or not.
+    fn compose(&self, variants: Vec<(Page, Annotations)>, nullable: bool) -> Option<Page> {
+        let mut variants = variants;
+        if let [(page, annotations)] = &mut variants[..]
+            && (!nullable || page.allow_null())
+        {
+            let annotations = std::mem::take(annotations);
+            let page = std::mem::replace(page, Page::new(self.target));
+            return Some(page.annotated(annotations));
+        }
+        let mut alternatives: Vec<Value> =
+            variants.into_iter().map(|(page, own)| Value::Object(page.finish(own))).collect();
+        let mut page = Page::new(self.target);
+        match self.target {
+            Target::ResponseSchema if alternatives.is_empty() => return None,
+            Target::ResponseSchema if nullable => page.put("nullable", true),
+            Target::ResponseSchema => {}
+            Target::ResponseJsonSchema if alternatives.is_empty() => {
+                page.put("type", "null");
+                return Some(page);
+            }
+            Target::ResponseJsonSchema => {
+                alternatives.extend(nullable.then(|| json!({ "type": "null" })));
+            }
+        }
+        page.put("anyOf", alternatives);
+        Some(page)
+    }
+
+    fn variant(&self, shape: &Shape, kind: Kind) -> Option<Page> {
+        let mut page = Page::new(self.target);
+        if let Some(name) = kind.name() {
+            page.put_type(name);
+        } else if self.target == Target::ResponseSchema {
+            return None;
+        }
+        if let Some(pointer) = &shape.reference {
+            page.put("$ref", format!("#/$defs/{}", self.names[pointer]));
+            return Some(page);
+        }
+        if let Some(values) = &shape.values {
+            self.write_values(&mut page, kind, values)?;
+        }
+        if kind.types().intersects(Types::NUMBER) {
+            write_bounds(&mut page, shape, kind);
+        }
+        if kind.types().intersects(Types::STRING) {
+            write_text(&mut page, shape);
+        }
+        if kind.types().intersects(Types::ARRAY) {
+            self.write_items(&mut page, shape)?;
+        }
+        if kind.types().intersects(Types::OBJECT) {
+            self.write_properties(&mut page, shape)?;
+        }
+        if let Some(format) = &shape.format {
+            self.write_format(&mut page, kind, format);
+        }
+        Some(page)
+    }
+
+    /// `responseSchema` has enums of strings alone, `responseJsonSchema` of numbers too, and
+    /// neither takes an empty string in one. The rest is described, with the other kinds' values:
+    /// null may be allowed beside this one.
+    fn write_values(&self, page: &mut Page, kind: Kind, values: &[Value]) -> Option<()> {
+        let of_kind = |value: &&Value| kind.types().intersects(Types::of(value));
+        let own: Vec<Value> = values.iter().filter(of_kind).cloned().collect();
+        match kind {
+            Kind::Boolean if own.contains(&true.into()) && own.contains(&false.into()) => {}
+            Kind::String if !own.contains(&"".into()) => page.put("enum", own),
+            Kind::Integer | Kind::Number if self.target == Target::ResponseJsonSchema => {
+                page.put("enum", own);
+            }
+            Kind::Integer | Kind::Number => {
+                let (first, last) = number::range(own.iter().filter_map(Value::as_number))?;
+                page.put("minimum", first.clone());
+                page.put("maximum", last.clone());
+            }
+            _ => page.describe("enum", values),
+        }
+        Some(())
+    }
+
+    fn write_items(&self, page: &mut Page, shape: &Shape) -> Option<()> {
+        let tuple_length = shape.prefix_items.len() as u64;
+        let is_closed = shape.items.as_deref().is_some_and(Node::is_never);
+        let max_items = if is_closed {
+            Some(shape.max_items.map_or(tuple_length, |max| max.min(tuple_length)))
+        } else {
+            shape.max_items
+        };
+        if self.target == Target::ResponseSchema
+            && (is_closed || tuple_length > 0 || shape.items.is_none())
+        {
+            return None;
+        }
+        if tuple_length > 0 {
+            let prefix: Option<Vec<_>> = shape.prefix_items.iter().map(|n| self.value(n)).collect();
+            page.put("prefixItems", prefix?);
+        }
+        if let Some(items) = shape.items.as_deref().filter(|_| !is_closed) {
+            page.put("items", self.value(items)?);
+        }
+        page.put_some("minItems", shape.min_items);
+        page.put_some("maxItems", max_items);
+        Some(())
+    }
+
+    fn write_properties(&self, page: &mut Page, shape: &Shape) -> Option<()> {
+        let is_closed = match &shape.additional {
+            Additional::Unsaid => self.target == Target::ResponseSchema,
+            Additional::Welcome => false,
+            Additional::Fitting(node) => node.is_never(),
+        };
+        let mut properties = Map::new();
+        let (mut forbidden, mut impossible) = (Map::new(), Vec::new());
+        let any = Node::any();
+        let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
+        let unlisted =
+            unlisted.map(|name| (name, shape.property_or_additional(name).unwrap_or(&any)));
+        let listed = shape.properties.iter().map(|(name, node)| (name, node));
+        // Gemini refuses a required name that is no property.
+        for (name, node) in listed.chain(unlisted) {
+            if !node.is_never() {
+                properties.insert(name.clone(), self.value(node)?);
+            } else if shape.required.contains(name) {
+                impossible.push(name.clone());
+            } else if !is_closed {
+                forbidden.insert(name.clone(), Value::Bool(false));
+            }
+        }
+        self.write_additional(page, shape, properties.is_empty())?;
+        put_properties(page, properties, shape);
+        if !forbidden.is_empty() {
+            page.describe("properties", forbidden);
+        }
+        if !impossible.is_empty() {
+            page.describe("required", impossible);
+        }
+        page.put_some("minProperties", shape.min_properties);
+        page.put_some("maxProperties", shape.max_properties);
+        Some(())
+    }
+
+    /// In `responseSchema` an object has properties, those listed, and no others.
+    fn write_additional(&self, page: &mut Page, shape: &Shape, is_empty: bool) -> Option<()> {
+        let additional = match &shape.additional {
+            Additional::Unsaid => None,
+            Additional::Welcome => Some(Value::Bool(true)),
+            Additional::Fitting(node) if node.is_never() => Some(Value::Bool(false)),
+            Additional::Fitting(node) => Some(self.value(node)?),
+        };
+        match self.target {
+            Target::ResponseSchema => {
+                let is_closed = matches!(additional, None | Some(Value::Bool(false)));
+                (is_closed && !is_empty).then_some(())
+            }
+            Target::ResponseJsonSchema => {
+                page.put_some("additionalProperties", additional);
+                Some(())
+            }
+        }
+    }
+
+    /// Formats that Gemini documents for the type are sent, others are described: a format it does
+    /// not know for a type can be a 400 (Gemini API, Schema reference and structured output guide).
+    fn write_format(&self, page: &mut Page, kind: Kind, format: &str) {
+        let is_numeric = matches!(format, "int32" | "int64" | "float" | "double");
+        match (self.target, kind, format) {
+            (Target::ResponseSchema, Kind::String, "date-time")
+            | (Target::ResponseSchema, Kind::Integer, "int32" | "int64")
+            | (Target::ResponseSchema, Kind::Number, "float" | "double")
+            | (Target::ResponseJsonSchema, Kind::String, "date-time" | "date" | "time") => {
+                page.put("format", format);
+            }
+            (_, Kind::Integer | Kind::Number, _) if is_numeric => page.describe("format", format),
+            (_, Kind::String, _) if !is_numeric => page.describe("format", format),
+            (_, Kind::Any, _) => page.describe("format", format),
+            _ => {}
+        }
+    }
+}
+
+/// Gemini knows no exclusive bounds. An integer's is the next integer; any other is sent as
+/// inclusive, and described.
+fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
+    let ends = [
+        ("minimum", "exclusiveMinimum", &shape.minimum, 1),
+        ("maximum", "exclusiveMaximum", &shape.maximum, -1),
+    ];
+    for (inclusive, exclusive, bound, step) in ends {
+        let Some(Bound { value, exclusive: is_exclusive }) = bound else { continue };
+        let integer = bound.as_ref().and_then(|bound| bound.inclusive_integer(step));
+        match integer.filter(|_| kind == Kind::Integer) {
+            Some(integer) => page.put(inclusive, integer),
+            None => {
+                page.put(inclusive, value.clone());
+                if *is_exclusive {
+                    page.describe(exclusive, value.clone());
+                }
+            }
+        }
+    }
+}
+
+/// A pattern with look-around or back-references is described: constrained decoding runs none.
+fn write_text(page: &mut Page, shape: &Shape) {
+    page.put_some("minLength", shape.min_length);
+    page.put_some("maxLength", shape.max_length);
+    match &shape.pattern {
+        Some(pattern) if super::is_linear_time(pattern) => page.put("pattern", pattern.as_str()),
+        Some(pattern) => page.describe("pattern", pattern.as_str()),
+        None => {}
+    }
+}
+
+/// With the caller's order, which matters to the quality of an answer (Gemini API, structured
+/// output: property ordering).
+fn put_properties(page: &mut Page, properties: Map<String, Value>, shape: &Shape) {
+    if properties.is_empty() {
+        return;
+    }
+    let order: Vec<String> = properties.keys().cloned().collect();
+    let required: Vec<String> =
+        order.iter().filter(|name| shape.required.contains(*name)).cloned().collect();
+    page.put("properties", properties);
+    if !required.is_empty() {
+        page.put("required", required);
+    }
+    page.put("propertyOrdering", order);
+}

@@ -1,0 +1,98 @@
+//! One schema being written: what its keywords say, and what is left to its description.
+
+use serde_json::{Map, Value, json};
+
+use super::{DESCRIBED, Target};
+use crate::generation::schema::shape::Annotations;
+
+pub(super) struct Page {
+    target: Target,
+    said: Map<String, Value>,
+    described: Map<String, Value>,
+    annotations: Annotations,
+}
+
+impl Page {
+    pub(super) fn new(target: Target) -> Self {
+        let annotations = Annotations::default();
+        Self { target, said: Map::new(), described: Map::new(), annotations }
+    }
+
+    /// Says it with the keyword if the dialect has it, in the description otherwise.
+    pub(super) fn put(&mut self, keyword: &str, value: impl Into<Value>) {
+        let place = if self.target.takes(keyword) { &mut self.said } else { &mut self.described };
+        place.insert(keyword.to_owned(), value.into());
+    }
+
+    pub(super) fn put_some(&mut self, keyword: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.put(keyword, value);
+        }
+    }
+
+    pub(super) fn put_type(&mut self, name: &str) {
+        match self.target {
+            Target::ResponseSchema => self.put("type", name.to_ascii_uppercase()),
+            Target::ResponseJsonSchema => self.put("type", name),
+        }
+    }
+
+    pub(super) fn describe(&mut self, keyword: &str, value: impl Into<Value>) {
+        self.described.insert(keyword.to_owned(), value.into());
+    }
+
+    /// Lets null in beside what is said; false where only another alternative can do that, as an
+    /// `enum` would still rule it out.
+    pub(super) fn allow_null(&mut self) -> bool {
+        if self.target == Target::ResponseSchema {
+            self.put("nullable", true);
+            return true;
+        }
+        let has_enum = self.said.contains_key("enum");
+        match self.said.get_mut("type") {
+            Some(kind) if !has_enum => {
+                *kind = json!([kind.take(), "null"]);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn annotated(self, annotations: Annotations) -> Self {
+        Self { annotations: self.annotations.join(annotations), ..self }
+    }
+
+    /// The schema, with `outer` said before the page's own annotations.
+    pub(super) fn finish(mut self, outer: Annotations) -> Map<String, Value> {
+        let Annotations { title, description, default, example, described } =
+            outer.join(std::mem::take(&mut self.annotations));
+        self.put_some("default", default);
+        self.put_some("example", example);
+        let description = self.description(description, described);
+        let is_annotated = title.is_some() || description.is_some();
+        // Beside a $ref, responseJsonSchema takes only other $ keywords.
+        if is_annotated && self.said.contains_key("$ref") {
+            let reference = Value::Object(std::mem::take(&mut self.said));
+            self.put("anyOf", vec![reference]);
+        }
+        self.put_some("title", title);
+        self.put_some("description", description);
+        self.said
+    }
+
+    fn description(&mut self, own: Option<String>, schemas: Vec<Value>) -> Option<String> {
+        let mut lines: Vec<String> = own.into_iter().collect();
+        for (keyword, label) in
+            [("default", "Default"), ("example", "Example"), ("format", "Format")]
+        {
+            if let Some(value) = self.described.shift_remove(keyword) {
+                lines.push(format!("{label}: {value}"));
+            }
+        }
+        let described = std::mem::take(&mut self.described);
+        let keywords = (!described.is_empty()).then_some(Value::Object(described));
+        let must_hold = schemas.into_iter().chain(keywords);
+        lines.extend(must_hold.map(|schema| format!("{DESCRIBED}{schema}")));
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+}
