@@ -1,3 +1,4 @@
 //! The service, tested through its front door: one binary, one file a capability.
 
 mod corpus;
+mod settings;
