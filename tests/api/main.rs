@@ -3,3 +3,4 @@
 mod corpus;
 mod door;
 mod support;
+mod settings;
