@@ -1,5 +1,6 @@
 //! Every setting: its variable, default, unit and meaning. Read once, at the start.
 
+use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::str::FromStr;
@@ -188,6 +189,11 @@ impl Config {
     /// # Errors
     /// The first setting whose value cannot be used.
     pub fn from_env() -> Result<Self, InvalidSetting> {
+        for setting in SETTINGS {
+            if let Err(VarError::NotUnicode(_)) = std::env::var(setting.name) {
+                return Err(invalid(*setting, "text in UTF-8"));
+            }
+        }
         Self::read(|name| std::env::var(name).ok())
     }
 

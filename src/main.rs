@@ -100,7 +100,9 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         tokio::spawn(serve(listener, router, patience(&config), CancellationToken::new()));
         tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
     }
-    warn_of_open_wallet(&config);
+    if !simulate {
+        warn_of_open_wallet(&config);
+    }
     let gateway = Gateway::new(config, simulate).map_err(|error| error.to_string())?;
     let config = &gateway.config;
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;

@@ -1,18 +1,71 @@
 //! Logs.
 
+use std::io::{IsTerminal, stderr};
+use std::panic::{self, PanicHookInfo};
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// Sends this process's logs to standard error. A second call changes nothing.
+/// Sends this process's logs to standard error, its panics among them. A second call changes
+/// nothing.
 pub fn init(format: LogFormat, filter: &str) {
     let filter = EnvFilter::new(filter);
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people who watch, not for files and collectors.
+    let colours = stderr().is_terminal();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let logs = logs.with_writer(stderr);
     let result = match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };
     if result.is_err() {
         tracing::debug!("logs are set up already");
+    }
+    panic::set_hook(Box::new(log_panic));
+}
+
+/// Logs where a panic was, and not what it said, which can hold a piece of a prompt: a string that
+/// is cut between the bytes of a character, for one, is shown in the message.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(place, "panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(line)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_logged_with_its_place_and_without_its_message() {
+        let log = Log::default();
+        let writer = log.clone();
+        let logs = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(log_panic));
+        tracing::subscriber::with_default(logs, || {
+            let cut = |text: &str| text[..text.len() - 1].len();
+            assert!(panic::catch_unwind(|| cut("a secret, cut at an \u{e9}")).is_err());
+        });
+        panic::set_hook(usual);
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(log.contains("panicked") && log.contains("telemetry.rs"), "{log}");
+        assert!(!log.contains("secret"), "{log}");
     }
 }

@@ -32,7 +32,13 @@ pub(super) async fn chat(
     post,
     path = "/batch/chat",
     tag = "generation",
-    request_body = BatchRequest<ChatRequest>,
+    request_body(
+        content = BatchRequest<ChatRequest>,
+        example = json!({"requests": [
+            {"prompt": "Why is the sky blue?", "system_prompt": "Answer in one sentence."},
+            {"prompt": "Why is the sea salty?", "system_prompt": "Answer in one sentence."}
+        ]})
+    ),
     responses(
         (status = OK, description = "What came of each", body = BatchResponse<ChatResponse>),
         Failures

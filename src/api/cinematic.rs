@@ -32,7 +32,20 @@ pub(super) async fn cinematic(
     post,
     path = "/batch/cinematic-story-design",
     tag = "generation",
-    request_body = BatchRequest<StoryRequest>,
+    request_body(
+        content = BatchRequest<StoryRequest>,
+        example = json!({"requests": [
+            {
+                "user_content": "A lighthouse keeper's daughter befriends a storm.",
+                "system_prompt": "Design a story for children in five scenes.",
+                "voice_id_list": ["voice-amber", "voice-basil"]
+            },
+            {
+                "user_content": "A clockmaker repairs the night.",
+                "system_prompt": "Design a story for children in five scenes."
+            }
+        ]})
+    ),
     responses(
         (status = OK, description = "What came of each", body = BatchResponse<StoryResponse>),
         Failures

@@ -218,7 +218,7 @@ impl From<Failure> for ApiError {
             Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
                 Self::upstream(error, retry_after)
             }
-            Failure::SchemaViolation(violations) => {
+            Failure::SchemaViolation { violations, .. } => {
                 let detail =
                     format!("The answer does not fit the schema: {}", violations.join("; "));
                 Self::new(StatusCode::BAD_GATEWAY, "schema_violation", detail).retryable(None)

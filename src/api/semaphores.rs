@@ -1,6 +1,7 @@
 //! `/_admin/semaphores`: the limits that several services share. For the administrator.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -113,7 +114,7 @@ pub(super) async fn register_semaphore(
     delete,
     path = "/_admin/semaphores/{semaphore_id}",
     tag = "semaphores",
-    params(("semaphore_id" = String, Path, description = "Its name")),
+    params(("semaphore_id" = String, Path, description = "Its name", example = "image-service")),
     responses(
         (status = NO_CONTENT, description = "It is gone"),
         (status = 404, description = "There is none of that name", body = ErrorBody),
@@ -124,8 +125,10 @@ pub(super) async fn register_semaphore(
 pub(super) async fn delete_semaphore(
     _: Admin,
     State(gateway): State<Gateway>,
-    Path(semaphore_id): Path<String>,
+    semaphore_id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
+    // What is no text once it is decoded is nobody's name.
+    let Path(semaphore_id) = semaphore_id.map_err(|_| ApiError::not_found())?;
     let deleted =
         SemaphoreId::parse(&semaphore_id).is_ok_and(|id| gateway.door.named().delete(&id));
     if deleted {

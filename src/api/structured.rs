@@ -32,7 +32,25 @@ pub(super) async fn structured(
     post,
     path = "/batch/structured-output",
     tag = "generation",
-    request_body = BatchRequest<StructuredRequest>,
+    request_body(
+        content = BatchRequest<StructuredRequest>,
+        example = json!({"requests": [
+            {
+                "user_content": "Anna is 31 and lives in Lisbon.",
+                "system_prompt": "Extract the person.",
+                "json_schema": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+                    "required": ["name", "age"]
+                }
+            },
+            {
+                "user_content": "The soup was cold, but the waiter was kind.",
+                "system_prompt": "Judge the review.",
+                "json_schema": {"type": "string", "enum": ["good", "mixed", "bad"]}
+            }
+        ]})
+    ),
     responses(
         (status = OK, description = "What came of each", body = BatchResponse<StructuredResponse>),
         Failures

@@ -85,11 +85,27 @@ pub enum Failure {
     #[error(transparent)]
     Dispatch(#[from] dispatch::Failure),
     /// Gemini answered twice, and neither answer fits the schema.
-    #[error("the answer does not fit the schema: {}", .0.join("; "))]
-    SchemaViolation(Vec<String>),
+    #[error("the answer does not fit the schema: {}", violations.join("; "))]
+    SchemaViolation {
+        /// What of the second answer does not fit.
+        violations: Vec<String>,
+        /// What the second answer cost.
+        usage: Usage,
+    },
     /// Something broke in this service.
     #[error("internal error")]
     Internal,
+}
+
+impl Failure {
+    /// The tokens that were spent although nothing came of them.
+    fn usage(&self) -> Usage {
+        match self {
+            Self::Dispatch(dispatch::Failure::Upstream { error, .. }) => error.usage,
+            Self::SchemaViolation { usage, .. } => *usage,
+            Self::Dispatch(_) | Self::Internal => Usage::default(),
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -121,7 +137,13 @@ pub async fn generate<G: Generation>(
             G::charge(&mut output, misfit.usage);
             Ok(output)
         }
-        Err(failure) => misfit.fallback.ok_or(failure),
+        Err(failure) => match misfit.fallback {
+            Some(mut output) => {
+                G::charge(&mut output, failure.usage());
+                Ok(output)
+            }
+            None => Err(failure),
+        },
     }
 }
 
@@ -134,7 +156,9 @@ async fn repair<G: Generation>(
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
     generation.read(answer).or_else(|unusable| match unusable {
-        Unusable::Misfit(again) => again.fallback.ok_or(Failure::SchemaViolation(again.violations)),
+        Unusable::Misfit(Misfit { fallback, violations, usage, .. }) => {
+            fallback.ok_or(Failure::SchemaViolation { violations, usage })
+        }
         Unusable::Hopeless(error) => Err(error.into()),
     })
 }

@@ -7,12 +7,7 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Service, answer};
-
-/// A prompt whose answer takes so long.
-fn slow(latency_ms: u64) -> String {
-    format!("[[simulate:latency_ms={latency_ms}]]")
-}
+use crate::support::{Service, answer, slow};
 
 fn latency(latency_ms: u64) -> Options {
     Options { latency_ms, ..Options::default() }

@@ -19,7 +19,7 @@ pub const ADMIN_KEY: &str = "the-admin-key";
 pub const SERVER_KEY: &str = "the-server-key";
 
 /// How long anything in a test may take before the test has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A service that is up until it is dropped.
 pub struct Service {
@@ -68,6 +68,10 @@ impl Service {
         self.http.get(self.url(path))
     }
 
+    pub fn head(&self, path: &str) -> RequestBuilder {
+        self.http.head(self.url(path))
+    }
+
     pub fn delete(&self, path: &str) -> RequestBuilder {
         self.http.delete(self.url(path)).header("Admin-API-Key", ADMIN_KEY)
     }
@@ -109,6 +113,11 @@ impl Service {
     }
 }
 
+/// A prompt whose answer takes so long.
+pub fn slow(latency_ms: u64) -> String {
+    format!("[[simulate:latency_ms={latency_ms}]]")
+}
+
 /// Sends a request and reads the answer to its end.
 pub async fn answer(request: RequestBuilder) -> Answer {
     let response = request.send().await.expect("an answer");
@@ -130,7 +139,7 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
 }
 
 /// Serves a router on a free port until the token is cancelled.
-async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
+pub async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("its address");
     let patience = Patience { client: PATIENCE, grace: Duration::ZERO };

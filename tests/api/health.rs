@@ -1,0 +1,87 @@
+//! `GET /`: what it says of the service, idle and at work.
+
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Service, answer, slow};
+
+async fn concurrency_status(service: &Service) -> Value {
+    answer(service.get("/")).await.body["concurrency_status"].clone()
+}
+
+#[tokio::test]
+async fn it_says_what_the_service_is_and_can_do() {
+    let service = Service::start().await;
+    let health = answer(service.get("/")).await;
+    assert_eq!(health.status, StatusCode::OK);
+    let expected = json!({
+        "status": "healthy",
+        "service": "Gemini Concurrent Generation Service",
+        "version": env!("CARGO_PKG_VERSION"),
+        "simulated": true,
+        "concurrency_status": {
+            "global_concurrency_limit": 15,
+            "current_available_slots": 15,
+            "in_flight": 0,
+            "waiting": 0,
+            "external_semaphores_count": 0,
+        },
+        "admin_key_configured": true,
+        "server_credentials_configured": true,
+        "environment_fallback": true,
+        "default_models": {"chat": "gemini-2.5-flash", "structured": "gemini-2.5-pro"},
+    });
+    assert_eq!(health.body, expected);
+}
+
+#[tokio::test]
+async fn it_says_which_keys_there_are_and_never_shows_them() {
+    let service = Service::with(Options::default(), |config| {
+        config.admin_api_key = None;
+        config.gemini_api_key = None;
+        config.environment_fallback = false;
+    })
+    .await;
+    let health = answer(service.get("/")).await.body;
+    for setting in ["admin_key_configured", "server_credentials_configured", "environment_fallback"]
+    {
+        assert_eq!(health[setting], false, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn it_tells_how_busy_the_service_is() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 2).await;
+    service.register("one", 1).await;
+    let batch = json!({"requests": vec![json!({"prompt": slow(60_000)}); 5]});
+    let single = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
+    let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
+    service.until("the batch is under way", |door| door.in_flight == 2 && door.waiting == 1).await;
+    let single = tokio::spawn(answer(service.post("/chat", &single)));
+    service.until("both wait", |door| door.waiting == 2).await;
+    let busy = json!({
+        "global_concurrency_limit": 2,
+        "current_available_slots": 0,
+        "in_flight": 2,
+        "waiting": 2,
+        "external_semaphores_count": 1,
+    });
+    assert_eq!(concurrency_status(&service).await, busy);
+
+    batch.abort();
+    service.until("the single one goes", |door| door.in_flight == 1 && door.waiting == 0).await;
+    assert_eq!(concurrency_status(&service).await["current_available_slots"], 1);
+    single.abort();
+    service.until_idle().await;
+    assert_eq!(concurrency_status(&service).await["current_available_slots"], 2);
+}
+
+#[tokio::test]
+async fn a_head_is_answered_without_a_body() {
+    let service = Service::start().await;
+    let response = service.head("/").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.text().await.unwrap(), "");
+}

@@ -1,0 +1,452 @@
+//! The program from its start to its end: settings, slow clients, signals, and what it logs.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use gemini_concurrent_generation::config::SETTINGS;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{interval, timeout};
+
+use crate::process::{Process, Start};
+use crate::support::{PATIENCE, answer, slow};
+
+/// Waits until so many calls are in flight.
+async fn until_in_flight(process: &Process, calls: u64) {
+    let arrived = async {
+        while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != calls {}
+    };
+    timeout(PATIENCE, arrived).await.expect("the calls are in flight");
+}
+
+/// Waits until nobody listens at the address any longer.
+async fn until_refused(process: &Process) {
+    let refused = async {
+        loop {
+            match TcpStream::connect(process.address).await {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("connections are refused");
+}
+
+#[tokio::test]
+async fn it_answers_without_a_key_when_it_is_simulated_and_says_so() {
+    let process = Start::simulated().run().await;
+    let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::OK);
+    assert_eq!(chat.body["response"], "Simulated answer to: Hello");
+    assert_eq!(answer(process.get("/")).await.body["simulated"], true);
+    assert!(process.log().contains("SIMULATED"), "{}", process.log());
+}
+
+#[tokio::test]
+async fn serving_is_what_it_does_without_a_command() {
+    let process = Start::with_arguments(&[]).run().await;
+    let health = answer(process.get("/")).await.body;
+    assert_eq!((&health["status"], &health["simulated"]), (&json!("healthy"), &json!(false)));
+    let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::UNAUTHORIZED);
+    assert!(!process.log().contains("SIMULATED"), "{}", process.log());
+}
+
+#[tokio::test]
+async fn a_simulator_can_stand_alone() {
+    let process = Start::with_arguments(&["simulate", "--port", "0"]).run().await;
+    let body = json!({"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]});
+    let call = process.post("/v1beta/models/gemini-2.5-flash:generateContent", &body);
+    let answered = answer(call.header("x-goog-api-key", "any")).await;
+    assert_eq!(answered.status, StatusCode::OK);
+    let text = &answered.body["candidates"][0]["content"]["parts"][0]["text"];
+    assert_eq!(text, "Simulated answer to: Hello");
+    assert_eq!(answer(process.get("/_simulator/stats")).await.body["calls"], 1);
+    process.terminate().await;
+    assert_eq!(process.end().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn what_is_in_flight_finishes_after_sigterm_and_nothing_new_begins() {
+    let process = Start::simulated().run().await;
+    let idle = TcpStream::connect(process.address).await.unwrap();
+    let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(1_500)}))));
+    let requests = vec![json!({"prompt": slow(700)}); 20];
+    let batch = tokio::spawn(answer(process.post("/batch/chat", &json!({"requests": requests}))));
+    until_in_flight(&process, 15).await;
+
+    process.terminate().await;
+    until_refused(&process).await;
+    assert!(!chat.is_finished(), "the chat was to be in flight");
+    assert_eq!(chat.await.unwrap().status, StatusCode::OK);
+    assert_eq!(batch.await.unwrap().body["successful_requests"], 20);
+    let (code, log) = process.end().await;
+    assert_eq!(code, Some(0));
+    assert!(log.contains("shutting down") && log.contains("stopped"), "{log}");
+    drop(idle);
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_period_is_cut_off() {
+    let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "0.3").run().await;
+    let chat = process.post("/chat", &json!({"prompt": slow(60_000)}));
+    let chat = tokio::spawn(chat.send());
+    until_in_flight(&process, 1).await;
+    process.terminate().await;
+    let (code, log) = process.end().await;
+    assert_eq!(code, Some(0));
+    assert!(log.contains("the grace period is over"), "{log}");
+    assert!(chat.await.unwrap().is_err(), "it could not be answered");
+}
+
+#[tokio::test]
+async fn an_idle_service_stops_at_once() {
+    let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
+    let mut kept_alive = TcpStream::connect(process.address).await.unwrap();
+    kept_alive.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_ne!(kept_alive.read(&mut [0; 16]).await.unwrap(), 0);
+    process.terminate().await;
+    assert_eq!(process.end().await.0, Some(0));
+}
+
+/// Every setting but the one that takes any text.
+const WRONG: [(&str, &str); 18] = [
+    ("GEMINI_API_KEY", "se cret"),
+    ("ENVIRONMENT_FALLBACK", "perhaps"),
+    ("GEMINI_CONCURRENCY_LIMIT", "0"),
+    ("MAX_QUEUED_REQUESTS", "-77"),
+    ("GEMINI_MAX_ATTEMPTS", "4.77"),
+    ("HOST", "localhost"),
+    ("PORT", "77777"),
+    ("GEMINI_BASE_URL", "ftp://wrong.example"),
+    ("GEMINI_CHAT_MODEL", "../wrong"),
+    ("GEMINI_STRUCTURED_MODEL", "wrong model"),
+    ("MAX_BATCH_SIZE", "many"),
+    ("MAX_BODY_BYTES", "64MiB"),
+    ("CLIENT_TIMEOUT_SECONDS", "-1.77"),
+    ("UPSTREAM_TIMEOUT_SECONDS", "2m"),
+    ("REQUEST_TIMEOUT_SECONDS", "infinity"),
+    ("SHUTDOWN_GRACE_SECONDS", "1e77"),
+    ("LOG_FORMAT", "yaml"),
+    ("RUST_LOG", "loud=very"),
+];
+
+#[tokio::test]
+async fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
+    let covered: Vec<_> = WRONG.iter().map(|(name, _)| *name).collect();
+    let settings: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+    assert_eq!(covered, settings[1..], "each setting has its wrong value here");
+    assert_eq!(settings[0], "ADMIN_API_KEY");
+    for (name, value) in WRONG {
+        let output = Start::simulated().unset(name).set(name, value).output().await;
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {log}");
+        assert_eq!(log.lines().count(), 1, "{name}: {log}");
+        let expected = format!("gemini-concurrent-generation: {name}: expected ");
+        assert!(log.starts_with(&expected), "{name}: {log}");
+        if name != "GEMINI_CONCURRENCY_LIMIT" {
+            assert!(!log.contains(value), "{name}: {log}");
+        }
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_is_no_text_stops_the_start() {
+    for name in ["PORT", "ADMIN_API_KEY", "GEMINI_API_KEY"] {
+        let output = Start::simulated().unset(name).set_bytes(name, b"50\xff04").output().await;
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {log}");
+        assert_eq!(log, format!("gemini-concurrent-generation: {name}: expected text in UTF-8\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_dotenv_is_read_and_the_environment_wins() {
+    let process = Start::simulated()
+        .dotenv("# Settings\nGEMINI_CONCURRENCY_LIMIT=7\nexport GEMINI_CHAT_MODEL=\"gemini-a\"\n\nGEMINI_STRUCTURED_MODEL='gemini-b'\n")
+        .set("GEMINI_STRUCTURED_MODEL", "gemini-c")
+        .run()
+        .await;
+    let health = answer(process.get("/")).await.body;
+    assert_eq!(health["concurrency_status"]["global_concurrency_limit"], 7);
+    assert_eq!(health["default_models"], json!({"chat": "gemini-a", "structured": "gemini-c"}));
+}
+
+#[tokio::test]
+async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
+    let output = Start::simulated().unset("PORT").dotenv("PORT=lots").output().await;
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(log.contains("PORT: expected") && !log.contains("lots"), "{log}");
+}
+
+#[tokio::test]
+async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
+    for broken in ["GEMINI_API_KEY = \"the-secret", "the-secret", "GEMINI_API_KEY=the secret key"] {
+        let output = Start::simulated().dotenv(&format!("PORT=0\n{broken}\n")).output().await;
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{broken}: {log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(log.contains(".env") && !log.contains("secret"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_stops_the_start() {
+    let process = Start::simulated().run().await;
+    let port = process.address.port().to_string();
+    let output = Start::simulated().unset("PORT").set("PORT", &port).output().await;
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains(&format!("cannot listen on {}", process.address)), "{log}");
+}
+
+#[tokio::test]
+async fn a_health_check_tells_by_its_exit_code() {
+    let process = Start::simulated().run().await;
+    let port = process.address.port().to_string();
+    let check = |host: &str| {
+        Start::with_arguments(&["healthcheck"])
+            .unset("HOST")
+            .set("HOST", host)
+            .unset("PORT")
+            .set("PORT", &port)
+            .output()
+    };
+    // Who listens on all addresses is asked on the loopback one.
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let output = check(host).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+    process.terminate().await;
+    process.end().await;
+    let output = check("127.0.0.1").await;
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(&format!("127.0.0.1:{port} is not healthy")), "{log}");
+}
+
+/// Reads a connection to its end.
+async fn to_the_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut text = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("it was not cut off");
+    // A reset is an end too.
+    let _ = read;
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_headers_is_cut_off() {
+    let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
+    let silent = TcpStream::connect(process.address).await.unwrap();
+    let trickling = TcpStream::connect(process.address).await.unwrap();
+    let (mut read, mut write) = trickling.into_split();
+    let trickle = tokio::spawn(async move {
+        write.write_all(b"POST /chat HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.unwrap();
+        // It never pauses for as long as the service waits.
+        let mut ticks = interval(Duration::from_millis(50));
+        while write.write_all(b"a").await.is_ok() {
+            ticks.tick().await;
+        }
+    });
+    let others = join_all((0..10).map(|_| answer(process.get("/")))).await;
+    assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are served");
+    to_the_end(&mut read).await;
+    let (mut silent, _write) = silent.into_split();
+    to_the_end(&mut silent).await;
+    timeout(PATIENCE, trickle).await.expect("it cannot go on").unwrap();
+    assert_eq!(answer(process.get("/")).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
+    let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
+    for path in ["/chat", "/batch/chat", "/structured-output"] {
+        let stream = TcpStream::connect(process.address).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+             Content-Length: 1000\r\n\r\n{{\"prompt\": "
+        );
+        write.write_all(head.as_bytes()).await.unwrap();
+        let other = answer(process.post("/chat", &json!({"prompt": "meanwhile"}))).await;
+        assert_eq!(other.status, StatusCode::OK);
+        let answered = to_the_end(&mut read).await;
+        assert!(answered.starts_with("HTTP/1.1 408 "), "{path}: {answered}");
+        assert!(answered.ends_with("\"code\":\"client_timeout\"}"), "{path}: {answered}");
+    }
+}
+
+#[tokio::test]
+async fn running_out_of_file_descriptors_ends_nothing() {
+    let process = Start::simulated().most_files(40).run().await;
+    let mut connections = Vec::new();
+    for _ in 0..80 {
+        connections.push(TcpStream::connect(process.address).await.unwrap());
+    }
+    process.until_logged("a connection could not be accepted").await;
+    drop(connections);
+    let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::OK);
+    let health = answer(process.get("/")).await;
+    assert_eq!(health.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_open_wallet_is_warned_of() {
+    let (admin, key) = (("ADMIN_API_KEY", "the-admin"), ("GEMINI_API_KEY", "the-key"));
+    let (open, closed) = (("HOST", "0.0.0.0"), ("HOST", "127.0.0.1"));
+    let no_fallback = ("ENVIRONMENT_FALLBACK", "false");
+    let (real, simulated) = (&["serve"][..], &["serve", "--simulate"][..]);
+    for (arguments, settings, warned) in [
+        (real, vec![admin, key, open], true),
+        (real, vec![admin, key, closed], false),
+        (real, vec![admin, key, open, no_fallback], false),
+        (real, vec![key, open], false),
+        (real, vec![admin, open], false),
+        // Nothing can be spent there.
+        (simulated, vec![admin, key, open], false),
+    ] {
+        let start = Start::with_arguments(arguments).unset("HOST");
+        let start = settings.iter().fold(start, |start, (name, value)| start.set(name, value));
+        let process = start.run().await;
+        let log = process.log();
+        let warning = log.lines().find(|line| line.contains("anyone who reaches this port"));
+        assert_eq!(warning.is_some(), warned, "{settings:?}: {log}");
+        if let Some(warning) = warning {
+            assert!(warning.contains("WARN") && warning.contains("ENVIRONMENT_FALLBACK=false"));
+        }
+        assert!(!log.contains("the-admin") && !log.contains("the-key"), "{log}");
+    }
+}
+
+/// Everything here that holds the word `secret` is one: keys, prompts, answers.
+#[tokio::test]
+async fn no_key_prompt_or_answer_is_logged_at_debug() {
+    for format in ["text", "json"] {
+        let process = Start::simulated()
+            .set("RUST_LOG", "debug")
+            .set("LOG_FORMAT", format)
+            .set("ADMIN_API_KEY", "secret-admin-key")
+            .set("GEMINI_API_KEY", "secret-server-key")
+            .set("GEMINI_MAX_ATTEMPTS", "2")
+            .run()
+            .await;
+        let statuses = send_secrets(&process).await;
+        for expected in [200, 201, 400, 401, 403, 404, 422, 429, 502] {
+            assert!(statuses.contains(&expected), "{expected} is not in {statuses:?}");
+        }
+        process.terminate().await;
+        let (code, log) = process.end().await;
+        assert_eq!(code, Some(0));
+        assert!(log.contains("sent again") && log.contains("asking again"), "{format}: {log}");
+        for line in log.lines() {
+            assert!(!line.to_lowercase().contains("secret"), "{format}: {line}");
+            assert!(!line.contains('\u{1b}'), "{format}: a log in a file has no colours: {line}");
+            if format == "json" {
+                let line: Value = serde_json::from_str(line).expect(line);
+                assert!(line["message"].is_string() && line["level"].is_string(), "{line}");
+            }
+        }
+    }
+}
+
+/// Sends every secret through every endpoint, in ways that succeed and ways that fail.
+async fn send_secrets(process: &Process) -> Vec<u16> {
+    let prompt = |marker: &str| format!("secret-prompt {marker}");
+    let markers = [
+        "",
+        "[[simulate:status=400]]",
+        "[[simulate:status=403]]",
+        "[[simulate:status=404]]",
+        "[[simulate:fail_times=1]]",
+        "[[simulate:fail_times=1,close]]",
+        "[[simulate:fail_times=1,truncate_body]]",
+        "[[simulate:html=502]]",
+        "[[simulate:quota=day]]",
+        "[[simulate:blocked=SAFETY]]",
+        "[[simulate:empty]]",
+        "[[simulate:invalid_json]]",
+        "[[simulate:text={\"secret-answer\": 1}]]",
+    ];
+    let own = json!({"gemini_api_key": "secret-callers-key"});
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string", "maxLength": 4}}});
+    let mut requests = Vec::new();
+    for marker in markers {
+        let prompt = prompt(marker);
+        let chat = json!({"prompt": prompt, "system_prompt": "secret-system", "credentials": own});
+        let structured = json!({
+            "user_content": prompt, "system_prompt": "secret-system", "json_schema": schema,
+        });
+        let story = json!({"user_content": prompt, "system_prompt": "secret-system"});
+        for (kind, request) in
+            [("chat", chat), ("structured-output", structured), ("cinematic-story-design", story)]
+        {
+            let batch = json!({"requests": [request.clone()], "credentials": own});
+            requests.push(process.post(&format!("/{kind}"), &request));
+            requests.push(process.post(&format!("/batch/{kind}"), &batch));
+        }
+    }
+    let bad_key = json!({"prompt": "secret", "credentials": {"gemini_api_key": "invalid-secret"}});
+    let no_key = json!({"prompt": "secret", "credentials": {"gemini_api_key": "secret key"}});
+    for body in [bad_key, no_key, json!({"prompt": 1, "secret-field": "secret"}), json!("secret")] {
+        requests.push(process.post("/chat", &body));
+    }
+    requests.push(process.post("/chat?key=secret-key", &json!({"prompt": "secret"})));
+    requests.push(process.post("/chat", &Value::Null).body("{\"prompt\": \"secret"));
+    let semaphore = json!({"semaphore_id": "images", "limit": 1});
+    for key in ["secret-admin-key", "secret-wrong-key"] {
+        let chat = process.post("/chat", &json!({"prompt": "secret"}));
+        let register = process.post("/_admin/semaphores", &semaphore);
+        requests.extend([chat, register].map(|request| request.header("Admin-API-Key", key)));
+    }
+    requests.extend(["/", "/metrics", "/?secret=1"].map(|path| process.get(path)));
+    let sent = requests.into_iter().map(|request| async {
+        let response = request.header("Authorization", "Bearer secret-bearer").send().await;
+        let response = response.expect("an answer");
+        let status = response.status().as_u16();
+        response.bytes().await.expect("a whole answer");
+        status
+    });
+    join_all(sent).await
+}
+
+#[tokio::test]
+async fn every_line_about_a_request_has_its_id() {
+    let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
+    let chat = process.post("/chat", &json!({"prompt": "[[simulate:status=403]]"}));
+    let failed = answer(chat.header("X-Request-Id", "order-66")).await;
+    assert_eq!(failed.headers["x-request-id"], "order-66");
+    let batch = process.post("/batch/chat", &json!({"requests": [{"prompt": "Hello"}]}));
+    let batch = answer(batch).await;
+    let given = batch.headers["x-request-id"].to_str().unwrap().to_owned();
+    assert_eq!(given.len(), 32, "{given}");
+    process.until_logged(&given).await;
+
+    let log = process.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let about = |id: &str| {
+        let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
+        lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(about("order-66"), ["no answer", "answered"], "{log}");
+    assert_eq!(about(&given), ["answered"], "{log}");
+    let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
+    assert_eq!((&answered["status"], &answered["span"]["path"]), (&json!(403), &json!("/chat")));
+    assert!(answered["duration_ms"].is_u64(), "{answered}");
+}
+
+#[tokio::test]
+async fn a_text_log_names_the_request_too() {
+    let process = Start::simulated().run().await;
+    answer(process.get("/").header("X-Request-Id", "order-67")).await;
+    process.until_logged("answered").await;
+    let log = process.log();
+    let line = log.lines().find(|line| line.contains("answered")).unwrap();
+    assert!(line.contains("request_id=\"order-67\"") && line.contains("status=200"), "{line}");
+}

@@ -1,0 +1,275 @@
+//! `GET /metrics`: what is counted, under which labels, and that Prometheus can read it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use gemini_concurrent_generation::simulator::Options;
+use serde_json::json;
+
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
+
+async fn text(service: &Service) -> String {
+    let response = service.get("/metrics").send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    response.text().await.unwrap()
+}
+
+#[tokio::test]
+async fn it_shows_who_is_at_the_door() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
+    service.register("one", 1).await;
+    let named = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
+    let batch = json!({"requests": vec![named.clone(); 4], "external_semaphore_id": "one"});
+    let single = tokio::spawn(answer(service.post("/chat", &named)));
+    service.until("the single one runs", |door| door.in_flight == 1).await;
+    let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
+    service.until("the batch waits", |door| door.waiting == 1).await;
+    for (series, value) in [
+        ("gemini_gateway_in_flight", 1.0),
+        ("gemini_gateway_waiting", 1.0),
+        ("gemini_gateway_limit", 3.0),
+        ("gemini_gateway_semaphore_in_use{semaphore=\"one\"}", 1.0),
+        ("gemini_gateway_semaphore_waiting{semaphore=\"one\"}", 1.0),
+        ("gemini_gateway_semaphore_limit{semaphore=\"one\"}", 1.0),
+    ] {
+        assert_eq!(service.metric(series).await, value, "{series}");
+    }
+    single.abort();
+    batch.abort();
+    service.until_idle().await;
+    assert_eq!(service.metric("gemini_gateway_in_flight").await, 0.0);
+    assert_eq!(service.metric("gemini_gateway_limit").await, 3.0);
+
+    service.delete("/_admin/semaphores/one").send().await.unwrap();
+    assert!(!text(&service).await.contains("semaphore=\"one\""));
+}
+
+#[tokio::test]
+async fn it_counts_calls_by_kind_model_and_outcome() {
+    let service = Service::start().await;
+    let prompts = [
+        "fine",
+        "[[simulate:fail_times=1]]fine at the second attempt",
+        "[[simulate:blocked=SAFETY]]",
+        "[[simulate:finish=MAX_TOKENS,text=]]",
+    ];
+    for prompt in prompts {
+        service.chat(prompt).await;
+    }
+    let batch = json!({"requests": [
+        {"user_content": "u", "system_prompt": "s", "json_schema": {"type": "string"}},
+        {"user_content": "u", "system_prompt": "s", "json_schema": {"type": "string"},
+         "model": "gemini-other"},
+    ]});
+    let batch = answer(service.post("/batch/structured-output", &batch)).await;
+    assert_eq!(batch.body["successful_requests"], 2, "{batch:?}");
+
+    for (labels, value) in [
+        (r#"kind="chat",model="gemini-2.5-flash",outcome="success""#, 2.0),
+        (r#"kind="chat",model="gemini-2.5-flash",outcome="upstream_unavailable""#, 1.0),
+        (r#"kind="chat",model="gemini-2.5-flash",outcome="content_blocked""#, 1.0),
+        (r#"kind="chat",model="gemini-2.5-flash",outcome="truncated_answer""#, 1.0),
+        (r#"kind="structured_output",model="gemini-2.5-pro",outcome="success""#, 1.0),
+        (r#"kind="structured_output",model="gemini-other",outcome="success""#, 1.0),
+    ] {
+        let series = format!("gemini_gateway_calls_total{{{labels}}}");
+        assert_eq!(service.metric(&series).await, value, "{series}");
+    }
+    let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_unavailable\"}";
+    assert_eq!(service.metric(retries).await, 1.0);
+    // Every attempt waited for its turn and took its time.
+    assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 7.0);
+    for (kind, calls) in [("chat", 5.0), ("structured_output", 2.0)] {
+        let series = format!("gemini_gateway_upstream_latency_seconds_count{{kind=\"{kind}\"}}");
+        assert_eq!(service.metric(&series).await, calls, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn it_adds_up_the_tokens_that_answers_report() {
+    let service = Service::start().await;
+    let mut expected = BTreeMap::from([("prompt", 0), ("output", 0), ("thinking", 0)]);
+    for prompt in ["one", "two, which is longer than the first"] {
+        let body = json!({"prompt": prompt, "model": "gemini-2.5-pro"});
+        let usage = answer(service.post("/chat", &body)).await.body["usage"].clone();
+        for (kind, sum) in &mut expected {
+            *sum += usage[format!("{kind}_tokens")].as_u64().unwrap();
+        }
+    }
+    for (kind, sum) in expected {
+        assert!(sum > 0, "the simulator reports {kind} tokens");
+        let series =
+            format!("gemini_gateway_tokens_total{{model=\"gemini-2.5-pro\",type=\"{kind}\"}}");
+        assert_eq!(service.metric(&series).await, sum as f64, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn it_times_the_wait_in_the_queue_and_the_answer() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
+    let (first, second) = tokio::join!(service.chat(slow(60)), service.chat(slow(60)));
+    assert!(first.status.is_success() && second.status.is_success());
+    let waited = service.metric("gemini_gateway_queue_wait_seconds_sum").await;
+    assert!(waited >= 0.05, "one waited for the other, not {waited} s");
+    let series = "gemini_gateway_upstream_latency_seconds_sum{kind=\"chat\"}";
+    let took = service.metric(series).await;
+    assert!(took >= 0.12, "each took its 60 ms, not {took} s");
+}
+
+/// What callers make up is no label, so that nobody can fill the memory of who scrapes.
+#[tokio::test]
+async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
+    let service = Service::start().await;
+    for n in 0..20 {
+        let body = json!({"prompt": "q", "model": format!("made-up-{n}")});
+        assert_eq!(answer(service.post("/chat", &body)).await.body["code"], "model_not_found");
+        let body = json!({"prompt": "q", "external_semaphore_id": format!("made-up-{n}")});
+        assert_eq!(answer(service.post("/chat", &body)).await.body["code"], "semaphore_not_found");
+    }
+    let secret = json!({
+        "prompt": "the-secret-prompt",
+        "credentials": {"gemini_api_key": "the-callers-secret-key"},
+        "generation_config": {"stopSequences": ["the-secret-stop"]},
+    });
+    assert_eq!(answer(service.post("/chat", &secret)).await.status, 200);
+    let bad_key = json!({"prompt": "q", "credentials": {"gemini_api_key": "invalid-secret-key"}});
+    assert_eq!(answer(service.post("/chat", &bad_key)).await.body["code"], "invalid_api_key");
+
+    let text = text(&service).await;
+    for hidden in ["made-up", "secret", SERVER_KEY, ADMIN_KEY] {
+        assert!(!text.contains(hidden), "{hidden} is in\n{text}");
+    }
+    let refused =
+        "gemini_gateway_calls_total{kind=\"chat\",model=\"other\",outcome=\"model_not_found\"}";
+    assert_eq!(service.metric(refused).await, 20.0);
+}
+
+#[tokio::test]
+async fn prometheus_can_read_it() {
+    let service = Service::start().await;
+    check(&text(&service).await);
+    service.register("a", 1).await;
+    service.register("b.c:d-e_f", 1).await;
+    service.chat("fine").await;
+    service.chat("[[simulate:status=400]]").await;
+    let tuned = json!({"prompt": "q", "model": "tunedModels/x"});
+    answer(service.post("/chat", &tuned)).await;
+    check(&text(&service).await);
+}
+
+/// One family of metrics, as far as it was read.
+struct Family<'a> {
+    name: &'a str,
+    kind: &'a str,
+}
+
+/// Holds a text to the exposition format, version 0.0.4, and a little stricter: every family is
+/// described, typed and in one piece, and every histogram adds up.
+fn check(text: &str) {
+    assert!(text.ends_with('\n'), "the last line has no end");
+    let mut families = HashSet::new();
+    let mut series = HashSet::new();
+    let mut buckets: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut counts: BTreeMap<String, f64> = BTreeMap::new();
+    let mut described = None;
+    let mut family: Option<Family<'_>> = None;
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').expect(line);
+            assert!(is_name(name) && !help.is_empty(), "{line}");
+            assert!(families.insert(name), "{name} is there twice");
+            described = Some(name);
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').expect(line);
+            assert_eq!(described.take(), Some(name), "{line}");
+            assert!(["counter", "gauge", "histogram", "untyped"].contains(&kind), "{line}");
+            family = Some(Family { name, kind });
+        } else {
+            assert!(!line.starts_with('#') && described.is_none(), "{line}");
+            let Family { name, kind } = family.as_ref().expect(line);
+            let (sample, labels, value) = sample(line);
+            assert!(series.insert((sample, labels.clone())), "{line} is there twice");
+            let suffix = sample.strip_prefix(name).unwrap_or_else(|| panic!("{line} in {name}"));
+            if *kind != "histogram" {
+                assert_eq!(suffix, "", "{line}");
+                assert!(value >= 0.0, "{line}");
+                continue;
+            }
+            let rest: Vec<_> = labels.iter().filter(|(label, _)| label != "le").collect();
+            let id = format!("{name}{rest:?}");
+            match (suffix, labels.iter().find(|(label, _)| label == "le")) {
+                ("_bucket", Some((_, bound))) => {
+                    buckets.entry(id).or_default().push((number(bound), value));
+                }
+                ("_count", None) => _ = counts.insert(id, value),
+                ("_sum", None) => {}
+                _ => panic!("{line}"),
+            }
+        }
+    }
+    assert!(!counts.is_empty() && counts.len() == buckets.len());
+    for (id, buckets) in buckets {
+        assert!(buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{id}: {buckets:?}");
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, counts[&id])), "{id}");
+    }
+}
+
+type Labels = Vec<(String, String)>;
+
+/// Reads `name{label="value",…} number`.
+fn sample(line: &str) -> (&str, Labels, f64) {
+    let end = line.find(['{', ' ']).expect(line);
+    let (name, mut rest) = line.split_at(end);
+    assert!(is_name(name), "{line}");
+    let mut labels = Labels::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        loop {
+            let (label, value) = rest.split_once("=\"").expect(line);
+            assert!(is_name(label) && !label.contains(':'), "{line}");
+            let (value, after) = quoted(value).expect(line);
+            labels.push((label.to_owned(), value));
+            match after.strip_prefix(',') {
+                Some(more) => rest = more,
+                None => {
+                    rest = after.strip_prefix('}').expect(line);
+                    break;
+                }
+            }
+        }
+    }
+    (name, labels, number(rest.strip_prefix(' ').expect(line)))
+}
+
+/// Reads up to the closing quotation mark; gives what was in it and what follows it.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match characters.next()?.1 {
+                'n' => '\n',
+                escaped @ ('\\' | '"') => escaped,
+                _ => return None,
+            }),
+            plain => value.push(plain),
+        }
+    }
+    None
+}
+
+fn number(text: &str) -> f64 {
+    match text {
+        "+Inf" => f64::INFINITY,
+        text => {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.e".contains(&byte));
+            assert!(digits, "{text} is no number");
+            text.parse().unwrap_or_else(|_| panic!("{text} is no number"))
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let starts = |c: char| c.is_ascii_alphabetic() || c == '_' || c == ':';
+    name.starts_with(starts) && name.chars().all(|c| starts(c) || c.is_ascii_digit())
+}

@@ -1,0 +1,324 @@
+//! Structured output: what Gemini is sent of a schema, and that a success always fits it.
+
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::{Answer, Service, answer};
+use crate::upstream::{Upstream, cost};
+
+const PATH: &str = "/structured-output";
+
+fn question(json_schema: Value) -> Value {
+    json!({
+        "user_content": "Anna is 31 and lives in Lisbon.",
+        "system_prompt": "Extract the person.",
+        "json_schema": json_schema,
+    })
+}
+
+fn person() -> Value {
+    json!({
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+        "required": ["name", "age"],
+        "additionalProperties": false,
+    })
+}
+
+/// A service whose upstream says these texts.
+async fn over(upstream: &Upstream) -> Service {
+    Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
+}
+
+async fn ask(service: &Service, json_schema: Value) -> Answer {
+    answer(service.post(PATH, &question(json_schema))).await
+}
+
+/// The `generationConfig` of the only call.
+fn sent_config(service: &Service) -> Value {
+    let journal = service.simulator.journal();
+    assert_eq!(journal.len(), 1);
+    journal[0].body["generationConfig"].clone()
+}
+
+#[tokio::test]
+async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
+    let service = Service::start().await;
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "surname": {"type": "string"},
+            "age": {"$ref": "#/$defs/Age"},
+            "nick": {"type": ["string", "null"]},
+        },
+        "required": ["age", "surname"],
+        "$defs": {"Age": {"type": "integer", "minimum": 0}},
+    });
+    let answered = ask(&service, schema.clone()).await;
+    assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+    assert!(jsonschema::is_valid(&schema, &answered.body["data"]), "{answered:?}");
+    assert_eq!(answered.body["success"], true);
+    assert_eq!(answered.body["message"], "Successfully generated structured output");
+    assert_eq!(answered.body["model"], "gemini-2.5-pro");
+
+    let journal = service.simulator.journal();
+    let expected = json!({
+        "contents": [{"role": "user", "parts": [{"text": "Anna is 31 and lives in Lisbon."}]}],
+        "systemInstruction": {"parts": [{"text": "Extract the person."}]},
+        "generationConfig": {
+            "responseMimeType": "application/json",
+            "responseSchema": {
+                "type": "OBJECT",
+                "properties": {
+                    "surname": {"type": "STRING"},
+                    "age": {"type": "INTEGER", "minimum": 0},
+                    "nick": {"type": "STRING", "nullable": true},
+                },
+                "required": ["surname", "age"],
+                "propertyOrdering": ["surname", "age", "nick"],
+            },
+        },
+    });
+    assert_eq!(journal[0].body, expected);
+    let keys: Vec<_> = answered.body["data"].as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["surname", "age", "nick"]);
+}
+
+#[tokio::test]
+async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
+    let recursion = json!({
+        "type": "object",
+        "properties": {
+            "value": {"type": "string"},
+            "children": {"type": "array", "items": {"$ref": "#"}},
+        },
+        "required": ["value"],
+    });
+    let tuple = json!({
+        "type": "array",
+        "prefixItems": [{"type": "string"}, {"type": "integer"}],
+        "minItems": 2,
+        "maxItems": 2,
+    });
+    let map = json!({"type": "object", "additionalProperties": {"type": "integer"}});
+    for (schema, keyword) in
+        [(recursion, "$ref"), (tuple, "prefixItems"), (map, "additionalProperties")]
+    {
+        let service = Service::start().await;
+        let answered = ask(&service, schema.clone()).await;
+        assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+        assert!(jsonschema::is_valid(&schema, &answered.body["data"]), "{answered:?}");
+        let config = sent_config(&service);
+        assert_eq!(config["responseMimeType"], "application/json");
+        assert_eq!(config.get("responseSchema"), None, "{config}");
+        let sent = config["responseJsonSchema"].to_string();
+        assert!(sent.contains(&format!("{keyword:?}")), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn the_services_own_keys_win_and_all_others_go_as_given() {
+    let service = Service::start().await;
+    let mut body = question(person());
+    body["generation_config"] = json!({
+        "temperature": 0.125,
+        "responseMimeType": "text/plain",
+        "response_mime_type": "text/plain",
+        "responseSchema": {"type": "STRING"},
+        "response_schema": {"type": "STRING"},
+        "responseJsonSchema": {"type": "string"},
+        "response_json_schema": {"type": "string"},
+        "thinkingConfig": {"thinkingBudget": 128, "includeThoughts": false},
+        "seed": 7,
+    });
+    let answered = answer(service.post(PATH, &body)).await;
+    assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+
+    let mut config = sent_config(&service);
+    let schema = config["responseSchema"].take();
+    assert_eq!(schema["propertyOrdering"], json!(["name", "age"]));
+    let expected = json!({
+        "temperature": 0.125,
+        "thinkingConfig": {"thinkingBudget": 128, "includeThoughts": false},
+        "seed": 7,
+        "responseMimeType": "application/json",
+        "responseSchema": null,
+    });
+    assert_eq!(config, expected);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
+    let wrong = r#"{"name": "Anna", "age": "thirty-one"}"#;
+    let upstream = Upstream::saying([wrong, r#"{"name": "Anna", "age": 31}"#]).await;
+    let service = over(&upstream).await;
+    let answered = ask(&service, person()).await;
+    assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+    assert_eq!(answered.body["data"], json!({"name": "Anna", "age": 31}));
+    let [prompt, output, thinking] = [0, 1, 2].map(|kind| cost(1)[kind] + cost(2)[kind]);
+    let usage = json!({
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "thinking_tokens": thinking,
+        "total_tokens": prompt + output + thinking,
+    });
+    assert_eq!(answered.body["usage"], usage, "both calls were paid for");
+
+    let [first, second]: [Value; 2] = upstream.asked().try_into().unwrap();
+    assert_eq!(first["generationConfig"], second["generationConfig"]);
+    assert_eq!(first["systemInstruction"], second["systemInstruction"]);
+    let contents = second["contents"].as_array().unwrap();
+    let roles: Vec<_> = contents.iter().map(|content| &content["role"]).collect();
+    assert_eq!(roles, ["user", "model", "user"]);
+    assert_eq!(contents[0], first["contents"][0]);
+    assert_eq!(contents[1]["parts"], json!([{"text": wrong}]));
+    let correction = contents[2]["parts"][0]["text"].as_str().unwrap();
+    assert!(correction.contains("at /age:") && correction.contains("integer"), "{correction}");
+    assert_eq!(service.metric("gemini_gateway_calls_total{kind=\"structured_output\",model=\"gemini-2.5-pro\",outcome=\"success\"}").await, 2.0);
+}
+
+#[tokio::test]
+async fn text_that_is_no_json_is_asked_for_once_more() {
+    let upstream =
+        Upstream::saying(["Certainly! Anna is 31.", r#"{"name":"Anna","age":31}"#]).await;
+    let answered = ask(&over(&upstream).await, person()).await;
+    assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+    let second = &upstream.asked()[1]["contents"][2]["parts"][0]["text"];
+    assert!(second.as_str().unwrap().contains("it is not JSON"), "{second}");
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_twice_fails_and_says_what_did_not_fit() {
+    let wrong = [r#"{"name": "Anna"}"#, r#"{"name": "Anna", "age": -3}"#];
+    let upstream = Upstream::saying(wrong).await;
+    let service = over(&upstream).await;
+    let failed = ask(&service, person()).await;
+    assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(failed.body["code"], "schema_violation");
+    let detail = failed.body["detail"].as_str().unwrap();
+    assert!(detail.contains("at /age:") && detail.contains("minimum"), "{detail}");
+    assert_eq!(upstream.asked().len(), 2, "once more and never a third time");
+    service.until_idle().await;
+}
+
+/// What Gemini was sent allows what the caller's schema does not: the caller's is what counts.
+#[tokio::test]
+async fn an_answer_is_checked_against_the_callers_own_schema() {
+    let schema = json!({
+        "type": "object",
+        "properties": {"even": {"type": "integer", "multipleOf": 2}},
+        "required": ["even"],
+    });
+    let upstream = Upstream::saying([r#"{"even": 3}"#, r#"{"even": 4}"#]).await;
+    let answered = ask(&over(&upstream).await, schema).await;
+    assert_eq!(answered.body["data"], json!({"even": 4}), "{answered:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_at_the_token_limit_is_not_asked_for_again() {
+    let upstream = Upstream::cut_off_at(r#"{"name": "An"#).await;
+    let failed = ask(&over(&upstream).await, person()).await;
+    assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(failed.body["code"], "truncated_answer");
+    assert_eq!(upstream.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn the_data_is_what_the_model_wrote_to_the_letter() {
+    let text = r#"{ "z": 1.10, "a": 12345678901234567890123, "m": 1e2,  "b": "\u00e9" }"#;
+    let schema = json!({"type": "object", "additionalProperties": true});
+    let upstream = Upstream::saying([text]).await;
+    let service = over(&upstream).await;
+    let response = service.post(PATH, &question(schema.clone())).send().await.unwrap();
+    let body = response.text().await.unwrap();
+    assert!(body.contains(&format!("\"data\":{text}")), "{body}");
+
+    let upstream = Upstream::saying([text]).await;
+    let batch = json!({"requests": [question(schema)]});
+    let response = over(&upstream).await.post("/batch/structured-output", &batch).send().await;
+    let body = response.unwrap().text().await.unwrap();
+    assert!(body.contains(&format!("\"data\":{text}")), "{body}");
+}
+
+#[tokio::test]
+async fn a_schema_that_is_none_is_refused_with_its_place_and_nothing_is_sent() {
+    let service = Service::start().await;
+    let age = |age: Value| json!({"type": "object", "properties": {"age": age}});
+    for (schema, loc) in [
+        (age(json!({"type": "int"})), json!(["json_schema", "properties", "age", "type"])),
+        (age(json!({"minimum": "0"})), json!(["json_schema", "properties", "age", "minimum"])),
+        (age(json!({"pattern": "("})), json!(["json_schema", "properties", "age", "pattern"])),
+        (age(json!({"$ref": "#/$defs/Age"})), json!(["json_schema", "properties", "age", "$ref"])),
+        (json!({"required": "age"}), json!(["json_schema", "required"])),
+        (json!("object"), json!(["json_schema"])),
+        (json!([]), json!(["json_schema"])),
+        (json!(false), json!(["json_schema"])),
+    ] {
+        let in_body = |path: &[Value]| [&[json!("body")], path].concat();
+        let loc = loc.as_array().unwrap();
+        let refused = ask(&service, schema.clone()).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
+        assert_eq!(refused.body["code"], "validation_error");
+        assert_eq!(refused.body["detail"][0]["type"], "json_schema");
+        assert_eq!(refused.body["detail"][0]["loc"], json!(in_body(loc)), "{schema}");
+
+        let batch = json!({"requests": [question(person()), question(schema.clone())]});
+        let refused = answer(service.post("/batch/structured-output", &batch)).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
+        let loc = in_body(&[&[json!("requests"), json!(1)], &loc[..]].concat());
+        assert_eq!(refused.body["detail"][0]["loc"], json!(loc), "{schema}");
+    }
+    let pointed = ask(&service, age(json!({"type": "int"}))).await.body;
+    let message = pointed["detail"][0]["msg"].as_str().unwrap();
+    assert!(message.contains("#/properties/age/type"), "{message}");
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn a_remote_reference_is_refused_and_never_fetched() {
+    let service = Service::start().await;
+    let remote = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/person.json", remote.local_addr().unwrap());
+    for schema in [
+        json!({"$ref": url}),
+        json!({"type": "object", "properties": {"a": {"$ref": format!("{url}#/$defs/A")}}}),
+        json!({"$schema": url, "type": "object"}),
+        json!({"$id": url, "type": "object", "properties": {"a": {"$ref": "other.json"}}}),
+    ] {
+        let refused = ask(&service, schema.clone()).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
+        assert_eq!(refused.body["detail"][0]["loc"][1], "json_schema");
+    }
+    // A connection would have been made before the answer, and would wait to be accepted.
+    let nobody = std::future::poll_fn(|context| match remote.poll_accept(context) {
+        std::task::Poll::Ready(_) => std::task::Poll::Ready(false),
+        std::task::Poll::Pending => std::task::Poll::Ready(true),
+    });
+    assert!(nobody.await, "somebody came to fetch the schema");
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn one_misfit_in_a_batch_fails_alone_and_in_its_place() {
+    let service = Service::start().await;
+    let unmeetable = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+        "required": ["name"],
+        "not": {"required": ["name"]},
+    });
+    let batch = json!({"requests": [question(person()), question(unmeetable), question(person())]});
+    let answered = answer(service.post("/batch/structured-output", &batch)).await;
+    assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+    let results = answered.body["results"].as_array().unwrap();
+    let successes: Vec<_> = results.iter().map(|result| &result["success"]).collect();
+    assert_eq!(successes, [true, false, true]);
+    assert_eq!(results[1]["error_code"], "schema_violation");
+    assert_eq!(results[1]["retryable"], true);
+    assert_eq!((&results[1]["index"], &results[2]["index"]), (&json!(1), &json!(2)));
+    assert_eq!(answered.body["failed_requests"], 1);
+    assert_eq!(service.simulator.stats().calls, 4, "two for the misfit");
+}
