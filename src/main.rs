@@ -156,8 +156,8 @@ fn shutdown_on_signal() -> Result<CancellationToken, String> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("shutting down");
         token.cancel();
+        tracing::info!("shutting down");
     });
     Ok(shutdown)
 }

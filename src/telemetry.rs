@@ -14,7 +14,8 @@ pub fn init(format: LogFormat, filter: &str) {
     // Colours are for people who watch, not for files and collectors.
     let colours = stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    let logs = logs.with_writer(stderr);
+    // Where the log's reader is gone, so is standard error: to say so there would panic.
+    let logs = logs.with_writer(stderr).log_internal_errors(false);
     let result = match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),

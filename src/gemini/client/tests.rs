@@ -137,7 +137,7 @@ async fn a_call_ends_when_its_time_is_up_even_amid_the_answer() {
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Timeout);
     assert_eq!(error.message, "Gemini did not answer within 200ms");
-    assert!(error.is_passing());
+    assert!(!error.is_passing(), "Gemini may be working on it still");
 }
 
 #[tokio::test]
