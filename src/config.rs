@@ -372,7 +372,7 @@ mod tests {
             ("ENVIRONMENT_FALLBACK", "maybe"),
             ("GEMINI_BASE_URL", "not a url"),
             ("GEMINI_CHAT_MODEL", "../secrets"),
-            ("REQUEST_TIMEOUT_SECONDS", "0"),
+            ("REQUEST_TIMEOUT_SECONDS", "0.0"),
             ("REQUEST_TIMEOUT_SECONDS", "NaN"),
             ("LOG_FORMAT", "xml"),
             ("RUST_LOG", "gemini=shout"),
@@ -380,8 +380,7 @@ mod tests {
         ] {
             let error = read(&[(variable, value)]).expect_err(variable);
             assert_eq!(error.variable, variable);
-            let shown = error.to_string().split_whitespace().any(|word| word == value);
-            assert!(!shown || value == "0", "{error}");
+            assert!(!error.to_string().contains(value), "{error}");
         }
     }
 
