@@ -49,10 +49,12 @@ impl Service {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..options });
         let upstream = listen(simulator.router(), &stop).await;
-        let mut config = Config::default();
-        config.base_url = format!("http://{upstream}");
-        config.admin_api_key = Some(AdminKey::new(ADMIN_KEY));
-        config.gemini_api_key = ApiKey::new(SERVER_KEY).ok();
+        let mut config = Config {
+            base_url: format!("http://{upstream}"),
+            admin_api_key: Some(AdminKey::new(ADMIN_KEY)),
+            gemini_api_key: ApiKey::new(SERVER_KEY).ok(),
+            ..Config::default()
+        };
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
         let address = listen(api::router(gateway.clone()), &stop).await;
@@ -107,6 +109,11 @@ impl Service {
         })
         .await;
     }
+}
+
+/// A prompt whose answer takes so long.
+pub fn slow(latency_ms: u64) -> String {
+    format!("[[simulate:latency_ms={latency_ms}]]")
 }
 
 /// Sends a request and reads the answer to its end.
