@@ -144,3 +144,17 @@ async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
     tokio::spawn(serve(listener, router, patience, stop.clone()));
     address
 }
+
+/// The kinds of generation: the path of each and a body that it takes. `/batch` in front of the
+/// path takes many.
+pub fn kinds() -> [(&'static str, Value); 3] {
+    let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
+    [
+        ("/chat", json!({"prompt": "Hello"})),
+        (
+            "/structured-output",
+            json!({"user_content": "Anna", "system_prompt": "Who?", "json_schema": schema}),
+        ),
+        ("/cinematic-story-design", json!({"user_content": "A storm", "system_prompt": "Tell"})),
+    ]
+}
