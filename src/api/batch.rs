@@ -10,7 +10,9 @@ use super::single::named_semaphore;
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::batch::{Item, Outcome, generate_all};
-use crate::generation::{Credentials, Generation, InvalidField, Preparation, Request, Segment};
+use crate::generation::{
+    Credentials, Generation, InvalidField, Preparation, Request, Segment, Terms,
+};
 
 /// Asks for many things at once.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -114,17 +116,17 @@ fn prepare<G: Generation>(
     if !faults.is_empty() {
         return Err(ApiError::invalid(faults));
     }
-    let payer = |own: Option<&Credentials>| {
-        let own = own.filter(|own| own.gemini_api_key().is_some());
-        caller.payer(own.or(credentials.as_ref()), gateway)
-    };
+    let payer = || caller.payer(credentials.as_ref(), gateway);
     if prepared.is_empty() {
-        payer(None)?;
+        payer()?;
     }
-    let keys: Vec<_> = prepared
-        .iter()
-        .map(|(_, terms)| payer(terms.credentials.as_ref()))
-        .collect::<Result<_, _>>()?;
+    let key = |(index, (_, terms)): (usize, &(G, Terms))| {
+        let own = terms.credentials.as_ref().filter(|own| own.gemini_api_key().is_some());
+        own.map_or_else(payer, |own| {
+            caller.payer(Some(own), gateway).map_err(|error| error.in_item(index))
+        })
+    };
+    let keys: Vec<_> = prepared.iter().enumerate().map(key).collect::<Result<_, _>>()?;
     let shared = named_semaphore(gateway, external_semaphore_id.as_deref())?;
     let items = prepared.into_iter().zip(keys).map(|((generation, terms), key)| {
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref())?;

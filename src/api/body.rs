@@ -118,7 +118,8 @@ fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
             path.push(field.into());
         }
         ("extra_forbidden", "There is no such field")
-    } else if text.starts_with("duplicate field") {
+    } else if let Some(field) = quoted(&text, "duplicate field `") {
+        path.push(field.into());
         ("duplicate", "The field is there more than once")
     } else {
         expected(&text)

@@ -85,6 +85,16 @@ impl ApiError {
         }
     }
 
+    /// The same fault, in an item of a batch.
+    pub(super) fn in_item(mut self, index: usize) -> Self {
+        if let Detail::Fields(fields) = &mut self.detail {
+            for FieldError { loc, .. } in fields {
+                loc.splice(1..1, [Segment::from("requests"), Segment::Index(index)]);
+            }
+        }
+        self
+    }
+
     pub(super) fn unauthenticated() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,

@@ -1,13 +1,18 @@
 //! The service, tested through its front door: one binary, one file a capability.
 
+mod auth;
+mod batch;
 mod cinematic;
 mod corpus;
 mod documentation;
 mod door;
+mod failures;
 mod health;
+mod input;
 mod lifecycle;
 mod metrics;
 mod process;
+mod protocol;
 mod semaphores;
 mod settings;
 mod structured;

@@ -49,10 +49,12 @@ impl Service {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..options });
         let upstream = listen(simulator.router(), &stop).await;
-        let mut config = Config::default();
-        config.base_url = format!("http://{upstream}");
-        config.admin_api_key = Some(AdminKey::new(ADMIN_KEY));
-        config.gemini_api_key = ApiKey::new(SERVER_KEY).ok();
+        let mut config = Config {
+            base_url: format!("http://{upstream}"),
+            admin_api_key: Some(AdminKey::new(ADMIN_KEY)),
+            gemini_api_key: ApiKey::new(SERVER_KEY).ok(),
+            ..Config::default()
+        };
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
         let address = listen(api::router(gateway.clone()), &stop).await;
@@ -145,4 +147,18 @@ pub async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAdd
     let patience = Patience { client: PATIENCE, grace: Duration::ZERO };
     tokio::spawn(serve(listener, router, patience, stop.clone()));
     address
+}
+
+/// The kinds of generation: the path of each and a body that it takes. `/batch` in front of the
+/// path takes many.
+pub fn kinds() -> [(&'static str, Value); 3] {
+    let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
+    [
+        ("/chat", json!({"prompt": "Hello"})),
+        (
+            "/structured-output",
+            json!({"user_content": "Anna", "system_prompt": "Who?", "json_schema": schema}),
+        ),
+        ("/cinematic-story-design", json!({"user_content": "A storm", "system_prompt": "Tell"})),
+    ]
 }

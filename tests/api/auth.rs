@@ -1,0 +1,330 @@
+//! Who pays, and that nobody ever pays for another.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, kinds};
+
+/// What 401 says on the endpoints that spend a key.
+const UNAUTHENTICATED: &str =
+    "Authentication failed. Provide 'Admin-API-Key' in headers or complete credentials in payload.";
+
+/// Every endpoint that spends a key, with a body that it takes.
+fn endpoints() -> Vec<(String, Value)> {
+    let one_and_many = |(path, body): (&str, Value)| {
+        let many = json!({"requests": [body]});
+        [(path.to_owned(), body), (format!("/batch{path}"), many)]
+    };
+    kinds().into_iter().flat_map(one_and_many).collect()
+}
+
+/// Asks with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
+async fn ask(
+    service: &Service,
+    (path, mut body): (String, Value),
+    admin: Option<&str>,
+    own: &Value,
+) -> Answer {
+    body["credentials"] = json!({"gemini_api_key": own});
+    let request = service.post(&path, &body);
+    answer(admin.into_iter().fold(request, |r, key| r.header("Admin-API-Key", key))).await
+}
+
+/// The keys that calls were paid with since they were last asked for.
+fn payers(service: &Service) -> BTreeSet<String> {
+    let keys = service.simulator.journal().into_iter().map(|entry| entry.api_key).collect();
+    service.simulator.reset();
+    keys
+}
+
+#[tokio::test]
+async fn the_first_of_three_tiers_pays() {
+    let service = Service::start().await;
+    for (admin, own, payer) in [
+        (Some(ADMIN_KEY), json!("own-key"), SERVER_KEY),
+        (Some(ADMIN_KEY), Value::Null, SERVER_KEY),
+        (Some("wrong"), json!("own-key"), "own-key"),
+        (Some(""), json!("own-key"), "own-key"),
+        (None, json!("own-key"), "own-key"),
+        (None, json!(" own-key\n"), "own-key"),
+        (Some("wrong"), Value::Null, SERVER_KEY),
+        (None, json!(""), SERVER_KEY),
+        (None, json!(" \t\n"), SERVER_KEY),
+        (None, Value::Null, SERVER_KEY),
+    ] {
+        for endpoint in endpoints() {
+            let case = format!("{} {admin:?} {own}", endpoint.0);
+            let paid = ask(&service, endpoint, admin, &own).await;
+            assert_eq!(paid.status, StatusCode::OK, "{case}: {paid:?}");
+            assert_eq!(payers(&service), BTreeSet::from([payer.to_owned()]), "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_fallback_who_brings_no_key_is_turned_away() {
+    let service =
+        Service::with(Options::default(), |config| config.environment_fallback = false).await;
+    for admin in [None, Some("wrong"), Some("")] {
+        for own in [Value::Null, json!(""), json!("  ")] {
+            for endpoint in endpoints() {
+                let refused = ask(&service, endpoint, admin, &own).await;
+                assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
+                let body = json!({"detail": UNAUTHENTICATED, "code": "unauthenticated"});
+                assert_eq!(refused.body, body);
+            }
+        }
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+
+    let chat = || ("/chat".to_owned(), json!({"prompt": "Hello"}));
+    let admin = ask(&service, chat(), Some(ADMIN_KEY), &Value::Null).await;
+    assert_eq!(admin.status, StatusCode::OK);
+    assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+    let own = ask(&service, chat(), None, &json!("own-key")).await;
+    assert_eq!(own.status, StatusCode::OK);
+    assert_eq!(payers(&service), BTreeSet::from(["own-key".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_server_without_a_key_pays_for_nobody() {
+    let service = Service::with(Options::default(), |config| config.gemini_api_key = None).await;
+    for endpoint in endpoints() {
+        let refused = ask(&service, endpoint.clone(), None, &Value::Null).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(refused.body["detail"], UNAUTHENTICATED);
+        // Not even the payload's key makes up for it: the administrator asked for the server's.
+        for own in [Value::Null, json!("own-key")] {
+            let refused = ask(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
+            assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(refused.body["code"], "server_key_missing");
+        }
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn an_admin_key_that_is_not_set_matches_nothing() {
+    let service = Service::with(Options::default(), |config| {
+        config.admin_api_key = None;
+        config.environment_fallback = false;
+    })
+    .await;
+    for admin in [None, Some(""), Some(ADMIN_KEY), Some(SERVER_KEY)] {
+        let chat = ("/chat".to_owned(), json!({"prompt": "Hello"}));
+        let refused = ask(&service, chat, admin, &Value::Null).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{admin:?}");
+        let list = service.get("/_admin/semaphores");
+        let list = admin.into_iter().fold(list, |r, key| r.header("Admin-API-Key", key));
+        assert_eq!(answer(list).await.status, StatusCode::UNAUTHORIZED, "{admin:?}");
+    }
+    assert_eq!(service.register("any", 1).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn a_wrong_admin_key_opens_no_admin_endpoint() {
+    let service = Service::start().await;
+    service.register("kept", 1).await;
+    for admin in ["wrong", "", "the-admin-ke", "the-admin-keyy", "THE-ADMIN-KEY", SERVER_KEY] {
+        for (method, path) in [
+            (Method::GET, "/_admin/semaphores"),
+            (Method::POST, "/_admin/semaphores"),
+            (Method::DELETE, "/_admin/semaphores/kept"),
+        ] {
+            let request = reqwest::Client::new().request(method, service.url(path));
+            let refused = answer(request.header("Admin-API-Key", admin)).await;
+            assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{admin:?} {path}");
+            assert_eq!(refused.body["code"], "unauthenticated");
+        }
+    }
+    let list = service.get("/_admin/semaphores").header("Admin-API-Key", ADMIN_KEY);
+    assert_eq!(answer(list).await.body["count"], 1);
+}
+
+/// The key of a user, whose number is in all their prompts.
+fn key_of(user: &str) -> String {
+    format!("key-of-user-{user}")
+}
+
+/// The original of this service set the key process-wide: users paid with each other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_users_at_once_each_pay_for_their_own() {
+    let options = Options { latency_ms: 3, latency_sigma: 0.5, ..Options::default() };
+    let service = Service::with(options, |_| {}).await;
+    let users = join_all((0..200).map(|user| {
+        let credentials = json!({"gemini_api_key": key_of(&user.to_string())});
+        let prompts: Vec<Value> =
+            (0..5).map(|n| json!({"prompt": format!("user {user} asks {n}")})).collect();
+        let request = if user % 2 == 0 {
+            let body = json!({"prompt": prompts[0]["prompt"], "credentials": credentials});
+            service.post("/chat", &body)
+        } else {
+            let body = json!({"requests": prompts, "credentials": credentials});
+            service.post("/batch/chat", &body)
+        };
+        answer(request)
+    }))
+    .await;
+
+    for (user, answer) in users.iter().enumerate() {
+        let batch = answer.body["results"].as_array();
+        let answers = batch.cloned().unwrap_or_else(|| vec![answer.body.clone()]);
+        for (n, answer) in answers.iter().enumerate() {
+            let expected = format!("Simulated answer to: user {user} asks {n}");
+            assert_eq!(answer["response"], expected, "{answer}");
+        }
+    }
+    let journal = service.simulator.journal();
+    assert_eq!(journal.len(), 100 + 100 * 5);
+    for call in journal {
+        let user = call.prompt_text.split(' ').nth(1).unwrap();
+        assert_eq!(call.api_key, key_of(user), "{}", call.prompt_text);
+    }
+}
+
+#[tokio::test]
+async fn an_items_own_credentials_win_over_the_batchs() {
+    let service = Service::start().await;
+    let requests = json!([
+        {"prompt": "own", "credentials": {"gemini_api_key": "key-of-the-item"}},
+        {"prompt": "none"},
+        {"prompt": "blank", "credentials": {"gemini_api_key": " "}},
+        {"prompt": "empty", "credentials": {}},
+        {"prompt": "another", "credentials": {"gemini_api_key": "key-of-another"}},
+    ]);
+    let paid_with = async |batch: Value, admin: &str| {
+        let request = service.post("/batch/chat", &batch).header("Admin-API-Key", admin);
+        let batch = answer(request).await;
+        assert_eq!(batch.body["successful_requests"], 5, "{batch:?}");
+        let journal = service.simulator.journal();
+        service.simulator.reset();
+        ["own", "none", "blank", "empty", "another"].map(|prompt| {
+            journal.iter().find(|call| call.prompt_text == prompt).unwrap().api_key.clone()
+        })
+    };
+    let batch = "key-of-the-batch";
+    let with_key =
+        json!({"requests": requests, "credentials": {"gemini_api_key": "key-of-the-batch"}});
+    let without = json!({"requests": requests});
+    assert_eq!(
+        paid_with(with_key.clone(), "wrong").await,
+        ["key-of-the-item", batch, batch, batch, "key-of-another"]
+    );
+    assert_eq!(
+        paid_with(without, "wrong").await,
+        ["key-of-the-item", SERVER_KEY, SERVER_KEY, SERVER_KEY, "key-of-another"]
+    );
+    assert_eq!(paid_with(with_key, ADMIN_KEY).await, [SERVER_KEY; 5]);
+}
+
+#[tokio::test]
+async fn a_batch_with_one_item_that_nobody_pays_for_sends_nothing() {
+    let service =
+        Service::with(Options::default(), |config| config.environment_fallback = false).await;
+    let own = json!({"gemini_api_key": "own-key"});
+    let batch = json!({"requests": [
+        {"prompt": "a", "credentials": own}, {"prompt": "b"}, {"prompt": "c", "credentials": own},
+    ]});
+    let refused = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(refused.body["detail"], UNAUTHENTICATED);
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn an_empty_batch_needs_a_payer_too() {
+    let service =
+        Service::with(Options::default(), |config| config.environment_fallback = false).await;
+    for (path, _) in kinds() {
+        let batch = || (format!("/batch{path}"), json!({"requests": []}));
+        let refused = ask(&service, batch(), None, &Value::Null).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
+        let own = ask(&service, batch(), None, &json!("own-key")).await;
+        assert_eq!(own.status, StatusCode::OK, "{path}");
+        let admin = ask(&service, batch(), Some(ADMIN_KEY), &Value::Null).await;
+        assert_eq!(admin.status, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_key_is_refused_where_it_stands() {
+    let service = Service::start().await;
+    let unusable = ["two words", "schlüssel", "line\nbreak", "nul\u{0}"];
+    for key in unusable {
+        let credentials = json!({"gemini_api_key": key});
+        let own = json!({"prompt": "Hello", "credentials": credentials});
+        let good = json!({"prompt": "Hello"});
+        for (path, body, place) in [
+            ("/chat", own.clone(), json!(["body", "credentials", "gemini_api_key"])),
+            (
+                "/batch/chat",
+                json!({"requests": [good], "credentials": credentials}),
+                json!(["body", "credentials", "gemini_api_key"]),
+            ),
+            (
+                "/batch/chat",
+                json!({"requests": [], "credentials": credentials}),
+                json!(["body", "credentials", "gemini_api_key"]),
+            ),
+            (
+                "/batch/chat",
+                json!({"requests": [good, good, own]}),
+                json!(["body", "requests", 2, "credentials", "gemini_api_key"]),
+            ),
+        ] {
+            let refused = answer(service.post(path, &body)).await;
+            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+            assert_eq!(refused.body["detail"][0]["type"], "api_key");
+            assert_eq!(refused.body["detail"][0]["loc"], place, "{body}");
+        }
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
+async fn no_key_is_in_the_body_of_an_error() {
+    const SECRET: &str = "a-secret-of-the-caller";
+    const REVOKED: &str = "a-secret-that-was-revoked";
+    let options = Options { bad_keys: vec![REVOKED.to_owned()], ..Options::default() };
+    let service =
+        Service::with(options, |config| config.gemini_api_key = ApiKey::new(REVOKED).ok()).await;
+    let chat = |credentials: Value| {
+        service.post("/chat", &json!({"prompt": "Hello", "credentials": credentials}))
+    };
+    // Gemini repeats the marker, and so the key, in what it says.
+    let repeated = json!({
+        "prompt": format!("[[simulate:{SECRET}]]"), "credentials": {"gemini_api_key": SECRET},
+    });
+    let unfinished =
+        format!(r#"{{"prompt": "Hello", "credentials": {{"gemini_api_key": "{SECRET}"#);
+    let other_field = json!({"gemini_api_key": SECRET, "model": SECRET});
+    for (request, status, code) in [
+        (chat(json!({"gemini_api_key": REVOKED})), 401, "invalid_api_key"),
+        (chat(Value::Null), 401, "invalid_api_key"),
+        (service.post("/chat", &repeated), 400, "invalid_request"),
+        (chat(json!({"gemini_api_key": format!("{SECRET} {REVOKED}")})), 422, "validation_error"),
+        (chat(json!({"gemini_api_key": [SECRET]})), 422, "validation_error"),
+        (chat(json!(SECRET)), 422, "validation_error"),
+        (chat(other_field), 422, "validation_error"),
+        (chat(Value::Null).body(unfinished), 422, "validation_error"),
+        (service.get("/_admin/semaphores").header("Admin-API-Key", SECRET), 401, "unauthenticated"),
+    ] {
+        let refused = answer(request).await;
+        assert_eq!(refused.status, status, "{refused:?}");
+        assert_eq!(refused.body["code"], code, "{refused:?}");
+        let body = refused.body.to_string();
+        assert!(!body.contains(SECRET) && !body.contains(REVOKED), "{body}");
+    }
+
+    let batch = json!({"requests": [repeated, {"prompt": "Hello"}]});
+    let batch = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(batch.body["failed_requests"], 2);
+    let body = batch.body.to_string();
+    assert!(!body.contains(SECRET) && !body.contains(REVOKED), "{body}");
+}

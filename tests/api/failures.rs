@@ -1,0 +1,298 @@
+//! What becomes of Gemini's failures: each is told for what it is, those that pass are tried
+//! again, and nothing is held meanwhile.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Service, answer, slow, until};
+
+/// A chat that fails, and how.
+struct Failing {
+    chat: Value,
+    status: u16,
+    code: &'static str,
+    retryable: bool,
+    /// What its detail says, among other things.
+    says: &'static str,
+}
+
+/// A failure that a marker in the prompt brings about.
+fn marked(
+    marker: &str,
+    status: u16,
+    code: &'static str,
+    retryable: bool,
+    says: &'static str,
+) -> Failing {
+    let chat = json!({"prompt": format!("Hello [[simulate:{marker}]]")});
+    Failing { chat, status, code, retryable, says }
+}
+
+/// A failure that comes the same however often the call is sent.
+fn lasting() -> Vec<Failing> {
+    let blocked = |marker, reason| marked(marker, 400, "content_blocked", false, reason);
+    let bad_key = json!({"prompt": "Hello", "credentials": {"gemini_api_key": "invalid-key"}});
+    let model = |model| json!({"prompt": "Hello", "model": model});
+    vec![
+        Failing {
+            chat: bad_key,
+            status: 401,
+            code: "invalid_api_key",
+            retryable: false,
+            says: "API key not valid. Please pass a valid API key.",
+        },
+        Failing {
+            chat: model("gemini-unknown"),
+            status: 404,
+            code: "model_not_found",
+            retryable: false,
+            says: "models/gemini-unknown is not found",
+        },
+        Failing {
+            chat: model("gemini-retired"),
+            status: 404,
+            code: "model_not_found",
+            retryable: false,
+            says: "no longer available",
+        },
+        marked("status=401", 401, "invalid_api_key", false, "Unauthorized"),
+        marked("status=403", 403, "permission_denied", false, "reported as leaked"),
+        marked("status=404", 404, "model_not_found", false, "Not Found"),
+        marked("status=400", 400, "invalid_request", false, "contains an invalid argument"),
+        marked("html=400", 400, "invalid_request", false, "400"),
+        marked("no_such_marker", 400, "invalid_request", false, "is not a setting"),
+        blocked("blocked=SAFETY", "SAFETY"),
+        blocked("blocked=PROHIBITED_CONTENT", "PROHIBITED_CONTENT"),
+        blocked("finish=SAFETY", "SAFETY"),
+        blocked("finish=RECITATION", "RECITATION"),
+        blocked("finish=SPII", "SPII"),
+        marked("quota=day", 429, "daily_quota_exhausted", true, "exceeded your current quota"),
+        marked("empty", 502, "empty_answer", true, "has no text"),
+        marked("finish=MALFORMED_FUNCTION_CALL", 502, "empty_answer", true, "MALFORMED_FUNCTION"),
+        marked("finish=MAX_TOKENS,empty", 502, "truncated_answer", false, "limit of output tokens"),
+        marked("html=200", 502, "malformed_answer", true, "not one that Gemini gives"),
+        marked("status=302", 502, "malformed_answer", true, ""),
+    ]
+}
+
+/// A failure that another attempt may well outlive.
+fn passing() -> Vec<Failing> {
+    let gone = |marker| marked(marker, 502, "upstream_connection", true, "connection to Gemini");
+    vec![
+        marked("status=429", 429, "rate_limited", true, "Resource has been exhausted"),
+        marked("status=500", 502, "upstream_unavailable", true, "An internal error has occurred"),
+        marked("status=502", 502, "upstream_unavailable", true, "Bad Gateway"),
+        marked("html=502", 502, "upstream_unavailable", true, "502"),
+        marked("html=503", 502, "upstream_unavailable", true, "503"),
+        marked("status=503", 502, "upstream_unavailable", true, "The model is overloaded"),
+        marked("status=504", 504, "upstream_timeout", true, "Deadline expired"),
+        gone("close"),
+        gone("truncate_body"),
+    ]
+}
+
+#[tokio::test]
+async fn each_failure_has_its_own_status_and_code() {
+    let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
+    let minute = |marker| marked(marker, 429, "rate_limited", true, "Please retry in 12.345");
+    let minutes = [minute("quota=minute"), minute("quota=tokens")];
+    for failing in lasting().into_iter().chain(passing()).chain(minutes) {
+        let Failing { chat, status, code, retryable, says } = failing;
+        let single = answer(service.post("/chat", &chat)).await;
+        assert_eq!(single.status.as_u16(), status, "{chat}: {single:?}");
+        assert_eq!(single.body["code"], code, "{chat}");
+        let detail = single.body["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{chat}: {detail}");
+        assert!(!detail.contains('<'), "{chat}: HTML in {detail}");
+        assert_eq!(single.headers.contains_key("retry-after"), status == 429, "{chat}");
+        assert_eq!(single.body.as_object().unwrap().len(), 2, "{chat}: {}", single.body);
+
+        let batch = answer(service.post("/batch/chat", &json!({"requests": [chat]}))).await;
+        assert_eq!(batch.status, StatusCode::OK);
+        let item = &batch.body["results"][0];
+        assert_eq!((&item["error_code"], &item["error"]), (&json!(code), &json!(detail)), "{chat}");
+        assert_eq!(item["retryable"], retryable, "{chat}");
+    }
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_refusal_says_when_to_come_back() {
+    let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
+    let retry_after = async |marker: &str| {
+        let refused = service.chat(format!("[[simulate:{marker}]]")).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap()
+    };
+    // 12.345 s, in whole seconds and not too early.
+    assert_eq!(retry_after("quota=minute").await, 13);
+    assert_eq!(retry_after("quota=tokens").await, 13);
+    // Midnight in California, whatever Gemini says; the longest day has 25 hours.
+    let day = retry_after("quota=day").await;
+    assert!((1..=25 * 3600).contains(&day) && day != 13, "{day}");
+    // Gemini does not say.
+    assert_eq!(retry_after("status=429").await, 1);
+}
+
+#[tokio::test]
+async fn what_does_not_pass_is_sent_once() {
+    let service = Service::start().await;
+    for Failing { chat, status, .. } in lasting() {
+        service.simulator.reset();
+        let failed = answer(service.post("/chat", &chat)).await;
+        assert_eq!(failed.status.as_u16(), status, "{chat}");
+        assert_eq!(service.simulator.stats().calls, 1, "{chat}");
+    }
+}
+
+#[tokio::test]
+async fn what_passes_is_sent_again() {
+    let service = Service::start().await;
+    // Told apart by their prompts, so that each fails once.
+    let once = passing().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
+        let marker = chat["prompt"].as_str().unwrap().replace("]]", ",fail_times=1]]");
+        format!("{n} {marker}")
+    });
+    let prompts: Vec<String> = once.collect();
+    let answers = join_all(prompts.iter().map(|prompt| service.chat(prompt))).await;
+    for ((n, prompt), answer) in prompts.iter().enumerate().zip(answers) {
+        let expected = format!("Simulated answer to: {n} Hello");
+        assert_eq!(answer.body["response"], expected, "{prompt}: {answer:?}");
+    }
+    let mut calls: Vec<_> =
+        service.simulator.journal().into_iter().map(|call| call.prompt_text).collect();
+    calls.sort();
+    let mut twice: Vec<_> = prompts.iter().chain(&prompts).cloned().collect();
+    twice.sort();
+    assert_eq!(calls, twice);
+    let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"rate_limited\"}";
+    assert_eq!(service.metric(retries).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_call_that_fails_twice_succeeds_the_third_time() {
+    let service = Service::start().await;
+    let chat = service.chat("patience [[simulate:fail_times=2]]").await;
+    assert_eq!(chat.status, StatusCode::OK);
+    assert_eq!(chat.body["response"], "Simulated answer to: patience");
+    let journal = service.simulator.journal();
+    let statuses: Vec<_> = journal.iter().map(|call| call.status).collect();
+    assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
+    assert!(journal.iter().all(|call| call.body == journal[0].body), "it is the same each time");
+}
+
+#[tokio::test]
+async fn a_call_is_sent_so_often_and_no_more() {
+    for max_attempts in [1, 2, 3] {
+        let service =
+            Service::with(Options::default(), |config| config.max_attempts = max_attempts).await;
+        let failed = service.chat("[[simulate:status=503]]").await;
+        assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(failed.body["code"], "upstream_unavailable");
+        assert_eq!(service.simulator.stats().calls, max_attempts as u64);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_again_before_gemini_says() {
+    let options =
+        Options { requests_per_minute: Some(1), minute_seconds: 2.0, ..Options::default() };
+    let service = Service::with(options, |_| {}).await;
+    assert_eq!(service.chat("first").await.status, StatusCode::OK);
+    assert_eq!(service.chat("second").await.status, StatusCode::OK);
+    let journal = service.simulator.journal();
+    let statuses: Vec<_> = journal.iter().map(|call| call.status).collect();
+    assert_eq!(statuses, [Some(200), Some(429), Some(200)]);
+    assert!(journal[2].arrived_at - journal[0].arrived_at >= Duration::from_secs(2));
+}
+
+/// The original of this service held its slot while it waited to try again.
+#[tokio::test]
+async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
+    service.register("one", 1).await;
+    let named = |prompt: &str| {
+        service.post("/chat", &json!({"prompt": prompt, "external_semaphore_id": "one"}))
+    };
+    let waiting = tokio::spawn(answer(named("[[simulate:quota=minute]]")));
+    until("it was refused", || !service.simulator.stats().refused_429.is_empty()).await;
+    service.until_idle().await;
+
+    assert_eq!(answer(named("meanwhile")).await.status, StatusCode::OK);
+    assert!(!waiting.is_finished(), "its next attempt is twelve seconds away");
+    waiting.abort();
+    service.until_idle().await;
+    assert_eq!(service.simulator.stats().calls, 2);
+}
+
+#[tokio::test]
+async fn an_item_that_waits_to_be_sent_again_holds_up_no_other() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
+    let batch = json!({"requests": [
+        {"prompt": "[[simulate:quota=minute]]"}, {"prompt": "a"}, {"prompt": "b"},
+    ]});
+    let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
+    until("the others are done", || service.simulator.stats().answered == 2).await;
+    service.until_idle().await;
+    assert!(!batch.is_finished());
+    batch.abort();
+}
+
+#[tokio::test]
+async fn a_refusal_that_outlasts_the_deadline_is_answered_at_once() {
+    let service = Service::with(Options::default(), |config| {
+        config.request_timeout = Duration::from_secs(10);
+    })
+    .await;
+    let asked = Instant::now();
+    let refused = service.chat("[[simulate:quota=minute]]").await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "it waited for {:?}", asked.elapsed());
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.body["code"], "rate_limited");
+    assert_eq!(refused.headers["retry-after"], "13");
+    assert_eq!(service.simulator.stats().calls, 1);
+}
+
+/// Gemini may be at work on it still and have it paid for: a second attempt would be paid twice.
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
+    let service = Service::with(Options::default(), |config| {
+        config.upstream_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let given_up = service.chat(slow(60_000)).await;
+    assert_eq!(given_up.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(given_up.body["code"], "upstream_timeout");
+    service.until_idle().await;
+    until("Gemini was told to stop", || service.simulator.stats().cancelled == 1).await;
+    assert_eq!(service.simulator.stats().calls, 1);
+
+    let batch = json!({"requests": [{"prompt": slow(60_000)}, {"prompt": "quick"}]});
+    let batch = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(batch.body["results"][0]["error_code"], "upstream_timeout");
+    assert_eq!(batch.body["results"][0]["retryable"], true);
+    assert_eq!(batch.body["results"][1]["success"], true);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_down_is_no_connection() {
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let service = Service::with(Options::default(), |config| {
+        config.base_url = format!("http://{nobody}");
+        config.max_attempts = 2;
+    })
+    .await;
+    let failed = service.chat("Hello").await;
+    assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
+    let body =
+        json!({"detail": "no connection to Gemini could be made", "code": "upstream_connection"});
+    assert_eq!(failed.body, body);
+    service.until_idle().await;
+    let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_connection\"}";
+    assert_eq!(service.metric(retries).await, 1.0);
+}
