@@ -35,17 +35,72 @@ pub fn router(gateway: Gateway) -> Router {
     let docs = SwaggerUi::new("/docs")
         .config(Config::default().try_it_out_enabled(true).persist_authorization(false))
         .url("/openapi.json", document);
+    observed(routes.merge(docs)).with_state(gateway)
+}
+
+/// Routes with what happens around every request.
+fn observed(routes: Router<Gateway>) -> Router<Gateway> {
     routes
-        .merge(docs)
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         // Outermost last: a panic is an answer before the answer is logged and given its id.
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(observe))
-        .with_state(gateway)
 }
 
 /// The documentation of every endpoint.
 pub fn openapi() -> Document {
     documented().into_openapi()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::routing::get;
+    use futures_util::future::join;
+    use http::{Request, StatusCode};
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+    use tokio::sync::Notify;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::config::Config;
+
+    async fn get_from(router: Router, path: &str) -> (StatusCode, String, Value) {
+        let request = Request::get(path).header("x-request-id", "order-66");
+        let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (status, id) = (response.status(), response.headers()["x-request-id"].clone());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, id.to_str().unwrap().to_owned(), serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure_of_its_own_request_alone() {
+        let panicked = Arc::new(Notify::new());
+        let told = Arc::clone(&panicked);
+        let routes = Router::new()
+            .route("/panic", get(async || -> StatusCode { panic!("the secret prompt") }))
+            .route(
+                "/beside",
+                get(async move || {
+                    told.notified().await;
+                    axum::Json("unharmed")
+                }),
+            );
+        let gateway = Gateway::new(Config::default(), true).unwrap();
+        let router = observed(routes).with_state(gateway);
+
+        let fails = async {
+            let answer = get_from(router.clone(), "/panic").await;
+            panicked.notify_one();
+            answer
+        };
+        let (other, failed) = join(get_from(router.clone(), "/beside"), fails).await;
+        let body = json!({"detail": "Something broke in this service.", "code": "internal_error"});
+        assert_eq!(failed, (StatusCode::INTERNAL_SERVER_ERROR, "order-66".to_owned(), body));
+        assert_eq!(other, (StatusCode::OK, "order-66".to_owned(), json!("unharmed")));
+    }
 }

@@ -114,3 +114,91 @@ impl<Output> Outcomes<Output> {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use bytes::Bytes;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::dispatch::RetryPolicy;
+    use crate::gemini::{Answer, Client, GenerateContent, Usage};
+    use crate::generation::chat::ChatRequest;
+    use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
+    use crate::limits::Door;
+    use crate::metrics::Metrics;
+    use crate::simulator::{Options, Simulator};
+
+    /// A generation that may panic when it is answered.
+    struct Fragile {
+        model: Model,
+        breaks: bool,
+        prompt: String,
+    }
+
+    impl Generation for Fragile {
+        const KIND: &'static str = "fragile";
+        type Request = ChatRequest;
+        type Output = String;
+
+        fn prepare(_: ChatRequest, _: &mut Preparation<'_>) -> Result<Self, Vec<InvalidField>> {
+            unreachable!("it is made by hand")
+        }
+
+        fn model(&self) -> &Model {
+            &self.model
+        }
+
+        fn ask(&self) -> Bytes {
+            GenerateContent::ask(&self.prompt).to_json()
+        }
+
+        fn read(&self, answer: Answer) -> Result<String, Unusable<String>> {
+            assert!(!self.breaks, "as it was told to");
+            Ok(answer.text)
+        }
+
+        fn ask_again(&self, _: &Misfit<String>) -> Bytes {
+            unreachable!("every answer will do")
+        }
+
+        fn charge(_: &mut String, _: Usage) {}
+    }
+
+    #[tokio::test]
+    async fn an_item_whose_task_panics_fails_in_its_place_and_costs_no_slot() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap());
+        let simulator = Simulator::new(Options::default()).router();
+        tokio::spawn(async { axum::serve(listener, simulator).await });
+        let door = Door::new(2, 10);
+        let dispatcher = Arc::new(Dispatcher::new(
+            Client::new(&base_url).unwrap(),
+            Arc::clone(&door),
+            Arc::new(Metrics::new(Arc::clone(&door))),
+            RetryPolicy::new(1, Duration::from_secs(30)),
+        ));
+        let item = |n: usize| Item {
+            generation: Fragile {
+                model: Model::parse("gemini-2.5-flash").unwrap(),
+                breaks: n % 3 == 1,
+                prompt: format!("item {n}"),
+            },
+            key: ApiKey::new("a-key").unwrap(),
+            semaphore: None,
+        };
+
+        let items = (0..8).map(item).collect();
+        let outcomes = generate_all(&dispatcher, items, Duration::from_secs(30)).await.unwrap();
+        assert_eq!(outcomes.len(), 8);
+        for (n, outcome) in outcomes.into_iter().enumerate() {
+            match outcome.result {
+                Ok(text) => assert_eq!(text, format!("Simulated answer to: item {n}")),
+                Err(failure) => assert!(matches!(failure, Failure::Internal) && n % 3 == 1),
+            }
+        }
+        assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 2));
+    }
+}

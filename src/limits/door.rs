@@ -139,3 +139,45 @@ pub struct Admission {
     /// How long the call waited to be let in.
     pub waited: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SemaphoreId;
+
+    #[tokio::test]
+    async fn a_task_that_panics_gives_its_slots_back() {
+        let door = Door::new(1, 0);
+        let id = SemaphoreId::parse("images").unwrap();
+        let (named, _) = door.named().register(id, 1).unwrap();
+        let admission = Turnstile::new(Arc::clone(&door)).admit(Some(&named)).await.unwrap();
+        assert_eq!((door.occupancy().in_flight, named.in_use()), (1, 1));
+        let task = tokio::spawn(async move {
+            let _admission = admission;
+            panic!("with the admission in its hands");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 1));
+        assert_eq!((named.in_use(), named.available()), (0, 1));
+    }
+
+    /// The lock that a batch's items pass through one by one is not poisoned by one of them.
+    #[tokio::test]
+    async fn a_task_that_panics_in_the_queue_leaves_it_to_the_others() {
+        let door = Door::new(1, 10);
+        let place = Arc::new(Turnstile::new(Arc::clone(&door)));
+        let held = place.admit(None).await.unwrap();
+        let waits = Arc::clone(&place);
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = waits.admit(None) => {}
+                () = std::future::ready(()) => panic!("while it waits"),
+            }
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(door.occupancy().waiting, 0);
+        drop(held);
+        assert!(place.admit(None).await.is_ok());
+    }
+}
