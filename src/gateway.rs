@@ -37,9 +37,28 @@ impl Gateway {
     /// # Errors
     /// [`InvalidBaseUrl`] where calls cannot be sent to the base URL.
     pub fn new(config: Config, simulated: bool) -> Result<Self, InvalidBaseUrl> {
-        let client = Client::new(&config.base_url)?;
         let door = Door::new(config.concurrency_limit, config.max_queued_requests);
         let metrics = Arc::new(Metrics::new(Arc::clone(&door)));
+        Self::over(config, simulated, door, metrics)
+    }
+
+    /// The same gateway, limits and counters included, with connections to Gemini of its own: for
+    /// one more thread to use without meeting the others.
+    ///
+    /// # Errors
+    /// [`InvalidBaseUrl`], as for [`Gateway::new`].
+    pub fn with_own_connections(&self) -> Result<Self, InvalidBaseUrl> {
+        let (door, metrics) = (Arc::clone(&self.door), Arc::clone(&self.metrics));
+        Self::over(self.config.clone(), self.simulated, door, metrics)
+    }
+
+    fn over(
+        config: Config,
+        simulated: bool,
+        door: Arc<Door>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, InvalidBaseUrl> {
+        let client = Client::new(&config.base_url)?;
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
         let dispatcher = Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy);
         let defaults = Defaults {

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,22 +35,55 @@ pub struct Patience {
     pub grace: Duration,
 }
 
-/// Serves until `shutdown` is cancelled; then accepts nothing more, closes idle connections, and
+/// A runtime that serves connections, and what it serves them with.
+///
+/// A connection stays with its worker. Where each worker is one thread, whatever a request wakes,
+/// locks or frees is on the same processor; with threads that share their work, a request changes
+/// between them several times.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    runtime: Handle,
+    router: Router,
+}
+
+impl Worker {
+    /// A worker on a thread of its own, for as long as the process runs.
+    ///
+    /// # Errors
+    /// Where the system has no thread or no event queue left.
+    pub fn start(router: Router) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker = Self { runtime: runtime.handle().clone(), router };
+        let thread = std::thread::Builder::new().name("worker".to_owned());
+        thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(worker)
+    }
+
+    /// A worker on the runtime that this is called on.
+    pub fn here(router: Router) -> Self {
+        Self { runtime: Handle::current(), router }
+    }
+}
+
+/// Serves until `shutdown` is cancelled, each worker in its turn a connection; then accepts nothing more, closes idle connections, and
 /// returns when the others are done or the grace period is over, whichever is first.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    workers: Vec<Worker>,
     patience: Patience,
     shutdown: CancellationToken,
 ) {
     let connections = TaskTracker::new();
     let abandon = CancellationToken::new();
+    let mut workers = workers.iter().cycle();
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, _)) => {
+                let Some(Worker { runtime, router }) = workers.next() else { return };
                 let connection = connection(stream, router.clone(), patience, shutdown.clone());
                 let abandon = abandon.clone();
-                connections.spawn(async move { abandon.run_until_cancelled(connection).await });
+                let connection = async move { abandon.run_until_cancelled(connection).await };
+                connections.spawn_on(connection, runtime);
             }
             Err(error) => rest(&error).await,
         }
@@ -78,9 +112,12 @@ async fn connection(
     patience: Patience,
     shutdown: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
-    }
+    // It was accepted elsewhere; from here on this runtime hears of it.
+    let here = stream.into_std().and_then(TcpStream::from_std);
+    let stream = match here.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "a connection could not be served"),
+    };
     let service =
         service_fn(|request: hyper::Request<_>| router.clone().oneshot(request.map(Body::new)));
     // A client that hangs up ends the connection, which drops the handler at work for it.

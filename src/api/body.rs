@@ -8,12 +8,17 @@ use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::gateway::Gateway;
 use crate::generation::{InvalidField, Segment};
+
+/// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
+/// which the worker serves its other connections.
+const LARGE_BODY: usize = 256 * 1024;
 
 /// A request for work: who sent it and what it says.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ pub(super) struct Asked<T> {
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Gateway> for Asked<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
     type Rejection = ApiError;
 
     async fn from_request(
@@ -39,7 +44,7 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Asked<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest<Gateway> for JsonBody<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(
@@ -50,7 +55,12 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for JsonBody<T> {
             return Err(ApiError::not_json());
         }
         let bytes = read(request, gateway).await?;
-        parse(&bytes).map(Self).map_err(|field| ApiError::invalid(vec![field]))
+        let parsed = if bytes.len() > LARGE_BODY {
+            spawn_blocking(move || parse(&bytes)).await.map_err(|_| ApiError::internal())?
+        } else {
+            parse(&bytes)
+        };
+        parsed.map(Self).map_err(|field| ApiError::invalid(vec![field]))
     }
 }
 

@@ -8,7 +8,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::Occupancy;
-use gemini_concurrent_generation::server::{Patience, serve};
+use gemini_concurrent_generation::server::{Patience, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -145,7 +145,7 @@ pub async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAdd
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("its address");
     let patience = Patience { client: PATIENCE, grace: Duration::ZERO };
-    tokio::spawn(serve(listener, router, patience, stop.clone()));
+    tokio::spawn(serve(listener, vec![Worker::here(router)], patience, stop.clone()));
     address
 }
 
