@@ -19,7 +19,7 @@ pub const ADMIN_KEY: &str = "the-admin-key";
 pub const SERVER_KEY: &str = "the-server-key";
 
 /// How long anything in a test may take before the test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service that is up until it is dropped.
 pub struct Service {
