@@ -11,7 +11,7 @@ use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{
-    Credentials, Generation, InvalidField, Preparation, Request, Segment, Terms,
+    Credentials, Generation, InvalidField, Object, Preparation, Request, Segment, Terms,
 };
 
 /// Asks for many things at once.
@@ -20,7 +20,8 @@ use crate::generation::{
 pub(super) struct BatchRequest<R> {
     /// What is asked, each as in a request of its own. Its own `credentials` and
     /// `external_semaphore_id` win over the batch's.
-    requests: Vec<R>,
+    #[schema(value_type = Vec<R>)]
+    requests: Vec<Object<R>>,
     /// The caller's own key, for the items that bring none.
     credentials: Option<Credentials>,
     /// The semaphore of the items that name none.
@@ -106,7 +107,7 @@ fn prepare<G: Generation>(
     let mut preparation = Preparation::new(&gateway.defaults);
     let mut faults = Vec::new();
     let mut prepared = Vec::with_capacity(requests.len());
-    for (index, mut request) in requests.into_iter().enumerate() {
+    for (index, Object(mut request)) in requests.into_iter().enumerate() {
         let terms = request.take_terms();
         match G::prepare(request, &mut preparation) {
             Ok(generation) => prepared.push((generation, terms)),

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::gateway::Gateway;
-use crate::generation::{InvalidField, Segment};
+use crate::generation::{InvalidField, Object, Segment};
 
 /// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
 /// which the worker serves its other connections.
@@ -93,14 +93,15 @@ async fn read(request: Request<axum::body::Body>, gateway: &Gateway) -> Result<B
 /// Reads JSON. What is wrong is looked for only where something is: the readings that keep track
 /// of it are spared all good requests.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
-    serde_json::from_slice(bytes).or_else(|_| {
+    let read = serde_json::from_slice(bytes).or_else(|_| {
         serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;
         let mut json = serde_json::Deserializer::from_slice(bytes);
         serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().iter().filter_map(segment).collect();
             fault(path, &error.into_inner())
         })
-    })
+    });
+    read.map(|Object(value)| value)
 }
 
 fn not_json(error: &serde_json::Error) -> InvalidField {

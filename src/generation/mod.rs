@@ -17,7 +17,9 @@ use crate::dispatch::{self, Call, Dispatcher};
 use crate::gemini::{Answer, Error, Model, Usage};
 use crate::limits::Admission;
 
-pub use request::{Credentials, Defaults, InvalidField, Preparation, Request, Segment, Terms};
+pub use request::{
+    Credentials, Defaults, InvalidField, Object, Preparation, Request, Segment, Terms,
+};
 
 /// One thing to generate, checked and ready to be sent.
 pub trait Generation: Send + Sync + Sized + 'static {

@@ -114,7 +114,8 @@ fn changed(kind: usize, field: &str, value: Value) -> (&'static str, Value) {
 #[tokio::test]
 async fn a_fault_is_told_with_its_place() {
     let service = Service::start().await;
-    for body in [json!(null), json!([]), json!("Hello"), json!(5), json!(true)] {
+    let all_fields = json!(["Hello", null, null, null, null, null]);
+    for body in [json!(null), json!([]), all_fields, json!("Hello"), json!(5), json!(true)] {
         for (path, _) in kinds() {
             assert_fault(service.post(path, &body), "object_type", json!([])).await;
             let batch = format!("/batch{path}");
@@ -208,6 +209,7 @@ async fn a_fault_in_a_batch_is_told_with_its_item_and_nothing_is_sent() {
         (json!({"requests": [], "credentials": 5}), "object_type", json!(["credentials"])),
         (fourth(json!(null)), "object_type", json!(["requests", 3])),
         (fourth(json!("x")), "object_type", json!(["requests", 3])),
+        (fourth(json!(["x", null, null, null, null, null])), "object_type", json!(["requests", 3])),
         (fourth(json!({})), "missing", json!(["requests", 3, "prompt"])),
         (fourth(json!({"prompt": 5})), "string_type", json!(["requests", 3, "prompt"])),
         (fourth(json!({"prompt": null})), "string_type", json!(["requests", 3, "prompt"])),
