@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::gemini::{Answer, ApiKey, Client, Error, ErrorKind, Model};
+use crate::gemini::{Answer, ApiKey, Client, Error, ErrorKind, Model, Usage};
 use crate::limits::{Admission, Door, Refused, Semaphore, Turnstile};
 use crate::metrics::{Answered, Metrics};
 
@@ -134,25 +134,27 @@ impl Dispatcher {
         admission: Admission,
     ) -> Result<Result<Answer, Error>, Failure> {
         let sent = Instant::now();
-        let exchange =
-            self.client.generate(&call.key, &call.model, body, self.policy.attempt_timeout);
-        let result = timeout_at(call.deadline, exchange).await;
+        let left = call.deadline.saturating_duration_since(sent);
+        // One timer for both: an attempt's time and what is left of the request's.
+        let patience = self.policy.attempt_timeout.min(left);
+        let result = self.client.generate(&call.key, &call.model, body, patience).await;
         drop(admission);
+        let overdue = left < self.policy.attempt_timeout
+            && matches!(&result, Err(error) if error.kind == ErrorKind::Timeout);
         let (outcome, accepted, usage) = match &result {
-            Ok(Ok(answer)) => ("success", true, answer.usage),
-            Ok(Err(error)) => (error.kind.code(), error.accepted_model, error.usage),
-            Err(_) => ("deadline_exceeded", false, Default::default()),
+            Ok(answer) => ("success", true, answer.usage),
+            Err(_) if overdue => ("request_timeout", false, Usage::default()),
+            Err(error) => (error.kind.code(), error.accepted_model, error.usage),
         };
-        let (kind, model) = (call.kind, &call.model);
         self.metrics.answered(Answered {
-            kind,
-            model,
+            kind: call.kind,
+            model: &call.model,
             accepted,
             outcome,
             took: sent.elapsed(),
             usage,
         });
-        result.map_err(|_| Failure::DeadlineExceeded)
+        if overdue { Err(Failure::DeadlineExceeded) } else { Ok(result) }
     }
 }
 

@@ -3,15 +3,29 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header::CONTENT_TYPE};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use reqwest::{Request, Url};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
+    header::{CONTENT_TYPE, USER_AGENT},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::{Answer, ApiKey, Error, ErrorKind, Model};
 
 /// The header that carries the key. Never the query: queries land in logs.
 const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+
+/// What the service calls itself.
+const NAME: HeaderValue =
+    HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,14 +42,20 @@ const MAX_ANSWER: usize = 64 << 20;
 /// It speaks HTTP/1.1 and never offers anything else. Over HTTP/2 all calls would share one
 /// connection, and one connection to Google carries about 100 of them at once: a limit of 300
 /// would be 100 without anybody noticing. Over HTTP/1.1 every call in flight has a connection of
-/// its own. (`http2` is left out of reqwest's features too, and a test watches the handshake.)
-///
-/// A proxy is used where the environment names one (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
+/// its own. (The features for HTTP/2 are left out too, and a test watches the handshake.)
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
-    /// What stands before the path of every call.
-    base: Arc<Url>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    base: Base,
+}
+
+/// Where the API is.
+#[derive(Clone)]
+struct Base {
+    scheme: Scheme,
+    authority: Authority,
+    /// What stands in front of every path; empty, or begun with a slash and not ended with one.
+    prefix: String,
 }
 
 impl Client {
@@ -47,14 +67,20 @@ impl Client {
     /// [`InvalidBaseUrl`] where it is no `http` or `https` URL, has more to it than a path, or is
     /// `https` on a machine without CA certificates.
     pub fn new(base_url: &str) -> Result<Client, InvalidBaseUrl> {
-        let base = parse_base(base_url)?;
-        let http = connections(&base)
-            .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {}", chain(&error))))?;
-        Ok(Client { http, base: Arc::new(base) })
+        let base = Base::parse(base_url)?;
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(usize::MAX)
+            .build(connector(&base.scheme)?);
+        Ok(Client { http, base })
     }
 
     /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There is no retry and no
-    /// limit here. `timeout` is from before the connection is made to the answer's last byte.
+    /// limit here, but that a call is written anew where an idle connection turns out closed
+    /// before anything was written to it. `timeout` is from before the connection is made to the
+    /// answer's last byte.
     ///
     /// Dropping the future closes the connection, which tells Gemini to stop.
     ///
@@ -76,28 +102,22 @@ impl Client {
         result.map_err(|error| Error { message: key.redact(error.message), ..error })
     }
 
-    fn request(&self, key: &ApiKey, model: &Model, body: Bytes) -> Request {
-        let mut request = Request::new(Method::POST, self.url(model));
+    fn request(&self, key: &ApiKey, model: &Model, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.base.url(model);
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(API_KEY, key.header());
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(USER_AGENT, NAME);
         *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
         request
     }
 
-    fn url(&self, model: &Model) -> Url {
-        let mut url = Url::clone(&self.base);
-        let prefix = self.base.path().trim_end_matches('/');
-        url.set_path(&format!("{prefix}/v1beta/{}:generateContent", model.resource()));
-        url
-    }
-
-    async fn exchange(&self, request: Request) -> Result<Answer, Error> {
-        let response = self.http.execute(request).await.map_err(broken)?;
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
+        let response = self.http.request(request).await.map_err(broken)?;
         let status = response.status();
-        let body = Limited::new(reqwest::Body::from(response), MAX_ANSWER);
-        match body.collect().await {
+        match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
             Ok(whole) => Answer::read(status, &whole.to_bytes()),
             Err(error) => Err(unread(error)),
         }
@@ -106,7 +126,8 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({})", self.base)
+        let Base { scheme, authority, prefix } = &self.base;
+        write!(f, "Client({scheme}://{authority}{prefix})")
     }
 }
 
@@ -115,41 +136,53 @@ impl fmt::Debug for Client {
 #[error("the base URL of Gemini cannot be used: {0}")]
 pub struct InvalidBaseUrl(String);
 
-fn parse_base(base_url: &str) -> Result<Url, InvalidBaseUrl> {
-    let url = Url::parse(base_url).map_err(|error| InvalidBaseUrl(error.to_string()))?;
-    let fault = if !matches!(url.scheme(), "http" | "https") {
-        "it is neither http nor https"
-    } else if !url.username().is_empty() || url.password().is_some() {
-        "it has a user name or a password in it"
-    } else if url.query().is_some() || url.fragment().is_some() {
-        "it has a query or a fragment"
-    } else {
-        return Ok(url);
-    };
-    Err(InvalidBaseUrl(fault.to_owned()))
+impl Base {
+    fn parse(base_url: &str) -> Result<Self, InvalidBaseUrl> {
+        let invalid = |fault: &str| Err(InvalidBaseUrl(fault.to_owned()));
+        if base_url.contains(['?', '#']) {
+            return invalid("it has a query or a fragment");
+        }
+        let url: Uri =
+            base_url.parse().map_err(|error| InvalidBaseUrl(format!("it is no URL: {error}")))?;
+        let parts = url.into_parts();
+        let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
+            return invalid("it is no absolute URL");
+        };
+        if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+            return invalid("it is neither http nor https");
+        }
+        if authority.as_str().contains('@') {
+            return invalid("it has a user name or a password in it");
+        }
+        let path = parts.path_and_query.map_or_else(String::new, |path| path.to_string());
+        Ok(Self { scheme, authority, prefix: path.trim_end_matches('/').to_owned() })
+    }
+
+    fn url(&self, model: &Model) -> Uri {
+        let path = format!("{}/v1beta/{}:generateContent", self.prefix, model.resource());
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(
+            PathAndQuery::from_maybe_shared(Bytes::from(path)).expect("all of it was checked"),
+        );
+        Uri::from_parts(parts).expect("all parts are there")
+    }
 }
 
-fn connections(base: &Url) -> reqwest::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder()
-        .http1_only()
-        .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        // An attempt more is for the caller to decide. hyper alone may send a call anew, where it
-        // finds an idle connection closed before anything was written to it.
-        .retry(reqwest::retry::never().max_retries_per_request(0))
-        .referer(false)
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(usize::MAX);
-    match base.scheme() {
-        "https" => {
-            // Cryptography is chosen once a process; a choice made before this one stands.
-            let _ = ring::default_provider().install_default();
-            builder.build()
-        }
-        _ => builder.tls_backend_preconfigured(no_tls()).build(),
-    }
+fn connector(scheme: &Scheme) -> Result<HttpsConnector<HttpConnector>, InvalidBaseUrl> {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.enforce_http(false);
+    let tls = HttpsConnectorBuilder::new();
+    let tls = if *scheme == Scheme::HTTPS {
+        tls.with_provider_and_native_roots(ring::default_provider())
+            .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?
+    } else {
+        tls.with_tls_config(no_tls())
+    };
+    Ok(tls.https_or_http().enable_http1().wrap_connector(tcp))
 }
 
 /// TLS that trusts nobody, for a base URL without TLS: it spares the machine's CA certificates,
@@ -163,14 +196,13 @@ fn no_tls() -> ClientConfig {
 }
 
 /// The error for an exchange that ended before the head of an answer had come.
-fn broken(error: reqwest::Error) -> Error {
+fn broken(error: legacy::Error) -> Error {
     let message = if error.is_connect() {
         "no connection to Gemini could be made"
     } else {
         "the connection to Gemini broke before an answer came"
     };
-    let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error.without_url());
-    Error { source: Some(source), ..Error::new(ErrorKind::Connection, message) }
+    Error { source: Some(Arc::new(error)), ..Error::new(ErrorKind::Connection, message) }
 }
 
 /// The error for an answer whose body did not come whole.
@@ -181,12 +213,6 @@ fn unread(error: Box<dyn std::error::Error + Send + Sync>) -> Error {
     }
     let message = "the connection to Gemini broke before the whole answer came";
     Error { source: Some(error.into()), ..Error::new(ErrorKind::Connection, message) }
-}
-
-/// An error and all that lies behind it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 #[cfg(test)]

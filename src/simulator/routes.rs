@@ -299,8 +299,13 @@ fn broken() -> io::Result<Bytes> {
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed as the script says"))
 }
 
+/// tokio's timer is late by up to two milliseconds, one on average: it rounds a deadline up to a
+/// millisecond of its own clock, and sleeps whole ones.
+const TIMER_LAG: Duration = Duration::from_millis(1);
+
 async fn wait_until(deadline: Instant) {
-    if deadline > Instant::now() {
-        tokio::time::sleep_until(deadline).await;
+    let wake_at = deadline - TIMER_LAG;
+    if wake_at > Instant::now() {
+        tokio::time::sleep_until(wake_at).await;
     }
 }
