@@ -1,0 +1,149 @@
+//! What the service itself costs: the door, empty and crowded; a body built and an answer read;
+//! and a whole chat, from the router to an upstream that takes no time.
+
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header::CONTENT_TYPE};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use gemini_concurrent_generation::api;
+use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
+use gemini_concurrent_generation::limits::{Admission, Door, Refused, Turnstile};
+use gemini_concurrent_generation::server::{Patience, Worker, serve};
+use gemini_concurrent_generation::simulator::{Options, Simulator};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const PROMPT: &str = "Why is the sky blue, and why is it red in the evening?";
+
+fn door(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("door");
+    group.bench_function("admit and release, nobody waiting", |bencher| {
+        let door = Door::new(1, 0);
+        bencher.iter(|| admitted(enter(&door)));
+    });
+    for waiting in [1, 1_000, 100_000] {
+        group.bench_function(format!("hand over, {waiting} waiting"), |bencher| {
+            let mut queue = Queue::new(waiting);
+            bencher.iter(|| queue.hand_over());
+        });
+    }
+    group.finish();
+}
+
+type Entering = Pin<Box<dyn Future<Output = Result<Admission, Refused>>>>;
+
+/// A request at the door.
+fn enter(door: &Arc<Door>) -> Entering {
+    let door = Arc::clone(door);
+    Box::pin(async move { Turnstile::new(door).admit(None).await })
+}
+
+fn admitted(entering: Entering) -> Admission {
+    entering.now_or_never().expect("it is its turn").expect("nobody is refused")
+}
+
+/// A door with one slot, which is taken, and those who wait for it.
+struct Queue {
+    door: Arc<Door>,
+    inside: Option<Admission>,
+    waiting: VecDeque<Entering>,
+}
+
+impl Queue {
+    fn new(length: usize) -> Self {
+        let door = Door::new(1, length + 1);
+        let inside = Some(admitted(enter(&door)));
+        let mut queue = Self { door, inside, waiting: VecDeque::new() };
+        (0..length).for_each(|_| queue.join());
+        queue
+    }
+
+    fn join(&mut self) {
+        let mut entering = enter(&self.door);
+        assert!(entering.as_mut().now_or_never().is_none(), "the slot is taken");
+        self.waiting.push_back(entering);
+    }
+
+    /// One more joins, the one inside leaves, and the first in the queue goes in.
+    fn hand_over(&mut self) {
+        self.join();
+        self.inside = None;
+        let first = self.waiting.pop_front().expect("one has just joined");
+        self.inside = Some(admitted(first));
+    }
+}
+
+fn wire(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wire");
+    group.bench_function("build a body", |bencher| {
+        bencher.iter(|| {
+            let body =
+                GenerateContent::ask(black_box(PROMPT)).instructed("Answer in one sentence.");
+            body.to_json()
+        });
+    });
+    for kilobytes in [1, 64] {
+        let answer = json!({
+            "candidates": [{
+                "content": {"parts": [{"text": "blue\n".repeat(200 * kilobytes)}], "role": "model"},
+                "finishReason": "STOP",
+                "index": 0
+            }],
+            "usageMetadata": {"promptTokenCount": 12, "candidatesTokenCount": 200},
+            "modelVersion": "gemini-2.5-flash"
+        });
+        let answer = answer.to_string();
+        group.throughput(Throughput::Bytes(answer.len() as u64));
+        group.bench_function(format!("read an answer of {kilobytes} KB"), |bencher| {
+            bencher.iter(|| Answer::read(StatusCode::OK, black_box(answer.as_bytes())));
+        });
+    }
+    group.finish();
+}
+
+fn chat(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("the runtime starts");
+    let gateway = runtime.block_on(gateway_to_simulator());
+    let router = api::router(gateway);
+    let body = json!({"prompt": PROMPT}).to_string();
+    criterion.bench_function("chat, from the router to a simulator and back", |bencher| {
+        bencher.to_async(&runtime).iter(async || {
+            let request = Request::post("/chat").header(CONTENT_TYPE, "application/json");
+            let request = request.body(Body::from(body.clone())).expect("a valid request");
+            let response = router.clone().oneshot(request).await.expect("the router never fails");
+            assert_eq!(response.status(), StatusCode::OK);
+            response.into_body().collect().await.expect("a whole body").to_bytes()
+        });
+    });
+}
+
+/// A gateway to a simulator in this process that answers at once.
+async fn gateway_to_simulator() -> Gateway {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it listens");
+    let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
+    let mut config = Config::default();
+    let patience = Patience { client: config.client_timeout, grace: config.shutdown_grace };
+    tokio::spawn(serve(listener, workers, patience, CancellationToken::new()));
+    config.base_url = format!("http://{address}");
+    config.gemini_api_key = ApiKey::new("bench").ok();
+    Gateway::new(config, true).expect("the base URL is one")
+}
+
+criterion_group!(benches, door, wire, chat);
+criterion_main!(benches);
