@@ -30,7 +30,7 @@ def measure(binary):
 
 
 def single_call_seconds(upstream):
-    """What the simulator takes for a call when nothing stands between: its timer rounds up."""
+    """What the simulator really takes for a call when nothing stands between."""
     body = json.dumps({"contents": [{"parts": [{"text": "Alone"}]}]})
     connection = upstream.connect()
     path = "/v1beta/models/gemini-2.5-flash:generateContent"
