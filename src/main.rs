@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
+use axum::Router;
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,18 +115,20 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
     let patience = patience(config);
-    serve(listener, workers(&gateway)?, patience, shutdown).await;
+    // All of them behind one door.
+    let workers = workers(|| {
+        let gateway = gateway.with_own_connections().map_err(|error| error.to_string())?;
+        Ok(api::router(gateway))
+    })?;
+    serve(listener, workers, patience, shutdown).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// One worker for each processor, all behind one door.
-fn workers(gateway: &Gateway) -> Result<Vec<Worker>, String> {
+/// One worker for each processor.
+fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, String> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let worker = |_| {
-        let gateway = gateway.with_own_connections().map_err(|error| error.to_string())?;
-        Worker::start(api::router(gateway)).map_err(|error| format!("no worker: {error}"))
-    };
+    let worker = |_| Worker::start(router()?).map_err(|error| format!("no worker: {error}"));
     (0..processors).map(worker).collect()
 }
 
@@ -136,8 +139,8 @@ async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Re
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, "simulating Gemini");
     let patience = patience(&Config::default());
-    let workers = vec![Worker::here(Simulator::new(options).router())];
-    serve(listener, workers, patience, shutdown).await;
+    let simulator = Simulator::new(options);
+    serve(listener, workers(|| Ok(simulator.router()))?, patience, shutdown).await;
     Ok(())
 }
 
