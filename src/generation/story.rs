@@ -122,13 +122,16 @@ impl Story {
         let definitions: Map<String, Value> =
             definitions.into_iter().map(|(name, schema)| (name, to_json(&schema))).collect();
         let mut schema = to_json(&<Self as PartialSchema>::schema());
+        schema["$defs"] = Value::Object(definitions);
+        // OpenAPI keeps its definitions elsewhere than JSON Schema does, and the lines of a
+        // description are the source code's, not the model's.
+        let text = schema.to_string().replace("#/components/schemas/", "#/$defs/");
+        let text = text.replace("\\n", " ");
+        let mut schema: Value = serde_json::from_str(&text).expect("text was replaced by text");
         if !voices.is_empty() {
             schema["properties"]["narrator_voice_id"]["enum"] = json!(voices);
         }
-        schema["$defs"] = Value::Object(definitions);
-        // OpenAPI keeps its definitions elsewhere than JSON Schema does.
-        let text = schema.to_string().replace("#/components/schemas/", "#/$defs/");
-        serde_json::from_str(&text).expect("a path was replaced by another")
+        schema
     }
 
     /// Every reference from one part of the story to another that leads nowhere or to two places.
