@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Client, Model};
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -293,7 +293,7 @@ impl Lookup<'_> {
 
     fn base_url(&self) -> Result<String, InvalidSetting> {
         let url = self.value(GEMINI_BASE_URL);
-        crate::gemini::Client::new(&url)
+        Client::check_base_url(&url)
             .map_err(|_| invalid(GEMINI_BASE_URL, "an http or https URL without a query"))?;
         Ok(url)
     }

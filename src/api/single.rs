@@ -9,7 +9,7 @@ use super::body::Asked;
 use super::error::ApiError;
 use crate::dispatch::Call;
 use crate::gateway::Gateway;
-use crate::generation::{Generation, Preparation, Request, generate};
+use crate::generation::{Failure, Generation, Preparation, Request, generate};
 use crate::limits::{Semaphore, SemaphoreId};
 
 /// Generates one thing and answers with it.
@@ -37,7 +37,7 @@ pub(super) async fn one<G: Generation>(
     output.map(Json).map_err(|failure| failed(&call, failure))
 }
 
-fn failed(call: &Call, failure: impl Into<crate::generation::Failure>) -> ApiError {
+fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
     let error = ApiError::from(failure.into());
     tracing::warn!(kind = call.kind, model = %call.model, code = error.code(), "no answer");
     error

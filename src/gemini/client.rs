@@ -77,6 +77,15 @@ impl Client {
         Ok(Client { http, base })
     }
 
+    /// Whether calls could be sent to a base URL, as far as its text tells.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidBaseUrl`] where it is no `http` or `https` URL or has more to it than a path.
+    pub fn check_base_url(base_url: &str) -> Result<(), InvalidBaseUrl> {
+        Base::parse(base_url).map(drop)
+    }
+
     /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There is no retry and no
     /// limit here, but that a call is written anew where an idle connection turns out closed
     /// before anything was written to it. `timeout` is from before the connection is made to the
