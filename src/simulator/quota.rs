@@ -12,9 +12,7 @@ use tokio::time::Instant;
 
 use super::meter::{Meter, rest_of_minute};
 use super::options::Options;
-
-/// Where Gemini's day ends: per-day quotas reset at midnight Pacific time.
-const TIME_ZONE: &str = "America/Los_Angeles";
+use crate::pacific::until_midnight;
 
 /// One of the quotas that a call can exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,14 +207,10 @@ struct Calendar {
 
 impl Calendar {
     fn next_midnight(self, now: Instant) -> Instant {
-        let until_midnight = || -> Result<SignedDuration, jiff::Error> {
-            let passed = SignedDuration::try_from(now - self.instant)?;
-            let here = self.wall.checked_add(passed)?.in_tz(TIME_ZONE)?;
-            Ok(here.duration_until(&here.tomorrow()?.start_of_day()?))
-        };
-        let until_midnight =
-            until_midnight().expect("the time zone is built in and the date is not the last one");
-        now + until_midnight.unsigned_abs()
+        let passed = SignedDuration::try_from(now - self.instant)
+            .and_then(|passed| self.wall.checked_add(passed));
+        let wall = passed.expect("the simulator does not outlive the calendar");
+        now + until_midnight(wall)
     }
 }
 

@@ -1,0 +1,49 @@
+//! Gemini's day: quotas per day begin anew at midnight in California, daylight saving included.
+//! Source: Gemini API documentation, rate limits ("RPD quotas reset at midnight Pacific time").
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// The time from `now` to the next midnight in California.
+pub fn until_midnight(now: Timestamp) -> Duration {
+    static PACIFIC: LazyLock<TimeZone> = LazyLock::new(|| {
+        TimeZone::get("America/Los_Angeles").expect("the time zone database is compiled in")
+    });
+    let now = now.to_zoned_datetime(PACIFIC.clone());
+    let midnight = now.tomorrow().and_then(|tomorrow| tomorrow.start_of_day());
+    let midnight = midnight.expect("the day after now can be written as a date");
+    Duration::try_from(now.duration_until(&midnight)).expect("tomorrow is after now")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3600;
+
+    fn until(now: &str) -> Duration {
+        until_midnight(now.parse().unwrap())
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight_in_california() {
+        // Summer, UTC−7; winter, UTC−8.
+        assert_eq!(until("2026-07-01T06:59:59.5Z"), Duration::from_millis(500));
+        assert_eq!(until("2026-07-01T07:00:00Z"), Duration::from_secs(24 * HOUR));
+        assert_eq!(until("2026-12-01T00:00:00Z"), Duration::from_secs(8 * HOUR));
+    }
+
+    #[test]
+    fn the_days_on_which_clocks_change_have_23_and_25_hours() {
+        let hours = |now| until(now).as_secs_f64() / HOUR as f64;
+        assert_eq!(hours("2026-03-08T08:00:00Z"), 23.0, "from the first moment of the day");
+        assert_eq!(hours("2026-03-08T09:59:00Z"), 21.0 + 1.0 / 60.0, "a minute before the change");
+        assert_eq!(hours("2026-03-08T10:00:00Z"), 21.0, "at the change");
+        assert_eq!(hours("2026-11-01T07:00:00Z"), 25.0);
+        assert_eq!(hours("2026-11-01T08:30:00Z"), 23.5, "half past one, the first time");
+        assert_eq!(hours("2026-11-01T09:30:00Z"), 22.5, "half past one, the second time");
+    }
+}
