@@ -1,0 +1,357 @@
+//! What a key may spend on one model, spread so that Gemini never has to refuse.
+//!
+//! A call reserves one request and its estimated tokens, leaves, and settles with what it really
+//! cost. Reserved calls count in full from the reservation on and do not age; what has left counts
+//! for a minute from that moment. How the minute and its margins are chosen is told at
+//! [`minute::Minute`].
+
+mod allowance;
+mod day;
+mod ledger;
+mod minute;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{self, Notify};
+use tokio::time::{Instant, timeout_at};
+
+use ledger::{Ledger, Line, Opening};
+
+/// More than any call costs, in tokens; so that sums cannot overflow.
+const MOST_TOKENS: u64 = 1 << 32;
+
+/// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quotas {
+    /// Requests in any minute.
+    pub requests_per_minute: Option<u64>,
+    /// Input tokens in any minute.
+    pub input_tokens_per_minute: Option<u64>,
+    /// Requests from midnight to midnight in America/Los_Angeles.
+    pub requests_per_day: Option<u64>,
+}
+
+/// The quotas of one key and model, and what is spent of them.
+#[derive(Debug)]
+pub struct Budget {
+    ledger: Mutex<Ledger>,
+    queue: Queue,
+    /// Those who had a turn already and go before the queue.
+    returning: Queue,
+}
+
+/// Calls that wait, one behind the other.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Held by the first. Only that one watches the clock and `changed`.
+    first: sync::Mutex<()>,
+    changed: Notify,
+}
+
+/// Why a call cannot be paid for in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// A quota is 0.
+    #[error("the quota is 0")]
+    NoQuota,
+    /// The call alone costs more than a whole minute's tokens.
+    #[error("the request costs about {tokens} tokens, more than the {limit} of a whole minute")]
+    TooLarge {
+        /// What the call was estimated to cost.
+        tokens: u64,
+        /// What may be spent in a minute.
+        limit: u64,
+    },
+    /// The call's turn cannot come before its deadline, or did not.
+    #[error("the quota per minute has no room before {retry_after:?} have passed")]
+    NotBefore {
+        /// In how long it could go, behind all who wait now.
+        retry_after: Duration,
+    },
+    /// The requests of the day are used up.
+    #[error("the quota per day is used up for {retry_after:?}")]
+    DayExhausted {
+        /// What is left of the day.
+        retry_after: Duration,
+    },
+}
+
+/// What is spent of a budget at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetUsage {
+    /// Requests per minute.
+    pub requests_per_minute: QuotaUsage,
+    /// Input tokens per minute.
+    pub input_tokens_per_minute: QuotaUsage,
+    /// Requests per day.
+    pub requests_per_day: QuotaUsage,
+    /// How many calls wait.
+    pub waiting: u64,
+    /// In how long a small call could go, behind all who wait; `None` for never.
+    pub next_free_in: Option<Duration>,
+    /// For how long Gemini's refusal keeps everything back; `None` where nothing is kept back.
+    pub paused_for: Option<Duration>,
+}
+
+/// What is spent of one quota, in requests or tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaUsage {
+    /// What may be spent; `None` for without end.
+    pub limit: Option<u64>,
+    /// What has left and still counts.
+    pub used: u64,
+    /// What is reserved and has not left.
+    pub reserved: u64,
+}
+
+impl Budget {
+    /// A budget of which nothing is spent. A `minute` shorter than 60 seconds scales a long run
+    /// down; the day stays a day.
+    pub fn new(quotas: Quotas, minute: Duration) -> Arc<Self> {
+        Self::starting_at(quotas, minute, Timestamp::now())
+    }
+
+    fn starting_at(quotas: Quotas, minute: Duration, wall: Timestamp) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Mutex::new(Ledger::new(quotas, minute, wall)),
+            queue: Queue::default(),
+            returning: Queue::default(),
+        })
+    }
+
+    /// Waits, behind those who asked before, until one request and `tokens` fit, and reserves
+    /// them. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: at once when it is certain that the call cannot go before its deadline if
+    /// all who wait before it do go; when that becomes certain while it is the first in the
+    /// queue; and at its deadline.
+    pub async fn reserve(
+        self: &Arc<Self>,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Exhausted> {
+        self.wait(Line::Queue, tokens, deadline).await
+    }
+
+    /// Reserves as [`Budget::reserve`] does, but where nobody waits yet lets those who come
+    /// meanwhile go first, once: for one who comes back again and again.
+    ///
+    /// # Errors
+    /// As for [`Budget::reserve`].
+    pub async fn reserve_courteously(
+        self: &Arc<Self>,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Exhausted> {
+        let line = if self.ledger().is_waited_for() { Line::Queue } else { Line::Courteous };
+        self.wait(line, tokens, deadline).await
+    }
+
+    /// Reserves again for a call that had its turn and gave it back, since it had something else
+    /// to wait for: before all who have not had one.
+    ///
+    /// # Errors
+    /// As for [`Budget::reserve`].
+    pub async fn reserve_again(
+        self: &Arc<Self>,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Exhausted> {
+        self.wait(Line::Returning, tokens, deadline).await
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Exhausted> {
+        let tokens = tokens.min(MOST_TOKENS);
+        let queue = match line {
+            Line::Queue | Line::Courteous => &self.queue,
+            Line::Returning => &self.returning,
+        };
+        let mut place = Place::join(self, line, tokens, deadline)?;
+        'queue: loop {
+            let Ok(_first) = timeout_at(deadline, queue.first.lock()).await else {
+                return Err(place.give_up());
+            };
+            loop {
+                let until = match place.advance(deadline)? {
+                    Opening::Now => {
+                        return Ok(Reservation { budget: Some(Arc::clone(self)), tokens });
+                    }
+                    Opening::AfterYou => {
+                        place.line = Line::Queue;
+                        continue 'queue;
+                    }
+                    Opening::At(at) => at.min(deadline),
+                    Opening::OnChange => deadline,
+                };
+                // Whichever comes first, the place is looked at again.
+                let _ = timeout_at(until, queue.changed.notified()).await;
+            }
+        }
+    }
+
+    /// Reserves one request and `tokens` if they fit now and nobody waits.
+    ///
+    /// # Errors
+    /// [`Exhausted`], as for [`Budget::reserve`] at once.
+    pub fn try_reserve(
+        self: &Arc<Self>,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Option<Reservation>, Exhausted> {
+        let tokens = tokens.min(MOST_TOKENS);
+        let reserved = self.ledger().try_reserve(tokens, deadline)?;
+        Ok(reserved.then(|| Reservation { budget: Some(Arc::clone(self)), tokens }))
+    }
+
+    /// Changes the quotas, for those who wait as for those who come. What has left within the
+    /// minute counts against the new ones, whether it was limited then or not.
+    pub fn set(&self, quotas: Quotas) {
+        self.change(|ledger, now| ledger.set(quotas, now));
+    }
+
+    /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
+    /// Those who wait keep their places. Of several such moments the latest holds.
+    pub fn pause_until(&self, until: Instant) {
+        self.change(|ledger, _| ledger.pause_until(until));
+    }
+
+    /// Whether everything is kept back because Gemini refused a call.
+    pub fn is_paused(&self) -> bool {
+        self.ledger().is_paused()
+    }
+
+    /// What is spent now.
+    pub fn usage(&self) -> BudgetUsage {
+        self.ledger().usage()
+    }
+
+    /// Changes what the first ones wait for.
+    fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) {
+        let mut ledger = self.ledger();
+        let now = ledger.expire();
+        change(&mut ledger, now);
+        drop(ledger);
+        self.queue.changed.notify_one();
+        self.returning.changed.notify_one();
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the queue, given up on drop.
+struct Place<'a> {
+    budget: &'a Budget,
+    line: Line,
+    tokens: u64,
+    waits: bool,
+}
+
+impl<'a> Place<'a> {
+    fn join(
+        budget: &'a Budget,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Self, Exhausted> {
+        budget.ledger().join(line, tokens, deadline)?;
+        Ok(Self { budget, line, tokens, waits: true })
+    }
+
+    /// Trades the place, which is the first, for a reservation; or says what to wait for.
+    fn advance(&mut self, deadline: Instant) -> Result<Opening, Exhausted> {
+        let opening = self.budget.ledger().advance(self.line, self.tokens, deadline)?;
+        self.waits = !matches!(opening, Opening::Now);
+        Ok(opening)
+    }
+
+    /// Leaves the queue at the deadline.
+    fn give_up(mut self) -> Exhausted {
+        self.waits = false;
+        self.budget.ledger().give_up(self.line, self.tokens)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            self.budget.ledger().leave(self.line, self.tokens);
+        }
+    }
+}
+
+/// The right to send one call; dropping it gives everything back.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives it back at once"]
+pub struct Reservation {
+    /// `None` once the call has left.
+    budget: Option<Arc<Budget>>,
+    tokens: u64,
+}
+
+impl Reservation {
+    /// The call leaves now: from this moment it counts for a minute.
+    pub fn leave(mut self) -> Sent {
+        let budget = self.budget.take().expect("a reservation leaves once");
+        let mut left_at = Instant::now();
+        budget.change(|ledger, now| {
+            left_at = now;
+            ledger.depart(self.tokens, now);
+        });
+        Sent { budget, tokens: self.tokens, left_at }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(budget) = self.budget.take() {
+            budget.change(|ledger, _| ledger.give_back(self.tokens));
+        }
+    }
+}
+
+/// A call that has left. Dropping it lets the estimate stand.
+#[derive(Debug)]
+#[must_use = "a call that has left is settled with what it cost, or was refused"]
+pub struct Sent {
+    budget: Arc<Budget>,
+    tokens: u64,
+    left_at: Instant,
+}
+
+impl Sent {
+    /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
+    /// it left.
+    pub fn settle(self, actual_tokens: u64) {
+        let actual = actual_tokens.min(MOST_TOKENS);
+        if actual != self.tokens {
+            let Self { tokens, left_at, .. } = self;
+            self.budget.change(|ledger, now| ledger.settle(left_at, tokens, actual, now));
+        }
+    }
+
+    /// Gemini refused the call with 429, so that it did not count there and does not here.
+    pub fn refused(self) {
+        self.budget.change(|ledger, now| ledger.take_back(self.left_at, self.tokens, now));
+    }
+
+    /// Gemini refused the call because the requests of the day are used up: until the midnight
+    /// after it left, all others are refused at once, and so are those who wait.
+    pub fn refused_for_the_day(self) {
+        self.budget.change(|ledger, now| {
+            ledger.take_back(self.left_at, self.tokens, now);
+            ledger.close_day(self.left_at);
+        });
+    }
+}

@@ -1,0 +1,96 @@
+//! The quota of requests per day.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+
+use crate::pacific::until_midnight;
+
+/// By how much this machine's clock may be ahead of Google's.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
+
+/// What left since midnight in California, where Gemini's day begins.
+#[derive(Debug)]
+pub(super) struct Day {
+    calendar: Calendar,
+    began: Instant,
+    ends: Instant,
+    sent: u64,
+    closed_until: Instant,
+}
+
+/// Joins tokio's clock, which tests can pause, to the calendar.
+#[derive(Debug, Clone, Copy)]
+struct Calendar {
+    wall: Timestamp,
+    instant: Instant,
+}
+
+impl Day {
+    /// The day that is when it is `wall` at `now`.
+    pub fn new(wall: Timestamp, now: Instant) -> Self {
+        let calendar = Calendar { wall, instant: now };
+        let ends = calendar.midnight_after(now);
+        Self { calendar, began: now, ends, sent: 0, closed_until: now }
+    }
+
+    /// Begins a new day when the old one is over.
+    pub fn expire(&mut self, now: Instant) {
+        if now >= self.ends {
+            self.began = self.ends;
+            self.ends = self.calendar.midnight_after(now);
+            self.sent = 0;
+        }
+    }
+
+    /// How many left today.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// When the day ends.
+    pub fn ends(&self) -> Instant {
+        self.ends
+    }
+
+    /// Until when nothing goes because Gemini said that the day is used up; in the past where
+    /// it did not.
+    pub fn closed_until(&self) -> Instant {
+        self.closed_until
+    }
+
+    /// One leaves now.
+    pub fn depart(&mut self) {
+        self.sent += 1;
+    }
+
+    /// One that left at `left_at` does not count.
+    pub fn take_back(&mut self, left_at: Instant) {
+        if left_at >= self.began {
+            self.sent = self.sent.saturating_sub(1);
+        }
+    }
+
+    /// Gemini refused what left at `left_at` because that day was used up.
+    pub fn close(&mut self, left_at: Instant) {
+        // What left in the first seconds of a day may have arrived in the last of the one before:
+        // a whole day must not be closed for it.
+        let midnight = self.calendar.midnight_after(left_at - CLOCK_SKEW);
+        let until = if midnight > left_at { midnight } else { midnight + CLOCK_SKEW };
+        self.closed_until = self.closed_until.max(until);
+    }
+}
+
+impl Calendar {
+    fn midnight_after(self, at: Instant) -> Instant {
+        let wall = self.wall_at(at).expect("a clock shows a date that can be written");
+        at + until_midnight(wall)
+    }
+
+    fn wall_at(self, at: Instant) -> Result<Timestamp, jiff::Error> {
+        let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
+        let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
+        self.wall.checked_add(since)?.checked_sub(before)
+    }
+}

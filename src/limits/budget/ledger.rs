@@ -1,0 +1,288 @@
+//! What is spent of all quotas, and who may spend more.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::allowance::Allowance;
+use super::day::Day;
+use super::minute::Minute;
+use super::{BudgetUsage, Exhausted, QuotaUsage, Quotas};
+
+/// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    requests: Allowance,
+    tokens: Allowance,
+    day: Day,
+    requests_per_day: Option<u64>,
+    paused_until: Instant,
+    /// What those who return ask for: requests and tokens.
+    returning: (u64, u64),
+}
+
+/// Where a call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Behind all who asked before.
+    Queue,
+    /// There too; but who finds nobody waiting lets those who come meanwhile go first, once.
+    Courteous,
+    /// Behind those who return as it does, and before the queue.
+    Returning,
+}
+
+/// What the first in the queue has to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// Nothing: it has reserved.
+    Now,
+    /// That moment, if nothing is given back before.
+    At(Instant),
+    /// The departure or return of what others have reserved.
+    OnChange,
+    /// Those who wait behind it: it could go, and lets them go first.
+    AfterYou,
+}
+
+impl Ledger {
+    /// A ledger with nothing in it; it is `wall` now.
+    pub fn new(quotas: Quotas, minute: Duration, wall: Timestamp) -> Self {
+        let now = Instant::now();
+        let minute = Minute::new(minute, now);
+        Self {
+            requests: Allowance::new(quotas.requests_per_minute, minute),
+            tokens: Allowance::new(quotas.input_tokens_per_minute, minute),
+            day: Day::new(wall, now),
+            requests_per_day: quotas.requests_per_day,
+            paused_until: now,
+            returning: (0, 0),
+        }
+    }
+
+    /// Lets go of what no longer counts, and says what time it is.
+    pub fn expire(&mut self) -> Instant {
+        let now = Instant::now();
+        self.requests.expire(now);
+        self.tokens.expire(now);
+        self.day.expire(now);
+        now
+    }
+
+    /// Takes a place at the end of a line, unless it is certain to be of no use.
+    pub fn join(&mut self, line: Line, tokens: u64, deadline: Instant) -> Result<(), Exhausted> {
+        let now = self.expire();
+        let ahead = match line {
+            Line::Queue | Line::Courteous => self.all_waiting(),
+            Line::Returning => self.returning,
+        };
+        self.opens_before(deadline, ahead, tokens, now)?;
+        self.requests.join(1);
+        self.tokens.join(tokens);
+        if line == Line::Returning {
+            self.returning.0 += 1;
+            self.returning.1 += tokens;
+        }
+        Ok(())
+    }
+
+    /// Reserves for one who asks now, if there is room and nobody waits.
+    pub fn try_reserve(&mut self, tokens: u64, deadline: Instant) -> Result<bool, Exhausted> {
+        let now = self.expire();
+        let opens_at = self.opens_before(deadline, self.all_waiting(), tokens, now)?;
+        let fits = self.requests.waiting() == 0 && opens_at <= now;
+        if fits {
+            self.reserve(tokens);
+        }
+        Ok(fits)
+    }
+
+    /// Reserves for the first in a line if there is room.
+    pub fn advance(
+        &mut self,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Opening, Exhausted> {
+        let now = self.expire();
+        let ahead = match line {
+            Line::Queue | Line::Courteous => self.returning,
+            Line::Returning => (0, 0),
+        };
+        let opens_at = self.opens_before(deadline, ahead, tokens, now)?;
+        if opens_at <= now {
+            if line == Line::Courteous && self.requests.waiting() > 1 {
+                return Ok(Opening::AfterYou);
+            }
+            self.leave(line, tokens);
+            self.reserve(tokens);
+            return Ok(Opening::Now);
+        }
+        if self.requests.is_held_up(1) || self.tokens.is_held_up(tokens) {
+            return Ok(Opening::OnChange);
+        }
+        Ok(Opening::At(opens_at))
+    }
+
+    /// Leaves the queue at the deadline.
+    pub fn give_up(&mut self, line: Line, tokens: u64) -> Exhausted {
+        let now = self.expire();
+        self.leave(line, tokens);
+        match self.opens_at(self.all_waiting(), tokens, now) {
+            Ok(opens_at) => Exhausted::NotBefore { retry_after: opens_at - now },
+            Err(exhausted) => exhausted,
+        }
+    }
+
+    fn reserve(&mut self, tokens: u64) {
+        self.requests.reserve(1);
+        self.tokens.reserve(tokens);
+    }
+
+    /// Gives up a place in the queue.
+    pub fn leave(&mut self, line: Line, tokens: u64) {
+        self.requests.leave_queue(1);
+        self.tokens.leave_queue(tokens);
+        if line == Line::Returning {
+            self.returning.0 -= 1;
+            self.returning.1 -= tokens;
+        }
+    }
+
+    /// Whether anybody waits.
+    pub fn is_waited_for(&self) -> bool {
+        self.requests.waiting() > 0
+    }
+
+    /// What all who wait ask for: requests and tokens.
+    fn all_waiting(&self) -> (u64, u64) {
+        (self.requests.waiting(), self.tokens.waiting())
+    }
+
+    /// Gives back what was reserved and has not left.
+    pub fn give_back(&mut self, tokens: u64) {
+        self.requests.give_back(1);
+        self.tokens.give_back(tokens);
+    }
+
+    /// What was reserved leaves now.
+    pub fn depart(&mut self, tokens: u64, now: Instant) {
+        self.requests.depart(1, now);
+        self.tokens.depart(tokens, now);
+        self.day.depart();
+    }
+
+    /// What left at `left_at` cost `actual` tokens instead of the `estimated`.
+    pub fn settle(&mut self, left_at: Instant, estimated: u64, actual: u64, now: Instant) {
+        self.tokens.correct(left_at, estimated, actual, now);
+    }
+
+    /// What left at `left_at` does not count.
+    pub fn take_back(&mut self, left_at: Instant, tokens: u64, now: Instant) {
+        self.requests.correct(left_at, 1, 0, now);
+        self.tokens.correct(left_at, tokens, 0, now);
+        self.day.take_back(left_at);
+    }
+
+    /// Gemini said that the day is used up in which this left.
+    pub fn close_day(&mut self, left_at: Instant) {
+        self.day.close(left_at);
+    }
+
+    /// Nothing new goes until then.
+    pub fn pause_until(&mut self, until: Instant) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    /// Whether nothing new goes yet.
+    pub fn is_paused(&self) -> bool {
+        self.paused_until > Instant::now()
+    }
+
+    /// Changes the quotas.
+    pub fn set(&mut self, quotas: Quotas, now: Instant) {
+        self.requests.set_limit(quotas.requests_per_minute, now);
+        self.tokens.set_limit(quotas.input_tokens_per_minute, now);
+        self.requests_per_day = quotas.requests_per_day;
+    }
+
+    /// What is spent now.
+    pub fn usage(&mut self) -> BudgetUsage {
+        let now = self.expire();
+        let per_minute = |allowance: &Allowance| QuotaUsage {
+            limit: allowance.limit(),
+            used: allowance.sent(),
+            reserved: allowance.unsent(),
+        };
+        let next_free_in = match self.opens_at(self.all_waiting(), 1, now) {
+            Ok(opens_at) => Some(opens_at - now),
+            Err(Exhausted::DayExhausted { retry_after }) => Some(retry_after),
+            Err(_) => None,
+        };
+        BudgetUsage {
+            requests_per_minute: per_minute(&self.requests),
+            input_tokens_per_minute: per_minute(&self.tokens),
+            requests_per_day: QuotaUsage {
+                limit: self.requests_per_day,
+                used: self.day.sent(),
+                reserved: self.requests.unsent(),
+            },
+            waiting: self.requests.waiting(),
+            next_free_in,
+            paused_for: (self.paused_until > now).then(|| self.paused_until - now),
+        }
+    }
+
+    fn opens_before(
+        &self,
+        deadline: Instant,
+        ahead: (u64, u64),
+        tokens: u64,
+        now: Instant,
+    ) -> Result<Instant, Exhausted> {
+        let opens_at = self.opens_at(ahead, tokens, now)?;
+        if opens_at > deadline {
+            return Err(Exhausted::NotBefore { retry_after: opens_at - now });
+        }
+        Ok(opens_at)
+    }
+
+    /// The first moment at which a call could be reserved that has so many requests and tokens
+    /// ahead of it in the queue: `now` if at once.
+    fn opens_at(
+        &self,
+        (requests_ahead, tokens_ahead): (u64, u64),
+        tokens: u64,
+        now: Instant,
+    ) -> Result<Instant, Exhausted> {
+        self.ensure_possible(requests_ahead, tokens, now)?;
+        let start = now.max(self.paused_until);
+        let requests = self.requests.opens_at(requests_ahead, 1, start, now);
+        Ok(requests.max(self.tokens.opens_at(tokens_ahead, tokens, start, now)))
+    }
+
+    /// Refuses what no waiting helps, or only waiting for the next day.
+    fn ensure_possible(
+        &self,
+        requests_ahead: u64,
+        tokens: u64,
+        now: Instant,
+    ) -> Result<(), Exhausted> {
+        let limits = [self.requests.limit(), self.tokens.limit(), self.requests_per_day];
+        if limits.contains(&Some(0)) {
+            return Err(Exhausted::NoQuota);
+        }
+        if let Some(limit) = self.tokens.limit().filter(|limit| tokens > *limit) {
+            return Err(Exhausted::TooLarge { tokens, limit });
+        }
+        let today = self.day.sent() + self.requests.unsent() + requests_ahead;
+        let is_used_up = self.requests_per_day.is_some_and(|limit| today >= limit);
+        let reopens_at = if is_used_up { self.day.ends() } else { now };
+        let reopens_at = reopens_at.max(self.day.closed_until());
+        if reopens_at > now {
+            return Err(Exhausted::DayExhausted { retry_after: reopens_at - now });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,387 @@
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use tokio::time::{advance, sleep, timeout};
+
+use super::*;
+
+mod counters;
+mod day;
+mod model;
+mod properties;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Half of a window's margin, and what tokio's timer rounds up to.
+const TOLERANCE: Duration = Duration::from_millis(150);
+
+fn per_minute(requests: u64, tokens: u64) -> Quotas {
+    Quotas {
+        requests_per_minute: Some(requests),
+        input_tokens_per_minute: Some(tokens),
+        requests_per_day: None,
+    }
+}
+
+fn requests(limit: u64) -> Quotas {
+    Quotas { requests_per_minute: Some(limit), ..Quotas::default() }
+}
+
+fn tokens(limit: u64) -> Quotas {
+    Quotas { input_tokens_per_minute: Some(limit), ..Quotas::default() }
+}
+
+fn per_day(limit: u64) -> Quotas {
+    Quotas { requests_per_day: Some(limit), ..Quotas::default() }
+}
+
+fn budget(quotas: Quotas) -> Arc<Budget> {
+    Budget::new(quotas, MINUTE)
+}
+
+/// Far enough for whatever can come free at all.
+fn patient() -> Instant {
+    Instant::now() + 24 * HOUR
+}
+
+async fn reserve(budget: &Arc<Budget>, tokens: u64) -> Reservation {
+    budget.reserve(tokens, patient()).await.expect("it comes free before the deadline")
+}
+
+async fn send(budget: &Arc<Budget>, tokens: u64) -> Sent {
+    reserve(budget, tokens).await.leave()
+}
+
+/// What a call is told that has no time to wait.
+async fn refusal(budget: &Arc<Budget>, tokens: u64) -> Exhausted {
+    budget.reserve(tokens, Instant::now()).await.expect_err("there is no room now")
+}
+
+async fn is_free(budget: &Arc<Budget>, tokens: u64) -> bool {
+    budget.reserve(tokens, Instant::now()).await.is_ok()
+}
+
+/// How long the future takes on the paused clock.
+async fn seconds(future: impl Future) -> f64 {
+    let start = Instant::now();
+    future.await;
+    start.elapsed().as_secs_f64()
+}
+
+fn close(actual: f64, expected: f64) -> bool {
+    (actual - expected).abs() <= TOLERANCE.as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_spread_over_the_minute() {
+    let budget = budget(requests(60));
+    let took = seconds(async {
+        for _ in 0..11 {
+            let _ = send(&budget, 1).await;
+        }
+    })
+    .await;
+    assert!(close(took, 10.0 * 1.035), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_of_a_seconds_worth_goes_at_once() {
+    let budget = budget(requests(1200));
+    let mut at_once = 0;
+    while let Some(Ok(reservation)) = budget.reserve(1, patient()).now_or_never() {
+        let _ = reservation.leave();
+        at_once += 1;
+    }
+    assert_eq!(at_once, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_quotas_everything_goes_at_once_and_is_counted() {
+    let budget = budget(Quotas::default());
+    let took = seconds(async {
+        for _ in 0..1000 {
+            let _ = send(&budget, 1_000_000).await;
+        }
+    });
+    assert_eq!(took.await, 0.0);
+    let usage = budget.usage();
+    assert_eq!(usage.requests_per_minute.used, 1000);
+    assert_eq!(usage.input_tokens_per_minute.used, 1_000_000_000);
+    assert_eq!(usage.next_free_in, Some(Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_does_not_age_until_it_leaves() {
+    let budget = budget(tokens(100));
+    let reservation = reserve(&budget, 100).await;
+    advance(10 * MINUTE).await;
+    assert!(!is_free(&budget, 1).await, "the reservation still counts");
+
+    let _ = reservation.leave();
+    advance(MINUTE).await;
+    assert!(!is_free(&budget, 1).await, "a minute and a margin have not passed since it left");
+    advance(SECOND).await;
+    assert!(is_free(&budget, 100).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reservations_that_pile_up_do_not_leave_in_a_bunch() {
+    let budget = budget(requests(600));
+    let mut held = Vec::new();
+    while let Some(Ok(reservation)) = budget.reserve(1, patient()).now_or_never() {
+        held.push(reservation);
+    }
+    advance(30 * SECOND).await;
+    assert!(reserve(&budget, 1).now_or_never().is_none(), "half a second's worth is held already");
+
+    let bunch = held.len() as f64;
+    held.into_iter().for_each(|reservation| drop(reservation.leave()));
+    let took = seconds(async {
+        for _ in 0..20 {
+            let _ = send(&budget, 1).await;
+        }
+    })
+    .await;
+    // 10 a second and no more: those that were held have used up what could be saved.
+    assert!(close(took, 20.0 * 0.1005) && bunch <= 5.0, "{took} s after {bunch}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_left_comes_back_at_once() {
+    let budget = budget(per_minute(5, 100));
+    let reservation = reserve(&budget, 100).await;
+    let waiting = tokio::spawn({
+        let budget = Arc::clone(&budget);
+        async move { seconds(reserve(&budget, 100)).await }
+    });
+    sleep(7 * SECOND).await;
+    drop(reservation);
+    assert!(close(waiting.await.unwrap(), 7.0));
+    assert_eq!(budget.usage().input_tokens_per_minute.reserved, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_call_is_not_overtaken_by_small_ones() {
+    let budget = budget(tokens(6000));
+    let _ = send(&budget, 3000).await;
+    let order = Mutex::new(Vec::new());
+    let call = async |tokens| {
+        let _ = send(&budget, tokens).await;
+        order.lock().unwrap().push(tokens);
+    };
+    join_all([call(6000), call(1), call(2)]).await;
+    assert_eq!(*order.lock().unwrap(), [6000, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_the_queue_lets_the_next_one_forward() {
+    let budget = budget(tokens(6000));
+    let _ = send(&budget, 3000).await;
+    let mut large = Box::pin(reserve(&budget, 6000));
+    assert!((&mut large).now_or_never().is_none());
+    let mut small = Box::pin(reserve(&budget, 10));
+    assert!((&mut small).now_or_never().is_none());
+    assert_eq!(budget.usage().waiting, 2);
+
+    drop(large);
+    // Half a minute's tokens are sent; the debt is paid in half a minute.
+    let took = seconds(small).await;
+    assert!(close(took, 29.65), "{took}");
+    assert_eq!(budget.usage().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
+    let budget = budget(requests(5));
+    let _ = send(&budget, 1).await;
+    let in_line = tokio::spawn({
+        let budget = Arc::clone(&budget);
+        async move { drop(send(&budget, 1).await) }
+    });
+    tokio::task::yield_now().await;
+
+    // One is ahead of it in the queue, and a request takes 12.06 s.
+    let deadline = Instant::now() + 20 * SECOND;
+    let refused = budget.reserve(1, deadline).now_or_never().expect("it does not wait");
+    let Err(Exhausted::NotBefore { retry_after }) = refused else { panic!("{refused:?}") };
+    assert!(close(retry_after.as_secs_f64(), 24.15), "{retry_after:?}");
+    assert_eq!(budget.usage().next_free_in, Some(retry_after));
+
+    in_line.await.unwrap();
+    let took = seconds(send(&budget, 1)).await;
+    assert!(close(took, 12.09), "what it was told is true: {took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_hopes_in_vain_is_refused_at_its_deadline() {
+    let budget = budget(requests(5));
+    let held = reserve(&budget, 1).await;
+    let start = Instant::now();
+    let refused = budget.reserve(1, start + 30 * SECOND).await.expect_err("it is held up");
+    assert!(matches!(refused, Exhausted::NotBefore { .. }), "{refused:?}");
+    assert!(close(start.elapsed().as_secs_f64(), 30.0));
+    assert_eq!(budget.usage().waiting, 0);
+    drop(held);
+    assert!(is_free(&budget, 1).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
+    let budget = budget(requests(5));
+    let held = reserve(&budget, 1).await;
+    let mut first = Box::pin(reserve(&budget, 1));
+    assert!((&mut first).now_or_never().is_none());
+    let took = seconds(async {
+        let refused = budget.reserve(1, Instant::now() + 40 * SECOND).await;
+        assert!(matches!(refused, Err(Exhausted::NotBefore { .. })), "{refused:?}");
+    });
+    assert!(close(took.await, 40.0));
+    drop(held);
+    assert!(first.now_or_never().is_some(), "the first has kept its place");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_larger_than_a_whole_minute_is_refused_at_once() {
+    let budget = budget(tokens(1000));
+    let refused = budget.reserve(1001, patient()).now_or_never().expect("it does not wait");
+    assert_eq!(refused.unwrap_err(), Exhausted::TooLarge { tokens: 1001, limit: 1000 });
+    let _ = send(&budget, 1000).now_or_never().expect("it just fits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_quota_of_zero_nothing_goes() {
+    for quotas in [requests(0), tokens(0), per_day(0)] {
+        let budget = budget(quotas);
+        assert_eq!(budget.reserve(1, patient()).await.unwrap_err(), Exhausted::NoQuota);
+        assert_eq!(budget.usage().next_free_in, None);
+        budget.set(Quotas::default());
+        assert!(is_free(&budget, 1).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_keeps_everything_back_and_the_order() {
+    let budget = budget(requests(6000));
+    let start = Instant::now();
+    budget.pause_until(start + 20 * SECOND);
+    budget.pause_until(start + 10 * SECOND);
+    assert_eq!(budget.usage().paused_for, Some(20 * SECOND));
+    assert_eq!(refusal(&budget, 1).await, Exhausted::NotBefore { retry_after: 20 * SECOND });
+
+    let order = Mutex::new(Vec::new());
+    let call = async |name| {
+        let _ = send(&budget, 1).await;
+        order.lock().unwrap().push((name, start.elapsed().as_secs()));
+    };
+    join_all(["a", "b", "c"].map(call)).await;
+    assert_eq!(*order.lock().unwrap(), [("a", 20), ("b", 20), ("c", 20)]);
+    assert_eq!(budget.usage().paused_for, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
+    let budget = budget(requests(60));
+    let _ = send(&budget, 1).await;
+    let mut waiting = Box::pin(budget.reserve(1, Instant::now() + 10 * SECOND));
+    assert!((&mut waiting).now_or_never().is_none());
+    budget.pause_until(Instant::now() + MINUTE);
+    let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
+    assert_eq!(refused, Exhausted::NotBefore { retry_after: MINUTE });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_does_not_count() {
+    let budget = budget(Quotas { requests_per_day: Some(10), ..per_minute(1, 100) });
+    send(&budget, 100).await.refused();
+    let usage = budget.usage();
+    assert_eq!(usage.requests_per_minute.used, 0);
+    assert_eq!(usage.input_tokens_per_minute.used, 0);
+    assert_eq!(usage.requests_per_day.used, 0);
+    advance(SECOND).await;
+    assert!(is_free(&budget, 100).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_cost_less_makes_room_and_one_that_cost_more_takes_it() {
+    let budget = budget(tokens(1000));
+    send(&budget, 1000).await.settle(400);
+    assert_eq!(budget.usage().input_tokens_per_minute.used, 400);
+    let took = seconds(send(&budget, 600)).await;
+    assert!(close(took, 0.4 * 60.3), "the debt is paid at the quota's rate: {took}");
+
+    advance(2 * MINUTE).await;
+    send(&budget, 100).await.settle(900);
+    assert_eq!(budget.usage().input_tokens_per_minute.used, 900);
+    let took = seconds(send(&budget, 200)).await;
+    assert!(close(took, 60.3), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_late_does_not_make_a_bunch() {
+    let budget = budget(tokens(6000));
+    let first = send(&budget, 1000).await;
+    advance(11 * SECOND).await;
+    let _ = send(&budget, 1000).await;
+    // By the time the second left, the first was paid for, whatever it had cost.
+    first.settle(1);
+    let took = seconds(send(&budget, 1000)).await;
+    assert!(close(took, 10.05), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_estimate_far_too_low_closes_the_quota_for_a_minute_and_no_longer() {
+    let budget = budget(tokens(1000));
+    send(&budget, 1).await.settle(u64::MAX);
+    let took = seconds(send(&budget, 1000)).await;
+    assert!(close(took, 60.3), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raised_quota_wakes_those_who_can_go() {
+    let budget = budget(requests(1));
+    let _ = send(&budget, 1).await;
+    let mut waiting = Box::pin(send(&budget, 1));
+    assert!((&mut waiting).now_or_never().is_none());
+    advance(SECOND).await;
+    budget.set(requests(600));
+    assert!(waiting.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_found_later_counts_what_was_sent_before() {
+    let budget = budget(Quotas::default());
+    for _ in 0..10 {
+        let _ = send(&budget, 10).await;
+    }
+    advance(20 * SECOND).await;
+    budget.set(requests(10));
+    let took = seconds(send(&budget, 10)).await;
+    assert!(close(took, 40.3), "all ten count for the rest of their minute: {took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
+    let budget = budget(tokens(1000));
+    let _ = send(&budget, 900).await;
+    let mut waiting = Box::pin(budget.reserve(800, patient()));
+    assert!((&mut waiting).now_or_never().is_none());
+    budget.set(tokens(500));
+    let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
+    assert_eq!(refused, Exhausted::TooLarge { tokens: 800, limit: 500 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_minute_can_be_shortened() {
+    let budget = Budget::new(requests(60), MINUTE / 60);
+    let _ = send(&budget, 1).await;
+    let took = seconds(send(&budget, 1)).await;
+    assert!((0.01725..0.02).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_waits_takes_little_memory() {
+    let budget = budget(requests(1));
+    let size = size_of_val(&budget.reserve(1, patient()));
+    assert!(size < 500, "{size} bytes");
+}
