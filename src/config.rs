@@ -1,14 +1,21 @@
 //! Every setting: its variable, default, unit and meaning. Read once, at the start.
 
+mod quotas;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
 use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::gemini::{ApiKey, Client, Model};
+use crate::limits::{QuotaPlan, Tier};
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +45,9 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_API_KEY,
     ENVIRONMENT_FALLBACK,
     GEMINI_CONCURRENCY_LIMIT,
+    GEMINI_TIER,
+    GEMINI_LIMITS,
+    GEMINI_KEY_LABELS,
     MAX_QUEUED_REQUESTS,
     GEMINI_MAX_ATTEMPTS,
     HOST,
@@ -59,7 +69,7 @@ const ADMIN_API_KEY: Setting = setting(
     "ADMIN_API_KEY",
     "",
     "secret",
-    "Whoever sends it as `Admin-API-Key` spends the server's Gemini key and manages semaphores. Unset: nobody can.",
+    "Whoever sends it as `Admin-API-Key` spends the server's Gemini key, manages semaphores and sees limits. Unset: nobody can.",
 );
 const GEMINI_API_KEY: Setting =
     setting("GEMINI_API_KEY", "", "secret", "The server's own Gemini key.");
@@ -73,7 +83,25 @@ const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
     "15",
     "calls",
-    "How many calls to Gemini are in flight at once, at most.",
+    "How many calls to Gemini are in flight at once, at most. Unset, with `GEMINI_TIER`: 2 (free), 15 (tier1) or 50 (tier2).",
+);
+const GEMINI_TIER: Setting = setting(
+    "GEMINI_TIER",
+    "none",
+    "none, free, tier1 or tier2",
+    "The quotas of each key for each model, where `GEMINI_LIMITS` says nothing else. none: no limits.",
+);
+const GEMINI_LIMITS: Setting = setting(
+    "GEMINI_LIMITS",
+    "",
+    "entries, separated by semicolons",
+    "Quotas of keys for models: `gemini-2.5-pro:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See Quotas in README.md.",
+);
+const GEMINI_KEY_LABELS: Setting = setting(
+    "GEMINI_KEY_LABELS",
+    "",
+    "entries, separated by commas",
+    "Labels of keys, by the first digits of their SHA-256: `team-a=1f3a9c02,team-a=77aa01bc`. Keys with the same label share their quotas.",
 );
 const MAX_QUEUED_REQUESTS: Setting = setting(
     "MAX_QUEUED_REQUESTS",
@@ -139,14 +167,15 @@ const RUST_LOG: Setting = setting(
     "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace at most.",
 );
 
-/// A setting whose value cannot be used. Says what was expected, never what was found.
+/// A setting whose value cannot be used. Says what was expected; of what was found, nothing that
+/// could be a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: expected {expected}")]
 pub struct InvalidSetting {
     /// The variable.
     pub variable: &'static str,
-    /// What its value should have been.
-    pub expected: &'static str,
+    /// What its value should have been, on one line.
+    pub expected: Cow<'static, str>,
 }
 
 /// The form of log lines.
@@ -166,6 +195,7 @@ pub struct Config {
     pub gemini_api_key: Option<ApiKey>,
     pub environment_fallback: bool,
     pub concurrency_limit: usize,
+    pub quota_plan: QuotaPlan,
     pub max_queued_requests: usize,
     pub max_attempts: usize,
     pub host: IpAddr,
@@ -203,14 +233,13 @@ impl Config {
     /// The first setting whose value cannot be used.
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidSetting> {
         let settings = Lookup(&lookup);
-        Ok(Self {
+        let quota_plan = quotas::read(&settings)?;
+        let mut config = Self {
             admin_api_key: settings.optional(ADMIN_API_KEY).map(AdminKey::new),
-            gemini_api_key: settings
-                .optional(GEMINI_API_KEY)
-                .map(|key| ApiKey::new(&key).map_err(|_| invalid(GEMINI_API_KEY, API_KEY)))
-                .transpose()?,
+            gemini_api_key: None,
             environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
-            concurrency_limit: settings.count(GEMINI_CONCURRENCY_LIMIT)?,
+            concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
+            quota_plan,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
             max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
@@ -226,7 +255,19 @@ impl Config {
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
-        })
+        };
+        if let Some(key) = settings.optional(GEMINI_API_KEY) {
+            let key = ApiKey::new(&key).map_err(|_| invalid(GEMINI_API_KEY, API_KEY))?;
+            config.set_gemini_api_key(key);
+        }
+        Ok(config)
+    }
+
+    /// Makes this the server's own key, with the label `server` unless `GEMINI_KEY_LABELS` gives
+    /// it another.
+    pub fn set_gemini_api_key(&mut self, key: ApiKey) {
+        self.quota_plan.add_default_label(key.sha256(), SERVER_LABEL);
+        self.gemini_api_key = Some(key);
     }
 
     /// Whether the port can be reached only from this machine.
@@ -245,11 +286,13 @@ impl Default for Config {
     }
 }
 
+/// The label of the server's own key.
+const SERVER_LABEL: &str = "server";
 const API_KEY: &str = "an API key: visible ASCII characters";
 const MODEL: &str = "a model's name, such as gemini-2.5-flash";
 
-fn invalid(setting: Setting, expected: &'static str) -> InvalidSetting {
-    InvalidSetting { variable: setting.name, expected }
+fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidSetting {
+    InvalidSetting { variable: setting.name, expected: expected.into() }
 }
 
 struct Lookup<'a>(&'a dyn Fn(&str) -> Option<String>);
@@ -278,6 +321,15 @@ impl Lookup<'_> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
         // tokio's semaphores count no further; a limit beyond it is none.
         Ok(count.get().min(tokio::sync::Semaphore::MAX_PERMITS))
+    }
+
+    fn concurrency_limit(&self, tier: Option<Tier>) -> Result<usize, InvalidSetting> {
+        match tier {
+            Some(tier) if self.optional(GEMINI_CONCURRENCY_LIMIT).is_none() => {
+                Ok(tier.concurrency())
+            }
+            _ => self.count(GEMINI_CONCURRENCY_LIMIT),
+        }
     }
 
     /// Seconds, with a fraction or without: more than none, at most a year.
@@ -328,69 +380,17 @@ impl AdminKey {
         Self(key.into())
     }
 
+    /// The key as a header carries it, which does not show in its `Debug`; `None` where no header
+    /// can.
+    pub fn header(&self) -> Option<HeaderValue> {
+        let mut header = HeaderValue::from_str(self.0.expose_secret()).ok()?;
+        header.set_sensitive(true);
+        Some(header)
+    }
+
     /// Compares without telling by the time it takes how much of a guess was right.
     pub fn matches(&self, candidate: &[u8]) -> bool {
         use subtle::ConstantTimeEq;
         self.0.expose_secret().as_bytes().ct_eq(candidate).into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(variables: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
-        Config::read(|name| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-        })
-    }
-
-    #[test]
-    fn nothing_set_is_the_documented_defaults() {
-        let config = read(&[]).unwrap();
-        assert!(config.admin_api_key.is_none() && config.gemini_api_key.is_none());
-        assert!(config.environment_fallback);
-        assert_eq!((config.concurrency_limit, config.port), (15, 5004));
-        assert_eq!(config.max_body_bytes, 64 * 1024 * 1024);
-        assert_eq!(config.host.to_string(), "0.0.0.0");
-    }
-
-    #[test]
-    fn an_empty_value_counts_as_unset() {
-        let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
-        assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());
-        assert_eq!(config.port, 5004);
-    }
-
-    #[test]
-    fn a_wrong_value_names_the_variable_and_what_was_expected() {
-        for (variable, value) in [
-            ("GEMINI_CONCURRENCY_LIMIT", "0"),
-            ("GEMINI_CONCURRENCY_LIMIT", "-3"),
-            ("PORT", "70000"),
-            ("HOST", "localhost:80"),
-            ("ENVIRONMENT_FALLBACK", "maybe"),
-            ("GEMINI_BASE_URL", "not a url"),
-            ("GEMINI_CHAT_MODEL", "../secrets"),
-            ("REQUEST_TIMEOUT_SECONDS", "0.0"),
-            ("REQUEST_TIMEOUT_SECONDS", "NaN"),
-            ("LOG_FORMAT", "xml"),
-            ("RUST_LOG", "gemini=shout"),
-            ("GEMINI_API_KEY", "wrong\nkey"),
-        ] {
-            let error = read(&[(variable, value)]).expect_err(variable);
-            assert_eq!(error.variable, variable);
-            assert!(!error.to_string().contains(value), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_admin_key_matches_only_itself() {
-        let key = AdminKey::new("correct horse");
-        assert!(key.matches(b"correct horse"));
-        assert!(
-            !key.matches(b"correct hors") && !key.matches(b"") && !key.matches(b"Correct horse")
-        );
-        assert!(!format!("{key:?}").contains("horse"));
     }
 }

@@ -1,0 +1,136 @@
+//! The settings about quotas: `GEMINI_TIER`, `GEMINI_LIMITS` and `GEMINI_KEY_LABELS`.
+//!
+//! An error tells the number of the entry and quotes of it only limits: where a label or a digest
+//! should be, somebody may have put the key itself.
+
+#[cfg(test)]
+mod tests;
+
+use crate::gemini::Model;
+use crate::limits::{KeyDigest, Limit, Limits, QuotaPlan, Scope, Tier};
+
+use super::{
+    GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_TIER, InvalidSetting, Lookup, SERVER_LABEL, Setting,
+    invalid,
+};
+
+const EVERY_MODEL: &str = "*";
+const MAX_LABEL: usize = 64;
+
+/// What all three say.
+pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
+    let mut plan = QuotaPlan::default();
+    plan.tier = tier(settings)?;
+    // Before the limits, which are for labels.
+    for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',').iter().zip(1..) {
+        add_label(&mut plan, entry)
+            .map_err(|expected| invalid(GEMINI_KEY_LABELS, in_entry(number, &expected)))?;
+    }
+    for (entry, number) in entries(settings, GEMINI_LIMITS, ';').iter().zip(1..) {
+        add_limits(&mut plan, entry)
+            .map_err(|expected| invalid(GEMINI_LIMITS, in_entry(number, &expected)))?;
+    }
+    Ok(plan)
+}
+
+fn tier(settings: &Lookup<'_>) -> Result<Option<Tier>, InvalidSetting> {
+    match settings.value(GEMINI_TIER).as_str() {
+        "none" => Ok(None),
+        "free" => Ok(Some(Tier::Free)),
+        "tier1" => Ok(Some(Tier::Tier1)),
+        "tier2" => Ok(Some(Tier::Tier2)),
+        _ => Err(invalid(GEMINI_TIER, "none, free, tier1 or tier2")),
+    }
+}
+
+fn in_entry(number: usize, expected: &str) -> String {
+    format!("in entry {number} {expected}")
+}
+
+/// The entries of a list without the white space around them; there may be a separator behind the
+/// last.
+fn entries(settings: &Lookup<'_>, setting: Setting, separator: char) -> Vec<String> {
+    let Some(list) = settings.optional(setting) else { return Vec::new() };
+    let list = list.strip_suffix(separator).unwrap_or(&list);
+    list.split(separator).map(|entry| entry.trim().to_owned()).collect()
+}
+
+/// Splits in two, without the white space around each.
+fn split(text: &str, separator: char) -> Option<(&str, &str)> {
+    text.split_once(separator).map(|(before, after)| (before.trim(), after.trim()))
+}
+
+/// Reads `label=digest`.
+fn add_label(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
+    let (label, digest) = split(entry, '=').ok_or("label=digest")?;
+    if !is_label(label) {
+        return Err(format!("a label of 1 to {MAX_LABEL} of A-Z a-z 0-9 . _ - before the ="));
+    }
+    let digest: KeyDigest = digest
+        .parse()
+        .map_err(|_| "the first 8 to 64 hex digits of a key's SHA-256 after the =")?;
+    plan.add_label(digest, label)
+        .map_err(|_| "no other label for keys that an entry before gives one")?;
+    Ok(())
+}
+
+fn is_label(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MAX_LABEL).contains(&text.len()) && text.bytes().all(is_part)
+}
+
+/// Reads `label@model:rpm=1,tpm=2,rpd=none`, where `label@` may be missing.
+fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
+    let (scope, limits) =
+        split(entry, ':').ok_or("a model or * and its limits, with a : between")?;
+    let (label, model) = match split(scope, '@') {
+        Some((label, model)) => (Some(label), model),
+        None => (None, scope),
+    };
+    if label.is_some_and(|label| label != SERVER_LABEL && !plan.has_label(label)) {
+        return Err(format!(
+            "{SERVER_LABEL} or a label of {} before the @",
+            GEMINI_KEY_LABELS.name
+        ));
+    }
+    let model = match model {
+        EVERY_MODEL => None,
+        name => {
+            let model = Model::parse(name)
+                .map_err(|_| "* or a model's name, such as gemini-2.5-flash, before the :")?;
+            Some(model.as_str().into())
+        }
+    };
+    plan.add_limits(Scope { label: label.map(Into::into), model }, read_limits(limits)?)
+        .map_err(|_| "other keys or another model than in the entries before")?;
+    Ok(())
+}
+
+/// Reads `rpm=1,tpm=2,rpd=none`, one or more of them in any order.
+fn read_limits(text: &str) -> Result<Limits, String> {
+    let mut limits = Limits::default();
+    for part in text.split(',').map(str::trim) {
+        let (name, limit) = split(part, '=').unwrap_or((part, ""));
+        let field = match name {
+            "rpm" => &mut limits.requests_per_minute,
+            "tpm" => &mut limits.input_tokens_per_minute,
+            "rpd" => &mut limits.requests_per_day,
+            _ => return Err(format!("rpm, tpm or rpd with a limit, not {part:?}")),
+        };
+        let limit = read_limit(limit)
+            .ok_or_else(|| format!("{name}= with a whole number or none, not {part:?}"))?;
+        if field.replace(limit).is_some() {
+            return Err(format!("{name} only once, not again {part:?}"));
+        }
+    }
+    Ok(limits)
+}
+
+fn read_limit(text: &str) -> Option<Limit> {
+    if text == "none" {
+        return Some(Limit::Unlimited);
+    }
+    // Otherwise `+1` would be a number too.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number).map(Limit::AtMost)
+}

@@ -1,0 +1,54 @@
+use super::*;
+
+fn read(variables: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
+    Config::read(|name| {
+        variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    })
+}
+
+#[test]
+fn nothing_set_is_the_documented_defaults() {
+    let config = read(&[]).unwrap();
+    assert!(config.admin_api_key.is_none() && config.gemini_api_key.is_none());
+    assert!(config.environment_fallback);
+    assert_eq!((config.concurrency_limit, config.port), (15, 5004));
+    assert_eq!(config.max_body_bytes, 64 * 1024 * 1024);
+    assert_eq!(config.host.to_string(), "0.0.0.0");
+}
+
+#[test]
+fn an_empty_value_counts_as_unset() {
+    let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
+    assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());
+    assert_eq!(config.port, 5004);
+}
+
+#[test]
+fn a_wrong_value_names_the_variable_and_what_was_expected() {
+    for (variable, value) in [
+        ("GEMINI_CONCURRENCY_LIMIT", "0"),
+        ("GEMINI_CONCURRENCY_LIMIT", "-3"),
+        ("PORT", "70000"),
+        ("HOST", "localhost:80"),
+        ("ENVIRONMENT_FALLBACK", "maybe"),
+        ("GEMINI_BASE_URL", "not a url"),
+        ("GEMINI_CHAT_MODEL", "../secrets"),
+        ("REQUEST_TIMEOUT_SECONDS", "0.0"),
+        ("REQUEST_TIMEOUT_SECONDS", "NaN"),
+        ("LOG_FORMAT", "xml"),
+        ("RUST_LOG", "gemini=shout"),
+        ("GEMINI_API_KEY", "wrong\nkey"),
+    ] {
+        let error = read(&[(variable, value)]).expect_err(variable);
+        assert_eq!(error.variable, variable);
+        assert!(!error.to_string().contains(value), "{error}");
+    }
+}
+
+#[test]
+fn an_admin_key_matches_only_itself() {
+    let key = AdminKey::new("correct horse");
+    assert!(key.matches(b"correct horse"));
+    assert!(!key.matches(b"correct hors") && !key.matches(b"") && !key.matches(b"Correct horse"));
+    assert!(!format!("{key:?}").contains("horse"));
+}
