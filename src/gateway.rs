@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::dispatch::{Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
-use crate::limits::Door;
+use crate::limits::{Door, Leases};
 use crate::metrics::Metrics;
 
 /// The service without its network: settings, door, upstream. Cheap to clone.
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 pub struct Gateway(Arc<Shared>);
 
 /// What the clones of a [`Gateway`] have in common.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Shared {
     /// The settings.
     pub config: Config,
@@ -23,6 +23,8 @@ pub struct Shared {
     pub defaults: Defaults,
     /// The limits.
     pub door: Arc<Door>,
+    /// What work outside holds of them.
+    pub leases: Arc<Leases>,
     /// The way to Gemini.
     pub dispatcher: Arc<Dispatcher>,
     /// The counters.
@@ -37,9 +39,27 @@ impl Gateway {
     /// # Errors
     /// [`InvalidBaseUrl`] where calls cannot be sent to the base URL.
     pub fn new(config: Config, simulated: bool) -> Result<Self, InvalidBaseUrl> {
-        let door = Door::new(config.concurrency_limit, config.max_queued_requests);
+        let Config { concurrency_limit, max_queued_requests, ref quota_plan, .. } = config;
+        let door = Door::new(concurrency_limit, max_queued_requests, quota_plan.clone());
+        let leases = Leases::new(Arc::clone(&door));
         let metrics = Arc::new(Metrics::new(Arc::clone(&door)));
-        Self::over(config, simulated, door, metrics)
+        let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
+        let client = Client::new(&config.base_url)?;
+        let dispatcher =
+            Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
+        let defaults = Defaults {
+            chat_model: config.chat_model.clone(),
+            structured_model: config.structured_model.clone(),
+        };
+        Ok(Self(Arc::new(Shared {
+            config,
+            defaults,
+            door,
+            leases,
+            dispatcher,
+            metrics,
+            simulated,
+        })))
     }
 
     /// The same gateway, limits and counters included, with connections to Gemini of its own: for
@@ -48,25 +68,9 @@ impl Gateway {
     /// # Errors
     /// [`InvalidBaseUrl`], as for [`Gateway::new`].
     pub fn with_own_connections(&self) -> Result<Self, InvalidBaseUrl> {
-        let (door, metrics) = (Arc::clone(&self.door), Arc::clone(&self.metrics));
-        Self::over(self.config.clone(), self.simulated, door, metrics)
-    }
-
-    fn over(
-        config: Config,
-        simulated: bool,
-        door: Arc<Door>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, InvalidBaseUrl> {
-        let client = Client::new(&config.base_url)?;
-        let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
-        let dispatcher = Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy);
-        let defaults = Defaults {
-            chat_model: config.chat_model.clone(),
-            structured_model: config.structured_model.clone(),
-        };
-        let dispatcher = Arc::new(dispatcher);
-        Ok(Self(Arc::new(Shared { config, defaults, door, dispatcher, metrics, simulated })))
+        let client = Client::new(&self.config.base_url)?;
+        let dispatcher = Arc::new(self.dispatcher.with_client(client));
+        Ok(Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) })))
     }
 }
 

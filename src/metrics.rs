@@ -220,7 +220,9 @@ type ReadSemaphore = fn(&crate::limits::Semaphore) -> usize;
 
 const NAMED_GAUGES: [(&str, &str, ReadSemaphore); 3] = [
     ("semaphore_in_use", "Permits out of a named semaphore", |semaphore| semaphore.in_use()),
-    ("semaphore_waiting", "Calls that wait for a named semaphore", |semaphore| semaphore.waiting()),
+    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |semaphore| {
+        semaphore.waiting()
+    }),
     ("semaphore_limit", "Permits of a named semaphore", |semaphore| semaphore.limit()),
 ];
 

@@ -22,15 +22,12 @@ pub(super) async fn one<G: Generation>(
     let terms = body.take_terms();
     let generation =
         G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
-    let call = Call {
-        kind: G::KIND,
-        key: caller.payer(terms.credentials.as_ref(), gateway)?,
-        model: generation.model().clone(),
-        semaphore: named_semaphore(gateway, terms.external_semaphore_id.as_deref())?,
-        place: gateway.dispatcher.place(),
-        deadline,
-    };
+    let key = caller.payer(terms.credentials.as_ref(), gateway)?;
+    let semaphore = named_semaphore(gateway, terms.external_semaphore_id.as_deref())?;
     let dispatcher = &gateway.dispatcher;
+    let place = dispatcher.place();
+    let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
+    let call = Call { kind: G::KIND, route, input: generation.input(), deadline };
     let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
     // Boxed so that a request that waits is no larger than its wait.
     let output = Box::pin(generate(dispatcher, &call, &generation, admission)).await;
@@ -39,7 +36,7 @@ pub(super) async fn one<G: Generation>(
 
 fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
     let error = ApiError::from(failure.into());
-    tracing::warn!(kind = call.kind, model = %call.model, code = error.code(), "no answer");
+    tracing::warn!(kind = call.kind, model = %call.route.model(), code = error.code(), "no answer");
     error
 }
 

@@ -2,6 +2,7 @@
 //!
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
+mod estimate;
 mod retry;
 
 use std::sync::Arc;
@@ -11,9 +12,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::gemini::{Answer, ApiKey, Client, Error, ErrorKind, Model, Usage};
-use crate::limits::{Admission, Door, Refused, Semaphore, Turnstile};
+use crate::gemini::{
+    Answer, ApiKey, Client, Error, ErrorKind, Model, Period, Quantity, Refusal, Scope,
+    TextFeatures, TokenEstimator, Usage,
+};
+use crate::limits::{Admission, Door, Lane, Quotas, Refused, Semaphore, Turn, Turnstile, Underway};
 use crate::metrics::{Answered, Metrics};
+use estimate::Estimators;
 
 pub use retry::RetryPolicy;
 
@@ -22,8 +27,18 @@ pub use retry::RetryPolicy;
 pub struct Dispatcher {
     client: Client,
     door: Arc<Door>,
+    estimators: Arc<Estimators>,
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
+}
+
+/// Whose key pays for calls to which model, and where they wait for it.
+#[derive(Debug)]
+pub struct Route {
+    key: ApiKey,
+    model: Model,
+    lane: Lane,
+    estimator: Arc<TokenEstimator>,
 }
 
 /// Who asks for what, and until when: all of a call but its body.
@@ -31,14 +46,10 @@ pub struct Dispatcher {
 pub struct Call {
     /// What is generated, for the metrics: `chat`, `structured_output`, …
     pub kind: &'static str,
-    /// Whose key pays.
-    pub key: ApiKey,
-    /// The model.
-    pub model: Model,
-    /// The semaphore the call holds in addition to the global one.
-    pub semaphore: Option<Arc<Semaphore>>,
-    /// The request's place in the queue, which a batch's calls share.
-    pub place: Arc<Turnstile>,
+    /// Whose key pays, and for which model.
+    pub route: Arc<Route>,
+    /// The text in the body, from which its cost is estimated.
+    pub input: TextFeatures,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -62,6 +73,18 @@ pub enum Failure {
     },
 }
 
+impl Route {
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Waits until the calls of this route that asked before are in, of the same request.
+    pub async fn turn(&self) -> Turn<'_> {
+        self.lane.turn().await
+    }
+}
+
 impl Dispatcher {
     /// A dispatcher over an upstream and a door.
     pub fn new(
@@ -70,12 +93,41 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, door, metrics, policy }
+        Self { client, door, estimators: Arc::default(), metrics, policy }
     }
 
-    /// A place in the queue for one request or one batch.
+    /// The same, with connections of its own and everything else in common.
+    pub fn with_client(&self, client: Client) -> Self {
+        Self {
+            client,
+            door: Arc::clone(&self.door),
+            estimators: Arc::clone(&self.estimators),
+            metrics: Arc::clone(&self.metrics),
+            policy: self.policy,
+        }
+    }
+
+    /// A place in the queue for one request.
     pub fn place(&self) -> Arc<Turnstile> {
-        Arc::new(Turnstile::new(Arc::clone(&self.door)))
+        Turnstile::new(Arc::clone(&self.door))
+    }
+
+    /// A place in the queue for a batch.
+    pub fn place_for_many(&self) -> Arc<Turnstile> {
+        Turnstile::for_many(Arc::clone(&self.door))
+    }
+
+    /// The way of a request's calls to a model with a key, which hold a semaphore or none.
+    pub fn route(
+        &self,
+        place: &Arc<Turnstile>,
+        key: ApiKey,
+        model: Model,
+        semaphore: Option<Arc<Semaphore>>,
+    ) -> Arc<Route> {
+        let account = self.door.accounts().of(key.sha256(), model.shared());
+        let estimator = self.estimators.of(&model);
+        Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
     }
 
     /// Waits for the call's turn.
@@ -83,9 +135,23 @@ impl Dispatcher {
     /// # Errors
     /// [`Failure::Refused`], or [`Failure::DeadlineExceeded`] while it waited.
     pub async fn admit(&self, call: &Call) -> Result<Admission, Failure> {
-        let admission = timeout_at(call.deadline, call.place.admit(call.semaphore.as_ref()))
+        let admitted = async { self.let_in(call, call.route.turn().await).await };
+        timeout_at(call.deadline, admitted).await.map_err(|_| Failure::DeadlineExceeded)?
+    }
+
+    /// Waits for the call to be let in whose turn it is.
+    ///
+    /// # Errors
+    /// As for [`Dispatcher::admit`].
+    pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
+        timeout_at(call.deadline, self.let_in(call, turn))
             .await
-            .map_err(|_| Failure::DeadlineExceeded)??;
+            .map_err(|_| Failure::DeadlineExceeded)?
+    }
+
+    async fn let_in(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
+        let tokens = call.route.estimator.estimate(call.input);
+        let admission = turn.admit(tokens, call.deadline).await?;
         self.metrics.admitted(admission.waited);
         Ok(admission)
     }
@@ -126,19 +192,21 @@ impl Dispatcher {
         unreachable!("a policy gives up after a number of attempts")
     }
 
-    /// One attempt. The admission goes back as soon as Gemini is done, whatever came of it.
+    /// One attempt. What it holds goes back as soon as Gemini is done, whatever came of it.
     async fn attempt(
         &self,
         call: &Call,
         body: Bytes,
         admission: Admission,
     ) -> Result<Result<Answer, Error>, Failure> {
+        let Route { key, model, estimator, .. } = &*call.route;
         let sent = Instant::now();
         let left = call.deadline.saturating_duration_since(sent);
         // One timer for both: an attempt's time and what is left of the request's.
         let patience = self.policy.attempt_timeout.min(left);
-        let result = self.client.generate(&call.key, &call.model, body, patience).await;
-        drop(admission);
+        let underway = admission.depart();
+        let result = self.client.generate(key, model, body, patience).await;
+        settle(underway, &result);
         let overdue = left < self.policy.attempt_timeout
             && matches!(&result, Err(error) if error.kind == ErrorKind::Timeout);
         let (outcome, accepted, usage) = match &result {
@@ -146,9 +214,12 @@ impl Dispatcher {
             Err(_) if overdue => ("request_timeout", false, Usage::default()),
             Err(error) => (error.kind.code(), error.accepted_model, error.usage),
         };
+        if usage.prompt_tokens > 0 {
+            estimator.learn(call.input, usage.prompt_tokens);
+        }
         self.metrics.answered(Answered {
             kind: call.kind,
-            model: &call.model,
+            model,
             accepted,
             outcome,
             took: sent.elapsed(),
@@ -156,6 +227,54 @@ impl Dispatcher {
         });
         if overdue { Err(Failure::DeadlineExceeded) } else { Ok(result) }
     }
+}
+
+/// Tells the limits what became of a call.
+fn settle(call: Underway, result: &Result<Answer, Error>) {
+    match result {
+        Ok(answer) => call.answered(reported(answer.usage)),
+        Err(error) => match &error.kind {
+            ErrorKind::RateLimited(refusal) => refuse(call, refusal),
+            ErrorKind::Overloaded => call.overloaded(),
+            // Gemini took the call up, though nothing came of it that could be used.
+            _ if error.accepted_model => call.answered(reported(error.usage)),
+            _ => drop(call),
+        },
+    }
+}
+
+/// What a call cost, where Gemini says so.
+fn reported(usage: Usage) -> Option<u64> {
+    (usage.prompt_tokens > 0).then_some(usage.prompt_tokens)
+}
+
+fn refuse(call: Underway, refusal: &Refusal) {
+    let named = named_quotas(refusal);
+    let is_none = refusal.violations.iter().any(|violation| violation.limit == Some(0));
+    match refusal.scope {
+        Scope::Load => call.overloaded(),
+        Scope::PerMinute if !is_none => {
+            let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
+            call.refused(Instant::now() + wait, named);
+        }
+        Scope::PerMinute | Scope::PerDay => call.refused_for_the_day(named),
+    }
+}
+
+/// The quotas that a refusal names. One of 0 closes the day instead: kept as a quota, it would keep
+/// every later call from finding out that there is one again.
+fn named_quotas(refusal: &Refusal) -> Quotas {
+    let mut named = Quotas::default();
+    for violation in &refusal.violations {
+        let quota = match (violation.quantity, violation.period) {
+            (Quantity::Requests, Period::Minute) => &mut named.requests_per_minute,
+            (Quantity::InputTokens, Period::Minute) => &mut named.input_tokens_per_minute,
+            (Quantity::Requests, Period::Day) => &mut named.requests_per_day,
+            _ => continue,
+        };
+        *quota = violation.limit.filter(|limit| *limit > 0).or(*quota);
+    }
+    named
 }
 
 fn retry_after(error: &Error) -> Option<Duration> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::gemini::Error;
+use crate::gemini::{Error, ErrorKind, Scope};
 
 /// Exponential backoff with full jitter, never sooner than Gemini says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,12 @@ impl RetryPolicy {
         if attempt >= self.max_attempts || !error.is_passing() {
             return None;
         }
+        // A used-up minute is waited for in the queue, where all who were refused keep their turns.
+        if let ErrorKind::RateLimited(refusal) = &error.kind
+            && refusal.scope == Scope::PerMinute
+        {
+            return Some(now);
+        }
         // The jitter comes on top of what Gemini says: all who were refused together are told
         // the same moment, and would meet there again.
         Some(now + retry_after.unwrap_or_default() + self.longest(attempt).mul_f64(fastrand::f64()))
@@ -52,7 +58,6 @@ impl RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemini::ErrorKind;
 
     fn policy() -> RetryPolicy {
         RetryPolicy::new(4, Duration::from_secs(1))

@@ -9,14 +9,14 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::{Answer, ApiKey, Error, ErrorKind, Model};
+use crate::connect::connector;
 
 /// The header that carries the key. Never the query: queries land in logs.
 const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
@@ -26,9 +26,6 @@ const NAME: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection is kept for the next call: less than the upstream keeps it, so that it is
 /// seldom found closed.
@@ -73,7 +70,10 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(usize::MAX)
-            .build(connector(&base.scheme)?);
+            .build(
+                connector(base.scheme == Scheme::HTTPS)
+                    .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?,
+            );
         Ok(Client { http, base })
     }
 
@@ -177,31 +177,6 @@ impl Base {
         );
         Uri::from_parts(parts).expect("all parts are there")
     }
-}
-
-fn connector(scheme: &Scheme) -> Result<HttpsConnector<HttpConnector>, InvalidBaseUrl> {
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    tcp.enforce_http(false);
-    let tls = HttpsConnectorBuilder::new();
-    let tls = if *scheme == Scheme::HTTPS {
-        tls.with_provider_and_native_roots(ring::default_provider())
-            .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?
-    } else {
-        tls.with_tls_config(no_tls())
-    };
-    Ok(tls.https_or_http().enable_http1().wrap_connector(tcp))
-}
-
-/// TLS that trusts nobody, for a base URL without TLS: it spares the machine's CA certificates,
-/// which take a while to read and are absent from some images.
-fn no_tls() -> ClientConfig {
-    ClientConfig::builder_with_provider(ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks the default versions of TLS")
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth()
 }
 
 /// The error for an exchange that ended before the head of an answer had come.

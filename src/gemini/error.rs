@@ -51,7 +51,9 @@ pub enum ErrorKind {
     },
     /// A quota is used up. 429.
     RateLimited(Box<Refusal>),
-    /// Gemini is overloaded or broken: 500, 502, 503, any other 5xx.
+    /// Gemini has too much to do: 503.
+    Overloaded,
+    /// Gemini is broken: 500, 502, any other 5xx.
     Unavailable,
     /// Gemini took too long by its own clock: 408, 504.
     DeadlineExceeded,
@@ -78,7 +80,7 @@ impl ErrorKind {
             Self::ContentBlocked { .. } => "content_blocked",
             Self::RateLimited(refusal) if refusal.scope == Scope::PerDay => "daily_quota_exhausted",
             Self::RateLimited(_) => "rate_limited",
-            Self::Unavailable => "upstream_unavailable",
+            Self::Overloaded | Self::Unavailable => "upstream_unavailable",
             Self::DeadlineExceeded | Self::Timeout => "upstream_timeout",
             Self::Connection => "upstream_connection",
             Self::Malformed => "malformed_answer",
@@ -107,7 +109,10 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match &self.kind {
             ErrorKind::RateLimited(refusal) => refusal.scope != Scope::PerDay,
-            ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Connection => true,
+            ErrorKind::Overloaded
+            | ErrorKind::Unavailable
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Connection => true,
             _ => false,
         }
     }
@@ -138,6 +143,7 @@ impl Error {
             408 | 504 => ErrorKind::DeadlineExceeded,
             429 => ErrorKind::RateLimited(Refusal::read(words, &details).into()),
             400..500 => ErrorKind::InvalidRequest,
+            503 => ErrorKind::Overloaded,
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
         };
@@ -188,7 +194,7 @@ mod tests {
                 (413, ErrorKind::InvalidRequest, false),
                 (500, ErrorKind::Unavailable, true),
                 (502, ErrorKind::Unavailable, true),
-                (503, ErrorKind::Unavailable, true),
+                (503, ErrorKind::Overloaded, true),
                 (504, ErrorKind::DeadlineExceeded, true),
                 (302, ErrorKind::Malformed, false),
             ] {

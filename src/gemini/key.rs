@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
 /// The fewest characters that are taken out of a text as a key. Gemini's keys have 39 and more;
 /// what is shorter than this is no secret but may well be a word in the text, like `key`.
@@ -12,11 +13,14 @@ const MIN_SECRET: usize = 8;
 
 /// A Gemini API key, ready to be sent.
 ///
-/// It is the header value itself, so a call does no work for it, and cloning counts a reference.
+/// It holds the header value itself, so a call does no work for it, and cloning counts a reference.
 /// The memory is wiped when the last clone is gone. Nothing prints it: `Debug` shows `ApiKey(…)`,
 /// there is no `Display` and no `Serialize`, and the header is marked sensitive.
 #[derive(Clone)]
-pub struct ApiKey(HeaderValue);
+pub struct ApiKey {
+    header: HeaderValue,
+    sha256: [u8; 32],
+}
 
 impl ApiKey {
     /// Reads a key as a caller gave it; white space around it is taken off.
@@ -33,17 +37,22 @@ impl ApiKey {
         let bytes = Bytes::from_owner(Wiped(SecretString::from(secret)));
         let mut header = HeaderValue::from_maybe_shared(bytes).map_err(|_| InvalidKey)?;
         header.set_sensitive(true);
-        Ok(ApiKey(header))
+        Ok(ApiKey { header, sha256: Sha256::digest(secret).into() })
+    }
+
+    /// The SHA-256 of the key, by which to know it again without keeping it.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
     }
 
     /// The value of the header `x-goog-api-key`.
     pub(super) fn header(&self) -> HeaderValue {
-        self.0.clone()
+        self.header.clone()
     }
 
     /// `text` without this key in it, should somebody upstream have put it there.
     pub(super) fn redact(&self, text: String) -> String {
-        match self.0.to_str() {
+        match self.header.to_str() {
             Ok(key) if key.len() >= MIN_SECRET && text.contains(key) => text.replace(key, "…"),
             _ => text,
         }
@@ -82,6 +91,15 @@ mod tests {
         assert_eq!(key.redact("bad key AIza-secret!".to_owned()), "bad key …!");
         let word = ApiKey::new("key").unwrap();
         assert_eq!(word.redact("bad key".to_owned()), "bad key");
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_digest_which_nothing_prints() {
+        let key = ApiKey::new(" abc\n").unwrap();
+        // As `printf %s abc | sha256sum` has it.
+        assert_eq!(key.sha256()[..4], [0xba, 0x78, 0x16, 0xbf]);
+        assert_eq!(key.clone().sha256(), key.sha256());
+        assert_eq!(format!("{key:?}"), "ApiKey(…)");
     }
 
     #[test]

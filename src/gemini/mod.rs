@@ -12,11 +12,13 @@ mod model;
 mod quota;
 mod request;
 mod status;
+mod tokens;
 
 pub use answer::{Answer, Usage};
 pub use client::{Client, InvalidBaseUrl};
 pub use error::{Error, ErrorKind};
 pub use key::{ApiKey, InvalidKey};
 pub use model::{InvalidModel, Model};
-pub use quota::{Period, Quantity, Refusal, Scope, Violation, until_midnight_pacific};
+pub use quota::{Period, Quantity, Refusal, Scope, Violation};
 pub use request::GenerateContent;
+pub use tokens::{TextFeatures, TokenEstimator};

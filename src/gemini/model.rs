@@ -34,6 +34,11 @@ impl Model {
         &self.0
     }
 
+    /// The name without `models/`, to be kept.
+    pub fn shared(&self) -> &Arc<str> {
+        &self.0
+    }
+
     /// The name as a resource of the API: `models/gemini-2.5-flash`, `tunedModels/mine`.
     pub(super) fn resource(&self) -> impl fmt::Display + use<'_> {
         let collection = if self.0.starts_with(TUNED_MODELS) { "" } else { MODELS };

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::TextFeatures;
+
 /// The body of a `generateContent` call. Source: Gemini API reference, `models.generateContent`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,6 +59,13 @@ impl<'a> GenerateContent<'a> {
         self.contents.push(Content { role: "model", parts: [Part { text: answer }] });
         self.contents.push(Content { role: "user", parts: [Part { text: prompt }] });
         self
+    }
+
+    /// The text in it that Gemini counts.
+    pub fn text(&self) -> TextFeatures {
+        let instruction = self.system_instruction.iter().flat_map(|given| &given.parts);
+        let parts = self.contents.iter().flat_map(|content| &content.parts);
+        parts.chain(instruction).map(|part| TextFeatures::of(part.text)).sum()
     }
 
     /// The body as it is sent.

@@ -1,16 +1,20 @@
 //! Many generations in one request: each answer in its own place, one place in the queue.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::{Failure, Generation, generate};
-use crate::dispatch::{self, Call, Dispatcher};
+use crate::dispatch::{self, Call, Dispatcher, Route};
 use crate::gemini::{ApiKey, Model};
-use crate::limits::{Admission, Refused, Semaphore};
+use crate::limits::{Refused, Semaphore};
 
 /// One generation of a batch, and who pays for it.
 #[derive(Debug)]
@@ -33,8 +37,9 @@ pub struct Outcome<Output> {
 }
 
 /// Generates every item and returns what came of each, in the order of the items, whenever it
-/// was ready. Items are let in one after the other and then run beside each other; each has
-/// `timeout` from its turn in the queue on. Dropping the future cancels them all.
+/// was ready. Items of one key, model and semaphore are let in one after the other and then run
+/// beside each other; those of another do not wait for them. Each has `timeout` from its turn in
+/// the queue on. Dropping the future cancels them all.
 ///
 /// # Errors
 /// [`Refused::QueueFull`] when the batch finds no place in the queue: nothing was sent then.
@@ -43,76 +48,116 @@ pub async fn generate_all<G: Generation>(
     items: Vec<Item<G>>,
     timeout: Duration,
 ) -> Result<Vec<Outcome<G::Output>>, Refused> {
-    let place = dispatcher.place();
-    let mut outcomes = Outcomes::new(&items);
-    let mut running = JoinSet::new();
-    for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
-        let call = Call {
-            kind: G::KIND,
-            key,
-            model: generation.model().clone(),
-            semaphore,
-            place: Arc::clone(&place),
-            deadline: Instant::now() + timeout,
-        };
-        match dispatcher.admit(&call).await {
-            Ok(admission) => {
-                let dispatcher = Arc::clone(dispatcher);
-                let task = run(dispatcher, index, call, generation, admission);
-                running.spawn(task.in_current_span());
-            }
-            Err(dispatch::Failure::Refused(Refused::QueueFull)) => return Err(Refused::QueueFull),
-            Err(failure) => outcomes.place(index, Err(failure.into())),
-        }
-        while let Some(done) = running.try_join_next() {
-            outcomes.join(done);
-        }
+    let batch = Arc::new(Batch::new(dispatcher, items, timeout));
+    let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
+    (0..batch.lanes.len()).for_each(|lane| batch.start_runner(lane));
+    batch.runners.close();
+    batch.runners.wait().await;
+    if batch.is_refused.load(Ordering::Relaxed) {
+        return Err(Refused::QueueFull);
     }
-    while let Some(done) = running.join_next().await {
-        outcomes.join(done);
-    }
-    Ok(outcomes.in_order())
+    Ok(mem::take(&mut *lock(&batch.outcomes)))
 }
 
-type Done<Output> = (usize, Result<Output, Failure>);
-
-async fn run<G: Generation>(
+/// A batch under way, which its runners share.
+struct Batch<G: Generation> {
     dispatcher: Arc<Dispatcher>,
-    index: usize,
-    call: Call,
-    generation: G,
-    admission: Admission,
-) -> Done<G::Output> {
-    (index, generate(&dispatcher, &call, &generation, admission).await)
+    lanes: Vec<Lane<G>>,
+    timeout: Duration,
+    /// In the order of the items. One whose runner never tells how it ended has failed.
+    outcomes: Mutex<Vec<Outcome<G::Output>>>,
+    runners: TaskTracker,
+    cancelled: CancellationToken,
+    /// Whether there was no place for it in the queue.
+    is_refused: AtomicBool,
 }
 
-/// The places of all outcomes, empty until each has come.
-struct Outcomes<Output>(Vec<Outcome<Output>>);
+/// The items that go the same way: those that have not gone yet, each with its index.
+struct Lane<G> {
+    route: Arc<Route>,
+    items: Mutex<VecDeque<(usize, G)>>,
+    /// How many runners wait for the one whose turn it is.
+    standing_by: AtomicUsize,
+}
 
-impl<Output> Outcomes<Output> {
-    /// A place for each item. One whose task never tells how it ended has failed.
-    fn new<G: Generation<Output = Output>>(items: &[Item<G>]) -> Self {
-        let unknown = |item: &Item<G>| Outcome {
-            model: item.generation.model().clone(),
-            result: Err(Failure::Internal),
-        };
-        Self(items.iter().map(unknown).collect())
-    }
-
-    fn place(&mut self, index: usize, result: Result<Output, Failure>) {
-        self.0[index].result = result;
-    }
-
-    /// Takes what a task has come to. One that panicked leaves its place as it was: failed.
-    fn join(&mut self, done: Result<Done<Output>, JoinError>) {
-        if let Ok((index, result)) = done {
-            self.place(index, result);
+impl<G: Generation> Batch<G> {
+    fn new(dispatcher: &Arc<Dispatcher>, items: Vec<Item<G>>, timeout: Duration) -> Self {
+        let place = dispatcher.place_for_many();
+        let mut outcomes = Vec::with_capacity(items.len());
+        let mut lanes: Vec<Lane<G>> = Vec::new();
+        let mut known = HashMap::new();
+        for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
+            let model = generation.model().clone();
+            outcomes.push(Outcome { model: model.clone(), result: Err(Failure::Internal) });
+            let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(Arc::as_ptr));
+            let lane = *known.entry(way).or_insert_with(|| {
+                let route = dispatcher.route(&place, key, model, semaphore);
+                lanes.push(Lane { route, items: Mutex::default(), standing_by: 0.into() });
+                lanes.len() - 1
+            });
+            let items = lanes[lane].items.get_mut().unwrap_or_else(PoisonError::into_inner);
+            items.push_back((index, generation));
+        }
+        Self {
+            dispatcher: Arc::clone(dispatcher),
+            lanes,
+            timeout,
+            outcomes: Mutex::new(outcomes),
+            runners: TaskTracker::new(),
+            cancelled: CancellationToken::new(),
+            is_refused: AtomicBool::new(false),
         }
     }
 
-    fn in_order(self) -> Vec<Outcome<Output>> {
-        self.0
+    fn start_runner(self: &Arc<Self>, lane: usize) {
+        self.lanes[lane].standing_by.fetch_add(1, Ordering::Relaxed);
+        // Boxed, for all that is wrapped around it would hold it several times over and move it.
+        let runner = Box::pin(Arc::clone(self).run(lane));
+        let runner = self.cancelled.clone().run_until_cancelled_owned(runner);
+        self.runners.spawn(runner.in_current_span());
     }
+
+    /// Takes item after item from a lane, waits for it to be let in, and generates it. Whoever is
+    /// let in sees to it that another one stands in the queue meanwhile, so that there are as many
+    /// runners as items under way, and one.
+    async fn run(self: Arc<Self>, lane: usize) {
+        let Lane { route, items, standing_by } = &self.lanes[lane];
+        loop {
+            let turn = route.turn().await;
+            standing_by.fetch_sub(1, Ordering::Relaxed);
+            let Some((index, generation)) = lock(items).pop_front() else { return };
+            let call = Call {
+                kind: G::KIND,
+                route: Arc::clone(route),
+                input: generation.input(),
+                deadline: Instant::now() + self.timeout,
+            };
+            let result = match self.dispatcher.admit_in_turn(&call, turn).await {
+                Ok(admission) => {
+                    if standing_by.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
+                        self.start_runner(lane);
+                    }
+                    generate(&self.dispatcher, &call, &generation, admission).await
+                }
+                Err(dispatch::Failure::Refused(Refused::QueueFull)) => {
+                    self.is_refused.store(true, Ordering::Relaxed);
+                    self.cancelled.cancel();
+                    return;
+                }
+                Err(failure) => Err(failure.into()),
+            };
+            lock(&self.outcomes)[index].result = result;
+            // One is enough: items that are sent again would wait behind all others.
+            if standing_by.fetch_add(1, Ordering::Relaxed) > 0 {
+                standing_by.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -124,10 +169,10 @@ mod tests {
 
     use super::*;
     use crate::dispatch::RetryPolicy;
-    use crate::gemini::{Answer, Client, GenerateContent, Usage};
+    use crate::gemini::{Answer, Client, GenerateContent, TextFeatures, Usage};
     use crate::generation::chat::ChatRequest;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
-    use crate::limits::Door;
+    use crate::limits::{Door, QuotaPlan};
     use crate::metrics::Metrics;
     use crate::simulator::{Options, Simulator};
 
@@ -155,6 +200,10 @@ mod tests {
             GenerateContent::ask(&self.prompt).to_json()
         }
 
+        fn input(&self) -> TextFeatures {
+            TextFeatures::of(&self.prompt)
+        }
+
         fn read(&self, answer: Answer) -> Result<String, Unusable<String>> {
             assert!(!self.breaks, "as it was told to");
             Ok(answer.text)
@@ -173,7 +222,7 @@ mod tests {
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let simulator = Simulator::new(Options::default()).router();
         tokio::spawn(async { axum::serve(listener, simulator).await });
-        let door = Door::new(2, 10);
+        let door = Door::new(2, 10, QuotaPlan::default());
         let dispatcher = Arc::new(Dispatcher::new(
             Client::new(&base_url).unwrap(),
             Arc::clone(&door),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, GenerateContent, Model, Usage};
+use crate::gemini::{Answer, GenerateContent, Model, TextFeatures, Usage};
 
 /// Asks the model for a text.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -53,6 +53,7 @@ pub struct ChatResponse {
 pub struct Chat {
     model: Model,
     body: Bytes,
+    input: TextFeatures,
 }
 
 impl Request for ChatRequest {
@@ -78,11 +79,10 @@ impl Generation for Chat {
             &mut faults,
         );
         let (Some(model), []) = (model, &*faults) else { return Err(faults) };
-        let body = GenerateContent::ask(&request.prompt)
+        let question = GenerateContent::ask(&request.prompt)
             .instructed(request.system_prompt.as_deref().unwrap_or_default())
-            .configured(request.generation_config.as_ref())
-            .to_json();
-        Ok(Self { model, body })
+            .configured(request.generation_config.as_ref());
+        Ok(Self { model, body: question.to_json(), input: question.text() })
     }
 
     fn model(&self) -> &Model {
@@ -91,6 +91,10 @@ impl Generation for Chat {
 
     fn ask(&self) -> Bytes {
         self.body.clone()
+    }
+
+    fn input(&self) -> TextFeatures {
+        self.input
     }
 
     /// Any text is what was asked for, so no chat is ever unusable.

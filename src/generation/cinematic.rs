@@ -11,7 +11,7 @@ use super::question::{Fault, SchemaPrompt, SchemaQuestion};
 pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
 use super::structured::MESSAGE;
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, Model, Usage};
+use crate::gemini::{Answer, Model, TextFeatures, Usage};
 
 /// Asks the model for a story.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -99,6 +99,10 @@ impl Generation for Cinematic {
 
     fn ask(&self) -> Bytes {
         self.0.ask()
+    }
+
+    fn input(&self) -> TextFeatures {
+        self.0.input()
     }
 
     fn read(&self, answer: Answer) -> Result<StoryResponse, Unusable<StoryResponse>> {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::dispatch::{self, Call, Dispatcher};
-use crate::gemini::{Answer, Error, Model, Usage};
+use crate::gemini::{Answer, Error, Model, TextFeatures, Usage};
 use crate::limits::Admission;
 
 pub use request::{
@@ -44,6 +44,9 @@ pub trait Generation: Send + Sync + Sized + 'static {
 
     /// What Gemini is sent.
     fn ask(&self) -> Bytes;
+
+    /// The text in what Gemini is sent.
+    fn input(&self) -> TextFeatures;
 
     /// Reads an answer.
     ///
@@ -155,6 +158,9 @@ async fn repair<G: Generation>(
     generation: &G,
     misfit: &Misfit<G::Output>,
 ) -> Result<G::Output, Failure> {
+    let said = misfit.violations.iter().map(|violation| TextFeatures::of(violation));
+    let input = call.input + TextFeatures::of(&misfit.text) + said.sum();
+    let call = &Call { input, ..call.clone() };
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
     generation.read(answer).or_else(|unusable| match unusable {

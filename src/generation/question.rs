@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::schema::{Dialect, Schema};
 use super::{InvalidField, Misfit, Preparation, Unusable};
-use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, Model};
+use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, Model, TextFeatures};
 
 /// What a caller says of a question, not yet checked.
 #[derive(Debug)]
@@ -69,6 +69,11 @@ impl SchemaQuestion {
 
     pub(super) fn ask(&self) -> Bytes {
         self.question().configured(Some(&self.config())).to_json()
+    }
+
+    /// The text in the question, the schema included: Gemini's documentation says that it counts.
+    pub(super) fn input(&self) -> TextFeatures {
+        self.question().text() + self.schema.text()
     }
 
     pub(super) fn ask_again(&self, answer: &str, violations: &[String]) -> Bytes {

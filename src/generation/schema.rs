@@ -24,6 +24,8 @@ use serde_json::Value;
 use cost::Cost;
 use document::Document;
 
+use crate::gemini::TextFeatures;
+
 /// More would only lengthen the prompt of a retry.
 const MAX_VIOLATIONS: usize = 20;
 
@@ -38,6 +40,7 @@ const MAX_BACKTRACKING: usize = 20_000;
 #[derive(Debug)]
 pub struct Schema {
     dialect: Dialect,
+    text: TextFeatures,
     validator: Validator,
     cost: Cost,
 }
@@ -51,6 +54,17 @@ pub enum Dialect {
     ResponseSchema(Value),
     /// Goes as `responseJsonSchema`, which alone says recursion, tuples, maps and enums of numbers.
     ResponseJsonSchema(Value),
+}
+
+impl Dialect {
+    fn text(&self) -> TextFeatures {
+        match self {
+            Self::Any => TextFeatures::default(),
+            Self::ResponseSchema(schema) | Self::ResponseJsonSchema(schema) => {
+                TextFeatures::of(&schema.to_string())
+            }
+        }
+    }
 }
 
 /// The schema is not usable.
@@ -89,13 +103,20 @@ impl Schema {
         let cost = Cost::of(&document)?;
         let validator = build_validator(schema, draft)?;
         let dialect = write::write(&parse::translate(&document)?);
-        Ok(Self { dialect, validator, cost })
+        let text = dialect.text();
+        Ok(Self { dialect, text, validator, cost })
     }
 
     /// What goes in `generationConfig`.
     #[must_use]
     pub fn dialect(&self) -> &Dialect {
         &self.dialect
+    }
+
+    /// The text of what goes in `generationConfig`.
+    #[must_use]
+    pub fn text(&self) -> TextFeatures {
+        self.text
     }
 
     /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.

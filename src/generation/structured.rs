@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::question::{SchemaPrompt, SchemaQuestion};
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, Model, Usage};
+use crate::gemini::{Answer, Model, TextFeatures, Usage};
 
 /// What every structured success says.
 pub(super) const MESSAGE: &str = "Successfully generated structured output";
@@ -99,6 +99,10 @@ impl Generation for Structured {
 
     fn ask(&self) -> Bytes {
         self.0.ask()
+    }
+
+    fn input(&self) -> TextFeatures {
+        self.0.input()
     }
 
     fn read(&self, answer: Answer) -> Result<StructuredResponse, Unusable<StructuredResponse>> {

@@ -1,20 +1,26 @@
-//! Admission: a request takes a place in the queue and is let in when its turn comes.
+//! Admission: a request takes a place in the queue and its calls are let in when their turn comes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync;
 use tokio::time::Instant;
 
+use super::account::{Account, Accounts};
+use super::adaptive::Slot;
+use super::budget::{Exhausted, Quotas, Reservation, Sent};
 use super::named::NamedSemaphores;
-use super::semaphore::{Permit, Semaphore, Waiting};
+use super::plan::QuotaPlan;
+use super::semaphore::{NotGranted, Permit, Semaphore};
 
-/// The one way in to Gemini: a global limit on calls in flight and the semaphores that add to it.
+/// The one way in to Gemini: a global limit on calls in flight, the semaphores that add to it,
+/// and the accounts with their quotas.
 #[derive(Debug)]
 pub struct Door {
     global: Arc<Semaphore>,
     named: NamedSemaphores,
+    accounts: Accounts,
     waiting: AtomicUsize,
     max_waiting: usize,
 }
@@ -28,6 +34,24 @@ pub enum Refused {
     /// The named semaphore was deleted while the call waited for it.
     #[error("the semaphore was deleted")]
     SemaphoreDeleted,
+    /// The quotas have no room for the call in time.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// More permits of a semaphore are asked for at once than it has.
+    #[error("the semaphore has no more than {limit} permits")]
+    MoreThanLimit {
+        /// The semaphore's limit.
+        limit: usize,
+    },
+}
+
+impl From<NotGranted> for Refused {
+    fn from(reason: NotGranted) -> Self {
+        match reason {
+            NotGranted::Closed => Self::SemaphoreDeleted,
+            NotGranted::MoreThanLimit { limit } => Self::MoreThanLimit { limit },
+        }
+    }
 }
 
 /// How busy the door is at one moment. In calls, but for `waiting`: in requests, of which a
@@ -40,16 +64,18 @@ pub struct Occupancy {
     pub available: usize,
     /// How many are in flight.
     pub in_flight: usize,
-    /// How many wait, for the global or for a named semaphore.
+    /// How many wait: for a quota, or for one of the semaphores.
     pub waiting: usize,
 }
 
 impl Door {
-    /// A door through which `limit` calls go at once, and at which `max_waiting` requests wait.
-    pub fn new(limit: usize, max_waiting: usize) -> Arc<Self> {
+    /// A door through which `limit` calls go at once, at which `max_waiting` requests wait, and
+    /// which keeps the quotas of `plan`.
+    pub fn new(limit: usize, max_waiting: usize, plan: QuotaPlan) -> Arc<Self> {
         Arc::new(Self {
             global: Semaphore::new(limit),
             named: NamedSemaphores::default(),
+            accounts: Accounts::new(plan, limit),
             waiting: AtomicUsize::new(0),
             max_waiting,
         })
@@ -58,6 +84,11 @@ impl Door {
     /// The semaphores that calls can name.
     pub fn named(&self) -> &NamedSemaphores {
         &self.named
+    }
+
+    /// The accounts that calls are made for.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// How busy the door is now.
@@ -69,63 +100,237 @@ impl Door {
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
-
-    fn join_queue(&self, accepted: bool) -> Result<Waiting<'_>, Refused> {
-        if accepted {
-            return Ok(Waiting::join(&self.waiting));
-        }
-        Waiting::join_up_to(&self.waiting, self.max_waiting).ok_or(Refused::QueueFull)
-    }
 }
 
 /// A request's place in the queue. A batch of any size has one, as a single request has: its
 /// calls pass one after the other, first attempts and retries alike, so that nobody who comes
 /// after ten thousand items waits for more than one of them.
+///
+/// A batch of several models, or keys, waits for each in a [`Lane`] of its own, so that none of
+/// them holds up another; for the global slot, which all have in common, it still waits once.
 #[derive(Debug)]
 pub struct Turnstile {
     door: Arc<Door>,
-    turn: Mutex<()>,
-    accepted: AtomicBool,
+    /// Whether those go first, once, who come while it waits with nobody before it.
+    courteous: bool,
+    turn: sync::Mutex<()>,
+    standing: Mutex<Standing>,
+}
+
+/// How a request stands with the queue.
+#[derive(Debug, Default)]
+struct Standing {
+    /// Whether it was let into the queue or past it: unknown before it came to that.
+    accepted: Option<bool>,
+    /// In how many of its lanes a call waits.
+    lanes: usize,
+}
+
+/// The calls of one request that are for the same account and hold the same semaphore, if any.
+/// They are let in one after the other.
+#[derive(Debug)]
+pub struct Lane {
+    place: Arc<Turnstile>,
+    account: Arc<Account>,
+    named: Option<Arc<Semaphore>>,
+    turn: sync::Mutex<()>,
+}
+
+/// A call's turn to be let in, before all others of its lane.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    lane: &'a Lane,
+    since: Instant,
+    _turn: sync::MutexGuard<'a, ()>,
 }
 
 impl Turnstile {
-    /// A place for one request or one batch.
-    pub fn new(door: Arc<Door>) -> Self {
-        Self { door, turn: Mutex::new(()), accepted: AtomicBool::new(false) }
+    /// A place for one request.
+    pub fn new(door: Arc<Door>) -> Arc<Self> {
+        Self::at(door, false)
     }
 
-    /// Waits for the named semaphore, if any, and then for the global one. In this order the
-    /// global slot, the scarcest, is never held by one who still waits, and nobody can deadlock.
-    /// Dropping the future leaves the queue.
-    ///
-    /// # Errors
-    /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
-    /// many do; [`Refused::SemaphoreDeleted`].
-    pub async fn admit(&self, named: Option<&Arc<Semaphore>>) -> Result<Admission, Refused> {
-        let asked = Instant::now();
-        let _turn = self.turn.lock().await;
-        if let Some(named) = named {
-            let permit = self.acquire(named).await?;
-            let global = self.acquire(&self.door.global).await?;
-            return Ok(Admission {
-                _global: global,
-                _named: Some(permit),
-                waited: asked.elapsed(),
-            });
-        }
-        let global = self.acquire(&self.door.global).await?;
-        Ok(Admission { _global: global, _named: None, waited: asked.elapsed() })
+    /// A place for a batch. Having had a turn just now, it lets those who come while it waits for
+    /// the next go first, once: a single request beside a batch waits for the next slot, not for
+    /// the one after it, and the batch loses nothing by it.
+    pub fn for_many(door: Arc<Door>) -> Arc<Self> {
+        Self::at(door, true)
+    }
+
+    fn at(door: Arc<Door>, courteous: bool) -> Arc<Self> {
+        Arc::new(Self { door, courteous, turn: sync::Mutex::new(()), standing: Mutex::default() })
+    }
+
+    /// The lane of the calls for an account that hold a named semaphore, or none.
+    pub fn lane(self: &Arc<Self>, account: Arc<Account>, named: Option<Arc<Semaphore>>) -> Lane {
+        Lane { place: Arc::clone(self), account, named, turn: sync::Mutex::new(()) }
     }
 
     async fn acquire(&self, semaphore: &Arc<Semaphore>) -> Result<Permit, Refused> {
-        if let Some(permit) = semaphore.try_acquire() {
-            self.accepted.store(true, Ordering::Relaxed);
+        self.acquire_many(semaphore, 1).await
+    }
+
+    /// Waits for so many permits of a semaphore and for nothing else, for work that is done
+    /// outside. It counts in the queue as a call does. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Refused::QueueFull`] where it would have to wait and too many do;
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`].
+    pub async fn acquire_many(
+        &self,
+        semaphore: &Arc<Semaphore>,
+        permits: usize,
+    ) -> Result<Permit, Refused> {
+        if let Some(permit) = semaphore.try_acquire_many(permits) {
             return Ok(permit);
         }
-        let _waiting = self.door.join_queue(self.accepted.load(Ordering::Relaxed))?;
-        // Work that was accepted is not refused later for those who came after it.
-        self.accepted.store(true, Ordering::Relaxed);
-        semaphore.acquire().await.map_err(|_| Refused::SemaphoreDeleted)
+        let _waiting = self.join_queue()?;
+        let lets_others_go = self.courteous && semaphore.waiting() == 0;
+        let permit = semaphore.acquire_many(permits).await?;
+        if !lets_others_go || semaphore.waiting() == 0 {
+            return Ok(permit);
+        }
+        drop(permit);
+        Ok(semaphore.acquire_many(permits).await?)
+    }
+
+    async fn reserve(
+        &self,
+        account: &Account,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
+        let budget = account.budget();
+        if let Some(reservation) = budget.try_reserve(tokens, deadline)? {
+            return Ok(reservation);
+        }
+        let _waiting = self.join_queue()?;
+        if self.courteous {
+            return Ok(budget.reserve_courteously(tokens, deadline).await?);
+        }
+        Ok(budget.reserve(tokens, deadline).await?)
+    }
+
+    async fn reserve_again(
+        &self,
+        account: &Account,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
+        let _waiting = self.join_queue()?;
+        Ok(account.budget().reserve_again(tokens, deadline).await?)
+    }
+
+    /// A call of the request is let in, unless another was refused: then nothing of it is sent.
+    fn accept(&self) -> Result<(), Refused> {
+        if *self.standing().accepted.get_or_insert(true) { Ok(()) } else { Err(Refused::QueueFull) }
+    }
+
+    /// Waits as one more in the queue, however many lanes do. Work that was accepted is not
+    /// refused later for those who came after it.
+    fn join_queue(&self) -> Result<InQueue<'_>, Refused> {
+        let mut standing = self.standing();
+        let queue = &self.door.waiting;
+        if standing.lanes == 0 {
+            let joined = match standing.accepted {
+                None => Waiting::join_up_to(queue, self.door.max_waiting),
+                Some(true) => Some(Waiting::join(queue)),
+                Some(false) => None,
+            };
+            standing.accepted = Some(joined.is_some());
+            joined.ok_or(Refused::QueueFull)?.stay();
+        }
+        standing.lanes += 1;
+        Ok(InQueue(self))
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lane of a request that waits; dropping it leaves the queue.
+struct InQueue<'a>(&'a Turnstile);
+
+impl Drop for InQueue<'_> {
+    fn drop(&mut self) {
+        let mut standing = self.0.standing();
+        standing.lanes -= 1;
+        if standing.lanes == 0 {
+            Waiting::leave(&self.0.door.waiting);
+        }
+    }
+}
+
+impl Lane {
+    /// The account that pays.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Waits until the calls of this lane that asked before are in. Dropping the future leaves
+    /// the queue.
+    pub async fn turn(&self) -> Turn<'_> {
+        let turn = self.turn.lock().await;
+        Turn { lane: self, since: Instant::now(), _turn: turn }
+    }
+}
+
+impl Turn<'_> {
+    /// Waits until the quotas have room for one request and `tokens`; for the named semaphore, if
+    /// any; for a slot of the account; and for a global slot. Dropping the future leaves the queue.
+    ///
+    /// In this order nobody can deadlock, and the global slot is never held by one who still
+    /// waits. A call that has to wait for its semaphore keeps no quota from the account's others
+    /// meanwhile: it reserves again, before all others, when it has the semaphore, and holds that
+    /// up for no longer than until the next call can leave.
+    ///
+    /// # Errors
+    /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
+    /// many do; [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain
+    /// that the quotas have no room before the deadline.
+    pub async fn admit(self, tokens: u64, deadline: Instant) -> Result<Admission, Refused> {
+        let Lane { place, account, .. } = self.lane;
+        let mut reservation = place.reserve(account, tokens, deadline).await?;
+        loop {
+            let admission = self.admit_with(reservation, tokens, deadline).await?;
+            if !account.budget().is_paused() {
+                place.accept()?;
+                return Ok(admission);
+            }
+            // Gemini has refused a call of this account since the quota was reserved.
+            drop(admission);
+            reservation = place.reserve_again(account, tokens, deadline).await?;
+        }
+    }
+
+    async fn admit_with(
+        &self,
+        mut reservation: Reservation,
+        tokens: u64,
+        deadline: Instant,
+    ) -> Result<Admission, Refused> {
+        let Lane { place, account, named, .. } = self.lane;
+        let named = match named {
+            None => None,
+            Some(named) => match named.try_acquire() {
+                Some(permit) => Some(permit),
+                None => {
+                    drop(reservation);
+                    let permit = place.acquire(named).await?;
+                    reservation = place.reserve_again(account, tokens, deadline).await?;
+                    Some(permit)
+                }
+            },
+        };
+        let concurrency = place.acquire(account.concurrency().semaphore()).await?;
+        let global = {
+            let _turn = place.turn.lock().await;
+            place.acquire(&place.door.global).await?
+        };
+        let account = Arc::clone(account);
+        let waited = self.since.elapsed();
+        Ok(Admission { global, concurrency, named, reservation, account, waited })
     }
 }
 
@@ -134,50 +339,108 @@ impl Turnstile {
 #[must_use = "dropping an admission gives its slots back at once"]
 pub struct Admission {
     // Fields drop in this order: the global slot, for which all wait, comes free first.
-    _global: Permit,
-    _named: Option<Permit>,
-    /// How long the call waited to be let in.
+    global: Permit,
+    concurrency: Permit,
+    named: Option<Permit>,
+    reservation: Reservation,
+    account: Arc<Account>,
+    /// How long the call waited to be let in, once it was its lane's turn.
     pub waited: Duration,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::SemaphoreId;
-
-    #[tokio::test]
-    async fn a_task_that_panics_gives_its_slots_back() {
-        let door = Door::new(1, 0);
-        let id = SemaphoreId::parse("images").unwrap();
-        let (named, _) = door.named().register(id, 1).unwrap();
-        let admission = Turnstile::new(Arc::clone(&door)).admit(Some(&named)).await.unwrap();
-        assert_eq!((door.occupancy().in_flight, named.in_use()), (1, 1));
-        let task = tokio::spawn(async move {
-            let _admission = admission;
-            panic!("with the admission in its hands");
-        });
-        assert!(task.await.unwrap_err().is_panic());
-        assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 1));
-        assert_eq!((named.in_use(), named.available()), (0, 1));
-    }
-
-    /// The lock that a batch's items pass through one by one is not poisoned by one of them.
-    #[tokio::test]
-    async fn a_task_that_panics_in_the_queue_leaves_it_to_the_others() {
-        let door = Door::new(1, 10);
-        let place = Arc::new(Turnstile::new(Arc::clone(&door)));
-        let held = place.admit(None).await.unwrap();
-        let waits = Arc::clone(&place);
-        let task = tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                _ = waits.admit(None) => {}
-                () = std::future::ready(()) => panic!("while it waits"),
-            }
-        });
-        assert!(task.await.unwrap_err().is_panic());
-        assert_eq!(door.occupancy().waiting, 0);
-        drop(held);
-        assert!(place.admit(None).await.is_ok());
+impl Admission {
+    /// The call leaves now: from this moment it counts against the quotas.
+    pub fn depart(self) -> Underway {
+        let Self { global, concurrency, named, reservation, account, .. } = self;
+        let slot = account.concurrency().enter(concurrency);
+        Underway { global, slot, named, sent: reservation.leave(), account }
     }
 }
+
+/// A call that has left. Dropping it gives its slots back and lets the estimate of its cost
+/// stand, as it is right for a call of which nobody knows what became.
+#[derive(Debug)]
+#[must_use = "dropping a call under way gives its slots back at once"]
+pub struct Underway {
+    global: Permit,
+    slot: Slot,
+    named: Option<Permit>,
+    sent: Sent,
+    account: Arc<Account>,
+}
+
+impl Underway {
+    /// Gemini answered; the call cost so many input tokens, where it says so.
+    pub fn answered(self, input_tokens: Option<u64>) {
+        let Self { global, slot, named, sent, account } = self;
+        drop(global);
+        slot.succeeded();
+        drop(named);
+        account.prove();
+        if let Some(tokens) = input_tokens {
+            sent.settle(tokens);
+        }
+    }
+
+    /// Gemini refused the call because too many run at once. It counted there, for all one knows.
+    pub fn overloaded(self) {
+        drop(self.global);
+        self.slot.overloaded();
+    }
+
+    /// Gemini refused the call for a quota per minute: it did not count, and none of the account
+    /// goes before `until`. The quotas that Gemini `named` hold from now on; where it named none,
+    /// so that nobody knows how many may go then, fewer run at once.
+    pub fn refused(self, until: Instant, named: Quotas) {
+        self.account.correct(named);
+        self.account.budget().pause_until(until);
+        self.sent.refused();
+        if named == Quotas::default() {
+            self.slot.overloaded();
+        }
+    }
+
+    /// Gemini refused the call for a quota per day: it did not count, and none of the account
+    /// goes before midnight in California. The quotas that Gemini `named` hold from now on.
+    pub fn refused_for_the_day(self, named: Quotas) {
+        self.account.correct(named);
+        self.sent.refused_for_the_day();
+    }
+}
+
+/// One caller in a queue, counted for as long as it waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn join(queue: &'a AtomicUsize) -> Self {
+        queue.fetch_add(1, Ordering::Relaxed);
+        Self(queue)
+    }
+
+    /// Joins, unless `most` wait already.
+    fn join_up_to(queue: &'a AtomicUsize, most: usize) -> Option<Self> {
+        queue
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < most).then_some(n + 1))
+            .ok()
+            .map(|_| Self(queue))
+    }
+
+    /// Stays in the queue until [`Waiting::leave`].
+    fn stay(self) {
+        std::mem::forget(self);
+    }
+
+    /// Leaves a queue in which one stayed.
+    fn leave(queue: &'a AtomicUsize) {
+        drop(Self(queue));
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+use futures_util::FutureExt;
+use tokio::time::advance;
+
+use super::*;
+use crate::limits::{Limit, Limits, Scope, SemaphoreId};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn door(limit: usize, max_waiting: usize) -> Arc<Door> {
+    Door::new(limit, max_waiting, QuotaPlan::default())
+}
+
+/// A door that lets one call a second of each account go.
+fn one_a_second(limit: usize) -> Arc<Door> {
+    let mut plan = QuotaPlan::default();
+    let limits = Limits { requests_per_minute: Some(Limit::AtMost(60)), ..Limits::default() };
+    plan.add_limits(Scope { label: None, model: None }, limits).unwrap();
+    Door::new(limit, 10, plan)
+}
+
+fn account(door: &Door, model: &str) -> Arc<Account> {
+    door.accounts().of(&[7; 32], &model.into())
+}
+
+fn lane(door: &Arc<Door>, model: &str) -> Arc<Lane> {
+    Arc::new(Turnstile::new(Arc::clone(door)).lane(account(door, model), None))
+}
+
+fn named(door: &Door, limit: usize) -> Arc<Semaphore> {
+    door.named().register(SemaphoreId::parse("images").unwrap(), limit).unwrap().0
+}
+
+fn deadline() -> Instant {
+    Instant::now() + 600 * SECOND
+}
+
+async fn admit(lane: &Lane) -> Result<Admission, Refused> {
+    lane.turn().await.admit(1, deadline()).await
+}
+
+/// Lets a call in that has not to wait, and sends it.
+fn send(lane: &Lane) -> Underway {
+    admit(lane).now_or_never().expect("nothing to wait for").unwrap().depart()
+}
+
+#[tokio::test]
+async fn a_task_that_panics_gives_everything_back() {
+    let door = door(1, 0);
+    let semaphore = named(&door, 1);
+    let account = account(&door, "a");
+    let lane =
+        Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), Some(Arc::clone(&semaphore)));
+    let admission = admit(&lane).await.unwrap();
+    let reserved = || account.budget().usage().requests_per_minute.reserved;
+    assert_eq!((door.occupancy().in_flight, semaphore.in_use(), reserved()), (1, 1, 1));
+    let task = tokio::spawn(async move {
+        let _admission = admission;
+        panic!("with the admission in its hands");
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 1));
+    assert_eq!((semaphore.in_use(), semaphore.available(), reserved()), (0, 1, 0));
+    assert_eq!(account.concurrency().semaphore().in_use(), 0);
+}
+
+/// The lock that a batch's items pass through one by one is not poisoned by one of them.
+#[tokio::test]
+async fn a_task_that_panics_in_the_queue_leaves_it_to_the_others() {
+    let door = door(1, 10);
+    let lane = lane(&door, "a");
+    let held = admit(&lane).await.unwrap();
+    let waits = Arc::clone(&lane);
+    let task = tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            _ = admit(&waits) => {}
+            () = std::future::ready(()) => panic!("while it waits"),
+        }
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    assert_eq!(door.occupancy().waiting, 0);
+    drop(held);
+    assert!(admit(&lane).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_waits_for_its_quota_holds_up_no_other_of_its_request() {
+    let door = one_a_second(10);
+    let place = Turnstile::new(Arc::clone(&door));
+    let slow = place.lane(account(&door, "slow"), None);
+    let other = place.lane(account(&door, "other"), None);
+    let _sent = send(&slow);
+    let mut waits = Box::pin(admit(&slow));
+    assert!((&mut waits).now_or_never().is_none());
+    let _other = send(&other);
+    advance(2 * SECOND).await;
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_in_several_lanes_is_one_in_the_queue() {
+    let door = one_a_second(10);
+    let place = Turnstile::new(Arc::clone(&door));
+    let lanes = ["a", "b", "c"].map(|model| place.lane(account(&door, model), None));
+    let _sent = lanes.each_ref().map(send);
+    let mut waits: Vec<_> = lanes.iter().map(|lane| Box::pin(admit(lane))).collect();
+    for wait in &mut waits {
+        assert!(wait.now_or_never().is_none());
+        assert_eq!(door.occupancy().waiting, 1);
+    }
+    waits.truncate(1);
+    assert_eq!(door.occupancy().waiting, 1);
+    waits.clear();
+    assert_eq!(door.occupancy().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_refused_in_one_lane_is_refused_in_all() {
+    let door = Door::new(1, 0, QuotaPlan::default());
+    let held = admit(&lane(&door, "a")).await.unwrap();
+    let place = Turnstile::new(Arc::clone(&door));
+    let lanes = ["a", "b"].map(|model| place.lane(account(&door, model), None));
+    assert_eq!(admit(&lanes[0]).await.err(), Some(Refused::QueueFull));
+    drop(held);
+    assert_eq!(admit(&lanes[1]).await.err(), Some(Refused::QueueFull), "nothing of it is sent");
+    assert_eq!((door.occupancy().in_flight, door.occupancy().waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_narrow_semaphore_keep_no_quota_from_others() {
+    let door = one_a_second(10);
+    let semaphore = named(&door, 1);
+    let narrow = || {
+        let place = Turnstile::new(Arc::clone(&door));
+        place.lane(account(&door, "a"), Some(Arc::clone(&semaphore)))
+    };
+    let (first, second) = (narrow(), narrow());
+    let running = send(&first);
+    let mut waits = Box::pin(admit(&second));
+    assert!((&mut waits).now_or_never().is_none(), "the quota is used up");
+    advance(2 * SECOND).await;
+    assert!((&mut waits).now_or_never().is_none(), "the semaphore is taken");
+    let _other = send(&lane(&door, "a"));
+
+    drop(running);
+    assert!((&mut waits).now_or_never().is_none(), "it waits for the quota again");
+    advance(2 * SECOND).await;
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_their_quota_keep_no_semaphore_from_others() {
+    let door = one_a_second(10);
+    let semaphore = named(&door, 1);
+    let narrow = |model: &str| {
+        let place = Turnstile::new(Arc::clone(&door));
+        place.lane(account(&door, model), Some(Arc::clone(&semaphore)))
+    };
+    drop(send(&narrow("a")));
+    let used_up = narrow("a");
+    let mut waits = Box::pin(admit(&used_up));
+    assert!((&mut waits).now_or_never().is_none());
+    drop(send(&narrow("b")));
+    advance(2 * SECOND).await;
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_the_quota_and_then_for_a_semaphore_goes_next() {
+    let door = one_a_second(10);
+    let semaphore = named(&door, 1);
+    let held = semaphore.acquire().await.unwrap();
+    let narrow = Turnstile::new(Arc::clone(&door)).lane(account(&door, "a"), Some(semaphore));
+    let mut first = Box::pin(admit(&narrow));
+    assert!((&mut first).now_or_never().is_none(), "the semaphore is taken");
+    let _sent = send(&lane(&door, "a"));
+    let behind = lane(&door, "a");
+    let mut second = Box::pin(admit(&behind));
+    assert!((&mut second).now_or_never().is_none(), "the quota is used up");
+
+    drop(held);
+    assert!((&mut first).now_or_never().is_none(), "it waits for the quota, before the other");
+    advance(1050 * SECOND / 1000).await;
+    assert!((&mut second).now_or_never().is_none());
+    let admitted = first.now_or_never().expect("it goes first").unwrap();
+    let _sent = admitted.depart();
+    assert!((&mut second).now_or_never().is_none());
+    advance(1050 * SECOND / 1000).await;
+    assert!(second.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
+    let door = door(50, 100);
+    let lane = lane(&door, "a");
+    let named = Quotas { requests_per_minute: Some(60), ..Quotas::default() };
+    let burst: Vec<_> = (0..50).map(|_| send(&lane)).collect();
+    let until = Instant::now() + 20 * SECOND;
+    for call in burst {
+        call.refused(until, named);
+    }
+    let usage = account(&door, "a").budget().usage();
+    assert_eq!(usage.paused_for, Some(20 * SECOND));
+    let requests = usage.requests_per_minute;
+    assert_eq!((requests.limit, requests.used, requests.reserved), (Some(60), 0, 0));
+    assert_eq!(account(&door, "a").concurrency().limit(), 50, "a quota says nothing of load");
+
+    let mut waits = Box::pin(admit(&lane));
+    assert!((&mut waits).now_or_never().is_none());
+    let elsewhere = Turnstile::new(Arc::clone(&door)).lane(account(&door, "b"), None);
+    let _other = send(&elsewhere);
+    advance(20 * SECOND).await;
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_keeps_back_those_too_who_had_only_the_slot_left_to_wait_for() {
+    let door = door(1, 10);
+    let lanes = [lane(&door, "a"), lane(&door, "a")];
+    let running = send(&lanes[0]);
+    let mut waits = Box::pin(admit(&lanes[1]));
+    assert!((&mut waits).now_or_never().is_none());
+    running.refused(Instant::now() + 20 * SECOND, Quotas::default());
+    assert!((&mut waits).now_or_never().is_none());
+    assert_eq!(door.occupancy().in_flight, 0, "it waits without the slot");
+    advance(20 * SECOND).await;
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_without_a_number_lowers_how_many_run_at_once() {
+    let door = door(40, 0);
+    let lane = lane(&door, "a");
+    send(&lane).refused(Instant::now() + SECOND, Quotas::default());
+    assert_eq!(account(&door, "a").concurrency().limit(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_lowers_how_many_run_at_once_once_for_a_burst() {
+    let door = door(40, 0);
+    let lane = lane(&door, "a");
+    let burst: Vec<_> = (0..40).map(|_| send(&lane)).collect();
+    burst.into_iter().for_each(Underway::overloaded);
+    assert_eq!(account(&door, "a").concurrency().limit(), 30);
+    assert_eq!(account(&door, "b").concurrency().limit(), 40);
+    assert_eq!(door.occupancy().available, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
+    let door = one_a_second(10);
+    let lane = lane(&door, "a");
+    let sent = send(&lane);
+    let mut waits = Box::pin(admit(&lane));
+    assert!((&mut waits).now_or_never().is_none());
+    sent.refused_for_the_day(Quotas { requests_per_day: Some(250), ..Quotas::default() });
+    for refused in [waits.await, admit(&self::lane(&door, "a")).await] {
+        assert!(matches!(refused, Err(Refused::Exhausted(Exhausted::DayExhausted { .. }))));
+    }
+    assert_eq!(account(&door, "a").budget().usage().requests_per_day.limit, Some(250));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_settles_what_was_estimated() {
+    let door = door(10, 0);
+    let lane = lane(&door, "a");
+    let call = lane.turn().await.admit(100, deadline()).await.unwrap().depart();
+    let used = || account(&door, "a").budget().usage().input_tokens_per_minute.used;
+    assert_eq!(used(), 100);
+    call.answered(Some(80));
+    assert_eq!(used(), 80);
+}
+
+/// The order in which a batch and two requests that come while it waits are let in by `free`.
+async fn order_beside_a_batch(door: &Arc<Door>, free: impl AsyncFn(Vec<Underway>)) -> Vec<usize> {
+    let batch = Turnstile::for_many(Arc::clone(door)).lane(account(door, "a"), None);
+    let singles = [lane(door, "a"), lane(door, "a")];
+    let mut running = vec![send(&batch)];
+    let mut waits = vec![Some(Box::pin(admit(&batch)))];
+    waits.extend(singles.iter().map(|single| Some(Box::pin(admit(single)))));
+    let mut order = Vec::new();
+    while order.len() < waits.len() {
+        for _ in 0..3 {
+            for (number, wait) in waits.iter_mut().enumerate() {
+                if let Some(admitted) = wait.as_mut().and_then(FutureExt::now_or_never) {
+                    order.push(number);
+                    *wait = None;
+                    running.push(admitted.unwrap().depart());
+                }
+            }
+        }
+        free(std::mem::take(&mut running)).await;
+    }
+    order
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_lets_those_who_come_meanwhile_have_the_next_slot() {
+    let one_slot = door(1, 10);
+    let order = order_beside_a_batch(&one_slot, async |running| drop(running)).await;
+    assert_eq!(order, [1, 2, 0]);
+    assert_eq!((one_slot.occupancy().in_flight, one_slot.occupancy().waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_lets_those_who_come_meanwhile_have_the_next_request_of_the_quota() {
+    let quota = one_a_second(10);
+    let order = order_beside_a_batch(&quota, async |running| {
+        drop(running);
+        advance(1050 * SECOND / 1000).await;
+    });
+    assert_eq!(order.await, [1, 2, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_finds_others_waiting_keeps_its_turn() {
+    let door = door(1, 10);
+    let held = send(&lane(&door, "a"));
+    let (before, after) = (lane(&door, "a"), lane(&door, "a"));
+    let batch = Turnstile::for_many(Arc::clone(&door)).lane(account(&door, "a"), None);
+    let mut first = Box::pin(admit(&before));
+    assert!((&mut first).now_or_never().is_none());
+    let mut second = Box::pin(admit(&batch));
+    assert!((&mut second).now_or_never().is_none());
+    let mut third = Box::pin(admit(&after));
+    assert!((&mut third).now_or_never().is_none());
+    drop(held);
+    drop(first.now_or_never().expect("it came first"));
+    assert!((&mut third).now_or_never().is_none());
+    assert!(second.now_or_never().is_some());
+}
