@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header::CONTENT_TYPE};
@@ -14,6 +15,7 @@ use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -21,19 +23,24 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
-use gemini_concurrent_generation::limits::{Admission, Door, Refused, Turnstile};
+use gemini_concurrent_generation::limits::{
+    Admission, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
+};
 use gemini_concurrent_generation::server::{Patience, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Long enough for a hundred thousand to go one a minute.
+const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 const PROMPT: &str = "Why is the sky blue, and why is it red in the evening?";
 
 fn door(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("door");
     group.bench_function("admit and release, nobody waiting", |bencher| {
-        let door = Door::new(1, 0);
+        let door = Door::new(1, 0, QuotaPlan::default());
         bencher.iter(|| admitted(enter(&door)));
     });
     for waiting in [1, 1_000, 100_000] {
@@ -45,12 +52,62 @@ fn door(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What the queue for a used-up quota costs, and what one who waits there, or for a slot, takes.
+fn quota(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("the runtime starts");
+    let _clock = runtime.enter();
+    let mut group = criterion.benchmark_group("quota");
+    for waiting in [1, 1_000, 100_000] {
+        let mut plan = QuotaPlan::default();
+        let limits = Limits { requests_per_minute: Some(Limit::AtMost(1)), ..Limits::default() };
+        plan.add_limits(Scope { label: None, model: None }, limits).expect("the only ones");
+        let door = Door::new(1, waiting + 1, plan);
+        drop(admitted(enter(&door)).depart());
+        let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&door))).collect();
+        group.bench_function(format!("refused at once, {waiting} waiting"), |bencher| {
+            bencher.iter(|| enter_before(&door, Instant::now()).now_or_never().expect("at once"));
+        });
+        group.bench_function(format!("join and leave, {waiting} waiting"), |bencher| {
+            bencher.iter(|| waits(enter(&door)));
+        });
+    }
+    group.finish();
+}
+
+/// What a waiting request takes, without its HTTP connection: printed, since it is no time.
+fn memory(_: &mut Criterion) {
+    const WAITING: usize = 100_000;
+    let before = resident();
+    let queue = Queue::new(WAITING);
+    let each = (resident() - before) / WAITING;
+    drop(queue);
+    println!("memory of a request that waits, {WAITING} waiting: {each} bytes");
+}
+
+/// The memory of this process, in bytes.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("a Linux machine");
+    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.expect("a number of pages") * 4096
+}
+
 type Entering = Pin<Box<dyn Future<Output = Result<Admission, Refused>>>>;
 
 /// A request at the door.
 fn enter(door: &Arc<Door>) -> Entering {
-    let door = Arc::clone(door);
-    Box::pin(async move { Turnstile::new(door).admit(None).await })
+    enter_before(door, Instant::now() + TEN_YEARS)
+}
+
+fn enter_before(door: &Arc<Door>, deadline: Instant) -> Entering {
+    let account = door.accounts().of(&[0; 32], &"gemini-2.5-flash".into());
+    let lane = Turnstile::new(Arc::clone(door)).lane(account, None);
+    Box::pin(async move { lane.turn().await.admit(100, deadline).await })
+}
+
+/// One who has to wait, and does.
+fn waits(mut entering: Entering) -> Entering {
+    assert!(entering.as_mut().now_or_never().is_none(), "there is nothing to be had");
+    entering
 }
 
 fn admitted(entering: Entering) -> Admission {
@@ -66,7 +123,7 @@ struct Queue {
 
 impl Queue {
     fn new(length: usize) -> Self {
-        let door = Door::new(1, length + 1);
+        let door = Door::new(1, length + 1, QuotaPlan::default());
         let inside = Some(admitted(enter(&door)));
         let mut queue = Self { door, inside, waiting: VecDeque::new() };
         (0..length).for_each(|_| queue.join());
@@ -74,9 +131,7 @@ impl Queue {
     }
 
     fn join(&mut self) {
-        let mut entering = enter(&self.door);
-        assert!(entering.as_mut().now_or_never().is_none(), "the slot is taken");
-        self.waiting.push_back(entering);
+        self.waiting.push_back(waits(enter(&self.door)));
     }
 
     /// One more joins, the one inside leaves, and the first in the queue goes in.
@@ -141,9 +196,9 @@ async fn gateway_to_simulator() -> Gateway {
     let patience = Patience { client: config.client_timeout, grace: config.shutdown_grace };
     tokio::spawn(serve(listener, workers, patience, CancellationToken::new()));
     config.base_url = format!("http://{address}");
-    config.gemini_api_key = ApiKey::new("bench").ok();
+    config.set_gemini_api_key(ApiKey::new("bench").expect("a key"));
     Gateway::new(config, true).expect("the base URL is one")
 }
 
-criterion_group!(benches, door, wire, chat);
+criterion_group!(benches, memory, door, quota, wire, chat);
 criterion_main!(benches);

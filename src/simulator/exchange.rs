@@ -196,6 +196,7 @@ impl Exchange<'_> {
             .quotas()
             .admit(key, self.target.model, input_tokens, self.arrived)
             .map_err(|exceeded| self.quota_exceeded(&exceeded))?;
+        call.admit(input_tokens);
         if call.take_place(self.simulator.capacity()) {
             Ok(())
         } else {

@@ -17,6 +17,10 @@ pub struct Stats {
     pub calls: u64,
     /// Calls answered to the last byte, blocked prompts included.
     pub answered: u64,
+    /// Calls that the quotas had room for, whatever became of them afterwards.
+    pub admitted: u64,
+    /// What those calls cost, in input tokens.
+    pub admitted_input_tokens: u64,
     /// Calls refused with 429, by `quotaId`; a call that exceeds two quotas is under both, one
     /// whose refusal names none is under `unspecified`.
     pub refused_429: BTreeMap<String, u64>,
@@ -145,6 +149,13 @@ impl Call {
         let mut pages = self.ledger.pages();
         self.journal_index = Some(pages.journal_offset + pages.journal.len());
         pages.journal.push(entry);
+    }
+
+    /// Counts the call as one that the quotas had room for.
+    pub fn admit(&self, input_tokens: u64) {
+        let stats = &mut self.ledger.pages().stats;
+        stats.admitted += 1;
+        stats.admitted_input_tokens += input_tokens;
     }
 
     /// Takes up one of so many places until the call ends, unless all are taken.

@@ -37,8 +37,9 @@ async fn a_quota_refuses_and_frees() {
     let (_, refusal) = json_of(response).await;
     assert!(message_of(&refusal).ends_with("Please retry in 48.500000000s."));
     assert_eq!(refusal["error"]["details"][2]["retryDelay"], "48s");
-    let refused = simulator.stats().refused_429;
-    assert_eq!(refused["GenerateRequestsPerMinutePerProjectPerModel-FreeTier"], 1);
+    let stats = simulator.stats();
+    assert_eq!(stats.refused_429["GenerateRequestsPerMinutePerProjectPerModel-FreeTier"], 1);
+    assert_eq!((stats.admitted, stats.admitted_input_tokens), (2, 2));
     tokio::time::advance(Duration::from_millis(48_500)).await;
     assert_eq!(ask(&simulator, "c").await.0, 200);
 }
@@ -52,6 +53,7 @@ async fn calls_above_the_capacity_are_refused() {
     assert_eq!(statuses.await, [200, 200, 503, 503, 503]);
     let stats = simulator.stats();
     assert_eq!((stats.answered, stats.refused_503, stats.in_flight), (2, 3, 0));
+    assert_eq!(stats.admitted, 5);
     assert!(stats.highest_in_flight >= 3);
 
     simulator.set_capacity(None);

@@ -1,0 +1,102 @@
+//! How well the service protects an account: whether it is never refused, and what that costs.
+//!
+//! | part | what it shows |
+//! |---|---|
+//! | `quotas` | refusals, time and use of the quotas, whichever way Gemini counts; beside clients without protection |
+//! | `capacity` | how soon the concurrency follows what Gemini can work on, and what is refused meanwhile |
+//! | `fairness` | what a chat waits beside a large batch, and how two batches share |
+//!
+//! A run is a simulator and a service over it, both fresh, on threads and ports of their own, and
+//! clients that send over HTTP. It prints tables in Markdown and judges nothing: on a busy machine
+//! its times are those of the machine. `benches/README.md` says what each figure means.
+
+mod capacity;
+mod fairness;
+mod load;
+mod quotas;
+mod stage;
+
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// The same as the service's own, so that this is not what is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures how well the service protects an account.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure; everything where nothing is named
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// A tenth of the requests and shorter phases: shows that it works, not how well
+    #[arg(long)]
+    quick: bool,
+    /// Length of a minute of the quotas, in seconds; 15, or 5 when quick
+    #[arg(long, value_name = "SECONDS")]
+    minute: Option<f64>,
+    /// Set by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Quotas,
+    Capacity,
+    Fairness,
+}
+
+/// How large the runs are.
+#[derive(Clone, Copy)]
+struct Scale {
+    quick: bool,
+    /// A minute of the quotas.
+    minute: Duration,
+}
+
+impl Scale {
+    /// As many, or a tenth.
+    fn count(self, full: usize) -> usize {
+        if self.quick { full / 10 } else { full }
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    if !arguments.bench {
+        // `cargo test --all-targets` starts benchmarks too, only to see that they start.
+        return println!("cargo bench --bench protection");
+    }
+    let seconds = arguments.minute.unwrap_or(if arguments.quick { 5.0 } else { 15.0 });
+    let minute = Duration::try_from_secs_f64(seconds).expect("a minute is a number of seconds");
+    let scale = Scale { quick: arguments.quick, minute };
+    let runtime = tokio::runtime::Runtime::new().expect("the runtime starts");
+    for part in Part::value_variants() {
+        if arguments.parts.is_empty() || arguments.parts.contains(part) {
+            match part {
+                Part::Quotas => runtime.block_on(quotas::measure(scale)),
+                Part::Capacity => runtime.block_on(capacity::measure(scale)),
+                Part::Fairness => runtime.block_on(fairness::measure(scale)),
+            }
+        }
+    }
+}
+
+/// Prints a table in Markdown. The first column is text, the others are figures.
+fn print_table<const COLUMNS: usize>(heading: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
+    println!("| {} |", heading.join(" | "));
+    println!("|---|{}", "--:|".repeat(COLUMNS - 1));
+    rows.iter().for_each(|row| println!("| {} |", row.join(" | ")));
+    println!();
+}
+
+/// Says on the terminal what is under way; the tables go to the standard output.
+fn announce(run: &str) {
+    eprintln!("… {run}");
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}

@@ -1,0 +1,156 @@
+//! A simulator and a service over it, each on threads of its own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use gemini_concurrent_generation::api;
+use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::server::{Patience, Worker, serve};
+use gemini_concurrent_generation::simulator::{Options, Simulator};
+
+/// What all calls are sent to, whoever sends them.
+const GENERATE: &str = "v1beta/models/gemini-2.5-flash:generateContent";
+
+/// What the service is told of the account.
+#[derive(Clone)]
+pub struct Protection {
+    /// The most calls in flight.
+    pub concurrency: usize,
+    /// A value of `GEMINI_LIMITS`, such as `*:rpm=1000,tpm=2000000`; empty for unknown limits.
+    pub limits: String,
+    /// A minute of the quotas.
+    pub minute: Duration,
+}
+
+/// A simulator that is up until it is dropped.
+pub struct Stage {
+    pub simulator: Simulator,
+    /// When the simulator's first minute began.
+    pub started: Instant,
+    upstream: String,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    _stop: DropGuard,
+}
+
+/// A service over the simulator, seen by its clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    url: String,
+    http: reqwest::Client,
+    gateway: Gateway,
+}
+
+/// The simulator, seen by clients that have no service. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream {
+    url: String,
+    http: reqwest::Client,
+}
+
+#[derive(Deserialize)]
+struct BatchAnswer {
+    successful_requests: usize,
+}
+
+impl Stage {
+    pub async fn start(options: Options) -> Self {
+        let stop = CancellationToken::new();
+        let started = Instant::now();
+        let simulator = Simulator::new(options);
+        let upstream = listen(|| simulator.router(), &stop).await;
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let _stop = stop.clone().drop_guard();
+        Self { simulator, started, upstream: format!("http://{upstream}"), http, stop, _stop }
+    }
+
+    /// Starts a service that is up as long as the simulator.
+    pub async fn service(&self, protection: &Protection) -> Service {
+        let mut config = Config {
+            base_url: self.upstream.clone(),
+            concurrency_limit: protection.concurrency,
+            ..Config::default()
+        };
+        protect(&mut config, protection);
+        config.set_gemini_api_key(ApiKey::new("benchmark").expect("a key"));
+        let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
+        let router =
+            || api::router(gateway.with_own_connections().expect("the simulator has a base URL"));
+        let address = listen(router, &self.stop).await;
+        Service { url: format!("http://{address}"), http: self.http.clone(), gateway }
+    }
+
+    pub fn upstream(&self) -> Upstream {
+        Upstream { url: format!("{}/{GENERATE}", self.upstream), http: self.http.clone() }
+    }
+}
+
+/// Tells the service what the account's limits are, where they are known, and how long a minute is.
+fn protect(config: &mut Config, protection: &Protection) {
+    let limits = |name: &str| (name == "GEMINI_LIMITS").then(|| protection.limits.clone());
+    let read = Config::read(limits).expect("the limits are written as the setting wants them");
+    config.quota_plan = read.quota_plan;
+    config.quota_plan.minute = protection.minute;
+}
+
+/// Serves on a free port until the token is cancelled, with one worker for each processor.
+async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let worker = |_| Worker::start(router()).expect("a thread");
+    let workers = (0..processors).map(worker).collect();
+    let patience = Patience { client: Duration::from_secs(600), grace: Duration::ZERO };
+    tokio::spawn(serve(listener, workers, patience, stop.clone()));
+    address
+}
+
+impl Service {
+    /// How many calls of the only account may run at once; `None` before the first.
+    pub fn limit_in_force(&self) -> Option<usize> {
+        let accounts = self.gateway.door.accounts().all();
+        accounts.first().map(|account| account.concurrency().limit())
+    }
+
+    /// Whether a chat was answered.
+    pub async fn chat(&self, prompt: String) -> bool {
+        let body = json!({"prompt": prompt}).to_string();
+        let status = post(&self.http, &format!("{}/chat", self.url), body).await;
+        status.is_some_and(|(status, _)| status == 200)
+    }
+
+    /// How many of a batch's chats were answered.
+    pub async fn batch(&self, prompts: Vec<String>) -> usize {
+        let requests: Vec<_> = prompts.iter().map(|prompt| json!({"prompt": prompt})).collect();
+        let body = json!({"requests": requests}).to_string();
+        let answer = post(&self.http, &format!("{}/batch/chat", self.url), body).await;
+        let (_, body) = answer.expect("a batch is answered");
+        serde_json::from_slice::<BatchAnswer>(&body).map_or(0, |answer| answer.successful_requests)
+    }
+}
+
+impl Upstream {
+    /// The status of one call; none where the connection broke.
+    pub async fn generate(&self, prompt: &str) -> Option<u16> {
+        let body = json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}]});
+        Some(post(&self.http, &self.url, body.to_string()).await?.0)
+    }
+}
+
+/// Sends a body and reads the answer to its end.
+async fn post(http: &reqwest::Client, url: &str, body: String) -> Option<(u16, Vec<u8>)> {
+    let request = http.post(url).header("content-type", "application/json");
+    let request = request.header("x-goog-api-key", "benchmark").body(body);
+    let response = request.send().await.ok()?;
+    let status = response.status().as_u16();
+    Some((status, response.bytes().await.ok()?.to_vec()))
+}
