@@ -1,5 +1,6 @@
-//! The command line: `serve`, `simulate` and `healthcheck`.
+//! The command line: `serve`, `simulate`, `healthcheck` and `with-permit`.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::server::{Patience, Worker, serve};
 use gemini_concurrent_generation::simulator::{self, Simulator};
 use gemini_concurrent_generation::telemetry;
+use gemini_concurrent_generation::with_permit;
 
 /// One door to Google Gemini. Settings are environment variables, read from `.env` too.
 #[derive(Debug, Parser)]
@@ -47,6 +49,9 @@ enum Command {
     },
     /// Asks a running service how it is; for containers, which have no curl.
     Healthcheck,
+    /// Runs a command while holding permits of a running service's semaphore: waits for them,
+    /// renews them, gives them back when the command ends, and ends as the command did.
+    WithPermit(with_permit::Arguments),
 }
 
 /// glibc's allocator took a tenth of a chat's processor time.
@@ -62,13 +67,33 @@ fn main() -> ExitCode {
             run(serve_simulator(SocketAddr::new(host, port), *options))
         }
         Command::Healthcheck => settings().and_then(|config| run(healthcheck(config))),
+        Command::WithPermit(arguments) => return run_with_permit(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("gemini-concurrent-generation: {message}");
-            ExitCode::FAILURE
-        }
+        Err(message) => failed(message, 1),
+    }
+}
+
+fn failed(message: impl Display, exit_status: u8) -> ExitCode {
+    eprintln!("gemini-concurrent-generation: {message}");
+    exit_status.into()
+}
+
+fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
+    // From before `.env` is read: its keys are not the command's.
+    let environment = std::env::vars_os().collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"));
+    let outcome = runtime
+        .and_then(|runtime| Ok((runtime, settings()?)))
+        .map_err(with_permit::Failure::settings)
+        .and_then(|(runtime, config)| {
+            runtime.block_on(with_permit::run(arguments, &config, environment))
+        });
+    match outcome {
+        Ok(exit_status) => exit_status.into(),
+        Err(failure) => failed(&failure, failure.exit_status),
     }
 }
 
@@ -99,7 +124,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         config.base_url = format!("http://{address}");
-        config.gemini_api_key = ApiKey::new("simulated").ok();
+        config.set_gemini_api_key(ApiKey::new("simulated").map_err(|error| error.to_string())?);
         let router = Simulator::new(simulator::Options::default()).router();
         // Not with the signal: calls in flight are answered during the grace period.
         let workers = vec![Worker::here(router)];

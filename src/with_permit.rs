@@ -1,0 +1,224 @@
+//! `with-permit`: runs a command while holding a lease of a running service.
+//!
+//! It waits for the lease, renews it while the command runs, releases it when the command ends,
+//! and ends as the command did.
+
+mod service;
+mod signals;
+
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::pin::pin;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use clap::Args;
+use http::StatusCode;
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::limits::{Leases, SemaphoreId};
+use service::{Lease, Service, Terms, Trouble};
+use signals::Signals;
+
+/// The service is not there, or does not give the lease (`EX_UNAVAILABLE` of sysexits.h).
+const UNAVAILABLE: u8 = 69;
+/// The lease was lost while the command ran (`EX_TEMPFAIL`).
+const LOST: u8 = 75;
+/// The admin key is missing or wrong (`EX_NOPERM`).
+const NO_PERMISSION: u8 = 77;
+/// The settings cannot be used (`EX_CONFIG`).
+const SETTINGS: u8 = 78;
+/// The command cannot be started, or is not there, as shells say it.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// The longest name of a holder, in characters.
+const MAX_HOLDER: usize = 128;
+
+/// What is to be run, and with which lease.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Where the service is; else http://127.0.0.1 with the port in PORT.
+    #[arg(long)]
+    url: Option<String>,
+    /// How many permits to hold, 1 to 1000.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    permits: u16,
+    /// For how many seconds the lease outlives a holder that no longer renews it, 1 to 3600. It is
+    /// renewed at each third of this.
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = ttl)]
+    ttl: Duration,
+    /// Who the lease is for, as it is to be listed; else the command, its process and its machine.
+    #[arg(long, value_name = "NAME", value_parser = holder)]
+    holder: Option<String>,
+    /// The semaphore.
+    #[arg(value_parser = SemaphoreId::parse)]
+    id: SemaphoreId,
+    /// The command and its arguments. It is told PERMIT_LEASE_ID and PERMIT_FENCING_TOKEN.
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Why the command was not run, or not to its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The exit status that says so.
+    pub exit_status: u8,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit_status: u8, message: impl Into<String>) -> Self {
+        Self { exit_status, message: message.into() }
+    }
+
+    /// The settings cannot be used.
+    pub fn settings(message: String) -> Self {
+        Self::new(SETTINGS, message)
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let exit_status = match &trouble {
+            Trouble::Refused {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ..
+            } => NO_PERMISSION,
+            _ => UNAVAILABLE,
+        };
+        Self::new(exit_status, trouble.to_string())
+    }
+}
+
+/// Runs the command with the lease, and with these environment variables and no others. Gives the
+/// exit status to end with: the command's, or 128 and the number of the signal that killed it.
+///
+/// # Errors
+/// Where the command did not run, or the lease was lost while it did.
+pub async fn run(
+    arguments: Arguments,
+    config: &Config,
+    environment: Vec<(OsString, OsString)>,
+) -> Result<u8, Failure> {
+    let Arguments { url, permits, ttl, holder, id, command } = arguments;
+    let no_key = || Failure::new(NO_PERMISSION, "ADMIN_API_KEY is not set, or holds no key");
+    let admin_key = config.admin_api_key.as_ref().and_then(|key| key.header());
+    let url = url.unwrap_or_else(|| format!("http://{}:{}", Ipv4Addr::LOCALHOST, config.port));
+    let service = Service::new(&url, &id, admin_key.ok_or_else(no_key)?)
+        .map_err(|message| Failure::new(UNAVAILABLE, message))?;
+    let holder = holder.unwrap_or_else(|| default_holder(&command[0]));
+    let terms = Terms { holder, permits, ttl };
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::new(UNAVAILABLE, error.to_string()))?;
+
+    let (lease, ends) = tokio::select! {
+        taken = take(&service, &terms) => taken?,
+        signal = signals.next() => return Ok(killed_by(signal)),
+    };
+    let child = Command::new(&command[0])
+        .args(&command[1..])
+        .env_clear()
+        .envs(environment)
+        .env("PERMIT_LEASE_ID", &lease.lease_id)
+        .env("PERMIT_FENCING_TOKEN", lease.fencing_token.to_string())
+        .spawn();
+    let outcome = match child {
+        Ok(child) => attend(child, &service, &lease, ttl, ends, &mut signals).await,
+        Err(error) => {
+            let not_found = error.kind() == ErrorKind::NotFound;
+            let exit_status = if not_found { NOT_FOUND } else { NOT_EXECUTABLE };
+            Err(Failure::new(exit_status, format!("{}: {error}", command[0].display())))
+        }
+    };
+    if let Err(trouble) = service.release(&lease).await
+        && outcome.is_ok()
+    {
+        eprintln!(
+            "gemini-concurrent-generation: the lease could not be released and ends by itself: \
+             {trouble}"
+        );
+    }
+    outcome
+}
+
+/// Waits for a lease that still has all its time before it: how long ago it was granted, nobody
+/// can tell from the answer.
+async fn take(service: &Service, terms: &Terms) -> Result<(Lease, Instant), Trouble> {
+    loop {
+        let lease = service.take(terms).await?;
+        if let Ok(ends) = service.renew(&lease, terms.ttl).await {
+            return Ok((lease, ends));
+        }
+        // It has ended meanwhile, or cannot be kept.
+        service.release(&lease).await?;
+    }
+}
+
+/// Keeps the lease and passes signals on until the command ends.
+async fn attend(
+    mut child: Child,
+    service: &Service,
+    lease: &Lease,
+    ttl: Duration,
+    ends: Instant,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut lost = None;
+    let mut kept = pin!(service.keep(lease, ttl, ends));
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            signal = signals.next() => signals::send(&child, signal),
+            reason = &mut kept, if lost.is_none() => {
+                signals::send(&child, Signal::TERM);
+                lost = Some(format!("the lease was lost, and the command stopped: {reason}"));
+            }
+        }
+    };
+    match (lost, status) {
+        (Some(reason), _) => Err(Failure::new(LOST, reason)),
+        (None, Ok(status)) => Ok(exit_status(status)),
+        (None, Err(error)) => Err(Failure::new(UNAVAILABLE, error.to_string())),
+    }
+}
+
+fn exit_status(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
+}
+
+fn killed_by(signal: Signal) -> u8 {
+    exit_status(ExitStatus::from_raw(signal.as_raw()))
+}
+
+fn ttl(seconds: &str) -> Result<Duration, String> {
+    let time = seconds.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| Leases::TTL.contains(time))
+        .ok_or_else(|| "expected a number of seconds from 1 to 3600".to_owned())
+}
+
+fn holder(name: &str) -> Result<String, String> {
+    let fits = !name.trim().is_empty() && name.chars().count() <= MAX_HOLDER;
+    fits.then(|| name.to_owned()).ok_or_else(|| "expected 1 to 128 characters".to_owned())
+}
+
+/// Such as `render.sh, process 4711, on build-7`.
+fn default_holder(command: &OsStr) -> String {
+    let name = Path::new(command).file_name().unwrap_or(command);
+    let name: String = name.to_string_lossy().chars().take(48).collect();
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let machine: String = machine.trim().chars().take(48).collect();
+    let process = std::process::id();
+    if machine.is_empty() {
+        format!("{name}, process {process}")
+    } else {
+        format!("{name}, process {process}, on {machine}")
+    }
+}

@@ -1,0 +1,100 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::api;
+use crate::config::{AdminKey, Config};
+use crate::gateway::Gateway;
+use crate::limits::{LeaseTerms, Semaphore};
+use crate::server::{Patience, Worker, serve};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A service with a semaphore of one permit.
+async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<Semaphore>) {
+    let config = Config { admin_api_key: Some(AdminKey::new("key")), ..Config::default() };
+    let gateway = Gateway::new(config, true).unwrap();
+    let id = SemaphoreId::parse("jobs").unwrap();
+    let (semaphore, _) = gateway.door.named().register(id.clone(), 1).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let workers = vec![Worker::here(api::router(gateway.clone()))];
+    let patience = Patience { client: HOUR, grace: SECOND };
+    tokio::spawn(serve(listener, workers, patience, CancellationToken::new()));
+    (gateway, address, id, semaphore)
+}
+
+fn client(address: SocketAddr, id: &SemaphoreId) -> Service {
+    Service::new(&format!("http://{address}/"), id, HeaderValue::from_static("key")).unwrap()
+}
+
+/// Every request for it is over several times, and it is never out of the queue.
+#[tokio::test(start_paused = true)]
+async fn who_waits_longer_than_one_request_may_keeps_its_place() {
+    let (gateway, address, id, semaphore) = start().await;
+    let terms = LeaseTerms { holder: "outside".into(), permits: 1, ttl: HOUR };
+    let held = gateway.leases.acquire(id.clone(), &semaphore, terms, None, SECOND);
+    let (held, _) = held.await.unwrap();
+    let service = client(address, &id);
+    let waits = tokio::spawn(async move {
+        service.take(&Terms { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND }).await
+    });
+    while semaphore.waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let later = Arc::clone(&semaphore);
+    let later = tokio::spawn(async move { later.acquire().await });
+    for _ in 0..500 {
+        sleep(SECOND).await;
+        assert_eq!(semaphore.waiting(), 2);
+    }
+    gateway.leases.release(&id, &held.id).unwrap();
+    let lease = timeout(HOUR, waits).await.expect("it is before the other").unwrap();
+    let lease = lease.expect("its turn");
+    assert!(!later.is_finished(), "it came later");
+    assert_eq!(gateway.leases.of(&semaphore)[0].id, lease.lease_id.into());
+    assert_eq!(semaphore.in_use(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_lease_lives_until_it_is_gone() {
+    let (gateway, address, id, semaphore) = start().await;
+    let service = Arc::new(client(address, &id));
+    let ttl = 30 * SECOND;
+    let terms = Terms { holder: "inside".to_owned(), permits: 1, ttl };
+    let lease = service.take(&terms).await.unwrap();
+    let ends = Instant::now() + ttl;
+    let (lease_id, keeps) = (lease.lease_id.clone(), Arc::clone(&service));
+    let kept = tokio::spawn(async move { keeps.keep(&lease, ttl, ends).await });
+    for _ in 0..100 {
+        sleep(SECOND).await;
+        assert_eq!(semaphore.in_use(), 1);
+        let left = gateway.leases.of(&semaphore)[0].expires - Instant::now();
+        assert!(left >= 2 * ttl / 3 - 2 * SECOND, "it is renewed at each third: {left:?}");
+    }
+    gateway.leases.release(&id, &lease_id).unwrap();
+    let released = Instant::now();
+    let reason = kept.await.unwrap();
+    assert!(reason.contains("was released"), "{reason}");
+    assert!(released.elapsed() <= ttl / 3 + 2 * SECOND, "{:?}", released.elapsed());
+}
+
+#[test]
+fn only_what_may_pass_is_asked_for_again() {
+    let trouble = |status, code: &str| {
+        let body = json!({"detail": "why", "code": code});
+        failed(StatusCode::from_u16(status).unwrap(), &body)
+    };
+    assert!(matches!(trouble(409, "lease_unavailable"), Trouble::Unavailable));
+    assert!(matches!(trouble(503, "queue_full"), Trouble::QueueFull));
+    assert!(matches!(trouble(502, ""), Trouble::Passing(_)));
+    for (status, code) in [(409, "semaphore_deleted"), (404, "semaphore_not_found"), (422, "x")] {
+        assert!(matches!(trouble(status, code), Trouble::Refused { .. }), "{code}");
+    }
+    let page = failed(StatusCode::GATEWAY_TIMEOUT, &Value::Null);
+    assert_eq!(page.to_string(), "the service answered 504 Gateway Timeout");
+}
