@@ -14,10 +14,13 @@
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
-//! | [`dispatch`] | one call through the door: admit, send, retry |
-//! | [`limits`] | the door: the global and the named semaphores; knows nothing of Gemini's wire |
+//! | [`dispatch`] | one call through the door: admit, send, settle, retry |
+//! | [`limits`] | the door: global and named semaphores, accounts with their quotas; knows nothing of Gemini's wire |
 //! | [`gemini`] | the upstream: one exchange, its wire types, its errors; knows nothing of limits |
+//! | [`connect`] | how connections to other services are made |
+//! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`simulator`] | a stand-in for Gemini with real quotas and real error bodies |
+//! | [`with_permit`] | a client of the service: runs a command while holding a lease |
 //!
 //! # The path of a request
 //!
@@ -27,12 +30,15 @@
 
 pub mod api;
 pub mod config;
+pub mod connect;
 pub mod dispatch;
 pub mod gateway;
 pub mod gemini;
 pub mod generation;
 pub mod limits;
 pub mod metrics;
+pub mod pacific;
 pub mod server;
 pub mod simulator;
 pub mod telemetry;
+pub mod with_permit;

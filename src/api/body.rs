@@ -1,7 +1,8 @@
 //! Reading a JSON body: whole, in time, within its size, and to the right type or a list of what
 //! is wrong and where.
 
-use axum::extract::FromRequest;
+use axum::body::HttpBody;
+use axum::extract::{FromRequest, OptionalFromRequest};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Request};
@@ -28,7 +29,7 @@ pub(super) struct Asked<T> {
 }
 
 /// A body of JSON.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
@@ -39,7 +40,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
         gateway: &Gateway,
     ) -> Result<Self, ApiError> {
         let caller = Caller::of(request.headers(), gateway);
-        let JsonBody(body) = JsonBody::from_request(request, gateway).await?;
+        let JsonBody(body) =
+            <JsonBody<T> as FromRequest<Gateway>>::from_request(request, gateway).await?;
         Ok(Self { caller, body })
     }
 }
@@ -61,6 +63,21 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> 
             parse(&bytes)
         };
         parsed.map(Self).map_err(|field| ApiError::invalid(vec![field]))
+    }
+}
+
+/// For a body that may be left out.
+impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(
+        request: Request<axum::body::Body>,
+        gateway: &Gateway,
+    ) -> Result<Option<Self>, ApiError> {
+        if request.body().is_end_stream() {
+            return Ok(None);
+        }
+        <Self as FromRequest<Gateway>>::from_request(request, gateway).await.map(Some)
     }
 }
 
@@ -152,6 +169,7 @@ fn expected(text: &str) -> (&'static str, &'static str) {
         Some("map" | "struct" | "object") => ("object_type", "Input should be an object"),
         Some("boolean") => ("bool_type", "Input should be true or false"),
         Some("usize" | "u64" | "u32" | "i64") => ("int_type", "Input should be a whole number"),
+        Some("f64") => ("float_type", "Input should be a number"),
         _ => ("value_error", "Input cannot be used here"),
     }
 }

@@ -9,10 +9,11 @@ use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
 use crate::gemini::{self, ErrorKind};
 use crate::generation::{Failure, InvalidField, Segment};
-use crate::limits::Refused;
+use crate::limits::{Exhausted, Refused};
 
 /// When to come back where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     detail: Detail,
+    /// How full the semaphore is that had no room.
+    semaphore: Option<Box<SemaphoreStatus>>,
     retryable: bool,
     retry_after: Option<Duration>,
 }
@@ -36,6 +39,10 @@ pub(super) struct ErrorBody {
     /// What went wrong in a word that does not change.
     #[schema(value_type = String)]
     code: &'static str,
+    /// How full the semaphore is, where that is what went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SemaphoreStatus>)]
+    semaphore: Option<Box<SemaphoreStatus>>,
 }
 
 /// What went wrong.
@@ -65,7 +72,7 @@ pub(super) struct FieldError {
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let detail = Detail::Text(detail.into());
-        Self { status, code, detail, retryable: false, retry_after: None }
+        Self { status, code, detail, semaphore: None, retryable: false, retry_after: None }
     }
 
     fn retryable(self, retry_after: Option<Duration>) -> Self {
@@ -125,6 +132,21 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "semaphore_not_found", detail)
     }
 
+    /// Too few permits came free in time.
+    pub(super) fn no_lease(semaphore: SemaphoreStatus) -> Self {
+        let detail = "Too few permits of the semaphore came free in time.";
+        let failure = Self::new(StatusCode::CONFLICT, "lease_unavailable", detail);
+        Self { semaphore: Some(Box::new(semaphore)), ..failure.retryable(Some(SOON)) }
+    }
+
+    pub(super) fn unknown_lease(semaphore: &str, lease: &str) -> Self {
+        let detail = format!(
+            "The semaphore {semaphore:?} has no lease {lease:?}: it was released, or it ended \
+             because it was not renewed in time, or it never was."
+        );
+        Self::new(StatusCode::NOT_FOUND, "lease_not_found", detail)
+    }
+
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not Found")
     }
@@ -168,6 +190,40 @@ impl ApiError {
                 let detail = "The semaphore was deleted while the request waited for it.";
                 Self::new(StatusCode::CONFLICT, "semaphore_deleted", detail)
             }
+            Refused::Exhausted(exhausted) => Self::exhausted(exhausted),
+            Refused::MoreThanLimit { limit } => {
+                let message = format!("The semaphore has a limit of {limit}");
+                Self::invalid(vec![InvalidField::new("permits", "out_of_range", message)])
+            }
+        }
+    }
+
+    fn exhausted(exhausted: Exhausted) -> Self {
+        let too_many = |code, detail: &str, retry_after| {
+            Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail).retryable(Some(retry_after))
+        };
+        match exhausted {
+            Exhausted::NotBefore { retry_after } => {
+                let detail = "The key's quota per minute for the model has no room for the \
+                              request in the time that it may take.";
+                too_many("rate_limited", detail, retry_after)
+            }
+            Exhausted::DayExhausted { retry_after } => {
+                let detail = "The key's quota per day for the model is used up. It begins anew at \
+                              midnight Pacific time.";
+                too_many("daily_quota_exhausted", detail, retry_after)
+            }
+            Exhausted::TooLarge { tokens, limit } => {
+                let detail = format!(
+                    "The request has about {tokens} input tokens, more than the {limit} that the \
+                     key may send to the model in a whole minute."
+                );
+                Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
+            }
+            Exhausted::NoQuota => {
+                let detail = "The key's quota for the model is 0.";
+                Self::new(StatusCode::FORBIDDEN, "no_quota", detail)
+            }
         }
     }
 
@@ -182,7 +238,8 @@ impl ApiError {
             ErrorKind::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, true),
             ErrorKind::DeadlineExceeded | ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, true),
             ErrorKind::Truncated => (StatusCode::BAD_GATEWAY, false),
-            ErrorKind::Unavailable
+            ErrorKind::Overloaded
+            | ErrorKind::Unavailable
             | ErrorKind::Connection
             | ErrorKind::Malformed
             | ErrorKind::Empty => (StatusCode::BAD_GATEWAY, true),
@@ -240,7 +297,8 @@ impl From<Failure> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Json(ErrorBody { detail: self.detail, code: self.code });
+        let body =
+            Json(ErrorBody { detail: self.detail, code: self.code, semaphore: self.semaphore });
         let mut response = (self.status, body).into_response();
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));

@@ -1,5 +1,7 @@
 //! `GET /`: whether the service is up, how busy it is, and what it can do.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -45,6 +47,9 @@ struct ConcurrencyStatus {
     waiting: usize,
     /// How many named semaphores there are.
     external_semaphores_count: usize,
+    /// The models of which fewer calls run at once for now, because Gemini refused some for load:
+    /// of each the lowest limit of any key. Whose they are is told at `/_admin/limits`.
+    adaptive_limits: BTreeMap<String, usize>,
 }
 
 /// The models of requests that name none.
@@ -56,6 +61,19 @@ struct DefaultModels {
     /// For structured output and stories.
     #[schema(value_type = String)]
     structured: Model,
+}
+
+/// The lowered limits, by model.
+fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
+    let mut lowered = BTreeMap::new();
+    for account in gateway.door.accounts().all() {
+        let concurrency = account.concurrency();
+        if concurrency.limit() < concurrency.ceiling() {
+            let lowest = lowered.entry(account.model().to_owned()).or_insert(usize::MAX);
+            *lowest = concurrency.limit().min(*lowest);
+        }
+    }
+    lowered
 }
 
 /// How the service is doing. Needs no key.
@@ -78,6 +96,7 @@ pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
             in_flight: door.in_flight,
             waiting: door.waiting,
             external_semaphores_count: gateway.door.named().count(),
+            adaptive_limits: adaptive_limits(&gateway),
         },
         admin_key_configured: gateway.config.admin_api_key.is_some(),
         server_credentials_configured: gateway.config.gemini_api_key.is_some(),

@@ -7,6 +7,8 @@ mod chat;
 mod cinematic;
 mod error;
 mod health;
+mod leases;
+mod limits;
 mod metrics;
 mod observe;
 mod openapi;

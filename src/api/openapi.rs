@@ -18,6 +18,8 @@ use super::error::ErrorBody;
     tags(
         (name = "generation", description = "Texts, JSON and stories, one by one or in batches"),
         (name = "semaphores", description = "Limits that several services share"),
+        (name = "leases", description = "Permits of a semaphore for work outside this service"),
+        (name = "limits", description = "What each key may send to each model"),
         (name = "service", description = "How the service is doing")
     ),
     modifiers(&AdminKey)
@@ -30,8 +32,8 @@ impl Modify for AdminKey {
     fn modify(&self, document: &mut Document) {
         let header = ApiKeyValue::with_description(
             "Admin-API-Key",
-            "The server's ADMIN_API_KEY: whoever knows it spends the server's Gemini key and \
-             manages semaphores.",
+            "The server's ADMIN_API_KEY: whoever knows it spends the server's Gemini key, \
+             manages semaphores and sees limits.",
         );
         let scheme = SecurityScheme::ApiKey(ApiKey::Header(header));
         document
@@ -47,7 +49,8 @@ impl Modify for AdminKey {
 #[expect(dead_code, reason = "only its documentation is used")]
 pub(super) enum Failures {
     /// Gemini does not take the request, or blocks the prompt or the answer
-    /// (`invalid_request`, `content_blocked`)
+    /// (`invalid_request`, `content_blocked`), or it alone costs more than the key may spend in a
+    /// minute (`request_exceeds_quota`)
     #[response(status = 400, example = json!({
         "detail": "The prompt was blocked: PROHIBITED_CONTENT", "code": "content_blocked"
     }))]
@@ -60,7 +63,7 @@ pub(super) enum Failures {
         "code": "unauthenticated"
     }))]
     Unauthorized(ErrorBody),
-    /// The key may not do this (`permission_denied`)
+    /// The key may not do this (`permission_denied`), or has no quota for the model (`no_quota`)
     #[response(status = 403)]
     Forbidden(ErrorBody),
     /// There is no such model or semaphore (`model_not_found`, `semaphore_not_found`)

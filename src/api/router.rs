@@ -12,7 +12,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::error::ApiError;
 use super::observe::{observe, panicked};
 use super::openapi::Documentation;
-use super::{chat, cinematic, health, metrics, semaphores, structured};
+use super::{chat, cinematic, health, leases, limits, metrics, semaphores, structured};
 use crate::gateway::Gateway;
 
 fn documented() -> OpenApiRouter<Gateway> {
@@ -25,7 +25,10 @@ fn documented() -> OpenApiRouter<Gateway> {
         .routes(routes!(structured::batch_structured))
         .routes(routes!(cinematic::batch_cinematic))
         .routes(routes!(semaphores::list_semaphores, semaphores::register_semaphore))
+        .routes(routes!(leases::list_leases, leases::take_lease))
+        .routes(routes!(leases::renew_lease, leases::release_lease))
         .routes(routes!(semaphores::delete_semaphore))
+        .routes(routes!(limits::list_limits))
         .routes(routes!(metrics::metrics))
 }
 

@@ -24,19 +24,19 @@ pub(super) struct SemaphoreList {
 }
 
 /// A semaphore at one moment.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct SemaphoreStatus {
     /// Its name.
     #[schema(value_type = String, example = "image-service")]
     semaphore_id: SemaphoreId,
-    /// How many calls hold it at once, at most.
+    /// How many permits it has: each call holds one, a lease one or several.
     #[schema(minimum = 1, maximum = 1000)]
     limit: usize,
-    /// How many more could take it now.
+    /// How many of them could be taken now.
     available: usize,
-    /// How many hold it.
+    /// How many are held.
     in_use: usize,
-    /// How many wait for it.
+    /// How many calls and leases wait for it.
     waiting: usize,
 }
 
@@ -47,13 +47,13 @@ pub(super) struct SemaphoreStatus {
 pub(super) struct SemaphoreRequest {
     /// Its name: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
     semaphore_id: String,
-    /// How many calls hold it at once, at most: 1 to 1000.
+    /// How many permits it has, for calls and leases together: 1 to 1000.
     #[schema(value_type = usize, minimum = 1, maximum = 1000)]
     limit: i64,
 }
 
 impl SemaphoreStatus {
-    fn of(semaphore_id: SemaphoreId, semaphore: &Semaphore) -> Self {
+    pub(super) fn of(semaphore_id: SemaphoreId, semaphore: &Semaphore) -> Self {
         Self {
             semaphore_id,
             limit: semaphore.limit(),
@@ -109,7 +109,7 @@ pub(super) async fn register_semaphore(
     Ok((status, Json(SemaphoreStatus::of(id, &semaphore))))
 }
 
-/// Deletes a semaphore. Requests that wait for it fail; those that hold it finish.
+/// Deletes a semaphore. Requests and leases that wait for it fail; those that hold it finish.
 #[utoipa::path(
     delete,
     path = "/_admin/semaphores/{semaphore_id}",

@@ -195,7 +195,8 @@ fn expected_kind(exchange: &Exchange) -> &'static str {
         403 => "PermissionDenied",
         404 => "ModelNotFound",
         429 => "RateLimited",
-        500 | 502 | 503 => "Unavailable",
+        500 | 502 => "Unavailable",
+        503 => "Overloaded",
         504 => "Timeout",
         status => panic!("{}: no rule for {status}", exchange.name),
     }

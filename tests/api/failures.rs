@@ -96,6 +96,15 @@ fn passing() -> Vec<Failing> {
     ]
 }
 
+/// The same chat with a key that no other has, so that no refusal stands from before.
+fn of_a_key_of_its_own(chat: &Value) -> Value {
+    let mut chat = chat.clone();
+    if chat.get("credentials").is_none() {
+        chat["credentials"] = json!({"gemini_api_key": format!("key-{}", fastrand::u64(..))});
+    }
+    chat
+}
+
 #[tokio::test]
 async fn each_failure_has_its_own_status_and_code() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
@@ -103,7 +112,7 @@ async fn each_failure_has_its_own_status_and_code() {
     let minutes = [minute("quota=minute"), minute("quota=tokens")];
     for failing in lasting().into_iter().chain(passing()).chain(minutes) {
         let Failing { chat, status, code, retryable, says } = failing;
-        let single = answer(service.post("/chat", &chat)).await;
+        let single = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
         assert_eq!(single.status.as_u16(), status, "{chat}: {single:?}");
         assert_eq!(single.body["code"], code, "{chat}");
         let detail = single.body["detail"].as_str().unwrap();
@@ -112,7 +121,8 @@ async fn each_failure_has_its_own_status_and_code() {
         assert_eq!(single.headers.contains_key("retry-after"), status == 429, "{chat}");
         assert_eq!(single.body.as_object().unwrap().len(), 2, "{chat}: {}", single.body);
 
-        let batch = answer(service.post("/batch/chat", &json!({"requests": [chat]}))).await;
+        let batch = json!({"requests": [of_a_key_of_its_own(&chat)]});
+        let batch = answer(service.post("/batch/chat", &batch)).await;
         assert_eq!(batch.status, StatusCode::OK);
         let item = &batch.body["results"][0];
         assert_eq!((&item["error_code"], &item["error"]), (&json!(code), &json!(detail)), "{chat}");
@@ -125,7 +135,8 @@ async fn each_failure_has_its_own_status_and_code() {
 async fn a_refusal_says_when_to_come_back() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let retry_after = async |marker: &str| {
-        let refused = service.chat(format!("[[simulate:{marker}]]")).await;
+        let chat = of_a_key_of_its_own(&json!({"prompt": format!("[[simulate:{marker}]]")}));
+        let refused = answer(service.post("/chat", &chat)).await;
         assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
         refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap()
     };
@@ -144,7 +155,7 @@ async fn what_does_not_pass_is_sent_once() {
     let service = Service::start().await;
     for Failing { chat, status, .. } in lasting() {
         service.simulator.reset();
-        let failed = answer(service.post("/chat", &chat)).await;
+        let failed = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
         assert_eq!(failed.status.as_u16(), status, "{chat}");
         assert_eq!(service.simulator.stats().calls, 1, "{chat}");
     }
@@ -202,7 +213,10 @@ async fn a_call_is_sent_so_often_and_no_more() {
 async fn nothing_is_sent_again_before_gemini_says() {
     let options =
         Options { requests_per_minute: Some(1), minute_seconds: 3.0, ..Options::default() };
-    let service = Service::with(options, |_| {}).await;
+    let service = Service::with(options, |config| {
+        config.quota_plan.minute = Duration::from_secs(3);
+    })
+    .await;
     let (one, other) = tokio::join!(service.chat("one"), service.chat("other"));
     assert_eq!((one.status, other.status), (StatusCode::OK, StatusCode::OK));
     let journal = service.simulator.journal();
@@ -216,14 +230,15 @@ async fn nothing_is_sent_again_before_gemini_says() {
 async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     service.register("one", 1).await;
-    let named = |prompt: &str| {
-        service.post("/chat", &json!({"prompt": prompt, "external_semaphore_id": "one"}))
+    let named = |model: &str, prompt: &str| {
+        let chat = json!({"prompt": prompt, "model": model, "external_semaphore_id": "one"});
+        service.post("/chat", &chat)
     };
-    let waiting = tokio::spawn(answer(named("[[simulate:quota=minute]]")));
+    let waiting = tokio::spawn(answer(named("gemini-a", "[[simulate:quota=minute]]")));
     until("it was refused", || !service.simulator.stats().refused_429.is_empty()).await;
-    service.until_idle().await;
+    service.until("it waits", |door| door.in_flight == 0 && door.waiting == 1).await;
 
-    assert_eq!(answer(named("meanwhile")).await.status, StatusCode::OK);
+    assert_eq!(answer(named("gemini-b", "meanwhile")).await.status, StatusCode::OK);
     assert!(!waiting.is_finished(), "its next attempt is twelve seconds away");
     waiting.abort();
     service.until_idle().await;
@@ -231,14 +246,16 @@ async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
 }
 
 #[tokio::test]
-async fn an_item_that_waits_to_be_sent_again_holds_up_no_other() {
+async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let batch = json!({"requests": [
-        {"prompt": "[[simulate:quota=minute]]"}, {"prompt": "a"}, {"prompt": "b"},
+        {"prompt": "[[simulate:quota=minute]]"},
+        {"prompt": "a", "model": "gemini-a"},
+        {"prompt": "b", "model": "gemini-b"},
     ]});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     until("the others are done", || service.simulator.stats().answered == 2).await;
-    service.until_idle().await;
+    service.until("it waits", |door| door.in_flight == 0 && door.waiting == 1).await;
     assert!(!batch.is_finished());
     batch.abort();
 }

@@ -26,6 +26,7 @@ async fn it_says_what_the_service_is_and_can_do() {
             "in_flight": 0,
             "waiting": 0,
             "external_semaphores_count": 0,
+            "adaptive_limits": {},
         },
         "admin_key_configured": true,
         "server_credentials_configured": true,
@@ -66,6 +67,7 @@ async fn it_tells_how_busy_the_service_is() {
         "in_flight": 2,
         "waiting": 2,
         "external_semaphores_count": 1,
+        "adaptive_limits": {},
     });
     assert_eq!(concurrency_status(&service).await, busy);
 

@@ -113,10 +113,13 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 18] = [
+const WRONG: [(&str, &str); 21] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
+    ("GEMINI_TIER", "gold"),
+    ("GEMINI_LIMITS", "nobody@*:rpm=77"),
+    ("GEMINI_KEY_LABELS", "team-a=AIza77"),
     ("MAX_QUEUED_REQUESTS", "-77"),
     ("GEMINI_MAX_ATTEMPTS", "4.77"),
     ("HOST", "localhost"),

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use reqwest::RequestBuilder;
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -24,7 +24,8 @@ pub struct Start {
     arguments: Vec<&'static str>,
     variables: Vec<(String, OsString)>,
     folder: TempDir,
-    most_files: Option<usize>,
+    /// What a shell does before it becomes the program.
+    before: Option<String>,
 }
 
 /// The program at work. It is killed when it is dropped.
@@ -43,7 +44,7 @@ impl Start {
     pub fn with_arguments(arguments: &[&'static str]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let start =
-            Self { arguments: arguments.to_vec(), variables: Vec::new(), folder, most_files: None };
+            Self { arguments: arguments.to_vec(), variables: Vec::new(), folder, before: None };
         start.set("HOST", "127.0.0.1").set("PORT", "0")
     }
 
@@ -72,15 +73,26 @@ impl Start {
 
     /// Lets the program have no more than so many files and connections open at once.
     pub fn most_files(self, most_files: usize) -> Self {
-        Self { most_files: Some(most_files), ..self }
+        Self { before: Some(format!("ulimit -n {most_files}")), ..self }
+    }
+
+    /// Lets the program be one that is to ignore a signal, as `nohup` does.
+    pub fn ignoring(self, signal: &str) -> Self {
+        Self { before: Some(format!("trap '' {signal}")), ..self }
+    }
+
+    /// Starts it, and lets it go its way until it is dropped: for what does not listen. Its
+    /// input, output and errors are pipes.
+    pub fn spawn(&self) -> Child {
+        self.command().stdin(Stdio::piped()).spawn().expect("it did not start")
     }
 
     fn command(&self) -> Command {
-        let mut command = match self.most_files {
+        let mut command = match &self.before {
             None => Command::new(PROGRAM),
-            Some(most) => {
+            Some(before) => {
                 let mut shell = Command::new("/bin/sh");
-                let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+                let script = format!("{before}; exec \"$0\" \"$@\"");
                 shell.args(["-c", &script, PROGRAM]);
                 shell
             }
@@ -141,6 +153,10 @@ impl Process {
         format!("http://{}{path}", self.address)
     }
 
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        client().request(method, self.url(path))
+    }
+
     pub fn get(&self, path: &str) -> RequestBuilder {
         client().get(self.url(path))
     }
@@ -162,9 +178,12 @@ impl Process {
 
     /// Asks it to stop.
     pub async fn terminate(&self) {
-        let id = self.child.id().expect("it runs").to_string();
-        let sent = Command::new("/bin/sh").args(["-c", "kill -TERM \"$0\"", &id]).status().await;
-        assert!(sent.expect("a shell").success());
+        kill(&self.child, "TERM").await;
+    }
+
+    /// Ends it at once.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("it runs");
     }
 
     /// Waits for its end; gives the code it ended with, and the log.
@@ -173,6 +192,14 @@ impl Process {
         let code = status.expect("its status").code();
         (code, self.log())
     }
+}
+
+/// Sends a signal to a process.
+pub async fn kill(child: &Child, signal: &str) {
+    let id = child.id().expect("it runs").to_string();
+    let script = "kill -s \"$0\" \"$1\"";
+    let sent = Command::new("/bin/sh").args(["-c", script, signal, &id]).status().await;
+    assert!(sent.expect("a shell").success());
 }
 
 /// A client that opens a connection for each request and keeps none.

@@ -1,11 +1,12 @@
 //! The settings as the documentation lists them: the same as the code reads.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::{fs, iter};
 
 use gemini_concurrent_generation::config::{Config, SETTINGS, Setting};
+use gemini_concurrent_generation::limits::Quotas;
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -26,18 +27,67 @@ fn row(setting: &Setting) -> String {
 fn paragraph(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let kind = if default.is_empty() { "no default".into() } else { format!("default: {default}") };
-    format!("# {meaning}\n# Unit: {unit}; {kind}\n{name}={default}")
+    format!("# {meaning}\n# Unit: {unit}; {kind}\n{name}=")
+}
+
+/// The README's section with this heading.
+fn section(heading: &str) -> String {
+    let readme = text("README.md");
+    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).expect(heading);
+    section.split("\n## ").next().expect("a first part").to_owned()
+}
+
+/// The rows of the first table in a section.
+fn rows(section: &str) -> Vec<&str> {
+    let table = section.lines().skip_while(|line| !line.starts_with('|'));
+    table.take_while(|line| line.starts_with('|')).skip(2).collect()
 }
 
 #[test]
 fn the_readme_lists_every_setting_in_order_and_no_other() {
-    let readme = text("README.md");
-    let (_, section) =
-        readme.split_once("\n## Settings\n").expect("there is a section of settings");
-    let table = section.lines().skip_while(|line| !line.starts_with('|'));
-    let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).skip(2).collect();
     let expected: Vec<_> = SETTINGS.iter().map(row).collect();
-    assert_eq!(rows, expected);
+    assert_eq!(rows(&section("Settings")), expected);
+}
+
+#[test]
+fn the_readme_has_the_numbers_of_each_tier() {
+    let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
+        let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
+        let config = config.expect("a tier");
+        let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-2.5-pro"));
+        let [rpm, tpm, rpd] =
+            [quotas.requests_per_minute, quotas.input_tokens_per_minute, quotas.requests_per_day]
+                .map(|quota| quota.map_or("no limit".to_owned(), grouped));
+        format!("| `{tier}` | {rpm} | {tpm} | {rpd} | {} |", config.concurrency_limit)
+    });
+    assert_eq!(rows(&section("Quotas")), expected);
+}
+
+/// A number with a comma before every three digits, as in a text.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let places = (1..=digits.len()).rev();
+    let grouped = digits.chars().zip(places).map(|(digit, place)| {
+        if place > 1 && place % 3 == 1 { format!("{digit},") } else { digit.to_string() }
+    });
+    grouped.collect()
+}
+
+#[test]
+fn the_examples_of_quotas_can_be_used() {
+    let section = section("Quotas");
+    let lines = section.split("```text\n").nth(1).and_then(|text| text.split("```").next());
+    let lines: HashMap<_, _> = dotenvy::from_read_iter(lines.expect("lines of .env").as_bytes())
+        .collect::<Result<_, _>>()
+        .expect("every line is read");
+    Config::read(|name| lines.get(name).cloned()).expect("they can be used");
+    for variable in ["GEMINI_LIMITS", "GEMINI_KEY_LABELS"] {
+        assert!(lines.contains_key(variable), "{variable}");
+        let setting = SETTINGS.iter().find(|setting| setting.name == variable);
+        let in_meaning = setting.and_then(|setting| setting.meaning.split('`').nth(1));
+        let in_meaning = in_meaning.expect("an example").to_owned();
+        Config::read(|name| (name == variable).then(|| in_meaning.clone())).expect(variable);
+    }
 }
 
 #[test]
@@ -48,16 +98,14 @@ fn the_example_lists_every_setting_in_order_and_no_other() {
     assert_eq!(paragraphs, expected);
 }
 
-/// Read as the service reads `.env`, so that nothing in it needs quotes that it lacks.
+/// Read as the service reads `.env`. A copy in which a default stood could not follow the tier.
 #[test]
-fn the_example_sets_the_defaults() {
+fn the_example_sets_nothing() {
     let variables = dotenvy::from_path_iter(file(".env.example")).expect("the file is there");
     let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("every line is read");
-    let defaults: Vec<_> = SETTINGS
-        .iter()
-        .map(|setting| (setting.name.to_owned(), setting.default.to_owned()))
-        .collect();
-    assert_eq!(variables, defaults);
+    let empty: Vec<_> =
+        SETTINGS.iter().map(|setting| (setting.name.to_owned(), String::new())).collect();
+    assert_eq!(variables, empty);
 }
 
 /// A setting that is listed and not read, or read and not listed, would pass for documented.

@@ -52,9 +52,9 @@ impl Service {
         let mut config = Config {
             base_url: format!("http://{upstream}"),
             admin_api_key: Some(AdminKey::new(ADMIN_KEY)),
-            gemini_api_key: ApiKey::new(SERVER_KEY).ok(),
             ..Config::default()
         };
+        config.set_gemini_api_key(ApiKey::new(SERVER_KEY).expect("a key"));
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
         let address = listen(api::router(gateway.clone()), &stop).await;

@@ -1,0 +1,137 @@
+//! `/_admin/limits`: what each key may send to each model, and what is spent of it. For the
+//! administrator.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::auth::Admin;
+use super::openapi::AdminFailures;
+use crate::gateway::Gateway;
+use crate::limits::{Account, AdaptiveLimit, Planned, QuotaUsage, Source};
+
+/// The limits of all keys and models that calls were made for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LimitList {
+    /// How many there are.
+    count: usize,
+    limits: Vec<AccountStatus>,
+}
+
+/// The limits of one key and model at one moment.
+#[derive(Debug, Serialize, ToSchema)]
+struct AccountStatus {
+    /// The key's label, or the first 8 hex digits of its SHA-256.
+    #[schema(example = "server")]
+    key: String,
+    /// The model.
+    #[schema(example = "gemini-2.5-flash")]
+    model: String,
+    requests_per_minute: QuotaStatus,
+    input_tokens_per_minute: QuotaStatus,
+    /// The day ends at midnight in California.
+    requests_per_day: QuotaStatus,
+    /// How many requests wait for these quotas; a batch is one.
+    waiting: u64,
+    /// In how many seconds a small request that comes now could be sent, as far as the quotas go;
+    /// null for never.
+    next_slot_in_seconds: Option<f64>,
+    /// For how many more seconds nothing is sent because Gemini refused a call; null where it did
+    /// not.
+    paused_for_seconds: Option<f64>,
+    concurrency: AdaptiveStatus,
+}
+
+/// One quota, in requests or in tokens.
+#[derive(Debug, Serialize, ToSchema)]
+struct QuotaStatus {
+    /// How much may be spent; null where nobody knows a limit.
+    limit: Option<u64>,
+    /// Who says so: `tier` for GEMINI_TIER, `setting` for GEMINI_LIMITS, `gemini` for a refusal
+    /// that named it; null where nobody does.
+    #[schema(value_type = Option<String>, example = "tier")]
+    source: Option<Source>,
+    /// What was sent and still counts.
+    used: u64,
+    /// What is let in and not sent yet.
+    reserved: u64,
+}
+
+/// How many calls of this key and model are in flight at once.
+#[derive(Debug, Serialize, ToSchema)]
+struct AdaptiveStatus {
+    /// The most there may be now: Gemini's refusals for load lower it, success raises it.
+    limit: usize,
+    /// The most there may ever be: GEMINI_CONCURRENCY_LIMIT.
+    ceiling: usize,
+    /// How many are let in.
+    in_use: usize,
+    /// How many wait for this limit.
+    waiting: usize,
+    /// The limit at which Gemini refused last; null where it did not, or takes that many again.
+    broke_at: Option<usize>,
+}
+
+impl AccountStatus {
+    fn of(account: &Account) -> Self {
+        let (quotas, usage) = account.quotas();
+        Self {
+            key: account.payer().to_string(),
+            model: account.model().to_owned(),
+            requests_per_minute: QuotaStatus::of(
+                quotas.requests_per_minute,
+                usage.requests_per_minute,
+            ),
+            input_tokens_per_minute: QuotaStatus::of(
+                quotas.input_tokens_per_minute,
+                usage.input_tokens_per_minute,
+            ),
+            requests_per_day: QuotaStatus::of(quotas.requests_per_day, usage.requests_per_day),
+            waiting: usage.waiting,
+            next_slot_in_seconds: usage.next_free_in.map(milliseconds),
+            paused_for_seconds: usage.paused_for.map(milliseconds),
+            concurrency: AdaptiveStatus::of(account.concurrency()),
+        }
+    }
+}
+
+impl QuotaStatus {
+    fn of(planned: Option<Planned>, usage: QuotaUsage) -> Self {
+        let QuotaUsage { limit, used, reserved } = usage;
+        Self { limit, source: planned.map(|planned| planned.source), used, reserved }
+    }
+}
+
+impl AdaptiveStatus {
+    fn of(concurrency: &AdaptiveLimit) -> Self {
+        Self {
+            limit: concurrency.limit(),
+            ceiling: concurrency.ceiling(),
+            in_use: concurrency.semaphore().in_use(),
+            waiting: concurrency.semaphore().waiting(),
+            broke_at: concurrency.broke_at(),
+        }
+    }
+}
+
+/// Seconds, true to the millisecond.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1000.0
+}
+
+/// The limits of all keys and models, in the order of their names. No key is shown.
+#[utoipa::path(
+    get,
+    path = "/_admin/limits",
+    tag = "limits",
+    responses((status = OK, description = "The limits", body = LimitList), AdminFailures),
+    security(("AdminKey" = []))
+)]
+pub(super) async fn list_limits(_: Admin, State(gateway): State<Gateway>) -> Json<LimitList> {
+    let accounts = gateway.door.accounts().all();
+    let limits: Vec<_> = accounts.iter().map(|account| AccountStatus::of(account)).collect();
+    Json(LimitList { count: limits.len(), limits })
+}

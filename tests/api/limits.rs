@@ -1,0 +1,245 @@
+//! Quotas: they are kept before Gemini has to refuse, found out from it where nobody told them,
+//! and shown to the administrator.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::limits::QuotaPlan;
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
+
+/// The plan that these settings make, the server's key labelled.
+fn plan(limits: &str, labels: &str) -> QuotaPlan {
+    let lookup = |name: &str| match name {
+        "GEMINI_LIMITS" => Some(limits.to_owned()),
+        "GEMINI_KEY_LABELS" => Some(labels.to_owned()),
+        "GEMINI_API_KEY" => Some(SERVER_KEY.to_owned()),
+        _ => None,
+    };
+    Config::read(lookup).expect("valid settings").quota_plan
+}
+
+/// A service that keeps these limits, in the form of `GEMINI_LIMITS`, and waits up to ten seconds.
+async fn limited(limits: &str) -> Service {
+    Service::with(Options::default(), |config| {
+        config.quota_plan = plan(limits, "");
+        config.request_timeout = Duration::from_secs(10);
+    })
+    .await
+}
+
+async fn limits(service: &Service) -> Value {
+    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
+}
+
+/// The limits of the only key and model that were used.
+async fn only_account(service: &Service) -> Value {
+    let limits = limits(service).await;
+    assert_eq!(limits["count"], 1, "{limits}");
+    limits["limits"][0].clone()
+}
+
+#[tokio::test]
+async fn what_cannot_go_in_time_is_refused_at_once_with_the_true_retry_after() {
+    let service = limited("*:rpm=2").await;
+    assert_eq!(service.chat("one").await.status, StatusCode::OK);
+    let refused = service.chat("two").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.body["code"], "rate_limited");
+    // Two a minute are one every half minute.
+    let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((20..=31).contains(&wait), "{wait}");
+
+    let batch = json!({"requests": [{"prompt": "three"}]});
+    let batch = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(batch.body["results"][0]["error_code"], "rate_limited");
+    assert_eq!(batch.body["results"][0]["retryable"], true);
+    assert_eq!(service.simulator.stats().calls, 1, "Gemini has to refuse nothing");
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_request_larger_than_a_minute_is_refused_at_once() {
+    let service = limited("*:tpm=100").await;
+    let refused = service.chat("word ".repeat(1000)).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert_eq!(refused.body["code"], "request_exceeds_quota");
+    let detail = refused.body["detail"].as_str().unwrap();
+    assert!(detail.contains("tokens, more than the 100 that"), "{detail}");
+    assert_eq!(service.chat("word").await.status, StatusCode::OK);
+    assert_eq!(service.simulator.stats().calls, 1);
+}
+
+#[tokio::test]
+async fn a_quota_of_nothing_lets_nothing_go() {
+    let service = limited("gemini-2.5-flash:rpd=0").await;
+    let refused = service.chat("Hello").await;
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (StatusCode::FORBIDDEN, &json!("no_quota"))
+    );
+    let other = json!({"prompt": "Hello", "model": "gemini-other"});
+    assert_eq!(answer(service.post("/chat", &other)).await.status, StatusCode::OK);
+    assert_eq!(service.simulator.stats().calls, 1);
+}
+
+#[tokio::test]
+async fn the_requests_of_a_day_are_counted() {
+    let service = limited("*:rpd=3").await;
+    for _ in 0..3 {
+        assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
+    }
+    let refused = service.chat("Hello").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.body["code"], "daily_quota_exhausted");
+    let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=25 * 3600).contains(&wait), "{wait}");
+    assert_eq!(service.simulator.stats().calls, 3);
+    let day = &only_account(&service).await["requests_per_day"];
+    assert_eq!(*day, json!({"limit": 3, "source": "setting", "used": 3, "reserved": 0}));
+}
+
+#[tokio::test]
+async fn a_day_that_gemini_says_is_used_up_is_left_alone() {
+    let service = Service::start().await;
+    let first = service.chat("[[simulate:quota=day]]").await;
+    let second = service.chat("Hello").await;
+    for refused in [&first, &second] {
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.body["code"], "daily_quota_exhausted");
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    assert_eq!(service.simulator.stats().calls, 1);
+
+    let other_model = json!({"prompt": "Hello", "model": "gemini-other"});
+    let other_key = json!({"prompt": "Hello", "credentials": {"gemini_api_key": "another-key"}});
+    for chat in [other_model, other_key] {
+        assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK, "{chat}");
+    }
+}
+
+/// The simulator's minute is a second, so that the test is over soon; the service's is not, so
+/// that nothing goes that should not, however slow the machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
+    let options = Options {
+        requests_per_minute: Some(20),
+        minute_seconds: 1.0,
+        latency_ms: 20,
+        ..Options::default()
+    };
+    let service = Service::with(options, |config| {
+        config.concurrency_limit = 50;
+        config.quota_plan.minute = Duration::from_secs(2);
+    })
+    .await;
+    let chats = join_all((0..50).map(|n| service.chat(format!("chat {n}")))).await;
+    assert!(chats.iter().all(|chat| chat.status == StatusCode::OK));
+    let refused: u64 = service.simulator.stats().refused_429.values().sum();
+    assert_eq!(refused, 30, "all of the first burst that is too much, and nothing after it");
+    let found = &only_account(&service).await["requests_per_minute"];
+    assert_eq!((&found["limit"], &found["source"]), (&json!(20), &json!("gemini")));
+}
+
+#[tokio::test]
+async fn a_refused_call_counts_once() {
+    let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
+    let refused = service.chat("[[simulate:quota=tokens]]").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    let account = only_account(&service).await;
+    assert_eq!(account["requests_per_minute"]["used"], 0);
+    let found = json!({"limit": 10, "source": "gemini", "used": 0, "reserved": 0});
+    assert_eq!(account["input_tokens_per_minute"], found);
+    let paused = account["paused_for_seconds"].as_f64().unwrap();
+    assert!((1.0..=12.345).contains(&paused), "{account}");
+    assert!(account["next_slot_in_seconds"].as_f64().unwrap() >= paused - 0.1, "{account}");
+}
+
+#[tokio::test]
+async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
+    let service = limited("gemini-slow:rpm=1").await;
+    let item = |n: usize| {
+        let model = if n < 10 { "gemini-slow" } else { "gemini-2.5-flash" };
+        json!({"prompt": format!("item {n}"), "model": model})
+    };
+    let batch = json!({"requests": (0..100).map(item).collect::<Vec<_>>()});
+    let batch = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(batch.body["successful_requests"], 91, "{}", batch.body["results"][0]);
+    for (n, result) in batch.body["results"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(result["index"], n);
+        if n == 0 || n >= 10 {
+            assert_eq!(result["response"], format!("Simulated answer to: item {n}"));
+        } else {
+            assert_eq!(result["error_code"], "rate_limited");
+        }
+    }
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
+    let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
+    let refused = service.chat("[[simulate:status=503]]").await;
+    assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
+    let concurrency = &only_account(&service).await["concurrency"];
+    let lowered = json!({"limit": 12, "ceiling": 15, "in_use": 0, "waiting": 0, "broke_at": 15});
+    assert_eq!(*concurrency, lowered);
+    let health = answer(service.get("/")).await.body;
+    let lowered = json!({"gemini-2.5-flash": 12});
+    assert_eq!(health["concurrency_status"]["adaptive_limits"], lowered);
+}
+
+#[tokio::test]
+async fn limits_are_shown_by_key_and_model_and_no_key_is() {
+    const OWN_KEY: &str = "a-caller's-own-key";
+    const LABELLED: [&str; 2] = ["first-of-a-project", "second-of-a-project"];
+    let digest = |key: &str| -> String {
+        let sha256 = *ApiKey::new(key).unwrap().sha256();
+        sha256[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let labels = LABELLED.map(|key| format!("team-a={}", digest(key))).join(",");
+    let settings = "*:rpm=100,tpm=2000;team-a@*:rpm=700;team-a@gemini-2.5-flash:rpd=none";
+    let service = Service::with(Options::default(), |config| {
+        config.quota_plan = plan(settings, &labels);
+    })
+    .await;
+    for key in [OWN_KEY, LABELLED[0]] {
+        let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": key}});
+        assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
+    }
+    let running = json!({"prompt": slow(60_000)});
+    let running = tokio::spawn(answer(service.post("/chat", &running)));
+    service.until("it is in flight", |door| door.in_flight == 1).await;
+
+    let unauthenticated = answer(service.get("/_admin/limits")).await;
+    assert_eq!(unauthenticated.status, StatusCode::UNAUTHORIZED);
+    let shown = limits(&service).await;
+    let of = |key: &str| {
+        let limits = shown["limits"].as_array().unwrap();
+        limits.iter().find(|limit| limit["key"] == key).unwrap_or_else(|| panic!("{key}: {shown}"))
+    };
+    assert_eq!(shown["count"], 3);
+    let quota =
+        |limit, used| json!({"limit": limit, "source": "setting", "used": used, "reserved": 0});
+    let unlimited = json!({"limit": null, "source": null, "used": 1, "reserved": 0});
+    assert_eq!(of(&digest(OWN_KEY))["requests_per_minute"], quota(100, 1));
+    assert_eq!(of("team-a")["requests_per_minute"], quota(700, 1));
+    assert_eq!(of("team-a")["requests_per_day"], unlimited);
+    assert_eq!(of("server")["input_tokens_per_minute"]["limit"], 2000);
+    assert_eq!(of("server")["concurrency"]["in_use"], 1);
+    let text = shown.to_string();
+    for key in [OWN_KEY, LABELLED[0], SERVER_KEY] {
+        assert!(!text.contains(key));
+    }
+    running.abort();
+
+    // The other key of the project spends the same quota.
+    let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": LABELLED[1]}});
+    assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
+    assert_eq!(limits(&service).await["count"], 3);
+}
