@@ -95,6 +95,7 @@ impl Account {
     /// that it spends: whoever set it may want to leave room for others.
     pub fn correct(&self, named: Quotas) {
         let mut quotas = self.counting();
+        let before = *quotas;
         let PlannedQuotas { requests_per_minute, input_tokens_per_minute, requests_per_day } =
             &mut *quotas;
         for (quota, planned, named) in [
@@ -111,7 +112,11 @@ impl Account {
             let told = Planned { limit, source: Source::Gemini };
             *quota = Some(by_hand.filter(|by_hand| by_hand.limit <= limit).unwrap_or(told));
         }
-        self.budget.set((*quotas).into());
+        if *quotas != before {
+            let quotas = Quotas::from(*quotas);
+            tracing::info!(payer = %self.payer, model = &*self.model, ?quotas, "limits corrected");
+            self.budget.set(quotas);
+        }
     }
 
     /// A call of this account succeeded.
