@@ -23,6 +23,7 @@ pub(super) struct Call {
     /// How long after leaving it comes to its end.
     takes: u64,
     end: End,
+    line: Line,
 }
 
 /// Ten hours in milliseconds: longer than anything waits.
@@ -47,7 +48,7 @@ async fn run(budget: &Arc<Budget>, calls: &[Call], changes: &[(u64, Quotas)]) ->
         sleep(Duration::from_millis(call.arrives)).await;
         record(number, Event::Arrived);
         let deadline = Instant::now() + Duration::from_millis(call.deadline);
-        let reserving = budget.reserve(call.tokens, deadline);
+        let reserving = budget.wait(call.line, call.tokens, deadline);
         let reservation =
             match timeout(Duration::from_millis(call.cancelled_after), reserving).await {
                 Ok(Ok(reservation)) => reservation,
@@ -120,12 +121,21 @@ fn call() -> impl Strategy<Value = Call> {
                 leaves,
                 takes,
                 end,
+                line: Line::Queue,
             },
         )
 }
 
 fn calls() -> impl Strategy<Value = Vec<Call>> {
     prop::collection::vec(call(), 1..80)
+}
+
+/// Calls of which some let others go first and some go before all others.
+fn calls_of_all_lines() -> impl Strategy<Value = Vec<Call>> {
+    let line =
+        prop_oneof![2 => Just(Line::Queue), 2 => Just(Line::Courteous), 1 => Just(Line::Returning)];
+    let call = (call(), line).prop_map(|(call, line)| Call { line, ..call });
+    prop::collection::vec(call, 1..80)
 }
 
 fn quotas() -> impl Strategy<Value = Quotas> {
@@ -264,6 +274,25 @@ proptest! {
             assert_in_order(&log);
             assert_within_limits(&log, &calls, first);
             assert_all_is_free(&budget).await;
+        });
+    }
+
+    #[test]
+    fn limits_hold_and_nobody_is_forgotten_whoever_goes_first(
+        calls in calls_of_all_lines(),
+        quotas in quotas(),
+    ) {
+        on_paused_clock(async {
+            let budget = budget(quotas);
+            let log = run(&budget, &calls, &[]).await;
+            assert_within_limits(&log, &calls, quotas);
+            assert_no_window_exceeds(&log, &calls, quotas);
+            assert_all_is_free(&budget).await;
+            let forgotten = log.iter().find(|(_, call, event)| {
+                let out_of_time = matches!(event, Event::Exhausted(Exhausted::NotBefore { .. }));
+                out_of_time && calls[*call].deadline == NEVER
+            });
+            assert_eq!(forgotten, None);
         });
     }
 
