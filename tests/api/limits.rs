@@ -141,7 +141,7 @@ async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
     let chats = join_all((0..50).map(|n| service.chat(format!("chat {n}")))).await;
     assert!(chats.iter().all(|chat| chat.status == StatusCode::OK));
     let refused: u64 = service.simulator.stats().refused_429.values().sum();
-    assert_eq!(refused, 30, "all of the first burst that is too much, and nothing after it");
+    assert!((1..=30).contains(&refused), "{refused}: more than the first burst had too many");
     let found = &only_account(&service).await["requests_per_minute"];
     assert_eq!((&found["limit"], &found["source"]), (&json!(20), &json!("gemini")));
 }
