@@ -4,8 +4,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 /// The time from `now` to the next midnight in California.
 pub fn until_midnight(now: Timestamp) -> Duration {
@@ -16,6 +17,29 @@ pub fn until_midnight(now: Timestamp) -> Duration {
     let midnight = now.tomorrow().and_then(|tomorrow| tomorrow.start_of_day());
     let midnight = midnight.expect("the day after now can be written as a date");
     Duration::try_from(now.duration_until(&midnight)).expect("tomorrow is after now")
+}
+
+/// Joins tokio's clock, which tests can pause, to the calendar.
+#[derive(Debug, Clone, Copy)]
+pub struct Calendar {
+    /// What the clock on the wall showed.
+    pub wall: Timestamp,
+    /// When it did.
+    pub instant: Instant,
+}
+
+impl Calendar {
+    /// The next midnight in California after a moment.
+    pub fn midnight_after(self, at: Instant) -> Instant {
+        let wall = self.wall_at(at).expect("a clock shows a date that can be written");
+        at + until_midnight(wall)
+    }
+
+    fn wall_at(self, at: Instant) -> Result<Timestamp, jiff::Error> {
+        let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
+        let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
+        self.wall.checked_add(since)?.checked_sub(before)
+    }
 }
 
 #[cfg(test)]

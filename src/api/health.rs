@@ -67,10 +67,10 @@ struct DefaultModels {
 fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
     let mut lowered = BTreeMap::new();
     for account in gateway.door.accounts().all() {
-        let concurrency = account.concurrency();
-        if concurrency.limit() < concurrency.ceiling() {
-            let lowest = lowered.entry(account.model().to_owned()).or_insert(usize::MAX);
-            *lowest = concurrency.limit().min(*lowest);
+        let limit = account.concurrency().limit();
+        if limit < account.concurrency().ceiling() {
+            let lowest = lowered.entry(account.model().to_owned()).or_insert(limit);
+            *lowest = limit.min(*lowest);
         }
     }
     lowered

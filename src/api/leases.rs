@@ -17,7 +17,7 @@ use super::auth::Admin;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::AdminFailures;
-use super::semaphores::SemaphoreStatus;
+use super::semaphores::{SemaphoreStatus, registered};
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
 use crate::limits::{Lease, LeaseTerms, Leases, NoLease, Semaphore, SemaphoreId};
@@ -251,9 +251,7 @@ fn semaphore(
 ) -> Result<(SemaphoreId, Arc<Semaphore>), ApiError> {
     // What is no text once it is decoded is nobody's name.
     let Path(id) = id.map_err(|_| ApiError::not_found())?;
-    let known = SemaphoreId::parse(&id).ok();
-    let known = known.and_then(|id| gateway.door.named().get(&id).map(|found| (id, found)));
-    known.ok_or_else(|| ApiError::unknown_semaphore(&id))
+    registered(gateway, &id)
 }
 
 impl LeaseRequest {

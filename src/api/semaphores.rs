@@ -1,5 +1,7 @@
 //! `/_admin/semaphores`: the limits that several services share. For the administrator.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -136,6 +138,19 @@ pub(super) async fn delete_semaphore(
     } else {
         Err(ApiError::unknown_semaphore(&semaphore_id))
     }
+}
+
+/// The semaphore of a name.
+///
+/// # Errors
+/// 404 where there is none.
+pub(super) fn registered(
+    gateway: &Gateway,
+    id: &str,
+) -> Result<(SemaphoreId, Arc<Semaphore>), ApiError> {
+    let known = SemaphoreId::parse(id).ok();
+    let known = known.and_then(|id| gateway.door.named().get(&id).map(|found| (id, found)));
+    known.ok_or_else(|| ApiError::unknown_semaphore(id))
 }
 
 fn invalid(fault: InvalidSemaphore) -> ApiError {

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 
 use super::body::Asked;
 use super::error::ApiError;
+use super::semaphores::registered;
 use crate::dispatch::Call;
 use crate::gateway::Gateway;
 use crate::generation::{Failure, Generation, Preparation, Request, generate};
-use crate::limits::{Semaphore, SemaphoreId};
+use crate::limits::Semaphore;
 
 /// Generates one thing and answers with it.
 pub(super) async fn one<G: Generation>(
@@ -48,10 +49,5 @@ pub(super) fn named_semaphore(
     gateway: &Gateway,
     id: Option<&str>,
 ) -> Result<Option<Arc<Semaphore>>, ApiError> {
-    let Some(id) = id else { return Ok(None) };
-    SemaphoreId::parse(id)
-        .ok()
-        .and_then(|id| gateway.door.named().get(&id))
-        .map(Some)
-        .ok_or_else(|| ApiError::unknown_semaphore(id))
+    id.map(|id| registered(gateway, id).map(|(_, semaphore)| semaphore)).transpose()
 }

@@ -135,8 +135,9 @@ impl Dispatcher {
     /// # Errors
     /// [`Failure::Refused`], or [`Failure::DeadlineExceeded`] while it waited.
     pub async fn admit(&self, call: &Call) -> Result<Admission, Failure> {
-        let admitted = async { self.let_in(call, call.route.turn().await).await };
-        timeout_at(call.deadline, admitted).await.map_err(|_| Failure::DeadlineExceeded)?
+        let turn = timeout_at(call.deadline, call.route.turn());
+        let turn = turn.await.map_err(|_| Failure::DeadlineExceeded)?;
+        self.admit_in_turn(call, turn).await
     }
 
     /// Waits for the call to be let in whose turn it is.
@@ -144,14 +145,9 @@ impl Dispatcher {
     /// # Errors
     /// As for [`Dispatcher::admit`].
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
-        timeout_at(call.deadline, self.let_in(call, turn))
-            .await
-            .map_err(|_| Failure::DeadlineExceeded)?
-    }
-
-    async fn let_in(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let tokens = call.route.estimator.estimate(call.input);
-        let admission = turn.admit(tokens, call.deadline).await?;
+        let admission = timeout_at(call.deadline, turn.admit(tokens, call.deadline));
+        let admission = admission.await.map_err(|_| Failure::DeadlineExceeded)??;
         self.metrics.admitted(admission.waited);
         Ok(admission)
     }

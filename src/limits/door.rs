@@ -230,15 +230,19 @@ impl Turnstile {
     /// refused later for those who came after it.
     fn join_queue(&self) -> Result<InQueue<'_>, Refused> {
         let mut standing = self.standing();
-        let queue = &self.door.waiting;
         if standing.lanes == 0 {
-            let joined = match standing.accepted {
-                None => Waiting::join_up_to(queue, self.door.max_waiting),
-                Some(true) => Some(Waiting::join(queue)),
-                Some(false) => None,
+            let most = match standing.accepted {
+                None => self.door.max_waiting,
+                Some(true) => usize::MAX,
+                Some(false) => 0,
             };
-            standing.accepted = Some(joined.is_some());
-            joined.ok_or(Refused::QueueFull)?.stay();
+            let one_more = |waiting| (waiting < most).then_some(waiting + 1);
+            let queue = &self.door.waiting;
+            let joined = queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+            standing.accepted = Some(joined);
+            if !joined {
+                return Err(Refused::QueueFull);
+            }
         }
         standing.lanes += 1;
         Ok(InQueue(self))
@@ -257,17 +261,12 @@ impl Drop for InQueue<'_> {
         let mut standing = self.0.standing();
         standing.lanes -= 1;
         if standing.lanes == 0 {
-            Waiting::leave(&self.0.door.waiting);
+            self.0.door.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 impl Lane {
-    /// The account that pays.
-    pub fn account(&self) -> &Arc<Account> {
-        &self.account
-    }
-
     /// Waits until the calls of this lane that asked before are in. Dropping the future leaves
     /// the queue.
     pub async fn turn(&self) -> Turn<'_> {
@@ -405,40 +404,6 @@ impl Underway {
     pub fn refused_for_the_day(self, named: Quotas) {
         self.account.correct(named);
         self.sent.refused_for_the_day();
-    }
-}
-
-/// One caller in a queue, counted for as long as it waits.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn join(queue: &'a AtomicUsize) -> Self {
-        queue.fetch_add(1, Ordering::Relaxed);
-        Self(queue)
-    }
-
-    /// Joins, unless `most` wait already.
-    fn join_up_to(queue: &'a AtomicUsize, most: usize) -> Option<Self> {
-        queue
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < most).then_some(n + 1))
-            .ok()
-            .map(|_| Self(queue))
-    }
-
-    /// Stays in the queue until [`Waiting::leave`].
-    fn stay(self) {
-        std::mem::forget(self);
-    }
-
-    /// Leaves a queue in which one stayed.
-    fn leave(queue: &'a AtomicUsize) {
-        drop(Self(queue));
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::meter::{Meter, rest_of_minute};
 use super::options::Options;
-use crate::pacific::until_midnight;
+use crate::pacific::Calendar;
 
 /// One of the quotas that a call can exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,25 +192,9 @@ impl Day {
     fn has_room(&mut self, now: Instant, calendar: Calendar) -> bool {
         if now >= self.ends {
             self.used = 0;
-            self.ends = calendar.next_midnight(now);
+            self.ends = calendar.midnight_after(now);
         }
         self.used < self.limit
-    }
-}
-
-/// Joins tokio's clock, which tests can pause, to the calendar.
-#[derive(Clone, Copy)]
-struct Calendar {
-    wall: Timestamp,
-    instant: Instant,
-}
-
-impl Calendar {
-    fn next_midnight(self, now: Instant) -> Instant {
-        let passed = SignedDuration::try_from(now - self.instant)
-            .and_then(|passed| self.wall.checked_add(passed));
-        let wall = passed.expect("the simulator does not outlive the calendar");
-        now + until_midnight(wall)
     }
 }
 

@@ -53,7 +53,13 @@ impl Site {
 
     /// A shell script that runs with a permit.
     fn script(&self, script: &'static str) -> Start {
-        self.program(&["with-permit", "jobs", "--", "/bin/sh", "-c", script])
+        self.script_with(&[], script)
+    }
+
+    /// The same, with options before the semaphore's name.
+    fn script_with(&self, options: &[&'static str], script: &'static str) -> Start {
+        let command = ["jobs", "--", "/bin/sh", "-c", script];
+        self.program(&[&["with-permit"], options, &command].concat())
     }
 
     fn file(&self) -> PathBuf {
@@ -233,14 +239,7 @@ async fn signals_are_passed_on_and_the_lease_is_released_when_the_command_ends()
 #[tokio::test]
 async fn what_the_caller_ignores_the_command_ignores() {
     let site = Site::with_limit(1).await;
-    let program = site.program(&[
-        "with-permit",
-        "jobs",
-        "--",
-        "/bin/sh",
-        "-c",
-        "echo ready >> $LOG; read line; kill -s HUP $$; echo unharmed",
-    ]);
+    let program = site.script("echo ready >> $LOG; read line; kill -s HUP $$; echo unharmed");
     let mut child = program.ignoring("HUP").spawn();
     site.until_said("ready").await;
     kill(&child, "HUP").await;
@@ -269,16 +268,7 @@ async fn a_signal_while_it_waits_ends_it_and_leaves_the_queue() {
 #[tokio::test]
 async fn a_lease_that_is_renewed_outlives_its_ttl() {
     let site = Site::with_limit(1).await;
-    let program = site.program(&[
-        "with-permit",
-        "--ttl",
-        "1",
-        "jobs",
-        "--",
-        "/bin/sh",
-        "-c",
-        "echo ready >> $LOG; read line; exit 0",
-    ]);
+    let program = site.script_with(&["--ttl", "1"], "echo ready >> $LOG; read line; exit 0");
     let mut child = program.spawn();
     site.until_said("ready").await;
     // Whoever else asks has to wait for longer than the ttl, and gets nothing.
@@ -292,18 +282,11 @@ async fn a_lease_that_is_renewed_outlives_its_ttl() {
 #[tokio::test]
 async fn when_the_lease_is_lost_the_command_is_stopped() {
     let site = Site::with_limit(1).await;
-    let arguments = [
-        "with-permit",
-        "--ttl",
-        "1",
-        "jobs",
-        "--",
-        "/bin/sh",
-        "-c",
+    let program = site.script_with(
+        &["--ttl", "1"],
         "trap 'echo stopped >> $LOG; exit 3' TERM; echo ready >> $LOG; \
          while :; do sleep 0.01; done",
-    ];
-    let program = site.program(&arguments);
+    );
     let child = program.spawn();
     site.until_said("ready").await;
     let id = site.leases().await[0]["lease_id"].as_str().unwrap().to_owned();
@@ -333,9 +316,8 @@ async fn what_is_wrong_before_the_command_starts_is_one_line_and_an_exit_status(
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let run = "echo ran >> $LOG";
     let other = site.program(&["with-permit", "lost", "--", "/bin/sh", "-c", run]);
-    let many = site.program(&["with-permit", "--permits", "3", "jobs", "--", "/bin/sh", "-c", run]);
-    let url =
-        site.program(&["with-permit", "--url", "ftp://x", "jobs", "--", "/bin/sh", "-c", run]);
+    let many = site.script_with(&["--permits", "3"], run);
+    let url = site.script_with(&["--url", "ftp://x"], run);
     let nobody = site.script(run).unset("PORT").set("PORT", &free.port().to_string());
     let wrong_key = site.script(run).unset("ADMIN_API_KEY").set("ADMIN_API_KEY", "wrong");
     let no_key = site.script(run).unset("ADMIN_API_KEY");

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::pacific::until_midnight;
+use crate::pacific::Calendar;
 
 /// By how much this machine's clock may be ahead of Google's.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
@@ -18,13 +18,6 @@ pub(super) struct Day {
     ends: Instant,
     sent: u64,
     closed_until: Instant,
-}
-
-/// Joins tokio's clock, which tests can pause, to the calendar.
-#[derive(Debug, Clone, Copy)]
-struct Calendar {
-    wall: Timestamp,
-    instant: Instant,
 }
 
 impl Day {
@@ -79,18 +72,5 @@ impl Day {
         let midnight = self.calendar.midnight_after(left_at - CLOCK_SKEW);
         let until = if midnight > left_at { midnight } else { midnight + CLOCK_SKEW };
         self.closed_until = self.closed_until.max(until);
-    }
-}
-
-impl Calendar {
-    fn midnight_after(self, at: Instant) -> Instant {
-        let wall = self.wall_at(at).expect("a clock shows a date that can be written");
-        at + until_midnight(wall)
-    }
-
-    fn wall_at(self, at: Instant) -> Result<Timestamp, jiff::Error> {
-        let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
-        let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
-        self.wall.checked_add(since)?.checked_sub(before)
     }
 }
