@@ -62,7 +62,7 @@ fn quota(criterion: &mut Criterion) {
         let limits = Limits { requests_per_minute: Some(Limit::AtMost(1)), ..Limits::default() };
         plan.add_limits(Scope { label: None, model: None }, limits).expect("the only ones");
         let door = Door::new(1, waiting + 1, plan);
-        drop(admitted(enter(&door)).depart());
+        drop(admitted(enter(&door)).depart().unwrap());
         let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&door))).collect();
         group.bench_function(format!("refused at once, {waiting} waiting"), |bencher| {
             bencher.iter(|| enter_before(&door, Instant::now()).now_or_never().expect("at once"));

@@ -15,7 +15,7 @@ use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::gemini::{ApiKey, Client, Model};
-use crate::limits::{QuotaPlan, Tier};
+use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,10 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_KEY_LABELS,
     MAX_QUEUED_REQUESTS,
     GEMINI_MAX_ATTEMPTS,
+    REDIS_URL,
+    REDIS_PREFIX,
+    REDIS_REQUIRED,
+    REDIS_LEASE_SECONDS,
     HOST,
     PORT,
     GEMINI_BASE_URL,
@@ -114,6 +118,30 @@ const GEMINI_MAX_ATTEMPTS: Setting = setting(
     "4",
     "attempts",
     "How often one call is sent in all when Gemini fails in passing.",
+);
+const REDIS_URL: Setting = setting(
+    "REDIS_URL",
+    "",
+    "secret",
+    "Where the limits are kept that several replicas share: `redis://host:6379` or `rediss://user:password@host`. Unset: each replica has its own.",
+);
+const REDIS_PREFIX: Setting = setting(
+    "REDIS_PREFIX",
+    "gemini-concurrent-generation",
+    "name",
+    "What all keys in Redis begin with. Replicas with the same prefix share their limits.",
+);
+const REDIS_REQUIRED: Setting = setting(
+    "REDIS_REQUIRED",
+    "true",
+    "true or false",
+    "Whether the start fails where Redis cannot be used. false: a warning, and limits of the replica's own until it is started anew.",
+);
+const REDIS_LEASE_SECONDS: Setting = setting(
+    "REDIS_LEASE_SECONDS",
+    "30",
+    "seconds",
+    "How long Redis keeps the permits of a replica that died, 1 to 3600. See Several replicas in README.md.",
 );
 const HOST: Setting = setting("HOST", "0.0.0.0", "IP address", "The address to listen on.");
 const PORT: Setting = setting("PORT", "5004", "port", "The port to listen on; 0 takes a free one.");
@@ -198,6 +226,8 @@ pub struct Config {
     pub quota_plan: QuotaPlan,
     pub max_queued_requests: usize,
     pub max_attempts: usize,
+    pub redis: Option<RedisSettings>,
+    pub redis_required: bool,
     pub host: IpAddr,
     pub port: u16,
     pub base_url: String,
@@ -242,6 +272,8 @@ impl Config {
             quota_plan,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
             max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
+            redis: settings.redis()?,
+            redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
             port: settings.parse(PORT, "a port, 0 to 65535")?,
             base_url: settings.base_url()?,
@@ -341,6 +373,30 @@ impl Lookup<'_> {
         } else {
             Err(invalid(setting, EXPECTED))
         }
+    }
+
+    fn redis(&self) -> Result<Option<RedisSettings>, InvalidSetting> {
+        const PREFIX: &str = "1 to 128 of the characters A-Z a-z 0-9 . _ : -";
+        const LEASE: &str = "a number of seconds, 1 to 3600";
+        // Read where there is no Redis, too: a wrong value is to be known before there is.
+        let prefix = SemaphoreId::parse(&self.value(REDIS_PREFIX))
+            .map_err(|_| invalid(REDIS_PREFIX, PREFIX))?;
+        let lease: f64 = self.parse(REDIS_LEASE_SECONDS, LEASE)?;
+        if !(1.0..=3600.0).contains(&lease) {
+            return Err(invalid(REDIS_LEASE_SECONDS, LEASE));
+        }
+        let Some(url) = self.optional(REDIS_URL) else { return Ok(None) };
+        RedisSettings::check_url(&url).map_err(|_| {
+            invalid(
+                REDIS_URL,
+                "redis://host:port or rediss://host:port, with user and password or without",
+            )
+        })?;
+        Ok(Some(RedisSettings {
+            url: url.into(),
+            prefix: prefix.as_str().to_owned(),
+            lease: Duration::from_secs_f64(lease),
+        }))
     }
 
     fn base_url(&self) -> Result<String, InvalidSetting> {

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::dispatch::{Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
-use crate::limits::{Door, Leases};
+use crate::limits::{Door, Leases, LocalStore, Store};
 use crate::metrics::Metrics;
 
 /// The service without its network: settings, door, upstream. Cheap to clone.
@@ -34,13 +34,28 @@ pub struct Shared {
 }
 
 impl Gateway {
-    /// A gateway with these settings, to Gemini or to the simulator at the base URL.
+    /// A gateway with these settings and limits of its own, to Gemini or to the simulator at the
+    /// base URL.
     ///
     /// # Errors
     /// [`InvalidBaseUrl`] where calls cannot be sent to the base URL.
     pub fn new(config: Config, simulated: bool) -> Result<Self, InvalidBaseUrl> {
+        let store = LocalStore::new(config.concurrency_limit);
+        Self::with_store(config, simulated, store)
+    }
+
+    /// A gateway with these settings, and the limits of a store.
+    ///
+    /// # Errors
+    /// [`InvalidBaseUrl`], as for [`Gateway::new`].
+    pub fn with_store(
+        config: Config,
+        simulated: bool,
+        store: Arc<dyn Store>,
+    ) -> Result<Self, InvalidBaseUrl> {
         let Config { concurrency_limit, max_queued_requests, ref quota_plan, .. } = config;
-        let door = Door::new(concurrency_limit, max_queued_requests, quota_plan.clone());
+        let door =
+            Door::with_store(store, concurrency_limit, max_queued_requests, quota_plan.clone());
         let leases = Leases::new(Arc::clone(&door));
         let metrics = Arc::new(Metrics::new(Arc::clone(&door)));
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use axum::Router;
 use clap::{Parser, Subcommand};
@@ -14,6 +15,7 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::server::{Patience, Worker, serve};
 use gemini_concurrent_generation::simulator::{self, Simulator};
 use gemini_concurrent_generation::telemetry;
@@ -134,7 +136,9 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     if !simulate {
         warn_of_open_wallet(&config);
     }
-    let gateway = Gateway::new(config, simulate).map_err(|error| error.to_string())?;
+    let store = store(&config).await?;
+    let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
+    let gateway = gateway.map_err(|error| error.to_string())?;
     let config = &gateway.config;
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -146,8 +150,28 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         Ok(api::router(gateway))
     })?;
     serve(listener, workers, patience, shutdown).await;
+    store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where the limits are kept.
+async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
+    let limit = config.concurrency_limit;
+    let Some(redis) = &config.redis else { return Ok(LocalStore::new(limit)) };
+    match SharedStore::connect(redis, limit).await {
+        Ok(store) => {
+            tracing::info!(prefix = redis.prefix, "limits are shared through Redis");
+            Ok(store)
+        }
+        Err(reason) if config.redis_required => Err(format!(
+            "{reason}. REDIS_REQUIRED=false would start with limits of this replica's own."
+        )),
+        Err(reason) => {
+            tracing::warn!(%reason, "REDIS_REQUIRED=false: the limits are this replica's own");
+            Ok(LocalStore::new(limit))
+        }
+    }
 }
 
 /// One worker for each processor.

@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::gemini::{Model, Usage};
-use crate::limits::Door;
+use crate::limits::{Door, Standing};
 
 /// More models than this are counted together, under `other`.
 const MAX_MODELS: usize = 256;
@@ -203,27 +203,27 @@ impl Collector for DoorCollector {
             let gauge = gauge(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let named = self.0.named().all();
+        let named = self.0.store().named();
         for (name, help, read) in NAMED_GAUGES {
             let kind = gauge(0).metric_type();
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for (id, semaphore) in &named {
                 let labels = [("semaphore", id.as_str())];
-                gauge(read(semaphore)).encode(family.encode_family(&labels)?)?;
+                gauge(read(semaphore.standing())).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())
     }
 }
 
-type ReadSemaphore = fn(&crate::limits::Semaphore) -> usize;
+type ReadSemaphore = fn(Standing) -> usize;
 
 const NAMED_GAUGES: [(&str, &str, ReadSemaphore); 3] = [
-    ("semaphore_in_use", "Permits out of a named semaphore", |semaphore| semaphore.in_use()),
-    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |semaphore| {
-        semaphore.waiting()
+    ("semaphore_in_use", "Permits out of a named semaphore", |standing| standing.in_use),
+    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |standing| {
+        standing.waiting
     }),
-    ("semaphore_limit", "Permits of a named semaphore", |semaphore| semaphore.limit()),
+    ("semaphore_limit", "Permits of a named semaphore", |standing| standing.limit),
 ];
 
 fn gauge(value: usize) -> ConstGauge<u64> {

@@ -83,7 +83,7 @@ pub(super) async fn many<G: Generation>(
     gateway: &Gateway,
     asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
-    let items = prepare::<G>(gateway, asked)?;
+    let items = prepare::<G>(gateway, asked).await?;
     let timeout = gateway.config.request_timeout;
     let outcomes = generate_all(&gateway.dispatcher, items, timeout).await?;
     let response = BatchResponse::of(outcomes);
@@ -95,7 +95,7 @@ pub(super) async fn many<G: Generation>(
 }
 
 /// Checks everything before anything is sent.
-fn prepare<G: Generation>(
+async fn prepare<G: Generation>(
     gateway: &Gateway,
     asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Vec<Item<G>>, ApiError> {
@@ -128,12 +128,13 @@ fn prepare<G: Generation>(
         })
     };
     let keys: Vec<_> = prepared.iter().enumerate().map(key).collect::<Result<_, _>>()?;
-    let shared = named_semaphore(gateway, external_semaphore_id.as_deref())?;
-    let items = prepared.into_iter().zip(keys).map(|((generation, terms), key)| {
-        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref())?;
-        Ok(Item { generation, key, semaphore: own.or_else(|| shared.clone()) })
-    });
-    items.collect()
+    let shared = named_semaphore(gateway, external_semaphore_id.as_deref()).await?;
+    let mut items = Vec::with_capacity(prepared.len());
+    for ((generation, terms), key) in prepared.into_iter().zip(keys) {
+        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
+        items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
+    }
+    Ok(items)
 }
 
 fn too_long(items: usize, limit: usize) -> ApiError {

@@ -13,7 +13,7 @@ use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
 use crate::gemini::{self, ErrorKind};
 use crate::generation::{Failure, InvalidField, Segment};
-use crate::limits::{Exhausted, Refused};
+use crate::limits::{Exhausted, OutOfReach, Refused};
 
 /// When to come back where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
@@ -191,6 +191,11 @@ impl ApiError {
                 Self::new(StatusCode::CONFLICT, "semaphore_deleted", detail)
             }
             Refused::Exhausted(exhausted) => Self::exhausted(exhausted),
+            Refused::OutOfReach(OutOfReach { retry_after }) => {
+                let detail = "The limits that the replicas share are out of reach.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", detail)
+                    .retryable(Some(retry_after))
+            }
             Refused::MoreThanLimit { limit } => {
                 let message = format!("The semaphore has a limit of {limit}");
                 Self::invalid(vec![InvalidField::new("permits", "out_of_range", message)])
@@ -271,6 +276,12 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         Self::refused(refused)
+    }
+}
+
+impl From<OutOfReach> for ApiError {
+    fn from(reason: OutOfReach) -> Self {
+        Self::refused(reason.into())
     }
 }
 

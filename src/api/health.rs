@@ -13,7 +13,7 @@ use crate::gemini::Model;
 /// How the service is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `healthy` whenever there is an answer.
+    /// `healthy`, or `degraded` while the limits that the replicas share are out of reach.
     #[schema(value_type = String, example = "healthy")]
     status: &'static str,
     /// What this is.
@@ -25,6 +25,8 @@ pub(super) struct Health {
     /// Whether a simulator stands in for Gemini.
     simulated: bool,
     concurrency_status: ConcurrencyStatus,
+    /// The limits that the replicas share through Redis; `null` where this one has its own.
+    shared_limits: Option<SharedLimits>,
     /// Whether there is an admin key.
     admin_key_configured: bool,
     /// Whether the server has a Gemini key of its own.
@@ -37,19 +39,28 @@ pub(super) struct Health {
 /// How busy the door to Gemini is.
 #[derive(Debug, Serialize, ToSchema)]
 struct ConcurrencyStatus {
-    /// How many calls may be in flight at once.
+    /// How many calls may be in flight at once. Where limits are shared, this and the next two
+    /// are those of all replicas, as last heard.
     global_concurrency_limit: usize,
     /// How many more could start now.
     current_available_slots: usize,
     /// How many are in flight.
     in_flight: usize,
-    /// How many requests wait for their turn; a batch is one.
+    /// How many requests wait here for their turn; a batch is one.
     waiting: usize,
     /// How many named semaphores there are.
     external_semaphores_count: usize,
     /// The models of which fewer calls run at once for now, because Gemini refused some for load:
     /// of each the lowest limit of any key. Whose they are is told at `/_admin/limits`.
     adaptive_limits: BTreeMap<String, usize>,
+}
+
+/// The limits that the replicas share.
+#[derive(Debug, Serialize, ToSchema)]
+struct SharedLimits {
+    /// Whether they can be reached. Without them no call starts, and new requests are refused with
+    /// 503 `limits_unavailable`.
+    connected: bool,
 }
 
 /// The models of requests that name none.
@@ -85,8 +96,10 @@ fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
 )]
 pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
     let door = gateway.door.occupancy();
+    let store = gateway.door.store();
+    let connected = store.reach().is_ok();
     Json(Health {
-        status: "healthy",
+        status: if connected { "healthy" } else { "degraded" },
         service: "Gemini Concurrent Generation Service",
         version: env!("CARGO_PKG_VERSION"),
         simulated: gateway.simulated,
@@ -95,9 +108,10 @@ pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
             current_available_slots: door.available,
             in_flight: door.in_flight,
             waiting: door.waiting,
-            external_semaphores_count: gateway.door.named().count(),
+            external_semaphores_count: store.named().len(),
             adaptive_limits: adaptive_limits(&gateway),
         },
+        shared_limits: store.is_shared().then_some(SharedLimits { connected }),
         admin_key_configured: gateway.config.admin_api_key.is_some(),
         server_credentials_configured: gateway.config.gemini_api_key.is_some(),
         environment_fallback: gateway.config.environment_fallback,

@@ -96,7 +96,8 @@ pub(super) struct LeaseList {
 
 impl From<Lease> for LeaseStatus {
     fn from(lease: Lease) -> Self {
-        let Lease { id, semaphore_id, holder, permits, expires_at, fencing_token, .. } = lease;
+        let Lease { id, semaphore_id, terms, expires_at, fencing_token, .. } = lease;
+        let LeaseTerms { holder, permits, .. } = terms;
         let expires_at = format!("{expires_at:.3}");
         Self { lease_id: id, semaphore_id, holder, permits, expires_at, fencing_token }
     }
@@ -120,8 +121,9 @@ pub(super) async fn list_leases(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<LeaseList>, ApiError> {
-    let (_, semaphore) = semaphore(&gateway, id)?;
-    let leases: Vec<_> = gateway.leases.of(&semaphore).into_iter().map(Into::into).collect();
+    let (_, semaphore) = semaphore(&gateway, id).await?;
+    let leases = gateway.door.store().leases(&semaphore).await?;
+    let leases: Vec<_> = leases.into_iter().map(Into::into).collect();
     Ok(Json(LeaseList { count: leases.len(), leases }))
 }
 
@@ -145,7 +147,8 @@ pub(super) async fn list_leases(
             (`semaphore_deleted`)", body = ErrorBody),
         (status = 422, description = "A field cannot be used: more permits than the limit, or an \
             idempotency key that came with other terms before, too", body = ErrorBody),
-        (status = 503, description = "Too many requests wait (`queue_full`)", body = ErrorBody),
+        (status = 503, description = "Too many requests wait (`queue_full`), or the limits that \
+            the replicas share are out of reach (`limits_unavailable`)", body = ErrorBody),
         AdminFailures
     ),
     security(("AdminKey" = []))
@@ -157,11 +160,11 @@ pub(super) async fn take_lease(
     JsonBody(request): JsonBody<LeaseRequest>,
 ) -> Result<(StatusCode, Json<LeaseStatus>), ApiError> {
     let (terms, wait) = request.check()?;
-    let (id, semaphore) = semaphore(&gateway, id)?;
+    let (id, semaphore) = semaphore(&gateway, id).await?;
     let key = request.idempotency_key.as_deref();
     let asked = gateway.leases.acquire(id.clone(), &semaphore, terms, key, wait).await;
     let (lease, new) = asked.map_err(|reason| match reason {
-        NoLease::Unavailable => ApiError::no_lease(SemaphoreStatus::of(id, &semaphore)),
+        NoLease::Unavailable => ApiError::no_lease(SemaphoreStatus::of(id, &*semaphore)),
         NoLease::KeyReused => {
             let message = "The key was used for a lease of another holder, permits or ttl_seconds";
             ApiError::invalid(vec![InvalidField::new("idempotency_key", "reused", message)])
@@ -204,10 +207,10 @@ pub(super) async fn renew_lease(
         return Err(ApiError::invalid(faults));
     }
     let Path((semaphore_id, lease_id)) = ids.map_err(|_| ApiError::not_found())?;
-    let renewed = SemaphoreId::parse(&semaphore_id)
-        .ok()
-        .and_then(|semaphore_id| gateway.leases.renew(&semaphore_id, &lease_id, ttl).ok());
-    let lease = renewed.ok_or_else(|| ApiError::unknown_lease(&semaphore_id, &lease_id))?;
+    let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
+    let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
+    let renewed = gateway.door.store().renew_lease(&id, &lease_id, ttl).await?;
+    let lease = renewed.map_err(|_| unknown())?;
     Ok(Json(lease.into()))
 }
 
@@ -236,7 +239,7 @@ pub(super) async fn release_lease(
     let Path((semaphore_id, lease_id)) = ids.map_err(|_| ApiError::not_found())?;
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
-    gateway.leases.release(&id, &lease_id).map_err(|_| unknown())?;
+    gateway.door.store().release_lease(&id, &lease_id).await?.map_err(|_| unknown())?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -245,13 +248,13 @@ fn one() -> i64 {
 }
 
 /// The semaphore that a path names.
-fn semaphore(
+async fn semaphore(
     gateway: &Gateway,
     id: Result<Path<String>, PathRejection>,
-) -> Result<(SemaphoreId, Arc<Semaphore>), ApiError> {
+) -> Result<(SemaphoreId, Arc<dyn Semaphore>), ApiError> {
     // What is no text once it is decoded is nobody's name.
     let Path(id) = id.map_err(|_| ApiError::not_found())?;
-    registered(gateway, &id)
+    registered(gateway, &id).await
 }
 
 impl LeaseRequest {

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::Admin;
+use super::error::ApiError;
 use super::openapi::AdminFailures;
 use crate::gateway::Gateway;
-use crate::limits::{Account, AdaptiveLimit, Planned, QuotaUsage, Source};
+use crate::limits::{
+    Account, AdaptiveLimit, OutOfReach, Planned, QuotaUsage, Semaphore as _, Source, Standing,
+};
 
 /// The limits of all keys and models that calls were made for.
 #[derive(Debug, Serialize, ToSchema)]
@@ -76,9 +80,9 @@ struct AdaptiveStatus {
 }
 
 impl AccountStatus {
-    fn of(account: &Account) -> Self {
-        let (quotas, usage) = account.quotas();
-        Self {
+    async fn of(account: &Account) -> Result<Self, OutOfReach> {
+        let (quotas, usage) = account.quotas().await?;
+        Ok(Self {
             key: account.payer().to_string(),
             model: account.model().to_owned(),
             requests_per_minute: QuotaStatus::of(
@@ -94,7 +98,7 @@ impl AccountStatus {
             next_slot_in_seconds: usage.next_free_in.map(milliseconds),
             paused_for_seconds: usage.paused_for.map(milliseconds),
             concurrency: AdaptiveStatus::of(account.concurrency()),
-        }
+        })
     }
 }
 
@@ -107,11 +111,12 @@ impl QuotaStatus {
 
 impl AdaptiveStatus {
     fn of(concurrency: &AdaptiveLimit) -> Self {
+        let Standing { in_use, waiting, .. } = concurrency.semaphore().standing();
         Self {
             limit: concurrency.limit(),
             ceiling: concurrency.ceiling(),
-            in_use: concurrency.semaphore().in_use(),
-            waiting: concurrency.semaphore().waiting(),
+            in_use,
+            waiting,
             broke_at: concurrency.broke_at(),
         }
     }
@@ -130,8 +135,11 @@ fn milliseconds(duration: Duration) -> f64 {
     responses((status = OK, description = "The limits", body = LimitList), AdminFailures),
     security(("AdminKey" = []))
 )]
-pub(super) async fn list_limits(_: Admin, State(gateway): State<Gateway>) -> Json<LimitList> {
+pub(super) async fn list_limits(
+    _: Admin,
+    State(gateway): State<Gateway>,
+) -> Result<Json<LimitList>, ApiError> {
     let accounts = gateway.door.accounts().all();
-    let limits: Vec<_> = accounts.iter().map(|account| AccountStatus::of(account)).collect();
-    Json(LimitList { count: limits.len(), limits })
+    let limits = try_join_all(accounts.iter().map(|account| AccountStatus::of(account))).await?;
+    Ok(Json(LimitList { count: limits.len(), limits }))
 }

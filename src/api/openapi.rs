@@ -99,7 +99,8 @@ pub(super) enum Failures {
     /// `malformed_answer`, `empty_answer`, `truncated_answer`, `schema_violation`)
     #[response(status = 502)]
     BadGateway(ErrorBody),
-    /// Too many requests wait (`queue_full`)
+    /// Too many requests wait (`queue_full`), or the limits that the replicas share are out of
+    /// reach (`limits_unavailable`); `Retry-After` says when to come back
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
     /// It took too long (`upstream_timeout`, `request_timeout`)
@@ -114,4 +115,7 @@ pub(super) enum AdminFailures {
     /// The admin key is missing or wrong, or the server has none
     #[response(status = 401)]
     Unauthorized(ErrorBody),
+    /// The limits that the replicas share are out of reach (`limits_unavailable`)
+    #[response(status = 503)]
+    ServiceUnavailable(ErrorBody),
 }

@@ -15,7 +15,7 @@ use super::error::{ApiError, ErrorBody};
 use super::openapi::AdminFailures;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
-use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId};
+use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, Standing, parse_limit};
 
 /// The semaphores there are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -55,14 +55,10 @@ pub(super) struct SemaphoreRequest {
 }
 
 impl SemaphoreStatus {
-    pub(super) fn of(semaphore_id: SemaphoreId, semaphore: &Semaphore) -> Self {
-        Self {
-            semaphore_id,
-            limit: semaphore.limit(),
-            available: semaphore.available(),
-            in_use: semaphore.in_use(),
-            waiting: semaphore.waiting(),
-        }
+    pub(super) fn of(semaphore_id: SemaphoreId, semaphore: &dyn Semaphore) -> Self {
+        let standing = semaphore.standing();
+        let Standing { limit, in_use, waiting } = standing;
+        Self { semaphore_id, limit, available: standing.available(), in_use, waiting }
     }
 }
 
@@ -77,11 +73,12 @@ impl SemaphoreStatus {
 pub(super) async fn list_semaphores(
     _: Admin,
     State(gateway): State<Gateway>,
-) -> Json<SemaphoreList> {
-    let all = gateway.door.named().all();
-    let semaphores: Vec<_> =
-        all.into_iter().map(|(id, semaphore)| SemaphoreStatus::of(id, &semaphore)).collect();
-    Json(SemaphoreList { count: semaphores.len(), semaphores })
+) -> Result<Json<SemaphoreList>, ApiError> {
+    let store = gateway.door.store();
+    store.refresh().await?;
+    let all = store.named().into_iter();
+    let semaphores: Vec<_> = all.map(|(id, own)| SemaphoreStatus::of(id, &*own)).collect();
+    Ok(Json(SemaphoreList { count: semaphores.len(), semaphores }))
 }
 
 /// Registers a semaphore, or changes the limit of the one of that name: at once, also while
@@ -105,10 +102,10 @@ pub(super) async fn register_semaphore(
     JsonBody(request): JsonBody<SemaphoreRequest>,
 ) -> Result<(StatusCode, Json<SemaphoreStatus>), ApiError> {
     let id = SemaphoreId::parse(&request.semaphore_id).map_err(invalid)?;
-    let limit = usize::try_from(request.limit).unwrap_or(0);
-    let (semaphore, new) = gateway.door.named().register(id.clone(), limit).map_err(invalid)?;
+    let limit = parse_limit(request.limit).map_err(invalid)?;
+    let (semaphore, new) = gateway.door.store().register(id.clone(), limit).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(SemaphoreStatus::of(id, &semaphore))))
+    Ok((status, Json(SemaphoreStatus::of(id, &*semaphore))))
 }
 
 /// Deletes a semaphore. Requests and leases that wait for it fail; those that hold it finish.
@@ -131,8 +128,10 @@ pub(super) async fn delete_semaphore(
 ) -> Result<StatusCode, ApiError> {
     // What is no text once it is decoded is nobody's name.
     let Path(semaphore_id) = semaphore_id.map_err(|_| ApiError::not_found())?;
-    let deleted =
-        SemaphoreId::parse(&semaphore_id).is_ok_and(|id| gateway.door.named().delete(&id));
+    let deleted = match SemaphoreId::parse(&semaphore_id) {
+        Ok(id) => gateway.door.store().delete(&id).await?,
+        Err(_) => false,
+    };
     if deleted {
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -144,13 +143,14 @@ pub(super) async fn delete_semaphore(
 ///
 /// # Errors
 /// 404 where there is none.
-pub(super) fn registered(
+pub(super) async fn registered(
     gateway: &Gateway,
     id: &str,
-) -> Result<(SemaphoreId, Arc<Semaphore>), ApiError> {
-    let known = SemaphoreId::parse(id).ok();
-    let known = known.and_then(|id| gateway.door.named().get(&id).map(|found| (id, found)));
-    known.ok_or_else(|| ApiError::unknown_semaphore(id))
+) -> Result<(SemaphoreId, Arc<dyn Semaphore>), ApiError> {
+    let unknown = || ApiError::unknown_semaphore(id);
+    let id = SemaphoreId::parse(id).map_err(|_| unknown())?;
+    let semaphore = gateway.door.store().find(&id).await?.ok_or_else(unknown)?;
+    Ok((id, semaphore))
 }
 
 fn invalid(fault: InvalidSemaphore) -> ApiError {

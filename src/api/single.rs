@@ -24,7 +24,7 @@ pub(super) async fn one<G: Generation>(
     let generation =
         G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
-    let semaphore = named_semaphore(gateway, terms.external_semaphore_id.as_deref())?;
+    let semaphore = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
     let dispatcher = &gateway.dispatcher;
     let place = dispatcher.place();
     let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
@@ -45,9 +45,12 @@ fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
 ///
 /// # Errors
 /// 404 where there is none of that name.
-pub(super) fn named_semaphore(
+pub(super) async fn named_semaphore(
     gateway: &Gateway,
     id: Option<&str>,
-) -> Result<Option<Arc<Semaphore>>, ApiError> {
-    id.map(|id| registered(gateway, id).map(|(_, semaphore)| semaphore)).transpose()
+) -> Result<Option<Arc<dyn Semaphore>>, ApiError> {
+    match id {
+        Some(id) => Ok(Some(registered(gateway, id).await?.1)),
+        None => Ok(None),
+    }
 }

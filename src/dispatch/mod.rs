@@ -16,7 +16,9 @@ use crate::gemini::{
     Answer, ApiKey, Client, Error, ErrorKind, Model, Period, Quantity, Refusal, Scope,
     TextFeatures, TokenEstimator, Usage,
 };
-use crate::limits::{Admission, Door, Lane, Quotas, Refused, Semaphore, Turn, Turnstile, Underway};
+use crate::limits::{
+    Admission, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile, Underway,
+};
 use crate::metrics::{Answered, Metrics};
 use estimate::Estimators;
 
@@ -123,7 +125,7 @@ impl Dispatcher {
         place: &Arc<Turnstile>,
         key: ApiKey,
         model: Model,
-        semaphore: Option<Arc<Semaphore>>,
+        semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
         let account = self.door.accounts().of(key.sha256(), model.shared());
         let estimator = self.estimators.of(&model);
@@ -165,7 +167,8 @@ impl Dispatcher {
         mut admission: Admission,
     ) -> Result<Answer, Failure> {
         for attempt in 1.. {
-            let error = match self.attempt(call, body.clone(), admission).await? {
+            let underway = self.depart(call, admission).await?;
+            let error = match self.attempt(call, body.clone(), underway).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -188,20 +191,29 @@ impl Dispatcher {
         unreachable!("a policy gives up after a number of attempts")
     }
 
+    /// Lets a call leave; one that was let in too long ago waits for another turn.
+    async fn depart(&self, call: &Call, mut admission: Admission) -> Result<Underway, Failure> {
+        loop {
+            match admission.depart() {
+                Ok(underway) => return Ok(underway),
+                Err(Lapsed) => admission = self.admit(call).await?,
+            }
+        }
+    }
+
     /// One attempt. What it holds goes back as soon as Gemini is done, whatever came of it.
     async fn attempt(
         &self,
         call: &Call,
         body: Bytes,
-        admission: Admission,
+        underway: Underway,
     ) -> Result<Result<Answer, Error>, Failure> {
         let Route { key, model, estimator, .. } = &*call.route;
         let sent = Instant::now();
         let left = call.deadline.saturating_duration_since(sent);
         // One timer for both: an attempt's time and what is left of the request's.
         let patience = self.policy.attempt_timeout.min(left);
-        let underway = admission.depart();
-        let result = self.client.generate(key, model, body, patience).await;
+        let result = self.client.generate(key, model, body, underway.fence(), patience).await;
         settle(underway, &result);
         let overdue = left < self.policy.attempt_timeout
             && matches!(&result, Err(error) if error.kind == ErrorKind::Timeout);

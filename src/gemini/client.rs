@@ -1,6 +1,12 @@
 //! One exchange with Gemini.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -9,6 +15,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
@@ -42,7 +49,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// its own. (The features for HTTP/2 are left out too, and a test watches the handshake.)
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Fenced>,
     base: Base,
 }
 
@@ -89,7 +96,7 @@ impl Client {
     /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There is no retry and no
     /// limit here, but that a call is written anew where an idle connection turns out closed
     /// before anything was written to it. `timeout` is from before the connection is made to the
-    /// answer's last byte.
+    /// answer's last byte. Nothing is written once `fence` says that it must not be.
     ///
     /// Dropping the future closes the connection, which tells Gemini to stop.
     ///
@@ -101,8 +108,10 @@ impl Client {
         key: &ApiKey,
         model: &Model,
         body: Bytes,
+        fence: Option<Fence>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
+        let body = Fenced { body: Full::new(body), fence };
         let exchange = self.exchange(self.request(key, model, body));
         let result = tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
             let message = format!("Gemini did not answer within {timeout:?}");
@@ -111,8 +120,8 @@ impl Client {
         result.map_err(|error| Error { message: key.redact(error.message), ..error })
     }
 
-    fn request(&self, key: &ApiKey, model: &Model, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
+    fn request(&self, key: &ApiKey, model: &Model, body: Fenced) -> Request<Fenced> {
+        let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.base.url(model);
         let mut headers = HeaderMap::with_capacity(8);
@@ -123,7 +132,7 @@ impl Client {
         request
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
+    async fn exchange(&self, request: Request<Fenced>) -> Result<Answer, Error> {
         let response = self.http.request(request).await.map_err(broken)?;
         let status = response.status();
         match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
@@ -176,6 +185,44 @@ impl Base {
             PathAndQuery::from_maybe_shared(Bytes::from(path)).expect("all of it was checked"),
         );
         Uri::from_parts(parts).expect("all parts are there")
+    }
+}
+
+/// Tells whether something may still be done.
+pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// A body that a fence can keep back. The connection asks for it right before it writes, head and
+/// body together, on whatever thread and however long after the call was made.
+struct Fenced {
+    body: Full<Bytes>,
+    fence: Option<Fence>,
+}
+
+/// The fence kept a call back.
+#[derive(Debug, thiserror::Error)]
+#[error("the call must not be sent any more")]
+struct KeptBack;
+
+impl Body for Fenced {
+    type Data = Bytes;
+    type Error = KeptBack;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, KeptBack>>> {
+        if self.fence.as_ref().is_some_and(|may_leave| !may_leave()) {
+            return Poll::Ready(Some(Err(KeptBack)));
+        }
+        Pin::new(&mut self.body).poll_frame(context).map_err(|never| match never {})
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

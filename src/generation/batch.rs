@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ pub struct Item<G> {
     /// Whose key pays.
     pub key: ApiKey,
     /// The semaphore its calls hold in addition to the global one.
-    pub semaphore: Option<Arc<Semaphore>>,
+    pub semaphore: Option<Arc<dyn Semaphore>>,
 }
 
 /// What came of one generation of a batch.
@@ -42,7 +42,8 @@ pub struct Outcome<Output> {
 /// the queue on. Dropping the future cancels them all.
 ///
 /// # Errors
-/// [`Refused::QueueFull`] when the batch finds no place in the queue: nothing was sent then.
+/// [`Refused::QueueFull`] when the batch finds no place in the queue, [`Refused::OutOfReach`] when
+/// there is none to be found: nothing was sent then.
 pub async fn generate_all<G: Generation>(
     dispatcher: &Arc<Dispatcher>,
     items: Vec<Item<G>>,
@@ -53,8 +54,8 @@ pub async fn generate_all<G: Generation>(
     (0..batch.lanes.len()).for_each(|lane| batch.start_runner(lane));
     batch.runners.close();
     batch.runners.wait().await;
-    if batch.is_refused.load(Ordering::Relaxed) {
-        return Err(Refused::QueueFull);
+    if let Some(refused) = batch.refused.get() {
+        return Err(*refused);
     }
     Ok(mem::take(&mut *lock(&batch.outcomes)))
 }
@@ -68,8 +69,8 @@ struct Batch<G: Generation> {
     outcomes: Mutex<Vec<Outcome<G::Output>>>,
     runners: TaskTracker,
     cancelled: CancellationToken,
-    /// Whether there was no place for it in the queue.
-    is_refused: AtomicBool,
+    /// Why it found no place in the queue.
+    refused: OnceLock<Refused>,
 }
 
 /// The items that go the same way: those that have not gone yet, each with its index.
@@ -89,7 +90,7 @@ impl<G: Generation> Batch<G> {
         for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
             let model = generation.model().clone();
             outcomes.push(Outcome { model: model.clone(), result: Err(Failure::Internal) });
-            let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(Arc::as_ptr));
+            let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
             let lane = *known.entry(way).or_insert_with(|| {
                 let route = dispatcher.route(&place, key, model, semaphore);
                 lanes.push(Lane { route, items: Mutex::default(), standing_by: 0.into() });
@@ -105,7 +106,7 @@ impl<G: Generation> Batch<G> {
             outcomes: Mutex::new(outcomes),
             runners: TaskTracker::new(),
             cancelled: CancellationToken::new(),
-            is_refused: AtomicBool::new(false),
+            refused: OnceLock::new(),
         }
     }
 
@@ -139,8 +140,11 @@ impl<G: Generation> Batch<G> {
                     }
                     generate(&self.dispatcher, &call, &generation, admission).await
                 }
-                Err(dispatch::Failure::Refused(Refused::QueueFull)) => {
-                    self.is_refused.store(true, Ordering::Relaxed);
+                Err(dispatch::Failure::Refused(
+                    refused @ (Refused::QueueFull | Refused::OutOfReach(_)),
+                )) => {
+                    // Another lane may have been first to say so.
+                    let _ = self.refused.set(refused);
                     self.cancelled.cancel();
                     return;
                 }

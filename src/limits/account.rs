@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::adaptive::AdaptiveLimit;
 use super::budget::{Budget, BudgetUsage, Quotas};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
+use super::semaphore::OutOfReach;
+use super::store::Store;
 
 /// More accounts than this are kept only while calls hold them: callers make up keys and models.
 const MAX_ACCOUNTS: usize = 4096;
@@ -41,25 +43,32 @@ pub struct Account {
     planned: PlannedQuotas,
     /// What counts: what the settings say until Gemini knows better.
     quotas: Mutex<PlannedQuotas>,
-    budget: Arc<Budget>,
+    budget: Arc<dyn Budget>,
     concurrency: Arc<AdaptiveLimit>,
     /// Whether a call of this account has ever succeeded.
     proven: AtomicBool,
 }
 
 impl Account {
-    fn open(payer: Payer, model: Arc<str>, plan: &QuotaPlan, ceiling: usize) -> Self {
+    fn open(
+        store: &dyn Store,
+        payer: Payer,
+        model: Arc<str>,
+        plan: &QuotaPlan,
+        ceiling: usize,
+    ) -> Self {
         let label = match &payer {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
         let planned = plan.quotas(label, &model);
+        let budget = store.budget(&payer, &model, planned.into(), plan.minute);
         Self {
             payer,
             model,
             planned,
             quotas: Mutex::new(planned),
-            budget: Budget::new(planned.into(), plan.minute),
+            budget,
             concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
         }
@@ -76,7 +85,7 @@ impl Account {
     }
 
     /// What may be spent.
-    pub fn budget(&self) -> &Arc<Budget> {
+    pub fn budget(&self) -> &Arc<dyn Budget> {
         &self.budget
     }
 
@@ -86,8 +95,25 @@ impl Account {
     }
 
     /// The quotas that count now, each with where it comes from, and what is spent of them.
-    pub fn quotas(&self) -> (PlannedQuotas, BudgetUsage) {
-        (*self.counting(), self.budget.usage())
+    ///
+    /// # Errors
+    /// [`OutOfReach`] where others share them and they cannot be reached.
+    pub async fn quotas(&self) -> Result<(PlannedQuotas, BudgetUsage), OutOfReach> {
+        let usage = self.budget.usage().await?;
+        let mut quotas = *self.counting();
+        let PlannedQuotas { requests_per_minute, input_tokens_per_minute, requests_per_day } =
+            &mut quotas;
+        for (quota, usage) in [
+            (requests_per_minute, usage.requests_per_minute),
+            (input_tokens_per_minute, usage.input_tokens_per_minute),
+            (requests_per_day, usage.requests_per_day),
+        ] {
+            if quota.map(|quota| quota.limit) != usage.limit {
+                // Gemini has told another replica.
+                *quota = usage.limit.map(|limit| Planned { limit, source: Source::Gemini });
+            }
+        }
+        Ok((quotas, usage))
     }
 
     /// Takes over the quotas that Gemini named when it refused a call, lower ones and higher ones,
@@ -138,6 +164,7 @@ type Open = HashMap<(Payer, Arc<str>), Arc<Account>>;
 /// All accounts that calls were made for.
 #[derive(Debug)]
 pub struct Accounts {
+    store: Arc<dyn Store>,
     plan: QuotaPlan,
     /// How many calls of one account may run at once, at most.
     ceiling: usize,
@@ -145,8 +172,8 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    pub(super) fn new(plan: QuotaPlan, ceiling: usize) -> Self {
-        Self { plan, ceiling, open: RwLock::default() }
+    pub(super) fn new(store: Arc<dyn Store>, plan: QuotaPlan, ceiling: usize) -> Self {
+        Self { store, plan, ceiling, open: RwLock::default() }
     }
 
     /// The account of a key, told by its SHA-256, and a model; opened where there is none.
@@ -166,7 +193,10 @@ impl Accounts {
             make_room(&mut open);
         }
         let account = open.entry(name).or_insert_with_key(|(payer, model)| {
-            Arc::new(Account::open(payer.clone(), Arc::clone(model), &self.plan, self.ceiling))
+            Arc::new({
+                let (payer, model) = (payer.clone(), Arc::clone(model));
+                Account::open(&*self.store, payer, model, &self.plan, self.ceiling)
+            })
         });
         Arc::clone(account)
     }
@@ -193,10 +223,13 @@ fn make_room(open: &mut Open) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::limits::store::LocalStore;
 
     fn accounts() -> Accounts {
-        Accounts::new(QuotaPlan::default(), 10)
+        Accounts::new(LocalStore::new(10), QuotaPlan::default(), 10)
     }
 
     fn model(name: &str) -> Arc<str> {
@@ -223,7 +256,7 @@ mod tests {
         let account = accounts().of(&[1; 32], &model("a"));
         for limit in [60, 20, 300] {
             account.correct(requests(limit));
-            let (quotas, usage) = account.quotas();
+            let (quotas, usage) = account.quotas().now_or_never().expect("at once").unwrap();
             let told = Planned { limit, source: Source::Gemini };
             assert_eq!(quotas.requests_per_minute, Some(told));
             assert_eq!(quotas.input_tokens_per_minute, None);

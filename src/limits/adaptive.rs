@@ -11,14 +11,14 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Permit, Semaphore};
+use super::semaphore::{LocalSemaphore, Permit, Semaphore as _};
 use search::Search;
 
 /// A limit on the calls that run at once, between 1 and a ceiling, that follows the load Gemini
 /// takes.
 #[derive(Debug)]
 pub struct AdaptiveLimit {
-    semaphore: Arc<Semaphore>,
+    semaphore: Arc<LocalSemaphore>,
     search: Mutex<Search>,
     ceiling: usize,
     /// The search's epoch, for those who enter: they need no lock.
@@ -34,7 +34,7 @@ impl AdaptiveLimit {
         let ceiling = ceiling.max(1);
         let search = Search::new(ceiling);
         Arc::new(Self {
-            semaphore: Semaphore::new(ceiling),
+            semaphore: LocalSemaphore::new(ceiling),
             ceiling,
             epoch: AtomicU64::new(search.epoch()),
             at_rest: AtomicBool::new(search.at_rest()),
@@ -43,7 +43,7 @@ impl AdaptiveLimit {
     }
 
     /// Where callers wait for the permit with which they enter. Only this limit resizes it.
-    pub fn semaphore(&self) -> &Arc<Semaphore> {
+    pub fn semaphore(&self) -> &Arc<LocalSemaphore> {
         &self.semaphore
     }
 
@@ -52,10 +52,14 @@ impl AdaptiveLimit {
         let epoch = self.epoch.load(Ordering::Acquire);
         // More are out than may be: the permit was granted before the limit fell, if only taken
         // up now, and what becomes of the call says nothing about the new limit.
-        let late = !self.at_rest.load(Ordering::Relaxed)
-            && self.semaphore.in_use() > self.semaphore.limit();
+        let late = !self.at_rest.load(Ordering::Relaxed) && self.is_overfull();
         let entered = (!late).then_some(epoch);
         Slot { limit: Arc::clone(self), entered, _permit: permit }
+    }
+
+    fn is_overfull(&self) -> bool {
+        let standing = self.semaphore.standing();
+        standing.in_use > standing.limit
     }
 
     /// How many calls may run at once now.
@@ -111,7 +115,7 @@ impl Slot {
         }
         let Some(entered) = self.entered else { return };
         self.limit.learn(|search| {
-            let full = self.limit.semaphore.in_use() >= search.limit();
+            let full = self.limit.semaphore.standing().in_use >= search.limit();
             search.succeeded(entered, full);
         });
     }

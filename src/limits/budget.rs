@@ -12,17 +12,25 @@ mod minute;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{self, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use ledger::{Ledger, Line, Opening};
+use super::semaphore::OutOfReach;
+use ledger::{Ledger, Opening};
+
+pub(super) use day::end_of_used_up;
+pub use ledger::Line;
 
 /// More than any call costs, in tokens; so that sums cannot overflow.
-const MOST_TOKENS: u64 = 1 << 32;
+pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
 /// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,9 +43,100 @@ pub struct Quotas {
     pub requests_per_day: Option<u64>,
 }
 
-/// The quotas of one key and model, and what is spent of them.
+/// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
+/// by all replicas.
+pub trait Budget: fmt::Debug + Send + Sync {
+    /// Reserves one request and `tokens` if they fit now and nobody waits.
+    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt;
+
+    /// Waits in a line until one request and `tokens` fit, and reserves them. Dropping the future
+    /// leaves the line.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: at once when it is certain that the call cannot go before its deadline if
+    /// all who wait before it do go; when that becomes certain while it is the first in the
+    /// queue; and at its deadline.
+    fn reserve(
+        self: Arc<Self>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
+
+    /// Changes the quotas, for those who wait as for those who come. What has left within the
+    /// minute counts against the new ones, whether it was limited then or not.
+    fn set(&self, quotas: Quotas);
+
+    /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
+    /// Those who wait keep their places. Of several such moments the latest holds.
+    fn pause_until(&self, until: Instant);
+
+    /// Whether everything is kept back because Gemini refused a call.
+    fn is_paused(&self) -> bool;
+
+    /// What is spent now.
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>>;
+
+    /// A reservation is given back unsent.
+    fn give_back(&self, tokens: u64);
+
+    /// What was reserved leaves now.
+    fn depart(&self, tokens: u64) -> Departure;
+
+    /// What left cost `actual` tokens instead of the estimated.
+    fn settle(&self, departure: Departure, tokens: u64, actual: u64);
+
+    /// What left was refused, and does not count.
+    fn take_back(&self, departure: Departure, tokens: u64);
+
+    /// What left was refused because the requests of its day are used up.
+    fn close_day(&self, departure: Departure, tokens: u64);
+}
+
+/// A call's leaving.
+#[derive(Debug, Clone, Copy)]
+pub struct Departure {
+    /// What the budget knows it by.
+    pub(super) number: u64,
+    /// When it was.
+    pub(super) at: Instant,
+}
+
+/// The answer to one who asked for a reservation and does not wait for others.
+pub enum Attempt {
+    /// It is there; `None` where one would have to wait.
+    Answered(Result<Option<Reservation>, NotReserved>),
+    /// It has to be fetched.
+    Asked(BoxFuture<'static, Result<Option<Reservation>, NotReserved>>),
+}
+
+impl Attempt {
+    /// The answer.
+    ///
+    /// # Errors
+    /// [`NotReserved`].
+    pub async fn answer(self) -> Result<Option<Reservation>, NotReserved> {
+        match self {
+            Self::Answered(answer) => answer,
+            Self::Asked(asked) => asked.await,
+        }
+    }
+}
+
+/// Why one who does not wait has no reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotReserved {
+    /// The quotas have no room for the call in time.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The quotas that the replicas share are out of reach.
+    #[error(transparent)]
+    OutOfReach(#[from] OutOfReach),
+}
+
+/// A budget of this process.
 #[derive(Debug)]
-pub struct Budget {
+pub struct LocalBudget {
     ledger: Mutex<Ledger>,
     queue: Queue,
     /// Those who had a turn already and go before the queue.
@@ -108,7 +207,7 @@ pub struct QuotaUsage {
     pub reserved: u64,
 }
 
-impl Budget {
+impl LocalBudget {
     /// A budget of which nothing is spent. A `minute` shorter than 60 seconds scales a long run
     /// down; the day stays a day.
     pub fn new(quotas: Quotas, minute: Duration) -> Arc<Self> {
@@ -123,60 +222,22 @@ impl Budget {
         })
     }
 
-    /// Waits, behind those who asked before, until one request and `tokens` fit, and reserves
-    /// them. Dropping the future leaves the queue.
-    ///
-    /// # Errors
-    /// [`Exhausted`]: at once when it is certain that the call cannot go before its deadline if
-    /// all who wait before it do go; when that becomes certain while it is the first in the
-    /// queue; and at its deadline.
-    pub async fn reserve(
-        self: &Arc<Self>,
-        tokens: u64,
-        deadline: Instant,
-    ) -> Result<Reservation, Exhausted> {
-        self.wait(Line::Queue, tokens, deadline).await
-    }
-
-    /// Reserves as [`Budget::reserve`] does, but where nobody waits yet lets those who come
-    /// meanwhile go first, once: for one who comes back again and again.
-    ///
-    /// # Errors
-    /// As for [`Budget::reserve`].
-    pub async fn reserve_courteously(
-        self: &Arc<Self>,
-        tokens: u64,
-        deadline: Instant,
-    ) -> Result<Reservation, Exhausted> {
-        let line = if self.ledger().is_waited_for() { Line::Queue } else { Line::Courteous };
-        self.wait(line, tokens, deadline).await
-    }
-
-    /// Reserves again for a call that had its turn and gave it back, since it had something else
-    /// to wait for: before all who have not had one.
-    ///
-    /// # Errors
-    /// As for [`Budget::reserve`].
-    pub async fn reserve_again(
-        self: &Arc<Self>,
-        tokens: u64,
-        deadline: Instant,
-    ) -> Result<Reservation, Exhausted> {
-        self.wait(Line::Returning, tokens, deadline).await
-    }
-
     async fn wait(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         line: Line,
         tokens: u64,
         deadline: Instant,
     ) -> Result<Reservation, Exhausted> {
         let tokens = tokens.min(MOST_TOKENS);
+        let line = match line {
+            Line::Courteous if self.ledger().is_waited_for() => Line::Queue,
+            line => line,
+        };
         let queue = match line {
             Line::Queue | Line::Courteous => &self.queue,
             Line::Returning => &self.returning,
         };
-        let mut place = Place::join(self, line, tokens, deadline)?;
+        let mut place = Place::join(&self, line, tokens, deadline)?;
         'queue: loop {
             let Ok(_first) = timeout_at(deadline, queue.first.lock()).await else {
                 return Err(place.give_up());
@@ -184,7 +245,7 @@ impl Budget {
             loop {
                 let until = match place.advance(deadline)? {
                     Opening::Now => {
-                        return Ok(Reservation { budget: Some(Arc::clone(self)), tokens });
+                        return Ok(self.reservation(tokens));
                     }
                     Opening::AfterYou => {
                         place.line = Line::Queue;
@@ -199,39 +260,12 @@ impl Budget {
         }
     }
 
-    /// Reserves one request and `tokens` if they fit now and nobody waits.
-    ///
-    /// # Errors
-    /// [`Exhausted`], as for [`Budget::reserve`] at once.
-    pub fn try_reserve(
-        self: &Arc<Self>,
-        tokens: u64,
-        deadline: Instant,
-    ) -> Result<Option<Reservation>, Exhausted> {
-        let tokens = tokens.min(MOST_TOKENS);
-        let reserved = self.ledger().try_reserve(tokens, deadline)?;
-        Ok(reserved.then(|| Reservation { budget: Some(Arc::clone(self)), tokens }))
-    }
-
-    /// Changes the quotas, for those who wait as for those who come. What has left within the
-    /// minute counts against the new ones, whether it was limited then or not.
-    pub fn set(&self, quotas: Quotas) {
-        self.change(|ledger, now| ledger.set(quotas, now));
-    }
-
-    /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
-    /// Those who wait keep their places. Of several such moments the latest holds.
-    pub fn pause_until(&self, until: Instant) {
-        self.change(|ledger, _| ledger.pause_until(until));
-    }
-
-    /// Whether everything is kept back because Gemini refused a call.
-    pub fn is_paused(&self) -> bool {
-        self.ledger().is_paused()
+    fn reservation(self: &Arc<Self>, tokens: u64) -> Reservation {
+        Reservation::new(Arc::<Self>::clone(self), tokens)
     }
 
     /// What is spent now.
-    pub fn usage(&self) -> BudgetUsage {
+    pub fn usage_now(&self) -> BudgetUsage {
         self.ledger().usage()
     }
 
@@ -250,9 +284,71 @@ impl Budget {
     }
 }
 
+impl Budget for LocalBudget {
+    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt {
+        let tokens = tokens.min(MOST_TOKENS);
+        let reserved = self.ledger().try_reserve(tokens, deadline);
+        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(tokens)));
+        Attempt::Answered(answer.map_err(NotReserved::Exhausted))
+    }
+
+    fn reserve(
+        self: Arc<Self>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
+        self.wait(line, tokens, deadline).boxed()
+    }
+
+    fn set(&self, quotas: Quotas) {
+        self.change(|ledger, now| ledger.set(quotas, now));
+    }
+
+    fn pause_until(&self, until: Instant) {
+        self.change(|ledger, _| ledger.pause_until(until));
+    }
+
+    fn is_paused(&self) -> bool {
+        self.ledger().is_paused()
+    }
+
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>> {
+        ready(Ok(self.usage_now())).boxed()
+    }
+
+    fn give_back(&self, tokens: u64) {
+        self.change(|ledger, _| ledger.give_back(tokens));
+    }
+
+    fn depart(&self, tokens: u64) -> Departure {
+        let mut at = Instant::now();
+        self.change(|ledger, now| {
+            at = now;
+            ledger.depart(tokens, now);
+        });
+        Departure { number: 0, at }
+    }
+
+    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
+        self.change(|ledger, now| ledger.settle(departure.at, tokens, actual, now));
+    }
+
+    fn take_back(&self, departure: Departure, tokens: u64) {
+        self.change(|ledger, now| ledger.take_back(departure.at, tokens, now));
+    }
+
+    fn close_day(&self, departure: Departure, tokens: u64) {
+        self.change(|ledger, now| {
+            ledger.take_back(departure.at, tokens, now);
+            ledger.close_day(departure.at);
+        });
+    }
+}
+
 /// A place in the queue, given up on drop.
 struct Place<'a> {
-    budget: &'a Budget,
+    budget: &'a LocalBudget,
     line: Line,
     tokens: u64,
     waits: bool,
@@ -260,7 +356,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn join(
-        budget: &'a Budget,
+        budget: &'a LocalBudget,
         line: Line,
         tokens: u64,
         deadline: Instant,
@@ -296,27 +392,28 @@ impl Drop for Place<'_> {
 #[must_use = "dropping a reservation gives it back at once"]
 pub struct Reservation {
     /// `None` once the call has left.
-    budget: Option<Arc<Budget>>,
+    budget: Option<Arc<dyn Budget>>,
     tokens: u64,
 }
 
 impl Reservation {
+    /// One that its budget has counted.
+    pub(super) fn new(budget: Arc<dyn Budget>, tokens: u64) -> Self {
+        Self { budget: Some(budget), tokens }
+    }
+
     /// The call leaves now: from this moment it counts for a minute.
     pub fn leave(mut self) -> Sent {
         let budget = self.budget.take().expect("a reservation leaves once");
-        let mut left_at = Instant::now();
-        budget.change(|ledger, now| {
-            left_at = now;
-            ledger.depart(self.tokens, now);
-        });
-        Sent { budget, tokens: self.tokens, left_at }
+        let departure = budget.depart(self.tokens);
+        Sent { budget, tokens: self.tokens, departure }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            budget.change(|ledger, _| ledger.give_back(self.tokens));
+            budget.give_back(self.tokens);
         }
     }
 }
@@ -325,9 +422,9 @@ impl Drop for Reservation {
 #[derive(Debug)]
 #[must_use = "a call that has left is settled with what it cost, or was refused"]
 pub struct Sent {
-    budget: Arc<Budget>,
+    budget: Arc<dyn Budget>,
     tokens: u64,
-    left_at: Instant,
+    departure: Departure,
 }
 
 impl Sent {
@@ -336,22 +433,18 @@ impl Sent {
     pub fn settle(self, actual_tokens: u64) {
         let actual = actual_tokens.min(MOST_TOKENS);
         if actual != self.tokens {
-            let Self { tokens, left_at, .. } = self;
-            self.budget.change(|ledger, now| ledger.settle(left_at, tokens, actual, now));
+            self.budget.settle(self.departure, self.tokens, actual);
         }
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.change(|ledger, now| ledger.take_back(self.left_at, self.tokens, now));
+        self.budget.take_back(self.departure, self.tokens);
     }
 
     /// Gemini refused the call because the requests of the day are used up: until the midnight
     /// after it left, all others are refused at once, and so are those who wait.
     pub fn refused_for_the_day(self) {
-        self.budget.change(|ledger, now| {
-            ledger.take_back(self.left_at, self.tokens, now);
-            ledger.close_day(self.left_at);
-        });
+        self.budget.close_day(self.departure, self.tokens);
     }
 }

@@ -9,17 +9,19 @@ use tokio::time::Instant;
 
 use super::account::{Account, Accounts};
 use super::adaptive::Slot;
-use super::budget::{Exhausted, Quotas, Reservation, Sent};
-use super::named::NamedSemaphores;
+use super::budget::{Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
 use super::plan::QuotaPlan;
-use super::semaphore::{NotGranted, Permit, Semaphore};
+use super::semaphore::{
+    Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
+};
+use super::store::{LocalStore, Store};
 
 /// The one way in to Gemini: a global limit on calls in flight, the semaphores that add to it,
 /// and the accounts with their quotas.
 #[derive(Debug)]
 pub struct Door {
-    global: Arc<Semaphore>,
-    named: NamedSemaphores,
+    store: Arc<dyn Store>,
+    global: Arc<dyn Semaphore>,
     accounts: Accounts,
     waiting: AtomicUsize,
     max_waiting: usize,
@@ -43,13 +45,28 @@ pub enum Refused {
         /// The semaphore's limit.
         limit: usize,
     },
+    /// The limits that the replicas share are out of reach.
+    #[error(transparent)]
+    OutOfReach(#[from] OutOfReach),
+}
+
+impl From<NotReserved> for Refused {
+    fn from(reason: NotReserved) -> Self {
+        match reason {
+            NotReserved::Exhausted(reason) => Self::Exhausted(reason),
+            NotReserved::OutOfReach(reason) => Self::OutOfReach(reason),
+        }
+    }
 }
 
 impl From<NotGranted> for Refused {
     fn from(reason: NotGranted) -> Self {
         match reason {
+            // Only who does not wait is told so.
+            NotGranted::NoneFree => Self::QueueFull,
             NotGranted::Closed => Self::SemaphoreDeleted,
             NotGranted::MoreThanLimit { limit } => Self::MoreThanLimit { limit },
+            NotGranted::OutOfReach(reason) => Self::OutOfReach(reason),
         }
     }
 }
@@ -69,21 +86,31 @@ pub struct Occupancy {
 }
 
 impl Door {
-    /// A door through which `limit` calls go at once, at which `max_waiting` requests wait, and
-    /// which keeps the quotas of `plan`.
+    /// A door with limits of its own, through which `limit` calls go at once.
     pub fn new(limit: usize, max_waiting: usize, plan: QuotaPlan) -> Arc<Self> {
+        Self::with_store(LocalStore::new(limit), limit, max_waiting, plan)
+    }
+
+    /// A door with the limits of a store, of which the global one was set to `limit`; at which
+    /// `max_waiting` requests wait, and which keeps the quotas of `plan`.
+    pub fn with_store(
+        store: Arc<dyn Store>,
+        limit: usize,
+        max_waiting: usize,
+        plan: QuotaPlan,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            global: Semaphore::new(limit),
-            named: NamedSemaphores::default(),
-            accounts: Accounts::new(plan, limit),
+            global: store.global(),
+            accounts: Accounts::new(Arc::clone(&store), plan, limit),
+            store,
             waiting: AtomicUsize::new(0),
             max_waiting,
         })
     }
 
-    /// The semaphores that calls can name.
-    pub fn named(&self) -> &NamedSemaphores {
-        &self.named
+    /// Where the limits are kept.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The accounts that calls are made for.
@@ -93,10 +120,11 @@ impl Door {
 
     /// How busy the door is now.
     pub fn occupancy(&self) -> Occupancy {
+        let global = self.global.standing();
         Occupancy {
-            limit: self.global.limit(),
-            available: self.global.available(),
-            in_flight: self.global.in_use(),
+            limit: global.limit,
+            available: global.available(),
+            in_flight: global.in_use,
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
@@ -132,7 +160,7 @@ struct Standing {
 pub struct Lane {
     place: Arc<Turnstile>,
     account: Arc<Account>,
-    named: Option<Arc<Semaphore>>,
+    named: Option<Arc<dyn Semaphore>>,
     turn: sync::Mutex<()>,
 }
 
@@ -162,11 +190,15 @@ impl Turnstile {
     }
 
     /// The lane of the calls for an account that hold a named semaphore, or none.
-    pub fn lane(self: &Arc<Self>, account: Arc<Account>, named: Option<Arc<Semaphore>>) -> Lane {
+    pub fn lane(
+        self: &Arc<Self>,
+        account: Arc<Account>,
+        named: Option<Arc<dyn Semaphore>>,
+    ) -> Lane {
         Lane { place: Arc::clone(self), account, named, turn: sync::Mutex::new(()) }
     }
 
-    async fn acquire(&self, semaphore: &Arc<Semaphore>) -> Result<Permit, Refused> {
+    async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
         self.acquire_many(semaphore, 1).await
     }
 
@@ -175,23 +207,27 @@ impl Turnstile {
     ///
     /// # Errors
     /// [`Refused::QueueFull`] where it would have to wait and too many do;
-    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`].
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`]; [`Refused::OutOfReach`] where
+    /// the request was not accepted before: what was waits until the store is there again.
     pub async fn acquire_many(
         &self,
-        semaphore: &Arc<Semaphore>,
+        semaphore: &Arc<dyn Semaphore>,
         permits: usize,
     ) -> Result<Permit, Refused> {
-        if let Some(permit) = semaphore.try_acquire_many(permits) {
-            return Ok(permit);
+        let ask = |patience| Arc::clone(semaphore).ask(permits, patience);
+        match ask(Patience::None).await {
+            Err(NotGranted::NoneFree) => {}
+            Err(NotGranted::OutOfReach(_)) if self.may_wait_for_reach() => {}
+            answer => return Ok(answer?),
         }
         let _waiting = self.join_queue()?;
-        let lets_others_go = self.courteous && semaphore.waiting() == 0;
-        let permit = semaphore.acquire_many(permits).await?;
-        if !lets_others_go || semaphore.waiting() == 0 {
+        let lets_others_go = self.courteous && semaphore.standing().waiting == 0;
+        let permit = ask(Patience::Endless).await?;
+        if !lets_others_go || semaphore.standing().waiting == 0 {
             return Ok(permit);
         }
         drop(permit);
-        Ok(semaphore.acquire_many(permits).await?)
+        Ok(ask(Patience::Endless).await?)
     }
 
     async fn reserve(
@@ -200,15 +236,16 @@ impl Turnstile {
         tokens: u64,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
-        let budget = account.budget();
-        if let Some(reservation) = budget.try_reserve(tokens, deadline)? {
-            return Ok(reservation);
+        let budget = || Arc::clone(account.budget());
+        match budget().try_reserve(tokens, deadline).answer().await {
+            Ok(Some(reservation)) => return Ok(reservation),
+            Ok(None) => {}
+            Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => {}
+            Err(reason) => return Err(reason.into()),
         }
         let _waiting = self.join_queue()?;
-        if self.courteous {
-            return Ok(budget.reserve_courteously(tokens, deadline).await?);
-        }
-        Ok(budget.reserve(tokens, deadline).await?)
+        let line = if self.courteous { Line::Courteous } else { Line::Queue };
+        Ok(budget().reserve(line, tokens, deadline).await?)
     }
 
     async fn reserve_again(
@@ -218,7 +255,14 @@ impl Turnstile {
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
         let _waiting = self.join_queue()?;
-        Ok(account.budget().reserve_again(tokens, deadline).await?)
+        let budget = Arc::clone(account.budget());
+        Ok(budget.reserve(Line::Returning, tokens, deadline).await?)
+    }
+
+    /// Whether the request was accepted before the store was lost. One that was not is refused,
+    /// with all of its calls.
+    fn may_wait_for_reach(&self) -> bool {
+        *self.standing().accepted.get_or_insert(false)
     }
 
     /// A call of the request is let in, unless another was refused: then nothing of it is sent.
@@ -310,19 +354,22 @@ impl Turn<'_> {
         deadline: Instant,
     ) -> Result<Admission, Refused> {
         let Lane { place, account, named, .. } = self.lane;
-        let named = match named {
-            None => None,
-            Some(named) => match named.try_acquire() {
-                Some(permit) => Some(permit),
-                None => {
+        let mut permit = None;
+        if let Some(named) = named {
+            match Arc::clone(named).ask(1, Patience::None).await {
+                Ok(free) => permit = Some(free),
+                Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
-                    let permit = place.acquire(named).await?;
+                    permit = Some(place.acquire(named).await?);
                     reservation = place.reserve_again(account, tokens, deadline).await?;
-                    Some(permit)
                 }
-            },
-        };
-        let concurrency = place.acquire(account.concurrency().semaphore()).await?;
+                Err(reason) => return Err(reason.into()),
+            }
+        }
+        let named = permit;
+        let concurrency: Arc<dyn Semaphore> =
+            Arc::<LocalSemaphore>::clone(account.concurrency().semaphore());
+        let concurrency = place.acquire(&concurrency).await?;
         let global = {
             let _turn = place.turn.lock().await;
             place.acquire(&place.door.global).await?
@@ -349,12 +396,24 @@ pub struct Admission {
 
 impl Admission {
     /// The call leaves now: from this moment it counts against the quotas.
-    pub fn depart(self) -> Underway {
+    ///
+    /// # Errors
+    /// [`Lapsed`] where it must not leave any more.
+    pub fn depart(self) -> Result<Underway, Lapsed> {
+        if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
+            return Err(Lapsed);
+        }
         let Self { global, concurrency, named, reservation, account, .. } = self;
         let slot = account.concurrency().enter(concurrency);
-        Underway { global, slot, named, sent: reservation.leave(), account }
+        Ok(Underway { global, slot, named, sent: reservation.leave(), account })
     }
 }
+
+/// Too much time passed since the call was let in: others may have been given its permits. It has
+/// to be let in once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the call's permits have lapsed")]
+pub struct Lapsed;
 
 /// A call that has left. Dropping it gives its slots back and lets the estimate of its cost
 /// stand, as it is right for a call of which nobody knows what became.
@@ -369,6 +428,12 @@ pub struct Underway {
 }
 
 impl Underway {
+    /// What tells whether the call may still be written to Gemini, where others share its permits:
+    /// they may be given to others while it is on its way.
+    pub fn fence(&self) -> Option<Fence> {
+        self.global.fence()
+    }
+
     /// Gemini answered; the call cost so many input tokens, where it says so.
     pub fn answered(self, input_tokens: Option<u64>) {
         let Self { global, slot, named, sent, account } = self;

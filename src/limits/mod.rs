@@ -3,8 +3,10 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `door` | one request's way in: its place, its lanes, an admission, a call under way |
-//! | `semaphore`, `named` | permits of which a number is out at once; those that have a name |
+//! | `semaphore`, `named` | permits of which a number is out at once; the names they can have |
 //! | `lease` | permits held by work outside this process, which end unless they are renewed |
+//! | `store` | where semaphores and leases are kept: here, or for all replicas |
+//! | `shared` | what all replicas share, in Redis |
 //! | `account` | what belongs to one key and model: a budget and an adaptive limit |
 //! | `budget` | quotas per minute and per day, spread so that Gemini never has to refuse |
 //! | `adaptive` | how many calls of an account run at once, found out from refusals for load |
@@ -21,15 +23,25 @@ mod lease;
 mod named;
 mod plan;
 mod semaphore;
+mod shared;
+mod store;
 
 pub use account::{Account, Accounts, Payer};
 pub use adaptive::{AdaptiveLimit, Slot};
-pub use budget::{Budget, BudgetUsage, Exhausted, QuotaUsage, Quotas, Reservation, Sent};
-pub use door::{Admission, Door, Lane, Occupancy, Refused, Turn, Turnstile, Underway};
+pub use budget::{
+    Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, NotReserved, QuotaUsage,
+    Quotas, Reservation, Sent,
+};
+pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};
-pub use named::{InvalidSemaphore, NamedSemaphores, SemaphoreId};
+pub use named::{InvalidSemaphore, NAMED_LIMITS, SemaphoreId, parse_limit};
 pub use plan::{
     InvalidDigest, KeyDigest, Limit, Limits, OtherLabel, Planned, PlannedQuotas, QuotaPlan,
     RepeatedScope, Scope, Source, Tier,
 };
-pub use semaphore::{NotGranted, Permit, Semaphore};
+pub use semaphore::{
+    Acquire, Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Place, Semaphore,
+    Standing,
+};
+pub use shared::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
+pub use store::{Fetched, LocalStore, NewLease, Store, Unleased};

@@ -1,41 +1,78 @@
-//! A first-come-first-served semaphore whose limit can change while it is held.
+//! Permits, of which only so many are out at once, given in the order in which they were asked for.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod local;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// A semaphore that hands out permits in the order they were asked for, one or several at a time.
-///
-/// Not tokio's: there, who waits for several takes what comes free bit by bit, so that nobody can
-/// tell what is in use from what is set aside, and what is given up in the queue comes back
-/// past a limit that was lowered meanwhile.
-#[derive(Debug)]
-pub struct Semaphore {
-    state: Mutex<State>,
+pub use local::LocalSemaphore;
+
+/// A first-come-first-served semaphore of which one can ask for several permits at a time, and
+/// whose limit can change while it is held. It counts in this process ([`LocalSemaphore`]) or for
+/// all replicas.
+pub trait Semaphore: fmt::Debug + Send + Sync {
+    /// Asks for permits. Those who ask later for fewer do not overtake. Where they are not free,
+    /// the place waits behind those who asked before, or is refused with
+    /// [`NotGranted::NoneFree`].
+    fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place;
+
+    /// Its number, which no other of its store has or had.
+    fn number(&self) -> u64;
+
+    /// How many are out and how many wait: as last heard, where others count it.
+    fn standing(&self) -> Standing;
+
+    /// What tells whether a permit of that tenure may still be used, where that can end by itself.
+    fn fence(&self, tenure: u64) -> Option<Fence>;
+
+    /// Takes permits back.
+    fn give_back(self: Arc<Self>, permits: usize);
+
+    /// Lets one who waits leave the queue.
+    fn leave(self: Arc<Self>, ticket: u64);
 }
 
-#[derive(Debug)]
-struct State {
+/// Tells whether something may still be done.
+pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Whether one who asks waits for what is not free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// No.
+    None,
+    /// For as long as it takes.
+    Endless,
+}
+
+/// How a semaphore stands at one moment, in permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
     /// How many may be out at once.
-    limit: usize,
+    pub limit: usize,
     /// How many are out: more than the limit for a while after it was lowered.
-    out: usize,
-    /// Those who wait, by their tickets, which grow.
-    queue: BTreeMap<u64, Waiter>,
-    next_ticket: u64,
-    closed: bool,
+    pub in_use: usize,
+    /// How many callers wait.
+    pub waiting: usize,
 }
 
-#[derive(Debug)]
-struct Waiter {
-    permits: usize,
-    answer: oneshot::Sender<Result<Permit, NotGranted>>,
+impl Standing {
+    /// How many permits could be taken now without waiting: none where somebody waits.
+    pub fn available(self) -> usize {
+        if self.waiting == 0 { self.limit.saturating_sub(self.in_use) } else { 0 }
+    }
 }
 
 /// Why no permit was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotGranted {
+    /// Too few are free, and the caller does not wait.
+    #[error("too few permits are free")]
+    NoneFree,
     /// The semaphore was deleted, before the caller came or while it waited.
     #[error("the semaphore was deleted")]
     Closed,
@@ -45,129 +82,35 @@ pub enum NotGranted {
         /// The semaphore's limit.
         limit: usize,
     },
+    /// Nothing can be had before the store that the replicas share is there again.
+    #[error(transparent)]
+    OutOfReach(#[from] OutOfReach),
 }
 
-impl Semaphore {
-    /// A semaphore of which `limit` permits may be out at once.
-    pub fn new(limit: usize) -> Arc<Self> {
-        let state = State { limit, out: 0, queue: BTreeMap::new(), next_ticket: 0, closed: false };
-        Arc::new(Self { state: Mutex::new(state) })
-    }
-
-    /// A permit, if one is free: never one for which somebody waits already.
-    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
-        self.try_acquire_many(1)
-    }
-
-    /// A permit that counts as so many, if they are free and nobody waits.
-    pub fn try_acquire_many(self: &Arc<Self>, permits: usize) -> Option<Permit> {
-        let mut state = self.state();
-        (!state.closed && state.available() >= permits).then(|| self.take(&mut state, permits))
-    }
-
-    /// Waits for a permit behind those who asked before. Dropping the future leaves the queue.
-    ///
-    /// # Errors
-    /// As for [`Self::acquire_many`].
-    pub async fn acquire(self: &Arc<Self>) -> Result<Permit, NotGranted> {
-        self.acquire_many(1).await
-    }
-
-    /// Waits for a permit that counts as so many, behind those who asked before; those who ask
-    /// later for fewer do not overtake it. Dropping the future leaves the queue.
-    ///
-    /// # Errors
-    /// [`NotGranted::Closed`] when the semaphore is closed first; [`NotGranted::MoreThanLimit`]
-    /// as soon as the limit is less than was asked for.
-    pub async fn acquire_many(self: &Arc<Self>, permits: usize) -> Result<Permit, NotGranted> {
-        let mut place = {
-            let mut state = self.state();
-            if state.closed {
-                return Err(NotGranted::Closed);
-            }
-            if permits > state.limit {
-                return Err(NotGranted::MoreThanLimit { limit: state.limit });
-            }
-            if state.available() >= permits {
-                return Ok(self.take(&mut state, permits));
-            }
-            let (answer, answered) = oneshot::channel();
-            let ticket = state.next_ticket;
-            state.next_ticket += 1;
-            state.queue.insert(ticket, Waiter { permits, answer });
-            Place { semaphore: self, ticket, answered }
-        };
-        (&mut place.answered).await.unwrap_or(Err(NotGranted::Closed))
-    }
-
-    /// Changes the limit for those who wait as for those who come. Lowering it takes nothing
-    /// from those who hold a permit; no new one is given until fewer than `limit` are out.
-    pub fn resize(self: &Arc<Self>, limit: usize) {
-        let mut state = self.state();
-        state.limit = limit;
-        for (_, waiter) in state.queue.extract_if(.., |_, waiter| waiter.permits > limit) {
-            // Who is no longer there needs no answer.
-            let _ = waiter.answer.send(Err(NotGranted::MoreThanLimit { limit }));
-        }
-        self.serve(&mut state);
-    }
-
-    /// Ends the semaphore: those who wait get [`NotGranted::Closed`], those who hold a permit keep
-    /// it.
-    pub fn close(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        state.queue.clear();
-    }
-
-    /// How many permits may be out at once.
-    pub fn limit(&self) -> usize {
-        self.state().limit
-    }
-
-    /// How many permits are out.
-    pub fn in_use(&self) -> usize {
-        self.state().out
-    }
-
-    /// How many permits could be taken now without waiting.
-    pub fn available(&self) -> usize {
-        self.state().available()
-    }
-
-    /// How many callers wait for a permit.
-    pub fn waiting(&self) -> usize {
-        self.state().queue.len()
-    }
-
-    fn take(self: &Arc<Self>, state: &mut State, permits: usize) -> Permit {
-        state.out += permits;
-        Permit { permits, semaphore: Arc::clone(self) }
-    }
-
-    /// Gives those who wait what is free, in their order.
-    fn serve(self: &Arc<Self>, state: &mut State) {
-        while let Some(first) = state.queue.first_entry()
-            && state.out + first.get().permits <= state.limit
-        {
-            let Waiter { permits, answer } = first.remove();
-            let permit = self.take(state, permits);
-            if let Err(Ok(mut unsent)) = answer.send(Ok(permit)) {
-                // Not to be given back by its drop, which would wait for the lock held here.
-                state.out -= std::mem::take(&mut unsent.permits);
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The store that the replicas share cannot be reached, so that nobody knows what others hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the shared limits are out of reach")]
+pub struct OutOfReach {
+    /// In how long it is worth another try.
+    pub retry_after: Duration,
 }
 
-impl State {
-    /// How many could be taken without waiting: none where somebody waits.
-    fn available(&self) -> usize {
-        if self.queue.is_empty() { self.limit.saturating_sub(self.out) } else { 0 }
+/// The asking for permits that all semaphores have in common.
+pub trait Acquire {
+    /// Asks for one permit and waits for it.
+    fn acquire(&self) -> Place;
+
+    /// Asks for a permit that counts as so many and waits for it.
+    fn acquire_many(&self, permits: usize) -> Place;
+}
+
+impl<S: Semaphore + ?Sized> Acquire for Arc<S> {
+    fn acquire(&self) -> Place {
+        self.acquire_many(1)
+    }
+
+    fn acquire_many(&self, permits: usize) -> Place {
+        Arc::clone(self).ask(permits, Patience::Endless)
     }
 }
 
@@ -176,43 +119,106 @@ impl State {
 #[must_use = "dropping a permit gives it back at once"]
 pub struct Permit {
     permits: usize,
-    semaphore: Arc<Semaphore>,
+    tenure: u64,
+    semaphore: Arc<dyn Semaphore>,
 }
 
 impl Permit {
+    /// A permit that its semaphore has counted as out.
+    pub(super) fn new(semaphore: Arc<dyn Semaphore>, permits: usize, tenure: u64) -> Self {
+        Self { permits, tenure, semaphore }
+    }
+
     /// The semaphore that it is of.
-    pub fn semaphore(&self) -> &Arc<Semaphore> {
+    pub fn semaphore(&self) -> &Arc<dyn Semaphore> {
         &self.semaphore
+    }
+
+    /// How many places it counts as.
+    pub fn permits(&self) -> usize {
+        self.permits
+    }
+
+    /// What tells whether it can still be used, where others share it: it may end meanwhile.
+    pub fn fence(&self) -> Option<Fence> {
+        self.semaphore.fence(self.tenure)
+    }
+
+    /// Whether it can still be used.
+    pub fn is_in_force(&self) -> bool {
+        self.fence().is_none_or(|fence| fence())
+    }
+
+    /// Takes the places out of it without giving them back.
+    pub(super) fn defuse(&mut self) -> usize {
+        std::mem::take(&mut self.permits)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.permits > 0 {
-            let mut state = self.semaphore.state();
-            state.out -= self.permits;
-            self.semaphore.serve(&mut state);
+        let permits = self.defuse();
+        if permits > 0 {
+            Arc::clone(&self.semaphore).give_back(permits);
         }
     }
 }
 
-/// One who waits. Dropping it leaves the queue; a permit that came and was not taken up goes
-/// back with `answered`.
-struct Place<'a> {
-    semaphore: &'a Arc<Semaphore>,
-    ticket: u64,
-    answered: oneshot::Receiver<Result<Permit, NotGranted>>,
+/// What one who asks waits with, and for.
+type Answer = Result<Permit, NotGranted>;
+
+/// One who has asked for permits, until they come. Dropping it leaves the queue; a permit that
+/// came and was not taken up goes back.
+#[derive(Debug)]
+#[must_use = "dropping a place leaves the queue"]
+pub struct Place(Asked);
+
+#[derive(Debug)]
+enum Asked {
+    Answered(Option<Answer>),
+    Waits(Ticket),
 }
 
-impl Drop for Place<'_> {
+#[derive(Debug)]
+struct Ticket {
+    semaphore: Arc<dyn Semaphore>,
+    number: u64,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Place {
+    /// A place of one who has its answer already.
+    pub(super) fn answered(answer: Answer) -> Self {
+        Self(Asked::Answered(Some(answer)))
+    }
+
+    /// A place of one who waits for its answer; a semaphore that is gone has none.
+    pub(super) fn waiting(
+        semaphore: Arc<dyn Semaphore>,
+        ticket: u64,
+        answer: oneshot::Receiver<Answer>,
+    ) -> Self {
+        Self(Asked::Waits(Ticket { semaphore, number: ticket, answer }))
+    }
+}
+
+impl Future for Place {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        match &mut self.0 {
+            Asked::Answered(answer) => {
+                Poll::Ready(answer.take().expect("a place is not asked again once it has answered"))
+            }
+            Asked::Waits(ticket) => Pin::new(&mut ticket.answer)
+                .poll(context)
+                .map(|answer| answer.unwrap_or(Err(NotGranted::Closed))),
+        }
+    }
+}
+
+impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.semaphore.state();
-        if state.queue.remove(&self.ticket).is_some() {
-            // Those behind may have waited only for this one.
-            self.semaphore.serve(&mut state);
-        }
+        Arc::clone(&self.semaphore).leave(self.number);
     }
 }
-
-#[cfg(test)]
-mod tests;

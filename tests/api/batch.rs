@@ -214,8 +214,8 @@ async fn an_items_own_semaphore_wins_over_the_batchs() {
     });
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     service.until("three run", |door| door.in_flight == 3 && door.waiting == 1).await;
-    let in_use = service.gateway.door.named().all().into_iter();
-    let in_use = in_use.map(|(id, semaphore)| (id.to_string(), semaphore.in_use()));
+    let in_use = service.gateway.door.store().named().into_iter();
+    let in_use = in_use.map(|(id, semaphore)| (id.to_string(), semaphore.standing().in_use));
     assert_eq!(in_use.collect::<Vec<_>>(), [("one".to_owned(), 1), ("three".to_owned(), 2)]);
     batch.abort();
     service.until_idle().await;

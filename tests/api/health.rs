@@ -28,6 +28,7 @@ async fn it_says_what_the_service_is_and_can_do() {
             "external_semaphores_count": 0,
             "adaptive_limits": {},
         },
+        "shared_limits": null,
         "admin_key_configured": true,
         "server_credentials_configured": true,
         "environment_fallback": true,

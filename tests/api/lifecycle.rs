@@ -113,7 +113,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 21] = [
+const WRONG: [(&str, &str); 25] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
@@ -122,6 +122,10 @@ const WRONG: [(&str, &str); 21] = [
     ("GEMINI_KEY_LABELS", "team-a=AIza77"),
     ("MAX_QUEUED_REQUESTS", "-77"),
     ("GEMINI_MAX_ATTEMPTS", "4.77"),
+    ("REDIS_URL", "http://:77secret@redis"),
+    ("REDIS_PREFIX", "{77}"),
+    ("REDIS_REQUIRED", "perhaps"),
+    ("REDIS_LEASE_SECONDS", "0.77"),
     ("HOST", "localhost"),
     ("PORT", "77777"),
     ("GEMINI_BASE_URL", "ftp://wrong.example"),

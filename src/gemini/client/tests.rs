@@ -25,7 +25,7 @@ fn call(base: &str, timeout: Duration) -> impl Future<Output = Result<Answer, Er
 async fn call_with(client: &Client, timeout: Duration) -> Result<Answer, Error> {
     let key = ApiKey::new("callers-key").unwrap();
     let model = Model::parse("m").unwrap();
-    client.generate(&key, &model, Bytes::from_static(b"hello"), timeout).await
+    client.generate(&key, &model, Bytes::from_static(b"hello"), None, timeout).await
 }
 
 /// Reads a request with a body of 5 bytes to its end.
@@ -230,5 +230,40 @@ fn a_base_url_is_a_place_and_nothing_more() {
         "http://g.example/#x",
     ] {
         assert!(Client::new(given).is_err(), "{given:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_kept_back_writes_nothing() {
+    let (listener, base) = upstream("http").await;
+    let client = Client::new(&base).unwrap();
+    let (key, model) = (ApiKey::new("callers-key").unwrap(), Model::parse("m").unwrap());
+    let call = |open: bool| {
+        let fence: Fence = Arc::new(move || open);
+        client.generate(&key, &model, Bytes::from_static(b"hello"), Some(fence), LONG)
+    };
+    // On a connection that is new, and on one that was used before.
+    for used in [false, true] {
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            if used {
+                read_request(&mut socket).await;
+                respond(&mut socket, "200 OK", ANSWER).await;
+            }
+            let mut rest = Vec::new();
+            socket.read_to_end(&mut rest).await.unwrap();
+            String::from_utf8(rest).unwrap()
+        };
+        let calls = async {
+            if used {
+                call(true).await.unwrap();
+            }
+            call(false).await
+        };
+        let (written, kept_back) = tokio::join!(serve, calls);
+        assert_eq!(written, "");
+        let error = kept_back.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Connection);
+        assert!(error.is_passing(), "it can be let in again");
     }
 }

@@ -200,11 +200,12 @@ impl Allowance {
         })
     }
 
-    /// In what time an amount flows in.
+    /// In what time an amount flows in: in whole microseconds, as Redis's clock counts, so that
+    /// replicas that share a budget count as one alone does.
     fn time_for(&self, amount: u64) -> Duration {
         let limit = self.limit.unwrap_or(u64::MAX).max(1);
-        let nanos = self.minute.window.as_nanos() as f64 * (amount as f64 / limit as f64);
-        Duration::from_nanos(nanos.ceil() as u64)
+        let micros = self.minute.window.as_micros() as f64 * (amount as f64 / limit as f64);
+        Duration::from_micros(micros.ceil() as u64)
     }
 
     /// How long the backlog may take to drain when `cost` leaves, and what of that is to be kept

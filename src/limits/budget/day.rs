@@ -67,10 +67,14 @@ impl Day {
 
     /// Gemini refused what left at `left_at` because that day was used up.
     pub fn close(&mut self, left_at: Instant) {
-        // What left in the first seconds of a day may have arrived in the last of the one before:
-        // a whole day must not be closed for it.
-        let midnight = self.calendar.midnight_after(left_at - CLOCK_SKEW);
-        let until = if midnight > left_at { midnight } else { midnight + CLOCK_SKEW };
-        self.closed_until = self.closed_until.max(until);
+        self.closed_until = self.closed_until.max(end_of_used_up(self.calendar, left_at));
     }
+}
+
+/// Until when nothing goes if Gemini refused what left at `left_at` because the day was used up.
+pub fn end_of_used_up(calendar: Calendar, left_at: Instant) -> Instant {
+    // What left in the first seconds of a day may have arrived in the last of the one before: a
+    // whole day must not be closed for it.
+    let midnight = calendar.midnight_after(left_at - CLOCK_SKEW);
+    if midnight > left_at { midnight } else { midnight + CLOCK_SKEW }
 }

@@ -24,7 +24,7 @@ pub(super) struct Ledger {
 
 /// Where a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
+pub enum Line {
     /// Behind all who asked before.
     Queue,
     /// There too; but who finds nobody waiting lets those who come meanwhile go first, once.

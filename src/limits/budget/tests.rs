@@ -8,6 +8,7 @@ mod counters;
 mod day;
 mod model;
 mod properties;
+mod shared;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,8 +37,8 @@ fn per_day(limit: u64) -> Quotas {
     Quotas { requests_per_day: Some(limit), ..Quotas::default() }
 }
 
-fn budget(quotas: Quotas) -> Arc<Budget> {
-    Budget::new(quotas, MINUTE)
+fn budget(quotas: Quotas) -> Arc<LocalBudget> {
+    LocalBudget::new(quotas, MINUTE)
 }
 
 /// Far enough for whatever can come free at all.
@@ -45,21 +46,27 @@ fn patient() -> Instant {
     Instant::now() + 24 * HOUR
 }
 
-async fn reserve(budget: &Arc<Budget>, tokens: u64) -> Reservation {
-    budget.reserve(tokens, patient()).await.expect("it comes free before the deadline")
+async fn reserve(budget: &Arc<LocalBudget>, tokens: u64) -> Reservation {
+    Arc::clone(budget)
+        .reserve(Line::Queue, tokens, patient())
+        .await
+        .expect("it comes free before the deadline")
 }
 
-async fn send(budget: &Arc<Budget>, tokens: u64) -> Sent {
+async fn send(budget: &Arc<LocalBudget>, tokens: u64) -> Sent {
     reserve(budget, tokens).await.leave()
 }
 
 /// What a call is told that has no time to wait.
-async fn refusal(budget: &Arc<Budget>, tokens: u64) -> Exhausted {
-    budget.reserve(tokens, Instant::now()).await.expect_err("there is no room now")
+async fn refusal(budget: &Arc<LocalBudget>, tokens: u64) -> Exhausted {
+    Arc::clone(budget)
+        .reserve(Line::Queue, tokens, Instant::now())
+        .await
+        .expect_err("there is no room now")
 }
 
-async fn is_free(budget: &Arc<Budget>, tokens: u64) -> bool {
-    budget.reserve(tokens, Instant::now()).await.is_ok()
+async fn is_free(budget: &Arc<LocalBudget>, tokens: u64) -> bool {
+    Arc::clone(budget).reserve(Line::Queue, tokens, Instant::now()).await.is_ok()
 }
 
 /// How long the future takes on the paused clock.
@@ -89,7 +96,9 @@ async fn requests_are_spread_over_the_minute() {
 async fn half_of_a_seconds_worth_goes_at_once() {
     let budget = budget(requests(1200));
     let mut at_once = 0;
-    while let Some(Ok(reservation)) = budget.reserve(1, patient()).now_or_never() {
+    while let Some(Ok(reservation)) =
+        Arc::clone(&budget).reserve(Line::Queue, 1, patient()).now_or_never()
+    {
         let _ = reservation.leave();
         at_once += 1;
     }
@@ -105,7 +114,7 @@ async fn without_quotas_everything_goes_at_once_and_is_counted() {
         }
     });
     assert_eq!(took.await, 0.0);
-    let usage = budget.usage();
+    let usage = budget.usage_now();
     assert_eq!(usage.requests_per_minute.used, 1000);
     assert_eq!(usage.input_tokens_per_minute.used, 1_000_000_000);
     assert_eq!(usage.next_free_in, Some(Duration::ZERO));
@@ -129,7 +138,9 @@ async fn a_reservation_does_not_age_until_it_leaves() {
 async fn reservations_that_pile_up_do_not_leave_in_a_bunch() {
     let budget = budget(requests(600));
     let mut held = Vec::new();
-    while let Some(Ok(reservation)) = budget.reserve(1, patient()).now_or_never() {
+    while let Some(Ok(reservation)) =
+        Arc::clone(&budget).reserve(Line::Queue, 1, patient()).now_or_never()
+    {
         held.push(reservation);
     }
     advance(30 * SECOND).await;
@@ -158,7 +169,7 @@ async fn what_never_left_comes_back_at_once() {
     sleep(7 * SECOND).await;
     drop(reservation);
     assert!(close(waiting.await.unwrap(), 7.0));
-    assert_eq!(budget.usage().input_tokens_per_minute.reserved, 0);
+    assert_eq!(budget.usage_now().input_tokens_per_minute.reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,13 +193,13 @@ async fn leaving_the_queue_lets_the_next_one_forward() {
     assert!((&mut large).now_or_never().is_none());
     let mut small = Box::pin(reserve(&budget, 10));
     assert!((&mut small).now_or_never().is_none());
-    assert_eq!(budget.usage().waiting, 2);
+    assert_eq!(budget.usage_now().waiting, 2);
 
     drop(large);
     // Half a minute's tokens are sent; the debt is paid in half a minute.
     let took = seconds(small).await;
     assert!(close(took, 29.65), "{took}");
-    assert_eq!(budget.usage().waiting, 0);
+    assert_eq!(budget.usage_now().waiting, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,10 +214,13 @@ async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
 
     // One is ahead of it in the queue, and a request takes 12.06 s.
     let deadline = Instant::now() + 20 * SECOND;
-    let refused = budget.reserve(1, deadline).now_or_never().expect("it does not wait");
+    let refused = Arc::clone(&budget)
+        .reserve(Line::Queue, 1, deadline)
+        .now_or_never()
+        .expect("it does not wait");
     let Err(Exhausted::NotBefore { retry_after }) = refused else { panic!("{refused:?}") };
     assert!(close(retry_after.as_secs_f64(), 24.15), "{retry_after:?}");
-    assert_eq!(budget.usage().next_free_in, Some(retry_after));
+    assert_eq!(budget.usage_now().next_free_in, Some(retry_after));
 
     in_line.await.unwrap();
     let took = seconds(send(&budget, 1)).await;
@@ -218,10 +232,13 @@ async fn one_who_hopes_in_vain_is_refused_at_its_deadline() {
     let budget = budget(requests(5));
     let held = reserve(&budget, 1).await;
     let start = Instant::now();
-    let refused = budget.reserve(1, start + 30 * SECOND).await.expect_err("it is held up");
+    let refused = Arc::clone(&budget)
+        .reserve(Line::Queue, 1, start + 30 * SECOND)
+        .await
+        .expect_err("it is held up");
     assert!(matches!(refused, Exhausted::NotBefore { .. }), "{refused:?}");
     assert!(close(start.elapsed().as_secs_f64(), 30.0));
-    assert_eq!(budget.usage().waiting, 0);
+    assert_eq!(budget.usage_now().waiting, 0);
     drop(held);
     assert!(is_free(&budget, 1).await);
 }
@@ -233,7 +250,8 @@ async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
     let mut first = Box::pin(reserve(&budget, 1));
     assert!((&mut first).now_or_never().is_none());
     let took = seconds(async {
-        let refused = budget.reserve(1, Instant::now() + 40 * SECOND).await;
+        let refused =
+            Arc::clone(&budget).reserve(Line::Queue, 1, Instant::now() + 40 * SECOND).await;
         assert!(matches!(refused, Err(Exhausted::NotBefore { .. })), "{refused:?}");
     });
     assert!(close(took.await, 40.0));
@@ -244,7 +262,10 @@ async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn one_larger_than_a_whole_minute_is_refused_at_once() {
     let budget = budget(tokens(1000));
-    let refused = budget.reserve(1001, patient()).now_or_never().expect("it does not wait");
+    let refused = Arc::clone(&budget)
+        .reserve(Line::Queue, 1001, patient())
+        .now_or_never()
+        .expect("it does not wait");
     assert_eq!(refused.unwrap_err(), Exhausted::TooLarge { tokens: 1001, limit: 1000 });
     let _ = send(&budget, 1000).now_or_never().expect("it just fits");
 }
@@ -253,8 +274,11 @@ async fn one_larger_than_a_whole_minute_is_refused_at_once() {
 async fn of_a_quota_of_zero_nothing_goes() {
     for quotas in [requests(0), tokens(0), per_day(0)] {
         let budget = budget(quotas);
-        assert_eq!(budget.reserve(1, patient()).await.unwrap_err(), Exhausted::NoQuota);
-        assert_eq!(budget.usage().next_free_in, None);
+        assert_eq!(
+            Arc::clone(&budget).reserve(Line::Queue, 1, patient()).await.unwrap_err(),
+            Exhausted::NoQuota
+        );
+        assert_eq!(budget.usage_now().next_free_in, None);
         budget.set(Quotas::default());
         assert!(is_free(&budget, 1).await);
     }
@@ -266,7 +290,7 @@ async fn a_pause_keeps_everything_back_and_the_order() {
     let start = Instant::now();
     budget.pause_until(start + 20 * SECOND);
     budget.pause_until(start + 10 * SECOND);
-    assert_eq!(budget.usage().paused_for, Some(20 * SECOND));
+    assert_eq!(budget.usage_now().paused_for, Some(20 * SECOND));
     assert_eq!(refusal(&budget, 1).await, Exhausted::NotBefore { retry_after: 20 * SECOND });
 
     let order = Mutex::new(Vec::new());
@@ -276,14 +300,15 @@ async fn a_pause_keeps_everything_back_and_the_order() {
     };
     join_all(["a", "b", "c"].map(call)).await;
     assert_eq!(*order.lock().unwrap(), [("a", 20), ("b", 20), ("c", 20)]);
-    assert_eq!(budget.usage().paused_for, None);
+    assert_eq!(budget.usage_now().paused_for, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
     let budget = budget(requests(60));
     let _ = send(&budget, 1).await;
-    let mut waiting = Box::pin(budget.reserve(1, Instant::now() + 10 * SECOND));
+    let mut waiting =
+        Box::pin(Arc::clone(&budget).reserve(Line::Queue, 1, Instant::now() + 10 * SECOND));
     assert!((&mut waiting).now_or_never().is_none());
     budget.pause_until(Instant::now() + MINUTE);
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
@@ -294,7 +319,7 @@ async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
 async fn a_refused_call_does_not_count() {
     let budget = budget(Quotas { requests_per_day: Some(10), ..per_minute(1, 100) });
     send(&budget, 100).await.refused();
-    let usage = budget.usage();
+    let usage = budget.usage_now();
     assert_eq!(usage.requests_per_minute.used, 0);
     assert_eq!(usage.input_tokens_per_minute.used, 0);
     assert_eq!(usage.requests_per_day.used, 0);
@@ -306,13 +331,13 @@ async fn a_refused_call_does_not_count() {
 async fn a_call_that_cost_less_makes_room_and_one_that_cost_more_takes_it() {
     let budget = budget(tokens(1000));
     send(&budget, 1000).await.settle(400);
-    assert_eq!(budget.usage().input_tokens_per_minute.used, 400);
+    assert_eq!(budget.usage_now().input_tokens_per_minute.used, 400);
     let took = seconds(send(&budget, 600)).await;
     assert!(close(took, 0.4 * 60.3), "the debt is paid at the quota's rate: {took}");
 
     advance(2 * MINUTE).await;
     send(&budget, 100).await.settle(900);
-    assert_eq!(budget.usage().input_tokens_per_minute.used, 900);
+    assert_eq!(budget.usage_now().input_tokens_per_minute.used, 900);
     let took = seconds(send(&budget, 200)).await;
     assert!(close(took, 60.3), "{took}");
 }
@@ -364,7 +389,7 @@ async fn a_quota_found_later_counts_what_was_sent_before() {
 async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
     let budget = budget(tokens(1000));
     let _ = send(&budget, 900).await;
-    let mut waiting = Box::pin(budget.reserve(800, patient()));
+    let mut waiting = Box::pin(Arc::clone(&budget).reserve(Line::Queue, 800, patient()));
     assert!((&mut waiting).now_or_never().is_none());
     budget.set(tokens(500));
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
@@ -373,7 +398,7 @@ async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn the_minute_can_be_shortened() {
-    let budget = Budget::new(requests(60), MINUTE / 60);
+    let budget = LocalBudget::new(requests(60), MINUTE / 60);
     let _ = send(&budget, 1).await;
     let took = seconds(send(&budget, 1)).await;
     assert!((0.01725..0.02).contains(&took), "{took}");
@@ -382,6 +407,6 @@ async fn the_minute_can_be_shortened() {
 #[tokio::test(start_paused = true)]
 async fn one_who_waits_takes_little_memory() {
     let budget = budget(requests(1));
-    let size = size_of_val(&budget.reserve(1, patient()));
+    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, 1, patient()));
     assert!(size < 500, "{size} bytes");
 }

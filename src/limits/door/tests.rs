@@ -2,7 +2,8 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 
 use super::*;
-use crate::limits::{Limit, Limits, Scope, SemaphoreId};
+use crate::limits::budget::BudgetUsage;
+use crate::limits::{Acquire as _, Limit, Limits, Scope, SemaphoreId};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -22,12 +23,18 @@ fn account(door: &Door, model: &str) -> Arc<Account> {
     door.accounts().of(&[7; 32], &model.into())
 }
 
+/// What is spent of a budget of this process.
+fn usage(account: &Account) -> BudgetUsage {
+    account.budget().usage().now_or_never().expect("at once").unwrap()
+}
+
 fn lane(door: &Arc<Door>, model: &str) -> Arc<Lane> {
     Arc::new(Turnstile::new(Arc::clone(door)).lane(account(door, model), None))
 }
 
-fn named(door: &Door, limit: usize) -> Arc<Semaphore> {
-    door.named().register(SemaphoreId::parse("images").unwrap(), limit).unwrap().0
+fn named(door: &Door, limit: usize) -> Arc<dyn Semaphore> {
+    let registered = door.store().register(SemaphoreId::parse("images").unwrap(), limit);
+    registered.now_or_never().expect("at once").unwrap().0
 }
 
 fn deadline() -> Instant {
@@ -40,7 +47,7 @@ async fn admit(lane: &Lane) -> Result<Admission, Refused> {
 
 /// Lets a call in that has not to wait, and sends it.
 fn send(lane: &Lane) -> Underway {
-    admit(lane).now_or_never().expect("nothing to wait for").unwrap().depart()
+    admit(lane).now_or_never().expect("nothing to wait for").unwrap().depart().unwrap()
 }
 
 #[tokio::test]
@@ -51,16 +58,19 @@ async fn a_task_that_panics_gives_everything_back() {
     let lane =
         Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), Some(Arc::clone(&semaphore)));
     let admission = admit(&lane).await.unwrap();
-    let reserved = || account.budget().usage().requests_per_minute.reserved;
-    assert_eq!((door.occupancy().in_flight, semaphore.in_use(), reserved()), (1, 1, 1));
+    let reserved = || usage(&account).requests_per_minute.reserved;
+    assert_eq!((door.occupancy().in_flight, semaphore.standing().in_use, reserved()), (1, 1, 1));
     let task = tokio::spawn(async move {
         let _admission = admission;
         panic!("with the admission in its hands");
     });
     assert!(task.await.unwrap_err().is_panic());
     assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 1));
-    assert_eq!((semaphore.in_use(), semaphore.available(), reserved()), (0, 1, 0));
-    assert_eq!(account.concurrency().semaphore().in_use(), 0);
+    assert_eq!(
+        (semaphore.standing().in_use, semaphore.standing().available(), reserved()),
+        (0, 1, 0)
+    );
+    assert_eq!(account.concurrency().semaphore().standing().in_use, 0);
 }
 
 /// The lock that a batch's items pass through one by one is not poisoned by one of them.
@@ -183,7 +193,7 @@ async fn who_waited_for_the_quota_and_then_for_a_semaphore_goes_next() {
     advance(1050 * SECOND / 1000).await;
     assert!((&mut second).now_or_never().is_none());
     let admitted = first.now_or_never().expect("it goes first").unwrap();
-    let _sent = admitted.depart();
+    let _sent = admitted.depart().unwrap();
     assert!((&mut second).now_or_never().is_none());
     advance(1050 * SECOND / 1000).await;
     assert!(second.now_or_never().is_some());
@@ -199,7 +209,7 @@ async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
     for call in burst {
         call.refused(until, named);
     }
-    let usage = account(&door, "a").budget().usage();
+    let usage = usage(&account(&door, "a"));
     assert_eq!(usage.paused_for, Some(20 * SECOND));
     let requests = usage.requests_per_minute;
     assert_eq!((requests.limit, requests.used, requests.reserved), (Some(60), 0, 0));
@@ -257,15 +267,15 @@ async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
     for refused in [waits.await, admit(&self::lane(&door, "a")).await] {
         assert!(matches!(refused, Err(Refused::Exhausted(Exhausted::DayExhausted { .. }))));
     }
-    assert_eq!(account(&door, "a").budget().usage().requests_per_day.limit, Some(250));
+    assert_eq!(usage(&account(&door, "a")).requests_per_day.limit, Some(250));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_settles_what_was_estimated() {
     let door = door(10, 0);
     let lane = lane(&door, "a");
-    let call = lane.turn().await.admit(100, deadline()).await.unwrap().depart();
-    let used = || account(&door, "a").budget().usage().input_tokens_per_minute.used;
+    let call = lane.turn().await.admit(100, deadline()).await.unwrap().depart().unwrap();
+    let used = || usage(&account(&door, "a")).input_tokens_per_minute.used;
     assert_eq!(used(), 100);
     call.answered(Some(80));
     assert_eq!(used(), 80);
@@ -285,7 +295,7 @@ async fn order_beside_a_batch(door: &Arc<Door>, free: impl AsyncFn(Vec<Underway>
                 if let Some(admitted) = wait.as_mut().and_then(FutureExt::now_or_never) {
                     order.push(number);
                     *wait = None;
-                    running.push(admitted.unwrap().depart());
+                    running.push(admitted.unwrap().depart().unwrap());
                 }
             }
         }

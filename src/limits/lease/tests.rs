@@ -3,7 +3,7 @@ use std::pin::Pin;
 use tokio::time::advance;
 
 use super::*;
-use crate::limits::{QuotaPlan, SemaphoreId};
+use crate::limits::{Acquire as _, QuotaPlan, SemaphoreId, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(30);
@@ -14,7 +14,12 @@ type Answer = Result<(Lease, bool), NoLease>;
 /// One semaphore and its leases.
 struct Bench {
     leases: Arc<Leases>,
-    semaphore: Arc<Semaphore>,
+    semaphore: Arc<dyn Semaphore>,
+}
+
+/// What a store of this process answers, which is there at once.
+fn now<T>(answer: impl Future<Output = T>) -> T {
+    answer.now_or_never().expect("nothing to wait for")
 }
 
 fn id() -> SemaphoreId {
@@ -32,8 +37,25 @@ impl Bench {
 
     fn with_queue(limit: usize, max_waiting: usize) -> Self {
         let door = Door::new(100, max_waiting, QuotaPlan::default());
-        let (semaphore, _) = door.named().register(id(), limit).unwrap();
+        let (semaphore, _) = now(door.store().register(id(), limit)).unwrap();
         Self { leases: Leases::new(door), semaphore }
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        self.leases.door.store()
+    }
+
+    fn register(&self, id: SemaphoreId, limit: usize) -> Arc<dyn Semaphore> {
+        now(self.store().register(id, limit)).unwrap().0
+    }
+
+    fn delete(&self) -> bool {
+        now(self.store().delete(&id())).unwrap()
+    }
+
+    /// The leases of a semaphore.
+    fn of(&self, semaphore: &Arc<dyn Semaphore>) -> Vec<Lease> {
+        now(self.store().leases(semaphore)).unwrap()
     }
 
     async fn ask(&self, permits: usize, key: Option<&str>, wait: Duration) -> Answer {
@@ -63,15 +85,15 @@ impl Bench {
     }
 
     fn renew(&self, lease: &Lease, ttl: Option<Duration>) -> Result<Lease, NoSuchLease> {
-        self.leases.renew(&id(), &lease.id, ttl)
+        now(self.store().renew_lease(&id(), &lease.id, ttl)).unwrap()
     }
 
     fn release(&self, lease: &Lease) {
-        self.leases.release(&id(), &lease.id).unwrap();
+        now(self.store().release_lease(&id(), &lease.id)).unwrap().unwrap();
     }
 
     fn waiting(&self) -> (usize, usize) {
-        (self.semaphore.waiting(), self.leases.door.occupancy().waiting)
+        (self.semaphore.standing().waiting, self.leases.door.occupancy().waiting)
     }
 }
 
@@ -115,7 +137,7 @@ async fn a_lease_of_several_waits_until_all_of_them_are_free() {
     assert!((&mut later).now_or_never().is_none(), "nobody overtakes");
     bench.release(&one);
     let several = granted(several);
-    assert_eq!((several.permits, bench.semaphore.in_use()), (3, 3));
+    assert_eq!((several.terms.permits, bench.semaphore.standing().in_use), (3, 3));
     bench.release(&several);
     granted(later);
 }
@@ -126,15 +148,15 @@ async fn a_lease_ends_by_itself_and_not_before_its_time() {
     let lease = bench.take(1);
     let next = bench.wait(1);
     pass(TTL - Duration::from_millis(1)).await;
-    assert_eq!(bench.leases.of(&bench.semaphore), std::slice::from_ref(&lease));
-    assert_eq!(bench.semaphore.waiting(), 1);
+    assert_eq!(bench.of(&bench.semaphore), std::slice::from_ref(&lease));
+    assert_eq!(bench.semaphore.standing().waiting, 1);
 
     pass(Duration::from_millis(1)).await;
     let next = granted(next);
-    assert_eq!(bench.leases.of(&bench.semaphore), [next]);
+    assert_eq!(bench.of(&bench.semaphore), [next]);
     assert_eq!(bench.renew(&lease, None), Err(NoSuchLease), "it does not come back");
     bench.release(&lease);
-    assert_eq!(bench.semaphore.in_use(), 1, "nothing is given back twice");
+    assert_eq!(bench.semaphore.standing().in_use, 1, "nothing is given back twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,7 +170,7 @@ async fn a_renewal_puts_the_end_off() {
         assert_eq!(renewed.fencing_token, lease.fencing_token);
     }
     pass(TTL).await;
-    assert_eq!(bench.semaphore.in_use(), 0);
+    assert_eq!(bench.semaphore.standing().in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -159,9 +181,9 @@ async fn a_renewal_can_bring_another_ttl_for_good() {
     pass(SECOND).await;
     bench.renew(&lease, None).unwrap();
     pass(2 * SECOND - Duration::from_millis(1)).await;
-    assert_eq!(bench.semaphore.in_use(), 1);
+    assert_eq!(bench.semaphore.standing().in_use, 1);
     pass(Duration::from_millis(1)).await;
-    assert_eq!(bench.semaphore.in_use(), 0, "sooner than it was to end at first");
+    assert_eq!(bench.semaphore.standing().in_use, 0, "sooner than it was to end at first");
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +192,7 @@ async fn to_release_twice_gives_back_once() {
     let (lease, _other) = (bench.take(1), bench.take(1));
     bench.release(&lease);
     bench.release(&lease);
-    assert_eq!((bench.semaphore.in_use(), bench.semaphore.available()), (1, 1));
+    assert_eq!((bench.semaphore.standing().in_use, bench.semaphore.standing().available()), (1, 1));
     assert_eq!(bench.renew(&lease, None), Err(NoSuchLease));
 }
 
@@ -179,9 +201,10 @@ async fn a_lease_is_of_its_semaphore_alone() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let other = SemaphoreId::parse("audio").unwrap();
-    assert_eq!(bench.leases.renew(&other, &lease.id, None), Err(NoSuchLease));
-    assert_eq!(bench.leases.release(&other, &lease.id), Err(NoSuchLease));
-    assert_eq!(bench.semaphore.in_use(), 1);
+    let store = bench.store();
+    assert_eq!(now(store.renew_lease(&other, &lease.id, None)), Ok(Err(NoSuchLease)));
+    assert_eq!(now(store.release_lease(&other, &lease.id)), Ok(Err(NoSuchLease)));
+    assert_eq!(bench.semaphore.standing().in_use, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +219,7 @@ async fn who_gives_up_leaves_the_queue() {
     drop(leaver);
     assert_eq!(bench.waiting(), (0, 1), "the next has it and has not looked yet");
     granted(next);
-    assert_eq!((bench.waiting(), bench.semaphore.in_use()), ((0, 0), 1));
+    assert_eq!((bench.waiting(), bench.semaphore.standing().in_use), ((0, 0), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,9 +256,9 @@ async fn more_permits_than_there_are_is_refused_at_once_and_when_the_limit_falls
     }
     let held = bench.take(3);
     let (three, two) = (bench.wait(3), bench.wait(2));
-    bench.semaphore.resize(2);
+    bench.register(id(), 2);
     assert_eq!(three.now_or_never(), refused(2));
-    assert_eq!((bench.semaphore.in_use(), bench.semaphore.limit()), (3, 2));
+    assert_eq!((bench.semaphore.standing().in_use, bench.semaphore.standing().limit), (3, 2));
     bench.release(&held);
     granted(two);
 }
@@ -245,25 +268,23 @@ async fn a_deleted_semaphore_ends_the_waits_and_leaves_the_leases() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let waits = bench.wait(1);
-    let named = bench.leases.door.named();
-    assert!(named.delete(&id()));
+    assert!(bench.delete());
     let deleted = Err(NoLease::Refused(Refused::SemaphoreDeleted));
     assert_eq!(waits.now_or_never(), Some(deleted));
 
-    let (anew, _) = named.register(id(), 1).unwrap();
-    assert_eq!(bench.leases.of(&anew), []);
+    let anew = bench.register(id(), 1);
+    assert_eq!(bench.of(&anew), []);
     assert!(bench.renew(&lease, None).is_ok(), "who holds it can finish");
-    assert_eq!(bench.semaphore.in_use(), 1);
+    assert_eq!(bench.semaphore.standing().in_use, 1);
     bench.release(&lease);
-    assert_eq!((bench.semaphore.in_use(), anew.in_use()), (0, 0));
+    assert_eq!((bench.semaphore.standing().in_use, anew.standing().in_use), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn fencing_tokens_grow_over_all_semaphores_and_from_one_start_to_the_next() {
     let before = u64::try_from(Timestamp::now().as_microsecond()).unwrap();
     let bench = Bench::new(1000);
-    let (other, _) =
-        bench.leases.door.named().register(SemaphoreId::parse("b").unwrap(), 1000).unwrap();
+    let other = bench.register(SemaphoreId::parse("b").unwrap(), 1000);
     let mut last = before - 1;
     for _ in 0..200 {
         let there = bench.leases.acquire(id(), &other, terms(1), None, Duration::ZERO);
@@ -288,7 +309,7 @@ async fn a_key_gives_the_same_lease_for_as_long_as_it_lives() {
         assert_eq!(bench.ask(1, key, wait).await, Ok((lease.clone(), false)));
     }
     assert_eq!(bench.ask(2, key, MINUTE).await, Err(NoLease::KeyReused), "other terms");
-    assert_eq!(bench.semaphore.in_use(), 1);
+    assert_eq!(bench.semaphore.standing().in_use, 1);
 
     bench.release(&lease);
     let (second, new) = bench.ask(2, key, Duration::ZERO).await.unwrap();
@@ -296,9 +317,9 @@ async fn a_key_gives_the_same_lease_for_as_long_as_it_lives() {
     pass(TTL).await;
     let (third, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
     assert!(new && third.id != second.id);
-    assert_eq!(bench.semaphore.in_use(), 1);
+    assert_eq!(bench.semaphore.standing().in_use, 1);
     bench.release(&third);
-    assert_eq!(bench.leases.state().asked.len(), 0, "nothing is kept of what is over");
+    assert_eq!(bench.leases.asked().len(), 0, "nothing is kept of what is over");
 }
 
 #[tokio::test(start_paused = true)]
@@ -320,7 +341,7 @@ async fn requests_with_the_same_key_share_one_place_for_as_long_as_one_of_them_w
     let (lease, new) = second.now_or_never().expect("the first one's place").unwrap();
     assert!(!new);
     assert_eq!(third.now_or_never(), Some(Ok((lease.clone(), false))));
-    assert_eq!(bench.semaphore.in_use(), 1);
+    assert_eq!(bench.semaphore.standing().in_use, 1);
     bench.release(&lease);
     granted(other);
 }
@@ -332,7 +353,7 @@ async fn a_key_is_forgotten_when_all_who_wait_with_it_are_gone() {
     let key = Some("order-66");
     let (first, second) = (bench.wait_with(1, key, MINUTE), bench.wait_with(1, key, MINUTE));
     drop((first, second));
-    assert_eq!((bench.waiting(), bench.leases.state().asked.len()), ((0, 0), 0));
+    assert_eq!((bench.waiting(), bench.leases.asked().len()), ((0, 0), 0));
     bench.release(&held);
     let (_, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
     assert!(new);
@@ -343,9 +364,8 @@ async fn a_key_of_a_deleted_semaphore_means_nothing_to_a_new_one_of_its_name() {
     let bench = Bench::new(1);
     let key = Some("order-66");
     let (lease, _) = bench.ask(1, key, Duration::ZERO).await.unwrap();
-    let named = bench.leases.door.named();
-    named.delete(&id());
-    let (anew, _) = named.register(id(), 1).unwrap();
+    bench.delete();
+    let anew = bench.register(id(), 1);
     let asked = bench.leases.acquire(id(), &anew, terms(1), key, Duration::ZERO).await;
     let (other, new) = asked.unwrap();
     assert!(new && other.id != lease.id);

@@ -8,24 +8,29 @@ use super::*;
 use crate::api;
 use crate::config::{AdminKey, Config};
 use crate::gateway::Gateway;
-use crate::limits::{LeaseTerms, Semaphore};
+use crate::limits;
+use crate::limits::{Acquire as _, LeaseTerms, Semaphore};
 use crate::server::{Patience, Worker, serve};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A service with a semaphore of one permit.
-async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<Semaphore>) {
+async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<dyn Semaphore>) {
     let config = Config { admin_api_key: Some(AdminKey::new("key")), ..Config::default() };
     let gateway = Gateway::new(config, true).unwrap();
     let id = SemaphoreId::parse("jobs").unwrap();
-    let (semaphore, _) = gateway.door.named().register(id.clone(), 1).unwrap();
+    let (semaphore, _) = gateway.door.store().register(id.clone(), 1).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let workers = vec![Worker::here(api::router(gateway.clone()))];
     let patience = Patience { client: HOUR, grace: SECOND };
     tokio::spawn(serve(listener, workers, patience, CancellationToken::new()));
     (gateway, address, id, semaphore)
+}
+
+async fn leases(gateway: &Gateway, semaphore: &Arc<dyn Semaphore>) -> Vec<limits::Lease> {
+    gateway.door.store().leases(semaphore).await.unwrap()
 }
 
 fn client(address: SocketAddr, id: &SemaphoreId) -> Service {
@@ -43,21 +48,21 @@ async fn who_waits_longer_than_one_request_may_keeps_its_place() {
     let waits = tokio::spawn(async move {
         service.take(&Terms { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND }).await
     });
-    while semaphore.waiting() == 0 {
+    while semaphore.standing().waiting == 0 {
         tokio::task::yield_now().await;
     }
     let later = Arc::clone(&semaphore);
     let later = tokio::spawn(async move { later.acquire().await });
     for _ in 0..500 {
         sleep(SECOND).await;
-        assert_eq!(semaphore.waiting(), 2);
+        assert_eq!(semaphore.standing().waiting, 2);
     }
-    gateway.leases.release(&id, &held.id).unwrap();
+    gateway.door.store().release_lease(&id, &held.id).await.unwrap().unwrap();
     let lease = timeout(HOUR, waits).await.expect("it is before the other").unwrap();
     let lease = lease.expect("its turn");
     assert!(!later.is_finished(), "it came later");
-    assert_eq!(gateway.leases.of(&semaphore)[0].id, lease.lease_id.into());
-    assert_eq!(semaphore.in_use(), 1);
+    assert_eq!(*leases(&gateway, &semaphore).await[0].id, *lease.lease_id);
+    assert_eq!(semaphore.standing().in_use, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,11 +77,11 @@ async fn a_kept_lease_lives_until_it_is_gone() {
     let kept = tokio::spawn(async move { keeps.keep(&lease, ttl, ends).await });
     for _ in 0..100 {
         sleep(SECOND).await;
-        assert_eq!(semaphore.in_use(), 1);
-        let left = gateway.leases.of(&semaphore)[0].expires - Instant::now();
+        assert_eq!(semaphore.standing().in_use, 1);
+        let left = leases(&gateway, &semaphore).await[0].expires - Instant::now();
         assert!(left >= 2 * ttl / 3 - 2 * SECOND, "it is renewed at each third: {left:?}");
     }
-    gateway.leases.release(&id, &lease_id).unwrap();
+    gateway.door.store().release_lease(&id, &lease_id).await.unwrap().unwrap();
     let released = Instant::now();
     let reason = kept.await.unwrap();
     assert!(reason.contains("was released"), "{reason}");

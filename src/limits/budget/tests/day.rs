@@ -2,12 +2,12 @@
 
 use super::*;
 
-fn budget_at(quotas: Quotas, wall: &str) -> Arc<Budget> {
-    Budget::starting_at(quotas, MINUTE, wall.parse().expect("a valid timestamp"))
+fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
+    LocalBudget::starting_at(quotas, MINUTE, wall.parse().expect("a valid timestamp"))
 }
 
-async fn day_exhausted(budget: &Arc<Budget>) -> Duration {
-    match budget.reserve(1, patient()).now_or_never() {
+async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
+    match Arc::clone(budget).reserve(Line::Queue, 1, patient()).now_or_never() {
         Some(Err(Exhausted::DayExhausted { retry_after })) => retry_after,
         other => panic!("the day is not used up: {other:?}"),
     }
@@ -48,18 +48,20 @@ async fn a_day_that_gemini_calls_used_up_is_over_for_all_at_once() {
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let budget = Arc::clone(&budget);
-            tokio::spawn(async move { budget.reserve(1, patient()).await.err() })
+            tokio::spawn(async move {
+                Arc::clone(&budget).reserve(Line::Queue, 1, patient()).await.err()
+            })
         })
         .collect();
     tokio::task::yield_now().await;
-    assert_eq!(budget.usage().waiting, 3);
+    assert_eq!(budget.usage_now().waiting, 3);
 
     sent.refused_for_the_day();
     let two_hours = Exhausted::DayExhausted { retry_after: 2 * HOUR };
     for refused in join_all(waiting).await {
         assert_eq!(refused.unwrap(), Some(two_hours));
     }
-    assert_eq!(budget.usage().next_free_in, Some(2 * HOUR));
+    assert_eq!(budget.usage_now().next_free_in, Some(2 * HOUR));
     advance(2 * HOUR).await;
     assert!(is_free(&budget, 1).await);
 }
@@ -72,7 +74,7 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
     let early = send(&budget, 1).await;
     yesterday.refused_for_the_day();
     assert!(is_free(&budget, 1).await, "it left yesterday");
-    assert_eq!(budget.usage().requests_per_day.used, 1);
+    assert_eq!(budget.usage_now().requests_per_day.used, 1);
 
     // A second past midnight here may have been a second before it there.
     early.refused_for_the_day();

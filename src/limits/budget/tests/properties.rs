@@ -38,7 +38,7 @@ enum End {
 }
 
 /// Does what the calls say, and changes the quotas at given milliseconds.
-async fn run(budget: &Arc<Budget>, calls: &[Call], changes: &[(u64, Quotas)]) -> Log {
+async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)]) -> Log {
     let start = Instant::now();
     let log = RefCell::new(Log::new());
     let record = |call: usize, event: Event| {
@@ -48,7 +48,7 @@ async fn run(budget: &Arc<Budget>, calls: &[Call], changes: &[(u64, Quotas)]) ->
         sleep(Duration::from_millis(call.arrives)).await;
         record(number, Event::Arrived);
         let deadline = Instant::now() + Duration::from_millis(call.deadline);
-        let reserving = budget.wait(call.line, call.tokens, deadline);
+        let reserving = Arc::clone(budget).wait(call.line, call.tokens, deadline);
         let reservation =
             match timeout(Duration::from_millis(call.cancelled_after), reserving).await {
                 Ok(Ok(reservation)) => reservation,
@@ -231,12 +231,12 @@ fn since_it_was_first(log: &Log, reserved: usize, call: usize) -> usize {
 }
 
 /// A minute and its margin after the last call, nothing is spent.
-async fn assert_all_is_free(budget: &Arc<Budget>) {
-    let usage = budget.usage();
+async fn assert_all_is_free(budget: &Arc<LocalBudget>) {
+    let usage = budget.usage_now();
     let reserved = [usage.requests_per_minute.reserved, usage.input_tokens_per_minute.reserved];
     assert_eq!((reserved, usage.waiting), ([0, 0], 0));
     sleep(61 * SECOND).await;
-    let usage = budget.usage();
+    let usage = budget.usage_now();
     assert_eq!((usage.requests_per_minute.used, usage.input_tokens_per_minute.used), (0, 0));
     let whole = usage.input_tokens_per_minute.limit.unwrap_or(1);
     assert!(is_free(budget, whole).await, "a whole minute's tokens can be spent");

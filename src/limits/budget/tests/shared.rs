@@ -1,0 +1,611 @@
+//! Budgets that are kept in Redis, by the script in a real one, on a clock that the tests set.
+
+use std::collections::BTreeMap;
+
+use redis::{Connection, PubSub, Script};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::limits::shared::test_server::RedisServer;
+use crate::limits::shared::wire::SCRIPT;
+
+mod equivalence;
+mod replicas;
+
+/// When a test begins, in microseconds: where a cell of the grid begins, of a minute or a second.
+const START: u64 = 1_764_000_000_000_000 / 234_375 * 234_375;
+
+const ACCOUNT: &str = "an account";
+
+/// What `redis.call('TIME')` becomes: seconds, and microseconds of any number.
+const TEST_TIME: &str = "{0, ARGV[4]}";
+
+/// What a ticket comes to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+enum Verdict {
+    #[serde(rename = "reserved")]
+    Granted {
+        account: String,
+        tokens: u64,
+    },
+    NoQuota,
+    TooLarge {
+        tokens: u64,
+        limit: u64,
+    },
+    NotBefore {
+        retry_after_us: u64,
+    },
+    DayExhausted {
+        retry_after_us: u64,
+    },
+    Unavailable,
+    Unopened,
+}
+
+impl Verdict {
+    fn granted(tokens: u64) -> Self {
+        Self::Granted { account: ACCOUNT.to_owned(), tokens }
+    }
+}
+
+impl From<Exhausted> for Verdict {
+    fn from(reason: Exhausted) -> Self {
+        match reason {
+            Exhausted::NoQuota => Self::NoQuota,
+            Exhausted::TooLarge { tokens, limit } => Self::TooLarge { tokens, limit },
+            Exhausted::NotBefore { retry_after } => {
+                Self::NotBefore { retry_after_us: micros(retry_after) }
+            }
+            Exhausted::DayExhausted { retry_after } => {
+                Self::DayExhausted { retry_after_us: micros(retry_after) }
+            }
+        }
+    }
+}
+
+/// Rounded up, as the script does.
+fn micros(duration: Duration) -> u64 {
+    duration.as_nanos().div_ceil(1000) as u64
+}
+
+/// As the script tells it.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Usage {
+    requests_per_minute: Spent,
+    input_tokens_per_minute: Spent,
+    requests_per_day: Spent,
+    waiting: u64,
+    next_free_in_us: Option<u64>,
+    paused_for_us: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Spent {
+    limit: Option<u64>,
+    used: u64,
+    reserved: u64,
+}
+
+impl From<QuotaUsage> for Spent {
+    fn from(QuotaUsage { limit, used, reserved }: QuotaUsage) -> Self {
+        Self { limit, used, reserved }
+    }
+}
+
+impl From<BudgetUsage> for Usage {
+    fn from(usage: BudgetUsage) -> Self {
+        Self {
+            requests_per_minute: usage.requests_per_minute.into(),
+            input_tokens_per_minute: usage.input_tokens_per_minute.into(),
+            requests_per_day: usage.requests_per_day.into(),
+            waiting: usage.waiting,
+            next_free_in_us: usage.next_free_in.map(micros),
+            paused_for_us: usage.paused_for.map(micros),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    ticket: u64,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reply {
+    #[serde(default)]
+    expired: bool,
+    #[serde(default)]
+    results: BTreeMap<usize, Value>,
+    #[serde(default)]
+    answers: Vec<Answer>,
+    look_again_in_us: Option<u64>,
+}
+
+impl Reply {
+    /// What became of the only ticket.
+    fn verdict(mut self) -> Verdict {
+        assert_eq!(self.answers.len(), 1, "{self:?}");
+        self.answers.remove(0).verdict
+    }
+}
+
+/// What replicas share, and what time it is.
+struct Shared {
+    connection: Connection,
+    script: Script,
+    /// What keys begin with.
+    prefix: String,
+    /// In microseconds, of the clock in Redis.
+    now: u64,
+    tenure: Duration,
+}
+
+impl Shared {
+    fn new(server: &RedisServer, prefix: impl Into<String>) -> Self {
+        let source = SCRIPT.replace("redis.call('TIME')", TEST_TIME);
+        assert_ne!(source, SCRIPT, "the script reads the clock in another way");
+        Self {
+            connection: connect(server),
+            script: Script::new(&source),
+            prefix: prefix.into(),
+            now: START,
+            tenure: 30 * SECOND,
+        }
+    }
+
+    fn say(&mut self, member: &str, operations: &[Value]) -> Reply {
+        let reply: String = self
+            .script
+            .key(&self.prefix)
+            .arg(member)
+            .arg(self.tenure.as_micros() as u64)
+            .arg(serde_json::to_string(operations).unwrap())
+            .arg(self.now)
+            .invoke(&mut self.connection)
+            .unwrap_or_else(|error| panic!("{operations:?}: {error}"));
+        serde_json::from_str(&reply).unwrap_or_else(|error| panic!("{reply}: {error}"))
+    }
+
+    /// Makes a member, for which the account is open.
+    fn join(&mut self, member: &str, quotas: Quotas) -> Reply {
+        self.say(member, &[join(), open(quotas)])
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now += time.as_micros() as u64;
+    }
+
+    fn usage(&mut self, member: &str) -> Usage {
+        let mut reply = self.say(member, &[usage()]);
+        serde_json::from_value(reply.results.remove(&0).expect("it is open")).unwrap()
+    }
+}
+
+fn connect(server: &RedisServer) -> Connection {
+    let client = redis::Client::open(server.url()).unwrap();
+    client.get_connection().expect("the server runs")
+}
+
+/// What members are told that do not speak.
+struct News<'a> {
+    subscription: PubSub<'a>,
+    prefix: String,
+}
+
+impl<'a> News<'a> {
+    fn of(shared: &Shared, listener: &'a mut Connection) -> Self {
+        let mut subscription = listener.as_pubsub();
+        subscription.psubscribe(format!("{}:*", shared.prefix)).unwrap();
+        Self { subscription, prefix: shared.prefix.clone() }
+    }
+
+    /// All that was told since this was asked last: to whom, what.
+    fn hear(&mut self, shared: &mut Shared) -> Vec<(String, Value)> {
+        let last = format!("{}:last", self.prefix);
+        let published = redis::cmd("PUBLISH").arg(&last).arg("").query(&mut shared.connection);
+        let () = published.unwrap();
+        let mut news = Vec::new();
+        loop {
+            let message = self.subscription.get_message().unwrap();
+            let channel = message.get_channel_name();
+            if channel == last {
+                return news;
+            }
+            let (_, member) = channel.rsplit_once(':').unwrap();
+            let told: String = message.get_payload().unwrap();
+            news.push((member.to_owned(), serde_json::from_str(&told).unwrap()));
+        }
+    }
+
+    /// All answers, to the speaker and to others: to whom, to which ticket, and which.
+    fn heard_by(
+        &mut self,
+        shared: &mut Shared,
+        speaker: &str,
+        reply: Reply,
+    ) -> Vec<(String, u64, Verdict)> {
+        let published = self.hear(shared).into_iter().filter_map(|(member, mut news)| {
+            let answers = news.get_mut("answers")?.take();
+            Some((member, serde_json::from_value(answers).unwrap()))
+        });
+        let own = std::iter::once((speaker.to_owned(), reply.answers));
+        own.chain(published)
+            .flat_map(|(member, answers)| {
+                answers.into_iter().map(move |of| (member.clone(), of.ticket, of.verdict))
+            })
+            .collect()
+    }
+}
+
+/// Without what is not limited: the script takes no null for it.
+fn limits(quotas: Quotas) -> Value {
+    let mut limits = json!({});
+    for (name, limit) in [
+        ("rpm", quotas.requests_per_minute),
+        ("tpm", quotas.input_tokens_per_minute),
+        ("rpd", quotas.requests_per_day),
+    ] {
+        if let Some(limit) = limit {
+            limits[name] = json!(limit);
+        }
+    }
+    limits
+}
+
+/// Longer than any test but those of the day.
+const MIDNIGHT_US: u64 = 80_000_000_000;
+
+fn join() -> Value {
+    json!({
+        "op": "join", "run": "the only", "uptime_us": 1_u64 << 50, "limit": 10, "starts": true,
+        "known": [],
+    })
+}
+
+fn open(quotas: Quotas) -> Value {
+    json!({
+        "op": "open_budget", "account": ACCOUNT, "planned": limits(quotas),
+        "minute_us": MINUTE.as_micros() as u64, "midnight_us": MIDNIGHT_US,
+    })
+}
+
+/// One who has all the time in the world.
+fn ask(ticket: u64, tokens: u64) -> Value {
+    json!({
+        "op": "reserve", "account": ACCOUNT, "ticket": ticket, "tokens": tokens, "line": "queue",
+        "waited_us": 0, "patience_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
+    })
+}
+
+fn ask_in(line: &str, ticket: u64, tokens: u64) -> Value {
+    with(ask(ticket, tokens), "line", json!(line))
+}
+
+fn with(mut operation: Value, name: &str, value: Value) -> Value {
+    operation[name] = value;
+    operation
+}
+
+fn depart(ticket: u64, tokens: u64) -> Value {
+    json!({
+        "op": "depart", "account": ACCOUNT, "ticket": ticket, "tokens": tokens,
+        "midnight_us": MIDNIGHT_US,
+    })
+}
+
+fn give_back(tokens: u64) -> Value {
+    json!({"op": "give_back_budget", "account": ACCOUNT, "tokens": tokens})
+}
+
+fn usage() -> Value {
+    json!({"op": "budget_usage", "account": ACCOUNT, "midnight_us": MIDNIGHT_US})
+}
+
+/// Lets all who wait in, one after the other, and what was let in leave. Who it was, in order.
+fn drain(shared: &mut Shared, news: &mut News<'_>, speaker: &str) -> Vec<(String, u64)> {
+    let mut order = Vec::new();
+    for _ in 0..100 {
+        let looked = shared.say(speaker, &[usage()]);
+        let (look_again, waiting) =
+            (looked.look_again_in_us, looked.results[&0]["waiting"].clone());
+        let mut told = news.heard_by(shared, speaker, looked);
+        if told.is_empty() && waiting == 0 {
+            return order;
+        }
+        if told.is_empty() {
+            shared.now += look_again.expect("somebody waits").min(10_000_000);
+        }
+        while let Some((member, ticket, verdict)) = told.pop() {
+            assert!(matches!(verdict, Verdict::Granted { .. }), "{member} {ticket}: {verdict:?}");
+            let reply = shared.say(&member, &[depart(ticket, 1)]);
+            told.extend(news.heard_by(shared, &member, reply));
+            order.push((member, ticket));
+        }
+    }
+    panic!("not all were let in: {order:?}");
+}
+
+fn in_order(of: &[(&str, u64)]) -> Vec<(String, u64)> {
+    of.iter().map(|(member, ticket)| ((*member).to_owned(), *ticket)).collect()
+}
+
+fn start_server() -> RedisServer {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(RedisServer::start())
+}
+
+fn listening_server() -> (RedisServer, Connection) {
+    let server = start_server();
+    let listener = connect(&server);
+    (server, listener)
+}
+
+#[test]
+fn members_are_served_in_the_order_in_which_they_asked_but_those_who_return_before() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "order");
+    let mut news = News::of(&shared, &mut listener);
+    for member in ["a", "b"] {
+        shared.join(member, requests(60));
+    }
+    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    shared.advance(SECOND / 2);
+    shared.say("a", &[ask(1, 1)]);
+    shared.advance(SECOND / 1000);
+    shared.say("b", &[ask(1, 1)]);
+    shared.advance(SECOND / 1000);
+    shared.say("a", &[ask(2, 1), ask_in("returning", 3, 1)]);
+    // What a third says was long under way: it asked before all others.
+    shared.join("c", requests(60));
+    shared.say("c", &[with(ask(1, 1), "waited_us", json!(400_000))]);
+    let expected = in_order(&[("a", 3), ("c", 1), ("a", 1), ("b", 1), ("a", 2)]);
+    assert_eq!(drain(&mut shared, &mut news, "b"), expected);
+}
+
+#[test]
+fn who_is_courteous_lets_those_go_first_who_come_meanwhile_wherever_they_come() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "courtesy");
+    let mut news = News::of(&shared, &mut listener);
+    for member in ["a", "b"] {
+        shared.join(member, requests(60));
+    }
+    shared.say("a", &[ask(1, 1), depart(1, 1)]);
+    shared.say("a", &[ask_in("courteous", 2, 1)]);
+    shared.say("b", &[ask(1, 1), ask_in("courteous", 2, 1)]);
+    let expected = in_order(&[("b", 1), ("b", 2), ("a", 2)]);
+    assert_eq!(drain(&mut shared, &mut news, "a"), expected);
+}
+
+#[test]
+fn of_a_member_that_ended_the_places_are_void_and_what_it_had_reserved_has_left() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "death");
+    let mut news = News::of(&shared, &mut listener);
+    for member in ["a", "b"] {
+        shared.join(member, tokens(1000));
+    }
+    assert_eq!(shared.say("a", &[ask(1, 600)]).verdict(), Verdict::granted(600));
+    shared.say("a", &[ask(2, 900)]);
+    shared.advance(20 * SECOND);
+    let reply = shared.say("b", &[ask(1, 400)]);
+    assert_eq!(shared.usage("b").waiting, 2);
+
+    // Nobody but the end of the first can make room: that is when it is looked for.
+    let look_again = reply.look_again_in_us.unwrap();
+    assert_eq!(look_again, 10_000_000);
+    shared.now += look_again;
+    shared.say("b", &[]);
+    let usage = shared.usage("b");
+    assert_eq!((usage.waiting, usage.requests_per_minute.reserved), (1, 0));
+    assert_eq!(usage.input_tokens_per_minute.used, 600);
+    assert_eq!(usage.requests_per_day.used, 1);
+    // Of 1000 a minute, 600 flow in within 36.18 s; and a large call waits for the jitter.
+    let ended_at = shared.now;
+    assert_eq!(drain(&mut shared, &mut news, "b"), in_order(&[("b", 1)]));
+    assert_eq!(shared.now - ended_at, 36_210_000);
+    assert!(shared.say("a", &[]).expired);
+}
+
+#[test]
+fn a_new_member_takes_over_what_it_held_and_its_places() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "claim");
+    shared.tenure = HOUR;
+    let mut news = News::of(&shared, &mut listener);
+    shared.join("before", tokens(1000));
+    for (ticket, amount) in [(1, 3), (2, 4), (3, 1000), (4, 1)] {
+        shared.say("before", &[ask(ticket, amount)]);
+    }
+    shared.say("before", &[depart(2, 4)]);
+    shared.join("other", tokens(1000));
+    shared.advance(SECOND / 1000);
+    shared.say("other", &[ask(1, 1)]);
+
+    // It had reserved 3 and waited for 1000, and gave up the 1.
+    shared.join("after", tokens(1000));
+    let claim = json!({
+        "op": "claim_budget", "account": ACCOUNT, "requests": 1, "tokens": 3, "from": "before",
+    });
+    let again = with(ask(3, 1000), "waited_us", json!(1_000_000));
+    shared.say("after", &[claim, again, json!({"op": "retire", "member": "before"})]);
+    let usage = shared.usage("after");
+    let tokens = usage.input_tokens_per_minute;
+    assert_eq!((usage.waiting, tokens.used, tokens.reserved), (2, 4, 3));
+
+    // What left as the one is settled as the other.
+    let settled = json!({
+        "op": "settle", "account": ACCOUNT, "ticket": 2, "tokens": 4, "actual": 2, "by": "before",
+    });
+    shared.say("after", &[settled, give_back(3)]);
+    let tokens = shared.usage("after").input_tokens_per_minute;
+    assert_eq!((tokens.used, tokens.reserved), (2, 0));
+    let order = drain(&mut shared, &mut news, "other");
+    assert_eq!(order, in_order(&[("after", 3), ("other", 1)]), "it kept its place");
+}
+
+#[test]
+fn what_is_not_claimed_has_left() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "unclaimed");
+    shared.join("before", requests(600));
+    shared.say("before", &[ask(1, 10), ask(2, 20)]);
+    shared.join("after", requests(600));
+    let claim = json!({
+        "op": "claim_budget", "account": ACCOUNT, "requests": 1, "tokens": 20, "from": "before",
+    });
+    shared.say("after", &[claim, json!({"op": "retire", "member": "before"})]);
+    let tokens = shared.usage("after").input_tokens_per_minute;
+    assert_eq!((tokens.used, tokens.reserved), (10, 20));
+}
+
+#[test]
+fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "quotas");
+    let mut news = News::of(&shared, &mut listener);
+    let opened = |reply: Reply| reply.results[&1].clone();
+    assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
+    news.hear(&mut shared);
+    let learnt = json!({"op": "set_quotas", "account": ACCOUNT, "rpm": 20, "tpm": 1000});
+    shared.say("a", &[learnt.clone(), learnt]);
+    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 20, "tpm": 1000}});
+    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
+
+    assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
+    assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
+    assert_eq!(shared.usage("a").requests_per_minute.limit, Some(100));
+    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 100}});
+    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+}
+
+#[test]
+fn of_an_account_that_redis_does_not_know_nothing_is_let_in() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "unknown");
+    shared.join("a", requests(60));
+    let elsewhere = |operation: Value| with(operation, "account", json!("another"));
+    assert_eq!(shared.say("a", &[elsewhere(ask(1, 1))]).verdict(), Verdict::Unopened);
+    let others = [depart(1, 1), give_back(1), usage()].map(elsewhere);
+    assert!(shared.say("a", &others).results.is_empty());
+}
+
+#[test]
+fn a_replica_whose_clock_is_behind_does_not_begin_the_day_again() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "clocks");
+    shared.tenure = 100 * HOUR;
+    shared.join("a", per_day(2));
+    let ends_in = |us: u64, operation: Value| with(operation, "midnight_us", json!(us));
+    shared.now += MIDNIGHT_US;
+    let (day, behind) = (24 * HOUR.as_micros() as u64, 2_000_000);
+    shared.say("a", &[ends_in(day, ask(1, 1)), ends_in(day, depart(1, 1))]);
+    shared.say("a", &[ends_in(behind, ask(2, 1)), ends_in(behind, depart(2, 1))]);
+    let reply = shared.say("a", &[ends_in(day, ask(3, 1))]);
+    assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day });
+    shared.now += behind;
+    let reply = shared.say("a", &[ends_in(day, ask(4, 1))]);
+    assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day - behind });
+}
+
+#[test]
+fn what_counts_no_more_takes_no_room_in_redis() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "room");
+    shared.join("a", Quotas::default());
+    for ticket in 0..5000 {
+        shared.say("a", &[ask(ticket, 1), depart(ticket, 1)]);
+        shared.now += 100_000;
+    }
+    let mut size = |command: &str, name: &str| -> u64 {
+        let key = format!("room:{name}:{ACCOUNT}");
+        redis::cmd(command).arg(key).query(&mut shared.connection).unwrap()
+    };
+    // 10 a second, for a minute and its margin.
+    assert_eq!(size("ZCARD", "budget_left"), 603);
+    assert!(size("STRLEN", "budget_departures") < 603 * 20);
+    assert!(size("STRLEN", "budget") < 1000);
+    for name in ["budget", "budget_departures", "budget_left"] {
+        assert!(size("PTTL", name) > 0, "{name} ends");
+    }
+}
+
+#[test]
+fn places_that_redis_has_thrown_away_hold_nobody_up() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "evicted");
+    shared.join("a", requests(60));
+    shared.say("a", &[ask(1, 1), depart(1, 1)]);
+    shared.say("a", &[ask(2, 1)]);
+    for name in ["budget_waiters", "budget_queue"] {
+        shared.say("a", &[ask(3, 1)]);
+        let key = format!("evicted:{name}:{ACCOUNT}");
+        let () = redis::cmd("DEL").arg(key).query(&mut shared.connection).unwrap();
+        shared
+            .say("a", &[ask(4, 1), json!({"op": "leave_budget", "account": ACCOUNT, "ticket": 4})]);
+        assert_eq!(shared.usage("a").waiting, 0);
+    }
+    shared.advance(2 * SECOND);
+    assert_eq!(shared.say("a", &[ask(5, 1)]).verdict(), Verdict::granted(1));
+}
+
+#[test]
+fn who_asks_when_there_is_room_lets_those_go_first_who_wait() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "first come");
+    let mut news = News::of(&shared, &mut listener);
+    for member in ["a", "b"] {
+        shared.join(member, requests(60));
+    }
+    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    shared.say("b", &[ask(1, 1)]);
+    // There is room for one, and nobody has looked since.
+    shared.advance(2 * SECOND);
+    let asked = [with(ask(1, 1), "wait", json!(false)), ask(2, 1)];
+    let reply = shared.say("a", &asked);
+    let told = news.heard_by(&mut shared, "a", reply);
+    assert_eq!(
+        told,
+        [("a".to_owned(), 1, Verdict::Unavailable), ("b".to_owned(), 1, Verdict::granted(1))]
+    );
+}
+
+#[test]
+fn those_who_asked_later_make_nobody_hopeless_who_was_heard_after_them() {
+    let server = start_server();
+    for later in [0, 1, 90, 150] {
+        let mut shared = Shared::new(&server, format!("heard {later}"));
+        for member in ["a", "b"] {
+            shared.join(member, requests(60));
+        }
+        shared.say("b", &[ask(0, 1), depart(0, 1)]);
+        shared.advance(SECOND / 10);
+        for ticket in 1..=later {
+            shared.say("b", &[ask(ticket, 1)]);
+        }
+        let patient = with(ask(1, 1), "patience_us", json!(1_500_000));
+        let reply = shared.say("a", &[with(patient.clone(), "waited_us", json!(50_000))]);
+        assert!(reply.answers.is_empty(), "{later}: {reply:?}");
+        // One who came last is behind them.
+        let reply = shared.say("b", &[with(patient, "ticket", json!(1000))]);
+        assert!(matches!(reply.verdict(), Verdict::NotBefore { .. }), "{later}");
+    }
+}
+
+#[test]
+fn what_has_left_is_settled_once() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "once");
+    shared.join("a", Quotas::default());
+    shared.say("a", &[ask(1, 100), depart(1, 100), ask(2, 100), depart(2, 100)]);
+    let settled = json!({
+        "op": "settle", "account": ACCOUNT, "ticket": 1, "tokens": 100, "actual": 30,
+    });
+    shared.say("a", &[settled.clone(), settled]);
+    assert_eq!(shared.usage("a").input_tokens_per_minute.used, 130);
+}

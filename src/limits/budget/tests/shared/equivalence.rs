@@ -1,0 +1,427 @@
+//! Of random histories the script makes what the ledger makes: the same are let in, the others
+//! told the same, and the same is spent.
+
+use std::pin::Pin;
+
+use jiff::Timestamp;
+use tokio::task::coop::unconstrained;
+
+use super::*;
+use crate::limits::budget::day::end_of_used_up;
+use crate::pacific::Calendar;
+
+const STEPS: usize = 300;
+
+const MEMBER: &str = "only";
+
+type Reserving = Pin<Box<dyn Future<Output = Result<Reservation, Exhausted>>>>;
+
+/// One who waits here and, under the same ticket, there.
+struct Waiting {
+    ticket: u64,
+    tokens: u64,
+    line: Line,
+    deadline: Instant,
+    reserving: Reserving,
+}
+
+/// One history, of a budget here and of one in Redis.
+struct History {
+    random: fastrand::Rng,
+    start: Instant,
+    calendar: Calendar,
+    budget: Arc<LocalBudget>,
+    shared: Shared,
+    last_ticket: u64,
+    waiting: Vec<Waiting>,
+    reserved: Vec<(u64, Reservation)>,
+    sent: Vec<(u64, Sent)>,
+    /// What the budget here has told since this was compared, and what the one in Redis.
+    here: Vec<(u64, Verdict)>,
+    there: Vec<(u64, Verdict)>,
+    /// When there is something to see, as the one in Redis told.
+    look_again: Instant,
+    /// How often each verdict was given.
+    seen: BTreeMap<String, usize>,
+}
+
+impl History {
+    fn new(server: &RedisServer, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let walls = ["2026-07-01T06:30:00Z", "2026-11-01T06:30:00Z", "2026-03-08T07:59:00Z"];
+        let wall: Timestamp = walls[random.usize(..walls.len())].parse().unwrap();
+        let quotas = quotas(&mut random);
+        let budget = LocalBudget::starting_at(quotas, MINUTE, wall);
+        let start = Instant::now();
+        let calendar = Calendar { wall, instant: start };
+        let mut shared = Shared::new(server, seed.to_string());
+        shared.tenure = 1000 * HOUR;
+        shared.say(MEMBER, &[join()]);
+        let mut history = Self {
+            random,
+            start,
+            calendar,
+            budget,
+            shared,
+            last_ticket: 0,
+            waiting: Vec::new(),
+            reserved: Vec::new(),
+            sent: Vec::new(),
+            here: Vec::new(),
+            there: Vec::new(),
+            look_again: start,
+            seen: BTreeMap::new(),
+        };
+        let opened = history.of_account(
+            "open_budget",
+            json!({
+                "planned": limits(quotas), "minute_us": MINUTE.as_micros() as u64,
+            }),
+        );
+        history.say(&[opened]);
+        history
+    }
+
+    async fn step(&mut self) {
+        // Who asks in the same microsecond has no order.
+        self.pass(Duration::from_micros(50)).await;
+        let operation = match self.random.u32(..100) {
+            0..35 => Some(self.reserve()),
+            35..40 => Some(self.try_reserve()),
+            40..60 => self.depart(),
+            60..64 => self.give_back(),
+            64..68 => self.leave(),
+            68..80 => self.come_to_an_end(),
+            80 => Some(self.pause()),
+            81 => Some(self.set()),
+            _ => {
+                let time = self.some_time();
+                self.pass(time).await;
+                None
+            }
+        };
+        self.compare(operation);
+    }
+
+    /// An operation, with what all have in common.
+    fn of_account(&self, name: &str, mut fields: Value) -> Value {
+        let now = Instant::now();
+        fields["op"] = json!(name);
+        fields["account"] = json!(ACCOUNT);
+        fields["midnight_us"] = json!(micros(self.calendar.midnight_after(now) - now));
+        fields
+    }
+
+    fn say(&mut self, operations: &[Value]) -> Reply {
+        self.shared.now = START + micros(self.start.elapsed());
+        let mut reply = self.shared.say(MEMBER, operations);
+        let answers = std::mem::take(&mut reply.answers);
+        self.there.extend(answers.into_iter().map(|of| (of.ticket, of.verdict)));
+        let look_again = reply.look_again_in_us.unwrap_or(1_000_000);
+        self.look_again = Instant::now() + Duration::from_micros(look_again);
+        reply
+    }
+
+    fn tokens(&mut self) -> u64 {
+        let tokens = self.budget.usage_now().input_tokens_per_minute.limit.unwrap_or(1000);
+        let most = if self.random.u32(..20) == 0 { tokens + tokens / 5 } else { tokens / 10 };
+        self.random.u64(1..=most.max(1))
+    }
+
+    fn reserve(&mut self) -> Value {
+        let tokens = self.tokens();
+        // tokio's timers count whole milliseconds; and no two deadlines coincide.
+        let now = self.start.elapsed().as_millis() as u64;
+        let most = if self.random.u32(..10) == 0 { 30_000_000 } else { 60_000 };
+        let deadline = loop {
+            let millis = now + self.random.u64(1..most);
+            let deadline = self.start + Duration::from_millis(millis);
+            if self.waiting.iter().all(|waiting| waiting.deadline != deadline) {
+                break deadline;
+            }
+        };
+        let line = [Line::Queue, Line::Queue, Line::Courteous, Line::Returning];
+        let line = line[self.random.usize(..4)];
+        let budget = Arc::clone(&self.budget);
+        let reserving: Reserving =
+            match line {
+                Line::Queue => Box::pin(async move {
+                    Arc::clone(&budget).reserve(Line::Queue, tokens, deadline).await
+                }),
+                Line::Courteous => {
+                    Box::pin(async move { budget.reserve(Line::Courteous, tokens, deadline).await })
+                }
+                Line::Returning => {
+                    Box::pin(async move { budget.reserve(Line::Returning, tokens, deadline).await })
+                }
+            };
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let mut waiting = Waiting { ticket, tokens, line, deadline, reserving };
+        if !self.is_answered(&mut waiting) {
+            self.waiting.push(waiting);
+        }
+        let name = match line {
+            Line::Queue => "queue",
+            Line::Courteous => "courteous",
+            Line::Returning => "returning",
+        };
+        self.of_account(
+            "reserve",
+            json!({
+                "ticket": ticket, "tokens": tokens, "line": name, "waited_us": 0,
+                "patience_us": micros(deadline - Instant::now()), "wait": true,
+            }),
+        )
+    }
+
+    fn at_once(&self, tokens: u64, deadline: Instant) -> Result<Option<Reservation>, Exhausted> {
+        match Arc::clone(&self.budget).try_reserve(tokens, deadline) {
+            Attempt::Answered(answer) => answer.map_err(|reason| match reason {
+                NotReserved::Exhausted(reason) => reason,
+                NotReserved::OutOfReach(reason) => panic!("{reason}"),
+            }),
+            Attempt::Asked(_) => panic!("it is kept here"),
+        }
+    }
+
+    fn try_reserve(&mut self) -> Value {
+        let tokens = self.tokens();
+        let patience = Duration::from_micros(self.random.u64(..20_000_000));
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let verdict = match self.at_once(tokens, Instant::now() + patience) {
+            Ok(Some(reservation)) => {
+                self.reserved.push((ticket, reservation));
+                Verdict::granted(tokens)
+            }
+            Ok(None) => Verdict::Unavailable,
+            Err(reason) => reason.into(),
+        };
+        self.here.push((ticket, verdict));
+        self.of_account(
+            "reserve",
+            json!({
+                "ticket": ticket, "tokens": tokens, "line": "queue", "waited_us": 0,
+                "patience_us": micros(patience), "wait": false,
+            }),
+        )
+    }
+
+    fn depart(&mut self) -> Option<Value> {
+        let (ticket, reservation) = any(&mut self.random, &mut self.reserved)?;
+        let tokens = reservation.tokens;
+        self.sent.push((ticket, reservation.leave()));
+        Some(self.of_account("depart", json!({"ticket": ticket, "tokens": tokens})))
+    }
+
+    fn give_back(&mut self) -> Option<Value> {
+        let (_, reservation) = any(&mut self.random, &mut self.reserved)?;
+        let tokens = reservation.tokens;
+        drop(reservation);
+        Some(self.of_account("give_back_budget", json!({"tokens": tokens})))
+    }
+
+    fn leave(&mut self) -> Option<Value> {
+        let Waiting { ticket, reserving, .. } = any(&mut self.random, &mut self.waiting)?;
+        drop(reserving);
+        Some(self.of_account("leave_budget", json!({"ticket": ticket})))
+    }
+
+    fn come_to_an_end(&mut self) -> Option<Value> {
+        let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
+        let (tokens, left_at) = (sent.tokens, sent.departure.at);
+        let left_us_ago = micros(left_at.elapsed());
+        match self.random.u32(..40) {
+            0 => {
+                sent.refused_for_the_day();
+                let until = end_of_used_up(self.calendar, left_at);
+                let now = Instant::now();
+                let closed_for = micros(until - now) as i64 - micros(now - until) as i64;
+                Some(self.of_account(
+                    "close_day",
+                    json!({
+                        "ticket": ticket, "tokens": tokens, "left_us_ago": left_us_ago,
+                        "closed_for_us": closed_for,
+                    }),
+                ))
+            }
+            1..8 => {
+                sent.refused();
+                Some(self.of_account(
+                    "take_back",
+                    json!({
+                        "ticket": ticket, "tokens": tokens, "left_us_ago": left_us_ago,
+                    }),
+                ))
+            }
+            8 => None,
+            how => {
+                let most = if how < 11 { 50 * tokens } else { tokens };
+                let actual = self.random.u64(..=most);
+                sent.settle(actual);
+                let settled = json!({"ticket": ticket, "tokens": tokens, "actual": actual});
+                Some(self.of_account("settle", settled))
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Value {
+        let time = Duration::from_micros(self.random.u64(..20_000_000));
+        self.budget.pause_until(Instant::now() + time);
+        self.of_account("pause", json!({"for_us": micros(time)}))
+    }
+
+    fn set(&mut self) -> Value {
+        let quotas = quotas(&mut self.random);
+        self.budget.set(quotas);
+        self.of_account("set_quotas", limits(quotas))
+    }
+
+    fn some_time(&mut self) -> Duration {
+        let now = Instant::now();
+        let micros = Duration::from_micros;
+        match self.random.u32(..100) {
+            0..45 => self.look_again - now,
+            45..55 => (self.look_again - now).saturating_sub(micros(1)),
+            55..90 => micros(self.random.u64(..5_000_000)),
+            90..99 => micros(self.random.u64(..90_000_000)),
+            _ => micros(self.random.u64(..100_000_000_000)),
+        }
+    }
+
+    /// Lets time pass, but not beyond a deadline.
+    async fn pass(&mut self, time: Duration) {
+        let now = Instant::now();
+        let deadline = self.waiting.iter().map(|waiting| waiting.deadline).min();
+        let until = deadline.map_or(now + time, |deadline| deadline.min(now + time));
+        advance(until - now).await;
+        let Some(late) = self.waiting.iter().position(|waiting| waiting.deadline == until) else {
+            return;
+        };
+        let mut late = self.waiting.remove(late);
+        self.say(&[self.of_account("pause", json!({"for_us": 0}))]);
+        let was_first = self.there.iter().any(|(ticket, _)| *ticket == late.ticket);
+        // Of all who can go or lose hope at this moment, it is the last; but if it is the first of
+        // those who return, the queue comes after it.
+        self.budget.pause_until(Instant::now());
+        self.serve_line(true);
+        if late.line != Line::Returning || !was_first {
+            self.serve_line(false);
+        }
+        assert!(self.is_answered(&mut late), "its time is over");
+        if !was_first {
+            let ticket = late.ticket;
+            let left = self.of_account("leave_budget", json!({"ticket": ticket, "give_up": true}));
+            let verdict = self.say(&[left]).results.remove(&0).expect("it waits there too");
+            self.there.push((ticket, serde_json::from_value(verdict).unwrap()));
+        }
+    }
+
+    /// Whether one who waits here has been told something, which is noted.
+    fn is_answered(&mut self, waiting: &mut Waiting) -> bool {
+        let Some(told) = unconstrained(&mut waiting.reserving).now_or_never() else {
+            return false;
+        };
+        let verdict = match told {
+            Ok(reservation) => {
+                self.reserved.push((waiting.ticket, reservation));
+                Verdict::granted(waiting.tokens)
+            }
+            Err(reason) => reason.into(),
+        };
+        self.here.push((waiting.ticket, verdict));
+        true
+    }
+
+    /// Has everybody here look again, as all do there whenever something is said.
+    fn serve(&mut self) {
+        self.budget.pause_until(Instant::now());
+        self.serve_line(true);
+        self.serve_line(false);
+    }
+
+    /// Those who return, or the queue.
+    fn serve_line(&mut self, returning: bool) {
+        let mut idle = 0;
+        // One who lets another go first is told nothing.
+        while idle < 2 {
+            let before = self.waiting.len();
+            for mut waiting in std::mem::take(&mut self.waiting) {
+                let is_asked = (waiting.line == Line::Returning) == returning;
+                if !is_asked || !self.is_answered(&mut waiting) {
+                    self.waiting.push(waiting);
+                }
+            }
+            idle = if self.waiting.len() == before { idle + 1 } else { 0 };
+        }
+    }
+
+    fn compare(&mut self, operation: Option<Value>) {
+        self.serve();
+        let mut said: Vec<_> = operation.into_iter().collect();
+        said.push(self.of_account("pause", json!({"for_us": 0})));
+        self.say(&said);
+        let mut reply = self.say(&[self.of_account("budget_usage", json!({}))]);
+        let usage = reply.results.remove(&0).expect("the account is open");
+        let usage: Usage = serde_json::from_value(usage).unwrap();
+
+        self.here.sort();
+        self.there.sort();
+        assert_eq!(self.here, self.there, "here and there, after {}", said[0]);
+        assert_eq!(
+            Usage::from(self.budget.usage_now()),
+            usage,
+            "here and there, after {}",
+            said[0]
+        );
+        for (_, verdict) in self.here.drain(..) {
+            let name = format!("{verdict:?}");
+            let name = name.split_whitespace().next().unwrap();
+            *self.seen.entry(name.to_owned()).or_default() += 1;
+        }
+        self.there.clear();
+    }
+}
+
+/// One of them, at random.
+fn any<T>(random: &mut fastrand::Rng, of: &mut Vec<T>) -> Option<T> {
+    (!of.is_empty()).then(|| of.remove(random.usize(..of.len())))
+}
+
+fn quotas(random: &mut fastrand::Rng) -> Quotas {
+    let mut limit = |ranges: [std::ops::RangeInclusive<u64>; 3]| {
+        let range = ranges.get(random.usize(..4))?.clone();
+        // Now and then none at all.
+        Some(if random.u32(..50) == 0 { 0 } else { random.u64(range) })
+    };
+    Quotas {
+        requests_per_minute: limit([1..=10, 10..=100, 100..=2000]),
+        input_tokens_per_minute: limit([100..=1000, 1000..=100_000, 1_000_000..=4_000_000]),
+        requests_per_day: limit([10..=100, 1000..=20_000, 1000..=20_000]),
+    }
+}
+
+#[test]
+fn the_script_counts_as_the_ledger_does() {
+    let server = start_server();
+    let mut seen = BTreeMap::new();
+    for seed in 0..60 {
+        println!("seed {seed}");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut history = History::new(&server, seed);
+            for _ in 0..STEPS {
+                history.step().await;
+            }
+            for (verdict, times) in history.seen {
+                *seen.entry(verdict).or_insert(0) += times;
+            }
+        });
+    }
+    println!("{seen:?}");
+    for verdict in ["Granted", "NoQuota", "TooLarge", "NotBefore", "DayExhausted", "Unavailable"] {
+        assert!(seen.get(verdict).is_some_and(|times| *times > 20), "{verdict}: {seen:?}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Whatever several replicas send together is taken by whichever counter is at the other end.
+
+use super::super::counters::{Departure, Load, assert_taken};
+use super::*;
+
+const REPLICAS: [&str; 4] = ["a", "b", "c", "d"];
+const CLIENTS: usize = 48;
+
+/// How often a replica speaks at least.
+const RENEWAL: Duration = Duration::from_secs(10);
+
+enum Event {
+    /// A client asks for a call.
+    Asks(usize),
+    /// Its call leaves.
+    Leaves(usize),
+    /// Its call comes to its end.
+    Settles(usize),
+    /// A replica looks what time has brought.
+    Looks(usize),
+}
+
+/// What a client's call is estimated to cost, and costs, in tokens.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    estimated: u64,
+    actual: u64,
+}
+
+/// A load on several replicas, on the clock that is in `shared`.
+struct World<'a> {
+    load: &'a Load,
+    random: fastrand::Rng,
+    shared: Shared,
+    news: News<'a>,
+    /// By when they happen, and in the order in which that was decided.
+    agenda: BTreeMap<(u64, usize), Event>,
+    decided: usize,
+    /// Of each replica, the number of the look that it is still to take.
+    looks: [usize; REPLICAS.len()],
+    costs: [Cost; CLIENTS],
+    departures: Vec<Departure>,
+}
+
+impl World<'_> {
+    fn at(&mut self, time: u64, event: Event) -> usize {
+        self.decided += 1;
+        self.agenda.insert((time, self.decided), event);
+        self.decided
+    }
+
+    fn after(&mut self, most: Duration, event: Event) {
+        let time = (most.as_micros() as f64 * self.random.f64()) as u64;
+        self.at(self.shared.now + time, event);
+    }
+
+    /// A replica says something; all hear what comes of it.
+    fn say(&mut self, replica: usize, operations: &[Value]) {
+        let reply = self.shared.say(REPLICAS[replica], operations);
+        assert!(!reply.expired);
+        let look_again = reply.look_again_in_us.unwrap_or(u64::MAX);
+        let look_again = look_again.min(RENEWAL.as_micros() as u64);
+        self.looks[replica] = self.at(self.shared.now + look_again, Event::Looks(replica));
+        let told = self.news.heard_by(&mut self.shared, REPLICAS[replica], reply);
+        for (_, ticket, verdict) in told {
+            assert!(matches!(verdict, Verdict::Granted { .. }), "{verdict:?}");
+            self.after(self.load.held, Event::Leaves(ticket as usize));
+        }
+    }
+
+    fn happens(&mut self, number: usize, event: Event) {
+        match event {
+            Event::Asks(client) => {
+                let estimated = self.random.u64(self.load.tokens.clone());
+                let less = self.load.overestimated * self.random.f64();
+                let actual = (estimated as f64 * (1.0 - less)) as u64;
+                self.costs[client] = Cost { estimated, actual };
+                self.say(client % REPLICAS.len(), &[ask(client as u64, estimated)]);
+            }
+            Event::Leaves(client) => {
+                let Cost { estimated, actual } = self.costs[client];
+                let left_at = (self.shared.now - START) as f64 / 1e6;
+                self.departures.push(Departure { left_at, tokens: actual });
+                self.say(client % REPLICAS.len(), &[depart(client as u64, estimated)]);
+                self.after(3 * SECOND, Event::Settles(client));
+            }
+            Event::Settles(client) => {
+                let Cost { estimated, actual } = self.costs[client];
+                if actual != estimated {
+                    let settled = json!({
+                        "op": "settle", "account": ACCOUNT, "ticket": client, "tokens": estimated,
+                        "actual": actual,
+                    });
+                    self.say(client % REPLICAS.len(), &[settled]);
+                }
+                self.at(self.shared.now, Event::Asks(client));
+            }
+            Event::Looks(replica) if self.looks[replica] == number => self.say(replica, &[]),
+            Event::Looks(_) => {}
+        }
+    }
+}
+
+/// Sends more than the quotas let through by several replicas for the load's minutes.
+fn run(load: &Load) -> Vec<Departure> {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "replicas");
+    let news = News::of(&shared, &mut listener);
+    for replica in REPLICAS {
+        shared.join(replica, load.quotas);
+    }
+    let mut world = World {
+        load,
+        random: fastrand::Rng::with_seed(1),
+        shared,
+        news,
+        agenda: BTreeMap::new(),
+        decided: 0,
+        looks: [0; REPLICAS.len()],
+        costs: [Cost::default(); CLIENTS],
+        departures: Vec::new(),
+    };
+    for client in 0..CLIENTS {
+        world.after(SECOND, Event::Asks(client));
+    }
+    let end = START + u64::from(load.minutes) * MINUTE.as_micros() as u64;
+    while let Some(((time, number), event)) = world.agenda.pop_first()
+        && time < end
+    {
+        world.shared.now = time;
+        world.happens(number, event);
+    }
+    world.departures
+}
+
+fn assert_never_refused(load: &Load, at_least: f64) {
+    assert_taken(load, &run(load), at_least);
+}
+
+#[test]
+fn no_counter_refuses_requests_of_several_replicas() {
+    for (limit, held_ms, minutes) in [(5, 0, 20), (60, 0, 6), (300, 200, 4), (1000, 200, 3)] {
+        let load = Load {
+            quotas: requests(limit),
+            tokens: 1..2,
+            held: Duration::from_millis(held_ms),
+            overestimated: 0.0,
+            minutes,
+        };
+        assert_never_refused(&load, 0.95);
+    }
+}
+
+#[test]
+fn no_counter_refuses_tokens_of_several_replicas() {
+    let load = Load {
+        quotas: per_minute(1000, 1_000_000),
+        tokens: 1..10_000,
+        held: Duration::from_millis(50),
+        overestimated: 0.05,
+        minutes: 4,
+    };
+    assert_never_refused(&load, 0.95);
+}

@@ -1,0 +1,261 @@
+//! What an account may spend, shared by all replicas.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use super::link::{Link, midnight_us};
+use super::wire::{FAR, Op, Spent, UsageResult};
+use crate::limits::account::Payer;
+use crate::limits::budget::{
+    Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, MOST_TOKENS,
+    NotReserved, QuotaUsage, Quotas, Reservation, end_of_used_up,
+};
+use crate::limits::semaphore::OutOfReach;
+use crate::pacific::Calendar;
+
+/// A budget that is kept in Redis as soon as there is something to keep: quotas that are set, or
+/// that a replica has met with. Until then nothing limits it, and it costs no word to Redis.
+#[derive(Debug)]
+pub(super) struct SharedBudget {
+    link: Arc<Link>,
+    account: Arc<str>,
+    planned: Quotas,
+    minute: Duration,
+    /// Whether it is kept in Redis.
+    watched: AtomicBool,
+    /// What is spent while it is not; and for how long it is paused, in any case.
+    local: Arc<LocalBudget>,
+    calendar: Calendar,
+}
+
+impl SharedBudget {
+    pub fn new(
+        link: &Arc<Link>,
+        payer: &Payer,
+        model: &str,
+        planned: Quotas,
+        minute: Duration,
+    ) -> Arc<Self> {
+        let account: Arc<str> = match payer {
+            Payer::Labelled(label) => format!("label/{label}/{model}").into(),
+            Payer::Key(digest) => {
+                let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("key/{digest}/{model}").into()
+            }
+        };
+        let budget = Arc::new(Self {
+            link: Arc::clone(link),
+            account: Arc::clone(&account),
+            planned,
+            minute,
+            watched: AtomicBool::new(planned != Quotas::default()),
+            local: LocalBudget::new(Quotas::default(), minute),
+            calendar: Calendar { wall: Timestamp::now(), instant: Instant::now() },
+        });
+        link.know(account, &budget);
+        link.say(budget.introduction());
+        budget
+    }
+
+    pub fn account(&self) -> Arc<str> {
+        Arc::clone(&self.account)
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Acquire)
+    }
+
+    /// What a new member says of it first.
+    pub fn introduction(&self) -> Op {
+        let account = self.account();
+        if !self.is_watched() {
+            return Op::LookUpBudget { account };
+        }
+        Op::OpenBudget {
+            account,
+            planned: self.planned.into(),
+            minute_us: micros(self.minute),
+            midnight_us: midnight_us(),
+        }
+    }
+
+    /// From now on it is kept in Redis, with what has left within the last minute.
+    pub fn watch(&self) {
+        if self.watched.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.link.say(self.introduction());
+        let spent = self.local.usage_now();
+        let (requests, tokens) =
+            (spent.requests_per_minute.used, spent.input_tokens_per_minute.used);
+        if requests > 0 {
+            let (account, midnight_us) = (self.account(), midnight_us());
+            self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
+        }
+    }
+
+    /// A replica was told by Gemini to wait for so long.
+    pub fn is_paused_for(&self, time: Duration) {
+        self.local.pause_until(Instant::now() + time);
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+        wait: bool,
+    ) -> Result<Option<Reservation>, NotReserved> {
+        let link = Arc::clone(&self.link);
+        let (number, answer) = link.ask_reservation(self, line, tokens, deadline, wait);
+        let asked = Asked { link, number };
+        let answer = timeout_at(deadline, answer).await;
+        drop(asked);
+        let not_in_time = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
+        answer.ok().and_then(Result::ok).unwrap_or(Err(not_in_time.into()))
+    }
+}
+
+/// One who asked. Dropping it leaves the queue.
+struct Asked {
+    link: Arc<Link>,
+    number: u64,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.link.leave(self.number);
+    }
+}
+
+impl Budget for SharedBudget {
+    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt {
+        if !self.is_watched() {
+            return Arc::clone(&self.local).try_reserve(tokens, deadline);
+        }
+        if let Err(reason) = self.link.tenure.reach() {
+            return Attempt::Answered(Err(reason.into()));
+        }
+        let tokens = tokens.min(MOST_TOKENS);
+        Attempt::Asked(self.answer(Line::Queue, tokens, deadline, false).boxed())
+    }
+
+    fn reserve(
+        self: Arc<Self>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
+        if !self.is_watched() {
+            return Arc::clone(&self.local).reserve(line, tokens, deadline);
+        }
+        let not_in_time = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
+        async move {
+            match self.answer(line, tokens.min(MOST_TOKENS), deadline, true).await {
+                Ok(Some(reservation)) => Ok(reservation),
+                Err(NotReserved::Exhausted(reason)) => Err(reason),
+                Ok(None) | Err(NotReserved::OutOfReach(_)) => Err(not_in_time),
+            }
+        }
+        .boxed()
+    }
+
+    fn set(&self, quotas: Quotas) {
+        self.watch();
+        self.link.say(Op::SetQuotas { account: self.account(), quotas: quotas.into() });
+    }
+
+    fn pause_until(&self, until: Instant) {
+        self.watch();
+        self.local.pause_until(until);
+        let for_us = micros(until.saturating_duration_since(Instant::now()));
+        self.link.say(Op::Pause { account: self.account(), for_us });
+    }
+
+    fn is_paused(&self) -> bool {
+        self.local.is_paused()
+    }
+
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>> {
+        if !self.is_watched() {
+            return self.local.usage();
+        }
+        let op = Op::BudgetUsage { account: self.account(), midnight_us: midnight_us() };
+        async move {
+            let usage: Option<UsageResult> = self.link.ask(op).await?;
+            // Redis has forgotten it: nothing is spent.
+            Ok(usage.map_or_else(|| self.local.usage_now(), told))
+        }
+        .boxed()
+    }
+
+    fn give_back(&self, tokens: u64) {
+        let op = Op::GiveBackBudget { account: self.account(), tokens };
+        self.link.unreserve(&self.account, tokens, op);
+    }
+
+    fn depart(&self, tokens: u64) -> Departure {
+        let number = self.link.number();
+        let op = Op::Depart {
+            account: self.account(),
+            ticket: number,
+            tokens,
+            midnight_us: midnight_us(),
+            by: self.link.name(),
+        };
+        self.link.unreserve(&self.account, tokens, op);
+        Departure { number, at: Instant::now() }
+    }
+
+    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
+        let (account, by) = (self.account(), self.link.name());
+        self.link.say(Op::Settle { account, ticket: departure.number, tokens, actual, by });
+    }
+
+    fn take_back(&self, departure: Departure, tokens: u64) {
+        self.link.say(Op::TakeBack {
+            account: self.account(),
+            ticket: departure.number,
+            tokens,
+            left_us_ago: micros(departure.at.elapsed()),
+            midnight_us: midnight_us(),
+            by: self.link.name(),
+        });
+    }
+
+    fn close_day(&self, departure: Departure, tokens: u64) {
+        self.watch();
+        let end = end_of_used_up(self.calendar, departure.at);
+        self.link.say(Op::CloseDay {
+            account: self.account(),
+            ticket: departure.number,
+            tokens,
+            left_us_ago: micros(departure.at.elapsed()),
+            midnight_us: midnight_us(),
+            closed_for_us: micros(end.saturating_duration_since(Instant::now())),
+            by: self.link.name(),
+        });
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(FAR).min(FAR)
+}
+
+fn told(usage: UsageResult) -> BudgetUsage {
+    let quota = |Spent { limit, used, reserved }| QuotaUsage { limit, used, reserved };
+    BudgetUsage {
+        requests_per_minute: quota(usage.requests_per_minute),
+        input_tokens_per_minute: quota(usage.input_tokens_per_minute),
+        requests_per_day: quota(usage.requests_per_day),
+        waiting: usage.waiting,
+        next_free_in: usage.next_free_in_us.map(Duration::from_micros),
+        paused_for: usage.paused_for_us.map(Duration::from_micros),
+    }
+}

@@ -1,0 +1,487 @@
+//! What this replica says to the others' common store, and what it waits to hear.
+//!
+//! Nothing here waits for the network. What is to be said is put into the outbox, which a
+//! [session](super::session) sends, all at once, as soon as the answer to what it sent before has
+//! come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::budget::SharedBudget;
+use super::semaphore::SharedSemaphore;
+use super::tenure::Tenure;
+use super::wire::{Answer, FAR, GLOBAL, Generation, Op, Reply, Verdict};
+use crate::limits::budget::{Exhausted, Line, NotReserved, Reservation};
+use crate::limits::semaphore::{NotGranted, OutOfReach, Permit};
+use crate::pacific::until_midnight;
+
+/// The most that is said at once: Redis does nothing else meanwhile.
+const MAX_SAID_AT_ONCE: usize = 1000;
+
+/// The replica's end of the line.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub tenure: Tenure,
+    /// What this process is called, whatever member it is.
+    name: Arc<str>,
+    state: Mutex<State>,
+    /// There is something to be said.
+    pub outgoing: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outbox: Vec<Said>,
+    last_ticket: u64,
+    /// Those who wait, by their tickets, which grow.
+    waiters: BTreeMap<u64, Waiter>,
+    /// The permits in this process, of each semaphore.
+    held: BTreeMap<Generation, usize>,
+    /// What is reserved here and has not left, of each account: requests and tokens.
+    reserved: BTreeMap<Arc<str>, (u64, u64)>,
+    budgets: BTreeMap<Arc<str>, Weak<SharedBudget>>,
+}
+
+/// Something to be said.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub op: Op,
+    pub result: Option<ResultSender>,
+}
+
+/// Where the result of an operation is waited for; `None` is an operation's way to say no.
+type ResultSender = oneshot::Sender<Option<Box<RawValue>>>;
+
+#[derive(Debug)]
+struct Waiter {
+    since: Instant,
+    wait: bool,
+    wants: Wants,
+}
+
+#[derive(Debug)]
+enum Wants {
+    Permits {
+        semaphore: Arc<SharedSemaphore>,
+        permits: usize,
+        answer: oneshot::Sender<Result<Permit, NotGranted>>,
+    },
+    Reservation {
+        budget: Arc<SharedBudget>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+        answer: oneshot::Sender<Result<Option<Reservation>, NotReserved>>,
+    },
+}
+
+/// What a ticket waits for, and where the answer will come.
+pub(super) type Ticket<T, E> = (u64, oneshot::Receiver<Result<T, E>>);
+
+impl Waiter {
+    fn ask(&self, ticket: u64) -> Op {
+        let Self { since, wait, .. } = *self;
+        match &self.wants {
+            Wants::Permits { semaphore, permits, .. } => {
+                let semaphore = semaphore.generation();
+                Op::Ask { semaphore, ticket, permits: *permits, since, wait }
+            }
+            Wants::Reservation { budget, line, tokens, deadline, .. } => Op::Reserve {
+                account: budget.account(),
+                ticket,
+                tokens: *tokens,
+                line: match line {
+                    Line::Queue => "queue",
+                    Line::Courteous => "courteous",
+                    Line::Returning => "returning",
+                },
+                since,
+                deadline: *deadline,
+                midnight_us: midnight_us(),
+                wait,
+            },
+        }
+    }
+
+    fn leave(&self, ticket: u64) -> Op {
+        match &self.wants {
+            Wants::Permits { semaphore, permits, .. } => {
+                Op::Leave { semaphore: semaphore.generation(), ticket, permits: *permits }
+            }
+            Wants::Reservation { budget, .. } => {
+                Op::LeaveBudget { account: budget.account(), ticket }
+            }
+        }
+    }
+
+    fn semaphore(&self) -> Option<Generation> {
+        match &self.wants {
+            Wants::Permits { semaphore, .. } => Some(semaphore.generation()),
+            Wants::Reservation { .. } => None,
+        }
+    }
+}
+
+/// How long the day in California still lasts.
+pub(super) fn midnight_us() -> u64 {
+    u64::try_from(until_midnight(Timestamp::now()).as_micros()).unwrap_or(FAR)
+}
+
+impl Link {
+    pub fn new(tenure: Tenure) -> Arc<Self> {
+        let name = format!("{:032x}", fastrand::u128(..)).into();
+        Arc::new(Self { tenure, name, state: Mutex::default(), outgoing: Notify::new() })
+    }
+
+    /// What this process is called.
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// Says something.
+    pub fn say(&self, op: Op) {
+        self.state().outbox.push(Said { op, result: None });
+        self.outgoing.notify_one();
+    }
+
+    /// Says something and waits for its result, unless Redis is out of reach.
+    pub async fn ask<T: DeserializeOwned>(&self, op: Op) -> Result<Option<T>, OutOfReach> {
+        self.tenure.reach()?;
+        self.request(op).await
+    }
+
+    /// Says something and waits for its result. What is unread when the line breaks has none:
+    /// nobody knows whether it was done.
+    pub async fn request<T: DeserializeOwned>(&self, op: Op) -> Result<Option<T>, OutOfReach> {
+        let (result, answered) = oneshot::channel();
+        self.state().outbox.push(Said { op, result: Some(result) });
+        self.outgoing.notify_one();
+        let patience = self.tenure.patience();
+        let answered = tokio::time::timeout(patience, answered).await;
+        let result = answered.ok().and_then(Result::ok).ok_or(self.tenure.out_of_reach())?;
+        let Some(result) = result else { return Ok(None) };
+        serde_json::from_str(result.get()).map(Some).map_err(|error| {
+            tracing::error!(%error, "Redis gave a result that cannot be read");
+            self.tenure.out_of_reach()
+        })
+    }
+
+    /// Asks a semaphore for permits.
+    pub fn ask_permits(
+        &self,
+        semaphore: Arc<SharedSemaphore>,
+        permits: usize,
+        wait: bool,
+    ) -> Ticket<Permit, NotGranted> {
+        let (answer, answered) = oneshot::channel();
+        let wants = Wants::Permits { semaphore, permits, answer };
+        (self.queue(wants, wait), answered)
+    }
+
+    /// Asks a budget for a reservation.
+    pub fn ask_reservation(
+        &self,
+        budget: Arc<SharedBudget>,
+        line: Line,
+        tokens: u64,
+        deadline: Instant,
+        wait: bool,
+    ) -> Ticket<Option<Reservation>, NotReserved> {
+        let (answer, answered) = oneshot::channel();
+        let wants = Wants::Reservation { budget, line, tokens, deadline, answer };
+        (self.queue(wants, wait), answered)
+    }
+
+    fn queue(&self, wants: Wants, wait: bool) -> u64 {
+        let waiter = Waiter { since: Instant::now(), wait, wants };
+        let mut state = self.state();
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        state.outbox.push(Said { op: waiter.ask(ticket), result: None });
+        state.waiters.insert(ticket, waiter);
+        drop(state);
+        self.outgoing.notify_one();
+        ticket
+    }
+
+    /// A number that no other ticket of this process has.
+    pub fn number(&self) -> u64 {
+        let mut state = self.state();
+        state.last_ticket += 1;
+        state.last_ticket
+    }
+
+    /// Leaves the queue, unless the answer has come.
+    pub fn leave(&self, ticket: u64) {
+        let mut state = self.state();
+        if let Some(waiter) = state.waiters.remove(&ticket) {
+            state.outbox.push(Said { op: waiter.leave(ticket), result: None });
+            drop(state);
+            self.outgoing.notify_one();
+        }
+    }
+
+    /// What is reserved of an account leaves or is given back, which is to be said.
+    pub fn unreserve(&self, account: &Arc<str>, tokens: u64, op: Op) {
+        let mut state = self.state();
+        if let Some((requests, reserved)) = state.reserved.get_mut(account) {
+            *requests = requests.saturating_sub(1);
+            *reserved = reserved.saturating_sub(tokens);
+            if *requests == 0 {
+                state.reserved.remove(account);
+            }
+        }
+        state.outbox.push(Said { op, result: None });
+        drop(state);
+        self.outgoing.notify_one();
+    }
+
+    /// Keeps a budget in mind for when it is spoken of.
+    pub fn know(&self, account: Arc<str>, budget: &Arc<SharedBudget>) {
+        let mut state = self.state();
+        state.budgets.retain(|_, known| known.strong_count() > 0);
+        state.budgets.insert(account, Arc::downgrade(budget));
+    }
+
+    /// The budget of an account, where it is used here.
+    pub fn budget(&self, account: &str) -> Option<Arc<SharedBudget>> {
+        self.state().budgets.get(account).and_then(Weak::upgrade)
+    }
+
+    /// Gives permits back.
+    pub fn give_back(&self, semaphore: Generation, permits: usize) {
+        let mut state = self.state();
+        state.release(semaphore, permits);
+        state.outbox.push(Said { op: Op::GiveBack { semaphore, permits }, result: None });
+        drop(state);
+        self.outgoing.notify_one();
+    }
+
+    /// Permits of this process are to become a lease's.
+    pub fn hand_over(&self, semaphore: Generation, permits: usize) {
+        self.state().release(semaphore, permits);
+    }
+
+    /// Whether anybody waits here for a semaphore.
+    pub fn is_waited_for(&self) -> bool {
+        !self.state().waiters.is_empty()
+    }
+
+    /// Tells those who do not wait that nobody can answer them.
+    pub fn refuse_impatient(&self, reason: OutOfReach) {
+        let refused: Vec<_> = {
+            let mut state = self.state();
+            state.waiters.extract_if(.., |_, waiter| !waiter.wait).collect()
+        };
+        for (_, waiter) in refused {
+            // Who has left does not miss it.
+            match waiter.wants {
+                Wants::Permits { answer, .. } => drop(answer.send(Err(reason.into()))),
+                Wants::Reservation { answer, .. } => drop(answer.send(Err(reason.into()))),
+            }
+        }
+    }
+
+    pub fn has_nothing_to_say(&self) -> bool {
+        self.state().outbox.is_empty()
+    }
+
+    /// What is to be said next.
+    pub fn take_outbox(&self) -> Vec<Said> {
+        let mut state = self.state();
+        let count = state.outbox.len().min(MAX_SAID_AT_ONCE);
+        state.outbox.drain(..count).collect()
+    }
+
+    /// What was said may not have been heard: what can be said twice will be.
+    pub fn take_back(&self, said: Vec<Said>) {
+        let again = said.into_iter().filter(|said| said.op.can_be_said_twice());
+        self.state().outbox.splice(..0, again);
+    }
+
+    /// Asks the script to look again at the global semaphore and at those that are waited for
+    /// here.
+    pub fn look_again(&self) {
+        let mut state = self.state();
+        let waited = state.waiters.values().filter_map(Waiter::semaphore);
+        let waited: BTreeSet<_> = waited.chain([GLOBAL]).collect();
+        let looks = waited.into_iter().map(|semaphore| Op::Look { semaphore });
+        state.outbox.extend(looks.map(|op| Said { op, result: None }));
+    }
+
+    /// Begins again as a new member: says first `join`, then what this process holds and what it
+    /// waits for. What was said and may not have been heard, and is about those, is not repeated.
+    pub fn start_over(&self, join: Said, previous: Option<&str>) {
+        let budgets: Vec<_> = {
+            let state = self.state();
+            state.budgets.values().filter_map(Weak::upgrade).collect()
+        };
+        let mut state = self.state();
+        let stands = |said: &Said| match said.op {
+            // It is made of permits that are claimed no more.
+            Op::Lease { .. } => false,
+            Op::Settle { .. } | Op::TakeBack { .. } | Op::CloseDay { .. } => true,
+            ref op => said.result.is_some() || op.can_be_said_twice(),
+        };
+        let requests: Vec<_> = state.outbox.drain(..).filter(stands).collect();
+        state.outbox.push(join);
+        let claims = state.held.iter();
+        let claims = claims.map(|(&semaphore, &permits)| Op::Claim { semaphore, permits });
+        let claims = claims.chain(
+            budgets
+                .iter()
+                .flat_map(|budget| {
+                    let (requests, tokens) =
+                        state.reserved.get(&budget.account()).copied().unwrap_or_default();
+                    let claim = Op::ClaimBudget {
+                        account: budget.account(),
+                        requests,
+                        tokens,
+                        from: previous.map(str::to_owned),
+                    };
+                    [Some(budget.introduction()), budget.is_watched().then_some(claim)]
+                })
+                .flatten(),
+        );
+        let asks = state.waiters.iter().map(|(&ticket, waiter)| waiter.ask(ticket));
+        let all: Vec<_> = claims.chain(asks).map(|op| Said { op, result: None }).collect();
+        state.outbox.extend(all);
+        state.outbox.extend(requests);
+    }
+
+    /// Takes in what came back for what was said. Who hears a result knows that the answers which
+    /// came with it have been handed out.
+    pub fn hear(&self, said: Vec<Said>, mut reply: Reply) -> Option<Duration> {
+        self.answer(std::mem::take(&mut reply.answers));
+        for (place, said) in said.into_iter().enumerate() {
+            if let Some(sender) = said.result {
+                // Who no longer waits for it does not miss it.
+                let _ = sender.send(reply.results.remove(&place));
+            }
+        }
+        reply.look_again_in_us.map(|micros| Duration::from_micros(micros.ceil() as u64))
+    }
+
+    /// Hands the answers to those who wait for them.
+    pub fn answer(&self, answers: Vec<Answer>) {
+        for Answer { ticket, verdict } in answers {
+            let waiter = {
+                let mut state = self.state();
+                state.count(&verdict);
+                if verdict == Verdict::Unopened {
+                    state.ask_again(ticket);
+                    self.outgoing.notify_one();
+                    continue;
+                }
+                state.waiters.remove(&ticket)
+            };
+            match (waiter, verdict) {
+                (Some(waiter), verdict) => self.hand(waiter.wants, verdict),
+                (None, Verdict::Granted { semaphore, permits }) => {
+                    self.give_back(semaphore, permits);
+                }
+                (None, Verdict::Reserved { account, tokens }) => {
+                    let back = Op::GiveBackBudget { account: Arc::clone(&account), tokens };
+                    self.unreserve(&account, tokens, back);
+                }
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Hands an answer over. What is not taken up gives itself back.
+    fn hand(&self, wants: Wants, verdict: Verdict) {
+        match wants {
+            Wants::Permits { semaphore, answer, .. } => {
+                let _ = answer.send(self.permit(semaphore, &verdict));
+            }
+            Wants::Reservation { budget, answer, .. } => {
+                let _ = answer.send(self.reservation(budget, &verdict));
+            }
+        }
+    }
+
+    fn permit(
+        &self,
+        semaphore: Arc<SharedSemaphore>,
+        verdict: &Verdict,
+    ) -> Result<Permit, NotGranted> {
+        match *verdict {
+            Verdict::Granted { permits, .. } => {
+                Ok(Permit::new(semaphore, permits, self.tenure.current()))
+            }
+            Verdict::MoreThanLimit { limit } => Err(NotGranted::MoreThanLimit { limit }),
+            Verdict::Unavailable => Err(NotGranted::NoneFree),
+            _ => {
+                semaphore.delete();
+                Err(NotGranted::Closed)
+            }
+        }
+    }
+
+    fn reservation(
+        &self,
+        budget: Arc<SharedBudget>,
+        verdict: &Verdict,
+    ) -> Result<Option<Reservation>, NotReserved> {
+        let exhausted = match *verdict {
+            Verdict::Reserved { tokens, .. } => return Ok(Some(Reservation::new(budget, tokens))),
+            Verdict::NoQuota => Exhausted::NoQuota,
+            Verdict::TooLarge { tokens, limit } => Exhausted::TooLarge { tokens, limit },
+            Verdict::NotBefore { retry_after_us } => {
+                Exhausted::NotBefore { retry_after: Duration::from_micros(retry_after_us) }
+            }
+            Verdict::DayExhausted { retry_after_us } => {
+                Exhausted::DayExhausted { retry_after: Duration::from_micros(retry_after_us) }
+            }
+            _ => return Ok(None),
+        };
+        Err(exhausted.into())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Notes what has come here.
+    fn count(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Granted { semaphore, permits } => {
+                *self.held.entry(*semaphore).or_default() += permits;
+            }
+            Verdict::Reserved { account, tokens } => {
+                let (requests, reserved) = self.reserved.entry(Arc::clone(account)).or_default();
+                *requests += 1;
+                *reserved += tokens;
+            }
+            _ => {}
+        }
+    }
+
+    /// Redis has no such account any more: it is opened, and asked once more.
+    fn ask_again(&mut self, ticket: u64) {
+        if let Some(waiter) = self.waiters.get(&ticket)
+            && let Wants::Reservation { budget, .. } = &waiter.wants
+        {
+            let ops = [budget.introduction(), waiter.ask(ticket)];
+            self.outbox.extend(ops.map(|op| Said { op, result: None }));
+        }
+    }
+
+    fn release(&mut self, semaphore: Generation, permits: usize) {
+        let held = self.held.entry(semaphore).or_default();
+        *held = held.saturating_sub(permits);
+        if *held == 0 {
+            self.held.remove(&semaphore);
+        }
+    }
+}

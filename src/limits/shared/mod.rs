@@ -1,0 +1,348 @@
+//! Limits that are kept in Redis, for all replicas together.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `script/*.lua` | all changes of what is shared, in one atomic script, on Redis's clock |
+//! | `wire` | what is said to the script, and what it answers |
+//! | `link` | what waits to be said and those who wait for an answer; what is held here |
+//! | `session` | one connection, until it breaks, and the making of the next |
+//! | `tenure` | for how long what is held here is safe to use |
+//! | `budget` | what an account may spend, as the rest of the service sees it |
+//! | `semaphore`, `registry` | a semaphore as the rest of the service sees it; those there are |
+//!
+//! Each replica has one connection. All it has to say goes in one call of the script, and what
+//! comes up meanwhile in the next, so that the load on Redis grows with the replicas and not with
+//! the calls. Permits come with the answer, or are published to the replica whose turn it is.
+
+mod budget;
+mod link;
+mod registry;
+#[cfg(test)]
+#[path = "script/tests.rs"]
+mod script_tests;
+mod semaphore;
+mod session;
+mod tenure;
+#[cfg(test)]
+pub(crate) mod test_server;
+pub(super) mod wire;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::account::Payer;
+use super::budget::{Budget, Quotas};
+use super::lease::{Lease, LeaseTerms, NoSuchLease};
+use super::named::SemaphoreId;
+use super::semaphore::{OutOfReach, Permit, Semaphore};
+use super::store::{Fetched, NewLease, Store, Unleased};
+use budget::SharedBudget;
+use link::Link;
+use registry::Registry;
+use session::{Broken, Connector};
+use tenure::Tenure;
+use wire::{
+    DeleteResult, FindResult, GLOBAL, LeaseResult, ListResult, Op, RegisterResult, Registered,
+    ReleaseResult, SharedLease,
+};
+
+/// Where Redis is and how it is used.
+#[derive(Debug, Clone)]
+pub struct RedisSettings {
+    /// `redis://` or `rediss://`, with a password or without.
+    pub url: SecretString,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// For how long Redis keeps the permits of a replica that it does not hear from.
+    pub lease: Duration,
+}
+
+/// Redis could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis at {address}: {reason}")]
+pub struct NoRedis {
+    address: String,
+    /// On one line.
+    reason: String,
+}
+
+/// The URL is not one of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a URL of Redis")]
+pub struct InvalidRedisUrl;
+
+impl RedisSettings {
+    /// Checks a URL without connecting.
+    ///
+    /// # Errors
+    /// [`InvalidRedisUrl`].
+    pub fn check_url(url: &str) -> Result<(), InvalidRedisUrl> {
+        connection_info(url).map(drop)
+    }
+}
+
+fn connection_info(url: &str) -> Result<ConnectionInfo, InvalidRedisUrl> {
+    if !["redis://", "rediss://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(InvalidRedisUrl);
+    }
+    let info = url.into_connection_info().map_err(|_| InvalidRedisUrl)?;
+    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    Ok(info.set_redis_settings(redis).set_tcp_settings(tcp))
+}
+
+/// The limits that all replicas share.
+pub struct SharedStore {
+    link: Arc<Link>,
+    registry: Arc<Registry>,
+    session: Mutex<JoinHandle<()>>,
+}
+
+impl fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedStore").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl SharedStore {
+    /// Connects to Redis, and to it again for as long as the store lives. So many permits of the
+    /// global semaphore may be out among all replicas: the one that started last decides.
+    ///
+    /// # Errors
+    /// [`NoRedis`] where it cannot be reached or used.
+    pub async fn connect(settings: &RedisSettings, limit: usize) -> Result<Arc<Self>, NoRedis> {
+        let link = Link::new(Tenure::new(settings.lease));
+        let registry = Registry::new(Arc::clone(&link), limit);
+        let info = connection_info(settings.url.expose_secret());
+        let info = info.expect("the URL was checked with the settings");
+        let address = info.addr().to_string();
+        let failed = |reason: Broken| {
+            let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            NoRedis { address: address.clone(), reason }
+        };
+        let connector =
+            Connector::new(info, &settings.prefix, limit, Arc::clone(&link), Arc::clone(&registry));
+        let session = connector.open(None, false).await.map_err(failed)?;
+        let session = tokio::spawn(Arc::new(connector).keep(session));
+        Ok(Arc::new(Self { link, registry, session: Mutex::new(session) }))
+    }
+
+    fn registered(&self, registered: Registered) -> Result<Arc<dyn Semaphore>, OutOfReach> {
+        let semaphore = self.registry.register(registered);
+        Ok(semaphore.ok_or_else(|| self.link.tenure.out_of_reach())?)
+    }
+}
+
+impl Drop for SharedStore {
+    fn drop(&mut self) {
+        self.session.get_mut().unwrap_or_else(PoisonError::into_inner).abort();
+    }
+}
+
+impl Store for SharedStore {
+    fn global(&self) -> Arc<dyn Semaphore> {
+        Arc::<semaphore::SharedSemaphore>::clone(&self.registry.global)
+    }
+
+    fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)> {
+        async move {
+            let name = id.as_str().to_owned();
+            let op = Op::Register { name: name.clone(), limit };
+            let done: Option<RegisterResult> = self.link.ask(op).await?;
+            let RegisterResult { semaphore, new } =
+                done.ok_or_else(|| self.link.tenure.out_of_reach())?;
+            Ok((self.registered(Registered { name, semaphore, limit })?, new))
+        }
+        .boxed()
+    }
+
+    fn delete(&self, id: &SemaphoreId) -> Fetched<'_, bool> {
+        let op = Op::Delete { name: id.as_str().to_owned() };
+        async move {
+            let done: Option<DeleteResult> = self.link.ask(op).await?;
+            Ok(done.is_some_and(|done| done.deleted))
+        }
+        .boxed()
+    }
+
+    fn find<'a>(&'a self, id: &'a SemaphoreId) -> Fetched<'a, Option<Arc<dyn Semaphore>>> {
+        async move {
+            if let Some(known) = self.registry.find(id) {
+                return Ok(Some(known as Arc<dyn Semaphore>));
+            }
+            // Another replica may have registered it a moment ago.
+            let name = id.as_str().to_owned();
+            let found: Option<FindResult> = self.link.ask(Op::Find { name: name.clone() }).await?;
+            let Some(FindResult { semaphore, limit }) = found else { return Ok(None) };
+            self.registered(Registered { name, semaphore, limit }).map(Some)
+        }
+        .boxed()
+    }
+
+    fn named(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
+        let all = self.registry.all().into_iter();
+        all.map(|(id, semaphore)| (id, semaphore as Arc<dyn Semaphore>)).collect()
+    }
+
+    fn refresh(&self) -> Fetched<'_, ()> {
+        async move {
+            for (_, semaphore) in self.registry.all() {
+                self.link.say(Op::Look { semaphore: semaphore.generation() });
+            }
+            // The answer to what was said after them tells how they stand.
+            let _: Option<()> = self.link.ask(Op::Look { semaphore: GLOBAL }).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn budget(
+        &self,
+        payer: &Payer,
+        model: &str,
+        planned: Quotas,
+        minute: Duration,
+    ) -> Arc<dyn Budget> {
+        SharedBudget::new(&self.link, payer, model, planned, minute)
+    }
+
+    fn lease(
+        &self,
+        mut permit: Permit,
+        new: NewLease,
+    ) -> BoxFuture<'static, Result<(Lease, bool), Unleased>> {
+        let semaphore = permit.semaphore().number();
+        let permits = permit.defuse();
+        self.link.hand_over(semaphore, permits);
+        let NewLease { id, semaphore_id, terms, key } = new;
+        let name = semaphore_id.as_str().to_owned();
+        let op = Op::Lease {
+            semaphore,
+            name: name.clone(),
+            id: String::from(&*id),
+            holder: String::from(&*terms.holder),
+            permits,
+            ttl_us: micros(terms.ttl),
+            key: key.as_deref().map(str::to_owned),
+        };
+        let link = Arc::clone(&self.link);
+        // In a task of its own, which sees it through when nobody waits for the lease any more.
+        let (granted, answered) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let done: Result<Option<LeaseResult>, _> = link.request(op).await;
+            let is_new = matches!(&done, Ok(Some(LeaseResult { new: true, .. })));
+            if granted.send(done).is_err() && is_new {
+                link.say(Op::ReleaseLease { name, id: String::from(&*id) });
+            }
+        });
+        let link = Arc::clone(&self.link);
+        async move {
+            let done = answered.await.unwrap_or_else(|_| Err(link.tenure.out_of_reach()))?;
+            let LeaseResult { lease, new } = done.ok_or(Unleased::Deleted)?;
+            Ok((to_lease(lease).ok_or_else(|| link.tenure.out_of_reach())?, new))
+        }
+        .boxed()
+    }
+
+    fn find_lease<'a>(
+        &'a self,
+        semaphore: &'a Arc<dyn Semaphore>,
+        key: &'a str,
+    ) -> Fetched<'a, Option<Lease>> {
+        let op = Op::FindLease { semaphore: semaphore.number(), key: key.to_owned() };
+        async move {
+            let found: Option<LeaseResult> = self.link.ask(op).await?;
+            Ok(found.and_then(|found| to_lease(found.lease)))
+        }
+        .boxed()
+    }
+
+    fn renew_lease<'a>(
+        &'a self,
+        semaphore_id: &'a SemaphoreId,
+        lease_id: &'a str,
+        ttl: Option<Duration>,
+    ) -> Fetched<'a, Result<Lease, NoSuchLease>> {
+        let name = semaphore_id.as_str().to_owned();
+        let op = Op::RenewLease { name, id: lease_id.to_owned(), ttl_us: ttl.map(micros) };
+        async move {
+            let renewed: Option<LeaseResult> = self.link.ask(op).await?;
+            Ok(renewed.and_then(|renewed| to_lease(renewed.lease)).ok_or(NoSuchLease))
+        }
+        .boxed()
+    }
+
+    fn release_lease<'a>(
+        &'a self,
+        semaphore_id: &'a SemaphoreId,
+        lease_id: &'a str,
+    ) -> Fetched<'a, Result<(), NoSuchLease>> {
+        let name = semaphore_id.as_str().to_owned();
+        let op = Op::ReleaseLease { name, id: lease_id.to_owned() };
+        async move {
+            let released: Option<ReleaseResult> = self.link.ask(op).await?;
+            let of_another = released.is_some_and(|released| released.of_another);
+            Ok(if of_another { Err(NoSuchLease) } else { Ok(()) })
+        }
+        .boxed()
+    }
+
+    fn leases<'a>(&'a self, semaphore: &'a Arc<dyn Semaphore>) -> Fetched<'a, Vec<Lease>> {
+        let op = Op::ListLeases { semaphore: semaphore.number() };
+        async move {
+            let list: Option<ListResult> = self.link.ask(op).await?;
+            let list = list.map(|list| list.leases).unwrap_or_default();
+            let mut leases: Vec<_> = list.into_iter().filter_map(to_lease).collect();
+            leases.sort_by_key(|lease| lease.fencing_token);
+            Ok(leases)
+        }
+        .boxed()
+    }
+
+    fn reach(&self) -> Result<(), OutOfReach> {
+        self.link.tenure.reach()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async move {
+            // What nobody hears is over with the tenure.
+            let _: Result<Option<()>, _> = self.link.ask(Op::Retire { member: None }).await;
+            self.session.lock().unwrap_or_else(PoisonError::into_inner).abort();
+        }
+        .boxed()
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A lease as the script tells of it; `None` where it is none.
+fn to_lease(lease: SharedLease) -> Option<Lease> {
+    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64);
+    Some(Lease {
+        id: lease.id.into(),
+        semaphore_id: SemaphoreId::parse(&lease.name).ok()?,
+        terms: LeaseTerms {
+            holder: lease.holder.into(),
+            permits: lease.permits,
+            ttl: Duration::from_micros(lease.asked_ttl_us),
+        },
+        expires: Instant::now() + left,
+        expires_at: Timestamp::now() + left,
+        fencing_token: lease.fencing_token.parse().ok()?,
+    })
+}

@@ -1,0 +1,522 @@
+-- Budgets: what an account may spend, kept as the ledger of one replica alone keeps it (see
+-- `budget::ledger`), and those of all replicas who wait for it.
+--
+-- budget_left:<account>       'replica ticket' -> when it left, for a window
+-- budget_queue:<account>      'member ticket' -> when it asked
+-- budget_returning:<account>  the same, of those who had a turn before and go before the queue
+-- budget_waiters:<account>    'member ticket' -> 'tokens deadline line'
+-- budget_openings             account -> when those who wait for it are to be looked at again
+--
+-- Each operation names its account. Where it says midnight_us, that is how long the day in
+-- California still lasts, of which only replicas know.
+
+-- How long an account is kept that nobody uses, in milliseconds.
+local KEPT = 2 * 24 * 3600 * 1000
+local HOUR = 3600 * 1000000
+-- The longest time that is told, in microseconds: cjson writes no more digits.
+local FAR = 10000000000000
+-- So many who asked later but were heard earlier are told apart from those who go before.
+local MOST_OVERTAKEN = 100
+
+-- Those that this call of the script has to do with.
+local budgets = {}
+
+local function from_now(at)
+  return math.min(math.ceil(at - now), FAR)
+end
+
+-- Why no waiting helps, or only waiting for the next day.
+local function impossible(budget, ahead, tokens)
+  local requests_limit, tokens_limit, day = budget.requests.limit, budget.tokens.limit, budget.day
+  if requests_limit == 0 or tokens_limit == 0 or day.limit == 0 then
+    return {verdict = 'no_quota'}
+  end
+  if tokens_limit and tokens > tokens_limit then
+    return {verdict = 'too_large', tokens = tokens, limit = tokens_limit}
+  end
+  local today = day.sent + total(budget, 'unsent').requests + ahead.requests
+  local is_used_up = day.limit and today >= day.limit
+  local reopens_at = math.max(is_used_up and day.ends or 0, day.closed_until)
+  if reopens_at > now then
+    return {verdict = 'day_exhausted', retry_after_us = from_now(reopens_at)}
+  end
+end
+
+-- When a call could be reserved with so much ahead of it, or why it never or not today can.
+local function budget_opens_at(budget, ahead, tokens)
+  local reason = impossible(budget, ahead, tokens)
+  if reason then
+    return nil, reason
+  end
+  local start = math.max(now, budget.paused_until, opens_at())
+  return math.max(
+    allowance_opens_at(budget, 'requests', ahead.requests, 1, start),
+    allowance_opens_at(budget, 'tokens', ahead.tokens, tokens, start)
+  )
+end
+
+local function not_before(at)
+  return {verdict = 'not_before', retry_after_us = from_now(at)}
+end
+
+local function opens_before(budget, deadline, ahead, tokens)
+  local at, reason = budget_opens_at(budget, ahead, tokens)
+  if at and at > deadline then
+    return nil, not_before(at)
+  end
+  return at, reason
+end
+
+local function grant(budget, name, ticket, tokens)
+  add(share_of(budget, name).unsent, amount(1, tokens), 1)
+  budget.here.unsaved = true
+  answer(name, ticket, {verdict = 'reserved', account = budget.here.account, tokens = tokens})
+end
+
+-- Who is courteous waits in the queue too.
+local function queue_of(line)
+  return line == 'returning' and 'returning' or 'queue'
+end
+
+local function queue_key(budget, line)
+  return key('budget_' .. queue_of(line), budget.here.account)
+end
+
+local function place_of(budget, entry)
+  local waiter = redis.call('HGET', key('budget_waiters', budget.here.account), entry)
+  if not waiter then
+    return nil
+  end
+  local tokens, deadline, line = string.match(waiter, '(%S+) (%S+) (%S+)')
+  return {entry = entry, tokens = tonumber(tokens), deadline = tonumber(deadline), line = line}
+end
+
+local function put(budget, place, score)
+  local waiter = whole(place.tokens) .. ' ' .. whole(place.deadline) .. ' ' .. place.line
+  redis.call('ZADD', queue_key(budget, place.line), whole(score), place.entry)
+  redis.call('HSET', key('budget_waiters', budget.here.account), place.entry, waiter)
+end
+
+local function leave_place(budget, place)
+  redis.call('ZREM', queue_key(budget, place.line), place.entry)
+  redis.call('HDEL', key('budget_waiters', budget.here.account), place.entry)
+  local share = share_of(budget, string.match(place.entry, '%S+'))
+  add(share[queue_of(place.line)], amount(1, place.tokens), -1)
+  budget.here.unsaved = true
+end
+
+local function forget_places(budget, name, share)
+  for _, line in ipairs({'returning', 'queue'}) do
+    if share[line].requests > 0 then
+      for _, entry in ipairs(redis.call('ZRANGE', queue_key(budget, line), 0, -1)) do
+        local place = string.match(entry, '%S+') == name and place_of(budget, entry)
+        if place then
+          leave_place(budget, place)
+        end
+      end
+    end
+  end
+end
+
+-- Redis, short of memory, has thrown away who waits: they find out at their deadlines.
+local function forget_line(budget, line)
+  redis.call('DEL', queue_key(budget, line))
+  for _, share in pairs(budget.members) do
+    share[line] = amount(0, 0)
+  end
+  budget.here.unsaved = true
+end
+
+-- Lets those who wait in a line in for as long as there is room. Says when to look again.
+local function serve_line(budget, line, ahead)
+  while total(budget, line).requests > 0 do
+    local first = redis.call('ZRANGE', queue_key(budget, line), 0, 0)[1]
+    local place = first and place_of(budget, first)
+    if not place then
+      forget_line(budget, line)
+      return math.huge
+    end
+    local name, ticket = string.match(first, '(%S+) (%S+)')
+    local at, reason = opens_before(budget, place.deadline, ahead, place.tokens)
+    if reason then
+      leave_place(budget, place)
+      answer(name, ticket, reason)
+    elseif at > now then
+      if is_held_up(budget, 'requests', 1) or is_held_up(budget, 'tokens', place.tokens) then
+        -- Until something is sent or given back, or a member ends that has it.
+        return math.huge
+      end
+      return math.ceil(at)
+    elseif place.line == 'courteous' and waiting(budget).requests > 1 then
+      local last = redis.call('ZRANGE', queue_key(budget, line), -1, -1, 'WITHSCORES')[2]
+      place.line = 'queue'
+      put(budget, place, math.max(now, last + 1))
+    else
+      leave_place(budget, place)
+      grant(budget, name, ticket, place.tokens)
+    end
+  end
+  return math.huge
+end
+
+-- A new day has begun when its end is told, which is another: replicas' clocks differ a little.
+local function begin_day(day, ends)
+  if ends > day.ends + HOUR then
+    day.began, day.ends, day.sent = math.max(day.began, day.ends), ends, 0
+  end
+end
+
+local function budget_of(account, midnight_us)
+  local budget = budgets[account]
+  if not budget then
+    local packed = redis.call('GET', key('budget', account))
+    if not packed then
+      return nil
+    end
+    budget = cmsgpack.unpack(packed)
+    budget.here = {account = account, impatient = {}}
+    budgets[account] = budget
+  end
+  if midnight_us then
+    begin_day(budget.day, now + midnight_us)
+  end
+  return budget
+end
+
+local function quotas_of(budget)
+  return {rpm = budget.requests.limit, tpm = budget.tokens.limit, rpd = budget.day.limit}
+end
+
+local function is_same(a, b)
+  return a.rpm == b.rpm and a.tpm == b.tpm and a.rpd == b.rpd
+end
+
+local function change_quotas(budget, quotas)
+  if is_same(quotas, quotas_of(budget)) then
+    return
+  end
+  set_limit_of(budget, 'requests', quotas.rpm)
+  set_limit_of(budget, 'tokens', quotas.tpm)
+  budget.day.limit = quotas.rpd
+  budget.here.unsaved = true
+  local corrected = quotas_of(budget)
+  corrected.account = budget.here.account
+  announce({corrected = corrected})
+end
+
+-- Tells the member whether the account is kept here.
+function operations.look_up_budget(op)
+  if budget_of(op.account) then
+    redis.call('PUBLISH', key('to', member), cjson.encode({watched = {account = op.account}}))
+  end
+end
+
+-- What left before the account was kept here, within a window.
+function operations.count_budget(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  if budget then
+    count(budget, amount(op.requests, op.tokens))
+    budget.here.unsaved = true
+  end
+end
+
+-- Says what the settings are. Gives what counts: what Gemini taught, unless they changed since.
+function operations.open_budget(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  if not budget then
+    budget = new_budget()
+    budget.here = {account = op.account, impatient = {}}
+    budgets[op.account] = budget
+    begin_day(budget.day, now + op.midnight_us)
+    announce({watched = {account = op.account}})
+  end
+  set_minute(budget, op.minute_us)
+  if not is_same(op.planned, budget.planned) then
+    budget.planned = op.planned
+    change_quotas(budget, op.planned)
+  end
+  budget.here.unsaved = true
+  return quotas_of(budget)
+end
+
+-- What goes before one who asked then. Those who asked later and were heard earlier do not; where
+-- they are many, nothing is taken to go before, so that nobody is refused in error.
+local function ahead_of(budget, line, asked_at)
+  local ahead = line == 'returning' and total(budget, 'returning') or waiting(budget)
+  if ahead.requests == 0 then
+    return ahead
+  end
+  local later = redis.call('ZRANGEBYSCORE', queue_key(budget, line), '(' .. whole(asked_at), '+inf',
+    'LIMIT', 0, MOST_OVERTAKEN + 1)
+  if #later > MOST_OVERTAKEN then
+    return NOTHING
+  end
+  for _, entry in ipairs(later) do
+    local place = place_of(budget, entry)
+    add(ahead, amount(place and 1 or 0, place and place.tokens or 0), -1)
+  end
+  return ahead
+end
+
+-- Asks for one request and its tokens. Where the account is not known, who asks opens it and asks
+-- again.
+function operations.reserve(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  if not budget then
+    answer(member, op.ticket, {verdict = 'unopened'})
+    return
+  end
+  if not op.wait then
+    table.insert(budget.here.impatient, op)
+    return
+  end
+  local line = op.line
+  if line == 'courteous' and waiting(budget).requests > 0 then
+    line = 'queue'
+  end
+  local asked_at, deadline = arrival(op.waited_us), now + op.patience_us
+  local ahead = ahead_of(budget, line, asked_at)
+  local at, reason = opens_before(budget, deadline, ahead, op.tokens)
+  if reason then
+    answer(member, op.ticket, reason)
+  elseif at <= now and ahead.requests == 0 then
+    grant(budget, member, op.ticket, op.tokens)
+  else
+    local entry = member .. ' ' .. whole(op.ticket)
+    put(budget, {entry = entry, tokens = op.tokens, deadline = deadline, line = line}, asked_at)
+    add(share_of(budget, member)[queue_of(line)], amount(1, op.tokens), 1)
+    budget.here.unsaved = true
+  end
+end
+
+-- Who does not wait gets what those leave who do.
+local function serve_impatient(budget)
+  for _, op in ipairs(budget.here.impatient) do
+    local ahead = waiting(budget)
+    local at, reason = opens_before(budget, now + op.patience_us, ahead, op.tokens)
+    if reason then
+      answer(member, op.ticket, reason)
+    elseif at <= now and ahead.requests == 0 then
+      grant(budget, member, op.ticket, op.tokens)
+    else
+      answer(member, op.ticket, {verdict = 'unavailable'})
+    end
+  end
+end
+
+-- Leaves the queue. Who gives up hears what it would have had to wait for, unless it was answered.
+function operations.leave_budget(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  local place = budget and place_of(budget, member .. ' ' .. whole(op.ticket))
+  if not place then
+    return nil
+  end
+  leave_place(budget, place)
+  if op.give_up then
+    local at, reason = budget_opens_at(budget, waiting(budget), place.tokens)
+    return reason or not_before(at)
+  end
+end
+
+-- Less of what a member has reserved: at least nothing, whatever Redis may have forgotten.
+local function take_unsent(budget, name, requests, tokens)
+  local unsent = share_of(budget, name).unsent
+  unsent.requests = math.max(unsent.requests - requests, 0)
+  unsent.tokens = math.max(unsent.tokens - tokens, 0)
+  budget.here.unsaved = true
+end
+
+function operations.give_back_budget(op)
+  local budget = budget_of(op.account)
+  if budget then
+    take_unsent(budget, member, 1, op.tokens)
+  end
+end
+
+-- A new member holds what it held as the member that it was before, and has no places any more as
+-- that one. What is not claimed of what that one held has left, or is lost with its end.
+function operations.claim_budget(op)
+  local budget = budget_of(op.account)
+  if not budget then
+    return
+  end
+  local before = op.from and budget.members[op.from]
+  if before then
+    forget_places(budget, op.from, before)
+    take_unsent(budget, op.from, op.requests, op.tokens)
+  end
+  add(share_of(budget, member).unsent, amount(op.requests, op.tokens), 1)
+  budget.here.unsaved = true
+end
+
+-- By what name one is known that has left: its replica can be another member when it settles.
+local function entry_of_sent(op)
+  return (op.by or member) .. ' ' .. whole(op.ticket)
+end
+
+-- What was reserved leaves now.
+function operations.depart(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  if not budget then
+    return
+  end
+  local left = key('budget_left', op.account)
+  take_unsent(budget, member, 1, op.tokens)
+  count(budget, amount(1, op.tokens))
+  redis.call('ZADD', left, whole(now), entry_of_sent(op))
+  redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
+end
+
+-- When it left, which is asked once; nothing where that is longer ago than a window.
+local function left_at(op)
+  local left, entry = key('budget_left', op.account), entry_of_sent(op)
+  local at = tonumber(redis.call('ZSCORE', left, entry) or nil)
+  redis.call('ZREM', left, entry)
+  return at
+end
+
+-- What left cost the actual tokens instead of the estimated.
+function operations.settle(op)
+  local budget, at = budget_of(op.account), left_at(op)
+  if budget and at then
+    correct(budget, 'tokens', at, op.tokens, op.actual)
+    budget.here.unsaved = true
+  end
+end
+
+-- What left so long ago was refused, and does not count.
+function operations.take_back(op)
+  local budget, at = budget_of(op.account, op.midnight_us), left_at(op)
+  if not budget then
+    return
+  end
+  if at then
+    correct(budget, 'requests', at, 1, 0)
+    correct(budget, 'tokens', at, op.tokens, 0)
+  end
+  if now - op.left_us_ago >= budget.day.began then
+    budget.day.sent = math.max(budget.day.sent - 1, 0)
+  end
+  budget.here.unsaved = true
+end
+
+-- It was refused because the day is used up: nothing goes for so long.
+function operations.close_day(op)
+  operations.take_back(op)
+  local budget = budget_of(op.account)
+  if budget then
+    budget.day.closed_until = math.max(budget.day.closed_until, now + op.closed_for_us)
+  end
+end
+
+function operations.pause(op)
+  local budget = budget_of(op.account)
+  if budget then
+    budget.paused_until = math.max(budget.paused_until, now + op.for_us)
+    budget.here.unsaved = true
+    announce({paused = {account = op.account, for_us = from_now(budget.paused_until)}})
+  end
+end
+
+-- Gemini named other quotas.
+function operations.set_quotas(op)
+  local budget = budget_of(op.account)
+  if budget then
+    change_quotas(budget, op)
+  end
+end
+
+function operations.budget_usage(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  if not budget then
+    return nil
+  end
+  local unsent, queue = total(budget, 'unsent'), waiting(budget)
+  local function usage(unit)
+    return {limit = budget[unit].limit, used = sent(budget, unit), reserved = unsent[unit]}
+  end
+  local at, reason = budget_opens_at(budget, queue, 1)
+  return {
+    requests_per_minute = usage('requests'),
+    input_tokens_per_minute = usage('tokens'),
+    requests_per_day = {
+      limit = budget.day.limit, used = budget.day.sent, reserved = unsent.requests,
+    },
+    waiting = queue.requests,
+    next_free_in_us = at and from_now(at) or reason and reason.retry_after_us,
+    paused_for_us = budget.paused_until > now and from_now(budget.paused_until) or nil,
+  }
+end
+
+-- The places of a member that is none any more are void, and what it had reserved may have left,
+-- for all that anybody knows.
+table.insert(burials, function(name)
+  for _, account in ipairs(redis.call('SMEMBERS', key('budgets_of', name))) do
+    local budget = budget_of(account)
+    local share = budget and budget.members[name]
+    if share then
+      forget_places(budget, name, share)
+      if share.unsent.requests > 0 then
+        count(budget, share.unsent)
+      end
+      budget.members[name] = nil
+    end
+  end
+  redis.call('DEL', key('budgets_of', name))
+end)
+
+-- Those whose time has come are served at the end of the call.
+local function look_at_budgets_that_open()
+  for _, account in ipairs(
+    redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now))
+  ) do
+    if not budget_of(account) then
+      redis.call('ZREM', key('budget_openings'), account)
+    end
+  end
+end
+
+local function next_opening_of_a_budget()
+  local first = redis.call('ZRANGE', key('budget_openings'), 0, 0, 'WITHSCORES')
+  return tonumber(first[2]) or math.huge
+end
+
+local function keep(budget)
+  local here, account = budget.here, budget.here.account
+  budget.here = nil
+  for name, share in pairs(budget.members) do
+    if share.unsent.requests + share.queue.requests + share.returning.requests == 0 then
+      budget.members[name] = nil
+    end
+  end
+  redis.call('SET', key('budget', account), cmsgpack.pack(budget), 'PX', KEPT)
+  if here.departed then
+    -- Longer than it counts, for the clocks by which keys end and by which they are read.
+    local window = math.ceil(budget.minute.window / 1000) + 1000
+    redis.call('SET', key('budget_departures', account), cmsgpack.pack(here.departures), 'PX', window)
+    redis.call('PEXPIRE', key('budget_left', account), window)
+  end
+  if next(budget.members) then
+    for _, of in ipairs({'budget_queue', 'budget_returning', 'budget_waiters'}) do
+      redis.call('PEXPIRE', key(of, account), KEPT)
+    end
+  end
+end
+
+-- Serves all that this call has to do with.
+local function serve_budgets()
+  for account, budget in pairs(budgets) do
+    local returning = serve_line(budget, 'returning', NOTHING)
+    local queue = serve_line(budget, 'queue', total(budget, 'returning'))
+    local look_at = math.min(returning, queue)
+    serve_impatient(budget)
+    if look_at < math.huge then
+      redis.call('ZADD', key('budget_openings'), whole(look_at), account)
+    else
+      redis.call('ZREM', key('budget_openings'), account)
+    end
+    if budget.here.unsaved then
+      keep(budget)
+    end
+  end
+end

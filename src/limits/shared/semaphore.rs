@@ -1,0 +1,84 @@
+//! A semaphore that all replicas share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::link::Link;
+use super::wire::{Generation, Stands};
+use crate::limits::semaphore::{Fence, NotGranted, Patience, Place, Semaphore, Standing};
+
+/// A semaphore of which Redis gives the permits.
+#[derive(Debug)]
+pub(super) struct SharedSemaphore {
+    link: Arc<Link>,
+    generation: Generation,
+    deleted: AtomicBool,
+    /// As last heard.
+    standing: Mutex<Standing>,
+}
+
+impl SharedSemaphore {
+    pub fn new(link: Arc<Link>, generation: Generation, limit: usize) -> Arc<Self> {
+        let standing = Mutex::new(Standing { limit, ..Standing::default() });
+        Arc::new(Self { link, generation, deleted: AtomicBool::new(false), standing })
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Redis says that it is no more.
+    pub fn delete(&self) {
+        self.deleted.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Relaxed)
+    }
+
+    pub fn stands(&self, Stands { limit, out, waiting }: Stands) {
+        let standing = Standing { limit, in_use: out, waiting };
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    pub fn limit(&self) -> usize {
+        self.standing().limit
+    }
+
+    pub fn has_limit(&self, limit: usize) {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
+    }
+}
+
+impl Semaphore for SharedSemaphore {
+    fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place {
+        let waits = patience == Patience::Endless;
+        // Who waits keeps a place until the line is there again.
+        if !waits && let Err(reason) = self.link.tenure.reach() {
+            return Place::answered(Err(NotGranted::OutOfReach(reason)));
+        }
+        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, waits);
+        Place::waiting(self, ticket, answer)
+    }
+
+    fn number(&self) -> u64 {
+        self.generation
+    }
+
+    fn standing(&self) -> Standing {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fence(&self, tenure: u64) -> Option<Fence> {
+        let link = Arc::clone(&self.link);
+        Some(Arc::new(move || link.tenure.is_in_force(tenure)))
+    }
+
+    fn give_back(self: Arc<Self>, permits: usize) {
+        self.link.give_back(self.generation, permits);
+    }
+
+    fn leave(self: Arc<Self>, ticket: u64) {
+        self.link.leave(ticket);
+    }
+}

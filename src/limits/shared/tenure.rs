@@ -1,0 +1,130 @@
+//! For how long what this replica holds is its own.
+//!
+//! Redis keeps it for a *tenure* after the replica's last word. The replica itself counts on less:
+//! it starts calls only for a fifth of the tenure after it last said something that was heard. So
+//! a call that takes less than the other four fifths is over before anybody else can be given its
+//! permit, whatever happened to the line, to Redis or to this process.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::limits::semaphore::OutOfReach;
+
+/// The tenure of this replica.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    length: Duration,
+    began: Instant,
+    /// Until when calls may start, in nanoseconds since `began`.
+    secure_until: AtomicU64,
+    /// How often it has lapsed: permits of a tenure that lapsed are not used any more.
+    number: AtomicU64,
+}
+
+impl Tenure {
+    pub fn new(length: Duration) -> Self {
+        Self {
+            length,
+            began: Instant::now(),
+            secure_until: AtomicU64::new(0),
+            number: AtomicU64::new(0),
+        }
+    }
+
+    /// For how long Redis keeps what this replica holds.
+    pub fn length(&self) -> Duration {
+        self.length
+    }
+
+    /// After what time without a word something is said.
+    pub fn heartbeat(&self) -> Duration {
+        self.length / 15
+    }
+
+    /// How long an answer from Redis may take.
+    pub fn patience(&self) -> Duration {
+        self.length / 5
+    }
+
+    /// What was said at that moment has been heard.
+    pub fn renewed(&self, said_at: Instant) {
+        let until = said_at + self.length / 5;
+        let until = until.saturating_duration_since(self.began).as_nanos();
+        self.secure_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::AcqRel);
+    }
+
+    /// Begins another tenure if this one has lapsed, or `is_over` in Redis already: others may have
+    /// been given what was held in it.
+    pub fn begin_anew(&self, is_over: bool) {
+        if is_over || !self.is_secure() {
+            self.number.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Which tenure this is.
+    pub fn current(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Whether a call may start with a permit of that tenure.
+    pub fn is_in_force(&self, tenure: u64) -> bool {
+        // In this order: a lapsed tenure is numbered anew before it is secure again.
+        self.is_secure() && self.current() == tenure
+    }
+
+    /// # Errors
+    /// [`OutOfReach`] where it is unknown whether this replica still holds what it does.
+    pub fn reach(&self) -> Result<(), OutOfReach> {
+        if self.is_secure() { Ok(()) } else { Err(self.out_of_reach()) }
+    }
+
+    pub fn out_of_reach(&self) -> OutOfReach {
+        OutOfReach { retry_after: self.heartbeat().max(Duration::from_secs(1)) }
+    }
+
+    fn is_secure(&self) -> bool {
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        now < self.secure_until.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_start_for_a_fifth_of_the_tenure_after_the_last_word() {
+        let tenure = Tenure::new(30 * SECOND);
+        assert!(tenure.reach().is_err(), "nothing was heard yet");
+        let said_at = Instant::now();
+        tokio::time::advance(2 * SECOND).await;
+        tenure.renewed(said_at);
+        let number = tenure.current();
+        tokio::time::advance(4 * SECOND - Duration::from_millis(1)).await;
+        assert!(tenure.is_in_force(number));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!tenure.is_in_force(number));
+        assert_eq!(tenure.reach().unwrap_err().retry_after, 2 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_held_when_it_lapsed_does_not_come_back() {
+        let tenure = Tenure::new(30 * SECOND);
+        tenure.renewed(Instant::now());
+        tenure.begin_anew(false);
+        let number = tenure.current();
+        assert!(tenure.is_in_force(number), "it has not lapsed");
+        tokio::time::advance(6 * SECOND).await;
+        tenure.begin_anew(false);
+        tenure.renewed(Instant::now());
+        assert!(!tenure.is_in_force(number));
+        assert!(tenure.is_in_force(tenure.current()));
+        let number = tenure.current();
+        tenure.begin_anew(true);
+        assert!(!tenure.is_in_force(number), "Redis says that it is over");
+    }
+}

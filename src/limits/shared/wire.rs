@@ -1,0 +1,419 @@
+//! What replicas say to the script in Redis and what they hear from it. The script tells what each
+//! operation does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::limits::budget::Quotas;
+
+/// The script that changes what is shared, whole: nothing of two calls of it ever mixes.
+pub(in crate::limits) const SCRIPT: &str = concat!(
+    include_str!("script/members.lua"),
+    include_str!("script/semaphore.lua"),
+    include_str!("script/lease.lua"),
+    include_str!("script/allowance.lua"),
+    include_str!("script/budget.lua"),
+    include_str!("script/main.lua"),
+);
+
+/// Which semaphore: a new one of an old name has another number. The global one is 0.
+pub(super) type Generation = u64;
+
+/// The global semaphore's.
+pub(super) const GLOBAL: Generation = 0;
+
+/// One thing that a member says.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(super) enum Op {
+    Join {
+        run: String,
+        uptime_us: u64,
+        limit: usize,
+        /// Whether the process has just started, so that its settings count.
+        starts: bool,
+        known: Vec<Registered>,
+    },
+    Retire {
+        /// This one, where none is named.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        member: Option<String>,
+    },
+    Ask {
+        semaphore: Generation,
+        ticket: u64,
+        permits: usize,
+        #[serde(rename = "waited_us", serialize_with = "micros_since")]
+        since: Instant,
+        wait: bool,
+    },
+    Leave {
+        semaphore: Generation,
+        ticket: u64,
+        permits: usize,
+    },
+    GiveBack {
+        semaphore: Generation,
+        permits: usize,
+    },
+    Claim {
+        semaphore: Generation,
+        permits: usize,
+    },
+    Look {
+        semaphore: Generation,
+    },
+    OpenBudget {
+        account: Arc<str>,
+        planned: SharedQuotas,
+        minute_us: u64,
+        midnight_us: u64,
+    },
+    LookUpBudget {
+        account: Arc<str>,
+    },
+    CountBudget {
+        account: Arc<str>,
+        requests: u64,
+        tokens: u64,
+        midnight_us: u64,
+    },
+    ClaimBudget {
+        account: Arc<str>,
+        requests: u64,
+        tokens: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+    },
+    Reserve {
+        account: Arc<str>,
+        ticket: u64,
+        tokens: u64,
+        line: &'static str,
+        #[serde(rename = "waited_us", serialize_with = "micros_since")]
+        since: Instant,
+        #[serde(rename = "patience_us", serialize_with = "micros_until")]
+        deadline: Instant,
+        midnight_us: u64,
+        wait: bool,
+    },
+    LeaveBudget {
+        account: Arc<str>,
+        ticket: u64,
+    },
+    GiveBackBudget {
+        account: Arc<str>,
+        tokens: u64,
+    },
+    Depart {
+        account: Arc<str>,
+        ticket: u64,
+        tokens: u64,
+        midnight_us: u64,
+        by: Arc<str>,
+    },
+    Settle {
+        account: Arc<str>,
+        ticket: u64,
+        tokens: u64,
+        actual: u64,
+        by: Arc<str>,
+    },
+    TakeBack {
+        account: Arc<str>,
+        ticket: u64,
+        tokens: u64,
+        left_us_ago: u64,
+        midnight_us: u64,
+        by: Arc<str>,
+    },
+    CloseDay {
+        account: Arc<str>,
+        ticket: u64,
+        tokens: u64,
+        left_us_ago: u64,
+        midnight_us: u64,
+        closed_for_us: u64,
+        by: Arc<str>,
+    },
+    Pause {
+        account: Arc<str>,
+        for_us: u64,
+    },
+    SetQuotas {
+        account: Arc<str>,
+        #[serde(flatten)]
+        quotas: SharedQuotas,
+    },
+    BudgetUsage {
+        account: Arc<str>,
+        midnight_us: u64,
+    },
+    Register {
+        name: String,
+        limit: usize,
+    },
+    Delete {
+        name: String,
+    },
+    Find {
+        name: String,
+    },
+    Lease {
+        semaphore: Generation,
+        name: String,
+        id: String,
+        holder: String,
+        permits: usize,
+        ttl_us: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+    },
+    FindLease {
+        semaphore: Generation,
+        key: String,
+    },
+    RenewLease {
+        name: String,
+        id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ttl_us: Option<u64>,
+    },
+    ReleaseLease {
+        name: String,
+        id: String,
+    },
+    ListLeases {
+        semaphore: Generation,
+    },
+}
+
+impl Op {
+    /// Whether it tells of something that is so, whoever says it and how often.
+    pub fn can_be_said_twice(&self) -> bool {
+        matches!(self, Self::SetQuotas { .. } | Self::Pause { .. })
+    }
+}
+
+fn micros_since<S: Serializer>(since: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX))
+}
+
+fn micros_until<S: Serializer>(until: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    let left = until.saturating_duration_since(Instant::now()).as_micros();
+    serializer.serialize_u64(u64::try_from(left).unwrap_or(u64::MAX).min(FAR))
+}
+
+/// The longest time and the largest amount that are told: Lua's numbers are written with 14 digits.
+pub(super) const FAR: u64 = 10_000_000_000_000;
+
+/// Quotas, without those that are without end.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct SharedQuotas {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpm: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpd: Option<u64>,
+}
+
+impl From<Quotas> for SharedQuotas {
+    fn from(quotas: Quotas) -> Self {
+        let told = |quota: Option<u64>| quota.map(|quota| quota.min(FAR));
+        Self {
+            rpm: told(quotas.requests_per_minute),
+            tpm: told(quotas.input_tokens_per_minute),
+            rpd: told(quotas.requests_per_day),
+        }
+    }
+}
+
+/// What the script answers.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reply {
+    /// Whether the member is none any more: nothing was done then.
+    #[serde(default)]
+    pub expired: bool,
+    /// What became of the operations that have a result, by their place in the list.
+    #[serde(default)]
+    pub results: BTreeMap<usize, Box<RawValue>>,
+    #[serde(default)]
+    pub answers: Vec<Answer>,
+    /// Each semaphore that was touched.
+    #[serde(default)]
+    pub semaphores: BTreeMap<Generation, Stands>,
+    /// In how long something ends that may make room for those who wait.
+    pub look_again_in_us: Option<f64>,
+    /// In how long anything is granted at all, after a start of Redis.
+    pub opens_in_us: Option<f64>,
+}
+
+/// How a semaphore stands.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct Stands {
+    pub limit: usize,
+    pub out: usize,
+    pub waiting: usize,
+}
+
+/// What a ticket has come to.
+#[derive(Debug, Deserialize)]
+pub(super) struct Answer {
+    pub ticket: u64,
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub(super) enum Verdict {
+    // Of a semaphore.
+    Granted { semaphore: Generation, permits: usize },
+    MoreThanLimit { limit: usize },
+    Closed,
+    // Of a budget.
+    Reserved { account: Arc<str>, tokens: u64 },
+    NoQuota,
+    TooLarge { tokens: u64, limit: u64 },
+    NotBefore { retry_after_us: u64 },
+    DayExhausted { retry_after_us: u64 },
+    Unopened,
+    // Of either, for who does not wait.
+    Unavailable,
+}
+
+/// What is published.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum News {
+    Answers(Vec<Answer>),
+    Registered(Registered),
+    Deleted(Deleted),
+    /// An account is kept in Redis from now on.
+    Watched(Account),
+    Paused(Paused),
+    /// The quotas of an account have changed; they are asked for where they are needed.
+    Corrected(serde::de::IgnoredAny),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Account {
+    pub account: Arc<str>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Paused {
+    pub account: Arc<str>,
+    pub for_us: u64,
+}
+
+/// What is spent of an account.
+#[derive(Debug, Deserialize)]
+pub(super) struct UsageResult {
+    pub requests_per_minute: Spent,
+    pub input_tokens_per_minute: Spent,
+    pub requests_per_day: Spent,
+    pub waiting: u64,
+    pub next_free_in_us: Option<u64>,
+    pub paused_for_us: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct Spent {
+    pub limit: Option<u64>,
+    pub used: u64,
+    pub reserved: u64,
+}
+
+/// A named semaphore.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Registered {
+    pub name: String,
+    pub semaphore: Generation,
+    pub limit: usize,
+}
+
+/// A semaphore that is no more.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Deleted {
+    pub name: String,
+    pub semaphore: Generation,
+}
+
+/// What a new member finds.
+#[derive(Debug, Deserialize)]
+pub(super) struct Joined {
+    #[serde(deserialize_with = "list_or_empty_object")]
+    pub semaphores: Vec<Registered>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RegisterResult {
+    pub semaphore: Generation,
+    pub new: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DeleteResult {
+    pub deleted: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct FindResult {
+    pub semaphore: Generation,
+    pub limit: usize,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LeaseResult {
+    pub lease: SharedLease,
+    pub new: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReleaseResult {
+    pub of_another: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListResult {
+    #[serde(deserialize_with = "list_or_empty_object")]
+    pub leases: Vec<SharedLease>,
+}
+
+/// A lease as the script keeps it.
+#[derive(Debug, Deserialize)]
+pub(super) struct SharedLease {
+    pub id: String,
+    pub name: String,
+    pub holder: String,
+    pub permits: usize,
+    /// As it was asked for.
+    pub asked_ttl_us: u64,
+    pub ends_in_us: f64,
+    /// In digits: too long for a number of Lua's.
+    pub fencing_token: String,
+}
+
+/// A list; in Lua, where an empty one and an empty object are the same, cjson writes `{}` for it.
+fn list_or_empty_object<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum List<T> {
+        Full(Vec<T>),
+        Empty {},
+    }
+    Ok(match List::deserialize(deserializer)? {
+        List::Full(list) => list,
+        List::Empty {} => Vec::new(),
+    })
+}

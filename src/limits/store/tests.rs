@@ -1,0 +1,440 @@
+//! What every store has to do, whether it keeps the limits here or for all replicas.
+
+mod rules;
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::*;
+use crate::limits::budget::{Exhausted, Line, NotReserved, Reservation};
+use crate::limits::semaphore::{Acquire, NotGranted, Patience, Place, Standing};
+use crate::limits::shared::test_server::RedisServer;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Runs each of the tests against a store of this process and against one in Redis.
+macro_rules! for_both_stores {
+    ($($test:ident),+ $(,)?) => {
+        mod local {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::LocalStore::new(5)).await;
+            })+
+        }
+
+        mod shared {
+            $(#[tokio::test]
+            async fn $test() {
+                let server = super::RedisServer::start().await;
+                super::$test(server.store(5).await).await;
+            })+
+        }
+    };
+}
+
+for_both_stores! {
+    those_who_asked_first_go_first,
+    who_does_not_wait_gets_what_is_free_or_nothing,
+    who_waits_for_several_is_not_overtaken,
+    who_leaves_the_queue_lets_those_behind_go,
+    what_was_granted_and_not_taken_up_goes_back,
+    a_lowered_limit_holds_and_a_raised_one_wakes,
+    more_than_the_limit_is_refused_at_once_and_when_it_falls,
+    a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back,
+    semaphores_are_found_by_their_names,
+    a_lease_holds_permits_until_it_is_released,
+    a_lease_ends_by_itself_unless_it_is_renewed,
+    a_lease_is_of_its_semaphore_alone,
+    a_key_leads_to_its_lease,
+    fencing_tokens_grow,
+    a_lease_outlives_its_semaphore,
+    the_rules_are_kept,
+    calls_are_spread_over_the_minute,
+    what_is_given_back_is_for_the_next,
+    what_cannot_be_in_time_is_refused_at_once,
+    a_refusal_teaches_quotas_and_pauses,
+    a_day_that_is_used_up_is_closed,
+}
+
+type Shared = Arc<dyn Store>;
+
+fn id(name: &str) -> SemaphoreId {
+    SemaphoreId::parse(name).unwrap()
+}
+
+async fn semaphore(store: &Shared, limit: usize) -> Arc<dyn Semaphore> {
+    store.register(id("images"), limit).await.unwrap().0
+}
+
+/// How it stands when all that was said is done.
+async fn standing(store: &Shared, semaphore: &Arc<dyn Semaphore>) -> Standing {
+    store.refresh().await.unwrap();
+    semaphore.standing()
+}
+
+/// A place that has to wait.
+async fn waiting(store: &Shared, mut place: Place) -> Place {
+    store.refresh().await.unwrap();
+    assert!((&mut place).now_or_never().is_none(), "it has to wait");
+    place
+}
+
+async fn those_who_asked_first_go_first(store: Shared) {
+    let semaphore = store.global();
+    let held = semaphore.acquire_many(5).await.unwrap();
+    let first = waiting(&store, semaphore.acquire_many(5)).await;
+    let second = waiting(&store, semaphore.acquire()).await;
+    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 5, in_use: 5, waiting: 2 });
+    drop(held);
+    let first = first.await.unwrap();
+    let second = waiting(&store, second).await;
+    drop(first);
+    drop(second.await.unwrap());
+    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 5, in_use: 0, waiting: 0 });
+}
+
+async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let ask = |permits| Arc::clone(&semaphore).ask(permits, Patience::None);
+    let held = ask(2).await.unwrap();
+    assert_eq!(ask(2).await.err(), Some(NotGranted::NoneFree));
+    let three = waiting(&store, semaphore.acquire_many(3)).await;
+    assert_eq!(ask(1).await.err(), Some(NotGranted::NoneFree), "it is waited for");
+    assert_eq!(standing(&store, &semaphore).await.waiting, 1, "nobody else is in the queue");
+    drop(held);
+    drop(three.await.unwrap());
+    assert!(ask(3).await.unwrap().is_in_force());
+}
+
+async fn who_waits_for_several_is_not_overtaken(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let held = semaphore.acquire_many(2).await.unwrap();
+    let several = waiting(&store, semaphore.acquire_many(3)).await;
+    let one = waiting(&store, semaphore.acquire()).await;
+    drop(held);
+    let several = several.await.unwrap();
+    assert_eq!(several.permits(), 3);
+    let one = waiting(&store, one).await;
+    drop(several);
+    let _one = one.await.unwrap();
+    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+}
+
+async fn who_leaves_the_queue_lets_those_behind_go(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let _held = semaphore.acquire_many(2).await.unwrap();
+    let several = waiting(&store, semaphore.acquire_many(2)).await;
+    let one = waiting(&store, semaphore.acquire()).await;
+    drop(several);
+    drop(one.await.unwrap());
+}
+
+async fn what_was_granted_and_not_taken_up_goes_back(store: Shared) {
+    let semaphore = semaphore(&store, 1).await;
+    let held = semaphore.acquire().await.unwrap();
+    let leaver = waiting(&store, semaphore.acquire()).await;
+    drop(held);
+    store.refresh().await.unwrap();
+    drop(leaver);
+    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 1, in_use: 0, waiting: 0 });
+    // Who goes before the answer comes leaves nothing behind either.
+    drop(semaphore.acquire());
+    assert_eq!(standing(&store, &semaphore).await.in_use, 0);
+    drop(semaphore.acquire().await.unwrap());
+}
+
+async fn a_lowered_limit_holds_and_a_raised_one_wakes(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(semaphore.acquire().await.unwrap());
+    }
+    assert!(!store.register(id("images"), 1).await.unwrap().1, "it is there already");
+    held.truncate(1);
+    let next = waiting(&store, semaphore.acquire()).await;
+    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 1, in_use: 1, waiting: 1 });
+    store.register(id("images"), 2).await.unwrap();
+    let _next = next.await.unwrap();
+    assert_eq!(standing(&store, &semaphore).await.in_use, 2);
+}
+
+async fn more_than_the_limit_is_refused_at_once_and_when_it_falls(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let refused = |limit| Some(NotGranted::MoreThanLimit { limit });
+    assert_eq!(semaphore.acquire_many(4).await.err(), refused(3));
+    let held = semaphore.acquire_many(3).await.unwrap();
+    let two = waiting(&store, semaphore.acquire_many(2)).await;
+    let three = waiting(&store, semaphore.acquire_many(3)).await;
+    store.register(id("images"), 2).await.unwrap();
+    assert_eq!(three.await.err(), refused(2));
+    drop(held);
+    drop(two.await.unwrap());
+}
+
+async fn a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back(store: Shared) {
+    let before = semaphore(&store, 1).await;
+    let held = before.acquire().await.unwrap();
+    let waits = waiting(&store, before.acquire()).await;
+    assert!(store.delete(&id("images")).await.unwrap());
+    assert!(!store.delete(&id("images")).await.unwrap());
+    assert_eq!(waits.await.err(), Some(NotGranted::Closed));
+    assert_eq!(before.acquire().await.err(), Some(NotGranted::Closed));
+    let anew = semaphore(&store, 1).await;
+    assert_ne!(anew.number(), before.number());
+    let other = anew.acquire().await.unwrap();
+    drop(held);
+    assert_eq!(standing(&store, &anew).await, Standing { limit: 1, in_use: 1, waiting: 0 });
+    drop(other);
+}
+
+async fn semaphores_are_found_by_their_names(store: Shared) {
+    assert!(store.find(&id("b")).await.unwrap().is_none());
+    for (name, limit) in [("b", 2), ("a", 1), ("b", 3)] {
+        let new = store.register(id(name), limit).await.unwrap().1;
+        assert_eq!(new, limit < 3);
+    }
+    let found = store.find(&id("b")).await.unwrap().unwrap();
+    assert_eq!(found.standing(), Standing { limit: 3, in_use: 0, waiting: 0 });
+    let all = store.named();
+    let names: Vec<_> = all.iter().map(|(id, own)| (id.as_str(), own.standing().limit)).collect();
+    assert_eq!(names, [("a", 1), ("b", 3)]);
+    store.delete(&id("a")).await.unwrap();
+    assert!(store.find(&id("a")).await.unwrap().is_none());
+}
+
+fn new_lease(permits: usize, ttl: Duration, key: Option<&str>) -> NewLease {
+    NewLease {
+        id: format!("{:032x}", fastrand::u128(..)).into(),
+        semaphore_id: id("images"),
+        terms: LeaseTerms { holder: "render-7".into(), permits, ttl },
+        key: key.map(Arc::from),
+    }
+}
+
+async fn lease(store: &Shared, semaphore: &Arc<dyn Semaphore>, new: &NewLease) -> (Lease, bool) {
+    let permit = semaphore.acquire_many(new.terms.permits).await.unwrap();
+    store.lease(permit, new.clone()).await.unwrap()
+}
+
+async fn a_lease_holds_permits_until_it_is_released(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let (two, new) = lease(&store, &semaphore, &new_lease(2, 60 * SECOND, None)).await;
+    assert!(new);
+    let (one, _) = lease(&store, &semaphore, &new_lease(1, 60 * SECOND, None)).await;
+    let listed = store.leases(&semaphore).await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|lease| (&*lease.id, lease.terms.permits)).collect();
+    assert_eq!(ids, [(&*two.id, 2), (&*one.id, 1)]);
+    assert_eq!(standing(&store, &semaphore).await.in_use, 3);
+    let next = waiting(&store, semaphore.acquire()).await;
+    for _ in 0..2 {
+        store.release_lease(&id("images"), &two.id).await.unwrap().unwrap();
+    }
+    let _next = next.await.unwrap();
+    assert_eq!(standing(&store, &semaphore).await.in_use, 2, "nothing is given back twice");
+}
+
+async fn a_lease_ends_by_itself_unless_it_is_renewed(store: Shared) {
+    let semaphore = semaphore(&store, 1).await;
+    let began = Instant::now();
+    let ttl = SECOND / 5;
+    let (held, _) = lease(&store, &semaphore, &new_lease(1, ttl, None)).await;
+    let next = waiting(&store, semaphore.acquire()).await;
+    let renewed = store.renew_lease(&id("images"), &held.id, Some(2 * ttl)).await.unwrap().unwrap();
+    assert!(renewed.expires > held.expires && renewed.expires_at > held.expires_at);
+    assert_eq!(renewed.fencing_token, held.fencing_token);
+    let _next = next.await.unwrap();
+    assert!(began.elapsed() >= 2 * ttl, "not before its time: {:?}", began.elapsed());
+    let gone = store.renew_lease(&id("images"), &held.id, None).await.unwrap();
+    assert_eq!(gone, Err(NoSuchLease), "it does not come back");
+    store.release_lease(&id("images"), &held.id).await.unwrap().unwrap();
+    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+}
+
+async fn a_lease_is_of_its_semaphore_alone(store: Shared) {
+    let semaphore = semaphore(&store, 1).await;
+    let (held, _) = lease(&store, &semaphore, &new_lease(1, 60 * SECOND, None)).await;
+    let other = id("audio");
+    assert_eq!(store.renew_lease(&other, &held.id, None).await.unwrap(), Err(NoSuchLease));
+    assert_eq!(store.release_lease(&other, &held.id).await.unwrap(), Err(NoSuchLease));
+    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+}
+
+async fn a_key_leads_to_its_lease(store: Shared) {
+    let semaphore = semaphore(&store, 3).await;
+    let new = new_lease(1, 60 * SECOND, Some("order 66"));
+    assert_eq!(store.find_lease(&semaphore, "order 66").await.unwrap(), None);
+    let (first, _) = lease(&store, &semaphore, &new).await;
+    let found = store.find_lease(&semaphore, "order 66").await.unwrap().unwrap();
+    assert_eq!((&found.id, &found.terms), (&first.id, &first.terms));
+    let again = new_lease(1, 60 * SECOND, Some("order 66"));
+    let (second, is_new) = lease(&store, &semaphore, &again).await;
+    assert_eq!((&second.id, is_new), (&first.id, false));
+    assert_eq!(standing(&store, &semaphore).await.in_use, 1, "the second permit went back");
+
+    // What a renewal changes is not what was asked for.
+    store.renew_lease(&id("images"), &first.id, Some(SECOND * 9)).await.unwrap().unwrap();
+    let found = store.find_lease(&semaphore, "order 66").await.unwrap().unwrap();
+    assert_eq!(found.terms, new.terms);
+    store.release_lease(&id("images"), &first.id).await.unwrap().unwrap();
+    assert_eq!(store.find_lease(&semaphore, "order 66").await.unwrap(), None);
+    assert!(lease(&store, &semaphore, &again).await.1);
+}
+
+async fn fencing_tokens_grow(store: Shared) {
+    let semaphore = semaphore(&store, 100).await;
+    let mut last = 0;
+    for _ in 0..100 {
+        let (lease, _) = lease(&store, &semaphore, &new_lease(1, 60 * SECOND, None)).await;
+        assert!(lease.fencing_token > last, "{} after {last}", lease.fencing_token);
+        last = lease.fencing_token;
+    }
+}
+
+async fn a_lease_outlives_its_semaphore(store: Shared) {
+    let before = semaphore(&store, 1).await;
+    let (held, _) = lease(&store, &before, &new_lease(1, 60 * SECOND, Some("key"))).await;
+    store.delete(&id("images")).await.unwrap();
+    let anew = semaphore(&store, 1).await;
+    assert_eq!(store.leases(&anew).await.unwrap(), []);
+    assert_eq!(store.find_lease(&anew, "key").await.unwrap(), None);
+    store.renew_lease(&id("images"), &held.id, None).await.unwrap().unwrap();
+    store.release_lease(&id("images"), &held.id).await.unwrap().unwrap();
+    assert_eq!(standing(&store, &anew).await, Standing { limit: 1, in_use: 0, waiting: 0 });
+}
+
+async fn the_rules_are_kept(store: Shared) {
+    let seed = fastrand::u64(..);
+    println!("seed: {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for history in 0..40 {
+        let (id, limit) = (id(&format!("history-{history}")), random.usize(1..6));
+        let (semaphore, _) = store.register(id.clone(), limit).await.unwrap();
+        rules::History::new(&store, semaphore, id, limit).run(&mut random, 60).await;
+    }
+}
+
+/// A minute of six seconds.
+const MINUTE: Duration = Duration::from_secs(6);
+
+fn budget(store: &Shared, model: &str, requests_per_minute: Option<u64>) -> Arc<dyn Budget> {
+    let quotas = Quotas { requests_per_minute, ..Quotas::default() };
+    store.budget(&Payer::Key([7; 32]), model, quotas, MINUTE)
+}
+
+fn soon() -> Instant {
+    Instant::now() + 30 * SECOND
+}
+
+async fn reserve(budget: &Arc<dyn Budget>, line: Line) -> Result<Reservation, Exhausted> {
+    Arc::clone(budget).reserve(line, 1, soon()).await
+}
+
+async fn reserve_now(budget: &Arc<dyn Budget>) -> Result<Option<Reservation>, NotReserved> {
+    Arc::clone(budget).try_reserve(1, soon()).answer().await
+}
+
+async fn used(budget: &Arc<dyn Budget>) -> (u64, u64) {
+    let usage = budget.usage().await.unwrap().requests_per_minute;
+    (usage.used, usage.reserved)
+}
+
+async fn calls_are_spread_over_the_minute(store: Shared) {
+    // Ten a second, of which one can be saved up.
+    let budget = budget(&store, "m", Some(60));
+    let began = Instant::now();
+    for sent in 1..=5 {
+        let reservation = reserve(&budget, Line::Queue).await.unwrap();
+        assert_eq!(used(&budget).await, (sent - 1, 1));
+        let _ = reservation.leave();
+    }
+    assert_eq!(used(&budget).await, (5, 0));
+    assert!(began.elapsed() >= 4 * SECOND / 10, "{:?}", began.elapsed());
+    assert!(reserve_now(&budget).await.unwrap().is_none(), "there is no room now");
+}
+
+async fn what_is_given_back_is_for_the_next(store: Shared) {
+    let budget = budget(&store, "m", Some(60));
+    let held = reserve_now(&budget).await.unwrap().expect("nothing is spent");
+    let next = tokio::spawn({
+        let budget = Arc::clone(&budget);
+        async move { reserve(&budget, Line::Queue).await }
+    });
+    while budget.usage().await.unwrap().waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(reserve_now(&budget).await.unwrap().is_none(), "it is waited for");
+    drop(held);
+    drop(next.await.unwrap().unwrap());
+    assert_eq!(used(&budget).await, (0, 0));
+}
+
+async fn what_cannot_be_in_time_is_refused_at_once(store: Shared) {
+    let budget = budget(&store, "m", Some(1));
+    let _ = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
+    let deadline = Instant::now() + SECOND;
+    let refused = Arc::clone(&budget).reserve(Line::Queue, 1, deadline).await.unwrap_err();
+    let Exhausted::NotBefore { retry_after } = refused else { panic!("{refused}") };
+    assert!(retry_after > 5 * SECOND && retry_after < 7 * SECOND, "{retry_after:?}");
+    assert!(Instant::now() < deadline, "it did not wait for it");
+    let none = self::budget(&store, "other", Some(0));
+    assert_eq!(reserve(&none, Line::Queue).await.err(), Some(Exhausted::NoQuota));
+}
+
+async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
+    let budget = budget(&store, "m", None);
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").leave());
+    }
+    budget.set(Quotas { requests_per_minute: Some(3), ..Quotas::default() });
+    budget.pause_until(Instant::now() + SECOND / 5);
+    assert!(budget.is_paused());
+    sent.pop().expect("three left").refused();
+    let usage = budget.usage().await.unwrap();
+    assert_eq!(usage.requests_per_minute.limit, Some(3));
+    assert!(usage.requests_per_minute.used >= 2, "what left before counts: {usage:?}");
+    assert!(usage.paused_for.is_some());
+    assert!(reserve_now(&budget).await.unwrap().is_none(), "it is paused");
+}
+
+async fn a_day_that_is_used_up_is_closed(store: Shared) {
+    let budget = budget(&store, "m", Some(600));
+    let sent = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
+    sent.refused_for_the_day();
+    let refused = reserve_now(&budget).await.err();
+    let closed = matches!(refused, Some(NotReserved::Exhausted(Exhausted::DayExhausted { .. })));
+    assert!(closed, "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_gemini_teaches_one_replica_all_know() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
+    for budget in [&here, &here, &there] {
+        let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").leave();
+    }
+    here.set(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.pause_until(Instant::now() + 20 * SECOND);
+    let told = async {
+        while !there.is_paused() || used(&there).await.0 < 3 {
+            tokio::time::sleep(SECOND / 1000).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, told).await.expect("it is told, and tells what it has sent");
+    let usage = there.usage().await.unwrap();
+    assert_eq!(usage.requests_per_minute.limit, Some(10));
+    assert!(usage.paused_for > Some(10 * SECOND), "{usage:?}");
+    assert!(reserve_now(&there).await.unwrap().is_none());
+    // One that comes later knows too.
+    let three: Shared = server.store(5).await;
+    let later = budget(&three, "m", None);
+    let told = async {
+        while later.usage().await.unwrap().requests_per_minute.limit.is_none() {
+            tokio::time::sleep(SECOND / 1000).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, told).await.expect("it looks it up");
+}
