@@ -181,6 +181,11 @@ impl Process {
         kill(&self.child, "TERM").await;
     }
 
+    /// Sends it a signal.
+    pub async fn signal(&self, signal: &str) {
+        kill(&self.child, signal).await;
+    }
+
     /// Ends it at once.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("it runs");

@@ -1,0 +1,173 @@
+//! Several replicas of the real program, over one simulator and one Redis.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use gemini_concurrent_generation::simulator::{Options, Simulator};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::process::{Process, Start};
+use crate::redis_server::RedisServer;
+use crate::support::{ADMIN_KEY, PATIENCE, SERVER_KEY, answer, listen, slow, until};
+
+const LIMIT: usize = 20;
+const LEASE: Duration = Duration::from_secs(4);
+
+/// A simulator and a Redis for replicas.
+pub struct Surroundings {
+    pub simulator: Simulator,
+    pub redis: RedisServer,
+    upstream: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Surroundings {
+    pub async fn new(redis: RedisServer) -> Self {
+        let stop = CancellationToken::new();
+        let simulator = Simulator::new(Options { journal: true, ..Options::default() });
+        let upstream = listen(simulator.router(), &stop).await;
+        Self { simulator, redis, upstream, _stop: stop.drop_guard() }
+    }
+
+    /// A replica that has not been started yet.
+    pub fn replica(&self, limit: usize) -> Start {
+        Start::with_arguments(&["serve"])
+            .set("GEMINI_BASE_URL", &format!("http://{}", self.upstream))
+            .set("GEMINI_API_KEY", SERVER_KEY)
+            .set("ADMIN_API_KEY", ADMIN_KEY)
+            .set("GEMINI_CONCURRENCY_LIMIT", &limit.to_string())
+            .set("REDIS_URL", &self.redis.url())
+    }
+
+    /// Waits until so many calls are in flight.
+    pub async fn until_in_flight(&self, calls: usize) {
+        until("so many are in flight", || self.simulator.stats().in_flight == calls).await;
+    }
+}
+
+/// What a replica says of itself.
+pub async fn health(replica: &Process) -> Value {
+    answer(replica.get("/")).await.body
+}
+
+pub async fn until_connected(replica: &Process, connected: bool) {
+    let wait = async {
+        while health(replica).await["shared_limits"]["connected"] != connected {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("it never said so");
+}
+
+/// Clients that keep a replica at work, wherever it is, and try again where they get no answer.
+struct Load {
+    at: Mutex<SocketAddr>,
+    answered: AtomicUsize,
+}
+
+impl Load {
+    fn start(replica: &Process, clients: &TaskTracker, stop: &CancellationToken) -> Arc<Self> {
+        let load = Arc::new(Self { at: Mutex::new(replica.address), answered: 0.into() });
+        for client in 0..12 {
+            let work = Arc::clone(&load).work(50 + 5 * client);
+            clients.spawn(stop.clone().run_until_cancelled_owned(work));
+        }
+        load
+    }
+
+    async fn work(self: Arc<Self>, latency_ms: u64) {
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let body = json!({"prompt": slow(latency_ms)}).to_string();
+        loop {
+            let url = format!("http://{}/chat", self.at.lock().unwrap());
+            let request = http.post(url).header("content-type", "application/json");
+            match request.body(body.clone()).send().await {
+                Ok(response) if response.status().is_success() => {
+                    self.answered.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+/// Waits until all of them have answered more than by now.
+async fn until_all_answer_more(loads: &[Arc<Load>]) {
+    let answered = |load: &Arc<Load>| load.answered.load(Ordering::Relaxed);
+    let before: Vec<_> = loads.iter().map(answered).collect();
+    until("all answer more", || {
+        loads.iter().zip(&before).all(|(load, before)| answered(load) >= before + 10)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_replicas_never_pass_the_limit_whatever_happens_to_them() {
+    let mut all = Surroundings::new(RedisServer::start().await).await;
+    let lease = LEASE.as_secs().to_string();
+    let start = || all.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();
+    let mut replicas = vec![start().await, start().await, start().await, start().await];
+    let (clients, stop) = (TaskTracker::new(), CancellationToken::new());
+    let _stop = stop.clone().drop_guard();
+    let loads: Vec<_> =
+        replicas.iter().map(|replica| Load::start(replica, &clients, &stop)).collect();
+    until_all_answer_more(&loads).await;
+    all.until_in_flight(LIMIT).await;
+
+    // One is killed. What it held is back when its lease is over.
+    let killed = replicas.remove(0);
+    let began = Instant::now();
+    killed.kill().await;
+    until("its calls have ended", || all.simulator.stats().in_flight < LIMIT).await;
+    all.until_in_flight(LIMIT).await;
+    println!("in full use again {:?} after SIGKILL, with a lease of {LEASE:?}", began.elapsed());
+    let anew = start().await;
+    *loads[0].at.lock().unwrap() = anew.address;
+    replicas.insert(0, anew);
+    until_all_answer_more(&loads).await;
+
+    // One is paused for longer than its lease, and goes on then.
+    replicas[1].signal("STOP").await;
+    sleep(LEASE + LEASE / 4).await;
+    all.until_in_flight(LIMIT).await;
+    replicas[1].signal("CONT").await;
+    until_all_answer_more(&loads).await;
+    replicas[1].until_logged("connected to Redis again").await;
+
+    // Redis stops, and is there again, with nothing in it.
+    let items: Vec<_> = (0..60).map(|n| json!({"prompt": format!("{n} {}", slow(50))})).collect();
+    let batch = replicas[3].post("/batch/chat", &json!({"requests": items}));
+    let batch = tokio::spawn(answer(batch));
+    until_all_answer_more(&loads).await;
+    all.redis.stop().await;
+    for replica in &replicas {
+        until_connected(replica, false).await;
+        assert_eq!(health(replica).await["status"], "degraded");
+        let refused = answer(replica.post("/chat", &json!({"prompt": "Hello"}))).await;
+        assert_eq!(refused.status, 503, "{:?}", refused.body);
+        assert_eq!(refused.body["code"], "limits_unavailable");
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    assert!(!batch.is_finished());
+    all.redis.start_again().await;
+    for replica in &replicas {
+        until_connected(replica, true).await;
+        assert_eq!(health(replica).await["status"], "healthy");
+    }
+    until_all_answer_more(&loads).await;
+    all.until_in_flight(LIMIT).await;
+    let batch = batch.await.expect("an answer").body;
+    assert_eq!(batch["successful_requests"], 60, "those that waited are answered: {batch}");
+
+    stop.cancel();
+    clients.close();
+    clients.wait().await;
+    let stats = all.simulator.stats();
+    println!("{} calls, {} in flight at most", stats.calls, stats.highest_in_flight);
+    assert_eq!(stats.highest_in_flight, LIMIT);
+}
