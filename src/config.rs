@@ -351,8 +351,8 @@ impl Lookup<'_> {
 
     fn count(&self, setting: Setting) -> Result<usize, InvalidSetting> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
-        // tokio's semaphores count no further; a limit beyond it is none.
-        Ok(count.get().min(tokio::sync::Semaphore::MAX_PERMITS))
+        // A limit beyond that is none, and the script in Redis writes numbers with 14 digits.
+        Ok(count.get().min(1_000_000_000_000))
     }
 
     fn concurrency_limit(&self, tier: Option<Tier>) -> Result<usize, InvalidSetting> {
