@@ -59,11 +59,16 @@ impl Model {
         self.last_number
     }
 
-    /// Lets go of all that is over.
-    fn expire(&mut self) {
+    /// Lets go of leases that are over.
+    fn end_leases(&mut self) {
+        let now = self.now;
+        self.leases.retain(|_, lease| lease.ends > now);
+    }
+
+    /// Lets go of members that were silent for too long, and of all that goes with them.
+    fn bury(&mut self) {
         let now = self.now;
         self.members.retain(|_, member| member.ends > now);
-        self.leases.retain(|_, lease| lease.ends > now);
         self.queue.retain(|(member, ..)| self.members.contains_key(member));
     }
 
@@ -164,15 +169,17 @@ impl History {
         change: impl FnOnce(&mut Model, &str),
     ) -> Option<Value> {
         let reply = self.say(member, json!([op, {"op": "look", "semaphore": SEMAPHORE}])).await;
-        let joins = op["op"] == "join";
-        self.model.expire();
-        if !joins && !self.model.members.contains_key(member) {
+        self.model.bury();
+        let is_member = op["op"] == "join" || self.model.members.contains_key(member);
+        if is_member {
+            let speaker = self.model.members.entry(member.to_owned()).or_default();
+            speaker.ends = self.model.now + TENURE;
+            self.model.end_leases();
+            change(&mut self.model, member);
+        } else {
+            // What it held goes to others all the same.
             assert_eq!(reply, json!({"expired": true}), "{op}");
-            return None;
         }
-        let speaker = self.model.members.entry(member.to_owned()).or_default();
-        speaker.ends = self.model.now + TENURE;
-        change(&mut self.model, member);
         let ought = self.model.serve();
         let mut answers = self.published().await;
         answers.extend(reply["answers"].as_array().cloned().unwrap_or_default());
@@ -188,7 +195,7 @@ impl History {
             let ought = json!({"limit": limit, "out": self.model.out(), "waiting": queue.len()});
             assert_eq!(*stands, ought, "{op} of {member}: {:?}", self.model);
         }
-        Some(reply["results"]["0"].clone())
+        is_member.then(|| reply["results"]["0"].clone())
     }
 
     async fn join(&mut self, instead_of: Option<&str>) {
