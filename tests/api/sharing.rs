@@ -56,13 +56,23 @@ fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
 #[tokio::test]
 async fn who_asks_first_goes_first_on_whatever_replica() {
     let all = surroundings().await;
-    let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
-    let held = tokio::spawn(answer(chat(&two, &slow(1000))));
+    let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
+    register(&one, 1).await;
+    let send = |replica: &Process, prompt: String| {
+        let body = json!({"prompt": prompt, "external_semaphore_id": "jobs"});
+        tokio::spawn(answer(replica.post("/chat", &body)))
+    };
+    // For longer than it takes a busy machine until all of them wait.
+    let held = send(&two, slow(5000));
     all.until_in_flight(1).await;
     let mut waiting = Vec::new();
     for (number, replica) in [&one, &two, &one, &two].into_iter().enumerate() {
-        waiting.push(tokio::spawn(answer(chat(replica, &format!("number {number}")))));
+        waiting.push(send(replica, format!("number {number}")));
         until_waiting(replica, number / 2 + 1).await;
+        // A replica counts it before Redis has heard of it.
+        while semaphore(replica).await["waiting"] != number + 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
     assert_eq!(all.simulator.stats().in_flight, 1, "the limit is everybody's");
     for request in waiting.into_iter().chain([held]) {
