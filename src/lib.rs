@@ -15,7 +15,7 @@
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
 //! | [`dispatch`] | one call through the door: admit, send, settle, retry |
-//! | [`limits`] | the door: global and named semaphores, accounts with their quotas; knows nothing of Gemini's wire |
+//! | [`limits`] | the door: global and named semaphores, accounts with their quotas, kept here or in Redis for all replicas; knows nothing of Gemini's wire |
 //! | [`gemini`] | the upstream: one exchange, its wire types, its errors; knows nothing of limits |
 //! | [`connect`] | how connections to other services are made |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |

@@ -354,19 +354,19 @@ impl Turn<'_> {
         deadline: Instant,
     ) -> Result<Admission, Refused> {
         let Lane { place, account, named, .. } = self.lane;
-        let mut permit = None;
-        if let Some(named) = named {
-            match Arc::clone(named).ask(1, Patience::None).await {
-                Ok(free) => permit = Some(free),
+        let named = match named {
+            None => None,
+            Some(named) => match Arc::clone(named).ask(1, Patience::None).await {
+                Ok(permit) => Some(permit),
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
-                    permit = Some(place.acquire(named).await?);
+                    let permit = place.acquire(named).await?;
                     reservation = place.reserve_again(account, tokens, deadline).await?;
+                    Some(permit)
                 }
                 Err(reason) => return Err(reason.into()),
-            }
-        }
-        let named = permit;
+            },
+        };
         let concurrency: Arc<dyn Semaphore> =
             Arc::<LocalSemaphore>::clone(account.concurrency().semaphore());
         let concurrency = place.acquire(&concurrency).await?;

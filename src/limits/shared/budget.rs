@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, midnight_us};
-use super::wire::{FAR, Op, Spent, UsageResult};
+use super::wire::{Op, Spent, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
     Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, MOST_TOKENS,
@@ -18,6 +18,9 @@ use crate::limits::budget::{
 };
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
+
+/// The answer at a deadline: how much longer it would have been, nobody has said.
+const NOT_IN_TIME: Exhausted = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
 
 /// A budget that is kept in Redis as soon as there is something to keep: quotas that are set, or
 /// that a replica has met with. Until then nothing limits it, and it costs no word to Redis.
@@ -117,8 +120,7 @@ impl SharedBudget {
         let asked = Asked { link, number };
         let answer = timeout_at(deadline, answer).await;
         drop(asked);
-        let not_in_time = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
-        answer.ok().and_then(Result::ok).unwrap_or(Err(not_in_time.into()))
+        answer.ok().and_then(Result::ok).unwrap_or(Err(NOT_IN_TIME.into()))
     }
 }
 
@@ -155,12 +157,11 @@ impl Budget for SharedBudget {
         if !self.is_watched() {
             return Arc::clone(&self.local).reserve(line, tokens, deadline);
         }
-        let not_in_time = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
         async move {
             match self.answer(line, tokens.min(MOST_TOKENS), deadline, true).await {
                 Ok(Some(reservation)) => Ok(reservation),
                 Err(NotReserved::Exhausted(reason)) => Err(reason),
-                Ok(None) | Err(NotReserved::OutOfReach(_)) => Err(not_in_time),
+                Ok(None) | Err(NotReserved::OutOfReach(_)) => Err(NOT_IN_TIME),
             }
         }
         .boxed()
@@ -242,10 +243,6 @@ impl Budget for SharedBudget {
             by: self.link.name(),
         });
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(FAR).min(FAR)
 }
 
 fn told(usage: UsageResult) -> BudgetUsage {

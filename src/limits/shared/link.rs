@@ -5,6 +5,7 @@
 //! come.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use super::budget::SharedBudget;
 use super::semaphore::SharedSemaphore;
 use super::tenure::Tenure;
-use super::wire::{Answer, FAR, GLOBAL, Generation, Op, Reply, Verdict};
+use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
 use crate::limits::budget::{Exhausted, Line, NotReserved, Reservation};
 use crate::limits::semaphore::{NotGranted, OutOfReach, Permit};
 use crate::pacific::until_midnight;
@@ -131,7 +132,7 @@ impl Waiter {
 
 /// How long the day in California still lasts.
 pub(super) fn midnight_us() -> u64 {
-    u64::try_from(until_midnight(Timestamp::now()).as_micros()).unwrap_or(FAR)
+    micros(until_midnight(Timestamp::now()))
 }
 
 impl Link {
@@ -147,7 +148,13 @@ impl Link {
 
     /// Says something.
     pub fn say(&self, op: Op) {
-        self.state().outbox.push(Said { op, result: None });
+        self.say_in(self.state(), op);
+    }
+
+    /// Says something that goes with a change of the state, before anybody else says anything.
+    fn say_in(&self, mut state: MutexGuard<'_, State>, op: Op) {
+        state.outbox.push(Said { op, result: None });
+        drop(state);
         self.outgoing.notify_one();
     }
 
@@ -202,29 +209,23 @@ impl Link {
     fn queue(&self, wants: Wants, wait: bool) -> u64 {
         let waiter = Waiter { since: Instant::now(), wait, wants };
         let mut state = self.state();
-        state.last_ticket += 1;
-        let ticket = state.last_ticket;
-        state.outbox.push(Said { op: waiter.ask(ticket), result: None });
+        let ticket = state.next_ticket();
+        let ask = waiter.ask(ticket);
         state.waiters.insert(ticket, waiter);
-        drop(state);
-        self.outgoing.notify_one();
+        self.say_in(state, ask);
         ticket
     }
 
     /// A number that no other ticket of this process has.
     pub fn number(&self) -> u64 {
-        let mut state = self.state();
-        state.last_ticket += 1;
-        state.last_ticket
+        self.state().next_ticket()
     }
 
     /// Leaves the queue, unless the answer has come.
     pub fn leave(&self, ticket: u64) {
         let mut state = self.state();
         if let Some(waiter) = state.waiters.remove(&ticket) {
-            state.outbox.push(Said { op: waiter.leave(ticket), result: None });
-            drop(state);
-            self.outgoing.notify_one();
+            self.say_in(state, waiter.leave(ticket));
         }
     }
 
@@ -238,9 +239,7 @@ impl Link {
                 state.reserved.remove(account);
             }
         }
-        state.outbox.push(Said { op, result: None });
-        drop(state);
-        self.outgoing.notify_one();
+        self.say_in(state, op);
     }
 
     /// Keeps a budget in mind for when it is spoken of.
@@ -259,9 +258,7 @@ impl Link {
     pub fn give_back(&self, semaphore: Generation, permits: usize) {
         let mut state = self.state();
         state.release(semaphore, permits);
-        state.outbox.push(Said { op: Op::GiveBack { semaphore, permits }, result: None });
-        drop(state);
-        self.outgoing.notify_one();
+        self.say_in(state, Op::GiveBack { semaphore, permits });
     }
 
     /// Permits of this process are to become a lease's.
@@ -269,7 +266,7 @@ impl Link {
         self.state().release(semaphore, permits);
     }
 
-    /// Whether anybody waits here for a semaphore.
+    /// Whether anybody waits here.
     pub fn is_waited_for(&self) -> bool {
         !self.state().waiters.is_empty()
     }
@@ -334,22 +331,13 @@ impl Link {
         state.outbox.push(join);
         let claims = state.held.iter();
         let claims = claims.map(|(&semaphore, &permits)| Op::Claim { semaphore, permits });
-        let claims = claims.chain(
-            budgets
-                .iter()
-                .flat_map(|budget| {
-                    let (requests, tokens) =
-                        state.reserved.get(&budget.account()).copied().unwrap_or_default();
-                    let claim = Op::ClaimBudget {
-                        account: budget.account(),
-                        requests,
-                        tokens,
-                        from: previous.map(str::to_owned),
-                    };
-                    [Some(budget.introduction()), budget.is_watched().then_some(claim)]
-                })
-                .flatten(),
-        );
+        let claims = claims.chain(budgets.iter().flat_map(|budget| {
+            let account = budget.account();
+            let (requests, tokens) = state.reserved.get(&account).copied().unwrap_or_default();
+            let from = previous.map(str::to_owned);
+            let claim = Op::ClaimBudget { account, requests, tokens, from };
+            iter::once(budget.introduction()).chain(budget.is_watched().then_some(claim))
+        }));
         let asks = state.waiters.iter().map(|(&ticket, waiter)| waiter.ask(ticket));
         let all: Vec<_> = claims.chain(asks).map(|op| Said { op, result: None }).collect();
         state.outbox.extend(all);
@@ -452,6 +440,11 @@ impl Link {
 }
 
 impl State {
+    fn next_ticket(&mut self) -> u64 {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
     /// Notes what has come here.
     fn count(&mut self, verdict: &Verdict) {
         match verdict {

@@ -52,7 +52,7 @@ use session::{Broken, Connector};
 use tenure::Tenure;
 use wire::{
     DeleteResult, FindResult, GLOBAL, LeaseResult, ListResult, Op, RegisterResult, Registered,
-    ReleaseResult, SharedLease,
+    ReleaseResult, SharedLease, micros,
 };
 
 /// Where Redis is and how it is used.
@@ -137,8 +137,10 @@ impl SharedStore {
     }
 
     fn registered(&self, registered: Registered) -> Result<Arc<dyn Semaphore>, OutOfReach> {
-        let semaphore = self.registry.register(registered);
-        Ok(semaphore.ok_or_else(|| self.link.tenure.out_of_reach())?)
+        match self.registry.register(registered) {
+            Some(semaphore) => Ok(semaphore),
+            None => Err(self.link.tenure.out_of_reach()),
+        }
     }
 }
 
@@ -324,10 +326,6 @@ impl Store for SharedStore {
         }
         .boxed()
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A lease as the script tells of it; `None` where it is none.

@@ -1,5 +1,6 @@
 //! One connection to Redis, from its making until it breaks, and the making of the next.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::{Link, Said};
 use super::registry::Registry;
-use super::wire::{Account, Joined, News, Op, Paused, Reply, SCRIPT};
+use super::wire::{Account, Joined, News, Op, Paused, Reply, SCRIPT, micros};
 
 /// How long a lost connection is left alone between two attempts to make another.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -138,7 +139,7 @@ impl Connector {
     /// Keeps this replica a member for as long as the process runs.
     pub async fn keep(self: Arc<Self>, mut session: Session) {
         loop {
-            let broken = session.run(&self).await;
+            let Err(broken) = session.run(&self).await;
             tracing::warn!(reason = %broken, "the connection to Redis is lost");
             let is_over = matches!(broken, Broken::Expired);
             session = self.reopen(&session.member, is_over).await;
@@ -169,27 +170,17 @@ impl Connector {
 
 impl Session {
     /// Says what is to be said and hears the news, until the connection breaks.
-    async fn run(&mut self, connector: &Connector) -> Broken {
-        let link = &connector.link;
+    async fn run(&mut self, connector: &Connector) -> Result<Infallible, Broken> {
         loop {
             tokio::select! {
                 news = self.news.recv() => {
-                    if let Err(broken) = connector.hear(news) {
-                        return broken;
-                    }
+                    connector.hear(news)?;
+                    continue;
                 }
-                () = link.outgoing.notified() => {
-                    if let Err(broken) = self.exchange(connector).await {
-                        return broken;
-                    }
-                }
-                () = sleep_until(self.due) => {
-                    link.look_again();
-                    if let Err(broken) = self.exchange(connector).await {
-                        return broken;
-                    }
-                }
+                () = connector.link.outgoing.notified() => {}
+                () = sleep_until(self.due) => connector.link.look_again(),
             }
+            self.exchange(connector).await?;
         }
     }
 
@@ -212,7 +203,6 @@ impl Session {
     async fn exchange(&mut self, connector: &Connector) -> Result<(), Broken> {
         loop {
             let said = connector.link.take_outbox();
-            let more_to_say = !said.is_empty();
             let said_at = Instant::now();
             let reply = match self.reply(connector, &said).await {
                 Ok(reply) => reply,
@@ -228,7 +218,7 @@ impl Session {
             let heartbeat = connector.link.tenure.heartbeat();
             let due = look_again.filter(|_| connector.link.is_waited_for()).unwrap_or(heartbeat);
             self.due = said_at + due.clamp(Duration::from_millis(1), heartbeat);
-            if !more_to_say || connector.link.has_nothing_to_say() {
+            if connector.link.has_nothing_to_say() {
                 return Ok(());
             }
         }
@@ -243,7 +233,7 @@ impl Connector {
         said: &[Said],
     ) -> Result<Reply, Broken> {
         let ops: Vec<_> = said.iter().map(|said| &said.op).collect();
-        let tenure = u64::try_from(self.link.tenure.length().as_micros()).unwrap_or(u64::MAX);
+        let tenure = micros(self.link.tenure.length());
         let mut connection = connection.clone();
         let mut call = self.script.key(&self.prefix);
         call.arg(member).arg(tenure).arg(serde_json::to_string(&ops)?);

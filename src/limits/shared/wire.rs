@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -200,16 +201,20 @@ impl Op {
 }
 
 fn micros_since<S: Serializer>(since: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX))
+    serializer.serialize_u64(micros(since.elapsed()))
 }
 
 fn micros_until<S: Serializer>(until: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
-    let left = until.saturating_duration_since(Instant::now()).as_micros();
-    serializer.serialize_u64(u64::try_from(left).unwrap_or(u64::MAX).min(FAR))
+    serializer.serialize_u64(micros(until.saturating_duration_since(Instant::now())))
+}
+
+/// A time as it is told.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(FAR).min(FAR)
 }
 
 /// The longest time and the largest amount that are told: Lua's numbers are written with 14 digits.
-pub(super) const FAR: u64 = 10_000_000_000_000;
+const FAR: u64 = 10_000_000_000_000;
 
 /// Quotas, without those that are without end.
 #[derive(Debug, Clone, Copy, Serialize)]
