@@ -63,6 +63,7 @@ pub const SETTINGS: &[Setting] = &[
     MAX_BODY_BYTES,
     CLIENT_TIMEOUT_SECONDS,
     UPSTREAM_TIMEOUT_SECONDS,
+    STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
@@ -167,19 +168,25 @@ const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
     "seconds",
-    "How long a client takes to send its headers, and then its body, before it is cut off.",
+    "How long a client takes to send its headers, then its body, or to go on reading, before it is cut off.",
 );
 const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
     "120",
     "seconds",
-    "How long one attempt at Gemini takes, from connecting to the last byte.",
+    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first.",
+);
+const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
+    "STREAM_IDLE_TIMEOUT_SECONDS",
+    "60",
+    "seconds",
+    "How long Gemini may say nothing in the midst of a stream before it is given up.",
 );
 const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "REQUEST_TIMEOUT_SECONDS",
     "600",
     "seconds",
-    "How long a request takes in all, queueing and retries included; in a batch, an item from its turn in the queue on.",
+    "How long a request takes in all, queueing and retries included; in a batch, an item from its turn in the queue on; a stream to its first byte.",
 );
 const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",
@@ -237,6 +244,7 @@ pub struct Config {
     pub max_body_bytes: usize,
     pub client_timeout: Duration,
     pub upstream_timeout: Duration,
+    pub stream_idle_timeout: Duration,
     pub request_timeout: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
@@ -283,6 +291,7 @@ impl Config {
             max_body_bytes: settings.count(MAX_BODY_BYTES)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
+            stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,

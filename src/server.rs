@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -29,7 +30,8 @@ const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 /// How patient the server is.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// How long a client takes to send its headers, or between two requests of a connection.
+    /// How long a client takes to send its headers, to go on reading, or between two requests of a
+    /// connection.
     pub client: Duration,
     /// How long work in flight may take to finish after the shutdown.
     pub grace: Duration,
@@ -121,10 +123,13 @@ async fn connection(
     let service =
         service_fn(|request: hyper::Request<_>| router.clone().oneshot(request.map(Body::new)));
     // A client that hangs up ends the connection, which drops the handler at work for it.
+    // One who reads no more would hold for ever what the answer holds.
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(patience.client));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience.client)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = &mut connection => result,

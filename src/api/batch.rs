@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::body::Asked;
 use super::error::{ApiError, Detail};
-use super::single::named_semaphore;
+use super::single::{header_semaphore, named_semaphore};
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::batch::{Item, Outcome, generate_all};
@@ -61,9 +61,9 @@ struct Indexed<T> {
     index: usize,
 }
 
-/// Why an item gave nothing.
+/// Why an item of a batch, or a stream that has begun, gave nothing.
 #[derive(Debug, Serialize, ToSchema)]
-struct ItemFailure {
+pub(super) struct ItemFailure {
     /// Always false.
     success: bool,
     /// What went wrong.
@@ -76,6 +76,13 @@ struct ItemFailure {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+}
+
+impl ItemFailure {
+    pub(super) fn of(error: ApiError, model: Model) -> Self {
+        let (error_code, retryable) = (error.code(), error.is_retryable());
+        Self { success: false, error: error.into_detail(), error_code, retryable, model }
+    }
 }
 
 /// Generates all of a batch and answers with what came of each item.
@@ -99,7 +106,7 @@ async fn prepare<G: Generation>(
     gateway: &Gateway,
     asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Vec<Item<G>>, ApiError> {
-    let Asked { caller, body } = asked;
+    let Asked { caller, semaphore, body } = asked;
     let BatchRequest { requests, credentials, external_semaphore_id } = body;
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));
@@ -128,7 +135,10 @@ async fn prepare<G: Generation>(
         })
     };
     let keys: Vec<_> = prepared.iter().enumerate().map(key).collect::<Result<_, _>>()?;
-    let shared = named_semaphore(gateway, external_semaphore_id.as_deref()).await?;
+    let shared = match &external_semaphore_id {
+        Some(id) => named_semaphore(gateway, Some(id)).await?,
+        None => header_semaphore(gateway, semaphore.as_ref()).await?,
+    };
     let mut items = Vec::with_capacity(prepared.len());
     for ((generation, terms), key) in prepared.into_iter().zip(keys) {
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
@@ -163,10 +173,7 @@ impl<T> BatchResult<T> {
         match result {
             Ok(result) => Self::Success(Indexed { result, index }),
             Err(failure) => {
-                let error = ApiError::from(failure);
-                let (error_code, retryable) = (error.code(), error.is_retryable());
-                let error = error.into_detail();
-                let result = ItemFailure { success: false, error, error_code, retryable, model };
+                let result = ItemFailure::of(failure.into(), model);
                 Self::Failure(Indexed { result, index })
             }
         }

@@ -1,11 +1,11 @@
 //! Reading a JSON body: whole, in time, within its size, and to the right type or a list of what
 //! is wrong and where.
 
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, OptionalFromRequest};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
@@ -19,12 +19,18 @@ use crate::generation::{InvalidField, Object, Segment};
 
 /// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
 /// which the worker serves its other connections.
-const LARGE_BODY: usize = 256 * 1024;
+pub(super) const LARGE_BODY: usize = 256 * 1024;
+
+/// The header that names a semaphore, for requests whose body does not.
+pub(super) const EXTERNAL_SEMAPHORE_ID: HeaderName =
+    HeaderName::from_static("x-external-semaphore-id");
 
 /// A request for work: who sent it and what it says.
 #[derive(Debug)]
 pub(super) struct Asked<T> {
     pub caller: Caller,
+    /// The semaphore that is named beside the body.
+    pub semaphore: Option<HeaderValue>,
     pub body: T,
 }
 
@@ -35,28 +41,24 @@ pub(super) struct JsonBody<T>(pub T);
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
     type Rejection = ApiError;
 
-    async fn from_request(
-        request: Request<axum::body::Body>,
-        gateway: &Gateway,
-    ) -> Result<Self, ApiError> {
+    async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
         let caller = Caller::of(request.headers(), gateway);
+        let semaphore = request.headers().get(EXTERNAL_SEMAPHORE_ID).cloned();
         let JsonBody(body) =
             <JsonBody<T> as FromRequest<Gateway>>::from_request(request, gateway).await?;
-        Ok(Self { caller, body })
+        Ok(Self { caller, semaphore, body })
     }
 }
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> {
     type Rejection = ApiError;
 
-    async fn from_request(
-        request: Request<axum::body::Body>,
-        gateway: &Gateway,
-    ) -> Result<Self, ApiError> {
+    async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             return Err(ApiError::not_json());
         }
-        let bytes = read(request, gateway).await?;
+        let (head, body) = request.into_parts();
+        let bytes = read(&head.headers, body, gateway).await?;
         let parsed = if bytes.len() > LARGE_BODY {
             spawn_blocking(move || parse(&bytes)).await.map_err(|_| ApiError::internal())?
         } else {
@@ -71,7 +73,7 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
     type Rejection = ApiError;
 
     async fn from_request(
-        request: Request<axum::body::Body>,
+        request: Request<Body>,
         gateway: &Gateway,
     ) -> Result<Option<Self>, ApiError> {
         if request.body().is_end_stream() {
@@ -81,7 +83,7 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
         return false;
     };
@@ -91,14 +93,22 @@ fn is_json(headers: &HeaderMap) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn read(request: Request<axum::body::Body>, gateway: &Gateway) -> Result<Bytes, ApiError> {
+/// A whole body, in time and within its size.
+///
+/// # Errors
+/// 413, 408, and 400 for one that breaks off.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    gateway: &Gateway,
+) -> Result<Bytes, ApiError> {
     let (limit, patience) = (gateway.config.max_body_bytes, gateway.config.client_timeout);
-    let announced = request.headers().get(CONTENT_LENGTH);
+    let announced = headers.get(CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::body_too_large(limit));
     }
-    let body = Limited::new(request.into_body(), limit).collect();
+    let body = Limited::new(body, limit).collect();
     match timeout(patience, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limit)),

@@ -2,29 +2,66 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
+use serde_json::json;
 
-use super::batch::{BatchRequest, BatchResponse, many};
+use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
 use super::body::Asked;
 use super::error::ApiError;
-use super::openapi::Failures;
-use super::single::one;
+use super::openapi::{ExternalSemaphore, Failures};
+use super::single::{admitted, failed, one};
 use crate::gateway::Gateway;
-use crate::generation::chat::{Chat, ChatRequest, ChatResponse};
+use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatStream};
 
-/// A text for a text.
+/// A text for a text, at once or, with `stream`, piece by piece.
 #[utoipa::path(
     post,
     path = "/chat",
     tag = "generation",
     request_body = ChatRequest,
-    responses((status = OK, description = "What was asked for", body = ChatResponse), Failures),
+    params(ExternalSemaphore),
+    responses(
+        (status = OK, description = "What was asked for", content(
+            (ChatResponse = "application/json"),
+            (String = "text/event-stream", example = json!(STREAM_EXAMPLE))
+        )),
+        Failures
+    ),
     security((), ("AdminKey" = []))
 )]
 pub(super) async fn chat(
     State(gateway): State<Gateway>,
-    asked: Asked<ChatRequest>,
-) -> Result<Json<ChatResponse>, ApiError> {
-    one::<Chat>(&gateway, asked).await
+    mut asked: Asked<ChatRequest>,
+) -> Result<Response, ApiError> {
+    if asked.body.take_stream() {
+        return stream(&gateway, asked).await;
+    }
+    one::<Chat>(&gateway, asked).await.map(Json::into_response)
+}
+
+const STREAM_EXAMPLE: &str = "data: {\"delta\":\"Because\"}\n\ndata: {\"delta\":\" of …\"}\n\n\
+    data: {\"success\":true,\"response\":\"Because of …\",\"finish_reason\":\"STOP\", …}\n\n";
+
+/// What fails before its first text is answered as any failure; later, it is the last event.
+async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
+    let (chat, call, admission) = admitted::<Chat>(gateway, asked).await?;
+    let idle = gateway.config.stream_idle_timeout;
+    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, admission, idle);
+    let chat = Box::pin(opened).await.map_err(|failure| failed(&call, failure))?;
+    let events = unfold((chat, call), async |(mut chat, call)| {
+        let event = match chat.next().await? {
+            Ok(ChatEvent::Delta(delta)) => Event::default().json_data(json!({"delta": delta})),
+            Ok(ChatEvent::Done(response)) => Event::default().json_data(response),
+            Err(failure) => {
+                let model = call.route.model().clone();
+                Event::default().json_data(ItemFailure::of(failed(&call, failure), model))
+            }
+        };
+        Some((event, (chat, call)))
+    });
+    Ok(Sse::new(events).into_response())
 }
 
 /// Many chats: each answer in its place.
@@ -39,6 +76,7 @@ pub(super) async fn chat(
             {"prompt": "Why is the sea salty?", "system_prompt": "Answer in one sentence."}
         ]})
     ),
+    params(ExternalSemaphore),
     responses(
         (status = OK, description = "What came of each", body = BatchResponse<ChatResponse>),
         Failures

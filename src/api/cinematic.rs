@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::batch::{BatchRequest, BatchResponse, many};
 use super::body::Asked;
 use super::error::ApiError;
-use super::openapi::Failures;
+use super::openapi::{ExternalSemaphore, Failures};
 use super::single::one;
 use crate::gateway::Gateway;
 use crate::generation::cinematic::{Cinematic, StoryRequest, StoryResponse};
@@ -18,6 +18,7 @@ use crate::generation::cinematic::{Cinematic, StoryRequest, StoryResponse};
     tag = "generation",
     request_body = StoryRequest,
     responses((status = OK, description = "What was asked for", body = StoryResponse), Failures),
+    params(ExternalSemaphore),
     security((), ("AdminKey" = []))
 )]
 pub(super) async fn cinematic(
@@ -50,6 +51,7 @@ pub(super) async fn cinematic(
         (status = OK, description = "What came of each", body = BatchResponse<StoryResponse>),
         Failures
     ),
+    params(ExternalSemaphore),
     security((), ("AdminKey" = []))
 )]
 pub(super) async fn batch_cinematic(

@@ -1,5 +1,7 @@
 //! The one table from failure to status, code and body.
 
+mod envelope;
+
 use std::time::Duration;
 
 use axum::Json;
@@ -125,6 +127,17 @@ impl ApiError {
         let path = vec!["credentials".into(), "gemini_api_key".into()];
         let message = "An API key is one word of visible ASCII characters".to_owned();
         Self::invalid(vec![InvalidField { path, kind: "api_key", message }])
+    }
+
+    /// A key beside the body that cannot be one.
+    pub(super) fn unusable_relayed_key() -> Self {
+        let detail = "An API key is one word of visible ASCII characters.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// A path that leads nowhere at Gemini, or that cannot be told where it leads.
+    pub(super) fn unusable_path(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_path", detail)
     }
 
     pub(super) fn unknown_semaphore(id: &str) -> Self {

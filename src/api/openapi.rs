@@ -2,7 +2,7 @@
 
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{OpenApi as Document, RefOr};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::{IntoParams, IntoResponses, Modify, OpenApi};
 
 use super::error::ErrorBody;
 
@@ -42,6 +42,16 @@ impl Modify for AdminKey {
             .security_schemes
             .insert("AdminKey".to_owned(), RefOr::T(scheme));
     }
+}
+
+/// The semaphore of requests that name none in their body.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) struct ExternalSemaphore {
+    /// A registered semaphore to hold in addition to the global limit, where the body names none.
+    #[param(rename = "X-External-Semaphore-Id")]
+    external_semaphore_id: Option<String>,
 }
 
 /// The ways in which a generation fails, all with the same body.

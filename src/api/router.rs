@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::middleware::from_fn;
+use axum::routing::any;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
@@ -12,7 +13,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::error::ApiError;
 use super::observe::{observe, panicked};
 use super::openapi::Documentation;
-use super::{chat, cinematic, health, leases, limits, metrics, semaphores, structured};
+use super::{chat, cinematic, health, leases, limits, metrics, relay, semaphores, structured};
 use crate::gateway::Gateway;
 
 fn documented() -> OpenApiRouter<Gateway> {
@@ -38,7 +39,19 @@ pub fn router(gateway: Gateway) -> Router {
     let docs = SwaggerUi::new("/docs")
         .config(Config::default().try_it_out_enabled(true).persist_authorization(false))
         .url("/openapi.json", document);
-    observed(routes.merge(docs)).with_state(gateway)
+    observed(routes.merge(docs).merge(relayed())).with_state(gateway)
+}
+
+/// What is passed on as it came: all of Gemini's own surface and of OpenAI's.
+fn relayed() -> Router<Gateway> {
+    let paths = [
+        "/v1/{*path}",
+        "/v1beta/{*path}",
+        "/v1alpha/{*path}",
+        "/upload/{*path}",
+        "/download/{*path}",
+    ];
+    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(relay::relay)))
 }
 
 /// Routes with what happens around every request.

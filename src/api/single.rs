@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::body::Asked;
@@ -11,34 +12,59 @@ use super::semaphores::registered;
 use crate::dispatch::Call;
 use crate::gateway::Gateway;
 use crate::generation::{Failure, Generation, Preparation, Request, generate};
-use crate::limits::Semaphore;
+use crate::limits::{Admission, Semaphore};
 
 /// Generates one thing and answers with it.
 pub(super) async fn one<G: Generation>(
     gateway: &Gateway,
     asked: Asked<G::Request>,
 ) -> Result<Json<G::Output>, ApiError> {
+    let (generation, call, admission) = admitted::<G>(gateway, asked).await?;
+    // Boxed so that a request that waits is no larger than its wait.
+    let output = Box::pin(generate(&gateway.dispatcher, &call, &generation, admission)).await;
+    output.map(Json).map_err(|failure| failed(&call, failure))
+}
+
+/// Checks a request and waits until its first call is let in.
+pub(super) async fn admitted<G: Generation>(
+    gateway: &Gateway,
+    asked: Asked<G::Request>,
+) -> Result<(G, Call, Admission), ApiError> {
     let deadline = Instant::now() + gateway.config.request_timeout;
-    let Asked { caller, mut body } = asked;
+    let Asked { caller, semaphore, mut body } = asked;
     let terms = body.take_terms();
     let generation =
         G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
-    let semaphore = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
+    let semaphore = match &terms.external_semaphore_id {
+        Some(id) => named_semaphore(gateway, Some(id)).await?,
+        None => header_semaphore(gateway, semaphore.as_ref()).await?,
+    };
     let dispatcher = &gateway.dispatcher;
     let place = dispatcher.place();
     let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
     let call = Call { kind: G::KIND, route, input: generation.input(), deadline };
     let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
-    // Boxed so that a request that waits is no larger than its wait.
-    let output = Box::pin(generate(dispatcher, &call, &generation, admission)).await;
-    output.map(Json).map_err(|failure| failed(&call, failure))
+    Ok((generation, call, admission))
 }
 
-fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
+/// The failure of a call, which it tells the log.
+pub(super) fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
     let error = ApiError::from(failure.into());
     tracing::warn!(kind = call.kind, model = %call.route.model(), code = error.code(), "no answer");
     error
+}
+
+/// The semaphore that a header names.
+///
+/// # Errors
+/// 404 where there is none of that name.
+pub(super) async fn header_semaphore(
+    gateway: &Gateway,
+    header: Option<&HeaderValue>,
+) -> Result<Option<Arc<dyn Semaphore>>, ApiError> {
+    let id = header.map(|id| String::from_utf8_lossy(id.as_bytes()));
+    named_semaphore(gateway, id.as_deref()).await
 }
 
 /// The semaphore that a request names.

@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::batch::{BatchRequest, BatchResponse, many};
 use super::body::Asked;
 use super::error::ApiError;
-use super::openapi::Failures;
+use super::openapi::{ExternalSemaphore, Failures};
 use super::single::one;
 use crate::gateway::Gateway;
 use crate::generation::structured::{Structured, StructuredRequest, StructuredResponse};
@@ -18,6 +18,7 @@ use crate::generation::structured::{Structured, StructuredRequest, StructuredRes
     tag = "generation",
     request_body = StructuredRequest,
     responses((status = OK, description = "What was asked for", body = StructuredResponse), Failures),
+    params(ExternalSemaphore),
     security((), ("AdminKey" = []))
 )]
 pub(super) async fn structured(
@@ -55,6 +56,7 @@ pub(super) async fn structured(
         (status = OK, description = "What came of each", body = BatchResponse<StructuredResponse>),
         Failures
     ),
+    params(ExternalSemaphore),
     security((), ("AdminKey" = []))
 )]
 pub(super) async fn batch_structured(

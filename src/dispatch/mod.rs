@@ -3,25 +3,28 @@
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
 mod estimate;
+mod forward;
 mod retry;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Uri;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
-    Answer, ApiKey, Client, Error, ErrorKind, Model, Period, Quantity, Refusal, Scope,
-    TextFeatures, TokenEstimator, Usage,
+    Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
+    Scope, TokenEstimator, Usage,
 };
 use crate::limits::{
-    Admission, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile, Underway,
+    Account, Admission, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile, Underway,
 };
 use crate::metrics::{Answered, Metrics};
 use estimate::Estimators;
 
+pub use forward::{Forwarded, Unanswered};
 pub use retry::RetryPolicy;
 
 /// Sends calls to Gemini, each through the door.
@@ -51,7 +54,7 @@ pub struct Call {
     /// Whose key pays, and for which model.
     pub route: Arc<Route>,
     /// The text in the body, from which its cost is estimated.
-    pub input: TextFeatures,
+    pub input: InputFeatures,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -128,8 +131,36 @@ impl Dispatcher {
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
         let account = self.door.accounts().of(key.sha256(), model.shared());
+        self.route_for(account, place, key, model, semaphore)
+    }
+
+    /// The same for calls that count tokens. They are not paid for out of the model's quotas.
+    pub fn counting_route(
+        &self,
+        place: &Arc<Turnstile>,
+        key: ApiKey,
+        model: Model,
+        semaphore: Option<Arc<dyn Semaphore>>,
+    ) -> Arc<Route> {
+        let account = self.door.accounts().apart(key.sha256(), model.as_str(), "countTokens");
+        self.route_for(account, place, key, model, semaphore)
+    }
+
+    fn route_for(
+        &self,
+        account: Arc<Account>,
+        place: &Arc<Turnstile>,
+        key: ApiKey,
+        model: Model,
+        semaphore: Option<Arc<dyn Semaphore>>,
+    ) -> Arc<Route> {
         let estimator = self.estimators.of(&model);
         Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
+    }
+
+    /// The path and query of a URL that is one of Gemini's.
+    pub fn path_of<'a>(&self, url: &'a Uri) -> Option<&'a str> {
+        self.client.path_of(url)
     }
 
     /// Waits for the call's turn.
@@ -172,23 +203,36 @@ impl Dispatcher {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let retry_after = retry_after(&error);
-            let resend_at = self.policy.resend_at(attempt, &error, retry_after, Instant::now());
-            let Some(resend_at) = resend_at.filter(|at| *at < call.deadline) else {
-                return Err(Failure::Upstream { error, retry_after });
-            };
-            tracing::debug!(attempt, code = error.kind.code(), "the call will be sent again");
-            self.metrics.retried(call.kind, error.kind.code());
-            sleep_until(resend_at).await;
-            // A deadline that passes in the queue is less telling than what Gemini had said.
-            admission = match self.admit(call).await {
-                Err(Failure::DeadlineExceeded) => {
-                    return Err(Failure::Upstream { error, retry_after });
-                }
-                admission => admission?,
+            admission = match self.readmit(call, attempt, &error).await? {
+                Ok(admission) => admission,
+                Err(retry_after) => return Err(Failure::Upstream { error, retry_after }),
             };
         }
         unreachable!("a policy gives up after a number of attempts")
+    }
+
+    /// Waits until a call that failed may be sent again, holding nothing, and for its turn then.
+    /// `Err` where it is not sent again, with the time in which Gemini says it can succeed.
+    async fn readmit(
+        &self,
+        call: &Call,
+        attempt: usize,
+        error: &Error,
+    ) -> Result<Result<Admission, Option<Duration>>, Failure> {
+        let retry_after = retry_after(error);
+        let resend_at = self.policy.resend_at(attempt, error, retry_after, Instant::now());
+        let Some(resend_at) = resend_at.filter(|at| *at < call.deadline) else {
+            return Ok(Err(retry_after));
+        };
+        tracing::debug!(attempt, code = error.kind.code(), "the call will be sent again");
+        self.metrics.retried(call.kind, error.kind.code());
+        sleep_until(resend_at).await;
+        match self.admit(call).await {
+            Ok(admission) => Ok(Ok(admission)),
+            // A deadline that passes in the queue is less telling than what Gemini had said.
+            Err(Failure::DeadlineExceeded) => Ok(Err(retry_after)),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Lets a call leave; one that was let in too long ago waits for another turn.
@@ -208,46 +252,73 @@ impl Dispatcher {
         body: Bytes,
         underway: Underway,
     ) -> Result<Result<Answer, Error>, Failure> {
-        let Route { key, model, estimator, .. } = &*call.route;
+        let Route { key, model, .. } = &*call.route;
         let sent = Instant::now();
-        let left = call.deadline.saturating_duration_since(sent);
-        // One timer for both: an attempt's time and what is left of the request's.
-        let patience = self.policy.attempt_timeout.min(left);
+        let patience = self.patience(call, sent);
         let result = self.client.generate(key, model, body, underway.fence(), patience).await;
-        settle(underway, &result);
-        let overdue = left < self.policy.attempt_timeout
-            && matches!(&result, Err(error) if error.kind == ErrorKind::Timeout);
-        let (outcome, accepted, usage) = match &result {
-            Ok(answer) => ("success", true, answer.usage),
-            Err(_) if overdue => ("request_timeout", false, Usage::default()),
-            Err(error) => (error.kind.code(), error.accepted_model, error.usage),
+        let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
+        match &result {
+            Ok(_) => underway.answered(reported(usage)),
+            Err(error) => settle(underway, error),
+        }
+        let ended = match &result {
+            Ok(_) => Ended::Answered,
+            Err(error) => self.ended(call, sent, error),
+        };
+        ended.record(&self.metrics, call, sent, usage);
+        if matches!(ended, Ended::Overdue) { Err(Failure::DeadlineExceeded) } else { Ok(result) }
+    }
+
+    /// One timer for both: an attempt's time and what is left of the request's.
+    fn patience(&self, call: &Call, sent: Instant) -> Duration {
+        self.policy.attempt_timeout.min(call.deadline.saturating_duration_since(sent))
+    }
+
+    /// How an attempt ended that failed.
+    fn ended<'a>(&self, call: &Call, sent: Instant, error: &'a Error) -> Ended<'a> {
+        let overdue = self.patience(call, sent) < self.policy.attempt_timeout
+            && error.kind == ErrorKind::Timeout;
+        if overdue { Ended::Overdue } else { Ended::Failed(error) }
+    }
+}
+
+/// How an attempt ended.
+enum Ended<'a> {
+    /// Gemini answered.
+    Answered,
+    /// The request's time was up before the attempt's was.
+    Overdue,
+    /// The client hung up while the answer was on its way.
+    Cancelled,
+    /// It failed.
+    Failed(&'a Error),
+}
+
+impl Ended<'_> {
+    fn record(&self, metrics: &Metrics, call: &Call, sent: Instant, usage: Usage) {
+        let Route { model, estimator, .. } = &*call.route;
+        let (outcome, accepted) = match self {
+            Self::Answered => ("success", true),
+            Self::Overdue => ("request_timeout", false),
+            Self::Cancelled => ("cancelled", true),
+            Self::Failed(error) => (error.kind.code(), error.accepted_model),
         };
         if usage.prompt_tokens > 0 {
             estimator.learn(call.input, usage.prompt_tokens);
         }
-        self.metrics.answered(Answered {
-            kind: call.kind,
-            model,
-            accepted,
-            outcome,
-            took: sent.elapsed(),
-            usage,
-        });
-        if overdue { Err(Failure::DeadlineExceeded) } else { Ok(result) }
+        let kind = call.kind;
+        metrics.answered(Answered { kind, model, accepted, outcome, took: sent.elapsed(), usage });
     }
 }
 
-/// Tells the limits what became of a call.
-fn settle(call: Underway, result: &Result<Answer, Error>) {
-    match result {
-        Ok(answer) => call.answered(reported(answer.usage)),
-        Err(error) => match &error.kind {
-            ErrorKind::RateLimited(refusal) => refuse(call, refusal),
-            ErrorKind::Overloaded => call.overloaded(),
-            // Gemini took the call up, though nothing came of it that could be used.
-            _ if error.accepted_model => call.answered(reported(error.usage)),
-            _ => drop(call),
-        },
+/// Tells the limits what became of a call that failed.
+fn settle(call: Underway, error: &Error) {
+    match &error.kind {
+        ErrorKind::RateLimited(refusal) => refuse(call, refusal),
+        ErrorKind::Overloaded => call.overloaded(),
+        // Gemini took the call up, though nothing came of it that could be used.
+        _ if error.accepted_model => call.answered(reported(error.usage)),
+        _ => drop(call),
     }
 }
 

@@ -1,16 +1,12 @@
 //! What Gemini answered, and what it cost.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    ops::{Add, AddAssign},
-};
+use std::{borrow::Cow, fmt};
 
 use http::StatusCode;
-use serde::{Deserialize, Deserializer, Serialize, de};
-use utoipa::ToSchema;
+use serde::{Deserialize, Deserializer, de};
 
 use super::error::{Error, ErrorKind, bounded};
+use super::usage::{Usage, UsageMetadata};
 
 /// What stands for a reason that Gemini did not give.
 const FINISH_REASON_UNSPECIFIED: &str = "FINISH_REASON_UNSPECIFIED";
@@ -26,38 +22,6 @@ pub struct Answer {
     pub finish_reason: String,
     /// The tokens it took.
     pub usage: Usage,
-}
-
-/// The tokens of an exchange; 0 for what Gemini did not count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Usage {
-    /// The prompt's, `promptTokenCount`.
-    pub prompt_tokens: u64,
-    /// The answer's without its thoughts, `candidatesTokenCount`.
-    pub output_tokens: u64,
-    /// The thoughts', `thoughtsTokenCount`.
-    pub thinking_tokens: u64,
-    /// Of all kinds, `totalTokenCount`; tool prompts count here and nowhere above.
-    pub total_tokens: u64,
-}
-
-impl Add for Usage {
-    type Output = Usage;
-
-    fn add(self, other: Usage) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
-            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
-            thinking_tokens: self.thinking_tokens.saturating_add(other.thinking_tokens),
-            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
-        }
-    }
-}
-
-impl AddAssign for Usage {
-    fn add_assign(&mut self, other: Usage) {
-        *self = *self + other;
-    }
 }
 
 impl Answer {
@@ -123,15 +87,6 @@ struct PromptFeedback<'a> {
     block_reason_message: Option<Word<'a>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct UsageMetadata {
-    prompt_token_count: Option<u64>,
-    candidates_token_count: Option<u64>,
-    thoughts_token_count: Option<u64>,
-    total_token_count: Option<u64>,
-}
-
 impl<'a> Response<'a> {
     /// Whether this is Gemini's answer at all: every field may be absent, but not all of them.
     fn is_one(&self) -> bool {
@@ -152,20 +107,88 @@ impl Candidate<'_> {
     fn into_answer(self, usage: Usage) -> Result<Answer, Error> {
         let reason = self.finish_reason.map_or(FINISH_REASON_UNSPECIFIED.into(), |word| word.0);
         if is_blocked(&reason) {
-            let message = format!("Gemini blocked its answer: {}", bounded(&reason));
-            return Err(Error::new(ErrorKind::ContentBlocked { reason: reason.into() }, message));
+            return Err(blocked(&reason));
         }
         let text = self.content.map(Content::into_text).unwrap_or_default();
         if !text.is_empty() {
             return Ok(Answer { text, finish_reason: reason.into_owned(), usage });
         }
-        if reason == "MAX_TOKENS" {
-            let message = "Gemini reached the limit of output tokens before it wrote any text";
-            return Err(Error::new(ErrorKind::Truncated, message));
+        Err(without_text(&reason, self.finish_message.map(|message| message.0).as_deref()))
+    }
+}
+
+fn blocked(reason: &str) -> Error {
+    let message = format!("Gemini blocked its answer: {}", bounded(reason));
+    Error::new(ErrorKind::ContentBlocked { reason: reason.to_owned() }, message)
+}
+
+fn without_text(reason: &str, message: Option<&str>) -> Error {
+    if reason == "MAX_TOKENS" {
+        let message = "Gemini reached the limit of output tokens before it wrote any text";
+        return Error::new(ErrorKind::Truncated, message);
+    }
+    let message = format!("Gemini's answer has no text: {}", bounded(message.unwrap_or(reason)));
+    Error::new(ErrorKind::Empty, message)
+}
+
+/// An answer of which piece after piece comes.
+#[derive(Debug, Default)]
+pub struct Growing {
+    text: String,
+    finish_reason: Option<String>,
+    finish_message: Option<String>,
+    usage: Usage,
+}
+
+impl Growing {
+    /// Reads the next piece, which one event of a stream brings, and returns its text.
+    ///
+    /// # Errors
+    /// An [`Error`] where the answer ends here: it was blocked, Gemini broke down, or what came is
+    /// not Gemini's.
+    pub fn push(&mut self, event: &[u8]) -> Result<String, Error> {
+        let read = match serde_json::from_slice::<Response<'_>>(event) {
+            Ok(response) if response.is_one() => self.read(response),
+            _ => Err(Error::read_despite_success(event)),
+        };
+        read.map_err(|error| self.charge(error))
+    }
+
+    fn read(&mut self, response: Response<'_>) -> Result<String, Error> {
+        // Gemini adds up from piece to piece.
+        self.usage = response.usage_metadata.map_or(self.usage, Usage::from);
+        let Some(candidate) = response.candidates.and_then(|all| all.into_iter().next()) else {
+            let feedback = response.prompt_feedback.filter(PromptFeedback::is_reason);
+            return feedback.map_or(Ok(String::new()), |feedback| Err(feedback.into_error()));
+        };
+        if let Some(Word(reason)) = candidate.finish_reason {
+            if is_blocked(&reason) {
+                return Err(blocked(&reason));
+            }
+            self.finish_reason = Some(reason.into_owned());
         }
-        let why = self.finish_message.map_or(reason, |message| message.0);
-        let message = format!("Gemini's answer has no text: {}", bounded(&why));
-        Err(Error::new(ErrorKind::Empty, message))
+        self.finish_message = candidate.finish_message.map(|message| message.0.into_owned());
+        let text = candidate.content.map(Content::into_text).unwrap_or_default();
+        self.text.push_str(&text);
+        Ok(text)
+    }
+
+    /// The whole answer, once its last piece has come.
+    ///
+    /// # Errors
+    /// An [`Error`] where there is no text in it.
+    pub fn finish(self) -> Result<Answer, Error> {
+        let reason = self.finish_reason.as_deref().unwrap_or(FINISH_REASON_UNSPECIFIED);
+        if self.text.is_empty() {
+            let error = without_text(reason, self.finish_message.as_deref());
+            return Err(self.charge(error));
+        }
+        let finish_reason = reason.to_owned();
+        Ok(Answer { text: self.text, finish_reason, usage: self.usage })
+    }
+
+    fn charge(&self, error: Error) -> Error {
+        Error { usage: self.usage, accepted_model: true, ..error }
     }
 }
 
@@ -198,26 +221,19 @@ impl Content<'_> {
 }
 
 impl PromptFeedback<'_> {
+    fn is_reason(&self) -> bool {
+        self.block_reason.is_some() || self.block_reason_message.is_some()
+    }
+
     /// Why there is no candidate.
     fn into_error(self) -> Error {
-        if self.block_reason.is_none() && self.block_reason_message.is_none() {
+        if !self.is_reason() {
             return Error::new(ErrorKind::Empty, "Gemini's answer has no candidate");
         }
         let reason = self.block_reason.map_or(BLOCK_REASON_UNSPECIFIED.into(), |word| word.0);
         let why = self.block_reason_message.map_or(reason.clone(), |message| message.0);
         let message = format!("Gemini blocked the prompt: {}", bounded(&why));
         Error::new(ErrorKind::ContentBlocked { reason: reason.into_owned() }, message)
-    }
-}
-
-impl From<UsageMetadata> for Usage {
-    fn from(counts: UsageMetadata) -> Usage {
-        Usage {
-            prompt_tokens: counts.prompt_token_count.unwrap_or(0),
-            output_tokens: counts.candidates_token_count.unwrap_or(0),
-            thinking_tokens: counts.thoughts_token_count.unwrap_or(0),
-            total_tokens: counts.total_token_count.unwrap_or(0),
-        }
     }
 }
 
@@ -354,17 +370,5 @@ mod tests {
             assert_eq!((error.kind, &*error.message), (ErrorKind::Overloaded, "overloaded"));
             assert!(!error.accepted_model);
         }
-    }
-
-    #[test]
-    fn usage_adds_up() {
-        let one = Usage { prompt_tokens: 1, output_tokens: 2, thinking_tokens: 3, total_tokens: 6 };
-        let mut sum = Usage::default();
-        sum += one;
-        sum += one;
-        assert_eq!(
-            sum,
-            Usage { prompt_tokens: 2, output_tokens: 4, thinking_tokens: 6, total_tokens: 12 }
-        );
     }
 }

@@ -10,36 +10,40 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
     header::{CONTENT_TYPE, USER_AGENT},
     uri::{Authority, PathAndQuery, Scheme},
 };
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use tower_http::timeout::TimeoutError;
 
 use super::{Answer, ApiKey, Error, ErrorKind, Model};
 use crate::connect::connector;
 
 /// The header that carries the key. Never the query: queries land in logs.
-const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// What the service calls itself.
-const NAME: HeaderValue =
+pub(super) const NAME: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// How long a connection is kept for the next call: less than the upstream keeps it, so that it is
 /// seldom found closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest answer that is read, in bytes. Text is never near it; images can be.
-const MAX_ANSWER: usize = 64 << 20;
+pub(super) const MAX_ANSWER: usize = 64 << 20;
+
+/// Whatever went wrong.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The upstream. Cheap to clone; all clones share their connections.
 ///
@@ -111,19 +115,37 @@ impl Client {
         fence: Option<Fence>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let body = Fenced { body: Full::new(body), fence };
-        let exchange = self.exchange(self.request(key, model, body));
-        let result = tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+        let body = Fenced { payload: Payload::Whole(Full::new(body)), fence };
+        let exchange = self.exchange(key, self.request(key, model, body));
+        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
             let message = format!("Gemini did not answer within {timeout:?}");
             Err(Error::new(ErrorKind::Timeout, message))
-        });
-        result.map_err(|error| Error { message: key.redact(error.message), ..error })
+        })
+    }
+
+    /// Sends a request as it is.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Payload>,
+        fence: Option<Fence>,
+    ) -> Result<Response<Incoming>, Error> {
+        *request.uri_mut() = self.base.url(format_args!("{}", request.uri()));
+        let request = request.map(|payload| Fenced { payload, fence });
+        self.http.request(request).await.map_err(broken)
+    }
+
+    /// The path and query of a URL that is one of this API's, without the prefix.
+    pub fn path_of<'a>(&self, url: &'a Uri) -> Option<&'a str> {
+        let own = url.authority() == Some(&self.base.authority);
+        let path = url.path_and_query().filter(|_| own)?.as_str();
+        path.strip_prefix(&*self.base.prefix)
     }
 
     fn request(&self, key: &ApiKey, model: &Model, body: Fenced) -> Request<Fenced> {
         let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.base.url(model);
+        *request.uri_mut() =
+            self.base.url(format_args!("/v1beta/{}:generateContent", model.resource()));
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(API_KEY, key.header());
         headers.insert(CONTENT_TYPE, JSON);
@@ -132,11 +154,15 @@ impl Client {
         request
     }
 
-    async fn exchange(&self, request: Request<Fenced>) -> Result<Answer, Error> {
+    async fn exchange(&self, key: &ApiKey, request: Request<Fenced>) -> Result<Answer, Error> {
         let response = self.http.request(request).await.map_err(broken)?;
         let status = response.status();
         match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
-            Ok(whole) => Answer::read(status, &whole.to_bytes()),
+            Ok(whole) => {
+                let whole = whole.to_bytes();
+                // Only what is no answer is shown to anybody.
+                Answer::read(status, &whole).or_else(|_| Answer::read(status, &key.redact(whole)))
+            }
             Err(error) => Err(unread(error)),
         }
     }
@@ -176,8 +202,9 @@ impl Base {
         Ok(Self { scheme, authority, prefix: path.trim_end_matches('/').to_owned() })
     }
 
-    fn url(&self, model: &Model) -> Uri {
-        let path = format!("{}/v1beta/{}:generateContent", self.prefix, model.resource());
+    /// The URL of a path and query, which were checked.
+    fn url(&self, path: fmt::Arguments<'_>) -> Uri {
+        let path = format!("{}{path}", self.prefix);
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
@@ -191,10 +218,19 @@ impl Base {
 /// Tells whether something may still be done.
 pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
 
+/// What a call sends.
+#[derive(Debug)]
+pub enum Payload {
+    /// All of it is there, so that it can be sent again.
+    Whole(Full<Bytes>),
+    /// It passes by, of whatever size.
+    Passing(UnsyncBoxBody<Bytes, BoxError>),
+}
+
 /// A body that a fence can keep back. The connection asks for it right before it writes, head and
 /// body together, on whatever thread and however long after the call was made.
 struct Fenced {
-    body: Full<Bytes>,
+    payload: Payload,
     fence: Option<Fence>,
 }
 
@@ -205,24 +241,35 @@ struct KeptBack;
 
 impl Body for Fenced {
     type Data = Bytes;
-    type Error = KeptBack;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, KeptBack>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.fence.as_ref().is_some_and(|may_leave| !may_leave()) {
-            return Poll::Ready(Some(Err(KeptBack)));
+            return Poll::Ready(Some(Err(KeptBack.into())));
         }
-        Pin::new(&mut self.body).poll_frame(context).map_err(|never| match never {})
+        match &mut self.payload {
+            Payload::Whole(body) => {
+                Pin::new(body).poll_frame(context).map_err(|never| match never {})
+            }
+            Payload::Passing(body) => Pin::new(body).poll_frame(context),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.payload {
+            Payload::Whole(body) => body.is_end_stream(),
+            Payload::Passing(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.payload {
+            Payload::Whole(body) => body.size_hint(),
+            Payload::Passing(body) => body.size_hint(),
+        }
     }
 }
 
@@ -237,10 +284,14 @@ fn broken(error: legacy::Error) -> Error {
 }
 
 /// The error for an answer whose body did not come whole.
-fn unread(error: Box<dyn std::error::Error + Send + Sync>) -> Error {
+pub(super) fn unread(error: BoxError) -> Error {
     if error.is::<LengthLimitError>() {
         let message = format!("the answer is longer than {} MiB", MAX_ANSWER >> 20);
         return Error::new(ErrorKind::Malformed, message);
+    }
+    if error.is::<TimeoutError>() {
+        let message = "Gemini has said nothing for too long in the midst of its answer";
+        return Error::new(ErrorKind::Timeout, message);
     }
     let message = "the connection to Gemini broke before the whole answer came";
     Error { source: Some(error.into()), ..Error::new(ErrorKind::Connection, message) }

@@ -5,9 +5,9 @@ use std::{borrow::Cow, sync::Arc};
 use http::StatusCode;
 
 use super::{
-    answer::Usage,
     quota::{Refusal, Scope},
     status::{Detail, Status},
+    usage::Usage,
 };
 
 /// The most bytes of Gemini's own words that are passed on. Its longest recorded message has

@@ -50,11 +50,21 @@ impl ApiKey {
         self.header.clone()
     }
 
-    /// `text` without this key in it, should somebody upstream have put it there.
-    pub(super) fn redact(&self, text: String) -> String {
-        match self.header.to_str() {
-            Ok(key) if key.len() >= MIN_SECRET && text.contains(key) => text.replace(key, "…"),
-            _ => text,
+    /// The value of the header `Authorization`, for the endpoints of OpenAI's shape.
+    pub(super) fn bearer(&self) -> HeaderValue {
+        let bearer = [b"Bearer ", self.header.as_bytes()].concat();
+        let mut header = HeaderValue::from_bytes(&bearer).expect("the key can stand in a header");
+        header.set_sensitive(true);
+        header
+    }
+
+    /// What somebody upstream said, without this key in it, should it be there.
+    pub(super) fn redact(&self, said: Bytes) -> Bytes {
+        match (str::from_utf8(&said), self.header.to_str()) {
+            (Ok(text), Ok(key)) if key.len() >= MIN_SECRET && text.contains(key) => {
+                text.replace(key, "…").into()
+            }
+            _ => said,
         }
     }
 }
@@ -88,9 +98,9 @@ mod tests {
         let key = ApiKey::new("AIza-secret").unwrap();
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
         assert!(!format!("{:?}", key.header()).contains("secret"));
-        assert_eq!(key.redact("bad key AIza-secret!".to_owned()), "bad key …!");
+        assert_eq!(key.redact("bad key AIza-secret!".into()), "bad key …!");
         let word = ApiKey::new("key").unwrap();
-        assert_eq!(word.redact("bad key".to_owned()), "bad key");
+        assert_eq!(word.redact("bad key".into()), "bad key");
     }
 
     #[test]

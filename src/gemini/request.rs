@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::TextFeatures;
+use super::InputFeatures;
 
 /// The body of a `generateContent` call. Source: Gemini API reference, `models.generateContent`.
 #[derive(Debug, Serialize)]
@@ -62,10 +62,10 @@ impl<'a> GenerateContent<'a> {
     }
 
     /// The text in it that Gemini counts.
-    pub fn text(&self) -> TextFeatures {
+    pub fn text(&self) -> InputFeatures {
         let instruction = self.system_instruction.iter().flat_map(|given| &given.parts);
         let parts = self.contents.iter().flat_map(|content| &content.parts);
-        parts.chain(instruction).map(|part| TextFeatures::of(part.text)).sum()
+        parts.chain(instruction).map(|part| InputFeatures::of(part.text)).sum()
     }
 
     /// The body as it is sent.

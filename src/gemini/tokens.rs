@@ -1,4 +1,4 @@
-//! What a text costs, in tokens, before Gemini has counted them.
+//! What an input costs, in tokens, before Gemini has counted them.
 
 use std::iter::Sum;
 use std::ops::Add;
@@ -24,13 +24,15 @@ const SMALL_TEXT: f64 = 100.0;
 /// one that differs just so much.
 const OUTLIER: f64 = 2.0;
 
-/// What of a text decides how many tokens it is. Those of several texts add up.
+/// What of an input decides how many tokens it is. Those of several add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TextFeatures {
+pub struct InputFeatures {
     /// Bytes that are ASCII characters.
     pub ascii_bytes: u64,
     /// Characters that are not ASCII.
     pub other_chars: u64,
+    /// What its images, sounds, films and documents cost, in tokens; roughly.
+    pub media_tokens: u64,
 }
 
 /// Learns for one model what texts cost, from what Gemini counts.
@@ -54,12 +56,16 @@ struct Learned {
     error: f64,
 }
 
-impl TextFeatures {
+impl InputFeatures {
     /// The features of a text.
     pub fn of(text: &str) -> Self {
         let count = |is: fn(u8) -> bool| text.bytes().filter(|byte| is(*byte)).count() as u64;
         // The other bytes go on with a character that one of these begins.
-        Self { ascii_bytes: count(|byte| byte < 0x80), other_chars: count(|byte| byte >= 0xC0) }
+        Self {
+            ascii_bytes: count(|byte| byte < 0x80),
+            other_chars: count(|byte| byte >= 0xC0),
+            media_tokens: 0,
+        }
     }
 
     fn default_tokens(self) -> [f64; 2] {
@@ -67,33 +73,39 @@ impl TextFeatures {
     }
 }
 
-impl Add for TextFeatures {
+impl Add for InputFeatures {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
         Self {
             ascii_bytes: self.ascii_bytes + other.ascii_bytes,
             other_chars: self.other_chars + other.other_chars,
+            media_tokens: self.media_tokens + other.media_tokens,
         }
     }
 }
 
-impl Sum for TextFeatures {
+impl Sum for InputFeatures {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
         all.fold(Self::default(), Add::add)
     }
 }
 
 impl TokenEstimator {
-    /// About how many tokens a text is; rather a little more.
-    pub fn estimate(&self, features: TextFeatures) -> u64 {
+    /// About how many tokens an input is; rather a little more.
+    pub fn estimate(&self, features: InputFeatures) -> u64 {
         let learned = self.learned();
         let margin = (learned.error.sqrt() / 8.0).clamp(0.005, 0.05);
-        (learned.expected(features.default_tokens()) * (1.0 + margin)).ceil() as u64
+        let text = (learned.expected(features.default_tokens()) * (1.0 + margin)).ceil() as u64;
+        text + features.media_tokens
     }
 
-    /// Learns what a text of these features cost, in tokens.
-    pub fn learn(&self, features: TextFeatures, actual: u64) {
+    /// Learns what a text of these features cost, in tokens. Of one beside media nothing is learned:
+    /// nobody knows what of it the media cost.
+    pub fn learn(&self, features: InputFeatures, actual: u64) {
+        if features.media_tokens > 0 {
+            return;
+        }
         self.learned().learn(features.default_tokens(), actual as f64);
     }
 
@@ -148,20 +160,20 @@ impl Learned {
 mod tests {
     use super::*;
 
-    fn text(ascii_bytes: u64, other_chars: u64) -> TextFeatures {
-        TextFeatures { ascii_bytes, other_chars }
+    fn text(ascii_bytes: u64, other_chars: u64) -> InputFeatures {
+        InputFeatures { ascii_bytes, other_chars, media_tokens: 0 }
     }
 
-    fn error_of(estimator: &TokenEstimator, features: TextFeatures, actual: u64) -> f64 {
+    fn error_of(estimator: &TokenEstimator, features: InputFeatures, actual: u64) -> f64 {
         estimator.estimate(features) as f64 / actual as f64 - 1.0
     }
 
     #[test]
     fn characters_are_counted_by_kind() {
-        assert_eq!(TextFeatures::of(""), text(0, 0));
-        assert_eq!(TextFeatures::of("été 今日は 🦀!"), text(4, 6));
-        let parts = ["let x;", "世界"].map(TextFeatures::of);
-        assert_eq!(parts.into_iter().sum::<TextFeatures>(), text(6, 2));
+        assert_eq!(InputFeatures::of(""), text(0, 0));
+        assert_eq!(InputFeatures::of("été 今日は 🦀!"), text(4, 6));
+        let parts = ["let x;", "世界"].map(InputFeatures::of);
+        assert_eq!(parts.into_iter().sum::<InputFeatures>(), text(6, 2));
     }
 
     #[test]
@@ -174,10 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn media_cost_what_they_cost_and_teach_nothing_about_text() {
+        let estimator = TokenEstimator::default();
+        let film = InputFeatures { media_tokens: 5000, ..text(4000, 0) };
+        assert_eq!(estimator.estimate(film), 6025);
+        estimator.learn(film, 100_000);
+        assert_eq!(estimator.estimate(film), 6025);
+    }
+
+    #[test]
     fn two_kinds_of_text_are_learned_apart_though_every_call_has_both() {
         let estimator = TokenEstimator::default();
         // Code, 2.5 bytes a token; Japanese, 0.6 tokens a character.
-        let cost = |features: TextFeatures| {
+        let cost = |features: InputFeatures| {
             (features.ascii_bytes as f64 / 2.5 + features.other_chars as f64 * 0.6) as u64
         };
         let mut random = fastrand::Rng::with_seed(1);

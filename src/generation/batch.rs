@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::dispatch::RetryPolicy;
-    use crate::gemini::{Answer, Client, GenerateContent, TextFeatures, Usage};
+    use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
     use crate::generation::chat::ChatRequest;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
     use crate::limits::{Door, QuotaPlan};
@@ -204,8 +204,8 @@ mod tests {
             GenerateContent::ask(&self.prompt).to_json()
         }
 
-        fn input(&self) -> TextFeatures {
-            TextFeatures::of(&self.prompt)
+        fn input(&self) -> InputFeatures {
+            InputFeatures::of(&self.prompt)
         }
 
         fn read(&self, answer: Answer) -> Result<String, Unusable<String>> {

@@ -1,12 +1,16 @@
 //! Chats: a text for a text.
 
+mod stream;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, GenerateContent, Model, TextFeatures, Usage};
+use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
+
+pub use stream::{ChatEvent, ChatStream};
 
 /// Asks the model for a text.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -30,6 +34,9 @@ pub struct ChatRequest {
     /// Gemini's `generationConfig`, as given: `temperature`, `maxOutputTokens`, `thinkingConfig`, …
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
+    /// Whether the text comes piece by piece, as server-sent events. Not in a batch.
+    #[schema(default = false)]
+    stream: Option<bool>,
 }
 
 /// The text that the model gave.
@@ -53,13 +60,28 @@ pub struct ChatResponse {
 pub struct Chat {
     model: Model,
     body: Bytes,
-    input: TextFeatures,
+    input: InputFeatures,
+}
+
+impl ChatRequest {
+    /// Takes out whether the text is to come piece by piece.
+    pub fn take_stream(&mut self) -> bool {
+        self.stream.take().unwrap_or_default()
+    }
 }
 
 impl Request for ChatRequest {
     fn take_terms(&mut self) -> Terms {
         let credentials = self.credentials.take();
         Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
+    }
+}
+
+impl Chat {
+    fn response(&self, answer: Answer) -> ChatResponse {
+        let Answer { text, finish_reason, usage } = answer;
+        let model = self.model.clone();
+        ChatResponse { success: true, response: text, model, finish_reason, usage }
     }
 }
 
@@ -78,6 +100,10 @@ impl Generation for Chat {
             &preparation.defaults.chat_model,
             &mut faults,
         );
+        if request.stream == Some(true) {
+            let message = "Only a chat of its own can be streamed";
+            faults.push(InvalidField::new("stream", "value_error", message));
+        }
         let (Some(model), []) = (model, &*faults) else { return Err(faults) };
         let question = GenerateContent::ask(&request.prompt)
             .instructed(request.system_prompt.as_deref().unwrap_or_default())
@@ -93,15 +119,13 @@ impl Generation for Chat {
         self.body.clone()
     }
 
-    fn input(&self) -> TextFeatures {
+    fn input(&self) -> InputFeatures {
         self.input
     }
 
     /// Any text is what was asked for, so no chat is ever unusable.
     fn read(&self, answer: Answer) -> Result<ChatResponse, Unusable<ChatResponse>> {
-        let Answer { text, finish_reason, usage } = answer;
-        let model = self.model.clone();
-        Ok(ChatResponse { success: true, response: text, model, finish_reason, usage })
+        Ok(self.response(answer))
     }
 
     fn ask_again(&self, _: &Misfit<ChatResponse>) -> Bytes {

@@ -11,7 +11,7 @@ use super::question::{Fault, SchemaPrompt, SchemaQuestion};
 pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
 use super::structured::MESSAGE;
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, Model, TextFeatures, Usage};
+use crate::gemini::{Answer, InputFeatures, Model, Usage};
 
 /// Asks the model for a story.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -101,7 +101,7 @@ impl Generation for Cinematic {
         self.0.ask()
     }
 
-    fn input(&self) -> TextFeatures {
+    fn input(&self) -> InputFeatures {
         self.0.input()
     }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::dispatch::{self, Call, Dispatcher};
-use crate::gemini::{Answer, Error, Model, TextFeatures, Usage};
+use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 
 pub use request::{
@@ -46,7 +46,7 @@ pub trait Generation: Send + Sync + Sized + 'static {
     fn ask(&self) -> Bytes;
 
     /// The text in what Gemini is sent.
-    fn input(&self) -> TextFeatures;
+    fn input(&self) -> InputFeatures;
 
     /// Reads an answer.
     ///
@@ -158,8 +158,8 @@ async fn repair<G: Generation>(
     generation: &G,
     misfit: &Misfit<G::Output>,
 ) -> Result<G::Output, Failure> {
-    let said = misfit.violations.iter().map(|violation| TextFeatures::of(violation));
-    let input = call.input + TextFeatures::of(&misfit.text) + said.sum();
+    let said = misfit.violations.iter().map(|violation| InputFeatures::of(violation));
+    let input = call.input + InputFeatures::of(&misfit.text) + said.sum();
     let call = &Call { input, ..call.clone() };
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;

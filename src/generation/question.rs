@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::schema::{Dialect, Schema};
 use super::{InvalidField, Misfit, Preparation, Unusable};
-use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, Model, TextFeatures};
+use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
 
 /// What a caller says of a question, not yet checked.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl SchemaQuestion {
     }
 
     /// The text in the question, the schema included: Gemini's documentation says that it counts.
-    pub(super) fn input(&self) -> TextFeatures {
+    pub(super) fn input(&self) -> InputFeatures {
         self.question().text() + self.schema.text()
     }
 

@@ -24,7 +24,7 @@ use serde_json::Value;
 use cost::Cost;
 use document::Document;
 
-use crate::gemini::TextFeatures;
+use crate::gemini::InputFeatures;
 
 /// More would only lengthen the prompt of a retry.
 const MAX_VIOLATIONS: usize = 20;
@@ -40,7 +40,7 @@ const MAX_BACKTRACKING: usize = 20_000;
 #[derive(Debug)]
 pub struct Schema {
     dialect: Dialect,
-    text: TextFeatures,
+    text: InputFeatures,
     validator: Validator,
     cost: Cost,
 }
@@ -57,11 +57,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    fn text(&self) -> TextFeatures {
+    fn text(&self) -> InputFeatures {
         match self {
-            Self::Any => TextFeatures::default(),
+            Self::Any => InputFeatures::default(),
             Self::ResponseSchema(schema) | Self::ResponseJsonSchema(schema) => {
-                TextFeatures::of(&schema.to_string())
+                InputFeatures::of(&schema.to_string())
             }
         }
     }
@@ -115,7 +115,7 @@ impl Schema {
 
     /// The text of what goes in `generationConfig`.
     #[must_use]
-    pub fn text(&self) -> TextFeatures {
+    pub fn text(&self) -> InputFeatures {
         self.text
     }
 

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::question::{SchemaPrompt, SchemaQuestion};
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
-use crate::gemini::{Answer, Model, TextFeatures, Usage};
+use crate::gemini::{Answer, InputFeatures, Model, Usage};
 
 /// What every structured success says.
 pub(super) const MESSAGE: &str = "Successfully generated structured output";
@@ -101,7 +101,7 @@ impl Generation for Structured {
         self.0.ask()
     }
 
-    fn input(&self) -> TextFeatures {
+    fn input(&self) -> InputFeatures {
         self.0.input()
     }
 

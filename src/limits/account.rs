@@ -61,7 +61,9 @@ impl Account {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
-        let planned = plan.quotas(label, &model);
+        // What the plan says is about generating.
+        let is_apart = model.contains(':');
+        let planned = if is_apart { PlannedQuotas::default() } else { plan.quotas(label, &model) };
         let budget = store.budget(&payer, &model, planned.into(), plan.minute);
         Self {
             payer,
@@ -176,6 +178,12 @@ impl Accounts {
         Self { store, plan, ceiling, open: RwLock::default() }
     }
 
+    /// The account of a key and those calls of a model that Gemini counts apart, by the name of
+    /// their method, such as `countTokens`. No quotas are known of it until Gemini names some.
+    pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
+        self.of(key_sha256, &format!("{model}:{method}").into())
+    }
+
     /// The account of a key, told by its SHA-256, and a model; opened where there is none.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
         let payer = match self.plan.label(key_sha256) {
@@ -226,6 +234,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::limits::plan::Tier;
     use crate::limits::store::LocalStore;
 
     fn accounts() -> Accounts {
@@ -238,6 +247,18 @@ mod tests {
 
     fn requests(limit: u64) -> Quotas {
         Quotas { requests_per_minute: Some(limit), ..Quotas::default() }
+    }
+
+    #[test]
+    fn what_is_counted_apart_spends_nothing_of_the_model() {
+        let mut plan = QuotaPlan::default();
+        plan.tier = Some(Tier::Free);
+        let accounts = Accounts::new(LocalStore::new(1), plan, 1);
+        let model = accounts.of(&[1; 32], &model("a"));
+        let apart = accounts.apart(&[1; 32], "a", "countTokens");
+        assert!(!Arc::ptr_eq(&model, &apart));
+        assert_ne!(*model.counting(), PlannedQuotas::default());
+        assert_eq!(*apart.counting(), PlannedQuotas::default());
     }
 
     #[test]

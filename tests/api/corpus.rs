@@ -14,14 +14,14 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 /// One recorded exchange.
-struct Exchange {
+pub struct Exchange {
     /// The file it is in, without `.json`.
-    name: String,
-    path: String,
-    status: StatusCode,
+    pub name: String,
+    pub path: String,
+    pub status: StatusCode,
     response: Value,
     /// The exact bytes of the body where they are known, else the body written out again.
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 impl Exchange {
@@ -47,7 +47,7 @@ impl Exchange {
     }
 
     /// The file's first word, which says what it shows: `generate`, `err-429`, `finish-SAFETY`, …
-    fn class(&self) -> &str {
+    pub fn class(&self) -> &str {
         self.name.split("__").next().unwrap()
     }
 
@@ -71,7 +71,7 @@ fn response_status(recorded: &Value) -> StatusCode {
 }
 
 /// All exchanges in the order of their names.
-fn corpus() -> Vec<Exchange> {
+pub fn corpus() -> Vec<Exchange> {
     let folder = env::var_os("GEMINI_CORPUS").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/gemini/corpus"),
         PathBuf::from,

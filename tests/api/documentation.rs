@@ -58,7 +58,8 @@ impl Operation<'_> {
     /// The path with the examples of its parameters in it.
     fn url(&self) -> String {
         let parameters = self.described["parameters"].as_array().into_iter().flatten();
-        parameters.fold(self.path.to_owned(), |path, parameter| {
+        let in_path = parameters.filter(|parameter| parameter["in"] == "path");
+        in_path.fold(self.path.to_owned(), |path, parameter| {
             let example =
                 parameter["example"].as_str().unwrap_or_else(|| panic!("{self}: no example"));
             path.replace(&format!("{{{}}}", parameter["name"].as_str().unwrap()), example)

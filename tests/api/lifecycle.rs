@@ -113,7 +113,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 25] = [
+const WRONG: [(&str, &str); 26] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
@@ -135,6 +135,7 @@ const WRONG: [(&str, &str); 25] = [
     ("MAX_BODY_BYTES", "64MiB"),
     ("CLIENT_TIMEOUT_SECONDS", "-1.77"),
     ("UPSTREAM_TIMEOUT_SECONDS", "2m"),
+    ("STREAM_IDLE_TIMEOUT_SECONDS", "77s"),
     ("REQUEST_TIMEOUT_SECONDS", "infinity"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),

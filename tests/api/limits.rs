@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
 
 /// The plan that these settings make, the server's key labelled.
-fn plan(limits: &str, labels: &str) -> QuotaPlan {
+pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
     let lookup = |name: &str| match name {
         "GEMINI_LIMITS" => Some(limits.to_owned()),
         "GEMINI_KEY_LABELS" => Some(labels.to_owned()),

@@ -1,0 +1,311 @@
+//! Requests in the words of Gemini or of OpenAI, which go on as they came, and so do their answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, LOCATION,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body as _;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tower_http::timeout::TimeoutBody;
+
+use super::auth::{ADMIN_API_KEY, Caller, GOOGLE_API_KEY, presented, without_key};
+use super::body::{EXTERNAL_SEMAPHORE_ID, LARGE_BODY, is_json, read};
+use super::destination::{COUNT_TOKENS, Destination, ModelCall, OPENAI_OTHER, openai_kind};
+use super::error::ApiError;
+use super::single::header_semaphore;
+use crate::dispatch::{Call, Unanswered};
+use crate::gateway::Gateway;
+use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Payload, Surface, openai_model};
+use crate::generation::{Failure, InvalidField};
+use crate::limits::Semaphore;
+
+/// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Headers that are for this service.
+const OURS: [HeaderName; 6] =
+    [ADMIN_API_KEY, GOOGLE_API_KEY, AUTHORIZATION, EXTERNAL_SEMAPHORE_ID, HOST, EXPECT];
+
+/// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
+const UPLOAD_URLS: [HeaderName; 3] = [
+    LOCATION,
+    HeaderName::from_static("x-goog-upload-url"),
+    HeaderName::from_static("x-goog-upload-control-url"),
+];
+
+/// No answer is waited for longer than this while a body is on its way: a year.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Why nothing was passed on.
+struct NotRelayed {
+    error: ApiError,
+    /// What Gemini said, where it said something.
+    response: Option<Box<Response<Bytes>>>,
+}
+
+impl From<ApiError> for NotRelayed {
+    fn from(error: ApiError) -> Self {
+        Self { error, response: None }
+    }
+}
+
+impl From<Unanswered> for NotRelayed {
+    fn from(Unanswered { failure, response }: Unanswered) -> Self {
+        Self { error: Failure::from(failure).into(), response }
+    }
+}
+
+/// Passes a request on, and its answer back. What generates goes through the door.
+pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let destination = match Destination::of(&path, &head.headers) {
+        Ok(destination) => destination,
+        Err(error) => return error.into_google(),
+    };
+    let surface = destination.surface;
+    let relayed = match destination {
+        Destination { surface: Surface::Gemini, path, call: Some(call) } => {
+            model_call(&gateway, head, body, &path, call).await
+        }
+        Destination { surface: Surface::OpenAi, path, .. }
+            if head.method == Method::POST && is_json(&head.headers) =>
+        {
+            openai_call(&gateway, head, body, &path).await
+        }
+        Destination { surface, path, .. } => pass(&gateway, surface, head, body, &path).await,
+    };
+    match (relayed, surface) {
+        (Ok(response), _) => response,
+        (Err(NotRelayed { response: Some(response), .. }), Surface::Gemini) => {
+            let mut response = response.map(Body::from);
+            strip(response.headers_mut());
+            // A key may have been taken out of it.
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response
+        }
+        (Err(NotRelayed { error, .. }), Surface::Gemini) => error.into_google(),
+        (Err(NotRelayed { error, .. }), Surface::OpenAi) => error.into_openai(),
+    }
+}
+
+/// A call of a model's method, which generates something.
+async fn model_call(
+    gateway: &Gateway,
+    head: Parts,
+    body: Body,
+    path: &str,
+    ModelCall { kind, model, streams }: ModelCall,
+) -> Result<Response, NotRelayed> {
+    let body = read(&head.headers, body, gateway).await?;
+    let ticket = Ticket::of(gateway, &head).await?;
+    let request = Forward { streams, ..forward(Surface::Gemini, head, path) };
+    ticket.generate(gateway, kind, model, request, body).await
+}
+
+/// A request of OpenAI's shape with JSON: a call of the model that the JSON names.
+async fn openai_call(
+    gateway: &Gateway,
+    head: Parts,
+    body: Body,
+    path: &str,
+) -> Result<Response, NotRelayed> {
+    let body = read(&head.headers, body, gateway).await?;
+    let kind = openai_kind(path);
+    match openai_model(&body) {
+        Some(model) => {
+            let model = Model::parse(&model).map_err(|error| {
+                ApiError::invalid(vec![InvalidField::new("model", "model_name", error.to_string())])
+            })?;
+            let ticket = Ticket::of(gateway, &head).await?;
+            let request = forward(Surface::OpenAi, head, path);
+            ticket.generate(gateway, kind, model, request, body).await
+        }
+        None if kind == OPENAI_OTHER => {
+            pass(gateway, Surface::OpenAi, head, body.into(), path).await
+        }
+        None => {
+            Err(ApiError::invalid(vec![InvalidField::new("model", "missing", "Field required")])
+                .into())
+        }
+    }
+}
+
+/// What a call brings to the door.
+struct Ticket {
+    key: ApiKey,
+    semaphore: Option<Arc<dyn Semaphore>>,
+    deadline: Instant,
+}
+
+impl Ticket {
+    async fn of(gateway: &Gateway, head: &Parts) -> Result<Self, ApiError> {
+        let deadline = Instant::now() + gateway.config.request_timeout;
+        let key = payer(gateway, head)?;
+        let semaphore = head.headers.get(EXTERNAL_SEMAPHORE_ID);
+        let semaphore = header_semaphore(gateway, semaphore).await?;
+        Ok(Self { key, semaphore, deadline })
+    }
+
+    /// Sends a call through the door and passes its answer back.
+    async fn generate(
+        self,
+        gateway: &Gateway,
+        kind: &'static str,
+        model: Model,
+        mut request: Forward,
+        body: Bytes,
+    ) -> Result<Response, NotRelayed> {
+        let Self { key, semaphore, deadline } = self;
+        // What it cost is read out of the answer as it passes.
+        request.headers.remove(ACCEPT_ENCODING);
+        // All of the body is here, however it came.
+        request.headers.remove(CONTENT_LENGTH);
+        let input = measure(&body).await?;
+        let dispatcher = &gateway.dispatcher;
+        let place = dispatcher.place();
+        let route = if kind == COUNT_TOKENS {
+            dispatcher.counting_route(&place, key, model, semaphore)
+        } else {
+            dispatcher.route(&place, key, model, semaphore)
+        };
+        let call = Call { kind, route, input, deadline };
+        let admission = dispatcher.admit(&call).await.map_err(Unanswered::from);
+        let idle = gateway.config.stream_idle_timeout;
+        let forwarded = match admission {
+            // Boxed so that a request that waits is no larger than its wait.
+            Ok(admission) => {
+                Box::pin(dispatcher.forward(&call, &request, body, admission, idle)).await
+            }
+            Err(refused) => Err(refused),
+        };
+        let mut response =
+            forwarded.map_err(|unanswered| failed(&call, unanswered))?.map(Body::new);
+        strip(response.headers_mut());
+        Ok(response)
+    }
+}
+
+fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
+    let failed = NotRelayed::from(unanswered);
+    let code = failed.error.code();
+    tracing::warn!(kind = call.kind, model = %call.route.model(), code, "no answer");
+    failed
+}
+
+async fn measure(body: &Bytes) -> Result<InputFeatures, ApiError> {
+    if body.len() <= LARGE_BODY {
+        return Ok(InputFeatures::of_body(body));
+    }
+    let body = body.clone();
+    let measured = spawn_blocking(move || InputFeatures::of_body(&body)).await;
+    measured.map_err(|_| ApiError::internal())
+}
+
+/// Passes on what generates nothing, of whatever size. It takes no slot.
+async fn pass(
+    gateway: &Gateway,
+    surface: Surface,
+    head: Parts,
+    body: Body,
+    path: &str,
+) -> Result<Response, NotRelayed> {
+    let config = &gateway.config;
+    // Who was given the URL of an upload goes on with it without a key.
+    let goes_on =
+        query(&head).contains("upload_id=") && presented(&head.headers, query(&head)).is_empty();
+    let key = if goes_on { None } else { Some(payer(gateway, &head)?) };
+    let origin = origin(&head);
+    let (patience, payload) = if body.is_end_stream() {
+        (config.upstream_timeout, Payload::Whole(Full::default()))
+    } else {
+        let body = TimeoutBody::new(config.client_timeout, body).boxed_unsync();
+        (ENDLESS, Payload::Passing(body))
+    };
+    let request = forward(surface, head, path);
+    let response = gateway.dispatcher.pass(&request, key.as_ref(), payload, patience).await?;
+    let mut response =
+        response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
+    strip(response.headers_mut());
+    if let Some(origin) = origin {
+        redirect_uploads(gateway, response.headers_mut(), &origin);
+    }
+    Ok(response)
+}
+
+fn query(head: &Parts) -> &str {
+    head.uri.query().unwrap_or_default()
+}
+
+/// The key that pays.
+fn payer(gateway: &Gateway, head: &Parts) -> Result<ApiKey, ApiError> {
+    Caller::of(&head.headers, gateway).relayed(&head.headers, query(head), gateway)
+}
+
+/// What a request is passed on as.
+fn forward(surface: Surface, head: Parts, path: &str) -> Forward {
+    let query = without_key(query(&head));
+    let Parts { method, uri, mut headers, .. } = head;
+    let mark = if query.is_empty() { "" } else { "?" };
+    // Parts of a path and query that came as one are one.
+    let path = format!("{path}{mark}{query}").parse().unwrap_or(uri);
+    strip(&mut headers);
+    OURS.iter().for_each(|name| drop(headers.remove(name)));
+    Forward { surface, method, path, headers, streams: false }
+}
+
+/// Takes out what is about one connection.
+fn strip(headers: &mut HeaderMap) {
+    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named = named.flat_map(|names| names.split(','));
+    let named: Vec<_> = named.filter_map(|name| name.trim().parse::<HeaderName>().ok()).collect();
+    named.iter().chain(&HOP_BY_HOP).for_each(|name| drop(headers.remove(name)));
+    // It invites to another port of the same host, where this service is not.
+    headers.remove(ALT_SVC);
+}
+
+/// Where the client reaches this service, as it or the proxy before it says.
+fn origin(head: &Parts) -> Option<String> {
+    let text = |name: HeaderName| head.headers.get(name)?.to_str().ok();
+    let scheme = text(HeaderName::from_static("x-forwarded-proto"));
+    let scheme = scheme.filter(|scheme| matches!(*scheme, "http" | "https")).unwrap_or("http");
+    Some(format!("{scheme}://{}", text(HOST)?))
+}
+
+/// Makes the URLs at which an upload goes on lead through this service, where its client may be
+/// the only one to reach.
+fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origin: &str) {
+    for name in UPLOAD_URLS {
+        let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
+        else {
+            continue;
+        };
+        let Some(path) = gateway.dispatcher.path_of(&url) else { continue };
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let url = format!("{origin}{path}?{}", without_key(query));
+        if let Ok(url) = HeaderValue::try_from(url) {
+            headers.insert(name, url);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A request of one who speaks Gemini's wire, or OpenAI's, and gets the answer as it came.
+
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, Method, Request, Response, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    response,
+};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tower_http::timeout::TimeoutBody;
+
+use super::client::{API_KEY, JSON, MAX_ANSWER, NAME, unread};
+use super::{ApiKey, Client, Error, Fence, Model, Payload};
+
+/// How much of an answer that is no stream is kept until it is whole, in bytes: until then the
+/// call can be made again if the answer breaks off. Longer ones pass as they come.
+const MAX_HELD: usize = 1 << 20;
+
+/// Whose words a request uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// Gemini's own.
+    Gemini,
+    /// OpenAI's, which Gemini speaks too. The key is a bearer token here.
+    OpenAi,
+}
+
+/// A request but for its body and for who pays.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// Whose words it uses.
+    pub surface: Surface,
+    /// Its method.
+    pub method: Method,
+    /// Its path and query.
+    pub path: Uri,
+    /// Its headers, without any key.
+    pub headers: HeaderMap,
+    /// Whether the answer comes bit by bit and is of use from the first one.
+    pub streams: bool,
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub struct Rejected {
+    /// What it says.
+    pub error: Error,
+    /// What came, the key taken out; `None` where no whole answer did.
+    pub response: Option<Box<Response<Bytes>>>,
+}
+
+/// The body of an answer: what has come of it, and what is to come.
+pub struct Held {
+    /// Empty once it has been passed on.
+    first: Bytes,
+    rest: Option<Pin<Box<TimeoutBody<Incoming>>>>,
+    /// How many bytes the rest has, where that is known.
+    left: Option<u64>,
+}
+
+impl Client {
+    /// Makes a call and waits for its answer: for the first bytes of a stream, for all of anything
+    /// else that is not too long. From then on it may stay silent for `idle`.
+    ///
+    /// Dropping the future, or the answer's body, closes the connection, which tells Gemini to stop.
+    ///
+    /// # Errors
+    /// [`Rejected`], as long as nothing of a good answer has come.
+    pub async fn forward(
+        &self,
+        request: &Forward,
+        key: &ApiKey,
+        body: Bytes,
+        fence: Option<Fence>,
+        idle: Duration,
+    ) -> Result<Response<Held>, Rejected> {
+        let payload = Payload::Whole(Full::new(body));
+        let response = self.answer(request, Some(key), payload, fence).await?;
+        let (head, body) = response.into_parts();
+        let is_stream = request.streams || is_event_stream(&head.headers);
+        let held = Held::new(body, if is_stream { 1 } else { MAX_HELD }, idle).await?;
+        Ok(Response::from_parts(head, held))
+    }
+
+    /// Passes a request on with a body of whatever size, and its answer back.
+    ///
+    /// # Errors
+    /// [`Rejected`].
+    pub async fn pass(
+        &self,
+        request: &Forward,
+        key: Option<&ApiKey>,
+        payload: Payload,
+    ) -> Result<Response<Incoming>, Rejected> {
+        self.answer(request, key, payload, None).await
+    }
+
+    async fn answer(
+        &self,
+        request: &Forward,
+        key: Option<&ApiKey>,
+        payload: Payload,
+        fence: Option<Fence>,
+    ) -> Result<Response<Incoming>, Rejected> {
+        let response = self.send(request.with(key, payload), fence).await?;
+        let status = response.status();
+        if !status.is_client_error() && !status.is_server_error() {
+            return Ok(response);
+        }
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(unread)?.to_bytes();
+        Err(Rejected::read(head, body, key))
+    }
+}
+
+impl Forward {
+    /// A request to stream what a model answers to a body.
+    pub fn stream(model: &Model) -> Self {
+        let path = format!("/v1beta/{}:streamGenerateContent?alt=sse", model.resource());
+        Self {
+            surface: Surface::Gemini,
+            method: Method::POST,
+            path: path.parse().expect("all of it was checked"),
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
+            streams: true,
+        }
+    }
+
+    fn with(&self, key: Option<&ApiKey>, payload: Payload) -> Request<Payload> {
+        let mut request = Request::new(payload);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = self.headers.clone();
+        if let Some(key) = key {
+            match self.surface {
+                Surface::Gemini => request.headers_mut().insert(API_KEY, key.header()),
+                Surface::OpenAi => request.headers_mut().insert(AUTHORIZATION, key.bearer()),
+            };
+        }
+        request
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE);
+    content_type
+        .is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/event-stream"))
+}
+
+impl Rejected {
+    fn read(head: response::Parts, body: Bytes, key: Option<&ApiKey>) -> Self {
+        let body = match key {
+            Some(key) => key.redact(body),
+            None => body,
+        };
+        let error = Error::read(head.status, &body);
+        Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
+    }
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Self {
+        Self { error, response: None }
+    }
+}
+
+impl Held {
+    /// Waits for so many bytes, or for the end.
+    async fn new(body: Incoming, enough: usize, idle: Duration) -> Result<Self, Error> {
+        let length = body.size_hint().exact();
+        let mut rest = Box::pin(TimeoutBody::new(idle, body));
+        let mut first = BytesMut::new();
+        while let Some(frame) = rest.frame().await {
+            let Ok(data) = frame.map_err(unread)?.into_data() else { continue };
+            let first = if first.is_empty() && data.len() >= enough {
+                data
+            } else {
+                first.extend_from_slice(&data);
+                if first.len() < enough {
+                    continue;
+                }
+                first.freeze()
+            };
+            let left = length.map(|length| length - first.len() as u64);
+            return Ok(Self { first, rest: Some(rest).filter(|_| left != Some(0)), left });
+        }
+        Ok(Self { first: first.freeze(), rest: None, left: Some(0) })
+    }
+
+    /// All of the answer, where it has come.
+    pub fn whole(&self) -> Option<&Bytes> {
+        self.rest.is_none().then_some(&self.first)
+    }
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.first)))));
+        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let frame = ready!(rest.as_mut().poll_frame(context));
+        if let (Some(Ok(frame)), Some(left)) = (&frame, &mut self.left) {
+            *left -= frame.data_ref().map_or(0, Bytes::len) as u64;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(unread)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let length = self.left.map(|left| left + self.first.len() as u64);
+        length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,125 @@
+//! OpenAI's surface: what is OpenAI's, who pays, and how failures are told.
+
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+
+use crate::limits::plan;
+use crate::recording::Recording;
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(service: &Service, body: &Value) -> RequestBuilder {
+    service.post(CHAT, body).header("authorization", "Bearer callers-key")
+}
+
+fn question(text: &str) -> Value {
+    json!({"model": "gemini-2.5-flash", "messages": [{"role": "user", "content": text}]})
+}
+
+async fn over(recording: &Recording) -> Service {
+    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
+        .await
+}
+
+#[tokio::test]
+async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token() {
+    let body = b"{\"object\":\"x\",\"usage\":{\"prompt_tokens\":7}}".to_vec();
+    let recording = Recording::play(200, "application/json", vec![body]).await;
+    let service = over(&recording).await;
+    for (path, sent_to) in [
+        (CHAT, "/v1beta/openai/chat/completions"),
+        ("/v1/embeddings", "/v1beta/openai/embeddings"),
+        ("/v1beta/openai/chat/completions?a=b", "/v1beta/openai/chat/completions?a=b"),
+        ("/v1/openai/images/generations", "/v1beta/openai/images/generations"),
+    ] {
+        let asked = question("Hello");
+        let request = service.post(path, &asked).header("authorization", "Bearer callers-key");
+        assert_eq!(answer(request).await.body["object"], "x");
+        let sent = recording.asked().pop().unwrap();
+        assert!(sent.starts_with(&format!("POST {sent_to} HTTP/1.1\r\n")), "{sent}");
+        assert!(sent.contains("authorization: Bearer callers-key\r\n"), "{sent}");
+        assert!(!sent.contains("x-goog-api-key"), "{sent}");
+        assert!(sent.ends_with(&asked.to_string()), "{sent}");
+    }
+    let calls = "gemini_gateway_calls_total{kind=\"openai_chat\",model=\"gemini-2.5-flash\",\
+                 outcome=\"success\"}";
+    assert_eq!(service.metric(calls).await, 2.0);
+    let tokens = "gemini_gateway_tokens_total{model=\"gemini-2.5-flash\",type=\"prompt\"}";
+    assert_eq!(service.metric(tokens).await, 28.0);
+}
+
+#[tokio::test]
+async fn the_models_are_openais_for_who_brings_a_bearer_token() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    let bearer = ("authorization", "Bearer k");
+    for (headers, path, sent_to) in [
+        (vec![bearer], "/v1/models", "/v1beta/openai/models"),
+        (vec![bearer], "/v1/models/gemini-2.5-flash", "/v1beta/openai/models/gemini-2.5-flash"),
+        (vec![("x-goog-api-key", "k")], "/v1/models", "/v1/models"),
+        (vec![bearer, ("x-goog-api-key", "k")], "/v1/models", "/v1/models"),
+        (vec![], "/v1/models?key=k", "/v1/models"),
+        (vec![], "/v1/models", "/v1/models"),
+        (vec![bearer], "/v1beta/models", "/v1beta/models"),
+    ] {
+        let request = headers
+            .iter()
+            .fold(service.get(path), |request, (name, value)| request.header(*name, *value));
+        assert_eq!(answer(request).await.status, 200);
+        let sent = recording.asked().pop().unwrap();
+        assert!(sent.starts_with(&format!("GET {sent_to} HTTP/1.1\r\n")), "{path}: {sent}");
+    }
+}
+
+#[tokio::test]
+async fn the_admin_key_may_be_the_bearer_token() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    let request = service.post(CHAT, &question("Hello"));
+    let request = request.header("authorization", format!("Bearer {ADMIN_KEY}"));
+    assert_eq!(answer(request).await.status, 200);
+    let sent = recording.asked().pop().unwrap();
+    assert!(sent.contains(&format!("authorization: Bearer {SERVER_KEY}\r\n")), "{sent}");
+}
+
+#[tokio::test]
+async fn every_failure_comes_in_openais_envelope() {
+    let gemini = json!([{"error": {
+        "code": 400, "message": "API key not valid. Please pass a valid API key.",
+        "status": "INVALID_ARGUMENT",
+        "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+    }}]);
+    let recording = Recording::play(400, "application/json", vec![gemini.to_string().into()]).await;
+    let service = over(&recording).await;
+    let bad_key = chat(&service, &question("Hello"));
+    let listing = service.get("/v1/models").header("authorization", "Bearer callers-key");
+    for request in [bad_key, listing] {
+        let refused = answer(request).await;
+        assert_eq!(refused.status, 401);
+        assert_eq!(
+            refused.body,
+            json!({"error": {
+                "message": "API key not valid. Please pass a valid API key.",
+                "type": "authentication_error", "param": null, "code": "invalid_api_key"
+            }})
+        );
+    }
+
+    let service =
+        Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=0", "")).await;
+    for (body, status, kind, code) in [
+        (question("Hello"), 403, "permission_error", "no_quota"),
+        (json!({"messages": []}), 400, "invalid_request_error", "validation_error"),
+        (json!({"model": "a/b"}), 400, "invalid_request_error", "validation_error"),
+    ] {
+        let refused = answer(chat(&service, &body)).await;
+        let error = &refused.body["error"];
+        assert_eq!(
+            (refused.status.as_u16(), &error["type"], &error["code"]),
+            (status, &json!(kind), &json!(code))
+        );
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+}

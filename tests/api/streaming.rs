@@ -1,0 +1,284 @@
+//! Streams: byte for byte, at once, and as long as somebody reads.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use gemini_concurrent_generation::gemini::{Events, Growing};
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::Response;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::corpus::{Exchange, corpus};
+use crate::recording::Recording;
+use crate::support::{Service, answer, listen};
+
+const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
+
+async fn over(base_url: &str) -> Service {
+    Service::with(Options::default(), |config| {
+        config.base_url = base_url.to_owned();
+        config.concurrency_limit = 1;
+        config.stream_idle_timeout = Duration::from_secs(30);
+    })
+    .await
+}
+
+/// Ways to cut a stream: whole, byte by byte, and amid a line's end or a character.
+fn cuts(bytes: &[u8]) -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let at = |is: fn(u8) -> bool| {
+        let mut pieces = vec![Vec::new()];
+        for byte in bytes {
+            pieces.last_mut().unwrap().push(*byte);
+            if is(*byte) {
+                pieces.push(Vec::new());
+            }
+        }
+        pieces.retain(|piece| !piece.is_empty());
+        pieces
+    };
+    vec![
+        ("whole", vec![bytes.to_vec()]),
+        ("by bytes", bytes.chunks(1).map(<[u8]>::to_vec).collect()),
+        ("amid CR LF", at(|byte| byte == b'\r')),
+        ("amid characters", at(|byte| byte >= 0xC0)),
+    ]
+}
+
+#[tokio::test]
+async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
+    let streams = corpus().into_iter().filter(|exchange| exchange.class() == "stream-sse");
+    let streams: Vec<Exchange> = streams.filter(|stream| stream.status.is_success()).collect();
+    let mut bytes = 0;
+    for Exchange { name, bytes: stream, .. } in &streams {
+        for (how, pieces) in cuts(stream) {
+            let recording = Recording::play(200, "text/event-stream", pieces).await;
+            let service = over(&recording.base_url).await;
+            let response = service.post(STREAM, &json!({"contents": []})).send().await.unwrap();
+            assert_eq!(response.headers()["content-type"], "text/event-stream");
+            assert!(response.bytes().await.unwrap() == stream[..], "{name}, {how}");
+            service.until_idle().await;
+        }
+        bytes += stream.len();
+    }
+    println!("{} recorded streams of {bytes} bytes in all, each cut in 4 ways", streams.len());
+    assert!(!streams.is_empty());
+}
+
+#[tokio::test]
+async fn recorded_streams_are_read_as_their_pieces_say() {
+    let mut answers = 0;
+    for Exchange { name, bytes, .. } in
+        corpus().iter().filter(|stream| stream.class() == "stream-sse")
+    {
+        let text = String::from_utf8_lossy(bytes);
+        let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+        let pieces: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
+        let said: String = pieces.iter().map(said).collect();
+        let mut events = Events::default();
+        events.extend(bytes);
+        let mut answer = Growing::default();
+        let mut read = String::new();
+        let mut ended = false;
+        while let Some(event) = events.pop() {
+            match answer.push(&event) {
+                Ok(delta) => read += &delta,
+                Err(_) => ended = true,
+            }
+        }
+        if ended {
+            assert!(said.starts_with(&read), "{name}");
+            continue;
+        }
+        assert_eq!(read, said, "{name}");
+        if let Ok(answer) = answer.finish() {
+            answers += 1;
+            let last = |field: &str| {
+                let of = |piece: &Value| piece["usageMetadata"][field].as_u64();
+                pieces
+                    .iter()
+                    .rev()
+                    .find_map(|piece| piece.get("usageMetadata").map(|_| of(piece).unwrap_or(0)))
+            };
+            assert_eq!(answer.usage.prompt_tokens, last("promptTokenCount").unwrap_or(0), "{name}");
+            assert_eq!(answer.usage.total_tokens, last("totalTokenCount").unwrap_or(0), "{name}");
+        }
+    }
+    println!("{answers} recorded streams hold an answer");
+    assert!(answers > 20, "{answers}");
+}
+
+/// What one piece of a stream says: the first candidate's parts that have text and are no thoughts.
+fn said(piece: &Value) -> String {
+    let parts = piece["candidates"][0]["content"]["parts"].as_array();
+    let said = parts.into_iter().flatten().filter(|part| part["thought"] != true);
+    said.filter_map(|part| part["text"].as_str()).collect()
+}
+
+/// An upstream whose answer says what the test says, when it says it.
+async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result<String>>) {
+    let (sender, receiver) = mpsc::channel(1);
+    let body = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let piece = receiver.recv().await?;
+        Some((piece, receiver))
+    });
+    let body = Arc::new(Mutex::new(Some(Body::from_stream(body))));
+    let router = Router::new().fallback(move || async move {
+        let body = body.lock().unwrap().take().expect("it is asked once");
+        ([("content-type", "text/event-stream")], body)
+    });
+    (format!("http://{}", listen(router, stop).await), sender)
+}
+
+async fn piece(response: &mut Response) -> String {
+    String::from_utf8(response.chunk().await.unwrap().expect("more").to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_until_the_last() {
+    let stop = CancellationToken::new();
+    let (base_url, upstream) = told(&stop).await;
+    let service = over(&base_url).await;
+    upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
+    let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
+    assert_eq!(piece(&mut response).await, "data: 1\r\n\r\n");
+    for n in 2..5 {
+        upstream.send(Ok(format!("data: {n}\r\n\r\n"))).await.unwrap();
+        assert_eq!(piece(&mut response).await, format!("data: {n}\r\n\r\n"));
+        assert_eq!(service.gateway.door.occupancy().in_flight, 1);
+    }
+    drop(upstream);
+    assert_eq!(response.chunk().await.unwrap(), None);
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_stops_the_upstream_and_frees_the_slot() {
+    let stop = CancellationToken::new();
+    let (base_url, upstream) = told(&stop).await;
+    let service = over(&base_url).await;
+    let first = r#"data: {"usageMetadata":{"promptTokenCount":9}}"#;
+    upstream.send(Ok(first.into())).await.unwrap();
+    let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
+    piece(&mut response).await;
+    drop(response);
+    service.until_idle().await;
+    upstream.closed().await;
+    let calls = "gemini_gateway_calls_total{kind=\"stream_generate_content\",model=\"m\",\
+                 outcome=\"cancelled\"}";
+    assert_eq!(service.metric(calls).await, 1.0);
+    let tokens = "gemini_gateway_tokens_total{model=\"m\",type=\"prompt\"}";
+    assert_eq!(service.metric(tokens).await, 9.0, "what Gemini had said of the cost");
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_broken_off_and_one_that_falls_silent_too() {
+    for breaks in [true, false] {
+        let stop = CancellationToken::new();
+        let (base_url, upstream) = told(&stop).await;
+        let service = Service::with(Options::default(), |config| {
+            config.base_url = base_url;
+            config.stream_idle_timeout = Duration::from_millis(100);
+        })
+        .await;
+        upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
+        let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
+        piece(&mut response).await;
+        if breaks {
+            upstream.send(Err(std::io::Error::other("broken"))).await.unwrap();
+        }
+        assert!(response.chunk().await.is_err(), "its end would say that this was all");
+        service.until_idle().await;
+        if !breaks {
+            upstream.closed().await;
+        }
+    }
+}
+
+/// The events of a stream, as JSON.
+async fn events(response: Response) -> Vec<Value> {
+    let text = response.text().await.unwrap();
+    assert!(text.ends_with("\n\n"), "{text}");
+    let events = text.trim_end().split("\n\n");
+    events
+        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_chat_comes_piece_by_piece_and_whole_at_the_end() {
+    let service = Service::start().await;
+    let asked = json!({"prompt": "Why is the sky blue, and the sea?", "stream": true});
+    let response = service.post("/chat", &asked).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut events = events(response).await;
+    let last = events.pop().unwrap();
+    assert!(events.len() > 1, "{events:?}");
+    let text: String = events.iter().map(|event| event["delta"].as_str().unwrap()).collect();
+    assert_eq!(text, "Simulated answer to: Why is the sky blue, and the sea?");
+    let whole = service.chat("Why is the sky blue, and the sea?").await.body;
+    assert_eq!(last, whole, "it says what the chat says that is not streamed");
+    assert_eq!(last["response"], text);
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_chat_that_fails_before_its_first_text_is_answered_as_any_failure() {
+    let service = Service::start().await;
+    for (marker, status, code) in [
+        ("status=400", 400, "invalid_request"),
+        ("blocked=SAFETY", 400, "content_blocked"),
+        ("finish=SAFETY", 400, "content_blocked"),
+        ("empty", 502, "empty_answer"),
+    ] {
+        let asked = json!({"prompt": format!("[[simulate:{marker}]]"), "stream": true});
+        let failed = answer(service.post("/chat", &asked)).await;
+        assert_eq!(
+            (failed.status.as_u16(), &failed.body["code"]),
+            (status, &json!(code)),
+            "{marker}"
+        );
+    }
+    let asked = json!({"prompt": "[[simulate:fail_times=2]]Hi", "stream": true});
+    let response = service.post("/chat", &asked).send().await.unwrap();
+    assert_eq!(events(response).await.last().unwrap()["success"], true);
+    let batch = json!({"requests": [{"prompt": "Hi"}, {"prompt": "Hi", "stream": true}]});
+    let refused = answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!(refused.body["detail"][0]["loc"], json!(["body", "requests", 1, "stream"]));
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_chat_that_fails_amid_its_text_says_so_in_its_last_event() {
+    let text = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
+    let blocked = json!({"candidates": [{"finishReason": "SAFETY"}]});
+    let broken = json!({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}});
+    for (end, code, retryable) in [
+        (Some(blocked), "content_blocked", false),
+        (Some(broken), "upstream_unavailable", true),
+        (None, "upstream_connection", true),
+    ] {
+        let stop = CancellationToken::new();
+        let (base_url, upstream) = told(&stop).await;
+        let service = over(&base_url).await;
+        upstream.send(Ok(format!("data: {}\r\n\r\n", text("Once")))).await.unwrap();
+        let asked = json!({"prompt": "Tell", "stream": true});
+        let response = service.post("/chat", &asked).send().await.unwrap();
+        let end = end.map(|end| format!("data: {end}\r\n\r\n"));
+        upstream.send(end.ok_or_else(|| std::io::Error::other("broken"))).await.unwrap();
+        drop(upstream);
+        let events = events(response).await;
+        assert_eq!(events[0], json!({"delta": "Once"}));
+        let [_, last] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((&last["success"], &last["error_code"]), (&json!(false), &json!(code)));
+        assert_eq!(
+            (&last["retryable"], &last["model"]),
+            (&json!(retryable), &json!("gemini-2.5-flash"))
+        );
+        service.until_idle().await;
+    }
+}
