@@ -13,6 +13,7 @@ mod leases;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod outages;
 mod process;
 mod protocol;
 mod redis_server;
