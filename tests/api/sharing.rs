@@ -241,6 +241,21 @@ async fn what_is_no_redis_is_refused_clearly() {
 }
 
 #[tokio::test]
+async fn a_server_that_never_answers_stops_the_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.push(stream);
+        }
+    });
+    let start = Start::with_arguments(&["serve"]).set("REDIS_URL", &url);
+    let log = failure(start.set("REDIS_LEASE_SECONDS", "1")).await;
+    assert!(log.contains("Redis at 127.0.0.1") && log.contains("timed out"), "{log}");
+}
+
+#[tokio::test]
 async fn a_password_is_used_and_never_shown() {
     let redis = RedisServer::with(&["--save", "", "--requirepass", "topsecret"]).await;
     let port = redis.port();
