@@ -475,7 +475,8 @@ impl Underway {
     /// goes before midnight in California. The quotas that Gemini `named` hold from now on.
     pub fn refused_for_the_day(self, named: Quotas) {
         self.account.correct(named);
-        self.sent.refused_for_the_day();
+        self.account.budget().close_day(self.sent.left_at());
+        self.sent.refused();
     }
 }
 

@@ -167,6 +167,21 @@ async fn quotas_are_spent_together() {
 }
 
 #[tokio::test]
+async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
+    let all = surroundings().await;
+    let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
+    assert_eq!(answer(chat(&two, "Hello")).await.status, 200);
+    for prompt in ["[[simulate:quota=day]]", "Hello"] {
+        let refused = answer(chat(&one, prompt)).await;
+        assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
+    }
+    let told = async {
+        while answer(chat(&two, "Hello")).await.body["code"] != "daily_quota_exhausted" {}
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("it is never told");
+}
+
+#[tokio::test]
 async fn a_replica_that_stops_leaves_its_permits_at_once() {
     let all = surroundings().await;
     let start = || all.replica(1).set("SHUTDOWN_GRACE_SECONDS", "0.1").run();
