@@ -1,4 +1,4 @@
-//! Redis is lost, hangs or is started anew; a replica is paused with what it waits for.
+//! Redis is lost, hangs or is started anew; a replica is killed, or paused.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::process::Process;
+use crate::process::{Process, Start};
 use crate::redis_server::RedisServer;
 use crate::replicas::{Surroundings, health, until_connected};
 use crate::sharing::{
@@ -15,7 +15,12 @@ use crate::sharing::{
 use crate::support::{Answer, answer, slow};
 
 /// As short as may be where no call is to be cut short.
-const LEASE_SECONDS: &str = "3";
+const LEASE: Duration = Duration::from_secs(3);
+
+/// A replica that holds its permits for so long, not started yet.
+fn replica(all: &Surroundings, limit: usize) -> Start {
+    all.replica(limit).set("REDIS_LEASE_SECONDS", &LEASE.as_secs().to_string())
+}
 
 fn send(replica: &Process, prompt: &str) -> JoinHandle<Answer> {
     tokio::spawn(answer(chat(replica, prompt)))
@@ -30,7 +35,7 @@ async fn assert_unavailable(request: reqwest::RequestBuilder) {
 #[tokio::test]
 async fn without_redis_newcomers_are_refused_however_many_wait() {
     let mut all = surroundings().await;
-    let replica = all.replica(2).set("REDIS_LEASE_SECONDS", LEASE_SECONDS).run().await;
+    let replica = replica(&all, 2).run().await;
     let mut before = vec![send(&replica, &slow(4000)), send(&replica, &slow(4000))];
     all.until_in_flight(2).await;
     before.extend((0..3).map(|_| send(&replica, "Hello")));
@@ -102,11 +107,27 @@ async fn what_is_shared_outlasts_a_redis_that_persists() {
     assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
 }
 
+#[tokio::test]
+async fn a_replica_that_is_killed_leaves_its_permits_when_its_lease_is_over() {
+    let all = surroundings().await;
+    let start = || replica(&all, 1).run();
+    let (one, two) = (start().await, start().await);
+    let cut_off = tokio::spawn(chat(&one, &slow(600_000)).send());
+    all.until_in_flight(1).await;
+    let waits = send(&two, "Hello");
+    until_waiting(&two, 1).await;
+    one.kill().await;
+    // The rest is for a busy machine.
+    let answered = timeout(LEASE + Duration::from_secs(3), waits).await;
+    assert_eq!(answered.expect("the lease is over").unwrap().status, 200);
+    assert!(cut_off.await.unwrap().is_err());
+}
+
 /// It takes permits for the requests that wait at it, and does not know for how long it held them.
 #[tokio::test]
 async fn permits_that_come_to_a_paused_replica_are_void_when_it_goes_on() {
     let all = surroundings().await;
-    let start = || all.replica(2).set("REDIS_LEASE_SECONDS", LEASE_SECONDS).run();
+    let start = || replica(&all, 2).run();
     let (one, two) = (start().await, start().await);
     let mut calls = vec![send(&two, &slow(2500)), send(&two, &slow(2500))];
     all.until_in_flight(2).await;
@@ -131,7 +152,7 @@ async fn permits_that_come_to_a_paused_replica_are_void_when_it_goes_on() {
 #[tokio::test]
 async fn a_redis_that_hangs_is_as_one_that_is_lost() {
     let all = surroundings().await;
-    let replica = all.replica(2).set("REDIS_LEASE_SECONDS", LEASE_SECONDS).run().await;
+    let replica = replica(&all, 2).run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
     all.redis.signal("STOP").await;
     // Whether it has been noticed or not. It takes a fifth of the lease each to find that nothing
