@@ -14,7 +14,7 @@ use crate::sharing::{
 };
 use crate::support::{Answer, answer, slow};
 
-/// As short as may be where no call is to be cut short.
+/// Short, and long enough for a busy machine to keep it up.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// A replica that holds its permits for so long, not started yet.
