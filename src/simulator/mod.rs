@@ -27,6 +27,7 @@ mod answer;
 mod completion;
 mod embeddings;
 mod exchange;
+mod files;
 mod instance;
 mod json;
 mod meter;
@@ -56,6 +57,7 @@ use axum::Router;
 use fastrand::Rng;
 use http::StatusCode;
 
+use files::Files;
 pub use options::{Counting, Options};
 use quota::Quotas;
 use stats::Ledger;
@@ -69,6 +71,7 @@ struct Shared {
     options: Options,
     quotas: Quotas,
     ledger: Arc<Ledger>,
+    files: Files,
     /// `usize::MAX` when unlimited.
     capacity: AtomicUsize,
     /// In milliseconds.
@@ -85,6 +88,7 @@ impl Simulator {
         Self(Arc::new(Shared {
             quotas: Quotas::new(&options),
             ledger: Arc::default(),
+            files: Files::default(),
             capacity: AtomicUsize::new(options.capacity.unwrap_or(usize::MAX)),
             latency_ms: AtomicU64::new(options.latency_ms),
             responses: AtomicU64::new(0),
@@ -110,7 +114,7 @@ impl Simulator {
     }
 
     /// Forgets what it has seen: stats, journal and the calls counted for `fail_times`. What is
-    /// used of the quotas stays used.
+    /// used of the quotas stays used, and files stay.
     pub fn reset(&self) {
         self.0.ledger.reset();
         self.0.attempts.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -136,6 +140,10 @@ impl Simulator {
 
     fn ledger(&self) -> &Arc<Ledger> {
         &self.0.ledger
+    }
+
+    fn files(&self) -> &Files {
+        &self.0.files
     }
 
     fn capacity(&self) -> usize {
