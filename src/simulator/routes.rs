@@ -14,7 +14,7 @@ use super::json::{json_response, received};
 use super::refusal::Refusal;
 use super::request::{GenerateContentRequest, count_tokens};
 use super::stats::{Call, Stats};
-use super::transmission::Framing;
+use super::transmission::{Framing, wait_until};
 use super::{Options, Simulator};
 use super::{files, openai};
 
@@ -134,7 +134,8 @@ fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refus
 }
 
 async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response {
-    simulator.ledger().count_tokens_called();
+    let arrived = Instant::now();
+    let _in_flight = simulator.ledger().count_tokens_called();
     let (parts, body) = request.into_parts();
     let body = match received(body).await {
         Ok(body) => body,
@@ -145,10 +146,13 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
         .and_then(|_| target(&parts.uri, "")?.check_model(options))
         .and_then(|()| count_tokens(&body));
     match counted {
-        Ok(tokens) => json_response(&json!({
-            "totalTokens": tokens,
-            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
-        })),
+        Ok(tokens) => {
+            wait_until(arrived + simulator.median_latency()).await;
+            json_response(&json!({
+                "totalTokens": tokens,
+                "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
+            }))
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
