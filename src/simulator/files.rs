@@ -15,10 +15,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::exchange::{api_key, check_key, query_value};
 use super::json::{json_response, received};
 use super::refusal::Refusal;
 use super::stats::hash;
+use super::target::{api_key, check_key, query_value};
 use super::{Options, Simulator};
 
 /// How many files, and how many uploads, are remembered: the oldest is forgotten first.

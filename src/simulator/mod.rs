@@ -19,6 +19,7 @@
 //! | `openai` | the calls of OpenAI's clients |
 //! | `files` | uploads, and the files that they become |
 //! | `exchange` | one call: what is to be answered to it, and when |
+//! | `target` | which model a call is for, and with which key it comes |
 //! | `transmission` | how an answer reaches the client |
 //! | `request`, `json`, `repeated`, `tokens` | the bodies clients send, and what they cost |
 //! | `completion`, `embeddings` | what is asked and answered in chat completions and in embeddings |
@@ -48,6 +49,7 @@ mod routes;
 mod schema;
 mod script;
 mod stats;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tokens;

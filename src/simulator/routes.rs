@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::embeddings::{batch_embed_contents, embed_content};
-use super::exchange::{Asked, Exchange, Form, Target, api_key, check_key, query_value};
+use super::exchange::{Asked, Exchange, Form};
 use super::json::{json_response, received};
 use super::refusal::Refusal;
 use super::request::{GenerateContentRequest, count_tokens};
 use super::stats::{Call, Stats};
+use super::target::{Target, api_key, check_key, query_value};
 use super::transmission::{Framing, wait_until};
 use super::{Options, Simulator};
 use super::{files, openai};
