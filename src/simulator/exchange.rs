@@ -3,13 +3,17 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Simulator;
 use super::answer::{Answer, Candidate, Content, Outcome, beginning, sized};
+use super::completion::{completion, completion_chunks};
+use super::embeddings::Embeddings;
 use super::instance::fitting;
 use super::quota::{Exceeded, Quota};
 use super::refusal::Refusal;
@@ -17,8 +21,9 @@ use super::request::{GenerateContentRequest, GenerationConfig};
 use super::schema::{check_response_json_schema, check_response_schema};
 use super::script::{Ending, Script};
 use super::stats::{Call, JournalEntry, hash};
+use super::target::{Target, check_key};
 use super::tokens::tokens;
-use super::{Options, Simulator};
+use super::transmission::{Framing, deliver};
 
 /// The shortest `X-Server-Timeout` that Gemini takes, in seconds.
 const MIN_SERVER_TIMEOUT: f64 = 10.0;
@@ -26,73 +31,6 @@ const MIN_SERVER_TIMEOUT: f64 = 10.0;
 /// What a scripted quota refusal names as the limit and the wait.
 const SCRIPTED_LIMIT: u64 = 10;
 const SCRIPTED_WAIT: Duration = Duration::from_millis(12_345);
-
-/// The address of a call: `/v1beta/models/gemini-2.5-flash:generateContent`.
-#[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub version: &'a str,
-    /// `models` or `tunedModels`.
-    pub collection: &'a str,
-    pub model: &'a str,
-    pub method: &'a str,
-}
-
-impl<'a> Target<'a> {
-    /// Reads the last three segments of a path. The method is empty when there is none.
-    pub fn from_path(path: &'a str) -> Option<Self> {
-        let mut segments = path.rsplitn(4, '/');
-        let (last, collection, version) = (segments.next()?, segments.next()?, segments.next()?);
-        let (model, method) = last.split_once(':').unwrap_or((last, ""));
-        Some(Self { version, collection, model, method })
-    }
-
-    /// The resource name, such as `models/gemini-2.5-flash`.
-    pub fn resource(&self) -> String {
-        format!("{}/{}", self.collection, self.model)
-    }
-
-    /// Refuses a model that does not exist.
-    pub fn check_model(&self, options: &Options) -> Result<(), Refusal> {
-        let tuned = self.collection == "tunedModels";
-        let is_gemini = ["gemini-", "gemma-"].iter().any(|family| self.model.starts_with(family));
-        if options.models.iter().any(|model| model == self.model) {
-            Ok(())
-        } else if self.model.contains("retired") {
-            Err(Refusal::model_retired(&self.resource()))
-        } else if options.models.is_empty()
-            && (tuned || is_gemini)
-            && !self.model.contains("unknown")
-        {
-            Ok(())
-        } else {
-            Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
-        }
-    }
-}
-
-/// The key of a call, from the header, as a bearer token or from the query.
-pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    header(http::HeaderName::from_static("x-goog-api-key"))
-        .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
-        .or_else(|| query_value(uri, "key"))
-        .filter(|key| !key.is_empty())
-}
-
-/// A parameter of the query, without decoding: keys and `alt=sse` need none.
-pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
-    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.into_iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
-}
-
-/// Refuses a call without a key or with a key that does not exist.
-pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
-    let key = key.ok_or_else(Refusal::no_key)?;
-    if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {
-        return Err(Refusal::invalid_key());
-    }
-    Ok(key)
-}
 
 /// Refuses a deadline that Gemini finds too short.
 fn check_deadline(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -112,10 +50,44 @@ pub(super) struct Exchange<'a> {
     pub target: Target<'a>,
     pub headers: &'a HeaderMap,
     pub key: Option<&'a str>,
+    /// As it came, for the journal.
     pub body: &'a [u8],
     pub arrived: Instant,
-    /// The most chunks to answer in; none for one body.
-    pub chunks: Option<usize>,
+    pub form: Form,
+}
+
+/// In which form a call wants its answer.
+pub(super) enum Form {
+    /// As Gemini answers.
+    Content(Framing),
+    /// As OpenAI answers, in one body.
+    Completion,
+    /// As OpenAI answers, in events.
+    CompletionEvents { include_usage: bool },
+    /// As vectors instead of text.
+    Embeddings(Embeddings),
+}
+
+/// What was read from a body: the form in which the answer is wanted, and the request in Gemini's
+/// shape.
+pub(super) type Asked<'a> = (Form, Result<GenerateContentRequest<'a>, Refusal>);
+
+impl Form {
+    fn is_openai(&self) -> bool {
+        match self {
+            Self::Content(_) => false,
+            Self::Completion | Self::CompletionEvents { .. } => true,
+            Self::Embeddings(embeddings) => embeddings.is_openai(),
+        }
+    }
+
+    fn framing(&self) -> Framing {
+        match self {
+            Self::Content(framing) => *framing,
+            Self::Completion | Self::Embeddings(_) => Framing::Whole,
+            Self::CompletionEvents { .. } => Framing::OpenAiEvents,
+        }
+    }
 }
 
 /// How a call is to be answered.
@@ -130,28 +102,50 @@ pub(super) enum Reply {
     Refused(Refusal),
     /// Nothing: the connection is closed.
     Closed,
-    Answered {
-        chunks: Vec<Bytes>,
-        /// Whether the connection is closed half way.
-        truncated: bool,
-    },
+    Answered(Answered),
 }
 
-impl From<Refusal> for Plan {
-    fn from(refusal: Refusal) -> Self {
-        Self { latency: Duration::ZERO, reply: Reply::Refused(refusal) }
+/// An answer, and how much of it arrives.
+pub(super) struct Answered {
+    pub chunks: Vec<Bytes>,
+    /// Whether the connection is closed half way.
+    pub truncated: bool,
+    /// After how many chunks nothing more comes.
+    pub stall_after: Option<u32>,
+}
+
+impl Answered {
+    fn new(chunks: Vec<Bytes>, script: &Script<'_>) -> Self {
+        Self { chunks, truncated: script.truncate_body, stall_after: script.stall_after }
     }
 }
 
 impl Exchange<'_> {
+    /// Answers the call, as planned.
+    pub async fn answer(
+        &self,
+        request: Result<GenerateContentRequest<'_>, Refusal>,
+        mut call: Call,
+    ) -> Response {
+        let plan = self.plan(request, &mut call);
+        deliver(plan, call, self.arrived, self.form.framing()).await
+    }
+
     /// Decides how the call is answered: refused for its key, model or body first, then for the
     /// quotas, then for want of capacity, then as its script says, then at random.
-    pub fn plan(&self, call: &mut Call) -> Plan {
-        let request = GenerateContentRequest::parse(self.body);
+    fn plan(&self, request: Result<GenerateContentRequest<'_>, Refusal>, call: &mut Call) -> Plan {
         if self.simulator.options().journal {
             call.record(self.journal_entry(request.as_ref().ok()));
         }
-        request.and_then(|request| self.decide(&request, call)).unwrap_or_else(Plan::from)
+        match request.and_then(|request| self.decide(&request, call)) {
+            Ok(plan) => plan,
+            Err(refusal) => Plan { latency: Duration::ZERO, reply: self.refused(refusal) },
+        }
+    }
+
+    /// A refusal, in a list for OpenAI's clients.
+    fn refused(&self, refusal: Refusal) -> Reply {
+        Reply::Refused(if self.form.is_openai() { refusal.in_list() } else { refusal })
     }
 
     fn decide(
@@ -175,17 +169,21 @@ impl Exchange<'_> {
         let latency = script.latency.unwrap_or(latency);
         let reply = match (&script.ending, &failure) {
             (Some(Ending::Status(status)), _) | (None, Some(status)) => {
-                Reply::Refused(Refusal::with_status(*status))
+                self.refused(Refusal::with_status(*status))
             }
-            (Some(Ending::Html(status)), _) => Reply::Refused(Refusal::html(*status)),
-            (Some(Ending::Quota(quota)), _) => Reply::Refused(self.scripted_quota(*quota)),
+            (Some(Ending::Html(status)), _) => self.refused(Refusal::html(*status)),
+            (Some(Ending::Quota(quota)), _) => self.refused(self.scripted_quota(*quota)),
             (Some(Ending::Close), _) => Reply::Closed,
             (Some(Ending::Blocked(reason)), _) => {
-                self.answer(Outcome::Blocked(reason), input_tokens, script.truncate_body)
+                self.answered(Outcome::Blocked(reason), input_tokens, &script)
+            }
+            (None, None) if let Form::Embeddings(embeddings) = &self.form => {
+                let body = embeddings.encode(request, self.target.model);
+                Reply::Answered(Answered::new(vec![body], &script))
             }
             (None, None) => {
                 let outcome = self.candidate(request, schema.as_ref(), &prompt, &script)?;
-                self.answer(outcome, input_tokens, script.truncate_body)
+                self.answered(outcome, input_tokens, &script)
             }
         };
         Ok(Plan { latency, reply })
@@ -232,18 +230,23 @@ impl Exchange<'_> {
         if attempts > times { Script::default() } else { script }
     }
 
-    fn answer(&self, outcome: Outcome<'_>, prompt_tokens: u64, truncated: bool) -> Reply {
+    fn answered(&self, outcome: Outcome<'_>, prompt_tokens: u64, script: &Script<'_>) -> Reply {
         let answer = Answer {
             model: self.target.model,
             response_id: self.simulator.next_response_id(),
             prompt_tokens,
             outcome,
         };
-        let chunks = match self.chunks {
-            None => vec![answer.whole()],
-            Some(count) => answer.chunks(count),
+        let count = script.chunks.unwrap_or(self.simulator.options().stream_chunks);
+        let chunks = match self.form {
+            Form::Content(Framing::Whole) | Form::Embeddings(_) => vec![answer.whole()],
+            Form::Content(_) => answer.chunks(count),
+            Form::Completion => vec![completion(&answer)],
+            Form::CompletionEvents { include_usage } => {
+                completion_chunks(&answer, count, include_usage)
+            }
         };
-        Reply::Answered { chunks, truncated }
+        Reply::Answered(Answered::new(chunks, script))
     }
 
     fn candidate<'a>(
@@ -257,7 +260,7 @@ impl Exchange<'_> {
         let mut text = match script.text {
             Some(text) => text.to_owned(),
             None if script.invalid_json => r#"{"unfinished": "#.to_owned(),
-            None => self.text(request, schema, prompt)?,
+            None => self.text(request, schema, prompt, script.bytes)?,
         };
         let max_tokens = request.generation_config().and_then(|config| config.max_output_tokens);
         if finish_reason == "MAX_TOKENS" {
@@ -284,6 +287,7 @@ impl Exchange<'_> {
         request: &GenerateContentRequest<'_>,
         schema: Option<&Value>,
         prompt: &str,
+        bytes: Option<usize>,
     ) -> Result<String, Refusal> {
         let options = self.simulator.options();
         if let Some(schema) = schema {
@@ -298,7 +302,7 @@ impl Exchange<'_> {
         if request.wants_json() {
             return Ok(json!({"answer": text}).to_string());
         }
-        Ok(match options.answer_bytes {
+        Ok(match bytes.or(options.answer_bytes) {
             Some(bytes) => sized(text, bytes),
             None => text,
         })
