@@ -28,4 +28,5 @@ mod streaming;
 mod structured;
 mod support;
 mod upstream;
+mod weight;
 mod with_permit;

@@ -166,6 +166,15 @@ impl Process {
         request.body(body.to_string())
     }
 
+    /// What it has of memory, in KiB: `VmRSS`, what is resident now, or `VmHWM`, the most that ever
+    /// was.
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        let process = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
     /// All that it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
