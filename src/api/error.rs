@@ -17,6 +17,8 @@ use crate::gemini::{self, ErrorKind};
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
 
+pub(super) use envelope::{GoogleFailure, OpenAiFailure};
+
 /// When to come back where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
 

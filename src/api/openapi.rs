@@ -1,6 +1,8 @@
 //! What the documentation says of all endpoints together.
 
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+mod relayed;
+
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi as Document, RefOr};
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi};
 
@@ -17,30 +19,52 @@ use super::error::ErrorBody;
     ),
     tags(
         (name = "generation", description = "Texts, JSON and stories, one by one or in batches"),
+        (name = "gemini", description = "Gemini's own surface, for Google's SDKs"),
+        (name = "openai", description = "OpenAI's surface, for its clients"),
         (name = "semaphores", description = "Limits that several services share"),
         (name = "leases", description = "Permits of a semaphore for work outside this service"),
         (name = "limits", description = "What each key may send to each model"),
         (name = "service", description = "How the service is doing")
     ),
-    modifiers(&AdminKey)
+    modifiers(&Keys)
 )]
 pub(super) struct Documentation;
 
-struct AdminKey;
+/// What is passed on as it came.
+#[derive(OpenApi)]
+#[openapi(paths(
+    relayed::generate_content,
+    relayed::stream_generate_content,
+    relayed::chat_completions,
+    relayed::embeddings,
+    relayed::models
+))]
+pub(super) struct Relayed;
 
-impl Modify for AdminKey {
+/// The ways in which a request can bring a key.
+struct Keys;
+
+impl Modify for Keys {
     fn modify(&self, document: &mut Document) {
         let header = ApiKeyValue::with_description(
             "Admin-API-Key",
             "The server's ADMIN_API_KEY: whoever knows it spends the server's Gemini key, \
              manages semaphores and sees limits.",
         );
-        let scheme = SecurityScheme::ApiKey(ApiKey::Header(header));
-        document
-            .components
-            .get_or_insert_default()
-            .security_schemes
-            .insert("AdminKey".to_owned(), RefOr::T(scheme));
+        let google = ApiKeyValue::with_description(
+            "x-goog-api-key",
+            "The caller's own Gemini key, or the admin key, on Gemini's surface and OpenAI's.",
+        );
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+        let bearer = bearer.description(Some("The same, as OpenAI's clients send it."));
+        let schemes = &mut document.components.get_or_insert_default().security_schemes;
+        for (name, scheme) in [
+            ("AdminKey", SecurityScheme::ApiKey(ApiKey::Header(header))),
+            ("GoogleApiKey", SecurityScheme::ApiKey(ApiKey::Header(google))),
+            ("BearerToken", SecurityScheme::Http(bearer.build())),
+        ] {
+            schemes.insert(name.to_owned(), RefOr::T(scheme));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::ApiError;
 use super::observe::{observe, panicked};
-use super::openapi::Documentation;
+use super::openapi::{Documentation, Relayed};
 use super::{chat, cinematic, health, leases, limits, metrics, relay, semaphores, structured};
 use crate::gateway::Gateway;
 
@@ -38,7 +38,7 @@ pub fn router(gateway: Gateway) -> Router {
     let (routes, document) = documented().split_for_parts();
     let docs = SwaggerUi::new("/docs")
         .config(Config::default().try_it_out_enabled(true).persist_authorization(false))
-        .url("/openapi.json", document);
+        .url("/openapi.json", document.merge_from(Relayed::openapi()));
     observed(routes.merge(docs).merge(relayed())).with_state(gateway)
 }
 
@@ -66,7 +66,7 @@ fn observed(routes: Router<Gateway>) -> Router<Gateway> {
 
 /// The documentation of every endpoint.
 pub fn openapi() -> Document {
-    documented().into_openapi()
+    documented().into_openapi().merge_from(Relayed::openapi())
 }
 
 #[cfg(test)]

@@ -7,13 +7,66 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::RETRY_AFTER;
+use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{ApiError, Detail, FieldError, whole_seconds};
 use crate::generation::Segment;
 
+/// The body of a failure as Gemini writes it.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"error": {
+    "code": 401, "message": "Authentication failed. …", "status": "UNAUTHENTICATED", "details": [{
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "UNAUTHENTICATED",
+        "domain": "gemini-concurrent-generation"
+    }]
+}}))]
+pub(in crate::api) struct GoogleFailure {
+    error: GoogleStatus,
+}
+
+/// A `google.rpc.Status`.
+#[derive(Serialize, ToSchema)]
+struct GoogleStatus {
+    /// The HTTP status.
+    code: u16,
+    /// What went wrong.
+    message: String,
+    /// The name of the status: `UNAUTHENTICATED`, `RESOURCE_EXHAUSTED`, …
+    #[schema(value_type = String)]
+    status: &'static str,
+    /// An `ErrorInfo` whose reason is the failure's code, and a `RetryInfo` where it is known when
+    /// another attempt can succeed.
+    details: Vec<Value>,
+}
+
+/// The body of a failure as OpenAI writes it.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"error": {
+    "message": "Authentication failed. …", "type": "authentication_error", "param": null,
+    "code": "unauthenticated"
+}}))]
+pub(in crate::api) struct OpenAiFailure {
+    error: OpenAiError,
+}
+
+#[derive(Serialize, ToSchema)]
+struct OpenAiError {
+    /// What went wrong.
+    message: String,
+    /// Its kind: `invalid_request_error`, `authentication_error`, `rate_limit_error`, …
+    #[schema(value_type = String)]
+    r#type: &'static str,
+    /// Always null.
+    param: Option<String>,
+    /// What went wrong in a word that does not change.
+    #[schema(value_type = String)]
+    code: &'static str,
+}
+
 impl ApiError {
-    /// The failure as Gemini would answer with it: the envelope of a `google.rpc.Status`.
+    /// The failure as Gemini would answer with it.
     pub(in crate::api) fn into_google(self) -> Response {
         let (status, retry_after) = (self.status_of_others(), self.retry_after);
         let mut details = vec![json!({
@@ -27,25 +80,25 @@ impl ApiError {
                 "retryDelay": format!("{:.3}s", wait.as_secs_f64()),
             })
         }));
-        let error = json!({
-            "code": status.as_u16(),
-            "message": self.detail.into_text(),
-            "status": google_status(status),
-            "details": details,
-        });
-        answer(status, error, retry_after)
+        let error = GoogleStatus {
+            code: status.as_u16(),
+            message: self.detail.into_text(),
+            status: google_status(status),
+            details,
+        };
+        answer(status, GoogleFailure { error }, retry_after)
     }
 
     /// The failure as OpenAI would answer with it.
     pub(in crate::api) fn into_openai(self) -> Response {
         let (status, retry_after) = (self.status_of_others(), self.retry_after);
-        let error = json!({
-            "message": self.detail.into_text(),
-            "type": openai_type(status),
-            "param": null,
-            "code": self.code,
-        });
-        answer(status, error, retry_after)
+        let error = OpenAiError {
+            message: self.detail.into_text(),
+            r#type: openai_type(status),
+            param: None,
+            code: self.code,
+        };
+        answer(status, OpenAiFailure { error }, retry_after)
     }
 
     /// Neither Gemini nor OpenAI answers a body that it cannot use with 422.
@@ -57,8 +110,8 @@ impl ApiError {
     }
 }
 
-fn answer(status: StatusCode, error: Value, retry_after: Option<Duration>) -> Response {
-    let mut response = (status, Json(json!({"error": error}))).into_response();
+fn answer(status: StatusCode, body: impl Serialize, retry_after: Option<Duration>) -> Response {
+    let mut response = (status, Json(body)).into_response();
     if let Some(wait) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
     }
