@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::tokens::tokens;
+use super::tokens::{Count, tokens};
 
 /// What a model that thinks spends on it, in tokens.
 const THOUGHTS_TOKENS: u64 = 128;
@@ -75,12 +75,11 @@ impl Answer<'_> {
             return vec![self.without_text(candidate)];
         };
         let texts = pieces(&candidate.text, count);
-        let mut sent = 0;
+        let mut sent = Count::default();
         let chunk = |(index, text): (usize, &&str)| {
-            sent += text.len();
+            sent.add(text);
             let finish = (index + 1 == texts.len()).then_some(candidate.finish_reason);
-            let tokens_so_far = tokens(&candidate.text[..sent]);
-            self.encode(&[text], thought && index == 0, finish, tokens_so_far)
+            self.encode(&[text], thought && index == 0, finish, sent.tokens())
         };
         texts.iter().enumerate().map(chunk).collect()
     }
@@ -135,7 +134,7 @@ impl Answer<'_> {
     }
 
     /// The "pro" models think before they answer.
-    fn thoughts(&self) -> Option<u64> {
+    pub fn thoughts(&self) -> Option<u64> {
         self.model.contains("pro").then_some(THOUGHTS_TOKENS)
     }
 
@@ -152,9 +151,9 @@ impl Answer<'_> {
 }
 
 /// The text in so many pieces of about the same size, or fewer when it is short.
-fn pieces(text: &str, count: usize) -> Vec<&str> {
+pub(super) fn pieces(text: &str, count: usize) -> Vec<&str> {
     let size = text.len().div_ceil(count.max(1)).max(1);
-    let mut pieces = Vec::with_capacity(count);
+    let mut pieces = Vec::with_capacity(text.len().div_ceil(size));
     let mut rest = text;
     while rest.len() > size {
         let (piece, after) = rest.split_at(rest.ceil_char_boundary(size));

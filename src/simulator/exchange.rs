@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header};
 use serde_json::value::RawValue;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::{Answer, Candidate, Content, Outcome, beginning, sized};
+use super::completion::{completion, completion_chunks};
 use super::instance::fitting;
 use super::quota::{Exceeded, Quota};
 use super::refusal::Refusal;
@@ -18,6 +20,7 @@ use super::schema::{check_response_json_schema, check_response_schema};
 use super::script::{Ending, Script};
 use super::stats::{Call, JournalEntry, hash};
 use super::tokens::tokens;
+use super::transmission::{Framing, deliver};
 use super::{Options, Simulator};
 
 /// The shortest `X-Server-Timeout` that Gemini takes, in seconds.
@@ -112,10 +115,34 @@ pub(super) struct Exchange<'a> {
     pub target: Target<'a>,
     pub headers: &'a HeaderMap,
     pub key: Option<&'a str>,
+    /// As it came, for the journal.
     pub body: &'a [u8],
     pub arrived: Instant,
-    /// The most chunks to answer in; none for one body.
-    pub chunks: Option<usize>,
+    pub form: Form,
+}
+
+/// In which form a call wants its answer.
+pub(super) enum Form {
+    /// As Gemini answers.
+    Content(Framing),
+    /// As OpenAI answers, in one body.
+    Completion,
+    /// As OpenAI answers, in events.
+    CompletionEvents { include_usage: bool },
+}
+
+impl Form {
+    fn is_openai(&self) -> bool {
+        matches!(self, Self::Completion | Self::CompletionEvents { .. })
+    }
+
+    fn framing(&self) -> Framing {
+        match self {
+            Self::Content(framing) => *framing,
+            Self::Completion => Framing::Whole,
+            Self::CompletionEvents { .. } => Framing::OpenAiEvents,
+        }
+    }
 }
 
 /// How a call is to be answered.
@@ -130,28 +157,44 @@ pub(super) enum Reply {
     Refused(Refusal),
     /// Nothing: the connection is closed.
     Closed,
-    Answered {
-        chunks: Vec<Bytes>,
-        /// Whether the connection is closed half way.
-        truncated: bool,
-    },
+    Answered(Answered),
 }
 
-impl From<Refusal> for Plan {
-    fn from(refusal: Refusal) -> Self {
-        Self { latency: Duration::ZERO, reply: Reply::Refused(refusal) }
-    }
+/// An answer, and how much of it arrives.
+pub(super) struct Answered {
+    pub chunks: Vec<Bytes>,
+    /// Whether the connection is closed half way.
+    pub truncated: bool,
+    /// After how many chunks nothing more comes.
+    pub stall_after: Option<u32>,
 }
 
 impl Exchange<'_> {
+    /// Answers the call, as planned.
+    pub async fn answer(
+        &self,
+        request: Result<GenerateContentRequest<'_>, Refusal>,
+        mut call: Call,
+    ) -> Response {
+        let plan = self.plan(request, &mut call);
+        deliver(plan, call, self.arrived, self.form.framing()).await
+    }
+
     /// Decides how the call is answered: refused for its key, model or body first, then for the
     /// quotas, then for want of capacity, then as its script says, then at random.
-    pub fn plan(&self, call: &mut Call) -> Plan {
-        let request = GenerateContentRequest::parse(self.body);
+    fn plan(&self, request: Result<GenerateContentRequest<'_>, Refusal>, call: &mut Call) -> Plan {
         if self.simulator.options().journal {
             call.record(self.journal_entry(request.as_ref().ok()));
         }
-        request.and_then(|request| self.decide(&request, call)).unwrap_or_else(Plan::from)
+        match request.and_then(|request| self.decide(&request, call)) {
+            Ok(plan) => plan,
+            Err(refusal) => Plan { latency: Duration::ZERO, reply: self.refused(refusal) },
+        }
+    }
+
+    /// A refusal, in a list for OpenAI's clients.
+    fn refused(&self, refusal: Refusal) -> Reply {
+        Reply::Refused(if self.form.is_openai() { refusal.in_list() } else { refusal })
     }
 
     fn decide(
@@ -175,17 +218,17 @@ impl Exchange<'_> {
         let latency = script.latency.unwrap_or(latency);
         let reply = match (&script.ending, &failure) {
             (Some(Ending::Status(status)), _) | (None, Some(status)) => {
-                Reply::Refused(Refusal::with_status(*status))
+                self.refused(Refusal::with_status(*status))
             }
-            (Some(Ending::Html(status)), _) => Reply::Refused(Refusal::html(*status)),
-            (Some(Ending::Quota(quota)), _) => Reply::Refused(self.scripted_quota(*quota)),
+            (Some(Ending::Html(status)), _) => self.refused(Refusal::html(*status)),
+            (Some(Ending::Quota(quota)), _) => self.refused(self.scripted_quota(*quota)),
             (Some(Ending::Close), _) => Reply::Closed,
             (Some(Ending::Blocked(reason)), _) => {
-                self.answer(Outcome::Blocked(reason), input_tokens, script.truncate_body)
+                self.answered(Outcome::Blocked(reason), input_tokens, &script)
             }
             (None, None) => {
                 let outcome = self.candidate(request, schema.as_ref(), &prompt, &script)?;
-                self.answer(outcome, input_tokens, script.truncate_body)
+                self.answered(outcome, input_tokens, &script)
             }
         };
         Ok(Plan { latency, reply })
@@ -232,18 +275,24 @@ impl Exchange<'_> {
         if attempts > times { Script::default() } else { script }
     }
 
-    fn answer(&self, outcome: Outcome<'_>, prompt_tokens: u64, truncated: bool) -> Reply {
+    fn answered(&self, outcome: Outcome<'_>, prompt_tokens: u64, script: &Script<'_>) -> Reply {
         let answer = Answer {
             model: self.target.model,
             response_id: self.simulator.next_response_id(),
             prompt_tokens,
             outcome,
         };
-        let chunks = match self.chunks {
-            None => vec![answer.whole()],
-            Some(count) => answer.chunks(count),
+        let count = script.chunks.unwrap_or(self.simulator.options().stream_chunks);
+        let chunks = match self.form {
+            Form::Content(Framing::Whole) => vec![answer.whole()],
+            Form::Content(_) => answer.chunks(count),
+            Form::Completion => vec![completion(&answer)],
+            Form::CompletionEvents { include_usage } => {
+                completion_chunks(&answer, count, include_usage)
+            }
         };
-        Reply::Answered { chunks, truncated }
+        let (truncated, stall_after) = (script.truncate_body, script.stall_after);
+        Reply::Answered(Answered { chunks, truncated, stall_after })
     }
 
     fn candidate<'a>(
@@ -257,7 +306,7 @@ impl Exchange<'_> {
         let mut text = match script.text {
             Some(text) => text.to_owned(),
             None if script.invalid_json => r#"{"unfinished": "#.to_owned(),
-            None => self.text(request, schema, prompt)?,
+            None => self.text(request, schema, prompt, script.bytes)?,
         };
         let max_tokens = request.generation_config().and_then(|config| config.max_output_tokens);
         if finish_reason == "MAX_TOKENS" {
@@ -284,6 +333,7 @@ impl Exchange<'_> {
         request: &GenerateContentRequest<'_>,
         schema: Option<&Value>,
         prompt: &str,
+        bytes: Option<usize>,
     ) -> Result<String, Refusal> {
         let options = self.simulator.options();
         if let Some(schema) = schema {
@@ -298,7 +348,7 @@ impl Exchange<'_> {
         if request.wants_json() {
             return Ok(json!({"answer": text}).to_string());
         }
-        Ok(match options.answer_bytes {
+        Ok(match bytes.or(options.answer_bytes) {
             Some(bytes) => sized(text, bytes),
             None => text,
         })

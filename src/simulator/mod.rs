@@ -24,9 +24,12 @@
 //! | `stats` | what was seen |
 
 mod answer;
+mod completion;
 mod exchange;
 mod instance;
+mod json;
 mod meter;
+mod openai;
 mod options;
 mod pattern;
 mod quota;
@@ -40,6 +43,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transmission;
 
 use std::collections::HashMap;
 use std::f64::consts::TAU;

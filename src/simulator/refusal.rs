@@ -121,6 +121,11 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, message, None)
     }
 
+    /// A call by OpenAI's client without a key.
+    pub fn no_bearer() -> Self {
+        Self::invalid_argument("Missing or invalid Authorization header.")
+    }
+
     /// A call with a key that does not exist.
     pub fn invalid_key() -> Self {
         let message = "API key not valid. Please pass a valid API key.";
@@ -220,6 +225,15 @@ impl Refusal {
         );
         let body = Bytes::from(page);
         Self { status, content_type: HTML, body, quota_ids: Vec::new() }
+    }
+
+    /// The same in a list, as Gemini refuses OpenAI's clients.
+    pub fn in_list(self) -> Self {
+        if self.content_type == HTML {
+            return self;
+        }
+        let body = [b"[", &self.body[..], b"]"].concat().into();
+        Self { body, ..self }
     }
 
     /// The status of the response.

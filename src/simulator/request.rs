@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use serde_path_to_error::Segment;
 
-use super::refusal::{FieldViolation, Refusal};
+use super::json::parse;
+use super::refusal::Refusal;
 use super::repeated::{OneOrMany, many};
 use super::tokens::tokens;
 
@@ -20,19 +20,20 @@ const MAX_INPUT_TOKENS: u64 = 1_048_576;
 /// What a picture or another file costs, in tokens: Google's documented price of a small picture.
 const TOKENS_PER_FILE: u64 = 258;
 
-/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case.
-#[derive(Deserialize)]
+/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case. What other
+/// calls ask for is brought into this form too.
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
 pub(super) struct GenerateContentRequest<'a> {
     #[serde(borrow)]
     contents: Option<OneOrMany<Content<'a>>>,
     #[serde(borrow, alias = "system_instruction")]
-    system_instruction: Option<Content<'a>>,
+    pub system_instruction: Option<Content<'a>>,
     #[serde(borrow, alias = "generation_config")]
-    generation_config: Option<GenerationConfig<'a>>,
+    pub generation_config: Option<GenerationConfig<'a>>,
     #[serde(borrow)]
-    tools: Option<&'a RawValue>,
+    pub tools: Option<&'a RawValue>,
     #[serde(alias = "tool_config")]
     tool_config: Option<IgnoredAny>,
     #[serde(alias = "safety_settings")]
@@ -54,19 +55,21 @@ struct CountTokensRequest<'a> {
     generate_content_request: Option<GenerateContentRequest<'a>>,
 }
 
+/// One message, or what is to be embedded.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content<'a> {
+pub(super) struct Content<'a> {
     #[serde(borrow)]
     role: Option<Text<'a>>,
     #[serde(borrow)]
     parts: Option<OneOrMany<Part<'a>>>,
 }
 
-#[derive(Deserialize)]
+/// A piece of a content.
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
-struct Part<'a> {
+pub(super) struct Part<'a> {
     #[serde(borrow)]
     text: Option<Text<'a>>,
     #[serde(alias = "inline_data")]
@@ -99,7 +102,7 @@ struct Part<'a> {
 #[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
 pub(super) struct GenerationConfig<'a> {
     #[serde(borrow, alias = "response_mime_type")]
-    response_mime_type: Option<Text<'a>>,
+    pub response_mime_type: Option<Text<'a>>,
     /// In Gemini's own dialect.
     #[serde(borrow, alias = "response_schema")]
     pub response_schema: Option<&'a RawValue>,
@@ -140,20 +143,29 @@ pub(super) struct GenerationConfig<'a> {
 /// A string that is borrowed unless it holds escapes. Serde borrows a `Cow` only when it is not
 /// inside an `Option`, hence the wrapper.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 impl<'a> GenerateContentRequest<'a> {
     /// Reads a body and refuses what Gemini refuses, except for the schemas.
     pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
-        let request: Self = parse(body)?;
-        request.check_contents()?;
-        if request.input_tokens() > MAX_INPUT_TOKENS {
+        parse::<Self>(body)?.checked()
+    }
+
+    /// A request of these contents and nothing else.
+    pub fn of_contents(contents: Vec<Content<'a>>) -> Self {
+        Self { contents: Some(OneOrMany::Many(contents)), ..Self::default() }
+    }
+
+    /// The request, unless Gemini refuses its contents.
+    pub fn checked(self) -> Result<Self, Refusal> {
+        self.check_contents()?;
+        if self.input_tokens() > MAX_INPUT_TOKENS {
             return Err(Refusal::invalid_argument(format!(
                 "The input token count exceeds the maximum number of tokens allowed \
                  ({MAX_INPUT_TOKENS})."
             )));
         }
-        Ok(request)
+        Ok(self)
     }
 
     fn check_contents(&self) -> Result<(), Refusal> {
@@ -176,18 +188,12 @@ impl<'a> GenerateContentRequest<'a> {
     pub fn prompt(&self) -> Cow<'_, str> {
         let of_model = |content: &&Content<'_>| content.role.as_ref().is_some_and(Text::is_model);
         let last = many(&self.contents).iter().rfind(|content| !of_model(content));
-        let mut texts = last
-            .map_or(&[][..], |content| many(&content.parts))
-            .iter()
-            .filter_map(|part| part.text.as_ref());
-        match (texts.next(), texts.next()) {
-            (None, _) => Cow::Borrowed(""),
-            (Some(only), None) => Cow::Borrowed(&only.0),
-            (Some(first), Some(second)) => {
-                let rest = texts.map(|text| text.0.as_ref());
-                Cow::Owned([&*first.0, &*second.0].into_iter().chain(rest).collect())
-            }
-        }
+        last.map_or(Cow::Borrowed(""), Content::text)
+    }
+
+    /// The text of every content.
+    pub fn texts(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        many(&self.contents).iter().map(Content::text)
     }
 
     /// What the input costs, in tokens; at least one.
@@ -229,13 +235,43 @@ pub(super) fn count_tokens(body: &[u8]) -> Result<u64, Refusal> {
     }
 }
 
-impl Content<'_> {
+impl<'a> Content<'a> {
+    /// A content of these parts.
+    pub fn new(role: &'static str, parts: Vec<Part<'a>>) -> Self {
+        let role = Some(Text(Cow::Borrowed(role)));
+        Self { role, parts: Some(OneOrMany::Many(parts)) }
+    }
+
+    /// The texts of its parts as one.
+    fn text(&self) -> Cow<'_, str> {
+        let mut texts = many(&self.parts).iter().filter_map(|part| part.text.as_ref());
+        match (texts.next(), texts.next()) {
+            (None, _) => Cow::Borrowed(""),
+            (Some(only), None) => Cow::Borrowed(&only.0),
+            (Some(first), Some(second)) => {
+                let rest = texts.map(|text| text.0.as_ref());
+                Cow::Owned([&*first.0, &*second.0].into_iter().chain(rest).collect())
+            }
+        }
+    }
+
+    /// What it costs, in tokens.
     fn tokens(&self) -> u64 {
         many(&self.parts).iter().map(Part::tokens).sum()
     }
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// A part that is a text.
+    pub fn of_text(text: Text<'a>) -> Self {
+        Self { text: Some(text), ..Self::default() }
+    }
+
+    /// A part that is a picture or another file.
+    pub fn of_file() -> Self {
+        Self { inline_data: Some(IgnoredAny), ..Self::default() }
+    }
+
     fn tokens(&self) -> u64 {
         let text = self.text.as_ref().map_or(0, |text| tokens(&text.0));
         let raw = [self.function_call, self.function_response];
@@ -249,57 +285,6 @@ impl Text<'_> {
     fn is_model(&self) -> bool {
         self.0 == "model"
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|_| explain::<T>(body))
-}
-
-/// Reads a body that could not be read once more, this time watching where it fails.
-fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Refusal {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
-        return Refusal::invalid_argument(
-            "Invalid JSON payload received. Unexpected data after the end of the value.",
-        );
-    };
-    let message = error.inner().to_string();
-    let Some(name) = unknown_name(&message) else {
-        return Refusal::invalid_argument(format!("Invalid JSON payload received. {message}"));
-    };
-    let mut path = field_path(error.path().iter());
-    let last = field_name(name);
-    let parent = path.strip_suffix(last.as_str()).map(|parent| parent.trim_end_matches('.').len());
-    path.truncate(parent.unwrap_or(path.len()));
-    Refusal::bad_request(&[FieldViolation::unknown_name(name, &path)])
-}
-
-fn unknown_name(message: &str) -> Option<&str> {
-    message.strip_prefix("unknown field `")?.split('`').next()
-}
-
-/// Where a value is, as Google writes it: `generation_config.response_schema`, `contents[0]`.
-fn field_path<'a>(segments: impl Iterator<Item = &'a Segment>) -> String {
-    segments.fold(String::new(), |mut path, segment| {
-        match segment {
-            Segment::Seq { index } => path.push_str(&format!("[{index}]")),
-            Segment::Map { key } if path.is_empty() => path.push_str(&field_name(key)),
-            Segment::Map { key } => path.extend([".", &field_name(key)]),
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-        path
-    })
-}
-
-/// A field's name in the protocol buffer: `generationConfig` is `generation_config`.
-pub(super) fn field_name(json_name: &str) -> String {
-    json_name.chars().fold(String::new(), |mut name, character| {
-        if character.is_ascii_uppercase() {
-            name.push('_');
-        }
-        name.push(character.to_ascii_lowercase());
-        name
-    })
 }
 
 #[cfg(test)]

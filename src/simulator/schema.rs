@@ -7,8 +7,8 @@
 
 use serde_json::{Map, Value};
 
+use super::json::field_name;
 use super::refusal::{FieldViolation, Refusal};
-use super::request::field_name;
 
 /// The values of `type`, which are taken in lower case too.
 const TYPES: [&str; 7] = ["STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"];

@@ -17,6 +17,9 @@
 //! | `invalid_json` | the text is the beginning of a JSON object |
 //! | `thought` | a part with a thought comes before the text |
 //! | `parts=N` | the text comes in N parts |
+//! | `bytes=N` | the text is padded or cut to N bytes, at most 256 MiB, unless it is JSON |
+//! | `chunks=N` | a stream comes in N chunks, or in one for each character when there are fewer |
+//! | `stall_after=N` | after N chunks of the answer nothing more comes, for ever; an answer that is no stream is one chunk |
 //! | `latency_ms=N` | the call takes N milliseconds, whatever becomes of it |
 //! | `fail_times=N` | the rest of the script holds for the first N calls with the same key, model and prompt only; alone, it means `status=503` |
 //! | `text=TEXT` | the text is exactly this; the last setting, as it takes everything up to the last `]]` of the prompt |
@@ -34,6 +37,9 @@ use super::quota::Quota;
 const OPENING: &str = "[[simulate:";
 const CLOSING: &str = "]]";
 
+/// The largest text that `bytes` can ask for: a slip of the pen must not exhaust the memory.
+const MAX_BYTES: usize = 256 << 20;
+
 /// How a call is to go.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Script<'a> {
@@ -43,6 +49,9 @@ pub(super) struct Script<'a> {
     pub finish: Option<&'a str>,
     pub text: Option<&'a str>,
     pub parts: Option<usize>,
+    pub bytes: Option<usize>,
+    pub chunks: Option<usize>,
+    pub stall_after: Option<u32>,
     pub empty: bool,
     pub invalid_json: bool,
     pub thought: bool,
@@ -141,6 +150,9 @@ impl<'a> Script<'a> {
             "blocked" => self.ending = Some(Ending::Blocked(value)),
             "finish" => self.finish = Some(value),
             "parts" => self.parts = Some(value.parse().ok()?),
+            "bytes" => self.bytes = Some(value.parse().ok().filter(|bytes| *bytes <= MAX_BYTES)?),
+            "chunks" => self.chunks = Some(value.parse().ok()?),
+            "stall_after" => self.stall_after = Some(value.parse().ok()?),
             "latency_ms" => self.latency = Some(Duration::from_millis(value.parse().ok()?)),
             "fail_times" => self.fail_times = Some(value.parse().ok()?),
             _ => return None,
@@ -206,6 +218,7 @@ mod tests {
         let error = Script::parse("[[simulate:stauts=503]]").expect_err("no such setting");
         assert_eq!(error, "\"stauts=503\" is not a setting");
         assert!(Script::parse("[[simulate:status=5xx]]").is_err());
+        assert!(Script::parse("[[simulate:bytes=99999999999]]").is_err());
         assert!(Script::parse("[[simulate:close").is_err());
     }
 }

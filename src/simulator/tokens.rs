@@ -3,23 +3,44 @@
 /// An estimate of what a text costs, in tokens: one for every four bytes, begun ones included,
 /// and one for every character of an East Asian script (everything from U+2E80).
 pub(super) fn tokens(text: &str) -> u64 {
-    if text.is_ascii() {
-        return text.len().div_ceil(4) as u64;
-    }
-    let (mut bytes, mut characters) = (0, 0);
-    for character in text.chars() {
-        if character >= '\u{2E80}' {
-            characters += 1;
-        } else {
-            bytes += character.len_utf8() as u64;
+    let mut count = Count::default();
+    count.add(text);
+    count.tokens()
+}
+
+/// The count of a text that comes in pieces.
+#[derive(Default)]
+pub(super) struct Count {
+    /// Of the characters that are not East Asian.
+    bytes: u64,
+    east_asian: u64,
+}
+
+impl Count {
+    /// Counts one more piece.
+    pub fn add(&mut self, piece: &str) {
+        if piece.is_ascii() {
+            self.bytes += piece.len() as u64;
+            return;
+        }
+        for character in piece.chars() {
+            if character >= '\u{2E80}' {
+                self.east_asian += 1;
+            } else {
+                self.bytes += character.len_utf8() as u64;
+            }
         }
     }
-    bytes.div_ceil(4) + characters
+
+    /// What the text costs so far.
+    pub fn tokens(&self) -> u64 {
+        self.bytes.div_ceil(4) + self.east_asian
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::tokens;
+    use super::*;
 
     #[test]
     fn text_is_counted_by_bytes_and_east_asian_text_by_characters() {
@@ -27,5 +48,12 @@ mod tests {
         assert_eq!(tokens("12345"), 2);
         assert_eq!(tokens("été"), 2);
         assert_eq!(tokens("今日は ok"), 3 + 1);
+    }
+
+    #[test]
+    fn pieces_count_as_the_whole_does() {
+        let mut count = Count::default();
+        ["12", "3é", "今", "4"].iter().for_each(|piece| count.add(piece));
+        assert_eq!(count.tokens(), tokens("123é今4"));
     }
 }

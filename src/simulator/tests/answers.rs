@@ -62,12 +62,9 @@ async fn an_answer_ends_at_the_most_output_tokens() {
 #[tokio::test]
 async fn a_stream_adds_up_to_the_answer() {
     let response = post(&simulator(), &format!("{STREAM}?alt=sse"), &chat("of interest")).await;
-    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
-    let body = String::from_utf8(bytes(response).await.to_vec()).expect("UTF-8");
-    let events: Vec<Value> = body
-        .strip_suffix("\r\n\r\n")
-        .expect("a last event that is complete")
-        .split("\r\n\r\n")
+    let events: Vec<Value> = events_of(response, "\r\n\r\n")
+        .await
+        .iter()
         .map(|event| serde_json::from_str(&event["data: ".len()..]).expect("JSON"))
         .collect();
     assert_eq!(events.len(), 4);

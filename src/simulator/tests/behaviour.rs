@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use http::{Method, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -92,6 +93,41 @@ async fn a_client_that_hangs_up_is_counted() {
     drop(half_read);
     assert_eq!((simulator.stats().cancelled, simulator.stats().in_flight), (2, 0));
     assert_eq!(simulator.stats().answered, 0);
+}
+
+#[tokio::test]
+async fn a_script_sets_the_size_and_the_chunks_of_a_stream() {
+    let prompt = "[[simulate:bytes=1000000,chunks=1000]]";
+    let response = post(&simulator(), &format!("{STREAM}?alt=sse"), &chat(prompt)).await;
+    let events = events_of(response, "\r\n\r\n").await;
+    assert_eq!(events.len(), 1000);
+    let sizes = events.iter().map(|event| {
+        let event: Value = serde_json::from_str(&event["data: ".len()..]).expect("JSON");
+        text_of(&event).len()
+    });
+    assert!(sizes.eq(std::iter::repeat_n(1000, 1000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_can_stall_for_ever() {
+    let simulator = simulator();
+    let path = format!("{STREAM}?alt=sse");
+    let response = post(&simulator, &path, &chat("[[simulate:stall_after=2]]a")).await;
+    let mut stream = response.into_body().into_data_stream();
+    for _ in 0..2 {
+        stream.next().await.expect("a chunk").expect("no error");
+    }
+    let an_hour = Duration::from_secs(3600);
+    assert!(tokio::time::timeout(an_hour, stream.next()).await.is_err());
+    assert_eq!((simulator.stats().cancelled, simulator.stats().in_flight), (0, 1));
+    drop(stream);
+    assert_eq!((simulator.stats().cancelled, simulator.stats().in_flight), (1, 0));
+
+    let response = post(&simulator, FLASH, &chat("[[simulate:stall_after=0]]")).await;
+    assert_eq!(response.status(), 200);
+    let body = tokio::time::timeout(an_hour, to_bytes(response.into_body(), usize::MAX)).await;
+    assert!(body.is_err());
+    assert_eq!(ask(&simulator, "[[simulate:stall_after=2]]a").await.0, 200, "it is one chunk");
 }
 
 #[tokio::test(start_paused = true)]

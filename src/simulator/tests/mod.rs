@@ -2,12 +2,13 @@
 
 mod answers;
 mod behaviour;
+mod openai;
 mod requests;
 
 use axum::body::{Body, to_bytes};
 use axum::response::Response;
 use bytes::Bytes;
-use http::Request;
+use http::{Request, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -53,6 +54,19 @@ async fn bytes(response: Response) -> Bytes {
 async fn json_of(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     (status, serde_json::from_slice(&bytes(response).await).expect("a JSON body"))
+}
+
+/// The events of a stream, each with its `data: `.
+async fn events_of(response: Response, separator: &str) -> Vec<String> {
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let body = String::from_utf8(bytes(response).await.to_vec()).expect("UTF-8");
+    let events = body.strip_suffix(separator).expect("a last event that is complete");
+    events.split(separator).map(str::to_owned).collect()
+}
+
+async fn get(simulator: &Simulator, path: &str) -> (u16, Value) {
+    let request = Request::get(path).header("authorization", "Bearer key");
+    json_of(call(simulator, request.body(Body::empty()).expect("a valid request")).await).await
 }
 
 async fn ask(simulator: &Simulator, text: &str) -> (u16, Value) {

@@ -1,0 +1,221 @@
+//! Chat completions: the bodies of OpenAI's clients, and the answers they read.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Candidate, Content as Presented, Outcome, pieces};
+use super::exchange::Form;
+use super::json::parse;
+use super::refusal::Refusal;
+use super::request::{Content, GenerateContentRequest, GenerationConfig, Part, Text};
+use super::tokens::{Count, tokens};
+
+/// Body of `chat/completions`, as far as it plays a part in the answer.
+#[derive(Deserialize)]
+pub(super) struct ChatCompletionRequest<'a> {
+    #[serde(borrow)]
+    pub model: Text<'a>,
+    #[serde(borrow, default)]
+    messages: Vec<Message<'a>>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    #[serde(borrow)]
+    response_format: Option<ResponseFormat<'a>>,
+    #[serde(borrow)]
+    tools: Option<&'a RawValue>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    role: Text<'a>,
+    #[serde(borrow)]
+    content: Option<MessageContent<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum MessageContent<'a> {
+    Text(#[serde(borrow)] Text<'a>),
+    Parts(#[serde(borrow)] Vec<MessagePart<'a>>),
+}
+
+#[derive(Deserialize)]
+struct MessagePart<'a> {
+    /// Absent in a picture or another file.
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ResponseFormat<'a> {
+    #[serde(borrow)]
+    r#type: Text<'a>,
+    #[serde(borrow)]
+    json_schema: Option<JsonSchemaFormat<'a>>,
+}
+
+#[derive(Deserialize)]
+struct JsonSchemaFormat<'a> {
+    #[serde(borrow)]
+    schema: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+impl<'a> ChatCompletionRequest<'a> {
+    /// Reads a body.
+    pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
+        parse(body)
+    }
+
+    /// In which form the answer is wanted.
+    pub fn form(&self) -> Form {
+        match &self.stream_options {
+            _ if self.stream != Some(true) => Form::Completion,
+            options => Form::CompletionEvents {
+                include_usage: options.as_ref().is_some_and(|options| options.include_usage),
+            },
+        }
+    }
+
+    /// The same in Gemini's shape, unless Gemini refuses it.
+    pub fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
+        let (mut instructions, mut contents) = (Vec::new(), Vec::new());
+        for Message { role, content } in self.messages {
+            let parts = parts(content);
+            match &*role.0 {
+                "system" | "developer" => instructions.extend(parts),
+                "assistant" => contents.push(Content::new("model", parts)),
+                _ => contents.push(Content::new("user", parts)),
+            }
+        }
+        let mut config = GenerationConfig::default();
+        config.max_output_tokens = self.max_completion_tokens.or(self.max_tokens);
+        if let Some(format) = self.response_format {
+            format.set(&mut config);
+        }
+        let mut request = GenerateContentRequest::of_contents(contents);
+        request.generation_config = Some(config);
+        request.tools = self.tools;
+        request.system_instruction =
+            (!instructions.is_empty()).then(|| Content::new("user", instructions));
+        request.checked()
+    }
+}
+
+impl<'a> ResponseFormat<'a> {
+    fn set(self, config: &mut GenerationConfig<'a>) {
+        if matches!(&*self.r#type.0, "json_object" | "json_schema") {
+            config.response_mime_type = Some(Text(Cow::Borrowed("application/json")));
+            config.response_json_schema = self.json_schema.and_then(|format| format.schema);
+        }
+    }
+}
+
+/// At least one part: a message of the model that only calls functions has no content.
+fn parts(content: Option<MessageContent<'_>>) -> Vec<Part<'_>> {
+    match content {
+        None => vec![Part::of_text(Text(Cow::Borrowed("")))],
+        Some(MessageContent::Text(text)) => vec![Part::of_text(text)],
+        Some(MessageContent::Parts(parts)) => parts
+            .into_iter()
+            .map(|part| part.text.map_or_else(Part::of_file, Part::of_text))
+            .collect(),
+    }
+}
+
+/// The answer in one body.
+pub(super) fn completion(answer: &Answer<'_>) -> Bytes {
+    let (message, cost) = match &answer.outcome {
+        Outcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
+            (Some(json!({"role": "assistant", "content": text})), tokens(text))
+        }
+        Outcome::Candidate(Candidate { content: Presented::WithoutParts, .. }) => {
+            (Some(json!({"role": "assistant"})), 0)
+        }
+        Outcome::Candidate(Candidate { content: Presented::Missing, .. }) | Outcome::Blocked(_) => {
+            (None, 0)
+        }
+    };
+    let mut choice = json!({"index": 0, "finish_reason": finish_reason(&answer.outcome)});
+    if let Some(message) = message {
+        choice["message"] = message;
+    }
+    let mut body = envelope(answer, "chat.completion", choice);
+    body["usage"] = usage(answer, cost);
+    body.to_string().into()
+}
+
+/// The answer in at most so many chunks. The last one says why the answer ends, and what it cost
+/// when that was asked for.
+pub(super) fn completion_chunks(
+    answer: &Answer<'_>,
+    count: usize,
+    include_usage: bool,
+) -> Vec<Bytes> {
+    let texts = match &answer.outcome {
+        Outcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
+            pieces(text, count)
+        }
+        _ => vec![""],
+    };
+    let mut sent = Count::default();
+    let chunk = |(index, text): (usize, &&str)| {
+        sent.add(text);
+        let mut choice = json!({"index": 0, "delta": {"role": "assistant", "content": text}});
+        let is_last = index + 1 == texts.len();
+        if is_last {
+            choice["finish_reason"] = finish_reason(&answer.outcome).into();
+        }
+        let mut body = envelope(answer, "chat.completion.chunk", choice);
+        if is_last && include_usage {
+            body["usage"] = usage(answer, sent.tokens());
+        }
+        Bytes::from(body.to_string())
+    };
+    texts.iter().enumerate().map(chunk).collect()
+}
+
+fn envelope(answer: &Answer<'_>, object: &str, choice: Value) -> Value {
+    json!({
+        "id": answer.response_id,
+        "object": object,
+        "created": Timestamp::now().as_second(),
+        "model": answer.model,
+        "choices": [choice],
+    })
+}
+
+/// Thoughts are in the total only, as recorded.
+fn usage(answer: &Answer<'_>, completion_tokens: u64) -> Value {
+    let thoughts = answer.thoughts().unwrap_or_default();
+    json!({
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": answer.prompt_tokens + completion_tokens + thoughts,
+    })
+}
+
+/// Why an answer ends, in OpenAI's words where it has one. What has been withheld is called
+/// `content_filter: SAFETY` or so, and comes without a message.
+fn finish_reason(outcome: &Outcome<'_>) -> String {
+    match outcome {
+        Outcome::Candidate(Candidate { finish_reason: "STOP", .. }) => "stop".to_owned(),
+        Outcome::Candidate(Candidate { finish_reason: "MAX_TOKENS", .. }) => "length".to_owned(),
+        Outcome::Candidate(Candidate { finish_reason: reason, .. }) | Outcome::Blocked(reason) => {
+            format!("content_filter: {reason}")
+        }
+    }
+}

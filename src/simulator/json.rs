@@ -1,0 +1,77 @@
+//! JSON as Google reads and writes it.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use super::refusal::{FieldViolation, JSON, Refusal};
+
+/// The largest body, in bytes: Gemini's documented limit for data in a request.
+const MAX_BODY: usize = 100 * 1024 * 1024;
+
+/// Receives a body to its end.
+pub(super) async fn received(body: Body) -> Result<Bytes, Refusal> {
+    let received = axum::body::to_bytes(body, MAX_BODY).await;
+    received.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))
+}
+
+/// A response that has nothing but its body.
+pub(super) fn json_response(body: &Value) -> Response {
+    ([(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
+}
+
+/// Reads a body.
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|_| explain::<T>(body))
+}
+
+/// Reads a body that could not be read once more, this time watching where it fails.
+fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Refusal {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
+        return Refusal::invalid_argument(
+            "Invalid JSON payload received. Unexpected data after the end of the value.",
+        );
+    };
+    let message = error.inner().to_string();
+    let Some(name) = unknown_name(&message) else {
+        return Refusal::invalid_argument(format!("Invalid JSON payload received. {message}"));
+    };
+    let mut path = field_path(error.path().iter());
+    let last = field_name(name);
+    let parent = path.strip_suffix(last.as_str()).map(|parent| parent.trim_end_matches('.').len());
+    path.truncate(parent.unwrap_or(path.len()));
+    Refusal::bad_request(&[FieldViolation::unknown_name(name, &path)])
+}
+
+fn unknown_name(message: &str) -> Option<&str> {
+    message.strip_prefix("unknown field `")?.split('`').next()
+}
+
+/// Where a value is, as Google writes it: `generation_config.response_schema`, `contents[0]`.
+fn field_path<'a>(segments: impl Iterator<Item = &'a Segment>) -> String {
+    segments.fold(String::new(), |mut path, segment| {
+        match segment {
+            Segment::Seq { index } => path.push_str(&format!("[{index}]")),
+            Segment::Map { key } if path.is_empty() => path.push_str(&field_name(key)),
+            Segment::Map { key } => path.extend([".", &field_name(key)]),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+        path
+    })
+}
+
+/// A field's name in the protocol buffer: `generationConfig` is `generation_config`.
+pub(super) fn field_name(json_name: &str) -> String {
+    json_name.chars().fold(String::new(), |mut name, character| {
+        if character.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(character.to_ascii_lowercase());
+        name
+    })
+}

@@ -1,0 +1,193 @@
+//! How an answer reaches the client: in which frames, and when.
+
+use std::io;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, header};
+use tokio::time::Instant;
+
+use super::exchange::{Answered, Plan, Reply};
+use super::refusal::JSON;
+use super::stats::{Call, Fate};
+
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
+
+/// How an answer is written.
+#[derive(Clone, Copy)]
+pub(super) enum Framing {
+    /// One JSON object.
+    Whole,
+    /// Server-sent events.
+    Events,
+    /// A JSON array of what would be the events.
+    Array,
+    /// Server-sent events as OpenAI writes them, ended by `[DONE]`.
+    OpenAiEvents,
+}
+
+impl Framing {
+    fn content_type(self) -> HeaderValue {
+        match self {
+            Self::Whole | Self::Array => JSON,
+            Self::Events | Self::OpenAiEvents => EVENT_STREAM,
+        }
+    }
+
+    fn frames(self, chunks: Vec<Bytes>) -> Vec<Bytes> {
+        let last = chunks.len().saturating_sub(1);
+        let frame = |(index, chunk): (usize, Bytes)| match self {
+            Self::Whole => chunk,
+            Self::Events => [b"data: ", &chunk[..], b"\r\n\r\n"].concat().into(),
+            Self::Array => {
+                let opening: &[u8] = if index == 0 { b"[" } else { b",\r\n" };
+                let closing: &[u8] = if index == last { b"]\n" } else { b"" };
+                [opening, &chunk, closing].concat().into()
+            }
+            Self::OpenAiEvents => {
+                let closing: &[u8] = if index == last { b"data: [DONE]\n\n" } else { b"" };
+                [b"data: ", &chunk[..], b"\n\n", closing].concat().into()
+            }
+        };
+        chunks.into_iter().enumerate().map(frame).collect()
+    }
+}
+
+/// Answers a call as planned, and says what became of it.
+pub(super) async fn deliver(
+    plan: Plan,
+    call: Call,
+    arrived: Instant,
+    framing: Framing,
+) -> Response {
+    let done_at = arrived + plan.latency;
+    match plan.reply {
+        Reply::Refused(refusal) => {
+            wait_until(done_at).await;
+            call.end(&Fate::Refused(&refusal));
+            refusal.into_response()
+        }
+        Reply::Closed => {
+            wait_until(done_at).await;
+            call.end(&Fate::Broken);
+            Response::new(Body::from_stream(stream::once(async { broken() })))
+        }
+        Reply::Answered(Answered { mut chunks, truncated: false, stall_after: None })
+            if matches!(framing, Framing::Whole) =>
+        {
+            wait_until(done_at).await;
+            call.end(&Fate::Answered);
+            with_content_type(Body::from(chunks.remove(0)), framing)
+        }
+        Reply::Answered(answered) => {
+            let transmission = Transmission::new(answered, framing, call, arrived, plan.latency);
+            wait_until(transmission.next_at()).await;
+            let whole = matches!(framing, Framing::Whole).then_some(transmission.bytes);
+            let mut response = with_content_type(transmission.into_body(), framing);
+            if let Some(bytes) = whole {
+                response.headers_mut().insert(header::CONTENT_LENGTH, bytes.into());
+            }
+            response
+        }
+    }
+}
+
+fn with_content_type(body: Body, framing: Framing) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type());
+    response
+}
+
+/// Half of the frames, or half of the only one.
+fn first_half(mut frames: Vec<Bytes>) -> Vec<Bytes> {
+    match frames.as_mut_slice() {
+        [only] => only.truncate(only.len() / 2),
+        _ => frames.truncate(frames.len() / 2),
+    }
+    frames
+}
+
+/// An answer on its way, sent evenly over the latency.
+struct Transmission {
+    frames: std::vec::IntoIter<Bytes>,
+    /// Frames of the whole answer.
+    length: u32,
+    /// Size of the whole answer.
+    bytes: usize,
+    sent: u32,
+    arrived: Instant,
+    latency: Duration,
+    truncated: bool,
+    /// After how many frames nothing more comes.
+    stall_after: Option<u32>,
+    /// Until it has ended.
+    call: Option<Call>,
+}
+
+impl Transmission {
+    fn new(
+        answered: Answered,
+        framing: Framing,
+        call: Call,
+        arrived: Instant,
+        latency: Duration,
+    ) -> Self {
+        let Answered { chunks, truncated, stall_after } = answered;
+        let frames = framing.frames(chunks);
+        let (length, bytes) = (frames.len() as u32, frames.iter().map(Bytes::len).sum());
+        let frames = if truncated { first_half(frames) } else { frames }.into_iter();
+        let call = Some(call);
+        Self { frames, length, bytes, sent: 0, arrived, latency, truncated, stall_after, call }
+    }
+
+    fn next_at(&self) -> Instant {
+        self.arrived + self.latency * (self.sent + 1) / self.length
+    }
+
+    fn into_body(self) -> Body {
+        Body::from_stream(stream::unfold(self, |mut transmission| async move {
+            let frame = transmission.next_frame().await?;
+            Some((frame, transmission))
+        }))
+    }
+
+    async fn next_frame(&mut self) -> Option<io::Result<Bytes>> {
+        if self.stall_after == Some(self.sent) {
+            std::future::pending::<()>().await;
+        }
+        if let Some(frame) = self.frames.next() {
+            wait_until(self.next_at()).await;
+            self.sent += 1;
+            return Some(Ok(frame));
+        }
+        let call = self.call.take()?;
+        if !self.truncated {
+            call.end(&Fate::Answered);
+            return None;
+        }
+        // Lets the server send what it has before the connection breaks.
+        tokio::task::yield_now().await;
+        call.end(&Fate::Broken);
+        Some(broken())
+    }
+}
+
+/// The server closes the connection when a body fails.
+fn broken() -> io::Result<Bytes> {
+    Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed as the script says"))
+}
+
+/// How late tokio's timer is on average: it rounds a deadline up to a millisecond of its own clock
+/// and sleeps whole ones, and then the task has to be woken. Measured over loopback.
+const TIMER_LAG: Duration = Duration::from_micros(1_500);
+
+/// Sleeps until the client should see something happen.
+pub(super) async fn wait_until(deadline: Instant) {
+    let wake_at = deadline - TIMER_LAG;
+    if wake_at > Instant::now() {
+        tokio::time::sleep_until(wake_at).await;
+    }
+}
