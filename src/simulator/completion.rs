@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Candidate, Content as Presented, Outcome, pieces};
-use super::exchange::Form;
+use super::exchange::{Asked, Form};
 use super::json::parse;
 use super::refusal::Refusal;
 use super::request::{Content, GenerateContentRequest, GenerationConfig, Part, Text};
@@ -17,9 +17,9 @@ use super::tokens::{Count, tokens};
 
 /// Body of `chat/completions`, as far as it plays a part in the answer.
 #[derive(Deserialize)]
-pub(super) struct ChatCompletionRequest<'a> {
+struct ChatCompletionRequest<'a> {
     #[serde(borrow)]
-    pub model: Text<'a>,
+    model: Text<'a>,
     #[serde(borrow, default)]
     messages: Vec<Message<'a>>,
     max_tokens: Option<u64>,
@@ -74,14 +74,20 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-impl<'a> ChatCompletionRequest<'a> {
-    /// Reads a body.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
-        parse(body)
+/// Reads the body of `chat/completions`, and the model that it names.
+pub(super) fn chat_completion(body: &[u8]) -> (Cow<'_, str>, Asked<'_>) {
+    match parse::<ChatCompletionRequest<'_>>(body) {
+        Ok(mut request) => {
+            let model = std::mem::take(&mut request.model.0);
+            (model, (request.form(), request.into_generation()))
+        }
+        Err(refusal) => (Cow::default(), (Form::Completion, Err(refusal))),
     }
+}
 
+impl<'a> ChatCompletionRequest<'a> {
     /// In which form the answer is wanted.
-    pub fn form(&self) -> Form {
+    fn form(&self) -> Form {
         match &self.stream_options {
             _ if self.stream != Some(true) => Form::Completion,
             options => Form::CompletionEvents {
@@ -91,7 +97,7 @@ impl<'a> ChatCompletionRequest<'a> {
     }
 
     /// The same in Gemini's shape, unless Gemini refuses it.
-    pub fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
+    fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
         let (mut instructions, mut contents) = (Vec::new(), Vec::new());
         for Message { role, content } in self.messages {
             let parts = parts(content);

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, Candidate, Content, Outcome, beginning, sized};
 use super::completion::{completion, completion_chunks};
+use super::embeddings::Embeddings;
 use super::instance::fitting;
 use super::quota::{Exceeded, Quota};
 use super::refusal::Refusal;
@@ -25,6 +26,9 @@ use super::{Options, Simulator};
 
 /// The shortest `X-Server-Timeout` that Gemini takes, in seconds.
 const MIN_SERVER_TIMEOUT: f64 = 10.0;
+
+/// How the names of models begin.
+const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
 
 /// What a scripted quota refusal names as the limit and the wait.
 const SCRIPTED_LIMIT: u64 = 10;
@@ -57,7 +61,7 @@ impl<'a> Target<'a> {
     /// Refuses a model that does not exist.
     pub fn check_model(&self, options: &Options) -> Result<(), Refusal> {
         let tuned = self.collection == "tunedModels";
-        let is_gemini = ["gemini-", "gemma-"].iter().any(|family| self.model.starts_with(family));
+        let is_gemini = FAMILIES.iter().any(|family| self.model.starts_with(family));
         if options.models.iter().any(|model| model == self.model) {
             Ok(())
         } else if self.model.contains("retired") {
@@ -129,17 +133,27 @@ pub(super) enum Form {
     Completion,
     /// As OpenAI answers, in events.
     CompletionEvents { include_usage: bool },
+    /// As vectors instead of text.
+    Embeddings(Embeddings),
 }
+
+/// What was read from a body: the form in which the answer is wanted, and the request in Gemini's
+/// shape.
+pub(super) type Asked<'a> = (Form, Result<GenerateContentRequest<'a>, Refusal>);
 
 impl Form {
     fn is_openai(&self) -> bool {
-        matches!(self, Self::Completion | Self::CompletionEvents { .. })
+        match self {
+            Self::Content(_) => false,
+            Self::Completion | Self::CompletionEvents { .. } => true,
+            Self::Embeddings(embeddings) => embeddings.is_openai(),
+        }
     }
 
     fn framing(&self) -> Framing {
         match self {
             Self::Content(framing) => *framing,
-            Self::Completion => Framing::Whole,
+            Self::Completion | Self::Embeddings(_) => Framing::Whole,
             Self::CompletionEvents { .. } => Framing::OpenAiEvents,
         }
     }
@@ -167,6 +181,12 @@ pub(super) struct Answered {
     pub truncated: bool,
     /// After how many chunks nothing more comes.
     pub stall_after: Option<u32>,
+}
+
+impl Answered {
+    fn new(chunks: Vec<Bytes>, script: &Script<'_>) -> Self {
+        Self { chunks, truncated: script.truncate_body, stall_after: script.stall_after }
+    }
 }
 
 impl Exchange<'_> {
@@ -226,6 +246,10 @@ impl Exchange<'_> {
             (Some(Ending::Blocked(reason)), _) => {
                 self.answered(Outcome::Blocked(reason), input_tokens, &script)
             }
+            (None, None) if let Form::Embeddings(embeddings) = &self.form => {
+                let body = embeddings.encode(request, self.target.model);
+                Reply::Answered(Answered::new(vec![body], &script))
+            }
             (None, None) => {
                 let outcome = self.candidate(request, schema.as_ref(), &prompt, &script)?;
                 self.answered(outcome, input_tokens, &script)
@@ -284,15 +308,14 @@ impl Exchange<'_> {
         };
         let count = script.chunks.unwrap_or(self.simulator.options().stream_chunks);
         let chunks = match self.form {
-            Form::Content(Framing::Whole) => vec![answer.whole()],
+            Form::Content(Framing::Whole) | Form::Embeddings(_) => vec![answer.whole()],
             Form::Content(_) => answer.chunks(count),
             Form::Completion => vec![completion(&answer)],
             Form::CompletionEvents { include_usage } => {
                 completion_chunks(&answer, count, include_usage)
             }
         };
-        let (truncated, stall_after) = (script.truncate_body, script.stall_after);
-        Reply::Answered(Answered { chunks, truncated, stall_after })
+        Reply::Answered(Answered::new(chunks, script))
     }
 
     fn candidate<'a>(

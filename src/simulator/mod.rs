@@ -25,6 +25,7 @@
 
 mod answer;
 mod completion;
+mod embeddings;
 mod exchange;
 mod instance;
 mod json;

@@ -1,18 +1,19 @@
 //! The surface for OpenAI's clients, under `/v1beta/openai`.
 
+use std::borrow::Cow;
+
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::request::Parts;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::completion::ChatCompletionRequest;
-use super::exchange::{Exchange, Form, Target, api_key, check_key};
+use super::completion::chat_completion;
+use super::embeddings::openai_embeddings;
+use super::exchange::{Asked, Exchange, Target, api_key, check_key};
 use super::json::{json_response, received};
 use super::refusal::Refusal;
-use super::request::GenerateContentRequest;
 use super::routes::listed_models;
 use super::stats::Call;
 use super::{Options, Simulator};
@@ -21,48 +22,41 @@ use super::{Options, Simulator};
 pub(super) fn router() -> Router<Simulator> {
     Router::new()
         .route("/v1beta/openai/chat/completions", post(chat_completions))
+        .route("/v1beta/openai/embeddings", post(embeddings))
         .route("/v1beta/openai/models", get(list_models))
         .route("/v1beta/openai/models/{*model}", get(get_model))
 }
 
 async fn chat_completions(State(simulator): State<Simulator>, request: Request) -> Response {
+    generate(&simulator, request, "generateContent", chat_completion).await
+}
+
+async fn embeddings(State(simulator): State<Simulator>, request: Request) -> Response {
+    generate(&simulator, request, "embedContent", openai_embeddings).await
+}
+
+/// Any call that is counted as one of the model's answers. It arrives with its body, which alone
+/// says which model is meant.
+async fn generate(
+    simulator: &Simulator,
+    request: Request,
+    method: &str,
+    read: fn(&[u8]) -> (Cow<'_, str>, Asked<'_>),
+) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let body = match received(body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.in_list().into_response(),
     };
-    let (model, form, request) = match ChatCompletionRequest::parse(&body) {
-        Ok(asked) => (asked.model.0.clone(), asked.form(), asked.into_generation()),
-        Err(refusal) => ("".into(), Form::Completion, Err(refusal)),
-    };
-    let asked = Asked { target: target(&model, "generateContent"), form, request };
-    asked.answer(&simulator, &parts, &body, arrived).await
-}
-
-/// A call whose body has been read.
-struct Asked<'a> {
-    target: Target<'a>,
-    form: Form,
-    request: Result<GenerateContentRequest<'a>, Refusal>,
-}
-
-impl Asked<'_> {
-    async fn answer(
-        self,
-        simulator: &Simulator,
-        parts: &Parts,
-        body: &[u8],
-        arrived: Instant,
-    ) -> Response {
-        let Self { target, form, request } = self;
-        let key = api_key(&parts.headers, &parts.uri);
-        let call = Call::arrive(simulator.ledger(), target.model, key);
-        let headers = &parts.headers;
-        let exchange = Exchange { simulator, target, headers, key, body, arrived, form };
-        let request = key.ok_or_else(Refusal::no_bearer).and(request);
-        exchange.answer(request, call).await
-    }
+    let (model, (form, request)) = read(&body);
+    let target = target(&model, method);
+    let key = api_key(&parts.headers, &parts.uri);
+    let request = key.ok_or_else(Refusal::no_bearer).and(request);
+    let call = Call::arrive(simulator.ledger(), target.model, key);
+    let headers = &parts.headers;
+    let exchange = Exchange { simulator, target, headers, key, body: &body, arrived, form };
+    exchange.answer(request, call).await
 }
 
 /// A model, with or without `models/` before it. Gemini's refusals name this version.

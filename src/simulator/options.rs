@@ -74,8 +74,8 @@ pub struct Options {
     #[arg(long, value_name = "CHUNKS", default_value_t = 4)]
     pub stream_chunks: usize,
 
-    /// Models that exist, separated by commas; when empty, every name that begins with gemini-
-    /// or gemma- and contains neither "unknown" nor "retired"
+    /// Models that exist, separated by commas; when empty, every name that begins with gemini-,
+    /// gemma-, text-embedding- or embedding- and contains neither "unknown" nor "retired"
     #[arg(long, value_name = "MODELS", value_delimiter = ',')]
     pub models: Vec<String>,
 

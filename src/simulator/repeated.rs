@@ -14,6 +14,16 @@ pub(super) enum OneOrMany<T> {
     Many(Vec<T>),
 }
 
+impl<T> OneOrMany<T> {
+    /// The values as a list.
+    pub fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => one.into(),
+            Self::Many(many) => many,
+        }
+    }
+}
+
 /// The values of a repeated field that may be absent.
 pub(super) fn many<T>(field: &Option<OneOrMany<T>>) -> &[T] {
     match field {

@@ -8,7 +8,8 @@ use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::exchange::{Exchange, Form, Target, api_key, check_key, query_value};
+use super::embeddings::{batch_embed_contents, embed_content};
+use super::exchange::{Asked, Exchange, Form, Target, api_key, check_key, query_value};
 use super::json::{json_response, received};
 use super::openai;
 use super::refusal::Refusal;
@@ -77,7 +78,7 @@ fn described(resource: &str) -> Value {
         "displayName": resource,
         "inputTokenLimit": 1_048_576,
         "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "supportedGenerationMethods": ["generateContent", "countTokens", "embedContent"],
     })
 }
 
@@ -87,18 +88,33 @@ async fn call_model(State(simulator): State<Simulator>, request: Request) -> Res
         Ok(target) => target,
         Err(refusal) => return refusal.into_response(),
     };
-    match target.method {
-        "generateContent" => generate(&simulator, request, Framing::Whole).await,
+    let read: fn(&[u8]) -> Asked<'_> = match target.method {
+        "generateContent" => generate_content,
         "streamGenerateContent" if query_value(request.uri(), "alt") == Some("sse") => {
-            generate(&simulator, request, Framing::Events).await
+            stream_generate_content
         }
-        "streamGenerateContent" => generate(&simulator, request, Framing::Array).await,
-        "countTokens" => call_count_tokens(&simulator, request).await,
+        "streamGenerateContent" => array_generate_content,
+        "embedContent" => embed_content,
+        "batchEmbedContents" => batch_embed_contents,
+        "countTokens" => return call_count_tokens(&simulator, request).await,
         _ => {
             let Target { version, method, .. } = target;
-            Refusal::model_not_found(&target.resource(), version, method).into_response()
+            return Refusal::model_not_found(&target.resource(), version, method).into_response();
         }
-    }
+    };
+    generate(&simulator, request, read).await
+}
+
+fn generate_content(body: &[u8]) -> Asked<'_> {
+    (Form::Content(Framing::Whole), GenerateContentRequest::parse(body))
+}
+
+fn stream_generate_content(body: &[u8]) -> Asked<'_> {
+    (Form::Content(Framing::Events), GenerateContentRequest::parse(body))
+}
+
+fn array_generate_content(body: &[u8]) -> Asked<'_> {
+    (Form::Content(Framing::Array), GenerateContentRequest::parse(body))
 }
 
 fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refusal> {
@@ -128,7 +144,12 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
     }
 }
 
-async fn generate(simulator: &Simulator, request: Request, framing: Framing) -> Response {
+/// Any call that is counted as one of the model's answers.
+async fn generate(
+    simulator: &Simulator,
+    request: Request,
+    read: fn(&[u8]) -> Asked<'_>,
+) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let target = match target(&parts.uri, "") {
@@ -141,7 +162,8 @@ async fn generate(simulator: &Simulator, request: Request, framing: Framing) -> 
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    let (headers, form) = (&parts.headers, Form::Content(framing));
+    let headers = &parts.headers;
+    let (form, request) = read(&body);
     let exchange = Exchange { simulator, target, headers, key, body: &body, arrived, form };
-    exchange.answer(GenerateContentRequest::parse(&body), call).await
+    exchange.answer(request, call).await
 }

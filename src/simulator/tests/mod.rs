@@ -2,6 +2,7 @@
 
 mod answers;
 mod behaviour;
+mod embeddings;
 mod openai;
 mod requests;
 
@@ -62,6 +63,14 @@ async fn events_of(response: Response, separator: &str) -> Vec<String> {
     let body = String::from_utf8(bytes(response).await.to_vec()).expect("UTF-8");
     let events = body.strip_suffix(separator).expect("a last event that is complete");
     events.split(separator).map(str::to_owned).collect()
+}
+
+async fn post_as_openai(simulator: &Simulator, path: &str, body: &Value) -> Response {
+    let request = Request::post(path)
+        .header("authorization", "Bearer key")
+        .body(Body::from(body.to_string()))
+        .expect("a valid request");
+    call(simulator, request).await
 }
 
 async fn get(simulator: &Simulator, path: &str) -> (u16, Value) {

@@ -12,14 +12,6 @@ async fn complete(simulator: &Simulator, body: &Value) -> (u16, Value) {
     json_of(post_as_openai(simulator, COMPLETIONS, body).await).await
 }
 
-async fn post_as_openai(simulator: &Simulator, path: &str, body: &Value) -> Response {
-    let request = Request::post(path)
-        .header("authorization", "Bearer key")
-        .body(Body::from(body.to_string()))
-        .expect("a valid request");
-    call(simulator, request).await
-}
-
 #[tokio::test]
 async fn a_completion_has_openais_shape_and_the_engines_answer() {
     let simulator = Simulator::new(Options { journal: true, ..Options::default() });
