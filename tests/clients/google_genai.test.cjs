@@ -17,7 +17,7 @@ function client(key = 'OWN_KEY') {
   return new GoogleGenAI({ apiKey: process.env[key], httpOptions });
 }
 
-const { chats, models } = client();
+const { chats, files, models } = client();
 
 test('an answer', async () => {
   const answer = await models.generateContent({ model: MODEL, contents: 'Hello' });
@@ -75,6 +75,15 @@ test('models', async () => {
     names.push(model.name);
   }
   assert.ok(names.includes(`models/${MODEL}`));
+});
+
+test('a file', async () => {
+  const content = new Blob(['Some text'], { type: 'text/plain' });
+  const { name, uri, sizeBytes, mimeType } = await files.upload({ file: content });
+  assert.deepEqual([Number(sizeBytes), mimeType], [9, 'text/plain']);
+  assert.equal((await files.get({ name })).uri, uri);
+  await files.delete({ name });
+  await assert.rejects(files.get({ name }), { name: 'ApiError' });
 });
 
 test('an exhausted quota', async () => {

@@ -1,5 +1,6 @@
 """Google's client google-genai, with the service at SERVICE_URL in Gemini's place."""
 
+import io
 import os
 import unittest
 
@@ -66,6 +67,15 @@ class Synchronous(unittest.TestCase):
 
     def test_models(self):
         self.assertIn(f"models/{MODEL}", [model.name for model in self.models.list()])
+
+    def test_a_file(self):
+        content = io.BytesIO(b"Some text")
+        file = self.client.files.upload(file=content, config={"mime_type": "text/plain"})
+        self.assertEqual((file.size_bytes, file.mime_type), (9, "text/plain"))
+        self.assertEqual(self.client.files.get(name=file.name).uri, file.uri)
+        self.client.files.delete(name=file.name)
+        with self.assertRaises(errors.ClientError):
+            self.client.files.get(name=file.name)
 
     def test_an_exhausted_quota(self):
         with self.assertRaises(errors.ClientError) as refusal:
