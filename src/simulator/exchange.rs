@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Simulator;
 use super::answer::{Answer, Candidate, Content, Outcome, beginning, sized};
 use super::completion::{completion, completion_chunks};
 use super::embeddings::Embeddings;
@@ -20,86 +21,16 @@ use super::request::{GenerateContentRequest, GenerationConfig};
 use super::schema::{check_response_json_schema, check_response_schema};
 use super::script::{Ending, Script};
 use super::stats::{Call, JournalEntry, hash};
+use super::target::{Target, check_key};
 use super::tokens::tokens;
 use super::transmission::{Framing, deliver};
-use super::{Options, Simulator};
 
 /// The shortest `X-Server-Timeout` that Gemini takes, in seconds.
 const MIN_SERVER_TIMEOUT: f64 = 10.0;
 
-/// How the names of models begin.
-const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
-
 /// What a scripted quota refusal names as the limit and the wait.
 const SCRIPTED_LIMIT: u64 = 10;
 const SCRIPTED_WAIT: Duration = Duration::from_millis(12_345);
-
-/// The address of a call: `/v1beta/models/gemini-2.5-flash:generateContent`.
-#[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub version: &'a str,
-    /// `models` or `tunedModels`.
-    pub collection: &'a str,
-    pub model: &'a str,
-    pub method: &'a str,
-}
-
-impl<'a> Target<'a> {
-    /// Reads the last three segments of a path. The method is empty when there is none.
-    pub fn from_path(path: &'a str) -> Option<Self> {
-        let mut segments = path.rsplitn(4, '/');
-        let (last, collection, version) = (segments.next()?, segments.next()?, segments.next()?);
-        let (model, method) = last.split_once(':').unwrap_or((last, ""));
-        Some(Self { version, collection, model, method })
-    }
-
-    /// The resource name, such as `models/gemini-2.5-flash`.
-    pub fn resource(&self) -> String {
-        format!("{}/{}", self.collection, self.model)
-    }
-
-    /// Refuses a model that does not exist.
-    pub fn check_model(&self, options: &Options) -> Result<(), Refusal> {
-        let tuned = self.collection == "tunedModels";
-        let is_gemini = FAMILIES.iter().any(|family| self.model.starts_with(family));
-        if options.models.iter().any(|model| model == self.model) {
-            Ok(())
-        } else if self.model.contains("retired") {
-            Err(Refusal::model_retired(&self.resource()))
-        } else if options.models.is_empty()
-            && (tuned || is_gemini)
-            && !self.model.contains("unknown")
-        {
-            Ok(())
-        } else {
-            Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
-        }
-    }
-}
-
-/// The key of a call, from the header, as a bearer token or from the query.
-pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    header(http::HeaderName::from_static("x-goog-api-key"))
-        .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
-        .or_else(|| query_value(uri, "key"))
-        .filter(|key| !key.is_empty())
-}
-
-/// A parameter of the query, without decoding: keys and `alt=sse` need none.
-pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
-    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.into_iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
-}
-
-/// Refuses a call without a key or with a key that does not exist.
-pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
-    let key = key.ok_or_else(Refusal::no_key)?;
-    if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {
-        return Err(Refusal::invalid_key());
-    }
-    Ok(key)
-}
 
 /// Refuses a deadline that Gemini finds too short.
 fn check_deadline(headers: &HeaderMap) -> Result<(), Refusal> {

@@ -1,11 +1,13 @@
 //! A stand-in for Gemini, with quotas that count and errors worded like the recorded ones.
 //!
-//! It answers `generateContent`, `streamGenerateContent`, `countTokens` and the list of models,
-//! under `/v1` and `/v1beta`. To `TEXT` it answers `Simulated answer to: TEXT`, or JSON that fits
-//! the schema when the request has one; the same request is always answered the same. What it
-//! refuses, how fast it is and how often it fails is set by [`Options`]. A single call is made to
-//! fail by a marker in its prompt, such as `[[simulate:status=503]]`, `[[simulate:finish=SAFETY]]`
-//! or `[[simulate:fail_times=2]]`: the table of all is at the top of `script.rs`.
+//! It answers `generateContent`, `streamGenerateContent`, `countTokens`, `embedContent`,
+//! `batchEmbedContents` and the list of models, and takes files, under `/v1` and `/v1beta`; to
+//! OpenAI's clients it answers chat completions, embeddings and models under `/v1beta/openai`. To
+//! `TEXT` it answers `Simulated answer to: TEXT`, or JSON that fits the schema when the request has
+//! one; the same request is always answered the same. What it refuses, how fast it is and how often
+//! it fails is set by [`Options`]. A single call is made to fail by a marker in its prompt, such as
+//! `[[simulate:status=503]]`, `[[simulate:finish=SAFETY]]` or `[[simulate:fail_times=2]]`: the table
+//! of all is at the top of `script.rs`.
 //!
 //! Text is counted as one token for every four bytes and one for every East Asian character.
 //! Every key is a project of its own, with its own quotas for each model. `GET
@@ -13,9 +15,14 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `routes` | the routes, and how an answer reaches the client |
+//! | `routes` | the routes, and the calls in Gemini's own shape |
+//! | `openai` | the calls of OpenAI's clients |
+//! | `files` | uploads, and the files that they become |
 //! | `exchange` | one call: what is to be answered to it, and when |
-//! | `request`, `repeated`, `tokens` | the bodies clients send, and what they cost |
+//! | `target` | which model a call is for, and with which key it comes |
+//! | `transmission` | how an answer reaches the client |
+//! | `request`, `json`, `repeated`, `tokens` | the bodies clients send, and what they cost |
+//! | `completion`, `embeddings` | what is asked and answered in chat completions and in embeddings |
 //! | `schema` | which schemas are taken |
 //! | `script` | the markers |
 //! | `quota`, `meter` | the quotas, and the ways of counting them |
@@ -27,6 +34,7 @@ mod answer;
 mod completion;
 mod embeddings;
 mod exchange;
+mod files;
 mod instance;
 mod json;
 mod meter;
@@ -41,6 +49,7 @@ mod routes;
 mod schema;
 mod script;
 mod stats;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -56,6 +65,7 @@ use axum::Router;
 use fastrand::Rng;
 use http::StatusCode;
 
+use files::Files;
 pub use options::{Counting, Options};
 use quota::Quotas;
 use stats::Ledger;
@@ -69,6 +79,7 @@ struct Shared {
     options: Options,
     quotas: Quotas,
     ledger: Arc<Ledger>,
+    files: Files,
     /// `usize::MAX` when unlimited.
     capacity: AtomicUsize,
     /// In milliseconds.
@@ -85,6 +96,7 @@ impl Simulator {
         Self(Arc::new(Shared {
             quotas: Quotas::new(&options),
             ledger: Arc::default(),
+            files: Files::default(),
             capacity: AtomicUsize::new(options.capacity.unwrap_or(usize::MAX)),
             latency_ms: AtomicU64::new(options.latency_ms),
             responses: AtomicU64::new(0),
@@ -110,7 +122,7 @@ impl Simulator {
     }
 
     /// Forgets what it has seen: stats, journal and the calls counted for `fail_times`. What is
-    /// used of the quotas stays used.
+    /// used of the quotas stays used, and files stay.
     pub fn reset(&self) {
         self.0.ledger.reset();
         self.0.attempts.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -138,6 +150,10 @@ impl Simulator {
         &self.0.ledger
     }
 
+    fn files(&self) -> &Files {
+        &self.0.files
+    }
+
     fn capacity(&self) -> usize {
         self.0.capacity.load(Ordering::Relaxed)
     }
@@ -154,12 +170,16 @@ impl Simulator {
         *attempt
     }
 
+    fn median_latency(&self) -> Duration {
+        Duration::from_millis(self.0.latency_ms.load(Ordering::Relaxed))
+    }
+
     /// The latency of a call and perhaps the status it fails with, at random. Takes the lock only
     /// when something is left to chance.
     fn draw(&self) -> (Duration, Option<StatusCode>) {
         let Options { latency_sigma, error_rate_503, error_rate_500, error_rate_429, .. } =
             self.0.options;
-        let median = Duration::from_millis(self.0.latency_ms.load(Ordering::Relaxed));
+        let median = self.median_latency();
         let rates = [
             (StatusCode::SERVICE_UNAVAILABLE, error_rate_503),
             (StatusCode::INTERNAL_SERVER_ERROR, error_rate_500),

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 
 use super::completion::chat_completion;
 use super::embeddings::openai_embeddings;
-use super::exchange::{Asked, Exchange, Target, api_key, check_key};
+use super::exchange::{Asked, Exchange};
 use super::json::{json_response, received};
 use super::refusal::Refusal;
 use super::routes::listed_models;
 use super::stats::Call;
+use super::target::{Target, api_key, check_key};
 use super::{Options, Simulator};
 
 /// The routes of the surface.

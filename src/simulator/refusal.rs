@@ -164,6 +164,13 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, &message, None)
     }
 
+    /// A file that does not exist or is another key's.
+    pub fn no_such_file(id: &str) -> Self {
+        let message =
+            format!("You do not have permission to access the File {id} or it may not exist.");
+        Self::new(StatusCode::FORBIDDEN, &message, None)
+    }
+
     /// A call for which a quota has no room. The delay in the details is rounded down to whole
     /// seconds, as recorded.
     pub fn quota_exceeded(exceeded: &Exceeded, model: &str, free_tier: bool) -> Self {

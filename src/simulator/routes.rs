@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::embeddings::{batch_embed_contents, embed_content};
-use super::exchange::{Asked, Exchange, Form, Target, api_key, check_key, query_value};
+use super::exchange::{Asked, Exchange, Form};
 use super::json::{json_response, received};
-use super::openai;
 use super::refusal::Refusal;
 use super::request::{GenerateContentRequest, count_tokens};
 use super::stats::{Call, Stats};
-use super::transmission::Framing;
+use super::target::{Target, api_key, check_key, query_value};
+use super::transmission::{Framing, wait_until};
 use super::{Options, Simulator};
+use super::{files, openai};
 
 /// What is listed when any model goes.
 const LISTED_MODELS: [&str; 3] = ["gemini-2.5-flash", "gemini-2.5-pro", "gemini-3-flash-preview"];
@@ -29,10 +30,11 @@ pub(super) fn router(simulator: Simulator) -> Router {
     for version in ["/v1", "/v1beta"] {
         router = router
             .route(&format!("{version}/models"), get(list_models))
+            .route(&format!("{version}/cachedContents"), get(list_cached_contents))
             .route(&format!("{version}/models/{{call}}"), get(get_model).post(call_model))
             .route(&format!("{version}/tunedModels/{{call}}"), get(get_model).post(call_model));
     }
-    router.merge(openai::router()).with_state(simulator)
+    router.merge(openai::router()).merge(files::router()).with_state(simulator)
 }
 
 async fn stats(State(simulator): State<Simulator>) -> Json<Stats> {
@@ -58,6 +60,14 @@ async fn list_models(State(simulator): State<Simulator>, request: Request) -> Re
 pub(super) fn listed_models(options: &Options) -> impl Iterator<Item = &str> {
     let any = if options.models.is_empty() { &LISTED_MODELS[..] } else { &[] };
     options.models.iter().map(String::as_str).chain(any.iter().copied())
+}
+
+/// There are none.
+async fn list_cached_contents(State(simulator): State<Simulator>, request: Request) -> Response {
+    match check_key(api_key(request.headers(), request.uri()), simulator.options()) {
+        Ok(_) => json_response(&json!({})),
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn get_model(State(simulator): State<Simulator>, request: Request) -> Response {
@@ -125,7 +135,8 @@ fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refus
 }
 
 async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response {
-    simulator.ledger().count_tokens_called();
+    let arrived = Instant::now();
+    let _in_flight = simulator.ledger().count_tokens_called();
     let (parts, body) = request.into_parts();
     let body = match received(body).await {
         Ok(body) => body,
@@ -136,10 +147,13 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
         .and_then(|_| target(&parts.uri, "")?.check_model(options))
         .and_then(|()| count_tokens(&body));
     match counted {
-        Ok(tokens) => json_response(&json!({
-            "totalTokens": tokens,
-            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
-        })),
+        Ok(tokens) => {
+            wait_until(arrived + simulator.median_latency()).await;
+            json_response(&json!({
+                "totalTokens": tokens,
+                "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
+            }))
+        }
         Err(refusal) => refusal.into_response(),
     }
 }

@@ -30,16 +30,25 @@ pub struct Stats {
     pub errors: u64,
     /// Calls whose client hung up before the last byte of the answer.
     pub cancelled: u64,
-    /// Calls being worked on, from their arrival to the last byte of the answer.
+    /// Calls being worked on, from their arrival to the last byte of the answer; those of
+    /// `countTokens` too.
     pub in_flight: usize,
     /// The most calls that were in flight at the same time.
     pub highest_in_flight: usize,
-    /// Calls of `countTokens`, which are in none of the other counts.
+    /// Calls of `countTokens`, which are only counted here and while they are in flight.
     pub count_tokens: u64,
     /// Calls by model.
     pub by_model: BTreeMap<String, u64>,
     /// Calls by key, which is shown as a short hash.
     pub by_key: BTreeMap<String, u64>,
+}
+
+impl Stats {
+    /// Counts one more call in flight.
+    fn enter(&mut self) {
+        self.in_flight += 1;
+        self.highest_in_flight = self.highest_in_flight.max(self.in_flight);
+    }
 }
 
 /// One generating call, kept when [`Options::journal`](super::Options::journal) is set.
@@ -108,9 +117,12 @@ impl Ledger {
         pages.journal.clear();
     }
 
-    /// Counts a call of `countTokens`.
-    pub fn count_tokens_called(&self) {
-        self.pages().stats.count_tokens += 1;
+    /// Counts a call of `countTokens`, which is in flight until the guard is dropped.
+    pub fn count_tokens_called(self: &Arc<Self>) -> CountTokensCall {
+        let stats = &mut self.pages().stats;
+        stats.count_tokens += 1;
+        stats.enter();
+        CountTokensCall(Arc::clone(self))
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
@@ -136,8 +148,7 @@ impl Call {
         }
         let stats = &mut pages.stats;
         stats.calls += 1;
-        stats.in_flight += 1;
-        stats.highest_in_flight = stats.highest_in_flight.max(stats.in_flight);
+        stats.enter();
         increment(&mut stats.by_model, model);
         drop(pages);
         let ledger = Arc::clone(ledger);
@@ -198,6 +209,16 @@ impl Drop for Call {
         pages.stats.in_flight -= 1;
         pages.serving -= usize::from(self.is_serving);
         pages.stats.cancelled += u64::from(!self.has_ended);
+    }
+}
+
+/// A call of `countTokens` in flight.
+#[must_use]
+pub(super) struct CountTokensCall(Arc<Ledger>);
+
+impl Drop for CountTokensCall {
+    fn drop(&mut self) {
+        self.0.pages().stats.in_flight -= 1;
     }
 }
 

@@ -3,6 +3,7 @@
 mod answers;
 mod behaviour;
 mod embeddings;
+mod files;
 mod openai;
 mod requests;
 

@@ -79,6 +79,21 @@ async fn tokens_are_counted() {
     assert_eq!((simulator.stats().count_tokens, simulator.stats().calls), (1, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn counting_tokens_takes_time_in_flight() {
+    let path = "/v1beta/models/gemini-2.5-flash:countTokens";
+    let simulator = Simulator::new(Options { latency_ms: 1000, ..Options::default() });
+    let body = chat("a");
+    let counting = post(&simulator, path, &body);
+    let half_a_second = std::time::Duration::from_millis(500);
+    let in_flight = async {
+        tokio::time::sleep(half_a_second).await;
+        simulator.stats().in_flight
+    };
+    assert_eq!(tokio::join!(in_flight, counting).0, 1);
+    assert_eq!(simulator.stats().in_flight, 0);
+}
+
 #[tokio::test]
 async fn schemas_and_requests_that_gemini_refuses_are_refused() {
     let object = json!({"type": "object", "properties": {"a": {"type": "string"}}});

@@ -1,0 +1,321 @@
+//! Uploaded files: their bytes are counted and thrown away as they come, however many there are.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::TryStreamExt;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::json::{json_response, received};
+use super::refusal::Refusal;
+use super::stats::hash;
+use super::target::{api_key, check_key, query_value};
+use super::{Options, Simulator};
+
+/// How many files, and how many uploads, are remembered: the oldest is forgotten first.
+const KEPT: usize = 1_000;
+
+/// How long Gemini keeps a file.
+const LIFETIME: SignedDuration = SignedDuration::from_hours(48);
+
+/// The routes of files and of their uploads.
+pub(super) fn router() -> Router<Simulator> {
+    ["v1", "v1beta"].into_iter().fold(Router::new(), |router, version| {
+        router
+            .route(&format!("/upload/{version}/files"), post(upload).put(upload))
+            .route(&format!("/{version}/files"), get(list))
+            .route(&format!("/{version}/files/{{id}}"), get(get_file).delete(delete_file))
+    })
+}
+
+/// What was uploaded, and what is being uploaded.
+#[derive(Default)]
+pub(super) struct Files(Mutex<Shelf>);
+
+#[derive(Default)]
+struct Shelf {
+    files: VecDeque<File>,
+    uploads: VecDeque<Upload>,
+    /// How many uploads there have been.
+    begun: u64,
+}
+
+struct File {
+    /// Hash of the key that it belongs to.
+    owner: u64,
+    name: String,
+    description: Value,
+}
+
+/// An upload that has begun.
+struct Upload {
+    id: String,
+    owner: u64,
+    metadata: Metadata,
+    received: u64,
+}
+
+/// Body of the request that begins an upload.
+#[derive(Default, Deserialize)]
+struct StartUpload {
+    #[serde(default)]
+    file: Metadata,
+}
+
+/// What a client says of its file.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    #[serde(alias = "display_name")]
+    display_name: Option<String>,
+    #[serde(alias = "mime_type")]
+    mime_type: Option<String>,
+}
+
+impl Files {
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an upload and names it.
+    fn begin(&self, owner: u64, metadata: Metadata) -> String {
+        let mut shelf = self.shelf();
+        let id = format!("simulated-{}", shelf.begun);
+        shelf.begun += 1;
+        keep(&mut shelf.uploads, Upload { id: id.clone(), owner, metadata, received: 0 });
+        id
+    }
+
+    /// How many bytes of an upload have been received.
+    fn received(&self, id: &str) -> Option<u64> {
+        self.shelf().uploads.iter().find(|upload| upload.id == id).map(|upload| upload.received)
+    }
+
+    fn set_received(&self, id: &str, bytes: u64) {
+        if let Some(upload) = self.shelf().uploads.iter_mut().find(|upload| upload.id == id) {
+            upload.received = bytes;
+        }
+    }
+
+    /// Makes a file of an upload, and describes it.
+    fn finish(&self, id: &str, address: &str) -> Option<Value> {
+        let mut shelf = self.shelf();
+        let index = shelf.uploads.iter().position(|upload| upload.id == id)?;
+        let upload = shelf.uploads.remove(index)?;
+        let Metadata { name, display_name, mime_type } = upload.metadata;
+        let name = name.unwrap_or_else(|| format!("files/{id}"));
+        let now = Timestamp::now();
+        let mut description = json!({
+            "name": name,
+            "mimeType": mime_type.as_deref().unwrap_or("application/octet-stream"),
+            "sizeBytes": upload.received.to_string(),
+            "createTime": now.to_string(),
+            "updateTime": now.to_string(),
+            "expirationTime": (now + LIFETIME).to_string(),
+            "uri": format!("{address}/{name}"),
+            "state": "ACTIVE",
+            "source": "UPLOADED",
+        });
+        if let Some(display_name) = display_name {
+            description["displayName"] = display_name.into();
+        }
+        let file = File { owner: upload.owner, name, description: description.clone() };
+        keep(&mut shelf.files, file);
+        Some(description)
+    }
+
+    fn list(&self, owner: u64) -> Vec<Value> {
+        let shelf = self.shelf();
+        let own = shelf.files.iter().filter(|file| file.owner == owner);
+        own.map(|file| file.description.clone()).collect()
+    }
+
+    fn get(&self, owner: u64, name: &str) -> Option<Value> {
+        let shelf = self.shelf();
+        shelf.position(owner, name).map(|index| shelf.files[index].description.clone())
+    }
+
+    fn delete(&self, owner: u64, name: &str) -> Option<Value> {
+        let mut shelf = self.shelf();
+        let index = shelf.position(owner, name)?;
+        shelf.files.remove(index).map(|_| json!({}))
+    }
+}
+
+impl Shelf {
+    fn position(&self, owner: u64, name: &str) -> Option<usize> {
+        self.files.iter().position(|file| file.owner == owner && file.name == name)
+    }
+}
+
+fn keep<T>(kept: &mut VecDeque<T>, item: T) {
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(item);
+}
+
+async fn upload(State(simulator): State<Simulator>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let answered = if let Some(id) = query_value(&parts.uri, "upload_id") {
+        proceed(&simulator, &parts, id, body).await
+    } else if header(&parts.headers, "x-goog-upload-protocol") == Some("resumable") {
+        start(&simulator, &parts, body).await
+    } else {
+        upload_at_once(&simulator, &parts, body).await
+    };
+    answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Begins a resumable upload: the answer says where the bytes are to be sent.
+async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+    let owner = owner(parts, simulator.options())?;
+    let body = received(body).await?;
+    let StartUpload { file: mut metadata } = match &body[..] {
+        b"" => StartUpload::default(),
+        body => serde_json::from_slice(body)
+            .map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))?,
+    };
+    let named = header(&parts.headers, "x-goog-upload-header-content-type").map(str::to_owned);
+    metadata.mime_type = metadata.mime_type.or(named);
+    let id = simulator.files().begin(owner, metadata);
+    let (host, path) = (host(parts), parts.uri.path());
+    let url = format!("http://{host}{path}?upload_id={id}&upload_protocol=resumable");
+    let url = HeaderValue::try_from(url);
+    let url = url.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+    let mut response = with_upload_status(Response::default(), "active");
+    response.headers_mut().insert("x-goog-upload-url", url);
+    Ok(response)
+}
+
+/// Receives more of a resumable upload, or says how much there is. Needs no key: the address of
+/// the upload is the proof.
+async fn proceed(
+    simulator: &Simulator,
+    parts: &Parts,
+    id: &str,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let files = simulator.files();
+    let so_far = files.received(id).ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+    let command = header(&parts.headers, "x-goog-upload-command").unwrap_or_default();
+    let asks_for = |wanted| command.split(',').any(|command| command.trim() == wanted);
+    if asks_for("query") {
+        let mut response = with_upload_status(Response::default(), "active");
+        response.headers_mut().insert("x-goog-upload-size-received", so_far.into());
+        return Ok(response);
+    }
+    if asks_for("upload") {
+        let offset = match header(&parts.headers, "x-goog-upload-offset") {
+            Some(offset) => offset.parse().ok().filter(|offset| *offset <= so_far),
+            None => Some(so_far),
+        };
+        let offset = offset.ok_or_else(|| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+        files.set_received(id, offset + count(body).await?);
+    }
+    if asks_for("finalize") {
+        return finish(simulator, parts, id);
+    }
+    if asks_for("upload") {
+        return Ok(with_upload_status(Response::default(), "active"));
+    }
+    Err(Refusal::with_status(StatusCode::BAD_REQUEST))
+}
+
+/// Receives a whole file in one request.
+async fn upload_at_once(
+    simulator: &Simulator,
+    parts: &Parts,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let owner = owner(parts, simulator.options())?;
+    let mime_type = header(&parts.headers, header::CONTENT_TYPE.as_str()).map(str::to_owned);
+    let bytes = count(body).await?;
+    let files = simulator.files();
+    let id = files.begin(owner, Metadata { mime_type, ..Metadata::default() });
+    files.set_received(&id, bytes);
+    finish(simulator, parts, &id)
+}
+
+fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+    let version = parts.uri.path().split('/').nth(2).unwrap_or_default();
+    let address = format!("http://{}/{version}", host(parts));
+    let file = simulator.files().finish(id, &address);
+    let file = file.ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+    Ok(with_upload_status(json_response(&json!({"file": file})), "final"))
+}
+
+/// The size of a body, in bytes. Keeps none of it.
+async fn count(body: Body) -> Result<u64, Refusal> {
+    let count = async |bytes, chunk: bytes::Bytes| Ok(bytes + chunk.len() as u64);
+    let counted = body.into_data_stream().try_fold(0, count).await;
+    counted.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))
+}
+
+async fn list(State(simulator): State<Simulator>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    match owner(&parts, simulator.options()) {
+        Ok(owner) => {
+            let files = simulator.files().list(owner);
+            json_response(&if files.is_empty() { json!({}) } else { json!({"files": files}) })
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn get_file(
+    State(simulator): State<Simulator>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
+    on_file(&simulator, &id, request, Files::get)
+}
+
+async fn delete_file(
+    State(simulator): State<Simulator>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
+    on_file(&simulator, &id, request, Files::delete)
+}
+
+fn on_file(
+    simulator: &Simulator,
+    id: &str,
+    request: Request,
+    act: fn(&Files, u64, &str) -> Option<Value>,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    let done = owner(&parts, simulator.options()).and_then(|owner| {
+        act(simulator.files(), owner, &format!("files/{id}"))
+            .ok_or_else(|| Refusal::no_such_file(id))
+    });
+    done.map_or_else(IntoResponse::into_response, |answer| json_response(&answer))
+}
+
+fn owner(parts: &Parts, options: &Options) -> Result<u64, Refusal> {
+    check_key(api_key(&parts.headers, &parts.uri), options).map(hash)
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn host(parts: &Parts) -> &str {
+    header(&parts.headers, header::HOST.as_str()).unwrap_or("localhost")
+}
+
+fn with_upload_status(mut response: Response, status: &'static str) -> Response {
+    response.headers_mut().insert("x-goog-upload-status", HeaderValue::from_static(status));
+    response
+}
