@@ -89,8 +89,9 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// What left was refused, and does not count.
     fn take_back(&self, departure: Departure, tokens: u64);
 
-    /// What left was refused because the requests of its day are used up.
-    fn close_day(&self, departure: Departure, tokens: u64);
+    /// What left then was refused because the requests of its day are used up: until the midnight
+    /// after it, all others are refused at once, and so are those who wait.
+    fn close_day(&self, left_at: Instant);
 }
 
 /// A call's leaving.
@@ -338,11 +339,8 @@ impl Budget for LocalBudget {
         self.change(|ledger, now| ledger.take_back(departure.at, tokens, now));
     }
 
-    fn close_day(&self, departure: Departure, tokens: u64) {
-        self.change(|ledger, now| {
-            ledger.take_back(departure.at, tokens, now);
-            ledger.close_day(departure.at);
-        });
+    fn close_day(&self, left_at: Instant) {
+        self.change(|ledger, _| ledger.close_day(left_at));
     }
 }
 
@@ -428,6 +426,11 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// When it left.
+    pub fn left_at(&self) -> Instant {
+        self.departure.at
+    }
+
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
     /// it left.
     pub fn settle(self, actual_tokens: u64) {
@@ -440,11 +443,5 @@ impl Sent {
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
         self.budget.take_back(self.departure, self.tokens);
-    }
-
-    /// Gemini refused the call because the requests of the day are used up: until the midnight
-    /// after it left, all others are refused at once, and so are those who wait.
-    pub fn refused_for_the_day(self) {
-        self.budget.close_day(self.departure, self.tokens);
     }
 }

@@ -271,9 +271,15 @@ impl Turnstile {
     }
 
     /// Waits as one more in the queue, however many lanes do. Work that was accepted is not
-    /// refused later for those who came after it.
+    /// refused later for those who came after it; what was not is refused where the store is lost.
     fn join_queue(&self) -> Result<InQueue<'_>, Refused> {
         let mut standing = self.standing();
+        if standing.accepted != Some(true)
+            && let Err(lost) = self.door.store.reach()
+        {
+            standing.accepted = Some(false);
+            return Err(lost.into());
+        }
         if standing.lanes == 0 {
             let most = match standing.accepted {
                 None => self.door.max_waiting,
@@ -330,8 +336,9 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
-    /// many do; [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain
-    /// that the quotas have no room before the deadline.
+    /// many do; [`Refused::OutOfReach`] where it was not accepted before the store was lost;
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the
+    /// quotas have no room before the deadline.
     pub async fn admit(self, tokens: u64, deadline: Instant) -> Result<Admission, Refused> {
         let Lane { place, account, .. } = self.lane;
         let mut reservation = place.reserve(account, tokens, deadline).await?;
@@ -468,7 +475,8 @@ impl Underway {
     /// goes before midnight in California. The quotas that Gemini `named` hold from now on.
     pub fn refused_for_the_day(self, named: Quotas) {
         self.account.correct(named);
-        self.sent.refused_for_the_day();
+        self.account.budget().close_day(self.sent.left_at());
+        self.sent.refused();
     }
 }
 

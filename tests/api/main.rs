@@ -16,6 +16,7 @@ mod limits;
 mod metrics;
 mod native;
 mod openai;
+mod outages;
 mod process;
 mod protocol;
 mod recording;

@@ -64,6 +64,11 @@ impl RedisServer {
         timeout(PATIENCE, process.wait()).await.expect("it did not end").expect("its status");
     }
 
+    /// Sends it a signal.
+    pub async fn signal(&self, signal: &str) {
+        kill(self.process.as_ref().expect("it runs"), signal).await;
+    }
+
     /// Says something to it.
     pub async fn say(&self, command: &redis::Cmd) {
         let client = Client::open(self.url()).expect("a URL");

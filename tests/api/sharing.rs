@@ -13,43 +13,43 @@ use tokio::net::TcpListener;
 use crate::process::{Process, Start};
 use crate::redis_server::{RedisServer, free_port};
 use crate::replicas::{Surroundings, health};
-use crate::support::{ADMIN_KEY, answer, slow, until};
+use crate::support::{ADMIN_KEY, PATIENCE, answer, slow, until};
 
-const PREFIX: &str = "gemini-concurrent-generation";
-const SEMAPHORES: &str = "/_admin/semaphores";
-const LEASES: &str = "/_admin/semaphores/jobs/leases";
+pub const PREFIX: &str = "gemini-concurrent-generation";
+pub const SEMAPHORES: &str = "/_admin/semaphores";
+pub const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
 /// A Redis that counts as one that has been up for long, so that nobody waits for its lease.
-async fn surroundings() -> Surroundings {
+pub async fn surroundings() -> Surroundings {
     let redis = RedisServer::start().await;
     redis.season(PREFIX).await;
     Surroundings::new(redis).await
 }
 
-fn admin(request: RequestBuilder) -> RequestBuilder {
+pub fn admin(request: RequestBuilder) -> RequestBuilder {
     request.header("Admin-API-Key", ADMIN_KEY)
 }
 
-async fn register(replica: &Process, limit: usize) -> u16 {
+pub async fn register(replica: &Process, limit: usize) -> u16 {
     let body = json!({"semaphore_id": "jobs", "limit": limit});
     answer(admin(replica.post(SEMAPHORES, &body))).await.status.as_u16()
 }
 
 /// The only semaphore, as a replica sees it.
-async fn semaphore(replica: &Process) -> Value {
+pub async fn semaphore(replica: &Process) -> Value {
     answer(admin(replica.get(SEMAPHORES))).await.body["semaphores"][0].clone()
 }
 
-async fn until_waiting(replica: &Process, count: usize) {
-    loop {
-        if health(replica).await["concurrency_status"]["waiting"] == count {
-            return;
+pub async fn until_waiting(replica: &Process, count: usize) {
+    let wait = async {
+        while health(replica).await["concurrency_status"]["waiting"] != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("so many never waited");
 }
 
-fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
+pub fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
     replica.post("/chat", &json!({"prompt": prompt}))
 }
 
@@ -119,19 +119,6 @@ async fn semaphores_are_of_all_replicas_and_outlast_them() {
 }
 
 #[tokio::test]
-async fn semaphores_outlast_a_redis_that_a_replica_remembers_them_for() {
-    let mut all = surroundings().await;
-    let replica = all.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
-    assert_eq!(register(&replica, 4).await, 201);
-    all.redis.stop().await;
-    all.redis.start_again().await;
-    replica.until_logged("connected to Redis again").await;
-    assert_eq!(semaphore(&replica).await["limit"], 4);
-    let anew = all.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
-    assert_eq!(semaphore(&anew).await["limit"], 4);
-}
-
-#[tokio::test]
 async fn leases_and_batches_of_all_replicas_draw_from_the_same_permits() {
     let all = surroundings().await;
     let (one, two) = (all.replica(50).run().await, all.replica(50).run().await);
@@ -180,6 +167,21 @@ async fn quotas_are_spent_together() {
 }
 
 #[tokio::test]
+async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
+    let all = surroundings().await;
+    let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
+    assert_eq!(answer(chat(&two, "Hello")).await.status, 200);
+    for prompt in ["[[simulate:quota=day]]", "Hello"] {
+        let refused = answer(chat(&one, prompt)).await;
+        assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
+    }
+    let told = async {
+        while answer(chat(&two, "Hello")).await.body["code"] != "daily_quota_exhausted" {}
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("it is never told");
+}
+
+#[tokio::test]
 async fn a_replica_that_stops_leaves_its_permits_at_once() {
     let all = surroundings().await;
     let start = || all.replica(1).set("SHUTDOWN_GRACE_SECONDS", "0.1").run();
@@ -203,7 +205,7 @@ async fn prefixes_share_nothing() {
     let one = all.replica(1).run().await;
     let other = all.replica(1).set("REDIS_PREFIX", "other").run().await;
     register(&one, 3).await;
-    let calls = [&one, &other].map(|replica| tokio::spawn(answer(chat(replica, &slow(300)))));
+    let calls = [&one, &other].map(|replica| tokio::spawn(answer(chat(replica, &slow(1500)))));
     all.until_in_flight(2).await;
     assert_eq!(semaphore(&other).await, Value::Null);
     for call in calls {
@@ -251,6 +253,21 @@ async fn what_is_no_redis_is_refused_clearly() {
     });
     let log = failure(Start::with_arguments(&["serve"]).set("REDIS_URL", &url)).await;
     assert!(log.contains("Redis at 127.0.0.1"), "{log}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_stops_the_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.push(stream);
+        }
+    });
+    let start = Start::with_arguments(&["serve"]).set("REDIS_URL", &url);
+    let log = failure(start.set("REDIS_LEASE_SECONDS", "1")).await;
+    assert!(log.contains("Redis at 127.0.0.1") && log.contains("timed out"), "{log}");
 }
 
 #[tokio::test]
@@ -339,7 +356,7 @@ async fn redis_is_spoken_to_over_tls_and_has_to_be_trusted() {
     let all = Surroundings::new(redis).await;
     let start = || {
         let url = format!("rediss://localhost:{port}");
-        all.replica(1).unset("REDIS_URL").set("REDIS_URL", &url).set("REDIS_LEASE_SECONDS", "1")
+        all.replica(1).unset("REDIS_URL").set("REDIS_URL", &url).set("REDIS_LEASE_SECONDS", "3")
     };
     let log = failure(start()).await;
     assert!(log.contains("certificate"), "{log}");

@@ -230,18 +230,11 @@ impl Budget for SharedBudget {
         });
     }
 
-    fn close_day(&self, departure: Departure, tokens: u64) {
+    fn close_day(&self, left_at: Instant) {
         self.watch();
-        let end = end_of_used_up(self.calendar, departure.at);
-        self.link.say(Op::CloseDay {
-            account: self.account(),
-            ticket: departure.number,
-            tokens,
-            left_us_ago: micros(departure.at.elapsed()),
-            midnight_us: midnight_us(),
-            closed_for_us: micros(end.saturating_duration_since(Instant::now())),
-            by: self.link.name(),
-        });
+        let end = end_of_used_up(self.calendar, left_at);
+        let for_us = micros(end.saturating_duration_since(Instant::now()));
+        self.link.say(Op::CloseDay { account: self.account(), for_us });
     }
 }
 

@@ -324,7 +324,7 @@ impl Link {
         let stands = |said: &Said| match said.op {
             // It is made of permits that are claimed no more.
             Op::Lease { .. } => false,
-            Op::Settle { .. } | Op::TakeBack { .. } | Op::CloseDay { .. } => true,
+            Op::Settle { .. } | Op::TakeBack { .. } => true,
             ref op => said.result.is_some() || op.can_be_said_twice(),
         };
         let requests: Vec<_> = state.outbox.drain(..).filter(stands).collect();

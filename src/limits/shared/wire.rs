@@ -134,12 +134,7 @@ pub(super) enum Op {
     },
     CloseDay {
         account: Arc<str>,
-        ticket: u64,
-        tokens: u64,
-        left_us_ago: u64,
-        midnight_us: u64,
-        closed_for_us: u64,
-        by: Arc<str>,
+        for_us: u64,
     },
     Pause {
         account: Arc<str>,
@@ -196,7 +191,7 @@ pub(super) enum Op {
 impl Op {
     /// Whether it tells of something that is so, whoever says it and how often.
     pub fn can_be_said_twice(&self) -> bool {
-        matches!(self, Self::SetQuotas { .. } | Self::Pause { .. })
+        matches!(self, Self::SetQuotas { .. } | Self::Pause { .. } | Self::CloseDay { .. })
     }
 }
 

@@ -402,7 +402,8 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
 async fn a_day_that_is_used_up_is_closed(store: Shared) {
     let budget = budget(&store, "m", Some(600));
     let sent = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
-    sent.refused_for_the_day();
+    budget.close_day(sent.left_at());
+    sent.refused();
     let refused = reserve_now(&budget).await.err();
     let closed = matches!(refused, Some(NotReserved::Exhausted(Exhausted::DayExhausted { .. })));
     assert!(closed, "{refused:?}");
@@ -437,4 +438,18 @@ async fn what_gemini_teaches_one_replica_all_know() {
         }
     };
     tokio::time::timeout(20 * SECOND, told).await.expect("it looks it up");
+}
+
+#[tokio::test]
+async fn a_day_that_is_used_up_on_one_replica_is_closed_on_all() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
+    here.close_day(Instant::now());
+    let told = async {
+        while reserve_now(&there).await.is_ok() {
+            tokio::time::sleep(SECOND / 1000).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, told).await.expect("it is told");
 }

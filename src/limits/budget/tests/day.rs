@@ -13,6 +13,11 @@ async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
     }
 }
 
+fn refuse_for_the_day(budget: &Arc<LocalBudget>, sent: Sent) {
+    budget.close_day(sent.left_at());
+    sent.refused();
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_day_begins_at_midnight_pacific_also_when_clocks_change() {
     // A minute before midnight, and the hours of the day that follows.
@@ -56,7 +61,7 @@ async fn a_day_that_gemini_calls_used_up_is_over_for_all_at_once() {
     tokio::task::yield_now().await;
     assert_eq!(budget.usage_now().waiting, 3);
 
-    sent.refused_for_the_day();
+    refuse_for_the_day(&budget, sent);
     let two_hours = Exhausted::DayExhausted { retry_after: 2 * HOUR };
     for refused in join_all(waiting).await {
         assert_eq!(refused.unwrap(), Some(two_hours));
@@ -72,17 +77,17 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
     let yesterday = send(&budget, 1).await;
     advance(2 * SECOND).await;
     let early = send(&budget, 1).await;
-    yesterday.refused_for_the_day();
+    refuse_for_the_day(&budget, yesterday);
     assert!(is_free(&budget, 1).await, "it left yesterday");
     assert_eq!(budget.usage_now().requests_per_day.used, 1);
 
     // A second past midnight here may have been a second before it there.
-    early.refused_for_the_day();
+    refuse_for_the_day(&budget, early);
     assert_eq!(day_exhausted(&budget).await, 4 * SECOND);
     advance(4 * SECOND).await;
     let today = send(&budget, 1).await;
     advance(2 * SECOND).await;
-    today.refused_for_the_day();
+    refuse_for_the_day(&budget, today);
     assert_eq!(day_exhausted(&budget).await, 24 * HOUR - 7 * SECOND);
 }
 

@@ -400,12 +400,12 @@ function operations.take_back(op)
   budget.here.unsaved = true
 end
 
--- It was refused because the day is used up: nothing goes for so long.
+-- Gemini refused a call because the day is used up: nothing goes for so long.
 function operations.close_day(op)
-  operations.take_back(op)
   local budget = budget_of(op.account)
   if budget then
-    budget.day.closed_until = math.max(budget.day.closed_until, now + op.closed_for_us)
+    budget.day.closed_until = math.max(budget.day.closed_until, now + op.for_us)
+    budget.here.unsaved = true
   end
 end
 

@@ -3,6 +3,7 @@
 local spoken = cjson.decode(ARGV[3])
 local joins = spoken[1] and spoken[1].op == 'join'
 bury_the_silent()
+end_leases_that_are_over()
 if not joins and not redis.call('ZSCORE', key('members'), member) then
   serve_semaphores()
   serve_budgets()
@@ -11,7 +12,6 @@ if not joins and not redis.call('ZSCORE', key('members'), member) then
 end
 redis.call('ZADD', key('members'), whole(now + tenure), member)
 
-end_leases_that_are_over()
 look_at_budgets_that_open()
 local results = {}
 for i, op in ipairs(spoken) do

@@ -59,15 +59,11 @@ impl Model {
         self.last_number
     }
 
-    /// Lets go of leases that are over.
-    fn end_leases(&mut self) {
-        let now = self.now;
-        self.leases.retain(|_, lease| lease.ends > now);
-    }
-
-    /// Lets go of members that were silent for too long, and of all that goes with them.
+    /// Lets go of leases that are over; and of members that were silent for too long, and of all
+    /// that goes with them.
     fn bury(&mut self) {
         let now = self.now;
+        self.leases.retain(|_, lease| lease.ends > now);
         self.members.retain(|_, member| member.ends > now);
         self.queue.retain(|(member, ..)| self.members.contains_key(member));
     }
@@ -174,10 +170,9 @@ impl History {
         if is_member {
             let speaker = self.model.members.entry(member.to_owned()).or_default();
             speaker.ends = self.model.now + TENURE;
-            self.model.end_leases();
             change(&mut self.model, member);
         } else {
-            // What it held goes to others all the same.
+            // What is over goes to others all the same.
             assert_eq!(reply, json!({"expired": true}), "{op}");
         }
         let ought = self.model.serve();

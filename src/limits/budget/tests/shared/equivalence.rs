@@ -234,17 +234,11 @@ impl History {
         let left_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {
             0 => {
-                sent.refused_for_the_day();
+                self.budget.close_day(left_at);
                 let until = end_of_used_up(self.calendar, left_at);
                 let now = Instant::now();
-                let closed_for = micros(until - now) as i64 - micros(now - until) as i64;
-                Some(self.of_account(
-                    "close_day",
-                    json!({
-                        "ticket": ticket, "tokens": tokens, "left_us_ago": left_us_ago,
-                        "closed_for_us": closed_for,
-                    }),
-                ))
+                let for_us = micros(until - now) as i64 - micros(now - until) as i64;
+                Some(self.of_account("close_day", json!({"for_us": for_us})))
             }
             1..8 => {
                 sent.refused();
