@@ -19,9 +19,13 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 const OWN_KEY: &str = "callers-key";
 const BAD_KEY: &str = "invalid-key";
 
-/// A service that refuses at once.
+/// A service that refuses at once, and pays for nobody who brings no key.
 async fn service() -> Service {
-    Service::with(Options::default(), |config| config.max_attempts = 1).await
+    Service::with(Options::default(), |config| {
+        config.max_attempts = 1;
+        config.environment_fallback = false;
+    })
+    .await
 }
 
 /// What is installed at this path.
