@@ -3,6 +3,7 @@
 mod auth;
 mod batch;
 mod cinematic;
+mod clients;
 mod corpus;
 mod documentation;
 mod door;

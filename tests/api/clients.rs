@@ -1,0 +1,128 @@
+//! The clients that people use, each in a process of its own, with the service in Google's place or
+//! in OpenAI's. What a client is to find is in its script in `tests/clients`.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use gemini_concurrent_generation::simulator::{JournalEntry, Options};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::support::{ADMIN_KEY, PATIENCE, SERVER_KEY, Service};
+
+/// Where `tests/run` installs the clients.
+const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/clients");
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+
+const OWN_KEY: &str = "callers-key";
+const BAD_KEY: &str = "invalid-key";
+
+/// A service that refuses at once, and pays for nobody who brings no key.
+async fn service() -> Service {
+    Service::with(Options::default(), |config| {
+        config.max_attempts = 1;
+        config.environment_fallback = false;
+    })
+    .await
+}
+
+/// What is installed at this path.
+fn installed(path: &str) -> String {
+    let path = format!("{INSTALLED}/{path}");
+    assert!(Path::new(&path).exists(), "run tests/run once: it installs them ({path})");
+    path
+}
+
+/// Runs a client to its good end, with nothing of this process's surroundings but the path.
+/// Returns what it wrote.
+async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -> String {
+    client
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .env("HOME", home.path())
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = timeout(PATIENCE, client.output()).await;
+    let output = output.expect("it did not end").expect("it did not start");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    stdout
+}
+
+/// Runs a script of tests, and looks at what has arrived at Gemini.
+async fn test(client: &mut Command, variables: &[(&str, &str)]) {
+    let service = service().await;
+    let url = service.url("");
+    let keys = [("OWN_KEY", OWN_KEY), ("ADMIN_KEY", ADMIN_KEY), ("BAD_KEY", BAD_KEY)];
+    let variables = [&[("SERVICE_URL", &*url)], &keys[..], variables].concat();
+    run(client.current_dir(SCRIPTS), &TempDir::new().expect("a folder"), &variables).await;
+
+    let calls = settled(&service).await;
+    let with = |key: &str| calls.iter().filter(|call| call.api_key == key).count();
+    assert_eq!((with(SERVER_KEY), with(BAD_KEY)), (1, 1), "{calls:?}");
+    assert_eq!(with(OWN_KEY), calls.len() - 2, "{calls:?}");
+}
+
+/// The calls that arrived at Gemini, when each is over.
+async fn settled(service: &Service) -> Vec<JournalEntry> {
+    service.until_idle().await;
+    let stats = service.simulator.stats();
+    assert_eq!((stats.in_flight, stats.cancelled), (0, 0), "{stats:?}");
+    service.simulator.journal()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn google_genai_of_python() {
+    let mut python = Command::new(installed("python/bin/python"));
+    test(python.args(["-B", "-m", "unittest", "test_google_genai"]), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openai_of_python() {
+    let mut python = Command::new(installed("python/bin/python"));
+    test(python.args(["-B", "-m", "unittest", "test_openai"]), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn google_genai_of_node() {
+    let modules = installed("node/node_modules");
+    let mut node = Command::new("node");
+    test(node.args(["--test", "google_genai.test.cjs"]), &[("NODE_PATH", &modules)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gemini_command() {
+    let (service, home) = (service().await, TempDir::new().expect("a folder"));
+    let settings = home.path().join(".gemini");
+    std::fs::create_dir(&settings).expect("a folder");
+    // Where it is not told, a base URL makes it take the key for that of another kind of server,
+    // which it then does not know. Statistics would go to Google.
+    let text = json!({
+        "security": {"auth": {"selectedType": "gemini-api-key"}},
+        "privacy": {"usageStatisticsEnabled": false},
+        "general": {"enableAutoUpdate": false, "enableAutoUpdateNotification": false},
+    });
+    std::fs::write(settings.join("settings.json"), text.to_string()).expect("a file");
+    let variables = [
+        ("GEMINI_API_KEY", OWN_KEY),
+        ("GOOGLE_GEMINI_BASE_URL", &*service.url("")),
+        ("GEMINI_CLI_TRUST_WORKSPACE", "true"),
+        // It starts itself once more otherwise, and that process would outlive a failed test.
+        ("GEMINI_CLI_NO_RELAUNCH", "true"),
+    ];
+    let mut gemini = Command::new(installed("node/node_modules/.bin/gemini"));
+    gemini.args(["--prompt", "What is two and two?"]).current_dir(home.path());
+    let stdout = run(&mut gemini, &home, &variables).await;
+    // It asks with what it knows about the folder in front.
+    assert!(stdout.starts_with("Simulated answer to: "), "{stdout}");
+    assert!(stdout.trim_end().ends_with("What is two and two?"), "{stdout}");
+
+    // It asks a small model first how hard the task is.
+    let calls = settled(&service).await;
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert!(calls.iter().all(|call| call.api_key == OWN_KEY), "{calls:?}");
+}
