@@ -1,5 +1,5 @@
 //! What the service itself costs: the door, empty and crowded; a body built and an answer read;
-//! and a whole chat, from the router to an upstream that takes no time.
+//! and whole requests, from the router to an upstream that takes no time.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, StatusCode, header::CONTENT_TYPE};
+use axum::http::{HeaderValue, Request, StatusCode, header::CONTENT_TYPE};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -171,20 +173,69 @@ fn wire(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn chat(criterion: &mut Criterion) {
+/// What a request costs from the router to an upstream that takes no time and back: a chat, a call
+/// that is passed on, and the first byte of a stream, beside that of the upstream itself.
+fn whole(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("the runtime starts");
     let gateway = runtime.block_on(gateway_to_simulator());
+    let upstream = gateway.config.base_url.clone();
+    let direct = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let router = api::router(gateway);
-    let body = json!({"prompt": PROMPT}).to_string();
-    criterion.bench_function("chat, from the router to a simulator and back", |bencher| {
-        bencher.to_async(&runtime).iter(async || {
-            let request = Request::post("/chat").header(CONTENT_TYPE, "application/json");
-            let request = request.body(Body::from(body.clone())).expect("a valid request");
-            let response = router.clone().oneshot(request).await.expect("the router never fails");
-            assert_eq!(response.status(), StatusCode::OK);
-            response.into_body().collect().await.expect("a whole body").to_bytes()
+    let chat = json!({"prompt": PROMPT}).to_string();
+    let native = json!({"contents": [{"parts": [{"text": PROMPT}]}]}).to_string();
+    const MODEL: &str = "/v1beta/models/gemini-2.5-flash";
+    let generate = format!("{MODEL}:generateContent");
+    let stream = format!("{MODEL}:streamGenerateContent?alt=sse");
+    let post = |path: &str, body: &String| {
+        let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+        request.body(Body::from(body.clone())).expect("a valid request")
+    };
+    let answered = async |request: Request<Body>| {
+        let response = router.clone().oneshot(request).await.expect("the router never fails");
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body()
+    };
+    for (name, path, body) in [("chat", "/chat", &chat), ("forwarded call", &generate, &native)] {
+        let name = format!("{name}, from the router to a simulator and back");
+        criterion.bench_function(&name, |bencher| {
+            bencher.to_async(&runtime).iter(async || {
+                let body = answered(post(path, body)).await;
+                body.collect().await.expect("a whole body").to_bytes()
+            });
+        });
+    }
+    let mut group = criterion.benchmark_group("a stream's first byte");
+    let first_byte = async |mut body: Body, asked: std::time::Instant| {
+        body.frame().await.expect("an event").expect("a whole body");
+        let took = asked.elapsed();
+        body.collect().await.expect("a whole body");
+        took
+    };
+    group.bench_function("of the simulator itself", |bencher| {
+        bencher.to_async(&runtime).iter_custom(async |times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                let mut request = post(&format!("{upstream}{stream}"), &native);
+                request.headers_mut().insert("x-goog-api-key", HeaderValue::from_static("bench"));
+                let asked = std::time::Instant::now();
+                let response = direct.request(request).await.expect("an answer");
+                took += first_byte(Body::new(response.into_body()), asked).await;
+            }
+            took
         });
     });
+    group.bench_function("through the service", |bencher| {
+        bencher.to_async(&runtime).iter_custom(async |times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                let request = post(&stream, &native);
+                let asked = std::time::Instant::now();
+                took += first_byte(answered(request).await, asked).await;
+            }
+            took
+        });
+    });
+    group.finish();
 }
 
 /// A gateway to a simulator in this process that answers at once.
@@ -200,5 +251,5 @@ async fn gateway_to_simulator() -> Gateway {
     Gateway::new(config, true).expect("the base URL is one")
 }
 
-criterion_group!(benches, memory, door, quota, wire, chat);
+criterion_group!(benches, memory, door, quota, wire, whole);
 criterion_main!(benches);

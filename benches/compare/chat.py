@@ -68,11 +68,11 @@ def check(contender, text_of):
     connection.close()
 
 
-def load(contender, seconds):
+def load(contender, seconds, script="chat.lua", path="/chat"):
     """Requests per second and processor seconds per request under load."""
     before = contender.cpu_seconds()
-    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", HERE / "chat.lua",
-               f"http://{LOOPBACK}:{contender.port}/chat"]
+    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", HERE / script,
+               f"http://{LOOPBACK}:{contender.port}{path}"]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     used = contender.cpu_seconds() - before
     if "Non-2xx" in report or "Socket errors" in report:
