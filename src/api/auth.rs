@@ -1,5 +1,7 @@
 //! Whose key pays: the admin key's, the caller's own, the environment's, in this order.
 
+use std::borrow::Cow;
+
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
@@ -89,18 +91,24 @@ impl Caller {
 
 /// The keys that a request in the words of Gemini or of OpenAI brings, without the blank ones.
 pub(super) fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
-    let text = |name| headers.get(name)?.to_str().ok();
+    // One that is no text is a key all the same, if one that cannot be used.
+    let text = |name| headers.get(name).map(|key| String::from_utf8_lossy(key.as_bytes()));
     let bearer = text(AUTHORIZATION).and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.to_owned())
     });
+    let google = text(GOOGLE_API_KEY).map(Cow::into_owned);
     let in_query =
         parameters(query).filter(|parameter| is_key(parameter)).filter_map(|parameter| {
             let (_, value) = parameter.split_once('=')?;
             Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
         });
-    let in_headers = [text(GOOGLE_API_KEY), bearer].into_iter().flatten().map(str::to_owned);
-    in_headers.chain(in_query).filter(|key| !key.trim().is_empty()).collect()
+    [google, bearer]
+        .into_iter()
+        .flatten()
+        .chain(in_query)
+        .filter(|key| !key.trim().is_empty())
+        .collect()
 }
 
 /// A query as it came, but for the key.
@@ -148,6 +156,7 @@ mod tests {
             (headers("authorization", "bearer b"), "key=c&key=d", &["b", "c", "d"]),
             (headers("authorization", "Basic b"), "k%65y=c%2Bd", &["c+d"]),
             (headers("x-goog-api-key", " "), "key=&keys=c&key", &[]),
+            (headers("x-goog-api-key", "é"), "", &["é"]),
         ] {
             assert_eq!(presented(&headers, query), keys, "{query}");
         }

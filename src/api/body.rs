@@ -83,7 +83,7 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
     }
 }
 
-pub(super) fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
         return false;
     };

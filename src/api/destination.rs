@@ -115,14 +115,18 @@ fn kind(method: &str) -> Option<&'static str> {
 /// What calls are called that count tokens and do nothing else.
 pub(super) const COUNT_TOKENS: &str = "count_tokens";
 
-/// What calls of OpenAI's shape are called that are none of the usual ones.
-pub(super) const OPENAI_OTHER: &str = "openai_other";
+/// Whether what is posted to a path of OpenAI's shape generates something: all but what is kept for
+/// later (`/files`, `/batches`).
+pub(super) fn openai_generates(path: &str) -> bool {
+    let resource = path.strip_prefix(OPENAI).and_then(|rest| rest.split('/').nth(1));
+    !matches!(resource, Some("files" | "batches" | "models"))
+}
 
 /// What calls of OpenAI's shape are called, by what follows Gemini's `/openai`.
 pub(super) fn openai_kind(path: &str) -> &'static str {
     match path.strip_prefix(OPENAI) {
         Some("/chat/completions") => "openai_chat",
         Some("/embeddings") => "openai_embeddings",
-        _ => OPENAI_OTHER,
+        _ => "openai_other",
     }
 }

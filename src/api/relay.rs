@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
 
 use super::auth::{ADMIN_API_KEY, Caller, GOOGLE_API_KEY, presented, without_key};
-use super::body::{EXTERNAL_SEMAPHORE_ID, LARGE_BODY, is_json, read};
-use super::destination::{COUNT_TOKENS, Destination, ModelCall, OPENAI_OTHER, openai_kind};
+use super::body::{EXTERNAL_SEMAPHORE_ID, LARGE_BODY, read};
+use super::destination::{COUNT_TOKENS, Destination, ModelCall, openai_generates, openai_kind};
 use super::error::ApiError;
 use super::single::header_semaphore;
 use crate::dispatch::{Call, Unanswered};
@@ -90,7 +90,7 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
             model_call(&gateway, head, body, &path, call).await
         }
         Destination { surface: Surface::OpenAi, path, .. }
-            if head.method == Method::POST && is_json(&head.headers) =>
+            if head.method == Method::POST && openai_generates(&path) =>
         {
             openai_call(&gateway, head, body, &path).await
         }
@@ -124,7 +124,7 @@ async fn model_call(
     ticket.generate(gateway, kind, model, request, body).await
 }
 
-/// A request of OpenAI's shape with JSON: a call of the model that the JSON names.
+/// A request of OpenAI's shape: a call of the model that its JSON names.
 async fn openai_call(
     gateway: &Gateway,
     head: Parts,
@@ -132,24 +132,16 @@ async fn openai_call(
     path: &str,
 ) -> Result<Response, NotRelayed> {
     let body = read(&head.headers, body, gateway).await?;
+    let model = match openai_model(&body) {
+        Some(model) => Model::parse(&model)
+            .map_err(|error| InvalidField::new("model", "model_name", error.to_string())),
+        None => Err(InvalidField::new("model", "missing", "Field required")),
+    };
+    let model = model.map_err(|field| ApiError::invalid(vec![field]))?;
+    let ticket = Ticket::of(gateway, &head).await?;
     let kind = openai_kind(path);
-    match openai_model(&body) {
-        Some(model) => {
-            let model = Model::parse(&model).map_err(|error| {
-                ApiError::invalid(vec![InvalidField::new("model", "model_name", error.to_string())])
-            })?;
-            let ticket = Ticket::of(gateway, &head).await?;
-            let request = forward(Surface::OpenAi, head, path);
-            ticket.generate(gateway, kind, model, request, body).await
-        }
-        None if kind == OPENAI_OTHER => {
-            pass(gateway, Surface::OpenAi, head, body.into(), path).await
-        }
-        None => {
-            Err(ApiError::invalid(vec![InvalidField::new("model", "missing", "Field required")])
-                .into())
-        }
-    }
+    let request = forward(Surface::OpenAi, head, path);
+    ticket.generate(gateway, kind, model, request, body).await
 }
 
 /// What a call brings to the door.

@@ -116,6 +116,10 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
     let refused =
         answer(service.post(GENERATE, &contents("x")).header("x-goog-api-key", "a b")).await;
     assert_eq!(error(&refused).0, 401);
+    // What cannot be read as a key is not the same as none.
+    let service_that_pays = Service::start().await;
+    let odd = service_that_pays.post(GENERATE, &contents("x")).header("x-goog-api-key", "é");
+    assert_eq!(error(&answer(odd).await).0, 401);
     let refused = answer(own(service, GENERATE, &"x".repeat(1000))).await;
     assert_eq!(error(&refused), (413, "INVALID_ARGUMENT", "BODY_TOO_LARGE"));
     let named = own(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");

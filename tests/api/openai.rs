@@ -74,6 +74,23 @@ async fn the_models_are_openais_for_who_brings_a_bearer_token() {
 }
 
 #[tokio::test]
+async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    for kind in ["text/plain", "application/x-www-form-urlencoded"] {
+        let text = |path: &str, body: &Value| {
+            let request = reqwest::Client::new().post(service.url(path)).body(body.to_string());
+            request.header("content-type", kind)
+        };
+        assert_eq!(answer(text(CHAT, &question("Hello"))).await.status, 200);
+        assert_eq!(answer(text(CHAT, &json!({"messages": []}))).await.status, 400);
+        assert_eq!(answer(text("/v1/openai/images/generations", &json!({}))).await.status, 400);
+        assert_eq!(answer(text("/v1beta/openai/files", &json!({}))).await.status, 200);
+    }
+    assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 2.0);
+}
+
+#[tokio::test]
 async fn the_admin_key_may_be_the_bearer_token() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
