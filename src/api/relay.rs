@@ -1,5 +1,7 @@
 //! Requests in the words of Gemini or of OpenAI, which go on as they came, and so do their answers.
 
+mod headers;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +9,16 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{
-    ACCEPT_ENCODING, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, LOCATION,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::Method;
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
 
-use super::auth::{ADMIN_API_KEY, Caller, GOOGLE_API_KEY, presented, without_key};
+use super::auth::{Caller, presented};
 use super::body::{EXTERNAL_SEMAPHORE_ID, LARGE_BODY, read};
 use super::destination::{COUNT_TOKENS, Destination, ModelCall, openai_generates, openai_kind};
 use super::error::ApiError;
@@ -29,30 +28,7 @@ use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Payload, Surface, openai_model};
 use crate::generation::{Failure, InvalidField};
 use crate::limits::Semaphore;
-
-/// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-
-/// Headers that are for this service.
-const OURS: [HeaderName; 6] =
-    [ADMIN_API_KEY, GOOGLE_API_KEY, AUTHORIZATION, EXTERNAL_SEMAPHORE_ID, HOST, EXPECT];
-
-/// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
-const UPLOAD_URLS: [HeaderName; 3] = [
-    LOCATION,
-    HeaderName::from_static("x-goog-upload-url"),
-    HeaderName::from_static("x-goog-upload-control-url"),
-];
+use headers::{forward, origin, redirect_uploads, strip};
 
 /// No answer is waited for longer than this while a body is on its way: a year.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -120,7 +96,7 @@ async fn model_call(
 ) -> Result<Response, NotRelayed> {
     let body = read(&head.headers, body, gateway).await?;
     let ticket = Ticket::of(gateway, &head).await?;
-    let request = Forward { streams, ..forward(Surface::Gemini, head, path) };
+    let request = Forward { streams, ..forward(Surface::Gemini, head, path)? };
     ticket.generate(gateway, kind, model, request, body).await
 }
 
@@ -140,7 +116,7 @@ async fn openai_call(
     let model = model.map_err(|field| ApiError::invalid(vec![field]))?;
     let ticket = Ticket::of(gateway, &head).await?;
     let kind = openai_kind(path);
-    let request = forward(Surface::OpenAi, head, path);
+    let request = forward(Surface::OpenAi, head, path)?;
     ticket.generate(gateway, kind, model, request, body).await
 }
 
@@ -225,8 +201,9 @@ async fn pass(
 ) -> Result<Response, NotRelayed> {
     let config = &gateway.config;
     // Who was given the URL of an upload goes on with it without a key.
-    let goes_on =
-        query(&head).contains("upload_id=") && presented(&head.headers, query(&head)).is_empty();
+    let goes_on = path.starts_with("/upload/")
+        && query(&head).contains("upload_id=")
+        && presented(&head.headers, query(&head)).is_empty();
     let key = if goes_on { None } else { Some(payer(gateway, &head)?) };
     let origin = origin(&head);
     let (patience, payload) = if body.is_end_stream() {
@@ -235,7 +212,7 @@ async fn pass(
         let body = TimeoutBody::new(config.client_timeout, body).boxed_unsync();
         (ENDLESS, Payload::Passing(body))
     };
-    let request = forward(surface, head, path);
+    let request = forward(surface, head, path)?;
     let response = gateway.dispatcher.pass(&request, key.as_ref(), payload, patience).await?;
     let mut response =
         response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
@@ -253,51 +230,4 @@ fn query(head: &Parts) -> &str {
 /// The key that pays.
 fn payer(gateway: &Gateway, head: &Parts) -> Result<ApiKey, ApiError> {
     Caller::of(&head.headers, gateway).relayed(&head.headers, query(head), gateway)
-}
-
-/// What a request is passed on as.
-fn forward(surface: Surface, head: Parts, path: &str) -> Forward {
-    let query = without_key(query(&head));
-    let Parts { method, uri, mut headers, .. } = head;
-    let mark = if query.is_empty() { "" } else { "?" };
-    // Parts of a path and query that came as one are one.
-    let path = format!("{path}{mark}{query}").parse().unwrap_or(uri);
-    strip(&mut headers);
-    OURS.iter().for_each(|name| drop(headers.remove(name)));
-    Forward { surface, method, path, headers, streams: false }
-}
-
-/// Takes out what is about one connection.
-fn strip(headers: &mut HeaderMap) {
-    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named = named.flat_map(|names| names.split(','));
-    let named: Vec<_> = named.filter_map(|name| name.trim().parse::<HeaderName>().ok()).collect();
-    named.iter().chain(&HOP_BY_HOP).for_each(|name| drop(headers.remove(name)));
-    // It invites to another port of the same host, where this service is not.
-    headers.remove(ALT_SVC);
-}
-
-/// Where the client reaches this service, as it or the proxy before it says.
-fn origin(head: &Parts) -> Option<String> {
-    let text = |name: HeaderName| head.headers.get(name)?.to_str().ok();
-    let scheme = text(HeaderName::from_static("x-forwarded-proto"));
-    let scheme = scheme.filter(|scheme| matches!(*scheme, "http" | "https")).unwrap_or("http");
-    Some(format!("{scheme}://{}", text(HOST)?))
-}
-
-/// Makes the URLs at which an upload goes on lead through this service, where its client may be
-/// the only one to reach.
-fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origin: &str) {
-    for name in UPLOAD_URLS {
-        let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
-        else {
-            continue;
-        };
-        let Some(path) = gateway.dispatcher.path_of(&url) else { continue };
-        let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        let url = format!("{origin}{path}?{}", without_key(query));
-        if let Ok(url) = HeaderValue::try_from(url) {
-            headers.insert(name, url);
-        }
-    }
 }

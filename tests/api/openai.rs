@@ -86,6 +86,8 @@ async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
         assert_eq!(answer(text(CHAT, &json!({"messages": []}))).await.status, 400);
         assert_eq!(answer(text("/v1/openai/images/generations", &json!({}))).await.status, 400);
         assert_eq!(answer(text("/v1beta/openai/files", &json!({}))).await.status, 200);
+        let odd = answer(text("/v1beta/openai/a%20b?key=k", &question("Hello"))).await;
+        assert_eq!(odd.body["error"]["code"], "invalid_path");
     }
     assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 2.0);
 }
