@@ -186,7 +186,7 @@ impl Body for Forwarded {
                     self.end(&Ended::Answered);
                 }
             }
-            Some(Err(error)) => self.end(&Ended::Failed(error)),
+            Some(Err(error)) => self.end(&Ended::BrokenOff(error)),
             None => self.end(&Ended::Answered),
         }
         Poll::Ready(frame)

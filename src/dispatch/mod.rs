@@ -292,6 +292,8 @@ enum Ended<'a> {
     Cancelled,
     /// It failed.
     Failed(&'a Error),
+    /// It failed in the midst of its answer.
+    BrokenOff(&'a Error),
 }
 
 impl Ended<'_> {
@@ -302,6 +304,7 @@ impl Ended<'_> {
             Self::Overdue => ("request_timeout", false),
             Self::Cancelled => ("cancelled", true),
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
+            Self::BrokenOff(error) => (error.kind.code(), true),
         };
         if usage.prompt_tokens > 0 {
             estimator.learn(call.input, usage.prompt_tokens);

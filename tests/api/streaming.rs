@@ -192,6 +192,12 @@ async fn a_stream_that_breaks_off_is_broken_off_and_one_that_falls_silent_too() 
         }
         assert!(response.chunk().await.is_err(), "its end would say that this was all");
         service.until_idle().await;
+        let outcome = if breaks { "upstream_connection" } else { "upstream_timeout" };
+        let calls = format!(
+            "gemini_gateway_calls_total{{kind=\"stream_generate_content\",model=\"m\",\
+             outcome=\"{outcome}\"}}"
+        );
+        assert_eq!(service.metric(&calls).await, 1.0);
         if !breaks {
             upstream.closed().await;
         }
