@@ -16,7 +16,7 @@
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
 //! | [`dispatch`] | one call through the door: admit, send, settle, retry |
 //! | [`limits`] | the door: global and named semaphores, accounts with their quotas, kept here or in Redis for all replicas; knows nothing of Gemini's wire |
-//! | [`gemini`] | the upstream: one exchange, its wire types, its errors; knows nothing of limits |
+//! | [`gemini`] | the upstream: one exchange, read here or passed on, its wire types, its errors; knows nothing of limits |
 //! | [`connect`] | how connections to other services are made |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`simulator`] | a stand-in for Gemini with real quotas and real error bodies |
@@ -26,7 +26,8 @@
 //!
 //! `api::router` → `api::auth` → its handler → `generation` → `dispatch` → `limits`, then
 //! `gemini`, and back up. Nothing below calls upward, and `limits` and `gemini` do not know each
-//! other: `dispatch` joins them.
+//! other: `dispatch` joins them. A request in the words of Gemini or of OpenAI needs no `generation`:
+//! `api::relay` hands it to `dispatch` as it came.
 
 pub mod api;
 pub mod config;
