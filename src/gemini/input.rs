@@ -16,7 +16,8 @@ impl InputFeatures {
     pub fn of_body(body: &[u8]) -> Self {
         let mut features = Self::default();
         let mut json = serde_json::Deserializer::from_slice(body);
-        if Measure(&mut features).deserialize(&mut json).is_err() {
+        let measure = Measure { features: &mut features, counts_keys: false };
+        if measure.deserialize(&mut json).is_err() {
             return Self { ascii_bytes: body.len() as u64, ..Self::default() };
         }
         features
@@ -38,9 +39,10 @@ pub fn openai_model(body: &[u8]) -> Option<String> {
 /// Source: Gemini API documentation, "Understand and count tokens" and "Media resolution": an image
 /// is 258 tokens or a multiple of it, 1,120 at the default resolution of Gemini 3; a page of a
 /// document 258; a second of sound 32, of film 263. How long they are is guessed from usual bit
-/// rates: 16 kB a second of sound, 250 kB a second of film, 50 kB a page.
+/// rates: 16 kB a second of sound, 250 kB a second of film, 50 kB a page. What is kept elsewhere
+/// counts as little as it can, so that no call is refused for a guess: Gemini will say what it was.
 fn media_tokens(mime_type: &str, bytes: Option<u64>) -> u64 {
-    let of_each = |tokens, size| bytes.map_or(60 * tokens, |bytes| tokens * bytes.div_ceil(size));
+    let of_each = |tokens, size| tokens * bytes.unwrap_or(1).div_ceil(size);
     match mime_type.split('/').next().unwrap_or_default() {
         "image" => 1120,
         "audio" => of_each(32, 16_000),
@@ -56,7 +58,28 @@ fn decoded(base64: usize) -> u64 {
 }
 
 /// Adds up the features of a JSON value.
-struct Measure<'a>(&'a mut InputFeatures);
+struct Measure<'a> {
+    features: &'a mut InputFeatures,
+    /// Whether the names of fields count too, as they do in what describes tools and schemas.
+    counts_keys: bool,
+}
+
+impl Measure<'_> {
+    fn inner(&mut self, key: &str) -> Measure<'_> {
+        let describes = matches!(
+            key,
+            "tools"
+                | "responseSchema"
+                | "response_schema"
+                | "responseJsonSchema"
+                | "response_json_schema"
+                | "response_format"
+                | "functionCall"
+                | "functionResponse"
+        );
+        Measure { features: &mut *self.features, counts_keys: self.counts_keys || describes }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Measure<'_> {
     type Value = ();
@@ -76,7 +99,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         // OpenAI's shape has images in URLs: `data:image/png;base64,…`.
         let data = text.strip_prefix("data:").and_then(|url| url.split_once(";base64,"));
-        *self.0 = *self.0
+        *self.features = *self.features
             + match data {
                 Some((mime_type, data)) => InputFeatures {
                     media_tokens: media_tokens(mime_type, Some(decoded(data.len()))),
@@ -107,20 +130,24 @@ impl<'de> Visitor<'de> for Measure<'_> {
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element_seed(Measure(self.0))?.is_some() {}
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(self.inner(""))?.is_some() {}
         Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
         let (mut mime_type, mut size, mut is_media) = ("", None, false);
         while let Some(key) = fields.next_key::<Cow<'de, str>>()? {
+            if self.counts_keys {
+                *self.features = *self.features + InputFeatures::of(&key);
+            }
+            let inner = self.inner(&key);
             match &*key {
                 "mimeType" | "mime_type" => {
-                    mime_type = fields.next_value_seed(TextOr(self.0))?.unwrap_or_default();
+                    mime_type = fields.next_value_seed(TextOr(inner))?.unwrap_or_default();
                 }
                 "data" => {
-                    size = fields.next_value_seed(TextOr(self.0))?.map(str::len);
+                    size = fields.next_value_seed(TextOr(inner))?.map(str::len);
                     is_media |= size.is_some();
                 }
                 "fileUri" | "file_uri" => {
@@ -131,18 +158,18 @@ impl<'de> Visitor<'de> for Measure<'_> {
                 "thoughtSignature" | "thought_signature" => {
                     fields.next_value::<IgnoredAny>()?;
                 }
-                _ => fields.next_value_seed(Measure(self.0))?,
+                _ => fields.next_value_seed(inner)?,
             }
         }
         if is_media {
-            self.0.media_tokens += media_tokens(mime_type, size.map(decoded));
+            self.features.media_tokens += media_tokens(mime_type, size.map(decoded));
         }
         Ok(())
     }
 }
 
 /// Takes a text as it is written, and adds up the features of anything else.
-struct TextOr<'a>(&'a mut InputFeatures);
+struct TextOr<'a>(Measure<'a>);
 
 impl<'de> DeserializeSeed<'de> for TextOr<'_> {
     type Value = Option<&'de str>;
@@ -153,7 +180,7 @@ impl<'de> DeserializeSeed<'de> for TextOr<'_> {
             return Ok(text.strip_suffix('"'));
         }
         let mut json = serde_json::Deserializer::from_str(value);
-        Measure(self.0).deserialize(&mut json).map_err(D::Error::custom)?;
+        self.0.deserialize(&mut json).map_err(D::Error::custom)?;
         Ok(None)
     }
 }
@@ -179,7 +206,8 @@ mod tests {
             "tools": [{"functionDeclarations": [{"name": "f", "data": {"x": ["yz", true, -1.5]}}]}],
             "thoughtSignature": "sealed",
         });
-        assert_eq!(features(&body), InputFeatures::of("abc日本userfyz"));
+        let tools = "functionDeclarationsnamefdataxyz";
+        assert_eq!(features(&body), InputFeatures::of(&format!("abc日本user{tools}")));
     }
 
     #[test]
@@ -191,7 +219,7 @@ mod tests {
             (json!({"inlineData": {"mimeType": "video/mp4", "data": data}}), 263),
             (json!({"inlineData": {"mimeType": "application/pdf", "data": data}}), 258),
             (json!({"inlineData": {"mimeType": "text/csv", "data": data}}), 12_000),
-            (json!({"fileData": {"fileUri": "files/a", "mimeType": "video/mp4"}}), 60 * 263),
+            (json!({"fileData": {"fileUri": "files/a", "mimeType": "video/mp4"}}), 263),
         ] {
             assert_eq!(features(&json!([part])), media(tokens), "{tokens}");
         }
