@@ -230,6 +230,28 @@ impl Turnstile {
         Ok(ask(Patience::Endless).await?)
     }
 
+    /// Waits for a slot of the account and a global one.
+    async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
+        let limit = account.concurrency();
+        // Where the account's limit keeps nothing back, all wait for the global slot alone, so
+        // that replicas let in whoever came first to any of them.
+        if limit.is_at_ceiling() {
+            let global = self.global().await?;
+            if let Some(slot) = limit.semaphore().try_acquire() {
+                return Ok((slot, global));
+            }
+            // It has fallen meanwhile: others may have the global slot while this one waits.
+        }
+        let semaphore: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(limit.semaphore());
+        let slot = self.acquire(&semaphore).await?;
+        Ok((slot, self.global().await?))
+    }
+
+    async fn global(&self) -> Result<Permit, Refused> {
+        let _turn = self.turn.lock().await;
+        self.acquire(&self.door.global).await
+    }
+
     async fn reserve(
         &self,
         account: &Account,
@@ -327,7 +349,7 @@ impl Lane {
 
 impl Turn<'_> {
     /// Waits until the quotas have room for one request and `tokens`; for the named semaphore, if
-    /// any; for a slot of the account; and for a global slot. Dropping the future leaves the queue.
+    /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping the future leaves the queue.
     ///
     /// In this order nobody can deadlock, and the global slot is never held by one who still
     /// waits. A call that has to wait for its semaphore keeps no quota from the account's others
@@ -374,13 +396,7 @@ impl Turn<'_> {
                 Err(reason) => return Err(reason.into()),
             },
         };
-        let concurrency: Arc<dyn Semaphore> =
-            Arc::<LocalSemaphore>::clone(account.concurrency().semaphore());
-        let concurrency = place.acquire(&concurrency).await?;
-        let global = {
-            let _turn = place.turn.lock().await;
-            place.acquire(&place.door.global).await?
-        };
+        let (concurrency, global) = place.slots(account).await?;
         let account = Arc::clone(account);
         let waited = self.since.elapsed();
         Ok(Admission { global, concurrency, named, reservation, account, waited })
@@ -391,9 +407,9 @@ impl Turn<'_> {
 #[derive(Debug)]
 #[must_use = "dropping an admission gives its slots back at once"]
 pub struct Admission {
-    // Fields drop in this order: the global slot, for which all wait, comes free first.
-    global: Permit,
+    // Fields drop in this order: who is given the global slot finds one of the account.
     concurrency: Permit,
+    global: Permit,
     named: Option<Permit>,
     reservation: Reservation,
     account: Arc<Account>,
@@ -427,8 +443,9 @@ pub struct Lapsed;
 #[derive(Debug)]
 #[must_use = "dropping a call under way gives its slots back at once"]
 pub struct Underway {
-    global: Permit,
+    // In this order, as of an admission.
     slot: Slot,
+    global: Permit,
     named: Option<Permit>,
     sent: Sent,
     account: Arc<Account>,
@@ -444,8 +461,8 @@ impl Underway {
     /// Gemini answered; the call cost so many input tokens, where it says so.
     pub fn answered(self, input_tokens: Option<u64>) {
         let Self { global, slot, named, sent, account } = self;
-        drop(global);
         slot.succeeded();
+        drop(global);
         drop(named);
         account.prove();
         if let Some(tokens) = input_tokens {
@@ -455,8 +472,8 @@ impl Underway {
 
     /// Gemini refused the call because too many run at once. It counted there, for all one knows.
     pub fn overloaded(self) {
-        drop(self.global);
         self.slot.overloaded();
+        drop(self.global);
     }
 
     /// Gemini refused the call for a quota per minute: it did not count, and none of the account

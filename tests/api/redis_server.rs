@@ -84,6 +84,14 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// How many wait for the global slot of a prefix.
+    pub async fn waiting(&self, prefix: &str) -> usize {
+        let client = Client::open(self.url()).expect("a URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
+        let count = redis::cmd("ZCARD").arg(format!("{{{prefix}}}:queue:0")).to_owned();
+        count.query_async(&mut connection).await.expect("a count")
+    }
+
     /// Makes a prefix's limits those of a Redis that has been up for long: after a start, nothing
     /// is granted at first, since it may have forgotten who holds what.
     pub async fn season(&self, prefix: &str) {

@@ -84,6 +84,34 @@ async fn who_asks_first_goes_first_on_whatever_replica() {
 }
 
 #[tokio::test]
+async fn more_than_the_limit_wait_in_the_order_of_all_replicas() {
+    let all = surroundings().await;
+    let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
+    let held = tokio::spawn(answer(chat(&one, &slow(3000))));
+    all.until_in_flight(1).await;
+    let mut waiting = Vec::new();
+    // Each with how many wait at its replica then.
+    let requests = [(&one, 1), (&one, 2), (&one, 3), (&two, 1), (&one, 4)];
+    for (number, (replica, wait_there)) in requests.into_iter().enumerate() {
+        waiting.push(tokio::spawn(answer(chat(replica, &format!("number {number}")))));
+        until_waiting(replica, wait_there).await;
+        // A replica counts it before Redis has heard of it.
+        let heard = async {
+            while all.redis.waiting(PREFIX).await <= number {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard).await.expect("Redis never heard of it");
+    }
+    for request in waiting.into_iter().chain([held]) {
+        assert_eq!(request.await.unwrap().status, 200);
+    }
+    let prompts = all.simulator.journal().into_iter().map(|call| call.prompt_text);
+    let ought = (0..5).map(|number| format!("number {number}"));
+    assert_eq!(prompts.skip(1).collect::<Vec<_>>(), ought.collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn semaphores_are_of_all_replicas_and_outlast_them() {
     let all = surroundings().await;
     // The last one decides on the global limit, however large.

@@ -257,6 +257,25 @@ async fn load_lowers_how_many_run_at_once_once_for_a_burst() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_fallen_limit_of_their_account_keep_no_slot_from_others() {
+    let door = door(4, 10);
+    let mut running: Vec<_> = (0..4).map(|_| send(&lane(&door, "a"))).collect();
+    let waiting = [(); 3].map(|()| lane(&door, "a"));
+    let mut waits: Vec<_> = waiting.iter().map(|lane| Box::pin(admit(lane))).collect();
+    assert!(waits.iter_mut().all(|admission| admission.now_or_never().is_none()));
+    running.pop().unwrap().overloaded();
+    assert_eq!(account(&door, "a").concurrency().limit(), 3);
+    assert!(waits.iter_mut().all(|admission| admission.now_or_never().is_none()));
+    assert_eq!((door.occupancy().in_flight, door.occupancy().available), (3, 1));
+    let elsewhere = lane(&door, "b");
+    let _other = send(&elsewhere);
+
+    drop(running);
+    let admitted: Vec<_> = waits.into_iter().filter_map(FutureExt::now_or_never).collect();
+    assert_eq!(admitted.len(), 3, "they have the slots that are free then");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
     let door = one_a_second(10);
     let lane = lane(&door, "a");
