@@ -3,9 +3,14 @@
 import json
 import math
 import statistics
+import subprocess
 import time
+from pathlib import Path
 
-from machine import Figure, NotMeasured, post, service, simulator
+from machine import LOOPBACK, Figure, NotMeasured, post, service, simulator
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATE = "/v1beta/models/gemini-2.5-flash:generateContent"
 
 ITEMS = 1000
 LATENCY_MS = 50
@@ -20,6 +25,7 @@ def measure(binary):
         latency = single_call_seconds(upstream)
         yield Figure(f"one call at {LATENCY_MS} ms, alone", latency * 1000, "ms", 2)
         for limit in LIMITS:
+            bare = bare_seconds(upstream, limit)
             with service(binary, upstream.port, limit) as gateway:
                 took = batch_seconds(gateway)
             waves = math.ceil(ITEMS / limit)
@@ -27,14 +33,26 @@ def measure(binary):
             yield Figure(f"{name} at {LATENCY_MS} ms", took / (waves * LATENCY_MS / 1000),
                          at_most=1.03)
             yield Figure(f"{name} at {latency * 1000:.2f} ms", took / (waves * latency))
+            yield Figure(f"calls of a bare client, {limit} at once: time over the ideal",
+                         bare / (waves * LATENCY_MS / 1000))
+            yield Figure(f"batch of {ITEMS}, limit {limit}: time over the bare client's",
+                         took / bare, at_most=1.03)
+
+
+def bare_seconds(upstream, limit):
+    """What as many calls take a client that does nothing else, without the service."""
+    url = f"http://{LOOPBACK}:{upstream.port}{GENERATE}"
+    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "bare", "--", url]
+    command += [str(ITEMS), str(limit), str(ROUNDS)]
+    run = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return float(run.stdout)
 
 
 def single_call_seconds(upstream):
     """What the simulator really takes for a call when nothing stands between."""
     body = json.dumps({"contents": [{"parts": [{"text": "Alone"}]}]})
     connection = upstream.connect()
-    path = "/v1beta/models/gemini-2.5-flash:generateContent"
-    calls = [timed(lambda: post(connection, path, body, KEY)) for _ in range(SINGLE_CALLS)]
+    calls = [timed(lambda: post(connection, GENERATE, body, KEY)) for _ in range(SINGLE_CALLS)]
     connection.close()
     return statistics.median(seconds for seconds, _ in calls)
 
