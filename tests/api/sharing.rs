@@ -87,7 +87,8 @@ async fn who_asks_first_goes_first_on_whatever_replica() {
 async fn more_than_the_limit_wait_in_the_order_of_all_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
-    let held = tokio::spawn(answer(chat(&one, &slow(3000))));
+    // For longer than it takes a busy machine until all of them wait.
+    let held = tokio::spawn(answer(chat(&one, &slow(5000))));
     all.until_in_flight(1).await;
     let mut waiting = Vec::new();
     // Each with how many wait at its replica then.

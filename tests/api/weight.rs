@@ -182,7 +182,7 @@ async fn who_reads_no_more_is_cut_off_and_holds_no_slot() {
     let service = Start::with_arguments(&["serve"])
         .set("GEMINI_BASE_URL", &format!("http://{upstream}"))
         .set("GEMINI_API_KEY", "the-server-key")
-        .set("CLIENT_TIMEOUT_SECONDS", "0.5")
+        .set("CLIENT_TIMEOUT_SECONDS", "2")
         .run()
         .await;
     let mut reader = TcpStream::connect(service.address).await.unwrap();
