@@ -62,11 +62,6 @@ impl AdaptiveLimit {
         standing.in_use > standing.limit
     }
 
-    /// Whether it is at its ceiling, and so keeps nothing back for now.
-    pub fn is_at_ceiling(&self) -> bool {
-        self.semaphore.standing().limit >= self.ceiling
-    }
-
     /// How many calls may run at once now.
     pub fn limit(&self) -> usize {
         self.search().limit()

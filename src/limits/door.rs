@@ -232,18 +232,20 @@ impl Turnstile {
 
     /// Waits for a slot of the account and a global one.
     async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
-        let limit = account.concurrency();
+        let own = account.concurrency().semaphore();
+        let standing = own.standing();
         // Where the account's limit keeps nothing back, all wait for the global slot alone, so
         // that replicas let in whoever came first to any of them.
-        if limit.is_at_ceiling() {
+        let keeps_back = standing.limit < self.door.global.standing().limit;
+        if standing.waiting == 0 && !keeps_back {
             let global = self.global().await?;
-            if let Some(slot) = limit.semaphore().try_acquire() {
+            if let Some(slot) = own.try_acquire() {
                 return Ok((slot, global));
             }
             // It has fallen meanwhile: others may have the global slot while this one waits.
         }
-        let semaphore: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(limit.semaphore());
-        let slot = self.acquire(&semaphore).await?;
+        let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
+        let slot = self.acquire(&own).await?;
         Ok((slot, self.global().await?))
     }
 
@@ -349,7 +351,8 @@ impl Lane {
 
 impl Turn<'_> {
     /// Waits until the quotas have room for one request and `tokens`; for the named semaphore, if
-    /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping the future leaves the queue.
+    /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping
+    /// the future leaves the queue.
     ///
     /// In this order nobody can deadlock, and the global slot is never held by one who still
     /// waits. A call that has to wait for its semaphore keeps no quota from the account's others

@@ -1,3 +1,5 @@
+use std::task::{Context, Wake};
+
 use futures_util::FutureExt;
 use tokio::time::advance;
 
@@ -254,6 +256,35 @@ async fn load_lowers_how_many_run_at_once_once_for_a_burst() {
     assert_eq!(account(&door, "a").concurrency().limit(), 30);
     assert_eq!(account(&door, "b").concurrency().limit(), 40);
     assert_eq!(door.occupancy().available, 40);
+}
+
+/// Notes how many slots of an account are out at the moment it is woken.
+struct Notes {
+    account: Arc<Account>,
+    in_use: Mutex<Option<usize>>,
+}
+
+impl Wake for Notes {
+    fn wake(self: Arc<Self>) {
+        let in_use = self.account.concurrency().semaphore().standing().in_use;
+        self.in_use.lock().unwrap().get_or_insert(in_use);
+    }
+}
+
+#[test]
+fn who_is_given_the_global_slot_finds_one_of_the_account() {
+    let endings: [fn(Underway); 3] = [drop, |call| call.answered(None), Underway::overloaded];
+    for (number, end) in endings.into_iter().enumerate() {
+        let door = door(1, 10);
+        let lanes = [lane(&door, "a"), lane(&door, "a")];
+        let running = send(&lanes[0]);
+        let notes = Arc::new(Notes { account: account(&door, "a"), in_use: Mutex::new(None) });
+        let mut waits = Box::pin(admit(&lanes[1]));
+        let waker = Arc::clone(&notes).into();
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        end(running);
+        assert_eq!(*notes.in_use.lock().unwrap(), Some(0), "ending {number}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
