@@ -10,14 +10,11 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 use crate::gateway::Gateway;
-use crate::gemini::ApiKey;
+use crate::gemini::{API_KEY, ApiKey};
 use crate::generation::Credentials;
 
 /// The header of the admin key.
 pub(super) const ADMIN_API_KEY: HeaderName = HeaderName::from_static("admin-api-key");
-
-/// The header in which Google's own clients send their key.
-pub(super) const GOOGLE_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// Whether the headers prove their sender to be the administrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +94,7 @@ pub(super) fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.to_owned())
     });
-    let google = text(GOOGLE_API_KEY).map(Cow::into_owned);
+    let google = text(API_KEY).map(Cow::into_owned);
     let in_query =
         parameters(query).filter(|parameter| is_key(parameter)).filter_map(|parameter| {
             let (_, value) = parameter.split_once('=')?;

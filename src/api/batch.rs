@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::body::Asked;
 use super::error::{ApiError, Detail};
-use super::single::{header_semaphore, named_semaphore};
+use super::single::named_semaphore;
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::batch::{Item, Outcome, generate_all};
@@ -135,10 +135,8 @@ async fn prepare<G: Generation>(
         })
     };
     let keys: Vec<_> = prepared.iter().enumerate().map(key).collect::<Result<_, _>>()?;
-    let shared = match &external_semaphore_id {
-        Some(id) => named_semaphore(gateway, Some(id)).await?,
-        None => header_semaphore(gateway, semaphore.as_ref()).await?,
-    };
+    let shared = external_semaphore_id.or(semaphore);
+    let shared = named_semaphore(gateway, shared.as_deref()).await?;
     let mut items = Vec::with_capacity(prepared.len());
     for ((generation, terms), key) in prepared.into_iter().zip(keys) {
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;

@@ -5,7 +5,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, OptionalFromRequest};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
@@ -19,18 +19,24 @@ use crate::generation::{InvalidField, Object, Segment};
 
 /// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
 /// which the worker serves its other connections.
-pub(super) const LARGE_BODY: usize = 256 * 1024;
+const LARGE_BODY: usize = 256 * 1024;
 
 /// The header that names a semaphore, for requests whose body does not.
 pub(super) const EXTERNAL_SEMAPHORE_ID: HeaderName =
     HeaderName::from_static("x-external-semaphore-id");
+
+/// The semaphore that a header names.
+pub(super) fn semaphore_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(EXTERNAL_SEMAPHORE_ID)?;
+    Some(String::from_utf8_lossy(id.as_bytes()).into_owned())
+}
 
 /// A request for work: who sent it and what it says.
 #[derive(Debug)]
 pub(super) struct Asked<T> {
     pub caller: Caller,
     /// The semaphore that is named beside the body.
-    pub semaphore: Option<HeaderValue>,
+    pub semaphore: Option<String>,
     pub body: T,
 }
 
@@ -43,7 +49,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
 
     async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
         let caller = Caller::of(request.headers(), gateway);
-        let semaphore = request.headers().get(EXTERNAL_SEMAPHORE_ID).cloned();
+        let semaphore = semaphore_id(request.headers());
         let JsonBody(body) =
             <JsonBody<T> as FromRequest<Gateway>>::from_request(request, gateway).await?;
         Ok(Self { caller, semaphore, body })
@@ -59,11 +65,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> 
         }
         let (head, body) = request.into_parts();
         let bytes = read(&head.headers, body, gateway).await?;
-        let parsed = if bytes.len() > LARGE_BODY {
-            spawn_blocking(move || parse(&bytes)).await.map_err(|_| ApiError::internal())?
-        } else {
-            parse(&bytes)
-        };
+        let parsed = with_body(bytes, |bytes| parse(bytes)).await?;
         parsed.map(Self).map_err(|field| ApiError::invalid(vec![field]))
     }
 }
@@ -115,6 +117,20 @@ pub(super) async fn read(
         Ok(Err(_)) => Err(ApiError::body_broken()),
         Err(_) => Err(ApiError::body_too_slow(patience)),
     }
+}
+
+/// Works on a body: where it is large, on a thread for such work.
+///
+/// # Errors
+/// 500 where the work panics there.
+pub(super) async fn with_body<T: Send + 'static>(
+    body: Bytes,
+    work: impl FnOnce(&[u8]) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= LARGE_BODY {
+        return Ok(work(&body));
+    }
+    spawn_blocking(move || work(&body)).await.map_err(|_| ApiError::internal())
 }
 
 /// Reads JSON. What is wrong is looked for only where something is: the readings that keep track

@@ -6,9 +6,8 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use percent_encoding::percent_decode_str;
 
-use super::auth::GOOGLE_API_KEY;
 use super::error::ApiError;
-use crate::gemini::{Model, Surface};
+use crate::gemini::{API_KEY, Model, Surface};
 
 /// Where Gemini has its endpoints of OpenAI's shape.
 const OPENAI: &str = "/v1beta/openai";
@@ -68,7 +67,7 @@ fn openai_path<'a>(path: &'a str, headers: &HeaderMap) -> Option<&'a str> {
         }
     }
     let rest = path.strip_prefix("/v1")?;
-    let brings_token = headers.contains_key(AUTHORIZATION) && !headers.contains_key(GOOGLE_API_KEY);
+    let brings_token = headers.contains_key(AUTHORIZATION) && !headers.contains_key(API_KEY);
     let is_model = rest == "/models" || rest.starts_with("/models/") && !rest.contains(':');
     let is_openai =
         matches!(rest, "/chat/completions" | "/embeddings") || (is_model && brings_token);

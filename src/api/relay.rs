@@ -14,15 +14,14 @@ use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
 
 use super::auth::{Caller, presented};
-use super::body::{EXTERNAL_SEMAPHORE_ID, LARGE_BODY, read};
+use super::body::{read, semaphore_id, with_body};
 use super::destination::{COUNT_TOKENS, Destination, ModelCall, openai_generates, openai_kind};
 use super::error::ApiError;
-use super::single::header_semaphore;
+use super::single::named_semaphore;
 use crate::dispatch::{Call, Unanswered};
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Payload, Surface, openai_model};
@@ -108,7 +107,7 @@ async fn openai_call(
     path: &str,
 ) -> Result<Response, NotRelayed> {
     let body = read(&head.headers, body, gateway).await?;
-    let model = match openai_model(&body) {
+    let model = match with_body(body.clone(), openai_model).await? {
         Some(model) => Model::parse(&model)
             .map_err(|error| InvalidField::new("model", "model_name", error.to_string())),
         None => Err(InvalidField::new("model", "missing", "Field required")),
@@ -131,8 +130,8 @@ impl Ticket {
     async fn of(gateway: &Gateway, head: &Parts) -> Result<Self, ApiError> {
         let deadline = Instant::now() + gateway.config.request_timeout;
         let key = payer(gateway, head)?;
-        let semaphore = head.headers.get(EXTERNAL_SEMAPHORE_ID);
-        let semaphore = header_semaphore(gateway, semaphore).await?;
+        let semaphore = semaphore_id(&head.headers);
+        let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
         Ok(Self { key, semaphore, deadline })
     }
 
@@ -150,7 +149,7 @@ impl Ticket {
         request.headers.remove(ACCEPT_ENCODING);
         // All of the body is here, however it came.
         request.headers.remove(CONTENT_LENGTH);
-        let input = measure(&body).await?;
+        let input = with_body(body.clone(), InputFeatures::of_body).await?;
         let dispatcher = &gateway.dispatcher;
         let place = dispatcher.place();
         let route = if kind == COUNT_TOKENS {
@@ -180,15 +179,6 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     let code = failed.error.code();
     tracing::warn!(kind = call.kind, model = %call.route.model(), code, "no answer");
     failed
-}
-
-async fn measure(body: &Bytes) -> Result<InputFeatures, ApiError> {
-    if body.len() <= LARGE_BODY {
-        return Ok(InputFeatures::of_body(body));
-    }
-    let body = body.clone();
-    let measured = spawn_blocking(move || InputFeatures::of_body(&body)).await;
-    measured.map_err(|_| ApiError::internal())
 }
 
 /// Passes on what generates nothing, of whatever size. It takes no slot.

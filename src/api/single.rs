@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Json;
-use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::body::Asked;
@@ -36,10 +35,8 @@ pub(super) async fn admitted<G: Generation>(
     let generation =
         G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
-    let semaphore = match &terms.external_semaphore_id {
-        Some(id) => named_semaphore(gateway, Some(id)).await?,
-        None => header_semaphore(gateway, semaphore.as_ref()).await?,
-    };
+    let semaphore = terms.external_semaphore_id.or(semaphore);
+    let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let dispatcher = &gateway.dispatcher;
     let place = dispatcher.place();
     let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
@@ -53,18 +50,6 @@ pub(super) fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
     let error = ApiError::from(failure.into());
     tracing::warn!(kind = call.kind, model = %call.route.model(), code = error.code(), "no answer");
     error
-}
-
-/// The semaphore that a header names.
-///
-/// # Errors
-/// 404 where there is none of that name.
-pub(super) async fn header_semaphore(
-    gateway: &Gateway,
-    header: Option<&HeaderValue>,
-) -> Result<Option<Arc<dyn Semaphore>>, ApiError> {
-    let id = header.map(|id| String::from_utf8_lossy(id.as_bytes()));
-    named_semaphore(gateway, id.as_deref()).await
 }
 
 /// The semaphore that a request names.

@@ -11,9 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
 use super::{Call, Dispatcher, Ended, Failure, reported, settle};
-use crate::gemini::{
-    ApiKey, Error, ErrorKind, Forward, Held, Payload, Rejected, Usage, UsageScanner,
-};
+use crate::gemini::{ApiKey, Error, Forward, Held, Payload, Rejected, Usage, UsageScanner};
 use crate::limits::{Admission, Underway};
 use crate::metrics::Metrics;
 
@@ -86,7 +84,7 @@ impl Dispatcher {
         patience: Duration,
     ) -> Result<Response<Incoming>, Unanswered> {
         let passed = timeout(patience, self.client.pass(request, key, payload)).await;
-        passed.unwrap_or_else(|_| Err(late(patience).into())).map_err(|rejected| {
+        passed.unwrap_or_else(|_| Err(Error::late(patience).into())).map_err(|rejected| {
             let Rejected { error, response } = rejected;
             Unanswered { failure: Failure::Upstream { error, retry_after: None }, response }
         })
@@ -104,7 +102,8 @@ impl Dispatcher {
         let sent = Instant::now();
         let patience = self.patience(call, sent);
         let answer = self.client.forward(request, &call.route.key, body, underway.fence(), idle);
-        let result = timeout(patience, answer).await.unwrap_or_else(|_| Err(late(patience).into()));
+        let result =
+            timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
                 let usage = UsageScanner::new(request.surface);
@@ -123,10 +122,6 @@ impl Dispatcher {
             }
         }
     }
-}
-
-fn late(patience: Duration) -> Error {
-    Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {patience:?}"))
 }
 
 /// What is held and kept account of while an answer passes.

@@ -27,7 +27,7 @@ use super::{Answer, ApiKey, Error, ErrorKind, Model};
 use crate::connect::connector;
 
 /// The header that carries the key. Never the query: queries land in logs.
-pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// What the service calls itself.
 pub(super) const NAME: HeaderValue =
@@ -117,10 +117,8 @@ impl Client {
     ) -> Result<Answer, Error> {
         let body = Fenced { payload: Payload::Whole(Full::new(body)), fence };
         let exchange = self.exchange(key, self.request(key, model, body));
-        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
-            let message = format!("Gemini did not answer within {timeout:?}");
-            Err(Error::new(ErrorKind::Timeout, message))
-        })
+        let result = tokio::time::timeout(timeout, exchange).await;
+        result.unwrap_or_else(|_| Err(Error::late(timeout)))
     }
 
     /// Sends a request as it is.

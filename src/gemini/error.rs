@@ -1,6 +1,6 @@
 //! Why an exchange gave no answer.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
@@ -100,6 +100,11 @@ impl Error {
             accepted_model: false,
             source: None,
         }
+    }
+
+    /// The error for an attempt that was given up after so long.
+    pub fn late(patience: Duration) -> Error {
+        Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {patience:?}"))
     }
 
     /// Whether the same call may well succeed a while later and costs nothing until then: 429, any

@@ -19,7 +19,7 @@ mod tokens;
 mod usage;
 
 pub use answer::{Answer, Growing};
-pub use client::{Client, Fence, InvalidBaseUrl, Payload};
+pub use client::{API_KEY, Client, Fence, InvalidBaseUrl, Payload};
 pub use error::{Error, ErrorKind};
 pub use events::Events;
 pub use forward::{Forward, Held, Rejected, Surface};

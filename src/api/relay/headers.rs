@@ -7,11 +7,11 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use crate::api::auth::{ADMIN_API_KEY, GOOGLE_API_KEY, without_key};
+use crate::api::auth::{ADMIN_API_KEY, without_key};
 use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
 use crate::gateway::Gateway;
-use crate::gemini::{Forward, Surface};
+use crate::gemini::{API_KEY, Forward, Surface};
 
 /// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -28,7 +28,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Headers that are for this service.
 const OURS: [HeaderName; 6] =
-    [ADMIN_API_KEY, GOOGLE_API_KEY, AUTHORIZATION, EXTERNAL_SEMAPHORE_ID, HOST, EXPECT];
+    [ADMIN_API_KEY, API_KEY, AUTHORIZATION, EXTERNAL_SEMAPHORE_ID, HOST, EXPECT];
 
 /// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
 const UPLOAD_URLS: [HeaderName; 3] = [

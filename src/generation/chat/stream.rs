@@ -67,34 +67,26 @@ impl ChatStream {
     async fn read(&mut self) -> Result<Option<ChatEvent>, Failure> {
         let Some(answer) = &mut self.answer else { return Ok(None) };
         loop {
-            let is_over = match self.events.pop() {
-                Some(event) => {
-                    let delta = answer.push(&event)?;
-                    if !delta.is_empty() {
-                        return Ok(Some(ChatEvent::Delta(delta)));
-                    }
-                    false
-                }
+            let event = match self.events.pop() {
+                Some(event) => event,
                 None => match self.body.frame().await {
                     Some(frame) => {
                         let data = frame?.into_data().unwrap_or_default();
                         self.events.extend(&data);
-                        false
+                        continue;
                     }
-                    None => true,
+                    None => match self.events.rest() {
+                        Some(event) => event,
+                        None => break,
+                    },
                 },
             };
-            if !is_over {
-                continue;
+            let delta = answer.push(&event)?;
+            if !delta.is_empty() {
+                return Ok(Some(ChatEvent::Delta(delta)));
             }
-            if let Some(event) = self.events.rest() {
-                let delta = answer.push(&event)?;
-                if !delta.is_empty() {
-                    return Ok(Some(ChatEvent::Delta(delta)));
-                }
-            }
-            let answer = self.answer.take().unwrap_or_default().finish()?;
-            return Ok(Some(ChatEvent::Done(self.chat.response(answer))));
         }
+        let answer = self.answer.take().unwrap_or_default().finish()?;
+        Ok(Some(ChatEvent::Done(self.chat.response(answer))))
     }
 }
