@@ -75,8 +75,8 @@ impl Caller {
     /// `?key=`, and so may the admin key.
     pub(super) fn of(headers: &HeaderMap, query: Option<&str>, gateway: &Gateway) -> Self {
         let keys = presented(headers, query.unwrap_or_default());
-        let is_admin = brings_admin_key(headers, gateway)
-            || keys.iter().any(|key| is_admin_key(key, gateway));
+        let is_admin =
+            brings_admin_key(headers, gateway) || keys.iter().any(|key| is_admin_key(key, gateway));
         let own = keys.first().map(|key| ApiKey::new(key));
         Self { is_admin, own, fallback: Fallback::of(headers, gateway) }
     }

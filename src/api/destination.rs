@@ -58,12 +58,7 @@ impl Destination {
         }
     }
 
-    fn at(
-        surface: Surface,
-        path: String,
-        plain: &str,
-        method: &Method,
-    ) -> Result<Self, ApiError> {
+    fn at(surface: Surface, path: String, plain: &str, method: &Method) -> Result<Self, ApiError> {
         if matches!(*method, Method::GET | Method::HEAD | Method::DELETE)
             || free::is_free(method, plain)
         {

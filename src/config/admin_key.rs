@@ -56,7 +56,9 @@ mod tests {
     fn an_admin_key_matches_only_itself() {
         let key = AdminKey::new("correct horse");
         assert!(key.matches(b"correct horse"));
-        assert!(!key.matches(b"correct hors") && !key.matches(b"") && !key.matches(b"Correct horse"));
+        assert!(
+            !key.matches(b"correct hors") && !key.matches(b"") && !key.matches(b"Correct horse")
+        );
         assert!(!format!("{key:?}").contains("horse"));
     }
 

@@ -52,8 +52,7 @@ impl CorsOrigins {
     }
 
     pub(super) fn read(settings: &Lookup<'_>) -> Result<Self, InvalidSetting> {
-        const EXPECTED: &str =
-            "* or origins separated by commas, such as https://app.example or http://localhost:5173";
+        const EXPECTED: &str = "* or origins separated by commas, such as https://app.example or http://localhost:5173";
         let origins = settings.list(CORS_ORIGINS);
         if origins == ["*"] {
             return Ok(Self::Any);

@@ -289,7 +289,7 @@ async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
         let stream = TcpStream::connect(process.address).await.unwrap();
         let (mut read, mut write) = stream.into_split();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: 1000\r\n\r\n{{\"prompt\": "
         );
         write.write_all(head.as_bytes()).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod auth;
 mod batch;
+mod browsers;
 mod cinematic;
 mod clients;
 mod corpus;
@@ -21,6 +22,7 @@ mod process;
 mod protocol;
 mod recording;
 mod redis_server;
+mod relay;
 mod replicas;
 mod semaphores;
 mod settings;

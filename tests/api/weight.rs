@@ -151,7 +151,9 @@ async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
     let before = service.memory_kib("VmRSS");
 
     let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!("POST {STREAM} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}");
+    let request = format!(
+        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
     reader.write_all(request.as_bytes()).await.unwrap();
     let mut read = 0;
     let mut piece = vec![0; 1 << 20];
@@ -186,7 +188,9 @@ async fn who_reads_no_more_is_cut_off_and_holds_no_slot() {
         .run()
         .await;
     let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!("POST {STREAM} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}");
+    let request = format!(
+        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
     reader.write_all(request.as_bytes()).await.unwrap();
     reader.read_exact(&mut [0; 1024]).await.unwrap();
     until_in_flight(&service, 0).await;

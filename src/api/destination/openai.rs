@@ -48,9 +48,8 @@ pub(super) fn path(
     headers: &HeaderMap,
 ) -> Option<Result<String, ApiError>> {
     let (version, rest) = raw.strip_prefix('/')?.split_once('/')?;
-    let (first, below) = rest.split_once('/').map_or((rest, ""), |(first, _)| {
-        (first, &rest[first.len()..])
-    });
+    let (first, below) =
+        rest.split_once('/').map_or((rest, ""), |(first, _)| (first, &rest[first.len()..]));
     let is_version = matches!(version, "v1" | "v1beta" | "v1alpha");
     if is_version && percent_decode_str(first).eq(b"openai".iter().copied()) {
         return Some(Ok(format!("{OPENAI}{below}")));

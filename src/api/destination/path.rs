@@ -35,7 +35,9 @@ pub(super) fn plain(path: &str) -> Result<String, ApiError> {
         return Err(ApiError::unusable_path("A path is escaped at most once."));
     }
     if plain.contains("//") || plain.contains(|character: char| character.is_ascii_control()) {
-        return Err(ApiError::unusable_path("A path has no empty segment and no control character."));
+        return Err(ApiError::unusable_path(
+            "A path has no empty segment and no control character.",
+        ));
     }
     Ok(plain.trim_end_matches('/').to_owned())
 }

@@ -9,7 +9,8 @@ const GOOGLE: (&str, &str) = ("x-goog-api-key", "k");
 
 fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, Misdirected> {
     let request = Request::builder().method(method).uri(path);
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let request =
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     Destination::of(&request.body(()).unwrap().into_parts().0)
 }
 

@@ -73,9 +73,8 @@ async fn model(surface: Surface, target: Target, body: &Bytes) -> Result<Model, 
         Target::Body => None,
         Target::BodyOr(resource) => Some(resource),
     };
-    let invalid = |kind, message: String| {
-        ApiError::invalid(vec![InvalidField::new("model", kind, message)])
-    };
+    let invalid =
+        |kind, message: String| ApiError::invalid(vec![InvalidField::new("model", kind, message)]);
     let named = with_body(body.clone(), named_model).await?;
     let named = named.map_err(|repeated| invalid("duplicate", repeated.to_string()))?;
     match (named, resource) {
