@@ -40,7 +40,7 @@ enum Fallback {
 
 /// What a request does with the key that pays for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(super) enum Purpose {
     /// It generates, embeds, counts tokens or lists models.
     Generation,
     /// It works with what belongs to the key: files, caches, jobs.
@@ -81,6 +81,11 @@ impl Caller {
         Self { is_admin, own, fallback: Fallback::of(headers, gateway) }
     }
 
+    /// Whether the sender has proved to know the admin key.
+    pub(super) fn is_admin(&self) -> bool {
+        self.is_admin
+    }
+
     /// Whether it brings a key of its own, or the admin key.
     pub(super) fn brings_key(&self) -> bool {
         self.is_admin || self.own.is_some()
@@ -102,7 +107,7 @@ impl Caller {
                 ApiKey::new(own).map_err(|_| ApiError::unusable_key())
             }
             Some(_) => servers_key(gateway).ok_or_else(ApiError::no_server_key),
-            None => self.relayed(Use::Generation, gateway).map(|payer| payer.key),
+            None => self.relayed(Purpose::Generation, gateway).map(|payer| payer.key),
         }
     }
 
@@ -111,7 +116,7 @@ impl Caller {
     /// # Errors
     /// 401 where there is none, or one that cannot be a key; 500 for an administrator where the
     /// server has none.
-    pub(super) fn relayed(&self, use_: Use, gateway: &Gateway) -> Result<Payer, ApiError> {
+    pub(super) fn relayed(&self, purpose: Purpose, gateway: &Gateway) -> Result<Payer, ApiError> {
         if self.is_admin {
             let key = servers_key(gateway).ok_or_else(ApiError::no_server_key)?;
             return Ok(Payer { key, tier: Tier::Admin });
@@ -121,7 +126,7 @@ impl Caller {
             return Ok(Payer { key, tier: Tier::Own });
         }
         match self.fallback {
-            Fallback::On if use_.is_open_to_all(gateway) => {}
+            Fallback::On if purpose.is_open_to_all(gateway) => {}
             Fallback::On => return Err(ApiError::beyond_fallback()),
             Fallback::Off => return Err(ApiError::unauthenticated()),
             Fallback::CrossSite => return Err(ApiError::cross_site()),
@@ -147,7 +152,7 @@ impl Fallback {
     }
 }
 
-impl Use {
+impl Purpose {
     fn is_open_to_all(self, gateway: &Gateway) -> bool {
         match self {
             Self::Generation => true,

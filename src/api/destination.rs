@@ -8,7 +8,7 @@ mod path;
 use http::Method;
 use http::request::Parts;
 
-use super::auth::Use;
+use super::auth::Purpose;
 use super::error::ApiError;
 use crate::gemini::Surface;
 
@@ -23,7 +23,7 @@ pub(super) struct Destination {
     /// The path at Gemini, escaped as it came.
     pub path: String,
     /// What it does with the key that pays for it.
-    pub use_: Use,
+    pub purpose: Purpose,
     /// The call that is counted; `None` where the request costs nothing.
     pub call: Option<Counted>,
 }
@@ -62,14 +62,14 @@ impl Destination {
         if matches!(*method, Method::GET | Method::HEAD | Method::DELETE)
             || free::is_free(method, plain)
         {
-            let use_ = free::use_of(method, plain);
-            return Ok(Self { surface, path, use_, call: None });
+            let purpose = free::purpose_of(method, plain);
+            return Ok(Self { surface, path, purpose, call: None });
         }
-        let (call, use_) = match surface {
+        let (call, purpose) = match surface {
             Surface::Gemini => Counted::of_gemini(plain)?,
             Surface::OpenAi => Counted::of_openai(plain),
         };
-        Ok(Self { surface, path, use_, call: Some(call) })
+        Ok(Self { surface, path, purpose, call: Some(call) })
     }
 }
 

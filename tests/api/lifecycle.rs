@@ -113,9 +113,12 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 26] = [
+const WRONG: [(&str, &str); 29] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
+    ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
+    ("CORS_ORIGINS", "wrong.example"),
+    ("ALLOWED_HOSTS", "wrong.example:77"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
     ("GEMINI_TIER", "gold"),
     ("GEMINI_LIMITS", "nobody@*:rpm=77"),

@@ -1,7 +1,7 @@
 //! Calls that are counted: of which model, and how.
 
 use super::openai::OPENAI;
-use crate::api::auth::Use;
+use crate::api::auth::Purpose;
 use crate::api::error::ApiError;
 use crate::gemini::Model;
 
@@ -66,7 +66,7 @@ impl Counted {
     ///
     /// # Errors
     /// 400 for a call of something that is no model.
-    pub(super) fn of_gemini(path: &str) -> Result<(Self, Use), ApiError> {
+    pub(super) fn of_gemini(path: &str) -> Result<(Self, Purpose), ApiError> {
         if let Some((model, method)) = method_of_model(path)? {
             let known = METHODS.iter().find(|(name, ..)| *name == method);
             let (kind, apart) = match known {
@@ -74,41 +74,41 @@ impl Counted {
                 None if method.starts_with("predict") => ("predict", None),
                 None => ("other_method", None),
             };
-            let use_ = match kind {
-                CREATE_BATCH | "other_method" => Use::Account,
-                _ => Use::Generation,
+            let purpose = match kind {
+                CREATE_BATCH | "other_method" => Purpose::Account,
+                _ => Purpose::Generation,
             };
             let streams = method.starts_with("stream");
-            return Ok((Self { kind, target: Target::Path(model), apart, streams }, use_));
+            return Ok((Self { kind, target: Target::Path(model), apart, streams }, purpose));
         }
         let resource = path.split('/').skip(1).find(|segment| !is_prefix(segment));
         let resource = resource.unwrap_or_default();
         let generating = GENERATING.iter().find(|(name, _)| path.ends_with(&format!("/{name}")));
-        let use_ = if path.split('/').any(|segment| segment == AUTH_TOKENS) {
-            Use::Credential
+        let purpose = if path.split('/').any(|segment| segment == AUTH_TOKENS) {
+            Purpose::Credential
         } else if generating.is_some() {
-            Use::Generation
+            Purpose::Generation
         } else {
-            Use::Account
+            Purpose::Account
         };
         let kind = generating.map_or("other_method", |(_, kind)| *kind);
-        Ok((Self::of_body(kind, Target::BodyOr(named(resource))), use_))
+        Ok((Self::of_body(kind, Target::BodyOr(named(resource))), purpose))
     }
 
     /// Reads a path of OpenAI's shape at Gemini.
-    pub(super) fn of_openai(path: &str) -> (Self, Use) {
+    pub(super) fn of_openai(path: &str) -> (Self, Purpose) {
         let resource = path.strip_prefix(OPENAI).unwrap_or_default().trim_start_matches('/');
         let other = || Target::BodyOr(named(resource.split('/').next().unwrap_or_default()));
         match resource {
-            "chat/completions" => (Self::of_body("openai_chat", Target::Body), Use::Generation),
-            "embeddings" => (Self::of_body("openai_embeddings", Target::Body), Use::Generation),
-            "images/generations" => (Self::of_body("openai_other", Target::Body), Use::Generation),
-            "videos" => (Self::of_body("openai_other", other()), Use::Generation),
+            "chat/completions" => (Self::of_body("openai_chat", Target::Body), Purpose::Generation),
+            "embeddings" => (Self::of_body("openai_embeddings", Target::Body), Purpose::Generation),
+            "images/generations" => (Self::of_body("openai_other", Target::Body), Purpose::Generation),
+            "videos" => (Self::of_body("openai_other", other()), Purpose::Generation),
             "batches" => {
                 let call = Self::of_body(CREATE_BATCH, other());
-                (Self { apart: Some("create"), ..call }, Use::Account)
+                (Self { apart: Some("create"), ..call }, Purpose::Account)
             }
-            _ => (Self::of_body("openai_other", other()), Use::Account),
+            _ => (Self::of_body("openai_other", other()), Purpose::Account),
         }
     }
 

@@ -6,7 +6,7 @@
 use http::Method;
 
 use super::openai::OPENAI;
-use crate::api::auth::Use;
+use crate::api::auth::Purpose;
 
 /// What is sent with another method than GET, HEAD or DELETE and generates nothing: a method and a
 /// path at Gemini. `*` stands for a part of a segment, `**` for all further segments. Source: Gemini
@@ -42,15 +42,15 @@ pub(super) fn is_free(method: &Method, path: &str) -> bool {
 }
 
 /// What a request that costs nothing does with the key. The models are everybody's.
-pub(super) fn use_of(method: &Method, path: &str) -> Use {
+pub(super) fn purpose_of(method: &Method, path: &str) -> Purpose {
     let mut segments = path.strip_prefix(OPENAI).unwrap_or(path).split('/').skip(1);
     let first = segments.next();
     let resource = if path.starts_with(OPENAI) { first } else { segments.next() };
     let reads = matches!(*method, Method::GET | Method::HEAD);
     if reads && resource == Some("models") && segments.count() <= 1 {
-        Use::Generation
+        Purpose::Generation
     } else {
-        Use::Account
+        Purpose::Account
     }
 }
 

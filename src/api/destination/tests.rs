@@ -132,26 +132,26 @@ fn paths_of_both_surfaces_are_told_apart_by_the_key() {
 
 #[test]
 fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
-    for (method, path, use_) in [
-        (Method::POST, "/v1beta/models/m:generateContent", Use::Generation),
-        (Method::POST, "/v1beta/models/m:countTokens", Use::Generation),
-        (Method::POST, "/v1beta/interactions", Use::Generation),
-        (Method::POST, "/v1/chat/completions", Use::Generation),
-        (Method::GET, "/v1beta/models", Use::Generation),
-        (Method::GET, "/v1beta/models/m", Use::Generation),
-        (Method::GET, "/v1beta/openai/models/m", Use::Generation),
-        (Method::GET, "/v1beta/models/m/operations/o", Use::Account),
-        (Method::GET, "/v1beta/tunedModels", Use::Account),
-        (Method::GET, "/v1beta/interactions/i", Use::Account),
-        (Method::DELETE, "/v1beta/models/m", Use::Account),
-        (Method::DELETE, "/v1beta/files/f", Use::Account),
-        (Method::POST, "/upload/v1beta/files", Use::Account),
-        (Method::POST, "/v1beta/models/m:batchGenerateContent", Use::Account),
-        (Method::POST, "/v1beta/webhooks", Use::Account),
-        (Method::POST, "/v1beta/auth_tokens", Use::Credential),
-        (Method::POST, "/v1beta/interactions/i/auth_tokens", Use::Credential),
+    for (method, path, purpose) in [
+        (Method::POST, "/v1beta/models/m:generateContent", Purpose::Generation),
+        (Method::POST, "/v1beta/models/m:countTokens", Purpose::Generation),
+        (Method::POST, "/v1beta/interactions", Purpose::Generation),
+        (Method::POST, "/v1/chat/completions", Purpose::Generation),
+        (Method::GET, "/v1beta/models", Purpose::Generation),
+        (Method::GET, "/v1beta/models/m", Purpose::Generation),
+        (Method::GET, "/v1beta/openai/models/m", Purpose::Generation),
+        (Method::GET, "/v1beta/models/m/operations/o", Purpose::Account),
+        (Method::GET, "/v1beta/tunedModels", Purpose::Account),
+        (Method::GET, "/v1beta/interactions/i", Purpose::Account),
+        (Method::DELETE, "/v1beta/models/m", Purpose::Account),
+        (Method::DELETE, "/v1beta/files/f", Purpose::Account),
+        (Method::POST, "/upload/v1beta/files", Purpose::Account),
+        (Method::POST, "/v1beta/models/m:batchGenerateContent", Purpose::Account),
+        (Method::POST, "/v1beta/webhooks", Purpose::Account),
+        (Method::POST, "/v1beta/auth_tokens", Purpose::Credential),
+        (Method::POST, "/v1beta/interactions/i/auth_tokens", Purpose::Credential),
     ] {
-        assert_eq!(of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).use_, use_, "{path}");
+        assert_eq!(of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).purpose, purpose, "{path}");
     }
     let call = of(Method::POST, "/v1/models/m:countTokens", &[]).ok().unwrap().call.unwrap();
     assert_eq!(call.apart, Some("countTokens"));

@@ -31,10 +31,10 @@ pub(super) async fn send(
     destination: Destination,
     counted: Counted,
 ) -> Result<Response, NotRelayed> {
-    let Destination { surface, path, use_, .. } = destination;
+    let Destination { surface, path, purpose, .. } = destination;
     let Counted { kind, target, apart, streams } = counted;
     let caller = Caller::of(&head.headers, head.uri.query(), gateway);
-    let payer = caller.relayed(use_, gateway)?;
+    let payer = caller.relayed(purpose, gateway)?;
     check_body(&head.headers, &body, payer.tier)?;
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;

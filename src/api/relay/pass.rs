@@ -60,7 +60,7 @@ fn payer(
     let (path, query) = (&destination.path, head.uri.query().unwrap_or_default());
     let caller = Caller::of(&head.headers, Some(query), gateway);
     if caller.brings_key() || !upload::goes_on(path, query) {
-        return caller.relayed(destination.use_, gateway).map(Some);
+        return caller.relayed(destination.purpose, gateway).map(Some);
     }
     if upload::is_signed(&gateway.config, path, query, jiff::Timestamp::now()) {
         Ok(None)
