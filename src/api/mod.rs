@@ -20,5 +20,6 @@ mod router;
 mod semaphores;
 mod single;
 mod structured;
+mod whole;
 
 pub use router::{openapi, router};
