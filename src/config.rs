@@ -197,7 +197,7 @@ const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
     "120",
     "seconds",
-    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first.",
+    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first; of an upload, from when all of it was sent.",
 );
 const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
     "STREAM_IDLE_TIMEOUT_SECONDS",

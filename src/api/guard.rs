@@ -30,7 +30,7 @@ pub(super) async fn guard(
 ) -> Response {
     let trusted = &gateway.config.cors_origins;
     let reader = browser::reader(request.headers(), trusted);
-    let mut response = if let Err(refusal) = check(&request) {
+    let mut response = if let Some(refusal) = refusal(&request) {
         refusal
     } else if browser::is_preflight(request.method(), request.headers()) {
         browser::preflight(request.headers())
@@ -45,19 +45,19 @@ pub(super) async fn guard(
     response
 }
 
-/// Holds a request to HTTP. Source: RFC 9112, section 3.2, for the host; TRACE would show a client
-/// the key that the server adds.
-fn check(request: &Request) -> Result<(), Response> {
+/// The answer to what is no request in HTTP, or has a method that no path takes. TRACE would show a
+/// client the key that the server adds. Source for the host: RFC 9112, section 3.2.
+fn refusal(request: &Request) -> Option<Response> {
     let hosts = request.headers().get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
-        return Err(ApiError::invalid_host().into_response());
+        return Some(ApiError::invalid_host().into_response());
     }
-    if !is_known(request.method()) {
-        let mut refusal = ApiError::method_not_allowed().into_response();
-        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
-        return Err(refusal);
+    if is_known(request.method()) {
+        return None;
     }
-    Ok(())
+    let mut refusal = ApiError::method_not_allowed().into_response();
+    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
+    Some(refusal)
 }
 
 fn is_known(method: &Method) -> bool {

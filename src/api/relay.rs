@@ -5,6 +5,8 @@ mod headers;
 mod pass;
 mod upload;
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -81,11 +83,12 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
 /// Answers what has no route of its own. A path that is passed on but for a slash too many goes
 /// where it leads without it.
 pub(super) async fn unrouted(State(gateway): State<Gateway>, request: Request) -> Response {
-    let path = single_slashes(request.uri().path());
-    if PREFIXES.iter().any(|prefix| path.starts_with(prefix)) {
-        return relay(State(gateway), request).await;
+    match single_slashes(request.uri().path()) {
+        Cow::Owned(path) if PREFIXES.iter().any(|prefix| path.starts_with(prefix)) => {
+            relay(State(gateway), request).await
+        }
+        _ => ApiError::not_found().into_response(),
     }
-    ApiError::not_found().into_response()
 }
 
 /// What may be sent to a path that is passed on. Gemini is not asked.

@@ -88,7 +88,8 @@ async fn half_of_a_thousand_streams_are_hung_up_on_and_every_slot_comes_back() {
     let client = reqwest::Client::new();
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
-        let request = client.post(service.url(STREAM)).body(json!({"contents": []}).to_string());
+        let request = client.post(service.url(STREAM)).header("content-type", "application/json");
+        let request = request.body(json!({"contents": []}).to_string());
         let mut response = request.send().await.unwrap();
         assert!(response.chunk().await.unwrap().is_some());
         streams.push(response);

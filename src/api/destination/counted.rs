@@ -102,7 +102,9 @@ impl Counted {
         match resource {
             "chat/completions" => (Self::of_body("openai_chat", Target::Body), Purpose::Generation),
             "embeddings" => (Self::of_body("openai_embeddings", Target::Body), Purpose::Generation),
-            "images/generations" => (Self::of_body("openai_other", Target::Body), Purpose::Generation),
+            "images/generations" => {
+                (Self::of_body("openai_other", Target::Body), Purpose::Generation)
+            }
             "videos" => (Self::of_body("openai_other", other()), Purpose::Generation),
             "batches" => {
                 let call = Self::of_body(CREATE_BATCH, other());

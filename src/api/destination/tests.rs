@@ -151,7 +151,11 @@ fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
         (Method::POST, "/v1beta/auth_tokens", Purpose::Credential),
         (Method::POST, "/v1beta/interactions/i/auth_tokens", Purpose::Credential),
     ] {
-        assert_eq!(of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).purpose, purpose, "{path}");
+        assert_eq!(
+            of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).purpose,
+            purpose,
+            "{path}"
+        );
     }
     let call = of(Method::POST, "/v1/models/m:countTokens", &[]).ok().unwrap().call.unwrap();
     assert_eq!(call.apart, Some("countTokens"));

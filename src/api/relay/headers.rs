@@ -7,6 +7,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
 
 use super::upload;
 use crate::api::auth::{ADMIN_API_KEY, Tier, decoded, name_of, parameters, without_key};
@@ -120,12 +121,14 @@ fn is_kept_back(name: &HeaderName) -> bool {
         || KEPT_BACK_FAMILIES.iter().any(|family| name.as_str().starts_with(family))
 }
 
-/// Whether the admin key stands anywhere in a head.
+/// Whether the admin key stands anywhere in a head, escaped or not.
 fn shows(admin: &AdminKey, path: &str, query: &str, headers: &HeaderMap) -> bool {
-    let in_path = path.split(['/', ':']).any(|segment| admin.is_in(decoded(segment).as_bytes()));
-    let in_query = parameters(query).flat_map(|parameter| parameter.splitn(2, '='));
-    in_path
-        || in_query.into_iter().any(|part| admin.is_in(decoded(part).as_bytes()))
+    let is_in = |text: &str| {
+        let unescaped: Vec<u8> = percent_decode_str(text).collect();
+        admin.is_in(&unescaped) || admin.is_in(decoded(text).as_bytes())
+    };
+    path.split(['/', ':']).any(is_in)
+        || parameters(query).flat_map(|parameter| parameter.splitn(2, '=')).any(is_in)
         || headers.values().any(|value| admin.is_in(value.as_bytes()))
 }
 
