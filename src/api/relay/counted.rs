@@ -1,6 +1,8 @@
 //! Calls that are counted: they go through admission, and the slots they hold are given back when
 //! their answer has passed.
 
+use std::sync::Arc;
+
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::Bytes;
@@ -17,10 +19,11 @@ use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
-use crate::dispatch::{Call, Unanswered};
+use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
-use crate::gemini::{Forward, InputFeatures, Model, Surface, named_model};
+use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Surface, named_model};
 use crate::generation::InvalidField;
+use crate::limits::Semaphore;
 
 /// Sends a call through admission and passes its answer back. Who pays is known before the body is
 /// read.
@@ -43,12 +46,7 @@ pub(super) async fn send(
     let deadline = Instant::now() + gateway.config.request_timeout;
     let model = model(surface, target, &body).await?;
     let input = with_body(body.clone(), InputFeatures::of_body).await?;
-    let dispatcher = &gateway.dispatcher;
-    let place = dispatcher.place();
-    let route = match apart {
-        Some(name) => dispatcher.route_apart(name, &place, payer.key, model, semaphore),
-        None => dispatcher.route(&place, payer.key, model, semaphore),
-    };
+    let route = route(gateway, apart, payer.key, model, semaphore);
     let call = Call { kind, route, input, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
@@ -91,6 +89,22 @@ async fn model(surface: Surface, target: Target, body: &Bytes) -> Result<Model, 
 fn model_of(name: &str) -> Option<Model> {
     let last = name.rsplit('/').next().unwrap_or_default();
     Model::parse(name).or_else(|_| Model::parse(last)).ok()
+}
+
+/// The way of a call, which may be counted apart under a name.
+fn route(
+    gateway: &Gateway,
+    apart: Option<&str>,
+    key: ApiKey,
+    model: Model,
+    semaphore: Option<Arc<dyn Semaphore>>,
+) -> Arc<Route> {
+    let dispatcher = &gateway.dispatcher;
+    let place = dispatcher.place();
+    match apart {
+        Some(name) => dispatcher.route_apart(name, &place, key, model, semaphore),
+        None => dispatcher.route(&place, key, model, semaphore),
+    }
 }
 
 async fn answer(

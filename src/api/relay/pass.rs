@@ -1,5 +1,7 @@
 //! Requests that cost nothing: they pass at once, of whatever size.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::request::Parts;
@@ -29,12 +31,7 @@ pub(super) async fn pass(
     let origin = origin(&head);
     let tier = payer.as_ref().map(|payer| payer.tier);
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
-    let (payload, mut sending) = if body.is_end_stream() {
-        (Payload::Whole(Full::default()), Sending::nothing())
-    } else {
-        let (body, sending) = Sending::of(TimeoutBody::new(config.client_timeout, body));
-        (Payload::Passing(body), sending)
-    };
+    let (payload, mut sending) = sending(body, config.client_timeout);
     let key = payer.as_ref().map(|payer| &payer.key);
     let passed = gateway.dispatcher.pass(&request, key, payload, &mut sending).await;
     let response = passed.map_err(|unanswered| match sending.fault() {
@@ -49,6 +46,15 @@ pub(super) async fn pass(
         redirect_uploads(gateway, response.headers_mut(), &origin);
     }
     Ok(response)
+}
+
+/// What is sent of a body, each piece of which may be waited for so long, and how far it is.
+fn sending(body: Body, client_timeout: Duration) -> (Payload, Sending) {
+    if body.is_end_stream() {
+        return (Payload::Whole(Full::default()), Sending::nothing());
+    }
+    let (body, sending) = Sending::of(TimeoutBody::new(client_timeout, body));
+    (Payload::Passing(body), sending)
 }
 
 /// The key that pays. An upload that began here goes on without one: its URL is its proof.
