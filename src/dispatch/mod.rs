@@ -306,7 +306,8 @@ impl Dispatcher {
     }
 
     fn refuse(&self, call: Underway, refusal: &Refusal) {
-        let named = refusal.violations.iter().filter_map(|quota| quota.model.as_deref());
+        // Google names one model a refusal; a few are looked at, however many there are.
+        let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
         for model in named.filter_map(|name| Model::parse(name).ok()) {
             self.counts_as(&call, Some(&model));
         }

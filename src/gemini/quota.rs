@@ -109,6 +109,7 @@ impl Refusal {
         let delay = self.retry_after.unwrap_or(MINUTE);
         match self.scope {
             Scope::PerDay => Some(until_midnight(now)),
+            Scope::Other if self.names(Period::Day) => Some(until_midnight(now)),
             Scope::PerMinute => Some(delay.min(LONGEST_MINUTE)),
             Scope::Spend => Some(delay.min(SPEND_WINDOW)),
             Scope::Other => Some(delay),
@@ -121,9 +122,13 @@ impl Refusal {
     pub(super) fn is_passing(&self) -> bool {
         match self.scope {
             Scope::PerMinute | Scope::Load | Scope::Spend => true,
-            Scope::Other => self.retry_after.is_some(),
+            Scope::Other => self.violations.is_empty() && self.retry_after.is_some(),
             Scope::PerDay | Scope::NoQuota => false,
         }
+    }
+
+    fn names(&self, period: Period) -> bool {
+        self.violations.iter().any(|quota| quota.period == period)
     }
 
     /// Reads a 429: its code, where that is a word, its message and its details.
@@ -426,8 +431,12 @@ mod tests {
             "BatchEnqueuedTokensPerModel",
             "TotalCachedContentStorageTokensPerModelFreeTier",
         ] {
-            let details = format!("[{}]", violation(id));
-            assert_eq!(refusal(&details, "").scope, Scope::Other, "{id}");
+            let details = format!("[{},{}]", violation(id), retry_info("3s"));
+            let refusal = refusal(&details, "");
+            assert_eq!((refusal.scope, refusal.is_passing()), (Scope::Other, false), "{id}");
+            let hours = if id.contains("PerDay") { 8 } else { 0 };
+            let wait = refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(wait.as_secs() / HOUR, hours, "{id}: midnight in California");
         }
         let embeds = format!("[{}]", violation("BatchEmbedContentsRequestsPerMinutePerProject"));
         assert_eq!(refusal(&embeds, "").scope, Scope::PerMinute);

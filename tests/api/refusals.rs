@@ -193,7 +193,7 @@ async fn a_quota_of_0_is_told_as_no_quota_and_not_asked_for_again() {
 
 #[tokio::test]
 async fn a_quota_that_nobody_names_is_not_tried_again_and_says_nothing_of_other_calls() {
-    for body in [unnamed(), quota("SearchGroundingRequestsPerDayPerProject", "500")] {
+    for body in [unnamed(), quota("BatchEnqueuedTokensPerModel", "500")] {
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &body)));
         let upstream = upstream.await;
         let service = upstream.service().await;
