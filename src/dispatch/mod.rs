@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
     Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
-    Scope, TokenEstimator, Usage,
+    Scope, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
     Account, Admission, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile,
@@ -157,6 +157,7 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
+        warn_of_retirement(&model);
         let estimator = self.estimators.of(&model);
         Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
     }

@@ -219,6 +219,11 @@ impl Base {
         if authority.as_str().contains('@') {
             return invalid("it has a user name or a password in it");
         }
+        // An authority whose port is no number up to 65535 still parses; only its port is missing.
+        let after_host = &authority.as_str()[authority.host().len()..];
+        if !after_host.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
+            return invalid("its port is not a number from 1 to 65535");
+        }
         let path = parts.path_and_query.map_or_else(String::new, |path| path.to_string());
         Ok(Self { scheme, authority, prefix: path.trim_end_matches('/').to_owned() })
     }

@@ -37,7 +37,8 @@ struct GoogleStatus {
     #[schema(value_type = String)]
     status: &'static str,
     /// An `ErrorInfo` whose reason is the failure's code, and a `RetryInfo` where it is known when
-    /// another attempt can succeed.
+    /// another attempt can succeed. Gemini's own errors may have none.
+    #[schema(required = false)]
     details: Vec<Value>,
 }
 

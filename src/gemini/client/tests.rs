@@ -261,6 +261,10 @@ fn a_base_url_is_a_place_and_nothing_more() {
         "https://u:p@g.example",
         "http://g.example?key=k",
         "http://g.example/#x",
+        "http://g.example:99999",
+        "http://g.example:0",
+        "http://g.example:",
+        "http://[::1]:65536",
     ] {
         assert!(Client::new(given).is_err(), "{given:?}");
     }
