@@ -1,5 +1,7 @@
 //! Every setting: its variable, default, unit and meaning. Read once, at the start.
 
+mod admin_key;
+mod browsers;
 mod quotas;
 #[cfg(test)]
 mod tests;
@@ -11,11 +13,11 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::HeaderValue;
-use secrecy::{ExposeSecret, SecretString};
-
 use crate::gemini::{ApiKey, Client, Model};
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
+
+pub use admin_key::AdminKey;
+pub use browsers::{CorsOrigins, FallbackScope};
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +46,9 @@ pub const SETTINGS: &[Setting] = &[
     ADMIN_API_KEY,
     GEMINI_API_KEY,
     ENVIRONMENT_FALLBACK,
+    ENVIRONMENT_FALLBACK_SCOPE,
+    CORS_ORIGINS,
+    ALLOWED_HOSTS,
     GEMINI_CONCURRENCY_LIMIT,
     GEMINI_TIER,
     GEMINI_LIMITS,
@@ -83,6 +88,24 @@ const ENVIRONMENT_FALLBACK: Setting = setting(
     "true",
     "true or false",
     "Whether a request that brings no key at all spends the server's Gemini key.",
+);
+const ENVIRONMENT_FALLBACK_SCOPE: Setting = setting(
+    "ENVIRONMENT_FALLBACK_SCOPE",
+    "all",
+    "all or generation",
+    "What such a request may do. all: also list, read, upload and delete the files, caches and jobs of the server's key. generation: generate, embed, count tokens and list models, nothing else.",
+);
+const CORS_ORIGINS: Setting = setting(
+    "CORS_ORIGINS",
+    "",
+    "origins, separated by commas, or *",
+    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. Unset: of none.",
+);
+const ALLOWED_HOSTS: Setting = setting(
+    "ALLOWED_HOSTS",
+    "",
+    "host names, separated by commas",
+    "Under which names, beside localhost, requests without a key are served with the server's. Unset: under every name, or with a loopback `HOST` under none.",
 );
 const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
@@ -174,7 +197,7 @@ const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
     "120",
     "seconds",
-    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first.",
+    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first; of an upload, from when all of it was sent.",
 );
 const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
     "STREAM_IDLE_TIMEOUT_SECONDS",
@@ -229,6 +252,9 @@ pub struct Config {
     pub admin_api_key: Option<AdminKey>,
     pub gemini_api_key: Option<ApiKey>,
     pub environment_fallback: bool,
+    pub fallback_scope: FallbackScope,
+    pub cors_origins: CorsOrigins,
+    pub allowed_hosts: Vec<String>,
     pub concurrency_limit: usize,
     pub quota_plan: QuotaPlan,
     pub max_queued_requests: usize,
@@ -276,6 +302,9 @@ impl Config {
             admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
             environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
+            fallback_scope: settings.parse(ENVIRONMENT_FALLBACK_SCOPE, "all or generation")?,
+            cors_origins: CorsOrigins::read(&settings)?,
+            allowed_hosts: browsers::allowed_hosts(&settings)?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
             quota_plan,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
@@ -356,6 +385,13 @@ impl Lookup<'_> {
         expected: &'static str,
     ) -> Result<T, InvalidSetting> {
         self.value(setting).parse().map_err(|_| invalid(setting, expected))
+    }
+
+    /// The entries of a list that commas separate, without the blank ones.
+    fn list(&self, setting: Setting) -> Vec<String> {
+        let entries = self.value(setting);
+        let entries = entries.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        entries.map(str::to_owned).collect()
     }
 
     fn count(&self, setting: Setting) -> Result<usize, InvalidSetting> {
@@ -441,30 +477,5 @@ impl FromStr for LogFormat {
             "json" => Ok(Self::Json),
             _ => Err(()),
         }
-    }
-}
-
-/// The secret that makes a caller the administrator.
-#[derive(Debug, Clone)]
-pub struct AdminKey(SecretString);
-
-impl AdminKey {
-    /// Keeps a secret.
-    pub fn new(key: impl Into<SecretString>) -> Self {
-        Self(key.into())
-    }
-
-    /// The key as a header carries it, which does not show in its `Debug`; `None` where no header
-    /// can.
-    pub fn header(&self) -> Option<HeaderValue> {
-        let mut header = HeaderValue::from_str(self.0.expose_secret()).ok()?;
-        header.set_sensitive(true);
-        Some(header)
-    }
-
-    /// Compares without telling by the time it takes how much of a guess was right.
-    pub fn matches(&self, candidate: &[u8]) -> bool {
-        use subtle::ConstantTimeEq;
-        self.0.expose_secret().as_bytes().ct_eq(candidate).into()
     }
 }

@@ -31,7 +31,7 @@ use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatSt
         )),
         Failures
     ),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn chat(
     State(gateway): State<Gateway>,
@@ -110,7 +110,7 @@ async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response
         (status = OK, description = "What came of each", body = BatchResponse<ChatResponse>),
         Failures
     ),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_chat(
     State(gateway): State<Gateway>,

@@ -120,6 +120,40 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 
+    /// A page of another origin may not spend the server's key.
+    pub(super) fn cross_site() -> Self {
+        let detail = "A browser sent this request for a page of another origin, which may not \
+                      spend the server's key. Bring a key, or add the origin to CORS_ORIGINS.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The server's key is not spent under this host's name.
+    pub(super) fn foreign_host() -> Self {
+        let detail = "The server's key is not spent under the name in the Host header. Bring a \
+                      key, or add the name to ALLOWED_HOSTS.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The server's key does not do this for a request without any key.
+    pub(super) fn beyond_fallback() -> Self {
+        let detail = "The server's key does this for nobody without a key. Provide \
+                      'Admin-API-Key' in headers or a key of your own.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The admin key stands where it would be sent on.
+    pub(super) fn misplaced_admin_key() -> Self {
+        let detail = "The admin key stands where it would be sent to Gemini. It is taken only as \
+                      'Admin-API-Key', 'x-goog-api-key', a bearer token or '?key='.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The URL of an upload that did not begin here, or began too long ago.
+    pub(super) fn unknown_upload() -> Self {
+        let detail = "Without a key, only an upload goes on that began here within the last day.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
     pub(super) fn no_server_key() -> Self {
         let detail = "The admin key is right, but the server has no GEMINI_API_KEY to pay with.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_key_missing", detail)
@@ -140,6 +174,12 @@ impl ApiError {
     /// A path that leads nowhere at Gemini, or that cannot be told where it leads.
     pub(super) fn unusable_path(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_path", detail)
+    }
+
+    /// No `Host` header, or several.
+    pub(super) fn invalid_host() -> Self {
+        let detail = "A request has one Host header.";
+        Self::new(StatusCode::BAD_REQUEST, "invalid_host", detail)
     }
 
     pub(super) fn unknown_semaphore(id: &str) -> Self {
@@ -166,6 +206,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not Found")
     }
 
+    /// A path of OpenAI's for which Gemini has nothing.
+    pub(super) fn not_served(path: &str) -> Self {
+        let detail = format!("Gemini has nothing like OpenAI's {path}.");
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
     pub(super) fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
     }
@@ -177,6 +223,12 @@ impl ApiError {
 
     pub(super) fn not_json() -> Self {
         let detail = "The body must be JSON, sent with 'Content-Type: application/json'.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    /// A body that is compressed, so that nobody here can tell what it costs.
+    pub(super) fn encoded_body() -> Self {
+        let detail = "The body must not be compressed: send it without 'Content-Encoding'.";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 

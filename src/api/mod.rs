@@ -3,10 +3,12 @@
 mod auth;
 mod batch;
 mod body;
+mod browser;
 mod chat;
 mod cinematic;
 mod destination;
 mod error;
+mod guard;
 mod health;
 mod leases;
 mod limits;

@@ -15,7 +15,7 @@ use super::error::ErrorBody;
         description = "One door to Google Gemini: everything that shares an account sends its \
                        requests through it. A request is paid for by the server's key where it \
                        brings the admin key, else by the key in its `credentials`, else by the \
-                       server's key where the server allows that."
+                       key in its headers, else by the server's key where the server allows that."
     ),
     tags(
         (name = "generation", description = "Texts, JSON and stories, one by one or in batches"),
@@ -53,7 +53,7 @@ impl Modify for Keys {
         );
         let google = ApiKeyValue::with_description(
             "x-goog-api-key",
-            "The caller's own Gemini key, or the admin key, on Gemini's surface and OpenAI's.",
+            "The caller's own Gemini key, or the admin key.",
         );
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
         let bearer = bearer.description(Some("The same, as OpenAI's clients send it."));

@@ -10,7 +10,7 @@ use http::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
-use super::{Attempts, Call, Dispatcher, Ended, Failure, reported};
+use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, reported};
 use crate::gemini::{ApiKey, Error, Forward, Held, Payload, Rejected, Usage, UsageScanner};
 use crate::limits::{Admission, Underway};
 use crate::metrics::Metrics;
@@ -71,8 +71,9 @@ impl Dispatcher {
         }
     }
 
-    /// Passes on a request that generates nothing: it takes no slot, and is sent once. `patience`
-    /// is how long Gemini may take to answer.
+    /// Passes on a request that costs nothing: it takes no slot, and is sent once. Gemini may take
+    /// as long for it as for an attempt at a call, counted from when all of the body was sent;
+    /// before that, as long to be reached or to take the next piece of it.
     ///
     /// # Errors
     /// [`Unanswered`].
@@ -81,12 +82,17 @@ impl Dispatcher {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        patience: Duration,
+        sending: &mut Sending,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let passed = timeout(patience, self.client.pass(request, key, payload)).await;
-        passed.unwrap_or_else(|_| Err(Error::late(patience).into())).map_err(|rejected| {
-            let Rejected { error, response } = rejected;
-            Unanswered { failure: Failure::Upstream { error, retry_after: None }, response }
+        let limit = self.policy.attempt_timeout;
+        let passed = tokio::select! {
+            biased;
+            passed = self.client.pass(request, key, payload) => passed,
+            () = sending.overdue(limit) => Err(Error::late(limit).into()),
+        };
+        passed.map_err(|Rejected { error, response }| {
+            let failure = Failure::Upstream { error, retry_after: None };
+            Unanswered { failure, response }
         })
     }
 

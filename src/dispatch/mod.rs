@@ -5,6 +5,7 @@
 mod estimate;
 mod forward;
 mod retry;
+mod sending;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use forward::{Forwarded, Unanswered};
 use retry::Attempts;
 
 pub use retry::RetryPolicy;
+pub use sending::{ClientFault, Sending};
 
 /// Sends calls to Gemini, each through the door.
 #[derive(Debug)]
@@ -137,15 +139,17 @@ impl Dispatcher {
         self.route_for(account, place, key, model, semaphore)
     }
 
-    /// The same for calls that count tokens. They are not paid for out of the model's quotas.
-    pub fn counting_route(
+    /// The same for calls that Gemini counts beside what the model generates, under a name of
+    /// their own, such as `countTokens`. They are not paid for out of the model's quotas.
+    pub fn route_apart(
         &self,
+        name: &str,
         place: &Arc<Turnstile>,
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().apart(key.sha256(), model.as_str(), "countTokens");
+        let account = self.door.accounts().apart(key.sha256(), model.as_str(), name);
         self.route_for(account, place, key, model, semaphore)
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, Method, Request, Response, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
     response,
 };
@@ -89,7 +89,7 @@ impl Client {
         idle: Duration,
     ) -> Result<Response<Held>, Rejected> {
         let payload = Payload::Whole(Full::new(body));
-        let response = self.answer(request, Some(key), payload, fence).await?;
+        let response = self.answer(request, Some(key), payload, fence, is_answer).await?;
         let (head, body) = response.into_parts();
         let is_stream = request.streams || is_event_stream(&head.headers);
         let held = Held::new(body, is_stream, idle).await?;
@@ -109,7 +109,9 @@ impl Client {
         key: Option<&ApiKey>,
         payload: Payload,
     ) -> Result<Response<Incoming>, Rejected> {
-        self.answer(request, key, payload, None).await
+        let is_upload = request.path.path().starts_with("/upload/");
+        let is_good = move |status| is_passed_on(status, is_upload);
+        self.answer(request, key, payload, None, is_good).await
     }
 
     async fn answer(
@@ -118,10 +120,10 @@ impl Client {
         key: Option<&ApiKey>,
         payload: Payload,
         fence: Option<Fence>,
+        is_good: impl Fn(StatusCode) -> bool,
     ) -> Result<Response<Incoming>, Rejected> {
         let response = self.send(request.with(key, payload), fence).await?;
-        let status = response.status();
-        if !status.is_client_error() && !status.is_server_error() {
+        if is_good(response.status()) {
             return Ok(response);
         }
         let (head, body) = response.into_parts();
@@ -168,6 +170,24 @@ fn is_enough(first: &[u8], is_stream: bool) -> bool {
     first.len() >= MAX_HELD || (is_stream && can_tell())
 }
 
+/// Whether a status says that the body is an answer.
+fn is_answer(status: StatusCode) -> bool {
+    status.is_success() && !is_empty(status)
+}
+
+/// Whether a status is passed on where nothing is generated: besides success, that nothing changed
+/// since the client last asked (304), and that an upload is to go on (308).
+fn is_passed_on(status: StatusCode, is_upload: bool) -> bool {
+    status.is_success()
+        || status == StatusCode::NOT_MODIFIED
+        || (is_upload && status == StatusCode::PERMANENT_REDIRECT)
+}
+
+/// Whether an answer with this status has no body. Source: RFC 9110, section 15.3.
+fn is_empty(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type
@@ -182,7 +202,10 @@ impl Rejected {
         };
         let wait = retry_after::read(&head.headers, Timestamp::now());
         let error = Error::read(head.status, &body).waiting(wait);
-        Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
+        // What is no error of Gemini's is not for its clients.
+        let is_told = error.kind != ErrorKind::Malformed;
+        let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
+        Self { error, response }
     }
 
     /// Reads an answer that came with success and begins with an error.

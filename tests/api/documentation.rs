@@ -252,10 +252,7 @@ async fn the_admin_key_is_a_security_scheme_that_fits_every_endpoint_with_keys()
         let expected = match operation.path {
             "/" | "/metrics" => Value::Null,
             path if path.starts_with("/_admin") => json!([{"AdminKey": []}]),
-            _ if operation.is_relayed() => {
-                json!([{}, {"AdminKey": []}, {"GoogleApiKey": []}, {"BearerToken": []}])
-            }
-            _ => json!([{}, {"AdminKey": []}]),
+            _ => json!([{}, {"AdminKey": []}, {"GoogleApiKey": []}, {"BearerToken": []}]),
         };
         assert_eq!(operation.described["security"], expected, "{operation}");
     }

@@ -113,9 +113,12 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 26] = [
+const WRONG: [(&str, &str); 29] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
+    ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
+    ("CORS_ORIGINS", "wrong.example"),
+    ("ALLOWED_HOSTS", "wrong.example:77"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
     ("GEMINI_TIER", "gold"),
     ("GEMINI_LIMITS", "nobody@*:rpm=77"),
@@ -289,7 +292,7 @@ async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
         let stream = TcpStream::connect(process.address).await.unwrap();
         let (mut read, mut write) = stream.into_split();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: 1000\r\n\r\n{{\"prompt\": "
         );
         write.write_all(head.as_bytes()).await.unwrap();

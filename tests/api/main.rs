@@ -2,6 +2,7 @@
 
 mod auth;
 mod batch;
+mod browsers;
 mod cinematic;
 mod clients;
 mod corpus;
@@ -22,6 +23,7 @@ mod protocol;
 mod recording;
 mod redis_server;
 mod refusals;
+mod relay;
 mod replicas;
 mod semaphores;
 mod settings;
