@@ -98,6 +98,9 @@ pub(super) enum Failures {
         "code": "unauthenticated"
     }))]
     Unauthorized(ErrorBody),
+    /// Gemini says that the account has nothing left to pay with (`account_unfunded`)
+    #[response(status = 402)]
+    PaymentRequired(ErrorBody),
     /// The key may not do this (`permission_denied`), or has no quota for the model (`no_quota`)
     #[response(status = 403)]
     Forbidden(ErrorBody),
@@ -123,7 +126,7 @@ pub(super) enum Failures {
     }))]
     UnprocessableEntity(ErrorBody),
     /// A quota of the account is used up; `Retry-After` says for how long (`rate_limited`,
-    /// `daily_quota_exhausted`)
+    /// `daily_quota_exhausted`, `spend_limited`, `other_quota_exhausted`)
     #[response(status = 429)]
     TooManyRequests(ErrorBody),
     /// Something broke in this service, or it has no key to pay with (`internal_error`,

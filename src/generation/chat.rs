@@ -81,7 +81,7 @@ impl Request for ChatRequest {
 
 impl Chat {
     fn response(&self, answer: Answer) -> ChatResponse {
-        let Answer { text, finish_reason, usage } = answer;
+        let Answer { text, finish_reason, usage, .. } = answer;
         let model = self.model.clone();
         ChatResponse { success: true, response: text, model, finish_reason, usage }
     }

@@ -22,6 +22,7 @@ mod process;
 mod protocol;
 mod recording;
 mod redis_server;
+mod refusals;
 mod relay;
 mod replicas;
 mod semaphores;

@@ -194,7 +194,7 @@ async fn what_fails_in_passing_is_sent_again_as_long_as_nothing_was_passed_on() 
     service.simulator.reset();
     let failed = answer(own(&service, GENERATE, "[[simulate:close]]")).await;
     assert_eq!(error(&failed), (502, "UNAVAILABLE", "UPSTREAM_CONNECTION"));
-    assert_eq!(service.simulator.stats().calls, 4);
+    assert_eq!(service.simulator.stats().calls, 2, "Gemini may have run it");
     service.until_idle().await;
 }
 
