@@ -319,7 +319,7 @@ impl ApiError {
             ErrorKind::Unfunded => (StatusCode::PAYMENT_REQUIRED, false),
             ErrorKind::DeadlineExceeded | ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, true),
             ErrorKind::Truncated => (StatusCode::BAD_GATEWAY, false),
-            ErrorKind::Overloaded
+            ErrorKind::Overloaded(_)
             | ErrorKind::Unavailable
             | ErrorKind::Connection
             | ErrorKind::BrokenOff

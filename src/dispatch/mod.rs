@@ -297,7 +297,7 @@ impl Dispatcher {
         match &error.kind {
             ErrorKind::RateLimited(refusal) => self.refuse(call, refusal),
             ErrorKind::Unfunded => call.unfunded(),
-            ErrorKind::Overloaded => call.overloaded(),
+            ErrorKind::Overloaded(_) => call.overloaded(),
             ErrorKind::Connection => call.unsent(),
             // Gemini took the call up, though nothing came of it that could be used.
             _ if error.accepted_model => call.answered(reported(error.usage)),
@@ -411,7 +411,8 @@ fn named_quotas(refusal: &Refusal) -> Quotas {
 fn retry_after(error: &Error) -> Option<Duration> {
     match &error.kind {
         ErrorKind::RateLimited(refusal) => refusal.retry_at(Timestamp::now()),
-        _ => error.retry_after,
+        ErrorKind::Overloaded(retry_after) => *retry_after,
+        _ => None,
     }
 }
 

@@ -107,17 +107,21 @@ mod tests {
         assert_eq!([longest(7), longest(100)], [30_000, 30_000]);
     }
 
-    /// When a chat is sent again of which so many attempts failed alike.
+    /// When a call is sent again of which so many attempts failed alike.
     fn resend_at(kind: &str, failed: usize, error: &Error) -> Option<Instant> {
+        let retry_after = match error.kind {
+            ErrorKind::Overloaded(retry_after) => retry_after,
+            _ => None,
+        };
         let mut attempts = Attempts::default();
         (0..failed).for_each(|_| attempts.count(error));
-        policy().resend_at(kind, attempts, error, error.retry_after, Instant::now())
+        policy().resend_at(kind, attempts, error, retry_after, Instant::now())
     }
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_sent_again_before_gemini_says() {
         let told = Some(Duration::from_secs(7));
-        let error = Error { retry_after: told, ..Error::new(ErrorKind::Overloaded, "overloaded") };
+        let error = Error::new(ErrorKind::Overloaded(told), "overloaded");
         for _ in 0..1000 {
             let wait = resend_at("chat", 2, &error).unwrap() - Instant::now();
             assert!(wait >= Duration::from_secs(7) && wait <= Duration::from_secs(8), "{wait:?}");
@@ -151,7 +155,7 @@ mod tests {
             assert!(!resent(kind, 1, ErrorKind::BrokenOff), "{kind}");
             assert!(!resent(kind, 1, ErrorKind::DeadlineExceeded), "{kind}");
             assert!(resent(kind, 3, ErrorKind::Connection), "{kind}: nothing was written");
-            assert!(resent(kind, 3, ErrorKind::Overloaded), "{kind}: Gemini did not run it");
+            assert!(resent(kind, 3, ErrorKind::Overloaded(None)), "{kind}: Gemini did not run it");
         }
     }
 }

@@ -416,7 +416,7 @@ mod tests {
             r#"[{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]"#,
         ] {
             let error = read(body).unwrap_err();
-            assert_eq!((error.kind, &*error.message), (ErrorKind::Overloaded, "overloaded"));
+            assert_eq!((error.kind, &*error.message), (ErrorKind::Overloaded(None), "overloaded"));
             assert!(!error.accepted_model);
         }
     }

@@ -28,8 +28,6 @@ pub struct Error {
     pub usage: Usage,
     /// Whether Gemini took up the call, and so knows the model by the name it was given.
     pub accepted_model: bool,
-    /// How long a 503 says to wait, a day at most. A 429 says it in its [`Refusal`].
-    pub retry_after: Option<Duration>,
     /// What lies behind it, for the log only.
     #[source]
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -57,8 +55,8 @@ pub enum ErrorKind {
     /// monthly cap. 402, or a 429 that says so. It holds for every model and key of the account,
     /// until somebody pays.
     Unfunded,
-    /// Gemini has too much to do: 503.
-    Overloaded,
+    /// Gemini has too much to do: 503. It may say how long to wait; about a day at most is read.
+    Overloaded(Option<Duration>),
     /// Gemini is broken, or gave the call up: 499, 500, 502, any other 5xx.
     Unavailable,
     /// Gemini took too long by its own clock: 408, 504.
@@ -96,7 +94,7 @@ impl ErrorKind {
                 Scope::Other => "other_quota_exhausted",
             },
             Self::Unfunded => "account_unfunded",
-            Self::Overloaded | Self::Unavailable => "upstream_unavailable",
+            Self::Overloaded(_) | Self::Unavailable => "upstream_unavailable",
             Self::DeadlineExceeded | Self::Timeout => "upstream_timeout",
             Self::Connection | Self::BrokenOff => "upstream_connection",
             Self::Malformed => "malformed_answer",
@@ -114,7 +112,6 @@ impl Error {
             message: message.into(),
             usage: Usage::default(),
             accepted_model: false,
-            retry_after: None,
             source: None,
         }
     }
@@ -130,7 +127,7 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match &self.kind {
             ErrorKind::RateLimited(refusal) => refusal.is_passing(),
-            ErrorKind::Overloaded
+            ErrorKind::Overloaded(_)
             | ErrorKind::Unavailable
             | ErrorKind::DeadlineExceeded
             | ErrorKind::Connection
@@ -143,7 +140,7 @@ impl Error {
     pub(super) fn waiting(mut self, wait: Option<Duration>) -> Error {
         let told = match &mut self.kind {
             ErrorKind::RateLimited(refusal) => &mut refusal.retry_after,
-            ErrorKind::Overloaded => &mut self.retry_after,
+            ErrorKind::Overloaded(retry_after) => retry_after,
             _ => return self,
         };
         *told = (*told).max(wait);
@@ -178,20 +175,15 @@ impl Error {
             429 => refused(told.code_word(), words, &details),
             499 => ErrorKind::Unavailable,
             400..500 => ErrorKind::InvalidRequest,
-            503 => ErrorKind::Overloaded,
+            503 => ErrorKind::Overloaded(retry_after(words, &details)),
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
         };
-        let retry_after = match kind {
-            ErrorKind::Overloaded => retry_after(words, &details),
-            _ => None,
-        };
-        let error = if words.is_empty() || words.starts_with('<') {
+        if words.is_empty() || words.starts_with('<') {
             Error::new(kind, format!("Gemini answered {status}"))
         } else {
             Error::new(kind, bounded(words))
-        };
-        Error { retry_after, ..error }
+        }
     }
 }
 
@@ -246,7 +238,7 @@ mod tests {
                 (499, ErrorKind::Unavailable, true),
                 (500, ErrorKind::Unavailable, true),
                 (502, ErrorKind::Unavailable, true),
-                (503, ErrorKind::Overloaded, true),
+                (503, ErrorKind::Overloaded(None), true),
                 (504, ErrorKind::DeadlineExceeded, true),
                 (302, ErrorKind::Malformed, false),
             ] {
@@ -301,7 +293,7 @@ mod tests {
         let body = |code: &str| format!(r#"{{"error":{{"code":"{code}","message":"Words."}}}}"#);
         assert_eq!(read(503, &body("service_unavailable")).message, "Words.");
         let despite_success = |code| Error::read_despite_success(body(code).as_bytes()).kind;
-        assert_eq!(despite_success("service_unavailable"), ErrorKind::Overloaded);
+        assert_eq!(despite_success("service_unavailable"), ErrorKind::Overloaded(None));
         assert_eq!(despite_success("cancelled"), ErrorKind::Unavailable);
         assert_eq!(despite_success("payment_required"), ErrorKind::Unfunded);
         assert_eq!(despite_success("brand_new"), ErrorKind::Malformed);
@@ -315,7 +307,8 @@ mod tests {
             let error = read(status, body).waiting(Some(Duration::from_secs(header)));
             match error.kind {
                 ErrorKind::RateLimited(refusal) => refusal.retry_after,
-                _ => error.retry_after,
+                ErrorKind::Overloaded(retry_after) => retry_after,
+                _ => None,
             }
         };
         for status in [429, 503] {
