@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::schema::{Dialect, Schema};
+use super::schema::{Dialect, Schema, Stopped, Work};
 use super::{InvalidField, Misfit, Preparation, Unusable};
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
 
@@ -35,6 +35,14 @@ pub(super) enum Fault {
     Violations(Vec<String>),
     /// It ends before its end.
     Truncated,
+    /// The work was stopped before that was known.
+    Unfinished,
+}
+
+impl From<Stopped> for Fault {
+    fn from(_: Stopped) -> Self {
+        Self::Unfinished
+    }
 }
 
 impl SchemaPrompt {
@@ -86,7 +94,8 @@ impl SchemaQuestion {
     }
 
     /// The answer as JSON, if it fits the caller's schema.
-    pub(super) fn check(&self, answer: &Answer) -> Result<Value, Fault> {
+    pub(super) fn check(&self, answer: &Answer, work: &Work) -> Result<Value, Fault> {
+        work.spend(answer.text.len())?;
         let value = serde_json::from_str(&answer.text).map_err(|error| {
             if answer.finish_reason == "MAX_TOKENS" {
                 Fault::Truncated
@@ -94,7 +103,7 @@ impl SchemaQuestion {
                 Fault::Violations(vec![format!("it is not JSON: {error}")])
             }
         })?;
-        let violations = self.schema.violations(&value);
+        let violations = self.schema.violations(&value, work)?;
         if violations.is_empty() { Ok(value) } else { Err(Fault::Violations(violations)) }
     }
 
@@ -143,6 +152,7 @@ impl Fault {
                 let error = Error::new(ErrorKind::Truncated, message);
                 Unusable::Hopeless(Error { usage, accepted_model: true, ..error })
             }
+            Self::Unfinished => Unusable::Unfinished(answer),
         }
     }
 }

@@ -6,11 +6,19 @@
 //! say is put into a description, so that the model still reads it, and Gemini's answer is judged
 //! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
 
+//!
+//! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
+//! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).
+
 mod cost;
 mod document;
+mod keywords;
+mod metered;
 mod number;
 mod parse;
+mod patterns;
 mod shape;
+mod work;
 mod write;
 
 #[cfg(test)]
@@ -18,13 +26,21 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use jsonschema::{Draft, PatternOptions, ValidationOptions, Validator};
+use std::sync::Arc;
+
+use jsonschema::{Draft, Validator};
 use serde_json::Value;
 
 use cost::Cost;
 use document::Document;
+use metered::{Meter, Metered, MeteredNode, NamePatterns};
+use patterns::{Options, Patterns};
+use work::{Interrupt, interruptible};
 
 use crate::gemini::InputFeatures;
+
+pub use document::Limits;
+pub use work::{Stopped, Work};
 
 /// More would only lengthen the prompt of a retry.
 const MAX_VIOLATIONS: usize = 20;
@@ -32,16 +48,17 @@ const MAX_VIOLATIONS: usize = 20;
 /// In characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
-/// In steps, for one match of a pattern that only a backtracking engine can run. The crate's own
-/// limit is a million, long enough for a caller to hold a thread for seconds.
-const MAX_BACKTRACKING: usize = 20_000;
+/// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
+/// known not to fit.
+const COLLECTING: u64 = 1_000_000;
 
 /// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
 #[derive(Debug)]
 pub struct Schema {
     dialect: Dialect,
     text: InputFeatures,
-    validator: Validator,
+    validator: Validator<Metered>,
+    names: NamePatterns,
     cost: Cost,
 }
 
@@ -78,33 +95,64 @@ pub struct SchemaError {
 }
 
 impl SchemaError {
-    fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into() }
     }
 }
 
+/// A schema was not compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCompiled {
+    /// It is not usable.
+    #[error(transparent)]
+    Unusable(#[from] SchemaError),
+    /// The work that it takes was stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
 impl Schema {
+    /// Reads a schema and compiles it.
+    ///
+    /// # Errors
+    /// As for [`Schema::compile`]; also where the text is no JSON, nested too deeply to be read, or
+    /// too long.
+    pub fn read(text: &str, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+        if text.len() > limits.bytes {
+            let message = format!("is larger than {} bytes (MAX_SCHEMA_BYTES)", limits.bytes);
+            return Err(SchemaError::new("", message).into());
+        }
+        work.spend(text.len())?;
+        let schema =
+            serde_json::from_str(text).map_err(|error| SchemaError::new("", error.to_string()))?;
+        Self::compile(&schema, limits, work)
+    }
+
     /// Checks `schema` against the draft it declares (2020-12 if none), translates it, and prepares
     /// the check of answers. Nothing is ever fetched.
     ///
     /// # Errors
     ///
-    /// When the schema breaks its draft's meta-schema, refers to anything outside itself, is nested
-    /// too deeply, or allows no value.
-    pub fn compile(schema: &Value) -> Result<Self, SchemaError> {
+    /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
+    /// outside itself, is too large or nested too deeply, or allows no value.
+    pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
         if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
             let message = "the schema must be a JSON object that allows some value";
-            return Err(SchemaError::new("", message));
+            return Err(SchemaError::new("", message).into());
         }
-        document::check_depth(schema)?;
+        let nodes = document::check_size(schema, limits)?;
+        work.spend(nodes)?;
         let draft = declared_draft(schema)?;
-        check_meta_schema(schema)?;
+        check_meta_schema(schema, work)?;
         let document = Document::open(schema, draft)?;
         let cost = Cost::of(&document)?;
-        let validator = build_validator(schema, draft)?;
-        let dialect = write::write(&parse::translate(&document)?);
+        let patterns = Arc::new(Patterns::of(schema, work)?);
+        let validator = build_validator(schema, draft, &patterns)?;
+        work.spend(nodes)?;
+        let translation = parse::translate(&document, nodes, work)?;
+        let dialect = write::write(&translation, &patterns);
         let text = dialect.text();
-        Ok(Self { dialect, text, validator, cost })
+        Ok(Self { dialect, text, validator, names: patterns.names, cost })
     }
 
     /// What goes in `generationConfig`.
@@ -122,25 +170,47 @@ impl Schema {
     /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.
     ///
     /// `format` is an annotation, as in draft 2020-12, and is not checked.
-    #[must_use]
-    pub fn violations(&self, instance: &Value) -> Vec<String> {
+    ///
+    /// # Errors
+    /// [`Stopped`] where the work was stopped before that is known.
+    pub fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         if !self.cost.fits_stack(instance) {
-            return vec!["at the root: the value is nested too deeply to be checked".to_owned()];
+            return Ok(vec![
+                "at the root: the value is nested too deeply to be checked".to_owned(),
+            ]);
         }
-        if self.validator.is_valid(instance) {
-            return Vec::new();
+        let meter = Meter { work, names: self.names };
+        match interruptible(|| self.validator.is_valid(MeteredNode::new(instance, &meter))) {
+            Ok(true) => Ok(Vec::new()),
+            Ok(false) => self.collected(instance, work),
+            Err(Interrupt::Stopped) => Err(Stopped),
+            Err(Interrupt::TooLongForPattern) => {
+                let message = "at the root: a text is too long to be matched against its pattern";
+                Ok(vec![message.to_owned()])
+            }
         }
-        if !self.cost.allows_collecting(instance) {
-            return vec!["at the root: the value does not satisfy the schema".to_owned()];
-        }
-        self.validator
-            .iter_errors(instance)
-            .take(MAX_VIOLATIONS)
-            .map(|error| {
-                let path = error.instance_path().as_str();
-                format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+    }
+
+    /// The violations of an instance that has some, as far as there is time to collect them.
+    fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
+        let part = work.part(COLLECTING);
+        let meter = Meter { work: &part, names: self.names };
+        let violations = self.cost.allows_collecting(instance).then(|| {
+            interruptible(|| {
+                let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
+                let violation = |error: jsonschema::ValidationError<'_>| {
+                    let path = error.instance_path().as_str();
+                    format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+                };
+                errors.take(MAX_VIOLATIONS).map(violation).collect()
             })
-            .collect()
+        });
+        // Stops here where it is the whole work that was stopped, and not only its part.
+        work.spend(usize::try_from(part.spent(COLLECTING)).unwrap_or(usize::MAX))?;
+        Ok(match violations {
+            Some(Ok(violations)) => violations,
+            _ => vec!["at the root: the value does not satisfy the schema".to_owned()],
+        })
     }
 }
 
@@ -165,35 +235,27 @@ fn declared_draft(schema: &Value) -> Result<Draft, SchemaError> {
     }
 }
 
-fn check_meta_schema(schema: &Value) -> Result<(), SchemaError> {
-    jsonschema::meta::validate(schema).map_err(|error| {
-        SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string()))
+fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
+    let meter = Meter { work, names: NamePatterns::default() };
+    let checked = interruptible(|| {
+        jsonschema::meta::validate_for::<Metered>(MeteredNode::new(schema, &meter)).map_err(
+            |error| SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string())),
+        )
+    });
+    Ok(checked.map_err(|_| Stopped)??)
+}
+
+fn build_validator(
+    schema: &Value,
+    draft: Draft,
+    patterns: &Arc<Patterns>,
+) -> Result<Validator<Metered>, SchemaError> {
+    let options = patterns.engine_for_names(offline(), draft);
+    keywords::register(options, Arc::clone(patterns)).build(schema).map_err(|error| {
+        SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
     })
 }
 
-/// The linear-time engine runs whatever it can; only patterns with look-around or back-references,
-/// which it refuses, are left to backtracking.
-fn build_validator(schema: &Value, draft: Draft) -> Result<Validator, SchemaError> {
-    if let Ok(validator) = linear_time(draft).build(schema) {
-        return Ok(validator);
-    }
-    offline(draft)
-        .with_pattern_options(PatternOptions::fancy_regex().backtrack_limit(MAX_BACKTRACKING))
-        .build(schema)
-        .map_err(|error| {
-            SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
-        })
-}
-
-fn offline(draft: Draft) -> ValidationOptions<'static> {
-    jsonschema::options().with_draft(draft).should_validate_formats(false).offline()
-}
-
-fn linear_time(draft: Draft) -> ValidationOptions<'static> {
-    offline(draft).with_pattern_options(PatternOptions::regex())
-}
-
-/// Whether `pattern` is a regular expression in the strict sense, which any engine runs.
-fn is_linear_time(pattern: &str) -> bool {
-    linear_time(Draft::default()).build(&serde_json::json!({ "pattern": pattern })).is_ok()
+fn offline<'i>() -> Options<'i> {
+    jsonschema::options_for().should_validate_formats(false).offline()
 }
