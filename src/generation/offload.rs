@@ -1,10 +1,12 @@
 //! Work that takes long, kept away from the threads that serve connections.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
@@ -20,6 +22,7 @@ pub type Caller = [u8; 32];
 #[derive(Debug)]
 pub struct Offload {
     slots: Arc<Semaphore>,
+    size: usize,
     /// One permit for each caller with work to do.
     callers: Mutex<HashMap<Caller, Weak<Semaphore>>>,
     limit: Duration,
@@ -49,8 +52,9 @@ impl Offload {
     /// Half the cores for work that takes `limit` at most.
     pub fn new(limit: Duration) -> Self {
         let cores = available_parallelism().map_or(1, usize::from);
-        let slots = Arc::new(Semaphore::new((cores / 2).max(1)));
-        Self { slots, callers: Mutex::default(), limit }
+        let size = (cores / 2).max(1);
+        let slots = Arc::new(Semaphore::new(size));
+        Self { slots, size, callers: Mutex::default(), limit }
     }
 
     /// Runs a job in its caller's turn. The job is told to stop when the deadline or its own limit
@@ -80,6 +84,11 @@ impl Offload {
         }
     }
 
+    /// How many jobs run, those included that have been told to stop and have not yet.
+    pub fn running(&self) -> usize {
+        self.size - self.slots.available_permits()
+    }
+
     async fn slot(&self, caller: &Caller) -> Slot {
         const OPEN: &str = "these semaphores are never closed";
         let own = self.turns_of(caller).acquire_owned().await.expect(OPEN);
@@ -96,5 +105,149 @@ impl Offload {
         let turns = Arc::new(Semaphore::new(1));
         callers.insert(*caller, Arc::downgrade(&turns));
         turns
+    }
+}
+
+/// A value that is dropped off the serving threads, where it is so large that this takes long.
+#[derive(Debug)]
+pub struct DroppedAside<T: Send + 'static> {
+    /// Present until it is dropped.
+    value: Option<T>,
+    is_large: bool,
+}
+
+impl<T: Send + 'static> DroppedAside<T> {
+    /// Keeps a value.
+    pub fn new(value: T, is_large: bool) -> Self {
+        Self { value: Some(value), is_large }
+    }
+}
+
+impl<T: Send + 'static> Deref for DroppedAside<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl<T: Send + 'static> Drop for DroppedAside<T> {
+    fn drop(&mut self) {
+        if self.is_large
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let value = self.value.take();
+            runtime.spawn_blocking(move || drop(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const ALICE: Caller = [1; 32];
+    const BOB: Caller = [2; 32];
+
+    /// Work without an end.
+    fn endless(work: &Work) {
+        while work.spend(1).is_ok() {}
+    }
+
+    fn in_an_hour() -> Instant {
+        Instant::now() + LONG
+    }
+
+    async fn until(is: impl Fn() -> bool) {
+        while !is() {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_runs_beside_the_serving_thread() {
+        let offload = Offload::new(LONG);
+        let serving = thread::current().id();
+        let job = |_: &Work| thread::current().id();
+        assert_ne!(offload.run(&ALICE, in_an_hour(), job).await, Ok(serving));
+    }
+
+    /// On a single serving thread, which could do nothing else if the job ran there.
+    #[tokio::test]
+    async fn a_job_stops_when_nobody_waits_for_it_any_more() {
+        let offload = Arc::new(Offload::new(LONG));
+        let (started, starts) = oneshot::channel();
+        let job = move |work: &Work| {
+            started.send(()).expect("the test waits for it");
+            endless(work);
+        };
+        let waits = Arc::clone(&offload);
+        let waits = tokio::spawn(async move { waits.run(&ALICE, in_an_hour(), job).await });
+        starts.await.expect("it starts");
+        assert_eq!(offload.running(), 1);
+        waits.abort();
+        until(|| offload.running() == 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_job_stops_at_the_deadline_and_at_its_own_limit() {
+        let now = Instant::now;
+        for (limit, deadline, reason) in [
+            (LONG, Duration::ZERO, Unfinished::Deadline),
+            (Duration::ZERO, LONG, Unfinished::TooLong(Duration::ZERO)),
+        ] {
+            let offload = Offload::new(limit);
+            assert_eq!(offload.run(&ALICE, now() + deadline, endless).await, Err(reason));
+            until(|| offload.running() == 0).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_many_jobs_holds_one_place_among_those_that_wait() {
+        let offload = Offload::new(LONG);
+        let all = u32::try_from(offload.size).expect("few");
+        let taken = Arc::clone(&offload.slots).acquire_many_owned(all).await.expect("open");
+        let mut first = Box::pin(offload.run(&ALICE, in_an_hour(), |_| "alice's first"));
+        let mut second = Box::pin(offload.run(&ALICE, in_an_hour(), |_| "alice's second"));
+        let mut bobs = Box::pin(offload.run(&BOB, in_an_hour(), |_| "bob's"));
+        assert!((&mut first).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
+        assert!((&mut bobs).now_or_never().is_none());
+        drop(taken);
+        assert_eq!(bobs.await, Ok("bob's"), "it does not wait for alice's second");
+        assert_eq!(first.await, Ok("alice's first"));
+        assert_eq!(second.await, Ok("alice's second"));
+    }
+
+    #[tokio::test]
+    async fn a_large_value_is_dropped_beside_the_serving_thread() {
+        struct Told(Option<oneshot::Sender<thread::ThreadId>>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                let told = self.0.take().expect("it is dropped once");
+                told.send(thread::current().id()).expect("the test waits for it");
+            }
+        }
+        for is_large in [true, false] {
+            let (told, dropped) = oneshot::channel();
+            drop(DroppedAside::new(Told(Some(told)), is_large));
+            let here = thread::current().id();
+            assert_eq!(dropped.await.expect("it is dropped") != here, is_large);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_gives_its_slot_back() {
+        let offload = Offload::new(LONG);
+        let broken = offload.run(&ALICE, in_an_hour(), |_| panic!("as it is told to")).await;
+        assert_eq!(broken, Err::<(), _>(Unfinished::Panicked));
+        until(|| offload.running() == 0).await;
     }
 }

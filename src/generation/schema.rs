@@ -37,6 +37,7 @@ use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use patterns::{Options, Patterns};
 use work::{Interrupt, interruptible};
 
+use super::offload::DroppedAside;
 use crate::gemini::InputFeatures;
 
 pub use document::Limits;
@@ -48,6 +49,9 @@ const MAX_VIOLATIONS: usize = 20;
 /// In characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
+/// Schemas of more values are dropped off the serving threads, as that takes milliseconds.
+const MANY_NODES: usize = 5_000;
+
 /// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
 /// known not to fit.
 const COLLECTING: u64 = 1_000_000;
@@ -55,16 +59,17 @@ const COLLECTING: u64 = 1_000_000;
 /// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
 #[derive(Debug)]
 pub struct Schema {
-    dialect: Dialect,
+    /// As text, for what is sent is far smaller than the value.
+    sent: Option<(&'static str, Box<str>)>,
     text: InputFeatures,
-    validator: Validator<Metered>,
+    validator: DroppedAside<Validator<Metered>>,
     names: NamePatterns,
     cost: Cost,
 }
 
 /// What Gemini is sent of a schema, by the field of `generationConfig` that carries it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Dialect {
+enum Dialect {
     /// The schema allows any JSON: neither field is sent, only `responseMimeType`.
     Any,
     /// Goes as `responseSchema`, the OpenAPI subset that says most about single values.
@@ -74,15 +79,18 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    fn text(&self) -> InputFeatures {
-        match self {
-            Self::Any => InputFeatures::default(),
-            Self::ResponseSchema(schema) | Self::ResponseJsonSchema(schema) => {
-                InputFeatures::of(&schema.to_string())
-            }
-        }
+    fn into_sent(self) -> Option<(&'static str, Box<str>)> {
+        let (field, schema) = match self {
+            Self::Any => return None,
+            Self::ResponseSchema(schema) => (RESPONSE_SCHEMA, schema),
+            Self::ResponseJsonSchema(schema) => (RESPONSE_JSON_SCHEMA, schema),
+        };
+        Some((field, schema.to_string().into()))
     }
 }
+
+const RESPONSE_SCHEMA: &str = "responseSchema";
+const RESPONSE_JSON_SCHEMA: &str = "responseJsonSchema";
 
 /// The schema is not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,15 +158,17 @@ impl Schema {
         let validator = build_validator(schema, draft, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
-        let dialect = write::write(&translation, &patterns);
-        let text = dialect.text();
-        Ok(Self { dialect, text, validator, names: patterns.names, cost })
+        let sent = write::write(&translation, &patterns).into_sent();
+        let text = sent.as_ref().map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
+        let validator = DroppedAside::new(validator, nodes > MANY_NODES);
+        Ok(Self { sent, text, validator, names: patterns.names, cost })
     }
 
-    /// What goes in `generationConfig`.
+    /// The field of `generationConfig` that carries the schema, with its JSON; none where any JSON
+    /// is allowed.
     #[must_use]
-    pub fn dialect(&self) -> &Dialect {
-        &self.dialect
+    pub fn sent(&self) -> Option<(&'static str, &str)> {
+        self.sent.as_ref().map(|(field, text)| (*field, &**text))
     }
 
     /// The text of what goes in `generationConfig`.

@@ -22,6 +22,7 @@ mod protocol;
 mod recording;
 mod redis_server;
 mod replicas;
+mod schemas;
 mod semaphores;
 mod settings;
 mod sharing;

@@ -70,7 +70,7 @@ fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), Test
         Ok(compiled) => compiled,
         Err(error) => return refused_rightly(&error),
     };
-    let (open, closed) = match compiled.dialect() {
+    let (open, closed) = match &compiled.dialect() {
         Dialect::Any => (validator(&json!(true)), validator(&json!(true))),
         Dialect::ResponseSchema(sent) => {
             count(&tally.response_schemas);

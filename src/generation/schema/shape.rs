@@ -109,8 +109,8 @@ impl Annotations {
         self
     }
 
-    /// How much there is of it, for the cost of a copy.
-    fn size(&self) -> usize {
+    /// The steps that a copy takes.
+    fn weight(&self) -> usize {
         let texts = [&self.title, &self.description];
         let length: usize = texts.into_iter().flatten().map(String::len).sum();
         self.described.len() + length / BYTES_PER_STEP
@@ -219,7 +219,17 @@ impl Node {
 
     /// How many nodes and shapes this holds, itself included.
     pub(super) fn size(&self) -> usize {
-        1 + self.shapes.iter().map(Shape::size).sum::<usize>()
+        self.total(&|_| 1)
+    }
+
+    /// The steps that a copy takes.
+    fn weight(&self) -> usize {
+        self.total(&Shape::own_weight)
+    }
+
+    /// One for each node, and what `of` says for each shape.
+    fn total(&self, of: &dyn Fn(&Shape) -> usize) -> usize {
+        1 + self.shapes.iter().map(|shape| shape.total(of)).sum::<usize>()
     }
 
     /// Narrows this to the values that `other` allows too. False where no node says that: then it
@@ -245,7 +255,7 @@ impl Node {
                 let others = others.map_or_else(|several| several, Vec::from);
                 for a in &own {
                     for b in &others {
-                        steps.take(a.size() + b.size())?;
+                        steps.take(a.total(&Shape::own_weight) + b.total(&Shape::own_weight))?;
                         self.shapes.extend(add(a.clone(), b.clone(), steps)?);
                     }
                 }
@@ -280,15 +290,16 @@ impl Shape {
         in_types && value.as_number().is_none_or(within)
     }
 
-    fn size(&self) -> usize {
-        let additional = match &self.additional {
-            Additional::Fitting(node) => node.size(),
-            _ => 0,
-        };
-        let items = self.prefix_items.iter().chain(self.items.as_deref());
-        let nodes = items.chain(self.properties.values()).map(Node::size).sum::<usize>();
+    fn total(&self, of: &dyn Fn(&Self) -> usize) -> usize {
+        let nodes = self.prefix_items.iter().chain(self.items.as_deref());
+        let nodes = nodes.chain(self.properties.values()).chain(self.additional.node());
+        of(self) + nodes.map(|node| node.total(of)).sum::<usize>()
+    }
+
+    /// The steps that a copy takes without the nodes inside.
+    fn own_weight(&self) -> usize {
         let values = self.values.as_ref().map_or(0, Vec::len);
-        1 + additional + nodes + values + self.required.len() + self.annotations.size()
+        1 + values + self.required.len() + self.annotations.weight()
     }
 
     /// Whether everything is allowed, whatever the annotations say.
@@ -407,7 +418,7 @@ impl Additional {
 }
 
 fn copy(node: &Node, steps: &mut Steps) -> Result<Node, TooLarge> {
-    steps.take(node.size())?;
+    steps.take(node.weight())?;
     Ok(node.clone())
 }
 
