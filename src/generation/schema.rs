@@ -126,10 +126,7 @@ impl Schema {
     /// As for [`Schema::compile`]; also where the text is no JSON, nested too deeply to be read, or
     /// too long.
     pub fn read(text: &str, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
-        if text.len() > limits.bytes {
-            let message = format!("is larger than {} bytes (MAX_SCHEMA_BYTES)", limits.bytes);
-            return Err(SchemaError::new("", message).into());
-        }
+        limits.check_bytes(text.len())?;
         work.spend(text.len())?;
         let schema =
             serde_json::from_str(text).map_err(|error| SchemaError::new("", error.to_string()))?;

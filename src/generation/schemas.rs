@@ -86,6 +86,7 @@ impl Schemas {
         for (voices, compilation) in &mut self.stories {
             let length = voices.iter().map(String::len).sum();
             let schema = || {
+                limits.check_bytes(length)?;
                 work.spend(length)?;
                 Schema::compile(&Story::json_schema(voices), limits, work)
             };

@@ -113,7 +113,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 26] = [
+const WRONG: [(&str, &str); 29] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),

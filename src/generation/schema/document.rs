@@ -55,6 +55,20 @@ pub struct Limits {
     pub nodes: usize,
 }
 
+impl Limits {
+    /// Refuses a schema whose text is too long.
+    ///
+    /// # Errors
+    /// The bound that it passes.
+    pub fn check_bytes(&self, bytes: usize) -> Result<(), SchemaError> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let message = format!("is larger than {} bytes (MAX_SCHEMA_BYTES)", self.bytes);
+        Err(SchemaError::new("", message))
+    }
+}
+
 /// Bytes of the JSON Pointers to all values of a schema, which are written out for many of them.
 const MAX_POINTERS: usize = 64 << 20;
 
