@@ -5,7 +5,6 @@
 //! multiplied out, and written in the first dialect that can say it (`write`). What neither can
 //! say is put into a description, so that the model still reads it, and Gemini's answer is judged
 //! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
-
 //!
 //! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
 //! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).

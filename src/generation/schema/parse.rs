@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::NotCompiled;
-use super::SchemaError;
 use super::document::{Document, REFERENCES, escape};
 use super::metered::BYTES_PER_STEP;
 use super::number::{self, Bound};
 use super::shape::{Additional, Annotations, Node, Shape, Types};
 use super::work::{Stopped, Work};
+use super::{NotCompiled, SchemaError};
 
 /// Nodes and shapes to send. Gemini answers far smaller schemas with "too many states for serving".
 const MAX_SIZE: usize = 10_000;
@@ -252,7 +251,8 @@ impl<'a> Parser<'a> {
             .iter()
             .enumerate()
             .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
-        Ok(Node::union(nodes.collect::<Result<_, _>>()?))
+        let nodes = nodes.collect::<Result<_, _>>()?;
+        Ok(Node::union(nodes, &mut self.steps)?)
     }
 
     fn follow(&mut self, reference: &str, pointer: &str) -> Result<Node, Stop> {
@@ -349,9 +349,9 @@ impl<'a> Parser<'a> {
     }
 
     /// A schema for a description, where no reference can be looked up.
-    fn spell_out(&mut self, schema: &Value) -> Result<Arc<Value>, Stop> {
+    fn spell_out(&mut self, schema: &Value) -> Result<Arc<str>, Stop> {
         let mut left = MAX_DESCRIBED;
-        Ok(Arc::new(self.substitute(schema, &mut Vec::new(), &mut left)?))
+        Ok(self.substitute(schema, &mut Vec::new(), &mut left)?.to_string().into())
     }
 
     fn substitute(

@@ -91,8 +91,8 @@ pub(super) struct Annotations {
     pub(super) description: Option<String>,
     pub(super) default: Option<Value>,
     pub(super) example: Option<Value>,
-    /// Schemas that must hold too, and that no shape can say.
-    pub(super) described: Vec<Arc<Value>>,
+    /// Schemas that must hold too, and that no shape can say, as JSON.
+    pub(super) described: Vec<Arc<str>>,
 }
 
 impl Annotations {
@@ -111,9 +111,11 @@ impl Annotations {
 
     /// The steps that a copy takes.
     fn weight(&self) -> usize {
-        let texts = [&self.title, &self.description];
-        let length: usize = texts.into_iter().flatten().map(String::len).sum();
-        self.described.len() + length / BYTES_PER_STEP
+        let own = [&self.title, &self.description].into_iter().flatten().map(String::as_str);
+        let described = self.described.iter().map(|schema| &**schema);
+        let texts: usize = own.chain(described).map(|text| 1 + text.len() / BYTES_PER_STEP).sum();
+        let values = [&self.default, &self.example].into_iter().flatten();
+        texts + values.map(weight).sum::<usize>()
     }
 }
 
@@ -206,15 +208,16 @@ impl Node {
     }
 
     /// A disjunction of nodes; what annotates each stays with its shapes.
-    pub(super) fn union(nodes: Vec<Self>) -> Self {
-        let shapes = nodes.into_iter().flat_map(|node| {
-            let Self { annotations, shapes } = node;
-            shapes.into_iter().map(move |mut shape| {
+    pub(super) fn union(nodes: Vec<Self>, steps: &mut Steps) -> Result<Self, TooLarge> {
+        let mut union = Self::never();
+        for Self { annotations, shapes } in nodes {
+            steps.take(annotations.weight().saturating_mul(shapes.len()))?;
+            union.shapes.extend(shapes.into_iter().map(|mut shape| {
                 shape.annotations = annotations.clone().join(shape.annotations);
                 shape
-            })
-        });
-        Self { annotations: Annotations::default(), shapes: shapes.collect() }
+            }));
+        }
+        Ok(union)
     }
 
     /// How many nodes and shapes this holds, itself included.
@@ -298,7 +301,7 @@ impl Shape {
 
     /// The steps that a copy takes without the nodes inside.
     fn own_weight(&self) -> usize {
-        let values = self.values.as_ref().map_or(0, Vec::len);
+        let values: usize = self.values.iter().flatten().map(weight).sum();
         1 + values + self.required.len() + self.annotations.weight()
     }
 
@@ -414,6 +417,16 @@ impl Additional {
             (_, other) => *self = other,
         }
         Ok(true)
+    }
+}
+
+/// The steps that a copy of a value takes.
+fn weight(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(values) => values.iter().map(weight).sum(),
+        Value::Object(members) => members.values().map(weight).sum(),
+        Value::String(text) => text.len() / BYTES_PER_STEP,
+        _ => 0,
     }
 }
 

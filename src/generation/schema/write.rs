@@ -146,7 +146,7 @@ impl Writer<'_> {
 
     fn node(&self, node: &Node) -> Option<Map<String, Value>> {
         if node.is_never() {
-            let described = vec![Arc::new(Value::Bool(false))];
+            let described = vec![Arc::from("false")];
             let annotations = Annotations { described, ..node.annotations.clone() };
             return Some(Page::new(self.target).finish(annotations));
         }

@@ -62,6 +62,13 @@ fn a_long_all_of_keeps_all_it_says() {
 }
 
 #[test]
+fn a_description_is_not_repeated_for_each_of_many_alternatives() {
+    let alternatives = numbered(60, |i| json!({ "type": "string", "minLength": i }));
+    let described = json!({ "anyOf": alternatives, "not": { "const": "a".repeat(100_000) } });
+    assert_refused(json!({ "anyOf": [described, { "type": "null" }] }), "", "steps to merge");
+}
+
+#[test]
 fn an_enum_is_looked_up_and_not_searched() {
     let answer = Value::Array(vec![json!({ "a": -1 }); 100]);
     let schema = |count| json!({ "type": "array", "items": { "enum": numbered(count, |i| json!({ "a": i })) } });

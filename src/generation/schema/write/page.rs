@@ -82,7 +82,7 @@ impl Page {
         self.said
     }
 
-    fn description(&mut self, own: Option<String>, schemas: Vec<Arc<Value>>) -> Option<String> {
+    fn description(&mut self, own: Option<String>, schemas: Vec<Arc<str>>) -> Option<String> {
         let mut lines: Vec<String> = own.into_iter().collect();
         for (keyword, label) in
             [("default", "Default"), ("example", "Example"), ("format", "Format")]
@@ -92,7 +92,8 @@ impl Page {
             }
         }
         let described = std::mem::take(&mut self.described);
-        let keywords = (!described.is_empty()).then(|| Arc::new(Value::Object(described)));
+        let keywords =
+            (!described.is_empty()).then(|| Arc::from(Value::Object(described).to_string()));
         let must_hold = schemas.into_iter().chain(keywords);
         lines.extend(must_hold.map(|schema| format!("{DESCRIBED}{schema}")));
         (!lines.is_empty()).then(|| lines.join("\n"))
