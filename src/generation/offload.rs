@@ -52,7 +52,10 @@ impl Offload {
     /// Half the cores for work that takes `limit` at most.
     pub fn new(limit: Duration) -> Self {
         let cores = available_parallelism().map_or(1, usize::from);
-        let size = (cores / 2).max(1);
+        Self::sized((cores / 2).max(1), limit)
+    }
+
+    fn sized(size: usize, limit: Duration) -> Self {
         let slots = Arc::new(Semaphore::new(size));
         Self { slots, size, callers: Mutex::default(), limit }
     }
@@ -146,9 +149,8 @@ impl<T: Send + 'static> Drop for DroppedAside<T> {
 mod tests {
     use std::thread;
 
-    use futures_util::FutureExt;
     use tokio::sync::oneshot;
-    use tokio::task::yield_now;
+    use tokio::task::{JoinSet, yield_now};
 
     use super::*;
 
@@ -211,19 +213,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_with_many_jobs_holds_one_place_among_those_that_wait() {
-        let offload = Offload::new(LONG);
-        let all = u32::try_from(offload.size).expect("few");
-        let taken = Arc::clone(&offload.slots).acquire_many_owned(all).await.expect("open");
-        let mut first = Box::pin(offload.run(&ALICE, in_an_hour(), |_| "alice's first"));
-        let mut second = Box::pin(offload.run(&ALICE, in_an_hour(), |_| "alice's second"));
-        let mut bobs = Box::pin(offload.run(&BOB, in_an_hour(), |_| "bob's"));
-        assert!((&mut first).now_or_never().is_none());
-        assert!((&mut second).now_or_never().is_none());
-        assert!((&mut bobs).now_or_never().is_none());
+        let offload = Arc::new(Offload::sized(1, LONG));
+        let taken = Arc::clone(&offload.slots).acquire_owned().await.expect("open");
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let jobs = [(ALICE, "alice's first"), (ALICE, "alice's second"), (BOB, "bob's")];
+        let jobs: JoinSet<_> = jobs
+            .into_iter()
+            .map(|(caller, name)| {
+                let (offload, done) = (Arc::clone(&offload), Arc::clone(&done));
+                let job = move |_: &Work| done.lock().expect("no job panics").push(name);
+                async move { offload.run(&caller, in_an_hour(), job).await }
+            })
+            .collect();
+        until(|| offload.callers.lock().expect("nothing panics").len() == 2).await;
         drop(taken);
-        assert_eq!(bobs.await, Ok("bob's"), "it does not wait for alice's second");
-        assert_eq!(first.await, Ok("alice's first"));
-        assert_eq!(second.await, Ok("alice's second"));
+        assert_eq!(jobs.join_all().await, [Ok(()); 3]);
+        let done = done.lock().expect("no job panics");
+        assert_eq!(*done, ["alice's first", "bob's", "alice's second"]);
     }
 
     #[tokio::test]

@@ -108,7 +108,7 @@ fn a_check_stops_in_the_midst_of_the_validator() {
 
 #[test]
 fn compiling_stops_when_it_is_told_to() {
-    let patterns = numbered(100, |i| json!({ "pattern": format!("[a-z]{{{i}}}") }));
+    let patterns = numbered(200, |i| json!({ "pattern": format!("[a-z]{{{i}}}") }));
     let schema = json!({ "anyOf": patterns });
     let cancelled = CancellationToken::new();
     cancelled.cancel();
@@ -132,7 +132,7 @@ fn violations_of_a_wide_answer_are_not_collected_without_end() {
 #[test]
 fn a_text_is_not_matched_where_that_could_take_long() {
     let too_long = ["at the root: a text is too long to be matched against its pattern"];
-    for (pattern, length) in [("(?=.*b)a", 9_000), ("^(a|b){5000}$", 20_000)] {
+    for (pattern, length) in [("(?=.*b)a", 9_000), ("^([a-z]+-){2000}$", 20_000)] {
         let schema = compile(json!({ "type": "string", "pattern": pattern }));
         assert_eq!(violations(&schema, &"a".repeat(length).into()), too_long, "{pattern}");
         assert_ne!(violations(&schema, &"a".repeat(1_000).into()), too_long, "{pattern}");
