@@ -182,7 +182,7 @@ const MAX_SCHEMA_NODES: Setting = setting(
 );
 const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
     "SCHEMA_TIMEOUT_SECONDS",
-    "5",
+    "10",
     "seconds",
     "How long the schemas of one request take to compile, or an answer to be checked, at most. Past it: 422, or `schema_violation`.",
 );

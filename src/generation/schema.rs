@@ -199,9 +199,10 @@ impl Schema {
 
     /// The violations of an instance that has some, as far as there is time to collect them.
     fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
-        let part = work.part(COLLECTING);
+        let steps = COLLECTING.min(work.left());
+        let part = work.part(steps);
         let meter = Meter { work: &part, names: self.names };
-        let violations = self.cost.allows_collecting(instance).then(|| {
+        let collected = self.cost.allows_collecting(instance).then(|| {
             interruptible(|| {
                 let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
                 let violation = |error: jsonschema::ValidationError<'_>| {
@@ -211,12 +212,11 @@ impl Schema {
                 errors.take(MAX_VIOLATIONS).map(violation).collect()
             })
         });
-        // Stops here where it is the whole work that was stopped, and not only its part.
-        work.spend(usize::try_from(part.spent(COLLECTING)).unwrap_or(usize::MAX))?;
-        Ok(match violations {
-            Some(Ok(violations)) => violations,
-            _ => vec!["at the root: the value does not satisfy the schema".to_owned()],
-        })
+        match collected {
+            Some(Ok(violations)) => Ok(violations),
+            Some(Err(_)) if steps < COLLECTING => Err(Stopped),
+            _ => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
+        }
     }
 }
 

@@ -50,7 +50,7 @@ async fn no_schema_is_compiled_before_it_is_known_who_pays() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let broken = json!({"type": "no such type"});
-    for (path, body) in [(PATH, question(&broken)), (BATCH, batch(&[broken.clone()]))] {
+    for (path, body) in [(PATH, question(&broken)), (BATCH, batch(std::slice::from_ref(&broken)))] {
         let refused = answer(service.post(path, &body)).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
     }
@@ -113,7 +113,9 @@ async fn a_schema_past_a_bound_is_refused_by_its_name() {
         (json!({"enum": vec![1; 20_000]}), "MAX_SCHEMA_NODES"),
         (large.clone(), "SCHEMA_TIMEOUT_SECONDS"),
     ] {
-        for (path, body) in [(PATH, question(&schema)), (BATCH, batch(&[schema.clone()]))] {
+        for (path, body) in
+            [(PATH, question(&schema)), (BATCH, batch(std::slice::from_ref(&schema)))]
+        {
             let refused = answer(service.post(path, &body)).await;
             assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{bound}");
             let message = refused.body["detail"][0]["msg"].as_str().unwrap();

@@ -56,14 +56,14 @@ impl Work {
         Self { left: steps.into(), until_poll: STEPS_BETWEEN_POLLS.into(), cancelled }
     }
 
-    /// A part of this work that has steps of its own and is cancelled with it.
+    /// Work with steps of its own that is cancelled with this one.
     pub(super) fn part(&self, steps: u64) -> Self {
         Self::limited(steps, self.cancelled.clone())
     }
 
-    /// The steps spent of those that it began with.
-    pub(super) fn spent(&self, steps: u64) -> u64 {
-        steps - self.left.get()
+    /// The steps that are left.
+    pub(super) fn left(&self) -> u64 {
+        self.left.get()
     }
 
     /// Counts steps that are about to be taken.

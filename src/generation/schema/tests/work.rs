@@ -13,13 +13,13 @@ fn unlimited() -> Work {
 fn steps_to_compile(schema: &Value) -> u64 {
     let work = unlimited();
     Schema::compile(schema, &LIMITS, &work).unwrap_or_else(|error| panic!("{schema}: {error}"));
-    work.spent(u64::MAX)
+    u64::MAX - work.left()
 }
 
 fn steps_to_check(schema: &Value, answer: &Value) -> u64 {
     let (schema, work) = (compile(schema.clone()), unlimited());
     schema.violations(answer, &work).expect("nothing stops it");
-    work.spent(u64::MAX)
+    u64::MAX - work.left()
 }
 
 /// `count` copies of a schema with their numbers in them.
@@ -104,6 +104,16 @@ fn a_check_stops_in_the_midst_of_the_validator() {
     let cancelled = CancellationToken::new();
     cancelled.cancel();
     assert_eq!(schema.violations(&answer, &Work::until(cancelled)), Err(Stopped));
+}
+
+/// That the answer is invalid is seen at its first item, and all violations take many more steps.
+#[test]
+fn violations_are_collected_within_the_steps_of_the_check() {
+    let alternatives = numbered(500, |i| json!({ "const": { "a": i } }));
+    let schema = compile(json!({ "items": { "anyOf": alternatives } }));
+    let answer = Value::Array(vec![json!({ "a": -1 }); 100]);
+    assert_eq!(schema.violations(&answer, &Work::brief()), Err(Stopped));
+    assert_eq!(violations(&schema, &answer).len(), 20);
 }
 
 #[test]
