@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::gemini::{ApiKey, Client, Model};
+use crate::generation::schema::Limits;
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
 
 pub use admin_key::AdminKey;
@@ -66,6 +67,9 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_STRUCTURED_MODEL,
     MAX_BATCH_SIZE,
     MAX_BODY_BYTES,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_NODES,
+    SCHEMA_TIMEOUT_SECONDS,
     CLIENT_TIMEOUT_SECONDS,
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
@@ -187,6 +191,24 @@ const MAX_BATCH_SIZE: Setting =
     setting("MAX_BATCH_SIZE", "10000", "items", "How many items one batch holds, at most.");
 const MAX_BODY_BYTES: Setting =
     setting("MAX_BODY_BYTES", "67108864", "bytes", "How large a request body is, at most.");
+const MAX_SCHEMA_BYTES: Setting = setting(
+    "MAX_SCHEMA_BYTES",
+    "4194304",
+    "bytes",
+    "How large one JSON Schema is, at most; those of one batch together, twice that. Past it: 422.",
+);
+const MAX_SCHEMA_NODES: Setting = setting(
+    "MAX_SCHEMA_NODES",
+    "250000",
+    "values",
+    "How many JSON values one JSON Schema holds, at most. Each takes about a kilobyte of memory. Past it: 422.",
+);
+const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
+    "SCHEMA_TIMEOUT_SECONDS",
+    "10",
+    "seconds",
+    "How long the schemas of one request take to compile, or an answer to be checked, at most. Past it: 422, or `schema_violation`.",
+);
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
@@ -268,6 +290,8 @@ pub struct Config {
     pub structured_model: Model,
     pub max_batch_size: usize,
     pub max_body_bytes: usize,
+    pub schema_limits: Limits,
+    pub schema_timeout: Duration,
     pub client_timeout: Duration,
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
@@ -318,6 +342,11 @@ impl Config {
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
             max_body_bytes: settings.count(MAX_BODY_BYTES)?,
+            schema_limits: Limits {
+                bytes: settings.count(MAX_SCHEMA_BYTES)?,
+                nodes: settings.count(MAX_SCHEMA_NODES)?,
+            },
+            schema_timeout: settings.seconds(SCHEMA_TIMEOUT_SECONDS)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,

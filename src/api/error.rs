@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
 use crate::gemini::{self, ErrorKind, Scope};
+use crate::generation::offload::Unfinished;
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
 
@@ -241,6 +242,24 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "body_incomplete", "The body did not come whole.")
     }
 
+    /// Schemas that were not compiled; `field` is where they are.
+    pub(super) fn not_compiled(unfinished: Unfinished, field: &str) -> Self {
+        match unfinished {
+            Unfinished::Deadline => Self::request_timeout(),
+            Unfinished::TooLong(limit) => {
+                let message =
+                    format!("Takes longer than {limit:?} to compile (SCHEMA_TIMEOUT_SECONDS)");
+                Self::invalid(vec![InvalidField::new(field, "json_schema", message)])
+            }
+            Unfinished::Panicked => Self::internal(),
+        }
+    }
+
+    fn request_timeout() -> Self {
+        let detail = "The request took longer than it may.";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
+    }
+
     pub(super) fn internal() -> Self {
         let detail = "Something broke in this service.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
@@ -366,10 +385,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Dispatch(dispatch::Failure::Refused(refused)) => Self::refused(refused),
-            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => {
-                let detail = "The request took longer than it may.";
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
-            }
+            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => Self::request_timeout(),
             Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
                 Self::upstream(error, retry_after)
             }

@@ -89,6 +89,11 @@ impl Route {
         &self.model
     }
 
+    /// The SHA-256 of the key that pays.
+    pub fn payer(&self) -> &[u8; 32] {
+        self.key.sha256()
+    }
+
     /// Waits until the calls of this route that asked before are in, of the same request.
     pub async fn turn(&self) -> Turn<'_> {
         self.lane.turn().await

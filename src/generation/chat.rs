@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::schema::Work;
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
 use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
 
@@ -94,7 +95,7 @@ impl Generation for Chat {
 
     fn prepare(
         request: ChatRequest,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>> {
         let mut faults = InvalidField::blanks(&[("prompt", &request.prompt)]);
         let model = Preparation::model(
@@ -126,7 +127,7 @@ impl Generation for Chat {
     }
 
     /// Any text is what was asked for, so no chat is ever unusable.
-    fn read(&self, answer: Answer) -> Result<ChatResponse, Unusable<ChatResponse>> {
+    fn read(&self, answer: Answer, _: &Work) -> Result<ChatResponse, Unusable<ChatResponse>> {
         Ok(self.response(answer))
     }
 

@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::question::{SchemaPrompt, SchemaQuestion};
-use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use super::schema::Work;
+use super::{
+    Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
+};
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
 
 /// What every structured success says.
@@ -74,6 +77,10 @@ impl Request for StructuredRequest {
         let credentials = self.credentials.take();
         Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
     }
+
+    fn add_schema(&self, schemas: &mut Schemas) {
+        schemas.add_json(self.json_schema.get());
+    }
 }
 
 impl Generation for Structured {
@@ -83,9 +90,9 @@ impl Generation for Structured {
 
     fn prepare(
         request: StructuredRequest,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>> {
-        let schema = preparation.schema("json_schema", request.json_schema.get());
+        let schema = preparation.schemas.json("json_schema", request.json_schema.get());
         SchemaPrompt {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
@@ -108,8 +115,12 @@ impl Generation for Structured {
         self.0.input()
     }
 
-    fn read(&self, answer: Answer) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
-        if let Err(fault) = self.0.check(&answer) {
+    fn read(
+        &self,
+        answer: Answer,
+        work: &Work,
+    ) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
+        if let Err(fault) = self.0.check(&answer, work) {
             return Err(fault.of(answer));
         }
         let data =

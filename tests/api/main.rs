@@ -25,6 +25,7 @@ mod redis_server;
 mod refusals;
 mod relay;
 mod replicas;
+mod schemas;
 mod semaphores;
 mod settings;
 mod sharing;
