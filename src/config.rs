@@ -61,7 +61,10 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_STRUCTURED_MODEL,
     MAX_BATCH_SIZE,
     MAX_BODY_BYTES,
+    BODY_MEMORY_BYTES,
+    MAX_CONNECTIONS,
     CLIENT_TIMEOUT_SECONDS,
+    KEEP_ALIVE_SECONDS,
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
@@ -164,11 +167,29 @@ const MAX_BATCH_SIZE: Setting =
     setting("MAX_BATCH_SIZE", "10000", "items", "How many items one batch holds, at most.");
 const MAX_BODY_BYTES: Setting =
     setting("MAX_BODY_BYTES", "67108864", "bytes", "How large a request body is, at most.");
+const BODY_MEMORY_BYTES: Setting = setting(
+    "BODY_MEMORY_BYTES",
+    "",
+    "bytes",
+    "How much memory the bodies of all requests take together, at most; one body takes seven eighths of it at most. Past it: 503. Unset: a quarter of the memory that the process may use.",
+);
+const MAX_CONNECTIONS: Setting = setting(
+    "MAX_CONNECTIONS",
+    "16384",
+    "connections",
+    "How many connections clients hold at once, at most; fewer where the limit of open files (`ulimit -Hn`) is too low. Past it, those that wait for their client longest are closed.",
+);
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
     "seconds",
     "How long a client takes to send its headers, then its body, or to go on reading, before it is cut off.",
+);
+const KEEP_ALIVE_SECONDS: Setting = setting(
+    "KEEP_ALIVE_SECONDS",
+    "75",
+    "seconds",
+    "How long a connection is kept open between two requests: longer than the load balancer in front of the service keeps it.",
 );
 const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
@@ -242,7 +263,10 @@ pub struct Config {
     pub structured_model: Model,
     pub max_batch_size: usize,
     pub max_body_bytes: usize,
+    pub body_memory_bytes: Option<usize>,
+    pub max_connections: usize,
     pub client_timeout: Duration,
+    pub keep_alive: Duration,
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub request_timeout: Duration,
@@ -289,7 +313,10 @@ impl Config {
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
             max_body_bytes: settings.count(MAX_BODY_BYTES)?,
+            body_memory_bytes: settings.optional_count(BODY_MEMORY_BYTES)?,
+            max_connections: settings.count(MAX_CONNECTIONS)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
+            keep_alive: settings.seconds(KEEP_ALIVE_SECONDS)?,
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
@@ -362,6 +389,10 @@ impl Lookup<'_> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
         // A limit beyond that is none, and the script in Redis writes numbers with 14 digits.
         Ok(count.get().min(1_000_000_000_000))
+    }
+
+    fn optional_count(&self, setting: Setting) -> Result<Option<usize>, InvalidSetting> {
+        self.optional(setting).map(|_| self.count(setting)).transpose()
     }
 
     fn concurrency_limit(&self, tier: Option<Tier>) -> Result<usize, InvalidSetting> {

@@ -8,6 +8,7 @@ use crate::dispatch::{Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::limits::{Door, Leases, LocalStore, Store};
+use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
 
 /// The service without its network: settings, door, upstream. Cheap to clone.
@@ -27,6 +28,8 @@ pub struct Shared {
     pub leases: Arc<Leases>,
     /// The way to Gemini.
     pub dispatcher: Arc<Dispatcher>,
+    /// The memory for the bodies of all requests.
+    pub bodies: Arc<BodyBudget>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether a simulator stands in for Gemini.
@@ -62,6 +65,7 @@ impl Gateway {
         let client = Client::new(&config.base_url)?;
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
+        let bodies = BodyBudget::new(config.body_memory_bytes);
         let defaults = Defaults {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
@@ -72,6 +76,7 @@ impl Gateway {
             door,
             leases,
             dispatcher,
+            bodies,
             metrics,
             simulated,
         })))

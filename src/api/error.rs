@@ -16,6 +16,7 @@ use crate::dispatch;
 use crate::gemini::{self, ErrorKind};
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
+use crate::memory::OverBudget;
 
 pub(super) use envelope::{GoogleFailure, OpenAiFailure};
 
@@ -291,6 +292,14 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         Self::refused(refused)
+    }
+}
+
+impl From<OverBudget> for ApiError {
+    fn from(_: OverBudget) -> Self {
+        let detail = "The bodies of the requests under way take the memory that is set aside for \
+                      them. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_busy", detail).retryable(Some(SOON))
     }
 }
 

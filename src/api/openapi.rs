@@ -133,8 +133,9 @@ pub(super) enum Failures {
     /// `malformed_answer`, `empty_answer`, `truncated_answer`, `schema_violation`)
     #[response(status = 502)]
     BadGateway(ErrorBody),
-    /// Too many requests wait (`queue_full`), or the limits that the replicas share are out of
-    /// reach (`limits_unavailable`); `Retry-After` says when to come back
+    /// Too many requests wait (`queue_full`), their bodies take too much memory (`server_busy`), or
+    /// the limits that the replicas share are out of reach (`limits_unavailable`); `Retry-After`
+    /// says when to come back
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
     /// It took too long (`upstream_timeout`, `request_timeout`)
@@ -149,7 +150,8 @@ pub(super) enum AdminFailures {
     /// The admin key is missing or wrong, or the server has none
     #[response(status = 401)]
     Unauthorized(ErrorBody),
-    /// The limits that the replicas share are out of reach (`limits_unavailable`)
+    /// The limits that the replicas share are out of reach (`limits_unavailable`), or the bodies of
+    /// requests take too much memory (`server_busy`)
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
 }
