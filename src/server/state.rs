@@ -212,3 +212,66 @@ impl Current {
         self.leaving &= phase != Phase::Answer;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn limits() -> Limits {
+        let config = crate::config::Config::default();
+        let (client_timeout, keep_alive) = (Duration::from_secs(60), Duration::from_secs(75));
+        Limits { client_timeout, keep_alive, ..Limits::of(&config) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_phase_has_its_own_time() {
+        let (state, start) = (State::new(), Instant::now());
+        let due = || state.deadline(&limits()).map(|deadline| deadline - start);
+        assert_eq!(due(), Some(Duration::from_secs(60)), "for the first headers");
+        state.request(true);
+        assert_eq!(due(), None);
+        state.body_over(None);
+        assert_eq!(due(), None);
+        advance(Duration::from_secs(10)).await;
+        state.answered();
+        assert_eq!(due(), Some(Duration::from_secs(85)), "for the next request");
+        state.sent(true);
+        assert_eq!(due(), None, "the answer is not sent yet");
+        advance(Duration::from_secs(10)).await;
+        state.sent(false);
+        assert_eq!(due(), Some(Duration::from_secs(95)));
+        advance(Duration::from_secs(10)).await;
+        state.received();
+        assert_eq!(due(), Some(Duration::from_secs(90)), "for its headers");
+        advance(Duration::from_secs(10)).await;
+        state.received();
+        assert_eq!(due(), Some(Duration::from_secs(90)), "however they trickle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_longest_for_their_client_make_room_first() {
+        let [slow, idle, body, prompt, answering, lingering] = [(); 6].map(|()| State::new());
+        idle.answered();
+        body.request(true);
+        answering.request(false);
+        lingering.linger();
+        advance(Duration::from_secs(2)).await;
+        prompt.answered();
+        prompt.received();
+        let now = Instant::now();
+        let in_order = [&lingering, &slow, &idle, &prompt, &body];
+        let ranks = in_order.map(|state| state.expendability(now).expect("it can be spared"));
+        assert!(ranks.is_sorted(), "{ranks:?}");
+        assert_eq!(answering.expendability(now), None);
+
+        slow.ask_to_leave();
+        assert_eq!(slow.expendability(now), None, "it is asked only once");
+        slow.asked_to_leave().await;
+        idle.ask_to_leave();
+        idle.request(false);
+        idle.answered();
+        assert!(idle.expendability(now).is_some(), "its request came first");
+    }
+}
