@@ -61,8 +61,7 @@ pub(super) async fn connection(
         let mut stops = false;
         loop {
             tokio::select! {
-                // The connection first: what can be answered at once is answered also to a client
-                // that closes its side after the request.
+                // The connection first: the state is what it is afterwards.
                 biased;
                 result = &mut connection => break result,
                 // Ending the connection drops the handler at work for it.
@@ -92,8 +91,8 @@ async fn over(stream: &Stream, state: &State, limits: Limits) {
     let mut hung_up = false;
     poll_fn(|context| {
         hung_up = hung_up || closed.as_mut().poll(context).is_ready();
-        // Before its end is read, what the client has sent is read.
-        if (hung_up && state.is_answering()) || leave.as_mut().poll(context).is_ready() {
+        // Between two requests, what the client sent before is read to its end.
+        if (hung_up && state.has_request()) || leave.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         let Some(deadline) = state.deadline(&limits) else { return Poll::Pending };
@@ -104,7 +103,11 @@ async fn over(stream: &Stream, state: &State, limits: Limits) {
 
 /// Whether a deadline has passed. It changes with every request, and mostly to a later one: the
 /// timer is set anew when it has run out.
-fn poll_timer(mut timer: Pin<&mut Sleep>, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+fn poll_timer(
+    mut timer: Pin<&mut Sleep>,
+    deadline: Instant,
+    context: &mut Context<'_>,
+) -> Poll<()> {
     if deadline < timer.deadline() {
         timer.as_mut().reset(deadline);
     }

@@ -151,9 +151,9 @@ impl State {
         self.current().enter(Phase::Lingering);
     }
 
-    /// Whether the connection is at work on an answer.
-    pub(super) fn is_answering(&self) -> bool {
-        self.current().phase == Phase::Answer
+    /// Whether the client waits for an answer.
+    pub(super) fn has_request(&self) -> bool {
+        matches!(self.current().phase, Phase::Body | Phase::Answer)
     }
 
     /// When the connection is closed unless the client does something.
