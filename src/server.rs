@@ -25,6 +25,9 @@ use connections::Acceptor;
 
 pub use files::{affordable_connections, raise_limit};
 
+/// How long connections may take to end when they are cut off.
+const CUT_OFF_TIME: Duration = Duration::from_secs(1);
+
 /// How long a health check waits, and how much of an answer it reads, in bytes.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
 const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
@@ -134,7 +137,8 @@ pub async fn serve(
     if !in_time {
         tracing::warn!(connections = tasks.len(), "the grace period is over; cutting off");
         abandon.cancel();
-        tasks.wait().await;
+        // One that is at work without a pause cannot be cut off.
+        let _ = timeout(CUT_OFF_TIME, tasks.wait()).await;
     }
 }
 

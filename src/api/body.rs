@@ -96,8 +96,13 @@ async fn read_json<T: DeserializeOwned + Send + 'static>(
     }
     let (head, body) = request.into_parts();
     let Buffered { bytes, mut share } = buffer(&head.headers, body, gateway).await?;
+    let largest = gateway.bodies.largest();
     let parsed = with_body(bytes, move |bytes| {
-        share.grow(parsed_size(bytes)).map_err(ApiError::from)?;
+        let size = parsed_size(bytes);
+        if size > largest - bytes.len() {
+            return Err(ApiError::too_many_parts());
+        }
+        share.grow(size)?;
         let value = parse(bytes).map_err(|field| ApiError::invalid(vec![field]))?;
         Ok((value, share))
     });

@@ -176,6 +176,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
+    /// A body that is small as a text and large once it is read.
+    pub(super) fn too_many_parts() -> Self {
+        let detail = "The body has too many objects, lists and fields for the memory that bodies \
+                      may take.";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
     pub(super) fn not_json() -> Self {
         let detail = "The body must be JSON, sent with 'Content-Type: application/json'.";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)

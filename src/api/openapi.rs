@@ -109,7 +109,8 @@ pub(super) enum Failures {
     /// The semaphore was deleted while the request waited for it (`semaphore_deleted`)
     #[response(status = 409)]
     Conflict(ErrorBody),
-    /// The body is larger than `MAX_BODY_BYTES` (`body_too_large`)
+    /// The body is larger than `MAX_BODY_BYTES`, or than `BODY_MEMORY_BYTES` allows
+    /// (`body_too_large`)
     #[response(status = 413)]
     PayloadTooLarge(ErrorBody),
     /// The body is not sent as JSON (`unsupported_media_type`)

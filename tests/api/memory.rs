@@ -107,7 +107,14 @@ async fn the_parts_of_a_body_take_memory_too() {
     let mut dense = chat("", 1);
     dense["generation_config"] = json!({"x": vec![json!([]); 100_000]});
     let refused = answer(service.post("/chat", &dense)).await;
+    assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{refused:?}");
+    assert_eq!(refused.body["code"], "body_too_large", "{refused:?}");
+    dense["generation_config"] = json!({"x": vec![json!([]); 30_000]});
+    let held = unfinished(&service, "/chat", 8_000_000, 5_000_000).await;
+    until_used(&service, 5_000_000).await;
+    let refused = answer(service.post("/chat", &dense)).await;
     assert_eq!(refused.body["code"], "server_busy", "{refused:?}");
+    drop(held);
     until_used(&service, 0).await;
     assert_eq!(service.simulator.stats().calls, 0);
 }
