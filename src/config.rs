@@ -297,7 +297,7 @@ impl Config {
         let settings = Lookup(&lookup);
         let quota_plan = quotas::read(&settings)?;
         let mut config = Self {
-            admin_api_key: settings.optional(ADMIN_API_KEY).map(AdminKey::new),
+            admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
             environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
@@ -412,6 +412,15 @@ impl Lookup<'_> {
             Ok(Duration::from_secs_f64(seconds))
         } else {
             Err(invalid(setting, EXPECTED))
+        }
+    }
+
+    /// A key that no header can carry would lock everybody out without a word.
+    fn admin_key(&self) -> Result<Option<AdminKey>, InvalidSetting> {
+        let Some(key) = self.optional(ADMIN_API_KEY).map(AdminKey::new) else { return Ok(None) };
+        match key.header() {
+            Some(_) => Ok(Some(key)),
+            None => Err(invalid(ADMIN_API_KEY, "a key on one line, without control characters")),
         }
     }
 

@@ -57,7 +57,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
             caller.payer(None, gateway)?;
         }
         let semaphore = semaphore_id(request.headers());
-        let (body, share) = read_json(request, gateway).await?;
+        let body = read_json(request, gateway).await?;
+        let (body, share) = parse_body(body, gateway).await?;
         Ok(Self { caller, semaphore, body, share })
     }
 }
@@ -66,7 +67,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> 
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
-        let (body, _share) = read_json(request, gateway).await?;
+        let body = read_json(request, gateway).await?;
+        let (body, _share) = parse_body(body, gateway).await?;
         Ok(Self(body))
     }
 }
@@ -82,20 +84,31 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
         if request.body().is_end_stream() {
             return Ok(None);
         }
-        <Self as FromRequest<Gateway>>::from_request(request, gateway).await.map(Some)
+        let body = read_json(request, gateway).await?;
+        // The OpenAPI document can describe a body that may be left out only as one that may be
+        // `null` too.
+        if body.bytes.trim_ascii() == b"null" {
+            return Ok(None);
+        }
+        let (body, _share) = parse_body(body, gateway).await?;
+        Ok(Some(Self(body)))
     }
 }
 
-/// A body of JSON, and the memory that it takes.
-async fn read_json<T: DeserializeOwned + Send + 'static>(
-    request: Request<Body>,
-    gateway: &Gateway,
-) -> Result<(T, Share), ApiError> {
+/// A whole body that is sent as JSON, not parsed yet.
+async fn read_json(request: Request<Body>, gateway: &Gateway) -> Result<Buffered, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::not_json());
     }
     let (head, body) = request.into_parts();
-    let Buffered { bytes, mut share } = buffer(&head.headers, body, gateway).await?;
+    buffer(&head.headers, body, gateway).await
+}
+
+/// A body of JSON, and the memory that it takes.
+async fn parse_body<T: DeserializeOwned + Send + 'static>(
+    Buffered { bytes, mut share }: Buffered,
+    gateway: &Gateway,
+) -> Result<(T, Share), ApiError> {
     let largest = gateway.bodies.largest();
     let parsed = with_body(bytes, move |bytes| {
         let size = parsed_size(bytes);

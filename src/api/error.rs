@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
-use crate::gemini::{self, ErrorKind};
+use crate::gemini::{self, ErrorKind, Scope};
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
 use crate::memory::OverBudget;
@@ -214,6 +214,11 @@ impl ApiError {
                 Self::new(StatusCode::CONFLICT, "semaphore_deleted", detail)
             }
             Refused::Exhausted(exhausted) => Self::exhausted(exhausted),
+            Refused::Unfunded => {
+                let detail = "Gemini says that the account has nothing left to pay with. Add \
+                              credits, or raise its cap; it is tried again every few minutes.";
+                Self::new(StatusCode::PAYMENT_REQUIRED, "account_unfunded", detail)
+            }
             Refused::OutOfReach(OutOfReach { retry_after }) => {
                 let detail = "The limits that the replicas share are out of reach.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", detail)
@@ -263,18 +268,23 @@ impl ApiError {
             ErrorKind::InvalidRequest | ErrorKind::ContentBlocked { .. } => {
                 (StatusCode::BAD_REQUEST, false)
             }
+            ErrorKind::RateLimited(refusal) if refusal.scope == Scope::NoQuota => {
+                (StatusCode::FORBIDDEN, false)
+            }
             ErrorKind::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, true),
+            ErrorKind::Unfunded => (StatusCode::PAYMENT_REQUIRED, false),
             ErrorKind::DeadlineExceeded | ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, true),
             ErrorKind::Truncated => (StatusCode::BAD_GATEWAY, false),
             ErrorKind::Overloaded
             | ErrorKind::Unavailable
             | ErrorKind::Connection
+            | ErrorKind::BrokenOff
             | ErrorKind::Malformed
             | ErrorKind::Empty => (StatusCode::BAD_GATEWAY, true),
         };
-        let retry_after = match &error.kind {
-            ErrorKind::RateLimited(_) => Some(retry_after.unwrap_or(SOON)),
-            _ => None,
+        let retry_after = match status {
+            StatusCode::TOO_MANY_REQUESTS => Some(retry_after.unwrap_or(SOON)),
+            _ => retry_after,
         };
         let failure = Self::new(status, error.kind.code(), error.message);
         Self { retryable, retry_after, ..failure }

@@ -18,5 +18,6 @@ mod router;
 mod semaphores;
 mod single;
 mod structured;
+mod whole;
 
 pub use router::{openapi, router};

@@ -37,7 +37,10 @@ fn a_wrong_value_names_the_variable_and_what_was_expected() {
         ("REQUEST_TIMEOUT_SECONDS", "NaN"),
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "gemini=shout"),
+        ("GEMINI_BASE_URL", "http://127.0.0.1:99999"),
         ("GEMINI_API_KEY", "wrong\nkey"),
+        ("ADMIN_API_KEY", "wrong\nkey"),
+        ("ADMIN_API_KEY", "wrong\u{7f}key"),
     ] {
         let error = read(&[(variable, value)]).expect_err(variable);
         assert_eq!(error.variable, variable);

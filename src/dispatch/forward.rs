@@ -10,7 +10,7 @@ use http::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
-use super::{Call, Dispatcher, Ended, Failure, reported, settle};
+use super::{Attempts, Call, Dispatcher, Ended, Failure, reported};
 use crate::gemini::{ApiKey, Error, Forward, Held, Payload, Rejected, Usage, UsageScanner};
 use crate::limits::{Admission, Underway};
 use crate::metrics::Metrics;
@@ -53,14 +53,15 @@ impl Dispatcher {
         mut admission: Admission,
         idle: Duration,
     ) -> Result<Response<Forwarded>, Unanswered> {
-        for attempt in 1.. {
+        let mut attempts = Attempts::default();
+        loop {
             let underway = self.depart(call, admission).await?;
             let outcome = self.open(call, request, body.clone(), underway, idle).await?;
             let Rejected { error, response } = match outcome {
                 Ok(response) => return Ok(response),
                 Err(rejected) => rejected,
             };
-            admission = match self.readmit(call, attempt, &error).await? {
+            admission = match self.readmit(call, &mut attempts, &error).await? {
                 Ok(admission) => admission,
                 Err(retry_after) => {
                     let failure = Failure::Upstream { error, retry_after };
@@ -68,7 +69,6 @@ impl Dispatcher {
                 }
             };
         }
-        unreachable!("a policy gives up after a number of attempts")
     }
 
     /// Passes on a request that generates nothing: it takes no slot, and is sent once. `patience`
@@ -106,13 +106,14 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
+                self.counts_as(&underway, response.body().model_version().as_ref());
                 let usage = UsageScanner::new(request.surface);
                 let metrics = Arc::clone(&self.metrics);
                 let passage = Passage { underway, call: call.clone(), sent, usage, metrics };
                 Ok(Ok(response.map(|body| Forwarded::new(body, passage))))
             }
             Err(rejected) => {
-                settle(underway, &rejected.error);
+                self.settle(underway, &rejected.error);
                 let ended = self.ended(call, sent, &rejected.error);
                 ended.record(&self.metrics, call, sent, Usage::default());
                 match ended {

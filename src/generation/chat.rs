@@ -21,11 +21,13 @@ pub use stream::{ChatEvent, ChatStream};
 }))]
 pub struct ChatRequest {
     /// What is asked. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     prompt: String,
     /// What the model keeps to throughout.
     #[schema(default = "")]
     system_prompt: Option<String>,
     /// Such as `gemini-2.5-flash` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
@@ -79,7 +81,7 @@ impl Request for ChatRequest {
 
 impl Chat {
     fn response(&self, answer: Answer) -> ChatResponse {
-        let Answer { text, finish_reason, usage } = answer;
+        let Answer { text, finish_reason, usage, .. } = answer;
         let model = self.model.clone();
         ChatResponse { success: true, response: text, model, finish_reason, usage }
     }

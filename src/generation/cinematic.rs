@@ -23,12 +23,16 @@ use crate::gemini::{Answer, InputFeatures, Model, Usage};
 }))]
 pub struct StoryRequest {
     /// What the story is made from. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     user_content: String,
     /// How the model is to tell it. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     system_prompt: String,
     /// The voices there are; the narrator's is one of them. Empty counts as absent.
+    #[schema(value_type = Option<Vec<VoiceId>>)]
     voice_id_list: Option<Vec<String>>,
     /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
@@ -38,6 +42,12 @@ pub struct StoryRequest {
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
 }
+
+/// The identifier of a voice. Not blank.
+#[derive(ToSchema)]
+#[schema(min_length = 1, pattern = r"\S")]
+#[expect(dead_code, reason = "only its documentation is used")]
+struct VoiceId(String);
 
 /// The story that the model told. It fits its schema.
 #[derive(Debug, Serialize, ToSchema)]

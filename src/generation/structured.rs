@@ -27,13 +27,16 @@ pub(super) const MESSAGE: &str = "Successfully generated structured output";
 }))]
 pub struct StructuredRequest {
     /// What the output is made from. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     user_content: String,
     /// What the model is to do. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     system_prompt: String,
     /// The JSON Schema that the output fits.
     #[schema(value_type = Object)]
     json_schema: Box<RawValue>,
     /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,

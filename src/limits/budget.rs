@@ -89,6 +89,9 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// What left was refused, and does not count.
     fn take_back(&self, departure: Departure, tokens: u64);
 
+    /// What left does not count in its day.
+    fn take_back_of_day(&self, departure: Departure);
+
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
     fn close_day(&self, left_at: Instant);
@@ -339,6 +342,10 @@ impl Budget for LocalBudget {
         self.change(|ledger, now| ledger.take_back(departure.at, tokens, now));
     }
 
+    fn take_back_of_day(&self, departure: Departure) {
+        self.change(|ledger, _| ledger.take_back_of_day(departure.at));
+    }
+
     fn close_day(&self, left_at: Instant) {
         self.change(|ledger, _| ledger.close_day(left_at));
     }
@@ -438,6 +445,12 @@ impl Sent {
         if actual != self.tokens {
             self.budget.settle(self.departure, self.tokens, actual);
         }
+    }
+
+    /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
+    /// its minute.
+    pub fn not_of_the_day(self) {
+        self.budget.take_back_of_day(self.departure);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.

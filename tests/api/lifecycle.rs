@@ -236,13 +236,26 @@ async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
 
 #[tokio::test]
 async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
-    for broken in ["GEMINI_API_KEY = \"the-secret", "the-secret", "GEMINI_API_KEY=the secret key"] {
+    for broken in [
+        "GEMINI_API_KEY = \"the-secret",
+        "the-secret",
+        "GEMINI_API_KEY=the secret key",
+        "GEMINI_API_KEY=the-\0secret",
+    ] {
         let output = Start::simulated().dotenv(&format!("PORT=0\n{broken}\n")).output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{broken}: {log}");
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains(".env") && !log.contains("secret"), "{log}");
     }
+}
+
+#[tokio::test]
+async fn an_unreachable_redis_stops_the_start_and_its_setting_is_named() {
+    let output = Start::simulated().set("REDIS_URL", "redis://127.0.0.1:1").output().await;
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("REDIS_URL: Redis at 127.0.0.1:1: "), "{log}");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ mod process;
 mod protocol;
 mod recording;
 mod redis_server;
+mod refusals;
 mod replicas;
 mod semaphores;
 mod settings;

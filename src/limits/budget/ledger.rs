@@ -185,6 +185,11 @@ impl Ledger {
         self.day.take_back(left_at);
     }
 
+    /// What left at `left_at` does not count in its day.
+    pub fn take_back_of_day(&mut self, left_at: Instant) {
+        self.day.take_back(left_at);
+    }
+
     /// Gemini said that the day is used up in which this left.
     pub fn close_day(&mut self, left_at: Instant) {
         self.day.close(left_at);
