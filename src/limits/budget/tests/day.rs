@@ -3,7 +3,8 @@
 use super::*;
 
 fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
-    LocalBudget::starting_at(quotas, MINUTE, wall.parse().expect("a valid timestamp"))
+    let wall = wall.parse().expect("a valid timestamp");
+    starting_at(quotas, wall)
 }
 
 async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
