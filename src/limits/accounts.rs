@@ -155,6 +155,13 @@ impl Accounts {
         self.open.read().unwrap_or_else(PoisonError::into_inner).accounts.len()
     }
 
+    /// Those of which the number of calls at once has been lowered or may still rise.
+    pub fn lowered(&self) -> Vec<Arc<Account>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let lowered = open.accounts.values().filter(|account| !account.concurrency().is_at_rest());
+        lowered.cloned().collect()
+    }
+
     /// All of them, in the order of their names.
     pub fn all(&self) -> Vec<Arc<Account>> {
         self.at_most(usize::MAX)

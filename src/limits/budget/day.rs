@@ -44,27 +44,26 @@ impl Day {
         if now < self.ends && now.saturating_duration_since(self.read_at) < RECHECK {
             return false;
         }
-        let read_before = self.read_at;
-        self.follow_clock(now);
+        let was_set = self.follow_clock(now);
         if now < self.ends {
             return false;
         }
-        // Where the clock was set forward, what left before that left on an earlier day.
-        self.began = self.ends.max(read_before);
+        // What left before the clock was seen to be ahead was counted in the day before.
+        self.began = if was_set { now } else { self.ends };
         self.ends = self.calendar.midnight_after(now);
         self.sent = 0;
         true
     }
 
     /// Moves the ends of the day and of its closing by as much as the wall clock was set, or went
-    /// on while the machine was suspended.
-    fn follow_clock(&mut self, now: Instant) {
+    /// on while the machine was suspended. Says whether it did.
+    fn follow_clock(&mut self, now: Instant) -> bool {
         self.read_at = now;
         let wall = self.clock.at(now);
         let ahead = wall.duration_since(self.calendar.wall_at(now));
         let step = ahead.unsigned_abs();
         if step < RECHECK {
-            return;
+            return false;
         }
         tracing::debug!(seconds = ahead.as_secs(), "the wall clock was set, or the machine slept");
         self.calendar = Calendar { wall, instant: now };
@@ -77,6 +76,7 @@ impl Day {
             self.ends = self.calendar.midnight_after(now);
             self.closed_until = if was_closed { self.ends } else { now };
         }
+        true
     }
 
     /// How many left today.
