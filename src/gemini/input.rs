@@ -261,7 +261,9 @@ mod tests {
         ] {
             assert!(features(&part).has_unseen, "{part}");
         }
-        assert!(!features(&json!({"contents": [{"parts": [{"text": "cachedContent"}]}]})).has_unseen);
+        assert!(
+            !features(&json!({"contents": [{"parts": [{"text": "cachedContent"}]}]})).has_unseen
+        );
     }
 
     #[test]

@@ -174,10 +174,10 @@ impl Learned {
         ];
         let noise = TEXT_VARIANCE * (1.0 + SMALL_TEXT / expected);
         let total = first * shares[0] + second * shares[1] + noise;
-        self.ratio[0] = (self.ratio[0] * (1.0 + first / total * error))
-            .clamp(*RATIOS.start(), *RATIOS.end());
-        self.ratio[1] = (self.ratio[1] * (1.0 + second / total * error))
-            .clamp(*RATIOS.start(), *RATIOS.end());
+        self.ratio[0] =
+            (self.ratio[0] * (1.0 + first / total * error)).clamp(*RATIOS.start(), *RATIOS.end());
+        self.ratio[1] =
+            (self.ratio[1] * (1.0 + second / total * error)).clamp(*RATIOS.start(), *RATIOS.end());
         self.variance[0] -= first * first / total;
         self.variance[1] -= second * second / total;
         self.covariance -= first * second / total;

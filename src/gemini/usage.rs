@@ -92,7 +92,10 @@ impl From<OpenAiUsage> for Usage {
             output_tokens: counts.completion_tokens.unwrap_or(0),
             thinking_tokens: 0,
             total_tokens: counts.total_tokens.unwrap_or(0),
-            cached_tokens: counts.prompt_tokens_details.and_then(|of| of.cached_tokens).unwrap_or(0),
+            cached_tokens: counts
+                .prompt_tokens_details
+                .and_then(|of| of.cached_tokens)
+                .unwrap_or(0),
         }
     }
 }

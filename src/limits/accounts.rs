@@ -140,8 +140,9 @@ impl Accounts {
     /// digits of its SHA-256. False where no such account is open.
     pub fn forget(&self, payer: &str, model: &str) -> bool {
         let all = self.all();
-        let of_name =
-            |account: &&Arc<Account>| account.model() == model && account.payer().to_string() == payer;
+        let of_name = |account: &&Arc<Account>| {
+            account.model() == model && account.payer().to_string() == payer
+        };
         let mut found = false;
         for account in all.iter().filter(of_name) {
             account.forget();

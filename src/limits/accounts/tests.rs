@@ -233,7 +233,8 @@ fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Tier1);
     for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {
-        let limits = Limits { requests_per_minute: Some(Limit::AtMost(limit)), ..Limits::default() };
+        let limits =
+            Limits { requests_per_minute: Some(Limit::AtMost(limit)), ..Limits::default() };
         plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
     }
     let accounts = with_plan(plan);

@@ -242,7 +242,8 @@ impl Ledger {
     /// Whether a new ledger would be as good.
     pub fn is_blank(&mut self) -> bool {
         let now = self.expire();
-        let counted = [&self.requests, &self.tokens].map(|of| of.sent() + of.unsent() + of.waiting());
+        let counted =
+            [&self.requests, &self.tokens].map(|of| of.sent() + of.unsent() + of.waiting());
         counted == [0, 0]
             && self.day.sent() == 0
             && self.day.closed_until() <= now
