@@ -163,10 +163,11 @@ async fn repair<G: Generation>(
     let call = &Call { input, ..call.clone() };
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
-    generation.read(answer).or_else(|unusable| match unusable {
-        Unusable::Misfit(Misfit { fallback, violations, usage, .. }) => {
+    match generation.read(answer) {
+        Ok(output) => Ok(output),
+        Err(Unusable::Misfit(Misfit { fallback, violations, usage, .. })) => {
             fallback.ok_or(Failure::SchemaViolation { violations, usage })
         }
-        Unusable::Hopeless(error) => Err(error.into()),
-    })
+        Err(Unusable::Hopeless(error)) => Err(error.into()),
+    }
 }

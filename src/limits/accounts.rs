@@ -46,10 +46,13 @@ pub struct Accounts {
     joining: Mutex<()>,
 }
 
+/// The payer and the model of an account.
+type Name = (Payer, Arc<str>);
+
 /// The accounts, by payer and model.
 #[derive(Debug, Default)]
 struct Open {
-    accounts: HashMap<(Payer, Arc<str>), Arc<Account>>,
+    accounts: HashMap<Name, Arc<Account>>,
     /// How many were ever opened.
     opened: u64,
     /// How many may be unproven: those that were so when this was last counted, and those opened
@@ -193,7 +196,7 @@ fn is_model(name: &str) -> bool {
 }
 
 impl Open {
-    fn insert(&mut self, name: (Payer, Arc<str>), account: Arc<Account>) {
+    fn insert(&mut self, name: Name, account: Arc<Account>) {
         self.opened += 1;
         self.unproven += 1;
         account.touch(self.opened);
@@ -245,10 +248,10 @@ fn is_held(account: &Arc<Account>) -> bool {
 
 /// The names of those that may be closed, the least recently used first; at most so many.
 fn least_used(
-    mut accounts: Vec<(&(Payer, Arc<str>), &Arc<Account>)>,
+    mut accounts: Vec<(&Name, &Arc<Account>)>,
     most: usize,
     may_close: impl Fn(&Arc<Account>) -> bool,
-) -> Vec<(Payer, Arc<str>)> {
+) -> Vec<Name> {
     accounts.sort_by_key(|(_, account)| account.last_used());
     let closed = accounts.into_iter().filter(|(_, account)| may_close(account));
     closed.take(most).map(|(name, _)| name.clone()).collect()
