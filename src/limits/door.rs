@@ -494,8 +494,9 @@ impl Turn<'_> {
                 Ok(permit) => Some(permit),
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
-                    let (permit, again) =
-                        place.permit_and_quota(named, &account, cost, deadline).await?;
+                    // In a box, so that calls which do not wait here take no memory for it.
+                    let both = place.permit_and_quota(named, &account, cost, deadline);
+                    let (permit, again) = Box::pin(both).await?;
                     reservation = again;
                     Some(permit)
                 }
