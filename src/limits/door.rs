@@ -17,12 +17,12 @@ use super::semaphore::{
 };
 use super::store::{LocalStore, Store};
 
-/// For how long a call that has a permit of a named semaphore may wait for the answer whether its
-/// quotas have room, and one that has the quota for a permit: longer than Redis takes to answer.
+/// How long a call may hold a permit of a named semaphore until it knows whether its quotas have
+/// room, or hold its quota until it knows whether a permit is free. Redis answers sooner.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// For how long a call keeps its quota while it is the first to wait for its semaphore, once others
-/// have taken the quota from it meanwhile.
+/// How long a call keeps its quota while it waits for a permit at the head of the queue, after
+/// others have used the quota up during an earlier such wait.
 const SECOND_TRY: Duration = Duration::from_secs(60);
 
 /// The one way in to Gemini: a global limit on calls in flight, the semaphores that add to it,
@@ -57,7 +57,7 @@ pub enum Refused {
     /// The limits that the replicas share are out of reach.
     #[error(transparent)]
     OutOfReach(#[from] OutOfReach),
-    /// So many keys and models are in use that no new one can be kept account of.
+    /// The table of accounts is full, and the call is for a new key or model.
     #[error("too many keys and models are in use")]
     TooManyAccounts,
 }
@@ -298,16 +298,20 @@ impl Turnstile {
         Ok(reserve_in(Line::Returning, account, cost, deadline).await?)
     }
 
-    /// Waits for a permit of a named semaphore and for the quota, of which neither is kept from
-    /// others while the other is waited for.
+    /// Waits for a permit of a named semaphore and for the quota, and holds neither while it waits
+    /// for the other.
     ///
-    /// First the semaphore is waited for, in the order in which calls came. A call that gets a
-    /// permit and finds its quota used up gives the permit back, waits for the quota before
-    /// all others of its account, and then for a permit before all others. So it does again where
-    /// others have used the quota up meanwhile; but from the second time on it keeps the quota
-    /// while it waits for the permit, for a minute at most, so that it cannot go on for ever. Of
-    /// each account one call at a time does so for each semaphore; the others stay in line behind
-    /// it.
+    /// 1. The call waits for a permit, first come, first served. If its quota has room then, it
+    ///    has both.
+    /// 2. Otherwise it gives the permit back and waits for the quota at the head of its account's
+    ///    line.
+    /// 3. With the quota reserved, it takes a permit if one is free. Otherwise it gives the
+    ///    quota back and waits for a permit at the head of the semaphore's queue.
+    /// 4. With the permit, it has both if the quota still has room. Otherwise it begins again at 2.
+    ///
+    /// From its second round on it keeps the quota in step 3, for a minute at most, so that
+    /// other calls of its account cannot delay it for ever. Only one call of an account does this
+    /// for each semaphore; others that came to step 2 wait behind it.
     async fn permit_and_quota(
         &self,
         named: &Arc<dyn Semaphore>,
@@ -401,7 +405,7 @@ async fn reserve_in(
     }
 }
 
-/// Reserves before all others of the account, if there is room at once.
+/// Reserves at the head of the account's line, if there is room at once.
 async fn reserve_now(
     account: &Account,
     cost: TokenEstimate,
@@ -520,7 +524,7 @@ pub struct Admission {
     named: Option<Permit>,
     reservation: Reservation,
     account: Arc<Account>,
-    /// The account that was asked for, where it is another.
+    /// The account that the call was made for, where another one is charged.
     alias: Option<Arc<Account>>,
     /// How long the call waited to be let in, once it was its lane's turn.
     pub waited: Duration,

@@ -48,8 +48,8 @@ pub enum Patience {
     None,
     /// For as long as it takes.
     Endless,
-    /// For as long as it takes, and before those who ask for the first time: the caller had a
-    /// permit before and gave it back because it lacked something else.
+    /// For as long as it takes, before all that ask for the first time: the caller had a permit
+    /// and gave it back because it lacked something else.
     Returning {
         /// When it asked for the first time.
         since: Instant,

@@ -25,9 +25,9 @@ struct State {
     out: usize,
     /// Those who wait, by their tickets, which grow.
     queue: BTreeMap<u64, Waiter>,
-    /// The next ticket of one who asks for the first time.
+    /// The next ticket of a first request.
     next_ticket: u64,
-    /// The next ticket of one who returns: less than all of those.
+    /// The next ticket of a returning request: less than all of those.
     next_returning: u64,
     closed: bool,
 }
@@ -38,7 +38,7 @@ struct Waiter {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The first ticket of those who ask for the first time.
+/// The lowest ticket of first requests. Returning requests have lower ones, so that they go first.
 const FIRST_TICKET: u64 = 1 << 63;
 
 /// The only one there is: permits of this process do not end by themselves.
@@ -165,7 +165,7 @@ impl Semaphore for LocalSemaphore {
 }
 
 impl State {
-    /// Whether anybody waits who goes before one that comes now, for the first time or again.
+    /// Whether a request waits that goes before one that comes now, for the first time or returning.
     fn is_anybody_before(&self, returns: bool) -> bool {
         let last = if returns { FIRST_TICKET } else { u64::MAX };
         self.queue.range(..last).next().is_some()

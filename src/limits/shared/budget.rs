@@ -43,7 +43,7 @@ pub(super) struct SharedBudget {
 struct Told {
     /// What its settings say.
     planned: Quotas,
-    /// What counts in Redis, where that is something else.
+    /// What counts in Redis, where that differs: Gemini named it.
     learned: Option<SharedQuotas>,
 }
 

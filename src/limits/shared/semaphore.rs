@@ -59,8 +59,8 @@ impl Semaphore for SharedSemaphore {
         if !waits && let Err(reason) = self.link.tenure.reach() {
             return Place::answered(Err(NotGranted::OutOfReach(reason)));
         }
-        // Redis keeps the order in which each replica asks: one who returns is before those who
-        // asked later elsewhere, and behind the others of this replica.
+        // The script keeps the order in which each replica asks: a returning request goes before
+        // those that other replicas sent later, and after those of this replica.
         let since = match patience {
             Patience::Returning { since } => since,
             Patience::None | Patience::Endless => Instant::now(),

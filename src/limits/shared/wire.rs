@@ -204,7 +204,14 @@ pub(super) enum Op {
 impl Op {
     /// Whether it tells of something that is so, whoever says it and how often.
     pub fn can_be_said_twice(&self) -> bool {
-        matches!(self, Self::LearnQuotas { .. } | Self::Pause { .. } | Self::CloseDay { .. })
+        matches!(
+            self,
+            Self::LearnQuotas { .. }
+                | Self::ForgetQuotas { .. }
+                | Self::TakeOverBudget { .. }
+                | Self::Pause { .. }
+                | Self::CloseDay { .. }
+        )
     }
 }
 
