@@ -1,6 +1,7 @@
 //! Gemini's day: quotas per day begin anew at midnight in California, daylight saving included.
 //! Source: Gemini API documentation, rate limits ("RPD quotas reset at midnight Pacific time").
 
+use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -19,7 +20,24 @@ pub fn until_midnight(now: Timestamp) -> Duration {
     Duration::try_from(now.duration_until(&midnight)).expect("tomorrow is after now")
 }
 
-/// Joins tokio's clock, which tests can pause, to the calendar.
+/// A wall clock. Unlike tokio's clock it can be set, and it goes on while the machine is suspended.
+pub trait WallClock: fmt::Debug + Send + Sync {
+    /// What the wall clock shows at `now`, the present moment on tokio's clock.
+    fn at(&self, now: Instant) -> Timestamp;
+}
+
+/// The wall clock of this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock;
+
+impl WallClock for SystemClock {
+    fn at(&self, _now: Instant) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// Joins tokio's clock, which tests can pause, to the calendar. It holds for as long as the wall
+/// clock is not set and the machine is not suspended.
 #[derive(Debug, Clone, Copy)]
 pub struct Calendar {
     /// What the clock on the wall showed.
@@ -28,17 +46,26 @@ pub struct Calendar {
     pub instant: Instant,
 }
 
+impl WallClock for Calendar {
+    fn at(&self, now: Instant) -> Timestamp {
+        self.wall_at(now)
+    }
+}
+
 impl Calendar {
     /// The next midnight in California after a moment.
     pub fn midnight_after(self, at: Instant) -> Instant {
-        let wall = self.wall_at(at).expect("a clock shows a date that can be written");
-        at + until_midnight(wall)
+        at + until_midnight(self.wall_at(at))
     }
 
-    fn wall_at(self, at: Instant) -> Result<Timestamp, jiff::Error> {
-        let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
-        let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
-        self.wall.checked_add(since)?.checked_sub(before)
+    /// What the wall clock shows at a moment.
+    pub fn wall_at(self, at: Instant) -> Timestamp {
+        let wall = || {
+            let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
+            let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
+            self.wall.checked_add(since)?.checked_sub(before)
+        };
+        wall().expect("a clock shows a date that can be written")
     }
 }
 

@@ -24,6 +24,9 @@ pub(super) use envelope::{GoogleFailure, OpenAiFailure};
 /// When to come back where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
 
+/// When to come back where a minute's counts have to age.
+const LATER: Duration = Duration::from_secs(60);
+
 /// A failure as the client sees it.
 #[derive(Debug, Clone)]
 pub(super) struct ApiError {
@@ -204,6 +207,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "lease_not_found", detail)
     }
 
+    /// No such key has been used with the model.
+    pub(super) fn unknown_account(key: &str, model: &str) -> Self {
+        let detail = format!("No key {key:?} is in use with a model {model:?}.");
+        Self::new(StatusCode::NOT_FOUND, "account_not_found", detail)
+    }
+
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not Found")
     }
@@ -294,6 +303,11 @@ impl ApiError {
                 let detail = "The limits that the replicas share are out of reach.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", detail)
                     .retryable(Some(retry_after))
+            }
+            Refused::TooManyAccounts => {
+                let detail = "Too many keys and models are in use to keep account of a new one.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_accounts", detail)
+                    .retryable(Some(LATER))
             }
             Refused::MoreThanLimit { limit } => {
                 let message = format!("The semaphore has a limit of {limit}");

@@ -77,7 +77,7 @@ struct DefaultModels {
 /// The lowered limits, by model.
 fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
     let mut lowered = BTreeMap::new();
-    for account in gateway.door.accounts().all() {
+    for account in gateway.door.accounts().lowered() {
         let limit = account.concurrency().limit();
         if limit < account.concurrency().ceiling() {
             let lowest = lowered.entry(account.model().to_owned()).or_insert(limit);

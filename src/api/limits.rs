@@ -1,26 +1,33 @@
 //! `/_admin/limits`: what each key may send to each model, and what is spent of it. For the
 //! administrator.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use futures_util::future::try_join_all;
+use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorBody};
 use super::openapi::AdminFailures;
 use crate::gateway::Gateway;
 use crate::limits::{
     Account, AdaptiveLimit, OutOfReach, Planned, QuotaUsage, Semaphore as _, Source, Standing,
 };
 
-/// The limits of all keys and models that calls were made for.
+/// How many keys and models are shown.
+const MOST_SHOWN: usize = 1000;
+
+/// The limits of the keys and models that calls were made for.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LimitList {
-    /// How many there are.
+    /// How many there are. The first 1,000 are shown: those whose calls Gemini has accepted before
+    /// others, and the last used first.
     count: usize,
     limits: Vec<AccountStatus>,
 }
@@ -34,6 +41,9 @@ struct AccountStatus {
     /// The model.
     #[schema(example = "gemini-2.5-flash")]
     model: String,
+    /// The model that Gemini charges for calls of this one, as it said itself; the limits shown are
+    /// those that both share. Null where it is charged itself.
+    counts_as: Option<String>,
     requests_per_minute: QuotaStatus,
     input_tokens_per_minute: QuotaStatus,
     /// The day ends at midnight in California.
@@ -80,11 +90,14 @@ struct AdaptiveStatus {
 }
 
 impl AccountStatus {
-    async fn of(account: &Account) -> Result<Self, OutOfReach> {
+    async fn of(shown: &Arc<Account>) -> Result<Self, OutOfReach> {
+        let account = shown.charged();
         let (quotas, usage) = account.quotas().await?;
+        let is_alias = !Arc::ptr_eq(&account, shown);
         Ok(Self {
-            key: account.payer().to_string(),
-            model: account.model().to_owned(),
+            key: shown.payer().to_string(),
+            model: shown.model().to_owned(),
+            counts_as: is_alias.then(|| account.model().to_owned()),
             requests_per_minute: QuotaStatus::of(
                 quotas.requests_per_minute,
                 usage.requests_per_minute,
@@ -127,7 +140,7 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
-/// The limits of all keys and models, in the order of their names. No key is shown.
+/// The limits of keys and models, in the order of their names. No key is shown.
 #[utoipa::path(
     get,
     path = "/_admin/limits",
@@ -139,7 +152,38 @@ pub(super) async fn list_limits(
     _: Admin,
     State(gateway): State<Gateway>,
 ) -> Result<Json<LimitList>, ApiError> {
-    let accounts = gateway.door.accounts().all();
-    let limits = try_join_all(accounts.iter().map(|account| AccountStatus::of(account))).await?;
-    Ok(Json(LimitList { count: limits.len(), limits }))
+    let accounts = gateway.door.accounts();
+    let shown = accounts.at_most(MOST_SHOWN);
+    let limits = try_join_all(shown.iter().map(AccountStatus::of)).await?;
+    Ok(Json(LimitList { count: accounts.count(), limits }))
+}
+
+/// Forgets what Gemini has taught of a key and a model: the settings count again, with no pause, no
+/// used-up day and no lowered concurrency, and the model is charged itself. What is spent stays.
+#[utoipa::path(
+    delete,
+    path = "/_admin/limits/{key}/{model}",
+    tag = "limits",
+    params(
+        ("key" = String, Path, description = "The key as `/_admin/limits` shows it", example = "server"),
+        ("model" = String, Path, description = "The model", example = "gemini-2.5-flash")
+    ),
+    responses(
+        (status = NO_CONTENT, description = "It is forgotten"),
+        (status = 404, description = "No such key was used with the model", body = ErrorBody),
+        AdminFailures
+    ),
+    security(("AdminKey" = []))
+)]
+pub(super) async fn reset_limits(
+    _: Admin,
+    State(gateway): State<Gateway>,
+    account: Result<Path<(String, String)>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Path((key, model)) = account.map_err(|_| ApiError::not_found())?;
+    if gateway.door.accounts().forget(&key, &model) {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::unknown_account(&key, &model))
+    }
 }

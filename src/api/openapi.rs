@@ -138,9 +138,9 @@ pub(super) enum Failures {
     /// `malformed_answer`, `empty_answer`, `truncated_answer`, `schema_violation`)
     #[response(status = 502)]
     BadGateway(ErrorBody),
-    /// Too many requests wait (`queue_full`), their bodies take too much memory (`server_busy`), or
-    /// the limits that the replicas share are out of reach (`limits_unavailable`); `Retry-After`
-    /// says when to come back
+    /// Too many requests wait (`queue_full`), their bodies take too much memory (`server_busy`), too
+    /// many keys and models are in use (`too_many_accounts`), or the limits that the replicas share
+    /// are out of reach (`limits_unavailable`); `Retry-After` says when to come back
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
     /// It took too long (`upstream_timeout`, `request_timeout`)

@@ -31,6 +31,7 @@ fn documented() -> OpenApiRouter<Gateway> {
         .routes(routes!(leases::renew_lease, leases::release_lease))
         .routes(routes!(semaphores::delete_semaphore))
         .routes(routes!(limits::list_limits))
+        .routes(routes!(limits::reset_limits))
         .routes(routes!(metrics::metrics))
 }
 

@@ -2,7 +2,6 @@
 //!
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
-mod estimate;
 mod forward;
 mod retry;
 mod sending;
@@ -20,11 +19,10 @@ use crate::gemini::{
     Scope, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile,
-    Underway,
+    Account, Admission, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, TokenEstimate,
+    Turn, Turnstile, Underway,
 };
 use crate::metrics::{Answered, Metrics};
-use estimate::Estimators;
 
 pub use forward::{Forwarded, Unanswered};
 use retry::Attempts;
@@ -37,7 +35,6 @@ pub use sending::{ClientFault, Sending};
 pub struct Dispatcher {
     client: Client,
     door: Arc<Door>,
-    estimators: Arc<Estimators>,
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
 }
@@ -108,7 +105,7 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, door, estimators: Arc::default(), metrics, policy }
+        Self { client, door, metrics, policy }
     }
 
     /// The same, with connections of its own and everything else in common.
@@ -116,7 +113,6 @@ impl Dispatcher {
         Self {
             client,
             door: Arc::clone(&self.door),
-            estimators: Arc::clone(&self.estimators),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
         }
@@ -167,7 +163,8 @@ impl Dispatcher {
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
         warn_of_retirement(&model);
-        let estimator = self.estimators.of(&model);
+        // Each key learns for itself, so that none can teach another nonsense.
+        let estimator = account.attached();
         Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
     }
 
@@ -191,8 +188,12 @@ impl Dispatcher {
     /// # Errors
     /// As for [`Dispatcher::admit`].
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
-        let tokens = call.route.estimator.estimate(call.input);
-        let admission = timeout_at(call.deadline, turn.admit(tokens, call.deadline));
+        let estimator = &call.route.estimator;
+        let cost = TokenEstimate {
+            expected: estimator.estimate(call.input),
+            at_least: estimator.at_least(call.input),
+        };
+        let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));
         let admission = admission.await.map_err(|_| Failure::DeadlineExceeded)??;
         self.metrics.admitted(admission.waited);
         Ok(admission)
@@ -384,7 +385,7 @@ impl Ended<'_> {
             Self::BrokenOff(error) => (error.kind.code(), true),
         };
         if usage.prompt_tokens > 0 {
-            estimator.learn(call.input, usage.prompt_tokens);
+            estimator.learn(call.input, usage.prompt_tokens, usage.cached_tokens);
         }
         let kind = call.kind;
         metrics.answered(Answered { kind, model, accepted, outcome, took: sent.elapsed(), usage });

@@ -42,6 +42,20 @@ fn media_tokens(mime_type: &str, bytes: Option<u64>) -> u64 {
     }
 }
 
+/// Whether what a field names is kept elsewhere: a cache, a file, an image at a URL, an earlier
+/// talk.
+fn is_reference(key: &str) -> bool {
+    matches!(
+        key,
+        "cachedContent"
+            | "cached_content"
+            | "file_id"
+            | "image_url"
+            | "previous_interaction_id"
+            | "previousInteractionId"
+    )
+}
+
 /// The size of what a base64 text of this length stands for.
 fn decoded(base64: usize) -> u64 {
     base64 as u64 / 4 * 3
@@ -143,10 +157,16 @@ impl<'de> Visitor<'de> for Measure<'_> {
                 "fileUri" | "file_uri" => {
                     fields.next_value::<IgnoredAny>()?;
                     is_media = true;
+                    self.features.has_unseen = true;
                 }
                 // What the model had thought comes back sealed.
                 "thoughtSignature" | "thought_signature" => {
                     fields.next_value::<IgnoredAny>()?;
+                    self.features.has_unseen = true;
+                }
+                _ if is_reference(&key) => {
+                    self.features.has_unseen = true;
+                    fields.next_value_seed(self.inner(&key))?;
                 }
                 _ => fields.next_value_seed(inner)?,
             }
@@ -197,12 +217,14 @@ mod tests {
             "thoughtSignature": "sealed",
         });
         let tools = "functionDeclarationsnamefdataxyz";
-        assert_eq!(features(&body), InputFeatures::of(&format!("abc日本user{tools}")));
+        let seen = InputFeatures::of(&format!("abc日本user{tools}"));
+        assert_eq!(features(&body), InputFeatures { has_unseen: true, ..seen });
     }
 
     #[test]
     fn media_cost_by_their_type_and_size() {
         let data = "A".repeat(64_000);
+        let seen = |features| InputFeatures { has_unseen: false, ..features };
         for (part, tokens) in [
             (json!({"inlineData": {"mimeType": "image/png", "data": data}}), 1120),
             (json!({"inline_data": {"data": data, "mime_type": "audio/wav"}}), 3 * 32),
@@ -211,10 +233,27 @@ mod tests {
             (json!({"inlineData": {"mimeType": "text/csv", "data": data}}), 12_000),
             (json!({"fileData": {"fileUri": "files/a", "mimeType": "video/mp4"}}), 263),
         ] {
-            assert_eq!(features(&json!([part])), media(tokens), "{tokens}");
+            assert_eq!(seen(features(&json!([part]))), media(tokens), "{tokens}");
         }
         let url = format!("data:image/png;base64,{data}");
-        assert_eq!(features(&json!([{"image_url": {"url": url}}])), media(1120));
+        assert_eq!(seen(features(&json!([{"image_url": {"url": url}}]))), media(1120));
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_is_noticed() {
+        for part in [
+            json!({"cachedContent": "cachedContents/a"}),
+            json!({"extra_body": {"google": {"cached_content": "cachedContents/a"}}}),
+            json!({"contents": [{"parts": [{"fileData": {"fileUri": "files/a", "mimeType": "text/plain"}}]}]}),
+            json!({"messages": [{"content": [{"image_url": {"url": "https://example.com/a.png"}}]}]}),
+            json!({"parts": [{"thoughtSignature": "sealed"}]}),
+            json!({"previous_interaction_id": "v1_a", "input": "Hello"}),
+        ] {
+            assert!(features(&part).has_unseen, "{part}");
+        }
+        assert!(
+            !features(&json!({"contents": [{"parts": [{"text": "cachedContent"}]}]})).has_unseen
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What an input costs, in tokens, before Gemini has counted them.
 
 use std::iter::Sum;
-use std::ops::Add;
+use std::ops::{Add, RangeInclusive};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a token of ASCII text is long before anything is learned: Google says about 4 bytes.
@@ -20,6 +20,14 @@ const DRIFT: f64 = 4e-5;
 /// The size below which a text says less about others, in tokens.
 const SMALL_TEXT: f64 = 100.0;
 
+/// By how much less and more than by default a text can cost: a token for 16 ASCII characters or for
+/// one, a token for 4 other characters or 4 for one. What is learned stays within.
+const RATIOS: RangeInclusive<f64> = 0.25..=4.0;
+
+/// By how much less than by default a text costs at the very least, of ASCII and of other text: a
+/// token for 8 ASCII characters, or for 4 others.
+const LEAST_RATIO: [f64; 2] = [0.5, 0.25];
+
 /// A call that differs more than this from what was expected, either way, teaches no more than
 /// one that differs just so much.
 const OUTLIER: f64 = 2.0;
@@ -33,9 +41,13 @@ pub struct InputFeatures {
     pub other_chars: u64,
     /// What its images, sounds, films and documents cost, in tokens; roughly.
     pub media_tokens: u64,
+    /// Whether a part of it is kept elsewhere, such as a cache or a file, and costs what nobody
+    /// here knows.
+    pub has_unseen: bool,
 }
 
-/// Learns for one model what texts cost, from what Gemini counts.
+/// Learns what the texts of one key for one model cost, from what Gemini counts. It begins with
+/// defaults that no key can move.
 ///
 /// It begins with a token for every 4 ASCII bytes and one for every other character; how far off
 /// these two are is followed by a Kalman filter, so that code and Japanese are learned apart
@@ -64,7 +76,7 @@ impl InputFeatures {
         Self {
             ascii_bytes: count(|byte| byte < 0x80),
             other_chars: count(|byte| byte >= 0xC0),
-            media_tokens: 0,
+            ..Self::default()
         }
     }
 
@@ -78,9 +90,10 @@ impl Add for InputFeatures {
 
     fn add(self, other: Self) -> Self {
         Self {
-            ascii_bytes: self.ascii_bytes + other.ascii_bytes,
-            other_chars: self.other_chars + other.other_chars,
-            media_tokens: self.media_tokens + other.media_tokens,
+            ascii_bytes: self.ascii_bytes.saturating_add(other.ascii_bytes),
+            other_chars: self.other_chars.saturating_add(other.other_chars),
+            media_tokens: self.media_tokens.saturating_add(other.media_tokens),
+            has_unseen: self.has_unseen || other.has_unseen,
         }
     }
 }
@@ -97,16 +110,29 @@ impl TokenEstimator {
         let learned = self.learned();
         let margin = (learned.error.sqrt() / 8.0).clamp(0.005, 0.05);
         let text = (learned.expected(features.default_tokens()) * (1.0 + margin)).ceil() as u64;
-        text + features.media_tokens
+        text.saturating_add(features.media_tokens)
     }
 
-    /// Learns what a text of these features cost, in tokens. Of one beside media nothing is learned:
-    /// nobody knows what of it the media cost.
-    pub fn learn(&self, features: InputFeatures, actual: u64) {
-        if features.media_tokens > 0 {
+    /// How many tokens the text of an input is at the very least, whatever was learned of others.
+    pub fn at_least(&self, features: InputFeatures) -> u64 {
+        let [ascii, other] = features.default_tokens();
+        let least = ascii * LEAST_RATIO[0] + other * LEAST_RATIO[1];
+        (least.floor() as u64).min(self.estimate(features))
+    }
+
+    /// Learns what a text of these features cost, in tokens, of which so many were `cached`. Of one
+    /// beside media, or beside what is kept elsewhere, nothing is learned: nobody knows what of it
+    /// these cost. Cached tokens can be of this text or not, so that an estimate is right that is
+    /// off by no more than they are.
+    pub fn learn(&self, features: InputFeatures, actual: u64, cached: u64) {
+        if features.media_tokens > 0 || features.has_unseen {
             return;
         }
-        self.learned().learn(features.default_tokens(), actual as f64);
+        let mut learned = self.learned();
+        let default_tokens = features.default_tokens();
+        let [least, most] = [actual.saturating_sub(cached), actual].map(|tokens| tokens as f64);
+        let actual = learned.expected(default_tokens).clamp(least, most);
+        learned.learn(default_tokens, actual);
     }
 
     fn learned(&self) -> MutexGuard<'_, Learned> {
@@ -148,8 +174,10 @@ impl Learned {
         ];
         let noise = TEXT_VARIANCE * (1.0 + SMALL_TEXT / expected);
         let total = first * shares[0] + second * shares[1] + noise;
-        self.ratio[0] = (self.ratio[0] * (1.0 + first / total * error)).clamp(0.1, 10.0);
-        self.ratio[1] = (self.ratio[1] * (1.0 + second / total * error)).clamp(0.1, 10.0);
+        self.ratio[0] =
+            (self.ratio[0] * (1.0 + first / total * error)).clamp(*RATIOS.start(), *RATIOS.end());
+        self.ratio[1] =
+            (self.ratio[1] * (1.0 + second / total * error)).clamp(*RATIOS.start(), *RATIOS.end());
         self.variance[0] -= first * first / total;
         self.variance[1] -= second * second / total;
         self.covariance -= first * second / total;
@@ -161,7 +189,7 @@ mod tests {
     use super::*;
 
     fn text(ascii_bytes: u64, other_chars: u64) -> InputFeatures {
-        InputFeatures { ascii_bytes, other_chars, media_tokens: 0 }
+        InputFeatures { ascii_bytes, other_chars, ..InputFeatures::default() }
     }
 
     fn error_of(estimator: &TokenEstimator, features: InputFeatures, actual: u64) -> f64 {
@@ -190,7 +218,7 @@ mod tests {
         let estimator = TokenEstimator::default();
         let film = InputFeatures { media_tokens: 5000, ..text(4000, 0) };
         assert_eq!(estimator.estimate(film), 6025);
-        estimator.learn(film, 100_000);
+        estimator.learn(film, 100_000, 0);
         assert_eq!(estimator.estimate(film), 6025);
     }
 
@@ -204,7 +232,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..200 {
             let features = text(random.u64(100..20_000), random.u64(100..5000));
-            estimator.learn(features, cost(features));
+            estimator.learn(features, cost(features), 0);
         }
         for features in [text(10_000, 0), text(0, 10_000), text(5000, 1000)] {
             let error = error_of(&estimator, features, cost(features));
@@ -216,10 +244,10 @@ mod tests {
     fn what_was_learned_of_one_kind_is_kept_while_only_the_other_is_seen() {
         let estimator = TokenEstimator::default();
         for _ in 0..100 {
-            estimator.learn(text(0, 1000), 600);
+            estimator.learn(text(0, 1000), 600, 0);
         }
         for _ in 0..100_000 {
-            estimator.learn(text(4000, 0), 1300);
+            estimator.learn(text(4000, 0), 1300, 0);
         }
         assert!(error_of(&estimator, text(0, 1000), 600).abs() < 0.03);
         assert!(error_of(&estimator, text(4000, 0), 1300).abs() < 0.02);
@@ -229,10 +257,10 @@ mod tests {
     fn a_single_outlier_changes_little() {
         let estimator = TokenEstimator::default();
         for _ in 0..100 {
-            estimator.learn(text(4000, 0), 1000);
+            estimator.learn(text(4000, 0), 1000, 0);
         }
         for outlier in [u64::MAX, 0] {
-            estimator.learn(text(4000, 0), outlier);
+            estimator.learn(text(4000, 0), outlier, 0);
             assert!(error_of(&estimator, text(4000, 0), 1000).abs() < 0.07);
         }
     }
@@ -242,7 +270,7 @@ mod tests {
         let estimator = TokenEstimator::default();
         for tokens in [1000, 3000, 500] {
             for _ in 0..200 {
-                estimator.learn(text(4000, 0), tokens);
+                estimator.learn(text(4000, 0), tokens, 0);
             }
             let error = error_of(&estimator, text(4000, 0), tokens);
             assert!((-0.01..0.06).contains(&error), "{tokens}: {error}");
@@ -262,7 +290,7 @@ mod tests {
                 let cost = (features.ascii_bytes as f64 / (2.6 + 2.0 * random.f64())) as u64;
                 estimated += estimator.estimate(features);
                 actual += cost;
-                estimator.learn(features, cost);
+                estimator.learn(features, cost, 0);
             }
             if minute > 0 {
                 exceeded += usize::from(actual > estimated);
@@ -273,5 +301,49 @@ mod tests {
         assert!(exceeded <= 10, "exceeded in {exceeded} minutes of 99");
         let surplus = estimates as f64 / actuals as f64 - 1.0;
         assert!((0.0..0.05).contains(&surplus), "{surplus}");
+    }
+
+    #[test]
+    fn nothing_is_learned_beside_what_is_kept_elsewhere() {
+        let estimator = TokenEstimator::default();
+        let unseen = InputFeatures { has_unseen: true, ..text(4000, 0) };
+        for _ in 0..100 {
+            estimator.learn(unseen, 1_000_000, 0);
+        }
+        assert_eq!(estimator.estimate(text(4000, 0)), 1025);
+    }
+
+    #[test]
+    fn cached_tokens_may_be_of_the_text_or_not() {
+        let estimator = TokenEstimator::default();
+        for _ in 0..100 {
+            // All that is known is that the text is 200 to 100,200 tokens.
+            estimator.learn(text(4000, 0), 100_200, 100_000);
+        }
+        let learned_nothing = error_of(&estimator, text(4000, 0), 1000);
+        assert!((0.0..0.03).contains(&learned_nothing), "{learned_nothing}");
+        for _ in 0..100 {
+            estimator.learn(text(4000, 0), 1500, 200);
+        }
+        let raised = error_of(&estimator, text(4000, 0), 1300);
+        assert!((-0.03..0.1).contains(&raised), "{raised}");
+    }
+
+    #[test]
+    fn what_a_text_costs_at_least_does_not_rise_with_what_was_learned() {
+        let estimator = TokenEstimator::default();
+        let sample = text(8000, 400);
+        assert_eq!(estimator.at_least(sample), 1100);
+        for _ in 0..1000 {
+            estimator.learn(sample, u64::MAX, 0);
+        }
+        assert!(estimator.estimate(sample) > 9000);
+        assert_eq!(estimator.at_least(sample), 1100);
+        for _ in 0..1000 {
+            estimator.learn(sample, 800, 0);
+        }
+        let least = estimator.at_least(sample);
+        assert_eq!(least, estimator.estimate(sample).min(1100));
+        assert!(least < 1000, "{least}: texts of this key cost less");
     }
 }

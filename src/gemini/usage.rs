@@ -22,6 +22,10 @@ pub struct Usage {
     pub thinking_tokens: u64,
     /// Of all kinds, `totalTokenCount`; tool prompts count here and nowhere above.
     pub total_tokens: u64,
+    /// Those of the prompt that were cached, `cachedContentTokenCount`.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub cached_tokens: u64,
 }
 
 impl Add for Usage {
@@ -33,6 +37,7 @@ impl Add for Usage {
             output_tokens: self.output_tokens.saturating_add(other.output_tokens),
             thinking_tokens: self.thinking_tokens.saturating_add(other.thinking_tokens),
             total_tokens: self.total_tokens.saturating_add(other.total_tokens),
+            cached_tokens: self.cached_tokens.saturating_add(other.cached_tokens),
         }
     }
 }
@@ -51,6 +56,7 @@ pub(super) struct UsageMetadata {
     candidates_token_count: Option<u64>,
     thoughts_token_count: Option<u64>,
     total_token_count: Option<u64>,
+    cached_content_token_count: Option<u64>,
 }
 
 /// The account of the tokens in answers of OpenAI's shape.
@@ -59,6 +65,12 @@ struct OpenAiUsage {
     prompt_tokens: Option<u64>,
     completion_tokens: Option<u64>,
     total_tokens: Option<u64>,
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+#[derive(Default, Deserialize)]
+struct PromptDetails {
+    cached_tokens: Option<u64>,
 }
 
 impl From<UsageMetadata> for Usage {
@@ -68,6 +80,7 @@ impl From<UsageMetadata> for Usage {
             output_tokens: counts.candidates_token_count.unwrap_or(0),
             thinking_tokens: counts.thoughts_token_count.unwrap_or(0),
             total_tokens: counts.total_token_count.unwrap_or(0),
+            cached_tokens: counts.cached_content_token_count.unwrap_or(0),
         }
     }
 }
@@ -79,6 +92,10 @@ impl From<OpenAiUsage> for Usage {
             output_tokens: counts.completion_tokens.unwrap_or(0),
             thinking_tokens: 0,
             total_tokens: counts.total_tokens.unwrap_or(0),
+            cached_tokens: counts
+                .prompt_tokens_details
+                .and_then(|of| of.cached_tokens)
+                .unwrap_or(0),
         }
     }
 }
@@ -184,13 +201,25 @@ mod tests {
 
     #[test]
     fn usage_adds_up() {
-        let one = Usage { prompt_tokens: 1, output_tokens: 2, thinking_tokens: 3, total_tokens: 6 };
+        let one = Usage {
+            prompt_tokens: 1,
+            output_tokens: 2,
+            thinking_tokens: 3,
+            total_tokens: 6,
+            ..Usage::default()
+        };
         let mut sum = Usage::default();
         sum += one;
         sum += one;
         assert_eq!(
             sum,
-            Usage { prompt_tokens: 2, output_tokens: 4, thinking_tokens: 6, total_tokens: 12 }
+            Usage {
+                prompt_tokens: 2,
+                output_tokens: 4,
+                thinking_tokens: 6,
+                total_tokens: 12,
+                ..Usage::default()
+            }
         );
     }
 

@@ -77,6 +77,16 @@ impl AdaptiveLimit {
         self.search().broke_at()
     }
 
+    /// Begins again at the ceiling.
+    pub fn reset(&self) {
+        self.learn(Search::reset);
+    }
+
+    /// Whether a new limit would be as good.
+    pub fn is_at_rest(&self) -> bool {
+        self.at_rest.load(Ordering::Relaxed)
+    }
+
     /// Tells the search of a call and puts what it concludes into force.
     fn learn(&self, lesson: impl FnOnce(&mut Search)) {
         let mut search = self.search();

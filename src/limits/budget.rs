@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
 use tokio::sync::{self, Notify};
 use tokio::time::{Instant, timeout_at};
 
 use super::semaphore::OutOfReach;
+use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
 
 pub(super) use day::end_of_used_up;
@@ -41,6 +41,73 @@ pub struct Quotas {
     pub input_tokens_per_minute: Option<u64>,
     /// Requests from midnight to midnight in America/Los_Angeles.
     pub requests_per_day: Option<u64>,
+}
+
+impl Quotas {
+    /// These quotas, but for those that are `named`.
+    pub(super) fn corrected_by(self, named: Self) -> Self {
+        Self {
+            requests_per_minute: named.requests_per_minute.or(self.requests_per_minute),
+            input_tokens_per_minute: named.input_tokens_per_minute.or(self.input_tokens_per_minute),
+            requests_per_day: named.requests_per_day.or(self.requests_per_day),
+        }
+    }
+}
+
+/// What a call is expected to cost, in input tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenEstimate {
+    /// What is reserved.
+    pub expected: u64,
+    /// What it costs at the very least. Only this decides that a call is too large: `expected` may
+    /// rest on what was learned, and is wrong for a text of another kind.
+    pub at_least: u64,
+}
+
+impl TokenEstimate {
+    /// How many tokens to reserve instead where `tokens` were refused for this reason: a whole
+    /// minute's, where they were more and the call may cost so little.
+    ///
+    /// # Errors
+    /// The reason, where it is another one.
+    pub(super) fn within(self, reason: Exhausted, tokens: u64) -> Result<u64, Exhausted> {
+        match reason {
+            Exhausted::TooLarge { limit, .. } if self.at_least <= limit && limit < tokens => {
+                Ok(limit)
+            }
+            reason => Err(reason),
+        }
+    }
+}
+
+impl From<u64> for TokenEstimate {
+    fn from(tokens: u64) -> Self {
+        Self { expected: tokens, at_least: tokens }
+    }
+}
+
+/// What is spent of an account that another turns out to be charged for.
+#[derive(Debug, Clone)]
+pub enum HandedOver {
+    /// It was kept in this process.
+    Spent(Spent),
+    /// It is kept in Redis, under this name.
+    Shared(Arc<str>),
+}
+
+/// What is spent of a budget of this process.
+#[derive(Debug, Clone, Copy)]
+pub struct Spent {
+    /// Requests within the last minute, and those that are reserved.
+    pub(super) requests: u64,
+    /// Input tokens within the last minute, and those that are reserved.
+    pub(super) tokens: u64,
+    /// Requests today, and those that are reserved.
+    pub(super) today: u64,
+    /// Until when Gemini's refusal keeps everything back; in the past where it does not.
+    pub(super) paused_until: Instant,
+    /// Until when the day is used up; in the past where it is not.
+    pub(super) closed_until: Instant,
 }
 
 /// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
@@ -63,9 +130,27 @@ pub trait Budget: fmt::Debug + Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
 
-    /// Changes the quotas, for those who wait as for those who come. What has left within the
-    /// minute counts against the new ones, whether it was limited then or not.
+    /// The settings say something else now, for calls that wait as for those that come. What has
+    /// left within the minute counts against the new quotas, whether it was limited then or not.
     fn set(&self, quotas: Quotas);
+
+    /// Gemini named these quotas; the others stay as they are. They count until the day ends in
+    /// California, when those of the settings count again.
+    fn learn(&self, named: Quotas);
+
+    /// Goes back to the settings' quotas and forgets what Gemini said, pauses and a used-up day
+    /// included.
+    fn forget(&self);
+
+    /// Whether nothing would be lost if this budget were opened anew: nothing is spent, reserved,
+    /// waited for, paused, used up or learned, or all of it is kept elsewhere.
+    fn is_blank(&self) -> bool;
+
+    /// Gives up what is spent, because Gemini charges another account for these calls.
+    fn hand_over(&self) -> HandedOver;
+
+    /// Counts what was spent as another account.
+    fn take_over(&self, spent: HandedOver);
 
     /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
     /// Those who wait keep their places. Of several such moments the latest holds.
@@ -215,12 +300,22 @@ impl LocalBudget {
     /// A budget of which nothing is spent. A `minute` shorter than 60 seconds scales a long run
     /// down; the day stays a day.
     pub fn new(quotas: Quotas, minute: Duration) -> Arc<Self> {
-        Self::starting_at(quotas, minute, Timestamp::now())
+        Self::named("".into(), quotas, minute)
     }
 
-    fn starting_at(quotas: Quotas, minute: Duration, wall: Timestamp) -> Arc<Self> {
+    /// The same, of an account that has this name in logs.
+    pub(super) fn named(name: Arc<str>, quotas: Quotas, minute: Duration) -> Arc<Self> {
+        Self::with_clock(name, quotas, minute, Arc::new(SystemClock))
+    }
+
+    fn with_clock(
+        name: Arc<str>,
+        quotas: Quotas,
+        minute: Duration,
+        clock: Arc<dyn WallClock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            ledger: Mutex::new(Ledger::new(quotas, minute, wall)),
+            ledger: Mutex::new(Ledger::new(name, quotas, minute, clock)),
             queue: Queue::default(),
             returning: Queue::default(),
         })
@@ -307,6 +402,28 @@ impl Budget for LocalBudget {
 
     fn set(&self, quotas: Quotas) {
         self.change(|ledger, now| ledger.set(quotas, now));
+    }
+
+    fn learn(&self, named: Quotas) {
+        self.change(|ledger, now| ledger.learn(named, now));
+    }
+
+    fn forget(&self) {
+        self.change(Ledger::forget);
+    }
+
+    fn is_blank(&self) -> bool {
+        self.ledger().is_blank()
+    }
+
+    fn hand_over(&self) -> HandedOver {
+        HandedOver::Spent(self.ledger().hand_over())
+    }
+
+    fn take_over(&self, spent: HandedOver) {
+        if let HandedOver::Spent(spent) = spent {
+            self.change(|ledger, now| ledger.take_over(spent, now));
+        }
     }
 
     fn pause_until(&self, until: Instant) {

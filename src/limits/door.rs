@@ -5,17 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::account::{Account, Accounts};
+use super::account::Account;
+use super::accounts::Accounts;
 use super::adaptive::Slot;
 use super::breakers::Tripped;
-use super::budget::{Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
+use super::budget::{Exhausted, Line, NotReserved, Quotas, Reservation, Sent, TokenEstimate};
 use super::plan::QuotaPlan;
 use super::semaphore::{
     Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
 };
 use super::store::{LocalStore, Store};
+
+/// How long a call may hold a permit of a named semaphore until it knows whether its quotas have
+/// room, or hold its quota until it knows whether a permit is free. Redis answers sooner.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// How long a call keeps its quota while it waits for a permit at the head of the queue, after
+/// others have used the quota up during an earlier such wait.
+const SECOND_TRY: Duration = Duration::from_secs(60);
 
 /// The one way in to Gemini: a global limit on calls in flight, the semaphores that add to it,
 /// and the accounts with their quotas.
@@ -52,6 +61,9 @@ pub enum Refused {
     /// The limits that the replicas share are out of reach.
     #[error(transparent)]
     OutOfReach(#[from] OutOfReach),
+    /// The table of accounts is full, and the call is for a new key or model.
+    #[error("too many keys and models are in use")]
+    TooManyAccounts,
 }
 
 impl From<NotReserved> for Refused {
@@ -270,30 +282,79 @@ impl Turnstile {
     async fn reserve(
         &self,
         account: &Account,
-        tokens: u64,
+        cost: TokenEstimate,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
-        let budget = || Arc::clone(account.budget());
-        match budget().try_reserve(tokens, deadline).answer().await {
-            Ok(Some(reservation)) => return Ok(reservation),
-            Ok(None) => {}
-            Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => {}
-            Err(reason) => return Err(reason.into()),
+        let mut tokens = cost.expected;
+        loop {
+            let attempt = Arc::clone(account.budget()).try_reserve(tokens, deadline);
+            match attempt.answer().await {
+                Ok(Some(reservation)) => return Ok(reservation),
+                Ok(None) => break,
+                Err(NotReserved::Exhausted(reason)) => tokens = cost.within(reason, tokens)?,
+                Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => break,
+                Err(reason) => return Err(reason.into()),
+            }
         }
         let _waiting = self.join_queue()?;
         let line = if self.courteous { Line::Courteous } else { Line::Queue };
-        Ok(budget().reserve(line, tokens, deadline).await?)
+        Ok(reserve_in(line, account, cost, deadline).await?)
     }
 
     async fn reserve_again(
         &self,
         account: &Account,
-        tokens: u64,
+        cost: TokenEstimate,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
         let _waiting = self.join_queue()?;
-        let budget = Arc::clone(account.budget());
-        Ok(budget.reserve(Line::Returning, tokens, deadline).await?)
+        Ok(reserve_in(Line::Returning, account, cost, deadline).await?)
+    }
+
+    /// Waits for a permit of a named semaphore and for the quota, and holds neither while it waits
+    /// for the other.
+    ///
+    /// 1. The call waits for a permit, first come, first served. If its quota has room then, it
+    ///    has both.
+    /// 2. Otherwise it gives the permit back and waits for the quota at the head of its account's
+    ///    line.
+    /// 3. With the quota reserved, it takes a permit if one is free. Otherwise it gives the
+    ///    quota back and waits for a permit at the head of the semaphore's queue.
+    /// 4. With the permit, it has both if the quota still has room. Otherwise it begins again at 2.
+    ///
+    /// From its second round on it keeps the quota in step 3, for a minute at most, so that
+    /// other calls of its account cannot delay it for ever. Only one call of an account does this
+    /// for each semaphore; others that came to step 2 wait behind it.
+    async fn permit_and_quota(
+        &self,
+        named: &Arc<dyn Semaphore>,
+        account: &Account,
+        cost: TokenEstimate,
+        deadline: Instant,
+    ) -> Result<(Permit, Reservation), Refused> {
+        let since = Instant::now();
+        let permit = self.acquire(named).await?;
+        if let Some(reservation) = reserve_now(account, cost, deadline).await? {
+            return Ok((permit, reservation));
+        }
+        drop(permit);
+        let _waiting = self.join_queue()?;
+        let line = account.returning(named.number());
+        let _turn = line.lock().await;
+        let mut keep_quota_for = MOMENT;
+        loop {
+            let reservation = self.reserve_again(account, cost, deadline).await?;
+            let mut place = Arc::clone(named).ask(1, Patience::Returning { since });
+            if let Ok(permit) = timeout(keep_quota_for, &mut place).await {
+                return Ok((permit?, reservation));
+            }
+            drop(reservation);
+            let permit = place.await?;
+            if let Some(reservation) = reserve_now(account, cost, deadline).await? {
+                return Ok((permit, reservation));
+            }
+            keep_quota_for = SECOND_TRY;
+        }
     }
 
     /// Whether the request was accepted before the store was lost. One that was not is refused,
@@ -340,6 +401,39 @@ impl Turnstile {
     }
 }
 
+/// Reserves what a call is expected to cost, or a whole minute's tokens: see
+/// [`TokenEstimate::within`].
+async fn reserve_in(
+    line: Line,
+    account: &Account,
+    cost: TokenEstimate,
+    deadline: Instant,
+) -> Result<Reservation, Exhausted> {
+    let mut tokens = cost.expected;
+    loop {
+        match Arc::clone(account.budget()).reserve(line, tokens, deadline).await {
+            Err(reason) => tokens = cost.within(reason, tokens)?,
+            reserved => return reserved,
+        }
+    }
+}
+
+/// Reserves at the head of the account's line, if there is room at once.
+async fn reserve_now(
+    account: &Account,
+    cost: TokenEstimate,
+    deadline: Instant,
+) -> Result<Option<Reservation>, Exhausted> {
+    let at_once = deadline.min(Instant::now() + MOMENT);
+    match reserve_in(Line::Returning, account, cost, at_once).await {
+        Ok(reservation) => Ok(Some(reservation)),
+        Err(Exhausted::NotBefore { retry_after }) if Instant::now() + retry_after < deadline => {
+            Ok(None)
+        }
+        Err(reason) => Err(reason),
+    }
+}
+
 /// A lane of a request that waits; dropping it leaves the queue.
 struct InQueue<'a>(&'a Turnstile);
 
@@ -363,61 +457,75 @@ impl Lane {
 }
 
 impl Turn<'_> {
-    /// Waits until the quotas have room for one request and `tokens`; for the named semaphore, if
+    /// Waits until the quotas have room for one request and its tokens; for the named semaphore, if
     /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping
     /// the future leaves the queue.
     ///
     /// In this order nobody can deadlock, and the global slot is never held by one who still
     /// waits. A call that has to wait for its semaphore keeps no quota from the account's others
-    /// meanwhile: it reserves again, before all others, when it has the semaphore, and holds that
-    /// up for no longer than until the next call can leave.
+    /// meanwhile, and one that has to wait for its quota no permit of the semaphore.
     ///
     /// # Errors
     /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
     /// many do; [`Refused::OutOfReach`] where it was not accepted before the store was lost;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the
-    /// quotas have no room before the deadline; [`Refused::Unfunded`].
-    pub async fn admit(self, tokens: u64, deadline: Instant) -> Result<Admission, Refused> {
-        let Lane { place, account, .. } = self.lane;
+    /// quotas have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
+    pub async fn admit(
+        self,
+        cost: impl Into<TokenEstimate>,
+        deadline: Instant,
+    ) -> Result<Admission, Refused> {
+        let cost = cost.into();
+        let Lane { place, account: asked, .. } = self.lane;
+        let mut account = asked.charged();
+        if account.is_turned_away() {
+            return Err(Refused::TooManyAccounts);
+        }
         account.check()?;
-        let mut reservation = place.reserve(account, tokens, deadline).await?;
+        let mut reservation = place.reserve(&account, cost, deadline).await?;
         loop {
-            let admission = self.admit_with(reservation, tokens, deadline).await?;
-            if !account.budget().is_paused() {
+            let admission = self.admit_with(account, reservation, cost, deadline).await?;
+            let is_charged = asked.is_charged_to(&admission.account);
+            if is_charged && !admission.account.budget().is_paused() {
                 place.accept()?;
-                account.start()?;
+                admission.account.start()?;
                 return Ok(admission);
             }
-            // Gemini has refused a call of this account since the quota was reserved.
+            // Gemini has refused a call of this account since the quota was reserved, or charges
+            // another one.
             drop(admission);
-            reservation = place.reserve_again(account, tokens, deadline).await?;
+            account = asked.charged();
+            reservation = place.reserve_again(&account, cost, deadline).await?;
         }
     }
 
     async fn admit_with(
         &self,
+        account: Arc<Account>,
         mut reservation: Reservation,
-        tokens: u64,
+        cost: TokenEstimate,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
-        let Lane { place, account, named, .. } = self.lane;
+        let Lane { place, account: asked, named, .. } = self.lane;
         let named = match named {
             None => None,
             Some(named) => match Arc::clone(named).ask(1, Patience::None).await {
                 Ok(permit) => Some(permit),
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
-                    let permit = place.acquire(named).await?;
-                    reservation = place.reserve_again(account, tokens, deadline).await?;
+                    // In a box, so that calls which do not wait here take no memory for it.
+                    let both = place.permit_and_quota(named, &account, cost, deadline);
+                    let (permit, again) = Box::pin(both).await?;
+                    reservation = again;
                     Some(permit)
                 }
                 Err(reason) => return Err(reason.into()),
             },
         };
-        let (concurrency, global) = place.slots(account).await?;
-        let account = Arc::clone(account);
+        let (concurrency, global) = place.slots(&account).await?;
         let waited = self.since.elapsed();
-        Ok(Admission { global, concurrency, named, reservation, account, waited })
+        let alias = (!Arc::ptr_eq(asked, &account)).then(|| Arc::clone(asked));
+        Ok(Admission { global, concurrency, named, reservation, account, alias, waited })
     }
 }
 
@@ -431,6 +539,8 @@ pub struct Admission {
     named: Option<Permit>,
     reservation: Reservation,
     account: Arc<Account>,
+    /// The account that the call was made for, where another one is charged.
+    alias: Option<Arc<Account>>,
     /// How long the call waited to be let in, once it was its lane's turn.
     pub waited: Duration,
 }
@@ -444,9 +554,9 @@ impl Admission {
         if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
             return Err(Lapsed);
         }
-        let Self { global, concurrency, named, reservation, account, .. } = self;
+        let Self { global, concurrency, named, reservation, account, alias, .. } = self;
         let slot = account.concurrency().enter(concurrency);
-        Ok(Underway { global, slot, named, sent: reservation.leave(), account })
+        Ok(Underway { global, slot, named, sent: reservation.leave(), account, alias })
     }
 }
 
@@ -467,6 +577,7 @@ pub struct Underway {
     named: Option<Permit>,
     sent: Sent,
     account: Arc<Account>,
+    alias: Option<Arc<Account>>,
 }
 
 impl Underway {
@@ -476,9 +587,10 @@ impl Underway {
         self.global.fence()
     }
 
-    /// The account that the call is made for.
+    /// The account that the call was made for; not the one that is charged, where Gemini has named
+    /// another model.
     pub fn account(&self) -> &Arc<Account> {
-        &self.account
+        self.alias.as_ref().unwrap_or(&self.account)
     }
 
     /// Nothing of the call was written to Gemini: it counts nowhere.
@@ -514,7 +626,7 @@ impl Underway {
 
     /// Gemini answered; the call cost so many input tokens, where it says so.
     pub fn answered(self, input_tokens: Option<u64>) {
-        let Self { global, slot, named, sent, account } = self;
+        let Self { global, slot, named, sent, account, .. } = self;
         slot.succeeded();
         drop(global);
         drop(named);
@@ -534,8 +646,10 @@ impl Underway {
     /// goes before `until`. The quotas that Gemini `named` hold from now on; where it named none,
     /// so that nobody knows how many may go then, fewer run at once.
     pub fn refused(self, until: Instant, named: Quotas) {
-        self.account.correct(named);
-        self.account.budget().pause_until(until);
+        // Another account may be charged since the call started.
+        let charged = self.account.charged();
+        charged.correct(named);
+        charged.budget().pause_until(until);
         self.sent.refused();
         if named == Quotas::default() {
             self.slot.overloaded();
@@ -545,8 +659,9 @@ impl Underway {
     /// Gemini refused the call for a quota per day: it did not count, and none of the account
     /// goes before midnight in California. The quotas that Gemini `named` hold from now on.
     pub fn refused_for_the_day(self, named: Quotas) {
-        self.account.correct(named);
-        self.account.budget().close_day(self.sent.left_at());
+        let charged = self.account.charged();
+        charged.correct(named);
+        charged.budget().close_day(self.sent.left_at());
         self.sent.refused();
     }
 }

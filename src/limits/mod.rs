@@ -8,6 +8,7 @@
 //! | `store` | where semaphores and leases are kept: here, or for all replicas |
 //! | `shared` | what all replicas share, in Redis |
 //! | `account` | what belongs to one key and model: a budget and an adaptive limit |
+//! | `accounts` | all of them, which models are charged as another, and which accounts are forgotten |
 //! | `budget` | quotas per minute and per day, spread so that Gemini never has to refuse |
 //! | `adaptive` | how many calls of an account run at once, found out from refusals for load |
 //! | `breakers` | which calls Gemini is certain to refuse until somebody pays or raises a quota |
@@ -17,6 +18,7 @@
 //! here knows what a call is.
 
 mod account;
+mod accounts;
 mod adaptive;
 mod breakers;
 mod budget;
@@ -28,11 +30,12 @@ mod semaphore;
 mod shared;
 mod store;
 
-pub use account::{Account, Accounts, Payer};
+pub use account::{Account, Payer};
+pub use accounts::Accounts;
 pub use adaptive::{AdaptiveLimit, Slot};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, NotReserved, QuotaUsage,
-    Quotas, Reservation, Sent,
+    Attempt, Budget, BudgetUsage, Departure, Exhausted, HandedOver, Line, LocalBudget, NotReserved,
+    QuotaUsage, Quotas, Reservation, Sent, Spent, TokenEstimate,
 };
 pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};

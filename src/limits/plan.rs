@@ -231,6 +231,28 @@ impl Tier {
     }
 }
 
+impl PlannedQuotas {
+    /// The quotas that hold where two models are charged as one: of each the one that was set by
+    /// hand before the tier's, and of two such the lower.
+    pub(super) fn stricter(self, other: Self) -> Self {
+        let stricter = |a: Option<Planned>, b: Option<Planned>| match (a, b) {
+            (Some(a), Some(b)) if a.source != b.source => {
+                Some(if a.source == Source::Setting { a } else { b })
+            }
+            (Some(a), Some(b)) => Some(if b.limit < a.limit { b } else { a }),
+            (a, b) => a.or(b),
+        };
+        Self {
+            requests_per_minute: stricter(self.requests_per_minute, other.requests_per_minute),
+            input_tokens_per_minute: stricter(
+                self.input_tokens_per_minute,
+                other.input_tokens_per_minute,
+            ),
+            requests_per_day: stricter(self.requests_per_day, other.requests_per_day),
+        }
+    }
+}
+
 impl From<PlannedQuotas> for Quotas {
     fn from(planned: PlannedQuotas) -> Self {
         let limit = |planned: Option<Planned>| planned.map(|planned| planned.limit);

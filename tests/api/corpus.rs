@@ -125,6 +125,7 @@ fn expected_usage(response: &Value) -> Usage {
         output_tokens: count("candidatesTokenCount"),
         thinking_tokens: count("thoughtsTokenCount"),
         total_tokens: count("totalTokenCount"),
+        cached_tokens: count("cachedContentTokenCount"),
     }
 }
 

@@ -150,6 +150,7 @@ async fn every_endpoint_is_documented() {
             "DELETE /_admin/semaphores/{semaphore_id}/leases/{lease_id}",
             "DELETE /_admin/semaphores/{semaphore_id}",
             "GET /_admin/limits",
+            "DELETE /_admin/limits/{key}/{model}",
             "GET /metrics",
             "POST /v1beta/models/{model}:generateContent",
             "POST /v1beta/models/{model}:streamGenerateContent",

@@ -11,6 +11,7 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
 
 /// The plan that these settings make, the server's key labelled.
@@ -242,4 +243,73 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
     let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": LABELLED[1]}});
     assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
     assert_eq!(limits(&service).await["count"], 3);
+}
+
+#[tokio::test]
+async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
+    let absurd = json!({
+        "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 9_000_000, "totalTokenCount": 9_000_001},
+    });
+    let absurd = vec![absurd.to_string().into_bytes()];
+    let upstream = Recording::play(200, "application/json", absurd).await;
+    let service = Service::with(Options::default(), |config| {
+        config.base_url = upstream.base_url.clone();
+        config.quota_plan = plan("*:tpm=1500;server@*:tpm=none", "");
+    })
+    .await;
+    let prompt = "word ".repeat(1000);
+    for _ in 0..20 {
+        assert_eq!(service.chat(&prompt).await.status, StatusCode::OK);
+        let model = &limits(&service).await["limits"][0]["model"];
+        let path = format!("/v1beta/models/{}:generateContent", model.as_str().unwrap());
+        let body = json!({
+            "contents": [{"parts": [{"text": prompt}]}], "cachedContent": "cachedContents/a",
+        });
+        assert_eq!(answer(service.post(&path, &body)).await.status, StatusCode::OK);
+    }
+    let other = json!({"prompt": prompt, "credentials": {"gemini_api_key": "another-key"}});
+    assert_eq!(answer(service.post("/chat", &other)).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_gemini_taught_can_be_forgotten() {
+    let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
+    let refused = service.chat("[[simulate:quota=tokens]]").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    let account = only_account(&service).await;
+    assert_eq!(account["input_tokens_per_minute"]["limit"], 10);
+    let path = format!("/_admin/limits/server/{}", account["model"].as_str().unwrap());
+    let http = reqwest::Client::new();
+    let anybody = answer(http.delete(service.url(&path))).await;
+    assert_eq!(anybody.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer(service.delete(&path)).await.status, StatusCode::NO_CONTENT);
+    let account = only_account(&service).await;
+    assert_eq!(account["input_tokens_per_minute"]["limit"], Value::Null);
+    assert_eq!(account["paused_for_seconds"], Value::Null);
+    assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
+    for unknown in ["/_admin/limits/server/gemini-unknown", "/_admin/limits/nobody/gemini%2Fa"] {
+        let unknown = answer(service.delete(unknown)).await;
+        assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+        assert_eq!(unknown.body["code"], "account_not_found");
+    }
+}
+
+#[tokio::test]
+async fn an_alias_is_shown_with_the_limits_of_the_model_that_is_charged() {
+    let service = limited("gemini-real:rpm=100").await;
+    let alias = json!({"prompt": "Hello", "model": "gemini-latest"});
+    assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
+    let accounts = service.gateway.door.accounts();
+    let key = *ApiKey::new(SERVER_KEY).unwrap().sha256();
+    accounts.alias(&accounts.of(&key, &"gemini-latest".into()), "gemini-real");
+    assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
+    let shown = limits(&service).await;
+    assert_eq!(shown["count"], 2);
+    let used = json!({"limit": 100, "source": "setting", "used": 2, "reserved": 0});
+    for (account, counts_as) in [(0, json!("gemini-real")), (1, Value::Null)] {
+        let account = &shown["limits"][account];
+        assert_eq!(account["counts_as"], counts_as, "{shown}");
+        assert_eq!(account["requests_per_minute"], used, "{shown}");
+    }
 }

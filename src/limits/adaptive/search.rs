@@ -70,6 +70,12 @@ impl Search {
         }
     }
 
+    /// Begins again at the ceiling.
+    pub(super) fn reset(&mut self) {
+        let epoch = self.epoch + 1;
+        *self = Self { forgives: true, epoch, fell: epoch, ..Self::new(self.ceiling) };
+    }
+
     pub(super) fn limit(&self) -> usize {
         self.limit
     }

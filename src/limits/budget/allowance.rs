@@ -144,6 +144,22 @@ impl Allowance {
         }
     }
 
+    /// Counts what was sent by others a short while ago as if it left now. As after a change of the
+    /// limit, the backlog is never more than a minute's.
+    pub fn count(&mut self, cost: u64, now: Instant) {
+        let most = self.drained_at.max(now + self.minute.window);
+        self.reserve(cost);
+        self.depart(cost, now);
+        self.drained_at = self.drained_at.min(most);
+    }
+
+    /// Takes out what left within the last window and what is unsent. What is unsent stays
+    /// reserved until it leaves or is given back.
+    pub fn take_spent(&mut self) -> u64 {
+        self.departures.clear();
+        std::mem::take(&mut self.sent) + self.unsent
+    }
+
     /// What left at `left_at` and was counted as `counted` turns out to be `actual`. Without
     /// effect when it no longer counts.
     pub fn correct(&mut self, left_at: Instant, counted: u64, actual: u64, now: Instant) {

@@ -1,18 +1,24 @@
 //! What is spent of all quotas, and who may spend more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::allowance::Allowance;
 use super::day::Day;
 use super::minute::Minute;
-use super::{BudgetUsage, Exhausted, QuotaUsage, Quotas};
+use super::{BudgetUsage, Exhausted, QuotaUsage, Quotas, Spent};
+use crate::pacific::WallClock;
 
 /// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
 #[derive(Debug)]
 pub(super) struct Ledger {
+    /// What the account is called in logs.
+    name: Arc<str>,
+    /// What the settings say, which counts again when the day is over in which Gemini said
+    /// otherwise.
+    planned: Quotas,
     requests: Allowance,
     tokens: Allowance,
     day: Day,
@@ -47,14 +53,21 @@ pub(super) enum Opening {
 }
 
 impl Ledger {
-    /// A ledger with nothing in it; it is `wall` now.
-    pub fn new(quotas: Quotas, minute: Duration, wall: Timestamp) -> Self {
+    /// A ledger with nothing in it.
+    pub fn new(
+        name: Arc<str>,
+        quotas: Quotas,
+        minute: Duration,
+        clock: Arc<dyn WallClock>,
+    ) -> Self {
         let now = Instant::now();
         let minute = Minute::new(minute, now);
         Self {
+            name,
+            planned: quotas,
             requests: Allowance::new(quotas.requests_per_minute, minute),
             tokens: Allowance::new(quotas.input_tokens_per_minute, minute),
-            day: Day::new(wall, now),
+            day: Day::new(clock, now),
             requests_per_day: quotas.requests_per_day,
             paused_until: now,
             returning: (0, 0),
@@ -66,7 +79,10 @@ impl Ledger {
         let now = Instant::now();
         self.requests.expire(now);
         self.tokens.expire(now);
-        self.day.expire(now);
+        if self.day.expire(now) && self.quotas() != self.planned {
+            tracing::info!(account = %self.name, "a new day: limits named by Gemini are dropped");
+            self.apply(self.planned, now);
+        }
         now
     }
 
@@ -170,7 +186,7 @@ impl Ledger {
     pub fn depart(&mut self, tokens: u64, now: Instant) {
         self.requests.depart(1, now);
         self.tokens.depart(tokens, now);
-        self.day.depart();
+        self.day.depart(1);
     }
 
     /// What left at `left_at` cost `actual` tokens instead of the `estimated`.
@@ -205,8 +221,72 @@ impl Ledger {
         self.paused_until > Instant::now()
     }
 
-    /// Changes the quotas.
+    /// The settings have changed: they count, whatever Gemini said before.
     pub fn set(&mut self, quotas: Quotas, now: Instant) {
+        self.planned = quotas;
+        self.apply(quotas, now);
+    }
+
+    /// Gemini named these quotas, which count until the day is over.
+    pub fn learn(&mut self, named: Quotas, now: Instant) {
+        let quotas = self.quotas().corrected_by(named);
+        if quotas != self.quotas() {
+            tracing::info!(account = %self.name, ?quotas, "limits corrected by Gemini");
+            self.apply(quotas, now);
+        }
+    }
+
+    /// Drops what Gemini said: its quotas, a pause and a used-up day.
+    pub fn forget(&mut self, now: Instant) {
+        self.apply(self.planned, now);
+        self.paused_until = now;
+        self.day.reopen(now);
+        tracing::info!(account = %self.name, "limits reset to the settings");
+    }
+
+    /// Whether a new ledger would be as good.
+    pub fn is_blank(&mut self) -> bool {
+        let now = self.expire();
+        let counted =
+            [&self.requests, &self.tokens].map(|of| of.sent() + of.unsent() + of.waiting());
+        counted == [0, 0]
+            && self.day.sent() == 0
+            && self.day.closed_until() <= now
+            && self.paused_until <= now
+            && self.quotas() == self.planned
+    }
+
+    /// Takes out what is spent, for the account that turns out to be charged.
+    pub fn hand_over(&mut self) -> Spent {
+        self.expire();
+        let unsent = self.requests.unsent();
+        Spent {
+            requests: self.requests.take_spent(),
+            tokens: self.tokens.take_spent(),
+            today: self.day.take_sent() + unsent,
+            paused_until: self.paused_until,
+            closed_until: self.day.closed_until(),
+        }
+    }
+
+    /// Counts what another account has spent.
+    pub fn take_over(&mut self, spent: Spent, now: Instant) {
+        self.requests.count(spent.requests, now);
+        self.tokens.count(spent.tokens, now);
+        self.day.depart(spent.today);
+        self.pause_until(spent.paused_until);
+        self.day.close_until(spent.closed_until);
+    }
+
+    fn quotas(&self) -> Quotas {
+        Quotas {
+            requests_per_minute: self.requests.limit(),
+            input_tokens_per_minute: self.tokens.limit(),
+            requests_per_day: self.requests_per_day,
+        }
+    }
+
+    fn apply(&mut self, quotas: Quotas, now: Instant) {
         self.requests.set_limit(quotas.requests_per_minute, now);
         self.tokens.set_limit(quotas.input_tokens_per_minute, now);
         self.requests_per_day = quotas.requests_per_day;

@@ -1,8 +1,10 @@
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use tokio::time::{advance, sleep, timeout};
 
 use super::*;
+use crate::pacific::Calendar;
 
 mod counters;
 mod day;
@@ -39,6 +41,12 @@ fn per_day(limit: u64) -> Quotas {
 
 fn budget(quotas: Quotas) -> Arc<LocalBudget> {
     LocalBudget::new(quotas, MINUTE)
+}
+
+/// A budget that is opened at that time of the wall clock, which passes as tokio's does.
+fn starting_at(quotas: Quotas, wall: Timestamp) -> Arc<LocalBudget> {
+    let calendar = Calendar { wall, instant: Instant::now() };
+    LocalBudget::with_clock("".into(), quotas, MINUTE, Arc::new(calendar))
 }
 
 /// Far enough for whatever can come free at all.

@@ -203,6 +203,162 @@ async fn who_waited_for_the_quota_and_then_for_a_semaphore_goes_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_whose_quota_is_used_up_gives_its_permit_to_another_key() {
+    let door = one_a_second(10);
+    let semaphore = named(&door, 1);
+    let of_key = |key: u8| {
+        let account = door.accounts().of(&[key; 32], &"a".into());
+        Turnstile::new(Arc::clone(&door)).lane(account, Some(Arc::clone(&semaphore)))
+    };
+    let held = semaphore.acquire().await.unwrap();
+    let (first, second, other) = (of_key(1), of_key(1), of_key(2));
+    let mut waits: Vec<_> = [&first, &second, &other].map(|lane| Box::pin(admit(lane))).into();
+    assert!(waits.iter_mut().all(|wait| wait.now_or_never().is_none()), "the permit is taken");
+    drop(held);
+    let _sent = (&mut waits[0]).now_or_never().expect("it came first").unwrap().depart().unwrap();
+    drop(_sent);
+    assert!((&mut waits[1]).now_or_never().is_none(), "its quota is used up");
+    let mut third = waits.pop().unwrap();
+    let sent = (&mut third).now_or_never().expect("its quota is not").unwrap().depart().unwrap();
+
+    // The quota comes back while the other call runs: the first in line takes the next permit.
+    let last = of_key(2);
+    let mut behind = Box::pin(admit(&last));
+    advance(1050 * SECOND / 1000).await;
+    assert!((&mut behind).now_or_never().is_none());
+    assert!((&mut waits[1]).now_or_never().is_none(), "the permit is taken");
+    drop(sent);
+    assert!((&mut behind).now_or_never().is_none());
+    let admitted = (&mut waits[1]).now_or_never().expect("it had a permit before").unwrap();
+    drop(admitted.depart().unwrap());
+    assert!(behind.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_whose_quota_is_used_up_go_in_the_order_in_which_they_came() {
+    let door = one_a_second(20);
+    let semaphore = named(&door, 1);
+    let held = semaphore.acquire().await.unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let calls: Vec<_> = (0..6)
+        .map(|number| {
+            let key = if number % 3 == 2 { 2 } else { 1 };
+            let account = door.accounts().of(&[key; 32], &"a".into());
+            let place = Turnstile::new(Arc::clone(&door));
+            let lane = place.lane(account, Some(Arc::clone(&semaphore)));
+            let order = Arc::clone(&order);
+            tokio::spawn(async move {
+                let call = admit(&lane).await.unwrap().depart().unwrap();
+                order.lock().unwrap().push(number);
+                tokio::time::sleep(SECOND / 2).await;
+                drop(call);
+            })
+        })
+        .collect();
+    tokio::time::sleep(SECOND).await;
+    drop(held);
+    for call in calls {
+        call.await.unwrap();
+    }
+    let order = order.lock().unwrap().clone();
+    let of_key = |second: bool| {
+        let of_key = order.iter().copied().filter(|number| (number % 3 == 2) == second);
+        of_key.collect::<Vec<_>>()
+    };
+    assert_eq!((of_key(false), of_key(true)), (vec![0, 1, 3, 4], vec![2, 5]), "{order:?}");
+    assert_eq!(semaphore.standing().in_use, 0);
+    assert_eq!(door.occupancy().waiting, 0);
+}
+
+/// Others of the account take its quota each time it waits for the permit.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_overtaken_for_its_quota_keeps_it_the_next_time() {
+    let door = one_a_second(10);
+    let semaphore = named(&door, 1);
+    let held = semaphore.acquire().await.unwrap();
+    let lane_of_permit =
+        Turnstile::new(Arc::clone(&door)).lane(account(&door, "a"), Some(Arc::clone(&semaphore)));
+    let plain = lane(&door, "a");
+    let mut waits = Box::pin(admit(&lane_of_permit));
+    assert!((&mut waits).now_or_never().is_none());
+    drop(send(&plain));
+    drop(held);
+    assert!((&mut waits).now_or_never().is_none(), "it has the permit and no quota");
+    let held = semaphore.acquire().now_or_never().expect("it gave it back").unwrap();
+    advance(1050 * SECOND / 1000).await;
+    assert!((&mut waits).now_or_never().is_none(), "it has the quota and no permit");
+    advance(2 * MOMENT).await;
+    assert!((&mut waits).now_or_never().is_none());
+    drop(send(&plain));
+    drop(held);
+    assert!((&mut waits).now_or_never().is_none(), "another has taken the quota");
+    let held = semaphore.acquire().now_or_never().expect("it gave it back again").unwrap();
+    advance(1050 * SECOND / 1000).await;
+    assert!((&mut waits).now_or_never().is_none());
+    advance(2 * SECOND).await;
+    assert!((&mut waits).now_or_never().is_none());
+    let mut other = Box::pin(admit(&plain));
+    assert!((&mut other).now_or_never().is_none(), "this time it keeps the quota");
+    drop(held);
+    assert!(waits.now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_call_that_costs_too_much_at_the_very_least_is_too_large() {
+    let door = door(10, 10);
+    let account = account(&door, "a");
+    account.correct(Quotas { input_tokens_per_minute: Some(1000), ..Quotas::default() });
+    let admit = async |expected, at_least| {
+        let lane = Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), None);
+        let cost = TokenEstimate { expected, at_least };
+        lane.turn().await.admit(cost, deadline()).await
+    };
+    let refused = admit(5000, 1001).await.err();
+    let too_large = Exhausted::TooLarge { tokens: 5000, limit: 1000 };
+    assert_eq!(refused, Some(Refused::Exhausted(too_large)));
+    let admitted = admit(5000, 1000).await.unwrap();
+    assert_eq!(usage(&account).input_tokens_per_minute.reserved, 1000, "a whole minute's");
+    let mut waits = Box::pin(admit(5000, 1));
+    assert!((&mut waits).now_or_never().is_none());
+    admitted.depart().unwrap().answered(Some(1));
+    advance(2 * SECOND).await;
+    assert!(waits.now_or_never().is_none(), "a large call waits until the bucket is full");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
+    let door = one_a_second(10);
+    let alias = lane(&door, "latest");
+    let sent = send(&alias);
+    assert_eq!(sent.account().model(), "latest");
+    let mut waits = Box::pin(admit(&alias));
+    assert!((&mut waits).now_or_never().is_none());
+    door.accounts().alias(sent.account(), "real");
+    // The one that was in flight is refused: that concerns the model that is charged.
+    sent.refused(Instant::now() + 2 * SECOND, Quotas::default());
+    let real = account(&door, "real");
+    assert_eq!(usage(&real).paused_for, Some(2 * SECOND));
+    advance(1050 * SECOND / 1000).await;
+    assert!((&mut waits).now_or_never().is_none());
+    advance(SECOND).await;
+    let admitted = waits.now_or_never().expect("the pause is over").unwrap();
+    let call = admitted.depart().unwrap();
+    assert_eq!(call.account().model(), "latest");
+    assert_eq!(usage(&real).requests_per_minute.used, 2);
+    assert_eq!(usage(&account(&door, "latest")).requests_per_minute.used, 0);
+    call.overloaded();
+    assert_eq!(real.concurrency().limit(), 8, "load is the real model's too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_for_which_there_is_no_account_is_refused() {
+    let door = door(1, 1);
+    let none = Account::turned_away(crate::limits::Payer::Key([1; 32]), "a".into());
+    let lane = Turnstile::new(Arc::clone(&door)).lane(Arc::new(none), None);
+    assert_eq!(admit(&lane).await.err(), Some(Refused::TooManyAccounts));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
     let door = door(50, 100);
     let lane = lane(&door, "a");

@@ -25,7 +25,10 @@ struct State {
     out: usize,
     /// Those who wait, by their tickets, which grow.
     queue: BTreeMap<u64, Waiter>,
+    /// The next ticket of a first request.
     next_ticket: u64,
+    /// The next ticket of a returning request: less than all of those.
+    next_returning: u64,
     closed: bool,
 }
 
@@ -35,13 +38,23 @@ struct Waiter {
     answer: oneshot::Sender<Answer>,
 }
 
+/// The lowest ticket of first requests. Returning requests have lower ones, so that they go first.
+const FIRST_TICKET: u64 = 1 << 63;
+
 /// The only one there is: permits of this process do not end by themselves.
 const TENURE: u64 = 0;
 
 impl LocalSemaphore {
     /// A semaphore of which `limit` permits may be out at once.
     pub fn new(limit: usize) -> Arc<Self> {
-        let state = State { limit, out: 0, queue: BTreeMap::new(), next_ticket: 0, closed: false };
+        let state = State {
+            limit,
+            out: 0,
+            queue: BTreeMap::new(),
+            next_ticket: FIRST_TICKET,
+            next_returning: 0,
+            closed: false,
+        };
         static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = LAST_NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
         Arc::new(Self { number, state: Mutex::new(state) })
@@ -107,15 +120,18 @@ impl Semaphore for LocalSemaphore {
         if permits > limit {
             return Place::answered(Err(NotGranted::MoreThanLimit { limit }));
         }
-        if state.standing().available() >= permits {
+        let free = limit.saturating_sub(state.out);
+        let returns = matches!(patience, Patience::Returning { .. });
+        if free >= permits && !state.is_anybody_before(returns) {
             return Place::answered(Ok(self.take(&mut state, permits)));
         }
         if patience == Patience::None {
             return Place::answered(Err(NotGranted::NoneFree));
         }
         let (answer, answered) = oneshot::channel();
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
+        let next = if returns { &mut state.next_returning } else { &mut state.next_ticket };
+        let ticket = *next;
+        *next += 1;
         state.queue.insert(ticket, Waiter { permits, answer });
         drop(state);
         Place::waiting(self, ticket, answered)
@@ -149,6 +165,12 @@ impl Semaphore for LocalSemaphore {
 }
 
 impl State {
+    /// Whether a request waits that goes before one that comes now, for the first time or returning.
+    fn is_anybody_before(&self, returns: bool) -> bool {
+        let last = if returns { FIRST_TICKET } else { u64::MAX };
+        self.queue.range(..last).next().is_some()
+    }
+
     fn standing(&self) -> Standing {
         Standing { limit: self.limit, in_use: self.out, waiting: self.queue.len() }
     }

@@ -1,7 +1,7 @@
 //! What an account may spend, shared by all replicas.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, midnight_us};
-use super::wire::{Op, Spent, UsageResult, micros};
+use super::wire::{self, Op, SharedQuotas, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
-    Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, MOST_TOKENS,
-    NotReserved, QuotaUsage, Quotas, Reservation, end_of_used_up,
+    Attempt, Budget, BudgetUsage, Departure, Exhausted, HandedOver, Line, LocalBudget, MOST_TOKENS,
+    NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
 };
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
@@ -28,13 +28,23 @@ const NOT_IN_TIME: Exhausted = Exhausted::NotBefore { retry_after: Duration::fro
 pub(super) struct SharedBudget {
     link: Arc<Link>,
     account: Arc<str>,
-    planned: Quotas,
+    /// What the account is called in logs.
+    name: Arc<str>,
+    quotas: Mutex<Told>,
     minute: Duration,
     /// Whether it is kept in Redis.
     watched: AtomicBool,
     /// What is spent while it is not; and for how long it is paused, in any case.
     local: Arc<LocalBudget>,
-    calendar: Calendar,
+}
+
+/// The quotas as far as this process knows them.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// What its settings say.
+    planned: Quotas,
+    /// What counts in Redis, where that differs: Gemini named it.
+    learned: Option<SharedQuotas>,
 }
 
 impl SharedBudget {
@@ -55,11 +65,11 @@ impl SharedBudget {
         let budget = Arc::new(Self {
             link: Arc::clone(link),
             account: Arc::clone(&account),
-            planned,
+            name: format!("{payer}/{model}").into(),
+            quotas: Mutex::new(Told { planned, learned: None }),
             minute,
             watched: AtomicBool::new(planned != Quotas::default()),
             local: LocalBudget::new(Quotas::default(), minute),
-            calendar: Calendar { wall: Timestamp::now(), instant: Instant::now() },
         });
         link.know(account, &budget);
         link.say(budget.introduction());
@@ -80,9 +90,11 @@ impl SharedBudget {
         if !self.is_watched() {
             return Op::LookUpBudget { account };
         }
+        let Told { planned, learned } = *self.quotas();
         Op::OpenBudget {
             account,
-            planned: self.planned.into(),
+            planned: planned.into(),
+            learned,
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
         }
@@ -101,6 +113,20 @@ impl SharedBudget {
             let (account, midnight_us) = (self.account(), midnight_us());
             self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
         }
+    }
+
+    /// Other quotas count from now on.
+    pub fn is_corrected(&self, quotas: SharedQuotas) {
+        let mut told = self.quotas();
+        let learned = (quotas != SharedQuotas::from(told.planned)).then_some(quotas);
+        if learned != told.learned {
+            tracing::info!(account = %self.name, ?quotas, "limits changed for all replicas");
+            told.learned = learned;
+        }
+    }
+
+    fn quotas(&self) -> MutexGuard<'_, Told> {
+        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A replica was told by Gemini to wait for so long.
@@ -169,7 +195,44 @@ impl Budget for SharedBudget {
 
     fn set(&self, quotas: Quotas) {
         self.watch();
-        self.link.say(Op::SetQuotas { account: self.account(), quotas: quotas.into() });
+        *self.quotas() = Told { planned: quotas, learned: None };
+        self.link.say(self.introduction());
+    }
+
+    fn learn(&self, named: Quotas) {
+        self.watch();
+        self.link.say(Op::LearnQuotas { account: self.account(), quotas: named.into() });
+    }
+
+    fn forget(&self) {
+        self.local.forget();
+        if self.is_watched() {
+            self.link.say(Op::ForgetQuotas { account: self.account() });
+        }
+    }
+
+    fn is_blank(&self) -> bool {
+        self.is_watched() || self.local.is_blank()
+    }
+
+    fn hand_over(&self) -> HandedOver {
+        if self.is_watched() { HandedOver::Shared(self.account()) } else { self.local.hand_over() }
+    }
+
+    fn take_over(&self, spent: HandedOver) {
+        match spent {
+            HandedOver::Spent(spent) if self.is_watched() => {
+                let Spent { requests, tokens, .. } = spent;
+                let (account, midnight_us) = (self.account(), midnight_us());
+                self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
+            }
+            HandedOver::Spent(_) => self.local.take_over(spent),
+            HandedOver::Shared(from) => {
+                self.watch();
+                let (account, midnight_us) = (self.account(), midnight_us());
+                self.link.say(Op::TakeOverBudget { account, from, midnight_us });
+            }
+        }
     }
 
     fn pause_until(&self, until: Instant) {
@@ -244,14 +307,15 @@ impl Budget for SharedBudget {
 
     fn close_day(&self, left_at: Instant) {
         self.watch();
-        let end = end_of_used_up(self.calendar, left_at);
+        let calendar = Calendar { wall: Timestamp::now(), instant: Instant::now() };
+        let end = end_of_used_up(calendar, left_at);
         let for_us = micros(end.saturating_duration_since(Instant::now()));
         self.link.say(Op::CloseDay { account: self.account(), for_us });
     }
 }
 
 fn told(usage: UsageResult) -> BudgetUsage {
-    let quota = |Spent { limit, used, reserved }| QuotaUsage { limit, used, reserved };
+    let quota = |wire::Spent { limit, used, reserved }| QuotaUsage { limit, used, reserved };
     BudgetUsage {
         requests_per_minute: quota(usage.requests_per_minute),
         input_tokens_per_minute: quota(usage.input_tokens_per_minute),

@@ -185,11 +185,12 @@ impl Link {
         &self,
         semaphore: Arc<SharedSemaphore>,
         permits: usize,
+        since: Instant,
         wait: bool,
     ) -> Ticket<Permit, NotGranted> {
         let (answer, answered) = oneshot::channel();
         let wants = Wants::Permits { semaphore, permits, answer };
-        (self.queue(wants, wait), answered)
+        (self.queue(wants, since, wait), answered)
     }
 
     /// Asks a budget for a reservation.
@@ -203,11 +204,11 @@ impl Link {
     ) -> Ticket<Option<Reservation>, NotReserved> {
         let (answer, answered) = oneshot::channel();
         let wants = Wants::Reservation { budget, line, tokens, deadline, answer };
-        (self.queue(wants, wait), answered)
+        (self.queue(wants, Instant::now(), wait), answered)
     }
 
-    fn queue(&self, wants: Wants, wait: bool) -> u64 {
-        let waiter = Waiter { since: Instant::now(), wait, wants };
+    fn queue(&self, wants: Wants, since: Instant, wait: bool) -> u64 {
+        let waiter = Waiter { since, wait, wants };
         let mut state = self.state();
         let ticket = state.next_ticket();
         let ask = waiter.ask(ticket);

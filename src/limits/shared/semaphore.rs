@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
+
 use super::link::Link;
 use super::wire::{Generation, Stands};
 use crate::limits::semaphore::{Fence, NotGranted, Patience, Place, Semaphore, Standing};
@@ -52,12 +54,18 @@ impl SharedSemaphore {
 
 impl Semaphore for SharedSemaphore {
     fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place {
-        let waits = patience == Patience::Endless;
+        let waits = patience != Patience::None;
         // Who waits keeps a place until the line is there again.
         if !waits && let Err(reason) = self.link.tenure.reach() {
             return Place::answered(Err(NotGranted::OutOfReach(reason)));
         }
-        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, waits);
+        // The script keeps the order in which each replica asks: a returning request goes before
+        // those that other replicas sent later, and after those of this replica.
+        let since = match patience {
+            Patience::Returning { since } => since,
+            Patience::None | Patience::Endless => Instant::now(),
+        };
+        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, since, waits);
         Place::waiting(self, ticket, answer)
     }
 

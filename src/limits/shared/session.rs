@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::{Link, Said};
 use super::registry::Registry;
-use super::wire::{Account, Joined, News, Op, Paused, Reply, SCRIPT, micros};
+use super::wire::{Account, Corrected, Joined, News, Op, Paused, Reply, SCRIPT, micros};
 
 /// How long a lost connection is left alone between two attempts to make another.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -262,7 +262,11 @@ impl Connector {
                     budget.is_paused_for(Duration::from_micros(for_us));
                 }
             }
-            News::Corrected(_) => {}
+            News::Corrected(Corrected { account, quotas }) => {
+                if let Some(budget) = self.link.budget(&account) {
+                    budget.is_corrected(quotas);
+                }
+            }
         }
         Ok(())
     }

@@ -71,6 +71,9 @@ pub(super) enum Op {
     OpenBudget {
         account: Arc<str>,
         planned: SharedQuotas,
+        /// What Gemini taught, for a Redis that has forgotten it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        learned: Option<SharedQuotas>,
         minute_us: u64,
         midnight_us: u64,
     },
@@ -140,10 +143,20 @@ pub(super) enum Op {
         account: Arc<str>,
         for_us: u64,
     },
-    SetQuotas {
+    /// Gemini named these quotas; the others stay.
+    LearnQuotas {
         account: Arc<str>,
         #[serde(flatten)]
         quotas: SharedQuotas,
+    },
+    ForgetQuotas {
+        account: Arc<str>,
+    },
+    /// What was spent as `from` counts as spent by `account`.
+    TakeOverBudget {
+        account: Arc<str>,
+        from: Arc<str>,
+        midnight_us: u64,
     },
     BudgetUsage {
         account: Arc<str>,
@@ -191,7 +204,14 @@ pub(super) enum Op {
 impl Op {
     /// Whether it tells of something that is so, whoever says it and how often.
     pub fn can_be_said_twice(&self) -> bool {
-        matches!(self, Self::SetQuotas { .. } | Self::Pause { .. } | Self::CloseDay { .. })
+        matches!(
+            self,
+            Self::LearnQuotas { .. }
+                | Self::ForgetQuotas { .. }
+                | Self::TakeOverBudget { .. }
+                | Self::Pause { .. }
+                | Self::CloseDay { .. }
+        )
     }
 }
 
@@ -212,13 +232,13 @@ pub(super) fn micros(time: Duration) -> u64 {
 const FAR: u64 = 10_000_000_000_000;
 
 /// Quotas, without those that are without end.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SharedQuotas {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpm: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpd: Option<u64>,
 }
 
@@ -297,8 +317,15 @@ pub(super) enum News {
     /// An account is kept in Redis from now on.
     Watched(Account),
     Paused(Paused),
-    /// The quotas of an account have changed; they are asked for where they are needed.
-    Corrected(serde::de::IgnoredAny),
+    /// The quotas of an account have changed.
+    Corrected(Corrected),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Corrected {
+    pub account: Arc<str>,
+    #[serde(flatten)]
+    pub quotas: SharedQuotas,
 }
 
 #[derive(Debug, Deserialize)]

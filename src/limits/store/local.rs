@@ -74,12 +74,12 @@ impl Store for LocalStore {
 
     fn budget(
         &self,
-        _payer: &Payer,
-        _model: &str,
+        payer: &Payer,
+        model: &str,
         planned: Quotas,
         minute: Duration,
     ) -> Arc<dyn Budget> {
-        LocalBudget::new(planned, minute)
+        LocalBudget::named(format!("{payer}/{model}").into(), planned, minute)
     }
 
     fn lease(

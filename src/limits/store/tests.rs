@@ -55,6 +55,7 @@ for_both_stores! {
     what_is_given_back_is_for_the_next,
     what_cannot_be_in_time_is_refused_at_once,
     a_refusal_teaches_quotas_and_pauses,
+    an_alias_is_charged_to_another_account,
     a_day_that_is_used_up_is_closed,
 }
 
@@ -388,7 +389,7 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
     for _ in 0..3 {
         sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").leave());
     }
-    budget.set(Quotas { requests_per_minute: Some(3), ..Quotas::default() });
+    budget.learn(Quotas { requests_per_minute: Some(3), ..Quotas::default() });
     budget.pause_until(Instant::now() + SECOND / 5);
     assert!(budget.is_paused());
     sent.pop().expect("three left").refused();
@@ -397,6 +398,21 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
     assert!(usage.requests_per_minute.used >= 2, "what left before counts: {usage:?}");
     assert!(usage.paused_for.is_some());
     assert!(reserve_now(&budget).await.unwrap().is_none(), "it is paused");
+    budget.forget();
+    assert!(!budget.is_paused());
+    let usage = budget.usage().await.unwrap();
+    assert_eq!((usage.requests_per_minute.limit, usage.paused_for), (None, None));
+}
+
+async fn an_alias_is_charged_to_another_account(store: Shared) {
+    let (alias, real) = (budget(&store, "latest", Some(600)), budget(&store, "real", Some(600)));
+    for budget in [&alias, &alias, &real] {
+        let _ = reserve(budget, Line::Queue).await.unwrap().leave();
+    }
+    real.take_over(alias.hand_over());
+    assert_eq!(used(&real).await.0, 3);
+    assert_eq!(real.usage().await.unwrap().requests_per_day.used, 3);
+    assert_eq!(used(&alias).await.0, 0);
 }
 
 async fn a_day_that_is_used_up_is_closed(store: Shared) {
@@ -417,7 +433,7 @@ async fn what_gemini_teaches_one_replica_all_know() {
     for budget in [&here, &here, &there] {
         let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").leave();
     }
-    here.set(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
     here.pause_until(Instant::now() + 20 * SECOND);
     let told = async {
         while !there.is_paused() || used(&there).await.0 < 3 {
@@ -438,6 +454,32 @@ async fn what_gemini_teaches_one_replica_all_know() {
         }
     };
     tokio::time::timeout(20 * SECOND, told).await.expect("it looks it up");
+}
+
+#[tokio::test]
+async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
+    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    let until_limited = async |budget: &Arc<dyn Budget>| {
+        let limited = async {
+            while budget.usage().await.unwrap().requests_per_minute.limit != Some(10) {
+                tokio::time::sleep(SECOND / 1000).await;
+            }
+        };
+        tokio::time::timeout(20 * SECOND, limited).await.expect("it is told");
+    };
+    until_limited(&there).await;
+    // Only the account is forgotten, so that the replicas stay members.
+    let mut connection = server.connection().await;
+    let forgotten: Vec<String> =
+        redis::cmd("KEYS").arg("{test}:budget:*").query_async(&mut connection).await.unwrap();
+    let deleted = redis::cmd("DEL").arg(forgotten).to_owned();
+    deleted.exec_async(&mut connection).await.unwrap();
+    // The one that did not learn it from Gemini says it again.
+    let _ = reserve(&there, Line::Queue).await.unwrap().leave();
+    until_limited(&there).await;
 }
 
 #[tokio::test]

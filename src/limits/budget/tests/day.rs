@@ -1,9 +1,15 @@
 //! Requests per day.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use jiff::SignedDuration;
+
 use super::*;
+use crate::pacific::WallClock;
 
 fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
-    LocalBudget::starting_at(quotas, MINUTE, wall.parse().expect("a valid timestamp"))
+    let wall = wall.parse().expect("a valid timestamp");
+    starting_at(quotas, wall)
 }
 
 async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
@@ -101,4 +107,93 @@ async fn those_who_wait_count_against_the_day() {
     let _ = day_exhausted(&budget).await;
     drop(second);
     assert!(timeout(2 * MINUTE, reserve(&budget, 1)).await.is_ok());
+}
+
+/// A wall clock that can be set.
+#[derive(Debug)]
+struct SettableClock {
+    calendar: Calendar,
+    /// By how many seconds it was set forward.
+    ahead: AtomicI64,
+}
+
+impl SettableClock {
+    fn set_forward(&self, hours: i64) {
+        self.ahead.fetch_add(hours * 3600, Ordering::Relaxed);
+    }
+}
+
+impl WallClock for SettableClock {
+    fn at(&self, now: Instant) -> Timestamp {
+        let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
+        self.calendar.wall_at(now).checked_add(ahead).unwrap()
+    }
+}
+
+fn with_settable_clock(quotas: Quotas, wall: &str) -> (Arc<LocalBudget>, Arc<SettableClock>) {
+    let calendar = Calendar { wall: wall.parse().unwrap(), instant: Instant::now() };
+    let clock = Arc::new(SettableClock { calendar, ahead: AtomicI64::new(0) });
+    let shared: Arc<dyn WallClock> = Arc::<SettableClock>::clone(&clock);
+    (LocalBudget::with_clock("".into(), quotas, MINUTE, shared), clock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_used_up_day_is_over_when_the_machine_wakes_on_the_next() {
+    let (budget, clock) = with_settable_clock(per_day(1), "2026-07-01T20:00:00-07:00");
+    let sent = send(&budget, 1).await;
+    refuse_for_the_day(&budget, sent);
+    assert_eq!(day_exhausted(&budget).await, 4 * HOUR);
+    // The machine sleeps for five hours; tokio's clock stands still.
+    clock.set_forward(5);
+    advance(SECOND).await;
+    assert!(is_free(&budget, 1).await, "it is one o'clock");
+    assert_eq!(budget.usage_now().requests_per_day.used, 0);
+    let _ = send(&budget, 1).await;
+    let left = day_exhausted(&budget).await;
+    assert_eq!(left, 23 * HOUR - SECOND, "the new day ends at midnight");
+    clock.set_forward(72);
+    advance(SECOND).await;
+    assert!(is_free(&budget, 1).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_left_before_the_machine_slept_does_not_count_in_the_new_day() {
+    let (budget, clock) = with_settable_clock(per_day(5), "2026-07-01T20:00:00-07:00");
+    let before = send(&budget, 1).await;
+    clock.set_forward(5);
+    advance(SECOND).await;
+    let _ = send(&budget, 1).await;
+    before.refused();
+    assert_eq!(budget.usage_now().requests_per_day.used, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_lengthens_the_day_by_no_more_than_it_was_set() {
+    let (budget, clock) = with_settable_clock(per_day(1), "2026-07-01T20:00:00-07:00");
+    let sent = send(&budget, 1).await;
+    budget.close_day(sent.left_at());
+    clock.set_forward(-3);
+    advance(SECOND).await;
+    assert_eq!(day_exhausted(&budget).await, 7 * HOUR - SECOND, "what was sent counts on");
+    // It had been two days ahead.
+    clock.set_forward(-48);
+    advance(SECOND).await;
+    assert_eq!(day_exhausted(&budget).await, 7 * HOUR - 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_gemini_taught_is_dropped_when_the_day_is_over() {
+    let planned = per_minute(600, 1000);
+    let budget = budget_at(planned, "2026-07-01T23:00:00-07:00");
+    budget.learn(requests(2));
+    let limit = || budget.usage_now().requests_per_minute.limit;
+    advance(HOUR - SECOND).await;
+    assert_eq!(limit(), Some(2));
+    assert_eq!(budget.usage_now().input_tokens_per_minute.limit, Some(1000));
+    advance(SECOND).await;
+    assert_eq!(limit(), Some(600), "it may have been raised since");
+    budget.learn(requests(2));
+    assert_eq!(limit(), Some(2), "Gemini says it again");
+    budget.forget();
+    assert_eq!(limit(), Some(600));
 }

@@ -489,7 +489,7 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     let opened = |reply: Reply| reply.results[&1].clone();
     assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
     news.hear(&mut shared);
-    let learnt = json!({"op": "set_quotas", "account": ACCOUNT, "rpm": 20, "tpm": 1000});
+    let learnt = json!({"op": "learn_quotas", "account": ACCOUNT, "rpm": 20, "tpm": 1000});
     shared.say("a", &[learnt.clone(), learnt]);
     let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 20, "tpm": 1000}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
@@ -499,6 +499,82 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     assert_eq!(shared.usage("a").requests_per_minute.limit, Some(100));
     let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 100}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+}
+
+#[test]
+fn gemini_teaches_the_quotas_that_it_names_and_no_others() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "partial");
+    shared.join("a", requests(60));
+    let learn = |quotas: Value| {
+        let mut operation = json!({"op": "learn_quotas", "account": ACCOUNT});
+        operation.as_object_mut().unwrap().extend(quotas.as_object().unwrap().clone());
+        operation
+    };
+    shared.say("a", &[learn(json!({"rpm": 20}))]);
+    shared.join("b", requests(60));
+    shared.say("b", &[learn(json!({"tpm": 1000}))]);
+    let usage = shared.usage("a");
+    assert_eq!(usage.requests_per_minute.limit, Some(20));
+    assert_eq!(usage.input_tokens_per_minute.limit, Some(1000));
+
+    let pause = json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000});
+    let close = json!({"op": "close_day", "account": ACCOUNT, "for_us": 1_000_000});
+    shared.say("a", &[pause, close, json!({"op": "forget_quotas", "account": ACCOUNT})]);
+    let usage = shared.usage("a");
+    assert_eq!(usage.requests_per_minute.limit, Some(60));
+    assert_eq!(usage.input_tokens_per_minute.limit, None);
+    assert_eq!((usage.paused_for_us, usage.next_free_in_us), (None, Some(0)));
+}
+
+#[test]
+fn what_gemini_taught_is_said_again_to_a_redis_that_has_forgotten_it_and_to_no_other() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "again");
+    let opened = |reply: Reply| reply.results[&0].clone();
+    let knows = |limit: u64| with(open(requests(60)), "learned", json!({"rpm": limit}));
+    shared.say("a", &[join()]);
+    assert_eq!(opened(shared.say("a", &[knows(20)])), json!({"rpm": 20}));
+    assert_eq!(opened(shared.say("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
+}
+
+#[test]
+fn what_gemini_taught_counts_in_redis_until_the_day_is_over() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "aging");
+    shared.tenure = 100 * HOUR;
+    let mut news = News::of(&shared, &mut listener);
+    shared.join("a", requests(60));
+    shared.say("a", &[json!({"op": "learn_quotas", "account": ACCOUNT, "rpm": 20})]);
+    news.hear(&mut shared);
+    shared.now += MIDNIGHT_US;
+    let next_day = with(usage(), "midnight_us", json!(24 * HOUR.as_micros() as u64));
+    let told = shared.say("a", &[next_day]);
+    assert_eq!(told.results[&0]["requests_per_minute"]["limit"], 60);
+    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 60}});
+    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+}
+
+#[test]
+fn what_an_alias_has_spent_moves_once_to_the_account_that_is_charged() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "alias");
+    shared.join("a", Quotas::default());
+    let real = |operation: Value| with(operation, "account", json!("real"));
+    shared.say("a", &[real(open(Quotas::default()))]);
+    shared.say("a", &[ask(1, 100), depart(1, 100), real(ask(2, 1)), real(depart(2, 1))]);
+    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    let joins = json!({
+        "op": "take_over_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
+    });
+    shared.say("a", &[joins.clone(), joins]);
+    let mut told = shared.say("a", &[real(usage())]);
+    let told: Usage = serde_json::from_value(told.results.remove(&0).unwrap()).unwrap();
+    assert_eq!((told.requests_per_minute.used, told.requests_per_day.used), (2, 2));
+    assert_eq!(told.input_tokens_per_minute.used, 101);
+    assert_eq!(told.paused_for_us, Some(1_000_000));
+    let alias = shared.usage("a");
+    assert_eq!((alias.requests_per_minute.used, alias.requests_per_day.used), (0, 0));
 }
 
 #[test]

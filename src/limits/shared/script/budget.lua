@@ -160,11 +160,16 @@ local function serve_line(budget, line, ahead)
 end
 
 -- A new day has begun when its end is told, which is another: replicas' clocks differ a little.
+-- Says whether it has.
 local function begin_day(day, ends)
-  if ends > day.ends + HOUR then
+  local begins = ends > day.ends + HOUR
+  if begins then
     day.began, day.ends, day.sent = math.max(day.began, day.ends), ends, 0
   end
+  return begins
 end
+
+local change_quotas
 
 local function budget_of(account, midnight_us)
   local budget = budgets[account]
@@ -177,8 +182,10 @@ local function budget_of(account, midnight_us)
     budget.here = {account = account, impatient = {}}
     budgets[account] = budget
   end
-  if midnight_us then
-    begin_day(budget.day, now + midnight_us)
+  if midnight_us and begin_day(budget.day, now + midnight_us) then
+    -- What Gemini taught counts for a day: it may have raised its limits since.
+    change_quotas(budget, budget.planned)
+    budget.here.unsaved = true
   end
   return budget
 end
@@ -191,7 +198,7 @@ local function is_same(a, b)
   return a.rpm == b.rpm and a.tpm == b.tpm and a.rpd == b.rpd
 end
 
-local function change_quotas(budget, quotas)
+function change_quotas(budget, quotas)
   if is_same(quotas, quotas_of(budget)) then
     return
   end
@@ -220,10 +227,12 @@ function operations.count_budget(op)
   end
 end
 
--- Says what the settings are. Gives what counts: what Gemini taught, unless they changed since.
+-- Says what the settings are, and what Gemini taught, should it be forgotten here. Gives what
+-- counts: what Gemini taught, unless the settings changed since.
 function operations.open_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
-  if not budget then
+  local new = not budget
+  if new then
     budget = new_budget()
     budget.here = {account = op.account, impatient = {}}
     budgets[op.account] = budget
@@ -234,6 +243,9 @@ function operations.open_budget(op)
   if not is_same(op.planned, budget.planned) then
     budget.planned = op.planned
     change_quotas(budget, op.planned)
+  end
+  if new and op.learned then
+    change_quotas(budget, op.learned)
   end
   budget.here.unsaved = true
   return quotas_of(budget)
@@ -418,12 +430,47 @@ function operations.pause(op)
   end
 end
 
--- Gemini named other quotas.
-function operations.set_quotas(op)
+-- Gemini named quotas; the others stay as they are.
+function operations.learn_quotas(op)
   local budget = budget_of(op.account)
   if budget then
-    change_quotas(budget, op)
+    local quotas = quotas_of(budget)
+    for _, name in ipairs({'rpm', 'tpm', 'rpd'}) do
+      quotas[name] = op[name] or quotas[name]
+    end
+    change_quotas(budget, quotas)
   end
+end
+
+-- Forgets what Gemini said: its quotas, a pause and a used-up day.
+function operations.forget_quotas(op)
+  local budget = budget_of(op.account)
+  if budget then
+    change_quotas(budget, budget.planned)
+    budget.paused_until, budget.day.closed_until = 0, 0
+    budget.here.unsaved = true
+  end
+end
+
+-- Gemini charges the calls of one account to another: what it has spent moves there, once, whoever
+-- says so and how often.
+function operations.take_over_budget(op)
+  local budget = budget_of(op.account, op.midnight_us)
+  local from = budget_of(op.from, op.midnight_us)
+  if not budget or not from then
+    return
+  end
+  local unsent = total(from, 'unsent')
+  local spent = amount(sent(from, 'requests'), sent(from, 'tokens'))
+  local earlier = math.max(from.day.sent - spent.requests, 0)
+  add(spent, unsent, 1)
+  count(budget, spent)
+  budget.day.sent = budget.day.sent + earlier
+  budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
+  budget.paused_until = math.max(budget.paused_until, from.paused_until)
+  from.here.departures = {last = {}, requests = {}, tokens = {}}
+  from.requests.sent, from.tokens.sent, from.oldest, from.day.sent = 0, 0, nil, 0
+  from.here.departed, from.here.unsaved = true, true
 end
 
 function operations.budget_usage(op)

@@ -51,7 +51,7 @@ impl History {
         let walls = ["2026-07-01T06:30:00Z", "2026-11-01T06:30:00Z", "2026-03-08T07:59:00Z"];
         let wall: Timestamp = walls[random.usize(..walls.len())].parse().unwrap();
         let quotas = quotas(&mut random);
-        let budget = LocalBudget::starting_at(quotas, MINUTE, wall);
+        let budget = starting_at(quotas, wall);
         let start = Instant::now();
         let calendar = Calendar { wall, instant: start };
         let mut shared = Shared::new(server, seed.to_string());
@@ -269,7 +269,10 @@ impl History {
     fn set(&mut self) -> Value {
         let quotas = quotas(&mut self.random);
         self.budget.set(quotas);
-        self.of_account("set_quotas", limits(quotas))
+        self.of_account(
+            "open_budget",
+            json!({"planned": limits(quotas), "minute_us": MINUTE.as_micros() as u64}),
+        )
     }
 
     fn some_time(&mut self) -> Duration {

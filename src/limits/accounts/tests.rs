@@ -1,0 +1,249 @@
+use futures_util::FutureExt;
+
+use super::*;
+use crate::limits::budget::{BudgetUsage, Quotas};
+use crate::limits::plan::{Limit, Limits, Planned, PlannedQuotas, Scope, Source, Tier};
+use crate::limits::store::LocalStore;
+
+fn accounts() -> Accounts {
+    with_plan(QuotaPlan::default())
+}
+
+fn with_plan(plan: QuotaPlan) -> Accounts {
+    Accounts::new(LocalStore::new(10), plan, 10)
+}
+
+fn model(name: &str) -> Arc<str> {
+    name.into()
+}
+
+fn requests(limit: u64) -> Quotas {
+    Quotas { requests_per_minute: Some(limit), ..Quotas::default() }
+}
+
+fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
+    account.quotas().now_or_never().expect("at once").unwrap()
+}
+
+/// Sends a call, so that there is something to remember.
+fn spend(account: &Account) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let reserved = Arc::clone(account.budget()).try_reserve(10, deadline).answer();
+    let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").leave();
+}
+
+fn proven(accounts: &Accounts, name: &str) -> Arc<Account> {
+    let account = accounts.of(&[1; 32], &model(name));
+    account.prove();
+    account
+}
+
+#[test]
+fn what_is_counted_apart_spends_nothing_of_the_model() {
+    let mut plan = QuotaPlan::default();
+    plan.tier = Some(Tier::Free);
+    let accounts = with_plan(plan);
+    let model = accounts.of(&[1; 32], &model("a"));
+    let apart = accounts.apart(&[1; 32], "a", "countTokens");
+    assert!(!Arc::ptr_eq(&model, &apart));
+    assert_ne!(told(&model).0, PlannedQuotas::default());
+    assert_eq!(told(&apart).0, PlannedQuotas::default());
+}
+
+#[test]
+fn each_key_and_each_model_has_an_account_of_its_own() {
+    let accounts = accounts();
+    let first = accounts.of(&[1; 32], &model("a"));
+    assert!(Arc::ptr_eq(&first, &accounts.of(&[1; 32], &model("a"))));
+    assert!(!Arc::ptr_eq(&first, &accounts.of(&[1; 32], &model("b"))));
+    assert!(!Arc::ptr_eq(&first, &accounts.of(&[2; 32], &model("a"))));
+    assert_eq!(first.payer().to_string(), "01010101");
+    assert_eq!((accounts.count(), accounts.all().len()), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
+    let account = accounts().of(&[1; 32], &model("a"));
+    for limit in [60, 20, 300] {
+        account.correct(requests(limit));
+        let (quotas, usage) = told(&account);
+        let named = Planned { limit, source: Source::Gemini };
+        assert_eq!(quotas.requests_per_minute, Some(named));
+        assert_eq!(quotas.input_tokens_per_minute, None);
+        assert_eq!(usage.requests_per_minute.limit, Some(limit));
+    }
+    let tokens = Quotas { input_tokens_per_minute: Some(1000), ..Quotas::default() };
+    account.correct(tokens);
+    let (quotas, _) = told(&account);
+    let limit_of = |quota: Option<Planned>| quota.map(|quota| quota.limit);
+    assert_eq!(limit_of(quotas.requests_per_minute), Some(300), "what was named before stays");
+    assert_eq!(limit_of(quotas.input_tokens_per_minute), Some(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
+    let accounts = accounts();
+    let account = accounts.of(&[1; 32], &model("a"));
+    spend(&account);
+    account.correct(requests(5));
+    account.budget().pause_until(Instant::now() + Duration::from_secs(30));
+    account.budget().close_day(Instant::now());
+    assert!(accounts.forget("01010101", "a"));
+    let (quotas, usage) = told(&account);
+    assert_eq!(quotas, PlannedQuotas::default());
+    assert_eq!((usage.paused_for, usage.next_free_in), (None, Some(Duration::ZERO)));
+    assert_eq!(usage.requests_per_day.used, 1);
+    for (key, model) in [("01010101", "b"), ("02020202", "a"), ("0101", "a")] {
+        assert!(!accounts.forget(key, model), "{key} {model}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn made_up_keys_do_not_fill_the_memory_and_close_no_account_that_was_proven() {
+    let accounts = accounts();
+    let idle = Arc::as_ptr(&proven(&accounts, "idle"));
+    let held = accounts.of(&[2; 32], &model("a"));
+    let spent = accounts.of(&[2; 32], &model("spent"));
+    spend(&spent);
+    drop(spent);
+    for n in 0..3 * MAX_UNPROVEN {
+        let _ = accounts.of(&[3; 32], &model(&n.to_string()));
+        assert!(accounts.count() <= MAX_UNPROVEN + 1);
+    }
+    assert!(Arc::ptr_eq(&held, &accounts.of(&[2; 32], &model("a"))));
+    assert_eq!(Arc::as_ptr(&accounts.of(&[1; 32], &model("idle"))), idle, "it was proven");
+    let newest = (3 * MAX_UNPROVEN - 1).to_string();
+    assert!(accounts.all().iter().any(|account| account.model() == newest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_oldest_first() {
+    let accounts = accounts();
+    let name = |n: usize| format!("m-{n}");
+    for n in 0..MAX_IDLE + 200 {
+        let account = proven(&accounts, &name(n));
+        match n {
+            0 => spend(&account),
+            1 => account.correct(requests(5)),
+            2 => account.budget().pause_until(Instant::now() + Duration::from_secs(3600)),
+            3 => account.budget().close_day(Instant::now()),
+            _ => {}
+        }
+    }
+    // They are counted when many have been opened.
+    for n in 0..MAX_UNPROVEN {
+        let _ = accounts.of(&[4; 32], &model(&n.to_string()));
+        let _ = accounts.of(&[1; 32], &model(&name(4)));
+    }
+    let open: Vec<_> = accounts.all();
+    let is_open = |n: usize| open.iter().any(|account| account.model() == name(n));
+    let proven = open.iter().filter(|account| account.is_proven()).count();
+    assert_eq!(proven, MAX_IDLE);
+    assert!((0..=4).all(is_open), "there is something to remember, or it was just used");
+    assert!(!is_open(5) && !is_open(100), "they were not used for longest");
+    assert!(is_open(MAX_IDLE + 199));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_accounts_have_something_to_remember_new_ones_are_refused() {
+    let accounts = accounts();
+    let name = |n: usize| model(&format!("m-{n}"));
+    for n in 0..MAX_PROVEN + MAX_UNPROVEN {
+        let account = accounts.of(&[1; 32], &name(n));
+        account.prove();
+        if !account.is_turned_away() {
+            spend(&account);
+        }
+    }
+    let count = accounts.count();
+    assert!((MAX_PROVEN..=MAX_PROVEN + MAX_UNPROVEN).contains(&count), "{count}");
+    let newcomer = || accounts.of(&[2; 32], &model("a"));
+    assert!(newcomer().is_turned_away());
+    assert_eq!(accounts.count(), count, "nothing is kept of it");
+    let (_, usage) = told(&accounts.of(&[1; 32], &name(0)));
+    assert_eq!(usage.requests_per_day.used, 1, "nothing was forgotten");
+
+    // When the day and the minute are over, there is nothing to remember.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    for account in accounts.all() {
+        account.budget().hand_over();
+    }
+    assert!(!newcomer().is_turned_away());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
+    let accounts = accounts();
+    let alias = accounts.of(&[1; 32], &model("latest"));
+    let real = accounts.of(&[1; 32], &model("real"));
+    spend(&alias);
+    spend(&real);
+    alias.budget().pause_until(Instant::now() + Duration::from_secs(30));
+    accounts.alias(&alias, "models/real");
+    assert!(Arc::ptr_eq(&alias.charged(), &real));
+    assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));
+    let (_, usage) = told(&real);
+    assert_eq!((usage.requests_per_minute.used, usage.requests_per_day.used), (2, 2));
+    assert_eq!(usage.input_tokens_per_minute.used, 20);
+    assert_eq!(usage.paused_for, Some(Duration::from_secs(30)));
+    assert_eq!(told(&alias).1.requests_per_day.used, 0);
+    accounts.alias(&alias, "real");
+    assert_eq!(told(&real).1.requests_per_day.used, 2, "it moves once");
+
+    let other = accounts.of(&[2; 32], &model("latest"));
+    assert!(Arc::ptr_eq(&other.charged(), &other), "another key learns it for itself");
+    assert!(accounts.forget("01010101", "latest"));
+    assert!(Arc::ptr_eq(&alias.charged(), &alias));
+}
+
+#[test]
+fn an_alias_can_move_on_and_never_closes_a_circle() {
+    let accounts = accounts();
+    let [a, b, c] = ["a", "b", "c"].map(|name| accounts.of(&[1; 32], &model(name)));
+    accounts.alias(&a, "b");
+    accounts.alias(&b, "a");
+    assert!(Arc::ptr_eq(&b.charged(), &b), "its alias is charged to it already");
+    accounts.alias(&b, "c");
+    assert!(Arc::ptr_eq(&a.charged(), &c));
+    accounts.alias(&c, "a");
+    accounts.alias(&c, "b");
+    assert!(Arc::ptr_eq(&c.charged(), &c));
+    accounts.alias(&a, "d");
+    assert_eq!(a.charged().model(), "d");
+    assert_eq!(b.charged().model(), "c");
+}
+
+#[test]
+fn what_is_no_name_of_a_model_joins_nothing() {
+    let accounts = accounts();
+    let account = accounts.of(&[1; 32], &model("a"));
+    let long = "m".repeat(129);
+    for name in ["", "a", "models/a", "b/c", "b c", "../b", "b:countTokens", "b\n", "é", &*long] {
+        accounts.alias(&account, name);
+        assert!(Arc::ptr_eq(&account.charged(), &account), "{name:?}");
+    }
+    let apart = accounts.apart(&[1; 32], "a", "countTokens");
+    accounts.alias(&apart, "b");
+    assert!(Arc::ptr_eq(&apart.charged(), &apart));
+    assert_eq!(accounts.count(), 2, "nothing was opened");
+}
+
+#[test]
+fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
+    let mut plan = QuotaPlan::default();
+    plan.tier = Some(Tier::Tier1);
+    for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {
+        let limits =
+            Limits { requests_per_minute: Some(Limit::AtMost(limit)), ..Limits::default() };
+        plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
+    }
+    let accounts = with_plan(plan);
+    let limit = |name: &str| {
+        let account = accounts.of(&[1; 32], &model(name));
+        told(&account).0.requests_per_minute.unwrap().limit
+    };
+    accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset");
+    assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");
+    accounts.alias(&accounts.of(&[1; 32], &model("preview")), "real");
+    assert_eq!(limit("real"), 7, "of two settings the lower");
+}
