@@ -97,7 +97,7 @@ impl TokenEstimator {
         let learned = self.learned();
         let margin = (learned.error.sqrt() / 8.0).clamp(0.005, 0.05);
         let text = (learned.expected(features.default_tokens()) * (1.0 + margin)).ceil() as u64;
-        text + features.media_tokens
+        text.saturating_add(features.media_tokens)
     }
 
     /// Learns what a text of these features cost, in tokens. Of one beside media nothing is learned:
