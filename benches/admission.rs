@@ -28,7 +28,7 @@ use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
 use gemini_concurrent_generation::limits::{
     Admission, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
 };
-use gemini_concurrent_generation::server::{Patience, Worker, serve};
+use gemini_concurrent_generation::server::{self, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
 #[global_allocator]
@@ -244,8 +244,8 @@ async fn gateway_to_simulator() -> Gateway {
     let address = listener.local_addr().expect("it listens");
     let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
     let mut config = Config::default();
-    let patience = Patience { client: config.client_timeout, grace: config.shutdown_grace };
-    tokio::spawn(serve(listener, workers, patience, CancellationToken::new()));
+    let limits = server::Limits::of(&config);
+    tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
     config.base_url = format!("http://{address}");
     config.set_gemini_api_key(ApiKey::new("bench").expect("a key"));
     Gateway::new(config, true).expect("the base URL is one")

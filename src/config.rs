@@ -70,7 +70,10 @@ pub const SETTINGS: &[Setting] = &[
     MAX_SCHEMA_BYTES,
     MAX_SCHEMA_NODES,
     SCHEMA_TIMEOUT_SECONDS,
+    BODY_MEMORY_BYTES,
+    MAX_CONNECTIONS,
     CLIENT_TIMEOUT_SECONDS,
+    KEEP_ALIVE_SECONDS,
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
@@ -209,11 +212,29 @@ const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
     "seconds",
     "How long the schemas of one request take to compile, or an answer to be checked, at most. Past it: 422, or `schema_violation`.",
 );
+const BODY_MEMORY_BYTES: Setting = setting(
+    "BODY_MEMORY_BYTES",
+    "",
+    "bytes",
+    "How much memory the bodies of all requests take together, at most; one body takes seven eighths of it at most. Past it: 503. Unset: a quarter of the memory that the process may use.",
+);
+const MAX_CONNECTIONS: Setting = setting(
+    "MAX_CONNECTIONS",
+    "16384",
+    "connections",
+    "How many connections clients hold at once, at most; fewer where the limit of open files (`ulimit -Hn`) is too low. Past it, those that wait for their client longest are closed.",
+);
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
     "seconds",
     "How long a client takes to send its headers, then its body, or to go on reading, before it is cut off.",
+);
+const KEEP_ALIVE_SECONDS: Setting = setting(
+    "KEEP_ALIVE_SECONDS",
+    "75",
+    "seconds",
+    "How long a connection is kept open between two requests: longer than the load balancer in front of the service keeps it.",
 );
 const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
@@ -292,7 +313,10 @@ pub struct Config {
     pub max_body_bytes: usize,
     pub schema_limits: Limits,
     pub schema_timeout: Duration,
+    pub body_memory_bytes: Option<usize>,
+    pub max_connections: usize,
     pub client_timeout: Duration,
+    pub keep_alive: Duration,
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub request_timeout: Duration,
@@ -347,7 +371,10 @@ impl Config {
                 nodes: settings.count(MAX_SCHEMA_NODES)?,
             },
             schema_timeout: settings.seconds(SCHEMA_TIMEOUT_SECONDS)?,
+            body_memory_bytes: settings.optional_count(BODY_MEMORY_BYTES)?,
+            max_connections: settings.count(MAX_CONNECTIONS)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
+            keep_alive: settings.seconds(KEEP_ALIVE_SECONDS)?,
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
@@ -427,6 +454,10 @@ impl Lookup<'_> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
         // A limit beyond that is none, and the script in Redis writes numbers with 14 digits.
         Ok(count.get().min(1_000_000_000_000))
+    }
+
+    fn optional_count(&self, setting: Setting) -> Result<Option<usize>, InvalidSetting> {
+        self.optional(setting).map(|_| self.count(setting)).transpose()
     }
 
     fn concurrency_limit(&self, tier: Option<Tier>) -> Result<usize, InvalidSetting> {

@@ -9,6 +9,7 @@ use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
 use crate::limits::{Door, Leases, LocalStore, Store};
+use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
 
 /// The service without its network: settings, door, upstream. Cheap to clone.
@@ -30,6 +31,8 @@ pub struct Shared {
     pub dispatcher: Arc<Dispatcher>,
     /// Where schemas are compiled and answers checked that take long.
     pub offload: Arc<Offload>,
+    /// The memory for the bodies of all requests.
+    pub bodies: Arc<BodyBudget>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether a simulator stands in for Gemini.
@@ -65,6 +68,7 @@ impl Gateway {
         let client = client(&config)?;
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
+        let bodies = BodyBudget::new(config.body_memory_bytes);
         let defaults = Defaults {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
@@ -77,6 +81,7 @@ impl Gateway {
             leases,
             dispatcher,
             offload,
+            bodies,
             metrics,
             simulated,
         })))

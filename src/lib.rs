@@ -11,6 +11,7 @@
 //! | [`gateway`] | what every handler shares |
 //! | [`server`] | accept, stop accepting, drain within the grace period |
 //! | [`telemetry`] | logs |
+//! | [`memory`] | the memory that the bodies of all requests take together |
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
@@ -37,6 +38,7 @@ pub mod gateway;
 pub mod gemini;
 pub mod generation;
 pub mod limits;
+pub mod memory;
 pub mod metrics;
 pub mod pacific;
 pub mod server;

@@ -16,7 +16,9 @@ use gemini_concurrent_generation::config::{Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
-use gemini_concurrent_generation::server::{Patience, Worker, serve};
+use gemini_concurrent_generation::server::{
+    Limits, Shutdown, Worker, affordable_connections, raise_limit, serve,
+};
 use gemini_concurrent_generation::simulator::{self, Simulator};
 use gemini_concurrent_generation::telemetry;
 use gemini_concurrent_generation::with_permit;
@@ -55,6 +57,10 @@ enum Command {
     /// renews them, gives them back when the command ends, and ends as the command did.
     WithPermit(with_permit::Arguments),
 }
+
+/// How many file descriptors are kept for calls that take none of the concurrency limit's slots,
+/// such as uploads.
+const UNCOUNTED_CALLS: usize = 256;
 
 /// glibc's allocator took a tenth of a chat's processor time.
 #[global_allocator]
@@ -101,7 +107,11 @@ fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
 
 fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| format!("the runtime could not start: {error}"))?.block_on(work)
+    let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"))?;
+    let result = runtime.block_on(work);
+    // What still runs on its threads is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// The settings of the environment and of `.env`, of which the environment wins.
@@ -132,7 +142,8 @@ fn load_dotenv() -> Result<(), String> {
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
     let secrets = Secrets::new(config.gemini_api_key.as_ref());
-    telemetry::init(config.log_format, &config.log_filter, secrets);
+    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets);
+    raise_limit();
     let shutdown = shutdown_on_signal()?;
     if simulate {
         let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
@@ -142,7 +153,8 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         let router = Simulator::new(simulator::Options::default()).router();
         // Not with the signal: calls in flight are answered during the grace period.
         let workers = vec![Worker::here(router)];
-        tokio::spawn(serve(listener, workers, patience(&config), CancellationToken::new()));
+        let limits = Limits { max_connections: usize::MAX, ..Limits::of(&config) };
+        tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
         tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
     }
     if !simulate {
@@ -155,14 +167,16 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
-    let patience = patience(config);
-    // All of them behind one door.
     let workers = workers(|| {
         let gateway = gateway.with_own_connections().map_err(|error| error.to_string())?;
         Ok(api::router(gateway))
     })?;
-    serve(listener, workers, patience, shutdown).await;
-    store.close().await;
+    // Each call to Gemini takes a connection, and as many are kept for the next calls.
+    let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
+    let mut limits = Limits::of(config);
+    limits.max_connections = affordable_connections(limits.max_connections, reserved);
+    serve(listener, workers, limits, shutdown.clone()).await;
+    shutdown.ends_now.run_until_cancelled(store.close()).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -194,14 +208,15 @@ fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, S
 }
 
 async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Result<(), String> {
-    telemetry::init(LogFormat::Text, "info", Secrets::default());
+    let _logs = telemetry::init(LogFormat::Text, "info", Secrets::default());
+    raise_limit();
     let shutdown = shutdown_on_signal()?;
     let listener = listen(address).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, "simulating Gemini");
-    let patience = patience(&Config::default());
+    let limits = Limits::of(&Config::default());
     let simulator = Simulator::new(options);
-    serve(listener, workers(|| Ok(simulator.router()))?, patience, shutdown).await;
+    serve(listener, workers(|| Ok(simulator.router()))?, limits, shutdown).await;
     Ok(())
 }
 
@@ -221,23 +236,22 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
-fn patience(config: &Config) -> Patience {
-    Patience { client: config.client_timeout, grace: config.shutdown_grace }
-}
-
-/// Cancelled by SIGTERM, which containers are stopped with, and by Ctrl-C.
-fn shutdown_on_signal() -> Result<CancellationToken, String> {
+/// Begins at SIGTERM, which containers are stopped with, or Ctrl-C. The second signal ends the grace
+/// period.
+fn shutdown_on_signal() -> Result<Shutdown, String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-    let shutdown = CancellationToken::new();
-    let token = shutdown.clone();
+    let shutdown = Shutdown::default();
+    let Shutdown { begins, ends_now } = shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for (token, message) in [(begins, "shutting down"), (ends_now, "stopping at once")] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("{message}");
+            token.cancel();
         }
-        token.cancel();
-        tracing::info!("shutting down");
     });
     Ok(shutdown)
 }

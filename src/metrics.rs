@@ -11,7 +11,7 @@ use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
     prometheus_text,
 };
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -19,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::gemini::{Model, Usage};
 use crate::limits::{Door, Standing};
+use crate::telemetry;
 
 /// More models than this are counted together, under `other`.
 const MAX_MODELS: usize = 256;
@@ -111,6 +112,7 @@ impl Metrics {
             upstream_latency.clone(),
         );
         registry.register_collector(Box::new(DoorCollector(door)));
+        registry.register_collector(Box::new(LogCollector));
         let known_models = RwLock::default();
         Self { registry, calls, retries, tokens, queue_wait, upstream_latency, known_models }
     }
@@ -213,6 +215,19 @@ impl Collector for DoorCollector {
             }
         }
         Ok(())
+    }
+}
+
+/// Reads at each scrape how many log lines were lost.
+#[derive(Debug)]
+struct LogCollector;
+
+impl Collector for LogCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let dropped = ConstCounter::new(telemetry::dropped_lines());
+        let help = "Log lines that were thrown away because they could not be written fast enough";
+        let kind = dropped.metric_type();
+        dropped.encode(encoder.encode_descriptor("log_lines_dropped", help, None, kind)?)
     }
 }
 

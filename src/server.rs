@@ -1,40 +1,75 @@
 //! The network: accept connections, and on shutdown let those that are at work finish.
 
+mod connection;
+mod connections;
+mod exchange;
+mod files;
+mod state;
+mod stream;
+
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
-/// How long accepting rests after it failed. Running out of file descriptors is the usual reason,
-/// and only time helps: a loop without a rest would take a whole core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use crate::config::Config;
+use connection::connection;
+use connections::Acceptor;
+
+pub use files::{affordable_connections, raise_limit};
+
+/// How long connections may take to end when they are cut off.
+const CUT_OFF_TIME: Duration = Duration::from_secs(1);
 
 /// How long a health check waits, and how much of an answer it reads, in bytes.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
 const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 
-/// How patient the server is.
+/// What clients are allowed.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// How long a client takes to send its headers, to go on reading, or between two requests of a
-    /// connection.
-    pub client: Duration,
+pub struct Limits {
+    /// How long a client takes to send its headers, or to go on reading.
+    pub client_timeout: Duration,
+    /// How long a connection is kept open between two requests.
+    pub keep_alive: Duration,
     /// How long work in flight may take to finish after the shutdown.
     pub grace: Duration,
+    /// How many connections are open at once, at most.
+    pub max_connections: usize,
+}
+
+impl Limits {
+    /// The limits that the settings name.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            client_timeout: config.client_timeout,
+            keep_alive: config.keep_alive,
+            grace: config.shutdown_grace,
+            max_connections: config.max_connections,
+        }
+    }
+}
+
+/// When to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// Accept nothing more, and let work in flight finish within the grace period.
+    pub begins: CancellationToken,
+    /// End the grace period.
+    pub ends_now: CancellationToken,
+}
+
+impl From<CancellationToken> for Shutdown {
+    fn from(begins: CancellationToken) -> Self {
+        Self { begins, ..Self::default() }
+    }
 }
 
 /// A runtime that serves connections, and what it serves them with.
@@ -67,79 +102,43 @@ impl Worker {
     }
 }
 
-/// Serves until `shutdown` is cancelled, each worker in its turn a connection; then accepts nothing more, closes idle connections, and
-/// returns when the others are done or the grace period is over, whichever is first.
+/// Serves until the shutdown begins, each worker in turn a connection. Then accepts nothing more,
+/// closes idle connections, and returns when the others are done or the grace period is over,
+/// whichever is first.
 pub async fn serve(
     listener: TcpListener,
     workers: Vec<Worker>,
-    patience: Patience,
-    shutdown: CancellationToken,
+    limits: Limits,
+    shutdown: impl Into<Shutdown>,
 ) {
-    let connections = TaskTracker::new();
+    let shutdown = shutdown.into();
+    let tasks = TaskTracker::new();
     let abandon = CancellationToken::new();
+    let mut acceptor = Acceptor::new(listener, limits.max_connections);
     let mut workers = workers.iter().cycle();
-    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, _)) => {
-                let Some(Worker { runtime, router }) = workers.next() else { return };
-                let connection = connection(stream, router.clone(), patience, shutdown.clone());
-                let abandon = abandon.clone();
-                let connection = async move { abandon.run_until_cancelled(connection).await };
-                connections.spawn_on(connection, runtime);
-            }
-            Err(error) => rest(&error).await,
-        }
+    while let Some((socket, open)) = shutdown.begins.run_until_cancelled(acceptor.accept()).await {
+        let Some(Worker { runtime, router }) = workers.next() else { return };
+        let (router, begins) = (router.clone(), shutdown.begins.clone());
+        let abandon = abandon.clone();
+        let connection = async move {
+            let connection = connection(socket, router, limits, begins, open.state.clone());
+            abandon.run_until_cancelled(connection).await;
+            drop(open);
+        };
+        tasks.spawn_on(connection, runtime);
     }
-    drop(listener);
-    connections.close();
-    if timeout(patience.grace, connections.wait()).await.is_err() {
-        tracing::warn!(connections = connections.len(), "the grace period is over; cutting off");
+    drop(acceptor);
+    tasks.close();
+    let in_time = tokio::select! {
+        () = tasks.wait() => true,
+        () = sleep(limits.grace) => false,
+        () = shutdown.ends_now.cancelled() => false,
+    };
+    if !in_time {
+        tracing::warn!(connections = tasks.len(), "the grace period is over; cutting off");
         abandon.cancel();
-        connections.wait().await;
-    }
-}
-
-async fn rest(error: &io::Error) {
-    // The other side gave up before it was accepted: nothing is wrong here.
-    if error.kind() != io::ErrorKind::ConnectionAborted {
-        tracing::error!(%error, "a connection could not be accepted");
-        sleep(ACCEPT_PAUSE).await;
-    }
-}
-
-/// One connection, from its first request to its last.
-async fn connection(
-    stream: TcpStream,
-    router: Router,
-    patience: Patience,
-    shutdown: CancellationToken,
-) {
-    // It was accepted elsewhere; from here on this runtime hears of it.
-    let here = stream.into_std().and_then(TcpStream::from_std);
-    let stream = match here.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
-        Ok(stream) => stream,
-        Err(error) => return tracing::debug!(%error, "a connection could not be served"),
-    };
-    let service =
-        service_fn(|request: hyper::Request<_>| router.clone().oneshot(request.map(Body::new)));
-    // A client that hangs up ends the connection, which drops the handler at work for it.
-    // One who reads no more would hold for ever what the answer holds.
-    let mut stream = TimeoutWriter::new(stream);
-    stream.set_timeout(Some(patience.client));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(patience.client)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    let mut connection = pin!(connection);
-    let result = tokio::select! {
-        result = &mut connection => result,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended early");
+        // One that is at work without a pause cannot be cut off.
+        let _ = timeout(CUT_OFF_TIME, tasks.wait()).await;
     }
 }
 

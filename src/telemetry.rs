@@ -2,31 +2,78 @@
 
 use std::io::{self, IsTerminal, Write, stderr};
 use std::panic::{self, PanicHookInfo};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogFormat;
 use crate::gemini::{Secrets, redact};
 
+/// How many lines wait to be written. More are thrown away: a log that nobody reads must stop
+/// nothing.
+const WAITING_LINES: usize = 8192;
+
+/// How long the lines that wait may take to be written at the end.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// Counts the lines that were thrown away.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Writes the lines that wait when it is dropped, at the end of the process.
+#[derive(Debug)]
+#[must_use = "without it, the last lines are lost"]
+pub struct Logs(Option<WorkerGuard>);
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        // On a thread of its own: where nobody reads, it would wait for ever.
+        let (flushed, wait) = mpsc::channel();
+        let guard = self.0.take();
+        let flush = move || {
+            drop(guard);
+            let _ = flushed.send(());
+        };
+        if thread::Builder::new().spawn(flush).is_ok() {
+            let _ = wait.recv_timeout(FLUSH_TIME);
+        }
+    }
+}
+
+/// How many log lines were thrown away because they could not be written fast enough.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
+
 /// Sends this process's logs to standard error, its panics among them, without these secrets and
-/// without anything that has the form of one. A second call changes nothing.
-pub fn init(format: LogFormat, filter: &str, secrets: Secrets) {
+/// without anything that has the form of one. A thread of its own writes them. A second call changes
+/// nothing.
+pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
     let filter = EnvFilter::new(filter);
     // Colours are for people who watch, not for files and collectors.
     let colours = stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
+    let (writer, guard) = writer.thread_name("log").finish(stderr());
+    let dropped = writer.error_counter();
     // Where the log's reader is gone, so is standard error: to say so there would panic.
-    let logs = logs.with_writer(Redacted { lines: stderr, secrets }).log_internal_errors(false);
+    let logs = logs.with_writer(Redacted { lines: writer, secrets }).log_internal_errors(false);
     let result = match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };
-    if result.is_err() {
-        tracing::debug!("logs are set up already");
-    }
     panic::set_hook(Box::new(log_panic));
+    match result {
+        Ok(()) => {
+            let _ = DROPPED.set(dropped);
+        }
+        Err(_) => tracing::debug!("logs are set up already"),
+    }
+    Logs(Some(guard))
 }
 
 /// Writes lines, or makes what writes them, with secrets overwritten.

@@ -1,5 +1,7 @@
 //! Many generations in one request: what the batch handlers of all kinds have in common.
 
+use std::mem;
+
 use axum::Json;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -90,8 +92,9 @@ impl ItemFailure {
 /// Generates all of a batch and answers with what came of each item.
 pub(super) async fn many<G: Generation>(
     gateway: &Gateway,
-    asked: Asked<BatchRequest<G::Request>>,
+    mut asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
+    let _share = mem::take(&mut asked.share);
     let items = prepare::<G>(gateway, asked).await?;
     let timeout = gateway.config.request_timeout;
     let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items, timeout).await?;
@@ -108,7 +111,7 @@ async fn prepare<G: Generation>(
     gateway: &Gateway,
     asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Vec<Item<G>>, ApiError> {
-    let Asked { caller, semaphore, body } = asked;
+    let Asked { caller, semaphore, body, .. } = asked;
     let BatchRequest { mut requests, credentials, external_semaphore_id } = body;
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));

@@ -6,7 +6,7 @@ use axum::extract::{FromRequest, OptionalFromRequest};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, Request};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
 use tokio::task::spawn_blocking;
@@ -17,6 +17,7 @@ use super::error::ApiError;
 use crate::gateway::Gateway;
 use crate::gemini::InputFeatures;
 use crate::generation::{InvalidField, Object, Segment};
+use crate::memory::Share;
 
 /// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
 /// which the worker serves its other connections.
@@ -43,6 +44,8 @@ pub(super) struct Asked<T> {
     /// The semaphore that is named beside the body.
     pub semaphore: Option<String>,
     pub body: T,
+    /// The memory that the body takes, to be held until the request is answered.
+    pub share: Share,
 }
 
 /// A body of JSON.
@@ -59,9 +62,9 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
             caller.payer(None, gateway)?;
         }
         let semaphore = semaphore_id(request.headers());
-        let JsonBody(body) =
-            <JsonBody<T> as FromRequest<Gateway>>::from_request(request, gateway).await?;
-        Ok(Self { caller, semaphore, body })
+        let body = read_json(request, gateway).await?;
+        let (body, share) = parse_body(body, gateway).await?;
+        Ok(Self { caller, semaphore, body, share })
     }
 }
 
@@ -69,8 +72,9 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> 
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
-        let bytes = read_json(request, gateway).await?;
-        parse_body(bytes).await.map(Self)
+        let body = read_json(request, gateway).await?;
+        let (body, _share) = parse_body(body, gateway).await?;
+        Ok(Self(body))
     }
 }
 
@@ -85,28 +89,61 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
         if request.body().is_end_stream() {
             return Ok(None);
         }
-        let bytes = read_json(request, gateway).await?;
+        let body = read_json(request, gateway).await?;
         // The OpenAPI document can describe a body that may be left out only as one that may be
         // `null` too.
-        if bytes.trim_ascii() == b"null" {
+        if body.bytes.trim_ascii() == b"null" {
             return Ok(None);
         }
-        parse_body(bytes).await.map(Self).map(Some)
+        let (body, _share) = parse_body(body, gateway).await?;
+        Ok(Some(Self(body)))
     }
 }
 
 /// A whole body that is sent as JSON, not parsed yet.
-async fn read_json(request: Request<Body>, gateway: &Gateway) -> Result<Bytes, ApiError> {
+async fn read_json(request: Request<Body>, gateway: &Gateway) -> Result<Buffered, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::not_json());
     }
     let (head, body) = request.into_parts();
-    read(&head.headers, body, gateway).await
+    buffer(&head.headers, body, gateway).await
 }
 
-async fn parse_body<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T, ApiError> {
-    let parsed = with_body(bytes, |bytes| parse(bytes)).await?;
-    parsed.map_err(|field| ApiError::invalid(vec![field]))
+/// A body of JSON, and the memory that it takes.
+async fn parse_body<T: DeserializeOwned + Send + 'static>(
+    Buffered { bytes, mut share }: Buffered,
+    gateway: &Gateway,
+) -> Result<(T, Share), ApiError> {
+    let largest = gateway.bodies.largest();
+    let parsed = with_body(bytes, move |bytes| {
+        let size = parsed_size(bytes);
+        if size > largest - bytes.len() {
+            return Err(ApiError::too_many_parts());
+        }
+        share.grow(size)?;
+        let value = parse(bytes).map_err(|field| ApiError::invalid(vec![field]))?;
+        Ok((value, share))
+    });
+    parsed.await?
+}
+
+/// About how much more memory the parts of a JSON text take than its bytes do, in bytes: a value of
+/// two bytes becomes one of dozens.
+fn parsed_size(json: &[u8]) -> usize {
+    let (mut size, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' => size += 64,
+            b',' => size += 128,
+            b'{' => size += 256,
+            _ => {}
+        }
+    }
+    size
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -119,28 +156,75 @@ fn is_json(headers: &HeaderMap) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// A whole body, in time and within its size.
+/// A whole body, and the memory that it takes.
+struct Buffered {
+    bytes: Bytes,
+    share: Share,
+}
+
+impl AsRef<[u8]> for Buffered {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A whole body, in time, within its size and within the memory for all bodies, of which it holds
+/// its share until its last clone is dropped.
 ///
 /// # Errors
-/// 413, 408, and 400 for one that breaks off.
+/// 413, 408, 503, and 400 for one that breaks off.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
     gateway: &Gateway,
 ) -> Result<Bytes, ApiError> {
-    let (limit, patience) = (gateway.config.max_body_bytes, gateway.config.client_timeout);
+    Ok(Bytes::from_owner(buffer(headers, body, gateway).await?))
+}
+
+async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Buffered, ApiError> {
+    let limit = gateway.config.max_body_bytes.min(gateway.bodies.largest());
+    let patience = gateway.config.client_timeout;
     let announced = headers.get(CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::body_too_large(limit));
     }
-    let body = Limited::new(body, limit).collect();
-    match timeout(patience, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limit)),
-        Ok(Err(_)) => Err(ApiError::body_broken()),
-        Err(_) => Err(ApiError::body_too_slow(patience)),
+    let expected = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
+    let body = collect(body, limit, expected, gateway.bodies.share());
+    timeout(patience, body).await.unwrap_or_else(|_| Err(ApiError::body_too_slow(patience)))
+}
+
+/// Reads a body of at most `limit` bytes, and probably of no more than `expected`. Its share grows
+/// as it comes: to announce a body costs nothing.
+async fn collect(
+    mut body: Body,
+    limit: usize,
+    expected: usize,
+    mut share: Share,
+) -> Result<Buffered, ApiError> {
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| ApiError::body_broken())?.into_data() else { continue };
+        if data.len() > limit - whole.len() {
+            return Err(ApiError::body_too_large(limit));
+        }
+        share.grow(data.len())?;
+        if whole.is_empty() && body.is_end_stream() {
+            return Ok(Buffered { bytes: data, share });
+        }
+        append(&mut whole, &data, expected);
     }
+    Ok(Buffered { bytes: whole.into(), share })
+}
+
+/// Copies a piece, so that small pieces do not keep the buffers that they came in.
+fn append(whole: &mut Vec<u8>, piece: &[u8], expected: usize) {
+    let needed = whole.len() + piece.len();
+    if needed > whole.capacity() {
+        let capacity = (2 * whole.capacity()).min(expected).max(needed);
+        whole.reserve_exact(capacity - whole.len());
+    }
+    whole.extend_from_slice(piece);
 }
 
 /// Works on a body: where it is large, on a thread for such work.
@@ -260,5 +344,29 @@ fn expected(text: &str) -> (&'static str, &'static str) {
         Some("usize" | "u64" | "u32" | "i64") => ("int_type", "Input should be a whole number"),
         Some("f64") => ("float_type", "Input should be a number"),
         _ => ("value_error", "Input cannot be used here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_json_are_counted_and_text_is_not() {
+        assert_eq!(parsed_size(br#""[,{ \" [,{ \\""#), 0);
+        assert_eq!(parsed_size(br#"{"a": [1, 2], "b\"": "x,y"}"#), 256 + 64 + 2 * 128);
+        let nested = b"[[],[],[],[]]".as_slice();
+        assert!(parsed_size(nested) >= 5 * size_of::<serde_json::Value>());
+    }
+
+    #[test]
+    fn a_body_grows_to_what_was_announced_and_no_further() {
+        let mut whole = Vec::new();
+        for _ in 0..10 {
+            append(&mut whole, &[0; 100], 1000);
+            assert!(whole.capacity() <= 1000);
+        }
+        append(&mut whole, &[0; 100], 1000);
+        assert_eq!(whole.len(), 1100);
     }
 }

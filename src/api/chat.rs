@@ -1,5 +1,7 @@
 //! `POST /chat` and `POST /batch/chat`.
 
+use std::mem;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
@@ -74,12 +76,13 @@ fn not_streamed() -> Schema {
 }
 
 /// What fails before its first text is answered as any failure; later, it is the last event.
-async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
+async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
+    let share = mem::take(&mut asked.share);
     let (chat, call, admission) = admitted::<Chat>(gateway, asked).await?;
     let idle = gateway.config.stream_idle_timeout;
     let opened = ChatStream::open(&gateway.dispatcher, &call, chat, admission, idle);
     let chat = Box::pin(opened).await.map_err(|failure| failed(&call, failure))?;
-    let events = unfold((chat, call), async |(mut chat, call)| {
+    let events = unfold((chat, call, share), async |(mut chat, call, share)| {
         let event = match chat.next().await? {
             Ok(ChatEvent::Delta(delta)) => Event::default().json_data(json!({"delta": delta})),
             Ok(ChatEvent::Done(response)) => Event::default().json_data(response),
@@ -88,7 +91,7 @@ async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response
                 Event::default().json_data(ItemFailure::of(failed(&call, failure), model))
             }
         };
-        Some((event, (chat, call)))
+        Some((event, (chat, call, share)))
     });
     Ok(Sse::new(events).into_response())
 }

@@ -17,6 +17,7 @@ use crate::gemini::{self, ErrorKind, Scope};
 use crate::generation::offload::Unfinished;
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
+use crate::memory::OverBudget;
 
 pub(super) use envelope::{GoogleFailure, OpenAiFailure};
 
@@ -222,6 +223,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
     }
 
+    /// A body that is small as a text and large once it is read.
+    pub(super) fn too_many_parts() -> Self {
+        let detail = "The body has too many objects, lists and fields for the memory that bodies \
+                      may take.";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
     pub(super) fn not_json() -> Self {
         let detail = "The body must be JSON, sent with 'Content-Type: application/json'.";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
@@ -372,6 +380,14 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         Self::refused(refused)
+    }
+}
+
+impl From<OverBudget> for ApiError {
+    fn from(_: OverBudget) -> Self {
+        let detail = "The bodies of the requests under way take the memory that is set aside for \
+                      them. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_busy", detail).retryable(Some(SOON))
     }
 }
 

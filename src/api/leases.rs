@@ -148,8 +148,9 @@ pub(super) async fn list_leases(
             (`semaphore_deleted`)", body = ErrorBody),
         (status = 422, description = "A field cannot be used: more permits than the limit, or an \
             idempotency key that came with other terms before, too", body = ErrorBody),
-        (status = 503, description = "Too many requests wait (`queue_full`), or the limits that \
-            the replicas share are out of reach (`limits_unavailable`)", body = ErrorBody),
+        (status = 503, description = "Too many requests wait (`queue_full`), their bodies take too \
+            much memory (`server_busy`), or the limits that the replicas share are out of reach \
+            (`limits_unavailable`)", body = ErrorBody),
         BodyFailures,
         AdminFailures
     ),

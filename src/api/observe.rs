@@ -17,6 +17,9 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a caller, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
+/// How much of a path is logged, in bytes.
+const MAX_LOGGED_PATH: usize = 1024;
+
 /// Gives a request its id and tells the log how it went.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -26,7 +29,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         "request",
         request_id = id_text,
         method = %request.method(),
-        path = request.uri().path(),
+        path = logged(request.uri().path()),
     );
     let started = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -36,6 +39,12 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     });
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
+}
+
+/// A path as it is logged: lines wait in memory to be written.
+fn logged(path: &str) -> &str {
+    let end = path.floor_char_boundary(MAX_LOGGED_PATH);
+    &path[..end]
 }
 
 /// The caller's id, where it is short and printable, or a new one.

@@ -113,7 +113,8 @@ pub(super) enum Failures {
     /// The semaphore was deleted while the request waited for it (`semaphore_deleted`)
     #[response(status = 409)]
     Conflict(ErrorBody),
-    /// The body is larger than `MAX_BODY_BYTES` (`body_too_large`)
+    /// The body is larger than `MAX_BODY_BYTES`, or than `BODY_MEMORY_BYTES` allows
+    /// (`body_too_large`)
     #[response(status = 413)]
     PayloadTooLarge(ErrorBody),
     /// The body is not sent as JSON (`unsupported_media_type`)
@@ -137,8 +138,9 @@ pub(super) enum Failures {
     /// `malformed_answer`, `empty_answer`, `truncated_answer`, `schema_violation`)
     #[response(status = 502)]
     BadGateway(ErrorBody),
-    /// Too many requests wait (`queue_full`), or the limits that the replicas share are out of
-    /// reach (`limits_unavailable`); `Retry-After` says when to come back
+    /// Too many requests wait (`queue_full`), their bodies take too much memory (`server_busy`), or
+    /// the limits that the replicas share are out of reach (`limits_unavailable`); `Retry-After`
+    /// says when to come back
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
     /// It took too long (`upstream_timeout`, `request_timeout`)
@@ -171,7 +173,8 @@ pub(super) enum AdminFailures {
     /// The admin key is missing or wrong, or the server has none
     #[response(status = 401)]
     Unauthorized(ErrorBody),
-    /// The limits that the replicas share are out of reach (`limits_unavailable`)
+    /// The limits that the replicas share are out of reach (`limits_unavailable`), or the bodies of
+    /// requests take too much memory (`server_busy`)
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
 }

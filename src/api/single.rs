@@ -1,5 +1,6 @@
 //! One generation: what the handlers of all kinds have in common.
 
+use std::mem;
 use std::sync::Arc;
 
 use axum::Json;
@@ -16,8 +17,9 @@ use crate::limits::{Admission, Semaphore};
 /// Generates one thing and answers with it.
 pub(super) async fn one<G: Generation>(
     gateway: &Gateway,
-    asked: Asked<G::Request>,
+    mut asked: Asked<G::Request>,
 ) -> Result<Json<G::Output>, ApiError> {
+    let _share = mem::take(&mut asked.share);
     let (generation, call, admission) = admitted::<G>(gateway, asked).await?;
     // Boxed so that a request that waits is no larger than its wait.
     let generation = Arc::new(generation);
@@ -32,7 +34,7 @@ pub(super) async fn admitted<G: Generation>(
     asked: Asked<G::Request>,
 ) -> Result<(G, Call, Admission), ApiError> {
     let deadline = Instant::now() + gateway.config.request_timeout;
-    let Asked { caller, semaphore, mut body } = asked;
+    let Asked { caller, semaphore, mut body, .. } = asked;
     let terms = body.take_terms();
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
     let mut schemas = Schemas::default();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
@@ -76,6 +76,11 @@ impl Start {
         Self { before: Some(format!("ulimit -n {most_files}")), ..self }
     }
 
+    /// Lets the program begin with a limit of so many open files, which it may raise.
+    pub fn few_files_at_first(self, files: usize) -> Self {
+        Self { before: Some(format!("ulimit -S -n {files}")), ..self }
+    }
+
     /// Lets the program be one that is to ignore a signal, as `nohup` does.
     pub fn ignoring(self, signal: &str) -> Self {
         Self { before: Some(format!("trap '' {signal}")), ..self }
@@ -123,6 +128,24 @@ impl Start {
         until("it listens", || listening(&log.lock().unwrap()).is_some()).await;
         let address = listening(&log.lock().unwrap()).expect("its address");
         Process { address, child, log, _folder: self.folder }
+    }
+
+    /// Starts it, waits until it listens, and reads nothing that it logs from then on. The log
+    /// stays open for as long as the second value is kept.
+    pub async fn run_unread(self) -> (Process, Lines<BufReader<ChildStderr>>) {
+        let mut child = self.command().spawn().expect("it did not start");
+        let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+        let ready = async {
+            loop {
+                let line = lines.next_line().await.expect("its log").expect("it has not ended");
+                if let Some(address) = listening(&line) {
+                    return address;
+                }
+            }
+        };
+        let address = timeout(PATIENCE, ready).await.expect("it listens");
+        let process = Process { address, child, log: Arc::default(), _folder: self.folder };
+        (process, lines)
     }
 }
 
@@ -173,6 +196,15 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("Linux");
         let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
+    /// The soft and the hard limit of its open files.
+    pub fn file_limits(&self) -> [String; 2] {
+        let process = self.child.id().expect("it runs");
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).expect("Linux");
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let mut numbers = line.expect("the limit").split_whitespace().map(ToOwned::to_owned);
+        [(); 2].map(|()| numbers.next().expect("a number"))
     }
 
     /// All that it has logged so far.

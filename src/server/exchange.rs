@@ -1,0 +1,153 @@
+//! One request and its answer. A body that is not read to its end must not be taken for the next
+//! request.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use tokio::time::timeout;
+use tower::ServiceExt;
+
+use super::state::{Rest, State};
+
+/// How much of an unread body is read for the connection to serve another request, in bytes, and
+/// for how long.
+const DRAINED: u64 = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(100);
+
+/// Answers one request. Where its body was not read to the end, and the rest is not short and there,
+/// the answer says that the connection closes.
+pub(super) async fn exchange(
+    router: Router,
+    request: Request<Incoming>,
+    state: Arc<State>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    // To read a body that the client has not begun to send would ask for it.
+    let drains = !request.headers().contains_key(EXPECT);
+    state.request(!request.body().is_end_stream());
+    let request = request.map(|body| RequestBody::of(body, &state));
+    let mut response = router.oneshot(request).await?;
+    let is_read = match state.take_rest() {
+        Rest::Read => true,
+        Rest::Unread(rest) => drains && drain(rest).await,
+        Rest::Reading => false,
+    };
+    if !is_read {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        state.will_linger();
+    }
+    Ok(response.map(|body| AnswerBody { body, state }))
+}
+
+/// Reads what is left of a short body; `false` where that is not all of it.
+async fn drain(mut rest: Incoming) -> bool {
+    if rest.size_hint().upper().is_none_or(|left| left > DRAINED) {
+        return false;
+    }
+    let drained = async {
+        while let Some(frame) = rest.frame().await {
+            if frame.is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    timeout(DRAIN_TIME, drained).await.unwrap_or(false)
+}
+
+/// The body of a request, which tells the connection when it has been read, and gives back what of
+/// it nobody wants.
+struct RequestBody {
+    /// Until its end.
+    body: Option<Incoming>,
+    state: Arc<State>,
+}
+
+impl RequestBody {
+    fn of(body: Incoming, state: &Arc<State>) -> Body {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        Body::new(Self { body: Some(body), state: Arc::clone(state) })
+    }
+
+    fn over(&mut self) {
+        self.body = None;
+        self.state.body_over(None);
+    }
+}
+
+impl hyper::body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+        // A body of known length is not asked for more.
+        if matches!(frame, None | Some(Err(_))) || body.is_end_stream() {
+            self.over();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), hyper::body::Body::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(rest) = self.body.take() {
+            self.state.body_over(Some(rest));
+        }
+    }
+}
+
+/// The body of an answer, which tells the connection when it has been sent.
+pub(super) struct AnswerBody {
+    body: Body,
+    state: Arc<State>,
+}
+
+impl hyper::body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.state.answered();
+    }
+}

@@ -1,0 +1,57 @@
+//! File descriptors: each connection takes one, and so does each call to Gemini.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What the process has open where the system does not say.
+const OPEN: u64 = 64;
+
+/// Raises the limit of open files as far as this process may.
+pub fn raise_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// How many connections clients may hold, where up to `wanted` are allowed and up to `reserved`
+/// descriptors are kept for connections to other services: of those that are free now, half at
+/// most.
+pub fn affordable_connections(wanted: usize, reserved: usize) -> usize {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return wanted };
+    let affordable = affordable(limit.saturating_sub(open()), reserved as u64);
+    let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+    if affordable < wanted {
+        tracing::warn!(
+            affordable,
+            open_files = limit,
+            "the limit of open files leaves fewer connections than MAX_CONNECTIONS"
+        );
+    }
+    wanted.min(affordable)
+}
+
+fn affordable(free: u64, reserved: u64) -> u64 {
+    (free - reserved.min(free / 2)).max(1)
+}
+
+/// How many files this process has open.
+fn open() -> u64 {
+    std::fs::read_dir("/dev/fd").map_or(OPEN, |files| files.count() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_kept_for_calls_but_never_more_than_half() {
+        for (free, reserved, connections) in
+            [(1000, 286, 714), (400, 286, 200), (20, 286, 10), (1, 286, 1), (0, 286, 1)]
+        {
+            assert_eq!(affordable(free, reserved), connections, "{free}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Connections: clients that hang up, bodies that nobody reads, idle times, and how many there are.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::process::{Process, Start};
+use crate::support::{ADMIN_KEY, PATIENCE, Service, answer, slow};
+
+const JSON: &str = "Content-Type: application/json\r\n";
+
+/// A request as it is sent, with these lines after its first.
+fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    stream
+}
+
+/// Reads a connection to its end, which must not be a reset.
+async fn to_the_end(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    read.expect("it is not closed").expect("it is closed in order");
+    text
+}
+
+/// Reads one answer, the length of which it names.
+async fn one_answer(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let read = async {
+        loop {
+            text.push(stream.read_u8().await.expect("an answer"));
+            if text.ends_with(b"\r\n\r\n") {
+                break;
+            }
+        }
+        let head = String::from_utf8(text.clone()).unwrap().to_ascii_lowercase();
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r").next());
+        let mut body = vec![0; length.expect("a length").parse().unwrap()];
+        stream.read_exact(&mut body).await.expect("a whole answer");
+        text.extend(body);
+    };
+    timeout(PATIENCE, read).await.expect("an answer in time");
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
+    let service = Service::start().await;
+    let slow = slow(300_000);
+    let chat = |body| request("POST", "/chat", JSON, &format!("{body}"));
+    let whole = chat(json!({"prompt": slow}));
+    let streamed = chat(json!({
+        "prompt": "[[simulate:chunks=4,stall_after=1]]a long answer", "stream": true
+    }));
+    let native = json!({"contents": [{"parts": [{"text": slow}]}]}).to_string();
+    let native = request("POST", "/v1beta/models/gemini-2.5-flash:generateContent", JSON, &native);
+    for call in [whole, streamed, native] {
+        for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(30_000)] {
+            let mut stream = send(service.address, &call).await;
+            service.until("the call is in flight", |door| door.in_flight == 1).await;
+            stream.write_all(rest.as_bytes()).await.unwrap();
+            drop(stream);
+            service.until_idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_queue_is_noticed_behind_bytes_that_nobody_reads() {
+    let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
+    let chat = request("POST", "/chat", JSON, &json!({"prompt": slow(300_000)}).to_string());
+    let first = send(service.address, &chat).await;
+    service.until("the first is in flight", |door| door.in_flight == 1).await;
+    let second = send(service.address, format!("{chat}\r\n")).await;
+    service.until("the second waits", |door| door.waiting == 1).await;
+    drop(second);
+    service.until("it has left the queue", |door| door.waiting == 0).await;
+    assert_eq!(service.gateway.door.occupancy().in_flight, 1);
+    drop(first);
+    service.until_idle().await;
+    assert_eq!(service.simulator.stats().calls, 1);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let service = Service::start().await;
+    let chat =
+        |prompt: &str| request("POST", "/chat", JSON, &json!({"prompt": prompt}).to_string());
+    let requests = [
+        chat("[[simulate:latency_ms=200]]one"),
+        request("GET", "/nowhere", "", ""),
+        chat("three"),
+        request("GET", "/", "Connection: close\r\n", ""),
+    ];
+    let answers = to_the_end(&mut send(service.address, requests.concat()).await).await;
+    let places = [" to: one", "not_found", " to: three", "healthy"]
+        .map(|text| answers.find(text).unwrap_or_else(|| panic!("{text}: {answers}")));
+    assert!(places.is_sorted(), "{answers}");
+}
+
+/// These clients read nothing before they have sent everything.
+#[tokio::test]
+async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
+    let service = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
+    let body = "x".repeat(8 << 20);
+    let admin = format!("{JSON}Admin-API-Key: wrong\r\n");
+    for (method, path, headers, status) in [
+        ("POST", "/chat", JSON, 413),
+        ("POST", "/v1beta/models/gemini-2.5-flash:generateContent", JSON, 413),
+        ("POST", "/chat", "Content-Type: text/plain\r\n", 415),
+        ("POST", "/_admin/semaphores", &admin, 401),
+        ("POST", "/nowhere", JSON, 404),
+        ("PUT", "/chat", JSON, 405),
+        ("GET", "/", "", 200),
+    ] {
+        let request = request(method, path, headers, &body);
+        let mut stream = send(service.address, request).await;
+        let answer = to_the_end(&mut stream).await.to_ascii_lowercase();
+        assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{path}: {answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_short_body_that_nobody_reads_keeps_the_connection() {
+    let service = Service::start().await;
+    let admin = format!("Admin-API-Key: {ADMIN_KEY}\r\n");
+    let mut stream = TcpStream::connect(service.address).await.unwrap();
+    for (method, path, status) in [
+        ("POST", "/nowhere", 404),
+        ("POST", "/chat", 415),
+        ("DELETE", "/_admin/semaphores/none", 404),
+        ("GET", "/", 200),
+    ] {
+        let request = request(method, path, &admin, "{\"unread\": true}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = one_answer(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
+        assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_refused_without_its_body() {
+    let service = Service::start().await;
+    let head =
+        "POST /nowhere HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    let answer = to_the_end(&mut send(service.address, head).await).await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_as_a_request_is_told_so() {
+    let service = Service::start().await;
+    let many = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(1 << 20));
+    for (request, status) in [("no request\r\n\r\n", 400), (&*many, 431)] {
+        let answer = to_the_end(&mut send(service.address, request).await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_idle_time_of_a_connection_is_not_the_time_for_headers() {
+    let process = Start::simulated()
+        .set("CLIENT_TIMEOUT_SECONDS", "0.5")
+        .set("KEEP_ALIVE_SECONDS", "3600")
+        .run()
+        .await;
+    let get = request("GET", "/", "", "");
+    let mut stream = send(process.address, &get).await;
+    one_answer(&mut stream).await;
+    sleep(Duration::from_secs(2)).await;
+    stream.write_all(get.as_bytes()).await.expect("it is open");
+    one_answer(&mut stream).await;
+    // Once it has begun, a request is to be sent in time.
+    stream.write_all(&get.as_bytes()[..10]).await.unwrap();
+    assert_eq!(to_the_end(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_when_its_time_is_over() {
+    let process = Start::simulated().set("KEEP_ALIVE_SECONDS", "0.2").run().await;
+    let mut stream = send(process.address, request("GET", "/", "", "")).await;
+    one_answer(&mut stream).await;
+    assert_eq!(to_the_end(&mut stream).await, "");
+}
+
+/// So many connections whose clients have begun a request.
+async fn half_sent(process: &Process, connections: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        streams.push(send(process.address, "POST /chat HTTP/1.1\r\nHost: x\r\nX-Slow: ").await);
+    }
+    streams
+}
+
+async fn chats(process: &Process) {
+    let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::OK, "{chat:?}");
+}
+
+#[tokio::test]
+async fn half_sent_headers_keep_nobody_out() {
+    let few_files = Start::simulated().most_files(40);
+    let few_connections = Start::simulated().set("MAX_CONNECTIONS", "8");
+    for start in [few_files, few_connections] {
+        let process = start.run().await;
+        let held = half_sent(&process, 100).await;
+        for _ in 0..5 {
+            chats(&process).await;
+        }
+        drop(held);
+        process.until_logged("accepted without closing others again").await;
+        chats(&process).await;
+        // Once, and once more where a busy machine took a while between two of them.
+        let log = process.log();
+        assert!(log.matches("no connection can be accepted").count() < 10, "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
+    let process = Start::simulated().set("MAX_CONNECTIONS", "4").run().await;
+    let slow = process.post("/chat", &json!({"prompt": slow(1_500)}));
+    let slow = tokio::spawn(answer(slow));
+    let in_flight = async {
+        while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != 1 {}
+    };
+    timeout(PATIENCE, in_flight).await.expect("it is in flight");
+    let _held = half_sent(&process, 50).await;
+    chats(&process).await;
+    assert_eq!(slow.await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised() {
+    let process = Start::simulated().few_files_at_first(64).run().await;
+    let [soft, hard] = process.file_limits();
+    assert!(soft == hard && soft != "64", "{soft} of {hard}");
+}
