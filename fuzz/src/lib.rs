@@ -89,6 +89,7 @@ async fn post(service: &Router, path: &[u8], body: &[u8]) {
     let Some(path) = path else { return };
     let sends_key = holds_key(body) || path.to_string().contains(KEY);
     let request = Request::post(path)
+        .header("host", "localhost")
         .header("content-type", "application/json")
         .header("admin-api-key", ADMIN)
         .body(Body::from(body.to_vec()))
