@@ -65,7 +65,7 @@ impl Gateway {
         let leases = Leases::new(Arc::clone(&door));
         let metrics = Arc::new(Metrics::new(Arc::clone(&door)));
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
-        let client = Client::new(&config.base_url)?;
+        let client = client(&config)?;
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
         let bodies = BodyBudget::new(config.body_memory_bytes);
@@ -93,10 +93,15 @@ impl Gateway {
     /// # Errors
     /// [`InvalidBaseUrl`], as for [`Gateway::new`].
     pub fn with_own_connections(&self) -> Result<Self, InvalidBaseUrl> {
-        let client = Client::new(&self.config.base_url)?;
+        let client = client(&self.config)?;
         let dispatcher = Arc::new(self.dispatcher.with_client(client));
         Ok(Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) })))
     }
+}
+
+/// Connections to Gemini, out of which the server's own key never comes.
+fn client(config: &Config) -> Result<Client, InvalidBaseUrl> {
+    Ok(Client::new(&config.base_url)?.guarding(config.gemini_api_key.as_ref()))
 }
 
 impl Deref for Gateway {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
-use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::server::{
     Limits, Shutdown, Worker, affordable_connections, raise_limit, serve,
@@ -141,14 +141,15 @@ fn load_dotenv() -> Result<(), String> {
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let _logs = telemetry::init(config.log_format, &config.log_filter);
+    let secrets = Secrets::new(config.gemini_api_key.as_ref());
+    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets);
     raise_limit();
     let shutdown = shutdown_on_signal()?;
     if simulate {
         let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         config.base_url = format!("http://{address}");
-        config.set_gemini_api_key(ApiKey::new("simulated").map_err(|error| error.to_string())?);
+        config.set_gemini_api_key(ApiKey::new("simulated-key").map_err(|error| error.to_string())?);
         let router = Simulator::new(simulator::Options::default()).router();
         // Not with the signal: calls in flight are answered during the grace period.
         let workers = vec![Worker::here(router)];
@@ -207,7 +208,7 @@ fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, S
 }
 
 async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Result<(), String> {
-    let _logs = telemetry::init(LogFormat::Text, "info");
+    let _logs = telemetry::init(LogFormat::Text, "info", Secrets::default());
     raise_limit();
     let shutdown = shutdown_on_signal()?;
     let listener = listen(address).await?;

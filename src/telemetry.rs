@@ -1,15 +1,18 @@
 //! Logs.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Write, stderr};
 use std::panic::{self, PanicHookInfo};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogFormat;
+use crate::gemini::{Secrets, redact};
 
 /// How many lines wait to be written. More are thrown away: a log that nobody reads must stop
 /// nothing.
@@ -46,9 +49,10 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// Sends this process's logs to standard error, its panics among them. A thread of its own writes
-/// them. A second call changes nothing.
-pub fn init(format: LogFormat, filter: &str) -> Logs {
+/// Sends this process's logs to standard error, its panics among them, without these secrets and
+/// without anything that has the form of one. A thread of its own writes them. A second call changes
+/// nothing.
+pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
     let filter = EnvFilter::new(filter);
     // Colours are for people who watch, not for files and collectors.
     let colours = stderr().is_terminal();
@@ -57,7 +61,7 @@ pub fn init(format: LogFormat, filter: &str) -> Logs {
     let (writer, guard) = writer.thread_name("log").finish(stderr());
     let dropped = writer.error_counter();
     // Where the log's reader is gone, so is standard error: to say so there would panic.
-    let logs = logs.with_writer(writer).log_internal_errors(false);
+    let logs = logs.with_writer(Redacted { lines: writer, secrets }).log_internal_errors(false);
     let result = match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
@@ -70,6 +74,33 @@ pub fn init(format: LogFormat, filter: &str) -> Logs {
         Err(_) => tracing::debug!("logs are set up already"),
     }
     Logs(Some(guard))
+}
+
+/// Writes lines, or makes what writes them, with secrets overwritten.
+struct Redacted<W> {
+    lines: W,
+    secrets: Secrets,
+}
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Redacted<M> {
+    type Writer = Redacted<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Redacted { lines: self.lines.make_writer(), secrets: self.secrets.clone() }
+    }
+}
+
+impl<W: Write> Write for Redacted<W> {
+    /// Each line comes whole.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let masked = self.secrets.mask(Bytes::copy_from_slice(line));
+        self.lines.write_all(&redact(&masked))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lines.flush()
+    }
 }
 
 /// Logs where a panic was, and not what it said, which can hold a piece of a prompt: a string that
@@ -97,6 +128,23 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn secrets_are_overwritten_in_the_log() {
+        let log = Log::default();
+        let lines = log.clone();
+        let key = crate::gemini::ApiKey::new("the-server-key").unwrap();
+        let secrets = Secrets::new([&key]);
+        let lines = Redacted { lines: move || lines.clone(), secrets };
+        let logs = tracing_subscriber::fmt().with_writer(lines).finish();
+        let google = format!("AIza{}", "x".repeat(35));
+        tracing::subscriber::with_default(logs, || {
+            tracing::warn!(path = %format_args!("/v1beta/{google}"), "the-server-key is no model");
+        });
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(log.contains("/v1beta/***") && log.contains("************** is no model"), "{log}");
+        assert!(!log.contains("AIza"), "{log}");
     }
 
     #[test]

@@ -15,12 +15,17 @@ use tokio::time::timeout;
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::gateway::Gateway;
+use crate::gemini::InputFeatures;
 use crate::generation::{InvalidField, Object, Segment};
 use crate::memory::Share;
 
 /// A body of more bytes than this is read on a thread for such work. It takes milliseconds, in
 /// which the worker serves its other connections.
 const LARGE_BODY: usize = 256 * 1024;
+
+/// How many objects and lists of JSON may stand in one another. It is what serde_json reads, and a
+/// little more than Gemini does.
+const MAX_DEPTH: usize = 127;
 
 /// The header that names a semaphore, for requests whose body does not.
 pub(super) const EXTERNAL_SEMAPHORE_ID: HeaderName =
@@ -239,6 +244,7 @@ pub(super) async fn with_body<T: Send + 'static>(
 /// Reads JSON. What is wrong is looked for only where something is: the readings that keep track
 /// of it are spared all good requests.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
+    check_depth(bytes)?;
     let read = serde_json::from_slice(bytes).or_else(|_| {
         serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;
         let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -248,6 +254,44 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
         })
     });
     read.map(|Object(value)| value)
+}
+
+/// Measures a body that goes on as it came.
+///
+/// # Errors
+/// 422 for one that is nested too deeply.
+pub(super) async fn measured(body: Bytes) -> Result<InputFeatures, ApiError> {
+    let features = with_body(body, |bytes| {
+        check_depth(bytes)?;
+        Ok(InputFeatures::of_body(bytes))
+    });
+    features.await?.map_err(|field| ApiError::invalid(vec![field]))
+}
+
+/// Refuses JSON that is nested deeply, in one pass and without recursion: whoever reads it
+/// afterwards may recurse.
+fn check_depth(json: &[u8]) -> Result<(), InvalidField> {
+    let mut depth = 0_usize;
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => {
+                while let Some(byte) = bytes.next().filter(|byte| **byte != b'"') {
+                    if *byte == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            b'{' | b'[' if depth == MAX_DEPTH => {
+                let message = format!("The body is nested more than {MAX_DEPTH} levels deep");
+                return Err(InvalidField { path: Vec::new(), kind: "too_deep", message });
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn not_json(error: &serde_json::Error) -> InvalidField {

@@ -443,6 +443,6 @@ impl IntoResponse for ApiError {
 
 /// Whole seconds, and never too few: who comes back too early is refused once more.
 fn whole_seconds(wait: Duration) -> HeaderValue {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
     seconds.max(1).into()
 }

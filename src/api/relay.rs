@@ -52,7 +52,7 @@ impl NotRelayed {
             (Surface::Gemini, Some(response)) => {
                 let mut response = response.map(Body::from);
                 strip_answer(response.headers_mut());
-                // A key may have been taken out of it.
+                // It is another one where a key was escaped in the body.
                 response.headers_mut().remove(CONTENT_LENGTH);
                 response
             }

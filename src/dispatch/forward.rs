@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
 use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, reported};
-use crate::gemini::{ApiKey, Error, Forward, Held, Payload, Rejected, Usage, UsageScanner};
+use crate::gemini::{ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner};
 use crate::limits::{Admission, Underway};
 use crate::metrics::Metrics;
 
@@ -83,7 +83,7 @@ impl Dispatcher {
         key: Option<&ApiKey>,
         payload: Payload,
         sending: &mut Sending,
-    ) -> Result<Response<Incoming>, Unanswered> {
+    ) -> Result<Response<Masked<Incoming>>, Unanswered> {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
     Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
-    Scope, TokenEstimator, Usage, warn_of_retirement,
+    Scope, Secrets, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
     Account, Admission, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, TokenEstimate,
@@ -171,6 +171,11 @@ impl Dispatcher {
     /// The path and query of a URL that is one of Gemini's.
     pub fn path_of<'a>(&self, url: &'a Uri) -> Option<&'a str> {
         self.client.path_of(url)
+    }
+
+    /// The keys that must not come out of the answer to a call.
+    pub fn secrets(&self, call: &Call) -> Secrets {
+        self.client.secrets(Some(&call.route.key))
     }
 
     /// Waits for the call's turn.

@@ -2,11 +2,14 @@
 
 use std::{borrow::Cow, fmt};
 
+use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, de};
 
+use super::client::MAX_ANSWER;
 use super::error::{Error, ErrorKind, bounded};
 use super::model::Model;
+use super::redact::{Masker, Secrets};
 use super::usage::{Usage, UsageMetadata};
 
 /// What stands for a reason that Gemini did not give.
@@ -43,6 +46,12 @@ impl Answer {
             Ok(response) if response.is_one() => response.into_answer(),
             _ => Err(Error::read_despite_success(body)),
         }
+    }
+
+    /// The same without keys in it.
+    pub(super) fn masked(self, secrets: &Secrets) -> Answer {
+        let text = secrets.mask_text(self.text);
+        Answer { text, finish_reason: secrets.mask_text(self.finish_reason), ..self }
     }
 }
 
@@ -117,7 +126,7 @@ impl Candidate<'_> {
         }
         let text = self.content.map(Content::into_text).unwrap_or_default();
         if !text.is_empty() {
-            let finish_reason = reason.into_owned();
+            let finish_reason = bounded(&reason).into_owned();
             return Ok(Answer { text, finish_reason, usage, model_version });
         }
         Err(without_text(&reason, self.finish_message.map(|message| message.0).as_deref()))
@@ -143,7 +152,7 @@ pub(super) fn model_version(answer: &[u8]) -> Option<Model> {
 
 fn blocked(reason: &str) -> Error {
     let message = format!("Gemini blocked its answer: {}", bounded(reason));
-    Error::new(ErrorKind::ContentBlocked { reason: reason.to_owned() }, message)
+    Error::new(ErrorKind::ContentBlocked { reason: bounded(reason).into_owned() }, message)
 }
 
 fn without_text(reason: &str, message: Option<&str>) -> Error {
@@ -158,6 +167,8 @@ fn without_text(reason: &str, message: Option<&str>) -> Error {
 /// An answer of which piece after piece comes.
 #[derive(Debug, Default)]
 pub struct Growing {
+    secrets: Secrets,
+    masker: Masker,
     text: String,
     finish_reason: Option<String>,
     finish_message: Option<String>,
@@ -166,7 +177,13 @@ pub struct Growing {
 }
 
 impl Growing {
-    /// Reads the next piece, which one event of a stream brings, and returns its text.
+    /// An answer without keys in it: also where one is cut, and its parts stand in two pieces.
+    pub fn without(secrets: Secrets) -> Self {
+        Self { masker: secrets.masker(), secrets, ..Self::default() }
+    }
+
+    /// Reads the next piece, which one event of a stream brings, and returns its text; what of it
+    /// may be the beginning of a key comes with the next one.
     ///
     /// # Errors
     /// An [`Error`] where the answer ends here: it was blocked, Gemini broke down, or what came is
@@ -195,11 +212,26 @@ impl Growing {
         }
         self.finish_message = candidate.finish_message.map(|message| message.0.into_owned());
         let text = candidate.content.map(Content::into_text).unwrap_or_default();
-        self.text.push_str(&text);
-        Ok(text)
+        if self.text.len().saturating_add(text.len()) > MAX_ANSWER {
+            return Err(Error::too_long());
+        }
+        let text = self.masker.push(text.into());
+        Ok(self.add(text))
     }
 
-    /// The whole answer, once its last piece has come.
+    /// The text that was held back, once the last piece has come.
+    pub fn rest(&mut self) -> String {
+        let rest = self.masker.finish();
+        self.add(rest)
+    }
+
+    fn add(&mut self, text: Bytes) -> String {
+        let text = String::from_utf8(text.into()).expect("keys are ASCII, and so are their parts");
+        self.text.push_str(&text);
+        text
+    }
+
+    /// The whole answer, once its last piece has come and [`Growing::rest`] was taken.
     ///
     /// # Errors
     /// An [`Error`] where there is no text in it.
@@ -209,13 +241,13 @@ impl Growing {
             let error = without_text(reason, self.finish_message.as_deref());
             return Err(self.charge(error));
         }
-        let finish_reason = reason.to_owned();
+        let finish_reason = bounded(reason).into_owned();
         let Self { text, usage, model_version, .. } = self;
-        Ok(Answer { text, finish_reason, usage, model_version })
+        Ok(Answer { text, finish_reason, usage, model_version }.masked(&self.secrets))
     }
 
     fn charge(&self, error: Error) -> Error {
-        Error { usage: self.usage, accepted_model: true, ..error }
+        Error { usage: self.usage, accepted_model: true, ..error.masked(&self.secrets) }
     }
 }
 
@@ -260,7 +292,7 @@ impl PromptFeedback<'_> {
         let reason = self.block_reason.map_or(BLOCK_REASON_UNSPECIFIED.into(), |word| word.0);
         let why = self.block_reason_message.map_or(reason.clone(), |message| message.0);
         let message = format!("Gemini blocked the prompt: {}", bounded(&why));
-        Error::new(ErrorKind::ContentBlocked { reason: reason.into_owned() }, message)
+        Error::new(ErrorKind::ContentBlocked { reason: bounded(&reason).into_owned() }, message)
     }
 }
 

@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
-    header::{CONTENT_TYPE, USER_AGENT},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
@@ -27,7 +27,7 @@ use hyper_util::{
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
-use super::{Answer, ApiKey, Error, ErrorKind, Model, retry_after};
+use super::{Answer, ApiKey, Error, ErrorKind, Model, Secrets, retry_after, status::MAX_ERROR};
 use crate::connect::connector;
 
 /// The header that carries the key. Never the query: queries land in logs.
@@ -38,6 +38,9 @@ pub(super) const NAME: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// No other encoding is asked for: no key could be found in one.
+pub(super) const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
 /// How long a connection is kept for the next call: less than the upstream keeps it, so that it is
 /// seldom found closed.
@@ -59,6 +62,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, Fenced>,
     base: Base,
+    /// Overwritten in every answer, whoever pays for it.
+    secrets: Secrets,
 }
 
 /// Where the API is.
@@ -89,7 +94,17 @@ impl Client {
                 connector(base.scheme == Scheme::HTTPS)
                     .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?,
             );
-        Ok(Client { http, base })
+        Ok(Client { http, base, secrets: Secrets::default() })
+    }
+
+    /// The same client, from whose answers this key never comes out, whichever key pays.
+    pub fn guarding(self, key: Option<&ApiKey>) -> Client {
+        Client { secrets: Secrets::new(key), ..self }
+    }
+
+    /// What is overwritten in the answers to calls with a key.
+    pub fn secrets(&self, key: Option<&ApiKey>) -> Secrets {
+        key.map_or_else(|| self.secrets.clone(), |key| self.secrets.with(key))
     }
 
     /// Whether calls could be sent to a base URL, as far as its text tells.
@@ -161,6 +176,7 @@ impl Client {
             self.base.url(format_args!("/v1beta/{}:generateContent", model.resource()));
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(API_KEY, key.header());
+        headers.insert(ACCEPT_ENCODING, IDENTITY);
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(USER_AGENT, NAME);
         *request.headers_mut() = headers;
@@ -176,15 +192,11 @@ impl Client {
         let response = self.written(request, fence).await?;
         let status = response.status();
         let wait = retry_after::read(response.headers(), Timestamp::now());
-        match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
-            Ok(whole) => {
-                let whole = whole.to_bytes();
-                // Only what is no answer is shown to anybody.
-                let answer = Answer::read(status, &whole)
-                    .or_else(|_| Answer::read(status, &key.redact(whole)));
-                answer.map_err(|error| error.waiting(wait))
-            }
-            Err(error) => Err(unread(error)),
+        let body = whole(status, response.into_body()).await?;
+        let secrets = self.secrets(Some(key));
+        match Answer::read(status, &secrets.mask(body)) {
+            Ok(answer) => Ok(answer.masked(&secrets)),
+            Err(error) => Err(error.waiting(wait).masked(&secrets)),
         }
     }
 }
@@ -319,11 +331,16 @@ fn broken(error: legacy::Error, written: bool) -> Error {
     Error { source: Some(Arc::new(error)), ..Error::new(kind, message) }
 }
 
+/// The body of an answer, once it is whole.
+pub(super) async fn whole(status: StatusCode, body: Incoming) -> Result<Bytes, Error> {
+    let most = if status.is_success() { MAX_ANSWER } else { MAX_ERROR };
+    Ok(Limited::new(body, most).collect().await.map_err(unread)?.to_bytes())
+}
+
 /// The error for an answer whose body did not come whole.
 pub(super) fn unread(error: BoxError) -> Error {
     if error.is::<LengthLimitError>() {
-        let message = format!("the answer is longer than {} MiB", MAX_ANSWER >> 20);
-        return Error::new(ErrorKind::Malformed, message);
+        return Error::too_long();
     }
     if error.is::<TimeoutError>() {
         let message = "Gemini has said nothing for too long in the midst of its answer";

@@ -1,11 +1,13 @@
 //! Why an exchange gave no answer.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, mem, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
 use super::{
+    Secrets,
     quota::{Refusal, Scope, is_unfunded, retry_after},
+    redact::redact_text,
     status::{Detail, Status},
     usage::Usage,
 };
@@ -121,6 +123,11 @@ impl Error {
         Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {patience:?}"))
     }
 
+    /// The error for an answer of which more comes than is read.
+    pub(super) fn too_long() -> Error {
+        Error::new(ErrorKind::Malformed, "the answer is longer than Gemini's ever are")
+    }
+
     /// Whether the same call may well succeed a while later: a quota that comes back within
     /// minutes, any 5xx and broken connections. Not an attempt that was given up here, nor a
     /// blocked, empty or truncated answer, which cost tokens every time.
@@ -144,6 +151,15 @@ impl Error {
             _ => return self,
         };
         *told = (*told).max(wait);
+        self
+    }
+
+    /// The same without keys in what it says.
+    pub(super) fn masked(mut self, secrets: &Secrets) -> Error {
+        self.message = secrets.mask_text(self.message);
+        if let ErrorKind::ContentBlocked { reason } = &mut self.kind {
+            *reason = secrets.mask_text(mem::take(reason));
+        }
         self
     }
 
@@ -206,10 +222,12 @@ fn is_key_invalid(message: &str, details: &[Detail]) -> bool {
         || message.starts_with("API key expired")
 }
 
-/// Gemini's own words, cut where they are too many.
+/// Gemini's own words, without what has the form of a secret, and cut where they are too many.
 pub(super) fn bounded(words: &str) -> Cow<'_, str> {
+    // Before they are cut: half a secret has no form by which to know it.
+    let words = redact_text(words);
     if words.len() <= MAX_MESSAGE {
-        return words.into();
+        return words;
     }
     format!("{}…", &words[..words.floor_char_boundary(MAX_MESSAGE)]).into()
 }

@@ -2,6 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::{Error, client::MAX_ANSWER};
+
 /// Cuts a stream of bytes into the data of its events, however the bytes are cut themselves.
 ///
 /// An event of Gemini's is one line, `data: {…}`, and an empty one; lines end with CR LF. Source:
@@ -16,8 +18,12 @@ pub struct Events {
 
 impl Events {
     /// More bytes have come.
-    pub fn extend(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// An [`Error`] where they are more than the longest event.
+    pub fn extend(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > MAX_ANSWER { Err(Error::too_long()) } else { Ok(()) }
     }
 
     /// The data of the next event that is there whole.
@@ -55,7 +61,7 @@ mod tests {
         let mut events = Events::default();
         let mut all = Vec::new();
         for piece in pieces {
-            events.extend(piece.as_ref());
+            events.extend(piece.as_ref()).unwrap();
             all.extend(std::iter::from_fn(|| events.pop()));
         }
         all.extend(events.rest());
@@ -72,6 +78,17 @@ mod tests {
             let (one, other) = stream.as_bytes().split_at(cut);
             assert_eq!(read([one, other]), expected, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn an_event_without_an_end_is_cut_off() {
+        let mut events = Events::default();
+        let piece = vec![b' '; MAX_ANSWER / 4];
+        for _ in 0..4 {
+            events.extend(&piece).unwrap();
+            assert_eq!(events.pop(), None);
+        }
+        assert!(events.extend(b" ").is_err());
     }
 
     #[test]

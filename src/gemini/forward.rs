@@ -10,17 +10,20 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
     response,
 };
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
-use super::client::{API_KEY, JSON, MAX_ANSWER, NAME, unread};
+use super::client::{API_KEY, IDENTITY, JSON, NAME, unread, whole};
 use super::opening::{Opening, first_data};
-use super::{ApiKey, Client, Error, ErrorKind, Fence, Model, Payload, answer, retry_after};
+use super::{
+    ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
+    retry_after,
+};
 
 /// How much of an answer that is no stream is kept until it is whole, in bytes: until then the
 /// call can be made again if the answer breaks off. Longer ones pass as they come.
@@ -66,7 +69,7 @@ pub struct Rejected {
 pub struct Held {
     /// Empty once it has been passed on.
     first: Bytes,
-    rest: Option<Pin<Box<TimeoutBody<Incoming>>>>,
+    rest: Option<Masked<Pin<Box<TimeoutBody<Incoming>>>>>,
     /// How many bytes the rest has, where that is known.
     left: Option<u64>,
 }
@@ -89,13 +92,14 @@ impl Client {
         idle: Duration,
     ) -> Result<Response<Held>, Rejected> {
         let payload = Payload::Whole(Full::new(body));
-        let response = self.answer(request, Some(key), payload, fence, is_answer).await?;
+        let secrets = self.secrets(Some(key));
+        let response = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await?;
         let (head, body) = response.into_parts();
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, is_stream, idle).await?;
+        let held = Held::new(body, is_stream, idle, secrets.masker()).await?;
         match held.refused() {
             false => Ok(Response::from_parts(head, held)),
-            true => Err(Rejected::despite_success(head, held.first, key)),
+            true => Err(Rejected::despite_success(head, secrets.redact_body(held.first))),
         }
     }
 
@@ -108,10 +112,12 @@ impl Client {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-    ) -> Result<Response<Incoming>, Rejected> {
+    ) -> Result<Response<Masked<Incoming>>, Rejected> {
         let is_upload = request.path.path().starts_with("/upload/");
         let is_good = move |status| is_passed_on(status, is_upload);
-        self.answer(request, key, payload, None, is_good).await
+        let secrets = self.secrets(key);
+        let response = self.answer(request, key, payload, None, &secrets, is_good).await?;
+        Ok(response.map(|body| Masked::new(body, secrets.masker())))
     }
 
     async fn answer(
@@ -120,15 +126,24 @@ impl Client {
         key: Option<&ApiKey>,
         payload: Payload,
         fence: Option<Fence>,
+        secrets: &Secrets,
         is_good: impl Fn(StatusCode) -> bool,
     ) -> Result<Response<Incoming>, Rejected> {
         let response = self.send(request.with(key, payload), fence).await?;
-        if is_good(response.status()) {
-            return Ok(response);
+        let (mut head, body) = response.into_parts();
+        let is_good = is_good(head.status);
+        if is_encoded(&head.headers) && !(is_good && request.is_download()) {
+            let message = "Gemini's answer is in an encoding that was not asked for";
+            return Err(Error::new(ErrorKind::Malformed, message).into());
         }
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(unread)?.to_bytes();
-        Err(Rejected::read(head, body, key))
+        secrets.redact_headers(&mut head.headers);
+        // Among them is the reason phrase, which nobody needs and which could hold a key.
+        head.extensions.clear();
+        if is_good {
+            return Ok(Response::from_parts(head, body));
+        }
+        let body = whole(head.status, body).await?;
+        Err(Rejected::read(head, secrets.redact_body(body)))
     }
 }
 
@@ -145,11 +160,17 @@ impl Forward {
         }
     }
 
+    /// Whether it asks for a file, whose bytes can be anything and are the caller's own.
+    fn is_download(&self) -> bool {
+        self.path.path().starts_with("/download/")
+    }
+
     fn with(&self, key: Option<&ApiKey>, payload: Payload) -> Request<Payload> {
         let mut request = Request::new(payload);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.path.clone();
         *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
         if let Some(key) = key {
             match self.surface {
                 Surface::Gemini => request.headers_mut().insert(API_KEY, key.header()),
@@ -188,6 +209,12 @@ fn is_empty(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
 }
 
+/// Whether a body is not as it is meant, so that no key would be found in it.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type
@@ -195,11 +222,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 impl Rejected {
-    fn read(head: response::Parts, body: Bytes, key: Option<&ApiKey>) -> Self {
-        let body = match key {
-            Some(key) => key.redact(body),
-            None => body,
-        };
+    fn read(head: response::Parts, body: Bytes) -> Self {
         let wait = retry_after::read(&head.headers, Timestamp::now());
         let error = Error::read(head.status, &body).waiting(wait);
         // What is no error of Gemini's is not for its clients.
@@ -209,8 +232,7 @@ impl Rejected {
     }
 
     /// Reads an answer that came with success and begins with an error.
-    fn despite_success(head: response::Parts, body: Bytes, key: &ApiKey) -> Self {
-        let body = key.redact(body);
+    fn despite_success(head: response::Parts, body: Bytes) -> Self {
         let error = Error::read_despite_success(first_data(&body).unwrap_or(&body));
         Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
     }
@@ -224,9 +246,15 @@ impl From<Error> for Rejected {
 
 impl Held {
     /// Waits for what must have come before anything is passed on, or for the end.
-    async fn new(body: Incoming, is_stream: bool, idle: Duration) -> Result<Self, Error> {
+    async fn new(
+        body: Incoming,
+        is_stream: bool,
+        idle: Duration,
+        masker: Masker,
+    ) -> Result<Self, Error> {
         let length = body.size_hint().exact();
-        let mut rest = Box::pin(TimeoutBody::new(idle, body));
+        let body = Box::pin(TimeoutBody::new(idle, body));
+        let mut rest = Masked::new(body, masker);
         let mut first = BytesMut::new();
         while let Some(frame) = rest.frame().await {
             let Ok(data) = frame.map_err(unread)?.into_data() else { continue };
@@ -239,7 +267,7 @@ impl Held {
                 }
                 first.freeze()
             };
-            let left = length.map(|length| length - first.len() as u64);
+            let left = length.map(|length| length.saturating_sub(first.len() as u64));
             return Ok(Self { first, rest: Some(rest).filter(|_| left != Some(0)), left });
         }
         Ok(Self { first: first.freeze(), rest: None, left: Some(0) })
@@ -276,9 +304,9 @@ impl Body for Held {
             return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.first)))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let frame = ready!(rest.as_mut().poll_frame(context));
+        let frame = ready!(Pin::new(rest).poll_frame(context));
         if let (Some(Ok(frame)), Some(left)) = (&frame, &mut self.left) {
-            *left -= frame.data_ref().map_or(0, Bytes::len) as u64;
+            *left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len) as u64);
         }
         Poll::Ready(frame.map(|frame| frame.map_err(unread)))
     }

@@ -6,9 +6,8 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::value::RawValue;
 
-use super::InputFeatures;
+use super::{InputFeatures, Surface};
 
 impl InputFeatures {
     /// The features of a whole body of JSON: of every text in it, tools and schemas included, since
@@ -140,7 +139,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
-        let (mut mime_type, mut size, mut is_media) = ("", None, false);
+        let (mut mime_type, mut size, mut is_media) = (Cow::default(), None, false);
         while let Some(key) = fields.next_key::<Cow<'de, str>>()? {
             if self.counts_keys {
                 *self.features = *self.features + InputFeatures::of(&key);
@@ -150,18 +149,18 @@ impl<'de> Visitor<'de> for Measure<'_> {
                 "mimeType" | "mime_type" => {
                     mime_type = fields.next_value_seed(TextOr(inner))?.unwrap_or_default();
                 }
-                "data" => {
-                    size = fields.next_value_seed(TextOr(inner))?.map(str::len);
+                // The second is that of `predict`.
+                "data" | "bytesBase64Encoded" => {
+                    size = fields.next_value_seed(TextOr(inner))?.map(|data| data.len());
                     is_media |= size.is_some();
                 }
-                "fileUri" | "file_uri" => {
-                    fields.next_value::<IgnoredAny>()?;
-                    is_media = true;
+                "fileUri" | "file_uri" | "gcsUri" => {
+                    is_media |= fields.next_value_seed(TextOr(inner))?.is_some();
                     self.features.has_unseen = true;
                 }
                 // What the model had thought comes back sealed.
                 "thoughtSignature" | "thought_signature" => {
-                    fields.next_value::<IgnoredAny>()?;
+                    fields.next_value_seed(TextOr(inner))?;
                     self.features.has_unseen = true;
                 }
                 _ if is_reference(&key) => {
@@ -172,26 +171,160 @@ impl<'de> Visitor<'de> for Measure<'_> {
             }
         }
         if is_media {
-            self.features.media_tokens += media_tokens(mime_type, size.map(decoded));
+            self.features.media_tokens += media_tokens(&mime_type, size.map(decoded));
         }
         Ok(())
     }
 }
 
-/// Takes a text as it is written, and adds up the features of anything else.
+/// Takes a text, and adds up the features of anything else. It reads on with the deserializer that
+/// has come so far: the depth of all of the body counts.
 struct TextOr<'a>(Measure<'a>);
 
 impl<'de> DeserializeSeed<'de> for TextOr<'_> {
-    type Value = Option<&'de str>;
+    type Value = Option<Cow<'de, str>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        let value = <&RawValue>::deserialize(deserializer)?.get();
-        if let Some(text) = value.strip_prefix('"') {
-            return Ok(text.strip_suffix('"'));
-        }
-        let mut json = serde_json::Deserializer::from_str(value);
-        self.0.deserialize(&mut json).map_err(D::Error::custom)?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextOr<'_> {
+    type Value = Option<Cow<'de, str>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Some(text.into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(text.to_owned().into()))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
         Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_seq(items).map(|()| None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_map(fields).map(|()| None)
+    }
+}
+
+/// How many requests a body counts as that has texts to be embedded, where Gemini counts each:
+/// the `requests` of `batchEmbedContents`, or the items of `input` in OpenAI's shape. One where it
+/// is not told. What is there twice counts twice.
+///
+/// Source: users' reports of quotas used up by the text; Google's documentation does not say.
+pub fn embedding_requests(surface: Surface, body: &[u8]) -> u64 {
+    let list = match surface {
+        Surface::Gemini => "requests",
+        Surface::OpenAi => "input",
+    };
+    let mut json = serde_json::Deserializer::from_slice(body);
+    json.deserialize_map(Embeddings { list }).unwrap_or(1).max(1)
+}
+
+/// Counts the items of the list of a name, at the top of a body.
+struct Embeddings {
+    list: &'static str,
+}
+
+impl<'de> Visitor<'de> for Embeddings {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<u64, A::Error> {
+        let mut count = 0;
+        while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+            if name == self.list {
+                count += fields.next_value::<Texts>()?.0;
+            } else {
+                fields.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// How many texts a value is: each item of a list is one, and so are the tokens of a list of them.
+struct Texts(u64);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CountTexts)
+    }
+}
+
+struct CountTexts;
+
+impl<'de> Visitor<'de> for CountTexts {
+    type Value = Texts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Texts, E> {
+        Ok(Texts(1))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Texts, E> {
+        Ok(Texts(1))
+    }
+
+    fn visit_unit<E>(self) -> Result<Texts, E> {
+        Ok(Texts(1))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Texts, E> {
+        Ok(Texts(0))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Texts, E> {
+        Ok(Texts(0))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Texts, E> {
+        Ok(Texts(0))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Texts, A::Error> {
+        let mut count = 0;
+        while let Some(Texts(texts)) = items.next_element()? {
+            count += texts;
+        }
+        Ok(Texts(count.max(1)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Texts, A::Error> {
+        while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Texts(1))
     }
 }
 
@@ -254,6 +387,60 @@ mod tests {
         assert!(
             !features(&json!({"contents": [{"parts": [{"text": "cachedContent"}]}]})).has_unseen
         );
+    }
+
+    #[test]
+    fn what_predict_is_sent_in_base64_is_media() {
+        let image = json!({"bytesBase64Encoded": "A".repeat(160_000), "mimeType": "image/png"});
+        assert_eq!(features(&json!({"instances": [{"image": image}]})), media(1120));
+        let film = json!({"video": {"gcsUri": "gs://films/1", "mimeType": "video/mp4"}});
+        assert_eq!(features(&film), media(263));
+    }
+
+    #[test]
+    fn base64_with_escapes_in_it_is_as_long_as_it_is_without() {
+        let data = r"AB\/\u002f".repeat(2000);
+        let body = format!(r#"{{"mimeType":"text/\u0070lain","data":"{data}"}}"#);
+        assert_eq!(InputFeatures::of_body(body.as_bytes()), media(1500));
+    }
+
+    #[test]
+    fn a_body_nested_too_deeply_is_as_long_as_it_is() {
+        for field in ["data", "mimeType", "fileUri", "thoughtSignature", "tools", "x"] {
+            let depth = 100_000;
+            let open = format!("{{\"{field}\":");
+            let body = format!("{}1{}", open.repeat(depth), "}".repeat(depth));
+            let features = InputFeatures::of_body(body.as_bytes());
+            assert_eq!(features.ascii_bytes, body.len() as u64, "{field}");
+        }
+    }
+
+    #[test]
+    fn each_text_to_be_embedded_is_a_request() {
+        let gemini =
+            |body: &Value| embedding_requests(Surface::Gemini, body.to_string().as_bytes());
+        let request = json!({"content": {"parts": [{"text": "a"}]}, "requests": [1, 2]});
+        assert_eq!(gemini(&json!({"requests": [request, request, request]})), 3);
+        for body in [json!({"content": {}}), json!({"requests": []}), json!([]), json!("x")] {
+            assert_eq!(gemini(&body), 1, "{body}");
+        }
+        let twice = br#"{"requests":[{},{}],"requests":[{}]}"#;
+        assert_eq!(embedding_requests(Surface::Gemini, twice), 3);
+
+        let openai = |input: Value| {
+            let body = json!({"model": "m", "input": input, "requests": ["x", "y"]});
+            embedding_requests(Surface::OpenAi, body.to_string().as_bytes())
+        };
+        for (input, texts) in [
+            (json!("a text"), 1),
+            (json!(["a", "b", "c"]), 3),
+            (json!([1, 2, 3]), 1),
+            (json!([[1, 2], [3], [4, 5]]), 3),
+            (json!([]), 1),
+        ] {
+            assert_eq!(openai(input), texts);
+        }
+        assert_eq!(embedding_requests(Surface::OpenAi, b"not JSON"), 1);
     }
 
     #[test]

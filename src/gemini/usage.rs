@@ -11,6 +11,10 @@ use super::Surface;
 /// ones have a few hundred.
 const MAX_OBJECT: usize = 64 * 1024;
 
+/// The most tokens that are believed of a count. No exchange is anywhere near it, and sums of it stay
+/// numbers.
+const MOST_TOKENS: u64 = 1 << 32;
+
 /// The tokens of an exchange; 0 for what Gemini did not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
@@ -73,14 +77,18 @@ struct PromptDetails {
     cached_tokens: Option<u64>,
 }
 
+fn believed(count: Option<u64>) -> u64 {
+    count.unwrap_or(0).min(MOST_TOKENS)
+}
+
 impl From<UsageMetadata> for Usage {
     fn from(counts: UsageMetadata) -> Usage {
         Usage {
-            prompt_tokens: counts.prompt_token_count.unwrap_or(0),
-            output_tokens: counts.candidates_token_count.unwrap_or(0),
-            thinking_tokens: counts.thoughts_token_count.unwrap_or(0),
-            total_tokens: counts.total_token_count.unwrap_or(0),
-            cached_tokens: counts.cached_content_token_count.unwrap_or(0),
+            prompt_tokens: believed(counts.prompt_token_count),
+            output_tokens: believed(counts.candidates_token_count),
+            thinking_tokens: believed(counts.thoughts_token_count),
+            total_tokens: believed(counts.total_token_count),
+            cached_tokens: believed(counts.cached_content_token_count),
         }
     }
 }
@@ -88,14 +96,11 @@ impl From<UsageMetadata> for Usage {
 impl From<OpenAiUsage> for Usage {
     fn from(counts: OpenAiUsage) -> Usage {
         Usage {
-            prompt_tokens: counts.prompt_tokens.unwrap_or(0),
-            output_tokens: counts.completion_tokens.unwrap_or(0),
+            prompt_tokens: believed(counts.prompt_tokens),
+            output_tokens: believed(counts.completion_tokens),
             thinking_tokens: 0,
-            total_tokens: counts.total_tokens.unwrap_or(0),
-            cached_tokens: counts
-                .prompt_tokens_details
-                .and_then(|of| of.cached_tokens)
-                .unwrap_or(0),
+            total_tokens: believed(counts.total_tokens),
+            cached_tokens: believed(counts.prompt_tokens_details.and_then(|of| of.cached_tokens)),
         }
     }
 }
@@ -221,6 +226,13 @@ mod tests {
                 ..Usage::default()
             }
         );
+    }
+
+    #[test]
+    fn no_count_is_believed_that_cannot_be_one() {
+        let answer = format!(r#"{{"usageMetadata":{{"promptTokenCount":{}}}}}"#, u64::MAX);
+        let usage = scanned(Surface::Gemini, &answer).unwrap();
+        assert_eq!(usage.prompt_tokens, MOST_TOKENS);
     }
 
     /// What is found in an answer, however it is cut in two.

@@ -5,7 +5,7 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Service, answer, kinds};
+use crate::support::{ADMIN_KEY, Answer, Service, answer, kinds};
 
 /// How deep in brackets a body stands that is meant to exhaust the stack.
 const DEEP: usize = 100_000;
@@ -43,7 +43,7 @@ fn assert_nothing_was_sent(service: &Service) {
 #[tokio::test]
 async fn what_is_no_json_is_refused() {
     let service = Service::start().await;
-    let bodies: [Vec<u8>; 14] = [
+    let bodies: [Vec<u8>; 12] = [
         b"".into(),
         b" \n".into(),
         b"{".into(),
@@ -56,8 +56,6 @@ async fn what_is_no_json_is_refused() {
         br#"{"prompt": 'x'}"#.into(),
         b"{\"prompt\": \"a\nb\"}".into(),
         b"\xff\xfe".into(),
-        b"[".repeat(DEEP),
-        br#"{"prompt":"#.repeat(DEEP),
     ];
     for (path, _) in kinds() {
         for path in [path, &format!("/batch{path}")] {
@@ -78,30 +76,114 @@ async fn text_that_is_no_unicode_is_refused() {
     assert_nothing_was_sent(&service);
 }
 
+/// Paths that take JSON.
+const JSON_PATHS: [&str; 20] = [
+    "/chat",
+    "/structured-output",
+    "/cinematic-story-design",
+    "/batch/chat",
+    "/batch/structured-output",
+    "/batch/cinematic-story-design",
+    "/_admin/semaphores",
+    "/_admin/semaphores/s/leases",
+    "/v1beta/models/m:generateContent",
+    "/v1/models/m:streamGenerateContent?alt=sse",
+    "/v1beta/models/m:countTokens",
+    "/v1beta/models/m:embedContent",
+    "/v1beta/models/m:batchEmbedContents",
+    "/v1beta/models/m:predict",
+    "/v1beta/models/m:predictLongRunning",
+    "/v1beta/tunedModels/m:generateContent",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1beta/openai/chat/completions",
+    "/v1beta/openai/images/generations",
+];
+
+/// Fields that are read in ways of their own, and one that is not.
+const FIELDS: [&str; 24] = [
+    "data",
+    "mimeType",
+    "mime_type",
+    "bytesBase64Encoded",
+    "fileUri",
+    "file_uri",
+    "gcsUri",
+    "thoughtSignature",
+    "thought_signature",
+    "tools",
+    "responseSchema",
+    "responseJsonSchema",
+    "response_format",
+    "functionCall",
+    "functionResponse",
+    "requests",
+    "input",
+    "prompt",
+    "generation_config",
+    "json_schema",
+    "voice_id_list",
+    "credentials",
+    "holder",
+    "x",
+];
+
+fn admin(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+    raw(service, path, body).header("admin-api-key", ADMIN_KEY)
+}
+
 #[tokio::test]
-async fn no_depth_of_brackets_does_harm() {
+async fn a_deeply_nested_body_is_refused_whatever_is_nested() {
     let service = Service::start().await;
-    let deep = "[".repeat(DEEP) + &"]".repeat(DEEP);
-    for (path, body) in [
-        ("/chat", deep.clone()),
-        ("/chat", format!(r#"{{"prompt": {deep}}}"#)),
-        (
-            "/chat",
-            format!(r#"{{"prompt": "x", "generation_config": {{"stopSequences": {deep}}}}}"#),
-        ),
-        ("/batch/chat", format!(r#"{{"requests": {deep}}}"#)),
-        (
-            "/structured-output",
-            format!(r#"{{"user_content": "x", "system_prompt": "y", "json_schema": {deep}}}"#),
-        ),
-        ("/cinematic-story-design", format!(r#"{{"voice_id_list": {deep}}}"#)),
-    ] {
-        let refused = answer(raw(&service, path, body)).await;
-        assert!(!faults(&refused).is_empty());
-        assert!(refused.body.to_string().len() < 10_000, "the answer is as long as the question");
+    service.register("s", 1).await;
+    for path in JSON_PATHS {
+        // All surfaces of others are read in one way, and all of this service's in another.
+        let reads_all = matches!(path, "/chat" | "/v1beta/models/m:generateContent");
+        for field in &FIELDS[..if reads_all { FIELDS.len() } else { 2 }] {
+            let open = format!("{{\"{field}\":");
+            // What stands beside it is what the endpoint wants.
+            let body = format!(
+                r#"{{"model":"m","prompt":"x","{field}":{}1{}}}"#,
+                open.repeat(DEEP),
+                "}".repeat(DEEP)
+            );
+            let refused = answer(admin(&service, path, body)).await;
+            let status = refused.status.as_u16();
+            assert_eq!(status, if path.starts_with("/v1") { 400 } else { 422 }, "{path} {field}");
+            let body = refused.body.to_string();
+            assert!(body.contains("nested more than 127 levels"), "{path} {field}: {body}");
+            assert!(body.len() < 1000, "{path} {field}");
+        }
+        let open = "[".repeat(DEEP);
+        for body in [open.clone(), format!("{open}{}", "]".repeat(DEEP))] {
+            let refused = answer(admin(&service, path, body)).await;
+            assert!(refused.status.is_client_error(), "{path}: {refused:?}");
+        }
     }
     assert_nothing_was_sent(&service);
     assert_eq!(service.chat("still there").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_deepest_body_that_is_taken_has_127_levels() {
+    let service = Service::start().await;
+    for (levels, taken) in [(127, true), (128, false)] {
+        let config = format!(r#"{}1{}"#, "[".repeat(levels - 2), "]".repeat(levels - 2));
+        let body = format!(r#"{{"prompt": "x", "generation_config": {{"a": {config}}}}}"#);
+        let refused = answer(raw(&service, "/chat", body)).await;
+        assert_eq!(
+            refused.body.to_string().contains("127 levels"),
+            !taken,
+            "{levels}: {refused:?}"
+        );
+        let body = format!(r#"{{"contents": [], "[{{": "\\\"[[", "x": {{"data": {config}}}}}"#);
+        let refused = answer(raw(&service, "/v1beta/models/m:generateContent", body)).await;
+        assert_eq!(
+            refused.body.to_string().contains("127 levels"),
+            !taken,
+            "{levels}: {refused:?}"
+        );
+    }
 }
 
 /// A body of one of the kinds with a field that is not as it was.

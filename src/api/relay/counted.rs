@@ -7,21 +7,21 @@ use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use tokio::time::Instant;
 
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use crate::api::auth::{Caller, Tier};
-use crate::api::body::{read, semaphore_id, with_body};
+use crate::api::body::{measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Surface, named_model};
+use crate::gemini::{ApiKey, Forward, Model, Surface, named_model};
 use crate::generation::InvalidField;
 use crate::limits::Semaphore;
 
@@ -44,8 +44,8 @@ pub(super) async fn send(
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
+    let input = measured(body.clone()).await?;
     let model = model(surface, target, &body).await?;
-    let input = with_body(body.clone(), InputFeatures::of_body).await?;
     let route = route(gateway, apart, payer.key, model, semaphore);
     let call = Call { kind, route, input, deadline };
     let request = Forward { streams, ..request };
@@ -113,8 +113,6 @@ async fn answer(
     mut request: Forward,
     body: Bytes,
 ) -> Result<Response, Unanswered> {
-    // What it cost is read out of the answer as it passes.
-    request.headers.remove(ACCEPT_ENCODING);
     // All of the body is here, however it came.
     request.headers.remove(CONTENT_LENGTH);
     let dispatcher = &gateway.dispatcher;

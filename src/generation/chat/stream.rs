@@ -1,5 +1,6 @@
 //! A chat whose text comes piece by piece.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -17,8 +18,8 @@ pub struct ChatStream {
     events: Events,
     /// Until the end.
     answer: Option<Growing>,
-    /// What came first, before anybody was told that anything would.
-    first: Option<ChatEvent>,
+    /// What has been read and not been passed on.
+    ready: VecDeque<ChatEvent>,
 }
 
 /// What comes of a chat, in its order.
@@ -46,16 +47,19 @@ impl ChatStream {
         let request = Forward::stream(chat.model());
         let response = dispatcher.forward(call, &request, chat.ask(), admission, idle).await;
         let body = response.map_err(|unanswered| unanswered.failure)?.into_body();
-        let (events, answer) = (Events::default(), Some(Growing::default()));
-        let mut stream = Self { chat, body, events, answer, first: None };
-        stream.first = stream.read().await?;
+        let answer = Some(Growing::without(dispatcher.secrets(call)));
+        let (events, ready) = (Events::default(), VecDeque::new());
+        let mut stream = Self { chat, body, events, answer, ready };
+        // The first event is waited for: what fails before it is answered as any failure.
+        let first = stream.read().await?;
+        first.into_iter().for_each(|first| stream.ready.push_front(first));
         Ok(stream)
     }
 
     /// What comes next; `None` after the end, which a failure is as well.
     pub async fn next(&mut self) -> Option<Result<ChatEvent, Failure>> {
-        if let Some(first) = self.first.take() {
-            return Some(Ok(first));
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(Ok(ready));
         }
         let next = self.read().await.transpose()?;
         if next.is_err() {
@@ -72,7 +76,7 @@ impl ChatStream {
                 None => match self.body.frame().await {
                     Some(frame) => {
                         let data = frame?.into_data().unwrap_or_default();
-                        self.events.extend(&data);
+                        self.events.extend(&data)?;
                         continue;
                     }
                     None => match self.events.rest() {
@@ -86,7 +90,13 @@ impl ChatStream {
                 return Ok(Some(ChatEvent::Delta(delta)));
             }
         }
-        let answer = self.answer.take().unwrap_or_default().finish()?;
-        Ok(Some(ChatEvent::Done(self.chat.response(answer))))
+        let mut answer = self.answer.take().unwrap_or_default();
+        let rest = answer.rest();
+        let done = ChatEvent::Done(self.chat.response(answer.finish()?));
+        if rest.is_empty() {
+            return Ok(Some(done));
+        }
+        self.ready.push_back(done);
+        Ok(Some(ChatEvent::Delta(rest)))
     }
 }

@@ -330,7 +330,9 @@ impl Store for SharedStore {
 
 /// A lease as the script tells of it; `None` where it is none.
 fn to_lease(lease: SharedLease) -> Option<Lease> {
-    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64);
+    // Whatever Redis says: no lease is held for longer.
+    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64)
+        .min(*crate::limits::Leases::TTL.end());
     Some(Lease {
         id: lease.id.into(),
         semaphore_id: SemaphoreId::parse(&lease.name).ok()?,

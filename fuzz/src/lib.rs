@@ -1,0 +1,221 @@
+//! What is fuzzed: each target takes any bytes, and panics where the service would do wrong.
+//!
+//! A new one is a function here, a line in [`TARGETS`], a binary in `fuzz/targets` with its entry in
+//! `fuzz/Cargo.toml`, and a folder of small inputs in `fuzz/corpus`.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use gemini_concurrent_generation::api;
+use gemini_concurrent_generation::config::{AdminKey, Config};
+use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gemini::{
+    Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
+    Usage, UsageScanner, embedding_requests, named_model,
+};
+use gemini_concurrent_generation::generation::schema::{Limits, Schema, Work};
+use http::{Request, StatusCode, Uri};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tower::ServiceExt;
+
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// All targets, by the names of their corpora.
+pub const TARGETS: [(&str, Target); 4] =
+    [("requests", requests), ("answers", answers), ("settings", settings), ("schemas", schemas)];
+
+/// The server's key. The corpora hold it, so that answers do.
+pub const KEY: &str = "AIzaFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuz";
+const ADMIN: &str = "fuzz-admin-key";
+
+/// How long one input may be worked on, in the slowest of builds on a busy machine. What should take
+/// microseconds and takes this long takes ever longer with larger inputs.
+const MOST_TIME: Duration = Duration::from_secs(20);
+
+/// The longest that any quota of Gemini's can be used up: the longest day, and what is added for
+/// numbers that are rounded off.
+const LONGEST_WAIT: Duration = Duration::from_secs(25 * 60 * 60 + 1);
+
+/// The longest input.
+const MOST_BYTES: usize = 256 * 1024;
+
+thread_local! {
+    /// One runtime and one service for all inputs, as they are for all requests.
+    static SERVICE: RefCell<(Runtime, Router)> = RefCell::new((runtime(), service(Config::default())));
+}
+
+/// Its clock moves on by itself whenever everything waits for it.
+fn runtime() -> Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().start_paused(true).build().expect("a runtime")
+}
+
+/// A service over an upstream that cannot be reached.
+fn service(config: Config) -> Router {
+    let mut config = Config {
+        base_url: "http://127.0.0.1:9".to_owned(),
+        admin_api_key: Some(AdminKey::new(ADMIN)),
+        max_attempts: 1,
+        ..config
+    };
+    config.set_gemini_api_key(ApiKey::new(KEY).expect("a key"));
+    api::router(Gateway::new(config, false).expect("a base URL"))
+}
+
+/// The path of a request in the first line, its body in the others.
+pub fn requests(input: &[u8]) {
+    let input = &input[..input.len().min(MOST_BYTES)];
+    let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let (path, body) = (&input[..line], &input[(line + 1).min(input.len())..]);
+    timed(|| {
+        InputFeatures::of_body(body);
+        let _ = named_model(body);
+        for surface in [Surface::Gemini, Surface::OpenAi] {
+            assert!(embedding_requests(surface, body) <= body.len().max(1) as u64);
+        }
+        SERVICE.with_borrow(|(runtime, service)| runtime.block_on(post(service, path, body)));
+    });
+}
+
+async fn post(service: &Router, path: &[u8], body: &[u8]) {
+    let path = Uri::try_from(path).ok().filter(|path| path.path().starts_with('/'));
+    let Some(path) = path else { return };
+    let sends_key = holds_key(body) || path.to_string().contains(KEY);
+    let request = Request::post(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .header("admin-api-key", ADMIN)
+        .body(Body::from(body.to_vec()))
+        .expect("a request");
+    let response = service.clone().oneshot(request).await.expect("an answer");
+    let status = response.status();
+    assert_ne!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    if let Ok(body) = response.into_body().collect().await {
+        // A caller that sends it has it: what is wrong with a body is told with its place.
+        assert!(sends_key || !holds_key(&body.to_bytes()), "{status} shows the key");
+    }
+}
+
+/// What Gemini answers, whole and as a stream.
+pub fn answers(input: &[u8]) {
+    let input = &input[..input.len().min(MOST_BYTES)];
+    timed(|| {
+        for status in [200, 302, 400, 403, 429, 500, 503] {
+            answer(StatusCode::from_u16(status).expect("a status"), input);
+        }
+        let cut = input.first().map_or(0, |byte| usize::from(*byte) % input.len());
+        let pieces = input.split_at(cut);
+        stream(&[pieces.0, pieces.1]);
+        for surface in [Surface::Gemini, Surface::OpenAi] {
+            assert_eq!(counted(surface, &[input]), counted(surface, &[pieces.0, pieces.1]));
+        }
+    });
+}
+
+fn answer(status: StatusCode, body: &[u8]) {
+    let usage = match Answer::read(status, body) {
+        Ok(answer) => answer.usage,
+        Err(error) => {
+            assert!(error.message.len() < 4096, "{} bytes", error.message.len());
+            if let ErrorKind::RateLimited(refusal) = &error.kind
+                && let Some(wait) = refusal.retry_at(Timestamp::now())
+            {
+                assert!(wait <= LONGEST_WAIT, "{wait:?}");
+            }
+            error.usage
+        }
+    };
+    learn(usage);
+}
+
+/// Counts that came from Gemini are added up, and estimates are made of them.
+fn learn(usage: Usage) {
+    let sum = usage + usage;
+    assert!(sum.total_tokens >= usage.total_tokens);
+    let (estimator, features) = (TokenEstimator::default(), InputFeatures::of("a text"));
+    estimator.learn(features, usage.prompt_tokens, usage.cached_tokens);
+    assert!(estimator.estimate(features) < 1000);
+}
+
+fn stream(pieces: &[&[u8]]) {
+    let secrets = Secrets::new([&ApiKey::new(KEY).expect("a key")]);
+    let mut masker = secrets.masker();
+    let mut passed: Vec<u8> = Vec::new();
+    for piece in pieces {
+        passed.extend_from_slice(&masker.push(Bytes::copy_from_slice(piece)));
+    }
+    passed.extend_from_slice(&masker.finish());
+    assert_eq!(passed, secrets.mask(pieces.concat().into()), "cut or not, it is the same");
+    assert_eq!(passed.len(), pieces.concat().len());
+    assert!(!holds_key(&passed));
+
+    let (mut events, mut growing) = (Events::default(), Growing::without(secrets));
+    events.extend(&passed).expect("it is short");
+    let mut text = String::new();
+    while let Some(event) = events.pop().or_else(|| events.rest()) {
+        match growing.push(&event) {
+            Ok(delta) => text.push_str(&delta),
+            Err(error) => return assert!(!holds_key(error.message.as_bytes())),
+        }
+    }
+    text.push_str(&growing.rest());
+    assert!(!holds_key(text.as_bytes()));
+    match growing.finish() {
+        Ok(answer) => assert_eq!(answer.text, text),
+        Err(error) => learn(error.usage),
+    }
+}
+
+fn counted(surface: Surface, pieces: &[&[u8]]) -> Option<Usage> {
+    let mut scanner = UsageScanner::new(surface);
+    pieces.iter().for_each(|piece| scanner.scan(piece));
+    scanner.usage()
+}
+
+/// Settings, as lines of `NAME=value`, and a call that their limits are for.
+pub fn settings(input: &[u8]) {
+    let Ok(text) = str::from_utf8(&input[..input.len().min(4096)]) else { return };
+    let of = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(given, _)| *given == name).map(|(_, value)| value.to_owned())
+    };
+    timed(|| match Config::read(of) {
+        Ok(config) => {
+            let service = service(config);
+            let chat = br#"{"prompt":"How are you?"}"#;
+            runtime().block_on(post(&service, b"/chat", chat));
+        }
+        Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+    });
+}
+
+/// A JSON Schema, translated for Gemini, and values checked against it.
+pub fn schemas(input: &[u8]) {
+    let Ok(text) = str::from_utf8(&input[..input.len().min(4096)]) else { return };
+    let limits = Limits { bytes: 4096, nodes: 4096 };
+    timed(|| {
+        let Ok(compiled) = Schema::read(text, &limits, &Work::brief()) else { return };
+        let schema = serde_json::from_str(text).expect("it was read");
+        for value in [json!(null), json!({}), json!([[]]), json!("text"), json!(1e300), schema] {
+            // A check that takes too long is stopped, and says so.
+            let _ = compiled.violations(&value, &Work::brief());
+        }
+    });
+}
+
+fn holds_key(bytes: &[u8]) -> bool {
+    bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes())
+}
+
+fn timed(work: impl FnOnce()) {
+    let started = Instant::now();
+    work();
+    assert!(started.elapsed() < MOST_TIME, "it took {:?}", started.elapsed());
+}

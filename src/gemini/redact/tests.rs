@@ -1,0 +1,132 @@
+use super::*;
+
+const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
+
+fn key(secret: &str) -> ApiKey {
+    ApiKey::new(secret).unwrap()
+}
+
+fn secrets(keys: &[&str]) -> Secrets {
+    let keys: Vec<_> = keys.iter().map(|secret| key(secret)).collect();
+    Secrets::new(&keys)
+}
+
+/// What comes out of a masker, piece by piece, and at the end.
+fn passed(secrets: &Secrets, pieces: &[&[u8]]) -> Vec<Bytes> {
+    let mut masker = secrets.masker();
+    let mut out: Vec<_> =
+        pieces.iter().map(|piece| masker.push(Bytes::copy_from_slice(piece))).collect();
+    out.push(masker.finish());
+    assert_eq!(masker.held(), 0);
+    out
+}
+
+#[test]
+fn a_key_is_overwritten_with_as_many_asterisks() {
+    let secrets = secrets(&[KEY]);
+    let said = format!("Consumer 'api_key:{KEY}' or {KEY}{KEY} has been suspended.");
+    let masked = secrets.mask(said.clone().into());
+    assert_eq!(masked, said.replace(KEY, &"*".repeat(KEY.len())));
+    let other = Bytes::from_static(b"\xff AIza and nothing more");
+    assert_eq!(secrets.mask(other.clone()).as_ptr(), other.as_ptr(), "it is not copied");
+}
+
+#[test]
+fn a_short_key_is_a_word_and_no_secret() {
+    assert_eq!(secrets(&["key"]).mask("bad key".into()), "bad key");
+}
+
+#[test]
+fn a_key_is_found_as_json_and_urls_spell_it() {
+    let secrets = secrets(&["a/b\"c\\d=e"]);
+    for spelling in [
+        "a/b\"c\\d=e",
+        r#"a/b\"c\\d=e"#,
+        r#"a\/b\"c\\d=e"#,
+        "a%2Fb%22c%5Cd%3De",
+        "a%2fb%22c%5cd%3de",
+    ] {
+        let masked = secrets.mask(format!("x{spelling}y").into());
+        assert_eq!(masked, format!("x{}y", "*".repeat(spelling.len())));
+    }
+}
+
+#[test]
+fn a_key_that_is_cut_anywhere_does_not_pass() {
+    let secrets = secrets(&[KEY, "AIzaSyD-9tSrke72", "AAAIAAAIAAAZ"]);
+    let said = format!("AAIza{KEY} AAAIAAAIAAAIAAAZ AIzaSyD-9tSrke72 {}", &KEY[..20]);
+    let whole = secrets.mask(said.clone().into());
+    assert!(!String::from_utf8_lossy(&whole).contains("tSrke72Pou"));
+    assert_eq!(whole.len(), said.len());
+    let said = said.as_bytes();
+    for first in 0..said.len() {
+        for second in first..said.len() {
+            let pieces = [&said[..first], &said[first..second], &said[second..]];
+            assert_eq!(passed(&secrets, &pieces).concat(), whole, "cut at {first} and {second}");
+        }
+    }
+    let bytes: Vec<_> = said.chunks(1).collect();
+    assert_eq!(passed(&secrets, &bytes).concat(), whole);
+}
+
+#[test]
+fn nothing_is_held_back_but_the_beginning_of_a_key() {
+    let secrets = secrets(&[KEY]);
+    let out = passed(&secrets, &[b"data: A\r\n\r\n", b"is AI", b"zaS", b"yx", b"AIzaSy"]);
+    assert_eq!(out, ["data: A\r\n\r\n", "is ", "", "AIzaSyx", "", "AIzaSy"]);
+}
+
+#[test]
+fn a_long_key_that_repeats_itself_is_searched_for_in_linear_time() {
+    let repeating = format!("{}b", "a".repeat(8000));
+    let secrets = secrets(&[&repeating]);
+    let said = Bytes::from("a".repeat(4_000_000));
+    // A search that began again at each byte would compare 32 thousand million times.
+    assert_eq!(secrets.mask(said.clone()), said);
+}
+
+#[test]
+fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
+    for secret in [
+        KEY,
+        "AQ.Ab8RN6IhVd3mQx0aZk7P_q-s",
+        "ya29.a0AfH6SMBx-1234567890.abc_d",
+        "auth_tokens/0123456789abcdef",
+        "auth_tokens%2f0123456789abcdef",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    ] {
+        let said = format!("the credential '{secret}' is not valid");
+        let masked = said.replace(secret, &"*".repeat(secret.len()));
+        assert_eq!(redact_text(&said), masked);
+        assert_eq!(redact(said.as_bytes()), masked.as_bytes());
+    }
+    for word in ["AIza", "AIza-short", "AQ.", "FAQ. Answers", "ya29.", "auth_tokens/", "whsec_"] {
+        assert_eq!(redact_text(word), word);
+    }
+}
+
+#[test]
+fn escapes_in_the_json_of_an_error_hide_no_key() {
+    let secrets = secrets(&["the-server-key"]);
+    let hidden: String = "the-server-key".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let google = format!("\\u0041{}", &KEY[1..]);
+    let body =
+        format!(r#"{{"error":{{"code":403,"message":"{hidden} or {google}","details":[1]}}}}"#);
+    let redacted: Value = serde_json::from_slice(&secrets.redact_body(body.into())).unwrap();
+    let message = format!("{} or {}", "*".repeat(14), "*".repeat(KEY.len()));
+    assert_eq!(
+        redacted,
+        serde_json::json!({"error": {"code": 403, "message": message, "details": [1]}})
+    );
+    let named = format!(r#"{{"a":{{"{hidden}":1}}}}"#);
+    assert_eq!(secrets.redact_body(named.into()), r#"{"a":null}"#);
+    let innocent = r#"{ "error" : "a\nb" }"#;
+    assert_eq!(secrets.redact_body(innocent.into()), innocent, "to the letter");
+}
+
+#[test]
+fn nothing_prints_a_key() {
+    let secrets = secrets(&[KEY]);
+    let printed = format!("{secrets:?} {:?}", secrets.masker());
+    assert_eq!(printed, "Secrets(…) Masker(…)");
+}

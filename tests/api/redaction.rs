@@ -1,0 +1,257 @@
+//! What Gemini says never holds the server's key when it comes out of the service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use futures_util::stream::iter;
+use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::simulator::Options;
+use http::{HeaderMap, Uri};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::{Service, answer, listen};
+
+/// A key of the form of Google's.
+const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
+/// Another one, which is no key in use.
+const OTHER: &str = "AIzaSyB-1xSrke72PouQMnMX-a7eZSW0jkFMBWY";
+const MASK: &str = "***************************************";
+const GENERATE: &str = "/v1beta/models/m:generateContent";
+const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
+
+/// A service with the key, over an upstream that answers everything in one way.
+async fn over(
+    answer: impl Fn(&HeaderMap) -> Response + Send + Sync + 'static,
+) -> (Service, DropGuard) {
+    let stop = CancellationToken::new();
+    let answer = Arc::new(answer);
+    let router = Router::new().fallback(async move |_: Uri, headers: HeaderMap| answer(&headers));
+    let base_url = format!("http://{}", listen(router, &stop).await);
+    let service = Service::with(Options::default(), |config| {
+        config.base_url = base_url;
+        config.max_attempts = 1;
+        // No waiting for a minute's quota.
+        config.request_timeout = Duration::from_secs(30);
+        config.set_gemini_api_key(ApiKey::new(KEY).unwrap());
+    });
+    (service.await, stop.drop_guard())
+}
+
+fn respond(status: u16, content_type: &str, body: impl Into<Body>) -> Response {
+    let response = Response::builder().status(status).header("content-type", content_type);
+    response.body(body.into()).unwrap()
+}
+
+/// The pieces of an answer, each sent by itself.
+fn pieces(pieces: impl IntoIterator<Item = String>) -> Body {
+    let pieces: Vec<_> = pieces.into_iter().map(Ok::<_, std::io::Error>).collect();
+    Body::from_stream(iter(pieces))
+}
+
+fn suspended(key: &str) -> Value {
+    let message = format!("Permission denied: Consumer 'api_key:{key}' has been suspended.");
+    json!({"error": {"code": 403, "status": "PERMISSION_DENIED", "message": message}})
+}
+
+fn event(data: &Value) -> String {
+    format!("data: {data}\r\n\r\n")
+}
+
+async fn text(request: RequestBuilder) -> (u16, HeaderMap, String) {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    (status, headers, String::from_utf8_lossy(&response.bytes().await.unwrap()).into_owned())
+}
+
+#[tokio::test]
+async fn no_failure_of_a_streamed_chat_shows_the_key() {
+    let hello = json!({"candidates": [{"content": {"parts": [{"text": "Hello"}]}}]});
+    let blocked = json!({"promptFeedback": {"blockReason": format!("OTHER {KEY}")}});
+    let explained = json!({"promptFeedback": {"blockReason": "OTHER", "blockReasonMessage": KEY}});
+    let finished = json!({"candidates": [{
+        "content": {"parts": [{"text": "!"}]}, "finishReason": format!("NEW_{KEY}")
+    }]});
+    let withheld = json!({"candidates": [{
+        "finishReason": "OTHER", "finishMessage": format!("said {OTHER} {KEY}")
+    }]});
+    for events in [
+        vec![hello.clone(), suspended(KEY)],
+        vec![suspended(KEY)],
+        vec![suspended(OTHER)],
+        vec![blocked],
+        vec![explained],
+        vec![hello, finished],
+        vec![withheld],
+    ] {
+        let stream = events.iter().map(event).collect::<String>();
+        let whole = stream.clone();
+        let (service, _stop) =
+            over(move |_| respond(200, "text/event-stream", whole.clone())).await;
+        let chat = json!({"prompt": "Hi", "stream": true});
+        let (_, _, said) = text(service.post("/chat", &chat)).await;
+        assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+        service.until_idle().await;
+
+        let letters: Vec<_> = stream.chars().map(String::from).collect();
+        let (service, _stop) =
+            over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
+        let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
+        assert_eq!(passed, stream.replace(KEY, MASK), "cut into its letters");
+        service.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
+    let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
+    let (half, rest) = KEY.split_at(20);
+    let parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
+    let stream: String = parts.iter().map(event).collect();
+    let (service, _stop) = over(move |_| respond(200, "text/event-stream", stream.clone())).await;
+    let (_, _, said) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
+    let events = said.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let events: Vec<Value> = events.map(|event| serde_json::from_str(event).unwrap()).collect();
+    let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    let expected = format!("It is {MASK}, AIzaSy");
+    assert_eq!((&*deltas, &events.last().unwrap()["response"]), (&*expected, &json!(expected)));
+
+    let escaped: String = KEY.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let whole = format!(
+        r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{half}"}},{{"text":"{rest} {escaped}"}}]}}}}]}}"#
+    );
+    let (service, _stop) = over(move |_| respond(200, "application/json", whole.clone())).await;
+    assert_eq!(service.chat("Hi").await.body["response"], format!("{MASK} {MASK}"));
+}
+
+#[tokio::test]
+async fn no_refusal_that_is_passed_on_shows_a_key() {
+    let html = format!("<html>{KEY} {OTHER} \u{e9}</html>");
+    let latin = [html.as_bytes(), b"\xff\xe9"].concat();
+    let array = json!([suspended(KEY)]).to_string();
+    for (status, content_type, body) in [
+        (403, "application/json", suspended(KEY).to_string().into_bytes()),
+        (429, "text/html; charset=iso-8859-1", latin),
+        (200, "application/json", array.into_bytes()),
+        (206, "application/octet-stream", KEY.as_bytes().to_vec()),
+    ] {
+        for path in [GENERATE, STREAM, "/v1beta/models", "/v1beta/openai/chat/completions"] {
+            let body = body.clone();
+            let (service, _stop) = over(move |_| respond(status, content_type, body.clone())).await;
+            let request = match path {
+                "/v1beta/models" => service.get(path),
+                _ => service.post(path, &json!({"model": "m"})),
+            };
+            let (_, _, said) = text(request).await;
+            assert!(!said.contains(KEY), "{path}: {said}");
+            assert!(status < 400 || !said.contains(OTHER), "{path}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_not_to_be_encoded_is_refused() {
+    for status in [200, 403] {
+        let (service, _stop) = over(move |asked| {
+            assert_eq!(asked["accept-encoding"], "identity");
+            let mut response = respond(status, "application/json", "encoded");
+            response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+            response
+        })
+        .await;
+        let list = service.get("/v1beta/models").header("accept-encoding", "gzip");
+        let generate = service.post(GENERATE, &json!({})).header("accept-encoding", "br");
+        for request in [list, generate] {
+            let refused = answer(request).await;
+            let reason = &refused.body["error"]["details"][0]["reason"];
+            assert_eq!((refused.status.as_u16(), reason), (502, &json!("MALFORMED_ANSWER")));
+        }
+        assert_eq!(service.chat("Hi").await.status, if status == 200 { 502 } else { 403 });
+        let (found, _, _) = text(service.get("/download/v1beta/files/x:download")).await;
+        assert_eq!(found, if status == 200 { 200 } else { 502 }, "a file may be kept so");
+    }
+}
+
+#[tokio::test]
+async fn no_header_and_no_reason_phrase_shows_a_key() {
+    for status in [200, 403] {
+        let (service, _stop) = over(move |_| {
+            let mut response = respond(status, "application/json", "{}");
+            let headers = response.headers_mut();
+            headers.insert("location", format!("https://x/?key={KEY}").parse().unwrap());
+            headers.insert("x-debug", format!("{KEY},{OTHER}").parse().unwrap());
+            let phrase = format!("Consumer {KEY} is suspended").into_bytes();
+            let phrase = hyper::ext::ReasonPhrase::try_from(phrase).unwrap();
+            response.extensions_mut().insert(phrase);
+            response
+        })
+        .await;
+        for (method, path) in [("GET", "/v1beta/models"), ("POST", GENERATE)] {
+            let said = raw(&service, method, path).await;
+            assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+            assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+        }
+    }
+}
+
+/// An answer as it comes, its status line included.
+async fn raw(service: &Service, method: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(service.address).await.unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 2\r\n\
+         content-type: application/json\r\n\r\n{{}}",
+        service.address
+    );
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn the_servers_key_does_not_come_out_of_a_call_that_a_caller_pays_for() {
+    let (service, _stop) =
+        over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}"))).await;
+    let list = service.get("/v1beta/models").header("x-goog-api-key", "callers-key");
+    let (_, headers, said) = text(list).await;
+    assert_eq!(said, format!("{{\"models\":\"{MASK}\"}}"));
+    assert_eq!(headers["content-length"], said.len().to_string());
+}
+
+#[tokio::test]
+async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
+    for (delay, quota) in [
+        ("9223372036854775807s", Some("GenerateRequestsPerMinutePerProjectPerModel")),
+        ("9223372036854775807s", Some("GenerateRequestsPerDayPerProjectPerModel")),
+        ("9223372036854775807s", None),
+        ("3153600000s", Some("GenerateRequestsPerMinutePerProjectPerModel")),
+    ] {
+        let mut details = vec![json!({
+            "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay
+        })];
+        details.extend(quota.map(|id| {
+            json!({
+                "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+                "violations": [{"quotaId": id, "quotaValue": "18446744073709551615"}]
+            })
+        }));
+        let body = json!({"error": {
+            "code": 429, "status": "RESOURCE_EXHAUSTED", "message": "no", "details": details
+        }});
+        let (service, _stop) =
+            over(move |_| respond(429, "application/json", body.to_string())).await;
+        for _ in 0..2 {
+            let refused = service.chat("Hi").await;
+            assert_eq!(refused.status, 429, "{}", refused.body);
+            let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+            let day = quota.is_some_and(|id| id.contains("PerDay"));
+            assert!(wait <= if day { 90_001 } else { 601 }, "{quota:?}: {wait} s");
+        }
+        service.until_idle().await;
+    }
+}
