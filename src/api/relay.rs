@@ -1,6 +1,7 @@
 //! Requests in the words of Gemini or of OpenAI, which go on as they came, and so do their answers.
 
 mod headers;
+mod texts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::gemini::{ApiKey, Forward, InputFeatures, Model, Payload, Surface, ope
 use crate::generation::{Failure, InvalidField};
 use crate::limits::Semaphore;
 use headers::{forward, origin, redirect_uploads, strip};
+use texts::counted_requests;
 
 /// No answer is waited for longer than this while a body is on its way: a year.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -149,7 +151,9 @@ impl Ticket {
         request.headers.remove(ACCEPT_ENCODING);
         // All of the body is here, however it came.
         request.headers.remove(CONTENT_LENGTH);
-        let input = with_body(body.clone(), InputFeatures::of_body).await?;
+        let measure =
+            move |body: &[u8]| (InputFeatures::of_body(body), counted_requests(kind, body));
+        let (input, requests) = with_body(body.clone(), measure).await?;
         let dispatcher = &gateway.dispatcher;
         let place = dispatcher.place();
         let route = if kind == COUNT_TOKENS {
@@ -157,7 +161,7 @@ impl Ticket {
         } else {
             dispatcher.route(&place, key, model, semaphore)
         };
-        let call = Call { kind, route, input, deadline };
+        let call = Call { kind, route, input, requests, deadline };
         let admission = dispatcher.admit(&call).await.map_err(Unanswered::from);
         let idle = gateway.config.stream_idle_timeout;
         let forwarded = match admission {

@@ -19,7 +19,8 @@ use crate::gemini::{
     Scope, TokenEstimator, Usage,
 };
 use crate::limits::{
-    Account, Admission, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile, Underway,
+    Account, Admission, Cost, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile,
+    Underway,
 };
 use crate::metrics::{Answered, Metrics};
 use estimate::Estimators;
@@ -55,6 +56,8 @@ pub struct Call {
     pub route: Arc<Route>,
     /// The text in the body, from which its cost is estimated.
     pub input: InputFeatures,
+    /// As how many requests Gemini counts it: at least 1.
+    pub requests: u64,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -179,7 +182,8 @@ impl Dispatcher {
     /// As for [`Dispatcher::admit`].
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let tokens = call.route.estimator.estimate(call.input);
-        let admission = timeout_at(call.deadline, turn.admit(tokens, call.deadline));
+        let cost = Cost { requests: call.requests, tokens };
+        let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));
         let admission = admission.await.map_err(|_| Failure::DeadlineExceeded)??;
         self.metrics.admitted(admission.waited);
         Ok(admission)

@@ -1,11 +1,12 @@
 //! What a key may spend on one model, spread so that Gemini never has to refuse.
 //!
-//! A call reserves one request and its estimated tokens, leaves, and settles with what it really
+//! A call reserves its requests (one, for most) and its estimated tokens, leaves, and settles with what it really
 //! cost. Reserved calls count in full from the reservation on and do not age; what has left counts
 //! for a minute from that moment. How the minute and its margins are chosen is told at
 //! [`minute::Minute`].
 
 mod allowance;
+mod cost;
 mod day;
 mod ledger;
 mod minute;
@@ -26,11 +27,9 @@ use tokio::time::{Instant, timeout_at};
 use super::semaphore::OutOfReach;
 use ledger::{Ledger, Opening};
 
+pub use cost::Cost;
 pub(super) use day::end_of_used_up;
 pub use ledger::Line;
-
-/// More than any call costs, in tokens; so that sums cannot overflow.
-pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
 /// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,11 +45,11 @@ pub struct Quotas {
 /// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
 /// by all replicas.
 pub trait Budget: fmt::Debug + Send + Sync {
-    /// Reserves one request and `tokens` if they fit now and nobody waits.
-    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt;
+    /// Reserves what a call costs if it fits now and nobody waits.
+    fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt;
 
-    /// Waits in a line until one request and `tokens` fit, and reserves them. Dropping the future
-    /// leaves the line.
+    /// Waits in a line until what a call costs fits, and reserves it. Dropping the future leaves
+    /// the line.
     ///
     /// # Errors
     /// [`Exhausted`]: at once when it is certain that the call cannot go before its deadline if
@@ -59,7 +58,7 @@ pub trait Budget: fmt::Debug + Send + Sync {
     fn reserve(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
 
@@ -78,16 +77,19 @@ pub trait Budget: fmt::Debug + Send + Sync {
     fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>>;
 
     /// A reservation is given back unsent.
-    fn give_back(&self, tokens: u64);
+    fn give_back(&self, cost: Cost);
 
     /// What was reserved leaves now.
-    fn depart(&self, tokens: u64) -> Departure;
+    fn depart(&self, cost: Cost) -> Departure;
 
-    /// What left cost `actual` tokens instead of the estimated.
+    /// What left cost `actual` tokens instead of the estimated `tokens`.
     fn settle(&self, departure: Departure, tokens: u64, actual: u64);
 
     /// What left was refused, and does not count.
-    fn take_back(&self, departure: Departure, tokens: u64);
+    fn take_back(&self, departure: Departure, cost: Cost);
+
+    /// Gemini has answered a call of the account: nobody made its key and model up.
+    fn prove(&self) {}
 
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
@@ -166,6 +168,16 @@ pub enum Exhausted {
         /// What may be spent in a minute.
         limit: u64,
     },
+    /// The call alone counts as more requests than a whole minute or day has.
+    #[error("the request counts as {requests}, more than the {limit} of a whole {window}")]
+    TooManyRequests {
+        /// As how many requests the call counts.
+        requests: u64,
+        /// How many may be sent in the window.
+        limit: u64,
+        /// Which quota it exceeds.
+        window: Window,
+    },
     /// The call's turn cannot come before its deadline, or did not.
     #[error("the quota per minute has no room before {retry_after:?} have passed")]
     NotBefore {
@@ -180,6 +192,25 @@ pub enum Exhausted {
     },
 }
 
+/// The time that a quota is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Window {
+    /// A minute.
+    Minute,
+    /// A day in California.
+    Day,
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Minute => "minute",
+            Self::Day => "day",
+        })
+    }
+}
+
 /// What is spent of a budget at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetUsage {
@@ -189,7 +220,7 @@ pub struct BudgetUsage {
     pub input_tokens_per_minute: QuotaUsage,
     /// Requests per day.
     pub requests_per_day: QuotaUsage,
-    /// How many calls wait.
+    /// How many requests wait.
     pub waiting: u64,
     /// In how long a small call could go, behind all who wait; `None` for never.
     pub next_free_in: Option<Duration>,
@@ -226,10 +257,10 @@ impl LocalBudget {
     async fn wait(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Reservation, Exhausted> {
-        let tokens = tokens.min(MOST_TOKENS);
+        let cost = cost.bounded();
         let line = match line {
             Line::Courteous if self.ledger().is_waited_for() => Line::Queue,
             line => line,
@@ -238,7 +269,7 @@ impl LocalBudget {
             Line::Queue | Line::Courteous => &self.queue,
             Line::Returning => &self.returning,
         };
-        let mut place = Place::join(&self, line, tokens, deadline)?;
+        let mut place = Place::join(&self, line, cost, deadline)?;
         'queue: loop {
             let Ok(_first) = timeout_at(deadline, queue.first.lock()).await else {
                 return Err(place.give_up());
@@ -246,7 +277,7 @@ impl LocalBudget {
             loop {
                 let until = match place.advance(deadline)? {
                     Opening::Now => {
-                        return Ok(self.reservation(tokens));
+                        return Ok(self.reservation(cost));
                     }
                     Opening::AfterYou => {
                         place.line = Line::Queue;
@@ -261,8 +292,8 @@ impl LocalBudget {
         }
     }
 
-    fn reservation(self: &Arc<Self>, tokens: u64) -> Reservation {
-        Reservation::new(Arc::<Self>::clone(self), tokens)
+    fn reservation(self: &Arc<Self>, cost: Cost) -> Reservation {
+        Reservation::new(Arc::<Self>::clone(self), cost)
     }
 
     /// What is spent now.
@@ -286,20 +317,20 @@ impl LocalBudget {
 }
 
 impl Budget for LocalBudget {
-    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt {
-        let tokens = tokens.min(MOST_TOKENS);
-        let reserved = self.ledger().try_reserve(tokens, deadline);
-        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(tokens)));
+    fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt {
+        let cost = cost.bounded();
+        let reserved = self.ledger().try_reserve(cost, deadline);
+        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(cost)));
         Attempt::Answered(answer.map_err(NotReserved::Exhausted))
     }
 
     fn reserve(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
-        self.wait(line, tokens, deadline).boxed()
+        self.wait(line, cost, deadline).boxed()
     }
 
     fn set(&self, quotas: Quotas) {
@@ -318,15 +349,15 @@ impl Budget for LocalBudget {
         ready(Ok(self.usage_now())).boxed()
     }
 
-    fn give_back(&self, tokens: u64) {
-        self.change(|ledger, _| ledger.give_back(tokens));
+    fn give_back(&self, cost: Cost) {
+        self.change(|ledger, _| ledger.give_back(cost));
     }
 
-    fn depart(&self, tokens: u64) -> Departure {
+    fn depart(&self, cost: Cost) -> Departure {
         let mut at = Instant::now();
         self.change(|ledger, now| {
             at = now;
-            ledger.depart(tokens, now);
+            ledger.depart(cost, now);
         });
         Departure { number: 0, at }
     }
@@ -335,8 +366,8 @@ impl Budget for LocalBudget {
         self.change(|ledger, now| ledger.settle(departure.at, tokens, actual, now));
     }
 
-    fn take_back(&self, departure: Departure, tokens: u64) {
-        self.change(|ledger, now| ledger.take_back(departure.at, tokens, now));
+    fn take_back(&self, departure: Departure, cost: Cost) {
+        self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
     }
 
     fn close_day(&self, left_at: Instant) {
@@ -348,7 +379,7 @@ impl Budget for LocalBudget {
 struct Place<'a> {
     budget: &'a LocalBudget,
     line: Line,
-    tokens: u64,
+    cost: Cost,
     waits: bool,
 }
 
@@ -356,16 +387,16 @@ impl<'a> Place<'a> {
     fn join(
         budget: &'a LocalBudget,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Self, Exhausted> {
-        budget.ledger().join(line, tokens, deadline)?;
-        Ok(Self { budget, line, tokens, waits: true })
+        budget.ledger().join(line, cost, deadline)?;
+        Ok(Self { budget, line, cost, waits: true })
     }
 
     /// Trades the place, which is the first, for a reservation; or says what to wait for.
     fn advance(&mut self, deadline: Instant) -> Result<Opening, Exhausted> {
-        let opening = self.budget.ledger().advance(self.line, self.tokens, deadline)?;
+        let opening = self.budget.ledger().advance(self.line, self.cost, deadline)?;
         self.waits = !matches!(opening, Opening::Now);
         Ok(opening)
     }
@@ -373,14 +404,14 @@ impl<'a> Place<'a> {
     /// Leaves the queue at the deadline.
     fn give_up(mut self) -> Exhausted {
         self.waits = false;
-        self.budget.ledger().give_up(self.line, self.tokens)
+        self.budget.ledger().give_up(self.line, self.cost)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.waits {
-            self.budget.ledger().leave(self.line, self.tokens);
+            self.budget.ledger().leave(self.line, self.cost);
         }
     }
 }
@@ -391,27 +422,27 @@ impl Drop for Place<'_> {
 pub struct Reservation {
     /// `None` once the call has left.
     budget: Option<Arc<dyn Budget>>,
-    tokens: u64,
+    cost: Cost,
 }
 
 impl Reservation {
     /// One that its budget has counted.
-    pub(super) fn new(budget: Arc<dyn Budget>, tokens: u64) -> Self {
-        Self { budget: Some(budget), tokens }
+    pub(super) fn new(budget: Arc<dyn Budget>, cost: Cost) -> Self {
+        Self { budget: Some(budget), cost }
     }
 
     /// The call leaves now: from this moment it counts for a minute.
     pub fn leave(mut self) -> Sent {
         let budget = self.budget.take().expect("a reservation leaves once");
-        let departure = budget.depart(self.tokens);
-        Sent { budget, tokens: self.tokens, departure }
+        let departure = budget.depart(self.cost);
+        Sent { budget, cost: self.cost, departure }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            budget.give_back(self.tokens);
+            budget.give_back(self.cost);
         }
     }
 }
@@ -421,7 +452,7 @@ impl Drop for Reservation {
 #[must_use = "a call that has left is settled with what it cost, or was refused"]
 pub struct Sent {
     budget: Arc<dyn Budget>,
-    tokens: u64,
+    cost: Cost,
     departure: Departure,
 }
 
@@ -434,14 +465,14 @@ impl Sent {
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
     /// it left.
     pub fn settle(self, actual_tokens: u64) {
-        let actual = actual_tokens.min(MOST_TOKENS);
-        if actual != self.tokens {
-            self.budget.settle(self.departure, self.tokens, actual);
+        let (tokens, actual) = (self.cost.tokens, Cost::bounded_tokens(actual_tokens));
+        if actual != tokens {
+            self.budget.settle(self.departure, tokens, actual);
         }
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.take_back(self.departure, self.tokens);
+        self.budget.take_back(self.departure, self.cost);
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, Accounts};
 use super::adaptive::Slot;
-use super::budget::{Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
+use super::budget::{Cost, Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
 use super::plan::QuotaPlan;
 use super::semaphore::{
     Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
@@ -257,11 +257,11 @@ impl Turnstile {
     async fn reserve(
         &self,
         account: &Account,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
         let budget = || Arc::clone(account.budget());
-        match budget().try_reserve(tokens, deadline).answer().await {
+        match budget().try_reserve(cost, deadline).answer().await {
             Ok(Some(reservation)) => return Ok(reservation),
             Ok(None) => {}
             Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => {}
@@ -269,18 +269,18 @@ impl Turnstile {
         }
         let _waiting = self.join_queue()?;
         let line = if self.courteous { Line::Courteous } else { Line::Queue };
-        Ok(budget().reserve(line, tokens, deadline).await?)
+        Ok(budget().reserve(line, cost, deadline).await?)
     }
 
     async fn reserve_again(
         &self,
         account: &Account,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
         let _waiting = self.join_queue()?;
         let budget = Arc::clone(account.budget());
-        Ok(budget.reserve(Line::Returning, tokens, deadline).await?)
+        Ok(budget.reserve(Line::Returning, cost, deadline).await?)
     }
 
     /// Whether the request was accepted before the store was lost. One that was not is refused,
@@ -350,8 +350,7 @@ impl Lane {
 }
 
 impl Turn<'_> {
-    /// Waits until the quotas have room for one request and `tokens`; for the named semaphore, if
-    /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping
+    /// Waits until the quotas have room for what the call costs; for the named semaphore, if any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping
     /// the future leaves the queue.
     ///
     /// In this order nobody can deadlock, and the global slot is never held by one who still
@@ -364,25 +363,25 @@ impl Turn<'_> {
     /// many do; [`Refused::OutOfReach`] where it was not accepted before the store was lost;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the
     /// quotas have no room before the deadline.
-    pub async fn admit(self, tokens: u64, deadline: Instant) -> Result<Admission, Refused> {
+    pub async fn admit(self, cost: Cost, deadline: Instant) -> Result<Admission, Refused> {
         let Lane { place, account, .. } = self.lane;
-        let mut reservation = place.reserve(account, tokens, deadline).await?;
+        let mut reservation = place.reserve(account, cost, deadline).await?;
         loop {
-            let admission = self.admit_with(reservation, tokens, deadline).await?;
+            let admission = self.admit_with(reservation, cost, deadline).await?;
             if !account.budget().is_paused() {
                 place.accept()?;
                 return Ok(admission);
             }
             // Gemini has refused a call of this account since the quota was reserved.
             drop(admission);
-            reservation = place.reserve_again(account, tokens, deadline).await?;
+            reservation = place.reserve_again(account, cost, deadline).await?;
         }
     }
 
     async fn admit_with(
         &self,
         mut reservation: Reservation,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
         let Lane { place, account, named, .. } = self.lane;
@@ -393,7 +392,7 @@ impl Turn<'_> {
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
                     let permit = place.acquire(named).await?;
-                    reservation = place.reserve_again(account, tokens, deadline).await?;
+                    reservation = place.reserve_again(account, cost, deadline).await?;
                     Some(permit)
                 }
                 Err(reason) => return Err(reason.into()),

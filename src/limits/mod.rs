@@ -29,8 +29,8 @@ mod store;
 pub use account::{Account, Accounts, Payer};
 pub use adaptive::{AdaptiveLimit, Slot};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Departure, Exhausted, Line, LocalBudget, NotReserved, QuotaUsage,
-    Quotas, Reservation, Sent,
+    Attempt, Budget, BudgetUsage, Cost, Departure, Exhausted, Line, LocalBudget, NotReserved,
+    QuotaUsage, Quotas, Reservation, Sent, Window,
 };
 pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};

@@ -44,7 +44,7 @@ fn deadline() -> Instant {
 }
 
 async fn admit(lane: &Lane) -> Result<Admission, Refused> {
-    lane.turn().await.admit(1, deadline()).await
+    lane.turn().await.admit(Cost::one(1), deadline()).await
 }
 
 /// Lets a call in that has not to wait, and sends it.
@@ -324,7 +324,7 @@ async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
 async fn an_answer_settles_what_was_estimated() {
     let door = door(10, 0);
     let lane = lane(&door, "a");
-    let call = lane.turn().await.admit(100, deadline()).await.unwrap().depart().unwrap();
+    let call = lane.turn().await.admit(Cost::one(100), deadline()).await.unwrap().depart().unwrap();
     let used = || usage(&account(&door, "a")).input_tokens_per_minute.used;
     assert_eq!(used(), 100);
     call.answered(Some(80));
