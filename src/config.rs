@@ -1,5 +1,7 @@
 //! Every setting: its variable, default, unit and meaning. Read once, at the start.
 
+mod admin_key;
+mod browsers;
 mod quotas;
 #[cfg(test)]
 mod tests;
@@ -11,11 +13,12 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::HeaderValue;
-use secrecy::{ExposeSecret, SecretString};
-
 use crate::gemini::{ApiKey, Client, Model};
+use crate::generation::schema::Limits;
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
+
+pub use admin_key::AdminKey;
+pub use browsers::{CorsOrigins, FallbackScope};
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +47,9 @@ pub const SETTINGS: &[Setting] = &[
     ADMIN_API_KEY,
     GEMINI_API_KEY,
     ENVIRONMENT_FALLBACK,
+    ENVIRONMENT_FALLBACK_SCOPE,
+    CORS_ORIGINS,
+    ALLOWED_HOSTS,
     GEMINI_CONCURRENCY_LIMIT,
     GEMINI_TIER,
     GEMINI_LIMITS,
@@ -61,6 +67,9 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_STRUCTURED_MODEL,
     MAX_BATCH_SIZE,
     MAX_BODY_BYTES,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_NODES,
+    SCHEMA_TIMEOUT_SECONDS,
     CLIENT_TIMEOUT_SECONDS,
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
@@ -83,6 +92,24 @@ const ENVIRONMENT_FALLBACK: Setting = setting(
     "true",
     "true or false",
     "Whether a request that brings no key at all spends the server's Gemini key.",
+);
+const ENVIRONMENT_FALLBACK_SCOPE: Setting = setting(
+    "ENVIRONMENT_FALLBACK_SCOPE",
+    "all",
+    "all or generation",
+    "What such a request may do. all: also list, read, upload and delete the files, caches and jobs of the server's key. generation: generate, embed, count tokens and list models, nothing else.",
+);
+const CORS_ORIGINS: Setting = setting(
+    "CORS_ORIGINS",
+    "",
+    "origins, separated by commas, or *",
+    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. Unset: of none.",
+);
+const ALLOWED_HOSTS: Setting = setting(
+    "ALLOWED_HOSTS",
+    "",
+    "host names, separated by commas",
+    "Under which names, beside localhost, requests without a key are served with the server's. Unset: under every name, or with a loopback `HOST` under none.",
 );
 const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
@@ -164,6 +191,24 @@ const MAX_BATCH_SIZE: Setting =
     setting("MAX_BATCH_SIZE", "10000", "items", "How many items one batch holds, at most.");
 const MAX_BODY_BYTES: Setting =
     setting("MAX_BODY_BYTES", "67108864", "bytes", "How large a request body is, at most.");
+const MAX_SCHEMA_BYTES: Setting = setting(
+    "MAX_SCHEMA_BYTES",
+    "4194304",
+    "bytes",
+    "How large one JSON Schema is, at most; those of one batch together, twice that. Past it: 422.",
+);
+const MAX_SCHEMA_NODES: Setting = setting(
+    "MAX_SCHEMA_NODES",
+    "250000",
+    "values",
+    "How many JSON values one JSON Schema holds, at most. Each takes about a kilobyte of memory. Past it: 422.",
+);
+const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
+    "SCHEMA_TIMEOUT_SECONDS",
+    "10",
+    "seconds",
+    "How long the schemas of one request take to compile, or an answer to be checked, at most. Past it: 422, or `schema_violation`.",
+);
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
@@ -174,7 +219,7 @@ const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
     "120",
     "seconds",
-    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first.",
+    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first; of an upload, from when all of it was sent.",
 );
 const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
     "STREAM_IDLE_TIMEOUT_SECONDS",
@@ -229,6 +274,9 @@ pub struct Config {
     pub admin_api_key: Option<AdminKey>,
     pub gemini_api_key: Option<ApiKey>,
     pub environment_fallback: bool,
+    pub fallback_scope: FallbackScope,
+    pub cors_origins: CorsOrigins,
+    pub allowed_hosts: Vec<String>,
     pub concurrency_limit: usize,
     pub quota_plan: QuotaPlan,
     pub max_queued_requests: usize,
@@ -242,6 +290,8 @@ pub struct Config {
     pub structured_model: Model,
     pub max_batch_size: usize,
     pub max_body_bytes: usize,
+    pub schema_limits: Limits,
+    pub schema_timeout: Duration,
     pub client_timeout: Duration,
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
@@ -273,9 +323,12 @@ impl Config {
         let settings = Lookup(&lookup);
         let quota_plan = quotas::read(&settings)?;
         let mut config = Self {
-            admin_api_key: settings.optional(ADMIN_API_KEY).map(AdminKey::new),
+            admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
             environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
+            fallback_scope: settings.parse(ENVIRONMENT_FALLBACK_SCOPE, "all or generation")?,
+            cors_origins: CorsOrigins::read(&settings)?,
+            allowed_hosts: browsers::allowed_hosts(&settings)?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
             quota_plan,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
@@ -289,6 +342,11 @@ impl Config {
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
             max_body_bytes: settings.count(MAX_BODY_BYTES)?,
+            schema_limits: Limits {
+                bytes: settings.count(MAX_SCHEMA_BYTES)?,
+                nodes: settings.count(MAX_SCHEMA_NODES)?,
+            },
+            schema_timeout: settings.seconds(SCHEMA_TIMEOUT_SECONDS)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
@@ -358,6 +416,13 @@ impl Lookup<'_> {
         self.value(setting).parse().map_err(|_| invalid(setting, expected))
     }
 
+    /// The entries of a list that commas separate, without the blank ones.
+    fn list(&self, setting: Setting) -> Vec<String> {
+        let entries = self.value(setting);
+        let entries = entries.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        entries.map(str::to_owned).collect()
+    }
+
     fn count(&self, setting: Setting) -> Result<usize, InvalidSetting> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
         // A limit beyond that is none, and the script in Redis writes numbers with 14 digits.
@@ -381,6 +446,15 @@ impl Lookup<'_> {
             Ok(Duration::from_secs_f64(seconds))
         } else {
             Err(invalid(setting, EXPECTED))
+        }
+    }
+
+    /// A key that no header can carry would lock everybody out without a word.
+    fn admin_key(&self) -> Result<Option<AdminKey>, InvalidSetting> {
+        let Some(key) = self.optional(ADMIN_API_KEY).map(AdminKey::new) else { return Ok(None) };
+        match key.header() {
+            Some(_) => Ok(Some(key)),
+            None => Err(invalid(ADMIN_API_KEY, "a key on one line, without control characters")),
         }
     }
 
@@ -432,30 +506,5 @@ impl FromStr for LogFormat {
             "json" => Ok(Self::Json),
             _ => Err(()),
         }
-    }
-}
-
-/// The secret that makes a caller the administrator.
-#[derive(Debug, Clone)]
-pub struct AdminKey(SecretString);
-
-impl AdminKey {
-    /// Keeps a secret.
-    pub fn new(key: impl Into<SecretString>) -> Self {
-        Self(key.into())
-    }
-
-    /// The key as a header carries it, which does not show in its `Debug`; `None` where no header
-    /// can.
-    pub fn header(&self) -> Option<HeaderValue> {
-        let mut header = HeaderValue::from_str(self.0.expose_secret()).ok()?;
-        header.set_sensitive(true);
-        Some(header)
-    }
-
-    /// Compares without telling by the time it takes how much of a guess was right.
-    pub fn matches(&self, candidate: &[u8]) -> bool {
-        use subtle::ConstantTimeEq;
-        self.0.expose_secret().as_bytes().ct_eq(candidate).into()
     }
 }

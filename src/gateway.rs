@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::dispatch::{Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
+use crate::generation::offload::Offload;
 use crate::limits::{Door, Leases, LocalStore, Store};
 use crate::metrics::Metrics;
 
@@ -27,6 +28,8 @@ pub struct Shared {
     pub leases: Arc<Leases>,
     /// The way to Gemini.
     pub dispatcher: Arc<Dispatcher>,
+    /// Where schemas are compiled and answers checked that take long.
+    pub offload: Arc<Offload>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether a simulator stands in for Gemini.
@@ -66,12 +69,14 @@ impl Gateway {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
         };
+        let offload = Arc::new(Offload::new(config.schema_timeout));
         Ok(Self(Arc::new(Shared {
             config,
             defaults,
             door,
             leases,
             dispatcher,
+            offload,
             metrics,
             simulated,
         })))

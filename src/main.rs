@@ -106,17 +106,28 @@ fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
 
 /// The settings of the environment and of `.env`, of which the environment wins.
 fn settings() -> Result<Config, String> {
-    match dotenvy::dotenv() {
-        Err(dotenvy::Error::LineParse(..)) => {
-            // The line stays out of the message: it may hold a key.
-            return Err(".env: expected lines of the form NAME=value".to_owned());
-        }
-        Err(dotenvy::Error::Io(error)) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(format!(".env: {error}"));
-        }
-        _ => {}
-    }
+    load_dotenv()?;
     Config::from_env().map_err(|error| error.to_string())
+}
+
+/// Adds the variables of `.env`, where there is one. No message quotes a line: it may hold a key.
+fn load_dotenv() -> Result<(), String> {
+    let describe = |error| match error {
+        dotenvy::Error::Io(error) => format!(".env: {error}"),
+        _ => ".env: expected lines of the form NAME=value".to_owned(),
+    };
+    let variables = match dotenvy::dotenv_iter() {
+        Err(error) if error.not_found() => return Ok(()),
+        variables => variables.map_err(describe)?,
+    };
+    // Checked first: setting a variable with a NUL byte panics, and the panic quotes the value.
+    for (variable, number) in variables.zip(1..) {
+        let (name, value) = variable.map_err(describe)?;
+        if name.contains('\0') || value.contains('\0') {
+            return Err(format!(".env: variable {number} contains a NUL byte"));
+        }
+    }
+    dotenvy::dotenv().map(drop).map_err(describe)
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
@@ -165,7 +176,7 @@ async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
             Ok(store)
         }
         Err(reason) if config.redis_required => Err(format!(
-            "{reason}. REDIS_REQUIRED=false would start with limits of this replica's own."
+            "REDIS_URL: {reason}. REDIS_REQUIRED=false would start with limits of this replica's own."
         )),
         Err(reason) => {
             tracing::warn!(%reason, "REDIS_REQUIRED=false: the limits are this replica's own");

@@ -12,7 +12,7 @@ from machine import LOOPBACK
 PACE = 200
 BODY = b'{"prompt": "Why is the sky blue?", "system_prompt": "Answer in one sentence."}'
 REQUEST = (
-    b"POST /chat HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
 

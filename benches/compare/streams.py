@@ -98,6 +98,6 @@ def open_streams(binary):
 def stream(gateway):
     connection = socket.create_connection((LOOPBACK, gateway.port))
     connection.sendall(
-        f"POST {STREAM} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"POST {STREAM} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(BODY)}\r\n\r\n{BODY}".encode())
     return connection

@@ -1,110 +1,200 @@
 //! Whose key pays: the admin key's, the caller's own, the environment's, in this order.
 
-use std::borrow::Cow;
-
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
-use percent_encoding::percent_decode_str;
+use percent_encoding::percent_decode;
 
+use super::browser::{is_cross_site, is_trusted_host};
 use super::error::ApiError;
+use crate::config::FallbackScope;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, ApiKey};
+use crate::gemini::{API_KEY, ApiKey, InvalidKey};
 use crate::generation::Credentials;
 
 /// The header of the admin key.
 pub(super) const ADMIN_API_KEY: HeaderName = HeaderName::from_static("admin-api-key");
 
-/// Whether the headers prove their sender to be the administrator.
+/// What the head of a request says about its sender.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    is_admin: bool,
+    /// The first key that the head brings.
+    own: Option<Result<ApiKey, InvalidKey>>,
+    fallback: Fallback,
+}
+
+/// Whether the server's key pays for a request that brings no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// The sender knows the admin key.
+enum Fallback {
+    /// It pays.
+    On,
+    /// It does not pay, or there is none.
+    Off,
+    /// A browser sends the request for a page of another origin.
+    CrossSite,
+    /// The request is for a host of another name.
+    ForeignHost,
+}
+
+/// What a request does with the key that pays for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It generates, embeds, counts tokens or lists models.
+    Generation,
+    /// It works with what belongs to the key: files, caches, jobs.
+    Account,
+    /// It makes a credential that is good outside this service. The server's key does that for the
+    /// administrator alone.
+    Credential,
+}
+
+/// The key that pays for a relayed request.
+#[derive(Debug)]
+pub(super) struct Payer {
+    /// The key.
+    pub key: ApiKey,
+    /// How it came to pay.
+    pub tier: Tier,
+}
+
+/// How a key came to pay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tier {
+    /// The caller brought the admin key; the server's key pays.
     Admin,
-    /// The sender does not, or there is none.
-    Anybody,
+    /// The caller brought the key.
+    Own,
+    /// The caller brought no key; the server's key pays.
+    Fallback,
 }
 
 impl Caller {
-    pub(super) fn of(headers: &HeaderMap, gateway: &Gateway) -> Self {
-        let known = headers.get(&ADMIN_API_KEY).zip(gateway.config.admin_api_key.as_ref());
-        match known {
-            Some((header, key)) if key.matches(header.as_bytes()) => Self::Admin,
-            _ => Self::Anybody,
-        }
+    /// Reads the head of a request. A key comes as `x-goog-api-key`, as a bearer token or as
+    /// `?key=`, and so may the admin key.
+    pub(super) fn of(headers: &HeaderMap, query: Option<&str>, gateway: &Gateway) -> Self {
+        let keys = presented(headers, query.unwrap_or_default());
+        let is_admin =
+            brings_admin_key(headers, gateway) || keys.iter().any(|key| is_admin_key(key, gateway));
+        let own = keys.first().map(|key| ApiKey::new(key));
+        Self { is_admin, own, fallback: Fallback::of(headers, gateway) }
     }
 
-    /// The key that pays, by the first tier that has one.
+    /// Whether the sender has proved to know the admin key.
+    pub(super) fn is_admin(&self) -> bool {
+        self.is_admin
+    }
+
+    /// Whether it brings a key of its own, or the admin key.
+    pub(super) fn brings_key(&self) -> bool {
+        self.is_admin || self.own.is_some()
+    }
+
+    /// The key that pays for a generation: the server's for the admin key, else the key in the
+    /// body, else the key in the head, else the server's where the fallback is on.
     ///
     /// # Errors
-    /// 401 where no tier has; 500 for an administrator where the server has none; 422 for a key
-    /// in the payload that cannot be one.
+    /// 401 where there is none; 500 for an administrator where the server has none; 422 for a key
+    /// in the body that cannot be one.
     pub(super) fn payer(
-        self,
+        &self,
         credentials: Option<&Credentials>,
         gateway: &Gateway,
     ) -> Result<ApiKey, ApiError> {
-        let own = credentials.and_then(Credentials::gemini_api_key);
-        self.pays(own, gateway, ApiError::unusable_key)
+        match credentials.and_then(Credentials::gemini_api_key) {
+            Some(own) if !self.is_admin && !is_admin_key(own, gateway) => {
+                ApiKey::new(own).map_err(|_| ApiError::unusable_key())
+            }
+            Some(_) => servers_key(gateway).ok_or_else(ApiError::no_server_key),
+            None => self.relayed(Purpose::Generation, gateway).map(|payer| payer.key),
+        }
     }
 
-    /// The key that pays for a request in the words of Gemini or of OpenAI, which brings its own as
-    /// `x-goog-api-key`, as `?key=` or as a bearer token. The admin key may come in each of them.
+    /// The key that pays for a request in the words of Gemini or of OpenAI.
     ///
     /// # Errors
-    /// As for [`Caller::payer`].
-    pub(super) fn relayed(
-        self,
-        headers: &HeaderMap,
-        query: &str,
-        gateway: &Gateway,
-    ) -> Result<ApiKey, ApiError> {
-        let keys = presented(headers, query);
-        let is_admin = |key: &String| {
-            let admin = gateway.config.admin_api_key.as_ref();
-            admin.is_some_and(|admin| admin.matches(key.as_bytes()))
-        };
-        let caller = if keys.iter().any(is_admin) { Self::Admin } else { self };
-        caller.pays(keys.first().map(String::as_str), gateway, ApiError::unusable_relayed_key)
-    }
-
-    fn pays(
-        self,
-        own: Option<&str>,
-        gateway: &Gateway,
-        unusable: fn() -> ApiError,
-    ) -> Result<ApiKey, ApiError> {
-        let servers = gateway.config.gemini_api_key.as_ref();
-        if self == Self::Admin {
-            return servers.cloned().ok_or_else(ApiError::no_server_key);
+    /// 401 where there is none, or one that cannot be a key; 500 for an administrator where the
+    /// server has none.
+    pub(super) fn relayed(&self, purpose: Purpose, gateway: &Gateway) -> Result<Payer, ApiError> {
+        if self.is_admin {
+            let key = servers_key(gateway).ok_or_else(ApiError::no_server_key)?;
+            return Ok(Payer { key, tier: Tier::Admin });
         }
-        if let Some(own) = own {
-            return ApiKey::new(own).map_err(|_| unusable());
+        if let Some(own) = &self.own {
+            let key = own.clone().map_err(|_| ApiError::unusable_relayed_key())?;
+            return Ok(Payer { key, tier: Tier::Own });
         }
-        let fallback = servers.filter(|_| gateway.config.environment_fallback);
-        fallback.cloned().ok_or_else(ApiError::unauthenticated)
+        match self.fallback {
+            Fallback::On if purpose.is_open_to_all(gateway) => {}
+            Fallback::On => return Err(ApiError::beyond_fallback()),
+            Fallback::Off => return Err(ApiError::unauthenticated()),
+            Fallback::CrossSite => return Err(ApiError::cross_site()),
+            Fallback::ForeignHost => return Err(ApiError::foreign_host()),
+        }
+        let key = servers_key(gateway).ok_or_else(ApiError::unauthenticated)?;
+        Ok(Payer { key, tier: Tier::Fallback })
     }
 }
 
-/// The keys that a request in the words of Gemini or of OpenAI brings, without the blank ones.
-pub(super) fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
+impl Fallback {
+    fn of(headers: &HeaderMap, gateway: &Gateway) -> Self {
+        let config = &gateway.config;
+        if !config.environment_fallback || config.gemini_api_key.is_none() {
+            Self::Off
+        } else if is_cross_site(headers, &config.cors_origins) {
+            Self::CrossSite
+        } else if !is_trusted_host(headers, config) {
+            Self::ForeignHost
+        } else {
+            Self::On
+        }
+    }
+}
+
+impl Purpose {
+    fn is_open_to_all(self, gateway: &Gateway) -> bool {
+        match self {
+            Self::Generation => true,
+            Self::Account => gateway.config.fallback_scope == FallbackScope::All,
+            Self::Credential => false,
+        }
+    }
+}
+
+fn servers_key(gateway: &Gateway) -> Option<ApiKey> {
+    gateway.config.gemini_api_key.clone()
+}
+
+fn is_admin_key(key: &str, gateway: &Gateway) -> bool {
+    let admin = gateway.config.admin_api_key.as_ref();
+    admin.is_some_and(|admin| admin.matches(key.as_bytes()))
+}
+
+fn brings_admin_key(headers: &HeaderMap, gateway: &Gateway) -> bool {
+    let known = headers.get(&ADMIN_API_KEY).zip(gateway.config.admin_api_key.as_ref());
+    known.is_some_and(|(header, key)| key.matches(header.as_bytes()))
+}
+
+/// The keys in the head of a request, without the blank ones and without white space around them:
+/// in the form in which [`ApiKey`] sends them.
+fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
     // One that is no text is a key all the same, if one that cannot be used.
-    let text = |name| headers.get(name).map(|key| String::from_utf8_lossy(key.as_bytes()));
-    let bearer = text(AUTHORIZATION).and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.to_owned())
+    let texts = |name: HeaderName| {
+        headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
+    };
+    let bearers = texts(AUTHORIZATION).filter_map(|value| {
+        let (scheme, token) = value.split_once([' ', '\t'])?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
-    let google = text(API_KEY).map(Cow::into_owned);
-    let in_query =
-        parameters(query).filter(|parameter| is_key(parameter)).filter_map(|parameter| {
-            let (_, value) = parameter.split_once('=')?;
-            Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
-        });
-    [google, bearer]
-        .into_iter()
-        .flatten()
+    let in_query = parameters(query).filter(|parameter| is_key(parameter));
+    let in_query = in_query.filter_map(|parameter| parameter.split_once('='));
+    let in_query = in_query.map(|(_, value)| decoded(value).trim().to_owned());
+    texts(API_KEY)
+        .map(|key| key.trim().to_owned())
+        .chain(bearers)
         .chain(in_query)
-        .filter(|key| !key.trim().is_empty())
+        .filter(|key| !key.is_empty())
         .collect()
 }
 
@@ -114,13 +204,25 @@ pub(super) fn without_key(query: &str) -> String {
     rest.join("&")
 }
 
-fn parameters(query: &str) -> impl Iterator<Item = &str> {
+/// The parameters of a query, `name=value`, as they came.
+pub(super) fn parameters(query: &str) -> impl Iterator<Item = &str> {
     query.split('&').filter(|parameter| !parameter.is_empty())
 }
 
+/// A name or a value in a query as its receiver reads it. Source: WHATWG, URL,
+/// "application/x-www-form-urlencoded parsing".
+pub(super) fn decoded(text: &str) -> String {
+    let text = text.replace('+', " ");
+    percent_decode(text.as_bytes()).decode_utf8_lossy().into_owned()
+}
+
+/// The name of a parameter.
+pub(super) fn name_of(parameter: &str) -> String {
+    decoded(parameter.split('=').next().unwrap_or_default())
+}
+
 fn is_key(parameter: &str) -> bool {
-    let name = parameter.split('=').next().unwrap_or_default();
-    percent_decode_str(name).eq(*b"key")
+    name_of(parameter) == "key"
 }
 
 /// The proof that a request comes from the administrator.
@@ -131,9 +233,10 @@ impl FromRequestParts<Gateway> for Admin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, ApiError> {
-        match Caller::of(&parts.headers, gateway) {
-            Caller::Admin => Ok(Self),
-            Caller::Anybody => Err(ApiError::not_admin()),
+        if brings_admin_key(&parts.headers, gateway) {
+            Ok(Self)
+        } else {
+            Err(ApiError::not_admin())
         }
     }
 }
@@ -152,11 +255,15 @@ mod tests {
             (headers("authorization", "Bearer b"), "", &["b"]),
             (headers("authorization", "bearer b"), "key=c&key=d", &["b", "c", "d"]),
             (headers("authorization", "Basic b"), "k%65y=c%2Bd", &["c+d"]),
+            (headers("authorization", "Bearer   b"), "key=c%20&key=%09d+", &["b", "c", "d"]),
             (headers("x-goog-api-key", " "), "key=&keys=c&key", &[]),
             (headers("x-goog-api-key", "é"), "", &["é"]),
         ] {
             assert_eq!(presented(&headers, query), keys, "{query}");
         }
+        let mut two = headers("x-goog-api-key", "a");
+        two.append(API_KEY, "b".parse().unwrap());
+        assert_eq!(presented(&two, ""), ["a", "b"]);
     }
 
     #[test]

@@ -2,16 +2,18 @@
 
 use axum::Json;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use super::auth::Caller;
 use super::body::Asked;
 use super::error::{ApiError, Detail};
 use super::single::named_semaphore;
 use crate::gateway::Gateway;
-use crate::gemini::Model;
+use crate::gemini::{ApiKey, Model};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{
-    Credentials, Generation, InvalidField, Object, Preparation, Request, Segment, Terms,
+    Credentials, Generation, InvalidField, Object, Preparation, Request, Schemas, Segment, Terms,
 };
 
 /// Asks for many things at once.
@@ -92,7 +94,7 @@ pub(super) async fn many<G: Generation>(
 ) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
     let items = prepare::<G>(gateway, asked).await?;
     let timeout = gateway.config.request_timeout;
-    let outcomes = generate_all(&gateway.dispatcher, items, timeout).await?;
+    let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items, timeout).await?;
     let response = BatchResponse::of(outcomes);
     if response.failed_requests > 0 {
         let BatchResponse { total_requests, failed_requests, .. } = response;
@@ -107,42 +109,67 @@ async fn prepare<G: Generation>(
     asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Vec<Item<G>>, ApiError> {
     let Asked { caller, semaphore, body } = asked;
-    let BatchRequest { requests, credentials, external_semaphore_id } = body;
+    let BatchRequest { mut requests, credentials, external_semaphore_id } = body;
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));
     }
-    let mut preparation = Preparation::new(&gateway.defaults);
-    let mut faults = Vec::new();
-    let mut prepared = Vec::with_capacity(requests.len());
-    for (index, Object(mut request)) in requests.into_iter().enumerate() {
-        let terms = request.take_terms();
-        match G::prepare(request, &mut preparation) {
-            Ok(generation) => prepared.push((generation, terms)),
-            Err(fields) => faults.extend(fields.into_iter().map(|field| of_item(index, field))),
-        }
+    let terms: Vec<Terms> = requests.iter_mut().map(|Object(r)| r.take_terms()).collect();
+    let keys = payers(gateway, caller, credentials.as_ref(), &terms)?;
+    let prepared = checked::<G>(gateway, keys.first(), requests).await?;
+    let shared = external_semaphore_id.or(semaphore);
+    let shared = named_semaphore(gateway, shared.as_deref()).await?;
+    let mut items = Vec::with_capacity(prepared.len());
+    for ((generation, terms), key) in prepared.into_iter().zip(terms).zip(keys) {
+        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
+        items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
     }
-    if !faults.is_empty() {
-        return Err(ApiError::invalid(faults));
-    }
-    let payer = || caller.payer(credentials.as_ref(), gateway);
-    if prepared.is_empty() {
+    Ok(items)
+}
+
+/// The key that pays for each item: its own, or the one that pays for the batch.
+fn payers(
+    gateway: &Gateway,
+    caller: Caller,
+    shared: Option<&Credentials>,
+    terms: &[Terms],
+) -> Result<Vec<ApiKey>, ApiError> {
+    let payer = || caller.payer(shared, gateway);
+    if terms.is_empty() {
         payer()?;
     }
-    let key = |(index, (_, terms)): (usize, &(G, Terms))| {
+    let key = |(index, terms): (usize, &Terms)| {
         let own = terms.credentials.as_ref().filter(|own| own.gemini_api_key().is_some());
         own.map_or_else(payer, |own| {
             caller.payer(Some(own), gateway).map_err(|error| error.in_item(index))
         })
     };
-    let keys: Vec<_> = prepared.iter().enumerate().map(key).collect::<Result<_, _>>()?;
-    let shared = external_semaphore_id.or(semaphore);
-    let shared = named_semaphore(gateway, shared.as_deref()).await?;
-    let mut items = Vec::with_capacity(prepared.len());
-    for ((generation, terms), key) in prepared.into_iter().zip(keys) {
-        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
-        items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
+    terms.iter().enumerate().map(key).collect()
+}
+
+/// All requests, checked; their schemas are compiled in the turn of `payer`.
+async fn checked<G: Generation>(
+    gateway: &Gateway,
+    payer: Option<&ApiKey>,
+    requests: Vec<Object<G::Request>>,
+) -> Result<Vec<G>, ApiError> {
+    let Some(payer) = payer else { return Ok(Vec::new()) };
+    let mut schemas = Schemas::default();
+    requests.iter().for_each(|Object(request)| request.add_schema(&mut schemas));
+    let config = &gateway.config;
+    let deadline = Instant::now() + config.request_timeout;
+    let schemas =
+        schemas.compiled(config.schema_limits, &gateway.offload, payer.sha256(), deadline).await;
+    let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "requests"))?;
+    let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
+    let mut faults = Vec::new();
+    let mut prepared = Vec::with_capacity(requests.len());
+    for (index, Object(request)) in requests.into_iter().enumerate() {
+        match G::prepare(request, &preparation) {
+            Ok(generation) => prepared.push(generation),
+            Err(fields) => faults.extend(fields.into_iter().map(|field| of_item(index, field))),
+        }
     }
-    Ok(items)
+    if faults.is_empty() { Ok(prepared) } else { Err(ApiError::invalid(faults)) }
 }
 
 fn too_long(items: usize, limit: usize) -> ApiError {

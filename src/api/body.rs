@@ -48,7 +48,11 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Asked<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
-        let caller = Caller::of(request.headers(), gateway);
+        let caller = Caller::of(request.headers(), request.uri().query(), gateway);
+        if caller.is_admin() {
+            // Whatever the body says, the server's key pays: without one, the body is not read.
+            caller.payer(None, gateway)?;
+        }
         let semaphore = semaphore_id(request.headers());
         let JsonBody(body) =
             <JsonBody<T> as FromRequest<Gateway>>::from_request(request, gateway).await?;
@@ -60,13 +64,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for JsonBody<T> 
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, gateway: &Gateway) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(ApiError::not_json());
-        }
-        let (head, body) = request.into_parts();
-        let bytes = read(&head.headers, body, gateway).await?;
-        let parsed = with_body(bytes, |bytes| parse(bytes)).await?;
-        parsed.map(Self).map_err(|field| ApiError::invalid(vec![field]))
+        let bytes = read_json(request, gateway).await?;
+        parse_body(bytes).await.map(Self)
     }
 }
 
@@ -81,8 +80,28 @@ impl<T: DeserializeOwned + Send + 'static> OptionalFromRequest<Gateway> for Json
         if request.body().is_end_stream() {
             return Ok(None);
         }
-        <Self as FromRequest<Gateway>>::from_request(request, gateway).await.map(Some)
+        let bytes = read_json(request, gateway).await?;
+        // The OpenAPI document can describe a body that may be left out only as one that may be
+        // `null` too.
+        if bytes.trim_ascii() == b"null" {
+            return Ok(None);
+        }
+        parse_body(bytes).await.map(Self).map(Some)
     }
+}
+
+/// A whole body that is sent as JSON, not parsed yet.
+async fn read_json(request: Request<Body>, gateway: &Gateway) -> Result<Bytes, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::not_json());
+    }
+    let (head, body) = request.into_parts();
+    read(&head.headers, body, gateway).await
+}
+
+async fn parse_body<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T, ApiError> {
+    let parsed = with_body(bytes, |bytes| parse(bytes)).await?;
+    parsed.map_err(|field| ApiError::invalid(vec![field]))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

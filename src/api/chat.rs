@@ -6,6 +6,8 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 use serde_json::json;
+use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, Schema};
 
 use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
 use super::body::Asked;
@@ -25,11 +27,11 @@ use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatSt
     responses(
         (status = OK, description = "What was asked for", content(
             (ChatResponse = "application/json"),
-            (String = "text/event-stream", example = json!(STREAM_EXAMPLE))
+            (ChatStreamEvent = "text/event-stream", example = json!(STREAM_EXAMPLE))
         )),
         Failures
     ),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn chat(
     State(gateway): State<Gateway>,
@@ -43,6 +45,33 @@ pub(super) async fn chat(
 
 const STREAM_EXAMPLE: &str = "data: {\"delta\":\"Because\"}\n\ndata: {\"delta\":\" of …\"}\n\n\
     data: {\"success\":true,\"response\":\"Because of …\",\"finish_reason\":\"STOP\", …}\n\n";
+
+/// An event of a streamed chat.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its documentation is used")]
+struct ChatStreamEvent {
+    /// JSON: `{"delta": "…"}` with the next piece of the text; in the last event a `ChatResponse`,
+    /// or, where the stream fails after its first piece, what a failed item of a batch has.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// A chat in a batch.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its documentation is used")]
+struct BatchedChat {
+    #[serde(flatten)]
+    chat: ChatRequest,
+    #[schema(schema_with = not_streamed)]
+    stream: Option<bool>,
+}
+
+fn not_streamed() -> Schema {
+    let schema = ObjectBuilder::new()
+        .description(Some("A batch is not streamed."))
+        .enum_values(Some([json!(false), json!(null)]));
+    schema.build().into()
+}
 
 /// What fails before its first text is answered as any failure; later, it is the last event.
 async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
@@ -70,7 +99,7 @@ async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response
     path = "/batch/chat",
     tag = "generation",
     request_body(
-        content = BatchRequest<ChatRequest>,
+        content = BatchRequest<BatchedChat>,
         example = json!({"requests": [
             {"prompt": "Why is the sky blue?", "system_prompt": "Answer in one sentence."},
             {"prompt": "Why is the sea salty?", "system_prompt": "Answer in one sentence."}
@@ -81,7 +110,7 @@ async fn stream(gateway: &Gateway, asked: Asked<ChatRequest>) -> Result<Response
         (status = OK, description = "What came of each", body = BatchResponse<ChatResponse>),
         Failures
     ),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_chat(
     State(gateway): State<Gateway>,

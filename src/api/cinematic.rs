@@ -19,7 +19,7 @@ use crate::generation::cinematic::{Cinematic, StoryRequest, StoryResponse};
     request_body = StoryRequest,
     responses((status = OK, description = "What was asked for", body = StoryResponse), Failures),
     params(ExternalSemaphore),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn cinematic(
     State(gateway): State<Gateway>,
@@ -52,7 +52,7 @@ pub(super) async fn cinematic(
         Failures
     ),
     params(ExternalSemaphore),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_cinematic(
     State(gateway): State<Gateway>,

@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 
 use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
-use crate::gemini::{self, ErrorKind};
+use crate::gemini::{self, ErrorKind, Scope};
+use crate::generation::offload::Unfinished;
 use crate::generation::{Failure, InvalidField, Segment};
 use crate::limits::{Exhausted, OutOfReach, Refused};
 
@@ -120,6 +121,40 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 
+    /// A page of another origin may not spend the server's key.
+    pub(super) fn cross_site() -> Self {
+        let detail = "A browser sent this request for a page of another origin, which may not \
+                      spend the server's key. Bring a key, or add the origin to CORS_ORIGINS.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The server's key is not spent under this host's name.
+    pub(super) fn foreign_host() -> Self {
+        let detail = "The server's key is not spent under the name in the Host header. Bring a \
+                      key, or add the name to ALLOWED_HOSTS.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The server's key does not do this for a request without any key.
+    pub(super) fn beyond_fallback() -> Self {
+        let detail = "The server's key does this for nobody without a key. Provide \
+                      'Admin-API-Key' in headers or a key of your own.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The admin key stands where it would be sent on.
+    pub(super) fn misplaced_admin_key() -> Self {
+        let detail = "The admin key stands where it would be sent to Gemini. It is taken only as \
+                      'Admin-API-Key', 'x-goog-api-key', a bearer token or '?key='.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The URL of an upload that did not begin here, or began too long ago.
+    pub(super) fn unknown_upload() -> Self {
+        let detail = "Without a key, only an upload goes on that began here within the last day.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
     pub(super) fn no_server_key() -> Self {
         let detail = "The admin key is right, but the server has no GEMINI_API_KEY to pay with.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_key_missing", detail)
@@ -140,6 +175,12 @@ impl ApiError {
     /// A path that leads nowhere at Gemini, or that cannot be told where it leads.
     pub(super) fn unusable_path(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_path", detail)
+    }
+
+    /// No `Host` header, or several.
+    pub(super) fn invalid_host() -> Self {
+        let detail = "A request has one Host header.";
+        Self::new(StatusCode::BAD_REQUEST, "invalid_host", detail)
     }
 
     pub(super) fn unknown_semaphore(id: &str) -> Self {
@@ -166,6 +207,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not Found")
     }
 
+    /// A path of OpenAI's for which Gemini has nothing.
+    pub(super) fn not_served(path: &str) -> Self {
+        let detail = format!("Gemini has nothing like OpenAI's {path}.");
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
     pub(super) fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
     }
@@ -180,6 +227,12 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 
+    /// A body that is compressed, so that nobody here can tell what it costs.
+    pub(super) fn encoded_body() -> Self {
+        let detail = "The body must not be compressed: send it without 'Content-Encoding'.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
     pub(super) fn body_too_slow(limit: Duration) -> Self {
         let detail = format!("The body did not come within {limit:?}.");
         Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
@@ -187,6 +240,24 @@ impl ApiError {
 
     pub(super) fn body_broken() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "body_incomplete", "The body did not come whole.")
+    }
+
+    /// Schemas that were not compiled; `field` is where they are.
+    pub(super) fn not_compiled(unfinished: Unfinished, field: &str) -> Self {
+        match unfinished {
+            Unfinished::Deadline => Self::request_timeout(),
+            Unfinished::TooLong(limit) => {
+                let message =
+                    format!("Takes longer than {limit:?} to compile (SCHEMA_TIMEOUT_SECONDS)");
+                Self::invalid(vec![InvalidField::new(field, "json_schema", message)])
+            }
+            Unfinished::Panicked => Self::internal(),
+        }
+    }
+
+    fn request_timeout() -> Self {
+        let detail = "The request took longer than it may.";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
     }
 
     pub(super) fn internal() -> Self {
@@ -206,6 +277,11 @@ impl ApiError {
                 Self::new(StatusCode::CONFLICT, "semaphore_deleted", detail)
             }
             Refused::Exhausted(exhausted) => Self::exhausted(exhausted),
+            Refused::Unfunded => {
+                let detail = "Gemini says that the account has nothing left to pay with. Add \
+                              credits, or raise its cap; it is tried again every few minutes.";
+                Self::new(StatusCode::PAYMENT_REQUIRED, "account_unfunded", detail)
+            }
             Refused::OutOfReach(OutOfReach { retry_after }) => {
                 let detail = "The limits that the replicas share are out of reach.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", detail)
@@ -262,18 +338,23 @@ impl ApiError {
             ErrorKind::InvalidRequest | ErrorKind::ContentBlocked { .. } => {
                 (StatusCode::BAD_REQUEST, false)
             }
+            ErrorKind::RateLimited(refusal) if refusal.scope == Scope::NoQuota => {
+                (StatusCode::FORBIDDEN, false)
+            }
             ErrorKind::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, true),
+            ErrorKind::Unfunded => (StatusCode::PAYMENT_REQUIRED, false),
             ErrorKind::DeadlineExceeded | ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, true),
             ErrorKind::Truncated => (StatusCode::BAD_GATEWAY, false),
-            ErrorKind::Overloaded
+            ErrorKind::Overloaded(_)
             | ErrorKind::Unavailable
             | ErrorKind::Connection
+            | ErrorKind::BrokenOff
             | ErrorKind::Malformed
             | ErrorKind::Empty => (StatusCode::BAD_GATEWAY, true),
         };
-        let retry_after = match &error.kind {
-            ErrorKind::RateLimited(_) => Some(retry_after.unwrap_or(SOON)),
-            _ => None,
+        let retry_after = match status {
+            StatusCode::TOO_MANY_REQUESTS => Some(retry_after.unwrap_or(SOON)),
+            _ => retry_after,
         };
         let failure = Self::new(status, error.kind.code(), error.message);
         Self { retryable, retry_after, ..failure }
@@ -311,10 +392,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Dispatch(dispatch::Failure::Refused(refused)) => Self::refused(refused),
-            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => {
-                let detail = "The request took longer than it may.";
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
-            }
+            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => Self::request_timeout(),
             Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
                 Self::upstream(error, retry_after)
             }

@@ -16,8 +16,9 @@ use utoipa::ToSchema;
 use super::auth::Admin;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::AdminFailures;
+use super::openapi::{AdminFailures, BodyFailures};
 use super::semaphores::{SemaphoreStatus, registered};
+use super::whole::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
 use crate::limits::{Lease, LeaseTerms, Leases, NoLease, Semaphore, SemaphoreId};
@@ -34,10 +35,10 @@ const MAX_TEXT: usize = 128;
 }))]
 pub(super) struct LeaseRequest {
     /// Who it is for, for people to read: 1 to 128 characters.
-    #[schema(min_length = 1, max_length = 128)]
+    #[schema(min_length = 1, max_length = 128, pattern = r"\S")]
     holder: String,
     /// How many permits it is for, no more than the semaphore's limit.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "whole_number")]
     #[schema(value_type = usize, minimum = 1, maximum = 1000, default = 1)]
     permits: i64,
     /// For how many seconds it is held without being renewed.
@@ -49,7 +50,7 @@ pub(super) struct LeaseRequest {
     wait_seconds: f64,
     /// A request that was sent before with the same key, and whose lease is held or still waited
     /// for, is answered with that lease: 1 to 128 characters.
-    #[schema(min_length = 1, max_length = 128)]
+    #[schema(min_length = 1, max_length = 128, pattern = r"\S")]
     idempotency_key: Option<String>,
 }
 
@@ -149,6 +150,7 @@ pub(super) async fn list_leases(
             idempotency key that came with other terms before, too", body = ErrorBody),
         (status = 503, description = "Too many requests wait (`queue_full`), or the limits that \
             the replicas share are out of reach (`limits_unavailable`)", body = ErrorBody),
+        BodyFailures,
         AdminFailures
     ),
     security(("AdminKey" = []))
@@ -190,6 +192,7 @@ pub(super) async fn take_lease(
         (status = 404, description = "It was released, has ended, or never was \
             (`lease_not_found`)", body = ErrorBody),
         (status = 422, description = "A field cannot be used", body = ErrorBody),
+        BodyFailures,
         AdminFailures
     ),
     security(("AdminKey" = []))

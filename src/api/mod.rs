@@ -3,10 +3,12 @@
 mod auth;
 mod batch;
 mod body;
+mod browser;
 mod chat;
 mod cinematic;
 mod destination;
 mod error;
+mod guard;
 mod health;
 mod leases;
 mod limits;
@@ -18,5 +20,6 @@ mod router;
 mod semaphores;
 mod single;
 mod structured;
+mod whole;
 
 pub use router::{openapi, router};

@@ -15,7 +15,7 @@ use super::error::ErrorBody;
         description = "One door to Google Gemini: everything that shares an account sends its \
                        requests through it. A request is paid for by the server's key where it \
                        brings the admin key, else by the key in its `credentials`, else by the \
-                       server's key where the server allows that."
+                       key in its headers, else by the server's key where the server allows that."
     ),
     tags(
         (name = "generation", description = "Texts, JSON and stories, one by one or in batches"),
@@ -53,7 +53,7 @@ impl Modify for Keys {
         );
         let google = ApiKeyValue::with_description(
             "x-goog-api-key",
-            "The caller's own Gemini key, or the admin key, on Gemini's surface and OpenAI's.",
+            "The caller's own Gemini key, or the admin key.",
         );
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
         let bearer = bearer.description(Some("The same, as OpenAI's clients send it."));
@@ -83,7 +83,8 @@ pub(super) struct ExternalSemaphore {
 #[expect(dead_code, reason = "only its documentation is used")]
 pub(super) enum Failures {
     /// Gemini does not take the request, or blocks the prompt or the answer
-    /// (`invalid_request`, `content_blocked`), or it alone costs more than the key may spend in a
+    /// (`invalid_request`, `content_blocked`), the connection ended before the body did
+    /// (`body_incomplete`), or the request alone costs more than the key may spend in a
     /// minute (`request_exceeds_quota`)
     #[response(status = 400, example = json!({
         "detail": "The prompt was blocked: PROHIBITED_CONTENT", "code": "content_blocked"
@@ -97,6 +98,9 @@ pub(super) enum Failures {
         "code": "unauthenticated"
     }))]
     Unauthorized(ErrorBody),
+    /// Gemini says that the account has nothing left to pay with (`account_unfunded`)
+    #[response(status = 402)]
+    PaymentRequired(ErrorBody),
     /// The key may not do this (`permission_denied`), or has no quota for the model (`no_quota`)
     #[response(status = 403)]
     Forbidden(ErrorBody),
@@ -122,7 +126,7 @@ pub(super) enum Failures {
     }))]
     UnprocessableEntity(ErrorBody),
     /// A quota of the account is used up; `Retry-After` says for how long (`rate_limited`,
-    /// `daily_quota_exhausted`)
+    /// `daily_quota_exhausted`, `spend_limited`, `other_quota_exhausted`)
     #[response(status = 429)]
     TooManyRequests(ErrorBody),
     /// Something broke in this service, or it has no key to pay with (`internal_error`,
@@ -140,6 +144,24 @@ pub(super) enum Failures {
     /// It took too long (`upstream_timeout`, `request_timeout`)
     #[response(status = 504)]
     GatewayTimeout(ErrorBody),
+}
+
+/// The ways in which a body cannot be read.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) enum BodyFailures {
+    /// The connection ended before the body did (`body_incomplete`)
+    #[response(status = 400)]
+    BadRequest(ErrorBody),
+    /// The body did not come in time (`client_timeout`)
+    #[response(status = 408)]
+    RequestTimeout(ErrorBody),
+    /// The body is larger than `MAX_BODY_BYTES` (`body_too_large`)
+    #[response(status = 413)]
+    PayloadTooLarge(ErrorBody),
+    /// The body is not sent as JSON (`unsupported_media_type`)
+    #[response(status = 415)]
+    UnsupportedMediaType(ErrorBody),
 }
 
 /// The ways in which an administrator's request fails.

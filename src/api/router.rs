@@ -1,7 +1,7 @@
 //! Every route on one page.
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::any;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -11,6 +11,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::ApiError;
+use super::guard::guard;
 use super::observe::{observe, panicked};
 use super::openapi::{Documentation, Relayed};
 use super::{chat, cinematic, health, leases, limits, metrics, relay, semaphores, structured};
@@ -39,29 +40,26 @@ pub fn router(gateway: Gateway) -> Router {
     let docs = SwaggerUi::new("/docs")
         .config(Config::default().try_it_out_enabled(true).persist_authorization(false))
         .url("/openapi.json", document.merge_from(Relayed::openapi()));
-    observed(routes.merge(docs).merge(relayed())).with_state(gateway)
+    observed(routes.merge(docs).merge(relayed()), gateway)
 }
 
 /// What is passed on as it came: all of Gemini's own surface and of OpenAI's.
 fn relayed() -> Router<Gateway> {
-    let paths = [
-        "/v1/{*path}",
-        "/v1beta/{*path}",
-        "/v1alpha/{*path}",
-        "/upload/{*path}",
-        "/download/{*path}",
-    ];
-    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(relay::relay)))
+    relay::PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
+        router.route(&format!("{prefix}{{*path}}"), any(relay::relay))
+    })
 }
 
 /// Routes with what happens around every request.
-fn observed(routes: Router<Gateway>) -> Router<Gateway> {
+fn observed(routes: Router<Gateway>, gateway: Gateway) -> Router {
     routes
-        .fallback(async || ApiError::not_found())
+        .fallback(relay::unrouted)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         // Outermost last: a panic is an answer before the answer is logged and given its id.
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(gateway.clone(), guard))
         .layer(from_fn(observe))
+        .with_state(gateway)
 }
 
 /// The documentation of every endpoint.
@@ -86,7 +84,7 @@ mod tests {
     use crate::config::Config;
 
     async fn get_from(router: Router, path: &str) -> (StatusCode, String, Value) {
-        let request = Request::get(path).header("x-request-id", "order-66");
+        let request = Request::get(path).header("x-request-id", "order-66").header("host", "x");
         let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         let (status, id) = (response.status(), response.headers()["x-request-id"].clone());
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -107,7 +105,7 @@ mod tests {
                 }),
             );
         let gateway = Gateway::new(Config::default(), true).unwrap();
-        let router = observed(routes).with_state(gateway);
+        let router = observed(routes, gateway);
 
         let fails = async {
             let answer = get_from(router.clone(), "/panic").await;

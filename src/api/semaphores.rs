@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 use super::auth::Admin;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::AdminFailures;
+use super::openapi::{AdminFailures, BodyFailures};
+use super::whole::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
 use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, Standing, parse_limit};
@@ -48,8 +49,10 @@ pub(super) struct SemaphoreStatus {
 #[schema(example = json!({"semaphore_id": "image-service", "limit": 5}))]
 pub(super) struct SemaphoreRequest {
     /// Its name: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+    #[schema(pattern = "^[A-Za-z0-9._:-]{1,128}$")]
     semaphore_id: String,
     /// How many permits it has, for calls and leases together: 1 to 1000.
+    #[serde(deserialize_with = "whole_number")]
     #[schema(value_type = usize, minimum = 1, maximum = 1000)]
     limit: i64,
 }
@@ -92,6 +95,7 @@ pub(super) async fn list_semaphores(
         (status = CREATED, description = "There is a new semaphore", body = SemaphoreStatus),
         (status = OK, description = "The semaphore has the new limit", body = SemaphoreStatus),
         (status = 422, description = "The name or the limit cannot be used", body = ErrorBody),
+        BodyFailures,
         AdminFailures
     ),
     security(("AdminKey" = []))

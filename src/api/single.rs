@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::semaphores::registered;
 use crate::dispatch::Call;
 use crate::gateway::Gateway;
-use crate::generation::{Failure, Generation, Preparation, Request, generate};
+use crate::generation::{Failure, Generation, Preparation, Request, Schemas, generate};
 use crate::limits::{Admission, Semaphore};
 
 /// Generates one thing and answers with it.
@@ -20,8 +20,10 @@ pub(super) async fn one<G: Generation>(
 ) -> Result<Json<G::Output>, ApiError> {
     let (generation, call, admission) = admitted::<G>(gateway, asked).await?;
     // Boxed so that a request that waits is no larger than its wait.
-    let output = Box::pin(generate(&gateway.dispatcher, &call, &generation, admission)).await;
-    output.map(Json).map_err(|failure| failed(&call, failure))
+    let generation = Arc::new(generation);
+    let (dispatcher, offload) = (&gateway.dispatcher, &gateway.offload);
+    let output = Box::pin(generate(dispatcher, offload, &call, &generation, admission));
+    output.await.map(Json).map_err(|failure| failed(&call, failure))
 }
 
 /// Checks a request and waits until its first call is let in.
@@ -32,9 +34,15 @@ pub(super) async fn admitted<G: Generation>(
     let deadline = Instant::now() + gateway.config.request_timeout;
     let Asked { caller, semaphore, mut body } = asked;
     let terms = body.take_terms();
-    let generation =
-        G::prepare(body, &mut Preparation::new(&gateway.defaults)).map_err(ApiError::invalid)?;
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
+    let mut schemas = Schemas::default();
+    body.add_schema(&mut schemas);
+    let limits = gateway.config.schema_limits;
+    let schemas =
+        Box::pin(schemas.compiled(limits, &gateway.offload, key.sha256(), deadline)).await;
+    let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "json_schema"))?;
+    let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
+    let generation = G::prepare(body, &preparation).map_err(ApiError::invalid)?;
     let semaphore = terms.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let dispatcher = &gateway.dispatcher;

@@ -19,7 +19,7 @@ use crate::generation::structured::{Structured, StructuredRequest, StructuredRes
     request_body = StructuredRequest,
     responses((status = OK, description = "What was asked for", body = StructuredResponse), Failures),
     params(ExternalSemaphore),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn structured(
     State(gateway): State<Gateway>,
@@ -57,7 +57,7 @@ pub(super) async fn structured(
         Failures
     ),
     params(ExternalSemaphore),
-    security((), ("AdminKey" = []))
+    security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_structured(
     State(gateway): State<Gateway>,

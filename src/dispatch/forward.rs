@@ -10,7 +10,7 @@ use http::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
-use super::{Call, Dispatcher, Ended, Failure, reported, settle};
+use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, reported};
 use crate::gemini::{ApiKey, Error, Forward, Held, Payload, Rejected, Usage, UsageScanner};
 use crate::limits::{Admission, Underway};
 use crate::metrics::Metrics;
@@ -53,14 +53,15 @@ impl Dispatcher {
         mut admission: Admission,
         idle: Duration,
     ) -> Result<Response<Forwarded>, Unanswered> {
-        for attempt in 1.. {
+        let mut attempts = Attempts::default();
+        loop {
             let underway = self.depart(call, admission).await?;
             let outcome = self.open(call, request, body.clone(), underway, idle).await?;
             let Rejected { error, response } = match outcome {
                 Ok(response) => return Ok(response),
                 Err(rejected) => rejected,
             };
-            admission = match self.readmit(call, attempt, &error).await? {
+            admission = match self.readmit(call, &mut attempts, &error).await? {
                 Ok(admission) => admission,
                 Err(retry_after) => {
                     let failure = Failure::Upstream { error, retry_after };
@@ -68,11 +69,11 @@ impl Dispatcher {
                 }
             };
         }
-        unreachable!("a policy gives up after a number of attempts")
     }
 
-    /// Passes on a request that generates nothing: it takes no slot, and is sent once. `patience`
-    /// is how long Gemini may take to answer.
+    /// Passes on a request that costs nothing: it takes no slot, and is sent once. Gemini may take
+    /// as long for it as for an attempt at a call, counted from when all of the body was sent;
+    /// before that, as long to be reached or to take the next piece of it.
     ///
     /// # Errors
     /// [`Unanswered`].
@@ -81,12 +82,17 @@ impl Dispatcher {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        patience: Duration,
+        sending: &mut Sending,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let passed = timeout(patience, self.client.pass(request, key, payload)).await;
-        passed.unwrap_or_else(|_| Err(Error::late(patience).into())).map_err(|rejected| {
-            let Rejected { error, response } = rejected;
-            Unanswered { failure: Failure::Upstream { error, retry_after: None }, response }
+        let limit = self.policy.attempt_timeout;
+        let passed = tokio::select! {
+            biased;
+            passed = self.client.pass(request, key, payload) => passed,
+            () = sending.overdue(limit) => Err(Error::late(limit).into()),
+        };
+        passed.map_err(|Rejected { error, response }| {
+            let failure = Failure::Upstream { error, retry_after: None };
+            Unanswered { failure, response }
         })
     }
 
@@ -106,13 +112,14 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
+                self.counts_as(&underway, response.body().model_version().as_ref());
                 let usage = UsageScanner::new(request.surface);
                 let metrics = Arc::clone(&self.metrics);
                 let passage = Passage { underway, call: call.clone(), sent, usage, metrics };
                 Ok(Ok(response.map(|body| Forwarded::new(body, passage))))
             }
             Err(rejected) => {
-                settle(underway, &rejected.error);
+                self.settle(underway, &rejected.error);
                 let ended = self.ended(call, sent, &rejected.error);
                 ended.record(&self.metrics, call, sent, Usage::default());
                 match ended {

@@ -5,6 +5,7 @@
 mod estimate;
 mod forward;
 mod retry;
+mod sending;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +17,20 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
     Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
-    Scope, TokenEstimator, Usage,
+    Scope, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Lane, Lapsed, Quotas, Refused, Semaphore, Turn, Turnstile,
-    Underway,
+    Account, Admission, Cost, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, Turn,
+    Turnstile, Underway,
 };
 use crate::metrics::{Answered, Metrics};
 use estimate::Estimators;
 
 pub use forward::{Forwarded, Unanswered};
+use retry::Attempts;
+
 pub use retry::RetryPolicy;
+pub use sending::{ClientFault, Sending};
 
 /// Sends calls to Gemini, each through the door.
 #[derive(Debug)]
@@ -87,6 +91,11 @@ impl Route {
         &self.model
     }
 
+    /// The SHA-256 of the key that pays.
+    pub fn payer(&self) -> &[u8; 32] {
+        self.key.sha256()
+    }
+
     /// Waits until the calls of this route that asked before are in, of the same request.
     pub async fn turn(&self) -> Turn<'_> {
         self.lane.turn().await
@@ -137,15 +146,17 @@ impl Dispatcher {
         self.route_for(account, place, key, model, semaphore)
     }
 
-    /// The same for calls that count tokens. They are not paid for out of the model's quotas.
-    pub fn counting_route(
+    /// The same for calls that Gemini counts beside what the model generates, under a name of
+    /// their own, such as `countTokens`. They are not paid for out of the model's quotas.
+    pub fn route_apart(
         &self,
+        name: &str,
         place: &Arc<Turnstile>,
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().apart(key.sha256(), model.as_str(), "countTokens");
+        let account = self.door.accounts().apart(key.sha256(), model.as_str(), name);
         self.route_for(account, place, key, model, semaphore)
     }
 
@@ -157,6 +168,7 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
+        warn_of_retirement(&model);
         let estimator = self.estimators.of(&model);
         Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
     }
@@ -201,18 +213,18 @@ impl Dispatcher {
         body: Bytes,
         mut admission: Admission,
     ) -> Result<Answer, Failure> {
-        for attempt in 1.. {
+        let mut attempts = Attempts::default();
+        loop {
             let underway = self.depart(call, admission).await?;
             let error = match self.attempt(call, body.clone(), underway).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            admission = match self.readmit(call, attempt, &error).await? {
+            admission = match self.readmit(call, &mut attempts, &error).await? {
                 Ok(admission) => admission,
                 Err(retry_after) => return Err(Failure::Upstream { error, retry_after }),
             };
         }
-        unreachable!("a policy gives up after a number of attempts")
     }
 
     /// Waits until a call that failed may be sent again, holding nothing, and for its turn then.
@@ -220,21 +232,33 @@ impl Dispatcher {
     async fn readmit(
         &self,
         call: &Call,
-        attempt: usize,
+        attempts: &mut Attempts,
         error: &Error,
     ) -> Result<Result<Admission, Option<Duration>>, Failure> {
         let retry_after = retry_after(error);
-        let resend_at = self.policy.resend_at(attempt, error, retry_after, Instant::now());
+        attempts.count(error);
+        let now = Instant::now();
+        let resend_at = self.policy.resend_at(call.kind, *attempts, error, retry_after, now);
         let Some(resend_at) = resend_at.filter(|at| *at < call.deadline) else {
             return Ok(Err(retry_after));
         };
-        tracing::debug!(attempt, code = error.kind.code(), "the call will be sent again");
+        tracing::debug!(
+            attempt = attempts.failed,
+            code = error.kind.code(),
+            "the call will be sent again"
+        );
         self.metrics.retried(call.kind, error.kind.code());
         sleep_until(resend_at).await;
         match self.admit(call).await {
             Ok(admission) => Ok(Ok(admission)),
-            // A deadline that passes in the queue is less telling than what Gemini had said.
+            // A deadline that passes in the queue is less telling than what Gemini had said, and so
+            // is a pause for what the account spends that lasts longer than the call may.
             Err(Failure::DeadlineExceeded) => Ok(Err(retry_after)),
+            Err(Failure::Refused(Refused::Exhausted(Exhausted::NotBefore { .. })))
+                if is_for_spend(error) =>
+            {
+                Ok(Err(retry_after))
+            }
             Err(failure) => Err(failure),
         }
     }
@@ -262,8 +286,11 @@ impl Dispatcher {
         let result = self.client.generate(key, model, body, underway.fence(), patience).await;
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
-            Ok(_) => underway.answered(reported(usage)),
-            Err(error) => settle(underway, error),
+            Ok(answer) => {
+                self.counts_as(&underway, answer.model_version.as_ref());
+                underway.answered(reported(usage));
+            }
+            Err(error) => self.settle(underway, error),
         }
         let ended = match &result {
             Ok(_) => Ended::Answered,
@@ -271,6 +298,55 @@ impl Dispatcher {
         };
         ended.record(&self.metrics, call, sent, usage);
         if matches!(ended, Ended::Overdue) { Err(Failure::DeadlineExceeded) } else { Ok(result) }
+    }
+
+    /// Tells the limits what became of a call that failed.
+    fn settle(&self, call: Underway, error: &Error) {
+        match &error.kind {
+            ErrorKind::RateLimited(refusal) => self.refuse(call, refusal),
+            ErrorKind::Unfunded => call.unfunded(),
+            ErrorKind::Overloaded(_) => call.overloaded(),
+            ErrorKind::Connection => call.unsent(),
+            // Gemini took the call up, though nothing came of it that could be used.
+            _ if error.accepted_model => call.answered(reported(error.usage)),
+            ErrorKind::InvalidKey
+            | ErrorKind::PermissionDenied
+            | ErrorKind::ModelNotFound
+            | ErrorKind::InvalidRequest => call.declined(),
+            // It may have run, and counts as spent: the estimate stands.
+            _ => drop(call),
+        }
+    }
+
+    fn refuse(&self, call: Underway, refusal: &Refusal) {
+        // Google names one model a refusal; a few are looked at, however many there are.
+        let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
+        for model in named.filter_map(|name| Model::parse(name).ok()) {
+            self.counts_as(&call, Some(&model));
+        }
+        let named = named_quotas(refusal);
+        let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
+        match refusal.scope {
+            Scope::Load => call.overloaded(),
+            Scope::PerMinute => call.refused(Instant::now() + wait, named),
+            Scope::PerDay => call.refused_for_the_day(named),
+            Scope::NoQuota => call.without_quota(),
+            Scope::Spend => {
+                self.door.accounts().pause_payer(call.account(), Instant::now() + wait);
+                call.refused_alone();
+            }
+            Scope::Other => call.refused_alone(),
+        }
+    }
+
+    /// Gemini counts a call for the model that it names, which may be another than was asked.
+    fn counts_as(&self, call: &Underway, real: Option<&Model>) {
+        let asked = call.account().model();
+        // Tuned models and what is counted apart have quotas of their own.
+        let is_plain = !asked.contains(['/', ':']);
+        if let Some(real) = real.filter(|real| is_plain && real.as_str() != asked) {
+            self.door.accounts().alias(call.account(), real.as_str());
+        }
     }
 
     /// One timer for both: an attempt's time and what is left of the request's.
@@ -318,37 +394,13 @@ impl Ended<'_> {
     }
 }
 
-/// Tells the limits what became of a call that failed.
-fn settle(call: Underway, error: &Error) {
-    match &error.kind {
-        ErrorKind::RateLimited(refusal) => refuse(call, refusal),
-        ErrorKind::Overloaded => call.overloaded(),
-        // Gemini took the call up, though nothing came of it that could be used.
-        _ if error.accepted_model => call.answered(reported(error.usage)),
-        _ => drop(call),
-    }
-}
-
 /// What a call cost, where Gemini says so.
 fn reported(usage: Usage) -> Option<u64> {
     (usage.prompt_tokens > 0).then_some(usage.prompt_tokens)
 }
 
-fn refuse(call: Underway, refusal: &Refusal) {
-    let named = named_quotas(refusal);
-    let is_none = refusal.violations.iter().any(|violation| violation.limit == Some(0));
-    match refusal.scope {
-        Scope::Load => call.overloaded(),
-        Scope::PerMinute if !is_none => {
-            let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
-            call.refused(Instant::now() + wait, named);
-        }
-        Scope::PerMinute | Scope::PerDay => call.refused_for_the_day(named),
-    }
-}
-
-/// The quotas that a refusal names. One of 0 closes the day instead: kept as a quota, it would keep
-/// every later call from finding out that there is one again.
+/// The quotas that a refusal names. One of 0 is not taken over: it would keep every later call from
+/// finding out that there is one again.
 fn named_quotas(refusal: &Refusal) -> Quotas {
     let mut named = Quotas::default();
     for violation in &refusal.violations {
@@ -363,9 +415,15 @@ fn named_quotas(refusal: &Refusal) -> Quotas {
     named
 }
 
+/// In how long another attempt can succeed, where Gemini says so.
 fn retry_after(error: &Error) -> Option<Duration> {
     match &error.kind {
         ErrorKind::RateLimited(refusal) => refusal.retry_at(Timestamp::now()),
+        ErrorKind::Overloaded(retry_after) => *retry_after,
         _ => None,
     }
+}
+
+fn is_for_spend(error: &Error) -> bool {
+    matches!(&error.kind, ErrorKind::RateLimited(refusal) if refusal.scope == Scope::Spend)
 }

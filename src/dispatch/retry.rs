@@ -19,6 +19,38 @@ pub struct RetryPolicy {
     pub cap: Duration,
 }
 
+/// What became of a call's attempts so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Attempts {
+    /// How many failed.
+    pub failed: usize,
+    /// How many of them broke off after something had been written: Gemini may have run those.
+    broken_off: usize,
+}
+
+/// The kinds of calls that are soon over and change nothing at Gemini. One of these is worth being
+/// sent once more although Gemini may have run it, and charged for it. All others are not: a method
+/// that nobody here has heard of may paint for a minute, or start a job that is then there twice.
+const SHORT: [&str; 9] = [
+    "chat",
+    "structured_output",
+    "cinematic_story_design",
+    "generate_content",
+    "stream_generate_content",
+    "count_tokens",
+    "embed_content",
+    "openai_chat",
+    "openai_embeddings",
+];
+
+impl Attempts {
+    /// One more has failed.
+    pub fn count(&mut self, error: &Error) {
+        self.failed += 1;
+        self.broken_off += usize::from(error.kind == ErrorKind::BrokenOff);
+    }
+}
+
 impl RetryPolicy {
     /// The policy with the usual waits: 0.5 s after the first failure, at most 30 s.
     pub fn new(max_attempts: usize, attempt_timeout: Duration) -> Self {
@@ -26,27 +58,32 @@ impl RetryPolicy {
         Self { max_attempts, attempt_timeout, base, cap }
     }
 
-    /// When to send again a call that failed for the `attempt`-th time, counted from 1; `None`
-    /// where another attempt is of no use or one too many.
+    /// When to send again a call of a kind that failed so often, this time with `error`; `None`
+    /// where another attempt is of no use, one too many, or could have Gemini do the work twice.
     pub(super) fn resend_at(
         &self,
-        attempt: usize,
+        kind: &str,
+        attempts: Attempts,
         error: &Error,
         retry_after: Option<Duration>,
         now: Instant,
     ) -> Option<Instant> {
-        if attempt >= self.max_attempts || !error.is_passing() {
+        let may_have_run = matches!(error.kind, ErrorKind::BrokenOff | ErrorKind::DeadlineExceeded);
+        let is_too_risky = (may_have_run && !SHORT.contains(&kind)) || attempts.broken_off > 1;
+        if attempts.failed >= self.max_attempts || !error.is_passing() || is_too_risky {
             return None;
         }
-        // A used-up minute is waited for in the queue, where all who were refused keep their turns.
+        // What pauses the whole account is waited for in the queue, where all who were refused keep
+        // their turns.
         if let ErrorKind::RateLimited(refusal) = &error.kind
-            && refusal.scope == Scope::PerMinute
+            && matches!(refusal.scope, Scope::PerMinute | Scope::Spend)
         {
             return Some(now);
         }
         // The jitter comes on top of what Gemini says: all who were refused together are told
         // the same moment, and would meet there again.
-        Some(now + retry_after.unwrap_or_default() + self.longest(attempt).mul_f64(fastrand::f64()))
+        let backoff = self.longest(attempts.failed).mul_f64(fastrand::f64());
+        Some(now + retry_after.unwrap_or_default() + backoff)
     }
 
     fn longest(&self, attempt: usize) -> Duration {
@@ -70,25 +107,55 @@ mod tests {
         assert_eq!([longest(7), longest(100)], [30_000, 30_000]);
     }
 
-    #[test]
-    fn nothing_is_sent_again_before_gemini_says() {
-        let error = Error::new(ErrorKind::Unavailable, "overloaded");
-        let now = Instant::now();
+    /// When a call is sent again of which so many attempts failed alike.
+    fn resend_at(kind: &str, failed: usize, error: &Error) -> Option<Instant> {
+        let retry_after = match error.kind {
+            ErrorKind::Overloaded(retry_after) => retry_after,
+            _ => None,
+        };
+        let mut attempts = Attempts::default();
+        (0..failed).for_each(|_| attempts.count(error));
+        policy().resend_at(kind, attempts, error, retry_after, Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_sent_again_before_gemini_says() {
+        let told = Some(Duration::from_secs(7));
+        let error = Error::new(ErrorKind::Overloaded(told), "overloaded");
         for _ in 0..1000 {
-            let at = policy().resend_at(2, &error, Some(Duration::from_secs(7)), now).unwrap();
-            let wait = at - now;
+            let wait = resend_at("chat", 2, &error).unwrap() - Instant::now();
             assert!(wait >= Duration::from_secs(7) && wait <= Duration::from_secs(8), "{wait:?}");
         }
     }
 
     #[test]
     fn only_passing_failures_are_sent_again_and_only_so_often() {
-        let now = Instant::now();
         let overloaded = Error::new(ErrorKind::Unavailable, "overloaded");
-        assert!(policy().resend_at(3, &overloaded, None, now).is_some());
-        assert!(policy().resend_at(4, &overloaded, None, now).is_none());
-        for kind in [ErrorKind::InvalidKey, ErrorKind::InvalidRequest, ErrorKind::Malformed] {
-            assert!(policy().resend_at(1, &Error::new(kind, "no"), None, now).is_none());
+        assert!(resend_at("chat", 3, &overloaded).is_some());
+        assert!(resend_at("chat", 4, &overloaded).is_none());
+        for kind in [
+            ErrorKind::InvalidKey,
+            ErrorKind::InvalidRequest,
+            ErrorKind::Malformed,
+            ErrorKind::Unfunded,
+        ] {
+            assert!(resend_at("chat", 1, &Error::new(kind, "no")).is_none());
+        }
+    }
+
+    #[test]
+    fn what_may_have_run_is_sent_once_more_where_that_costs_little_and_else_never() {
+        let resent =
+            |kind, failed, error| resend_at(kind, failed, &Error::new(error, "")).is_some();
+        for kind in SHORT {
+            assert!(resent(kind, 1, ErrorKind::BrokenOff), "{kind}");
+            assert!(!resent(kind, 2, ErrorKind::BrokenOff), "{kind}");
+        }
+        for kind in ["predict", "interactions", "other_method", "a_kind_of_tomorrow"] {
+            assert!(!resent(kind, 1, ErrorKind::BrokenOff), "{kind}");
+            assert!(!resent(kind, 1, ErrorKind::DeadlineExceeded), "{kind}");
+            assert!(resent(kind, 3, ErrorKind::Connection), "{kind}: nothing was written");
+            assert!(resent(kind, 3, ErrorKind::Overloaded(None)), "{kind}: Gemini did not run it");
         }
     }
 }

@@ -6,6 +6,7 @@ use http::StatusCode;
 use serde::{Deserialize, Deserializer, de};
 
 use super::error::{Error, ErrorKind, bounded};
+use super::model::Model;
 use super::usage::{Usage, UsageMetadata};
 
 /// What stands for a reason that Gemini did not give.
@@ -22,6 +23,9 @@ pub struct Answer {
     pub finish_reason: String,
     /// The tokens it took.
     pub usage: Usage,
+    /// The model that gave it, as Gemini says: another than was asked where that is an alias or is
+    /// routed. Source: `modelVersion` in recorded answers.
+    pub model_version: Option<Model>,
 }
 
 impl Answer {
@@ -52,6 +56,8 @@ struct Response<'a> {
     #[serde(borrow)]
     prompt_feedback: Option<PromptFeedback<'a>>,
     usage_metadata: Option<UsageMetadata>,
+    #[serde(borrow)]
+    model_version: Option<Word<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +102,7 @@ impl<'a> Response<'a> {
     fn into_answer(self) -> Result<Answer, Error> {
         let usage = self.usage_metadata.map(Usage::from).unwrap_or_default();
         let result = match self.candidates.and_then(|all| all.into_iter().next()) {
-            Some(first) => first.into_answer(usage),
+            Some(first) => first.into_answer(usage, model(self.model_version)),
             None => Err(self.prompt_feedback.unwrap_or_default().into_error()),
         };
         result.map_err(|error| Error { usage, accepted_model: true, ..error })
@@ -104,17 +110,35 @@ impl<'a> Response<'a> {
 }
 
 impl Candidate<'_> {
-    fn into_answer(self, usage: Usage) -> Result<Answer, Error> {
+    fn into_answer(self, usage: Usage, model_version: Option<Model>) -> Result<Answer, Error> {
         let reason = self.finish_reason.map_or(FINISH_REASON_UNSPECIFIED.into(), |word| word.0);
         if is_blocked(&reason) {
             return Err(blocked(&reason));
         }
         let text = self.content.map(Content::into_text).unwrap_or_default();
         if !text.is_empty() {
-            return Ok(Answer { text, finish_reason: reason.into_owned(), usage });
+            let finish_reason = reason.into_owned();
+            return Ok(Answer { text, finish_reason, usage, model_version });
         }
         Err(without_text(&reason, self.finish_message.map(|message| message.0).as_deref()))
     }
+}
+
+/// The model that an answer names. It is free text from the network: what is no name is none.
+fn model(version: Option<Word<'_>>) -> Option<Model> {
+    Model::parse(&version?.0).ok()
+}
+
+/// The model that an answer names, of which nothing else is read.
+pub(super) fn model_version(answer: &[u8]) -> Option<Model> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versioned<'a> {
+        #[serde(borrow)]
+        model_version: Option<Word<'a>>,
+    }
+
+    model(serde_json::from_slice::<Versioned<'_>>(answer).ok()?.model_version)
 }
 
 fn blocked(reason: &str) -> Error {
@@ -138,6 +162,7 @@ pub struct Growing {
     finish_reason: Option<String>,
     finish_message: Option<String>,
     usage: Usage,
+    model_version: Option<Model>,
 }
 
 impl Growing {
@@ -157,6 +182,7 @@ impl Growing {
     fn read(&mut self, response: Response<'_>) -> Result<String, Error> {
         // Gemini adds up from piece to piece.
         self.usage = response.usage_metadata.map_or(self.usage, Usage::from);
+        self.model_version = self.model_version.take().or_else(|| model(response.model_version));
         let Some(candidate) = response.candidates.and_then(|all| all.into_iter().next()) else {
             let feedback = response.prompt_feedback.filter(PromptFeedback::is_reason);
             return feedback.map_or(Ok(String::new()), |feedback| Err(feedback.into_error()));
@@ -184,7 +210,8 @@ impl Growing {
             return Err(self.charge(error));
         }
         let finish_reason = reason.to_owned();
-        Ok(Answer { text: self.text, finish_reason, usage: self.usage })
+        let Self { text, usage, model_version, .. } = self;
+        Ok(Answer { text, finish_reason, usage, model_version })
     }
 
     fn charge(&self, error: Error) -> Error {
@@ -329,6 +356,28 @@ mod tests {
     }
 
     #[test]
+    fn the_model_that_answered_is_read_where_it_is_one() {
+        for (version, expected) in [
+            (r#""gemini-3.5-flash-lite""#, Some("gemini-3.5-flash-lite")),
+            (r#""models/gemini-2.5-pro""#, Some("gemini-2.5-pro")),
+            (r#""no model: ../x""#, None),
+            (r#""""#, None),
+            ("null", None),
+        ] {
+            let body = format!(
+                r#"{{"candidates":[{{"content":{{"parts":[{{"text":"Hi"}}]}}}}],"modelVersion":{version}}}"#
+            );
+            let answer = read(&body).unwrap();
+            assert_eq!(answer.model_version.as_ref().map(Model::as_str), expected, "{version}");
+            assert_eq!(model_version(body.as_bytes()), answer.model_version, "{version}");
+            let mut growing = Growing::default();
+            growing.push(body.as_bytes()).unwrap();
+            assert_eq!(growing.finish().unwrap().model_version, answer.model_version);
+        }
+        assert_eq!(model_version(b"{\"modelVersion\":{}}"), None);
+    }
+
+    #[test]
     fn nulls_are_absences() {
         let nulls = r#"{"candidates":null,"promptFeedback":null,"usageMetadata":null}"#;
         assert_eq!(read(nulls).unwrap_err().kind, ErrorKind::Malformed);
@@ -367,7 +416,7 @@ mod tests {
             r#"[{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]"#,
         ] {
             let error = read(body).unwrap_err();
-            assert_eq!((error.kind, &*error.message), (ErrorKind::Overloaded, "overloaded"));
+            assert_eq!((error.kind, &*error.message), (ErrorKind::Overloaded(None), "overloaded"));
             assert!(!error.accepted_model);
         }
     }

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,9 +24,10 @@ use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
-use super::{Answer, ApiKey, Error, ErrorKind, Model};
+use super::{Answer, ApiKey, Error, ErrorKind, Model, retry_after};
 use crate::connect::connector;
 
 /// The header that carries the key. Never the query: queries land in logs.
@@ -115,8 +119,7 @@ impl Client {
         fence: Option<Fence>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let body = Fenced { payload: Payload::Whole(Full::new(body)), fence };
-        let exchange = self.exchange(key, self.request(key, model, body));
+        let exchange = self.exchange(key, self.request(key, model, body), fence);
         let result = tokio::time::timeout(timeout, exchange).await;
         result.unwrap_or_else(|_| Err(Error::late(timeout)))
     }
@@ -128,8 +131,20 @@ impl Client {
         fence: Option<Fence>,
     ) -> Result<Response<Incoming>, Error> {
         *request.uri_mut() = self.base.url(format_args!("{}", request.uri()));
-        let request = request.map(|payload| Fenced { payload, fence });
-        self.http.request(request).await.map_err(broken)
+        self.written(request, fence).await
+    }
+
+    /// Writes a request and waits for the head of its answer.
+    async fn written(
+        &self,
+        request: Request<Payload>,
+        fence: Option<Fence>,
+    ) -> Result<Response<Incoming>, Error> {
+        let written = Arc::new(AtomicBool::new(false));
+        let request =
+            request.map(|payload| Fenced { payload, fence, written: Arc::clone(&written) });
+        let answer = self.http.request(request).await;
+        answer.map_err(|error| broken(error, written.load(Ordering::Relaxed)))
     }
 
     /// The path and query of a URL that is one of this API's, without the prefix.
@@ -139,8 +154,8 @@ impl Client {
         path.strip_prefix(&*self.base.prefix)
     }
 
-    fn request(&self, key: &ApiKey, model: &Model, body: Fenced) -> Request<Fenced> {
-        let mut request = Request::new(body);
+    fn request(&self, key: &ApiKey, model: &Model, body: Bytes) -> Request<Payload> {
+        let mut request = Request::new(Payload::Whole(Full::new(body)));
         *request.method_mut() = Method::POST;
         *request.uri_mut() =
             self.base.url(format_args!("/v1beta/{}:generateContent", model.resource()));
@@ -152,14 +167,22 @@ impl Client {
         request
     }
 
-    async fn exchange(&self, key: &ApiKey, request: Request<Fenced>) -> Result<Answer, Error> {
-        let response = self.http.request(request).await.map_err(broken)?;
+    async fn exchange(
+        &self,
+        key: &ApiKey,
+        request: Request<Payload>,
+        fence: Option<Fence>,
+    ) -> Result<Answer, Error> {
+        let response = self.written(request, fence).await?;
         let status = response.status();
+        let wait = retry_after::read(response.headers(), Timestamp::now());
         match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
             Ok(whole) => {
                 let whole = whole.to_bytes();
                 // Only what is no answer is shown to anybody.
-                Answer::read(status, &whole).or_else(|_| Answer::read(status, &key.redact(whole)))
+                let answer = Answer::read(status, &whole)
+                    .or_else(|_| Answer::read(status, &key.redact(whole)));
+                answer.map_err(|error| error.waiting(wait))
             }
             Err(error) => Err(unread(error)),
         }
@@ -196,6 +219,11 @@ impl Base {
         if authority.as_str().contains('@') {
             return invalid("it has a user name or a password in it");
         }
+        // An authority whose port is no number up to 65535 still parses; only its port is missing.
+        let after_host = &authority.as_str()[authority.host().len()..];
+        if !after_host.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
+            return invalid("its port is not a number from 1 to 65535");
+        }
         let path = parts.path_and_query.map_or_else(String::new, |path| path.to_string());
         Ok(Self { scheme, authority, prefix: path.trim_end_matches('/').to_owned() })
     }
@@ -230,6 +258,8 @@ pub enum Payload {
 struct Fenced {
     payload: Payload,
     fence: Option<Fence>,
+    /// Whether a connection has asked for it, so that some of the request may have been written.
+    written: Arc<AtomicBool>,
 }
 
 /// The fence kept a call back.
@@ -248,6 +278,7 @@ impl Body for Fenced {
         if self.fence.as_ref().is_some_and(|may_leave| !may_leave()) {
             return Poll::Ready(Some(Err(KeptBack.into())));
         }
+        self.written.store(true, Ordering::Relaxed);
         match &mut self.payload {
             Payload::Whole(body) => {
                 Pin::new(body).poll_frame(context).map_err(|never| match never {})
@@ -257,10 +288,15 @@ impl Body for Fenced {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.payload {
+        let is_over = match &self.payload {
             Payload::Whole(body) => body.is_end_stream(),
             Payload::Passing(body) => body.is_end_stream(),
+        };
+        // An empty body is asked for nothing more: from here on its head may have been written.
+        if is_over {
+            self.written.store(true, Ordering::Relaxed);
         }
+        is_over
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -272,13 +308,15 @@ impl Body for Fenced {
 }
 
 /// The error for an exchange that ended before the head of an answer had come.
-fn broken(error: legacy::Error) -> Error {
-    let message = if error.is_connect() {
-        "no connection to Gemini could be made"
+fn broken(error: legacy::Error, written: bool) -> Error {
+    let (kind, message) = if error.is_connect() {
+        (ErrorKind::Connection, "no connection to Gemini could be made")
+    } else if written {
+        (ErrorKind::BrokenOff, "the connection to Gemini broke before an answer came")
     } else {
-        "the connection to Gemini broke before an answer came"
+        (ErrorKind::Connection, "the connection to Gemini broke before the call was written")
     };
-    Error { source: Some(Arc::new(error)), ..Error::new(ErrorKind::Connection, message) }
+    Error { source: Some(Arc::new(error)), ..Error::new(kind, message) }
 }
 
 /// The error for an answer whose body did not come whole.
@@ -292,7 +330,7 @@ pub(super) fn unread(error: BoxError) -> Error {
         return Error::new(ErrorKind::Timeout, message);
     }
     let message = "the connection to Gemini broke before the whole answer came";
-    Error { source: Some(error.into()), ..Error::new(ErrorKind::Connection, message) }
+    Error { source: Some(error.into()), ..Error::new(ErrorKind::BrokenOff, message) }
 }
 
 #[cfg(test)]

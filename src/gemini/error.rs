@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::{
-    quota::{Refusal, Scope},
+    quota::{Refusal, Scope, is_unfunded, retry_after},
     status::{Detail, Status},
     usage::Usage,
 };
@@ -51,16 +51,24 @@ pub enum ErrorKind {
     },
     /// A quota is used up. 429.
     RateLimited(Box<Refusal>),
-    /// Gemini has too much to do: 503.
-    Overloaded,
-    /// Gemini is broken: 500, 502, any other 5xx.
+    /// The account has nothing left to pay with: its credits are used up, or it has reached its
+    /// monthly cap. 402, or a 429 that says so. It holds for every model and key of the account,
+    /// until somebody pays.
+    Unfunded,
+    /// Gemini has too much to do: 503. It may say how long to wait; about a day at most is read.
+    Overloaded(Option<Duration>),
+    /// Gemini is broken, or gave the call up: 499, 500, 502, any other 5xx.
     Unavailable,
     /// Gemini took too long by its own clock: 408, 504.
     DeadlineExceeded,
     /// The attempt took too long by ours. Gemini may be working on it still, and be paid for it.
     Timeout,
-    /// No connection could be made, or it broke before the whole answer had come.
+    /// No connection could be made, or it broke before anything was written to it: Gemini has not
+    /// seen the call.
     Connection,
+    /// The connection broke after something was written to it, before the whole answer had come.
+    /// Gemini may have run the call, and be paid for it.
+    BrokenOff,
     /// Something answered that does not speak as Gemini does.
     Malformed,
     /// There is a candidate but no text in it, function calls at most. 200.
@@ -78,11 +86,17 @@ impl ErrorKind {
             Self::ModelNotFound => "model_not_found",
             Self::InvalidRequest => "invalid_request",
             Self::ContentBlocked { .. } => "content_blocked",
-            Self::RateLimited(refusal) if refusal.scope == Scope::PerDay => "daily_quota_exhausted",
-            Self::RateLimited(_) => "rate_limited",
-            Self::Overloaded | Self::Unavailable => "upstream_unavailable",
+            Self::RateLimited(refusal) => match refusal.scope {
+                Scope::PerMinute | Scope::Load => "rate_limited",
+                Scope::PerDay => "daily_quota_exhausted",
+                Scope::NoQuota => "no_quota",
+                Scope::Spend => "spend_limited",
+                Scope::Other => "other_quota_exhausted",
+            },
+            Self::Unfunded => "account_unfunded",
+            Self::Overloaded(_) | Self::Unavailable => "upstream_unavailable",
             Self::DeadlineExceeded | Self::Timeout => "upstream_timeout",
-            Self::Connection => "upstream_connection",
+            Self::Connection | Self::BrokenOff => "upstream_connection",
             Self::Malformed => "malformed_answer",
             Self::Empty => "empty_answer",
             Self::Truncated => "truncated_answer",
@@ -107,19 +121,30 @@ impl Error {
         Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {patience:?}"))
     }
 
-    /// Whether the same call may well succeed a while later and costs nothing until then: 429, any
-    /// 5xx and broken connections. Not a used-up day's quota, which no retry outlasts; not an
-    /// attempt that was given up here, nor a blocked, empty or truncated answer, which cost tokens
-    /// every time.
+    /// Whether the same call may well succeed a while later: a quota that comes back within
+    /// minutes, any 5xx and broken connections. Not an attempt that was given up here, nor a
+    /// blocked, empty or truncated answer, which cost tokens every time.
     pub fn is_passing(&self) -> bool {
         match &self.kind {
-            ErrorKind::RateLimited(refusal) => refusal.scope != Scope::PerDay,
-            ErrorKind::Overloaded
+            ErrorKind::RateLimited(refusal) => refusal.is_passing(),
+            ErrorKind::Overloaded(_)
             | ErrorKind::Unavailable
             | ErrorKind::DeadlineExceeded
-            | ErrorKind::Connection => true,
+            | ErrorKind::Connection
+            | ErrorKind::BrokenOff => true,
             _ => false,
         }
+    }
+
+    /// Takes over what the header `Retry-After` says, with 429 and 503: the later moment counts.
+    pub(super) fn waiting(mut self, wait: Option<Duration>) -> Error {
+        let told = match &mut self.kind {
+            ErrorKind::RateLimited(refusal) => &mut refusal.retry_after,
+            ErrorKind::Overloaded(retry_after) => retry_after,
+            _ => return self,
+        };
+        *told = (*told).max(wait);
+        self
     }
 
     /// Reads a body that came with a status other than success.
@@ -131,7 +156,7 @@ impl Error {
     /// HTTP status had already gone out, or something else altogether.
     pub(super) fn read_despite_success(body: &[u8]) -> Error {
         let told = Status::read(body).unwrap_or_default();
-        match told.code.and_then(|code| StatusCode::from_u16(code).ok()) {
+        match told.http_status() {
             Some(code) if !code.is_success() => Error::from_status(code, &told),
             _ => Error::new(ErrorKind::Malformed, "the answer is not one that Gemini gives"),
         }
@@ -143,12 +168,14 @@ impl Error {
         let kind = match status.as_u16() {
             400 if is_key_invalid(words, &details) => ErrorKind::InvalidKey,
             401 => ErrorKind::InvalidKey,
+            402 => ErrorKind::Unfunded,
             403 => ErrorKind::PermissionDenied,
             404 => ErrorKind::ModelNotFound,
             408 | 504 => ErrorKind::DeadlineExceeded,
-            429 => ErrorKind::RateLimited(Refusal::read(words, &details).into()),
+            429 => refused(told.code_word(), words, &details),
+            499 => ErrorKind::Unavailable,
             400..500 => ErrorKind::InvalidRequest,
-            503 => ErrorKind::Overloaded,
+            503 => ErrorKind::Overloaded(retry_after(words, &details)),
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
         };
@@ -157,6 +184,16 @@ impl Error {
         } else {
             Error::new(kind, bounded(words))
         }
+    }
+}
+
+/// What a 429 is about.
+fn refused(code: Option<&str>, words: &str, details: &[Detail]) -> ErrorKind {
+    let refusal = Refusal::read(code, words, details);
+    if refusal.violations.is_empty() && is_unfunded(words) {
+        ErrorKind::Unfunded
+    } else {
+        ErrorKind::RateLimited(refusal.into())
     }
 }
 
@@ -196,10 +233,12 @@ mod tests {
                 (403, ErrorKind::PermissionDenied, false),
                 (404, ErrorKind::ModelNotFound, false),
                 (408, ErrorKind::DeadlineExceeded, true),
+                (402, ErrorKind::Unfunded, false),
                 (413, ErrorKind::InvalidRequest, false),
+                (499, ErrorKind::Unavailable, true),
                 (500, ErrorKind::Unavailable, true),
                 (502, ErrorKind::Unavailable, true),
-                (503, ErrorKind::Overloaded, true),
+                (503, ErrorKind::Overloaded(None), true),
                 (504, ErrorKind::DeadlineExceeded, true),
                 (302, ErrorKind::Malformed, false),
             ] {
@@ -237,6 +276,46 @@ mod tests {
         assert!(refused("RequestsPerMinute").is_passing());
         assert!(!refused("RequestsPerDay").is_passing());
         assert!(read(429, "").is_passing());
+    }
+
+    #[test]
+    fn an_account_without_funds_is_told_from_a_used_up_quota() {
+        let unfunded =
+            r#"{"error":{"code":429,"message":"Your prepayment credits are depleted."}}"#;
+        assert_eq!(read(429, unfunded).kind, ErrorKind::Unfunded);
+        let refused =
+            r#"{"error":{"message":"Your credits: Quota exceeded for metric: m/requests"}}"#;
+        assert!(matches!(read(429, refused).kind, ErrorKind::RateLimited(_)), "it names a quota");
+    }
+
+    #[test]
+    fn a_code_may_be_a_word() {
+        let body = |code: &str| format!(r#"{{"error":{{"code":"{code}","message":"Words."}}}}"#);
+        assert_eq!(read(503, &body("service_unavailable")).message, "Words.");
+        let despite_success = |code| Error::read_despite_success(body(code).as_bytes()).kind;
+        assert_eq!(despite_success("service_unavailable"), ErrorKind::Overloaded(None));
+        assert_eq!(despite_success("cancelled"), ErrorKind::Unavailable);
+        assert_eq!(despite_success("payment_required"), ErrorKind::Unfunded);
+        assert_eq!(despite_success("brand_new"), ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn the_later_of_header_and_body_is_waited_for() {
+        let body = r#"{"error":{"details":[
+            {"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"9s"}]}}"#;
+        let wait = |status, header| {
+            let error = read(status, body).waiting(Some(Duration::from_secs(header)));
+            match error.kind {
+                ErrorKind::RateLimited(refusal) => refusal.retry_after,
+                ErrorKind::Overloaded(retry_after) => retry_after,
+                _ => None,
+            }
+        };
+        for status in [429, 503] {
+            assert_eq!(wait(status, 3), Some(Duration::from_secs(10)), "{status}");
+            assert_eq!(wait(status, 30), Some(Duration::from_secs(30)), "{status}");
+        }
+        assert_eq!(wait(500, 30), None);
     }
 
     #[test]

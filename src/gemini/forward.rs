@@ -9,20 +9,25 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, Method, Request, Response, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
     response,
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
 use super::client::{API_KEY, JSON, MAX_ANSWER, NAME, unread};
-use super::{ApiKey, Client, Error, Fence, Model, Payload};
+use super::opening::{Opening, first_data};
+use super::{ApiKey, Client, Error, ErrorKind, Fence, Model, Payload, answer, retry_after};
 
 /// How much of an answer that is no stream is kept until it is whole, in bytes: until then the
 /// call can be made again if the answer breaks off. Longer ones pass as they come.
 const MAX_HELD: usize = 1 << 20;
+
+/// The longest answer, or event, that is read for the model that gave it, in bytes.
+const MAX_READ: usize = 64 * 1024;
 
 /// Whose words a request uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +72,9 @@ pub struct Held {
 }
 
 impl Client {
-    /// Makes a call and waits for its answer: for the first bytes of a stream, for all of anything
-    /// else that is not too long. From then on it may stay silent for `idle`.
+    /// Makes a call and waits for its answer: for the first event of a stream as far as it tells
+    /// whether it is an error, for all of anything else that is not too long. From then on it may
+    /// stay silent for `idle`.
     ///
     /// Dropping the future, or the answer's body, closes the connection, which tells Gemini to stop.
     ///
@@ -83,11 +89,14 @@ impl Client {
         idle: Duration,
     ) -> Result<Response<Held>, Rejected> {
         let payload = Payload::Whole(Full::new(body));
-        let response = self.answer(request, Some(key), payload, fence).await?;
+        let response = self.answer(request, Some(key), payload, fence, is_answer).await?;
         let (head, body) = response.into_parts();
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, if is_stream { 1 } else { MAX_HELD }, idle).await?;
-        Ok(Response::from_parts(head, held))
+        let held = Held::new(body, is_stream, idle).await?;
+        match held.refused() {
+            false => Ok(Response::from_parts(head, held)),
+            true => Err(Rejected::despite_success(head, held.first, key)),
+        }
     }
 
     /// Passes a request on with a body of whatever size, and its answer back.
@@ -100,7 +109,9 @@ impl Client {
         key: Option<&ApiKey>,
         payload: Payload,
     ) -> Result<Response<Incoming>, Rejected> {
-        self.answer(request, key, payload, None).await
+        let is_upload = request.path.path().starts_with("/upload/");
+        let is_good = move |status| is_passed_on(status, is_upload);
+        self.answer(request, key, payload, None, is_good).await
     }
 
     async fn answer(
@@ -109,10 +120,10 @@ impl Client {
         key: Option<&ApiKey>,
         payload: Payload,
         fence: Option<Fence>,
+        is_good: impl Fn(StatusCode) -> bool,
     ) -> Result<Response<Incoming>, Rejected> {
         let response = self.send(request.with(key, payload), fence).await?;
-        let status = response.status();
-        if !status.is_client_error() && !status.is_server_error() {
+        if is_good(response.status()) {
             return Ok(response);
         }
         let (head, body) = response.into_parts();
@@ -149,6 +160,34 @@ impl Forward {
     }
 }
 
+/// Whether so much of an answer has come that the rest can pass as it comes.
+fn is_enough(first: &[u8], is_stream: bool) -> bool {
+    let can_tell = || match Opening::of(first) {
+        Opening::Unknown => false,
+        Opening::Answer => true,
+        Opening::Error { is_over, .. } => is_over,
+    };
+    first.len() >= MAX_HELD || (is_stream && can_tell())
+}
+
+/// Whether a status says that the body is an answer.
+fn is_answer(status: StatusCode) -> bool {
+    status.is_success() && !is_empty(status)
+}
+
+/// Whether a status is passed on where nothing is generated: besides success, that nothing changed
+/// since the client last asked (304), and that an upload is to go on (308).
+fn is_passed_on(status: StatusCode, is_upload: bool) -> bool {
+    status.is_success()
+        || status == StatusCode::NOT_MODIFIED
+        || (is_upload && status == StatusCode::PERMANENT_REDIRECT)
+}
+
+/// Whether an answer with this status has no body. Source: RFC 9110, section 15.3.
+fn is_empty(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type
@@ -161,7 +200,18 @@ impl Rejected {
             Some(key) => key.redact(body),
             None => body,
         };
-        let error = Error::read(head.status, &body);
+        let wait = retry_after::read(&head.headers, Timestamp::now());
+        let error = Error::read(head.status, &body).waiting(wait);
+        // What is no error of Gemini's is not for its clients.
+        let is_told = error.kind != ErrorKind::Malformed;
+        let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
+        Self { error, response }
+    }
+
+    /// Reads an answer that came with success and begins with an error.
+    fn despite_success(head: response::Parts, body: Bytes, key: &ApiKey) -> Self {
+        let body = key.redact(body);
+        let error = Error::read_despite_success(first_data(&body).unwrap_or(&body));
         Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
     }
 }
@@ -173,18 +223,18 @@ impl From<Error> for Rejected {
 }
 
 impl Held {
-    /// Waits for so many bytes, or for the end.
-    async fn new(body: Incoming, enough: usize, idle: Duration) -> Result<Self, Error> {
+    /// Waits for what must have come before anything is passed on, or for the end.
+    async fn new(body: Incoming, is_stream: bool, idle: Duration) -> Result<Self, Error> {
         let length = body.size_hint().exact();
         let mut rest = Box::pin(TimeoutBody::new(idle, body));
         let mut first = BytesMut::new();
         while let Some(frame) = rest.frame().await {
             let Ok(data) = frame.map_err(unread)?.into_data() else { continue };
-            let first = if first.is_empty() && data.len() >= enough {
+            let first = if first.is_empty() && is_enough(&data, is_stream) {
                 data
             } else {
                 first.extend_from_slice(&data);
-                if first.len() < enough {
+                if !is_enough(&first, is_stream) {
                     continue;
                 }
                 first.freeze()
@@ -193,6 +243,19 @@ impl Held {
             return Ok(Self { first, rest: Some(rest).filter(|_| left != Some(0)), left });
         }
         Ok(Self { first: first.freeze(), rest: None, left: Some(0) })
+    }
+
+    /// Whether it is an error, although it came with success.
+    fn refused(&self) -> bool {
+        let is_error = matches!(Opening::of(&self.first), Opening::Error { .. });
+        let error = || Error::read_despite_success(first_data(&self.first).unwrap_or_default());
+        is_error && error().kind != ErrorKind::Malformed
+    }
+
+    /// The model that Gemini says it asked, where the first event says so, or a short answer.
+    pub fn model_version(&self) -> Option<Model> {
+        let data = first_data(&self.first).filter(|data| data.len() <= MAX_READ)?;
+        answer::model_version(data)
     }
 
     /// All of the answer, where it has come.

@@ -24,16 +24,6 @@ impl InputFeatures {
     }
 }
 
-/// The model that a body of OpenAI's shape is for.
-pub fn openai_model(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Body<'a> {
-        #[serde(borrow)]
-        model: Option<Cow<'a, str>>,
-    }
-    serde_json::from_slice::<Body<'_>>(body).ok()?.model.map(Cow::into_owned)
-}
-
 /// What a piece of media costs, in tokens, by its type and its size in bytes, if that is known.
 ///
 /// Source: Gemini API documentation, "Understand and count tokens" and "Media resolution": an image
@@ -232,15 +222,6 @@ mod tests {
         for body in [&b"not JSON"[..], b"{\"text\": \"\xff\"}", b""] {
             let features = InputFeatures::of_body(body);
             assert_eq!(features.ascii_bytes, body.len() as u64);
-        }
-    }
-
-    #[test]
-    fn the_model_of_a_body_of_openais_shape_is_found() {
-        let model = |body: &str| openai_model(body.as_bytes());
-        assert_eq!(model(r#"{"messages":[{"model":"no"}],"model":"a\u0062"}"#).unwrap(), "ab");
-        for body in [r#"{"messages":[]}"#, r#"{"model":7}"#, "[]", ""] {
-            assert_eq!(model(body), None);
         }
     }
 }

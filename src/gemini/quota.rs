@@ -7,8 +7,19 @@ use jiff::{SignedDuration, Timestamp};
 use super::status::{Detail, ErrorInfo, QuotaViolation};
 use crate::pacific::until_midnight;
 
-/// The window of every per-minute quota, and so the longest it can be closed.
+/// The window of every per-minute quota. Where Gemini does not say how long to wait, this is how
+/// long.
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// The longest pause for a quota per minute: its window, and as much again for clocks that differ.
+const LONGEST_MINUTE: Duration = Duration::from_secs(120);
+
+/// The window of the spend-based limit, and so the longest it can last. Source: Gemini's
+/// documentation, "Rate limits".
+const SPEND_WINDOW: Duration = Duration::from_secs(600);
+
+/// The longest delay that is read out of an answer; no quota lasts longer.
+const LONGEST_DELAY: Duration = Duration::from_secs(25 * 60 * 60);
 
 /// What `RetryInfo.retryDelay` can be short of the truth, being rounded down to whole seconds.
 const ROUNDED_OFF: Duration = Duration::from_secs(1);
@@ -35,8 +46,16 @@ pub enum Scope {
     PerMinute,
     /// A quota per day, until midnight in California.
     PerDay,
-    /// No quota is named: a burst, or Gemini is short of capacity.
+    /// Gemini is short of capacity: it says "Resource has been exhausted (e.g. check quota)", or
+    /// nothing at all.
     Load,
+    /// A quota of the model is 0: no time helps, only somebody who raises it.
+    NoQuota,
+    /// The account may not cost more for now. It holds for every model of the account.
+    Spend,
+    /// A quota that ordinary calls do not spend (batch jobs, grounding), or one that Gemini does
+    /// not name. It says nothing of the model's other calls.
+    Other,
 }
 
 /// One exceeded quota. Quotas are counted per project and, mostly, model; never per key.
@@ -63,6 +82,8 @@ pub enum Quantity {
     Requests,
     /// Tokens of the prompt.
     InputTokens,
+    /// What only some calls spend: batch jobs, grounding by search, cached content.
+    Apart,
     /// Something else.
     Other,
 }
@@ -79,42 +100,101 @@ pub enum Period {
 }
 
 impl Refusal {
-    /// When a new attempt can succeed, counted from `now`; `None` where Gemini does not say.
+    /// When a new attempt can succeed, counted from `now`; `None` where nobody knows.
     ///
-    /// A day's quota is back at the next midnight in California, whatever delay was said; a
-    /// minute's after the delay that was said, or else after 60 seconds.
+    /// A day's quota is back at the next midnight in California, whatever delay was said. Any other
+    /// is back after the delay that was said, as far as the quota can last that long, or else after
+    /// 60 seconds.
     pub fn retry_at(&self, now: Timestamp) -> Option<Duration> {
+        let delay = self.retry_after.unwrap_or(MINUTE);
         match self.scope {
             Scope::PerDay => Some(until_midnight(now)),
-            Scope::PerMinute => Some(self.retry_after.unwrap_or(MINUTE)),
+            Scope::Other if self.names(Period::Day) => Some(until_midnight(now)),
+            Scope::PerMinute => Some(delay.min(LONGEST_MINUTE)),
+            Scope::Spend => Some(delay.min(SPEND_WINDOW)),
+            Scope::Other => Some(delay),
             Scope::Load => self.retry_after,
+            Scope::NoQuota => None,
         }
     }
 
-    /// Reads the message and the details of a 429.
-    pub(super) fn read(message: &str, details: &[Detail]) -> Refusal {
-        let violations = violations(message, details);
-        Refusal {
-            scope: Scope::of(&violations),
-            violations,
-            retry_after: retry_after(message, details),
+    /// Whether the same call can succeed within minutes. Where no quota is named, only Gemini knows.
+    pub(super) fn is_passing(&self) -> bool {
+        match self.scope {
+            Scope::PerMinute | Scope::Load | Scope::Spend => true,
+            Scope::Other => self.violations.is_empty() && self.retry_after.is_some(),
+            Scope::PerDay | Scope::NoQuota => false,
         }
+    }
+
+    fn names(&self, period: Period) -> bool {
+        self.violations.iter().any(|quota| quota.period == period)
+    }
+
+    /// Reads a 429: its code, where that is a word, its message and its details.
+    pub(super) fn read(code: Option<&str>, message: &str, details: &[Detail]) -> Refusal {
+        let violations = violations(message, details);
+        let scope = match (Scope::of(&violations), code) {
+            (Some(scope), _) => scope,
+            // Interactions name no quota, but its kind. Source: Gemini API reference, error codes.
+            (None, Some("rate_limit_exceeded")) => Scope::PerMinute,
+            (None, Some("quota_exceeded")) => Scope::PerDay,
+            (None, _) => Scope::of_words(message),
+        };
+        Refusal { scope, violations, retry_after: retry_after(message, details) }
     }
 }
 
 impl Scope {
-    fn of(violations: &[Violation]) -> Scope {
-        if violations.iter().any(|violation| violation.period == Period::Day) {
+    /// The scope of named quotas; `None` where none is.
+    fn of(violations: &[Violation]) -> Option<Scope> {
+        if violations.is_empty() {
+            return None;
+        }
+        let ordinary = || violations.iter().filter(|quota| quota.quantity != Quantity::Apart);
+        Some(if ordinary().any(|quota| quota.limit == Some(0)) {
+            Scope::NoQuota
+        } else if ordinary().any(|quota| quota.period == Period::Day) {
             Scope::PerDay
-        } else if violations.is_empty() {
-            Scope::Load
-        } else {
+        } else if ordinary().next().is_some() {
             Scope::PerMinute
+        } else {
+            Scope::Other
+        })
+    }
+
+    /// The scope of a refusal that names no quota.
+    fn of_words(message: &str) -> Scope {
+        let message = message.to_ascii_lowercase();
+        if message.is_empty() || message.contains("resource has been exhausted") {
+            Scope::Load
+        } else if message.contains(SPEND_BASED) {
+            Scope::Spend
+        } else {
+            Scope::Other
         }
     }
 }
 
-fn retry_after(message: &str, details: &[Detail]) -> Option<Duration> {
+/// By which words the limit on what an account may cost in ten minutes is told. Source: recorded
+/// refusals, which name no quota.
+const SPEND_BASED: &str = "spend-based";
+
+/// Whether a 429 says that the account has nothing left to pay with: the form of a 402 until 2026,
+/// and what Gemini says of a monthly cap. Source: recorded and quoted refusals.
+pub(super) fn is_unfunded(message: &str) -> bool {
+    // What a link leads to, and the advice in nearly every refusal, say nothing of this one.
+    let words: Vec<_> =
+        message.split_whitespace().filter(|word| !word.starts_with("http")).collect();
+    let message = words.join(" ").to_ascii_lowercase();
+    !message.contains(SPEND_BASED)
+        && ["prepay", "credits", "spending cap", "spend cap", "billing account"]
+            .iter()
+            .any(|sign| message.contains(sign))
+}
+
+/// How long the message and the details of an error say to wait.
+pub(super) fn retry_after(message: &str, details: &[Detail]) -> Option<Duration> {
     let exact = delay_in(message);
     let rounded = details.iter().find_map(|detail| match detail {
         Detail::RetryInfo(info) => duration(&info.retry_delay),
@@ -133,8 +213,9 @@ fn delay_in(message: &str) -> Option<Duration> {
 }
 
 /// A duration as Google writes it: `26s`, `48.939935699s`, `820ms`, `1m2.5s`, `15h3m`.
-fn duration(text: &str) -> Option<Duration> {
-    text.parse::<SignedDuration>().ok()?.try_into().ok()
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    let duration = Duration::try_from(text.parse::<SignedDuration>().ok()?).ok()?;
+    Some(duration.min(LONGEST_DELAY))
 }
 
 fn violations(message: &str, details: &[Detail]) -> Vec<Violation> {
@@ -200,8 +281,12 @@ impl Violation {
     /// A violation of which only the names are known, and what these say.
     fn of(quota_id: Option<String>, quota_metric: Option<String>) -> Violation {
         let names = [quota_id.as_deref(), quota_metric.as_deref()].map(Option::unwrap_or_default);
-        let says = |words| names.iter().any(|name| squeezed(name).contains(words));
-        let quantity = if says("inputtoken") {
+        let says = |words: &str| names.iter().any(|name| squeezed(name).contains(words));
+        let is_apart = ["grounding", "search", "enqueued", "cachedcontent"].into_iter().any(says)
+            || (says("batch") && !says("batchembed"));
+        let quantity = if is_apart {
+            Quantity::Apart
+        } else if says("inputtoken") {
             Quantity::InputTokens
         } else if says("request") {
             Quantity::Requests
@@ -246,6 +331,7 @@ mod tests {
             ("1m2.5s", Some(Duration::from_millis(62_500))),
             ("15h3m", Some(Duration::from_secs(15 * HOUR + 3 * 60))),
             ("9h56m7.32s", Some(Duration::from_millis((9 * HOUR + 56 * 60 + 7) * 1000 + 320))),
+            ("9223372036854775807s", Some(LONGEST_DELAY)),
             ("-3s", None),
             ("99999999999999999999s", None),
             ("soon", None),
@@ -256,7 +342,7 @@ mod tests {
     }
 
     fn refusal(details: &str, message: &str) -> Refusal {
-        Refusal::read(message, &serde_json::from_str::<Vec<Detail>>(details).unwrap())
+        Refusal::read(None, message, &serde_json::from_str::<Vec<Detail>>(details).unwrap())
     }
 
     fn violation(quota_id: &str) -> String {
@@ -300,12 +386,107 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_names_no_quota_is_for_load() {
-        let silent = refusal("[]", "Resource has been exhausted (e.g. check quota).");
-        assert_eq!(silent.scope, Scope::Load);
-        assert_eq!(silent.retry_at(Timestamp::UNIX_EPOCH), None);
+    fn a_refusal_that_names_no_quota_is_told_by_its_words() {
+        for (message, scope, passing, wait) in [
+            ("", Scope::Load, true, None),
+            ("Resource has been exhausted (e.g. check quota).", Scope::Load, true, None),
+            (
+                "You exceeded your spend-based rate limit. Your spending rate has exceeded the \
+                 allowed limit for your account's billing history and tier.",
+                Scope::Spend,
+                true,
+                Some(60),
+            ),
+            (
+                "You exceeded your current quota, please check your plan and billing details.",
+                Scope::Other,
+                false,
+                Some(60),
+            ),
+            ("Search Grounding quota exceeded.", Scope::Other, false, Some(60)),
+            ("Too many requests. Please retry in 3s.", Scope::Other, true, Some(3)),
+        ] {
+            let refusal = refusal("[]", message);
+            assert_eq!((refusal.scope, refusal.is_passing()), (scope, passing), "{message}");
+            let retry_at = refusal.retry_at(Timestamp::UNIX_EPOCH);
+            assert_eq!(retry_at, wait.map(Duration::from_secs), "{message}");
+        }
         let told = refusal(&format!("[{}]", retry_info("3s")), "");
         assert_eq!(told.retry_at(Timestamp::UNIX_EPOCH), Some(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn interactions_tell_the_kind_of_quota_in_their_code() {
+        let scope = |code| Refusal::read(Some(code), "You exceeded your quota.", &[]).scope;
+        assert_eq!(scope("rate_limit_exceeded"), Scope::PerMinute);
+        assert_eq!(scope("quota_exceeded"), Scope::PerDay);
+        assert_eq!(scope("too_many_requests"), Scope::Other);
+    }
+
+    #[test]
+    fn a_quota_of_batch_jobs_or_of_grounding_is_not_the_models() {
+        for id in [
+            "SearchGroundingRequestsPerDayPerProject",
+            "GroundingRequestsPerDayPerProject-FreeTier",
+            "BatchEnqueuedTokensPerModel",
+            "TotalCachedContentStorageTokensPerModelFreeTier",
+        ] {
+            let details = format!("[{},{}]", violation(id), retry_info("3s"));
+            let refusal = refusal(&details, "");
+            assert_eq!((refusal.scope, refusal.is_passing()), (Scope::Other, false), "{id}");
+            let hours = if id.contains("PerDay") { 8 } else { 0 };
+            let wait = refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(wait.as_secs() / HOUR, hours, "{id}: midnight in California");
+        }
+        let embeds = format!("[{}]", violation("BatchEmbedContentsRequestsPerMinutePerProject"));
+        assert_eq!(refusal(&embeds, "").scope, Scope::PerMinute);
+        let both = format!("[{},{}]", violation("GroundingRequestsPerDay"), violation(MINUTE_ID));
+        assert_eq!(refusal(&both, "").scope, Scope::PerMinute);
+    }
+
+    #[test]
+    fn a_quota_of_0_comes_back_at_no_known_time() {
+        for id in [MINUTE_ID, DAY_ID] {
+            let details = format!(
+                r#"[{{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
+                     "violations":[{{"quotaId":"{id}","quotaValue":"0"}}]}},{}]"#,
+                retry_info("3s")
+            );
+            let refusal = refusal(&details, "");
+            assert_eq!((refusal.scope, refusal.is_passing()), (Scope::NoQuota, false));
+            assert_eq!(refusal.retry_at(Timestamp::UNIX_EPOCH), None);
+        }
+    }
+
+    #[test]
+    fn an_account_without_funds_is_told_by_its_words() {
+        for message in [
+            "Your prepayment credits are depleted. Please go to AI Studio.",
+            "Your billing account has exceeded its monthly spending cap",
+            "Your project has exceeded its spend cap.",
+        ] {
+            assert!(is_unfunded(message), "{message}");
+        }
+        for message in [
+            "",
+            "Resource has been exhausted (e.g. check quota).",
+            "You exceeded your current quota, please check your plan and billing details.",
+            "Quota exceeded. See https://ai.google.dev/gemini-api/docs/billing#prepay",
+            "You exceeded your spend-based rate limit, for your account's billing history.",
+        ] {
+            assert!(!is_unfunded(message), "{message}");
+        }
+    }
+
+    #[test]
+    fn no_delay_is_longer_than_its_quota_can_last() {
+        let far = retry_info("3153600000s");
+        let wait = |details: &str, message: &str| {
+            refusal(details, message).retry_at(Timestamp::UNIX_EPOCH).unwrap()
+        };
+        assert_eq!(wait(&format!("[{},{far}]", violation(MINUTE_ID)), ""), LONGEST_MINUTE);
+        assert_eq!(wait(&format!("[{far}]"), "spend-based"), SPEND_WINDOW);
+        assert!(wait(&format!("[{far}]"), "") <= LONGEST_DELAY + ROUNDED_OFF);
     }
 
     #[test]
@@ -332,7 +513,7 @@ mod tests {
         assert_eq!(found[2].model.as_deref(), Some("a"));
 
         let alone = refusal("[]", message);
-        assert_eq!((alone.scope, alone.violations.len()), (Scope::PerMinute, 3));
+        assert_eq!((alone.scope, alone.violations.len()), (Scope::NoQuota, 3));
         assert_eq!(alone.retry_after, Some(Duration::from_secs(1)));
     }
 }

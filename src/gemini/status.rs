@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// `{"code", "message", "status", "details"}` in the envelope `{"error": …}`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Status<'a> {
-    pub(super) code: Option<u16>,
+    #[serde(borrow)]
+    code: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) message: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -28,12 +30,46 @@ impl<'a> Status<'a> {
         }
     }
 
+    /// The code, where it is a word, as Interactions write it.
+    pub(super) fn code_word(&self) -> Option<&'a str> {
+        self.code?.get().strip_prefix('"')?.strip_suffix('"')
+    }
+
+    /// The HTTP status that the code stands for.
+    pub(super) fn http_status(&self) -> Option<StatusCode> {
+        let code = match self.code_word() {
+            Some(word) => status_of_word(word)?,
+            None => self.code?.get().parse().ok()?,
+        };
+        StatusCode::from_u16(code).ok()
+    }
+
     /// The details, each read alone: one that is not as expected hides none of the others.
     pub(super) fn details(&self) -> Vec<Detail> {
         let list = self.details.map(RawValue::get).unwrap_or_default();
         let details: Vec<&RawValue> = serde_json::from_str(list).unwrap_or_default();
         details.into_iter().filter_map(|detail| serde_json::from_str(detail.get()).ok()).collect()
     }
+}
+
+/// The HTTP status of a code of Interactions. Source: Gemini API reference, error codes.
+fn status_of_word(word: &str) -> Option<u16> {
+    Some(match word {
+        "invalid_request" | "failed_precondition" | "parameter_unknown" => 400,
+        "authentication" => 401,
+        "payment_required" => 402,
+        "permission_denied" => 403,
+        "not_found" | "model_not_found" => 404,
+        "already_exists" | "aborted" => 409,
+        "out_of_range" => 416,
+        "rate_limit_exceeded" | "quota_exceeded" | "too_many_requests" => 429,
+        "cancelled" => 499,
+        "api_error" => 500,
+        "unimplemented" => 501,
+        "service_unavailable" => 503,
+        "deadline_exceeded" => 504,
+        _ => return None,
+    })
 }
 
 #[derive(Deserialize)]

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::offload::Offload;
 use super::{Failure, Generation, generate};
 use crate::dispatch::{self, Call, Dispatcher, Route};
 use crate::gemini::{ApiKey, Model};
@@ -46,10 +47,11 @@ pub struct Outcome<Output> {
 /// there is none to be found: nothing was sent then.
 pub async fn generate_all<G: Generation>(
     dispatcher: &Arc<Dispatcher>,
+    offload: &Arc<Offload>,
     items: Vec<Item<G>>,
     timeout: Duration,
 ) -> Result<Vec<Outcome<G::Output>>, Refused> {
-    let batch = Arc::new(Batch::new(dispatcher, items, timeout));
+    let batch = Arc::new(Batch::new(dispatcher, offload, items, timeout));
     let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
     (0..batch.lanes.len()).for_each(|lane| batch.start_runner(lane));
     batch.runners.close();
@@ -63,6 +65,7 @@ pub async fn generate_all<G: Generation>(
 /// A batch under way, which its runners share.
 struct Batch<G: Generation> {
     dispatcher: Arc<Dispatcher>,
+    offload: Arc<Offload>,
     lanes: Vec<Lane<G>>,
     timeout: Duration,
     /// In the order of the items. One whose runner never tells how it ended has failed.
@@ -82,7 +85,12 @@ struct Lane<G> {
 }
 
 impl<G: Generation> Batch<G> {
-    fn new(dispatcher: &Arc<Dispatcher>, items: Vec<Item<G>>, timeout: Duration) -> Self {
+    fn new(
+        dispatcher: &Arc<Dispatcher>,
+        offload: &Arc<Offload>,
+        items: Vec<Item<G>>,
+        timeout: Duration,
+    ) -> Self {
         let place = dispatcher.place_for_many();
         let mut outcomes = Vec::with_capacity(items.len());
         let mut lanes: Vec<Lane<G>> = Vec::new();
@@ -101,6 +109,7 @@ impl<G: Generation> Batch<G> {
         }
         Self {
             dispatcher: Arc::clone(dispatcher),
+            offload: Arc::clone(offload),
             lanes,
             timeout,
             outcomes: Mutex::new(outcomes),
@@ -139,7 +148,8 @@ impl<G: Generation> Batch<G> {
                     if standing_by.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
                         self.start_runner(lane);
                     }
-                    generate(&self.dispatcher, &call, &generation, admission).await
+                    let generation = Arc::new(generation);
+                    generate(&self.dispatcher, &self.offload, &call, &generation, admission).await
                 }
                 Err(dispatch::Failure::Refused(
                     refused @ (Refused::QueueFull | Refused::OutOfReach(_)),
@@ -176,10 +186,13 @@ mod tests {
     use crate::dispatch::RetryPolicy;
     use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
     use crate::generation::chat::ChatRequest;
+    use crate::generation::schema::Work;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
     use crate::limits::{Door, QuotaPlan};
     use crate::metrics::Metrics;
     use crate::simulator::{Options, Simulator};
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
     /// A generation that may panic when it is answered.
     struct Fragile {
@@ -193,7 +206,7 @@ mod tests {
         type Request = ChatRequest;
         type Output = String;
 
-        fn prepare(_: ChatRequest, _: &mut Preparation<'_>) -> Result<Self, Vec<InvalidField>> {
+        fn prepare(_: ChatRequest, _: &Preparation<'_>) -> Result<Self, Vec<InvalidField>> {
             unreachable!("it is made by hand")
         }
 
@@ -209,7 +222,7 @@ mod tests {
             InputFeatures::of(&self.prompt)
         }
 
-        fn read(&self, answer: Answer) -> Result<String, Unusable<String>> {
+        fn read(&self, answer: Answer, _: &Work) -> Result<String, Unusable<String>> {
             assert!(!self.breaks, "as it was told to");
             Ok(answer.text)
         }
@@ -245,7 +258,8 @@ mod tests {
         };
 
         let items = (0..8).map(item).collect();
-        let outcomes = generate_all(&dispatcher, items, Duration::from_secs(30)).await.unwrap();
+        let (offload, timeout) = (Arc::new(Offload::new(TIMEOUT)), TIMEOUT);
+        let outcomes = generate_all(&dispatcher, &offload, items, timeout).await.unwrap();
         assert_eq!(outcomes.len(), 8);
         for (n, outcome) in outcomes.into_iter().enumerate() {
             match outcome.result {

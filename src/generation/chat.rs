@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::schema::Work;
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
 use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
 
@@ -21,11 +22,13 @@ pub use stream::{ChatEvent, ChatStream};
 }))]
 pub struct ChatRequest {
     /// What is asked. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     prompt: String,
     /// What the model keeps to throughout.
     #[schema(default = "")]
     system_prompt: Option<String>,
     /// Such as `gemini-2.5-flash` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
@@ -79,7 +82,7 @@ impl Request for ChatRequest {
 
 impl Chat {
     fn response(&self, answer: Answer) -> ChatResponse {
-        let Answer { text, finish_reason, usage } = answer;
+        let Answer { text, finish_reason, usage, .. } = answer;
         let model = self.model.clone();
         ChatResponse { success: true, response: text, model, finish_reason, usage }
     }
@@ -92,7 +95,7 @@ impl Generation for Chat {
 
     fn prepare(
         request: ChatRequest,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>> {
         let mut faults = InvalidField::blanks(&[("prompt", &request.prompt)]);
         let model = Preparation::model(
@@ -124,7 +127,7 @@ impl Generation for Chat {
     }
 
     /// Any text is what was asked for, so no chat is ever unusable.
-    fn read(&self, answer: Answer) -> Result<ChatResponse, Unusable<ChatResponse>> {
+    fn read(&self, answer: Answer, _: &Work) -> Result<ChatResponse, Unusable<ChatResponse>> {
         Ok(self.response(answer))
     }
 

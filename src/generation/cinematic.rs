@@ -8,9 +8,12 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::question::{Fault, SchemaPrompt, SchemaQuestion};
+use super::schema::Work;
 pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
 use super::structured::MESSAGE;
-use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use super::{
+    Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
+};
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
 
 /// Asks the model for a story.
@@ -23,12 +26,16 @@ use crate::gemini::{Answer, InputFeatures, Model, Usage};
 }))]
 pub struct StoryRequest {
     /// What the story is made from. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     user_content: String,
     /// How the model is to tell it. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     system_prompt: String,
     /// The voices there are; the narrator's is one of them. Empty counts as absent.
+    #[schema(value_type = Option<Vec<VoiceId>>)]
     voice_id_list: Option<Vec<String>>,
     /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
@@ -38,6 +45,12 @@ pub struct StoryRequest {
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
 }
+
+/// The identifier of a voice. Not blank.
+#[derive(ToSchema)]
+#[schema(min_length = 1, pattern = r"\S")]
+#[expect(dead_code, reason = "only its documentation is used")]
+struct VoiceId(String);
 
 /// The story that the model told. It fits its schema.
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,6 +83,12 @@ impl Request for StoryRequest {
         let credentials = self.credentials.take();
         Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
     }
+
+    fn add_schema(&self, schemas: &mut Schemas) {
+        if let Ok(voices) = self.voices() {
+            schemas.add_story(voices);
+        }
+    }
 }
 
 impl Generation for Cinematic {
@@ -79,10 +98,10 @@ impl Generation for Cinematic {
 
     fn prepare(
         request: StoryRequest,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>> {
-        let schema = voices(request.voice_id_list.unwrap_or_default())
-            .and_then(|voices| preparation.story_schema(voices));
+        let voices = request.voices();
+        let schema = voices.and_then(|voices| preparation.schemas.story(VOICES, &voices));
         SchemaPrompt {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
@@ -105,8 +124,8 @@ impl Generation for Cinematic {
         self.0.input()
     }
 
-    fn read(&self, answer: Answer) -> Result<StoryResponse, Unusable<StoryResponse>> {
-        let data = match self.0.check(&answer).and_then(story) {
+    fn read(&self, answer: Answer, work: &Work) -> Result<StoryResponse, Unusable<StoryResponse>> {
+        let data = match self.0.check(&answer, work).and_then(story) {
             Ok(story) => story,
             Err(fault) => return Err(fault.of(answer)),
         };
@@ -137,12 +156,18 @@ fn story(value: Value) -> Result<Story, Fault> {
     serde_json::from_value(value).map_err(|error| Fault::Violations(vec![error.to_string()]))
 }
 
-/// The voices, each once: an enumeration of JSON Schema has no repetitions.
-fn voices(list: Vec<String>) -> Result<Vec<String>, InvalidField> {
-    if let Some(index) = list.iter().position(|voice| voice.trim().is_empty()) {
-        let blank = InvalidField::blank("voice_id_list");
-        return Err(InvalidField { path: [blank.path, vec![index.into()]].concat(), ..blank });
+impl StoryRequest {
+    /// The voices, each once: an enumeration of JSON Schema has no repetitions.
+    fn voices(&self) -> Result<Vec<String>, InvalidField> {
+        let list = self.voice_id_list.as_deref().unwrap_or_default();
+        if let Some(index) = list.iter().position(|voice| voice.trim().is_empty()) {
+            let blank = InvalidField::blank(VOICES);
+            return Err(InvalidField { path: [blank.path, vec![index.into()]].concat(), ..blank });
+        }
+        let mut seen = HashSet::new();
+        Ok(list.iter().filter(|voice| seen.insert(*voice)).cloned().collect())
     }
-    let mut seen = HashSet::new();
-    Ok(list.into_iter().filter(|voice| seen.insert(voice.clone())).collect())
 }
+
+/// The field with the voices.
+const VOICES: &str = "voice_id_list";

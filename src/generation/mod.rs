@@ -4,11 +4,15 @@
 pub mod batch;
 pub mod chat;
 pub mod cinematic;
+pub mod offload;
 mod question;
 mod request;
 pub mod schema;
+mod schemas;
 mod story;
 pub mod structured;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -17,9 +21,13 @@ use crate::dispatch::{self, Call, Dispatcher};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 
+use offload::{Offload, Unfinished};
+use schema::Work;
+
 pub use request::{
     Credentials, Defaults, InvalidField, Object, Preparation, Request, Segment, Terms,
 };
+pub use schemas::Schemas;
 
 /// One thing to generate, checked and ready to be sent.
 pub trait Generation: Send + Sync + Sized + 'static {
@@ -36,7 +44,7 @@ pub trait Generation: Send + Sync + Sized + 'static {
     /// Every field that cannot be used.
     fn prepare(
         request: Self::Request,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>>;
 
     /// The model it is asked of.
@@ -48,11 +56,11 @@ pub trait Generation: Send + Sync + Sized + 'static {
     /// The text in what Gemini is sent.
     fn input(&self) -> InputFeatures;
 
-    /// Reads an answer.
+    /// Reads an answer, with the work that this may take.
     ///
     /// # Errors
-    /// [`Unusable`] where the answer is not what was asked for.
-    fn read(&self, answer: Answer) -> Result<Self::Output, Unusable<Self::Output>>;
+    /// [`Unusable`] where the answer is not what was asked for, or the work is not enough to know.
+    fn read(&self, answer: Answer, work: &Work) -> Result<Self::Output, Unusable<Self::Output>>;
 
     /// What Gemini is sent when its answer was a misfit.
     fn ask_again(&self, misfit: &Misfit<Self::Output>) -> Bytes;
@@ -68,6 +76,8 @@ pub enum Unusable<Output> {
     Misfit(Misfit<Output>),
     /// It would come out the same a second time.
     Hopeless(Error),
+    /// The work was stopped before it was known whether it fits.
+    Unfinished(Answer),
 }
 
 /// An answer that does not fit what was asked for.
@@ -119,25 +129,25 @@ impl From<Error> for Failure {
     }
 }
 
-/// Generates one thing, the first call of which has been let in. An answer that does not fit is
-/// asked for once more, through the door again.
+/// Generates one thing, the first call of which has been admitted. An answer that does not fit is
+/// asked for once more, and the second call is admitted like any other.
 ///
 /// # Errors
 /// [`Failure`]; an output is always what was asked for.
 pub async fn generate<G: Generation>(
     dispatcher: &Dispatcher,
+    offload: &Offload,
     call: &Call,
-    generation: &G,
+    generation: &Arc<G>,
     admission: Admission,
 ) -> Result<G::Output, Failure> {
     let answer = dispatcher.send(call, generation.ask(), admission).await?;
-    let misfit = match generation.read(answer) {
+    let misfit = match read(offload, call, generation, answer).await? {
         Ok(output) => return Ok(output),
-        Err(Unusable::Misfit(misfit)) => misfit,
-        Err(Unusable::Hopeless(error)) => return Err(error.into()),
+        Err(misfit) => misfit,
     };
     tracing::debug!(violations = misfit.violations.len(), "the answer does not fit; asking again");
-    match repair(dispatcher, call, generation, &misfit).await {
+    match repair(dispatcher, offload, call, generation, &misfit).await {
         Ok(mut output) => {
             G::charge(&mut output, misfit.usage);
             Ok(output)
@@ -152,10 +162,42 @@ pub async fn generate<G: Generation>(
     }
 }
 
+/// Reads an answer here where that takes little work, and else off the serving threads.
+async fn read<G: Generation>(
+    offload: &Offload,
+    call: &Call,
+    generation: &Arc<G>,
+    answer: Answer,
+) -> Result<Result<G::Output, Misfit<G::Output>>, Failure> {
+    let usage = answer.usage;
+    let read = match generation.read(answer, &Work::brief()) {
+        Err(Unusable::Unfinished(answer)) => {
+            let generation = Arc::clone(generation);
+            let job = move |work: &Work| generation.read(answer, work);
+            offload.run(call.route.payer(), call.deadline, job).await
+        }
+        read => Ok(read),
+    };
+    match read {
+        Ok(Ok(output)) => Ok(Ok(output)),
+        Ok(Err(Unusable::Misfit(misfit))) => Ok(Err(misfit)),
+        Ok(Err(Unusable::Hopeless(error))) => Err(error.into()),
+        Ok(Err(Unusable::Unfinished(_))) | Err(Unfinished::Deadline) => {
+            Err(dispatch::Failure::DeadlineExceeded.into())
+        }
+        Err(Unfinished::TooLong(limit)) => {
+            let violation = format!("to check it takes longer than {limit:?}");
+            Err(Failure::SchemaViolation { violations: vec![violation], usage })
+        }
+        Err(Unfinished::Panicked) => Err(Failure::Internal),
+    }
+}
+
 async fn repair<G: Generation>(
     dispatcher: &Dispatcher,
+    offload: &Offload,
     call: &Call,
-    generation: &G,
+    generation: &Arc<G>,
     misfit: &Misfit<G::Output>,
 ) -> Result<G::Output, Failure> {
     let said = misfit.violations.iter().map(|violation| InputFeatures::of(violation));
@@ -163,10 +205,8 @@ async fn repair<G: Generation>(
     let call = &Call { input, ..call.clone() };
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
-    generation.read(answer).or_else(|unusable| match unusable {
-        Unusable::Misfit(Misfit { fallback, violations, usage, .. }) => {
-            fallback.ok_or(Failure::SchemaViolation { violations, usage })
-        }
-        Unusable::Hopeless(error) => Err(error.into()),
+    read(offload, call, generation, answer).await?.or_else(|misfit| {
+        let Misfit { fallback, violations, usage, .. } = misfit;
+        fallback.ok_or(Failure::SchemaViolation { violations, usage })
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::schema::{Dialect, Schema};
+use super::schema::{Schema, Stopped, Work};
 use super::{InvalidField, Misfit, Preparation, Unusable};
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
 
@@ -35,6 +35,14 @@ pub(super) enum Fault {
     Violations(Vec<String>),
     /// It ends before its end.
     Truncated,
+    /// The work was stopped before that was known.
+    Unfinished,
+}
+
+impl From<Stopped> for Fault {
+    fn from(_: Stopped) -> Self {
+        Self::Unfinished
+    }
 }
 
 impl SchemaPrompt {
@@ -68,7 +76,7 @@ impl SchemaQuestion {
     }
 
     pub(super) fn ask(&self) -> Bytes {
-        self.question().configured(Some(&self.config())).to_json()
+        self.body(self.question())
     }
 
     /// The text in the question, the schema included: Gemini's documentation says that it counts.
@@ -82,11 +90,12 @@ impl SchemaQuestion {
              corrected, with JSON only.",
             violations.join("\n- ")
         );
-        self.question().continued(answer, &correction).configured(Some(&self.config())).to_json()
+        self.body(self.question().continued(answer, &correction))
     }
 
     /// The answer as JSON, if it fits the caller's schema.
-    pub(super) fn check(&self, answer: &Answer) -> Result<Value, Fault> {
+    pub(super) fn check(&self, answer: &Answer, work: &Work) -> Result<Value, Fault> {
+        work.spend(answer.text.len())?;
         let value = serde_json::from_str(&answer.text).map_err(|error| {
             if answer.finish_reason == "MAX_TOKENS" {
                 Fault::Truncated
@@ -94,7 +103,7 @@ impl SchemaQuestion {
                 Fault::Violations(vec![format!("it is not JSON: {error}")])
             }
         })?;
-        let violations = self.schema.violations(&value);
+        let violations = self.schema.violations(&value, work)?;
         if violations.is_empty() { Ok(value) } else { Err(Fault::Violations(violations)) }
     }
 
@@ -102,8 +111,18 @@ impl SchemaQuestion {
         GenerateContent::ask(&self.user_content).instructed(&self.system_prompt)
     }
 
-    /// The caller's configuration with the keys that make the answer JSON of the schema; a
-    /// caller's own go, in either of the spellings that Gemini takes.
+    /// The body with the configuration and the schema. The schema's text is put in as it is: a
+    /// large one would take milliseconds to be written again for each request.
+    fn body(&self, question: GenerateContent<'_>) -> Bytes {
+        let body = question.configured(Some(&self.config())).to_json();
+        let Some((field, schema)) = self.schema.sent() else { return body };
+        let end = b"}}";
+        let body = body.strip_suffix(end).expect("the configuration is last, and not empty");
+        [body, b",\"", field.as_bytes(), b"\":", schema.as_bytes(), end].concat().into()
+    }
+
+    /// The caller's configuration with the MIME type of JSON and without any schema; a caller's
+    /// own go, in either of the spellings that Gemini takes.
     fn config(&self) -> Map<String, Value> {
         let mut config = self.config.clone().unwrap_or_default();
         for own in [
@@ -117,15 +136,6 @@ impl SchemaQuestion {
             config.shift_remove(own);
         }
         config.insert("responseMimeType".into(), "application/json".into());
-        match self.schema.dialect() {
-            Dialect::Any => None,
-            Dialect::ResponseSchema(schema) => {
-                config.insert("responseSchema".into(), schema.clone())
-            }
-            Dialect::ResponseJsonSchema(schema) => {
-                config.insert("responseJsonSchema".into(), schema.clone())
-            }
-        };
         config
     }
 }
@@ -143,6 +153,7 @@ impl Fault {
                 let error = Error::new(ErrorKind::Truncated, message);
                 Unusable::Hopeless(Error { usage, accepted_model: true, ..error })
             }
+            Self::Unfinished => Unusable::Unfinished(answer),
         }
     }
 }

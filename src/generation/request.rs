@@ -1,9 +1,7 @@
 //! What the requests of all kinds have in common, and how they are checked.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::value::MapAccessDeserializer;
@@ -11,14 +9,17 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::schema::{Schema, SchemaError};
-use super::story::Story;
+use super::schema::SchemaError;
+use super::schemas::Schemas;
 use crate::gemini::Model;
 
 /// The body in which a caller asks for one thing.
 pub trait Request: for<'de> Deserialize<'de> + Send + 'static {
     /// Takes out what says who pays and whose turn it is.
     fn take_terms(&mut self) -> Terms;
+
+    /// Adds the schema that it needs, if any, to those that are compiled.
+    fn add_schema(&self, _: &mut Schemas) {}
 }
 
 /// A value that is written as an object. On its own, serde takes a list of all fields in their
@@ -61,7 +62,12 @@ pub struct Terms {
 pub struct Credentials {
     /// A Gemini API key, which pays for the request unless a valid `Admin-API-Key` does. Blank
     /// counts as absent.
-    #[schema(value_type = Option<String>, format = Password, example = "YOUR_GEMINI_API_KEY")]
+    #[schema(
+        value_type = Option<String>,
+        format = Password,
+        pattern = r"^\s*[!-~]*\s*$",
+        example = "YOUR_GEMINI_API_KEY"
+    )]
     gemini_api_key: Option<SecretString>,
 }
 
@@ -123,7 +129,7 @@ impl InvalidField {
         blank.map(|(field, _)| Self::blank(field)).collect()
     }
 
-    fn schema(field: &str, error: &SchemaError) -> Self {
+    pub(super) fn schema(field: &str, error: &SchemaError) -> Self {
         let steps = error.pointer.split('/').skip(1);
         let steps = steps.map(|step| step.replace("~1", "/").replace("~0", "~"));
         let path = [field.to_owned()].into_iter().chain(steps).map(Segment::Key).collect();
@@ -146,16 +152,11 @@ pub struct Defaults {
 pub struct Preparation<'a> {
     /// The models of requests that name none.
     pub defaults: &'a Defaults,
-    schemas: HashMap<String, Arc<Schema>>,
-    stories: HashMap<Vec<String>, Arc<Schema>>,
+    /// The compiled schemas of the requests.
+    pub schemas: &'a Schemas,
 }
 
-impl<'a> Preparation<'a> {
-    /// Nothing checked so far.
-    pub fn new(defaults: &'a Defaults) -> Self {
-        Self { defaults, schemas: HashMap::new(), stories: HashMap::new() }
-    }
-
+impl Preparation<'_> {
     /// The model that a request names, or the default one; a name that is none is a fault more.
     pub(super) fn model(
         named: Option<&str>,
@@ -169,39 +170,5 @@ impl<'a> Preparation<'a> {
                 None
             }
         }
-    }
-
-    /// The compiled schema for a text; the items of a batch that share the text share it.
-    ///
-    /// # Errors
-    /// The place in the schema that cannot be used.
-    pub(super) fn schema(&mut self, field: &str, text: &str) -> Result<Arc<Schema>, InvalidField> {
-        if let Some(schema) = self.schemas.get(text) {
-            return Ok(Arc::clone(schema));
-        }
-        let value = serde_json::from_str(text)
-            .map_err(|error| InvalidField::new(field, "json_schema", error.to_string()))?;
-        let schema =
-            Arc::new(Schema::compile(&value).map_err(|error| InvalidField::schema(field, &error))?);
-        self.schemas.insert(text.to_owned(), Arc::clone(&schema));
-        Ok(schema)
-    }
-
-    /// The compiled schema of a story whose narrator has one of the voices.
-    ///
-    /// # Errors
-    /// None that a list of voices could cause; the voices' field, if any.
-    pub(super) fn story_schema(
-        &mut self,
-        voices: Vec<String>,
-    ) -> Result<Arc<Schema>, InvalidField> {
-        if let Some(schema) = self.stories.get(&voices) {
-            return Ok(Arc::clone(schema));
-        }
-        let schema = Schema::compile(&Story::json_schema(&voices))
-            .map_err(|error| InvalidField::schema("voice_id_list", &error))?;
-        let schema = Arc::new(schema);
-        self.stories.insert(voices, Arc::clone(&schema));
-        Ok(schema)
     }
 }

@@ -5,12 +5,19 @@
 //! multiplied out, and written in the first dialect that can say it (`write`). What neither can
 //! say is put into a description, so that the model still reads it, and Gemini's answer is judged
 //! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
+//!
+//! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
+//! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).
 
 mod cost;
 mod document;
+mod keywords;
+mod metered;
 mod number;
 mod parse;
+mod patterns;
 mod shape;
+mod work;
 mod write;
 
 #[cfg(test)]
@@ -18,13 +25,22 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use jsonschema::{Draft, PatternOptions, ValidationOptions, Validator};
+use std::sync::Arc;
+
+use jsonschema::{Draft, Validator};
 use serde_json::Value;
 
 use cost::Cost;
 use document::Document;
+use metered::{Meter, Metered, MeteredNode, NamePatterns};
+use patterns::{Options, Patterns};
+use work::{Interrupt, interruptible};
 
+use super::offload::DroppedAside;
 use crate::gemini::InputFeatures;
+
+pub use document::Limits;
+pub use work::{Stopped, Work};
 
 /// More would only lengthen the prompt of a retry.
 const MAX_VIOLATIONS: usize = 20;
@@ -32,22 +48,27 @@ const MAX_VIOLATIONS: usize = 20;
 /// In characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
-/// In steps, for one match of a pattern that only a backtracking engine can run. The crate's own
-/// limit is a million, long enough for a caller to hold a thread for seconds.
-const MAX_BACKTRACKING: usize = 20_000;
+/// Schemas of more values are dropped off the serving threads, as that takes milliseconds.
+const MANY_NODES: usize = 5_000;
+
+/// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
+/// known not to fit.
+const COLLECTING: u64 = 1_000_000;
 
 /// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
 #[derive(Debug)]
 pub struct Schema {
-    dialect: Dialect,
+    /// As text, for what is sent is far smaller than the value.
+    sent: Option<(&'static str, Box<str>)>,
     text: InputFeatures,
-    validator: Validator,
+    validator: DroppedAside<Validator<Metered>>,
+    names: NamePatterns,
     cost: Cost,
 }
 
 /// What Gemini is sent of a schema, by the field of `generationConfig` that carries it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Dialect {
+enum Dialect {
     /// The schema allows any JSON: neither field is sent, only `responseMimeType`.
     Any,
     /// Goes as `responseSchema`, the OpenAPI subset that says most about single values.
@@ -57,15 +78,18 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    fn text(&self) -> InputFeatures {
-        match self {
-            Self::Any => InputFeatures::default(),
-            Self::ResponseSchema(schema) | Self::ResponseJsonSchema(schema) => {
-                InputFeatures::of(&schema.to_string())
-            }
-        }
+    fn into_sent(self) -> Option<(&'static str, Box<str>)> {
+        let (field, schema) = match self {
+            Self::Any => return None,
+            Self::ResponseSchema(schema) => (RESPONSE_SCHEMA, schema),
+            Self::ResponseJsonSchema(schema) => (RESPONSE_JSON_SCHEMA, schema),
+        };
+        Some((field, schema.to_string().into()))
     }
 }
+
+const RESPONSE_SCHEMA: &str = "responseSchema";
+const RESPONSE_JSON_SCHEMA: &str = "responseJsonSchema";
 
 /// The schema is not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,39 +102,69 @@ pub struct SchemaError {
 }
 
 impl SchemaError {
-    fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into() }
     }
 }
 
+/// A schema was not compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCompiled {
+    /// It is not usable.
+    #[error(transparent)]
+    Unusable(#[from] SchemaError),
+    /// The work that it takes was stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
 impl Schema {
+    /// Reads a schema and compiles it.
+    ///
+    /// # Errors
+    /// As for [`Schema::compile`]; also where the text is no JSON, nested too deeply to be read, or
+    /// too long.
+    pub fn read(text: &str, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+        limits.check_bytes(text.len())?;
+        work.spend(text.len())?;
+        let schema =
+            serde_json::from_str(text).map_err(|error| SchemaError::new("", error.to_string()))?;
+        Self::compile(&schema, limits, work)
+    }
+
     /// Checks `schema` against the draft it declares (2020-12 if none), translates it, and prepares
     /// the check of answers. Nothing is ever fetched.
     ///
     /// # Errors
     ///
-    /// When the schema breaks its draft's meta-schema, refers to anything outside itself, is nested
-    /// too deeply, or allows no value.
-    pub fn compile(schema: &Value) -> Result<Self, SchemaError> {
+    /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
+    /// outside itself, is too large or nested too deeply, or allows no value.
+    pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
         if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
             let message = "the schema must be a JSON object that allows some value";
-            return Err(SchemaError::new("", message));
+            return Err(SchemaError::new("", message).into());
         }
-        document::check_depth(schema)?;
+        let nodes = document::check_size(schema, limits)?;
+        work.spend(nodes)?;
         let draft = declared_draft(schema)?;
-        check_meta_schema(schema)?;
+        check_meta_schema(schema, work)?;
         let document = Document::open(schema, draft)?;
         let cost = Cost::of(&document)?;
-        let validator = build_validator(schema, draft)?;
-        let dialect = write::write(&parse::translate(&document)?);
-        let text = dialect.text();
-        Ok(Self { dialect, text, validator, cost })
+        let patterns = Arc::new(Patterns::of(schema, work)?);
+        let validator = build_validator(schema, draft, &patterns)?;
+        work.spend(nodes)?;
+        let translation = parse::translate(&document, nodes, work)?;
+        let sent = write::write(&translation, &patterns).into_sent();
+        let text = sent.as_ref().map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
+        let validator = DroppedAside::new(validator, nodes > MANY_NODES);
+        Ok(Self { sent, text, validator, names: patterns.names, cost })
     }
 
-    /// What goes in `generationConfig`.
+    /// The field of `generationConfig` that carries the schema, with its JSON; none where any JSON
+    /// is allowed.
     #[must_use]
-    pub fn dialect(&self) -> &Dialect {
-        &self.dialect
+    pub fn sent(&self) -> Option<(&'static str, &str)> {
+        self.sent.as_ref().map(|(field, text)| (*field, &**text))
     }
 
     /// The text of what goes in `generationConfig`.
@@ -122,25 +176,47 @@ impl Schema {
     /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.
     ///
     /// `format` is an annotation, as in draft 2020-12, and is not checked.
-    #[must_use]
-    pub fn violations(&self, instance: &Value) -> Vec<String> {
+    ///
+    /// # Errors
+    /// [`Stopped`] where the work was stopped before that is known.
+    pub fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         if !self.cost.fits_stack(instance) {
-            return vec!["at the root: the value is nested too deeply to be checked".to_owned()];
+            return Ok(vec![
+                "at the root: the value is nested too deeply to be checked".to_owned(),
+            ]);
         }
-        if self.validator.is_valid(instance) {
-            return Vec::new();
+        let meter = Meter { work, names: self.names };
+        match interruptible(|| self.validator.is_valid(MeteredNode::new(instance, &meter))) {
+            Ok(true) => Ok(Vec::new()),
+            Ok(false) => self.collected(instance, work),
+            Err(Interrupt::Stopped) => Err(Stopped),
+            Err(Interrupt::TooLongForPattern) => {
+                let message = "at the root: a text is too long to be matched against its pattern";
+                Ok(vec![message.to_owned()])
+            }
         }
-        if !self.cost.allows_collecting(instance) {
-            return vec!["at the root: the value does not satisfy the schema".to_owned()];
-        }
-        self.validator
-            .iter_errors(instance)
-            .take(MAX_VIOLATIONS)
-            .map(|error| {
-                let path = error.instance_path().as_str();
-                format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+    }
+
+    /// The violations of an instance that has some, as far as there is time to collect them.
+    fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
+        let steps = COLLECTING.min(work.left());
+        let part = work.part(steps);
+        let meter = Meter { work: &part, names: self.names };
+        let collected = self.cost.allows_collecting(instance).then(|| {
+            interruptible(|| {
+                let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
+                let violation = |error: jsonschema::ValidationError<'_>| {
+                    let path = error.instance_path().as_str();
+                    format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+                };
+                errors.take(MAX_VIOLATIONS).map(violation).collect()
             })
-            .collect()
+        });
+        match collected {
+            Some(Ok(violations)) => Ok(violations),
+            Some(Err(_)) if steps < COLLECTING => Err(Stopped),
+            _ => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
+        }
     }
 }
 
@@ -165,35 +241,27 @@ fn declared_draft(schema: &Value) -> Result<Draft, SchemaError> {
     }
 }
 
-fn check_meta_schema(schema: &Value) -> Result<(), SchemaError> {
-    jsonschema::meta::validate(schema).map_err(|error| {
-        SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string()))
+fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
+    let meter = Meter { work, names: NamePatterns::default() };
+    let checked = interruptible(|| {
+        jsonschema::meta::validate_for::<Metered>(MeteredNode::new(schema, &meter)).map_err(
+            |error| SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string())),
+        )
+    });
+    Ok(checked.map_err(|_| Stopped)??)
+}
+
+fn build_validator(
+    schema: &Value,
+    draft: Draft,
+    patterns: &Arc<Patterns>,
+) -> Result<Validator<Metered>, SchemaError> {
+    let options = patterns.engine_for_names(offline(), draft);
+    keywords::register(options, Arc::clone(patterns)).build(schema).map_err(|error| {
+        SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
     })
 }
 
-/// The linear-time engine runs whatever it can; only patterns with look-around or back-references,
-/// which it refuses, are left to backtracking.
-fn build_validator(schema: &Value, draft: Draft) -> Result<Validator, SchemaError> {
-    if let Ok(validator) = linear_time(draft).build(schema) {
-        return Ok(validator);
-    }
-    offline(draft)
-        .with_pattern_options(PatternOptions::fancy_regex().backtrack_limit(MAX_BACKTRACKING))
-        .build(schema)
-        .map_err(|error| {
-            SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
-        })
-}
-
-fn offline(draft: Draft) -> ValidationOptions<'static> {
-    jsonschema::options().with_draft(draft).should_validate_formats(false).offline()
-}
-
-fn linear_time(draft: Draft) -> ValidationOptions<'static> {
-    offline(draft).with_pattern_options(PatternOptions::regex())
-}
-
-/// Whether `pattern` is a regular expression in the strict sense, which any engine runs.
-fn is_linear_time(pattern: &str) -> bool {
-    linear_time(Draft::default()).build(&serde_json::json!({ "pattern": pattern })).is_ok()
+fn offline<'i>() -> Options<'i> {
+    jsonschema::options_for().should_validate_formats(false).offline()
 }

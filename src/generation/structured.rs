@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::question::{SchemaPrompt, SchemaQuestion};
-use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use super::schema::Work;
+use super::{
+    Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
+};
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
 
 /// What every structured success says.
@@ -27,13 +30,16 @@ pub(super) const MESSAGE: &str = "Successfully generated structured output";
 }))]
 pub struct StructuredRequest {
     /// What the output is made from. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     user_content: String,
     /// What the model is to do. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
     system_prompt: String,
     /// The JSON Schema that the output fits.
     #[schema(value_type = Object)]
     json_schema: Box<RawValue>,
     /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
@@ -71,6 +77,10 @@ impl Request for StructuredRequest {
         let credentials = self.credentials.take();
         Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
     }
+
+    fn add_schema(&self, schemas: &mut Schemas) {
+        schemas.add_json(self.json_schema.get());
+    }
 }
 
 impl Generation for Structured {
@@ -80,9 +90,9 @@ impl Generation for Structured {
 
     fn prepare(
         request: StructuredRequest,
-        preparation: &mut Preparation<'_>,
+        preparation: &Preparation<'_>,
     ) -> Result<Self, Vec<InvalidField>> {
-        let schema = preparation.schema("json_schema", request.json_schema.get());
+        let schema = preparation.schemas.json("json_schema", request.json_schema.get());
         SchemaPrompt {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
@@ -105,8 +115,12 @@ impl Generation for Structured {
         self.0.input()
     }
 
-    fn read(&self, answer: Answer) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
-        if let Err(fault) = self.0.check(&answer) {
+    fn read(
+        &self,
+        answer: Answer,
+        work: &Work,
+    ) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
+        if let Err(fault) = self.0.check(&answer, work) {
             return Err(fault.of(answer));
         }
         let data =

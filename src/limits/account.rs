@@ -5,7 +5,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use tokio::time::Instant;
+
 use super::adaptive::AdaptiveLimit;
+use super::breakers::{Breaker, Breakers, Tripped};
 use super::budget::{Budget, BudgetUsage, Quotas};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
 use super::semaphore::OutOfReach;
@@ -47,6 +50,8 @@ pub struct Account {
     concurrency: Arc<AdaptiveLimit>,
     /// Whether a call of this account has ever succeeded.
     proven: AtomicBool,
+    /// Shared by all accounts.
+    breakers: Arc<Breakers>,
 }
 
 impl Account {
@@ -56,6 +61,7 @@ impl Account {
         model: Arc<str>,
         plan: &QuotaPlan,
         ceiling: usize,
+        breakers: &Arc<Breakers>,
     ) -> Self {
         let label = match &payer {
             Payer::Labelled(label) => Some(&**label),
@@ -73,6 +79,7 @@ impl Account {
             budget,
             concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
+            breakers: Arc::clone(breakers),
         }
     }
 
@@ -147,8 +154,65 @@ impl Account {
         }
     }
 
+    /// Whether these are calls that Gemini counts apart from the model's.
+    fn is_apart(&self) -> bool {
+        self.model.contains(':')
+    }
+
+    /// What can keep all calls of this account from being served.
+    fn own_breakers(&self) -> [Breaker; 2] {
+        let payer = self.payer.clone();
+        [Breaker::Payer(payer.clone()), Breaker::Model(payer, Arc::clone(&self.model))]
+    }
+
+    /// Refuses a call that Gemini is certain to refuse, before it waits for anything. Calls that are
+    /// counted apart may be free of charge, and are left to Gemini.
+    pub(super) fn check(&self) -> Result<(), Tripped> {
+        if !self.breakers.any() || self.is_apart() {
+            return Ok(());
+        }
+        self.breakers.check(&self.own_breakers())
+    }
+
+    /// The same for a call that is about to start, which may be the one that finds out whether
+    /// Gemini still refuses.
+    pub(super) fn start(&self) -> Result<(), Tripped> {
+        if !self.breakers.any() || self.is_apart() {
+            return Ok(());
+        }
+        self.breakers.start(&self.own_breakers())
+    }
+
+    /// Gemini says that the payer has nothing left to pay with: its calls are refused here, of
+    /// every model, but for one every few minutes.
+    pub(super) fn is_unfunded(&self) {
+        if self.breakers.trip(Breaker::Payer(self.payer.clone())) {
+            tracing::error!(
+                payer = %self.payer,
+                "Gemini says that this account has nothing left to pay with; its calls are \
+                 refused until somebody adds credits or raises its cap"
+            );
+        }
+    }
+
+    /// Gemini says that a quota of this account is 0: its calls are refused here, but for one every
+    /// few minutes.
+    pub(super) fn is_without_quota(&self) {
+        let breaker = Breaker::Model(self.payer.clone(), Arc::clone(&self.model));
+        if self.breakers.trip(breaker) {
+            tracing::warn!(
+                payer = %self.payer,
+                model = &*self.model,
+                "Gemini says that this key's quota for the model is 0"
+            );
+        }
+    }
+
     /// A call of this account succeeded.
     pub(super) fn prove(&self) {
+        if self.breakers.any() && !self.is_apart() && self.breakers.reset(&self.own_breakers()) {
+            tracing::info!(payer = %self.payer, model = &*self.model, "Gemini serves it again");
+        }
         // Read first: a store by every call would take the line from the other processors.
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);
@@ -172,11 +236,12 @@ pub struct Accounts {
     /// How many calls of one account may run at once, at most.
     ceiling: usize,
     open: RwLock<Open>,
+    breakers: Arc<Breakers>,
 }
 
 impl Accounts {
     pub(super) fn new(store: Arc<dyn Store>, plan: QuotaPlan, ceiling: usize) -> Self {
-        Self { store, plan, ceiling, open: RwLock::default() }
+        Self { store, plan, ceiling, open: RwLock::default(), breakers: Arc::default() }
     }
 
     /// The account of a key and those calls of a model that Gemini counts apart, by the name of
@@ -204,10 +269,33 @@ impl Accounts {
         let account = open.entry(name).or_insert_with_key(|(payer, model)| {
             Arc::new({
                 let (payer, model) = (payer.clone(), Arc::clone(model));
-                Account::open(&*self.store, payer, model, &self.plan, self.ceiling)
+                let (plan, ceiling) = (&self.plan, self.ceiling);
+                Account::open(&*self.store, payer, model, plan, ceiling, &self.breakers)
             })
         });
         Arc::clone(account)
+    }
+
+    /// Keeps back all that a payer asks for until then, because Gemini refused a call for what the
+    /// payer spends on all models together. Accounts that Gemini never served find out by themselves.
+    pub fn pause_payer(&self, account: &Account, until: Instant) {
+        account.budget.pause_until(until);
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let of_payer = open.values().filter(|other| {
+            other.payer == account.payer
+                && other.proven.load(Ordering::Relaxed)
+                && !other.is_apart()
+        });
+        let of_payer: Vec<_> = of_payer.cloned().collect();
+        drop(open);
+        of_payer.iter().for_each(|other| other.budget.pause_until(until));
+    }
+
+    /// Gemini counts the calls of an account for the model `counts_as`, which is not the name that
+    /// they are asked by: an alias, a preview, or a deprecated model that is routed to another.
+    /// Told with each such call.
+    pub fn alias(&self, account: &Arc<Account>, counts_as: &str) {
+        tracing::debug!(payer = %account.payer, model = &*account.model, counts_as, "counts as another");
     }
 
     /// All of them, in the order of their names.

@@ -1,7 +1,7 @@
 //! How many calls of one key and model run at once, found out from what Gemini refuses.
 //!
 //! Gemini does not say how much load it takes, and what it takes changes. It only refuses what is
-//! too much, with 503 or a 429 without details. The limit falls with such a refusal and is
+//! too much, with 503 or a 429 for load. The limit falls with such a refusal and is
 //! searched upward again while calls succeed; by which rules is told at [`search::Search`].
 
 mod search;
@@ -120,7 +120,7 @@ impl Slot {
         });
     }
 
-    /// Gemini refused the call for load: with 503, or with a 429 without details.
+    /// Gemini refused the call for load: with 503, or with a 429 that says so.
     pub fn overloaded(self) {
         if let Some(entered) = self.entered {
             self.limit.learn(|search| search.overloaded(entered));

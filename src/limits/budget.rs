@@ -91,6 +91,9 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// Gemini has answered a call of the account: nobody made its key and model up.
     fn prove(&self) {}
 
+    /// So many requests that left do not count in their day.
+    fn take_back_of_day(&self, departure: Departure, requests: u64);
+
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
     fn close_day(&self, left_at: Instant);
@@ -370,6 +373,10 @@ impl Budget for LocalBudget {
         self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
     }
 
+    fn take_back_of_day(&self, departure: Departure, requests: u64) {
+        self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests));
+    }
+
     fn close_day(&self, left_at: Instant) {
         self.change(|ledger, _| ledger.close_day(left_at));
     }
@@ -469,6 +476,12 @@ impl Sent {
         if actual != tokens {
             self.budget.settle(self.departure, tokens, actual);
         }
+    }
+
+    /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
+    /// its minute.
+    pub fn not_of_the_day(self) {
+        self.budget.take_back_of_day(self.departure, self.cost.requests);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.

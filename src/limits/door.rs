@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, Accounts};
 use super::adaptive::Slot;
+use super::breakers::Tripped;
 use super::budget::{Cost, Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
 use super::plan::QuotaPlan;
 use super::semaphore::{
@@ -39,6 +40,9 @@ pub enum Refused {
     /// The quotas have no room for the call in time.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    /// The account has nothing left to pay with, as Gemini said of an earlier call.
+    #[error("the account has nothing left to pay with")]
+    Unfunded,
     /// More permits of a semaphore are asked for at once than it has.
     #[error("the semaphore has no more than {limit} permits")]
     MoreThanLimit {
@@ -55,6 +59,15 @@ impl From<NotReserved> for Refused {
         match reason {
             NotReserved::Exhausted(reason) => Self::Exhausted(reason),
             NotReserved::OutOfReach(reason) => Self::OutOfReach(reason),
+        }
+    }
+}
+
+impl From<Tripped> for Refused {
+    fn from(reason: Tripped) -> Self {
+        match reason {
+            Tripped::Unfunded => Self::Unfunded,
+            Tripped::NoQuota => Self::Exhausted(Exhausted::NoQuota),
         }
     }
 }
@@ -362,14 +375,16 @@ impl Turn<'_> {
     /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
     /// many do; [`Refused::OutOfReach`] where it was not accepted before the store was lost;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the
-    /// quotas have no room before the deadline.
+    /// quotas have no room before the deadline; [`Refused::Unfunded`].
     pub async fn admit(self, cost: Cost, deadline: Instant) -> Result<Admission, Refused> {
         let Lane { place, account, .. } = self.lane;
+        account.check()?;
         let mut reservation = place.reserve(account, cost, deadline).await?;
         loop {
             let admission = self.admit_with(reservation, cost, deadline).await?;
             if !account.budget().is_paused() {
                 place.accept()?;
+                account.start()?;
                 return Ok(admission);
             }
             // Gemini has refused a call of this account since the quota was reserved.
@@ -458,6 +473,42 @@ impl Underway {
     /// they may be given to others while it is on its way.
     pub fn fence(&self) -> Option<Fence> {
         self.global.fence()
+    }
+
+    /// The account that the call is made for.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Nothing of the call was written to Gemini: it counts nowhere.
+    pub fn unsent(self) {
+        self.sent.refused();
+    }
+
+    /// Gemini refused the request itself, with 400, 401, 403 or 404: it does not count in its day.
+    /// In its minute it may, and the estimate stands.
+    pub fn declined(self) {
+        self.sent.not_of_the_day();
+    }
+
+    /// Gemini refused the call for a quota that says nothing of the account's other calls, or that
+    /// is kept elsewhere: it did not count.
+    pub fn refused_alone(self) {
+        self.sent.refused();
+    }
+
+    /// Gemini refused the call because the payer has nothing left to pay with: it did not count,
+    /// and all others of the payer are refused, but for one every few minutes.
+    pub fn unfunded(self) {
+        self.account.is_unfunded();
+        self.sent.refused();
+    }
+
+    /// Gemini refused the call because a quota of the account is 0: it did not count, and all
+    /// others of the account are refused, but for one every few minutes.
+    pub fn without_quota(self) {
+        self.account.is_without_quota();
+        self.sent.refused();
     }
 
     /// Gemini answered; the call cost so many input tokens, where it says so.

@@ -10,6 +10,7 @@
 //! | `account` | what belongs to one key and model: a budget and an adaptive limit |
 //! | `budget` | quotas per minute and per day, spread so that Gemini never has to refuse |
 //! | `adaptive` | how many calls of an account run at once, found out from refusals for load |
+//! | `breakers` | which calls Gemini is certain to refuse until somebody pays or raises a quota |
 //! | `plan` | what the settings say about quotas |
 //!
 //! All are first come, first served, and what they give out comes back when it is dropped. Nothing
@@ -17,6 +18,7 @@
 
 mod account;
 mod adaptive;
+mod breakers;
 mod budget;
 mod door;
 mod lease;

@@ -210,6 +210,10 @@ impl Refusal {
     pub fn with_status(status: StatusCode) -> Self {
         let message = match status.as_u16() {
             400 => "Request contains an invalid argument.",
+            402 => {
+                "Your prepayment credits are depleted. Please go to AI Studio at \
+                 https://ai.studio/projects to manage your project and billing."
+            }
             403 => "Your API key was reported as leaked. Please use another API key.",
             429 => "Resource has been exhausted (e.g. check quota).",
             500 => {
@@ -277,7 +281,7 @@ fn status_name(status: StatusCode) -> &'static str {
         403 => "PERMISSION_DENIED",
         404 => "NOT_FOUND",
         409 => "ABORTED",
-        429 => "RESOURCE_EXHAUSTED",
+        402 | 429 => "RESOURCE_EXHAUSTED",
         499 => "CANCELLED",
         500 => "INTERNAL",
         501 => "UNIMPLEMENTED",

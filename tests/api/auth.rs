@@ -189,6 +189,52 @@ async fn two_hundred_users_at_once_each_pay_for_their_own() {
 }
 
 #[tokio::test]
+async fn a_key_in_a_header_pays_where_the_body_brings_none() {
+    let service = Service::start().await;
+    for (header, key) in [
+        ("x-goog-api-key", "key-of-the-header"),
+        ("authorization", "Bearer key-of-the-header"),
+        ("authorization", "bearer   key-of-the-header"),
+    ] {
+        for (path, mut body) in endpoints() {
+            let sent = answer(service.post(&path, &body).header(header, key)).await;
+            assert_eq!(sent.status, StatusCode::OK, "{path}: {sent:?}");
+            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-header".to_owned()]));
+            body["credentials"] = json!({"gemini_api_key": "key-of-the-body"});
+            answer(service.post(&path, &body).header(header, key)).await;
+            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-body".to_owned()]));
+        }
+    }
+    let request = service.post("/chat", &json!({"prompt": "x"})).header("x-goog-api-key", "a b");
+    assert_eq!(answer(request).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(payers(&service), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
+    let service = Service::start().await;
+    let chat = json!({"prompt": "x"});
+    let generate = "/v1beta/models/gemini-2.5-flash:generateContent";
+    let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
+    let own = |key: &str| json!({"prompt": "x", "credentials": {"gemini_api_key": key}});
+    for request in [
+        service.post("/chat", &own(ADMIN_KEY)),
+        service.post("/chat", &own(&format!(" {ADMIN_KEY}\n"))),
+        service.post("/batch/chat", &json!({"requests": [own(ADMIN_KEY)]})),
+        service.post("/chat", &chat).header("x-goog-api-key", ADMIN_KEY),
+        service.post("/chat", &chat).header("authorization", format!("Bearer  {ADMIN_KEY}")),
+        service.post(generate, &contents).header("authorization", format!("Bearer\t{ADMIN_KEY}")),
+        service.post(&format!("{generate}?key={ADMIN_KEY}%20"), &contents),
+        service.post(&format!("{generate}?key={ADMIN_KEY}+"), &contents),
+        service.post(&format!("{generate}?key=other&key={ADMIN_KEY}"), &contents),
+    ] {
+        let sent = answer(request).await;
+        assert_eq!(sent.status, StatusCode::OK, "{sent:?}");
+        assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+    }
+}
+
+#[tokio::test]
 async fn an_items_own_credentials_win_over_the_batchs() {
     let service = Service::start().await;
     let requests = json!([

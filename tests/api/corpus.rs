@@ -200,6 +200,7 @@ fn expected_kind(exchange: &Exchange) -> &'static str {
         400 if reasons.any(|reason| reason == "API_KEY_INVALID") => "InvalidKey",
         400 => "InvalidRequest",
         401 => "InvalidKey",
+        402 => "Unfunded",
         403 => "PermissionDenied",
         404 => "ModelNotFound",
         429 => "RateLimited",
@@ -265,13 +266,18 @@ const REFUSALS: [Expected; 20] = [
         quotas: &[(Quantity::Requests, Period::Day, Some(20))],
         retry_after: Some(Duration::new(36, 429_760_048)),
     },
-    // Nothing but a link, and nothing at all.
-    Expected { file: "help-only-no-retryinfo", scope: Scope::Load, quotas: &[], retry_after: None },
+    // Nothing but a link, and a message that tells of load.
+    Expected {
+        file: "help-only-no-retryinfo",
+        scope: Scope::Other,
+        quotas: &[],
+        retry_after: None,
+    },
     Expected { file: "short-no-details", scope: Scope::Load, quotas: &[], retry_after: None },
     // The quota in an ErrorInfo.
     Expected {
         file: "unary-failure-quota-exceeded-0",
-        scope: Scope::PerMinute,
+        scope: Scope::NoQuota,
         quotas: &[(Quantity::Requests, Period::Minute, Some(0))],
         retry_after: None,
     },
@@ -319,6 +325,40 @@ fn every_recorded_refusal_is_understood() {
     assert_eq!(checked, REFUSALS.len(), "a refusal that was written down was not found");
 }
 
+/// What the refusals that were recorded later are about, by how the names of their files end.
+#[test]
+#[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
+fn refusals_for_billing_are_told_from_refusals_for_load() {
+    let Some(folder) = later_corpus() else { return };
+    for (file, code, passing) in [
+        ("err-402__quoted__prepay-depleted", "account_unfunded", false),
+        ("err-429__quoted__prepay-depleted-old-form", "account_unfunded", false),
+        ("err-429__quoted__spend-based-rate-limit", "spend_limited", true),
+        ("err-429__quoted__batch-create-help-only", "other_quota_exhausted", false),
+        ("openai-compat-err-429__quoted__array-wrapped", "other_quota_exhausted", false),
+        (
+            "err-429__quoted__paid-tier2-input-tpm-retryinfo-differs-from-message",
+            "rate_limited",
+            true,
+        ),
+    ] {
+        let exchange = Exchange::read(&folder.join(file).with_added_extension("json"));
+        let error = exchange.result().unwrap_err();
+        assert_eq!((error.kind.code(), error.is_passing()), (code, passing), "{file}");
+        if let ErrorKind::RateLimited(refusal) = &error.kind
+            && code == "rate_limited"
+        {
+            assert_eq!(refusal.retry_after, Some(Duration::new(51, 386_192_716)), "the later one");
+        }
+    }
+}
+
+/// Where the exchanges are that were recorded later; `None` where they are not.
+fn later_corpus() -> Option<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/gemini/corpus-2026-11");
+    folder.is_dir().then_some(folder)
+}
+
 fn print_refusal(name: &str, refusal: &Refusal, now: Timestamp) {
     let quotas: Vec<_> = refusal
         .violations
@@ -345,8 +385,8 @@ fn check_refusal(name: &str, refusal: &Refusal, expected: &Expected, now: Timest
     assert_eq!(refusal.retry_after, expected.retry_after, "{name}");
     let retry_at = match expected.scope {
         Scope::PerDay => Some(Duration::from_secs(5 * 3600)),
-        Scope::PerMinute => Some(expected.retry_after.unwrap_or(Duration::from_secs(60))),
-        Scope::Load => None,
+        Scope::Load | Scope::NoQuota => None,
+        _ => Some(expected.retry_after.unwrap_or(Duration::from_secs(60))),
     };
     assert_eq!(refusal.retry_at(now), retry_at, "{name}");
 }

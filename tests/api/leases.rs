@@ -167,6 +167,7 @@ async fn fields_are_held_to_their_ranges() {
     for (field, value) in [
         ("holder", json!(longest)),
         ("permits", json!(1000)),
+        ("permits", json!(30.0)),
         ("ttl_seconds", json!(1)),
         ("ttl_seconds", json!(1.5)),
         ("ttl_seconds", json!(3600)),

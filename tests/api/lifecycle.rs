@@ -113,9 +113,12 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 26] = [
+const WRONG: [(&str, &str); 29] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
+    ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
+    ("CORS_ORIGINS", "wrong.example"),
+    ("ALLOWED_HOSTS", "wrong.example:77"),
     ("GEMINI_CONCURRENCY_LIMIT", "0"),
     ("GEMINI_TIER", "gold"),
     ("GEMINI_LIMITS", "nobody@*:rpm=77"),
@@ -133,6 +136,9 @@ const WRONG: [(&str, &str); 26] = [
     ("GEMINI_STRUCTURED_MODEL", "wrong model"),
     ("MAX_BATCH_SIZE", "many"),
     ("MAX_BODY_BYTES", "64MiB"),
+    ("MAX_SCHEMA_BYTES", "4MiB"),
+    ("MAX_SCHEMA_NODES", "-7"),
+    ("SCHEMA_TIMEOUT_SECONDS", "7s"),
     ("CLIENT_TIMEOUT_SECONDS", "-1.77"),
     ("UPSTREAM_TIMEOUT_SECONDS", "2m"),
     ("STREAM_IDLE_TIMEOUT_SECONDS", "77s"),
@@ -192,13 +198,26 @@ async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
 
 #[tokio::test]
 async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
-    for broken in ["GEMINI_API_KEY = \"the-secret", "the-secret", "GEMINI_API_KEY=the secret key"] {
+    for broken in [
+        "GEMINI_API_KEY = \"the-secret",
+        "the-secret",
+        "GEMINI_API_KEY=the secret key",
+        "GEMINI_API_KEY=the-\0secret",
+    ] {
         let output = Start::simulated().dotenv(&format!("PORT=0\n{broken}\n")).output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{broken}: {log}");
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains(".env") && !log.contains("secret"), "{log}");
     }
+}
+
+#[tokio::test]
+async fn an_unreachable_redis_stops_the_start_and_its_setting_is_named() {
+    let output = Start::simulated().set("REDIS_URL", "redis://127.0.0.1:1").output().await;
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("REDIS_URL: Redis at 127.0.0.1:1: "), "{log}");
 }
 
 #[tokio::test]
@@ -276,7 +295,7 @@ async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
         let stream = TcpStream::connect(process.address).await.unwrap();
         let (mut read, mut write) = stream.into_split();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: 1000\r\n\r\n{{\"prompt\": "
         );
         write.write_all(head.as_bytes()).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod auth;
 mod batch;
+mod browsers;
 mod cinematic;
 mod clients;
 mod corpus;
@@ -21,7 +22,10 @@ mod process;
 mod protocol;
 mod recording;
 mod redis_server;
+mod refusals;
+mod relay;
 mod replicas;
+mod schemas;
 mod semaphores;
 mod settings;
 mod sharing;

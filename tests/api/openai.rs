@@ -80,16 +80,49 @@ async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
     for kind in ["text/plain", "application/x-www-form-urlencoded"] {
         let text = |path: &str, body: &Value| {
             let request = reqwest::Client::new().post(service.url(path)).body(body.to_string());
-            request.header("content-type", kind)
+            request.header("content-type", kind).header("authorization", "Bearer callers-key")
         };
         assert_eq!(answer(text(CHAT, &question("Hello"))).await.status, 200);
         assert_eq!(answer(text(CHAT, &json!({"messages": []}))).await.status, 400);
         assert_eq!(answer(text("/v1/openai/images/generations", &json!({}))).await.status, 400);
         assert_eq!(answer(text("/v1beta/openai/files", &json!({}))).await.status, 200);
-        let odd = answer(text("/v1beta/openai/a%20b?key=k", &question("Hello"))).await;
-        assert_eq!(odd.body["error"]["code"], "invalid_path");
+        let doubled = text(CHAT, &Value::Null).body(r#"{"model":"a","model":"b"}"#);
+        assert_eq!(answer(doubled).await.status, 400);
+        // What names no model and need not is counted all the same.
+        assert_eq!(answer(text("/v1beta/openai/a%20b", &json!({}))).await.status, 200);
+        let sent = recording.asked().pop().unwrap();
+        assert!(sent.starts_with("POST /v1beta/openai/a%20b HTTP/1.1\r\n"), "{sent}");
     }
-    assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 2.0);
+    assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 4.0);
+}
+
+#[tokio::test]
+async fn what_openai_has_leads_to_where_gemini_has_it_or_nowhere() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    for (path, sent_to) in [
+        ("/v1/images/generations", "/v1beta/openai/images/generations"),
+        ("/v1/videos", "/v1beta/openai/videos"),
+        ("/v1/files", "/v1beta/openai/files"),
+        ("/v1/batches", "/v1beta/openai/batches"),
+        ("/v1/batches/b/cancel?a=%2F", "/v1beta/openai/batches/b/cancel?a=%2F"),
+    ] {
+        let request = service.post(path, &question("Hello"));
+        let request = request.header("authorization", "Bearer callers-key");
+        assert_eq!(answer(request).await.status, 200, "{path}");
+        let sent = recording.asked().pop().unwrap();
+        assert!(sent.starts_with(&format!("POST {sent_to} HTTP/1.1\r\n")), "{path}: {sent}");
+        assert!(sent.contains("authorization: Bearer callers-key\r\n"), "{sent}");
+    }
+    let sent = recording.asked().len();
+    for path in ["/v1/responses", "/v1/responses/r/cancel", "/v1/audio/speech"] {
+        let request = service.post(path, &question("Hello"));
+        let missing = answer(request.header("authorization", "Bearer callers-key")).await;
+        assert_eq!(missing.status, 404, "{path}");
+        assert_eq!(missing.body["error"]["code"], "not_found");
+        assert_eq!(missing.body["error"]["type"], "invalid_request_error");
+    }
+    assert_eq!(recording.asked().len(), sent);
 }
 
 #[tokio::test]

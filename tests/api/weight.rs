@@ -88,7 +88,8 @@ async fn half_of_a_thousand_streams_are_hung_up_on_and_every_slot_comes_back() {
     let client = reqwest::Client::new();
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
-        let request = client.post(service.url(STREAM)).body(json!({"contents": []}).to_string());
+        let request = client.post(service.url(STREAM)).header("content-type", "application/json");
+        let request = request.body(json!({"contents": []}).to_string());
         let mut response = request.send().await.unwrap();
         assert!(response.chunk().await.unwrap().is_some());
         streams.push(response);
@@ -151,7 +152,9 @@ async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
     let before = service.memory_kib("VmRSS");
 
     let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!("POST {STREAM} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}");
+    let request = format!(
+        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
     reader.write_all(request.as_bytes()).await.unwrap();
     let mut read = 0;
     let mut piece = vec![0; 1 << 20];
@@ -186,7 +189,9 @@ async fn who_reads_no_more_is_cut_off_and_holds_no_slot() {
         .run()
         .await;
     let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!("POST {STREAM} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}");
+    let request = format!(
+        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
     reader.write_all(request.as_bytes()).await.unwrap();
     reader.read_exact(&mut [0; 1024]).await.unwrap();
     until_in_flight(&service, 0).await;

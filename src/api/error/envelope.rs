@@ -37,7 +37,8 @@ struct GoogleStatus {
     #[schema(value_type = String)]
     status: &'static str,
     /// An `ErrorInfo` whose reason is the failure's code, and a `RetryInfo` where it is known when
-    /// another attempt can succeed.
+    /// another attempt can succeed. Gemini's own errors may have none.
+    #[schema(required = false)]
     details: Vec<Value>,
 }
 
@@ -125,8 +126,9 @@ fn google_status(status: StatusCode) -> &'static str {
         403 => "PERMISSION_DENIED",
         404 => "NOT_FOUND",
         409 => "ABORTED",
+        // As Gemini answers 402 itself.
+        402 | 429 => "RESOURCE_EXHAUSTED",
         408 | 504 => "DEADLINE_EXCEEDED",
-        429 => "RESOURCE_EXHAUSTED",
         400..500 => "INVALID_ARGUMENT",
         502 | 503 => "UNAVAILABLE",
         _ => "INTERNAL",
@@ -137,6 +139,7 @@ fn google_status(status: StatusCode) -> &'static str {
 fn openai_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
+        402 => "insufficient_quota",
         403 => "permission_error",
         429 => "rate_limit_error",
         400..500 => "invalid_request_error",

@@ -1,15 +1,19 @@
 //! What of a request's head goes on to Gemini, and what of an answer's comes back.
 
 use http::header::{
-    ALT_SVC, AUTHORIZATION, CONNECTION, EXPECT, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, EXPECT,
+    FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
 
-use crate::api::auth::{ADMIN_API_KEY, without_key};
+use super::upload;
+use crate::api::auth::{ADMIN_API_KEY, Tier, decoded, name_of, parameters, without_key};
 use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
+use crate::config::AdminKey;
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, Forward, Surface};
 
@@ -26,9 +30,45 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Headers that are for this service.
-const OURS: [HeaderName; 6] =
-    [ADMIN_API_KEY, API_KEY, AUTHORIZATION, EXTERNAL_SEMAPHORE_ID, HOST, EXPECT];
+/// Headers of requests that stay here: those for this service, those about its client and where the
+/// client was, and those that would make another request of this one.
+const KEPT_BACK: [HeaderName; 20] = [
+    ADMIN_API_KEY,
+    API_KEY,
+    AUTHORIZATION,
+    EXTERNAL_SEMAPHORE_ID,
+    HOST,
+    EXPECT,
+    COOKIE,
+    REFERER,
+    ORIGIN,
+    HeaderName::from_static("x-referer"),
+    HeaderName::from_static("x-origin"),
+    FORWARDED,
+    VIA,
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// What the names of more such headers begin with.
+const KEPT_BACK_FAMILIES: [&str; 3] = ["x-forwarded-", "sec-fetch-", "access-control-"];
+
+/// Parameters that would make another request of this one, or a script of its answer. Source:
+/// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters.
+const KEPT_BACK_PARAMETERS: [&str; 4] = ["$httpMethod", "$httpHeaders", "callback", "$callback"];
+
+/// The project that is charged. It is only the owner of a key who says so.
+const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
+
+/// What a browser may do with a page of Gemini's, or of a file that somebody uploaded: nothing in
+/// the name of this service.
+const SANDBOX: HeaderValue =
+    HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
 
 /// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
 const UPLOAD_URLS: [HeaderName; 3] = [
@@ -40,26 +80,81 @@ const UPLOAD_URLS: [HeaderName; 3] = [
 /// What a request is passed on as: what is for this service stays here, the key above all.
 ///
 /// # Errors
-/// 400 where the path was escaped so that it is none any more.
-pub(super) fn forward(surface: Surface, head: Parts, path: &str) -> Result<Forward, ApiError> {
+/// 400 where the path cannot be one at Gemini; 401 where the admin key would be sent on.
+pub(super) fn forward(
+    gateway: &Gateway,
+    surface: Surface,
+    head: Parts,
+    path: &str,
+    tier: Option<Tier>,
+) -> Result<Forward, ApiError> {
     let Parts { method, uri, mut headers, .. } = head;
-    let query = without_key(uri.query().unwrap_or_default());
+    let query = passed_on(uri.query().unwrap_or_default());
+    strip(&mut headers);
+    let kept_back: Vec<_> = headers.keys().filter(|name| is_kept_back(name)).cloned().collect();
+    kept_back.iter().for_each(|name| drop(headers.remove(name)));
+    if tier != Some(Tier::Own) {
+        headers.remove(USER_PROJECT);
+    }
+    let admin = gateway.config.admin_api_key.as_ref();
+    if admin.is_some_and(|admin| shows(admin, path, &query, &headers)) {
+        return Err(ApiError::misplaced_admin_key());
+    }
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("{path}{mark}{query}").parse();
     let path = path.map_err(|_| ApiError::unusable_path("The path cannot be passed on."))?;
-    strip(&mut headers);
-    OURS.iter().for_each(|name| drop(headers.remove(name)));
     Ok(Forward { surface, method, path, headers, streams: false })
 }
 
+/// What of a query goes on, as it came.
+fn passed_on(query: &str) -> String {
+    let without_key = without_key(query);
+    let is_kept_back = |parameter: &&str| {
+        !upload::is_ours(parameter) && !KEPT_BACK_PARAMETERS.contains(&&*name_of(parameter))
+    };
+    let rest: Vec<_> = parameters(&without_key).filter(is_kept_back).collect();
+    rest.join("&")
+}
+
+fn is_kept_back(name: &HeaderName) -> bool {
+    KEPT_BACK.contains(name)
+        || KEPT_BACK_FAMILIES.iter().any(|family| name.as_str().starts_with(family))
+}
+
+/// Whether the admin key stands anywhere in a head, escaped or not.
+fn shows(admin: &AdminKey, path: &str, query: &str, headers: &HeaderMap) -> bool {
+    let is_in = |text: &str| {
+        let unescaped: Vec<u8> = percent_decode_str(text).collect();
+        admin.is_in(&unescaped) || admin.is_in(decoded(text).as_bytes())
+    };
+    path.split(['/', ':']).any(is_in)
+        || parameters(query).flat_map(|parameter| parameter.splitn(2, '=')).any(is_in)
+        || headers.values().any(|value| admin.is_in(value.as_bytes()))
+}
+
 /// Takes out what is about one connection.
-pub(super) fn strip(headers: &mut HeaderMap) {
+fn strip(headers: &mut HeaderMap) {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let named = named.flat_map(|names| names.split(','));
     let named: Vec<_> = named.filter_map(|name| name.trim().parse::<HeaderName>().ok()).collect();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // It counts, and the length does not. Source: RFC 9112, section 6.3.
+        headers.remove(CONTENT_LENGTH);
+    }
     named.iter().chain(&HOP_BY_HOP).for_each(|name| drop(headers.remove(name)));
+}
+
+/// Takes out of an answer what is about the connection to Gemini, and what is between a browser and
+/// Gemini.
+pub(super) fn strip_answer(headers: &mut HeaderMap) {
+    strip(headers);
     // It invites to another port of the same host, where this service is not.
     headers.remove(ALT_SVC);
+    headers.remove(SET_COOKIE);
+    let cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
+    let cors: Vec<_> = headers.keys().filter(cors).cloned().collect();
+    cors.iter().for_each(|name| drop(headers.remove(name)));
+    headers.insert(CONTENT_SECURITY_POLICY, SANDBOX);
 }
 
 /// Where the client reaches this service, as it or the proxy before it says.
@@ -71,7 +166,7 @@ pub(super) fn origin(head: &Parts) -> Option<String> {
 }
 
 /// Makes the URLs at which an upload goes on lead through this service, where its client may be
-/// the only one to reach.
+/// the only one to reach, and signs them.
 pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origin: &str) {
     for name in UPLOAD_URLS {
         let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
@@ -80,8 +175,9 @@ pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origi
         };
         let Some(path) = gateway.dispatcher.path_of(&url) else { continue };
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        let url = format!("{origin}{path}?{}", without_key(query));
-        if let Ok(url) = HeaderValue::try_from(url) {
+        let now = jiff::Timestamp::now();
+        let query = upload::signed(&gateway.config, path, without_key(query), now);
+        if let Ok(url) = HeaderValue::try_from(format!("{origin}{path}?{query}")) {
             headers.insert(name, url);
         }
     }

@@ -149,7 +149,7 @@ async fn broken_connections_are_told_apart_from_answers() {
         };
         let ((), result) = tokio::join!(serve, call(&base, LONG));
         let error = result.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Connection, "{sent:?}");
+        assert_eq!(error.kind, ErrorKind::BrokenOff, "{sent:?}: Gemini may have run it");
         assert!(error.is_passing() && !error.accepted_model, "{sent:?}");
     }
     let (listener, base) = upstream("http").await;
@@ -171,6 +171,44 @@ async fn a_connection_closed_while_idle_is_no_error() {
         };
         let ((), answer) = tokio::join!(serve, call_with(&client, LONG));
         answer.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_reset_before_the_answer_may_have_carried_the_call() {
+    let (listener, base) = upstream("http").await;
+    let client = Client::new(&base).unwrap();
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        read_request(&mut socket).await;
+        respond(&mut socket, "200 OK", ANSWER).await;
+        // The next call comes on the same connection, and its answer never does.
+        read_request(&mut socket).await;
+        drop(socket);
+    };
+    let calls = async {
+        call_with(&client, LONG).await.unwrap();
+        call_with(&client, LONG).await.unwrap_err()
+    };
+    let ((), error) = tokio::join!(serve, calls);
+    assert_eq!(error.kind, ErrorKind::BrokenOff);
+}
+
+#[tokio::test]
+async fn a_wait_that_the_header_asks_for_is_read() {
+    let seven = Some(Duration::from_secs(7));
+    for (status, expected) in [
+        ("503 Service Unavailable", ErrorKind::Overloaded(seven)),
+        ("500 Internal Server Error", ErrorKind::Unavailable),
+    ] {
+        let (listener, base) = upstream("http").await;
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_request(&mut socket).await;
+            respond(&mut socket, &format!("{status}\r\nretry-after: 7"), "").await;
+        };
+        let ((), result) = tokio::join!(serve, call(&base, LONG));
+        assert_eq!(result.unwrap_err().kind, expected);
     }
 }
 
@@ -227,6 +265,10 @@ fn a_base_url_is_a_place_and_nothing_more() {
         "https://u:p@g.example",
         "http://g.example?key=k",
         "http://g.example/#x",
+        "http://g.example:99999",
+        "http://g.example:0",
+        "http://g.example:",
+        "http://[::1]:65536",
     ] {
         assert!(Client::new(given).is_err(), "{given:?}");
     }

@@ -46,26 +46,77 @@ pub(super) struct Document<'a> {
     anchors: HashMap<&'a str, String>,
 }
 
-/// Refuses a document that could exhaust the stack of what walks it.
-pub(super) fn check_depth(schema: &Value) -> Result<(), SchemaError> {
-    fn check(value: &Value, depth: usize) -> Result<(), String> {
-        if depth > MAX_DEPTH {
-            return Err(String::new());
+/// How large a schema may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Its JSON text, in bytes.
+    pub bytes: usize,
+    /// The JSON values in it: objects, arrays, strings and so on.
+    pub nodes: usize,
+}
+
+impl Limits {
+    /// Refuses a schema whose text is too long.
+    ///
+    /// # Errors
+    /// The bound that it passes.
+    pub fn check_bytes(&self, bytes: usize) -> Result<(), SchemaError> {
+        if bytes <= self.bytes {
+            return Ok(());
         }
-        let prefixed = |name: &str, rest: String| format!("/{}{rest}", escape(name));
+        let message = format!("is larger than {} bytes (MAX_SCHEMA_BYTES)", self.bytes);
+        Err(SchemaError::new("", message))
+    }
+}
+
+/// Bytes of the JSON Pointers to all values of a schema, which are written out for many of them.
+const MAX_POINTERS: usize = 64 << 20;
+
+/// Refuses a document that could exhaust the stack or the memory of what walks it; counts its
+/// values.
+pub(super) fn check_size(schema: &Value, limits: &Limits) -> Result<usize, SchemaError> {
+    let mut size = Size { limits, nodes: 0, pointers: 0 };
+    size.add(schema, 0, 0).map_err(|(pointer, message)| SchemaError::new(pointer, message))?;
+    Ok(size.nodes)
+}
+
+struct Size<'a> {
+    limits: &'a Limits,
+    nodes: usize,
+    pointers: usize,
+}
+
+impl Size<'_> {
+    /// Adds a value with all inside it. What is wrong comes with the pointer from `value` on.
+    fn add(&mut self, value: &Value, depth: usize, pointer: usize) -> Result<(), (String, String)> {
+        self.nodes += 1;
+        self.pointers = self.pointers.saturating_add(pointer);
+        let refuse = |message: String| Err((String::new(), message));
+        if depth > MAX_DEPTH {
+            return refuse(format!("is nested deeper than {MAX_DEPTH} levels"));
+        }
+        if self.nodes > self.limits.nodes {
+            let limit = self.limits.nodes;
+            return refuse(format!("is past the first {limit} values (MAX_SCHEMA_NODES)"));
+        }
+        if self.pointers > MAX_POINTERS {
+            return refuse(format!("the paths so far have more than {MAX_POINTERS} bytes"));
+        }
+        let mut inside = |name: &dyn Fn() -> String, length: usize, value: &Value| {
+            self.add(value, depth + 1, pointer + 1 + length)
+                .map_err(|(rest, message)| (format!("/{}{rest}", name()), message))
+        };
         match value {
-            Value::Object(map) => map
+            Value::Object(map) => {
+                map.iter().try_for_each(|(name, value)| inside(&|| escape(name), name.len(), value))
+            }
+            Value::Array(list) => list
                 .iter()
-                .try_for_each(|(name, v)| check(v, depth + 1).map_err(|rest| prefixed(name, rest))),
-            Value::Array(list) => list.iter().enumerate().try_for_each(|(i, v)| {
-                check(v, depth + 1).map_err(|rest| prefixed(&i.to_string(), rest))
-            }),
+                .enumerate()
+                .try_for_each(|(i, value)| inside(&|| i.to_string(), 8, value)),
             _ => Ok(()),
         }
     }
-    check(schema, 0).map_err(|pointer| {
-        SchemaError::new(pointer, format!("is nested deeper than {MAX_DEPTH} levels"))
-    })
 }
 
 impl<'a> Document<'a> {

@@ -68,17 +68,40 @@ pub(super) fn integer(number: &Number) -> Option<i128> {
     in_range.then_some(float as i128)
 }
 
-/// Whether two values are the same to JSON Schema.
-pub(super) fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => compare(a, b) == Ordering::Equal,
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+/// A text that two values share exactly when they are the same to JSON Schema, so that lists of
+/// values are compared by hashing.
+pub(super) fn canonical(value: &Value) -> String {
+    let mut form = String::new();
+    write_canonical(value, &mut form);
+    form
+}
+
+fn write_canonical(value: &Value, form: &mut String) {
+    let text = |text: &str, form: &mut String| form.push_str(&format!("{}:{text}", text.len()));
+    match value {
+        Value::Null => form.push('n'),
+        Value::Bool(true) => form.push('t'),
+        Value::Bool(false) => form.push('f'),
+        Value::Number(number) => match integer(number) {
+            Some(integer) => form.push_str(&format!("{integer};")),
+            None => form.push_str(&format!("{:?};", number.as_f64().unwrap_or_default())),
+        },
+        Value::String(string) => text(string, form),
+        Value::Array(values) => {
+            form.push('[');
+            values.iter().for_each(|value| write_canonical(value, form));
+            form.push(']');
         }
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| same(a, b)))
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            form.push('{');
+            for (name, value) in members {
+                text(name, form);
+                write_canonical(value, form);
+            }
+            form.push('}');
         }
-        _ => a == b,
     }
 }
 

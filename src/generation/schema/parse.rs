@@ -2,19 +2,26 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::SchemaError;
 use super::document::{Document, REFERENCES, escape};
+use super::metered::BYTES_PER_STEP;
 use super::number::{self, Bound};
 use super::shape::{Additional, Annotations, Node, Shape, Types};
+use super::work::{Stopped, Work};
+use super::{NotCompiled, SchemaError};
 
 /// Nodes and shapes to send. Gemini answers far smaller schemas with "too many states for serving".
 const MAX_SIZE: usize = 10_000;
 
-/// Nodes to read and to merge before giving up: references can double at every step.
-const MAX_STEPS: usize = 50_000;
+/// Steps to read and to merge nodes before giving up: references can double at every step. A
+/// document may take [`STEPS_PER_VALUE`] for each of its values where that is more.
+const MIN_STEPS: usize = 50_000;
+
+/// Reading a value takes about two steps, and merging it in an `allOf` a few more.
+const STEPS_PER_VALUE: usize = 8;
 
 /// References and subschemas to go through before giving up on inlining.
 const MAX_DEPTH: usize = 64;
@@ -53,23 +60,70 @@ pub(super) struct Translation {
 }
 
 /// Reads the document with its references inlined, or kept where they recur or would blow up.
-pub(super) fn translate(document: &Document<'_>) -> Result<Translation, SchemaError> {
-    let translation = match Parser::new(document, true).run() {
-        Err(Stop::TooLarge) => Parser::new(document, false).run(),
+pub(super) fn translate(
+    document: &Document<'_>,
+    values: usize,
+    work: &Work,
+) -> Result<Translation, NotCompiled> {
+    let limit = MIN_STEPS.max(values.saturating_mul(STEPS_PER_VALUE));
+    let run = |inline| Parser::new(document, inline, Steps::new(limit, work)).run();
+    let translation = match run(true) {
+        Err(Stop::TooLarge(TooLarge::Steps)) => run(false),
         inlined => inlined,
     };
     translation.map_err(|stop| match stop {
-        Stop::Refused(error) => error,
-        Stop::TooLarge => {
-            let message = format!("holds more than {MAX_SIZE} schemas once unions are merged");
-            SchemaError::new("", message)
+        Stop::Refused(error) => error.into(),
+        Stop::TooLarge(TooLarge::Stopped) => Stopped.into(),
+        Stop::TooLarge(TooLarge::Steps) => {
+            let message = format!(
+                "holds more than {MAX_SIZE} schemas once unions are merged, or takes more than \
+                 {limit} steps to merge"
+            );
+            SchemaError::new("", message).into()
         }
     })
 }
 
+/// The steps that a translation has taken.
+pub(super) struct Steps<'a> {
+    taken: usize,
+    limit: usize,
+    work: &'a Work,
+}
+
+/// Why a translation goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TooLarge {
+    /// It takes too many steps, or gives too large a schema.
+    Steps,
+    /// The work as a whole was stopped.
+    Stopped,
+}
+
+impl<'a> Steps<'a> {
+    pub(super) fn new(limit: usize, work: &'a Work) -> Self {
+        Self { taken: 0, limit, work }
+    }
+
+    /// Counts steps that are about to be taken.
+    pub(super) fn take(&mut self, steps: usize) -> Result<(), TooLarge> {
+        self.taken = self.taken.saturating_add(steps);
+        if self.taken > self.limit {
+            return Err(TooLarge::Steps);
+        }
+        self.work.spend(steps).map_err(|Stopped| TooLarge::Stopped)
+    }
+}
+
 enum Stop {
-    TooLarge,
+    TooLarge(TooLarge),
     Refused(SchemaError),
+}
+
+impl From<TooLarge> for Stop {
+    fn from(reason: TooLarge) -> Self {
+        Self::TooLarge(reason)
+    }
 }
 
 impl From<SchemaError> for Stop {
@@ -85,20 +139,20 @@ struct Parser<'a> {
     trail: Vec<(String, usize)>,
     descents: usize,
     depth: usize,
-    steps: usize,
+    steps: Steps<'a>,
     pending: Vec<String>,
     definitions: BTreeMap<String, Node>,
 }
 
 impl<'a> Parser<'a> {
-    fn new(document: &'a Document<'a>, inline: bool) -> Self {
+    fn new(document: &'a Document<'a>, inline: bool, steps: Steps<'a>) -> Self {
         Self {
             document,
             inline,
             trail: Vec::new(),
             descents: 0,
             depth: 0,
-            steps: 0,
+            steps,
             pending: Vec::new(),
             definitions: BTreeMap::new(),
         }
@@ -117,7 +171,7 @@ impl<'a> Parser<'a> {
         }
         let size = root.size() + self.definitions.values().map(Node::size).sum::<usize>();
         if size > MAX_SIZE {
-            return Err(Stop::TooLarge);
+            return Err(TooLarge::Steps.into());
         }
         Ok(Translation { root, definitions: self.definitions })
     }
@@ -127,13 +181,8 @@ impl<'a> Parser<'a> {
         self.node(self.document.at(pointer), pointer)
     }
 
-    fn spend(&mut self, steps: usize) -> Result<(), Stop> {
-        self.steps += steps;
-        if self.steps > MAX_STEPS { Err(Stop::TooLarge) } else { Ok(()) }
-    }
-
     fn node(&mut self, schema: &Value, pointer: &str) -> Result<Node, Stop> {
-        self.spend(1)?;
+        self.steps.take(1)?;
         let map = match schema {
             Value::Bool(true) => return Ok(Node::any()),
             Value::Bool(false) => return Ok(Node::never()),
@@ -141,7 +190,7 @@ impl<'a> Parser<'a> {
             _ => return Err(SchemaError::new(pointer, "is not a schema").into()),
         };
         if self.inline && self.depth >= MAX_DEPTH {
-            return Err(Stop::TooLarge);
+            return Err(TooLarge::Steps.into());
         }
         self.depth += 1;
         let node = self.conjunction(map, pointer)?;
@@ -152,11 +201,12 @@ impl<'a> Parser<'a> {
     fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
         let only_ref = map.contains_key("$ref") && self.document.ref_silences_siblings();
         let own = if only_ref { Shape::default() } else { self.shape(map, pointer)? };
-        let mut node = Node { annotations: annotations(map), ..Node::from(own) };
+        let mut node = Node::of(own.settle(&mut self.steps)?);
+        node.annotations = annotations(map);
         for keyword in REFERENCES {
             if let Some(reference) = map.get(keyword).and_then(Value::as_str) {
                 let target = self.follow(reference, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, &target, json!({ keyword: reference }))?;
+                self.require(&mut node, target, || json!({ keyword: reference }))?;
             }
         }
         if only_ref {
@@ -164,31 +214,34 @@ impl<'a> Parser<'a> {
         }
         for (i, schema) in list(map, "allOf").iter().enumerate() {
             let part = self.node(schema, &format!("{pointer}/allOf/{i}"))?;
-            self.require(&mut node, &part, schema.clone())?;
+            self.require(&mut node, part, || schema.clone())?;
         }
         // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
         // only widens.
         for keyword in ["anyOf", "oneOf"] {
             if let Some(Value::Array(schemas)) = map.get(keyword) {
                 let union = self.union(schemas, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, &union, json!({ keyword: schemas }))?;
+                self.require(&mut node, union, || json!({ keyword: schemas }))?;
             }
         }
         let described = described(map);
         if !described.is_empty() {
-            let described = self.spell_out(&Value::Object(described));
+            let described = self.spell_out(&Value::Object(described))?;
             node.annotations.described.push(described);
         }
         Ok(node)
     }
 
-    /// Requires `part` of `node` too, or describes `schema`, which it comes from, if no node says
-    /// both.
-    fn require(&mut self, node: &mut Node, part: &Node, schema: Value) -> Result<(), Stop> {
-        self.spend(node.product_size(part))?;
-        match node.and(part) {
-            Some(both) => *node = both,
-            None => node.annotations.described.push(self.spell_out(&schema)),
+    /// Requires `part` of `node` too, and describes `schema`, which it comes from, where no node
+    /// says all of both.
+    fn require(
+        &mut self,
+        node: &mut Node,
+        part: Node,
+        schema: impl FnOnce() -> Value,
+    ) -> Result<(), Stop> {
+        if !node.narrow(part, &mut self.steps)? {
+            node.annotations.described.push(self.spell_out(&schema())?);
         }
         Ok(())
     }
@@ -198,7 +251,8 @@ impl<'a> Parser<'a> {
             .iter()
             .enumerate()
             .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
-        Ok(Node::union(nodes.collect::<Result<_, _>>()?))
+        let nodes = nodes.collect::<Result<_, _>>()?;
+        Ok(Node::union(nodes, &mut self.steps)?)
     }
 
     fn follow(&mut self, reference: &str, pointer: &str) -> Result<Node, Stop> {
@@ -216,7 +270,7 @@ impl<'a> Parser<'a> {
             }
             _ => {
                 self.pending.push(target.clone());
-                Ok(Node::from(Shape { reference: Some(target), ..Shape::default() }))
+                Ok(Node::of(Some(Shape { reference: Some(target), ..Shape::default() })))
             }
         }
     }
@@ -274,7 +328,7 @@ impl<'a> Parser<'a> {
         for (name, schema) in map.get("properties").and_then(Value::as_object).into_iter().flatten()
         {
             let node = self.node(schema, &format!("{pointer}/properties/{}", escape(name)))?;
-            shape.properties.push((name.clone(), node));
+            shape.properties.insert(name.clone(), node);
         }
         let names = list(map, "required").iter().filter_map(Value::as_str);
         shape.required = names.map(str::to_owned).collect();
@@ -295,32 +349,42 @@ impl<'a> Parser<'a> {
     }
 
     /// A schema for a description, where no reference can be looked up.
-    fn spell_out(&self, schema: &Value) -> Value {
+    fn spell_out(&mut self, schema: &Value) -> Result<Arc<str>, Stop> {
         let mut left = MAX_DESCRIBED;
-        self.substitute(schema, &mut Vec::new(), &mut left)
+        Ok(self.substitute(schema, &mut Vec::new(), &mut left)?.to_string().into())
     }
 
-    fn substitute(&self, schema: &Value, trail: &mut Vec<String>, left: &mut usize) -> Value {
+    fn substitute(
+        &mut self,
+        schema: &Value,
+        trail: &mut Vec<String>,
+        left: &mut usize,
+    ) -> Result<Value, Stop> {
         *left = left.saturating_sub(1);
-        match schema {
+        self.steps.take(1 + schema.as_str().map_or(0, str::len) / BYTES_PER_STEP)?;
+        Ok(match schema {
             Value::Object(map) => match self.lone_reference(map) {
                 Some(target) if *left > 0 && !trail.contains(&target) => {
                     let found = self.document.at(&target);
                     trail.push(target);
-                    let value = self.substitute(found, trail, left);
+                    let value = self.substitute(found, trail, left)?;
                     trail.pop();
                     value
                 }
-                _ => map
-                    .iter()
-                    .map(|(name, v)| (name.clone(), self.substitute(v, trail, left)))
-                    .collect(),
+                _ => Value::Object(
+                    map.iter()
+                        .map(|(name, v)| Ok((name.clone(), self.substitute(v, trail, left)?)))
+                        .collect::<Result<_, Stop>>()?,
+                ),
             },
-            Value::Array(values) => {
-                values.iter().map(|v| self.substitute(v, trail, left)).collect()
-            }
+            Value::Array(values) => Value::Array(
+                values
+                    .iter()
+                    .map(|v| self.substitute(v, trail, left))
+                    .collect::<Result<_, Stop>>()?,
+            ),
             scalar => scalar.clone(),
-        }
+        })
     }
 
     fn lone_reference(&self, map: &Map<String, Value>) -> Option<String> {
@@ -363,7 +427,8 @@ fn values(map: &Map<String, Value>) -> Option<Vec<Value>> {
     let listed = map.get("enum").and_then(Value::as_array);
     match (map.get("const"), listed) {
         (Some(only), Some(listed)) => {
-            let has_it = listed.iter().any(|value| number::same(value, only));
+            let form = number::canonical(only);
+            let has_it = listed.iter().any(|value| number::canonical(value) == form);
             Some(if has_it { vec![only.clone()] } else { Vec::new() })
         }
         (Some(only), None) => Some(vec![only.clone()]),

@@ -6,19 +6,21 @@
 //! multiply out: Gemini has no `allOf`, and refuses keywords beside `anyOf` in places.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::{BitAnd, BitOr};
+use std::sync::Arc;
 
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 use serde_json::Value;
 
+use super::metered::BYTES_PER_STEP;
 use super::number::{self, Bound};
+use super::parse::{Steps, TooLarge};
 
 /// Alternatives beyond this are described instead: Gemini answers long ones with "too many states
 /// for serving".
 const MAX_SHAPES: usize = 64;
-
-/// Comparisons allowed to intersect two `enum`s.
-const MAX_COMPARISONS: usize = 1_000_000;
 
 /// A set of JSON's types. Numbers are in two parts, so that `integer` within `number` is plain
 /// set arithmetic.
@@ -89,24 +91,31 @@ pub(super) struct Annotations {
     pub(super) description: Option<String>,
     pub(super) default: Option<Value>,
     pub(super) example: Option<Value>,
-    /// Schemas that must hold too, and that no shape can say.
-    pub(super) described: Vec<Value>,
+    /// Schemas that must hold too, and that no shape can say, as JSON.
+    pub(super) described: Vec<Arc<str>>,
 }
 
 impl Annotations {
     /// Joins what is said nearer the reader, which comes first, with what is said further away.
-    pub(super) fn join(self, further: Self) -> Self {
-        let description = match (self.description, further.description) {
-            (Some(near), Some(far)) if near != far => Some(format!("{near}\n{far}")),
+    pub(super) fn join(mut self, further: Self) -> Self {
+        self.description = match (self.description, further.description) {
+            (Some(near), Some(far)) if near != far => Some(near + "\n" + &far),
             (near, far) => near.or(far),
         };
-        Self {
-            title: self.title.or(further.title),
-            description,
-            default: self.default.or(further.default),
-            example: self.example.or(further.example),
-            described: [self.described, further.described].concat(),
-        }
+        self.title = self.title.or(further.title);
+        self.default = self.default.or(further.default);
+        self.example = self.example.or(further.example);
+        self.described.extend(further.described);
+        self
+    }
+
+    /// The steps that a copy takes.
+    fn weight(&self) -> usize {
+        let own = [&self.title, &self.description].into_iter().flatten().map(String::as_str);
+        let described = self.described.iter().map(|schema| &**schema);
+        let texts: usize = own.chain(described).map(|text| 1 + text.len() / BYTES_PER_STEP).sum();
+        let values = [&self.default, &self.example].into_iter().flatten();
+        texts + values.map(weight).sum::<usize>()
     }
 }
 
@@ -138,7 +147,7 @@ pub(super) struct Shape {
     pub(super) items: Option<Box<Node>>,
     pub(super) min_items: Option<u64>,
     pub(super) max_items: Option<u64>,
-    pub(super) properties: Vec<(String, Node)>,
+    pub(super) properties: IndexMap<String, Node>,
     pub(super) additional: Additional,
     pub(super) required: BTreeSet<String>,
     pub(super) min_properties: Option<u64>,
@@ -163,7 +172,7 @@ impl Default for Shape {
             items: None,
             min_items: None,
             max_items: None,
-            properties: Vec::new(),
+            properties: IndexMap::new(),
             additional: Additional::default(),
             required: BTreeSet::new(),
             min_properties: None,
@@ -180,16 +189,14 @@ pub(super) struct Node {
     pub(super) shapes: Vec<Shape>,
 }
 
-impl From<Shape> for Node {
-    fn from(shape: Shape) -> Self {
-        let shapes = shape.settle().into_iter().collect();
-        Self { annotations: Annotations::default(), shapes }
-    }
-}
-
 impl Node {
     pub(super) fn any() -> Self {
-        Self::from(Shape::default())
+        Self::of(Some(Shape::default()))
+    }
+
+    /// A node of one shape or, where that allows nothing, of none.
+    pub(super) fn of(shape: Option<Shape>) -> Self {
+        Self { annotations: Annotations::default(), shapes: shape.into_iter().collect() }
     }
 
     pub(super) fn never() -> Self {
@@ -201,55 +208,79 @@ impl Node {
     }
 
     /// A disjunction of nodes; what annotates each stays with its shapes.
-    pub(super) fn union(nodes: Vec<Self>) -> Self {
-        let shapes = nodes.into_iter().flat_map(|node| {
-            let Self { annotations, shapes } = node;
-            shapes.into_iter().map(move |mut shape| {
+    pub(super) fn union(nodes: Vec<Self>, steps: &mut Steps) -> Result<Self, TooLarge> {
+        let mut union = Self::never();
+        for Self { annotations, shapes } in nodes {
+            steps.take(annotations.weight().saturating_mul(shapes.len()))?;
+            union.shapes.extend(shapes.into_iter().map(|mut shape| {
                 shape.annotations = annotations.clone().join(shape.annotations);
                 shape
-            })
-        });
-        Self { annotations: Annotations::default(), shapes: shapes.collect() }
+            }));
+        }
+        Ok(union)
     }
 
     /// How many nodes and shapes this holds, itself included.
     pub(super) fn size(&self) -> usize {
-        1 + self.shapes.iter().map(Shape::size).sum::<usize>()
+        self.total(&|_| 1)
     }
 
-    /// How many nodes and shapes a conjunction with `other` may hold.
-    pub(super) fn product_size(&self, other: &Self) -> usize {
-        self.size() * other.shapes.len() + other.size() * self.shapes.len()
+    /// The steps that a copy takes.
+    fn weight(&self) -> usize {
+        self.total(&Shape::own_weight)
     }
 
-    /// The values that both allow; None when no node says that.
-    pub(super) fn and(&self, other: &Self) -> Option<Self> {
+    /// One for each node, and what `of` says for each shape.
+    fn total(&self, of: &dyn Fn(&Shape) -> usize) -> usize {
+        1 + self.shapes.iter().map(|shape| shape.total(of)).sum::<usize>()
+    }
+
+    /// Narrows this to the values that `other` allows too. False where no node says that: then it
+    /// is narrowed by some of what `other` says, and `other` must be described.
+    pub(super) fn narrow(&mut self, other: Self, steps: &mut Steps) -> Result<bool, TooLarge> {
         if self.shapes.len() * other.shapes.len() > MAX_SHAPES {
-            return None;
+            return Ok(false);
         }
-        let mut shapes = Vec::new();
-        for a in &self.shapes {
-            for b in &other.shapes {
-                shapes.extend(a.and(b)?.settle());
+        let own = std::mem::take(&mut self.annotations);
+        self.annotations = own.join(other.annotations);
+        let mut is_whole = true;
+        let mut add = |a: Shape, b: Shape, steps: &mut Steps| {
+            let (both, is_all_said) = a.and(b, steps)?;
+            is_whole &= is_all_said;
+            both.settle(steps)
+        };
+        let (own, others) = (std::mem::take(&mut self.shapes), other.shapes);
+        match (<[Shape; 1]>::try_from(own), <[Shape; 1]>::try_from(others)) {
+            // What nearly all schemas are, and then nothing is copied.
+            (Ok([a]), Ok([b])) => self.shapes.extend(add(a, b, steps)?),
+            (own, others) => {
+                let own = own.map_or_else(|several| several, Vec::from);
+                let others = others.map_or_else(|several| several, Vec::from);
+                for a in &own {
+                    for b in &others {
+                        steps.take(a.total(&Shape::own_weight) + b.total(&Shape::own_weight))?;
+                        self.shapes.extend(add(a.clone(), b.clone(), steps)?);
+                    }
+                }
             }
         }
-        let annotations = self.annotations.clone().join(other.annotations.clone());
-        Some(Self { annotations, shapes })
+        Ok(is_whole)
     }
 }
 
 impl Shape {
     /// Drops the values that the other keywords rule out, and the types that are then left without
     /// a value. None when the shape allows nothing.
-    fn settle(mut self) -> Option<Self> {
+    pub(super) fn settle(mut self, steps: &mut Steps) -> Result<Option<Self>, TooLarge> {
         if let Some(mut values) = self.values.take() {
+            steps.take(values.len())?;
             values.retain(|value| self.admits(value));
             let left = values.iter().map(Types::of).fold(Types::NONE, Types::bitor);
             self.types = self.types & left;
             (self.minimum, self.maximum) = (None, None);
             self.values = Some(values);
         }
-        (self.types != Types::NONE).then_some(self)
+        Ok((self.types != Types::NONE).then_some(self))
     }
 
     fn admits(&self, value: &Value) -> bool {
@@ -262,131 +293,176 @@ impl Shape {
         in_types && value.as_number().is_none_or(within)
     }
 
-    fn size(&self) -> usize {
-        let additional = match &self.additional {
-            Additional::Fitting(node) => node.size(),
-            _ => 0,
-        };
-        let items = self.prefix_items.iter().chain(self.items.as_deref());
-        let properties = self.properties.iter().map(|(_, node)| node);
-        1 + additional + items.chain(properties).map(Node::size).sum::<usize>()
+    fn total(&self, of: &dyn Fn(&Self) -> usize) -> usize {
+        let nodes = self.prefix_items.iter().chain(self.items.as_deref());
+        let nodes = nodes.chain(self.properties.values()).chain(self.additional.node());
+        of(self) + nodes.map(|node| node.total(of)).sum::<usize>()
+    }
+
+    /// The steps that a copy takes without the nodes inside.
+    fn own_weight(&self) -> usize {
+        let values: usize = self.values.iter().flatten().map(weight).sum();
+        1 + values + self.required.len() + self.annotations.weight()
     }
 
     /// Whether everything is allowed, whatever the annotations say.
-    fn is_unrestricted(&self) -> bool {
-        let annotations = self.annotations.clone();
-        *self == Self { annotations, ..Self::default() }
+    fn is_unrestricted(&mut self) -> bool {
+        let annotations = std::mem::take(&mut self.annotations);
+        let is_unrestricted = *self == Self::default();
+        self.annotations = annotations;
+        is_unrestricted
     }
 
-    fn and(&self, other: &Self) -> Option<Self> {
-        let annotations = self.annotations.clone().join(other.annotations.clone());
+    /// The conjunction, and whether it says all of both: otherwise it says all of `self`.
+    fn and(mut self, mut other: Self, steps: &mut Steps) -> Result<(Self, bool), TooLarge> {
+        steps.take(1)?;
+        let own = std::mem::take(&mut self.annotations);
+        let annotations = own.join(std::mem::take(&mut other.annotations));
         if other.is_unrestricted() {
-            return Some(Self { annotations, ..self.clone() });
+            return Ok((Self { annotations, ..self }, true));
         }
         if self.is_unrestricted() {
-            return Some(Self { annotations, ..other.clone() });
+            return Ok((Self { annotations, ..other }, true));
         }
+        self.annotations = annotations;
         if self.reference.is_some() || other.reference.is_some() {
-            return None;
+            return Ok((self, false));
         }
         let max = |a: Option<u64>, b: Option<u64>| a.max(b);
         let min = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
-        let ends = |a: &Option<Bound>, b: &Option<Bound>, narrower| {
-            Bound::narrow(a.clone(), b.clone(), narrower)
-        };
-        Some(Self {
-            annotations,
-            types: self.types & other.types,
-            values: common_values(self.values.as_deref(), other.values.as_deref())?,
-            minimum: ends(&self.minimum, &other.minimum, Ordering::Greater),
-            maximum: ends(&self.maximum, &other.maximum, Ordering::Less),
-            min_length: max(self.min_length, other.min_length),
-            max_length: min(self.max_length, other.max_length),
-            pattern: one_of_both(&self.pattern, &other.pattern)?,
-            format: one_of_both(&self.format, &other.format)?,
-            prefix_items: self.prefix_items_and(other)?,
-            items: both(self.items.as_deref(), other.items.as_deref())?.map(Box::new),
-            min_items: max(self.min_items, other.min_items),
-            max_items: min(self.max_items, other.max_items),
-            properties: self.properties_and(other)?,
-            additional: self.additional.and(&other.additional)?,
-            required: &self.required | &other.required,
-            min_properties: max(self.min_properties, other.min_properties),
-            max_properties: min(self.max_properties, other.max_properties),
-            reference: None,
-        })
+        self.types = self.types & other.types;
+        self.values = common_values(self.values, other.values.take(), steps)?;
+        self.minimum = Bound::narrow(self.minimum, other.minimum.take(), Ordering::Greater);
+        self.maximum = Bound::narrow(self.maximum, other.maximum.take(), Ordering::Less);
+        self.min_length = max(self.min_length, other.min_length);
+        self.max_length = min(self.max_length, other.max_length);
+        self.min_items = max(self.min_items, other.min_items);
+        self.max_items = min(self.max_items, other.max_items);
+        self.min_properties = max(self.min_properties, other.min_properties);
+        self.max_properties = min(self.max_properties, other.max_properties);
+        steps.take(other.required.len())?;
+        self.required.append(&mut other.required);
+        let mut is_whole = set_or_same(&mut self.pattern, other.pattern.take());
+        is_whole &= set_or_same(&mut self.format, other.format.take());
+        is_whole &= self.narrow_items(&mut other, steps)?;
+        is_whole &= self.narrow_properties(&mut other, steps)?;
+        is_whole &= self.additional.narrow(other.additional, steps)?;
+        Ok((self, is_whole))
     }
 
-    fn prefix_items_and(&self, other: &Self) -> Option<Vec<Node>> {
-        let length = self.prefix_items.len().max(other.prefix_items.len());
-        let at =
-            |shape: &Self, index| shape.prefix_items.get(index).or(shape.items.as_deref()).cloned();
-        (0..length)
-            .map(|i| {
-                let node = both(at(self, i).as_ref(), at(other, i).as_ref())?;
-                Some(node.unwrap_or_else(Node::any))
-            })
-            .collect()
+    fn narrow_items(&mut self, other: &mut Self, steps: &mut Steps) -> Result<bool, TooLarge> {
+        let mut is_whole = true;
+        let others = std::mem::take(&mut other.prefix_items);
+        let count = others.len();
+        for (i, node) in others.into_iter().enumerate() {
+            if i >= self.prefix_items.len() {
+                self.prefix_items.push(copy_or_any(self.items.as_deref(), steps)?);
+            }
+            is_whole &= self.prefix_items[i].narrow(node, steps)?;
+        }
+        let Some(items) = other.items.take() else { return Ok(is_whole) };
+        for node in self.prefix_items.iter_mut().skip(count) {
+            is_whole &= node.narrow(copy(&items, steps)?, steps)?;
+        }
+        match &mut self.items {
+            Some(own) => is_whole &= own.narrow(*items, steps)?,
+            own => *own = Some(items),
+        }
+        Ok(is_whole)
     }
 
-    fn properties_and(&self, other: &Self) -> Option<Vec<(String, Node)>> {
-        let only_other = other.properties.iter().filter(|(name, _)| self.property(name).is_none());
-        self.properties
-            .iter()
-            .chain(only_other)
-            .map(|(name, _)| {
-                let node =
-                    both(self.property_or_additional(name), other.property_or_additional(name))?;
-                Some((name.clone(), node.unwrap_or_else(Node::any)))
-            })
-            .collect()
+    fn narrow_properties(&mut self, other: &mut Self, steps: &mut Steps) -> Result<bool, TooLarge> {
+        let mut is_whole = true;
+        if let Some(node) = other.additional.node() {
+            let named = &other.properties;
+            for (_, own) in
+                self.properties.iter_mut().filter(|(name, _)| !named.contains_key(*name))
+            {
+                is_whole &= own.narrow(copy(node, steps)?, steps)?;
+            }
+        }
+        for (name, node) in std::mem::take(&mut other.properties) {
+            steps.take(1)?;
+            let own = match self.properties.entry(name) {
+                Entry::Occupied(own) => own.into_mut(),
+                Entry::Vacant(own) => own.insert(copy_or_any(self.additional.node(), steps)?),
+            };
+            is_whole &= own.narrow(node, steps)?;
+        }
+        Ok(is_whole)
     }
 
     pub(super) fn property(&self, name: &str) -> Option<&Node> {
-        self.properties.iter().find(|(known, _)| known == name).map(|(_, node)| node)
+        self.properties.get(name)
     }
 
     /// What a property of this name must fit, if anything.
     pub(super) fn property_or_additional(&self, name: &str) -> Option<&Node> {
-        self.property(name).or(match &self.additional {
-            Additional::Fitting(node) => Some(node),
-            _ => None,
-        })
+        self.property(name).or(self.additional.node())
     }
 }
 
 impl Additional {
-    fn and(&self, other: &Self) -> Option<Self> {
-        Some(match (self, other) {
-            (Self::Fitting(a), Self::Fitting(b)) => Self::Fitting(Box::new(a.and(b)?)),
-            (Self::Fitting(_), _) | (Self::Welcome, Self::Unsaid) => self.clone(),
-            (_, other) => other.clone(),
-        })
+    fn node(&self) -> Option<&Node> {
+        match self {
+            Self::Fitting(node) => Some(node),
+            Self::Unsaid | Self::Welcome => None,
+        }
+    }
+
+    fn narrow(&mut self, other: Self, steps: &mut Steps) -> Result<bool, TooLarge> {
+        match (&mut *self, other) {
+            (Self::Fitting(own), Self::Fitting(other)) => return own.narrow(*other, steps),
+            (Self::Fitting(_), _) | (Self::Welcome, Self::Unsaid) => {}
+            (_, other) => *self = other,
+        }
+        Ok(true)
     }
 }
 
-/// The conjunction of two nodes that may be absent; the outer None when no node says it.
-fn both(a: Option<&Node>, b: Option<&Node>) -> Option<Option<Node>> {
-    match (a, b) {
-        (Some(a), Some(b)) => a.and(b).map(Some),
-        (a, b) => Some(a.or(b).cloned()),
+/// The steps that a copy of a value takes.
+fn weight(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(values) => values.iter().map(weight).sum(),
+        Value::Object(members) => members.values().map(weight).sum(),
+        Value::String(text) => text.len() / BYTES_PER_STEP,
+        _ => 0,
     }
 }
 
-/// The one that is there; the outer None when both are and differ.
-fn one_of_both(a: &Option<String>, b: &Option<String>) -> Option<Option<String>> {
-    match (a, b) {
-        (Some(a), Some(b)) if a != b => None,
-        (a, b) => Some(a.as_ref().or(b.as_ref()).cloned()),
+fn copy(node: &Node, steps: &mut Steps) -> Result<Node, TooLarge> {
+    steps.take(node.weight())?;
+    Ok(node.clone())
+}
+
+fn copy_or_any(node: Option<&Node>, steps: &mut Steps) -> Result<Node, TooLarge> {
+    node.map_or_else(|| Ok(Node::any()), |node| copy(node, steps))
+}
+
+/// Takes over a value where there is none; false where there is another one.
+fn set_or_same(own: &mut Option<String>, other: Option<String>) -> bool {
+    match (&*own, other) {
+        (Some(own), Some(other)) => *own == other,
+        (None, other) => {
+            *own = other;
+            true
+        }
+        (Some(_), None) => true,
     }
 }
 
-/// The values in both lists; the outer None when that takes too long to find.
-fn common_values(a: Option<&[Value]>, b: Option<&[Value]>) -> Option<Option<Vec<Value>>> {
-    let (Some(a), Some(b)) = (a, b) else { return Some(a.or(b).map(<[Value]>::to_vec)) };
-    if a.len() * b.len() > MAX_COMPARISONS {
-        return None;
-    }
-    let in_b = |value: &&Value| b.iter().any(|other| number::same(value, other));
-    Some(Some(a.iter().filter(in_b).cloned().collect()))
+/// The values in both lists, where both are given.
+fn common_values(
+    a: Option<Vec<Value>>,
+    b: Option<Vec<Value>>,
+    steps: &mut Steps,
+) -> Result<Option<Vec<Value>>, TooLarge> {
+    let (mut a, b) = match (a, b) {
+        (Some(a), Some(b)) => (a, b),
+        (a, b) => return Ok(a.or(b)),
+    };
+    steps.take(a.len() + b.len())?;
+    let b: HashSet<String> = b.iter().map(number::canonical).collect();
+    a.retain(|value| b.contains(&number::canonical(value)));
+    Ok(Some(a))
 }

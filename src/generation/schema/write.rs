@@ -4,6 +4,7 @@ mod kind;
 mod page;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -12,6 +13,7 @@ use self::page::Page;
 use super::Dialect;
 use super::number::{self, Bound};
 use super::parse::Translation;
+use super::patterns::Patterns;
 use super::shape::{Additional, Annotations, Node, Shape, Types};
 
 /// Every keyword of `responseSchema` (Gemini API, Schema reference). Any other is a 400.
@@ -69,13 +71,14 @@ const RESPONSE_JSON_SCHEMA: [&str; 21] = [
 const DESCRIBED: &str = "Must also satisfy the JSON Schema: ";
 
 /// Writes the root in `responseSchema` if that can say it, in `responseJsonSchema` otherwise.
-pub(super) fn write(translation: &Translation) -> Dialect {
-    let response_schema = Writer { target: Target::ResponseSchema, names: BTreeMap::new() };
+pub(super) fn write(translation: &Translation, patterns: &Patterns) -> Dialect {
+    let response_schema =
+        Writer { target: Target::ResponseSchema, names: BTreeMap::new(), patterns };
     if let Some(schema) = response_schema.node(&translation.root) {
         return Dialect::ResponseSchema(Value::Object(schema));
     }
     let names = definition_names(translation.definitions.keys());
-    let writer = Writer { target: Target::ResponseJsonSchema, names };
+    let writer = Writer { target: Target::ResponseJsonSchema, names, patterns };
     let mut schema = writer.node(&translation.root).unwrap_or_default();
     if schema.is_empty() {
         return Dialect::Any;
@@ -129,20 +132,21 @@ impl Target {
 
 /// Every method that may meet what `responseSchema` cannot say returns None then; the writer for
 /// `responseJsonSchema` always finds a way.
-struct Writer {
+struct Writer<'a> {
     target: Target,
     /// What each definition is called, by JSON Pointer.
     names: BTreeMap<String, String>,
+    patterns: &'a Patterns,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn value(&self, node: &Node) -> Option<Value> {
         self.node(node).map(Value::Object)
     }
 
     fn node(&self, node: &Node) -> Option<Map<String, Value>> {
         if node.is_never() {
-            let described = vec![Value::Bool(false)];
+            let described = vec![Arc::from("false")];
             let annotations = Annotations { described, ..node.annotations.clone() };
             return Some(Page::new(self.target).finish(annotations));
         }
@@ -216,7 +220,7 @@ impl Writer {
             write_bounds(&mut page, shape, kind);
         }
         if kind.types().intersects(Types::STRING) {
-            write_text(&mut page, shape);
+            self.write_text(&mut page, shape);
         }
         if kind.types().intersects(Types::ARRAY) {
             self.write_items(&mut page, shape)?;
@@ -289,7 +293,7 @@ impl Writer {
         let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
         let unlisted =
             unlisted.map(|name| (name, shape.property_or_additional(name).unwrap_or(&any)));
-        let listed = shape.properties.iter().map(|(name, node)| (name, node));
+        let listed = shape.properties.iter();
         // Gemini refuses a required name that is no property.
         for (name, node) in listed.chain(unlisted) {
             if !node.is_never() {
@@ -333,6 +337,17 @@ impl Writer {
         }
     }
 
+    /// A pattern with look-around or back-references is described: constrained decoding runs none.
+    fn write_text(&self, page: &mut Page, shape: &Shape) {
+        page.put_some("minLength", shape.min_length);
+        page.put_some("maxLength", shape.max_length);
+        match shape.pattern.as_deref() {
+            Some(pattern) if self.patterns.is_linear_time(pattern) => page.put("pattern", pattern),
+            Some(pattern) => page.describe("pattern", pattern),
+            None => {}
+        }
+    }
+
     /// Formats that Gemini documents for the type are sent, others are described: a format it does
     /// not know for a type can be a 400 (Gemini API, Schema reference and structured output guide).
     fn write_format(&self, page: &mut Page, kind: Kind, format: &str) {
@@ -371,17 +386,6 @@ fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
                 }
             }
         }
-    }
-}
-
-/// A pattern with look-around or back-references is described: constrained decoding runs none.
-fn write_text(page: &mut Page, shape: &Shape) {
-    page.put_some("minLength", shape.min_length);
-    page.put_some("maxLength", shape.max_length);
-    match &shape.pattern {
-        Some(pattern) if super::is_linear_time(pattern) => page.put("pattern", pattern.as_str()),
-        Some(pattern) => page.describe("pattern", pattern.as_str()),
-        None => {}
     }
 }
 

@@ -184,6 +184,11 @@ impl Ledger {
         self.day.take_back(left_at, cost.requests);
     }
 
+    /// So many requests that left at `left_at` do not count in their day.
+    pub fn take_back_of_day(&mut self, left_at: Instant, requests: u64) {
+        self.day.take_back(left_at, requests);
+    }
+
     /// Gemini said that the day is used up in which this left.
     pub fn close_day(&mut self, left_at: Instant) {
         self.day.close(left_at);

@@ -4,6 +4,7 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 
 use super::*;
+use crate::limits::breakers::PROBE_INTERVAL;
 use crate::limits::budget::BudgetUsage;
 use crate::limits::{Acquire as _, Limit, Limits, Scope, SemaphoreId};
 
@@ -318,6 +319,79 @@ async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
         assert!(matches!(refused, Err(Refused::Exhausted(Exhausted::DayExhausted { .. }))));
     }
     assert_eq!(usage(&account(&door, "a")).requests_per_day.limit, Some(250));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payer_without_funds_is_refused_for_every_model_also_those_who_wait() {
+    let door = one_a_second(10);
+    let sent = send(&lane(&door, "a"));
+    let waiting = lane(&door, "a");
+    let mut waits = Box::pin(admit(&waiting));
+    assert!((&mut waits).now_or_never().is_none());
+    sent.unfunded();
+    for model in ["a", "b"] {
+        let refused = admit(&lane(&door, model)).now_or_never().expect("at once");
+        assert_eq!(refused.unwrap_err(), Refused::Unfunded, "{model}");
+    }
+    assert_eq!(waits.await.unwrap_err(), Refused::Unfunded);
+    let other = door.accounts().of(&[8; 32], &"a".into());
+    let other = Turnstile::new(Arc::clone(&door)).lane(other, None);
+    assert!(admit(&other).await.is_ok());
+    let counts_tokens = door.accounts().apart(&[7; 32], "a", "countTokens");
+    let counts_tokens = Turnstile::new(Arc::clone(&door)).lane(counts_tokens, None);
+    assert!(admit(&counts_tokens).await.is_ok(), "they may be free of charge");
+
+    advance(PROBE_INTERVAL).await;
+    let probe = send(&lane(&door, "b"));
+    assert_eq!(admit(&lane(&door, "a")).await.unwrap_err(), Refused::Unfunded, "one at a time");
+    probe.answered(None);
+    assert!(admit(&lane(&door, "a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_without_quota_is_probed_every_few_minutes() {
+    let door = door(10, 10);
+    send(&lane(&door, "a")).without_quota();
+    let refused = async || admit(&lane(&door, "a")).await.unwrap_err();
+    for _ in 0..3 {
+        assert_eq!(refused().await, Refused::Exhausted(Exhausted::NoQuota));
+        assert!(admit(&lane(&door, "b")).await.is_ok(), "another model");
+        advance(PROBE_INTERVAL).await;
+        send(&lane(&door, "a")).without_quota();
+    }
+    advance(PROBE_INTERVAL).await;
+    send(&lane(&door, "a")).answered(None);
+    assert!(admit(&lane(&door, "a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_model_costs_too_much_pauses_those_of_the_payer_that_gemini_serves() {
+    let door = door(10, 10);
+    send(&lane(&door, "served")).answered(None);
+    let never_served = account(&door, "never served");
+    let refused = send(&lane(&door, "refused"));
+    door.accounts().pause_payer(refused.account(), Instant::now() + 20 * SECOND);
+    refused.refused_alone();
+    for model in ["served", "refused"] {
+        assert!(account(&door, model).budget().is_paused(), "{model}");
+    }
+    assert!(!never_served.budget().is_paused());
+    assert_eq!(account(&door, "refused").concurrency().limit(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_declined_request_counts_in_its_minute_and_one_that_was_never_written_nowhere() {
+    let door = door(10, 10);
+    let spent = || {
+        let usage = usage(&account(&door, "a"));
+        (usage.requests_per_minute.used, usage.requests_per_day.used)
+    };
+    send(&lane(&door, "a")).declined();
+    assert_eq!(spent(), (1, 0));
+    send(&lane(&door, "a")).unsent();
+    assert_eq!(spent(), (1, 0));
+    drop(send(&lane(&door, "a")));
+    assert_eq!(spent(), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -266,6 +266,19 @@ impl Budget for SharedBudget {
         }
     }
 
+    fn take_back_of_day(&self, departure: Departure, requests: u64) {
+        self.link.say(Op::TakeBack {
+            account: self.account(),
+            // No call has left by this number, so that only the day is corrected.
+            ticket: 0,
+            requests,
+            tokens: 0,
+            left_us_ago: micros(departure.at.elapsed()),
+            midnight_us: midnight_us(),
+            by: self.link.name(),
+        });
+    }
+
     fn close_day(&self, left_at: Instant) {
         self.watch();
         let end = end_of_used_up(self.calendar, left_at);

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{assert_refused, compile, object_of};
-use crate::generation::schema::{Dialect, Schema};
+use super::{assert_refused, compile, object_of, try_compile, violations};
+use crate::generation::schema::Dialect;
 
 #[test]
 fn unusable_schemas_are_refused_where_they_fail() {
@@ -85,11 +85,11 @@ fn deep_schemas_are_refused() {
     compile(nested(100));
     compile((0..100).fold(json!({}), |inner, _| json!({ "items": inner })));
     compile((0..50).fold(json!({}), |inner, _| json!({ "properties": { "a": inner } })));
-    let error = Schema::compile(&nested(101)).expect_err("the schema is refused");
+    let error = try_compile(&nested(101)).expect_err("the schema is refused");
     assert!(error.message.contains("nested deeper"), "{error}");
     assert!(error.pointer.starts_with("/not/not"), "{error}");
     let mut far = nested(5_000);
-    assert!(Schema::compile(&far).is_err());
+    assert!(try_compile(&far).is_err());
     // Taken apart level by level, for dropping it whole is recursive.
     while let Some(inner) = far.get_mut("not").map(Value::take) {
         far = inner;
@@ -107,7 +107,7 @@ fn long_chains_of_references_fit_the_stack_or_are_refused() {
         definitions.insert(format!("d{length}"), json!({ "type": "string" }));
         json!({ "$ref": "#/$defs/d0", "$defs": definitions })
     };
-    assert_eq!(compile(chain(149)).violations(&json!(1)).len(), 1);
+    assert_eq!(violations(&compile(chain(149)), &json!(1)).len(), 1);
     assert_refused(chain(150), "", "a chain of more than 300");
     assert_refused(chain(5_000), "", "a chain of more than 300");
 }

@@ -1,5 +1,7 @@
 //! One schema being written: what its keywords say, and what is left to its description.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::{DESCRIBED, Target};
@@ -80,7 +82,7 @@ impl Page {
         self.said
     }
 
-    fn description(&mut self, own: Option<String>, schemas: Vec<Value>) -> Option<String> {
+    fn description(&mut self, own: Option<String>, schemas: Vec<Arc<str>>) -> Option<String> {
         let mut lines: Vec<String> = own.into_iter().collect();
         for (keyword, label) in
             [("default", "Default"), ("example", "Example"), ("format", "Format")]
@@ -90,7 +92,8 @@ impl Page {
             }
         }
         let described = std::mem::take(&mut self.described);
-        let keywords = (!described.is_empty()).then_some(Value::Object(described));
+        let keywords =
+            (!described.is_empty()).then(|| Arc::from(Value::Object(described).to_string()));
         let must_hold = schemas.into_iter().chain(keywords);
         lines.extend(must_hold.map(|schema| format!("{DESCRIBED}{schema}")));
         (!lines.is_empty()).then(|| lines.join("\n"))

@@ -394,6 +394,24 @@ fn listening_server() -> (RedisServer, Connection) {
     (server, listener)
 }
 
+/// By the number that no call leaves by, only the day is taken back.
+#[test]
+fn what_is_taken_back_of_the_day_stands_in_its_minute() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "declined");
+    shared.join("m", requests(600));
+    let _ = shared.say("m", &[ask(1, 5), depart(1, 5)]);
+    let spent = |usage: Usage| (usage.requests_per_minute.used, usage.requests_per_day.used);
+    assert_eq!(spent(shared.usage("m")), (1, 1));
+    let take_back = json!({
+        "op": "take_back", "account": ACCOUNT, "ticket": 0, "requests": 1, "tokens": 0,
+        "left_us_ago": 0,
+        "midnight_us": MIDNIGHT_US,
+    });
+    let _ = shared.say("m", &[take_back]);
+    assert_eq!(spent(shared.usage("m")), (1, 0));
+}
+
 #[test]
 fn members_are_served_in_the_order_in_which_they_asked_but_those_who_return_before() {
     let (server, mut listener) = listening_server();

@@ -1,0 +1,72 @@
+//! Which paths are OpenAI's.
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use percent_encoding::percent_decode_str;
+
+use crate::api::error::ApiError;
+use crate::gemini::API_KEY;
+
+/// Where Gemini has its endpoints of OpenAI's shape.
+pub(super) const OPENAI: &str = "/v1beta/openai";
+
+/// What follows `/v1/` on OpenAI's surface alone, and Gemini serves. Source: Gemini API
+/// documentation, "OpenAI compatibility".
+const SERVED: [&str; 4] = ["chat/completions", "embeddings", "images/generations", "videos"];
+
+/// What follows `/v1/` on both surfaces.
+const OF_BOTH: [&str; 3] = ["models", "files", "batches"];
+
+/// What else OpenAI has under `/v1/`, and neither of Gemini's surfaces. Source: OpenAI's API
+/// reference.
+const NOT_SERVED: [&str; 16] = [
+    "assistants",
+    "audio",
+    "chat",
+    "chatkit",
+    "completions",
+    "containers",
+    "conversations",
+    "evals",
+    "fine_tuning",
+    "images",
+    "moderations",
+    "realtime",
+    "responses",
+    "threads",
+    "uploads",
+    "vector_stores",
+];
+
+/// The path at Gemini of a path that is OpenAI's, escaped as it came.
+///
+/// # Errors
+/// 404 for what Gemini has not.
+pub(super) fn path(
+    raw: &str,
+    plain: &str,
+    headers: &HeaderMap,
+) -> Option<Result<String, ApiError>> {
+    let (version, rest) = raw.strip_prefix('/')?.split_once('/')?;
+    let (first, below) =
+        rest.split_once('/').map_or((rest, ""), |(first, _)| (first, &rest[first.len()..]));
+    let is_version = matches!(version, "v1" | "v1beta" | "v1alpha");
+    if is_version && percent_decode_str(first).eq(b"openai".iter().copied()) {
+        return Some(Ok(format!("{OPENAI}{below}")));
+    }
+    let resource = plain.strip_prefix("/v1/")?;
+    let brings_token = headers.contains_key(AUTHORIZATION) && !headers.contains_key(API_KEY);
+    if SERVED.iter().any(|served| is_or_is_below(resource, served))
+        || (brings_token
+            && !resource.contains(':')
+            && OF_BOTH.iter().any(|shared| is_or_is_below(resource, shared)))
+    {
+        return Some(Ok(format!("{OPENAI}/{rest}")));
+    }
+    let is_openais = NOT_SERVED.iter().any(|missing| is_or_is_below(resource, missing));
+    is_openais.then(|| Err(ApiError::not_served(plain)))
+}
+
+fn is_or_is_below(path: &str, resource: &str) -> bool {
+    path.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}

@@ -1,0 +1,163 @@
+use http::Request;
+
+use super::counted::Target;
+use super::*;
+use crate::gemini::Model;
+
+const BEARER: (&str, &str) = ("authorization", "Bearer k");
+const GOOGLE: (&str, &str) = ("x-goog-api-key", "k");
+
+fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, Misdirected> {
+    let request = Request::builder().method(method).uri(path);
+    let request =
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    Destination::of(&request.body(()).unwrap().into_parts().0)
+}
+
+/// Under which name a post to a path is counted; `None` where it costs nothing. The body's model is
+/// `body`, or the name in parentheses where there is none in it.
+fn counted(method: Method, path: &str) -> Option<String> {
+    let destination = of(method, path, &[]).unwrap_or_else(|_| panic!("{path}: an error"));
+    Some(match destination.call?.target {
+        Target::Path(model) => model.to_string(),
+        Target::Body => "body".to_owned(),
+        Target::BodyOr(resource) => format!("body ({resource})"),
+    })
+}
+
+#[test]
+fn what_is_not_known_to_be_free_is_counted() {
+    for (path, name) in [
+        ("/v1beta/models/m:generateContent", "m"),
+        ("/v1beta/models/m:streamGenerateContent", "m"),
+        ("/v1/models/m:batchGenerateContent", "m"),
+        ("/v1/models/m:inventedByGoogleTomorrow", "m"),
+        ("/v1/tunedModels/m:generateContent", "tunedModels/m"),
+        ("/v1/dynamic/m:generateContent", "m"),
+        ("/v1beta/interactions", "body (interactions)"),
+        ("/v1/interactions/", "body (interactions)"),
+        ("/v1beta/decisions", "body (decisions)"),
+        ("/v1beta/triggers/t/executions", "body (triggers)"),
+        ("/v1beta/fileSearchStores/s:importFile", "body (fileSearchStores)"),
+        ("/v1beta/auth_tokens", "body (auth_tokens)"),
+        ("/v1beta/interactions/i/cancel/x", "body (interactions)"),
+        ("/v1beta/models/m:generateContent/cancel", "body (models)"),
+        ("/v1beta/batches/a:b:cancel", "body (batches)"),
+        ("/upload/v1beta/interactions", "body (interactions)"),
+        ("/upload/v1beta/models/m:generateContent", "m"),
+        ("/v1beta/%C3%A4", "body (other)"),
+        ("/v1/chat/completions", "body"),
+        ("/v1beta/openai/images/generations", "body"),
+        ("/v1/videos", "body (videos)"),
+        ("/v1beta/openai/batches", "body (batches)"),
+        ("/v1beta/openai/inventedTomorrow", "body (inventedTomorrow)"),
+    ] {
+        for method in [Method::POST, Method::PUT, Method::PATCH] {
+            assert_eq!(counted(method, path).as_deref(), Some(name), "{path}");
+        }
+        for method in [Method::GET, Method::HEAD, Method::DELETE] {
+            assert_eq!(counted(method, path), None, "{path}");
+        }
+    }
+}
+
+#[test]
+fn what_generates_nothing_is_free() {
+    for (method, path) in [
+        (Method::POST, "/upload/v1beta/files"),
+        (Method::PUT, "/upload/v1beta/files"),
+        (Method::POST, "/upload/v1beta/fileSearchStores/s:uploadToFileSearchStore"),
+        (Method::PUT, "/upload/v1beta/environments/e/files/a/b"),
+        (Method::POST, "/v1beta/cachedContents"),
+        (Method::PATCH, "/v1/cachedContents/c"),
+        (Method::POST, "/v1beta/batches/b:cancel"),
+        (Method::POST, "/v1/interactions/i/cancel"),
+        (Method::POST, "/v1beta/models/m/operations/o:cancel"),
+        (Method::POST, "/v1beta/openai/files"),
+        (Method::POST, "/v1beta/openai/batches/b/cancel"),
+    ] {
+        assert_eq!(counted(method, path), None, "{path}");
+    }
+}
+
+#[test]
+fn a_path_has_one_reading() {
+    for (path, sent) in [
+        ("//v1beta///models/m:generateContent", "/v1beta/models/m:generateContent"),
+        ("/v1//chat//completions", "/v1beta/openai/chat/completions"),
+        ("/v1/chat/%63ompletions", "/v1beta/openai/chat/%63ompletions"),
+        ("/v1beta/%6fpenai/a%20b", "/v1beta/openai/a%20b"),
+        ("/v1/models/%6D:generate%43ontent", "/v1/models/%6D:generate%43ontent"),
+    ] {
+        let destination = of(Method::POST, path, &[]).unwrap_or_else(|_| panic!("{path}"));
+        assert_eq!(destination.path, sent);
+        assert!(destination.call.is_some(), "{path}");
+    }
+    for path in [
+        "/v1beta/models/../x",
+        "/v1beta/models/%2e%2E/x:generateContent",
+        "/v1beta/models/m%253AgenerateContent",
+        "/v1beta/openai/%252e%252e/models",
+        "/v1beta/openai/%2e%2e/models",
+        "/v1beta/%2Fmodels/m",
+        "/v1beta/files%00",
+        "/v1/models/a%20b:predict",
+    ] {
+        let (_, error) = of(Method::POST, path, &[]).expect_err(path);
+        assert_eq!(error.code(), "invalid_path", "{path}");
+    }
+}
+
+#[test]
+fn paths_of_both_surfaces_are_told_apart_by_the_key() {
+    let surface = |path: &str, headers: &[(&str, &str)]| {
+        of(Method::GET, path, headers).map(|found| (found.surface, found.path)).map_err(|_| ())
+    };
+    for path in ["models", "models/m", "files", "files/f/content", "batches/b"] {
+        let (shared, at_openai) = (format!("/v1/{path}"), format!("/v1beta/openai/{path}"));
+        assert_eq!(surface(&shared, &[BEARER]), Ok((Surface::OpenAi, at_openai)));
+        for headers in [&[GOOGLE][..], &[BEARER, GOOGLE], &[]] {
+            assert_eq!(surface(&shared, headers), Ok((Surface::Gemini, shared.clone())));
+        }
+    }
+    let register = "/v1/files:register".to_owned();
+    assert_eq!(surface(&register, &[BEARER]), Ok((Surface::Gemini, register)));
+    for path in ["/v1/responses", "/v1/responses/r", "/v1/images/edits", "/v1/audio/speech"] {
+        for headers in [&[][..], &[BEARER], &[GOOGLE]] {
+            let (surface, error) = of(Method::POST, path, headers).expect_err(path);
+            assert_eq!((surface, error.code()), (Surface::OpenAi, "not_found"), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
+    for (method, path, purpose) in [
+        (Method::POST, "/v1beta/models/m:generateContent", Purpose::Generation),
+        (Method::POST, "/v1beta/models/m:countTokens", Purpose::Generation),
+        (Method::POST, "/v1beta/interactions", Purpose::Generation),
+        (Method::POST, "/v1/chat/completions", Purpose::Generation),
+        (Method::GET, "/v1beta/models", Purpose::Generation),
+        (Method::GET, "/v1beta/models/m", Purpose::Generation),
+        (Method::GET, "/v1beta/openai/models/m", Purpose::Generation),
+        (Method::GET, "/v1beta/models/m/operations/o", Purpose::Account),
+        (Method::GET, "/v1beta/tunedModels", Purpose::Account),
+        (Method::GET, "/v1beta/interactions/i", Purpose::Account),
+        (Method::DELETE, "/v1beta/models/m", Purpose::Account),
+        (Method::DELETE, "/v1beta/files/f", Purpose::Account),
+        (Method::POST, "/upload/v1beta/files", Purpose::Account),
+        (Method::POST, "/v1beta/models/m:batchGenerateContent", Purpose::Account),
+        (Method::POST, "/v1beta/webhooks", Purpose::Account),
+        (Method::POST, "/v1beta/auth_tokens", Purpose::Credential),
+        (Method::POST, "/v1beta/interactions/i/auth_tokens", Purpose::Credential),
+    ] {
+        assert_eq!(
+            of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).purpose,
+            purpose,
+            "{path}"
+        );
+    }
+    let call = of(Method::POST, "/v1/models/m:countTokens", &[]).ok().unwrap().call.unwrap();
+    assert_eq!(call.apart, Some("countTokens"));
+    assert!(matches!(call.target, Target::Path(model) if model == Model::parse("m").unwrap()));
+}

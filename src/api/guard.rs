@@ -1,0 +1,65 @@
+//! What holds for every request, whatever its path: what HTTP asks of it, and what browsers are
+//! told.
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
+use http::{HeaderValue, Method, Version};
+
+use super::browser;
+use super::error::ApiError;
+use crate::gateway::Gateway;
+
+/// The methods that are known here.
+pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// What a browser may do with an answer of this service. The pages of `/docs` are styled by
+/// attributes and have pictures in `data:` URLs; they need nothing from elsewhere.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+);
+
+/// Refuses what no path takes, answers the preflights of browsers, and tells browsers what they may
+/// do with every answer.
+pub(super) async fn guard(
+    State(gateway): State<Gateway>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let trusted = &gateway.config.cors_origins;
+    let reader = browser::reader(request.headers(), trusted);
+    let mut response = if let Some(refusal) = refusal(&request) {
+        refusal
+    } else if browser::is_preflight(request.method(), request.headers()) {
+        browser::preflight(request.headers())
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    browser::expose(headers, reader, trusted);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(PAGE_POLICY);
+    response
+}
+
+/// The answer to what is no request in HTTP, or has a method that no path takes. TRACE would show a
+/// client the key that the server adds. Source for the host: RFC 9112, section 3.2.
+fn refusal(request: &Request) -> Option<Response> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        return Some(ApiError::invalid_host().into_response());
+    }
+    if is_known(request.method()) {
+        return None;
+    }
+    let mut refusal = ApiError::method_not_allowed().into_response();
+    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
+    Some(refusal)
+}
+
+fn is_known(method: &Method) -> bool {
+    METHODS.split(", ").any(|known| known == method.as_str())
+}

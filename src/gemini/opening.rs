@@ -1,0 +1,153 @@
+//! How an answer begins: what tells an error that comes with success from an answer.
+
+/// The start of an answer, as far as it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening<'a> {
+    /// Too little has come to tell.
+    Unknown,
+    /// It is not an error.
+    Answer,
+    /// Its first data begins as an error's envelope does.
+    Error {
+        /// The data, as far as they have come.
+        data: &'a [u8],
+        /// Whether the event that they stand in is over. JSON outside of events is over when the
+        /// answer is.
+        is_over: bool,
+    },
+}
+
+/// The names of an event's fields. Source: HTML standard, "Server-sent events".
+const FIELDS: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
+
+/// How an error begins when white space is left out: as Gemini writes it, and as Interactions do.
+const ERRORS: [&[u8]; 2] = [b"{\"error\":", b"{\"event_type\":\"error\""];
+
+impl<'a> Opening<'a> {
+    /// Reads what has come of an answer: events, or JSON, or anything else.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        let mut rest = bytes.trim_ascii_start();
+        if matches!(rest.first(), Some(b'{' | b'[')) {
+            return Self::of_json(rest, false);
+        }
+        loop {
+            let is_field = FIELDS.iter().any(|field| rest.starts_with(field));
+            if !is_field && !FIELDS.iter().any(|field| field.starts_with(rest)) {
+                return Self::Answer;
+            }
+            let end = rest.iter().position(|byte| *byte == b'\n');
+            let line = &rest[..end.unwrap_or(rest.len())];
+            match (line.strip_prefix(b"data:"), end) {
+                (Some(data), Some(end)) => {
+                    return match Self::of_json(data.trim_ascii(), has_empty_line(&rest[end..])) {
+                        // The line is at its end.
+                        Self::Unknown => Self::Answer,
+                        opening => opening,
+                    };
+                }
+                (Some(data), None) => return Self::of_json(data.trim_ascii_start(), false),
+                (None, Some(end)) => rest = rest[end..].trim_ascii_start(),
+                (None, None) => return Self::Unknown,
+            }
+        }
+    }
+
+    fn of_json(data: &'a [u8], is_over: bool) -> Self {
+        let longest = ERRORS[1].len();
+        let written = data.iter().filter(|byte| !byte.is_ascii_whitespace());
+        let start: Vec<u8> = written.copied().take(longest + 1).collect();
+        // A stream that is no events is a list; so is an error of OpenAI's surface.
+        let start = start.strip_prefix(b"[").unwrap_or(&start);
+        if ERRORS.iter().any(|error| start.starts_with(error)) {
+            Self::Error { data, is_over }
+        } else if ERRORS.iter().any(|error| error.starts_with(start)) {
+            Self::Unknown
+        } else {
+            Self::Answer
+        }
+    }
+}
+
+/// The data of the first event of an answer, or all of one that is not events, where they have come
+/// whole.
+pub(super) fn first_data(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.trim_ascii_start();
+    if matches!(rest.first(), Some(b'{' | b'[')) {
+        return Some(rest);
+    }
+    loop {
+        let (line, after) = rest.split_at(rest.iter().position(|byte| *byte == b'\n')?);
+        if let Some(data) = line.strip_prefix(b"data:") {
+            return Some(data.trim_ascii());
+        }
+        rest = &after[1..];
+    }
+}
+
+/// Whether a line is empty, of those after the first.
+fn has_empty_line(lines: &[u8]) -> bool {
+    lines.windows(2).any(|two| two == b"\n\n") || lines.windows(3).any(|three| three == b"\n\r\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_known_wherever_it_is_cut() {
+        let error = r#"{ "error" : {"code":503}}"#;
+        for (answer, is_over) in [
+            (error.to_owned(), false),
+            (format!("\r\n{error}"), false),
+            (format!("[{error}\n]"), false),
+            (format!("data: {error}\r\n\r\n"), true),
+            (format!(": hello\nevent: error\r\ndata:[{error}]\n\n"), true),
+            (r#"data: {"event_type":"error","error":{}}"#.to_owned() + "\n\n", true),
+        ] {
+            let bytes = answer.as_bytes();
+            assert!(
+                matches!(Opening::of(bytes), Opening::Error { is_over: over, .. } if over == is_over)
+            );
+            for cut in 0..bytes.len() {
+                assert_ne!(Opening::of(&bytes[..cut]), Opening::Answer, "{answer:?} at {cut}");
+                let over =
+                    matches!(Opening::of(&bytes[..cut]), Opening::Error { is_over: true, .. });
+                assert!(!over, "{answer:?} at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_is_passed_on_as_soon_as_it_is_none() {
+        for answer in [
+            "data: {\"c",
+            "data: 1",
+            "data:\n",
+            "data: {\n",
+            "[{\"c",
+            "[]",
+            "{\"errors\"",
+            "<html>",
+            "text",
+            "data: {\"event_type\":\"i",
+            "{}",
+        ] {
+            assert_eq!(Opening::of(answer.as_bytes()), Opening::Answer, "{answer:?}");
+        }
+        for unknown in ["", " ", "d", "data: ", "data: {", "[ {", ": comment", "event: x\n", "["] {
+            assert_eq!(Opening::of(unknown.as_bytes()), Opening::Unknown, "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_data_are_those_of_the_first_event() {
+        for (answer, data) in [
+            (": hi\r\ndata: {\"a\":1}\r\n\r\ndata: 2\n\n", Some("{\"a\":1}")),
+            ("data: {\"a\"", None),
+            (" {\"a\":1}", Some("{\"a\":1}")),
+            ("", None),
+        ] {
+            assert_eq!(first_data(answer.as_bytes()), data.map(str::as_bytes), "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Work that takes long, kept away from the threads that serve connections.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::schema::Work;
+
+/// The SHA-256 of the key that pays for a request.
+pub type Caller = [u8; 32];
+
+/// Threads for long work, few at a time, so that the serving threads keep their cores. A caller has
+/// one of them at a time, so that callers take turns.
+#[derive(Debug)]
+pub struct Offload {
+    slots: Arc<Semaphore>,
+    size: usize,
+    /// One permit for each caller with work to do.
+    callers: Mutex<HashMap<Caller, Weak<Semaphore>>>,
+    limit: Duration,
+}
+
+/// Work that has no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unfinished {
+    /// The request's deadline passed.
+    #[error("the deadline passed")]
+    Deadline,
+    /// It took longer than any such work may.
+    #[error("it took longer than {0:?}")]
+    TooLong(Duration),
+    /// It panicked.
+    #[error("it panicked")]
+    Panicked,
+}
+
+/// What work holds until it ends.
+struct Slot {
+    _shared: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+}
+
+impl Offload {
+    /// Half the cores for work that takes `limit` at most.
+    pub fn new(limit: Duration) -> Self {
+        let cores = available_parallelism().map_or(1, usize::from);
+        Self::sized((cores / 2).max(1), limit)
+    }
+
+    fn sized(size: usize, limit: Duration) -> Self {
+        let slots = Arc::new(Semaphore::new(size));
+        Self { slots, size, callers: Mutex::default(), limit }
+    }
+
+    /// Runs a job in its caller's turn. The job is told to stop when the deadline or its own limit
+    /// passes, or when the future is dropped; it holds its slot until it has stopped.
+    ///
+    /// # Errors
+    /// [`Unfinished`] where the job gave no result in time.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        deadline: Instant,
+        job: impl FnOnce(&Work) -> T + Send + 'static,
+    ) -> Result<T, Unfinished> {
+        let slot = timeout_at(deadline, self.slot(caller));
+        let slot = slot.await.map_err(|_| Unfinished::Deadline)?;
+        let own_deadline = Instant::now() + self.limit;
+        let cancelled = CancellationToken::new();
+        let _cancelled_on_drop = cancelled.clone().drop_guard();
+        let job = spawn_blocking(move || {
+            let _until_the_end = slot;
+            job(&Work::until(cancelled))
+        });
+        match timeout_at(deadline.min(own_deadline), job).await {
+            Ok(result) => result.map_err(|_| Unfinished::Panicked),
+            Err(_) if own_deadline < deadline => Err(Unfinished::TooLong(self.limit)),
+            Err(_) => Err(Unfinished::Deadline),
+        }
+    }
+
+    /// How many jobs run, those included that have been told to stop and have not yet.
+    pub fn running(&self) -> usize {
+        self.size - self.slots.available_permits()
+    }
+
+    async fn slot(&self, caller: &Caller) -> Slot {
+        const OPEN: &str = "these semaphores are never closed";
+        let own = self.turns_of(caller).acquire_owned().await.expect(OPEN);
+        let shared = Arc::clone(&self.slots).acquire_owned().await.expect(OPEN);
+        Slot { _shared: shared, _own: own }
+    }
+
+    fn turns_of(&self, caller: &Caller) -> Arc<Semaphore> {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = callers.get(caller).and_then(Weak::upgrade) {
+            return turns;
+        }
+        callers.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(1));
+        callers.insert(*caller, Arc::downgrade(&turns));
+        turns
+    }
+}
+
+/// A value that is dropped off the serving threads, where it is so large that this takes long.
+#[derive(Debug)]
+pub struct DroppedAside<T: Send + 'static> {
+    /// Present until it is dropped.
+    value: Option<T>,
+    is_large: bool,
+}
+
+impl<T: Send + 'static> DroppedAside<T> {
+    /// Keeps a value.
+    pub fn new(value: T, is_large: bool) -> Self {
+        Self { value: Some(value), is_large }
+    }
+}
+
+impl<T: Send + 'static> Deref for DroppedAside<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl<T: Send + 'static> Drop for DroppedAside<T> {
+    fn drop(&mut self) {
+        if self.is_large
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let value = self.value.take();
+            runtime.spawn_blocking(move || drop(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::sync::oneshot;
+    use tokio::task::{JoinSet, yield_now};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const ALICE: Caller = [1; 32];
+    const BOB: Caller = [2; 32];
+
+    /// Work without an end.
+    fn endless(work: &Work) {
+        while work.spend(1).is_ok() {}
+    }
+
+    fn in_an_hour() -> Instant {
+        Instant::now() + LONG
+    }
+
+    async fn until(is: impl Fn() -> bool) {
+        while !is() {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_runs_beside_the_serving_thread() {
+        let offload = Offload::new(LONG);
+        let serving = thread::current().id();
+        let job = |_: &Work| thread::current().id();
+        assert_ne!(offload.run(&ALICE, in_an_hour(), job).await, Ok(serving));
+    }
+
+    /// On a single serving thread, which could do nothing else if the job ran there.
+    #[tokio::test]
+    async fn a_job_stops_when_nobody_waits_for_it_any_more() {
+        let offload = Arc::new(Offload::new(LONG));
+        let (started, starts) = oneshot::channel();
+        let job = move |work: &Work| {
+            started.send(()).expect("the test waits for it");
+            endless(work);
+        };
+        let waits = Arc::clone(&offload);
+        let waits = tokio::spawn(async move { waits.run(&ALICE, in_an_hour(), job).await });
+        starts.await.expect("it starts");
+        assert_eq!(offload.running(), 1);
+        waits.abort();
+        until(|| offload.running() == 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_job_stops_at_the_deadline_and_at_its_own_limit() {
+        let now = Instant::now;
+        for (limit, deadline, reason) in [
+            (LONG, Duration::ZERO, Unfinished::Deadline),
+            (Duration::ZERO, LONG, Unfinished::TooLong(Duration::ZERO)),
+        ] {
+            let offload = Offload::new(limit);
+            assert_eq!(offload.run(&ALICE, now() + deadline, endless).await, Err(reason));
+            until(|| offload.running() == 0).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_many_jobs_holds_one_place_among_those_that_wait() {
+        let offload = Arc::new(Offload::sized(1, LONG));
+        let taken = Arc::clone(&offload.slots).acquire_owned().await.expect("open");
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let jobs = [(ALICE, "alice's first"), (ALICE, "alice's second"), (BOB, "bob's")];
+        let jobs: JoinSet<_> = jobs
+            .into_iter()
+            .map(|(caller, name)| {
+                let (offload, done) = (Arc::clone(&offload), Arc::clone(&done));
+                let job = move |_: &Work| done.lock().expect("no job panics").push(name);
+                async move { offload.run(&caller, in_an_hour(), job).await }
+            })
+            .collect();
+        until(|| offload.callers.lock().expect("nothing panics").len() == 2).await;
+        drop(taken);
+        assert_eq!(jobs.join_all().await, [Ok(()); 3]);
+        let done = done.lock().expect("no job panics");
+        assert_eq!(*done, ["alice's first", "bob's", "alice's second"]);
+    }
+
+    #[tokio::test]
+    async fn a_large_value_is_dropped_beside_the_serving_thread() {
+        struct Told(Option<oneshot::Sender<thread::ThreadId>>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                let told = self.0.take().expect("it is dropped once");
+                told.send(thread::current().id()).expect("the test waits for it");
+            }
+        }
+        for is_large in [true, false] {
+            let (told, dropped) = oneshot::channel();
+            drop(DroppedAside::new(Told(Some(told)), is_large));
+            let here = thread::current().id();
+            assert_eq!(dropped.await.expect("it is dropped") != here, is_large);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_gives_its_slot_back() {
+        let offload = Offload::new(LONG);
+        let broken = offload.run(&ALICE, in_an_hour(), |_| panic!("as it is told to")).await;
+        assert_eq!(broken, Err::<(), _>(Unfinished::Panicked));
+        until(|| offload.running() == 0).await;
+    }
+}

@@ -1,0 +1,155 @@
+//! What heavy and hostile schemas cost: whoever sends them, and nobody else.
+
+use std::time::Duration;
+
+use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::generation::schema::Limits;
+use gemini_concurrent_generation::simulator::Options;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Service, answer, until};
+use crate::upstream::Upstream;
+
+const PATH: &str = "/structured-output";
+const BATCH: &str = "/batch/structured-output";
+
+fn question(json_schema: &Value) -> Value {
+    json!({"user_content": "Anna", "system_prompt": "Extract.", "json_schema": json_schema})
+}
+
+fn batch(schemas: &[Value]) -> Value {
+    json!({"requests": schemas.iter().map(question).collect::<Vec<_>>()})
+}
+
+async fn over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service {
+    Service::with(Options::default(), |config| {
+        config.base_url.clone_from(&upstream.base_url);
+        change(config);
+    })
+    .await
+}
+
+async fn ask(service: &Service, schema: &Value) -> Answer {
+    answer(service.post(PATH, &question(schema))).await
+}
+
+/// A schema and an answer whose check takes minutes.
+fn endless() -> (Value, String) {
+    let alternatives: Vec<Value> = (0..5_000).map(|i| json!({"const": {"a": i}})).collect();
+    let answer = Value::Array(vec![json!({"a": -1}); 100_000]);
+    (json!({"type": "array", "items": {"anyOf": alternatives}}), answer.to_string())
+}
+
+async fn until_checked(service: &Service) {
+    until("no check runs", || service.gateway.offload.running() == 0).await;
+}
+
+#[tokio::test]
+async fn no_schema_is_compiled_before_it_is_known_who_pays() {
+    let service =
+        Service::with(Options::default(), |config| config.environment_fallback = false).await;
+    let broken = json!({"type": "no such type"});
+    for (path, body) in [(PATH, question(&broken)), (BATCH, batch(std::slice::from_ref(&broken)))] {
+        let refused = answer(service.post(path, &body)).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+}
+
+/// The service has a single thread here: it answers the chat only if the check runs elsewhere.
+#[tokio::test]
+async fn a_chat_is_answered_beside_a_check_that_stops_when_its_client_hangs_up() {
+    let (schema, long) = endless();
+    let upstream = Upstream::saying([long, "A chat.".to_owned()]).await;
+    let service = over(&upstream, |_| {}).await;
+    let request = service.post(PATH, &question(&schema));
+    let heavy = tokio::spawn(request.send());
+    until("the answer is being checked", || {
+        upstream.asked().len() == 1 && service.gateway.offload.running() == 1
+    })
+    .await;
+    assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
+    assert_eq!(service.gateway.offload.running(), 1, "the check is not done yet");
+    heavy.abort();
+    until_checked(&service).await;
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_check_stops_at_the_requests_deadline() {
+    let (schema, long) = endless();
+    let upstream = Upstream::saying([long]).await;
+    let deadline = Duration::from_secs(1);
+    let service = over(&upstream, |config| config.request_timeout = deadline).await;
+    let failed = ask(&service, &schema).await;
+    assert_eq!(failed.body["code"], "request_timeout", "{failed:?}");
+    until_checked(&service).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
+    let (schema, long) = endless();
+    let upstream = Upstream::saying([long]).await;
+    let service = over(&upstream, |config| config.schema_timeout = Duration::from_secs(2)).await;
+    let failed = ask(&service, &schema).await;
+    assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
+    let detail = failed.body["detail"].as_str().unwrap();
+    assert!(detail.contains("takes longer than 2s"), "{detail}");
+    assert_eq!(upstream.asked().len(), 1, "it would take as long again");
+    until_checked(&service).await;
+}
+
+#[tokio::test]
+async fn a_schema_past_a_bound_is_refused_by_its_name() {
+    let strict = |config: &mut Config| {
+        config.schema_limits = Limits { bytes: 200_000, nodes: 20_000 };
+        config.schema_timeout = Duration::from_nanos(1);
+    };
+    let service = Service::with(Options::default(), strict).await;
+    let of_bytes = |bytes: usize, one: &str| json!({"description": one.repeat(bytes)});
+    let large = of_bytes(190_000, "a");
+    for (schema, bound) in [
+        (of_bytes(200_001, "a"), "MAX_SCHEMA_BYTES"),
+        (json!({"enum": vec![1; 20_000]}), "MAX_SCHEMA_NODES"),
+        (large.clone(), "SCHEMA_TIMEOUT_SECONDS"),
+    ] {
+        for (path, body) in
+            [(PATH, question(&schema)), (BATCH, batch(std::slice::from_ref(&schema)))]
+        {
+            let refused = answer(service.post(path, &body)).await;
+            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{bound}");
+            let message = refused.body["detail"][0]["msg"].as_str().unwrap();
+            assert!(message.contains(bound), "{path}: {message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_schemas_of_a_batch_are_bounded_together_and_equal_ones_count_once() {
+    let bound = |config: &mut Config| config.schema_limits.bytes = 20_000;
+    let service = Service::with(Options::default(), bound).await;
+    let large = |one: &str| json!({"type": "object", "properties": {"a": {"type": "string"}}, "description": one.repeat(15_000)});
+    let equal = answer(service.post(BATCH, &batch(&vec![large("a"); 5]))).await;
+    assert_eq!(equal.body["successful_requests"], 5, "{equal:?}");
+    let distinct = batch(&["a", "b", "c"].map(large));
+    let refused = answer(service.post(BATCH, &distinct)).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let fault = &refused.body["detail"][0];
+    assert_eq!(fault["loc"], json!(["body", "requests", 2, "json_schema"]));
+    assert!(fault["msg"].as_str().unwrap().contains("2 times MAX_SCHEMA_BYTES"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_levels_are_refused_in_a_schema_and_in_an_answer() {
+    let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
+    let upstream = Upstream::saying([deep.clone(), deep.clone()]).await;
+    let service = over(&upstream, |_| {}).await;
+    let failed = ask(&service, &json!({"type": "array"})).await;
+    assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
+
+    let body = question(&json!("here")).to_string().replace("\"here\"", &deep);
+    let request = service.post(PATH, &Value::Null).body(body);
+    let refused = answer(request).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(refused.body["detail"][0]["loc"], json!(["body", "json_schema"]), "{refused:?}");
+}
