@@ -26,7 +26,7 @@ use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
 use gemini_concurrent_generation::limits::{
-    Admission, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
+    Admission, Cost, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
 };
 use gemini_concurrent_generation::server::{self, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
@@ -103,7 +103,7 @@ fn enter(door: &Arc<Door>) -> Entering {
 fn enter_before(door: &Arc<Door>, deadline: Instant) -> Entering {
     let account = door.accounts().of(&[0; 32], &"gemini-2.5-flash".into());
     let lane = Turnstile::new(Arc::clone(door)).lane(account, None);
-    Box::pin(async move { lane.turn().await.admit(100, deadline).await })
+    Box::pin(async move { lane.turn().await.admit(Cost::one(100), deadline).await })
 }
 
 /// One who has to wait, and does.

@@ -338,6 +338,13 @@ impl ApiError {
                 );
                 Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
             }
+            Exhausted::TooManyRequests { requests, limit, window } => {
+                let detail = format!(
+                    "Gemini counts the request as {requests}, more than the {limit} that the key \
+                     may send to the model in a whole {window}."
+                );
+                Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
+            }
             Exhausted::NoQuota => {
                 let detail = "The key's quota for the model is 0.";
                 Self::new(StatusCode::FORBIDDEN, "no_quota", detail)

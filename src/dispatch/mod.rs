@@ -19,7 +19,7 @@ use crate::gemini::{
     Scope, Secrets, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Door, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore, TokenEstimate,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore,
     Turn, Turnstile, Underway,
 };
 use crate::metrics::{Answered, Metrics};
@@ -57,6 +57,8 @@ pub struct Call {
     pub route: Arc<Route>,
     /// The text in the body, from which its cost is estimated.
     pub input: InputFeatures,
+    /// As how many requests Gemini counts it: at least 1.
+    pub requests: u64,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -194,8 +196,8 @@ impl Dispatcher {
     /// As for [`Dispatcher::admit`].
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let estimator = &call.route.estimator;
-        let cost = TokenEstimate {
-            expected: estimator.estimate(call.input),
+        let cost = Estimate {
+            cost: Cost { requests: call.requests, tokens: estimator.estimate(call.input) },
             at_least: estimator.at_least(call.input),
         };
         let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));

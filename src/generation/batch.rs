@@ -140,6 +140,7 @@ impl<G: Generation> Batch<G> {
                 kind: G::KIND,
                 route: Arc::clone(route),
                 input: generation.input(),
+                requests: 1,
                 deadline: Instant::now() + self.timeout,
             };
             let result = match self.dispatcher.admit_in_turn(&call, turn).await {

@@ -306,6 +306,7 @@ impl Account {
         // Read first: a store by every call would take the line from the other processors.
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);
+            self.budget.prove();
         }
     }
 

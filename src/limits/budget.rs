@@ -1,11 +1,12 @@
 //! What a key may spend on one model, spread so that Gemini never has to refuse.
 //!
-//! A call reserves one request and its estimated tokens, leaves, and settles with what it really
+//! A call reserves its requests (one, for most) and its estimated tokens, leaves, and settles with what it really
 //! cost. Reserved calls count in full from the reservation on and do not age; what has left counts
 //! for a minute from that moment. How the minute and its margins are chosen is told at
 //! [`minute::Minute`].
 
 mod allowance;
+mod cost;
 mod day;
 mod ledger;
 mod minute;
@@ -26,11 +27,9 @@ use super::semaphore::OutOfReach;
 use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
 
+pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use ledger::Line;
-
-/// More than any call costs, in tokens; so that sums cannot overflow.
-pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
 /// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,38 +50,6 @@ impl Quotas {
             input_tokens_per_minute: named.input_tokens_per_minute.or(self.input_tokens_per_minute),
             requests_per_day: named.requests_per_day.or(self.requests_per_day),
         }
-    }
-}
-
-/// What a call is expected to cost, in input tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenEstimate {
-    /// What is reserved.
-    pub expected: u64,
-    /// What it costs at the very least. Only this decides that a call is too large: `expected` may
-    /// rest on what was learned, and is wrong for a text of another kind.
-    pub at_least: u64,
-}
-
-impl TokenEstimate {
-    /// How many tokens to reserve instead where `tokens` were refused for this reason: a whole
-    /// minute's, where they were more and the call may cost so little.
-    ///
-    /// # Errors
-    /// The reason, where it is another one.
-    pub(super) fn within(self, reason: Exhausted, tokens: u64) -> Result<u64, Exhausted> {
-        match reason {
-            Exhausted::TooLarge { limit, .. } if self.at_least <= limit && limit < tokens => {
-                Ok(limit)
-            }
-            reason => Err(reason),
-        }
-    }
-}
-
-impl From<u64> for TokenEstimate {
-    fn from(tokens: u64) -> Self {
-        Self { expected: tokens, at_least: tokens }
     }
 }
 
@@ -113,11 +80,11 @@ pub struct Spent {
 /// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
 /// by all replicas.
 pub trait Budget: fmt::Debug + Send + Sync {
-    /// Reserves one request and `tokens` if they fit now and nobody waits.
-    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt;
+    /// Reserves what a call costs if it fits now and nobody waits.
+    fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt;
 
-    /// Waits in a line until one request and `tokens` fit, and reserves them. Dropping the future
-    /// leaves the line.
+    /// Waits in a line until what a call costs fits, and reserves it. Dropping the future leaves
+    /// the line.
     ///
     /// # Errors
     /// [`Exhausted`]: at once when it is certain that the call cannot go before its deadline if
@@ -126,7 +93,7 @@ pub trait Budget: fmt::Debug + Send + Sync {
     fn reserve(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
 
@@ -163,19 +130,22 @@ pub trait Budget: fmt::Debug + Send + Sync {
     fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>>;
 
     /// A reservation is given back unsent.
-    fn give_back(&self, tokens: u64);
+    fn give_back(&self, cost: Cost);
 
     /// What was reserved leaves now.
-    fn depart(&self, tokens: u64) -> Departure;
+    fn depart(&self, cost: Cost) -> Departure;
 
-    /// What left cost `actual` tokens instead of the estimated.
+    /// What left cost `actual` tokens instead of the estimated `tokens`.
     fn settle(&self, departure: Departure, tokens: u64, actual: u64);
 
     /// What left was refused, and does not count.
-    fn take_back(&self, departure: Departure, tokens: u64);
+    fn take_back(&self, departure: Departure, cost: Cost);
 
-    /// What left does not count in its day.
-    fn take_back_of_day(&self, departure: Departure);
+    /// Gemini has answered a call of the account: nobody made its key and model up.
+    fn prove(&self) {}
+
+    /// So many requests that left do not count in their day.
+    fn take_back_of_day(&self, departure: Departure, requests: u64);
 
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
@@ -254,6 +224,16 @@ pub enum Exhausted {
         /// What may be spent in a minute.
         limit: u64,
     },
+    /// The call alone counts as more requests than a whole minute or day has.
+    #[error("the request counts as {requests}, more than the {limit} of a whole {window}")]
+    TooManyRequests {
+        /// As how many requests the call counts.
+        requests: u64,
+        /// How many may be sent in the window.
+        limit: u64,
+        /// Which quota it exceeds.
+        window: Window,
+    },
     /// The call's turn cannot come before its deadline, or did not.
     #[error("the quota per minute has no room before {retry_after:?} have passed")]
     NotBefore {
@@ -268,6 +248,25 @@ pub enum Exhausted {
     },
 }
 
+/// The time that a quota is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Window {
+    /// A minute.
+    Minute,
+    /// A day in California.
+    Day,
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Minute => "minute",
+            Self::Day => "day",
+        })
+    }
+}
+
 /// What is spent of a budget at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetUsage {
@@ -277,7 +276,7 @@ pub struct BudgetUsage {
     pub input_tokens_per_minute: QuotaUsage,
     /// Requests per day.
     pub requests_per_day: QuotaUsage,
-    /// How many calls wait.
+    /// How many requests wait.
     pub waiting: u64,
     /// In how long a small call could go, behind all who wait; `None` for never.
     pub next_free_in: Option<Duration>,
@@ -324,10 +323,10 @@ impl LocalBudget {
     async fn wait(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Reservation, Exhausted> {
-        let tokens = tokens.min(MOST_TOKENS);
+        let cost = cost.bounded();
         let line = match line {
             Line::Courteous if self.ledger().is_waited_for() => Line::Queue,
             line => line,
@@ -336,7 +335,7 @@ impl LocalBudget {
             Line::Queue | Line::Courteous => &self.queue,
             Line::Returning => &self.returning,
         };
-        let mut place = Place::join(&self, line, tokens, deadline)?;
+        let mut place = Place::join(&self, line, cost, deadline)?;
         'queue: loop {
             let Ok(_first) = timeout_at(deadline, queue.first.lock()).await else {
                 return Err(place.give_up());
@@ -344,7 +343,7 @@ impl LocalBudget {
             loop {
                 let until = match place.advance(deadline)? {
                     Opening::Now => {
-                        return Ok(self.reservation(tokens));
+                        return Ok(self.reservation(cost));
                     }
                     Opening::AfterYou => {
                         place.line = Line::Queue;
@@ -359,8 +358,8 @@ impl LocalBudget {
         }
     }
 
-    fn reservation(self: &Arc<Self>, tokens: u64) -> Reservation {
-        Reservation::new(Arc::<Self>::clone(self), tokens)
+    fn reservation(self: &Arc<Self>, cost: Cost) -> Reservation {
+        Reservation::new(Arc::<Self>::clone(self), cost)
     }
 
     /// What is spent now.
@@ -384,20 +383,20 @@ impl LocalBudget {
 }
 
 impl Budget for LocalBudget {
-    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt {
-        let tokens = tokens.min(MOST_TOKENS);
-        let reserved = self.ledger().try_reserve(tokens, deadline);
-        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(tokens)));
+    fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt {
+        let cost = cost.bounded();
+        let reserved = self.ledger().try_reserve(cost, deadline);
+        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(cost)));
         Attempt::Answered(answer.map_err(NotReserved::Exhausted))
     }
 
     fn reserve(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
-        self.wait(line, tokens, deadline).boxed()
+        self.wait(line, cost, deadline).boxed()
     }
 
     fn set(&self, quotas: Quotas) {
@@ -438,15 +437,15 @@ impl Budget for LocalBudget {
         ready(Ok(self.usage_now())).boxed()
     }
 
-    fn give_back(&self, tokens: u64) {
-        self.change(|ledger, _| ledger.give_back(tokens));
+    fn give_back(&self, cost: Cost) {
+        self.change(|ledger, _| ledger.give_back(cost));
     }
 
-    fn depart(&self, tokens: u64) -> Departure {
+    fn depart(&self, cost: Cost) -> Departure {
         let mut at = Instant::now();
         self.change(|ledger, now| {
             at = now;
-            ledger.depart(tokens, now);
+            ledger.depart(cost, now);
         });
         Departure { number: 0, at }
     }
@@ -455,12 +454,12 @@ impl Budget for LocalBudget {
         self.change(|ledger, now| ledger.settle(departure.at, tokens, actual, now));
     }
 
-    fn take_back(&self, departure: Departure, tokens: u64) {
-        self.change(|ledger, now| ledger.take_back(departure.at, tokens, now));
+    fn take_back(&self, departure: Departure, cost: Cost) {
+        self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
     }
 
-    fn take_back_of_day(&self, departure: Departure) {
-        self.change(|ledger, _| ledger.take_back_of_day(departure.at));
+    fn take_back_of_day(&self, departure: Departure, requests: u64) {
+        self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests));
     }
 
     fn close_day(&self, left_at: Instant) {
@@ -472,7 +471,7 @@ impl Budget for LocalBudget {
 struct Place<'a> {
     budget: &'a LocalBudget,
     line: Line,
-    tokens: u64,
+    cost: Cost,
     waits: bool,
 }
 
@@ -480,16 +479,16 @@ impl<'a> Place<'a> {
     fn join(
         budget: &'a LocalBudget,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Self, Exhausted> {
-        budget.ledger().join(line, tokens, deadline)?;
-        Ok(Self { budget, line, tokens, waits: true })
+        budget.ledger().join(line, cost, deadline)?;
+        Ok(Self { budget, line, cost, waits: true })
     }
 
     /// Trades the place, which is the first, for a reservation; or says what to wait for.
     fn advance(&mut self, deadline: Instant) -> Result<Opening, Exhausted> {
-        let opening = self.budget.ledger().advance(self.line, self.tokens, deadline)?;
+        let opening = self.budget.ledger().advance(self.line, self.cost, deadline)?;
         self.waits = !matches!(opening, Opening::Now);
         Ok(opening)
     }
@@ -497,14 +496,14 @@ impl<'a> Place<'a> {
     /// Leaves the queue at the deadline.
     fn give_up(mut self) -> Exhausted {
         self.waits = false;
-        self.budget.ledger().give_up(self.line, self.tokens)
+        self.budget.ledger().give_up(self.line, self.cost)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.waits {
-            self.budget.ledger().leave(self.line, self.tokens);
+            self.budget.ledger().leave(self.line, self.cost);
         }
     }
 }
@@ -515,27 +514,27 @@ impl Drop for Place<'_> {
 pub struct Reservation {
     /// `None` once the call has left.
     budget: Option<Arc<dyn Budget>>,
-    tokens: u64,
+    cost: Cost,
 }
 
 impl Reservation {
     /// One that its budget has counted.
-    pub(super) fn new(budget: Arc<dyn Budget>, tokens: u64) -> Self {
-        Self { budget: Some(budget), tokens }
+    pub(super) fn new(budget: Arc<dyn Budget>, cost: Cost) -> Self {
+        Self { budget: Some(budget), cost }
     }
 
     /// The call leaves now: from this moment it counts for a minute.
     pub fn leave(mut self) -> Sent {
         let budget = self.budget.take().expect("a reservation leaves once");
-        let departure = budget.depart(self.tokens);
-        Sent { budget, tokens: self.tokens, departure }
+        let departure = budget.depart(self.cost);
+        Sent { budget, cost: self.cost, departure }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            budget.give_back(self.tokens);
+            budget.give_back(self.cost);
         }
     }
 }
@@ -545,7 +544,7 @@ impl Drop for Reservation {
 #[must_use = "a call that has left is settled with what it cost, or was refused"]
 pub struct Sent {
     budget: Arc<dyn Budget>,
-    tokens: u64,
+    cost: Cost,
     departure: Departure,
 }
 
@@ -558,20 +557,20 @@ impl Sent {
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
     /// it left.
     pub fn settle(self, actual_tokens: u64) {
-        let actual = actual_tokens.min(MOST_TOKENS);
-        if actual != self.tokens {
-            self.budget.settle(self.departure, self.tokens, actual);
+        let (tokens, actual) = (self.cost.tokens, Cost::bounded_tokens(actual_tokens));
+        if actual != tokens {
+            self.budget.settle(self.departure, tokens, actual);
         }
     }
 
     /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
     /// its minute.
     pub fn not_of_the_day(self) {
-        self.budget.take_back_of_day(self.departure);
+        self.budget.take_back_of_day(self.departure, self.cost.requests);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.take_back(self.departure, self.tokens);
+        self.budget.take_back(self.departure, self.cost);
     }
 }

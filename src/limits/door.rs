@@ -11,7 +11,7 @@ use super::account::Account;
 use super::accounts::Accounts;
 use super::adaptive::Slot;
 use super::breakers::Tripped;
-use super::budget::{Exhausted, Line, NotReserved, Quotas, Reservation, Sent, TokenEstimate};
+use super::budget::{Estimate, Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
 use super::plan::QuotaPlan;
 use super::semaphore::{
     Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
@@ -282,33 +282,33 @@ impl Turnstile {
     async fn reserve(
         &self,
         account: &Account,
-        cost: TokenEstimate,
+        estimate: Estimate,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
-        let mut tokens = cost.expected;
+        let mut cost = estimate.cost;
         loop {
-            let attempt = Arc::clone(account.budget()).try_reserve(tokens, deadline);
+            let attempt = Arc::clone(account.budget()).try_reserve(cost, deadline);
             match attempt.answer().await {
                 Ok(Some(reservation)) => return Ok(reservation),
                 Ok(None) => break,
-                Err(NotReserved::Exhausted(reason)) => tokens = cost.within(reason, tokens)?,
+                Err(NotReserved::Exhausted(reason)) => cost = estimate.within(reason, cost)?,
                 Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => break,
                 Err(reason) => return Err(reason.into()),
             }
         }
         let _waiting = self.join_queue()?;
         let line = if self.courteous { Line::Courteous } else { Line::Queue };
-        Ok(reserve_in(line, account, cost, deadline).await?)
+        Ok(reserve_in(line, account, estimate, deadline).await?)
     }
 
     async fn reserve_again(
         &self,
         account: &Account,
-        cost: TokenEstimate,
+        estimate: Estimate,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
         let _waiting = self.join_queue()?;
-        Ok(reserve_in(Line::Returning, account, cost, deadline).await?)
+        Ok(reserve_in(Line::Returning, account, estimate, deadline).await?)
     }
 
     /// Waits for a permit of a named semaphore and for the quota, and holds neither while it waits
@@ -329,12 +329,12 @@ impl Turnstile {
         &self,
         named: &Arc<dyn Semaphore>,
         account: &Account,
-        cost: TokenEstimate,
+        estimate: Estimate,
         deadline: Instant,
     ) -> Result<(Permit, Reservation), Refused> {
         let since = Instant::now();
         let permit = self.acquire(named).await?;
-        if let Some(reservation) = reserve_now(account, cost, deadline).await? {
+        if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
             return Ok((permit, reservation));
         }
         drop(permit);
@@ -343,14 +343,14 @@ impl Turnstile {
         let _turn = line.lock().await;
         let mut keep_quota_for = MOMENT;
         loop {
-            let reservation = self.reserve_again(account, cost, deadline).await?;
+            let reservation = self.reserve_again(account, estimate, deadline).await?;
             let mut place = Arc::clone(named).ask(1, Patience::Returning { since });
             if let Ok(permit) = timeout(keep_quota_for, &mut place).await {
                 return Ok((permit?, reservation));
             }
             drop(reservation);
             let permit = place.await?;
-            if let Some(reservation) = reserve_now(account, cost, deadline).await? {
+            if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
                 return Ok((permit, reservation));
             }
             keep_quota_for = SECOND_TRY;
@@ -402,17 +402,17 @@ impl Turnstile {
 }
 
 /// Reserves what a call is expected to cost, or a whole minute's tokens: see
-/// [`TokenEstimate::within`].
+/// [`Estimate::within`].
 async fn reserve_in(
     line: Line,
     account: &Account,
-    cost: TokenEstimate,
+    estimate: Estimate,
     deadline: Instant,
 ) -> Result<Reservation, Exhausted> {
-    let mut tokens = cost.expected;
+    let mut cost = estimate.cost;
     loop {
-        match Arc::clone(account.budget()).reserve(line, tokens, deadline).await {
-            Err(reason) => tokens = cost.within(reason, tokens)?,
+        match Arc::clone(account.budget()).reserve(line, cost, deadline).await {
+            Err(reason) => cost = estimate.within(reason, cost)?,
             reserved => return reserved,
         }
     }
@@ -421,11 +421,11 @@ async fn reserve_in(
 /// Reserves at the head of the account's line, if there is room at once.
 async fn reserve_now(
     account: &Account,
-    cost: TokenEstimate,
+    estimate: Estimate,
     deadline: Instant,
 ) -> Result<Option<Reservation>, Exhausted> {
     let at_once = deadline.min(Instant::now() + MOMENT);
-    match reserve_in(Line::Returning, account, cost, at_once).await {
+    match reserve_in(Line::Returning, account, estimate, at_once).await {
         Ok(reservation) => Ok(Some(reservation)),
         Err(Exhausted::NotBefore { retry_after }) if Instant::now() + retry_after < deadline => {
             Ok(None)
@@ -457,8 +457,8 @@ impl Lane {
 }
 
 impl Turn<'_> {
-    /// Waits until the quotas have room for one request and its tokens; for the named semaphore, if
-    /// any; for a slot of the account, where its limit has fallen; and for a global slot. Dropping
+    /// Waits until the quotas have room for what the call costs; for the named semaphore, if any;
+    /// for a slot of the account, where its limit has fallen; and for a global slot. Dropping
     /// the future leaves the queue.
     ///
     /// In this order nobody can deadlock, and the global slot is never held by one who still
@@ -472,19 +472,19 @@ impl Turn<'_> {
     /// quotas have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
     pub async fn admit(
         self,
-        cost: impl Into<TokenEstimate>,
+        estimate: impl Into<Estimate>,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
-        let cost = cost.into();
+        let estimate = estimate.into();
         let Lane { place, account: asked, .. } = self.lane;
         let mut account = asked.charged();
         if account.is_turned_away() {
             return Err(Refused::TooManyAccounts);
         }
         account.check()?;
-        let mut reservation = place.reserve(&account, cost, deadline).await?;
+        let mut reservation = place.reserve(&account, estimate, deadline).await?;
         loop {
-            let admission = self.admit_with(account, reservation, cost, deadline).await?;
+            let admission = self.admit_with(account, reservation, estimate, deadline).await?;
             let is_charged = asked.is_charged_to(&admission.account);
             if is_charged && !admission.account.budget().is_paused() {
                 place.accept()?;
@@ -495,7 +495,7 @@ impl Turn<'_> {
             // another one.
             drop(admission);
             account = asked.charged();
-            reservation = place.reserve_again(&account, cost, deadline).await?;
+            reservation = place.reserve_again(&account, estimate, deadline).await?;
         }
     }
 
@@ -503,7 +503,7 @@ impl Turn<'_> {
         &self,
         account: Arc<Account>,
         mut reservation: Reservation,
-        cost: TokenEstimate,
+        estimate: Estimate,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
         let Lane { place, account: asked, named, .. } = self.lane;
@@ -514,7 +514,7 @@ impl Turn<'_> {
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);
                     // In a box, so that calls which do not wait here take no memory for it.
-                    let both = place.permit_and_quota(named, &account, cost, deadline);
+                    let both = place.permit_and_quota(named, &account, estimate, deadline);
                     let (permit, again) = Box::pin(both).await?;
                     reservation = again;
                     Some(permit)

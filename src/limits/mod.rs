@@ -34,8 +34,8 @@ pub use account::{Account, Payer};
 pub use accounts::Accounts;
 pub use adaptive::{AdaptiveLimit, Slot};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Departure, Exhausted, HandedOver, Line, LocalBudget, NotReserved,
-    QuotaUsage, Quotas, Reservation, Sent, Spent, TokenEstimate,
+    Attempt, Budget, BudgetUsage, Cost, Departure, Estimate, Exhausted, HandedOver, Line,
+    LocalBudget, NotReserved, QuotaUsage, Quotas, Reservation, Sent, Spent, Window,
 };
 pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};

@@ -156,6 +156,11 @@ impl Embeddings {
         matches!(self.layout, Layout::OpenAi { .. })
     }
 
+    /// How many texts there are.
+    pub fn len(&self) -> usize {
+        self.dimensions.len()
+    }
+
     /// The body with a vector for each text.
     pub fn encode(&self, request: &GenerateContentRequest<'_>, model: &str) -> Bytes {
         let vectors = request

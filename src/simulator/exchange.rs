@@ -81,6 +81,14 @@ impl Form {
         }
     }
 
+    /// As how many requests the call counts: each text to embed is one.
+    fn requests(&self) -> u64 {
+        match self {
+            Self::Embeddings(embeddings) => embeddings.len().max(1) as u64,
+            _ => 1,
+        }
+    }
+
     fn framing(&self) -> Framing {
         match self {
             Self::Content(framing) => *framing,
@@ -192,7 +200,7 @@ impl Exchange<'_> {
     fn admit(&self, key: &str, input_tokens: u64, call: &mut Call) -> Result<(), Refusal> {
         self.simulator
             .quotas()
-            .admit(key, self.target.model, input_tokens, self.arrived)
+            .admit(key, self.target.model, self.form.requests(), input_tokens, self.arrived)
             .map_err(|exceeded| self.quota_exceeded(&exceeded))?;
         call.admit(input_tokens);
         if call.take_place(self.simulator.capacity()) {

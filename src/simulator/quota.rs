@@ -90,11 +90,12 @@ impl Quotas {
         Self { options: options.clone(), calendar, accounts: Mutex::default() }
     }
 
-    /// Counts a call against the quotas, or says which of them have no room for it.
+    /// Counts a call, as so many requests, against the quotas, or says which of them have no room for it.
     pub fn admit(
         &self,
         key: &str,
         model: &str,
+        requests: u64,
         input_tokens: u64,
         now: Instant,
     ) -> Result<(), Exceeded> {
@@ -103,11 +104,11 @@ impl Quotas {
         }
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = accounts.get_mut(key).and_then(|models| models.get_mut(model)) {
-            return account.admit(input_tokens, now, self.calendar);
+            return account.admit(requests, input_tokens, now, self.calendar);
         }
         let models = accounts.entry(key.to_owned()).or_default();
         let account = models.entry(model.to_owned()).or_insert_with(|| self.open_account());
-        account.admit(input_tokens, now, self.calendar)
+        account.admit(requests, input_tokens, now, self.calendar)
     }
 
     fn is_unlimited(&self) -> bool {
@@ -140,11 +141,17 @@ struct Account {
 }
 
 impl Account {
-    fn admit(&mut self, tokens: u64, now: Instant, calendar: Calendar) -> Result<(), Exceeded> {
+    fn admit(
+        &mut self,
+        requests: u64,
+        tokens: u64,
+        now: Instant,
+        calendar: Calendar,
+    ) -> Result<(), Exceeded> {
         let mut violations = Vec::new();
         let mut retry_in = Duration::ZERO;
         let meters = [
-            (Quota::RequestsPerMinute, &mut self.requests, 1),
+            (Quota::RequestsPerMinute, &mut self.requests, requests),
             (Quota::InputTokensPerMinute, &mut self.input_tokens, tokens),
         ];
         for (quota, meter, amount) in meters {
@@ -156,7 +163,7 @@ impl Account {
             }
         }
         if let Some(day) = &mut self.day
-            && !day.has_room(now, calendar)
+            && !day.has_room(requests, now, calendar)
         {
             violations.push((Quota::RequestsPerDay, day.limit));
             retry_in = retry_in.max(rest_of_minute(calendar.instant, now, self.minute));
@@ -164,19 +171,19 @@ impl Account {
         if !violations.is_empty() {
             return Err(Exceeded { violations, retry_in });
         }
-        self.take(tokens, now);
+        self.take(requests, tokens, now);
         Ok(())
     }
 
-    fn take(&mut self, tokens: u64, now: Instant) {
+    fn take(&mut self, requests: u64, tokens: u64, now: Instant) {
         if let Some(meter) = &mut self.requests {
-            meter.take(1, now);
+            meter.take(requests, now);
         }
         if let Some(meter) = &mut self.input_tokens {
             meter.take(tokens, now);
         }
         if let Some(day) = &mut self.day {
-            day.used += 1;
+            day.used += requests;
         }
     }
 }
@@ -189,12 +196,12 @@ struct Day {
 }
 
 impl Day {
-    fn has_room(&mut self, now: Instant, calendar: Calendar) -> bool {
+    fn has_room(&mut self, requests: u64, now: Instant, calendar: Calendar) -> bool {
         if now >= self.ends {
             self.used = 0;
             self.ends = calendar.midnight_after(now);
         }
-        self.used < self.limit
+        self.used + requests <= self.limit
     }
 }
 
@@ -214,7 +221,7 @@ mod tests {
     }
 
     fn admit(quotas: &Quotas, tokens: u64) -> Result<(), Exceeded> {
-        quotas.admit("key", "gemini-a", tokens, Instant::now())
+        quotas.admit("key", "gemini-a", 1, tokens, Instant::now())
     }
 
     fn wait(quotas: &Quotas, tokens: u64) -> Duration {
@@ -300,10 +307,10 @@ mod tests {
     async fn keys_and_models_are_counted_apart() {
         let quotas = requests(Counting::SlidingWindow, 1);
         let now = Instant::now();
-        assert_eq!(quotas.admit("a", "gemini-a", 1, now), Ok(()));
-        assert_eq!(quotas.admit("a", "gemini-b", 1, now), Ok(()));
-        assert_eq!(quotas.admit("b", "gemini-a", 1, now), Ok(()));
-        assert!(quotas.admit("a", "gemini-a", 1, now).is_err());
+        assert_eq!(quotas.admit("a", "gemini-a", 1, 1, now), Ok(()));
+        assert_eq!(quotas.admit("a", "gemini-b", 1, 1, now), Ok(()));
+        assert_eq!(quotas.admit("b", "gemini-a", 1, 1, now), Ok(()));
+        assert!(quotas.admit("a", "gemini-a", 1, 1, now).is_err());
     }
 
     #[tokio::test(start_paused = true)]

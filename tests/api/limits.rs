@@ -77,6 +77,27 @@ async fn a_request_larger_than_a_minute_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn each_text_to_embed_counts_as_a_request() {
+    let service = limited("*:rpm=10").await;
+    let texts = |count: usize| (0..count).map(|n| json!(format!("text {n}")));
+    let openai = json!({"model": "gemini-embedding-001", "input": texts(11).collect::<Vec<_>>()});
+    let refused = answer(service.post("/v1/embeddings", &openai)).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.body.to_string().contains("as 11, more than the 10 that"), "{}", refused.body);
+    let gemini = |count| {
+        let request = |text| json!({"content": {"parts": [{"text": text}]}});
+        let requests: Vec<_> = texts(count).map(request).collect();
+        let path = "/v1beta/models/gemini-embedding-001:batchEmbedContents";
+        answer(service.post(path, &json!({"requests": requests})))
+    };
+    assert_eq!(gemini(11).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(service.simulator.stats().calls, 0);
+
+    assert_eq!(gemini(6).await.status, StatusCode::OK);
+    assert_eq!(only_account(&service).await["requests_per_minute"]["used"], 6);
+}
+
+#[tokio::test]
 async fn a_quota_of_nothing_lets_nothing_go() {
     let service = limited("gemini-2.5-flash:rpd=0").await;
     let refused = service.chat("Hello").await;

@@ -123,6 +123,28 @@ async fn a_replica_that_is_killed_leaves_its_permits_when_its_lease_is_over() {
     assert!(cut_off.await.unwrap().is_err());
 }
 
+#[tokio::test]
+async fn a_redis_that_forgets_everything_lets_no_more_run_than_the_limit() {
+    let all = surroundings().await;
+    let start = || replica(&all, 4).run();
+    let (one, two) = (start().await, start().await);
+    let busy = |count| [&one, &two].into_iter().cycle().take(count).map(|at| send(at, &slow(1500)));
+    let mut calls: Vec<_> = busy(4).collect();
+    all.until_in_flight(4).await;
+    calls.extend(busy(12));
+    until_waiting(&one, 6).await;
+    until_waiting(&two, 6).await;
+    all.redis.say(&redis::cmd("FLUSHALL")).await;
+    // One that has just started does not know that there was anything.
+    let three = start().await;
+    calls.push(send(&three, "Hello"));
+    for call in calls {
+        let answered = call.await.unwrap();
+        assert_eq!(answered.status, 200, "{:?}", answered.body);
+    }
+    assert_eq!(all.simulator.stats().highest_in_flight, 4);
+}
+
 /// It takes permits for the requests that wait at it, and does not know for how long it held them.
 #[tokio::test]
 async fn permits_that_come_to_a_paused_replica_are_void_when_it_goes_on() {

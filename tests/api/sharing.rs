@@ -271,6 +271,19 @@ async fn a_redis_that_cannot_be_used_stops_the_start_unless_it_may_do_without() 
 }
 
 #[tokio::test]
+async fn a_version_that_keeps_another_format_is_refused_at_the_start() {
+    let all = surroundings().await;
+    let format = redis::cmd("SET").arg(format!("{{{PREFIX}}}:members")).arg("999").to_owned();
+    all.redis.say(&format).await;
+    let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &all.redis.url());
+    let log = failure(start()).await;
+    assert!(log.contains("in format 999, and this one in format 2"), "{log}");
+    assert!(log.contains("REDIS_PREFIX"), "{log}");
+    let other = all.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
+    assert_eq!(answer(chat(&other.run().await, "Hello")).await.status, 200);
+}
+
+#[tokio::test]
 async fn what_is_no_redis_is_refused_clearly() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());

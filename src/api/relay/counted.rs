@@ -21,7 +21,7 @@ use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Forward, Model, Surface, named_model};
+use crate::gemini::{ApiKey, Forward, Model, Surface, embedding_requests, named_model};
 use crate::generation::InvalidField;
 use crate::limits::Semaphore;
 
@@ -46,8 +46,9 @@ pub(super) async fn send(
     let deadline = Instant::now() + gateway.config.request_timeout;
     let input = measured(body.clone()).await?;
     let model = model(surface, target, &body).await?;
+    let requests = requests(kind, surface, body.clone()).await?;
     let route = route(gateway, apart, payer.key, model, semaphore);
-    let call = Call { kind, route, input, deadline };
+    let call = Call { kind, route, input, requests, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
 }
@@ -130,4 +131,14 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     let code = failed.error.code();
     tracing::warn!(kind = call.kind, model = %call.route.model(), code, "no answer");
     failed
+}
+
+/// As how many requests Gemini counts a call of this kind: each text to embed is one.
+async fn requests(kind: &str, surface: Surface, body: Bytes) -> Result<u64, ApiError> {
+    match kind {
+        "embed_content" | "openai_embeddings" => {
+            with_body(body, move |body| embedding_requests(surface, body)).await
+        }
+        _ => Ok(1),
+    }
 }

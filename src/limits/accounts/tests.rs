@@ -1,7 +1,7 @@
 use futures_util::FutureExt;
 
 use super::*;
-use crate::limits::budget::{BudgetUsage, Quotas};
+use crate::limits::budget::{BudgetUsage, Cost, Quotas};
 use crate::limits::plan::{Limit, Limits, Planned, PlannedQuotas, Scope, Source, Tier};
 use crate::limits::store::LocalStore;
 
@@ -28,7 +28,7 @@ fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
 /// Sends a call, so that there is something to remember.
 fn spend(account: &Account) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let reserved = Arc::clone(account.budget()).try_reserve(10, deadline).answer();
+    let reserved = Arc::clone(account.budget()).try_reserve(Cost::one(10), deadline).answer();
     let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").leave();
 }
 

@@ -133,7 +133,9 @@ impl Allowance {
     pub fn depart(&mut self, cost: u64, now: Instant) {
         self.unsent -= cost;
         self.sent += cost;
-        self.drained_at = self.drained_at.max(now) + self.time_for(cost);
+        // What was reserved under a higher limit must not close the quota for long.
+        let drained_at = self.drained_at.max(now) + self.time_for(cost);
+        self.drained_at = drained_at.min(now + 2 * self.minute.window);
         let cell = self.minute.cell(now);
         match self.departures.back_mut() {
             Some(departures) if departures.cell == cell => {

@@ -79,7 +79,7 @@ impl Day {
         true
     }
 
-    /// How many left today.
+    /// How many requests left today.
     pub fn sent(&self) -> u64 {
         self.sent
     }
@@ -95,15 +95,15 @@ impl Day {
         self.closed_until
     }
 
-    /// So many leave now.
+    /// So many requests leave now.
     pub fn depart(&mut self, requests: u64) {
         self.sent = self.sent.saturating_add(requests);
     }
 
-    /// One that left at `left_at` does not count.
-    pub fn take_back(&mut self, left_at: Instant) {
+    /// So many requests that left at `left_at` do not count.
+    pub fn take_back(&mut self, left_at: Instant, requests: u64) {
         if left_at >= self.began {
-            self.sent = self.sent.saturating_sub(1);
+            self.sent = self.sent.saturating_sub(requests);
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::allowance::Allowance;
 use super::day::Day;
 use super::minute::Minute;
-use super::{BudgetUsage, Exhausted, QuotaUsage, Quotas, Spent};
+use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Quotas, Spent, Window};
 use crate::pacific::WallClock;
 
 /// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
@@ -24,8 +24,8 @@ pub(super) struct Ledger {
     day: Day,
     requests_per_day: Option<u64>,
     paused_until: Instant,
-    /// What those who return ask for: requests and tokens.
-    returning: (u64, u64),
+    /// What those who return ask for.
+    returning: Cost,
 }
 
 /// Where a call waits.
@@ -70,7 +70,7 @@ impl Ledger {
             day: Day::new(clock, now),
             requests_per_day: quotas.requests_per_day,
             paused_until: now,
-            returning: (0, 0),
+            returning: Cost::default(),
         }
     }
 
@@ -87,29 +87,28 @@ impl Ledger {
     }
 
     /// Takes a place at the end of a line, unless it is certain to be of no use.
-    pub fn join(&mut self, line: Line, tokens: u64, deadline: Instant) -> Result<(), Exhausted> {
+    pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<(), Exhausted> {
         let now = self.expire();
         let ahead = match line {
             Line::Queue | Line::Courteous => self.all_waiting(),
             Line::Returning => self.returning,
         };
-        self.opens_before(deadline, ahead, tokens, now)?;
-        self.requests.join(1);
-        self.tokens.join(tokens);
+        self.opens_before(deadline, ahead, cost, now)?;
+        self.requests.join(cost.requests);
+        self.tokens.join(cost.tokens);
         if line == Line::Returning {
-            self.returning.0 += 1;
-            self.returning.1 += tokens;
+            self.returning += cost;
         }
         Ok(())
     }
 
     /// Reserves for one who asks now, if there is room and nobody waits.
-    pub fn try_reserve(&mut self, tokens: u64, deadline: Instant) -> Result<bool, Exhausted> {
+    pub fn try_reserve(&mut self, cost: Cost, deadline: Instant) -> Result<bool, Exhausted> {
         let now = self.expire();
-        let opens_at = self.opens_before(deadline, self.all_waiting(), tokens, now)?;
-        let fits = self.requests.waiting() == 0 && opens_at <= now;
+        let opens_at = self.opens_before(deadline, self.all_waiting(), cost, now)?;
+        let fits = !self.is_waited_for() && opens_at <= now;
         if fits {
-            self.reserve(tokens);
+            self.reserve(cost);
         }
         Ok(fits)
     }
@@ -118,51 +117,51 @@ impl Ledger {
     pub fn advance(
         &mut self,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> Result<Opening, Exhausted> {
         let now = self.expire();
         let ahead = match line {
             Line::Queue | Line::Courteous => self.returning,
-            Line::Returning => (0, 0),
+            Line::Returning => Cost::default(),
         };
-        let opens_at = self.opens_before(deadline, ahead, tokens, now)?;
+        let opens_at = self.opens_before(deadline, ahead, cost, now)?;
         if opens_at <= now {
-            if line == Line::Courteous && self.requests.waiting() > 1 {
+            let others_wait = self.requests.waiting() > cost.requests;
+            if line == Line::Courteous && others_wait && now < deadline {
                 return Ok(Opening::AfterYou);
             }
-            self.leave(line, tokens);
-            self.reserve(tokens);
+            self.leave(line, cost);
+            self.reserve(cost);
             return Ok(Opening::Now);
         }
-        if self.requests.is_held_up(1) || self.tokens.is_held_up(tokens) {
+        if self.requests.is_held_up(cost.requests) || self.tokens.is_held_up(cost.tokens) {
             return Ok(Opening::OnChange);
         }
         Ok(Opening::At(opens_at))
     }
 
     /// Leaves the queue at the deadline.
-    pub fn give_up(&mut self, line: Line, tokens: u64) -> Exhausted {
+    pub fn give_up(&mut self, line: Line, cost: Cost) -> Exhausted {
         let now = self.expire();
-        self.leave(line, tokens);
-        match self.opens_at(self.all_waiting(), tokens, now) {
+        self.leave(line, cost);
+        match self.opens_at(self.all_waiting(), cost, now) {
             Ok(opens_at) => Exhausted::NotBefore { retry_after: opens_at - now },
             Err(exhausted) => exhausted,
         }
     }
 
-    fn reserve(&mut self, tokens: u64) {
-        self.requests.reserve(1);
-        self.tokens.reserve(tokens);
+    fn reserve(&mut self, cost: Cost) {
+        self.requests.reserve(cost.requests);
+        self.tokens.reserve(cost.tokens);
     }
 
     /// Gives up a place in the queue.
-    pub fn leave(&mut self, line: Line, tokens: u64) {
-        self.requests.leave_queue(1);
-        self.tokens.leave_queue(tokens);
+    pub fn leave(&mut self, line: Line, cost: Cost) {
+        self.requests.leave_queue(cost.requests);
+        self.tokens.leave_queue(cost.tokens);
         if line == Line::Returning {
-            self.returning.0 -= 1;
-            self.returning.1 -= tokens;
+            self.returning -= cost;
         }
     }
 
@@ -171,22 +170,22 @@ impl Ledger {
         self.requests.waiting() > 0
     }
 
-    /// What all who wait ask for: requests and tokens.
-    fn all_waiting(&self) -> (u64, u64) {
-        (self.requests.waiting(), self.tokens.waiting())
+    /// What all who wait ask for.
+    fn all_waiting(&self) -> Cost {
+        Cost { requests: self.requests.waiting(), tokens: self.tokens.waiting() }
     }
 
     /// Gives back what was reserved and has not left.
-    pub fn give_back(&mut self, tokens: u64) {
-        self.requests.give_back(1);
-        self.tokens.give_back(tokens);
+    pub fn give_back(&mut self, cost: Cost) {
+        self.requests.give_back(cost.requests);
+        self.tokens.give_back(cost.tokens);
     }
 
     /// What was reserved leaves now.
-    pub fn depart(&mut self, tokens: u64, now: Instant) {
-        self.requests.depart(1, now);
-        self.tokens.depart(tokens, now);
-        self.day.depart(1);
+    pub fn depart(&mut self, cost: Cost, now: Instant) {
+        self.requests.depart(cost.requests, now);
+        self.tokens.depart(cost.tokens, now);
+        self.day.depart(cost.requests);
     }
 
     /// What left at `left_at` cost `actual` tokens instead of the `estimated`.
@@ -195,15 +194,15 @@ impl Ledger {
     }
 
     /// What left at `left_at` does not count.
-    pub fn take_back(&mut self, left_at: Instant, tokens: u64, now: Instant) {
-        self.requests.correct(left_at, 1, 0, now);
-        self.tokens.correct(left_at, tokens, 0, now);
-        self.day.take_back(left_at);
+    pub fn take_back(&mut self, left_at: Instant, cost: Cost, now: Instant) {
+        self.requests.correct(left_at, cost.requests, 0, now);
+        self.tokens.correct(left_at, cost.tokens, 0, now);
+        self.day.take_back(left_at, cost.requests);
     }
 
-    /// What left at `left_at` does not count in its day.
-    pub fn take_back_of_day(&mut self, left_at: Instant) {
-        self.day.take_back(left_at);
+    /// So many requests that left at `left_at` do not count in their day.
+    pub fn take_back_of_day(&mut self, left_at: Instant, requests: u64) {
+        self.day.take_back(left_at, requests);
     }
 
     /// Gemini said that the day is used up in which this left.
@@ -300,7 +299,7 @@ impl Ledger {
             used: allowance.sent(),
             reserved: allowance.unsent(),
         };
-        let next_free_in = match self.opens_at(self.all_waiting(), 1, now) {
+        let next_free_in = match self.opens_at(self.all_waiting(), Cost::one(1), now) {
             Ok(opens_at) => Some(opens_at - now),
             Err(Exhausted::DayExhausted { retry_after }) => Some(retry_after),
             Err(_) => None,
@@ -322,36 +321,31 @@ impl Ledger {
     fn opens_before(
         &self,
         deadline: Instant,
-        ahead: (u64, u64),
-        tokens: u64,
+        ahead: Cost,
+        cost: Cost,
         now: Instant,
     ) -> Result<Instant, Exhausted> {
-        let opens_at = self.opens_at(ahead, tokens, now)?;
+        let opens_at = self.opens_at(ahead, cost, now)?;
         if opens_at > deadline {
             return Err(Exhausted::NotBefore { retry_after: opens_at - now });
         }
         Ok(opens_at)
     }
 
-    /// The first moment at which a call could be reserved that has so many requests and tokens
-    /// ahead of it in the queue: `now` if at once.
-    fn opens_at(
-        &self,
-        (requests_ahead, tokens_ahead): (u64, u64),
-        tokens: u64,
-        now: Instant,
-    ) -> Result<Instant, Exhausted> {
-        self.ensure_possible(requests_ahead, tokens, now)?;
+    /// The first moment at which a call could be reserved that has so much ahead of it in the
+    /// queue: `now` if at once.
+    fn opens_at(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<Instant, Exhausted> {
+        self.ensure_possible(ahead.requests, cost, now)?;
         let start = now.max(self.paused_until);
-        let requests = self.requests.opens_at(requests_ahead, 1, start, now);
-        Ok(requests.max(self.tokens.opens_at(tokens_ahead, tokens, start, now)))
+        let requests = self.requests.opens_at(ahead.requests, cost.requests, start, now);
+        Ok(requests.max(self.tokens.opens_at(ahead.tokens, cost.tokens, start, now)))
     }
 
     /// Refuses what no waiting helps, or only waiting for the next day.
     fn ensure_possible(
         &self,
         requests_ahead: u64,
-        tokens: u64,
+        Cost { requests, tokens }: Cost,
         now: Instant,
     ) -> Result<(), Exhausted> {
         let limits = [self.requests.limit(), self.tokens.limit(), self.requests_per_day];
@@ -361,8 +355,15 @@ impl Ledger {
         if let Some(limit) = self.tokens.limit().filter(|limit| tokens > *limit) {
             return Err(Exhausted::TooLarge { tokens, limit });
         }
-        let today = self.day.sent() + self.requests.unsent() + requests_ahead;
-        let is_used_up = self.requests_per_day.is_some_and(|limit| today >= limit);
+        for (window, limit) in
+            [(Window::Minute, self.requests.limit()), (Window::Day, self.requests_per_day)]
+        {
+            if let Some(limit) = limit.filter(|limit| requests > *limit) {
+                return Err(Exhausted::TooManyRequests { requests, limit, window });
+            }
+        }
+        let today = self.day.sent() + self.requests.unsent() + requests_ahead + requests;
+        let is_used_up = self.requests_per_day.is_some_and(|limit| today > limit);
         let reopens_at = if is_used_up { self.day.ends() } else { now };
         let reopens_at = reopens_at.max(self.day.closed_until());
         if reopens_at > now {

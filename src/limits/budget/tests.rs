@@ -56,7 +56,7 @@ fn patient() -> Instant {
 
 async fn reserve(budget: &Arc<LocalBudget>, tokens: u64) -> Reservation {
     Arc::clone(budget)
-        .reserve(Line::Queue, tokens, patient())
+        .reserve(Line::Queue, Cost::one(tokens), patient())
         .await
         .expect("it comes free before the deadline")
 }
@@ -68,13 +68,13 @@ async fn send(budget: &Arc<LocalBudget>, tokens: u64) -> Sent {
 /// What a call is told that has no time to wait.
 async fn refusal(budget: &Arc<LocalBudget>, tokens: u64) -> Exhausted {
     Arc::clone(budget)
-        .reserve(Line::Queue, tokens, Instant::now())
+        .reserve(Line::Queue, Cost::one(tokens), Instant::now())
         .await
         .expect_err("there is no room now")
 }
 
 async fn is_free(budget: &Arc<LocalBudget>, tokens: u64) -> bool {
-    Arc::clone(budget).reserve(Line::Queue, tokens, Instant::now()).await.is_ok()
+    Arc::clone(budget).reserve(Line::Queue, Cost::one(tokens), Instant::now()).await.is_ok()
 }
 
 /// How long the future takes on the paused clock.
@@ -105,7 +105,7 @@ async fn half_of_a_seconds_worth_goes_at_once() {
     let budget = budget(requests(1200));
     let mut at_once = 0;
     while let Some(Ok(reservation)) =
-        Arc::clone(&budget).reserve(Line::Queue, 1, patient()).now_or_never()
+        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never()
     {
         let _ = reservation.leave();
         at_once += 1;
@@ -147,7 +147,7 @@ async fn reservations_that_pile_up_do_not_leave_in_a_bunch() {
     let budget = budget(requests(600));
     let mut held = Vec::new();
     while let Some(Ok(reservation)) =
-        Arc::clone(&budget).reserve(Line::Queue, 1, patient()).now_or_never()
+        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never()
     {
         held.push(reservation);
     }
@@ -223,7 +223,7 @@ async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
     // One is ahead of it in the queue, and a request takes 12.06 s.
     let deadline = Instant::now() + 20 * SECOND;
     let refused = Arc::clone(&budget)
-        .reserve(Line::Queue, 1, deadline)
+        .reserve(Line::Queue, Cost::one(1), deadline)
         .now_or_never()
         .expect("it does not wait");
     let Err(Exhausted::NotBefore { retry_after }) = refused else { panic!("{refused:?}") };
@@ -241,7 +241,7 @@ async fn one_who_hopes_in_vain_is_refused_at_its_deadline() {
     let held = reserve(&budget, 1).await;
     let start = Instant::now();
     let refused = Arc::clone(&budget)
-        .reserve(Line::Queue, 1, start + 30 * SECOND)
+        .reserve(Line::Queue, Cost::one(1), start + 30 * SECOND)
         .await
         .expect_err("it is held up");
     assert!(matches!(refused, Exhausted::NotBefore { .. }), "{refused:?}");
@@ -258,8 +258,9 @@ async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
     let mut first = Box::pin(reserve(&budget, 1));
     assert!((&mut first).now_or_never().is_none());
     let took = seconds(async {
-        let refused =
-            Arc::clone(&budget).reserve(Line::Queue, 1, Instant::now() + 40 * SECOND).await;
+        let refused = Arc::clone(&budget)
+            .reserve(Line::Queue, Cost::one(1), Instant::now() + 40 * SECOND)
+            .await;
         assert!(matches!(refused, Err(Exhausted::NotBefore { .. })), "{refused:?}");
     });
     assert!(close(took.await, 40.0));
@@ -271,11 +272,46 @@ async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
 async fn one_larger_than_a_whole_minute_is_refused_at_once() {
     let budget = budget(tokens(1000));
     let refused = Arc::clone(&budget)
-        .reserve(Line::Queue, 1001, patient())
+        .reserve(Line::Queue, Cost::one(1001), patient())
         .now_or_never()
         .expect("it does not wait");
     assert_eq!(refused.unwrap_err(), Exhausted::TooLarge { tokens: 1001, limit: 1000 });
     let _ = send(&budget, 1000).now_or_never().expect("it just fits");
+}
+
+async fn send_many(budget: &Arc<LocalBudget>, requests: u64) -> Result<Sent, Exhausted> {
+    let cost = Cost { requests, tokens: 1 };
+    let reservation = Arc::clone(budget).reserve(Line::Queue, cost, patient()).await;
+    reservation.map(Reservation::leave)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_several_requests_takes_as_many_of_the_quotas() {
+    let budget = budget(Quotas { requests_per_day: Some(250), ..per_minute(100, 1000) });
+    let took = seconds(async {
+        let _ = send_many(&budget, 100).await.unwrap();
+        let _ = send_many(&budget, 100).await.unwrap();
+    });
+    let took = took.await;
+    assert!(close(took, 60.3), "a whole minute's quota each: {took}");
+    let usage = budget.usage_now();
+    assert_eq!(usage.requests_per_minute.used, 100);
+    assert_eq!(usage.requests_per_day.used, 200);
+    let refused = send_many(&budget, 51).await.unwrap_err();
+    assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
+    send_many(&budget, 50).await.unwrap().refused();
+    assert_eq!(budget.usage_now().requests_per_day.used, 200, "all of it is given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_more_requests_than_a_whole_window_has_is_refused_at_once() {
+    for (quotas, window) in [(requests(10), Window::Minute), (per_day(10), Window::Day)] {
+        let budget = budget(quotas);
+        let refused = send_many(&budget, 11).now_or_never().expect("it does not wait");
+        let expected = Exhausted::TooManyRequests { requests: 11, limit: 10, window };
+        assert_eq!(refused.unwrap_err(), expected);
+        let _ = send_many(&budget, 10).now_or_never().expect("it just fits").unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,7 +319,7 @@ async fn of_a_quota_of_zero_nothing_goes() {
     for quotas in [requests(0), tokens(0), per_day(0)] {
         let budget = budget(quotas);
         assert_eq!(
-            Arc::clone(&budget).reserve(Line::Queue, 1, patient()).await.unwrap_err(),
+            Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).await.unwrap_err(),
             Exhausted::NoQuota
         );
         assert_eq!(budget.usage_now().next_free_in, None);
@@ -315,8 +351,11 @@ async fn a_pause_keeps_everything_back_and_the_order() {
 async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
     let budget = budget(requests(60));
     let _ = send(&budget, 1).await;
-    let mut waiting =
-        Box::pin(Arc::clone(&budget).reserve(Line::Queue, 1, Instant::now() + 10 * SECOND));
+    let mut waiting = Box::pin(Arc::clone(&budget).reserve(
+        Line::Queue,
+        Cost::one(1),
+        Instant::now() + 10 * SECOND,
+    ));
     assert!((&mut waiting).now_or_never().is_none());
     budget.pause_until(Instant::now() + MINUTE);
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
@@ -397,7 +436,7 @@ async fn a_quota_found_later_counts_what_was_sent_before() {
 async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
     let budget = budget(tokens(1000));
     let _ = send(&budget, 900).await;
-    let mut waiting = Box::pin(Arc::clone(&budget).reserve(Line::Queue, 800, patient()));
+    let mut waiting = Box::pin(Arc::clone(&budget).reserve(Line::Queue, Cost::one(800), patient()));
     assert!((&mut waiting).now_or_never().is_none());
     budget.set(tokens(500));
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
@@ -415,6 +454,6 @@ async fn the_minute_can_be_shortened() {
 #[tokio::test(start_paused = true)]
 async fn one_who_waits_takes_little_memory() {
     let budget = budget(requests(1));
-    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, 1, patient()));
+    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), patient()));
     assert!(size < 500, "{size} bytes");
 }

@@ -6,7 +6,7 @@ use tokio::time::advance;
 use super::*;
 use crate::limits::breakers::PROBE_INTERVAL;
 use crate::limits::budget::BudgetUsage;
-use crate::limits::{Acquire as _, Limit, Limits, Scope, SemaphoreId};
+use crate::limits::{Acquire as _, Cost, Limit, Limits, Scope, SemaphoreId};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -45,7 +45,7 @@ fn deadline() -> Instant {
 }
 
 async fn admit(lane: &Lane) -> Result<Admission, Refused> {
-    lane.turn().await.admit(1, deadline()).await
+    lane.turn().await.admit(Cost::one(1), deadline()).await
 }
 
 /// Lets a call in that has not to wait, and sends it.
@@ -310,7 +310,7 @@ async fn only_a_call_that_costs_too_much_at_the_very_least_is_too_large() {
     account.correct(Quotas { input_tokens_per_minute: Some(1000), ..Quotas::default() });
     let admit = async |expected, at_least| {
         let lane = Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), None);
-        let cost = TokenEstimate { expected, at_least };
+        let cost = Estimate { cost: Cost::one(expected), at_least };
         lane.turn().await.admit(cost, deadline()).await
     };
     let refused = admit(5000, 1001).await.err();
@@ -554,7 +554,7 @@ async fn a_declined_request_counts_in_its_minute_and_one_that_was_never_written_
 async fn an_answer_settles_what_was_estimated() {
     let door = door(10, 0);
     let lane = lane(&door, "a");
-    let call = lane.turn().await.admit(100, deadline()).await.unwrap().depart().unwrap();
+    let call = lane.turn().await.admit(Cost::one(100), deadline()).await.unwrap().depart().unwrap();
     let used = || usage(&account(&door, "a")).input_tokens_per_minute.used;
     assert_eq!(used(), 100);
     call.answered(Some(80));

@@ -1,6 +1,6 @@
 //! What an account may spend, shared by all replicas.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::link::{Link, midnight_us};
 use super::wire::{self, Op, SharedQuotas, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
-    Attempt, Budget, BudgetUsage, Departure, Exhausted, HandedOver, Line, LocalBudget, MOST_TOKENS,
+    Attempt, Budget, BudgetUsage, Cost, Departure, Exhausted, HandedOver, Line, LocalBudget,
     NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
 };
 use crate::limits::semaphore::OutOfReach;
@@ -34,6 +34,10 @@ pub(super) struct SharedBudget {
     minute: Duration,
     /// Whether it is kept in Redis.
     watched: AtomicBool,
+    /// Whether Gemini has answered a call of it.
+    proven: AtomicBool,
+    /// The last session in which Redis was told of it; 0 for none.
+    introduced: AtomicU64,
     /// What is spent while it is not; and for how long it is paused, in any case.
     local: Arc<LocalBudget>,
 }
@@ -69,10 +73,11 @@ impl SharedBudget {
             quotas: Mutex::new(Told { planned, learned: None }),
             minute,
             watched: AtomicBool::new(planned != Quotas::default()),
+            proven: AtomicBool::new(false),
+            introduced: AtomicU64::new(0),
             local: LocalBudget::new(Quotas::default(), minute),
         });
         link.know(account, &budget);
-        link.say(budget.introduction());
         budget
     }
 
@@ -97,6 +102,24 @@ impl SharedBudget {
             learned,
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
+            proven: self.proven.load(Ordering::Acquire),
+        }
+    }
+
+    /// Notes that Redis is told of it in this session. Whether it had not been told before.
+    pub fn mark_introduced(&self, session: u64) -> bool {
+        self.introduced.swap(session, Ordering::AcqRel) != session
+    }
+
+    /// Tells Redis of it before anything is asked, once a session. Where Redis cannot be reached,
+    /// that waits until it can.
+    fn introduce(&self) {
+        let session = self.link.session();
+        if self.introduced.load(Ordering::Acquire) == session || self.link.tenure.reach().is_err() {
+            return;
+        }
+        if self.mark_introduced(session) {
+            self.link.say(self.introduction());
         }
     }
 
@@ -105,6 +128,7 @@ impl SharedBudget {
         if self.watched.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.introduced.store(self.link.session(), Ordering::Release);
         self.link.say(self.introduction());
         let spent = self.local.usage_now();
         let (requests, tokens) =
@@ -137,12 +161,12 @@ impl SharedBudget {
     async fn answer(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
         wait: bool,
     ) -> Result<Option<Reservation>, NotReserved> {
         let link = Arc::clone(&self.link);
-        let (number, answer) = link.ask_reservation(self, line, tokens, deadline, wait);
+        let (number, answer) = link.ask_reservation(self, line, cost, deadline, wait);
         let asked = Asked { link, number };
         let answer = timeout_at(deadline, answer).await;
         drop(asked);
@@ -163,28 +187,29 @@ impl Drop for Asked {
 }
 
 impl Budget for SharedBudget {
-    fn try_reserve(self: Arc<Self>, tokens: u64, deadline: Instant) -> Attempt {
+    fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt {
+        self.introduce();
         if !self.is_watched() {
-            return Arc::clone(&self.local).try_reserve(tokens, deadline);
+            return Arc::clone(&self.local).try_reserve(cost, deadline);
         }
         if let Err(reason) = self.link.tenure.reach() {
             return Attempt::Answered(Err(reason.into()));
         }
-        let tokens = tokens.min(MOST_TOKENS);
-        Attempt::Asked(self.answer(Line::Queue, tokens, deadline, false).boxed())
+        Attempt::Asked(self.answer(Line::Queue, cost.bounded(), deadline, false).boxed())
     }
 
     fn reserve(
         self: Arc<Self>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
+        self.introduce();
         if !self.is_watched() {
-            return Arc::clone(&self.local).reserve(line, tokens, deadline);
+            return Arc::clone(&self.local).reserve(line, cost, deadline);
         }
         async move {
-            match self.answer(line, tokens.min(MOST_TOKENS), deadline, true).await {
+            match self.answer(line, cost.bounded(), deadline, true).await {
                 Ok(Some(reservation)) => Ok(reservation),
                 Err(NotReserved::Exhausted(reason)) => Err(reason),
                 Ok(None) | Err(NotReserved::OutOfReach(_)) => Err(NOT_IN_TIME),
@@ -248,32 +273,36 @@ impl Budget for SharedBudget {
 
     fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>> {
         if !self.is_watched() {
+            self.introduce();
             return self.local.usage();
         }
         let op = Op::BudgetUsage { account: self.account(), midnight_us: midnight_us() };
         async move {
             let usage: Option<UsageResult> = self.link.ask(op).await?;
-            // Redis has forgotten it: nothing is spent.
-            Ok(usage.map_or_else(|| self.local.usage_now(), told))
+            // Redis does not know it: nothing is spent.
+            let fresh = || LocalBudget::new(self.quotas().planned, self.minute).usage_now();
+            Ok(usage.map_or_else(fresh, told))
         }
         .boxed()
     }
 
-    fn give_back(&self, tokens: u64) {
-        let op = Op::GiveBackBudget { account: self.account(), tokens };
-        self.link.unreserve(&self.account, tokens, op);
+    fn give_back(&self, cost: Cost) {
+        let Cost { requests, tokens } = cost;
+        let op = Op::GiveBackBudget { account: self.account(), requests, tokens };
+        self.link.unreserve(&self.account, cost, op);
     }
 
-    fn depart(&self, tokens: u64) -> Departure {
+    fn depart(&self, cost: Cost) -> Departure {
         let number = self.link.number();
         let op = Op::Depart {
             account: self.account(),
             ticket: number,
-            tokens,
+            requests: cost.requests,
+            tokens: cost.tokens,
             midnight_us: midnight_us(),
             by: self.link.name(),
         };
-        self.link.unreserve(&self.account, tokens, op);
+        self.link.unreserve(&self.account, cost, op);
         Departure { number, at: Instant::now() }
     }
 
@@ -282,22 +311,30 @@ impl Budget for SharedBudget {
         self.link.say(Op::Settle { account, ticket: departure.number, tokens, actual, by });
     }
 
-    fn take_back(&self, departure: Departure, tokens: u64) {
+    fn take_back(&self, departure: Departure, cost: Cost) {
         self.link.say(Op::TakeBack {
             account: self.account(),
             ticket: departure.number,
-            tokens,
+            requests: cost.requests,
+            tokens: cost.tokens,
             left_us_ago: micros(departure.at.elapsed()),
             midnight_us: midnight_us(),
             by: self.link.name(),
         });
     }
 
-    fn take_back_of_day(&self, departure: Departure) {
+    fn prove(&self) {
+        if !self.proven.swap(true, Ordering::AcqRel) && self.is_watched() {
+            self.link.say(Op::ProveBudget { account: self.account() });
+        }
+    }
+
+    fn take_back_of_day(&self, departure: Departure, requests: u64) {
         self.link.say(Op::TakeBack {
             account: self.account(),
             // No call has left by this number, so that only the day is corrected.
             ticket: 0,
+            requests,
             tokens: 0,
             left_us_ago: micros(departure.at.elapsed()),
             midnight_us: midnight_us(),

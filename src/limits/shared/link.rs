@@ -5,7 +5,7 @@
 //! come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -19,12 +19,18 @@ use super::budget::SharedBudget;
 use super::semaphore::SharedSemaphore;
 use super::tenure::Tenure;
 use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
-use crate::limits::budget::{Exhausted, Line, NotReserved, Reservation};
+use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::semaphore::{NotGranted, OutOfReach, Permit};
 use crate::pacific::until_midnight;
 
 /// The most that is said at once: Redis does nothing else meanwhile.
-const MAX_SAID_AT_ONCE: usize = 1000;
+const MAX_SAID_AT_ONCE: usize = 250;
+
+/// The most accounts that are spoken of at once: each takes Redis about 60 µs.
+const MAX_ACCOUNTS_AT_ONCE: usize = 32;
+
+/// So many accounts are remembered before those that nobody uses any more are looked for.
+const MANY_BUDGETS: usize = 1024;
 
 /// The replica's end of the line.
 #[derive(Debug)]
@@ -32,6 +38,10 @@ pub(super) struct Link {
     pub tenure: Tenure,
     /// What this process is called, whatever member it is.
     name: Arc<str>,
+    /// How often this process became a member.
+    sessions: AtomicU64,
+    /// The greatest tenure that it has heard of, in microseconds.
+    longest_us: AtomicU64,
     state: Mutex<State>,
     /// There is something to be said.
     pub outgoing: Notify,
@@ -45,9 +55,13 @@ struct State {
     waiters: BTreeMap<u64, Waiter>,
     /// The permits in this process, of each semaphore.
     held: BTreeMap<Generation, usize>,
-    /// What is reserved here and has not left, of each account: requests and tokens.
-    reserved: BTreeMap<Arc<str>, (u64, u64)>,
+    /// What is reserved here and has not left, of each account.
+    reserved: BTreeMap<Arc<str>, Cost>,
     budgets: BTreeMap<Arc<str>, Weak<SharedBudget>>,
+    /// How many of them there are when the unused ones are looked for.
+    sweep_at: usize,
+    /// What it is a member of, as Redis names it.
+    lineage: Option<Arc<str>>,
 }
 
 /// Something to be said.
@@ -77,7 +91,7 @@ enum Wants {
     Reservation {
         budget: Arc<SharedBudget>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
         answer: oneshot::Sender<Result<Option<Reservation>, NotReserved>>,
     },
@@ -94,10 +108,11 @@ impl Waiter {
                 let semaphore = semaphore.generation();
                 Op::Ask { semaphore, ticket, permits: *permits, since, wait }
             }
-            Wants::Reservation { budget, line, tokens, deadline, .. } => Op::Reserve {
+            Wants::Reservation { budget, line, cost, deadline, .. } => Op::Reserve {
                 account: budget.account(),
                 ticket,
-                tokens: *tokens,
+                requests: cost.requests,
+                tokens: cost.tokens,
                 line: match line {
                     Line::Queue => "queue",
                     Line::Courteous => "courteous",
@@ -138,12 +153,39 @@ pub(super) fn midnight_us() -> u64 {
 impl Link {
     pub fn new(tenure: Tenure) -> Arc<Self> {
         let name = format!("{:032x}", fastrand::u128(..)).into();
-        Arc::new(Self { tenure, name, state: Mutex::default(), outgoing: Notify::new() })
+        let longest_us = AtomicU64::new(micros(tenure.length()));
+        let (sessions, state) = (AtomicU64::new(0), Mutex::default());
+        Arc::new(Self { tenure, name, sessions, longest_us, state, outgoing: Notify::new() })
     }
 
     /// What this process is called.
     pub fn name(&self) -> Arc<str> {
         Arc::clone(&self.name)
+    }
+
+    /// Which of its sessions this is.
+    pub fn session(&self) -> u64 {
+        self.sessions.load(Ordering::Acquire)
+    }
+
+    /// The greatest tenure that it has heard of, in microseconds.
+    pub fn longest_us(&self) -> u64 {
+        self.longest_us.load(Ordering::Acquire)
+    }
+
+    /// Somebody has such a tenure.
+    pub fn note_tenure(&self, longest_us: u64) {
+        self.longest_us.fetch_max(longest_us, Ordering::AcqRel);
+    }
+
+    /// What it is a member of.
+    pub fn lineage(&self) -> Option<Arc<str>> {
+        self.state().lineage.clone()
+    }
+
+    /// It has become a member of this.
+    pub fn set_lineage(&self, lineage: Arc<str>) {
+        self.state().lineage = Some(lineage);
     }
 
     /// Says something.
@@ -198,12 +240,12 @@ impl Link {
         &self,
         budget: Arc<SharedBudget>,
         line: Line,
-        tokens: u64,
+        cost: Cost,
         deadline: Instant,
         wait: bool,
     ) -> Ticket<Option<Reservation>, NotReserved> {
         let (answer, answered) = oneshot::channel();
-        let wants = Wants::Reservation { budget, line, tokens, deadline, answer };
+        let wants = Wants::Reservation { budget, line, cost, deadline, answer };
         (self.queue(wants, Instant::now(), wait), answered)
     }
 
@@ -231,12 +273,11 @@ impl Link {
     }
 
     /// What is reserved of an account leaves or is given back, which is to be said.
-    pub fn unreserve(&self, account: &Arc<str>, tokens: u64, op: Op) {
+    pub fn unreserve(&self, account: &Arc<str>, cost: Cost, op: Op) {
         let mut state = self.state();
-        if let Some((requests, reserved)) = state.reserved.get_mut(account) {
-            *requests = requests.saturating_sub(1);
-            *reserved = reserved.saturating_sub(tokens);
-            if *requests == 0 {
+        if let Some(reserved) = state.reserved.get_mut(account) {
+            *reserved = reserved.saturating_sub(cost);
+            if reserved.requests == 0 {
                 state.reserved.remove(account);
             }
         }
@@ -246,7 +287,10 @@ impl Link {
     /// Keeps a budget in mind for when it is spoken of.
     pub fn know(&self, account: Arc<str>, budget: &Arc<SharedBudget>) {
         let mut state = self.state();
-        state.budgets.retain(|_, known| known.strong_count() > 0);
+        if state.budgets.len() >= state.sweep_at {
+            state.budgets.retain(|_, known| known.strong_count() > 0);
+            state.sweep_at = MANY_BUDGETS.max(2 * state.budgets.len());
+        }
         state.budgets.insert(account, Arc::downgrade(budget));
     }
 
@@ -294,7 +338,7 @@ impl Link {
     /// What is to be said next.
     pub fn take_outbox(&self) -> Vec<Said> {
         let mut state = self.state();
-        let count = state.outbox.len().min(MAX_SAID_AT_ONCE);
+        let count = said_at_once(&state.outbox);
         state.outbox.drain(..count).collect()
     }
 
@@ -317,11 +361,9 @@ impl Link {
     /// Begins again as a new member: says first `join`, then what this process holds and what it
     /// waits for. What was said and may not have been heard, and is about those, is not repeated.
     pub fn start_over(&self, join: Said, previous: Option<&str>) {
-        let budgets: Vec<_> = {
-            let state = self.state();
-            state.budgets.values().filter_map(Weak::upgrade).collect()
-        };
         let mut state = self.state();
+        let session = self.sessions.fetch_add(1, Ordering::AcqRel) + 1;
+        let budgets = state.budgets_in_use();
         let stands = |said: &Said| match said.op {
             // It is made of permits that are claimed no more.
             Op::Lease { .. } => false,
@@ -334,15 +376,19 @@ impl Link {
         let claims = claims.map(|(&semaphore, &permits)| Op::Claim { semaphore, permits });
         let claims = claims.chain(budgets.iter().flat_map(|budget| {
             let account = budget.account();
-            let (requests, tokens) = state.reserved.get(&account).copied().unwrap_or_default();
+            let Cost { requests, tokens } =
+                state.reserved.get(&account).copied().unwrap_or_default();
             let from = previous.map(str::to_owned);
-            let claim = Op::ClaimBudget { account, requests, tokens, from };
-            iter::once(budget.introduction()).chain(budget.is_watched().then_some(claim))
+            budget.mark_introduced(session);
+            [budget.introduction(), Op::ClaimBudget { account, requests, tokens, from }]
         }));
         let asks = state.waiters.iter().map(|(&ticket, waiter)| waiter.ask(ticket));
         let all: Vec<_> = claims.chain(asks).map(|op| Said { op, result: None }).collect();
         state.outbox.extend(all);
         state.outbox.extend(requests);
+        // Whoever was the last to use one of them lets go of it without the lock.
+        drop(state);
+        drop(budgets);
     }
 
     /// Takes in what came back for what was said. Who hears a result knows that the answers which
@@ -376,9 +422,10 @@ impl Link {
                 (None, Verdict::Granted { semaphore, permits }) => {
                     self.give_back(semaphore, permits);
                 }
-                (None, Verdict::Reserved { account, tokens }) => {
-                    let back = Op::GiveBackBudget { account: Arc::clone(&account), tokens };
-                    self.unreserve(&account, tokens, back);
+                (None, Verdict::Reserved { account, requests, tokens }) => {
+                    let of = Arc::clone(&account);
+                    let back = Op::GiveBackBudget { account: of, requests, tokens };
+                    self.unreserve(&account, Cost { requests, tokens }, back);
                 }
                 (None, _) => {}
             }
@@ -421,9 +468,14 @@ impl Link {
         verdict: &Verdict,
     ) -> Result<Option<Reservation>, NotReserved> {
         let exhausted = match *verdict {
-            Verdict::Reserved { tokens, .. } => return Ok(Some(Reservation::new(budget, tokens))),
+            Verdict::Reserved { requests, tokens, .. } => {
+                return Ok(Some(Reservation::new(budget, Cost { requests, tokens })));
+            }
             Verdict::NoQuota => Exhausted::NoQuota,
             Verdict::TooLarge { tokens, limit } => Exhausted::TooLarge { tokens, limit },
+            Verdict::TooManyRequests { requests, limit, window } => {
+                Exhausted::TooManyRequests { requests, limit, window }
+            }
             Verdict::NotBefore { retry_after_us } => {
                 Exhausted::NotBefore { retry_after: Duration::from_micros(retry_after_us) }
             }
@@ -440,6 +492,16 @@ impl Link {
     }
 }
 
+/// How much of what is to be said goes in one call of the script.
+fn said_at_once(outbox: &[Said]) -> usize {
+    let mut accounts = BTreeSet::new();
+    let one_too_many = outbox.iter().take(MAX_SAID_AT_ONCE).position(|said| {
+        accounts.extend(said.op.account());
+        accounts.len() > MAX_ACCOUNTS_AT_ONCE
+    });
+    one_too_many.unwrap_or(outbox.len().min(MAX_SAID_AT_ONCE))
+}
+
 impl State {
     fn next_ticket(&mut self) -> u64 {
         self.last_ticket += 1;
@@ -452,13 +514,23 @@ impl State {
             Verdict::Granted { semaphore, permits } => {
                 *self.held.entry(*semaphore).or_default() += permits;
             }
-            Verdict::Reserved { account, tokens } => {
-                let (requests, reserved) = self.reserved.entry(Arc::clone(account)).or_default();
-                *requests += 1;
-                *reserved += tokens;
+            Verdict::Reserved { account, requests, tokens } => {
+                *self.reserved.entry(Arc::clone(account)).or_default() +=
+                    Cost { requests: *requests, tokens: *tokens };
             }
             _ => {}
         }
+    }
+
+    /// The accounts of which something is reserved or waited for here.
+    fn budgets_in_use(&self) -> Vec<Arc<SharedBudget>> {
+        let waited = self.waiters.values().filter_map(|waiter| match &waiter.wants {
+            Wants::Reservation { budget, .. } => Some(budget.account()),
+            Wants::Permits { .. } => None,
+        });
+        let accounts: BTreeSet<_> = waited.chain(self.reserved.keys().cloned()).collect();
+        let budget = |account| self.budgets.get(account).and_then(Weak::upgrade);
+        accounts.iter().filter_map(budget).collect()
     }
 
     /// Redis has no such account any more: it is opened, and asked once more.
@@ -477,5 +549,24 @@ impl State {
         if *held == 0 {
             self.held.remove(&semaphore);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_at_once_is_bounded_in_operations_and_in_accounts() {
+        let said = |op| Said { op, result: None };
+        let look = |n: u64| said(Op::Look { semaphore: n });
+        let prove = |n: u64| said(Op::ProveBudget { account: n.to_string().into() });
+        let outbox = |each: &dyn Fn(u64) -> Said| -> Vec<_> { (0..1000).map(each).collect() };
+        assert_eq!(said_at_once(&[]), 0);
+        assert_eq!(said_at_once(&outbox(&look)), MAX_SAID_AT_ONCE);
+        assert_eq!(said_at_once(&outbox(&|n| prove(n % 5))), MAX_SAID_AT_ONCE);
+        assert_eq!(said_at_once(&outbox(&prove)), MAX_ACCOUNTS_AT_ONCE);
+        let mixed = outbox(&|n| if n % 2 == 0 { look(n) } else { prove(n) });
+        assert_eq!(said_at_once(&mixed), 2 * MAX_ACCOUNTS_AT_ONCE + 1);
     }
 }

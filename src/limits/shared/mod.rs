@@ -241,9 +241,12 @@ impl Store for SharedStore {
         let (granted, answered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let done: Result<Option<LeaseResult>, _> = link.request(op).await;
-            let is_new = matches!(&done, Ok(Some(LeaseResult { new: true, .. })));
-            if granted.send(done).is_err() && is_new {
-                link.say(Op::ReleaseLease { name, id: String::from(&*id) });
+            // Where the answer is lost, nobody knows whether there is a lease.
+            let may_be_new = matches!(&done, Err(_) | Ok(Some(LeaseResult { new: true, .. })));
+            let is_lost = done.is_err();
+            if (granted.send(done).is_err() || is_lost) && may_be_new {
+                let id = String::from(&*id);
+                link.say(Op::ReleaseLease { name, id, unless_found: true });
             }
         });
         let link = Arc::clone(&self.link);
@@ -289,7 +292,7 @@ impl Store for SharedStore {
         lease_id: &'a str,
     ) -> Fetched<'a, Result<(), NoSuchLease>> {
         let name = semaphore_id.as_str().to_owned();
-        let op = Op::ReleaseLease { name, id: lease_id.to_owned() };
+        let op = Op::ReleaseLease { name, id: lease_id.to_owned(), unless_found: false };
         async move {
             let released: Option<ReleaseResult> = self.link.ask(op).await?;
             let of_another = released.is_some_and(|released| released.of_another);

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::{Link, Said};
 use super::registry::Registry;
-use super::wire::{Account, Corrected, Joined, News, Op, Paused, Reply, SCRIPT, micros};
+use super::wire::{Account, Corrected, Joined, Longest, News, Op, Paused, Reply, SCRIPT, micros};
 
 /// How long a lost connection is left alone between two attempts to make another.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -42,8 +42,13 @@ pub(super) enum Broken {
     Expired,
     #[error("Redis gave an answer that cannot be read: {0}")]
     Unreadable(#[from] serde_json::Error),
-    #[error("the user of REDIS_URL may not ask for INFO server, or it lacks run_id and uptime")]
+    #[error("the user of REDIS_URL may not ask for INFO server, or it lacks run_id")]
     NoInfo,
+    #[error(
+        "replicas of another version keep their limits there in format {theirs}, and this one in \
+         format {ours}: stop them first, or set another REDIS_PREFIX"
+    )]
+    OtherFormat { theirs: String, ours: String },
 }
 
 /// A connection, and the member of those who share the limits that it is.
@@ -103,17 +108,18 @@ impl Connector {
         connection.subscribe(format!("{}:all", self.prefix)).await?;
         connection.subscribe(format!("{}:to:{member}", self.prefix)).await?;
         let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-        let (run, uptime) = run_and_uptime(&info).ok_or(Broken::NoInfo)?;
+        let run = run_id(&info).ok_or(Broken::NoInfo)?;
 
         tenure.begin_anew(is_over);
         let (joined, answered) = oneshot::channel();
         let join = Said {
             op: Op::Join {
                 run,
-                uptime_us: uptime * 1_000_000,
                 limit: self.limit,
                 starts: previous.is_none(),
                 known: self.registry.known(),
+                lineage: self.link.lineage(),
+                longest_us: self.link.longest_us(),
             },
             result: Some(joined),
         };
@@ -123,11 +129,14 @@ impl Connector {
         if let Some(opens_in) = session.opens_in {
             tracing::warn!(
                 seconds = opens_in.as_secs_f64().ceil(),
-                "Redis was started anew: calls start when all that may have run before is over"
+                "Redis may have forgotten who holds what: calls start when all that may have run \
+                 before is over"
             );
         }
         let joined = answered.await.ok().flatten().ok_or(Broken::Closed)?;
         let joined: Joined = serde_json::from_str(joined.get())?;
+        self.link.set_lineage(joined.lineage);
+        self.link.note_tenure(joined.longest.longest_us);
         self.registry.replace(joined.semaphores);
         if let Some(previous) = previous {
             // Only now: until its successor holds the same, nobody else may.
@@ -191,7 +200,11 @@ impl Session {
             tokio::select! {
                 reply = &mut reply => {
                     let reply = reply?;
-                    return if reply.expired { Err(Broken::Expired) } else { Ok(reply) };
+                    return match reply.other_format {
+                        Some(theirs) => Err(Broken::OtherFormat { theirs, ours: reply.format }),
+                        None if reply.expired => Err(Broken::Expired),
+                        None => Ok(reply),
+                    };
                 }
                 news = self.news.recv() => connector.hear(news)?,
             }
@@ -203,7 +216,7 @@ impl Session {
     async fn exchange(&mut self, connector: &Connector) -> Result<(), Broken> {
         loop {
             let said = connector.link.take_outbox();
-            let said_at = Instant::now();
+            let (said_at, now) = (connector.link.tenure.now(), Instant::now());
             let reply = match self.reply(connector, &said).await {
                 Ok(reply) => reply,
                 Err(broken) => {
@@ -212,12 +225,16 @@ impl Session {
                 }
             };
             connector.link.tenure.renewed(said_at);
+            if let Some(micros) = reply.stepped_us {
+                let seconds = micros / 1e6;
+                tracing::warn!(seconds, "Redis's clock was set, which changes nothing here");
+            }
             connector.registry.stand(&reply.semaphores);
             self.opens_in = reply.opens_in_us.map(|micros| Duration::from_micros(micros as u64));
             let look_again = connector.link.hear(said, reply);
             let heartbeat = connector.link.tenure.heartbeat();
             let due = look_again.filter(|_| connector.link.is_waited_for()).unwrap_or(heartbeat);
-            self.due = said_at + due.clamp(Duration::from_millis(1), heartbeat);
+            self.due = now + due.clamp(Duration::from_millis(1), heartbeat);
             if connector.link.has_nothing_to_say() {
                 return Ok(());
             }
@@ -236,7 +253,9 @@ impl Connector {
         let tenure = micros(self.link.tenure.length());
         let mut connection = connection.clone();
         let mut call = self.script.key(&self.prefix);
+        let quiet = self.link.tenure.quiet().map(|quiet| micros(quiet).to_string());
         call.arg(member).arg(tenure).arg(serde_json::to_string(&ops)?);
+        call.arg(quiet.unwrap_or_default());
         let reply: String = call.invoke_async(&mut connection).await?;
         Ok(serde_json::from_str(&reply)?)
     }
@@ -262,6 +281,7 @@ impl Connector {
                     budget.is_paused_for(Duration::from_micros(for_us));
                 }
             }
+            News::Tenure(Longest { longest_us }) => self.link.note_tenure(longest_us),
             News::Corrected(Corrected { account, quotas }) => {
                 if let Some(budget) = self.link.budget(&account) {
                     budget.is_corrected(quotas);
@@ -289,9 +309,8 @@ fn redirected(redis: &ConnectionInfo, node: &str) -> Option<ConnectionInfo> {
     Some(redis.clone().set_addr(there))
 }
 
-/// Which run of Redis this is, and for how many seconds it has been up.
-fn run_and_uptime(info: &str) -> Option<(String, u64)> {
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
-    let uptime = field("uptime_in_seconds:")?.trim().parse().ok()?;
-    Some((field("run_id:")?.trim().to_owned(), uptime))
+/// Which run of Redis this is.
+fn run_id(info: &str) -> Option<String> {
+    let run = info.lines().find_map(|line| line.strip_prefix("run_id:"))?;
+    Some(run.trim().to_owned())
 }

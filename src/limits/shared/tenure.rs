@@ -3,32 +3,50 @@
 //! Redis keeps it for a *tenure* after the replica's last word. The replica itself counts on less:
 //! it starts calls only for a fifth of the tenure after it last said something that was heard. So
 //! a call that takes less than the other four fifths is over before anybody else can be given its
-//! permit, whatever happened to the line, to Redis or to this process.
+//! permit, whatever happened to the line, to Redis or to this process. The time in which the machine
+//! is suspended counts, although tokio's clock stands still then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use crate::limits::semaphore::OutOfReach;
+
+/// The longest time without a word, however long the tenure: so soon a replica finds out that Redis
+/// has forgotten it.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// The tenure of this replica.
 #[derive(Debug)]
 pub(super) struct Tenure {
     length: Duration,
     began: Instant,
-    /// Until when calls may start, in nanoseconds since `began`.
+    /// For how long the machine has been suspended, and for how long it had been at the beginning.
+    suspended: fn() -> Duration,
+    suspended_before: Duration,
+    /// Until when calls may start, in nanoseconds since it began.
     secure_until: AtomicU64,
+    /// When that was said which was heard last; 0 for never.
+    last_said: AtomicU64,
     /// How often it has lapsed: permits of a tenure that lapsed are not used any more.
     number: AtomicU64,
 }
 
 impl Tenure {
     pub fn new(length: Duration) -> Self {
+        Self::on(length, suspended)
+    }
+
+    fn on(length: Duration, suspended: fn() -> Duration) -> Self {
         Self {
             length,
             began: Instant::now(),
+            suspended,
+            suspended_before: suspended(),
             secure_until: AtomicU64::new(0),
+            last_said: AtomicU64::new(0),
             number: AtomicU64::new(0),
         }
     }
@@ -40,7 +58,7 @@ impl Tenure {
 
     /// After what time without a word something is said.
     pub fn heartbeat(&self) -> Duration {
-        self.length / 15
+        (self.length / 15).min(LONGEST_SILENCE)
     }
 
     /// How long an answer from Redis may take.
@@ -48,11 +66,21 @@ impl Tenure {
         self.length / 5
     }
 
+    /// What time it is, since it began.
+    pub fn now(&self) -> Duration {
+        self.began.elapsed() + (self.suspended)().saturating_sub(self.suspended_before)
+    }
+
     /// What was said at that moment has been heard.
-    pub fn renewed(&self, said_at: Instant) {
-        let until = said_at + self.length / 5;
-        let until = until.saturating_duration_since(self.began).as_nanos();
-        self.secure_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::AcqRel);
+    pub fn renewed(&self, said_at: Duration) {
+        self.secure_until.fetch_max(nanos(said_at + self.length / 5), Ordering::AcqRel);
+        self.last_said.fetch_max(nanos(said_at).max(1), Ordering::AcqRel);
+    }
+
+    /// How long ago that was said which was heard last.
+    pub fn quiet(&self) -> Option<Duration> {
+        let last = self.last_said.load(Ordering::Acquire);
+        (last > 0).then(|| self.now().saturating_sub(Duration::from_nanos(last)))
     }
 
     /// Begins another tenure if this one has lapsed, or `is_over` in Redis already: others may have
@@ -85,9 +113,21 @@ impl Tenure {
     }
 
     fn is_secure(&self) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        now < self.secure_until.load(Ordering::Acquire)
+        nanos(self.now()) < self.secure_until.load(Ordering::Acquire)
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// For how long this machine has been suspended since it was started.
+fn suspended() -> Duration {
+    let [boot, monotonic] = [ClockId::Boottime, ClockId::Monotonic].map(|clock| {
+        let time = clock_gettime(clock);
+        Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    });
+    boot.saturating_sub(monotonic)
 }
 
 #[cfg(test)]
@@ -100,7 +140,7 @@ mod tests {
     async fn calls_start_for_a_fifth_of_the_tenure_after_the_last_word() {
         let tenure = Tenure::new(30 * SECOND);
         assert!(tenure.reach().is_err(), "nothing was heard yet");
-        let said_at = Instant::now();
+        let said_at = tenure.now();
         tokio::time::advance(2 * SECOND).await;
         tenure.renewed(said_at);
         let number = tenure.current();
@@ -112,15 +152,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_time_in_which_the_machine_is_suspended_counts() {
+        static SUSPENDED: AtomicU64 = AtomicU64::new(1000);
+        let suspended = || Duration::from_secs(SUSPENDED.load(Ordering::Relaxed));
+        let tenure = Tenure::on(30 * SECOND, suspended);
+        tokio::time::advance(SECOND).await;
+        tenure.renewed(tenure.now());
+        SUSPENDED.fetch_add(5, Ordering::Relaxed);
+        assert!(tenure.is_in_force(tenure.current()));
+        SUSPENDED.fetch_add(1, Ordering::Relaxed);
+        assert!(!tenure.is_in_force(tenure.current()));
+        assert_eq!(tenure.quiet(), Some(6 * SECOND));
+    }
+
+    #[test]
+    fn a_replica_speaks_every_two_seconds_at_least() {
+        assert_eq!(Tenure::new(15 * SECOND).heartbeat(), SECOND);
+        assert_eq!(Tenure::new(3600 * SECOND).heartbeat(), 2 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_was_held_when_it_lapsed_does_not_come_back() {
         let tenure = Tenure::new(30 * SECOND);
-        tenure.renewed(Instant::now());
+        tenure.renewed(tenure.now());
         tenure.begin_anew(false);
         let number = tenure.current();
         assert!(tenure.is_in_force(number), "it has not lapsed");
         tokio::time::advance(6 * SECOND).await;
         tenure.begin_anew(false);
-        tenure.renewed(Instant::now());
+        tenure.renewed(tenure.now());
         assert!(!tenure.is_in_force(number));
         assert!(tenure.is_in_force(tenure.current()));
         let number = tenure.current();

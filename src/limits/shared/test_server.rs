@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{RedisSettings, SharedStore};
@@ -48,19 +49,30 @@ impl RedisServer {
         client.get_multiplexed_async_connection().await.expect("it answers")
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it runs");
+    }
+
     /// A store in it. The server counts as one that has been up for long.
     pub(crate) async fn store(&self, limit: usize) -> Arc<SharedStore> {
+        self.store_with_tenure(limit, Duration::from_secs(30)).await
+    }
+
+    /// The same, with a tenure of its own.
+    pub(crate) async fn store_with_tenure(
+        &self,
+        limit: usize,
+        tenure: Duration,
+    ) -> Arc<SharedStore> {
         let mut connection = self.connection().await;
         let info: String =
             redis::cmd("INFO").arg("server").query_async(&mut connection).await.expect("its info");
         let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("its run");
         let known = redis::cmd("SET").arg("{test}:run").arg(run.trim()).to_owned();
         known.exec_async(&mut connection).await.expect("a key is set");
-        let settings = RedisSettings {
-            url: self.url().into(),
-            prefix: "test".to_owned(),
-            lease: Duration::from_secs(30),
-        };
+        let settings =
+            RedisSettings { url: self.url().into(), prefix: "test".to_owned(), lease: tenure };
         SharedStore::connect(&settings, limit).await.expect("it answers")
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::limits::budget::Quotas;
+use crate::limits::budget::{Quotas, Window};
 
 /// The script that changes what is shared, whole: nothing of two calls of it ever mixes.
 pub(in crate::limits) const SCRIPT: &str = concat!(
@@ -33,11 +33,15 @@ pub(super) const GLOBAL: Generation = 0;
 pub(super) enum Op {
     Join {
         run: String,
-        uptime_us: u64,
         limit: usize,
         /// Whether the process has just started, so that its settings count.
         starts: bool,
         known: Vec<Registered>,
+        /// What it was a member of before: another name if Redis has forgotten that.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lineage: Option<Arc<str>>,
+        /// The greatest tenure that this process has heard of, its own included.
+        longest_us: u64,
     },
     Retire {
         /// This one, where none is named.
@@ -76,6 +80,11 @@ pub(super) enum Op {
         learned: Option<SharedQuotas>,
         minute_us: u64,
         midnight_us: u64,
+        /// Whether Gemini has answered a call of it.
+        proven: bool,
+    },
+    ProveBudget {
+        account: Arc<str>,
     },
     LookUpBudget {
         account: Arc<str>,
@@ -96,6 +105,7 @@ pub(super) enum Op {
     Reserve {
         account: Arc<str>,
         ticket: u64,
+        requests: u64,
         tokens: u64,
         line: &'static str,
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
@@ -111,11 +121,13 @@ pub(super) enum Op {
     },
     GiveBackBudget {
         account: Arc<str>,
+        requests: u64,
         tokens: u64,
     },
     Depart {
         account: Arc<str>,
         ticket: u64,
+        requests: u64,
         tokens: u64,
         midnight_us: u64,
         by: Arc<str>,
@@ -130,6 +142,7 @@ pub(super) enum Op {
     TakeBack {
         account: Arc<str>,
         ticket: u64,
+        requests: u64,
         tokens: u64,
         left_us_ago: u64,
         midnight_us: u64,
@@ -195,6 +208,8 @@ pub(super) enum Op {
     ReleaseLease {
         name: String,
         id: String,
+        /// Only where nobody has found it by its idempotency key.
+        unless_found: bool,
     },
     ListLeases {
         semaphore: Generation,
@@ -202,6 +217,30 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// The account that it is about.
+    pub fn account(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::OpenBudget { account, .. }
+            | Self::ProveBudget { account }
+            | Self::LookUpBudget { account }
+            | Self::CountBudget { account, .. }
+            | Self::ClaimBudget { account, .. }
+            | Self::Reserve { account, .. }
+            | Self::LeaveBudget { account, .. }
+            | Self::GiveBackBudget { account, .. }
+            | Self::Depart { account, .. }
+            | Self::Settle { account, .. }
+            | Self::TakeBack { account, .. }
+            | Self::CloseDay { account, .. }
+            | Self::Pause { account, .. }
+            | Self::LearnQuotas { account, .. }
+            | Self::ForgetQuotas { account }
+            | Self::TakeOverBudget { account, .. }
+            | Self::BudgetUsage { account, .. } => Some(account),
+            _ => None,
+        }
+    }
+
     /// Whether it tells of something that is so, whoever says it and how often.
     pub fn can_be_said_twice(&self) -> bool {
         matches!(
@@ -211,6 +250,8 @@ impl Op {
                 | Self::TakeOverBudget { .. }
                 | Self::Pause { .. }
                 | Self::CloseDay { .. }
+                | Self::ProveBudget { .. }
+                | Self::ReleaseLease { .. }
         )
     }
 }
@@ -259,6 +300,11 @@ pub(super) struct Reply {
     /// Whether the member is none any more: nothing was done then.
     #[serde(default)]
     pub expired: bool,
+    /// The format in which others keep the limits, where it is not this program's, and this one's:
+    /// nothing was done then.
+    pub other_format: Option<String>,
+    #[serde(default)]
+    pub format: String,
     /// What became of the operations that have a result, by their place in the list.
     #[serde(default)]
     pub results: BTreeMap<usize, Box<RawValue>>,
@@ -269,8 +315,10 @@ pub(super) struct Reply {
     pub semaphores: BTreeMap<Generation, Stands>,
     /// In how long something ends that may make room for those who wait.
     pub look_again_in_us: Option<f64>,
-    /// In how long anything is granted at all, after a start of Redis.
+    /// In how long anything is granted at all, where Redis may have forgotten who holds what.
     pub opens_in_us: Option<f64>,
+    /// By how much Redis's clock was set forward, or back where it is negative.
+    pub stepped_us: Option<f64>,
 }
 
 /// How a semaphore stands.
@@ -297,9 +345,10 @@ pub(super) enum Verdict {
     MoreThanLimit { limit: usize },
     Closed,
     // Of a budget.
-    Reserved { account: Arc<str>, tokens: u64 },
+    Reserved { account: Arc<str>, requests: u64, tokens: u64 },
     NoQuota,
     TooLarge { tokens: u64, limit: u64 },
+    TooManyRequests { requests: u64, limit: u64, window: Window },
     NotBefore { retry_after_us: u64 },
     DayExhausted { retry_after_us: u64 },
     Unopened,
@@ -317,6 +366,8 @@ pub(super) enum News {
     /// An account is kept in Redis from now on.
     Watched(Account),
     Paused(Paused),
+    /// Of a new member.
+    Tenure(Longest),
     /// The quotas of an account have changed.
     Corrected(Corrected),
 }
@@ -337,6 +388,12 @@ pub(super) struct Account {
 pub(super) struct Paused {
     pub account: Arc<str>,
     pub for_us: u64,
+}
+
+/// The greatest tenure of all members.
+#[derive(Debug, Deserialize)]
+pub(super) struct Longest {
+    pub longest_us: u64,
 }
 
 /// What is spent of an account.
@@ -377,6 +434,9 @@ pub(super) struct Deleted {
 pub(super) struct Joined {
     #[serde(deserialize_with = "list_or_empty_object")]
     pub semaphores: Vec<Registered>,
+    pub lineage: Arc<str>,
+    #[serde(flatten)]
+    pub longest: Longest,
 }
 
 #[derive(Debug, Deserialize)]

@@ -5,10 +5,11 @@ mod rules;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::*;
-use crate::limits::budget::{Exhausted, Line, NotReserved, Reservation};
+use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::semaphore::{Acquire, NotGranted, Patience, Place, Standing};
 use crate::limits::shared::test_server::RedisServer;
 
@@ -329,11 +330,11 @@ fn soon() -> Instant {
 }
 
 async fn reserve(budget: &Arc<dyn Budget>, line: Line) -> Result<Reservation, Exhausted> {
-    Arc::clone(budget).reserve(line, 1, soon()).await
+    Arc::clone(budget).reserve(line, Cost::one(1), soon()).await
 }
 
 async fn reserve_now(budget: &Arc<dyn Budget>) -> Result<Option<Reservation>, NotReserved> {
-    Arc::clone(budget).try_reserve(1, soon()).answer().await
+    Arc::clone(budget).try_reserve(Cost::one(1), soon()).answer().await
 }
 
 async fn used(budget: &Arc<dyn Budget>) -> (u64, u64) {
@@ -375,7 +376,8 @@ async fn what_cannot_be_in_time_is_refused_at_once(store: Shared) {
     let budget = budget(&store, "m", Some(1));
     let _ = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
     let deadline = Instant::now() + SECOND;
-    let refused = Arc::clone(&budget).reserve(Line::Queue, 1, deadline).await.unwrap_err();
+    let refused =
+        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), deadline).await.unwrap_err();
     let Exhausted::NotBefore { retry_after } = refused else { panic!("{refused}") };
     assert!(retry_after > 5 * SECOND && retry_after < 7 * SECOND, "{retry_after:?}");
     assert!(Instant::now() < deadline, "it did not wait for it");
@@ -480,6 +482,47 @@ async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
     // The one that did not learn it from Gemini says it again.
     let _ = reserve(&there, Line::Queue).await.unwrap().leave();
     until_limited(&there).await;
+}
+
+#[tokio::test]
+async fn a_lease_whose_answer_is_lost_is_released() {
+    let server = RedisServer::start().await;
+    let store: Shared = server.store_with_tenure(5, 5 * SECOND).await;
+    let other: Shared = server.store(5).await;
+    let semaphore = semaphore(&store, 3).await;
+    let permit = semaphore.acquire_many(2).await.unwrap();
+    // It does what it was told before, when it goes on.
+    server.signal(Signal::STOP);
+    let lost = store.lease(permit, new_lease(2, 600 * SECOND, None)).await;
+    assert!(matches!(lost, Err(Unleased::OutOfReach(_))), "{lost:?}");
+    server.signal(Signal::CONT);
+    let there = other.find(&id("images")).await.unwrap().expect("it was registered");
+    let released = async {
+        while standing(&other, &there).await.in_use > 0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, released).await.expect("it is never released");
+    assert_eq!(other.leases(&there).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn accounts_are_opened_in_redis_by_their_first_call() {
+    let server = RedisServer::start().await;
+    let store: Shared = server.store(5).await;
+    let mut connection = server.connection().await;
+    let mut accounts = async || -> Vec<String> {
+        store.refresh().await.unwrap();
+        let keys = redis::cmd("KEYS").arg("{test}:budget:*").to_owned();
+        keys.query_async(&mut connection).await.unwrap()
+    };
+    let made_up: Vec<_> =
+        (0..100).map(|n| self::budget(&store, &format!("made-up-{n}"), Some(60))).collect();
+    assert!(accounts().await.is_empty());
+    assert_eq!(made_up[0].usage().await.unwrap().requests_per_minute.limit, Some(60));
+    assert!(accounts().await.is_empty(), "nor does a look open it");
+    drop(reserve_now(&made_up[7]).await.unwrap().expect("nothing is spent"));
+    assert_eq!(accounts().await.len(), 1);
 }
 
 #[tokio::test]

@@ -36,6 +36,19 @@ async fn each_text_has_its_own_vector_always_the_same() {
 }
 
 #[tokio::test]
+async fn each_text_counts_as_a_request() {
+    let options = Options { requests_per_minute: Some(3), ..Options::default() };
+    let simulator = Simulator::new(options);
+    let two = json!({"requests": [to_embed("a"), to_embed("b")]});
+    assert_eq!(post(&simulator, BATCH, &two).await.status(), 200);
+    let openai = json!({"model": "gemini-embedding-001", "input": ["a", "b"]});
+    assert_eq!(post(&simulator, BATCH, &two).await.status(), 429, "one is left");
+    assert_eq!(embed(&simulator, "a").await.0, 200);
+    assert_eq!(post(&simulator, OPENAI, &openai).await.status(), 200, "of another model");
+    assert_eq!(post(&simulator, OPENAI, &openai).await.status(), 429);
+}
+
+#[tokio::test]
 async fn a_batch_keeps_its_order() {
     let simulator = simulator();
     let mut requests = vec![to_embed("a"), to_embed("b"), to_embed("a")];

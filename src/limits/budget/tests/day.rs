@@ -13,7 +13,7 @@ fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
 }
 
 async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
-    match Arc::clone(budget).reserve(Line::Queue, 1, patient()).now_or_never() {
+    match Arc::clone(budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never() {
         Some(Err(Exhausted::DayExhausted { retry_after })) => retry_after,
         other => panic!("the day is not used up: {other:?}"),
     }
@@ -60,7 +60,7 @@ async fn a_day_that_gemini_calls_used_up_is_over_for_all_at_once() {
         .map(|_| {
             let budget = Arc::clone(&budget);
             tokio::spawn(async move {
-                Arc::clone(&budget).reserve(Line::Queue, 1, patient()).await.err()
+                Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).await.err()
             })
         })
         .collect();

@@ -27,13 +27,13 @@ pub(super) type Log = Vec<(f64, usize, Event)>;
 pub(super) struct Model<'a> {
     log: &'a [(f64, usize, Event)],
     calls: &'a [Call],
-    /// What a call costs of the quota, by its tokens.
-    cost: fn(u64) -> u64,
+    /// What a call costs of the quota.
+    cost: fn(Cost) -> u64,
 }
 
 impl Model<'_> {
     pub(super) fn cost_of(&self, call: usize) -> u64 {
-        (self.cost)(self.calls[call].tokens)
+        (self.cost)(self.calls[call].cost)
     }
 
     /// What has left: when, and what it costs as far as the log knows.
@@ -46,7 +46,11 @@ impl Model<'_> {
                     index_of.insert(call, sent.len());
                     sent.push((*at, self.cost_of(*call)));
                 }
-                Event::Costs(actual) => sent[index_of[call]].1 = (self.cost)(*actual),
+                Event::Costs(actual) => {
+                    let tokens = *actual;
+                    let cost = Cost { tokens, ..self.calls[*call].cost };
+                    sent[index_of[call]].1 = (self.cost)(cost);
+                }
                 Event::Refused => sent[index_of[call]].1 = 0,
                 _ => {}
             }
@@ -102,10 +106,13 @@ pub(super) fn models<'a>(
     calls: &'a [Call],
     quotas: Quotas,
 ) -> impl Iterator<Item = (Model<'a>, u64)> {
-    let of = move |limit: Option<u64>, cost: fn(u64) -> u64| {
+    let of = move |limit: Option<u64>, cost: fn(Cost) -> u64| {
         limit.map(|limit| (Model { log: &log[..index], calls, cost }, limit))
     };
-    [of(quotas.requests_per_minute, |_| 1), of(quotas.input_tokens_per_minute, |tokens| tokens)]
-        .into_iter()
-        .flatten()
+    [
+        of(quotas.requests_per_minute, |cost| cost.requests),
+        of(quotas.input_tokens_per_minute, |cost| cost.tokens),
+    ]
+    .into_iter()
+    .flatten()
 }

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use super::model::{Event, Log, models};
 use super::*;
 
-/// What one call does, in milliseconds and tokens.
+/// What one call does, in milliseconds.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     arrives: u64,
-    pub(super) tokens: u64,
+    pub(super) cost: Cost,
     /// How long it waits before it is cancelled.
     cancelled_after: u64,
     /// Its deadline, from its arrival.
@@ -48,7 +48,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
         sleep(Duration::from_millis(call.arrives)).await;
         record(number, Event::Arrived);
         let deadline = Instant::now() + Duration::from_millis(call.deadline);
-        let reserving = Arc::clone(budget).wait(call.line, call.tokens, deadline);
+        let reserving = Arc::clone(budget).wait(call.line, call.cost, deadline);
         let reservation =
             match timeout(Duration::from_millis(call.cancelled_after), reserving).await {
                 Ok(Ok(reservation)) => reservation,
@@ -68,7 +68,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
         sleep(Duration::from_millis(call.takes)).await;
         match call.end {
             End::Settled(hundredths) => {
-                let actual = call.tokens * hundredths / 100;
+                let actual = call.cost.tokens * hundredths / 100;
                 sent.settle(actual);
                 record(number, Event::Costs(actual));
             }
@@ -98,6 +98,13 @@ fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("nothing else is needed for it").block_on(future)
 }
 
+/// One request for most calls; never more than any quota below has.
+fn cost() -> impl Strategy<Value = Cost> {
+    let requests = prop_oneof![6 => Just(1_u64), 1 => 2..20_u64];
+    let tokens = prop_oneof![4 => 1..400_u64, 1 => 400..2000_u64];
+    (requests, tokens).prop_map(|(requests, tokens)| Cost { requests, tokens })
+}
+
 fn call() -> impl Strategy<Value = Call> {
     let end = prop_oneof![
         4 => (0..=100_u64).prop_map(End::Settled),
@@ -105,16 +112,16 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(End::Refused),
     ];
     (
-        (0..120_000_u64, prop_oneof![4 => 1..400_u64, 1 => 400..2000_u64]),
+        (0..120_000_u64, cost()),
         prop_oneof![3 => Just(NEVER), 1 => 0..40_000_u64],
         prop_oneof![3 => Just(NEVER), 1 => 0..60_000_u64],
         (prop_oneof![4 => Just(0_u64), 1 => 1..8000_u64], prop::bool::weighted(0.85)),
         (0..70_000_u64, end),
     )
         .prop_map(
-            |((arrives, tokens), cancelled_after, deadline, (held, leaves), (takes, end))| Call {
+            |((arrives, cost), cancelled_after, deadline, (held, leaves), (takes, end))| Call {
                 arrives,
-                tokens,
+                cost,
                 cancelled_after,
                 deadline,
                 held,
@@ -139,7 +146,7 @@ fn calls_of_all_lines() -> impl Strategy<Value = Vec<Call>> {
 }
 
 fn quotas() -> impl Strategy<Value = Quotas> {
-    let requests = prop_oneof![Just(None), (2..300_u64).prop_map(Some)];
+    let requests = prop_oneof![Just(None), (20..300_u64).prop_map(Some)];
     let tokens = prop_oneof![Just(None), (2000..20_000_u64).prop_map(Some)];
     (requests, tokens).prop_map(|(requests_per_minute, input_tokens_per_minute)| Quotas {
         requests_per_minute,

@@ -12,28 +12,38 @@ use crate::limits::shared::wire::SCRIPT;
 
 mod equivalence;
 mod replicas;
+mod upkeep;
 
 /// When a test begins, in microseconds: where a cell of the grid begins, of a minute or a second.
 const START: u64 = 1_764_000_000_000_000 / 234_375 * 234_375;
 
 const ACCOUNT: &str = "an account";
 
+/// The run of Redis that all of them find.
+const RUN: &str = "the only";
+
 /// What `redis.call('TIME')` becomes: seconds, and microseconds of any number.
-const TEST_TIME: &str = "{0, ARGV[4]}";
+const TEST_TIME: &str = "{0, ARGV[5]}";
 
 /// What a ticket comes to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 enum Verdict {
     #[serde(rename = "reserved")]
     Granted {
         account: String,
+        requests: u64,
         tokens: u64,
     },
     NoQuota,
     TooLarge {
         tokens: u64,
         limit: u64,
+    },
+    TooManyRequests {
+        requests: u64,
+        limit: u64,
+        window: Window,
     },
     NotBefore {
         retry_after_us: u64,
@@ -43,11 +53,29 @@ enum Verdict {
     },
     Unavailable,
     Unopened,
+    #[serde(other)]
+    OfSemaphore,
 }
 
 impl Verdict {
     fn granted(tokens: u64) -> Self {
-        Self::Granted { account: ACCOUNT.to_owned(), tokens }
+        Self::granted_cost(Cost::one(tokens))
+    }
+
+    /// Whether it is the same, but for a microsecond: what is reserved and what waits are rounded up
+    /// apart, and of two calls that are served in the same instant the one can be told before the
+    /// other has moved.
+    fn is_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::NotBefore { retry_after_us: a }, Self::NotBefore { retry_after_us: b }) => {
+                a.abs_diff(*b) <= 1
+            }
+            _ => self == other,
+        }
+    }
+
+    fn granted_cost(Cost { requests, tokens }: Cost) -> Self {
+        Self::Granted { account: ACCOUNT.to_owned(), requests, tokens }
     }
 }
 
@@ -56,6 +84,9 @@ impl From<Exhausted> for Verdict {
         match reason {
             Exhausted::NoQuota => Self::NoQuota,
             Exhausted::TooLarge { tokens, limit } => Self::TooLarge { tokens, limit },
+            Exhausted::TooManyRequests { requests, limit, window } => {
+                Self::TooManyRequests { requests, limit, window }
+            }
             Exhausted::NotBefore { retry_after } => {
                 Self::NotBefore { retry_after_us: micros(retry_after) }
             }
@@ -124,6 +155,9 @@ struct Reply {
     #[serde(default)]
     answers: Vec<Answer>,
     look_again_in_us: Option<u64>,
+    opens_in_us: Option<u64>,
+    stepped_us: Option<f64>,
+    other_format: Option<String>,
 }
 
 impl Reply {
@@ -143,29 +177,45 @@ struct Shared {
     /// In microseconds, of the clock in Redis.
     now: u64,
     tenure: Duration,
+    /// When each member spoke last, by its own clock.
+    spoke: BTreeMap<String, u64>,
+    /// By how much Redis's clock is ahead of theirs.
+    ahead: i64,
 }
 
 impl Shared {
     fn new(server: &RedisServer, prefix: impl Into<String>) -> Self {
         let source = SCRIPT.replace("redis.call('TIME')", TEST_TIME);
         assert_ne!(source, SCRIPT, "the script reads the clock in another way");
-        Self {
+        let mut shared = Self {
             connection: connect(server),
             script: Script::new(&source),
             prefix: prefix.into(),
             now: START,
             tenure: 30 * SECOND,
-        }
+            spoke: BTreeMap::new(),
+            ahead: 0,
+        };
+        shared.set("run", RUN);
+        shared
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        let key = format!("{}:{name}", self.prefix);
+        let () = redis::cmd("SET").arg(key).arg(value).query(&mut self.connection).unwrap();
     }
 
     fn say(&mut self, member: &str, operations: &[Value]) -> Reply {
+        let spoke = self.spoke.insert(member.to_owned(), self.now);
+        let quiet = spoke.map(|spoke| (self.now - spoke).to_string()).unwrap_or_default();
         let reply: String = self
             .script
             .key(&self.prefix)
             .arg(member)
             .arg(self.tenure.as_micros() as u64)
             .arg(serde_json::to_string(operations).unwrap())
-            .arg(self.now)
+            .arg(quiet)
+            .arg(self.now as i64 + self.ahead)
             .invoke(&mut self.connection)
             .unwrap_or_else(|error| panic!("{operations:?}: {error}"));
         serde_json::from_str(&reply).unwrap_or_else(|error| panic!("{reply}: {error}"))
@@ -262,14 +312,13 @@ const MIDNIGHT_US: u64 = 80_000_000_000;
 
 fn join() -> Value {
     json!({
-        "op": "join", "run": "the only", "uptime_us": 1_u64 << 50, "limit": 10, "starts": true,
-        "known": [],
+        "op": "join", "run": RUN, "limit": 10, "starts": true, "known": [], "longest_us": 0,
     })
 }
 
 fn open(quotas: Quotas) -> Value {
     json!({
-        "op": "open_budget", "account": ACCOUNT, "planned": limits(quotas),
+        "op": "open_budget", "proven": false, "account": ACCOUNT, "planned": limits(quotas),
         "minute_us": MINUTE.as_micros() as u64, "midnight_us": MIDNIGHT_US,
     })
 }
@@ -277,8 +326,8 @@ fn open(quotas: Quotas) -> Value {
 /// One who has all the time in the world.
 fn ask(ticket: u64, tokens: u64) -> Value {
     json!({
-        "op": "reserve", "account": ACCOUNT, "ticket": ticket, "tokens": tokens, "line": "queue",
-        "waited_us": 0, "patience_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
+        "op": "reserve", "account": ACCOUNT, "ticket": ticket, "requests": 1, "tokens": tokens,
+        "line": "queue", "waited_us": 0, "patience_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
     })
 }
 
@@ -293,13 +342,13 @@ fn with(mut operation: Value, name: &str, value: Value) -> Value {
 
 fn depart(ticket: u64, tokens: u64) -> Value {
     json!({
-        "op": "depart", "account": ACCOUNT, "ticket": ticket, "tokens": tokens,
+        "op": "depart", "account": ACCOUNT, "ticket": ticket, "requests": 1, "tokens": tokens,
         "midnight_us": MIDNIGHT_US,
     })
 }
 
 fn give_back(tokens: u64) -> Value {
-    json!({"op": "give_back_budget", "account": ACCOUNT, "tokens": tokens})
+    json!({"op": "give_back_budget", "account": ACCOUNT, "requests": 1, "tokens": tokens})
 }
 
 fn usage() -> Value {
@@ -355,7 +404,8 @@ fn what_is_taken_back_of_the_day_stands_in_its_minute() {
     let spent = |usage: Usage| (usage.requests_per_minute.used, usage.requests_per_day.used);
     assert_eq!(spent(shared.usage("m")), (1, 1));
     let take_back = json!({
-        "op": "take_back", "account": ACCOUNT, "ticket": 0, "tokens": 0, "left_us_ago": 0,
+        "op": "take_back", "account": ACCOUNT, "ticket": 0, "requests": 1, "tokens": 0,
+        "left_us_ago": 0,
         "midnight_us": MIDNIGHT_US,
     });
     let _ = shared.say("m", &[take_back]);

@@ -3,7 +3,7 @@
 --
 -- budget:<account>             what is spent and who has a share in it, packed: see new_budget()
 -- budget_departures:<account>  what left within the last window, packed: see departures_of()
--- budgets_of:<member>          the accounts in which a member has had a share
+-- budgets_of:<member>          the accounts in which a member has a share
 --
 -- An amount is {requests = , tokens = }, and what is counted is either in `unit`. `budget.here` is
 -- what is known of a budget in this call of the script only.
@@ -21,12 +21,15 @@ end
 
 local function new_budget()
   return {
+    format = FORMAT,
     -- Of each allowance: its limit, if any; what left within the window; when the backlog of it
     -- is drained.
     requests = {sent = 0, drained_at = 0},
     tokens = {sent = 0, drained_at = 0},
     day = {began = now, ends = 0, sent = 0, closed_until = 0},
     paused_until = 0,
+    -- Whether Gemini has ever answered for it, so that nobody made it up.
+    proven = false,
     -- What the settings said last.
     planned = {},
     -- Each member's share: what it has reserved and not sent, what it asks for in each line.
@@ -79,6 +82,12 @@ local function departures_of(budget)
   end
   local packed = redis.call('GET', key('budget_departures', here.account))
   local departures = packed and cmsgpack.unpack(packed) or {last = {}, requests = {}, tokens = {}}
+  for i = #departures.last, 1, -1 do
+    if departures.last[i] <= now then
+      break
+    end
+    departures.last[i] = now
+  end
   local old = 0
   while departures.last[old + 1] and departures.last[old + 1] + budget.minute.window <= now do
     old = old + 1
@@ -148,7 +157,8 @@ local function count(budget, what)
     local allowance = budget[unit]
     allowance.sent = allowance.sent + cost
     if allowance.limit then
-      allowance.drained_at = math.max(allowance.drained_at, now) + time_for(budget, unit, cost)
+      local drained_at = math.max(allowance.drained_at, now) + time_for(budget, unit, cost)
+      allowance.drained_at = math.min(drained_at, now + 2 * budget.minute.window)
     end
   end
   budget.day.sent = budget.day.sent + what.requests

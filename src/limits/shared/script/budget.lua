@@ -4,15 +4,24 @@
 -- budget_left:<account>       'replica ticket' -> when it left, for a window
 -- budget_queue:<account>      'member ticket' -> when it asked
 -- budget_returning:<account>  the same, of those who had a turn before and go before the queue
--- budget_waiters:<account>    'member ticket' -> 'tokens deadline line'
+-- budget_waiters:<account>    'member ticket' -> 'requests tokens deadline line'
+-- places:<member>:<account>    its tickets that wait there
 -- budget_openings             account -> when those who wait for it are to be looked at again
 --
 -- Each operation names its account. Where it says midnight_us, that is how long the day in
 -- California still lasts, of which only replicas know.
 
--- How long an account is kept that nobody uses, in milliseconds.
+-- How long an account is kept that nobody uses, in milliseconds; and one that Gemini has never
+-- answered for, since callers make up keys and models.
 local KEPT = 2 * 24 * 3600 * 1000
+local KEPT_UNPROVEN = 10 * 60 * 1000
 local HOUR = 3600 * 1000000
+-- No day is longer, nor is anything closed or paused for longer.
+local LONGEST_DAY = 26 * HOUR
+-- So many places of former members are given up in one call; the rest is when they are buried.
+local MOST_FORGOTTEN = 250
+-- So many accounts are looked at in one call because their time has come.
+local MOST_OPENED = 25
 -- The longest time that is told, in microseconds: cjson writes no more digits.
 local FAR = 10000000000000
 -- So many who asked later but were heard earlier are told apart from those who go before.
@@ -21,21 +30,33 @@ local MOST_OVERTAKEN = 100
 -- Those that this call of the script has to do with.
 local budgets = {}
 
+-- How many places of former members this call has given up.
+local forgotten = 0
+
 local function from_now(at)
   return math.min(math.ceil(at - now), FAR)
 end
 
 -- Why no waiting helps, or only waiting for the next day.
-local function impossible(budget, ahead, tokens)
+local function impossible(budget, ahead, cost)
   local requests_limit, tokens_limit, day = budget.requests.limit, budget.tokens.limit, budget.day
   if requests_limit == 0 or tokens_limit == 0 or day.limit == 0 then
     return {verdict = 'no_quota'}
   end
-  if tokens_limit and tokens > tokens_limit then
-    return {verdict = 'too_large', tokens = tokens, limit = tokens_limit}
+  if tokens_limit and cost.tokens > tokens_limit then
+    return {verdict = 'too_large', tokens = cost.tokens, limit = tokens_limit}
   end
-  local today = day.sent + total(budget, 'unsent').requests + ahead.requests
-  local is_used_up = day.limit and today >= day.limit
+  local quotas = {minute = requests_limit, day = day.limit}
+  for _, window in ipairs({'minute', 'day'}) do
+    local limit = quotas[window]
+    if limit and cost.requests > limit then
+      return {
+        verdict = 'too_many_requests', requests = cost.requests, limit = limit, window = window,
+      }
+    end
+  end
+  local today = day.sent + total(budget, 'unsent').requests + ahead.requests + cost.requests
+  local is_used_up = day.limit and today > day.limit
   local reopens_at = math.max(is_used_up and day.ends or 0, day.closed_until)
   if reopens_at > now then
     return {verdict = 'day_exhausted', retry_after_us = from_now(reopens_at)}
@@ -43,15 +64,15 @@ local function impossible(budget, ahead, tokens)
 end
 
 -- When a call could be reserved with so much ahead of it, or why it never or not today can.
-local function budget_opens_at(budget, ahead, tokens)
-  local reason = impossible(budget, ahead, tokens)
+local function budget_opens_at(budget, ahead, cost)
+  local reason = impossible(budget, ahead, cost)
   if reason then
     return nil, reason
   end
   local start = math.max(now, budget.paused_until, opens_at())
   return math.max(
-    allowance_opens_at(budget, 'requests', ahead.requests, 1, start),
-    allowance_opens_at(budget, 'tokens', ahead.tokens, tokens, start)
+    allowance_opens_at(budget, 'requests', ahead.requests, cost.requests, start),
+    allowance_opens_at(budget, 'tokens', ahead.tokens, cost.tokens, start)
   )
 end
 
@@ -59,18 +80,21 @@ local function not_before(at)
   return {verdict = 'not_before', retry_after_us = from_now(at)}
 end
 
-local function opens_before(budget, deadline, ahead, tokens)
-  local at, reason = budget_opens_at(budget, ahead, tokens)
+local function opens_before(budget, deadline, ahead, cost)
+  local at, reason = budget_opens_at(budget, ahead, cost)
   if at and at > deadline then
     return nil, not_before(at)
   end
   return at, reason
 end
 
-local function grant(budget, name, ticket, tokens)
-  add(share_of(budget, name).unsent, amount(1, tokens), 1)
+local function grant(budget, name, ticket, cost)
+  add(share_of(budget, name).unsent, cost, 1)
   budget.here.unsaved = true
-  answer(name, ticket, {verdict = 'reserved', account = budget.here.account, tokens = tokens})
+  answer(name, ticket, {
+    verdict = 'reserved', account = budget.here.account, requests = cost.requests,
+    tokens = cost.tokens,
+  })
 end
 
 -- Who is courteous waits in the queue too.
@@ -87,35 +111,46 @@ local function place_of(budget, entry)
   if not waiter then
     return nil
   end
-  local tokens, deadline, line = string.match(waiter, '(%S+) (%S+) (%S+)')
-  return {entry = entry, tokens = tonumber(tokens), deadline = tonumber(deadline), line = line}
+  local requests, tokens, deadline, line = string.match(waiter, '(%S+) (%S+) (%S+) (%S+)')
+  return {
+    entry = entry, cost = amount(tonumber(requests), tonumber(tokens)),
+    deadline = tonumber(deadline), line = line,
+  }
 end
 
 local function put(budget, place, score)
-  local waiter = whole(place.tokens) .. ' ' .. whole(place.deadline) .. ' ' .. place.line
+  local cost = place.cost
+  local waiter = table.concat(
+    {whole(cost.requests), whole(cost.tokens), whole(place.deadline), place.line}, ' '
+  )
   redis.call('ZADD', queue_key(budget, place.line), whole(score), place.entry)
   redis.call('HSET', key('budget_waiters', budget.here.account), place.entry, waiter)
+  local name, ticket = string.match(place.entry, '(%S+) (%S+)')
+  redis.call('SADD', key('places', name, budget.here.account), ticket)
 end
 
 local function leave_place(budget, place)
   redis.call('ZREM', queue_key(budget, place.line), place.entry)
   redis.call('HDEL', key('budget_waiters', budget.here.account), place.entry)
-  local share = share_of(budget, string.match(place.entry, '%S+'))
-  add(share[queue_of(place.line)], amount(1, place.tokens), -1)
+  local name, ticket = string.match(place.entry, '(%S+) (%S+)')
+  redis.call('SREM', key('places', name, budget.here.account), ticket)
+  local share = share_of(budget, name)
+  local line = share[queue_of(place.line)]
+  line.requests = math.max(line.requests - place.cost.requests, 0)
+  line.tokens = math.max(line.tokens - place.cost.tokens, 0)
   budget.here.unsaved = true
 end
 
-local function forget_places(budget, name, share)
-  for _, line in ipairs({'returning', 'queue'}) do
-    if share[line].requests > 0 then
-      for _, entry in ipairs(redis.call('ZRANGE', queue_key(budget, line), 0, -1)) do
-        local place = string.match(entry, '%S+') == name and place_of(budget, entry)
-        if place then
-          leave_place(budget, place)
-        end
-      end
+-- Takes out so many places of a member at most. Gives how many.
+local function forget_places(budget, name, most)
+  local tickets = redis.call('SPOP', key('places', name, budget.here.account), most)
+  for _, ticket in ipairs(tickets) do
+    local place = place_of(budget, name .. ' ' .. ticket)
+    if place then
+      leave_place(budget, place)
     end
   end
+  return #tickets
 end
 
 -- Redis, short of memory, has thrown away who waits: they find out at their deadlines.
@@ -137,23 +172,33 @@ local function serve_line(budget, line, ahead)
       return math.huge
     end
     local name, ticket = string.match(first, '(%S+) (%S+)')
-    local at, reason = opens_before(budget, place.deadline, ahead, place.tokens)
-    if reason then
+    local at, reason = opens_before(budget, place.deadline, ahead, place.cost)
+    if is_dead(name) then
+      if buried >= MOST_BURIED then
+        return now
+      end
+      buried = buried + 1
+      leave_place(budget, place)
+    elseif reason then
       leave_place(budget, place)
       answer(name, ticket, reason)
     elseif at > now then
-      if is_held_up(budget, 'requests', 1) or is_held_up(budget, 'tokens', place.tokens) then
+      local cost = place.cost
+      if is_held_up(budget, 'requests', cost.requests) or is_held_up(budget, 'tokens', cost.tokens)
+      then
         -- Until something is sent or given back, or a member ends that has it.
         return math.huge
       end
       return math.ceil(at)
-    elseif place.line == 'courteous' and waiting(budget).requests > 1 then
+    elseif place.line == 'courteous' and now < place.deadline
+      and waiting(budget).requests > place.cost.requests
+    then
       local last = redis.call('ZRANGE', queue_key(budget, line), -1, -1, 'WITHSCORES')[2]
       place.line = 'queue'
       put(budget, place, math.max(now, last + 1))
     else
       leave_place(budget, place)
-      grant(budget, name, ticket, place.tokens)
+      grant(budget, name, ticket, place.cost)
     end
   end
   return math.huge
@@ -171,6 +216,24 @@ end
 
 local change_quotas
 
+-- Nothing is further ahead of now than it can have been set; and of the members of an earlier format
+-- nothing is left.
+local function bound(budget)
+  local window, day = budget.minute.window, budget.day
+  for _, unit in ipairs({'requests', 'tokens'}) do
+    budget[unit].drained_at = math.min(budget[unit].drained_at, now + 2 * window)
+  end
+  budget.paused_until = math.min(budget.paused_until, now + LONGEST_DAY)
+  day.ends = math.min(day.ends, now + LONGEST_DAY)
+  day.closed_until = math.min(day.closed_until, now + LONGEST_DAY)
+  if budget.format ~= FORMAT then
+    budget.format, budget.members = FORMAT, {}
+    for _, of in ipairs({'budget_queue', 'budget_returning', 'budget_waiters'}) do
+      redis.call('UNLINK', key(of, budget.here.account))
+    end
+  end
+end
+
 local function budget_of(account, midnight_us)
   local budget = budgets[account]
   if not budget then
@@ -180,6 +243,7 @@ local function budget_of(account, midnight_us)
     end
     budget = cmsgpack.unpack(packed)
     budget.here = {account = account, impatient = {}}
+    bound(budget)
     budgets[account] = budget
   end
   if midnight_us and begin_day(budget.day, now + midnight_us) then
@@ -239,6 +303,7 @@ function operations.open_budget(op)
     begin_day(budget.day, now + op.midnight_us)
     announce({watched = {account = op.account}})
   end
+  budget.proven = budget.proven or op.proven
   set_minute(budget, op.minute_us)
   if not is_same(op.planned, budget.planned) then
     budget.planned = op.planned
@@ -265,12 +330,12 @@ local function ahead_of(budget, line, asked_at)
   end
   for _, entry in ipairs(later) do
     local place = place_of(budget, entry)
-    add(ahead, amount(place and 1 or 0, place and place.tokens or 0), -1)
+    add(ahead, place and place.cost or NOTHING, -1)
   end
   return ahead
 end
 
--- Asks for one request and its tokens. Where the account is not known, who asks opens it and asks
+-- Asks for the requests and tokens that a call costs. Where the account is not known, who asks opens it and asks
 -- again.
 function operations.reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
@@ -287,16 +352,16 @@ function operations.reserve(op)
     line = 'queue'
   end
   local asked_at, deadline = arrival(op.waited_us), now + op.patience_us
-  local ahead = ahead_of(budget, line, asked_at)
-  local at, reason = opens_before(budget, deadline, ahead, op.tokens)
+  local ahead, cost = ahead_of(budget, line, asked_at), amount(op.requests, op.tokens)
+  local at, reason = opens_before(budget, deadline, ahead, cost)
   if reason then
     answer(member, op.ticket, reason)
   elseif at <= now and ahead.requests == 0 then
-    grant(budget, member, op.ticket, op.tokens)
+    grant(budget, member, op.ticket, cost)
   else
     local entry = member .. ' ' .. whole(op.ticket)
-    put(budget, {entry = entry, tokens = op.tokens, deadline = deadline, line = line}, asked_at)
-    add(share_of(budget, member)[queue_of(line)], amount(1, op.tokens), 1)
+    put(budget, {entry = entry, cost = cost, deadline = deadline, line = line}, asked_at)
+    add(share_of(budget, member)[queue_of(line)], cost, 1)
     budget.here.unsaved = true
   end
 end
@@ -304,12 +369,12 @@ end
 -- Who does not wait gets what those leave who do.
 local function serve_impatient(budget)
   for _, op in ipairs(budget.here.impatient) do
-    local ahead = waiting(budget)
-    local at, reason = opens_before(budget, now + op.patience_us, ahead, op.tokens)
+    local ahead, cost = waiting(budget), amount(op.requests, op.tokens)
+    local at, reason = opens_before(budget, now + op.patience_us, ahead, cost)
     if reason then
       answer(member, op.ticket, reason)
     elseif at <= now and ahead.requests == 0 then
-      grant(budget, member, op.ticket, op.tokens)
+      grant(budget, member, op.ticket, cost)
     else
       answer(member, op.ticket, {verdict = 'unavailable'})
     end
@@ -325,7 +390,7 @@ function operations.leave_budget(op)
   end
   leave_place(budget, place)
   if op.give_up then
-    local at, reason = budget_opens_at(budget, waiting(budget), place.tokens)
+    local at, reason = budget_opens_at(budget, waiting(budget), place.cost)
     return reason or not_before(at)
   end
 end
@@ -341,7 +406,7 @@ end
 function operations.give_back_budget(op)
   local budget = budget_of(op.account)
   if budget then
-    take_unsent(budget, member, 1, op.tokens)
+    take_unsent(budget, member, op.requests, op.tokens)
   end
 end
 
@@ -354,7 +419,7 @@ function operations.claim_budget(op)
   end
   local before = op.from and budget.members[op.from]
   if before then
-    forget_places(budget, op.from, before)
+    forgotten = forgotten + forget_places(budget, op.from, MOST_FORGOTTEN - forgotten)
     take_unsent(budget, op.from, op.requests, op.tokens)
   end
   add(share_of(budget, member).unsent, amount(op.requests, op.tokens), 1)
@@ -373,8 +438,8 @@ function operations.depart(op)
     return
   end
   local left = key('budget_left', op.account)
-  take_unsent(budget, member, 1, op.tokens)
-  count(budget, amount(1, op.tokens))
+  take_unsent(budget, member, op.requests, op.tokens)
+  count(budget, amount(op.requests, op.tokens))
   redis.call('ZADD', left, whole(now), entry_of_sent(op))
   redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
 end
@@ -403,11 +468,11 @@ function operations.take_back(op)
     return
   end
   if at then
-    correct(budget, 'requests', at, 1, 0)
+    correct(budget, 'requests', at, op.requests, 0)
     correct(budget, 'tokens', at, op.tokens, 0)
   end
   if now - op.left_us_ago >= budget.day.began then
-    budget.day.sent = math.max(budget.day.sent - 1, 0)
+    budget.day.sent = math.max(budget.day.sent - op.requests, 0)
   end
   budget.here.unsaved = true
 end
@@ -416,7 +481,9 @@ end
 function operations.close_day(op)
   local budget = budget_of(op.account)
   if budget then
-    budget.day.closed_until = math.max(budget.day.closed_until, now + op.for_us)
+    local until_then = now + math.min(op.for_us, LONGEST_DAY)
+    budget.day.closed_until = math.max(budget.day.closed_until, until_then)
+    budget.proven = true
     budget.here.unsaved = true
   end
 end
@@ -424,7 +491,8 @@ end
 function operations.pause(op)
   local budget = budget_of(op.account)
   if budget then
-    budget.paused_until = math.max(budget.paused_until, now + op.for_us)
+    local until_then = now + math.min(op.for_us, LONGEST_DAY)
+    budget.paused_until = math.max(budget.paused_until, until_then)
     budget.here.unsaved = true
     announce({paused = {account = op.account, for_us = from_now(budget.paused_until)}})
   end
@@ -439,6 +507,17 @@ function operations.learn_quotas(op)
       quotas[name] = op[name] or quotas[name]
     end
     change_quotas(budget, quotas)
+    budget.proven = true
+    budget.here.unsaved = true
+  end
+end
+
+-- Gemini has answered a call of the account.
+function operations.prove_budget(op)
+  local budget = budget_of(op.account)
+  if budget then
+    budget.proven = true
+    budget.here.unsaved = true
   end
 end
 
@@ -482,7 +561,7 @@ function operations.budget_usage(op)
   local function usage(unit)
     return {limit = budget[unit].limit, used = sent(budget, unit), reserved = unsent[unit]}
   end
-  local at, reason = budget_opens_at(budget, queue, 1)
+  local at, reason = budget_opens_at(budget, queue, amount(1, 1))
   return {
     requests_per_minute = usage('requests'),
     input_tokens_per_minute = usage('tokens'),
@@ -497,25 +576,39 @@ end
 
 -- The places of a member that is none any more are void, and what it had reserved may have left,
 -- for all that anybody knows.
-table.insert(burials, function(name)
-  for _, account in ipairs(redis.call('SMEMBERS', key('budgets_of', name))) do
+table.insert(burials, function(name, most)
+  local count_buried = 0
+  while count_buried < most do
+    local account = redis.call('SRANDMEMBER', key('budgets_of', name))
+    if not account then
+      return count_buried
+    end
     local budget = budget_of(account)
     local share = budget and budget.members[name]
+    count_buried = count_buried + 1
     if share then
-      forget_places(budget, name, share)
-      if share.unsent.requests > 0 then
-        count(budget, share.unsent)
-      end
-      budget.members[name] = nil
+      count_buried = count_buried + forget_places(budget, name, most - count_buried)
     end
+    if share and redis.call('EXISTS', key('places', name, account)) == 1 then
+      return most
+    end
+    if share and share.unsent.requests > 0 then
+      count(budget, share.unsent)
+    end
+    if share then
+      budget.members[name] = nil
+      budget.here.unsaved = true
+    end
+    redis.call('UNLINK', key('places', name, account))
+    redis.call('SREM', key('budgets_of', name), account)
   end
-  redis.call('DEL', key('budgets_of', name))
+  return count_buried
 end)
 
 -- Those whose time has come are served at the end of the call.
 local function look_at_budgets_that_open()
   for _, account in ipairs(
-    redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now))
+    redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now), 'LIMIT', 0, MOST_OPENED)
   ) do
     if not budget_of(account) then
       redis.call('ZREM', key('budget_openings'), account)
@@ -534,14 +627,17 @@ local function keep(budget)
   for name, share in pairs(budget.members) do
     if share.unsent.requests + share.queue.requests + share.returning.requests == 0 then
       budget.members[name] = nil
+      redis.call('SREM', key('budgets_of', name), account)
     end
   end
-  redis.call('SET', key('budget', account), cmsgpack.pack(budget), 'PX', KEPT)
+  local kept = (budget.proven or next(budget.members)) and KEPT or KEPT_UNPROVEN
+  redis.call('SET', key('budget', account), cmsgpack.pack(budget), 'PX', kept)
   if here.departed then
-    -- Longer than it counts, for the clocks by which keys end and by which they are read.
-    local window = math.ceil(budget.minute.window / 1000) + 1000
-    redis.call('SET', key('budget_departures', account), cmsgpack.pack(here.departures), 'PX', window)
-    redis.call('PEXPIRE', key('budget_left', account), window)
+    -- Longer than it counts: the clock by which keys end can be set.
+    local window = math.ceil(budget.minute.window / 1000) + HOUR / 1000
+    local departures = cmsgpack.pack(here.departures)
+    redis.call('SET', key('budget_departures', account), departures, 'PX', math.min(kept, window))
+    redis.call('PEXPIRE', key('budget_left', account), math.min(kept, window))
   end
   if next(budget.members) then
     for _, of in ipairs({'budget_queue', 'budget_returning', 'budget_waiters'}) do

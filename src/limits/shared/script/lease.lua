@@ -27,7 +27,9 @@ local function end_lease(id)
 end
 
 local function end_leases_that_are_over()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease_ends'), '-inf', whole(now))) do
+  for _, id in ipairs(
+    redis.call('ZRANGEBYSCORE', key('lease_ends'), '-inf', whole(now), 'LIMIT', 0, MOST_BURIED)
+  ) do
     end_lease(id)
   end
 end
@@ -47,11 +49,15 @@ local function let_end(id, lease)
   redis.call('ZADD', key('lease_ends'), whole(now + lease.ttl_us), id)
 end
 
--- The lease that the same request got before.
+-- The lease that the same request got before. Somebody knows of it from now on.
 function operations.find_lease(op)
   local id = redis.call('HGET', key('lease_keys'), op.semaphore .. ' ' .. op.key)
   local lease = id and lease_of(id)
   if lease then
+    if not lease.found then
+      lease.found = true
+      redis.call('HSET', key('leases'), id, cjson.encode(lease))
+    end
     return {lease = with_time_left(id, lease), new = false}
   end
 end
@@ -94,12 +100,15 @@ function operations.renew_lease(op)
   return {lease = with_time_left(op.id, lease), new = false}
 end
 
+-- Ends a lease; with `unless_found`, only one of which nobody but its creator has heard.
 function operations.release_lease(op)
   local lease = lease_of(op.id)
   if lease and lease.name ~= op.name then
     return {of_another = true}
   end
-  end_lease(op.id)
+  if not (op.unless_found and lease and lease.found) then
+    end_lease(op.id)
+  end
   return {of_another = false}
 end
 

@@ -1,16 +1,26 @@
 -- Does what the member says, serves those who wait, and tells everybody what came of it.
 
+local others = other_format()
+if others then
+  return cjson.encode({other_format = others, format = FORMAT})
+end
+keep_clock()
+
 local spoken = cjson.decode(ARGV[3])
 local joins = spoken[1] and spoken[1].op == 'join'
-bury_the_silent()
+if joins then
+  spare_the_silent()
+end
+end_the_silent()
+bury_the_dead()
 end_leases_that_are_over()
-if not joins and not redis.call('ZSCORE', key('members'), member) then
+if not joins and not is_alive(member) then
   serve_semaphores()
   serve_budgets()
   publish_answers()
   return cjson.encode({expired = true})
 end
-redis.call('ZADD', key('members'), whole(now + tenure), member)
+live(member)
 
 look_at_budgets_that_open()
 local results = {}
@@ -20,6 +30,10 @@ end
 local standing = serve_semaphores()
 serve_budgets()
 keep_last_arrival()
+if retired then
+  -- What it said in this call is buried in the next.
+  end_member(member)
+end
 publish_answers()
 
 local next_end = math.min(
@@ -34,6 +48,7 @@ return cjson.encode({
   results = results,
   answers = answers[member],
   semaphores = standing,
-  look_again_in_us = next_end < math.huge and next_end - now or nil,
+  look_again_in_us = next_end < math.huge and math.max(next_end - now, 0) or nil,
   opens_in_us = opens_in,
+  stepped_us = stepped,
 })

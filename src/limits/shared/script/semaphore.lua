@@ -3,13 +3,16 @@
 -- come twice where Redis has forgotten the last.
 --
 -- limits                  generation -> how many permits may be out
--- held:<generation>       member -> permits that it holds
+-- out                     generation -> permits that members hold
+-- held:<member>           generation -> permits that it holds
 -- leased                  generation -> permits that leases hold
 -- queue:<generation>      'member ticket permits' -> when it asked
+-- waits:<member>          'generation ticket permits' of all that wait for it
 -- semaphores              name -> generation
 -- last_generation
 -- opens_at                nothing is granted before
 -- run                     which run of Redis this was last; with it goes what it may have forgotten
+-- lineage                 a name for all that is kept here: another one if Redis has forgotten it
 
 local touched = {}
 
@@ -21,18 +24,20 @@ local function touch(semaphore)
   touched[tostring(semaphore)] = true
 end
 
+-- More permits for a member, or fewer; never fewer than none, whatever Redis may have forgotten.
 local function hold(semaphore, name, permits)
-  if redis.call('HINCRBY', key('held', semaphore), name, permits) <= 0 then
-    redis.call('HDEL', key('held', semaphore), name)
+  local held = redis.call('HINCRBY', key('held', name), semaphore, permits)
+  if held <= 0 then
+    redis.call('HDEL', key('held', name), semaphore)
+    permits = permits - held
   end
+  redis.call('HINCRBY', key('out'), semaphore, permits)
 end
 
 local function out_of(semaphore)
-  local out = tonumber(redis.call('HGET', key('leased'), semaphore) or 0)
-  for _, permits in ipairs(redis.call('HVALS', key('held', semaphore))) do
-    out = out + permits
-  end
-  return out
+  local held = redis.call('HGET', key('out'), semaphore) or 0
+  local leased = redis.call('HGET', key('leased'), semaphore) or 0
+  return tonumber(held) + tonumber(leased)
 end
 
 local function waiter(entry)
@@ -40,13 +45,31 @@ local function waiter(entry)
   return name, ticket, tonumber(permits)
 end
 
+local function waits(semaphore, ticket, permits)
+  return table.concat({semaphore, ticket, whole(permits)}, ' ')
+end
+
+-- Takes one who waits out of the queue.
+local function leave_queue(semaphore, entry)
+  local name, ticket, permits = waiter(entry)
+  redis.call('ZREM', key('queue', semaphore), entry)
+  redis.call('SREM', key('waits', name), waits(semaphore, ticket, permits))
+end
+
 local function opens_at()
-  return tonumber(redis.call('GET', key('opens_at')) or 0)
+  local at = tonumber(redis.call('GET', key('opens_at')) or 0)
+  if at <= now then
+    return at
+  end
+  return math.min(at, now + LONGEST_TENURE)
 end
 
 local function may_open()
   return now >= opens_at()
 end
+
+-- Those who ask in this call, and where they wait.
+local asking = {}
 
 -- Gives those who wait what is free, in their order. Says what is out then.
 local function serve(semaphore, limit)
@@ -57,19 +80,24 @@ local function serve(semaphore, limit)
       return out
     end
     local name, ticket, permits = waiter(first)
-    if out + permits > limit or not may_open() then
+    if is_dead(name) then
+      if buried >= MOST_BURIED then
+        return out
+      end
+      buried = buried + 1
+      leave_queue(semaphore, first)
+    elseif out + permits > limit or not may_open() then
       return out
     else
-      redis.call('ZREM', queue, first)
+      leave_queue(semaphore, first)
       hold(semaphore, name, permits)
       out = out + permits
-      answer(name, ticket, {verdict = 'granted', semaphore = tonumber(semaphore), permits = permits})
+      answer(name, ticket, {
+        verdict = 'granted', semaphore = tonumber(semaphore), permits = permits,
+      })
     end
   end
 end
-
--- Those who ask without waiting, by semaphore.
-local impatient = {}
 
 function operations.ask(op)
   local limit = limit_of(op.semaphore)
@@ -83,14 +111,11 @@ function operations.ask(op)
   local entry = member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits)
   redis.call('ZADD', key('queue', op.semaphore), whole(arrival(op.waited_us)), entry)
   touch(op.semaphore)
-  if not op.wait then
-    table.insert(impatient, {queue = key('queue', op.semaphore), entry = entry, ticket = op.ticket})
-  end
+  table.insert(asking, {op = op, queue = key('queue', op.semaphore), entry = entry})
 end
 
 function operations.leave(op)
-  local entry = member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits)
-  redis.call('ZREM', key('queue', op.semaphore), entry)
+  leave_queue(whole(op.semaphore), member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits))
   touch(op.semaphore)
 end
 
@@ -111,16 +136,19 @@ function operations.look(op)
 end
 
 local function set_limit(semaphore, limit)
+  local before = limit_of(semaphore)
   redis.call('HSET', key('limits'), semaphore, limit)
-  local queue = key('queue', semaphore)
-  for _, entry in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+  touch(semaphore)
+  if before and before <= limit then
+    return
+  end
+  for _, entry in ipairs(redis.call('ZRANGE', key('queue', semaphore), 0, -1)) do
     local name, ticket, permits = waiter(entry)
     if permits > limit then
-      redis.call('ZREM', queue, entry)
+      leave_queue(whole(semaphore), entry)
       answer(name, ticket, {verdict = 'more_than_limit', limit = limit})
     end
   end
-  touch(semaphore)
 end
 
 local function semaphore_of(name)
@@ -141,6 +169,7 @@ function operations.register(op)
   return {semaphore = semaphore, new = new}
 end
 
+-- Leaves nothing of a semaphore but the leases of it, until they end.
 function operations.delete(op)
   local semaphore = semaphore_of(op.name)
   if not semaphore then
@@ -148,11 +177,19 @@ function operations.delete(op)
   end
   redis.call('HDEL', key('semaphores'), op.name)
   redis.call('HDEL', key('limits'), semaphore)
+  redis.call('HDEL', key('out'), semaphore)
   for _, entry in ipairs(redis.call('ZRANGE', key('queue', semaphore), 0, -1)) do
     local name, ticket = waiter(entry)
+    leave_queue(whole(semaphore), entry)
     answer(name, ticket, {verdict = 'closed'})
   end
-  redis.call('DEL', key('queue', semaphore), key('held', semaphore))
+  for _, list in ipairs({
+    redis.call('ZRANGE', key('alive'), 0, -1), redis.call('SMEMBERS', key('dead')),
+  }) do
+    for _, name in ipairs(list) do
+      redis.call('HDEL', key('held', name), semaphore)
+    end
+  end
   announce({deleted = {name = op.name, semaphore = semaphore}})
   return {deleted = true}
 end
@@ -182,18 +219,26 @@ local function restore(known)
   end
 end
 
--- Becomes a member. Where Redis is not the run it was, it may have forgotten who holds what, were
--- it only the last second's: nothing is granted then until all that was held before is over.
+-- Becomes a member. Where Redis is another run than before, or has lost all of it, it may have
+-- forgotten who holds what, were it only the last second's: nothing is granted then until all that
+-- was held before is over. How long that is, the member knows too: `longest_us` is the greatest
+-- tenure that it has heard of.
 function operations.join(op)
-  local run = redis.call('GET', key('run'))
-  if run ~= op.run then
-    redis.call('SET', key('run'), op.run)
-    local closed = run and tenure or tenure - op.uptime_us
-    if closed > 0 then
-      redis.call('SET', key('opens_at'), whole(now + closed))
-    end
+  redis.call('SET', key('members'), FORMAT)
+  local heard_of = longest_tenure(0)
+  redis.call('HSET', key('tenures'), member, whole(tenure))
+  local longest = math.max(longest_tenure(tenure), op.longest_us)
+  local run, lineage = redis.call('GET', key('run')), redis.call('GET', key('lineage'))
+  local is_lost = not lineage or op.lineage and op.lineage ~= lineage
+  if not lineage then
+    lineage = member
+    redis.call('SET', key('lineage'), lineage)
   end
-  if not run or not may_open() then
+  if run ~= op.run or op.lineage and op.lineage ~= lineage then
+    redis.call('SET', key('run'), op.run)
+    redis.call('SET', key('opens_at'), whole(math.max(opens_at(), now + longest)))
+  end
+  if is_lost or not may_open() then
     restore(op.known)
   end
   local global = limit_of(0)
@@ -201,24 +246,40 @@ function operations.join(op)
     set_limit(0, op.limit)
   end
   touch(0)
-  return {semaphores = registry()}
+  if longest > heard_of then
+    announce({tenure = {longest_us = longest}})
+  end
+  return {semaphores = registry(), lineage = lineage, longest_us = longest}
 end
 
 -- Ceases to be a member: what it holds is free at once.
 function operations.retire(op)
-  bury(op.member or member)
+  local name = op.member or member
+  retired = retired or name == member
+  end_member(name)
+  bury_the_dead()
 end
 
-table.insert(burials, function(name)
-  for _, semaphore in ipairs(redis.call('HKEYS', key('limits'))) do
-    redis.call('HDEL', key('held', semaphore), name)
-    for _, entry in ipairs(redis.call('ZRANGE', key('queue', semaphore), 0, -1)) do
-      if waiter(entry) == name then
-        redis.call('ZREM', key('queue', semaphore), entry)
-      end
-    end
+-- Its permits.
+table.insert(burials, function(name, most)
+  local held = redis.call('HGETALL', key('held', name))
+  local count = math.min(#held / 2, most)
+  for i = 1, count do
+    hold(held[2 * i - 1], name, -held[2 * i])
+    touch(held[2 * i - 1])
+  end
+  return count
+end)
+
+-- Its places in the queues.
+table.insert(burials, function(name, most)
+  local all = redis.call('SPOP', key('waits', name), most)
+  for _, entry in ipairs(all) do
+    local semaphore, ticket, permits = string.match(entry, '(%S+) (%S+) (%S+)')
+    redis.call('ZREM', key('queue', semaphore), table.concat({name, ticket, permits}, ' '))
     touch(semaphore)
   end
+  return #all
 end)
 
 -- Serves all that was touched. Says how each stands then.
@@ -227,13 +288,21 @@ local function serve_semaphores()
   for semaphore in pairs(touched) do
     local limit = limit_of(semaphore)
     if limit then
-      local out = serve(semaphore, limit)
-      standing[semaphore] = {limit = limit, out = out}
+      standing[semaphore] = {limit = limit, out = serve(semaphore, limit)}
+    else
+      redis.call('HDEL', key('out'), semaphore)
+      redis.call('HDEL', key('held', member), semaphore)
     end
   end
-  for _, asked in ipairs(impatient) do
-    if redis.call('ZREM', asked.queue, asked.entry) == 1 then
-      answer(member, asked.ticket, {verdict = 'unavailable'})
+  for _, asked in ipairs(asking) do
+    local op = asked.op
+    if not op.wait then
+      if redis.call('ZREM', asked.queue, asked.entry) == 1 then
+        answer(member, op.ticket, {verdict = 'unavailable'})
+      end
+    elseif redis.call('ZSCORE', asked.queue, asked.entry) then
+      local entry = waits(whole(op.semaphore), whole(op.ticket), op.permits)
+      redis.call('SADD', key('waits', member), entry)
     end
   end
   for semaphore, stands in pairs(standing) do

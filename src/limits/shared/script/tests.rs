@@ -99,6 +99,8 @@ struct History {
     connection: MultiplexedConnection,
     script: redis::Script,
     prefix: String,
+    /// When each member spoke last.
+    spoke: BTreeMap<String, u64>,
     model: Model,
     random: fastrand::Rng,
 }
@@ -109,10 +111,13 @@ impl History {
             connection: server.connection().await,
             script: script_under_test(),
             prefix: format!("{{history-{number}}}"),
+            spoke: BTreeMap::new(),
             model: Model { limit: 3, ..Model::default() },
             random,
         };
         history.advance(BEGINNING).await;
+        let run = format!("{}:run", history.prefix);
+        let _: () = history.connection.set(run, "run").await.unwrap();
         history.join(None).await;
         let member = history.some_member().expect("one has joined");
         history.say(&member, json!([{"op": "register", "name": "s", "limit": 3}])).await;
@@ -136,7 +141,9 @@ impl History {
     /// Lets a member speak; gives what the script answered.
     async fn say(&mut self, member: &str, ops: Value) -> Value {
         let mut call = self.script.key(&self.prefix);
-        call.arg(member).arg(TENURE).arg(ops.to_string());
+        let spoke = self.spoke.insert(member.to_owned(), self.model.now);
+        let quiet = spoke.map(|spoke| (self.model.now - spoke).to_string()).unwrap_or_default();
+        call.arg(member).arg(TENURE).arg(ops.to_string()).arg(quiet);
         let reply: String = call.invoke_async(&mut self.connection).await.unwrap();
         serde_json::from_str(&reply).unwrap()
     }
@@ -196,8 +203,8 @@ impl History {
     async fn join(&mut self, instead_of: Option<&str>) {
         let name = format!("m{}", self.model.number());
         let join = json!({
-            "op": "join", "run": "run", "uptime_us": 1_000_000, "limit": 10,
-            "starts": true, "known": [],
+            "op": "join", "run": "run", "limit": 10, "starts": true, "known": [],
+            "longest_us": TENURE,
         });
         self.step(&name, join, |_, _| {}).await;
         let Some(before) = instead_of else { return };

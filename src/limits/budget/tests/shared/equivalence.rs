@@ -19,7 +19,7 @@ type Reserving = Pin<Box<dyn Future<Output = Result<Reservation, Exhausted>>>>;
 /// One who waits here and, under the same ticket, there.
 struct Waiting {
     ticket: u64,
-    tokens: u64,
+    cost: Cost,
     line: Line,
     deadline: Instant,
     reserving: Reserving,
@@ -122,6 +122,17 @@ impl History {
         reply
     }
 
+    /// What a call costs: most count as one request.
+    fn cost(&mut self) -> Cost {
+        let limit = self.budget.usage_now().requests_per_minute.limit.unwrap_or(100);
+        let requests = match self.random.u32(..50) {
+            0 => self.random.u64(1..=limit + limit / 5 + 1),
+            1..8 => self.random.u64(2..=4),
+            _ => 1,
+        };
+        Cost { requests, tokens: self.tokens() }
+    }
+
     fn tokens(&mut self) -> u64 {
         let tokens = self.budget.usage_now().input_tokens_per_minute.limit.unwrap_or(1000);
         let most = if self.random.u32(..20) == 0 { tokens + tokens / 5 } else { tokens / 10 };
@@ -129,7 +140,7 @@ impl History {
     }
 
     fn reserve(&mut self) -> Value {
-        let tokens = self.tokens();
+        let cost = self.cost();
         // tokio's timers count whole milliseconds; and no two deadlines coincide.
         let now = self.start.elapsed().as_millis() as u64;
         let most = if self.random.u32(..10) == 0 { 30_000_000 } else { 60_000 };
@@ -146,18 +157,18 @@ impl History {
         let reserving: Reserving =
             match line {
                 Line::Queue => Box::pin(async move {
-                    Arc::clone(&budget).reserve(Line::Queue, tokens, deadline).await
+                    Arc::clone(&budget).reserve(Line::Queue, cost, deadline).await
                 }),
                 Line::Courteous => {
-                    Box::pin(async move { budget.reserve(Line::Courteous, tokens, deadline).await })
+                    Box::pin(async move { budget.reserve(Line::Courteous, cost, deadline).await })
                 }
                 Line::Returning => {
-                    Box::pin(async move { budget.reserve(Line::Returning, tokens, deadline).await })
+                    Box::pin(async move { budget.reserve(Line::Returning, cost, deadline).await })
                 }
             };
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let mut waiting = Waiting { ticket, tokens, line, deadline, reserving };
+        let mut waiting = Waiting { ticket, cost, line, deadline, reserving };
         if !self.is_answered(&mut waiting) {
             self.waiting.push(waiting);
         }
@@ -169,14 +180,15 @@ impl History {
         self.of_account(
             "reserve",
             json!({
-                "ticket": ticket, "tokens": tokens, "line": name, "waited_us": 0,
+                "ticket": ticket, "requests": cost.requests, "tokens": cost.tokens,
+                "line": name, "waited_us": 0,
                 "patience_us": micros(deadline - Instant::now()), "wait": true,
             }),
         )
     }
 
-    fn at_once(&self, tokens: u64, deadline: Instant) -> Result<Option<Reservation>, Exhausted> {
-        match Arc::clone(&self.budget).try_reserve(tokens, deadline) {
+    fn at_once(&self, cost: Cost, deadline: Instant) -> Result<Option<Reservation>, Exhausted> {
+        match Arc::clone(&self.budget).try_reserve(cost, deadline) {
             Attempt::Answered(answer) => answer.map_err(|reason| match reason {
                 NotReserved::Exhausted(reason) => reason,
                 NotReserved::OutOfReach(reason) => panic!("{reason}"),
@@ -186,14 +198,16 @@ impl History {
     }
 
     fn try_reserve(&mut self) -> Value {
-        let tokens = self.tokens();
+        // Those who wait are served first there; which matters where amounts are rounded.
+        self.serve();
+        let cost = self.cost();
         let patience = Duration::from_micros(self.random.u64(..20_000_000));
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let verdict = match self.at_once(tokens, Instant::now() + patience) {
+        let verdict = match self.at_once(cost, Instant::now() + patience) {
             Ok(Some(reservation)) => {
                 self.reserved.push((ticket, reservation));
-                Verdict::granted(tokens)
+                Verdict::granted_cost(cost)
             }
             Ok(None) => Verdict::Unavailable,
             Err(reason) => reason.into(),
@@ -202,7 +216,8 @@ impl History {
         self.of_account(
             "reserve",
             json!({
-                "ticket": ticket, "tokens": tokens, "line": "queue", "waited_us": 0,
+                "ticket": ticket, "requests": cost.requests, "tokens": cost.tokens,
+                "line": "queue", "waited_us": 0,
                 "patience_us": micros(patience), "wait": false,
             }),
         )
@@ -210,16 +225,18 @@ impl History {
 
     fn depart(&mut self) -> Option<Value> {
         let (ticket, reservation) = any(&mut self.random, &mut self.reserved)?;
-        let tokens = reservation.tokens;
+        let Cost { requests, tokens } = reservation.cost;
         self.sent.push((ticket, reservation.leave()));
-        Some(self.of_account("depart", json!({"ticket": ticket, "tokens": tokens})))
+        let left = json!({"ticket": ticket, "requests": requests, "tokens": tokens});
+        Some(self.of_account("depart", left))
     }
 
     fn give_back(&mut self) -> Option<Value> {
         let (_, reservation) = any(&mut self.random, &mut self.reserved)?;
-        let tokens = reservation.tokens;
+        let Cost { requests, tokens } = reservation.cost;
         drop(reservation);
-        Some(self.of_account("give_back_budget", json!({"tokens": tokens})))
+        let back = json!({"requests": requests, "tokens": tokens});
+        Some(self.of_account("give_back_budget", back))
     }
 
     fn leave(&mut self) -> Option<Value> {
@@ -230,7 +247,7 @@ impl History {
 
     fn come_to_an_end(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
-        let (tokens, left_at) = (sent.tokens, sent.departure.at);
+        let (Cost { requests, tokens }, left_at) = (sent.cost, sent.departure.at);
         let left_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {
             0 => {
@@ -245,7 +262,8 @@ impl History {
                 Some(self.of_account(
                     "take_back",
                     json!({
-                        "ticket": ticket, "tokens": tokens, "left_us_ago": left_us_ago,
+                        "ticket": ticket, "requests": requests, "tokens": tokens,
+                        "left_us_ago": left_us_ago,
                     }),
                 ))
             }
@@ -323,7 +341,7 @@ impl History {
         let verdict = match told {
             Ok(reservation) => {
                 self.reserved.push((waiting.ticket, reservation));
-                Verdict::granted(waiting.tokens)
+                Verdict::granted_cost(waiting.cost)
             }
             Err(reason) => reason.into(),
         };
@@ -363,9 +381,19 @@ impl History {
         let usage = reply.results.remove(&0).expect("the account is open");
         let usage: Usage = serde_json::from_value(usage).unwrap();
 
-        self.here.sort();
-        self.there.sort();
-        assert_eq!(self.here, self.there, "here and there, after {}", said[0]);
+        self.here.sort_by_key(|(ticket, _)| *ticket);
+        self.there.sort_by_key(|(ticket, _)| *ticket);
+        let is_same = |((a, here), (b, there)): (&(u64, Verdict), &(u64, Verdict))| {
+            a == b && here.is_as(there)
+        };
+        let all_same = self.here.iter().zip(&self.there).all(is_same);
+        assert!(
+            self.here.len() == self.there.len() && all_same,
+            "{:?} here and {:?} there, after {}",
+            self.here,
+            self.there,
+            said[0]
+        );
         assert_eq!(
             Usage::from(self.budget.usage_now()),
             usage,
@@ -418,7 +446,15 @@ fn the_script_counts_as_the_ledger_does() {
         });
     }
     println!("{seen:?}");
-    for verdict in ["Granted", "NoQuota", "TooLarge", "NotBefore", "DayExhausted", "Unavailable"] {
+    for verdict in [
+        "Granted",
+        "NoQuota",
+        "TooLarge",
+        "TooManyRequests",
+        "NotBefore",
+        "DayExhausted",
+        "Unavailable",
+    ] {
         assert!(seen.get(verdict).is_some_and(|times| *times > 20), "{verdict}: {seen:?}");
     }
 }

@@ -1,0 +1,403 @@
+//! What is left in Redis, for how long, and what a leap of its clock or a loss of it does.
+
+use super::*;
+
+/// Of one call of the script: see `members.lua`.
+const MOST_BURIED: usize = 25;
+
+const MINUTE_MS: i64 = 60_000;
+
+impl Shared {
+    fn ask_redis<T: redis::FromRedisValue>(&mut self, command: &str, name: &str) -> T {
+        let key = format!("{}:{name}", self.prefix);
+        redis::cmd(command).arg(key).query(&mut self.connection).unwrap()
+    }
+
+    /// The names of all keys, without what they begin with.
+    fn keys(&mut self) -> Vec<String> {
+        let pattern = format!("{}:*", self.prefix);
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg(pattern).query(&mut self.connection).unwrap();
+        let start = self.prefix.len() + 1;
+        let mut keys: Vec<_> = keys.into_iter().map(|key| key[start..].to_owned()).collect();
+        keys.sort();
+        keys
+    }
+
+    fn flush(&mut self) {
+        let () = redis::cmd("FLUSHALL").query(&mut self.connection).unwrap();
+    }
+
+    fn result(&mut self, member: &str, operation: Value) -> Value {
+        self.say(member, &[operation]).results.remove(&0).unwrap_or_default()
+    }
+}
+
+fn of(account: &str, operation: Value) -> Value {
+    with(operation, "account", json!(account))
+}
+
+fn ask_permits(semaphore: &Value, ticket: u64) -> Value {
+    json!({
+        "op": "ask", "semaphore": semaphore, "ticket": ticket, "permits": 1, "waited_us": 0,
+        "wait": true,
+    })
+}
+
+#[test]
+fn an_account_that_gemini_never_answered_for_lives_minutes() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "unproven");
+    shared.join("a", requests(60));
+    shared.say("a", &[ask(1, 1)]);
+    let kept = |shared: &mut Shared| -> i64 { shared.ask_redis("PTTL", "budget:an account") };
+    assert!(kept(&mut shared) > 100 * MINUTE_MS, "a call is on its way");
+    shared.say("a", &[depart(1, 1)]);
+    assert!((1..=10 * MINUTE_MS).contains(&kept(&mut shared)));
+    let others = ["budget_departures:an account", "budget_left:an account"];
+    for name in others {
+        assert!(shared.ask_redis::<i64>("PTTL", name) <= 10 * MINUTE_MS, "{name}");
+    }
+    shared.say("a", &[json!({"op": "prove_budget", "account": ACCOUNT})]);
+    assert!(kept(&mut shared) > 100 * MINUTE_MS);
+    assert_eq!(shared.usage("a").requests_per_day.used, 1);
+
+    // Gemini knows the keys that it refuses for their quotas.
+    for (account, operation) in [
+        ("closed", json!({"op": "close_day", "for_us": 1_000_000})),
+        ("corrected", json!({"op": "learn_quotas", "rpm": 7})),
+    ] {
+        shared.say("a", &[of(account, open(requests(60))), of(account, operation)]);
+        let kept: i64 = shared.ask_redis("PTTL", &format!("budget:{account}"));
+        assert!(kept > 100 * MINUTE_MS, "{account}");
+    }
+}
+
+#[test]
+fn a_member_leaves_nothing_where_it_holds_nothing() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "nothing");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    shared.say("a", &[ask(1, 1), ask(2, 1), ask_permits(&json!(0), 3)]);
+    let left = |shared: &mut Shared| -> Vec<String> {
+        let is_of_a = |key: &String| key.ends_with(":a") || key.contains(":a:");
+        shared.keys().into_iter().filter(is_of_a).collect()
+    };
+    assert_eq!(left(&mut shared), ["budgets_of:a", "held:a", "places:a:an account"]);
+    let give_back = json!({"op": "give_back", "semaphore": 0, "permits": 1});
+    let leave = json!({"op": "leave_budget", "account": ACCOUNT, "ticket": 2});
+    shared.say("a", &[give_back, leave, depart(1, 1)]);
+    assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
+
+    // Nor does it when it has ended.
+    shared.say("a", &[ask(4, 1), ask_permits(&json!(0), 5)]);
+    shared.advance(20 * SECOND);
+    shared.say("b", &[]);
+    shared.advance(11 * SECOND);
+    shared.say("b", &[]);
+    assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
+    for name in ["alive", "tenures", "arrivals", "dead"] {
+        let command = if name == "alive" { "ZSCORE" } else { "HEXISTS" };
+        let command = if name == "dead" { "SISMEMBER" } else { command };
+        let key = format!("nothing:{name}");
+        let found: Option<f64> =
+            redis::cmd(command).arg(key).arg("a").query(&mut shared.connection).unwrap();
+        assert_eq!(found.unwrap_or_default(), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn what_a_member_asks_for_with_its_last_words_goes_with_it() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "last words");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    let all = [ask_permits(&json!(0), 1), ask(2, 1), json!({"op": "retire"})];
+    shared.say("a", &[&all[..], &[ask_permits(&json!(0), 3), ask(4, 1)]].concat());
+    shared.say("b", &[]);
+    let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":a")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(shared.usage("b").requests_per_minute.reserved, 0);
+    let ten = json!({
+        "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": true,
+    });
+    assert_eq!(shared.say("b", &[ten]).verdict(), Verdict::OfSemaphore);
+}
+
+#[test]
+fn the_dead_are_buried_a_few_at_a_time() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "slices");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    for number in 0..250_u64 {
+        let account = number.to_string();
+        let asks = [ask(3 * number + 1, 1), ask(3 * number + 2, 1)].map(|ask| of(&account, ask));
+        shared.say("a", &[of(&account, open(requests(60)))]);
+        shared.say("a", &asks);
+        shared.say("a", &[ask_permits(&json!(0), 3 * number + 3)]);
+    }
+    let left = |shared: &mut Shared| -> (usize, usize, usize) {
+        let accounts = shared.ask_redis("SCARD", "budgets_of:a");
+        let places = shared.keys().iter().filter(|key| key.starts_with("places:a:")).count();
+        (shared.ask_redis("SCARD", "waits:a"), places, accounts)
+    };
+    assert_eq!(left(&mut shared), (240, 250, 250), "10 of 250 have a permit");
+    shared.advance(20 * SECOND);
+    shared.say("b", &[]);
+    shared.advance(11 * SECOND);
+    let mut before = left(&mut shared);
+    let mut calls = 0;
+    while before != (0, 0, 0) {
+        let reply = shared.say("b", &[]);
+        let after = left(&mut shared);
+        let buried = before.0 + before.1 + before.2 - after.0 - after.1 - after.2;
+        assert!((1..=MOST_BURIED).contains(&buried), "{before:?} to {after:?}");
+        if after != (0, 0, 0) {
+            assert_eq!(reply.look_again_in_us, Some(0), "something is left");
+        }
+        before = after;
+        calls += 1;
+    }
+    assert!(calls >= 28, "{calls}");
+    shared.say("b", &[]);
+    assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
+    // What it had reserved has left, and its permits are free.
+    let usage = shared.result("b", of("17", usage()));
+    assert_eq!((&usage["waiting"], &usage["requests_per_minute"]["used"]), (&json!(0), &json!(1)));
+    let all = json!({
+        "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": false,
+    });
+    let reply = shared.say("b", &[all]);
+    assert!(reply.answers.len() == 1 && shared.ask_redis::<usize>("HLEN", "held:b") == 1);
+}
+
+#[test]
+fn accounts_whose_time_has_come_are_looked_at_a_few_at_a_time() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "openings");
+    shared.join("a", requests(60));
+    for number in 0..120_u64 {
+        let account = number.to_string();
+        let pause = json!({"op": "pause", "account": account, "for_us": 1_000_000});
+        let asked = of(&account, ask(number, 1));
+        shared.say("a", &[of(&account, open(requests(60))), pause, asked]);
+    }
+    shared.advance(2 * SECOND);
+    let mut answered = Vec::new();
+    for _ in 0..5 {
+        answered.push(shared.say("a", &[]).answers.len());
+    }
+    assert_eq!(answered, [25, 25, 25, 25, 20]);
+}
+
+#[test]
+fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "back");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    shared.say("a", &[ask(1, 1), depart(1, 1)]);
+    shared.ahead -= 3600 * 1_000_000;
+    shared.advance(SECOND);
+    let reply = shared.say("b", &[]);
+    assert!(reply.stepped_us.is_some_and(|step| step < -3_590e6), "{reply:?}");
+    shared.advance(2 * SECOND);
+    assert_eq!(shared.say("b", &[ask(1, 1)]).verdict(), Verdict::granted(1));
+    let reply = shared.say("a", &[]);
+    assert!(!reply.expired && reply.stepped_us.is_none());
+    shared.advance(29 * SECOND);
+    assert!(!shared.say("b", &[depart(1, 1)]).expired);
+    shared.advance(29 * SECOND);
+    assert_eq!(shared.usage("b").requests_per_minute.used, 2);
+    shared.advance(3 * SECOND);
+    assert_eq!(shared.usage("b").requests_per_minute.used, 1, "the first has aged");
+    assert!(shared.say("a", &[]).expired, "it was silent for too long");
+}
+
+#[test]
+fn a_clock_that_is_set_forward_ends_nobody() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "forward");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    shared.say("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
+    shared.ahead += 3600 * 1_000_000;
+    shared.advance(2 * SECOND);
+    let reply = shared.say("b", &[]);
+    assert_eq!(reply.stepped_us, Some(3600e6));
+    assert!(!shared.say("a", &[]).expired);
+    let usage = shared.usage("b").requests_per_minute;
+    assert_eq!((usage.used, usage.reserved), (0, 1));
+
+    // One that has just started cannot tell; those that live have time to speak.
+    shared.ahead += 3600 * 1_000_000;
+    shared.advance(SECOND);
+    shared.join("c", requests(60));
+    shared.advance(SECOND);
+    assert!(!shared.say("a", &[]).expired);
+}
+
+#[test]
+fn after_a_loss_nothing_is_granted_for_the_greatest_tenure_of_all() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "loss");
+    let joined = shared.say("a", &[join()]);
+    assert_eq!(joined.opens_in_us, None);
+    let lineage = joined.results[&0]["lineage"].clone();
+    shared.tenure = 300 * SECOND;
+    shared.join("patient", requests(60));
+    shared.tenure = 30 * SECOND;
+    let opens_in = |reply: &Reply| reply.opens_in_us.unwrap_or_default() / 1_000_000;
+
+    // Another run, with all that was kept.
+    shared.advance(SECOND);
+    let other_run = with(join(), "run", json!("another"));
+    assert_eq!(opens_in(&shared.say("b", &[other_run])), 300);
+    shared.set("run", RUN);
+    shared.set("opens_at", "0");
+
+    // All is lost: a newcomer waits, and longer when one comes back that knows of the others.
+    shared.flush();
+    assert!(shared.say("a", &[]).expired);
+    assert_eq!(opens_in(&shared.join("new", requests(60))), 30);
+    let again = with(with(join(), "lineage", lineage), "longest_us", json!(300_000_000));
+    let again = shared.say("again", &[with(again, "starts", json!(false))]);
+    assert_eq!(opens_in(&again), 300);
+    assert!(shared.say("new", &[ask_permits(&json!(0), 1)]).answers.is_empty());
+    // One that found out before does not keep the others waiting again.
+    let lineage = again.results[&0]["lineage"].clone();
+    shared.advance(SECOND);
+    let third = with(with(join(), "lineage", lineage), "longest_us", json!(300_000_000));
+    assert_eq!(opens_in(&shared.say("third", &[third])), 299);
+}
+
+#[test]
+fn replicas_of_another_format_are_refused() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "format");
+    // A sorted set was what the first format had there.
+    let mut members = redis::cmd("ZADD");
+    members.arg("format:members").arg(START + 1_000_000).arg("old");
+    let () = members.query(&mut shared.connection).unwrap();
+    assert_eq!(shared.say("a", &[join()]).other_format.as_deref(), Some("1"));
+    assert_eq!(shared.keys(), ["members", "run"], "nothing was done");
+    shared.advance(2 * SECOND);
+    assert_eq!(shared.join("a", requests(60)).other_format, None, "none of them is left");
+
+    shared.set("members", "3");
+    assert_eq!(shared.say("a", &[]).other_format.as_deref(), Some("3"));
+    assert_eq!(shared.say("b", &[join()]).other_format.as_deref(), Some("3"));
+}
+
+#[test]
+fn a_deleted_semaphore_leaves_nothing() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "deleted");
+    for member in ["a", "b"] {
+        shared.say(member, &[join()]);
+    }
+    let everything = |shared: &mut Shared| -> Vec<(String, usize)> {
+        let mut sizes = Vec::new();
+        for key in shared.keys() {
+            let size = match shared.ask_redis::<String>("TYPE", &key).as_str() {
+                "hash" => shared.ask_redis("HLEN", &key),
+                "zset" => shared.ask_redis("ZCARD", &key),
+                "set" => shared.ask_redis("SCARD", &key),
+                _ => 1,
+            };
+            sizes.push((key, size));
+        }
+        sizes
+    };
+    shared.say("a", &[json!({"op": "register", "name": "before", "limit": 1})]);
+    shared.say("a", &[json!({"op": "delete", "name": "before"})]);
+    let before = everything(&mut shared);
+
+    let registered = shared.result("a", json!({"op": "register", "name": "s", "limit": 2}));
+    let semaphore = registered["semaphore"].clone();
+    shared.say("a", &[ask_permits(&semaphore, 1), ask_permits(&semaphore, 2)]);
+    shared.say("b", &[ask_permits(&semaphore, 1)]);
+    let lease = json!({
+        "op": "lease", "semaphore": semaphore, "name": "s", "id": "l", "holder": "h",
+        "permits": 1, "ttl_us": 1_000_000, "key": "k",
+    });
+    shared.say("a", &[lease]);
+    assert_ne!(everything(&mut shared), before);
+    shared.say("b", &[json!({"op": "delete", "name": "s"})]);
+    // What is said of it after that leaves nothing either.
+    let late = json!({"op": "give_back", "semaphore": semaphore, "permits": 1});
+    let claim = json!({"op": "claim", "semaphore": semaphore, "permits": 1});
+    shared.say("a", &[late, claim, ask_permits(&semaphore, 9)]);
+    shared.advance(2 * SECOND);
+    shared.say("a", &[]);
+    let mut after = everything(&mut shared);
+    after.retain(|(key, _)| !["last_token", "arrivals"].contains(&key.as_str()));
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_lease_of_which_nobody_has_heard_can_be_taken_back() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "lost lease");
+    shared.say("a", &[join()]);
+    let registered = shared.result("a", json!({"op": "register", "name": "s", "limit": 5}));
+    let semaphore = registered["semaphore"].clone();
+    let release = json!({"op": "release_lease", "name": "s", "id": "l", "unless_found": true});
+    let find = json!({"op": "find_lease", "semaphore": semaphore, "key": "k"});
+    for found in [false, true] {
+        let lease = json!({
+            "op": "lease", "semaphore": semaphore, "name": "s", "id": "l", "holder": "h",
+            "permits": 1, "ttl_us": 60_000_000, "key": "k",
+        });
+        shared
+            .say("a", &[ask_permits(&semaphore, 1), json!({"op": "look", "semaphore": semaphore})]);
+        shared.say("a", &[lease]);
+        if found {
+            assert_ne!(shared.result("a", find.clone()), Value::Null);
+        }
+        shared.say("a", &[release.clone()]);
+        let listed = shared.result("a", json!({"op": "list_leases", "semaphore": semaphore}));
+        assert_eq!(listed["leases"].as_array().map_or(0, Vec::len), usize::from(found));
+    }
+}
+
+/// How long the longest call takes with so many accounts; run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "it takes minutes, and prints what depends on the machine"]
+fn with_very_many_accounts_no_call_takes_long() {
+    const ACCOUNTS: u64 = 1_000_000;
+    let server = start_server();
+    let mut shared = Shared::new(&server, "many");
+    shared.join("a", requests(60));
+    shared.join("b", requests(60));
+    let mut longest = BTreeMap::new();
+    let mut timed = |shared: &mut Shared, what: &'static str, member: &str, said: &[Value]| {
+        let began = std::time::Instant::now();
+        let reply = shared.say(member, said);
+        let took: &mut Duration = longest.entry(what).or_default();
+        *took = began.elapsed().max(*took);
+        reply
+    };
+    for chunk in 0..ACCOUNTS / 32 {
+        let account = |n: u64| format!("key/{:064x}/model", 32 * chunk + n);
+        let opened: Vec<_> = (0..32).map(|n| of(&account(n), open(requests(60)))).collect();
+        timed(&mut shared, "32 accounts opened", "a", &opened);
+    }
+    let account = |n: u64| format!("key/{n:064x}/model");
+    for chunk in 0..40 {
+        let asks: Vec<_> = (0..32).map(|n| 32 * chunk + n).collect();
+        let asks: Vec<_> = asks.iter().map(|&n| of(&account(n), ask(n + 1, 1))).collect();
+        timed(&mut shared, "32 reservations", "a", &asks);
+        timed(&mut shared, "one reservation", "b", &[of(&account(chunk), ask(chunk, 1))]);
+        timed(&mut shared, "one look", "b", &[]);
+    }
+    shared.advance(20 * SECOND);
+    timed(&mut shared, "one look", "b", &[]);
+    shared.advance(20 * SECOND);
+    while shared.ask_redis::<usize>("SCARD", "budgets_of:a") > 0 {
+        timed(&mut shared, "a slice of the dead", "b", &[]);
+    }
+    println!("with {ACCOUNTS} accounts: {longest:?}");
+}
