@@ -101,7 +101,9 @@ async fn no_failure_of_a_streamed_chat_shows_the_key() {
         let (service, _stop) =
             over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
         let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
-        assert_eq!(passed, stream.replace(KEY, MASK), "cut into its letters");
+        // Where the first event is an error, other keys are overwritten too.
+        let (passed, all) = (passed.replace(OTHER, MASK), stream.replace(OTHER, MASK));
+        assert_eq!(passed, all.replace(KEY, MASK), "cut into its letters");
         service.until_idle().await;
     }
 }
@@ -249,8 +251,9 @@ async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
             let refused = service.chat("Hi").await;
             assert_eq!(refused.status, 429, "{}", refused.body);
             let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
-            let day = quota.is_some_and(|id| id.contains("PerDay"));
-            assert!(wait <= if day { 90_001 } else { 601 }, "{quota:?}: {wait} s");
+            // Without a name, it may be a quota per day.
+            let minute = quota.is_some_and(|id| id.contains("PerMinute"));
+            assert!(wait <= if minute { 121 } else { 90_001 }, "{quota:?}: {wait} s");
         }
         service.until_idle().await;
     }
