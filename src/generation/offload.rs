@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::available_parallelism;
+use std::thread::{Builder, available_parallelism};
 use std::time::Duration;
 
+use rustix::process::setpriority_process;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_blocking;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +37,7 @@ pub enum Unfinished {
     /// It took longer than any such work may.
     #[error("it took longer than {0:?}")]
     TooLong(Duration),
-    /// It panicked.
+    /// It panicked, or there is no thread for it.
     #[error("it panicked")]
     Panicked,
 }
@@ -76,11 +76,16 @@ impl Offload {
         let own_deadline = Instant::now() + self.limit;
         let cancelled = CancellationToken::new();
         let _cancelled_on_drop = cancelled.clone().drop_guard();
-        let job = spawn_blocking(move || {
+        let (done, result) = oneshot::channel();
+        let run = move || {
             let _until_the_end = slot;
-            job(&Work::until(cancelled))
-        });
-        match timeout_at(deadline.min(own_deadline), job).await {
+            yield_to_others();
+            // Whoever waits for the result may have gone.
+            let _ = done.send(job(&Work::until(cancelled)));
+        };
+        let thread = Builder::new().name("offload".to_owned()).spawn(run);
+        thread.map_err(|_| Unfinished::Panicked)?;
+        match timeout_at(deadline.min(own_deadline), result).await {
             Ok(result) => result.map_err(|_| Unfinished::Panicked),
             Err(_) if own_deadline < deadline => Err(Unfinished::TooLong(self.limit)),
             Err(_) => Err(Unfinished::Deadline),
@@ -108,6 +113,15 @@ impl Offload {
         let turns = Arc::new(Semaphore::new(1));
         callers.insert(*caller, Arc::downgrade(&turns));
         turns
+    }
+}
+
+/// Lowers the priority of this thread, so that the serving threads get their processor at once. It
+/// ends with its job, for no thread can raise its priority again.
+fn yield_to_others() {
+    const NICE: i32 = 10;
+    if let Err(error) = setpriority_process(None, NICE) {
+        tracing::debug!(%error, "the priority of a thread stays as it is");
     }
 }
 
@@ -149,7 +163,6 @@ impl<T: Send + 'static> Drop for DroppedAside<T> {
 mod tests {
     use std::thread;
 
-    use tokio::sync::oneshot;
     use tokio::task::{JoinSet, yield_now};
 
     use super::*;
