@@ -28,7 +28,7 @@ use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
 use gemini_concurrent_generation::limits::{
     Admission, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
 };
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::{self, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
 #[global_allocator]
@@ -244,7 +244,7 @@ async fn gateway_to_simulator() -> Gateway {
     let address = listener.local_addr().expect("it listens");
     let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
     let mut config = Config::default();
-    let limits = Limits::of(&config);
+    let limits = server::Limits::of(&config);
     tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
     config.base_url = format!("http://{address}");
     config.set_gemini_api_key(ApiKey::new("bench").expect("a key"));
