@@ -31,6 +31,8 @@ pub struct Crowd {
     pub replicas: Vec<Arc<Replica>>,
     pub hang_ups: bool,
     next: AtomicU64,
+    /// The calls that were not refused at once.
+    made: AtomicU64,
     /// The clients stop when so many calls were made.
     goal: AtomicU64,
     is_over: AtomicBool,
@@ -50,7 +52,7 @@ enum Role {
 /// How many clients there are of each kind.
 const ROLES: [(Role, usize); 6] = [
     (Role::Batches, 12),
-    (Role::Singles, 16),
+    (Role::Singles, 64),
     (Role::Shaky, 4),
     (Role::Doomed, 2),
     (Role::Leaving, 4),
@@ -59,8 +61,9 @@ const ROLES: [(Role, usize); 6] = [
 
 impl Crowd {
     pub fn new(record: Arc<Record>, replicas: Vec<Arc<Replica>>, hang_ups: bool) -> Arc<Self> {
-        let (next, goal) = (AtomicU64::new(1), AtomicU64::new(0));
-        Arc::new(Self { record, replicas, hang_ups, next, goal, is_over: AtomicBool::new(false) })
+        let [next, made, goal] = [1, 0, 0].map(AtomicU64::new);
+        let is_over = AtomicBool::new(false);
+        Arc::new(Self { record, replicas, hang_ups, next, made, goal, is_over })
     }
 
     /// Numbers for new calls.
@@ -69,9 +72,19 @@ impl Crowd {
         first..first + calls
     }
 
-    /// How many calls were made.
+    /// How many calls were made. Those that were refused at once, with 503, are none.
     pub fn made(&self) -> u64 {
-        self.next.load(Ordering::Relaxed) - 1
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// Calls came to something.
+    fn came(&self, to: &str, calls: u64) {
+        self.record.outcome(to, calls);
+        self.add(calls);
+    }
+
+    fn add(&self, calls: u64) {
+        self.made.fetch_add(calls, Ordering::Relaxed);
     }
 
     /// The clients come, and stay until so many calls were made or [`Crowd::end`].
@@ -179,6 +192,7 @@ impl Client {
         };
         if reply.status == 200 {
             ask.check(record, &reply.body);
+            self.crowd.add(ask.calls());
             return true;
         }
         let code = code(&reply);
@@ -187,10 +201,11 @@ impl Client {
                 format!("{}: {}", ask.path, String::from_utf8_lossy(&reply.body))
             });
         }
-        let is_refused_for_now = reply.status == 503;
-        record.outcome(&code, ask.calls());
-        if is_refused_for_now {
+        if reply.status == 503 {
+            record.outcome(&format!("{code}, at once"), ask.calls());
             sleep(Duration::from_millis(200)).await;
+        } else {
+            self.crowd.came(&code, ask.calls());
         }
         false
     }
@@ -208,7 +223,7 @@ impl Client {
         match read(record, &ask.path, request.body(ask.body.clone())).await {
             Ok(reply) => Some(reply),
             Err(error) if error.is_timeout() => {
-                record.outcome("no answer", ask.calls());
+                self.crowd.came("no answer", ask.calls());
                 record.violated(Claim::Answered, || {
                     format!("{} {:?}: nothing from replica {slot} in {limit:?}", ask.path, ask.ids)
                 });
@@ -219,11 +234,11 @@ impl Client {
                 sleep(Duration::from_millis(50)).await;
                 let is_known = record.was_down_since(slot, sent);
                 if is_known {
-                    record.outcome("its replica was killed", ask.calls());
+                    self.crowd.came("its replica was killed", ask.calls());
                 } else if ask.is_relayed() {
-                    record.outcome("broken off, as the upstream's was", ask.calls());
+                    self.crowd.came("broken off, as the upstream's was", ask.calls());
                 } else {
-                    record.outcome("connection broke", ask.calls());
+                    self.crowd.came("connection broke", ask.calls());
                     record.violated(Claim::Answered, || {
                         format!("{} {:?}: replica {slot}: {error:?}", ask.path, ask.ids)
                     });
@@ -262,7 +277,7 @@ impl Client {
         sleep(stays).await;
         ask.ids.clone().for_each(|id| self.crowd.record.hung_up(id, life));
         drop(stream);
-        self.crowd.record.outcome("hung up", ask.calls());
+        self.crowd.came("hung up", ask.calls());
     }
 
     /// Asks for something that generates nothing, which the upstream may leave unanswered.

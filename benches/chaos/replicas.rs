@@ -230,7 +230,7 @@ impl Replica {
         pid.into_iter().for_each(tidy_up);
         let log = std::fs::read(&process.log).unwrap_or_default();
         self.record.search(&format!("the log of replica {}", self.slot), &log);
-        for sign in ["panicked at", "stack overflow"] {
+        for sign in ["panicked", "stack overflow"] {
             if let Some(at) = find(&log, sign.as_bytes()) {
                 self.record.violated(Claim::Processes, || {
                     format!("replica {}: {}", self.slot, around(&log, at))

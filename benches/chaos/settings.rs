@@ -58,6 +58,9 @@ pub struct Arguments {
     /// The only kinds of disturbances, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
     pub only: Vec<Kind>,
+    /// Multiplies how often each thing is done to the processes
+    #[arg(long, default_value_t = 1, value_name = "FACTOR")]
+    pub times: u64,
     /// Keep the logs of the replicas, and say where they are
     #[arg(long)]
     pub keep: bool,

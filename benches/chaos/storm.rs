@@ -76,7 +76,7 @@ impl Storm {
             let mut deck = Vec::new();
             for (kind, count) in DECK {
                 if arguments.has(kind) && kinds(kind) {
-                    let count = (count * arguments.calls).div_ceil(MILLION);
+                    let count = (count * arguments.times * arguments.calls).div_ceil(MILLION);
                     deck.extend(std::iter::repeat_n(kind, count as usize));
                 }
             }

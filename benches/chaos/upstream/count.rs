@@ -145,6 +145,10 @@ impl Count {
         number
     }
 
+    pub fn in_flight(&self) -> usize {
+        self.state.borrow().calls.len()
+    }
+
     /// A call is over.
     pub fn end(&self, number: u64) {
         self.state.borrow_mut().remove(number);

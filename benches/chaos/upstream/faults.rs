@@ -320,7 +320,8 @@ fn quoting_stream(random: &mut Rng, request: &Request, error: &str) -> Script {
         _ => {
             let message = suspended(key);
             let reason = format!(r#","finishReason":"SAFETY","finishMessage":"{message}""#);
-            let event = format!("data: {}\r\n\r\n", candidate(request, &begun, &reason));
+            let event =
+                format!("data: {}\r\n\r\n", candidate(request, &format!("{begun}#cut"), &reason));
             let event = if request.form == Form::OpenAiStream {
                 format!("data: {error}\n\n")
             } else {

@@ -161,7 +161,8 @@ fn with_probe(stream: TcpStream) -> Option<(TcpStream, Socket)> {
 
 impl Shared {
     fn fate(&self, request: &Request) -> Script {
-        let script = script(&mut self.random.borrow_mut(), request, self.has_faults);
+        let script =
+            script(&mut self.random.borrow_mut(), request, self.has_faults, self.count.in_flight());
         *self.fates.borrow_mut().entry(script.name).or_default() += 1;
         script
     }

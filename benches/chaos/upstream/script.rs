@@ -7,6 +7,7 @@ use fastrand::Rng;
 
 use super::{HOLD, faults, words};
 use crate::record::Life;
+use crate::settings::LIMIT;
 
 /// In whose words an answer is wanted, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +80,9 @@ impl Script {
     }
 }
 
-/// Chooses what is done with a call.
-pub fn script(random: &mut Rng, request: &Request, has_faults: bool) -> Script {
+/// Chooses what is done with a call. The fewer are in flight, the more of them take long, so that
+/// the limit is nearly reached all the time, however fast the machine is.
+pub fn script(random: &mut Rng, request: &Request, has_faults: bool, in_flight: usize) -> Script {
     if request.form == Form::Free {
         return free(random, has_faults);
     }
@@ -97,7 +99,7 @@ pub fn script(random: &mut Rng, request: &Request, has_faults: bool) -> Script {
     if has_faults && let Some(script) = fault(random, request) {
         return script;
     }
-    answered(request, latency(random))
+    answered(request, latency(random, in_flight))
 }
 
 /// A fault, as often as the group of the key says.
@@ -116,13 +118,19 @@ fn fault(random: &mut Rng, request: &Request) -> Option<Script> {
     }
 }
 
-/// Two milliseconds on average; now and then much more.
-fn latency(random: &mut Rng) -> Duration {
+fn latency(random: &mut Rng, in_flight: usize) -> Duration {
+    let long = if in_flight < LIMIT / 2 {
+        200
+    } else if in_flight < LIMIT * 3 / 4 {
+        50
+    } else {
+        5
+    };
     let milliseconds = match random.u16(..1000) {
+        chance if chance < long => random.u64(100..1600),
         ..700 => 0,
         700..950 => random.u64(1..5),
-        950..995 => random.u64(5..20),
-        _ => random.u64(100..400),
+        _ => random.u64(5..20),
     };
     Duration::from_millis(milliseconds)
 }
