@@ -30,6 +30,7 @@ pub struct Crowd {
     pub record: Arc<Record>,
     pub replicas: Vec<Arc<Replica>>,
     pub hang_ups: bool,
+    largest_batch: u64,
     next: AtomicU64,
     /// The calls that were not refused at once.
     made: AtomicU64,
@@ -60,10 +61,16 @@ const ROLES: [(Role, usize); 6] = [
 ];
 
 impl Crowd {
-    pub fn new(record: Arc<Record>, replicas: Vec<Arc<Replica>>, hang_ups: bool) -> Arc<Self> {
+    pub fn new(
+        record: Arc<Record>,
+        replicas: Vec<Arc<Replica>>,
+        hang_ups: bool,
+        largest_batch: u64,
+    ) -> Arc<Self> {
+        let largest_batch = largest_batch.max(100);
         let [next, made, goal] = [1, 0, 0].map(AtomicU64::new);
         let is_over = AtomicBool::new(false);
-        Arc::new(Self { record, replicas, hang_ups, next, made, goal, is_over })
+        Arc::new(Self { record, replicas, hang_ups, largest_batch, next, made, goal, is_over })
     }
 
     /// Numbers for new calls.
@@ -138,7 +145,7 @@ impl Client {
     async fn work(mut self, role: Role) {
         while !self.crowd.is_over() {
             match role {
-                Role::Batches => self.batch(50..1500).await,
+                Role::Batches => self.batch(50..self.crowd.largest_batch).await,
                 Role::Singles => {
                     let payer = Payer::steady(&mut self.random);
                     self.single(payer).await;

@@ -122,7 +122,7 @@ async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
         replica.start().await;
     }
     let hang_ups = arguments.has(Kind::HangUps);
-    let crowd = Crowd::new(Arc::clone(&record), replicas.clone(), hang_ups);
+    let crowd = Crowd::new(Arc::clone(&record), replicas.clone(), hang_ups, arguments.calls / 600);
     let storm =
         Storm::new(Arc::clone(&record), Arc::clone(&crowd), Arc::clone(&redis), replicas.clone());
     let aftermath = Arc::new(Aftermath {
@@ -146,8 +146,10 @@ async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     let stormed = Instant::now();
     // The clients stay until all was done, however soon they have made their calls.
     let clients = crowd.come(u64::MAX, random.u64(..));
-    storm.rage(arguments, crowd.made(), arguments.calls, random.u64(..)).await;
-    while crowd.made() < arguments.calls {
+    let from = crowd.made();
+    let to = from + arguments.calls - warm;
+    storm.rage(arguments, from, to, random.u64(..)).await;
+    while crowd.made() < to {
         sleep(Duration::from_millis(100)).await;
     }
     crowd.end();

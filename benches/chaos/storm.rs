@@ -10,11 +10,12 @@ use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::calls::{Ask, Flag, Payer, Surface};
 use crate::clients::{Client, Crowd};
 use crate::record::{Claim, Record};
 use crate::redis::Redis;
 use crate::replicas::Replica;
-use crate::settings::{Arguments, Kind, LEASE, RECOVERY, REPLICAS};
+use crate::settings::{Arguments, Kind, LEASE, LIMIT, RECOVERY, REPLICAS};
 
 /// How often each thing is done in a run of a million calls.
 const DECK: [(Kind, u64); 11] = [
@@ -141,6 +142,8 @@ impl Storm {
     }
 
     async fn disturb_redis(&self, kind: Kind, random: &mut Rng) {
+        let surge = self.surge();
+        sleep(Duration::from_millis(random.u64(..600))).await;
         self.record.note(kind.text().to_owned());
         self.record.redis_is_disturbed();
         let gone = Duration::from_millis(random.u64(..1500));
@@ -179,6 +182,21 @@ impl Storm {
             longest = longest.max(self.until_serving(replica.slot, kind).await);
         }
         self.record.disturbed(kind.text(), longest);
+        surge.join_all().await;
+    }
+
+    /// Sends three times as many long calls as there are permits, so that all are held and many
+    /// wait at every replica when something happens.
+    fn surge(&self) -> JoinSet<()> {
+        let client = Arc::new(Client::new(Arc::clone(&self.crowd), Rng::new()));
+        let mut calls = JoinSet::new();
+        for number in 0..LIMIT * 3 {
+            let (client, id) = (Arc::clone(&client), self.crowd.ids(1).start);
+            let (payer, slot) = (Payer::Steady((number % 8) as u8), number % REPLICAS);
+            let ask = Ask::one(&mut Rng::new(), id, Surface::Chat, payer, Flag::Hold);
+            calls.spawn(async move { _ = client.ask(slot, &ask).await });
+        }
+        calls
     }
 
     fn step_redis(&self, seconds: i64) {
