@@ -79,7 +79,7 @@ impl Crowd {
         first..first + calls
     }
 
-    /// How many calls were made. Those that were refused at once, with 503, are none.
+    /// How many calls were made. Those that were refused at once, with 429 or 503, are none.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
@@ -208,7 +208,8 @@ impl Client {
                 format!("{}: {}", ask.path, String::from_utf8_lossy(&reply.body))
             });
         }
-        if reply.status == 503 {
+        // A refusal costs nothing, and would soon be most of the calls.
+        if matches!(reply.status, 429 | 503) {
             record.outcome(&format!("{code}, at once"), ask.calls());
             sleep(Duration::from_millis(200)).await;
         } else {

@@ -1,6 +1,6 @@
 //! The figures of a run, as tables in Markdown.
 
-use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,9 +54,8 @@ impl Report {
         self.print_figures();
         self.print_disturbances();
         let outcomes = self.record.outcomes();
-        print_counts("what became of the calls of clients", outcomes.iter());
-        let fates: BTreeMap<_, _> = self.counted.fates.iter().collect();
-        print_counts("what the upstream did", fates.into_iter());
+        print_counts("What became of the calls of clients", outcomes.iter());
+        print_counts("What the upstream did", self.counted.fates.iter());
     }
 
     fn print_claims(&self) {
@@ -74,6 +73,10 @@ impl Report {
         row("seed", self.seed.to_string());
         row("calls of clients", self.calls.to_string());
         row("calls that reached the upstream", calls.to_string());
+        let faults = self.counted.fates.iter().filter(|(fate, _)| !is_good(fate));
+        let (kinds, faulty) =
+            faults.fold((0, 0), |(kinds, sum), (_, count)| (kinds + 1, sum + count));
+        row("of these not answered well, in how many ways", format!("{faulty}, {kinds}"));
         row(
             "time in all, in the storm",
             format!("{:.0} s, {:.0} s", self.took.as_secs_f64(), self.storm.as_secs_f64()),
@@ -109,13 +112,13 @@ impl Report {
     }
 }
 
-fn print_counts(
-    heading: &str,
-    counts: impl Iterator<Item = (impl std::fmt::Display, impl std::fmt::Display)>,
-) {
-    println!("| {heading} | calls |\n|---|--:|");
-    for (what, count) in counts {
-        println!("| {what} | {count} |");
-    }
-    println!();
+/// Whether the upstream did what it should.
+fn is_good(fate: &str) -> bool {
+    matches!(fate, "answered" | "answered, streamed" | "free call")
+}
+
+/// Prints many counts in one paragraph.
+fn print_counts(heading: &str, counts: impl Iterator<Item = (impl Display, impl Display)>) {
+    let counts: Vec<_> = counts.map(|(what, count)| format!("{what}: {count}")).collect();
+    println!("{heading}: {}.\n", counts.join("; "));
 }
