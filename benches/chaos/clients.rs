@@ -32,7 +32,7 @@ pub struct Crowd {
     pub hang_ups: bool,
     largest_batch: u64,
     next: AtomicU64,
-    /// The calls that were not refused at once.
+    /// See [`Crowd::made`].
     made: AtomicU64,
     /// The clients stop when so many calls were made.
     goal: AtomicU64,
@@ -79,7 +79,8 @@ impl Crowd {
         first..first + calls
     }
 
-    /// How many calls were made. Those that were refused at once, with 429 or 503, are none.
+    /// How many calls were made. Those that were refused at once, with 429 or 503, are none, and
+    /// neither are those that were lost with their replica.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
@@ -242,7 +243,7 @@ impl Client {
                 sleep(Duration::from_millis(50)).await;
                 let is_known = record.was_down_since(slot, sent);
                 if is_known {
-                    self.crowd.came("its replica was killed", ask.calls());
+                    record.outcome("its replica was killed", ask.calls());
                 } else if ask.is_relayed() {
                     self.crowd.came("broken off, as the upstream's was", ask.calls());
                 } else {
