@@ -233,14 +233,14 @@ impl Ask {
             self.check_batch(record, body)
         } else {
             match self.surface {
-                Surface::Chat => {
-                    serde_json::from_slice(body).ok().map(|item| self.check_item(record, 0, &item))
-                }
-                Surface::Structured => {
+                Surface::Chat | Surface::Structured => {
                     serde_json::from_slice(body).ok().map(|item| self.check_item(record, 0, &item))
                 }
                 Surface::ChatStream => self.check_stream(record, body),
-                _ => Some(self.check_relayed(record, body)),
+                _ => {
+                    self.check_relayed(record, body);
+                    Some(())
+                }
             }
         };
         if read.is_none() {

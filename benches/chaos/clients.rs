@@ -62,8 +62,7 @@ const ROLES: [(Role, usize); 6] = [
 
 impl Crowd {
     pub fn new(
-        record: Arc<Record>,
-        replicas: Vec<Arc<Replica>>,
+        (record, replicas): (Arc<Record>, Vec<Arc<Replica>>),
         hang_ups: bool,
         largest_batch: u64,
     ) -> Arc<Self> {

@@ -46,7 +46,7 @@ use clients::{Client, Crowd};
 use clock::Clock;
 use record::Record;
 use redis::Redis;
-use replicas::{free_port, replicas};
+use replicas::{Replica, free_port, replicas};
 use report::Report;
 use settings::{Arguments, Kind, SEMAPHORE, SEMAPHORE_LIMIT};
 use storm::Storm;
@@ -109,76 +109,120 @@ async fn until_ended() {
 async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     let began = Instant::now();
     let mut random = Rng::with_seed(seed);
-    let record = Record::new();
-    let clocks =
-        [Kind::ReplicaClock, Kind::RedisForward, Kind::RedisBack].map(|kind| arguments.has(kind));
-    let redis_clock = Clock::new(folder, "redis", clocks[1] || clocks[2]);
-    let redis = Redis::new(free_port(), folder.join("redis"), redis_clock, &record);
-    redis.start().await;
-    let has_faults = arguments.has(Kind::Faults);
-    let upstream = Upstream::start(Arc::clone(&record), random.u64(..), has_faults);
-    let replicas = replicas(&binary(arguments), folder, redis.port, &upstream, &record, clocks[0]);
-    for replica in &replicas {
-        replica.start().await;
-    }
-    let hang_ups = arguments.has(Kind::HangUps);
-    let crowd = Crowd::new(Arc::clone(&record), replicas.clone(), hang_ups, arguments.calls / 600);
-    let storm =
-        Storm::new(Arc::clone(&record), Arc::clone(&crowd), Arc::clone(&redis), replicas.clone());
-    let aftermath = Arc::new(Aftermath {
-        record: Arc::clone(&record),
-        crowd: Arc::clone(&crowd),
-        upstream: upstream.clone(),
-    });
-    let mut report = Report::new(seed, Arc::clone(&record));
-    storm.until_all_serve().await;
-    register(&crowd).await;
-
+    let stage = Stage::set(arguments, &mut random, folder).await;
+    let mut report = Report::new(seed, Arc::clone(&stage.record));
+    let watch = watch(&stage.aftermath);
     eprintln!("warming up");
-    let warm = arguments.calls / WARM_UP;
-    let watch = watch(&aftermath);
-    finish(crowd.come(warm, random.u64(..)), &crowd).await;
-    report.add(&upstream.figures().await);
-    sleep(SETTLE).await;
-    let memory = aftermath.memory().await;
-
+    let before = stage.warm_up(arguments, &mut random).await;
+    report.add(&stage.upstream.figures().await);
     eprintln!("the storm");
-    let stormed = Instant::now();
-    // The clients stay until all was done, however soon they have made their calls.
-    let clients = crowd.come(u64::MAX, random.u64(..));
-    let from = crowd.made();
-    let to = from + arguments.calls - warm;
-    storm.rage(arguments, from, to, random.u64(..)).await;
-    while crowd.made() < to {
-        sleep(Duration::from_millis(100)).await;
-    }
-    crowd.end();
-    finish(clients, &crowd).await;
-    report.storm = stormed.elapsed();
-
+    report.storm = stage.storm(arguments, &mut random).await;
     eprintln!("the calm");
-    storm.calm();
-    record.redis_is_disturbed();
-    sleep(Duration::from_secs(2)).await;
-    storm.until_all_serve().await;
-    report.add(&upstream.figures().await);
-    aftermath.until_quiet().await;
-    aftermath.use_all().await;
-    aftermath.until_quiet().await;
-    aftermath.check_pauses().await;
+    stage.calm().await;
+    report.add(&stage.upstream.figures().await);
+    let after = stage.check(&before).await;
     drop(watch);
-    sleep(SETTLE).await;
-    let after = aftermath.memory().await;
-    aftermath.check_memory(&memory, &after);
-    report.memory = memory.into_iter().zip(after).collect();
-    for replica in &replicas {
-        replica.stop().await;
-    }
-    redis.stop(Signal::TERM).await;
-    report.calls = crowd.made();
+    stage.end().await;
+    report.memory = before.into_iter().zip(after).collect();
+    report.calls = stage.crowd.made();
     report.took = began.elapsed();
     report.print();
-    !record.is_violated()
+    !stage.record.is_violated()
+}
+
+/// All processes, and all that works on them.
+struct Stage {
+    record: Arc<Record>,
+    redis: Arc<Redis>,
+    replicas: Vec<Arc<Replica>>,
+    upstream: Upstream,
+    crowd: Arc<Crowd>,
+    storm: Arc<Storm>,
+    aftermath: Arc<Aftermath>,
+}
+
+impl Stage {
+    /// Starts everything, and waits until it serves.
+    async fn set(arguments: &Arguments, random: &mut Rng, folder: &Path) -> Self {
+        let record = Record::new();
+        let has = |kind| arguments.has(kind);
+        let sets_clock = has(Kind::RedisForward) || has(Kind::RedisBack);
+        let redis_clock = Clock::new(folder, "redis", sets_clock);
+        let redis = Redis::new(free_port(), folder.join("redis"), redis_clock, &record);
+        redis.start().await;
+        let upstream = Upstream::start(Arc::clone(&record), random.u64(..), has(Kind::Faults));
+        let (binary, clocks) = (binary(arguments), has(Kind::ReplicaClock));
+        let replicas = replicas(&binary, folder, redis.port, &upstream, &record, clocks);
+        for replica in &replicas {
+            replica.start().await;
+        }
+        let all = || (Arc::clone(&record), replicas.clone());
+        let (hang_ups, largest_batch) = (has(Kind::HangUps), arguments.calls / 600);
+        let crowd = Crowd::new(all(), hang_ups, largest_batch);
+        let storm = Storm::new(all(), Arc::clone(&crowd), Arc::clone(&redis));
+        let aftermath = Arc::new(Aftermath {
+            record: Arc::clone(&record),
+            crowd: Arc::clone(&crowd),
+            upstream: upstream.clone(),
+        });
+        storm.until_all_serve().await;
+        register(&crowd).await;
+        Self { record, redis, replicas, upstream, crowd, storm, aftermath }
+    }
+
+    /// Makes the first calls, and gives the memory of the replicas after them.
+    async fn warm_up(&self, arguments: &Arguments, random: &mut Rng) -> Vec<u64> {
+        let clients = self.crowd.come(arguments.calls / WARM_UP, random.u64(..));
+        finish(clients, &self.crowd).await;
+        sleep(SETTLE).await;
+        self.aftermath.memory().await
+    }
+
+    /// Does everything to the processes while the calls are made, and gives the time that it took.
+    async fn storm(&self, arguments: &Arguments, random: &mut Rng) -> Duration {
+        let began = Instant::now();
+        let from = self.crowd.made();
+        let to = from + arguments.calls - arguments.calls / WARM_UP;
+        // The clients stay until all was done, however soon they have made their calls.
+        let clients = self.crowd.come(u64::MAX, random.u64(..));
+        let rage = async {
+            self.storm.rage(arguments, from, to, random.u64(..)).await;
+            while self.crowd.made() < to {
+                sleep(Duration::from_millis(100)).await;
+            }
+            self.crowd.end();
+        };
+        tokio::join!(rage, finish(clients, &self.crowd));
+        began.elapsed()
+    }
+
+    /// Waits until all serve when nothing is done to them any more.
+    async fn calm(&self) {
+        self.storm.calm();
+        self.record.redis_is_disturbed();
+        sleep(Duration::from_secs(2)).await;
+        self.storm.until_all_serve().await;
+    }
+
+    /// Checks what has to be true now, and gives the memory of the replicas.
+    async fn check(&self, before: &[u64]) -> Vec<u64> {
+        let aftermath = &self.aftermath;
+        aftermath.until_quiet().await;
+        aftermath.use_all().await;
+        aftermath.until_quiet().await;
+        aftermath.check_pauses().await;
+        sleep(SETTLE).await;
+        let after = aftermath.memory().await;
+        aftermath.check_memory(before, &after);
+        after
+    }
+
+    async fn end(&self) {
+        for replica in &self.replicas {
+            replica.stop().await;
+        }
+        self.redis.stop(Signal::TERM).await;
+    }
 }
 
 fn binary(arguments: &Arguments) -> PathBuf {

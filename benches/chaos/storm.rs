@@ -61,10 +61,9 @@ struct Lane {
 
 impl Storm {
     pub fn new(
-        record: Arc<Record>,
+        (record, replicas): (Arc<Record>, Vec<Arc<Replica>>),
         crowd: Arc<Crowd>,
         redis: Arc<Redis>,
-        replicas: Vec<Arc<Replica>>,
     ) -> Arc<Self> {
         let (gate, redis_offset) = (RwLock::default(), AtomicI64::default());
         Arc::new(Self { record, crowd, redis, replicas, gate, redis_offset })
