@@ -10,7 +10,7 @@ use clap::Parser;
 pub const REPLICAS: usize = 4;
 
 /// The most calls in flight, of all replicas.
-pub const LIMIT: usize = 32;
+pub const LIMIT: usize = 64;
 
 /// The semaphore that some calls name, and its limit.
 pub const SEMAPHORE: &str = "tight";

@@ -127,6 +127,8 @@ impl Storm {
         // The first one is never killed: its memory is compared.
         let first = usize::from(kind == Kind::Kill);
         let replica = &self.replicas[random.usize(first..REPLICAS)];
+        let surge = if random.u8(..4) == 0 { self.surge() } else { JoinSet::new() };
+        sleep(Duration::from_millis(random.u64(..300))).await;
         self.record.note(format!("{} {}", kind.text(), replica.slot));
         match kind {
             Kind::Kill => replica.kill_and_start().await,
@@ -138,6 +140,7 @@ impl Storm {
         }
         let took = self.until_serving(replica.slot, kind).await;
         self.record.disturbed(kind.text(), took);
+        surge.join_all().await;
     }
 
     async fn disturb_redis(&self, kind: Kind, random: &mut Rng) {
@@ -184,12 +187,12 @@ impl Storm {
         surge.join_all().await;
     }
 
-    /// Sends three times as many long calls as there are permits, so that all are held and many
+    /// Sends twice as many long calls as there are permits, so that all are held and many
     /// wait at every replica when something happens.
     fn surge(&self) -> JoinSet<()> {
         let client = Arc::new(Client::new(Arc::clone(&self.crowd), Rng::new()));
         let mut calls = JoinSet::new();
-        for number in 0..LIMIT * 3 {
+        for number in 0..LIMIT * 2 {
             let (client, id) = (Arc::clone(&client), self.crowd.ids(1).start);
             let (payer, slot) = (Payer::Steady((number % 8) as u8), number % REPLICAS);
             let ask = Ask::one(&mut Rng::new(), id, Surface::Chat, payer, Flag::Hold);

@@ -80,8 +80,8 @@ impl Script {
     }
 }
 
-/// Chooses what is done with a call. The fewer are in flight, the more of them take long, so that
-/// the limit is nearly reached all the time, however fast the machine is.
+/// Chooses what is done with a call. About half of the limit is taken by calls that take long,
+/// however fast the machine is; the others are answered soon.
 pub fn script(random: &mut Rng, request: &Request, has_faults: bool, in_flight: usize) -> Script {
     if request.form == Form::Free {
         return free(random, has_faults);
@@ -119,17 +119,15 @@ fn fault(random: &mut Rng, request: &Request) -> Option<Script> {
 }
 
 fn latency(random: &mut Rng, in_flight: usize) -> Duration {
-    let long = if in_flight < LIMIT / 2 {
-        200
-    } else if in_flight < LIMIT * 3 / 4 {
-        50
-    } else {
-        5
+    let long = match in_flight * 4 / LIMIT {
+        0 => 50,
+        1 => 20,
+        _ => 0,
     };
     let milliseconds = match random.u16(..1000) {
         chance if chance < long => random.u64(100..1600),
-        ..700 => 0,
-        700..950 => random.u64(1..5),
+        ..750 => 0,
+        750..970 => random.u64(1..5),
         _ => random.u64(5..20),
     };
     Duration::from_millis(milliseconds)
