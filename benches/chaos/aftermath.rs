@@ -1,0 +1,179 @@
+//! What has to be true when the storm is over and the clients are gone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::calls::{Ask, Flag, Payer, Surface};
+use crate::clients::{Client, Crowd};
+use crate::record::{Claim, Record};
+use crate::settings::{LEASE, LIMIT, SEMAPHORE, SEMAPHORE_LIMIT};
+use crate::upstream::Upstream;
+
+/// What a replica may have more in memory than after the warm-up: pages that its allocator keeps,
+/// and the accounts of keys that were seen since.
+const MORE_MEMORY: u64 = 24 << 20;
+const MORE_MEMORY_PERCENT: u64 = 25;
+
+/// How long all permits take to come back at most, once no client waits for anything.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// No quota that is not a day's can pause an account for longer: a minute, and what is rounded off.
+const LONGEST_PAUSE: f64 = 65.0;
+
+pub struct Aftermath {
+    pub record: Arc<Record>,
+    pub crowd: Arc<Crowd>,
+    pub upstream: Upstream,
+}
+
+impl Aftermath {
+    /// Waits until nothing is in flight anywhere and every permit is free.
+    pub async fn until_quiet(&self) {
+        let since = Instant::now();
+        loop {
+            let busy = self.busy().await;
+            match busy {
+                None => return,
+                Some(busy) if since.elapsed() > QUIET + LEASE => {
+                    return self.record.violated(Claim::Permits, || format!("for good: {busy}"));
+                }
+                Some(_) => sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    /// What is still held, where anything is.
+    async fn busy(&self) -> Option<String> {
+        let client = self.client();
+        let in_flight = self.upstream.figures().await.in_flight;
+        if in_flight > 0 {
+            return Some(format!("{in_flight} in flight at the upstream"));
+        }
+        for slot in 0..self.crowd.replicas.len() {
+            let health = client.look(slot, "/").await;
+            let health: Option<Value> =
+                health.and_then(|reply| serde_json::from_slice(&reply.body).ok());
+            let status = &health.unwrap_or_default()["concurrency_status"];
+            let is_free = status["in_flight"] == 0
+                && status["waiting"] == 0
+                && status["current_available_slots"] == LIMIT;
+            if !is_free {
+                return Some(format!("replica {slot} says {status}"));
+            }
+        }
+        None
+    }
+
+    /// Takes every permit there is: exactly as many as before can be had.
+    pub async fn use_all(&self) {
+        self.fill(Flag::Hold, LIMIT).await;
+        let most = self.upstream.figures().await.most;
+        if most < LIMIT {
+            self.record.violated(Claim::Permits, || format!("only {most} of {LIMIT} were in use"));
+        }
+        if !self.has_semaphore().await {
+            return;
+        }
+        self.fill(Flag::TightHold, SEMAPHORE_LIMIT).await;
+        let most = self.upstream.figures().await.most_tight;
+        if most < SEMAPHORE_LIMIT {
+            self.record.violated(Claim::Permits, || {
+                format!("only {most} of the semaphore's {SEMAPHORE_LIMIT} were in use")
+            });
+        }
+    }
+
+    /// Sends three times as many calls as there are permits, through all replicas.
+    async fn fill(&self, flag: Flag, permits: usize) {
+        // What was counted before is over.
+        self.upstream.figures().await;
+        let mut calls = JoinSet::new();
+        for number in 0..permits * 3 {
+            let (mut random, client) = (Rng::new(), self.client());
+            let id = self.crowd.ids(1).start;
+            let payer = Payer::Steady((number % 8) as u8);
+            let ask = Ask::one(&mut random, id, Surface::Chat, payer, flag);
+            let slot = number % self.crowd.replicas.len();
+            calls.spawn(async move { client.ask(slot, &ask).await });
+        }
+        let failed = calls.join_all().await.into_iter().filter(|answered| !answered).count();
+        if failed > 0 {
+            self.record.violated(Claim::Recovery, || format!("{failed} calls fail in the calm"));
+        }
+    }
+
+    /// Whether all replicas know the named semaphore, with nothing held of it.
+    async fn has_semaphore(&self) -> bool {
+        let client = self.client();
+        for slot in 0..self.crowd.replicas.len() {
+            let list = client.look(slot, "/_admin/semaphores").await;
+            let list: Value =
+                list.and_then(|reply| serde_json::from_slice(&reply.body).ok()).unwrap_or_default();
+            let all = list["semaphores"].as_array().cloned().unwrap_or_default();
+            let is_free = all.iter().any(|semaphore| {
+                semaphore["semaphore_id"] == SEMAPHORE && semaphore["in_use"] == 0
+            });
+            if !is_free {
+                self.record.violated(Claim::Permits, || format!("replica {slot} says {list}"));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// No account waits for longer than a quota can mean. Also to be called in the storm.
+    pub async fn check_pauses(&self) {
+        let client = self.client();
+        for slot in 0..self.crowd.replicas.len() {
+            let Some(reply) = client.look(slot, "/_admin/limits").await else { continue };
+            let limits: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+            for account in limits["limits"].as_array().into_iter().flatten() {
+                if account["paused_for_seconds"].as_f64().is_some_and(|wait| wait > LONGEST_PAUSE) {
+                    self.record.violated(Claim::Pauses, || format!("replica {slot}: {account}"));
+                }
+            }
+        }
+    }
+
+    /// Looks at the pages that need no calls, which show no key.
+    pub async fn check_pages(&self) {
+        let client = self.client();
+        for slot in 0..self.crowd.replicas.len() {
+            for page in ["/", "/metrics", "/_admin/semaphores", "/openapi.json"] {
+                client.look(slot, page).await;
+            }
+        }
+    }
+
+    /// The resident memory of each replica, in bytes.
+    pub async fn memory(&self) -> Vec<u64> {
+        let mut all = Vec::new();
+        for replica in &self.crowd.replicas {
+            all.push(replica.memory().await.unwrap_or_default());
+        }
+        all
+    }
+
+    /// Compares the memory with what it was after the warm-up.
+    pub fn check_memory(&self, before: &[u64], after: &[u64]) {
+        for (slot, (before, after)) in before.iter().zip(after).enumerate() {
+            let bound = before + (before * MORE_MEMORY_PERCENT / 100).max(MORE_MEMORY);
+            if *after > bound {
+                let mib = |bytes: &u64| bytes >> 20;
+                self.record.violated(Claim::Memory, || {
+                    let (before, after, bound) = (mib(before), mib(after), mib(&bound));
+                    format!("replica {slot}: {before} MiB, then {after} MiB, more than {bound} MiB")
+                });
+            }
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(Arc::clone(&self.crowd), Rng::new())
+    }
+}

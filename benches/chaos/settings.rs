@@ -1,0 +1,129 @@
+//! What is the same in every run, and what a run is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// How many replicas share the limits. The first of them is never killed, for its memory to be
+/// compared.
+pub const REPLICAS: usize = 4;
+
+/// The most calls in flight, of all replicas.
+pub const LIMIT: usize = 64;
+
+/// The semaphore that some calls name, and its limit.
+pub const SEMAPHORE: &str = "tight";
+pub const SEMAPHORE_LIMIT: usize = 3;
+
+/// For how long Redis keeps the permits of a replica that it does not hear from.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// What the service promises: a call that takes no longer than this is over before its permit is
+/// given to another, whatever happens to its replica or to Redis.
+pub const COVERED: Duration = Duration::from_secs(4);
+
+/// How long one attempt may take.
+pub const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a request may take, or an item of a batch.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After what time a replica has to serve again.
+pub const RECOVERY: Duration = Duration::from_secs(20);
+
+/// After what time a call has to have ended whose client is gone.
+pub const HANG_UP: Duration = Duration::from_secs(3);
+
+/// The server's own key, and the admin key.
+pub const SERVER_KEY: &str = "AIzaSyNEVERSHOWN-server-00-xxxxxxxxxxxx";
+pub const ADMIN_KEY: &str = "admin-NEVERSHOWN-admin";
+
+/// Kills replicas, disturbs Redis, steps clocks and breaks the upstream under load, and checks what
+/// the service promises. Fails where anything was violated.
+#[derive(Parser, Debug, Clone)]
+pub struct Arguments {
+    /// How many calls are made in all; the disturbances are as many in proportion
+    #[arg(long, default_value_t = 1_000_000)]
+    pub calls: u64,
+    /// Decides what is asked, what fails and what is done to the processes; a random one if unset
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// The program to test; the one that was built with this test if unset
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+    /// Kinds of disturbances to leave out, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
+    pub without: Vec<Kind>,
+    /// The only kinds of disturbances, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
+    pub only: Vec<Kind>,
+    /// Multiplies how often each thing is done to the processes
+    #[arg(long, default_value_t = 1, value_name = "FACTOR")]
+    pub times: u64,
+    /// Keep the logs of the replicas, and say where they are
+    #[arg(long)]
+    pub keep: bool,
+    /// Set by `cargo bench`
+    #[arg(long, hide = true)]
+    pub bench: bool,
+}
+
+impl Arguments {
+    /// Whether something is done in this run.
+    pub fn has(&self, kind: Kind) -> bool {
+        (self.only.is_empty() || self.only.contains(&kind)) && !self.without.contains(&kind)
+    }
+}
+
+/// What is done to the processes, or to the calls.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// SIGKILL to a replica, which is started anew at once
+    Kill,
+    /// SIGSTOP to a replica, for up to one and a half leases
+    Pause,
+    /// The clock of a replica is set forward or back
+    ReplicaClock,
+    /// Redis is ended and started again with what it saved
+    RedisKept,
+    /// Redis is killed and started again with what it saved before, or nothing
+    RedisStale,
+    /// Redis is killed and started again empty
+    RedisEmpty,
+    /// FLUSHALL
+    Flush,
+    /// Redis is stopped for up to one and a half leases
+    RedisPause,
+    /// Redis closes all connections
+    RedisCut,
+    /// The clock of Redis is set forward
+    RedisForward,
+    /// The clock of Redis is set back
+    RedisBack,
+    /// Answers of the upstream other than good ones
+    Faults,
+    /// Clients that hang up
+    HangUps,
+}
+
+impl Kind {
+    /// What it is called in the table of figures.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Kill => "replica killed",
+            Self::Pause => "replica paused",
+            Self::ReplicaClock => "clock of a replica stepped",
+            Self::RedisKept => "Redis restarted, data kept",
+            Self::RedisStale => "Redis killed, older data restored",
+            Self::RedisEmpty => "Redis killed, data lost",
+            Self::Flush => "FLUSHALL",
+            Self::RedisPause => "Redis paused",
+            Self::RedisCut => "connections to Redis closed",
+            Self::RedisForward => "clock of Redis set forward",
+            Self::RedisBack => "clock of Redis set back",
+            Self::Faults => "faults of the upstream",
+            Self::HangUps => "clients that hang up",
+        }
+    }
+}
