@@ -101,7 +101,7 @@ fn enter(door: &Arc<Door>) -> Entering {
 }
 
 fn enter_before(door: &Arc<Door>, deadline: Instant) -> Entering {
-    let account = door.accounts().of(&[0; 32], &"gemini-2.5-flash".into());
+    let account = door.accounts().of(&[0; 32], &"gemini-3.5-flash-lite".into());
     let lane = Turnstile::new(Arc::clone(door)).lane(account, None);
     Box::pin(async move { lane.turn().await.admit(Cost::one(100), deadline).await })
 }
@@ -162,7 +162,7 @@ fn wire(criterion: &mut Criterion) {
                 "index": 0
             }],
             "usageMetadata": {"promptTokenCount": 12, "candidatesTokenCount": 200},
-            "modelVersion": "gemini-2.5-flash"
+            "modelVersion": "gemini-3.5-flash-lite"
         });
         let answer = answer.to_string();
         group.throughput(Throughput::Bytes(answer.len() as u64));
@@ -183,7 +183,7 @@ fn whole(criterion: &mut Criterion) {
     let router = api::router(gateway);
     let chat = json!({"prompt": PROMPT}).to_string();
     let native = json!({"contents": [{"parts": [{"text": PROMPT}]}]}).to_string();
-    const MODEL: &str = "/v1beta/models/gemini-2.5-flash";
+    const MODEL: &str = "/v1beta/models/gemini-3.5-flash-lite";
     let generate = format!("{MODEL}:generateContent");
     let stream = format!("{MODEL}:streamGenerateContent?alt=sse");
     let post = |path: &str, body: &String| {

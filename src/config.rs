@@ -130,7 +130,7 @@ const GEMINI_LIMITS: Setting = setting(
     "GEMINI_LIMITS",
     "",
     "entries, separated by semicolons",
-    "Quotas of keys for models: `gemini-2.5-pro:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See Quotas in README.md.",
+    "Quotas of keys for models: `gemini-3.8-flash:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See Quotas in README.md.",
 );
 const GEMINI_KEY_LABELS: Setting = setting(
     "GEMINI_KEY_LABELS",
@@ -182,11 +182,15 @@ const GEMINI_BASE_URL: Setting = setting(
     "URL",
     "Where Gemini is. A path prefix is kept.",
 );
-const GEMINI_CHAT_MODEL: Setting =
-    setting("GEMINI_CHAT_MODEL", "gemini-2.5-flash", "model", "The model of chats that name none.");
+const GEMINI_CHAT_MODEL: Setting = setting(
+    "GEMINI_CHAT_MODEL",
+    "gemini-3.5-flash-lite",
+    "model",
+    "The model of chats that name none.",
+);
 const GEMINI_STRUCTURED_MODEL: Setting = setting(
     "GEMINI_STRUCTURED_MODEL",
-    "gemini-2.5-pro",
+    "gemini-3.8-flash",
     "model",
     "The model of structured output and stories that name none.",
 );
@@ -415,7 +419,7 @@ impl Default for Config {
 /// The label of the server's own key.
 const SERVER_LABEL: &str = "server";
 const API_KEY: &str = "an API key: visible ASCII characters";
-const MODEL: &str = "a model's name, such as gemini-2.5-flash";
+const MODEL: &str = "a model's name, such as gemini-3.5-flash-lite";
 
 fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidSetting {
     InvalidSetting { variable: setting.name, expected: expected.into() }

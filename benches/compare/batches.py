@@ -10,7 +10,7 @@ from pathlib import Path
 from machine import LOOPBACK, Figure, NotMeasured, post, service, simulator
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATE = "/v1beta/models/gemini-2.5-flash:generateContent"
+GENERATE = "/v1beta/models/gemini-3.5-flash-lite:generateContent"
 
 ITEMS = 1000
 LATENCY_MS = 50

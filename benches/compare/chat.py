@@ -22,7 +22,7 @@ ANSWER = json.dumps({
         "index": 0,
     }],
     "usageMetadata": {"promptTokenCount": 40, "candidatesTokenCount": 160, "totalTokenCount": 200},
-    "modelVersion": "gemini-2.5-flash",
+    "modelVersion": "gemini-3.5-flash-lite",
     "responseId": "bench",
 })
 

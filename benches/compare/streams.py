@@ -9,7 +9,7 @@ from chat import ANSWER, CONNECTIONS, HERE, SECONDS, WARM_UP_SECONDS, load
 from machine import LOOPBACK, THREADS, Figure, NotMeasured, nginx, service, simulator
 from memory import SPARE_FILES, allow_files
 
-MODEL = "/v1beta/models/gemini-2.5-flash"
+MODEL = "/v1beta/models/gemini-3.5-flash-lite"
 GENERATE = f"{MODEL}:generateContent"
 STREAM = f"{MODEL}:streamGenerateContent?alt=sse"
 BODY = json.dumps({"contents": [{"parts": [{"text": "Why is the sky blue?"}]}]})

@@ -18,7 +18,7 @@ use gemini_concurrent_generation::server::{Limits, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
 /// What all calls are sent to, whoever sends them.
-const GENERATE: &str = "v1beta/models/gemini-2.5-flash:generateContent";
+const GENERATE: &str = "v1beta/models/gemini-3.5-flash-lite:generateContent";
 
 /// What the service is told of the account.
 #[derive(Clone)]

@@ -424,7 +424,7 @@ impl From<Failure> for ApiError {
             Failure::Dispatch(dispatch::Failure::Refused(refused)) => Self::refused(refused),
             Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => Self::request_timeout(),
             Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
-                Self::upstream(error, retry_after)
+                Self::upstream(*error, retry_after)
             }
             Failure::SchemaViolation { violations, .. } => {
                 let detail =

@@ -39,7 +39,7 @@ struct AccountStatus {
     #[schema(example = "server")]
     key: String,
     /// The model.
-    #[schema(example = "gemini-2.5-flash")]
+    #[schema(example = "gemini-3.5-flash-lite")]
     model: String,
     /// The model that Gemini charges for calls of this one, as it said itself; the limits shown are
     /// those that both share. Null where it is charged itself.
@@ -166,7 +166,7 @@ pub(super) async fn list_limits(
     tag = "limits",
     params(
         ("key" = String, Path, description = "The key as `/_admin/limits` shows it", example = "server"),
-        ("model" = String, Path, description = "The model", example = "gemini-2.5-flash")
+        ("model" = String, Path, description = "The model", example = "gemini-3.5-flash-lite")
     ),
     responses(
         (status = NO_CONTENT, description = "It is forgotten"),

@@ -97,7 +97,7 @@ fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
         EVERY_MODEL => None,
         name => {
             let model = Model::parse(name)
-                .map_err(|_| "* or a model's name, such as gemini-2.5-flash, before the :")?;
+                .map_err(|_| "* or a model's name, such as gemini-3.5-flash-lite, before the :")?;
             Some(model.as_str().into())
         }
     };

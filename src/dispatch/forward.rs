@@ -64,7 +64,7 @@ impl Dispatcher {
             admission = match self.readmit(call, &mut attempts, &error).await? {
                 Ok(admission) => admission,
                 Err(retry_after) => {
-                    let failure = Failure::Upstream { error, retry_after };
+                    let failure = Failure::upstream(error, retry_after);
                     return Err(Unanswered { failure, response });
                 }
             };
@@ -91,7 +91,7 @@ impl Dispatcher {
             () = sending.overdue(limit) => Err(Error::late(limit).into()),
         };
         passed.map_err(|Rejected { error, response }| {
-            let failure = Failure::Upstream { error, retry_after: None };
+            let failure = Failure::upstream(error, None);
             Unanswered { failure, response }
         })
     }

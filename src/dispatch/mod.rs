@@ -76,10 +76,17 @@ pub enum Failure {
     #[error("{error}")]
     Upstream {
         /// What Gemini said.
-        error: Error,
+        error: Box<Error>,
         /// In how long another attempt can succeed, where Gemini says so.
         retry_after: Option<Duration>,
     },
+}
+
+impl Failure {
+    /// The failure for a call to which Gemini did not give an answer.
+    pub(crate) fn upstream(error: Error, retry_after: Option<Duration>) -> Self {
+        Self::Upstream { error: Box::new(error), retry_after }
+    }
 }
 
 impl Route {
@@ -227,7 +234,7 @@ impl Dispatcher {
             };
             admission = match self.readmit(call, &mut attempts, &error).await? {
                 Ok(admission) => admission,
-                Err(retry_after) => return Err(Failure::Upstream { error, retry_after }),
+                Err(retry_after) => return Err(Failure::upstream(error, retry_after)),
             };
         }
     }

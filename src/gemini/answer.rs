@@ -391,7 +391,7 @@ mod tests {
     fn the_model_that_answered_is_read_where_it_is_one() {
         for (version, expected) in [
             (r#""gemini-3.5-flash-lite""#, Some("gemini-3.5-flash-lite")),
-            (r#""models/gemini-2.5-pro""#, Some("gemini-2.5-pro")),
+            (r#""models/gemini-3.8-flash""#, Some("gemini-3.8-flash")),
             (r#""no model: ../x""#, None),
             (r#""""#, None),
             ("null", None),

@@ -9,7 +9,7 @@ const MAX_LENGTH: usize = 128;
 const MODELS: &str = "models/";
 const TUNED_MODELS: &str = "tunedModels/";
 
-/// A model as it stands in a URL, without `models/`: `gemini-2.5-flash`, or `tunedModels/mine`.
+/// A model as it stands in a URL, without `models/`: `gemini-3.5-flash-lite`, or `tunedModels/mine`.
 ///
 /// Callers choose it, so its form is checked before it comes near a path: nothing in it needs
 /// escaping and it can lead nowhere else.
@@ -39,7 +39,7 @@ impl Model {
         &self.0
     }
 
-    /// The name as a resource of the API: `models/gemini-2.5-flash`, `tunedModels/mine`.
+    /// The name as a resource of the API: `models/gemini-3.5-flash-lite`, `tunedModels/mine`.
     pub(super) fn resource(&self) -> impl fmt::Display + use<'_> {
         let collection = if self.0.starts_with(TUNED_MODELS) { "" } else { MODELS };
         fmt::from_fn(move |f| write!(f, "{collection}{}", self.0))
@@ -75,7 +75,7 @@ impl Serialize for Model {
 /// What was given is no model's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a model is named like `gemini-2.5-flash` or `tunedModels/mine`: at most 128 of the \
+    "a model is named like `gemini-3.5-flash-lite` or `tunedModels/mine`: at most 128 of the \
      characters A-Z a-z 0-9 . _ -, the first a letter or a digit"
 )]
 pub struct InvalidModel;
@@ -87,8 +87,12 @@ mod tests {
     #[test]
     fn a_name_stands_without_its_collection() {
         for (given, name, resource) in [
-            ("gemini-2.5-flash", "gemini-2.5-flash", "models/gemini-2.5-flash"),
-            ("models/gemini-2.5-flash", "gemini-2.5-flash", "models/gemini-2.5-flash"),
+            ("gemini-3.5-flash-lite", "gemini-3.5-flash-lite", "models/gemini-3.5-flash-lite"),
+            (
+                "models/gemini-3.5-flash-lite",
+                "gemini-3.5-flash-lite",
+                "models/gemini-3.5-flash-lite",
+            ),
             ("tunedModels/my_model.1", "tunedModels/my_model.1", "tunedModels/my_model.1"),
         ] {
             let model = Model::parse(given).unwrap();

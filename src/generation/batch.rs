@@ -249,7 +249,7 @@ mod tests {
         ));
         let item = |n: usize| Item {
             generation: Fragile {
-                model: Model::parse("gemini-2.5-flash").unwrap(),
+                model: Model::parse("gemini-3.5-flash-lite").unwrap(),
                 breaks: n % 3 == 1,
                 prompt: format!("item {n}"),
             },

@@ -27,14 +27,14 @@ pub struct ChatRequest {
     /// What the model keeps to throughout.
     #[schema(default = "")]
     system_prompt: Option<String>,
-    /// Such as `gemini-2.5-flash` or `tunedModels/x`; else the server's default.
+    /// Such as `gemini-3.5-flash-lite` or `tunedModels/x`; else the server's default.
     #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.
     credentials: Option<Credentials>,
     /// A registered semaphore to hold in addition to the global limit.
     external_semaphore_id: Option<String>,
-    /// Gemini's `generationConfig`, as given: `temperature`, `maxOutputTokens`, `thinkingConfig`, …
+    /// Gemini's `generationConfig`, as given: `maxOutputTokens`, `thinkingConfig`, …
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
     /// Whether the text comes piece by piece, as server-sent events. Not in a batch.

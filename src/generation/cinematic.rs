@@ -34,7 +34,7 @@ pub struct StoryRequest {
     /// The voices there are; the narrator's is one of them. Empty counts as absent.
     #[schema(value_type = Option<Vec<VoiceId>>)]
     voice_id_list: Option<Vec<String>>,
-    /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    /// Such as `gemini-3.8-flash` or `tunedModels/x`; else the server's default.
     #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.

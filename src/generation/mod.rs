@@ -125,7 +125,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Dispatch(dispatch::Failure::Upstream { error, retry_after: None })
+        Self::Dispatch(dispatch::Failure::upstream(error, None))
     }
 }
 

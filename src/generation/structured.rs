@@ -38,7 +38,7 @@ pub struct StructuredRequest {
     /// The JSON Schema that the output fits.
     #[schema(value_type = Object)]
     json_schema: Box<RawValue>,
-    /// Such as `gemini-2.5-pro` or `tunedModels/x`; else the server's default.
+    /// Such as `gemini-3.8-flash` or `tunedModels/x`; else the server's default.
     #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     model: Option<String>,
     /// The caller's own key.

@@ -133,9 +133,10 @@ impl Answer<'_> {
         serde_json::to_vec(&response).expect("strings and numbers are always JSON").into()
     }
 
-    /// The "pro" models think before they answer.
+    /// The "pro" models and Gemini 3.8 Flash think before they answer.
     pub fn thoughts(&self) -> Option<u64> {
-        self.model.contains("pro").then_some(THOUGHTS_TOKENS)
+        let thinks = self.model.contains("pro") || self.model == "gemini-3.8-flash";
+        thinks.then_some(THOUGHTS_TOKENS)
     }
 
     fn usage(&self, candidates: Option<u64>, thoughts: Option<u64>) -> UsageMetadata {

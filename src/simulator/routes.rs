@@ -20,7 +20,8 @@ use super::{Options, Simulator};
 use super::{files, openai};
 
 /// What is listed when any model goes.
-const LISTED_MODELS: [&str; 3] = ["gemini-2.5-flash", "gemini-2.5-pro", "gemini-3-flash-preview"];
+const LISTED_MODELS: [&str; 3] =
+    ["gemini-3.5-flash-lite", "gemini-3.8-flash", "gemini-embedding-2"];
 
 /// Every route of the simulator.
 pub(super) fn router(simulator: Simulator) -> Router {

@@ -8,7 +8,7 @@ use super::refusal::Refusal;
 /// How the names of models begin.
 const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
 
-/// The address of a call: `/v1beta/models/gemini-2.5-flash:generateContent`.
+/// The address of a call: `/v1beta/models/gemini-3.5-flash-lite:generateContent`.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     pub version: &'a str,
@@ -27,7 +27,7 @@ impl<'a> Target<'a> {
         Some(Self { version, collection, model, method })
     }
 
-    /// The resource name, such as `models/gemini-2.5-flash`.
+    /// The resource name, such as `models/gemini-3.5-flash-lite`.
     pub fn resource(&self) -> String {
         format!("{}/{}", self.collection, self.model)
     }

@@ -214,7 +214,7 @@ async fn a_key_in_a_header_pays_where_the_body_brings_none() {
 async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
     let service = Service::start().await;
     let chat = json!({"prompt": "x"});
-    let generate = "/v1beta/models/gemini-2.5-flash:generateContent";
+    let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
     let own = |key: &str| json!({"prompt": "x", "credentials": {"gemini_api_key": key}});
     for request in [

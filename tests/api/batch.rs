@@ -68,7 +68,7 @@ async fn a_failed_item_says_what_failed_and_costs_the_others_nothing() {
         "error": "Gemini blocked the prompt: SAFETY",
         "error_code": "content_blocked",
         "retryable": false,
-        "model": "gemini-2.5-flash",
+        "model": "gemini-3.5-flash-lite",
         "index": 1,
     });
     assert_eq!(results[1], blocked);

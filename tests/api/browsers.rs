@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, Service, answer};
 
-const GENERATE: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
+const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const EVIL: &str = "https://evil.example";
 const APP: &str = "https://app.example";
 
@@ -22,7 +22,7 @@ fn requests(service: &Service) -> Vec<RequestBuilder> {
     let client = reqwest::Client::new();
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
     let completion =
-        json!({"model": "gemini-2.5-flash", "messages": [{"role": "user", "content": "x"}]});
+        json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": "x"}]});
     vec![
         service.post("/chat", &json!({"prompt": "x"})),
         service.post("/batch/chat", &json!({"requests": [{"prompt": "x"}]})),

@@ -67,7 +67,8 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
         "prompt": "[[simulate:chunks=4,stall_after=1]]a long answer", "stream": true
     }));
     let native = json!({"contents": [{"parts": [{"text": slow}]}]}).to_string();
-    let native = request("POST", "/v1beta/models/gemini-2.5-flash:generateContent", JSON, &native);
+    let native =
+        request("POST", "/v1beta/models/gemini-3.5-flash-lite:generateContent", JSON, &native);
     for call in [whole, streamed, native] {
         for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(30_000)] {
             let mut stream = send(service.address, &call).await;
@@ -120,7 +121,7 @@ async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
     let admin = format!("{JSON}Admin-API-Key: wrong\r\n");
     for (method, path, headers, status) in [
         ("POST", "/chat", JSON, 413),
-        ("POST", "/v1beta/models/gemini-2.5-flash:generateContent", JSON, 413),
+        ("POST", "/v1beta/models/gemini-3.5-flash-lite:generateContent", JSON, 413),
         ("POST", "/chat", "Content-Type: text/plain\r\n", 415),
         ("POST", "/_admin/semaphores", &admin, 401),
         ("POST", "/nowhere", JSON, 404),

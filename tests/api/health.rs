@@ -32,7 +32,7 @@ async fn it_says_what_the_service_is_and_can_do() {
         "admin_key_configured": true,
         "server_credentials_configured": true,
         "environment_fallback": true,
-        "default_models": {"chat": "gemini-2.5-flash", "structured": "gemini-2.5-pro"},
+        "default_models": {"chat": "gemini-3.5-flash-lite", "structured": "gemini-3.8-flash"},
     });
     assert_eq!(health.body, expected);
 }

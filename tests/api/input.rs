@@ -374,8 +374,8 @@ async fn a_model_is_asked_by_the_name_it_has() {
     let service = Service::start().await;
     let longest = format!("gemini-{}", "x".repeat(128 - "gemini-".len()));
     for (given, named) in [
-        ("gemini-2.5-flash", "gemini-2.5-flash"),
-        ("models/gemini-2.5-flash", "gemini-2.5-flash"),
+        ("gemini-3.5-flash-lite", "gemini-3.5-flash-lite"),
+        ("models/gemini-3.5-flash-lite", "gemini-3.5-flash-lite"),
         ("gemini-3_preview.06-05", "gemini-3_preview.06-05"),
         ("tunedModels/My_model.1", "tunedModels/My_model.1"),
         ("tunedModels/0", "tunedModels/0"),

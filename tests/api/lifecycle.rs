@@ -59,7 +59,7 @@ async fn serving_is_what_it_does_without_a_command() {
 async fn a_simulator_can_stand_alone() {
     let process = Start::with_arguments(&["simulate", "--port", "0"]).run().await;
     let body = json!({"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]});
-    let call = process.post("/v1beta/models/gemini-2.5-flash:generateContent", &body);
+    let call = process.post("/v1beta/models/gemini-3.5-flash-lite:generateContent", &body);
     let answered = answer(call.header("x-goog-api-key", "any")).await;
     assert_eq!(answered.status, StatusCode::OK);
     let text = &answered.body["candidates"][0]["content"]["parts"][0]["text"];

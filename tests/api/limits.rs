@@ -99,7 +99,7 @@ async fn each_text_to_embed_counts_as_a_request() {
 
 #[tokio::test]
 async fn a_quota_of_nothing_lets_nothing_go() {
-    let service = limited("gemini-2.5-flash:rpd=0").await;
+    let service = limited("gemini-3.5-flash-lite:rpd=0").await;
     let refused = service.chat("Hello").await;
     assert_eq!(
         (refused.status, &refused.body["code"]),
@@ -186,7 +186,7 @@ async fn a_refused_call_counts_once() {
 async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
     let service = limited("gemini-slow:rpm=1").await;
     let item = |n: usize| {
-        let model = if n < 10 { "gemini-slow" } else { "gemini-2.5-flash" };
+        let model = if n < 10 { "gemini-slow" } else { "gemini-3.5-flash-lite" };
         json!({"prompt": format!("item {n}"), "model": model})
     };
     let batch = json!({"requests": (0..100).map(item).collect::<Vec<_>>()});
@@ -212,7 +212,7 @@ async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
     let lowered = json!({"limit": 12, "ceiling": 15, "in_use": 0, "waiting": 0, "broke_at": 15});
     assert_eq!(*concurrency, lowered);
     let health = answer(service.get("/")).await.body;
-    let lowered = json!({"gemini-2.5-flash": 12});
+    let lowered = json!({"gemini-3.5-flash-lite": 12});
     assert_eq!(health["concurrency_status"]["adaptive_limits"], lowered);
 }
 
@@ -225,7 +225,7 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
         sha256[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     };
     let labels = LABELLED.map(|key| format!("team-a={}", digest(key))).join(",");
-    let settings = "*:rpm=100,tpm=2000;team-a@*:rpm=700;team-a@gemini-2.5-flash:rpd=none";
+    let settings = "*:rpm=100,tpm=2000;team-a@*:rpm=700;team-a@gemini-3.5-flash-lite:rpd=none";
     let service = Service::with(Options::default(), |config| {
         config.quota_plan = plan(settings, &labels);
     })

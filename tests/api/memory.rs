@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::process::Start;
 use crate::support::{ADMIN_KEY, Service, answer, slow, until};
 
-const GENERATE: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
+const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
 async fn with_memory(bytes: usize) -> Service {
     Service::with(Options::default(), |config| config.body_memory_bytes = Some(bytes)).await

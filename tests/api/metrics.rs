@@ -64,11 +64,11 @@ async fn it_counts_calls_by_kind_model_and_outcome() {
     assert_eq!(batch.body["successful_requests"], 2, "{batch:?}");
 
     for (labels, value) in [
-        (r#"kind="chat",model="gemini-2.5-flash",outcome="success""#, 2.0),
-        (r#"kind="chat",model="gemini-2.5-flash",outcome="upstream_unavailable""#, 1.0),
-        (r#"kind="chat",model="gemini-2.5-flash",outcome="content_blocked""#, 1.0),
-        (r#"kind="chat",model="gemini-2.5-flash",outcome="truncated_answer""#, 1.0),
-        (r#"kind="structured_output",model="gemini-2.5-pro",outcome="success""#, 1.0),
+        (r#"kind="chat",model="gemini-3.5-flash-lite",outcome="success""#, 2.0),
+        (r#"kind="chat",model="gemini-3.5-flash-lite",outcome="upstream_unavailable""#, 1.0),
+        (r#"kind="chat",model="gemini-3.5-flash-lite",outcome="content_blocked""#, 1.0),
+        (r#"kind="chat",model="gemini-3.5-flash-lite",outcome="truncated_answer""#, 1.0),
+        (r#"kind="structured_output",model="gemini-3.8-flash",outcome="success""#, 1.0),
         (r#"kind="structured_output",model="gemini-other",outcome="success""#, 1.0),
     ] {
         let series = format!("gemini_gateway_calls_total{{{labels}}}");
@@ -89,7 +89,7 @@ async fn it_adds_up_the_tokens_that_answers_report() {
     let service = Service::start().await;
     let mut expected = BTreeMap::from([("prompt", 0), ("output", 0), ("thinking", 0)]);
     for prompt in ["one", "two, which is longer than the first"] {
-        let body = json!({"prompt": prompt, "model": "gemini-2.5-pro"});
+        let body = json!({"prompt": prompt, "model": "gemini-3.8-flash"});
         let usage = answer(service.post("/chat", &body)).await.body["usage"].clone();
         for (kind, sum) in &mut expected {
             *sum += usage[format!("{kind}_tokens")].as_u64().unwrap();
@@ -98,7 +98,7 @@ async fn it_adds_up_the_tokens_that_answers_report() {
     for (kind, sum) in expected {
         assert!(sum > 0, "the simulator reports {kind} tokens");
         let series =
-            format!("gemini_gateway_tokens_total{{model=\"gemini-2.5-pro\",type=\"{kind}\"}}");
+            format!("gemini_gateway_tokens_total{{model=\"gemini-3.8-flash\",type=\"{kind}\"}}");
         assert_eq!(service.metric(&series).await, sum as f64, "{series}");
     }
 }

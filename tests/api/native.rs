@@ -15,7 +15,7 @@ use crate::limits::plan;
 use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, listen, slow};
 
-const GENERATE: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
+const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
 fn contents(prompt: &str) -> Value {
     json!({"contents": [{"parts": [{"text": prompt}]}]})
@@ -248,7 +248,7 @@ async fn tokens_are_counted_beside_the_quota_of_what_is_generated() {
     let service =
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     for _ in 0..3 {
-        let path = "/v1beta/models/gemini-2.5-flash:countTokens";
+        let path = "/v1beta/models/gemini-3.5-flash-lite:countTokens";
         let counted = answer(own(&service, path, "How many are these?")).await;
         assert_eq!(counted.status, 200);
         assert!(counted.body["totalTokens"].as_u64() > Some(0), "{}", counted.body);
@@ -267,16 +267,16 @@ async fn a_call_is_charged_what_it_cost() {
         let limits = service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY);
         answer(limits).await.body["limits"][0]["input_tokens_per_minute"]["used"].clone()
     };
-    let path = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse";
+    let path = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
     // A token for every four bytes is expected; the simulator counts one for each of these.
     let stream = own(&service, path, &"日本".repeat(50)).send().await.unwrap();
     assert!(stream.text().await.unwrap().contains("usageMetadata"));
     let cost = service.simulator.stats().admitted_input_tokens;
     assert_eq!(spent().await, cost);
-    let metric = "gemini_gateway_tokens_total{model=\"gemini-2.5-flash\",type=\"prompt\"}";
+    let metric = "gemini_gateway_tokens_total{model=\"gemini-3.5-flash-lite\",type=\"prompt\"}";
     assert_eq!(service.metric(metric).await, cost as f64);
     let calls = "gemini_gateway_calls_total{kind=\"stream_generate_content\",\
-                 model=\"gemini-2.5-flash\",outcome=\"success\"}";
+                 model=\"gemini-3.5-flash-lite\",outcome=\"success\"}";
     assert_eq!(service.metric(calls).await, 1.0);
 }
 

@@ -15,7 +15,7 @@ fn chat(service: &Service, body: &Value) -> RequestBuilder {
 }
 
 fn question(text: &str) -> Value {
-    json!({"model": "gemini-2.5-flash", "messages": [{"role": "user", "content": text}]})
+    json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": text}]})
 }
 
 async fn over(recording: &Recording) -> Service {
@@ -43,10 +43,10 @@ async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token()
         assert!(!sent.contains("x-goog-api-key"), "{sent}");
         assert!(sent.ends_with(&asked.to_string()), "{sent}");
     }
-    let calls = "gemini_gateway_calls_total{kind=\"openai_chat\",model=\"gemini-2.5-flash\",\
+    let calls = "gemini_gateway_calls_total{kind=\"openai_chat\",model=\"gemini-3.5-flash-lite\",\
                  outcome=\"success\"}";
     assert_eq!(service.metric(calls).await, 2.0);
-    let tokens = "gemini_gateway_tokens_total{model=\"gemini-2.5-flash\",type=\"prompt\"}";
+    let tokens = "gemini_gateway_tokens_total{model=\"gemini-3.5-flash-lite\",type=\"prompt\"}";
     assert_eq!(service.metric(tokens).await, 28.0);
 }
 
@@ -57,7 +57,11 @@ async fn the_models_are_openais_for_who_brings_a_bearer_token() {
     let bearer = ("authorization", "Bearer k");
     for (headers, path, sent_to) in [
         (vec![bearer], "/v1/models", "/v1beta/openai/models"),
-        (vec![bearer], "/v1/models/gemini-2.5-flash", "/v1beta/openai/models/gemini-2.5-flash"),
+        (
+            vec![bearer],
+            "/v1/models/gemini-3.5-flash-lite",
+            "/v1beta/openai/models/gemini-3.5-flash-lite",
+        ),
         (vec![("x-goog-api-key", "k")], "/v1/models", "/v1/models"),
         (vec![bearer, ("x-goog-api-key", "k")], "/v1/models", "/v1/models"),
         (vec![], "/v1/models?key=k", "/v1/models"),

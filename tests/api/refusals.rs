@@ -70,7 +70,7 @@ fn served(request: &Request) -> Response {
     let answer = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 7},
-        "modelVersion": "gemini-2.5-flash",
+        "modelVersion": "gemini-3.5-flash-lite",
     });
     let events = |event: &Value| stream(&format!("data: {event}\r\n\r\n"));
     if path.ends_with("/chat/completions") {
@@ -295,14 +295,14 @@ async fn nothing_is_spent_where_no_connection_could_be_made() {
     }
 }
 
-const SSE: &str = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse";
-const LIST: &str = "/v1beta/models/gemini-2.5-flash:streamGenerateContent";
+const SSE: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
+const LIST: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent";
 
 /// A request for a stream of each surface, and each form in which an error can come in a 200.
 fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
     let chat = json!({"prompt": "Hello", "stream": true});
     let gemini = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
-    let openai = json!({"model": "gemini-2.5-flash", "messages": [], "stream": true});
+    let openai = json!({"model": "gemini-3.5-flash-lite", "messages": [], "stream": true});
     let event = format!("data: {error}\r\n\r\n");
     let pretty = format!("{error:#}");
     vec![
@@ -311,7 +311,7 @@ fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
         (SSE, gemini.clone(), event.clone()),
         (SSE, gemini.clone(), pretty.clone()),
         (LIST, gemini.clone(), format!("[{pretty}\n]\n")),
-        ("/v1beta/models/gemini-2.5-flash:generateContent", gemini, pretty),
+        ("/v1beta/models/gemini-3.5-flash-lite:generateContent", gemini, pretty),
         ("/v1/chat/completions", openai.clone(), event),
         ("/v1/chat/completions", openai, format!(": hello\n\ndata: [{error}]\n\n")),
     ]

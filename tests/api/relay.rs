@@ -14,8 +14,8 @@ use crate::limits::plan;
 use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, Service, answer};
 
-const GENERATE: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
-const STREAM: &str = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse";
+const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
+const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 
 fn contents() -> Value {
     json!({"contents": [{"parts": [{"text": "x"}]}]})
@@ -208,14 +208,14 @@ async fn the_fallback_can_be_kept_to_generation() {
         client.delete(service.url("/v1beta/files/f")),
         post("/v1beta/cachedContents"),
         post("/upload/v1beta/files"),
-        post("/v1beta/models/gemini-2.5-flash:batchGenerateContent"),
+        post("/v1beta/models/gemini-3.5-flash-lite:batchGenerateContent"),
         post("/v1beta/auth_tokens"),
     ] {
         assert_eq!(answer(request).await.status, 401);
     }
     for request in [
         post(GENERATE),
-        post("/v1beta/models/gemini-2.5-flash:countTokens"),
+        post("/v1beta/models/gemini-3.5-flash-lite:countTokens"),
         service.post("/chat", &json!({"prompt": "x"})),
         service.get("/v1beta/models"),
         service.get("/v1beta/files").header("Admin-API-Key", ADMIN_KEY),

@@ -54,7 +54,7 @@ fn the_readme_has_the_numbers_of_each_tier() {
     let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
         let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
         let config = config.expect("a tier");
-        let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-2.5-pro"));
+        let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-3.8-flash"));
         let [rpm, tpm, rpd] =
             [quotas.requests_per_minute, quotas.input_tokens_per_minute, quotas.requests_per_day]
                 .map(|quota| quota.map_or("no limit".to_owned(), grouped));

@@ -284,7 +284,7 @@ async fn a_chat_that_fails_amid_its_text_says_so_in_its_last_event() {
         assert_eq!((&last["success"], &last["error_code"]), (&json!(false), &json!(code)));
         assert_eq!(
             (&last["retryable"], &last["model"]),
-            (&json!(retryable), &json!("gemini-2.5-flash"))
+            (&json!(retryable), &json!("gemini-3.5-flash-lite"))
         );
         service.until_idle().await;
     }

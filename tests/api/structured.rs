@@ -62,7 +62,7 @@ async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
     assert!(jsonschema::is_valid(&schema, &answered.body["data"]), "{answered:?}");
     assert_eq!(answered.body["success"], true);
     assert_eq!(answered.body["message"], "Successfully generated structured output");
-    assert_eq!(answered.body["model"], "gemini-2.5-pro");
+    assert_eq!(answered.body["model"], "gemini-3.8-flash");
 
     let journal = service.simulator.journal();
     let expected = json!({
@@ -177,7 +177,7 @@ async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
     assert_eq!(contents[1]["parts"], json!([{"text": wrong}]));
     let correction = contents[2]["parts"][0]["text"].as_str().unwrap();
     assert!(correction.contains("at /age:") && correction.contains("integer"), "{correction}");
-    assert_eq!(service.metric("gemini_gateway_calls_total{kind=\"structured_output\",model=\"gemini-2.5-pro\",outcome=\"success\"}").await, 2.0);
+    assert_eq!(service.metric("gemini_gateway_calls_total{kind=\"structured_output\",model=\"gemini-3.8-flash\",outcome=\"success\"}").await, 2.0);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ const { test } = require('node:test');
 
 const { FinishReason, GoogleGenAI } = require('@google/genai');
 
-const MODEL = 'gemini-2.5-flash';
+const MODEL = 'gemini-3.5-flash-lite';
 const ANSWER = 'Simulated answer to: Hello';
 const EXHAUSTED = '[[simulate:status=429]]';
 

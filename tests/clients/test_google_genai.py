@@ -8,7 +8,7 @@ from google import genai
 from google.genai import errors, types
 from pydantic import BaseModel
 
-MODEL = "gemini-2.5-flash"
+MODEL = "gemini-3.5-flash-lite"
 ANSWER = "Simulated answer to: Hello"
 EXHAUSTED = "[[simulate:status=429]]"
 

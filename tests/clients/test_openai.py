@@ -6,7 +6,7 @@ import unittest
 import openai
 from pydantic import BaseModel
 
-MODEL = "gemini-2.5-flash"
+MODEL = "gemini-3.5-flash-lite"
 ANSWER = "Simulated answer to: Hello"
 EXHAUSTED = "[[simulate:status=429]]"
 

@@ -12,7 +12,7 @@ use crate::api::error::{GoogleFailure, OpenAiFailure};
     post,
     path = "/v1beta/models/{model}:generateContent",
     tag = "gemini",
-    params(("model" = String, Path, example = "gemini-2.5-flash"), ExternalSemaphore),
+    params(("model" = String, Path, example = "gemini-3.5-flash-lite"), ExternalSemaphore),
     request_body(content = Value, example = json!({
         "contents": [{"role": "user", "parts": [{"text": "Why is the sky blue?"}]}]
     })),
@@ -31,7 +31,7 @@ pub(super) fn generate_content() {}
     path = "/v1beta/models/{model}:streamGenerateContent",
     tag = "gemini",
     params(
-        ("model" = String, Path, example = "gemini-2.5-flash"),
+        ("model" = String, Path, example = "gemini-3.5-flash-lite"),
         ("alt" = Option<String>, Query, description = "`sse`; else a list of JSON comes"),
         ExternalSemaphore
     ),
@@ -58,7 +58,7 @@ pub(super) fn stream_generate_content() {}
     tag = "openai",
     params(ExternalSemaphore),
     request_body(content = Value, example = json!({
-        "model": "gemini-2.5-flash",
+        "model": "gemini-3.5-flash-lite",
         "messages": [{"role": "user", "content": "Why is the sky blue?"}]
     })),
     responses(

@@ -44,11 +44,11 @@ fn a_tier_decides_where_nothing_else_is_set() {
 fn limits_are_read() {
     let plan = plan(&[(
         "GEMINI_LIMITS",
-        " gemini-2.5-pro : rpm = 150 , tpm=2000000,rpd=10000 ;\n*:rpd=0,rpm=none; \
-         models/gemini-2.5-flash:tpm=18446744073709551615;tunedModels/mine:rpd=007;",
+        " gemini-3.8-flash : rpm = 150 , tpm=2000000,rpd=10000 ;\n*:rpd=0,rpm=none; \
+         models/gemini-3.5-flash-lite:tpm=18446744073709551615;tunedModels/mine:rpd=007;",
     )]);
-    assert_eq!(quotas(&plan, None, "gemini-2.5-pro"), [Some(150), Some(2_000_000), Some(10_000)]);
-    assert_eq!(quotas(&plan, None, "gemini-2.5-flash"), [None, Some(u64::MAX), Some(0)]);
+    assert_eq!(quotas(&plan, None, "gemini-3.8-flash"), [Some(150), Some(2_000_000), Some(10_000)]);
+    assert_eq!(quotas(&plan, None, "gemini-3.5-flash-lite"), [None, Some(u64::MAX), Some(0)]);
     assert_eq!(quotas(&plan, None, "tunedModels/mine"), [None, None, Some(7)]);
     assert_eq!(quotas(&plan, None, "another"), [None, None, Some(0)]);
 }
@@ -56,7 +56,7 @@ fn limits_are_read() {
 #[test]
 fn limits_stand_above_the_tier() {
     let plan = plan(&[("GEMINI_TIER", "free"), ("GEMINI_LIMITS", "*:rpm=10;server@*:rpd=none")]);
-    let quotas = plan.quotas(Some("server"), "gemini-2.5-pro");
+    let quotas = plan.quotas(Some("server"), "gemini-3.8-flash");
     let rpm = Planned { limit: 10, source: Source::Setting };
     let tpm = Planned { limit: 25_000, source: Source::Tier };
     assert_eq!(quotas.requests_per_minute, Some(rpm));
@@ -70,8 +70,11 @@ fn limits_that_cannot_be_read_are_refused_with_their_entry_and_place() {
         ("*:rpm=1;pro", "in entry 2 a model or * and its limits, with a : between"),
         ("*:rpm=1;;", "in entry 2 a model or * and its limits, with a : between"),
         (";", "in entry 1 a model or * and its limits, with a : between"),
-        ("so me:rpm=1", "in entry 1 * or a model's name, such as gemini-2.5-flash, before the :"),
-        (":rpm=1", "in entry 1 * or a model's name, such as gemini-2.5-flash, before the :"),
+        (
+            "so me:rpm=1",
+            "in entry 1 * or a model's name, such as gemini-3.5-flash-lite, before the :",
+        ),
+        (":rpm=1", "in entry 1 * or a model's name, such as gemini-3.5-flash-lite, before the :"),
         ("b@a@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("team-b@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("Server@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
@@ -122,10 +125,10 @@ fn keys_are_known_by_the_first_digits_of_their_digest() {
 fn several_keys_may_have_one_label_and_limits() {
     let labels = "team-a=ba7816bf,team-a=ba7816bf8f,team-a=77aa01bc";
     let plan =
-        plan(&[("GEMINI_KEY_LABELS", labels), ("GEMINI_LIMITS", "team-a@gemini-2.5-pro:rpm=9")]);
+        plan(&[("GEMINI_KEY_LABELS", labels), ("GEMINI_LIMITS", "team-a@gemini-3.8-flash:rpm=9")]);
     assert_eq!(label_of(&plan, "abc"), Some("team-a"));
-    assert_eq!(quotas(&plan, Some("team-a"), "gemini-2.5-pro"), [Some(9), None, None]);
-    assert_eq!(quotas(&plan, None, "gemini-2.5-pro"), [None; 3]);
+    assert_eq!(quotas(&plan, Some("team-a"), "gemini-3.8-flash"), [Some(9), None, None]);
+    assert_eq!(quotas(&plan, None, "gemini-3.8-flash"), [None; 3]);
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn the_servers_own_key_is_labelled_server_unless_it_is_told_otherwise() {
     assert_eq!(label_of(&shared, "abd"), Some("server"));
     // Without a key of the server's too.
     let none = plan(&[("GEMINI_LIMITS", "server@*:rpm=1")]);
-    assert_eq!(quotas(&none, Some("server"), "gemini-2.5-pro"), [Some(1), None, None]);
+    assert_eq!(quotas(&none, Some("server"), "gemini-3.8-flash"), [Some(1), None, None]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
 
-const MODEL: &str = "gemini-2.5-pro";
+const MODEL: &str = "gemini-3.8-flash";
 
 fn scope(label: Option<&str>, model: Option<&str>) -> Scope {
     Scope { label: label.map(Into::into), model: model.map(Into::into) }

@@ -23,7 +23,7 @@ async fn a_prompt_is_answered_with_itself() {
             "usageMetadata": {
                 "promptTokenCount": 3, "candidatesTokenCount": 9, "totalTokenCount": 12,
             },
-            "modelVersion": "gemini-2.5-flash",
+            "modelVersion": "gemini-3.5-flash-lite",
             "responseId": "simulated-0",
         })
     );
@@ -32,13 +32,17 @@ async fn a_prompt_is_answered_with_itself() {
 #[tokio::test]
 async fn both_versions_tuned_models_and_thinking_models_answer() {
     let simulator = simulator();
-    for path in ["/v1/models/gemini-2.5-pro", "/v1beta/models/gemma-3", "/v1beta/tunedModels/mine"]
-    {
+    for (path, thinks) in [
+        ("/v1/models/gemini-3.8-flash", true),
+        ("/v1beta/models/gemini-4-pro", true),
+        ("/v1beta/models/gemma-3", false),
+        ("/v1beta/tunedModels/mine", false),
+    ] {
         let path = format!("{path}:generateContent");
         let (status, answer) = json_of(post(&simulator, &path, &chat("a")).await).await;
         assert_eq!(status, 200, "{path}");
         let thoughts = &answer["usageMetadata"]["thoughtsTokenCount"];
-        assert_eq!(thoughts.is_u64(), path.contains("pro"), "{path}");
+        assert_eq!(thoughts.is_u64(), thinks, "{path}");
     }
 }
 

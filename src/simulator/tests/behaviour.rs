@@ -191,7 +191,7 @@ async fn stats_are_shown_and_reset_without_showing_keys() {
     assert!(!shown.contains("a-secret-key"));
     let stats: Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!(stats["answered"], 1);
-    assert_eq!(stats["by_model"], json!({"gemini-2.5-flash": 1}));
+    assert_eq!(stats["by_model"], json!({"gemini-3.5-flash-lite": 1}));
     assert_eq!(stats["by_key"].as_object().expect("keys").len(), 1);
     let reset = send(Method::POST, "/_simulator/reset").await;
     assert_eq!(reset.status(), StatusCode::NO_CONTENT);

@@ -16,8 +16,8 @@ use tower::ServiceExt;
 
 use super::{Options, Simulator};
 
-const FLASH: &str = "/v1beta/models/gemini-2.5-flash:generateContent";
-const STREAM: &str = "/v1beta/models/gemini-2.5-flash:streamGenerateContent";
+const FLASH: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
+const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent";
 
 fn simulator() -> Simulator {
     Simulator::new(Options::default())

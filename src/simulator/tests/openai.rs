@@ -5,7 +5,7 @@ use super::*;
 const COMPLETIONS: &str = "/v1beta/openai/chat/completions";
 
 fn completion_of(text: &str) -> Value {
-    json!({"model": "gemini-2.5-flash", "messages": [{"role": "user", "content": text}]})
+    json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": text}]})
 }
 
 async fn complete(simulator: &Simulator, body: &Value) -> (u16, Value) {
@@ -16,7 +16,7 @@ async fn complete(simulator: &Simulator, body: &Value) -> (u16, Value) {
 async fn a_completion_has_openais_shape_and_the_engines_answer() {
     let simulator = Simulator::new(Options { journal: true, ..Options::default() });
     let body = json!({
-        "model": "models/gemini-2.5-flash",
+        "model": "models/gemini-3.5-flash-lite",
         "messages": [
             {"role": "developer", "content": "Be terse."},
             {"role": "user", "content": "first"},
@@ -38,7 +38,7 @@ async fn a_completion_has_openais_shape_and_the_engines_answer() {
             "id": "simulated-0",
             "object": "chat.completion",
             "created": null,
-            "model": "gemini-2.5-flash",
+            "model": "gemini-3.5-flash-lite",
             "choices": [{
                 "index": 0,
                 "finish_reason": "stop",
@@ -51,7 +51,7 @@ async fn a_completion_has_openais_shape_and_the_engines_answer() {
     );
     let stats = simulator.stats();
     assert_eq!((stats.calls, stats.answered, stats.admitted_input_tokens), (1, 1, 266));
-    assert_eq!(stats.by_model["gemini-2.5-flash"], 1);
+    assert_eq!(stats.by_model["gemini-3.5-flash-lite"], 1);
     let entry = simulator.journal().remove(0);
     assert_eq!((entry.prompt_text.as_str(), entry.status), ("What is new?", Some(200)));
     assert_eq!((entry.api_key.as_str(), entry.body), ("key", body));
@@ -127,7 +127,7 @@ async fn openais_clients_are_refused_in_a_list() {
         (completion_of("[[simulate:status=503]]"), 503, "UNAVAILABLE"),
         (completion_of("[[simulate:quota=minute]]"), 429, "RESOURCE_EXHAUSTED"),
         (unknown, 404, "NOT_FOUND"),
-        (json!({"model": "gemini-2.5-flash"}), 400, "INVALID_ARGUMENT"),
+        (json!({"model": "gemini-3.5-flash-lite"}), 400, "INVALID_ARGUMENT"),
         (json!([]), 400, "INVALID_ARGUMENT"),
     ] {
         let (status, refusal) = complete(&simulator, &body).await;
@@ -150,9 +150,12 @@ async fn openais_clients_find_models() {
     let simulator = simulator();
     let (_, listed) = get(&simulator, "/v1beta/openai/models").await;
     assert_eq!(listed["object"], "list");
-    let model = json!({"id": "models/gemini-2.5-flash", "object": "model", "owned_by": "google"});
+    let model =
+        json!({"id": "models/gemini-3.5-flash-lite", "object": "model", "owned_by": "google"});
     assert_eq!(listed["data"][0], model);
-    for name in ["gemini-2.5-flash", "models/gemini-2.5-flash", "models%2Fgemini-2.5-flash"] {
+    for name in
+        ["gemini-3.5-flash-lite", "models/gemini-3.5-flash-lite", "models%2Fgemini-3.5-flash-lite"]
+    {
         assert_eq!(get(&simulator, &format!("/v1beta/openai/models/{name}")).await.1, model);
     }
     let (status, refusal) = get(&simulator, "/v1beta/openai/models/gemini-unknown").await;

@@ -53,7 +53,7 @@ async fn models_that_do_not_exist_are_not_found() {
     assert!(message_of(&refusal).contains("is no longer available"));
 
     let listed = Options { models: vec!["mine".to_owned()], ..Options::default() };
-    assert_eq!(refused(listed.clone(), "gemini-2.5-flash").await.0, 404);
+    assert_eq!(refused(listed.clone(), "gemini-3.5-flash-lite").await.0, 404);
     assert_eq!(refused(listed, "mine").await.0, 200);
 }
 
@@ -72,7 +72,7 @@ async fn models_are_listed_and_described() {
 
 #[tokio::test]
 async fn tokens_are_counted() {
-    let path = "/v1beta/models/gemini-2.5-flash:countTokens";
+    let path = "/v1beta/models/gemini-3.5-flash-lite:countTokens";
     let simulator = simulator();
     let (status, counted) = json_of(post(&simulator, path, &chat("12345")).await).await;
     assert_eq!((status, &counted["totalTokens"]), (200, &json!(2)));
@@ -81,7 +81,7 @@ async fn tokens_are_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn counting_tokens_takes_time_in_flight() {
-    let path = "/v1beta/models/gemini-2.5-flash:countTokens";
+    let path = "/v1beta/models/gemini-3.5-flash-lite:countTokens";
     let simulator = Simulator::new(Options { latency_ms: 1000, ..Options::default() });
     let body = chat("a");
     let counting = post(&simulator, path, &body);
