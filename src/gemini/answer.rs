@@ -234,9 +234,14 @@ impl Growing {
     /// The whole answer, once its last piece has come and [`Growing::rest`] was taken.
     ///
     /// # Errors
-    /// An [`Error`] where there is no text in it.
+    /// An [`Error`] where there is no text in it, or where Gemini never said that it is the end: half
+    /// an answer is none.
     pub fn finish(self) -> Result<Answer, Error> {
         let reason = self.finish_reason.as_deref().unwrap_or(FINISH_REASON_UNSPECIFIED);
+        if self.finish_reason.is_none() && !self.text.is_empty() {
+            let message = "Gemini's answer ended without a finish reason: it was cut off";
+            return Err(self.charge(Error::new(ErrorKind::BrokenOff, message)));
+        }
         if self.text.is_empty() {
             let error = without_text(reason, self.finish_message.as_deref());
             return Err(self.charge(error));
@@ -397,7 +402,8 @@ mod tests {
             ("null", None),
         ] {
             let body = format!(
-                r#"{{"candidates":[{{"content":{{"parts":[{{"text":"Hi"}}]}}}}],"modelVersion":{version}}}"#
+                r#"{{"candidates":[{{"content":{{"parts":[{{"text":"Hi"}}]}},"finishReason":"STOP"}}],
+                    "modelVersion":{version}}}"#
             );
             let answer = read(&body).unwrap();
             assert_eq!(answer.model_version.as_ref().map(Model::as_str), expected, "{version}");

@@ -49,6 +49,24 @@ fn cuts(bytes: &[u8]) -> Vec<(&'static str, Vec<Vec<u8>>)> {
 }
 
 #[tokio::test]
+async fn a_stream_that_ends_without_a_finish_reason_is_a_failure() {
+    let half = br#"data: {"candidates":[{"content":{"parts":[{"text":"first half"}]}}]}"#;
+    let pieces = vec![[&half[..], b"\r\n\r\n"].concat()];
+    let recording = Recording::play(200, "text/event-stream", pieces).await;
+    let service = over(&recording.base_url).await;
+    let chat = service.post("/chat", &json!({"prompt": "Hello", "stream": true}));
+    let text = chat.send().await.unwrap().text().await.unwrap();
+    let events: Vec<Value> = text
+        .split_terminator("\n\n")
+        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+        .collect();
+    assert_eq!(events[0], json!({"delta": "first half"}));
+    assert_eq!(events[1]["success"], false, "{text}");
+    assert_eq!(events[1]["error_code"], "upstream_connection", "{text}");
+    assert_eq!(events.len(), 2, "{text}");
+}
+
+#[tokio::test]
 async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
     let streams = corpus().into_iter().filter(|exchange| exchange.class() == "stream-sse");
     let streams: Vec<Exchange> = streams.filter(|stream| stream.status.is_success()).collect();
