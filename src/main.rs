@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{Config, LogFormat};
+use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
@@ -141,7 +141,8 @@ fn load_dotenv() -> Result<(), String> {
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let secrets = Secrets::new(config.gemini_api_key.as_ref());
+    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
+    let secrets = Secrets::new(config.gemini_api_key.iter().chain(&admin_key));
     let _logs = telemetry::init(config.log_format, &config.log_filter, secrets);
     raise_limit();
     let shutdown = shutdown_on_signal()?;

@@ -4,13 +4,13 @@ use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
-use percent_encoding::percent_decode;
+use percent_encoding::{percent_decode, percent_decode_str};
 
 use super::browser::{is_cross_site, is_trusted_host};
 use super::error::ApiError;
 use crate::config::FallbackScope;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, ApiKey, InvalidKey};
+use crate::gemini::{API_KEY, ApiKey, InvalidKey, Model};
 use crate::generation::Credentials;
 
 /// The header of the admin key.
@@ -77,7 +77,7 @@ impl Caller {
         let keys = presented(headers, query.unwrap_or_default());
         let is_admin =
             brings_admin_key(headers, gateway) || keys.iter().any(|key| is_admin_key(key, gateway));
-        let own = keys.first().map(|key| ApiKey::new(key));
+        let own = keys.first().map(|key| own_key(key, gateway));
         Self { is_admin, own, fallback: Fallback::of(headers, gateway) }
     }
 
@@ -104,7 +104,7 @@ impl Caller {
     ) -> Result<ApiKey, ApiError> {
         match credentials.and_then(Credentials::gemini_api_key) {
             Some(own) if !self.is_admin && !is_admin_key(own, gateway) => {
-                ApiKey::new(own).map_err(|_| ApiError::unusable_key())
+                own_key(own, gateway).map_err(|_| ApiError::unusable_key())
             }
             Some(_) => servers_key(gateway).ok_or_else(ApiError::no_server_key),
             None => self.relayed(Purpose::Generation, gateway).map(|payer| payer.key),
@@ -169,6 +169,31 @@ fn servers_key(gateway: &Gateway) -> Option<ApiKey> {
 fn is_admin_key(key: &str, gateway: &Gateway) -> bool {
     let admin = gateway.config.admin_api_key.as_ref();
     admin.is_some_and(|admin| admin.matches(key.as_bytes()))
+}
+
+/// A key that a caller brings. One in which the admin key stands is none: it would leave with it.
+fn own_key(key: &str, gateway: &Gateway) -> Result<ApiKey, InvalidKey> {
+    if holds_admin_key(key, gateway) { Err(InvalidKey) } else { ApiKey::new(key) }
+}
+
+/// Whether the admin key stands in a text, escaped as in a URL or not.
+pub(super) fn holds_admin_key(text: &str, gateway: &Gateway) -> bool {
+    let admin = gateway.config.admin_api_key.as_ref();
+    admin.is_some_and(|admin| {
+        let unescaped: Vec<u8> = percent_decode_str(text).collect();
+        admin.is_in(&unescaped) || admin.is_in(decoded(text).as_bytes())
+    })
+}
+
+/// A model that a caller asks for, whose name is sent to Gemini.
+///
+/// # Errors
+/// 401 where it is the admin key.
+pub(super) fn check_model(model: &Model, gateway: &Gateway) -> Result<(), ApiError> {
+    match holds_admin_key(model.as_str(), gateway) {
+        true => Err(ApiError::misplaced_admin_key()),
+        false => Ok(()),
+    }
 }
 
 fn brings_admin_key(headers: &HeaderMap, gateway: &Gateway) -> bool {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::auth::Caller;
+use super::auth::{Caller, check_model};
 use super::body::Asked;
 use super::error::{ApiError, Detail};
 use super::single::named_semaphore;
@@ -123,6 +123,7 @@ async fn prepare<G: Generation>(
     let shared = named_semaphore(gateway, shared.as_deref()).await?;
     let mut items = Vec::with_capacity(prepared.len());
     for ((generation, terms), key) in prepared.into_iter().zip(terms).zip(keys) {
+        check_model(generation.model(), gateway)?;
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
         items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
     }

@@ -7,6 +7,11 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::gemini::ApiKey;
+
+/// What separates the words of a text, where the key has no such character in it.
+const SEPARATORS: &[u8] = b" \t\r\n\0,;:'\"`()<>[]{}=/\\|&?!@#$%*+^";
+
 /// The secret that makes a caller the administrator.
 #[derive(Debug, Clone)]
 pub struct AdminKey(SecretString);
@@ -34,12 +39,19 @@ impl AdminKey {
     /// as what a word gives a value to (`session=KEY; path=/`). White space around it does not
     /// count. Takes constant time for each candidate, as [`AdminKey::matches`] does.
     pub fn is_in(&self, text: &[u8]) -> bool {
-        let words = || text.split(|byte| b" \t,;'\"".contains(byte));
+        let key = self.0.expose_secret().as_bytes();
+        let words = || text.split(|byte| SEPARATORS.contains(byte) && !key.contains(byte));
         let values = words().filter_map(|word| {
             let equals = word.iter().position(|byte| *byte == b'=')?;
             Some(&word[equals + 1..])
         });
         iter::once(text.trim_ascii()).chain(words()).chain(values).any(|word| self.matches(word))
+    }
+
+    /// The key as one that must not appear in the log; `None` where it has white space or
+    /// characters beyond ASCII in it.
+    pub fn secret(&self) -> Option<ApiKey> {
+        ApiKey::new(self.0.expose_secret()).ok()
     }
 
     /// The SHA-256 of the key, to derive other keys from.
@@ -65,12 +77,25 @@ mod tests {
     #[test]
     fn an_admin_key_is_found_among_other_words() {
         let key = AdminKey::new("abc+/==");
-        for text in ["abc+/==", " abc+/==\t", "Token abc+/==", "a=b; s=abc+/==,c", "'abc+/=='"] {
+        for text in [
+            "abc+/==",
+            " abc+/==\t",
+            "Token abc+/==",
+            "a=b; s=abc+/==,c",
+            "'abc+/=='",
+            "curl(abc+/==)",
+        ] {
             assert!(key.is_in(text.as_bytes()), "{text}");
         }
         for text in ["", "abc+/=", "abc", "Token abc+/===", "xabc+/=="] {
             assert!(!key.is_in(text.as_bytes()), "{text}");
         }
         assert!(AdminKey::new("two words").is_in(b" two words "));
+        for text in
+            ["curl/a-b_c.d", "<a-b_c.d>", "{\"key\":\"a-b_c.d\"}", "a-b_c.d,a-b_c.d", "a-b_c.d\0"]
+        {
+            assert!(AdminKey::new("a-b_c.d").is_in(text.as_bytes()), "{text}");
+        }
+        assert!(!AdminKey::new("admin").is_in(b"files/admin-7, my.admin"));
     }
 }

@@ -235,6 +235,36 @@ async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
 }
 
 #[tokio::test]
+async fn a_key_or_a_model_with_the_admin_key_in_it_is_not_sent() {
+    let service = Service::start().await;
+    let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
+    let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
+    let chat = json!({"prompt": "x"});
+    let with_key = |key: &str| json!({"prompt": "x", "credentials": {"gemini_api_key": key}});
+    let with_model = json!({"prompt": "x", "model": ADMIN_KEY});
+    let completion = json!({"model": ADMIN_KEY, "messages": []});
+    for request in [
+        service.post(generate, &contents).header("x-goog-api-key", format!("{ADMIN_KEY},other")),
+        service.post(generate, &contents).bearer_auth(format!("\"{ADMIN_KEY}\"")),
+        service.post(&format!("{generate}?key=key={ADMIN_KEY}"), &contents),
+        service.post(generate, &contents).header("user-agent", format!("curl/{ADMIN_KEY}")),
+        service.post(&format!("{generate}?a=b/{ADMIN_KEY}"), &contents),
+        service.post("/chat", &chat).bearer_auth(format!("{ADMIN_KEY},")),
+        service.post("/chat", &with_model),
+        service.post("/batch/chat", &json!({"requests": [chat, with_model]})),
+        service.post("/v1/chat/completions", &completion),
+    ] {
+        let refused = answer(request).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
+    }
+    for key in [format!("{ADMIN_KEY};"), format!("key={ADMIN_KEY}")] {
+        let refused = answer(service.post("/chat", &with_key(&key))).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{refused:?}");
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
 async fn an_items_own_credentials_win_over_the_batchs() {
     let service = Service::start().await;
     let requests = json!([

@@ -110,6 +110,10 @@ async fn a_simple_body_spends_nothing_of_the_servers() {
         assert_eq!(own.status, 200, "{kind:?}");
     }
     assert_eq!(answer(typed(Some("application/json"))).await.status, 200);
+    for path in ["/v1beta/cachedContents", "/v1beta/files:register", "/v1beta/batches/b:cancel"] {
+        let simple = client.post(service.url(path)).body("{}").header("content-type", "text/plain");
+        assert_eq!(answer(simple).await.status, 415, "{path}");
+    }
 }
 
 async fn preflight(service: &Service, path: &str, origin: &str) -> Response {

@@ -471,6 +471,16 @@ async fn send_secrets(process: &Process) -> Vec<u16> {
 }
 
 #[tokio::test]
+async fn an_admin_key_in_a_path_is_not_logged() {
+    let process = Start::simulated().set("ADMIN_API_KEY", "the-admin-key").run().await;
+    for path in ["/v1beta/files/the-admin-key", "/the-admin-key"] {
+        assert!(process.get(path).send().await.unwrap().status().is_client_error());
+    }
+    process.until_logged("path=\"/*************\"").await;
+    assert!(!process.log().contains("the-admin-key"));
+}
+
+#[tokio::test]
 async fn every_line_about_a_request_has_its_id() {
     let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
     let chat = process.post("/chat", &json!({"prompt": "[[simulate:status=403]]"}));

@@ -84,7 +84,7 @@ impl Counted {
         let resource = path.split('/').skip(1).find(|segment| !is_prefix(segment));
         let resource = resource.unwrap_or_default();
         let generating = GENERATING.iter().find(|(name, _)| path.ends_with(&format!("/{name}")));
-        let purpose = if path.split('/').any(|segment| segment == AUTH_TOKENS) {
+        let purpose = if path.split(['/', ':']).any(|part| part == AUTH_TOKENS) {
             Purpose::Credential
         } else if generating.is_some() {
             Purpose::Generation

@@ -150,6 +150,7 @@ fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
         (Method::POST, "/v1beta/webhooks", Purpose::Account),
         (Method::POST, "/v1beta/auth_tokens", Purpose::Credential),
         (Method::POST, "/v1beta/interactions/i/auth_tokens", Purpose::Credential),
+        (Method::POST, "/v1alpha/auth_tokens:create", Purpose::Credential),
     ] {
         assert_eq!(
             of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).purpose,

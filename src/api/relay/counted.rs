@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
-use crate::api::auth::{Caller, Tier};
+use crate::api::auth::{Caller, Tier, check_model};
 use crate::api::body::{measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
@@ -46,6 +46,7 @@ pub(super) async fn send(
     let deadline = Instant::now() + gateway.config.request_timeout;
     let input = measured(body.clone()).await?;
     let model = model(surface, target, &body).await?;
+    check_model(&model, gateway)?;
     let requests = requests(kind, surface, body.clone()).await?;
     let route = route(gateway, apart, payer.key, model, semaphore);
     let call = Call { kind, route, input, requests, deadline };
@@ -59,10 +60,12 @@ fn check_body(headers: &HeaderMap, body: &Body, tier: Tier) -> Result<(), ApiErr
     if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ApiError::encoded_body());
     }
-    if tier == Tier::Fallback && is_simple(headers) && !body.is_end_stream() {
-        return Err(ApiError::not_json());
-    }
-    Ok(())
+    if tier == Tier::Fallback { check_type(headers, body) } else { Ok(()) }
+}
+
+/// Refuses a body that a web page can send without having asked.
+pub(super) fn check_type(headers: &HeaderMap, body: &Body) -> Result<(), ApiError> {
+    if is_simple(headers) && !body.is_end_stream() { Err(ApiError::not_json()) } else { Ok(()) }
 }
 
 /// The model of a call, or what it is counted as.

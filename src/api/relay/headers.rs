@@ -7,13 +7,11 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use percent_encoding::percent_decode_str;
 
 use super::upload;
-use crate::api::auth::{ADMIN_API_KEY, Tier, decoded, name_of, parameters, without_key};
+use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters, without_key};
 use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
-use crate::config::AdminKey;
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, Forward, Surface};
 
@@ -96,8 +94,7 @@ pub(super) fn forward(
     if tier != Some(Tier::Own) {
         headers.remove(USER_PROJECT);
     }
-    let admin = gateway.config.admin_api_key.as_ref();
-    if admin.is_some_and(|admin| shows(admin, path, &query, &headers)) {
+    if shows(gateway, path, &query, &headers) {
         return Err(ApiError::misplaced_admin_key());
     }
     let mark = if query.is_empty() { "" } else { "?" };
@@ -122,11 +119,9 @@ fn is_kept_back(name: &HeaderName) -> bool {
 }
 
 /// Whether the admin key stands anywhere in a head, escaped or not.
-fn shows(admin: &AdminKey, path: &str, query: &str, headers: &HeaderMap) -> bool {
-    let is_in = |text: &str| {
-        let unescaped: Vec<u8> = percent_decode_str(text).collect();
-        admin.is_in(&unescaped) || admin.is_in(decoded(text).as_bytes())
-    };
+fn shows(gateway: &Gateway, path: &str, query: &str, headers: &HeaderMap) -> bool {
+    let Some(admin) = &gateway.config.admin_api_key else { return false };
+    let is_in = |text: &str| holds_admin_key(text, gateway);
     path.split(['/', ':']).any(is_in)
         || parameters(query).flat_map(|parameter| parameter.splitn(2, '=')).any(is_in)
         || headers.values().any(|value| admin.is_in(value.as_bytes()))

@@ -10,14 +10,18 @@ use hyper::body::Body as _;
 use tower_http::timeout::TimeoutBody;
 
 use super::NotRelayed;
+use super::counted::check_type;
 use super::headers::{forward, origin, redirect_uploads, strip_answer};
 use super::upload;
-use crate::api::auth::{Caller, Payer};
+use crate::api::auth::{Caller, Payer, Tier};
 use crate::api::destination::Destination;
 use crate::api::error::ApiError;
 use crate::dispatch::{ClientFault, Sending};
 use crate::gateway::Gateway;
 use crate::gemini::Payload;
+
+/// Where OpenAI's clients send files, as forms.
+const OPENAI_FILES: &str = "/v1beta/openai/files";
 
 /// Passes a request on, and its answer back.
 pub(super) async fn pass(
@@ -30,6 +34,9 @@ pub(super) async fn pass(
     let payer = payer(gateway, &head, &destination)?;
     let origin = origin(&head);
     let tier = payer.as_ref().map(|payer| payer.tier);
+    if !takes_any_type(&destination.path) && tier == Some(Tier::Fallback) {
+        check_type(&head.headers, &body)?;
+    }
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
     let (payload, mut sending) = sending(body, config.client_timeout);
     let key = payer.as_ref().map(|payer| &payer.key);
@@ -46,6 +53,11 @@ pub(super) async fn pass(
         redirect_uploads(gateway, response.headers_mut(), &origin);
     }
     Ok(response)
+}
+
+/// Whether what is sent to a path may be something else than JSON: a file, or a form with one.
+fn takes_any_type(path: &str) -> bool {
+    path.starts_with("/upload/") || path == OPENAI_FILES
 }
 
 /// What is sent of a body, each piece of which may be waited for so long, and how far it is.
