@@ -10,6 +10,7 @@
 //! Both overwrite a secret with as many asterisks, so that a length announced before stays true.
 
 mod body;
+mod escaped;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use memchr::memchr;
 use regex::bytes::Regex;
 use serde_json::Value;
@@ -29,6 +30,7 @@ use serde_json::Value;
 use super::ApiKey;
 
 pub use body::Masked;
+use escaped::Escaped;
 
 /// The fewest characters that are overwritten as a key. Gemini's keys have 39 and more; what is
 /// shorter than this is no secret but may well be a word in the text, like `key`.
@@ -67,19 +69,20 @@ fn to_text(masked: Vec<u8>) -> String {
     String::from_utf8(masked).expect("only ASCII characters were overwritten")
 }
 
-/// The keys that must not appear in anything that is passed on, in each spelling in which they can
-/// stand in JSON or in a URL. Cheap to clone.
+/// The keys that must not appear in anything that is passed on, also where some of their characters
+/// are escaped as in JSON or in a URL. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<[Needle]>);
 
 impl Secrets {
     /// These keys.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a ApiKey>) -> Self {
-        let mut spellings: Vec<Bytes> = keys.into_iter().flat_map(spellings).collect();
+        let keys = keys.into_iter().map(|key| key.secret().clone());
+        let mut keys: Vec<_> = keys.filter(|key| key.len() >= MIN_SECRET).collect();
         // A key that is a part of another one must not be overwritten first.
-        spellings.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        spellings.dedup();
-        Self(spellings.into_iter().map(Needle::new).collect())
+        keys.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        keys.dedup();
+        Self(keys.into_iter().map(Needle::new).collect())
     }
 
     /// These and one more.
@@ -98,7 +101,8 @@ impl Secrets {
         self.0.iter().fold(bytes, |bytes, needle| {
             let ends = needle.ends_in(&bytes, &mut 0);
             let found = ends.into_iter().map(|end| end - needle.bytes.len()..end);
-            if found.len() == 0 { bytes } else { masked(&bytes, found).into() }
+            let bytes = if found.len() == 0 { bytes } else { masked(&bytes, found).into() };
+            escaped::mask(needle, bytes)
         })
     }
 
@@ -155,8 +159,12 @@ impl Secrets {
         (redacted != text.as_bytes()).then(|| to_text(redacted.into_owned()))
     }
 
-    /// Overwrites the keys, and what has the form of a secret, in the headers of an answer.
+    /// Overwrites the keys, and what has the form of a secret, in the headers of an answer. A header
+    /// with a key in its name is left out.
     pub(super) fn redact_headers(&self, headers: &mut HeaderMap) {
+        let named_by_a_key = |name: &&HeaderName| self.0.iter().any(|key| key.is_in_name(name));
+        let named_by_a_key: Vec<_> = headers.keys().filter(named_by_a_key).cloned().collect();
+        named_by_a_key.iter().for_each(|name| drop(headers.remove(name)));
         for value in headers.values_mut() {
             let masked = self.mask(Bytes::copy_from_slice(value.as_bytes()));
             let redacted = redact(&masked);
@@ -169,7 +177,8 @@ impl Secrets {
 
     /// Overwrites the keys in something that comes piece by piece.
     pub fn masker(&self) -> Masker {
-        Masker { matched: vec![0; self.0.len()], secrets: self.clone() }
+        let places = vec![Place::default(); self.0.len()];
+        Masker { secrets: self.clone(), places }
     }
 }
 
@@ -179,34 +188,7 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// The spellings of a key: as it is, in a string of JSON, and in a URL. Nearly always they are one.
-fn spellings(key: &ApiKey) -> Vec<Bytes> {
-    let text = String::from_utf8_lossy(key.secret());
-    if text.len() < MIN_SECRET {
-        return Vec::new();
-    }
-    let in_json = Value::from(&*text).to_string();
-    let in_json = in_json[1..in_json.len() - 1].to_owned();
-    let escaped = [
-        in_json.replace('/', "\\/"),
-        in_json,
-        in_url(&text, |byte| format!("%{byte:02X}")),
-        in_url(&text, |byte| format!("%{byte:02x}")),
-    ];
-    escaped.map(Bytes::from).into_iter().chain([key.secret().clone()]).collect()
-}
-
-/// A text with all characters escaped but the unreserved ones of RFC 3986.
-fn in_url(text: &str, escape: fn(u8) -> String) -> String {
-    let escaped = text.bytes().map(|byte| match byte {
-        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
-        _ => escape(byte),
-    });
-    escaped.collect()
-}
-
-/// One spelling of one key, prepared for the search of Knuth, Morris and Pratt: it looks at each
+/// One key, prepared for the search of Knuth, Morris and Pratt: it looks at each
 /// byte once and needs none of the bytes before.
 #[derive(Clone)]
 struct Needle {
@@ -229,6 +211,20 @@ impl Needle {
         Self { bytes, borders: borders.into() }
     }
 
+    /// With how many bytes of the needle a text ends after one byte more.
+    fn advance(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.bytes[matched] != byte {
+            matched = self.borders[matched - 1];
+        }
+        matched + usize::from(self.bytes[matched] == byte)
+    }
+
+    /// Whether the needle stands in the name of a header, which is in lower case.
+    fn is_in_name(&self, name: &HeaderName) -> bool {
+        let mut parts = name.as_str().as_bytes().windows(self.bytes.len());
+        parts.any(|part| part.eq_ignore_ascii_case(&self.bytes))
+    }
+
     /// Where in a piece the needle ends. What came before ended with the first `matched` bytes of
     /// it, and afterwards what has come does.
     fn ends_in(&self, piece: &[u8], matched: &mut usize) -> Vec<usize> {
@@ -239,10 +235,7 @@ impl Needle {
                 let Some(first) = memchr(self.bytes[0], &piece[at..]) else { break };
                 at += first;
             }
-            while *matched > 0 && self.bytes[*matched] != piece[at] {
-                *matched = self.borders[*matched - 1];
-            }
-            *matched += usize::from(self.bytes[*matched] == piece[at]);
+            *matched = self.advance(*matched, piece[at]);
             at += 1;
             if *matched == self.bytes.len() {
                 ends.push(at);
@@ -275,31 +268,47 @@ impl Needle {
 #[derive(Clone, Default)]
 pub struct Masker {
     secrets: Secrets,
-    /// How much of each needle the last bytes are: so many are held back, and need not be kept.
-    matched: Vec<usize>,
+    /// Of each key.
+    places: Vec<Place>,
+}
+
+/// How far one key has come.
+#[derive(Clone, Default)]
+struct Place {
+    /// How much of it the last bytes are: so many are held back, and need not be kept.
+    matched: usize,
+    escaped: Escaped,
 }
 
 impl Masker {
     /// The next piece, with what was held back before it and without what is held back of it.
     pub fn push(&mut self, piece: Bytes) -> Bytes {
-        let needles = self.secrets.0.iter().zip(&mut self.matched);
-        needles.fold(piece, |piece, (needle, matched)| needle.mask(piece, matched))
+        let keys = self.secrets.0.iter().zip(&mut self.places);
+        keys.fold(piece, |piece, (key, place)| {
+            let piece = key.mask(piece, &mut place.matched);
+            place.escaped.push(key, piece)
+        })
     }
 
     /// What is held back, at the end.
     pub fn finish(&mut self) -> Bytes {
-        let needles = self.secrets.0.iter().zip(&mut self.matched);
-        needles.fold(Bytes::new(), |rest, (needle, matched)| {
-            let rest = needle.mask(rest, matched);
-            let held = needle.bytes.slice(..mem::take(matched));
-            if rest.is_empty() { held } else { [rest, held].concat().into() }
+        let keys = self.secrets.0.iter().zip(&mut self.places);
+        keys.fold(Bytes::new(), |rest, (key, place)| {
+            let rest = key.mask(rest, &mut place.matched);
+            let rest = joined(rest, key.bytes.slice(..mem::take(&mut place.matched)));
+            let rest = place.escaped.push(key, rest);
+            joined(rest, place.escaped.finish())
         })
     }
 
     /// How many bytes are held back.
     pub fn held(&self) -> usize {
-        self.matched.iter().sum()
+        self.places.iter().map(|place| place.matched + place.escaped.held()).sum()
     }
+}
+
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() { second } else { [first, second].concat().into() }
 }
 
 impl fmt::Debug for Masker {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use http::Method;
 use http::request::Parts;
 use http_body_util::Full;
 use hyper::body::Body as _;
@@ -34,7 +35,8 @@ pub(super) async fn pass(
     let payer = payer(gateway, &head, &destination)?;
     let origin = origin(&head);
     let tier = payer.as_ref().map(|payer| payer.tier);
-    if !takes_any_type(&destination.path) && tier == Some(Tier::Fallback) {
+    let takes_json = head.method == Method::POST && !takes_any_type(&destination.path);
+    if takes_json && tier == Some(Tier::Fallback) {
         check_type(&head.headers, &body)?;
     }
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;

@@ -2,8 +2,8 @@
 //!
 //! Gemini gives an upload a URL of its own, whose `upload_id` is all that it takes to go on. This
 //! service signs such a URL before it hands it out, and without a key goes on only at a URL that it
-//! has signed. The key of the signature is derived from the admin key, or else from the server's
-//! Gemini key, so that replicas with the same settings take each other's URLs, also after a restart.
+//! has signed. The key of the signature is derived from the server's Gemini key, or else from the admin
+//! key, so that replicas with the same settings take each other's URLs, also after a restart.
 //! With neither, it is this process's own.
 
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use rustls::crypto::ring::default_provider;
 use sha2::Sha256;
 
 use crate::api::auth::{decoded, name_of, parameters};
-use crate::config::Config;
+use crate::config::{AdminKey, Config};
 
 /// How long a URL is good for.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -62,8 +62,9 @@ fn mac(config: &Config, path: &str, id: &str, expires: i64) -> Hmac<Sha256> {
 
 fn signing_key(config: &Config) -> [u8; 32] {
     static OWN: OnceLock<[u8; 32]> = OnceLock::new();
-    let admin = config.admin_api_key.as_ref().map(|key| key.sha256());
-    admin.or_else(|| config.gemini_api_key.as_ref().map(|key| *key.sha256())).unwrap_or_else(|| {
+    // A signature lets its reader try guesses at the key: the admin key may be a short word.
+    let gemini = config.gemini_api_key.as_ref().map(|key| *key.sha256());
+    gemini.or_else(|| config.admin_api_key.as_ref().map(AdminKey::sha256)).unwrap_or_else(|| {
         *OWN.get_or_init(|| {
             let mut key = [0; 32];
             default_provider().secure_random.fill(&mut key).expect("the system has random bytes");
@@ -86,7 +87,6 @@ fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AdminKey;
 
     const PATH: &str = "/upload/v1beta/files";
 
@@ -122,6 +122,14 @@ mod tests {
         let query = signed(&config("one"), PATH, "upload_id=7".to_owned(), now);
         assert!(is_signed(&config("one"), PATH, &query, now));
         assert!(!is_signed(&config("two"), PATH, &query, now));
+        // The admin key, which can be guessed, signs nothing where there is another key.
+        let with_gemini_key = |admin_key: &str| {
+            let mut config = config(admin_key);
+            config.set_gemini_api_key(crate::gemini::ApiKey::new("the-server-key").unwrap());
+            config
+        };
+        let query = signed(&with_gemini_key("one"), PATH, "upload_id=7".to_owned(), now);
+        assert!(is_signed(&with_gemini_key("two"), PATH, &query, now));
         let keyless = Config::default();
         let query = signed(&keyless, PATH, "upload_id=7".to_owned(), now);
         assert!(is_signed(&keyless, PATH, &query, now));

@@ -70,6 +70,41 @@ fn a_key_that_is_cut_anywhere_does_not_pass() {
 }
 
 #[test]
+fn a_key_that_escapes_hide_does_not_pass_wherever_it_is_cut() {
+    let secrets = secrets(&[KEY, "a/b+c=d\"e\\f"]);
+    let in_json: String = KEY.bytes().map(|byte| format!("\\u{byte:04X}")).collect();
+    let in_url: String = KEY.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let mixed = format!("AI\\u007aa{}%42WY", &KEY[4..KEY.len() - 3]);
+    for hidden in [&in_json, &in_url, &mixed, "a\\/b\\u002bc%3dd\\\"e\\\\f"] {
+        let said = format!("AIz 5% \\n\\\\{hidden}\\u00e4{hidden}%4");
+        let mask = "*".repeat(hidden.len());
+        let masked = format!("AIz 5% \\n\\\\{mask}\\u00e4{mask}%4");
+        assert_eq!(secrets.mask(said.clone().into()), masked);
+        let said = said.as_bytes();
+        for cut in 0..said.len() {
+            let pieces = [&said[..cut], &said[cut..]];
+            assert_eq!(passed(&secrets, &pieces).concat(), masked.as_bytes(), "cut at {cut}");
+        }
+        let bytes: Vec<_> = said.chunks(1).collect();
+        assert_eq!(passed(&secrets, &bytes).concat(), masked.as_bytes());
+    }
+    for innocent in ["50%", "\\", "\\u00", "%4", "AIza\\u", "\\\\u0041Iza", "%%41\\ud83d\\ude00"] {
+        assert_eq!(secrets.mask(innocent.into()), innocent);
+        assert_eq!(passed(&secrets, &[innocent.as_bytes()]).concat(), innocent.as_bytes());
+    }
+}
+
+#[test]
+fn a_header_that_a_key_names_is_left_out() {
+    let mut headers = HeaderMap::new();
+    headers.insert(format!("x-{KEY}").parse::<HeaderName>().unwrap(), "1".parse().unwrap());
+    headers.insert("x-escaped", KEY.replace('-', "%2D").parse().unwrap());
+    secrets(&[KEY]).redact_headers(&mut headers);
+    let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    assert_eq!(left, [("x-escaped", &"*".repeat(KEY.len() + 2).parse().unwrap())]);
+}
+
+#[test]
 fn nothing_is_held_back_but_the_beginning_of_a_key() {
     let secrets = secrets(&[KEY]);
     let out = passed(&secrets, &[b"data: A\r\n\r\n", b"is AI", b"zaS", b"yx", b"AIzaSy"]);
