@@ -161,7 +161,8 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     if !simulate {
         warn_of_open_wallet(&config);
     }
-    let store = store(&config).await?;
+    let store = shutdown.begins.run_until_cancelled(store(&config)).await;
+    let Some(store) = store.transpose()? else { return Ok(()) };
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?;
     let config = &gateway.config;

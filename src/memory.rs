@@ -84,7 +84,7 @@ impl Drop for Share {
 
 /// How much memory the process may use, in bytes: the least that the machine, the process's control
 /// groups and its resource limits allow.
-fn available() -> u64 {
+pub fn available() -> u64 {
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [
         machine(&read_to_string("/proc/meminfo").unwrap_or_default()),

@@ -21,9 +21,13 @@ use super::exchange::exchange;
 use super::state::State;
 use super::stream::Stream;
 
-/// How much of a request's headers, and of an answer, is kept at once, in bytes. Longer headers are
-/// refused with 431.
-const BUFFER: usize = 64 * 1024;
+/// How much of a request's headers, and of an answer, is kept at once, in bytes. Headers of twice as
+/// many are refused with 431.
+const BUFFER: usize = 16 * 1024;
+
+/// How much memory one connection takes at most that has sent no whole headers yet, in bytes: up to
+/// two buffers of them, and its state.
+pub(super) const MEMORY: u64 = 4 * BUFFER as u64;
 
 /// How long what a client still sends is read and thrown away after the last answer: in all, and
 /// from one piece to the next. A connection that is closed while something is unread is reset, and

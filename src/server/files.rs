@@ -1,5 +1,7 @@
-//! File descriptors: each connection takes one, and so does each call to Gemini.
+//! What connections take: a file descriptor each, as calls to Gemini do, and memory.
 
+use super::connection::MEMORY;
+use crate::memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the process has open where the system does not say.
@@ -18,19 +20,28 @@ pub fn raise_limit() {
 
 /// How many connections clients may hold, where up to `wanted` are allowed and up to `reserved`
 /// descriptors are kept for connections to other services: of those that are free now, half at
-/// most.
+/// most. Together they take a quarter of the memory that the process may use at most.
 pub fn affordable_connections(wanted: usize, reserved: usize) -> usize {
-    let Some(limit) = getrlimit(Resource::Nofile).current else { return wanted };
-    let affordable = affordable(limit.saturating_sub(open()), reserved as u64);
+    let open_files = getrlimit(Resource::Nofile).current;
+    let by_files =
+        open_files.map(|limit| affordable(limit.saturating_sub(open()), reserved as u64));
+    let by_memory = held_in(memory::available() / 4);
+    let affordable = by_files.map_or(by_memory, |by_files| by_files.min(by_memory));
     let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
     if affordable < wanted {
         tracing::warn!(
             affordable,
-            open_files = limit,
-            "the limit of open files leaves fewer connections than MAX_CONNECTIONS"
+            open_files,
+            by_memory,
+            "the limit of open files, or the memory, leaves fewer connections than MAX_CONNECTIONS"
         );
     }
     wanted.min(affordable)
+}
+
+/// How many connections so much memory holds.
+fn held_in(memory: u64) -> u64 {
+    (memory / MEMORY).max(1)
 }
 
 fn affordable(free: u64, reserved: u64) -> u64 {
@@ -45,6 +56,12 @@ fn open() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_machine_holds_fewer_connections() {
+        assert_eq!(held_in(128 << 20), 2048);
+        assert_eq!(held_in(0), 1);
+    }
 
     #[test]
     fn descriptors_are_kept_for_calls_but_never_more_than_half() {

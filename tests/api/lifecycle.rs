@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
-use crate::process::{Process, Start};
+use crate::process::{Process, Start, kill};
 use crate::support::{PATIENCE, answer, slow};
 
 /// Waits until so many calls are in flight.
@@ -262,6 +262,17 @@ async fn an_unreachable_redis_stops_the_start_and_its_setting_is_named() {
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("REDIS_URL: Redis at 127.0.0.1:1: "), "{log}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_wait_for_redis() {
+    let redis = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", redis.local_addr().unwrap());
+    let start = Start::simulated().set("REDIS_URL", &url);
+    let mut process = start.spawn();
+    let _silent = redis.accept().await.unwrap();
+    kill(&process, "TERM").await;
+    assert_eq!(process.wait().await.unwrap().code(), Some(0));
 }
 
 #[tokio::test]
