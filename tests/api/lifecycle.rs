@@ -473,7 +473,8 @@ async fn send_secrets(process: &Process) -> Vec<u16> {
 #[tokio::test]
 async fn every_line_about_a_request_has_its_id() {
     let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
-    let chat = process.post("/chat", &json!({"prompt": "[[simulate:status=403]]"}));
+    let prompt = json!({"prompt": "[[simulate:status=403]]", "model": "gemini-2.5-flash"});
+    let chat = process.post("/chat", &prompt);
     let failed = answer(chat.header("X-Request-Id", "order-66")).await;
     assert_eq!(failed.headers["x-request-id"], "order-66");
     let batch = process.post("/batch/chat", &json!({"requests": [{"prompt": "Hello"}]}));
@@ -488,7 +489,8 @@ async fn every_line_about_a_request_has_its_id() {
         let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
-    assert_eq!(about("order-66"), ["no answer", "answered"], "{log}");
+    let retires = "this model retires on 2026-12-01; ask for its replacement";
+    assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
     assert_eq!((&answered["status"], &answered["span"]["path"]), (&json!(403), &json!("/chat")));
