@@ -34,10 +34,10 @@ async fn ask(service: &Service, schema: &Value) -> Answer {
     answer(service.post(PATH, &question(schema))).await
 }
 
-/// A schema and an answer whose check takes minutes.
+/// A schema and an answer whose check takes minutes: each item fits the last alternative only.
 fn endless() -> (Value, String) {
     let alternatives: Vec<Value> = (0..5_000).map(|i| json!({"const": {"a": i}})).collect();
-    let answer = Value::Array(vec![json!({"a": -1}); 100_000]);
+    let answer = Value::Array(vec![json!({"a": 4_999}); 100_000]);
     (json!({"type": "array", "items": {"anyOf": alternatives}}), answer.to_string())
 }
 
@@ -151,5 +151,8 @@ async fn a_hundred_thousand_levels_are_refused_in_a_schema_and_in_an_answer() {
     let request = service.post(PATH, &Value::Null).body(body);
     let refused = answer(request).await;
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(refused.body["detail"][0]["loc"], json!(["body", "json_schema"]), "{refused:?}");
+    let expected = json!([{
+        "type": "too_deep", "loc": ["body"], "msg": "The body is nested more than 127 levels deep"
+    }]);
+    assert_eq!(refused.body["detail"], expected);
 }
