@@ -340,6 +340,13 @@ mod tests {
     }
 
     #[test]
+    fn an_overload_is_believed_to_last_an_hour_at_most() {
+        let body = r#"{"error":{"details":[
+            {"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"3153600000s"}]}}"#;
+        assert_eq!(read(503, body).kind, ErrorKind::Overloaded(Some(LONGEST_SHORTAGE)));
+    }
+
+    #[test]
     fn a_long_message_is_cut_between_characters() {
         let error = read(400, &format!(r#"{{"error":{{"message":"{}"}}}}"#, "€".repeat(1000)));
         assert_eq!(error.message, format!("{}…", "€".repeat(MAX_MESSAGE / 3)));
