@@ -115,7 +115,8 @@ async fn no_failure_of_a_streamed_chat_shows_the_key() {
 async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
     let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let (half, rest) = KEY.split_at(20);
-    let parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
+    let mut parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
+    parts[3]["candidates"][0]["finishReason"] = "STOP".into();
     let stream: String = parts.iter().map(event).collect();
     let (service, _stop) = over(move |_| respond(200, "text/event-stream", stream.clone())).await;
     let (_, _, said) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
