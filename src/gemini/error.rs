@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::{
     Secrets,
-    quota::{Refusal, Scope, is_unfunded, retry_after},
+    quota::{LONGEST_SHORTAGE, Refusal, Scope, is_unfunded, retry_after},
     redact::redact_text,
     status::{Detail, Status},
     usage::Usage,
@@ -57,7 +57,7 @@ pub enum ErrorKind {
     /// monthly cap. 402, or a 429 that says so. It holds for every model and key of the account,
     /// until somebody pays.
     Unfunded,
-    /// Gemini has too much to do: 503. It may say how long to wait; about a day at most is read.
+    /// Gemini has too much to do: 503. It may say how long to wait; an hour at most is believed.
     Overloaded(Option<Duration>),
     /// Gemini is broken, or gave the call up: 499, 500, 502, any other 5xx.
     Unavailable,
@@ -191,7 +191,10 @@ impl Error {
             429 => refused(told.code_word(), words, &details),
             499 => ErrorKind::Unavailable,
             400..500 => ErrorKind::InvalidRequest,
-            503 => ErrorKind::Overloaded(retry_after(words, &details)),
+            503 => {
+                let wait = retry_after(words, &details);
+                ErrorKind::Overloaded(wait.map(|wait| wait.min(LONGEST_SHORTAGE)))
+            }
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
         };
@@ -334,6 +337,13 @@ mod tests {
             assert_eq!(wait(status, 30), Some(Duration::from_secs(30)), "{status}");
         }
         assert_eq!(wait(500, 30), None);
+    }
+
+    #[test]
+    fn an_overload_is_believed_to_last_an_hour_at_most() {
+        let body = r#"{"error":{"details":[
+            {"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"3153600000s"}]}}"#;
+        assert_eq!(read(503, body).kind, ErrorKind::Overloaded(Some(LONGEST_SHORTAGE)));
     }
 
     #[test]

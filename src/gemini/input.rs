@@ -394,7 +394,7 @@ mod tests {
         let image = json!({"bytesBase64Encoded": "A".repeat(160_000), "mimeType": "image/png"});
         assert_eq!(features(&json!({"instances": [{"image": image}]})), media(1120));
         let film = json!({"video": {"gcsUri": "gs://films/1", "mimeType": "video/mp4"}});
-        assert_eq!(features(&film), media(263));
+        assert_eq!(features(&film), InputFeatures { has_unseen: true, ..media(263) });
     }
 
     #[test]

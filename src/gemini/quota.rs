@@ -18,6 +18,10 @@ const LONGEST_MINUTE: Duration = Duration::from_secs(120);
 /// documentation, "Rate limits".
 const SPEND_WINDOW: Duration = Duration::from_secs(600);
 
+/// The longest that a shortage of capacity is believed to last, whatever says so. A call whose
+/// deadline is sooner is given up at once, and no deadline is later.
+pub(super) const LONGEST_SHORTAGE: Duration = Duration::from_secs(60 * 60);
+
 /// The longest delay that is read out of an answer; no quota lasts longer.
 const LONGEST_DELAY: Duration = Duration::from_secs(25 * 60 * 60);
 
@@ -113,7 +117,7 @@ impl Refusal {
             Scope::PerMinute => Some(delay.min(LONGEST_MINUTE)),
             Scope::Spend => Some(delay.min(SPEND_WINDOW)),
             Scope::Other => Some(delay),
-            Scope::Load => self.retry_after,
+            Scope::Load => self.retry_after.map(|delay| delay.min(LONGEST_SHORTAGE)),
             Scope::NoQuota => None,
         }
     }
@@ -486,7 +490,8 @@ mod tests {
         };
         assert_eq!(wait(&format!("[{},{far}]", violation(MINUTE_ID)), ""), LONGEST_MINUTE);
         assert_eq!(wait(&format!("[{far}]"), "spend-based"), SPEND_WINDOW);
-        assert!(wait(&format!("[{far}]"), "") <= LONGEST_DELAY + ROUNDED_OFF);
+        assert_eq!(wait(&format!("[{far}]"), ""), LONGEST_SHORTAGE);
+        assert!(wait(&format!("[{far}]"), "other") <= LONGEST_DELAY + ROUNDED_OFF);
     }
 
     #[test]

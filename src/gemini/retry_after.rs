@@ -5,9 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, header::RETRY_AFTER};
 use jiff::{Timestamp, fmt::rfc2822};
 
-/// The longest wait that is taken over. A call whose deadline is sooner is given up at once, and
-/// longer ones than this have none.
-const LONGEST: Duration = Duration::from_secs(60 * 60);
+use super::quota::LONGEST_SHORTAGE;
 
 /// The wait that the header asks for, in whole seconds or as a date; an hour at most. Source: RFC
 /// 9110, section 10.2.3.
@@ -20,7 +18,7 @@ pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
             Duration::try_from(date.duration_since(now)).unwrap_or_default()
         }
     };
-    Some(wait.min(LONGEST))
+    Some(wait.min(LONGEST_SHORTAGE))
 }
 
 #[cfg(test)]

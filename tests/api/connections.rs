@@ -19,7 +19,7 @@ const JSON: &str = "Content-Type: application/json\r\n";
 fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
     )
 }
 
@@ -158,8 +158,7 @@ async fn a_short_body_that_nobody_reads_keeps_the_connection() {
 #[tokio::test]
 async fn a_client_that_asks_first_is_refused_without_its_body() {
     let service = Service::start().await;
-    let head =
-        "POST /nowhere HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    let head = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
     let answer = to_the_end(&mut send(service.address, head).await).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
@@ -205,7 +204,9 @@ async fn an_idle_connection_is_closed_when_its_time_is_over() {
 async fn half_sent(process: &Process, connections: usize) -> Vec<TcpStream> {
     let mut streams = Vec::new();
     for _ in 0..connections {
-        streams.push(send(process.address, "POST /chat HTTP/1.1\r\nHost: x\r\nX-Slow: ").await);
+        streams.push(
+            send(process.address, "POST /chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await,
+        );
     }
     streams
 }

@@ -123,10 +123,10 @@ async fn a_second_signal_ends_the_grace_period_at_once() {
 async fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
     let (process, _unread) = Start::simulated().run_unread().await;
     // More than a pipe and the lines that wait hold.
-    let requests = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(12_000);
+    let requests = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(12_000);
     let stream = TcpStream::connect(process.address).await.unwrap();
     let (mut read, mut write) = stream.into_split();
-    let last = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let last = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let sent = tokio::spawn(async move {
         write.write_all(requests.as_bytes()).await.unwrap();
         write.write_all(last.as_bytes()).await.unwrap();
@@ -147,7 +147,7 @@ async fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
 async fn an_idle_service_stops_at_once() {
     let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
     let mut kept_alive = TcpStream::connect(process.address).await.unwrap();
-    kept_alive.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    kept_alive.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     assert_ne!(kept_alive.read(&mut [0; 16]).await.unwrap(), 0);
     process.terminate().await;
     assert_eq!(process.end().await.0, Some(0));
@@ -327,7 +327,7 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
     let trickling = TcpStream::connect(process.address).await.unwrap();
     let (mut read, mut write) = trickling.into_split();
     let trickle = tokio::spawn(async move {
-        write.write_all(b"POST /chat HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.unwrap();
+        write.write_all(b"POST /chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
         // It never pauses for as long as the service waits.
         let mut ticks = interval(Duration::from_millis(50));
         while write.write_all(b"a").await.is_ok() {
@@ -494,7 +494,8 @@ async fn an_admin_key_in_a_path_is_not_logged() {
 #[tokio::test]
 async fn every_line_about_a_request_has_its_id() {
     let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
-    let chat = process.post("/chat", &json!({"prompt": "[[simulate:status=403]]"}));
+    let prompt = json!({"prompt": "[[simulate:status=403]]", "model": "gemini-2.5-flash"});
+    let chat = process.post("/chat", &prompt);
     let failed = answer(chat.header("X-Request-Id", "order-66")).await;
     assert_eq!(failed.headers["x-request-id"], "order-66");
     let batch = process.post("/batch/chat", &json!({"requests": [{"prompt": "Hello"}]}));
@@ -509,7 +510,8 @@ async fn every_line_about_a_request_has_its_id() {
         let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
-    assert_eq!(about("order-66"), ["no answer", "answered"], "{log}");
+    let retires = "this model retires on 2026-12-01; ask for its replacement";
+    assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
     assert_eq!((&answered["status"], &answered["span"]["path"]), (&json!(403), &json!("/chat")));

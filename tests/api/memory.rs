@@ -27,7 +27,7 @@ fn native(prompt: &str, bytes: usize) -> Value {
 async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {announced}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -125,7 +125,7 @@ async fn an_administrator_whom_no_key_pays_for_is_told_before_the_body() {
     for path in ["/chat", "/batch/structured-output"] {
         let mut stream = TcpStream::connect(service.address).await.unwrap();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Admin-API-Key: {ADMIN_KEY}\r\nContent-Length: 1000000\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -143,7 +143,7 @@ async fn unfinished_bodies_without_a_key_do_not_fill_the_memory() {
     let mut held = Vec::new();
     for _ in 0..24 {
         let mut stream = TcpStream::connect(process.address).await.unwrap();
-        let head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        let head = "POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                     Content-Length: 8388609\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         for _ in 0..8 {

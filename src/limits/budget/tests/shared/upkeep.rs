@@ -357,7 +357,7 @@ fn a_lease_of_which_nobody_has_heard_can_be_taken_back() {
         if found {
             assert_ne!(shared.result("a", find.clone()), Value::Null);
         }
-        shared.say("a", &[release.clone()]);
+        shared.say("a", std::slice::from_ref(&release));
         let listed = shared.result("a", json!({"op": "list_leases", "semaphore": semaphore}));
         assert_eq!(listed["leases"].as_array().map_or(0, Vec::len), usize::from(found));
     }
