@@ -367,6 +367,11 @@ impl LocalBudget {
         self.ledger().usage()
     }
 
+    /// Ends a pause.
+    pub(super) fn resume(&self) {
+        self.change(Ledger::resume);
+    }
+
     /// Changes what the first ones wait for.
     fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) {
         let mut ledger = self.ledger();

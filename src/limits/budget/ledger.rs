@@ -215,6 +215,11 @@ impl Ledger {
         self.paused_until = self.paused_until.max(until);
     }
 
+    /// Ends a pause.
+    pub fn resume(&mut self, now: Instant) {
+        self.paused_until = now;
+    }
+
     /// Whether nothing new goes yet.
     pub fn is_paused(&self) -> bool {
         self.paused_until > Instant::now()
@@ -238,7 +243,7 @@ impl Ledger {
     /// Drops what Gemini said: its quotas, a pause and a used-up day.
     pub fn forget(&mut self, now: Instant) {
         self.apply(self.planned, now);
-        self.paused_until = now;
+        self.resume(now);
         self.day.reopen(now);
         tracing::info!(account = %self.name, "limits reset to the settings");
     }

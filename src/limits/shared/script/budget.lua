@@ -528,6 +528,7 @@ function operations.forget_quotas(op)
     change_quotas(budget, budget.planned)
     budget.paused_until, budget.day.closed_until = 0, 0
     budget.here.unsaved = true
+    announce({resumed = {account = op.account}})
   end
 end
 
