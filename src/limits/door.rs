@@ -620,7 +620,8 @@ impl Underway {
     /// Gemini refused the call because a quota of the account is 0: it did not count, and all
     /// others of the account are refused, but for one every few minutes.
     pub fn without_quota(self) {
-        self.account.is_without_quota();
+        // Another account may be charged since the call started.
+        self.account.charged().is_without_quota();
         self.sent.refused();
     }
 
