@@ -268,6 +268,7 @@ impl Ledger {
             requests: self.requests.take_spent(),
             tokens: self.tokens.take_spent(),
             today: self.day.take_sent() + unsent,
+            since: self.day.began(),
             paused_until: self.paused_until,
             closed_until: self.day.closed_until(),
         }
@@ -277,7 +278,7 @@ impl Ledger {
     pub fn take_over(&mut self, spent: Spent, now: Instant) {
         self.requests.count(spent.requests, now);
         self.tokens.count(spent.tokens, now);
-        self.day.depart(spent.today);
+        self.day.take_over(spent.today, spent.since);
         self.pause_until(spent.paused_until);
         self.day.close_until(spent.closed_until);
     }

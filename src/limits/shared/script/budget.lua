@@ -546,6 +546,7 @@ function operations.take_over_budget(op)
   add(spent, unsent, 1)
   count(budget, spent)
   budget.day.sent = budget.day.sent + earlier
+  budget.day.began = math.min(budget.day.began, from.day.began)
   budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
   budget.paused_until = math.max(budget.paused_until, from.paused_until)
   from.here.departures = {last = {}, requests = {}, tokens = {}}
