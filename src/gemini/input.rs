@@ -235,16 +235,19 @@ impl<'de> Visitor<'de> for TextOr<'_> {
 
 /// How many requests a body counts as that has texts to be embedded, where Gemini counts each:
 /// the `requests` of `batchEmbedContents`, or the items of `input` in OpenAI's shape. One where it
-/// is not told. What is there twice counts twice.
+/// is not told. What is there twice counts twice. `None` where the body is no object of JSON: Gemini
+/// also takes forms, such as protocol buffers, in which nobody here can count.
 ///
 /// Source: users' reports of quotas used up by the text; Google's documentation does not say.
-pub fn embedding_requests(surface: Surface, body: &[u8]) -> u64 {
+pub fn embedding_requests(surface: Surface, body: &[u8]) -> Option<u64> {
     let list = match surface {
         Surface::Gemini => "requests",
         Surface::OpenAi => "input",
     };
     let mut json = serde_json::Deserializer::from_slice(body);
-    json.deserialize_map(Embeddings { list }).unwrap_or(1).max(1)
+    let texts = json.deserialize_map(Embeddings { list }).ok()?;
+    json.end().ok()?;
+    Some(texts.max(1))
 }
 
 /// Counts the items of the list of a name, at the top of a body.
@@ -420,12 +423,12 @@ mod tests {
         let gemini =
             |body: &Value| embedding_requests(Surface::Gemini, body.to_string().as_bytes());
         let request = json!({"content": {"parts": [{"text": "a"}]}, "requests": [1, 2]});
-        assert_eq!(gemini(&json!({"requests": [request, request, request]})), 3);
-        for body in [json!({"content": {}}), json!({"requests": []}), json!([]), json!("x")] {
-            assert_eq!(gemini(&body), 1, "{body}");
+        assert_eq!(gemini(&json!({"requests": [request, request, request]})), Some(3));
+        for body in [json!({"content": {}}), json!({"requests": []})] {
+            assert_eq!(gemini(&body), Some(1), "{body}");
         }
         let twice = br#"{"requests":[{},{}],"requests":[{}]}"#;
-        assert_eq!(embedding_requests(Surface::Gemini, twice), 3);
+        assert_eq!(embedding_requests(Surface::Gemini, twice), Some(3));
 
         let openai = |input: Value| {
             let body = json!({"model": "m", "input": input, "requests": ["x", "y"]});
@@ -438,9 +441,13 @@ mod tests {
             (json!([[1, 2], [3], [4, 5]]), 3),
             (json!([]), 1),
         ] {
-            assert_eq!(openai(input), texts);
+            assert_eq!(openai(input), Some(texts));
         }
-        assert_eq!(embedding_requests(Surface::OpenAi, b"not JSON"), 1);
+        for body in ["", "not JSON", "[]", "{requests:[{},{}]}", "{'requests':[{},{}]}", "{}{}"] {
+            for surface in [Surface::Gemini, Surface::OpenAi] {
+                assert_eq!(embedding_requests(surface, body.as_bytes()), None, "{body}");
+            }
+        }
     }
 
     #[test]

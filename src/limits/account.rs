@@ -327,11 +327,14 @@ impl Account {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing would be lost with it but what was learned of the length of texts.
+    /// Whether nothing would be lost with it but what was learned of the length of texts, and that
+    /// another account is charged of which nothing would be lost either: the next answer says so
+    /// again.
     pub(super) fn is_blank(&self) -> bool {
-        !self.is_alias.load(Ordering::Relaxed)
-            && self.concurrency.is_at_rest()
+        let real = self.real.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.concurrency.is_at_rest()
             && self.budget.is_blank()
+            && real.is_none_or(|real| real.is_blank())
     }
 
     /// The line of the calls that had a permit of the semaphore and no quota.

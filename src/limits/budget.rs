@@ -71,6 +71,8 @@ pub struct Spent {
     pub(super) tokens: u64,
     /// Requests today, and those that are reserved.
     pub(super) today: u64,
+    /// Since when `today` is counted.
+    pub(super) since: Instant,
     /// Until when Gemini's refusal keeps everything back; in the past where it does not.
     pub(super) paused_until: Instant,
     /// Until when the day is used up; in the past where it is not.
@@ -367,6 +369,11 @@ impl LocalBudget {
         self.ledger().usage()
     }
 
+    /// Ends a pause.
+    pub(super) fn resume(&self) {
+        self.change(Ledger::resume);
+    }
+
     /// Changes what the first ones wait for.
     fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) {
         let mut ledger = self.ledger();
@@ -561,6 +568,12 @@ impl Sent {
         if actual != tokens {
             self.budget.settle(self.departure, tokens, actual);
         }
+    }
+
+    /// Gives the requests of the day back to the account that is charged now: those of a call in
+    /// flight moved there with all that was spent.
+    pub(super) fn take_back_of_day_at(&self, charged: &Arc<dyn Budget>) {
+        charged.take_back_of_day(self.departure, self.cost.requests);
     }
 
     /// Gemini refused the request itself: it does not count in its day, and the estimate stands in

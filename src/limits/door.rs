@@ -593,35 +593,51 @@ impl Underway {
         self.alias.as_ref().unwrap_or(&self.account)
     }
 
+    /// The call does not count, in its minute or its day.
+    fn did_not_count(self) {
+        self.give_day_back();
+        self.sent.refused();
+    }
+
+    /// What the account had spent moved to another one, if that is charged since the call started.
+    fn give_day_back(&self) {
+        let charged = self.account.charged();
+        if !Arc::ptr_eq(&charged, &self.account) {
+            self.sent.take_back_of_day_at(charged.budget());
+        }
+    }
+
     /// Nothing of the call was written to Gemini: it counts nowhere.
     pub fn unsent(self) {
-        self.sent.refused();
+        self.did_not_count();
     }
 
     /// Gemini refused the request itself, with 400, 401, 403 or 404: it does not count in its day.
     /// In its minute it may, and the estimate stands.
     pub fn declined(self) {
+        self.give_day_back();
         self.sent.not_of_the_day();
     }
 
     /// Gemini refused the call for a quota that says nothing of the account's other calls, or that
     /// is kept elsewhere: it did not count.
     pub fn refused_alone(self) {
-        self.sent.refused();
+        self.did_not_count();
     }
 
     /// Gemini refused the call because the payer has nothing left to pay with: it did not count,
     /// and all others of the payer are refused, but for one every few minutes.
     pub fn unfunded(self) {
         self.account.is_unfunded();
-        self.sent.refused();
+        self.did_not_count();
     }
 
     /// Gemini refused the call because a quota of the account is 0: it did not count, and all
     /// others of the account are refused, but for one every few minutes.
     pub fn without_quota(self) {
-        self.account.is_without_quota();
-        self.sent.refused();
+        // Another account may be charged since the call started.
+        self.account.charged().is_without_quota();
+        self.did_not_count();
     }
 
     /// Gemini answered; the call cost so many input tokens, where it says so.
@@ -650,6 +666,7 @@ impl Underway {
         let charged = self.account.charged();
         charged.correct(named);
         charged.budget().pause_until(until);
+        self.give_day_back();
         self.sent.refused();
         if named == Quotas::default() {
             self.slot.overloaded();
@@ -662,7 +679,7 @@ impl Underway {
         let charged = self.account.charged();
         charged.correct(named);
         charged.budget().close_day(self.sent.left_at());
-        self.sent.refused();
+        self.did_not_count();
     }
 }
 

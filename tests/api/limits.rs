@@ -78,6 +78,7 @@ async fn a_request_larger_than_a_minute_is_refused_at_once() {
 
 #[tokio::test]
 async fn each_text_to_embed_counts_as_a_request() {
+    const PATH: &str = "/v1beta/models/gemini-embedding-001:batchEmbedContents";
     let service = limited("*:rpm=10").await;
     let texts = |count: usize| (0..count).map(|n| json!(format!("text {n}")));
     let openai = json!({"model": "gemini-embedding-001", "input": texts(11).collect::<Vec<_>>()});
@@ -87,10 +88,11 @@ async fn each_text_to_embed_counts_as_a_request() {
     let gemini = |count| {
         let request = |text| json!({"content": {"parts": [{"text": text}]}});
         let requests: Vec<_> = texts(count).map(request).collect();
-        let path = "/v1beta/models/gemini-embedding-001:batchEmbedContents";
-        answer(service.post(path, &json!({"requests": requests})))
+        answer(service.post(PATH, &json!({"requests": requests})))
     };
     assert_eq!(gemini(11).await.status, StatusCode::BAD_REQUEST);
+    let uncounted = service.post(PATH, &json!({})).body("{'requests': [{}, {}]}");
+    assert_eq!(answer(uncounted).await.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert_eq!(service.simulator.stats().calls, 0);
 
     assert_eq!(gemini(6).await.status, StatusCode::OK);

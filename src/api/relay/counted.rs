@@ -136,11 +136,13 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     failed
 }
 
-/// As how many requests Gemini counts a call of this kind: each text to embed is one.
+/// As how many requests Gemini counts a call of this kind: each text to embed is one. A body in which
+/// they cannot be counted is refused.
 async fn requests(kind: &str, surface: Surface, body: Bytes) -> Result<u64, ApiError> {
     match kind {
         "embed_content" | "openai_embeddings" => {
-            with_body(body, move |body| embedding_requests(surface, body)).await
+            let texts = with_body(body, move |body| embedding_requests(surface, body)).await?;
+            texts.ok_or_else(ApiError::not_json)
         }
         _ => Ok(1),
     }

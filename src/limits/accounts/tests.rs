@@ -196,6 +196,43 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     assert!(Arc::ptr_eq(&alias.charged(), &alias));
 }
 
+#[tokio::test(start_paused = true)]
+async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something_to_remember() {
+    let accounts = accounts();
+    let name = |n: usize| format!("latest-{n}");
+    for n in 0..MAX_IDLE + 200 {
+        let real = if n == 0 { "busy" } else { "idle" };
+        accounts.alias(&proven(&accounts, &name(n)), real);
+    }
+    spend(&accounts.of(&[1; 32], &model("busy")));
+    // They are counted when many have been opened.
+    for n in 0..MAX_UNPROVEN {
+        let _ = accounts.of(&[4; 32], &model(&n.to_string()));
+    }
+    let open = accounts.all();
+    let is_open = |n: usize| open.iter().any(|account| account.model() == name(n));
+    assert_eq!(open.iter().filter(|account| account.is_proven()).count(), MAX_IDLE);
+    assert!(is_open(0), "what is spent of the real model would be forgotten with it");
+    assert!(!is_open(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_accounts_were_joined()
+{
+    let accounts = accounts();
+    let alias = accounts.of(&[1; 32], &model("latest"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let reserve = |tokens| {
+        let reserved = Arc::clone(alias.budget()).try_reserve(Cost::one(tokens), deadline).answer();
+        reserved.now_or_never().expect("at once").unwrap().expect("room")
+    };
+    let (sent, late) = (reserve(100).leave(), reserve(10));
+    accounts.alias(&alias, "real");
+    let _late = late.leave();
+    sent.settle(5);
+    assert_eq!(told(&alias).1.input_tokens_per_minute.used, 5);
+}
+
 #[test]
 fn an_alias_can_move_on_and_never_closes_a_circle() {
     let accounts = accounts();

@@ -168,8 +168,10 @@ impl Allowance {
         let cell = self.minute.cell(left_at);
         let Ok(index) = self.departures.binary_search_by_key(&cell, |of| of.cell) else { return };
         let departures = &mut self.departures[index];
-        departures.amount = departures.amount - counted + actual;
-        self.sent = self.sent - counted + actual;
+        // It may have been taken out, and something else have left in the same cell since.
+        let before = departures.amount;
+        departures.amount = before.saturating_sub(counted) + actual;
+        self.sent = self.sent - before + departures.amount;
         if actual > counted {
             let late = self.drained_at + self.time_for(actual - counted);
             // Estimates that are far too low must not close the quota for longer than a minute.

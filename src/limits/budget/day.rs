@@ -122,6 +122,17 @@ impl Day {
         self.closed_until = self.closed_until.min(now);
     }
 
+    /// Since when this day is counted.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Counts what another account has sent since then, today.
+    pub fn take_over(&mut self, requests: u64, since: Instant) {
+        self.depart(requests);
+        self.began = self.began.min(since);
+    }
+
     /// Takes out what was sent today.
     pub fn take_sent(&mut self) -> u64 {
         std::mem::take(&mut self.sent)

@@ -215,6 +215,11 @@ impl Ledger {
         self.paused_until = self.paused_until.max(until);
     }
 
+    /// Ends a pause.
+    pub fn resume(&mut self, now: Instant) {
+        self.paused_until = now;
+    }
+
     /// Whether nothing new goes yet.
     pub fn is_paused(&self) -> bool {
         self.paused_until > Instant::now()
@@ -238,7 +243,7 @@ impl Ledger {
     /// Drops what Gemini said: its quotas, a pause and a used-up day.
     pub fn forget(&mut self, now: Instant) {
         self.apply(self.planned, now);
-        self.paused_until = now;
+        self.resume(now);
         self.day.reopen(now);
         tracing::info!(account = %self.name, "limits reset to the settings");
     }
@@ -263,6 +268,7 @@ impl Ledger {
             requests: self.requests.take_spent(),
             tokens: self.tokens.take_spent(),
             today: self.day.take_sent() + unsent,
+            since: self.day.began(),
             paused_until: self.paused_until,
             closed_until: self.day.closed_until(),
         }
@@ -272,7 +278,7 @@ impl Ledger {
     pub fn take_over(&mut self, spent: Spent, now: Instant) {
         self.requests.count(spent.requests, now);
         self.tokens.count(spent.tokens, now);
-        self.day.depart(spent.today);
+        self.day.take_over(spent.today, spent.since);
         self.pause_until(spent.paused_until);
         self.day.close_until(spent.closed_until);
     }

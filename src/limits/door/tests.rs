@@ -521,6 +521,31 @@ async fn a_model_without_quota_is_probed_every_few_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_quota_of_0_is_of_the_account_that_is_charged() {
+    let door = door(10, 10);
+    let sent = send(&lane(&door, "latest"));
+    door.accounts().alias(sent.account(), "real");
+    sent.without_quota();
+    for model in ["latest", "real"] {
+        let refused = admit(&lane(&door, model)).await.unwrap_err();
+        assert_eq!(refused, Refused::Exhausted(Exhausted::NoQuota), "{model}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_calls_give_their_day_back_to_the_account_that_is_charged() {
+    let door = door(10, 10);
+    let [answered, refused, declined] = [(); 3].map(|()| send(&lane(&door, "latest")));
+    advance(SECOND).await;
+    door.accounts().alias(answered.account(), "real");
+    assert_eq!(usage(&account(&door, "real")).requests_per_day.used, 3);
+    answered.answered(None);
+    refused.refused(Instant::now(), Quotas::default());
+    declined.declined();
+    assert_eq!(usage(&account(&door, "real")).requests_per_day.used, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_one_model_costs_too_much_pauses_those_of_the_payer_that_gemini_serves() {
     let door = door(10, 10);
     send(&lane(&door, "served")).answered(None);

@@ -158,6 +158,11 @@ impl SharedBudget {
         self.local.pause_until(Instant::now() + time);
     }
 
+    /// A replica was told to forget what Gemini said, and with it the pause.
+    pub fn is_resumed(&self) {
+        self.local.resume();
+    }
+
     async fn answer(
         self: Arc<Self>,
         line: Line,
@@ -209,10 +214,21 @@ impl Budget for SharedBudget {
             return Arc::clone(&self.local).reserve(line, cost, deadline);
         }
         async move {
-            match self.answer(line, cost.bounded(), deadline, true).await {
-                Ok(Some(reservation)) => Ok(reservation),
-                Err(NotReserved::Exhausted(reason)) => Err(reason),
-                Ok(None) | Err(NotReserved::OutOfReach(_)) => Err(NOT_IN_TIME),
+            loop {
+                let answer = Arc::clone(&self).answer(line, cost.bounded(), deadline, true).await;
+                let reservation = match answer {
+                    Ok(Some(reservation)) => reservation,
+                    Err(NotReserved::Exhausted(reason)) => return Err(reason),
+                    Ok(None) | Err(NotReserved::OutOfReach(_)) => return Err(NOT_IN_TIME),
+                };
+                if !self.local.is_paused() {
+                    return Ok(reservation);
+                }
+                // Redis has forgotten the pause. Nothing starts before it is over, so that the call
+                // waits for its end here, and asks again.
+                drop(reservation);
+                let paused = Arc::clone(&self.local);
+                drop(paused.reserve(Line::Returning, Cost::one(0), deadline).await?);
             }
         }
         .boxed()

@@ -281,6 +281,11 @@ impl Connector {
                     budget.is_paused_for(Duration::from_micros(for_us));
                 }
             }
+            News::Resumed(Account { account }) => {
+                if let Some(budget) = self.link.budget(&account) {
+                    budget.is_resumed();
+                }
+            }
             News::Tenure(Longest { longest_us }) => self.link.note_tenure(longest_us),
             News::Corrected(Corrected { account, quotas }) => {
                 if let Some(budget) = self.link.budget(&account) {

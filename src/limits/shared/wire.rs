@@ -366,6 +366,8 @@ pub(super) enum News {
     /// An account is kept in Redis from now on.
     Watched(Account),
     Paused(Paused),
+    /// An account is not paused any more.
+    Resumed(Account),
     /// Of a new member.
     Tenure(Longest),
     /// The quotas of an account have changed.

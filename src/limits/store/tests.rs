@@ -484,6 +484,53 @@ async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
     until_limited(&there).await;
 }
 
+/// Two replicas, both of which know that an account is paused.
+async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn Budget>); 2] {
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let (here, there) = (budget(&one, "m", Some(600)), budget(&two, "m", Some(600)));
+    for budget in [&here, &there] {
+        drop(reserve(budget, Line::Queue).await.unwrap());
+    }
+    here.pause_until(Instant::now() + 20 * SECOND);
+    until("it is told", || there.is_paused()).await;
+    [(one, here), (two, there)]
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(SECOND / 1000).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, wait).await.expect(what);
+}
+
+#[tokio::test]
+async fn a_pause_that_is_forgotten_on_one_replica_is_over_on_all() {
+    let server = RedisServer::start().await;
+    let [(_one, here), (_two, there)] = paused(&server).await;
+    here.forget();
+    until("it is told", || !there.is_paused()).await;
+    drop(reserve_now(&there).await.unwrap().expect("nothing keeps it back"));
+}
+
+#[tokio::test]
+async fn a_pause_that_redis_has_forgotten_is_waited_for_by_those_that_know_it() {
+    let server = RedisServer::start().await;
+    let [(_one, _here), (_two, there)] = paused(&server).await;
+    let mut connection = server.connection().await;
+    let forgotten: Vec<String> =
+        redis::cmd("KEYS").arg("{test}:budget:*").query_async(&mut connection).await.unwrap();
+    let deleted = redis::cmd("DEL").arg(forgotten).to_owned();
+    deleted.exec_async(&mut connection).await.unwrap();
+    let reserve_by = |deadline| Arc::clone(&there).reserve(Line::Queue, Cost::one(1), deadline);
+    let refused = reserve_by(Instant::now() + SECOND).await.err();
+    assert!(matches!(refused, Some(Exhausted::NotBefore { .. })), "{refused:?}");
+    let waiting = tokio::spawn(reserve_by(soon()));
+    there.forget();
+    drop(waiting.await.unwrap().unwrap());
+}
+
 #[tokio::test]
 async fn a_lease_whose_answer_is_lost_is_released() {
     let server = RedisServer::start().await;

@@ -177,9 +177,10 @@ local function correct(budget, unit, left_at, counted, actual)
   if index == 0 or cell(budget, departures.last[index]) ~= cell(budget, left_at) then
     return
   end
-  local allowance = budget[unit]
-  departures[unit][index] = departures[unit][index] - counted + actual
-  allowance.sent = allowance.sent - counted + actual
+  local allowance, before = budget[unit], departures[unit][index]
+  -- It may have been taken out, and something else have left in the same cell since.
+  departures[unit][index] = math.max(before - counted, 0) + actual
+  allowance.sent = allowance.sent - before + departures[unit][index]
   budget.here.departed = true
   if not allowance.limit then
     return

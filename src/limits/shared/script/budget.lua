@@ -528,6 +528,7 @@ function operations.forget_quotas(op)
     change_quotas(budget, budget.planned)
     budget.paused_until, budget.day.closed_until = 0, 0
     budget.here.unsaved = true
+    announce({resumed = {account = op.account}})
   end
 end
 
@@ -545,6 +546,7 @@ function operations.take_over_budget(op)
   add(spent, unsent, 1)
   count(budget, spent)
   budget.day.sent = budget.day.sent + earlier
+  budget.day.began = math.min(budget.day.began, from.day.began)
   budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
   budget.paused_until = math.max(budget.paused_until, from.paused_until)
   from.here.departures = {last = {}, requests = {}, tokens = {}}
