@@ -22,8 +22,9 @@ const MORE_MEMORY_PERCENT: u64 = 25;
 /// How long all permits take to come back at most, once no client waits for anything.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// No quota that is not a day's can pause an account for longer: a minute, and what is rounded off.
-const LONGEST_PAUSE: f64 = 65.0;
+/// No quota that is not a day's can pause an account for longer, in seconds: whatever Gemini says of
+/// a minute, the service waits for two at most.
+const LONGEST_PAUSE: f64 = 121.0;
 
 pub struct Aftermath {
     pub record: Arc<Record>,
