@@ -131,7 +131,10 @@ async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
         r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{half}"}},{{"text":"{rest} {escaped}"}}]}}}}]}}"#
     );
     let (service, _stop) = over(move |_| respond(200, "application/json", whole.clone())).await;
-    assert_eq!(service.chat("Hi").await.body["response"], format!("{MASK} {}", "*".repeat(escaped.len())));
+    assert_eq!(
+        service.chat("Hi").await.body["response"],
+        format!("{MASK} {}", "*".repeat(escaped.len()))
+    );
 }
 
 #[tokio::test]

@@ -101,17 +101,18 @@ async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
 
 #[tokio::test]
 async fn a_schema_past_a_bound_is_refused_by_its_name() {
-    let strict = |config: &mut Config| {
+    let small = |config: &mut Config| {
         config.schema_limits = Limits { bytes: 200_000, nodes: 20_000 };
-        config.schema_timeout = Duration::from_nanos(1);
     };
-    let service = Service::with(Options::default(), strict).await;
+    let hasty = |config: &mut Config| config.schema_timeout = Duration::from_nanos(1);
+    let small = Service::with(Options::default(), small).await;
+    let hasty = Service::with(Options::default(), hasty).await;
     let of_bytes = |bytes: usize, one: &str| json!({"description": one.repeat(bytes)});
     let large = of_bytes(190_000, "a");
-    for (schema, bound) in [
-        (of_bytes(200_001, "a"), "MAX_SCHEMA_BYTES"),
-        (json!({"enum": vec![1; 20_000]}), "MAX_SCHEMA_NODES"),
-        (large.clone(), "SCHEMA_TIMEOUT_SECONDS"),
+    for (service, schema, bound) in [
+        (&small, of_bytes(200_001, "a"), "MAX_SCHEMA_BYTES"),
+        (&small, json!({"enum": vec![1; 20_000]}), "MAX_SCHEMA_NODES"),
+        (&hasty, large, "SCHEMA_TIMEOUT_SECONDS"),
     ] {
         for (path, body) in
             [(PATH, question(&schema)), (BATCH, batch(std::slice::from_ref(&schema)))]

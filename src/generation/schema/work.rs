@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 /// Steps between two looks at the token, which takes a lock.
 const STEPS_BETWEEN_POLLS: u64 = 1024;
 
-/// Steps that take a millisecond or two: what a thread that serves connections may spend.
-const BRIEF: u64 = 64 * 1024;
+/// Steps that take a fraction of a millisecond: what a thread that serves connections may spend. The
+/// answers to a batch come many at once, and each of them may spend as much.
+const BRIEF: u64 = 16 * 1024;
 
 /// A budget of steps that ends early when a token is cancelled.
 #[derive(Debug)]
