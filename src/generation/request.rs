@@ -62,12 +62,7 @@ pub struct Terms {
 pub struct Credentials {
     /// A Gemini API key, which pays for the request unless a valid `Admin-API-Key` does. Blank
     /// counts as absent.
-    #[schema(
-        value_type = Option<String>,
-        format = Password,
-        pattern = r"^\s*[!-~]*\s*$",
-        example = "YOUR_GEMINI_API_KEY"
-    )]
+    #[schema(value_type = Option<String>, format = Password, example = "YOUR_GEMINI_API_KEY")]
     gemini_api_key: Option<SecretString>,
 }
 
