@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, StatusCode, header::CONTENT_TYPE};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{HeaderValue, Request, StatusCode};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
@@ -187,7 +188,8 @@ fn whole(criterion: &mut Criterion) {
     let generate = format!("{MODEL}:generateContent");
     let stream = format!("{MODEL}:streamGenerateContent?alt=sse");
     let post = |path: &str, body: &String| {
-        let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+        let request =
+            Request::post(path).header(HOST, "localhost").header(CONTENT_TYPE, "application/json");
         request.body(Body::from(body.clone())).expect("a valid request")
     };
     let answered = async |request: Request<Body>| {
