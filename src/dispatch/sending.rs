@@ -28,7 +28,7 @@ pub enum ClientFault {
     Broken,
 }
 
-/// Who is waited for.
+/// Which side the service waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Gemini: to be reached, to take what was received, or to answer.

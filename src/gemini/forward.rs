@@ -225,7 +225,7 @@ impl Rejected {
     fn read(head: response::Parts, body: Bytes) -> Self {
         let wait = retry_after::read(&head.headers, Timestamp::now());
         let error = Error::read(head.status, &body).waiting(wait);
-        // What is no error of Gemini's is not for its clients.
+        // A body that is not one of Gemini's errors is not passed to its clients.
         let is_told = error.kind != ErrorKind::Malformed;
         let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
         Self { error, response }

@@ -233,10 +233,10 @@ impl<'de> Visitor<'de> for TextOr<'_> {
     }
 }
 
-/// How many requests a body counts as that has texts to be embedded, where Gemini counts each:
-/// the `requests` of `batchEmbedContents`, or the items of `input` in OpenAI's shape. One where it
-/// is not told. What is there twice counts twice. `None` where the body is no object of JSON: Gemini
-/// also takes forms, such as protocol buffers, in which nobody here can count.
+/// How many requests Gemini counts for a body with texts to embed: one for each item in `requests` of
+/// `batchEmbedContents`, or in `input` in OpenAI's shape, and one where there is no list. A list that
+/// stands twice counts twice. `None` where the body is not a JSON object: Gemini also takes other
+/// forms, such as protocol buffers, and their texts cannot be counted here.
 ///
 /// Source: users' reports of quotas used up by the text; Google's documentation does not say.
 pub fn embedding_requests(surface: Surface, body: &[u8]) -> Option<u64> {

@@ -32,8 +32,8 @@ use super::ApiKey;
 pub use body::Masked;
 use escaped::Escaped;
 
-/// The fewest characters that are overwritten as a key. Gemini's keys have 39 and more; what is
-/// shorter than this is no secret but may well be a word in the text, like `key`.
+/// The fewest characters that are overwritten as a key. Gemini's keys have 39 and more. A shorter
+/// one is not a secret, and is often an ordinary word, such as `key`.
 const MIN_SECRET: usize = 8;
 
 const MASK: u8 = b'*';

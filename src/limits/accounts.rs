@@ -124,7 +124,7 @@ impl Accounts {
     /// and today moves. The limits that were set for either hold for both together. Calls that are
     /// in flight settle where they were admitted.
     ///
-    /// What is no name of a model is ignored, and so is a name that would close a circle.
+    /// A text that cannot be a model's name is ignored, and so is a name that would close a circle.
     pub fn alias(&self, account: &Arc<Account>, counts_as: &str) {
         let name = counts_as.strip_prefix("models/").unwrap_or(counts_as);
         if name == account.model()
