@@ -14,8 +14,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::gemini::{ApiKey, Client, Model};
-use crate::generation::schema::Limits;
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
+use crate::schema::Limits;
 
 pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};

@@ -15,6 +15,7 @@
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
+//! | [`schema`] | JSON Schema to Gemini's two dialects, and the check of answers |
 //! | [`dispatch`] | one call through the door: admit, send, settle, retry |
 //! | [`limits`] | the door: global and named semaphores, accounts with their quotas, kept here or in Redis for all replicas; knows nothing of Gemini's wire |
 //! | [`gemini`] | the upstream: one exchange, read here or passed on, its wire types, its errors; knows nothing of limits |
@@ -41,6 +42,7 @@ pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod pacific;
+pub mod schema;
 pub mod server;
 pub mod simulator;
 pub mod telemetry;

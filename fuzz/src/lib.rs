@@ -16,7 +16,7 @@ use gemini_concurrent_generation::gemini::{
     Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
     Usage, UsageScanner, embedding_requests, named_model,
 };
-use gemini_concurrent_generation::generation::schema::{Limits, Schema, Work};
+use gemini_concurrent_generation::schema::{Limits, Schema, Work};
 use http::{Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 use jiff::Timestamp;

@@ -186,10 +186,10 @@ mod tests {
     use crate::dispatch::RetryPolicy;
     use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
     use crate::generation::chat::ChatRequest;
-    use crate::generation::schema::Work;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
     use crate::limits::{Door, QuotaPlan};
     use crate::metrics::Metrics;
+    use crate::schema::Work;
     use crate::simulator::{Options, Simulator};
 
     const TIMEOUT: Duration = Duration::from_secs(30);

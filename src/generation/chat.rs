@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::schema::Work;
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
 use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
+use crate::schema::Work;
 
 pub use stream::{ChatEvent, ChatStream};
 

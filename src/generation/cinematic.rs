@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::question::{Fault, SchemaPrompt, SchemaQuestion};
-use super::schema::Work;
 pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
 use super::structured::MESSAGE;
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
 };
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
+use crate::schema::Work;
 
 /// Asks the model for a story.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -7,7 +7,6 @@ pub mod cinematic;
 pub mod offload;
 mod question;
 mod request;
-pub mod schema;
 mod schemas;
 mod story;
 pub mod structured;
@@ -21,8 +20,8 @@ use crate::dispatch::{self, Call, Dispatcher};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 
+use crate::schema::Work;
 use offload::{Offload, Unfinished};
-use schema::Work;
 
 pub use request::{
     Credentials, Defaults, InvalidField, Object, Preparation, Request, Segment, Terms,

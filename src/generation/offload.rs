@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::schema::Work;
+use crate::schema::Work;
 
 /// The SHA-256 of the key that pays for a request.
 pub type Caller = [u8; 32];

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::schema::{Schema, Stopped, Work};
 use super::{InvalidField, Misfit, Preparation, Unusable};
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
+use crate::schema::{Schema, Stopped, Work};
 
 /// What a caller says of a question, not yet checked.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::schema::SchemaError;
 use super::schemas::Schemas;
 use crate::gemini::Model;
+use crate::schema::SchemaError;
 
 /// The body in which a caller asks for one thing.
 pub trait Request: for<'de> Deserialize<'de> + Send + 'static {

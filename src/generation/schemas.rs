@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::InvalidField;
 use super::offload::{Caller, Offload, Unfinished};
-use super::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
 use super::story::Story;
+use crate::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
 
 /// How much larger than one schema all schemas of a body may be together.
 const TOGETHER: usize = 2;

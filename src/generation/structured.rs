@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::question::{SchemaPrompt, SchemaQuestion};
-use super::schema::Work;
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
 };
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
+use crate::schema::Work;
 
 /// What every structured success says.
 pub(super) const MESSAGE: &str = "Successfully generated structured output";

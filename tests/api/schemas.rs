@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::generation::schema::Limits;
+use gemini_concurrent_generation::schema::Limits;
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{assert_refused, compile, object_of, try_compile, violations};
-use crate::generation::schema::Dialect;
+use crate::schema::Dialect;
 
 #[test]
 fn unusable_schemas_are_refused_where_they_fail() {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{compile, violations};
-use crate::generation::schema::{Schema, SchemaError};
+use crate::schema::{Schema, SchemaError};
 
 /// `innermost` in arrays one inside the other.
 fn nested(levels: usize, innermost: Value) -> Value {

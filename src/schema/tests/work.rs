@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{LIMITS, assert_refused, compile, try_compile, violations};
-use crate::generation::schema::{Dialect, Limits, NotCompiled, Schema, Stopped, Work};
+use crate::schema::{Dialect, Limits, NotCompiled, Schema, Stopped, Work};
 
 fn unlimited() -> Work {
     Work::until(CancellationToken::new())

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{
     assert_response_json_schema, assert_response_schema, compile, object_of, response_object_of,
 };
-use crate::generation::schema::Dialect;
+use crate::schema::Dialect;
 
 #[test]
 fn an_object_keeps_its_bounds_annotations_and_order() {

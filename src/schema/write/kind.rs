@@ -1,6 +1,6 @@
 //! The forms of value that Gemini's schemas tell apart.
 
-use crate::generation::schema::shape::{Shape, Types};
+use crate::schema::shape::{Shape, Types};
 
 /// One form of value that a shape allows; null is handled apart, as `nullable` or as a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::{DESCRIBED, Target};
-use crate::generation::schema::shape::Annotations;
+use crate::schema::shape::Annotations;
 
 pub(super) struct Page {
     target: Target,

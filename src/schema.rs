@@ -36,8 +36,8 @@ use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use patterns::{Options, Patterns};
 use work::{Interrupt, interruptible};
 
-use super::offload::DroppedAside;
 use crate::gemini::InputFeatures;
+use crate::generation::offload::DroppedAside;
 
 pub use document::Limits;
 pub use work::{Stopped, Work};
