@@ -32,7 +32,7 @@ fn post(client: &Client, service: &Service, path: &str, body: &Value) -> Request
 }
 
 /// A connection that is driven until it is aborted.
-async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
+pub async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     (client, tokio::spawn(async move { drop(connection.await) }))
