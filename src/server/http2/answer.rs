@@ -13,8 +13,8 @@ use futures_util::task::AtomicWaker;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
-use super::super::connection::{BUFFER, poll_timer};
-use super::super::connections::OpenStream;
+use crate::server::connection::{BUFFER, poll_timer};
+use crate::server::connections::OpenStream;
 
 tokio::task_local! {
     /// How far the answer of the stream is that is polled now.
