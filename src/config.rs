@@ -226,7 +226,7 @@ const MAX_CONNECTIONS: Setting = setting(
     "MAX_CONNECTIONS",
     "16384",
     "connections",
-    "How many connections clients hold at once, at most; fewer where the limit of open files (`ulimit -Hn`) is too low, or a quarter of the memory has less than 64 KiB for each. Past it, those that wait for their client longest are closed.",
+    "How many connections clients hold at once, at most, and how many requests over HTTP/2; fewer where the limit of open files (`ulimit -Hn`) is too low, or a quarter of the memory has less than 64 KiB for each. Past it, those that wait for their client longest are closed.",
 );
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use futures_util::future::try_join_all;
 use http::StatusCode;
 use serde::Serialize;
@@ -15,6 +14,7 @@ use utoipa::ToSchema;
 use super::auth::Admin;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::AdminFailures;
+use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
     Account, AdaptiveLimit, OutOfReach, Planned, QuotaUsage, Semaphore as _, Source, Standing,
@@ -178,9 +178,8 @@ pub(super) async fn list_limits(
 pub(super) async fn reset_limits(
     _: Admin,
     State(gateway): State<Gateway>,
-    account: Result<Path<(String, String)>, PathRejection>,
+    Names((key, model)): Names<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let Path((key, model)) = account.map_err(|_| ApiError::not_found())?;
     if gateway.door.accounts().forget(&key, &model) {
         Ok(StatusCode::NO_CONTENT)
     } else {

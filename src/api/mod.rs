@@ -15,6 +15,7 @@ mod limits;
 mod metrics;
 mod observe;
 mod openapi;
+mod path;
 mod relay;
 mod router;
 mod semaphores;

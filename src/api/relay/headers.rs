@@ -68,6 +68,12 @@ const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 const SANDBOX: HeaderValue =
     HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
 
+/// What a proxy has taken off the path of a request.
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// How long that may be, in bytes.
+const MAX_PREFIX: usize = 256;
+
 /// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
 const UPLOAD_URLS: [HeaderName; 3] = [
     LOCATION,
@@ -152,17 +158,29 @@ pub(super) fn strip_answer(headers: &mut HeaderMap) {
     headers.insert(CONTENT_SECURITY_POLICY, SANDBOX);
 }
 
-/// Where the client reaches this service, as it or the proxy before it says.
-pub(super) fn origin(head: &Parts) -> Option<String> {
+/// The URL under which the client reaches this service, as it or the proxy before it says.
+pub(super) fn public_url(head: &Parts) -> Option<String> {
     let text = |name: HeaderName| head.headers.get(name)?.to_str().ok();
     let scheme = text(HeaderName::from_static("x-forwarded-proto"));
     let scheme = scheme.filter(|scheme| matches!(*scheme, "http" | "https")).unwrap_or("http");
-    Some(format!("{scheme}://{}", text(HOST)?))
+    let prefix = text(X_FORWARDED_PREFIX).and_then(path_prefix).unwrap_or_default();
+    Some(format!("{scheme}://{}{prefix}", text(HOST)?))
+}
+
+/// What a proxy takes off the paths of requests: `/a/b`, without a slash at its end. Whatever else
+/// stands in such a header, another client than a proxy may have sent.
+fn path_prefix(prefix: &str) -> Option<&str> {
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let is_unreserved =
+        |byte| matches!(byte, b'-' | b'.' | b'_' | b'~') || byte.is_ascii_alphanumeric();
+    let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.bytes().all(is_unreserved);
+    let is_path = prefix.len() <= MAX_PREFIX && prefix.strip_prefix('/')?.split('/').all(is_name);
+    is_path.then_some(prefix)
 }
 
 /// Makes the URLs at which an upload goes on lead through this service, where its client may be
 /// the only one to reach, and signs them.
-pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origin: &str) {
+pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, public_url: &str) {
     for name in UPLOAD_URLS {
         let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
         else {
@@ -172,8 +190,46 @@ pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origi
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let now = jiff::Timestamp::now();
         let query = upload::signed(&gateway.config, path, without_key(query), now);
-        if let Ok(url) = HeaderValue::try_from(format!("{origin}{path}?{query}")) {
+        if let Ok(url) = HeaderValue::try_from(format!("{public_url}{path}?{query}")) {
             headers.insert(name, url);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_plain_path() {
+        for (prefix, path) in [
+            ("/gemini", Some("/gemini")),
+            ("/gemini/", Some("/gemini")),
+            ("/team-a/v1.2/~x_y", Some("/team-a/v1.2/~x_y")),
+            ("/...", Some("/...")),
+            ("", None),
+            ("/", None),
+            ("gemini", None),
+            ("//evil.example", None),
+            ("/a//b", None),
+            ("/a/../b", None),
+            ("/..", None),
+            ("/./a", None),
+            ("@evil.example", None),
+            (".evil.example/", None),
+            (":80/", None),
+            ("/a?b=c", None),
+            ("/a#b", None),
+            ("/a%2f..", None),
+            ("/a\\b", None),
+            ("/a b", None),
+            ("/a, /b", None),
+            ("/a\r\nx: y", None),
+            ("/\u{e9}", None),
+        ] {
+            assert_eq!(path_prefix(prefix), path, "{prefix:?}");
+        }
+        assert!(path_prefix(&format!("/{}", "a".repeat(255))).is_some());
+        assert!(path_prefix(&format!("/{}", "a".repeat(256))).is_none());
     }
 }

@@ -12,7 +12,7 @@ use tower_http::timeout::TimeoutBody;
 
 use super::NotRelayed;
 use super::counted::check_type;
-use super::headers::{forward, origin, redirect_uploads, strip_answer};
+use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier};
 use crate::api::destination::Destination;
@@ -33,7 +33,7 @@ pub(super) async fn pass(
 ) -> Result<Response, NotRelayed> {
     let config = &gateway.config;
     let payer = payer(gateway, &head, &destination)?;
-    let origin = origin(&head);
+    let public_url = public_url(&head);
     let tier = payer.as_ref().map(|payer| payer.tier);
     let takes_json = head.method == Method::POST && !takes_any_type(&destination.path);
     if takes_json && tier == Some(Tier::Fallback) {
@@ -51,8 +51,8 @@ pub(super) async fn pass(
     let mut response =
         response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
     strip_answer(response.headers_mut());
-    if let Some(origin) = origin {
-        redirect_uploads(gateway, response.headers_mut(), &origin);
+    if let Some(public_url) = public_url {
+        redirect_uploads(gateway, response.headers_mut(), &public_url);
     }
     Ok(response)
 }
