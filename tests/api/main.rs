@@ -34,6 +34,7 @@ mod semaphores;
 mod settings;
 mod sharing;
 mod streaming;
+mod streams;
 mod structured;
 mod support;
 mod upstream;
