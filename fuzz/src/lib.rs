@@ -14,7 +14,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{
     Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
-    Usage, UsageScanner, embedding_requests, named_model,
+    Usage, UsageScanner, Watch, embedding_requests, named_model,
 };
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
 use http::{Request, StatusCode, Uri};
@@ -158,9 +158,13 @@ fn stream(pieces: &[&[u8]]) {
     assert!(!holds_key(&passed));
 
     let (mut events, mut growing) = (Events::default(), Growing::without(secrets));
-    events.extend(&passed).expect("it is short");
+    events.extend(&passed);
+    events.end();
+    let mut watch = Watch::default();
+    watch.scan(&passed);
+    let _ = watch.end();
     let mut text = String::new();
-    while let Some(event) = events.pop().or_else(|| events.rest()) {
+    while let Some(event) = events.pop() {
         match growing.push(&event) {
             Ok(delta) => text.push_str(&delta),
             Err(error) => return assert!(!holds_key(error.message.as_bytes())),

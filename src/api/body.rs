@@ -311,6 +311,10 @@ fn segment(step: &Step) -> Option<Segment> {
 /// left out: it may be a key.
 fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
     let text = error.to_string();
+    if let Some((kind, what)) = unreadable(&text) {
+        let message = format!("{what} (line {}, column {})", error.line(), error.column());
+        return InvalidField { path, kind, message };
+    }
     let (kind, message) = if let Some(field) = quoted(&text, "missing field `") {
         path.push(field.into());
         ("missing", "Field required")
@@ -326,6 +330,27 @@ fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
         expected(&text)
     };
     InvalidField { path, kind, message: message.to_owned() }
+}
+
+/// What is wrong with a text or a number that is JSON, and cannot be read all the same: what
+/// serde_json says of it.
+fn unreadable(text: &str) -> Option<(&'static str, &'static str)> {
+    let kinds = [
+        (
+            "lone leading surrogate",
+            "string_unicode",
+            "The text has an escape that is one half of a surrogate pair, without the other half",
+        ),
+        (
+            "unexpected end of hex escape",
+            "string_unicode",
+            "The text has an escape that is one half of a surrogate pair, without the other half",
+        ),
+        ("invalid unicode code point", "string_unicode", "The text is not UTF-8"),
+        ("number out of range", "number_out_of_range", "The number is too large to be one"),
+    ];
+    let known = kinds.into_iter().find(|(words, ..)| text.starts_with(words));
+    known.map(|(_, kind, what)| (kind, what))
 }
 
 /// The name between `opening` at the start of a message and the next backtick.

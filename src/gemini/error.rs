@@ -128,6 +128,17 @@ impl Error {
         Error::new(ErrorKind::Malformed, "the answer is longer than Gemini's ever are")
     }
 
+    /// The error for a stream that never says that it is at its end. Of `strays` lines in it nobody
+    /// knows what they say, such as a proxy's: they stand where the end should.
+    pub(super) fn without_end(strays: u64) -> Error {
+        if strays > 0 {
+            let message = "Gemini's answer ended in lines that are not Gemini's: it was cut off";
+            return Error::new(ErrorKind::Malformed, message);
+        }
+        let message = "Gemini's answer ended without a finish reason: it was cut off";
+        Error::new(ErrorKind::BrokenOff, message)
+    }
+
     /// Whether the same call may well succeed a while later: a quota that comes back within
     /// minutes, any 5xx and broken connections. Not an attempt that was given up here, nor a
     /// blocked, empty or truncated answer, which cost tokens every time.
@@ -165,17 +176,16 @@ impl Error {
 
     /// Reads a body that came with a status other than success.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Error {
-        Error::from_status(status, &Status::read(body).unwrap_or_default())
+        Status::told(body, |told| Error::from_status(status, told))
     }
 
     /// Reads a body that came with success and is no answer: an error's envelope for which the
     /// HTTP status had already gone out, or something else altogether.
     pub(super) fn read_despite_success(body: &[u8]) -> Error {
-        let told = Status::read(body).unwrap_or_default();
-        match told.http_status() {
-            Some(code) if !code.is_success() => Error::from_status(code, &told),
+        Status::told(body, |told| match told.http_status() {
+            Some(code) if !code.is_success() => Error::from_status(code, told),
             _ => Error::new(ErrorKind::Malformed, "the answer is not one that Gemini gives"),
-        }
+        })
     }
 
     fn from_status(status: StatusCode, told: &Status<'_>) -> Error {
@@ -318,6 +328,23 @@ mod tests {
         assert_eq!(despite_success("cancelled"), ErrorKind::Unavailable);
         assert_eq!(despite_success("payment_required"), ErrorKind::Unfunded);
         assert_eq!(despite_success("brand_new"), ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn an_error_without_a_number_is_told_by_its_status() {
+        let kind = |error: &str| Error::read_despite_success(error.as_bytes()).kind.code();
+        for (error, code) in [
+            (r#"{"error":{"status":"UNAVAILABLE"}}"#, "upstream_unavailable"),
+            (r#"{"error":{"code":"503"}}"#, "upstream_unavailable"),
+            (r#"{"error":{"code":0,"status":"RESOURCE_EXHAUSTED"}}"#, "rate_limited"),
+            (r#"{"error":{"code":null,"status":"INTERNAL"}}"#, "upstream_unavailable"),
+            (r#"[{"error":{"code":504}}]"#, "upstream_timeout"),
+            (r#"{"error":{"code":200}}"#, "malformed_answer"),
+            (r#"{"error":{"status":"NOVEL"}}"#, "malformed_answer"),
+            (r#"{"error":"busy"}"#, "malformed_answer"),
+        ] {
+            assert_eq!(kind(error), code, "{error}");
+        }
     }
 
     #[test]

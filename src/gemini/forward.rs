@@ -54,6 +54,8 @@ pub struct Forward {
     pub headers: HeaderMap,
     /// Whether the answer comes bit by bit and is of use from the first one.
     pub streams: bool,
+    /// Whether the answer is read here: what it is then shows as it is read, and not as it passes.
+    pub is_read: bool,
 }
 
 /// An answer that is no success.
@@ -157,6 +159,7 @@ impl Forward {
             path: path.parse().expect("all of it was checked"),
             headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
             streams: true,
+            is_read: true,
         }
     }
 
@@ -189,6 +192,14 @@ fn is_enough(first: &[u8], is_stream: bool) -> bool {
         Opening::Error { is_over, .. } => is_over,
     };
     first.len() >= MAX_HELD || (is_stream && can_tell())
+}
+
+/// The data of the error that an answer begins with.
+fn error_data(first: &[u8]) -> Option<&[u8]> {
+    match Opening::of(first) {
+        Opening::Error { data, .. } => Some(data),
+        _ => None,
+    }
 }
 
 /// Whether a status says that the body is an answer.
@@ -233,7 +244,7 @@ impl Rejected {
 
     /// Reads an answer that came with success and begins with an error.
     fn despite_success(head: response::Parts, body: Bytes) -> Self {
-        let error = Error::read_despite_success(first_data(&body).unwrap_or(&body));
+        let error = Error::read_despite_success(error_data(&body).unwrap_or(&body));
         Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
     }
 }
@@ -275,9 +286,8 @@ impl Held {
 
     /// Whether it is an error, although it came with success.
     fn refused(&self) -> bool {
-        let is_error = matches!(Opening::of(&self.first), Opening::Error { .. });
-        let error = || Error::read_despite_success(first_data(&self.first).unwrap_or_default());
-        is_error && error().kind != ErrorKind::Malformed
+        let error = error_data(&self.first).map(Error::read_despite_success);
+        error.is_some_and(|error| error.kind != ErrorKind::Malformed)
     }
 
     /// The model that Gemini says it asked, where the first event says so, or a short answer.

@@ -52,7 +52,8 @@ pub struct ChatResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Why the model stopped, in Gemini's words: `STOP`, `MAX_TOKENS`, …
+    /// Why the model stopped, in Gemini's words: `STOP`, `MAX_TOKENS`, … With any but `STOP` the text
+    /// may not be complete.
     finish_reason: String,
     /// What it cost.
     usage: Usage,
@@ -107,6 +108,7 @@ impl Generation for Chat {
             let message = "Only a chat of its own can be streamed";
             faults.push(InvalidField::new("stream", "value_error", message));
         }
+        faults.extend(InvalidField::several_candidates(request.generation_config.as_ref()));
         let (Some(model), []) = (model, &*faults) else { return Err(faults) };
         let question = GenerateContent::ask(&request.prompt)
             .instructed(request.system_prompt.as_deref().unwrap_or_default())

@@ -70,6 +70,8 @@ pub struct StoryResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// Why the model stopped, in Gemini's words; `STOP`, unless what it wrote is complete all the same.
+    finish_reason: String,
     /// What it cost, a second call for a story that did not fit included.
     usage: Usage,
 }
@@ -125,15 +127,16 @@ impl Generation for Cinematic {
     }
 
     fn read(&self, answer: Answer, work: &Work) -> Result<StoryResponse, Unusable<StoryResponse>> {
-        let data = match self.0.check(&answer, work).and_then(story) {
+        let data = match self.0.check(&answer, work).and_then(|fit| story(fit.value)) {
             Ok(story) => story,
             Err(fault) => return Err(fault.of(answer)),
         };
         let warnings = data.broken_references();
         let (model, usage) = (self.0.model().clone(), answer.usage);
-        let violations = warnings.clone();
+        let (message, violations) = (MESSAGE, warnings.clone());
+        let finish_reason = answer.finish_reason;
         let output =
-            StoryResponse { success: true, data, message: MESSAGE, warnings, model, usage };
+            StoryResponse { success: true, data, message, warnings, model, finish_reason, usage };
         if violations.is_empty() {
             return Ok(output);
         }

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod chat;
 pub mod cinematic;
+mod found;
 pub mod offload;
 mod question;
 mod request;
@@ -124,7 +125,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Dispatch(dispatch::Failure::upstream(error, None))
+        Self::Dispatch(error.into())
     }
 }
 

@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::schemas::Schemas;
@@ -122,6 +123,23 @@ impl InvalidField {
     pub(super) fn blanks(fields: &[(&str, &str)]) -> Vec<Self> {
         let blank = fields.iter().filter(|(_, text)| text.trim().is_empty());
         blank.map(|(field, _)| Self::blank(field)).collect()
+    }
+
+    /// The fault of a `generation_config` that asks for several candidates: all are paid for, and one
+    /// comes back. In either of the spellings that Gemini takes; its numbers may be texts.
+    pub(super) fn several_candidates(config: Option<&Map<String, Value>>) -> Option<Self> {
+        let several = |count: &Value| match count {
+            Value::String(text) => text.trim().parse().is_ok_and(|count: f64| count > 1.0),
+            count => count.as_f64().is_some_and(|count| count > 1.0),
+        };
+        let names = ["candidateCount", "candidate_count"];
+        let name = names
+            .into_iter()
+            .find(|name| config.is_some_and(|config| config.get(*name).is_some_and(several)))?;
+        let message =
+            "Only one candidate comes back, so no more than 1 can be asked for".to_owned();
+        let path = vec!["generation_config".into(), name.into()];
+        Some(Self { path, kind: "less_than_equal", message })
     }
 
     pub(super) fn schema(field: &str, error: &SchemaError) -> Self {

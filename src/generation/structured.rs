@@ -1,11 +1,14 @@
 //! Structured output: JSON that fits the caller's schema.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::found::Fit;
 use super::question::{SchemaPrompt, SchemaQuestion};
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
@@ -55,7 +58,7 @@ pub struct StructuredRequest {
 pub struct StructuredResponse {
     /// Always true.
     success: bool,
-    /// The JSON, to the letter as the model wrote it.
+    /// The JSON, to the letter as the model wrote it; without a code fence or words around it.
     #[schema(value_type = Value)]
     data: Box<RawValue>,
     /// `Successfully generated structured output`.
@@ -64,6 +67,8 @@ pub struct StructuredResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// Why the model stopped, in Gemini's words; `STOP`, unless what it wrote is complete all the same.
+    finish_reason: String,
     /// What it cost, a second call for an answer that did not fit included.
     usage: Usage,
 }
@@ -120,13 +125,16 @@ impl Generation for Structured {
         answer: Answer,
         work: &Work,
     ) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
-        if let Err(fault) = self.0.check(&answer, work) {
-            return Err(fault.of(answer));
-        }
-        let data =
-            RawValue::from_string(answer.text).expect("a text that was read as JSON is JSON");
-        let (model, usage) = (self.0.model().clone(), answer.usage);
-        Ok(StructuredResponse { success: true, data, message: MESSAGE, model, usage })
+        let json = match self.0.check(&answer, work) {
+            Ok(Fit { json: Cow::Borrowed(json), .. }) if json.len() == answer.text.len() => None,
+            Ok(Fit { json, .. }) => Some(json.into_owned()),
+            Err(fault) => return Err(fault.of(answer)),
+        };
+        let Answer { text, finish_reason, usage, .. } = answer;
+        let data = RawValue::from_string(json.unwrap_or(text));
+        let data = data.expect("a text that was read as JSON is JSON");
+        let (message, model) = (MESSAGE, self.0.model().clone());
+        Ok(StructuredResponse { success: true, data, message, model, finish_reason, usage })
     }
 
     fn ask_again(&self, misfit: &Misfit<StructuredResponse>) -> Bytes {

@@ -35,6 +35,7 @@ mod semaphores;
 mod settings;
 mod sharing;
 mod streaming;
+mod streams;
 mod structured;
 mod support;
 mod uploads;

@@ -106,7 +106,7 @@ pub(super) fn forward(
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("{path}{mark}{query}").parse();
     let path = path.map_err(|_| ApiError::unusable_path("The path cannot be passed on."))?;
-    Ok(Forward { surface, method, path, headers, streams: false })
+    Ok(Forward { surface, method, path, headers, streams: false, is_read: false })
 }
 
 /// What of a query goes on, as it came.
