@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, reported};
 use crate::gemini::{ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner};
-use crate::limits::{Admission, Underway};
+use crate::limits::{Admission, NamedBy, Underway};
 use crate::metrics::Metrics;
 
 /// The body of an answer under way. It holds the call's slots until its last byte, and gives them
@@ -112,7 +112,8 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
-                self.counts_as(&underway, response.body().model_version().as_ref());
+                let named = response.body().model_version(request.surface);
+                self.counts_as(&underway, named.as_ref(), NamedBy::Answer);
                 let usage = UsageScanner::new(request.surface);
                 let metrics = Arc::clone(&self.metrics);
                 let passage = Passage { underway, call: call.clone(), sent, usage, metrics };

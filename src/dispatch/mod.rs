@@ -19,8 +19,8 @@ use crate::gemini::{
     Scope, Secrets, TokenEstimator, Usage, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore,
-    Turn, Turnstile, Underway,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Quotas, Refused,
+    Semaphore, Turn, Turnstile, Underway,
 };
 use crate::metrics::{Answered, Metrics};
 
@@ -299,7 +299,7 @@ impl Dispatcher {
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
             Ok(answer) => {
-                self.counts_as(&underway, answer.model_version.as_ref());
+                self.counts_as(&underway, answer.model_version.as_ref(), NamedBy::Answer);
                 underway.answered(reported(usage));
             }
             Err(error) => self.settle(underway, error),
@@ -334,7 +334,7 @@ impl Dispatcher {
         // Google names one model a refusal; a few are looked at, however many there are.
         let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
         for model in named.filter_map(|name| Model::parse(name).ok()) {
-            self.counts_as(&call, Some(&model));
+            self.counts_as(&call, Some(&model), NamedBy::Refusal);
         }
         let named = named_quotas(refusal);
         let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
@@ -352,12 +352,12 @@ impl Dispatcher {
     }
 
     /// Gemini counts a call for the model that it names, which may be another than was asked.
-    fn counts_as(&self, call: &Underway, real: Option<&Model>) {
+    fn counts_as(&self, call: &Underway, real: Option<&Model>, named_by: NamedBy) {
         let asked = call.account().model();
         // Tuned models and what is counted apart have quotas of their own.
         let is_plain = !asked.contains(['/', ':']);
         if let Some(real) = real.filter(|real| is_plain && real.as_str() != asked) {
-            self.door.accounts().alias(call.account(), real.as_str());
+            self.door.accounts().alias(call.account(), real.as_str(), named_by);
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::client::MAX_ANSWER;
 use super::error::{Error, ErrorKind, bounded};
+use super::forward::Surface;
 use super::model::Model;
 use super::redact::{Masker, Secrets};
 use super::usage::{Usage, UsageMetadata};
@@ -138,16 +139,23 @@ fn model(version: Option<Word<'_>>) -> Option<Model> {
     Model::parse(&version?.0).ok()
 }
 
-/// The model that an answer names, of which nothing else is read.
-pub(super) fn model_version(answer: &[u8]) -> Option<Model> {
+/// The model that an answer names, of which nothing else is read: as `modelVersion`, and on OpenAI's
+/// surface as `model`.
+pub(super) fn model_version(answer: &[u8], surface: Surface) -> Option<Model> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Versioned<'a> {
         #[serde(borrow)]
         model_version: Option<Word<'a>>,
+        #[serde(borrow)]
+        model: Option<Word<'a>>,
     }
 
-    model(serde_json::from_slice::<Versioned<'_>>(answer).ok()?.model_version)
+    let Versioned { model_version, model: openai } = serde_json::from_slice(answer).ok()?;
+    model(match surface {
+        Surface::Gemini => model_version,
+        Surface::OpenAi => openai,
+    })
 }
 
 fn blocked(reason: &str) -> Error {
@@ -407,12 +415,18 @@ mod tests {
             );
             let answer = read(&body).unwrap();
             assert_eq!(answer.model_version.as_ref().map(Model::as_str), expected, "{version}");
-            assert_eq!(model_version(body.as_bytes()), answer.model_version, "{version}");
+            let read = model_version(body.as_bytes(), Surface::Gemini);
+            assert_eq!(read, answer.model_version, "{version}");
             let mut growing = Growing::default();
             growing.push(body.as_bytes()).unwrap();
             assert_eq!(growing.finish().unwrap().model_version, answer.model_version);
         }
-        assert_eq!(model_version(b"{\"modelVersion\":{}}"), None);
+        assert_eq!(model_version(b"{\"modelVersion\":{}}", Surface::Gemini), None);
+        let openai =
+            br#"{"object":"chat.completion","model":"gemini-real","modelVersion":"other"}"#;
+        let named = model_version(openai, Surface::OpenAi);
+        assert_eq!(named.as_ref().map(Model::as_str), Some("gemini-real"));
+        assert_eq!(model_version(br#"{"model":"gemini-asked"}"#, Surface::Gemini), None);
     }
 
     #[test]
