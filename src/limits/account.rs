@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -26,12 +27,22 @@ const MOST_NAMED: usize = 16;
 
 /// Who pays, without the key: what all keys of one project have in common, or what tells one key
 /// from all others.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Payer {
     /// All keys of this label.
     Labelled(Arc<str>),
     /// The key with this SHA-256.
     Key([u8; 32]),
+}
+
+impl Hash for Payer {
+    /// Half of the SHA-256 is enough: nobody finds many keys in which it is the same.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Labelled(label) => label.hash(state),
+            Self::Key(digest) => state.write(&digest[..16]),
+        }
+    }
 }
 
 impl fmt::Display for Payer {
@@ -160,6 +171,11 @@ impl Account {
             account = real;
         }
         account
+    }
+
+    /// Whether another account is charged for this one's calls.
+    pub(super) fn is_alias(&self) -> bool {
+        self.is_alias.load(Ordering::Acquire)
     }
 
     /// Whether this one's calls are charged to `account`.

@@ -176,16 +176,16 @@ impl Accounts {
         real.take_over(account, named_by == NamedBy::Replica);
     }
 
-    /// The account that is charged for the calls of this one, also where another replica has found
-    /// it out.
-    pub(super) fn charged(&self, account: &Arc<Account>) -> Arc<Account> {
+    /// The account that is charged for the calls of this one instead of itself, if any, also where
+    /// another replica has found it out.
+    pub(super) fn charged_instead(&self, account: &Arc<Account>) -> Option<Arc<Account>> {
         self.hear(account);
-        let charged = account.charged();
-        if Arc::ptr_eq(&charged, account) {
-            return charged;
+        if !account.is_alias() {
+            return None;
         }
+        let charged = account.charged();
         self.hear(&charged);
-        charged.charged()
+        Some(charged.charged())
     }
 
     /// Whether the calls of `asked` are charged to `account`.

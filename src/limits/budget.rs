@@ -430,17 +430,24 @@ impl LocalBudget {
     }
 
     /// Gives requests back to the day where they are counted.
-    fn give_day_back_if(&self, is_moved: bool, left_at: Instant, requests: u64) {
-        if is_moved && let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
+    fn give_day_back(&self, left_at: Instant, requests: u64) {
+        if let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
             budget.take_back_of_day(Departure { number: 0, at: left_at }, requests);
         }
     }
 
     /// Changes what the first ones wait for. Says whether all is counted elsewhere.
     fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) -> bool {
+        self.change_at_any_time(|ledger| {
+            let now = ledger.expire();
+            change(ledger, now);
+        })
+    }
+
+    /// The same for a change to which the time does not matter, so that the clock is not read.
+    fn change_at_any_time(&self, change: impl FnOnce(&mut Ledger)) -> bool {
         let mut ledger = self.ledger();
-        let now = ledger.expire();
-        change(&mut ledger, now);
+        change(&mut ledger);
         let is_moved = self.moved_to.get().is_some();
         drop(ledger);
         self.queue.changed.notify_one();
@@ -505,17 +512,18 @@ impl Budget for LocalBudget {
     }
 
     fn give_back(&self, cost: Cost) {
-        let is_moved = self.change(|ledger, _| ledger.give_back(cost));
-        self.give_day_back_if(is_moved, Instant::now(), cost.requests);
+        if self.change_at_any_time(|ledger| ledger.give_back(cost)) {
+            self.give_day_back(Instant::now(), cost.requests);
+        }
     }
 
     fn depart(&self, cost: Cost) -> Departure {
-        let mut at = Instant::now();
+        let mut left_at = None;
         self.change(|ledger, now| {
-            at = now;
+            left_at = Some(now);
             ledger.depart(cost, now);
         });
-        Departure { number: 0, at }
+        Departure { number: 0, at: left_at.expect("it is changed at once") }
     }
 
     fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
@@ -523,13 +531,15 @@ impl Budget for LocalBudget {
     }
 
     fn take_back(&self, departure: Departure, cost: Cost) {
-        let is_moved = self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
-        self.give_day_back_if(is_moved, departure.at, cost.requests);
+        if self.change(|ledger, now| ledger.take_back(departure.at, cost, now)) {
+            self.give_day_back(departure.at, cost.requests);
+        }
     }
 
     fn take_back_of_day(&self, departure: Departure, requests: u64) {
-        let is_moved = self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests));
-        self.give_day_back_if(is_moved, departure.at, requests);
+        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests)) {
+            self.give_day_back(departure.at, requests);
+        }
     }
 
     fn close_day(&self, left_at: Instant) {

@@ -477,13 +477,15 @@ impl Turn<'_> {
         let estimate = estimate.into();
         let Lane { place, account: asked, .. } = self.lane;
         let accounts = &place.door.accounts;
-        let mut account = accounts.charged(asked);
+        let mut instead = accounts.charged_instead(asked);
+        let account = instead.as_ref().unwrap_or(asked);
         if account.is_turned_away() {
             return Err(Refused::TooManyAccounts);
         }
         account.check()?;
-        let mut reservation = place.reserve(&account, estimate, deadline).await?;
+        let mut reservation = place.reserve(account, estimate, deadline).await?;
         loop {
+            let account = instead.unwrap_or_else(|| Arc::clone(asked));
             let admission = self.admit_with(account, reservation, estimate, deadline).await?;
             let is_charged = accounts.is_charged(asked, &admission.account);
             if is_charged && !admission.account.budget().is_paused() {
@@ -494,8 +496,9 @@ impl Turn<'_> {
             // Gemini has refused a call of this account since the quota was reserved, or charges
             // another one.
             drop(admission);
-            account = accounts.charged(asked);
-            reservation = place.reserve_again(&account, estimate, deadline).await?;
+            instead = accounts.charged_instead(asked);
+            let account = instead.as_ref().unwrap_or(asked);
+            reservation = place.reserve_again(account, estimate, deadline).await?;
         }
     }
 

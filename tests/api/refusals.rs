@@ -224,7 +224,9 @@ async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
             config.base_url.clone_from(&upstream.base_url);
         })
         .await;
-        assert_eq!(answer(service.post(path, body)).await.status, StatusCode::OK, "{path}");
+        let response = service.post(path, body).send().await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.bytes().await.expect("a whole answer");
         let shown = limits(&service).await;
         let accounts = shown["limits"].as_array().unwrap();
         let counts_as = |model: &str| {

@@ -29,6 +29,8 @@ pub(super) struct Ledger {
     day: Day,
     requests_per_day: Option<u64>,
     paused_until: Instant,
+    /// When the clock was last read.
+    looked_at: Instant,
     /// What those who return ask for.
     returning: Cost,
 }
@@ -78,6 +80,7 @@ impl Ledger {
             day: Day::new(clock, now),
             requests_per_day: quotas.requests_per_day,
             paused_until: now,
+            looked_at: now,
             returning: Cost::default(),
         }
     }
@@ -85,6 +88,7 @@ impl Ledger {
     /// Lets go of what no longer counts, and says what time it is.
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
+        self.looked_at = now;
         self.requests.expire(now);
         self.tokens.expire(now);
         if self.day.expire(now) && self.learned != Quotas::default() {
@@ -231,7 +235,8 @@ impl Ledger {
 
     /// Whether nothing new goes yet.
     pub fn is_paused(&self) -> bool {
-        self.paused_until > Instant::now()
+        // A pause that was over at the last look needs no other.
+        self.paused_until > self.looked_at && self.paused_until > Instant::now()
     }
 
     /// The settings have changed: they count, whatever Gemini said before.
