@@ -14,7 +14,7 @@ use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, counts_as, repo
 use crate::gemini::{
     ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner, Watch,
 };
-use crate::limits::{Admission, Door, Underway};
+use crate::limits::{Admission, Door, NamedBy, Underway};
 use crate::metrics::Metrics;
 
 /// The body of an answer under way. It holds the call's slots until its last byte, and gives them
@@ -114,7 +114,8 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
-                counts_as(&self.door, &underway, response.body().model_version().as_ref());
+                let named = response.body().model_version(request.surface);
+                counts_as(&self.door, &underway, named.as_ref(), NamedBy::Answer);
                 let watch = Watch::of(response.headers(), request.streams);
                 let passage = Passage {
                     underway,

@@ -20,8 +20,8 @@ use crate::gemini::{
     warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, Refused, Semaphore, Turn,
-    Turnstile, Underway,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Semaphore,
+    Turn, Turnstile, Underway,
 };
 use crate::metrics::Metrics;
 
@@ -309,7 +309,7 @@ impl Dispatcher {
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
             Ok(answer) => {
-                counts_as(&self.door, &underway, answer.model_version.as_ref());
+                counts_as(&self.door, &underway, answer.model_version.as_ref(), NamedBy::Answer);
                 underway.answered(reported(usage));
             }
             Err(error) => settle(&self.door, underway, error),

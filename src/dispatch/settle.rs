@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{Call, Route};
 use crate::gemini::{Error, ErrorKind, Model, Period, Quantity, Refusal, Scope, Usage};
-use crate::limits::{Door, Quotas, Underway};
+use crate::limits::{Door, NamedBy, Quotas, Underway};
 use crate::metrics::{Answered, Metrics};
 
 /// Tells the limits what became of a call that failed.
@@ -30,7 +30,7 @@ fn refuse(door: &Door, call: Underway, refusal: &Refusal) {
     // Google names one model a refusal; a few are looked at, however many there are.
     let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
     for model in named.filter_map(|name| Model::parse(name).ok()) {
-        counts_as(door, &call, Some(&model));
+        counts_as(door, &call, Some(&model), NamedBy::Refusal);
     }
     let named = named_quotas(refusal);
     let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
@@ -48,12 +48,12 @@ fn refuse(door: &Door, call: Underway, refusal: &Refusal) {
 }
 
 /// Gemini counts a call for the model that it names, which may be another than was asked.
-pub(super) fn counts_as(door: &Door, call: &Underway, real: Option<&Model>) {
+pub(super) fn counts_as(door: &Door, call: &Underway, real: Option<&Model>, named_by: NamedBy) {
     let asked = call.account().model();
     // Tuned models and what is counted apart have quotas of their own.
     let is_plain = !asked.contains(['/', ':']);
     if let Some(real) = real.filter(|real| is_plain && real.as_str() != asked) {
-        door.accounts().alias(call.account(), real.as_str());
+        door.accounts().alias(call.account(), real.as_str(), named_by);
     }
 }
 

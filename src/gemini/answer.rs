@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 
 use super::error::{Error, ErrorKind, bounded};
+use super::forward::Surface;
 use super::json::{self, BOM, without_lone_surrogates};
 use super::model::Model;
 use super::redact::Secrets;
@@ -182,16 +183,23 @@ pub(super) fn model(version: Option<Word<'_>>) -> Option<Model> {
     Model::parse(&version?.0).ok()
 }
 
-/// The model that an answer names, of which nothing else is read.
-pub(super) fn model_version(answer: &[u8]) -> Option<Model> {
+/// The model that an answer names, of which nothing else is read: as `modelVersion`, and on OpenAI's
+/// surface as `model`.
+pub(super) fn model_version(answer: &[u8], surface: Surface) -> Option<Model> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Versioned<'a> {
         #[serde(borrow)]
         model_version: Option<Word<'a>>,
+        #[serde(borrow)]
+        model: Option<Word<'a>>,
     }
 
-    model(serde_json::from_slice::<Versioned<'_>>(answer).ok()?.model_version)
+    let Versioned { model_version, model: openai } = serde_json::from_slice(answer).ok()?;
+    model(match surface {
+        Surface::Gemini => model_version,
+        Surface::OpenAi => openai,
+    })
 }
 
 pub(super) fn blocked(reason: &str) -> Error {

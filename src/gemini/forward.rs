@@ -291,9 +291,9 @@ impl Held {
     }
 
     /// The model that Gemini says it asked, where the first event says so, or a short answer.
-    pub fn model_version(&self) -> Option<Model> {
+    pub fn model_version(&self, surface: Surface) -> Option<Model> {
         let data = first_data(&self.first).filter(|data| data.len() <= MAX_READ)?;
-        answer::model_version(data)
+        answer::model_version(data, surface)
     }
 
     /// All of the answer, where it has come.

@@ -72,12 +72,17 @@ fn the_model_that_answered_is_read_where_it_is_one() {
         );
         let answer = read(&body).unwrap();
         assert_eq!(answer.model_version.as_ref().map(Model::as_str), expected, "{version}");
-        assert_eq!(model_version(body.as_bytes()), answer.model_version, "{version}");
+        let read = model_version(body.as_bytes(), Surface::Gemini);
+        assert_eq!(read, answer.model_version, "{version}");
         let mut growing = Growing::default();
         growing.push(&Event::Data(body.clone().into())).unwrap();
         assert_eq!(growing.finish().unwrap().model_version, answer.model_version);
     }
-    assert_eq!(model_version(b"{\"modelVersion\":{}}"), None);
+    assert_eq!(model_version(b"{\"modelVersion\":{}}", Surface::Gemini), None);
+    let openai = br#"{"object":"chat.completion","model":"gemini-real","modelVersion":"other"}"#;
+    let named = model_version(openai, Surface::OpenAi);
+    assert_eq!(named.as_ref().map(Model::as_str), Some("gemini-real"));
+    assert_eq!(model_version(br#"{"model":"gemini-asked"}"#, Surface::Gemini), None);
 }
 
 #[test]
