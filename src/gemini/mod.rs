@@ -21,6 +21,7 @@ mod retirement;
 mod retry_after;
 mod status;
 mod tokens;
+mod unreachable;
 mod usage;
 
 pub use answer::{Answer, Growing};

@@ -306,9 +306,8 @@ async fn an_upstream_that_is_down_is_no_connection() {
     .await;
     let failed = service.chat("Hello").await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
-    let body =
-        json!({"detail": "no connection to Gemini could be made", "code": "upstream_connection"});
-    assert_eq!(failed.body, body);
+    let detail = "no connection to Gemini could be made: it was refused";
+    assert_eq!(failed.body, json!({"detail": detail, "code": "upstream_connection"}));
     service.until_idle().await;
     let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_connection\"}";
     assert_eq!(service.metric(retries).await, 1.0);

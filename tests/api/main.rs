@@ -2,7 +2,9 @@
 
 mod auth;
 mod batch;
+mod bodies;
 mod browsers;
+mod caches;
 mod cinematic;
 mod clients;
 mod connections;
@@ -36,6 +38,7 @@ mod sharing;
 mod streaming;
 mod structured;
 mod support;
+mod unreachable;
 mod upstream;
 mod weight;
 mod with_permit;
