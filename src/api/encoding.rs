@@ -1,6 +1,7 @@
 //! Bodies that come compressed, and what else stands between their bytes and their JSON.
 
 use std::io::{self, Cursor, Read};
+use std::sync::Arc;
 
 use brotli_decompressor::Decompressor;
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::body::Buffered;
 use super::error::ApiError;
 use crate::generation::InvalidField;
-use crate::memory::{OverBudget, Share};
+use crate::memory::{BodyBudget, OverBudget, Share};
 
 /// The encodings that are taken, as `Accept-Encoding` writes them.
 pub(super) const TAKEN: &str = "gzip, deflate, br, zstd";
@@ -137,11 +138,12 @@ pub(super) async fn decoded(
     coding: Coding,
     Buffered { bytes, mut share }: Buffered,
     limit: usize,
-    mut window: Share,
+    budget: &Arc<BodyBudget>,
 ) -> Result<Buffered, ApiError> {
     let most = limit.min(bytes.len().saturating_mul(MAX_RATIO).max(ANY_RATIO));
     let size = coding.window(&bytes).ok_or_else(|| ApiError::not_decoded(coding.name()))?;
-    window.grow(size.min(limit))?;
+    let mut window = budget.share();
+    window.grow(size.min(budget.largest()))?;
     let decoding = spawn_blocking(move || {
         let decoded = decode(coding, bytes, most, &mut share);
         drop(window);

@@ -76,7 +76,7 @@ fn lasting() -> Vec<Failing> {
         marked("empty", 502, "empty_answer", true, "has no text"),
         marked("finish=MALFORMED_FUNCTION_CALL", 502, "empty_answer", true, "MALFORMED_FUNCTION"),
         marked("finish=MAX_TOKENS,empty", 502, "truncated_answer", false, "limit of output tokens"),
-        marked("html=200", 502, "malformed_answer", true, "not one that Gemini gives"),
+        marked("html=200", 502, "malformed_answer", true, "200 OK with text/html"),
         marked("status=302", 502, "malformed_answer", true, ""),
     ]
 }

@@ -224,7 +224,7 @@ async fn an_error_never_shows_the_key_or_follows_a_redirect() {
             "502 Bad Gateway",
             "<html>",
             ErrorKind::Unavailable,
-            "Gemini answered 502 Bad Gateway with a page in place of JSON",
+            "Gemini answered 502 Bad Gateway with something of no type in place of JSON",
         ),
         ("302 Found\r\nlocation: /x", "", ErrorKind::Malformed, "Gemini answered 302 Found"),
     ] {
