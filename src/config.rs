@@ -397,6 +397,10 @@ impl Config {
             log_filter: settings.log_filter()?,
         };
         if let Some(key) = settings.optional(GEMINI_API_KEY) {
+            // No key of Google's has one in it.
+            if key.contains(['"', '\'']) {
+                return Err(invalid(GEMINI_API_KEY, UNQUOTED));
+            }
             let key = ApiKey::new(&key).map_err(|_| invalid(GEMINI_API_KEY, API_KEY))?;
             config.set_gemini_api_key(key);
         }

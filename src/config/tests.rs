@@ -28,6 +28,7 @@ fn quotes_around_a_value_are_told_and_the_value_is_not() {
     for (variable, value) in [
         ("GEMINI_API_KEY", "\"AIza-secret\""),
         ("GEMINI_API_KEY", " 'AIza-secret' "),
+        ("GEMINI_API_KEY", "\"AIza-secret"),
         ("ADMIN_API_KEY", "\"secret\""),
         ("REDIS_URL", "\"redis://:secret@host\""),
         ("GEMINI_BASE_URL", "\"https://host.example\""),
