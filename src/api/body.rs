@@ -196,7 +196,7 @@ async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Bu
     let body = timeout(patience, body).await;
     let body = body.unwrap_or_else(|_| Err(ApiError::body_too_slow(patience)))?;
     let Buffered { bytes, share } = match coding {
-        Some(coding) => decoded(coding, body, limit, &gateway.bodies).await?,
+        Some(coding) => decoded(coding, body, limit, headers, gateway).await?,
         None => body,
     };
     Ok(Buffered { bytes: in_utf8(bytes)?, share })

@@ -1,19 +1,23 @@
 //! Bodies that come compressed, and what else stands between their bytes and their JSON.
 
 use std::io::{self, Cursor, Read};
-use std::sync::Arc;
 
 use brotli_decompressor::Decompressor;
 use bytes::Bytes;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
+use http::header::{AUTHORIZATION, CONTENT_ENCODING};
+use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use super::body::Buffered;
 use super::error::ApiError;
+use crate::gateway::Gateway;
+use crate::gemini::API_KEY;
 use crate::generation::InvalidField;
-use crate::memory::{BodyBudget, OverBudget, Share};
+use crate::generation::offload::Caller;
+use crate::memory::{OverBudget, Share};
 
 /// The encodings that are taken, as `Accept-Encoding` writes them.
 pub(super) const TAKEN: &str = "gzip, deflate, br, zstd";
@@ -27,6 +31,10 @@ const ANY_RATIO: usize = 1 << 20;
 /// The largest window of zstd, as an exponent of two. Source: RFC 8878, section 3.1.1.1.2, which
 /// advises decoders to take 8 MiB.
 const ZSTD_WINDOW: u32 = 23;
+
+/// A body of more bytes than this is decoded in its caller's turn, at a low priority: what comes of
+/// it can take the time of a second.
+const LARGE: usize = 16 * 1024;
 
 /// How much is decoded at once, in bytes.
 const PIECE: usize = 64 * 1024;
@@ -48,6 +56,8 @@ enum Fault {
     TooLarge,
     /// The memory of all bodies is used up.
     OverBudget(OverBudget),
+    /// Nobody waits for it any more.
+    Stopped,
 }
 
 impl Coding {
@@ -138,30 +148,61 @@ pub(super) async fn decoded(
     coding: Coding,
     Buffered { bytes, mut share }: Buffered,
     limit: usize,
-    budget: &Arc<BodyBudget>,
+    headers: &HeaderMap,
+    gateway: &Gateway,
 ) -> Result<Buffered, ApiError> {
+    let budget = &gateway.bodies;
     let most = limit.min(bytes.len().saturating_mul(MAX_RATIO).max(ANY_RATIO));
     let size = coding.window(&bytes).ok_or_else(|| ApiError::not_decoded(coding.name()))?;
     let mut window = budget.share();
     window.grow(size.min(budget.largest()))?;
-    let decoding = spawn_blocking(move || {
-        let decoded = decode(coding, bytes, most, &mut share);
+    let is_large = bytes.len() > LARGE;
+    let decode = move |goes_on: &dyn Fn() -> bool| {
+        let decoded = decode(coding, bytes, most, &mut share, goes_on);
         drop(window);
         decoded.map(|bytes| Buffered { bytes, share })
-    });
-    decoding.await.map_err(|_| ApiError::internal())?.map_err(|fault| match fault {
+    };
+    let decoded = if is_large {
+        let deadline = Instant::now() + gateway.config.request_timeout;
+        let caller = caller(headers);
+        let decoded = gateway.offload.run(&caller, deadline, move |work| {
+            // How much a piece counts for does not matter: the work is looked after at each.
+            decode(&|| work.spend(PIECE).is_ok())
+        });
+        decoded.await.map_err(ApiError::not_decoded_in_time)?
+    } else {
+        spawn_blocking(move || decode(&|| true)).await.map_err(|_| ApiError::internal())?
+    };
+    decoded.map_err(|fault| match fault {
         Fault::Invalid => ApiError::not_decoded(coding.name()),
         Fault::TooLarge if most < limit => ApiError::expands_too_much(MAX_RATIO),
         Fault::TooLarge => ApiError::body_too_large(limit),
         Fault::OverBudget(error) => error.into(),
+        Fault::Stopped => ApiError::internal(),
     })
 }
 
-fn decode(coding: Coding, body: Bytes, most: usize, share: &mut Share) -> Result<Bytes, Fault> {
+/// Whose turn a body is decoded in, before it is known who pays: those who bring the same key share
+/// one, and those who bring none.
+fn caller(headers: &HeaderMap) -> Caller {
+    let key = headers.get(API_KEY).or_else(|| headers.get(AUTHORIZATION));
+    Sha256::digest(key.map_or(&b""[..], |key| key.as_bytes())).into()
+}
+
+fn decode(
+    coding: Coding,
+    body: Bytes,
+    most: usize,
+    share: &mut Share,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Bytes, Fault> {
     let mut decoder = coding.decoder(body).map_err(|_| Fault::Invalid)?;
     let mut whole = Vec::new();
     let mut piece = vec![0; PIECE];
     loop {
+        if !goes_on() {
+            return Err(Fault::Stopped);
+        }
         match decoder.read(&mut piece) {
             Ok(0) => return Ok(whole.into()),
             Ok(read) if read > most - whole.len() => return Err(Fault::TooLarge),

@@ -273,6 +273,18 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "body_not_decoded", detail)
     }
 
+    /// A body that was not decoded in time.
+    pub(super) fn not_decoded_in_time(unfinished: Unfinished) -> Self {
+        match unfinished {
+            Unfinished::Deadline => Self::request_timeout(),
+            Unfinished::TooLong(limit) => {
+                let detail = format!("The body takes longer than {limit:?} to decode.");
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+            }
+            Unfinished::Panicked => Self::internal(),
+        }
+    }
+
     /// A body that becomes so many times larger that it can only be meant to fill memory.
     pub(super) fn expands_too_much(ratio: usize) -> Self {
         let detail = format!("The body becomes more than {ratio} times larger when it is decoded.");

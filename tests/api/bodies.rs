@@ -43,6 +43,11 @@ fn zstd(body: &[u8]) -> Vec<u8> {
     zstd::encode_all(body, 0).unwrap()
 }
 
+/// The numbers up to one, which shrink to a half or so.
+fn digits(numbers: usize) -> String {
+    (0..numbers).map(|number| number.to_string()).collect()
+}
+
 fn encoded(service: &Service, path: &str, encoding: &str, body: Vec<u8>) -> RequestBuilder {
     let request = service.post(path, &Value::Null).body(body);
     request.header("content-encoding", encoding)
@@ -83,6 +88,8 @@ async fn a_compressed_body_is_read_on_every_surface() {
         (GENERATE, contents),
         (CHAT, COMPLETION.to_owned()),
         ("/chat", json!({"prompt": "Hello"}).to_string()),
+        // One that is decoded in its caller's turn.
+        ("/chat", json!({"prompt": format!("Hello {}", digits(20_000))}).to_string()),
         ("/batch/chat", json!({"requests": [{"prompt": "Hello"}]}).to_string()),
     ] {
         let sent = answer(encoded(&service, path, "gzip", gzip(body.as_bytes()))).await;
@@ -143,8 +150,7 @@ async fn a_bomb_is_too_large_and_takes_no_memory() {
     }
     // What shrinks less counts with the size that it was.
     let small = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
-    let mut text = String::new();
-    (0..30_000).for_each(|number| text.push_str(&number.to_string()));
+    let text = digits(30_000);
     let packed = gzip(text.as_bytes());
     assert!(packed.len() < 100_000 && text.len() > 100_000);
     let refused = answer(encoded(&small, "/chat", "gzip", packed)).await;
