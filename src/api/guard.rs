@@ -33,7 +33,7 @@ pub(super) async fn guard(
     let mut response = if let Some(refusal) = refusal(&request) {
         refusal
     } else if browser::is_preflight(request.method(), request.headers()) {
-        browser::preflight(request.headers())
+        browser::preflight(request.headers(), trusted)
     } else {
         next.run(request).await
     };

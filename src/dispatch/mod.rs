@@ -97,6 +97,14 @@ impl Failure {
     pub(crate) fn upstream(error: Error, retry_after: Option<Duration>) -> Self {
         Self::Upstream { error: Box::new(error), retry_after }
     }
+
+    /// What lies behind it, for the log only.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Upstream { error, .. } => error.cause(),
+            Self::Refused(_) | Self::DeadlineExceeded => None,
+        }
+    }
 }
 
 impl Route {
@@ -267,6 +275,7 @@ impl Dispatcher {
         tracing::debug!(
             attempt = attempts.failed,
             code = error.kind.code(),
+            cause = error.cause(),
             "the call will be sent again"
         );
         self.metrics.retried(call.kind, error.kind.code());

@@ -95,8 +95,13 @@ impl Client {
     ) -> Result<Response<Held>, Rejected> {
         let payload = Payload::Whole(Full::new(body));
         let secrets = self.secrets(Some(key));
-        let response = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await?;
-        let (head, body) = response.into_parts();
+        let answer = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await;
+        let (head, body) = answer.map_err(Rejected::of_call)?.into_parts();
+        if is_page(&head.headers) {
+            let content_type = head.headers.get(CONTENT_TYPE);
+            let error = Error::foreign(head.status, content_type, b"<");
+            return Err(error.expect("a page is not JSON").into());
+        }
         let is_stream = request.streams || is_event_stream(&head.headers);
         let held = Held::new(body, is_stream, idle, secrets.masker()).await?;
         match held.refused() {
@@ -226,6 +231,12 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
+/// Whether an answer is a web page, which no call is answered with.
+fn is_page(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE);
+    content_type.is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/html"))
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type
@@ -235,11 +246,19 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 impl Rejected {
     fn read(head: response::Parts, body: Bytes) -> Self {
         let wait = retry_after::read(&head.headers, Timestamp::now());
-        let error = Error::read(head.status, &body).waiting(wait);
-        // A body that is not one of Gemini's errors is not passed to its clients.
-        let is_told = error.kind != ErrorKind::Malformed;
+        let foreign = Error::foreign(head.status, head.headers.get(CONTENT_TYPE), &body);
+        let error = foreign.unwrap_or_else(|| Error::read(head.status, &body)).waiting(wait);
+        let is_told = error.kind != ErrorKind::Malformed || head.status.is_client_error();
         let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
         Self { error, response }
+    }
+
+    /// The same for a call, to whose client a body is not passed that is not one of Gemini's errors.
+    /// Where nothing is generated, the client may have named a path that does not exist, as such a
+    /// page says.
+    fn of_call(self) -> Self {
+        let is_told = self.error.kind != ErrorKind::Malformed;
+        Self { response: self.response.filter(|_| is_told), ..self }
     }
 
     /// Reads an answer that came with success and begins with an error.

@@ -25,6 +25,12 @@ impl InputFeatures {
         let measure = Measure { features: &mut features, counts_keys: false };
         measure.deserialize(&mut json).ok().map(|()| features)
     }
+
+    /// The features of a file of this type and of so many bytes.
+    pub fn of_file(mime_type: &str, bytes: usize) -> Self {
+        let media_tokens = media_tokens(mime_type, Some(bytes as u64));
+        Self { media_tokens, ..Self::default() }
+    }
 }
 
 /// What a piece of media costs, in tokens, by its type and its size in bytes, if that is known.

@@ -23,6 +23,7 @@ mod retirement;
 mod retry_after;
 mod status;
 mod tokens;
+mod unreachable;
 mod usage;
 mod watch;
 

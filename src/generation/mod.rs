@@ -113,6 +113,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What lies behind it, for the log only.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Dispatch(failure) => failure.cause(),
+            Self::SchemaViolation { .. } | Self::Internal => None,
+        }
+    }
+
     /// The tokens that were spent although nothing came of them.
     fn usage(&self) -> Usage {
         match self {

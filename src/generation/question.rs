@@ -16,6 +16,8 @@ pub(super) struct SchemaPrompt {
     pub user_content: String,
     pub system_prompt: String,
     pub model: Option<String>,
+    /// The cached content that stands in front.
+    pub cache: Option<String>,
     pub config: Option<Map<String, Value>>,
 }
 
@@ -25,6 +27,7 @@ pub(super) struct SchemaQuestion {
     model: Model,
     user_content: String,
     system_prompt: String,
+    cache: Option<String>,
     config: Option<Map<String, Value>>,
     schema: Arc<Schema>,
 }
@@ -53,16 +56,17 @@ impl SchemaPrompt {
         schema: Result<Arc<Schema>, InvalidField>,
         default_model: &Model,
     ) -> Result<SchemaQuestion, Vec<InvalidField>> {
-        let Self { user_content, system_prompt, model, config } = self;
+        let Self { user_content, system_prompt, model, cache, config } = self;
         let mut faults = InvalidField::blanks(&[
             ("user_content", &user_content),
             ("system_prompt", &system_prompt),
         ]);
         let model = Preparation::model(model.as_deref(), default_model, &mut faults);
         faults.extend(InvalidField::several_candidates(config.as_ref()));
+        faults.extend(InvalidField::cache(cache.as_deref()));
         match (schema, model) {
             (Ok(schema), Some(model)) if faults.is_empty() => {
-                Ok(SchemaQuestion { model, user_content, system_prompt, config, schema })
+                Ok(SchemaQuestion { model, user_content, system_prompt, cache, config, schema })
             }
             (schema, _) => {
                 faults.extend(schema.err());
@@ -123,7 +127,9 @@ impl SchemaQuestion {
     }
 
     fn question(&self) -> GenerateContent<'_> {
-        GenerateContent::ask(&self.user_content).instructed(&self.system_prompt)
+        GenerateContent::ask(&self.user_content)
+            .instructed(&self.system_prompt)
+            .cached(self.cache.as_deref())
     }
 
     /// The body with the configuration and the schema. The schema's text is put in as it is: a

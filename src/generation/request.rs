@@ -142,6 +142,16 @@ impl InvalidField {
         Some(Self { path, kind: "less_than_equal", message })
     }
 
+    /// The fault of a name that cannot be one of cached content.
+    pub(super) fn cache(name: Option<&str>) -> Option<Self> {
+        const MESSAGE: &str = "The name of cached content is cachedContents/ and 1 to 128 of the \
+                               characters A-Z a-z 0-9 _ -";
+        let id = name?.strip_prefix("cachedContents/").unwrap_or_default();
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        let is_name = (1..=128).contains(&id.len()) && id.bytes().all(is_plain);
+        (!is_name).then(|| Self::new("cached_content", "cache_name", MESSAGE))
+    }
+
     pub(super) fn schema(field: &str, error: &SchemaError) -> Self {
         let steps = error.pointer.split('/').skip(1);
         let steps = steps.map(|step| step.replace("~1", "/").replace("~0", "~"));

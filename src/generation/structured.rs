@@ -48,6 +48,11 @@ pub struct StructuredRequest {
     credentials: Option<Credentials>,
     /// A registered semaphore to hold in addition to the global limit.
     external_semaphore_id: Option<String>,
+    /// Cached content that stands in front of what is asked, by its name: `cachedContents/abc`. It
+    /// belongs to the key that made it and to the model it was made for. Gemini takes no system
+    /// instruction beside it: `system_prompt` becomes the first part of what is asked.
+    #[schema(pattern = "^cachedContents/[A-Za-z0-9_-]{1,128}$")]
+    cached_content: Option<String>,
     /// Gemini's `generationConfig`, as given; the schema and the MIME type are the service's.
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
@@ -102,6 +107,7 @@ impl Generation for Structured {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
             model: request.model,
+            cache: request.cached_content,
             config: request.generation_config,
         }
         .prepare(schema, &preparation.defaults.structured_model)

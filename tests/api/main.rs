@@ -2,7 +2,9 @@
 
 mod auth;
 mod batch;
+mod bodies;
 mod browsers;
+mod caches;
 mod cinematic;
 mod clients;
 mod connections;
@@ -38,6 +40,7 @@ mod streaming;
 mod streams;
 mod structured;
 mod support;
+mod unreachable;
 mod uploads;
 mod upstream;
 mod weight;

@@ -228,15 +228,6 @@ async fn the_fallback_can_be_kept_to_generation() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_where_it_is_counted() {
-    let service = Service::start().await;
-    let packed = service.post(GENERATE, &contents()).header("content-encoding", "gzip");
-    assert_eq!(answer(packed).await.status, 415);
-    let plain = service.post(GENERATE, &contents()).header("content-encoding", "identity");
-    assert_eq!(answer(plain).await.status, 200);
-}
-
-#[tokio::test]
 async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", silent.local_addr().unwrap());

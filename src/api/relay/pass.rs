@@ -17,7 +17,7 @@ use super::upload;
 use crate::api::auth::{Caller, Payer, Tier};
 use crate::api::destination::Destination;
 use crate::api::error::ApiError;
-use crate::dispatch::{ClientFault, Sending};
+use crate::dispatch::{ClientFault, Sending, Unanswered};
 use crate::gateway::Gateway;
 use crate::gemini::Payload;
 
@@ -46,7 +46,7 @@ pub(super) async fn pass(
     let response = passed.map_err(|unanswered| match sending.fault() {
         Some(ClientFault::TooSlow) => ApiError::body_too_slow(config.client_timeout).into(),
         Some(ClientFault::Broken) => ApiError::body_broken().into(),
-        None => NotRelayed::from(unanswered),
+        None => failed(unanswered),
     })?;
     let mut response =
         response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
@@ -55,6 +55,16 @@ pub(super) async fn pass(
         redirect_uploads(gateway, response.headers_mut(), &public_url);
     }
     Ok(response)
+}
+
+/// Why Gemini gave no answer to pass on. What lies behind it is told to the log.
+fn failed(unanswered: Unanswered) -> NotRelayed {
+    let cause = unanswered.failure.cause();
+    let failed = NotRelayed::from(unanswered);
+    if cause.is_some() {
+        tracing::warn!(code = failed.error.code(), cause, "no answer");
+    }
+    failed
 }
 
 /// Whether what is sent to a path may be something else than JSON: a file, or a form with one.
