@@ -96,7 +96,7 @@ impl Client {
         let response = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await?;
         let (head, body) = response.into_parts();
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, is_stream, idle, secrets.masker()).await?;
+        let held = Held::new(body, is_stream, idle, secrets.masker_of(&head.headers)).await?;
         match held.refused() {
             false => Ok(Response::from_parts(head, held)),
             true => Err(Rejected::despite_success(head, secrets.redact_body(held.first))),
@@ -117,7 +117,11 @@ impl Client {
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
         let response = self.answer(request, key, payload, None, &secrets, is_good).await?;
-        Ok(response.map(|body| Masked::new(body, secrets.masker())))
+        let masker = match request.is_download() {
+            true => secrets.masker(),
+            false => secrets.masker_of(response.headers()),
+        };
+        Ok(response.map(|body| Masked::new(body, masker)))
     }
 
     async fn answer(
