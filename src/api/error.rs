@@ -176,6 +176,13 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 
+    /// Different keys beside the body, of which Gemini would take none.
+    pub(super) fn several_keys() -> Self {
+        let detail = "The request brings different keys in several places. Send one: as \
+                      'x-goog-api-key', as a bearer token, or as '?key='.";
+        Self::new(StatusCode::BAD_REQUEST, "multiple_credentials", detail)
+    }
+
     /// A path that leads nowhere at Gemini, or that cannot be told where it leads.
     pub(super) fn unusable_path(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_path", detail)

@@ -112,6 +112,7 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
+                self.projects.prove(&call.route.key);
                 self.counts_as(&underway, response.body().model_version().as_ref());
                 let usage = UsageScanner::new(request.surface);
                 let metrics = Arc::clone(&self.metrics);

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
     response,
 };
 use http_body_util::{BodyExt, Full};
@@ -18,7 +18,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
-use super::client::{API_KEY, IDENTITY, JSON, NAME, unread, whole};
+use super::client::{IDENTITY, JSON, NAME, unread, whole};
 use super::opening::{Opening, first_data};
 use super::{
     ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
@@ -176,10 +176,7 @@ impl Forward {
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
         if let Some(key) = key {
-            match self.surface {
-                Surface::Gemini => request.headers_mut().insert(API_KEY, key.header()),
-                Surface::OpenAi => request.headers_mut().insert(AUTHORIZATION, key.bearer()),
-            };
+            key.insert_into(request.headers_mut(), self.surface);
         }
         request
     }

@@ -29,11 +29,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use regex::bytes::Regex;
 
 use super::ApiKey;
-use needle::{Needle, spellings};
+use needle::Needle;
 use texts::{Texts, Wording};
 
 pub use body::Masked;
 pub use masker::Masker;
+pub use needle::spellings;
 
 /// The fewest characters that are overwritten as a key. Gemini's keys have 39 and more. A shorter
 /// one is not a secret, and is often an ordinary word, such as `key`.
@@ -91,7 +92,7 @@ impl Secrets {
         let mut keys: Vec<_> = keys.into_iter().filter(|key| key.len() >= MIN_SECRET).collect();
         keys.sort();
         keys.dedup();
-        let needles = keys.iter().flat_map(|key| spellings(key)).collect();
+        let needles = keys.iter().flat_map(|key| spellings(key)).map(Needle::new).collect();
         Self { keys: keys.into(), needles }
     }
 

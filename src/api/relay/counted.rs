@@ -44,6 +44,7 @@ pub(super) async fn send(
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
+    check_text(gateway, body.clone()).await?;
     let input = measured(body.clone()).await?;
     let model = model(surface, target, &body).await?;
     check_model(&model, gateway)?;
@@ -61,6 +62,15 @@ fn check_body(headers: &HeaderMap, body: &Body, tier: Tier) -> Result<(), ApiErr
         return Err(ApiError::encoded_body());
     }
     if tier == Tier::Fallback { check_type(headers, body) } else { Ok(()) }
+}
+
+/// Refuses a body with the admin key in it.
+async fn check_text(gateway: &Gateway, body: Bytes) -> Result<(), ApiError> {
+    let Some(admin) = gateway.config.admin_api_key.clone() else { return Ok(()) };
+    match with_body(body, move |body| admin.is_in_long_text(body)).await? {
+        true => Err(ApiError::misplaced_admin_key()),
+        false => Ok(()),
+    }
 }
 
 /// Refuses a body that a web page can send without having asked.

@@ -102,7 +102,7 @@ pub(super) fn find(needles: &[Needle], text: &[u8]) -> Found {
 
 /// How a key may be spelled: as it is, in UTF-16, and in base64, wherever it stands in what was
 /// encoded. Escapes are looked through apart.
-pub(super) fn spellings(key: &[u8]) -> impl Iterator<Item = Needle> {
+pub fn spellings(key: &[u8]) -> Vec<Vec<u8>> {
     let mut spellings = vec![key.to_vec(), utf16(key)];
     for before in 0..3 {
         let mut encoded = vec![0; before];
@@ -116,7 +116,7 @@ pub(super) fn spellings(key: &[u8]) -> impl Iterator<Item = Needle> {
             spellings.push(url_safe.into());
         }
     }
-    spellings.into_iter().map(Needle::new)
+    spellings
 }
 
 /// What the two byte orders have in common: the zeros between the characters.
