@@ -166,13 +166,13 @@ impl ApiError {
 
     pub(super) fn unusable_key() -> Self {
         let path = vec!["credentials".into(), "gemini_api_key".into()];
-        let message = "An API key is one word of visible ASCII characters".to_owned();
+        let message = "An API key is one word of at most 8192 visible ASCII characters".to_owned();
         Self::invalid(vec![InvalidField { path, kind: "api_key", message }])
     }
 
     /// A key beside the body that cannot be one.
     pub(super) fn unusable_relayed_key() -> Self {
-        let detail = "An API key is one word of visible ASCII characters.";
+        let detail = "An API key is one word of at most 8192 visible ASCII characters.";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 

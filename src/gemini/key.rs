@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 use super::client::{API_KEY, USER_PROJECT};
 use super::forward::Surface;
 
+/// The most characters of a key, more than any token of Google's has.
+const MAX_LENGTH: usize = 8192;
+
 /// A Gemini API key, an OAuth access token or an ephemeral token, ready to be sent: each in the
 /// header that its surface takes it in.
 ///
@@ -64,11 +67,13 @@ impl ApiKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`] where nothing is left or where it cannot be a key: a key is one word of
-    /// visible ASCII. The error does not show it.
+    /// [`InvalidKey`] where nothing is left or where it cannot be a key: a key is one word of at
+    /// most 8192 characters of visible ASCII. The error does not show it.
     pub fn new(secret: &str) -> Result<ApiKey, InvalidKey> {
         let secret = secret.trim();
-        if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !(1..=MAX_LENGTH).contains(&secret.len())
+            || !secret.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return Err(InvalidKey);
         }
         let sha256 = Sha256::digest(secret).into();
@@ -154,7 +159,7 @@ impl AsRef<[u8]> for Wiped {
 
 /// What was given cannot be an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an API key is one word of visible ASCII characters")]
+#[error("an API key is one word of at most 8192 visible ASCII characters")]
 pub struct InvalidKey;
 
 #[cfg(test)]
@@ -221,9 +226,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_key_is_refused_without_showing_it() {
-        for secret in ["", "  ", "two words", "line\nbreak", "schlüssel", "nul\0"] {
+        let long = "a".repeat(8193);
+        for secret in ["", "  ", "two words", "line\nbreak", "schlüssel", "nul\0", &long] {
             let refused = ApiKey::new(secret).unwrap_err();
-            assert_eq!(refused.to_string(), "an API key is one word of visible ASCII characters");
+            assert_eq!(
+                refused.to_string(),
+                "an API key is one word of at most 8192 visible ASCII characters"
+            );
         }
     }
 }

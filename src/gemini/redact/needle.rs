@@ -12,7 +12,7 @@ pub(super) struct Needle {
     bytes: SecretSlice<u8>,
     /// For each length of a beginning of the needle, less 1: how long the longest shorter beginning
     /// is with which it ends, as in the search of Knuth, Morris and Pratt.
-    borders: Box<[usize]>,
+    borders: Box<[u32]>,
 }
 
 /// What was found in some bytes.
@@ -27,15 +27,18 @@ pub(super) struct Found {
 
 impl Needle {
     pub(super) fn new(bytes: Vec<u8>) -> Self {
-        let mut borders = vec![0; bytes.len()];
-        for end in 1..bytes.len() {
-            let mut border: usize = borders[end - 1];
-            while border > 0 && bytes[border] != bytes[end] {
-                border = borders[border - 1];
-            }
-            borders[end] = border + usize::from(bytes[border] == bytes[end]);
+        let mut needle = Self { borders: vec![0; bytes.len()].into(), bytes: bytes.into() };
+        for end in 1..needle.borders.len() {
+            let (border, byte) = (needle.border(end), needle.bytes()[end]);
+            let border = needle.advance(border, byte);
+            needle.borders[end] = u32::try_from(border).expect("a key is short");
         }
-        Self { bytes: bytes.into(), borders: borders.into() }
+        needle
+    }
+
+    /// How long the longest shorter beginning is with which a beginning of this length ends.
+    fn border(&self, length: usize) -> usize {
+        self.borders[length - 1] as usize
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -46,7 +49,7 @@ impl Needle {
     fn advance(&self, mut matched: usize, byte: u8) -> usize {
         let bytes = self.bytes();
         while matched > 0 && bytes[matched] != byte {
-            matched = self.borders[matched - 1];
+            matched = self.border(matched);
         }
         matched + usize::from(bytes[matched] == byte)
     }
@@ -59,13 +62,13 @@ impl Needle {
             at += start + length;
             found.push(at - length..at);
             // The next one may overlap it.
-            let mut matched = self.borders[length - 1];
+            let mut matched = self.border(length);
             while matched > 0 && at < text.len() {
                 matched = self.advance(matched, text[at]);
                 at += 1;
                 if matched == length {
                     found.push(at - length..at);
-                    matched = self.borders[length - 1];
+                    matched = self.border(length);
                 }
             }
         }

@@ -277,7 +277,7 @@ impl Texts {
                 text.is_cut = true;
                 let longest = needles.iter().map(|needle| needle.bytes().len()).max();
                 // Each character of a key may take 6, and so may an escape that has not come whole.
-                let kept = 6 * (longest.unwrap_or_default() + 1);
+                let kept = (6 * (longest.unwrap_or_default() + 1)).min(MAX_HELD / 2);
                 end = text.start.max(end.saturating_sub(kept));
             } else {
                 end = text.start;
