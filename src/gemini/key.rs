@@ -14,6 +14,9 @@ use super::forward::Surface;
 /// The most characters of a key, more than any token of Google's has.
 const MAX_LENGTH: usize = 8192;
 
+/// The most characters of a project's id, that of a domain included.
+const MAX_PROJECT: usize = 128;
+
 /// A Gemini API key, an OAuth access token or an ephemeral token, ready to be sent: each in the
 /// header that its surface takes it in.
 ///
@@ -90,9 +93,14 @@ impl ApiKey {
         ApiKey { project, ..self }
     }
 
-    /// The project that it claims to charge.
+    /// The project that it claims to charge. What cannot be a project is none: Gemini might accept
+    /// it from everybody.
     pub fn claim(&self) -> Option<Claim> {
         let project = self.project.as_ref()?.as_bytes();
+        let is_of_id = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
+        if !(1..=MAX_PROJECT).contains(&project.len()) || !project.iter().all(is_of_id) {
+            return None;
+        }
         // A null byte is in no key.
         let sha256 = Sha256::new().chain_update(self.sha256).chain_update(project).finalize();
         let project = Sha256::new().chain_update(b"project\0").chain_update(project).finalize();
@@ -208,6 +216,10 @@ mod tests {
         assert_ne!(one.project, claim("ya29.a", "q").unwrap().project);
         assert_ne!(one.project, *ApiKey::new("p").unwrap().sha256());
         assert_eq!(ApiKey::new("ya29.a").unwrap().charging(None).claim(), None);
+        assert!(claim("ya29.a", "example.com:my-project_1").is_some());
+        for none in ["", " ", "a b", "projects/p", "p,q", "p?"] {
+            assert_eq!(claim("ya29.a", none), None, "{none}");
+        }
     }
 
     #[test]
