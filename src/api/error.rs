@@ -177,14 +177,21 @@ impl ApiError {
 
     pub(super) fn unusable_key() -> Self {
         let path = vec!["credentials".into(), "gemini_api_key".into()];
-        let message = "An API key is one word of visible ASCII characters".to_owned();
+        let message = "An API key is one word of at most 8192 visible ASCII characters".to_owned();
         Self::invalid(vec![InvalidField { path, kind: "api_key", message }])
     }
 
     /// A key beside the body that cannot be one.
     pub(super) fn unusable_relayed_key() -> Self {
-        let detail = "An API key is one word of visible ASCII characters.";
+        let detail = "An API key is one word of at most 8192 visible ASCII characters.";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// Different keys beside the body, of which Gemini would take none.
+    pub(super) fn several_keys() -> Self {
+        let detail = "The request brings different keys in several places. Send one: as \
+                      'x-goog-api-key', as a bearer token, or as '?key='.";
+        Self::new(StatusCode::BAD_REQUEST, "multiple_credentials", detail)
     }
 
     /// A path that leads nowhere at Gemini, or that cannot be told where it leads.

@@ -114,6 +114,7 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
+                self.projects.prove(&call.route.key);
                 let named = response.body().model_version(request.surface);
                 counts_as(&self.door, &underway, named.as_ref(), NamedBy::Answer);
                 let watch = Watch::of(response.headers(), request.streams);

@@ -3,6 +3,7 @@
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
 mod forward;
+mod projects;
 mod retry;
 mod sending;
 mod settle;
@@ -26,6 +27,7 @@ use crate::limits::{
 use crate::metrics::Metrics;
 
 pub use forward::{Forwarded, Unanswered};
+use projects::Projects;
 use retry::Attempts;
 use settle::{Ended, counts_as, reported, settle};
 
@@ -39,6 +41,7 @@ pub struct Dispatcher {
     door: Arc<Door>,
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
+    projects: Arc<Projects>,
 }
 
 /// Whose key pays for calls to which model, and where they wait for it.
@@ -132,7 +135,7 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, door, metrics, policy }
+        Self { client, door, metrics, policy, projects: Arc::default() }
     }
 
     /// The same, with connections of its own and everything else in common.
@@ -142,6 +145,7 @@ impl Dispatcher {
             door: Arc::clone(&self.door),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
+            projects: Arc::clone(&self.projects),
         }
     }
 
@@ -163,7 +167,7 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().of(key.sha256(), model.shared());
+        let account = self.door.accounts().of(&self.projects.payer(&key), model.shared());
         self.route_for(account, place, key, model, semaphore)
     }
 
@@ -177,7 +181,8 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().apart(key.sha256(), model.as_str(), name);
+        let payer = self.projects.payer(&key);
+        let account = self.door.accounts().apart(&payer, model.as_str(), name);
         self.route_for(account, place, key, model, semaphore)
     }
 
@@ -318,6 +323,7 @@ impl Dispatcher {
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
             Ok(answer) => {
+                self.projects.prove(key);
                 counts_as(&self.door, &underway, answer.model_version.as_ref(), NamedBy::Answer);
                 underway.answered(reported(usage));
             }

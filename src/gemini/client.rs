@@ -28,12 +28,16 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
 use super::{
-    Answer, ApiKey, Error, ErrorKind, Model, Secrets, retry_after, status::MAX_ERROR, unreachable,
+    Answer, ApiKey, Error, ErrorKind, Model, Secrets, Surface, retry_after, status::MAX_ERROR,
+    unreachable,
 };
 use crate::connect::connector;
 
-/// The header that carries the key. Never the query: queries land in logs.
+/// The header that carries a key. Never the query: queries land in logs.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+
+/// The header that says which project an access token charges.
+pub const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
 /// What the service calls itself.
 pub(super) const NAME: HeaderValue =
@@ -177,7 +181,7 @@ impl Client {
         *request.uri_mut() =
             self.base.url(format_args!("/v1beta/{}:generateContent", model.resource()));
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(API_KEY, key.header());
+        key.insert_into(&mut headers, Surface::Gemini);
         headers.insert(ACCEPT_ENCODING, IDENTITY);
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(USER_AGENT, NAME);

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
     response,
 };
 use http_body_util::{BodyExt, Full};
@@ -18,7 +18,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
-use super::client::{API_KEY, IDENTITY, JSON, NAME, unread, whole};
+use super::client::{IDENTITY, JSON, NAME, unread, whole};
 use super::opening::{Opening, first_data};
 use super::{
     ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
@@ -103,7 +103,7 @@ impl Client {
             return Err(error.expect("a page is not JSON").into());
         }
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, is_stream, idle, secrets.masker()).await?;
+        let held = Held::new(body, is_stream, idle, secrets.masker_of(&head.headers)).await?;
         match held.refused() {
             false => Ok(Response::from_parts(head, held)),
             true => Err(Rejected::despite_success(head, secrets.redact_body(held.first))),
@@ -124,7 +124,11 @@ impl Client {
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
         let response = self.answer(request, key, payload, None, &secrets, is_good).await?;
-        Ok(response.map(|body| Masked::new(body, secrets.masker())))
+        let masker = match request.is_download() {
+            true => secrets.masker(),
+            false => secrets.masker_of(response.headers()),
+        };
+        Ok(response.map(|body| Masked::new(body, masker)))
     }
 
     async fn answer(
@@ -180,10 +184,7 @@ impl Forward {
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
         if let Some(key) = key {
-            match self.surface {
-                Surface::Gemini => request.headers_mut().insert(API_KEY, key.header()),
-                Surface::OpenAi => request.headers_mut().insert(AUTHORIZATION, key.bearer()),
-            };
+            key.insert_into(request.headers_mut(), self.surface);
         }
         request
     }

@@ -61,8 +61,8 @@ pub struct Terms {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
-    /// A Gemini API key, which pays for the request unless a valid `Admin-API-Key` does. Blank
-    /// counts as absent.
+    /// A Gemini API key or an OAuth access token, which pays for the request unless a valid
+    /// `Admin-API-Key` does. Blank counts as absent.
     #[schema(value_type = Option<String>, format = Password, example = "YOUR_GEMINI_API_KEY")]
     gemini_api_key: Option<SecretString>,
 }

@@ -9,6 +9,7 @@ mod cinematic;
 mod clients;
 mod connections;
 mod corpus;
+mod credentials;
 mod documentation;
 mod door;
 mod failures;

@@ -42,7 +42,9 @@ async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
     let service = over(&format!("{}/some/prefix", recording.base_url)).await;
     let asked = "{ \"contents\" :[{\"parts\":[{\"text\":\"ü\"}]}], \"novelty\": null}";
     for version in ["v1", "v1beta", "v1alpha"] {
-        let path = format!("/{version}/models/m:generateContent?key=callers-key&a=%2F&b&key=x");
+        let path = format!(
+            "/{version}/models/m:generateContent?key=callers-key&a=%2F&b&k%65y=callers-key"
+        );
         let request = service.post(&path, &Value::Null).body(asked);
         let request = request.header("x-goog-api-client", "sdk/1").header("te", "trailers");
         let request = request.header("connection", "x-mine").header("x-mine", "1");

@@ -172,7 +172,7 @@ async fn the_admin_key_is_not_sent_on() {
         ("x-other", format!("a=b; session={ADMIN_KEY}")),
         ("x-goog-api-client", ADMIN_KEY.to_owned()),
     ];
-    let queries = ["Key=", "access_token=", "oauth_token=%20", "a=b&%6bEy=", ""];
+    let queries = ["Key=", "Access_token=", "token=%20", "a=b&%6bEy=", ""];
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files", "/v1beta/files"] {
         for (name, value) in &headers {
             for key in ["callers-key", ADMIN_KEY] {

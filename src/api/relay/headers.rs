@@ -13,7 +13,7 @@ use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters
 use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, Forward, Surface};
+use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
 
 /// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -29,8 +29,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers of requests that stay here: those for this service, those about its client and where the
-/// client was, and those that would make another request of this one.
-const KEPT_BACK: [HeaderName; 20] = [
+/// client was, those that would make another request of this one, and those that Gemini would take
+/// for a second credential.
+const KEPT_BACK: [HeaderName; 24] = [
     ADMIN_API_KEY,
     API_KEY,
     AUTHORIZATION,
@@ -51,6 +52,10 @@ const KEPT_BACK: [HeaderName; 20] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-goog-iam-authorization-token"),
+    HeaderName::from_static("x-goog-iam-authority-selector"),
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
 ];
 
 /// What the names of more such headers begin with.
@@ -59,9 +64,6 @@ const KEPT_BACK_FAMILIES: [&str; 3] = ["x-forwarded-", "sec-fetch-", "access-con
 /// Parameters that would make another request of this one, or a script of its answer. Source:
 /// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters.
 const KEPT_BACK_PARAMETERS: [&str; 4] = ["$httpMethod", "$httpHeaders", "callback", "$callback"];
-
-/// The project that is charged. It is only the owner of a key who says so.
-const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
 /// What a browser may do with a page of Gemini's, or of a file that somebody uploaded: nothing in
 /// the name of this service.
@@ -97,6 +99,7 @@ pub(super) fn forward(
     strip(&mut headers);
     let kept_back: Vec<_> = headers.keys().filter(|name| is_kept_back(name)).cloned().collect();
     kept_back.iter().for_each(|name| drop(headers.remove(name)));
+    // It is only the owner of a key who says which project is charged.
     if tier != Some(Tier::Own) {
         headers.remove(USER_PROJECT);
     }
@@ -127,10 +130,13 @@ fn is_kept_back(name: &HeaderName) -> bool {
 /// Whether the admin key stands anywhere in a head, escaped or not.
 fn shows(gateway: &Gateway, path: &str, query: &str, headers: &HeaderMap) -> bool {
     let Some(admin) = &gateway.config.admin_api_key else { return false };
-    let is_in = |text: &str| holds_admin_key(text, gateway);
-    path.split(['/', ':']).any(is_in)
-        || parameters(query).flat_map(|parameter| parameter.splitn(2, '=')).any(is_in)
-        || headers.values().any(|value| admin.is_in(value.as_bytes()))
+    let is_in = |text: &[u8]| holds_admin_key(text, gateway);
+    path.split(['/', ':']).chain([path, query]).any(|text| is_in(text.as_bytes()))
+        || parameters(query)
+            .flat_map(|parameter| parameter.splitn(2, '='))
+            .any(|text| is_in(text.as_bytes()))
+        || headers.keys().any(|name| admin.is_in_name(name))
+        || headers.values().any(|value| is_in(value.as_bytes()))
 }
 
 /// Takes out what is about one connection.
