@@ -258,7 +258,7 @@ impl Refusal {
     }
 
     /// The body of the response.
-    #[cfg(test)]
+    /// What the client gets.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
