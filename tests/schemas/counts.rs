@@ -27,6 +27,9 @@ pub struct Counts {
 /// In bytes.
 const SMALLEST_SOURCE: usize = 200;
 
+/// In a release build.
+const SLOW: Duration = Duration::from_millis(100);
+
 /// In bytes: sources of which each is printed with its time.
 const LARGE_SOURCE: usize = 1 << 20;
 
@@ -45,8 +48,11 @@ impl Counts {
         }
     }
 
-    pub fn compiled(&mut self, bytes: usize, time: Duration) {
+    pub fn compiled(&mut self, schema: &str, bytes: usize, time: Duration) {
         self.schemas += 1;
+        if time >= SLOW {
+            self.against("slow to compile", schema, &format!("{time:.2?} for {bytes} bytes"));
+        }
         self.times.push((bytes, time));
     }
 

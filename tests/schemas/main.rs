@@ -62,7 +62,7 @@ fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
     let work = Work::until(CancellationToken::new());
     let start = Instant::now();
     let compiled = Schema::read(&text, limits, &work);
-    counts.compiled(text.len(), start.elapsed());
+    counts.compiled(&case.name, text.len(), start.elapsed());
     let schema = match compiled {
         Ok(schema) => schema,
         Err(error) => return counts.refused(&case.name, &error.to_string()),
@@ -74,6 +74,10 @@ fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
     if let Some(refusal) = refusal_of_schema(field, &sent) {
         counts.against("sent breaks a rule of Gemini's", &case.name, &refusal);
     }
+    let listed = sent::names(&sent);
+    if let Some(name) = sent::demanded(&case.schema).find(|name| !listed.allows(name)) {
+        counts.against("name in a required that is not sent", &case.name, name);
+    }
     check_sent(case, &schema, &work, &Sent::read(field, &sent), counts);
 }
 
@@ -84,7 +88,7 @@ fn check_instances(case: &Case, schema: &Schema, work: &Work, counts: &mut Count
         counts.instance();
         match (is_valid, violations.first()) {
             (true, Some(violation)) => {
-                counts.against("valid instance rejected", &case.name, violation);
+                counts.against(rejected_although_valid(case, instance), &case.name, violation);
             }
             (false, None) => {
                 let kind = accepted_although_invalid(case, instance);
@@ -92,6 +96,15 @@ fn check_instances(case: &Case, schema: &Schema, work: &Work, counts: &mut Count
             }
             _ => {}
         }
+    }
+}
+
+fn rejected_although_valid(case: &Case, instance: &Value) -> &'static str {
+    match jsonschema::options().offline().should_validate_formats(false).build(&case.schema) {
+        Ok(validator) if !validator.is_valid(instance) => {
+            "valid instance rejected, as by any validator"
+        }
+        _ => "valid instance rejected",
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is sent to Gemini, read as JSON Schema.
 
+use std::collections::HashSet;
+
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
@@ -184,4 +186,50 @@ fn inside(keywords: &Map<String, Value>, read: fn(&Value) -> Value) -> Map<Strin
         (keyword.clone(), value)
     };
     keywords.iter().map(each).collect()
+}
+
+/// The names of properties that a sent schema lists.
+pub struct Names<'a> {
+    listed: HashSet<&'a str>,
+    /// Somewhere others are allowed too.
+    others: bool,
+}
+
+impl Names<'_> {
+    pub fn allows(&self, name: &str) -> bool {
+        self.others || self.listed.contains(name)
+    }
+}
+
+pub fn names(sent: &Value) -> Names<'_> {
+    let mut names = Names { listed: HashSet::new(), others: false };
+    let mut open = vec![sent];
+    while let Some(value) = open.pop() {
+        if let Value::Object(keywords) = value {
+            let properties = keywords.get("properties").and_then(Value::as_object);
+            names.listed.extend(properties.into_iter().flatten().map(|(name, _)| name.as_str()));
+            let others = keywords.get("additionalProperties");
+            names.others |= others.is_some_and(|others| *others != json!(false));
+            open.extend(keywords.values());
+        } else if let Value::Array(values) = value {
+            open.extend(values);
+        }
+    }
+    names
+}
+
+/// The names in the lists that `required` holds, wherever it stands.
+pub fn demanded(schema: &Value) -> impl Iterator<Item = &str> {
+    let mut demanded = Vec::new();
+    let mut open = vec![schema];
+    while let Some(value) = open.pop() {
+        if let Value::Object(keywords) = value {
+            let required = keywords.get("required").and_then(Value::as_array);
+            demanded.extend(required.into_iter().flatten().filter_map(Value::as_str));
+            open.extend(keywords.values());
+        } else if let Value::Array(values) = value {
+            open.extend(values);
+        }
+    }
+    demanded.into_iter()
 }
