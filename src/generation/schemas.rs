@@ -196,3 +196,45 @@ fn found(
     let compiled = compilation.and_then(Option::as_ref).expect("the schema was compiled before");
     compiled.clone().map_err(|error| InvalidField::schema(field, &error))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    fn compiled(texts: &[&str], check_formats: bool) -> Vec<Arc<CompiledSchema>> {
+        let mut schemas = Schemas::new(Limits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
+        texts.iter().for_each(|text| schemas.add_json(text));
+        schemas.compile(&unlimited()).expect("nothing stops it");
+        let schema = |text: &&str| schemas.json("json_schema", text).expect("a usable schema");
+        texts.iter().map(schema).collect()
+    }
+
+    fn unlimited() -> Work {
+        Work::until(CancellationToken::new())
+    }
+
+    #[test]
+    fn brief_work_is_not_tried_again_in_a_body_where_it_was_not_enough() {
+        let schemas = compiled(&[r#"{"items": {"minimum": 1}}"#, "{}"], true);
+        let [heavy, light] = &schemas[..] else { panic!() };
+        let long = json!(vec![1; 100_000]);
+        assert_eq!(light.violations(&json!(1), &Work::brief()), Ok(Vec::new()));
+        assert_eq!(heavy.violations(&long, &Work::brief()), Err(Stopped));
+        assert_eq!(light.violations(&json!(1), &Work::brief()), Err(Stopped));
+        for (schema, answer) in [(heavy, &long), (light, &json!(1))] {
+            assert_eq!(schema.violations(answer, &unlimited()), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn formats_are_checked_unless_the_setting_says_otherwise() {
+        for check_formats in [true, false] {
+            let schema = &compiled(&[r#"{"format": "date"}"#], check_formats)[0];
+            let violations = schema.violations(&json!("tomorrow"), &Work::brief());
+            assert_eq!(violations.map(|found| found.len()), Ok(usize::from(check_formats)));
+        }
+    }
+}

@@ -7,7 +7,7 @@
 //! Each variable names a directory: a clone of JSON-Schema-Test-Suite, of MaskBench, of SchemaStore, and
 //! what `tests/schemas/generate` wrote. Those that are not set are left out. `OFFENDERS=FILE` writes a line
 //! for each schema that counts against the service: the kind, the collection, the schema, and more on it,
-//! separated by tabs. `ONLY=TEXT` takes only the schemas whose names contain it.
+//! separated by tabs. `ONLY=TEXT` takes only the schemas whose names contain it, `EACH=10` every tenth schema.
 
 mod collections;
 mod counts;
@@ -20,7 +20,6 @@ use std::time::Instant;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
 use gemini_concurrent_generation::simulator::refusal_of_schema;
-use jsonschema::Validator;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +47,7 @@ fn check(collection: &Collection) -> Counts {
     let limits = Config::default().schema_limits;
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut counts = Counts::new(collection.name);
-    for case in collection.cases().filter(|case| case.name.contains(&only)) {
+    for case in collection.sample().filter(|case| case.name.contains(&only)) {
         let judged = catch_unwind(AssertUnwindSafe(|| judge(&case, &limits, &mut counts)));
         if judged.is_err() {
             counts.against("panics", &case.name, "");
@@ -100,26 +99,30 @@ fn check_instances(case: &Case, schema: &Schema, work: &Work, counts: &mut Count
 }
 
 fn rejected_although_valid(case: &Case, instance: &Value) -> &'static str {
-    match jsonschema::options().offline().should_validate_formats(false).build(&case.schema) {
-        Ok(validator) if !validator.is_valid(instance) => {
-            "valid instance rejected, as by any validator"
-        }
-        _ => "valid instance rejected",
+    match by_any_validator(case, instance) {
+        (false, _) => "valid instance rejected, as by any validator",
+        (true, false) => "valid instance rejected, for its format alone",
+        (true, true) => "valid instance rejected",
     }
 }
 
 fn accepted_although_invalid(case: &Case, instance: &Value) -> &'static str {
-    let options = jsonschema::options().offline();
-    let with_formats = options.clone().should_validate_formats(true).build(&case.schema);
-    let without = options.should_validate_formats(false).build(&case.schema);
-    let admits = |validator: &Result<Validator, _>| {
-        validator.as_ref().is_ok_and(|validator| validator.is_valid(instance))
-    };
-    match (admits(&without), admits(&with_formats)) {
+    match by_any_validator(case, instance) {
         (true, false) => "invalid instance accepted, for its format alone",
         (true, true) => "invalid instance accepted, as by any validator",
         (false, _) => "invalid instance accepted",
     }
+}
+
+/// Whether a validator that is not the service's admits the instance: without formats, and with them.
+/// Where it cannot read the schema, it is taken to agree with the collection.
+fn by_any_validator(case: &Case, instance: &Value) -> (bool, bool) {
+    let admits = |formats| {
+        let options = jsonschema::options().should_validate_formats(formats).offline();
+        options.build(&case.schema).map(|validator| validator.is_valid(instance))
+    };
+    let expected = case.instances.iter().any(|(known, is_valid)| *is_valid && known == instance);
+    (admits(false).unwrap_or(expected), admits(true).unwrap_or(expected))
 }
 
 /// Whether what Gemini is sent leaves it an answer that the caller's schema takes.
