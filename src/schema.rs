@@ -154,7 +154,6 @@ impl Schema {
         let validator = build_validator(schema, draft, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
-        cost.refuse_circles()?;
         let sent = write::write(&translation, &patterns).into_sent();
         let (names, is_large) = (patterns.names, nodes > MANY_NODES);
         Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })

@@ -9,7 +9,7 @@
 //! a place further inside, where another chain begins. So the stack is bounded by the longest chain,
 //! once for each level of the answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ptr;
 
 use serde_json::{Map, Value};
@@ -50,8 +50,6 @@ pub(super) struct Cost {
     visits: u64,
     /// The longest chain of schemas, each of which leads to the next at the same place.
     chain: usize,
-    /// Whether a chain leads back to where it began.
-    is_circular: bool,
 }
 
 impl Cost {
@@ -59,7 +57,7 @@ impl Cost {
     pub(super) fn of(document: &Document<'_>) -> Result<Self, SchemaError> {
         let mut nesting = Nesting { document, targets: HashMap::new(), depth: 0 };
         let levels = nesting.target("");
-        let cost = Places::new(document).most();
+        let (cost, chain) = Places::new(document).most();
         if levels.max(cost.chain) > MAX_LEVELS {
             let message = format!("its references form a chain of more than {MAX_LEVELS} schemas");
             return Err(SchemaError::new("", message));
@@ -68,16 +66,7 @@ impl Cost {
             let message = "its references lead to the same definitions over and over";
             return Err(SchemaError::new("", message));
         }
-        Ok(cost)
-    }
-
-    /// Refuses references whose check would go round without end.
-    pub(super) fn refuse_circles(self) -> Result<(), SchemaError> {
-        if self.is_circular {
-            let message = "a reference refers to itself without going into a property or an item";
-            return Err(SchemaError::new("", message));
-        }
-        Ok(())
+        Ok(Self { chain, ..cost })
     }
 
     /// How many schemas the validator is in at once, at most, while it checks `instance`.
@@ -99,30 +88,40 @@ struct Places<'a> {
     known: HashMap<*const Value, Option<Cost>>,
     /// Schemas for places further inside.
     inward: Vec<&'a Value>,
+    /// Those that a reference led back to while they were being added up.
+    reentered: HashSet<*const Value>,
     most: Cost,
 }
 
 impl<'a> Places<'a> {
     fn new(document: &'a Document<'a>) -> Self {
         let inward = vec![document.root];
-        Self { document, known: HashMap::new(), inward, most: Cost::default() }
+        let (known, reentered) = (HashMap::new(), HashSet::new());
+        Self { document, known, inward, reentered, most: Cost::default() }
     }
 
-    fn most(mut self) -> Cost {
+    /// The most that lies at one place, and the longest chain where references go round. The validator
+    /// enters a schema once for a place, so such a chain is as long as all schemas, or as the pieces from
+    /// one that is entered again to the next.
+    fn most(mut self) -> (Cost, usize) {
         while let Some(schema) = self.inward.pop() {
             self.add(schema, 0);
         }
-        self.most
+        let pieces = self.most.chain.saturating_mul(1 + self.reentered.len());
+        (self.most, pieces.min(1 + self.known.len()))
     }
 
     fn add(&mut self, schema: &'a Value, depth: usize) -> Cost {
         let Value::Object(map) = schema else { return Cost::default().around() };
         if depth > MAX_LEVELS {
-            return Cost { chain: depth, ..Cost::default() };
+            return Cost { visits: 1, chain: depth };
         }
         match self.known.get(&ptr::from_ref(schema)) {
             Some(Some(known)) => return *known,
-            Some(None) => return Cost { is_circular: true, ..Cost::default() },
+            Some(None) => {
+                self.reentered.insert(schema);
+                return Cost::default();
+            }
             None => {}
         }
         self.known.insert(schema, None);
@@ -156,7 +155,7 @@ impl<'a> Places<'a> {
 impl Cost {
     /// Of a schema around those that it is the cost of.
     fn around(self) -> Self {
-        Self { visits: self.visits.saturating_add(1), chain: self.chain + 1, ..self }
+        Self { visits: self.visits.saturating_add(1), chain: self.chain + 1 }
     }
 
     fn plus(self, other: Self) -> Self {
@@ -164,11 +163,7 @@ impl Cost {
     }
 
     fn max(self, other: Self) -> Self {
-        Self {
-            visits: self.visits.max(other.visits),
-            chain: self.chain.max(other.chain),
-            is_circular: self.is_circular || other.is_circular,
-        }
+        Self { visits: self.visits.max(other.visits), chain: self.chain.max(other.chain) }
     }
 }
 
