@@ -11,12 +11,14 @@
 
 mod cost;
 mod document;
+mod formats;
 mod keywords;
 mod metered;
 mod number;
 mod parse;
 mod patterns;
 mod shape;
+mod stack;
 mod work;
 mod write;
 
@@ -36,9 +38,6 @@ use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use patterns::{Options, Patterns};
 use work::{Interrupt, interruptible};
 
-use crate::gemini::InputFeatures;
-use crate::generation::offload::DroppedAside;
-
 pub use document::Limits;
 pub use work::{Stopped, Work};
 
@@ -48,22 +47,23 @@ const MAX_VIOLATIONS: usize = 20;
 /// In characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
-/// Schemas of more values are dropped off the serving threads, as that takes milliseconds.
+/// Dropping a schema of more values takes milliseconds.
 const MANY_NODES: usize = 5_000;
 
 /// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
 /// known not to fit.
-const COLLECTING: u64 = 1_000_000;
+const COLLECTING: u64 = 500_000;
 
 /// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
 #[derive(Debug)]
 pub struct Schema {
     /// As text, for what is sent is far smaller than the value.
     sent: Option<(&'static str, Box<str>)>,
-    text: InputFeatures,
-    validator: DroppedAside<Validator<Metered>>,
+    validator: Validator<Metered>,
     names: NamePatterns,
     cost: Cost,
+    is_large: bool,
+    checks_formats: bool,
 }
 
 /// What Gemini is sent of a schema, by the field of `generationConfig` that carries it.
@@ -155,9 +155,14 @@ impl Schema {
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
         let sent = write::write(&translation, &patterns).into_sent();
-        let text = sent.as_ref().map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
-        let validator = DroppedAside::new(validator, nodes > MANY_NODES);
-        Ok(Self { sent, text, validator, names: patterns.names, cost })
+        let (names, is_large) = (patterns.names, nodes > MANY_NODES);
+        Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })
+    }
+
+    /// The schema with `format` for the model to read only.
+    #[must_use]
+    pub fn without_formats(self) -> Self {
+        Self { checks_formats: false, ..self }
     }
 
     /// The field of `generationConfig` that carries the schema, with its JSON; none where any JSON
@@ -167,25 +172,28 @@ impl Schema {
         self.sent.as_ref().map(|(field, text)| (*field, &**text))
     }
 
-    /// The text of what goes in `generationConfig`.
+    /// Whether dropping it takes milliseconds.
     #[must_use]
-    pub fn text(&self) -> InputFeatures {
-        self.text
+    pub fn is_large(&self) -> bool {
+        self.is_large
     }
 
     /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.
     ///
-    /// `format` is an annotation, as in draft 2020-12, and is not checked.
+    /// Of formats, `date`, `date-time`, `time`, `email`, `uri`, `uuid`, `ipv4`, `ipv6` and `hostname` are
+    /// checked; any other is an annotation.
     ///
     /// # Errors
     /// [`Stopped`] where the work was stopped before that is known.
     pub fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
-        if !self.cost.fits_stack(instance) {
-            return Ok(vec![
-                "at the root: the value is nested too deeply to be checked".to_owned(),
-            ]);
-        }
-        let meter = Meter { work, names: self.names };
+        let levels = self.cost.levels(instance);
+        let checked = stack::with_levels(levels, work, |work| self.check(instance, work));
+        let too_deep = "at the root: the value is nested too deeply to be checked";
+        checked.unwrap_or_else(|| Ok(vec![too_deep.to_owned()]))
+    }
+
+    fn check(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
+        let meter = self.meter(work);
         match interruptible(|| self.validator.is_valid(MeteredNode::new(instance, &meter))) {
             Ok(true) => Ok(Vec::new()),
             Ok(false) => self.collected(instance, work),
@@ -197,25 +205,28 @@ impl Schema {
         }
     }
 
+    fn meter<'w>(&self, work: &'w Work) -> Meter<'w> {
+        let place = self.cost.steps_of_place();
+        Meter { work, names: self.names, place, formats: self.checks_formats }
+    }
+
     /// The violations of an instance that has some, as far as there is time to collect them.
     fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         let steps = COLLECTING.min(work.left());
         let part = work.part(steps);
-        let meter = Meter { work: &part, names: self.names };
-        let collected = self.cost.allows_collecting(instance).then(|| {
-            interruptible(|| {
-                let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
-                let violation = |error: jsonschema::ValidationError<'_>| {
-                    let path = error.instance_path().as_str();
-                    format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
-                };
-                errors.take(MAX_VIOLATIONS).map(violation).collect()
-            })
+        let meter = self.meter(&part);
+        let collected = interruptible(|| {
+            let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
+            let violation = |error: jsonschema::ValidationError<'_>| {
+                let path = error.instance_path().as_str();
+                format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+            };
+            errors.take(MAX_VIOLATIONS).map(violation).collect()
         });
         match collected {
-            Some(Ok(violations)) => Ok(violations),
-            Some(Err(_)) if steps < COLLECTING => Err(Stopped),
-            _ => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
+            Ok(violations) => Ok(violations),
+            Err(_) if steps < COLLECTING => Err(Stopped),
+            Err(_) => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
         }
     }
 }
@@ -242,7 +253,7 @@ fn declared_draft(schema: &Value) -> Result<Draft, SchemaError> {
 }
 
 fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
-    let meter = Meter { work, names: NamePatterns::default() };
+    let meter = Meter::reading(work);
     let checked = interruptible(|| {
         jsonschema::meta::validate_for::<Metered>(MeteredNode::new(schema, &meter)).map_err(
             |error| SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string())),
