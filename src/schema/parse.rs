@@ -16,7 +16,7 @@ use super::shape::{Node, Shape};
 use super::work::{Stopped, Work};
 use super::{NotCompiled, SchemaError};
 
-/// Nodes and shapes to send, for a document that is larger itself not more than its values.
+/// Nodes and shapes to send, at most; four for each value of a document where that is more.
 const MAX_SIZE: usize = 10_000;
 
 /// Steps to read and to merge nodes before giving up: references can double at every step. A
@@ -24,7 +24,7 @@ const MAX_SIZE: usize = 10_000;
 const MIN_STEPS: usize = 50_000;
 
 /// Reading a value takes about two steps, and merging it in an `allOf` a few more.
-const STEPS_PER_VALUE: usize = 8;
+const STEPS_PER_VALUE: usize = 16;
 
 /// The weight of definitions that may be merged in the places of references, and how much more for
 /// each value of the document: each time, the definition is sent once more.
@@ -57,7 +57,7 @@ pub(super) fn translate(
     work: &Work,
 ) -> Result<Translation, NotCompiled> {
     let limit = MIN_STEPS.max(values.saturating_mul(STEPS_PER_VALUE));
-    let max_size = MAX_SIZE.max(values.saturating_mul(2));
+    let max_size = MAX_SIZE.max(values.saturating_mul(4));
     let run = |mergeable| Parser::new(document, mergeable, Steps::new(limit, work)).run(max_size);
     let translation = match run(MIN_MERGEABLE + MERGEABLE_PER_VALUE * values) {
         Err(Stop::TooLarge(TooLarge::Steps)) => run(0),

@@ -88,7 +88,7 @@ fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), Test
     };
     if let Some((_, text)) = compiled.sent() {
         // Small schemas are not held to the bound: a description begins with a sentence.
-        let bound = 4 * schema.to_string().len() + 500;
+        let bound = 8 * schema.to_string().len() + 1_000;
         prop_assert!(text.len() < bound, "{} bytes for {schema}: {text}", text.len());
     }
     let sent = format!("{:?}", compiled.dialect());

@@ -15,6 +15,9 @@ const LIGHT: usize = 4;
 /// allowed nesting depth"), and takes them with references.
 const MAX_LEVELS: usize = 8;
 
+/// As often as that, what stands in several places is counted.
+const MAX_REPEATS: usize = 4;
+
 /// How much heavier a schema may become when all references are written out, in hundredths, and by
 /// how much more than that.
 const MAX_GROWTH: usize = 150;
@@ -251,6 +254,14 @@ impl Measure {
                 self.target_levels.push(depth);
             }
             shape.nodes().for_each(|inner| self.add(inner, depth + 1));
+            // A required name that is not listed is written with what any other property may be.
+            if let Some(inner) = shape.additional.any_node() {
+                let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
+                for _ in unlisted.take(MAX_REPEATS) {
+                    self.weight += inner.weight();
+                    self.add(inner, depth + 1);
+                }
+            }
         }
     }
 }

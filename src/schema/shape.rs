@@ -351,7 +351,7 @@ impl Additional {
         }
     }
 
-    fn any_node(&self) -> Option<&Node> {
+    pub(super) fn any_node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) | Self::Matching(node) => Some(node),
             Self::Unsaid | Self::Welcome => None,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 
 pub(super) fn documents() -> impl Strategy<Value = Value> {
-    let roots = prop_oneof![12 => schemas(), 1 => crowds(), 1 => counted()];
+    let roots = prop_oneof![30 => schemas(), 1 => crowds(), 1 => counted()];
     (roots, prop::collection::vec(schemas(), 3)).prop_map(|(root, definitions)| {
         let definitions: Map<String, Value> =
             ["A", "B", "C"].into_iter().map(str::to_owned).zip(definitions).collect();
@@ -15,14 +15,13 @@ pub(super) fn documents() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Unions of more alternatives than are sent.
+/// Unions of more alternatives than are sent. Of objects only what some alternative lists is sent,
+/// which rules out answers that rely on an unlisted name: so there are none here.
 fn crowds() -> impl Strategy<Value = Value> {
-    (prop::collection::vec(schemas(), 3), any::<bool>()).prop_map(|(schemas, constants)| {
+    (1..4usize, any::<bool>()).prop_map(|(step, constants)| {
         let alternative = |i: usize| match constants && i % 3 == 0 {
             true => json!({ "const": i }),
-            false => {
-                combine(schemas[i % 3].clone(), json!({ "minItems": i, "title": format!("{i}") }))
-            }
+            false => json!({ "type": ["string", "array"], "minLength": i / step, "minItems": i }),
         };
         json!({ "anyOf": (0..70).map(alternative).collect::<Vec<_>>() })
     })
