@@ -176,7 +176,7 @@ impl Writer<'_> {
             for kind in &kinds {
                 variants.push((self.variant(shape, *kind)?, own.clone()));
                 if *kind == Kind::String && lists_empty_beside_others(shape) {
-                    variants.push((self.empty_string(), Annotations::default()));
+                    variants.push((self.empty_string(shape)?, Annotations::default()));
                 }
             }
             let is_split = !matches!(kinds[..], [Kind::Any | Kind::Reference]);
@@ -277,11 +277,11 @@ impl Writer<'_> {
         Some(())
     }
 
-    fn empty_string(&self) -> Page {
-        let mut page = Page::new(self.target);
-        page.put_type("string");
-        page.put("maxLength", 0);
-        page
+    /// The alternative of the empty string, to which all else that the shape says applies.
+    fn empty_string(&self, shape: &Shape) -> Option<Page> {
+        let only =
+            Shape { values: Some(vec!["".into()]), max_length: None, ..shape.without_nodes() };
+        self.variant(&only, Kind::String)
     }
 
     fn write_items(&self, page: &mut Page, shape: &Shape) -> Option<()> {
