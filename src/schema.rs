@@ -1,9 +1,9 @@
 //! JSON Schema to Gemini's dialect, and the check of an answer against the caller's schema.
 //!
 //! Gemini takes a schema in one of two fields, and neither takes JSON Schema whole. What a caller
-//! gives is read into a disjunction of shapes (`shape`), with references inlined and unions
-//! multiplied out, and written in the first dialect that can say it (`write`). What neither can
-//! say is put into a description, so that the model still reads it, and Gemini's answer is judged
+//! gives is read into a disjunction of shapes (`shape`), with conjunctions multiplied out, and
+//! written in the first dialect that can say it (`write`), with references written out where that
+//! costs little (`references`). What neither can say is put into a description, so that the model still reads it, and Gemini's answer is judged
 //! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
 //!
 //! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
@@ -17,6 +17,7 @@ mod metered;
 mod number;
 mod parse;
 mod patterns;
+mod references;
 mod shape;
 mod stack;
 mod work;
@@ -154,7 +155,7 @@ impl Schema {
         let validator = build_validator(schema, draft, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
-        let sent = write::write(&translation, &patterns).into_sent();
+        let sent = write::write(&translation, &patterns)?.into_sent();
         let (names, is_large) = (patterns.names, nodes > MANY_NODES);
         Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })
     }

@@ -1,5 +1,6 @@
 mod check;
 mod refusal;
+mod sent;
 mod translation;
 mod work;
 

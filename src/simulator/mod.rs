@@ -69,6 +69,7 @@ use serde_json::Value;
 use files::Files;
 pub use options::{Counting, Options};
 use quota::Quotas;
+pub use schema::refused_schema;
 use stats::Ledger;
 pub use stats::{JournalEntry, Stats};
 

@@ -116,7 +116,7 @@ fn long_chains_of_references_fit_the_stack_or_are_refused() {
 fn doubling_references_are_kept() {
     let schema = compile(doubling("properties"));
     let Dialect::ResponseJsonSchema(sent) = schema.dialect() else { panic!() };
-    assert_eq!(sent["$ref"], "#/$defs/d0");
+    assert_eq!(sent["properties"]["b"], json!({ "$ref": "#/$defs/d1" }));
     assert_eq!(sent["$defs"]["d3"]["properties"]["b"], json!({ "$ref": "#/$defs/d4" }));
-    assert_eq!(sent["$defs"].as_object().map(serde_json::Map::len), Some(41));
+    assert_eq!(sent["$defs"].as_object().map(serde_json::Map::len), Some(39));
 }
