@@ -1,14 +1,16 @@
 //! From the caller's schema to nodes.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, REFERENCES, escape};
+use super::empty::{self, Why};
 use super::metered::BYTES_PER_STEP;
 use super::number::{self, Bound};
+use super::order::Order;
 use super::shape::{Additional, Annotations, Node, Shape, Types};
 use super::work::{Stopped, Work};
 use super::{NotCompiled, SchemaError};
@@ -142,6 +144,8 @@ struct Parser<'a> {
     steps: Steps<'a>,
     pending: Vec<String>,
     definitions: BTreeMap<String, Node>,
+    /// Why schemas allow no value, by their JSON Pointers.
+    causes: HashMap<String, SchemaError>,
 }
 
 impl<'a> Parser<'a> {
@@ -155,13 +159,14 @@ impl<'a> Parser<'a> {
             steps,
             pending: Vec::new(),
             definitions: BTreeMap::new(),
+            causes: HashMap::new(),
         }
     }
 
     fn run(mut self) -> Result<Translation, Stop> {
         let root = self.definition("")?;
         if root.is_never() {
-            return Err(SchemaError::new("", "allows no value").into());
+            return Err(self.cause("").into());
         }
         while let Some(pointer) = self.pending.pop() {
             if !self.definitions.contains_key(&pointer) {
@@ -173,7 +178,13 @@ impl<'a> Parser<'a> {
         if size > MAX_SIZE {
             return Err(TooLarge::Steps.into());
         }
-        Ok(Translation { root, definitions: self.definitions })
+        let translation = Translation { root, definitions: self.definitions };
+        if empty::is_endless(&translation) {
+            let message = "allows no value: each would have to contain another one, without end; \
+                           let a property of the cycle be optional, or null";
+            return Err(SchemaError::new("", message).into());
+        }
+        Ok(translation)
     }
 
     fn definition(&mut self, pointer: &str) -> Result<Node, Stop> {
@@ -199,31 +210,47 @@ impl<'a> Parser<'a> {
     }
 
     fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
-        let only_ref = map.contains_key("$ref") && self.document.ref_silences_siblings();
-        let own = if only_ref { Shape::default() } else { self.shape(map, pointer)? };
+        let own = self.shape(map, pointer)?;
+        let why = own.why_empty();
         let mut node = Node::of(own.settle(&mut self.steps)?);
+        node.prune(&mut self.steps)?;
+        if let Some(why) = why {
+            self.note_cause(pointer, why);
+        }
+        let mut order = Order::of(map);
+        order.add("properties", &node);
         node.annotations = annotations(map);
         for keyword in REFERENCES {
             if let Some(reference) = map.get(keyword).and_then(Value::as_str) {
-                let target = self.follow(reference, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, target, || json!({ keyword: reference }))?;
+                let place = format!("{pointer}/{keyword}");
+                let target = self.follow(reference, &place)?;
+                order.add(keyword, &target);
+                self.require(
+                    &mut node,
+                    target,
+                    (pointer, &place),
+                    || json!({ keyword: reference }),
+                )?;
             }
         }
-        if only_ref {
-            return Ok(node);
-        }
         for (i, schema) in list(map, "allOf").iter().enumerate() {
-            let part = self.node(schema, &format!("{pointer}/allOf/{i}"))?;
-            self.require(&mut node, part, || schema.clone())?;
+            let place = format!("{pointer}/allOf/{i}");
+            let part = self.node(schema, &place)?;
+            order.add("allOf", &part);
+            self.require(&mut node, part, (pointer, &place), || schema.clone())?;
         }
         // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
         // only widens.
         for keyword in ["anyOf", "oneOf"] {
             if let Some(Value::Array(schemas)) = map.get(keyword) {
-                let union = self.union(schemas, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, union, || json!({ keyword: schemas }))?;
+                let place = format!("{pointer}/{keyword}");
+                let union = self.union(schemas, &place)?;
+                order.add(keyword, &union);
+                self.require(&mut node, union, (pointer, &place), || json!({ keyword: schemas }))?;
             }
         }
+        self.prune(&mut node, pointer)?;
+        order.arrange(&mut node);
         let described = described(map);
         if !described.is_empty() {
             let described = self.spell_out(&Value::Object(described))?;
@@ -233,17 +260,74 @@ impl<'a> Parser<'a> {
     }
 
     /// Requires `part` of `node` too, and describes `schema`, which it comes from, where no node
-    /// says all of both.
+    /// says all of both. `places` are those of the two.
     fn require(
         &mut self,
         node: &mut Node,
         part: Node,
+        places: (&str, &str),
         schema: impl FnOnce() -> Value,
     ) -> Result<(), Stop> {
+        let (had_value, part_has_value) = (!node.is_never(), !part.is_never());
         if !node.narrow(part, &mut self.steps)? {
             node.annotations.described.push(self.spell_out(&schema())?);
         }
+        if had_value && node.is_never() {
+            let (pointer, place) = places;
+            let cause = if part_has_value {
+                let message = "allows no value that the keywords beside it allow";
+                SchemaError::new(place, message)
+            } else {
+                self.cause(place)
+            };
+            self.causes.insert(pointer.to_owned(), cause);
+        }
         Ok(())
+    }
+
+    /// Why the schema at `pointer` allows no value.
+    fn cause(&self, pointer: &str) -> SchemaError {
+        let known = self.causes.get(pointer).cloned();
+        known.unwrap_or_else(|| SchemaError::new(pointer, "allows no value"))
+    }
+
+    /// Leaves out the alternatives that allow nothing, once all is known that a schema says.
+    fn prune(&mut self, node: &mut Node, pointer: &str) -> Result<(), Stop> {
+        let why = match &node.shapes[..] {
+            [only] => only.why_empty(),
+            _ => None,
+        };
+        let had_value = !node.is_never();
+        node.prune(&mut self.steps)?;
+        if had_value && node.is_never() {
+            self.note_cause(
+                pointer,
+                why.unwrap_or(Why::Contradiction("its parts contradict each other")),
+            );
+        }
+        Ok(())
+    }
+
+    fn note_cause(&mut self, pointer: &str, why: Why) {
+        const REQUIRED: &str = "; yet one is required";
+        let cause = match why {
+            Why::Contradiction(reason) => {
+                SchemaError::new(pointer, format!("allows no value: {reason}"))
+            }
+            Why::Inside(path) => {
+                let place = format!("{pointer}{path}");
+                if self.document.root.pointer(&place).is_some() {
+                    let SchemaError { pointer, message } = self.cause(&place);
+                    let message = message.trim_end_matches(REQUIRED);
+                    SchemaError::new(pointer, format!("{message}{REQUIRED}"))
+                } else {
+                    let message =
+                        format!("allows no value: its parts leave none for {path}{REQUIRED}");
+                    SchemaError::new(pointer, message)
+                }
+            }
+        };
+        self.causes.insert(pointer.to_owned(), cause);
     }
 
     fn union(&mut self, schemas: &[Value], pointer: &str) -> Result<Node, Stop> {
@@ -251,7 +335,11 @@ impl<'a> Parser<'a> {
             .iter()
             .enumerate()
             .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
-        let nodes = nodes.collect::<Result<_, _>>()?;
+        let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+        if nodes.iter().all(Node::is_never) && !nodes.is_empty() {
+            let cause = self.cause(&format!("{pointer}/0"));
+            self.causes.insert(pointer.to_owned(), cause);
+        }
         Ok(Node::union(nodes, &mut self.steps)?)
     }
 
@@ -266,6 +354,9 @@ impl<'a> Parser<'a> {
                 self.trail.push((target.clone(), self.descents));
                 let node = self.node(self.document.at(&target), &target)?;
                 self.trail.pop();
+                if node.is_never() {
+                    self.causes.insert(pointer.to_owned(), self.cause(&target));
+                }
                 Ok(node)
             }
             _ => {

@@ -65,6 +65,10 @@ impl Types {
         }
     }
 
+    pub(super) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     pub(super) fn intersects(self, other: Self) -> bool {
         self & other != Self::NONE
     }
@@ -272,6 +276,7 @@ impl Shape {
     /// Drops the values that the other keywords rule out, and the types that are then left without
     /// a value. None when the shape allows nothing.
     pub(super) fn settle(mut self, steps: &mut Steps) -> Result<Option<Self>, TooLarge> {
+        self.types = self.types.without(self.out_of_bounds());
         if let Some(mut values) = self.values.take() {
             steps.take(values.len())?;
             values.retain(|value| self.admits(value));
@@ -283,14 +288,21 @@ impl Shape {
         Ok((self.types != Types::NONE).then_some(self))
     }
 
-    fn admits(&self, value: &Value) -> bool {
+    pub(super) fn admits(&self, value: &Value) -> bool {
         let within = |number| {
             let above = |end: &Bound| end.admits(number, Ordering::Less);
             let below = |end: &Bound| end.admits(number, Ordering::Greater);
             self.minimum.as_ref().is_none_or(above) && self.maximum.as_ref().is_none_or(below)
         };
+        let is_sized = |text: &str| {
+            let bounds = (self.min_length.unwrap_or(0), self.max_length.unwrap_or(u64::MAX));
+            bounds == (0, u64::MAX) || {
+                let length = text.chars().count() as u64;
+                bounds.0 <= length && length <= bounds.1
+            }
+        };
         let in_types = self.types.intersects(Types::of(value));
-        in_types && value.as_number().is_none_or(within)
+        in_types && value.as_number().is_none_or(within) && value.as_str().is_none_or(is_sized)
     }
 
     fn total(&self, of: &dyn Fn(&Self) -> usize) -> usize {
