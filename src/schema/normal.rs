@@ -8,6 +8,7 @@
 //!
 //! Unknown keywords are left out. So are the keywords that the declared draft does not have.
 
+mod definitions;
 mod expression;
 mod foreign;
 mod keyword;
@@ -93,8 +94,8 @@ fn declared(uri: Option<&Value>) -> Result<Draft, SchemaError> {
         Some(Value::String(uri)) => match Draft::named(uri) {
             Some(draft) => Ok(draft),
             None => refuse(
-                "is no known draft of JSON Schema, of which 4, 6, 7, 2019-09 and 2020-12 are known; \
-                 without $schema the keywords of all of them are",
+                "names no known draft of JSON Schema (4, 6, 7, 2019-09 or 2020-12); \
+                 leave $schema out to use the keywords of all drafts",
             ),
         },
         Some(_) => refuse("is not the name of a draft of JSON Schema"),

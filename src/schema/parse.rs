@@ -1,5 +1,7 @@
 //! From the caller's schema to nodes.
 
+mod causes;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, REFERENCES, escape};
-use super::empty::{self, Why};
+use super::empty;
 use super::metered::BYTES_PER_STEP;
 use super::number::{self, Bound};
 use super::order::Order;
@@ -283,51 +285,6 @@ impl<'a> Parser<'a> {
             self.causes.insert(pointer.to_owned(), cause);
         }
         Ok(())
-    }
-
-    /// Why the schema at `pointer` allows no value.
-    fn cause(&self, pointer: &str) -> SchemaError {
-        let known = self.causes.get(pointer).cloned();
-        known.unwrap_or_else(|| SchemaError::new(pointer, "allows no value"))
-    }
-
-    /// Leaves out the alternatives that allow nothing, once all is known that a schema says.
-    fn prune(&mut self, node: &mut Node, pointer: &str) -> Result<(), Stop> {
-        let why = match &node.shapes[..] {
-            [only] => only.why_empty(),
-            _ => None,
-        };
-        let had_value = !node.is_never();
-        node.prune(&mut self.steps)?;
-        if had_value && node.is_never() {
-            self.note_cause(
-                pointer,
-                why.unwrap_or(Why::Contradiction("its parts contradict each other")),
-            );
-        }
-        Ok(())
-    }
-
-    fn note_cause(&mut self, pointer: &str, why: Why) {
-        const REQUIRED: &str = "; yet one is required";
-        let cause = match why {
-            Why::Contradiction(reason) => {
-                SchemaError::new(pointer, format!("allows no value: {reason}"))
-            }
-            Why::Inside(path) => {
-                let place = format!("{pointer}{path}");
-                if self.document.root.pointer(&place).is_some() {
-                    let SchemaError { pointer, message } = self.cause(&place);
-                    let message = message.trim_end_matches(REQUIRED);
-                    SchemaError::new(pointer, format!("{message}{REQUIRED}"))
-                } else {
-                    let message =
-                        format!("allows no value: its parts leave none for {path}{REQUIRED}");
-                    SchemaError::new(pointer, message)
-                }
-            }
-        };
-        self.causes.insert(pointer.to_owned(), cause);
     }
 
     fn union(&mut self, schemas: &[Value], pointer: &str) -> Result<Node, Stop> {

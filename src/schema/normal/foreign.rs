@@ -58,7 +58,7 @@ fn is_count(keyword: &str) -> bool {
 }
 
 /// The type that is meant, however its letters are.
-fn type_name(name: &str) -> Option<&'static str> {
+pub(super) fn type_name(name: &str) -> Option<&'static str> {
     let same = |known: &&&str| known.eq_ignore_ascii_case(name);
     if ANY_TYPE.iter().any(|any| same(&any)) {
         return Some("any");

@@ -24,13 +24,15 @@ impl Draft {
             return Some(Self::Undeclared);
         }
         let draft = name.strip_prefix("json-schema.org/")?.strip_suffix("schema")?;
-        match draft.trim_end_matches('/') {
+        let draft = draft.trim_start_matches("draft").trim_matches(['-', '/']);
+        match draft.trim_start_matches('0') {
             "" => Some(Self::Undeclared),
-            "draft-04" => Some(Self::Draft4),
-            "draft-06" => Some(Self::Draft6),
-            "draft-07" => Some(Self::Draft7),
-            "draft/2019-09" => Some(Self::Draft201909),
-            "draft/2020-12" => Some(Self::Draft202012),
+            // Draft 5 is draft 4 in other words.
+            "4" | "5" => Some(Self::Draft4),
+            "6" => Some(Self::Draft6),
+            "7" => Some(Self::Draft7),
+            "2019-09" => Some(Self::Draft201909),
+            "2020-12" => Some(Self::Draft202012),
             _ => None,
         }
     }

@@ -1,9 +1,10 @@
 //! The document written once more in the keywords of draft 2020-12 alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::definitions;
 use super::escape;
 use super::expression;
 use super::foreign;
@@ -11,9 +12,10 @@ use super::keyword::{Draft, Holds, Known, known};
 use super::places::Places;
 use super::pointer;
 use super::scope::{REFERENCES, Scope, Scopes, Target};
+use super::wrapper;
 use crate::schema::document::Limits;
 use crate::schema::work::Work;
-use crate::schema::{NotCompiled, SchemaError};
+use crate::schema::{NotCompiled, SchemaError, shorten};
 
 /// How much larger the document may become than the caller's may be: what several references
 /// reach in different ways is written once for each.
@@ -99,8 +101,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         let mut document = self.write_from("", scope)?;
         let extra = std::mem::take(&mut self.scopes.extra);
         if !extra.is_empty() {
-            let definitions = definitions(&mut document)?;
-            let mut names = Names::of(definitions);
+            let added = definitions::of(&mut document)?;
+            let mut names = definitions::Names::of(added);
             let mut written = Vec::new();
             for target in extra {
                 let name = names.fresh(&target.pointer);
@@ -109,7 +111,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
                 self.places.add(&self.place, &self.source);
                 written.push((name, self.write_from(&target.pointer, target.scope)?));
             }
-            definitions.extend(written);
+            added.extend(written);
         }
         for (place, target) in self.references {
             let to = self.written.get(&target).expect("every target is written");
@@ -150,6 +152,13 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         }
         match schema {
             Value::Object(map) => self.object(map, within),
+            Value::String(name) => match wrapper::meant_type(name) {
+                Some(kind) => {
+                    let message = format!("is no schema: write {{\"type\": \"{kind}\"}}");
+                    Err(SchemaError::new(self.source.clone(), message).into())
+                }
+                None => self.copy(schema),
+            },
             other => self.copy(other),
         }
     }
@@ -191,6 +200,9 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
     ) -> Result<Option<Value>, NotCompiled> {
         match (known.holds, value) {
             (Holds::Schema, _) => self.schema(value, within).map(Some),
+            (Holds::List, Value::Array(list)) if list.is_empty() && known.name == "prefixItems" => {
+                Ok(None)
+            }
             (Holds::List, Value::Array(list)) => {
                 let schemas = list.iter().enumerate().map(|(i, schema)| {
                     let path = format!("/{i}");
@@ -201,6 +213,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             (Holds::Named, Value::Object(named)) => {
                 self.named(known.name, named, within).map(|named| Some(Value::Object(named)))
             }
+            // PHP writes an empty object so.
+            (Holds::Named, Value::Array(list)) if list.is_empty() => Ok(Some(json!({}))),
             (Holds::Plain, _) => self.plain(known.name, value, within),
             _ => self.copy(value).map(Some),
         }
@@ -230,8 +244,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
                     rewriter.places.add(&rewriter.place, &rewriter.source);
                 }
                 match value {
-                    Value::Object(_) | Value::Bool(_) => rewriter.schema(value, within),
-                    other => rewriter.copy(other),
+                    Value::Array(_) => rewriter.copy(value),
+                    _ => rewriter.schema(value, within),
                 }
             })?;
             written.insert(key, value);
@@ -257,6 +271,13 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             }
             ("propertyOrdering", value) if !foreign::is_list_of_names(value) => {
                 let message = "is not a list of properties' names";
+                Err(SchemaError::new(self.source.clone(), message).into())
+            }
+            ("type", Value::String(name)) if foreign::type_name(name).is_none() => {
+                let kind = wrapper::meant_type(name);
+                let advice = kind.map_or_else(String::new, |kind| format!(": write \"{kind}\""));
+                let name = shorten(&value.to_string());
+                let message = format!("{name} is no type of JSON Schema{advice}");
                 Err(SchemaError::new(self.source.clone(), message).into())
             }
             _ => match foreign::plain(keyword, value, self.source.len() == keyword.len() + 1) {
@@ -365,36 +386,5 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         };
         (self.nodes_left, self.bytes_left) = (nodes_left, bytes_left);
         Ok(())
-    }
-}
-
-/// The object that holds the document's definitions.
-fn definitions(document: &mut Value) -> Result<&mut Map<String, Value>, SchemaError> {
-    let root = document.as_object_mut().expect("only an object has references");
-    let definitions = root.entry("$defs").or_insert_with(|| json!({}));
-    definitions.as_object_mut().ok_or_else(|| SchemaError::new("/$defs", "is no object of schemas"))
-}
-
-/// Names for more definitions.
-struct Names {
-    taken: HashSet<String>,
-}
-
-impl Names {
-    fn of(definitions: &Map<String, Value>) -> Self {
-        Self { taken: definitions.keys().cloned().collect() }
-    }
-
-    /// The last part of a JSON Pointer, numbered where that is taken.
-    fn fresh(&mut self, pointer: &str) -> String {
-        let last = pointer.rsplit('/').next().unwrap_or_default();
-        let base = pointer::unescape(last);
-        let numbered = (2..).map(|number| format!("{base}-{number}"));
-        let name = std::iter::once(base.clone().into_owned())
-            .chain(numbered)
-            .find(|name| !name.is_empty() && !self.taken.contains(name))
-            .expect("there are more numbers than names");
-        self.taken.insert(name.clone());
-        name
     }
 }

@@ -99,10 +99,14 @@ fn has_keyword(map: &Map<String, Value>) -> bool {
 /// everything.
 pub(super) fn check(map: &Map<String, Value>) -> Result<(), SchemaError> {
     let is_annotation = |key: &String| ANNOTATIONS.contains(&key.as_str()) || key.starts_with('$');
-    if has_keyword(map) || map.contains_key("$schema") || map.keys().all(is_annotation) {
+    // Fields may be called as annotations are, but no annotation is likely to be a type's name.
+    let is_field = |(key, value): &(&String, &Value)| {
+        !is_annotation(key) || value.as_str().is_some_and(|text| meant_type(text).is_some())
+    };
+    if has_keyword(map) || map.contains_key("$schema") {
         return Ok(());
     }
-    let (name, value) = map.iter().find(|(key, _)| !is_annotation(key)).expect("one is none");
+    let Some((name, value)) = map.iter().find(is_field) else { return Ok(()) };
     let kind = match value {
         Value::String(kind) => meant_type(kind),
         _ => None,

@@ -127,6 +127,12 @@ fn examples_are_described() {
 }
 
 #[test]
+fn an_empty_object_may_be_written_as_an_empty_array() {
+    let schema = json!({ "type": "object", "properties": [], "$defs": [] });
+    assert_takes(&schema, &[json!({})], json!(1));
+}
+
+#[test]
 fn wrappings_of_other_apis_are_taken_off() {
     let schema = object_of(json!({ "type": "string" }));
     for wrapped in [
@@ -149,6 +155,7 @@ fn objects_that_are_no_schema_are_refused() {
         json!({ "name": { "type": "string" } }),
         json!({ "schema": "string" }),
         json!({ "title": "string", "pages": "int" }),
+        json!({ "title": "string", "description": "string" }),
     ] {
         assert_refused(schema, "", "no keyword of JSON Schema");
     }

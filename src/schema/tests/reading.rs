@@ -161,6 +161,8 @@ fn drafts_are_known_by_all_forms_of_their_names() {
         "http://json-schema.org/draft-07/schema",
         "https://json-schema.org/draft-07/schema#",
         "http://json-schema.org/schema#",
+        "https://json-schema.org/draft-2019-09/schema",
+        "http://json-schema.org/draft-6/schema#",
         "https://json-schema.org/draft/2020-12/schema#",
         "https://spec.openapis.org/oas/3.1/dialect/base",
     ] {

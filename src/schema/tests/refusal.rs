@@ -12,9 +12,19 @@ fn unusable_schemas_are_refused_where_they_fail() {
     }
     let contradiction = json!({ "allOf": [{ "type": "string" }, { "type": "null" }] });
     assert_refused(contradiction, "/allOf/1", "no value");
-    assert_refused(object_of(json!({ "type": "text" })), "/properties/a/type", "text");
+    assert_refused(object_of(json!({ "type": "text" })), "/properties/a/type", "write \"string\"");
+    assert_refused(
+        object_of(json!({ "type": "thing" })),
+        "/properties/a/type",
+        "\"thing\" is no type",
+    );
+    assert_refused(object_of(json!("int")), "/properties/a", r#"write {"type": "integer"}"#);
     assert_refused(object_of(json!({ "minLength": -1 })), "/properties/a/minLength", "-1");
-    assert_refused(json!({ "$schema": "https://example.com/mine" }), "/$schema", "no known draft");
+    assert_refused(
+        json!({ "$schema": "https://example.com/mine" }),
+        "/$schema",
+        "names no known draft",
+    );
     assert_refused(object_of(json!({ "pattern": "(" })), "/properties/a/pattern", "(");
 }
 
