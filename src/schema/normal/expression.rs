@@ -24,6 +24,7 @@ pub(super) fn rewritten(source: &str) -> Cow<'_, str> {
         source,
         rest: source.char_indices().peekable(),
         groups: groups(source),
+        backtracks: ["(?=", "(?!", "(?<=", "(?<!", "\\k"].iter().any(|part| source.contains(part)),
         written: String::with_capacity(source.len()),
     };
     rewriting.run();
@@ -34,6 +35,8 @@ struct Rewriting<'s> {
     source: &'s str,
     rest: Peekable<CharIndices<'s>>,
     groups: Groups,
+    /// Whether an engine runs the expression that knows the sets of characters of Unicode alone.
+    backtracks: bool,
     written: String,
 }
 
@@ -111,6 +114,7 @@ impl Rewriting<'_> {
                 None => self.written.push('x'),
             },
             '0'..='9' => self.number(at, in_class),
+            'd' | 'w' | 'D' | 'W' if self.backtracks => self.set(c, in_class),
             'b' if in_class => self.push_code(8),
             'k' if !self.groups.are_named => self.written.push('k'),
             'p' | 'P' if self.source[at + 1..].starts_with('{') => self.braced(c, at),
@@ -124,6 +128,17 @@ impl Rewriting<'_> {
     fn skip(&mut self, characters: usize) {
         for _ in 0..characters {
             self.rest.next();
+        }
+    }
+
+    /// A set of ASCII characters, as ECMAScript has it with the flag and without.
+    fn set(&mut self, letter: char, in_class: bool) {
+        let characters = if letter.eq_ignore_ascii_case(&'d') { "0-9" } else { "A-Za-z0-9_" };
+        match (letter.is_ascii_uppercase(), in_class) {
+            (false, true) => self.written.push_str(characters),
+            (false, false) => self.written.push_str(&format!("[{characters}]")),
+            (true, false) => self.written.push_str(&format!("[^{characters}]")),
+            (true, true) => self.written.extend(['\\', letter]),
         }
     }
 
@@ -191,25 +206,23 @@ impl Rewriting<'_> {
             return self.written.push_str(if negated { "[\\s\\S]" } else { "[^\\s\\S]" });
         }
         self.written.push_str(if negated { "[^" } else { "[" });
-        let mut after_set = false;
+        let (mut is_first, mut after_set) = (true, false);
         while let Some((at, c)) = self.rest.next() {
             let rest = &self.source[at + c.len_utf8()..];
+            let mut is_a_set = false;
             match c {
                 ']' => return self.written.push(']'),
                 // No set is an end of a range.
-                '-' if (after_set || is_set(rest)) && !rest.starts_with(']') => {
+                '-' if (after_set || is_set(rest)) && !is_first && !rest.starts_with(']') => {
                     self.written.push_str("\\-");
-                    after_set = false;
                 }
                 '\\' => {
-                    after_set = is_set(&self.source[at..]);
+                    is_a_set = is_set(&self.source[at..]);
                     self.escape(true);
                 }
-                other => {
-                    after_set = false;
-                    self.written.push(other);
-                }
+                other => self.written.push(other),
             }
+            (is_first, after_set) = (false, is_a_set);
         }
     }
 }
@@ -252,8 +265,10 @@ mod tests {
             "a{3}b{4,}",
             r"\d+\.\w\/\s\S\[\]\(\)\{\}\|\\",
             r"[\w\-]",
+            r"[-\w_]",
+            r"[^-\w]",
             r"(a)\1",
-            r"(?<year>\d{4})-\k<year>",
+            r"(?<year>[0-9]{4})-\k<year>",
             r"\p{Lu}\P{L}\u{1F600}",
             r"[\p{Lu}]",
             r"\bword\B",
@@ -287,6 +302,7 @@ mod tests {
             (r"\x41\u0041\xZ\uZ", r"\u{41}\u{41}xZuZ"),
             (r"\uD83D\uDE00", r"\u{1F600}"),
             (r"\k\p", "kp"),
+            (r"(?!x)\w[-\w]\D\d", "(?!x)[A-Za-z0-9_][-A-Za-z0-9_][^0-9][0-9]"),
         ] {
             assert_eq!(rewritten(loose), strict, "{loose}");
         }

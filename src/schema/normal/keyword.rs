@@ -122,14 +122,16 @@ pub(super) fn known<'k>(
     if draft.is_silenced(map) && !beside_ref(keyword) {
         return None;
     }
-    let is_tuple =
-        map.get("items").is_some_and(Value::is_array) && !map.contains_key("prefixItems");
+    let is_tuple = || {
+        let has_prefix = map.contains_key("prefixItems") && draft >= Draft::Draft202012;
+        map.get("items").is_some_and(Value::is_array) && !has_prefix
+    };
     let is_true = |keyword| map.get(keyword) == Some(&Value::Bool(true));
     match keyword {
         // Tuples were `items` and `additionalItems` up to draft 2019-09. An array says so in any
         // draft.
-        "items" if is_tuple => Some(Known { name: "prefixItems", holds: Holds::List }),
-        "additionalItems" => is_tuple.then_some(Known { name: "items", holds: Holds::Schema }),
+        "items" if is_tuple() => Some(Known { name: "prefixItems", holds: Holds::List }),
+        "additionalItems" => is_tuple().then_some(Known { name: "items", holds: Holds::Schema }),
         // In draft 4 these are booleans that bear on the bound beside them.
         "exclusiveMinimum" | "exclusiveMaximum"
             if map.get(keyword).is_some_and(Value::is_boolean) =>

@@ -8,7 +8,7 @@ use super::definitions;
 use super::escape;
 use super::expression;
 use super::foreign;
-use super::keyword::{Draft, Holds, Known, known};
+use super::keyword::{CONTAINERS, Draft, Holds, Known, known};
 use super::places::Places;
 use super::pointer;
 use super::scope::{REFERENCES, Scope, Scopes, Target};
@@ -114,8 +114,13 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             added.extend(written);
         }
         for (place, target) in self.references {
-            let to = self.written.get(&target).expect("every target is written");
-            let reference = document.pointer_mut(&place).expect("it was written there");
+            let found = self.written.get(&target).zip(document.pointer_mut(&place));
+            let Some((to, reference)) = found else {
+                return Err(self
+                    .places
+                    .locate(SchemaError::new(place, "refers to a schema that is not read"))
+                    .into());
+            };
             *reference = Value::String(format!("#{}", pointer::fragment(to)));
         }
         Ok((document, self.places))
@@ -200,7 +205,9 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
     ) -> Result<Option<Value>, NotCompiled> {
         match (known.holds, value) {
             (Holds::Schema, _) => self.schema(value, within).map(Some),
-            (Holds::List, Value::Array(list)) if list.is_empty() && known.name == "prefixItems" => {
+            (Holds::List, Value::Array(list))
+                if list.is_empty() && matches!(known.name, "prefixItems" | "allOf") =>
+            {
                 Ok(None)
             }
             (Holds::List, Value::Array(list)) => {
@@ -229,6 +236,10 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         let mut written = Map::with_capacity(named.len());
         for (name, value) in named {
             self.count(0, name.len())?;
+            // No schema, and nothing can refer to it: a comment, for the most part.
+            if CONTAINERS.contains(&keyword) && !(value.is_object() || value.is_boolean()) {
+                continue;
+            }
             let mut key = name.clone();
             if keyword == "patternProperties" {
                 key = expression::rewritten(name).into_owned();
