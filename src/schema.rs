@@ -1,20 +1,24 @@
 //! JSON Schema to Gemini's dialect, and the check of an answer against the caller's schema.
 //!
 //! Gemini takes a schema in one of two fields, and neither takes JSON Schema whole. What a caller
-//! gives is read into a disjunction of shapes (`shape`), with conjunctions multiplied out, and
-//! written in the first dialect that can say it (`write`), with references written out where that
-//! costs little (`references`). What neither can say is put into a description, so that the model still reads it, and Gemini's answer is judged
-//! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
+//! gives is rewritten in one draft (`normal`) and read into a disjunction of shapes (`shape`), with
+//! conjunctions multiplied out. That is written in the first dialect that can say it (`write`), with
+//! references written out where that costs little (`references`). What neither can say is put into a
+//! description, so that the model still reads it, and Gemini's answer is judged by the caller's own
+//! schema: a dialect that says too little costs a retry, never a wrong answer.
 //!
 //! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
 //! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).
 
 mod cost;
 mod document;
+mod empty;
 mod formats;
 mod keywords;
 mod metered;
+mod normal;
 mod number;
+mod order;
 mod parse;
 mod patterns;
 mod references;
@@ -36,6 +40,7 @@ use serde_json::Value;
 use cost::Cost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
+use normal::Normal;
 use patterns::{Options, Patterns};
 use work::{Interrupt, interruptible};
 
@@ -133,26 +138,28 @@ impl Schema {
         Self::compile(&schema, limits, work)
     }
 
-    /// Checks `schema` against the draft it declares (2020-12 if none), translates it, and prepares
-    /// the check of answers. Nothing is ever fetched.
+    /// Reads `schema` by the draft it declares, or by all of them if none, translates it, and
+    /// prepares the check of answers. Nothing is ever fetched.
     ///
     /// # Errors
     ///
     /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
     /// outside itself, is too large or nested too deeply, or allows no value.
     pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
-        if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
-            let message = "the schema must be a JSON object that allows some value";
-            return Err(SchemaError::new("", message).into());
-        }
+        work.spend(document::check_size(schema, limits)?)?;
+        let normal = Normal::of(schema, limits, work)?;
+        Self::canonical(&normal.document, limits, work).map_err(|error| normal.locate(error))
+    }
+
+    /// The same for a schema in canonical form.
+    fn canonical(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
         let nodes = document::check_size(schema, limits)?;
         work.spend(nodes)?;
-        let draft = declared_draft(schema)?;
         check_meta_schema(schema, work)?;
-        let document = Document::open(schema, draft)?;
+        let document = Document { root: schema };
         let cost = Cost::of(&document)?;
         let patterns = Arc::new(Patterns::of(schema, work)?);
-        let validator = build_validator(schema, draft, &patterns)?;
+        let validator = build_validator(schema, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
         let sent = write::write(&translation, &patterns)?.into_sent();
@@ -243,16 +250,6 @@ fn shorten(message: &str) -> String {
     }
 }
 
-fn declared_draft(schema: &Value) -> Result<Draft, SchemaError> {
-    let Some(uri) = schema.get("$schema").and_then(Value::as_str) else {
-        return Ok(Draft::default());
-    };
-    match Draft::from_schema_uri(uri) {
-        Draft::Unknown => Err(SchemaError::new("/$schema", "is no known draft of JSON Schema")),
-        draft => Ok(draft),
-    }
-}
-
 fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
     let meter = Meter::reading(work);
     let checked = interruptible(|| {
@@ -265,10 +262,9 @@ fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
 
 fn build_validator(
     schema: &Value,
-    draft: Draft,
     patterns: &Arc<Patterns>,
 ) -> Result<Validator<Metered>, SchemaError> {
-    let options = patterns.engine_for_names(offline(), draft);
+    let options = patterns.engine_for_names(offline(), Draft::Draft202012);
     keywords::register(options, Arc::clone(patterns)).build(schema).map_err(|error| {
         SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
     })

@@ -1,5 +1,6 @@
 //! From the caller's schema to nodes.
 
+mod causes;
 mod conditions;
 mod describe;
 mod ground;
@@ -10,8 +11,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use self::causes::Emptied;
 use self::keywords::{annotations, list};
 use super::document::{Document, REFERENCES};
+use super::order::Order;
 use super::shape::{Node, Shape};
 use super::work::{Stopped, Work};
 use super::{NotCompiled, SchemaError};
@@ -38,15 +41,8 @@ const MAX_DEPTH: usize = 48;
 pub(super) struct Translation {
     /// The root, whose JSON Pointer is empty, and what the references in the nodes refer to.
     pub(super) definitions: BTreeMap<String, Node>,
-    /// The innermost place found to allow nothing.
-    impossible: Option<String>,
-}
-
-impl Translation {
-    /// The error for a schema that allows no value.
-    pub(super) fn no_value(&self) -> SchemaError {
-        SchemaError::new(self.impossible.clone().unwrap_or_default(), "allows no value")
-    }
+    /// Why schemas allow no value, by their JSON Pointers.
+    pub(super) causes: HashMap<String, SchemaError>,
 }
 
 /// Reads the document. References stay, but where something is said beside them that must hold too:
@@ -133,7 +129,7 @@ pub(super) struct Parser<'a> {
     steps: Steps<'a>,
     /// Nodes around the one that is read or merged.
     depth: usize,
-    definitions: BTreeMap<String, Node>,
+    pub(super) definitions: BTreeMap<String, Node>,
     /// What any reference leads to: read as a definition wherever else it stands.
     targets: HashSet<String>,
     /// Definitions that are referred to and not read yet.
@@ -146,7 +142,8 @@ pub(super) struct Parser<'a> {
     grounded: HashMap<String, bool>,
     /// Bytes of schemas that descriptions may still repeat.
     repeatable: usize,
-    impossible: Option<String>,
+    /// Why schemas allow no value, by their JSON Pointers.
+    causes: HashMap<String, SchemaError>,
 }
 
 impl<'a> Parser<'a> {
@@ -163,7 +160,7 @@ impl<'a> Parser<'a> {
             merging: Vec::new(),
             grounded: HashMap::new(),
             repeatable: describe::repeatable(document.root),
-            impossible: None,
+            causes: HashMap::new(),
         }
     }
 
@@ -182,7 +179,7 @@ impl<'a> Parser<'a> {
         if size > max_size {
             return Err(TooLarge::Steps.into());
         }
-        Ok(Translation { definitions: self.definitions, impossible: self.impossible })
+        Ok(Translation { definitions: self.definitions, causes: self.causes })
     }
 
     /// Counts steps that are about to be taken.
@@ -269,32 +266,37 @@ impl<'a> Parser<'a> {
         self.depth += 1;
         let node = self.conjunction(map, pointer)?;
         self.depth -= 1;
-        if node.is_never() && self.impossible.is_none() {
-            self.impossible = Some(pointer.to_owned());
-        }
         Ok(node)
     }
 
     // In parts, so that little is on the stack while a schema inside is read.
     fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
-        let only_ref = map.contains_key("$ref") && self.document.ref_silences_siblings();
         let mut own = Box::default();
-        if !only_ref {
-            self.shape(&mut own, map, pointer)?;
-        }
-        let mut node = self.settled(own, map)?;
-        self.read_references(&mut node, map, pointer)?;
-        if !only_ref {
-            self.read_parts(&mut node, map, pointer)?;
-            self.mention_names(&mut node, map, pointer)?;
-            self.describe_keywords(&mut node, map)?;
-        }
+        self.shape(&mut own, map, pointer)?;
+        let mut order = Order::of(map);
+        let mut node = self.settled(own, map, pointer)?;
+        order.add("properties", &node);
+        self.read_references(&mut node, &mut order, map, pointer)?;
+        self.read_parts(&mut node, &mut order, map, pointer)?;
+        self.prune(&mut node, pointer)?;
+        self.arrange(order, &mut node)?;
+        self.mention_names(&mut node, map, pointer)?;
+        self.describe_keywords(&mut node, map)?;
         Ok(node)
     }
 
-    fn settled(&mut self, mut shape: Box<Shape>, map: &Map<String, Value>) -> Result<Node, Stop> {
+    fn settled(
+        &mut self,
+        mut shape: Box<Shape>,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<Node, Stop> {
+        if let Some(why) = shape.why_empty() {
+            self.note_cause(pointer, why);
+        }
         let allows_any = shape.settle(self)?;
         let mut node = Node::of(allows_any.then_some(*shape));
+        node.prune(self)?;
         node.annotations = annotations(map);
         Ok(node)
     }
@@ -302,13 +304,17 @@ impl<'a> Parser<'a> {
     fn read_references(
         &mut self,
         node: &mut Node,
+        order: &mut Order<'_>,
         map: &Map<String, Value>,
         pointer: &str,
     ) -> Result<(), Stop> {
         for keyword in REFERENCES {
             if let Some(reference) = map.get(keyword).and_then(Value::as_str) {
-                let target = self.follow(reference, &format!("{pointer}/{keyword}"))?;
-                self.require(node, target, true, || json!({ keyword: reference }))?;
+                let place = format!("{pointer}/{keyword}");
+                let target = self.follow(reference, &place)?;
+                order.add(keyword, &target);
+                let places = (pointer, &*place);
+                self.require(node, target, true, places, || json!({ keyword: reference }))?;
             }
         }
         Ok(())
@@ -317,12 +323,15 @@ impl<'a> Parser<'a> {
     fn read_parts(
         &mut self,
         node: &mut Node,
+        order: &mut Order<'_>,
         map: &Map<String, Value>,
         pointer: &str,
     ) -> Result<(), Stop> {
         for (i, schema) in list(map, "allOf").iter().enumerate() {
-            let part = self.node(schema, &format!("{pointer}/allOf/{i}"))?;
-            self.require(node, part, true, || schema.clone())?;
+            let place = format!("{pointer}/allOf/{i}");
+            let part = self.node(schema, &place)?;
+            order.add("allOf", &part);
+            self.require(node, part, true, (pointer, &place), || schema.clone())?;
         }
         // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
         // only widens.
@@ -330,24 +339,31 @@ impl<'a> Parser<'a> {
             if let Some(Value::Array(schemas)) = map.get(keyword) {
                 let place = format!("{pointer}/{keyword}");
                 let (union, is_whole) = self.union(schemas, &place)?;
-                self.require(node, union, is_whole, || json!({ keyword: schemas }))?;
+                order.add(keyword, &union);
+                let places = (pointer, &*place);
+                self.require(node, union, is_whole, places, || json!({ keyword: schemas }))?;
             }
         }
         Ok(())
     }
 
     /// Requires `part` of `node` too, and describes `schema`, which it comes from, where no node
-    /// says all of both, or `part` not all of it.
+    /// says all of both, or `part` not all of it. `places` are those of the two.
     fn require(
         &mut self,
         node: &mut Node,
         part: Node,
         is_whole: bool,
+        places: (&str, &str),
         schema: impl FnOnce() -> Value,
     ) -> Result<(), Stop> {
+        let emptied = Emptied::before(node, &part);
         if !(node.narrow(part, self)? && is_whole) {
             let line = self.must_satisfy(&schema())?;
             node.annotations.describe(line);
+        }
+        if node.is_never() {
+            self.note_emptied(&emptied, places);
         }
         Ok(())
     }
@@ -357,7 +373,11 @@ impl<'a> Parser<'a> {
             .iter()
             .enumerate()
             .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
-        let nodes = nodes.collect::<Result<_, _>>()?;
+        let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+        if !nodes.is_empty() && nodes.iter().all(Node::is_never) {
+            let cause = self.cause(&format!("{pointer}/0"));
+            self.causes.insert(pointer.to_owned(), cause);
+        }
         Node::union(nodes, self)
     }
 

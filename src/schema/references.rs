@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::parse::Translation;
 use super::shape::{Additional, Node, Shape};
+use super::{SchemaError, empty};
 
 /// Definitions of at most this weight are written out wherever they are used.
 const LIGHT: usize = 4;
@@ -50,8 +51,8 @@ pub(super) struct References<'t> {
     order: Vec<&'t str>,
     /// Definitions that refer to themselves by others or directly, one for each such loop at least.
     recursive: HashSet<&'t str>,
-    /// Definitions that allow no value.
-    never: HashSet<&'t str>,
+    /// Definitions that allow a value; none where all do, as far as that is known.
+    possible: Option<HashSet<&'t str>>,
 }
 
 impl<'t> References<'t> {
@@ -61,10 +62,10 @@ impl<'t> References<'t> {
             measures: HashMap::new(),
             order: Vec::new(),
             recursive: HashSet::new(),
-            never: HashSet::new(),
+            possible: None,
         };
         references.survey();
-        references.find_never();
+        references.find_possible();
         references
     }
 
@@ -108,22 +109,20 @@ impl<'t> References<'t> {
         stack.push((pointer, 0));
     }
 
-    fn find_never(&mut self) {
-        // In this order a definition follows those that it refers to, unless they are recursive,
-        // and those allow something where they say anything.
-        for pointer in &self.order {
-            let allows = |shape: &Shape| {
-                shape.reference.as_ref().is_none_or(|target| !self.never.contains(target.as_str()))
-            };
-            if !self.translation.definitions[*pointer].shapes.iter().any(allows) {
-                self.never.insert(pointer);
-            }
-        }
+    fn find_possible(&mut self) {
+        let possible = empty::possible(&self.translation.definitions, &self.order);
+        self.possible = possible.filter(|possible| possible.len() < self.order.len());
     }
 
-    /// Whether anything can be valid.
-    pub(super) fn allow_a_value(&self) -> bool {
-        !self.never.contains("")
+    /// That some value can be valid.
+    ///
+    /// # Errors
+    /// Why none can.
+    pub(super) fn allow_a_value(&self) -> Result<(), SchemaError> {
+        match &self.possible {
+            Some(possible) if !possible.contains("") => Err(self.translation.no_value(possible)),
+            _ => Ok(()),
+        }
     }
 
     /// All references written out; none where that is impossible, or makes the schema much larger
@@ -189,21 +188,21 @@ impl<'t> References<'t> {
         } else {
             done.remove("").unwrap_or_else(Node::any)
         };
-        done.retain(|pointer, _| kept.contains(pointer.as_str()));
+        done.retain(|pointer, node| kept.contains(pointer.as_str()) && !node.is_never());
         Resolved { root, definitions: done }
     }
 
     fn resolve(&self, node: &Node, kept: &HashSet<&str>, done: &BTreeMap<String, Node>) -> Node {
         let is_lone = node.shapes.len() == 1;
         let mut resolved = Node { annotations: node.annotations.clone(), shapes: Vec::new() };
-        for shape in &node.shapes {
+        let has_value = |shape: &&Shape| {
+            self.possible.as_ref().is_none_or(|possible| empty::shape_has_value(shape, possible))
+        };
+        for shape in node.shapes.iter().filter(has_value) {
             let Some(target) = &shape.reference else {
                 resolved.shapes.push(self.resolve_inside(shape, kept, done));
                 continue;
             };
-            if self.never.contains(target.as_str()) {
-                continue;
-            }
             let Some(found) = done.get(target).filter(|_| !kept.contains(target.as_str())) else {
                 resolved.shapes.push(shape.clone());
                 continue;

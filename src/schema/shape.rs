@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::metered::BYTES_PER_STEP;
-use super::number::{self, Bound};
+use super::number::Bound;
 use super::parse::{Parser, Stop};
 
 pub(super) use types::Types;
@@ -231,6 +231,7 @@ impl Shape {
     /// Drops the values that the other keywords rule out, and the types that are then left without
     /// a value. False when the shape allows nothing.
     pub(super) fn settle(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
+        self.types = self.types.without(self.out_of_bounds());
         if let Some(mut values) = self.values.take() {
             parser.take(values.len())?;
             values.retain(|value| self.admits(value));
@@ -239,46 +240,24 @@ impl Shape {
             (self.minimum, self.maximum) = (None, None);
             self.values = Some(values);
         }
-        self.types = self.types.without(self.empty_types());
         Ok(self.types != Types::NONE)
     }
 
-    /// The types that have no value by keywords which contradict each other.
-    fn empty_types(&self) -> Types {
-        let crosses =
-            |least: Option<u64>, most: Option<u64>| most.is_some_and(|most| least > Some(most));
-        let mut empty = Types::NONE;
-        if let (Some(low), Some(high)) = (&self.minimum, &self.maximum) {
-            let order = number::compare(&low.value, &high.value);
-            let meets = order == Ordering::Equal && !low.exclusive && !high.exclusive;
-            if order != Ordering::Less && !meets {
-                empty = empty | Types::NUMBER;
-            }
-        }
-        if crosses(self.min_length, self.max_length) {
-            empty = empty | Types::STRING;
-        }
-        if crosses(self.min_items, self.max_items) {
-            empty = empty | Types::ARRAY;
-        }
-        let is_impossible =
-            |name: &String| self.property_or_additional(name).is_some_and(Node::is_never);
-        if crosses(self.min_properties, self.max_properties)
-            || self.required.iter().any(is_impossible)
-        {
-            empty = empty | Types::OBJECT;
-        }
-        empty
-    }
-
-    fn admits(&self, value: &Value) -> bool {
+    pub(super) fn admits(&self, value: &Value) -> bool {
         let within = |number| {
             let above = |end: &Bound| end.admits(number, Ordering::Less);
             let below = |end: &Bound| end.admits(number, Ordering::Greater);
             self.minimum.as_ref().is_none_or(above) && self.maximum.as_ref().is_none_or(below)
         };
+        let is_sized = |text: &str| {
+            let bounds = (self.min_length.unwrap_or(0), self.max_length.unwrap_or(u64::MAX));
+            bounds == (0, u64::MAX) || {
+                let length = text.chars().count() as u64;
+                bounds.0 <= length && length <= bounds.1
+            }
+        };
         let in_types = self.types.intersects(Types::of(value));
-        in_types && value.as_number().is_none_or(within)
+        in_types && value.as_number().is_none_or(within) && value.as_str().is_none_or(is_sized)
     }
 
     fn total(&self, of: &dyn Fn(&Self) -> usize) -> usize {

@@ -1,4 +1,7 @@
 mod check;
+mod empty;
+mod foreign;
+mod reading;
 mod refusal;
 mod sent;
 mod translation;

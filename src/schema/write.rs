@@ -75,9 +75,7 @@ pub(super) fn write(
     patterns: &Patterns,
 ) -> Result<Dialect, SchemaError> {
     let references = References::of(translation);
-    if !references.allow_a_value() {
-        return Err(translation.no_value());
-    }
+    references.allow_a_value()?;
     if let Some(Resolved { root, .. }) = references.written_out() {
         let writer = Writer { target: Target::ResponseSchema, names: BTreeMap::new(), patterns };
         if let Some(schema) = writer.node(&root) {

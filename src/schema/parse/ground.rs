@@ -34,9 +34,6 @@ impl Parser<'_> {
                 self.ground(&target, &place)?;
             }
         }
-        if map.contains_key("$ref") && self.document.ref_silences_siblings() {
-            return Ok(());
-        }
         for keyword in ["allOf", "anyOf", "oneOf"] {
             for (i, schema) in list(map, keyword).iter().enumerate() {
                 self.ground_parts(schema, &format!("{pointer}/{keyword}/{i}"))?;

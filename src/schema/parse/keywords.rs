@@ -41,7 +41,7 @@ pub(super) fn values(map: &Map<String, Value>) -> Option<Vec<Value>> {
     }
 }
 
-/// In draft 4 `exclusive` is a boolean that bears on `inclusive`; later, a number of its own.
+/// The narrower of an inclusive and an exclusive bound.
 pub(super) fn bound(
     map: &Map<String, Value>,
     inclusive: &str,
@@ -52,8 +52,7 @@ pub(super) fn bound(
         let value = map.get(keyword)?.as_number()?.clone();
         Some(Bound { value, exclusive })
     };
-    let is_exclusive = map.get(exclusive) == Some(&Value::Bool(true));
-    Bound::narrow(end(inclusive, is_exclusive), end(exclusive, true), narrower)
+    Bound::narrow(end(inclusive, false), end(exclusive, true), narrower)
 }
 
 /// A length or a number of things; JSON Schema lets it be written 2.0.

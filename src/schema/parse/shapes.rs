@@ -21,22 +21,17 @@ impl Parser<'_> {
         self.read_properties(shape, map, pointer)
     }
 
-    /// Tuples are `prefixItems` and `items` since draft 2020-12, `items` and `additionalItems`
-    /// before.
     fn read_items(
         &mut self,
         shape: &mut Shape,
         map: &Map<String, Value>,
         pointer: &str,
     ) -> Result<(), Stop> {
-        let is_tuple = map.get("items").is_some_and(Value::is_array);
-        let (first, rest) =
-            if is_tuple { ("items", "additionalItems") } else { ("prefixItems", "items") };
-        for (i, schema) in list(map, first).iter().enumerate() {
-            shape.prefix_items.push(self.node(schema, &format!("{pointer}/{first}/{i}"))?);
+        for (i, schema) in list(map, "prefixItems").iter().enumerate() {
+            shape.prefix_items.push(self.node(schema, &format!("{pointer}/prefixItems/{i}"))?);
         }
-        if let Some(schema) = map.get(rest) {
-            shape.items = Some(Box::new(self.node(schema, &format!("{pointer}/{rest}"))?));
+        if let Some(schema) = map.get("items") {
+            shape.items = Some(Box::new(self.node(schema, &format!("{pointer}/items"))?));
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ impl Types {
         self & other != Self::NONE
     }
 
-    pub(super) fn without(self, other: Self) -> Self {
+    pub(in crate::schema) fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 }

@@ -63,7 +63,10 @@ fn a_cycle_through_items_is_opened_at_the_property_around_them() {
 
 #[test]
 fn a_cycle_of_two_definitions_is_opened_once() {
-    let to = |name: &str, other: &str| json!({ "type": "object", "properties": { name: { "$ref": other } }, "required": [name] });
+    let to = |name: &str, other: &str| {
+        let property = json!({ "anyOf": [{ "$ref": other }, { "type": "null" }] });
+        json!({ "type": "object", "properties": { name: property }, "required": [name] })
+    };
     let sent = sent_json_schema(json!({
         "type": "object",
         "properties": { "a": { "$ref": "#/$defs/A" }, "b": { "$ref": "#/$defs/B" } },
@@ -294,14 +297,17 @@ fn long_schemas_are_not_repeated_in_descriptions() {
 
 #[test]
 fn keywords_that_contradict_each_other_are_refused_with_their_place() {
-    for schema in [
-        json!({ "type": "integer", "enum": ["60"] }),
-        json!({ "type": "string", "minLength": 3, "maxLength": 2 }),
-        json!({ "type": "integer", "minimum": 3, "exclusiveMaximum": 3 }),
-        json!({ "allOf": [{ "type": "string" }, { "type": "integer" }] }),
+    for (schema, place) in [
+        (json!({ "type": "integer", "enum": ["60"] }), "/properties/a"),
+        (json!({ "type": "string", "minLength": 3, "maxLength": 2 }), "/properties/a"),
+        (json!({ "type": "integer", "minimum": 3, "exclusiveMaximum": 3 }), "/properties/a"),
+        (
+            json!({ "allOf": [{ "type": "string" }, { "type": "integer" }] }),
+            "/properties/a/allOf/1",
+        ),
     ] {
         let mut outer = object_of(schema);
         outer["required"] = json!(["a"]);
-        super::assert_refused(outer, "/properties/a", "allows no value");
+        super::assert_refused(outer, place, "allows no value");
     }
 }

@@ -33,7 +33,8 @@ fn an_object_keeps_its_bounds_annotations_and_order() {
             "properties": {
                 "surname": { "type": "STRING", "minLength": 1, "maxLength": 9, "pattern": "^[a-z]+$" },
                 "age": { "type": "INTEGER", "minimum": 0, "maximum": 150, "default": 30 },
-                "born": { "type": "STRING", "format": "date-time" },
+                "born": { "type": "STRING", "format": "date-time",
+                    "description": "Example: \"2000\"" },
                 "cats": { "type": "ARRAY", "items": { "type": "BOOLEAN" }, "maxItems": 3 },
             },
             "required": ["surname", "age"],
