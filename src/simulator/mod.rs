@@ -64,7 +64,6 @@ use std::time::Duration;
 use axum::Router;
 use fastrand::Rng;
 use http::StatusCode;
-use serde_json::Value;
 
 use files::Files;
 pub use options::{Counting, Options};
@@ -72,17 +71,6 @@ use quota::Quotas;
 pub use schema::refused_schema;
 use stats::Ledger;
 pub use stats::{JournalEntry, Stats};
-
-/// What Gemini answers to a schema that it does not take in a field of `generationConfig`
-/// (`responseSchema` or `responseJsonSchema`); none where it takes the schema.
-#[must_use]
-pub fn refusal_of_schema(field: &str, schema: &Value) -> Option<String> {
-    let checked = match field {
-        "responseSchema" => schema::check_response_schema(schema),
-        _ => schema::check_response_json_schema(schema),
-    };
-    checked.err().map(|refusal| String::from_utf8_lossy(refusal.body()).into_owned())
-}
 
 /// A stand-in for Gemini. Clones share everything.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
-use gemini_concurrent_generation::simulator::refusal_of_schema;
+use gemini_concurrent_generation::simulator::refused_schema;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +70,7 @@ fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
     let Some((field, sent)) = schema.sent() else { return counts.sent_nothing() };
     counts.sent(&case.name, field, sent.len(), text.len());
     let sent = serde_json::from_str(sent).expect("what is sent is JSON");
-    if let Some(refusal) = refusal_of_schema(field, &sent) {
+    if let Some(refusal) = refused_schema(field, &sent) {
         counts.against("sent breaks a rule of Gemini's", &case.name, &refusal);
     }
     let listed = sent::names(&sent);

@@ -156,8 +156,12 @@ impl Shape {
         self.max_items = min(self.max_items, other.max_items);
         self.min_properties = max(self.min_properties, other.min_properties);
         self.max_properties = min(self.max_properties, other.max_properties);
+        // `BTreeSet::append` would go through all of both.
+        if self.required.len() < other.required.len() {
+            std::mem::swap(&mut self.required, &mut other.required);
+        }
         parser.take(other.required.len())?;
-        self.required.append(&mut other.required);
+        self.required.extend(std::mem::take(&mut other.required));
         let mut is_whole = set_or_same(&mut self.pattern, other.pattern.take());
         is_whole &= set_or_same(&mut self.format, other.format.take());
         is_whole &= self.narrow_items(other, parser)?;
