@@ -19,7 +19,7 @@ pub(super) fn documents() -> impl Strategy<Value = Value> {
 /// which rules out answers that rely on an unlisted name: so there are none here.
 fn crowds() -> impl Strategy<Value = Value> {
     (1..4usize, any::<bool>()).prop_map(|(step, constants)| {
-        let alternative = |i: usize| match constants && i % 3 == 0 {
+        let alternative = |i: usize| match constants && i.is_multiple_of(3) {
             true => json!({ "const": i }),
             false => json!({ "type": ["string", "array"], "minLength": i / step, "minItems": i }),
         };
