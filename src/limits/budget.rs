@@ -15,7 +15,7 @@ mod tests;
 
 use std::fmt;
 use std::future::ready;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{self, Notify};
 use tokio::time::{Instant, timeout_at};
 
+use super::plan::PlannedQuotas;
 use super::semaphore::OutOfReach;
 use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
@@ -43,23 +44,49 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// These quotas, but for those that are `named`.
-    pub(super) fn corrected_by(self, named: Self) -> Self {
+    /// These quotas, and where they are without end the `other` ones.
+    pub(super) fn or(self, other: Self) -> Self {
+        self.with(other, Option::or)
+    }
+
+    /// Of each the lower one.
+    pub(super) fn lower(self, other: Self) -> Self {
+        self.with(other, |one, other| one.into_iter().chain(other).min())
+    }
+
+    /// Those that are limited, and no more than `most`.
+    pub(super) fn within(self, most: Self) -> Self {
+        self.with(most, |one, most| one.map(|one| most.map_or(one, |most| one.min(most))))
+    }
+
+    fn with(self, other: Self, join: impl Fn(Option<u64>, Option<u64>) -> Option<u64>) -> Self {
         Self {
-            requests_per_minute: named.requests_per_minute.or(self.requests_per_minute),
-            input_tokens_per_minute: named.input_tokens_per_minute.or(self.input_tokens_per_minute),
-            requests_per_day: named.requests_per_day.or(self.requests_per_day),
+            requests_per_minute: join(self.requests_per_minute, other.requests_per_minute),
+            input_tokens_per_minute: join(
+                self.input_tokens_per_minute,
+                other.input_tokens_per_minute,
+            ),
+            requests_per_day: join(self.requests_per_day, other.requests_per_day),
         }
     }
 }
 
-/// What is spent of an account that another turns out to be charged for.
+/// What is spent of an account that another turns out to be charged for, and what limits it.
 #[derive(Debug, Clone)]
 pub enum HandedOver {
     /// It was kept in this process.
     Spent(Spent),
-    /// It is kept in Redis, under this name.
+    /// It is shared by all replicas, under this name.
     Shared(Arc<str>),
+}
+
+/// What another replica has found out: which model Gemini charges for an account's calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Charged {
+    /// The account's own.
+    Itself,
+    /// Another one.
+    Model(Arc<str>),
 }
 
 /// What is spent of a budget of this process.
@@ -77,6 +104,10 @@ pub struct Spent {
     pub(super) paused_until: Instant,
     /// Until when the day is used up; in the past where it is not.
     pub(super) closed_until: Instant,
+    /// The limits that were set by hand.
+    pub(super) by_hand: Quotas,
+    /// The quotas that Gemini named.
+    pub(super) learned: Quotas,
 }
 
 /// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
@@ -99,10 +130,6 @@ pub trait Budget: fmt::Debug + Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
 
-    /// The settings say something else now, for calls that wait as for those that come. What has
-    /// left within the minute counts against the new quotas, whether it was limited then or not.
-    fn set(&self, quotas: Quotas);
-
     /// Gemini named these quotas; the others stay as they are. They count until the day ends in
     /// California, when those of the settings count again.
     fn learn(&self, named: Quotas);
@@ -115,11 +142,19 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// waited for, paused, used up or learned, or all of it is kept elsewhere.
     fn is_blank(&self) -> bool;
 
-    /// Gives up what is spent, because Gemini charges another account for these calls.
+    /// Gives up what is spent and what Gemini named, because Gemini charges another account for
+    /// these calls.
     fn hand_over(&self) -> HandedOver;
 
-    /// Counts what was spent as another account.
-    fn take_over(&self, spent: HandedOver);
+    /// Counts what was spent as another account, of which the limits that were set by hand hold
+    /// here too: of each quota the lowest counts, before the tier's. Quotas that Gemini named stay
+    /// within that. `heard` where another replica has found it out.
+    fn take_over(&self, from: HandedOver, heard: bool);
+
+    /// Which model is charged, where another replica has found it out since this was asked last.
+    fn heard(&self) -> Option<Charged> {
+        None
+    }
 
     /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
     /// Those who wait keep their places. Of several such moments the latest holds.
@@ -202,6 +237,9 @@ pub struct LocalBudget {
     queue: Queue,
     /// Those who had a turn already and go before the queue.
     returning: Queue,
+    /// Where all is counted from some time on. Requests that are given back then are given back to
+    /// the day there: what had left here was counted with it.
+    moved_to: OnceLock<Weak<dyn Budget>>,
 }
 
 /// Calls that wait, one behind the other.
@@ -301,24 +339,33 @@ impl LocalBudget {
     /// A budget of which nothing is spent. A `minute` shorter than 60 seconds scales a long run
     /// down; the day stays a day.
     pub fn new(quotas: Quotas, minute: Duration) -> Arc<Self> {
-        Self::named("".into(), quotas, minute)
+        let budget = Self::named("".into(), PlannedQuotas::default(), minute);
+        budget.set(quotas);
+        budget
+    }
+
+    /// The settings say something else now, for calls that wait as for those that come. What has
+    /// left within the minute counts against the new quotas, whether it was limited then or not.
+    pub fn set(&self, quotas: Quotas) {
+        self.change(|ledger, now| ledger.set(quotas, now));
     }
 
     /// The same, of an account that has this name in logs.
-    pub(super) fn named(name: Arc<str>, quotas: Quotas, minute: Duration) -> Arc<Self> {
-        Self::with_clock(name, quotas, minute, Arc::new(SystemClock))
+    pub(super) fn named(name: Arc<str>, planned: PlannedQuotas, minute: Duration) -> Arc<Self> {
+        Self::with_clock(name, planned, minute, Arc::new(SystemClock))
     }
 
     fn with_clock(
         name: Arc<str>,
-        quotas: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
         clock: Arc<dyn WallClock>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            ledger: Mutex::new(Ledger::new(name, quotas, minute, clock)),
+            ledger: Mutex::new(Ledger::new(name, planned, minute, clock)),
             queue: Queue::default(),
             returning: Queue::default(),
+            moved_to: OnceLock::new(),
         })
     }
 
@@ -374,14 +421,38 @@ impl LocalBudget {
         self.change(Ledger::resume);
     }
 
-    /// Changes what the first ones wait for.
-    fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) {
+    /// From now on all is counted as another budget: gives what is spent.
+    pub(super) fn move_to(&self, budget: Weak<dyn Budget>) -> Spent {
         let mut ledger = self.ledger();
-        let now = ledger.expire();
-        change(&mut ledger, now);
+        // It moves once.
+        let _ = self.moved_to.set(budget);
+        ledger.hand_over()
+    }
+
+    /// Gives requests back to the day where they are counted.
+    fn give_day_back(&self, left_at: Instant, requests: u64) {
+        if let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
+            budget.take_back_of_day(Departure { number: 0, at: left_at }, requests);
+        }
+    }
+
+    /// Changes what the first ones wait for. Says whether all is counted elsewhere.
+    fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) -> bool {
+        self.change_at_any_time(|ledger| {
+            let now = ledger.expire();
+            change(ledger, now);
+        })
+    }
+
+    /// The same for a change to which the time does not matter, so that the clock is not read.
+    fn change_at_any_time(&self, change: impl FnOnce(&mut Ledger)) -> bool {
+        let mut ledger = self.ledger();
+        change(&mut ledger);
+        let is_moved = self.moved_to.get().is_some();
         drop(ledger);
         self.queue.changed.notify_one();
         self.returning.changed.notify_one();
+        is_moved
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -406,10 +477,6 @@ impl Budget for LocalBudget {
         self.wait(line, cost, deadline).boxed()
     }
 
-    fn set(&self, quotas: Quotas) {
-        self.change(|ledger, now| ledger.set(quotas, now));
-    }
-
     fn learn(&self, named: Quotas) {
         self.change(|ledger, now| ledger.learn(named, now));
     }
@@ -426,8 +493,8 @@ impl Budget for LocalBudget {
         HandedOver::Spent(self.ledger().hand_over())
     }
 
-    fn take_over(&self, spent: HandedOver) {
-        if let HandedOver::Spent(spent) = spent {
+    fn take_over(&self, from: HandedOver, _heard: bool) {
+        if let HandedOver::Spent(spent) = from {
             self.change(|ledger, now| ledger.take_over(spent, now));
         }
     }
@@ -445,16 +512,18 @@ impl Budget for LocalBudget {
     }
 
     fn give_back(&self, cost: Cost) {
-        self.change(|ledger, _| ledger.give_back(cost));
+        if self.change_at_any_time(|ledger| ledger.give_back(cost)) {
+            self.give_day_back(Instant::now(), cost.requests);
+        }
     }
 
     fn depart(&self, cost: Cost) -> Departure {
-        let mut at = Instant::now();
+        let mut left_at = None;
         self.change(|ledger, now| {
-            at = now;
+            left_at = Some(now);
             ledger.depart(cost, now);
         });
-        Departure { number: 0, at }
+        Departure { number: 0, at: left_at.expect("it is changed at once") }
     }
 
     fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
@@ -462,11 +531,15 @@ impl Budget for LocalBudget {
     }
 
     fn take_back(&self, departure: Departure, cost: Cost) {
-        self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
+        if self.change(|ledger, now| ledger.take_back(departure.at, cost, now)) {
+            self.give_day_back(departure.at, cost.requests);
+        }
     }
 
     fn take_back_of_day(&self, departure: Departure, requests: u64) {
-        self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests));
+        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests)) {
+            self.give_day_back(departure.at, requests);
+        }
     }
 
     fn close_day(&self, left_at: Instant) {

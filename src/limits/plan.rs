@@ -232,24 +232,37 @@ impl Tier {
 }
 
 impl PlannedQuotas {
-    /// The quotas that hold where two models are charged as one: of each the one that was set by
-    /// hand before the tier's, and of two such the lower.
-    pub(super) fn stricter(self, other: Self) -> Self {
-        let stricter = |a: Option<Planned>, b: Option<Planned>| match (a, b) {
-            (Some(a), Some(b)) if a.source != b.source => {
-                Some(if a.source == Source::Setting { a } else { b })
-            }
-            (Some(a), Some(b)) => Some(if b.limit < a.limit { b } else { a }),
-            (a, b) => a.or(b),
+    /// The quotas that hold where an alias is charged to this model: of each the lowest that was set
+    /// by hand for either, and where none was, this model's.
+    pub(super) fn with_alias(self, alias: Self) -> Self {
+        let lowest = |own: Option<Planned>, alias: Option<Planned>| {
+            let by_hand = own.into_iter().chain(alias).filter(Planned::is_by_hand);
+            by_hand.min_by_key(|planned| planned.limit).or(own)
         };
         Self {
-            requests_per_minute: stricter(self.requests_per_minute, other.requests_per_minute),
-            input_tokens_per_minute: stricter(
+            requests_per_minute: lowest(self.requests_per_minute, alias.requests_per_minute),
+            input_tokens_per_minute: lowest(
                 self.input_tokens_per_minute,
-                other.input_tokens_per_minute,
+                alias.input_tokens_per_minute,
             ),
-            requests_per_day: stricter(self.requests_per_day, other.requests_per_day),
+            requests_per_day: lowest(self.requests_per_day, alias.requests_per_day),
         }
+    }
+
+    /// Those that were set by hand.
+    pub(super) fn by_hand(self) -> Quotas {
+        let by_hand = |planned: Option<Planned>| planned.filter(Planned::is_by_hand);
+        Quotas::from(Self {
+            requests_per_minute: by_hand(self.requests_per_minute),
+            input_tokens_per_minute: by_hand(self.input_tokens_per_minute),
+            requests_per_day: by_hand(self.requests_per_day),
+        })
+    }
+}
+
+impl Planned {
+    fn is_by_hand(&self) -> bool {
+        self.source == Source::Setting
     }
 }
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::account::Payer;
-use super::budget::{Budget, Quotas};
+use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
+use super::plan::PlannedQuotas;
 use super::semaphore::{OutOfReach, Permit, Semaphore};
 
 pub use local::LocalStore;
@@ -48,7 +49,7 @@ pub trait Store: fmt::Debug + Send + Sync {
         &self,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<dyn Budget>;
 

@@ -224,7 +224,7 @@ impl Allowance {
     /// replicas that share a budget count as one alone does.
     fn time_for(&self, amount: u64) -> Duration {
         let limit = self.limit.unwrap_or(u64::MAX).max(1);
-        let micros = self.minute.window.as_micros() as f64 * (amount as f64 / limit as f64);
+        let micros = self.minute.window_micros * (amount as f64 / limit as f64);
         Duration::from_micros(micros.ceil() as u64)
     }
 

@@ -9,6 +9,7 @@ use super::allowance::Allowance;
 use super::day::Day;
 use super::minute::Minute;
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Quotas, Spent, Window};
+use crate::limits::plan::PlannedQuotas;
 use crate::pacific::WallClock;
 
 /// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
@@ -19,11 +20,17 @@ pub(super) struct Ledger {
     /// What the settings say, which counts again when the day is over in which Gemini said
     /// otherwise.
     planned: Quotas,
+    /// The lowest that was set by hand for the account, or for one that is charged here.
+    by_hand: Quotas,
+    /// What Gemini named.
+    learned: Quotas,
     requests: Allowance,
     tokens: Allowance,
     day: Day,
     requests_per_day: Option<u64>,
     paused_until: Instant,
+    /// When the clock was last read.
+    looked_at: Instant,
     /// What those who return ask for.
     returning: Cost,
 }
@@ -56,20 +63,24 @@ impl Ledger {
     /// A ledger with nothing in it.
     pub fn new(
         name: Arc<str>,
-        quotas: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
         clock: Arc<dyn WallClock>,
     ) -> Self {
         let now = Instant::now();
         let minute = Minute::new(minute, now);
+        let quotas = Quotas::from(planned);
         Self {
             name,
             planned: quotas,
+            by_hand: planned.by_hand(),
+            learned: Quotas::default(),
             requests: Allowance::new(quotas.requests_per_minute, minute),
             tokens: Allowance::new(quotas.input_tokens_per_minute, minute),
             day: Day::new(clock, now),
             requests_per_day: quotas.requests_per_day,
             paused_until: now,
+            looked_at: now,
             returning: Cost::default(),
         }
     }
@@ -77,11 +88,13 @@ impl Ledger {
     /// Lets go of what no longer counts, and says what time it is.
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
+        self.looked_at = now;
         self.requests.expire(now);
         self.tokens.expire(now);
-        if self.day.expire(now) && self.quotas() != self.planned {
+        if self.day.expire(now) && self.learned != Quotas::default() {
             tracing::info!(account = %self.name, "a new day: limits named by Gemini are dropped");
-            self.apply(self.planned, now);
+            self.learned = Quotas::default();
+            self.apply(now);
         }
         now
     }
@@ -222,27 +235,29 @@ impl Ledger {
 
     /// Whether nothing new goes yet.
     pub fn is_paused(&self) -> bool {
-        self.paused_until > Instant::now()
+        // A pause that was over at the last look needs no other.
+        self.paused_until > self.looked_at && self.paused_until > Instant::now()
     }
 
     /// The settings have changed: they count, whatever Gemini said before.
     pub fn set(&mut self, quotas: Quotas, now: Instant) {
-        self.planned = quotas;
-        self.apply(quotas, now);
+        (self.planned, self.learned) = (quotas, Quotas::default());
+        self.apply(now);
     }
 
     /// Gemini named these quotas, which count until the day is over.
     pub fn learn(&mut self, named: Quotas, now: Instant) {
-        let quotas = self.quotas().corrected_by(named);
-        if quotas != self.quotas() {
+        self.learned = named.or(self.learned);
+        if self.apply(now) {
+            let quotas = self.quotas();
             tracing::info!(account = %self.name, ?quotas, "limits corrected by Gemini");
-            self.apply(quotas, now);
         }
     }
 
     /// Drops what Gemini said: its quotas, a pause and a used-up day.
     pub fn forget(&mut self, now: Instant) {
-        self.apply(self.planned, now);
+        self.learned = Quotas::default();
+        self.apply(now);
         self.resume(now);
         self.day.reopen(now);
         tracing::info!(account = %self.name, "limits reset to the settings");
@@ -257,7 +272,7 @@ impl Ledger {
             && self.day.sent() == 0
             && self.day.closed_until() <= now
             && self.paused_until <= now
-            && self.quotas() == self.planned
+            && self.learned == Quotas::default()
     }
 
     /// Takes out what is spent, for the account that turns out to be charged.
@@ -271,11 +286,16 @@ impl Ledger {
             since: self.day.began(),
             paused_until: self.paused_until,
             closed_until: self.day.closed_until(),
+            by_hand: self.by_hand,
+            learned: std::mem::take(&mut self.learned),
         }
     }
 
-    /// Counts what another account has spent.
+    /// Counts what another account has spent, under the limits of both.
     pub fn take_over(&mut self, spent: Spent, now: Instant) {
+        self.by_hand = self.by_hand.lower(spent.by_hand);
+        self.learned = self.learned.or(spent.learned);
+        self.apply(now);
         self.requests.count(spent.requests, now);
         self.tokens.count(spent.tokens, now);
         self.day.take_over(spent.today, spent.since);
@@ -291,10 +311,15 @@ impl Ledger {
         }
     }
 
-    fn apply(&mut self, quotas: Quotas, now: Instant) {
+    /// Keeps to the quotas that count: what Gemini named, within what was set by hand; else what was
+    /// set by hand, else what the tier says. Says whether they are others than before.
+    fn apply(&mut self, now: Instant) -> bool {
+        let before = self.quotas();
+        let quotas = self.learned.within(self.by_hand).or(self.by_hand).or(self.planned);
         self.requests.set_limit(quotas.requests_per_minute, now);
         self.tokens.set_limit(quotas.input_tokens_per_minute, now);
         self.requests_per_day = quotas.requests_per_day;
+        quotas != before
     }
 
     /// What is spent now.

@@ -1,7 +1,8 @@
 //! What an account may spend, shared by all replicas.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,9 +14,10 @@ use super::link::{Link, midnight_us};
 use super::wire::{self, Op, SharedQuotas, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
-    Attempt, Budget, BudgetUsage, Cost, Departure, Exhausted, HandedOver, Line, LocalBudget,
-    NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
+    Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Exhausted, HandedOver, Line,
+    LocalBudget, NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
 };
+use crate::limits::plan::PlannedQuotas;
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
 
@@ -26,8 +28,12 @@ const NOT_IN_TIME: Exhausted = Exhausted::NotBefore { retry_after: Duration::fro
 /// that a replica has met with. Until then nothing limits it, and it costs no word to Redis.
 #[derive(Debug)]
 pub(super) struct SharedBudget {
+    /// What it is known by to the budget of this process.
+    own: Weak<Self>,
     link: Arc<Link>,
     account: Arc<str>,
+    /// Where the model begins in it.
+    model_at: usize,
     /// What the account is called in logs.
     name: Arc<str>,
     quotas: Mutex<Told>,
@@ -38,27 +44,40 @@ pub(super) struct SharedBudget {
     proven: AtomicBool,
     /// The last session in which Redis was told of it; 0 for none.
     introduced: AtomicU64,
+    /// The model that is charged for its calls, as another replica has found out.
+    charged: Mutex<Option<Charged>>,
+    has_news: AtomicBool,
     /// What is spent while it is not; and for how long it is paused, in any case.
     local: Arc<LocalBudget>,
 }
 
 /// The quotas as far as this process knows them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Told {
     /// What its settings say.
     planned: Quotas,
-    /// What counts in Redis, where that differs: Gemini named it.
-    learned: Option<SharedQuotas>,
+    /// What of it was set by hand.
+    by_hand: Quotas,
+    /// What was set by hand for the accounts that are charged here, as this process has found out.
+    aliases: BTreeMap<Arc<str>, SharedQuotas>,
+    /// What counts in Redis.
+    counts: SharedQuotas,
+    /// What of it Gemini named.
+    learned: SharedQuotas,
 }
+
+/// More accounts that are charged to one are not told of.
+const MOST_ALIASES: usize = 32;
 
 impl SharedBudget {
     pub fn new(
         link: &Arc<Link>,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<Self> {
+        let (planned, by_hand) = (Quotas::from(planned), planned.by_hand());
         let account: Arc<str> = match payer {
             Payer::Labelled(label) => format!("label/{label}/{model}").into(),
             Payer::Key(digest) => {
@@ -66,15 +85,25 @@ impl SharedBudget {
                 format!("key/{digest}/{model}").into()
             }
         };
-        let budget = Arc::new(Self {
+        let budget = Arc::new_cyclic(|own: &Weak<Self>| Self {
+            own: own.clone(),
             link: Arc::clone(link),
             account: Arc::clone(&account),
             name: format!("{payer}/{model}").into(),
-            quotas: Mutex::new(Told { planned, learned: None }),
+            model_at: account.len() - model.len(),
+            quotas: Mutex::new(Told {
+                planned,
+                by_hand,
+                aliases: BTreeMap::new(),
+                counts: planned.into(),
+                learned: SharedQuotas::default(),
+            }),
             minute,
             watched: AtomicBool::new(planned != Quotas::default()),
             proven: AtomicBool::new(false),
             introduced: AtomicU64::new(0),
+            charged: Mutex::default(),
+            has_news: AtomicBool::new(false),
             local: LocalBudget::new(Quotas::default(), minute),
         });
         link.know(account, &budget);
@@ -95,11 +124,13 @@ impl SharedBudget {
         if !self.is_watched() {
             return Op::LookUpBudget { account };
         }
-        let Told { planned, learned } = *self.quotas();
+        let told = self.quotas().clone();
         Op::OpenBudget {
             account,
-            planned: planned.into(),
-            learned,
+            planned: told.planned.into(),
+            by_hand: told.by_hand.into(),
+            aliases: told.aliases,
+            learned: Some(told.learned).filter(|learned| !learned.is_without_end()),
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
             proven: self.proven.load(Ordering::Acquire),
@@ -123,30 +154,61 @@ impl SharedBudget {
         }
     }
 
-    /// From now on it is kept in Redis, with what has left within the last minute.
+    /// From now on it is kept in Redis, with what has left within the last minute and today. What
+    /// is reserved here is counted as if it had left, and given back there if it does not.
     pub fn watch(&self) {
         if self.watched.swap(true, Ordering::AcqRel) {
             return;
         }
         self.introduced.store(self.link.session(), Ordering::Release);
         self.link.say(self.introduction());
-        let spent = self.local.usage_now();
-        let (requests, tokens) =
-            (spent.requests_per_minute.used, spent.input_tokens_per_minute.used);
-        if requests > 0 {
-            let (account, midnight_us) = (self.account(), midnight_us());
-            self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
+        let own: Weak<dyn Budget> = self.own.clone();
+        let Spent { requests, tokens, today, since, .. } = self.local.move_to(own);
+        if requests > 0 || today > 0 {
+            self.link.say(Op::CountBudget {
+                account: self.account(),
+                requests,
+                tokens,
+                today,
+                began_us_ago: micros(since.elapsed()),
+                midnight_us: midnight_us(),
+            });
         }
     }
 
-    /// Other quotas count from now on.
-    pub fn is_corrected(&self, quotas: SharedQuotas) {
+    /// From now on it is kept in Redis, which is told of it before anything else is said.
+    fn open(&self) {
+        self.watch();
+        self.introduce();
+    }
+
+    /// Other quotas count from now on, of which Gemini named some.
+    pub fn is_corrected(&self, quotas: SharedQuotas, learned: SharedQuotas) {
         let mut told = self.quotas();
-        let learned = (quotas != SharedQuotas::from(told.planned)).then_some(quotas);
-        if learned != told.learned {
+        if quotas != told.counts {
             tracing::info!(account = %self.name, ?quotas, "limits changed for all replicas");
-            told.learned = learned;
         }
+        (told.counts, told.learned) = (quotas, learned);
+    }
+
+    /// Gemini charges another account, or this one, for its calls, as a replica has found out.
+    pub fn is_charged_to(&self, other: Option<&str>) {
+        let (payer, _) = self.account.split_at(self.model_at);
+        let model = other.and_then(|other| other.strip_prefix(payer));
+        let charged = model.map_or(Charged::Itself, |model| Charged::Model(model.into()));
+        *self.charged() = Some(charged);
+        self.has_news.store(true, Ordering::Release);
+    }
+
+    fn charged(&self) -> MutexGuard<'_, Option<Charged>> {
+        self.charged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was set by hand for it, or for those that are charged to it.
+    fn by_hand(&self) -> SharedQuotas {
+        let told = self.quotas();
+        let by_hand = told.aliases.values().map(|alias| Quotas::from(*alias));
+        by_hand.fold(told.by_hand, Quotas::lower).into()
     }
 
     fn quotas(&self) -> MutexGuard<'_, Told> {
@@ -234,14 +296,8 @@ impl Budget for SharedBudget {
         .boxed()
     }
 
-    fn set(&self, quotas: Quotas) {
-        self.watch();
-        *self.quotas() = Told { planned: quotas, learned: None };
-        self.link.say(self.introduction());
-    }
-
     fn learn(&self, named: Quotas) {
-        self.watch();
+        self.open();
         self.link.say(Op::LearnQuotas { account: self.account(), quotas: named.into() });
     }
 
@@ -257,27 +313,38 @@ impl Budget for SharedBudget {
     }
 
     fn hand_over(&self) -> HandedOver {
-        if self.is_watched() { HandedOver::Shared(self.account()) } else { self.local.hand_over() }
+        HandedOver::Shared(self.account())
     }
 
-    fn take_over(&self, spent: HandedOver) {
-        match spent {
-            HandedOver::Spent(spent) if self.is_watched() => {
-                let Spent { requests, tokens, .. } = spent;
-                let (account, midnight_us) = (self.account(), midnight_us());
-                self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
-            }
-            HandedOver::Spent(_) => self.local.take_over(spent),
-            HandedOver::Shared(from) => {
-                self.watch();
-                let (account, midnight_us) = (self.account(), midnight_us());
-                self.link.say(Op::TakeOverBudget { account, from, midnight_us });
-            }
+    fn take_over(&self, from: HandedOver, heard: bool) {
+        let HandedOver::Shared(from) = from else { return };
+        // Whoever hands it over has it.
+        let Some(alias) = self.link.budget(&from) else { return };
+        if !alias.is_watched() && !self.is_watched() {
+            return self.local.take_over(alias.local.hand_over(), heard);
         }
+        alias.open();
+        self.open();
+        let by_hand = alias.by_hand();
+        let mut told = self.quotas();
+        if !by_hand.is_without_end() && told.aliases.len() < MOST_ALIASES {
+            told.aliases.insert(Arc::clone(&from), by_hand);
+        }
+        drop(told);
+        let (account, midnight_us) = (self.account(), midnight_us());
+        self.link.say(Op::TakeOverBudget { account, from, by_hand, heard, midnight_us });
+    }
+
+    fn heard(&self) -> Option<Charged> {
+        if !self.has_news.load(Ordering::Acquire) {
+            return None;
+        }
+        self.has_news.store(false, Ordering::Release);
+        self.charged().take()
     }
 
     fn pause_until(&self, until: Instant) {
-        self.watch();
+        self.open();
         self.local.pause_until(until);
         let for_us = micros(until.saturating_duration_since(Instant::now()));
         self.link.say(Op::Pause { account: self.account(), for_us });
@@ -296,7 +363,7 @@ impl Budget for SharedBudget {
         async move {
             let usage: Option<UsageResult> = self.link.ask(op).await?;
             // Redis does not know it: nothing is spent.
-            let fresh = || LocalBudget::new(self.quotas().planned, self.minute).usage_now();
+            let fresh = || LocalBudget::new(self.quotas().counts.into(), self.minute).usage_now();
             Ok(usage.map_or_else(fresh, told))
         }
         .boxed()
@@ -346,6 +413,9 @@ impl Budget for SharedBudget {
     }
 
     fn take_back_of_day(&self, departure: Departure, requests: u64) {
+        if !self.is_watched() {
+            return self.local.take_back_of_day(departure, requests);
+        }
         self.link.say(Op::TakeBack {
             account: self.account(),
             // No call has left by this number, so that only the day is corrected.
@@ -359,7 +429,7 @@ impl Budget for SharedBudget {
     }
 
     fn close_day(&self, left_at: Instant) {
-        self.watch();
+        self.open();
         let calendar = Calendar { wall: Timestamp::now(), instant: Instant::now() };
         let end = end_of_used_up(calendar, left_at);
         let for_us = micros(end.saturating_duration_since(Instant::now()));

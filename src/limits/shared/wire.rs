@@ -55,6 +55,8 @@ pub(super) enum Op {
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
         wait: bool,
+        /// Whether it goes before all that ask for the first time.
+        returns: bool,
     },
     Leave {
         semaphore: Generation,
@@ -75,6 +77,12 @@ pub(super) enum Op {
     OpenBudget {
         account: Arc<str>,
         planned: SharedQuotas,
+        /// What of it was set by hand for this model.
+        #[serde(skip_serializing_if = "SharedQuotas::is_without_end")]
+        by_hand: SharedQuotas,
+        /// What was set by hand for the accounts that are charged here.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        aliases: BTreeMap<Arc<str>, SharedQuotas>,
         /// What Gemini taught, for a Redis that has forgotten it.
         #[serde(skip_serializing_if = "Option::is_none")]
         learned: Option<SharedQuotas>,
@@ -89,10 +97,14 @@ pub(super) enum Op {
     LookUpBudget {
         account: Arc<str>,
     },
+    /// What was spent before the account was kept in Redis.
     CountBudget {
         account: Arc<str>,
         requests: u64,
         tokens: u64,
+        /// Requests since the day began, which is so long ago.
+        today: u64,
+        began_us_ago: u64,
         midnight_us: u64,
     },
     ClaimBudget {
@@ -169,6 +181,10 @@ pub(super) enum Op {
     TakeOverBudget {
         account: Arc<str>,
         from: Arc<str>,
+        /// What was set by hand for `from`.
+        by_hand: SharedQuotas,
+        /// Whether another replica has found it out, and Redis has told.
+        heard: bool,
         midnight_us: u64,
     },
     BudgetUsage {
@@ -273,7 +289,7 @@ pub(super) fn micros(time: Duration) -> u64 {
 const FAR: u64 = 10_000_000_000_000;
 
 /// Quotas, without those that are without end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct SharedQuotas {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpm: Option<u64>,
@@ -281,6 +297,12 @@ pub(super) struct SharedQuotas {
     pub tpm: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpd: Option<u64>,
+}
+
+impl SharedQuotas {
+    pub fn is_without_end(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl From<Quotas> for SharedQuotas {
@@ -291,6 +313,12 @@ impl From<Quotas> for SharedQuotas {
             tpm: told(quotas.input_tokens_per_minute),
             rpd: told(quotas.requests_per_day),
         }
+    }
+}
+
+impl From<SharedQuotas> for Quotas {
+    fn from(SharedQuotas { rpm, tpm, rpd }: SharedQuotas) -> Self {
+        Self { requests_per_minute: rpm, input_tokens_per_minute: tpm, requests_per_day: rpd }
     }
 }
 
@@ -372,6 +400,15 @@ pub(super) enum News {
     Tenure(Longest),
     /// The quotas of an account have changed.
     Corrected(Corrected),
+    /// Gemini charges another account for the calls of this one.
+    Charged(Charged),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Charged {
+    pub account: Arc<str>,
+    /// The other one; `None` for itself.
+    pub to: Option<Arc<str>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -379,6 +416,8 @@ pub(super) struct Corrected {
     pub account: Arc<str>,
     #[serde(flatten)]
     pub quotas: SharedQuotas,
+    /// Those of them that Gemini named.
+    pub learned: SharedQuotas,
 }
 
 #[derive(Debug, Deserialize)]

@@ -541,13 +541,15 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     news.hear(&mut shared);
     let learnt = json!({"op": "learn_quotas", "account": ACCOUNT, "rpm": 20, "tpm": 1000});
     shared.say("a", &[learnt.clone(), learnt]);
-    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 20, "tpm": 1000}});
+    let learned = json!({"rpm": 20, "tpm": 1000});
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "rpm": 20, "tpm": 1000, "learned": learned}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
     assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
     assert_eq!(shared.usage("a").requests_per_minute.limit, Some(100));
-    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 100}});
+    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 100, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 
@@ -601,7 +603,7 @@ fn what_gemini_taught_counts_in_redis_until_the_day_is_over() {
     let next_day = with(usage(), "midnight_us", json!(24 * HOUR.as_micros() as u64));
     let told = shared.say("a", &[next_day]);
     assert_eq!(told.results[&0]["requests_per_minute"]["limit"], 60);
-    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 60}});
+    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 60, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 

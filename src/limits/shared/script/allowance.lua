@@ -30,8 +30,13 @@ local function new_budget()
     paused_until = 0,
     -- Whether Gemini has ever answered for it, so that nobody made it up.
     proven = false,
-    -- What the settings said last.
+    -- What the settings said last; and which of it was set by hand for this model.
     planned = {},
+    by_hand = {},
+    -- What was set by hand for the accounts that turned out to be charged here, by their names.
+    aliases = {},
+    -- What Gemini named, which counts until the day is over.
+    learned = {},
     -- Each member's share: what it has reserved and not sent, what it asks for in each line.
     members = {},
   }
@@ -142,8 +147,8 @@ local function set_limit_of(budget, unit, limit)
   end
 end
 
--- Counts as leaving now.
-local function count(budget, what)
+-- Counts as leaving now, in the minute.
+local function count_in_minute(budget, what)
   local departures = departures_of(budget)
   local at = #departures.last
   if at == 0 or cell(budget, departures.last[at]) ~= cell(budget, now) then
@@ -161,9 +166,14 @@ local function count(budget, what)
       allowance.drained_at = math.min(drained_at, now + 2 * budget.minute.window)
     end
   end
-  budget.day.sent = budget.day.sent + what.requests
   budget.here.departed = true
   budget.here.unsaved = true
+end
+
+-- Counts as leaving now, in the minute and in the day.
+local function count(budget, what)
+  count_in_minute(budget, what)
+  budget.day.sent = budget.day.sent + what.requests
 end
 
 -- What left then and was counted turns out to be the actual. Without effect when it no longer
