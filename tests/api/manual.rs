@@ -1,0 +1,212 @@
+//! The manual (README.md, CONTRIBUTING.md and `docs`): its links lead somewhere, its tables are those
+//! of the code, and its examples work.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+use crate::process::{PROGRAM, Process, Start};
+use crate::support::{Service, answer};
+
+/// Blocks of shell commands are run as they stand in these pages.
+const EXECUTED: [&str; 5] = [
+    "README.md",
+    "docs/getting-started.md",
+    "docs/api.md",
+    "docs/native-and-openai.md",
+    "docs/semaphores-and-leases.md",
+];
+
+/// The command that the documents start the service with.
+const START: &str = "cargo run --release -- ";
+
+pub fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+pub fn text(name: &str) -> String {
+    fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The names of all pages, from the root of the repository.
+pub fn pages() -> Vec<String> {
+    let folder = fs::read_dir(file("docs")).expect("a folder");
+    let docs = folder.map(|entry| entry.expect("a file").file_name().into_string().unwrap());
+    let docs = docs.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}"));
+    ["README.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter().chain(docs).collect()
+}
+
+/// A page's section with this heading.
+pub fn section(page: &str, heading: &str) -> String {
+    let page = text(page);
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect(heading);
+    section.split("\n## ").next().expect("a first part").to_owned()
+}
+
+/// The rows of the first table in a text.
+pub fn rows(text: &str) -> Vec<&str> {
+    let table = text.lines().skip_while(|line| !line.starts_with('|'));
+    table.take_while(|line| line.starts_with('|')).skip(2).collect()
+}
+
+/// A page without its blocks of code.
+fn prose(page: &str) -> String {
+    let page = text(page);
+    page.split("```").step_by(2).collect()
+}
+
+/// The blocks of code in a language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let page = text(page);
+    let blocks = page.split("```").skip(1).step_by(2);
+    let blocks = blocks.filter_map(|block| block.split_once('\n'));
+    blocks.filter(|(named, _)| *named == language).map(|(_, code)| code.to_owned()).collect()
+}
+
+/// Where a page's headings can be linked to. Source: GitHub's documentation, "Section links".
+fn anchors(page: &str) -> BTreeSet<String> {
+    let prose = prose(page);
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    let anchors = headings.map(|heading| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+    });
+    anchors.collect()
+}
+
+/// Code in backticks, of a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn links_between_pages_lead_to_files_and_headings_that_exist() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        let prose = prose(&page);
+        let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("https://")) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let folder = Path::new(&page).parent().expect("a folder");
+            let linked = if path.is_empty() { PathBuf::from(&page) } else { folder.join(path) };
+            let linked = linked.to_str().expect("a path in UTF-8");
+            let found =
+                file(linked).is_file() && (anchor.is_empty() || anchors(linked).contains(anchor));
+            if !found {
+                broken.push(format!("{page}: {target}"));
+            }
+        }
+    }
+    assert_eq!(broken, [""; 0]);
+}
+
+#[test]
+fn the_readme_links_every_page() {
+    let readme = text("README.md");
+    let missing = pages().into_iter().filter(|page| !readme.contains(&format!("]({page})")));
+    assert_eq!(missing.collect::<Vec<_>>(), ["README.md"]);
+}
+
+#[test]
+fn every_page_of_docs_begins_with_what_it_is_for() {
+    for page in pages().iter().filter(|page| page.starts_with("docs/")) {
+        let text = text(page);
+        let mut paragraphs = text.split("\n\n");
+        assert!(paragraphs.next().is_some_and(|title| title.starts_with("# ")), "{page}");
+        let first = paragraphs.next().unwrap_or_default();
+        assert!(first.starts_with("After this page you "), "{page}: {first}");
+    }
+}
+
+#[test]
+fn the_clients_are_set_up_alike_on_both_pages() {
+    let readme = section("README.md", "Clients");
+    assert!(!rows(&readme).is_empty());
+    assert_eq!(rows(&readme), rows(&text("docs/native-and-openai.md")));
+}
+
+#[test]
+fn the_errors_page_lists_every_code_and_no_other() {
+    let page = text("docs/errors.md");
+    let listed: Vec<_> = rows(&page).into_iter().filter_map(|row| quoted(row).next()).collect();
+    let code = r#"(?:StatusCode::[A-Z_]+,|too_many\(|let code =|=>)[ \n]*"([a-z_]+)""#;
+    let code = Regex::new(code).unwrap();
+    let sources = text("src/api/error.rs") + &text("src/gemini/error.rs");
+    let known: BTreeSet<_> =
+        code.captures_iter(&sources).map(|found| found.extract::<1>().1[0]).collect();
+    assert_eq!(listed.iter().copied().collect::<BTreeSet<_>>(), known);
+    assert_eq!(listed.len(), known.len(), "some are listed twice");
+}
+
+#[tokio::test]
+async fn the_operations_page_lists_every_metric_and_no_other() {
+    let service = Service::start().await;
+    answer(service.get("/")).await;
+    let metrics = service.get("/metrics").send().await.unwrap().text().await.unwrap();
+    let exported: BTreeSet<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE gemini_gateway_")?.split_once(' '))
+        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.into() })
+        .collect();
+    let table = section("docs/operations.md", "Metrics");
+    let names = rows(&table).into_iter().filter_map(|row| row.split('|').nth(1));
+    let listed: BTreeSet<_> = names.flat_map(quoted).map(str::to_owned).collect();
+    assert_eq!(listed, exported);
+}
+
+#[tokio::test]
+async fn the_simulator_page_lists_every_option_and_no_other() {
+    let help = Start::with_arguments(&["simulate", "--help"]).output().await.stdout;
+    let help = String::from_utf8(help).unwrap();
+    let option = Regex::new("(?m)^ +(?:-[a-z], )?(--[a-z0-9-]+)").unwrap();
+    let known: BTreeSet<_> =
+        option.captures_iter(&help).map(|found| found.extract::<1>().1[0]).collect();
+    let page = text("docs/simulator.md");
+    let names = rows(&page).into_iter().filter_map(|row| row.split('|').nth(1));
+    let listed: BTreeSet<_> = names.flat_map(quoted).chain(["--help"]).collect();
+    assert_eq!(listed, known);
+}
+
+/// The service that a page's examples are sent to: as the page itself starts it, if it does.
+async fn started(blocks: &[String]) -> Process {
+    let start = match blocks.iter().find(|block| block.contains(START)) {
+        Some(block) => Start::shell(&block.replace(START, &format!("exec {PROGRAM} "))),
+        None => Start::simulated(),
+    };
+    start.set("ADMIN_API_KEY", "your-admin-key").run().await
+}
+
+/// Runs a block as it stands, but for the address. A call of `curl` fails where the answer does.
+async fn run(page: &str, block: &str, service: &Process) {
+    let address = service.address.to_string();
+    let program = Path::new(PROGRAM).parent().expect("a folder").display();
+    let script = format!(
+        "PATH={program}:$PATH\n\
+         curl() {{ command curl --fail --silent --show-error --max-time 60 \"$@\"; }}\n\
+         printf '#!/bin/sh\\ntest -n \"$PERMIT_LEASE_ID\"\\n' > render.sh\n\
+         chmod +x render.sh\n\
+         {}",
+        block.replace("localhost:5004", &address)
+    );
+    let port = service.address.port().to_string();
+    let output = Start::shell(&script).unset("PORT").set("PORT", &port).output().await;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{page}: {}\n{block}\n{printed}\n{errors}", output.status);
+    let meant_to_fail = block.contains("[[simulate:");
+    assert!(meant_to_fail || !printed.contains("error_code"), "{page}:\n{block}\n{printed}");
+}
+
+#[tokio::test]
+async fn every_block_of_shell_commands_in_the_manual_works_against_the_simulator() {
+    for page in EXECUTED {
+        let blocks = blocks(page, "sh");
+        assert!(!blocks.is_empty(), "{page}");
+        let service = started(&blocks).await;
+        for block in blocks.iter().filter(|block| !block.contains(START)) {
+            run(page, block, &service).await;
+        }
+    }
+}
