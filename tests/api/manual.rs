@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
+use reqwest::StatusCode;
 
 use crate::process::{PROGRAM, Process, Start};
-use crate::support::{Service, answer};
+use crate::support::Service;
 
 /// Blocks of shell commands are run as they stand in these pages.
 const EXECUTED: [&str; 5] = [
@@ -143,12 +144,14 @@ fn the_errors_page_lists_every_code_and_no_other() {
 #[tokio::test]
 async fn the_operations_page_lists_every_metric_and_no_other() {
     let service = Service::start().await;
-    answer(service.get("/")).await;
+    // A metric is exported once it has counted something: a call, a retry.
+    let chat = service.chat("[[simulate:status=503,fail_times=1]]").await;
+    assert_eq!(chat.status, StatusCode::OK);
     let metrics = service.get("/metrics").send().await.unwrap().text().await.unwrap();
     let exported: BTreeSet<_> = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE gemini_gateway_")?.split_once(' '))
-        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.into() })
+        .map(|(name, _)| name.to_owned())
         .collect();
     let table = section("docs/operations.md", "Metrics");
     let names = rows(&table).into_iter().filter_map(|row| row.split('|').nth(1));
@@ -178,7 +181,7 @@ async fn started(blocks: &[String]) -> Process {
     start.set("ADMIN_API_KEY", "your-admin-key").run().await
 }
 
-/// Runs a block as it stands, but for the address. A call of `curl` fails where the answer does.
+/// Runs a block as it stands, except for the address. A call of `curl` fails where the answer does.
 async fn run(page: &str, block: &str, service: &Process) {
     let address = service.address.to_string();
     let program = Path::new(PROGRAM).parent().expect("a folder").display();
