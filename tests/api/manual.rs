@@ -1,12 +1,14 @@
 //! The manual (README.md, CONTRIBUTING.md and `docs`): its links lead somewhere, its tables are those
-//! of the code, and its examples work.
+//! of the code, and its examples work and are answered as it shows.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
 use reqwest::StatusCode;
+use serde_json::Value;
 
 use crate::process::{PROGRAM, Process, Start};
 use crate::support::Service;
@@ -49,12 +51,67 @@ fn prose(page: &str) -> String {
     page.split("```").step_by(2).collect()
 }
 
-/// The blocks of code in a language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
+/// A page's blocks of code.
+struct Block {
+    language: String,
+    code: String,
+}
+
+fn blocks(page: &str) -> Vec<Block> {
     let page = text(page);
     let blocks = page.split("```").skip(1).step_by(2);
-    let blocks = blocks.filter_map(|block| block.split_once('\n'));
-    blocks.filter(|(named, _)| *named == language).map(|(_, code)| code.to_owned()).collect()
+    let blocks = blocks.map(|block| block.split_once('\n').expect("a line of its own"));
+    blocks
+        .map(|(language, code)| Block { language: language.to_owned(), code: code.to_owned() })
+        .collect()
+}
+
+impl Block {
+    /// Whether it is commands, which are run.
+    fn is_shell(&self) -> bool {
+        self.language == "sh"
+    }
+
+    /// Whether it starts the service that the others are sent to.
+    fn is_start(&self) -> bool {
+        self.is_shell() && self.code.contains(START)
+    }
+
+    /// The JSON values in it, if that is what it is.
+    fn values(&self) -> Option<Vec<Value>> {
+        (self.language == "json").then(|| values(&self.code).expect(&self.code))
+    }
+}
+
+/// The JSON values that follow each other in a text, if nothing else does.
+fn values(text: &str) -> Result<Vec<Value>, serde_json::Error> {
+    serde_json::Deserializer::from_str(text).into_iter().collect()
+}
+
+/// Where an answer has other fields, or values of other types, than the example of it. Null stands
+/// for a value of any type.
+fn differences(at: &str, example: &Value, answer: &Value) -> Vec<String> {
+    match (example, answer) {
+        (Value::Object(example), Value::Object(answer)) => {
+            let fields: BTreeSet<_> = example.keys().chain(answer.keys()).collect();
+            let differences = fields.into_iter().flat_map(|name| {
+                let at = format!("{at}.{name}");
+                match (example.get(name), answer.get(name)) {
+                    (Some(example), Some(answer)) => differences(&at, example, answer),
+                    (Some(_), None) => vec![format!("{at} is not in the answer")],
+                    (None, _) => vec![format!("{at} is not in the example")],
+                }
+            });
+            differences.collect()
+        }
+        (Value::Array(example), Value::Array(answer)) => {
+            let pairs = example.iter().zip(answer).enumerate();
+            pairs.flat_map(|(index, (a, b))| differences(&format!("{at}[{index}]"), a, b)).collect()
+        }
+        (Value::Null, _) | (_, Value::Null) => Vec::new(),
+        _ if discriminant(example) == discriminant(answer) => Vec::new(),
+        _ => vec![format!("{at} is {answer}, not like {example}")],
+    }
 }
 
 /// Where a page's headings can be linked to. Source: GitHub's documentation, "Section links".
@@ -165,17 +222,18 @@ async fn the_simulator_page_lists_every_option_and_no_other() {
 
 /// The service that a page's examples are sent to, if it has any: as the page itself starts it, if
 /// it does.
-async fn started(blocks: &[String]) -> Option<Process> {
-    blocks.first()?;
-    let start = match blocks.iter().find(|block| block.contains(START)) {
-        Some(block) => Start::shell(&block.replace(START, &format!("exec {PROGRAM} "))),
+async fn started(blocks: &[Block]) -> Option<Process> {
+    blocks.iter().find(|block| block.is_shell())?;
+    let start = match blocks.iter().find(|block| block.is_start()) {
+        Some(block) => Start::shell(&block.code.replace(START, &format!("exec {PROGRAM} "))),
         None => Start::simulated(),
     };
     Some(start.set("ADMIN_API_KEY", "your-admin-key").run().await)
 }
 
-/// Runs a block as it stands, except for the address. A call of `curl` fails where the answer does.
-async fn run(page: &str, block: &str, service: &Process) {
+/// Runs a block as it stands, except for the address; gives what it prints. A call of `curl` fails
+/// where the answer does.
+async fn run(page: &str, block: &str, service: &Process) -> String {
     let address = service.address.to_string();
     let program = Path::new(PROGRAM).parent().expect("a folder").display();
     let script = format!(
@@ -188,24 +246,40 @@ async fn run(page: &str, block: &str, service: &Process) {
     );
     let port = service.address.port().to_string();
     let output = Start::shell(&script).unset("PORT").set("PORT", &port).output().await;
-    let printed = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{page}: {}\n{block}\n{printed}\n{errors}", output.status);
     assert_eq!(errors, "", "{page}:\n{block}");
     let meant_to_fail = block.contains("[[simulate:");
     assert!(meant_to_fail || !printed.contains("error_code"), "{page}:\n{block}\n{printed}");
+    printed
+}
+
+/// Where what a block has printed is not like the example that follows it in the page.
+fn unlike(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
+    let (Some(examples), Ok(answers)) = (example.and_then(Block::values), values(printed)) else {
+        return Vec::new();
+    };
+    assert_eq!(examples.len(), answers.len(), "{page}: {printed}");
+    let pairs = examples.iter().zip(&answers);
+    pairs.flat_map(|(example, answer)| differences(page, example, answer)).collect()
 }
 
 #[tokio::test]
-async fn every_block_of_shell_commands_in_the_manual_works_against_the_simulator() {
+async fn every_shell_block_works_and_is_answered_as_the_manual_shows() {
+    let mut unlike_examples = Vec::new();
     for page in pages() {
-        let blocks = blocks(&page, "sh");
+        let blocks = blocks(&page);
         let Some(service) = started(&blocks).await else { continue };
-        for block in blocks.iter().filter(|block| !block.contains(START)) {
-            run(&page, block, &service).await;
+        let commands = blocks.iter().enumerate();
+        for (index, block) in commands.filter(|(_, block)| block.is_shell() && !block.is_start()) {
+            let printed = run(&page, &block.code, &service).await;
+            unlike_examples.extend(unlike(&page, blocks.get(index + 1), &printed));
         }
     }
+    assert_eq!(unlike_examples, [""; 0]);
     for page in ["README.md", "docs/getting-started.md"] {
-        assert!(blocks(page, "sh").len() > 3, "{page} has fewer blocks than it had");
+        let commands = blocks(page).into_iter().filter(Block::is_shell).count();
+        assert!(commands > 3, "{page} has fewer blocks than it had");
     }
 }
