@@ -325,3 +325,20 @@ async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
     );
     assert_eq!(answer(service.get("/v1beta/files")).await.status, 502);
 }
+
+#[tokio::test]
+async fn a_call_for_a_part_of_its_answer_asks_for_its_cost_too() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    let post = async |path: String| {
+        let request = reqwest::Client::new().post(service.url(&path)).body("{}");
+        answer(request.header("x-goog-api-key", "callers-key")).await.status
+    };
+    assert_eq!(post(format!("{GENERATE}?fields=candidates")).await, 200);
+    let sent = recording.asked().pop().unwrap();
+    assert!(sent.contains("?fields=candidates,usageMetadata,"), "{sent}");
+    assert_eq!(post(format!("{GENERATE}?%24alt=proto")).await, 400);
+    assert_eq!(post("/v1beta/files?fields=files".to_owned()).await, 200);
+    let sent = recording.asked().pop().unwrap();
+    assert!(sent.contains("?fields=files HTTP/1.1"), "{sent}");
+}

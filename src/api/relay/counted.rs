@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
+use super::partial::complete;
 use crate::api::auth::{Caller, Tier, check_model};
 use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
@@ -45,6 +46,7 @@ pub(super) async fn send(
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
+    let request = complete(request, kind)?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
     check_text(gateway, body.clone()).await?;
