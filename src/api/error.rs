@@ -331,17 +331,11 @@ impl ApiError {
                               midnight Pacific time.";
                 too_many("daily_quota_exhausted", detail, retry_after)
             }
-            Exhausted::TooLarge { tokens, limit } => {
+            Exhausted::TooLarge { kind, cost, limit } => {
+                let (resource, window) = (kind.resource(), kind.window());
                 let detail = format!(
-                    "The request has about {tokens} input tokens, more than the {limit} that the \
-                     key may send to the model in a whole minute."
-                );
-                Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
-            }
-            Exhausted::TooManyRequests { requests, limit, window } => {
-                let detail = format!(
-                    "Gemini counts the request as {requests}, more than the {limit} that the key \
-                     may send to the model in a whole {window}."
+                    "The request costs {cost} {resource}, as far as can be told, more than the \
+                     key's quota for the model of {limit} in a whole {window}."
                 );
                 Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
             }

@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
     Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
-    Scope, Secrets, TokenEstimator, Usage, warn_of_retirement,
+    Scope, Secrets, TokenEstimator, Usage, Violation, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, Quotas, Refused, Semaphore,
-    Turn, Turnstile, Underway,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, QuotaKind, Quotas, Refused,
+    Resource, Semaphore, Turn, Turnstile, Underway, Window,
 };
 use crate::metrics::{Answered, Metrics};
 
@@ -59,6 +59,8 @@ pub struct Call {
     pub input: InputFeatures,
     /// As how many requests Gemini counts it: at least 1.
     pub requests: u64,
+    /// How many images it may generate.
+    pub images: u64,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -204,7 +206,8 @@ impl Dispatcher {
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let estimator = &call.route.estimator;
         let cost = Estimate {
-            cost: Cost { requests: call.requests, tokens: estimator.estimate(call.input) },
+            cost: Cost::of(call.requests, estimator.estimate(call.input))
+                .with(Resource::Images, call.images),
             at_least: estimator.at_least(call.input),
         };
         let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));
@@ -416,15 +419,27 @@ fn reported(usage: Usage) -> Option<u64> {
 fn named_quotas(refusal: &Refusal) -> Quotas {
     let mut named = Quotas::default();
     for violation in &refusal.violations {
-        let quota = match (violation.quantity, violation.period) {
-            (Quantity::Requests, Period::Minute) => &mut named.requests_per_minute,
-            (Quantity::InputTokens, Period::Minute) => &mut named.input_tokens_per_minute,
-            (Quantity::Requests, Period::Day) => &mut named.requests_per_day,
-            _ => continue,
-        };
-        *quota = violation.limit.filter(|limit| *limit > 0).or(*quota);
+        if let Some(kind) = quota_kind(violation) {
+            named[kind] = violation.limit.filter(|limit| *limit > 0).or(named[kind]);
+        }
     }
     named
+}
+
+/// The kind of quota that a refusal names, if calls are held to it here.
+fn quota_kind(violation: &Violation) -> Option<QuotaKind> {
+    let resource = match violation.quantity {
+        Quantity::Requests => Resource::Requests,
+        Quantity::InputTokens => Resource::InputTokens,
+        Quantity::Images => Resource::Images,
+        Quantity::Apart | Quantity::Other => return None,
+    };
+    let window = match violation.period {
+        Period::Minute => Window::Minute,
+        Period::Day => Window::Day,
+        Period::Unknown => return None,
+    };
+    QuotaKind::of(resource, window)
 }
 
 /// In how long another attempt can succeed, where Gemini says so.

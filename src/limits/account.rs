@@ -10,8 +10,9 @@ use tokio::sync;
 
 use super::adaptive::AdaptiveLimit;
 use super::breakers::{Breaker, Breakers, Tripped};
-use super::budget::{Budget, BudgetUsage, LocalBudget, Quotas};
+use super::budget::{Budget, BudgetUsage, LocalBudget};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
+use super::quota::Quotas;
 use super::semaphore::OutOfReach;
 use super::store::Store;
 
@@ -175,15 +176,10 @@ impl Account {
     pub async fn quotas(&self) -> Result<(PlannedQuotas, BudgetUsage), OutOfReach> {
         let usage = self.budget.usage().await?;
         let mut quotas = *self.planned();
-        let PlannedQuotas { requests_per_minute, input_tokens_per_minute, requests_per_day } =
-            &mut quotas;
-        for (quota, usage) in [
-            (requests_per_minute, usage.requests_per_minute),
-            (input_tokens_per_minute, usage.input_tokens_per_minute),
-            (requests_per_day, usage.requests_per_day),
-        ] {
-            if quota.map(|quota| quota.limit) != usage.limit {
-                *quota = usage.limit.map(|limit| Planned { limit, source: Source::Gemini });
+        for (kind, quota) in quotas.iter_mut() {
+            let limit = usage.quotas[kind].limit;
+            if quota.map(|quota| quota.limit) != limit {
+                *quota = limit.map(|limit| Planned { limit, source: Source::Gemini });
             }
         }
         Ok((quotas, usage))
@@ -200,19 +196,11 @@ impl Account {
             return;
         }
         let planned = *self.planned();
-        let within = |named: Option<u64>, planned: Option<Planned>| {
-            let by_hand = planned.filter(|planned| planned.source == Source::Setting);
+        self.budget.learn(Quotas::from_fn(|kind| {
+            let by_hand = planned[kind].filter(|planned| planned.source == Source::Setting);
             let most = by_hand.map_or(u64::MAX, |by_hand| by_hand.limit);
-            named.map(|limit| limit.min(most))
-        };
-        self.budget.learn(Quotas {
-            requests_per_minute: within(named.requests_per_minute, planned.requests_per_minute),
-            input_tokens_per_minute: within(
-                named.input_tokens_per_minute,
-                planned.input_tokens_per_minute,
-            ),
-            requests_per_day: within(named.requests_per_day, planned.requests_per_day),
-        });
+            named[kind].map(|limit| limit.min(most))
+        }));
         // Gemini knows the key and the model.
         self.prove();
     }

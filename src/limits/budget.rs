@@ -5,16 +5,17 @@
 //! for a minute from that moment. How the minute and its margins are chosen is told at
 //! [`minute::Minute`].
 
-mod allowance;
 mod cost;
 mod day;
 mod ledger;
 mod minute;
+mod rolling;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::future::ready;
+use std::ops::Index;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{self, Notify};
 use tokio::time::{Instant, timeout_at};
 
+use serde::Deserialize;
+
+use super::quota::{PerKind, QuotaKind, Quotas, Resource};
 use super::semaphore::OutOfReach;
 use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
@@ -30,28 +34,6 @@ use ledger::{Ledger, Opening};
 pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use ledger::Line;
-
-/// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Quotas {
-    /// Requests in any minute.
-    pub requests_per_minute: Option<u64>,
-    /// Input tokens in any minute.
-    pub input_tokens_per_minute: Option<u64>,
-    /// Requests from midnight to midnight in America/Los_Angeles.
-    pub requests_per_day: Option<u64>,
-}
-
-impl Quotas {
-    /// These quotas, but for those that are `named`.
-    pub(super) fn corrected_by(self, named: Self) -> Self {
-        Self {
-            requests_per_minute: named.requests_per_minute.or(self.requests_per_minute),
-            input_tokens_per_minute: named.input_tokens_per_minute.or(self.input_tokens_per_minute),
-            requests_per_day: named.requests_per_day.or(self.requests_per_day),
-        }
-    }
-}
 
 /// What is spent of an account that another turns out to be charged for.
 #[derive(Debug, Clone)]
@@ -65,12 +47,10 @@ pub enum HandedOver {
 /// What is spent of a budget of this process.
 #[derive(Debug, Clone, Copy)]
 pub struct Spent {
-    /// Requests within the last minute, and those that are reserved.
-    pub(super) requests: u64,
-    /// Input tokens within the last minute, and those that are reserved.
-    pub(super) tokens: u64,
-    /// Requests today, and those that are reserved.
-    pub(super) today: u64,
+    /// Within the last minute, and what is reserved.
+    pub(super) minute: Cost,
+    /// Today, and what is reserved.
+    pub(super) today: Cost,
     /// Since when `today` is counted.
     pub(super) since: Instant,
     /// Until when Gemini's refusal keeps everything back; in the past where it does not.
@@ -137,17 +117,15 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// What was reserved leaves now.
     fn depart(&self, cost: Cost) -> Departure;
 
-    /// What left cost `actual` tokens instead of the estimated `tokens`.
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64);
-
-    /// What left was refused, and does not count.
-    fn take_back(&self, departure: Departure, cost: Cost);
+    /// What left and was counted as `counted` cost `actual`: nothing, where it was refused and does
+    /// not count.
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost);
 
     /// Gemini has answered a call of the account: nobody made its key and model up.
     fn prove(&self) {}
 
-    /// So many requests that left do not count in their day.
-    fn take_back_of_day(&self, departure: Departure, requests: u64);
+    /// What left does not count in its day.
+    fn take_back_of_day(&self, departure: Departure, cost: Cost);
 
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
@@ -218,23 +196,15 @@ pub enum Exhausted {
     /// A quota is 0.
     #[error("the quota is 0")]
     NoQuota,
-    /// The call alone costs more than a whole minute's tokens.
-    #[error("the request costs about {tokens} tokens, more than the {limit} of a whole minute")]
+    /// The call alone costs more than a whole quota.
+    #[error("the request costs {cost} {}, more than the {limit} of a whole {}", kind.resource(), kind.window())]
     TooLarge {
-        /// What the call was estimated to cost.
-        tokens: u64,
-        /// What may be spent in a minute.
-        limit: u64,
-    },
-    /// The call alone counts as more requests than a whole minute or day has.
-    #[error("the request counts as {requests}, more than the {limit} of a whole {window}")]
-    TooManyRequests {
-        /// As how many requests the call counts.
-        requests: u64,
-        /// How many may be sent in the window.
-        limit: u64,
         /// Which quota it exceeds.
-        window: Window,
+        kind: QuotaKind,
+        /// What the call costs of it, for tokens as estimated.
+        cost: u64,
+        /// The quota.
+        limit: u64,
     },
     /// The call's turn cannot come before its deadline, or did not.
     #[error("the quota per minute has no room before {retry_after:?} have passed")]
@@ -250,34 +220,11 @@ pub enum Exhausted {
     },
 }
 
-/// The time that a quota is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Window {
-    /// A minute.
-    Minute,
-    /// A day in California.
-    Day,
-}
-
-impl fmt::Display for Window {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Minute => "minute",
-            Self::Day => "day",
-        })
-    }
-}
-
 /// What is spent of a budget at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetUsage {
-    /// Requests per minute.
-    pub requests_per_minute: QuotaUsage,
-    /// Input tokens per minute.
-    pub input_tokens_per_minute: QuotaUsage,
-    /// Requests per day.
-    pub requests_per_day: QuotaUsage,
+    /// Of each quota.
+    pub quotas: PerKind<QuotaUsage>,
     /// How many requests wait.
     pub waiting: u64,
     /// In how long a small call could go, behind all who wait; `None` for never.
@@ -286,8 +233,16 @@ pub struct BudgetUsage {
     pub paused_for: Option<Duration>,
 }
 
-/// What is spent of one quota, in requests or tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Index<QuotaKind> for BudgetUsage {
+    type Output = QuotaUsage;
+
+    fn index(&self, kind: QuotaKind) -> &QuotaUsage {
+        &self.quotas[kind]
+    }
+}
+
+/// What is spent of one quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct QuotaUsage {
     /// What may be spent; `None` for without end.
     pub limit: Option<u64>,
@@ -457,16 +412,12 @@ impl Budget for LocalBudget {
         Departure { number: 0, at }
     }
 
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
-        self.change(|ledger, now| ledger.settle(departure.at, tokens, actual, now));
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
+        self.change(|ledger, now| ledger.correct(departure.at, counted, actual, now));
     }
 
-    fn take_back(&self, departure: Departure, cost: Cost) {
-        self.change(|ledger, now| ledger.take_back(departure.at, cost, now));
-    }
-
-    fn take_back_of_day(&self, departure: Departure, requests: u64) {
-        self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests));
+    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
+        self.change(|ledger, _| ledger.take_back_of_day(departure.at, cost));
     }
 
     fn close_day(&self, left_at: Instant) {
@@ -564,26 +515,27 @@ impl Sent {
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
     /// it left.
     pub fn settle(self, actual_tokens: u64) {
-        let (tokens, actual) = (self.cost.tokens, Cost::bounded_tokens(actual_tokens));
-        if actual != tokens {
-            self.budget.settle(self.departure, tokens, actual);
+        let tokens = Cost::bounded_amount(actual_tokens);
+        let actual = self.cost.with(Resource::InputTokens, tokens);
+        if actual != self.cost {
+            self.budget.settle(self.departure, self.cost, actual);
         }
     }
 
     /// Gives the requests of the day back to the account that is charged now: those of a call in
     /// flight moved there with all that was spent.
     pub(super) fn take_back_of_day_at(&self, charged: &Arc<dyn Budget>) {
-        charged.take_back_of_day(self.departure, self.cost.requests);
+        charged.take_back_of_day(self.departure, self.cost);
     }
 
     /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
     /// its minute.
     pub fn not_of_the_day(self) {
-        self.budget.take_back_of_day(self.departure, self.cost.requests);
+        self.budget.take_back_of_day(self.departure, self.cost);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.take_back(self.departure, self.cost);
+        self.budget.settle(self.departure, self.cost, Cost::default());
     }
 }

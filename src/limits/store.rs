@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::account::Payer;
-use super::budget::{Budget, Quotas};
+use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
+use super::quota::Quotas;
 use super::semaphore::{OutOfReach, Permit, Semaphore};
 
 pub use local::LocalStore;

@@ -10,12 +10,13 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, midnight_us};
-use super::wire::{self, Op, SharedQuotas, UsageResult, micros};
+use super::wire::{self, Op, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
     Attempt, Budget, BudgetUsage, Cost, Departure, Exhausted, HandedOver, Line, LocalBudget,
-    NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
+    NotReserved, Reservation, end_of_used_up,
 };
+use crate::limits::quota::{PerKind, Quotas, Resource, Window};
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
 
@@ -48,7 +49,7 @@ struct Told {
     /// What its settings say.
     planned: Quotas,
     /// What counts in Redis, where that differs: Gemini named it.
-    learned: Option<SharedQuotas>,
+    learned: Option<Quotas>,
 }
 
 impl SharedBudget {
@@ -98,7 +99,7 @@ impl SharedBudget {
         let Told { planned, learned } = *self.quotas();
         Op::OpenBudget {
             account,
-            planned: planned.into(),
+            planned: wire::told(planned),
             learned,
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
@@ -131,18 +132,19 @@ impl SharedBudget {
         self.introduced.store(self.link.session(), Ordering::Release);
         self.link.say(self.introduction());
         let spent = self.local.usage_now();
-        let (requests, tokens) =
-            (spent.requests_per_minute.used, spent.input_tokens_per_minute.used);
-        if requests > 0 {
+        let minutes = spent.quotas.iter().filter(|(kind, _)| kind.window() == Window::Minute);
+        let cost = minutes
+            .fold(Cost::default(), |cost, (kind, usage)| cost.with(kind.resource(), usage.used));
+        if cost[Resource::Requests] > 0 {
             let (account, midnight_us) = (self.account(), midnight_us());
-            self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
+            self.link.say(Op::CountBudget { account, cost, midnight_us });
         }
     }
 
     /// Other quotas count from now on.
-    pub fn is_corrected(&self, quotas: SharedQuotas) {
+    pub fn is_corrected(&self, quotas: Quotas) {
         let mut told = self.quotas();
-        let learned = (quotas != SharedQuotas::from(told.planned)).then_some(quotas);
+        let learned = (quotas != wire::told(told.planned)).then_some(quotas);
         if learned != told.learned {
             tracing::info!(account = %self.name, ?quotas, "limits changed for all replicas");
             told.learned = learned;
@@ -242,7 +244,7 @@ impl Budget for SharedBudget {
 
     fn learn(&self, named: Quotas) {
         self.watch();
-        self.link.say(Op::LearnQuotas { account: self.account(), quotas: named.into() });
+        self.link.say(Op::LearnQuotas { account: self.account(), quotas: wire::told(named) });
     }
 
     fn forget(&self) {
@@ -263,9 +265,8 @@ impl Budget for SharedBudget {
     fn take_over(&self, spent: HandedOver) {
         match spent {
             HandedOver::Spent(spent) if self.is_watched() => {
-                let Spent { requests, tokens, .. } = spent;
                 let (account, midnight_us) = (self.account(), midnight_us());
-                self.link.say(Op::CountBudget { account, requests, tokens, midnight_us });
+                self.link.say(Op::CountBudget { account, cost: spent.minute, midnight_us });
             }
             HandedOver::Spent(_) => self.local.take_over(spent),
             HandedOver::Shared(from) => {
@@ -303,8 +304,7 @@ impl Budget for SharedBudget {
     }
 
     fn give_back(&self, cost: Cost) {
-        let Cost { requests, tokens } = cost;
-        let op = Op::GiveBackBudget { account: self.account(), requests, tokens };
+        let op = Op::GiveBackBudget { account: self.account(), cost };
         self.link.unreserve(&self.account, cost, op);
     }
 
@@ -313,8 +313,7 @@ impl Budget for SharedBudget {
         let op = Op::Depart {
             account: self.account(),
             ticket: number,
-            requests: cost.requests,
-            tokens: cost.tokens,
+            cost,
             midnight_us: midnight_us(),
             by: self.link.name(),
         };
@@ -322,17 +321,12 @@ impl Budget for SharedBudget {
         Departure { number, at: Instant::now() }
     }
 
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
-        let (account, by) = (self.account(), self.link.name());
-        self.link.say(Op::Settle { account, ticket: departure.number, tokens, actual, by });
-    }
-
-    fn take_back(&self, departure: Departure, cost: Cost) {
-        self.link.say(Op::TakeBack {
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
+        self.link.say(Op::Settle {
             account: self.account(),
             ticket: departure.number,
-            requests: cost.requests,
-            tokens: cost.tokens,
+            counted,
+            actual,
             left_us_ago: micros(departure.at.elapsed()),
             midnight_us: midnight_us(),
             by: self.link.name(),
@@ -345,17 +339,9 @@ impl Budget for SharedBudget {
         }
     }
 
-    fn take_back_of_day(&self, departure: Departure, requests: u64) {
-        self.link.say(Op::TakeBack {
-            account: self.account(),
-            // No call has left by this number, so that only the day is corrected.
-            ticket: 0,
-            requests,
-            tokens: 0,
-            left_us_ago: micros(departure.at.elapsed()),
-            midnight_us: midnight_us(),
-            by: self.link.name(),
-        });
+    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
+        // No call has left by this number, so that only the day is corrected.
+        self.settle(Departure { number: 0, ..departure }, cost, Cost::default());
     }
 
     fn close_day(&self, left_at: Instant) {
@@ -368,11 +354,8 @@ impl Budget for SharedBudget {
 }
 
 fn told(usage: UsageResult) -> BudgetUsage {
-    let quota = |wire::Spent { limit, used, reserved }| QuotaUsage { limit, used, reserved };
     BudgetUsage {
-        requests_per_minute: quota(usage.requests_per_minute),
-        input_tokens_per_minute: quota(usage.input_tokens_per_minute),
-        requests_per_day: quota(usage.requests_per_day),
+        quotas: PerKind::from_fn(|kind| usage.quotas[kind].unwrap_or_default()),
         waiting: usage.waiting,
         next_free_in: usage.next_free_in_us.map(Duration::from_micros),
         paused_for: usage.paused_for_us.map(Duration::from_micros),

@@ -40,9 +40,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::account::Payer;
-use super::budget::{Budget, Quotas};
+use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
+use super::quota::Quotas;
 use super::semaphore::{OutOfReach, Permit, Semaphore};
 use super::store::{Fetched, NewLease, Store, Unleased};
 use budget::SharedBudget;

@@ -2,24 +2,39 @@
 //! operation does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::limits::budget::{Quotas, Window};
+use crate::limits::budget::{Cost, QuotaUsage};
+use crate::limits::quota::{PerKind, QuotaKind, Quotas, Resource};
 
 /// The script that changes what is shared, whole: nothing of two calls of it ever mixes.
-pub(in crate::limits) const SCRIPT: &str = concat!(
-    include_str!("script/members.lua"),
-    include_str!("script/semaphore.lua"),
-    include_str!("script/lease.lua"),
-    include_str!("script/allowance.lua"),
-    include_str!("script/budget.lua"),
-    include_str!("script/main.lua"),
-);
+pub(in crate::limits) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
+    let resources = Resource::ALL.map(|resource| format!("'{}'", resource.key()));
+    let kinds = QuotaKind::ALL.map(|kind| {
+        let (name, unit, window) = (kind.setting(), kind.resource().key(), kind.window());
+        format!("{{name = '{name}', unit = '{unit}', window = '{window}'}}")
+    });
+    let tables = format!(
+        "local UNITS = {{{}}}\nlocal KINDS = {{{}}}\n",
+        resources.join(", "),
+        kinds.join(", ")
+    );
+    let parts = [
+        &tables,
+        include_str!("script/members.lua"),
+        include_str!("script/semaphore.lua"),
+        include_str!("script/lease.lua"),
+        include_str!("script/allowance.lua"),
+        include_str!("script/budget.lua"),
+        include_str!("script/main.lua"),
+    ];
+    parts.concat()
+});
 
 /// Which semaphore: a new one of an old name has another number. The global one is 0.
 pub(super) type Generation = u64;
@@ -74,10 +89,10 @@ pub(super) enum Op {
     },
     OpenBudget {
         account: Arc<str>,
-        planned: SharedQuotas,
+        planned: Quotas,
         /// What Gemini taught, for a Redis that has forgotten it.
         #[serde(skip_serializing_if = "Option::is_none")]
-        learned: Option<SharedQuotas>,
+        learned: Option<Quotas>,
         minute_us: u64,
         midnight_us: u64,
         /// Whether Gemini has answered a call of it.
@@ -91,22 +106,19 @@ pub(super) enum Op {
     },
     CountBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         midnight_us: u64,
     },
     ClaimBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         #[serde(skip_serializing_if = "Option::is_none")]
         from: Option<String>,
     },
     Reserve {
         account: Arc<str>,
         ticket: u64,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         line: &'static str,
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
@@ -121,29 +133,20 @@ pub(super) enum Op {
     },
     GiveBackBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
     },
     Depart {
         account: Arc<str>,
         ticket: u64,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         midnight_us: u64,
         by: Arc<str>,
     },
     Settle {
         account: Arc<str>,
         ticket: u64,
-        tokens: u64,
-        actual: u64,
-        by: Arc<str>,
-    },
-    TakeBack {
-        account: Arc<str>,
-        ticket: u64,
-        requests: u64,
-        tokens: u64,
+        counted: Cost,
+        actual: Cost,
         left_us_ago: u64,
         midnight_us: u64,
         by: Arc<str>,
@@ -159,8 +162,7 @@ pub(super) enum Op {
     /// Gemini named these quotas; the others stay.
     LearnQuotas {
         account: Arc<str>,
-        #[serde(flatten)]
-        quotas: SharedQuotas,
+        quotas: Quotas,
     },
     ForgetQuotas {
         account: Arc<str>,
@@ -230,7 +232,6 @@ impl Op {
             | Self::GiveBackBudget { account, .. }
             | Self::Depart { account, .. }
             | Self::Settle { account, .. }
-            | Self::TakeBack { account, .. }
             | Self::CloseDay { account, .. }
             | Self::Pause { account, .. }
             | Self::LearnQuotas { account, .. }
@@ -272,26 +273,9 @@ pub(super) fn micros(time: Duration) -> u64 {
 /// The longest time and the largest amount that are told: Lua's numbers are written with 14 digits.
 const FAR: u64 = 10_000_000_000_000;
 
-/// Quotas, without those that are without end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SharedQuotas {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rpm: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tpm: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rpd: Option<u64>,
-}
-
-impl From<Quotas> for SharedQuotas {
-    fn from(quotas: Quotas) -> Self {
-        let told = |quota: Option<u64>| quota.map(|quota| quota.min(FAR));
-        Self {
-            rpm: told(quotas.requests_per_minute),
-            tpm: told(quotas.input_tokens_per_minute),
-            rpd: told(quotas.requests_per_day),
-        }
-    }
+/// Quotas as Redis is told of them.
+pub(super) fn told(quotas: Quotas) -> Quotas {
+    Quotas::from_fn(|kind| quotas[kind].map(|quota| quota.min(FAR)))
 }
 
 /// What the script answers.
@@ -345,10 +329,9 @@ pub(super) enum Verdict {
     MoreThanLimit { limit: usize },
     Closed,
     // Of a budget.
-    Reserved { account: Arc<str>, requests: u64, tokens: u64 },
+    Reserved { account: Arc<str>, cost: Cost },
     NoQuota,
-    TooLarge { tokens: u64, limit: u64 },
-    TooManyRequests { requests: u64, limit: u64, window: Window },
+    TooLarge { kind: QuotaKind, cost: u64, limit: u64 },
     NotBefore { retry_after_us: u64 },
     DayExhausted { retry_after_us: u64 },
     Unopened,
@@ -377,8 +360,7 @@ pub(super) enum News {
 #[derive(Debug, Deserialize)]
 pub(super) struct Corrected {
     pub account: Arc<str>,
-    #[serde(flatten)]
-    pub quotas: SharedQuotas,
+    pub quotas: Quotas,
 }
 
 #[derive(Debug, Deserialize)]
@@ -401,19 +383,10 @@ pub(super) struct Longest {
 /// What is spent of an account.
 #[derive(Debug, Deserialize)]
 pub(super) struct UsageResult {
-    pub requests_per_minute: Spent,
-    pub input_tokens_per_minute: Spent,
-    pub requests_per_day: Spent,
+    pub quotas: PerKind<Option<QuotaUsage>>,
     pub waiting: u64,
     pub next_free_in_us: Option<u64>,
     pub paused_for_us: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct Spent {
-    pub limit: Option<u64>,
-    pub used: u64,
-    pub reserved: u64,
 }
 
 /// A named semaphore.

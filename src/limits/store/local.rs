@@ -11,9 +11,10 @@ use futures_util::future::BoxFuture;
 use super::leases::LocalLeases;
 use super::{Fetched, NewLease, Store, Unleased};
 use crate::limits::account::Payer;
-use crate::limits::budget::{Budget, LocalBudget, Quotas};
+use crate::limits::budget::{Budget, LocalBudget};
 use crate::limits::lease::{Lease, NoSuchLease};
 use crate::limits::named::SemaphoreId;
+use crate::limits::quota::Quotas;
 use crate::limits::semaphore::{LocalSemaphore, OutOfReach, Permit, Semaphore};
 
 /// The semaphores of this process, and their leases.

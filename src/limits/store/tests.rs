@@ -2,6 +2,7 @@
 
 mod rules;
 
+use crate::limits::quota::QuotaKind::*;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -321,7 +322,7 @@ async fn the_rules_are_kept(store: Shared) {
 const MINUTE: Duration = Duration::from_secs(6);
 
 fn budget(store: &Shared, model: &str, requests_per_minute: Option<u64>) -> Arc<dyn Budget> {
-    let quotas = Quotas { requests_per_minute, ..Quotas::default() };
+    let quotas = Quotas::default().with(RequestsPerMinute, requests_per_minute);
     store.budget(&Payer::Key([7; 32]), model, quotas, MINUTE)
 }
 
@@ -338,7 +339,7 @@ async fn reserve_now(budget: &Arc<dyn Budget>) -> Result<Option<Reservation>, No
 }
 
 async fn used(budget: &Arc<dyn Budget>) -> (u64, u64) {
-    let usage = budget.usage().await.unwrap().requests_per_minute;
+    let usage = budget.usage().await.unwrap()[RequestsPerMinute];
     (usage.used, usage.reserved)
 }
 
@@ -391,19 +392,19 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
     for _ in 0..3 {
         sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").leave());
     }
-    budget.learn(Quotas { requests_per_minute: Some(3), ..Quotas::default() });
+    budget.learn(Quotas::default().with(RequestsPerMinute, 3));
     budget.pause_until(Instant::now() + SECOND / 5);
     assert!(budget.is_paused());
     sent.pop().expect("three left").refused();
     let usage = budget.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(3));
-    assert!(usage.requests_per_minute.used >= 2, "what left before counts: {usage:?}");
+    assert_eq!(usage[RequestsPerMinute].limit, Some(3));
+    assert!(usage[RequestsPerMinute].used >= 2, "what left before counts: {usage:?}");
     assert!(usage.paused_for.is_some());
     assert!(reserve_now(&budget).await.unwrap().is_none(), "it is paused");
     budget.forget();
     assert!(!budget.is_paused());
     let usage = budget.usage().await.unwrap();
-    assert_eq!((usage.requests_per_minute.limit, usage.paused_for), (None, None));
+    assert_eq!((usage[RequestsPerMinute].limit, usage.paused_for), (None, None));
 }
 
 async fn an_alias_is_charged_to_another_account(store: Shared) {
@@ -413,7 +414,7 @@ async fn an_alias_is_charged_to_another_account(store: Shared) {
     }
     real.take_over(alias.hand_over());
     assert_eq!(used(&real).await.0, 3);
-    assert_eq!(real.usage().await.unwrap().requests_per_day.used, 3);
+    assert_eq!(real.usage().await.unwrap()[RequestsPerDay].used, 3);
     assert_eq!(used(&alias).await.0, 0);
 }
 
@@ -435,7 +436,7 @@ async fn what_gemini_teaches_one_replica_all_know() {
     for budget in [&here, &here, &there] {
         let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").leave();
     }
-    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.learn(Quotas::default().with(RequestsPerMinute, 10));
     here.pause_until(Instant::now() + 20 * SECOND);
     let told = async {
         while !there.is_paused() || used(&there).await.0 < 3 {
@@ -444,14 +445,14 @@ async fn what_gemini_teaches_one_replica_all_know() {
     };
     tokio::time::timeout(20 * SECOND, told).await.expect("it is told, and tells what it has sent");
     let usage = there.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(10));
+    assert_eq!(usage[RequestsPerMinute].limit, Some(10));
     assert!(usage.paused_for > Some(10 * SECOND), "{usage:?}");
     assert!(reserve_now(&there).await.unwrap().is_none());
     // One that comes later knows too.
     let three: Shared = server.store(5).await;
     let later = budget(&three, "m", None);
     let told = async {
-        while later.usage().await.unwrap().requests_per_minute.limit.is_none() {
+        while later.usage().await.unwrap()[RequestsPerMinute].limit.is_none() {
             tokio::time::sleep(SECOND / 1000).await;
         }
     };
@@ -463,10 +464,10 @@ async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
-    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.learn(Quotas::default().with(RequestsPerMinute, 10));
     let until_limited = async |budget: &Arc<dyn Budget>| {
         let limited = async {
-            while budget.usage().await.unwrap().requests_per_minute.limit != Some(10) {
+            while budget.usage().await.unwrap()[RequestsPerMinute].limit != Some(10) {
                 tokio::time::sleep(SECOND / 1000).await;
             }
         };
@@ -566,7 +567,7 @@ async fn accounts_are_opened_in_redis_by_their_first_call() {
     let made_up: Vec<_> =
         (0..100).map(|n| self::budget(&store, &format!("made-up-{n}"), Some(60))).collect();
     assert!(accounts().await.is_empty());
-    assert_eq!(made_up[0].usage().await.unwrap().requests_per_minute.limit, Some(60));
+    assert_eq!(made_up[0].usage().await.unwrap()[RequestsPerMinute].limit, Some(60));
     assert!(accounts().await.is_empty(), "nor does a look open it");
     drop(reserve_now(&made_up[7]).await.unwrap().expect("nothing is spent"));
     assert_eq!(accounts().await.len(), 1);
