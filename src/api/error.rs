@@ -334,8 +334,8 @@ impl ApiError {
             Exhausted::TooLarge { kind, cost, limit } => {
                 let (resource, window) = (kind.resource(), kind.window());
                 let detail = format!(
-                    "The request costs {cost} {resource}, as far as can be told, more than the \
-                     key's quota for the model of {limit} in a whole {window}."
+                    "The request has about {cost} {resource}, more than the {limit} that the key \
+                     may send to the model in a whole {window}."
                 );
                 Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
             }

@@ -1,7 +1,7 @@
 use crate::config::{Config, InvalidSetting};
 use crate::gemini::ApiKey;
 use crate::limits::QuotaKind::*;
-use crate::limits::{Planned, QuotaPlan, Quotas, Source, Tier};
+use crate::limits::{Planned, QuotaKind, QuotaPlan, Quotas, Source, Tier};
 
 /// As `printf %s abc | sha256sum` has it.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -52,6 +52,14 @@ fn limits_are_read() {
     assert_eq!(quotas(&plan, None, "gemini-3.5-flash-lite"), [None, Some(u64::MAX), Some(0)]);
     assert_eq!(quotas(&plan, None, "tunedModels/mine"), [None, None, Some(7)]);
     assert_eq!(quotas(&plan, None, "another"), [None, None, Some(0)]);
+}
+
+#[test]
+fn every_kind_of_quota_can_be_set() {
+    for kind in QuotaKind::ALL {
+        let plan = plan(&[("GEMINI_LIMITS", &format!("*:{}=7", kind.setting()))]);
+        assert_eq!(Quotas::from(plan.quotas(None, "any")), Quotas::default().with(kind, 7));
+    }
 }
 
 #[test]

@@ -513,7 +513,8 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     let opened = |reply: Reply| reply.results[&1].clone();
     assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
     news.hear(&mut shared);
-    let learnt = json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
+    let learnt =
+        json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
     shared.say("a", &[learnt.clone(), learnt]);
     let corrected = json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
