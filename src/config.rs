@@ -7,6 +7,7 @@ mod quotas;
 mod tests;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
@@ -106,7 +107,7 @@ const CORS_ORIGINS: Setting = setting(
     "CORS_ORIGINS",
     "",
     "origins, separated by commas, or *",
-    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. Unset: of none.",
+    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. `*`: pages of every origin may read answers, and need a key of their own. Unset: of none.",
 );
 const ALLOWED_HOSTS: Setting = setting(
     "ALLOWED_HOSTS",
@@ -180,7 +181,7 @@ const GEMINI_BASE_URL: Setting = setting(
     "GEMINI_BASE_URL",
     "https://generativelanguage.googleapis.com",
     "URL",
-    "Where Gemini is. A path prefix is kept.",
+    "Where Gemini is. A path prefix is kept; a version at its end, such as `/v1beta` or `/v1beta/openai`, is left out.",
 );
 const GEMINI_CHAT_MODEL: Setting = setting(
     "GEMINI_CHAT_MODEL",
@@ -226,7 +227,7 @@ const MAX_CONNECTIONS: Setting = setting(
     "MAX_CONNECTIONS",
     "16384",
     "connections",
-    "How many connections clients hold at once, at most; fewer where the limit of open files (`ulimit -Hn`) is too low, or a quarter of the memory has less than 64 KiB for each. Past it, those that wait for their client longest are closed.",
+    "How many connections clients hold at once, at most, and how many requests over HTTP/2; fewer where the limit of open files (`ulimit -Hn`) is too low, or a quarter of the memory has less than 64 KiB for each. Past it, those that wait for their client longest are closed.",
 );
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
@@ -348,15 +349,24 @@ impl Config {
     /// # Errors
     /// The first setting whose value cannot be used.
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidSetting> {
-        let settings = Lookup(&lookup);
-        let quota_plan = quotas::read(&settings)?;
+        let settings = Lookup { variable: &lookup, quoted: Cell::new(None) };
+        let config = Self::read_all(&settings);
+        // That a value cannot be used is mostly due to the quotes.
+        match settings.quoted.get() {
+            Some(setting) => Err(invalid(setting, UNQUOTED)),
+            None => config,
+        }
+    }
+
+    fn read_all(settings: &Lookup<'_>) -> Result<Self, InvalidSetting> {
+        let quota_plan = quotas::read(settings)?;
         let mut config = Self {
             admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
             environment_fallback: settings.parse(ENVIRONMENT_FALLBACK, "true or false")?,
             fallback_scope: settings.parse(ENVIRONMENT_FALLBACK_SCOPE, "all or generation")?,
-            cors_origins: CorsOrigins::read(&settings)?,
-            allowed_hosts: browsers::allowed_hosts(&settings)?,
+            cors_origins: CorsOrigins::read(settings)?,
+            allowed_hosts: browsers::allowed_hosts(settings)?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
             quota_plan,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
@@ -387,6 +397,10 @@ impl Config {
             log_filter: settings.log_filter()?,
         };
         if let Some(key) = settings.optional(GEMINI_API_KEY) {
+            // No key of Google's has one in it.
+            if key.contains(['"', '\'']) {
+                return Err(invalid(GEMINI_API_KEY, UNQUOTED));
+            }
             let key = ApiKey::new(&key).map_err(|_| invalid(GEMINI_API_KEY, API_KEY))?;
             config.set_gemini_api_key(key);
         }
@@ -425,13 +439,24 @@ fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidS
     InvalidSetting { variable: setting.name, expected: expected.into() }
 }
 
-struct Lookup<'a>(&'a dyn Fn(&str) -> Option<String>);
+/// Docker's `--env-file` takes quotes for a part of the value, as most shells do not.
+const UNQUOTED: &str =
+    "a value without quotes around it (`docker run --env-file` takes them for a part of it)";
+
+struct Lookup<'a> {
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    /// A setting that was read and whose value stands in quotes.
+    quoted: Cell<Option<Setting>>,
+}
 
 impl Lookup<'_> {
     /// The value, where it is neither unset nor blank.
     fn optional(&self, setting: Setting) -> Option<String> {
-        let value = (self.0)(setting.name)?;
+        let value = (self.variable)(setting.name)?;
         let value = value.trim();
+        if is_quoted(value) {
+            self.quoted.set(Some(setting));
+        }
         (!value.is_empty()).then(|| value.to_owned())
     }
 
@@ -521,7 +546,7 @@ impl Lookup<'_> {
         let url = self.value(GEMINI_BASE_URL);
         Client::check_base_url(&url)
             .map_err(|_| invalid(GEMINI_BASE_URL, "an http or https URL without a query"))?;
-        Ok(url)
+        Ok(without_version(&url).to_owned())
     }
 
     fn log_filter(&self) -> Result<String, InvalidSetting> {
@@ -530,6 +555,32 @@ impl Lookup<'_> {
             .map_err(|_| invalid(RUST_LOG, "a log filter, such as info or warn,hyper=off"))?;
         Ok(filter)
     }
+}
+
+/// Whether a value stands in quotes, or in one that was left alone.
+fn is_quoted(value: &str) -> bool {
+    let quotes = |quote| value.starts_with(quote) && value.ends_with(quote);
+    quotes('"') || quotes('\'')
+}
+
+/// A base URL without the version that Google's documents write at its end (`/v1beta`), and without
+/// what follows it for OpenAI's clients (`/v1beta/openai/`): calls bring both with them.
+fn without_version(url: &str) -> &str {
+    let whole = url.trim_end_matches('/');
+    let base = whole.strip_suffix("/openai").or_else(|| whole.strip_suffix("/models"));
+    let base = base.unwrap_or(whole).trim_end_matches('/');
+    match base.rsplit_once('/') {
+        Some((base, version)) if is_version(version) && !base.ends_with('/') => base,
+        _ => whole,
+    }
+}
+
+/// Whether a part of a path is a version of Google's: `v1`, `v1beta`, `v1alpha`, `v1beta2`.
+fn is_version(part: &str) -> bool {
+    let Some(version) = part.strip_prefix('v') else { return false };
+    let stage = version.trim_start_matches(|digit: char| digit.is_ascii_digit());
+    let name = stage.trim_end_matches(|digit: char| digit.is_ascii_digit());
+    stage.len() < version.len() && matches!(name, "" | "alpha" | "beta")
 }
 
 impl FromStr for LogFormat {

@@ -4,6 +4,7 @@ mod connection;
 mod connections;
 mod exchange;
 mod files;
+mod http2;
 mod state;
 mod stream;
 
@@ -121,9 +122,8 @@ pub async fn serve(
         let (router, begins) = (router.clone(), shutdown.begins.clone());
         let abandon = abandon.clone();
         let connection = async move {
-            let connection = connection(socket, router, limits, begins, open.state.clone());
+            let connection = connection(socket, router, limits, begins, open);
             abandon.run_until_cancelled(connection).await;
-            drop(open);
         };
         tasks.spawn_on(connection, runtime);
     }

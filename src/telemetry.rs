@@ -44,6 +44,9 @@ impl Drop for Logs {
     }
 }
 
+/// What no filter turns on: it shows a path that is malformed, with the key that may stand in it.
+const UNLOGGED: &str = "h2::server=off";
+
 /// How many log lines were thrown away because they could not be written fast enough.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
@@ -53,7 +56,8 @@ pub fn dropped_lines() -> u64 {
 /// without anything that has the form of one. A thread of its own writes them. A second call changes
 /// nothing.
 pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
-    let filter = EnvFilter::new(filter);
+    let unheard = UNLOGGED.parse().expect("it is a directive");
+    let filter = EnvFilter::new(filter).add_directive(unheard);
     // Colours are for people who watch, not for files and collectors.
     let colours = stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);

@@ -14,10 +14,11 @@ use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{
     Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
-    Usage, UsageScanner, embedding_requests, named_model,
+    Usage, UsageScanner, Watch, embedding_requests, named_model, spellings,
 };
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
-use http::{Request, StatusCode, Uri};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use serde_json::json;
@@ -42,6 +43,9 @@ const MOST_TIME: Duration = Duration::from_secs(20);
 /// The longest that any quota of Gemini's can be used up: the longest day, and what is added for
 /// numbers that are rounded off.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 60 * 60 + 1);
+
+/// Shorter answers are not passed on before it is known whether there is a key in them.
+const HELD: usize = 32 * 1024;
 
 /// The longest input.
 const MOST_BYTES: usize = 256 * 1024;
@@ -153,14 +157,30 @@ fn stream(pieces: &[&[u8]]) {
         passed.extend_from_slice(&masker.push(Bytes::copy_from_slice(piece)));
     }
     passed.extend_from_slice(&masker.finish());
-    assert_eq!(passed, secrets.mask(pieces.concat().into()), "cut or not, it is the same");
-    assert_eq!(passed.len(), pieces.concat().len());
-    assert!(!holds_key(&passed));
+    let whole = pieces.concat();
+    assert_eq!(passed, secrets.mask(whole.clone().into()), "cut or not, it is the same");
+    assert_eq!(passed.len(), whole.len());
+    if passed.len() < HELD {
+        assert!(spellings(KEY.as_bytes()).iter().all(|spelling| !holds(&passed, spelling)));
+    }
+    for content_type in ["text/event-stream", "application/json"] {
+        let relayed = relayed(&secrets, content_type, pieces);
+        assert_eq!(relayed.len(), whole.len());
+        assert!(!holds_key(&relayed));
+        // What is too long to be held back depends on the pieces.
+        if whole.len() < HELD {
+            assert_eq!(relayed, self::relayed(&secrets, content_type, &[&whole]));
+        }
+    }
 
     let (mut events, mut growing) = (Events::default(), Growing::without(secrets));
-    events.extend(&passed).expect("it is short");
+    events.extend(&passed);
+    events.end();
+    let mut watch = Watch::default();
+    watch.scan(&passed);
+    let _ = watch.end();
     let mut text = String::new();
-    while let Some(event) = events.pop().or_else(|| events.rest()) {
+    while let Some(event) = events.pop() {
         match growing.push(&event) {
             Ok(delta) => text.push_str(&delta),
             Err(error) => return assert!(!holds_key(error.message.as_bytes())),
@@ -172,6 +192,18 @@ fn stream(pieces: &[&[u8]]) {
         Ok(answer) => assert_eq!(answer.text, text),
         Err(error) => learn(error.usage),
     }
+}
+
+/// What comes out of an answer of a content type.
+fn relayed(secrets: &Secrets, content_type: &'static str, pieces: &[&[u8]]) -> Vec<u8> {
+    let content_type = HeaderValue::from_static(content_type);
+    let mut masker = secrets.masker_of(&HeaderMap::from_iter([(CONTENT_TYPE, content_type)]));
+    let mut passed = Vec::new();
+    for piece in pieces {
+        passed.extend_from_slice(&masker.push(Bytes::copy_from_slice(piece)));
+    }
+    passed.extend_from_slice(&masker.finish());
+    passed
 }
 
 fn counted(surface: Surface, pieces: &[&[u8]]) -> Option<Usage> {
@@ -212,7 +244,11 @@ pub fn schemas(input: &[u8]) {
 }
 
 fn holds_key(bytes: &[u8]) -> bool {
-    bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes())
+    holds(bytes, KEY.as_bytes())
+}
+
+fn holds(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window[0] == text[0] && window == text)
 }
 
 fn timed(work: impl FnOnce()) {

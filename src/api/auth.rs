@@ -3,26 +3,45 @@
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
-use percent_encoding::{percent_decode, percent_decode_str};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use memchr::memchr2;
+use percent_encoding::percent_decode;
 
 use super::browser::{is_cross_site, is_trusted_host};
 use super::error::ApiError;
 use crate::config::FallbackScope;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, ApiKey, InvalidKey, Model};
+use crate::gemini::{API_KEY, ApiKey, Model, USER_PROJECT};
 use crate::generation::Credentials;
 
 /// The header of the admin key.
 pub(super) const ADMIN_API_KEY: HeaderName = HeaderName::from_static("admin-api-key");
 
+/// The schemes of `Authorization` with which a key comes. Source: for ephemeral tokens (`Token`),
+/// Google's Python SDK 3.6.1.
+const SCHEMES: [&str; 2] = ["bearer", "token"];
+
+/// The parameters of a query with which a key comes. Source: Google's system parameters.
+const KEY_PARAMETERS: [&str; 4] = ["key", "access_token", "oauth_token", "bearer_token"];
+
 /// What the head of a request says about its sender.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     is_admin: bool,
-    /// The first key that the head brings.
-    own: Option<Result<ApiKey, InvalidKey>>,
+    /// The key that the head brings.
+    own: Option<Result<ApiKey, Unusable>>,
+    /// The project that an access token in the body charges.
+    project: Option<HeaderValue>,
     fallback: Fallback,
+}
+
+/// Why a key that a caller brings is not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unusable {
+    /// It cannot be one.
+    Invalid,
+    /// There is another one.
+    Several,
 }
 
 /// Whether the server's key pays for a request that brings no key.
@@ -71,14 +90,19 @@ pub(super) enum Tier {
 }
 
 impl Caller {
-    /// Reads the head of a request. A key comes as `x-goog-api-key`, as a bearer token or as
-    /// `?key=`, and so may the admin key.
+    /// Reads the head of a request. A key comes as `x-goog-api-key`, as a token in
+    /// `Authorization`, or in the query, and so may the admin key. The same one in several places
+    /// is one.
     pub(super) fn of(headers: &HeaderMap, query: Option<&str>, gateway: &Gateway) -> Self {
         let keys = presented(headers, query.unwrap_or_default());
         let is_admin =
             brings_admin_key(headers, gateway) || keys.iter().any(|key| is_admin_key(key, gateway));
-        let own = keys.first().map(|key| own_key(key, gateway));
-        Self { is_admin, own, fallback: Fallback::of(headers, gateway) }
+        let project = headers.get(USER_PROJECT).cloned();
+        let own = keys.split_first().map(|(key, others)| {
+            let is_one = others.iter().all(|other| other == key);
+            if is_one { own_key(key, project.clone(), gateway) } else { Err(Unusable::Several) }
+        });
+        Self { is_admin, own, project, fallback: Fallback::of(headers, gateway) }
     }
 
     /// Whether the sender has proved to know the admin key.
@@ -95,8 +119,8 @@ impl Caller {
     /// body, else the key in the head, else the server's where the fallback is on.
     ///
     /// # Errors
-    /// 401 where there is none; 500 for an administrator where the server has none; 422 for a key
-    /// in the body that cannot be one.
+    /// 401 where there is none; 400 for several in the head; 500 for an administrator where the
+    /// server has none; 422 for a key in the body that cannot be one.
     pub(super) fn payer(
         &self,
         credentials: Option<&Credentials>,
@@ -104,7 +128,8 @@ impl Caller {
     ) -> Result<ApiKey, ApiError> {
         match credentials.and_then(Credentials::gemini_api_key) {
             Some(own) if !self.is_admin && !is_admin_key(own, gateway) => {
-                own_key(own, gateway).map_err(|_| ApiError::unusable_key())
+                let key = own_key(own, self.project.clone(), gateway);
+                key.map_err(|_| ApiError::unusable_key())
             }
             Some(_) => servers_key(gateway).ok_or_else(ApiError::no_server_key),
             None => self.relayed(Purpose::Generation, gateway).map(|payer| payer.key),
@@ -114,15 +139,18 @@ impl Caller {
     /// The key that pays for a request in the words of Gemini or of OpenAI.
     ///
     /// # Errors
-    /// 401 where there is none, or one that cannot be a key; 500 for an administrator where the
-    /// server has none.
+    /// 401 where there is none, or one that cannot be a key; 400 for several; 500 for an
+    /// administrator where the server has none.
     pub(super) fn relayed(&self, purpose: Purpose, gateway: &Gateway) -> Result<Payer, ApiError> {
         if self.is_admin {
             let key = servers_key(gateway).ok_or_else(ApiError::no_server_key)?;
             return Ok(Payer { key, tier: Tier::Admin });
         }
         if let Some(own) = &self.own {
-            let key = own.clone().map_err(|_| ApiError::unusable_relayed_key())?;
+            let key = own.clone().map_err(|unusable| match unusable {
+                Unusable::Invalid => ApiError::unusable_relayed_key(),
+                Unusable::Several => ApiError::several_keys(),
+            })?;
             return Ok(Payer { key, tier: Tier::Own });
         }
         match self.fallback {
@@ -171,18 +199,32 @@ fn is_admin_key(key: &str, gateway: &Gateway) -> bool {
     admin.is_some_and(|admin| admin.matches(key.as_bytes()))
 }
 
-/// A key that a caller brings. One in which the admin key stands is none: it would leave with it.
-fn own_key(key: &str, gateway: &Gateway) -> Result<ApiKey, InvalidKey> {
-    if holds_admin_key(key, gateway) { Err(InvalidKey) } else { ApiKey::new(key) }
+/// A key that a caller brings, and the project that it charges. One in which the admin key stands
+/// is none: it would leave with it.
+fn own_key(key: &str, project: Option<HeaderValue>, gateway: &Gateway) -> Result<ApiKey, Unusable> {
+    let holds = |text: &[u8]| holds_admin_key(text, gateway);
+    if holds(key.as_bytes()) || project.as_ref().is_some_and(|project| holds(project.as_bytes())) {
+        return Err(Unusable::Invalid);
+    }
+    let key = ApiKey::new(key).map_err(|_| Unusable::Invalid)?;
+    Ok(key.charging(project))
 }
 
-/// Whether the admin key stands in a text, escaped as in a URL or not.
-pub(super) fn holds_admin_key(text: &str, gateway: &Gateway) -> bool {
-    let admin = gateway.config.admin_api_key.as_ref();
-    admin.is_some_and(|admin| {
-        let unescaped: Vec<u8> = percent_decode_str(text).collect();
-        admin.is_in(&unescaped) || admin.is_in(decoded(text).as_bytes())
-    })
+/// Whether the admin key stands in a text: as it is, or escaped once or twice as in a URL.
+pub(super) fn holds_admin_key(text: &[u8], gateway: &Gateway) -> bool {
+    let Some(admin) = &gateway.config.admin_api_key else { return false };
+    if admin.is_in(text) {
+        return true;
+    }
+    if memchr2(b'%', b'+', text).is_none() {
+        return false;
+    }
+    let once: Vec<u8> = percent_decode(text).collect();
+    let spaced: Vec<u8> =
+        text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    let spaced: Vec<u8> = percent_decode(&spaced).collect();
+    let twice: Vec<u8> = percent_decode(&once).collect();
+    [once, spaced, twice].iter().any(|text| admin.is_in(text))
 }
 
 /// A model that a caller asks for, whose name is sent to Gemini.
@@ -190,7 +232,7 @@ pub(super) fn holds_admin_key(text: &str, gateway: &Gateway) -> bool {
 /// # Errors
 /// 401 where it is the admin key.
 pub(super) fn check_model(model: &Model, gateway: &Gateway) -> Result<(), ApiError> {
-    match holds_admin_key(model.as_str(), gateway) {
+    match holds_admin_key(model.as_str().as_bytes(), gateway) {
         true => Err(ApiError::misplaced_admin_key()),
         false => Ok(()),
     }
@@ -208,16 +250,17 @@ fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
     let texts = |name: HeaderName| {
         headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
     };
-    let bearers = texts(AUTHORIZATION).filter_map(|value| {
+    let tokens = texts(AUTHORIZATION).filter_map(|value| {
         let (scheme, token) = value.split_once([' ', '\t'])?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+        let is_known = SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known));
+        is_known.then(|| token.trim().to_owned())
     });
     let in_query = parameters(query).filter(|parameter| is_key(parameter));
     let in_query = in_query.filter_map(|parameter| parameter.split_once('='));
     let in_query = in_query.map(|(_, value)| decoded(value).trim().to_owned());
     texts(API_KEY)
         .map(|key| key.trim().to_owned())
-        .chain(bearers)
+        .chain(tokens)
         .chain(in_query)
         .filter(|key| !key.is_empty())
         .collect()
@@ -247,7 +290,7 @@ pub(super) fn name_of(parameter: &str) -> String {
 }
 
 fn is_key(parameter: &str) -> bool {
-    name_of(parameter) == "key"
+    KEY_PARAMETERS.contains(&&*name_of(parameter))
 }
 
 /// The proof that a request comes from the administrator.
@@ -280,6 +323,8 @@ mod tests {
             (headers("authorization", "Bearer b"), "", &["b"]),
             (headers("authorization", "bearer b"), "key=c&key=d", &["b", "c", "d"]),
             (headers("authorization", "Basic b"), "k%65y=c%2Bd", &["c+d"]),
+            (headers("authorization", "Token auth_tokens/b"), "", &["auth_tokens/b"]),
+            (headers("authorization", "Bearer b"), "access_token=c", &["b", "c"]),
             (headers("authorization", "Bearer   b"), "key=c%20&key=%09d+", &["b", "c", "d"]),
             (headers("x-goog-api-key", " "), "key=&keys=c&key", &[]),
             (headers("x-goog-api-key", "é"), "", &["é"]),
@@ -297,6 +342,7 @@ mod tests {
             ("key=secret", ""),
             ("alt=sse&key=secret&a=%20&b", "alt=sse&a=%20&b"),
             ("%6bey=secret&monkey=1&Key=2", "monkey=1&Key=2"),
+            ("access_token=a&alt=json&oauth_token=b&bearer_token=c", "alt=json"),
         ] {
             assert_eq!(without_key(query), rest);
         }

@@ -1,6 +1,8 @@
 //! Many generations in one request: what the batch handlers of all kinds have in common.
 
-use std::mem;
+mod item;
+
+use std::{iter, mem};
 
 use axum::Json;
 use serde::{Deserialize, Serialize};
@@ -15,8 +17,9 @@ use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{
-    Credentials, Generation, InvalidField, Object, Preparation, Request, Schemas, Segment, Terms,
+    Credentials, Generation, InvalidField, Preparation, Request, Schemas, Segment, Terms,
 };
+use item::{BatchItem, ItemIds};
 
 /// Asks for many things at once.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -24,8 +27,8 @@ use crate::generation::{
 pub(super) struct BatchRequest<R> {
     /// What is asked, each as in a request of its own. Its own `credentials` and
     /// `external_semaphore_id` win over the batch's.
-    #[schema(value_type = Vec<R>)]
-    requests: Vec<Object<R>>,
+    #[schema(schema_with = item::schema::<R>)]
+    requests: Vec<BatchItem<R>>,
     /// The caller's own key, for the items that bring none.
     credentials: Option<Credentials>,
     /// The semaphore of the items that name none.
@@ -63,6 +66,9 @@ struct Indexed<T> {
     result: T,
     /// The place of the request in the batch, from 0.
     index: usize,
+    #[serde(flatten)]
+    #[schema(inline)]
+    ids: ItemIds,
 }
 
 /// Why an item of a batch, or a stream that has begun, gave nothing.
@@ -95,13 +101,21 @@ pub(super) async fn many<G: Generation>(
     mut asked: Asked<BatchRequest<G::Request>>,
 ) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
     let _share = mem::take(&mut asked.share);
-    let items = prepare::<G>(gateway, asked).await?;
+    let (items, ids) = prepare::<G>(gateway, asked).await?;
     let timeout = gateway.config.request_timeout;
     let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items, timeout).await?;
-    let response = BatchResponse::of(outcomes);
+    // Items mostly fail for the same reason.
+    let cause = outcomes.iter().find_map(|outcome| outcome.result.as_ref().err()?.cause());
+    let response = BatchResponse::of(outcomes, ids);
     if response.failed_requests > 0 {
         let BatchResponse { total_requests, failed_requests, .. } = response;
-        tracing::warn!(kind = G::KIND, total_requests, failed_requests, "items without an answer");
+        tracing::warn!(
+            kind = G::KIND,
+            total_requests,
+            failed_requests,
+            cause,
+            "items without an answer"
+        );
     }
     Ok(Json(response))
 }
@@ -110,15 +124,16 @@ pub(super) async fn many<G: Generation>(
 async fn prepare<G: Generation>(
     gateway: &Gateway,
     asked: Asked<BatchRequest<G::Request>>,
-) -> Result<Vec<Item<G>>, ApiError> {
+) -> Result<(Vec<Item<G>>, Vec<ItemIds>), ApiError> {
     let Asked { caller, semaphore, body, .. } = asked;
     let BatchRequest { mut requests, credentials, external_semaphore_id } = body;
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));
     }
-    let terms: Vec<Terms> = requests.iter_mut().map(|Object(r)| r.take_terms()).collect();
+    let terms: Vec<Terms> = requests.iter_mut().map(|item| item.request.take_terms()).collect();
+    let ids: Vec<ItemIds> = requests.iter_mut().map(|item| mem::take(&mut item.ids)).collect();
     let keys = payers(gateway, caller, credentials.as_ref(), &terms)?;
-    let prepared = checked::<G>(gateway, keys.first(), requests).await?;
+    let prepared = checked::<G>(gateway, keys.first(), requests, &ids).await?;
     let shared = external_semaphore_id.or(semaphore);
     let shared = named_semaphore(gateway, shared.as_deref()).await?;
     let mut items = Vec::with_capacity(prepared.len());
@@ -127,7 +142,7 @@ async fn prepare<G: Generation>(
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
         items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
     }
-    Ok(items)
+    Ok((items, ids))
 }
 
 /// The key that pays for each item: its own, or the one that pays for the batch.
@@ -154,11 +169,12 @@ fn payers(
 async fn checked<G: Generation>(
     gateway: &Gateway,
     payer: Option<&ApiKey>,
-    requests: Vec<Object<G::Request>>,
+    requests: Vec<BatchItem<G::Request>>,
+    ids: &[ItemIds],
 ) -> Result<Vec<G>, ApiError> {
     let Some(payer) = payer else { return Ok(Vec::new()) };
     let mut schemas = Schemas::default();
-    requests.iter().for_each(|Object(request)| request.add_schema(&mut schemas));
+    requests.iter().for_each(|item| item.request.add_schema(&mut schemas));
     let config = &gateway.config;
     let deadline = Instant::now() + config.request_timeout;
     let schemas =
@@ -167,7 +183,8 @@ async fn checked<G: Generation>(
     let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
     let mut faults = Vec::new();
     let mut prepared = Vec::with_capacity(requests.len());
-    for (index, Object(request)) in requests.into_iter().enumerate() {
+    for (index, (BatchItem { request, .. }, ids)) in iter::zip(requests, ids).enumerate() {
+        faults.extend(ids.faults().map(|field| of_item(index, field)));
         match G::prepare(request, &preparation) {
             Ok(generation) => prepared.push(generation),
             Err(fields) => faults.extend(fields.into_iter().map(|field| of_item(index, field))),
@@ -187,9 +204,11 @@ fn of_item(index: usize, field: InvalidField) -> InvalidField {
 }
 
 impl<T> BatchResponse<T> {
-    fn of(outcomes: Vec<Outcome<T>>) -> Self {
+    fn of(outcomes: Vec<Outcome<T>>, ids: Vec<ItemIds>) -> Self {
         let total_requests = outcomes.len();
-        let results: Vec<_> = outcomes.into_iter().enumerate().map(BatchResult::of).collect();
+        let results = iter::zip(outcomes, ids).enumerate();
+        let results: Vec<_> =
+            results.map(|(index, (outcome, ids))| BatchResult::of(index, outcome, ids)).collect();
         let succeeded = |result: &&BatchResult<T>| matches!(result, BatchResult::Success(_));
         let successful_requests = results.iter().filter(succeeded).count();
         let failed_requests = total_requests - successful_requests;
@@ -198,12 +217,12 @@ impl<T> BatchResponse<T> {
 }
 
 impl<T> BatchResult<T> {
-    fn of((index, Outcome { model, result }): (usize, Outcome<T>)) -> Self {
+    fn of(index: usize, Outcome { model, result }: Outcome<T>, ids: ItemIds) -> Self {
         match result {
-            Ok(result) => Self::Success(Indexed { result, index }),
+            Ok(result) => Self::Success(Indexed { result, index, ids }),
             Err(failure) => {
                 let result = ItemFailure::of(failure.into(), model);
-                Self::Failure(Indexed { result, index })
+                Self::Failure(Indexed { result, index, ids })
             }
         }
     }

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::auth::Caller;
+use super::encoding::{Coding, decoded, in_utf8};
 use super::error::ApiError;
 use crate::gateway::Gateway;
 use crate::gemini::InputFeatures;
@@ -157,9 +158,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// A whole body, and the memory that it takes.
-struct Buffered {
-    bytes: Bytes,
-    share: Share,
+pub(super) struct Buffered {
+    pub bytes: Bytes,
+    pub share: Share,
 }
 
 impl AsRef<[u8]> for Buffered {
@@ -168,11 +169,11 @@ impl AsRef<[u8]> for Buffered {
     }
 }
 
-/// A whole body, in time, within its size and within the memory for all bodies, of which it holds
-/// its share until its last clone is dropped.
+/// A whole body as it was before it was compressed, in time, within its size and within the memory
+/// for all bodies, of which it holds its share until its last clone is dropped.
 ///
 /// # Errors
-/// 413, 408, 503, and 400 for one that breaks off.
+/// 413, 408, 415, 503, and 400 for one that breaks off or is not of its encoding.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
@@ -183,6 +184,7 @@ pub(super) async fn read(
 
 async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Buffered, ApiError> {
     let limit = gateway.config.max_body_bytes.min(gateway.bodies.largest());
+    let coding = Coding::of(headers)?;
     let patience = gateway.config.client_timeout;
     let announced = headers.get(CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -191,7 +193,13 @@ async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Bu
     }
     let expected = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
     let body = collect(body, limit, expected, gateway.bodies.share());
-    timeout(patience, body).await.unwrap_or_else(|_| Err(ApiError::body_too_slow(patience)))
+    let body = timeout(patience, body).await;
+    let body = body.unwrap_or_else(|_| Err(ApiError::body_too_slow(patience)))?;
+    let Buffered { bytes, share } = match coding {
+        Some(coding) => decoded(coding, body, limit, headers, gateway).await?,
+        None => body,
+    };
+    Ok(Buffered { bytes: in_utf8(bytes)?, share })
 }
 
 /// Reads a body of at most `limit` bytes, and probably of no more than `expected`. Its share grows
@@ -294,6 +302,15 @@ fn check_depth(json: &[u8]) -> Result<(), InvalidField> {
     Ok(())
 }
 
+/// Whether a body is JSON.
+///
+/// # Errors
+/// 422 with the place where it is not.
+pub(super) async fn check_json(body: Bytes) -> Result<(), ApiError> {
+    let read = with_body(body, |bytes| serde_json::from_slice::<IgnoredAny>(bytes));
+    read.await?.map(drop).map_err(|error| ApiError::invalid(vec![not_json(&error)]))
+}
+
 fn not_json(error: &serde_json::Error) -> InvalidField {
     let message = format!("The body is not JSON: {error}");
     InvalidField { path: Vec::new(), kind: "json_invalid", message }
@@ -311,6 +328,10 @@ fn segment(step: &Step) -> Option<Segment> {
 /// left out: it may be a key.
 fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
     let text = error.to_string();
+    if let Some((kind, what)) = unreadable(&text) {
+        let message = format!("{what} (line {}, column {})", error.line(), error.column());
+        return InvalidField { path, kind, message };
+    }
     let (kind, message) = if let Some(field) = quoted(&text, "missing field `") {
         path.push(field.into());
         ("missing", "Field required")
@@ -326,6 +347,27 @@ fn fault(mut path: Vec<Segment>, error: &serde_json::Error) -> InvalidField {
         expected(&text)
     };
     InvalidField { path, kind, message: message.to_owned() }
+}
+
+/// What is wrong with a text or a number that is JSON, and cannot be read all the same: what
+/// serde_json says of it.
+fn unreadable(text: &str) -> Option<(&'static str, &'static str)> {
+    let kinds = [
+        (
+            "lone leading surrogate",
+            "string_unicode",
+            "The text has an escape that is one half of a surrogate pair, without the other half",
+        ),
+        (
+            "unexpected end of hex escape",
+            "string_unicode",
+            "The text has an escape that is one half of a surrogate pair, without the other half",
+        ),
+        ("invalid unicode code point", "string_unicode", "The text is not UTF-8"),
+        ("number out of range", "number_out_of_range", "The number is too large to be one"),
+    ];
+    let known = kinds.into_iter().find(|(words, ..)| text.starts_with(words));
+    known.map(|(_, kind, what)| (kind, what))
 }
 
 /// The name between `opening` at the start of a message and the next backtick.

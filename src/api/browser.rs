@@ -17,6 +17,13 @@ use crate::config::{Config, CorsOrigins};
 /// Request Headers.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// Whether a browser asks for a page of the Internet whether it may send something to a server in a
+/// private network, and the answer. Source: WICG, Private Network Access.
+const REQUEST_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-allow-private-network");
+
 /// How long a browser remembers the answer to a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
@@ -29,7 +36,7 @@ const SIMPLE_TYPES: [&str; 3] =
 /// trusted. Pages cannot change the headers that tell.
 pub(super) fn is_cross_site(headers: &HeaderMap, trusted: &CorsOrigins) -> bool {
     let origin = headers.get(ORIGIN);
-    if origin.is_some_and(|origin| trusted.allow(origin)) {
+    if origin.is_some_and(|origin| trusted.name(origin)) {
         return false;
     }
     match headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes) {
@@ -91,7 +98,7 @@ pub(super) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// The answer to a preflight: whatever is taken here, where [`expose`] lets the origin read.
-pub(super) fn preflight(headers: &HeaderMap) -> Response {
+pub(super) fn preflight(headers: &HeaderMap, trusted: &CorsOrigins) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let answer = response.headers_mut();
@@ -99,6 +106,9 @@ pub(super) fn preflight(headers: &HeaderMap) -> Response {
     answer.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     if let Some(wanted) = headers.get(ACCESS_CONTROL_REQUEST_HEADERS) {
         answer.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+    if headers.contains_key(REQUEST_PRIVATE_NETWORK) && reader(headers, trusted).is_some() {
+        answer.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
     }
     response
 }

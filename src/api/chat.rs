@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 use serde_json::json;
 use utoipa::ToSchema;
-use utoipa::openapi::{ObjectBuilder, Schema};
 
 use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
 use super::body::Asked;
@@ -58,23 +57,6 @@ struct ChatStreamEvent {
     data: String,
 }
 
-/// A chat in a batch.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its documentation is used")]
-struct BatchedChat {
-    #[serde(flatten)]
-    chat: ChatRequest,
-    #[schema(schema_with = not_streamed)]
-    stream: Option<bool>,
-}
-
-fn not_streamed() -> Schema {
-    let schema = ObjectBuilder::new()
-        .description(Some("A batch is not streamed."))
-        .enum_values(Some([json!(false), json!(null)]));
-    schema.build().into()
-}
-
 /// What fails before its first text is answered as any failure; later, it is the last event.
 async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
     let share = mem::take(&mut asked.share);
@@ -102,7 +84,7 @@ async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Resp
     path = "/batch/chat",
     tag = "generation",
     request_body(
-        content = BatchRequest<BatchedChat>,
+        content = BatchRequest<ChatRequest>,
         example = json!({"requests": [
             {"prompt": "Why is the sky blue?", "system_prompt": "Answer in one sentence."},
             {"prompt": "Why is the sea salty?", "system_prompt": "Answer in one sentence."}

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::RETRY_AFTER;
-use http::{HeaderValue, StatusCode};
+use http::header::{ACCEPT_ENCODING, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::encoding::TAKEN as ENCODINGS;
 use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
 use crate::gemini::{self, ErrorKind, Scope};
@@ -37,6 +38,8 @@ pub(super) struct ApiError {
     semaphore: Option<Box<SemaphoreStatus>>,
     retryable: bool,
     retry_after: Option<Duration>,
+    /// Whether it is about how the body is compressed.
+    about_encoding: bool,
 }
 
 /// The body of every failure.
@@ -81,7 +84,15 @@ pub(super) struct FieldError {
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let detail = Detail::Text(detail.into());
-        Self { status, code, detail, semaphore: None, retryable: false, retry_after: None }
+        Self {
+            status,
+            code,
+            detail,
+            semaphore: None,
+            retryable: false,
+            retry_after: None,
+            about_encoding: false,
+        }
     }
 
     fn retryable(self, retry_after: Option<Duration>) -> Self {
@@ -128,7 +139,7 @@ impl ApiError {
     /// A page of another origin may not spend the server's key.
     pub(super) fn cross_site() -> Self {
         let detail = "A browser sent this request for a page of another origin, which may not \
-                      spend the server's key. Bring a key, or add the origin to CORS_ORIGINS.";
+                      spend the server's key. Bring a key, or name the origin in CORS_ORIGINS.";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 
@@ -166,14 +177,21 @@ impl ApiError {
 
     pub(super) fn unusable_key() -> Self {
         let path = vec!["credentials".into(), "gemini_api_key".into()];
-        let message = "An API key is one word of visible ASCII characters".to_owned();
+        let message = "An API key is one word of at most 8192 visible ASCII characters".to_owned();
         Self::invalid(vec![InvalidField { path, kind: "api_key", message }])
     }
 
     /// A key beside the body that cannot be one.
     pub(super) fn unusable_relayed_key() -> Self {
-        let detail = "An API key is one word of visible ASCII characters.";
+        let detail = "An API key is one word of at most 8192 visible ASCII characters.";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// Different keys beside the body, of which Gemini would take none.
+    pub(super) fn several_keys() -> Self {
+        let detail = "The request brings different keys in several places. Send one: as \
+                      'x-goog-api-key', as a bearer token, or as '?key='.";
+        Self::new(StatusCode::BAD_REQUEST, "multiple_credentials", detail)
     }
 
     /// A path that leads nowhere at Gemini, or that cannot be told where it leads.
@@ -244,9 +262,46 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 
-    /// A body that is compressed, so that nobody here can tell what it costs.
-    pub(super) fn encoded_body() -> Self {
-        let detail = "The body must not be compressed: send it without 'Content-Encoding'.";
+    /// A body in an encoding that is not taken.
+    pub(super) fn unknown_encoding() -> Self {
+        let detail = format!(
+            "The body's 'Content-Encoding' is not taken: send it without one, or in one of \
+             {ENCODINGS}."
+        );
+        let code = "unsupported_media_type";
+        let failure = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, detail);
+        Self { about_encoding: true, ..failure }
+    }
+
+    /// A body that is not of the encoding that it is said to be of.
+    pub(super) fn not_decoded(coding: &str) -> Self {
+        let detail =
+            format!("The body is not {coding}, as its 'Content-Encoding' says, or broken.");
+        Self::new(StatusCode::BAD_REQUEST, "body_not_decoded", detail)
+    }
+
+    /// A body that was not decoded in time.
+    pub(super) fn not_decoded_in_time(unfinished: Unfinished) -> Self {
+        match unfinished {
+            Unfinished::Deadline => Self::request_timeout(),
+            Unfinished::TooLong(limit) => {
+                let detail = format!("The body takes longer than {limit:?} to decode.");
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+            }
+            Unfinished::Panicked => Self::internal(),
+        }
+    }
+
+    /// A body that becomes so many times larger that it can only be meant to fill memory.
+    pub(super) fn expands_too_much(ratio: usize) -> Self {
+        let detail = format!("The body becomes more than {ratio} times larger when it is decoded.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
+    /// A form in place of JSON.
+    pub(super) fn is_form() -> Self {
+        let detail = "The body is a form (multipart/form-data). It must be JSON here, sent with \
+                      'Content-Type: application/json'.";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 
@@ -376,6 +431,14 @@ impl ApiError {
         Self { retryable, retry_after, ..failure }
     }
 
+    /// The headers of the answer, on every surface. Source for the encodings: RFC 9110, section
+    /// 12.5.3.
+    fn headers(&self) -> HeaderMap {
+        let wait = self.retry_after.map(|wait| (RETRY_AFTER, whole_seconds(wait)));
+        let encodings = (ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS));
+        wait.into_iter().chain(self.about_encoding.then_some(encodings)).collect()
+    }
+
     /// The word for the failure.
     pub(super) fn code(&self) -> &'static str {
         self.code
@@ -432,13 +495,10 @@ impl From<Failure> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let headers = self.headers();
         let body =
             Json(ErrorBody { detail: self.detail, code: self.code, semaphore: self.semaphore });
-        let mut response = (self.status, body).into_response();
-        if let Some(wait) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
-        }
-        response
+        (self.status, headers, body).into_response()
     }
 }
 

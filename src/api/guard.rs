@@ -33,7 +33,7 @@ pub(super) async fn guard(
     let mut response = if let Some(refusal) = refusal(&request) {
         refusal
     } else if browser::is_preflight(request.method(), request.headers()) {
-        browser::preflight(request.headers())
+        browser::preflight(request.headers(), trusted)
     } else {
         next.run(request).await
     };
@@ -46,10 +46,9 @@ pub(super) async fn guard(
 }
 
 /// The answer to what is no request in HTTP, or has a method that no path takes. TRACE would show a
-/// client the key that the server adds. Source for the host: RFC 9112, section 3.2.
+/// client the key that the server adds.
 fn refusal(request: &Request) -> Option<Response> {
-    let hosts = request.headers().get_all(HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+    if !has_one_host(request) {
         return Some(ApiError::invalid_host().into_response());
     }
     if is_known(request.method()) {
@@ -58,6 +57,17 @@ fn refusal(request: &Request) -> Option<Response> {
     let mut refusal = ApiError::method_not_allowed().into_response();
     refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
     Some(refusal)
+}
+
+/// Whether it is clear which host a request is for. Since HTTP/1.1 a request names one, without a
+/// user. Source: RFC 9112, section 3.2; RFC 9113, section 8.3.1.
+fn has_one_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => !host.as_bytes().contains(&b'@'),
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
 }
 
 fn is_known(method: &Method) -> bool {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,11 +16,12 @@ use super::auth::Admin;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{AdminFailures, BodyFailures};
+use super::path::Names;
 use super::semaphores::{SemaphoreStatus, registered};
 use super::whole::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
-use crate::limits::{Lease, LeaseTerms, Leases, NoLease, Semaphore, SemaphoreId};
+use crate::limits::{Lease, LeaseTerms, Leases, NoLease, SemaphoreId};
 
 /// The longest holder and the longest idempotency key, in characters.
 const MAX_TEXT: usize = 128;
@@ -120,9 +120,9 @@ impl From<Lease> for LeaseStatus {
 pub(super) async fn list_leases(
     _: Admin,
     State(gateway): State<Gateway>,
-    id: Result<Path<String>, PathRejection>,
+    Names(id): Names<String>,
 ) -> Result<Json<LeaseList>, ApiError> {
-    let (_, semaphore) = semaphore(&gateway, id).await?;
+    let (_, semaphore) = registered(&gateway, &id).await?;
     let leases = gateway.door.store().leases(&semaphore).await?;
     let leases: Vec<_> = leases.into_iter().map(Into::into).collect();
     Ok(Json(LeaseList { count: leases.len(), leases }))
@@ -159,11 +159,11 @@ pub(super) async fn list_leases(
 pub(super) async fn take_lease(
     _: Admin,
     State(gateway): State<Gateway>,
-    id: Result<Path<String>, PathRejection>,
+    Names(id): Names<String>,
     JsonBody(request): JsonBody<LeaseRequest>,
 ) -> Result<(StatusCode, Json<LeaseStatus>), ApiError> {
     let (terms, wait) = request.check()?;
-    let (id, semaphore) = semaphore(&gateway, id).await?;
+    let (id, semaphore) = registered(&gateway, &id).await?;
     let key = request.idempotency_key.as_deref();
     let asked = gateway.leases.acquire(id.clone(), &semaphore, terms, key, wait).await;
     let (lease, new) = asked.map_err(|reason| match reason {
@@ -201,7 +201,7 @@ pub(super) async fn take_lease(
 pub(super) async fn renew_lease(
     _: Admin,
     State(gateway): State<Gateway>,
-    ids: Result<Path<(String, String)>, PathRejection>,
+    Names((semaphore_id, lease_id)): Names<(String, String)>,
     body: Option<JsonBody<RenewalRequest>>,
 ) -> Result<Json<LeaseStatus>, ApiError> {
     let JsonBody(RenewalRequest { ttl_seconds }) = body.unwrap_or_default();
@@ -210,7 +210,6 @@ pub(super) async fn renew_lease(
     if !faults.is_empty() {
         return Err(ApiError::invalid(faults));
     }
-    let Path((semaphore_id, lease_id)) = ids.map_err(|_| ApiError::not_found())?;
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
     let renewed = gateway.door.store().renew_lease(&id, &lease_id, ttl).await?;
@@ -238,9 +237,8 @@ pub(super) async fn renew_lease(
 pub(super) async fn release_lease(
     _: Admin,
     State(gateway): State<Gateway>,
-    ids: Result<Path<(String, String)>, PathRejection>,
+    Names((semaphore_id, lease_id)): Names<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let Path((semaphore_id, lease_id)) = ids.map_err(|_| ApiError::not_found())?;
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
     gateway.door.store().release_lease(&id, &lease_id).await?.map_err(|_| unknown())?;
@@ -249,16 +247,6 @@ pub(super) async fn release_lease(
 
 fn one() -> i64 {
     1
-}
-
-/// The semaphore that a path names.
-async fn semaphore(
-    gateway: &Gateway,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<(SemaphoreId, Arc<dyn Semaphore>), ApiError> {
-    // What is no text once it is decoded is nobody's name.
-    let Path(id) = id.map_err(|_| ApiError::not_found())?;
-    registered(gateway, &id).await
 }
 
 impl LeaseRequest {

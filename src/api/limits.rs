@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use futures_util::future::try_join_all;
 use http::StatusCode;
 use serde::{Serialize, Serializer};
@@ -16,10 +15,11 @@ use utoipa::{PartialSchema, ToSchema};
 use super::auth::Admin;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::AdminFailures;
+use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, OutOfReach, PerKind, Planned, QuotaKind, QuotaUsage, Semaphore as _,
-    Source, Standing,
+    Account, AdaptiveLimit, OutOfReach, PerKind, Planned, QuotaKind, QuotaUsage, Refused,
+    RefusedHere, Semaphore as _, Source, Standing,
 };
 
 /// How many keys and models are shown.
@@ -56,6 +56,8 @@ struct AccountStatus {
     /// For how many more seconds nothing is sent because Gemini refused a call; null where it did
     /// not.
     paused_for_seconds: Option<f64>,
+    /// Why calls are refused here without asking Gemini; null where they are not.
+    refused: Option<RefusedStatus>,
     concurrency: AdaptiveStatus,
 }
 
@@ -79,6 +81,30 @@ impl PartialSchema for QuotaStatuses {
 }
 
 impl ToSchema for QuotaStatuses {}
+
+/// Calls that are refused here because Gemini refused one for good: each process finds out by
+/// itself.
+#[derive(Debug, Serialize, ToSchema)]
+struct RefusedStatus {
+    /// `refusing` until the next call is let through, to find out whether Gemini still refuses;
+    /// `probe_due` when the next one that comes is.
+    state: RefusedState,
+    /// The code that calls are refused with.
+    #[schema(value_type = String, example = "account_unfunded")]
+    code: &'static str,
+    /// When Gemini refused the first of them.
+    #[schema(format = DateTime, example = "2026-12-01T12:00:00.000Z")]
+    since: String,
+    /// In how many seconds the next call is let through; 0 where the next one that comes is.
+    next_probe_in_seconds: f64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum RefusedState {
+    Refusing,
+    ProbeDue,
+}
 
 /// One quota.
 #[derive(Debug, Serialize, ToSchema)]
@@ -125,6 +151,7 @@ impl AccountStatus {
             waiting: usage.waiting,
             next_slot_in_seconds: usage.next_free_in.map(milliseconds),
             paused_for_seconds: usage.paused_for.map(milliseconds),
+            refused: account.refused_here().map(RefusedStatus::of),
             concurrency: AdaptiveStatus::of(account.concurrency()),
         })
     }
@@ -134,6 +161,17 @@ impl QuotaStatus {
     fn of(planned: Option<Planned>, usage: QuotaUsage) -> Self {
         let QuotaUsage { limit, used, reserved } = usage;
         Self { limit, source: planned.map(|planned| planned.source), used, reserved }
+    }
+}
+
+impl RefusedStatus {
+    fn of(refused: RefusedHere) -> Self {
+        let RefusedHere { reason, since, next_probe_in } = refused;
+        let state =
+            if next_probe_in.is_zero() { RefusedState::ProbeDue } else { RefusedState::Refusing };
+        let code = ApiError::from(Refused::from(reason)).code();
+        let since = format!("{since:.3}");
+        Self { state, code, since, next_probe_in_seconds: milliseconds(next_probe_in) }
     }
 }
 
@@ -193,9 +231,8 @@ pub(super) async fn list_limits(
 pub(super) async fn reset_limits(
     _: Admin,
     State(gateway): State<Gateway>,
-    account: Result<Path<(String, String)>, PathRejection>,
+    Names((key, model)): Names<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let Path((key, model)) = account.map_err(|_| ApiError::not_found())?;
     if gateway.door.accounts().forget(&key, &model) {
         Ok(StatusCode::NO_CONTENT)
     } else {

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,6 +12,7 @@ use super::auth::Admin;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{AdminFailures, BodyFailures};
+use super::path::Names;
 use super::whole::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
@@ -128,10 +128,8 @@ pub(super) async fn register_semaphore(
 pub(super) async fn delete_semaphore(
     _: Admin,
     State(gateway): State<Gateway>,
-    semaphore_id: Result<Path<String>, PathRejection>,
+    Names(semaphore_id): Names<String>,
 ) -> Result<StatusCode, ApiError> {
-    // What is no text once it is decoded is nobody's name.
-    let Path(semaphore_id) = semaphore_id.map_err(|_| ApiError::not_found())?;
     let deleted = match SemaphoreId::parse(&semaphore_id) {
         Ok(id) => gateway.door.store().delete(&id).await?,
         Err(_) => false,

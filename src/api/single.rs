@@ -60,8 +60,11 @@ pub(super) async fn admitted<G: Generation>(
 
 /// The failure of a call, which it tells the log.
 pub(super) fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
-    let error = ApiError::from(failure.into());
-    tracing::warn!(kind = call.kind, model = %call.route.model(), code = error.code(), "no answer");
+    let failure = failure.into();
+    let cause = failure.cause();
+    let error = ApiError::from(failure);
+    let (model, code) = (call.route.model(), error.code());
+    tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
     error
 }
 

@@ -1,45 +1,93 @@
 //! The admin key.
 
 use std::iter;
+use std::sync::{Arc, LazyLock};
 
-use http::HeaderValue;
-use secrecy::{ExposeSecret, SecretString};
+use http::{HeaderName, HeaderValue};
+use memchr::memmem;
+use rustls::crypto::ring::default_provider;
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::gemini::ApiKey;
+use crate::gemini::{ApiKey, spellings};
+
+/// The fewest characters of a key that is looked for within words. A shorter one is a word, such as
+/// `admin`, and is a part of many others.
+const MIN_PART: usize = 8;
+
+/// The fewest characters of a key that is looked for in texts for a model, which may well have
+/// shorter ones in them.
+const MIN_IN_TEXT: usize = 16;
 
 /// What separates the words of a text, where the key has no such character in it.
 const SEPARATORS: &[u8] = b" \t\r\n\0,;:'\"`()<>[]{}=/\\|&?!@#$%*+^";
 
-/// The secret that makes a caller the administrator.
+/// The secret that makes a caller the administrator. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AdminKey(SecretString);
+pub struct AdminKey(Arc<Spelled>);
+
+#[derive(Debug)]
+struct Spelled {
+    key: SecretString,
+    /// How the key may be spelled within other words; none where it is short.
+    parts: Vec<Part>,
+    /// The same in lower case, as in names of headers.
+    in_names: Vec<Part>,
+}
 
 impl AdminKey {
     /// Keeps a secret.
     pub fn new(key: impl Into<SecretString>) -> Self {
-        Self(key.into())
+        let key = key.into();
+        let is_long = key.expose_secret().len() >= MIN_PART;
+        let spellings =
+            if is_long { spellings(key.expose_secret().as_bytes()) } else { Vec::new() };
+        let in_names = spellings.iter().map(|part| Part::new(part.to_ascii_lowercase())).collect();
+        let parts = spellings.into_iter().map(Part::new).collect();
+        Self(Arc::new(Spelled { key, parts, in_names }))
+    }
+
+    fn expose(&self) -> &str {
+        self.0.key.expose_secret()
     }
 
     /// The key as a header carries it, which does not show in its `Debug`; `None` where no header
     /// can.
     pub fn header(&self) -> Option<HeaderValue> {
-        let mut header = HeaderValue::from_str(self.0.expose_secret()).ok()?;
+        let mut header = HeaderValue::from_str(self.expose()).ok()?;
         header.set_sensitive(true);
         Some(header)
     }
 
     /// Compares without telling by the time it takes how much of a guess was right.
     pub fn matches(&self, candidate: &[u8]) -> bool {
-        self.0.expose_secret().as_bytes().ct_eq(candidate).into()
+        self.expose().as_bytes().ct_eq(candidate).into()
     }
 
     /// Whether the key stands in a text: as the whole text, as one of its words (`Token KEY`), or
     /// as what a word gives a value to (`session=KEY; path=/`). White space around it does not
-    /// count. Takes constant time for each candidate, as [`AdminKey::matches`] does.
+    /// count. A key of 8 characters or more is found within words too, also in base64. The time
+    /// that it takes does not tell how much of a guess was right.
     pub fn is_in(&self, text: &[u8]) -> bool {
-        let key = self.0.expose_secret().as_bytes();
+        self.is_word_of(text) || self.0.parts.iter().any(|part| part.is_in(text))
+    }
+
+    /// Whether the key stands in the name of a header, which is in lower case.
+    pub fn is_in_name(&self, name: &HeaderName) -> bool {
+        let name = name.as_str().as_bytes();
+        self.0.in_names.iter().any(|part| part.is_in(name))
+    }
+
+    /// Whether the key stands as it is in a long text. One of fewer than 16 characters is not
+    /// looked for.
+    pub fn is_in_long_text(&self, text: &[u8]) -> bool {
+        let key = self.expose().as_bytes();
+        key.len() >= MIN_IN_TEXT && memmem::find(text, key).is_some()
+    }
+
+    fn is_word_of(&self, text: &[u8]) -> bool {
+        let key = self.expose().as_bytes();
         let words = || text.split(|byte| SEPARATORS.contains(byte) && !key.contains(byte));
         let values = words().filter_map(|word| {
             let equals = word.iter().position(|byte| *byte == b'=')?;
@@ -51,17 +99,68 @@ impl AdminKey {
     /// The key as one that must not appear in the log; `None` where it has white space or
     /// characters beyond ASCII in it.
     pub fn secret(&self) -> Option<ApiKey> {
-        ApiKey::new(self.0.expose_secret()).ok()
+        ApiKey::new(self.expose()).ok()
     }
 
     /// The SHA-256 of the key, to derive other keys from.
     pub fn sha256(&self) -> [u8; 32] {
-        Sha256::digest(self.0.expose_secret()).into()
+        Sha256::digest(self.expose()).into()
     }
+}
+
+/// A spelling of the key that is looked for within words, as Rabin and Karp do: only where the hash
+/// is right are bytes compared. The hash has a base that is this process's own, so that nobody can
+/// tell from the time it takes where a guess has one.
+#[derive(Debug)]
+struct Part {
+    bytes: SecretSlice<u8>,
+    hash: SecretSlice<u64>,
+    /// What the first byte of a window counts in its hash.
+    weight: u64,
+}
+
+impl Part {
+    fn new(bytes: Vec<u8>) -> Self {
+        let weight = bytes.iter().skip(1).fold(1, |weight: u64, _| weight.wrapping_mul(base()));
+        let hash = vec![hash(&bytes)].into();
+        Self { bytes: bytes.into(), hash, weight }
+    }
+
+    fn is_in(&self, text: &[u8]) -> bool {
+        let (bytes, wanted) = (self.bytes.expose_secret(), self.hash.expose_secret()[0]);
+        let Some(first) = text.get(..bytes.len()) else { return false };
+        let mut current = hash(first);
+        if current == wanted && bool::from(bytes.ct_eq(first)) {
+            return true;
+        }
+        text.windows(bytes.len() + 1).any(|window| {
+            let gone = u64::from(window[0]).wrapping_mul(self.weight);
+            let come = u64::from(window[bytes.len()]);
+            current = current.wrapping_sub(gone).wrapping_mul(base()).wrapping_add(come);
+            current == wanted && bool::from(bytes.ct_eq(&window[1..]))
+        })
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |hash: u64, byte| hash.wrapping_mul(base()).wrapping_add(u64::from(*byte)))
+}
+
+/// An odd number, so that each byte counts in all of a hash.
+fn base() -> u64 {
+    static BASE: LazyLock<u64> = LazyLock::new(|| {
+        let mut base = [0; 8];
+        default_provider().secure_random.fill(&mut base).expect("the system has random bytes");
+        u64::from_ne_bytes(base) | 1
+    });
+    *BASE
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD_NO_PAD;
+
     use super::*;
 
     #[test]
@@ -97,5 +196,29 @@ mod tests {
             assert!(AdminKey::new("a-b_c.d").is_in(text.as_bytes()), "{text}");
         }
         assert!(!AdminKey::new("admin").is_in(b"files/admin-7, my.admin"));
+    }
+
+    #[test]
+    fn a_long_admin_key_is_found_within_words_and_in_base64() {
+        let key = AdminKey::new("The-Admin-Key");
+        let encoded = ["", "a", "ab"]
+            .map(|before| BASE64_STANDARD_NO_PAD.encode(format!("{before}The-Admin-Key")));
+        for text in ["xThe-Admin-Key", "The-Admin-KeyThe", "..The-Admin-Key.."] {
+            assert!(key.is_in(text.as_bytes()), "{text}");
+        }
+        for text in encoded {
+            assert!(key.is_in(text.as_bytes()), "{text}");
+        }
+        for text in ["", "The-Admin-Ke", "the-admin-key", "The-Admin-Kex", "The-Admin-KThe-Admin"] {
+            assert!(!key.is_in(text.as_bytes()), "{text}");
+        }
+        for (name, is_in) in [("x-the-admin-key", true), ("the-admin-key-", true), ("x-the", false)]
+        {
+            assert_eq!(key.is_in_name(&HeaderName::from_static(name)), is_in, "{name}");
+        }
+        assert!(!key.is_in_long_text(b"The-Admin-Key"), "it may be a word of the text");
+        let long = AdminKey::new("a-longer-admin-key");
+        assert!(long.is_in_long_text(b"{\"text\":\"my a-longer-admin-key\"}"));
+        assert!(!long.is_in_long_text(b"a-longer-admin-ke"));
     }
 }

@@ -28,22 +28,26 @@ impl FromStr for FallbackScope {
     }
 }
 
-/// The origins whose web pages may read answers and spend the server's key.
+/// The origins whose web pages may read answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// Every origin.
+    /// Every origin. Its pages need a key of their own: any page that somebody on this network looks
+    /// at could spend the server's otherwise.
     Any,
-    /// These, none of them by default, each as a browser writes it in `Origin`.
+    /// These, none of them by default, each as a browser writes it in `Origin`. Their pages may
+    /// spend the server's key too, as any other client.
     These(Vec<HeaderValue>),
 }
 
 impl CorsOrigins {
-    /// Whether pages of an origin are trusted.
+    /// Whether pages of an origin may read answers.
     pub fn allow(&self, origin: &HeaderValue) -> bool {
-        match self {
-            Self::Any => true,
-            Self::These(origins) => origins.contains(origin),
-        }
+        *self == Self::Any || self.name(origin)
+    }
+
+    /// Whether pages of an origin may spend the server's key: it is named.
+    pub fn name(&self, origin: &HeaderValue) -> bool {
+        matches!(self, Self::These(origins) if origins.contains(origin))
     }
 
     /// Whether there is an origin to trust.
@@ -106,6 +110,9 @@ mod tests {
         ] {
             assert_eq!(two.allow(&HeaderValue::from_static(origin)), allowed, "{origin}");
         }
+        let evil = HeaderValue::from_static("https://evil.example");
+        let any = origins("*");
+        assert!(any.allow(&evil) && !any.name(&evil), "its pages bring a key of their own");
         for wrong in ["app.example", "https://app.example/", "https://a/b", "*,https://a", "null"] {
             assert_eq!(read("CORS_ORIGINS", wrong).unwrap_err().variable, "CORS_ORIGINS");
         }

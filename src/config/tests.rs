@@ -24,6 +24,55 @@ fn an_empty_value_counts_as_unset() {
 }
 
 #[test]
+fn quotes_around_a_value_are_told_and_the_value_is_not() {
+    for (variable, value) in [
+        ("GEMINI_API_KEY", "\"AIza-secret\""),
+        ("GEMINI_API_KEY", " 'AIza-secret' "),
+        ("GEMINI_API_KEY", "\"AIza-secret"),
+        ("ADMIN_API_KEY", "\"secret\""),
+        ("REDIS_URL", "\"redis://:secret@host\""),
+        ("GEMINI_BASE_URL", "\"https://host.example\""),
+        ("PORT", "'5004'"),
+        ("GEMINI_LIMITS", "\"*:rpm=1000\""),
+        ("GEMINI_KEY_LABELS", "\"\""),
+        ("CORS_ORIGINS", "\"*\""),
+        ("RUST_LOG", "\"info\""),
+        ("ADMIN_API_KEY", "\""),
+    ] {
+        let error = read(&[(variable, value)]).expect_err(variable);
+        assert_eq!(error.variable, variable);
+        assert!(error.to_string().contains("without quotes"), "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+    let config = read(&[("ADMIN_API_KEY", "it's"), ("GEMINI_API_KEY", " AIza \n")]).unwrap();
+    assert!(config.admin_api_key.unwrap().matches(b"it's"));
+    assert!(config.gemini_api_key.is_some(), "white space around a key does not count");
+}
+
+#[test]
+fn a_version_at_the_end_of_the_base_url_is_left_out() {
+    for (written, read_as) in [
+        ("https://g.example", "https://g.example"),
+        ("https://g.example/", "https://g.example"),
+        ("https://g.example/v1beta", "https://g.example"),
+        ("https://g.example/v1/", "https://g.example"),
+        ("https://g.example/v1alpha", "https://g.example"),
+        ("https://g.example/v1beta2", "https://g.example"),
+        ("https://g.example/v1beta/openai/", "https://g.example"),
+        ("https://g.example/v1beta/models", "https://g.example"),
+        ("https://g.example/proxy/v1beta/openai", "https://g.example/proxy"),
+        ("https://g.example/v1/account/gemini", "https://g.example/v1/account/gemini"),
+        ("https://g.example/openai", "https://g.example/openai"),
+        ("https://g.example/v1x", "https://g.example/v1x"),
+        ("https://v1", "https://v1"),
+        ("http://v1/openai", "http://v1/openai"),
+    ] {
+        let config = read(&[("GEMINI_BASE_URL", written)]).unwrap();
+        assert_eq!(config.base_url, read_as, "{written}");
+    }
+}
+
+#[test]
 fn a_wrong_value_names_the_variable_and_what_was_expected() {
     for (variable, value) in [
         ("GEMINI_CONCURRENCY_LIMIT", "0"),

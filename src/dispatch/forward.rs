@@ -10,9 +10,11 @@ use http::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
-use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, reported};
-use crate::gemini::{ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner};
-use crate::limits::{Admission, Underway};
+use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, counts_as, reported, settle};
+use crate::gemini::{
+    ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner, Watch,
+};
+use crate::limits::{Admission, Door, NamedBy, Underway};
 use crate::metrics::Metrics;
 
 /// The body of an answer under way. It holds the call's slots until its last byte, and gives them
@@ -112,14 +114,24 @@ impl Dispatcher {
             timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
         match result {
             Ok(response) => {
-                self.counts_as(&underway, response.body().model_version().as_ref());
-                let usage = UsageScanner::new(request.surface);
-                let metrics = Arc::clone(&self.metrics);
-                let passage = Passage { underway, call: call.clone(), sent, usage, metrics };
+                self.projects.prove(&call.route.key);
+                let named = response.body().model_version(request.surface);
+                counts_as(&self.door, &underway, named.as_ref(), NamedBy::Answer);
+                let watch = Watch::of(response.headers(), request.streams);
+                let passage = Passage {
+                    underway,
+                    call: call.clone(),
+                    sent,
+                    usage: UsageScanner::new(request.surface),
+                    is_read: request.is_read,
+                    watch: watch.filter(|_| !request.is_read).map(Box::new),
+                    door: Arc::clone(&self.door),
+                    metrics: Arc::clone(&self.metrics),
+                };
                 Ok(Ok(response.map(|body| Forwarded::new(body, passage))))
             }
             Err(rejected) => {
-                self.settle(underway, &rejected.error);
+                settle(&self.door, underway, &rejected.error);
                 let ended = self.ended(call, sent, &rejected.error);
                 ended.record(&self.metrics, call, sent, Usage::default());
                 match ended {
@@ -137,34 +149,96 @@ struct Passage {
     call: Call,
     sent: Instant,
     usage: UsageScanner,
+    /// Whether whoever reads the answer says what it was.
+    is_read: bool,
+    /// What tells it by what passes, where that can be told.
+    watch: Option<Box<Watch>>,
+    door: Arc<Door>,
     metrics: Arc<Metrics>,
 }
 
 impl Passage {
+    fn scan(&mut self, bytes: &[u8]) {
+        self.usage.scan(bytes);
+        if let Some(watch) = &mut self.watch {
+            watch.scan(bytes);
+        }
+    }
+
     fn end(self, ended: &Ended<'_>) {
         let usage = self.usage.usage().unwrap_or_default();
         match ended {
             Ended::Answered => self.underway.answered(reported(usage)),
-            // What Gemini has said of the cost by then stands, and else the estimate.
+            Ended::BrokenOff(error) | Ended::Failed(error) => {
+                // What Gemini has said of the cost by then stands.
+                let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
+                let error = Error { usage, accepted_model, ..Error::clone(error) };
+                settle(&self.door, self.underway, &error);
+            }
             _ if usage.prompt_tokens > 0 => self.underway.answered(reported(usage)),
             _ => drop(self.underway),
         }
         ended.record(&self.metrics, &self.call, self.sent, usage);
+    }
+
+    /// The last byte has passed.
+    fn end_whole(mut self) {
+        let Some(mut watch) = self.watch.take() else { return self.end(&Ended::Answered) };
+        let (kind, model) = (self.call.kind, self.call.route.model().clone());
+        match watch.end() {
+            Ok(()) => self.end(&Ended::Answered),
+            Err(error) => {
+                let code = error.kind.code();
+                tracing::warn!(kind, %model, code, "the stream failed: {error}");
+                self.end(&Ended::BrokenOff(error));
+            }
+        }
+        let strays = watch.strays();
+        if strays > 0 {
+            tracing::warn!(kind, %model, strays, "the stream has lines that are not Gemini's");
+        }
+    }
+
+    /// Nobody reads on. An error that has come is told all the same.
+    fn end_unread(self) {
+        match &self.watch {
+            Some(watch) if watch.error().is_some() => self.end_whole(),
+            _ => self.end(&Ended::Cancelled),
+        }
     }
 }
 
 impl Forwarded {
     /// What is whole has cost what it cost, and holds nothing any more.
     fn new(body: Held, mut passage: Passage) -> Self {
-        let Some(whole) = body.whole() else { return Self { body, passage: Some(passage) } };
-        passage.usage.scan(whole);
-        passage.end(&Ended::Answered);
-        Self { body, passage: None }
+        match body.whole() {
+            Some(whole) if !passage.is_read => {
+                passage.scan(whole);
+                passage.end_whole();
+                Self { body, passage: None }
+            }
+            _ => Self { body, passage: Some(passage) },
+        }
+    }
+
+    /// Whoever reads the answer says what it was: from here on it holds nothing.
+    pub fn settle(&mut self, read: Result<(), &Error>) {
+        match read {
+            Ok(()) => self.end(&Ended::Answered),
+            Err(error) => self.end(&Ended::BrokenOff(error)),
+        }
     }
 
     fn end(&mut self, ended: &Ended<'_>) {
         if let Some(passage) = self.passage.take() {
             passage.end(ended);
+        }
+    }
+
+    /// The last byte has come.
+    fn end_whole(&mut self) {
+        if let Some(passage) = self.passage.take_if(|passage| !passage.is_read) {
+            passage.end_whole();
         }
     }
 }
@@ -181,15 +255,15 @@ impl Body for Forwarded {
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(data), Some(passage)) = (frame.data_ref(), &mut self.passage) {
-                    passage.usage.scan(data);
+                    passage.scan(data);
                 }
                 // A body of known length is not asked for more.
                 if self.body.is_end_stream() {
-                    self.end(&Ended::Answered);
+                    self.end_whole();
                 }
             }
             Some(Err(error)) => self.end(&Ended::BrokenOff(error)),
-            None => self.end(&Ended::Answered),
+            None => self.end_whole(),
         }
         Poll::Ready(frame)
     }
@@ -205,6 +279,8 @@ impl Body for Forwarded {
 
 impl Drop for Forwarded {
     fn drop(&mut self) {
-        self.end(&Ended::Cancelled);
+        if let Some(passage) = self.passage.take() {
+            passage.end_unread();
+        }
     }
 }

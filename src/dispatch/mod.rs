@@ -3,8 +3,10 @@
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
 mod forward;
+mod projects;
 mod retry;
 mod sending;
+mod settle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +17,19 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
-    Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Period, Quantity, Refusal,
-    Scope, Secrets, TokenEstimator, Usage, Violation, warn_of_retirement,
+    Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Scope, Secrets, TokenEstimator,
+    warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, QuotaKind, Quotas, Refused,
-    Resource, Semaphore, Turn, Turnstile, Underway, Window,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Resource,
+    Semaphore, Turn, Turnstile, Underway,
 };
-use crate::metrics::{Answered, Metrics};
+use crate::metrics::Metrics;
 
 pub use forward::{Forwarded, Unanswered};
+use projects::Projects;
 use retry::Attempts;
+use settle::{Ended, counts_as, reported, settle};
 
 pub use retry::RetryPolicy;
 pub use sending::{ClientFault, Sending};
@@ -37,6 +41,7 @@ pub struct Dispatcher {
     door: Arc<Door>,
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
+    projects: Arc<Projects>,
 }
 
 /// Whose key pays for calls to which model, and where they wait for it.
@@ -84,10 +89,26 @@ pub enum Failure {
     },
 }
 
+impl From<Error> for Failure {
+    /// The failure for an answer that came and cannot be used.
+    fn from(error: Error) -> Self {
+        let retry_after = retry_after(&error);
+        Self::upstream(error, retry_after)
+    }
+}
+
 impl Failure {
     /// The failure for a call to which Gemini did not give an answer.
     pub(crate) fn upstream(error: Error, retry_after: Option<Duration>) -> Self {
         Self::Upstream { error: Box::new(error), retry_after }
+    }
+
+    /// What lies behind it, for the log only.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Upstream { error, .. } => error.cause(),
+            Self::Refused(_) | Self::DeadlineExceeded => None,
+        }
     }
 }
 
@@ -116,7 +137,7 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, door, metrics, policy }
+        Self { client, door, metrics, policy, projects: Arc::default() }
     }
 
     /// The same, with connections of its own and everything else in common.
@@ -126,6 +147,7 @@ impl Dispatcher {
             door: Arc::clone(&self.door),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
+            projects: Arc::clone(&self.projects),
         }
     }
 
@@ -147,7 +169,7 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().of(key.sha256(), model.shared());
+        let account = self.door.accounts().of(&self.projects.payer(&key), model.shared());
         self.route_for(account, place, key, model, semaphore)
     }
 
@@ -161,7 +183,8 @@ impl Dispatcher {
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().apart(key.sha256(), model.as_str(), name);
+        let payer = self.projects.payer(&key);
+        let account = self.door.accounts().apart(&payer, model.as_str(), name);
         self.route_for(account, place, key, model, semaphore)
     }
 
@@ -260,6 +283,7 @@ impl Dispatcher {
         tracing::debug!(
             attempt = attempts.failed,
             code = error.kind.code(),
+            cause = error.cause(),
             "the call will be sent again"
         );
         self.metrics.retried(call.kind, error.kind.code());
@@ -302,10 +326,11 @@ impl Dispatcher {
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
             Ok(answer) => {
-                self.counts_as(&underway, answer.model_version.as_ref());
+                self.projects.prove(key);
+                counts_as(&self.door, &underway, answer.model_version.as_ref(), NamedBy::Answer);
                 underway.answered(reported(usage));
             }
-            Err(error) => self.settle(underway, error),
+            Err(error) => settle(&self.door, underway, error),
         }
         let ended = match &result {
             Ok(_) => Ended::Answered,
@@ -313,55 +338,6 @@ impl Dispatcher {
         };
         ended.record(&self.metrics, call, sent, usage);
         if matches!(ended, Ended::Overdue) { Err(Failure::DeadlineExceeded) } else { Ok(result) }
-    }
-
-    /// Tells the limits what became of a call that failed.
-    fn settle(&self, call: Underway, error: &Error) {
-        match &error.kind {
-            ErrorKind::RateLimited(refusal) => self.refuse(call, refusal),
-            ErrorKind::Unfunded => call.unfunded(),
-            ErrorKind::Overloaded(_) => call.overloaded(),
-            ErrorKind::Connection => call.unsent(),
-            // Gemini took the call up, though nothing came of it that could be used.
-            _ if error.accepted_model => call.answered(reported(error.usage)),
-            ErrorKind::InvalidKey
-            | ErrorKind::PermissionDenied
-            | ErrorKind::ModelNotFound
-            | ErrorKind::InvalidRequest => call.declined(),
-            // It may have run, and counts as spent: the estimate stands.
-            _ => drop(call),
-        }
-    }
-
-    fn refuse(&self, call: Underway, refusal: &Refusal) {
-        // Google names one model a refusal; a few are looked at, however many there are.
-        let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
-        for model in named.filter_map(|name| Model::parse(name).ok()) {
-            self.counts_as(&call, Some(&model));
-        }
-        let named = named_quotas(refusal);
-        let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
-        match refusal.scope {
-            Scope::Load => call.overloaded(),
-            Scope::PerMinute => call.refused(Instant::now() + wait, named),
-            Scope::PerDay => call.refused_for_the_day(named),
-            Scope::NoQuota => call.without_quota(),
-            Scope::Spend => {
-                self.door.accounts().pause_payer(call.account(), Instant::now() + wait);
-                call.refused_alone();
-            }
-            Scope::Other => call.refused_alone(),
-        }
-    }
-
-    /// Gemini counts a call for the model that it names, which may be another than was asked.
-    fn counts_as(&self, call: &Underway, real: Option<&Model>) {
-        let asked = call.account().model();
-        // Tuned models and what is counted apart have quotas of their own.
-        let is_plain = !asked.contains(['/', ':']);
-        if let Some(real) = real.filter(|real| is_plain && real.as_str() != asked) {
-            self.door.accounts().alias(call.account(), real.as_str());
-        }
     }
 
     /// One timer for both: an attempt's time and what is left of the request's.
@@ -375,71 +351,6 @@ impl Dispatcher {
             && error.kind == ErrorKind::Timeout;
         if overdue { Ended::Overdue } else { Ended::Failed(error) }
     }
-}
-
-/// How an attempt ended.
-enum Ended<'a> {
-    /// Gemini answered.
-    Answered,
-    /// The request's time was up before the attempt's was.
-    Overdue,
-    /// The client hung up while the answer was on its way.
-    Cancelled,
-    /// It failed.
-    Failed(&'a Error),
-    /// It failed in the midst of its answer.
-    BrokenOff(&'a Error),
-}
-
-impl Ended<'_> {
-    fn record(&self, metrics: &Metrics, call: &Call, sent: Instant, usage: Usage) {
-        let Route { model, estimator, .. } = &*call.route;
-        let (outcome, accepted) = match self {
-            Self::Answered => ("success", true),
-            Self::Overdue => ("request_timeout", false),
-            Self::Cancelled => ("cancelled", true),
-            Self::Failed(error) => (error.kind.code(), error.accepted_model),
-            Self::BrokenOff(error) => (error.kind.code(), true),
-        };
-        if usage.prompt_tokens > 0 {
-            estimator.learn(call.input, usage.prompt_tokens, usage.cached_tokens);
-        }
-        let kind = call.kind;
-        metrics.answered(Answered { kind, model, accepted, outcome, took: sent.elapsed(), usage });
-    }
-}
-
-/// What a call cost, where Gemini says so.
-fn reported(usage: Usage) -> Option<u64> {
-    (usage.prompt_tokens > 0).then_some(usage.prompt_tokens)
-}
-
-/// The quotas that a refusal names. One of 0 is not taken over: it would keep every later call from
-/// finding out that there is one again.
-fn named_quotas(refusal: &Refusal) -> Quotas {
-    let mut named = Quotas::default();
-    for violation in &refusal.violations {
-        if let Some(kind) = quota_kind(violation) {
-            named[kind] = violation.limit.filter(|limit| *limit > 0).or(named[kind]);
-        }
-    }
-    named
-}
-
-/// The kind of quota that a refusal names, if calls are held to it here.
-fn quota_kind(violation: &Violation) -> Option<QuotaKind> {
-    let resource = match violation.quantity {
-        Quantity::Requests => Resource::Requests,
-        Quantity::InputTokens => Resource::InputTokens,
-        Quantity::Images => Resource::Images,
-        Quantity::Apart | Quantity::Other => return None,
-    };
-    let window = match violation.period {
-        Period::Minute => Window::Minute,
-        Period::Day => Window::Day,
-        Period::Unknown => return None,
-    };
-    QuotaKind::of(resource, window)
 }
 
 /// In how long another attempt can succeed, where Gemini says so.

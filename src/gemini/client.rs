@@ -27,11 +27,17 @@ use hyper_util::{
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
-use super::{Answer, ApiKey, Error, ErrorKind, Model, Secrets, retry_after, status::MAX_ERROR};
+use super::{
+    Answer, ApiKey, Error, ErrorKind, Model, Secrets, Surface, retry_after, status::MAX_ERROR,
+    unreachable,
+};
 use crate::connect::connector;
 
-/// The header that carries the key. Never the query: queries land in logs.
+/// The header that carries a key. Never the query: queries land in logs.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+
+/// The header that says which project an access token charges.
+pub const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
 /// What the service calls itself.
 pub(super) const NAME: HeaderValue =
@@ -175,7 +181,7 @@ impl Client {
         *request.uri_mut() =
             self.base.url(format_args!("/v1beta/{}:generateContent", model.resource()));
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(API_KEY, key.header());
+        key.insert_into(&mut headers, Surface::Gemini);
         headers.insert(ACCEPT_ENCODING, IDENTITY);
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(USER_AGENT, NAME);
@@ -192,7 +198,11 @@ impl Client {
         let response = self.written(request, fence).await?;
         let status = response.status();
         let wait = retry_after::read(response.headers(), Timestamp::now());
+        let content_type = response.headers().get(CONTENT_TYPE).cloned();
         let body = whole(status, response.into_body()).await?;
+        if let Some(error) = Error::foreign(status, content_type.as_ref(), &body) {
+            return Err(error.waiting(wait));
+        }
         let secrets = self.secrets(Some(key));
         match Answer::read(status, &secrets.mask(body)) {
             Ok(answer) => Ok(answer.masked(&secrets)),
@@ -322,11 +332,14 @@ impl Body for Fenced {
 /// The error for an exchange that ended before the head of an answer had come.
 fn broken(error: legacy::Error, written: bool) -> Error {
     let (kind, message) = if error.is_connect() {
-        (ErrorKind::Connection, "no connection to Gemini could be made")
+        let reason = unreachable::reason(&error).map(|reason| format!(": {reason}"));
+        let message = "no connection to Gemini could be made";
+        (ErrorKind::Connection, format!("{message}{}", reason.unwrap_or_default()))
     } else if written {
-        (ErrorKind::BrokenOff, "the connection to Gemini broke before an answer came")
+        (ErrorKind::BrokenOff, "the connection to Gemini broke before an answer came".to_owned())
     } else {
-        (ErrorKind::Connection, "the connection to Gemini broke before the call was written")
+        let message = "the connection to Gemini broke before the call was written";
+        (ErrorKind::Connection, message.to_owned())
     };
     Error { source: Some(Arc::new(error)), ..Error::new(kind, message) }
 }

@@ -2,13 +2,14 @@
 
 use std::{borrow::Cow, mem, sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use super::{
-    Secrets,
+    BoxError, Secrets,
     quota::{LONGEST_SHORTAGE, Refusal, Scope, is_unfunded, retry_after},
     redact::redact_text,
     status::{Detail, Status},
+    unreachable,
     usage::Usage,
 };
 
@@ -128,6 +129,62 @@ impl Error {
         Error::new(ErrorKind::Malformed, "the answer is longer than Gemini's ever are")
     }
 
+    /// The error for a stream that never says that it is at its end. Of `strays` lines in it nobody
+    /// knows what they say, such as a proxy's: they stand where the end should.
+    pub(super) fn without_end(strays: u64) -> Error {
+        if strays > 0 {
+            let message = "Gemini's answer ended in lines that are not Gemini's: it was cut off";
+            return Error::new(ErrorKind::Malformed, message);
+        }
+        let message = "Gemini's answer ended without a finish reason: it was cut off";
+        Error::new(ErrorKind::BrokenOff, message)
+    }
+
+    /// What lies behind it, for the log only: addresses may stand in it. Nothing that Gemini or a
+    /// caller wrote does.
+    pub fn cause(&self) -> Option<String> {
+        // The words of these are always ours.
+        let own =
+            matches!(self.kind, ErrorKind::Connection | ErrorKind::BrokenOff | ErrorKind::Timeout);
+        let own = own.then(|| self.message.clone());
+        let source = self.source.as_deref().map(|source| unreachable::chain(source));
+        let said: Vec<_> = own.into_iter().chain(source).collect();
+        (!said.is_empty()).then(|| said.join(": "))
+    }
+
+    /// The error for a body that Gemini's API does not send, if it is one: a page of a proxy's, of
+    /// Google's front end, or of whatever else answers at a wrong base URL. Nothing of the body is
+    /// told. A status that names the model or the key was not given by something that knows them.
+    pub(super) fn foreign(
+        status: StatusCode,
+        content_type: Option<&HeaderValue>,
+        body: &[u8],
+    ) -> Option<Error> {
+        let start = body.trim_ascii_start().first()?;
+        let content_type = media_type(content_type);
+        let is_json = |content_type: &str| content_type.ends_with("json");
+        if matches!(start, b'{' | b'[')
+            || (*start != b'<' && content_type.as_deref().is_some_and(is_json))
+        {
+            return None;
+        }
+        let came = match content_type.as_deref() {
+            Some(content_type) if !is_json(content_type) => content_type,
+            Some(_) => "a page",
+            None => "something of no type",
+        };
+        let message = format!("Gemini answered {status} with {came} in place of JSON");
+        let source: BoxError = format!("{status} with {came}").into();
+        let error = match status.as_u16() {
+            ..=399 | 401 | 404 | 405 | 407 => {
+                let message = format!("{message}; GEMINI_BASE_URL may lead to something else");
+                Error::new(ErrorKind::Malformed, message)
+            }
+            _ => Error { message, ..Error::from_status(status, &Status::default()) },
+        };
+        Some(Error { source: Some(source.into()), ..error })
+    }
+
     /// Whether the same call may well succeed a while later: a quota that comes back within
     /// minutes, any 5xx and broken connections. Not an attempt that was given up here, nor a
     /// blocked, empty or truncated answer, which cost tokens every time.
@@ -165,17 +222,16 @@ impl Error {
 
     /// Reads a body that came with a status other than success.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Error {
-        Error::from_status(status, &Status::read(body).unwrap_or_default())
+        Status::told(body, |told| Error::from_status(status, told))
     }
 
     /// Reads a body that came with success and is no answer: an error's envelope for which the
     /// HTTP status had already gone out, or something else altogether.
     pub(super) fn read_despite_success(body: &[u8]) -> Error {
-        let told = Status::read(body).unwrap_or_default();
-        match told.http_status() {
-            Some(code) if !code.is_success() => Error::from_status(code, &told),
+        Status::told(body, |told| match told.http_status() {
+            Some(code) if !code.is_success() => Error::from_status(code, told),
             _ => Error::new(ErrorKind::Malformed, "the answer is not one that Gemini gives"),
-        }
+        })
     }
 
     fn from_status(status: StatusCode, told: &Status<'_>) -> Error {
@@ -204,6 +260,14 @@ impl Error {
             Error::new(kind, bounded(words))
         }
     }
+}
+
+/// The type and subtype of a content type, where it is one that can be shown.
+fn media_type(content_type: Option<&HeaderValue>) -> Option<String> {
+    let essence = content_type?.to_str().ok()?.split(';').next()?.trim().to_ascii_lowercase();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/+.-".contains(&byte);
+    let is_shown = (1..=64).contains(&essence.len()) && essence.bytes().all(is_plain);
+    is_shown.then_some(essence)
 }
 
 /// What a 429 is about.
@@ -272,6 +336,45 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_told_from_an_answer_and_nothing_of_it_is_shown() {
+        let foreign = |status: u16, content_type: &'static str, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Error::foreign(status, Some(&HeaderValue::from_static(content_type)), body.as_bytes())
+        };
+        let page = "<!DOCTYPE html><title>secret</title>";
+        for (status, kind) in [
+            (200, ErrorKind::Malformed),
+            (302, ErrorKind::Malformed),
+            (400, ErrorKind::InvalidRequest),
+            (401, ErrorKind::Malformed),
+            (403, ErrorKind::PermissionDenied),
+            (404, ErrorKind::Malformed),
+            (413, ErrorKind::InvalidRequest),
+            (502, ErrorKind::Unavailable),
+            (503, ErrorKind::Overloaded(None)),
+        ] {
+            let error = foreign(status, "text/html; charset=UTF-8", page).unwrap();
+            assert_eq!(error.kind, kind, "{status}");
+            assert!(error.message.contains(" with text/html in place of JSON"), "{error}");
+            assert!(!error.message.contains("secret"), "{error}");
+        }
+        let posing = foreign(404, "application/json", page).unwrap();
+        assert!(posing.message.contains(" with a page in place of JSON"), "{posing}");
+        assert!(foreign(200, "text/plain", "OK").is_some());
+        let odd = foreign(404, "text/secret key", page).unwrap();
+        assert!(odd.message.contains("something of no type"), "{odd}");
+        for (content_type, body) in [
+            ("application/json", "not JSON"),
+            ("application/json", ""),
+            ("text/html", ""),
+            ("text/html", " {\"error\": {}}"),
+            ("text/html", "[{\"error\": {}}]"),
+        ] {
+            assert!(foreign(404, content_type, body).is_none(), "{content_type}: {body}");
+        }
+    }
+
+    #[test]
     fn an_envelope_is_read_with_and_without_an_array_around_it() {
         let envelope = r#"{"error":{"code":400,"message":"API key is odd.\n","details":[
             {"@type":"type.googleapis.com/google.rpc.ErrorInfo","metadata":7},
@@ -318,6 +421,23 @@ mod tests {
         assert_eq!(despite_success("cancelled"), ErrorKind::Unavailable);
         assert_eq!(despite_success("payment_required"), ErrorKind::Unfunded);
         assert_eq!(despite_success("brand_new"), ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn an_error_without_a_number_is_told_by_its_status() {
+        let kind = |error: &str| Error::read_despite_success(error.as_bytes()).kind.code();
+        for (error, code) in [
+            (r#"{"error":{"status":"UNAVAILABLE"}}"#, "upstream_unavailable"),
+            (r#"{"error":{"code":"503"}}"#, "upstream_unavailable"),
+            (r#"{"error":{"code":0,"status":"RESOURCE_EXHAUSTED"}}"#, "rate_limited"),
+            (r#"{"error":{"code":null,"status":"INTERNAL"}}"#, "upstream_unavailable"),
+            (r#"[{"error":{"code":504}}]"#, "upstream_timeout"),
+            (r#"{"error":{"code":200}}"#, "malformed_answer"),
+            (r#"{"error":{"status":"NOVEL"}}"#, "malformed_answer"),
+            (r#"{"error":"busy"}"#, "malformed_answer"),
+        ] {
+            assert_eq!(kind(error), code, "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
     response,
 };
 use http_body_util::{BodyExt, Full};
@@ -18,7 +18,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
-use super::client::{API_KEY, IDENTITY, JSON, NAME, unread, whole};
+use super::client::{IDENTITY, JSON, NAME, unread, whole};
 use super::opening::{Opening, first_data};
 use super::{
     ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
@@ -54,6 +54,8 @@ pub struct Forward {
     pub headers: HeaderMap,
     /// Whether the answer comes bit by bit and is of use from the first one.
     pub streams: bool,
+    /// Whether the answer is read here: what it is then shows as it is read, and not as it passes.
+    pub is_read: bool,
 }
 
 /// An answer that is no success.
@@ -93,10 +95,15 @@ impl Client {
     ) -> Result<Response<Held>, Rejected> {
         let payload = Payload::Whole(Full::new(body));
         let secrets = self.secrets(Some(key));
-        let response = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await?;
-        let (head, body) = response.into_parts();
+        let answer = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await;
+        let (head, body) = answer.map_err(Rejected::of_call)?.into_parts();
+        if is_page(&head.headers) {
+            let content_type = head.headers.get(CONTENT_TYPE);
+            let error = Error::foreign(head.status, content_type, b"<");
+            return Err(error.expect("a page is not JSON").into());
+        }
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, is_stream, idle, secrets.masker()).await?;
+        let held = Held::new(body, is_stream, idle, secrets.masker_of(&head.headers)).await?;
         match held.refused() {
             false => Ok(Response::from_parts(head, held)),
             true => Err(Rejected::despite_success(head, secrets.redact_body(held.first))),
@@ -117,7 +124,11 @@ impl Client {
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
         let response = self.answer(request, key, payload, None, &secrets, is_good).await?;
-        Ok(response.map(|body| Masked::new(body, secrets.masker())))
+        let masker = match request.is_download() {
+            true => secrets.masker(),
+            false => secrets.masker_of(response.headers()),
+        };
+        Ok(response.map(|body| Masked::new(body, masker)))
     }
 
     async fn answer(
@@ -157,6 +168,7 @@ impl Forward {
             path: path.parse().expect("all of it was checked"),
             headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
             streams: true,
+            is_read: true,
         }
     }
 
@@ -172,10 +184,7 @@ impl Forward {
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
         if let Some(key) = key {
-            match self.surface {
-                Surface::Gemini => request.headers_mut().insert(API_KEY, key.header()),
-                Surface::OpenAi => request.headers_mut().insert(AUTHORIZATION, key.bearer()),
-            };
+            key.insert_into(request.headers_mut(), self.surface);
         }
         request
     }
@@ -189,6 +198,14 @@ fn is_enough(first: &[u8], is_stream: bool) -> bool {
         Opening::Error { is_over, .. } => is_over,
     };
     first.len() >= MAX_HELD || (is_stream && can_tell())
+}
+
+/// The data of the error that an answer begins with.
+fn error_data(first: &[u8]) -> Option<&[u8]> {
+    match Opening::of(first) {
+        Opening::Error { data, .. } => Some(data),
+        _ => None,
+    }
 }
 
 /// Whether a status says that the body is an answer.
@@ -215,6 +232,12 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
+/// Whether an answer is a web page, which no call is answered with.
+fn is_page(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE);
+    content_type.is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/html"))
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type
@@ -224,16 +247,24 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 impl Rejected {
     fn read(head: response::Parts, body: Bytes) -> Self {
         let wait = retry_after::read(&head.headers, Timestamp::now());
-        let error = Error::read(head.status, &body).waiting(wait);
-        // A body that is not one of Gemini's errors is not passed to its clients.
-        let is_told = error.kind != ErrorKind::Malformed;
+        let foreign = Error::foreign(head.status, head.headers.get(CONTENT_TYPE), &body);
+        let error = foreign.unwrap_or_else(|| Error::read(head.status, &body)).waiting(wait);
+        let is_told = error.kind != ErrorKind::Malformed || head.status.is_client_error();
         let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
         Self { error, response }
     }
 
+    /// The same for a call, to whose client a body is not passed that is not one of Gemini's errors.
+    /// Where nothing is generated, the client may have named a path that does not exist, as such a
+    /// page says.
+    fn of_call(self) -> Self {
+        let is_told = self.error.kind != ErrorKind::Malformed;
+        Self { response: self.response.filter(|_| is_told), ..self }
+    }
+
     /// Reads an answer that came with success and begins with an error.
     fn despite_success(head: response::Parts, body: Bytes) -> Self {
-        let error = Error::read_despite_success(first_data(&body).unwrap_or(&body));
+        let error = Error::read_despite_success(error_data(&body).unwrap_or(&body));
         Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
     }
 }
@@ -275,15 +306,14 @@ impl Held {
 
     /// Whether it is an error, although it came with success.
     fn refused(&self) -> bool {
-        let is_error = matches!(Opening::of(&self.first), Opening::Error { .. });
-        let error = || Error::read_despite_success(first_data(&self.first).unwrap_or_default());
-        is_error && error().kind != ErrorKind::Malformed
+        let error = error_data(&self.first).map(Error::read_despite_success);
+        error.is_some_and(|error| error.kind != ErrorKind::Malformed)
     }
 
     /// The model that Gemini says it asked, where the first event says so, or a short answer.
-    pub fn model_version(&self) -> Option<Model> {
+    pub fn model_version(&self, surface: Surface) -> Option<Model> {
         let data = first_data(&self.first).filter(|data| data.len() <= MAX_READ)?;
-        answer::model_version(data)
+        answer::model_version(data, surface)
     }
 
     /// All of the answer, where it has come.

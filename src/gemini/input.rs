@@ -7,19 +7,29 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{InputFeatures, Surface};
+use super::{InputFeatures, Surface, without_lone_surrogates};
 
 impl InputFeatures {
     /// The features of a whole body of JSON: of every text in it, tools and schemas included, since
-    /// they count, and of its media. A body that is no JSON is as long as it is; Gemini refuses it.
+    /// they count, and of its media. A body that is no JSON is as long as it is; Gemini refuses it,
+    /// but not for half a surrogate pair.
     pub fn of_body(body: &[u8]) -> Self {
+        let measured =
+            Self::of_json(body).or_else(|| Self::of_json(&without_lone_surrogates(body)?));
+        measured.unwrap_or(Self { ascii_bytes: body.len() as u64, ..Self::default() })
+    }
+
+    fn of_json(json: &[u8]) -> Option<Self> {
         let mut features = Self::default();
-        let mut json = serde_json::Deserializer::from_slice(body);
+        let mut json = serde_json::Deserializer::from_slice(json);
         let measure = Measure { features: &mut features, counts_keys: false };
-        if measure.deserialize(&mut json).is_err() {
-            return Self { ascii_bytes: body.len() as u64, ..Self::default() };
-        }
-        features
+        measure.deserialize(&mut json).ok().map(|()| features)
+    }
+
+    /// The features of a file of this type and of so many bytes.
+    pub fn of_file(mime_type: &str, bytes: usize) -> Self {
+        let media_tokens = media_tokens(mime_type, Some(bytes as u64));
+        Self { media_tokens, ..Self::default() }
     }
 }
 

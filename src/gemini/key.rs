@@ -3,11 +3,22 @@
 use std::fmt;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-/// A Gemini API key, ready to be sent.
+use super::client::{API_KEY, USER_PROJECT};
+use super::forward::Surface;
+
+/// The most characters of a key, more than any token of Google's has.
+const MAX_LENGTH: usize = 8192;
+
+/// The most characters of a project's id, that of a domain included.
+const MAX_PROJECT: usize = 128;
+
+/// A Gemini API key, an OAuth access token or an ephemeral token, ready to be sent: each in the
+/// header that its surface takes it in.
 ///
 /// It holds the header value itself, so a call does no work for it, and cloning counts a reference.
 /// The memory is wiped when the last clone is gone. Nothing prints it: `Debug` shows `ApiKey(…)`,
@@ -17,6 +28,41 @@ pub struct ApiKey {
     secret: Bytes,
     header: HeaderValue,
     sha256: [u8; 32],
+    /// The project that an access token charges, where its owner says so.
+    project: Option<HeaderValue>,
+}
+
+/// What a key is, by how it begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `AIza…`, `AQ.…`, and whatever is none of the others.
+    ApiKey,
+    /// An OAuth access token: `ya29.…`, or a JSON web token, `eyJ….….…`.
+    AccessToken,
+    /// `auth_tokens/…`.
+    Ephemeral,
+}
+
+impl Form {
+    fn of(secret: &str) -> Self {
+        let is_web_token = secret.starts_with("eyJ") && secret.split('.').count() == 3;
+        if is_web_token || secret.starts_with("ya29.") {
+            Self::AccessToken
+        } else if secret.starts_with("auth_tokens/") {
+            Self::Ephemeral
+        } else {
+            Self::ApiKey
+        }
+    }
+}
+
+/// That an access token may charge a project. It is true once Gemini has accepted both together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The SHA-256 of the token and the project.
+    pub sha256: [u8; 32],
+    /// What stands for the project: no key has this SHA-256.
+    pub project: [u8; 32],
 }
 
 impl ApiKey {
@@ -24,18 +70,45 @@ impl ApiKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`] where nothing is left or where it cannot be a key: a key is one word of
-    /// visible ASCII. The error does not show it.
+    /// [`InvalidKey`] where nothing is left or where it cannot be a key: a key is one word of at
+    /// most 8192 characters of visible ASCII. The error does not show it.
     pub fn new(secret: &str) -> Result<ApiKey, InvalidKey> {
         let secret = secret.trim();
-        if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !(1..=MAX_LENGTH).contains(&secret.len())
+            || !secret.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return Err(InvalidKey);
         }
         let sha256 = Sha256::digest(secret).into();
         let secret = Bytes::from_owner(Wiped(SecretString::from(secret)));
         let mut header = HeaderValue::from_maybe_shared(secret.clone()).map_err(|_| InvalidKey)?;
         header.set_sensitive(true);
-        Ok(ApiKey { secret, header, sha256 })
+        Ok(ApiKey { secret, header, sha256, project: None })
+    }
+
+    /// The same, charging a project: the header `X-Goog-User-Project`, which user credentials need.
+    /// It is about access tokens alone; a key belongs to a project.
+    pub fn charging(self, project: Option<HeaderValue>) -> ApiKey {
+        let project = project.filter(|_| self.form() == Form::AccessToken);
+        ApiKey { project, ..self }
+    }
+
+    /// The project that it claims to charge. What cannot be a project is none: Gemini might accept
+    /// it from everybody.
+    pub fn claim(&self) -> Option<Claim> {
+        let project = self.project.as_ref()?.as_bytes();
+        let is_of_id = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
+        if !(1..=MAX_PROJECT).contains(&project.len()) || !project.iter().all(is_of_id) {
+            return None;
+        }
+        // A null byte is in no key.
+        let sha256 = Sha256::new().chain_update(self.sha256).chain_update(project).finalize();
+        let project = Sha256::new().chain_update(b"project\0").chain_update(project).finalize();
+        Some(Claim { sha256: sha256.into(), project: project.into() })
+    }
+
+    fn form(&self) -> Form {
+        Form::of(str::from_utf8(&self.secret).expect("a key is ASCII"))
     }
 
     /// The SHA-256 of the key, by which to know it again without keeping it.
@@ -43,17 +116,32 @@ impl ApiKey {
         &self.sha256
     }
 
-    /// The value of the header `x-goog-api-key`.
-    pub(super) fn header(&self) -> HeaderValue {
-        self.header.clone()
+    /// The one header that carries the key. Source: for OpenAI's surface, Gemini API documentation,
+    /// "OpenAI compatibility"; for tokens, Google's Python SDK 3.6.1.
+    fn header(&self, surface: Surface) -> (HeaderName, HeaderValue) {
+        match (surface, self.form()) {
+            (Surface::Gemini, Form::ApiKey) => (API_KEY, self.header.clone()),
+            (Surface::Gemini, Form::Ephemeral) => (AUTHORIZATION, self.authorization("Token")),
+            (Surface::Gemini, Form::AccessToken) | (Surface::OpenAi, _) => {
+                (AUTHORIZATION, self.authorization("Bearer"))
+            }
+        }
     }
 
-    /// The value of the header `Authorization`, for the endpoints of OpenAI's shape.
-    pub(super) fn bearer(&self) -> HeaderValue {
-        let bearer = [b"Bearer ", self.header.as_bytes()].concat();
-        let mut header = HeaderValue::from_bytes(&bearer).expect("the key can stand in a header");
+    fn authorization(&self, scheme: &str) -> HeaderValue {
+        let value = [scheme.as_bytes(), b" ", &self.secret].concat();
+        let mut header = HeaderValue::from_bytes(&value).expect("the key can stand in a header");
         header.set_sensitive(true);
         header
+    }
+
+    /// Adds the key to the headers of a request, and the project that it charges.
+    pub(super) fn insert_into(&self, headers: &mut HeaderMap, surface: Surface) {
+        let (name, value) = self.header(surface);
+        headers.insert(name, value);
+        if let Some(project) = &self.project {
+            headers.insert(USER_PROJECT, project.clone());
+        }
     }
 
     /// The key itself. The memory is wiped when the last clone is gone.
@@ -79,7 +167,7 @@ impl AsRef<[u8]> for Wiped {
 
 /// What was given cannot be an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an API key is one word of visible ASCII characters")]
+#[error("an API key is one word of at most 8192 visible ASCII characters")]
 pub struct InvalidKey;
 
 #[cfg(test)]
@@ -90,7 +178,48 @@ mod tests {
     fn nothing_shows_a_key() {
         let key = ApiKey::new("AIza-secret").unwrap();
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
-        assert!(!format!("{:?}", key.header()).contains("secret"));
+        for secret in ["AIza-secret", "ya29.secret", "auth_tokens/secret"] {
+            for surface in [Surface::Gemini, Surface::OpenAi] {
+                let header = ApiKey::new(secret).unwrap().header(surface);
+                assert!(!format!("{header:?}").contains("secret"));
+            }
+        }
+    }
+
+    #[test]
+    fn each_form_goes_in_the_header_that_its_surface_takes() {
+        for (secret, gemini) in [
+            ("AIzaSy", ("x-goog-api-key", "AIzaSy")),
+            ("AQ.Ab8", ("x-goog-api-key", "AQ.Ab8")),
+            ("eyJnot-a-token", ("x-goog-api-key", "eyJnot-a-token")),
+            ("ya29.a0Af", ("authorization", "Bearer ya29.a0Af")),
+            ("ya29.c.b0Ad", ("authorization", "Bearer ya29.c.b0Ad")),
+            ("eyJh.eyJz.c2ln", ("authorization", "Bearer eyJh.eyJz.c2ln")),
+            ("auth_tokens/0123", ("authorization", "Token auth_tokens/0123")),
+        ] {
+            let key = ApiKey::new(secret).unwrap();
+            let (name, value) = key.header(Surface::Gemini);
+            assert_eq!((name.as_str(), value.to_str().unwrap()), gemini);
+            let bearer = HeaderValue::try_from(format!("Bearer {secret}")).unwrap();
+            assert_eq!(key.header(Surface::OpenAi), (AUTHORIZATION, bearer));
+        }
+    }
+
+    #[test]
+    fn only_an_access_token_claims_a_project() {
+        let project = |name: &'static str| Some(HeaderValue::from_static(name));
+        let claim = |key: &str, name| ApiKey::new(key).unwrap().charging(project(name)).claim();
+        assert_eq!(claim("AIzaSy", "p"), None);
+        let [one, other] = ["ya29.a", "ya29.b"].map(|token| claim(token, "p").unwrap());
+        assert_eq!(one.project, other.project);
+        assert_ne!(one.sha256, other.sha256);
+        assert_ne!(one.project, claim("ya29.a", "q").unwrap().project);
+        assert_ne!(one.project, *ApiKey::new("p").unwrap().sha256());
+        assert_eq!(ApiKey::new("ya29.a").unwrap().charging(None).claim(), None);
+        assert!(claim("ya29.a", "example.com:my-project_1").is_some());
+        for none in ["", " ", "a b", "projects/p", "p,q", "p?"] {
+            assert_eq!(claim("ya29.a", none), None, "{none}");
+        }
     }
 
     #[test]
@@ -104,14 +233,18 @@ mod tests {
 
     #[test]
     fn white_space_around_a_key_is_taken_off() {
-        assert_eq!(ApiKey::new(" AIza\r\n").unwrap().header(), "AIza");
+        assert_eq!(ApiKey::new(" AIza\r\n").unwrap().header, "AIza");
     }
 
     #[test]
     fn what_cannot_be_a_key_is_refused_without_showing_it() {
-        for secret in ["", "  ", "two words", "line\nbreak", "schlüssel", "nul\0"] {
+        let long = "a".repeat(8193);
+        for secret in ["", "  ", "two words", "line\nbreak", "schlüssel", "nul\0", &long] {
             let refused = ApiKey::new(secret).unwrap_err();
-            assert_eq!(refused.to_string(), "an API key is one word of visible ASCII characters");
+            assert_eq!(
+                refused.to_string(),
+                "an API key is one word of at most 8192 visible ASCII characters"
+            );
         }
     }
 }

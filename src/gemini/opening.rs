@@ -1,5 +1,7 @@
 //! How an answer begins: what tells an error that comes with success from an answer.
 
+use super::json::{BOM, Nesting};
+
 /// The start of an answer, as far as it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opening<'a> {
@@ -11,8 +13,8 @@ pub(super) enum Opening<'a> {
     Error {
         /// The data, as far as they have come.
         data: &'a [u8],
-        /// Whether the event that they stand in is over. JSON outside of events is over when the
-        /// answer is.
+        /// Whether the event that they stand in is over, or all of the JSON has come that stands
+        /// outside of events.
         is_over: bool,
     },
 }
@@ -26,9 +28,18 @@ const ERRORS: [&[u8]; 2] = [b"{\"error\":", b"{\"event_type\":\"error\""];
 impl<'a> Opening<'a> {
     /// Reads what has come of an answer: events, or JSON, or anything else.
     pub fn of(bytes: &'a [u8]) -> Self {
-        let mut rest = bytes.trim_ascii_start();
+        if bytes.len() < BOM.len() && BOM.starts_with(bytes) {
+            return Self::Unknown;
+        }
+        let mut rest = without_mark(bytes);
         if matches!(rest.first(), Some(b'{' | b'[')) {
-            return Self::of_json(rest, false);
+            return match Self::of_json(rest, false) {
+                Self::Error { data, .. } => match Nesting::default().close(data) {
+                    Some(end) => Self::Error { data: &data[..end], is_over: true },
+                    None => Self::Error { data, is_over: false },
+                },
+                opening => opening,
+            };
         }
         loop {
             let is_field = FIELDS.iter().any(|field| rest.starts_with(field));
@@ -68,10 +79,15 @@ impl<'a> Opening<'a> {
     }
 }
 
+/// What comes without the byte order mark and white space in front of it.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii_start()
+}
+
 /// The data of the first event of an answer, or all of one that is not events, where they have come
 /// whole.
 pub(super) fn first_data(bytes: &[u8]) -> Option<&[u8]> {
-    let mut rest = bytes.trim_ascii_start();
+    let mut rest = without_mark(bytes);
     if matches!(rest.first(), Some(b'{' | b'[')) {
         return Some(rest);
     }
@@ -97,9 +113,12 @@ mod tests {
     fn an_error_is_known_wherever_it_is_cut() {
         let error = r#"{ "error" : {"code":503}}"#;
         for (answer, is_over) in [
-            (error.to_owned(), false),
-            (format!("\r\n{error}"), false),
-            (format!("[{error}\n]"), false),
+            (error.to_owned(), true),
+            (format!("\r\n{error}"), true),
+            (format!("[{error}\n]"), true),
+            (error.replace(',', "\r\n,") + "\r\n", true),
+            (format!("\u{feff}{error}"), true),
+            (format!("\u{feff}data: {error}\n\n"), true),
             (format!("data: {error}\r\n\r\n"), true),
             (format!(": hello\nevent: error\r\ndata:[{error}]\n\n"), true),
             (r#"data: {"event_type":"error","error":{}}"#.to_owned() + "\n\n", true),
@@ -108,7 +127,7 @@ mod tests {
             assert!(
                 matches!(Opening::of(bytes), Opening::Error { is_over: over, .. } if over == is_over)
             );
-            for cut in 0..bytes.len() {
+            for cut in 0..bytes.trim_ascii_end().len() {
                 assert_ne!(Opening::of(&bytes[..cut]), Opening::Answer, "{answer:?} at {cut}");
                 let over =
                     matches!(Opening::of(&bytes[..cut]), Opening::Error { is_over: true, .. });

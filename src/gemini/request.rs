@@ -14,13 +14,15 @@ pub struct GenerateContent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     system_instruction: Option<SystemInstruction<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    cached_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     generation_config: Option<&'a Map<String, Value>>,
 }
 
 #[derive(Debug, Serialize)]
 struct Content<'a> {
     role: &'static str,
-    parts: [Part<'a>; 1],
+    parts: Vec<Part<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,8 +38,9 @@ struct Part<'a> {
 impl<'a> GenerateContent<'a> {
     /// Asks one thing of the model.
     pub fn ask(prompt: &'a str) -> Self {
-        let contents = vec![Content { role: "user", parts: [Part { text: prompt }] }];
-        Self { contents, system_instruction: None, generation_config: None }
+        let contents = vec![Content { role: "user", parts: vec![Part { text: prompt }] }];
+        let (system_instruction, cached_content, generation_config) = (None, None, None);
+        Self { contents, system_instruction, cached_content, generation_config }
     }
 
     /// Sets what the model keeps to throughout; nothing where it is blank.
@@ -45,6 +48,21 @@ impl<'a> GenerateContent<'a> {
         let given = !instruction.trim().is_empty();
         self.system_instruction =
             given.then_some(SystemInstruction { parts: [Part { text: instruction }] });
+        self
+    }
+
+    /// Sets the cached content that stands in front of all. Gemini takes no system instruction
+    /// beside one, which has its own: the instruction becomes the first part of what is asked.
+    /// Source: its refusal, "CachedContent can not be used with GenerateContent request setting
+    /// system_instruction, tools or tool_config".
+    pub fn cached(mut self, cache: Option<&'a str>) -> Self {
+        self.cached_content = cache;
+        if cache.is_some()
+            && let Some(SystemInstruction { parts: [instruction] }) = self.system_instruction.take()
+            && let Some(asked) = self.contents.first_mut()
+        {
+            asked.parts.insert(0, instruction);
+        }
         self
     }
 
@@ -56,8 +74,8 @@ impl<'a> GenerateContent<'a> {
 
     /// Adds what the model said to the last thing asked, and the next thing to ask.
     pub fn continued(mut self, answer: &'a str, prompt: &'a str) -> Self {
-        self.contents.push(Content { role: "model", parts: [Part { text: answer }] });
-        self.contents.push(Content { role: "user", parts: [Part { text: prompt }] });
+        self.contents.push(Content { role: "model", parts: vec![Part { text: answer }] });
+        self.contents.push(Content { role: "user", parts: vec![Part { text: prompt }] });
         self
     }
 
@@ -65,7 +83,9 @@ impl<'a> GenerateContent<'a> {
     pub fn text(&self) -> InputFeatures {
         let instruction = self.system_instruction.iter().flat_map(|given| &given.parts);
         let parts = self.contents.iter().flat_map(|content| &content.parts);
-        parts.chain(instruction).map(|part| InputFeatures::of(part.text)).sum()
+        let text: InputFeatures =
+            parts.chain(instruction).map(|part| InputFeatures::of(part.text)).sum();
+        InputFeatures { has_unseen: self.cached_content.is_some(), ..text }
     }
 
     /// The body as it is sent.

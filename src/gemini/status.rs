@@ -6,6 +6,8 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::json::{BOM, without_lone_surrogates};
+
 /// The longest body that is read as an error, in bytes. The longest recorded one has 20,000; what is
 /// read takes several times its size in memory.
 pub(super) const MAX_ERROR: usize = 1 << 20;
@@ -18,17 +20,32 @@ pub(super) struct Status<'a> {
     #[serde(borrow)]
     pub(super) message: Option<Cow<'a, str>>,
     #[serde(borrow)]
+    status: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     details: Option<&'a RawValue>,
+}
+
+impl Status<'_> {
+    /// What a body says of an error, nothing where it is none. Half a surrogate pair in it, of a text
+    /// that the error quotes, keeps nobody from reading the rest.
+    pub(super) fn told<T>(body: &[u8], then: impl FnOnce(&Status<'_>) -> T) -> T {
+        if let Some(status) = Status::read(body) {
+            return then(&status);
+        }
+        let repaired = (body.len() <= MAX_ERROR).then(|| without_lone_surrogates(body)).flatten();
+        then(&repaired.as_deref().and_then(Status::read).unwrap_or_default())
+    }
 }
 
 impl<'a> Status<'a> {
     /// The error in a body, or `None` where the body is none: HTML from a front end, or nothing.
     ///
     /// A stream opened without `alt=sse` wraps the envelope in an array.
-    pub(super) fn read(body: &'a [u8]) -> Option<Status<'a>> {
+    fn read(body: &'a [u8]) -> Option<Status<'a>> {
         if body.len() > MAX_ERROR {
             return None;
         }
+        let body = body.strip_prefix(BOM).unwrap_or(body);
         if body.trim_ascii_start().starts_with(b"[") {
             let envelopes: Vec<Envelope<'a>> = serde_json::from_slice(body).ok()?;
             envelopes.into_iter().find_map(|envelope| envelope.error)
@@ -42,13 +59,14 @@ impl<'a> Status<'a> {
         self.code?.get().strip_prefix('"')?.strip_suffix('"')
     }
 
-    /// The HTTP status that the code stands for.
+    /// The HTTP status that the code stands for, or else the status.
     pub(super) fn http_status(&self) -> Option<StatusCode> {
         let code = match self.code_word() {
-            Some(word) => status_of_word(word)?,
-            None => self.code?.get().parse().ok()?,
+            Some(word) => word.parse().ok().or_else(|| status_of_word(word)),
+            None => self.code.and_then(|code| code.get().parse().ok()),
         };
-        StatusCode::from_u16(code).ok()
+        let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+        code.or_else(|| StatusCode::from_u16(status_of_name(self.status.as_deref()?)?).ok())
     }
 
     /// The details, each read alone: one that is not as expected hides none of the others.
@@ -75,6 +93,24 @@ fn status_of_word(word: &str) -> Option<u16> {
         "unimplemented" => 501,
         "service_unavailable" => 503,
         "deadline_exceeded" => 504,
+        _ => return None,
+    })
+}
+
+/// The HTTP status of a canonical code. Source: google/rpc/code.proto.
+fn status_of_name(name: &str) -> Option<u16> {
+    Some(match name {
+        "INVALID_ARGUMENT" | "FAILED_PRECONDITION" | "OUT_OF_RANGE" => 400,
+        "UNAUTHENTICATED" => 401,
+        "PERMISSION_DENIED" => 403,
+        "NOT_FOUND" => 404,
+        "ALREADY_EXISTS" | "ABORTED" => 409,
+        "RESOURCE_EXHAUSTED" => 429,
+        "CANCELLED" => 499,
+        "UNKNOWN" | "INTERNAL" | "DATA_LOSS" => 500,
+        "UNIMPLEMENTED" => 501,
+        "UNAVAILABLE" => 503,
+        "DEADLINE_EXCEEDED" => 504,
         _ => return None,
     })
 }

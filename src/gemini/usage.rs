@@ -3,6 +3,7 @@
 use std::ops::{Add, AddAssign};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Surface;
@@ -55,53 +56,82 @@ impl AddAssign for Usage {
 /// The account of the tokens in Gemini's own answers.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct UsageMetadata {
-    prompt_token_count: Option<u64>,
-    candidates_token_count: Option<u64>,
-    thoughts_token_count: Option<u64>,
-    total_token_count: Option<u64>,
-    cached_content_token_count: Option<u64>,
+struct UsageMetadata<'a> {
+    #[serde(borrow)]
+    prompt_token_count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    candidates_token_count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thoughts_token_count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_token_count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    cached_content_token_count: Option<&'a RawValue>,
 }
 
 /// The account of the tokens in answers of OpenAI's shape.
 #[derive(Deserialize)]
-struct OpenAiUsage {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    total_tokens: Option<u64>,
-    prompt_tokens_details: Option<PromptDetails>,
+struct OpenAiUsage<'a> {
+    #[serde(borrow)]
+    prompt_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt_tokens_details: Option<&'a RawValue>,
 }
 
-#[derive(Default, Deserialize)]
-struct PromptDetails {
-    cached_tokens: Option<u64>,
+#[derive(Deserialize)]
+struct PromptDetails<'a> {
+    #[serde(borrow)]
+    cached_tokens: Option<&'a RawValue>,
 }
 
-fn believed(count: Option<u64>) -> u64 {
-    count.unwrap_or(0).min(MOST_TOKENS)
+/// A count as it is written: a whole number, one with a fraction, or either in a string, as proto JSON
+/// and some proxies write it. What is no count is none, and no more than [`MOST_TOKENS`] are believed.
+fn count(written: Option<&RawValue>) -> Option<u64> {
+    let written = written?.get();
+    let number = written.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    let number: f64 = number.unwrap_or(written).parse().ok()?;
+    // Converting cuts off fractions. Every number up to 2^53 is exact.
+    (number >= 0.0).then_some((number as u64).min(MOST_TOKENS))
 }
 
-impl From<UsageMetadata> for Usage {
-    fn from(counts: UsageMetadata) -> Usage {
-        Usage {
-            prompt_tokens: believed(counts.prompt_token_count),
-            output_tokens: believed(counts.candidates_token_count),
-            thinking_tokens: believed(counts.thoughts_token_count),
-            total_tokens: believed(counts.total_token_count),
-            cached_tokens: believed(counts.cached_content_token_count),
-        }
+impl Usage {
+    /// Reads a `usageMetadata`; `None` where there is no count in it.
+    pub(super) fn of_gemini(object: &[u8]) -> Option<Usage> {
+        let counts: UsageMetadata<'_> = serde_json::from_slice(object).ok()?;
+        Self::of_counts([
+            count(counts.prompt_token_count),
+            count(counts.candidates_token_count),
+            count(counts.thoughts_token_count),
+            count(counts.total_token_count),
+            count(counts.cached_content_token_count),
+        ])
     }
-}
 
-impl From<OpenAiUsage> for Usage {
-    fn from(counts: OpenAiUsage) -> Usage {
-        Usage {
-            prompt_tokens: believed(counts.prompt_tokens),
-            output_tokens: believed(counts.completion_tokens),
-            thinking_tokens: 0,
-            total_tokens: believed(counts.total_tokens),
-            cached_tokens: believed(counts.prompt_tokens_details.and_then(|of| of.cached_tokens)),
-        }
+    /// Reads a `usage` of OpenAI's shape.
+    fn of_openai(object: &[u8]) -> Option<Usage> {
+        let counts: OpenAiUsage<'_> = serde_json::from_slice(object).ok()?;
+        let details = counts.prompt_tokens_details.map(RawValue::get);
+        let details = details.and_then(|details| serde_json::from_str(details).ok());
+        let cached = details.and_then(|details: PromptDetails<'_>| count(details.cached_tokens));
+        Self::of_counts([
+            count(counts.prompt_tokens),
+            count(counts.completion_tokens),
+            None,
+            count(counts.total_tokens),
+            cached,
+        ])
+    }
+
+    fn of_counts(counts: [Option<u64>; 5]) -> Option<Usage> {
+        counts.iter().any(Option::is_some).then(|| {
+            let [prompt_tokens, output_tokens, thinking_tokens, total_tokens, cached_tokens] =
+                counts.map(Option::unwrap_or_default);
+            Usage { prompt_tokens, output_tokens, thinking_tokens, total_tokens, cached_tokens }
+        })
     }
 }
 
@@ -194,8 +224,8 @@ impl UsageScanner {
 impl Surface {
     fn usage(self, object: &[u8]) -> Option<Usage> {
         match self {
-            Self::Gemini => serde_json::from_slice::<UsageMetadata>(object).ok().map(Usage::from),
-            Self::OpenAi => serde_json::from_slice::<OpenAiUsage>(object).ok().map(Usage::from),
+            Self::Gemini => Usage::of_gemini(object),
+            Self::OpenAi => Usage::of_openai(object),
         }
     }
 }
@@ -233,6 +263,42 @@ mod tests {
         let answer = format!(r#"{{"usageMetadata":{{"promptTokenCount":{}}}}}"#, u64::MAX);
         let usage = scanned(Surface::Gemini, &answer).unwrap();
         assert_eq!(usage.prompt_tokens, MOST_TOKENS);
+    }
+
+    #[test]
+    fn a_count_is_read_however_it_is_written() {
+        for (written, tokens) in [
+            ("12", 12),
+            ("\"12\"", 12),
+            ("12.0", 12),
+            ("\"12.9\"", 12),
+            ("1.2e1", 12),
+            ("1e300", MOST_TOKENS),
+            ("1e999", MOST_TOKENS),
+            ("\"Infinity\"", MOST_TOKENS),
+            ("-5", 0),
+            ("\"-5\"", 0),
+            ("\"NaN\"", 0),
+            ("\"\"", 0),
+            ("null", 0),
+            ("true", 0),
+            ("{\"a\":[\"}\"]}", 0),
+            ("[12]", 0),
+        ] {
+            let answer = format!(
+                r#"{{"usageMetadata":{{"promptTokenCount":{written},"totalTokenCount":1}}}}"#
+            );
+            let expected = Usage { prompt_tokens: tokens, total_tokens: 1, ..Usage::default() };
+            assert_eq!(scanned(Surface::Gemini, &answer), Some(expected), "{written}");
+            let openai = format!(
+                r#"{{"usage":{{"prompt_tokens_details":{{"cached_tokens":{written}}},
+                    "prompt_tokens":{written},"total_tokens":1}}}}"#
+            );
+            let expected = Usage { cached_tokens: tokens, ..expected };
+            assert_eq!(scanned(Surface::OpenAi, &openai), Some(expected), "{written}");
+        }
+        let details = r#"{"usage":{"prompt_tokens":"7","prompt_tokens_details":"none"}}"#;
+        assert_eq!(scanned(Surface::OpenAi, details).unwrap().prompt_tokens, 7);
     }
 
     /// What is found in an answer, however it is cut in two.

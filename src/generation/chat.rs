@@ -34,6 +34,11 @@ pub struct ChatRequest {
     credentials: Option<Credentials>,
     /// A registered semaphore to hold in addition to the global limit.
     external_semaphore_id: Option<String>,
+    /// Cached content that stands in front of what is asked, by its name: `cachedContents/abc`. It
+    /// belongs to the key that made it and to the model it was made for. Gemini takes no system
+    /// instruction beside it: `system_prompt` becomes the first part of what is asked.
+    #[schema(pattern = "^cachedContents/[A-Za-z0-9_-]{1,128}$")]
+    cached_content: Option<String>,
     /// Gemini's `generationConfig`, as given: `maxOutputTokens`, `thinkingConfig`, …
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
@@ -52,7 +57,8 @@ pub struct ChatResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Why the model stopped, in Gemini's words: `STOP`, `MAX_TOKENS`, …
+    /// Why the model stopped, in Gemini's words: `STOP`, `MAX_TOKENS`, … With any but `STOP` the text
+    /// may not be complete.
     finish_reason: String,
     /// What it cost.
     usage: Usage,
@@ -107,9 +113,12 @@ impl Generation for Chat {
             let message = "Only a chat of its own can be streamed";
             faults.push(InvalidField::new("stream", "value_error", message));
         }
+        faults.extend(InvalidField::several_candidates(request.generation_config.as_ref()));
+        faults.extend(InvalidField::cache(request.cached_content.as_deref()));
         let (Some(model), []) = (model, &*faults) else { return Err(faults) };
         let question = GenerateContent::ask(&request.prompt)
             .instructed(request.system_prompt.as_deref().unwrap_or_default())
+            .cached(request.cached_content.as_deref())
             .configured(request.generation_config.as_ref());
         Ok(Self { model, body: question.to_json(), input: question.text() })
     }

@@ -41,6 +41,11 @@ pub struct StoryRequest {
     credentials: Option<Credentials>,
     /// A registered semaphore to hold in addition to the global limit.
     external_semaphore_id: Option<String>,
+    /// Cached content that stands in front of what is asked, by its name: `cachedContents/abc`. It
+    /// belongs to the key that made it and to the model it was made for. Gemini takes no system
+    /// instruction beside it: `system_prompt` becomes the first part of what is asked.
+    #[schema(pattern = "^cachedContents/[A-Za-z0-9_-]{1,128}$")]
+    cached_content: Option<String>,
     /// Gemini's `generationConfig`, as given; the schema and the MIME type are the service's.
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
@@ -70,6 +75,8 @@ pub struct StoryResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// Why the model stopped, in Gemini's words; `STOP`, unless what it wrote is complete all the same.
+    finish_reason: String,
     /// What it cost, a second call for a story that did not fit included.
     usage: Usage,
 }
@@ -106,6 +113,7 @@ impl Generation for Cinematic {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
             model: request.model,
+            cache: request.cached_content,
             config: request.generation_config,
         }
         .prepare(schema, &preparation.defaults.structured_model)
@@ -125,15 +133,16 @@ impl Generation for Cinematic {
     }
 
     fn read(&self, answer: Answer, work: &Work) -> Result<StoryResponse, Unusable<StoryResponse>> {
-        let data = match self.0.check(&answer, work).and_then(story) {
+        let data = match self.0.check(&answer, work).and_then(|fit| story(fit.value)) {
             Ok(story) => story,
             Err(fault) => return Err(fault.of(answer)),
         };
         let warnings = data.broken_references();
         let (model, usage) = (self.0.model().clone(), answer.usage);
-        let violations = warnings.clone();
+        let (message, violations) = (MESSAGE, warnings.clone());
+        let finish_reason = answer.finish_reason;
         let output =
-            StoryResponse { success: true, data, message: MESSAGE, warnings, model, usage };
+            StoryResponse { success: true, data, message, warnings, model, finish_reason, usage };
         if violations.is_empty() {
             return Ok(output);
         }

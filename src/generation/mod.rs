@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod chat;
 pub mod cinematic;
+mod found;
 pub mod offload;
 mod question;
 mod request;
@@ -112,6 +113,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What lies behind it, for the log only.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Dispatch(failure) => failure.cause(),
+            Self::SchemaViolation { .. } | Self::Internal => None,
+        }
+    }
+
     /// The tokens that were spent although nothing came of them.
     fn usage(&self) -> Usage {
         match self {
@@ -124,7 +133,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Dispatch(dispatch::Failure::upstream(error, None))
+        Self::Dispatch(error.into())
     }
 }
 

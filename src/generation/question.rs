@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::found::{self, Fit};
 use super::{InvalidField, Misfit, Preparation, Unusable};
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
 use crate::schema::{Schema, Stopped, Work};
@@ -15,6 +16,8 @@ pub(super) struct SchemaPrompt {
     pub user_content: String,
     pub system_prompt: String,
     pub model: Option<String>,
+    /// The cached content that stands in front.
+    pub cache: Option<String>,
     pub config: Option<Map<String, Value>>,
 }
 
@@ -24,6 +27,7 @@ pub(super) struct SchemaQuestion {
     model: Model,
     user_content: String,
     system_prompt: String,
+    cache: Option<String>,
     config: Option<Map<String, Value>>,
     schema: Arc<Schema>,
 }
@@ -52,15 +56,17 @@ impl SchemaPrompt {
         schema: Result<Arc<Schema>, InvalidField>,
         default_model: &Model,
     ) -> Result<SchemaQuestion, Vec<InvalidField>> {
-        let Self { user_content, system_prompt, model, config } = self;
+        let Self { user_content, system_prompt, model, cache, config } = self;
         let mut faults = InvalidField::blanks(&[
             ("user_content", &user_content),
             ("system_prompt", &system_prompt),
         ]);
         let model = Preparation::model(model.as_deref(), default_model, &mut faults);
+        faults.extend(InvalidField::several_candidates(config.as_ref()));
+        faults.extend(InvalidField::cache(cache.as_deref()));
         match (schema, model) {
             (Ok(schema), Some(model)) if faults.is_empty() => {
-                Ok(SchemaQuestion { model, user_content, system_prompt, config, schema })
+                Ok(SchemaQuestion { model, user_content, system_prompt, cache, config, schema })
             }
             (schema, _) => {
                 faults.extend(schema.err());
@@ -94,21 +100,36 @@ impl SchemaQuestion {
     }
 
     /// The answer as JSON, if it fits the caller's schema.
-    pub(super) fn check(&self, answer: &Answer, work: &Work) -> Result<Value, Fault> {
+    pub(super) fn check<'a>(&self, answer: &'a Answer, work: &Work) -> Result<Fit<'a>, Fault> {
         work.spend(answer.text.len())?;
-        let value = serde_json::from_str(&answer.text).map_err(|error| {
-            if answer.finish_reason == "MAX_TOKENS" {
-                Fault::Truncated
-            } else {
-                Fault::Violations(vec![format!("it is not JSON: {error}")])
+        let found = found::read(&answer.text, work)?;
+        let Fit { value, json } = match found {
+            // A number of which the end may be missing is a number as well.
+            Ok(Fit { value: Value::Number(_), .. }) | Err(_) if answer.is_cut_off() => {
+                return Err(Fault::Truncated);
             }
-        })?;
+            Ok(fit) => fit,
+            Err(error) if answer.finish_reason == "STOP" => {
+                return Err(Fault::Violations(vec![format!("it is not JSON: {error}")]));
+            }
+            Err(error) => {
+                let reason = &answer.finish_reason;
+                let violation = format!("it is not JSON: {error}, and it ended for {reason}");
+                return Err(Fault::Violations(vec![violation]));
+            }
+        };
         let violations = self.schema.violations(&value, work)?;
-        if violations.is_empty() { Ok(value) } else { Err(Fault::Violations(violations)) }
+        if violations.is_empty() {
+            Ok(Fit { value, json })
+        } else {
+            Err(Fault::Violations(violations))
+        }
     }
 
     fn question(&self) -> GenerateContent<'_> {
-        GenerateContent::ask(&self.user_content).instructed(&self.system_prompt)
+        GenerateContent::ask(&self.user_content)
+            .instructed(&self.system_prompt)
+            .cached(self.cache.as_deref())
     }
 
     /// The body with the configuration and the schema. The schema's text is put in as it is: a
@@ -149,7 +170,12 @@ impl Fault {
                 Unusable::Misfit(Misfit { text: answer.text, violations, usage, fallback: None })
             }
             Self::Truncated => {
-                let message = "the answer ends at the limit on output tokens, before its end";
+                let why = match &*answer.finish_reason {
+                    "MAX_TOKENS" => "at the limit on output tokens",
+                    _ => "where Gemini wants to be asked to continue",
+                };
+                let reason = &answer.finish_reason;
+                let message = format!("the answer ends {why}, before its end: {reason}");
                 let error = Error::new(ErrorKind::Truncated, message);
                 Unusable::Hopeless(Error { usage, accepted_model: true, ..error })
             }

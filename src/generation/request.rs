@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::schemas::Schemas;
@@ -60,8 +61,8 @@ pub struct Terms {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
-    /// A Gemini API key, which pays for the request unless a valid `Admin-API-Key` does. Blank
-    /// counts as absent.
+    /// A Gemini API key or an OAuth access token, which pays for the request unless a valid
+    /// `Admin-API-Key` does. Blank counts as absent.
     #[schema(value_type = Option<String>, format = Password, example = "YOUR_GEMINI_API_KEY")]
     gemini_api_key: Option<SecretString>,
 }
@@ -122,6 +123,33 @@ impl InvalidField {
     pub(super) fn blanks(fields: &[(&str, &str)]) -> Vec<Self> {
         let blank = fields.iter().filter(|(_, text)| text.trim().is_empty());
         blank.map(|(field, _)| Self::blank(field)).collect()
+    }
+
+    /// The fault of a `generation_config` that asks for several candidates: all are paid for, and one
+    /// comes back. In either of the spellings that Gemini takes; its numbers may be texts.
+    pub(super) fn several_candidates(config: Option<&Map<String, Value>>) -> Option<Self> {
+        let several = |count: &Value| match count {
+            Value::String(text) => text.trim().parse().is_ok_and(|count: f64| count > 1.0),
+            count => count.as_f64().is_some_and(|count| count > 1.0),
+        };
+        let names = ["candidateCount", "candidate_count"];
+        let name = names
+            .into_iter()
+            .find(|name| config.is_some_and(|config| config.get(*name).is_some_and(several)))?;
+        let message =
+            "Only one candidate comes back, so no more than 1 can be asked for".to_owned();
+        let path = vec!["generation_config".into(), name.into()];
+        Some(Self { path, kind: "less_than_equal", message })
+    }
+
+    /// The fault of a name that cannot be one of cached content.
+    pub(super) fn cache(name: Option<&str>) -> Option<Self> {
+        const MESSAGE: &str = "The name of cached content is cachedContents/ and 1 to 128 of the \
+                               characters A-Z a-z 0-9 _ -";
+        let id = name?.strip_prefix("cachedContents/").unwrap_or_default();
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        let is_name = (1..=128).contains(&id.len()) && id.bytes().all(is_plain);
+        (!is_name).then(|| Self::new("cached_content", "cache_name", MESSAGE))
     }
 
     pub(super) fn schema(field: &str, error: &SchemaError) -> Self {

@@ -1,11 +1,14 @@
 //! Structured output: JSON that fits the caller's schema.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::found::Fit;
 use super::question::{SchemaPrompt, SchemaQuestion};
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
@@ -45,6 +48,11 @@ pub struct StructuredRequest {
     credentials: Option<Credentials>,
     /// A registered semaphore to hold in addition to the global limit.
     external_semaphore_id: Option<String>,
+    /// Cached content that stands in front of what is asked, by its name: `cachedContents/abc`. It
+    /// belongs to the key that made it and to the model it was made for. Gemini takes no system
+    /// instruction beside it: `system_prompt` becomes the first part of what is asked.
+    #[schema(pattern = "^cachedContents/[A-Za-z0-9_-]{1,128}$")]
+    cached_content: Option<String>,
     /// Gemini's `generationConfig`, as given; the schema and the MIME type are the service's.
     #[schema(value_type = Option<Object>)]
     generation_config: Option<Map<String, Value>>,
@@ -55,7 +63,7 @@ pub struct StructuredRequest {
 pub struct StructuredResponse {
     /// Always true.
     success: bool,
-    /// The JSON, to the letter as the model wrote it.
+    /// The JSON, to the letter as the model wrote it; without a code fence or words around it.
     #[schema(value_type = Value)]
     data: Box<RawValue>,
     /// `Successfully generated structured output`.
@@ -64,6 +72,8 @@ pub struct StructuredResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// Why the model stopped, in Gemini's words; `STOP`, unless what it wrote is complete all the same.
+    finish_reason: String,
     /// What it cost, a second call for an answer that did not fit included.
     usage: Usage,
 }
@@ -97,6 +107,7 @@ impl Generation for Structured {
             user_content: request.user_content,
             system_prompt: request.system_prompt,
             model: request.model,
+            cache: request.cached_content,
             config: request.generation_config,
         }
         .prepare(schema, &preparation.defaults.structured_model)
@@ -120,13 +131,16 @@ impl Generation for Structured {
         answer: Answer,
         work: &Work,
     ) -> Result<StructuredResponse, Unusable<StructuredResponse>> {
-        if let Err(fault) = self.0.check(&answer, work) {
-            return Err(fault.of(answer));
-        }
-        let data =
-            RawValue::from_string(answer.text).expect("a text that was read as JSON is JSON");
-        let (model, usage) = (self.0.model().clone(), answer.usage);
-        Ok(StructuredResponse { success: true, data, message: MESSAGE, model, usage })
+        let json = match self.0.check(&answer, work) {
+            Ok(Fit { json: Cow::Borrowed(json), .. }) if json.len() == answer.text.len() => None,
+            Ok(Fit { json, .. }) => Some(json.into_owned()),
+            Err(fault) => return Err(fault.of(answer)),
+        };
+        let Answer { text, finish_reason, usage, .. } = answer;
+        let data = RawValue::from_string(json.unwrap_or(text));
+        let data = data.expect("a text that was read as JSON is JSON");
+        let (message, model) = (MESSAGE, self.0.model().clone());
+        Ok(StructuredResponse { success: true, data, message, model, finish_reason, usage })
     }
 
     fn ask_again(&self, misfit: &Misfit<StructuredResponse>) -> Bytes {

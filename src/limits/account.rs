@@ -3,27 +3,47 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use tokio::sync;
+use tokio::time::Instant;
 
 use super::adaptive::AdaptiveLimit;
-use super::breakers::{Breaker, Breakers, Tripped};
+use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use super::budget::{Budget, BudgetUsage, LocalBudget};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
 use super::quota::Quotas;
 use super::semaphore::OutOfReach;
 use super::store::Store;
 
+/// How long an alias stays with a model when Gemini's answers name another one that they named
+/// before: Google can route the calls of an alias to several models in turn.
+pub(super) const FOLLOW_AGAIN: Duration = Duration::from_secs(3600);
+
+/// More models that Gemini named for one account's calls are not remembered.
+const MOST_NAMED: usize = 16;
+
 /// Who pays, without the key: what all keys of one project have in common, or what tells one key
 /// from all others.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Payer {
     /// All keys of this label.
     Labelled(Arc<str>),
     /// The key with this SHA-256.
     Key([u8; 32]),
+}
+
+impl Hash for Payer {
+    /// Half of the SHA-256 is enough: nobody finds many keys in which it is the same.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Labelled(label) => label.hash(state),
+            Self::Key(digest) => state.write(&digest[..16]),
+        }
+    }
 }
 
 impl fmt::Display for Payer {
@@ -53,6 +73,8 @@ pub struct Account {
     is_alias: AtomicBool,
     /// The account that Gemini charges for this one's calls.
     real: RwLock<Option<Arc<Account>>>,
+    /// The models that Gemini has named for this one's calls, and when it was last followed.
+    named: Mutex<Vec<(Arc<str>, Instant)>>,
     /// Whether calls are refused because too many accounts are open.
     turned_away: bool,
     /// When it was last asked for, in accounts opened before.
@@ -79,7 +101,7 @@ impl Account {
         // What the plan says is about generating.
         let is_apart = model.contains(':');
         let planned = if is_apart { PlannedQuotas::default() } else { plan.quotas(label, &model) };
-        let budget = store.budget(&payer, &model, planned.into(), plan.minute);
+        let budget = store.budget(&payer, &model, planned, plan.minute);
         Self { breakers: Arc::clone(breakers), ..Self::new(payer, model, planned, budget, ceiling) }
     }
 
@@ -107,6 +129,7 @@ impl Account {
             breakers: Arc::default(),
             is_alias: AtomicBool::new(false),
             real: RwLock::default(),
+            named: Mutex::default(),
             turned_away: false,
             used: AtomicU64::new(0),
             attached: OnceLock::new(),
@@ -151,6 +174,11 @@ impl Account {
         account
     }
 
+    /// Whether another account is charged for this one's calls.
+    pub(super) fn is_alias(&self) -> bool {
+        self.is_alias.load(Ordering::Acquire)
+    }
+
     /// Whether this one's calls are charged to `account`.
     pub(super) fn is_charged_to(self: &Arc<Self>, account: &Arc<Self>) -> bool {
         if self.is_alias.load(Ordering::Acquire) {
@@ -187,7 +215,7 @@ impl Account {
 
     /// Takes over the quotas that Gemini named when it refused a call, lower ones and higher ones,
     /// and leaves the others as they are. What was set for this account by hand stays the most
-    /// that it spends: whoever set it may want to leave room for others.
+    /// that it spends, to which the budget keeps: whoever set it may want to leave room for others.
     ///
     /// The budget is told each time, also of what this process has heard before: Redis may have
     /// forgotten it.
@@ -195,12 +223,7 @@ impl Account {
         if named == Quotas::default() {
             return;
         }
-        let planned = *self.planned();
-        self.budget.learn(Quotas::from_fn(|kind| {
-            let by_hand = planned[kind].filter(|planned| planned.source == Source::Setting);
-            let most = by_hand.map_or(u64::MAX, |by_hand| by_hand.limit);
-            named[kind].map(|limit| limit.min(most))
-        }));
+        self.budget.learn(named);
         // Gemini knows the key and the model.
         self.prove();
     }
@@ -209,6 +232,7 @@ impl Account {
     /// once, and that another model is charged.
     pub(super) fn forget(&self) {
         self.charge(None);
+        self.named().clear();
         self.budget.forget();
         self.concurrency.reset();
         self.breakers.reset(&self.own_breakers());
@@ -221,15 +245,39 @@ impl Account {
         *now = real;
     }
 
-    /// Keeps the limits that were set for an alias besides its own.
-    pub(super) fn keep_limits_of(&self, alias: &Self) {
+    /// This account is charged for the calls of another: takes over what was spent, and what was set
+    /// by hand. `heard` where another replica has found it out.
+    pub(super) fn take_over(&self, alias: &Self, heard: bool) {
         let of_alias = *alias.planned();
         let mut planned = self.planned();
-        let kept = planned.stricter(of_alias);
-        if kept != *planned {
-            *planned = kept;
-            self.budget.set(kept.into());
+        *planned = planned.with_alias(of_alias);
+        drop(planned);
+        self.budget.take_over(alias.budget.hand_over(), heard);
+    }
+
+    /// Whether Gemini has named the model for this one's calls, and it was followed lately.
+    pub(super) fn was_named(&self, model: &str) -> bool {
+        let named = self.named();
+        let known = named.iter().find(|(known, _)| **known == *model);
+        known.is_some_and(|(_, followed_at)| followed_at.elapsed() < FOLLOW_AGAIN)
+    }
+
+    /// Gemini has named the model for this one's calls. Whether that is news.
+    pub(super) fn is_named(&self, model: &str) -> bool {
+        let (mut named, now) = (self.named(), Instant::now());
+        if let Some((_, followed_at)) = named.iter_mut().find(|(known, _)| **known == *model) {
+            *followed_at = now;
+            return false;
         }
+        if named.len() >= MOST_NAMED {
+            named.remove(0);
+        }
+        named.push((model.into(), now));
+        true
+    }
+
+    fn named(&self) -> MutexGuard<'_, Vec<(Arc<str>, Instant)>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether these are calls that Gemini counts apart from the model's.
@@ -259,6 +307,14 @@ impl Account {
             return Ok(());
         }
         self.breakers.start(&self.own_breakers())
+    }
+
+    /// Why this account's calls are refused here, if they are, since when and for how long.
+    pub fn refused_here(&self) -> Option<RefusedHere> {
+        if !self.breakers.any() || self.is_apart() {
+            return None;
+        }
+        self.breakers.refused(&self.own_breakers())
     }
 
     /// Gemini says that the payer has nothing left to pay with: its calls are refused here, of

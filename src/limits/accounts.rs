@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, Payer};
 use super::breakers::Breakers;
+use super::budget::Charged;
 use super::plan::QuotaPlan;
 use super::store::Store;
 
@@ -47,6 +48,17 @@ pub struct Accounts {
     breakers: Arc<Breakers>,
     /// Held by whoever joins two accounts, so that no circle arises.
     joining: Mutex<()>,
+}
+
+/// What has named the model that is charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedBy {
+    /// An answer of Gemini's.
+    Answer,
+    /// A refusal of Gemini's, which says whose quota is used up.
+    Refusal,
+    /// Another replica, which has found it out.
+    Replica,
 }
 
 /// The payer and the model of an account.
@@ -121,11 +133,13 @@ impl Accounts {
 
     /// Gemini charges the calls of `account` to another model, `counts_as`: from now on they
     /// count in that model's account with the same payer, to which what was spent within the minute
-    /// and today moves. The limits that were set for either hold for both together. Calls that are
-    /// in flight settle where they were admitted.
+    /// and today moves. Of the limits that were set by hand for either the lowest holds for both
+    /// together. Calls that are in flight settle where they were admitted.
     ///
     /// A text that cannot be a model's name is ignored, and so is a name that would close a circle.
-    pub fn alias(&self, account: &Arc<Account>, counts_as: &str) {
+    /// So is, in an answer, a model that was named before and left for another within the last
+    /// hour: where Google routes an alias to several, it stays with one of them.
+    pub fn alias(&self, account: &Arc<Account>, counts_as: &str, named_by: NamedBy) {
         let name = counts_as.strip_prefix("models/").unwrap_or(counts_as);
         if name == account.model()
             || account.is_apart()
@@ -134,23 +148,58 @@ impl Accounts {
         {
             return;
         }
-        if account.charged().model() == name {
+        if account.charged().model() == name
+            || named_by == NamedBy::Answer && account.was_named(name)
+        {
             return;
         }
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let real = self.find_or_open(account.payer().clone(), name.into()).charged();
+        let named = self.find_or_open(account.payer().clone(), name.into());
+        if named_by == NamedBy::Replica && named.is_charged_to(account) {
+            // This replica has found the opposite, later.
+            named.charge(None);
+        }
+        let real = named.charged();
         let is_known = Arc::ptr_eq(&real, &account.charged());
+        let is_news = account.is_named(name);
         if is_known || Arc::ptr_eq(&real, account) || real.is_turned_away() {
             return;
         }
-        let (payer, model) = (account.payer(), account.model());
-        tracing::info!(%payer, model, counts_as = real.model(), "Gemini charges another model");
+        if is_news {
+            let (payer, model) = (account.payer(), account.model());
+            tracing::info!(%payer, model, counts_as = real.model(), "Gemini charges another model");
+        }
         // Gemini knows both.
         account.prove();
         real.prove();
-        real.keep_limits_of(account);
         account.charge(Some(Arc::clone(&real)));
-        real.budget().take_over(account.budget().hand_over());
+        real.take_over(account, named_by == NamedBy::Replica);
+    }
+
+    /// The account that is charged for the calls of this one instead of itself, if any, also where
+    /// another replica has found it out.
+    pub(super) fn charged_instead(&self, account: &Arc<Account>) -> Option<Arc<Account>> {
+        self.hear(account);
+        if !account.is_alias() {
+            return None;
+        }
+        let charged = account.charged();
+        self.hear(&charged);
+        Some(charged.charged())
+    }
+
+    /// Whether the calls of `asked` are charged to `account`.
+    pub(super) fn is_charged(&self, asked: &Arc<Account>, account: &Arc<Account>) -> bool {
+        self.hear(asked);
+        asked.is_charged_to(account)
+    }
+
+    fn hear(&self, account: &Arc<Account>) {
+        match account.budget().heard() {
+            None => {}
+            Some(Charged::Model(model)) => self.alias(account, &model, NamedBy::Replica),
+            Some(Charged::Itself) => account.charge(None),
+        }
     }
 
     /// Keeps back all that a payer asks for until then, because Gemini refused a call for what the

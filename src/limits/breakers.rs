@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::account::Payer;
@@ -19,7 +20,7 @@ const MAX_TRIPPED: usize = 4096;
 
 /// Why Gemini is certain to refuse a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tripped {
+pub enum Tripped {
     /// The payer has nothing left to pay with.
     Unfunded,
     /// A quota of the account is 0.
@@ -31,7 +32,27 @@ pub(super) enum Tripped {
 pub(super) struct Breakers {
     /// Whether any is tripped, so that calls need no lock as long as none is.
     any: AtomicBool,
-    probes: Mutex<HashMap<Breaker, Instant>>,
+    tripped: Mutex<HashMap<Breaker, State>>,
+}
+
+/// A breaker that is tripped.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    since: Timestamp,
+    /// Calls are refused until then.
+    probe_at: Instant,
+}
+
+/// Calls that are refused here because Gemini is certain to refuse them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefusedHere {
+    /// Why.
+    pub reason: Tripped,
+    /// Since when: Gemini refused the first such call then.
+    pub since: Timestamp,
+    /// In how long the next call is let through, to find out whether Gemini still refuses; zero where
+    /// the next one is.
+    pub next_probe_in: Duration,
 }
 
 /// What a breaker is for.
@@ -48,26 +69,28 @@ impl Breakers {
     /// news.
     pub fn trip(&self, breaker: Breaker) -> bool {
         let now = Instant::now();
-        let mut probes = self.probes();
-        if probes.len() >= MAX_TRIPPED {
-            probes.retain(|_, probe_at| *probe_at > now);
+        let mut tripped = self.tripped();
+        if tripped.len() >= MAX_TRIPPED {
+            tripped.retain(|_, state| state.probe_at > now);
         }
-        if probes.len() >= MAX_TRIPPED {
-            probes.clear();
+        if tripped.len() >= MAX_TRIPPED {
+            tripped.clear();
         }
-        let is_news = probes.insert(breaker, now + PROBE_INTERVAL).is_none();
+        let before = tripped.get(&breaker).copied();
+        let since = before.map_or_else(Timestamp::now, |before| before.since);
+        tripped.insert(breaker, State { since, probe_at: now + PROBE_INTERVAL });
         self.any.store(true, Ordering::Relaxed);
-        is_news
+        before.is_none()
     }
 
     /// Gemini answered a call. Tells whether it had refused such calls before.
     pub fn reset(&self, breakers: &[Breaker]) -> bool {
-        let mut probes = self.probes();
+        let mut tripped = self.tripped();
         let mut was_tripped = false;
         for breaker in breakers {
-            was_tripped |= probes.remove(breaker).is_some();
+            was_tripped |= tripped.remove(breaker).is_some();
         }
-        self.any.store(!probes.is_empty(), Ordering::Relaxed);
+        self.any.store(!tripped.is_empty(), Ordering::Relaxed);
         was_tripped
     }
 
@@ -81,7 +104,7 @@ impl Breakers {
     /// # Errors
     /// [`Tripped`].
     pub fn check(&self, breakers: &[Breaker]) -> Result<(), Tripped> {
-        ensure_due(&self.probes(), breakers, Instant::now())
+        ensure_due(&self.tripped(), breakers, Instant::now())
     }
 
     /// The same for a call that is about to start: where a probe is due it is this one, and no
@@ -90,27 +113,40 @@ impl Breakers {
     /// # Errors
     /// [`Tripped`].
     pub fn start(&self, breakers: &[Breaker]) -> Result<(), Tripped> {
-        let (mut probes, now) = (self.probes(), Instant::now());
-        ensure_due(&probes, breakers, now)?;
+        let (mut tripped, now) = (self.tripped(), Instant::now());
+        ensure_due(&tripped, breakers, now)?;
         for breaker in breakers {
-            if let Some(probe_at) = probes.get_mut(breaker) {
-                *probe_at = now + PROBE_INTERVAL;
+            if let Some(state) = tripped.get_mut(breaker) {
+                state.probe_at = now + PROBE_INTERVAL;
             }
         }
         Ok(())
     }
 
-    fn probes(&self) -> MutexGuard<'_, HashMap<Breaker, Instant>> {
-        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The one of these that is tripped and lets calls through last.
+    pub fn refused(&self, breakers: &[Breaker]) -> Option<RefusedHere> {
+        let (tripped, now) = (self.tripped(), Instant::now());
+        let states = breakers.iter().filter_map(|breaker| Some((breaker, tripped.get(breaker)?)));
+        let (breaker, state) = states.max_by_key(|(_, state)| state.probe_at)?;
+        Some(RefusedHere {
+            reason: breaker.tripped(),
+            since: state.since,
+            next_probe_in: state.probe_at.saturating_duration_since(now),
+        })
+    }
+
+    fn tripped(&self) -> MutexGuard<'_, HashMap<Breaker, State>> {
+        self.tripped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn ensure_due(
-    probes: &HashMap<Breaker, Instant>,
+    tripped: &HashMap<Breaker, State>,
     breakers: &[Breaker],
     now: Instant,
 ) -> Result<(), Tripped> {
-    let is_refused = |breaker: &&Breaker| probes.get(breaker).is_some_and(|at| *at > now);
+    let is_refused =
+        |breaker: &&Breaker| tripped.get(breaker).is_some_and(|state| state.probe_at > now);
     breakers.iter().find(is_refused).map_or(Ok(()), |breaker| Err(breaker.tripped()))
 }
 
@@ -146,7 +182,15 @@ mod tests {
             assert_eq!(breakers.start(&of), Ok(()), "the probe");
         }
         assert_eq!(breakers.start(&of), Err(Tripped::Unfunded));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let refused = breakers.refused(&of).expect("it is tripped");
+        assert_eq!(refused.reason, Tripped::Unfunded);
+        assert_eq!(refused.next_probe_in, PROBE_INTERVAL - Duration::from_secs(60));
+        assert!(!breakers.trip(payer(1)));
+        let again = breakers.refused(&of).expect("it is tripped");
+        assert_eq!((again.since, again.next_probe_in), (refused.since, PROBE_INTERVAL));
         assert!(breakers.reset(&of));
+        assert_eq!(breakers.refused(&of), None);
         assert_eq!((breakers.any(), breakers.start(&of)), (false, Ok(())));
     }
 
@@ -156,7 +200,7 @@ mod tests {
         for number in 0..2 * MAX_TRIPPED {
             let model = number.to_string().into();
             breakers.trip(Breaker::Model(Payer::Key([1; 32]), model));
-            assert!(breakers.probes().len() <= MAX_TRIPPED);
+            assert!(breakers.tripped().len() <= MAX_TRIPPED);
         }
     }
 }

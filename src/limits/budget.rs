@@ -16,7 +16,7 @@ mod tests;
 use std::fmt;
 use std::future::ready;
 use std::ops::Index;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use serde::Deserialize;
 
+use super::plan::PlannedQuotas;
 use super::quota::{PerKind, QuotaKind, Quotas, Resource};
 use super::semaphore::OutOfReach;
 use crate::pacific::{SystemClock, WallClock};
@@ -35,13 +36,22 @@ pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use ledger::Line;
 
-/// What is spent of an account that another turns out to be charged for.
+/// What is spent of an account that another turns out to be charged for, and what limits it.
 #[derive(Debug, Clone)]
 pub enum HandedOver {
     /// It was kept in this process.
     Spent(Spent),
-    /// It is kept in Redis, under this name.
+    /// It is shared by all replicas, under this name.
     Shared(Arc<str>),
+}
+
+/// What another replica has found out: which model Gemini charges for an account's calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Charged {
+    /// The account's own.
+    Itself,
+    /// Another one.
+    Model(Arc<str>),
 }
 
 /// What is spent of a budget of this process.
@@ -57,6 +67,10 @@ pub struct Spent {
     pub(super) paused_until: Instant,
     /// Until when the day is used up; in the past where it is not.
     pub(super) closed_until: Instant,
+    /// The limits that were set by hand.
+    pub(super) by_hand: Quotas,
+    /// The quotas that Gemini named.
+    pub(super) learned: Quotas,
 }
 
 /// The quotas of one key and model, and what is spent of them: by this process ([`LocalBudget`]) or
@@ -79,10 +93,6 @@ pub trait Budget: fmt::Debug + Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>>;
 
-    /// The settings say something else now, for calls that wait as for those that come. What has
-    /// left within the minute counts against the new quotas, whether it was limited then or not.
-    fn set(&self, quotas: Quotas);
-
     /// Gemini named these quotas; the others stay as they are. They count until the day ends in
     /// California, when those of the settings count again.
     fn learn(&self, named: Quotas);
@@ -95,11 +105,19 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// waited for, paused, used up or learned, or all of it is kept elsewhere.
     fn is_blank(&self) -> bool;
 
-    /// Gives up what is spent, because Gemini charges another account for these calls.
+    /// Gives up what is spent and what Gemini named, because Gemini charges another account for
+    /// these calls.
     fn hand_over(&self) -> HandedOver;
 
-    /// Counts what was spent as another account.
-    fn take_over(&self, spent: HandedOver);
+    /// Counts what was spent as another account, of which the limits that were set by hand hold
+    /// here too: of each quota the lowest counts, before the tier's. Quotas that Gemini named stay
+    /// within that. `heard` where another replica has found it out.
+    fn take_over(&self, from: HandedOver, heard: bool);
+
+    /// Which model is charged, where another replica has found it out since this was asked last.
+    fn heard(&self) -> Option<Charged> {
+        None
+    }
 
     /// Keeps everything back until then, because Gemini refused a call for a quota per minute.
     /// Those who wait keep their places. Of several such moments the latest holds.
@@ -180,6 +198,9 @@ pub struct LocalBudget {
     queue: Queue,
     /// Those who had a turn already and go before the queue.
     returning: Queue,
+    /// Where all is counted from some time on. Requests that are given back then are given back to
+    /// the day there: what had left here was counted with it.
+    moved_to: OnceLock<Weak<dyn Budget>>,
 }
 
 /// Calls that wait, one behind the other.
@@ -256,24 +277,33 @@ impl LocalBudget {
     /// A budget of which nothing is spent. A `minute` shorter than 60 seconds scales a long run
     /// down; the day stays a day.
     pub fn new(quotas: Quotas, minute: Duration) -> Arc<Self> {
-        Self::named("".into(), quotas, minute)
+        let budget = Self::named("".into(), PlannedQuotas::default(), minute);
+        budget.set(quotas);
+        budget
+    }
+
+    /// The settings say something else now, for calls that wait as for those that come. What has
+    /// left within the minute counts against the new quotas, whether it was limited then or not.
+    pub fn set(&self, quotas: Quotas) {
+        self.change(|ledger, now| ledger.set(quotas, now));
     }
 
     /// The same, of an account that has this name in logs.
-    pub(super) fn named(name: Arc<str>, quotas: Quotas, minute: Duration) -> Arc<Self> {
-        Self::with_clock(name, quotas, minute, Arc::new(SystemClock))
+    pub(super) fn named(name: Arc<str>, planned: PlannedQuotas, minute: Duration) -> Arc<Self> {
+        Self::with_clock(name, planned, minute, Arc::new(SystemClock))
     }
 
     fn with_clock(
         name: Arc<str>,
-        quotas: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
         clock: Arc<dyn WallClock>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            ledger: Mutex::new(Ledger::new(name, quotas, minute, clock)),
+            ledger: Mutex::new(Ledger::new(name, planned, minute, clock)),
             queue: Queue::default(),
             returning: Queue::default(),
+            moved_to: OnceLock::new(),
         })
     }
 
@@ -329,14 +359,38 @@ impl LocalBudget {
         self.change(Ledger::resume);
     }
 
-    /// Changes what the first ones wait for.
-    fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) {
+    /// From now on all is counted as another budget: gives what is spent.
+    pub(super) fn move_to(&self, budget: Weak<dyn Budget>) -> Spent {
         let mut ledger = self.ledger();
-        let now = ledger.expire();
-        change(&mut ledger, now);
+        // It moves once.
+        let _ = self.moved_to.set(budget);
+        ledger.hand_over()
+    }
+
+    /// Gives a cost back to the day where it is counted.
+    fn give_day_back(&self, left_at: Instant, cost: Cost) {
+        if let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
+            budget.take_back_of_day(Departure { number: 0, at: left_at }, cost);
+        }
+    }
+
+    /// Changes what the first ones wait for. Says whether all is counted elsewhere.
+    fn change(&self, change: impl FnOnce(&mut Ledger, Instant)) -> bool {
+        self.change_at_any_time(|ledger| {
+            let now = ledger.expire();
+            change(ledger, now);
+        })
+    }
+
+    /// The same for a change to which the time does not matter, so that the clock is not read.
+    fn change_at_any_time(&self, change: impl FnOnce(&mut Ledger)) -> bool {
+        let mut ledger = self.ledger();
+        change(&mut ledger);
+        let is_moved = self.moved_to.get().is_some();
         drop(ledger);
         self.queue.changed.notify_one();
         self.returning.changed.notify_one();
+        is_moved
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -361,10 +415,6 @@ impl Budget for LocalBudget {
         self.wait(line, cost, deadline).boxed()
     }
 
-    fn set(&self, quotas: Quotas) {
-        self.change(|ledger, now| ledger.set(quotas, now));
-    }
-
     fn learn(&self, named: Quotas) {
         self.change(|ledger, now| ledger.learn(named, now));
     }
@@ -381,8 +431,8 @@ impl Budget for LocalBudget {
         HandedOver::Spent(self.ledger().hand_over())
     }
 
-    fn take_over(&self, spent: HandedOver) {
-        if let HandedOver::Spent(spent) = spent {
+    fn take_over(&self, from: HandedOver, _heard: bool) {
+        if let HandedOver::Spent(spent) = from {
             self.change(|ledger, now| ledger.take_over(spent, now));
         }
     }
@@ -400,24 +450,30 @@ impl Budget for LocalBudget {
     }
 
     fn give_back(&self, cost: Cost) {
-        self.change(|ledger, _| ledger.give_back(cost));
+        if self.change_at_any_time(|ledger| ledger.give_back(cost)) {
+            self.give_day_back(Instant::now(), cost);
+        }
     }
 
     fn depart(&self, cost: Cost) -> Departure {
-        let mut at = Instant::now();
+        let mut left_at = None;
         self.change(|ledger, now| {
-            at = now;
+            left_at = Some(now);
             ledger.depart(cost, now);
         });
-        Departure { number: 0, at }
+        Departure { number: 0, at: left_at.expect("it is changed at once") }
     }
 
     fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
-        self.change(|ledger, now| ledger.correct(departure.at, counted, actual, now));
+        if self.change(|ledger, now| ledger.correct(departure.at, counted, actual, now)) {
+            self.give_day_back(departure.at, counted.saturating_sub(actual));
+        }
     }
 
     fn take_back_of_day(&self, departure: Departure, cost: Cost) {
-        self.change(|ledger, _| ledger.take_back_of_day(departure.at, cost));
+        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, cost)) {
+            self.give_day_back(departure.at, cost);
+        }
     }
 
     fn close_day(&self, left_at: Instant) {

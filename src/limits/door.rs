@@ -333,7 +333,6 @@ impl Turnstile {
         estimate: Estimate,
         deadline: Instant,
     ) -> Result<(Permit, Reservation), Refused> {
-        let since = Instant::now();
         let permit = self.acquire(named).await?;
         if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
             return Ok((permit, reservation));
@@ -345,7 +344,7 @@ impl Turnstile {
         let mut keep_quota_for = MOMENT;
         loop {
             let reservation = self.reserve_again(account, estimate, deadline).await?;
-            let mut place = Arc::clone(named).ask(1, Patience::Returning { since });
+            let mut place = Arc::clone(named).ask(1, Patience::Returning);
             if let Ok(permit) = timeout(keep_quota_for, &mut place).await {
                 return Ok((permit?, reservation));
             }
@@ -478,15 +477,18 @@ impl Turn<'_> {
     ) -> Result<Admission, Refused> {
         let estimate = estimate.into();
         let Lane { place, account: asked, .. } = self.lane;
-        let mut account = asked.charged();
+        let accounts = &place.door.accounts;
+        let mut instead = accounts.charged_instead(asked);
+        let account = instead.as_ref().unwrap_or(asked);
         if account.is_turned_away() {
             return Err(Refused::TooManyAccounts);
         }
         account.check()?;
-        let mut reservation = place.reserve(&account, estimate, deadline).await?;
+        let mut reservation = place.reserve(account, estimate, deadline).await?;
         loop {
+            let account = instead.unwrap_or_else(|| Arc::clone(asked));
             let admission = self.admit_with(account, reservation, estimate, deadline).await?;
-            let is_charged = asked.is_charged_to(&admission.account);
+            let is_charged = accounts.is_charged(asked, &admission.account);
             if is_charged && !admission.account.budget().is_paused() {
                 place.accept()?;
                 admission.account.start()?;
@@ -495,8 +497,9 @@ impl Turn<'_> {
             // Gemini has refused a call of this account since the quota was reserved, or charges
             // another one.
             drop(admission);
-            account = asked.charged();
-            reservation = place.reserve_again(&account, estimate, deadline).await?;
+            instead = accounts.charged_instead(asked);
+            let account = instead.as_ref().unwrap_or(asked);
+            reservation = place.reserve_again(account, estimate, deadline).await?;
         }
     }
 

@@ -33,10 +33,11 @@ mod shared;
 mod store;
 
 pub use account::{Account, Payer};
-pub use accounts::Accounts;
+pub use accounts::{Accounts, NamedBy};
 pub use adaptive::{AdaptiveLimit, Slot};
+pub use breakers::{RefusedHere, Tripped};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Cost, Departure, Estimate, Exhausted, HandedOver, Line,
+    Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Estimate, Exhausted, HandedOver, Line,
     LocalBudget, NotReserved, QuotaUsage, Reservation, Sent, Spent,
 };
 pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};

@@ -204,17 +204,25 @@ impl Tier {
 }
 
 impl PlannedQuotas {
-    /// The quotas that hold where two models are charged as one: of each the one that was set by
-    /// hand before the tier's, and of two such the lower.
-    pub(super) fn stricter(self, other: Self) -> Self {
-        let stricter = |a: Option<Planned>, b: Option<Planned>| match (a, b) {
-            (Some(a), Some(b)) if a.source != b.source => {
-                Some(if a.source == Source::Setting { a } else { b })
-            }
-            (Some(a), Some(b)) => Some(if b.limit < a.limit { b } else { a }),
-            (a, b) => a.or(b),
+    /// The quotas that hold where an alias is charged to this model: of each the lowest that was set
+    /// by hand for either, and where none was, this model's.
+    pub(super) fn with_alias(self, alias: Self) -> Self {
+        let lowest = |own: Option<Planned>, alias: Option<Planned>| {
+            let by_hand = own.into_iter().chain(alias).filter(Planned::is_by_hand);
+            by_hand.min_by_key(|planned| planned.limit).or(own)
         };
-        Self::from_fn(|kind| stricter(self[kind], other[kind]))
+        Self::from_fn(|kind| lowest(self[kind], alias[kind]))
+    }
+
+    /// Those that were set by hand.
+    pub(super) fn by_hand(self) -> Quotas {
+        Quotas::from(Self::from_fn(|kind| self[kind].filter(Planned::is_by_hand)))
+    }
+}
+
+impl Planned {
+    fn is_by_hand(&self) -> bool {
+        self.source == Source::Setting
     }
 }
 

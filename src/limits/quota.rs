@@ -199,21 +199,34 @@ impl<T> PerKind<Option<T>> {
         self
     }
 
-    /// These values, except for the kinds for which `other` has one.
+    /// These values, and the other ones for the kinds that have none.
     #[must_use]
-    pub fn overridden_by(self, other: Self) -> Self {
-        let mut values = self;
-        for (own, other) in values.0.iter_mut().zip(other.0) {
-            if other.is_some() {
+    pub fn or(mut self, other: Self) -> Self {
+        for (own, other) in self.0.iter_mut().zip(other.0) {
+            if own.is_none() {
                 *own = other;
             }
         }
-        values
+        self
     }
 
     /// Whether there is a value for any kind.
     pub fn is_any(&self) -> bool {
         self.0.iter().any(Option::is_some)
+    }
+}
+
+impl Quotas {
+    /// Of each kind the lower one.
+    pub(in crate::limits) fn lower(self, other: Self) -> Self {
+        Self::from_fn(|kind| self[kind].into_iter().chain(other[kind]).min())
+    }
+
+    /// Those that are limited, and no more than `most`.
+    pub(in crate::limits) fn within(self, most: Self) -> Self {
+        Self::from_fn(|kind| {
+            self[kind].map(|limit| most[kind].map_or(limit, |most| limit.min(most)))
+        })
     }
 }
 

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 pub use local::LocalSemaphore;
 
@@ -48,12 +47,9 @@ pub enum Patience {
     None,
     /// For as long as it takes.
     Endless,
-    /// For as long as it takes, before all that ask for the first time: the caller had a permit
-    /// and gave it back because it lacked something else.
-    Returning {
-        /// When it asked for the first time.
-        since: Instant,
-    },
+    /// For as long as it takes, before all that ask for the first time, on whatever replica: the
+    /// caller had a permit and gave it back because it lacked something else.
+    Returning,
 }
 
 /// How a semaphore stands at one moment, in permits.

@@ -13,7 +13,7 @@ use super::account::Payer;
 use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
-use super::quota::Quotas;
+use super::plan::PlannedQuotas;
 use super::semaphore::{OutOfReach, Permit, Semaphore};
 
 pub use local::LocalStore;
@@ -49,7 +49,7 @@ pub trait Store: fmt::Debug + Send + Sync {
         &self,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<dyn Budget>;
 

@@ -17,23 +17,29 @@ use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
+use super::connections::Open;
 use super::exchange::exchange;
+use super::http2::http2;
 use super::state::State;
 use super::stream::Stream;
 
 /// How much of a request's headers, and of an answer, is kept at once, in bytes. Headers of twice as
 /// many are refused with 431.
-const BUFFER: usize = 16 * 1024;
+pub(super) const BUFFER: usize = 16 * 1024;
 
-/// How much memory one connection takes at most that has sent no whole headers yet, in bytes: up to
-/// two buffers of them, and its state.
+/// How much memory one connection takes at most beside the bodies that are buffered, in bytes: up
+/// to two buffers of headers, or of the request and its answer, two of what is read ahead, and its
+/// state. Of one over HTTP/2 it is each request that takes so much.
 pub(super) const MEMORY: u64 = 4 * BUFFER as u64;
 
 /// How long what a client still sends is read and thrown away after the last answer: in all, and
 /// from one piece to the next. A connection that is closed while something is unread is reset, and
 /// the client may lose the answer.
 const LINGER: Duration = Duration::from_secs(30);
-const LINGER_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a connection is read from and written to.
+pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<Stream>>>>;
 
 /// Serves one connection.
 pub(super) async fn connection(
@@ -41,48 +47,73 @@ pub(super) async fn connection(
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
-    state: Arc<State>,
+    open: Open,
 ) {
+    let state = &open.state;
     // It was accepted elsewhere; this runtime is the one that is to be woken for it.
     let here = socket.into_std().and_then(TcpStream::from_std);
     let stream = match here.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
-        Ok(socket) => Stream::new(socket, Arc::clone(&state)),
+        Ok(socket) => Stream::new(socket, Arc::clone(state)),
         Err(error) => return tracing::debug!(%error, "a connection could not be served"),
     };
-    let service = service_fn(|request| exchange(router.clone(), request, Arc::clone(&state)));
+    let is_http2 = tokio::select! {
+        biased;
+        is_http2 = stream.begins_http2() => is_http2,
+        // Whatever has come so far, no request has.
+        () = shutdown.cancelled() => false,
+        () = over(&stream, state, limits) => return,
+    };
     // A client that stops reading would hold for ever what its answer holds.
-    let mut writer = TimeoutWriter::new(stream.clone());
-    writer.set_timeout(Some(limits.client_timeout));
+    let mut io = TimeoutWriter::new(stream.clone());
+    io.set_timeout(Some(limits.client_timeout));
+    let io = TokioIo::new(Box::pin(io));
+    let result = if is_http2 {
+        // Boxed: most connections are not, and would be as large.
+        Box::pin(http2(io, router, limits, shutdown, &open)).await
+    } else {
+        http1(io, &stream, router, limits, shutdown, state).await
+    };
+    if let Some(Err(error)) = &result {
+        tracing::debug!(%error, "a connection ended early");
+    }
+    // What cannot be read as a request is answered too.
+    let told = |error: &hyper::Error| is_http2 || error.is_parse();
+    if result.is_some_and(|result| state.lingers() || result.is_err_and(|error| told(&error))) {
+        linger(stream, state).await;
+    }
+}
+
+/// Serves a connection over HTTP/1, to the end that is given back: `None` where it was cut off.
+async fn http1(
+    io: Io,
+    stream: &Stream,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+    state: &Arc<State>,
+) -> Option<hyper::Result<()>> {
+    let service = service_fn(|request| exchange(router.clone(), request, Arc::clone(state)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The time for headers counts from their first byte: see `State::deadline`.
         .header_read_timeout(None)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(Box::pin(writer)), service);
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
-    let result = {
-        let mut over = pin!(over(&stream, &state, limits));
-        let mut stops = false;
-        loop {
-            tokio::select! {
-                // The connection first: the state is what it is afterwards.
-                biased;
-                result = &mut connection => break result,
-                // Ending the connection drops the handler at work for it.
-                () = &mut over => return,
-                () = shutdown.cancelled(), if !stops => {
-                    stops = true;
-                    connection.as_mut().graceful_shutdown();
-                }
+    let mut over = pin!(over(stream, state, limits));
+    let mut stops = false;
+    loop {
+        tokio::select! {
+            // The connection first: the state is what it is afterwards.
+            biased;
+            result = &mut connection => return Some(result),
+            // Ending the connection drops the handler at work for it.
+            () = &mut over => return None,
+            () = shutdown.cancelled(), if !stops => {
+                stops = true;
+                connection.as_mut().graceful_shutdown();
             }
         }
-    };
-    if let Err(error) = &result {
-        tracing::debug!(%error, "a connection ended early");
-    }
-    // What cannot be read as a request is answered too.
-    if state.lingers() || result.is_err_and(|error| error.is_parse()) {
-        linger(stream.clone(), &state).await;
     }
 }
 
@@ -94,7 +125,9 @@ async fn over(stream: &Stream, state: &State, limits: Limits) {
     let mut timer = pin!(sleep(limits.client_timeout));
     let mut hung_up = false;
     poll_fn(|context| {
-        hung_up = hung_up || closed.as_mut().poll(context).is_ready();
+        hung_up = hung_up
+            || closed.as_mut().poll(context).is_ready()
+            || (state.is_answering(context.waker()) && stream.poll_read_ahead(context).is_ready());
         // Between two requests, what the client sent before is read to its end.
         if (hung_up && state.has_request()) || leave.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
@@ -105,9 +138,9 @@ async fn over(stream: &Stream, state: &State, limits: Limits) {
     .await;
 }
 
-/// Whether a deadline has passed. It changes with every request, and mostly to a later one: the
-/// timer is set anew when it has run out.
-fn poll_timer(
+/// Whether a deadline has passed. It changes often, and mostly to a later one: the timer is set anew
+/// when it has run out.
+pub(super) fn poll_timer(
     mut timer: Pin<&mut Sleep>,
     deadline: Instant,
     context: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! One request and its answer. A body that is not read to its end must not be taken for the next
+//! One request over HTTP/1 and its answer. A body that is not read to its end must not be taken for the next
 //! request.
 
 use std::convert::Infallible;
@@ -34,7 +34,11 @@ pub(super) async fn exchange(
     // To read a body that the client has not begun to send would ask for it.
     let drains = !request.headers().contains_key(EXPECT);
     state.request(!request.body().is_end_stream());
-    let request = request.map(|body| RequestBody::of(body, &state));
+    let on_body_over = {
+        let state = Arc::clone(&state);
+        move |rest| state.body_over(rest)
+    };
+    let request = request.map(|body| RequestBody::of(body, on_body_over));
     let mut response = router.oneshot(request).await?;
     let is_read = match state.take_rest() {
         Rest::Read => true,
@@ -49,7 +53,7 @@ pub(super) async fn exchange(
 }
 
 /// Reads what is left of a short body; `false` where that is not all of it.
-async fn drain(mut rest: Incoming) -> bool {
+pub(super) async fn drain(mut rest: Incoming) -> bool {
     if rest.size_hint().upper().is_none_or(|left| left > DRAINED) {
         return false;
     }
@@ -64,29 +68,23 @@ async fn drain(mut rest: Incoming) -> bool {
     timeout(DRAIN_TIME, drained).await.unwrap_or(false)
 }
 
-/// The body of a request, which tells the connection when it has been read, and gives back what of
-/// it nobody wants.
-struct RequestBody {
+/// The body of a request. It tells when it has been read, and gives back what of it nobody wants.
+pub(super) struct RequestBody<F: Fn(Option<Incoming>)> {
     /// Until its end.
     body: Option<Incoming>,
-    state: Arc<State>,
+    on_over: F,
 }
 
-impl RequestBody {
-    fn of(body: Incoming, state: &Arc<State>) -> Body {
+impl<F: Fn(Option<Incoming>) + Send + Unpin + 'static> RequestBody<F> {
+    pub(super) fn of(body: Incoming, on_over: F) -> Body {
         if body.is_end_stream() {
             return Body::empty();
         }
-        Body::new(Self { body: Some(body), state: Arc::clone(state) })
-    }
-
-    fn over(&mut self) {
-        self.body = None;
-        self.state.body_over(None);
+        Body::new(Self { body: Some(body), on_over })
     }
 }
 
-impl hyper::body::Body for RequestBody {
+impl<F: Fn(Option<Incoming>) + Unpin> hyper::body::Body for RequestBody<F> {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -98,7 +96,8 @@ impl hyper::body::Body for RequestBody {
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         // A body of known length is not asked for more.
         if matches!(frame, None | Some(Err(_))) || body.is_end_stream() {
-            self.over();
+            self.body = None;
+            (self.on_over)(None);
         }
         Poll::Ready(frame)
     }
@@ -112,10 +111,10 @@ impl hyper::body::Body for RequestBody {
     }
 }
 
-impl Drop for RequestBody {
+impl<F: Fn(Option<Incoming>)> Drop for RequestBody<F> {
     fn drop(&mut self) {
         if let Some(rest) = self.body.take() {
-            self.state.body_over(Some(rest));
+            (self.on_over)(Some(rest));
         }
     }
 }

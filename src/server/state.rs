@@ -1,9 +1,12 @@
 //! What one connection is doing: its timeouts, and how soon it is closed to make room for another,
 //! depend on it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -13,7 +16,8 @@ use super::Limits;
 /// Headers that take no longer than this are not suspicious.
 const PROMPT_HEADERS: Duration = Duration::from_secs(1);
 
-/// What a connection is doing.
+/// What a connection is doing. Over HTTP/2, with several requests, it is the last of these that is
+/// true of any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The client has connected, or has begun to send the headers of a request.
@@ -44,6 +48,8 @@ pub(super) enum Rest {
 pub(super) struct State {
     current: Mutex<Current>,
     asked_to_leave: Notify,
+    /// Wakes the connection when a body is read to its end, which can be in another task.
+    body_read: AtomicWaker,
 }
 
 #[derive(Debug)]
@@ -56,10 +62,23 @@ struct Current {
     blocked: bool,
     /// Whether the connection is to close in order to make room.
     leaving: bool,
+    /// Whether the body of the request is read to its end.
+    is_read: bool,
     /// Whether the rest of a body is kept.
     keeps_rest: bool,
     rest: Option<Incoming>,
     lingers: bool,
+    /// Over HTTP/2, the requests that are not answered yet.
+    streams: Option<Streams>,
+}
+
+/// How many requests of a connection over HTTP/2 are not answered yet.
+#[derive(Debug, Default)]
+struct Streams {
+    /// Those whose body is still being read.
+    in_body: usize,
+    /// The others.
+    in_answer: usize,
 }
 
 impl State {
@@ -70,11 +89,17 @@ impl State {
             since: Instant::now(),
             blocked: false,
             leaving: false,
+            is_read: false,
             keeps_rest: false,
             rest: None,
             lingers: false,
+            streams: None,
         };
-        Self { current: Mutex::new(current), asked_to_leave: Notify::new() }
+        Self {
+            current: Mutex::new(current),
+            asked_to_leave: Notify::new(),
+            body_read: AtomicWaker::new(),
+        }
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
@@ -85,9 +110,10 @@ impl State {
     pub(super) fn received(&self) {
         let mut current = self.current();
         match current.phase {
-            Phase::Idle => current.enter(Phase::Headers),
+            // Over HTTP/2 it need not be a request.
+            Phase::Idle if current.streams.is_none() => current.enter(Phase::Headers),
             Phase::Body => current.since = Instant::now(),
-            Phase::Headers | Phase::Answer | Phase::Lingering => {}
+            Phase::Idle | Phase::Headers | Phase::Answer | Phase::Lingering => {}
         }
     }
 
@@ -95,8 +121,8 @@ impl State {
     pub(super) fn sent(&self, blocked: bool) {
         let mut current = self.current();
         current.blocked = blocked;
-        // An answer that is handed over for sending is not sent yet.
-        if current.phase == Phase::Idle {
+        // Over HTTP/1, an answer that is handed over for sending is not sent yet.
+        if current.phase == Phase::Idle && current.streams.is_none() {
             current.since = Instant::now();
         }
     }
@@ -105,6 +131,7 @@ impl State {
     pub(super) fn request(&self, has_body: bool) {
         let mut current = self.current();
         current.enter(if has_body { Phase::Body } else { Phase::Answer });
+        current.is_read = !has_body;
         current.keeps_rest = has_body;
     }
 
@@ -114,9 +141,19 @@ impl State {
         if current.phase == Phase::Body {
             current.enter(Phase::Answer);
         }
+        current.is_read = rest.is_none();
         if current.keeps_rest {
             current.rest = rest;
         }
+        self.body_read.wake();
+    }
+
+    /// Whether all of a request is read, and its answer is being made or sent. The waker is woken
+    /// when that begins.
+    pub(super) fn is_answering(&self, waker: &Waker) -> bool {
+        self.body_read.register(waker);
+        let current = self.current();
+        current.phase == Phase::Answer && current.is_read
     }
 
     /// What is left of the body of the request that is answered now. A rest that is given up later
@@ -193,6 +230,63 @@ impl State {
         }
     }
 
+    /// The connection is one over HTTP/2.
+    pub(super) fn set_http2(&self) {
+        self.current().streams = Some(Streams::default());
+    }
+
+    /// How many requests over HTTP/2 are not answered yet.
+    pub(super) fn streams(&self) -> usize {
+        self.current().streams.as_ref().map_or(0, |streams| streams.in_body + streams.in_answer)
+    }
+
+    /// The headers of a request over HTTP/2 have come.
+    pub(super) fn stream_began(&self, has_body: bool) {
+        self.count_streams(|streams| match has_body {
+            true => streams.in_body += 1,
+            false => streams.in_answer += 1,
+        });
+    }
+
+    /// The body of a request over HTTP/2 is read to its end, or is wanted no more. `in_body` tells
+    /// whether it was not yet.
+    pub(super) fn stream_body_over(&self, in_body: &AtomicBool) {
+        self.count_streams(|streams| {
+            if in_body.swap(false, Ordering::Relaxed) {
+                streams.in_body -= 1;
+                streams.in_answer += 1;
+            }
+        });
+    }
+
+    /// A request over HTTP/2 is answered, or is wanted no more.
+    pub(super) fn stream_ended(&self, in_body: &AtomicBool) {
+        self.count_streams(|streams| match in_body.swap(false, Ordering::Relaxed) {
+            true => streams.in_body -= 1,
+            false => streams.in_answer -= 1,
+        });
+    }
+
+    fn count_streams(&self, count: impl FnOnce(&mut Streams)) {
+        let mut current = self.current();
+        let Some(streams) = &mut current.streams else { return };
+        count(streams);
+        let phase = match streams {
+            Streams { in_answer: 1.., .. } => Phase::Answer,
+            Streams { in_body: 1.., .. } => Phase::Body,
+            Streams { .. } => Phase::Idle,
+        };
+        if phase != current.phase {
+            current.enter(phase);
+        }
+    }
+
+    /// Since when the connection waits for a request, if it does.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let current = self.current();
+        matches!(current.phase, Phase::Headers | Phase::Idle).then_some(current.since)
+    }
+
     /// Waits until the connection is asked to close.
     pub(super) async fn asked_to_leave(&self) {
         loop {
@@ -248,6 +342,32 @@ mod tests {
         advance(Duration::from_secs(10)).await;
         state.received();
         assert_eq!(due(), Some(Duration::from_secs(90)), "however they trickle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn over_http2_the_phase_is_that_of_all_requests() {
+        let (state, start) = (State::new(), Instant::now());
+        let due = || state.deadline(&limits()).map(|deadline| deadline - start);
+        let class = || state.expendability(Instant::now()).map(|(class, _)| class);
+        state.set_http2();
+        assert_eq!(due(), Some(Duration::from_secs(60)), "for the first request");
+        let [body, other] = [AtomicBool::new(true), AtomicBool::new(false)];
+        state.stream_began(true);
+        assert_eq!((class(), due(), state.streams()), (Some(4), None, 1));
+        state.stream_began(false);
+        assert_eq!((class(), due(), state.streams()), (None, None, 2));
+        state.stream_ended(&other);
+        assert_eq!((class(), state.streams()), (Some(4), 1));
+        state.stream_body_over(&body);
+        state.stream_body_over(&body);
+        assert_eq!((class(), state.streams()), (None, 1));
+        advance(Duration::from_secs(10)).await;
+        state.stream_ended(&body);
+        assert_eq!((class(), due(), state.streams()), (Some(2), Some(Duration::from_secs(85)), 0));
+        advance(Duration::from_secs(10)).await;
+        state.received();
+        state.sent(false);
+        assert_eq!(due(), Some(Duration::from_secs(85)), "a ping is not a request");
     }
 
     #[tokio::test(start_paused = true)]

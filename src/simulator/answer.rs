@@ -12,6 +12,9 @@ const THOUGHTS_TOKENS: u64 = 128;
 
 const THOUGHT: &str = "The simulator is thinking about the prompt.";
 
+/// What a client sends back to have an answer continued.
+const CONTINUATION_TOKEN: &str = "c2ltdWxhdGVkIGNvbnRpbnVhdGlvbg==";
+
 /// A sentence to pad answers with; any would do.
 const PADDING: &str = " Nothing more is known about this, and the sentence is repeated.";
 
@@ -33,7 +36,8 @@ pub(super) enum Outcome<'a> {
 /// The one candidate of an answer.
 pub(super) struct Candidate<'a> {
     pub text: Cow<'a, str>,
-    pub finish_reason: &'a str,
+    /// Why it ends; `None` where it does not say.
+    pub finish_reason: Option<&'a str>,
     pub content: Content,
 }
 
@@ -58,7 +62,7 @@ impl Answer<'_> {
                     return self.without_text(candidate);
                 };
                 let texts = pieces(&candidate.text, count);
-                let finish = Some(candidate.finish_reason);
+                let finish = candidate.finish_reason;
                 self.encode(&texts, thought, finish, tokens(&candidate.text))
             }
         }
@@ -78,7 +82,7 @@ impl Answer<'_> {
         let mut sent = Count::default();
         let chunk = |(index, text): (usize, &&str)| {
             sent.add(text);
-            let finish = (index + 1 == texts.len()).then_some(candidate.finish_reason);
+            let finish = candidate.finish_reason.filter(|_| index + 1 == texts.len());
             self.encode(&[text], thought && index == 0, finish, sent.tokens())
         };
         texts.iter().enumerate().map(chunk).collect()
@@ -100,7 +104,7 @@ impl Answer<'_> {
 
     fn without_text(&self, candidate: &Candidate<'_>) -> Bytes {
         let role = matches!(candidate.content, Content::WithoutParts).then_some("model");
-        self.candidate(WireContent { parts: None, role }, Some(candidate.finish_reason), None)
+        self.candidate(WireContent { parts: None, role }, candidate.finish_reason, None)
     }
 
     fn candidate(
@@ -109,7 +113,9 @@ impl Answer<'_> {
         finish_reason: Option<&str>,
         candidates_token_count: Option<u64>,
     ) -> Bytes {
-        let candidate = WireCandidate { content, finish_reason, index: 0 };
+        let continuation_token = finish_reason.filter(|reason| *reason == "CONTINUATION");
+        let continuation_token = continuation_token.map(|_| CONTINUATION_TOKEN);
+        let candidate = WireCandidate { content, finish_reason, continuation_token, index: 0 };
         self.body(Some([candidate]), None, self.usage(candidates_token_count, self.thoughts()))
     }
 
@@ -203,6 +209,8 @@ struct WireCandidate<'a> {
     content: WireContent<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continuation_token: Option<&'static str>,
     index: u32,
 }
 

@@ -215,13 +215,15 @@ fn usage(answer: &Answer<'_>, completion_tokens: u64) -> Value {
 }
 
 /// Why an answer ends, in OpenAI's words where it has one. What has been withheld is called
-/// `content_filter: SAFETY` or so, and comes without a message.
-fn finish_reason(outcome: &Outcome<'_>) -> String {
-    match outcome {
-        Outcome::Candidate(Candidate { finish_reason: "STOP", .. }) => "stop".to_owned(),
-        Outcome::Candidate(Candidate { finish_reason: "MAX_TOKENS", .. }) => "length".to_owned(),
-        Outcome::Candidate(Candidate { finish_reason: reason, .. }) | Outcome::Blocked(reason) => {
-            format!("content_filter: {reason}")
-        }
-    }
+/// `content_filter: SAFETY` or so, and comes without a message. `None` where it does not say.
+fn finish_reason(outcome: &Outcome<'_>) -> Option<String> {
+    let reason = match outcome {
+        Outcome::Candidate(candidate) => candidate.finish_reason?,
+        Outcome::Blocked(reason) => reason,
+    };
+    Some(match (reason, outcome) {
+        ("STOP", Outcome::Candidate(_)) => "stop".to_owned(),
+        ("MAX_TOKENS", Outcome::Candidate(_)) => "length".to_owned(),
+        _ => format!("content_filter: {reason}"),
+    })
 }

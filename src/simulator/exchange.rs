@@ -81,6 +81,10 @@ impl Form {
         }
     }
 
+    fn is_stream(&self) -> bool {
+        !matches!(self.framing(), Framing::Whole)
+    }
+
     /// As how many requests the call counts: each text to embed is one.
     fn requests(&self) -> u64 {
         match self {
@@ -120,11 +124,14 @@ pub(super) struct Answered {
     pub truncated: bool,
     /// After how many chunks nothing more comes.
     pub stall_after: Option<u32>,
+    /// After how many chunks of a stream which error comes.
+    pub failure: Option<(u32, Refusal)>,
 }
 
 impl Answered {
     fn new(chunks: Vec<Bytes>, script: &Script<'_>) -> Self {
-        Self { chunks, truncated: script.truncate_body, stall_after: script.stall_after }
+        let (truncated, stall_after) = (script.truncate_body, script.stall_after);
+        Self { chunks, truncated, stall_after, failure: None }
     }
 }
 
@@ -175,7 +182,9 @@ impl Exchange<'_> {
         let script = self.as_often_as_scripted(script, key, &prompt);
         let (latency, failure) = self.simulator.draw();
         let latency = script.latency.unwrap_or(latency);
-        let reply = match (&script.ending, &failure) {
+        let failure = failure.filter(|_| script.fail_after.is_none());
+        let ending = script.ending.as_ref().filter(|_| script.fail_after.is_none());
+        let reply = match (ending, &failure) {
             (Some(Ending::Status(status)), _) | (None, Some(status)) => {
                 self.refused(Refusal::with_status(*status))
             }
@@ -254,7 +263,18 @@ impl Exchange<'_> {
                 completion_chunks(&answer, count, include_usage)
             }
         };
-        Reply::Answered(Answered::new(chunks, script))
+        let failure = script.fail_after.filter(|_| self.form.is_stream());
+        let failure = failure.map(|after| (after, self.failure(script)));
+        Reply::Answered(Answered { failure, ..Answered::new(chunks, script) })
+    }
+
+    /// The error in the middle of a stream.
+    fn failure(&self, script: &Script<'_>) -> Refusal {
+        match &script.ending {
+            Some(Ending::Status(status)) => Refusal::with_status(*status),
+            Some(Ending::Quota(quota)) => self.scripted_quota(*quota),
+            _ => Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE),
+        }
     }
 
     fn candidate<'a>(
@@ -271,7 +291,7 @@ impl Exchange<'_> {
             None => self.text(request, schema, prompt, script.bytes)?,
         };
         let max_tokens = request.generation_config().and_then(|config| config.max_output_tokens);
-        if finish_reason == "MAX_TOKENS" {
+        if matches!(finish_reason, "MAX_TOKENS" | "CONTINUATION") {
             let half = text.len() / 2;
             text = beginning(text, half);
         } else if let Some(max_tokens) = max_tokens.filter(|max| tokens(&text) > *max) {
@@ -280,11 +300,14 @@ impl Exchange<'_> {
         }
         let content = match finish_reason {
             _ if script.empty => Content::WithoutParts,
-            "STOP" | "MAX_TOKENS" => {
+            _ if script.text.is_some()
+                || matches!(finish_reason, "STOP" | "MAX_TOKENS" | "CONTINUATION") =>
+            {
                 Content::Parts { count: script.parts.unwrap_or(1), thought: script.thought }
             }
             _ => Content::Missing,
         };
+        let finish_reason = (!script.unfinished).then_some(finish_reason);
         Ok(Outcome::Candidate(Candidate { text: Cow::Owned(text), finish_reason, content }))
     }
 

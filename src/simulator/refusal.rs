@@ -258,7 +258,6 @@ impl Refusal {
     }
 
     /// The body of the response.
-    #[cfg(test)]
     pub fn body(&self) -> &Bytes {
         &self.body
     }

@@ -12,7 +12,9 @@
 //! | `close` | the connection is closed before a byte of the answer |
 //! | `blocked=REASON` | answered with `promptFeedback.blockReason` and no candidates |
 //! | `truncate_body` | the connection is closed half way through the answer |
-//! | `finish=REASON` | the candidate's `finishReason`; `MAX_TOKENS` leaves half the text, any reason but `STOP` no text at all |
+//! | `finish=REASON` | the candidate's `finishReason`; `MAX_TOKENS` and `CONTINUATION` leave half the text, any other reason but `STOP` no text at all, unless there is a `text=` |
+//! | `unfinished` | the candidate has no `finishReason` |
+//! | `fail_after=N` | after N chunks of a stream comes the error of `status=` or `quota=`, or 503, as Gemini writes it into a stream: over several lines, outside of any event; on OpenAI's surface, and in a list, as one more item |
 //! | `empty` | the candidate's content has no parts |
 //! | `invalid_json` | the text is the beginning of a JSON object |
 //! | `thought` | a part with a thought comes before the text |
@@ -54,6 +56,8 @@ pub(super) struct Script<'a> {
     pub stall_after: Option<u32>,
     pub empty: bool,
     pub invalid_json: bool,
+    pub unfinished: bool,
+    pub fail_after: Option<u32>,
     pub thought: bool,
     pub truncate_body: bool,
 }
@@ -135,6 +139,7 @@ impl<'a> Script<'a> {
             "close" => self.ending = Some(Ending::Close),
             "truncate_body" => self.truncate_body = true,
             "empty" => self.empty = true,
+            "unfinished" => self.unfinished = true,
             "invalid_json" => self.invalid_json = true,
             "thought" => self.thought = true,
             _ => return None,
@@ -153,6 +158,7 @@ impl<'a> Script<'a> {
             "bytes" => self.bytes = Some(value.parse().ok().filter(|bytes| *bytes <= MAX_BYTES)?),
             "chunks" => self.chunks = Some(value.parse().ok()?),
             "stall_after" => self.stall_after = Some(value.parse().ok()?),
+            "fail_after" => self.fail_after = Some(value.parse().ok()?),
             "latency_ms" => self.latency = Some(Duration::from_millis(value.parse().ok()?)),
             "fail_times" => self.fail_times = Some(value.parse().ok()?),
             _ => return None,

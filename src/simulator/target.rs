@@ -56,6 +56,7 @@ pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a st
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     header(http::HeaderName::from_static("x-goog-api-key"))
         .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
+        .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Token "))
         .or_else(|| query_value(uri, "key"))
         .filter(|key| !key.is_empty())
 }

@@ -8,10 +8,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderValue, header};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::exchange::{Answered, Plan, Reply};
-use super::refusal::JSON;
+use super::refusal::{JSON, Refusal};
 use super::stats::{Call, Fate};
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -34,6 +35,19 @@ impl Framing {
         match self {
             Self::Whole | Self::Array => JSON,
             Self::Events | Self::OpenAiEvents => EVENT_STREAM,
+        }
+    }
+
+    /// How an error is written among the chunks of an answer. Source: a recorded stream; for OpenAI's
+    /// surface, a recorded answer.
+    fn failure(self, refusal: &Refusal, is_first: bool) -> Bytes {
+        let pretty = serde_json::from_slice::<Value>(refusal.body());
+        let pretty = pretty.map_or_else(|_| String::new(), |json| format!("{json:#}"));
+        match self {
+            Self::Whole | Self::Events => pretty.replace('\n', "\r\n").into(),
+            Self::Array if is_first => format!("[{pretty}\r\n]").into(),
+            Self::Array => format!(",\r\n{pretty}\r\n]").into(),
+            Self::OpenAiEvents => [b"data: [", &refusal.body()[..], b"]\n\n"].concat().into(),
         }
     }
 
@@ -75,7 +89,7 @@ pub(super) async fn deliver(
             call.end(&Fate::Broken);
             Response::new(Body::from_stream(stream::once(async { broken() })))
         }
-        Reply::Answered(Answered { mut chunks, truncated: false, stall_after: None })
+        Reply::Answered(Answered { mut chunks, truncated: false, stall_after: None, .. })
             if matches!(framing, Framing::Whole) =>
         {
             wait_until(done_at).await;
@@ -123,6 +137,8 @@ struct Transmission {
     truncated: bool,
     /// After how many frames nothing more comes.
     stall_after: Option<u32>,
+    /// The error that it ends with.
+    refusal: Option<Refusal>,
     /// Until it has ended.
     call: Option<Call>,
 }
@@ -135,12 +151,29 @@ impl Transmission {
         arrived: Instant,
         latency: Duration,
     ) -> Self {
-        let Answered { chunks, truncated, stall_after } = answered;
-        let frames = framing.frames(chunks);
+        let Answered { chunks, truncated, stall_after, failure } = answered;
+        let mut frames = framing.frames(chunks);
+        let refusal = failure.map(|(after, refusal)| {
+            frames.truncate(after as usize);
+            let failure = framing.failure(&refusal, frames.is_empty());
+            frames.push(failure);
+            refusal
+        });
         let (length, bytes) = (frames.len() as u32, frames.iter().map(Bytes::len).sum());
         let frames = if truncated { first_half(frames) } else { frames }.into_iter();
         let call = Some(call);
-        Self { frames, length, bytes, sent: 0, arrived, latency, truncated, stall_after, call }
+        Self {
+            frames,
+            length,
+            bytes,
+            sent: 0,
+            arrived,
+            latency,
+            truncated,
+            stall_after,
+            refusal,
+            call,
+        }
     }
 
     fn next_at(&self) -> Instant {
@@ -165,7 +198,8 @@ impl Transmission {
         }
         let call = self.call.take()?;
         if !self.truncated {
-            call.end(&Fate::Answered);
+            let fate = self.refusal.as_ref().map_or(Fate::Answered, Fate::Refused);
+            call.end(&fate);
             return None;
         }
         // Lets the server send what it has before the connection breaks.

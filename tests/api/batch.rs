@@ -51,6 +51,68 @@ async fn a_result_is_the_individual_one_and_its_place() {
 }
 
 #[tokio::test]
+async fn the_ids_of_an_item_come_back_with_its_result() {
+    let service = Service::start().await;
+    for (path, body) in kinds() {
+        let named = |id: &Value| {
+            let mut item = body.clone();
+            item.as_object_mut().unwrap().extend(id.as_object().unwrap().clone());
+            item
+        };
+        // Several may have the same, in characters of any kind; the place tells them apart.
+        let ids = [
+            json!({"custom_id": "row-1"}),
+            json!({"custom_id": "row-1", "id": "é".repeat(256)}),
+            json!({}),
+            json!({"custom_id": null}),
+        ];
+        let requests: Vec<Value> = ids.iter().map(named).collect();
+        let batch = service.post(&format!("/batch{path}"), &json!({"requests": requests}));
+        let batch = answer(batch).await;
+        assert_eq!(batch.body["successful_requests"], 4, "{path}: {batch:?}");
+        for (place, result) in batch.body["results"].as_array().unwrap().iter().enumerate() {
+            let sent = |name: &str| ids[place].get(name).filter(|id| !id.is_null());
+            assert_eq!(result["index"], place);
+            assert_eq!(result.get("custom_id"), sent("custom_id"));
+            assert_eq!(result.get("id"), sent("id"));
+        }
+        let single = service.post(path, &named(&json!({"custom_id": "row-1"})));
+        assert_eq!(answer(single).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+    let blocked = json!({"requests": [{"id": "a", "prompt": "[[simulate:blocked=SAFETY]]"}]});
+    let blocked = answer(service.post("/batch/chat", &blocked)).await;
+    assert_eq!(blocked.body["results"][0]["id"], "a");
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_taken_is_told_at_its_place() {
+    let service = Service::start().await;
+    let long = "x".repeat(257);
+    for (id, kind) in [
+        (json!(7), "string_type"),
+        (json!({}), "string_type"),
+        (json!(""), "string_length"),
+        (json!(long), "string_length"),
+    ] {
+        for field in ["custom_id", "id"] {
+            let batch = json!({"requests": [{"prompt": "a"}, {"prompt": "b", field: id}]});
+            let refused = answer(service.post("/batch/chat", &batch)).await;
+            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+            let detail = &refused.body["detail"][0];
+            assert_eq!(detail["type"], kind, "{refused:?}");
+            assert_eq!(detail["loc"], json!(["body", "requests", 1, field]));
+        }
+    }
+    let twice = r#"{"requests": [{"prompt": "a", "id": "1", "id": "2"}]}"#;
+    let twice = answer(service.post("/batch/chat", &Value::Null).body(twice)).await;
+    assert_eq!(twice.body["detail"][0]["type"], "duplicate", "{twice:?}");
+    let unknown = json!({"requests": [{"prompt": "a", "custom-id": "1"}]});
+    let unknown = answer(service.post("/batch/chat", &unknown)).await;
+    assert_eq!(unknown.body["detail"][0]["loc"], json!(["body", "requests", 0, "custom-id"]));
+    assert_eq!(service.simulator.journal().len(), 0);
+}
+
+#[tokio::test]
 async fn a_failed_item_says_what_failed_and_costs_the_others_nothing() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let batch = json!({"requests": [

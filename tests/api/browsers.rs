@@ -156,8 +156,87 @@ async fn a_preflight_is_answered_here_and_needs_no_key() {
 }
 
 #[tokio::test]
+async fn every_failure_of_this_service_can_be_read_by_the_pages_that_may() {
+    let recording = Recording::play(503, "application/json", vec![b"{}".into()]).await;
+    let service = Service::with(Options::default(), |config| {
+        config.base_url.clone_from(&recording.base_url);
+        config.environment_fallback = false;
+        config.max_attempts = 1;
+        config.max_body_bytes = 1000;
+        trusting(config);
+    })
+    .await;
+    let client = reqwest::Client::new();
+    let keyed = |request: RequestBuilder| request.header("x-goog-api-key", "callers-key");
+    let post = |path: &str| keyed(service.post(path, &json!({"prompt": "x"})));
+    let large = "x".repeat(1001);
+    for (request, status) in [
+        (service.post(GENERATE, &json!({})), 401),
+        (service.get("/_admin/limits"), 401),
+        (service.get("/nowhere"), 404),
+        (post("/v1/responses"), 404),
+        (client.delete(service.url("/chat")), 405),
+        (client.request(Method::TRACE, service.url("/chat")), 405),
+        (post(GENERATE).body(large.clone()), 413),
+        (post("/chat").body(large.clone()), 413),
+        (post("/v1/chat/completions").header("content-encoding", "lzma"), 415),
+        (keyed(client.post(service.url("/chat"))).body("x"), 415),
+        (post("/chat").body("{}"), 422),
+        (post("/v1/chat/completions"), 400),
+        (post("/v1beta/models/a%252Fb:generateContent"), 400),
+        (post("/chat"), 502),
+        (post(GENERATE), 503),
+    ] {
+        let response = request.header("origin", APP).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{response:?}");
+        let headers = response.headers();
+        assert_eq!(headers["access-control-allow-origin"], APP, "{response:?}");
+        assert_eq!(headers["access-control-expose-headers"], "*", "{response:?}");
+        assert!(!headers.contains_key("access-control-allow-credentials"));
+        assert!(headers.get_all("vary").iter().any(|vary| vary == "origin"), "{response:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_every_origin_may_read_its_pages_bring_a_key_of_their_own() {
+    let service = Service::with(Options::default(), |config| {
+        config.cors_origins = CorsOrigins::Any;
+    })
+    .await;
+    for request in requests(&service) {
+        let refused = answer(request.header("origin", EVIL)).await;
+        assert_eq!(refused.status, 401);
+        assert_eq!(refused.headers["access-control-allow-origin"], "*");
+    }
+    let own =
+        service.post("/chat", &json!({"prompt": "x"})).header("x-goog-api-key", "callers-key");
+    let own = answer(own.header("origin", EVIL)).await;
+    assert_eq!(
+        (own.status.as_u16(), &own.headers["access-control-allow-origin"]),
+        (200, &"*".parse().unwrap())
+    );
+    let allowed = preflight(&service, GENERATE, EVIL).await;
+    assert_eq!(allowed.headers()["access-control-allow-origin"], "*");
+    assert!(!allowed.headers().contains_key("access-control-allow-private-network"));
+}
+
+#[tokio::test]
+async fn a_page_of_the_internet_reaches_a_private_network_where_its_origin_may_read() {
+    let service = Service::with(Options::default(), trusting).await;
+    for (origin, allowed) in [(APP, true), (EVIL, false)] {
+        let request = reqwest::Client::new().request(Method::OPTIONS, service.url("/chat"));
+        let request = request
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-private-network", "true");
+        let headers = request.send().await.unwrap().headers().clone();
+        assert_eq!(headers.contains_key("access-control-allow-private-network"), allowed);
+    }
+}
+
+#[tokio::test]
 async fn what_gemini_tells_browsers_stays_here() {
-    let answered = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\
+    let answered = "HTTP/1.1 200 OK\r\ncontent-type: image/svg+xml\r\ncontent-length: 2\r\n\
                     access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n\
                     set-cookie: a=b\r\ncontent-security-policy: default-src *\r\n\
                     x-other: 1\r\n\r\n{}";

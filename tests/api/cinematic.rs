@@ -170,7 +170,10 @@ async fn a_story_that_holds_together_comes_back_as_it_was_told() {
     assert_eq!(answered.body["data"], story());
     assert_eq!(keys(&answered.body["data"]), FIELDS);
     assert_eq!(keys(&answered.body["data"]["scene_list"][0]), SCENE_FIELDS);
-    assert_eq!(keys(&answered.body), ["success", "data", "message", "model", "usage"]);
+    assert_eq!(
+        keys(&answered.body),
+        ["success", "data", "message", "model", "finish_reason", "usage"]
+    );
     assert_eq!(answered.body["message"], "Successfully generated structured output");
     assert_eq!(upstream.asked().len(), 1);
 }

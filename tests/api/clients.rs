@@ -87,11 +87,28 @@ async fn openai_of_python() {
     test(python.args(["-B", "-m", "unittest", "test_openai"]), &[]).await;
 }
 
+/// Runs a script of Node's.
+async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
+    let modules = installed("node/node_modules");
+    let variables = [&[("NODE_PATH", &*modules)], variables].concat();
+    test(Command::new("node").args(["--test", script]), &variables).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn google_genai_of_node() {
-    let modules = installed("node/node_modules");
-    let mut node = Command::new("node");
-    test(node.args(["--test", "google_genai.test.cjs"]), &[("NODE_PATH", &modules)]).await;
+    test_of_node("google_genai.test.cjs", &[]).await;
+}
+
+/// It says that it wants Node 22, and works with Node 20 too.
+#[tokio::test(flavor = "multi_thread")]
+async fn google_genai_3_of_node() {
+    test_of_node("google_genai.test.cjs", &[("GENAI", "@google/genai-3")]).await;
+}
+
+/// It says that it wants Node 22, and works with Node 20 too.
+#[tokio::test(flavor = "multi_thread")]
+async fn openai_of_node() {
+    test_of_node("openai.test.cjs", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

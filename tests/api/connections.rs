@@ -7,7 +7,7 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use crate::process::{Process, Start};
@@ -70,10 +70,12 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
     let native =
         request("POST", "/v1beta/models/gemini-3.5-flash-lite:generateContent", JSON, &native);
     for call in [whole, streamed, native] {
-        for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(30_000)] {
+        let pipelined = request("GET", "/", "", "").repeat(30_000);
+        for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(1 << 20), &pipelined] {
             let mut stream = send(service.address, &call).await;
             service.until("the call is in flight", |door| door.in_flight == 1).await;
-            stream.write_all(rest.as_bytes()).await.unwrap();
+            // So much is cut off.
+            let _ = stream.write_all(rest.as_bytes()).await;
             drop(stream);
             service.until_idle().await;
         }
@@ -111,6 +113,43 @@ async fn pipelined_requests_are_answered_in_order() {
     let places = [" to: one", "not_found", " to: three", "healthy"]
         .map(|text| answers.find(text).unwrap_or_else(|| panic!("{text}: {answers}")));
     assert!(places.is_sorted(), "{answers}");
+}
+
+/// The body of an upload is read by the connection to Gemini.
+#[tokio::test]
+async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
+    let gemini = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base_url = format!("http://{}", gemini.local_addr().unwrap());
+    let service = Service::with(Options::default(), |config| config.base_url = base_url).await;
+    let upload = request("POST", "/upload/v1beta/files", "", "some bytes");
+    let mut stream = send(service.address, upload).await;
+    let passed = async {
+        let (mut passed, _) = gemini.accept().await.unwrap();
+        let mut sent = Vec::new();
+        while !sent.ends_with(b"some bytes") {
+            sent.push(passed.read_u8().await.unwrap());
+        }
+        passed
+    };
+    let mut passed = timeout(PATIENCE, passed).await.expect("it is passed on");
+    let _ = stream.write_all(&vec![b'x'; 1 << 20]).await;
+    drop(stream);
+    let rest = timeout(PATIENCE, passed.read(&mut [0])).await.expect("it is cancelled");
+    assert!(rest.is_err() || rest.is_ok_and(|read| read == 0));
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_before_the_last_is_answered_may_be_of_some_size() {
+    let service = Service::start().await;
+    let chat =
+        |prompt: &str| request("POST", "/chat", JSON, &json!({"prompt": prompt}).to_string());
+    let first = chat("[[simulate:latency_ms=200]]one");
+    let second = chat(&format!("two{}", " ".repeat(28_000)));
+    let mut stream = send(service.address, first + &second).await;
+    for said in [" to: one", " to: two"] {
+        let answer = one_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(said), "{answer}");
+    }
 }
 
 /// These clients read nothing before they have sent everything.

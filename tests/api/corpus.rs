@@ -28,7 +28,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    fn read(file: &PathBuf) -> Exchange {
+    /// The exchange in a file.
+    pub fn read(file: &PathBuf) -> Exchange {
         let mut recorded: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         let mut request = recorded["request"]["body"].take();
         if request["type"] == "json" {
@@ -355,7 +356,7 @@ fn refusals_for_billing_are_told_from_refusals_for_load() {
 }
 
 /// Where the exchanges are that were recorded later; `None` where they are not.
-fn later_corpus() -> Option<PathBuf> {
+pub fn later_corpus() -> Option<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/gemini/corpus-2026-11");
     folder.is_dir().then_some(folder)
 }

@@ -76,7 +76,7 @@ fn lasting() -> Vec<Failing> {
         marked("empty", 502, "empty_answer", true, "has no text"),
         marked("finish=MALFORMED_FUNCTION_CALL", 502, "empty_answer", true, "MALFORMED_FUNCTION"),
         marked("finish=MAX_TOKENS,empty", 502, "truncated_answer", false, "limit of output tokens"),
-        marked("html=200", 502, "malformed_answer", true, "not one that Gemini gives"),
+        marked("html=200", 502, "malformed_answer", true, "200 OK with text/html"),
         marked("status=302", 502, "malformed_answer", true, ""),
     ]
 }
@@ -306,9 +306,8 @@ async fn an_upstream_that_is_down_is_no_connection() {
     .await;
     let failed = service.chat("Hello").await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
-    let body =
-        json!({"detail": "no connection to Gemini could be made", "code": "upstream_connection"});
-    assert_eq!(failed.body, body);
+    let detail = "no connection to Gemini could be made: it was refused";
+    assert_eq!(failed.body, json!({"detail": detail, "code": "upstream_connection"}));
     service.until_idle().await;
     let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_connection\"}";
     assert_eq!(service.metric(retries).await, 1.0);

@@ -67,13 +67,70 @@ async fn what_is_no_json_is_refused() {
     assert_nothing_was_sent(&service);
 }
 
+/// JSON that no reader takes: what is said of it, and where it stands.
 #[tokio::test]
-async fn text_that_is_no_unicode_is_refused() {
+async fn a_text_or_a_number_that_cannot_be_read_is_told_with_its_place() {
     let service = Service::start().await;
-    for body in [&b"{\"prompt\": \"\xff\"}"[..], br#"{"prompt": "\ud800"}"#] {
-        assert_fault(raw(&service, "/chat", body), "value_error", json!(["prompt"])).await;
+    let (half, utf_8) = ("one half of a surrogate pair", "not UTF-8");
+    for (path, body, kind, place, says) in [
+        ("/chat", &b"{\"prompt\": \"\xff\"}"[..], "string_unicode", json!(["prompt"]), utf_8),
+        ("/chat", br#"{"prompt": "\ud800"}"#, "string_unicode", json!(["prompt"]), half),
+        (
+            "/batch/chat",
+            b"{\"requests\": [{\"prompt\": \"fine\"},\n {\"prompt\": \"from a PDF: \\ud835\"}]}",
+            "string_unicode",
+            json!(["requests", 1, "prompt"]),
+            "(line 2, column 32)",
+        ),
+        (
+            "/chat",
+            br#"{"prompt": "a", "generation_config": {"temperature": 1e999}}"#,
+            "number_out_of_range",
+            json!(["generation_config", "temperature"]),
+            "too large",
+        ),
+        (
+            "/structured-output",
+            br#"{"user_content": "\udc00 a", "system_prompt": "b", "json_schema": {}}"#,
+            "string_unicode",
+            json!(["user_content"]),
+            half,
+        ),
+    ] {
+        let refused = answer(raw(&service, path, body)).await;
+        let mut loc = vec![json!("body")];
+        loc.extend(place.as_array().unwrap().iter().cloned());
+        assert_eq!(faults(&refused), [(kind, &Value::Array(loc))], "{}", refused.body);
+        let message = refused.body["detail"][0]["msg"].as_str().unwrap();
+        assert!(message.contains(says) && message.contains("line "), "{message}");
     }
     assert_nothing_was_sent(&service);
+}
+
+#[tokio::test]
+async fn more_than_one_candidate_is_refused() {
+    let service = Service::start().await;
+    for (path, body) in kinds() {
+        let mut accepted = body.clone();
+        accepted["generation_config"] = json!({"candidateCount": 1});
+        assert_eq!(answer(service.post(path, &accepted)).await.status, StatusCode::OK, "{path}");
+        let sent = service.simulator.stats().calls;
+        for (name, count) in [
+            ("candidateCount", json!(2)),
+            ("candidate_count", json!("3")),
+            ("candidateCount", json!(2.0)),
+        ] {
+            let mut several = body.clone();
+            several["generation_config"] = json!({name: count});
+            let place = ["generation_config", name];
+            assert_fault(service.post(path, &several), "less_than_equal", json!(place)).await;
+            let batch = json!({"requests": [body.clone(), several]});
+            let place = json!(["requests", 1, "generation_config", name]);
+            let path = format!("/batch{path}");
+            assert_fault(service.post(&path, &batch), "less_than_equal", place).await;
+        }
+        assert_eq!(service.simulator.stats().calls, sent);
+    }
 }
 
 /// Paths that take JSON.

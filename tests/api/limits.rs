@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gemini::ApiKey;
-use gemini_concurrent_generation::limits::QuotaPlan;
+use gemini_concurrent_generation::limits::{NamedBy, QuotaPlan};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -84,7 +84,11 @@ async fn each_text_to_embed_counts_as_a_request() {
     let openai = json!({"model": "gemini-embedding-001", "input": texts(11).collect::<Vec<_>>()});
     let refused = answer(service.post("/v1/embeddings", &openai)).await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
-    assert!(refused.body.to_string().contains("11 requests, more than the 10 that"), "{}", refused.body);
+    assert!(
+        refused.body.to_string().contains("11 requests, more than the 10 that"),
+        "{}",
+        refused.body
+    );
     let gemini = |count| {
         let request = |text| json!({"content": {"parts": [{"text": text}]}});
         let requests: Vec<_> = texts(count).map(request).collect();
@@ -325,7 +329,8 @@ async fn an_alias_is_shown_with_the_limits_of_the_model_that_is_charged() {
     assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
     let accounts = service.gateway.door.accounts();
     let key = *ApiKey::new(SERVER_KEY).unwrap().sha256();
-    accounts.alias(&accounts.of(&key, &"gemini-latest".into()), "gemini-real");
+    let alias_account = accounts.of(&key, &"gemini-latest".into());
+    accounts.alias(&alias_account, "gemini-real", NamedBy::Answer);
     assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
     let shown = limits(&service).await;
     assert_eq!(shown["count"], 2);

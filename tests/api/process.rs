@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, until};
@@ -33,6 +34,8 @@ pub struct Process {
     pub address: SocketAddr,
     child: Child,
     log: Arc<Mutex<String>>,
+    /// Reads the log to its end.
+    kept: Option<JoinHandle<()>>,
     _folder: TempDir,
 }
 
@@ -124,10 +127,10 @@ impl Start {
     pub async fn run(self) -> Process {
         let mut child = self.command().spawn().expect("it did not start");
         let log = Arc::new(Mutex::new(String::new()));
-        tokio::spawn(keep(child.stderr.take().expect("its log"), Arc::clone(&log)));
+        let kept = tokio::spawn(keep(child.stderr.take().expect("its log"), Arc::clone(&log)));
         until("it listens", || listening(&log.lock().unwrap()).is_some()).await;
         let address = listening(&log.lock().unwrap()).expect("its address");
-        Process { address, child, log, _folder: self.folder }
+        Process { address, child, log, kept: Some(kept), _folder: self.folder }
     }
 
     /// Starts it, waits until it listens, and reads nothing that it logs from then on. The log
@@ -144,7 +147,8 @@ impl Start {
             }
         };
         let address = timeout(PATIENCE, ready).await.expect("it listens");
-        let process = Process { address, child, log: Arc::default(), _folder: self.folder };
+        let log = Arc::default();
+        let process = Process { address, child, log, kept: None, _folder: self.folder };
         (process, lines)
     }
 }
@@ -236,6 +240,9 @@ impl Process {
     pub async fn end(mut self) -> (Option<i32>, String) {
         let status = timeout(PATIENCE, self.child.wait()).await.expect("it did not end");
         let code = status.expect("its status").code();
+        if let Some(kept) = self.kept.take() {
+            timeout(PATIENCE, kept).await.expect("its log ends").expect("it is read");
+        }
         (code, self.log())
     }
 }

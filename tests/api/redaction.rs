@@ -137,6 +137,49 @@ async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
     );
 }
 
+/// The pieces of a stream as they came out, cut into its letters on the way in.
+async fn relayed(content_type: &'static str, stream: String) -> String {
+    let letters: Vec<_> = stream.chars().map(String::from).collect();
+    let (service, _stop) = over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
+    let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
+    service.until_idle().await;
+    passed
+}
+
+#[tokio::test]
+async fn a_key_in_the_texts_of_two_events_of_a_relayed_stream_does_not_pass() {
+    let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
+    let delta = |text: &str| json!({"choices": [{"delta": {"content": text}}]});
+    let (first, second) = KEY.split_at(11);
+    let encoded = "QUl6YVN5RC05dFNya2U3MlBvdVFNbk1YLWE3ZVpTVzBqa0ZNQldZ";
+    for stream in [
+        event(&part(first)) + &event(&part(second)),
+        event(&delta(&format!("it is {first}"))) + &event(&delta(&format!("{second}."))),
+        event(&part(first)) + &event(&json!({"usageMetadata": {}})) + &event(&part(second)),
+        event(&part(&encoded[..13])) + &event(&part(&encoded[13..])),
+    ] {
+        let passed = relayed("text/event-stream", stream.clone()).await;
+        for piece in [first, second, &encoded[..13], &encoded[13..51]] {
+            assert!(!passed.contains(piece), "{passed}");
+        }
+        assert_eq!(passed.len(), stream.len());
+    }
+    let innocent = event(&part(first)) + &event(&part("and more")) + &event(&part(second));
+    let passed = relayed("text/event-stream", innocent.replace(second, &second[1..])).await;
+    assert_eq!(passed, innocent.replace(second, &second[1..]));
+}
+
+#[tokio::test]
+async fn an_error_amid_a_relayed_stream_shows_no_key_and_an_answer_may_have_one() {
+    let part = json!({"candidates": [{"content": {"parts": [{"text": OTHER}]}}]});
+    let stream = event(&part) + &event(&suspended(OTHER));
+    let passed = relayed("text/event-stream", stream).await;
+    assert_eq!(passed, event(&part) + &event(&suspended(MASK)));
+    let list = |error: &Value| format!("[{part},\r\n{error:#}]");
+    let passed = relayed("application/json", list(&suspended(OTHER))).await;
+    assert_eq!(passed, list(&suspended(MASK)));
+}
+
 #[tokio::test]
 async fn no_refusal_that_is_passed_on_shows_a_key() {
     let html = format!("<html>{KEY} {OTHER} \u{e9}</html>");

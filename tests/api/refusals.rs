@@ -167,10 +167,107 @@ async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls(
             "account_unfunded",
         );
         assert_eq!(upstream.calls(), calls, "it holds for every model of the account");
+        let shown = limits(&service).await;
+        for account in shown["limits"].as_array().unwrap() {
+            let shown = &account["refused"];
+            assert_eq!(shown["state"], "refusing", "{account}");
+            assert_eq!(shown["code"], "account_unfunded");
+            let since: jiff::Timestamp = shown["since"].as_str().unwrap().parse().unwrap();
+            assert!(since <= jiff::Timestamp::now());
+            let probe_in = shown["next_probe_in_seconds"].as_f64().unwrap();
+            assert!((0.0..=180.0).contains(&probe_in) && probe_in > 0.0, "{probe_in}");
+        }
         assert_eq!(chat_with(&service, "another-key", "a-model").await.status, StatusCode::OK);
+        let shown = limits(&service).await;
+        let of_another =
+            |account: &&Value| account["key"] != "server" && account["model"] == "a-model";
+        let accounts = shown["limits"].as_array().unwrap();
+        let served = accounts.iter().find(of_another).expect("it was used");
+        assert_eq!(served["refused"], Value::Null);
         assert_no_limit_fell(&service).await;
         service.until_idle().await;
     }
+}
+
+/// Gemini's answers name the model that it charges, each surface in its own words.
+#[tokio::test]
+async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
+    let native = json!({
+        "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 7},
+        "modelVersion": "gemini-real",
+    });
+    let openai = json!({
+        "object": "chat.completion", "model": "gemini-real",
+        "choices": [{"index": 0, "message": {"content": "ok"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    });
+    let chat = json!({"prompt": "Hello", "model": "gemini-latest"});
+    let contents = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
+    let messages = json!([{"role": "user", "content": "Hello"}]);
+    let completion = json!({"model": "gemini-latest", "messages": messages});
+    let events = |event: &Value| format!("data: {event}\r\n\r\n").into_bytes();
+    let (json, event_stream) = ("application/json", "text/event-stream");
+    let generate = "/v1beta/models/gemini-latest:generateContent";
+    let stream = "/v1beta/models/gemini-latest:streamGenerateContent?alt=sse";
+    let streamed = with(&completion, "stream", json!(true));
+    for (path, body, content_type, pieces) in [
+        ("/chat", &chat, json, native.to_string().into_bytes()),
+        ("/chat", &with(&chat, "stream", json!(true)), event_stream, events(&native)),
+        (generate, &contents, json, native.to_string().into_bytes()),
+        (stream, &contents, event_stream, events(&native)),
+        ("/v1/chat/completions", &completion, json, openai.to_string().into_bytes()),
+        ("/v1/chat/completions", &streamed, event_stream, events(&openai)),
+    ] {
+        let upstream = Recording::play(200, content_type, vec![pieces]).await;
+        let service = Service::with(Options::default(), |config| {
+            config.base_url.clone_from(&upstream.base_url);
+        })
+        .await;
+        let response = service.post(path, body).send().await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.bytes().await.expect("a whole answer");
+        let shown = limits(&service).await;
+        let accounts = shown["limits"].as_array().unwrap();
+        let counts_as = |model: &str| {
+            let account = accounts.iter().find(|account| account["model"] == model);
+            account.unwrap_or_else(|| panic!("{path}: {shown}"))["counts_as"].clone()
+        };
+        assert_eq!(counts_as("gemini-latest"), "gemini-real", "{path}");
+        assert_eq!(counts_as("gemini-real"), Value::Null, "{path}");
+    }
+}
+
+/// A refusal names the model whose quota is used up.
+#[tokio::test]
+async fn a_refusal_joins_an_alias_to_the_model_that_it_names() {
+    let details = json!([{
+        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+        "violations": [{
+            "quotaId": "GenerateRequestsPerDayPerProjectPerModel", "quotaValue": "50",
+            "quotaDimensions": {"location": "global", "model": "gemini-real"},
+        }],
+    }]);
+    let used_up = refusal(429, UNNAMED, details);
+    let upstream = Refusing::with(move |_, _| Some(refused(429, &used_up))).await;
+    let service = upstream.service().await;
+    for model in ["gemini-latest", "gemini-real", "gemini-latest"] {
+        assert_failed(&chat_with(&service, SERVER_KEY, model).await, 429, "daily_quota_exhausted");
+    }
+    assert_eq!(upstream.calls(), 1, "it holds for both");
+    let shown = limits(&service).await;
+    assert_eq!(shown["limits"][0]["counts_as"], "gemini-real", "{shown}");
+    assert_eq!(shown["limits"][1]["requests_per_day"]["limit"], 50, "{shown}");
+}
+
+async fn limits(service: &Service) -> Value {
+    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
+}
+
+fn with(body: &Value, name: &str, value: Value) -> Value {
+    let mut body = body.clone();
+    body[name] = value;
+    body
 }
 
 #[tokio::test]

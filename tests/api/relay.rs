@@ -172,7 +172,7 @@ async fn the_admin_key_is_not_sent_on() {
         ("x-other", format!("a=b; session={ADMIN_KEY}")),
         ("x-goog-api-client", ADMIN_KEY.to_owned()),
     ];
-    let queries = ["Key=", "access_token=", "oauth_token=%20", "a=b&%6bEy=", ""];
+    let queries = ["Key=", "Access_token=", "token=%20", "a=b&%6bEy=", ""];
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files", "/v1beta/files"] {
         for (name, value) in &headers {
             for key in ["callers-key", ADMIN_KEY] {
@@ -225,15 +225,6 @@ async fn the_fallback_can_be_kept_to_generation() {
     let open = Service::start().await;
     assert_eq!(answer(open.get("/v1beta/files")).await.status, 200);
     assert_eq!(answer(open.post("/v1beta/auth_tokens", &json!({}))).await.status, 401);
-}
-
-#[tokio::test]
-async fn a_compressed_body_is_refused_where_it_is_counted() {
-    let service = Service::start().await;
-    let packed = service.post(GENERATE, &contents()).header("content-encoding", "gzip");
-    assert_eq!(answer(packed).await.status, 415);
-    let plain = service.post(GENERATE, &contents()).header("content-encoding", "identity");
-    assert_eq!(answer(plain).await.status, 200);
 }
 
 #[tokio::test]

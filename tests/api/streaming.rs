@@ -97,7 +97,8 @@ async fn recorded_streams_are_read_as_their_pieces_say() {
         let pieces: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
         let said: String = pieces.iter().map(said).collect();
         let mut events = Events::default();
-        events.extend(bytes).unwrap();
+        events.extend(bytes);
+        events.end();
         let mut answer = Growing::default();
         let mut read = String::new();
         let mut ended = false;

@@ -227,6 +227,61 @@ async fn an_answer_that_ends_at_the_token_limit_is_not_asked_for_again() {
 }
 
 #[tokio::test]
+async fn an_answer_that_gemini_did_not_finish_says_so() {
+    let service = Service::start().await;
+    let ask = async |content: &str| {
+        let mut body = question(json!({"type": ["object", "number"], "required": ["a"]}));
+        body["user_content"] = json!(content);
+        answer(service.post(PATH, &body)).await
+    };
+    for (content, says) in [
+        (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, "to continue"),
+        (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, "limit on output tokens"),
+        // Half of it is a number as well.
+        ("[[simulate:finish=MAX_TOKENS,text=1234]]", "limit on output tokens"),
+    ] {
+        let sent = service.simulator.stats().calls;
+        let failed = ask(content).await;
+        assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{failed:?}");
+        assert_eq!(failed.body["code"], "truncated_answer", "{content}");
+        assert!(failed.body["detail"].as_str().unwrap().contains(says), "{failed:?}");
+        assert_eq!(service.simulator.stats().calls, sent + 1, "it would end there once more");
+    }
+    let whole = ask(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
+    assert_eq!(whole.body["finish_reason"], "OTHER", "{whole:?}");
+    assert_eq!(ask("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
+    // It is asked for once more, and the reason is told.
+    let broken = ask(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
+    assert!(broken.body["data"].to_string().contains("ended for MALFORMED_RESPONSE"), "{broken:?}");
+}
+
+#[tokio::test]
+async fn json_in_a_code_fence_or_with_words_around_it_costs_one_call() {
+    let json = r#"{ "name": "Anna" , "age":31}"#;
+    for text in [
+        format!("```json\n{json}\n```"),
+        format!("Here is the person:\n\n```\n{json}\n```\n"),
+        format!("{json}\n\nLet me know if you need more."),
+    ] {
+        let upstream = Upstream::saying([&text]).await;
+        let service = over(&upstream).await;
+        let response = service.post(PATH, &question(person())).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{text}");
+        let body = response.text().await.unwrap();
+        assert!(body.contains(&format!("\"data\":{json},")), "{body}");
+        assert_eq!(upstream.asked().len(), 1, "{text}");
+    }
+    let two = format!("{json} or {json}");
+    let upstream = Upstream::saying([&*two, json]).await;
+    assert_eq!(ask(&over(&upstream).await, person()).await.status, StatusCode::OK);
+    assert_eq!(upstream.asked().len(), 2, "nobody knows which of them is meant");
+    let half = r#"{"name": "\ud83d", "age": 31}"#;
+    let upstream = Upstream::saying([half]).await;
+    let answered = ask(&over(&upstream).await, person()).await;
+    assert_eq!(answered.body["data"], json!({"name": "\u{FFFD}", "age": 31}), "{answered:?}");
+}
+
+#[tokio::test]
 async fn the_data_is_what_the_model_wrote_to_the_letter() {
     let text = r#"{ "z": 1.10, "a": 12345678901234567890123, "m": 1e2,  "b": "\u00e9" }"#;
     let schema = json!({"type": "object", "additionalProperties": true});

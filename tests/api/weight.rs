@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::http2::connect;
 use crate::process::{Process, Start};
 use crate::replicas::health;
 use crate::support::{PATIENCE, listen, until};
@@ -171,6 +172,44 @@ async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
         }
     }
     drop(reader);
+    until_in_flight(&service, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&sent);
+    let upstream = Router::new().fallback(move || async move {
+        ([("content-type", "text/event-stream")], Body::from_stream(flood(count)))
+    });
+    let service = service(listen(upstream, &stop).await, 1).await;
+    health(&service).await;
+    let before = service.memory_kib("VmRSS");
+
+    let (mut client, _connection) = connect(service.address).await;
+    let request = http::Request::post(format!("http://localhost{STREAM}"));
+    let request = request.header("content-type", "application/json").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data("{}".into(), true).unwrap();
+    let mut answer = response.await.unwrap().into_body();
+    let mut read = 0;
+    for more in [32 << 20, 32 << 20, 0] {
+        let stuck = until_stuck(&sent).await;
+        assert!(stuck - read < 64 << 20, "{stuck} bytes were sent, {read} read");
+        let grown = service.memory_kib("VmHWM").saturating_sub(before);
+        println!("{} MiB sent, {} MiB read: {grown} KiB more memory", stuck >> 20, read >> 20);
+        assert!(grown < SLACK_KIB, "{grown} KiB");
+        let goal = read + more;
+        while read < goal {
+            let piece = answer.data().await.unwrap().unwrap().len();
+            answer.flow_control().release_capacity(piece).unwrap();
+            read += piece as u64;
+        }
+    }
+    // The stream is reset.
+    drop((answer, body));
     until_in_flight(&service, 0).await;
 }
 

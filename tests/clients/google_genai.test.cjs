@@ -1,15 +1,19 @@
-// Google's client @google/genai, with the service at SERVICE_URL in Gemini's place.
+// Google's client @google/genai, or the version of it that GENAI names, with the service at
+// SERVICE_URL in Gemini's place.
 
 'use strict';
 
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 
-const { FinishReason, GoogleGenAI } = require('@google/genai');
+const { z } = require('zod');
+
+const { FinishReason, GoogleGenAI } = require(process.env.GENAI ?? '@google/genai');
 
 const MODEL = 'gemini-3.5-flash-lite';
 const ANSWER = 'Simulated answer to: Hello';
 const EXHAUSTED = '[[simulate:status=429]]';
+const REFUSED = '[[simulate:status=400]]';
 
 function client(key = 'OWN_KEY') {
   // It does not retry unless told to.
@@ -49,6 +53,26 @@ test('an object', async () => {
   const { name, age } = JSON.parse(answer.text);
   assert.equal(typeof name, 'string');
   assert.ok(Number.isInteger(age));
+});
+
+test('an object of zod', async () => {
+  const Person = z.object({ name: z.string(), age: z.int().nonnegative() });
+  // Google does not list `$schema` among what it takes.
+  const { $schema, ...responseJsonSchema } = z.toJSONSchema(Person);
+  const config = { responseMimeType: 'application/json', responseJsonSchema };
+  const answer = await models.generateContent({ model: MODEL, contents: 'Anna', config });
+  Person.parse(JSON.parse(answer.text));
+});
+
+test('a streamed chat', async () => {
+  const chat = chats.create({ model: MODEL });
+  await chat.sendMessage({ message: 'Hi' });
+  const texts = [];
+  for await (const chunk of await chat.sendMessageStream({ message: 'Hello' })) {
+    texts.push(chunk.text);
+  }
+  assert.ok(texts.length > 1);
+  assert.equal(texts.join(''), ANSWER);
 });
 
 test('a chat', async () => {
@@ -98,6 +122,14 @@ test('an exhausted quota instead of a stream', async () => {
   await assert.rejects(models.generateContentStream({ model: MODEL, contents: EXHAUSTED }), {
     name: 'ApiError',
     status: 429,
+  });
+});
+
+test('a request that is refused', async () => {
+  await assert.rejects(models.generateContent({ model: MODEL, contents: REFUSED }), {
+    name: 'ApiError',
+    status: 400,
+    message: /INVALID_ARGUMENT/,
   });
 });
 

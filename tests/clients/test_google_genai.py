@@ -11,6 +11,7 @@ from pydantic import BaseModel
 MODEL = "gemini-3.5-flash-lite"
 ANSWER = "Simulated answer to: Hello"
 EXHAUSTED = "[[simulate:status=429]]"
+REFUSED = "[[simulate:status=400]]"
 
 
 class Person(BaseModel):
@@ -55,6 +56,28 @@ class Synchronous(unittest.TestCase):
         chat.send_message("Hi")
         self.assertEqual(chat.send_message("Hello").text, ANSWER)
 
+    def test_a_streamed_chat(self):
+        chat = self.client.chats.create(model=MODEL)
+        chat.send_message("Hi")
+        texts = [chunk.text for chunk in chat.send_message_stream("Hello")]
+        self.assertGreater(len(texts), 1)
+        self.assertEqual("".join(texts), ANSWER)
+
+    def test_a_list_of_objects(self):
+        config = types.GenerateContentConfig(
+            response_mime_type="application/json", response_schema=list[Person]
+        )
+        answer = self.models.generate_content(model=MODEL, contents="Anna", config=config)
+        self.assertTrue(all(isinstance(person, Person) for person in answer.parsed))
+
+    def test_a_schema_of_pydantic(self):
+        config = types.GenerateContentConfig(
+            response_mime_type="application/json",
+            response_json_schema=Person.model_json_schema(),
+        )
+        answer = self.models.generate_content(model=MODEL, contents="Anna", config=config)
+        self.assertIsInstance(Person.model_validate_json(answer.text), Person)
+
     def test_tokens(self):
         answer = self.models.count_tokens(model=MODEL, contents="Hello")
         self.assertGreater(answer.total_tokens, 0)
@@ -82,6 +105,12 @@ class Synchronous(unittest.TestCase):
             self.models.generate_content(model=MODEL, contents=EXHAUSTED)
         self.assertEqual(refusal.exception.code, 429)
         self.assertEqual(refusal.exception.status, "RESOURCE_EXHAUSTED")
+
+    def test_a_request_that_is_refused(self):
+        with self.assertRaises(errors.ClientError) as refusal:
+            self.models.generate_content(model=MODEL, contents=REFUSED)
+        self.assertEqual(refusal.exception.code, 400)
+        self.assertEqual(refusal.exception.status, "INVALID_ARGUMENT")
 
     def test_a_bad_key(self):
         with client("BAD_KEY") as stranger, self.assertRaises(errors.ClientError) as refusal:

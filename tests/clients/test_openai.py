@@ -9,6 +9,7 @@ from pydantic import BaseModel
 MODEL = "gemini-3.5-flash-lite"
 ANSWER = "Simulated answer to: Hello"
 EXHAUSTED = "[[simulate:status=429]]"
+REFUSED = "[[simulate:status=400]]"
 
 
 class Person(BaseModel):
@@ -46,6 +47,13 @@ class Synchronous(unittest.TestCase):
         self.assertEqual("".join(texts), ANSWER)
         self.assertGreater(chunks[-1].usage.total_tokens, 0)
 
+    def test_a_streamed_object(self):
+        with self.completions.stream(**asking("Anna"), response_format=Person) as stream:
+            kinds = [event.type for event in stream]
+            person = stream.get_final_completion().choices[0].message.parsed
+        self.assertGreater(kinds.count("content.delta"), 1)
+        self.assertIsInstance(person, Person)
+
     def test_an_object(self):
         answer = self.completions.parse(**asking("Anna"), response_format=Person)
         self.assertIsInstance(answer.choices[0].message.parsed, Person)
@@ -63,6 +71,19 @@ class Synchronous(unittest.TestCase):
         with self.assertRaises(openai.RateLimitError) as refusal:
             self.completions.create(**asking(EXHAUSTED))
         self.assertEqual(refusal.exception.status_code, 429)
+
+    def test_a_request_that_is_refused(self):
+        with self.assertRaises(openai.BadRequestError) as refusal:
+            self.completions.create(**asking(REFUSED))
+        self.assertEqual(refusal.exception.status_code, 400)
+
+    def test_what_gemini_does_not_have(self):
+        with self.assertRaises(openai.NotFoundError) as refusal:
+            self.client.responses.create(model=MODEL, input="Hello")
+        self.assertEqual(refusal.exception.code, "not_found")
+        with self.assertRaises(openai.NotFoundError) as refusal:
+            self.client.audio.transcriptions.create(model=MODEL, file=("a.wav", b"RIFF"))
+        self.assertEqual(refusal.exception.code, "not_found")
 
     def test_a_bad_key(self):
         stranger = self.enterContext(openai.OpenAI(**options("BAD_KEY")))

@@ -55,7 +55,7 @@ pub(super) fn path(
         return Some(Ok(format!("{OPENAI}{below}")));
     }
     let resource = plain.strip_prefix("/v1/")?;
-    let brings_token = headers.contains_key(AUTHORIZATION) && !headers.contains_key(API_KEY);
+    let brings_token = brings_token(headers) && !headers.contains_key(API_KEY);
     if SERVED.iter().any(|served| is_or_is_below(resource, served))
         || (brings_token
             && !resource.contains(':')
@@ -65,6 +65,12 @@ pub(super) fn path(
     }
     let is_openais = NOT_SERVED.iter().any(|missing| is_or_is_below(resource, missing));
     is_openais.then(|| Err(ApiError::not_served(plain)))
+}
+
+/// Whether a request brings a token as OpenAI's clients do. Google's send `Token auth_tokens/…`.
+fn brings_token(headers: &HeaderMap) -> bool {
+    let token = headers.get(AUTHORIZATION).map(|token| token.as_bytes().to_ascii_lowercase());
+    token.is_some_and(|token| !token.starts_with(b"token "))
 }
 
 fn is_or_is_below(path: &str, resource: &str) -> bool {

@@ -1,17 +1,14 @@
 //! Failures in the words of those whose surface was spoken to, so that their clients raise what
 //! their users expect.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
-use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{ApiError, Detail, FieldError, whole_seconds};
+use super::{ApiError, Detail, FieldError};
 use crate::generation::Segment;
 
 /// The body of a failure as Gemini writes it.
@@ -69,13 +66,13 @@ struct OpenAiError {
 impl ApiError {
     /// The failure as Gemini would answer with it.
     pub(in crate::api) fn into_google(self) -> Response {
-        let (status, retry_after) = (self.status_of_others(), self.retry_after);
+        let (status, headers) = (self.status_of_others(), self.headers());
         let mut details = vec![json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
             "reason": self.code.to_ascii_uppercase(),
             "domain": env!("CARGO_PKG_NAME"),
         })];
-        details.extend(retry_after.map(|wait| {
+        details.extend(self.retry_after.map(|wait| {
             json!({
                 "@type": "type.googleapis.com/google.rpc.RetryInfo",
                 "retryDelay": format!("{:.3}s", wait.as_secs_f64()),
@@ -87,19 +84,19 @@ impl ApiError {
             status: google_status(status),
             details,
         };
-        answer(status, GoogleFailure { error }, retry_after)
+        answer(status, headers, GoogleFailure { error })
     }
 
     /// The failure as OpenAI would answer with it.
     pub(in crate::api) fn into_openai(self) -> Response {
-        let (status, retry_after) = (self.status_of_others(), self.retry_after);
+        let (status, headers) = (self.status_of_others(), self.headers());
         let error = OpenAiError {
             message: self.detail.into_text(),
             r#type: openai_type(status),
             param: None,
             code: self.code,
         };
-        answer(status, OpenAiFailure { error }, retry_after)
+        answer(status, headers, OpenAiFailure { error })
     }
 
     /// Neither Gemini nor OpenAI answers a body that it cannot use with 422.
@@ -111,12 +108,8 @@ impl ApiError {
     }
 }
 
-fn answer(status: StatusCode, body: impl Serialize, retry_after: Option<Duration>) -> Response {
-    let mut response = (status, Json(body)).into_response();
-    if let Some(wait) = retry_after {
-        response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
-    }
-    response
+fn answer(status: StatusCode, headers: HeaderMap, body: impl Serialize) -> Response {
+    (status, headers, Json(body)).into_response()
 }
 
 /// The name of a status. Source: google/rpc/code.proto.

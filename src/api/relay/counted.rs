@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use crate::api::auth::{Caller, Tier, check_model};
-use crate::api::body::{measured, read, semaphore_id, with_body};
+use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
+use crate::api::form::Form;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
@@ -40,14 +41,22 @@ pub(super) async fn send(
     let Counted { kind, target, apart, streams } = counted;
     let caller = Caller::of(&head.headers, head.uri.query(), gateway);
     let payer = caller.relayed(purpose, gateway)?;
-    check_body(&head.headers, &body, payer.tier)?;
+    if payer.tier == Tier::Fallback {
+        check_type(&head.headers, &body)?;
+    }
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
-    let input = measured(body.clone()).await?;
-    let model = model(surface, target, &body).await?;
+    check_text(gateway, body.clone()).await?;
+    let form = Form::read(&request.headers, &body).await?;
+    let (input, named) = match form {
+        Some(_) if target == Target::Body => return Err(ApiError::is_form().into()),
+        Some(Form { model, input }) => (input, model),
+        None => (measured(body.clone()).await?, named(&target, &body).await?),
+    };
+    let model = model(surface, target, named, &body).await?;
     check_model(&model, gateway)?;
     let requests = requests(kind, surface, body.clone()).await?;
     let images = images(&model, body.clone()).await?;
@@ -57,13 +66,13 @@ pub(super) async fn send(
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
 }
 
-/// Whether a body can be counted, and cannot come from a web page that spends the server's key
-/// without having asked.
-fn check_body(headers: &HeaderMap, body: &Body, tier: Tier) -> Result<(), ApiError> {
-    if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(ApiError::encoded_body());
+/// Refuses a body with the admin key in it.
+async fn check_text(gateway: &Gateway, body: Bytes) -> Result<(), ApiError> {
+    let Some(admin) = gateway.config.admin_api_key.clone() else { return Ok(()) };
+    match with_body(body, move |body| admin.is_in_long_text(body)).await? {
+        true => Err(ApiError::misplaced_admin_key()),
+        false => Ok(()),
     }
-    if tier == Tier::Fallback { check_type(headers, body) } else { Ok(()) }
 }
 
 /// Refuses a body that a web page can send without having asked.
@@ -71,24 +80,42 @@ pub(super) fn check_type(headers: &HeaderMap, body: &Body) -> Result<(), ApiErro
     if is_simple(headers) && !body.is_end_stream() { Err(ApiError::not_json()) } else { Ok(()) }
 }
 
+/// The model that a body of JSON names, where that matters.
+async fn named(target: &Target, body: &Bytes) -> Result<Option<String>, ApiError> {
+    if matches!(target, Target::Path(_)) {
+        return Ok(None);
+    }
+    let named = with_body(body.clone(), named_model).await?;
+    named.map_err(|repeated| invalid_model("duplicate", repeated.to_string()))
+}
+
+fn invalid_model(kind: &'static str, message: String) -> ApiError {
+    ApiError::invalid(vec![InvalidField::new("model", kind, message)])
+}
+
 /// The model of a call, or what it is counted as.
-async fn model(surface: Surface, target: Target, body: &Bytes) -> Result<Model, ApiError> {
+async fn model(
+    surface: Surface,
+    target: Target,
+    named: Option<String>,
+    body: &Bytes,
+) -> Result<Model, ApiError> {
     let resource = match target {
         Target::Path(model) => return Ok(model),
         Target::Body => None,
         Target::BodyOr(resource) => Some(resource),
     };
-    let invalid =
-        |kind, message: String| ApiError::invalid(vec![InvalidField::new("model", kind, message)]);
-    let named = with_body(body.clone(), named_model).await?;
-    let named = named.map_err(|repeated| invalid("duplicate", repeated.to_string()))?;
     match (named, resource) {
         (Some(name), _) if surface == Surface::OpenAi => {
-            Model::parse(&name).map_err(|error| invalid("model_name", error.to_string()))
+            Model::parse(&name).map_err(|error| invalid_model("model_name", error.to_string()))
         }
         (Some(name), Some(resource)) => Ok(model_of(&name).unwrap_or(resource)),
         (None, Some(resource)) => Ok(resource),
-        (_, None) => Err(invalid("missing", "Field required".to_owned())),
+        (_, None) => {
+            // What cannot be read names no model.
+            check_json(body.clone()).await?;
+            Err(invalid_model("missing", "Field required".to_owned()))
+        }
     }
 }
 
@@ -120,8 +147,9 @@ async fn answer(
     mut request: Forward,
     body: Bytes,
 ) -> Result<Response, Unanswered> {
-    // All of the body is here, however it came.
+    // All of the body is here as it is meant, however it came.
     request.headers.remove(CONTENT_LENGTH);
+    request.headers.remove(CONTENT_ENCODING);
     let dispatcher = &gateway.dispatcher;
     let admission = dispatcher.admit(call).await?;
     let idle = gateway.config.stream_idle_timeout;
@@ -133,9 +161,10 @@ async fn answer(
 }
 
 fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
+    let cause = unanswered.failure.cause();
     let failed = NotRelayed::from(unanswered);
-    let code = failed.error.code();
-    tracing::warn!(kind = call.kind, model = %call.route.model(), code, "no answer");
+    let (model, code) = (call.route.model(), failed.error.code());
+    tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
     failed
 }
 

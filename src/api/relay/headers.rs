@@ -13,7 +13,7 @@ use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters
 use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, Forward, Surface};
+use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
 
 /// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -29,8 +29,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers of requests that stay here: those for this service, those about its client and where the
-/// client was, and those that would make another request of this one.
-const KEPT_BACK: [HeaderName; 20] = [
+/// client was, those that would make another request of this one, and those that Gemini would take
+/// for a second credential.
+const KEPT_BACK: [HeaderName; 24] = [
     ADMIN_API_KEY,
     API_KEY,
     AUTHORIZATION,
@@ -51,6 +52,10 @@ const KEPT_BACK: [HeaderName; 20] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-goog-iam-authorization-token"),
+    HeaderName::from_static("x-goog-iam-authority-selector"),
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
 ];
 
 /// What the names of more such headers begin with.
@@ -60,13 +65,16 @@ const KEPT_BACK_FAMILIES: [&str; 3] = ["x-forwarded-", "sec-fetch-", "access-con
 /// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters.
 const KEPT_BACK_PARAMETERS: [&str; 4] = ["$httpMethod", "$httpHeaders", "callback", "$callback"];
 
-/// The project that is charged. It is only the owner of a key who says so.
-const USER_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
-
 /// What a browser may do with a page of Gemini's, or of a file that somebody uploaded: nothing in
 /// the name of this service.
 const SANDBOX: HeaderValue =
     HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
+
+/// What a proxy has taken off the path of a request.
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// How long that may be, in bytes.
+const MAX_PREFIX: usize = 256;
 
 /// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
 const UPLOAD_URLS: [HeaderName; 3] = [
@@ -91,6 +99,7 @@ pub(super) fn forward(
     strip(&mut headers);
     let kept_back: Vec<_> = headers.keys().filter(|name| is_kept_back(name)).cloned().collect();
     kept_back.iter().for_each(|name| drop(headers.remove(name)));
+    // It is only the owner of a key who says which project is charged.
     if tier != Some(Tier::Own) {
         headers.remove(USER_PROJECT);
     }
@@ -100,7 +109,7 @@ pub(super) fn forward(
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("{path}{mark}{query}").parse();
     let path = path.map_err(|_| ApiError::unusable_path("The path cannot be passed on."))?;
-    Ok(Forward { surface, method, path, headers, streams: false })
+    Ok(Forward { surface, method, path, headers, streams: false, is_read: false })
 }
 
 /// What of a query goes on, as it came.
@@ -121,10 +130,13 @@ fn is_kept_back(name: &HeaderName) -> bool {
 /// Whether the admin key stands anywhere in a head, escaped or not.
 fn shows(gateway: &Gateway, path: &str, query: &str, headers: &HeaderMap) -> bool {
     let Some(admin) = &gateway.config.admin_api_key else { return false };
-    let is_in = |text: &str| holds_admin_key(text, gateway);
-    path.split(['/', ':']).any(is_in)
-        || parameters(query).flat_map(|parameter| parameter.splitn(2, '=')).any(is_in)
-        || headers.values().any(|value| admin.is_in(value.as_bytes()))
+    let is_in = |text: &[u8]| holds_admin_key(text, gateway);
+    path.split(['/', ':']).chain([path, query]).any(|text| is_in(text.as_bytes()))
+        || parameters(query)
+            .flat_map(|parameter| parameter.splitn(2, '='))
+            .any(|text| is_in(text.as_bytes()))
+        || headers.keys().any(|name| admin.is_in_name(name))
+        || headers.values().any(|value| is_in(value.as_bytes()))
 }
 
 /// Takes out what is about one connection.
@@ -152,17 +164,29 @@ pub(super) fn strip_answer(headers: &mut HeaderMap) {
     headers.insert(CONTENT_SECURITY_POLICY, SANDBOX);
 }
 
-/// Where the client reaches this service, as it or the proxy before it says.
-pub(super) fn origin(head: &Parts) -> Option<String> {
+/// The URL under which the client reaches this service, as it or the proxy before it says.
+pub(super) fn public_url(head: &Parts) -> Option<String> {
     let text = |name: HeaderName| head.headers.get(name)?.to_str().ok();
     let scheme = text(HeaderName::from_static("x-forwarded-proto"));
     let scheme = scheme.filter(|scheme| matches!(*scheme, "http" | "https")).unwrap_or("http");
-    Some(format!("{scheme}://{}", text(HOST)?))
+    let prefix = text(X_FORWARDED_PREFIX).and_then(path_prefix).unwrap_or_default();
+    Some(format!("{scheme}://{}{prefix}", text(HOST)?))
+}
+
+/// What a proxy takes off the paths of requests: `/a/b`, without a slash at its end. Whatever else
+/// stands in such a header, another client than a proxy may have sent.
+fn path_prefix(prefix: &str) -> Option<&str> {
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let is_unreserved =
+        |byte| matches!(byte, b'-' | b'.' | b'_' | b'~') || byte.is_ascii_alphanumeric();
+    let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.bytes().all(is_unreserved);
+    let is_path = prefix.len() <= MAX_PREFIX && prefix.strip_prefix('/')?.split('/').all(is_name);
+    is_path.then_some(prefix)
 }
 
 /// Makes the URLs at which an upload goes on lead through this service, where its client may be
 /// the only one to reach, and signs them.
-pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origin: &str) {
+pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, public_url: &str) {
     for name in UPLOAD_URLS {
         let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
         else {
@@ -172,8 +196,46 @@ pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, origi
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let now = jiff::Timestamp::now();
         let query = upload::signed(&gateway.config, path, without_key(query), now);
-        if let Ok(url) = HeaderValue::try_from(format!("{origin}{path}?{query}")) {
+        if let Ok(url) = HeaderValue::try_from(format!("{public_url}{path}?{query}")) {
             headers.insert(name, url);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_plain_path() {
+        for (prefix, path) in [
+            ("/gemini", Some("/gemini")),
+            ("/gemini/", Some("/gemini")),
+            ("/team-a/v1.2/~x_y", Some("/team-a/v1.2/~x_y")),
+            ("/...", Some("/...")),
+            ("", None),
+            ("/", None),
+            ("gemini", None),
+            ("//evil.example", None),
+            ("/a//b", None),
+            ("/a/../b", None),
+            ("/..", None),
+            ("/./a", None),
+            ("@evil.example", None),
+            (".evil.example/", None),
+            (":80/", None),
+            ("/a?b=c", None),
+            ("/a#b", None),
+            ("/a%2f..", None),
+            ("/a\\b", None),
+            ("/a b", None),
+            ("/a, /b", None),
+            ("/a\r\nx: y", None),
+            ("/\u{e9}", None),
+        ] {
+            assert_eq!(path_prefix(prefix), path, "{prefix:?}");
+        }
+        assert!(path_prefix(&format!("/{}", "a".repeat(255))).is_some());
+        assert!(path_prefix(&format!("/{}", "a".repeat(256))).is_none());
     }
 }

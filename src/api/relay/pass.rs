@@ -12,12 +12,12 @@ use tower_http::timeout::TimeoutBody;
 
 use super::NotRelayed;
 use super::counted::check_type;
-use super::headers::{forward, origin, redirect_uploads, strip_answer};
+use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier};
 use crate::api::destination::Destination;
 use crate::api::error::ApiError;
-use crate::dispatch::{ClientFault, Sending};
+use crate::dispatch::{ClientFault, Sending, Unanswered};
 use crate::gateway::Gateway;
 use crate::gemini::Payload;
 
@@ -33,7 +33,7 @@ pub(super) async fn pass(
 ) -> Result<Response, NotRelayed> {
     let config = &gateway.config;
     let payer = payer(gateway, &head, &destination)?;
-    let origin = origin(&head);
+    let public_url = public_url(&head);
     let tier = payer.as_ref().map(|payer| payer.tier);
     let takes_json = head.method == Method::POST && !takes_any_type(&destination.path);
     if takes_json && tier == Some(Tier::Fallback) {
@@ -46,15 +46,25 @@ pub(super) async fn pass(
     let response = passed.map_err(|unanswered| match sending.fault() {
         Some(ClientFault::TooSlow) => ApiError::body_too_slow(config.client_timeout).into(),
         Some(ClientFault::Broken) => ApiError::body_broken().into(),
-        None => NotRelayed::from(unanswered),
+        None => failed(unanswered),
     })?;
     let mut response =
         response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
     strip_answer(response.headers_mut());
-    if let Some(origin) = origin {
-        redirect_uploads(gateway, response.headers_mut(), &origin);
+    if let Some(public_url) = public_url {
+        redirect_uploads(gateway, response.headers_mut(), &public_url);
     }
     Ok(response)
+}
+
+/// Why Gemini gave no answer to pass on. What lies behind it is told to the log.
+fn failed(unanswered: Unanswered) -> NotRelayed {
+    let cause = unanswered.failure.cause();
+    let failed = NotRelayed::from(unanswered);
+    if cause.is_some() {
+        tracing::warn!(code = failed.error.code(), cause, "no answer");
+    }
+    failed
 }
 
 /// Whether what is sent to a path may be something else than JSON: a file, or a form with one.

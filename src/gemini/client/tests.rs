@@ -157,7 +157,9 @@ async fn broken_connections_are_told_apart_from_answers() {
     drop(listener);
     let error = call(&base, LONG).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Connection);
-    assert_eq!(error.message, "no connection to Gemini could be made");
+    assert_eq!(error.message, "no connection to Gemini could be made: it was refused");
+    let cause = error.cause().unwrap();
+    assert!(cause.starts_with(&error.message) && cause.contains("Connection refused"), "{cause}");
 }
 
 #[tokio::test]
@@ -218,7 +220,12 @@ async fn an_error_never_shows_the_key_or_follows_a_redirect() {
     let quoting = r#"{"error":{"code":403,"message":"Bad consumer callers-key, sorry."}}"#;
     for (status, body, kind, message) in [
         ("403 Forbidden", quoting, ErrorKind::PermissionDenied, "Bad consumer ***********, sorry."),
-        ("502 Bad Gateway", "<html>", ErrorKind::Unavailable, "Gemini answered 502 Bad Gateway"),
+        (
+            "502 Bad Gateway",
+            "<html>",
+            ErrorKind::Unavailable,
+            "Gemini answered 502 Bad Gateway with something of no type in place of JSON",
+        ),
         ("302 Found\r\nlocation: /x", "", ErrorKind::Malformed, "Gemini answered 302 Found"),
     ] {
         let (listener, base) = upstream("http").await;

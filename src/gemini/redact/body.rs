@@ -10,23 +10,25 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::Masker;
 
-/// A body with keys overwritten in it. It has as many bytes as the one below. Trailers are left out:
-/// Gemini sends none.
+/// A body with keys overwritten in it. It has as many bytes as the one below, also where that breaks
+/// off. Trailers are left out: Gemini sends none.
 #[derive(Debug)]
-pub struct Masked<B> {
+pub struct Masked<B: Body> {
     body: B,
     masker: Masker,
     ended: bool,
+    /// Why it broke off, until that is said.
+    broken: Option<B::Error>,
 }
 
-impl<B> Masked<B> {
+impl<B: Body> Masked<B> {
     /// A body in which the masker overwrites keys.
     pub fn new(body: B, masker: Masker) -> Self {
-        Self { body, masker, ended: false }
+        Self { body, masker, ended: false, broken: None }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Masked<B> {
+impl<B: Body<Data = Bytes, Error: Unpin> + Unpin> Body for Masked<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -43,7 +45,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Masked<B> {
                     }
                     self.ended = self.body.is_end_stream();
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => {
+                    self.ended = true;
+                    self.broken = Some(error);
+                }
                 None => self.ended = true,
             }
             if self.ended {
@@ -54,11 +59,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Masked<B> {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
         }
-        Poll::Ready(None)
+        Poll::Ready(self.broken.take().map(Err))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || (self.body.is_end_stream() && self.masker.held() == 0)
+        (self.ended && self.broken.is_none())
+            || (!self.ended && self.body.is_end_stream() && self.masker.held() == 0)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -69,5 +75,47 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Masked<B> {
             hint.set_upper(upper.saturating_add(held));
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::gemini::{ApiKey, Secrets};
+
+    struct Broken(VecDeque<&'static str>);
+
+    impl Body for Broken {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            let piece = self.0.pop_front();
+            Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).ok_or("broken")))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_when_a_body_breaks_off_comes_before_the_failure() {
+        let secrets = Secrets::new([&ApiKey::new("the-server-key").unwrap()]);
+        let pieces = ["a the-server-key, the-s", "erve"];
+        let mut body = Masked::new(Broken(pieces.into()), secrets.masker());
+        let mut passed = Vec::new();
+        let error = loop {
+            assert!(!body.is_end_stream());
+            match body.frame().await.unwrap() {
+                Ok(frame) => passed.extend_from_slice(&frame.into_data().unwrap()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((&*passed, error), (&b"a **************, the-serve"[..], "broken"));
+        assert!(body.frame().await.is_none());
     }
 }

@@ -1,83 +1,67 @@
-//! Keys that escapes hide: `\u0041Iza…` in a string of JSON, `%41Iza…` in a URL.
+//! Characters that escapes hide: `\u0041Iza…` in a string of JSON, `%41Iza…` in a URL.
 
-use std::{collections::VecDeque, mem};
+use std::ops::Range;
 
-use bytes::Bytes;
-use memchr::{memchr2, memchr3};
+use memchr::memchr2;
 
-use super::{MASK, Needle};
+use super::needle::{Found, Needle, find};
 
-/// Overwrites one key, with some of its characters escaped, in something that comes piece by piece.
-#[derive(Clone, Default)]
-pub(super) struct Escaped {
-    /// The end of what has come, where it may be the beginning of the key or of an escape.
-    held: Vec<u8>,
+/// A text without its escapes, and where its characters stood.
+pub(super) struct Unescaped {
+    /// The characters. One beyond Latin-1 is 0.
+    pub text: Vec<u8>,
+    /// After each escape: where in `text` and where in the bytes the next character begins.
+    places: Vec<(usize, usize)>,
+    /// Where an escape begins that has not come whole, or the end.
+    end: usize,
 }
 
-impl Escaped {
-    /// The next piece, with what was held back before it and without what is held back of it.
-    pub fn push(&mut self, key: &Needle, piece: Bytes) -> Bytes {
-        if self.held.is_empty() && !has_escapes(&piece) {
-            return piece;
+impl Unescaped {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut read =
+            Self { text: Vec::with_capacity(bytes.len()), places: vec![(0, 0)], end: bytes.len() };
+        let mut at = 0;
+        while let Some(skip) = memchr2(b'\\', b'%', &bytes[at..]) {
+            read.text.extend_from_slice(&bytes[at..at + skip]);
+            at += skip;
+            let Some((byte, length)) = character(&bytes[at..]) else {
+                read.end = at;
+                return read;
+            };
+            read.text.push(byte);
+            at += length;
+            read.places.push((read.text.len(), at));
         }
-        let mut bytes = [&mem::take(&mut self.held), &*piece].concat();
-        let end = overwrite(key, &mut bytes);
-        self.held = bytes.split_off(end);
-        bytes.into()
+        read.text.extend_from_slice(&bytes[at..]);
+        read
     }
 
-    /// What is held back, at the end.
-    pub fn finish(&mut self) -> Bytes {
-        mem::take(&mut self.held).into()
+    /// Where a range of the characters stands in the bytes.
+    pub(super) fn range(&self, characters: Range<usize>) -> Range<usize> {
+        self.place(characters.start)..self.place(characters.end)
     }
 
-    /// How many bytes are held back.
-    pub fn held(&self) -> usize {
-        self.held.len()
+    fn place(&self, character: usize) -> usize {
+        let next = self.places.partition_point(|(at, _)| *at <= character);
+        let (at, place) = self.places[next - 1];
+        place + (character - at)
     }
 }
 
-/// Overwrites a key in something that is there whole.
-pub(super) fn mask(key: &Needle, bytes: Bytes) -> Bytes {
-    if !has_escapes(&bytes) {
-        return bytes;
-    }
-    let mut bytes = bytes.to_vec();
-    overwrite(key, &mut bytes);
-    bytes.into()
+/// Looks for needles some of whose characters are escaped.
+pub(super) fn find_escaped(needles: &[Needle], bytes: &[u8]) -> Found {
+    let unescaped = Unescaped::of(bytes);
+    let Found { whole, open } = find(needles, &unescaped.text);
+    let open = if open == unescaped.text.len() { unescaped.end } else { unescaped.place(open) };
+    Found { whole: whole.into_iter().map(|found| unescaped.range(found)).collect(), open }
 }
 
-fn has_escapes(bytes: &[u8]) -> bool {
+pub(super) fn has_escapes(bytes: &[u8]) -> bool {
     memchr2(b'\\', b'%', bytes).is_some()
 }
 
-/// Overwrites a key, and says where the end begins that may be the beginning of another one.
-fn overwrite(key: &Needle, bytes: &mut [u8]) -> usize {
-    // Where the characters begin that were read last, as many as the key has.
-    let mut starts = VecDeque::with_capacity(key.bytes.len());
-    let (mut matched, mut at) = (0, 0);
-    loop {
-        if matched == 0 {
-            at = memchr3(key.bytes[0], b'\\', b'%', &bytes[at..])
-                .map_or(bytes.len(), |skip| at + skip);
-        }
-        let Some((byte, length)) = character(&bytes[at..]) else { break };
-        if starts.len() == key.bytes.len() {
-            starts.pop_front();
-        }
-        starts.push_back(at);
-        at += length;
-        matched = key.advance(matched, byte);
-        if matched == key.bytes.len() {
-            bytes[starts[0]..at].fill(MASK);
-            matched = 0;
-        }
-    }
-    if matched == 0 { at } else { starts[starts.len() - matched] }
-}
-
-/// The first character, if it is one of ASCII and else 0, and how many bytes it takes; `None` where
-/// too few have come.
+/// The first character, if it is one of Latin-1 and else 0, and how many bytes it takes; `None`
+/// where too few have come.
 fn character(bytes: &[u8]) -> Option<(u8, usize)> {
     match bytes {
         [] | [b'\\' | b'%'] => None,

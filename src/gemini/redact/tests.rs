@@ -1,3 +1,8 @@
+use base64::Engine;
+use base64::prelude::{
+    BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD,
+};
+
 use super::*;
 
 const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
@@ -94,6 +99,245 @@ fn a_key_that_escapes_hide_does_not_pass_wherever_it_is_cut() {
     }
 }
 
+/// A key as its characters and the bytes around them are encoded: the encoding, and the characters
+/// in it that are the key's alone.
+fn in_base64(engine: &impl Engine, before: &str, after: &str) -> (String, String) {
+    let encoded = engine.encode(format!("{before}{KEY}{after}"));
+    let bits = 8 * before.len()..8 * (before.len() + KEY.len());
+    let own = bits.start.div_ceil(6)..bits.end / 6;
+    let mut masked = encoded.clone();
+    masked.replace_range(own.clone(), &"*".repeat(own.len()));
+    (encoded, masked)
+}
+
+#[test]
+fn a_key_in_base64_is_found_at_each_alignment_padded_or_not_wherever_it_is_cut() {
+    let secrets = secrets(&[KEY]);
+    for before in ["", "a", "ab", "abc", "{\"key\":\"?>"] {
+        for after in ["", "x", "xy", "\"}~~"] {
+            for (encoded, masked) in [
+                in_base64(&BASE64_STANDARD, before, after),
+                in_base64(&BASE64_STANDARD_NO_PAD, before, after),
+                in_base64(&BASE64_URL_SAFE, before, after),
+                in_base64(&BASE64_URL_SAFE_NO_PAD, before, after),
+            ] {
+                assert_eq!(secrets.mask(encoded.clone().into()), masked);
+                for cut in 0..encoded.len() {
+                    let (first, second) = encoded.as_bytes().split_at(cut);
+                    let passed = passed(&secrets, &[first, second]).concat();
+                    assert_eq!(passed, masked.as_bytes(), "cut at {cut}");
+                }
+            }
+        }
+    }
+    // A key whose encoding has characters of which there are two alphabets, which JSON and URLs
+    // escape besides.
+    let odd = Secrets::new([&key("~~~?>?>?>~~~")]);
+    for encoded in
+        ["fn5+Pz4/Pj8+fn5+", "fn5-Pz4_Pj8-fn5-", "fn5+Pz4\\/Pj8+fn5+", "fn5%2BPz4%2FPj8%2Bfn5%2B"]
+    {
+        assert_eq!(odd.mask(encoded.into()), "*".repeat(encoded.len()), "{encoded}");
+    }
+}
+
+#[test]
+fn a_key_in_utf_16_is_found_in_both_byte_orders() {
+    let secrets = secrets(&[KEY]);
+    let said = format!("for {KEY}: \u{e9}");
+    let characters: Vec<u16> = said.encode_utf16().collect();
+    let little: Vec<u8> = characters.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    let big: Vec<u8> = characters.iter().flat_map(|unit| unit.to_be_bytes()).collect();
+    let places = (8..8 + 2 * KEY.len() - 1, 9..9 + 2 * KEY.len() - 1);
+    for (encoded, place) in [(little, places.0), (big, places.1)] {
+        let mut masked = encoded.clone();
+        masked[place].fill(b'*');
+        assert_eq!(secrets.mask(encoded.clone().into()), masked);
+        for cut in 0..encoded.len() {
+            let (first, second) = encoded.split_at(cut);
+            assert_eq!(passed(&secrets, &[first, second]).concat(), masked, "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn keys_that_overlap_are_all_overwritten() {
+    let secrets = secrets(&["abcdabcdab", "cdabXXXX", "XXabcdefgh"]);
+    for (said, masked) in [
+        ("-abcdabcdabcdab-", "-**************-"),
+        ("-abcdabcdabXXXXabcdefgh-", "-**********************-"),
+        ("-abcdabcda-", "-abcdabcda-"),
+    ] {
+        assert_eq!(secrets.mask(said.into()), masked);
+        for first in 0..said.len() {
+            for second in first..said.len() {
+                let said = said.as_bytes();
+                let pieces = [&said[..first], &said[first..second], &said[second..]];
+                assert_eq!(passed(&secrets, &pieces).concat(), masked.as_bytes());
+            }
+        }
+        let bytes: Vec<_> = said.as_bytes().chunks(1).collect();
+        assert_eq!(passed(&secrets, &bytes).concat(), masked.as_bytes());
+    }
+}
+
+/// What comes out of a body of a content type, piece by piece, and at the end.
+fn answered(secrets: &Secrets, content_type: &str, pieces: &[&[u8]]) -> Vec<Bytes> {
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type.parse().unwrap())]);
+    let mut masker = secrets.masker_of(&headers);
+    let mut out: Vec<_> =
+        pieces.iter().map(|piece| masker.push(Bytes::copy_from_slice(piece))).collect();
+    out.push(masker.finish());
+    assert_eq!(masker.held(), 0);
+    out
+}
+
+const EVENTS: &str = "text/event-stream; charset=utf-8";
+const JSON: &str = "application/json; charset=UTF-8";
+
+/// However a body is cut, the same comes out.
+fn expect(secrets: &Secrets, content_type: &str, body: &str, expected: &str) {
+    let text = |out: Vec<Bytes>| String::from_utf8(out.concat()).unwrap();
+    let bytes = body.as_bytes();
+    assert_eq!(text(answered(secrets, content_type, &[bytes])), expected);
+    for cut in (0..bytes.len()).step_by(1 + bytes.len() / 400) {
+        let (first, second) = bytes.split_at(cut);
+        let passed = answered(secrets, content_type, &[first, second]);
+        assert_eq!(text(passed), expected, "cut at {cut}");
+    }
+    let letters: Vec<_> = bytes.chunks(1).collect();
+    assert_eq!(text(answered(secrets, content_type, &letters)), expected);
+}
+
+fn event(text: &str) -> String {
+    let start = r#"{"candidates":[{"content":{"role":"model","parts":[{"text":""#;
+    format!("data: {start}{text}\"}}]}}}}],\"modelVersion\":\"m-A\"}}\r\n\r\n")
+}
+
+#[test]
+fn a_key_that_is_spread_over_the_texts_of_a_stream_does_not_pass() {
+    let secrets = secrets(&[KEY]);
+    let mask = |length: usize| "*".repeat(length);
+    let escaped = KEY[10..].replace('Q', "\\u0051");
+    for (texts, masked) in [
+        (vec![&KEY[..10], &KEY[10..]], vec![mask(10), mask(29)]),
+        (vec![&KEY[..10], &escaped], vec![mask(10), mask(escaped.len())]),
+        (vec!["a \\\"AIzaS", "", &KEY[5..]], vec![format!("a \\\"{}", mask(5)), mask(0), mask(34)]),
+        (
+            vec!["so: AIz", &KEY[3..9], &KEY[9..30], &format!("{}. A", &KEY[30..])],
+            vec!["so: AIz".into(), mask(6), mask(21), format!("{}. A", mask(9))],
+        ),
+    ] {
+        let body: String = texts.iter().map(|text| event(text)).collect();
+        let expected: String = masked.iter().map(|text| event(text)).collect();
+        expect(&secrets, EVENTS, &body, &expected);
+        let list = |texts: String| {
+            format!("[{}]", texts.replace("data: ", "").replace("\r\n\r\n", "\n,\r\n"))
+        };
+        expect(&secrets, JSON, &list(body), &list(expected));
+    }
+    // One letter a text.
+    let body: String = KEY.chars().map(|letter| event(&letter.to_string())).collect();
+    let letters = KEY.chars().enumerate().map(|(at, letter)| if at < 3 { letter } else { '*' });
+    let expected: String = letters.map(|letter| event(&letter.to_string())).collect();
+    expect(&secrets, EVENTS, &body, &expected);
+    // Two candidates by turns, two parts of one event, base64, and lines that are not JSON.
+    let (first, second) = KEY.split_at(15);
+    let turns = [first, "AIza or not", second].map(event).concat();
+    let expected = [&*mask(15), "AIza or not", &mask(24)].map(event).concat();
+    expect(&secrets, EVENTS, &turns, &expected);
+    let parts = |first: &str, second: &str| event(&format!("{first}\"}},{{\"text\":\"{second}"));
+    expect(&secrets, EVENTS, &parts(first, second), &parts(&mask(15), &mask(24)));
+    let (encoded, masked) = in_base64(&BASE64_STANDARD, "ab", "");
+    let halves = |text: &str| [event(&text[..20]), event(&text[20..])].concat();
+    expect(&secrets, EVENTS, &halves(&encoded), &halves(&masked));
+    let lines = |first: &str, second: &str| format!("data: {first}\n\ndata: {second}\n\n");
+    expect(&secrets, EVENTS, &lines(first, second), &lines(&mask(15), &mask(24)));
+}
+
+#[test]
+fn what_only_begins_as_a_key_passes_to_the_letter_and_soon() {
+    let secrets = secrets(&[KEY]);
+    let (first, second) = KEY.split_at(15);
+    let innocent = [first, " and so on", &KEY[15..38], "A", "I", "z", "a", "AIza", &second[..23]];
+    let body = innocent.map(event).concat();
+    expect(&secrets, EVENTS, &body, &body);
+
+    // What comes in the meantime is held, and no more than that.
+    let events: Vec<_> = ["AIzaSy", "x", "y", "z"].map(event).into();
+    let pieces: Vec<_> = events.iter().map(|event| event.as_bytes()).collect();
+    let out = answered(&secrets, EVENTS, &pieces);
+    let held = events[0].find("AIzaSy").unwrap();
+    assert_eq!(out[0], events[0][..held]);
+    let events: Vec<_> = (0..20).map(|at| event(if at == 0 { "AIzaSy" } else { "x" })).collect();
+    let pieces: Vec<_> = events.iter().map(|event| event.as_bytes()).collect();
+    let out = answered(&secrets, EVENTS, &pieces);
+    assert!(out[..pieces.len()].iter().any(|piece| piece.len() > events[1].len()), "it let go");
+    assert_eq!(out[pieces.len()], "");
+}
+
+#[test]
+fn a_long_text_after_the_first_part_of_a_key_is_not_held() {
+    let secrets = secrets(&[KEY]);
+    let image = "i".repeat(300_000);
+    let (first, second) = KEY.split_at(15);
+    let body = [first, &image, second].map(event).concat();
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, EVENTS.parse().unwrap())]);
+    let mut masker = secrets.masker_of(&headers);
+    let mut passed = Vec::new();
+    for piece in body.as_bytes().chunks(1000) {
+        passed.extend_from_slice(&masker.push(Bytes::copy_from_slice(piece)));
+        assert!(masker.held() < 70_000, "{}", masker.held());
+    }
+    passed.extend_from_slice(&masker.finish());
+    // What was let go cannot be taken back: the rest is overwritten.
+    let expected = [first, &image, &"*".repeat(24)].map(event).concat();
+    assert!(passed == expected.as_bytes());
+}
+
+#[test]
+fn what_has_the_form_of_a_secret_is_overwritten_in_errors_amid_a_stream() {
+    let secrets = secrets(&["the-server-key"]);
+    let error = r#"{"error":{"code":403,"message":"for KEY","details":[{"a":"\u0041KEY"}]}}"#;
+    let interaction = r#"{"event_id":"1","event_type":"error","error":{"message":"KEY"}}"#;
+    let typed = r#"{"event_type":"error","message":"KEY"}"#;
+    let pretty = "{\n  \"error\": {\n    \"message\": \"KEY\"\n  }\n}";
+    let hidden = KEY.replacen("AI", "\\u0041\\u0049", 1);
+    for key in [KEY, &hidden] {
+        let mask = &*"*".repeat(key.len());
+        let with = |text: &str, key: &str| text.replace("\\u0041KEY", key).replace("KEY", key);
+        for (content_type, before, after) in [
+            (EVENTS, format!("{}data: ", event(key)), format!("\r\n\r\n{}", event(key))),
+            (JSON, format!("[{{\"text\":\"{key}\"}},"), format!(",{{\"text\":\"{key}\"}}]")),
+        ] {
+            for error in [error, interaction, typed] {
+                let body = format!("{before}{}{after}", with(error, key));
+                let expected = format!("{before}{}{after}", with(error, mask));
+                expect(&secrets, content_type, &body, &expected);
+            }
+        }
+        // Lines that are not an answer's.
+        for line in [pretty, "upstream error for KEY", "<p title=\"KEY\">", "event: error KEY"] {
+            let stream = |key: &str, line: &str| format!("{}{line}\n{}", event(key), event(key));
+            let (body, expected) = (stream(key, &with(line, key)), stream(key, &with(line, mask)));
+            expect(&secrets, EVENTS, &body, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_body_without_strings_passes_as_it_is() {
+    let secrets = secrets(&[KEY]);
+    for body in ["", "{", "\"", "\"\\", "}}}]]", "{\"a", "data", "\\u00", "[1,2", "data: \n\n\n: x"]
+    {
+        expect(&secrets, JSON, body, body);
+        expect(&secrets, EVENTS, body, body);
+        expect(&Secrets::default(), EVENTS, body, body);
+    }
+    let backslashes = "\"".to_owned() + &"\\".repeat(200_001);
+    let out = answered(&Secrets::default(), JSON, &[backslashes.as_bytes(), b"u0041\""]);
+    assert!(out.concat() == format!("{backslashes}u0041\"").as_bytes());
+}
+
 #[test]
 fn a_header_that_a_key_names_is_left_out() {
     let mut headers = HeaderMap::new();
@@ -129,13 +373,16 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
         "auth_tokens/0123456789abcdef",
         "auth_tokens%2f0123456789abcdef",
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl",
     ] {
         let said = format!("the credential '{secret}' is not valid");
         let masked = said.replace(secret, &"*".repeat(secret.len()));
         assert_eq!(redact_text(&said), masked);
         assert_eq!(redact(said.as_bytes()), masked.as_bytes());
     }
-    for word in ["AIza", "AIza-short", "AQ.", "FAQ. Answers", "ya29.", "auth_tokens/", "whsec_"] {
+    for word in
+        ["AIza", "AIza-short", "AQ.", "FAQ. Answers", "ya29.", "auth_tokens/", "whsec_", "eyJ.a.b"]
+    {
         assert_eq!(redact_text(word), word);
     }
 }
@@ -147,15 +394,12 @@ fn escapes_in_the_json_of_an_error_hide_no_key() {
     let google = format!("\\u0041{}", &KEY[1..]);
     let body =
         format!(r#"{{"error":{{"code":403,"message":"{hidden} or {google}","details":[1]}}}}"#);
-    let redacted: Value = serde_json::from_slice(&secrets.redact_body(body.into())).unwrap();
-    // The key in use is overwritten with its escapes; what only has the form of one, without.
-    let message = format!("{} or {}", "*".repeat(hidden.len()), "*".repeat(KEY.len()));
-    assert_eq!(
-        redacted,
-        serde_json::json!({"error": {"code": 403, "message": message, "details": [1]}})
-    );
+    let redacted = secrets.redact_body(body.clone().into());
+    let body = body.replace(&hidden, &"*".repeat(hidden.len()));
+    assert_eq!(redacted, body.replace(&google, &"*".repeat(google.len())));
     let named = format!(r#"{{"a":{{"{google}":1}}}}"#);
-    assert_eq!(secrets.redact_body(named.into()), r#"{"a":null}"#);
+    let masked = named.replace(&google, &"*".repeat(google.len()));
+    assert_eq!(secrets.redact_body(named.into()), masked);
     let innocent = r#"{ "error" : "a\nb" }"#;
     assert_eq!(secrets.redact_body(innocent.into()), innocent, "to the letter");
 }

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 
 use super::{Chat, ChatResponse};
 use crate::dispatch::{Call, Dispatcher, Forwarded};
-use crate::gemini::{Events, Forward, Growing};
+use crate::gemini::{Error, Events, Forward, Growing};
 use crate::generation::{Failure, Generation};
 use crate::limits::Admission;
 
@@ -61,42 +61,60 @@ impl ChatStream {
         if let Some(ready) = self.ready.pop_front() {
             return Some(Ok(ready));
         }
-        let next = self.read().await.transpose()?;
-        if next.is_err() {
-            self.answer = None;
-        }
-        Some(next)
+        self.read().await.transpose()
     }
 
+    /// What comes next, of which the limits and the metrics hear too where it is the end.
     async fn read(&mut self) -> Result<Option<ChatEvent>, Failure> {
-        let Some(answer) = &mut self.answer else { return Ok(None) };
-        loop {
-            let event = match self.events.pop() {
-                Some(event) => event,
-                None => match self.body.frame().await {
-                    Some(frame) => {
-                        let data = frame?.into_data().unwrap_or_default();
-                        self.events.extend(&data)?;
-                        continue;
-                    }
-                    None => match self.events.rest() {
-                        Some(event) => event,
-                        None => break,
-                    },
-                },
-            };
-            let delta = answer.push(&event)?;
-            if !delta.is_empty() {
+        let Some(mut answer) = self.answer.take() else { return Ok(None) };
+        match self.delta(&mut answer).await {
+            Ok(Some(delta)) => {
+                self.answer = Some(answer);
                 return Ok(Some(ChatEvent::Delta(delta)));
             }
+            Ok(None) => {}
+            Err(error) => return Err(self.failed(error)),
         }
-        let mut answer = self.answer.take().unwrap_or_default();
-        let rest = answer.rest();
-        let done = ChatEvent::Done(self.chat.response(answer.finish()?));
+        let (rest, strays) = (answer.rest(), answer.strays());
+        let answer = answer.finish().map_err(|error| self.failed(error))?;
+        self.body.settle(Ok(()));
+        if strays > 0 {
+            let model = self.chat.model();
+            tracing::warn!(kind = Chat::KIND, %model, strays, "the stream has lines that are not Gemini's");
+        }
+        let done = ChatEvent::Done(self.chat.response(answer));
         if rest.is_empty() {
             return Ok(Some(done));
         }
         self.ready.push_back(done);
         Ok(Some(ChatEvent::Delta(rest)))
+    }
+
+    fn failed(&mut self, error: Error) -> Failure {
+        self.body.settle(Err(&error));
+        error.into()
+    }
+
+    /// The next text; `None` at the end of the stream.
+    async fn delta(&mut self, answer: &mut Growing) -> Result<Option<String>, Error> {
+        let mut is_over = false;
+        loop {
+            while let Some(event) = self.events.pop() {
+                let delta = answer.push(&event)?;
+                if !delta.is_empty() {
+                    return Ok(Some(delta));
+                }
+            }
+            if is_over {
+                return Ok(None);
+            }
+            match self.body.frame().await {
+                Some(frame) => self.events.extend(&frame?.into_data().unwrap_or_default()),
+                None => {
+                    self.events.end();
+                    is_over = true;
+                }
+            }
+        }
     }
 }

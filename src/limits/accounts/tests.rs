@@ -2,6 +2,7 @@ use crate::limits::quota::QuotaKind::*;
 use futures_util::FutureExt;
 
 use super::*;
+use crate::limits::account::FOLLOW_AGAIN;
 use crate::limits::budget::{BudgetUsage, Cost};
 use crate::limits::plan::{Limit, Limits, Planned, PlannedQuotas, Scope, Source, Tier};
 use crate::limits::quota::Quotas;
@@ -181,7 +182,7 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     spend(&alias);
     spend(&real);
     alias.budget().pause_until(Instant::now() + Duration::from_secs(30));
-    accounts.alias(&alias, "models/real");
+    accounts.alias(&alias, "models/real", NamedBy::Answer);
     assert!(Arc::ptr_eq(&alias.charged(), &real));
     assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));
     let (_, usage) = told(&real);
@@ -189,7 +190,7 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     assert_eq!(usage[InputTokensPerMinute].used, 20);
     assert_eq!(usage.paused_for, Some(Duration::from_secs(30)));
     assert_eq!(told(&alias).1[RequestsPerDay].used, 0);
-    accounts.alias(&alias, "real");
+    accounts.alias(&alias, "real", NamedBy::Answer);
     assert_eq!(told(&real).1[RequestsPerDay].used, 2, "it moves once");
 
     let other = accounts.of(&[2; 32], &model("latest"));
@@ -204,7 +205,7 @@ async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something
     let name = |n: usize| format!("latest-{n}");
     for n in 0..MAX_IDLE + 200 {
         let real = if n == 0 { "busy" } else { "idle" };
-        accounts.alias(&proven(&accounts, &name(n)), real);
+        accounts.alias(&proven(&accounts, &name(n)), real, NamedBy::Answer);
     }
     spend(&accounts.of(&[1; 32], &model("busy")));
     // They are counted when many have been opened.
@@ -229,7 +230,7 @@ async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_ac
         reserved.now_or_never().expect("at once").unwrap().expect("room")
     };
     let (sent, late) = (reserve(100).leave(), reserve(10));
-    accounts.alias(&alias, "real");
+    accounts.alias(&alias, "real", NamedBy::Answer);
     let _late = late.leave();
     sent.settle(5);
     assert_eq!(told(&alias).1[InputTokensPerMinute].used, 5);
@@ -239,17 +240,38 @@ async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_ac
 fn an_alias_can_move_on_and_never_closes_a_circle() {
     let accounts = accounts();
     let [a, b, c] = ["a", "b", "c"].map(|name| accounts.of(&[1; 32], &model(name)));
-    accounts.alias(&a, "b");
-    accounts.alias(&b, "a");
+    accounts.alias(&a, "b", NamedBy::Answer);
+    accounts.alias(&b, "a", NamedBy::Answer);
     assert!(Arc::ptr_eq(&b.charged(), &b), "its alias is charged to it already");
-    accounts.alias(&b, "c");
+    accounts.alias(&b, "c", NamedBy::Answer);
     assert!(Arc::ptr_eq(&a.charged(), &c));
-    accounts.alias(&c, "a");
-    accounts.alias(&c, "b");
+    accounts.alias(&c, "a", NamedBy::Answer);
+    accounts.alias(&c, "b", NamedBy::Answer);
     assert!(Arc::ptr_eq(&c.charged(), &c));
-    accounts.alias(&a, "d");
+    accounts.alias(&a, "d", NamedBy::Answer);
     assert_eq!(a.charged().model(), "d");
     assert_eq!(b.charged().model(), "c");
+}
+
+/// Google can route the calls of an alias to several models.
+#[tokio::test(start_paused = true)]
+async fn an_alias_stays_with_one_model_where_answers_name_several_in_turn() {
+    let accounts = accounts();
+    let alias = accounts.of(&[1; 32], &model("latest"));
+    for name in ["one", "two", "one", "two", "one"] {
+        accounts.alias(&alias, name, NamedBy::Answer);
+    }
+    assert_eq!(alias.charged().model(), "two", "the last that was news");
+    accounts.alias(&alias, "one", NamedBy::Refusal);
+    assert_eq!(alias.charged().model(), "one", "it is the one whose quota is used up");
+    accounts.alias(&alias, "two", NamedBy::Answer);
+    assert_eq!(alias.charged().model(), "one");
+    tokio::time::advance(FOLLOW_AGAIN).await;
+    accounts.alias(&alias, "two", NamedBy::Answer);
+    assert_eq!(alias.charged().model(), "two", "it may have moved for good");
+    accounts.forget("01010101", "latest");
+    accounts.alias(&alias, "one", NamedBy::Answer);
+    assert_eq!(alias.charged().model(), "one");
 }
 
 #[test]
@@ -258,11 +280,11 @@ fn what_is_no_name_of_a_model_joins_nothing() {
     let account = accounts.of(&[1; 32], &model("a"));
     let long = "m".repeat(129);
     for name in ["", "a", "models/a", "b/c", "b c", "../b", "b:countTokens", "b\n", "é", &*long] {
-        accounts.alias(&account, name);
+        accounts.alias(&account, name, NamedBy::Answer);
         assert!(Arc::ptr_eq(&account.charged(), &account), "{name:?}");
     }
     let apart = accounts.apart(&[1; 32], "a", "countTokens");
-    accounts.alias(&apart, "b");
+    accounts.alias(&apart, "b", NamedBy::Answer);
     assert!(Arc::ptr_eq(&apart.charged(), &apart));
     assert_eq!(accounts.count(), 2, "nothing was opened");
 }
@@ -280,8 +302,8 @@ fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
         let account = accounts.of(&[1; 32], &model(name));
         told(&account).0[RequestsPerMinute].unwrap().limit
     };
-    accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset");
+    accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset", NamedBy::Answer);
     assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");
-    accounts.alias(&accounts.of(&[1; 32], &model("preview")), "real");
+    accounts.alias(&accounts.of(&[1; 32], &model("preview")), "real", NamedBy::Answer);
     assert_eq!(limit("real"), 7, "of two settings the lower");
 }

@@ -9,6 +9,7 @@ use super::day::Day;
 use super::minute::Minute;
 use super::rolling::Rolling;
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Spent};
+use crate::limits::plan::PlannedQuotas;
 use crate::limits::quota::{PerKind, Quotas, Resource, Window};
 use crate::pacific::WallClock;
 
@@ -20,11 +21,17 @@ pub(super) struct Ledger {
     /// What the settings say, which counts again when the day is over in which Gemini said
     /// otherwise.
     planned: Quotas,
+    /// The lowest that was set by hand for the account, or for one that is charged here.
+    by_hand: Quotas,
+    /// What Gemini named.
+    learned: Quotas,
     /// What counts now.
     quotas: Quotas,
     rolling: Rolling,
     day: Day,
     paused_until: Instant,
+    /// When the clock was last read.
+    looked_at: Instant,
     /// What is reserved and has not left.
     unsent: Cost,
     /// What all that wait ask for.
@@ -61,19 +68,23 @@ impl Ledger {
     /// A ledger with nothing in it.
     pub fn new(
         name: Arc<str>,
-        quotas: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
         clock: Arc<dyn WallClock>,
     ) -> Self {
         let now = Instant::now();
         let minute = Minute::new(minute, now);
+        let quotas = Quotas::from(planned);
         Self {
             name,
             planned: quotas,
+            by_hand: planned.by_hand(),
+            learned: Quotas::default(),
             quotas,
             rolling: Rolling::new(quotas, minute),
             day: Day::new(clock, now),
             paused_until: now,
+            looked_at: now,
             unsent: Cost::default(),
             waiting: Cost::default(),
             returning: Cost::default(),
@@ -83,10 +94,12 @@ impl Ledger {
     /// Lets go of what no longer counts, and says what time it is.
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
+        self.looked_at = now;
         self.rolling.expire(now);
-        if self.day.expire(now) && self.quotas != self.planned {
+        if self.day.expire(now) && self.learned.is_any() {
             tracing::info!(account = %self.name, "a new day: limits named by Gemini are dropped");
-            self.apply(self.planned, now);
+            self.learned = Quotas::default();
+            self.apply(now);
         }
         now
     }
@@ -206,27 +219,29 @@ impl Ledger {
 
     /// Whether nothing new goes yet.
     pub fn is_paused(&self) -> bool {
-        self.paused_until > Instant::now()
+        // A pause that was over at the last look needs no other.
+        self.paused_until > self.looked_at && self.paused_until > Instant::now()
     }
 
     /// The settings have changed: they count, whatever Gemini said before.
     pub fn set(&mut self, quotas: Quotas, now: Instant) {
-        self.planned = quotas;
-        self.apply(quotas, now);
+        (self.planned, self.learned) = (quotas, Quotas::default());
+        self.apply(now);
     }
 
     /// Gemini named these quotas, which count until the day is over.
     pub fn learn(&mut self, named: Quotas, now: Instant) {
-        let quotas = self.quotas.overridden_by(named);
-        if quotas != self.quotas {
+        self.learned = named.or(self.learned);
+        if self.apply(now) {
+            let quotas = self.quotas;
             tracing::info!(account = %self.name, ?quotas, "limits corrected by Gemini");
-            self.apply(quotas, now);
         }
     }
 
     /// Drops what Gemini said: its quotas, a pause and a used-up day.
     pub fn forget(&mut self, now: Instant) {
-        self.apply(self.planned, now);
+        self.learned = Quotas::default();
+        self.apply(now);
         self.resume(now);
         self.day.reopen(now);
         tracing::info!(account = %self.name, "limits reset to the settings");
@@ -240,7 +255,7 @@ impl Ledger {
             && self.rolling.sent() == nothing
             && self.day.closed_until() <= now
             && self.paused_until <= now
-            && self.quotas == self.planned
+            && !self.learned.is_any()
     }
 
     /// Takes out what is spent, for the account that turns out to be charged.
@@ -252,20 +267,30 @@ impl Ledger {
             since: self.day.began(),
             paused_until: self.paused_until,
             closed_until: self.day.closed_until(),
+            by_hand: self.by_hand,
+            learned: std::mem::take(&mut self.learned),
         }
     }
 
-    /// Counts what another account has spent.
+    /// Counts what another account has spent, under the limits of both.
     pub fn take_over(&mut self, spent: Spent, now: Instant) {
+        self.by_hand = self.by_hand.lower(spent.by_hand);
+        self.learned = self.learned.or(spent.learned);
+        self.apply(now);
         self.rolling.count(spent.minute, now);
         self.day.take_over(spent.today, spent.since);
         self.pause_until(spent.paused_until);
         self.day.close_until(spent.closed_until);
     }
 
-    fn apply(&mut self, quotas: Quotas, now: Instant) {
+    /// Keeps to the quotas that count: what Gemini named, within what was set by hand; else what was
+    /// set by hand, else what the tier says. Says whether they are others than before.
+    fn apply(&mut self, now: Instant) -> bool {
+        let quotas = self.learned.within(self.by_hand).or(self.by_hand).or(self.planned);
+        let is_changed = quotas != self.quotas;
         self.quotas = quotas;
         self.rolling.set_limits(quotas, now);
+        is_changed
     }
 
     /// What is spent now.

@@ -34,6 +34,8 @@ use tokio::time::Instant;
 pub(super) struct Minute {
     /// For how long what has left counts.
     pub window: Duration,
+    /// The same in microseconds.
+    pub window_micros: f64,
     /// The time in which what can be saved up flows in: a second of the window.
     pub burst: Duration,
     /// By how much less than others a call can be under way, at least.
@@ -50,6 +52,7 @@ impl Minute {
         let window = length + length / 200;
         Self {
             window,
+            window_micros: window.as_micros() as f64,
             burst: window / 60,
             jitter: length / 2000,
             cell: (length / 1024).max(Duration::from_nanos(1)),

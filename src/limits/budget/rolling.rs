@@ -250,7 +250,7 @@ impl Rolling {
     /// replicas that share a budget count as one alone does.
     fn time_for(&self, amount: u64, limit: u64) -> Duration {
         let share = amount as f64 / limit.max(1) as f64;
-        let micros = self.minute.window.as_micros() as f64 * share;
+        let micros = self.minute.window_micros * share;
         Duration::from_micros(micros.ceil() as u64)
     }
 

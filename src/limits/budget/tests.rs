@@ -43,7 +43,13 @@ fn budget(quotas: Quotas) -> Arc<LocalBudget> {
 /// A budget that is opened at that time of the wall clock, which passes as tokio's does.
 fn starting_at(quotas: Quotas, wall: Timestamp) -> Arc<LocalBudget> {
     let calendar = Calendar { wall, instant: Instant::now() };
-    LocalBudget::with_clock("".into(), quotas, MINUTE, Arc::new(calendar))
+    with_clock(quotas, Arc::new(calendar))
+}
+
+fn with_clock(quotas: Quotas, clock: Arc<dyn WallClock>) -> Arc<LocalBudget> {
+    let budget = LocalBudget::with_clock("".into(), PlannedQuotas::default(), MINUTE, clock);
+    budget.set(quotas);
+    budget
 }
 
 /// Far enough for whatever can come free at all.

@@ -7,7 +7,7 @@ use tokio::time::advance;
 use super::*;
 use crate::limits::breakers::PROBE_INTERVAL;
 use crate::limits::budget::BudgetUsage;
-use crate::limits::{Acquire as _, Cost, Limit, Limits, Scope, SemaphoreId};
+use crate::limits::{Acquire as _, Cost, Limit, Limits, NamedBy, Scope, SemaphoreId};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -334,7 +334,7 @@ async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
     assert_eq!(sent.account().model(), "latest");
     let mut waits = Box::pin(admit(&alias));
     assert!((&mut waits).now_or_never().is_none());
-    door.accounts().alias(sent.account(), "real");
+    door.accounts().alias(sent.account(), "real", NamedBy::Answer);
     // The one that was in flight is refused: that concerns the model that is charged.
     sent.refused(Instant::now() + 2 * SECOND, Quotas::default());
     let real = account(&door, "real");
@@ -525,7 +525,7 @@ async fn a_model_without_quota_is_probed_every_few_minutes() {
 async fn a_quota_of_0_is_of_the_account_that_is_charged() {
     let door = door(10, 10);
     let sent = send(&lane(&door, "latest"));
-    door.accounts().alias(sent.account(), "real");
+    door.accounts().alias(sent.account(), "real", NamedBy::Answer);
     sent.without_quota();
     for model in ["latest", "real"] {
         let refused = admit(&lane(&door, model)).await.unwrap_err();
@@ -538,7 +538,7 @@ async fn refused_calls_give_their_day_back_to_the_account_that_is_charged() {
     let door = door(10, 10);
     let [answered, refused, declined] = [(); 3].map(|()| send(&lane(&door, "latest")));
     advance(SECOND).await;
-    door.accounts().alias(answered.account(), "real");
+    door.accounts().alias(answered.account(), "real", NamedBy::Answer);
     assert_eq!(usage(&account(&door, "real"))[RequestsPerDay].used, 3);
     answered.answered(None);
     refused.refused(Instant::now(), Quotas::default());

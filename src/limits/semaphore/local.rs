@@ -121,7 +121,7 @@ impl Semaphore for LocalSemaphore {
             return Place::answered(Err(NotGranted::MoreThanLimit { limit }));
         }
         let free = limit.saturating_sub(state.out);
-        let returns = matches!(patience, Patience::Returning { .. });
+        let returns = patience == Patience::Returning;
         if free >= permits && !state.is_anybody_before(returns) {
             return Place::answered(Ok(self.take(&mut state, permits)));
         }

@@ -1,7 +1,8 @@
 //! What an account may spend, shared by all replicas.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,10 +14,11 @@ use super::link::{Link, midnight_us};
 use super::wire::{self, Op, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
-    Attempt, Budget, BudgetUsage, Cost, Departure, Exhausted, HandedOver, Line, LocalBudget,
-    NotReserved, Reservation, end_of_used_up,
+    Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Exhausted, HandedOver, Line,
+    LocalBudget, NotReserved, Reservation, Spent, end_of_used_up,
 };
-use crate::limits::quota::{PerKind, Quotas, Resource, Window};
+use crate::limits::plan::PlannedQuotas;
+use crate::limits::quota::{PerKind, Quotas};
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
 
@@ -27,8 +29,12 @@ const NOT_IN_TIME: Exhausted = Exhausted::NotBefore { retry_after: Duration::fro
 /// that a replica has met with. Until then nothing limits it, and it costs no word to Redis.
 #[derive(Debug)]
 pub(super) struct SharedBudget {
+    /// What it is known by to the budget of this process.
+    own: Weak<Self>,
     link: Arc<Link>,
     account: Arc<str>,
+    /// Where the model begins in it.
+    model_at: usize,
     /// What the account is called in logs.
     name: Arc<str>,
     quotas: Mutex<Told>,
@@ -39,27 +45,40 @@ pub(super) struct SharedBudget {
     proven: AtomicBool,
     /// The last session in which Redis was told of it; 0 for none.
     introduced: AtomicU64,
+    /// The model that is charged for its calls, as another replica has found out.
+    charged: Mutex<Option<Charged>>,
+    has_news: AtomicBool,
     /// What is spent while it is not; and for how long it is paused, in any case.
     local: Arc<LocalBudget>,
 }
 
 /// The quotas as far as this process knows them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Told {
     /// What its settings say.
     planned: Quotas,
-    /// What counts in Redis, where that differs: Gemini named it.
-    learned: Option<Quotas>,
+    /// What of it was set by hand.
+    by_hand: Quotas,
+    /// What was set by hand for the accounts that are charged here, as this process has found out.
+    aliases: BTreeMap<Arc<str>, Quotas>,
+    /// What counts in Redis.
+    counts: Quotas,
+    /// What of it Gemini named.
+    learned: Quotas,
 }
+
+/// More accounts that are charged to one are not told of.
+const MOST_ALIASES: usize = 32;
 
 impl SharedBudget {
     pub fn new(
         link: &Arc<Link>,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<Self> {
+        let (planned, by_hand) = (Quotas::from(planned), planned.by_hand());
         let account: Arc<str> = match payer {
             Payer::Labelled(label) => format!("label/{label}/{model}").into(),
             Payer::Key(digest) => {
@@ -67,15 +86,25 @@ impl SharedBudget {
                 format!("key/{digest}/{model}").into()
             }
         };
-        let budget = Arc::new(Self {
+        let budget = Arc::new_cyclic(|own: &Weak<Self>| Self {
+            own: own.clone(),
             link: Arc::clone(link),
             account: Arc::clone(&account),
             name: format!("{payer}/{model}").into(),
-            quotas: Mutex::new(Told { planned, learned: None }),
+            model_at: account.len() - model.len(),
+            quotas: Mutex::new(Told {
+                planned,
+                by_hand,
+                aliases: BTreeMap::new(),
+                counts: wire::told(planned),
+                learned: Quotas::default(),
+            }),
             minute,
             watched: AtomicBool::new(planned != Quotas::default()),
             proven: AtomicBool::new(false),
             introduced: AtomicU64::new(0),
+            charged: Mutex::default(),
+            has_news: AtomicBool::new(false),
             local: LocalBudget::new(Quotas::default(), minute),
         });
         link.know(account, &budget);
@@ -96,11 +125,13 @@ impl SharedBudget {
         if !self.is_watched() {
             return Op::LookUpBudget { account };
         }
-        let Told { planned, learned } = *self.quotas();
+        let told = self.quotas().clone();
         Op::OpenBudget {
             account,
-            planned: wire::told(planned),
-            learned,
+            planned: wire::told(told.planned),
+            by_hand: wire::told(told.by_hand),
+            aliases: told.aliases,
+            learned: Some(told.learned).filter(Quotas::is_any),
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
             proven: self.proven.load(Ordering::Acquire),
@@ -124,31 +155,60 @@ impl SharedBudget {
         }
     }
 
-    /// From now on it is kept in Redis, with what has left within the last minute.
+    /// From now on it is kept in Redis, with what has left within the last minute and today. What
+    /// is reserved here is counted as if it had left, and given back there if it does not.
     pub fn watch(&self) {
         if self.watched.swap(true, Ordering::AcqRel) {
             return;
         }
         self.introduced.store(self.link.session(), Ordering::Release);
         self.link.say(self.introduction());
-        let spent = self.local.usage_now();
-        let minutes = spent.quotas.iter().filter(|(kind, _)| kind.window() == Window::Minute);
-        let cost = minutes
-            .fold(Cost::default(), |cost, (kind, usage)| cost.with(kind.resource(), usage.used));
-        if cost[Resource::Requests] > 0 {
-            let (account, midnight_us) = (self.account(), midnight_us());
-            self.link.say(Op::CountBudget { account, cost, midnight_us });
+        let own: Weak<dyn Budget> = self.own.clone();
+        let Spent { minute, today, since, .. } = self.local.move_to(own);
+        if (minute, today) != (Cost::default(), Cost::default()) {
+            self.link.say(Op::CountBudget {
+                account: self.account(),
+                minute,
+                today,
+                began_us_ago: micros(since.elapsed()),
+                midnight_us: midnight_us(),
+            });
         }
     }
 
-    /// Other quotas count from now on.
-    pub fn is_corrected(&self, quotas: Quotas) {
+    /// From now on it is kept in Redis, which is told of it before anything else is said.
+    fn open(&self) {
+        self.watch();
+        self.introduce();
+    }
+
+    /// Other quotas count from now on, of which Gemini named some.
+    pub fn is_corrected(&self, quotas: Quotas, learned: Quotas) {
         let mut told = self.quotas();
-        let learned = (quotas != wire::told(told.planned)).then_some(quotas);
-        if learned != told.learned {
+        if quotas != told.counts {
             tracing::info!(account = %self.name, ?quotas, "limits changed for all replicas");
-            told.learned = learned;
         }
+        (told.counts, told.learned) = (quotas, learned);
+    }
+
+    /// Gemini charges another account, or this one, for its calls, as a replica has found out.
+    pub fn is_charged_to(&self, other: Option<&str>) {
+        let (payer, _) = self.account.split_at(self.model_at);
+        let model = other.and_then(|other| other.strip_prefix(payer));
+        let charged = model.map_or(Charged::Itself, |model| Charged::Model(model.into()));
+        *self.charged() = Some(charged);
+        self.has_news.store(true, Ordering::Release);
+    }
+
+    fn charged(&self) -> MutexGuard<'_, Option<Charged>> {
+        self.charged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was set by hand for it, or for those that are charged to it.
+    fn by_hand(&self) -> Quotas {
+        let told = self.quotas();
+        let by_hand = told.aliases.values().copied();
+        wire::told(by_hand.fold(told.by_hand, Quotas::lower))
     }
 
     fn quotas(&self) -> MutexGuard<'_, Told> {
@@ -236,14 +296,8 @@ impl Budget for SharedBudget {
         .boxed()
     }
 
-    fn set(&self, quotas: Quotas) {
-        self.watch();
-        *self.quotas() = Told { planned: quotas, learned: None };
-        self.link.say(self.introduction());
-    }
-
     fn learn(&self, named: Quotas) {
-        self.watch();
+        self.open();
         self.link.say(Op::LearnQuotas { account: self.account(), quotas: wire::told(named) });
     }
 
@@ -259,26 +313,38 @@ impl Budget for SharedBudget {
     }
 
     fn hand_over(&self) -> HandedOver {
-        if self.is_watched() { HandedOver::Shared(self.account()) } else { self.local.hand_over() }
+        HandedOver::Shared(self.account())
     }
 
-    fn take_over(&self, spent: HandedOver) {
-        match spent {
-            HandedOver::Spent(spent) if self.is_watched() => {
-                let (account, midnight_us) = (self.account(), midnight_us());
-                self.link.say(Op::CountBudget { account, cost: spent.minute, midnight_us });
-            }
-            HandedOver::Spent(_) => self.local.take_over(spent),
-            HandedOver::Shared(from) => {
-                self.watch();
-                let (account, midnight_us) = (self.account(), midnight_us());
-                self.link.say(Op::TakeOverBudget { account, from, midnight_us });
-            }
+    fn take_over(&self, from: HandedOver, heard: bool) {
+        let HandedOver::Shared(from) = from else { return };
+        // Whoever hands it over has it.
+        let Some(alias) = self.link.budget(&from) else { return };
+        if !alias.is_watched() && !self.is_watched() {
+            return self.local.take_over(alias.local.hand_over(), heard);
         }
+        alias.open();
+        self.open();
+        let by_hand = alias.by_hand();
+        let mut told = self.quotas();
+        if by_hand.is_any() && told.aliases.len() < MOST_ALIASES {
+            told.aliases.insert(Arc::clone(&from), by_hand);
+        }
+        drop(told);
+        let (account, midnight_us) = (self.account(), midnight_us());
+        self.link.say(Op::TakeOverBudget { account, from, by_hand, heard, midnight_us });
+    }
+
+    fn heard(&self) -> Option<Charged> {
+        if !self.has_news.load(Ordering::Acquire) {
+            return None;
+        }
+        self.has_news.store(false, Ordering::Release);
+        self.charged().take()
     }
 
     fn pause_until(&self, until: Instant) {
-        self.watch();
+        self.open();
         self.local.pause_until(until);
         let for_us = micros(until.saturating_duration_since(Instant::now()));
         self.link.say(Op::Pause { account: self.account(), for_us });
@@ -297,7 +363,7 @@ impl Budget for SharedBudget {
         async move {
             let usage: Option<UsageResult> = self.link.ask(op).await?;
             // Redis does not know it: nothing is spent.
-            let fresh = || LocalBudget::new(self.quotas().planned, self.minute).usage_now();
+            let fresh = || LocalBudget::new(self.quotas().counts, self.minute).usage_now();
             Ok(usage.map_or_else(fresh, told))
         }
         .boxed()
@@ -340,12 +406,15 @@ impl Budget for SharedBudget {
     }
 
     fn take_back_of_day(&self, departure: Departure, cost: Cost) {
+        if !self.is_watched() {
+            return self.local.take_back_of_day(departure, cost);
+        }
         // No call has left by this number, so that only the day is corrected.
         self.settle(Departure { number: 0, ..departure }, cost, Cost::default());
     }
 
     fn close_day(&self, left_at: Instant) {
-        self.watch();
+        self.open();
         let calendar = Calendar { wall: Timestamp::now(), instant: Instant::now() };
         let end = end_of_used_up(calendar, left_at);
         let for_us = micros(end.saturating_duration_since(Instant::now()));

@@ -21,7 +21,7 @@ use super::tenure::Tenure;
 use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::quota::Resource;
-use crate::limits::semaphore::{NotGranted, OutOfReach, Permit};
+use crate::limits::semaphore::{NotGranted, OutOfReach, Patience, Permit};
 use crate::pacific::until_midnight;
 
 /// The most that is said at once: Redis does nothing else meanwhile.
@@ -87,6 +87,8 @@ enum Wants {
     Permits {
         semaphore: Arc<SharedSemaphore>,
         permits: usize,
+        /// Whether it goes before all that ask for the first time.
+        returns: bool,
         answer: oneshot::Sender<Result<Permit, NotGranted>>,
     },
     Reservation {
@@ -105,9 +107,9 @@ impl Waiter {
     fn ask(&self, ticket: u64) -> Op {
         let Self { since, wait, .. } = *self;
         match &self.wants {
-            Wants::Permits { semaphore, permits, .. } => {
+            Wants::Permits { semaphore, permits, returns, .. } => {
                 let semaphore = semaphore.generation();
-                Op::Ask { semaphore, ticket, permits: *permits, since, wait }
+                Op::Ask { semaphore, ticket, permits: *permits, since, wait, returns: *returns }
             }
             Wants::Reservation { budget, line, cost, deadline, .. } => Op::Reserve {
                 account: budget.account(),
@@ -227,12 +229,12 @@ impl Link {
         &self,
         semaphore: Arc<SharedSemaphore>,
         permits: usize,
-        since: Instant,
-        wait: bool,
+        patience: Patience,
     ) -> Ticket<Permit, NotGranted> {
         let (answer, answered) = oneshot::channel();
-        let wants = Wants::Permits { semaphore, permits, answer };
-        (self.queue(wants, since, wait), answered)
+        let returns = patience == Patience::Returning;
+        let wants = Wants::Permits { semaphore, permits, returns, answer };
+        (self.queue(wants, patience != Patience::None), answered)
     }
 
     /// Asks a budget for a reservation.
@@ -246,11 +248,11 @@ impl Link {
     ) -> Ticket<Option<Reservation>, NotReserved> {
         let (answer, answered) = oneshot::channel();
         let wants = Wants::Reservation { budget, line, cost, deadline, answer };
-        (self.queue(wants, Instant::now(), wait), answered)
+        (self.queue(wants, wait), answered)
     }
 
-    fn queue(&self, wants: Wants, since: Instant, wait: bool) -> u64 {
-        let waiter = Waiter { since, wait, wants };
+    fn queue(&self, wants: Wants, wait: bool) -> u64 {
+        let waiter = Waiter { since: Instant::now(), wait, wants };
         let mut state = self.state();
         let ticket = state.next_ticket();
         let ask = waiter.ask(ticket);

@@ -43,7 +43,7 @@ use super::account::Payer;
 use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
-use super::quota::Quotas;
+use super::plan::PlannedQuotas;
 use super::semaphore::{OutOfReach, Permit, Semaphore};
 use super::store::{Fetched, NewLease, Store, Unleased};
 use budget::SharedBudget;
@@ -212,7 +212,7 @@ impl Store for SharedStore {
         &self,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<dyn Budget> {
         SharedBudget::new(&self.link, payer, model, planned, minute)

@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::time::Instant;
-
 use super::link::Link;
 use super::wire::{Generation, Stands};
 use crate::limits::semaphore::{Fence, NotGranted, Patience, Place, Semaphore, Standing};
@@ -59,13 +57,7 @@ impl Semaphore for SharedSemaphore {
         if !waits && let Err(reason) = self.link.tenure.reach() {
             return Place::answered(Err(NotGranted::OutOfReach(reason)));
         }
-        // The script keeps the order in which each replica asks: a returning request goes before
-        // those that other replicas sent later, and after those of this replica.
-        let since = match patience {
-            Patience::Returning { since } => since,
-            Patience::None | Patience::Endless => Instant::now(),
-        };
-        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, since, waits);
+        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, patience);
         Place::waiting(self, ticket, answer)
     }
 

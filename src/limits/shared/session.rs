@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::{Link, Said};
 use super::registry::Registry;
-use super::wire::{Account, Corrected, Joined, Longest, News, Op, Paused, Reply, SCRIPT, micros};
+use super::wire::{
+    Account, Charged, Corrected, Joined, Longest, News, Op, Paused, Reply, SCRIPT, micros,
+};
 
 /// How long a lost connection is left alone between two attempts to make another.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -287,9 +289,14 @@ impl Connector {
                 }
             }
             News::Tenure(Longest { longest_us }) => self.link.note_tenure(longest_us),
-            News::Corrected(Corrected { account, quotas }) => {
+            News::Corrected(Corrected { account, quotas, learned }) => {
                 if let Some(budget) = self.link.budget(&account) {
-                    budget.is_corrected(quotas);
+                    budget.is_corrected(quotas, learned);
+                }
+            }
+            News::Charged(Charged { account, to }) => {
+                if let Some(budget) = self.link.budget(&account) {
+                    budget.is_charged_to(to.as_deref());
                 }
             }
         }

@@ -70,6 +70,8 @@ pub(super) enum Op {
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
         wait: bool,
+        /// Whether it goes before all that ask for the first time.
+        returns: bool,
     },
     Leave {
         semaphore: Generation,
@@ -90,6 +92,12 @@ pub(super) enum Op {
     OpenBudget {
         account: Arc<str>,
         planned: Quotas,
+        /// What of it was set by hand for this model.
+        #[serde(skip_serializing_if = "is_without_limit")]
+        by_hand: Quotas,
+        /// What was set by hand for the accounts that are charged here.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        aliases: BTreeMap<Arc<str>, Quotas>,
         /// What Gemini taught, for a Redis that has forgotten it.
         #[serde(skip_serializing_if = "Option::is_none")]
         learned: Option<Quotas>,
@@ -104,9 +112,14 @@ pub(super) enum Op {
     LookUpBudget {
         account: Arc<str>,
     },
+    /// What was spent before the account was kept in Redis.
     CountBudget {
         account: Arc<str>,
-        cost: Cost,
+        /// Within the last minute.
+        minute: Cost,
+        /// Since the day began, which is so long ago.
+        today: Cost,
+        began_us_ago: u64,
         midnight_us: u64,
     },
     ClaimBudget {
@@ -171,6 +184,10 @@ pub(super) enum Op {
     TakeOverBudget {
         account: Arc<str>,
         from: Arc<str>,
+        /// What was set by hand for `from`.
+        by_hand: Quotas,
+        /// Whether another replica has found it out, and Redis has told.
+        heard: bool,
         midnight_us: u64,
     },
     BudgetUsage {
@@ -278,6 +295,10 @@ pub(super) fn told(quotas: Quotas) -> Quotas {
     Quotas::from_fn(|kind| quotas[kind].map(|quota| quota.min(FAR)))
 }
 
+fn is_without_limit(quotas: &Quotas) -> bool {
+    !quotas.is_any()
+}
+
 /// What the script answers.
 #[derive(Debug, Deserialize)]
 pub(super) struct Reply {
@@ -355,12 +376,23 @@ pub(super) enum News {
     Tenure(Longest),
     /// The quotas of an account have changed.
     Corrected(Corrected),
+    /// Gemini charges another account for the calls of this one.
+    Charged(Charged),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Charged {
+    pub account: Arc<str>,
+    /// The other one; `None` for itself.
+    pub to: Option<Arc<str>>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Corrected {
     pub account: Arc<str>,
     pub quotas: Quotas,
+    /// Those of them that Gemini named.
+    pub learned: Quotas,
 }
 
 #[derive(Debug, Deserialize)]

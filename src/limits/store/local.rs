@@ -14,7 +14,7 @@ use crate::limits::account::Payer;
 use crate::limits::budget::{Budget, LocalBudget};
 use crate::limits::lease::{Lease, NoSuchLease};
 use crate::limits::named::SemaphoreId;
-use crate::limits::quota::Quotas;
+use crate::limits::plan::PlannedQuotas;
 use crate::limits::semaphore::{LocalSemaphore, OutOfReach, Permit, Semaphore};
 
 /// The semaphores of this process, and their leases.
@@ -77,7 +77,7 @@ impl Store for LocalStore {
         &self,
         payer: &Payer,
         model: &str,
-        planned: Quotas,
+        planned: PlannedQuotas,
         minute: Duration,
     ) -> Arc<dyn Budget> {
         LocalBudget::named(format!("{payer}/{model}").into(), planned, minute)

@@ -10,7 +10,10 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::*;
+use crate::limits::accounts::{Accounts, NamedBy};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
+use crate::limits::plan::{Limit, Limits, Planned, QuotaPlan, Scope, Source};
+use crate::limits::quota::Quotas;
 use crate::limits::semaphore::{Acquire, NotGranted, Patience, Place, Standing};
 use crate::limits::shared::test_server::RedisServer;
 
@@ -40,6 +43,7 @@ for_both_stores! {
     those_who_asked_first_go_first,
     who_does_not_wait_gets_what_is_free_or_nothing,
     who_waits_for_several_is_not_overtaken,
+    a_returning_request_goes_before_all_that_ask_for_the_first_time,
     who_leaves_the_queue_lets_those_behind_go,
     what_was_granted_and_not_taken_up_goes_back,
     a_lowered_limit_holds_and_a_raised_one_wakes,
@@ -58,6 +62,9 @@ for_both_stores! {
     what_cannot_be_in_time_is_refused_at_once,
     a_refusal_teaches_quotas_and_pauses,
     an_alias_is_charged_to_another_account,
+    the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both,
+    what_gemini_named_for_either_account_stays_when_they_are_joined,
+    a_declined_call_gives_its_day_back_also_where_quotas_are_found_later,
     a_day_that_is_used_up_is_closed,
 }
 
@@ -123,6 +130,19 @@ async fn who_waits_for_several_is_not_overtaken(store: Shared) {
     drop(several);
     let _one = one.await.unwrap();
     assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+}
+
+async fn a_returning_request_goes_before_all_that_ask_for_the_first_time(store: Shared) {
+    let semaphore = semaphore(&store, 1).await;
+    let held = semaphore.acquire().await.unwrap();
+    let first = waiting(&store, semaphore.acquire()).await;
+    let returns = || Arc::clone(&semaphore).ask(1, Patience::Returning);
+    let [one, two] = [waiting(&store, returns()).await, waiting(&store, returns()).await];
+    drop(held);
+    for returning in [one, two] {
+        drop(returning.await.unwrap());
+    }
+    drop(first.await.unwrap());
 }
 
 async fn who_leaves_the_queue_lets_those_behind_go(store: Shared) {
@@ -322,8 +342,18 @@ async fn the_rules_are_kept(store: Shared) {
 const MINUTE: Duration = Duration::from_secs(6);
 
 fn budget(store: &Shared, model: &str, requests_per_minute: Option<u64>) -> Arc<dyn Budget> {
-    let quotas = Quotas::default().with(RequestsPerMinute, requests_per_minute);
-    store.budget(&Payer::Key([7; 32]), model, quotas, MINUTE)
+    planned_budget(store, model, requests_per_minute, Source::Tier)
+}
+
+fn planned_budget(
+    store: &Shared,
+    model: &str,
+    requests_per_minute: Option<u64>,
+    source: Source,
+) -> Arc<dyn Budget> {
+    let planned = requests_per_minute.map(|limit| Planned { limit, source });
+    let planned = PlannedQuotas::default().with(RequestsPerMinute, planned);
+    store.budget(&Payer::Key([7; 32]), model, planned, MINUTE)
 }
 
 fn soon() -> Instant {
@@ -412,10 +442,82 @@ async fn an_alias_is_charged_to_another_account(store: Shared) {
     for budget in [&alias, &alias, &real] {
         let _ = reserve(budget, Line::Queue).await.unwrap().leave();
     }
-    real.take_over(alias.hand_over());
+    real.take_over(alias.hand_over(), false);
     assert_eq!(used(&real).await.0, 3);
     assert_eq!(real.usage().await.unwrap()[RequestsPerDay].used, 3);
     assert_eq!(used(&alias).await.0, 0);
+}
+
+async fn limit_of(budget: &Arc<dyn Budget>) -> Option<u64> {
+    budget.usage().await.unwrap()[RequestsPerMinute].limit
+}
+
+async fn the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both(store: Shared) {
+    use Source::{Setting, Tier};
+    for (number, (real, alias, counts)) in [
+        ((Some(300), Tier), (Some(7), Setting), Some(7)),
+        ((Some(300), Tier), (Some(1000), Setting), Some(1000)),
+        ((Some(9), Setting), (Some(7), Setting), Some(7)),
+        ((Some(7), Setting), (Some(9), Setting), Some(7)),
+        ((Some(500), Setting), (Some(300), Tier), Some(500)),
+        ((None, Setting), (Some(300), Tier), None),
+        ((Some(300), Tier), (None, Setting), Some(300)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let open = |name: &str, (limit, source)| {
+            planned_budget(&store, &format!("{name}-{number}"), limit, source)
+        };
+        let (alias, real) = (open("latest", alias), open("real", real));
+        drop(reserve(&alias, Line::Queue).await.unwrap());
+        for _ in 0..2 {
+            real.take_over(alias.hand_over(), false);
+            assert_eq!(limit_of(&real).await, counts, "{number}");
+        }
+    }
+}
+
+async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: Shared) {
+    let named = |requests, tokens| {
+        Quotas::default().with(RequestsPerMinute, requests).with(InputTokensPerMinute, tokens)
+    };
+    let alias = planned_budget(&store, "latest", Some(30), Source::Setting);
+    let real = budget(&store, "real", Some(100));
+    alias.learn(named(Some(20), Some(9000)));
+    real.learn(named(Some(40), None));
+    real.take_over(alias.hand_over(), false);
+    let usage = real.usage().await.unwrap();
+    assert_eq!(usage[RequestsPerMinute].limit, Some(30), "what was set by hand is the most");
+    assert_eq!(usage[InputTokensPerMinute].limit, Some(9000));
+    real.learn(named(Some(25), None));
+    assert_eq!(limit_of(&real).await, Some(25));
+    real.forget();
+    let usage = real.usage().await.unwrap();
+    assert_eq!(usage[RequestsPerMinute].limit, Some(30));
+    assert_eq!(usage[InputTokensPerMinute].limit, None);
+}
+
+/// The first burst: some are over, some in flight, and one is let in when Gemini names a quota.
+async fn a_declined_call_gives_its_day_back_also_where_quotas_are_found_later(store: Shared) {
+    let budget = budget(&store, "m", None);
+    let take = async || reserve_now(&budget).await.unwrap().expect("nothing limits it");
+    let mut sent = Vec::new();
+    for _ in 0..6 {
+        sent.push(take().await.leave());
+    }
+    let [refused, declined, before, answered, lost, late] =
+        <[_; 6]>::try_from(sent).expect("six have left");
+    let unsent = take().await;
+    before.not_of_the_day();
+    budget.learn(Quotas::default().with(RequestsPerMinute, 600));
+    refused.refused();
+    late.refused();
+    declined.not_of_the_day();
+    answered.settle(1);
+    drop((unsent, lost));
+    let usage = budget.usage().await.unwrap();
+    assert_eq!(usage[RequestsPerDay].used, 2, "one was answered and one was lost: {usage:?}");
 }
 
 async fn a_day_that_is_used_up_is_closed(store: Shared) {
@@ -457,6 +559,104 @@ async fn what_gemini_teaches_one_replica_all_know() {
         }
     };
     tokio::time::timeout(20 * SECOND, told).await.expect("it looks it up");
+}
+
+#[tokio::test]
+async fn a_returning_request_goes_before_those_of_all_replicas() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let here = semaphore(&one, 1).await;
+    let there = two.find(&id("images")).await.unwrap().expect("it is registered");
+    let held = here.acquire().await.unwrap();
+    let own = waiting(&one, here.acquire()).await;
+    let other = waiting(&two, there.acquire()).await;
+    let returning = waiting(&one, Arc::clone(&here).ask(1, Patience::Returning)).await;
+    let later = waiting(&two, Arc::clone(&there).ask(1, Patience::Returning)).await;
+    drop(held);
+    for next in [returning, later, own, other] {
+        drop(next.await.unwrap());
+    }
+}
+
+/// The accounts of a replica, with limits set by hand: 7 requests a minute for the alias, and 9 for
+/// the model that is charged.
+fn accounts(store: &Shared) -> Accounts {
+    let mut plan = QuotaPlan::default();
+    for (name, limit) in [("latest", 7), ("real", 9)] {
+        let requests_per_minute = Some(Limit::AtMost(limit));
+        let limits = Limits::default().with(RequestsPerMinute, requests_per_minute);
+        plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
+    }
+    Accounts::new(Arc::clone(store), plan, 5)
+}
+
+#[tokio::test]
+async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_is_charged() {
+    for found_by in 0..2 {
+        let server = RedisServer::start().await;
+        let stores: [Shared; 2] = [server.store(5).await, server.store(5).await];
+        let replicas = stores.each_ref().map(accounts);
+        let of = |name: &str| {
+            let model = name.into();
+            replicas.each_ref().map(|accounts| accounts.of(&[7; 32], &model))
+        };
+        let (aliases, reals) = (of("latest"), of("real"));
+        for account in aliases.iter().chain(&reals) {
+            let _ = reserve(account.budget(), Line::Queue).await.unwrap().leave();
+        }
+        let found = &aliases[found_by];
+        reals[1].correct(Quotas::default().with(RequestsPerMinute, 8));
+        replicas[found_by].alias(found, "real", NamedBy::Answer);
+        let other = 1 - found_by;
+        until("the other one is told", || {
+            let charged = replicas[other].charged_instead(&aliases[other]);
+            charged.is_some_and(|charged| Arc::ptr_eq(&charged, &reals[other]))
+        })
+        .await;
+        for account in &reals {
+            assert_eq!(limit_of(account.budget()).await, Some(7), "{found_by}");
+            let usage = account.budget().usage().await.unwrap();
+            assert_eq!(usage[RequestsPerDay].used, 4, "all is counted there");
+        }
+        // A replica that comes later finds it, whatever it does first.
+        let three: Shared = server.store(5).await;
+        let later = accounts(&three);
+        let [alias, real] = ["latest", "real"].map(|name| later.of(&[7; 32], &name.into()));
+        drop(reserve_now(real.budget()).await);
+        drop(reserve_now(alias.budget()).await);
+        until("the third one is told", || {
+            later.charged_instead(&alias).is_some_and(|charged| Arc::ptr_eq(&charged, &real))
+        })
+        .await;
+        for account in reals.iter().chain([&real]) {
+            assert_eq!(limit_of(account.budget()).await, Some(7), "{found_by}");
+        }
+        reals[other].forget();
+        assert_eq!(limit_of(reals[found_by].budget()).await, Some(7), "not 9");
+    }
+}
+
+#[tokio::test]
+async fn replicas_that_find_opposite_things_agree_and_close_no_circle() {
+    let server = RedisServer::start().await;
+    let stores: [Shared; 2] = [server.store(5).await, server.store(5).await];
+    let replicas = stores.each_ref().map(accounts);
+    let of = |name: &str| {
+        let model = name.into();
+        replicas.each_ref().map(|accounts| accounts.of(&[7; 32], &model))
+    };
+    let (aliases, reals) = (of("latest"), of("real"));
+    replicas[0].alias(&aliases[0], "real", NamedBy::Answer);
+    replicas[1].alias(&reals[1], "latest", NamedBy::Answer);
+    let charged = |number: usize| {
+        let of = [&aliases[number], &reals[number]];
+        of.map(|account| {
+            let instead = replicas[number].charged_instead(account);
+            instead.as_ref().unwrap_or(account).model().to_owned()
+        })
+    };
+    until("they agree", || charged(0) == charged(1)).await;
+    assert_eq!(charged(0)[0], charged(0)[1]);
 }
 
 #[tokio::test]

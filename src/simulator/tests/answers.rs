@@ -143,6 +143,13 @@ async fn scripts_shape_the_answer() {
     assert_eq!(empty["content"], json!({"role": "model"}));
     let cut = candidate("[[simulate:finish=MAX_TOKENS]]12345").await;
     assert_eq!(cut["content"]["parts"], json!([{"text": "Simulated ans"}]));
+    let continued = candidate("[[simulate:finish=CONTINUATION]]12345").await;
+    assert_eq!(continued["content"], cut["content"]);
+    assert_eq!(continued["finishReason"], "CONTINUATION");
+    assert!(continued["continuationToken"].is_string());
+    let odd = candidate("[[simulate:finish=BRAND_NEW,text=a text]]").await;
+    assert_eq!(odd["content"]["parts"], json!([{"text": "a text"}]));
+    assert_eq!(candidate("[[simulate:unfinished]]").await.get("finishReason"), None);
     let exact = candidate("[[simulate:text={\"a\": [1, 2]}]]").await;
     assert_eq!(exact["content"]["parts"], json!([{"text": "{\"a\": [1, 2]}"}]));
     let parts = candidate("[[simulate:thought,parts=2,text=ab]]").await;
@@ -157,4 +164,22 @@ async fn scripts_shape_the_answer() {
     assert_eq!(status, 200);
     assert_eq!(blocked["promptFeedback"], json!({"blockReason": "OTHER"}));
     assert!(blocked.get("candidates").is_none());
+}
+
+#[tokio::test]
+async fn scripts_fail_amid_a_stream() {
+    let simulator = simulator();
+    let prompt = chat("[[simulate:fail_after=1,chunks=3]]Hello");
+    let sse = bytes(post(&simulator, &format!("{STREAM}?alt=sse"), &prompt).await).await;
+    let text = String::from_utf8(sse.to_vec()).expect("UTF-8");
+    let (event, error) = text.split_once("\r\n\r\n").expect("one event");
+    assert!(event.starts_with("data: {\"candidates\""), "{event}");
+    let error: Value = serde_json::from_str(error).expect("JSON");
+    assert_eq!(error["error"]["code"], 503);
+    assert!(text.contains("{\r\n  \"error\": {\r\n    \"code\": 503"), "{text}");
+
+    let prompt = chat("[[simulate:fail_after=2,quota=minute]]Hello");
+    let (_, list) = json_of(post(&simulator, STREAM, &prompt).await).await;
+    assert_eq!((&list[2]["error"]["code"], list.as_array().map(Vec::len)), (&json!(429), Some(3)));
+    assert_eq!(simulator.stats().refused_503, 1);
 }

@@ -133,7 +133,7 @@ fn with_settable_clock(quotas: Quotas, wall: &str) -> (Arc<LocalBudget>, Arc<Set
     let calendar = Calendar { wall: wall.parse().unwrap(), instant: Instant::now() };
     let clock = Arc::new(SettableClock { calendar, ahead: AtomicI64::new(0) });
     let shared: Arc<dyn WallClock> = Arc::<SettableClock>::clone(&clock);
-    (LocalBudget::with_clock("".into(), quotas, MINUTE, shared), clock)
+    (with_clock(quotas, shared), clock)
 }
 
 #[tokio::test(start_paused = true)]

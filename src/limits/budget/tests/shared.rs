@@ -516,13 +516,16 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     let learnt =
         json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
     shared.say("a", &[learnt.clone(), learnt]);
-    let corrected = json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}}});
+    let learned = json!({"rpm": 20, "tpm": 1000});
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "quotas": learned, "learned": learned}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
     assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
     assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
-    let corrected = json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}}});
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 
@@ -572,7 +575,8 @@ fn what_gemini_taught_counts_in_redis_until_the_day_is_over() {
     let next_day = with(usage(), "midnight_us", json!(24 * HOUR.as_micros() as u64));
     let told = shared.say("a", &[next_day]);
     assert_eq!(told.results[&0]["quotas"]["rpm"]["limit"], 60);
-    let corrected = json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 60}}});
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 60}, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 

@@ -54,8 +54,13 @@ local function new_budget()
     paused_until = 0,
     -- Whether Gemini has ever answered for it, so that nobody made it up.
     proven = false,
-    -- What the settings said last.
+    -- What the settings said last; and which of it was set by hand for this model.
     planned = {},
+    by_hand = {},
+    -- What was set by hand for the accounts that turned out to be charged here, by their names.
+    aliases = {},
+    -- What Gemini named, which counts until the day is over.
+    learned = {},
     -- Each member's share: what it has reserved and not sent, what it asks for in each line.
     members = {},
   }
@@ -178,8 +183,8 @@ local function set_limits(budget, quotas)
   end
 end
 
--- Counts as leaving now.
-local function count(budget, what)
+-- Counts as leaving now, in the minute.
+local function count_in_minute(budget, what)
   local departures = departures_of(budget)
   local at = #departures.last
   if at == 0 or cell(budget, departures.last[at]) ~= cell(budget, now) then
@@ -194,7 +199,6 @@ local function count(budget, what)
     departures[unit][at] = departures[unit][at] + what[unit]
   end
   add(budget.sent, what, 1)
-  add(budget.day.sent, what, 1)
   for _, kind in ipairs(ROLLING) do
     local cost = what[kind.unit]
     if budget.quotas[kind.name] and cost > 0 then
@@ -204,6 +208,12 @@ local function count(budget, what)
   end
   budget.here.departed = true
   budget.here.unsaved = true
+end
+
+-- Counts as leaving now, in the minute and in the day.
+local function count(budget, what)
+  count_in_minute(budget, what)
+  add(budget.day.sent, what, 1)
 end
 
 -- What left then and was counted turns out to be the actual. Without effect when it no longer

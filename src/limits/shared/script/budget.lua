@@ -24,6 +24,8 @@ local MOST_FORGOTTEN = 250
 local MOST_OPENED = 25
 -- The longest time that is told, in microseconds: cjson writes no more digits.
 local FAR = 10000000000000
+-- So many accounts are taken to be charged to another, and as many of those in turn.
+local MOST_ALIASES = 32
 -- So many who asked later but were heard earlier are told apart from those who go before.
 local MOST_OVERTAKEN = 100
 
@@ -32,6 +34,14 @@ local budgets = {}
 
 -- How many places of former members this call has given up.
 local forgotten = 0
+
+local function size_of(map)
+  local size = 0
+  for _ in pairs(map) do
+    size = size + 1
+  end
+  return size
+end
 
 local function from_now(at)
   return math.min(math.ceil(at - now), FAR)
@@ -200,7 +210,7 @@ local function begin_day(day, ends)
   return begins
 end
 
-local change_quotas
+local apply_quotas
 
 -- Nothing is further ahead of now than it can have been set.
 local function bound(budget)
@@ -233,7 +243,8 @@ local function budget_of(account, midnight_us)
   end
   if midnight_us and begin_day(budget.day, now + midnight_us) then
     -- What Gemini taught counts for a day: it may have raised its limits since.
-    change_quotas(budget, budget.planned)
+    budget.learned = {}
+    apply_quotas(budget)
     budget.here.unsaved = true
   end
   return budget
@@ -248,13 +259,41 @@ local function is_same(a, b)
   return true
 end
 
-function change_quotas(budget, quotas)
+-- The lowest of each quota that was set by hand for the account or for those that are charged here.
+local function set_by_hand(budget)
+  local lowest = {}
+  local function add_limits(limits)
+    for name, limit in pairs(limits) do
+      lowest[name] = math.min(lowest[name] or limit, limit)
+    end
+  end
+  add_limits(budget.by_hand)
+  for _, limits in pairs(budget.aliases) do
+    add_limits(limits)
+  end
+  return lowest
+end
+
+-- What was set by hand is the most that is spent, and counts before what the tier says. What Gemini
+-- named counts within it. So it does not matter who spoke in which order.
+function apply_quotas(budget)
+  local by_hand, quotas = set_by_hand(budget), {}
+  for _, kind in ipairs(KINDS) do
+    local name = kind.name
+    local learned = budget.learned[name]
+    quotas[name] = learned and math.min(learned, by_hand[name] or learned)
+      or by_hand[name] or budget.planned[name]
+  end
   if is_same(quotas, budget.quotas) then
     return
   end
   set_limits(budget, quotas)
   budget.here.unsaved = true
-  announce({corrected = {account = budget.here.account, quotas = budget.quotas}})
+  announce({
+    corrected = {
+      account = budget.here.account, quotas = budget.quotas, learned = budget.learned,
+    },
+  })
 end
 
 -- Tells the member whether the account is kept here.
@@ -264,12 +303,28 @@ function operations.look_up_budget(op)
   end
 end
 
--- What left before the account was kept here, within a window.
+-- What left before the account was kept here: within a window, and today.
 function operations.count_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   if budget then
-    count(budget, amount(op.cost))
+    count_in_minute(budget, amount(op.minute))
+    add(budget.day.sent, amount(op.today), 1)
+    budget.day.began = math.min(budget.day.began, now - math.min(op.began_us_ago, LONGEST_DAY))
     budget.here.unsaved = true
+  end
+end
+
+-- Tells the member which account is charged for the calls of this one, if another is.
+local function tell_who_is_charged(budget)
+  if budget.counts_as then
+    local charged = {account = budget.here.account, to = budget.counts_as}
+    redis.call('PUBLISH', key('to', member), cjson.encode({charged = charged}))
+  end
+end
+
+local function add_alias(budget, name, by_hand)
+  if budget.aliases[name] or next(by_hand) and size_of(budget.aliases) < MOST_ALIASES then
+    budget.aliases[name] = next(by_hand) and by_hand or nil
   end
 end
 
@@ -287,13 +342,18 @@ function operations.open_budget(op)
   end
   budget.proven = budget.proven or op.proven
   set_minute(budget, op.minute_us)
-  if not is_same(op.planned, budget.planned) then
-    budget.planned = op.planned
-    change_quotas(budget, op.planned)
+  local by_hand = op.by_hand or {}
+  if not is_same(op.planned, budget.planned) or not is_same(by_hand, budget.by_hand) then
+    budget.planned, budget.by_hand, budget.learned = op.planned, by_hand, {}
+  end
+  for alias, limits in pairs(op.aliases or {}) do
+    add_alias(budget, alias, limits)
   end
   if new and op.learned then
-    change_quotas(budget, op.learned)
+    budget.learned = op.learned
   end
+  apply_quotas(budget)
+  tell_who_is_charged(budget)
   budget.here.unsaved = true
   return budget.quotas
 end
@@ -333,7 +393,8 @@ function operations.reserve(op)
   if line == 'courteous' and waiting(budget).requests > 0 then
     line = 'queue'
   end
-  local asked_at, deadline = arrival(op.waited_us), now + op.patience_us
+  local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
+  local deadline = now + op.patience_us
   local ahead, cost = ahead_of(budget, line, asked_at), amount(op.cost)
   local at, reason = opens_before(budget, deadline, ahead, cost)
   if reason then
@@ -477,11 +538,10 @@ end
 function operations.learn_quotas(op)
   local budget = budget_of(op.account)
   if budget then
-    local quotas = {}
     for _, kind in ipairs(KINDS) do
-      quotas[kind.name] = op.quotas[kind.name] or budget.quotas[kind.name]
+      budget.learned[kind.name] = op.quotas[kind.name] or budget.learned[kind.name]
     end
-    change_quotas(budget, quotas)
+    apply_quotas(budget)
     budget.proven = true
     budget.here.unsaved = true
   end
@@ -500,27 +560,58 @@ end
 function operations.forget_quotas(op)
   local budget = budget_of(op.account)
   if budget then
-    change_quotas(budget, budget.planned)
+    budget.learned, budget.counts_as = {}, nil
+    apply_quotas(budget)
     budget.paused_until, budget.day.closed_until = 0, 0
     budget.here.unsaved = true
     announce({resumed = {account = op.account}})
   end
 end
 
+-- Whether the calls of the one are charged to the other, by way of others or not.
+local function is_charged_to(name, other)
+  for _ = 1, MOST_ALIASES do
+    local budget = budget_of(name)
+    name = budget and budget.counts_as
+    if not name or name == other then
+      return name == other
+    end
+  end
+  return true
+end
+
 -- Gemini charges the calls of one account to another: what it has spent moves there, once, whoever
--- says so and how often.
+-- says so and how often; and what was set by hand for it, and what Gemini named, counts there too.
+-- One that has `heard` so from here moves what its own calls have spent since, and no more.
 function operations.take_over_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   local from = budget_of(op.from, op.midnight_us)
   if not budget or not from then
     return
   end
+  if from.counts_as ~= op.account then
+    if op.heard or is_charged_to(op.account, op.from) then
+      -- There is later news, or two replicas have found opposite things, of which the first holds.
+      local charged = {account = op.from, to = from.counts_as}
+      redis.call('PUBLISH', key('to', member), cjson.encode({charged = charged}))
+      return
+    end
+    from.counts_as = op.account
+    announce({charged = {account = op.from, to = op.account}})
+  end
+  add_alias(budget, op.from, op.by_hand or {})
+  for name, limit in pairs(from.learned) do
+    budget.learned[name] = budget.learned[name] or limit
+  end
+  from.learned = {}
+  apply_quotas(from)
+  apply_quotas(budget)
   local unsent = total(from, 'unsent')
-  local spent, earlier = amount(sent(from)), amount(from.day.sent)
-  take_from(earlier, spent)
+  local spent = amount(sent(from))
   add(spent, unsent, 1)
-  count(budget, spent)
-  add(budget.day.sent, earlier, 1)
+  count_in_minute(budget, spent)
+  add(budget.day.sent, from.day.sent, 1)
+  add(budget.day.sent, unsent, 1)
   budget.day.began = math.min(budget.day.began, from.day.began)
   budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
   budget.paused_until = math.max(budget.paused_until, from.paused_until)

@@ -27,12 +27,15 @@ local results = {}
 for i, op in ipairs(spoken) do
   results[tostring(i - 1)] = operations[op.op](op)
 end
+if not retired then
+  keep_last_arrivals()
+end
 local standing = serve_semaphores()
 serve_budgets()
-keep_last_arrival()
 if retired then
-  -- What it said in this call is buried in the next.
+  -- What it said in this call is buried in the next, where there is any.
   end_member(member)
+  forget_if_buried(member)
 end
 publish_answers()
 

@@ -15,7 +15,7 @@
 -- clock     what Redis's clock said last, and by how much `now` is ahead of it
 -- alive     member -> when it ends unless it speaks
 -- tenures   member -> its tenure
--- arrivals  member -> when the last of those asked that wait for it
+-- arrivals  'member line' -> when the last of those asked that wait for it in that line
 -- dead      members that have ended and of which something is left
 --
 -- Times are in microseconds. One of the clock has 16 digits, of which cjson and tostring keep 14:
@@ -109,7 +109,7 @@ end
 local function end_member(name)
   redis.call('ZREM', key('alive'), name)
   redis.call('HDEL', key('tenures'), name)
-  redis.call('HDEL', key('arrivals'), name)
+  redis.call('HDEL', key('arrivals'), name .. ' first', name .. ' returning')
   redis.call('SADD', key('dead'), name)
 end
 
@@ -156,6 +156,13 @@ local function bury_the_dead()
   end
 end
 
+-- A member of which nothing is left needs no burial: there may be nobody who speaks after it.
+local function forget_if_buried(name)
+  if redis.call('EXISTS', key('held', name), key('waits', name), key('budgets_of', name)) == 0 then
+    redis.call('SREM', key('dead'), name)
+  end
+end
+
 -- When the next one who is not this member ends unless it speaks, or never. Now, while somebody is
 -- not buried yet.
 local function next_end_of_a_member()
@@ -171,24 +178,24 @@ local function next_end_of_a_member()
 end
 
 -- When those who asked did so, as a score: as long ago as they say, but in the order in which
--- each member asked, whatever the network did.
-local last_arrival
+-- each member asked in a line, whatever the network did.
+local last_arrivals = {}
 
-local function arrival(waited)
-  local asked = now - waited
-  if not last_arrival then
-    last_arrival = tonumber(redis.call('HGET', key('arrivals'), member) or 0)
+local function arrival(waited, line)
+  local asked, last = now - waited, last_arrivals[line]
+  if not last then
+    last = tonumber(redis.call('HGET', key('arrivals'), member .. ' ' .. line) or 0)
   end
-  if asked <= last_arrival then
-    asked = last_arrival + 1
+  if asked <= last then
+    asked = last + 1
   end
-  last_arrival = asked
+  last_arrivals[line] = asked
   return asked
 end
 
-local function keep_last_arrival()
-  if last_arrival then
-    redis.call('HSET', key('arrivals'), member, whole(last_arrival))
+local function keep_last_arrivals()
+  for line, last in pairs(last_arrivals) do
+    redis.call('HSET', key('arrivals'), member .. ' ' .. line, whole(last))
   end
 end
 

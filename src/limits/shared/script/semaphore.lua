@@ -6,13 +6,16 @@
 -- out                     generation -> permits that members hold
 -- held:<member>           generation -> permits that it holds
 -- leased                  generation -> permits that leases hold
--- queue:<generation>      'member ticket permits' -> when it asked
+-- queue:<generation>      'member ticket permits' -> when it asked, less RETURNS for one that returns
 -- waits:<member>          'generation ticket permits' of all that wait for it
 -- semaphores              name -> generation
 -- last_generation
 -- opens_at                nothing is granted before
 -- run                     which run of Redis this was last; with it goes what it may have forgotten
 -- lineage                 a name for all that is kept here: another one if Redis has forgotten it
+
+-- Those who had a permit before and gave it back go before all others. Scores stay whole numbers.
+local RETURNS = 4000000000000000
 
 local touched = {}
 
@@ -109,7 +112,9 @@ function operations.ask(op)
     return
   end
   local entry = member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits)
-  redis.call('ZADD', key('queue', op.semaphore), whole(arrival(op.waited_us)), entry)
+  local line = op.returns and 'returning' or 'first'
+  local asked_at = arrival(op.waited_us, line) - (op.returns and RETURNS or 0)
+  redis.call('ZADD', key('queue', op.semaphore), whole(asked_at), entry)
   touch(op.semaphore)
   table.insert(asking, {op = op, queue = key('queue', op.semaphore), entry = entry})
 end

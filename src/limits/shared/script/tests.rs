@@ -281,7 +281,8 @@ impl History {
         let leases: Vec<_> = self.model.leases.keys().cloned().collect();
         let lease = self.random.choice(leases);
         match (self.random.u8(0..20), held, lease) {
-            (0..6, ..) => self.ask(&member).await,
+            // A call of the script buries no more than 25 of what is left of members.
+            (0..6, ..) if self.model.queue.len() < 15 => self.ask(&member).await,
             (6..9, Some((ticket, permits)), _) => {
                 let back = json!({"op": "give_back", "semaphore": SEMAPHORE, "permits": permits});
                 self.step(&member, back, |model, member| {

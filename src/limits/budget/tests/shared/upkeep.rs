@@ -101,10 +101,31 @@ fn a_member_leaves_nothing_where_it_holds_nothing() {
         let command = if name == "alive" { "ZSCORE" } else { "HEXISTS" };
         let command = if name == "dead" { "SISMEMBER" } else { command };
         let key = format!("nothing:{name}");
-        let found: Option<f64> =
-            redis::cmd(command).arg(key).arg("a").query(&mut shared.connection).unwrap();
-        assert_eq!(found.unwrap_or_default(), 0.0, "{name}");
+        for of in ["a", "a first", "a returning"] {
+            let mut look = redis::cmd(command);
+            let found: Option<f64> = look.arg(&key).arg(of).query(&mut shared.connection).unwrap();
+            assert_eq!(found.unwrap_or_default(), 0.0, "{name}");
+        }
     }
+}
+
+#[test]
+fn the_last_member_that_retires_leaves_nothing_to_bury() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "last");
+    shared.join("a", requests(60));
+    shared.say("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
+    let give_back = json!({"op": "give_back", "semaphore": 0, "permits": 1});
+    shared.say("a", &[give_back, depart(1, 1), json!({"op": "retire"})]);
+    assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
+    assert_eq!(shared.ask_redis::<usize>("EXISTS", "arrivals"), 0);
+
+    // What one still holds goes with it.
+    shared.join("b", requests(60));
+    shared.say("b", &[ask(1, 1), ask_permits(&json!(0), 2), json!({"op": "retire"})]);
+    let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":b")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
 }
 
 #[test]

@@ -1,0 +1,79 @@
+//! Forms (`multipart/form-data`), in which OpenAI's clients send videos to be made.
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use multer::{Multipart, parse_boundary};
+
+use super::error::ApiError;
+use crate::gemini::InputFeatures;
+use crate::generation::InvalidField;
+
+/// How many fields a form has at most.
+const MAX_FIELDS: usize = 1000;
+
+/// What a form says of the call.
+#[derive(Debug, Default)]
+pub(super) struct Form {
+    /// The model that it names.
+    pub model: Option<String>,
+    /// What its fields and files cost.
+    pub input: InputFeatures,
+}
+
+impl Form {
+    /// Reads a body, if it is sent as a form.
+    ///
+    /// # Errors
+    /// 422 for one that cannot be read as such, or that names its model twice.
+    pub(super) async fn read(headers: &HeaderMap, body: &Bytes) -> Result<Option<Self>, ApiError> {
+        if !is_form(headers) {
+            return Ok(None);
+        }
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let boundary = parse_boundary(content_type.unwrap_or_default()).map_err(invalid)?;
+        let whole = stream::iter([Ok::<_, multer::Error>(body.clone())]);
+        let mut fields = Multipart::new(whole, boundary);
+        let mut form = Self::default();
+        let mut count = 0;
+        while let Some(field) = fields.next_field().await.map_err(invalid)? {
+            count += 1;
+            if count > MAX_FIELDS {
+                return Err(fault("too_long", format!("A form has at most {MAX_FIELDS} fields")));
+            }
+            let is_model = field.name() == Some("model");
+            let media_type = field.content_type().map(ToString::to_string);
+            let is_file = field.file_name().is_some();
+            let content = field.bytes().await.map_err(invalid)?;
+            if is_file {
+                let media_type = media_type.unwrap_or_default();
+                form.input = form.input + InputFeatures::of_file(&media_type, content.len());
+                continue;
+            }
+            let text = String::from_utf8_lossy(&content);
+            form.input = form.input + InputFeatures::of(&text);
+            if is_model && form.model.replace(text.trim().to_owned()).is_some() {
+                let field = InvalidField::new("model", "duplicate", "The form names it twice");
+                return Err(ApiError::invalid(vec![field]));
+            }
+        }
+        Ok(Some(form))
+    }
+}
+
+/// Whether a body is sent as a form with several parts.
+pub(super) fn is_form(headers: &HeaderMap) -> bool {
+    const FORM: &[u8] = b"multipart/form-data";
+    let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let start = content_type.and_then(|content_type| content_type.get(..FORM.len()));
+    start.is_some_and(|start| start.eq_ignore_ascii_case(FORM))
+}
+
+fn invalid(error: multer::Error) -> ApiError {
+    fault("form_invalid", format!("The body is not a form: {error}"))
+}
+
+fn fault(kind: &'static str, message: String) -> ApiError {
+    ApiError::invalid(vec![InvalidField { path: Vec::new(), kind, message }])
+}

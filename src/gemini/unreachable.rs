@@ -1,0 +1,110 @@
+//! Why no connection could be made, in words that show nothing of the network: no address, no port,
+//! no name.
+
+use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::iter::successors;
+
+use rustix::io::Errno;
+use rustls::CertificateError;
+
+/// What kept a connection from being made, as far as the errors tell.
+pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    causes(error).find_map(|error| {
+        // The connector's own error has no type that others could name.
+        if error.to_string() == "dns error" {
+            return Some("its host name cannot be resolved");
+        }
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Some(of_tls(error));
+        }
+        of_io(error.downcast_ref()?)
+    })
+}
+
+/// An error and what lies behind it, outermost first, on one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
+    causes.join(": ")
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    successors(Some(error), |error| (**error).source())
+}
+
+fn of_io(error: &io::Error) -> Option<&'static str> {
+    // What an I/O error was made of is no source of it.
+    if let Some(inner) = error.get_ref() {
+        let of_tls = || inner.downcast_ref().map(of_tls);
+        return inner.downcast_ref().and_then(of_io).or_else(of_tls);
+    }
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    if matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
+        return Some("this service has no file descriptors left");
+    }
+    Some(match error.kind() {
+        ErrorKind::ConnectionRefused => "it was refused",
+        ErrorKind::TimedOut => "nothing answered in time",
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "the network is unreachable",
+        ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => "it was cut off",
+        _ => return None,
+    })
+}
+
+fn of_tls(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(certificate) => match certificate {
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => {
+                "its certificate has expired, or is not valid yet"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "its certificate is for another name"
+            }
+            _ => "its certificate is not trusted on this machine",
+        },
+        rustls::Error::InvalidMessage(_) => "what answers there does not speak TLS",
+        _ => "the TLS handshake failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::InvalidMessage;
+
+    use super::*;
+
+    #[test]
+    fn what_kept_a_connection_from_being_made_is_said() {
+        let tls = |error: rustls::Error| io::Error::new(ErrorKind::InvalidData, error);
+        let untrusted = |error| tls(rustls::Error::InvalidCertificate(error));
+        for (error, said) in [
+            (ErrorKind::ConnectionRefused.into(), Some("it was refused")),
+            (ErrorKind::TimedOut.into(), Some("nothing answered in time")),
+            (io::Error::from_raw_os_error(24), Some("this service has no file descriptors left")),
+            (io::Error::other("10.0.0.1:443 is odd"), None),
+            (
+                untrusted(CertificateError::UnknownIssuer),
+                Some("its certificate is not trusted on this machine"),
+            ),
+            (
+                untrusted(CertificateError::Expired),
+                Some("its certificate has expired, or is not valid yet"),
+            ),
+            (
+                untrusted(CertificateError::NotValidForName),
+                Some("its certificate is for another name"),
+            ),
+            (
+                // As the connector has it.
+                io::Error::other(tls(InvalidMessage::InvalidContentType.into())),
+                Some("what answers there does not speak TLS"),
+            ),
+            (tls(rustls::Error::DecryptError), Some("the TLS handshake failed")),
+        ] {
+            assert_eq!(reason(&error), said, "{error}");
+        }
+    }
+}

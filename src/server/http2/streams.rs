@@ -1,0 +1,63 @@
+//! The streams of one connection. They run in the task of their connection and end with it.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use hyper::rt::Executor;
+
+use super::answer::Sending;
+
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The streams of one connection. Clones are the same streams.
+#[derive(Clone)]
+pub(super) struct Streams {
+    /// Those that have just begun.
+    begun: Arc<Mutex<Vec<Stream>>>,
+    client_timeout: Duration,
+}
+
+impl Streams {
+    pub(super) fn new(client_timeout: Duration) -> Self {
+        Self { begun: Arc::default(), client_timeout }
+    }
+
+    /// Runs all of them. It is to be polled after whatever begins new ones.
+    pub(super) async fn run(&self) -> Infallible {
+        let mut running = FuturesUnordered::new();
+        poll_fn(|context| {
+            running.extend(self.begun.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+            while let Poll::Ready(Some(())) = running.poll_next_unpin(context) {}
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let sending = Arc::new(Sending::new());
+        let stream = AssertUnwindSafe(sending.clone().scope(stream)).catch_unwind();
+        let client_timeout = self.client_timeout;
+        let stream = async move {
+            // Dropping the stream resets it.
+            tokio::select! {
+                biased;
+                ended = stream => if ended.is_err() {
+                    tracing::error!("a stream panicked");
+                },
+                () = sending.stalled(client_timeout) => {
+                    tracing::debug!("a client does not read its answer");
+                }
+            }
+        };
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(stream));
+    }
+}
