@@ -20,6 +20,7 @@ mod input;
 mod leases;
 mod lifecycle;
 mod limits;
+mod manual;
 mod memory;
 mod metrics;
 mod native;
