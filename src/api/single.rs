@@ -52,7 +52,8 @@ pub(super) async fn admitted<G: Generation>(
     let dispatcher = &gateway.dispatcher;
     let place = dispatcher.place();
     let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
-    let call = Call { kind: G::KIND, route, input: generation.input(), requests: 1, deadline };
+    let call =
+        Call { kind: G::KIND, route, input: generation.input(), requests: 1, images: 0, deadline };
     let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
     Ok((generation, call, admission))
 }

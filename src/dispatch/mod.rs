@@ -21,8 +21,8 @@ use crate::gemini::{
     warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Semaphore,
-    Turn, Turnstile, Underway,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Resource,
+    Semaphore, Turn, Turnstile, Underway,
 };
 use crate::metrics::Metrics;
 
@@ -64,6 +64,8 @@ pub struct Call {
     pub input: InputFeatures,
     /// As how many requests Gemini counts it: at least 1.
     pub requests: u64,
+    /// How many images it may generate.
+    pub images: u64,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -227,7 +229,8 @@ impl Dispatcher {
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let estimator = &call.route.estimator;
         let cost = Estimate {
-            cost: Cost { requests: call.requests, tokens: estimator.estimate(call.input) },
+            cost: Cost::of(call.requests, estimator.estimate(call.input))
+                .with(Resource::Images, call.images),
             at_least: estimator.at_least(call.input),
         };
         let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));

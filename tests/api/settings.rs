@@ -1,5 +1,6 @@
 //! The settings as the documentation lists them: the same as the code reads.
 
+use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::iter;
@@ -36,7 +37,7 @@ fn the_limits_page_has_the_numbers_of_each_tier() {
         let config = config.expect("a tier");
         let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-3.8-flash"));
         let [rpm, tpm, rpd] =
-            [quotas.requests_per_minute, quotas.input_tokens_per_minute, quotas.requests_per_day]
+            [quotas[RequestsPerMinute], quotas[InputTokensPerMinute], quotas[RequestsPerDay]]
                 .map(|quota| quota.map_or("no limit".to_owned(), grouped));
         format!("| `{tier}` | {rpm} | {tpm} | {rpd} | {} |", config.concurrency_limit)
     });

@@ -23,7 +23,9 @@ use crate::api::form::Form;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Forward, Model, Surface, embedding_requests, named_model};
+use crate::gemini::{
+    ApiKey, Forward, Model, Surface, embedding_requests, named_model, requested_images,
+};
 use crate::generation::InvalidField;
 use crate::limits::Semaphore;
 
@@ -59,8 +61,9 @@ pub(super) async fn send(
     let model = model(surface, target, named, &body).await?;
     check_model(&model, gateway)?;
     let requests = requests(kind, surface, body.clone()).await?;
+    let images = images(&model, body.clone()).await?;
     let route = route(gateway, apart, payer.key, model, semaphore);
-    let call = Call { kind, route, input, requests, deadline };
+    let call = Call { kind, route, input, requests, images, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
 }
@@ -165,6 +168,12 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     let (model, code) = (call.route.model(), failed.error.code());
     tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
     failed
+}
+
+/// How many images a call asks for.
+async fn images(model: &Model, body: Bytes) -> Result<u64, ApiError> {
+    let model = model.clone();
+    with_body(body, move |body| requested_images(model.as_str(), body)).await
 }
 
 /// As how many requests Gemini counts a call of this kind: each text to embed is one. A body in which
