@@ -49,6 +49,10 @@ impl<'a> Opening<'a> {
             let end = rest.iter().position(|byte| *byte == b'\n');
             let line = &rest[..end.unwrap_or(rest.len())];
             match (line.strip_prefix(b"data:"), end) {
+                // It says nothing yet.
+                (Some(data), Some(end)) if data.trim_ascii().is_empty() => {
+                    rest = rest[end..].trim_ascii_start();
+                }
                 (Some(data), Some(end)) => {
                     return match Self::of_json(data.trim_ascii(), has_empty_line(&rest[end..])) {
                         // The line is at its end.
@@ -141,7 +145,6 @@ mod tests {
         for answer in [
             "data: {\"c",
             "data: 1",
-            "data:\n",
             "data: {\n",
             "[{\"c",
             "[]",
@@ -153,7 +156,9 @@ mod tests {
         ] {
             assert_eq!(Opening::of(answer.as_bytes()), Opening::Answer, "{answer:?}");
         }
-        for unknown in ["", " ", "d", "data: ", "data: {", "[ {", ": comment", "event: x\n", "["] {
+        for unknown in
+            ["", "data:\n", " ", "d", "data: ", "data: {", "[ {", ": comment", "event: x\n", "["]
+        {
             assert_eq!(Opening::of(unknown.as_bytes()), Opening::Unknown, "{unknown:?}");
         }
     }
