@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
+use crate::api::ahead::body_ahead;
 use crate::api::auth::{Caller, Tier, check_model};
 use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
@@ -152,7 +153,7 @@ async fn answer(
     let idle = gateway.config.stream_idle_timeout;
     // Boxed so that a request that waits is no larger than its wait.
     let forwarded = Box::pin(dispatcher.forward(call, &request, body, admission, idle)).await?;
-    let mut response = forwarded.map(Body::new);
+    let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)
 }
