@@ -15,7 +15,7 @@ use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use crate::api::ahead::body_ahead;
 use crate::api::auth::{Caller, Tier, check_model};
-use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
+use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
@@ -49,7 +49,7 @@ pub(super) async fn send(
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
     check_text(gateway, body.clone()).await?;
-    let form = Form::read(&request.headers, &body).await?;
+    let form = Form::read(&request.headers, &body, &gateway.bodies).await?;
     let (input, named) = match form {
         Some(_) if target == Target::Body => return Err(ApiError::is_form().into()),
         Some(Form { model, input }) => (input, model),
@@ -111,7 +111,7 @@ async fn model(
         (None, Some(resource)) => Ok(resource),
         (_, None) => {
             // What cannot be read names no model.
-            check_json(body.clone()).await?;
+            check_names_model(body.clone()).await?;
             Err(invalid_model("missing", "Field required".to_owned()))
         }
     }
