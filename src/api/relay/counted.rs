@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use crate::api::ahead::body_ahead;
-use crate::api::auth::{Caller, Tier, check_model};
+use crate::api::auth::{Caller, Tier, check_model, check_text};
 use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
@@ -48,7 +48,7 @@ pub(super) async fn send(
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
-    check_text(gateway, body.clone()).await?;
+    check_text(|| body.clone(), gateway).await?;
     let form = Form::read(&request.headers, &body, &gateway.bodies).await?;
     let (input, named) = match form {
         Some(_) if target == Target::Body => return Err(ApiError::is_form().into()),
@@ -62,15 +62,6 @@ pub(super) async fn send(
     let call = Call { kind, route, input, requests, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
-}
-
-/// Refuses a body with the admin key in it.
-async fn check_text(gateway: &Gateway, body: Bytes) -> Result<(), ApiError> {
-    let Some(admin) = gateway.config.admin_api_key.clone() else { return Ok(()) };
-    match with_body(body, move |body| admin.is_in_long_text(body)).await? {
-        true => Err(ApiError::misplaced_admin_key()),
-        false => Ok(()),
-    }
 }
 
 /// Refuses a body that a web page can send without having asked.
