@@ -33,6 +33,8 @@ pub struct Shared {
     pub offload: Arc<Offload>,
     /// The memory for the bodies of all requests.
     pub bodies: Arc<BodyBudget>,
+    /// The memory for answers that are read before their clients read them.
+    pub answers: Arc<BodyBudget>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether a simulator stands in for Gemini.
@@ -69,6 +71,8 @@ impl Gateway {
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
         let bodies = BodyBudget::new(config.body_memory_bytes);
+        // Bodies need not be refused for them: without it, answers wait at Gemini.
+        let answers = BodyBudget::new(Some(bodies.largest() / 4));
         let defaults = Defaults {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
@@ -82,6 +86,7 @@ impl Gateway {
             dispatcher,
             offload,
             bodies,
+            answers,
             metrics,
             simulated,
         })))

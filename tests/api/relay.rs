@@ -141,9 +141,14 @@ async fn what_is_about_the_client_stays_here() {
         ("x-http-method-override", "POST"),
         ("x-http-method", "POST"),
         ("x-method-override", "POST"),
+        ("x-serverless-authorization", "Bearer e"),
+        ("x-goog-iap-jwt-assertion", "e"),
+        ("x-goog-authenticated-user-email", "accounts.google.com:a@b.example"),
+        ("x-api-key", "e"),
+        ("api-key", "e"),
         ("sec-fetch-site", "same-origin"),
     ];
-    let query = "?%24httpMethod=POST&a=b&$httpHeaders=x:y&callback=f";
+    let query = "?%24httpMethod=POST&a=b&$httpHeaders=x:y&callback=f&$ct=text/plain";
     for (key, keeps_project) in [("callers-key", true), (ADMIN_KEY, false)] {
         for (method, path) in [(Method::GET, "/v1beta/files"), (Method::POST, GENERATE)] {
             let url = service.url(&format!("{path}{query}"));

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use super::partial::complete;
-use crate::api::auth::{Caller, Tier, check_model};
-use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
+use crate::api::ahead::body_ahead;
+use crate::api::auth::{Caller, Tier, check_model, check_text};
+use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
@@ -51,8 +52,8 @@ pub(super) async fn send(
     let request = complete(request, kind)?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
-    check_text(gateway, body.clone()).await?;
-    let form = Form::read(&request.headers, &body).await?;
+    check_text(|| body.clone(), gateway).await?;
+    let form = Form::read(&request.headers, &body, &gateway.bodies).await?;
     let (input, named) = match form {
         Some(_) if target == Target::Body => return Err(ApiError::is_form().into()),
         Some(Form { model, input }) => (input, model),
@@ -66,15 +67,6 @@ pub(super) async fn send(
     let call = Call { kind, route, input, requests, images, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
-}
-
-/// Refuses a body with the admin key in it.
-async fn check_text(gateway: &Gateway, body: Bytes) -> Result<(), ApiError> {
-    let Some(admin) = gateway.config.admin_api_key.clone() else { return Ok(()) };
-    match with_body(body, move |body| admin.is_in_long_text(body)).await? {
-        true => Err(ApiError::misplaced_admin_key()),
-        false => Ok(()),
-    }
 }
 
 /// Refuses a body that a web page can send without having asked.
@@ -115,7 +107,7 @@ async fn model(
         (None, Some(resource)) => Ok(resource),
         (_, None) => {
             // What cannot be read names no model.
-            check_json(body.clone()).await?;
+            check_names_model(body.clone()).await?;
             Err(invalid_model("missing", "Field required".to_owned()))
         }
     }
@@ -157,7 +149,7 @@ async fn answer(
     let idle = gateway.config.stream_idle_timeout;
     // Boxed so that a request that waits is no larger than its wait.
     let forwarded = Box::pin(dispatcher.forward(call, &request, body, admission, idle)).await?;
-    let mut response = forwarded.map(Body::new);
+    let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)
 }
