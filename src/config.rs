@@ -71,6 +71,7 @@ pub const SETTINGS: &[Setting] = &[
     MAX_SCHEMA_BYTES,
     MAX_SCHEMA_NODES,
     SCHEMA_TIMEOUT_SECONDS,
+    CHECK_FORMATS,
     BODY_MEMORY_BYTES,
     MAX_CONNECTIONS,
     CLIENT_TIMEOUT_SECONDS,
@@ -217,6 +218,12 @@ const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
     "seconds",
     "How long it may take to compile the schemas of one request, or to check an answer. Beyond it: 422, or `schema_violation`.",
 );
+const CHECK_FORMATS: Setting = setting(
+    "CHECK_FORMATS",
+    "true",
+    "true or false",
+    "Whether an answer is checked against the `format`s of its schema: date, date-time, time, email, uri, uuid, ipv4, ipv6, hostname.",
+);
 const BODY_MEMORY_BYTES: Setting = setting(
     "BODY_MEMORY_BYTES",
     "",
@@ -319,6 +326,7 @@ pub struct Config {
     pub max_body_bytes: usize,
     pub schema_limits: Limits,
     pub schema_timeout: Duration,
+    pub check_formats: bool,
     pub body_memory_bytes: Option<usize>,
     pub max_connections: usize,
     pub client_timeout: Duration,
@@ -386,6 +394,7 @@ impl Config {
                 nodes: settings.count(MAX_SCHEMA_NODES)?,
             },
             schema_timeout: settings.seconds(SCHEMA_TIMEOUT_SECONDS)?,
+            check_formats: settings.parse(CHECK_FORMATS, "true or false")?,
             body_memory_bytes: settings.optional_count(BODY_MEMORY_BYTES)?,
             max_connections: settings.count(MAX_CONNECTIONS)?,
             client_timeout: settings.seconds(CLIENT_TIMEOUT_SECONDS)?,

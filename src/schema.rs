@@ -1,22 +1,29 @@
 //! JSON Schema to Gemini's dialect, and the check of an answer against the caller's schema.
 //!
 //! Gemini takes a schema in one of two fields, and neither takes JSON Schema whole. What a caller
-//! gives is read into a disjunction of shapes (`shape`), with references inlined and unions
-//! multiplied out, and written in the first dialect that can say it (`write`). What neither can
-//! say is put into a description, so that the model still reads it, and Gemini's answer is judged
-//! by the caller's own schema: a dialect that says too little costs a retry, never a wrong answer.
+//! gives is rewritten in one draft (`normal`) and read into a disjunction of shapes (`shape`), with
+//! conjunctions multiplied out. That is written in the first dialect that can say it (`write`), with
+//! references written out where that costs little (`references`). What neither can say is put into a
+//! description, so that the model still reads it, and Gemini's answer is judged by the caller's own
+//! schema: a dialect that says too little costs a retry, never a wrong answer.
 //!
 //! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
 //! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).
 
 mod cost;
 mod document;
+mod empty;
+mod formats;
 mod keywords;
 mod metered;
+mod normal;
 mod number;
+mod order;
 mod parse;
 mod patterns;
+mod references;
 mod shape;
+mod stack;
 mod work;
 mod write;
 
@@ -33,11 +40,9 @@ use serde_json::Value;
 use cost::Cost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
+use normal::Normal;
 use patterns::{Options, Patterns};
 use work::{Interrupt, interruptible};
-
-use crate::gemini::InputFeatures;
-use crate::generation::offload::DroppedAside;
 
 pub use document::Limits;
 pub use work::{Stopped, Work};
@@ -48,22 +53,23 @@ const MAX_VIOLATIONS: usize = 20;
 /// In characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
-/// Schemas of more values are dropped off the serving threads, as that takes milliseconds.
+/// Dropping a schema of more values takes milliseconds.
 const MANY_NODES: usize = 5_000;
 
 /// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
 /// known not to fit.
-const COLLECTING: u64 = 1_000_000;
+const COLLECTING: u64 = 500_000;
 
 /// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
 #[derive(Debug)]
 pub struct Schema {
     /// As text, for what is sent is far smaller than the value.
     sent: Option<(&'static str, Box<str>)>,
-    text: InputFeatures,
-    validator: DroppedAside<Validator<Metered>>,
+    validator: Validator<Metered>,
     names: NamePatterns,
     cost: Cost,
+    is_large: bool,
+    checks_formats: bool,
 }
 
 /// What Gemini is sent of a schema, by the field of `generationConfig` that carries it.
@@ -132,32 +138,39 @@ impl Schema {
         Self::compile(&schema, limits, work)
     }
 
-    /// Checks `schema` against the draft it declares (2020-12 if none), translates it, and prepares
-    /// the check of answers. Nothing is ever fetched.
+    /// Reads `schema` by the draft it declares, or by all of them if none, translates it, and
+    /// prepares the check of answers. Nothing is ever fetched.
     ///
     /// # Errors
     ///
     /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
     /// outside itself, is too large or nested too deeply, or allows no value.
     pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
-        if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
-            let message = "the schema must be a JSON object that allows some value";
-            return Err(SchemaError::new("", message).into());
-        }
+        work.spend(document::check_size(schema, limits)?)?;
+        let normal = Normal::of(schema, limits, work)?;
+        Self::canonical(&normal.document, limits, work).map_err(|error| normal.locate(error))
+    }
+
+    /// The same for a schema in canonical form.
+    fn canonical(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
         let nodes = document::check_size(schema, limits)?;
         work.spend(nodes)?;
-        let draft = declared_draft(schema)?;
         check_meta_schema(schema, work)?;
-        let document = Document::open(schema, draft)?;
+        let document = Document { root: schema };
         let cost = Cost::of(&document)?;
         let patterns = Arc::new(Patterns::of(schema, work)?);
-        let validator = build_validator(schema, draft, &patterns)?;
+        let validator = build_validator(schema, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
-        let sent = write::write(&translation, &patterns).into_sent();
-        let text = sent.as_ref().map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
-        let validator = DroppedAside::new(validator, nodes > MANY_NODES);
-        Ok(Self { sent, text, validator, names: patterns.names, cost })
+        let sent = write::write(&translation, &patterns)?.into_sent();
+        let (names, is_large) = (patterns.names, nodes > MANY_NODES);
+        Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })
+    }
+
+    /// The schema with `format` for the model to read only.
+    #[must_use]
+    pub fn without_formats(self) -> Self {
+        Self { checks_formats: false, ..self }
     }
 
     /// The field of `generationConfig` that carries the schema, with its JSON; none where any JSON
@@ -167,25 +180,28 @@ impl Schema {
         self.sent.as_ref().map(|(field, text)| (*field, &**text))
     }
 
-    /// The text of what goes in `generationConfig`.
+    /// Whether dropping it takes milliseconds.
     #[must_use]
-    pub fn text(&self) -> InputFeatures {
-        self.text
+    pub fn is_large(&self) -> bool {
+        self.is_large
     }
 
     /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.
     ///
-    /// `format` is an annotation, as in draft 2020-12, and is not checked.
+    /// Of formats, `date`, `date-time`, `time`, `email`, `uri`, `uuid`, `ipv4`, `ipv6` and `hostname` are
+    /// checked; any other is an annotation.
     ///
     /// # Errors
     /// [`Stopped`] where the work was stopped before that is known.
     pub fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
-        if !self.cost.fits_stack(instance) {
-            return Ok(vec![
-                "at the root: the value is nested too deeply to be checked".to_owned(),
-            ]);
-        }
-        let meter = Meter { work, names: self.names };
+        let levels = self.cost.levels(instance);
+        let checked = stack::with_levels(levels, work, |work| self.check(instance, work));
+        let too_deep = "at the root: the value is nested too deeply to be checked";
+        checked.unwrap_or_else(|| Ok(vec![too_deep.to_owned()]))
+    }
+
+    fn check(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
+        let meter = self.meter(work);
         match interruptible(|| self.validator.is_valid(MeteredNode::new(instance, &meter))) {
             Ok(true) => Ok(Vec::new()),
             Ok(false) => self.collected(instance, work),
@@ -197,25 +213,28 @@ impl Schema {
         }
     }
 
+    fn meter<'w>(&self, work: &'w Work) -> Meter<'w> {
+        let place = self.cost.steps_of_place();
+        Meter { work, names: self.names, place, formats: self.checks_formats }
+    }
+
     /// The violations of an instance that has some, as far as there is time to collect them.
     fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         let steps = COLLECTING.min(work.left());
         let part = work.part(steps);
-        let meter = Meter { work: &part, names: self.names };
-        let collected = self.cost.allows_collecting(instance).then(|| {
-            interruptible(|| {
-                let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
-                let violation = |error: jsonschema::ValidationError<'_>| {
-                    let path = error.instance_path().as_str();
-                    format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
-                };
-                errors.take(MAX_VIOLATIONS).map(violation).collect()
-            })
+        let meter = self.meter(&part);
+        let collected = interruptible(|| {
+            let errors = self.validator.iter_errors(MeteredNode::new(instance, &meter));
+            let violation = |error: jsonschema::ValidationError<'_>| {
+                let path = error.instance_path().as_str();
+                format!("at {}: {}", place(path), shorten(&error.masked().to_string()))
+            };
+            errors.take(MAX_VIOLATIONS).map(violation).collect()
         });
         match collected {
-            Some(Ok(violations)) => Ok(violations),
-            Some(Err(_)) if steps < COLLECTING => Err(Stopped),
-            _ => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
+            Ok(violations) => Ok(violations),
+            Err(_) if steps < COLLECTING => Err(Stopped),
+            Err(_) => Ok(vec!["at the root: the value does not satisfy the schema".to_owned()]),
         }
     }
 }
@@ -231,18 +250,8 @@ fn shorten(message: &str) -> String {
     }
 }
 
-fn declared_draft(schema: &Value) -> Result<Draft, SchemaError> {
-    let Some(uri) = schema.get("$schema").and_then(Value::as_str) else {
-        return Ok(Draft::default());
-    };
-    match Draft::from_schema_uri(uri) {
-        Draft::Unknown => Err(SchemaError::new("/$schema", "is no known draft of JSON Schema")),
-        draft => Ok(draft),
-    }
-}
-
 fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
-    let meter = Meter { work, names: NamePatterns::default() };
+    let meter = Meter::reading(work);
     let checked = interruptible(|| {
         jsonschema::meta::validate_for::<Metered>(MeteredNode::new(schema, &meter)).map_err(
             |error| SchemaError::new(error.instance_path().as_str(), shorten(&error.to_string())),
@@ -253,10 +262,9 @@ fn check_meta_schema(schema: &Value, work: &Work) -> Result<(), NotCompiled> {
 
 fn build_validator(
     schema: &Value,
-    draft: Draft,
     patterns: &Arc<Patterns>,
 ) -> Result<Validator<Metered>, SchemaError> {
-    let options = patterns.engine_for_names(offline(), draft);
+    let options = patterns.engine_for_names(offline(), Draft::Draft202012);
     keywords::register(options, Arc::clone(patterns)).build(schema).map_err(|error| {
         SchemaError::new(error.schema_path().as_str(), shorten(&error.to_string()))
     })

@@ -174,12 +174,11 @@ async fn checked<G: Generation>(
     ids: &[ItemIds],
 ) -> Result<Vec<G>, ApiError> {
     let Some(payer) = payer else { return Ok(Vec::new()) };
-    let mut schemas = Schemas::default();
-    requests.iter().for_each(|item| item.request.add_schema(&mut schemas));
     let config = &gateway.config;
+    let mut schemas = Schemas::new(config.schema_limits, config.check_formats);
+    requests.iter().for_each(|item| item.request.add_schema(&mut schemas));
     let deadline = Instant::now() + config.request_timeout;
-    let schemas =
-        schemas.compiled(config.schema_limits, &gateway.offload, payer.sha256(), deadline).await;
+    let schemas = schemas.compiled(&gateway.offload, payer.sha256(), deadline).await;
     let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "requests"))?;
     let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
     let mut faults = Vec::new();

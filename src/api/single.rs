@@ -38,11 +38,9 @@ pub(super) async fn admitted<G: Generation>(
     let Asked { caller, semaphore, mut body, .. } = asked;
     let terms = body.take_terms();
     let key = caller.payer(terms.credentials.as_ref(), gateway)?;
-    let mut schemas = Schemas::default();
+    let mut schemas = Schemas::new(gateway.config.schema_limits, gateway.config.check_formats);
     body.add_schema(&mut schemas);
-    let limits = gateway.config.schema_limits;
-    let schemas =
-        Box::pin(schemas.compiled(limits, &gateway.offload, key.sha256(), deadline)).await;
+    let schemas = Box::pin(schemas.compiled(&gateway.offload, key.sha256(), deadline)).await;
     let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "json_schema"))?;
     let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
     let generation = G::prepare(body, &preparation).map_err(ApiError::invalid)?;

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::found::{self, Fit};
+use super::schemas::CompiledSchema;
 use super::{InvalidField, Misfit, Preparation, Unusable};
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
-use crate::schema::{Schema, Stopped, Work};
+use crate::schema::{Stopped, Work};
 
 /// What a caller says of a question, not yet checked.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(super) struct SchemaQuestion {
     system_prompt: String,
     cache: Option<String>,
     config: Option<Map<String, Value>>,
-    schema: Arc<Schema>,
+    schema: Arc<CompiledSchema>,
 }
 
 /// Why an answer is not JSON of the schema.
@@ -53,7 +54,7 @@ impl SchemaPrompt {
     /// Checks all fields, with the outcome for the schema, which comes from elsewhere.
     pub(super) fn prepare(
         self,
-        schema: Result<Arc<Schema>, InvalidField>,
+        schema: Result<Arc<CompiledSchema>, InvalidField>,
         default_model: &Model,
     ) -> Result<SchemaQuestion, Vec<InvalidField>> {
         let Self { user_content, system_prompt, model, cache, config } = self;
@@ -87,7 +88,7 @@ impl SchemaQuestion {
 
     /// The text in the question, the schema included: Gemini's documentation says that it counts.
     pub(super) fn input(&self) -> InputFeatures {
-        self.question().text() + self.schema.text()
+        self.question().text() + self.schema.input()
     }
 
     pub(super) fn ask_again(&self, answer: &str, violations: &[String]) -> Bytes {

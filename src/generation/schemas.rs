@@ -1,31 +1,96 @@
 //! The schemas of one body, each compiled once however many of its requests share it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indexmap::IndexMap;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::InvalidField;
-use super::offload::{Caller, Offload, Unfinished};
+use super::offload::{Caller, DroppedAside, Offload, Unfinished};
 use super::story::Story;
+use crate::gemini::InputFeatures;
 use crate::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
 
 /// How much larger than one schema all schemas of a body may be together.
 const TOGETHER: usize = 2;
 
 /// The distinct schemas of the requests in one body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Schemas {
     /// By their text.
     json: IndexMap<String, Compilation>,
     /// Of stories, by the voices that a narrator may have.
     stories: IndexMap<Vec<String>, Compilation>,
+    limits: Limits,
+    check_formats: bool,
+    /// Shared by all of them.
+    is_heavy: Arc<AtomicBool>,
 }
 
 /// None until it was compiled.
-type Compilation = Option<Result<Arc<Schema>, SchemaError>>;
+type Compilation = Option<Result<Arc<CompiledSchema>, SchemaError>>;
+
+/// A compiled schema, and what is known of checks against it.
+#[derive(Debug)]
+pub(super) struct CompiledSchema {
+    schema: DroppedAside<Schema>,
+    /// The text of what Gemini is sent of it.
+    input: InputFeatures,
+    /// A check against it, or against another schema of the same body, took too long for a serving
+    /// thread.
+    is_heavy: Arc<AtomicBool>,
+}
+
+impl CompiledSchema {
+    fn new(schema: Schema, is_heavy: &Arc<AtomicBool>) -> Self {
+        let sent = schema.sent();
+        let input = sent.map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
+        let is_large = schema.is_large();
+        let schema = DroppedAside::new(schema, is_large);
+        Self { schema, input, is_heavy: Arc::clone(is_heavy) }
+    }
+
+    /// As [`Schema::sent`].
+    pub(super) fn sent(&self) -> Option<(&'static str, &str)> {
+        self.schema.sent()
+    }
+
+    /// The text of what Gemini is sent of the schema.
+    pub(super) fn input(&self) -> InputFeatures {
+        self.input
+    }
+
+    /// As [`Schema::violations`]. Brief work is stopped at once where it was not enough before: the
+    /// answers to a batch would otherwise keep the serving threads from other requests.
+    ///
+    /// # Errors
+    /// [`Stopped`] where the work was stopped before it is known what is wrong.
+    pub(super) fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
+        if !work.is_brief() {
+            return self.schema.violations(instance, work);
+        }
+        if self.is_heavy.load(Ordering::Relaxed) {
+            return Err(Stopped);
+        }
+        let violations = self.schema.violations(instance, work);
+        if violations.is_err() {
+            self.is_heavy.store(true, Ordering::Relaxed);
+        }
+        violations
+    }
+}
 
 impl Schemas {
+    /// None yet. They will be bounded by `limits`, and `check_formats` says whether an answer is held
+    /// to their formats.
+    #[must_use]
+    pub fn new(limits: Limits, check_formats: bool) -> Self {
+        let (json, stories) = (IndexMap::new(), IndexMap::new());
+        Self { json, stories, limits, check_formats, is_heavy: Arc::default() }
+    }
+
     pub(super) fn add_json(&mut self, text: &str) {
         if !self.json.contains_key(text) {
             self.json.insert(text.to_owned(), None);
@@ -42,48 +107,52 @@ impl Schemas {
     /// [`Unfinished`] where it takes too long.
     pub async fn compiled(
         mut self,
-        limits: Limits,
         offload: &Offload,
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Self, Unfinished> {
-        if self.compile(&limits, &Work::brief()).is_ok() {
+        if self.compile(&Work::brief()).is_ok() {
             return Ok(self);
         }
-        let job = move |work: &Work| self.compile(&limits, work).map(|()| self);
+        let job = move |work: &Work| self.compile(work).map(|()| self);
         offload.run(caller, deadline, job).await?.map_err(|Stopped| Unfinished::Deadline)
     }
 
     /// Compiles those that are not compiled yet.
-    fn compile(&mut self, limits: &Limits, work: &Work) -> Result<(), Stopped> {
+    fn compile(&mut self, work: &Work) -> Result<(), Stopped> {
+        let Self { json, stories, limits, check_formats, is_heavy } = self;
         let most = limits.bytes.saturating_mul(TOGETHER);
         let mut bytes: usize = 0;
-        let mut compile =
-            |compilation: &mut Compilation, length: usize, compile: &dyn Fn() -> _| {
-                bytes = bytes.saturating_add(length);
-                if compilation.is_some() {
-                    return Ok(());
-                }
-                let compiled = if length <= limits.bytes && bytes > most {
-                    let message = format!(
-                        "with the other schemas of the request it is larger than {most} bytes, \
+        let mut compile = |compilation: &mut Compilation,
+                           length: usize,
+                           compile: &dyn Fn() -> _| {
+            bytes = bytes.saturating_add(length);
+            if compilation.is_some() {
+                return Ok(());
+            }
+            let compiled: Result<Schema, NotCompiled> = if length <= limits.bytes && bytes > most {
+                let message = format!(
+                    "with the other schemas of the request it is larger than {most} bytes, \
                      {TOGETHER} times MAX_SCHEMA_BYTES"
-                    );
-                    Err(NotCompiled::Unusable(SchemaError::new("", message)))
-                } else {
-                    compile()
-                };
-                *compilation = Some(match compiled {
-                    Ok(schema) => Ok(Arc::new(schema)),
-                    Err(NotCompiled::Unusable(error)) => Err(error),
-                    Err(NotCompiled::Stopped(stopped)) => return Err(stopped),
-                });
-                Ok(())
+                );
+                Err(NotCompiled::Unusable(SchemaError::new("", message)))
+            } else {
+                compile()
             };
-        for (text, compilation) in &mut self.json {
+            *compilation = Some(match compiled {
+                Ok(schema) => {
+                    let schema = if *check_formats { schema } else { schema.without_formats() };
+                    Ok(Arc::new(CompiledSchema::new(schema, is_heavy)))
+                }
+                Err(NotCompiled::Unusable(error)) => Err(error),
+                Err(NotCompiled::Stopped(stopped)) => return Err(stopped),
+            });
+            Ok(())
+        };
+        for (text, compilation) in json {
             compile(compilation, text.len(), &|| Schema::read(text, limits, work))?;
         }
-        for (voices, compilation) in &mut self.stories {
+        for (voices, compilation) in stories {
             let length = voices.iter().map(String::len).sum();
             let schema = || {
                 limits.check_bytes(length)?;
@@ -99,7 +168,11 @@ impl Schemas {
     ///
     /// # Errors
     /// The place in the schema that cannot be used.
-    pub(super) fn json(&self, field: &str, text: &str) -> Result<Arc<Schema>, InvalidField> {
+    pub(super) fn json(
+        &self,
+        field: &str,
+        text: &str,
+    ) -> Result<Arc<CompiledSchema>, InvalidField> {
         found(field, self.json.get(text))
     }
 
@@ -111,12 +184,57 @@ impl Schemas {
         &self,
         field: &str,
         voices: &[String],
-    ) -> Result<Arc<Schema>, InvalidField> {
+    ) -> Result<Arc<CompiledSchema>, InvalidField> {
         found(field, self.stories.get(voices))
     }
 }
 
-fn found(field: &str, compilation: Option<&Compilation>) -> Result<Arc<Schema>, InvalidField> {
+fn found(
+    field: &str,
+    compilation: Option<&Compilation>,
+) -> Result<Arc<CompiledSchema>, InvalidField> {
     let compiled = compilation.and_then(Option::as_ref).expect("the schema was compiled before");
     compiled.clone().map_err(|error| InvalidField::schema(field, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    fn compiled(texts: &[&str], check_formats: bool) -> Vec<Arc<CompiledSchema>> {
+        let mut schemas = Schemas::new(Limits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
+        texts.iter().for_each(|text| schemas.add_json(text));
+        schemas.compile(&unlimited()).expect("nothing stops it");
+        let schema = |text: &&str| schemas.json("json_schema", text).expect("a usable schema");
+        texts.iter().map(schema).collect()
+    }
+
+    fn unlimited() -> Work {
+        Work::until(CancellationToken::new())
+    }
+
+    #[test]
+    fn brief_work_is_not_tried_again_in_a_body_where_it_was_not_enough() {
+        let schemas = compiled(&[r#"{"items": {"minimum": 1}}"#, "{}"], true);
+        let [heavy, light] = &schemas[..] else { panic!() };
+        let long = json!(vec![1; 100_000]);
+        assert_eq!(light.violations(&json!(1), &Work::brief()), Ok(Vec::new()));
+        assert_eq!(heavy.violations(&long, &Work::brief()), Err(Stopped));
+        assert_eq!(light.violations(&json!(1), &Work::brief()), Err(Stopped));
+        for (schema, answer) in [(heavy, &long), (light, &json!(1))] {
+            assert_eq!(schema.violations(answer, &unlimited()), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn formats_are_checked_unless_the_setting_says_otherwise() {
+        for check_formats in [true, false] {
+            let schema = &compiled(&[r#"{"format": "date"}"#], check_formats)[0];
+            let violations = schema.violations(&json!("tomorrow"), &Work::brief());
+            assert_eq!(violations.map(|found| found.len()), Ok(usize::from(check_formats)));
+        }
+    }
 }

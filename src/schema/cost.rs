@@ -1,10 +1,16 @@
 //! What checking an answer may cost in time and in stack.
 //!
 //! The validator follows a reference anew on each route that leads to it, so references that
-//! double at every step take exponential time, and it is recursive, so a long chain of them
-//! overflows the stack, which ends the process. Callers are not trusted with either.
+//! double at every step take exponential time, and it is recursive, so a long chain of them takes
+//! stack. Callers are not trusted with either.
+//!
+//! While the validator is at one place of an answer, the schemas that it has entered there form a
+//! chain: `allOf`, `not`, `$ref` and so on lead from each to the next. A keyword such as `items` leads to
+//! a place further inside, where another chain begins. So the stack is bounded by the longest chain,
+//! once for each level of the answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ptr;
 
 use serde_json::{Map, Value};
 
@@ -14,21 +20,25 @@ use super::document::{APPLICATORS, Document, NAMED_APPLICATORS, REFERENCES};
 /// Visits of one place that a schema may cost; a visit takes well under a microsecond.
 const MAX_VISITS: u64 = 100_000;
 
-/// Schemas one inside the other, references followed. In a debug build 600 of the greediest kind
-/// (`oneOf`, collecting errors) fit in the 2 MiB of a worker's stack, and 1200 do not.
+/// Schemas one inside the other, references followed: compiling is recursive as well.
 const MAX_LEVELS: usize = 300;
 
-/// The same for one answer, which takes a recursive schema round several times.
-const MAX_LEVELS_OF_ANSWER: usize = 500;
+/// Visits of one place that count as one step.
+const VISITS_PER_STEP: u64 = 16;
 
-/// Keywords whose subschemas bear on different places of an instance, never on the same one.
-const DISJOINT: [&str; 6] = [
+/// Keywords whose subschemas bear on places inside the value, or on the names of its properties.
+const INWARD: [&str; 11] = [
     "additionalItems",
     "additionalProperties",
+    "contains",
+    "contentSchema",
     "items",
+    "patternProperties",
     "prefixItems",
     "properties",
+    "propertyNames",
     "unevaluatedItems",
+    "unevaluatedProperties",
 ];
 
 /// Keywords that only hold schemas for others to refer to.
@@ -37,20 +47,18 @@ const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 /// The cost of checking one place of an answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cost {
-    /// Visits along the routes without recursion.
     visits: u64,
-    /// How many routes lead from one turn of a recursion to the next.
-    recurring: u64,
-    /// Schemas one inside the other, up to where the recursion starts again.
-    levels: usize,
+    /// The longest chain of schemas, each of which leads to the next at the same place.
+    chain: usize,
 }
 
 impl Cost {
     /// Adds up the routes through the document; refuses it when there are too many.
     pub(super) fn of(document: &Document<'_>) -> Result<Self, SchemaError> {
-        let mut survey = Survey { document, targets: HashMap::new(), depth: 0 };
-        let cost = survey.target("");
-        if cost.levels > MAX_LEVELS {
+        let mut nesting = Nesting { document, targets: HashMap::new(), depth: 0 };
+        let levels = nesting.target("");
+        let (cost, chain) = Places::new(document).most();
+        if levels.max(cost.chain) > MAX_LEVELS {
             let message = format!("its references form a chain of more than {MAX_LEVELS} schemas");
             return Err(SchemaError::new("", message));
         }
@@ -58,108 +66,154 @@ impl Cost {
             let message = "its references lead to the same definitions over and over";
             return Err(SchemaError::new("", message));
         }
-        Ok(cost)
+        Ok(Self { chain, ..cost })
     }
 
-    /// Whether the stack holds the check of `instance`.
-    pub(super) fn fits_stack(self, instance: &Value) -> bool {
-        let turns = if self.recurring > 0 { 1 + depth(instance) } else { 1 };
-        turns.saturating_mul(self.levels) <= MAX_LEVELS_OF_ANSWER
+    /// How many schemas the validator is in at once, at most, while it checks `instance`.
+    pub(super) fn levels(self, instance: &Value) -> usize {
+        (1 + depth(instance)).saturating_mul(self.chain)
     }
 
-    /// Whether there is time to collect every violation in `instance`. Merely to find out whether
-    /// there is one, the validator remembers what it saw in a recursion.
-    pub(super) fn allows_collecting(self, instance: &Value) -> bool {
-        let turns = u32::try_from(depth(instance)).unwrap_or(u32::MAX);
-        let routes = self.recurring.max(1).saturating_pow(turns);
-        routes.saturating_mul(self.visits) <= MAX_VISITS
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            visits: self.visits.saturating_add(other.visits),
-            recurring: self.recurring.saturating_add(other.recurring),
-            levels: self.levels.max(other.levels),
-        }
-    }
-
-    fn max(self, other: Self) -> Self {
-        Self {
-            visits: self.visits.max(other.visits),
-            recurring: self.recurring.max(other.recurring),
-            levels: self.levels.max(other.levels),
-        }
+    /// The steps that one place counts as, besides those that are counted where it is read: schemas
+    /// that only lead to others read nothing.
+    pub(super) fn steps_of_place(self) -> usize {
+        usize::try_from(self.visits / VISITS_PER_STEP).unwrap_or(usize::MAX)
     }
 }
 
-struct Survey<'a> {
+/// Adds up what lies at one place, for all places.
+struct Places<'a> {
     document: &'a Document<'a>,
-    /// None for those being surveyed, which a reference to them re-enters.
-    targets: HashMap<String, Option<Cost>>,
-    depth: usize,
+    /// By address. None for those being added up.
+    known: HashMap<*const Value, Option<Cost>>,
+    /// Schemas for places further inside.
+    inward: Vec<&'a Value>,
+    /// Those that a reference led back to while they were being added up.
+    reentered: HashSet<*const Value>,
+    most: Cost,
 }
 
-impl Survey<'_> {
-    fn target(&mut self, pointer: &str) -> Cost {
-        match self.targets.get(pointer) {
+impl<'a> Places<'a> {
+    fn new(document: &'a Document<'a>) -> Self {
+        let inward = vec![document.root];
+        let (known, reentered) = (HashMap::new(), HashSet::new());
+        Self { document, known, inward, reentered, most: Cost::default() }
+    }
+
+    /// The most that lies at one place, and the longest chain where references go round. The validator
+    /// enters a schema once for a place, so such a chain is as long as all schemas, or as the pieces from
+    /// one that is entered again to the next.
+    fn most(mut self) -> (Cost, usize) {
+        while let Some(schema) = self.inward.pop() {
+            self.add(schema, 0);
+        }
+        let pieces = self.most.chain.saturating_mul(1 + self.reentered.len());
+        (self.most, pieces.min(1 + self.known.len()))
+    }
+
+    fn add(&mut self, schema: &'a Value, depth: usize) -> Cost {
+        let Value::Object(map) = schema else { return Cost::default().around() };
+        if depth > MAX_LEVELS {
+            return Cost { visits: 1, chain: depth };
+        }
+        match self.known.get(&ptr::from_ref(schema)) {
             Some(Some(known)) => return *known,
-            Some(None) => return Cost { visits: 1, recurring: 1, levels: 0 },
+            Some(None) => {
+                self.reentered.insert(schema);
+                return Cost::default();
+            }
             None => {}
         }
-        self.targets.insert(pointer.to_owned(), None);
-        let cost = self.schema(self.document.at(pointer));
-        self.targets.insert(pointer.to_owned(), Some(cost));
-        cost
-    }
-
-    fn schema(&mut self, schema: &Value) -> Cost {
-        let Value::Object(map) = schema else { return Cost::default() };
-        if self.depth > MAX_LEVELS {
-            return Cost { levels: self.depth, ..Cost::default() };
-        }
-        self.depth += 1;
-        let inside = self.conjunction(map);
-        self.depth -= 1;
-        Cost { visits: inside.visits.saturating_add(1), levels: inside.levels + 1, ..inside }
-    }
-
-    fn conjunction(&mut self, map: &Map<String, Value>) -> Cost {
-        let mut same_place = self.references(map);
-        let mut other_place = Cost::default();
+        self.known.insert(schema, None);
+        let mut cost = self.references(map, depth + 1);
         for (keyword, value) in map {
-            for cost in self.inside(keyword, value) {
-                if DISJOINT.contains(&keyword.as_str()) {
-                    other_place = other_place.max(cost);
+            for inside in inside(keyword, value) {
+                if INWARD.contains(&keyword.as_str()) {
+                    self.inward.push(inside);
                 } else {
-                    same_place = same_place.plus(cost);
+                    cost = cost.plus(self.add(inside, depth + 1));
                 }
             }
         }
-        same_place.plus(other_place)
+        let cost = cost.around();
+        self.known.insert(schema, Some(cost));
+        self.most = self.most.max(cost);
+        cost
     }
 
-    fn references(&mut self, map: &Map<String, Value>) -> Cost {
+    fn references(&mut self, map: &'a Map<String, Value>, depth: usize) -> Cost {
+        let mut cost = Cost::default();
+        for reference in REFERENCES.iter().filter_map(|keyword| map.get(*keyword)?.as_str()) {
+            if let Ok(target) = self.document.resolve(reference, "") {
+                cost = cost.plus(self.add(self.document.at(&target), depth));
+            }
+        }
+        cost
+    }
+}
+
+impl Cost {
+    /// Of a schema around those that it is the cost of.
+    fn around(self) -> Self {
+        Self { visits: self.visits.saturating_add(1), chain: self.chain + 1 }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { visits: self.visits.saturating_add(other.visits), ..self.max(other) }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self { visits: self.visits.max(other.visits), chain: self.chain.max(other.chain) }
+    }
+}
+
+/// How many schemas lie one inside the other, up to where a recursion starts again.
+struct Nesting<'a> {
+    document: &'a Document<'a>,
+    /// None for those being followed, which a reference to them re-enters.
+    targets: HashMap<String, Option<usize>>,
+    depth: usize,
+}
+
+impl Nesting<'_> {
+    fn target(&mut self, pointer: &str) -> usize {
+        if let Some(known) = self.targets.get(pointer) {
+            return known.unwrap_or_default();
+        }
+        self.targets.insert(pointer.to_owned(), None);
+        let levels = self.schema(self.document.at(pointer));
+        self.targets.insert(pointer.to_owned(), Some(levels));
+        levels
+    }
+
+    fn schema(&mut self, schema: &Value) -> usize {
+        let Value::Object(map) = schema else { return 0 };
+        if self.depth > MAX_LEVELS {
+            return self.depth;
+        }
+        self.depth += 1;
         let references = REFERENCES.iter().filter_map(|keyword| map.get(*keyword)?.as_str());
-        references
-            .filter_map(|reference| self.document.resolve(reference, "").ok())
-            .map(|target| self.target(&target))
-            .fold(Cost::default(), Cost::plus)
+        let targets = references.filter_map(|reference| self.document.resolve(reference, "").ok());
+        let mut levels = 0;
+        for target in targets {
+            levels = levels.max(self.target(&target));
+        }
+        for schema in map.iter().flat_map(|(keyword, value)| inside(keyword, value)) {
+            levels = levels.max(self.schema(schema));
+        }
+        self.depth -= 1;
+        levels + 1
     }
+}
 
-    fn inside(&mut self, keyword: &str, value: &Value) -> Vec<Cost> {
-        if DEFINITIONS.contains(&keyword) {
-            return Vec::new();
-        }
-        match value {
-            Value::Object(named) if NAMED_APPLICATORS.contains(&keyword) => {
-                named.values().map(|schema| self.schema(schema)).collect()
-            }
-            Value::Array(list) if APPLICATORS.contains(&keyword) => {
-                list.iter().map(|schema| self.schema(schema)).collect()
-            }
-            schema if APPLICATORS.contains(&keyword) => vec![self.schema(schema)],
-            _ => Vec::new(),
-        }
+/// The schemas directly inside a keyword's value, definitions aside.
+fn inside<'v>(keyword: &str, value: &'v Value) -> Vec<&'v Value> {
+    match value {
+        _ if DEFINITIONS.contains(&keyword) => Vec::new(),
+        Value::Object(named) if NAMED_APPLICATORS.contains(&keyword) => named.values().collect(),
+        Value::Array(list) if APPLICATORS.contains(&keyword) => list.iter().collect(),
+        schema if APPLICATORS.contains(&keyword) => vec![schema],
+        _ => Vec::new(),
     }
 }
 

@@ -8,16 +8,18 @@ use jsonschema::paths::Location;
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 
+use super::formats;
 use super::metered::{Metered, MeteredNode};
 use super::number;
 use super::patterns::{Options, Pattern, Patterns};
 use super::shorten;
 
-type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
+pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
 
 /// The options with the keywords of this module.
 pub(super) fn register(options: Options<'_>, patterns: Arc<Patterns>) -> Options<'_> {
-    options.with_keyword("enum", enumeration).with_keyword(
+    let options = options.with_keyword("enum", enumeration);
+    options.with_keyword("format", formats::format).with_keyword(
         "pattern",
         move |_: &Map<String, Value>, value: &Value, _| match value.as_str() {
             Some(source) => match patterns.get(source) {

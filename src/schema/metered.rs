@@ -29,6 +29,10 @@ pub(super) struct Meter<'w> {
     pub(super) work: &'w Work,
     /// What the names of properties are matched against.
     pub(super) names: NamePatterns,
+    /// Steps for each place that is gone into.
+    pub(super) place: usize,
+    /// Whether formats are checked.
+    pub(super) formats: bool,
 }
 
 /// The patterns of properties' names, all together.
@@ -81,6 +85,13 @@ impl Default for NamePatterns {
     }
 }
 
+impl<'w> Meter<'w> {
+    /// A meter that only counts what is read.
+    pub(super) fn reading(work: &'w Work) -> Self {
+        Self { work, names: NamePatterns::default(), place: 0, formats: false }
+    }
+}
+
 impl<'a> MeteredNode<'a> {
     pub(super) fn new(value: &'a Value, meter: &'a Meter<'a>) -> Self {
         Self { content: Content::Value(value), meter }
@@ -88,6 +99,10 @@ impl<'a> MeteredNode<'a> {
 
     pub(super) fn spend(&self, steps: usize) {
         self.meter.work.spend_or_interrupt(steps);
+    }
+
+    pub(super) fn has_formats(&self) -> bool {
+        self.meter.formats
     }
 
     fn value(&self) -> Option<&'a Value> {
@@ -148,7 +163,7 @@ impl Json for Metered {
     /// Names are read through [`Object::try_for_each_name_node`], with the meter of their object.
     fn with_string_node<T>((): &mut (), string: &str, run: impl FnOnce(MeteredNode<'_>) -> T) -> T {
         let work = Work::until(CancellationToken::new());
-        let meter = Meter { work: &work, names: NamePatterns::default() };
+        let meter = Meter::reading(&work);
         run(MeteredNode { content: Content::Name(string), meter: &meter })
     }
 }
@@ -235,7 +250,7 @@ impl<'a> Object<'a, Metered> for MeteredObject<'a> {
     }
 
     fn get(&self, name: &String) -> Option<MeteredNode<'a>> {
-        self.meter.work.spend_or_interrupt(1);
+        self.meter.work.spend_or_interrupt(1 + self.meter.place);
         let member = self.members.get(name)?;
         Some(MeteredNode::new(member, self.meter))
     }
@@ -265,7 +280,8 @@ impl<'a> Iterator for Members<'a> {
         if name.len() > patterns.longest {
             interrupt(Interrupt::TooLongForPattern);
         }
-        self.meter.work.spend_or_interrupt(1 + name.len() / BYTES_PER_STEP + patterns.steps);
+        let steps = 1 + self.meter.place + name.len() / BYTES_PER_STEP + patterns.steps;
+        self.meter.work.spend_or_interrupt(steps);
         Some((name, MeteredNode::new(member, self.meter)))
     }
 }
@@ -296,7 +312,7 @@ impl<'a> Iterator for Elements<'a> {
     type Item = MeteredNode<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.meter.work.spend_or_interrupt(1);
+        self.meter.work.spend_or_interrupt(1 + self.meter.place);
         self.elements.next().map(|element| MeteredNode::new(element, self.meter))
     }
 }

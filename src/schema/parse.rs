@@ -1,19 +1,25 @@
 //! From the caller's schema to nodes.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod causes;
+mod conditions;
+mod describe;
+mod ground;
+mod keywords;
+mod shapes;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::document::{Document, REFERENCES, escape};
-use super::metered::BYTES_PER_STEP;
-use super::number::{self, Bound};
-use super::shape::{Additional, Annotations, Node, Shape, Types};
+use self::causes::Emptied;
+use self::keywords::{annotations, list};
+use super::document::{Document, REFERENCES};
+use super::order::Order;
+use super::shape::{Node, Shape};
 use super::work::{Stopped, Work};
 use super::{NotCompiled, SchemaError};
 
-/// Nodes and shapes to send. Gemini answers far smaller schemas with "too many states for serving".
+/// Nodes and shapes to send, at most; four for each value of a document where that is more.
 const MAX_SIZE: usize = 10_000;
 
 /// Steps to read and to merge nodes before giving up: references can double at every step. A
@@ -21,62 +27,44 @@ const MAX_SIZE: usize = 10_000;
 const MIN_STEPS: usize = 50_000;
 
 /// Reading a value takes about two steps, and merging it in an `allOf` a few more.
-const STEPS_PER_VALUE: usize = 8;
+const STEPS_PER_VALUE: usize = 16;
 
-/// References and subschemas to go through before giving up on inlining.
-const MAX_DEPTH: usize = 64;
+/// The weight of definitions that may be merged in the places of references, and how much more for
+/// each value of the document: each time, the definition is sent once more.
+const MIN_MERGEABLE: usize = 500;
+const MERGEABLE_PER_VALUE: usize = 4;
 
-/// Nodes of a described schema in which references are spelled out.
-const MAX_DESCRIBED: usize = 200;
-
-/// Assertions that neither of Gemini's dialects has.
-const DESCRIBED: [&str; 19] = [
-    "contains",
-    "contentEncoding",
-    "contentMediaType",
-    "contentSchema",
-    "dependencies",
-    "dependentRequired",
-    "dependentSchemas",
-    "else",
-    "if",
-    "maxContains",
-    "minContains",
-    "multipleOf",
-    "not",
-    "patternProperties",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "uniqueItems",
-];
+/// Levels of nodes in which a reference is still followed to be merged with what is beside it.
+const MAX_DEPTH: usize = 48;
 
 /// A schema read into nodes.
 pub(super) struct Translation {
-    pub(super) root: Node,
-    /// What the references left in the nodes refer to, by JSON Pointer.
+    /// The root, whose JSON Pointer is empty, and what the references in the nodes refer to.
     pub(super) definitions: BTreeMap<String, Node>,
+    /// Why schemas allow no value, by their JSON Pointers.
+    pub(super) causes: HashMap<String, SchemaError>,
 }
 
-/// Reads the document with its references inlined, or kept where they recur or would blow up.
+/// Reads the document. References stay, but where something is said beside them that must hold too:
+/// there they are followed as far as the steps suffice.
 pub(super) fn translate(
     document: &Document<'_>,
     values: usize,
     work: &Work,
 ) -> Result<Translation, NotCompiled> {
     let limit = MIN_STEPS.max(values.saturating_mul(STEPS_PER_VALUE));
-    let run = |inline| Parser::new(document, inline, Steps::new(limit, work)).run();
-    let translation = match run(true) {
-        Err(Stop::TooLarge(TooLarge::Steps)) => run(false),
-        inlined => inlined,
+    let max_size = MAX_SIZE.max(values.saturating_mul(4));
+    let run = |mergeable| Parser::new(document, mergeable, Steps::new(limit, work)).run(max_size);
+    let translation = match run(MIN_MERGEABLE + MERGEABLE_PER_VALUE * values) {
+        Err(Stop::TooLarge(TooLarge::Steps)) => run(0),
+        merged => merged,
     };
     translation.map_err(|stop| match stop {
         Stop::Refused(error) => error.into(),
         Stop::TooLarge(TooLarge::Stopped) => Stopped.into(),
         Stop::TooLarge(TooLarge::Steps) => {
             let message = format!(
-                "holds more than {MAX_SIZE} schemas once unions are merged, or takes more than \
+                "holds more than {max_size} schemas once unions are merged, or takes more than \
                  {limit} steps to merge"
             );
             SchemaError::new("", message).into()
@@ -115,7 +103,8 @@ impl<'a> Steps<'a> {
     }
 }
 
-enum Stop {
+/// Why a document is not read to its end.
+pub(super) enum Stop {
     TooLarge(TooLarge),
     Refused(SchemaError),
 }
@@ -132,327 +121,270 @@ impl From<SchemaError> for Stop {
     }
 }
 
-struct Parser<'a> {
+/// A document being read.
+pub(super) struct Parser<'a> {
     document: &'a Document<'a>,
-    inline: bool,
-    /// The references being followed, each with the number of properties and items around it.
-    trail: Vec<(String, usize)>,
-    descents: usize,
-    depth: usize,
+    /// The weight of what may still be put in the place of references, to be merged.
+    mergeable: usize,
     steps: Steps<'a>,
+    /// Nodes around the one that is read or merged.
+    depth: usize,
+    pub(super) definitions: BTreeMap<String, Node>,
+    /// What any reference leads to: read as a definition wherever else it stands.
+    targets: HashSet<String>,
+    /// Definitions that are referred to and not read yet.
     pending: Vec<String>,
-    definitions: BTreeMap<String, Node>,
+    /// Definitions that are being read.
+    open: Vec<String>,
+    /// Definitions that were put in the place of a reference in the merge that is going on.
+    merging: Vec<String>,
+    /// Definitions known not to refer to themselves in the same place; false while that is found out.
+    grounded: HashMap<String, bool>,
+    /// Bytes of schemas that descriptions may still repeat.
+    repeatable: usize,
+    /// Why schemas allow no value, by their JSON Pointers.
+    causes: HashMap<String, SchemaError>,
 }
 
 impl<'a> Parser<'a> {
-    fn new(document: &'a Document<'a>, inline: bool, steps: Steps<'a>) -> Self {
+    fn new(document: &'a Document<'a>, mergeable: usize, steps: Steps<'a>) -> Self {
         Self {
             document,
-            inline,
-            trail: Vec::new(),
-            descents: 0,
-            depth: 0,
+            mergeable,
             steps,
-            pending: Vec::new(),
+            depth: 0,
             definitions: BTreeMap::new(),
+            targets: HashSet::new(),
+            pending: Vec::new(),
+            open: Vec::new(),
+            merging: Vec::new(),
+            grounded: HashMap::new(),
+            repeatable: describe::repeatable(document.root),
+            causes: HashMap::new(),
         }
     }
 
-    fn run(mut self) -> Result<Translation, Stop> {
+    fn run(mut self, max_size: usize) -> Result<Translation, Stop> {
+        self.find_targets(self.document.root)?;
+        self.ground("", "")?;
         let root = self.definition("")?;
-        if root.is_never() {
-            return Err(SchemaError::new("", "allows no value").into());
-        }
+        self.definitions.insert(String::new(), root);
         while let Some(pointer) = self.pending.pop() {
             if !self.definitions.contains_key(&pointer) {
                 let node = self.definition(&pointer)?;
                 self.definitions.insert(pointer, node);
             }
         }
-        let size = root.size() + self.definitions.values().map(Node::size).sum::<usize>();
-        if size > MAX_SIZE {
+        let size = self.definitions.values().map(Node::size).sum::<usize>();
+        if size > max_size {
             return Err(TooLarge::Steps.into());
         }
-        Ok(Translation { root, definitions: self.definitions })
+        Ok(Translation { definitions: self.definitions, causes: self.causes })
+    }
+
+    /// Counts steps that are about to be taken.
+    pub(super) fn take(&mut self, steps: usize) -> Result<(), Stop> {
+        Ok(self.steps.take(steps)?)
+    }
+
+    /// Begins a merge inside the one that is going on; what is returned ends it.
+    pub(super) fn enter_merge(&mut self) -> usize {
+        self.depth += 1;
+        self.merging.len()
+    }
+
+    pub(super) fn leave_merge(&mut self, outer: usize) {
+        self.depth -= 1;
+        self.merging.truncate(outer);
+    }
+
+    /// What a reference leads to, to be merged in its place. None where that would not end, or goes
+    /// too deep.
+    pub(super) fn expand(&mut self, pointer: &str) -> Result<Option<Node>, Stop> {
+        let is_under_way = |names: &[String]| names.iter().any(|name| name == pointer);
+        if self.mergeable == 0 || self.depth >= MAX_DEPTH || is_under_way(&self.merging) {
+            return Ok(None);
+        }
+        if !self.definitions.contains_key(pointer) {
+            if is_under_way(&self.open) {
+                return Ok(None);
+            }
+            let node = self.definition(pointer)?;
+            self.definitions.insert(pointer.to_owned(), node);
+        }
+        let node = &self.definitions[pointer];
+        let weight = node.weight();
+        self.steps.take(weight)?;
+        let Some(left) = self.mergeable.checked_sub(weight) else { return Ok(None) };
+        self.mergeable = left;
+        self.merging.push(pointer.to_owned());
+        Ok(Some(node.clone()))
+    }
+
+    /// Also takes what only looks like a reference, as in an `enum`; that does no harm.
+    fn find_targets(&mut self, value: &Value) -> Result<(), Stop> {
+        self.take(1)?;
+        match value {
+            Value::Array(values) => values.iter().try_for_each(|value| self.find_targets(value)),
+            Value::Object(map) => {
+                for reference in REFERENCES.iter().filter_map(|keyword| map.get(*keyword)?.as_str())
+                {
+                    self.targets.extend(self.document.resolve(reference, "").ok());
+                }
+                map.values().try_for_each(|value| self.find_targets(value))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn definition(&mut self, pointer: &str) -> Result<Node, Stop> {
-        self.trail = vec![(pointer.to_owned(), 0)];
-        self.node(self.document.at(pointer), pointer)
+        self.open.push(pointer.to_owned());
+        let merging = std::mem::take(&mut self.merging);
+        let node = self.read(self.document.at(pointer), pointer)?;
+        self.merging = merging;
+        self.open.pop();
+        Ok(node)
     }
 
+    /// A schema inside another. What is referred to from elsewhere, too, is a reference.
     fn node(&mut self, schema: &Value, pointer: &str) -> Result<Node, Stop> {
-        self.steps.take(1)?;
+        if schema.is_object() && self.targets.contains(pointer) {
+            self.pending.push(pointer.to_owned());
+            return Ok(Node::reference(pointer.to_owned()));
+        }
+        self.read(schema, pointer)
+    }
+
+    fn read(&mut self, schema: &Value, pointer: &str) -> Result<Node, Stop> {
+        self.take(1)?;
         let map = match schema {
             Value::Bool(true) => return Ok(Node::any()),
             Value::Bool(false) => return Ok(Node::never()),
             Value::Object(map) => map,
             _ => return Err(SchemaError::new(pointer, "is not a schema").into()),
         };
-        if self.inline && self.depth >= MAX_DEPTH {
-            return Err(TooLarge::Steps.into());
-        }
         self.depth += 1;
         let node = self.conjunction(map, pointer)?;
         self.depth -= 1;
         Ok(node)
     }
 
+    // In parts, so that little is on the stack while a schema inside is read.
     fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
-        let only_ref = map.contains_key("$ref") && self.document.ref_silences_siblings();
-        let own = if only_ref { Shape::default() } else { self.shape(map, pointer)? };
-        let mut node = Node::of(own.settle(&mut self.steps)?);
+        let mut own = Box::default();
+        self.shape(&mut own, map, pointer)?;
+        let mut order = Order::of(map);
+        let mut node = self.settled(own, map, pointer)?;
+        order.add("properties", &node);
+        self.read_references(&mut node, &mut order, map, pointer)?;
+        self.read_parts(&mut node, &mut order, map, pointer)?;
+        self.prune(&mut node, pointer)?;
+        self.arrange(order, &mut node)?;
+        self.mention_names(&mut node, map, pointer)?;
+        self.describe_keywords(&mut node, map)?;
+        Ok(node)
+    }
+
+    fn settled(
+        &mut self,
+        mut shape: Box<Shape>,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<Node, Stop> {
+        if let Some(why) = shape.why_empty() {
+            self.note_cause(pointer, why);
+        }
+        let allows_any = shape.settle(self)?;
+        let mut node = Node::of(allows_any.then_some(*shape));
+        node.prune(self)?;
         node.annotations = annotations(map);
+        Ok(node)
+    }
+
+    fn read_references(
+        &mut self,
+        node: &mut Node,
+        order: &mut Order<'_>,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
         for keyword in REFERENCES {
             if let Some(reference) = map.get(keyword).and_then(Value::as_str) {
-                let target = self.follow(reference, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, target, || json!({ keyword: reference }))?;
+                let place = format!("{pointer}/{keyword}");
+                let target = self.follow(reference, &place)?;
+                order.add(keyword, &target);
+                let places = (pointer, &*place);
+                self.require(node, target, true, places, || json!({ keyword: reference }))?;
             }
         }
-        if only_ref {
-            return Ok(node);
-        }
+        Ok(())
+    }
+
+    fn read_parts(
+        &mut self,
+        node: &mut Node,
+        order: &mut Order<'_>,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
         for (i, schema) in list(map, "allOf").iter().enumerate() {
-            let part = self.node(schema, &format!("{pointer}/allOf/{i}"))?;
-            self.require(&mut node, part, || schema.clone())?;
+            let place = format!("{pointer}/allOf/{i}");
+            let part = self.node(schema, &place)?;
+            order.add("allOf", &part);
+            self.require(node, part, true, (pointer, &place), || schema.clone())?;
         }
         // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
         // only widens.
         for keyword in ["anyOf", "oneOf"] {
             if let Some(Value::Array(schemas)) = map.get(keyword) {
-                let union = self.union(schemas, &format!("{pointer}/{keyword}"))?;
-                self.require(&mut node, union, || json!({ keyword: schemas }))?;
+                let place = format!("{pointer}/{keyword}");
+                let (union, is_whole) = self.union(schemas, &place)?;
+                order.add(keyword, &union);
+                let places = (pointer, &*place);
+                self.require(node, union, is_whole, places, || json!({ keyword: schemas }))?;
             }
         }
-        let described = described(map);
-        if !described.is_empty() {
-            let described = self.spell_out(&Value::Object(described))?;
-            node.annotations.described.push(described);
-        }
-        Ok(node)
+        Ok(())
     }
 
     /// Requires `part` of `node` too, and describes `schema`, which it comes from, where no node
-    /// says all of both.
+    /// says all of both, or `part` not all of it. `places` are those of the two.
     fn require(
         &mut self,
         node: &mut Node,
         part: Node,
+        is_whole: bool,
+        places: (&str, &str),
         schema: impl FnOnce() -> Value,
     ) -> Result<(), Stop> {
-        if !node.narrow(part, &mut self.steps)? {
-            node.annotations.described.push(self.spell_out(&schema())?);
+        let emptied = Emptied::before(node, &part);
+        if !(node.narrow(part, self)? && is_whole) {
+            let line = self.must_satisfy(&schema())?;
+            node.annotations.describe(line);
+        }
+        if node.is_never() {
+            self.note_emptied(&emptied, places);
         }
         Ok(())
     }
 
-    fn union(&mut self, schemas: &[Value], pointer: &str) -> Result<Node, Stop> {
+    fn union(&mut self, schemas: &[Value], pointer: &str) -> Result<(Node, bool), Stop> {
         let nodes = schemas
             .iter()
             .enumerate()
             .map(|(i, schema)| self.node(schema, &format!("{pointer}/{i}")));
-        let nodes = nodes.collect::<Result<_, _>>()?;
-        Ok(Node::union(nodes, &mut self.steps)?)
+        let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+        if !nodes.is_empty() && nodes.iter().all(Node::is_never) {
+            let cause = self.cause(&format!("{pointer}/0"));
+            self.causes.insert(pointer.to_owned(), cause);
+        }
+        Node::union(nodes, self)
     }
 
     fn follow(&mut self, reference: &str, pointer: &str) -> Result<Node, Stop> {
         let target = self.document.resolve(reference, pointer)?;
-        match self.trail.iter().rfind(|(known, _)| *known == target) {
-            Some((_, descents)) if *descents == self.descents => {
-                let message = "refers to itself without going into a property or an item";
-                Err(SchemaError::new(pointer, message).into())
-            }
-            None if self.inline => {
-                self.trail.push((target.clone(), self.descents));
-                let node = self.node(self.document.at(&target), &target)?;
-                self.trail.pop();
-                Ok(node)
-            }
-            _ => {
-                self.pending.push(target.clone());
-                Ok(Node::of(Some(Shape { reference: Some(target), ..Shape::default() })))
-            }
-        }
+        self.ground(&target, pointer)?;
+        self.pending.push(target.clone());
+        Ok(Node::reference(target))
     }
-
-    fn shape(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Shape, Stop> {
-        let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
-        let mut shape = Shape {
-            types: map.get("type").map_or(Types::ALL, types),
-            values: values(map),
-            minimum: bound(map, "minimum", "exclusiveMinimum", Ordering::Greater),
-            maximum: bound(map, "maximum", "exclusiveMaximum", Ordering::Less),
-            min_length: count(map, "minLength"),
-            max_length: count(map, "maxLength"),
-            pattern: text("pattern"),
-            format: text("format"),
-            min_items: count(map, "minItems"),
-            max_items: count(map, "maxItems"),
-            min_properties: count(map, "minProperties"),
-            max_properties: count(map, "maxProperties"),
-            ..Shape::default()
-        };
-        self.descents += 1;
-        self.read_items(&mut shape, map, pointer)?;
-        self.read_properties(&mut shape, map, pointer)?;
-        self.descents -= 1;
-        Ok(shape)
-    }
-
-    /// Tuples are `prefixItems` and `items` since draft 2020-12, `items` and `additionalItems`
-    /// before.
-    fn read_items(
-        &mut self,
-        shape: &mut Shape,
-        map: &Map<String, Value>,
-        pointer: &str,
-    ) -> Result<(), Stop> {
-        let is_tuple = map.get("items").is_some_and(Value::is_array);
-        let (first, rest) =
-            if is_tuple { ("items", "additionalItems") } else { ("prefixItems", "items") };
-        for (i, schema) in list(map, first).iter().enumerate() {
-            shape.prefix_items.push(self.node(schema, &format!("{pointer}/{first}/{i}"))?);
-        }
-        if let Some(schema) = map.get(rest) {
-            shape.items = Some(Box::new(self.node(schema, &format!("{pointer}/{rest}"))?));
-        }
-        Ok(())
-    }
-
-    fn read_properties(
-        &mut self,
-        shape: &mut Shape,
-        map: &Map<String, Value>,
-        pointer: &str,
-    ) -> Result<(), Stop> {
-        for (name, schema) in map.get("properties").and_then(Value::as_object).into_iter().flatten()
-        {
-            let node = self.node(schema, &format!("{pointer}/properties/{}", escape(name)))?;
-            shape.properties.insert(name.clone(), node);
-        }
-        let names = list(map, "required").iter().filter_map(Value::as_str);
-        shape.required = names.map(str::to_owned).collect();
-        shape.additional = match map.get("additionalProperties") {
-            // What may be added then depends on patterns of names, and is described.
-            _ if map.contains_key("patternProperties") => Additional::Welcome,
-            Some(Value::Bool(true)) => Additional::Welcome,
-            Some(schema) => {
-                let node = self.node(schema, &format!("{pointer}/additionalProperties"))?;
-                Additional::Fitting(Box::new(node))
-            }
-            None => match map.get("unevaluatedProperties") {
-                None | Some(Value::Bool(false)) => Additional::Unsaid,
-                Some(_) => Additional::Welcome,
-            },
-        };
-        Ok(())
-    }
-
-    /// A schema for a description, where no reference can be looked up.
-    fn spell_out(&mut self, schema: &Value) -> Result<Arc<str>, Stop> {
-        let mut left = MAX_DESCRIBED;
-        Ok(self.substitute(schema, &mut Vec::new(), &mut left)?.to_string().into())
-    }
-
-    fn substitute(
-        &mut self,
-        schema: &Value,
-        trail: &mut Vec<String>,
-        left: &mut usize,
-    ) -> Result<Value, Stop> {
-        *left = left.saturating_sub(1);
-        self.steps.take(1 + schema.as_str().map_or(0, str::len) / BYTES_PER_STEP)?;
-        Ok(match schema {
-            Value::Object(map) => match self.lone_reference(map) {
-                Some(target) if *left > 0 && !trail.contains(&target) => {
-                    let found = self.document.at(&target);
-                    trail.push(target);
-                    let value = self.substitute(found, trail, left)?;
-                    trail.pop();
-                    value
-                }
-                _ => Value::Object(
-                    map.iter()
-                        .map(|(name, v)| Ok((name.clone(), self.substitute(v, trail, left)?)))
-                        .collect::<Result<_, Stop>>()?,
-                ),
-            },
-            Value::Array(values) => Value::Array(
-                values
-                    .iter()
-                    .map(|v| self.substitute(v, trail, left))
-                    .collect::<Result<_, Stop>>()?,
-            ),
-            scalar => scalar.clone(),
-        })
-    }
-
-    fn lone_reference(&self, map: &Map<String, Value>) -> Option<String> {
-        let reference = map.get("$ref")?.as_str()?;
-        (map.len() == 1).then(|| self.document.resolve(reference, "").ok()).flatten()
-    }
-}
-
-fn annotations(map: &Map<String, Value>) -> Annotations {
-    let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
-    Annotations {
-        title: text("title"),
-        description: text("description"),
-        default: map.get("default").cloned(),
-        example: map.get("example").cloned(),
-        described: Vec::new(),
-    }
-}
-
-fn described(map: &Map<String, Value>) -> Map<String, Value> {
-    let by_name = map.contains_key("patternProperties");
-    let is_described = |keyword: &str| {
-        DESCRIBED.contains(&keyword) || (by_name && keyword == "additionalProperties")
-    };
-    let kept = map.iter().filter(|(keyword, _)| is_described(keyword));
-    kept.map(|(keyword, value)| (keyword.clone(), value.clone())).collect()
-}
-
-fn list<'m>(map: &'m Map<String, Value>, keyword: &str) -> &'m [Value] {
-    map.get(keyword).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn types(value: &Value) -> Types {
-    let names = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    let named = names.iter().filter_map(Value::as_str).map(Types::named);
-    named.fold(Types::NONE, |all, one| all | one)
-}
-
-fn values(map: &Map<String, Value>) -> Option<Vec<Value>> {
-    let listed = map.get("enum").and_then(Value::as_array);
-    match (map.get("const"), listed) {
-        (Some(only), Some(listed)) => {
-            let form = number::canonical(only);
-            let has_it = listed.iter().any(|value| number::canonical(value) == form);
-            Some(if has_it { vec![only.clone()] } else { Vec::new() })
-        }
-        (Some(only), None) => Some(vec![only.clone()]),
-        (None, listed) => listed.cloned(),
-    }
-}
-
-/// In draft 4 `exclusive` is a boolean that bears on `inclusive`; later, a number of its own.
-fn bound(
-    map: &Map<String, Value>,
-    inclusive: &str,
-    exclusive: &str,
-    narrower: Ordering,
-) -> Option<Bound> {
-    let end = |keyword: &str, exclusive| {
-        let value = map.get(keyword)?.as_number()?.clone();
-        Some(Bound { value, exclusive })
-    };
-    let is_exclusive = map.get(exclusive) == Some(&Value::Bool(true));
-    Bound::narrow(end(inclusive, is_exclusive), end(exclusive, true), narrower)
-}
-
-/// A length or a number of things; JSON Schema lets it be written 2.0.
-fn count(map: &Map<String, Value>, keyword: &str) -> Option<u64> {
-    let integer = number::integer(map.get(keyword)?.as_number()?)?;
-    u64::try_from(integer).ok()
 }

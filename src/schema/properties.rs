@@ -67,7 +67,8 @@ fn count(cell: &Cell<usize>) {
 
 fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), TestCaseError> {
     let compiled = match try_compile(schema) {
-        Ok(compiled) => compiled,
+        // What is sent does not say what a format is.
+        Ok(compiled) => compiled.without_formats(),
         Err(error) => return refused_rightly(&error),
     };
     let (open, closed) = match &compiled.dialect() {
@@ -82,11 +83,18 @@ fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), Test
                 count(&tally.references);
             }
             keeps_to_response_json_schema(sent, sent)?;
+            has_no_required_cycle(sent)?;
             (validator(sent), validator(sent))
         }
     };
+    if let Some((_, text)) = compiled.sent() {
+        // Small schemas are not held to the bound: a description begins with a sentence.
+        let bound = 8 * schema.to_string().len() + 1_000;
+        prop_assert!(text.len() < bound, "{} bytes for {schema}: {text}", text.len());
+    }
     let sent = format!("{:?}", compiled.dialect());
-    let is_exact = !sent.contains("Must also satisfy") && !schema.to_string().contains("oneOf");
+    let is_exact = !["Must also satisfy", "Required: "].iter().any(|said| sent.contains(said))
+        && !schema.to_string().contains("oneOf");
     for _ in 0..8 {
         let mut answer = sample(schema, schema, &mut entropy, 6);
         if entropy.below(2) == 0 {
@@ -149,6 +157,40 @@ fn keeps_to_response_json_schema(schema: &Value, root: &Value) -> Result<(), Tes
     }
     names_are_properties(map)?;
     children(map).try_for_each(|child| keeps_to_response_json_schema(child, root))
+}
+
+/// Searches from each definition for a way back to it that no value can do without.
+fn has_no_required_cycle(sent: &Value) -> Result<(), TestCaseError> {
+    let definitions = sent.get("$defs").and_then(Value::as_object);
+    for (start, schema) in definitions.into_iter().flatten() {
+        let (mut seen, mut left) = (Vec::new(), needed(schema, false));
+        while let Some((name, through_property)) = left.pop() {
+            prop_assert!(name != *start || !through_property, "a cycle of {start} in {sent}");
+            if !seen.contains(&(name.clone(), through_property)) {
+                let further = needed(&sent["$defs"][&name], through_property);
+                seen.push((name, through_property));
+                left.extend(further);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The definitions that a value of the schema cannot do without, and whether a required property
+/// is on the way.
+fn needed(schema: &Value, through_property: bool) -> Vec<(String, bool)> {
+    if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+        return vec![(reference["#/$defs/".len()..].to_owned(), through_property)];
+    }
+    let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    let properties = required.map(|name| &schema["properties"][name.as_str().expect("a name")]);
+    let parts =
+        ["anyOf", "prefixItems"].map(|keyword| schema.get(keyword).and_then(Value::as_array));
+    let beside = parts.into_iter().flatten().flatten().chain(schema.get("items"));
+    properties
+        .flat_map(|schema| needed(schema, true))
+        .chain(beside.flat_map(|schema| needed(schema, through_property)))
+        .collect()
 }
 
 fn names_are_properties(map: &Map<String, Value>) -> Result<(), TestCaseError> {

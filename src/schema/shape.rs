@@ -3,86 +3,36 @@
 //!
 //! A [`Shape`] says what must hold of a value, keyword by keyword; a [`Node`] allows the values of
 //! any of its shapes. Both `allOf` and the keywords beside an `anyOf` are conjunctions, which
-//! multiply out: Gemini has no `allOf`, and refuses keywords beside `anyOf` in places.
+//! multiply out (`narrow`): Gemini has no `allOf`, and refuses keywords beside `anyOf` in places.
+//! A union of too many alternatives is sent as what they have in common (`widen`).
+
+mod narrow;
+mod types;
+mod widen;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashSet};
-use std::ops::{BitAnd, BitOr};
+use std::collections::BTreeSet;
+use std::ops::BitOr;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use indexmap::map::Entry;
 use serde_json::Value;
 
 use super::metered::BYTES_PER_STEP;
-use super::number::{self, Bound};
-use super::parse::{Steps, TooLarge};
+use super::number::Bound;
+use super::parse::{Parser, Stop};
 
-/// Alternatives beyond this are described instead: Gemini answers long ones with "too many states
-/// for serving".
+pub(super) use types::Types;
+
+/// What introduces, in a description, a schema that no keyword could say.
+pub(super) const MUST_SATISFY: &str = "Must also satisfy the JSON Schema: ";
+
+/// Alternatives beyond this, null apart, are sent as what they have in common: Gemini answers long
+/// unions with "too many states for serving".
 const MAX_SHAPES: usize = 64;
 
-/// A set of JSON's types. Numbers are in two parts, so that `integer` within `number` is plain
-/// set arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Types(u8);
-
-impl Types {
-    pub(super) const NONE: Self = Self(0);
-    pub(super) const NULL: Self = Self(1);
-    pub(super) const BOOLEAN: Self = Self(1 << 1);
-    pub(super) const INTEGER: Self = Self(1 << 2);
-    pub(super) const NUMBER: Self = Self(1 << 2 | 1 << 3);
-    pub(super) const STRING: Self = Self(1 << 4);
-    pub(super) const ARRAY: Self = Self(1 << 5);
-    pub(super) const OBJECT: Self = Self(1 << 6);
-    pub(super) const ALL: Self = Self((1 << 7) - 1);
-
-    /// The type JSON Schema calls `name`; none for a name it does not know.
-    pub(super) fn named(name: &str) -> Self {
-        match name {
-            "null" => Self::NULL,
-            "boolean" => Self::BOOLEAN,
-            "integer" => Self::INTEGER,
-            "number" => Self::NUMBER,
-            "string" => Self::STRING,
-            "array" => Self::ARRAY,
-            "object" => Self::OBJECT,
-            _ => Self::NONE,
-        }
-    }
-
-    /// The narrowest type of a value.
-    pub(super) fn of(value: &Value) -> Self {
-        match value {
-            Value::Null => Self::NULL,
-            Value::Bool(_) => Self::BOOLEAN,
-            Value::Number(number) if number::integer(number).is_some() => Self::INTEGER,
-            Value::Number(_) => Self(1 << 3),
-            Value::String(_) => Self::STRING,
-            Value::Array(_) => Self::ARRAY,
-            Value::Object(_) => Self::OBJECT,
-        }
-    }
-
-    pub(super) fn intersects(self, other: Self) -> bool {
-        self & other != Self::NONE
-    }
-}
-
-impl BitAnd for Types {
-    type Output = Self;
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-}
-
-impl BitOr for Types {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
+/// In bytes: longer annotations of a union inside another stay with its first alternative alone.
+const LONGEST_REPEATED: usize = 100;
 
 /// What a schema says without restricting any value.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -91,7 +41,7 @@ pub(super) struct Annotations {
     pub(super) description: Option<String>,
     pub(super) default: Option<Value>,
     pub(super) example: Option<Value>,
-    /// Schemas that must hold too, and that no shape can say, as JSON.
+    /// What must hold too and no shape can say, each in a line.
     pub(super) described: Vec<Arc<str>>,
 }
 
@@ -107,6 +57,40 @@ impl Annotations {
         self.example = self.example.or(further.example);
         self.described.extend(further.described);
         self
+    }
+
+    /// Adds a line, unless it is said already.
+    pub(super) fn describe(&mut self, line: Arc<str>) {
+        if self.described.last() != Some(&line) {
+            self.described.push(line);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn text_len(&self) -> usize {
+        let own = [&self.title, &self.description].into_iter().flatten().map(String::len);
+        own.chain(self.described.iter().map(|schema| schema.len())).sum()
+    }
+
+    /// Puts what annotates a union to each of its alternatives, or to the first alone where it is
+    /// long.
+    pub(super) fn spread(self, mut shapes: Vec<Shape>) -> Vec<Shape> {
+        let count = if self.text_len() <= LONGEST_REPEATED { shapes.len() } else { 1 };
+        for shape in shapes.iter_mut().take(count) {
+            shape.annotations = self.clone().join(std::mem::take(&mut shape.annotations));
+        }
+        shapes
+    }
+
+    /// One line that says of values what their annotations do.
+    fn line_for(&self, values: &[Value]) -> Option<String> {
+        let said: Vec<&str> =
+            [&self.title, &self.description].into_iter().flatten().map(String::as_str).collect();
+        let values: Vec<String> = values.iter().map(Value::to_string).collect();
+        (!said.is_empty()).then(|| format!("{}: {}", values.join(", "), said.join(". ")))
     }
 
     /// The steps that a copy takes.
@@ -129,6 +113,9 @@ pub(super) enum Additional {
     Welcome,
     /// Those that fit; none when the node allows nothing.
     Fitting(Box<Node>),
+    /// Those that fit are asked for, by patterns of names that the node does not say. It does not
+    /// bear on properties that are listed.
+    Matching(Box<Node>),
 }
 
 /// A conjunction: everything that must hold of a value, each keyword bearing on its own types.
@@ -152,6 +139,9 @@ pub(super) struct Shape {
     pub(super) required: BTreeSet<String>,
     pub(super) min_properties: Option<u64>,
     pub(super) max_properties: Option<u64>,
+    /// Names that no keyword lists but a condition speaks of, as `then` or `dependentSchemas`, each
+    /// with what it may be there. An object that is sent closed needs them.
+    pub(super) mentioned: IndexMap<String, Node>,
     /// The JSON Pointer of a definition that must hold, left as a reference.
     pub(super) reference: Option<String>,
 }
@@ -177,6 +167,7 @@ impl Default for Shape {
             required: BTreeSet::new(),
             min_properties: None,
             max_properties: None,
+            mentioned: IndexMap::new(),
             reference: None,
         }
     }
@@ -203,21 +194,21 @@ impl Node {
         Self { annotations: Annotations::default(), shapes: Vec::new() }
     }
 
-    pub(super) fn is_never(&self) -> bool {
-        self.shapes.is_empty()
+    /// A node that refers to a definition.
+    pub(super) fn reference(pointer: String) -> Self {
+        Self::of(Some(Shape { reference: Some(pointer), ..Shape::default() }))
     }
 
-    /// A disjunction of nodes; what annotates each stays with its shapes.
-    pub(super) fn union(nodes: Vec<Self>, steps: &mut Steps) -> Result<Self, TooLarge> {
-        let mut union = Self::never();
-        for Self { annotations, shapes } in nodes {
-            steps.take(annotations.weight().saturating_mul(shapes.len()))?;
-            union.shapes.extend(shapes.into_iter().map(|mut shape| {
-                shape.annotations = annotations.clone().join(shape.annotations);
-                shape
-            }));
+    /// Whether everything is allowed, whatever the annotations say.
+    pub(super) fn says_nothing(&mut self) -> bool {
+        match &mut self.shapes[..] {
+            [shape] => shape.is_unrestricted(),
+            _ => false,
         }
-        Ok(union)
+    }
+
+    pub(super) fn is_never(&self) -> bool {
+        self.shapes.is_empty()
     }
 
     /// How many nodes and shapes this holds, itself included.
@@ -226,80 +217,87 @@ impl Node {
     }
 
     /// The steps that a copy takes.
-    fn weight(&self) -> usize {
-        self.total(&Shape::own_weight)
+    pub(super) fn weight(&self) -> usize {
+        self.annotations.weight() + self.total(&Shape::own_weight)
     }
 
     /// One for each node, and what `of` says for each shape.
     fn total(&self, of: &dyn Fn(&Shape) -> usize) -> usize {
         1 + self.shapes.iter().map(|shape| shape.total(of)).sum::<usize>()
     }
-
-    /// Narrows this to the values that `other` allows too. False where no node says that: then it
-    /// is narrowed by some of what `other` says, and `other` must be described.
-    pub(super) fn narrow(&mut self, other: Self, steps: &mut Steps) -> Result<bool, TooLarge> {
-        if self.shapes.len() * other.shapes.len() > MAX_SHAPES {
-            return Ok(false);
-        }
-        let own = std::mem::take(&mut self.annotations);
-        self.annotations = own.join(other.annotations);
-        let mut is_whole = true;
-        let mut add = |a: Shape, b: Shape, steps: &mut Steps| {
-            let (both, is_all_said) = a.and(b, steps)?;
-            is_whole &= is_all_said;
-            both.settle(steps)
-        };
-        let (own, others) = (std::mem::take(&mut self.shapes), other.shapes);
-        match (<[Shape; 1]>::try_from(own), <[Shape; 1]>::try_from(others)) {
-            // What nearly all schemas are, and then nothing is copied.
-            (Ok([a]), Ok([b])) => self.shapes.extend(add(a, b, steps)?),
-            (own, others) => {
-                let own = own.map_or_else(|several| several, Vec::from);
-                let others = others.map_or_else(|several| several, Vec::from);
-                for a in &own {
-                    for b in &others {
-                        steps.take(a.total(&Shape::own_weight) + b.total(&Shape::own_weight))?;
-                        self.shapes.extend(add(a.clone(), b.clone(), steps)?);
-                    }
-                }
-            }
-        }
-        Ok(is_whole)
-    }
 }
 
 impl Shape {
     /// Drops the values that the other keywords rule out, and the types that are then left without
-    /// a value. None when the shape allows nothing.
-    pub(super) fn settle(mut self, steps: &mut Steps) -> Result<Option<Self>, TooLarge> {
+    /// a value. False when the shape allows nothing.
+    pub(super) fn settle(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
+        self.types = self.types.without(self.out_of_bounds());
         if let Some(mut values) = self.values.take() {
-            steps.take(values.len())?;
+            parser.take(values.len())?;
             values.retain(|value| self.admits(value));
             let left = values.iter().map(Types::of).fold(Types::NONE, Types::bitor);
             self.types = self.types & left;
             (self.minimum, self.maximum) = (None, None);
             self.values = Some(values);
         }
-        Ok((self.types != Types::NONE).then_some(self))
+        Ok(self.types != Types::NONE)
     }
 
-    fn admits(&self, value: &Value) -> bool {
+    pub(super) fn admits(&self, value: &Value) -> bool {
         let within = |number| {
             let above = |end: &Bound| end.admits(number, Ordering::Less);
             let below = |end: &Bound| end.admits(number, Ordering::Greater);
             self.minimum.as_ref().is_none_or(above) && self.maximum.as_ref().is_none_or(below)
         };
+        let is_sized = |text: &str| {
+            let bounds = (self.min_length.unwrap_or(0), self.max_length.unwrap_or(u64::MAX));
+            bounds == (0, u64::MAX) || {
+                let length = text.chars().count() as u64;
+                bounds.0 <= length && length <= bounds.1
+            }
+        };
         let in_types = self.types.intersects(Types::of(value));
-        in_types && value.as_number().is_none_or(within)
+        in_types && value.as_number().is_none_or(within) && value.as_str().is_none_or(is_sized)
     }
 
     fn total(&self, of: &dyn Fn(&Self) -> usize) -> usize {
-        let nodes = self.prefix_items.iter().chain(self.items.as_deref());
-        let nodes = nodes.chain(self.properties.values()).chain(self.additional.node());
-        of(self) + nodes.map(|node| node.total(of)).sum::<usize>()
+        of(self) + self.nodes().map(|node| node.total(of)).sum::<usize>()
     }
 
-    /// The steps that a copy takes without the nodes inside.
+    /// The nodes directly inside.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        let nodes = self.prefix_items.iter().chain(self.items.as_deref());
+        let nodes = nodes.chain(self.properties.values()).chain(self.mentioned.values());
+        nodes.chain(self.additional.any_node())
+    }
+
+    /// A copy that has no nodes inside.
+    pub(super) fn without_nodes(&self) -> Self {
+        Self {
+            annotations: self.annotations.clone(),
+            types: self.types,
+            values: self.values.clone(),
+            minimum: self.minimum.clone(),
+            maximum: self.maximum.clone(),
+            min_length: self.min_length,
+            max_length: self.max_length,
+            pattern: self.pattern.clone(),
+            format: self.format.clone(),
+            min_items: self.min_items,
+            max_items: self.max_items,
+            required: self.required.clone(),
+            min_properties: self.min_properties,
+            max_properties: self.max_properties,
+            ..Self::default()
+        }
+    }
+
+    /// The steps that a copy takes.
+    fn weight(&self) -> usize {
+        self.total(&Self::own_weight)
+    }
+
+    /// The same without the nodes inside.
     fn own_weight(&self) -> usize {
         let values: usize = self.values.iter().flatten().map(weight).sum();
         1 + values + self.required.len() + self.annotations.weight()
@@ -313,85 +311,6 @@ impl Shape {
         is_unrestricted
     }
 
-    /// The conjunction, and whether it says all of both: otherwise it says all of `self`.
-    fn and(mut self, mut other: Self, steps: &mut Steps) -> Result<(Self, bool), TooLarge> {
-        steps.take(1)?;
-        let own = std::mem::take(&mut self.annotations);
-        let annotations = own.join(std::mem::take(&mut other.annotations));
-        if other.is_unrestricted() {
-            return Ok((Self { annotations, ..self }, true));
-        }
-        if self.is_unrestricted() {
-            return Ok((Self { annotations, ..other }, true));
-        }
-        self.annotations = annotations;
-        if self.reference.is_some() || other.reference.is_some() {
-            return Ok((self, false));
-        }
-        let max = |a: Option<u64>, b: Option<u64>| a.max(b);
-        let min = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
-        self.types = self.types & other.types;
-        self.values = common_values(self.values, other.values.take(), steps)?;
-        self.minimum = Bound::narrow(self.minimum, other.minimum.take(), Ordering::Greater);
-        self.maximum = Bound::narrow(self.maximum, other.maximum.take(), Ordering::Less);
-        self.min_length = max(self.min_length, other.min_length);
-        self.max_length = min(self.max_length, other.max_length);
-        self.min_items = max(self.min_items, other.min_items);
-        self.max_items = min(self.max_items, other.max_items);
-        self.min_properties = max(self.min_properties, other.min_properties);
-        self.max_properties = min(self.max_properties, other.max_properties);
-        steps.take(other.required.len())?;
-        self.required.append(&mut other.required);
-        let mut is_whole = set_or_same(&mut self.pattern, other.pattern.take());
-        is_whole &= set_or_same(&mut self.format, other.format.take());
-        is_whole &= self.narrow_items(&mut other, steps)?;
-        is_whole &= self.narrow_properties(&mut other, steps)?;
-        is_whole &= self.additional.narrow(other.additional, steps)?;
-        Ok((self, is_whole))
-    }
-
-    fn narrow_items(&mut self, other: &mut Self, steps: &mut Steps) -> Result<bool, TooLarge> {
-        let mut is_whole = true;
-        let others = std::mem::take(&mut other.prefix_items);
-        let count = others.len();
-        for (i, node) in others.into_iter().enumerate() {
-            if i >= self.prefix_items.len() {
-                self.prefix_items.push(copy_or_any(self.items.as_deref(), steps)?);
-            }
-            is_whole &= self.prefix_items[i].narrow(node, steps)?;
-        }
-        let Some(items) = other.items.take() else { return Ok(is_whole) };
-        for node in self.prefix_items.iter_mut().skip(count) {
-            is_whole &= node.narrow(copy(&items, steps)?, steps)?;
-        }
-        match &mut self.items {
-            Some(own) => is_whole &= own.narrow(*items, steps)?,
-            own => *own = Some(items),
-        }
-        Ok(is_whole)
-    }
-
-    fn narrow_properties(&mut self, other: &mut Self, steps: &mut Steps) -> Result<bool, TooLarge> {
-        let mut is_whole = true;
-        if let Some(node) = other.additional.node() {
-            let named = &other.properties;
-            for (_, own) in
-                self.properties.iter_mut().filter(|(name, _)| !named.contains_key(*name))
-            {
-                is_whole &= own.narrow(copy(node, steps)?, steps)?;
-            }
-        }
-        for (name, node) in std::mem::take(&mut other.properties) {
-            steps.take(1)?;
-            let own = match self.properties.entry(name) {
-                Entry::Occupied(own) => own.into_mut(),
-                Entry::Vacant(own) => own.insert(copy_or_any(self.additional.node(), steps)?),
-            };
-            is_whole &= own.narrow(node, steps)?;
-        }
-        Ok(is_whole)
-    }
-
     pub(super) fn property(&self, name: &str) -> Option<&Node> {
         self.properties.get(name)
     }
@@ -403,20 +322,19 @@ impl Shape {
 }
 
 impl Additional {
+    /// What an unlisted property must fit.
     fn node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) => Some(node),
-            Self::Unsaid | Self::Welcome => None,
+            Self::Unsaid | Self::Welcome | Self::Matching(_) => None,
         }
     }
 
-    fn narrow(&mut self, other: Self, steps: &mut Steps) -> Result<bool, TooLarge> {
-        match (&mut *self, other) {
-            (Self::Fitting(own), Self::Fitting(other)) => return own.narrow(*other, steps),
-            (Self::Fitting(_), _) | (Self::Welcome, Self::Unsaid) => {}
-            (_, other) => *self = other,
+    pub(super) fn any_node(&self) -> Option<&Node> {
+        match self {
+            Self::Fitting(node) | Self::Matching(node) => Some(node),
+            Self::Unsaid | Self::Welcome => None,
         }
-        Ok(true)
     }
 }
 
@@ -428,41 +346,4 @@ fn weight(value: &Value) -> usize {
         Value::String(text) => text.len() / BYTES_PER_STEP,
         _ => 0,
     }
-}
-
-fn copy(node: &Node, steps: &mut Steps) -> Result<Node, TooLarge> {
-    steps.take(node.weight())?;
-    Ok(node.clone())
-}
-
-fn copy_or_any(node: Option<&Node>, steps: &mut Steps) -> Result<Node, TooLarge> {
-    node.map_or_else(|| Ok(Node::any()), |node| copy(node, steps))
-}
-
-/// Takes over a value where there is none; false where there is another one.
-fn set_or_same(own: &mut Option<String>, other: Option<String>) -> bool {
-    match (&*own, other) {
-        (Some(own), Some(other)) => *own == other,
-        (None, other) => {
-            *own = other;
-            true
-        }
-        (Some(_), None) => true,
-    }
-}
-
-/// The values in both lists, where both are given.
-fn common_values(
-    a: Option<Vec<Value>>,
-    b: Option<Vec<Value>>,
-    steps: &mut Steps,
-) -> Result<Option<Vec<Value>>, TooLarge> {
-    let (mut a, b) = match (a, b) {
-        (Some(a), Some(b)) => (a, b),
-        (a, b) => return Ok(a.or(b)),
-    };
-    steps.take(a.len() + b.len())?;
-    let b: HashSet<String> = b.iter().map(number::canonical).collect();
-    a.retain(|value| b.contains(&number::canonical(value)));
-    Ok(Some(a))
 }

@@ -1,5 +1,9 @@
 mod check;
+mod empty;
+mod foreign;
+mod reading;
 mod refusal;
+mod sent;
 mod translation;
 mod work;
 

@@ -21,6 +21,7 @@ const BRIEF: u64 = 16 * 1024;
 pub struct Work {
     left: Cell<u64>,
     until_poll: Cell<u64>,
+    is_brief: bool,
     cancelled: CancellationToken,
 }
 
@@ -45,7 +46,7 @@ impl From<Stopped> for Interrupt {
 impl Work {
     /// Work that a serving thread may do itself.
     pub fn brief() -> Self {
-        Self::limited(BRIEF, CancellationToken::new())
+        Self { is_brief: true, ..Self::limited(BRIEF, CancellationToken::new()) }
     }
 
     /// Work that goes on until the token is cancelled.
@@ -54,12 +55,23 @@ impl Work {
     }
 
     fn limited(steps: u64, cancelled: CancellationToken) -> Self {
-        Self { left: steps.into(), until_poll: STEPS_BETWEEN_POLLS.into(), cancelled }
+        let (left, until_poll) = (steps.into(), STEPS_BETWEEN_POLLS.into());
+        Self { left, until_poll, is_brief: false, cancelled }
     }
 
     /// Work with steps of its own that is cancelled with this one.
     pub(super) fn part(&self, steps: u64) -> Self {
         Self::limited(steps, self.cancelled.clone())
+    }
+
+    /// Goes on with so many steps, as part of it was done elsewhere.
+    pub(super) fn keep(&self, left: u64) {
+        self.left.set(left);
+    }
+
+    /// Whether it is work that a serving thread may do.
+    pub fn is_brief(&self) -> bool {
+        self.is_brief
     }
 
     /// The steps that are left.

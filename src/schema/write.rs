@@ -1,20 +1,22 @@
 //! From nodes to Gemini's two dialects.
 
+mod cycles;
 mod kind;
+mod objects;
 mod page;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use self::kind::Kind;
 use self::page::Page;
-use super::Dialect;
 use super::number::{self, Bound};
 use super::parse::Translation;
 use super::patterns::Patterns;
-use super::shape::{Additional, Annotations, Node, Shape, Types};
+use super::references::{References, Resolved};
+use super::shape::{Annotations, MUST_SATISFY, Node, Shape, Types};
+use super::{Dialect, SchemaError};
 
 /// Every keyword of `responseSchema` (Gemini API, Schema reference). Any other is a 400.
 const RESPONSE_SCHEMA: [&str; 22] = [
@@ -67,31 +69,36 @@ const RESPONSE_JSON_SCHEMA: [&str; 21] = [
     "type",
 ];
 
-/// What introduces, in a description, a schema that no keyword could say.
-const DESCRIBED: &str = "Must also satisfy the JSON Schema: ";
-
 /// Writes the root in `responseSchema` if that can say it, in `responseJsonSchema` otherwise.
-pub(super) fn write(translation: &Translation, patterns: &Patterns) -> Dialect {
-    let response_schema =
-        Writer { target: Target::ResponseSchema, names: BTreeMap::new(), patterns };
-    if let Some(schema) = response_schema.node(&translation.root) {
-        return Dialect::ResponseSchema(Value::Object(schema));
+pub(super) fn write(
+    translation: &Translation,
+    patterns: &Patterns,
+) -> Result<Dialect, SchemaError> {
+    let references = References::of(translation);
+    references.allow_a_value()?;
+    if let Some(Resolved { root, .. }) = references.written_out() {
+        let writer = Writer { target: Target::ResponseSchema, names: BTreeMap::new(), patterns };
+        if let Some(schema) = writer.node(&root) {
+            return Ok(Dialect::ResponseSchema(Value::Object(schema)));
+        }
     }
-    let names = definition_names(translation.definitions.keys());
+    let Resolved { root, definitions } = references.kept();
+    let names = definition_names(definitions.keys());
     let writer = Writer { target: Target::ResponseJsonSchema, names, patterns };
-    let mut schema = writer.node(&translation.root).unwrap_or_default();
+    let mut schema = writer.node(&root).unwrap_or_default();
     if schema.is_empty() {
-        return Dialect::Any;
+        return Ok(Dialect::Any);
     }
-    let definitions: Map<String, Value> = translation
-        .definitions
+    let definitions: Map<String, Value> = definitions
         .iter()
         .filter_map(|(pointer, node)| Some((writer.names[pointer].clone(), writer.value(node)?)))
         .collect();
     if !definitions.is_empty() {
         schema.insert("$defs".to_owned(), Value::Object(definitions));
     }
-    Dialect::ResponseJsonSchema(Value::Object(schema))
+    let mut schema = Value::Object(schema);
+    cycles::open_required_cycles(&mut schema);
+    Ok(Dialect::ResponseJsonSchema(schema))
 }
 
 /// A name for each definition: the last token of its pointer, numbered when that is taken.
@@ -146,7 +153,7 @@ impl Writer<'_> {
 
     fn node(&self, node: &Node) -> Option<Map<String, Value>> {
         if node.is_never() {
-            let described = vec![Arc::from("false")];
+            let described = vec![format!("{MUST_SATISFY}false").into()];
             let annotations = Annotations { described, ..node.annotations.clone() };
             return Some(Page::new(self.target).finish(annotations));
         }
@@ -166,6 +173,9 @@ impl Writer<'_> {
             }
             for kind in &kinds {
                 variants.push((self.variant(shape, *kind)?, own.clone()));
+                if *kind == Kind::String && lists_empty_beside_others(shape) {
+                    variants.push((self.empty_string(shape)?, Annotations::default()));
+                }
             }
             let is_split = !matches!(kinds[..], [Kind::Any | Kind::Reference]);
             nullable |= is_split && shape.types.intersects(Types::NULL);
@@ -226,7 +236,7 @@ impl Writer<'_> {
             self.write_items(&mut page, shape)?;
         }
         if kind.types().intersects(Types::OBJECT) {
-            self.write_properties(&mut page, shape)?;
+            self.write_properties(&mut page, shape, kind)?;
         }
         if let Some(format) = &shape.format {
             self.write_format(&mut page, kind, format);
@@ -235,14 +245,20 @@ impl Writer<'_> {
     }
 
     /// `responseSchema` has enums of strings alone, `responseJsonSchema` of numbers too, and
-    /// neither takes an empty string in one. The rest is described, with the other kinds' values:
-    /// null may be allowed beside this one.
+    /// neither takes an empty string in one: that is an alternative of its own. The rest is
+    /// described, with null where it is among the values.
     fn write_values(&self, page: &mut Page, kind: Kind, values: &[Value]) -> Option<()> {
         let of_kind = |value: &&Value| kind.types().intersects(Types::of(value));
-        let own: Vec<Value> = values.iter().filter(of_kind).cloned().collect();
+        let mut own: Vec<Value> = values.iter().filter(of_kind).cloned().collect();
         match kind {
             Kind::Boolean if own.contains(&true.into()) && own.contains(&false.into()) => {}
-            Kind::String if !own.contains(&"".into()) => page.put("enum", own),
+            Kind::String => {
+                own.retain(|value| *value != "");
+                match own.is_empty() {
+                    true => page.put("maxLength", 0),
+                    false => page.put("enum", own),
+                }
+            }
             Kind::Integer | Kind::Number if self.target == Target::ResponseJsonSchema => {
                 page.put("enum", own);
             }
@@ -251,9 +267,19 @@ impl Writer<'_> {
                 page.put("minimum", first.clone());
                 page.put("maximum", last.clone());
             }
-            _ => page.describe("enum", values),
+            _ => {
+                own.extend(values.contains(&Value::Null).then_some(Value::Null));
+                page.describe("enum", own);
+            }
         }
         Some(())
+    }
+
+    /// The alternative of the empty string, to which all else that the shape says applies.
+    fn empty_string(&self, shape: &Shape) -> Option<Page> {
+        let only =
+            Shape { values: Some(vec!["".into()]), max_length: None, ..shape.without_nodes() };
+        self.variant(&only, Kind::String)
     }
 
     fn write_items(&self, page: &mut Page, shape: &Shape) -> Option<()> {
@@ -279,62 +305,6 @@ impl Writer<'_> {
         page.put_some("minItems", shape.min_items);
         page.put_some("maxItems", max_items);
         Some(())
-    }
-
-    fn write_properties(&self, page: &mut Page, shape: &Shape) -> Option<()> {
-        let is_closed = match &shape.additional {
-            Additional::Unsaid => self.target == Target::ResponseSchema,
-            Additional::Welcome => false,
-            Additional::Fitting(node) => node.is_never(),
-        };
-        let mut properties = Map::new();
-        let (mut forbidden, mut impossible) = (Map::new(), Vec::new());
-        let any = Node::any();
-        let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
-        let unlisted =
-            unlisted.map(|name| (name, shape.property_or_additional(name).unwrap_or(&any)));
-        let listed = shape.properties.iter();
-        // Gemini refuses a required name that is no property.
-        for (name, node) in listed.chain(unlisted) {
-            if !node.is_never() {
-                properties.insert(name.clone(), self.value(node)?);
-            } else if shape.required.contains(name) {
-                impossible.push(name.clone());
-            } else if !is_closed {
-                forbidden.insert(name.clone(), Value::Bool(false));
-            }
-        }
-        self.write_additional(page, shape, properties.is_empty())?;
-        put_properties(page, properties, shape);
-        if !forbidden.is_empty() {
-            page.describe("properties", forbidden);
-        }
-        if !impossible.is_empty() {
-            page.describe("required", impossible);
-        }
-        page.put_some("minProperties", shape.min_properties);
-        page.put_some("maxProperties", shape.max_properties);
-        Some(())
-    }
-
-    /// In `responseSchema` an object has properties, those listed, and no others.
-    fn write_additional(&self, page: &mut Page, shape: &Shape, is_empty: bool) -> Option<()> {
-        let additional = match &shape.additional {
-            Additional::Unsaid => None,
-            Additional::Welcome => Some(Value::Bool(true)),
-            Additional::Fitting(node) if node.is_never() => Some(Value::Bool(false)),
-            Additional::Fitting(node) => Some(self.value(node)?),
-        };
-        match self.target {
-            Target::ResponseSchema => {
-                let is_closed = matches!(additional, None | Some(Value::Bool(false)));
-                (is_closed && !is_empty).then_some(())
-            }
-            Target::ResponseJsonSchema => {
-                page.put_some("additionalProperties", additional);
-                Some(())
-            }
-        }
     }
 
     /// A pattern with look-around or back-references is described: constrained decoding runs none.
@@ -367,6 +337,13 @@ impl Writer<'_> {
     }
 }
 
+/// Whether the empty string is one of several strings that a shape lists.
+fn lists_empty_beside_others(shape: &Shape) -> bool {
+    let values = shape.values.as_deref().unwrap_or_default();
+    let is_filled = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+    values.iter().any(|value| *value == "") && values.iter().any(is_filled)
+}
+
 /// Gemini knows no exclusive bounds. An integer's is the next integer; any other is sent as
 /// inclusive, and described.
 fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
@@ -387,20 +364,4 @@ fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
             }
         }
     }
-}
-
-/// With the caller's order, which matters to the quality of an answer (Gemini API, structured
-/// output: property ordering).
-fn put_properties(page: &mut Page, properties: Map<String, Value>, shape: &Shape) {
-    if properties.is_empty() {
-        return;
-    }
-    let order: Vec<String> = properties.keys().cloned().collect();
-    let required: Vec<String> =
-        order.iter().filter(|name| shape.required.contains(*name)).cloned().collect();
-    page.put("properties", properties);
-    if !required.is_empty() {
-        page.put("required", required);
-    }
-    page.put("propertyOrdering", order);
 }

@@ -68,6 +68,7 @@ use http::StatusCode;
 use files::Files;
 pub use options::{Counting, Options};
 use quota::Quotas;
+pub use schema::refused_schema;
 use stats::Ledger;
 pub use stats::{JournalEntry, Stats};
 

@@ -5,10 +5,15 @@
 //! afterwards, with the place written as an expression. `responseJsonSchema` takes a part of
 //! JSON Schema; how its refusals are worded is not recorded, so they follow those rules.
 
+mod json_schema;
+mod loops;
+
 use serde_json::{Map, Value};
 
 use super::json::field_name;
 use super::refusal::{FieldViolation, Refusal};
+
+pub(super) use json_schema::check_response_json_schema;
 
 /// The values of `type`, which are taken in lower case too.
 const TYPES: [&str; 7] = ["STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"];
@@ -32,26 +37,17 @@ const PLAIN_FIELDS: [&str; 15] = [
     "default",
 ];
 
-/// The keywords of `responseJsonSchema` that take no schema. `default` and `pattern` are not
-/// documented, but recorded with an answer.
-const PLAIN_KEYWORDS: [&str; 16] = [
-    "$id",
-    "$ref",
-    "$anchor",
-    "type",
-    "format",
-    "title",
-    "description",
-    "enum",
-    "minItems",
-    "maxItems",
-    "minimum",
-    "maximum",
-    "required",
-    "propertyOrdering",
-    "default",
-    "pattern",
-];
+/// What Gemini says of a schema that it refuses; none for one that it takes. `field` is that of
+/// `generationConfig` which carries it: `responseSchema` or `responseJsonSchema`.
+#[must_use]
+pub fn refused_schema(field: &str, schema: &Value) -> Option<String> {
+    let checked = match field {
+        "responseSchema" => check_response_schema(schema),
+        _ => check_response_json_schema(schema),
+    };
+    let body: Value = serde_json::from_slice(checked.err()?.body()).ok()?;
+    body["error"]["message"].as_str().map(str::to_owned)
+}
 
 /// Refuses a `responseSchema` that Gemini refuses.
 pub(super) fn check_response_schema(schema: &Value) -> Result<(), Refusal> {
@@ -62,14 +58,6 @@ pub(super) fn check_response_schema(schema: &Value) -> Result<(), Refusal> {
     }
     let mut broken = Vec::new();
     check_rules(schema, "GenerateContentRequest.generation_config.response_schema", &mut broken);
-    if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
-}
-
-/// Refuses a `responseJsonSchema` that Gemini refuses.
-pub(super) fn check_response_json_schema(schema: &Value) -> Result<(), Refusal> {
-    let mut broken = Vec::new();
-    let place = "GenerateContentRequest.generation_config.response_json_schema";
-    check_json_schema(schema, place, true, &mut broken);
     if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
 }
 
@@ -151,6 +139,11 @@ fn check_rules(schema: &Value, place: &str, broken: &mut Vec<String>) {
     if kind != "STRING" && has("enum") {
         broken.push(format!("{place}.enum: only allowed for STRING type"));
     }
+    for (index, value) in schema["enum"].as_array().into_iter().flatten().enumerate() {
+        if value == "" {
+            broken.push(format!("{place}.enum[{index}]: cannot be empty"));
+        }
+    }
     for (index, name) in schema["required"].as_array().into_iter().flatten().enumerate() {
         let defined = properties.is_some_and(|properties| {
             name.as_str().is_some_and(|name| properties.contains_key(name))
@@ -168,43 +161,6 @@ fn check_rules(schema: &Value, place: &str, broken: &mut Vec<String>) {
     let branches = schema.get("anyOf").or_else(|| schema.get("any_of")).and_then(Value::as_array);
     for (index, branch) in branches.into_iter().flatten().enumerate() {
         check_rules(branch, &format!("{place}.any_of[{index}]"), broken);
-    }
-}
-
-/// Unknown keywords, and keywords beside a `$ref`. Beside the `$ref` of the whole schema a
-/// `title` is recorded with an answer, so the rule is only for the schemas within.
-fn check_json_schema(schema: &Value, place: &str, is_root: bool, broken: &mut Vec<String>) {
-    let Value::Object(keywords) = schema else {
-        if !schema.is_boolean() || is_root {
-            broken.push(format!("{place}: must be a schema"));
-        }
-        return;
-    };
-    let is_reference = !is_root && keywords.contains_key("$ref");
-    for (keyword, value) in keywords {
-        if is_reference && !keyword.starts_with('$') {
-            broken.push(format!("{place}.{keyword}: not allowed beside $ref"));
-            continue;
-        }
-        match keyword.as_str() {
-            "properties" | "$defs" => {
-                for (name, schema) in value.as_object().into_iter().flatten() {
-                    let place = format!("{place}.{keyword}[\"{name}\"]");
-                    check_json_schema(schema, &place, false, broken);
-                }
-            }
-            "anyOf" | "oneOf" | "prefixItems" => {
-                for (index, schema) in value.as_array().into_iter().flatten().enumerate() {
-                    let place = format!("{place}.{keyword}[{index}]");
-                    check_json_schema(schema, &place, false, broken);
-                }
-            }
-            "items" | "additionalProperties" => {
-                check_json_schema(value, &format!("{place}.{keyword}"), false, broken);
-            }
-            plain if PLAIN_KEYWORDS.contains(&plain) => {}
-            _ => broken.push(format!("{place}.{keyword}: unknown keyword")),
-        }
     }
 }
 
@@ -287,35 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn a_recursive_json_schema_is_taken() {
-        let schema = json!({
-            "$defs": {"Node": {
-                "type": "object",
-                "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/Node"}, "default": []}},
-            }},
-            "$ref": "#/$defs/Node",
-            "title": "Node",
-        });
-        assert!(check_response_json_schema(&schema).is_ok());
-    }
-
-    #[test]
-    fn unknown_keywords_and_keywords_beside_a_reference_are_refused() {
-        let schema = json!({
-            "type": "object",
-            "properties": {
-                "a": {"const": 1},
-                "b": {"$ref": "#/$defs/B", "description": "the second"},
-            },
-            "$defs": {"B": {"type": "string"}},
-        });
-        let place = "GenerateContentRequest.generation_config.response_json_schema.properties";
+    fn an_enum_with_an_empty_string_is_refused() {
+        let schema = json!({"type": "STRING", "enum": ["x", ""]});
+        let place = "GenerateContentRequest.generation_config.response_schema";
         assert_eq!(
-            message(check_response_json_schema(&schema)),
-            format!(
-                "* {place}[\"a\"].const: unknown keyword\n\
-                 * {place}[\"b\"].description: not allowed beside $ref\n"
-            )
+            message(check_response_schema(&schema)),
+            format!("* {place}.enum[1]: cannot be empty\n")
         );
     }
 }

@@ -62,11 +62,12 @@ pub(super) fn sample(schema: &Value, root: &Value, entropy: &mut Entropy, fuel: 
     }
     for union in ["anyOf", "oneOf", "allOf"] {
         if let Some(Value::Array(schemas)) = map.get(union) {
+            let chosen = match union {
+                "allOf" => &schemas[..],
+                _ => std::slice::from_ref(entropy.choose(schemas)),
+            };
             let mut parts: Vec<Value> =
-                schemas.iter().map(|schema| sample(schema, root, entropy, fuel - 1)).collect();
-            if union != "allOf" {
-                parts = vec![entropy.choose(&parts).clone()];
-            }
+                chosen.iter().map(|schema| sample(schema, root, entropy, fuel - 1)).collect();
             if map.contains_key("properties") {
                 parts.push(sample_object(map, root, entropy, fuel));
             }

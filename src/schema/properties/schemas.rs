@@ -7,11 +7,30 @@ use serde_json::{Map, Value, json};
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 
 pub(super) fn documents() -> impl Strategy<Value = Value> {
-    (schemas(), prop::collection::vec(schemas(), 3)).prop_map(|(root, definitions)| {
+    let roots = prop_oneof![30 => schemas(), 1 => crowds(), 1 => counted()];
+    (roots, prop::collection::vec(schemas(), 3)).prop_map(|(root, definitions)| {
         let definitions: Map<String, Value> =
             ["A", "B", "C"].into_iter().map(str::to_owned).zip(definitions).collect();
         combine(root, json!({ "$defs": definitions }))
     })
+}
+
+/// Unions of more alternatives than are sent. Of objects only what some alternative lists is sent,
+/// which rules out answers that rely on an unlisted name: so there are none here.
+fn crowds() -> impl Strategy<Value = Value> {
+    (1..4usize, any::<bool>()).prop_map(|(step, constants)| {
+        let alternative = |i: usize| match constants && i % 3 == 0 {
+            true => json!({ "const": i }),
+            false => json!({ "type": ["string", "array"], "minLength": i / step, "minItems": i }),
+        };
+        json!({ "anyOf": (0..70).map(alternative).collect::<Vec<_>>() })
+    })
+}
+
+/// Objects that must have more properties than they list.
+fn counted() -> impl Strategy<Value = Value> {
+    (objects(scalars().boxed()), 1..4usize)
+        .prop_map(|(object, count)| combine(object, json!({ "minProperties": count })))
 }
 
 /// The keywords of both in one schema; those of the first where both have them.

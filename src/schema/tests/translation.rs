@@ -33,7 +33,8 @@ fn an_object_keeps_its_bounds_annotations_and_order() {
             "properties": {
                 "surname": { "type": "STRING", "minLength": 1, "maxLength": 9, "pattern": "^[a-z]+$" },
                 "age": { "type": "INTEGER", "minimum": 0, "maximum": 150, "default": 30 },
-                "born": { "type": "STRING", "format": "date-time" },
+                "born": { "type": "STRING", "format": "date-time",
+                    "description": "Example: \"2000\"" },
                 "cats": { "type": "ARRAY", "items": { "type": "BOOLEAN" }, "maxItems": 3 },
             },
             "required": ["surname", "age"],
@@ -119,8 +120,11 @@ fn recursion_stays_a_reference() {
                 },
             } },
         }),
-        {
-            let tree = json!({
+        json!({
+            "type": "object",
+            "properties": { "tree": { "$ref": "#/$defs/Tree" } },
+            "propertyOrdering": ["tree"],
+            "$defs": { "Tree": {
                 "type": "object",
                 "properties": {
                     "name": { "type": "string",
@@ -128,14 +132,8 @@ fn recursion_stays_a_reference() {
                     "children": { "type": "array", "items": { "$ref": "#/$defs/Tree" } },
                 },
                 "propertyOrdering": ["name", "children"],
-            });
-            json!({
-                "type": "object",
-                "properties": { "tree": tree },
-                "propertyOrdering": ["tree"],
-                "$defs": { "Tree": tree },
-            })
-        },
+            } },
+        }),
     );
 }
 
@@ -153,9 +151,7 @@ fn recursion_may_start_at_the_root_or_anywhere() {
                 } },
                 "propertyOrdering": ["next"],
             });
-            let mut root = link.clone();
-            root["$defs"] = json!({ "root": link });
-            root
+            json!({ "$ref": "#/$defs/root", "$defs": { "root": link } })
         },
     );
     let inside = json!({ "type": "object", "properties": {
@@ -188,8 +184,8 @@ fn constants_and_enums() {
         ),
         (
             json!({ "enum": ["", "x"] }),
-            json!({ "type": "STRING",
-                "description": "Must also satisfy the JSON Schema: {\"enum\":[\"\",\"x\"]}" }),
+            json!({ "anyOf": [
+                { "type": "STRING", "enum": ["x"] }, { "type": "STRING", "maxLength": 0 }] }),
         ),
     ] {
         assert_response_schema(object_of(schema), response_object_of(expected));
@@ -216,7 +212,7 @@ fn nullable_unions() {
     }
     assert_response_json_schema(
         json!({ "type": ["object", "null"] }),
-        json!({ "type": ["object", "null"] }),
+        json!({ "type": ["object", "null"], "additionalProperties": true }),
     );
     assert_response_json_schema(
         json!({ "enum": [1.5, null] , "type": ["number", "null"] , "description": "d" })
@@ -334,8 +330,8 @@ fn what_neither_dialect_says_is_described() {
     assert_response_json_schema(
         json!({ "type": "object", "patternProperties": { "^x": { "type": "string" } },
             "additionalProperties": false }),
-        json!({ "type": "object", "additionalProperties": true, "description": described(
-            r#"{"patternProperties":{"^x":{"type":"string"}},"additionalProperties":false}"#) }),
+        json!({ "type": "object", "additionalProperties": { "type": "string" },
+            "description": "Names of properties match the pattern \"^x\"" }),
     );
 }
 
@@ -404,7 +400,6 @@ fn a_required_name_is_a_property() {
 #[test]
 fn only_response_json_schema_says_maps_tuples_and_open_objects() {
     for schema in [
-        json!({ "type": "object" }),
         json!({ "type": "array" }),
         json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         json!({ "type": "object", "additionalProperties": true }),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{DESCRIBED, Target};
-use crate::schema::shape::Annotations;
+use super::Target;
+use crate::schema::shape::{Annotations, MUST_SATISFY};
 
 pub(super) struct Page {
     target: Target,
@@ -82,7 +82,7 @@ impl Page {
         self.said
     }
 
-    fn description(&mut self, own: Option<String>, schemas: Vec<Arc<str>>) -> Option<String> {
+    fn description(&mut self, own: Option<String>, must_hold: Vec<Arc<str>>) -> Option<String> {
         let mut lines: Vec<String> = own.into_iter().collect();
         for (keyword, label) in
             [("default", "Default"), ("example", "Example"), ("format", "Format")]
@@ -92,10 +92,10 @@ impl Page {
             }
         }
         let described = std::mem::take(&mut self.described);
-        let keywords =
-            (!described.is_empty()).then(|| Arc::from(Value::Object(described).to_string()));
-        let must_hold = schemas.into_iter().chain(keywords);
-        lines.extend(must_hold.map(|schema| format!("{DESCRIBED}{schema}")));
+        lines.extend(must_hold.iter().map(|line| line.to_string()));
+        if !described.is_empty() {
+            lines.push(format!("{MUST_SATISFY}{}", Value::Object(described)));
+        }
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 }

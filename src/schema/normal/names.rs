@@ -1,0 +1,272 @@
+//! What the schemas of a document are called, and where its references lead.
+
+use std::collections::HashMap;
+
+use jsonschema::uri;
+use serde_json::{Map, Value};
+
+use super::keyword::{Draft, Holds, known, subschemas};
+use super::pointer;
+use crate::schema::work::{Stopped, Work};
+
+/// What relative names are resolved against where the document has no absolute one.
+const BASE: &str = "json-schema:///";
+
+/// The name under which a `$recursiveAnchor` is kept: no anchor is called that.
+pub(super) const RECURSIVE: &str = "";
+
+/// A schema with a name of its own, in which references start that give only a fragment.
+#[derive(Debug)]
+pub(super) struct Resource<'a> {
+    pub(super) pointer: String,
+    pub(super) draft: Draft,
+    /// The resource around it.
+    pub(super) parent: Option<usize>,
+    /// Its anchors that a `$dynamicRef` may lead to, with their schemas' JSON Pointers.
+    pub(super) dynamic: Vec<(&'a str, String)>,
+    uri: String,
+}
+
+/// The names in a document.
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    root: &'a Value,
+    pub(super) resources: Vec<Resource<'a>>,
+    by_uri: HashMap<String, usize>,
+    by_pointer: HashMap<String, usize>,
+    /// By the resource they are in.
+    anchors: HashMap<(usize, &'a str), Anchor<'a>>,
+}
+
+#[derive(Debug)]
+struct Anchor<'a> {
+    pointer: String,
+    /// Its name where a `$dynamicRef` to it may lead elsewhere.
+    dynamic: Option<&'a str>,
+}
+
+/// Where a reference leads.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    pub(super) pointer: String,
+    pub(super) resource: usize,
+    /// The anchor that it was found by, where a `$dynamicRef` may lead elsewhere.
+    pub(super) dynamic: Option<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    /// Reads all names of a document.
+    pub(super) fn of(root: &'a Value, draft: Draft, work: &Work) -> Result<Self, Stopped> {
+        let mut names = Self {
+            root,
+            resources: Vec::new(),
+            by_uri: HashMap::new(),
+            by_pointer: HashMap::new(),
+            anchors: HashMap::new(),
+        };
+        names.add_resource(String::new(), BASE.to_owned(), draft, None);
+        names.survey(root, "", 0, work)?;
+        names.forget_single_dynamic_anchors();
+        Ok(names)
+    }
+
+    fn survey(
+        &mut self,
+        schema: &'a Value,
+        pointer: &str,
+        resource: usize,
+        work: &Work,
+    ) -> Result<(), Stopped> {
+        work.spend(1)?;
+        let Value::Object(map) = schema else { return Ok(()) };
+        let resource = self.named(map, pointer, resource);
+        let draft = self.resources[resource].draft;
+        self.add_anchors(map, pointer, resource);
+        subschemas(map, draft).try_for_each(|(path, subschema)| {
+            self.survey(subschema, &format!("{pointer}{path}"), resource, work)
+        })
+    }
+
+    /// The resource that a schema starts, or else the one it is in.
+    fn named(&mut self, map: &'a Map<String, Value>, pointer: &str, around: usize) -> usize {
+        let declared = map.get("$schema").and_then(Value::as_str).and_then(Draft::named);
+        let draft = declared.unwrap_or(self.resources[around].draft);
+        let Some(id) = draft.identifier(map) else { return around };
+        let name = id.split('#').next().unwrap_or_default();
+        if name.is_empty() {
+            return around;
+        }
+        let uri = absolute(&self.resources[around].uri, name);
+        if pointer.is_empty() {
+            self.by_uri.insert(uri.clone(), around);
+            self.resources[around].uri = uri;
+            return around;
+        }
+        self.add_resource(pointer.to_owned(), uri, draft, Some(around))
+    }
+
+    fn add_resource(
+        &mut self,
+        pointer: String,
+        uri: String,
+        draft: Draft,
+        parent: Option<usize>,
+    ) -> usize {
+        let index = self.resources.len();
+        self.by_uri.entry(uri.clone()).or_insert(index);
+        self.by_pointer.insert(pointer.clone(), index);
+        self.resources.push(Resource { pointer, draft, parent, dynamic: Vec::new(), uri });
+        index
+    }
+
+    fn add_anchors(&mut self, map: &'a Map<String, Value>, pointer: &str, resource: usize) {
+        let draft = self.resources[resource].draft;
+        let text = |keyword| map.get(keyword).and_then(Value::as_str);
+        // Up to draft 7, an identifier of a fragment alone.
+        let fragment =
+            draft.identifier(map).and_then(|id| id.split_once('#')).map(|(_, name)| name);
+        let dynamic = text("$dynamicAnchor").filter(|_| draft >= Draft::Draft202012);
+        for (name, is_dynamic) in [(fragment, false), (text("$anchor"), false), (dynamic, true)] {
+            let Some(name) = name.filter(|name| !name.is_empty()) else { continue };
+            let dynamic = is_dynamic.then_some(name);
+            let anchor = Anchor { pointer: pointer.to_owned(), dynamic };
+            self.anchors.entry((resource, name)).or_insert(anchor);
+            if is_dynamic {
+                self.resources[resource].dynamic.push((name, pointer.to_owned()));
+            }
+        }
+        let is_recursive = draft == Draft::Draft201909
+            && map.get("$recursiveAnchor") == Some(&Value::Bool(true))
+            && self.resources[resource].pointer == pointer;
+        if is_recursive {
+            self.resources[resource].dynamic.push((RECURSIVE, pointer.to_owned()));
+        }
+    }
+
+    /// An anchor that only one resource has is found from everywhere in the same place.
+    fn forget_single_dynamic_anchors(&mut self) {
+        let mut uses: HashMap<&str, usize> = HashMap::new();
+        for (name, _) in self.resources.iter().flat_map(|resource| &resource.dynamic) {
+            *uses.entry(name).or_default() += 1;
+        }
+        for resource in &mut self.resources {
+            resource.dynamic.retain(|(name, _)| uses[name] > 1);
+        }
+    }
+
+    /// The resource that the value at a JSON Pointer is in.
+    pub(super) fn resource_of(&self, pointer: &str) -> usize {
+        let mut around = pointer;
+        loop {
+            match (self.by_pointer.get(around), around.rfind('/')) {
+                (Some(resource), _) => return *resource,
+                (None, Some(end)) => around = &around[..end],
+                (None, None) => return 0,
+            }
+        }
+    }
+
+    /// The resource that starts at a JSON Pointer.
+    pub(super) fn resource_at(&self, pointer: &str) -> Option<usize> {
+        self.by_pointer.get(pointer).copied()
+    }
+
+    pub(super) fn value(&self, pointer: &str) -> &'a Value {
+        self.root.pointer(pointer).unwrap_or(&Value::Null)
+    }
+
+    /// Whether one reads a schema at `pointer` when one reads the schema at `from`, which contains
+    /// it, keyword by keyword.
+    pub(super) fn is_read(&self, from: &str, pointer: &str) -> bool {
+        let Some(path) = pointer.strip_prefix(from) else { return false };
+        if !path.is_empty() && !path.starts_with('/') {
+            return false;
+        }
+        let mut value = self.value(from);
+        let mut place = from.to_owned();
+        let mut draft = self.resources[self.resource_of(from)].draft;
+        let mut tokens = path.split('/').skip(1);
+        while let Some(token) = tokens.next() {
+            if let Some(resource) = self.resource_at(&place) {
+                draft = self.resources[resource].draft;
+            }
+            let keyword = pointer::unescape(token);
+            let Some(map) = value.as_object() else { return false };
+            let Some(found) = known(map, &keyword, draft) else { return false };
+            let Some(mut inside) = map.get(&*keyword) else { return false };
+            place.extend(["/", token]);
+            match (found.holds, inside) {
+                (Holds::Schema, _) => {}
+                (Holds::Named, Value::Object(_)) | (Holds::List, Value::Array(_)) => {
+                    let Some(token) = tokens.next() else { return false };
+                    let Some(next) = pointer::step(inside, &pointer::unescape(token)) else {
+                        return false;
+                    };
+                    inside = next;
+                    place.extend(["/", token]);
+                }
+                _ => return false,
+            }
+            value = inside;
+        }
+        true
+    }
+
+    /// Where `reference` leads that is found in `resource`.
+    ///
+    /// # Errors
+    /// Why it leads to no schema of the document.
+    pub(super) fn resolve(&self, reference: &str, resource: usize) -> Result<Found<'a>, String> {
+        let (name, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let resource = if name.is_empty() {
+            resource
+        } else {
+            let uri = absolute(&self.resources[resource].uri, name);
+            *self
+                .by_uri
+                .get(&uri)
+                .ok_or_else(|| format!("{reference:?} is outside this schema and is not fetched"))?
+        };
+        // Many generators number the pointer from the document, whatever names are in between.
+        [resource, 0]
+            .into_iter()
+            .find_map(|resource| self.fragment(fragment, resource))
+            .ok_or_else(|| format!("{reference:?} refers to no schema"))
+    }
+
+    /// The schema that a fragment names in a resource. Many generators leave fragments as they are,
+    /// without encoding them as parts of a URI: then they are taken literally.
+    fn fragment(&self, fragment: &str, resource: usize) -> Option<Found<'a>> {
+        let decoded = pointer::percent_decode(fragment);
+        if let Some(anchor) = self.anchors.get(&(resource, decoded.as_str())) {
+            return Some(Found {
+                pointer: anchor.pointer.clone(),
+                resource,
+                dynamic: anchor.dynamic,
+            });
+        }
+        let start = &self.resources[resource].pointer;
+        let value = self.value(start);
+        let rooted = format!("/{decoded}");
+        let path = [&decoded, fragment, &rooted]
+            .into_iter()
+            .find_map(|path| pointer::normalized(value, path))?;
+        let pointer = format!("{start}{path}");
+        Some(Found { resource: self.resource_of(&pointer), pointer, dynamic: None })
+    }
+}
+
+/// In bytes: longer names are not resolved, for each of many short ones could become as long.
+const LONGEST_NAME: usize = 2048;
+
+/// A name as an absolute URI. One that is no URI reference stays as it is.
+fn absolute(base: &str, name: &str) -> String {
+    let encoded = pointer::encode(name);
+    if base.len() + encoded.len() > LONGEST_NAME {
+        return encoded;
+    }
+    let resolved = uri::from_str(base)
+        .and_then(|base| uri::resolve_against(&base.borrow(), &encoded))
+        .map(|uri| uri.as_str().trim_end_matches('#').to_owned());
+    resolved.unwrap_or(encoded)
+}

@@ -1,0 +1,84 @@
+//! JSON Pointers, and their form in URIs.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+/// A token of a JSON Pointer as the name it stands for (RFC 6901, section 4).
+pub(super) fn unescape(token: &str) -> Cow<'_, str> {
+    if token.contains('~') {
+        Cow::Owned(token.replace("~1", "/").replace("~0", "~"))
+    } else {
+        Cow::Borrowed(token)
+    }
+}
+
+/// The value inside another one under a name or an index.
+pub(super) fn step<'v>(value: &'v Value, token: &str) -> Option<&'v Value> {
+    match value {
+        Value::Object(map) => map.get(token),
+        Value::Array(list) => {
+            let is_plain = token == "0" || !token.starts_with(['0', '+']);
+            list.get(token.parse::<usize>().ok().filter(|_| is_plain)?)
+        }
+        _ => None,
+    }
+}
+
+/// The pointer with every token escaped as it should be, where it leads to a schema.
+pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
+    if !pointer.is_empty() && !pointer.starts_with('/') {
+        return None;
+    }
+    let mut found = value;
+    let mut normalized = String::with_capacity(pointer.len());
+    for token in pointer.split('/').skip(1) {
+        let name = unescape(token);
+        found = step(found, &name)?;
+        normalized.push('/');
+        normalized.push_str(&super::escape(&name));
+    }
+    matches!(found, Value::Object(_) | Value::Bool(_)).then_some(normalized)
+}
+
+/// A reference is a URI reference, so its fragment is percent-encoded (RFC 6901, section 6). A `%`
+/// that starts no escape is kept.
+pub(in crate::schema) fn percent_decode(text: &str) -> String {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = (first == b'%').then(|| after.first().zip(after.get(1))).flatten();
+        let digit = |byte: &u8| char::from(*byte).to_digit(16);
+        let byte = digits
+            .and_then(|(high, low)| Some(digit(high)? << 4 | digit(low)?))
+            .and_then(|byte| u8::try_from(byte).ok());
+        decoded.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// Encodes what may not stand in a URI reference (RFC 3986, appendix A), and nothing else, so that
+/// a text that is one already stays as it is.
+pub(super) fn encode(text: &str) -> String {
+    encode_but(text, |byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}[]".contains(&byte))
+}
+
+/// A JSON Pointer as the fragment of a URI.
+pub(super) fn fragment(pointer: &str) -> String {
+    encode_but(pointer, |byte| {
+        byte.is_ascii_alphanumeric() || b"/$-._~!&'()*+,;=:@?".contains(&byte)
+    })
+}
+
+fn encode_but(text: &str, stays: impl Fn(u8) -> bool) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if stays(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}

@@ -1,0 +1,213 @@
+//! Where the references of a document lead in the end, those included that depend on the way that
+//! the validator came.
+//!
+//! A `$dynamicRef` leads to the outermost of the resources on that way that has its anchor. Those
+//! ways are followed here instead: a schema that is reached with several outcomes is read once for
+//! each. Then every reference is a plain one.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::keyword::subschemas;
+use super::names::{Names, RECURSIVE};
+use crate::schema::work::Work;
+use crate::schema::{NotCompiled, SchemaError, shorten};
+
+/// Schemas that references reach in other ways than by their keywords: in unknown keywords, or
+/// once more with other dynamic anchors.
+const MAX_EXTRA: usize = 1_000;
+
+/// Anchors in all scopes together: each scope has its own copy.
+const MAX_BOUND: usize = 100_000;
+
+/// The keywords that refer.
+pub(super) const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
+
+/// The dynamic anchors that are bound on a way through the document, by an index.
+pub(super) type Scope = usize;
+
+/// A schema, and the scope that it is reached in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    pub(super) pointer: String,
+    pub(super) scope: Scope,
+}
+
+/// All ways through a document.
+pub(super) struct Scopes<'a> {
+    pub(super) names: Names<'a>,
+    /// The JSON Pointers that dynamic anchors are bound to.
+    bound: Vec<BTreeMap<&'a str, String>>,
+    indexes: HashMap<BTreeMap<&'a str, String>, Scope>,
+    anchors: usize,
+    /// The scope that each resource has where it stands.
+    own: Vec<Scope>,
+    /// What references lead to.
+    pub(super) targets: HashSet<Target>,
+    /// Those of them that are not read where they stand.
+    pub(super) extra: Vec<Target>,
+}
+
+impl<'a> Scopes<'a> {
+    /// Follows all references.
+    ///
+    /// # Errors
+    /// One that leads to no schema of the document, or too many ways.
+    pub(super) fn of(names: Names<'a>, work: &Work) -> Result<Self, NotCompiled> {
+        let mut scopes = Self {
+            names,
+            bound: vec![BTreeMap::new()],
+            indexes: HashMap::from([(BTreeMap::new(), 0)]),
+            anchors: 0,
+            own: Vec::new(),
+            targets: HashSet::new(),
+            extra: Vec::new(),
+        };
+        for resource in 0..scopes.names.resources.len() {
+            let around = scopes.names.resources[resource].parent.map_or(0, |at| scopes.own[at]);
+            let own = scopes.enter(around, resource);
+            scopes.own.push(own);
+            scopes.check_anchors("")?;
+        }
+        let root = Target { pointer: String::new(), scope: scopes.own[0] };
+        scopes.follow_all(&root, work)?;
+        let mut next = 0;
+        while let Some(target) = scopes.extra.get(next).cloned() {
+            scopes.follow_all(&target, work)?;
+            next += 1;
+        }
+        Ok(scopes)
+    }
+
+    /// The scope of the document's root.
+    pub(super) fn root(&self) -> Scope {
+        self.own[0]
+    }
+
+    /// The scope inside a resource that is entered from `scope`: what is bound stays so.
+    pub(super) fn enter(&mut self, scope: Scope, resource: usize) -> Scope {
+        let dynamic = &self.names.resources[resource].dynamic;
+        let is_bound = |name: &&str| self.bound[scope].contains_key(name);
+        if dynamic.iter().all(|(name, _)| is_bound(name)) {
+            return scope;
+        }
+        let mut bound = self.bound[scope].clone();
+        for (name, pointer) in dynamic {
+            bound.entry(name).or_insert_with(|| pointer.clone());
+        }
+        let next = self.bound.len();
+        let index = *self.indexes.entry(bound.clone()).or_insert(next);
+        if index == next {
+            self.anchors += bound.len();
+            self.bound.push(bound);
+        }
+        index
+    }
+
+    fn check_anchors(&self, pointer: &str) -> Result<(), SchemaError> {
+        if self.anchors <= MAX_BOUND {
+            return Ok(());
+        }
+        Err(SchemaError::new(pointer, "its dynamic anchors combine in too many ways"))
+    }
+
+    /// Where a reference leads that is found in `resource`, reached in `scope`.
+    pub(super) fn target(
+        &mut self,
+        keyword: &str,
+        reference: &str,
+        resource: usize,
+        scope: Scope,
+    ) -> Result<Target, String> {
+        let found = self.names.resolve(reference, resource)?;
+        let name = match keyword {
+            "$dynamicRef" => found.dynamic,
+            "$recursiveRef" => Some(RECURSIVE).filter(|name| {
+                let dynamic = &self.names.resources[found.resource].dynamic;
+                dynamic.iter().any(|(known, _)| known == name)
+            }),
+            _ => None,
+        };
+        let entered = self.enter(scope, found.resource);
+        let bound = name.and_then(|name| self.bound[entered].get(name).cloned());
+        let pointer = bound.unwrap_or(found.pointer);
+        let scope = self.enter(scope, self.names.resource_of(&pointer));
+        Ok(Target { pointer, scope })
+    }
+
+    /// Follows the references in a schema.
+    fn follow_all(&mut self, from: &Target, work: &Work) -> Result<(), NotCompiled> {
+        let resource = self.names.resource_of(&from.pointer);
+        let schema = self.names.value(&from.pointer);
+        self.follow(schema, &from.pointer, resource, from.scope, work)
+    }
+
+    fn follow(
+        &mut self,
+        schema: &'a Value,
+        pointer: &str,
+        resource: usize,
+        scope: Scope,
+        work: &Work,
+    ) -> Result<(), NotCompiled> {
+        work.spend(1)?;
+        let Value::Object(map) = schema else { return Ok(()) };
+        let (resource, scope) = match self.names.resource_at(pointer) {
+            Some(entered) => (entered, self.enter(scope, entered)),
+            None => (resource, scope),
+        };
+        self.check_anchors(pointer)?;
+        self.follow_own(map, pointer, resource, scope, work)?;
+        let draft = self.names.resources[resource].draft;
+        subschemas(map, draft).try_for_each(|(path, subschema)| {
+            self.follow(subschema, &format!("{pointer}{path}"), resource, scope, work)
+        })
+    }
+
+    fn follow_own(
+        &mut self,
+        map: &Map<String, Value>,
+        pointer: &str,
+        resource: usize,
+        scope: Scope,
+        work: &Work,
+    ) -> Result<(), NotCompiled> {
+        let draft = self.names.resources[resource].draft;
+        for keyword in REFERENCES {
+            let Some(reference) = map.get(keyword).and_then(Value::as_str) else { continue };
+            if super::keyword::known(map, keyword, draft).is_none() {
+                continue;
+            }
+            work.spend(1 + reference.len())?;
+            let target = self.target(keyword, reference, resource, scope).map_err(|message| {
+                SchemaError::new(format!("{pointer}/{keyword}"), shorten(&message))
+            })?;
+            if self.targets.insert(target.clone()) && !self.is_read_anyway(&target) {
+                self.extra.push(target);
+                if self.extra.len() > MAX_EXTRA {
+                    let message = format!(
+                        "its references lead to more than {MAX_EXTRA} schemas outside of $defs \
+                         and other keywords of its draft"
+                    );
+                    return Err(SchemaError::new(pointer, message).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a target is read with the document, or with another extra schema.
+    fn is_read_anyway(&self, target: &Target) -> bool {
+        let resource = self.names.resource_of(&target.pointer);
+        if self.own[resource] == target.scope && self.names.is_read("", &target.pointer) {
+            return true;
+        }
+        self.extra.iter().any(|extra| {
+            extra.scope == target.scope
+                && target.pointer.starts_with(&extra.pointer)
+                && self.names.resource_of(&extra.pointer) == resource
+                && self.names.is_read(&extra.pointer, &target.pointer)
+        })
+    }
+}

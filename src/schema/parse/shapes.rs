@@ -1,0 +1,113 @@
+//! The keywords of one schema, read into a shape.
+
+use std::cmp::Ordering;
+
+use serde_json::{Map, Value};
+
+use super::keywords::{bound, count, list, types, values};
+use super::{Parser, Stop};
+use crate::schema::document::escape;
+use crate::schema::shape::{Additional, Node, Shape, Types};
+
+impl Parser<'_> {
+    pub(super) fn shape(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        read_scalars(shape, map);
+        self.read_items(shape, map, pointer)?;
+        self.read_properties(shape, map, pointer)
+    }
+
+    fn read_items(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        for (i, schema) in list(map, "prefixItems").iter().enumerate() {
+            shape.prefix_items.push(self.node(schema, &format!("{pointer}/prefixItems/{i}"))?);
+        }
+        if let Some(schema) = map.get("items") {
+            shape.items = Some(Box::new(self.node(schema, &format!("{pointer}/items"))?));
+        }
+        Ok(())
+    }
+
+    fn read_properties(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        for (name, schema) in map.get("properties").and_then(Value::as_object).into_iter().flatten()
+        {
+            let node = self.node(schema, &format!("{pointer}/properties/{}", escape(name)))?;
+            shape.properties.insert(name.clone(), node);
+        }
+        let names = list(map, "required").iter().filter_map(Value::as_str);
+        shape.required = names.map(str::to_owned).collect();
+        shape.additional = match map.get("additionalProperties") {
+            Some(Value::Bool(true)) => Additional::Welcome,
+            Some(schema) => {
+                let node = self.node(schema, &format!("{pointer}/additionalProperties"))?;
+                Additional::Fitting(Box::new(node))
+            }
+            None => match map.get("unevaluatedProperties") {
+                None | Some(Value::Bool(false)) => Additional::Unsaid,
+                Some(_) => Additional::Welcome,
+            },
+        };
+        self.read_patterns(shape, map, pointer)
+    }
+
+    /// What the properties may be whose names match patterns: no dialect has patterns of names, so
+    /// any name may have any of their schemas.
+    fn read_patterns(
+        &mut self,
+        shape: &mut Shape,
+        map: &Map<String, Value>,
+        pointer: &str,
+    ) -> Result<(), Stop> {
+        let patterns = map.get("patternProperties").and_then(Value::as_object);
+        let mut nodes = Vec::new();
+        for (name, schema) in patterns.into_iter().flatten() {
+            let place = format!("{pointer}/patternProperties/{}", escape(name));
+            nodes.push(self.node(schema, &place)?);
+        }
+        nodes.retain(|node| !node.is_never());
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        shape.additional = match std::mem::take(&mut shape.additional) {
+            Additional::Welcome => Additional::Welcome,
+            Additional::Fitting(node) => {
+                nodes.push(*node);
+                Additional::Fitting(Box::new(Node::any_of(nodes, self)?))
+            }
+            Additional::Unsaid | Additional::Matching(_) => {
+                Additional::Matching(Box::new(Node::any_of(nodes, self)?))
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Reads the keywords that hold no schemas.
+fn read_scalars(shape: &mut Shape, map: &Map<String, Value>) {
+    let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
+    shape.types = map.get("type").map_or(Types::ALL, types);
+    shape.values = values(map);
+    shape.minimum = bound(map, "minimum", "exclusiveMinimum", Ordering::Greater);
+    shape.maximum = bound(map, "maximum", "exclusiveMaximum", Ordering::Less);
+    shape.min_length = count(map, "minLength");
+    shape.max_length = count(map, "maxLength");
+    shape.pattern = text("pattern");
+    shape.format = text("format");
+    shape.min_items = count(map, "minItems");
+    shape.max_items = count(map, "maxItems");
+    shape.min_properties = count(map, "minProperties");
+    shape.max_properties = count(map, "maxProperties");
+}

@@ -1,0 +1,375 @@
+//! Disjunctions, and what is left of one that has too many alternatives to be sent.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashSet};
+
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use super::{Additional, Annotations, LONGEST_REPEATED, MAX_SHAPES, Node, Shape, Types};
+use crate::schema::number::{self, Bound};
+use crate::schema::parse::{Parser, Stop};
+
+/// The types that alternatives are gathered by.
+const GROUPS: [Types; 6] =
+    [Types::NULL, Types::BOOLEAN, Types::NUMBER, Types::STRING, Types::ARRAY, Types::OBJECT];
+
+impl Node {
+    /// A disjunction of nodes; what annotates each stays with its shapes.
+    pub(in crate::schema) fn any_of(
+        nodes: Vec<Self>,
+        parser: &mut Parser<'_>,
+    ) -> Result<Self, Stop> {
+        Ok(Self::union(nodes, parser)?.0)
+    }
+
+    /// The same, and whether it says all that the nodes say.
+    pub(in crate::schema) fn union(
+        nodes: Vec<Self>,
+        parser: &mut Parser<'_>,
+    ) -> Result<(Self, bool), Stop> {
+        let mut union = Self::never();
+        let is_null = |node: &Self| node.alternatives() == 0 && node.annotations.is_empty();
+        let said_by_one = nodes.iter().filter(|node| !is_null(node)).count() == 1;
+        for node in nodes {
+            if said_by_one && node.alternatives() > 1 {
+                union.annotations = node.annotations;
+                union.shapes.extend(node.shapes);
+            } else {
+                union.add(node, parser)?;
+            }
+        }
+        let is_whole = union.simplify(parser)?;
+        Ok((union, is_whole))
+    }
+
+    fn add(&mut self, node: Self, parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let Self { annotations, shapes } = node;
+        let repeated = if annotations.text_len() <= LONGEST_REPEATED { shapes.len() } else { 1 };
+        parser.take(annotations.weight().saturating_mul(repeated))?;
+        self.shapes.extend(annotations.spread(shapes));
+        Ok(())
+    }
+
+    /// How many shapes there are, null apart: it is said beside the others.
+    pub(super) fn alternatives(&self) -> usize {
+        self.shapes.iter().filter(|shape| shape.types != Types::NULL).count()
+    }
+
+    /// Says the same with fewer shapes; where they are too many still, with shapes that allow more.
+    /// False then.
+    fn simplify(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
+        if self.shapes.len() < 2 {
+            return Ok(true);
+        }
+        parser.take(self.shapes.len())?;
+        self.merge_constants(false, parser)?;
+        self.merge_equals(parser)?;
+        if self.alternatives() > MAX_SHAPES {
+            self.merge_constants(true, parser)?;
+        }
+        if self.alternatives() <= MAX_SHAPES {
+            return Ok(true);
+        }
+        self.widen(parser)?;
+        Ok(false)
+    }
+
+    /// Makes one shape of those that only list values; also of `annotated` ones, whose annotations
+    /// then become lines of one description.
+    fn merge_constants(&mut self, annotated: bool, parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let mut is_list = |shape: &mut Shape| {
+            shape.values.is_some()
+                && shape.types != Types::NULL
+                && (annotated || shape.annotations.is_empty())
+                && shape.only_lists_values()
+        };
+        let mut lists: Vec<bool> = self.shapes.iter_mut().map(&mut is_list).collect();
+        if lists.iter().filter(|is_list| **is_list).count() < 2 {
+            return Ok(());
+        }
+        let Some(first) = lists.iter().position(|is_list| *is_list) else { return Ok(()) };
+        let mut merged = Shape { types: Types::NONE, values: Some(Vec::new()), ..Shape::default() };
+        let mut known = HashSet::new();
+        let mut lines = Vec::new();
+        let mut kept = Vec::new();
+        for (shape, is_list) in std::mem::take(&mut self.shapes).into_iter().zip(lists.drain(..)) {
+            if !is_list {
+                kept.push(shape);
+                continue;
+            }
+            let values = shape.values.unwrap_or_default();
+            parser.take(values.len())?;
+            lines.extend(shape.annotations.line_for(&values));
+            merged.types = merged.types | shape.types;
+            for value in values {
+                if known.insert(number::canonical(&value)) {
+                    merged.values.get_or_insert_default().push(value);
+                }
+            }
+        }
+        if !lines.is_empty() {
+            merged.annotations.description = Some(lines.join("\n"));
+        }
+        kept.insert(first.min(kept.len()), merged);
+        self.shapes = kept;
+        Ok(())
+    }
+
+    /// Drops shapes that are the same as another.
+    fn merge_equals(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let mut kept: Vec<Shape> = Vec::new();
+        for shape in std::mem::take(&mut self.shapes) {
+            parser.take(kept.len().min(MAX_SHAPES))?;
+            if !kept.iter().take(MAX_SHAPES).any(|known| *known == shape) {
+                kept.push(shape);
+            }
+        }
+        self.shapes = kept;
+        Ok(())
+    }
+
+    /// Makes one shape for each type, which says what all shapes of that type have in common.
+    pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let outer = parser.enter_merge();
+        let is_expanded = self.expand(parser)?;
+        let shapes = std::mem::take(&mut self.shapes);
+        if !is_expanded {
+            self.shapes = vec![Shape::default()];
+        } else {
+            // Keywords bear on one type each, so one shape says those of all types.
+            let mut common = Shape { types: Types::NONE, ..Shape::default() };
+            for group in GROUPS {
+                let mut members = Vec::new();
+                for shape in shapes.iter().filter(|shape| shape.types.intersects(group)) {
+                    parser.take(shape.weight())?;
+                    let mut member = shape.clone();
+                    member.types = member.types & group;
+                    if member.settle(parser)? {
+                        members.push(member);
+                    }
+                }
+                if members.is_empty() {
+                    continue;
+                }
+                let wide = Shape::widest(members, parser)?;
+                if wide.values.is_some() || wide.format.is_some() {
+                    self.shapes.push(wide);
+                } else {
+                    common.take_type(wide, group);
+                }
+            }
+            if common.types != Types::NONE {
+                self.shapes.push(common);
+            }
+        }
+        parser.leave_merge(outer);
+        Ok(())
+    }
+
+    /// Puts what references lead to in their place; false where one cannot be followed here.
+    pub(in crate::schema) fn expand(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
+        while self.shapes.iter().any(|shape| shape.reference.is_some()) {
+            let mut shapes = Vec::with_capacity(self.shapes.len());
+            let is_lone = self.shapes.len() == 1;
+            for shape in std::mem::take(&mut self.shapes) {
+                let target = match &shape.reference {
+                    Some(pointer) => parser.expand(pointer)?,
+                    None => {
+                        shapes.push(shape);
+                        continue;
+                    }
+                };
+                let Some(mut node) = target else {
+                    shapes.push(shape);
+                    self.shapes = shapes;
+                    return Ok(false);
+                };
+                node.annotations = shape.annotations.join(node.annotations);
+                if is_lone {
+                    let own = std::mem::take(&mut self.annotations);
+                    self.annotations = own.join(std::mem::take(&mut node.annotations));
+                }
+                let mut flat = Self { annotations: Annotations::default(), shapes };
+                flat.add(node, parser)?;
+                shapes = flat.shapes;
+            }
+            self.shapes = shapes;
+        }
+        Ok(true)
+    }
+}
+
+impl Shape {
+    /// Whether the list of values is all that restricts.
+    fn only_lists_values(&mut self) -> bool {
+        let values = self.values.take();
+        let types = std::mem::replace(&mut self.types, Types::ALL);
+        let only = self.is_unrestricted();
+        (self.values, self.types) = (values, types);
+        only
+    }
+
+    /// Takes over what another shape says of the values of one type.
+    fn take_type(&mut self, other: Self, group: Types) {
+        self.types = self.types | other.types;
+        match group {
+            Types::NUMBER => (self.minimum, self.maximum) = (other.minimum, other.maximum),
+            Types::STRING => {
+                (self.min_length, self.max_length) = (other.min_length, other.max_length);
+                self.pattern = other.pattern;
+            }
+            Types::ARRAY => {
+                (self.min_items, self.max_items) = (other.min_items, other.max_items);
+                (self.prefix_items, self.items) = (other.prefix_items, other.items);
+            }
+            Types::OBJECT => {
+                let bounds = (other.min_properties, other.max_properties);
+                (self.min_properties, self.max_properties) = bounds;
+                (self.properties, self.additional) = (other.properties, other.additional);
+                (self.required, self.mentioned) = (other.required, other.mentioned);
+            }
+            _ => {}
+        }
+    }
+
+    /// A shape that allows what any of `shapes` allows, which are all of one type.
+    fn widest(shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
+        let all = |of: fn(&Self) -> Option<u64>, wider: fn(u64, u64) -> u64| {
+            let counts: Option<Vec<u64>> = shapes.iter().map(of).collect();
+            counts.and_then(|counts| counts.into_iter().reduce(wider))
+        };
+        let same = |of: fn(&Self) -> &Option<String>| {
+            let first = of(&shapes[0]);
+            shapes.iter().all(|shape| of(shape) == first).then(|| first.clone()).flatten()
+        };
+        let mut wide = Self {
+            types: shapes.iter().fold(Types::NONE, |types, shape| types | shape.types),
+            min_length: all(|shape| shape.min_length, u64::min),
+            max_length: all(|shape| shape.max_length, u64::max),
+            min_items: all(|shape| shape.min_items, u64::min),
+            max_items: all(|shape| shape.max_items, u64::max),
+            min_properties: all(|shape| shape.min_properties, u64::min),
+            max_properties: all(|shape| shape.max_properties, u64::max),
+            pattern: same(|shape| &shape.pattern),
+            format: same(|shape| &shape.format),
+            minimum: widest_bound(shapes.iter().map(|shape| &shape.minimum), Ordering::Less),
+            maximum: widest_bound(shapes.iter().map(|shape| &shape.maximum), Ordering::Greater),
+            required: common_names(&shapes),
+            values: all_values(&shapes),
+            ..Self::default()
+        };
+        wide.widen_items(&shapes, parser)?;
+        wide.widen_properties(shapes, parser)?;
+        Ok(wide)
+    }
+
+    fn widen_items(&mut self, shapes: &[Self], parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let nodes: Option<Vec<Node>> = if shapes.iter().all(|shape| shape.prefix_items.is_empty()) {
+            shapes.iter().map(|shape| shape.items.as_deref().cloned()).collect()
+        } else {
+            let length = shapes[0].prefix_items.len();
+            if shapes.iter().any(|shape| shape.prefix_items.len() != length) {
+                return Ok(());
+            }
+            for place in 0..length {
+                let nodes = shapes.iter().map(|shape| shape.prefix_items[place].clone()).collect();
+                self.prefix_items.push(Node::any_of(nodes, parser)?);
+            }
+            shapes.iter().map(|shape| shape.items.as_deref().cloned()).collect()
+        };
+        if let Some(nodes) = nodes {
+            self.items = Some(Box::new(Node::any_of(nodes, parser)?));
+        }
+        Ok(())
+    }
+
+    /// What a property may be by any of the shapes that list it, and by those that let any be added.
+    fn widen_properties(&mut self, shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<(), Stop> {
+        let mut listed: IndexMap<String, Vec<Node>> = IndexMap::new();
+        let mut mentioned: IndexMap<String, Vec<Node>> = IndexMap::new();
+        let mut added = Vec::new();
+        for shape in shapes {
+            for (name, node) in shape.properties {
+                listed.entry(name).or_default().push(node);
+            }
+            for (name, node) in shape.mentioned {
+                mentioned.entry(name).or_default().push(node);
+            }
+            added.push(shape.additional);
+        }
+        let welcome = added.contains(&Additional::Welcome);
+        for (name, nodes) in listed {
+            let node = if welcome && nodes.len() < added.len() {
+                Node::any()
+            } else {
+                let others = (nodes.len() < added.len())
+                    .then(|| added.iter().filter_map(Additional::suggestion).cloned())
+                    .into_iter()
+                    .flatten();
+                Node::any_of(nodes.into_iter().chain(others).collect(), parser)?
+            };
+            self.properties.insert(name, node);
+        }
+        for (name, nodes) in mentioned {
+            self.mentioned.insert(name, Node::any_of(nodes, parser)?);
+        }
+        self.additional = Additional::widest(added, parser)?;
+        Ok(())
+    }
+}
+
+impl Additional {
+    /// What an unlisted property is, where that is said and not impossible.
+    fn suggestion(&self) -> Option<&Node> {
+        match self {
+            Self::Fitting(node) | Self::Matching(node) if !node.is_never() => Some(node),
+            _ => None,
+        }
+    }
+
+    fn widest(all: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
+        if all.contains(&Self::Welcome) {
+            return Ok(Self::Welcome);
+        }
+        let is_unsaid = all.contains(&Self::Unsaid);
+        let nodes: Vec<Node> = all.iter().filter_map(Self::suggestion).cloned().collect();
+        Ok(match (nodes.is_empty(), is_unsaid) {
+            (true, true) => Self::Unsaid,
+            (true, false) => Self::Fitting(Box::new(Node::never())),
+            (false, _) => Self::Matching(Box::new(Node::any_of(nodes, parser)?)),
+        })
+    }
+}
+
+fn widest_bound<'b>(
+    mut bounds: impl Iterator<Item = &'b Option<Bound>>,
+    wider: Ordering,
+) -> Option<Bound> {
+    let first = bounds.next()?.clone()?;
+    bounds.try_fold(first, |wide, bound| {
+        let bound = bound.clone()?;
+        let order = number::compare(&bound.value, &wide.value);
+        let is_wider = order == wider || (order == Ordering::Equal && !bound.exclusive);
+        Some(if is_wider { bound } else { wide })
+    })
+}
+
+fn common_names(shapes: &[Shape]) -> BTreeSet<String> {
+    let mut common = shapes[0].required.clone();
+    for shape in &shapes[1..] {
+        common.retain(|name| shape.required.contains(name));
+    }
+    common
+}
+
+/// The values of all shapes; none where one of them does not list any.
+fn all_values(shapes: &[Shape]) -> Option<Vec<Value>> {
+    let mut known = HashSet::new();
+    let mut all = Vec::new();
+    for shape in shapes {
+        let values = shape.values.as_ref()?;
+        all.extend(values.iter().filter(|value| known.insert(number::canonical(value))).cloned());
+    }
+    Some(all)
+}

@@ -1,0 +1,39 @@
+//! Stack for checks that a usual thread's does not hold.
+
+use std::panic::resume_unwind;
+use std::thread::{Builder, scope};
+
+use super::work::Work;
+
+/// In bytes: what the validator takes for each schema that it is in, at most. The greediest takes 3.4 KB
+/// in a debug build (`oneOf`, collecting errors) and a third of that in a release build.
+const LEVEL: usize = 4 << 10;
+
+/// Levels that the stack of any thread holds: they take no more than 2 MB, and a thread has 2 MiB.
+const HELD_ANYWHERE: usize = 500;
+
+/// Levels that are held at all: more than the longest chain for each of the 128 levels that the JSON of
+/// an answer may have. The system provides the memory as the stack is used.
+const MOST: usize = 40_000;
+
+/// Runs a function on a stack that holds so many levels; none where there is no such stack.
+pub(super) fn with_levels<T: Send>(
+    levels: usize,
+    work: &Work,
+    run: impl FnOnce(&Work) -> T + Send,
+) -> Option<T> {
+    if levels <= HELD_ANYWHERE {
+        return Some(run(work));
+    }
+    if levels > MOST {
+        return None;
+    }
+    let part = work.part(work.left());
+    let (result, left) = scope(|scope| {
+        let thread = Builder::new().name("deep-check".to_owned()).stack_size(levels * LEVEL);
+        let thread = thread.spawn_scoped(scope, move || (run(&part), part.left())).ok()?;
+        Some(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    work.keep(left);
+    Some(result)
+}

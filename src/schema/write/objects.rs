@@ -1,0 +1,109 @@
+//! Objects: their properties, and what may be added to them.
+
+use serde_json::{Map, Value};
+
+use super::kind::Kind;
+use super::page::Page;
+use super::{Target, Writer};
+use crate::schema::shape::{Additional, Node, Shape};
+
+impl Writer<'_> {
+    pub(super) fn write_properties(
+        &self,
+        page: &mut Page,
+        shape: &Shape,
+        kind: Kind,
+    ) -> Option<()> {
+        let is_closed = match &shape.additional {
+            Additional::Unsaid => self.target == Target::ResponseSchema,
+            Additional::Welcome | Additional::Matching(_) => false,
+            Additional::Fitting(node) => node.is_never(),
+        };
+        let mut properties = Map::new();
+        let (mut forbidden, mut impossible) = (Map::new(), Vec::new());
+        let any = Node::any();
+        let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
+        let unlisted =
+            unlisted.map(|name| (name, shape.property_or_additional(name).unwrap_or(&any)));
+        let listed = shape.properties.iter();
+        // Gemini refuses a required name that is no property.
+        for (name, node) in listed.chain(unlisted) {
+            if !node.is_never() {
+                properties.insert(name.clone(), self.value(node)?);
+            } else if shape.required.contains(name) {
+                impossible.push(name.clone());
+            } else if !is_closed {
+                forbidden.insert(name.clone(), Value::Bool(false));
+            }
+        }
+        if shape.additional == Additional::Unsaid && !properties.is_empty() {
+            for (name, node) in &shape.mentioned {
+                if !shape.properties.contains_key(name) && !properties.contains_key(name) {
+                    properties.insert(name.clone(), self.value(node)?);
+                }
+            }
+        }
+        self.write_additional(page, shape, kind, properties.len())?;
+        put_properties(page, properties, shape);
+        if !forbidden.is_empty() {
+            page.describe("properties", forbidden);
+        }
+        if !impossible.is_empty() {
+            page.describe("required", impossible);
+        }
+        page.put_some("minProperties", shape.min_properties);
+        page.put_some("maxProperties", shape.max_properties);
+        Some(())
+    }
+
+    /// In `responseSchema` an object has properties, those listed, and no others. Gemini adds none in
+    /// `responseJsonSchema` either where that is not said, so an object without properties, or with
+    /// fewer than it must have, says it.
+    fn write_additional(
+        &self,
+        page: &mut Page,
+        shape: &Shape,
+        kind: Kind,
+        listed: usize,
+    ) -> Option<()> {
+        let wanted = shape.min_properties.unwrap_or(0).max(1);
+        let additional = match &shape.additional {
+            Additional::Unsaid if kind == Kind::Object && (listed as u64) < wanted => {
+                Some(true.into())
+            }
+            Additional::Unsaid => None,
+            Additional::Welcome => Some(true.into()),
+            Additional::Fitting(node) if node.is_never() => Some(false.into()),
+            Additional::Fitting(node) | Additional::Matching(node) => match self.node(node)? {
+                anything if anything.is_empty() => Some(true.into()),
+                schema => Some(Value::Object(schema)),
+            },
+        };
+        match self.target {
+            Target::ResponseSchema => {
+                let is_closed = matches!(additional, None | Some(Value::Bool(false)));
+                (is_closed && listed > 0).then_some(())
+            }
+            Target::ResponseJsonSchema => {
+                page.put_some("additionalProperties", additional);
+                Some(())
+            }
+        }
+    }
+}
+
+/// With the caller's order, which matters to the quality of an answer (Gemini API, structured
+/// output: property ordering).
+fn put_properties(page: &mut Page, properties: Map<String, Value>, shape: &Shape) {
+    if properties.is_empty() {
+        return;
+    }
+    let order: Vec<String> = properties.keys().cloned().collect();
+    let required: Vec<String> =
+        order.iter().filter(|name| shape.required.contains(*name)).cloned().collect();
+    page.put("properties", properties);
+    if !required.is_empty() {
+        page.put("required", required);
+    }
+    page.put("propertyOrdering", order);
+}
