@@ -2,6 +2,7 @@
 
 mod admin_key;
 mod browsers;
+mod network;
 mod quotas;
 #[cfg(test)]
 mod tests;
@@ -14,12 +15,14 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Client, Model};
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
 use crate::schema::Limits;
 
 pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};
+pub use network::PROXY_VARIABLES;
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +67,7 @@ pub const SETTINGS: &[Setting] = &[
     HOST,
     PORT,
     GEMINI_BASE_URL,
+    GEMINI_CA_FILE,
     GEMINI_CHAT_MODEL,
     GEMINI_STRUCTURED_MODEL,
     MAX_BATCH_SIZE,
@@ -183,6 +187,12 @@ const GEMINI_BASE_URL: Setting = setting(
     "https://generativelanguage.googleapis.com",
     "URL",
     "The URL of Gemini. A path prefix is kept; a version at its end, such as `/v1beta` or `/v1beta/openai`, is dropped.",
+);
+const GEMINI_CA_FILE: Setting = setting(
+    "GEMINI_CA_FILE",
+    "",
+    "path",
+    "A PEM file with certificate authorities that calls to Gemini trust in addition to the system's: for networks whose proxy intercepts TLS.",
 );
 const GEMINI_CHAT_MODEL: Setting = setting(
     "GEMINI_CHAT_MODEL",
@@ -320,6 +330,8 @@ pub struct Config {
     pub host: IpAddr,
     pub port: u16,
     pub base_url: String,
+    pub authorities: Authorities,
+    pub proxy: Option<Proxy>,
     pub chat_model: Model,
     pub structured_model: Model,
     pub max_batch_size: usize,
@@ -346,10 +358,9 @@ impl Config {
     /// The first setting whose value cannot be used.
     pub fn from_env() -> Result<Self, InvalidSetting> {
         for setting in SETTINGS {
-            if let Err(VarError::NotUnicode(_)) = std::env::var(setting.name) {
-                return Err(invalid(*setting, "text in UTF-8"));
-            }
+            is_text(setting.name)?;
         }
+        PROXY_VARIABLES.iter().try_for_each(|variable| is_text(variable))?;
         Self::read(|name| std::env::var(name).ok())
     }
 
@@ -369,6 +380,7 @@ impl Config {
 
     fn read_all(settings: &Lookup<'_>) -> Result<Self, InvalidSetting> {
         let quota_plan = quotas::read(settings)?;
+        let base_url = settings.base_url()?;
         let mut config = Self {
             admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
@@ -384,7 +396,9 @@ impl Config {
             redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
             port: settings.parse(PORT, "a port, 0 to 65535")?,
-            base_url: settings.base_url()?,
+            authorities: network::authorities(settings)?,
+            proxy: network::proxy(settings, &base_url)?,
+            base_url,
             chat_model: settings.parse(GEMINI_CHAT_MODEL, MODEL)?,
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
@@ -447,6 +461,15 @@ const MODEL: &str = "a model's name, such as gemini-3.5-flash-lite";
 
 fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidSetting {
     InvalidSetting { variable: setting.name, expected: expected.into() }
+}
+
+fn is_text(variable: &'static str) -> Result<(), InvalidSetting> {
+    match std::env::var(variable) {
+        Err(VarError::NotUnicode(_)) => {
+            Err(InvalidSetting { variable, expected: "text in UTF-8".into() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Docker's `--env-file` takes quotes for a part of the value, as most shells do not.

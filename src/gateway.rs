@@ -94,19 +94,17 @@ impl Gateway {
 
     /// The same gateway, limits and counters included, with connections to Gemini of its own: for
     /// one more thread to use without meeting the others.
-    ///
-    /// # Errors
-    /// [`InvalidBaseUrl`], as for [`Gateway::new`].
-    pub fn with_own_connections(&self) -> Result<Self, InvalidBaseUrl> {
-        let client = client(&self.config)?;
-        let dispatcher = Arc::new(self.dispatcher.with_client(client));
-        Ok(Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) })))
+    pub fn with_own_connections(&self) -> Self {
+        let dispatcher = Arc::new(self.dispatcher.with_own_connections());
+        Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) }))
     }
 }
 
 /// Connections to Gemini, out of which the server's own key never comes.
 fn client(config: &Config) -> Result<Client, InvalidBaseUrl> {
-    Ok(Client::new(&config.base_url)?.guarding(config.gemini_api_key.as_ref()))
+    let Config { base_url, proxy, authorities, gemini_api_key, .. } = config;
+    let client = Client::through(base_url, proxy.as_ref(), authorities)?;
+    Ok(client.guarding(gemini_api_key.as_ref()))
 }
 
 impl Deref for Gateway {

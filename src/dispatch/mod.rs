@@ -141,9 +141,9 @@ impl Dispatcher {
     }
 
     /// The same, with connections of its own and everything else in common.
-    pub fn with_client(&self, client: Client) -> Self {
+    pub fn with_own_connections(&self) -> Self {
         Self {
-            client,
+            client: self.client.with_own_connections(),
             door: Arc::clone(&self.door),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,

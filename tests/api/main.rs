@@ -28,6 +28,7 @@ mod openai;
 mod outages;
 mod process;
 mod protocol;
+mod proxies;
 mod recording;
 mod redaction;
 mod redis_server;

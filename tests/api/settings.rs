@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::iter;
 
-use gemini_concurrent_generation::config::{Config, SETTINGS, Setting};
+use gemini_concurrent_generation::config::{Config, PROXY_VARIABLES, SETTINGS, Setting};
 use gemini_concurrent_generation::limits::Quotas;
 
 use crate::manual::{file, pages, rows, section, text};
@@ -98,8 +98,18 @@ fn the_code_reads_what_is_listed() {
         None
     });
     config.expect("the defaults can be used");
+    let mut asked = asked.into_inner();
+    asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
-    assert_eq!(asked.into_inner(), listed);
+    assert_eq!(asked, listed);
+}
+
+#[test]
+fn the_readme_names_the_variables_of_proxies() {
+    let section = section("Settings");
+    for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
+        assert!(section.contains(&format!("`{name}`")), "{name}");
+    }
 }
 
 /// Variables of the tests, which are no settings of the service.

@@ -363,7 +363,7 @@ async fn any_node_of_a_cluster_leads_to_the_one_that_keeps_the_limits() {
 }
 
 /// Runs OpenSSL, which comes with the CA certificates.
-fn openssl(folder: &Path, arguments: &str) {
+pub fn openssl(folder: &Path, arguments: &str) {
     let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
     let output = output.expect("the package openssl has to be installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
