@@ -105,8 +105,8 @@ fn the_code_reads_what_is_listed() {
 }
 
 #[test]
-fn the_readme_names_the_variables_of_proxies() {
-    let section = section("Settings");
+fn the_settings_page_names_the_variables_of_proxies() {
+    let section = section("docs/settings.md", "Proxies");
     for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
         assert!(section.contains(&format!("`{name}`")), "{name}");
     }
