@@ -1,6 +1,7 @@
 //! What the service itself costs: the door, empty and crowded; a body built and an answer read;
 //! and whole requests, from the router to an upstream that takes no time.
 
+use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::pin::Pin;
@@ -62,7 +63,7 @@ fn quota(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quota");
     for waiting in [1, 1_000, 100_000] {
         let mut plan = QuotaPlan::default();
-        let limits = Limits { requests_per_minute: Some(Limit::AtMost(1)), ..Limits::default() };
+        let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(1));
         plan.add_limits(Scope { label: None, model: None }, limits).expect("the only ones");
         let door = Door::new(1, waiting + 1, plan);
         drop(admitted(enter(&door)).depart().unwrap());

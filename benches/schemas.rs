@@ -34,7 +34,7 @@ async fn main() {
     let base_url = format!("http://{upstream}");
     let config = Config { base_url, concurrency_limit: 100, ..Config::default() };
     let gateway = Gateway::new(config, false).expect("a base URL");
-    let router = || api::router(gateway.with_own_connections().expect("a base URL"));
+    let router = || api::router(gateway.with_own_connections());
     let service = listen(router, &stop).await;
 
     println!("| chats | p50 | p99 | longest | p50 to alone | p99 to alone |");

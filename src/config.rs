@@ -2,6 +2,7 @@
 
 mod admin_key;
 mod browsers;
+mod network;
 mod quotas;
 #[cfg(test)]
 mod tests;
@@ -14,12 +15,14 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Client, Model};
 use crate::limits::{QuotaPlan, RedisSettings, SemaphoreId, Tier};
 use crate::schema::Limits;
 
 pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};
+pub use network::PROXY_VARIABLES;
 
 /// One environment variable that the service reads.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +67,7 @@ pub const SETTINGS: &[Setting] = &[
     HOST,
     PORT,
     GEMINI_BASE_URL,
+    GEMINI_CA_FILE,
     GEMINI_CHAT_MODEL,
     GEMINI_STRUCTURED_MODEL,
     MAX_BATCH_SIZE,
@@ -88,7 +92,7 @@ const ADMIN_API_KEY: Setting = setting(
     "ADMIN_API_KEY",
     "",
     "secret",
-    "Whoever sends it as `Admin-API-Key` spends the server's Gemini key, manages semaphores and sees limits. Unset: nobody can.",
+    "Requests that send it as `Admin-API-Key` spend the server's Gemini key, manage semaphores and see limits. Unset: no request can.",
 );
 const GEMINI_API_KEY: Setting =
     setting("GEMINI_API_KEY", "", "secret", "The server's own Gemini key.");
@@ -96,85 +100,85 @@ const ENVIRONMENT_FALLBACK: Setting = setting(
     "ENVIRONMENT_FALLBACK",
     "true",
     "true or false",
-    "Whether a request that brings no key at all spends the server's Gemini key.",
+    "Whether a request without any key spends the server's Gemini key.",
 );
 const ENVIRONMENT_FALLBACK_SCOPE: Setting = setting(
     "ENVIRONMENT_FALLBACK_SCOPE",
     "all",
     "all or generation",
-    "What such a request may do. all: also list, read, upload and delete the files, caches and jobs of the server's key. generation: generate, embed, count tokens and list models, nothing else.",
+    "What a request without any key may do. all: also list, read, upload and delete the files, caches and jobs of the server's key. generation: only generate, embed, count tokens and list models.",
 );
 const CORS_ORIGINS: Setting = setting(
     "CORS_ORIGINS",
     "",
     "origins, separated by commas, or *",
-    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. `*`: pages of every origin may read answers, and need a key of their own. Unset: of none.",
+    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. `*`: pages of every origin may read answers, but need a key of their own. Unset: no page may.",
 );
 const ALLOWED_HOSTS: Setting = setting(
     "ALLOWED_HOSTS",
     "",
     "host names, separated by commas",
-    "Under which names, beside localhost, requests without a key are served with the server's. Unset: under every name, or with a loopback `HOST` under none.",
+    "Names besides localhost under which requests without a key may spend the server's. Unset: every name, or with a loopback `HOST` no other name.",
 );
 const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
     "15",
     "calls",
-    "How many calls to Gemini are in flight at once, at most. Unset, with `GEMINI_TIER`: 2 (free), 15 (tier1) or 50 (tier2).",
+    "The most calls to Gemini that are in flight at once. Unset, with `GEMINI_TIER`: 2 (free), 15 (tier1) or 50 (tier2).",
 );
 const GEMINI_TIER: Setting = setting(
     "GEMINI_TIER",
     "none",
     "none, free, tier1 or tier2",
-    "The quotas of each key for each model, where `GEMINI_LIMITS` says nothing else. none: no limits.",
+    "The quotas of each key for each model, unless `GEMINI_LIMITS` sets others. none: no limits.",
 );
 const GEMINI_LIMITS: Setting = setting(
     "GEMINI_LIMITS",
     "",
     "entries, separated by semicolons",
-    "Quotas of keys for models: `gemini-3.8-flash:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See Quotas in README.md.",
+    "Quotas of keys for models: `gemini-3.8-flash:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See docs/limits.md.",
 );
 const GEMINI_KEY_LABELS: Setting = setting(
     "GEMINI_KEY_LABELS",
     "",
     "entries, separated by commas",
-    "Labels of keys, by the first digits of their SHA-256: `team-a=1f3a9c02,team-a=77aa01bc`. Keys with the same label share their quotas.",
+    "Labels for keys, by the first digits of their SHA-256: `team-a=1f3a9c02,team-a=77aa01bc`. Keys with the same label share their quotas.",
 );
 const MAX_QUEUED_REQUESTS: Setting = setting(
     "MAX_QUEUED_REQUESTS",
     "10000",
     "requests",
-    "How many requests wait for their turn; a batch is one. Past it: 503.",
+    "The most requests that wait for admission; a batch counts as one. Beyond it: 503.",
 );
 const GEMINI_MAX_ATTEMPTS: Setting = setting(
     "GEMINI_MAX_ATTEMPTS",
     "4",
     "attempts",
-    "How often one call is sent in all when Gemini fails in passing.",
+    "The most attempts at one call, including the first, when Gemini answers with transient errors.",
 );
 const REDIS_URL: Setting = setting(
     "REDIS_URL",
     "",
     "secret",
-    "Where the limits are kept that several replicas share: `redis://host:6379` or `rediss://user:password@host`. Unset: each replica has its own.",
+    "The Redis in which replicas share their limits: `redis://host:6379` or `rediss://user:password@host`. Unset: each replica has its own limits.",
 );
 const REDIS_PREFIX: Setting = setting(
     "REDIS_PREFIX",
     "gemini-concurrent-generation",
     "name",
-    "What all keys in Redis begin with. Replicas with the same prefix share their limits.",
+    "The prefix of all keys in Redis. Replicas with the same prefix share their limits.",
 );
 const REDIS_REQUIRED: Setting = setting(
     "REDIS_REQUIRED",
     "true",
     "true or false",
-    "Whether the start fails where Redis cannot be used. false: a warning, and limits of the replica's own until it is started anew.",
+    "Whether the start fails when Redis cannot be used. false: the replica warns, and keeps its own limits until it restarts.",
 );
 const REDIS_LEASE_SECONDS: Setting = setting(
     "REDIS_LEASE_SECONDS",
     "30",
     "seconds",
-    "How long Redis keeps the permits of a replica that died, 1 to 3600. See Several replicas in README.md.",
+    "How long Redis keeps the permits of a replica that died, 1 to 3600. See docs/replicas.md.",
 );
 const HOST: Setting = setting("HOST", "0.0.0.0", "IP address", "The address to listen on.");
 const PORT: Setting = setting("PORT", "5004", "port", "The port to listen on; 0 takes a free one.");
@@ -182,89 +186,95 @@ const GEMINI_BASE_URL: Setting = setting(
     "GEMINI_BASE_URL",
     "https://generativelanguage.googleapis.com",
     "URL",
-    "Where Gemini is. A path prefix is kept; a version at its end, such as `/v1beta` or `/v1beta/openai`, is left out.",
+    "The URL of Gemini. A path prefix is kept; a version at its end, such as `/v1beta` or `/v1beta/openai`, is dropped.",
+);
+const GEMINI_CA_FILE: Setting = setting(
+    "GEMINI_CA_FILE",
+    "",
+    "path",
+    "A PEM file with certificate authorities that calls to Gemini trust in addition to the system's: for networks whose proxy intercepts TLS.",
 );
 const GEMINI_CHAT_MODEL: Setting = setting(
     "GEMINI_CHAT_MODEL",
     "gemini-3.5-flash-lite",
     "model",
-    "The model of chats that name none.",
+    "The model for chats that name none.",
 );
 const GEMINI_STRUCTURED_MODEL: Setting = setting(
     "GEMINI_STRUCTURED_MODEL",
     "gemini-3.8-flash",
     "model",
-    "The model of structured output and stories that name none.",
+    "The model for structured output and stories that name none.",
 );
 const MAX_BATCH_SIZE: Setting =
-    setting("MAX_BATCH_SIZE", "10000", "items", "How many items one batch holds, at most.");
+    setting("MAX_BATCH_SIZE", "10000", "items", "The most items in one batch.");
 const MAX_BODY_BYTES: Setting =
-    setting("MAX_BODY_BYTES", "67108864", "bytes", "How large a request body is, at most.");
+    setting("MAX_BODY_BYTES", "67108864", "bytes", "The largest request body.");
 const MAX_SCHEMA_BYTES: Setting = setting(
     "MAX_SCHEMA_BYTES",
     "4194304",
     "bytes",
-    "How large one JSON Schema is, at most; those of one batch together, twice that. Past it: 422.",
+    "The largest JSON Schema; those of one batch together may be twice as large. Beyond it: 422.",
 );
 const MAX_SCHEMA_NODES: Setting = setting(
     "MAX_SCHEMA_NODES",
     "250000",
     "values",
-    "How many JSON values one JSON Schema holds, at most. Each takes about a kilobyte of memory. Past it: 422.",
+    "The most JSON values in one JSON Schema. Each takes about a kilobyte of memory. Beyond it: 422.",
 );
 const SCHEMA_TIMEOUT_SECONDS: Setting = setting(
     "SCHEMA_TIMEOUT_SECONDS",
     "10",
     "seconds",
-    "How long the schemas of one request take to compile, or an answer to be checked, at most. Past it: 422, or `schema_violation`.",
+    "How long it may take to compile the schemas of one request, or to check an answer. Beyond it: 422, or `schema_violation`.",
 );
 const CHECK_FORMATS: Setting = setting(
     "CHECK_FORMATS",
     "true",
     "true or false",
-    "Whether an answer is held to the `format` of its schema: date, date-time, time, email, uri, uuid, ipv4, ipv6, hostname.",
+    "Whether an answer is checked against the `format`s of its schema: date, date-time, time, email, uri, uuid, ipv4, ipv6, hostname.",
 );
 const BODY_MEMORY_BYTES: Setting = setting(
     "BODY_MEMORY_BYTES",
     "",
     "bytes",
-    "How much memory the bodies of all requests take together, at most; one body takes seven eighths of it at most. Past it: 503. Unset: a quarter of the memory that the process may use.",
+    "The most memory that the bodies of all requests take together; one body may take seven eighths of it. Beyond it: 503. Unset: a quarter of the memory that the process may use.",
 );
 const MAX_CONNECTIONS: Setting = setting(
     "MAX_CONNECTIONS",
     "16384",
     "connections",
-    "How many connections clients hold at once, at most, and how many requests over HTTP/2; fewer where the limit of open files (`ulimit -Hn`) is too low, or a quarter of the memory has less than 64 KiB for each. Past it, those that wait for their client longest are closed.",
+    "The most connections that clients hold at once, and the most requests over HTTP/2; fewer where the limit of open files (`ulimit -Hn`) is too low, or where a quarter of the memory has less than 64 KiB for each. Beyond it, the connections that have waited longest for their client are closed.",
 );
 const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
     "60",
     "seconds",
-    "How long a client takes to send its headers, then its body, or to go on reading, before it is cut off.",
+    "How long a client may take to send its headers, then its body, or to go on reading, before it is cut off.",
 );
 const KEEP_ALIVE_SECONDS: Setting = setting(
     "KEEP_ALIVE_SECONDS",
     "75",
     "seconds",
-    "How long a connection is kept open between two requests: longer than the load balancer in front of the service keeps it.",
+    "How long an idle connection stays open between two requests: longer than the load balancer in front of the gateway keeps it.",
 );
 const UPSTREAM_TIMEOUT_SECONDS: Setting = setting(
     "UPSTREAM_TIMEOUT_SECONDS",
     "120",
     "seconds",
-    "How long one attempt at Gemini takes, from connecting to the last byte; of a stream, to its first; of an upload, from when all of it was sent.",
+    "How long one attempt at Gemini may take, from connecting to the last byte; for a stream, to its first byte; for an upload, from when all of it was sent.",
 );
 const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
     "STREAM_IDLE_TIMEOUT_SECONDS",
     "60",
     "seconds",
-    "How long Gemini may say nothing in the midst of a stream before it is given up.",
+    "How long Gemini may send nothing in the middle of a stream before the stream is given up.",
 );
 const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "REQUEST_TIMEOUT_SECONDS",
     "600",
     "seconds",
-    "How long a request takes in all, queueing and retries included; in a batch, an item from its turn in the queue on; a stream to its first byte.",
+    "How long a request may take in all, including queueing and retries; in a batch, each item from its turn in the queue; a stream, until its first byte.",
 );
 const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",
@@ -272,12 +282,13 @@ const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "seconds",
     "How long work in flight may take to finish after SIGTERM.",
 );
-const LOG_FORMAT: Setting = setting("LOG_FORMAT", "text", "text or json", "The form of log lines.");
+const LOG_FORMAT: Setting =
+    setting("LOG_FORMAT", "text", "text or json", "The format of log lines.");
 const RUST_LOG: Setting = setting(
     "RUST_LOG",
     "info",
     "filter",
-    "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace at most.",
+    "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace only.",
 );
 
 /// A setting whose value cannot be used. Says what was expected; of what was found, nothing that
@@ -291,7 +302,7 @@ pub struct InvalidSetting {
     pub expected: Cow<'static, str>,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
@@ -319,6 +330,8 @@ pub struct Config {
     pub host: IpAddr,
     pub port: u16,
     pub base_url: String,
+    pub authorities: Authorities,
+    pub proxy: Option<Proxy>,
     pub chat_model: Model,
     pub structured_model: Model,
     pub max_batch_size: usize,
@@ -345,10 +358,9 @@ impl Config {
     /// The first setting whose value cannot be used.
     pub fn from_env() -> Result<Self, InvalidSetting> {
         for setting in SETTINGS {
-            if let Err(VarError::NotUnicode(_)) = std::env::var(setting.name) {
-                return Err(invalid(*setting, "text in UTF-8"));
-            }
+            is_text(setting.name)?;
         }
+        PROXY_VARIABLES.iter().try_for_each(|variable| is_text(variable))?;
         Self::read(|name| std::env::var(name).ok())
     }
 
@@ -368,6 +380,7 @@ impl Config {
 
     fn read_all(settings: &Lookup<'_>) -> Result<Self, InvalidSetting> {
         let quota_plan = quotas::read(settings)?;
+        let base_url = settings.base_url()?;
         let mut config = Self {
             admin_api_key: settings.admin_key()?,
             gemini_api_key: None,
@@ -383,7 +396,9 @@ impl Config {
             redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
             port: settings.parse(PORT, "a port, 0 to 65535")?,
-            base_url: settings.base_url()?,
+            authorities: network::authorities(settings)?,
+            proxy: network::proxy(settings, &base_url)?,
+            base_url,
             chat_model: settings.parse(GEMINI_CHAT_MODEL, MODEL)?,
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
@@ -446,6 +461,15 @@ const MODEL: &str = "a model's name, such as gemini-3.5-flash-lite";
 
 fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidSetting {
     InvalidSetting { variable: setting.name, expected: expected.into() }
+}
+
+fn is_text(variable: &'static str) -> Result<(), InvalidSetting> {
+    match std::env::var(variable) {
+        Err(VarError::NotUnicode(_)) => {
+            Err(InvalidSetting { variable, expected: "text in UTF-8".into() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Docker's `--env-file` takes quotes for a part of the value, as most shells do not.

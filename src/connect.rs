@@ -1,39 +1,154 @@
-//! Connections to other services: HTTP/1.1, with TLS where the URL asks for it.
+//! Connections to other services: HTTP/1.1, with TLS where the URL asks for it, and to Gemini through
+//! a proxy where the environment names one.
+
+mod authorities;
+mod proxy;
+mod tunnel;
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tower::{BoxError, Service};
 
-/// How long a connection may take to be made.
+pub use authorities::Authorities;
+pub use proxy::{InvalidProxy, Proxy, is_loopback};
+pub use tunnel::ProxyError;
+use tunnel::Via;
+
+/// How long a connection may take to be made, without the TLS handshake with its destination. Through
+/// a proxy, everything up to the connection to the destination is included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What makes the connections, which never offer anything but HTTP/1.1.
+/// Makes connections without a proxy, which never offer anything but HTTP/1.1.
 ///
 /// # Errors
 /// With `tls`, where the machine has no CA certificates.
 pub fn connector(tls: bool) -> io::Result<HttpsConnector<HttpConnector>> {
+    let config = Authorities::default().tls(tls)?;
+    Ok(with_tls(config, tcp()))
+}
+
+/// Makes connections to Gemini, through a proxy where there is one. They never offer anything but
+/// HTTP/1.1. `tls` says whether Gemini is reached over TLS.
+///
+/// # Errors
+/// Where TLS is needed and there are no CA certificates.
+pub fn upstream_connector(
+    tls: bool,
+    proxy: Option<&Proxy>,
+    authorities: &Authorities,
+) -> io::Result<HttpsConnector<Connector>> {
+    let config = authorities.tls(tls || proxy.is_some_and(Proxy::speaks_tls))?;
+    let via = proxy.map(|proxy| Via::new(proxy.clone(), with_tls(config.clone(), tcp())));
+    Ok(with_tls(config, Connector { tcp: tcp(), via: via.map(Arc::new) }))
+}
+
+fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     tcp.enforce_http(false);
-    let builder = HttpsConnectorBuilder::new();
-    let builder = if tls {
-        builder.with_provider_and_native_roots(ring::default_provider())?
-    } else {
-        builder.with_tls_config(no_tls())
-    };
-    Ok(builder.https_or_http().enable_http1().wrap_connector(tcp))
+    tcp
 }
 
-/// TLS that trusts nobody, for a base URL without TLS: it spares the machine's CA certificates,
-/// which take a while to read and are absent from some images.
-fn no_tls() -> ClientConfig {
-    ClientConfig::builder_with_provider(ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks the default versions of TLS")
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth()
+fn with_tls<C>(config: ClientConfig, connector: C) -> HttpsConnector<C> {
+    let builder = HttpsConnectorBuilder::new().with_tls_config(config);
+    builder.https_or_http().enable_http1().wrap_connector(connector)
+}
+
+/// Makes connections over which HTTP is spoken, or the TLS handshake with Gemini follows.
+#[derive(Clone)]
+pub struct Connector {
+    tcp: HttpConnector,
+    via: Option<Arc<Via>>,
+}
+
+/// A connection to a destination or to a proxy.
+type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// A connection to Gemini, or to a proxy that passes requests on.
+#[derive(Debug)]
+pub struct Stream {
+    io: Io,
+    /// Whether it leads to a proxy that reads each request and passes it on: the request then has the
+    /// whole URL in its first line.
+    is_forwarded: bool,
+}
+
+impl Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, destination: Uri) -> Self::Future {
+        if let Some(via) = &self.via {
+            let via = Arc::clone(via);
+            return Box::pin(async move { Ok(via.connect(destination).await?) });
+        }
+        let connecting = self.tcp.call(destination);
+        Box::pin(async move {
+            let io = MaybeHttpsStream::Http(connecting.await?);
+            Ok(Stream { io, is_forwarded: false })
+        })
+    }
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        self.io.connected().proxy(self.is_forwarded)
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, buffers)
+    }
 }

@@ -33,6 +33,8 @@ pub struct Shared {
     pub offload: Arc<Offload>,
     /// The memory for the bodies of all requests.
     pub bodies: Arc<BodyBudget>,
+    /// The memory for answers that are read before their clients read them.
+    pub answers: Arc<BodyBudget>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether a simulator stands in for Gemini.
@@ -69,6 +71,8 @@ impl Gateway {
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
         let bodies = BodyBudget::new(config.body_memory_bytes);
+        // Bodies need not be refused for them: without it, answers wait at Gemini.
+        let answers = BodyBudget::new(Some(bodies.largest() / 4));
         let defaults = Defaults {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
@@ -82,6 +86,7 @@ impl Gateway {
             dispatcher,
             offload,
             bodies,
+            answers,
             metrics,
             simulated,
         })))
@@ -89,19 +94,17 @@ impl Gateway {
 
     /// The same gateway, limits and counters included, with connections to Gemini of its own: for
     /// one more thread to use without meeting the others.
-    ///
-    /// # Errors
-    /// [`InvalidBaseUrl`], as for [`Gateway::new`].
-    pub fn with_own_connections(&self) -> Result<Self, InvalidBaseUrl> {
-        let client = client(&self.config)?;
-        let dispatcher = Arc::new(self.dispatcher.with_client(client));
-        Ok(Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) })))
+    pub fn with_own_connections(&self) -> Self {
+        let dispatcher = Arc::new(self.dispatcher.with_own_connections());
+        Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) }))
     }
 }
 
 /// Connections to Gemini, out of which the server's own key never comes.
 fn client(config: &Config) -> Result<Client, InvalidBaseUrl> {
-    Ok(Client::new(&config.base_url)?.guarding(config.gemini_api_key.as_ref()))
+    let Config { base_url, proxy, authorities, gemini_api_key, .. } = config;
+    let client = Client::through(base_url, proxy.as_ref(), authorities)?;
+    Ok(client.guarding(gemini_api_key.as_ref()))
 }
 
 impl Deref for Gateway {

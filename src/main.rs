@@ -150,6 +150,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         config.base_url = format!("http://{address}");
+        config.proxy = None;
         config.set_gemini_api_key(ApiKey::new("simulated-key").map_err(|error| error.to_string())?);
         let router = Simulator::new(simulator::Options::default()).router();
         // Not with the signal: calls in flight are answered during the grace period.
@@ -161,6 +162,9 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     if !simulate {
         warn_of_open_wallet(&config);
     }
+    if let Some(proxy) = &config.proxy {
+        tracing::info!(%proxy, "calls to Gemini go through a proxy");
+    }
     let store = shutdown.begins.run_until_cancelled(store(&config)).await;
     let Some(store) = store.transpose()? else { return Ok(()) };
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
@@ -169,10 +173,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
-    let workers = workers(|| {
-        let gateway = gateway.with_own_connections().map_err(|error| error.to_string())?;
-        Ok(api::router(gateway))
-    })?;
+    let workers = workers(|| Ok(api::router(gateway.with_own_connections())))?;
     // Each call to Gemini takes a connection, and as many are kept for the next calls.
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
     let mut limits = Limits::of(config);

@@ -2,7 +2,7 @@
 //!
 //! Four replicas of the real program share their limits through a Redis. Clients send a million
 //! calls; meanwhile replicas are killed and stopped, Redis is restarted and emptied, clocks are set,
-//! the upstream breaks in every way, and clients hang up. `benches/README.md` says how to run it
+//! the upstream breaks in every way, and clients hang up. `docs/benchmarks.md` says how to run it
 //! and what its figures mean.
 //!
 //! | file | what is in it |

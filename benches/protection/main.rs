@@ -8,7 +8,7 @@
 //!
 //! A run is a simulator and a service over it, both fresh, on threads and ports of their own, and
 //! clients that send over HTTP. It prints tables in Markdown and judges nothing: on a busy machine
-//! its times are those of the machine. `benches/README.md` says what each figure means.
+//! its times are those of the machine. `docs/benchmarks.md` says what each figure means.
 
 mod capacity;
 mod fairness;

@@ -83,8 +83,7 @@ impl Stage {
         protect(&mut config, protection);
         config.set_gemini_api_key(ApiKey::new("benchmark").expect("a key"));
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
-        let router =
-            || api::router(gateway.with_own_connections().expect("the simulator has a base URL"));
+        let router = || api::router(gateway.with_own_connections());
         let address = listen(router, &self.stop).await;
         Service { url: format!("http://{address}"), http: self.http.clone(), gateway }
     }

@@ -1,15 +1,17 @@
 //! Whose key pays: the admin key's, the caller's own, the environment's, in this order.
 
 use axum::extract::FromRequestParts;
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use memchr::memchr2;
 use percent_encoding::percent_decode;
 
+use super::body::with_body;
 use super::browser::{is_cross_site, is_trusted_host};
 use super::error::ApiError;
-use crate::config::FallbackScope;
+use crate::config::{AdminKey, FallbackScope};
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, ApiKey, Model, USER_PROJECT};
 use crate::generation::Credentials;
@@ -21,7 +23,8 @@ pub(super) const ADMIN_API_KEY: HeaderName = HeaderName::from_static("admin-api-
 /// Google's Python SDK 3.6.1.
 const SCHEMES: [&str; 2] = ["bearer", "token"];
 
-/// The parameters of a query with which a key comes. Source: Google's system parameters.
+/// The parameters of a query with which a key comes, also with a dollar sign in front, as system
+/// parameters may have one. Source: Google's system parameters.
 const KEY_PARAMETERS: [&str; 4] = ["key", "access_token", "oauth_token", "bearer_token"];
 
 /// What the head of a request says about its sender.
@@ -238,6 +241,23 @@ pub(super) fn check_model(model: &Model, gateway: &Gateway) -> Result<(), ApiErr
     }
 }
 
+/// Refuses a body with the admin key in it, before it goes to Gemini. Where the key is not looked for,
+/// the body is not asked for.
+///
+/// # Errors
+/// 401.
+pub(super) async fn check_text(
+    body: impl FnOnce() -> Bytes,
+    gateway: &Gateway,
+) -> Result<(), ApiError> {
+    let admin = gateway.config.admin_api_key.clone();
+    let Some(admin) = admin.filter(AdminKey::is_looked_for_in_texts) else { return Ok(()) };
+    match with_body(body(), move |body| admin.is_in_long_text(body)).await? {
+        true => Err(ApiError::misplaced_admin_key()),
+        false => Ok(()),
+    }
+}
+
 fn brings_admin_key(headers: &HeaderMap, gateway: &Gateway) -> bool {
     let known = headers.get(&ADMIN_API_KEY).zip(gateway.config.admin_api_key.as_ref());
     known.is_some_and(|(header, key)| key.matches(header.as_bytes()))
@@ -290,7 +310,8 @@ pub(super) fn name_of(parameter: &str) -> String {
 }
 
 fn is_key(parameter: &str) -> bool {
-    KEY_PARAMETERS.contains(&&*name_of(parameter))
+    let name = name_of(parameter);
+    KEY_PARAMETERS.contains(&name.strip_prefix('$').unwrap_or(&name))
 }
 
 /// The proof that a request comes from the administrator.
@@ -343,6 +364,7 @@ mod tests {
             ("alt=sse&key=secret&a=%20&b", "alt=sse&a=%20&b"),
             ("%6bey=secret&monkey=1&Key=2", "monkey=1&Key=2"),
             ("access_token=a&alt=json&oauth_token=b&bearer_token=c", "alt=json"),
+            ("$key=a&%24key=b&$alt=json&$access_token=c", "$alt=json"),
         ] {
             assert_eq!(without_key(query), rest);
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::auth::{Caller, check_model};
+use super::auth::{Caller, check_model, check_text};
 use super::body::Asked;
 use super::error::{ApiError, Detail};
 use super::single::named_semaphore;
@@ -139,6 +139,7 @@ async fn prepare<G: Generation>(
     let mut items = Vec::with_capacity(prepared.len());
     for ((generation, terms), key) in prepared.into_iter().zip(terms).zip(keys) {
         check_model(generation.model(), gateway)?;
+        check_text(|| generation.ask(), gateway).await?;
         let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
         items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
     }

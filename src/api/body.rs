@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, Request};
 use http_body_util::BodyExt;
+use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment as Step;
 use tokio::task::spawn_blocking;
@@ -302,13 +303,19 @@ fn check_depth(json: &[u8]) -> Result<(), InvalidField> {
     Ok(())
 }
 
-/// Whether a body is JSON.
+/// Whether a body is JSON that names a model.
 ///
 /// # Errors
-/// 422 with the place where it is not.
-pub(super) async fn check_json(body: Bytes) -> Result<(), ApiError> {
-    let read = with_body(body, |bytes| serde_json::from_slice::<IgnoredAny>(bytes));
-    read.await?.map(drop).map_err(|error| ApiError::invalid(vec![not_json(&error)]))
+/// 422 with what is wrong, and where.
+pub(super) async fn check_names_model(body: Bytes) -> Result<(), ApiError> {
+    #[derive(Deserialize)]
+    struct Named {
+        #[expect(dead_code, reason = "that it can be read is all that is asked")]
+        model: String,
+    }
+
+    let read = with_body(body, parse::<Named>);
+    read.await?.map(drop).map_err(|field| ApiError::invalid(vec![field]))
 }
 
 fn not_json(error: &serde_json::Error) -> InvalidField {

@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::unfold;
+use futures_util::stream::{StreamExt, unfold};
 use serde_json::json;
 use utoipa::ToSchema;
 
+use super::ahead::read_ahead;
 use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
 use super::body::Asked;
 use super::error::ApiError;
@@ -65,15 +66,21 @@ async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Resp
     let opened = ChatStream::open(&gateway.dispatcher, &call, chat, admission, idle);
     let chat = Box::pin(opened).await.map_err(|failure| failed(&call, failure))?;
     let events = unfold((chat, call, share), async |(mut chat, call, share)| {
-        let event = match chat.next().await? {
-            Ok(ChatEvent::Delta(delta)) => Event::default().json_data(json!({"delta": delta})),
-            Ok(ChatEvent::Done(response)) => Event::default().json_data(response),
-            Err(failure) => {
-                let model = call.route.model().clone();
-                Event::default().json_data(ItemFailure::of(failed(&call, failure), model))
-            }
-        };
+        let event = chat.next().await?.map_err(|failure| {
+            let model = call.route.model().clone();
+            ItemFailure::of(failed(&call, failure), model)
+        });
         Some((event, (chat, call, share)))
+    });
+    // The last event has the whole text, which is in memory in any case.
+    let size = |event: &Result<ChatEvent, ItemFailure>| match event {
+        Ok(ChatEvent::Delta(delta)) => delta.len(),
+        Ok(ChatEvent::Done(_)) | Err(_) => 0,
+    };
+    let events = read_ahead(events, size, &gateway.answers).map(|event| match event {
+        Ok(ChatEvent::Delta(delta)) => Event::default().json_data(json!({"delta": delta})),
+        Ok(ChatEvent::Done(response)) => Event::default().json_data(response),
+        Err(failure) => Event::default().json_data(failure),
     });
     Ok(Sse::new(events).into_response())
 }

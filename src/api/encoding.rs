@@ -1,6 +1,6 @@
 //! Bodies that come compressed, and what else stands between their bytes and their JSON.
 
-use std::io::{self, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read};
 
 use brotli_decompressor::Decompressor;
 use bytes::Bytes;
@@ -107,22 +107,39 @@ impl Coding {
         }
     }
 
-    fn decoder(self, body: Bytes) -> io::Result<Box<dyn Read>> {
+    fn decoder<'a>(self, body: Feed<'a>) -> io::Result<Box<dyn Read + 'a>> {
         // HTTP's deflate is zlib's form of it; some send it bare. Source: RFC 9110, section 8.4.1.2.
-        let is_zlib = matches!(*body, [first, second, ..]
+        let is_zlib = matches!(**body.body.get_ref(), [first, second, ..]
             if first & 0x0f == 8 && u16::from_be_bytes([first, second]).is_multiple_of(31));
-        let body = Cursor::new(body);
         Ok(match self {
             Self::Gzip => Box::new(MultiGzDecoder::new(body)),
             Self::Deflate if is_zlib => Box::new(ZlibDecoder::new(body)),
             Self::Deflate => Box::new(DeflateDecoder::new(body)),
             Self::Brotli => Box::new(Decompressor::new(body, PIECE)),
             Self::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(body)?;
+                let mut decoder =
+                    zstd::Decoder::with_buffer(BufReader::with_capacity(PIECE, body))?;
                 decoder.window_log_max(ZSTD_WINDOW)?;
                 Box::new(decoder)
             }
         })
+    }
+}
+
+/// What is to be decoded. It ends in an error where nobody waits for it any more: a decoder reads on and
+/// on where nothing comes of what it reads, such as parts without content.
+struct Feed<'a> {
+    body: Cursor<Bytes>,
+    goes_on: &'a dyn Fn() -> bool,
+}
+
+impl Read for Feed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.goes_on)() {
+            return Err(io::Error::other("nobody waits for it"));
+        }
+        let most = buffer.len().min(PIECE);
+        self.body.read(&mut buffer[..most])
     }
 }
 
@@ -196,6 +213,7 @@ fn decode(
     share: &mut Share,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Bytes, Fault> {
+    let body = Feed { body: Cursor::new(body), goes_on };
     let mut decoder = coding.decoder(body).map_err(|_| Fault::Invalid)?;
     let mut whole = Vec::new();
     let mut piece = vec![0; PIECE];
@@ -216,6 +234,7 @@ fn decode(
                 whole.extend_from_slice(&piece[..read]);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if !goes_on() => return Err(Fault::Stopped),
             Err(_) => return Err(Fault::Invalid),
         }
     }
@@ -241,9 +260,14 @@ pub(super) fn in_utf8(body: Bytes) -> Result<Bytes, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use http::HeaderValue;
 
     use super::*;
+    use crate::memory::BodyBudget;
 
     #[test]
     fn one_encoding_is_taken_by_its_name() {
@@ -265,6 +289,23 @@ mod tests {
         }
         for values in [&["compress"][..], &["gzip, gzip"], &["gzip", "br"], &["gzip;q=1"]] {
             assert_eq!(of(values), Err("unsupported_media_type"), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_of_parts_without_content_is_not_decoded_to_its_end_for_nobody() {
+        let gzip = GzEncoder::new(Vec::new(), Compression::none()).finish().unwrap();
+        let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        let stored = [0, 0, 0, 0xff, 0xff];
+        for (coding, part) in
+            [(Coding::Gzip, &*gzip), (Coding::Zstd, &skipped), (Coding::Deflate, &stored)]
+        {
+            let body = Bytes::from(part.repeat((4 << 20) / part.len()));
+            let asked = AtomicUsize::new(0);
+            let goes_on = || asked.fetch_add(1, Ordering::Relaxed) < 5;
+            let mut share = BodyBudget::new(Some(1 << 20)).share();
+            let decoded = decode(coding, body, 1 << 20, &mut share, &goes_on);
+            assert!(matches!(decoded, Err(Fault::Stopped)), "{coding:?}");
         }
     }
 

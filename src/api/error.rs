@@ -386,16 +386,10 @@ impl ApiError {
                               midnight Pacific time.";
                 too_many("daily_quota_exhausted", detail, retry_after)
             }
-            Exhausted::TooLarge { tokens, limit } => {
+            Exhausted::TooLarge { kind, cost, limit } => {
+                let (resource, window) = (kind.resource(), kind.window());
                 let detail = format!(
-                    "The request has about {tokens} input tokens, more than the {limit} that the \
-                     key may send to the model in a whole minute."
-                );
-                Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)
-            }
-            Exhausted::TooManyRequests { requests, limit, window } => {
-                let detail = format!(
-                    "Gemini counts the request as {requests}, more than the {limit} that the key \
+                    "The request has about {cost} {resource}, more than the {limit} that the key \
                      may send to the model in a whole {window}."
                 );
                 Self::new(StatusCode::BAD_REQUEST, "request_exceeds_quota", detail)

@@ -1,14 +1,18 @@
 //! Forms (`multipart/form-data`), in which OpenAI's clients send videos to be made.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use multer::{Multipart, parse_boundary};
 
+use super::body::with_body;
 use super::error::ApiError;
 use crate::gemini::InputFeatures;
 use crate::generation::InvalidField;
+use crate::memory::BodyBudget;
 
 /// How many fields a form has at most.
 const MAX_FIELDS: usize = 1000;
@@ -26,18 +30,35 @@ impl Form {
     /// Reads a body, if it is sent as a form.
     ///
     /// # Errors
-    /// 422 for one that cannot be read as such, or that names its model twice.
-    pub(super) async fn read(headers: &HeaderMap, body: &Bytes) -> Result<Option<Self>, ApiError> {
+    /// 422 for one that cannot be read as such, or that names its model twice; 503.
+    pub(super) async fn read(
+        headers: &HeaderMap,
+        body: &Bytes,
+        budget: &Arc<BodyBudget>,
+    ) -> Result<Option<Self>, ApiError> {
         if !is_form(headers) {
             return Ok(None);
         }
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let boundary = parse_boundary(content_type.unwrap_or_default()).map_err(invalid)?;
-        let whole = stream::iter([Ok::<_, multer::Error>(body.clone())]);
+        // Whoever reads forms copies them.
+        let mut copy = budget.share();
+        copy.grow(body.len())?;
+        let whole = body.clone();
+        let form = with_body(body.clone(), move |_| {
+            let _copy = copy;
+            // It is all there, so that nothing is waited for.
+            Self::read_fields(whole, boundary).now_or_never().ok_or_else(ApiError::internal)?
+        });
+        form.await?.map(Some)
+    }
+
+    async fn read_fields(body: Bytes, boundary: String) -> Result<Self, ApiError> {
+        let whole = stream::iter([Ok::<_, multer::Error>(body)]);
         let mut fields = Multipart::new(whole, boundary);
         let mut form = Self::default();
         let mut count = 0;
-        while let Some(field) = fields.next_field().await.map_err(invalid)? {
+        while let Some(mut field) = fields.next_field().await.map_err(invalid)? {
             count += 1;
             if count > MAX_FIELDS {
                 return Err(fault("too_long", format!("A form has at most {MAX_FIELDS} fields")));
@@ -45,20 +66,27 @@ impl Form {
             let is_model = field.name() == Some("model");
             let media_type = field.content_type().map(ToString::to_string);
             let is_file = field.file_name().is_some();
-            let content = field.bytes().await.map_err(invalid)?;
+            let (mut size, mut model) = (0, String::new());
+            while let Some(piece) = field.chunk().await.map_err(invalid)? {
+                size += piece.len();
+                if is_file {
+                    continue;
+                }
+                let text = String::from_utf8_lossy(&piece);
+                form.input = form.input + InputFeatures::of(&text);
+                if is_model {
+                    model.push_str(&text);
+                }
+            }
             if is_file {
                 let media_type = media_type.unwrap_or_default();
-                form.input = form.input + InputFeatures::of_file(&media_type, content.len());
-                continue;
-            }
-            let text = String::from_utf8_lossy(&content);
-            form.input = form.input + InputFeatures::of(&text);
-            if is_model && form.model.replace(text.trim().to_owned()).is_some() {
+                form.input = form.input + InputFeatures::of_file(&media_type, size);
+            } else if is_model && form.model.replace(model.trim().to_owned()).is_some() {
                 let field = InvalidField::new("model", "duplicate", "The form names it twice");
                 return Err(ApiError::invalid(vec![field]));
             }
         }
-        Ok(Some(form))
+        Ok(form)
     }
 }
 

@@ -8,8 +8,9 @@ use axum::Json;
 use axum::extract::State;
 use futures_util::future::try_join_all;
 use http::StatusCode;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Serialize, Serializer};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::auth::Admin;
 use super::error::{ApiError, ErrorBody};
@@ -17,8 +18,8 @@ use super::openapi::AdminFailures;
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, OutOfReach, Planned, QuotaUsage, Refused, RefusedHere, Semaphore as _,
-    Source, Standing,
+    Account, AdaptiveLimit, OutOfReach, PerKind, Planned, QuotaKind, QuotaUsage, Refused,
+    RefusedHere, Semaphore as _, Source, Standing,
 };
 
 /// How many keys and models are shown.
@@ -45,10 +46,8 @@ struct AccountStatus {
     /// The model that Gemini charges for calls of this one, as it said itself; the limits shown are
     /// those that both share. Null where it is charged itself.
     counts_as: Option<String>,
-    requests_per_minute: QuotaStatus,
-    input_tokens_per_minute: QuotaStatus,
-    /// The day ends at midnight in California.
-    requests_per_day: QuotaStatus,
+    #[serde(flatten)]
+    quotas: QuotaStatuses,
     /// How many requests wait for these quotas; a batch is one.
     waiting: u64,
     /// In how many seconds a small request that comes now could be sent, as far as the quotas go;
@@ -61,6 +60,27 @@ struct AccountStatus {
     refused: Option<RefusedStatus>,
     concurrency: AdaptiveStatus,
 }
+
+/// Each quota by its name. A day ends at midnight in California.
+#[derive(Debug)]
+struct QuotaStatuses(PerKind<QuotaStatus>);
+
+impl Serialize for QuotaStatuses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(kind, status)| (kind.name(), status)))
+    }
+}
+
+impl PartialSchema for QuotaStatuses {
+    fn schema() -> RefOr<Schema> {
+        let object = QuotaKind::ALL.into_iter().fold(ObjectBuilder::new(), |object, kind| {
+            object.property(kind.name(), QuotaStatus::schema()).required(kind.name())
+        });
+        object.into()
+    }
+}
+
+impl ToSchema for QuotaStatuses {}
 
 /// Calls that are refused here because Gemini refused one for good: each process finds out by
 /// itself.
@@ -86,7 +106,7 @@ enum RefusedState {
     ProbeDue,
 }
 
-/// One quota, in requests or in tokens.
+/// One quota.
 #[derive(Debug, Serialize, ToSchema)]
 struct QuotaStatus {
     /// How much may be spent; null where nobody knows a limit.
@@ -125,15 +145,9 @@ impl AccountStatus {
             key: shown.payer().to_string(),
             model: shown.model().to_owned(),
             counts_as: is_alias.then(|| account.model().to_owned()),
-            requests_per_minute: QuotaStatus::of(
-                quotas.requests_per_minute,
-                usage.requests_per_minute,
-            ),
-            input_tokens_per_minute: QuotaStatus::of(
-                quotas.input_tokens_per_minute,
-                usage.input_tokens_per_minute,
-            ),
-            requests_per_day: QuotaStatus::of(quotas.requests_per_day, usage.requests_per_day),
+            quotas: QuotaStatuses(PerKind::from_fn(|kind| {
+                QuotaStatus::of(quotas[kind], usage.quotas[kind])
+            })),
             waiting: usage.waiting,
             next_slot_in_seconds: usage.next_free_in.map(milliseconds),
             paused_for_seconds: usage.paused_for.map(milliseconds),

@@ -1,5 +1,6 @@
 //! HTTP: routes, authentication, bodies. The only place that knows status codes.
 
+mod ahead;
 mod auth;
 mod batch;
 mod body;

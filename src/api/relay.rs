@@ -2,6 +2,7 @@
 
 mod counted;
 mod headers;
+mod partial;
 mod pass;
 mod upload;
 

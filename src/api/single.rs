@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use tokio::time::Instant;
 
-use super::auth::check_model;
+use super::auth::{check_model, check_text};
 use super::body::Asked;
 use super::error::ApiError;
 use super::semaphores::registered;
@@ -45,12 +45,14 @@ pub(super) async fn admitted<G: Generation>(
     let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
     let generation = G::prepare(body, &preparation).map_err(ApiError::invalid)?;
     check_model(generation.model(), gateway)?;
+    check_text(|| generation.ask(), gateway).await?;
     let semaphore = terms.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let dispatcher = &gateway.dispatcher;
     let place = dispatcher.place();
     let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
-    let call = Call { kind: G::KIND, route, input: generation.input(), requests: 1, deadline };
+    let call =
+        Call { kind: G::KIND, route, input: generation.input(), requests: 1, images: 0, deadline };
     let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
     Ok((generation, call, admission))
 }

@@ -4,7 +4,7 @@ use std::iter;
 use std::sync::{Arc, LazyLock};
 
 use http::{HeaderName, HeaderValue};
-use memchr::memmem;
+use memchr::{memchr, memmem};
 use rustls::crypto::ring::default_provider;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sha2::{Digest, Sha256};
@@ -19,6 +19,9 @@ const MIN_PART: usize = 8;
 /// The fewest characters of a key that is looked for in texts for a model, which may well have
 /// shorter ones in them.
 const MIN_IN_TEXT: usize = 16;
+
+/// How much of a text is kept at once to look for escapes in it, in bytes.
+const PLAIN: usize = 4096;
 
 /// What separates the words of a text, where the key has no such character in it.
 const SEPARATORS: &[u8] = b" \t\r\n\0,;:'\"`()<>[]{}=/\\|&?!@#$%*+^";
@@ -79,11 +82,17 @@ impl AdminKey {
         self.0.in_names.iter().any(|part| part.is_in(name))
     }
 
-    /// Whether the key stands as it is in a long text. One of fewer than 16 characters is not
-    /// looked for.
+    /// Whether the key stands in a long text of JSON, as it is or with characters of it escaped: many
+    /// writers of JSON escape a slash. One of fewer than 16 characters is not looked for.
     pub fn is_in_long_text(&self, text: &[u8]) -> bool {
         let key = self.expose().as_bytes();
-        key.len() >= MIN_IN_TEXT && memmem::find(text, key).is_some()
+        self.is_looked_for_in_texts()
+            && (memmem::find(text, key).is_some() || is_escaped_in(text, key))
+    }
+
+    /// Whether the key is long enough not to be a word of a text.
+    pub fn is_looked_for_in_texts(&self) -> bool {
+        self.expose().len() >= MIN_IN_TEXT
     }
 
     fn is_word_of(&self, text: &[u8]) -> bool {
@@ -105,6 +114,47 @@ impl AdminKey {
     /// The SHA-256 of the key, to derive other keys from.
     pub fn sha256(&self) -> [u8; 32] {
         Sha256::digest(self.expose()).into()
+    }
+}
+
+/// Whether a key stands in a text of JSON with escapes within it. In what stands between two escapes it
+/// is not looked for. Linear in the text; little of it is copied.
+fn is_escaped_in(text: &[u8], key: &[u8]) -> bool {
+    // The text without its escapes, from where it may still be the beginning of the key.
+    let mut plain = Vec::with_capacity(2 * PLAIN);
+    let mut rest = text;
+    while let Some(at) = memchr(b'\\', rest) {
+        let (run, escape) = rest.split_at(at);
+        plain.extend_from_slice(&run[..run.len().min(key.len())]);
+        if run.len() > key.len() || plain.len() > PLAIN {
+            if memmem::find(&plain, key).is_some() {
+                return true;
+            }
+            plain.drain(..plain.len().saturating_sub(key.len()));
+        }
+        if run.len() > key.len() {
+            plain.clear();
+            plain.extend_from_slice(&run[run.len() - key.len()..]);
+        }
+        let (byte, length) = unescaped(escape);
+        plain.push(byte);
+        rest = &escape[length..];
+    }
+    plain.extend_from_slice(&rest[..rest.len().min(key.len())]);
+    memmem::find(&plain, key).is_some()
+}
+
+/// The character that an escape of JSON stands for, 0 where it can be in no key, and how many bytes the
+/// escape has.
+fn unescaped(escape: &[u8]) -> (u8, usize) {
+    let code = || {
+        let digits = str::from_utf8(escape.get(2..6)?).ok()?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    match escape {
+        [_, b'u', ..] => code().map_or((0, 2), |code| (u8::try_from(code).unwrap_or(0), 6)),
+        [_, byte @ (b'"' | b'\\' | b'/'), ..] => (*byte, 2),
+        _ => (0, escape.len().min(2)),
     }
 }
 
@@ -220,5 +270,23 @@ mod tests {
         let long = AdminKey::new("a-longer-admin-key");
         assert!(long.is_in_long_text(b"{\"text\":\"my a-longer-admin-key\"}"));
         assert!(!long.is_in_long_text(b"a-longer-admin-ke"));
+        let escaped: String = "a-longer-admin-key".bytes().map(|b| format!("\\u{b:04X}")).collect();
+        for text in [
+            r"a-longer\u002dadmin-key",
+            r"\u0061-longer-admin-ke\u0079",
+            r"\n\\a-longer-admin\u002Dkey\n",
+            &escaped,
+            &format!("{}{escaped}", "a\\n".repeat(10_000)),
+            &format!("{}{escaped}", "\\u0061-longer-".repeat(10_000)),
+            &format!("{}a-lon\\u0067er-admin-key{}", "x".repeat(9000), "y".repeat(9000)),
+        ] {
+            assert!(long.is_in_long_text(text.as_bytes()), "{text:.100}");
+        }
+        for text in
+            [r"a-longer\n-admin-key", r"a-longer-admin-ke\u00", "a-longer-admin-ke\\", r"\u"]
+        {
+            assert!(!long.is_in_long_text(text.as_bytes()), "{text}");
+        }
+        assert!(AdminKey::new("a/slash+a/slash+").is_in_long_text(br#""a\/slash+a\/slash+""#));
     }
 }

@@ -7,7 +7,7 @@
 mod tests;
 
 use crate::gemini::Model;
-use crate::limits::{KeyDigest, Limit, Limits, QuotaPlan, Scope, Tier};
+use crate::limits::{KeyDigest, Limit, Limits, QuotaKind, QuotaPlan, Scope, Tier};
 
 use super::{
     GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_TIER, InvalidSetting, Lookup, SERVER_LABEL, Setting,
@@ -111,19 +111,22 @@ fn read_limits(text: &str) -> Result<Limits, String> {
     let mut limits = Limits::default();
     for part in text.split(',').map(str::trim) {
         let (name, limit) = split(part, '=').unwrap_or((part, ""));
-        let field = match name {
-            "rpm" => &mut limits.requests_per_minute,
-            "tpm" => &mut limits.input_tokens_per_minute,
-            "rpd" => &mut limits.requests_per_day,
-            _ => return Err(format!("rpm, tpm or rpd with a limit, not {part:?}")),
-        };
+        let kind = QuotaKind::from_setting(name)
+            .ok_or_else(|| format!("{} with a limit, not {part:?}", names()))?;
         let limit = read_limit(limit)
             .ok_or_else(|| format!("{name}= with a whole number or none, not {part:?}"))?;
-        if field.replace(limit).is_some() {
+        if limits[kind].replace(limit).is_some() {
             return Err(format!("{name} only once, not again {part:?}"));
         }
     }
     Ok(limits)
+}
+
+/// The names of all kinds of quotas.
+fn names() -> String {
+    let names = QuotaKind::ALL.map(QuotaKind::setting);
+    let (last, others) = names.split_last().expect("there are some");
+    format!("{} or {last}", others.join(", "))
 }
 
 fn read_limit(text: &str) -> Option<Limit> {

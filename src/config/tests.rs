@@ -96,3 +96,31 @@ fn a_wrong_value_names_the_variable_and_what_was_expected() {
         assert!(!error.to_string().contains(value), "{error}");
     }
 }
+
+#[test]
+fn a_proxy_is_chosen_by_the_scheme_of_the_base_url() {
+    const HTTPS: &str = "https://g.example";
+    const HTTP: &str = "http://g.example";
+    let (own, other) = ("http://own.example:1", "http://other.example:2");
+    for (base_url, variables, is_own) in [
+        (HTTPS, vec![("HTTPS_PROXY", own), ("HTTP_PROXY", other), ("ALL_PROXY", other)], true),
+        (HTTPS, vec![("https_proxy", own), ("HTTPS_PROXY", other)], true),
+        (HTTPS, vec![("https_proxy", " "), ("HTTPS_PROXY", own)], true),
+        (HTTPS, vec![("HTTP_PROXY", other)], false),
+        (HTTPS, vec![("ALL_PROXY", own)], true),
+        (HTTPS, vec![("all_proxy", own), ("ALL_PROXY", other)], true),
+        (HTTP, vec![("HTTP_PROXY", own), ("HTTPS_PROXY", other)], true),
+        (HTTP, vec![("HTTP_PROXY", other), ("REQUEST_METHOD", "GET")], false),
+        (HTTP, vec![("http_proxy", own), ("REQUEST_METHOD", "GET")], true),
+        (HTTP, vec![("ALL_PROXY", own), ("NO_PROXY", "x.example")], true),
+        (HTTP, vec![("ALL_PROXY", own), ("NO_PROXY", "example")], false),
+        (HTTP, vec![("ALL_PROXY", own), ("no_proxy", "x.example"), ("NO_PROXY", "*")], true),
+        ("http://localhost:5005", vec![("HTTP_PROXY", other)], false),
+        ("http://127.0.0.1:5005", vec![("HTTP_PROXY", "")], false),
+    ] {
+        let all = [("GEMINI_BASE_URL", base_url)].into_iter().chain(variables.clone());
+        let proxy = read(&all.collect::<Vec<_>>()).unwrap().proxy;
+        let shown = proxy.map(|proxy| proxy.to_string());
+        assert_eq!(shown.as_deref(), is_own.then_some("own.example:1"), "{base_url} {variables:?}");
+    }
+}

@@ -229,6 +229,11 @@ impl Forwarded {
         }
     }
 
+    /// Whether the call holds its slots until the answer has passed.
+    pub fn holds_slots(&self) -> bool {
+        self.passage.is_some()
+    }
+
     fn end(&mut self, ended: &Ended<'_>) {
         if let Some(passage) = self.passage.take() {
             passage.end(ended);

@@ -21,8 +21,8 @@ use crate::gemini::{
     warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Semaphore,
-    Turn, Turnstile, Underway,
+    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Resource,
+    Semaphore, Turn, Turnstile, Underway,
 };
 use crate::metrics::Metrics;
 
@@ -64,6 +64,8 @@ pub struct Call {
     pub input: InputFeatures,
     /// As how many requests Gemini counts it: at least 1.
     pub requests: u64,
+    /// How many images it may generate.
+    pub images: u64,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -139,9 +141,9 @@ impl Dispatcher {
     }
 
     /// The same, with connections of its own and everything else in common.
-    pub fn with_client(&self, client: Client) -> Self {
+    pub fn with_own_connections(&self) -> Self {
         Self {
-            client,
+            client: self.client.with_own_connections(),
             door: Arc::clone(&self.door),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
@@ -227,7 +229,8 @@ impl Dispatcher {
     pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
         let estimator = &call.route.estimator;
         let cost = Estimate {
-            cost: Cost { requests: call.requests, tokens: estimator.estimate(call.input) },
+            cost: Cost::of(call.requests, estimator.estimate(call.input))
+                .with(Resource::Images, call.images),
             at_least: estimator.at_least(call.input),
         };
         let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));

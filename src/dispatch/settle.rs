@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Call, Route};
-use crate::gemini::{Error, ErrorKind, Model, Period, Quantity, Refusal, Scope, Usage};
-use crate::limits::{Door, NamedBy, Quotas, Underway};
+use crate::gemini::{Error, ErrorKind, Model, Period, Quantity, Refusal, Scope, Usage, Violation};
+use crate::limits::{Door, NamedBy, QuotaKind, Quotas, Resource, Underway, Window};
 use crate::metrics::{Answered, Metrics};
 
 /// Tells the limits what became of a call that failed.
@@ -99,13 +99,25 @@ pub(super) fn reported(usage: Usage) -> Option<u64> {
 fn named_quotas(refusal: &Refusal) -> Quotas {
     let mut named = Quotas::default();
     for violation in &refusal.violations {
-        let quota = match (violation.quantity, violation.period) {
-            (Quantity::Requests, Period::Minute) => &mut named.requests_per_minute,
-            (Quantity::InputTokens, Period::Minute) => &mut named.input_tokens_per_minute,
-            (Quantity::Requests, Period::Day) => &mut named.requests_per_day,
-            _ => continue,
-        };
-        *quota = violation.limit.filter(|limit| *limit > 0).or(*quota);
+        if let Some(kind) = quota_kind(violation) {
+            named[kind] = violation.limit.filter(|limit| *limit > 0).or(named[kind]);
+        }
     }
     named
+}
+
+/// The kind of quota that a refusal names, if calls are held to it here.
+fn quota_kind(violation: &Violation) -> Option<QuotaKind> {
+    let resource = match violation.quantity {
+        Quantity::Requests => Resource::Requests,
+        Quantity::InputTokens => Resource::InputTokens,
+        Quantity::Images => Resource::Images,
+        Quantity::Apart | Quantity::Other => return None,
+    };
+    let window = match violation.period {
+        Period::Minute => Window::Minute,
+        Period::Day => Window::Day,
+        Period::Unknown => return None,
+    };
+    QuotaKind::of(resource, window)
 }

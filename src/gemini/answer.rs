@@ -307,6 +307,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
             fn visit_u64<E>(self, number: u64) -> Result<Word<'de>, E> {
                 Ok(Word(number.to_string().into()))
             }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Word<'de>, E> {
+                Ok(Word(number.to_string().into()))
+            }
         }
 
         deserializer.deserialize_any(Visitor)

@@ -14,14 +14,14 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT_ENCODING, CONTENT_TYPE, PROXY_AUTHORIZATION, USER_AGENT},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
 use jiff::Timestamp;
@@ -31,7 +31,7 @@ use super::{
     Answer, ApiKey, Error, ErrorKind, Model, Secrets, Surface, retry_after, status::MAX_ERROR,
     unreachable,
 };
-use crate::connect::connector;
+use crate::connect::{Authorities, Connector, Proxy, ProxyError, upstream_connector};
 
 /// The header that carries a key. Never the query: queries land in logs.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
@@ -66,8 +66,12 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// its own. (The features for HTTP/2 are left out too, and a test watches the handshake.)
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Fenced>,
+    http: legacy::Client<HttpsConnector<Connector>, Fenced>,
+    connector: Arc<HttpsConnector<Connector>>,
     base: Base,
+    /// The proxy that reads each request and passes it on, if there is one. Of one that connections
+    /// lead through only the connector knows.
+    forward_proxy: Option<Arc<Proxy>>,
     /// Overwritten in every answer, whoever pays for it.
     secrets: Secrets,
 }
@@ -82,7 +86,7 @@ struct Base {
 }
 
 impl Client {
-    /// A client for the API at `base_url`, such as `https://generativelanguage.googleapis.com` or
+    /// A client for the API at `base_url` without a proxy, such as `https://generativelanguage.googleapis.com` or
     /// `http://127.0.0.1:5005/prefix`: a path stays in front of every call's.
     ///
     /// # Errors
@@ -90,17 +94,33 @@ impl Client {
     /// [`InvalidBaseUrl`] where it is no `http` or `https` URL, has more to it than a path, or is
     /// `https` on a machine without CA certificates.
     pub fn new(base_url: &str) -> Result<Client, InvalidBaseUrl> {
+        Self::through(base_url, None, &Authorities::default())
+    }
+
+    /// The same, through a proxy where there is one, and trusting these authorities in addition to
+    /// the system's.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidBaseUrl`], as for [`Client::new`].
+    pub fn through(
+        base_url: &str,
+        proxy: Option<&Proxy>,
+        authorities: &Authorities,
+    ) -> Result<Client, InvalidBaseUrl> {
         let base = Base::parse(base_url)?;
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(usize::MAX)
-            .build(
-                connector(base.scheme == Scheme::HTTPS)
-                    .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?,
-            );
-        Ok(Client { http, base, secrets: Secrets::default() })
+        let is_tls = base.scheme == Scheme::HTTPS;
+        let connector = upstream_connector(is_tls, proxy, authorities)
+            .map_err(|error| InvalidBaseUrl(format!("TLS cannot be set up: {error}")))?;
+        let forward_proxy = proxy.filter(|proxy| proxy.is_http() && !is_tls).cloned().map(Arc::new);
+        let http = pool(&connector);
+        let connector = Arc::new(connector);
+        Ok(Client { http, connector, base, forward_proxy, secrets: Secrets::default() })
+    }
+
+    /// The same client with connections of its own, made as the others are.
+    pub fn with_own_connections(&self) -> Client {
+        Client { http: pool(&self.connector), ..self.clone() }
     }
 
     /// The same client, from whose answers this key never comes out, whichever key pays.
@@ -158,14 +178,24 @@ impl Client {
     /// Writes a request and waits for the head of its answer.
     async fn written(
         &self,
-        request: Request<Payload>,
+        mut request: Request<Payload>,
         fence: Option<Fence>,
     ) -> Result<Response<Incoming>, Error> {
+        let forward_proxy = self.forward_proxy.as_deref();
+        if let Some(authorization) = forward_proxy.and_then(Proxy::authorization) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
         let written = Arc::new(AtomicBool::new(false));
         let request =
             request.map(|payload| Fenced { payload, fence, written: Arc::clone(&written) });
         let answer = self.http.request(request).await;
-        answer.map_err(|error| broken(error, written.load(Ordering::Relaxed)))
+        let answer = answer.map_err(|error| broken(error, written.load(Ordering::Relaxed)))?;
+        // Only a proxy says this, so that the call has not reached Gemini.
+        let is_rejected = answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+        if is_rejected && forward_proxy.is_some() {
+            return Err(unconnected(ProxyError::Unauthorized));
+        }
+        Ok(answer)
     }
 
     /// The path and query of a URL that is one of this API's, without the prefix.
@@ -329,13 +359,31 @@ impl Body for Fenced {
     }
 }
 
+fn pool(
+    connector: &HttpsConnector<Connector>,
+) -> legacy::Client<HttpsConnector<Connector>, Fenced> {
+    legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(usize::MAX)
+        .build(connector.clone())
+}
+
+/// The error for a call that reached no upstream.
+fn unconnected(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let reason = unreachable::reason(&error).map(|reason| format!(": {reason}"));
+    let message = "no connection to Gemini could be made";
+    let message = format!("{message}{}", reason.unwrap_or_default());
+    Error { source: Some(Arc::new(error)), ..Error::new(ErrorKind::Connection, message) }
+}
+
 /// The error for an exchange that ended before the head of an answer had come.
 fn broken(error: legacy::Error, written: bool) -> Error {
-    let (kind, message) = if error.is_connect() {
-        let reason = unreachable::reason(&error).map(|reason| format!(": {reason}"));
-        let message = "no connection to Gemini could be made";
-        (ErrorKind::Connection, format!("{message}{}", reason.unwrap_or_default()))
-    } else if written {
+    if error.is_connect() {
+        return unconnected(error);
+    }
+    let (kind, message) = if written {
         (ErrorKind::BrokenOff, "the connection to Gemini broke before an answer came".to_owned())
     } else {
         let message = "the connection to Gemini broke before the call was written";

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
 use super::client::{IDENTITY, JSON, NAME, unread, whole};
+use super::events::{Event, Events};
 use super::opening::{Opening, first_data};
 use super::{
     ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
@@ -200,11 +201,15 @@ fn is_enough(first: &[u8], is_stream: bool) -> bool {
     first.len() >= MAX_HELD || (is_stream && can_tell())
 }
 
-/// The data of the error that an answer begins with.
-fn error_data(first: &[u8]) -> Option<&[u8]> {
-    match Opening::of(first) {
-        Opening::Error { data, .. } => Some(data),
-        _ => None,
+/// The data of the error that an answer begins with: of one event, all its lines.
+fn error_data(first: &[u8]) -> Option<Bytes> {
+    let Opening::Error { .. } = Opening::of(first) else { return None };
+    let mut events = Events::default();
+    events.extend(first);
+    events.end();
+    match events.pop()? {
+        Event::Data(data) => Some(data),
+        Event::Stray(_) | Event::TooLong => None,
     }
 }
 
@@ -264,7 +269,8 @@ impl Rejected {
 
     /// Reads an answer that came with success and begins with an error.
     fn despite_success(head: response::Parts, body: Bytes) -> Self {
-        let error = Error::read_despite_success(error_data(&body).unwrap_or(&body));
+        let data = error_data(&body);
+        let error = Error::read_despite_success(data.as_deref().unwrap_or(&body));
         Self { error, response: Some(Box::new(Response::from_parts(head, body))) }
     }
 }
@@ -306,7 +312,7 @@ impl Held {
 
     /// Whether it is an error, although it came with success.
     fn refused(&self) -> bool {
-        let error = error_data(&self.first).map(Error::read_despite_success);
+        let error = error_data(&self.first).map(|data| Error::read_despite_success(&data));
         error.is_some_and(|error| error.kind != ErrorKind::Malformed)
     }
 

@@ -1,6 +1,8 @@
 //! An answer that comes piece by piece.
 
 use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::answer::{
     Answer, Content, FINISH_REASON_UNSPECIFIED, PromptFeedback, Response, Word, blocked,
@@ -43,10 +45,18 @@ impl Growing {
     ///
     /// # Errors
     /// An [`Error`] where the answer ends here: it was blocked, Gemini broke down, or what came is
-    /// not Gemini's. A line that is none of Gemini's is counted: whether it does harm shows at the end.
+    /// not Gemini's. A line that is none of Gemini's is counted, and so is an object that says nothing
+    /// of an answer, such as a proxy's ping: whether it does harm shows at the end.
     pub fn push(&mut self, event: &Event) -> Result<String, Error> {
         let read = match event {
-            Event::Data(data) => Response::read(data, |response| self.read(response)),
+            Event::Data(data) if &**data == b"[DONE]" => Ok(String::new()),
+            Event::Data(data) => match Response::read(data, |response| self.read(response)) {
+                Err(_) if says_nothing(data) => {
+                    self.strays += 1;
+                    Ok(String::new())
+                }
+                read => read,
+            },
             Event::Stray(_) => {
                 self.strays += 1;
                 Ok(String::new())
@@ -139,6 +149,25 @@ fn is_given(reason: &Word<'_>) -> bool {
     !matches!(&*reason.0, "" | "0" | FINISH_REASON_UNSPECIFIED)
 }
 
+/// Whether something is an object of JSON that says nothing of an answer, nor of an error.
+fn says_nothing(data: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Telling {
+        candidates: Option<IgnoredAny>,
+        prompt_feedback: Option<IgnoredAny>,
+        error: Option<IgnoredAny>,
+        code: Option<IgnoredAny>,
+    }
+
+    let is_object = data.starts_with(b"{");
+    is_object
+        && serde_json::from_slice(data).is_ok_and(|telling: Telling| {
+            let Telling { candidates, prompt_feedback, error, code } = telling;
+            [candidates, prompt_feedback, error, code].iter().all(Option::is_none)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::ErrorKind;
@@ -202,6 +231,30 @@ mod tests {
         let error = read(&whole[..2]).1.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Malformed);
         assert_eq!(read(&[stray]).1.unwrap_err().kind, ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn an_object_that_says_nothing_of_the_answer_spoils_only_what_does_not_end() {
+        for nothing in ["[DONE]", "{}", r#"{"type": "ping"}"#, r#"{"responseId":"a","error":null}"#]
+        {
+            let nothing = Event::Data(nothing.into());
+            for at in 0..3 {
+                let mut whole = pieces(&["text"], r#""STOP""#);
+                whole.insert(at, nothing.clone());
+                assert_eq!(read(&whole).1.unwrap().text, "text", "{nothing:?} at {at}");
+            }
+            read(&[nothing]).1.unwrap_err();
+        }
+        for fault in [r#"{"error":"busy"}"#, r#"{"code":503}"#, "busy", r#"["busy"]"#, "{"] {
+            let mut whole = pieces(&["text"], r#""STOP""#);
+            whole.insert(1, Event::Data(fault.into()));
+            assert_eq!(read(&whole).1.unwrap_err().kind, ErrorKind::Malformed, "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_reason_can_be_any_whole_number() {
+        assert_eq!(read(&pieces(&["text"], "-1")).1.unwrap().finish_reason, "-1");
     }
 
     #[test]

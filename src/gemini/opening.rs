@@ -49,10 +49,14 @@ impl<'a> Opening<'a> {
             let end = rest.iter().position(|byte| *byte == b'\n');
             let line = &rest[..end.unwrap_or(rest.len())];
             match (line.strip_prefix(b"data:"), end) {
+                // It says nothing yet.
+                (Some(data), Some(end)) if data.trim_ascii().is_empty() => {
+                    rest = rest[end..].trim_ascii_start();
+                }
                 (Some(data), Some(end)) => {
                     return match Self::of_json(data.trim_ascii(), has_empty_line(&rest[end..])) {
-                        // The line is at its end.
-                        Self::Unknown => Self::Answer,
+                        // The line is at its end, and the data may go on in the next one.
+                        Self::Unknown => Self::of_lines(rest),
                         opening => opening,
                     };
                 }
@@ -60,6 +64,19 @@ impl<'a> Opening<'a> {
                 (None, Some(end)) => rest = rest[end..].trim_ascii_start(),
                 (None, None) => return Self::Unknown,
             }
+        }
+    }
+
+    /// Reads an event whose data have several lines.
+    fn of_lines(event: &'a [u8]) -> Self {
+        let lines = event.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let lines = lines.take_while(|line| !line.is_empty());
+        let data: Vec<&[u8]> = lines.filter_map(|line| line.strip_prefix(b"data:")).collect();
+        let is_over = has_empty_line(event);
+        match Opening::of_json(&data.concat(), is_over) {
+            Opening::Error { .. } => Self::Error { data: event, is_over },
+            Opening::Unknown if !is_over => Self::Unknown,
+            Opening::Unknown | Opening::Answer => Self::Answer,
         }
     }
 
@@ -120,6 +137,8 @@ mod tests {
             (format!("\u{feff}{error}"), true),
             (format!("\u{feff}data: {error}\n\n"), true),
             (format!("data: {error}\r\n\r\n"), true),
+            (format!("data:\n\ndata: {error}\n\n"), true),
+            ("data: {\r\ndata:   \"error\": {\r\ndata:   }\r\ndata: }\r\n\r\n".to_owned(), true),
             (format!(": hello\nevent: error\r\ndata:[{error}]\n\n"), true),
             (r#"data: {"event_type":"error","error":{}}"#.to_owned() + "\n\n", true),
         ] {
@@ -141,8 +160,8 @@ mod tests {
         for answer in [
             "data: {\"c",
             "data: 1",
-            "data:\n",
-            "data: {\n",
+            "data: {\n\n",
+            "data: {\ndata: \"candidates\"",
             "[{\"c",
             "[]",
             "{\"errors\"",
@@ -153,7 +172,19 @@ mod tests {
         ] {
             assert_eq!(Opening::of(answer.as_bytes()), Opening::Answer, "{answer:?}");
         }
-        for unknown in ["", " ", "d", "data: ", "data: {", "[ {", ": comment", "event: x\n", "["] {
+        for unknown in [
+            "",
+            "data:\n",
+            "data: {\n",
+            " ",
+            "d",
+            "data: ",
+            "data: {",
+            "[ {",
+            ": comment",
+            "event: x\n",
+            "[",
+        ] {
             assert_eq!(Opening::of(unknown.as_bytes()), Opening::Unknown, "{unknown:?}");
         }
     }

@@ -86,6 +86,8 @@ pub enum Quantity {
     Requests,
     /// Tokens of the prompt.
     InputTokens,
+    /// Generated images.
+    Images,
     /// What only some calls spend: batch jobs, grounding by search, cached content.
     Apart,
     /// Something else.
@@ -292,6 +294,8 @@ impl Violation {
             Quantity::Apart
         } else if says("inputtoken") {
             Quantity::InputTokens
+        } else if says("images") {
+            Quantity::Images
         } else if says("request") {
             Quantity::Requests
         } else {

@@ -1,6 +1,7 @@
 //! Why no connection could be made, in words that show nothing of the network: no address, no port,
 //! no name.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::iter::successors;
@@ -8,17 +9,23 @@ use std::iter::successors;
 use rustix::io::Errno;
 use rustls::CertificateError;
 
+use crate::connect::ProxyError;
+
 /// What kept a connection from being made, as far as the errors tell.
-pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     causes(error).find_map(|error| {
+        if let Some(error) = error.downcast_ref::<ProxyError>() {
+            let behind = error.source().and_then(reason).map(|reason| format!(": {reason}"));
+            return Some(format!("{error}{}", behind.unwrap_or_default()).into());
+        }
         // The connector's own error has no type that others could name.
         if error.to_string() == "dns error" {
-            return Some("its host name cannot be resolved");
+            return Some("its host name cannot be resolved".into());
         }
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return Some(of_tls(error));
+            return Some(of_tls(error).into());
         }
-        of_io(error.downcast_ref()?)
+        of_io(error.downcast_ref()?).map(Into::into)
     })
 }
 
@@ -104,7 +111,7 @@ mod tests {
             ),
             (tls(rustls::Error::DecryptError), Some("the TLS handshake failed")),
         ] {
-            assert_eq!(reason(&error), said, "{error}");
+            assert_eq!(reason(&error).as_deref(), said, "{error}");
         }
     }
 }

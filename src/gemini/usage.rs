@@ -2,6 +2,7 @@
 
 use std::ops::{Add, AddAssign};
 
+use memchr::memchr3;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -139,20 +140,27 @@ impl Usage {
 /// and wherever it is cut. It keeps nothing but the account itself, of which the last one counts:
 /// Gemini adds up from chunk to chunk.
 ///
+/// The account is a field of the answer itself. One that stands deeper is not Gemini's: the arguments of
+/// a function call are the model's words, and hold whatever the caller asks it for.
+///
 /// The quote that ends a key is escaped in any text that quotes it, so what looks like the key and
 /// is followed by a colon is one.
 #[derive(Debug)]
 pub struct UsageScanner {
     surface: Surface,
     state: Scan,
+    /// How many objects are open.
+    depth: usize,
     usage: Option<Usage>,
 }
 
 /// Where in an answer a scanner is.
 #[derive(Debug)]
 enum Scan {
-    /// So many bytes of the key have come.
-    Key(usize),
+    /// Between texts.
+    Outside,
+    /// In a text. So many bytes of the key have come, as long as all of it may be the key.
+    Text { matched: Option<usize>, escaped: bool },
     /// The whole key has come, and not yet what it stands for.
     Colon,
     /// In the object that it stands for.
@@ -162,7 +170,7 @@ enum Scan {
 impl UsageScanner {
     /// A scanner for the answers of a surface.
     pub fn new(surface: Surface) -> Self {
-        Self { surface, state: Scan::Key(0), usage: None }
+        Self { surface, state: Scan::Outside, depth: 0, usage: None }
     }
 
     /// The last account that has passed.
@@ -173,31 +181,40 @@ impl UsageScanner {
     /// Reads the next bytes.
     pub fn scan(&mut self, mut bytes: &[u8]) {
         let key: &[u8] = match self.surface {
-            Surface::Gemini => b"\"usageMetadata\"",
-            Surface::OpenAi => b"\"usage\"",
+            Surface::Gemini => b"usageMetadata",
+            Surface::OpenAi => b"usage",
         };
         while let [byte, rest @ ..] = bytes {
             match &mut self.state {
-                Scan::Key(0) => {
-                    let Some(quote) = bytes.iter().position(|byte| *byte == b'"') else { return };
-                    self.state = Scan::Key(1);
-                    bytes = &bytes[quote + 1..];
+                // Text that cannot be the key is passed over at once.
+                Scan::Text { matched: None, escaped: false } => {
+                    let Some(end) = memchr3(b'"', b'\\', b'\n', bytes) else { return };
+                    self.state = match bytes[end] {
+                        b'\\' => Scan::Text { matched: None, escaped: true },
+                        b'"' => Scan::Outside,
+                        _ => self.begun_anew(),
+                    };
+                    bytes = &bytes[end + 1..];
                     continue;
                 }
-                Scan::Key(matched) if *byte == key[*matched] => {
+                Scan::Text { matched: None, escaped } => *escaped = false,
+                Scan::Text { matched: Some(matched), .. } if key.get(*matched) == Some(byte) => {
                     *matched += 1;
-                    if *matched == key.len() {
-                        self.state = Scan::Colon;
-                    }
                 }
-                // A quote that is not the key's last may be its first.
-                Scan::Key(matched) => *matched = usize::from(*byte == b'"'),
+                Scan::Text { matched: Some(matched), .. } if *byte == b'"' => {
+                    let is_key = *matched == key.len() && self.depth == 1;
+                    self.state = if is_key { Scan::Colon } else { Scan::Outside };
+                }
+                Scan::Text { .. } if *byte == b'\n' => self.state = self.begun_anew(),
+                Scan::Text { matched, escaped } => {
+                    (*matched, *escaped) = (None, *byte == b'\\');
+                }
                 Scan::Colon if *byte == b':' || byte.is_ascii_whitespace() => {}
                 Scan::Colon if *byte == b'{' => {
                     let text = vec![b'{'];
                     self.state = Scan::Object { text, depth: 1, in_string: false, escaped: false };
                 }
-                Scan::Colon => self.state = Scan::Key(usize::from(*byte == b'"')),
+                Scan::Outside | Scan::Colon => self.state = self.outside(*byte),
                 Scan::Object { text, depth, in_string, escaped } => {
                     text.push(*byte);
                     match byte {
@@ -210,14 +227,37 @@ impl UsageScanner {
                     }
                     if *depth == 0 {
                         self.usage = self.surface.usage(text).or(self.usage);
-                    }
-                    if *depth == 0 || text.len() > MAX_OBJECT {
-                        self.state = Scan::Key(0);
+                        self.state = Scan::Outside;
+                    } else if text.len() > MAX_OBJECT {
+                        self.depth += *depth;
+                        self.state = match in_string {
+                            true => Scan::Text { matched: None, escaped: *escaped },
+                            false => Scan::Outside,
+                        };
                     }
                 }
             }
             bytes = rest;
         }
+    }
+
+    /// Reads a byte between texts.
+    fn outside(&mut self, byte: u8) -> Scan {
+        match byte {
+            b'"' => return Scan::Text { matched: Some(0), escaped: false },
+            b'{' => self.depth += 1,
+            b'}' => self.depth = self.depth.saturating_sub(1),
+            // The name of an event's field, `data`: no word of JSON has this letter.
+            b'd' => self.depth = 0,
+            _ => {}
+        }
+        Scan::Outside
+    }
+
+    /// A line ended in a text, as none of JSON does: what came is not JSON, and what follows may be.
+    fn begun_anew(&mut self) -> Scan {
+        self.depth = 0;
+        Scan::Outside
     }
 }
 
@@ -345,5 +385,32 @@ mod tests {
             assert_eq!(scanned(Surface::Gemini, answer), None, "{answer}");
         }
         assert_eq!(scanned(Surface::OpenAi, r#"{"usage":null}"#), None);
+    }
+
+    #[test]
+    fn only_the_account_of_the_answer_itself_counts() {
+        // A caller has the model call a function with whatever arguments it likes.
+        let call = r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f","args":
+            {"usageMetadata":{"promptTokenCount":4000000000}}}}]}}]"#;
+        for start in [call.to_owned(), format!("data: {call}"), format!("[{call}")] {
+            assert_eq!(scanned(Surface::Gemini, &start), None, "{start}");
+            let whole = format!(r#"{start},"usageMetadata":{{"promptTokenCount":5}}}}"#);
+            assert_eq!(scanned(Surface::Gemini, &whole).unwrap().prompt_tokens, 5, "{whole}");
+            let first = format!(r#"[{{"usageMetadata":{{"promptTokenCount":5}}}},{start}}}]"#);
+            assert_eq!(scanned(Surface::Gemini, &first).unwrap().prompt_tokens, 5, "{first}");
+        }
+    }
+
+    #[test]
+    fn an_account_is_found_behind_what_is_not_json() {
+        let account = r#"{"usageMetadata":{"promptTokenCount":5}}"#;
+        for before in ["data: {\"a\":{\n\n", "data: {\"a\n\n", ": \"\n\n", "data: {\"a\\\n\n"] {
+            let stream = format!("{before}data: {account}\n\n");
+            assert_eq!(scanned(Surface::Gemini, &stream).unwrap().prompt_tokens, 5, "{stream}");
+        }
+        let long = format!(r#"{{"usageMetadata":{{"a":{{"b":"{}"}}}}}}"#, "}".repeat(MAX_OBJECT));
+        let mut scanner = UsageScanner::new(Surface::Gemini);
+        scanner.scan(format!("[{long},{account}]").as_bytes());
+        assert_eq!(scanner.usage().unwrap().prompt_tokens, 5);
     }
 }

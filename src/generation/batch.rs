@@ -141,6 +141,7 @@ impl<G: Generation> Batch<G> {
                 route: Arc::clone(route),
                 input: generation.input(),
                 requests: 1,
+                images: 0,
                 deadline: Instant::now() + self.timeout,
             };
             let result = match self.dispatcher.admit_in_turn(&call, turn).await {

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::adaptive::AdaptiveLimit;
 use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
-use super::budget::{Budget, BudgetUsage, LocalBudget, Quotas};
+use super::budget::{Budget, BudgetUsage, LocalBudget};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
+use super::quota::Quotas;
 use super::semaphore::OutOfReach;
 use super::store::Store;
 
@@ -203,15 +204,10 @@ impl Account {
     pub async fn quotas(&self) -> Result<(PlannedQuotas, BudgetUsage), OutOfReach> {
         let usage = self.budget.usage().await?;
         let mut quotas = *self.planned();
-        let PlannedQuotas { requests_per_minute, input_tokens_per_minute, requests_per_day } =
-            &mut quotas;
-        for (quota, usage) in [
-            (requests_per_minute, usage.requests_per_minute),
-            (input_tokens_per_minute, usage.input_tokens_per_minute),
-            (requests_per_day, usage.requests_per_day),
-        ] {
-            if quota.map(|quota| quota.limit) != usage.limit {
-                *quota = usage.limit.map(|limit| Planned { limit, source: Source::Gemini });
+        for (kind, quota) in quotas.iter_mut() {
+            let limit = usage.quotas[kind].limit;
+            if quota.map(|quota| quota.limit) != limit {
+                *quota = limit.map(|limit| Planned { limit, source: Source::Gemini });
             }
         }
         Ok((quotas, usage))

@@ -5,16 +5,17 @@
 //! for a minute from that moment. How the minute and its margins are chosen is told at
 //! [`minute::Minute`].
 
-mod allowance;
 mod cost;
 mod day;
 mod ledger;
 mod minute;
+mod rolling;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::future::ready;
+use std::ops::Index;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,7 +24,10 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{self, Notify};
 use tokio::time::{Instant, timeout_at};
 
+use serde::Deserialize;
+
 use super::plan::PlannedQuotas;
+use super::quota::{PerKind, QuotaKind, Quotas, Resource};
 use super::semaphore::OutOfReach;
 use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
@@ -31,45 +35,6 @@ use ledger::{Ledger, Opening};
 pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use ledger::Line;
-
-/// What a key may spend on one model. Without end where a quota is `None`; of 0, nothing goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Quotas {
-    /// Requests in any minute.
-    pub requests_per_minute: Option<u64>,
-    /// Input tokens in any minute.
-    pub input_tokens_per_minute: Option<u64>,
-    /// Requests from midnight to midnight in America/Los_Angeles.
-    pub requests_per_day: Option<u64>,
-}
-
-impl Quotas {
-    /// These quotas, and where they are without end the `other` ones.
-    pub(super) fn or(self, other: Self) -> Self {
-        self.with(other, Option::or)
-    }
-
-    /// Of each the lower one.
-    pub(super) fn lower(self, other: Self) -> Self {
-        self.with(other, |one, other| one.into_iter().chain(other).min())
-    }
-
-    /// Those that are limited, and no more than `most`.
-    pub(super) fn within(self, most: Self) -> Self {
-        self.with(most, |one, most| one.map(|one| most.map_or(one, |most| one.min(most))))
-    }
-
-    fn with(self, other: Self, join: impl Fn(Option<u64>, Option<u64>) -> Option<u64>) -> Self {
-        Self {
-            requests_per_minute: join(self.requests_per_minute, other.requests_per_minute),
-            input_tokens_per_minute: join(
-                self.input_tokens_per_minute,
-                other.input_tokens_per_minute,
-            ),
-            requests_per_day: join(self.requests_per_day, other.requests_per_day),
-        }
-    }
-}
 
 /// What is spent of an account that another turns out to be charged for, and what limits it.
 #[derive(Debug, Clone)]
@@ -92,12 +57,10 @@ pub enum Charged {
 /// What is spent of a budget of this process.
 #[derive(Debug, Clone, Copy)]
 pub struct Spent {
-    /// Requests within the last minute, and those that are reserved.
-    pub(super) requests: u64,
-    /// Input tokens within the last minute, and those that are reserved.
-    pub(super) tokens: u64,
-    /// Requests today, and those that are reserved.
-    pub(super) today: u64,
+    /// Within the last minute, and what is reserved.
+    pub(super) minute: Cost,
+    /// Today, and what is reserved.
+    pub(super) today: Cost,
     /// Since when `today` is counted.
     pub(super) since: Instant,
     /// Until when Gemini's refusal keeps everything back; in the past where it does not.
@@ -172,17 +135,15 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// What was reserved leaves now.
     fn depart(&self, cost: Cost) -> Departure;
 
-    /// What left cost `actual` tokens instead of the estimated `tokens`.
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64);
-
-    /// What left was refused, and does not count.
-    fn take_back(&self, departure: Departure, cost: Cost);
+    /// What left and was counted as `counted` cost `actual`: nothing, where it was refused and does
+    /// not count.
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost);
 
     /// Gemini has answered a call of the account: nobody made its key and model up.
     fn prove(&self) {}
 
-    /// So many requests that left do not count in their day.
-    fn take_back_of_day(&self, departure: Departure, requests: u64);
+    /// What left does not count in its day.
+    fn take_back_of_day(&self, departure: Departure, cost: Cost);
 
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
@@ -256,23 +217,15 @@ pub enum Exhausted {
     /// A quota is 0.
     #[error("the quota is 0")]
     NoQuota,
-    /// The call alone costs more than a whole minute's tokens.
-    #[error("the request costs about {tokens} tokens, more than the {limit} of a whole minute")]
+    /// The call alone costs more than a whole quota.
+    #[error("the request costs {cost} {}, more than the {limit} of a whole {}", kind.resource(), kind.window())]
     TooLarge {
-        /// What the call was estimated to cost.
-        tokens: u64,
-        /// What may be spent in a minute.
-        limit: u64,
-    },
-    /// The call alone counts as more requests than a whole minute or day has.
-    #[error("the request counts as {requests}, more than the {limit} of a whole {window}")]
-    TooManyRequests {
-        /// As how many requests the call counts.
-        requests: u64,
-        /// How many may be sent in the window.
-        limit: u64,
         /// Which quota it exceeds.
-        window: Window,
+        kind: QuotaKind,
+        /// What the call costs of it, for tokens as estimated.
+        cost: u64,
+        /// The quota.
+        limit: u64,
     },
     /// The call's turn cannot come before its deadline, or did not.
     #[error("the quota per minute has no room before {retry_after:?} have passed")]
@@ -288,34 +241,11 @@ pub enum Exhausted {
     },
 }
 
-/// The time that a quota is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Window {
-    /// A minute.
-    Minute,
-    /// A day in California.
-    Day,
-}
-
-impl fmt::Display for Window {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Minute => "minute",
-            Self::Day => "day",
-        })
-    }
-}
-
 /// What is spent of a budget at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetUsage {
-    /// Requests per minute.
-    pub requests_per_minute: QuotaUsage,
-    /// Input tokens per minute.
-    pub input_tokens_per_minute: QuotaUsage,
-    /// Requests per day.
-    pub requests_per_day: QuotaUsage,
+    /// Of each quota.
+    pub quotas: PerKind<QuotaUsage>,
     /// How many requests wait.
     pub waiting: u64,
     /// In how long a small call could go, behind all who wait; `None` for never.
@@ -324,8 +254,16 @@ pub struct BudgetUsage {
     pub paused_for: Option<Duration>,
 }
 
-/// What is spent of one quota, in requests or tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Index<QuotaKind> for BudgetUsage {
+    type Output = QuotaUsage;
+
+    fn index(&self, kind: QuotaKind) -> &QuotaUsage {
+        &self.quotas[kind]
+    }
+}
+
+/// What is spent of one quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct QuotaUsage {
     /// What may be spent; `None` for without end.
     pub limit: Option<u64>,
@@ -429,10 +367,10 @@ impl LocalBudget {
         ledger.hand_over()
     }
 
-    /// Gives requests back to the day where they are counted.
-    fn give_day_back(&self, left_at: Instant, requests: u64) {
+    /// Gives a cost back to the day where it is counted.
+    fn give_day_back(&self, left_at: Instant, cost: Cost) {
         if let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
-            budget.take_back_of_day(Departure { number: 0, at: left_at }, requests);
+            budget.take_back_of_day(Departure { number: 0, at: left_at }, cost);
         }
     }
 
@@ -513,7 +451,7 @@ impl Budget for LocalBudget {
 
     fn give_back(&self, cost: Cost) {
         if self.change_at_any_time(|ledger| ledger.give_back(cost)) {
-            self.give_day_back(Instant::now(), cost.requests);
+            self.give_day_back(Instant::now(), cost);
         }
     }
 
@@ -526,19 +464,15 @@ impl Budget for LocalBudget {
         Departure { number: 0, at: left_at.expect("it is changed at once") }
     }
 
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
-        self.change(|ledger, now| ledger.settle(departure.at, tokens, actual, now));
-    }
-
-    fn take_back(&self, departure: Departure, cost: Cost) {
-        if self.change(|ledger, now| ledger.take_back(departure.at, cost, now)) {
-            self.give_day_back(departure.at, cost.requests);
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
+        if self.change(|ledger, now| ledger.correct(departure.at, counted, actual, now)) {
+            self.give_day_back(departure.at, counted.saturating_sub(actual));
         }
     }
 
-    fn take_back_of_day(&self, departure: Departure, requests: u64) {
-        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, requests)) {
-            self.give_day_back(departure.at, requests);
+    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
+        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, cost)) {
+            self.give_day_back(departure.at, cost);
         }
     }
 
@@ -637,26 +571,27 @@ impl Sent {
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
     /// it left.
     pub fn settle(self, actual_tokens: u64) {
-        let (tokens, actual) = (self.cost.tokens, Cost::bounded_tokens(actual_tokens));
-        if actual != tokens {
-            self.budget.settle(self.departure, tokens, actual);
+        let tokens = Cost::bounded_amount(actual_tokens);
+        let actual = self.cost.with(Resource::InputTokens, tokens);
+        if actual != self.cost {
+            self.budget.settle(self.departure, self.cost, actual);
         }
     }
 
     /// Gives the requests of the day back to the account that is charged now: those of a call in
     /// flight moved there with all that was spent.
     pub(super) fn take_back_of_day_at(&self, charged: &Arc<dyn Budget>) {
-        charged.take_back_of_day(self.departure, self.cost.requests);
+        charged.take_back_of_day(self.departure, self.cost);
     }
 
     /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
     /// its minute.
     pub fn not_of_the_day(self) {
-        self.budget.take_back_of_day(self.departure, self.cost.requests);
+        self.budget.take_back_of_day(self.departure, self.cost);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.take_back(self.departure, self.cost);
+        self.budget.settle(self.departure, self.cost, Cost::default());
     }
 }

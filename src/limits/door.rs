@@ -11,8 +11,9 @@ use super::account::Account;
 use super::accounts::Accounts;
 use super::adaptive::Slot;
 use super::breakers::Tripped;
-use super::budget::{Estimate, Exhausted, Line, NotReserved, Quotas, Reservation, Sent};
+use super::budget::{Estimate, Exhausted, Line, NotReserved, Reservation, Sent};
 use super::plan::QuotaPlan;
+use super::quota::Quotas;
 use super::semaphore::{
     Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
 };

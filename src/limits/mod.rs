@@ -12,6 +12,7 @@
 //! | `budget` | quotas per minute and per day, spread so that Gemini never has to refuse |
 //! | `adaptive` | how many calls of an account run at once, found out from refusals for load |
 //! | `breakers` | which calls Gemini is certain to refuse until somebody pays or raises a quota |
+//! | `quota` | the kinds of quotas, as data |
 //! | `plan` | what the settings say about quotas |
 //!
 //! All are first come, first served, and what they give out comes back when it is dropped. Nothing
@@ -26,6 +27,7 @@ mod door;
 mod lease;
 mod named;
 mod plan;
+mod quota;
 mod semaphore;
 mod shared;
 mod store;
@@ -36,7 +38,7 @@ pub use adaptive::{AdaptiveLimit, Slot};
 pub use breakers::{RefusedHere, Tripped};
 pub use budget::{
     Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Estimate, Exhausted, HandedOver, Line,
-    LocalBudget, NotReserved, QuotaUsage, Quotas, Reservation, Sent, Spent, Window,
+    LocalBudget, NotReserved, QuotaUsage, Reservation, Sent, Spent,
 };
 pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};
@@ -45,6 +47,7 @@ pub use plan::{
     InvalidDigest, KeyDigest, Limit, Limits, OtherLabel, Planned, PlannedQuotas, QuotaPlan,
     RepeatedScope, Scope, Source, Tier,
 };
+pub use quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 pub use semaphore::{
     Acquire, Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Place, Semaphore,
     Standing,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Quotas;
+use super::quota::{PerKind, QuotaKind, Quotas};
 
 /// The fewest hex digits that stand for a key. With 8, the chance that two of a thousand keys meet
 /// is about one in nine thousand.
@@ -62,16 +62,8 @@ pub struct Planned {
     pub source: Source,
 }
 
-/// The quotas of a key for a model, each with its source. Without end where one is `None`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PlannedQuotas {
-    /// Requests in any minute.
-    pub requests_per_minute: Option<Planned>,
-    /// Input tokens in any minute.
-    pub input_tokens_per_minute: Option<Planned>,
-    /// Requests from midnight to midnight in America/Los_Angeles.
-    pub requests_per_day: Option<Planned>,
-}
+/// The quotas of a key for a model, each with its source. Without limit where one is `None`.
+pub type PlannedQuotas = PerKind<Option<Planned>>;
 
 /// Which keys and models a rule is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,16 +74,8 @@ pub struct Scope {
     pub model: Option<Arc<str>>,
 }
 
-/// What one rule says. A field that is `None` is left to less specific rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Requests in any minute.
-    pub requests_per_minute: Option<Limit>,
-    /// Input tokens in any minute.
-    pub input_tokens_per_minute: Option<Limit>,
-    /// Requests a day.
-    pub requests_per_day: Option<Limit>,
-}
+/// What one rule says. A kind that is `None` is left to less specific rules.
+pub type Limits = PerKind<Option<Limit>>;
 
 /// What a rule says about one quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,26 +120,15 @@ impl QuotaPlan {
     /// rules that say something about a quota the most specific holds: a label before a model,
     /// and both before one.
     pub fn quotas(&self, label: Option<&str>, model: &str) -> PlannedQuotas {
-        let planned = |said: fn(&Limits) -> Option<Limit>, tier: Option<u64>| {
+        let tier = self.tier.map(Tier::quotas).unwrap_or_default();
+        PerKind::from_fn(|kind| {
             let mut rules = self.rules.iter().filter(|(scope, _)| scope.covers(label, model));
-            match rules.find_map(|(_, limits)| said(limits)) {
+            match rules.find_map(|(_, limits)| limits[kind]) {
                 Some(Limit::AtMost(limit)) => Some(Planned { limit, source: Source::Setting }),
                 Some(Limit::Unlimited) => None,
-                None => tier.map(|limit| Planned { limit, source: Source::Tier }),
+                None => tier[kind].map(|limit| Planned { limit, source: Source::Tier }),
             }
-        };
-        let tier = self.tier.map(Tier::quotas).unwrap_or_default();
-        PlannedQuotas {
-            requests_per_minute: planned(
-                |limits| limits.requests_per_minute,
-                tier.requests_per_minute,
-            ),
-            input_tokens_per_minute: planned(
-                |limits| limits.input_tokens_per_minute,
-                tier.input_tokens_per_minute,
-            ),
-            requests_per_day: planned(|limits| limits.requests_per_day, tier.requests_per_day),
-        }
+        })
     }
 
     /// The label of the key with this SHA-256, if it has one.
@@ -214,11 +187,10 @@ impl Tier {
             Self::Tier1 => (300, 1_000_000, 1_000),
             Self::Tier2 => (1_000, 2_000_000, 10_000),
         };
-        Quotas {
-            requests_per_minute: Some(requests_per_minute),
-            input_tokens_per_minute: Some(input_tokens_per_minute),
-            requests_per_day: Some(requests_per_day),
-        }
+        Quotas::default()
+            .with(QuotaKind::RequestsPerMinute, requests_per_minute)
+            .with(QuotaKind::InputTokensPerMinute, input_tokens_per_minute)
+            .with(QuotaKind::RequestsPerDay, requests_per_day)
     }
 
     /// How many calls in flight the tier keeps busy, where nothing else is set.
@@ -239,24 +211,12 @@ impl PlannedQuotas {
             let by_hand = own.into_iter().chain(alias).filter(Planned::is_by_hand);
             by_hand.min_by_key(|planned| planned.limit).or(own)
         };
-        Self {
-            requests_per_minute: lowest(self.requests_per_minute, alias.requests_per_minute),
-            input_tokens_per_minute: lowest(
-                self.input_tokens_per_minute,
-                alias.input_tokens_per_minute,
-            ),
-            requests_per_day: lowest(self.requests_per_day, alias.requests_per_day),
-        }
+        Self::from_fn(|kind| lowest(self[kind], alias[kind]))
     }
 
     /// Those that were set by hand.
     pub(super) fn by_hand(self) -> Quotas {
-        let by_hand = |planned: Option<Planned>| planned.filter(Planned::is_by_hand);
-        Quotas::from(Self {
-            requests_per_minute: by_hand(self.requests_per_minute),
-            input_tokens_per_minute: by_hand(self.input_tokens_per_minute),
-            requests_per_day: by_hand(self.requests_per_day),
-        })
+        Quotas::from(Self::from_fn(|kind| self[kind].filter(Planned::is_by_hand)))
     }
 }
 
@@ -268,12 +228,7 @@ impl Planned {
 
 impl From<PlannedQuotas> for Quotas {
     fn from(planned: PlannedQuotas) -> Self {
-        let limit = |planned: Option<Planned>| planned.map(|planned| planned.limit);
-        Self {
-            requests_per_minute: limit(planned.requests_per_minute),
-            input_tokens_per_minute: limit(planned.input_tokens_per_minute),
-            requests_per_day: limit(planned.requests_per_day),
-        }
+        Self::from_fn(|kind| planned[kind].map(|planned| planned.limit))
     }
 }
 

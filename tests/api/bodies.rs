@@ -198,6 +198,9 @@ async fn a_body_of_openais_that_is_not_json_is_told_with_its_place() {
     let twice = says(r#"{"model":"a","messages":[],"model":"b"}"#).await;
     assert_eq!(twice, "body.model: `model` or `agent` is there more than once");
     assert_eq!(says(r#"{"messages":[]}"#).await, "body.model: Field required");
+    let half = says(r#"{"model":"\ud83d","messages":[]}"#).await;
+    assert!(half.as_str().unwrap().starts_with("body.model: The text has an escape"), "{half}");
+    assert_eq!(says(r#"{"model":1}"#).await, "body.model: Input should be a string");
 }
 
 fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder {
@@ -212,6 +215,21 @@ fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder
     request
         .header("content-type", "multipart/form-data; boundary=X")
         .header("authorization", "Bearer callers-key")
+}
+
+#[tokio::test]
+async fn the_copy_of_a_form_that_is_read_takes_memory_of_the_budget() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = Service::with(Options::default(), |config| {
+        config.base_url.clone_from(&recording.base_url);
+        config.body_memory_bytes = Some(1 << 20);
+    })
+    .await;
+    for (size, status) in [(400 << 10, 200), (600 << 10, 503)] {
+        let prompt = "x".repeat(size);
+        let video = form(&service, "/v1/videos", &[("model", "veo-3.1"), ("prompt", &prompt)]);
+        assert_eq!(answer(video).await.status, status, "{size}");
+    }
 }
 
 #[tokio::test]

@@ -330,6 +330,18 @@ async fn what_holds_the_admin_key_is_refused_and_does_not_show_it() {
     let mut completion = completion();
     completion["user"] = admin.into();
     requests.push(service.post("/v1/chat/completions", &completion));
+    // As writers of JSON escape it.
+    let escaped = body.to_string().replace(admin, &admin.replace('/', "\\/"));
+    requests.push(service.post(GENERATE, &contents()).body(escaped));
+    let chat = json!({"prompt": format!("it is {admin}")});
+    let schema = json!({"type": "object", "properties": {"a": {"description": admin}}});
+    let schema = json!({"user_content": "x", "system_prompt": "x", "json_schema": schema});
+    requests.push(service.post("/batch/chat", &json!({"requests": [{"prompt": "x"}, chat]})));
+    requests.push(service.post("/chat", &chat));
+    requests.push(service.post("/chat", &json!({"prompt": "x", "system_prompt": admin})));
+    let configured = json!({"prompt": "x", "generation_config": {"stopSequences": [admin]}});
+    requests.push(service.post("/chat", &configured));
+    requests.push(service.post("/structured-output", &schema));
     for request in requests {
         let shown = format!("{:?}", request.try_clone().unwrap().build().unwrap());
         let refused = answer(request).await;

@@ -154,7 +154,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 35] = [
+const WRONG: [(&str, &str); 36] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -173,6 +173,7 @@ const WRONG: [(&str, &str); 35] = [
     ("HOST", "localhost"),
     ("PORT", "77777"),
     ("GEMINI_BASE_URL", "ftp://wrong.example"),
+    ("GEMINI_CA_FILE", "/no/such/authorities-77.pem"),
     ("GEMINI_CHAT_MODEL", "../wrong"),
     ("GEMINI_STRUCTURED_MODEL", "wrong model"),
     ("MAX_BATCH_SIZE", "many"),

@@ -84,7 +84,11 @@ async fn each_text_to_embed_counts_as_a_request() {
     let openai = json!({"model": "gemini-embedding-001", "input": texts(11).collect::<Vec<_>>()});
     let refused = answer(service.post("/v1/embeddings", &openai)).await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
-    assert!(refused.body.to_string().contains("as 11, more than the 10 that"), "{}", refused.body);
+    assert!(
+        refused.body.to_string().contains("11 requests, more than the 10 that"),
+        "{}",
+        refused.body
+    );
     let gemini = |count| {
         let request = |text| json!({"content": {"parts": [{"text": text}]}});
         let requests: Vec<_> = texts(count).map(request).collect();

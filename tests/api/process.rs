@@ -17,12 +17,13 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, until};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gemini-concurrent-generation");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_gemini-concurrent-generation");
 
 /// How the program is started: unless told otherwise, over a simulator of its own, on a free port
 /// of the loopback address, in an empty folder.
 pub struct Start {
-    arguments: Vec<&'static str>,
+    program: &'static str,
+    arguments: Vec<String>,
     variables: Vec<(String, OsString)>,
     folder: TempDir,
     /// What a shell does before it becomes the program.
@@ -45,9 +46,19 @@ impl Start {
     }
 
     pub fn with_arguments(arguments: &[&'static str]) -> Self {
+        Self::program(PROGRAM, arguments)
+    }
+
+    /// A script that bash runs, and that ends with the first command that fails.
+    pub fn shell(script: &str) -> Self {
+        let start = Self::program("/bin/bash", &["-eu", "-c", script]);
+        start.set("PATH", &std::env::var("PATH").expect("a PATH"))
+    }
+
+    fn program(program: &'static str, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let folder = TempDir::new().expect("a folder");
-        let start =
-            Self { arguments: arguments.to_vec(), variables: Vec::new(), folder, before: None };
+        let start = Self { program, arguments, variables: Vec::new(), folder, before: None };
         start.set("HOST", "127.0.0.1").set("PORT", "0")
     }
 
@@ -97,11 +108,11 @@ impl Start {
 
     fn command(&self) -> Command {
         let mut command = match &self.before {
-            None => Command::new(PROGRAM),
+            None => Command::new(self.program),
             Some(before) => {
                 let mut shell = Command::new("/bin/sh");
                 let script = format!("{before}; exec \"$0\" \"$@\"");
-                shell.args(["-c", &script, PROGRAM]);
+                shell.args(["-c", &script, self.program]);
                 shell
             }
         };

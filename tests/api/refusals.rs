@@ -440,6 +440,27 @@ async fn a_stream_that_begins_with_an_error_is_sent_again() {
 }
 
 #[tokio::test]
+async fn every_kind_of_quota_is_learned_from_the_refusal_that_names_it() {
+    for (id, name) in [
+        ("GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "requests_per_minute"),
+        ("GenerateContentPaidTierInputTokensPerModelPerMinute", "input_tokens_per_minute"),
+        ("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "requests_per_day"),
+        ("GenerateContentInputTokensPerModelPerDay-FreeTier", "input_tokens_per_day"),
+        ("GenerateImagesPerMinutePerProjectPerModel", "images_per_minute"),
+    ] {
+        let refusal = quota(id, "1234567");
+        let upstream = Refusing::with(move |_, _| Some(refused(429, &refusal))).await;
+        let service = upstream.service().await;
+        let _ = chat_with(&service, "any-key-of-mine", "gemini-3.5-flash-lite").await;
+        let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
+        let account = limits.body["limits"][0].as_object().unwrap().clone();
+        let learned = account.iter().filter(|(_, quota)| quota["source"] == "gemini");
+        let learned: Vec<_> = learned.map(|(name, quota)| (&**name, &quota["limit"])).collect();
+        assert_eq!(learned, [(name, &json!(1_234_567))], "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_begins_with_a_refusal_settles_as_that_refusal() {
     let day = quota("GenerateRequestsPerDayPerProjectPerModel", "7");
     for (path, asked, body) in streams(&day) {

@@ -141,9 +141,14 @@ async fn what_is_about_the_client_stays_here() {
         ("x-http-method-override", "POST"),
         ("x-http-method", "POST"),
         ("x-method-override", "POST"),
+        ("x-serverless-authorization", "Bearer e"),
+        ("x-goog-iap-jwt-assertion", "e"),
+        ("x-goog-authenticated-user-email", "accounts.google.com:a@b.example"),
+        ("x-api-key", "e"),
+        ("api-key", "e"),
         ("sec-fetch-site", "same-origin"),
     ];
-    let query = "?%24httpMethod=POST&a=b&$httpHeaders=x:y&callback=f";
+    let query = "?%24httpMethod=POST&a=b&$httpHeaders=x:y&callback=f&$ct=text/plain";
     for (key, keeps_project) in [("callers-key", true), (ADMIN_KEY, false)] {
         for (method, path) in [(Method::GET, "/v1beta/files"), (Method::POST, GENERATE)] {
             let url = service.url(&format!("{path}{query}"));
@@ -324,4 +329,21 @@ async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
         (308, &"bytes=0-9".parse().unwrap())
     );
     assert_eq!(answer(service.get("/v1beta/files")).await.status, 502);
+}
+
+#[tokio::test]
+async fn a_call_for_a_part_of_its_answer_asks_for_its_cost_too() {
+    let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
+    let service = over(&recording).await;
+    let post = async |path: String| {
+        let request = reqwest::Client::new().post(service.url(&path)).body("{}");
+        answer(request.header("x-goog-api-key", "callers-key")).await.status
+    };
+    assert_eq!(post(format!("{GENERATE}?fields=candidates")).await, 200);
+    let sent = recording.asked().pop().unwrap();
+    assert!(sent.contains("?fields=candidates,usageMetadata,"), "{sent}");
+    assert_eq!(post(format!("{GENERATE}?%24alt=proto")).await, 400);
+    assert_eq!(post("/v1beta/files?fields=files".to_owned()).await, 200);
+    let sent = recording.asked().pop().unwrap();
+    assert!(sent.contains("?fields=files HTTP/1.1"), "{sent}");
 }

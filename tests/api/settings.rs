@@ -1,22 +1,16 @@
 //! The settings as the documentation lists them: the same as the code reads.
 
+use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
-use std::{fs, iter};
+use std::iter;
 
-use gemini_concurrent_generation::config::{Config, SETTINGS, Setting};
+use gemini_concurrent_generation::config::{Config, PROXY_VARIABLES, SETTINGS, Setting};
 use gemini_concurrent_generation::limits::Quotas;
 
-fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-}
+use crate::manual::{file, pages, rows, section, text};
 
-fn text(name: &str) -> String {
-    fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
-
-/// The setting's row in the README's table.
+/// The setting's row in the manual's table.
 fn row(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
@@ -30,37 +24,24 @@ fn paragraph(setting: &Setting) -> String {
     format!("# {meaning}\n# Unit: {unit}; {kind}\n{name}=")
 }
 
-/// The README's section with this heading.
-fn section(heading: &str) -> String {
-    let readme = text("README.md");
-    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).expect(heading);
-    section.split("\n## ").next().expect("a first part").to_owned()
-}
-
-/// The rows of the first table in a section.
-fn rows(section: &str) -> Vec<&str> {
-    let table = section.lines().skip_while(|line| !line.starts_with('|'));
-    table.take_while(|line| line.starts_with('|')).skip(2).collect()
-}
-
 #[test]
-fn the_readme_lists_every_setting_in_order_and_no_other() {
+fn the_settings_page_lists_every_setting_in_order_and_no_other() {
     let expected: Vec<_> = SETTINGS.iter().map(row).collect();
-    assert_eq!(rows(&section("Settings")), expected);
+    assert_eq!(rows(&text("docs/settings.md")), expected);
 }
 
 #[test]
-fn the_readme_has_the_numbers_of_each_tier() {
+fn the_limits_page_has_the_numbers_of_each_tier() {
     let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
         let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
         let config = config.expect("a tier");
         let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-3.8-flash"));
         let [rpm, tpm, rpd] =
-            [quotas.requests_per_minute, quotas.input_tokens_per_minute, quotas.requests_per_day]
+            [quotas[RequestsPerMinute], quotas[InputTokensPerMinute], quotas[RequestsPerDay]]
                 .map(|quota| quota.map_or("no limit".to_owned(), grouped));
         format!("| `{tier}` | {rpm} | {tpm} | {rpd} | {} |", config.concurrency_limit)
     });
-    assert_eq!(rows(&section("Quotas")), expected);
+    assert_eq!(rows(&section("docs/limits.md", "Quotas")), expected);
 }
 
 /// A number with a comma before every three digits, as in a text.
@@ -75,7 +56,7 @@ fn grouped(number: u64) -> String {
 
 #[test]
 fn the_examples_of_quotas_can_be_used() {
-    let section = section("Quotas");
+    let section = section("docs/limits.md", "Quotas");
     let lines = section.split("```text\n").nth(1).and_then(|text| text.split("```").next());
     let lines: HashMap<_, _> = dotenvy::from_read_iter(lines.expect("lines of .env").as_bytes())
         .collect::<Result<_, _>>()
@@ -117,18 +98,28 @@ fn the_code_reads_what_is_listed() {
         None
     });
     config.expect("the defaults can be used");
+    let mut asked = asked.into_inner();
+    asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
-    assert_eq!(asked.into_inner(), listed);
+    assert_eq!(asked, listed);
+}
+
+#[test]
+fn the_settings_page_names_the_variables_of_proxies() {
+    let section = section("docs/settings.md", "Proxies");
+    for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
+        assert!(section.contains(&format!("`{name}`")), "{name}");
+    }
 }
 
 /// Variables of the tests, which are no settings of the service.
 const OF_TESTS: [&str; 6] =
-    ["FUZZ_ROUNDS", "FUZZ_SEED", "GENERATED", "JSON_SCHEMA_TEST_SUITE", "MASKBENCH", "SCHEMASTORE"];
+    ["FUZZ_SEED", "FUZZ_ROUNDS", "JSON_SCHEMA_TEST_SUITE", "MASKBENCH", "SCHEMASTORE", "GENERATED"];
 
 #[test]
 fn instructions_set_only_variables_that_the_code_knows() {
-    for name in ["README.md", "Dockerfile"] {
-        let text = text(name);
+    for name in pages().into_iter().chain(["Dockerfile".to_owned()]) {
+        let text = text(&name);
         let unknown: Vec<_> = assigned(&text)
             .filter(|variable| SETTINGS.iter().all(|setting| setting.name != *variable))
             .filter(|variable| !OF_TESTS.contains(variable))

@@ -6,6 +6,8 @@ use gemini_concurrent_generation::simulator::Options;
 use http::{HeaderMap, HeaderValue};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 
 use crate::corpus::{Exchange, corpus, later_corpus};
 use crate::recording::Recording;
@@ -113,6 +115,58 @@ async fn a_chat_that_ends_in_a_proxys_words_is_malformed_and_one_that_ends_well_
 }
 
 #[tokio::test]
+async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read() {
+    let text = "x".repeat(1000);
+    let piece = event(&HALF.replace("first half", &text)).repeat(100).into_bytes();
+    let last =
+        event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
+    let mut pieces = vec![piece; 30];
+    pieces.push(last.into_bytes());
+    let recording = Recording::play(200, "text/event-stream", pieces).await;
+    let service = over(&recording).await;
+    for path in ["/chat", SSE] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = socket.connect(service.address).await.unwrap();
+        let body = streamed(path, "x").to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        client.write_all((head + &body).as_bytes()).await.unwrap();
+        client.readable().await.unwrap();
+        service.until_idle().await;
+        assert_eq!(calls(&service, path, "success").await, 1.0, "{path}");
+        // What was read ahead is passed on whole.
+        let mut read = 0;
+        let mut end = Vec::new();
+        while !end.ends_with(b"0\r\n\r\n") {
+            let mut piece = vec![0; 64 * 1024];
+            let more = client.read(&mut piece).await.unwrap();
+            assert!(more > 0, "it broke off after {read} bytes");
+            read += more;
+            end.extend_from_slice(&piece[..more]);
+            end.drain(..end.len().saturating_sub(2048));
+        }
+        assert!(read > 3_000_000, "{read}");
+        assert!(String::from_utf8_lossy(&end).contains("STOP"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_chat_takes_no_harm_from_what_proxies_add() {
+    let last =
+        event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
+    let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+    let (events, service) = chat(&[ping, &event(HALF), ping, &last, &event("[DONE]")]).await;
+    assert_eq!(events.last().unwrap()["response"], "first half!", "{events:?}");
+    assert_eq!(calls(&service, "/chat", "success").await, 1.0);
+    let (events, _) = chat(&[&event(HALF), ping, &event("[DONE]")]).await;
+    assert_eq!(events.last().unwrap()["success"], false, "{events:?}");
+}
+
+#[tokio::test]
 async fn halves_of_a_character_in_two_events_are_joined() {
     let piece = |text: &str, more: &str| {
         event(&format!(
@@ -169,6 +223,26 @@ async fn a_first_event_that_is_a_passing_error_is_tried_again_on_every_surface()
         assert_eq!(service.metric(&retries).await, 1.0, "{path}");
         assert_eq!(calls(&service, path, "success").await, 1.0, "{path}");
         service.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_first_event_that_is_an_error_in_several_lines_is_answered_as_that_error() {
+    let lines = PRETTY.trim_end().replace('\n', "\ndata: ");
+    for answer in [format!("data: {lines}\n\n"), format!("data:\n\n: hi\ndata: {lines}\r\n\r\n")] {
+        let pieces = vec![answer.clone().into_bytes()];
+        let recording = Recording::play(200, "text/event-stream", pieces).await;
+        let service = Service::with(Options::default(), |config| {
+            config.base_url.clone_from(&recording.base_url);
+            config.max_attempts = 1;
+        })
+        .await;
+        for path in ["/chat", SSE, OPENAI] {
+            let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
+            assert!(response.status().is_server_error(), "{path}: {answer}");
+            service.until_idle().await;
+            assert_eq!(calls(&service, path, "upstream_unavailable").await, 1.0, "{path}");
+        }
     }
 }
 

@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
-use crate::api::auth::{Caller, Tier, check_model};
-use crate::api::body::{check_json, measured, read, semaphore_id, with_body};
+use super::partial::complete;
+use crate::api::ahead::body_ahead;
+use crate::api::auth::{Caller, Tier, check_model, check_text};
+use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
@@ -22,7 +24,9 @@ use crate::api::form::Form;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Forward, Model, Surface, embedding_requests, named_model};
+use crate::gemini::{
+    ApiKey, Forward, Model, Surface, embedding_requests, named_model, requested_images,
+};
 use crate::generation::InvalidField;
 use crate::limits::Semaphore;
 
@@ -45,10 +49,11 @@ pub(super) async fn send(
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
+    let request = complete(request, kind)?;
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
-    check_text(gateway, body.clone()).await?;
-    let form = Form::read(&request.headers, &body).await?;
+    check_text(|| body.clone(), gateway).await?;
+    let form = Form::read(&request.headers, &body, &gateway.bodies).await?;
     let (input, named) = match form {
         Some(_) if target == Target::Body => return Err(ApiError::is_form().into()),
         Some(Form { model, input }) => (input, model),
@@ -57,19 +62,11 @@ pub(super) async fn send(
     let model = model(surface, target, named, &body).await?;
     check_model(&model, gateway)?;
     let requests = requests(kind, surface, body.clone()).await?;
+    let images = images(&model, body.clone()).await?;
     let route = route(gateway, apart, payer.key, model, semaphore);
-    let call = Call { kind, route, input, requests, deadline };
+    let call = Call { kind, route, input, requests, images, deadline };
     let request = Forward { streams, ..request };
     answer(gateway, &call, request, body).await.map_err(|unanswered| failed(&call, unanswered))
-}
-
-/// Refuses a body with the admin key in it.
-async fn check_text(gateway: &Gateway, body: Bytes) -> Result<(), ApiError> {
-    let Some(admin) = gateway.config.admin_api_key.clone() else { return Ok(()) };
-    match with_body(body, move |body| admin.is_in_long_text(body)).await? {
-        true => Err(ApiError::misplaced_admin_key()),
-        false => Ok(()),
-    }
 }
 
 /// Refuses a body that a web page can send without having asked.
@@ -110,7 +107,7 @@ async fn model(
         (None, Some(resource)) => Ok(resource),
         (_, None) => {
             // What cannot be read names no model.
-            check_json(body.clone()).await?;
+            check_names_model(body.clone()).await?;
             Err(invalid_model("missing", "Field required".to_owned()))
         }
     }
@@ -152,7 +149,7 @@ async fn answer(
     let idle = gateway.config.stream_idle_timeout;
     // Boxed so that a request that waits is no larger than its wait.
     let forwarded = Box::pin(dispatcher.forward(call, &request, body, admission, idle)).await?;
-    let mut response = forwarded.map(Body::new);
+    let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)
 }
@@ -163,6 +160,12 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     let (model, code) = (call.route.model(), failed.error.code());
     tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
     failed
+}
+
+/// How many images a call asks for.
+async fn images(model: &Model, body: Bytes) -> Result<u64, ApiError> {
+    let model = model.clone();
+    with_body(body, move |body| requested_images(model.as_str(), body)).await
 }
 
 /// As how many requests Gemini counts a call of this kind: each text to embed is one. A body in which

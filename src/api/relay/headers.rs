@@ -31,7 +31,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// Headers of requests that stay here: those for this service, those about its client and where the
 /// client was, those that would make another request of this one, and those that Gemini would take
 /// for a second credential.
-const KEPT_BACK: [HeaderName; 24] = [
+const KEPT_BACK: [HeaderName; 30] = [
     ADMIN_API_KEY,
     API_KEY,
     AUTHORIZATION,
@@ -54,16 +54,26 @@ const KEPT_BACK: [HeaderName; 24] = [
     HeaderName::from_static("x-method-override"),
     HeaderName::from_static("x-goog-iam-authorization-token"),
     HeaderName::from_static("x-goog-iam-authority-selector"),
+    // Credentials of other services, which are nobody's business at Gemini.
+    HeaderName::from_static("x-serverless-authorization"),
+    HeaderName::from_static("x-goog-iap-jwt-assertion"),
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-auth-token"),
+    HeaderName::from_static("x-amz-security-token"),
     HeaderName::from_static("openai-organization"),
     HeaderName::from_static("openai-project"),
 ];
 
 /// What the names of more such headers begin with.
-const KEPT_BACK_FAMILIES: [&str; 3] = ["x-forwarded-", "sec-fetch-", "access-control-"];
+const KEPT_BACK_FAMILIES: [&str; 4] =
+    ["x-forwarded-", "sec-fetch-", "access-control-", "x-goog-authenticated-user-"];
 
 /// Parameters that would make another request of this one, or a script of its answer. Source:
-/// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters.
-const KEPT_BACK_PARAMETERS: [&str; 4] = ["$httpMethod", "$httpHeaders", "callback", "$callback"];
+/// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters, of which `$ct` is another
+/// content type than was looked at here.
+const KEPT_BACK_PARAMETERS: [&str; 5] =
+    ["$httpMethod", "$httpHeaders", "callback", "$callback", "$ct"];
 
 /// What a browser may do with a page of Gemini's, or of a file that somebody uploaded: nothing in
 /// the name of this service.

@@ -1,6 +1,7 @@
 use crate::config::{Config, InvalidSetting};
 use crate::gemini::ApiKey;
-use crate::limits::{Planned, QuotaPlan, Quotas, Source, Tier};
+use crate::limits::QuotaKind::*;
+use crate::limits::{Planned, QuotaKind, QuotaPlan, Quotas, Source, Tier};
 
 /// As `printf %s abc | sha256sum` has it.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -17,7 +18,7 @@ fn plan(variables: &[(&str, &str)]) -> QuotaPlan {
 
 fn quotas(plan: &QuotaPlan, label: Option<&str>, model: &str) -> [Option<u64>; 3] {
     let quotas = Quotas::from(plan.quotas(label, model));
-    [quotas.requests_per_minute, quotas.input_tokens_per_minute, quotas.requests_per_day]
+    [quotas[RequestsPerMinute], quotas[InputTokensPerMinute], quotas[RequestsPerDay]]
 }
 
 fn label_of<'a>(plan: &'a QuotaPlan, key: &str) -> Option<&'a str> {
@@ -54,14 +55,22 @@ fn limits_are_read() {
 }
 
 #[test]
+fn every_kind_of_quota_can_be_set() {
+    for kind in QuotaKind::ALL {
+        let plan = plan(&[("GEMINI_LIMITS", &format!("*:{}=7", kind.setting()))]);
+        assert_eq!(Quotas::from(plan.quotas(None, "any")), Quotas::default().with(kind, 7));
+    }
+}
+
+#[test]
 fn limits_stand_above_the_tier() {
     let plan = plan(&[("GEMINI_TIER", "free"), ("GEMINI_LIMITS", "*:rpm=10;server@*:rpd=none")]);
     let quotas = plan.quotas(Some("server"), "gemini-3.8-flash");
     let rpm = Planned { limit: 10, source: Source::Setting };
     let tpm = Planned { limit: 25_000, source: Source::Tier };
-    assert_eq!(quotas.requests_per_minute, Some(rpm));
-    assert_eq!(quotas.input_tokens_per_minute, Some(tpm));
-    assert_eq!(quotas.requests_per_day, None);
+    assert_eq!(quotas[RequestsPerMinute], Some(rpm));
+    assert_eq!(quotas[InputTokensPerMinute], Some(tpm));
+    assert_eq!(quotas[RequestsPerDay], None);
 }
 
 #[test]
@@ -79,12 +88,12 @@ fn limits_that_cannot_be_read_are_refused_with_their_entry_and_place() {
         ("team-b@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("Server@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
-        ("*:", "in entry 1 rpm, tpm or rpd with a limit, not \"\""),
-        ("*:rpm=1,", "in entry 1 rpm, tpm or rpd with a limit, not \"\""),
-        ("*:rps=1", "in entry 1 rpm, tpm or rpd with a limit, not \"rps=1\""),
-        ("*:RPM=1", "in entry 1 rpm, tpm or rpd with a limit, not \"RPM=1\""),
+        ("*:", "in entry 1 rpm, tpm, rpd, tpd or ipm with a limit, not \"\""),
+        ("*:rpm=1,", "in entry 1 rpm, tpm, rpd, tpd or ipm with a limit, not \"\""),
+        ("*:rps=1", "in entry 1 rpm, tpm, rpd, tpd or ipm with a limit, not \"rps=1\""),
+        ("*:RPM=1", "in entry 1 rpm, tpm, rpd, tpd or ipm with a limit, not \"RPM=1\""),
         ("*:rpm=1 tpm=2", "in entry 1 rpm= with a whole number or none, not \"rpm=1 tpm=2\""),
-        ("*:a\nb", "in entry 1 rpm, tpm or rpd with a limit, not \"a\\nb\""),
+        ("*:a\nb", "in entry 1 rpm, tpm, rpd, tpd or ipm with a limit, not \"a\\nb\""),
         ("*:rpm", "in entry 1 rpm= with a whole number or none, not \"rpm\""),
         ("*:rpm=", "in entry 1 rpm= with a whole number or none, not \"rpm=\""),
         ("*:rpm=+1", "in entry 1 rpm= with a whole number or none, not \"rpm=+1\""),

@@ -1,9 +1,11 @@
+use crate::limits::quota::QuotaKind::*;
 use futures_util::FutureExt;
 
 use super::*;
 use crate::limits::account::FOLLOW_AGAIN;
-use crate::limits::budget::{BudgetUsage, Cost, Quotas};
+use crate::limits::budget::{BudgetUsage, Cost};
 use crate::limits::plan::{Limit, Limits, Planned, PlannedQuotas, Scope, Source, Tier};
+use crate::limits::quota::Quotas;
 use crate::limits::store::LocalStore;
 
 fn accounts() -> Accounts {
@@ -19,7 +21,7 @@ fn model(name: &str) -> Arc<str> {
 }
 
 fn requests(limit: u64) -> Quotas {
-    Quotas { requests_per_minute: Some(limit), ..Quotas::default() }
+    Quotas::default().with(RequestsPerMinute, limit)
 }
 
 fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
@@ -69,16 +71,16 @@ async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
         account.correct(requests(limit));
         let (quotas, usage) = told(&account);
         let named = Planned { limit, source: Source::Gemini };
-        assert_eq!(quotas.requests_per_minute, Some(named));
-        assert_eq!(quotas.input_tokens_per_minute, None);
-        assert_eq!(usage.requests_per_minute.limit, Some(limit));
+        assert_eq!(quotas[RequestsPerMinute], Some(named));
+        assert_eq!(quotas[InputTokensPerMinute], None);
+        assert_eq!(usage[RequestsPerMinute].limit, Some(limit));
     }
-    let tokens = Quotas { input_tokens_per_minute: Some(1000), ..Quotas::default() };
+    let tokens = Quotas::default().with(InputTokensPerMinute, 1000);
     account.correct(tokens);
     let (quotas, _) = told(&account);
     let limit_of = |quota: Option<Planned>| quota.map(|quota| quota.limit);
-    assert_eq!(limit_of(quotas.requests_per_minute), Some(300), "what was named before stays");
-    assert_eq!(limit_of(quotas.input_tokens_per_minute), Some(1000));
+    assert_eq!(limit_of(quotas[RequestsPerMinute]), Some(300), "what was named before stays");
+    assert_eq!(limit_of(quotas[InputTokensPerMinute]), Some(1000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,7 +95,7 @@ async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
     let (quotas, usage) = told(&account);
     assert_eq!(quotas, PlannedQuotas::default());
     assert_eq!((usage.paused_for, usage.next_free_in), (None, Some(Duration::ZERO)));
-    assert_eq!(usage.requests_per_day.used, 1);
+    assert_eq!(usage[RequestsPerDay].used, 1);
     for (key, model) in [("01010101", "b"), ("02020202", "a"), ("0101", "a")] {
         assert!(!accounts.forget(key, model), "{key} {model}");
     }
@@ -162,7 +164,7 @@ async fn where_all_accounts_have_something_to_remember_new_ones_are_refused() {
     assert!(newcomer().is_turned_away());
     assert_eq!(accounts.count(), count, "nothing is kept of it");
     let (_, usage) = told(&accounts.of(&[1; 32], &name(0)));
-    assert_eq!(usage.requests_per_day.used, 1, "nothing was forgotten");
+    assert_eq!(usage[RequestsPerDay].used, 1, "nothing was forgotten");
 
     // When the day and the minute are over, there is nothing to remember.
     tokio::time::advance(Duration::from_secs(3600)).await;
@@ -184,12 +186,12 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     assert!(Arc::ptr_eq(&alias.charged(), &real));
     assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));
     let (_, usage) = told(&real);
-    assert_eq!((usage.requests_per_minute.used, usage.requests_per_day.used), (2, 2));
-    assert_eq!(usage.input_tokens_per_minute.used, 20);
+    assert_eq!((usage[RequestsPerMinute].used, usage[RequestsPerDay].used), (2, 2));
+    assert_eq!(usage[InputTokensPerMinute].used, 20);
     assert_eq!(usage.paused_for, Some(Duration::from_secs(30)));
-    assert_eq!(told(&alias).1.requests_per_day.used, 0);
+    assert_eq!(told(&alias).1[RequestsPerDay].used, 0);
     accounts.alias(&alias, "real", NamedBy::Answer);
-    assert_eq!(told(&real).1.requests_per_day.used, 2, "it moves once");
+    assert_eq!(told(&real).1[RequestsPerDay].used, 2, "it moves once");
 
     let other = accounts.of(&[2; 32], &model("latest"));
     assert!(Arc::ptr_eq(&other.charged(), &other), "another key learns it for itself");
@@ -231,7 +233,7 @@ async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_ac
     accounts.alias(&alias, "real", NamedBy::Answer);
     let _late = late.leave();
     sent.settle(5);
-    assert_eq!(told(&alias).1.input_tokens_per_minute.used, 5);
+    assert_eq!(told(&alias).1[InputTokensPerMinute].used, 5);
 }
 
 #[test]
@@ -292,14 +294,13 @@ fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Tier1);
     for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {
-        let limits =
-            Limits { requests_per_minute: Some(Limit::AtMost(limit)), ..Limits::default() };
+        let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(limit));
         plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
     }
     let accounts = with_plan(plan);
     let limit = |name: &str| {
         let account = accounts.of(&[1; 32], &model(name));
-        told(&account).0.requests_per_minute.unwrap().limit
+        told(&account).0[RequestsPerMinute].unwrap().limit
     };
     accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset", NamedBy::Answer);
     assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");

@@ -1,64 +1,118 @@
 //! What a call costs.
 
-use std::ops::{Add, AddAssign, SubAssign};
+use std::collections::BTreeMap;
+use std::ops::{Add, AddAssign, Index, IndexMut, SubAssign};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Exhausted;
+use crate::limits::quota::Resource;
 
-/// More than any call costs, in requests or in tokens, so that sums cannot overflow.
+/// More than any call costs of any resource, so that sums cannot overflow.
 const MOST: u64 = 1 << 32;
 
-/// What a call costs of an account's quotas; or several calls together.
+/// What a call costs of an account's quotas, or several calls together: an amount of each resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cost {
-    /// As how many requests Gemini counts it: 1, but for calls that bring several texts to embed.
-    pub requests: u64,
-    /// Input tokens, as estimated.
-    pub tokens: u64,
-}
+pub struct Cost([u64; Resource::ALL.len()]);
 
 impl Cost {
     /// A call that counts as one request of `tokens` input tokens.
     pub const fn one(tokens: u64) -> Self {
-        Self { requests: 1, tokens }
+        Self::of(1, tokens)
+    }
+
+    /// So many requests with so many input tokens together.
+    pub const fn of(requests: u64, tokens: u64) -> Self {
+        let mut amounts = [0; Resource::ALL.len()];
+        amounts[Resource::Requests as usize] = requests;
+        amounts[Resource::InputTokens as usize] = tokens;
+        Self(amounts)
+    }
+
+    /// This cost with another amount of one resource.
+    #[must_use]
+    pub fn with(mut self, resource: Resource, amount: u64) -> Self {
+        self[resource] = amount;
+        self
+    }
+
+    /// The amount of each resource.
+    pub fn iter(self) -> impl Iterator<Item = (Resource, u64)> {
+        Resource::ALL.into_iter().zip(self.0)
     }
 
     /// The cost of a call, within what can be counted: at least one request.
     pub(in crate::limits) fn bounded(self) -> Self {
-        Self { requests: self.requests.clamp(1, MOST), tokens: self.tokens.min(MOST) }
+        let bounded = Self(self.0.map(Self::bounded_amount));
+        bounded.with(Resource::Requests, bounded[Resource::Requests].max(1))
     }
 
-    /// Input tokens, within what can be counted.
-    pub(in crate::limits) fn bounded_tokens(tokens: u64) -> u64 {
-        tokens.min(MOST)
+    /// An amount, within what can be counted.
+    pub(in crate::limits) fn bounded_amount(amount: u64) -> u64 {
+        amount.min(MOST)
     }
 
     /// What is left of it without `less`; nothing where that is more.
-    pub(in crate::limits) fn saturating_sub(self, less: Self) -> Self {
-        Self {
-            requests: self.requests.saturating_sub(less.requests),
-            tokens: self.tokens.saturating_sub(less.tokens),
+    pub(in crate::limits) fn saturating_sub(mut self, less: Self) -> Self {
+        for (own, less) in self.0.iter_mut().zip(less.0) {
+            *own = own.saturating_sub(less);
         }
+        self
+    }
+}
+
+impl Index<Resource> for Cost {
+    type Output = u64;
+
+    fn index(&self, resource: Resource) -> &u64 {
+        &self.0[resource as usize]
+    }
+}
+
+impl IndexMut<Resource> for Cost {
+    fn index_mut(&mut self, resource: Resource) -> &mut u64 {
+        &mut self.0[resource as usize]
     }
 }
 
 impl Add for Cost {
     type Output = Self;
 
-    fn add(self, more: Self) -> Self {
-        Self { requests: self.requests + more.requests, tokens: self.tokens + more.tokens }
+    fn add(mut self, more: Self) -> Self {
+        self += more;
+        self
     }
 }
 
 impl AddAssign for Cost {
     fn add_assign(&mut self, more: Self) {
-        *self = *self + more;
+        for (own, more) in self.0.iter_mut().zip(more.0) {
+            *own += more;
+        }
     }
 }
 
 impl SubAssign for Cost {
     fn sub_assign(&mut self, less: Self) {
-        self.requests -= less.requests;
-        self.tokens -= less.tokens;
+        for (own, less) in self.0.iter_mut().zip(less.0) {
+            *own -= less;
+        }
+    }
+}
+
+/// As a map from the resources' names, without those of which it costs nothing.
+impl Serialize for Cost {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let amounts = self.iter().filter(|(_, amount)| *amount > 0);
+        serializer.collect_map(amounts.map(|(resource, amount)| (resource.key(), amount)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let amounts = BTreeMap::<String, u64>::deserialize(deserializer)?;
+        let amount = |resource: Resource| amounts.get(resource.key()).copied().unwrap_or_default();
+        Ok(Self(Resource::ALL.map(amount)))
     }
 }
 
@@ -84,8 +138,12 @@ impl Estimate {
         cost: Cost,
     ) -> Result<Cost, Exhausted> {
         match reason {
-            Exhausted::TooLarge { limit, .. } if self.at_least <= limit && limit < cost.tokens => {
-                Ok(Cost { tokens: limit, ..cost })
+            Exhausted::TooLarge { kind, limit, .. }
+                if kind.resource() == Resource::InputTokens
+                    && self.at_least <= limit
+                    && limit < cost[Resource::InputTokens] =>
+            {
+                Ok(cost.with(Resource::InputTokens, limit))
             }
             reason => Err(reason),
         }
@@ -95,6 +153,6 @@ impl Estimate {
 impl From<Cost> for Estimate {
     /// A cost that is certain.
     fn from(cost: Cost) -> Self {
-        Self { cost, at_least: cost.tokens }
+        Self { cost, at_least: cost[Resource::InputTokens] }
     }
 }

@@ -1,10 +1,11 @@
-//! The quota of requests per day.
+//! What is spent in a day.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Cost;
 use crate::pacific::{Calendar, WallClock};
 
 /// By how much this machine's clock may be ahead of Google's.
@@ -27,7 +28,7 @@ pub(super) struct Day {
     read_at: Instant,
     began: Instant,
     ends: Instant,
-    sent: u64,
+    sent: Cost,
     closed_until: Instant,
 }
 
@@ -36,7 +37,15 @@ impl Day {
     pub fn new(clock: Arc<dyn WallClock>, now: Instant) -> Self {
         let calendar = Calendar { wall: clock.at(now), instant: now };
         let ends = calendar.midnight_after(now);
-        Self { clock, calendar, read_at: now, began: now, ends, sent: 0, closed_until: now }
+        Self {
+            clock,
+            calendar,
+            read_at: now,
+            began: now,
+            ends,
+            sent: Cost::default(),
+            closed_until: now,
+        }
     }
 
     /// Begins a new day when the old one is over, and says whether it has.
@@ -51,7 +60,7 @@ impl Day {
         // What left before the clock was seen to be ahead was counted in the day before.
         self.began = if was_set { now } else { self.ends };
         self.ends = self.calendar.midnight_after(now);
-        self.sent = 0;
+        self.sent = Cost::default();
         true
     }
 
@@ -79,8 +88,8 @@ impl Day {
         true
     }
 
-    /// How many requests left today.
-    pub fn sent(&self) -> u64 {
+    /// What left today.
+    pub fn sent(&self) -> Cost {
         self.sent
     }
 
@@ -95,15 +104,15 @@ impl Day {
         self.closed_until
     }
 
-    /// So many requests leave now.
-    pub fn depart(&mut self, requests: u64) {
-        self.sent = self.sent.saturating_add(requests);
+    /// So much leaves now.
+    pub fn depart(&mut self, cost: Cost) {
+        self.sent += cost;
     }
 
-    /// So many requests that left at `left_at` do not count.
-    pub fn take_back(&mut self, left_at: Instant, requests: u64) {
+    /// What left at `left_at` and was counted as `counted` turns out to be `actual`.
+    pub fn correct(&mut self, left_at: Instant, counted: Cost, actual: Cost) {
         if left_at >= self.began {
-            self.sent = self.sent.saturating_sub(requests);
+            self.sent = (self.sent + actual).saturating_sub(counted);
         }
     }
 
@@ -128,13 +137,13 @@ impl Day {
     }
 
     /// Counts what another account has sent since then, today.
-    pub fn take_over(&mut self, requests: u64, since: Instant) {
-        self.depart(requests);
+    pub fn take_over(&mut self, spent: Cost, since: Instant) {
+        self.depart(spent);
         self.began = self.began.min(since);
     }
 
     /// Takes out what was sent today.
-    pub fn take_sent(&mut self) -> u64 {
+    pub fn take_sent(&mut self) -> Cost {
         std::mem::take(&mut self.sent)
     }
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::allowance::Allowance;
 use super::day::Day;
 use super::minute::Minute;
-use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Quotas, Spent, Window};
+use super::rolling::Rolling;
+use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Spent};
 use crate::limits::plan::PlannedQuotas;
+use crate::limits::quota::{PerKind, Quotas, Resource, Window};
 use crate::pacific::WallClock;
 
 /// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
@@ -24,14 +25,18 @@ pub(super) struct Ledger {
     by_hand: Quotas,
     /// What Gemini named.
     learned: Quotas,
-    requests: Allowance,
-    tokens: Allowance,
+    /// What counts now.
+    quotas: Quotas,
+    rolling: Rolling,
     day: Day,
-    requests_per_day: Option<u64>,
     paused_until: Instant,
     /// When the clock was last read.
     looked_at: Instant,
-    /// What those who return ask for.
+    /// What is reserved and has not left.
+    unsent: Cost,
+    /// What all that wait ask for.
+    waiting: Cost,
+    /// What those of them ask for that return.
     returning: Cost,
 }
 
@@ -75,12 +80,13 @@ impl Ledger {
             planned: quotas,
             by_hand: planned.by_hand(),
             learned: Quotas::default(),
-            requests: Allowance::new(quotas.requests_per_minute, minute),
-            tokens: Allowance::new(quotas.input_tokens_per_minute, minute),
+            quotas,
+            rolling: Rolling::new(quotas, minute),
             day: Day::new(clock, now),
-            requests_per_day: quotas.requests_per_day,
             paused_until: now,
             looked_at: now,
+            unsent: Cost::default(),
+            waiting: Cost::default(),
             returning: Cost::default(),
         }
     }
@@ -89,9 +95,8 @@ impl Ledger {
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
         self.looked_at = now;
-        self.requests.expire(now);
-        self.tokens.expire(now);
-        if self.day.expire(now) && self.learned != Quotas::default() {
+        self.rolling.expire(now);
+        if self.day.expire(now) && self.learned.is_any() {
             tracing::info!(account = %self.name, "a new day: limits named by Gemini are dropped");
             self.learned = Quotas::default();
             self.apply(now);
@@ -103,12 +108,11 @@ impl Ledger {
     pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<(), Exhausted> {
         let now = self.expire();
         let ahead = match line {
-            Line::Queue | Line::Courteous => self.all_waiting(),
+            Line::Queue | Line::Courteous => self.waiting,
             Line::Returning => self.returning,
         };
         self.opens_before(deadline, ahead, cost, now)?;
-        self.requests.join(cost.requests);
-        self.tokens.join(cost.tokens);
+        self.waiting += cost;
         if line == Line::Returning {
             self.returning += cost;
         }
@@ -118,10 +122,10 @@ impl Ledger {
     /// Reserves for one who asks now, if there is room and nobody waits.
     pub fn try_reserve(&mut self, cost: Cost, deadline: Instant) -> Result<bool, Exhausted> {
         let now = self.expire();
-        let opens_at = self.opens_before(deadline, self.all_waiting(), cost, now)?;
+        let opens_at = self.opens_before(deadline, self.waiting, cost, now)?;
         let fits = !self.is_waited_for() && opens_at <= now;
         if fits {
-            self.reserve(cost);
+            self.unsent += cost;
         }
         Ok(fits)
     }
@@ -140,39 +144,31 @@ impl Ledger {
         };
         let opens_at = self.opens_before(deadline, ahead, cost, now)?;
         if opens_at <= now {
-            let others_wait = self.requests.waiting() > cost.requests;
+            let others_wait = self.waiting[Resource::Requests] > cost[Resource::Requests];
             if line == Line::Courteous && others_wait && now < deadline {
                 return Ok(Opening::AfterYou);
             }
             self.leave(line, cost);
-            self.reserve(cost);
+            self.unsent += cost;
             return Ok(Opening::Now);
         }
-        if self.requests.is_held_up(cost.requests) || self.tokens.is_held_up(cost.tokens) {
-            return Ok(Opening::OnChange);
-        }
-        Ok(Opening::At(opens_at))
+        let is_held_up = self.rolling.is_held_up(self.unsent, cost);
+        Ok(if is_held_up { Opening::OnChange } else { Opening::At(opens_at) })
     }
 
     /// Leaves the queue at the deadline.
     pub fn give_up(&mut self, line: Line, cost: Cost) -> Exhausted {
         let now = self.expire();
         self.leave(line, cost);
-        match self.opens_at(self.all_waiting(), cost, now) {
+        match self.opens_at(self.waiting, cost, now) {
             Ok(opens_at) => Exhausted::NotBefore { retry_after: opens_at - now },
             Err(exhausted) => exhausted,
         }
     }
 
-    fn reserve(&mut self, cost: Cost) {
-        self.requests.reserve(cost.requests);
-        self.tokens.reserve(cost.tokens);
-    }
-
     /// Gives up a place in the queue.
     pub fn leave(&mut self, line: Line, cost: Cost) {
-        self.requests.leave_queue(cost.requests);
-        self.tokens.leave_queue(cost.tokens);
+        self.waiting -= cost;
         if line == Line::Returning {
             self.returning -= cost;
         }
@@ -180,42 +176,30 @@ impl Ledger {
 
     /// Whether anybody waits.
     pub fn is_waited_for(&self) -> bool {
-        self.requests.waiting() > 0
-    }
-
-    /// What all who wait ask for.
-    fn all_waiting(&self) -> Cost {
-        Cost { requests: self.requests.waiting(), tokens: self.tokens.waiting() }
+        self.waiting[Resource::Requests] > 0
     }
 
     /// Gives back what was reserved and has not left.
     pub fn give_back(&mut self, cost: Cost) {
-        self.requests.give_back(cost.requests);
-        self.tokens.give_back(cost.tokens);
+        self.unsent -= cost;
     }
 
     /// What was reserved leaves now.
     pub fn depart(&mut self, cost: Cost, now: Instant) {
-        self.requests.depart(cost.requests, now);
-        self.tokens.depart(cost.tokens, now);
-        self.day.depart(cost.requests);
+        self.unsent -= cost;
+        self.rolling.depart(cost, now);
+        self.day.depart(cost);
     }
 
-    /// What left at `left_at` cost `actual` tokens instead of the `estimated`.
-    pub fn settle(&mut self, left_at: Instant, estimated: u64, actual: u64, now: Instant) {
-        self.tokens.correct(left_at, estimated, actual, now);
+    /// What left at `left_at` and was counted as `counted` turns out to be `actual`.
+    pub fn correct(&mut self, left_at: Instant, counted: Cost, actual: Cost, now: Instant) {
+        self.rolling.correct(left_at, counted, actual, now);
+        self.day.correct(left_at, counted, actual);
     }
 
-    /// What left at `left_at` does not count.
-    pub fn take_back(&mut self, left_at: Instant, cost: Cost, now: Instant) {
-        self.requests.correct(left_at, cost.requests, 0, now);
-        self.tokens.correct(left_at, cost.tokens, 0, now);
-        self.day.take_back(left_at, cost.requests);
-    }
-
-    /// So many requests that left at `left_at` do not count in their day.
-    pub fn take_back_of_day(&mut self, left_at: Instant, requests: u64) {
-        self.day.take_back(left_at, requests);
+    /// What left at `left_at` does not count in its day.
+    pub fn take_back_of_day(&mut self, left_at: Instant, cost: Cost) {
+        self.day.correct(left_at, cost, Cost::default());
     }
 
     /// Gemini said that the day is used up in which this left.
@@ -249,7 +233,7 @@ impl Ledger {
     pub fn learn(&mut self, named: Quotas, now: Instant) {
         self.learned = named.or(self.learned);
         if self.apply(now) {
-            let quotas = self.quotas();
+            let quotas = self.quotas;
             tracing::info!(account = %self.name, ?quotas, "limits corrected by Gemini");
         }
     }
@@ -266,23 +250,20 @@ impl Ledger {
     /// Whether a new ledger would be as good.
     pub fn is_blank(&mut self) -> bool {
         let now = self.expire();
-        let counted =
-            [&self.requests, &self.tokens].map(|of| of.sent() + of.unsent() + of.waiting());
-        counted == [0, 0]
-            && self.day.sent() == 0
+        let nothing = Cost::default();
+        (self.unsent, self.waiting, self.day.sent()) == (nothing, nothing, nothing)
+            && self.rolling.sent() == nothing
             && self.day.closed_until() <= now
             && self.paused_until <= now
-            && self.learned == Quotas::default()
+            && !self.learned.is_any()
     }
 
     /// Takes out what is spent, for the account that turns out to be charged.
     pub fn hand_over(&mut self) -> Spent {
         self.expire();
-        let unsent = self.requests.unsent();
         Spent {
-            requests: self.requests.take_spent(),
-            tokens: self.tokens.take_spent(),
-            today: self.day.take_sent() + unsent,
+            minute: self.rolling.take_sent() + self.unsent,
+            today: self.day.take_sent() + self.unsent,
             since: self.day.began(),
             paused_until: self.paused_until,
             closed_until: self.day.closed_until(),
@@ -296,54 +277,40 @@ impl Ledger {
         self.by_hand = self.by_hand.lower(spent.by_hand);
         self.learned = self.learned.or(spent.learned);
         self.apply(now);
-        self.requests.count(spent.requests, now);
-        self.tokens.count(spent.tokens, now);
+        self.rolling.count(spent.minute, now);
         self.day.take_over(spent.today, spent.since);
         self.pause_until(spent.paused_until);
         self.day.close_until(spent.closed_until);
     }
 
-    fn quotas(&self) -> Quotas {
-        Quotas {
-            requests_per_minute: self.requests.limit(),
-            input_tokens_per_minute: self.tokens.limit(),
-            requests_per_day: self.requests_per_day,
-        }
-    }
-
     /// Keeps to the quotas that count: what Gemini named, within what was set by hand; else what was
     /// set by hand, else what the tier says. Says whether they are others than before.
     fn apply(&mut self, now: Instant) -> bool {
-        let before = self.quotas();
         let quotas = self.learned.within(self.by_hand).or(self.by_hand).or(self.planned);
-        self.requests.set_limit(quotas.requests_per_minute, now);
-        self.tokens.set_limit(quotas.input_tokens_per_minute, now);
-        self.requests_per_day = quotas.requests_per_day;
-        quotas != before
+        let is_changed = quotas != self.quotas;
+        self.quotas = quotas;
+        self.rolling.set_limits(quotas, now);
+        is_changed
     }
 
     /// What is spent now.
     pub fn usage(&mut self) -> BudgetUsage {
         let now = self.expire();
-        let per_minute = |allowance: &Allowance| QuotaUsage {
-            limit: allowance.limit(),
-            used: allowance.sent(),
-            reserved: allowance.unsent(),
-        };
-        let next_free_in = match self.opens_at(self.all_waiting(), Cost::one(1), now) {
+        let next_free_in = match self.opens_at(self.waiting, Cost::one(1), now) {
             Ok(opens_at) => Some(opens_at - now),
             Err(Exhausted::DayExhausted { retry_after }) => Some(retry_after),
             Err(_) => None,
         };
         BudgetUsage {
-            requests_per_minute: per_minute(&self.requests),
-            input_tokens_per_minute: per_minute(&self.tokens),
-            requests_per_day: QuotaUsage {
-                limit: self.requests_per_day,
-                used: self.day.sent(),
-                reserved: self.requests.unsent(),
-            },
-            waiting: self.requests.waiting(),
+            quotas: PerKind::from_fn(|kind| {
+                let sent = match kind.window() {
+                    Window::Minute => self.rolling.sent(),
+                    Window::Day => self.day.sent(),
+                };
+                let (limit, reserved) = (self.quotas[kind], self.unsent[kind.resource()]);
+                QuotaUsage { limit, used: sent[kind.resource()], reserved }
+            }),
+            waiting: self.waiting[Resource::Requests],
             next_free_in,
             paused_for: (self.paused_until > now).then(|| self.paused_until - now),
         }
@@ -366,37 +333,31 @@ impl Ledger {
     /// The first moment at which a call could be reserved that has so much ahead of it in the
     /// queue: `now` if at once.
     fn opens_at(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<Instant, Exhausted> {
-        self.ensure_possible(ahead.requests, cost, now)?;
+        self.ensure_possible(ahead, cost, now)?;
         let start = now.max(self.paused_until);
-        let requests = self.requests.opens_at(ahead.requests, cost.requests, start, now);
-        Ok(requests.max(self.tokens.opens_at(ahead.tokens, cost.tokens, start, now)))
+        Ok(self.rolling.opens_at(self.unsent, ahead, cost, start, now))
     }
 
     /// Refuses what no waiting helps, or only waiting for the next day.
-    fn ensure_possible(
-        &self,
-        requests_ahead: u64,
-        Cost { requests, tokens }: Cost,
-        now: Instant,
-    ) -> Result<(), Exhausted> {
-        let limits = [self.requests.limit(), self.tokens.limit(), self.requests_per_day];
-        if limits.contains(&Some(0)) {
+    fn ensure_possible(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<(), Exhausted> {
+        let limits = self.quotas.iter().filter_map(|(kind, limit)| Some((kind, (*limit)?)));
+        let limits = limits.filter(|(kind, _)| cost[kind.resource()] > 0);
+        if limits.clone().any(|(_, limit)| limit == 0) {
             return Err(Exhausted::NoQuota);
         }
-        if let Some(limit) = self.tokens.limit().filter(|limit| tokens > *limit) {
-            return Err(Exhausted::TooLarge { tokens, limit });
-        }
-        for (window, limit) in
-            [(Window::Minute, self.requests.limit()), (Window::Day, self.requests_per_day)]
-        {
-            if let Some(limit) = limit.filter(|limit| requests > *limit) {
-                return Err(Exhausted::TooManyRequests { requests, limit, window });
+        let mut reopens_at = self.day.closed_until();
+        for (kind, limit) in limits {
+            let resource = kind.resource();
+            if cost[resource] > limit {
+                return Err(Exhausted::TooLarge { kind, cost: cost[resource], limit });
+            }
+            if kind.window() == Window::Day {
+                let today = self.day.sent() + self.unsent + ahead + cost;
+                if today[resource] > limit {
+                    reopens_at = reopens_at.max(self.day.ends());
+                }
             }
         }
-        let today = self.day.sent() + self.requests.unsent() + requests_ahead + requests;
-        let is_used_up = self.requests_per_day.is_some_and(|limit| today > limit);
-        let reopens_at = if is_used_up { self.day.ends() } else { now };
-        let reopens_at = reopens_at.max(self.day.closed_until());
         if reopens_at > now {
             return Err(Exhausted::DayExhausted { retry_after: reopens_at - now });
         }

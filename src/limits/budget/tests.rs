@@ -1,3 +1,4 @@
+use crate::limits::quota::QuotaKind::*;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -20,23 +21,19 @@ const HOUR: Duration = Duration::from_secs(3600);
 const TOLERANCE: Duration = Duration::from_millis(150);
 
 fn per_minute(requests: u64, tokens: u64) -> Quotas {
-    Quotas {
-        requests_per_minute: Some(requests),
-        input_tokens_per_minute: Some(tokens),
-        requests_per_day: None,
-    }
+    Quotas::default().with(RequestsPerMinute, requests).with(InputTokensPerMinute, tokens)
 }
 
 fn requests(limit: u64) -> Quotas {
-    Quotas { requests_per_minute: Some(limit), ..Quotas::default() }
+    Quotas::default().with(RequestsPerMinute, limit)
 }
 
 fn tokens(limit: u64) -> Quotas {
-    Quotas { input_tokens_per_minute: Some(limit), ..Quotas::default() }
+    Quotas::default().with(InputTokensPerMinute, limit)
 }
 
 fn per_day(limit: u64) -> Quotas {
-    Quotas { requests_per_day: Some(limit), ..Quotas::default() }
+    Quotas::default().with(RequestsPerDay, limit)
 }
 
 fn budget(quotas: Quotas) -> Arc<LocalBudget> {
@@ -129,8 +126,8 @@ async fn without_quotas_everything_goes_at_once_and_is_counted() {
     });
     assert_eq!(took.await, 0.0);
     let usage = budget.usage_now();
-    assert_eq!(usage.requests_per_minute.used, 1000);
-    assert_eq!(usage.input_tokens_per_minute.used, 1_000_000_000);
+    assert_eq!(usage[RequestsPerMinute].used, 1000);
+    assert_eq!(usage[InputTokensPerMinute].used, 1_000_000_000);
     assert_eq!(usage.next_free_in, Some(Duration::ZERO));
 }
 
@@ -183,7 +180,7 @@ async fn what_never_left_comes_back_at_once() {
     sleep(7 * SECOND).await;
     drop(reservation);
     assert!(close(waiting.await.unwrap(), 7.0));
-    assert_eq!(budget.usage_now().input_tokens_per_minute.reserved, 0);
+    assert_eq!(budget.usage_now()[InputTokensPerMinute].reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,19 +278,22 @@ async fn one_larger_than_a_whole_minute_is_refused_at_once() {
         .reserve(Line::Queue, Cost::one(1001), patient())
         .now_or_never()
         .expect("it does not wait");
-    assert_eq!(refused.unwrap_err(), Exhausted::TooLarge { tokens: 1001, limit: 1000 });
+    assert_eq!(
+        refused.unwrap_err(),
+        Exhausted::TooLarge { kind: InputTokensPerMinute, cost: 1001, limit: 1000 }
+    );
     let _ = send(&budget, 1000).now_or_never().expect("it just fits");
 }
 
 async fn send_many(budget: &Arc<LocalBudget>, requests: u64) -> Result<Sent, Exhausted> {
-    let cost = Cost { requests, tokens: 1 };
+    let cost = Cost::of(requests, 1);
     let reservation = Arc::clone(budget).reserve(Line::Queue, cost, patient()).await;
     reservation.map(Reservation::leave)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_of_several_requests_takes_as_many_of_the_quotas() {
-    let budget = budget(Quotas { requests_per_day: Some(250), ..per_minute(100, 1000) });
+    let budget = budget(per_minute(100, 1000).with(RequestsPerDay, 250));
     let took = seconds(async {
         let _ = send_many(&budget, 100).await.unwrap();
         let _ = send_many(&budget, 100).await.unwrap();
@@ -301,22 +301,61 @@ async fn a_call_of_several_requests_takes_as_many_of_the_quotas() {
     let took = took.await;
     assert!(close(took, 60.3), "a whole minute's quota each: {took}");
     let usage = budget.usage_now();
-    assert_eq!(usage.requests_per_minute.used, 100);
-    assert_eq!(usage.requests_per_day.used, 200);
+    assert_eq!(usage[RequestsPerMinute].used, 100);
+    assert_eq!(usage[RequestsPerDay].used, 200);
     let refused = send_many(&budget, 51).await.unwrap_err();
     assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
     send_many(&budget, 50).await.unwrap().refused();
-    assert_eq!(budget.usage_now().requests_per_day.used, 200, "all of it is given back");
+    assert_eq!(budget.usage_now()[RequestsPerDay].used, 200, "all of it is given back");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_of_more_requests_than_a_whole_window_has_is_refused_at_once() {
-    for (quotas, window) in [(requests(10), Window::Minute), (per_day(10), Window::Day)] {
+    for (quotas, kind) in [(requests(10), RequestsPerMinute), (per_day(10), RequestsPerDay)] {
         let budget = budget(quotas);
         let refused = send_many(&budget, 11).now_or_never().expect("it does not wait");
-        let expected = Exhausted::TooManyRequests { requests: 11, limit: 10, window };
+        let expected = Exhausted::TooLarge { kind, cost: 11, limit: 10 };
         assert_eq!(refused.unwrap_err(), expected);
         let _ = send_many(&budget, 10).now_or_never().expect("it just fits").unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_per_day_count_at_what_calls_really_cost() {
+    let budget = budget(Quotas::default().with(InputTokensPerDay, 1000));
+    send(&budget, 600).await.settle(500);
+    assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500);
+    let refused = reserve_now(&budget, Cost::one(501)).unwrap_err();
+    assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
+    send(&budget, 500).await.refused();
+    assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500, "a refused call does not count");
+    let too_large = reserve_now(&budget, Cost::one(1001)).unwrap_err();
+    let expected = Exhausted::TooLarge { kind: InputTokensPerDay, cost: 1001, limit: 1000 };
+    assert_eq!(too_large, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_per_minute_bound_only_calls_that_generate_images() {
+    let budget = budget(Quotas::default().with(ImagesPerMinute, 4));
+    let images = |count| Cost::one(1).with(Resource::Images, count);
+    let four = Arc::clone(&budget).reserve(Line::Queue, images(4), patient()).await.unwrap();
+    let _ = four.leave();
+    let late = reserve_now(&budget, images(1)).unwrap_err();
+    assert!(matches!(late, Exhausted::NotBefore { .. }), "{late:?}");
+    assert!(reserve_now(&budget, Cost::one(1)).unwrap().is_some(), "a text costs no image");
+    budget.set(Quotas::default().with(ImagesPerMinute, 0));
+    assert_eq!(reserve_now(&budget, images(1)).unwrap_err(), Exhausted::NoQuota);
+    assert!(reserve_now(&budget, Cost::one(1)).unwrap().is_some());
+}
+
+/// Reserves if there is room at once.
+fn reserve_now(budget: &Arc<LocalBudget>, cost: Cost) -> Result<Option<Reservation>, Exhausted> {
+    match Arc::clone(budget).try_reserve(cost, Instant::now()) {
+        Attempt::Answered(answer) => answer.map_err(|reason| match reason {
+            NotReserved::Exhausted(reason) => reason,
+            NotReserved::OutOfReach(reason) => panic!("{reason}"),
+        }),
+        Attempt::Asked(_) => panic!("it is kept here"),
     }
 }
 
@@ -370,12 +409,12 @@ async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_call_does_not_count() {
-    let budget = budget(Quotas { requests_per_day: Some(10), ..per_minute(1, 100) });
+    let budget = budget(per_minute(1, 100).with(RequestsPerDay, 10));
     send(&budget, 100).await.refused();
     let usage = budget.usage_now();
-    assert_eq!(usage.requests_per_minute.used, 0);
-    assert_eq!(usage.input_tokens_per_minute.used, 0);
-    assert_eq!(usage.requests_per_day.used, 0);
+    assert_eq!(usage[RequestsPerMinute].used, 0);
+    assert_eq!(usage[InputTokensPerMinute].used, 0);
+    assert_eq!(usage[RequestsPerDay].used, 0);
     advance(SECOND).await;
     assert!(is_free(&budget, 100).await);
 }
@@ -384,13 +423,13 @@ async fn a_refused_call_does_not_count() {
 async fn a_call_that_cost_less_makes_room_and_one_that_cost_more_takes_it() {
     let budget = budget(tokens(1000));
     send(&budget, 1000).await.settle(400);
-    assert_eq!(budget.usage_now().input_tokens_per_minute.used, 400);
+    assert_eq!(budget.usage_now()[InputTokensPerMinute].used, 400);
     let took = seconds(send(&budget, 600)).await;
     assert!(close(took, 0.4 * 60.3), "the debt is paid at the quota's rate: {took}");
 
     advance(2 * MINUTE).await;
     send(&budget, 100).await.settle(900);
-    assert_eq!(budget.usage_now().input_tokens_per_minute.used, 900);
+    assert_eq!(budget.usage_now()[InputTokensPerMinute].used, 900);
     let took = seconds(send(&budget, 200)).await;
     assert!(close(took, 60.3), "{took}");
 }
@@ -446,7 +485,7 @@ async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
     assert!((&mut waiting).now_or_never().is_none());
     budget.set(tokens(500));
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
-    assert_eq!(refused, Exhausted::TooLarge { tokens: 800, limit: 500 });
+    assert_eq!(refused, Exhausted::TooLarge { kind: InputTokensPerMinute, cost: 800, limit: 500 });
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,3 +1,4 @@
+use crate::limits::quota::QuotaKind::*;
 use std::task::{Context, Wake};
 
 use futures_util::FutureExt;
@@ -17,7 +18,7 @@ fn door(limit: usize, max_waiting: usize) -> Arc<Door> {
 /// A door that lets one call a second of each account go.
 fn one_a_second(limit: usize) -> Arc<Door> {
     let mut plan = QuotaPlan::default();
-    let limits = Limits { requests_per_minute: Some(Limit::AtMost(60)), ..Limits::default() };
+    let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(60));
     plan.add_limits(Scope { label: None, model: None }, limits).unwrap();
     Door::new(limit, 10, plan)
 }
@@ -61,7 +62,7 @@ async fn a_task_that_panics_gives_everything_back() {
     let lane =
         Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), Some(Arc::clone(&semaphore)));
     let admission = admit(&lane).await.unwrap();
-    let reserved = || usage(&account).requests_per_minute.reserved;
+    let reserved = || usage(&account)[RequestsPerMinute].reserved;
     assert_eq!((door.occupancy().in_flight, semaphore.standing().in_use, reserved()), (1, 1, 1));
     let task = tokio::spawn(async move {
         let _admission = admission;
@@ -307,17 +308,17 @@ async fn one_that_is_overtaken_for_its_quota_keeps_it_the_next_time() {
 async fn only_a_call_that_costs_too_much_at_the_very_least_is_too_large() {
     let door = door(10, 10);
     let account = account(&door, "a");
-    account.correct(Quotas { input_tokens_per_minute: Some(1000), ..Quotas::default() });
+    account.correct(Quotas::default().with(InputTokensPerMinute, 1000));
     let admit = async |expected, at_least| {
         let lane = Turnstile::new(Arc::clone(&door)).lane(Arc::clone(&account), None);
         let cost = Estimate { cost: Cost::one(expected), at_least };
         lane.turn().await.admit(cost, deadline()).await
     };
     let refused = admit(5000, 1001).await.err();
-    let too_large = Exhausted::TooLarge { tokens: 5000, limit: 1000 };
+    let too_large = Exhausted::TooLarge { kind: InputTokensPerMinute, cost: 5000, limit: 1000 };
     assert_eq!(refused, Some(Refused::Exhausted(too_large)));
     let admitted = admit(5000, 1000).await.unwrap();
-    assert_eq!(usage(&account).input_tokens_per_minute.reserved, 1000, "a whole minute's");
+    assert_eq!(usage(&account)[InputTokensPerMinute].reserved, 1000, "a whole minute's");
     let mut waits = Box::pin(admit(5000, 1));
     assert!((&mut waits).now_or_never().is_none());
     admitted.depart().unwrap().answered(Some(1));
@@ -344,8 +345,8 @@ async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
     let admitted = waits.now_or_never().expect("the pause is over").unwrap();
     let call = admitted.depart().unwrap();
     assert_eq!(call.account().model(), "latest");
-    assert_eq!(usage(&real).requests_per_minute.used, 2);
-    assert_eq!(usage(&account(&door, "latest")).requests_per_minute.used, 0);
+    assert_eq!(usage(&real)[RequestsPerMinute].used, 2);
+    assert_eq!(usage(&account(&door, "latest"))[RequestsPerMinute].used, 0);
     call.overloaded();
     assert_eq!(real.concurrency().limit(), 8, "load is the real model's too");
 }
@@ -362,7 +363,7 @@ async fn a_call_for_which_there_is_no_account_is_refused() {
 async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
     let door = door(50, 100);
     let lane = lane(&door, "a");
-    let named = Quotas { requests_per_minute: Some(60), ..Quotas::default() };
+    let named = Quotas::default().with(RequestsPerMinute, 60);
     let burst: Vec<_> = (0..50).map(|_| send(&lane)).collect();
     let until = Instant::now() + 20 * SECOND;
     for call in burst {
@@ -370,7 +371,7 @@ async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
     }
     let usage = usage(&account(&door, "a"));
     assert_eq!(usage.paused_for, Some(20 * SECOND));
-    let requests = usage.requests_per_minute;
+    let requests = usage[RequestsPerMinute];
     assert_eq!((requests.limit, requests.used, requests.reserved), (Some(60), 0, 0));
     assert_eq!(account(&door, "a").concurrency().limit(), 50, "a quota says nothing of load");
 
@@ -470,11 +471,11 @@ async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
     let sent = send(&lane);
     let mut waits = Box::pin(admit(&lane));
     assert!((&mut waits).now_or_never().is_none());
-    sent.refused_for_the_day(Quotas { requests_per_day: Some(250), ..Quotas::default() });
+    sent.refused_for_the_day(Quotas::default().with(RequestsPerDay, 250));
     for refused in [waits.await, admit(&self::lane(&door, "a")).await] {
         assert!(matches!(refused, Err(Refused::Exhausted(Exhausted::DayExhausted { .. }))));
     }
-    assert_eq!(usage(&account(&door, "a")).requests_per_day.limit, Some(250));
+    assert_eq!(usage(&account(&door, "a"))[RequestsPerDay].limit, Some(250));
 }
 
 #[tokio::test(start_paused = true)]
@@ -538,11 +539,11 @@ async fn refused_calls_give_their_day_back_to_the_account_that_is_charged() {
     let [answered, refused, declined] = [(); 3].map(|()| send(&lane(&door, "latest")));
     advance(SECOND).await;
     door.accounts().alias(answered.account(), "real", NamedBy::Answer);
-    assert_eq!(usage(&account(&door, "real")).requests_per_day.used, 3);
+    assert_eq!(usage(&account(&door, "real"))[RequestsPerDay].used, 3);
     answered.answered(None);
     refused.refused(Instant::now(), Quotas::default());
     declined.declined();
-    assert_eq!(usage(&account(&door, "real")).requests_per_day.used, 1);
+    assert_eq!(usage(&account(&door, "real"))[RequestsPerDay].used, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -565,7 +566,7 @@ async fn a_declined_request_counts_in_its_minute_and_one_that_was_never_written_
     let door = door(10, 10);
     let spent = || {
         let usage = usage(&account(&door, "a"));
-        (usage.requests_per_minute.used, usage.requests_per_day.used)
+        (usage[RequestsPerMinute].used, usage[RequestsPerDay].used)
     };
     send(&lane(&door, "a")).declined();
     assert_eq!(spent(), (1, 0));
@@ -580,7 +581,7 @@ async fn an_answer_settles_what_was_estimated() {
     let door = door(10, 0);
     let lane = lane(&door, "a");
     let call = lane.turn().await.admit(Cost::one(100), deadline()).await.unwrap().depart().unwrap();
-    let used = || usage(&account(&door, "a")).input_tokens_per_minute.used;
+    let used = || usage(&account(&door, "a"))[InputTokensPerMinute].used;
     assert_eq!(used(), 100);
     call.answered(Some(80));
     assert_eq!(used(), 80);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::limits::quota::QuotaKind::*;
 
 const MODEL: &str = "gemini-3.8-flash";
 
@@ -7,7 +8,7 @@ fn scope(label: Option<&str>, model: Option<&str>) -> Scope {
 }
 
 fn requests_per_minute(limit: Limit) -> Limits {
-    Limits { requests_per_minute: Some(limit), ..Limits::default() }
+    Limits::default().with(RequestsPerMinute, limit)
 }
 
 fn setting(limit: u64) -> Option<Planned> {
@@ -37,8 +38,10 @@ fn a_tier_is_for_every_key_and_model() {
     ] {
         let plan = QuotaPlan { tier: Some(name), ..QuotaPlan::default() };
         let [requests_per_minute, input_tokens_per_minute, requests_per_day] = numbers.map(tier);
-        let expected =
-            PlannedQuotas { requests_per_minute, input_tokens_per_minute, requests_per_day };
+        let expected = PlannedQuotas::default()
+            .with(RequestsPerMinute, requests_per_minute)
+            .with(InputTokensPerMinute, input_tokens_per_minute)
+            .with(RequestsPerDay, requests_per_day);
         assert_eq!(plan.quotas(None, MODEL), expected);
         assert_eq!(plan.quotas(Some("team-a"), "any"), expected);
         assert_eq!(Quotas::from(expected), name.quotas());
@@ -67,7 +70,7 @@ fn the_most_specific_rule_holds() {
             for (scope, limit) in rules {
                 plan.add_limits(scope, requests_per_minute(Limit::AtMost(limit))).unwrap();
             }
-            let holds = |label, model| plan.quotas(label, model).requests_per_minute;
+            let holds = |label, model| plan.quotas(label, model)[RequestsPerMinute];
             assert_eq!(holds(Some("a"), MODEL), setting(1));
             assert_eq!(holds(Some("a"), "other"), setting(2));
             assert_eq!(holds(None, MODEL), setting(3));
@@ -83,22 +86,18 @@ fn the_most_specific_rule_holds() {
 #[test]
 fn each_quota_comes_from_the_most_specific_rule_that_names_it() {
     let mut plan = QuotaPlan { tier: Some(Tier::Tier1), ..QuotaPlan::default() };
-    let every = Limits {
-        requests_per_minute: Some(Limit::AtMost(4)),
-        input_tokens_per_minute: Some(Limit::AtMost(40)),
-        requests_per_day: None,
-    };
+    let every = Limits::default()
+        .with(RequestsPerMinute, Limit::AtMost(4))
+        .with(InputTokensPerMinute, Limit::AtMost(40));
     plan.add_limits(scope(None, None), every).unwrap();
     plan.add_limits(scope(None, Some(MODEL)), requests_per_minute(Limit::Unlimited)).unwrap();
-    let own = Limits { input_tokens_per_minute: Some(Limit::AtMost(0)), ..Limits::default() };
+    let own = Limits::default().with(InputTokensPerMinute, Limit::AtMost(0));
     plan.add_limits(scope(Some("a"), Some(MODEL)), own).unwrap();
-    let expected = PlannedQuotas {
-        requests_per_minute: None,
-        input_tokens_per_minute: setting(0),
-        requests_per_day: tier(1_000),
-    };
+    let expected = PlannedQuotas::default()
+        .with(InputTokensPerMinute, setting(0))
+        .with(RequestsPerDay, tier(1_000));
     assert_eq!(plan.quotas(Some("a"), MODEL), expected);
-    let others = PlannedQuotas { input_tokens_per_minute: setting(40), ..expected };
+    let others = expected.with(InputTokensPerMinute, setting(40));
     assert_eq!(plan.quotas(None, MODEL), others);
 }
 

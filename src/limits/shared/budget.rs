@@ -11,13 +11,14 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, midnight_us};
-use super::wire::{self, Op, SharedQuotas, UsageResult, micros};
+use super::wire::{self, Op, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
     Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Exhausted, HandedOver, Line,
-    LocalBudget, NotReserved, QuotaUsage, Quotas, Reservation, Spent, end_of_used_up,
+    LocalBudget, NotReserved, Reservation, Spent, end_of_used_up,
 };
 use crate::limits::plan::PlannedQuotas;
+use crate::limits::quota::{PerKind, Quotas};
 use crate::limits::semaphore::OutOfReach;
 use crate::pacific::Calendar;
 
@@ -59,11 +60,11 @@ struct Told {
     /// What of it was set by hand.
     by_hand: Quotas,
     /// What was set by hand for the accounts that are charged here, as this process has found out.
-    aliases: BTreeMap<Arc<str>, SharedQuotas>,
+    aliases: BTreeMap<Arc<str>, Quotas>,
     /// What counts in Redis.
-    counts: SharedQuotas,
+    counts: Quotas,
     /// What of it Gemini named.
-    learned: SharedQuotas,
+    learned: Quotas,
 }
 
 /// More accounts that are charged to one are not told of.
@@ -95,8 +96,8 @@ impl SharedBudget {
                 planned,
                 by_hand,
                 aliases: BTreeMap::new(),
-                counts: planned.into(),
-                learned: SharedQuotas::default(),
+                counts: wire::told(planned),
+                learned: Quotas::default(),
             }),
             minute,
             watched: AtomicBool::new(planned != Quotas::default()),
@@ -127,10 +128,10 @@ impl SharedBudget {
         let told = self.quotas().clone();
         Op::OpenBudget {
             account,
-            planned: told.planned.into(),
-            by_hand: told.by_hand.into(),
+            planned: wire::told(told.planned),
+            by_hand: wire::told(told.by_hand),
             aliases: told.aliases,
-            learned: Some(told.learned).filter(|learned| !learned.is_without_end()),
+            learned: Some(told.learned).filter(Quotas::is_any),
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
             proven: self.proven.load(Ordering::Acquire),
@@ -163,12 +164,11 @@ impl SharedBudget {
         self.introduced.store(self.link.session(), Ordering::Release);
         self.link.say(self.introduction());
         let own: Weak<dyn Budget> = self.own.clone();
-        let Spent { requests, tokens, today, since, .. } = self.local.move_to(own);
-        if requests > 0 || today > 0 {
+        let Spent { minute, today, since, .. } = self.local.move_to(own);
+        if (minute, today) != (Cost::default(), Cost::default()) {
             self.link.say(Op::CountBudget {
                 account: self.account(),
-                requests,
-                tokens,
+                minute,
                 today,
                 began_us_ago: micros(since.elapsed()),
                 midnight_us: midnight_us(),
@@ -183,7 +183,7 @@ impl SharedBudget {
     }
 
     /// Other quotas count from now on, of which Gemini named some.
-    pub fn is_corrected(&self, quotas: SharedQuotas, learned: SharedQuotas) {
+    pub fn is_corrected(&self, quotas: Quotas, learned: Quotas) {
         let mut told = self.quotas();
         if quotas != told.counts {
             tracing::info!(account = %self.name, ?quotas, "limits changed for all replicas");
@@ -205,10 +205,10 @@ impl SharedBudget {
     }
 
     /// What was set by hand for it, or for those that are charged to it.
-    fn by_hand(&self) -> SharedQuotas {
+    fn by_hand(&self) -> Quotas {
         let told = self.quotas();
-        let by_hand = told.aliases.values().map(|alias| Quotas::from(*alias));
-        by_hand.fold(told.by_hand, Quotas::lower).into()
+        let by_hand = told.aliases.values().copied();
+        wire::told(by_hand.fold(told.by_hand, Quotas::lower))
     }
 
     fn quotas(&self) -> MutexGuard<'_, Told> {
@@ -298,7 +298,7 @@ impl Budget for SharedBudget {
 
     fn learn(&self, named: Quotas) {
         self.open();
-        self.link.say(Op::LearnQuotas { account: self.account(), quotas: named.into() });
+        self.link.say(Op::LearnQuotas { account: self.account(), quotas: wire::told(named) });
     }
 
     fn forget(&self) {
@@ -327,7 +327,7 @@ impl Budget for SharedBudget {
         self.open();
         let by_hand = alias.by_hand();
         let mut told = self.quotas();
-        if !by_hand.is_without_end() && told.aliases.len() < MOST_ALIASES {
+        if by_hand.is_any() && told.aliases.len() < MOST_ALIASES {
             told.aliases.insert(Arc::clone(&from), by_hand);
         }
         drop(told);
@@ -363,15 +363,14 @@ impl Budget for SharedBudget {
         async move {
             let usage: Option<UsageResult> = self.link.ask(op).await?;
             // Redis does not know it: nothing is spent.
-            let fresh = || LocalBudget::new(self.quotas().counts.into(), self.minute).usage_now();
+            let fresh = || LocalBudget::new(self.quotas().counts, self.minute).usage_now();
             Ok(usage.map_or_else(fresh, told))
         }
         .boxed()
     }
 
     fn give_back(&self, cost: Cost) {
-        let Cost { requests, tokens } = cost;
-        let op = Op::GiveBackBudget { account: self.account(), requests, tokens };
+        let op = Op::GiveBackBudget { account: self.account(), cost };
         self.link.unreserve(&self.account, cost, op);
     }
 
@@ -380,8 +379,7 @@ impl Budget for SharedBudget {
         let op = Op::Depart {
             account: self.account(),
             ticket: number,
-            requests: cost.requests,
-            tokens: cost.tokens,
+            cost,
             midnight_us: midnight_us(),
             by: self.link.name(),
         };
@@ -389,17 +387,12 @@ impl Budget for SharedBudget {
         Departure { number, at: Instant::now() }
     }
 
-    fn settle(&self, departure: Departure, tokens: u64, actual: u64) {
-        let (account, by) = (self.account(), self.link.name());
-        self.link.say(Op::Settle { account, ticket: departure.number, tokens, actual, by });
-    }
-
-    fn take_back(&self, departure: Departure, cost: Cost) {
-        self.link.say(Op::TakeBack {
+    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
+        self.link.say(Op::Settle {
             account: self.account(),
             ticket: departure.number,
-            requests: cost.requests,
-            tokens: cost.tokens,
+            counted,
+            actual,
             left_us_ago: micros(departure.at.elapsed()),
             midnight_us: midnight_us(),
             by: self.link.name(),
@@ -412,20 +405,12 @@ impl Budget for SharedBudget {
         }
     }
 
-    fn take_back_of_day(&self, departure: Departure, requests: u64) {
+    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
         if !self.is_watched() {
-            return self.local.take_back_of_day(departure, requests);
+            return self.local.take_back_of_day(departure, cost);
         }
-        self.link.say(Op::TakeBack {
-            account: self.account(),
-            // No call has left by this number, so that only the day is corrected.
-            ticket: 0,
-            requests,
-            tokens: 0,
-            left_us_ago: micros(departure.at.elapsed()),
-            midnight_us: midnight_us(),
-            by: self.link.name(),
-        });
+        // No call has left by this number, so that only the day is corrected.
+        self.settle(Departure { number: 0, ..departure }, cost, Cost::default());
     }
 
     fn close_day(&self, left_at: Instant) {
@@ -438,11 +423,8 @@ impl Budget for SharedBudget {
 }
 
 fn told(usage: UsageResult) -> BudgetUsage {
-    let quota = |wire::Spent { limit, used, reserved }| QuotaUsage { limit, used, reserved };
     BudgetUsage {
-        requests_per_minute: quota(usage.requests_per_minute),
-        input_tokens_per_minute: quota(usage.input_tokens_per_minute),
-        requests_per_day: quota(usage.requests_per_day),
+        quotas: PerKind::from_fn(|kind| usage.quotas[kind].unwrap_or_default()),
         waiting: usage.waiting,
         next_free_in: usage.next_free_in_us.map(Duration::from_micros),
         paused_for: usage.paused_for_us.map(Duration::from_micros),

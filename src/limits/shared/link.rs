@@ -20,6 +20,7 @@ use super::semaphore::SharedSemaphore;
 use super::tenure::Tenure;
 use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
+use crate::limits::quota::Resource;
 use crate::limits::semaphore::{NotGranted, OutOfReach, Patience, Permit};
 use crate::pacific::until_midnight;
 
@@ -113,8 +114,7 @@ impl Waiter {
             Wants::Reservation { budget, line, cost, deadline, .. } => Op::Reserve {
                 account: budget.account(),
                 ticket,
-                requests: cost.requests,
-                tokens: cost.tokens,
+                cost: *cost,
                 line: match line {
                     Line::Queue => "queue",
                     Line::Courteous => "courteous",
@@ -279,7 +279,7 @@ impl Link {
         let mut state = self.state();
         if let Some(reserved) = state.reserved.get_mut(account) {
             *reserved = reserved.saturating_sub(cost);
-            if reserved.requests == 0 {
+            if reserved[Resource::Requests] == 0 {
                 state.reserved.remove(account);
             }
         }
@@ -369,7 +369,7 @@ impl Link {
         let stands = |said: &Said| match said.op {
             // It is made of permits that are claimed no more.
             Op::Lease { .. } => false,
-            Op::Settle { .. } | Op::TakeBack { .. } => true,
+            Op::Settle { .. } => true,
             ref op => said.result.is_some() || op.can_be_said_twice(),
         };
         let requests: Vec<_> = state.outbox.drain(..).filter(stands).collect();
@@ -378,11 +378,10 @@ impl Link {
         let claims = claims.map(|(&semaphore, &permits)| Op::Claim { semaphore, permits });
         let claims = claims.chain(budgets.iter().flat_map(|budget| {
             let account = budget.account();
-            let Cost { requests, tokens } =
-                state.reserved.get(&account).copied().unwrap_or_default();
+            let cost = state.reserved.get(&account).copied().unwrap_or_default();
             let from = previous.map(str::to_owned);
             budget.mark_introduced(session);
-            [budget.introduction(), Op::ClaimBudget { account, requests, tokens, from }]
+            [budget.introduction(), Op::ClaimBudget { account, cost, from }]
         }));
         let asks = state.waiters.iter().map(|(&ticket, waiter)| waiter.ask(ticket));
         let all: Vec<_> = claims.chain(asks).map(|op| Said { op, result: None }).collect();
@@ -424,10 +423,9 @@ impl Link {
                 (None, Verdict::Granted { semaphore, permits }) => {
                     self.give_back(semaphore, permits);
                 }
-                (None, Verdict::Reserved { account, requests, tokens }) => {
-                    let of = Arc::clone(&account);
-                    let back = Op::GiveBackBudget { account: of, requests, tokens };
-                    self.unreserve(&account, Cost { requests, tokens }, back);
+                (None, Verdict::Reserved { account, cost }) => {
+                    let back = Op::GiveBackBudget { account: Arc::clone(&account), cost };
+                    self.unreserve(&account, cost, back);
                 }
                 (None, _) => {}
             }
@@ -470,14 +468,11 @@ impl Link {
         verdict: &Verdict,
     ) -> Result<Option<Reservation>, NotReserved> {
         let exhausted = match *verdict {
-            Verdict::Reserved { requests, tokens, .. } => {
-                return Ok(Some(Reservation::new(budget, Cost { requests, tokens })));
+            Verdict::Reserved { cost, .. } => {
+                return Ok(Some(Reservation::new(budget, cost)));
             }
             Verdict::NoQuota => Exhausted::NoQuota,
-            Verdict::TooLarge { tokens, limit } => Exhausted::TooLarge { tokens, limit },
-            Verdict::TooManyRequests { requests, limit, window } => {
-                Exhausted::TooManyRequests { requests, limit, window }
-            }
+            Verdict::TooLarge { kind, cost, limit } => Exhausted::TooLarge { kind, cost, limit },
             Verdict::NotBefore { retry_after_us } => {
                 Exhausted::NotBefore { retry_after: Duration::from_micros(retry_after_us) }
             }
@@ -516,9 +511,8 @@ impl State {
             Verdict::Granted { semaphore, permits } => {
                 *self.held.entry(*semaphore).or_default() += permits;
             }
-            Verdict::Reserved { account, requests, tokens } => {
-                *self.reserved.entry(Arc::clone(account)).or_default() +=
-                    Cost { requests: *requests, tokens: *tokens };
+            Verdict::Reserved { account, cost } => {
+                *self.reserved.entry(Arc::clone(account)).or_default() += *cost;
             }
             _ => {}
         }

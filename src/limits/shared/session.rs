@@ -77,7 +77,7 @@ impl Connector {
             0 => format!("{{{prefix}}}"),
             database => format!("{{{prefix}/{database}}}"),
         };
-        Self { redis, prefix, limit, link, registry, script: Script::new(SCRIPT) }
+        Self { redis, prefix, limit, link, registry, script: Script::new(&SCRIPT) }
     }
 
     /// Connects and becomes a member, in the place of `previous`.

@@ -2,24 +2,39 @@
 //! operation does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::limits::budget::{Quotas, Window};
+use crate::limits::budget::{Cost, QuotaUsage};
+use crate::limits::quota::{PerKind, QuotaKind, Quotas, Resource};
 
 /// The script that changes what is shared, whole: nothing of two calls of it ever mixes.
-pub(in crate::limits) const SCRIPT: &str = concat!(
-    include_str!("script/members.lua"),
-    include_str!("script/semaphore.lua"),
-    include_str!("script/lease.lua"),
-    include_str!("script/allowance.lua"),
-    include_str!("script/budget.lua"),
-    include_str!("script/main.lua"),
-);
+pub(in crate::limits) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
+    let resources = Resource::ALL.map(|resource| format!("'{}'", resource.key()));
+    let kinds = QuotaKind::ALL.map(|kind| {
+        let (name, unit, window) = (kind.setting(), kind.resource().key(), kind.window());
+        format!("{{name = '{name}', unit = '{unit}', window = '{window}'}}")
+    });
+    let tables = format!(
+        "local UNITS = {{{}}}\nlocal KINDS = {{{}}}\n",
+        resources.join(", "),
+        kinds.join(", ")
+    );
+    let parts = [
+        &tables,
+        include_str!("script/members.lua"),
+        include_str!("script/semaphore.lua"),
+        include_str!("script/lease.lua"),
+        include_str!("script/allowance.lua"),
+        include_str!("script/budget.lua"),
+        include_str!("script/main.lua"),
+    ];
+    parts.concat()
+});
 
 /// Which semaphore: a new one of an old name has another number. The global one is 0.
 pub(super) type Generation = u64;
@@ -76,16 +91,16 @@ pub(super) enum Op {
     },
     OpenBudget {
         account: Arc<str>,
-        planned: SharedQuotas,
+        planned: Quotas,
         /// What of it was set by hand for this model.
-        #[serde(skip_serializing_if = "SharedQuotas::is_without_end")]
-        by_hand: SharedQuotas,
+        #[serde(skip_serializing_if = "is_without_limit")]
+        by_hand: Quotas,
         /// What was set by hand for the accounts that are charged here.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        aliases: BTreeMap<Arc<str>, SharedQuotas>,
+        aliases: BTreeMap<Arc<str>, Quotas>,
         /// What Gemini taught, for a Redis that has forgotten it.
         #[serde(skip_serializing_if = "Option::is_none")]
-        learned: Option<SharedQuotas>,
+        learned: Option<Quotas>,
         minute_us: u64,
         midnight_us: u64,
         /// Whether Gemini has answered a call of it.
@@ -100,25 +115,23 @@ pub(super) enum Op {
     /// What was spent before the account was kept in Redis.
     CountBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
-        /// Requests since the day began, which is so long ago.
-        today: u64,
+        /// Within the last minute.
+        minute: Cost,
+        /// Since the day began, which is so long ago.
+        today: Cost,
         began_us_ago: u64,
         midnight_us: u64,
     },
     ClaimBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         #[serde(skip_serializing_if = "Option::is_none")]
         from: Option<String>,
     },
     Reserve {
         account: Arc<str>,
         ticket: u64,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         line: &'static str,
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
@@ -133,29 +146,20 @@ pub(super) enum Op {
     },
     GiveBackBudget {
         account: Arc<str>,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
     },
     Depart {
         account: Arc<str>,
         ticket: u64,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
         midnight_us: u64,
         by: Arc<str>,
     },
     Settle {
         account: Arc<str>,
         ticket: u64,
-        tokens: u64,
-        actual: u64,
-        by: Arc<str>,
-    },
-    TakeBack {
-        account: Arc<str>,
-        ticket: u64,
-        requests: u64,
-        tokens: u64,
+        counted: Cost,
+        actual: Cost,
         left_us_ago: u64,
         midnight_us: u64,
         by: Arc<str>,
@@ -171,8 +175,7 @@ pub(super) enum Op {
     /// Gemini named these quotas; the others stay.
     LearnQuotas {
         account: Arc<str>,
-        #[serde(flatten)]
-        quotas: SharedQuotas,
+        quotas: Quotas,
     },
     ForgetQuotas {
         account: Arc<str>,
@@ -182,7 +185,7 @@ pub(super) enum Op {
         account: Arc<str>,
         from: Arc<str>,
         /// What was set by hand for `from`.
-        by_hand: SharedQuotas,
+        by_hand: Quotas,
         /// Whether another replica has found it out, and Redis has told.
         heard: bool,
         midnight_us: u64,
@@ -246,7 +249,6 @@ impl Op {
             | Self::GiveBackBudget { account, .. }
             | Self::Depart { account, .. }
             | Self::Settle { account, .. }
-            | Self::TakeBack { account, .. }
             | Self::CloseDay { account, .. }
             | Self::Pause { account, .. }
             | Self::LearnQuotas { account, .. }
@@ -288,38 +290,13 @@ pub(super) fn micros(time: Duration) -> u64 {
 /// The longest time and the largest amount that are told: Lua's numbers are written with 14 digits.
 const FAR: u64 = 10_000_000_000_000;
 
-/// Quotas, without those that are without end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) struct SharedQuotas {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rpm: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tpm: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rpd: Option<u64>,
+/// Quotas as Redis is told of them.
+pub(super) fn told(quotas: Quotas) -> Quotas {
+    Quotas::from_fn(|kind| quotas[kind].map(|quota| quota.min(FAR)))
 }
 
-impl SharedQuotas {
-    pub fn is_without_end(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl From<Quotas> for SharedQuotas {
-    fn from(quotas: Quotas) -> Self {
-        let told = |quota: Option<u64>| quota.map(|quota| quota.min(FAR));
-        Self {
-            rpm: told(quotas.requests_per_minute),
-            tpm: told(quotas.input_tokens_per_minute),
-            rpd: told(quotas.requests_per_day),
-        }
-    }
-}
-
-impl From<SharedQuotas> for Quotas {
-    fn from(SharedQuotas { rpm, tpm, rpd }: SharedQuotas) -> Self {
-        Self { requests_per_minute: rpm, input_tokens_per_minute: tpm, requests_per_day: rpd }
-    }
+fn is_without_limit(quotas: &Quotas) -> bool {
+    !quotas.is_any()
 }
 
 /// What the script answers.
@@ -373,10 +350,9 @@ pub(super) enum Verdict {
     MoreThanLimit { limit: usize },
     Closed,
     // Of a budget.
-    Reserved { account: Arc<str>, requests: u64, tokens: u64 },
+    Reserved { account: Arc<str>, cost: Cost },
     NoQuota,
-    TooLarge { tokens: u64, limit: u64 },
-    TooManyRequests { requests: u64, limit: u64, window: Window },
+    TooLarge { kind: QuotaKind, cost: u64, limit: u64 },
     NotBefore { retry_after_us: u64 },
     DayExhausted { retry_after_us: u64 },
     Unopened,
@@ -414,10 +390,9 @@ pub(super) struct Charged {
 #[derive(Debug, Deserialize)]
 pub(super) struct Corrected {
     pub account: Arc<str>,
-    #[serde(flatten)]
-    pub quotas: SharedQuotas,
+    pub quotas: Quotas,
     /// Those of them that Gemini named.
-    pub learned: SharedQuotas,
+    pub learned: Quotas,
 }
 
 #[derive(Debug, Deserialize)]
@@ -440,19 +415,10 @@ pub(super) struct Longest {
 /// What is spent of an account.
 #[derive(Debug, Deserialize)]
 pub(super) struct UsageResult {
-    pub requests_per_minute: Spent,
-    pub input_tokens_per_minute: Spent,
-    pub requests_per_day: Spent,
+    pub quotas: PerKind<Option<QuotaUsage>>,
     pub waiting: u64,
     pub next_free_in_us: Option<u64>,
     pub paused_for_us: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct Spent {
-    pub limit: Option<u64>,
-    pub used: u64,
-    pub reserved: u64,
 }
 
 /// A named semaphore.

@@ -2,6 +2,7 @@
 
 mod rules;
 
+use crate::limits::quota::QuotaKind::*;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -10,8 +11,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::limits::accounts::{Accounts, NamedBy};
-use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Quotas, Reservation};
+use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::plan::{Limit, Limits, Planned, QuotaPlan, Scope, Source};
+use crate::limits::quota::Quotas;
 use crate::limits::semaphore::{Acquire, NotGranted, Patience, Place, Standing};
 use crate::limits::shared::test_server::RedisServer;
 
@@ -350,7 +352,7 @@ fn planned_budget(
     source: Source,
 ) -> Arc<dyn Budget> {
     let planned = requests_per_minute.map(|limit| Planned { limit, source });
-    let planned = PlannedQuotas { requests_per_minute: planned, ..PlannedQuotas::default() };
+    let planned = PlannedQuotas::default().with(RequestsPerMinute, planned);
     store.budget(&Payer::Key([7; 32]), model, planned, MINUTE)
 }
 
@@ -367,7 +369,7 @@ async fn reserve_now(budget: &Arc<dyn Budget>) -> Result<Option<Reservation>, No
 }
 
 async fn used(budget: &Arc<dyn Budget>) -> (u64, u64) {
-    let usage = budget.usage().await.unwrap().requests_per_minute;
+    let usage = budget.usage().await.unwrap()[RequestsPerMinute];
     (usage.used, usage.reserved)
 }
 
@@ -420,19 +422,19 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
     for _ in 0..3 {
         sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").leave());
     }
-    budget.learn(Quotas { requests_per_minute: Some(3), ..Quotas::default() });
+    budget.learn(Quotas::default().with(RequestsPerMinute, 3));
     budget.pause_until(Instant::now() + SECOND / 5);
     assert!(budget.is_paused());
     sent.pop().expect("three left").refused();
     let usage = budget.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(3));
-    assert!(usage.requests_per_minute.used >= 2, "what left before counts: {usage:?}");
+    assert_eq!(usage[RequestsPerMinute].limit, Some(3));
+    assert!(usage[RequestsPerMinute].used >= 2, "what left before counts: {usage:?}");
     assert!(usage.paused_for.is_some());
     assert!(reserve_now(&budget).await.unwrap().is_none(), "it is paused");
     budget.forget();
     assert!(!budget.is_paused());
     let usage = budget.usage().await.unwrap();
-    assert_eq!((usage.requests_per_minute.limit, usage.paused_for), (None, None));
+    assert_eq!((usage[RequestsPerMinute].limit, usage.paused_for), (None, None));
 }
 
 async fn an_alias_is_charged_to_another_account(store: Shared) {
@@ -442,12 +444,12 @@ async fn an_alias_is_charged_to_another_account(store: Shared) {
     }
     real.take_over(alias.hand_over(), false);
     assert_eq!(used(&real).await.0, 3);
-    assert_eq!(real.usage().await.unwrap().requests_per_day.used, 3);
+    assert_eq!(real.usage().await.unwrap()[RequestsPerDay].used, 3);
     assert_eq!(used(&alias).await.0, 0);
 }
 
 async fn limit_of(budget: &Arc<dyn Budget>) -> Option<u64> {
-    budget.usage().await.unwrap().requests_per_minute.limit
+    budget.usage().await.unwrap()[RequestsPerMinute].limit
 }
 
 async fn the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both(store: Shared) {
@@ -477,10 +479,8 @@ async fn the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both(store:
 }
 
 async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: Shared) {
-    let named = |requests, tokens| Quotas {
-        requests_per_minute: requests,
-        input_tokens_per_minute: tokens,
-        ..Quotas::default()
+    let named = |requests, tokens| {
+        Quotas::default().with(RequestsPerMinute, requests).with(InputTokensPerMinute, tokens)
     };
     let alias = planned_budget(&store, "latest", Some(30), Source::Setting);
     let real = budget(&store, "real", Some(100));
@@ -488,14 +488,14 @@ async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: 
     real.learn(named(Some(40), None));
     real.take_over(alias.hand_over(), false);
     let usage = real.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(30), "what was set by hand is the most");
-    assert_eq!(usage.input_tokens_per_minute.limit, Some(9000));
+    assert_eq!(usage[RequestsPerMinute].limit, Some(30), "what was set by hand is the most");
+    assert_eq!(usage[InputTokensPerMinute].limit, Some(9000));
     real.learn(named(Some(25), None));
     assert_eq!(limit_of(&real).await, Some(25));
     real.forget();
     let usage = real.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(30));
-    assert_eq!(usage.input_tokens_per_minute.limit, None);
+    assert_eq!(usage[RequestsPerMinute].limit, Some(30));
+    assert_eq!(usage[InputTokensPerMinute].limit, None);
 }
 
 /// The first burst: some are over, some in flight, and one is let in when Gemini names a quota.
@@ -510,14 +510,14 @@ async fn a_declined_call_gives_its_day_back_also_where_quotas_are_found_later(st
         <[_; 6]>::try_from(sent).expect("six have left");
     let unsent = take().await;
     before.not_of_the_day();
-    budget.learn(Quotas { requests_per_minute: Some(600), ..Quotas::default() });
+    budget.learn(Quotas::default().with(RequestsPerMinute, 600));
     refused.refused();
     late.refused();
     declined.not_of_the_day();
     answered.settle(1);
     drop((unsent, lost));
     let usage = budget.usage().await.unwrap();
-    assert_eq!(usage.requests_per_day.used, 2, "one was answered and one was lost: {usage:?}");
+    assert_eq!(usage[RequestsPerDay].used, 2, "one was answered and one was lost: {usage:?}");
 }
 
 async fn a_day_that_is_used_up_is_closed(store: Shared) {
@@ -538,7 +538,7 @@ async fn what_gemini_teaches_one_replica_all_know() {
     for budget in [&here, &here, &there] {
         let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").leave();
     }
-    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.learn(Quotas::default().with(RequestsPerMinute, 10));
     here.pause_until(Instant::now() + 20 * SECOND);
     let told = async {
         while !there.is_paused() || used(&there).await.0 < 3 {
@@ -547,14 +547,14 @@ async fn what_gemini_teaches_one_replica_all_know() {
     };
     tokio::time::timeout(20 * SECOND, told).await.expect("it is told, and tells what it has sent");
     let usage = there.usage().await.unwrap();
-    assert_eq!(usage.requests_per_minute.limit, Some(10));
+    assert_eq!(usage[RequestsPerMinute].limit, Some(10));
     assert!(usage.paused_for > Some(10 * SECOND), "{usage:?}");
     assert!(reserve_now(&there).await.unwrap().is_none());
     // One that comes later knows too.
     let three: Shared = server.store(5).await;
     let later = budget(&three, "m", None);
     let told = async {
-        while later.usage().await.unwrap().requests_per_minute.limit.is_none() {
+        while later.usage().await.unwrap()[RequestsPerMinute].limit.is_none() {
             tokio::time::sleep(SECOND / 1000).await;
         }
     };
@@ -584,7 +584,7 @@ fn accounts(store: &Shared) -> Accounts {
     let mut plan = QuotaPlan::default();
     for (name, limit) in [("latest", 7), ("real", 9)] {
         let requests_per_minute = Some(Limit::AtMost(limit));
-        let limits = Limits { requests_per_minute, ..Limits::default() };
+        let limits = Limits::default().with(RequestsPerMinute, requests_per_minute);
         plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
     }
     Accounts::new(Arc::clone(store), plan, 5)
@@ -605,7 +605,7 @@ async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_i
             let _ = reserve(account.budget(), Line::Queue).await.unwrap().leave();
         }
         let found = &aliases[found_by];
-        reals[1].correct(Quotas { requests_per_minute: Some(8), ..Quotas::default() });
+        reals[1].correct(Quotas::default().with(RequestsPerMinute, 8));
         replicas[found_by].alias(found, "real", NamedBy::Answer);
         let other = 1 - found_by;
         until("the other one is told", || {
@@ -616,7 +616,7 @@ async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_i
         for account in &reals {
             assert_eq!(limit_of(account.budget()).await, Some(7), "{found_by}");
             let usage = account.budget().usage().await.unwrap();
-            assert_eq!(usage.requests_per_day.used, 4, "all is counted there");
+            assert_eq!(usage[RequestsPerDay].used, 4, "all is counted there");
         }
         // A replica that comes later finds it, whatever it does first.
         let three: Shared = server.store(5).await;
@@ -664,10 +664,10 @@ async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
-    here.learn(Quotas { requests_per_minute: Some(10), ..Quotas::default() });
+    here.learn(Quotas::default().with(RequestsPerMinute, 10));
     let until_limited = async |budget: &Arc<dyn Budget>| {
         let limited = async {
-            while budget.usage().await.unwrap().requests_per_minute.limit != Some(10) {
+            while budget.usage().await.unwrap()[RequestsPerMinute].limit != Some(10) {
                 tokio::time::sleep(SECOND / 1000).await;
             }
         };
@@ -767,7 +767,7 @@ async fn accounts_are_opened_in_redis_by_their_first_call() {
     let made_up: Vec<_> =
         (0..100).map(|n| self::budget(&store, &format!("made-up-{n}"), Some(60))).collect();
     assert!(accounts().await.is_empty());
-    assert_eq!(made_up[0].usage().await.unwrap().requests_per_minute.limit, Some(60));
+    assert_eq!(made_up[0].usage().await.unwrap()[RequestsPerMinute].limit, Some(60));
     assert!(accounts().await.is_empty(), "nor does a look open it");
     drop(reserve_now(&made_up[7]).await.unwrap().expect("nothing is spent"));
     assert_eq!(accounts().await.len(), 1);

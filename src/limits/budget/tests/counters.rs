@@ -135,8 +135,8 @@ impl Load {
         let share = |used: u64, limit: Option<u64>| {
             limit.map_or(0.0, |limit| used as f64 / minutes / limit as f64)
         };
-        share(requests, self.quotas.requests_per_minute)
-            .max(share(tokens, self.quotas.input_tokens_per_minute))
+        share(requests, self.quotas[RequestsPerMinute])
+            .max(share(tokens, self.quotas[InputTokensPerMinute]))
     }
 }
 
@@ -154,8 +154,8 @@ fn arrive(departures: &[Departure], quotas: Quotas, seed: u64) -> Result<(), Str
     for number in 0..3 {
         let mut counter =
             |limit: u64| counters(limit as f64, &mut random).into_iter().nth(number).unwrap();
-        let mut requests = quotas.requests_per_minute.map(&mut counter);
-        let mut tokens = quotas.input_tokens_per_minute.map(&mut counter);
+        let mut requests = quotas[RequestsPerMinute].map(&mut counter);
+        let mut tokens = quotas[InputTokensPerMinute].map(&mut counter);
         for (at, cost) in &arrivals {
             let takes = |counter: &mut Option<Box<dyn Counter>>, amount: u64| {
                 counter.as_mut().is_none_or(|counter| counter.takes(amount as f64, *at))

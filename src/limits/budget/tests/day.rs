@@ -85,7 +85,7 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
     let early = send(&budget, 1).await;
     refuse_for_the_day(&budget, yesterday);
     assert!(is_free(&budget, 1).await, "it left yesterday");
-    assert_eq!(budget.usage_now().requests_per_day.used, 1);
+    assert_eq!(budget.usage_now()[RequestsPerDay].used, 1);
 
     // A second past midnight here may have been a second before it there.
     refuse_for_the_day(&budget, early);
@@ -99,8 +99,7 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_count_against_the_day() {
-    let budget =
-        budget_at(Quotas { requests_per_day: Some(2), ..requests(1) }, "2026-07-01T20:00Z");
+    let budget = budget_at(requests(1).with(RequestsPerDay, 2), "2026-07-01T20:00Z");
     let _ = send(&budget, 1).await;
     let mut second = Box::pin(reserve(&budget, 1));
     assert!((&mut second).now_or_never().is_none());
@@ -147,7 +146,7 @@ async fn a_used_up_day_is_over_when_the_machine_wakes_on_the_next() {
     clock.set_forward(5);
     advance(SECOND).await;
     assert!(is_free(&budget, 1).await, "it is one o'clock");
-    assert_eq!(budget.usage_now().requests_per_day.used, 0);
+    assert_eq!(budget.usage_now()[RequestsPerDay].used, 0);
     let _ = send(&budget, 1).await;
     let left = day_exhausted(&budget).await;
     assert_eq!(left, 23 * HOUR - SECOND, "the new day ends at midnight");
@@ -164,7 +163,7 @@ async fn what_left_before_the_machine_slept_does_not_count_in_the_new_day() {
     advance(SECOND).await;
     let _ = send(&budget, 1).await;
     before.refused();
-    assert_eq!(budget.usage_now().requests_per_day.used, 1);
+    assert_eq!(budget.usage_now()[RequestsPerDay].used, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,10 +185,10 @@ async fn what_gemini_taught_is_dropped_when_the_day_is_over() {
     let planned = per_minute(600, 1000);
     let budget = budget_at(planned, "2026-07-01T23:00:00-07:00");
     budget.learn(requests(2));
-    let limit = || budget.usage_now().requests_per_minute.limit;
+    let limit = || budget.usage_now()[RequestsPerMinute].limit;
     advance(HOUR - SECOND).await;
     assert_eq!(limit(), Some(2));
-    assert_eq!(budget.usage_now().input_tokens_per_minute.limit, Some(1000));
+    assert_eq!(budget.usage_now()[InputTokensPerMinute].limit, Some(1000));
     advance(SECOND).await;
     assert_eq!(limit(), Some(600), "it may have been raised since");
     budget.learn(requests(2));

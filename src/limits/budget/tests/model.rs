@@ -48,7 +48,7 @@ impl Model<'_> {
                 }
                 Event::Costs(actual) => {
                     let tokens = *actual;
-                    let cost = Cost { tokens, ..self.calls[*call].cost };
+                    let cost = self.calls[*call].cost.with(Resource::InputTokens, tokens);
                     sent[index_of[call]].1 = (self.cost)(cost);
                 }
                 Event::Refused => sent[index_of[call]].1 = 0,
@@ -110,8 +110,8 @@ pub(super) fn models<'a>(
         limit.map(|limit| (Model { log: &log[..index], calls, cost }, limit))
     };
     [
-        of(quotas.requests_per_minute, |cost| cost.requests),
-        of(quotas.input_tokens_per_minute, |cost| cost.tokens),
+        of(quotas[RequestsPerMinute], |cost| cost[Resource::Requests]),
+        of(quotas[InputTokensPerMinute], |cost| cost[Resource::InputTokens]),
     ]
     .into_iter()
     .flatten()

@@ -68,7 +68,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
         sleep(Duration::from_millis(call.takes)).await;
         match call.end {
             End::Settled(hundredths) => {
-                let actual = call.cost.tokens * hundredths / 100;
+                let actual = call.cost[Resource::InputTokens] * hundredths / 100;
                 sent.settle(actual);
                 record(number, Event::Costs(actual));
             }
@@ -102,7 +102,7 @@ fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
 fn cost() -> impl Strategy<Value = Cost> {
     let requests = prop_oneof![6 => Just(1_u64), 1 => 2..20_u64];
     let tokens = prop_oneof![4 => 1..400_u64, 1 => 400..2000_u64];
-    (requests, tokens).prop_map(|(requests, tokens)| Cost { requests, tokens })
+    (requests, tokens).prop_map(|(requests, tokens)| Cost::of(requests, tokens))
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -148,10 +148,10 @@ fn calls_of_all_lines() -> impl Strategy<Value = Vec<Call>> {
 fn quotas() -> impl Strategy<Value = Quotas> {
     let requests = prop_oneof![Just(None), (20..300_u64).prop_map(Some)];
     let tokens = prop_oneof![Just(None), (2000..20_000_u64).prop_map(Some)];
-    (requests, tokens).prop_map(|(requests_per_minute, input_tokens_per_minute)| Quotas {
-        requests_per_minute,
-        input_tokens_per_minute,
-        requests_per_day: None,
+    (requests, tokens).prop_map(|(requests_per_minute, input_tokens_per_minute)| {
+        Quotas::default()
+            .with(RequestsPerMinute, requests_per_minute)
+            .with(InputTokensPerMinute, input_tokens_per_minute)
     })
 }
 
@@ -240,12 +240,12 @@ fn since_it_was_first(log: &Log, reserved: usize, call: usize) -> usize {
 /// A minute and its margin after the last call, nothing is spent.
 async fn assert_all_is_free(budget: &Arc<LocalBudget>) {
     let usage = budget.usage_now();
-    let reserved = [usage.requests_per_minute.reserved, usage.input_tokens_per_minute.reserved];
+    let reserved = [usage[RequestsPerMinute].reserved, usage[InputTokensPerMinute].reserved];
     assert_eq!((reserved, usage.waiting), ([0, 0], 0));
     sleep(61 * SECOND).await;
     let usage = budget.usage_now();
-    assert_eq!((usage.requests_per_minute.used, usage.input_tokens_per_minute.used), (0, 0));
-    let whole = usage.input_tokens_per_minute.limit.unwrap_or(1);
+    assert_eq!((usage[RequestsPerMinute].used, usage[InputTokensPerMinute].used), (0, 0));
+    let whole = usage[InputTokensPerMinute].limit.unwrap_or(1);
     assert!(is_free(budget, whole).await, "a whole minute's tokens can be spent");
 }
 

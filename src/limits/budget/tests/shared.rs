@@ -32,18 +32,13 @@ enum Verdict {
     #[serde(rename = "reserved")]
     Granted {
         account: String,
-        requests: u64,
-        tokens: u64,
+        cost: Cost,
     },
     NoQuota,
     TooLarge {
-        tokens: u64,
+        kind: QuotaKind,
+        cost: u64,
         limit: u64,
-    },
-    TooManyRequests {
-        requests: u64,
-        limit: u64,
-        window: Window,
     },
     NotBefore {
         retry_after_us: u64,
@@ -74,8 +69,8 @@ impl Verdict {
         }
     }
 
-    fn granted_cost(Cost { requests, tokens }: Cost) -> Self {
-        Self::Granted { account: ACCOUNT.to_owned(), requests, tokens }
+    fn granted_cost(cost: Cost) -> Self {
+        Self::Granted { account: ACCOUNT.to_owned(), cost }
     }
 }
 
@@ -83,10 +78,7 @@ impl From<Exhausted> for Verdict {
     fn from(reason: Exhausted) -> Self {
         match reason {
             Exhausted::NoQuota => Self::NoQuota,
-            Exhausted::TooLarge { tokens, limit } => Self::TooLarge { tokens, limit },
-            Exhausted::TooManyRequests { requests, limit, window } => {
-                Self::TooManyRequests { requests, limit, window }
-            }
+            Exhausted::TooLarge { kind, cost, limit } => Self::TooLarge { kind, cost, limit },
             Exhausted::NotBefore { retry_after } => {
                 Self::NotBefore { retry_after_us: micros(retry_after) }
             }
@@ -105,33 +97,24 @@ fn micros(duration: Duration) -> u64 {
 /// As the script tells it.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Usage {
-    requests_per_minute: Spent,
-    input_tokens_per_minute: Spent,
-    requests_per_day: Spent,
+    quotas: PerKind<Option<QuotaUsage>>,
     waiting: u64,
     next_free_in_us: Option<u64>,
     paused_for_us: Option<u64>,
 }
 
-#[derive(Debug, PartialEq, Eq, Deserialize)]
-struct Spent {
-    limit: Option<u64>,
-    used: u64,
-    reserved: u64,
-}
+impl std::ops::Index<QuotaKind> for Usage {
+    type Output = QuotaUsage;
 
-impl From<QuotaUsage> for Spent {
-    fn from(QuotaUsage { limit, used, reserved }: QuotaUsage) -> Self {
-        Self { limit, used, reserved }
+    fn index(&self, kind: QuotaKind) -> &QuotaUsage {
+        self.quotas[kind].as_ref().expect("the script tells of every kind")
     }
 }
 
 impl From<BudgetUsage> for Usage {
     fn from(usage: BudgetUsage) -> Self {
         Self {
-            requests_per_minute: usage.requests_per_minute.into(),
-            input_tokens_per_minute: usage.input_tokens_per_minute.into(),
-            requests_per_day: usage.requests_per_day.into(),
+            quotas: PerKind::from_fn(|kind| Some(usage[kind])),
             waiting: usage.waiting,
             next_free_in_us: usage.next_free_in.map(micros),
             paused_for_us: usage.paused_for.map(micros),
@@ -186,7 +169,7 @@ struct Shared {
 impl Shared {
     fn new(server: &RedisServer, prefix: impl Into<String>) -> Self {
         let source = SCRIPT.replace("redis.call('TIME')", TEST_TIME);
-        assert_ne!(source, SCRIPT, "the script reads the clock in another way");
+        assert_ne!(source, *SCRIPT, "the script reads the clock in another way");
         let mut shared = Self {
             connection: connect(server),
             script: Script::new(&source),
@@ -294,17 +277,7 @@ impl<'a> News<'a> {
 
 /// Without what is not limited: the script takes no null for it.
 fn limits(quotas: Quotas) -> Value {
-    let mut limits = json!({});
-    for (name, limit) in [
-        ("rpm", quotas.requests_per_minute),
-        ("tpm", quotas.input_tokens_per_minute),
-        ("rpd", quotas.requests_per_day),
-    ] {
-        if let Some(limit) = limit {
-            limits[name] = json!(limit);
-        }
-    }
-    limits
+    json!(quotas)
 }
 
 /// Longer than any test but those of the day.
@@ -326,7 +299,7 @@ fn open(quotas: Quotas) -> Value {
 /// One who has all the time in the world.
 fn ask(ticket: u64, tokens: u64) -> Value {
     json!({
-        "op": "reserve", "account": ACCOUNT, "ticket": ticket, "requests": 1, "tokens": tokens,
+        "op": "reserve", "account": ACCOUNT, "ticket": ticket, "cost": Cost::one(tokens),
         "line": "queue", "waited_us": 0, "patience_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
     })
 }
@@ -342,13 +315,13 @@ fn with(mut operation: Value, name: &str, value: Value) -> Value {
 
 fn depart(ticket: u64, tokens: u64) -> Value {
     json!({
-        "op": "depart", "account": ACCOUNT, "ticket": ticket, "requests": 1, "tokens": tokens,
+        "op": "depart", "account": ACCOUNT, "ticket": ticket, "cost": Cost::one(tokens),
         "midnight_us": MIDNIGHT_US,
     })
 }
 
 fn give_back(tokens: u64) -> Value {
-    json!({"op": "give_back_budget", "account": ACCOUNT, "requests": 1, "tokens": tokens})
+    json!({"op": "give_back_budget", "account": ACCOUNT, "cost": Cost::one(tokens)})
 }
 
 fn usage() -> Value {
@@ -401,10 +374,10 @@ fn what_is_taken_back_of_the_day_stands_in_its_minute() {
     let mut shared = Shared::new(&server, "declined");
     shared.join("m", requests(600));
     let _ = shared.say("m", &[ask(1, 5), depart(1, 5)]);
-    let spent = |usage: Usage| (usage.requests_per_minute.used, usage.requests_per_day.used);
+    let spent = |usage: Usage| (usage[RequestsPerMinute].used, usage[RequestsPerDay].used);
     assert_eq!(spent(shared.usage("m")), (1, 1));
     let take_back = json!({
-        "op": "take_back", "account": ACCOUNT, "ticket": 0, "requests": 1, "tokens": 0,
+        "op": "settle", "account": ACCOUNT, "ticket": 0, "counted": Cost::one(0), "actual": {},
         "left_us_ago": 0,
         "midnight_us": MIDNIGHT_US,
     });
@@ -469,9 +442,9 @@ fn of_a_member_that_ended_the_places_are_void_and_what_it_had_reserved_has_left(
     shared.now += look_again;
     shared.say("b", &[]);
     let usage = shared.usage("b");
-    assert_eq!((usage.waiting, usage.requests_per_minute.reserved), (1, 0));
-    assert_eq!(usage.input_tokens_per_minute.used, 600);
-    assert_eq!(usage.requests_per_day.used, 1);
+    assert_eq!((usage.waiting, usage[RequestsPerMinute].reserved), (1, 0));
+    assert_eq!(usage[InputTokensPerMinute].used, 600);
+    assert_eq!(usage[RequestsPerDay].used, 1);
     // Of 1000 a minute, 600 flow in within 36.18 s; and a large call waits for the jitter.
     let ended_at = shared.now;
     assert_eq!(drain(&mut shared, &mut news, "b"), in_order(&[("b", 1)]));
@@ -497,20 +470,21 @@ fn a_new_member_takes_over_what_it_held_and_its_places() {
     // It had reserved 3 and waited for 1000, and gave up the 1.
     shared.join("after", tokens(1000));
     let claim = json!({
-        "op": "claim_budget", "account": ACCOUNT, "requests": 1, "tokens": 3, "from": "before",
+        "op": "claim_budget", "account": ACCOUNT, "cost": Cost::one(3), "from": "before",
     });
     let again = with(ask(3, 1000), "waited_us", json!(1_000_000));
     shared.say("after", &[claim, again, json!({"op": "retire", "member": "before"})]);
     let usage = shared.usage("after");
-    let tokens = usage.input_tokens_per_minute;
+    let tokens = usage[InputTokensPerMinute];
     assert_eq!((usage.waiting, tokens.used, tokens.reserved), (2, 4, 3));
 
     // What left as the one is settled as the other.
     let settled = json!({
-        "op": "settle", "account": ACCOUNT, "ticket": 2, "tokens": 4, "actual": 2, "by": "before",
+        "op": "settle", "account": ACCOUNT, "ticket": 2, "counted": Cost::one(4),
+        "actual": Cost::one(2), "left_us_ago": 0, "midnight_us": MIDNIGHT_US, "by": "before",
     });
     shared.say("after", &[settled, give_back(3)]);
-    let tokens = shared.usage("after").input_tokens_per_minute;
+    let tokens = shared.usage("after")[InputTokensPerMinute];
     assert_eq!((tokens.used, tokens.reserved), (2, 0));
     let order = drain(&mut shared, &mut news, "other");
     assert_eq!(order, in_order(&[("after", 3), ("other", 1)]), "it kept its place");
@@ -524,10 +498,10 @@ fn what_is_not_claimed_has_left() {
     shared.say("before", &[ask(1, 10), ask(2, 20)]);
     shared.join("after", requests(600));
     let claim = json!({
-        "op": "claim_budget", "account": ACCOUNT, "requests": 1, "tokens": 20, "from": "before",
+        "op": "claim_budget", "account": ACCOUNT, "cost": Cost::one(20), "from": "before",
     });
     shared.say("after", &[claim, json!({"op": "retire", "member": "before"})]);
-    let tokens = shared.usage("after").input_tokens_per_minute;
+    let tokens = shared.usage("after")[InputTokensPerMinute];
     assert_eq!((tokens.used, tokens.reserved), (10, 20));
 }
 
@@ -539,17 +513,19 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     let opened = |reply: Reply| reply.results[&1].clone();
     assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
     news.hear(&mut shared);
-    let learnt = json!({"op": "learn_quotas", "account": ACCOUNT, "rpm": 20, "tpm": 1000});
+    let learnt =
+        json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
     shared.say("a", &[learnt.clone(), learnt]);
     let learned = json!({"rpm": 20, "tpm": 1000});
     let corrected =
-        json!({"corrected": {"account": ACCOUNT, "rpm": 20, "tpm": 1000, "learned": learned}});
+        json!({"corrected": {"account": ACCOUNT, "quotas": learned, "learned": learned}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
     assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
-    assert_eq!(shared.usage("a").requests_per_minute.limit, Some(100));
-    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 100, "learned": {}}});
+    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 
@@ -558,24 +534,20 @@ fn gemini_teaches_the_quotas_that_it_names_and_no_others() {
     let server = start_server();
     let mut shared = Shared::new(&server, "partial");
     shared.join("a", requests(60));
-    let learn = |quotas: Value| {
-        let mut operation = json!({"op": "learn_quotas", "account": ACCOUNT});
-        operation.as_object_mut().unwrap().extend(quotas.as_object().unwrap().clone());
-        operation
-    };
+    let learn = |quotas: Value| json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": quotas});
     shared.say("a", &[learn(json!({"rpm": 20}))]);
     shared.join("b", requests(60));
     shared.say("b", &[learn(json!({"tpm": 1000}))]);
     let usage = shared.usage("a");
-    assert_eq!(usage.requests_per_minute.limit, Some(20));
-    assert_eq!(usage.input_tokens_per_minute.limit, Some(1000));
+    assert_eq!(usage[RequestsPerMinute].limit, Some(20));
+    assert_eq!(usage[InputTokensPerMinute].limit, Some(1000));
 
     let pause = json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000});
     let close = json!({"op": "close_day", "account": ACCOUNT, "for_us": 1_000_000});
     shared.say("a", &[pause, close, json!({"op": "forget_quotas", "account": ACCOUNT})]);
     let usage = shared.usage("a");
-    assert_eq!(usage.requests_per_minute.limit, Some(60));
-    assert_eq!(usage.input_tokens_per_minute.limit, None);
+    assert_eq!(usage[RequestsPerMinute].limit, Some(60));
+    assert_eq!(usage[InputTokensPerMinute].limit, None);
     assert_eq!((usage.paused_for_us, usage.next_free_in_us), (None, Some(0)));
 }
 
@@ -597,13 +569,14 @@ fn what_gemini_taught_counts_in_redis_until_the_day_is_over() {
     shared.tenure = 100 * HOUR;
     let mut news = News::of(&shared, &mut listener);
     shared.join("a", requests(60));
-    shared.say("a", &[json!({"op": "learn_quotas", "account": ACCOUNT, "rpm": 20})]);
+    shared.say("a", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20}})]);
     news.hear(&mut shared);
     shared.now += MIDNIGHT_US;
     let next_day = with(usage(), "midnight_us", json!(24 * HOUR.as_micros() as u64));
     let told = shared.say("a", &[next_day]);
-    assert_eq!(told.results[&0]["requests_per_minute"]["limit"], 60);
-    let corrected = json!({"corrected": {"account": ACCOUNT, "rpm": 60, "learned": {}}});
+    assert_eq!(told.results[&0]["quotas"]["rpm"]["limit"], 60);
+    let corrected =
+        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 60}, "learned": {}}});
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
 }
 
@@ -622,11 +595,11 @@ fn what_an_alias_has_spent_moves_once_to_the_account_that_is_charged() {
     shared.say("a", &[joins.clone(), joins]);
     let mut told = shared.say("a", &[real(usage())]);
     let told: Usage = serde_json::from_value(told.results.remove(&0).unwrap()).unwrap();
-    assert_eq!((told.requests_per_minute.used, told.requests_per_day.used), (2, 2));
-    assert_eq!(told.input_tokens_per_minute.used, 101);
+    assert_eq!((told[RequestsPerMinute].used, told[RequestsPerDay].used), (2, 2));
+    assert_eq!(told[InputTokensPerMinute].used, 101);
     assert_eq!(told.paused_for_us, Some(1_000_000));
     let alias = shared.usage("a");
-    assert_eq!((alias.requests_per_minute.used, alias.requests_per_day.used), (0, 0));
+    assert_eq!((alias[RequestsPerMinute].used, alias[RequestsPerDay].used), (0, 0));
 }
 
 #[test]
@@ -746,11 +719,13 @@ fn those_who_asked_later_make_nobody_hopeless_who_was_heard_after_them() {
 fn what_has_left_is_settled_once() {
     let server = start_server();
     let mut shared = Shared::new(&server, "once");
-    shared.join("a", Quotas::default());
+    shared.join("a", Quotas::default().with(InputTokensPerDay, 1000));
     shared.say("a", &[ask(1, 100), depart(1, 100), ask(2, 100), depart(2, 100)]);
     let settled = json!({
-        "op": "settle", "account": ACCOUNT, "ticket": 1, "tokens": 100, "actual": 30,
+        "op": "settle", "account": ACCOUNT, "ticket": 1, "counted": Cost::one(100),
+        "actual": Cost::one(30), "left_us_ago": 0, "midnight_us": MIDNIGHT_US,
     });
     shared.say("a", &[settled.clone(), settled]);
-    assert_eq!(shared.usage("a").input_tokens_per_minute.used, 130);
+    assert_eq!(shared.usage("a")[InputTokensPerMinute].used, 130);
+    assert_eq!(shared.usage("a")[InputTokensPerDay].used, 130);
 }

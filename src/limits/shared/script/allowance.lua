@@ -5,28 +5,52 @@
 -- budget_departures:<account>  what left within the last window, packed: see departures_of()
 -- budgets_of:<member>          the accounts in which a member has a share
 --
--- An amount is {requests = , tokens = }, and what is counted is either in `unit`. `budget.here` is
--- what is known of a budget in this call of the script only.
+-- UNITS are the resources that are counted, and KINDS the quotas: each has a name, a unit and a window,
+-- 'minute' or 'day'. An amount has a number for each unit, and quotas a limit for each kind that has
+-- one. `budget.here` is what is known of a budget in this call of the script only.
 
-local function amount(requests, tokens)
-  return {requests = requests, tokens = tokens}
+local function amount(of)
+  local all = {}
+  for _, unit in ipairs(UNITS) do
+    all[unit] = of and of[unit] or 0
+  end
+  return all
 end
 
-local NOTHING = amount(0, 0)
+local NOTHING = amount()
 
 local function add(to, what, times)
-  to.requests = to.requests + times * what.requests
-  to.tokens = to.tokens + times * what.tokens
+  for _, unit in ipairs(UNITS) do
+    to[unit] = to[unit] + times * what[unit]
+  end
+end
+
+local function take_from(amounts, what)
+  for _, unit in ipairs(UNITS) do
+    amounts[unit] = math.max(amounts[unit] - what[unit], 0)
+  end
+end
+
+-- The kinds that are per minute.
+local ROLLING = {}
+for _, kind in ipairs(KINDS) do
+  if kind.window == 'minute' then
+    table.insert(ROLLING, kind)
+  end
 end
 
 local function new_budget()
+  local drained_at = {}
+  for _, kind in ipairs(ROLLING) do
+    drained_at[kind.name] = 0
+  end
   return {
     format = FORMAT,
-    -- Of each allowance: its limit, if any; what left within the window; when the backlog of it
-    -- is drained.
-    requests = {sent = 0, drained_at = 0},
-    tokens = {sent = 0, drained_at = 0},
-    day = {began = now, ends = 0, sent = 0, closed_until = 0},
+    quotas = {},
+    -- What left within the window; and of each quota per minute, when the backlog is drained.
+    sent = amount(),
+    drained_at = drained_at,
+    day = {began = now, ends = 0, sent = amount(), closed_until = 0},
     paused_until = 0,
     -- Whether Gemini has ever answered for it, so that nobody made it up.
     proven = false,
@@ -45,7 +69,7 @@ end
 local function share_of(budget, name)
   local share = budget.members[name]
   if not share then
-    share = {unsent = amount(0, 0), queue = amount(0, 0), returning = amount(0, 0)}
+    share = {unsent = amount(), queue = amount(), returning = amount()}
     budget.members[name] = share
     redis.call('SADD', key('budgets_of', name), budget.here.account)
   end
@@ -53,7 +77,7 @@ local function share_of(budget, name)
 end
 
 local function total(budget, ...)
-  local sum = amount(0, 0)
+  local sum = amount()
   for _, share in pairs(budget.members) do
     for _, part in ipairs({...}) do
       add(sum, share[part], 1)
@@ -78,6 +102,14 @@ local function cell(budget, at)
   return math.floor(at / budget.minute.cell)
 end
 
+local function no_departures()
+  local departures = {last = {}}
+  for _, unit in ipairs(UNITS) do
+    departures[unit] = {}
+  end
+  return departures
+end
+
 -- What left within the last window, oldest first: for each cell of the grid, when the last of it
 -- left and how much. They are many, so that they are read only where they are needed.
 local function departures_of(budget)
@@ -86,7 +118,7 @@ local function departures_of(budget)
     return here.departures
   end
   local packed = redis.call('GET', key('budget_departures', here.account))
-  local departures = packed and cmsgpack.unpack(packed) or {last = {}, requests = {}, tokens = {}}
+  local departures = packed and cmsgpack.unpack(packed) or no_departures()
   for i = #departures.last, 1, -1 do
     if departures.last[i] <= now then
       break
@@ -102,10 +134,10 @@ local function departures_of(budget)
       list[i] = list[i + old]
     end
   end
-  for _, unit in ipairs({'requests', 'tokens'}) do
-    budget[unit].sent = 0
+  budget.sent = amount()
+  for _, unit in ipairs(UNITS) do
     for _, sent in ipairs(departures[unit]) do
-      budget[unit].sent = budget[unit].sent + sent
+      budget.sent[unit] = budget.sent[unit] + sent
     end
   end
   budget.oldest = departures.last[1]
@@ -114,36 +146,40 @@ local function departures_of(budget)
   return departures
 end
 
-local function sent(budget, unit)
+local function sent(budget)
   if budget.oldest and budget.oldest + budget.minute.window <= now then
     departures_of(budget)
   end
-  return budget[unit].sent
+  return budget.sent
 end
 
 -- In what time an amount flows in.
-local function time_for(budget, unit, cost)
-  return math.ceil(budget.minute.window * (cost / math.max(budget[unit].limit, 1)))
+local function time_for(budget, kind, cost)
+  return math.ceil(budget.minute.window * (cost / math.max(budget.quotas[kind.name], 1)))
 end
 
 -- When the backlog is drained if nothing had left before the departures at the index.
-local function drained_after(budget, unit, index)
+local function drained_after(budget, kind, index)
   local departures, drained_at = departures_of(budget), 0
   for i = index, #departures.last do
-    local left = math.max(drained_at, departures.last[i])
-    drained_at = left + time_for(budget, unit, departures[unit][i])
+    local cost = departures[kind.unit][i]
+    if cost > 0 then
+      drained_at = math.max(drained_at, departures.last[i]) + time_for(budget, kind, cost)
+    end
   end
   return drained_at
 end
 
-local function set_limit_of(budget, unit, limit)
-  if limit == budget[unit].limit then
-    return
-  end
-  budget[unit].limit = limit
-  if limit then
-    local drained_at = drained_after(budget, unit, 1)
-    budget[unit].drained_at = math.min(drained_at, now + budget.minute.window)
+local function set_limits(budget, quotas)
+  for _, kind in ipairs(KINDS) do
+    local name, limit = kind.name, quotas[kind.name]
+    if limit ~= budget.quotas[name] then
+      budget.quotas[name] = limit
+      if limit and budget.drained_at[name] then
+        local drained_at = drained_after(budget, kind, 1)
+        budget.drained_at[name] = math.min(drained_at, now + budget.minute.window)
+      end
+    end
   end
 end
 
@@ -153,17 +189,21 @@ local function count_in_minute(budget, what)
   local at = #departures.last
   if at == 0 or cell(budget, departures.last[at]) ~= cell(budget, now) then
     at = at + 1
-    departures.requests[at], departures.tokens[at] = 0, 0
+    for _, unit in ipairs(UNITS) do
+      departures[unit][at] = 0
+    end
   end
   departures.last[at] = now
   budget.oldest = departures.last[1]
-  for unit, cost in pairs(what) do
-    departures[unit][at] = departures[unit][at] + cost
-    local allowance = budget[unit]
-    allowance.sent = allowance.sent + cost
-    if allowance.limit then
-      local drained_at = math.max(allowance.drained_at, now) + time_for(budget, unit, cost)
-      allowance.drained_at = math.min(drained_at, now + 2 * budget.minute.window)
+  for _, unit in ipairs(UNITS) do
+    departures[unit][at] = departures[unit][at] + what[unit]
+  end
+  add(budget.sent, what, 1)
+  for _, kind in ipairs(ROLLING) do
+    local cost = what[kind.unit]
+    if budget.quotas[kind.name] and cost > 0 then
+      local drained_at = math.max(budget.drained_at[kind.name], now) + time_for(budget, kind, cost)
+      budget.drained_at[kind.name] = math.min(drained_at, now + 2 * budget.minute.window)
     end
   end
   budget.here.departed = true
@@ -173,12 +213,12 @@ end
 -- Counts as leaving now, in the minute and in the day.
 local function count(budget, what)
   count_in_minute(budget, what)
-  budget.day.sent = budget.day.sent + what.requests
+  add(budget.day.sent, what, 1)
 end
 
 -- What left then and was counted turns out to be the actual. Without effect when it no longer
 -- counts.
-local function correct(budget, unit, left_at, counted, actual)
+local function correct(budget, left_at, counted, actual)
   local departures = departures_of(budget)
   local index = #departures.last
   while index > 1 and departures.last[index - 1] >= left_at do
@@ -187,25 +227,27 @@ local function correct(budget, unit, left_at, counted, actual)
   if index == 0 or cell(budget, departures.last[index]) ~= cell(budget, left_at) then
     return
   end
-  local allowance, before = budget[unit], departures[unit][index]
-  -- It may have been taken out, and something else have left in the same cell since.
-  departures[unit][index] = math.max(before - counted, 0) + actual
-  allowance.sent = allowance.sent - before + departures[unit][index]
-  budget.here.departed = true
-  if not allowance.limit then
-    return
+  for _, unit in ipairs(UNITS) do
+    local before = departures[unit][index]
+    -- It may have been taken out, and something else have left in the same cell since.
+    departures[unit][index] = math.max(before - counted[unit], 0) + actual[unit]
+    budget.sent[unit] = budget.sent[unit] - before + departures[unit][index]
   end
-  local drained_at = allowance.drained_at
-  if actual > counted then
-    -- Estimates that are far too low must not close the quota for longer than a minute.
-    local late = drained_at + time_for(budget, unit, actual - counted)
-    allowance.drained_at = math.max(math.min(late, now + budget.minute.window), drained_at)
-  else
-    -- A bucket that was full in between has not kept what is given back now: the backlog is at
-    -- least what those who left since would have made alone.
-    local less = drained_at - time_for(budget, unit, counted - actual)
-    less = math.max(less, drained_after(budget, unit, index))
-    allowance.drained_at = math.min(less, drained_at)
+  budget.here.departed = true
+  for _, kind in ipairs(ROLLING) do
+    local more = actual[kind.unit] - counted[kind.unit]
+    local drained_at = budget.drained_at[kind.name]
+    if budget.quotas[kind.name] and more > 0 then
+      -- Estimates that are far too low must not close the quota for longer than a minute.
+      local late = math.min(drained_at + time_for(budget, kind, more), now + budget.minute.window)
+      budget.drained_at[kind.name] = math.max(late, drained_at)
+    elseif budget.quotas[kind.name] and more < 0 then
+      -- A bucket that was full in between has not kept what is given back now: the backlog is at
+      -- least what those who left since would have made alone.
+      local less = drained_at - time_for(budget, kind, -more)
+      less = math.max(less, drained_after(budget, kind, index))
+      budget.drained_at[kind.name] = math.min(less, drained_at)
+    end
   end
 end
 
@@ -214,7 +256,7 @@ local function window_opens_at(budget, unit, excess)
   if excess <= 0 then
     return now
   end
-  if excess <= budget[unit].sent then
+  if excess <= budget.sent[unit] then
     local departures, freed = departures_of(budget), 0
     for i, last in ipairs(departures.last) do
       freed = freed + departures[unit][i]
@@ -226,37 +268,47 @@ local function window_opens_at(budget, unit, excess)
   return now + budget.minute.window
 end
 
-local function tolerance_and_jitter(budget, unit, cost)
-  local burst = math.max(budget.minute.burst, time_for(budget, unit, 1))
-  local tolerance = math.max(burst - time_for(budget, unit, cost), 0)
+local function tolerance_and_jitter(budget, kind, cost)
+  local burst = math.max(budget.minute.burst, time_for(budget, kind, 1))
+  local tolerance = math.max(burst - time_for(budget, kind, cost), 0)
   return tolerance, math.max(budget.minute.jitter, tolerance / 2)
 end
 
--- The first moment at which the cost can be reserved by one who has `ahead` before it; none of
--- those goes before `start`.
-local function allowance_opens_at(budget, unit, ahead, cost, start)
-  local limit = budget[unit].limit
-  if not limit then
-    return start
+-- The first moment at which the cost can be reserved with `ahead` before it; nothing of that goes
+-- before `start`.
+local function rolling_opens_at(budget, ahead, cost, start)
+  local all_unsent, opens_at = total(budget, 'unsent'), start
+  for _, kind in ipairs(ROLLING) do
+    local unit, limit = kind.unit, budget.quotas[kind.name]
+    if limit and cost[unit] > 0 then
+      local drained_at, unsent = budget.drained_at[kind.name], all_unsent[unit]
+      if unsent > 0 then
+        drained_at = math.max(drained_at, now) + time_for(budget, kind, unsent)
+      end
+      if ahead[unit] > 0 then
+        drained_at = math.max(drained_at, start) + time_for(budget, kind, ahead[unit])
+      end
+      local tolerance, jitter = tolerance_and_jitter(budget, kind, cost[unit])
+      local excess = sent(budget)[unit] + unsent + ahead[unit] + cost[unit] - limit
+      local window = window_opens_at(budget, unit, excess)
+      opens_at = math.max(opens_at, window, drained_at + jitter - tolerance)
+    end
   end
-  local drained_at, unsent = budget[unit].drained_at, total(budget, 'unsent')[unit]
-  if unsent > 0 then
-    drained_at = math.max(drained_at, now) + time_for(budget, unit, unsent)
-  end
-  if ahead > 0 then
-    drained_at = math.max(drained_at, start) + time_for(budget, unit, ahead)
-  end
-  local tolerance, jitter = tolerance_and_jitter(budget, unit, cost)
-  local excess = sent(budget, unit) + unsent + ahead + cost - limit
-  return math.max(start, window_opens_at(budget, unit, excess), drained_at + jitter - tolerance)
+  return opens_at
 end
 
 -- Whether what is unsent leaves no room, so that no passing of time can help.
-local function is_held_up(budget, unit, cost)
-  local limit, unsent = budget[unit].limit, total(budget, 'unsent')[unit]
-  if not limit or unsent == 0 then
-    return false
+local function is_held_up(budget, cost)
+  local all_unsent = total(budget, 'unsent')
+  for _, kind in ipairs(ROLLING) do
+    local limit = budget.quotas[kind.name]
+    local unsent, needed = all_unsent[kind.unit], cost[kind.unit]
+    if limit and unsent > 0 and needed > 0 then
+      local tolerance, jitter = tolerance_and_jitter(budget, kind, needed)
+      if unsent + needed > limit or time_for(budget, kind, unsent) + jitter > tolerance then
+        return true
+      end
+    end
   end
-  local tolerance, jitter = tolerance_and_jitter(budget, unit, cost)
-  return unsent + cost > limit or time_for(budget, unit, unsent) + jitter > tolerance
+  return false
 end

@@ -4,7 +4,7 @@
 -- budget_left:<account>       'replica ticket' -> when it left, for a window
 -- budget_queue:<account>      'member ticket' -> when it asked
 -- budget_returning:<account>  the same, of those who had a turn before and go before the queue
--- budget_waiters:<account>    'member ticket' -> 'requests tokens deadline line'
+-- budget_waiters:<account>    'member ticket' -> its cost, deadline and line, packed
 -- places:<member>:<account>    its tickets that wait there
 -- budget_openings             account -> when those who wait for it are to be looked at again
 --
@@ -49,25 +49,24 @@ end
 
 -- Why no waiting helps, or only waiting for the next day.
 local function impossible(budget, ahead, cost)
-  local requests_limit, tokens_limit, day = budget.requests.limit, budget.tokens.limit, budget.day
-  if requests_limit == 0 or tokens_limit == 0 or day.limit == 0 then
-    return {verdict = 'no_quota'}
-  end
-  if tokens_limit and cost.tokens > tokens_limit then
-    return {verdict = 'too_large', tokens = cost.tokens, limit = tokens_limit}
-  end
-  local quotas = {minute = requests_limit, day = day.limit}
-  for _, window in ipairs({'minute', 'day'}) do
-    local limit = quotas[window]
-    if limit and cost.requests > limit then
-      return {
-        verdict = 'too_many_requests', requests = cost.requests, limit = limit, window = window,
-      }
+  for _, kind in ipairs(KINDS) do
+    if budget.quotas[kind.name] == 0 and cost[kind.unit] > 0 then
+      return {verdict = 'no_quota'}
     end
   end
-  local today = day.sent + total(budget, 'unsent').requests + ahead.requests + cost.requests
-  local is_used_up = day.limit and today > day.limit
-  local reopens_at = math.max(is_used_up and day.ends or 0, day.closed_until)
+  local day, reopens_at = budget.day, budget.day.closed_until
+  for _, kind in ipairs(KINDS) do
+    local unit, limit = kind.unit, budget.quotas[kind.name]
+    if limit and cost[unit] > limit then
+      return {verdict = 'too_large', kind = kind.name, cost = cost[unit], limit = limit}
+    end
+    if limit and cost[unit] > 0 and kind.window == 'day' then
+      local today = day.sent[unit] + total(budget, 'unsent')[unit] + ahead[unit] + cost[unit]
+      if today > limit then
+        reopens_at = math.max(reopens_at, day.ends)
+      end
+    end
+  end
   if reopens_at > now then
     return {verdict = 'day_exhausted', retry_after_us = from_now(reopens_at)}
   end
@@ -80,10 +79,7 @@ local function budget_opens_at(budget, ahead, cost)
     return nil, reason
   end
   local start = math.max(now, budget.paused_until, opens_at())
-  return math.max(
-    allowance_opens_at(budget, 'requests', ahead.requests, cost.requests, start),
-    allowance_opens_at(budget, 'tokens', ahead.tokens, cost.tokens, start)
-  )
+  return rolling_opens_at(budget, ahead, cost, start)
 end
 
 local function not_before(at)
@@ -102,8 +98,7 @@ local function grant(budget, name, ticket, cost)
   add(share_of(budget, name).unsent, cost, 1)
   budget.here.unsaved = true
   answer(name, ticket, {
-    verdict = 'reserved', account = budget.here.account, requests = cost.requests,
-    tokens = cost.tokens,
+    verdict = 'reserved', account = budget.here.account, cost = cost,
   })
 end
 
@@ -121,18 +116,13 @@ local function place_of(budget, entry)
   if not waiter then
     return nil
   end
-  local requests, tokens, deadline, line = string.match(waiter, '(%S+) (%S+) (%S+) (%S+)')
-  return {
-    entry = entry, cost = amount(tonumber(requests), tonumber(tokens)),
-    deadline = tonumber(deadline), line = line,
-  }
+  local place = cmsgpack.unpack(waiter)
+  place.entry = entry
+  return place
 end
 
 local function put(budget, place, score)
-  local cost = place.cost
-  local waiter = table.concat(
-    {whole(cost.requests), whole(cost.tokens), whole(place.deadline), place.line}, ' '
-  )
+  local waiter = cmsgpack.pack({cost = place.cost, deadline = place.deadline, line = place.line})
   redis.call('ZADD', queue_key(budget, place.line), whole(score), place.entry)
   redis.call('HSET', key('budget_waiters', budget.here.account), place.entry, waiter)
   local name, ticket = string.match(place.entry, '(%S+) (%S+)')
@@ -145,9 +135,7 @@ local function leave_place(budget, place)
   local name, ticket = string.match(place.entry, '(%S+) (%S+)')
   redis.call('SREM', key('places', name, budget.here.account), ticket)
   local share = share_of(budget, name)
-  local line = share[queue_of(place.line)]
-  line.requests = math.max(line.requests - place.cost.requests, 0)
-  line.tokens = math.max(line.tokens - place.cost.tokens, 0)
+  take_from(share[queue_of(place.line)], place.cost)
   budget.here.unsaved = true
 end
 
@@ -167,7 +155,7 @@ end
 local function forget_line(budget, line)
   redis.call('DEL', queue_key(budget, line))
   for _, share in pairs(budget.members) do
-    share[line] = amount(0, 0)
+    share[line] = amount()
   end
   budget.here.unsaved = true
 end
@@ -193,9 +181,7 @@ local function serve_line(budget, line, ahead)
       leave_place(budget, place)
       answer(name, ticket, reason)
     elseif at > now then
-      local cost = place.cost
-      if is_held_up(budget, 'requests', cost.requests) or is_held_up(budget, 'tokens', cost.tokens)
-      then
+      if is_held_up(budget, place.cost) then
         -- Until something is sent or given back, or a member ends that has it.
         return math.huge
       end
@@ -219,32 +205,22 @@ end
 local function begin_day(day, ends)
   local begins = ends > day.ends + HOUR
   if begins then
-    day.began, day.ends, day.sent = math.max(day.began, day.ends), ends, 0
+    day.began, day.ends, day.sent = math.max(day.began, day.ends), ends, amount()
   end
   return begins
 end
 
 local apply_quotas
 
--- Nothing is further ahead of now than it can have been set; and of the members of an earlier format
--- nothing is left.
+-- Nothing is further ahead of now than it can have been set.
 local function bound(budget)
   local window, day = budget.minute.window, budget.day
-  for _, unit in ipairs({'requests', 'tokens'}) do
-    budget[unit].drained_at = math.min(budget[unit].drained_at, now + 2 * window)
+  for name, drained_at in pairs(budget.drained_at) do
+    budget.drained_at[name] = math.min(drained_at, now + 2 * window)
   end
   budget.paused_until = math.min(budget.paused_until, now + LONGEST_DAY)
-  for _, of in ipairs({'by_hand', 'aliases', 'learned'}) do
-    budget[of] = budget[of] or {}
-  end
   day.ends = math.min(day.ends, now + LONGEST_DAY)
   day.closed_until = math.min(day.closed_until, now + LONGEST_DAY)
-  if budget.format ~= FORMAT then
-    budget.format, budget.members = FORMAT, {}
-    for _, of in ipairs({'budget_queue', 'budget_returning', 'budget_waiters'}) do
-      redis.call('UNLINK', key(of, budget.here.account))
-    end
-  end
 end
 
 local function budget_of(account, midnight_us)
@@ -255,6 +231,12 @@ local function budget_of(account, midnight_us)
       return nil
     end
     budget = cmsgpack.unpack(packed)
+    if budget.format ~= FORMAT then
+      for _, of in ipairs({'budget_queue', 'budget_returning', 'budget_waiters', 'budget_departures'}) do
+        redis.call('UNLINK', key(of, account))
+      end
+      return nil
+    end
     budget.here = {account = account, impatient = {}}
     bound(budget)
     budgets[account] = budget
@@ -268,12 +250,13 @@ local function budget_of(account, midnight_us)
   return budget
 end
 
-local function quotas_of(budget)
-  return {rpm = budget.requests.limit, tpm = budget.tokens.limit, rpd = budget.day.limit}
-end
-
 local function is_same(a, b)
-  return a.rpm == b.rpm and a.tpm == b.tpm and a.rpd == b.rpd
+  for _, kind in ipairs(KINDS) do
+    if a[kind.name] ~= b[kind.name] then
+      return false
+    end
+  end
+  return true
 end
 
 -- The lowest of each quota that was set by hand for the account or for those that are charged here.
@@ -295,21 +278,22 @@ end
 -- named counts within it. So it does not matter who spoke in which order.
 function apply_quotas(budget)
   local by_hand, quotas = set_by_hand(budget), {}
-  for _, name in ipairs({'rpm', 'tpm', 'rpd'}) do
+  for _, kind in ipairs(KINDS) do
+    local name = kind.name
     local learned = budget.learned[name]
     quotas[name] = learned and math.min(learned, by_hand[name] or learned)
       or by_hand[name] or budget.planned[name]
   end
-  if is_same(quotas, quotas_of(budget)) then
+  if is_same(quotas, budget.quotas) then
     return
   end
-  set_limit_of(budget, 'requests', quotas.rpm)
-  set_limit_of(budget, 'tokens', quotas.tpm)
-  budget.day.limit = quotas.rpd
+  set_limits(budget, quotas)
   budget.here.unsaved = true
-  local corrected = quotas_of(budget)
-  corrected.account, corrected.learned = budget.here.account, budget.learned
-  announce({corrected = corrected})
+  announce({
+    corrected = {
+      account = budget.here.account, quotas = budget.quotas, learned = budget.learned,
+    },
+  })
 end
 
 -- Tells the member whether the account is kept here.
@@ -323,8 +307,8 @@ end
 function operations.count_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   if budget then
-    count_in_minute(budget, amount(op.requests, op.tokens))
-    budget.day.sent = budget.day.sent + op.today
+    count_in_minute(budget, amount(op.minute))
+    add(budget.day.sent, amount(op.today), 1)
     budget.day.began = math.min(budget.day.began, now - math.min(op.began_us_ago, LONGEST_DAY))
     budget.here.unsaved = true
   end
@@ -371,7 +355,7 @@ function operations.open_budget(op)
   apply_quotas(budget)
   tell_who_is_charged(budget)
   budget.here.unsaved = true
-  return quotas_of(budget)
+  return budget.quotas
 end
 
 -- What goes before one who asked then. Those who asked later and were heard earlier do not; where
@@ -411,7 +395,7 @@ function operations.reserve(op)
   end
   local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
   local deadline = now + op.patience_us
-  local ahead, cost = ahead_of(budget, line, asked_at), amount(op.requests, op.tokens)
+  local ahead, cost = ahead_of(budget, line, asked_at), amount(op.cost)
   local at, reason = opens_before(budget, deadline, ahead, cost)
   if reason then
     answer(member, op.ticket, reason)
@@ -428,7 +412,7 @@ end
 -- Who does not wait gets what those leave who do.
 local function serve_impatient(budget)
   for _, op in ipairs(budget.here.impatient) do
-    local ahead, cost = waiting(budget), amount(op.requests, op.tokens)
+    local ahead, cost = waiting(budget), amount(op.cost)
     local at, reason = opens_before(budget, now + op.patience_us, ahead, cost)
     if reason then
       answer(member, op.ticket, reason)
@@ -455,17 +439,15 @@ function operations.leave_budget(op)
 end
 
 -- Less of what a member has reserved: at least nothing, whatever Redis may have forgotten.
-local function take_unsent(budget, name, requests, tokens)
-  local unsent = share_of(budget, name).unsent
-  unsent.requests = math.max(unsent.requests - requests, 0)
-  unsent.tokens = math.max(unsent.tokens - tokens, 0)
+local function take_unsent(budget, name, cost)
+  take_from(share_of(budget, name).unsent, amount(cost))
   budget.here.unsaved = true
 end
 
 function operations.give_back_budget(op)
   local budget = budget_of(op.account)
   if budget then
-    take_unsent(budget, member, op.requests, op.tokens)
+    take_unsent(budget, member, op.cost)
   end
 end
 
@@ -479,9 +461,9 @@ function operations.claim_budget(op)
   local before = op.from and budget.members[op.from]
   if before then
     forgotten = forgotten + forget_places(budget, op.from, MOST_FORGOTTEN - forgotten)
-    take_unsent(budget, op.from, op.requests, op.tokens)
+    take_unsent(budget, op.from, op.cost)
   end
-  add(share_of(budget, member).unsent, amount(op.requests, op.tokens), 1)
+  add(share_of(budget, member).unsent, amount(op.cost), 1)
   budget.here.unsaved = true
 end
 
@@ -497,8 +479,8 @@ function operations.depart(op)
     return
   end
   local left = key('budget_left', op.account)
-  take_unsent(budget, member, op.requests, op.tokens)
-  count(budget, amount(op.requests, op.tokens))
+  take_unsent(budget, member, op.cost)
+  count(budget, amount(op.cost))
   redis.call('ZADD', left, whole(now), entry_of_sent(op))
   redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
 end
@@ -511,27 +493,22 @@ local function left_at(op)
   return at
 end
 
--- What left cost the actual tokens instead of the estimated.
+-- What left so long ago and was counted cost the actual amount: nothing where it was refused. With the
+-- ticket 0, by which no call leaves, only the day is corrected.
 function operations.settle(op)
-  local budget, at = budget_of(op.account), left_at(op)
-  if budget and at then
-    correct(budget, 'tokens', at, op.tokens, op.actual)
-    budget.here.unsaved = true
-  end
-end
-
--- What left so long ago was refused, and does not count.
-function operations.take_back(op)
   local budget, at = budget_of(op.account, op.midnight_us), left_at(op)
   if not budget then
     return
   end
+  local counted, actual = amount(op.counted), amount(op.actual)
   if at then
-    correct(budget, 'requests', at, op.requests, 0)
-    correct(budget, 'tokens', at, op.tokens, 0)
+    correct(budget, at, counted, actual)
   end
-  if now - op.left_us_ago >= budget.day.began then
-    budget.day.sent = math.max(budget.day.sent - op.requests, 0)
+  -- A replica that does not know whether it was heard says it again.
+  local is_settled = not at and op.ticket ~= 0 and op.left_us_ago < budget.minute.window
+  if not is_settled and now - op.left_us_ago >= budget.day.began then
+    add(budget.day.sent, actual, 1)
+    take_from(budget.day.sent, counted)
   end
   budget.here.unsaved = true
 end
@@ -561,8 +538,8 @@ end
 function operations.learn_quotas(op)
   local budget = budget_of(op.account)
   if budget then
-    for _, name in ipairs({'rpm', 'tpm', 'rpd'}) do
-      budget.learned[name] = op[name] or budget.learned[name]
+    for _, kind in ipairs(KINDS) do
+      budget.learned[kind.name] = op.quotas[kind.name] or budget.learned[kind.name]
     end
     apply_quotas(budget)
     budget.proven = true
@@ -630,15 +607,16 @@ function operations.take_over_budget(op)
   apply_quotas(from)
   apply_quotas(budget)
   local unsent = total(from, 'unsent')
-  local spent = amount(sent(from, 'requests'), sent(from, 'tokens'))
+  local spent = amount(sent(from))
   add(spent, unsent, 1)
   count_in_minute(budget, spent)
-  budget.day.sent = budget.day.sent + from.day.sent + unsent.requests
+  add(budget.day.sent, from.day.sent, 1)
+  add(budget.day.sent, unsent, 1)
   budget.day.began = math.min(budget.day.began, from.day.began)
   budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
   budget.paused_until = math.max(budget.paused_until, from.paused_until)
-  from.here.departures = {last = {}, requests = {}, tokens = {}}
-  from.requests.sent, from.tokens.sent, from.oldest, from.day.sent = 0, 0, nil, 0
+  from.here.departures = no_departures()
+  from.sent, from.oldest, from.day.sent = amount(), nil, amount()
   from.here.departed, from.here.unsaved = true, true
 end
 
@@ -648,16 +626,16 @@ function operations.budget_usage(op)
     return nil
   end
   local unsent, queue = total(budget, 'unsent'), waiting(budget)
-  local function usage(unit)
-    return {limit = budget[unit].limit, used = sent(budget, unit), reserved = unsent[unit]}
+  local quotas = {}
+  for _, kind in ipairs(KINDS) do
+    local used = kind.window == 'day' and budget.day.sent or sent(budget)
+    quotas[kind.name] = {
+      limit = budget.quotas[kind.name], used = used[kind.unit], reserved = unsent[kind.unit],
+    }
   end
-  local at, reason = budget_opens_at(budget, queue, amount(1, 1))
+  local at, reason = budget_opens_at(budget, queue, amount({requests = 1, tokens = 1}))
   return {
-    requests_per_minute = usage('requests'),
-    input_tokens_per_minute = usage('tokens'),
-    requests_per_day = {
-      limit = budget.day.limit, used = budget.day.sent, reserved = unsent.requests,
-    },
+    quotas = quotas,
     waiting = queue.requests,
     next_free_in_us = at and from_now(at) or reason and reason.retry_after_us,
     paused_for_us = budget.paused_until > now and from_now(budget.paused_until) or nil,

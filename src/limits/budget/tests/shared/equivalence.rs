@@ -124,17 +124,18 @@ impl History {
 
     /// What a call costs: most count as one request.
     fn cost(&mut self) -> Cost {
-        let limit = self.budget.usage_now().requests_per_minute.limit.unwrap_or(100);
+        let limit = self.budget.usage_now()[RequestsPerMinute].limit.unwrap_or(100);
         let requests = match self.random.u32(..50) {
             0 => self.random.u64(1..=limit + limit / 5 + 1),
             1..8 => self.random.u64(2..=4),
             _ => 1,
         };
-        Cost { requests, tokens: self.tokens() }
+        let images = if self.random.u32(..3) == 0 { self.random.u64(..=4) } else { 0 };
+        Cost::of(requests, self.tokens()).with(Resource::Images, images)
     }
 
     fn tokens(&mut self) -> u64 {
-        let tokens = self.budget.usage_now().input_tokens_per_minute.limit.unwrap_or(1000);
+        let tokens = self.budget.usage_now()[InputTokensPerMinute].limit.unwrap_or(1000);
         let most = if self.random.u32(..20) == 0 { tokens + tokens / 5 } else { tokens / 10 };
         self.random.u64(1..=most.max(1))
     }
@@ -180,7 +181,7 @@ impl History {
         self.of_account(
             "reserve",
             json!({
-                "ticket": ticket, "requests": cost.requests, "tokens": cost.tokens,
+                "ticket": ticket, "cost": cost,
                 "line": name, "waited_us": 0,
                 "patience_us": micros(deadline - Instant::now()), "wait": true,
             }),
@@ -216,7 +217,7 @@ impl History {
         self.of_account(
             "reserve",
             json!({
-                "ticket": ticket, "requests": cost.requests, "tokens": cost.tokens,
+                "ticket": ticket, "cost": cost,
                 "line": "queue", "waited_us": 0,
                 "patience_us": micros(patience), "wait": false,
             }),
@@ -225,17 +226,17 @@ impl History {
 
     fn depart(&mut self) -> Option<Value> {
         let (ticket, reservation) = any(&mut self.random, &mut self.reserved)?;
-        let Cost { requests, tokens } = reservation.cost;
+        let cost = reservation.cost;
         self.sent.push((ticket, reservation.leave()));
-        let left = json!({"ticket": ticket, "requests": requests, "tokens": tokens});
+        let left = json!({"ticket": ticket, "cost": cost});
         Some(self.of_account("depart", left))
     }
 
     fn give_back(&mut self) -> Option<Value> {
         let (_, reservation) = any(&mut self.random, &mut self.reserved)?;
-        let Cost { requests, tokens } = reservation.cost;
+        let cost = reservation.cost;
         drop(reservation);
-        let back = json!({"requests": requests, "tokens": tokens});
+        let back = json!({"cost": cost});
         Some(self.of_account("give_back_budget", back))
     }
 
@@ -247,7 +248,8 @@ impl History {
 
     fn come_to_an_end(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
-        let (Cost { requests, tokens }, left_at) = (sent.cost, sent.departure.at);
+        let (cost, left_at) = (sent.cost, sent.departure.at);
+        let tokens = cost[Resource::InputTokens];
         let left_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {
             0 => {
@@ -260,10 +262,9 @@ impl History {
             1..8 => {
                 sent.refused();
                 Some(self.of_account(
-                    "take_back",
+                    "settle",
                     json!({
-                        "ticket": ticket, "requests": requests, "tokens": tokens,
-                        "left_us_ago": left_us_ago,
+                        "ticket": ticket, "counted": cost, "actual": {}, "left_us_ago": left_us_ago,
                     }),
                 ))
             }
@@ -272,7 +273,10 @@ impl History {
                 let most = if how < 11 { 50 * tokens } else { tokens };
                 let actual = self.random.u64(..=most);
                 sent.settle(actual);
-                let settled = json!({"ticket": ticket, "tokens": tokens, "actual": actual});
+                let actual = cost.with(Resource::InputTokens, actual);
+                let settled = json!({
+                    "ticket": ticket, "counted": cost, "actual": actual, "left_us_ago": left_us_ago,
+                });
                 Some(self.of_account("settle", settled))
             }
         }
@@ -420,11 +424,15 @@ fn quotas(random: &mut fastrand::Rng) -> Quotas {
         // Now and then none at all.
         Some(if random.u32(..50) == 0 { 0 } else { random.u64(range) })
     };
-    Quotas {
-        requests_per_minute: limit([1..=10, 10..=100, 100..=2000]),
-        input_tokens_per_minute: limit([100..=1000, 1000..=100_000, 1_000_000..=4_000_000]),
-        requests_per_day: limit([10..=100, 1000..=20_000, 1000..=20_000]),
-    }
+    Quotas::default()
+        .with(RequestsPerMinute, limit([1..=10, 10..=100, 100..=2000]))
+        .with(InputTokensPerMinute, limit([100..=1000, 1000..=100_000, 1_000_000..=4_000_000]))
+        .with(RequestsPerDay, limit([10..=100, 1000..=20_000, 1000..=20_000]))
+        .with(
+            InputTokensPerDay,
+            limit([10_000..=100_000, 1_000_000..=20_000_000, 20_000_000..=200_000_000]),
+        )
+        .with(ImagesPerMinute, limit([1..=10, 10..=100, 100..=1000]))
 }
 
 #[test]
@@ -446,15 +454,7 @@ fn the_script_counts_as_the_ledger_does() {
         });
     }
     println!("{seen:?}");
-    for verdict in [
-        "Granted",
-        "NoQuota",
-        "TooLarge",
-        "TooManyRequests",
-        "NotBefore",
-        "DayExhausted",
-        "Unavailable",
-    ] {
+    for verdict in ["Granted", "NoQuota", "TooLarge", "NotBefore", "DayExhausted", "Unavailable"] {
         assert!(seen.get(verdict).is_some_and(|times| *times > 20), "{verdict}: {seen:?}");
     }
 }

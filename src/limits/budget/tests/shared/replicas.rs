@@ -88,8 +88,10 @@ impl World<'_> {
                 let Cost { estimated, actual } = self.costs[client];
                 if actual != estimated {
                     let settled = json!({
-                        "op": "settle", "account": ACCOUNT, "ticket": client, "tokens": estimated,
-                        "actual": actual,
+                        "op": "settle", "account": ACCOUNT, "ticket": client,
+                        "counted": {"requests": 1, "tokens": estimated},
+                        "actual": {"requests": 1, "tokens": actual},
+                        "left_us_ago": 0, "midnight_us": MIDNIGHT_US,
                     });
                     self.say(client % REPLICAS.len(), &[settled]);
                 }

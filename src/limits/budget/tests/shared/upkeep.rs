@@ -60,12 +60,12 @@ fn an_account_that_gemini_never_answered_for_lives_minutes() {
     }
     shared.say("a", &[json!({"op": "prove_budget", "account": ACCOUNT})]);
     assert!(kept(&mut shared) > 100 * MINUTE_MS);
-    assert_eq!(shared.usage("a").requests_per_day.used, 1);
+    assert_eq!(shared.usage("a")[RequestsPerDay].used, 1);
 
     // Gemini knows the keys that it refuses for their quotas.
     for (account, operation) in [
         ("closed", json!({"op": "close_day", "for_us": 1_000_000})),
-        ("corrected", json!({"op": "learn_quotas", "rpm": 7})),
+        ("corrected", json!({"op": "learn_quotas", "quotas": {"rpm": 7}})),
     ] {
         shared.say("a", &[of(account, open(requests(60))), of(account, operation)]);
         let kept: i64 = shared.ask_redis("PTTL", &format!("budget:{account}"));
@@ -139,7 +139,7 @@ fn what_a_member_asks_for_with_its_last_words_goes_with_it() {
     shared.say("b", &[]);
     let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":a")).collect();
     assert!(left.is_empty(), "{left:?}");
-    assert_eq!(shared.usage("b").requests_per_minute.reserved, 0);
+    assert_eq!(shared.usage("b")[RequestsPerMinute].reserved, 0);
     let ten = json!({
         "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": true,
     });
@@ -186,7 +186,7 @@ fn the_dead_are_buried_a_few_at_a_time() {
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
     // What it had reserved has left, and its permits are free.
     let usage = shared.result("b", of("17", usage()));
-    assert_eq!((&usage["waiting"], &usage["requests_per_minute"]["used"]), (&json!(0), &json!(1)));
+    assert_eq!((&usage["waiting"], &usage["quotas"]["rpm"]["used"]), (&json!(0), &json!(1)));
     let all = json!({
         "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": false,
     });
@@ -231,9 +231,9 @@ fn a_clock_that_is_set_back_keeps_nobody_waiting() {
     shared.advance(29 * SECOND);
     assert!(!shared.say("b", &[depart(1, 1)]).expired);
     shared.advance(29 * SECOND);
-    assert_eq!(shared.usage("b").requests_per_minute.used, 2);
+    assert_eq!(shared.usage("b")[RequestsPerMinute].used, 2);
     shared.advance(3 * SECOND);
-    assert_eq!(shared.usage("b").requests_per_minute.used, 1, "the first has aged");
+    assert_eq!(shared.usage("b")[RequestsPerMinute].used, 1, "the first has aged");
     assert!(shared.say("a", &[]).expired, "it was silent for too long");
 }
 
@@ -249,7 +249,7 @@ fn a_clock_that_is_set_forward_ends_nobody() {
     let reply = shared.say("b", &[]);
     assert_eq!(reply.stepped_us, Some(3600e6));
     assert!(!shared.say("a", &[]).expired);
-    let usage = shared.usage("b").requests_per_minute;
+    let usage = shared.usage("b")[RequestsPerMinute];
     assert_eq!((usage.used, usage.reserved), (0, 1));
 
     // One that has just started cannot tell; those that live have time to speak.
@@ -307,9 +307,9 @@ fn replicas_of_another_format_are_refused() {
     shared.advance(2 * SECOND);
     assert_eq!(shared.join("a", requests(60)).other_format, None, "none of them is left");
 
-    shared.set("members", "3");
-    assert_eq!(shared.say("a", &[]).other_format.as_deref(), Some("3"));
-    assert_eq!(shared.say("b", &[join()]).other_format.as_deref(), Some("3"));
+    shared.set("members", "4");
+    assert_eq!(shared.say("a", &[]).other_format.as_deref(), Some("4"));
+    assert_eq!(shared.say("b", &[join()]).other_format.as_deref(), Some("4"));
 }
 
 #[test]

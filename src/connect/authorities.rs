@@ -1,0 +1,65 @@
+//! The certificate authorities that TLS connections trust.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+/// The longest file that is read, in bytes. The usual bundle of public authorities has a quarter of
+/// a megabyte.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Certificate authorities that are trusted in addition to the system's. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Authorities(Option<Arc<RootCertStore>>);
+
+impl Authorities {
+    /// Reads the certificates in a PEM file. What else it holds is ignored.
+    ///
+    /// # Errors
+    /// What was expected of the file, on one line that quotes nothing of it.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let mut pem = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut pem))
+            .map_err(|error| format!("the path of a PEM file that can be read: {error}"))?;
+        if pem.len() as u64 > MAX_FILE {
+            return Err(format!("a PEM file of at most {MAX_FILE} bytes"));
+        }
+        let mut roots = RootCertStore::empty();
+        for (certificate, number) in CertificateDer::pem_slice_iter(&pem).zip(1..) {
+            let broken = format!("a PEM file of certificates: number {number} in it is not one");
+            let added = certificate.ok().and_then(|certificate| roots.add(certificate).ok());
+            added.ok_or(broken)?;
+        }
+        if roots.is_empty() {
+            return Err("a PEM file with at least one certificate".to_owned());
+        }
+        Ok(Self(Some(Arc::new(roots))))
+    }
+
+    /// TLS that trusts these authorities and the system's. Unless TLS is `needed`, it trusts none: the
+    /// system's certificates take a while to read and are absent from some images.
+    ///
+    /// # Errors
+    /// Where TLS is needed and neither the system nor this has a certificate.
+    pub(super) fn tls(&self, needed: bool) -> io::Result<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        if needed {
+            roots = self.0.as_deref().cloned().unwrap_or(roots);
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                let message = "this machine has no CA certificates, and GEMINI_CA_FILE names none";
+                return Err(io::Error::new(io::ErrorKind::NotFound, message));
+            }
+        }
+        Ok(ClientConfig::builder_with_provider(ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks the default versions of TLS")
+            .with_root_certificates(roots)
+            .with_no_client_auth())
+    }
+}

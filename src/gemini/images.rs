@@ -1,0 +1,95 @@
+//! How many images a call asks for.
+
+use memchr::memmem;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// How many images Imagen makes of one prompt unless told otherwise. Source: Gemini API, "Generate
+/// images using Imagen": `numberOfImages`.
+const DEFAULT_SAMPLES: u64 = 4;
+
+/// How many images a call to a model asks for, at most: of a body in Gemini's or OpenAI's form. 0 for
+/// calls that generate none. A body that is not understood asks for one image of an image model.
+pub fn requested_images(model: &str, body: &[u8]) -> u64 {
+    let is_image_model = model.contains("image");
+    // Most bodies say nothing of modalities, and are not read for it.
+    if !is_image_model && memmem::find(body, b"odalities").is_none() {
+        return 0;
+    }
+    let Ok(request) = serde_json::from_slice::<ImageRequest>(body) else {
+        return is_image_model.into();
+    };
+    if !is_image_model && !request.wants_images() {
+        return 0;
+    }
+    let samples = request.parameters.sample_count.unwrap_or(DEFAULT_SAMPLES);
+    match request.instances {
+        Some(prompts) => (prompts.len() as u64).max(1).saturating_mul(samples.max(1)),
+        None => request.n.unwrap_or(1).max(1),
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ImageRequest {
+    /// Of `predict`.
+    instances: Option<Vec<IgnoredAny>>,
+    parameters: Parameters,
+    /// Of OpenAI's form.
+    n: Option<u64>,
+    #[serde(alias = "generation_config", rename = "generationConfig")]
+    generation_config: GenerationConfig,
+    modalities: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parameters {
+    #[serde(alias = "sample_count", alias = "numberOfImages", rename = "sampleCount")]
+    sample_count: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct GenerationConfig {
+    #[serde(alias = "response_modalities", rename = "responseModalities")]
+    response_modalities: Vec<String>,
+}
+
+impl ImageRequest {
+    fn wants_images(&self) -> bool {
+        let mut modalities =
+            self.generation_config.response_modalities.iter().chain(&self.modalities);
+        modalities.any(|modality| modality.eq_ignore_ascii_case("image"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn calls_that_generate_images_say_how_many() {
+        for (model, body, images) in [
+            ("gemini-3.5-flash-lite", json!({"contents": []}), 0),
+            ("gemini-3.8-flash", json!({"generationConfig": {"responseModalities": ["TEXT"]}}), 0),
+            ("m", json!({"generationConfig": {"responseModalities": ["TEXT", "IMAGE"]}}), 1),
+            ("m", json!({"generation_config": {"response_modalities": ["image"]}}), 1),
+            ("gemini-3.1-flash-image", json!({"contents": []}), 1),
+            ("imagen-4.0-generate-001", json!({"instances": [{"prompt": "x"}]}), 4),
+            ("imagen-4.0", json!({"instances": [{}, {}], "parameters": {"sampleCount": 3}}), 6),
+            (
+                "imagen-4.0",
+                json!({"instances": [{}], "parameters": {"sampleCount": u64::MAX}}),
+                u64::MAX,
+            ),
+            ("imagen-4.0", json!({"prompt": "x", "n": 2}), 2),
+            ("imagen-4.0", json!({"prompt": "x"}), 1),
+            ("imagen-4.0", json!({"instances": "none"}), 1),
+        ] {
+            assert_eq!(requested_images(model, body.to_string().as_bytes()), images, "{body}");
+        }
+    }
+}
