@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
-use memchr::{memchr, memchr_iter, memchr2, memmem};
-use secrecy::{ExposeSecret, SecretSlice};
+use memchr::{memchr, memchr2, memmem};
+use secrecy::{ExposeSecret, SecretBox, SecretSlice};
 
 /// Texts of at most so many bytes are first looked through for the bytes that are in them, which
 /// leaves few needles to look for. In longer ones a search for each needle takes less.
@@ -19,6 +19,15 @@ pub(super) struct Needle {
     /// is with which it ends, as in the search of Knuth, Morris and Pratt. Most needles are dropped
     /// before it is asked for.
     borders: OnceLock<Box<[u32]>>,
+    /// Which pairs of bytes follow each other in the needle, each one bit of a few hundred: a bit
+    /// that is not set tells that none of its pairs does.
+    pairs: SecretBox<[u64; 8]>,
+}
+
+/// The place of the bit of a pair of bytes: in which number, and in it.
+fn bit(first: u8, second: u8) -> (usize, u64) {
+    let bit = (usize::from(first) * 37 + usize::from(second)) % 512;
+    (bit / 64, 1 << (bit % 64))
 }
 
 /// What was found in some bytes.
@@ -33,7 +42,12 @@ pub(super) struct Found {
 
 impl Needle {
     pub(super) fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: bytes.into(), borders: OnceLock::new() }
+        let mut pairs = Box::new([0; 8]);
+        for pair in bytes.windows(2) {
+            let (at, bit) = bit(pair[0], pair[1]);
+            pairs[at] |= bit;
+        }
+        Self { bytes: bytes.into(), borders: OnceLock::new(), pairs: SecretBox::new(pairs) }
     }
 
     /// How long the longest shorter beginning is with which a beginning of this length ends.
@@ -74,15 +88,18 @@ impl Needle {
         }
     }
 
-    /// Whether a text ends with two bytes that follow each other in the needle, or with its first
-    /// byte.
+    /// Whether a text may end with two bytes that follow each other in the needle, or ends with its
+    /// first byte.
     fn may_begin_at_end(&self, text: &[u8]) -> bool {
-        let bytes = self.bytes();
-        let [before @ .., last] = text else { return false };
-        *last == bytes[0]
-            || before.last().is_some_and(|before| {
-                memchr_iter(*last, &bytes[1..]).any(|at| bytes[at] == *before)
-            })
+        let follows = |first, second| {
+            let (at, bit) = bit(first, second);
+            self.pairs.expose_secret()[at] & bit != 0
+        };
+        match *text {
+            [.., first, second] if follows(first, second) => true,
+            [.., last] => last == self.bytes()[0],
+            [] => false,
+        }
     }
 
     /// How long the longest beginning of the needle is with which a text ends, the whole needle
