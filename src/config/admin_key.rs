@@ -1,6 +1,6 @@
 //! The admin key.
 
-use std::iter;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use http::{HeaderName, HeaderValue};
@@ -27,12 +27,19 @@ const PLAIN: usize = 4096;
 const SEPARATORS: &[u8] = b" \t\r\n\0,;:'\"`()<>[]{}=/\\|&?!@#$%*+^";
 
 /// The secret that makes a caller the administrator. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AdminKey(Arc<Spelled>);
 
-#[derive(Debug)]
+impl fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminKey(…)")
+    }
+}
+
 struct Spelled {
     key: SecretString,
+    /// Which bytes separate words: those that are not in the key.
+    separates: [bool; 256],
     /// How the key may be spelled within other words; none where it is short.
     parts: Vec<Part>,
     /// The same in lower case, as in names of headers.
@@ -48,7 +55,10 @@ impl AdminKey {
             if is_long { spellings(key.expose_secret().as_bytes()) } else { Vec::new() };
         let in_names = spellings.iter().map(|part| Part::new(part.to_ascii_lowercase())).collect();
         let parts = spellings.into_iter().map(Part::new).collect();
-        Self(Arc::new(Spelled { key, parts, in_names }))
+        let mut separates = [false; 256];
+        SEPARATORS.iter().for_each(|byte| separates[usize::from(*byte)] = true);
+        key.expose_secret().bytes().for_each(|byte| separates[usize::from(byte)] = false);
+        Self(Arc::new(Spelled { key, separates, parts, in_names }))
     }
 
     fn expose(&self) -> &str {
@@ -73,7 +83,10 @@ impl AdminKey {
     /// count. A key of 8 characters or more is found within words too, also in base64. The time
     /// that it takes does not tell how much of a guess was right.
     pub fn is_in(&self, text: &[u8]) -> bool {
-        self.is_word_of(text) || self.0.parts.iter().any(|part| part.is_in(text))
+        // No spelling is shorter than the key.
+        let is_long_enough = text.len() >= self.expose().len();
+        is_long_enough
+            && (self.is_word_of(text) || self.0.parts.iter().any(|part| part.is_in(text)))
     }
 
     /// Whether the key stands in the name of a header, which is in lower case.
@@ -96,13 +109,12 @@ impl AdminKey {
     }
 
     fn is_word_of(&self, text: &[u8]) -> bool {
-        let key = self.expose().as_bytes();
-        let words = || text.split(|byte| SEPARATORS.contains(byte) && !key.contains(byte));
-        let values = words().filter_map(|word| {
-            let equals = word.iter().position(|byte| *byte == b'=')?;
-            Some(&word[equals + 1..])
-        });
-        iter::once(text.trim_ascii()).chain(words()).chain(values).any(|word| self.matches(word))
+        let mut words = text.split(|byte| self.0.separates[usize::from(*byte)]);
+        self.matches(text.trim_ascii())
+            || words.any(|word| {
+                let value = memchr(b'=', word).map(|equals| &word[equals + 1..]);
+                self.matches(word) || value.is_some_and(|value| self.matches(value))
+            })
     }
 
     /// The key as one that must not appear in the log; `None` where it has white space or
@@ -179,21 +191,22 @@ impl Part {
     fn is_in(&self, text: &[u8]) -> bool {
         let (bytes, wanted) = (self.bytes.expose_secret(), self.hash.expose_secret()[0]);
         let Some(first) = text.get(..bytes.len()) else { return false };
-        let mut current = hash(first);
+        let (mut current, base) = (hash(first), base());
         if current == wanted && bool::from(bytes.ct_eq(first)) {
             return true;
         }
         text.windows(bytes.len() + 1).any(|window| {
             let gone = u64::from(window[0]).wrapping_mul(self.weight);
             let come = u64::from(window[bytes.len()]);
-            current = current.wrapping_sub(gone).wrapping_mul(base()).wrapping_add(come);
+            current = current.wrapping_sub(gone).wrapping_mul(base).wrapping_add(come);
             current == wanted && bool::from(bytes.ct_eq(&window[1..]))
         })
     }
 }
 
 fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |hash: u64, byte| hash.wrapping_mul(base()).wrapping_add(u64::from(*byte)))
+    let base = base();
+    bytes.iter().fold(0, |hash: u64, byte| hash.wrapping_mul(base).wrapping_add(u64::from(*byte)))
 }
 
 /// An odd number, so that each byte counts in all of a hash.

@@ -26,10 +26,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
+use memchr::{memchr2_iter, memchr3_iter};
 use regex::bytes::Regex;
 
 use super::ApiKey;
-use needle::Needle;
+use escaped::has_escapes;
+use needle::{Needle, find};
 use texts::{Texts, Wording};
 
 pub use body::Masked;
@@ -49,9 +51,38 @@ static FORMS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(forms).expect("the expression is valid")
 });
 
+/// The fewest bytes that have one of these forms: `ya29.` and 10 more.
+const MIN_FORM: usize = 15;
+
+/// Where something has the form of a known secret.
+fn forms_in(bytes: &[u8]) -> Vec<Range<usize>> {
+    // Most texts are rid of the expression by a few bytes that begin none of the forms.
+    if !may_hold_form(bytes) {
+        return Vec::new();
+    }
+    FORMS.find_iter(bytes).map(|secret| secret.range()).collect()
+}
+
+/// Whether one of the forms begins in a text.
+fn may_hold_form(bytes: &[u8]) -> bool {
+    let begins = |at: usize| {
+        let (before, byte) = (&bytes[..at], bytes[at]);
+        let beginnings: &[&[u8]] = match byte {
+            b'I' | b'Q' => &[b"A"],
+            b'J' => &[b"ey"],
+            b'9' => &[b"ya2"],
+            _ => &[b"auth", b"whsec"],
+        };
+        beginnings.iter().any(|beginning| before.ends_with(beginning))
+    };
+    bytes.len() >= MIN_FORM
+        && (memchr3_iter(b'I', b'J', b'Q', bytes).any(begins)
+            || memchr2_iter(b'9', b'_', bytes).any(begins))
+}
+
 /// Overwrites everything that has the form of a known secret.
 pub fn redact(bytes: &[u8]) -> Cow<'_, [u8]> {
-    let found: Vec<_> = FORMS.find_iter(bytes).map(|secret| secret.range()).collect();
+    let found = forms_in(bytes);
     if found.is_empty() { bytes.into() } else { masked(bytes, found).into() }
 }
 
@@ -61,6 +92,11 @@ pub(super) fn redact_text(text: &str) -> Cow<'_, str> {
         Cow::Borrowed(_) => text.into(),
         Cow::Owned(redacted) => to_text(redacted).into(),
     }
+}
+
+/// All spellings of a key.
+fn needles(key: &[u8]) -> impl Iterator<Item = Arc<Needle>> {
+    spellings(key).into_iter().map(Needle::new).map(Arc::new)
 }
 
 fn masked(bytes: &[u8], found: impl IntoIterator<Item = Range<usize>>) -> Vec<u8> {
@@ -79,7 +115,7 @@ fn to_text(masked: Vec<u8>) -> String {
 pub struct Secrets {
     keys: Arc<[Bytes]>,
     /// All spellings of all keys.
-    needles: Arc<[Needle]>,
+    needles: Arc<[Arc<Needle>]>,
 }
 
 impl Secrets {
@@ -92,16 +128,27 @@ impl Secrets {
         let mut keys: Vec<_> = keys.into_iter().filter(|key| key.len() >= MIN_SECRET).collect();
         keys.sort();
         keys.dedup();
-        let needles = keys.iter().flat_map(|key| spellings(key)).map(Needle::new).collect();
+        let needles = keys.iter().flat_map(|key| needles(key)).collect();
         Self { keys: keys.into(), needles }
     }
 
     /// These and one more.
     pub(super) fn with(&self, key: &ApiKey) -> Self {
-        if self.keys.contains(key.secret()) {
+        let key = key.secret();
+        if key.len() < MIN_SECRET || self.keys.contains(key) {
             return self.clone();
         }
-        Self::of(self.keys.iter().chain([key.secret()]).cloned())
+        let keys = self.keys.iter().chain([key]).cloned().collect();
+        let needles = self.needles.iter().cloned().chain(needles(key)).collect();
+        Self { keys, needles }
+    }
+
+    /// Whether something that is there whole has surely nothing in it to be overwritten, neither a
+    /// key nor what has the form of a secret. Takes less than to overwrite them.
+    pub fn can_pass(&self, bytes: &[u8]) -> bool {
+        bytes.len() < MIN_SECRET
+            || !(has_escapes(bytes) || may_hold_form(bytes))
+                && find(&self.needles, bytes, true).whole.is_empty()
     }
 
     /// Overwrites the keys in something that is there whole.
@@ -129,6 +176,9 @@ impl Secrets {
         let named_by_a_key: Vec<_> = headers.keys().filter(named_by_a_key).cloned().collect();
         named_by_a_key.iter().for_each(|name| drop(headers.remove(name)));
         for value in headers.values_mut() {
+            if self.can_pass(value.as_bytes()) {
+                continue;
+            }
             let redacted = self.redact_body(Bytes::copy_from_slice(value.as_bytes()));
             if redacted != value.as_bytes() {
                 *value = HeaderValue::from_bytes(&redacted)

@@ -37,23 +37,26 @@ impl<B: Body<Data = Bytes, Error: Unpin> + Unpin> Body for Masked<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         while !self.ended {
-            let mut piece = Bytes::new();
+            let piece;
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
+                    let data = frame.into_data().unwrap_or_default();
+                    self.ended = self.body.is_end_stream();
+                    if self.ended {
+                        piece = self.masker.push_last(data);
+                    } else {
                         piece = self.masker.push(data);
                     }
-                    self.ended = self.body.is_end_stream();
                 }
                 Some(Err(error)) => {
                     self.ended = true;
                     self.broken = Some(error);
+                    piece = self.masker.finish();
                 }
-                None => self.ended = true,
-            }
-            if self.ended {
-                let rest = self.masker.finish();
-                piece = if rest.is_empty() { piece } else { [piece, rest].concat().into() };
+                None => {
+                    self.ended = true;
+                    piece = self.masker.finish();
+                }
             }
             if !piece.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));

@@ -1,39 +1,42 @@
 //! Characters that escapes hide: `\u0041Iza…` in a string of JSON, `%41Iza…` in a URL.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use memchr::memchr2;
 
 use super::needle::{Found, Needle, find};
 
 /// A text without its escapes, and where its characters stood.
-pub(super) struct Unescaped {
+pub(super) struct Unescaped<'a> {
     /// The characters. One beyond Latin-1 is 0.
-    pub text: Vec<u8>,
+    pub text: Cow<'a, [u8]>,
     /// After each escape: where in `text` and where in the bytes the next character begins.
     places: Vec<(usize, usize)>,
     /// Where an escape begins that has not come whole, or the end.
     end: usize,
 }
 
-impl Unescaped {
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut read =
-            Self { text: Vec::with_capacity(bytes.len()), places: vec![(0, 0)], end: bytes.len() };
+impl<'a> Unescaped<'a> {
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
+        if !has_escapes(bytes) {
+            return Self { text: bytes.into(), places: Vec::new(), end: bytes.len() };
+        }
+        let (mut text, mut places) = (Vec::with_capacity(bytes.len()), Vec::new());
         let mut at = 0;
         while let Some(skip) = memchr2(b'\\', b'%', &bytes[at..]) {
-            read.text.extend_from_slice(&bytes[at..at + skip]);
+            text.extend_from_slice(&bytes[at..at + skip]);
             at += skip;
             let Some((byte, length)) = character(&bytes[at..]) else {
-                read.end = at;
-                return read;
+                return Self { text: text.into(), places, end: at };
             };
-            read.text.push(byte);
+            text.push(byte);
             at += length;
-            read.places.push((read.text.len(), at));
+            places.push((text.len(), at));
         }
-        read.text.extend_from_slice(&bytes[at..]);
-        read
+        text.extend_from_slice(&bytes[at..]);
+        Self { text: text.into(), places, end: bytes.len() }
     }
 
     /// Where a range of the characters stands in the bytes.
@@ -43,15 +46,15 @@ impl Unescaped {
 
     fn place(&self, character: usize) -> usize {
         let next = self.places.partition_point(|(at, _)| *at <= character);
-        let (at, place) = self.places[next - 1];
+        let (at, place) = next.checked_sub(1).map_or((0, 0), |last| self.places[last]);
         place + (character - at)
     }
 }
 
 /// Looks for needles some of whose characters are escaped.
-pub(super) fn find_escaped(needles: &[Needle], bytes: &[u8]) -> Found {
+pub(super) fn find_escaped(needles: &[Arc<Needle>], bytes: &[u8], is_last: bool) -> Found {
     let unescaped = Unescaped::of(bytes);
-    let Found { whole, open } = find(needles, &unescaped.text);
+    let Found { whole, open } = find(needles, &unescaped.text, is_last);
     let open = if open == unescaped.text.len() { unescaped.end } else { unescaped.place(open) };
     Found { whole: whole.into_iter().map(|found| unescaped.range(found)).collect(), open }
 }

@@ -1,6 +1,6 @@
 //! Overwrites keys in something that comes piece by piece.
 
-use std::{fmt, mem};
+use std::{fmt, mem, sync::Arc};
 
 use bytes::Bytes;
 
@@ -34,6 +34,11 @@ impl Masker {
         self.next(piece, false)
     }
 
+    /// The last piece, with what was held back before it.
+    pub(super) fn push_last(&mut self, piece: Bytes) -> Bytes {
+        self.next(piece, true)
+    }
+
     /// What is held back, at the end.
     pub fn finish(&mut self) -> Bytes {
         self.next(Bytes::new(), true)
@@ -41,7 +46,7 @@ impl Masker {
 
     fn next(&mut self, piece: Bytes, is_last: bool) -> Bytes {
         let needles = &self.secrets.needles;
-        let piece = self.plain.next(piece, is_last, |text| find(needles, text));
+        let piece = self.plain.next(piece, is_last, |text| find(needles, text, is_last));
         let piece = mask_escaped(&mut self.escaped, needles, piece, is_last);
         match &mut self.texts {
             Some(texts) => texts.next(needles, piece, is_last),
@@ -63,17 +68,17 @@ impl fmt::Debug for Masker {
 }
 
 /// Overwrites needles in something that is there whole.
-pub(super) fn mask(needles: &[Needle], bytes: Bytes) -> Bytes {
-    let bytes = Stage::default().next(bytes, true, |text| find(needles, text));
+pub(super) fn mask(needles: &[Arc<Needle>], bytes: Bytes) -> Bytes {
+    let bytes = Stage::default().next(bytes, true, |text| find(needles, text, true));
     mask_escaped(&mut Stage::default(), needles, bytes, true)
 }
 
-fn mask_escaped(stage: &mut Stage, needles: &[Needle], piece: Bytes, is_last: bool) -> Bytes {
+fn mask_escaped(stage: &mut Stage, needles: &[Arc<Needle>], piece: Bytes, is_last: bool) -> Bytes {
     // Without an escape there is nothing in it that the search before has not found.
-    if stage.held.is_empty() && !has_escapes(&piece) {
+    if needles.is_empty() || (stage.held.is_empty() && !has_escapes(&piece)) {
         return piece;
     }
-    stage.next(piece, is_last, |text| find_escaped(needles, text))
+    stage.next(piece, is_last, |text| find_escaped(needles, text, is_last))
 }
 
 /// One kind of search.
@@ -92,10 +97,10 @@ impl Stage {
             held => [&*held, &piece].concat().into(),
         };
         let Found { mut whole, open } = find(&piece);
+        let open = if is_last { piece.len() } else { open };
         if self.covered > 0 {
             whole.push(0..mem::take(&mut self.covered));
         }
-        let open = if is_last { piece.len() } else { open };
         if whole.is_empty() && open == piece.len() {
             return piece;
         }

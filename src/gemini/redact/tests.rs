@@ -3,6 +3,8 @@ use base64::prelude::{
     BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD,
 };
 
+use proptest::prelude::*;
+
 use super::*;
 
 const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
@@ -385,6 +387,47 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
     {
         assert_eq!(redact_text(word), word);
     }
+}
+
+proptest! {
+    #[test]
+    fn the_first_look_for_forms_passes_over_none(
+        said in r"((AIza|AQ\.|ya29\.|auth_tokens(/|%2F)|whsec_|eyJ)|[A-Za-z0-9_-]{8,40}|[ .IJQ9_]){0,8}"
+    ) {
+        let all: Vec<_> = FORMS.find_iter(said.as_bytes()).map(|form| form.range()).collect();
+        prop_assert_eq!(forms_in(said.as_bytes()), all);
+    }
+}
+
+#[test]
+fn a_key_is_found_in_long_texts_and_in_short_ones() {
+    let secrets = secrets(&[KEY]);
+    for length in [0, 500, 1023, 1024, 1025, 5000] {
+        let said = format!("{}{KEY}", "AIzaSy ".repeat(length)[..length].to_owned());
+        let masked = secrets.mask(said.clone().into());
+        assert_eq!(masked, said.replace(KEY, &"*".repeat(KEY.len())), "{length}");
+    }
+}
+
+#[test]
+fn a_header_is_redacted_however_the_key_in_it_is_spelled() {
+    let secrets = secrets(&["the-server-key"]);
+    for (value, redacted) in [
+        ("the-server-key", "**************"),
+        ("a the%2Dserver-key", "a ****************"),
+        ("dGhlLXNlcnZlci1rZXk=", "******************k="),
+        ("application/json; charset=UTF-8", "application/json; charset=UTF-8"),
+        ("50% of the-server", "50% of the-server"),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("x", HeaderValue::from_static(value));
+        secrets.redact_headers(&mut headers);
+        assert_eq!(headers["x"], redacted);
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("x", HeaderValue::from_static(KEY));
+    secrets.redact_headers(&mut headers);
+    assert_eq!(headers["x"], "*".repeat(KEY.len()), "it has the form of a key");
 }
 
 #[test]

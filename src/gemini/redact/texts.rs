@@ -4,14 +4,15 @@
 //! A stream spreads a text over its events: `{"text":"AIzaSy"}` and `{"text":"D-9…"}`. Clients put
 //! the pieces together, and so must the search for keys.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memchr3;
 
 use super::{
-    FORMS, MASK,
+    MASK,
     escaped::{Unescaped, has_escapes},
+    forms_in,
     needle::Needle,
 };
 
@@ -53,6 +54,12 @@ pub(super) struct Texts {
     place: Place,
     /// The text that has begun.
     text: Option<Text>,
+    beginnings: Beginnings,
+}
+
+/// The beginnings of needles with which texts have ended, as far as they can still be gone on with.
+#[derive(Default)]
+struct Beginnings {
     /// How many texts were read.
     texts: u64,
     begun: VecDeque<Begun>,
@@ -110,8 +117,7 @@ impl Texts {
             read: 0,
             place: Place::default(),
             text: None,
-            texts: 0,
-            begun: VecDeque::new(),
+            beginnings: Beginnings::default(),
         }
     }
 
@@ -121,7 +127,7 @@ impl Texts {
     }
 
     /// The next piece: see `Masker::push`.
-    pub(super) fn next(&mut self, needles: &[Needle], piece: Bytes, is_last: bool) -> Bytes {
+    pub(super) fn next(&mut self, needles: &[Arc<Needle>], piece: Bytes, is_last: bool) -> Bytes {
         self.held.extend_from_slice(&piece);
         self.read(needles);
         if is_last && let Some(text) = self.text.take() {
@@ -136,7 +142,7 @@ impl Texts {
         self.held.split_to(end).freeze()
     }
 
-    fn read(&mut self, needles: &[Needle]) {
+    fn read(&mut self, needles: &[Arc<Needle>]) {
         while self.read < self.held.len() {
             let Some(text) = self.text else {
                 self.outside();
@@ -194,7 +200,7 @@ impl Texts {
     }
 
     /// A text has ended.
-    fn end(&mut self, needles: &[Needle], text: Text, end: usize) {
+    fn end(&mut self, needles: &[Arc<Needle>], text: Text, end: usize) {
         let range = text.start.min(end)..end;
         if self.place.is_error() {
             redact(&mut self.held[range.clone()]);
@@ -202,61 +208,14 @@ impl Texts {
         if text.is_string {
             self.place.string(&self.held[range.clone()]);
         }
-        if range.is_empty() {
+        if range.is_empty() || needles.is_empty() {
             return;
         }
-        self.texts += 1;
-        self.begun.retain(|begun| begun.until >= self.texts);
         let unescaped = Unescaped::of(&self.held[range.clone()]);
-        if !text.is_cut {
-            self.go_on(needles, &unescaped, range.start);
+        let piece = Piece { unescaped, start: self.passed + range.start as u64 };
+        for part in self.beginnings.read(needles, &piece, text.is_cut) {
+            self.mask(part);
         }
-        for (index, needle) in needles.iter().enumerate() {
-            let matched = needle.beginning_at_end(&unescaped.text);
-            if matched > 0 {
-                let part = unescaped.text.len() - matched..unescaped.text.len();
-                let part = self.part(range.start, unescaped.range(part));
-                let parts = Some(part).filter(|_| matched >= MIN_HELD).into_iter().collect();
-                self.begin(Begun { needle: index, matched, parts, until: 0 });
-            }
-        }
-    }
-
-    /// Overwrites the keys whose last part a text begins with, and remembers those of which it is
-    /// another part.
-    fn go_on(&mut self, needles: &[Needle], text: &Unescaped, start: usize) {
-        let mut whole = Vec::new();
-        for at in 0..self.begun.len() {
-            let Begun { needle, matched, .. } = self.begun[at];
-            let rest = &needles[needle].bytes()[matched..];
-            let length = rest.len().min(text.text.len());
-            if rest[..length] != text.text[..length] {
-                continue;
-            }
-            let mut begun = self.begun[at].clone();
-            begun.matched += length;
-            if begun.matched >= MIN_HELD {
-                begun.parts.push(self.part(start, text.range(0..length)));
-            }
-            if length == rest.len() { whole.push(begun) } else { self.begin(begun) }
-        }
-        for Begun { needle, parts, .. } in whole {
-            self.begun.retain(|begun| begun.needle != needle);
-            parts.into_iter().for_each(|part| self.mask(part));
-        }
-    }
-
-    fn begin(&mut self, begun: Begun) {
-        if self.begun.len() == MAX_BEGUN {
-            self.begun.pop_front();
-        }
-        self.begun.push_back(Begun { until: self.texts + BETWEEN, ..begun });
-    }
-
-    /// Where a part of a text stands in all that has come.
-    fn part(&self, start: usize, part: Range<usize>) -> Range<u64> {
-        let start = self.passed + start as u64;
-        start + part.start as u64..start + part.end as u64
     }
 
     /// Overwrites a part, where it was not passed on.
@@ -267,7 +226,7 @@ impl Texts {
     }
 
     /// Up to where what is held may be passed on.
-    fn may_pass(&mut self, needles: &[Needle]) -> usize {
+    fn may_pass(&mut self, needles: &[Arc<Needle>]) -> usize {
         let mut end = self.held.len();
         if let Some(text) = &mut self.text {
             if end - text.start > MAX_HELD {
@@ -283,7 +242,7 @@ impl Texts {
                 end = text.start;
             }
         }
-        for begun in &self.begun {
+        for begun in &self.beginnings.begun {
             let Some(part) = begun.parts.iter().find(|part| part.start >= self.passed) else {
                 continue;
             };
@@ -294,6 +253,76 @@ impl Texts {
             }
         }
         end
+    }
+}
+
+/// A text, and where it stands in all that has come.
+struct Piece<'a> {
+    unescaped: Unescaped<'a>,
+    start: u64,
+}
+
+impl Piece<'_> {
+    /// Where some of its characters stand in all that has come.
+    fn part(&self, characters: Range<usize>) -> Range<u64> {
+        let part = self.unescaped.range(characters);
+        self.start + part.start as u64..self.start + part.end as u64
+    }
+}
+
+impl Beginnings {
+    /// Reads the next text. Gives the parts of the needles of which it has the last part, and
+    /// remembers those of which it has another. What is cut off at its beginning goes on with none.
+    fn read(
+        &mut self,
+        needles: &[Arc<Needle>],
+        piece: &Piece<'_>,
+        is_cut: bool,
+    ) -> Vec<Range<u64>> {
+        self.texts += 1;
+        self.begun.retain(|begun| begun.until >= self.texts);
+        let parts = if is_cut { Vec::new() } else { self.go_on(needles, piece) };
+        let text = &*piece.unescaped.text;
+        for (index, needle) in needles.iter().enumerate() {
+            let matched = needle.beginning_at_end(text);
+            if matched > 0 {
+                let part =
+                    (matched >= MIN_HELD).then(|| piece.part(text.len() - matched..text.len()));
+                let parts = part.into_iter().collect();
+                self.begin(Begun { needle: index, matched, parts, until: 0 });
+            }
+        }
+        parts
+    }
+
+    fn go_on(&mut self, needles: &[Arc<Needle>], piece: &Piece<'_>) -> Vec<Range<u64>> {
+        let text = &*piece.unescaped.text;
+        let mut whole = Vec::new();
+        for at in 0..self.begun.len() {
+            let Begun { needle, matched, .. } = self.begun[at];
+            let rest = &needles[needle].bytes()[matched..];
+            let length = rest.len().min(text.len());
+            if rest[..length] != text[..length] {
+                continue;
+            }
+            let mut begun = self.begun[at].clone();
+            begun.matched += length;
+            if begun.matched >= MIN_HELD {
+                begun.parts.push(piece.part(0..length));
+            }
+            if length == rest.len() { whole.push(begun) } else { self.begin(begun) }
+        }
+        for Begun { needle, .. } in &whole {
+            self.begun.retain(|begun| begun.needle != *needle);
+        }
+        whole.into_iter().flat_map(|begun| begun.parts).collect()
+    }
+
+    fn begin(&mut self, begun: Begun) {
+        if self.begun.len() == MAX_BEGUN {
+            self.begun.pop_front();
+        }
+        self.begun.push_back(Begun { until: self.texts + BETWEEN, ..begun });
     }
 }
 
@@ -347,12 +376,11 @@ fn is_of_word(byte: u8) -> bool {
 
 /// Overwrites everything that has the form of a known secret, escaped or not.
 pub(super) fn redact(bytes: &mut [u8]) {
-    let found: Vec<_> = FORMS.find_iter(bytes).map(|secret| secret.range()).collect();
-    found.into_iter().for_each(|secret| bytes[secret].fill(MASK));
+    forms_in(bytes).into_iter().for_each(|secret| bytes[secret].fill(MASK));
     if has_escapes(bytes) {
         let unescaped = Unescaped::of(bytes);
-        for secret in FORMS.find_iter(&unescaped.text) {
-            bytes[unescaped.range(secret.range())].fill(MASK);
-        }
+        let found = forms_in(&unescaped.text).into_iter();
+        let found: Vec<_> = found.map(|secret| unescaped.range(secret)).collect();
+        found.into_iter().for_each(|secret| bytes[secret].fill(MASK));
     }
 }
