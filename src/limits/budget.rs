@@ -40,7 +40,7 @@ pub use ledger::Line;
 #[derive(Debug, Clone)]
 pub enum HandedOver {
     /// It was kept in this process.
-    Spent(Spent),
+    Spent(Box<Spent>),
     /// It is shared by all replicas, under this name.
     Shared(Arc<str>),
 }
@@ -428,12 +428,12 @@ impl Budget for LocalBudget {
     }
 
     fn hand_over(&self) -> HandedOver {
-        HandedOver::Spent(self.ledger().hand_over())
+        HandedOver::Spent(Box::new(self.ledger().hand_over()))
     }
 
     fn take_over(&self, from: HandedOver, _heard: bool) {
         if let HandedOver::Spent(spent) = from {
-            self.change(|ledger, now| ledger.take_over(spent, now));
+            self.change(|ledger, now| ledger.take_over(*spent, now));
         }
     }
 
