@@ -162,9 +162,13 @@ impl Secrets {
     }
 
     /// Overwrites the keys, and what has the form of a secret, in the body of an error: also where
-    /// escapes hide them.
+    /// escapes hide them, or a key is cut in two by the JSON around it.
     pub(super) fn redact_body(&self, body: Bytes) -> Bytes {
-        let mut body: Vec<u8> = self.mask(body).into();
+        let is_json = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
+        let wording = if is_json { Wording::Json } else { Wording::Events };
+        let mut masker = Masker::new(self.clone(), Some(Texts::new(wording)));
+        let mut body: Vec<u8> = masker.push(self.mask(body)).into();
+        body.extend_from_slice(&masker.finish());
         texts::redact(&mut body);
         body.into()
     }

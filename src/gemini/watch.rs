@@ -13,7 +13,7 @@ use super::events::{Event, Events};
 const MAX_EVENT: usize = 64 * 1024;
 
 /// Tells from the bytes of a stream that passes by whether it is an answer: Gemini's own, OpenAI's or
-/// that of Interactions. It keeps [`MAX_EVENT`] bytes at most, and changes nothing.
+/// that of Interactions. It keeps 64 KiB at most, and changes nothing.
 #[derive(Debug)]
 pub struct Watch {
     events: Events,

@@ -154,7 +154,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// Every setting but the one that takes any text.
-const WRONG: [(&str, &str); 36] = [
+const WRONG: [(&str, &str); 37] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -181,6 +181,7 @@ const WRONG: [(&str, &str); 36] = [
     ("MAX_SCHEMA_BYTES", "4MiB"),
     ("MAX_SCHEMA_NODES", "-7"),
     ("SCHEMA_TIMEOUT_SECONDS", "7s"),
+    ("CHECK_FORMATS", "maybe"),
     ("BODY_MEMORY_BYTES", "77%"),
     ("MAX_CONNECTIONS", "0"),
     ("CLIENT_TIMEOUT_SECONDS", "-1.77"),

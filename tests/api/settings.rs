@@ -113,8 +113,16 @@ fn the_settings_page_names_the_variables_of_proxies() {
 }
 
 /// Variables of the tests, which are no settings of the service.
-const OF_TESTS: [&str; 6] =
-    ["FUZZ_SEED", "FUZZ_ROUNDS", "JSON_SCHEMA_TEST_SUITE", "MASKBENCH", "SCHEMASTORE", "GENERATED"];
+const OF_TESTS: [&str; 8] = [
+    "CARGO_PROFILE_BENCH_DEBUG",
+    "CARGO_PROFILE_BENCH_STRIP",
+    "FUZZ_SEED",
+    "FUZZ_ROUNDS",
+    "JSON_SCHEMA_TEST_SUITE",
+    "MASKBENCH",
+    "SCHEMASTORE",
+    "GENERATED",
+];
 
 #[test]
 fn instructions_set_only_variables_that_the_code_knows() {

@@ -431,6 +431,16 @@ fn a_header_is_redacted_however_the_key_in_it_is_spelled() {
 }
 
 #[test]
+fn an_error_that_spreads_a_key_over_two_texts_hides_no_part_of_it() {
+    let secrets = secrets(&["the-server-key"]);
+    let body = r#"{"error":{"parts":[{"text":"the-ser"},{"text":"ver-key"}]}}"#;
+    let redacted = r#"{"error":{"parts":[{"text":"*******"},{"text":"*******"}]}}"#;
+    assert_eq!(secrets.redact_body(body.into()), redacted);
+    let events = format!("data: {body}\n\n");
+    assert_eq!(secrets.redact_body(events.into()), format!("data: {redacted}\n\n"));
+}
+
+#[test]
 fn escapes_in_the_json_of_an_error_hide_no_key() {
     let secrets = secrets(&["the-server-key"]);
     let hidden: String = "the-server-key".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
