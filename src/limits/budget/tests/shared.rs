@@ -603,6 +603,27 @@ fn what_an_alias_has_spent_moves_once_to_the_account_that_is_charged() {
 }
 
 #[test]
+fn what_is_reserved_while_accounts_are_joined_counts_once_at_the_one_that_is_charged() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "reserved");
+    shared.join("a", Quotas::default());
+    shared.join("b", Quotas::default());
+    let real = |operation: Value| with(operation, "account", json!("real"));
+    shared.say("a", &[real(open(Quotas::default()))]);
+    let joins = json!({
+        "op": "take_over_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
+    });
+    shared.say("b", &[ask(1, 100), ask(2, 10)]);
+    shared.say("a", &[joins.clone(), joins.clone()]);
+    shared
+        .say("b", &[depart(1, 100), joins.clone(), ask(3, 1), depart(3, 1), depart(2, 10), joins]);
+    let mut told = shared.say("a", &[real(usage())]);
+    let told: Usage = serde_json::from_value(told.results.remove(&0).unwrap()).unwrap();
+    assert_eq!((told[RequestsPerMinute].used, told[RequestsPerDay].used), (3, 3));
+    assert_eq!(told[InputTokensPerMinute].used, 111);
+}
+
+#[test]
 fn of_an_account_that_redis_does_not_know_nothing_is_let_in() {
     let server = start_server();
     let mut shared = Shared::new(&server, "unknown");

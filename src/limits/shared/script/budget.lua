@@ -438,10 +438,25 @@ function operations.leave_budget(op)
   end
 end
 
--- Less of what a member has reserved: at least nothing, whatever Redis may have forgotten.
+-- Less of what a member has reserved: at least nothing, whatever Redis may have forgotten. Gives what of
+-- it counts already at the account that is charged.
 local function take_unsent(budget, name, cost)
-  take_from(share_of(budget, name).unsent, amount(cost))
+  local share, taken = share_of(budget, name), amount(cost)
+  take_from(share.unsent, taken)
   budget.here.unsaved = true
+  local moved = amount(share.moved)
+  if share.moved then
+    take_from(share.moved, taken)
+    take_from(moved, share.moved)
+  end
+  return moved
+end
+
+-- What a share has reserved and does not count anywhere else.
+local function unmoved(share)
+  local unsent = amount(share.unsent)
+  take_from(unsent, amount(share.moved))
+  return unsent
 end
 
 function operations.give_back_budget(op)
@@ -458,12 +473,13 @@ function operations.claim_budget(op)
   if not budget then
     return
   end
-  local before = op.from and budget.members[op.from]
+  local before, share = op.from and budget.members[op.from], share_of(budget, member)
+  add(share.unsent, amount(op.cost), 1)
   if before then
     forgotten = forgotten + forget_places(budget, op.from, MOST_FORGOTTEN - forgotten)
-    take_unsent(budget, op.from, op.cost)
+    share.moved = amount(share.moved)
+    add(share.moved, take_unsent(budget, op.from, op.cost), 1)
   end
-  add(share_of(budget, member).unsent, amount(op.cost), 1)
   budget.here.unsaved = true
 end
 
@@ -478,9 +494,9 @@ function operations.depart(op)
   if not budget then
     return
   end
-  local left = key('budget_left', op.account)
-  take_unsent(budget, member, op.cost)
-  count(budget, amount(op.cost))
+  local left, cost = key('budget_left', op.account), amount(op.cost)
+  take_from(cost, take_unsent(budget, member, cost))
+  count(budget, cost)
   redis.call('ZADD', left, whole(now), entry_of_sent(op))
   redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
 end
@@ -606,7 +622,12 @@ function operations.take_over_budget(op)
   from.learned = {}
   apply_quotas(from)
   apply_quotas(budget)
-  local unsent = total(from, 'unsent')
+  -- What is reserved counts at the other account from now on, and not once more when it leaves.
+  local unsent = amount()
+  for _, share in pairs(from.members) do
+    add(unsent, unmoved(share), 1)
+    share.moved = amount(share.unsent)
+  end
   local spent = amount(sent(from))
   add(spent, unsent, 1)
   count_in_minute(budget, spent)
@@ -660,8 +681,8 @@ table.insert(burials, function(name, most)
     if share and redis.call('EXISTS', key('places', name, account)) == 1 then
       return most
     end
-    if share and share.unsent.requests > 0 then
-      count(budget, share.unsent)
+    if share and unmoved(share).requests > 0 then
+      count(budget, unmoved(share))
     end
     if share then
       budget.members[name] = nil
