@@ -224,8 +224,10 @@ impl Account {
             return;
         }
         self.budget.learn(named);
-        // Gemini knows the key and the model.
-        self.prove();
+        // Gemini knows the key and the model, and that the quota is not 0; it has served nothing.
+        let [_, model] = self.own_breakers();
+        self.breakers.reset(&[model]);
+        self.note_known();
     }
 
     /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, how many calls run at
@@ -347,6 +349,11 @@ impl Account {
         if self.breakers.any() && !self.is_apart() && self.breakers.reset(&self.own_breakers()) {
             tracing::info!(payer = %self.payer, model = &*self.model, "Gemini serves it again");
         }
+        self.note_known();
+    }
+
+    /// Gemini knows the key and the model: nobody made them up.
+    fn note_known(&self) {
         // Read first: a store by every call would take the line from the other processors.
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);

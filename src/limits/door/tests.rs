@@ -506,6 +506,15 @@ async fn a_payer_without_funds_is_refused_for_every_model_also_those_who_wait() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_for_a_quota_does_not_say_that_the_payer_has_funds_again() {
+    let door = door(10, 10);
+    let [first, second] = [(); 2].map(|()| send(&lane(&door, "a")));
+    first.unfunded();
+    second.refused(Instant::now(), Quotas::default().with(RequestsPerMinute, 60));
+    assert_eq!(admit(&lane(&door, "a")).await.unwrap_err(), Refused::Unfunded);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_model_without_quota_is_probed_every_few_minutes() {
     let door = door(10, 10);
     send(&lane(&door, "a")).without_quota();
