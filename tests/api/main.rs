@@ -1,5 +1,6 @@
 //! The service, tested through its front door: one binary, one file a capability.
 
+mod architecture;
 mod auth;
 mod batch;
 mod bodies;
