@@ -67,8 +67,11 @@ const fn row(
     Kind { kind, resource, window, setting, name }
 }
 
+/// How many kinds there are.
+const KIND_COUNT: usize = 5;
+
 /// In the order of the variants.
-const KINDS: [Kind; 5] = {
+const KINDS: [Kind; KIND_COUNT] = {
     use QuotaKind::*;
     use Resource::*;
     use Window::*;
@@ -83,8 +86,8 @@ const KINDS: [Kind; 5] = {
 
 impl QuotaKind {
     /// All kinds, in the order in which they are shown.
-    pub const ALL: [Self; KINDS.len()] = {
-        let mut all = [Self::RequestsPerMinute; KINDS.len()];
+    pub const ALL: [Self; KIND_COUNT] = {
+        let mut all = [Self::RequestsPerMinute; KIND_COUNT];
         let mut i = 0;
         while i < all.len() {
             assert!(KINDS[i].kind as usize == i, "the rows are in the order of the variants");
@@ -129,9 +132,12 @@ impl QuotaKind {
     }
 }
 
+/// How many resources there are.
+pub(in crate::limits) const RESOURCE_COUNT: usize = 3;
+
 impl Resource {
     /// All resources, in the order of the variants.
-    pub const ALL: [Self; 3] = [Self::Requests, Self::InputTokens, Self::Images];
+    pub const ALL: [Self; RESOURCE_COUNT] = [Self::Requests, Self::InputTokens, Self::Images];
 
     /// Its name in texts for people.
     fn name(self) -> &'static str {
@@ -169,7 +175,7 @@ impl fmt::Display for Window {
 
 /// A value for each kind of quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PerKind<T>([T; QuotaKind::ALL.len()]);
+pub struct PerKind<T>([T; KIND_COUNT]);
 
 /// What an account may spend. Without limit where a quota is `None`; of 0, nothing goes.
 pub type Quotas = PerKind<Option<u64>>;

@@ -6,14 +6,14 @@ use std::ops::{Add, AddAssign, Index, IndexMut, SubAssign};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Exhausted;
-use crate::limits::quota::Resource;
+use crate::limits::quota::{RESOURCE_COUNT, Resource};
 
 /// More than any call costs of any resource, so that sums cannot overflow.
 const MOST: u64 = 1 << 32;
 
 /// What a call costs of an account's quotas, or several calls together: an amount of each resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cost([u64; Resource::ALL.len()]);
+pub struct Cost([u64; RESOURCE_COUNT]);
 
 impl Cost {
     /// A call that counts as one request of `tokens` input tokens.
@@ -23,7 +23,7 @@ impl Cost {
 
     /// So many requests with so many input tokens together.
     pub const fn of(requests: u64, tokens: u64) -> Self {
-        let mut amounts = [0; Resource::ALL.len()];
+        let mut amounts = [0; RESOURCE_COUNT];
         amounts[Resource::Requests as usize] = requests;
         amounts[Resource::InputTokens as usize] = tokens;
         Self(amounts)
