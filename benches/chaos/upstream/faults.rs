@@ -19,7 +19,7 @@ pub fn any(random: &mut Rng, request: &Request) -> Script {
         0..4 => refusal(random),
         4..7 if request.form.is_stream() => broken_stream(random, request),
         4..8 => broken_answer(random, request),
-        8 => odd_answer(random),
+        8 => odd_answer(random, request),
         _ => quoting_key(random, request),
     }
 }
@@ -149,8 +149,8 @@ fn broken_answer(random: &mut Rng, request: &Request) -> Script {
     }
 }
 
-/// Answers that are well-formed, and no use.
-fn odd_answer(random: &mut Rng) -> Script {
+/// Answers that are well-formed and of no use, and one with half a character, of which the rest is of use.
+fn odd_answer(random: &mut Rng, request: &Request) -> Script {
     let answer = |body: &str| json("200 OK", body);
     match random.u8(..7) {
         0 => once("no candidate", answer(&without_candidate("{}"))),
@@ -158,9 +158,7 @@ fn odd_answer(random: &mut Rng) -> Script {
         2 => once("no text", answer(r#"{"candidates":[{"finishReason":"MAX_TOKENS"}]}"#)),
         3 => once(
             "lone surrogate",
-            answer(
-                r#"{"candidates":[{"content":{"parts":[{"text":"\ud800"}]},"finishReason":"STOP"}]}"#,
-            ),
+            answer(&whole(request, &text(request, r"\ud800 as you asked #end"))),
         ),
         4 => {
             let body = format!("{{\"candidates\":{}", "[{\"content\":".repeat(20_000));
