@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
-use gemini_concurrent_generation::server::{Patience, Worker, serve};
+use gemini_concurrent_generation::server::{Limits, Worker, serve};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -149,7 +149,8 @@ async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> Socket
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let worker = |_| Worker::start(router()).expect("a thread");
     let workers = (0..processors).map(worker).collect();
-    let patience = Patience { client: Duration::from_secs(600), grace: Duration::ZERO };
-    tokio::spawn(serve(listener, workers, patience, stop.clone()));
+    let client_timeout = Duration::from_secs(600);
+    let limits = Limits { client_timeout, grace: Duration::ZERO, ..Limits::of(&Config::default()) };
+    tokio::spawn(serve(listener, workers, limits, stop.clone()));
     address
 }

@@ -1,11 +1,11 @@
-//! One door to Google Gemini.
+//! A gateway for Google Gemini.
 //!
 //! Everything that shares a Gemini account sends its requests through this service, which keeps
-//! the account at full speed and never over its limits.
+//! the account at full speed and never over its limits. `docs/architecture.md` explains the decisions.
 //!
-//! # The house
+//! # Modules
 //!
-//! | room | what is in it |
+//! | module | what it is for |
 //! |---|---|
 //! | [`config`] | every setting: variable, default, unit, meaning |
 //! | [`gateway`] | what every handler shares |
@@ -16,8 +16,8 @@
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | what is asked of Gemini and how the answer is read; many at once, in order |
 //! | [`schema`] | JSON Schema to Gemini's two dialects, and the check of answers |
-//! | [`dispatch`] | one call through the door: admit, send, settle, retry |
-//! | [`limits`] | the door: global and named semaphores, accounts with their quotas, kept here or in Redis for all replicas; knows nothing of Gemini's wire |
+//! | [`dispatch`] | one upstream call: admit, send, retry, settle |
+//! | [`limits`] | admission: the queue, global and named semaphores, accounts with their quotas, kept here or in Redis for all replicas; knows nothing of Gemini's wire |
 //! | [`gemini`] | the upstream: one exchange, read here or passed on, its wire types, its errors; knows nothing of limits |
 //! | [`connect`] | how connections to other services are made |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
@@ -28,7 +28,7 @@
 //!
 //! `api::router` → `api::auth` → its handler → `generation` → `dispatch` → `limits`, then
 //! `gemini`, and back up. Nothing below calls upward, and `limits` and `gemini` do not know each
-//! other: `dispatch` joins them. A request in the words of Gemini or of OpenAI needs no `generation`:
+//! other: `dispatch` joins them. A request in Gemini's or OpenAI's own form skips `generation`:
 //! `api::relay` hands it to `dispatch` as it came.
 
 pub mod api;

@@ -186,7 +186,7 @@ pub(super) async fn read(
 async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Buffered, ApiError> {
     let limit = gateway.config.max_body_bytes.min(gateway.bodies.largest());
     let coding = Coding::of(headers)?;
-    let patience = gateway.config.client_timeout;
+    let most_time = gateway.config.client_timeout;
     let announced = headers.get(CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
@@ -194,8 +194,8 @@ async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Bu
     }
     let expected = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
     let body = collect(body, limit, expected, gateway.bodies.share());
-    let body = timeout(patience, body).await;
-    let body = body.unwrap_or_else(|_| Err(ApiError::body_too_slow(patience)))?;
+    let body = timeout(most_time, body).await;
+    let body = body.unwrap_or_else(|_| Err(ApiError::body_too_slow(most_time)))?;
     let Buffered { bytes, share } = match coding {
         Some(coding) => decoded(coding, body, limit, headers, gateway).await?,
         None => body,

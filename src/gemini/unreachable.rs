@@ -40,7 +40,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 }
 
 fn of_io(error: &io::Error) -> Option<&'static str> {
-    // What an I/O error was made of is no source of it.
+    // `source` skips the error that an I/O error wraps.
     if let Some(inner) = error.get_ref() {
         let of_tls = || inner.downcast_ref().map(of_tls);
         return inner.downcast_ref().and_then(of_io).or_else(of_tls);

@@ -15,7 +15,7 @@ use super::budget::{Estimate, Exhausted, Line, NotReserved, Reservation, Sent};
 use super::plan::QuotaPlan;
 use super::quota::Quotas;
 use super::semaphore::{
-    Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Semaphore,
+    Fence, LocalSemaphore, NotGranted, OutOfReach, Permit, Semaphore, WaitMode,
 };
 use super::store::{LocalStore, Store};
 
@@ -240,20 +240,20 @@ impl Turnstile {
         semaphore: &Arc<dyn Semaphore>,
         permits: usize,
     ) -> Result<Permit, Refused> {
-        let ask = |patience| Arc::clone(semaphore).ask(permits, patience);
-        match ask(Patience::None).await {
+        let ask = |mode| Arc::clone(semaphore).ask(permits, mode);
+        match ask(WaitMode::None).await {
             Err(NotGranted::NoneFree) => {}
             Err(NotGranted::OutOfReach(_)) if self.may_wait_for_reach() => {}
             answer => return Ok(answer?),
         }
         let _waiting = self.join_queue()?;
         let lets_others_go = self.courteous && semaphore.standing().waiting == 0;
-        let permit = ask(Patience::Endless).await?;
+        let permit = ask(WaitMode::Endless).await?;
         if !lets_others_go || semaphore.standing().waiting == 0 {
             return Ok(permit);
         }
         drop(permit);
-        Ok(ask(Patience::Endless).await?)
+        Ok(ask(WaitMode::Endless).await?)
     }
 
     /// Waits for a slot of the account and a global one.
@@ -344,7 +344,7 @@ impl Turnstile {
         let mut keep_quota_for = MOMENT;
         loop {
             let reservation = self.reserve_again(account, estimate, deadline).await?;
-            let mut place = Arc::clone(named).ask(1, Patience::Returning);
+            let mut place = Arc::clone(named).ask(1, WaitMode::Returning);
             if let Ok(permit) = timeout(keep_quota_for, &mut place).await {
                 return Ok((permit?, reservation));
             }
@@ -513,7 +513,7 @@ impl Turn<'_> {
         let Lane { place, account: asked, named, .. } = self.lane;
         let named = match named {
             None => None,
-            Some(named) => match Arc::clone(named).ask(1, Patience::None).await {
+            Some(named) => match Arc::clone(named).ask(1, WaitMode::None).await {
                 Ok(permit) => Some(permit),
                 Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
                     drop(reservation);

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::door::{Door, Refused, Turnstile};
 use super::named::SemaphoreId;
-use super::semaphore::{NotGranted, OutOfReach, Patience, Permit, Semaphore};
+use super::semaphore::{NotGranted, OutOfReach, Permit, Semaphore, WaitMode};
 use super::store::{NewLease, Unleased};
 
 /// What somebody asks for.
@@ -158,7 +158,7 @@ impl Leases {
             leases: Arc::clone(self),
             semaphore: Arc::clone(semaphore),
             new: new.clone(),
-            patience: if wait.is_zero() { Patience::None } else { Patience::Endless },
+            mode: if wait.is_zero() { WaitMode::None } else { WaitMode::Endless },
         };
         let own = asking.obtain().boxed().shared();
         let (attempt, is_own) = match self.share(semaphore, &new, &own) {
@@ -211,7 +211,7 @@ struct Asking {
     leases: Arc<Leases>,
     semaphore: Arc<dyn Semaphore>,
     new: NewLease,
-    patience: Patience,
+    mode: WaitMode,
 }
 
 impl Asking {
@@ -229,11 +229,11 @@ impl Asking {
 
     async fn permit(&self) -> Result<Permit, NoLease> {
         let (semaphore, permits) = (&self.semaphore, self.new.terms.permits);
-        if self.patience == Patience::Endless {
+        if self.mode == WaitMode::Endless {
             let place = Turnstile::new(Arc::clone(&self.leases.door));
             return Ok(place.acquire_many(semaphore, permits).await?);
         }
-        let permit = Arc::clone(semaphore).ask(permits, Patience::None).await;
+        let permit = Arc::clone(semaphore).ask(permits, WaitMode::None).await;
         permit.map_err(|reason| match reason {
             NotGranted::NoneFree => NoLease::Unavailable,
             other => Refused::from(other).into(),

@@ -49,8 +49,8 @@ pub use plan::{
 };
 pub use quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 pub use semaphore::{
-    Acquire, Fence, LocalSemaphore, NotGranted, OutOfReach, Patience, Permit, Place, Semaphore,
-    Standing,
+    Acquire, Fence, LocalSemaphore, NotGranted, OutOfReach, Permit, Place, Semaphore, Standing,
+    WaitMode,
 };
 pub use shared::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
 pub use store::{Fetched, LocalStore, NewLease, Store, Unleased};

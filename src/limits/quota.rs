@@ -2,11 +2,11 @@
 //! refusals, the script in Redis, `/_admin/limits`) iterates over [`QuotaKind::ALL`], so that a new
 //! kind is a variant here and a row in [`KINDS`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Index, IndexMut};
 
-use serde::de::{Error, MapAccess, Visitor};
-use serde::ser::SerializeMap;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What a quota counts.
@@ -253,39 +253,16 @@ impl<T> IndexMut<QuotaKind> for PerKind<T> {
 /// As a map from the names in `GEMINI_LIMITS`, without the kinds that have no value.
 impl<T: Serialize> Serialize for PerKind<Option<T>> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (kind, value) in self.iter() {
-            if let Some(value) = value {
-                map.serialize_entry(kind.setting(), value)?;
-            }
-        }
-        map.end()
+        let values = self.iter().filter_map(|(kind, value)| Some((kind, value.as_ref()?)));
+        serializer.collect_map(values)
     }
 }
 
 /// From a map as [`Serialize`] writes it; other names are skipped.
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for PerKind<Option<T>> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Values<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Values<T> {
-            type Value = PerKind<Option<T>>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from kinds of quotas")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut values = PerKind::from_fn(|_| None);
-                while let Some(name) = map.next_key::<String>()? {
-                    match QuotaKind::from_setting(&name) {
-                        Some(kind) => values[kind] = Some(map.next_value()?),
-                        None => drop(map.next_value::<serde::de::IgnoredAny>()?),
-                    }
-                }
-                Ok(values)
-            }
-        }
-        deserializer.deserialize_map(Values(std::marker::PhantomData))
+        let mut values = BTreeMap::<String, T>::deserialize(deserializer)?;
+        Ok(Self::from_fn(|kind| values.remove(kind.setting())))
     }
 }
 

@@ -19,7 +19,7 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// Asks for permits. Those who ask later for fewer do not overtake. Where they are not free,
     /// the place waits behind those who asked before, or is refused with
     /// [`NotGranted::NoneFree`].
-    fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place;
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place;
 
     /// Its number, which no other of its store has or had.
     fn number(&self) -> u64;
@@ -42,7 +42,7 @@ pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Whether one who asks waits for what is not free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum WaitMode {
     /// No.
     None,
     /// For as long as it takes.
@@ -113,7 +113,7 @@ impl<S: Semaphore + ?Sized> Acquire for Arc<S> {
     }
 
     fn acquire_many(&self, permits: usize) -> Place {
-        Arc::clone(self).ask(permits, Patience::Endless)
+        Arc::clone(self).ask(permits, WaitMode::Endless)
     }
 }
 

@@ -3,8 +3,8 @@
 //! Callers write JSON Schema of several drafts, OpenAPI's and Gemini's relatives of it, and mixtures.
 //! What they write is rewritten once into draft 2020-12, and both what Gemini is sent and the check
 //! of its answers are made from that: they cannot differ in how they read it. In the canonical form
-//! every reference is a `$ref` with a JSON Pointer into the document, no schema has a name, and there
-//! are no keywords but those of the draft (and `propertyOrdering`).
+//! every reference is a `$ref` with a JSON Pointer into the document, no schema has a name, and the
+//! only keywords are those of the draft and `propertyOrdering`.
 //!
 //! Unknown keywords are left out. So are the keywords that the declared draft does not have.
 

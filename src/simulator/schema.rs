@@ -170,7 +170,8 @@ mod tests {
 
     use super::*;
 
-    fn message(refused: Result<(), Refusal>) -> String {
+    /// What Gemini says of a schema that it refuses.
+    pub(super) fn message(refused: Result<(), Refusal>) -> String {
         let refusal = refused.expect_err("the schema is refused");
         let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
         body["error"]["message"].as_str().expect("a message").to_owned()

@@ -119,7 +119,7 @@ async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
         for told in [&failed.body, &streamed.body, &openai.body] {
             assert!(!told.to_string().contains("secret"), "{told}");
         }
-        // On its own surface, what Gemini refuses comes as it came; a page is no refusal of its own.
+        // On its own surface, Gemini's refusals are passed on as they came; an HTML page is not one of them.
         let native = service.post(GENERATE, &json!({"contents": []})).send().await.unwrap();
         assert_eq!(native.status(), if status == 503 { 503 } else { 502 });
         if code == "malformed_answer" {

@@ -78,8 +78,7 @@ impl Sent {
                     inside.push(schema);
                 }
                 None => {
-                    is_listed |= schema.get("type").is_none_or(|kind| names_object(kind))
-                        && properties.is_none()
+                    is_listed |= schema.get("type").is_none_or(names_object) && properties.is_none()
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::{Answer, Fence, NotGranted, Patience, Permit, Place, Semaphore, Standing};
+use super::{Answer, Fence, NotGranted, Permit, Place, Semaphore, Standing, WaitMode};
 
 /// A semaphore of this process.
 ///
@@ -111,7 +111,7 @@ impl LocalSemaphore {
 }
 
 impl Semaphore for LocalSemaphore {
-    fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place {
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place {
         let mut state = self.state();
         if state.closed {
             return Place::answered(Err(NotGranted::Closed));
@@ -121,11 +121,11 @@ impl Semaphore for LocalSemaphore {
             return Place::answered(Err(NotGranted::MoreThanLimit { limit }));
         }
         let free = limit.saturating_sub(state.out);
-        let returns = patience == Patience::Returning;
+        let returns = mode == WaitMode::Returning;
         if free >= permits && !state.is_anybody_before(returns) {
             return Place::answered(Ok(self.take(&mut state, permits)));
         }
-        if patience == Patience::None {
+        if mode == WaitMode::None {
             return Place::answered(Err(NotGranted::NoneFree));
         }
         let (answer, answered) = oneshot::channel();

@@ -21,7 +21,7 @@ use super::tenure::Tenure;
 use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::quota::Resource;
-use crate::limits::semaphore::{NotGranted, OutOfReach, Patience, Permit};
+use crate::limits::semaphore::{NotGranted, OutOfReach, Permit, WaitMode};
 use crate::pacific::until_midnight;
 
 /// The most that is said at once: Redis does nothing else meanwhile.
@@ -214,8 +214,7 @@ impl Link {
         let (result, answered) = oneshot::channel();
         self.state().outbox.push(Said { op, result: Some(result) });
         self.outgoing.notify_one();
-        let patience = self.tenure.patience();
-        let answered = tokio::time::timeout(patience, answered).await;
+        let answered = tokio::time::timeout(self.tenure.timeout(), answered).await;
         let result = answered.ok().and_then(Result::ok).ok_or(self.tenure.out_of_reach())?;
         let Some(result) = result else { return Ok(None) };
         serde_json::from_str(result.get()).map(Some).map_err(|error| {
@@ -229,12 +228,12 @@ impl Link {
         &self,
         semaphore: Arc<SharedSemaphore>,
         permits: usize,
-        patience: Patience,
+        mode: WaitMode,
     ) -> Ticket<Permit, NotGranted> {
         let (answer, answered) = oneshot::channel();
-        let returns = patience == Patience::Returning;
+        let returns = mode == WaitMode::Returning;
         let wants = Wants::Permits { semaphore, permits, returns, answer };
-        (self.queue(wants, patience != Patience::None), answered)
+        (self.queue(wants, mode != WaitMode::None), answered)
     }
 
     /// Asks a budget for a reservation.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::link::Link;
 use super::wire::{Generation, Stands};
-use crate::limits::semaphore::{Fence, NotGranted, Patience, Place, Semaphore, Standing};
+use crate::limits::semaphore::{Fence, NotGranted, Place, Semaphore, Standing, WaitMode};
 
 /// A semaphore of which Redis gives the permits.
 #[derive(Debug)]
@@ -51,13 +51,13 @@ impl SharedSemaphore {
 }
 
 impl Semaphore for SharedSemaphore {
-    fn ask(self: Arc<Self>, permits: usize, patience: Patience) -> Place {
-        let waits = patience != Patience::None;
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place {
+        let waits = mode != WaitMode::None;
         // Who waits keeps a place until the line is there again.
         if !waits && let Err(reason) = self.link.tenure.reach() {
             return Place::answered(Err(NotGranted::OutOfReach(reason)));
         }
-        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, patience);
+        let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, mode);
         Place::waiting(self, ticket, answer)
     }
 

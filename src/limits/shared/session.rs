@@ -101,8 +101,8 @@ impl Connector {
         let tenure = &self.link.tenure;
         let (sender, news) = mpsc::unbounded_channel();
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(tenure.patience()))
-            .set_response_timeout(Some(tenure.patience()))
+            .set_connection_timeout(Some(tenure.timeout()))
+            .set_response_timeout(Some(tenure.timeout()))
             .set_push_sender(sender);
         let mut connection =
             Client::open(redis)?.get_multiplexed_async_connection_with_config(&config).await?;

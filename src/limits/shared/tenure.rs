@@ -62,7 +62,7 @@ impl Tenure {
     }
 
     /// How long an answer from Redis may take.
-    pub fn patience(&self) -> Duration {
+    pub fn timeout(&self) -> Duration {
         self.length / 5
     }
 

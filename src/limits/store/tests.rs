@@ -14,7 +14,7 @@ use crate::limits::accounts::{Accounts, NamedBy};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::plan::{Limit, Limits, Planned, QuotaPlan, Scope, Source};
 use crate::limits::quota::Quotas;
-use crate::limits::semaphore::{Acquire, NotGranted, Patience, Place, Standing};
+use crate::limits::semaphore::{Acquire, NotGranted, Place, Standing, WaitMode};
 use crate::limits::shared::test_server::RedisServer;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ async fn those_who_asked_first_go_first(store: Shared) {
 
 async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
-    let ask = |permits| Arc::clone(&semaphore).ask(permits, Patience::None);
+    let ask = |permits| Arc::clone(&semaphore).ask(permits, WaitMode::None);
     let held = ask(2).await.unwrap();
     assert_eq!(ask(2).await.err(), Some(NotGranted::NoneFree));
     let three = waiting(&store, semaphore.acquire_many(3)).await;
@@ -136,7 +136,7 @@ async fn a_returning_request_goes_before_all_that_ask_for_the_first_time(store: 
     let semaphore = semaphore(&store, 1).await;
     let held = semaphore.acquire().await.unwrap();
     let first = waiting(&store, semaphore.acquire()).await;
-    let returns = || Arc::clone(&semaphore).ask(1, Patience::Returning);
+    let returns = || Arc::clone(&semaphore).ask(1, WaitMode::Returning);
     let [one, two] = [waiting(&store, returns()).await, waiting(&store, returns()).await];
     drop(held);
     for returning in [one, two] {
@@ -570,8 +570,8 @@ async fn a_returning_request_goes_before_those_of_all_replicas() {
     let held = here.acquire().await.unwrap();
     let own = waiting(&one, here.acquire()).await;
     let other = waiting(&two, there.acquire()).await;
-    let returning = waiting(&one, Arc::clone(&here).ask(1, Patience::Returning)).await;
-    let later = waiting(&two, Arc::clone(&there).ask(1, Patience::Returning)).await;
+    let returning = waiting(&one, Arc::clone(&here).ask(1, WaitMode::Returning)).await;
+    let later = waiting(&two, Arc::clone(&there).ask(1, WaitMode::Returning)).await;
     drop(held);
     for next in [returning, later, own, other] {
         drop(next.await.unwrap());

@@ -11,7 +11,9 @@ use crate::schema::SchemaError;
 pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, SchemaError> {
     let root = document.as_object_mut().expect("only an object has references");
     let definitions = root.entry("$defs").or_insert_with(|| json!({}));
-    definitions.as_object_mut().ok_or_else(|| SchemaError::new("/$defs", "is no object of schemas"))
+    definitions
+        .as_object_mut()
+        .ok_or_else(|| SchemaError::new("/$defs", "is not an object of schemas"))
 }
 
 /// Names for more definitions.

@@ -159,7 +159,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             Value::Object(map) => self.object(map, within),
             Value::String(name) => match wrapper::meant_type(name) {
                 Some(kind) => {
-                    let message = format!("is no schema: write {{\"type\": \"{kind}\"}}");
+                    let message = format!("is not a schema: write {{\"type\": \"{kind}\"}}");
                     Err(SchemaError::new(self.source.clone(), message).into())
                 }
                 None => self.copy(schema),
@@ -288,7 +288,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
                 let kind = wrapper::meant_type(name);
                 let advice = kind.map_or_else(String::new, |kind| format!(": write \"{kind}\""));
                 let name = shorten(&value.to_string());
-                let message = format!("{name} is no type of JSON Schema{advice}");
+                let message = format!("{name} is not a type of JSON Schema{advice}");
                 Err(SchemaError::new(self.source.clone(), message).into())
             }
             _ => match foreign::plain(keyword, value, self.source.len() == keyword.len() + 1) {

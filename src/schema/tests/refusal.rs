@@ -16,7 +16,7 @@ fn unusable_schemas_are_refused_where_they_fail() {
     assert_refused(
         object_of(json!({ "type": "thing" })),
         "/properties/a/type",
-        "\"thing\" is no type",
+        "\"thing\" is not a type",
     );
     assert_refused(object_of(json!("int")), "/properties/a", r#"write {"type": "integer"}"#);
     assert_refused(object_of(json!({ "minLength": -1 })), "/properties/a/minLength", "-1");

@@ -137,13 +137,8 @@ impl Check<'_> {
 mod tests {
     use serde_json::json;
 
+    use super::super::tests::message;
     use super::*;
-
-    fn message(refused: Result<(), Refusal>) -> String {
-        let refusal = refused.expect_err("the schema is refused");
-        let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
-        body["error"]["message"].as_str().expect("a message").to_owned()
-    }
 
     #[test]
     fn a_recursive_json_schema_is_taken() {

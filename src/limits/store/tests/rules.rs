@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::limits::named::SemaphoreId;
-use crate::limits::semaphore::{Acquire, NotGranted, Patience, Permit, Place, Semaphore, Standing};
+use crate::limits::semaphore::{Acquire, NotGranted, Permit, Place, Semaphore, Standing, WaitMode};
 use crate::limits::store::Store;
 
 /// What is known of somebody who asked and has not looked for the answer since.
@@ -98,7 +98,7 @@ impl<'a> History<'a> {
                 } else {
                     Err(NotGranted::NoneFree)
                 };
-                let answer = Arc::clone(&self.semaphore).ask(permits, Patience::None).await;
+                let answer = Arc::clone(&self.semaphore).ask(permits, WaitMode::None).await;
                 assert_eq!(answer.as_ref().map(drop).map_err(|reason| *reason), ought);
                 self.held.extend(answer);
             }
