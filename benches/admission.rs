@@ -1,4 +1,4 @@
-//! What the service itself costs: the door, empty and crowded; a body built and an answer read;
+//! What the service itself costs: the limiter, empty and crowded; a body built and an answer read;
 //! and whole requests, from the router to an upstream that takes no time.
 
 use gemini_concurrent_generation::limits::QuotaKind::*;
@@ -28,7 +28,7 @@ use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
 use gemini_concurrent_generation::limits::{
-    Admission, Cost, Door, Limit, Limits, QuotaPlan, Refused, Scope, Turnstile,
+    Admission, Cost, Limit, LimitScope, Limiter, Limits, QueueTicket, QuotaPlan, Refused,
 };
 use gemini_concurrent_generation::server::{self, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
@@ -41,11 +41,11 @@ const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 const PROMPT: &str = "Why is the sky blue, and why is it red in the evening?";
 
-fn door(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("door");
+fn limiter(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("limiter");
     group.bench_function("admit and release, nobody waiting", |bencher| {
-        let door = Door::new(1, 0, QuotaPlan::default());
-        bencher.iter(|| admitted(enter(&door)));
+        let limiter = Limiter::new(1, 0, QuotaPlan::default());
+        bencher.iter(|| admitted(enter(&limiter)));
     });
     for waiting in [1, 1_000, 100_000] {
         group.bench_function(format!("hand over, {waiting} waiting"), |bencher| {
@@ -64,15 +64,16 @@ fn quota(criterion: &mut Criterion) {
     for waiting in [1, 1_000, 100_000] {
         let mut plan = QuotaPlan::default();
         let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(1));
-        plan.add_limits(Scope { label: None, model: None }, limits).expect("the only ones");
-        let door = Door::new(1, waiting + 1, plan);
-        drop(admitted(enter(&door)).depart().unwrap());
-        let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&door))).collect();
+        plan.add_limits(LimitScope { label: None, model: None }, limits).expect("the only ones");
+        let limiter = Limiter::new(1, waiting + 1, plan);
+        drop(admitted(enter(&limiter)).start().unwrap());
+        let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&limiter))).collect();
         group.bench_function(format!("refused at once, {waiting} waiting"), |bencher| {
-            bencher.iter(|| enter_before(&door, Instant::now()).now_or_never().expect("at once"));
+            bencher
+                .iter(|| enter_before(&limiter, Instant::now()).now_or_never().expect("at once"));
         });
         group.bench_function(format!("join and leave, {waiting} waiting"), |bencher| {
-            bencher.iter(|| waits(enter(&door)));
+            bencher.iter(|| waits(enter(&limiter)));
         });
     }
     group.finish();
@@ -97,15 +98,15 @@ fn resident() -> usize {
 
 type Entering = Pin<Box<dyn Future<Output = Result<Admission, Refused>>>>;
 
-/// A request at the door.
-fn enter(door: &Arc<Door>) -> Entering {
-    enter_before(door, Instant::now() + TEN_YEARS)
+/// A request at the limiter.
+fn enter(limiter: &Arc<Limiter>) -> Entering {
+    enter_before(limiter, Instant::now() + TEN_YEARS)
 }
 
-fn enter_before(door: &Arc<Door>, deadline: Instant) -> Entering {
-    let account = door.accounts().of(&[0; 32], &"gemini-3.5-flash-lite".into());
-    let lane = Turnstile::new(Arc::clone(door)).lane(account, None);
-    Box::pin(async move { lane.turn().await.admit(Cost::one(100), deadline).await })
+fn enter_before(limiter: &Arc<Limiter>, deadline: Instant) -> Entering {
+    let account = limiter.accounts().of(&[0; 32], &"gemini-3.5-flash-lite".into());
+    let queue = QueueTicket::new(Arc::clone(limiter)).queue(account, None);
+    Box::pin(async move { queue.head().await.admit(Cost::one(100), deadline).await })
 }
 
 /// One who has to wait, and does.
@@ -118,24 +119,24 @@ fn admitted(entering: Entering) -> Admission {
     entering.now_or_never().expect("it is its turn").expect("nobody is refused")
 }
 
-/// A door with one slot, which is taken, and those who wait for it.
+/// A limiter with one slot, which is taken, and those who wait for it.
 struct Queue {
-    door: Arc<Door>,
+    limiter: Arc<Limiter>,
     inside: Option<Admission>,
     waiting: VecDeque<Entering>,
 }
 
 impl Queue {
     fn new(length: usize) -> Self {
-        let door = Door::new(1, length + 1, QuotaPlan::default());
-        let inside = Some(admitted(enter(&door)));
-        let mut queue = Self { door, inside, waiting: VecDeque::new() };
+        let limiter = Limiter::new(1, length + 1, QuotaPlan::default());
+        let inside = Some(admitted(enter(&limiter)));
+        let mut queue = Self { limiter, inside, waiting: VecDeque::new() };
         (0..length).for_each(|_| queue.join());
         queue
     }
 
     fn join(&mut self) {
-        self.waiting.push_back(waits(enter(&self.door)));
+        self.waiting.push_back(waits(enter(&self.limiter)));
     }
 
     /// One more joins, the one inside leaves, and the first in the queue goes in.
@@ -254,5 +255,5 @@ async fn gateway_to_simulator() -> Gateway {
     Gateway::new(config, true).expect("the base URL is one")
 }
 
-criterion_group!(benches, memory, door, quota, wire, whole);
+criterion_group!(benches, memory, limiter, quota, wire, whole);
 criterion_main!(benches);

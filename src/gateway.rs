@@ -8,11 +8,11 @@ use crate::dispatch::{Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
-use crate::limits::{Door, Leases, LocalStore, Store};
+use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
 
-/// The service without its network: settings, door, upstream. Cheap to clone.
+/// The service without its network: settings, limiter, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gateway(Arc<Shared>);
 
@@ -24,7 +24,7 @@ pub struct Shared {
     /// The models of requests that name none.
     pub defaults: Defaults,
     /// The limits.
-    pub door: Arc<Door>,
+    pub limiter: Arc<Limiter>,
     /// What work outside holds of them.
     pub leases: Arc<Leases>,
     /// The way to Gemini.
@@ -62,14 +62,14 @@ impl Gateway {
         store: Arc<dyn Store>,
     ) -> Result<Self, InvalidBaseUrl> {
         let Config { concurrency_limit, max_queued_requests, ref quota_plan, .. } = config;
-        let door =
-            Door::with_store(store, concurrency_limit, max_queued_requests, quota_plan.clone());
-        let leases = Leases::new(Arc::clone(&door));
-        let metrics = Arc::new(Metrics::new(Arc::clone(&door)));
+        let limiter =
+            Limiter::with_store(store, concurrency_limit, max_queued_requests, quota_plan.clone());
+        let leases = Leases::new(Arc::clone(&limiter));
+        let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
         let client = client(&config)?;
         let dispatcher =
-            Arc::new(Dispatcher::new(client, Arc::clone(&door), Arc::clone(&metrics), policy));
+            Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Bodies need not be refused for them: without it, answers wait at Gemini.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));
@@ -81,7 +81,7 @@ impl Gateway {
         Ok(Self(Arc::new(Shared {
             config,
             defaults,
-            door,
+            limiter,
             leases,
             dispatcher,
             offload,

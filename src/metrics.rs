@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::gemini::{Model, Usage};
-use crate::limits::{Door, Standing};
+use crate::limits::{Limiter, SemaphoreUsage};
 use crate::telemetry;
 
 /// More models than this are counted together, under `other`.
@@ -77,8 +77,8 @@ fn seconds_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// The metrics of one service, with the state of its door.
-    pub fn new(door: Arc<Door>) -> Self {
+    /// The metrics of one service, with the state of its limiter.
+    pub fn new(limiter: Arc<Limiter>) -> Self {
         let mut registry = Registry::with_prefix("gemini_gateway");
         let calls = Family::default();
         let retries = Family::default();
@@ -111,7 +111,7 @@ impl Metrics {
             Unit::Seconds,
             upstream_latency.clone(),
         );
-        registry.register_collector(Box::new(DoorCollector(door)));
+        registry.register_collector(Box::new(LimiterCollector(limiter)));
         registry.register_collector(Box::new(LogCollector));
         let known_models = RwLock::default();
         Self { registry, calls, retries, tokens, queue_wait, upstream_latency, known_models }
@@ -190,17 +190,17 @@ pub struct Answered<'a> {
     pub usage: Usage,
 }
 
-/// Reads the door at each scrape, so that the numbers cannot drift from it.
+/// Reads the limiter at each scrape, so that the numbers cannot drift from it.
 #[derive(Debug)]
-struct DoorCollector(Arc<Door>);
+struct LimiterCollector(Arc<Limiter>);
 
-impl Collector for DoorCollector {
+impl Collector for LimiterCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let door = self.0.occupancy();
+        let limiter = self.0.occupancy();
         for (name, help, value) in [
-            ("in_flight", "Calls in flight", door.in_flight),
-            ("waiting", "Requests that wait for their turn; a batch is one", door.waiting),
-            ("limit", "Calls that may be in flight at once", door.limit),
+            ("in_flight", "Calls in flight", limiter.in_flight),
+            ("waiting", "Requests that wait for their turn; a batch is one", limiter.waiting),
+            ("limit", "Calls that may be in flight at once", limiter.limit),
         ] {
             let gauge = gauge(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
@@ -211,7 +211,7 @@ impl Collector for DoorCollector {
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for (id, semaphore) in &named {
                 let labels = [("semaphore", id.as_str())];
-                gauge(read(semaphore.standing())).encode(family.encode_family(&labels)?)?;
+                gauge(read(semaphore.usage())).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -231,14 +231,14 @@ impl Collector for LogCollector {
     }
 }
 
-type ReadSemaphore = fn(Standing) -> usize;
+type ReadSemaphore = fn(SemaphoreUsage) -> usize;
 
 const NAMED_GAUGES: [(&str, &str, ReadSemaphore); 3] = [
-    ("semaphore_in_use", "Permits out of a named semaphore", |standing| standing.in_use),
-    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |standing| {
-        standing.waiting
+    ("semaphore_in_use", "Permits out of a named semaphore", |usage| usage.in_use),
+    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |usage| {
+        usage.waiting
     }),
-    ("semaphore_limit", "Permits of a named semaphore", |standing| standing.limit),
+    ("semaphore_limit", "Permits of a named semaphore", |usage| usage.limit),
 ];
 
 fn gauge(value: usize) -> ConstGauge<u64> {

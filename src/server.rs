@@ -30,7 +30,7 @@ pub use files::{affordable_connections, raise_limit};
 const CUT_OFF_TIME: Duration = Duration::from_secs(1);
 
 /// How long a health check waits, and how much of an answer it reads, in bytes.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 
 /// What clients are allowed.
@@ -155,5 +155,5 @@ pub async fn answers(address: SocketAddr) -> Result<(), io::Error> {
         let healthy = answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200");
         healthy.then_some(()).ok_or_else(|| io::Error::other("it does not answer with 200"))
     };
-    timeout(HEALTH_PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(HEALTH_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

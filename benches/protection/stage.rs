@@ -117,7 +117,7 @@ async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> Socket
 impl Service {
     /// How many calls of the only account may run at once; `None` before the first.
     pub fn limit_in_force(&self) -> Option<usize> {
-        let accounts = self.gateway.door.accounts().all();
+        let accounts = self.gateway.limiter.accounts().all();
         accounts.first().map(|account| account.concurrency().limit())
     }
 

@@ -10,11 +10,11 @@ use futures_util::stream::{StreamExt, unfold};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::ahead::read_ahead;
 use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
 use super::body::Asked;
 use super::error::ApiError;
 use super::openapi::{ExternalSemaphore, Failures};
+use super::read_ahead::read_ahead;
 use super::single::{admitted, failed, one};
 use crate::gateway::Gateway;
 use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatStream};

@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use super::encoding::TAKEN as ENCODINGS;
 use super::semaphores::SemaphoreStatus;
 use crate::dispatch;
-use crate::gemini::{self, ErrorKind, Scope};
+use crate::gemini::{self, ErrorKind, RefusalScope};
 use crate::generation::offload::Unfinished;
 use crate::generation::{Failure, InvalidField, Segment};
-use crate::limits::{Exhausted, OutOfReach, Refused};
+use crate::limits::{Exhausted, Refused, StoreUnavailable};
 use crate::memory::OverBudget;
 
 pub(super) use envelope::{GoogleFailure, OpenAiFailure};
@@ -354,8 +354,8 @@ impl ApiError {
                               credits, or raise its cap; it is tried again every few minutes.";
                 Self::new(StatusCode::PAYMENT_REQUIRED, "account_unfunded", detail)
             }
-            Refused::OutOfReach(OutOfReach { retry_after }) => {
-                let detail = "The limits that the replicas share are out of reach.";
+            Refused::StoreUnavailable(StoreUnavailable { retry_after }) => {
+                let detail = "The limits that the replicas share are unavailable.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", detail)
                     .retryable(Some(retry_after))
             }
@@ -409,7 +409,7 @@ impl ApiError {
             ErrorKind::InvalidRequest | ErrorKind::ContentBlocked { .. } => {
                 (StatusCode::BAD_REQUEST, false)
             }
-            ErrorKind::RateLimited(refusal) if refusal.scope == Scope::NoQuota => {
+            ErrorKind::RateLimited(refusal) if refusal.scope == RefusalScope::NoQuota => {
                 (StatusCode::FORBIDDEN, false)
             }
             ErrorKind::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, true),
@@ -469,8 +469,8 @@ impl From<OverBudget> for ApiError {
     }
 }
 
-impl From<OutOfReach> for ApiError {
-    fn from(reason: OutOfReach) -> Self {
+impl From<StoreUnavailable> for ApiError {
+    fn from(reason: StoreUnavailable) -> Self {
         Self::refused(reason.into())
     }
 }

@@ -13,7 +13,7 @@ use crate::gemini::Model;
 /// How the service is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `healthy`, or `degraded` while the limits that the replicas share are out of reach.
+    /// `healthy`, or `degraded` while the limits that the replicas share are unavailable.
     #[schema(value_type = String, example = "healthy")]
     status: &'static str,
     /// What this is.
@@ -36,7 +36,7 @@ pub(super) struct Health {
     default_models: DefaultModels,
 }
 
-/// How busy the door to Gemini is.
+/// How busy the limiter to Gemini is.
 #[derive(Debug, Serialize, ToSchema)]
 struct ConcurrencyStatus {
     /// How many calls may be in flight at once. Where limits are shared, this and the next two
@@ -77,7 +77,7 @@ struct DefaultModels {
 /// The lowered limits, by model.
 fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
     let mut lowered = BTreeMap::new();
-    for account in gateway.door.accounts().lowered() {
+    for account in gateway.limiter.accounts().lowered() {
         let limit = account.concurrency().limit();
         if limit < account.concurrency().ceiling() {
             let lowest = lowered.entry(account.model().to_owned()).or_insert(limit);
@@ -95,8 +95,8 @@ fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
     responses((status = OK, description = "The service is up", body = Health))
 )]
 pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
-    let door = gateway.door.occupancy();
-    let store = gateway.door.store();
+    let limiter = gateway.limiter.occupancy();
+    let store = gateway.limiter.store();
     let connected = store.reach().is_ok();
     Json(Health {
         status: if connected { "healthy" } else { "degraded" },
@@ -104,10 +104,10 @@ pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
         version: env!("CARGO_PKG_VERSION"),
         simulated: gateway.simulated,
         concurrency_status: ConcurrencyStatus {
-            global_concurrency_limit: door.limit,
-            current_available_slots: door.available,
-            in_flight: door.in_flight,
-            waiting: door.waiting,
+            global_concurrency_limit: limiter.limit,
+            current_available_slots: limiter.available,
+            in_flight: limiter.in_flight,
+            waiting: limiter.waiting,
             external_semaphores_count: store.named().len(),
             adaptive_limits: adaptive_limits(&gateway),
         },

@@ -18,7 +18,7 @@ use super::error::{ApiError, ErrorBody};
 use super::openapi::{AdminFailures, BodyFailures};
 use super::path::Names;
 use super::semaphores::{SemaphoreStatus, registered};
-use super::whole::whole_number;
+use super::whole_number::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
 use crate::limits::{Lease, LeaseTerms, Leases, NoLease, SemaphoreId};
@@ -123,7 +123,7 @@ pub(super) async fn list_leases(
     Names(id): Names<String>,
 ) -> Result<Json<LeaseList>, ApiError> {
     let (_, semaphore) = registered(&gateway, &id).await?;
-    let leases = gateway.door.store().leases(&semaphore).await?;
+    let leases = gateway.limiter.store().leases(&semaphore).await?;
     let leases: Vec<_> = leases.into_iter().map(Into::into).collect();
     Ok(Json(LeaseList { count: leases.len(), leases }))
 }
@@ -149,7 +149,7 @@ pub(super) async fn list_leases(
         (status = 422, description = "A field cannot be used: more permits than the limit, or an \
             idempotency key that came with other terms before, too", body = ErrorBody),
         (status = 503, description = "Too many requests wait (`queue_full`), their bodies take too \
-            much memory (`server_busy`), or the limits that the replicas share are out of reach \
+            much memory (`server_busy`), or the limits that the replicas share are unavailable \
             (`limits_unavailable`)", body = ErrorBody),
         BodyFailures,
         AdminFailures
@@ -212,7 +212,7 @@ pub(super) async fn renew_lease(
     }
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
-    let renewed = gateway.door.store().renew_lease(&id, &lease_id, ttl).await?;
+    let renewed = gateway.limiter.store().renew_lease(&id, &lease_id, ttl).await?;
     let lease = renewed.map_err(|_| unknown())?;
     Ok(Json(lease.into()))
 }
@@ -241,7 +241,7 @@ pub(super) async fn release_lease(
 ) -> Result<StatusCode, ApiError> {
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
-    gateway.door.store().release_lease(&id, &lease_id).await?.map_err(|_| unknown())?;
+    gateway.limiter.store().release_lease(&id, &lease_id).await?.map_err(|_| unknown())?;
     Ok(StatusCode::NO_CONTENT)
 }
 

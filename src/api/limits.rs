@@ -18,8 +18,8 @@ use super::openapi::AdminFailures;
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, OutOfReach, PerKind, Planned, QuotaKind, QuotaUsage, Refused,
-    RefusedHere, Semaphore as _, Source, Standing,
+    Account, AdaptiveLimit, PerKind, Planned, QuotaKind, QuotaUsage, Refused, RefusedHere,
+    Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
 };
 
 /// How many keys and models are shown.
@@ -137,7 +137,7 @@ struct AdaptiveStatus {
 }
 
 impl AccountStatus {
-    async fn of(shown: &Arc<Account>) -> Result<Self, OutOfReach> {
+    async fn of(shown: &Arc<Account>) -> Result<Self, StoreUnavailable> {
         let account = shown.charged();
         let (quotas, usage) = account.quotas().await?;
         let is_alias = !Arc::ptr_eq(&account, shown);
@@ -177,7 +177,7 @@ impl RefusedStatus {
 
 impl AdaptiveStatus {
     fn of(concurrency: &AdaptiveLimit) -> Self {
-        let Standing { in_use, waiting, .. } = concurrency.semaphore().standing();
+        let SemaphoreUsage { in_use, waiting, .. } = concurrency.semaphore().usage();
         Self {
             limit: concurrency.limit(),
             ceiling: concurrency.ceiling(),
@@ -205,7 +205,7 @@ pub(super) async fn list_limits(
     _: Admin,
     State(gateway): State<Gateway>,
 ) -> Result<Json<LimitList>, ApiError> {
-    let accounts = gateway.door.accounts();
+    let accounts = gateway.limiter.accounts();
     let shown = accounts.at_most(MOST_SHOWN);
     let limits = try_join_all(shown.iter().map(AccountStatus::of)).await?;
     Ok(Json(LimitList { count: accounts.count(), limits }))
@@ -233,7 +233,7 @@ pub(super) async fn reset_limits(
     State(gateway): State<Gateway>,
     Names((key, model)): Names<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    if gateway.door.accounts().forget(&key, &model) {
+    if gateway.limiter.accounts().forget(&key, &model) {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::unknown_account(&key, &model))

@@ -12,7 +12,7 @@ use super::error::ErrorBody;
 #[openapi(
     info(
         title = "Gemini Concurrent Generation Service",
-        description = "One door to Google Gemini: everything that shares an account sends its \
+        description = "One limiter to Google Gemini: everything that shares an account sends its \
                        requests through it. A request is paid for by the server's key where it \
                        brings the admin key, else by the key in its `credentials`, else by the \
                        key in its headers, else by the server's key where the server allows that."
@@ -140,7 +140,7 @@ pub(super) enum Failures {
     BadGateway(ErrorBody),
     /// Too many requests wait (`queue_full`), their bodies take too much memory (`server_busy`), too
     /// many keys and models are in use (`too_many_accounts`), or the limits that the replicas share
-    /// are out of reach (`limits_unavailable`); `Retry-After` says when to come back
+    /// are unavailable (`limits_unavailable`); `Retry-After` says when to come back
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),
     /// It took too long (`upstream_timeout`, `request_timeout`)
@@ -173,7 +173,7 @@ pub(super) enum AdminFailures {
     /// The admin key is missing or wrong, or the server has none
     #[response(status = 401)]
     Unauthorized(ErrorBody),
-    /// The limits that the replicas share are out of reach (`limits_unavailable`), or the bodies of
+    /// The limits that the replicas share are unavailable (`limits_unavailable`), or the bodies of
     /// requests take too much memory (`server_busy`)
     #[response(status = 503)]
     ServiceUnavailable(ErrorBody),

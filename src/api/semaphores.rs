@@ -13,10 +13,10 @@ use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{AdminFailures, BodyFailures};
 use super::path::Names;
-use super::whole::whole_number;
+use super::whole_number::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
-use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, Standing, parse_limit};
+use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, SemaphoreUsage, parse_limit};
 
 /// The semaphores there are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -59,9 +59,9 @@ pub(super) struct SemaphoreRequest {
 
 impl SemaphoreStatus {
     pub(super) fn of(semaphore_id: SemaphoreId, semaphore: &dyn Semaphore) -> Self {
-        let standing = semaphore.standing();
-        let Standing { limit, in_use, waiting } = standing;
-        Self { semaphore_id, limit, available: standing.available(), in_use, waiting }
+        let usage = semaphore.usage();
+        let SemaphoreUsage { limit, in_use, waiting } = usage;
+        Self { semaphore_id, limit, available: usage.available(), in_use, waiting }
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn list_semaphores(
     _: Admin,
     State(gateway): State<Gateway>,
 ) -> Result<Json<SemaphoreList>, ApiError> {
-    let store = gateway.door.store();
+    let store = gateway.limiter.store();
     store.refresh().await?;
     let all = store.named().into_iter();
     let semaphores: Vec<_> = all.map(|(id, own)| SemaphoreStatus::of(id, &*own)).collect();
@@ -107,7 +107,7 @@ pub(super) async fn register_semaphore(
 ) -> Result<(StatusCode, Json<SemaphoreStatus>), ApiError> {
     let id = SemaphoreId::parse(&request.semaphore_id).map_err(invalid)?;
     let limit = parse_limit(request.limit).map_err(invalid)?;
-    let (semaphore, new) = gateway.door.store().register(id.clone(), limit).await?;
+    let (semaphore, new) = gateway.limiter.store().register(id.clone(), limit).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(SemaphoreStatus::of(id, &*semaphore))))
 }
@@ -131,7 +131,7 @@ pub(super) async fn delete_semaphore(
     Names(semaphore_id): Names<String>,
 ) -> Result<StatusCode, ApiError> {
     let deleted = match SemaphoreId::parse(&semaphore_id) {
-        Ok(id) => gateway.door.store().delete(&id).await?,
+        Ok(id) => gateway.limiter.store().delete(&id).await?,
         Err(_) => false,
     };
     if deleted {
@@ -151,7 +151,7 @@ pub(super) async fn registered(
 ) -> Result<(SemaphoreId, Arc<dyn Semaphore>), ApiError> {
     let unknown = || ApiError::unknown_semaphore(id);
     let id = SemaphoreId::parse(id).map_err(|_| unknown())?;
-    let semaphore = gateway.door.store().find(&id).await?.ok_or_else(unknown)?;
+    let semaphore = gateway.limiter.store().find(&id).await?.ok_or_else(unknown)?;
     Ok((id, semaphore))
 }
 

@@ -49,8 +49,8 @@ pub(super) async fn admitted<G: Generation>(
     let semaphore = terms.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let dispatcher = &gateway.dispatcher;
-    let place = dispatcher.place();
-    let route = dispatcher.route(&place, key, generation.model().clone(), semaphore);
+    let ticket = dispatcher.enqueue();
+    let route = dispatcher.route(&ticket, key, generation.model().clone(), semaphore);
     let call =
         Call { kind: G::KIND, route, input: generation.input(), requests: 1, images: 0, deadline };
     let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;

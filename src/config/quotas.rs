@@ -7,7 +7,7 @@
 mod tests;
 
 use crate::gemini::Model;
-use crate::limits::{KeyDigest, Limit, Limits, QuotaKind, QuotaPlan, Scope, Tier};
+use crate::limits::{KeyDigest, Limit, LimitScope, Limits, QuotaKind, QuotaPlan, Tier};
 
 use super::{
     GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_TIER, InvalidSetting, Lookup, SERVER_LABEL, Setting,
@@ -101,7 +101,7 @@ fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
             Some(model.as_str().into())
         }
     };
-    plan.add_limits(Scope { label: label.map(Into::into), model }, read_limits(limits)?)
+    plan.add_limits(LimitScope { label: label.map(Into::into), model }, read_limits(limits)?)
         .map_err(|_| "other keys or another model than in the entries before")?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, counts_as, repo
 use crate::gemini::{
     ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner, Watch,
 };
-use crate::limits::{Admission, Door, NamedBy, Underway};
+use crate::limits::{Admission, InFlightCall, Limiter, NamedBy};
 use crate::metrics::Metrics;
 
 /// The body of an answer under way. It holds the call's slots until its last byte, and gives them
@@ -57,8 +57,8 @@ impl Dispatcher {
     ) -> Result<Response<Forwarded>, Unanswered> {
         let mut attempts = Attempts::default();
         loop {
-            let underway = self.depart(call, admission).await?;
-            let outcome = self.open(call, request, body.clone(), underway, idle).await?;
+            let in_flight = self.start(call, admission).await?;
+            let outcome = self.open(call, request, body.clone(), in_flight, idle).await?;
             let Rejected { error, response } = match outcome {
                 Ok(response) => return Ok(response),
                 Err(rejected) => rejected,
@@ -104,34 +104,35 @@ impl Dispatcher {
         call: &Call,
         request: &Forward,
         body: Bytes,
-        underway: Underway,
+        in_flight: InFlightCall,
         idle: Duration,
     ) -> Result<Result<Response<Forwarded>, Rejected>, Failure> {
         let sent = Instant::now();
-        let patience = self.patience(call, sent);
-        let answer = self.client.forward(request, &call.route.key, body, underway.fence(), idle);
-        let result =
-            timeout(patience, answer).await.unwrap_or_else(|_| Err(Error::late(patience).into()));
+        let time_limit = self.time_limit(call, sent);
+        let answer = self.client.forward(request, &call.route.key, body, in_flight.fence(), idle);
+        let result = timeout(time_limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(Error::late(time_limit).into()));
         match result {
             Ok(response) => {
                 self.projects.prove(&call.route.key);
                 let named = response.body().model_version(request.surface);
-                counts_as(&self.door, &underway, named.as_ref(), NamedBy::Answer);
+                counts_as(&self.limiter, &in_flight, named.as_ref(), NamedBy::Answer);
                 let watch = Watch::of(response.headers(), request.streams);
                 let passage = Passage {
-                    underway,
+                    in_flight,
                     call: call.clone(),
                     sent,
                     usage: UsageScanner::new(request.surface),
                     is_read: request.is_read,
                     watch: watch.filter(|_| !request.is_read).map(Box::new),
-                    door: Arc::clone(&self.door),
+                    limiter: Arc::clone(&self.limiter),
                     metrics: Arc::clone(&self.metrics),
                 };
                 Ok(Ok(response.map(|body| Forwarded::new(body, passage))))
             }
             Err(rejected) => {
-                settle(&self.door, underway, &rejected.error);
+                settle(&self.limiter, in_flight, &rejected.error);
                 let ended = self.ended(call, sent, &rejected.error);
                 ended.record(&self.metrics, call, sent, Usage::default());
                 match ended {
@@ -145,7 +146,7 @@ impl Dispatcher {
 
 /// What is held and kept account of while an answer passes.
 struct Passage {
-    underway: Underway,
+    in_flight: InFlightCall,
     call: Call,
     sent: Instant,
     usage: UsageScanner,
@@ -153,7 +154,7 @@ struct Passage {
     is_read: bool,
     /// What tells it by what passes, where that can be told.
     watch: Option<Box<Watch>>,
-    door: Arc<Door>,
+    limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
 }
 
@@ -168,15 +169,15 @@ impl Passage {
     fn end(self, ended: &Ended<'_>) {
         let usage = self.usage.usage().unwrap_or_default();
         match ended {
-            Ended::Answered => self.underway.answered(reported(usage)),
+            Ended::Answered => self.in_flight.answered(reported(usage)),
             Ended::BrokenOff(error) | Ended::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
                 let error = Error { usage, accepted_model, ..Error::clone(error) };
-                settle(&self.door, self.underway, &error);
+                settle(&self.limiter, self.in_flight, &error);
             }
-            _ if usage.prompt_tokens > 0 => self.underway.answered(reported(usage)),
-            _ => drop(self.underway),
+            _ if usage.prompt_tokens > 0 => self.in_flight.answered(reported(usage)),
+            _ => drop(self.in_flight),
         }
         ended.record(&self.metrics, &self.call, self.sent, usage);
     }

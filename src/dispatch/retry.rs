@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::gemini::{Error, ErrorKind, Scope};
+use crate::gemini::{Error, ErrorKind, RefusalScope};
 
 /// Exponential backoff with full jitter, never sooner than Gemini says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl RetryPolicy {
         // What pauses the whole account is waited for in the queue, where all who were refused keep
         // their turns.
         if let ErrorKind::RateLimited(refusal) = &error.kind
-            && matches!(refusal.scope, Scope::PerMinute | Scope::Spend)
+            && matches!(refusal.scope, RefusalScope::PerMinute | RefusalScope::Spend)
         {
             return Some(now);
         }

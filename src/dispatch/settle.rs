@@ -4,14 +4,16 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Call, Route};
-use crate::gemini::{Error, ErrorKind, Model, Period, Quantity, Refusal, Scope, Usage, Violation};
-use crate::limits::{Door, NamedBy, QuotaKind, Quotas, Resource, Underway, Window};
+use crate::gemini::{
+    Error, ErrorKind, Model, Period, Quantity, Refusal, RefusalScope, Usage, Violation,
+};
+use crate::limits::{InFlightCall, Limiter, NamedBy, QuotaKind, Quotas, Resource, Window};
 use crate::metrics::{Answered, Metrics};
 
 /// Tells the limits what became of a call that failed.
-pub(super) fn settle(door: &Door, call: Underway, error: &Error) {
+pub(super) fn settle(limiter: &Limiter, call: InFlightCall, error: &Error) {
     match &error.kind {
-        ErrorKind::RateLimited(refusal) => refuse(door, call, refusal),
+        ErrorKind::RateLimited(refusal) => refuse(limiter, call, refusal),
         ErrorKind::Unfunded => call.unfunded(),
         ErrorKind::Overloaded(_) => call.overloaded(),
         ErrorKind::Connection => call.unsent(),
@@ -26,34 +28,39 @@ pub(super) fn settle(door: &Door, call: Underway, error: &Error) {
     }
 }
 
-fn refuse(door: &Door, call: Underway, refusal: &Refusal) {
+fn refuse(limiter: &Limiter, call: InFlightCall, refusal: &Refusal) {
     // Google names one model a refusal; a few are looked at, however many there are.
     let named = refusal.violations.iter().take(4).filter_map(|quota| quota.model.as_deref());
     for model in named.filter_map(|name| Model::parse(name).ok()) {
-        counts_as(door, &call, Some(&model), NamedBy::Refusal);
+        counts_as(limiter, &call, Some(&model), NamedBy::Refusal);
     }
     let named = named_quotas(refusal);
     let wait = refusal.retry_at(Timestamp::now()).unwrap_or_default();
     match refusal.scope {
-        Scope::Load => call.overloaded(),
-        Scope::PerMinute => call.refused(Instant::now() + wait, named),
-        Scope::PerDay => call.refused_for_the_day(named),
-        Scope::NoQuota => call.without_quota(),
-        Scope::Spend => {
-            door.accounts().pause_payer(call.account(), Instant::now() + wait);
+        RefusalScope::Load => call.overloaded(),
+        RefusalScope::PerMinute => call.refused(Instant::now() + wait, named),
+        RefusalScope::PerDay => call.refused_for_the_day(named),
+        RefusalScope::NoQuota => call.without_quota(),
+        RefusalScope::Spend => {
+            limiter.accounts().pause_payer(call.account(), Instant::now() + wait);
             call.refused_alone();
         }
-        Scope::Other => call.refused_alone(),
+        RefusalScope::Other => call.refused_alone(),
     }
 }
 
 /// Gemini counts a call for the model that it names, which may be another than was asked.
-pub(super) fn counts_as(door: &Door, call: &Underway, real: Option<&Model>, named_by: NamedBy) {
+pub(super) fn counts_as(
+    limiter: &Limiter,
+    call: &InFlightCall,
+    real: Option<&Model>,
+    named_by: NamedBy,
+) {
     let asked = call.account().model();
     // Tuned models and what is counted apart have quotas of their own.
     let is_plain = !asked.contains(['/', ':']);
     if let Some(real) = real.filter(|real| is_plain && real.as_str() != asked) {
-        door.accounts().alias(call.account(), real.as_str(), named_by);
+        limiter.accounts().alias(call.account(), real.as_str(), named_by);
     }
 }
 

@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::{
     BoxError, Secrets,
-    quota::{LONGEST_SHORTAGE, Refusal, Scope, is_unfunded, retry_after},
+    quota::{LONGEST_SHORTAGE, Refusal, RefusalScope, is_unfunded, retry_after},
     redact::redact_text,
     status::{Detail, Status},
     unreachable,
@@ -90,11 +90,11 @@ impl ErrorKind {
             Self::InvalidRequest => "invalid_request",
             Self::ContentBlocked { .. } => "content_blocked",
             Self::RateLimited(refusal) => match refusal.scope {
-                Scope::PerMinute | Scope::Load => "rate_limited",
-                Scope::PerDay => "daily_quota_exhausted",
-                Scope::NoQuota => "no_quota",
-                Scope::Spend => "spend_limited",
-                Scope::Other => "other_quota_exhausted",
+                RefusalScope::PerMinute | RefusalScope::Load => "rate_limited",
+                RefusalScope::PerDay => "daily_quota_exhausted",
+                RefusalScope::NoQuota => "no_quota",
+                RefusalScope::Spend => "spend_limited",
+                RefusalScope::Other => "other_quota_exhausted",
             },
             Self::Unfunded => "account_unfunded",
             Self::Overloaded(_) | Self::Unavailable => "upstream_unavailable",
@@ -120,8 +120,8 @@ impl Error {
     }
 
     /// The error for an attempt that was given up after so long.
-    pub fn late(patience: Duration) -> Error {
-        Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {patience:?}"))
+    pub fn late(time_limit: Duration) -> Error {
+        Error::new(ErrorKind::Timeout, format!("Gemini did not answer within {time_limit:?}"))
     }
 
     /// The error for an answer of which more comes than is read.

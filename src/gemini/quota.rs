@@ -32,7 +32,7 @@ const ROUNDED_OFF: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The widest of what was exceeded: a day before a minute.
-    pub scope: Scope,
+    pub scope: RefusalScope,
     /// The quotas that were exceeded, as far as the answer names them.
     pub violations: Vec<Violation>,
     /// How long Gemini says to wait: its `RetryInfo` or its message, the later of the two. Where
@@ -45,7 +45,7 @@ pub struct Refusal {
 
 /// For how long a refusal stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
+pub enum RefusalScope {
     /// A quota per minute, or one with an unnamed period.
     PerMinute,
     /// A quota per day, until midnight in California.
@@ -114,22 +114,22 @@ impl Refusal {
     pub fn retry_at(&self, now: Timestamp) -> Option<Duration> {
         let delay = self.retry_after.unwrap_or(MINUTE);
         match self.scope {
-            Scope::PerDay => Some(until_midnight(now)),
-            Scope::Other if self.names(Period::Day) => Some(until_midnight(now)),
-            Scope::PerMinute => Some(delay.min(LONGEST_MINUTE)),
-            Scope::Spend => Some(delay.min(SPEND_WINDOW)),
-            Scope::Other => Some(delay),
-            Scope::Load => self.retry_after.map(|delay| delay.min(LONGEST_SHORTAGE)),
-            Scope::NoQuota => None,
+            RefusalScope::PerDay => Some(until_midnight(now)),
+            RefusalScope::Other if self.names(Period::Day) => Some(until_midnight(now)),
+            RefusalScope::PerMinute => Some(delay.min(LONGEST_MINUTE)),
+            RefusalScope::Spend => Some(delay.min(SPEND_WINDOW)),
+            RefusalScope::Other => Some(delay),
+            RefusalScope::Load => self.retry_after.map(|delay| delay.min(LONGEST_SHORTAGE)),
+            RefusalScope::NoQuota => None,
         }
     }
 
     /// Whether the same call can succeed within minutes. Where no quota is named, only Gemini knows.
     pub(super) fn is_passing(&self) -> bool {
         match self.scope {
-            Scope::PerMinute | Scope::Load | Scope::Spend => true,
-            Scope::Other => self.violations.is_empty() && self.retry_after.is_some(),
-            Scope::PerDay | Scope::NoQuota => false,
+            RefusalScope::PerMinute | RefusalScope::Load | RefusalScope::Spend => true,
+            RefusalScope::Other => self.violations.is_empty() && self.retry_after.is_some(),
+            RefusalScope::PerDay | RefusalScope::NoQuota => false,
         }
     }
 
@@ -140,44 +140,44 @@ impl Refusal {
     /// Reads a 429: its code, where that is a word, its message and its details.
     pub(super) fn read(code: Option<&str>, message: &str, details: &[Detail]) -> Refusal {
         let violations = violations(message, details);
-        let scope = match (Scope::of(&violations), code) {
+        let scope = match (RefusalScope::of(&violations), code) {
             (Some(scope), _) => scope,
             // Interactions name no quota, but its kind. Source: Gemini API reference, error codes.
-            (None, Some("rate_limit_exceeded")) => Scope::PerMinute,
-            (None, Some("quota_exceeded")) => Scope::PerDay,
-            (None, _) => Scope::of_words(message),
+            (None, Some("rate_limit_exceeded")) => RefusalScope::PerMinute,
+            (None, Some("quota_exceeded")) => RefusalScope::PerDay,
+            (None, _) => RefusalScope::of_words(message),
         };
         Refusal { scope, violations, retry_after: retry_after(message, details) }
     }
 }
 
-impl Scope {
+impl RefusalScope {
     /// The scope of named quotas; `None` where none is.
-    fn of(violations: &[Violation]) -> Option<Scope> {
+    fn of(violations: &[Violation]) -> Option<RefusalScope> {
         if violations.is_empty() {
             return None;
         }
         let ordinary = || violations.iter().filter(|quota| quota.quantity != Quantity::Apart);
         Some(if ordinary().any(|quota| quota.limit == Some(0)) {
-            Scope::NoQuota
+            RefusalScope::NoQuota
         } else if ordinary().any(|quota| quota.period == Period::Day) {
-            Scope::PerDay
+            RefusalScope::PerDay
         } else if ordinary().next().is_some() {
-            Scope::PerMinute
+            RefusalScope::PerMinute
         } else {
-            Scope::Other
+            RefusalScope::Other
         })
     }
 
     /// The scope of a refusal that names no quota.
-    fn of_words(message: &str) -> Scope {
+    fn of_words(message: &str) -> RefusalScope {
         let message = message.to_ascii_lowercase();
         if message.is_empty() || message.contains("resource has been exhausted") {
-            Scope::Load
+            RefusalScope::Load
         } else if message.contains(SPEND_BASED) {
-            Scope::Spend
+            RefusalScope::Spend
         } else {
-            Scope::Other
+            RefusalScope::Other
         }
     }
 }
@@ -372,7 +372,7 @@ mod tests {
         let details =
             format!("[{},{},{}]", violation(MINUTE_ID), retry_info("0s"), violation(DAY_ID));
         let refusal = refusal(&details, "Please retry in 12ms.");
-        assert_eq!(refusal.scope, Scope::PerDay);
+        assert_eq!(refusal.scope, RefusalScope::PerDay);
         assert_eq!(refusal.violations.len(), 2);
         let now = "2026-07-01T05:00:00Z".parse().unwrap();
         assert_eq!(refusal.retry_at(now), Some(Duration::from_secs(2 * HOUR)));
@@ -383,7 +383,7 @@ mod tests {
         let minute = violation(MINUTE_ID);
         let retry_at = |details: &str, message: &str| {
             let refusal = refusal(details, message);
-            assert_eq!(refusal.scope, Scope::PerMinute);
+            assert_eq!(refusal.scope, RefusalScope::PerMinute);
             refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap()
         };
         assert_eq!(retry_at(&format!("[{minute}]"), ""), Duration::from_secs(60));
@@ -396,23 +396,23 @@ mod tests {
     #[test]
     fn a_refusal_that_names_no_quota_is_told_by_its_words() {
         for (message, scope, passing, wait) in [
-            ("", Scope::Load, true, None),
-            ("Resource has been exhausted (e.g. check quota).", Scope::Load, true, None),
+            ("", RefusalScope::Load, true, None),
+            ("Resource has been exhausted (e.g. check quota).", RefusalScope::Load, true, None),
             (
                 "You exceeded your spend-based rate limit. Your spending rate has exceeded the \
                  allowed limit for your account's billing history and tier.",
-                Scope::Spend,
+                RefusalScope::Spend,
                 true,
                 Some(60),
             ),
             (
                 "You exceeded your current quota, please check your plan and billing details.",
-                Scope::Other,
+                RefusalScope::Other,
                 false,
                 Some(60),
             ),
-            ("Search Grounding quota exceeded.", Scope::Other, false, Some(60)),
-            ("Too many requests. Please retry in 3s.", Scope::Other, true, Some(3)),
+            ("Search Grounding quota exceeded.", RefusalScope::Other, false, Some(60)),
+            ("Too many requests. Please retry in 3s.", RefusalScope::Other, true, Some(3)),
         ] {
             let refusal = refusal("[]", message);
             assert_eq!((refusal.scope, refusal.is_passing()), (scope, passing), "{message}");
@@ -426,9 +426,9 @@ mod tests {
     #[test]
     fn interactions_tell_the_kind_of_quota_in_their_code() {
         let scope = |code| Refusal::read(Some(code), "You exceeded your quota.", &[]).scope;
-        assert_eq!(scope("rate_limit_exceeded"), Scope::PerMinute);
-        assert_eq!(scope("quota_exceeded"), Scope::PerDay);
-        assert_eq!(scope("too_many_requests"), Scope::Other);
+        assert_eq!(scope("rate_limit_exceeded"), RefusalScope::PerMinute);
+        assert_eq!(scope("quota_exceeded"), RefusalScope::PerDay);
+        assert_eq!(scope("too_many_requests"), RefusalScope::Other);
     }
 
     #[test]
@@ -441,15 +441,15 @@ mod tests {
         ] {
             let details = format!("[{},{}]", violation(id), retry_info("3s"));
             let refusal = refusal(&details, "");
-            assert_eq!((refusal.scope, refusal.is_passing()), (Scope::Other, false), "{id}");
+            assert_eq!((refusal.scope, refusal.is_passing()), (RefusalScope::Other, false), "{id}");
             let hours = if id.contains("PerDay") { 8 } else { 0 };
             let wait = refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(wait.as_secs() / HOUR, hours, "{id}: midnight in California");
         }
         let embeds = format!("[{}]", violation("BatchEmbedContentsRequestsPerMinutePerProject"));
-        assert_eq!(refusal(&embeds, "").scope, Scope::PerMinute);
+        assert_eq!(refusal(&embeds, "").scope, RefusalScope::PerMinute);
         let both = format!("[{},{}]", violation("GroundingRequestsPerDay"), violation(MINUTE_ID));
-        assert_eq!(refusal(&both, "").scope, Scope::PerMinute);
+        assert_eq!(refusal(&both, "").scope, RefusalScope::PerMinute);
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
                 retry_info("3s")
             );
             let refusal = refusal(&details, "");
-            assert_eq!((refusal.scope, refusal.is_passing()), (Scope::NoQuota, false));
+            assert_eq!((refusal.scope, refusal.is_passing()), (RefusalScope::NoQuota, false));
             assert_eq!(refusal.retry_at(Timestamp::UNIX_EPOCH), None);
         }
     }
@@ -522,7 +522,7 @@ mod tests {
         assert_eq!(found[2].model.as_deref(), Some("a"));
 
         let alone = refusal("[]", message);
-        assert_eq!((alone.scope, alone.violations.len()), (Scope::NoQuota, 3));
+        assert_eq!((alone.scope, alone.violations.len()), (RefusalScope::NoQuota, 3));
         assert_eq!(alone.retry_after, Some(Duration::from_secs(1)));
     }
 }

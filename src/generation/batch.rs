@@ -1,4 +1,4 @@
-//! Many generations in one request: each answer in its own place, one place in the queue.
+//! Many generations in one request: each answer in its own ticket, one ticket in the queue.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -43,7 +43,7 @@ pub struct Outcome<Output> {
 /// the queue on. Dropping the future cancels them all.
 ///
 /// # Errors
-/// [`Refused::QueueFull`] when the batch finds no place in the queue, [`Refused::OutOfReach`] when
+/// [`Refused::QueueFull`] when the batch finds no place in the queue, [`Refused::StoreUnavailable`] when
 /// there is none to be found: nothing was sent then.
 pub async fn generate_all<G: Generation>(
     dispatcher: &Arc<Dispatcher>,
@@ -53,7 +53,7 @@ pub async fn generate_all<G: Generation>(
 ) -> Result<Vec<Outcome<G::Output>>, Refused> {
     let batch = Arc::new(Batch::new(dispatcher, offload, items, timeout));
     let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
-    (0..batch.lanes.len()).for_each(|lane| batch.start_runner(lane));
+    (0..batch.accounts.len()).for_each(|account| batch.start_runner(account));
     batch.runners.close();
     batch.runners.wait().await;
     if let Some(refused) = batch.refused.get() {
@@ -66,7 +66,7 @@ pub async fn generate_all<G: Generation>(
 struct Batch<G: Generation> {
     dispatcher: Arc<Dispatcher>,
     offload: Arc<Offload>,
-    lanes: Vec<Lane<G>>,
+    accounts: Vec<AccountItems<G>>,
     timeout: Duration,
     /// In the order of the items. One whose runner never tells how it ended has failed.
     outcomes: Mutex<Vec<Outcome<G::Output>>>,
@@ -77,7 +77,7 @@ struct Batch<G: Generation> {
 }
 
 /// The items that go the same way: those that have not gone yet, each with its index.
-struct Lane<G> {
+struct AccountItems<G> {
     route: Arc<Route>,
     items: Mutex<VecDeque<(usize, G)>>,
     /// How many runners wait for the one whose turn it is.
@@ -91,26 +91,30 @@ impl<G: Generation> Batch<G> {
         items: Vec<Item<G>>,
         timeout: Duration,
     ) -> Self {
-        let place = dispatcher.place_for_many();
+        let ticket = dispatcher.enqueue_batch();
         let mut outcomes = Vec::with_capacity(items.len());
-        let mut lanes: Vec<Lane<G>> = Vec::new();
+        let mut accounts: Vec<AccountItems<G>> = Vec::new();
         let mut known = HashMap::new();
         for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
             let model = generation.model().clone();
             outcomes.push(Outcome { model: model.clone(), result: Err(Failure::Internal) });
             let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
-            let lane = *known.entry(way).or_insert_with(|| {
-                let route = dispatcher.route(&place, key, model, semaphore);
-                lanes.push(Lane { route, items: Mutex::default(), standing_by: 0.into() });
-                lanes.len() - 1
+            let account = *known.entry(way).or_insert_with(|| {
+                let route = dispatcher.route(&ticket, key, model, semaphore);
+                accounts.push(AccountItems {
+                    route,
+                    items: Mutex::default(),
+                    standing_by: 0.into(),
+                });
+                accounts.len() - 1
             });
-            let items = lanes[lane].items.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let items = accounts[account].items.get_mut().unwrap_or_else(PoisonError::into_inner);
             items.push_back((index, generation));
         }
         Self {
             dispatcher: Arc::clone(dispatcher),
             offload: Arc::clone(offload),
-            lanes,
+            accounts,
             timeout,
             outcomes: Mutex::new(outcomes),
             runners: TaskTracker::new(),
@@ -119,21 +123,21 @@ impl<G: Generation> Batch<G> {
         }
     }
 
-    fn start_runner(self: &Arc<Self>, lane: usize) {
-        self.lanes[lane].standing_by.fetch_add(1, Ordering::Relaxed);
+    fn start_runner(self: &Arc<Self>, account: usize) {
+        self.accounts[account].standing_by.fetch_add(1, Ordering::Relaxed);
         // Boxed, for all that is wrapped around it would hold it several times over and move it.
-        let runner = Box::pin(Arc::clone(self).run(lane));
+        let runner = Box::pin(Arc::clone(self).run(account));
         let runner = self.cancelled.clone().run_until_cancelled_owned(runner);
         self.runners.spawn(runner.in_current_span());
     }
 
-    /// Takes item after item from a lane, waits for it to be let in, and generates it. Whoever is
+    /// Takes item after item from a account, waits for it to be let in, and generates it. Whoever is
     /// let in sees to it that another one stands in the queue meanwhile, so that there are as many
     /// runners as items under way, and one.
-    async fn run(self: Arc<Self>, lane: usize) {
-        let Lane { route, items, standing_by } = &self.lanes[lane];
+    async fn run(self: Arc<Self>, account: usize) {
+        let AccountItems { route, items, standing_by } = &self.accounts[account];
         loop {
-            let turn = route.turn().await;
+            let head = route.head().await;
             standing_by.fetch_sub(1, Ordering::Relaxed);
             let Some((index, generation)) = lock(items).pop_front() else { return };
             let call = Call {
@@ -144,18 +148,18 @@ impl<G: Generation> Batch<G> {
                 images: 0,
                 deadline: Instant::now() + self.timeout,
             };
-            let result = match self.dispatcher.admit_in_turn(&call, turn).await {
+            let result = match self.dispatcher.admit_at_head(&call, head).await {
                 Ok(admission) => {
                     if standing_by.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
-                        self.start_runner(lane);
+                        self.start_runner(account);
                     }
                     let generation = Arc::new(generation);
                     generate(&self.dispatcher, &self.offload, &call, &generation, admission).await
                 }
                 Err(dispatch::Failure::Refused(
-                    refused @ (Refused::QueueFull | Refused::OutOfReach(_)),
+                    refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
                 )) => {
-                    // Another lane may have been first to say so.
+                    // Another account may have been first to say so.
                     let _ = self.refused.set(refused);
                     self.cancelled.cancel();
                     return;
@@ -188,7 +192,7 @@ mod tests {
     use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
     use crate::generation::chat::ChatRequest;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
-    use crate::limits::{Door, QuotaPlan};
+    use crate::limits::{Limiter, QuotaPlan};
     use crate::metrics::Metrics;
     use crate::schema::Work;
     use crate::simulator::{Options, Simulator};
@@ -241,11 +245,11 @@ mod tests {
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let simulator = Simulator::new(Options::default()).router();
         tokio::spawn(async { axum::serve(listener, simulator).await });
-        let door = Door::new(2, 10, QuotaPlan::default());
+        let limiter = Limiter::new(2, 10, QuotaPlan::default());
         let dispatcher = Arc::new(Dispatcher::new(
             Client::new(&base_url).unwrap(),
-            Arc::clone(&door),
-            Arc::new(Metrics::new(Arc::clone(&door))),
+            Arc::clone(&limiter),
+            Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
         ));
         let item = |n: usize| Item {
@@ -268,6 +272,6 @@ mod tests {
                 Err(failure) => assert!(matches!(failure, Failure::Internal) && n % 3 == 1),
             }
         }
-        assert_eq!((door.occupancy().in_flight, door.occupancy().available), (0, 2));
+        assert_eq!((limiter.occupancy().in_flight, limiter.occupancy().available), (0, 2));
     }
 }

@@ -16,7 +16,7 @@ use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use super::budget::{Budget, BudgetUsage, LocalBudget};
 use super::plan::{Planned, PlannedQuotas, QuotaPlan, Source};
 use super::quota::Quotas;
-use super::semaphore::OutOfReach;
+use super::semaphore::StoreUnavailable;
 use super::store::Store;
 
 /// How long an alias stays with a model when Gemini's answers name another one that they named
@@ -200,8 +200,8 @@ impl Account {
     /// The quotas that count now, each with where it comes from, and what is spent of them.
     ///
     /// # Errors
-    /// [`OutOfReach`] where others share them and they cannot be reached.
-    pub async fn quotas(&self) -> Result<(PlannedQuotas, BudgetUsage), OutOfReach> {
+    /// [`StoreUnavailable`] where others share them and they cannot be reached.
+    pub async fn quotas(&self) -> Result<(PlannedQuotas, BudgetUsage), StoreUnavailable> {
         let usage = self.budget.usage().await?;
         let mut quotas = *self.planned();
         for (kind, quota) in quotas.iter_mut() {

@@ -58,8 +58,8 @@ impl AdaptiveLimit {
     }
 
     fn is_overfull(&self) -> bool {
-        let standing = self.semaphore.standing();
-        standing.in_use > standing.limit
+        let usage = self.semaphore.usage();
+        usage.in_use > usage.limit
     }
 
     /// How many calls may run at once now.
@@ -125,7 +125,7 @@ impl Slot {
         }
         let Some(entered) = self.entered else { return };
         self.limit.learn(|search| {
-            let full = self.limit.semaphore.standing().in_use >= search.limit();
+            let full = self.limit.semaphore.usage().in_use >= search.limit();
             search.succeeded(entered, full);
         });
     }

@@ -28,7 +28,7 @@ use serde::Deserialize;
 
 use super::plan::PlannedQuotas;
 use super::quota::{PerKind, QuotaKind, Quotas, Resource};
-use super::semaphore::OutOfReach;
+use super::semaphore::StoreUnavailable;
 use crate::pacific::{SystemClock, WallClock};
 use ledger::{Ledger, Opening};
 
@@ -127,23 +127,23 @@ pub trait Budget: fmt::Debug + Send + Sync {
     fn is_paused(&self) -> bool;
 
     /// What is spent now.
-    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>>;
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, StoreUnavailable>>;
 
     /// A reservation is given back unsent.
     fn give_back(&self, cost: Cost);
 
     /// What was reserved leaves now.
-    fn depart(&self, cost: Cost) -> Departure;
+    fn start(&self, cost: Cost) -> Started;
 
     /// What left and was counted as `counted` cost `actual`: nothing, where it was refused and does
     /// not count.
-    fn settle(&self, departure: Departure, counted: Cost, actual: Cost);
+    fn settle(&self, started: Started, counted: Cost, actual: Cost);
 
     /// Gemini has answered a call of the account: nobody made its key and model up.
     fn prove(&self) {}
 
     /// What left does not count in its day.
-    fn take_back_of_day(&self, departure: Departure, cost: Cost);
+    fn take_back_of_day(&self, started: Started, cost: Cost);
 
     /// What left then was refused because the requests of its day are used up: until the midnight
     /// after it, all others are refused at once, and so are those who wait.
@@ -152,7 +152,7 @@ pub trait Budget: fmt::Debug + Send + Sync {
 
 /// A call's leaving.
 #[derive(Debug, Clone, Copy)]
-pub struct Departure {
+pub struct Started {
     /// What the budget knows it by.
     pub(super) number: u64,
     /// When it was.
@@ -186,9 +186,9 @@ pub enum NotReserved {
     /// The quotas have no room for the call in time.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// The quotas that the replicas share are out of reach.
+    /// The quotas that the replicas share are unavailable.
     #[error(transparent)]
-    OutOfReach(#[from] OutOfReach),
+    StoreUnavailable(#[from] StoreUnavailable),
 }
 
 /// A budget of this process.
@@ -315,25 +315,25 @@ impl LocalBudget {
     ) -> Result<Reservation, Exhausted> {
         let cost = cost.bounded();
         let line = match line {
-            Line::Courteous if self.ledger().is_waited_for() => Line::Queue,
+            Line::YieldOnce if self.ledger().is_waited_for() => Line::Queue,
             line => line,
         };
         let queue = match line {
-            Line::Queue | Line::Courteous => &self.queue,
+            Line::Queue | Line::YieldOnce => &self.queue,
             Line::Returning => &self.returning,
         };
-        let mut place = Place::join(&self, line, cost, deadline)?;
+        let mut entry = QueueEntry::join(&self, line, cost, deadline)?;
         'queue: loop {
             let Ok(_first) = timeout_at(deadline, queue.first.lock()).await else {
-                return Err(place.give_up());
+                return Err(entry.give_up());
             };
             loop {
-                let until = match place.advance(deadline)? {
+                let until = match entry.advance(deadline)? {
                     Opening::Now => {
                         return Ok(self.reservation(cost));
                     }
-                    Opening::AfterYou => {
-                        place.line = Line::Queue;
+                    Opening::Yield => {
+                        entry.line = Line::Queue;
                         continue 'queue;
                     }
                     Opening::At(at) => at.min(deadline),
@@ -370,7 +370,7 @@ impl LocalBudget {
     /// Gives a cost back to the day where it is counted.
     fn give_day_back(&self, left_at: Instant, cost: Cost) {
         if let Some(budget) = self.moved_to.get().and_then(Weak::upgrade) {
-            budget.take_back_of_day(Departure { number: 0, at: left_at }, cost);
+            budget.take_back_of_day(Started { number: 0, at: left_at }, cost);
         }
     }
 
@@ -445,7 +445,7 @@ impl Budget for LocalBudget {
         self.ledger().is_paused()
     }
 
-    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>> {
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, StoreUnavailable>> {
         ready(Ok(self.usage_now())).boxed()
     }
 
@@ -455,24 +455,24 @@ impl Budget for LocalBudget {
         }
     }
 
-    fn depart(&self, cost: Cost) -> Departure {
+    fn start(&self, cost: Cost) -> Started {
         let mut left_at = None;
         self.change(|ledger, now| {
             left_at = Some(now);
-            ledger.depart(cost, now);
+            ledger.start(cost, now);
         });
-        Departure { number: 0, at: left_at.expect("it is changed at once") }
+        Started { number: 0, at: left_at.expect("it is changed at once") }
     }
 
-    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
-        if self.change(|ledger, now| ledger.correct(departure.at, counted, actual, now)) {
-            self.give_day_back(departure.at, counted.saturating_sub(actual));
+    fn settle(&self, started: Started, counted: Cost, actual: Cost) {
+        if self.change(|ledger, now| ledger.correct(started.at, counted, actual, now)) {
+            self.give_day_back(started.at, counted.saturating_sub(actual));
         }
     }
 
-    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
-        if self.change(|ledger, _| ledger.take_back_of_day(departure.at, cost)) {
-            self.give_day_back(departure.at, cost);
+    fn take_back_of_day(&self, started: Started, cost: Cost) {
+        if self.change(|ledger, _| ledger.take_back_of_day(started.at, cost)) {
+            self.give_day_back(started.at, cost);
         }
     }
 
@@ -482,14 +482,14 @@ impl Budget for LocalBudget {
 }
 
 /// A place in the queue, given up on drop.
-struct Place<'a> {
+struct QueueEntry<'a> {
     budget: &'a LocalBudget,
     line: Line,
     cost: Cost,
     waits: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> QueueEntry<'a> {
     fn join(
         budget: &'a LocalBudget,
         line: Line,
@@ -514,7 +514,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueEntry<'_> {
     fn drop(&mut self) {
         if self.waits {
             self.budget.ledger().leave(self.line, self.cost);
@@ -540,8 +540,8 @@ impl Reservation {
     /// The call leaves now: from this moment it counts for a minute.
     pub fn leave(mut self) -> Sent {
         let budget = self.budget.take().expect("a reservation leaves once");
-        let departure = budget.depart(self.cost);
-        Sent { budget, cost: self.cost, departure }
+        let started = budget.start(self.cost);
+        Sent { budget, cost: self.cost, started }
     }
 }
 
@@ -559,13 +559,13 @@ impl Drop for Reservation {
 pub struct Sent {
     budget: Arc<dyn Budget>,
     cost: Cost,
-    departure: Departure,
+    started: Started,
 }
 
 impl Sent {
     /// When it left.
     pub fn left_at(&self) -> Instant {
-        self.departure.at
+        self.started.at
     }
 
     /// Replaces the estimate with what the call cost, in tokens. Without effect a minute after
@@ -574,24 +574,24 @@ impl Sent {
         let tokens = Cost::bounded_amount(actual_tokens);
         let actual = self.cost.with(Resource::InputTokens, tokens);
         if actual != self.cost {
-            self.budget.settle(self.departure, self.cost, actual);
+            self.budget.settle(self.started, self.cost, actual);
         }
     }
 
     /// Gives the requests of the day back to the account that is charged now: those of a call in
     /// flight moved there with all that was spent.
     pub(super) fn take_back_of_day_at(&self, charged: &Arc<dyn Budget>) {
-        charged.take_back_of_day(self.departure, self.cost);
+        charged.take_back_of_day(self.started, self.cost);
     }
 
     /// Gemini refused the request itself: it does not count in its day, and the estimate stands in
     /// its minute.
     pub fn not_of_the_day(self) {
-        self.budget.take_back_of_day(self.departure, self.cost);
+        self.budget.take_back_of_day(self.started, self.cost);
     }
 
     /// Gemini refused the call with 429, so that it did not count there and does not here.
     pub fn refused(self) {
-        self.budget.settle(self.departure, self.cost, Cost::default());
+        self.budget.settle(self.started, self.cost, Cost::default());
     }
 }

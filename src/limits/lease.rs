@@ -13,9 +13,9 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
-use super::door::{Door, Refused, Turnstile};
+use super::limiter::{Limiter, QueueTicket, Refused};
 use super::named::SemaphoreId;
-use super::semaphore::{NotGranted, OutOfReach, Permit, Semaphore, WaitMode};
+use super::semaphore::{NotGranted, Permit, Semaphore, StoreUnavailable, WaitMode};
 use super::store::{NewLease, Unleased};
 
 /// What somebody asks for.
@@ -71,8 +71,8 @@ pub enum NoLease {
     Refused(#[from] Refused),
 }
 
-impl From<OutOfReach> for NoLease {
-    fn from(reason: OutOfReach) -> Self {
+impl From<StoreUnavailable> for NoLease {
+    fn from(reason: StoreUnavailable) -> Self {
         Self::Refused(reason.into())
     }
 }
@@ -81,7 +81,7 @@ impl From<Unleased> for NoLease {
     fn from(reason: Unleased) -> Self {
         match reason {
             Unleased::Deleted => Self::Refused(Refused::SemaphoreDeleted),
-            Unleased::OutOfReach(reason) => reason.into(),
+            Unleased::StoreUnavailable(reason) => reason.into(),
         }
     }
 }
@@ -94,7 +94,7 @@ pub struct NoSuchLease;
 /// Those who ask for leases.
 #[derive(Debug)]
 pub struct Leases {
-    door: Arc<Door>,
+    limiter: Arc<Limiter>,
     /// The requests with an idempotency key that wait.
     asked: Mutex<HashMap<KeyName, Asked>>,
 }
@@ -125,9 +125,9 @@ impl Leases {
     /// How long a request can wait for a lease.
     pub const WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
 
-    /// Leases of the semaphores of a door.
-    pub fn new(door: Arc<Door>) -> Arc<Self> {
-        Arc::new(Self { door, asked: Mutex::default() })
+    /// Leases of the semaphores of a limiter.
+    pub fn new(limiter: Arc<Limiter>) -> Arc<Self> {
+        Arc::new(Self { limiter, asked: Mutex::default() })
     }
 
     /// Waits for a lease, behind the calls and leases that asked before, for at most `wait`; with
@@ -138,7 +138,7 @@ impl Leases {
     /// # Errors
     /// [`NoLease::Unavailable`] when the time is over; [`NoLease::KeyReused`] where the terms are
     /// not those that the key came with before; [`Refused::QueueFull`],
-    /// [`Refused::SemaphoreDeleted`], [`Refused::MoreThanLimit`] and [`Refused::OutOfReach`], the
+    /// [`Refused::SemaphoreDeleted`], [`Refused::MoreThanLimit`] and [`Refused::StoreUnavailable`], the
     /// last three also while it waits.
     pub async fn acquire(
         self: &Arc<Self>,
@@ -216,7 +216,7 @@ struct Asking {
 
 impl Asking {
     async fn obtain(self) -> Result<(Lease, bool), NoLease> {
-        let store = self.leases.door.store();
+        let store = self.leases.limiter.store();
         if let Some(key) = &self.new.key
             && let Some(before) = store.find_lease(&self.semaphore, key).await?
         {
@@ -230,7 +230,7 @@ impl Asking {
     async fn permit(&self) -> Result<Permit, NoLease> {
         let (semaphore, permits) = (&self.semaphore, self.new.terms.permits);
         if self.mode == WaitMode::Endless {
-            let place = Turnstile::new(Arc::clone(&self.leases.door));
+            let place = QueueTicket::new(Arc::clone(&self.leases.limiter));
             return Ok(place.acquire_many(semaphore, permits).await?);
         }
         let permit = Arc::clone(semaphore).ask(permits, WaitMode::None).await;

@@ -26,7 +26,7 @@ pub struct QuotaPlan {
     /// The length of a minute: 60 s. Shorter only to scale a measurement down.
     pub minute: Duration,
     /// The most specific first, no scope twice.
-    rules: Vec<(Scope, Limits)>,
+    rules: Vec<(LimitScope, Limits)>,
     labels: Vec<(KeyDigest, Arc<str>)>,
 }
 
@@ -67,7 +67,7 @@ pub type PlannedQuotas = PerKind<Option<Planned>>;
 
 /// Which keys and models a rule is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scope {
+pub struct LimitScope {
     /// The label of the keys; `None` for every key.
     pub label: Option<Arc<str>>,
     /// The model, without `models/`; `None` for every model.
@@ -146,7 +146,7 @@ impl QuotaPlan {
     ///
     /// # Errors
     /// [`RepeatedScope`] where there is one for the same label and model.
-    pub fn add_limits(&mut self, scope: Scope, limits: Limits) -> Result<(), RepeatedScope> {
+    pub fn add_limits(&mut self, scope: LimitScope, limits: Limits) -> Result<(), RepeatedScope> {
         if self.rules.iter().any(|(other, _)| *other == scope) {
             return Err(RepeatedScope);
         }
@@ -232,7 +232,7 @@ impl From<PlannedQuotas> for Quotas {
     }
 }
 
-impl Scope {
+impl LimitScope {
     fn covers(&self, label: Option<&str>, model: &str) -> bool {
         (self.label.is_none() || self.label.as_deref() == label)
             && self.model.as_deref().is_none_or(|own| own == model)

@@ -19,13 +19,13 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// Asks for permits. Those who ask later for fewer do not overtake. Where they are not free,
     /// the place waits behind those who asked before, or is refused with
     /// [`NotGranted::NoneFree`].
-    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place;
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> PermitRequest;
 
     /// Its number, which no other of its store has or had.
     fn number(&self) -> u64;
 
     /// How many are out and how many wait: as last heard, where others count it.
-    fn standing(&self) -> Standing;
+    fn usage(&self) -> SemaphoreUsage;
 
     /// What tells whether a permit of that tenure may still be used, where that can end by itself.
     fn fence(&self, tenure: u64) -> Option<Fence>;
@@ -54,7 +54,7 @@ pub enum WaitMode {
 
 /// How a semaphore stands at one moment, in permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Standing {
+pub struct SemaphoreUsage {
     /// How many may be out at once.
     pub limit: usize,
     /// How many are out: more than the limit for a while after it was lowered.
@@ -63,7 +63,7 @@ pub struct Standing {
     pub waiting: usize,
 }
 
-impl Standing {
+impl SemaphoreUsage {
     /// How many permits could be taken now without waiting: none where somebody waits.
     pub fn available(self) -> usize {
         if self.waiting == 0 { self.limit.saturating_sub(self.in_use) } else { 0 }
@@ -87,13 +87,13 @@ pub enum NotGranted {
     },
     /// Nothing can be had before the store that the replicas share is there again.
     #[error(transparent)]
-    OutOfReach(#[from] OutOfReach),
+    StoreUnavailable(#[from] StoreUnavailable),
 }
 
 /// The store that the replicas share cannot be reached, so that nobody knows what others hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the shared limits are out of reach")]
-pub struct OutOfReach {
+#[error("the shared limits are unavailable")]
+pub struct StoreUnavailable {
     /// In how long it is worth another try.
     pub retry_after: Duration,
 }
@@ -101,18 +101,18 @@ pub struct OutOfReach {
 /// The asking for permits that all semaphores have in common.
 pub trait Acquire {
     /// Asks for one permit and waits for it.
-    fn acquire(&self) -> Place;
+    fn acquire(&self) -> PermitRequest;
 
     /// Asks for a permit that counts as so many and waits for it.
-    fn acquire_many(&self, permits: usize) -> Place;
+    fn acquire_many(&self, permits: usize) -> PermitRequest;
 }
 
 impl<S: Semaphore + ?Sized> Acquire for Arc<S> {
-    fn acquire(&self) -> Place {
+    fn acquire(&self) -> PermitRequest {
         self.acquire_many(1)
     }
 
-    fn acquire_many(&self, permits: usize) -> Place {
+    fn acquire_many(&self, permits: usize) -> PermitRequest {
         Arc::clone(self).ask(permits, WaitMode::Endless)
     }
 }
@@ -174,7 +174,7 @@ type Answer = Result<Permit, NotGranted>;
 /// came and was not taken up goes back.
 #[derive(Debug)]
 #[must_use = "dropping a place leaves the queue"]
-pub struct Place(Asked);
+pub struct PermitRequest(Asked);
 
 #[derive(Debug)]
 enum Asked {
@@ -189,7 +189,7 @@ struct Ticket {
     answer: oneshot::Receiver<Answer>,
 }
 
-impl Place {
+impl PermitRequest {
     /// A place of one who has its answer already.
     pub(super) fn answered(answer: Answer) -> Self {
         Self(Asked::Answered(Some(answer)))
@@ -205,7 +205,7 @@ impl Place {
     }
 }
 
-impl Future for Place {
+impl Future for PermitRequest {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {

@@ -14,12 +14,12 @@ use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
 use super::plan::PlannedQuotas;
-use super::semaphore::{OutOfReach, Permit, Semaphore};
+use super::semaphore::{Permit, Semaphore, StoreUnavailable};
 
 pub use local::LocalStore;
 
 /// What is asked of a store; where others share it, it has to be fetched.
-pub type Fetched<'a, T> = BoxFuture<'a, Result<T, OutOfReach>>;
+pub type Fetched<'a, T> = BoxFuture<'a, Result<T, StoreUnavailable>>;
 
 /// The semaphores there are, and what is leased of them.
 pub trait Store: fmt::Debug + Send + Sync {
@@ -99,8 +99,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Whether the store can be reached; without it, nothing new is let in.
     ///
     /// # Errors
-    /// [`OutOfReach`] where it cannot.
-    fn reach(&self) -> Result<(), OutOfReach>;
+    /// [`StoreUnavailable`] where it cannot.
+    fn reach(&self) -> Result<(), StoreUnavailable>;
 
     /// Whether others share it.
     fn is_shared(&self) -> bool;
@@ -130,7 +130,7 @@ pub enum Unleased {
     Deleted,
     /// The store was lost.
     #[error(transparent)]
-    OutOfReach(#[from] OutOfReach),
+    StoreUnavailable(#[from] StoreUnavailable),
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ const WAIT: Duration = Duration::from_secs(55);
 const ASK_AGAIN: Duration = Duration::from_secs(40);
 
 /// How much longer than its wait a request may take before its answer counts as lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For how long a service is asked anew that was there and has gone: as long as a start takes.
 const ABSENCE: Duration = Duration::from_secs(60);
@@ -147,7 +147,7 @@ impl Service {
             "wait_seconds": WAIT.as_secs(), "idempotency_key": key,
         });
         let request = self.request(Method::POST, None, Some(&body));
-        let answer = self.exchange(request, WAIT + PATIENCE).await?;
+        let answer = self.exchange(request, WAIT + ANSWER_TIMEOUT).await?;
         serde_json::from_value(answer)
             .map_err(|error| Trouble::Passing(format!("the answer is no lease: {error}")))
     }
@@ -157,7 +157,7 @@ impl Service {
         let ends = Instant::now() + ttl;
         let body = json!({"ttl_seconds": ttl.as_secs_f64()});
         let request = self.request(Method::PUT, Some(lease), Some(&body));
-        self.exchange(request, (ttl / 3).min(PATIENCE)).await.map(|_| ends)
+        self.exchange(request, (ttl / 3).min(ANSWER_TIMEOUT)).await.map(|_| ends)
     }
 
     /// Renews a lease at each third of its time, until it is lost; gives the reason.
@@ -186,7 +186,7 @@ impl Service {
         let mut attempts = 1;
         loop {
             let request = self.request(Method::DELETE, Some(lease), None);
-            match self.exchange(request, PATIENCE / 2).await {
+            match self.exchange(request, ANSWER_TIMEOUT / 2).await {
                 Err(Trouble::Passing(_)) if attempts < RELEASES => {
                     attempts += 1;
                     sleep(PAUSE).await;
@@ -220,9 +220,9 @@ impl Service {
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<Value, Trouble> {
-        let answered = timeout(patience, async {
+        let answered = timeout(time_limit, async {
             let response = self.http.request(request).await.map_err(|error| self.broken(&error))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
@@ -230,7 +230,7 @@ impl Service {
                 body.map_err(|error| Trouble::Passing(format!("no whole answer: {error}")))?;
             Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null)))
         });
-        let no_answer = || Trouble::Passing(format!("no answer within {patience:?}"));
+        let no_answer = || Trouble::Passing(format!("no answer within {time_limit:?}"));
         let (status, body) = answered.await.map_err(|_| no_answer())??;
         if status.is_success() { Ok(body) } else { Err(failed(status, &body)) }
     }

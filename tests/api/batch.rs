@@ -275,9 +275,9 @@ async fn an_items_own_semaphore_wins_over_the_batchs() {
         "external_semaphore_id": "one",
     });
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
-    service.until("three run", |door| door.in_flight == 3 && door.waiting == 1).await;
-    let in_use = service.gateway.door.store().named().into_iter();
-    let in_use = in_use.map(|(id, semaphore)| (id.to_string(), semaphore.standing().in_use));
+    service.until("three run", |limiter| limiter.in_flight == 3 && limiter.waiting == 1).await;
+    let in_use = service.gateway.limiter.store().named().into_iter();
+    let in_use = in_use.map(|(id, semaphore)| (id.to_string(), semaphore.usage().in_use));
     assert_eq!(in_use.collect::<Vec<_>>(), [("one".to_owned(), 1), ("three".to_owned(), 2)]);
     batch.abort();
     service.until_idle().await;
@@ -295,7 +295,7 @@ async fn items_that_wait_for_a_semaphore_fail_when_it_is_deleted_and_those_that_
     batch["requests"][3]["external_semaphore_id"] = json!("other");
     let batch = answer(service.post("/batch/chat", &batch));
     let delete = async {
-        service.until("two run", |door| door.in_flight == 2 && door.waiting == 1).await;
+        service.until("two run", |limiter| limiter.in_flight == 2 && limiter.waiting == 1).await;
         answer(service.delete("/_admin/semaphores/two")).await
     };
     let (batch, deleted) = tokio::join!(batch, delete);

@@ -60,7 +60,7 @@ fn story() -> Value {
     json!({
         "illustration_style": "Watercolour in blues and greys.",
         "story_title": "The Storm's Friend",
-        "youtube_video_title": "She Opened the Door to a Storm",
+        "youtube_video_title": "She Opened the Limiter to a Storm",
         "youtube_video_description": "A girl, a lighthouse and a storm that wants in.",
         "youtube_video_hashtags": "#lighthouse #storm",
         "cover_image_description": "Mira at the lamp, the storm at the window.",

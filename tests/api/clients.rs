@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{ADMIN_KEY, PATIENCE, SERVER_KEY, Service};
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT};
 
 /// Where `tests/run` installs the clients.
 const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/clients");
@@ -45,7 +45,7 @@ async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let output = timeout(PATIENCE, client.output()).await;
+    let output = timeout(TEST_TIMEOUT, client.output()).await;
     let output = output.expect("it did not end").expect("it did not start");
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use crate::process::{Process, Start};
-use crate::support::{ADMIN_KEY, PATIENCE, Service, answer, slow};
+use crate::support::{ADMIN_KEY, Service, TEST_TIMEOUT, answer, slow};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
@@ -32,7 +32,7 @@ async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
 /// Reads a connection to its end, which must not be a reset.
 async fn to_the_end(stream: &mut TcpStream) -> String {
     let mut text = String::new();
-    let read = timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    let read = timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await;
     read.expect("it is not closed").expect("it is closed in order");
     text
 }
@@ -53,7 +53,7 @@ async fn one_answer(stream: &mut TcpStream) -> String {
         stream.read_exact(&mut body).await.expect("a whole answer");
         text.extend(body);
     };
-    timeout(PATIENCE, read).await.expect("an answer in time");
+    timeout(TEST_TIMEOUT, read).await.expect("an answer in time");
     String::from_utf8(text).unwrap()
 }
 
@@ -73,7 +73,7 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
         let pipelined = request("GET", "/", "", "").repeat(30_000);
         for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(1 << 20), &pipelined] {
             let mut stream = send(service.address, &call).await;
-            service.until("the call is in flight", |door| door.in_flight == 1).await;
+            service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
             // So much is cut off.
             let _ = stream.write_all(rest.as_bytes()).await;
             drop(stream);
@@ -87,12 +87,12 @@ async fn a_client_that_hangs_up_in_the_queue_is_noticed_behind_bytes_that_nobody
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let chat = request("POST", "/chat", JSON, &json!({"prompt": slow(300_000)}).to_string());
     let first = send(service.address, &chat).await;
-    service.until("the first is in flight", |door| door.in_flight == 1).await;
+    service.until("the first is in flight", |limiter| limiter.in_flight == 1).await;
     let second = send(service.address, format!("{chat}\r\n")).await;
-    service.until("the second waits", |door| door.waiting == 1).await;
+    service.until("the second waits", |limiter| limiter.waiting == 1).await;
     drop(second);
-    service.until("it has left the queue", |door| door.waiting == 0).await;
-    assert_eq!(service.gateway.door.occupancy().in_flight, 1);
+    service.until("it has left the queue", |limiter| limiter.waiting == 0).await;
+    assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
     drop(first);
     service.until_idle().await;
     assert_eq!(service.simulator.stats().calls, 1);
@@ -131,10 +131,10 @@ async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
         }
         passed
     };
-    let mut passed = timeout(PATIENCE, passed).await.expect("it is passed on");
+    let mut passed = timeout(TEST_TIMEOUT, passed).await.expect("it is passed on");
     let _ = stream.write_all(&vec![b'x'; 1 << 20]).await;
     drop(stream);
-    let rest = timeout(PATIENCE, passed.read(&mut [0])).await.expect("it is cancelled");
+    let rest = timeout(TEST_TIMEOUT, passed.read(&mut [0])).await.expect("it is cancelled");
     assert!(rest.is_err() || rest.is_ok_and(|read| read == 0));
 }
 
@@ -282,7 +282,7 @@ async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
     let in_flight = async {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != 1 {}
     };
-    timeout(PATIENCE, in_flight).await.expect("it is in flight");
+    timeout(TEST_TIMEOUT, in_flight).await.expect("it is in flight");
     let _held = half_sent(&process, 50).await;
     chats(&process).await;
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);

@@ -7,8 +7,8 @@
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
 use gemini_concurrent_generation::gemini::{
-    Answer, Error, ErrorKind, InputFeatures, Period, Quantity, Refusal, Scope, TokenEstimator,
-    Usage,
+    Answer, Error, ErrorKind, InputFeatures, Period, Quantity, Refusal, RefusalScope,
+    TokenEstimator, Usage,
 };
 use http::StatusCode;
 use jiff::Timestamp;
@@ -234,7 +234,7 @@ fn every_recorded_error_is_told_for_what_it_is() {
 struct Expected {
     /// How the name of its file ends.
     file: &'static str,
-    scope: Scope,
+    scope: RefusalScope,
     /// Every exceeded quota, in order.
     quotas: &'static [(Quantity, Period, Option<u64>)],
     retry_after: Option<Duration>,
@@ -246,14 +246,14 @@ const TOKENS_1M: &[(Quantity, Period, Option<u64>)] =
 /// A refusal for 1,000,000 input tokens a minute.
 const fn tokens(file: &'static str, secs: u64, nanos: u32) -> Expected {
     let retry_after = Some(Duration::new(secs, nanos));
-    Expected { file, scope: Scope::PerMinute, quotas: TOKENS_1M, retry_after }
+    Expected { file, scope: RefusalScope::PerMinute, quotas: TOKENS_1M, retry_after }
 }
 
 const REFUSALS: [Expected; 20] = [
     // Three quotas without values, no RetryInfo: the day decides.
     Expected {
         file: "free-tier-three-violations-no-quotaValue",
-        scope: Scope::PerDay,
+        scope: RefusalScope::PerDay,
         quotas: &[
             (Quantity::InputTokens, Period::Minute, None),
             (Quantity::Requests, Period::Minute, None),
@@ -264,29 +264,34 @@ const REFUSALS: [Expected; 20] = [
     // A day's quota with a short delay.
     Expected {
         file: "per-day-quotaId-with-retryinfo-36s",
-        scope: Scope::PerDay,
+        scope: RefusalScope::PerDay,
         quotas: &[(Quantity::Requests, Period::Day, Some(20))],
         retry_after: Some(Duration::new(36, 429_760_048)),
     },
     // Nothing but a link, and a message that tells of load.
     Expected {
         file: "help-only-no-retryinfo",
-        scope: Scope::Other,
+        scope: RefusalScope::Other,
         quotas: &[],
         retry_after: None,
     },
-    Expected { file: "short-no-details", scope: Scope::Load, quotas: &[], retry_after: None },
+    Expected {
+        file: "short-no-details",
+        scope: RefusalScope::Load,
+        quotas: &[],
+        retry_after: None,
+    },
     // The quota in an ErrorInfo.
     Expected {
         file: "unary-failure-quota-exceeded-0",
-        scope: Scope::NoQuota,
+        scope: RefusalScope::NoQuota,
         quotas: &[(Quantity::Requests, Period::Minute, Some(0))],
         retry_after: None,
     },
     // A RetryInfo alone, in whole seconds: one more is waited.
     Expected {
         file: "free-tier-tpm-retryinfo-26s",
-        scope: Scope::PerMinute,
+        scope: RefusalScope::PerMinute,
         quotas: &[(Quantity::InputTokens, Period::Minute, Some(250_000))],
         retry_after: Some(Duration::from_secs(27)),
     },
@@ -386,8 +391,8 @@ fn check_refusal(name: &str, refusal: &Refusal, expected: &Expected, now: Timest
     assert_eq!(quotas, expected.quotas, "{name}");
     assert_eq!(refusal.retry_after, expected.retry_after, "{name}");
     let retry_at = match expected.scope {
-        Scope::PerDay => Some(Duration::from_secs(5 * 3600)),
-        Scope::Load | Scope::NoQuota => None,
+        RefusalScope::PerDay => Some(Duration::from_secs(5 * 3600)),
+        RefusalScope::Load | RefusalScope::NoQuota => None,
         _ => Some(expected.retry_after.unwrap_or(Duration::from_secs(60))),
     };
     assert_eq!(refusal.retry_at(now), retry_at, "{name}");

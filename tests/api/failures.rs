@@ -238,7 +238,7 @@ async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
     };
     let waiting = tokio::spawn(answer(named("gemini-a", "[[simulate:quota=minute]]")));
     until("it was refused", || !service.simulator.stats().refused_429.is_empty()).await;
-    service.until("it waits", |door| door.in_flight == 0 && door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.in_flight == 0 && limiter.waiting == 1).await;
 
     assert_eq!(answer(named("gemini-b", "meanwhile")).await.status, StatusCode::OK);
     assert!(!waiting.is_finished(), "its next attempt is twelve seconds away");
@@ -257,7 +257,7 @@ async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
     ]});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     until("the others are done", || service.simulator.stats().answered == 2).await;
-    service.until("it waits", |door| door.in_flight == 0 && door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.in_flight == 0 && limiter.waiting == 1).await;
     assert!(!batch.is_finished());
     batch.abort();
 }

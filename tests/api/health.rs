@@ -59,9 +59,11 @@ async fn it_tells_how_busy_the_service_is() {
     let batch = json!({"requests": vec![json!({"prompt": slow(60_000)}); 5]});
     let single = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
-    service.until("the batch is under way", |door| door.in_flight == 2 && door.waiting == 1).await;
+    service
+        .until("the batch is under way", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
+        .await;
     let single = tokio::spawn(answer(service.post("/chat", &single)));
-    service.until("both wait", |door| door.waiting == 2).await;
+    service.until("both wait", |limiter| limiter.waiting == 2).await;
     let busy = json!({
         "global_concurrency_limit": 2,
         "current_available_slots": 0,
@@ -73,7 +75,9 @@ async fn it_tells_how_busy_the_service_is() {
     assert_eq!(concurrency_status(&service).await, busy);
 
     batch.abort();
-    service.until("the single one goes", |door| door.in_flight == 1 && door.waiting == 0).await;
+    service
+        .until("the single one goes", |limiter| limiter.in_flight == 1 && limiter.waiting == 0)
+        .await;
     assert_eq!(concurrency_status(&service).await["current_available_slots"], 1);
     single.abort();
     service.until_idle().await;

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::process::Start;
-use crate::support::{ADMIN_KEY, PATIENCE, Service, answer, slow};
+use crate::support::{ADMIN_KEY, Service, TEST_TIMEOUT, answer, slow};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
@@ -24,7 +24,7 @@ const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 fn client() -> Client {
-    Client::builder().http2_prior_knowledge().timeout(PATIENCE).build().unwrap()
+    Client::builder().http2_prior_knowledge().timeout(TEST_TIMEOUT).build().unwrap()
 }
 
 fn post(client: &Client, service: &Service, path: &str, body: &Value) -> RequestBuilder {
@@ -53,7 +53,7 @@ async fn chat(
 }
 
 async fn status(response: ResponseFuture) -> u16 {
-    timeout(PATIENCE, response).await.unwrap().unwrap().status().as_u16()
+    timeout(TEST_TIMEOUT, response).await.unwrap().unwrap().status().as_u16()
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn a_stream_that_is_reset_cancels_its_call_and_no_other() {
     for (body, cancelled) in [(whole, 1), (streamed, 2)] {
         let beside = chat(&mut client, "localhost", &json!({"prompt": slow(300)})).await;
         let (response, mut stream) = chat(&mut client, "localhost", &body).await;
-        service.until("both are in flight", |door| door.in_flight == 2).await;
+        service.until("both are in flight", |limiter| limiter.in_flight == 2).await;
         stream.send_reset(Reason::CANCEL);
         drop(response);
         assert_eq!(status(beside.0).await, 200);
@@ -158,7 +158,7 @@ async fn a_connection_that_is_closed_cancels_all_its_calls() {
     for _ in 0..5 {
         held.push(chat(&mut client, "localhost", &json!({"prompt": slow(300_000)})).await);
     }
-    service.until("all are in flight", |door| door.in_flight == 5).await;
+    service.until("all are in flight", |limiter| limiter.in_flight == 5).await;
     connection.abort();
     service.until_idle().await;
     let simulator = &service.simulator;
@@ -206,7 +206,7 @@ async fn each_request_takes_the_room_of_a_connection() {
         held.push(chat(&mut client, "localhost", &json!({"prompt": slow(300_000)})).await);
     }
     let (refused, _) = chat(&mut client, "localhost", &json!({"prompt": "x"})).await;
-    let refused = timeout(PATIENCE, refused).await.unwrap().unwrap_err();
+    let refused = timeout(TEST_TIMEOUT, refused).await.unwrap().unwrap_err();
     assert_eq!(refused.reason(), Some(Reason::REFUSED_STREAM));
     for (_, mut stream) in held.drain(1..) {
         stream.send_reset(Reason::CANCEL);
@@ -215,7 +215,7 @@ async fn each_request_takes_the_room_of_a_connection() {
     let answered = async {
         while chat(&mut client, "localhost", &json!({"prompt": "x"})).await.0.await.is_err() {}
     };
-    timeout(PATIENCE, answered).await.expect("there is room");
+    timeout(TEST_TIMEOUT, answered).await.expect("there is room");
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn a_short_body_that_nobody_reads_resets_nothing() {
     let (response, mut stream) = client.send_request(request, false).unwrap();
     stream.send_data("{".into(), false).unwrap();
     stream.send_data("}".into(), true).unwrap();
-    let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+    let response = timeout(TEST_TIMEOUT, response).await.unwrap().unwrap();
     assert_eq!(response.status(), 404);
     let mut body = response.into_body();
     while let Some(piece) = body.data().await {
@@ -242,7 +242,7 @@ async fn a_client_that_does_not_read_an_answer_loses_it_alone() {
     // The document is larger than the window, which is not opened again.
     let get = || Request::get("http://localhost/openapi.json").body(()).unwrap();
     let (response, _) = client.send_request(get(), true).unwrap();
-    let mut unread = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+    let mut unread = timeout(TEST_TIMEOUT, response).await.unwrap().unwrap().into_body();
     let ended = async {
         loop {
             match unread.data().await.expect("it is reset") {
@@ -251,7 +251,7 @@ async fn a_client_that_does_not_read_an_answer_loses_it_alone() {
             }
         }
     };
-    assert_eq!(timeout(PATIENCE, ended).await.unwrap(), Some(Reason::CANCEL));
+    assert_eq!(timeout(TEST_TIMEOUT, ended).await.unwrap(), Some(Reason::CANCEL));
     drop(unread);
     let (response, _) = client.send_request(get(), true).unwrap();
     assert_eq!(status(response).await, 200);
@@ -267,10 +267,10 @@ async fn what_is_in_flight_finishes_after_sigterm() {
     let in_flight = async {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != 1 {}
     };
-    timeout(PATIENCE, in_flight).await.expect("it is in flight");
+    timeout(TEST_TIMEOUT, in_flight).await.expect("it is in flight");
     process.terminate().await;
     assert_eq!(status(response).await, 200);
-    timeout(PATIENCE, connection).await.expect("it is closed").unwrap();
+    timeout(TEST_TIMEOUT, connection).await.expect("it is closed").unwrap();
     // One that says nothing holds nothing up for long.
     let (code, log) = timeout(Duration::from_secs(10), process.end()).await.expect("it ends");
     assert_eq!(code, Some(0), "{log}");
@@ -288,8 +288,8 @@ async fn an_idle_connection_is_closed_however_its_client_pings() {
     let (response, _) = client.send_request(request, true).unwrap();
     assert_eq!(status(response).await, 200);
     let closes = async { while pings.ping(h2::Ping::opaque()).await.is_ok() {} };
-    timeout(PATIENCE, closes).await.expect("it is closed");
-    timeout(PATIENCE, closed).await.unwrap().unwrap().expect("in order");
+    timeout(TEST_TIMEOUT, closes).await.expect("it is closed");
+    timeout(TEST_TIMEOUT, closed).await.unwrap().unwrap().expect("in order");
 }
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn an_offer_to_change_to_http2_is_ignored() {
                    GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("HTTP/1.1 404 "), "{text}");
 }
 
@@ -329,7 +329,7 @@ async fn a_key_in_a_malformed_path_is_not_logged() {
     stream.write_all(&bytes).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answered = Vec::new();
-    drop(timeout(PATIENCE, stream.read_to_end(&mut answered)).await.expect("it is closed"));
+    drop(timeout(TEST_TIMEOUT, stream.read_to_end(&mut answered)).await.expect("it is closed"));
     process.terminate().await;
     let (_, log) = process.end().await;
     assert!(log.contains("h2::") && !log.contains("plain secret"), "{log}");
@@ -353,7 +353,7 @@ async fn garbage_ends_its_connection_and_nothing_else() {
         let _ = stream.write_all(&bytes).await;
         let _ = stream.shutdown().await;
         let mut answered = Vec::new();
-        let read = timeout(PATIENCE, stream.read_to_end(&mut answered)).await;
+        let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answered)).await;
         drop(read.expect("it is closed"));
     }
     assert_eq!(service.chat("x").await.status, 200);
@@ -387,7 +387,7 @@ async fn floods_end_their_connection() {
         let (mut read, mut write) = TcpStream::connect(service.address).await.unwrap().into_split();
         let writes = tokio::spawn(async move { (write.write_all(&flood).await, write) });
         let mut answered = Vec::new();
-        let ended = timeout(PATIENCE, read.read_to_end(&mut answered)).await;
+        let ended = timeout(TEST_TIMEOUT, read.read_to_end(&mut answered)).await;
         drop(ended.expect("it is cut off"));
         drop(writes.await);
     }

@@ -306,12 +306,12 @@ async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
     let lease = taken(&service, 1).await;
     let wait = |holder| json!({"holder": holder, "ttl_seconds": 60, "wait_seconds": 600});
     let leaver = waiting(&service, wait("leaver"));
-    service.until("it waits", |door| door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
     let next = waiting(&service, wait("next"));
-    service.until("both wait", |door| door.waiting == 2).await;
+    service.until("both wait", |limiter| limiter.waiting == 2).await;
     assert_eq!(occupancy(&service).await, (json!(1), json!(2)));
     leaver.abort();
-    service.until("it left", |door| door.waiting == 1).await;
+    service.until("it left", |limiter| limiter.waiting == 1).await;
     release(&service, &lease).await;
     let next = next.await.unwrap().body;
     assert_eq!(next["holder"], "next");
@@ -326,7 +326,7 @@ async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
     let mut body =
         json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600, "idempotency_key": "k"});
     let first = waiting(&service, body.clone());
-    service.until("it waits", |door| door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
     let second = waiting(&service, body.clone());
     release(&service, &held).await;
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
@@ -356,9 +356,9 @@ async fn leases_and_calls_stand_in_one_queue() {
     let lease = taken(&service, 1).await;
     let call = json!({"prompt": slow(60_000), "external_semaphore_id": "images"});
     let call = tokio::spawn(answer(service.post("/chat", &call)));
-    service.until("the call waits", |door| door.waiting == 1).await;
+    service.until("the call waits", |limiter| limiter.waiting == 1).await;
     let next = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 60}));
-    service.until("the lease waits", |door| door.waiting == 2).await;
+    service.until("the lease waits", |limiter| limiter.waiting == 2).await;
     assert_eq!(service.simulator.stats().calls, 0);
 
     release(&service, &lease).await;
@@ -376,7 +376,7 @@ async fn a_full_queue_counts_those_who_wait_for_a_lease() {
     service.register("images", 1).await;
     let _lease = taken(&service, 1).await;
     let _waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
-    service.until("it waits", |door| door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
     let full = take(&service, json!({"holder": "y", "ttl_seconds": 60, "wait_seconds": 600})).await;
     assert_eq!(
         (full.status, &full.body["code"]),
@@ -392,7 +392,7 @@ async fn deleting_the_semaphore_ends_the_waits_and_lets_holders_finish() {
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
     let waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
-    service.until("it waits", |door| door.waiting == 1).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
     answer(service.delete("/_admin/semaphores/images")).await;
     let deleted = waits.await.unwrap();
     assert_eq!(

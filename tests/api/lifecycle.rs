@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
 use crate::process::{Process, Start, kill};
-use crate::support::{PATIENCE, answer, slow};
+use crate::support::{TEST_TIMEOUT, answer, slow};
 
 /// Waits until so many calls are in flight.
 async fn until_in_flight(process: &Process, calls: u64) {
     let arrived = async {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != calls {}
     };
-    timeout(PATIENCE, arrived).await.expect("the calls are in flight");
+    timeout(TEST_TIMEOUT, arrived).await.expect("the calls are in flight");
 }
 
 /// Waits until nobody listens at the address any longer.
@@ -32,7 +32,7 @@ async fn until_refused(process: &Process) {
             }
         }
     };
-    timeout(PATIENCE, refused).await.expect("connections are refused");
+    timeout(TEST_TIMEOUT, refused).await.expect("connections are refused");
 }
 
 #[tokio::test]
@@ -316,7 +316,8 @@ async fn a_health_check_tells_by_its_exit_code() {
 /// Reads a connection to its end.
 async fn to_the_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();
-    let read = timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("it was not cut off");
+    let read =
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it was not cut off");
     // A reset is an end too.
     let _ = read;
     String::from_utf8(text).unwrap()
@@ -341,7 +342,7 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
     to_the_end(&mut read).await;
     let (mut silent, _write) = silent.into_split();
     to_the_end(&mut silent).await;
-    timeout(PATIENCE, trickle).await.expect("it cannot go on").unwrap();
+    timeout(TEST_TIMEOUT, trickle).await.expect("it cannot go on").unwrap();
     assert_eq!(answer(process.get("/")).await.status, StatusCode::OK);
 }
 

@@ -242,7 +242,7 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
     }
     let running = json!({"prompt": slow(60_000)});
     let running = tokio::spawn(answer(service.post("/chat", &running)));
-    service.until("it is in flight", |door| door.in_flight == 1).await;
+    service.until("it is in flight", |limiter| limiter.in_flight == 1).await;
 
     let unauthenticated = answer(service.get("/_admin/limits")).await;
     assert_eq!(unauthenticated.status, StatusCode::UNAUTHORIZED);
@@ -327,7 +327,7 @@ async fn an_alias_is_shown_with_the_limits_of_the_model_that_is_charged() {
     let service = limited("gemini-real:rpm=100").await;
     let alias = json!({"prompt": "Hello", "model": "gemini-latest"});
     assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
-    let accounts = service.gateway.door.accounts();
+    let accounts = service.gateway.limiter.accounts();
     let key = *ApiKey::new(SERVER_KEY).unwrap().sha256();
     let alias_account = accounts.of(&key, &"gemini-latest".into());
     accounts.alias(&alias_account, "gemini-real", NamedBy::Answer);

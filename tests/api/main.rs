@@ -1,4 +1,4 @@
-//! The service, tested through its front door: one binary, one file a capability.
+//! The service, tested through its front limiter: one binary, one file a capability.
 
 mod architecture;
 mod auth;
@@ -12,7 +12,6 @@ mod connections;
 mod corpus;
 mod credentials;
 mod documentation;
-mod door;
 mod failures;
 mod fuzz;
 mod health;
@@ -20,6 +19,7 @@ mod http2;
 mod input;
 mod leases;
 mod lifecycle;
+mod limiter;
 mod limits;
 mod manual;
 mod memory;

@@ -75,7 +75,7 @@ async fn a_body_holds_its_memory_until_its_call_is_settled() {
         (GENERATE, native(&slow, 300_000)),
     ] {
         let call = tokio::spawn(service.post(path, &body).send());
-        service.until("the call is in flight", |door| door.in_flight > 0).await;
+        service.until("the call is in flight", |limiter| limiter.in_flight > 0).await;
         let used = service.gateway.bodies.used();
         assert!((300_000..600_000).contains(&used), "{path}: {used}");
         call.abort();

@@ -14,15 +14,15 @@ async fn text(service: &Service) -> String {
 }
 
 #[tokio::test]
-async fn it_shows_who_is_at_the_door() {
+async fn it_shows_who_is_at_the_limiter() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     service.register("one", 1).await;
     let named = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = json!({"requests": vec![named.clone(); 4], "external_semaphore_id": "one"});
     let single = tokio::spawn(answer(service.post("/chat", &named)));
-    service.until("the single one runs", |door| door.in_flight == 1).await;
+    service.until("the single one runs", |limiter| limiter.in_flight == 1).await;
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
-    service.until("the batch waits", |door| door.waiting == 1).await;
+    service.until("the batch waits", |limiter| limiter.waiting == 1).await;
     for (series, value) in [
         ("gemini_gateway_in_flight", 1.0),
         ("gemini_gateway_waiting", 1.0),

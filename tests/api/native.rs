@@ -1,4 +1,4 @@
-//! Gemini's own surface: what goes on as it came, who pays, and what goes through the door.
+//! Gemini's own surface: what goes on as it came, who pays, and what goes through the limiter.
 
 use std::time::Duration;
 
@@ -138,7 +138,7 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
         assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("INVALID_PATH"), "{answer}");
     }
     let held = tokio::spawn(own(service, GENERATE, &slow(60_000)).send());
-    service.until("one is in flight", |door| door.in_flight == 1).await;
+    service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
     let refused = answer(own(service, GENERATE, "Hello")).await;
     assert_eq!(error(&refused), (503, "UNAVAILABLE", "QUEUE_FULL"));
     assert!(refused.headers.contains_key("retry-after"));
@@ -204,7 +204,7 @@ async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     assert_eq!(service.register("jobs", 1).await.status, 201);
     let held = tokio::spawn(answer(own(&service, GENERATE, &slow(60_000))));
-    service.until("one is in flight", |door| door.in_flight == 1).await;
+    service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
     let mut requests = Vec::new();
     for path in [
         "/v1/models/m:generateContent",
@@ -231,12 +231,12 @@ async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
         body["model"] = "m".into();
         let request = service.post(path, &body).header("x-external-semaphore-id", "jobs");
         requests.push(tokio::spawn(request.send()));
-        service.until(path, |door| door.waiting == requests.len()).await;
+        service.until(path, |limiter| limiter.waiting == requests.len()).await;
     }
     // What generates nothing waits for nobody.
     let listed = answer(service.get("/v1beta/models")).await;
     assert_eq!(listed.status, 200);
-    assert_eq!(service.gateway.door.occupancy().in_flight, 1);
+    assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
     requests.iter().for_each(|request| request.abort());
     held.abort();
     service.until_idle().await;

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, until};
+use crate::support::{TEST_TIMEOUT, until};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_gemini-concurrent-generation");
 
@@ -130,7 +130,7 @@ impl Start {
 
     /// Runs it to its end.
     pub async fn output(self) -> Output {
-        let output = timeout(PATIENCE, self.command().output()).await;
+        let output = timeout(TEST_TIMEOUT, self.command().output()).await;
         output.expect("it did not end").expect("it did not start")
     }
 
@@ -157,7 +157,7 @@ impl Start {
                 }
             }
         };
-        let address = timeout(PATIENCE, ready).await.expect("it listens");
+        let address = timeout(TEST_TIMEOUT, ready).await.expect("it listens");
         let log = Arc::default();
         let process = Process { address, child, log, kept: None, _folder: self.folder };
         (process, lines)
@@ -249,10 +249,10 @@ impl Process {
 
     /// Waits for its end; gives the code it ended with, and the log.
     pub async fn end(mut self) -> (Option<i32>, String) {
-        let status = timeout(PATIENCE, self.child.wait()).await.expect("it did not end");
+        let status = timeout(TEST_TIMEOUT, self.child.wait()).await.expect("it did not end");
         let code = status.expect("its status").code();
         if let Some(kept) = self.kept.take() {
-            timeout(PATIENCE, kept).await.expect("its log ends").expect("it is read");
+            timeout(TEST_TIMEOUT, kept).await.expect("its log ends").expect("it is read");
         }
         (code, self.log())
     }
@@ -270,6 +270,6 @@ pub async fn kill(child: &Child, signal: &str) {
 fn client() -> reqwest::Client {
     // The first choice of a process stands, and every one is this.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0);
+    let builder = reqwest::Client::builder().timeout(TEST_TIMEOUT).pool_max_idle_per_host(0);
     builder.build().expect("a client")
 }

@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::process::kill;
-use crate::support::PATIENCE;
+use crate::support::TEST_TIMEOUT;
 
 /// A redis-server on a free port, until it is dropped.
 pub struct RedisServer {
@@ -54,14 +54,14 @@ impl RedisServer {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, answers).await.expect("redis-server does not answer");
+        timeout(TEST_TIMEOUT, answers).await.expect("redis-server does not answer");
     }
 
     /// Stops it as an operator does.
     pub async fn stop(&mut self) {
         let mut process = self.process.take().expect("it runs");
         kill(&process, "TERM").await;
-        timeout(PATIENCE, process.wait()).await.expect("it did not end").expect("its status");
+        timeout(TEST_TIMEOUT, process.wait()).await.expect("it did not end").expect("its status");
     }
 
     /// Sends it a signal.

@@ -32,7 +32,7 @@ async fn raw(service: &Service, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     let read = stream.read_to_string(&mut answer);
-    let _ = tokio::time::timeout(crate::support::PATIENCE, read).await.expect("an answer");
+    let _ = tokio::time::timeout(crate::support::TEST_TIMEOUT, read).await.expect("an answer");
     answer
 }
 

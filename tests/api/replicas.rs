@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::process::{Process, Start};
 use crate::redis_server::RedisServer;
-use crate::support::{ADMIN_KEY, PATIENCE, SERVER_KEY, answer, listen, slow, until};
+use crate::support::{ADMIN_KEY, SERVER_KEY, TEST_TIMEOUT, answer, listen, slow, until};
 
 const LIMIT: usize = 20;
 const LEASE: Duration = Duration::from_secs(4);
@@ -61,7 +61,7 @@ pub async fn until_connected(replica: &Process, connected: bool) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("it never said so");
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("it never said so");
 }
 
 /// Clients that keep a replica at work, wherever it is, and try again where they get no answer.
@@ -81,7 +81,7 @@ impl Load {
     }
 
     async fn work(self: Arc<Self>, latency_ms: u64) {
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
         let body = json!({"prompt": slow(latency_ms)}).to_string();
         loop {
             let url = format!("http://{}/chat", self.at.lock().unwrap());

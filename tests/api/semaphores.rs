@@ -154,10 +154,12 @@ async fn a_limit_really_changes_while_requests_hold_it() {
     for waiting in 0..5 {
         chats.push(chat(&service, "images", 60_000));
         // One after the other, so that it is known who is first.
-        service.until("it waits", |door| door.in_flight == 1 && door.waiting == waiting).await;
+        service
+            .until("it waits", |limiter| limiter.in_flight == 1 && limiter.waiting == waiting)
+            .await;
     }
     assert_eq!(service.register("images", 3).await.status, StatusCode::OK);
-    service.until("two more go", |door| door.in_flight == 3 && door.waiting == 2).await;
+    service.until("two more go", |limiter| limiter.in_flight == 3 && limiter.waiting == 2).await;
 
     let lowered = service.register("images", 2).await;
     assert_eq!(lowered.status, StatusCode::OK);
@@ -167,11 +169,11 @@ async fn a_limit_really_changes_while_requests_hold_it() {
     assert_eq!(list(&service).await["semaphores"], json!([expected]));
 
     chats[0].abort();
-    service.until("two are left", |door| door.in_flight == 2).await;
-    assert_eq!(service.gateway.door.occupancy().waiting, 2, "two hold it and two may");
+    service.until("two are left", |limiter| limiter.in_flight == 2).await;
+    assert_eq!(service.gateway.limiter.occupancy().waiting, 2, "two hold it and two may");
     assert_eq!(service.simulator.stats().calls, 3);
     chats[1].abort();
-    service.until("the next goes", |door| door.in_flight == 2 && door.waiting == 1).await;
+    service.until("the next goes", |limiter| limiter.in_flight == 2 && limiter.waiting == 1).await;
     until("it was sent", || service.simulator.stats().calls == 4).await;
 
     for chat in chats {
@@ -188,12 +190,12 @@ async fn deleting_a_semaphore_fails_those_who_wait_and_lets_those_who_run_finish
     let service = Service::start().await;
     service.register("images", 1).await;
     let running = chat(&service, "images", 1_500);
-    service.until("it runs", |door| door.in_flight == 1).await;
+    service.until("it runs", |limiter| limiter.in_flight == 1).await;
     let waiting = chat(&service, "images", 0);
     let requests = vec![json!({"prompt": "in a batch"}); 3];
     let batch = json!({"requests": requests, "external_semaphore_id": "images"});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
-    service.until("both wait", |door| door.waiting == 2).await;
+    service.until("both wait", |limiter| limiter.waiting == 2).await;
 
     assert_eq!(delete(&service, "images").await.status, StatusCode::NO_CONTENT);
     let waiting = waiting.await.unwrap();
@@ -217,7 +219,7 @@ async fn a_deleted_semaphore_and_a_new_one_of_its_name_are_two() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let old = chat(&service, "images", 60_000);
-    service.until("it runs", |door| door.in_flight == 1).await;
+    service.until("it runs", |limiter| limiter.in_flight == 1).await;
     delete(&service, "images").await;
     let created = service.register("images", 1).await;
     assert_eq!((created.status, &created.body["in_use"]), (StatusCode::CREATED, &json!(0)));

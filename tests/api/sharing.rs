@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use crate::process::{Process, Start};
 use crate::redis_server::{RedisServer, free_port};
 use crate::replicas::{Surroundings, health};
-use crate::support::{ADMIN_KEY, PATIENCE, answer, slow, until};
+use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, slow, until};
 
 pub const PREFIX: &str = "gemini-concurrent-generation";
 pub const SEMAPHORES: &str = "/_admin/semaphores";
@@ -46,7 +46,7 @@ pub async fn until_waiting(replica: &Process, count: usize) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("so many never waited");
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("so many never waited");
 }
 
 pub fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
@@ -102,7 +102,7 @@ async fn more_than_the_limit_wait_in_the_order_of_all_replicas() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, heard).await.expect("Redis never heard of it");
+        tokio::time::timeout(TEST_TIMEOUT, heard).await.expect("Redis never heard of it");
     }
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
@@ -207,7 +207,7 @@ async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
     let told = async {
         while answer(chat(&two, "Hello")).await.body["code"] != "daily_quota_exhausted" {}
     };
-    tokio::time::timeout(PATIENCE, told).await.expect("it is never told");
+    tokio::time::timeout(TEST_TIMEOUT, told).await.expect("it is never told");
 }
 
 #[tokio::test]
@@ -326,7 +326,7 @@ async fn a_password_is_used_and_never_shown() {
     let replica = start.set("REDIS_LEASE_SECONDS", "1").set("RUST_LOG", "trace").run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
     all.redis.stop().await;
-    replica.until_logged("Redis is out of reach").await;
+    replica.until_logged("Redis is unavailable").await;
     let metrics = replica.get("/metrics").send().await.unwrap().text().await.unwrap();
     until("it is logged", || replica.log().contains("/metrics")).await;
     for shown in [replica.log(), metrics, health(&replica).await.to_string()] {

@@ -167,7 +167,7 @@ async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_
     for n in 2..5 {
         upstream.send(Ok(format!("data: {n}\r\n\r\n"))).await.unwrap();
         assert_eq!(piece(&mut response).await, format!("data: {n}\r\n\r\n"));
-        assert_eq!(service.gateway.door.occupancy().in_flight, 1);
+        assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
     }
     drop(upstream);
     assert_eq!(response.chunk().await.unwrap(), None);

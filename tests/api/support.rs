@@ -19,7 +19,7 @@ pub const ADMIN_KEY: &str = "the-admin-key";
 pub const SERVER_KEY: &str = "the-server-key";
 
 /// How long anything in a test may take before the test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A service that is up until it is dropped.
 pub struct Service {
@@ -58,7 +58,7 @@ impl Service {
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
         let address = listen(api::router(gateway.clone()), &stop).await;
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
         Self { simulator, gateway, address, http, _stop: stop.drop_guard() }
     }
 
@@ -101,15 +101,15 @@ impl Service {
         value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    /// Waits until the door is as it should be.
+    /// Waits until the limiter is as it should be.
     pub async fn until(&self, what: &str, is: impl Fn(Occupancy) -> bool) {
-        until(what, || is(self.gateway.door.occupancy())).await;
+        until(what, || is(self.gateway.limiter.occupancy())).await;
     }
 
     /// Waits until nothing is in flight or waiting: every slot is back.
     pub async fn until_idle(&self) {
-        self.until("every slot is free", |door| {
-            door.in_flight == 0 && door.waiting == 0 && door.available == door.limit
+        self.until("every slot is free", |limiter| {
+            limiter.in_flight == 0 && limiter.waiting == 0 && limiter.available == limiter.limit
         })
         .await;
     }
@@ -137,7 +137,7 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
 }
 
 /// Serves a router on a free port until the token is cancelled.

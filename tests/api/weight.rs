@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http2::connect;
 use crate::process::{Process, Start};
 use crate::replicas::health;
-use crate::support::{PATIENCE, listen, until};
+use crate::support::{TEST_TIMEOUT, listen, until};
 
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
@@ -41,7 +41,7 @@ async fn until_in_flight(service: &Process, calls: usize) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait)
+    tokio::time::timeout(TEST_TIMEOUT, wait)
         .await
         .unwrap_or_else(|_| panic!("never {calls} in flight"));
 }
@@ -136,7 +136,7 @@ async fn until_stuck(sent: &AtomicU64) -> u64 {
         }
         last
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("it is sent on and on")
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("it is sent on and on")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

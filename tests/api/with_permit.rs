@@ -11,7 +11,7 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::process::{Process, Start, kill};
-use crate::support::{ADMIN_KEY, PATIENCE, answer, until};
+use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, until};
 
 const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
@@ -90,12 +90,12 @@ impl Site {
                 }
             }
         };
-        timeout(PATIENCE, waiting).await.expect("they wait");
+        timeout(TEST_TIMEOUT, waiting).await.expect("they wait");
     }
 }
 
 async fn end(child: Child) -> Output {
-    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("it did not end");
+    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it did not end");
     output.expect("its output")
 }
 

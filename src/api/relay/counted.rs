@@ -14,13 +14,13 @@ use tokio::time::Instant;
 use super::NotRelayed;
 use super::headers::{forward, strip_answer};
 use super::partial::complete;
-use crate::api::ahead::body_ahead;
 use crate::api::auth::{Caller, Tier, check_model, check_text};
 use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
 use crate::api::browser::is_simple;
 use crate::api::destination::{Counted, Destination, Target};
 use crate::api::error::ApiError;
 use crate::api::form::Form;
+use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, Route, Unanswered};
 use crate::gateway::Gateway;
@@ -128,10 +128,10 @@ fn route(
     semaphore: Option<Arc<dyn Semaphore>>,
 ) -> Arc<Route> {
     let dispatcher = &gateway.dispatcher;
-    let place = dispatcher.place();
+    let ticket = dispatcher.enqueue();
     match apart {
-        Some(name) => dispatcher.route_apart(name, &place, key, model, semaphore),
-        None => dispatcher.route(&place, key, model, semaphore),
+        Some(name) => dispatcher.route_apart(name, &ticket, key, model, semaphore),
+        None => dispatcher.route(&ticket, key, model, semaphore),
     }
 }
 

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::limits::account::FOLLOW_AGAIN;
 use crate::limits::budget::{BudgetUsage, Cost};
-use crate::limits::plan::{Limit, Limits, Planned, PlannedQuotas, Scope, Source, Tier};
+use crate::limits::plan::{Limit, LimitScope, Limits, Planned, PlannedQuotas, Source, Tier};
 use crate::limits::quota::Quotas;
 use crate::limits::store::LocalStore;
 
@@ -295,7 +295,7 @@ fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
     plan.tier = Some(Tier::Tier1);
     for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {
         let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(limit));
-        plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
+        plan.add_limits(LimitScope { label: None, model: Some(name.into()) }, limits).unwrap();
     }
     let accounts = with_plan(plan);
     let limit = |name: &str| {

@@ -187,10 +187,7 @@ fn calls_refused_together_lower_the_limit_once() {
         slot.overloaded();
     }
     assert_eq!((limit.limit(), limit.broke_at(), limit.ceiling()), (38, Some(50), 50));
-    assert_eq!(
-        (limit.semaphore().standing().limit, limit.semaphore().standing().available()),
-        (38, 38)
-    );
+    assert_eq!((limit.semaphore().usage().limit, limit.semaphore().usage().available()), (38, 38));
 }
 
 /// The permits of a limit just raised are granted to those who wait, but taken up one by one.
@@ -237,10 +234,10 @@ fn a_slot_dropped_without_a_word_gives_the_place_back_and_changes_nothing() {
     let limit = AdaptiveLimit::new(4);
     enter(&limit).overloaded();
     let slots = enter_all(&limit);
-    assert_eq!((slots.len(), limit.semaphore().standing().available()), (3, 0));
+    assert_eq!((slots.len(), limit.semaphore().usage().available()), (3, 0));
     drop(slots);
     assert_eq!((limit.limit(), limit.broke_at()), (3, Some(4)));
-    assert_eq!(limit.semaphore().standing().available(), 3);
+    assert_eq!(limit.semaphore().usage().available(), 3);
 }
 
 #[test]
@@ -252,7 +249,7 @@ fn a_holder_that_panics_gives_the_place_back() {
         panic!("the call went wrong");
     });
     assert!(holder.join().is_err());
-    assert_eq!((limit.limit(), limit.semaphore().standing().available()), (1, 1));
+    assert_eq!((limit.limit(), limit.semaphore().usage().available()), (1, 1));
 }
 
 #[test]
@@ -267,7 +264,7 @@ fn a_success_takes_no_lock_while_nothing_is_wrong() {
     });
     is_done.recv_timeout(Duration::from_secs(10)).expect("no success waits for the lock");
     drop(locked);
-    assert_eq!(limit.semaphore().standing().available(), 4);
+    assert_eq!(limit.semaphore().usage().available(), 4);
 }
 
 #[test]
@@ -300,8 +297,8 @@ fn whatever_happens_the_limit_stays_between_one_and_the_ceiling() {
             }
             assert!((1..=limit.ceiling()).contains(&limit.limit()), "seed {seed}");
             assert!(limit.broke_at().is_none_or(|at| (1..=limit.ceiling()).contains(&at)));
-            assert_eq!(limit.semaphore().standing().limit, limit.limit());
-            assert_eq!(limit.semaphore().standing().in_use, slots.len());
+            assert_eq!(limit.semaphore().usage().limit, limit.limit());
+            assert_eq!(limit.semaphore().usage().in_use, slots.len());
         }
     }
 }

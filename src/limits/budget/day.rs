@@ -105,7 +105,7 @@ impl Day {
     }
 
     /// So much leaves now.
-    pub fn depart(&mut self, cost: Cost) {
+    pub fn start(&mut self, cost: Cost) {
         self.sent += cost;
     }
 
@@ -138,7 +138,7 @@ impl Day {
 
     /// Counts what another account has sent since then, today.
     pub fn take_over(&mut self, spent: Cost, since: Instant) {
-        self.depart(spent);
+        self.start(spent);
         self.began = self.began.min(since);
     }
 

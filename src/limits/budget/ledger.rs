@@ -46,7 +46,7 @@ pub enum Line {
     /// Behind all who asked before.
     Queue,
     /// There too; but who finds nobody waiting lets those who come meanwhile go first, once.
-    Courteous,
+    YieldOnce,
     /// Behind those who return as it does, and before the queue.
     Returning,
 }
@@ -58,10 +58,10 @@ pub(super) enum Opening {
     Now,
     /// That moment, if nothing is given back before.
     At(Instant),
-    /// The departure or return of what others have reserved.
+    /// The started or return of what others have reserved.
     OnChange,
     /// Those who wait behind it: it could go, and lets them go first.
-    AfterYou,
+    Yield,
 }
 
 impl Ledger {
@@ -108,7 +108,7 @@ impl Ledger {
     pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<(), Exhausted> {
         let now = self.expire();
         let ahead = match line {
-            Line::Queue | Line::Courteous => self.waiting,
+            Line::Queue | Line::YieldOnce => self.waiting,
             Line::Returning => self.returning,
         };
         self.opens_before(deadline, ahead, cost, now)?;
@@ -139,14 +139,14 @@ impl Ledger {
     ) -> Result<Opening, Exhausted> {
         let now = self.expire();
         let ahead = match line {
-            Line::Queue | Line::Courteous => self.returning,
+            Line::Queue | Line::YieldOnce => self.returning,
             Line::Returning => Cost::default(),
         };
         let opens_at = self.opens_before(deadline, ahead, cost, now)?;
         if opens_at <= now {
             let others_wait = self.waiting[Resource::Requests] > cost[Resource::Requests];
-            if line == Line::Courteous && others_wait && now < deadline {
-                return Ok(Opening::AfterYou);
+            if line == Line::YieldOnce && others_wait && now < deadline {
+                return Ok(Opening::Yield);
             }
             self.leave(line, cost);
             self.unsent += cost;
@@ -185,10 +185,10 @@ impl Ledger {
     }
 
     /// What was reserved leaves now.
-    pub fn depart(&mut self, cost: Cost, now: Instant) {
+    pub fn start(&mut self, cost: Cost, now: Instant) {
         self.unsent -= cost;
-        self.rolling.depart(cost, now);
-        self.day.depart(cost);
+        self.rolling.start(cost, now);
+        self.day.start(cost);
     }
 
     /// What left at `left_at` and was counted as `counted` turns out to be `actual`.

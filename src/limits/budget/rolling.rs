@@ -105,7 +105,7 @@ impl Rolling {
         asked.map(opens_at).fold(start, Instant::max)
     }
 
-    /// Whether what is unsent leaves no room for `cost`, so that only its departure or return
+    /// Whether what is unsent leaves no room for `cost`, so that only its started or return
     /// can help, and no passing of time.
     pub fn is_held_up(&self, unsent: Cost, cost: Cost) -> bool {
         self.limited().any(|(kind, limit, _)| {
@@ -118,7 +118,7 @@ impl Rolling {
     }
 
     /// So much leaves now.
-    pub fn depart(&mut self, cost: Cost, now: Instant) {
+    pub fn start(&mut self, cost: Cost, now: Instant) {
         self.sent += cost;
         for kind in kinds() {
             let amount = cost[kind.resource()];
@@ -142,7 +142,7 @@ impl Rolling {
     /// limit, the backlog is never more than a minute's.
     pub fn count(&mut self, cost: Cost, now: Instant) {
         let before = PerKind::from_fn(|kind| self.allowance(kind));
-        self.depart(cost, now);
+        self.start(cost, now);
         for kind in kinds() {
             if let (Some((_, before)), Some((_, after))) = (before[kind], self.allowance(kind)) {
                 self.drain(kind, after.min(before.max(now + self.minute.window)));

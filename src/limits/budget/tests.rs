@@ -353,7 +353,7 @@ fn reserve_now(budget: &Arc<LocalBudget>, cost: Cost) -> Result<Option<Reservati
     match Arc::clone(budget).try_reserve(cost, Instant::now()) {
         Attempt::Answered(answer) => answer.map_err(|reason| match reason {
             NotReserved::Exhausted(reason) => reason,
-            NotReserved::OutOfReach(reason) => panic!("{reason}"),
+            NotReserved::StoreUnavailable(reason) => panic!("{reason}"),
         }),
         Attempt::Asked(_) => panic!("it is kept here"),
     }

@@ -36,13 +36,13 @@ impl Bench {
     }
 
     fn with_queue(limit: usize, max_waiting: usize) -> Self {
-        let door = Door::new(100, max_waiting, QuotaPlan::default());
-        let (semaphore, _) = now(door.store().register(id(), limit)).unwrap();
-        Self { leases: Leases::new(door), semaphore }
+        let limiter = Limiter::new(100, max_waiting, QuotaPlan::default());
+        let (semaphore, _) = now(limiter.store().register(id(), limit)).unwrap();
+        Self { leases: Leases::new(limiter), semaphore }
     }
 
     fn store(&self) -> &Arc<dyn Store> {
-        self.leases.door.store()
+        self.leases.limiter.store()
     }
 
     fn register(&self, id: SemaphoreId, limit: usize) -> Arc<dyn Semaphore> {
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     fn waiting(&self) -> (usize, usize) {
-        (self.semaphore.standing().waiting, self.leases.door.occupancy().waiting)
+        (self.semaphore.usage().waiting, self.leases.limiter.occupancy().waiting)
     }
 }
 
@@ -137,7 +137,7 @@ async fn a_lease_of_several_waits_until_all_of_them_are_free() {
     assert!((&mut later).now_or_never().is_none(), "nobody overtakes");
     bench.release(&one);
     let several = granted(several);
-    assert_eq!((several.terms.permits, bench.semaphore.standing().in_use), (3, 3));
+    assert_eq!((several.terms.permits, bench.semaphore.usage().in_use), (3, 3));
     bench.release(&several);
     granted(later);
 }
@@ -149,14 +149,14 @@ async fn a_lease_ends_by_itself_and_not_before_its_time() {
     let next = bench.wait(1);
     pass(TTL - Duration::from_millis(1)).await;
     assert_eq!(bench.of(&bench.semaphore), std::slice::from_ref(&lease));
-    assert_eq!(bench.semaphore.standing().waiting, 1);
+    assert_eq!(bench.semaphore.usage().waiting, 1);
 
     pass(Duration::from_millis(1)).await;
     let next = granted(next);
     assert_eq!(bench.of(&bench.semaphore), [next]);
     assert_eq!(bench.renew(&lease, None), Err(NoSuchLease), "it does not come back");
     bench.release(&lease);
-    assert_eq!(bench.semaphore.standing().in_use, 1, "nothing is given back twice");
+    assert_eq!(bench.semaphore.usage().in_use, 1, "nothing is given back twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn a_renewal_puts_the_end_off() {
         assert_eq!(renewed.fencing_token, lease.fencing_token);
     }
     pass(TTL).await;
-    assert_eq!(bench.semaphore.standing().in_use, 0);
+    assert_eq!(bench.semaphore.usage().in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,9 +181,9 @@ async fn a_renewal_can_bring_another_ttl_for_good() {
     pass(SECOND).await;
     bench.renew(&lease, None).unwrap();
     pass(2 * SECOND - Duration::from_millis(1)).await;
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
     pass(Duration::from_millis(1)).await;
-    assert_eq!(bench.semaphore.standing().in_use, 0, "sooner than it was to end at first");
+    assert_eq!(bench.semaphore.usage().in_use, 0, "sooner than it was to end at first");
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +192,7 @@ async fn to_release_twice_gives_back_once() {
     let (lease, _other) = (bench.take(1), bench.take(1));
     bench.release(&lease);
     bench.release(&lease);
-    assert_eq!((bench.semaphore.standing().in_use, bench.semaphore.standing().available()), (1, 1));
+    assert_eq!((bench.semaphore.usage().in_use, bench.semaphore.usage().available()), (1, 1));
     assert_eq!(bench.renew(&lease, None), Err(NoSuchLease));
 }
 
@@ -204,7 +204,7 @@ async fn a_lease_is_of_its_semaphore_alone() {
     let store = bench.store();
     assert_eq!(now(store.renew_lease(&other, &lease.id, None)), Ok(Err(NoSuchLease)));
     assert_eq!(now(store.release_lease(&other, &lease.id)), Ok(Err(NoSuchLease)));
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,7 +219,7 @@ async fn who_gives_up_leaves_the_queue() {
     drop(leaver);
     assert_eq!(bench.waiting(), (0, 1), "the next has it and has not looked yet");
     granted(next);
-    assert_eq!((bench.waiting(), bench.semaphore.standing().in_use), ((0, 0), 1));
+    assert_eq!((bench.waiting(), bench.semaphore.usage().in_use), ((0, 0), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -258,7 +258,7 @@ async fn more_permits_than_there_are_is_refused_at_once_and_when_the_limit_falls
     let (three, two) = (bench.wait(3), bench.wait(2));
     bench.register(id(), 2);
     assert_eq!(three.now_or_never(), refused(2));
-    assert_eq!((bench.semaphore.standing().in_use, bench.semaphore.standing().limit), (3, 2));
+    assert_eq!((bench.semaphore.usage().in_use, bench.semaphore.usage().limit), (3, 2));
     bench.release(&held);
     granted(two);
 }
@@ -275,9 +275,9 @@ async fn a_deleted_semaphore_ends_the_waits_and_leaves_the_leases() {
     let anew = bench.register(id(), 1);
     assert_eq!(bench.of(&anew), []);
     assert!(bench.renew(&lease, None).is_ok(), "who holds it can finish");
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
     bench.release(&lease);
-    assert_eq!((bench.semaphore.standing().in_use, anew.standing().in_use), (0, 0));
+    assert_eq!((bench.semaphore.usage().in_use, anew.usage().in_use), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,7 +309,7 @@ async fn a_key_gives_the_same_lease_for_as_long_as_it_lives() {
         assert_eq!(bench.ask(1, key, wait).await, Ok((lease.clone(), false)));
     }
     assert_eq!(bench.ask(2, key, MINUTE).await, Err(NoLease::KeyReused), "other terms");
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
 
     bench.release(&lease);
     let (second, new) = bench.ask(2, key, Duration::ZERO).await.unwrap();
@@ -317,7 +317,7 @@ async fn a_key_gives_the_same_lease_for_as_long_as_it_lives() {
     pass(TTL).await;
     let (third, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
     assert!(new && third.id != second.id);
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
     bench.release(&third);
     assert_eq!(bench.leases.asked().len(), 0, "nothing is kept of what is over");
 }
@@ -341,7 +341,7 @@ async fn requests_with_the_same_key_share_one_place_for_as_long_as_one_of_them_w
     let (lease, new) = second.now_or_never().expect("the first one's place").unwrap();
     assert!(!new);
     assert_eq!(third.now_or_never(), Some(Ok((lease.clone(), false))));
-    assert_eq!(bench.semaphore.standing().in_use, 1);
+    assert_eq!(bench.semaphore.usage().in_use, 1);
     bench.release(&lease);
     granted(other);
 }

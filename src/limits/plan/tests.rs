@@ -3,8 +3,8 @@ use crate::limits::quota::QuotaKind::*;
 
 const MODEL: &str = "gemini-3.8-flash";
 
-fn scope(label: Option<&str>, model: Option<&str>) -> Scope {
-    Scope { label: label.map(Into::into), model: model.map(Into::into) }
+fn scope(label: Option<&str>, model: Option<&str>) -> LimitScope {
+    LimitScope { label: label.map(Into::into), model: model.map(Into::into) }
 }
 
 fn requests_per_minute(limit: Limit) -> Limits {

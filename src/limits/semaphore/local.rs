@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::{Answer, Fence, NotGranted, Permit, Place, Semaphore, Standing, WaitMode};
+use super::{
+    Answer, Fence, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
+};
 
 /// A semaphore of this process.
 ///
@@ -63,7 +65,7 @@ impl LocalSemaphore {
     /// A permit, if one is free: never one for which somebody waits already.
     pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut state = self.state();
-        (!state.closed && state.standing().available() >= 1).then(|| self.take(&mut state, 1))
+        (!state.closed && state.usage().available() >= 1).then(|| self.take(&mut state, 1))
     }
 
     /// Changes the limit for those who wait as for those who come. Lowering it takes nothing
@@ -111,22 +113,22 @@ impl LocalSemaphore {
 }
 
 impl Semaphore for LocalSemaphore {
-    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place {
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> PermitRequest {
         let mut state = self.state();
         if state.closed {
-            return Place::answered(Err(NotGranted::Closed));
+            return PermitRequest::answered(Err(NotGranted::Closed));
         }
         let limit = state.limit;
         if permits > limit {
-            return Place::answered(Err(NotGranted::MoreThanLimit { limit }));
+            return PermitRequest::answered(Err(NotGranted::MoreThanLimit { limit }));
         }
         let free = limit.saturating_sub(state.out);
         let returns = mode == WaitMode::Returning;
         if free >= permits && !state.is_anybody_before(returns) {
-            return Place::answered(Ok(self.take(&mut state, permits)));
+            return PermitRequest::answered(Ok(self.take(&mut state, permits)));
         }
         if mode == WaitMode::None {
-            return Place::answered(Err(NotGranted::NoneFree));
+            return PermitRequest::answered(Err(NotGranted::NoneFree));
         }
         let (answer, answered) = oneshot::channel();
         let next = if returns { &mut state.next_returning } else { &mut state.next_ticket };
@@ -134,15 +136,15 @@ impl Semaphore for LocalSemaphore {
         *next += 1;
         state.queue.insert(ticket, Waiter { permits, answer });
         drop(state);
-        Place::waiting(self, ticket, answered)
+        PermitRequest::waiting(self, ticket, answered)
     }
 
     fn number(&self) -> u64 {
         self.number
     }
 
-    fn standing(&self) -> Standing {
-        self.state().standing()
+    fn usage(&self) -> SemaphoreUsage {
+        self.state().usage()
     }
 
     fn fence(&self, _tenure: u64) -> Option<Fence> {
@@ -171,8 +173,8 @@ impl State {
         self.queue.range(..last).next().is_some()
     }
 
-    fn standing(&self) -> Standing {
-        Standing { limit: self.limit, in_use: self.out, waiting: self.queue.len() }
+    fn usage(&self) -> SemaphoreUsage {
+        SemaphoreUsage { limit: self.limit, in_use: self.out, waiting: self.queue.len() }
     }
 }
 

@@ -14,12 +14,12 @@ use super::link::{Link, midnight_us};
 use super::wire::{self, Op, UsageResult, micros};
 use crate::limits::account::Payer;
 use crate::limits::budget::{
-    Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Exhausted, HandedOver, Line,
-    LocalBudget, NotReserved, Reservation, Spent, end_of_used_up,
+    Attempt, Budget, BudgetUsage, Charged, Cost, Exhausted, HandedOver, Line, LocalBudget,
+    NotReserved, Reservation, Spent, Started, end_of_used_up,
 };
 use crate::limits::plan::PlannedQuotas;
 use crate::limits::quota::{PerKind, Quotas};
-use crate::limits::semaphore::OutOfReach;
+use crate::limits::semaphore::StoreUnavailable;
 use crate::pacific::Calendar;
 
 /// The answer at a deadline: how much longer it would have been, nobody has said.
@@ -281,7 +281,7 @@ impl Budget for SharedBudget {
                 let reservation = match answer {
                     Ok(Some(reservation)) => reservation,
                     Err(NotReserved::Exhausted(reason)) => return Err(reason),
-                    Ok(None) | Err(NotReserved::OutOfReach(_)) => return Err(NOT_IN_TIME),
+                    Ok(None) | Err(NotReserved::StoreUnavailable(_)) => return Err(NOT_IN_TIME),
                 };
                 if !self.local.is_paused() {
                     return Ok(reservation);
@@ -354,7 +354,7 @@ impl Budget for SharedBudget {
         self.local.is_paused()
     }
 
-    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, OutOfReach>> {
+    fn usage(&self) -> BoxFuture<'_, Result<BudgetUsage, StoreUnavailable>> {
         if !self.is_watched() {
             self.introduce();
             return self.local.usage();
@@ -374,7 +374,7 @@ impl Budget for SharedBudget {
         self.link.unreserve(&self.account, cost, op);
     }
 
-    fn depart(&self, cost: Cost) -> Departure {
+    fn start(&self, cost: Cost) -> Started {
         let number = self.link.number();
         let op = Op::Depart {
             account: self.account(),
@@ -384,16 +384,16 @@ impl Budget for SharedBudget {
             by: self.link.name(),
         };
         self.link.unreserve(&self.account, cost, op);
-        Departure { number, at: Instant::now() }
+        Started { number, at: Instant::now() }
     }
 
-    fn settle(&self, departure: Departure, counted: Cost, actual: Cost) {
+    fn settle(&self, started: Started, counted: Cost, actual: Cost) {
         self.link.say(Op::Settle {
             account: self.account(),
-            ticket: departure.number,
+            ticket: started.number,
             counted,
             actual,
-            left_us_ago: micros(departure.at.elapsed()),
+            left_us_ago: micros(started.at.elapsed()),
             midnight_us: midnight_us(),
             by: self.link.name(),
         });
@@ -405,12 +405,12 @@ impl Budget for SharedBudget {
         }
     }
 
-    fn take_back_of_day(&self, departure: Departure, cost: Cost) {
+    fn take_back_of_day(&self, started: Started, cost: Cost) {
         if !self.is_watched() {
-            return self.local.take_back_of_day(departure, cost);
+            return self.local.take_back_of_day(started, cost);
         }
         // No call has left by this number, so that only the day is corrected.
-        self.settle(Departure { number: 0, ..departure }, cost, Cost::default());
+        self.settle(Started { number: 0, ..started }, cost, Cost::default());
     }
 
     fn close_day(&self, left_at: Instant) {

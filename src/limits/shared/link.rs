@@ -16,12 +16,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::budget::SharedBudget;
+use super::replica_lease::ReplicaLease;
 use super::semaphore::SharedSemaphore;
-use super::tenure::Tenure;
 use super::wire::{Answer, GLOBAL, Generation, Op, Reply, Verdict, micros};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
 use crate::limits::quota::Resource;
-use crate::limits::semaphore::{NotGranted, OutOfReach, Permit, WaitMode};
+use crate::limits::semaphore::{NotGranted, Permit, StoreUnavailable, WaitMode};
 use crate::pacific::until_midnight;
 
 /// The most that is said at once: Redis does nothing else meanwhile.
@@ -36,7 +36,7 @@ const MANY_BUDGETS: usize = 1024;
 /// The replica's end of the line.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub tenure: Tenure,
+    pub tenure: ReplicaLease,
     /// What this process is called, whatever member it is.
     name: Arc<str>,
     /// How often this process became a member.
@@ -117,7 +117,7 @@ impl Waiter {
                 cost: *cost,
                 line: match line {
                     Line::Queue => "queue",
-                    Line::Courteous => "courteous",
+                    Line::YieldOnce => "yields_once",
                     Line::Returning => "returning",
                 },
                 since,
@@ -153,7 +153,7 @@ pub(super) fn midnight_us() -> u64 {
 }
 
 impl Link {
-    pub fn new(tenure: Tenure) -> Arc<Self> {
+    pub fn new(tenure: ReplicaLease) -> Arc<Self> {
         let name = format!("{:032x}", fastrand::u128(..)).into();
         let longest_us = AtomicU64::new(micros(tenure.length()));
         let (sessions, state) = (AtomicU64::new(0), Mutex::default());
@@ -202,24 +202,27 @@ impl Link {
         self.outgoing.notify_one();
     }
 
-    /// Says something and waits for its result, unless Redis is out of reach.
-    pub async fn ask<T: DeserializeOwned>(&self, op: Op) -> Result<Option<T>, OutOfReach> {
+    /// Says something and waits for its result, unless Redis is unavailable.
+    pub async fn ask<T: DeserializeOwned>(&self, op: Op) -> Result<Option<T>, StoreUnavailable> {
         self.tenure.reach()?;
         self.request(op).await
     }
 
     /// Says something and waits for its result. What is unread when the line breaks has none:
     /// nobody knows whether it was done.
-    pub async fn request<T: DeserializeOwned>(&self, op: Op) -> Result<Option<T>, OutOfReach> {
+    pub async fn request<T: DeserializeOwned>(
+        &self,
+        op: Op,
+    ) -> Result<Option<T>, StoreUnavailable> {
         let (result, answered) = oneshot::channel();
         self.state().outbox.push(Said { op, result: Some(result) });
         self.outgoing.notify_one();
         let answered = tokio::time::timeout(self.tenure.timeout(), answered).await;
-        let result = answered.ok().and_then(Result::ok).ok_or(self.tenure.out_of_reach())?;
+        let result = answered.ok().and_then(Result::ok).ok_or(self.tenure.unavailable())?;
         let Some(result) = result else { return Ok(None) };
         serde_json::from_str(result.get()).map(Some).map_err(|error| {
             tracing::error!(%error, "Redis gave a result that cannot be read");
-            self.tenure.out_of_reach()
+            self.tenure.unavailable()
         })
     }
 
@@ -318,7 +321,7 @@ impl Link {
     }
 
     /// Tells those who do not wait that nobody can answer them.
-    pub fn refuse_impatient(&self, reason: OutOfReach) {
+    pub fn refuse_impatient(&self, reason: StoreUnavailable) {
         let refused: Vec<_> = {
             let mut state = self.state();
             state.waiters.extract_if(.., |_, waiter| !waiter.wait).collect()

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::link::Link;
 use super::wire::{Generation, Stands};
-use crate::limits::semaphore::{Fence, NotGranted, Place, Semaphore, Standing, WaitMode};
+use crate::limits::semaphore::{
+    Fence, NotGranted, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
+};
 
 /// A semaphore of which Redis gives the permits.
 #[derive(Debug)]
@@ -14,13 +16,13 @@ pub(super) struct SharedSemaphore {
     generation: Generation,
     deleted: AtomicBool,
     /// As last heard.
-    standing: Mutex<Standing>,
+    usage: Mutex<SemaphoreUsage>,
 }
 
 impl SharedSemaphore {
     pub fn new(link: Arc<Link>, generation: Generation, limit: usize) -> Arc<Self> {
-        let standing = Mutex::new(Standing { limit, ..Standing::default() });
-        Arc::new(Self { link, generation, deleted: AtomicBool::new(false), standing })
+        let usage = Mutex::new(SemaphoreUsage { limit, ..SemaphoreUsage::default() });
+        Arc::new(Self { link, generation, deleted: AtomicBool::new(false), usage })
     }
 
     pub fn generation(&self) -> Generation {
@@ -37,36 +39,36 @@ impl SharedSemaphore {
     }
 
     pub fn stands(&self, Stands { limit, out, waiting }: Stands) {
-        let standing = Standing { limit, in_use: out, waiting };
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        let usage = SemaphoreUsage { limit, in_use: out, waiting };
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
     }
 
     pub fn limit(&self) -> usize {
-        self.standing().limit
+        self.usage().limit
     }
 
     pub fn has_limit(&self, limit: usize) {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
     }
 }
 
 impl Semaphore for SharedSemaphore {
-    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> Place {
+    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> PermitRequest {
         let waits = mode != WaitMode::None;
         // Who waits keeps a place until the line is there again.
         if !waits && let Err(reason) = self.link.tenure.reach() {
-            return Place::answered(Err(NotGranted::OutOfReach(reason)));
+            return PermitRequest::answered(Err(NotGranted::StoreUnavailable(reason)));
         }
         let (ticket, answer) = self.link.ask_permits(Arc::clone(&self), permits, mode);
-        Place::waiting(self, ticket, answer)
+        PermitRequest::waiting(self, ticket, answer)
     }
 
     fn number(&self) -> u64 {
         self.generation
     }
 
-    fn standing(&self) -> Standing {
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn usage(&self) -> SemaphoreUsage {
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fence(&self, tenure: u64) -> Option<Fence> {

@@ -168,7 +168,7 @@ impl Connector {
                     if let Err(lost) = self.link.tenure.reach() {
                         self.link.refuse_impatient(lost);
                         if !told {
-                            tracing::error!(%reason, "Redis is out of reach: no calls are started");
+                            tracing::error!(%reason, "Redis is unavailable: no calls are started");
                         }
                         told = true;
                     }
@@ -288,7 +288,7 @@ impl Connector {
                     budget.is_resumed();
                 }
             }
-            News::Tenure(Longest { longest_us }) => self.link.note_tenure(longest_us),
+            News::ReplicaLease(Longest { longest_us }) => self.link.note_tenure(longest_us),
             News::Corrected(Corrected { account, quotas, learned }) => {
                 if let Some(budget) = self.link.budget(&account) {
                     budget.is_corrected(quotas, learned);

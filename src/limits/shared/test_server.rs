@@ -56,11 +56,11 @@ impl RedisServer {
 
     /// A store in it. The server counts as one that has been up for long.
     pub(crate) async fn store(&self, limit: usize) -> Arc<SharedStore> {
-        self.store_with_tenure(limit, Duration::from_secs(30)).await
+        self.store_with_lease(limit, Duration::from_secs(30)).await
     }
 
     /// The same, with a tenure of its own.
-    pub(crate) async fn store_with_tenure(
+    pub(crate) async fn store_with_lease(
         &self,
         limit: usize,
         tenure: Duration,

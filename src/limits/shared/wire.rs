@@ -373,7 +373,7 @@ pub(super) enum News {
     /// An account is not paused any more.
     Resumed(Account),
     /// Of a new member.
-    Tenure(Longest),
+    ReplicaLease(Longest),
     /// The quotas of an account have changed.
     Corrected(Corrected),
     /// Gemini charges another account for the calls of this one.

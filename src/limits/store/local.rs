@@ -15,7 +15,7 @@ use crate::limits::budget::{Budget, LocalBudget};
 use crate::limits::lease::{Lease, NoSuchLease};
 use crate::limits::named::SemaphoreId;
 use crate::limits::plan::PlannedQuotas;
-use crate::limits::semaphore::{LocalSemaphore, OutOfReach, Permit, Semaphore};
+use crate::limits::semaphore::{LocalSemaphore, Permit, Semaphore, StoreUnavailable};
 
 /// The semaphores of this process, and their leases.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Store for LocalStore {
         ready(Ok(self.leases.of(semaphore))).boxed()
     }
 
-    fn reach(&self) -> Result<(), OutOfReach> {
+    fn reach(&self) -> Result<(), StoreUnavailable> {
         Ok(())
     }
 

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::limits::accounts::{Accounts, NamedBy};
 use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
-use crate::limits::plan::{Limit, Limits, Planned, QuotaPlan, Scope, Source};
+use crate::limits::plan::{Limit, LimitScope, Limits, Planned, QuotaPlan, Source};
 use crate::limits::quota::Quotas;
-use crate::limits::semaphore::{Acquire, NotGranted, Place, Standing, WaitMode};
+use crate::limits::semaphore::{Acquire, NotGranted, PermitRequest, SemaphoreUsage, WaitMode};
 use crate::limits::shared::test_server::RedisServer;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -79,13 +79,13 @@ async fn semaphore(store: &Shared, limit: usize) -> Arc<dyn Semaphore> {
 }
 
 /// How it stands when all that was said is done.
-async fn standing(store: &Shared, semaphore: &Arc<dyn Semaphore>) -> Standing {
+async fn usage(store: &Shared, semaphore: &Arc<dyn Semaphore>) -> SemaphoreUsage {
     store.refresh().await.unwrap();
-    semaphore.standing()
+    semaphore.usage()
 }
 
 /// A place that has to wait.
-async fn waiting(store: &Shared, mut place: Place) -> Place {
+async fn waiting(store: &Shared, mut place: PermitRequest) -> PermitRequest {
     store.refresh().await.unwrap();
     assert!((&mut place).now_or_never().is_none(), "it has to wait");
     place
@@ -96,13 +96,13 @@ async fn those_who_asked_first_go_first(store: Shared) {
     let held = semaphore.acquire_many(5).await.unwrap();
     let first = waiting(&store, semaphore.acquire_many(5)).await;
     let second = waiting(&store, semaphore.acquire()).await;
-    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 5, in_use: 5, waiting: 2 });
+    assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 5, in_use: 5, waiting: 2 });
     drop(held);
     let first = first.await.unwrap();
     let second = waiting(&store, second).await;
     drop(first);
     drop(second.await.unwrap());
-    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 5, in_use: 0, waiting: 0 });
+    assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 5, in_use: 0, waiting: 0 });
 }
 
 async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
@@ -112,7 +112,7 @@ async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
     assert_eq!(ask(2).await.err(), Some(NotGranted::NoneFree));
     let three = waiting(&store, semaphore.acquire_many(3)).await;
     assert_eq!(ask(1).await.err(), Some(NotGranted::NoneFree), "it is waited for");
-    assert_eq!(standing(&store, &semaphore).await.waiting, 1, "nobody else is in the queue");
+    assert_eq!(usage(&store, &semaphore).await.waiting, 1, "nobody else is in the queue");
     drop(held);
     drop(three.await.unwrap());
     assert!(ask(3).await.unwrap().is_in_force());
@@ -129,7 +129,7 @@ async fn who_waits_for_several_is_not_overtaken(store: Shared) {
     let one = waiting(&store, one).await;
     drop(several);
     let _one = one.await.unwrap();
-    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
 async fn a_returning_request_goes_before_all_that_ask_for_the_first_time(store: Shared) {
@@ -161,10 +161,10 @@ async fn what_was_granted_and_not_taken_up_goes_back(store: Shared) {
     drop(held);
     store.refresh().await.unwrap();
     drop(leaver);
-    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 1, in_use: 0, waiting: 0 });
+    assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 1, in_use: 0, waiting: 0 });
     // Who goes before the answer comes leaves nothing behind either.
     drop(semaphore.acquire());
-    assert_eq!(standing(&store, &semaphore).await.in_use, 0);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 0);
     drop(semaphore.acquire().await.unwrap());
 }
 
@@ -177,10 +177,10 @@ async fn a_lowered_limit_holds_and_a_raised_one_wakes(store: Shared) {
     assert!(!store.register(id("images"), 1).await.unwrap().1, "it is there already");
     held.truncate(1);
     let next = waiting(&store, semaphore.acquire()).await;
-    assert_eq!(standing(&store, &semaphore).await, Standing { limit: 1, in_use: 1, waiting: 1 });
+    assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 1, in_use: 1, waiting: 1 });
     store.register(id("images"), 2).await.unwrap();
     let _next = next.await.unwrap();
-    assert_eq!(standing(&store, &semaphore).await.in_use, 2);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 2);
 }
 
 async fn more_than_the_limit_is_refused_at_once_and_when_it_falls(store: Shared) {
@@ -208,7 +208,7 @@ async fn a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back(st
     assert_ne!(anew.number(), before.number());
     let other = anew.acquire().await.unwrap();
     drop(held);
-    assert_eq!(standing(&store, &anew).await, Standing { limit: 1, in_use: 1, waiting: 0 });
+    assert_eq!(usage(&store, &anew).await, SemaphoreUsage { limit: 1, in_use: 1, waiting: 0 });
     drop(other);
 }
 
@@ -219,9 +219,9 @@ async fn semaphores_are_found_by_their_names(store: Shared) {
         assert_eq!(new, limit < 3);
     }
     let found = store.find(&id("b")).await.unwrap().unwrap();
-    assert_eq!(found.standing(), Standing { limit: 3, in_use: 0, waiting: 0 });
+    assert_eq!(found.usage(), SemaphoreUsage { limit: 3, in_use: 0, waiting: 0 });
     let all = store.named();
-    let names: Vec<_> = all.iter().map(|(id, own)| (id.as_str(), own.standing().limit)).collect();
+    let names: Vec<_> = all.iter().map(|(id, own)| (id.as_str(), own.usage().limit)).collect();
     assert_eq!(names, [("a", 1), ("b", 3)]);
     store.delete(&id("a")).await.unwrap();
     assert!(store.find(&id("a")).await.unwrap().is_none());
@@ -249,13 +249,13 @@ async fn a_lease_holds_permits_until_it_is_released(store: Shared) {
     let listed = store.leases(&semaphore).await.unwrap();
     let ids: Vec<_> = listed.iter().map(|lease| (&*lease.id, lease.terms.permits)).collect();
     assert_eq!(ids, [(&*two.id, 2), (&*one.id, 1)]);
-    assert_eq!(standing(&store, &semaphore).await.in_use, 3);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 3);
     let next = waiting(&store, semaphore.acquire()).await;
     for _ in 0..2 {
         store.release_lease(&id("images"), &two.id).await.unwrap().unwrap();
     }
     let _next = next.await.unwrap();
-    assert_eq!(standing(&store, &semaphore).await.in_use, 2, "nothing is given back twice");
+    assert_eq!(usage(&store, &semaphore).await.in_use, 2, "nothing is given back twice");
 }
 
 async fn a_lease_ends_by_itself_unless_it_is_renewed(store: Shared) {
@@ -272,7 +272,7 @@ async fn a_lease_ends_by_itself_unless_it_is_renewed(store: Shared) {
     let gone = store.renew_lease(&id("images"), &held.id, None).await.unwrap();
     assert_eq!(gone, Err(NoSuchLease), "it does not come back");
     store.release_lease(&id("images"), &held.id).await.unwrap().unwrap();
-    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
 async fn a_lease_is_of_its_semaphore_alone(store: Shared) {
@@ -281,7 +281,7 @@ async fn a_lease_is_of_its_semaphore_alone(store: Shared) {
     let other = id("audio");
     assert_eq!(store.renew_lease(&other, &held.id, None).await.unwrap(), Err(NoSuchLease));
     assert_eq!(store.release_lease(&other, &held.id).await.unwrap(), Err(NoSuchLease));
-    assert_eq!(standing(&store, &semaphore).await.in_use, 1);
+    assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
 async fn a_key_leads_to_its_lease(store: Shared) {
@@ -294,7 +294,7 @@ async fn a_key_leads_to_its_lease(store: Shared) {
     let again = new_lease(1, 60 * SECOND, Some("order 66"));
     let (second, is_new) = lease(&store, &semaphore, &again).await;
     assert_eq!((&second.id, is_new), (&first.id, false));
-    assert_eq!(standing(&store, &semaphore).await.in_use, 1, "the second permit went back");
+    assert_eq!(usage(&store, &semaphore).await.in_use, 1, "the second permit went back");
 
     // What a renewal changes is not what was asked for.
     store.renew_lease(&id("images"), &first.id, Some(SECOND * 9)).await.unwrap().unwrap();
@@ -324,7 +324,7 @@ async fn a_lease_outlives_its_semaphore(store: Shared) {
     assert_eq!(store.find_lease(&anew, "key").await.unwrap(), None);
     store.renew_lease(&id("images"), &held.id, None).await.unwrap().unwrap();
     store.release_lease(&id("images"), &held.id).await.unwrap().unwrap();
-    assert_eq!(standing(&store, &anew).await, Standing { limit: 1, in_use: 0, waiting: 0 });
+    assert_eq!(usage(&store, &anew).await, SemaphoreUsage { limit: 1, in_use: 0, waiting: 0 });
 }
 
 async fn the_rules_are_kept(store: Shared) {
@@ -585,7 +585,7 @@ fn accounts(store: &Shared) -> Accounts {
     for (name, limit) in [("latest", 7), ("real", 9)] {
         let requests_per_minute = Some(Limit::AtMost(limit));
         let limits = Limits::default().with(RequestsPerMinute, requests_per_minute);
-        plan.add_limits(Scope { label: None, model: Some(name.into()) }, limits).unwrap();
+        plan.add_limits(LimitScope { label: None, model: Some(name.into()) }, limits).unwrap();
     }
     Accounts::new(Arc::clone(store), plan, 5)
 }
@@ -735,18 +735,18 @@ async fn a_pause_that_redis_has_forgotten_is_waited_for_by_those_that_know_it() 
 #[tokio::test]
 async fn a_lease_whose_answer_is_lost_is_released() {
     let server = RedisServer::start().await;
-    let store: Shared = server.store_with_tenure(5, 5 * SECOND).await;
+    let store: Shared = server.store_with_lease(5, 5 * SECOND).await;
     let other: Shared = server.store(5).await;
     let semaphore = semaphore(&store, 3).await;
     let permit = semaphore.acquire_many(2).await.unwrap();
     // It does what it was told before, when it goes on.
     server.signal(Signal::STOP);
     let lost = store.lease(permit, new_lease(2, 600 * SECOND, None)).await;
-    assert!(matches!(lost, Err(Unleased::OutOfReach(_))), "{lost:?}");
+    assert!(matches!(lost, Err(Unleased::StoreUnavailable(_))), "{lost:?}");
     server.signal(Signal::CONT);
     let there = other.find(&id("images")).await.unwrap().expect("it was registered");
     let released = async {
-        while standing(&other, &there).await.in_use > 0 {
+        while usage(&other, &there).await.in_use > 0 {
             tokio::time::sleep(SECOND / 100).await;
         }
     };

@@ -20,7 +20,7 @@ async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<dyn Semaphore>) {
     let config = Config { admin_api_key: Some(AdminKey::new("key")), ..Config::default() };
     let gateway = Gateway::new(config, true).unwrap();
     let id = SemaphoreId::parse("jobs").unwrap();
-    let (semaphore, _) = gateway.door.store().register(id.clone(), 1).await.unwrap();
+    let (semaphore, _) = gateway.limiter.store().register(id.clone(), 1).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let workers = vec![Worker::here(api::router(gateway.clone()))];
@@ -30,7 +30,7 @@ async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<dyn Semaphore>) {
 }
 
 async fn leases(gateway: &Gateway, semaphore: &Arc<dyn Semaphore>) -> Vec<limits::Lease> {
-    gateway.door.store().leases(semaphore).await.unwrap()
+    gateway.limiter.store().leases(semaphore).await.unwrap()
 }
 
 fn client(address: SocketAddr, id: &SemaphoreId) -> Service {
@@ -48,21 +48,21 @@ async fn who_waits_longer_than_one_request_may_keeps_its_place() {
     let waits = tokio::spawn(async move {
         service.take(&Terms { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND }).await
     });
-    while semaphore.standing().waiting == 0 {
+    while semaphore.usage().waiting == 0 {
         tokio::task::yield_now().await;
     }
     let later = Arc::clone(&semaphore);
     let later = tokio::spawn(async move { later.acquire().await });
     for _ in 0..500 {
         sleep(SECOND).await;
-        assert_eq!(semaphore.standing().waiting, 2);
+        assert_eq!(semaphore.usage().waiting, 2);
     }
-    gateway.door.store().release_lease(&id, &held.id).await.unwrap().unwrap();
+    gateway.limiter.store().release_lease(&id, &held.id).await.unwrap().unwrap();
     let lease = timeout(HOUR, waits).await.expect("it is before the other").unwrap();
     let lease = lease.expect("its turn");
     assert!(!later.is_finished(), "it came later");
     assert_eq!(*leases(&gateway, &semaphore).await[0].id, *lease.lease_id);
-    assert_eq!(semaphore.standing().in_use, 1);
+    assert_eq!(semaphore.usage().in_use, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,11 +77,11 @@ async fn a_kept_lease_lives_until_it_is_gone() {
     let kept = tokio::spawn(async move { keeps.keep(&lease, ttl, ends).await });
     for _ in 0..100 {
         sleep(SECOND).await;
-        assert_eq!(semaphore.standing().in_use, 1);
+        assert_eq!(semaphore.usage().in_use, 1);
         let left = leases(&gateway, &semaphore).await[0].expires - Instant::now();
         assert!(left >= 2 * ttl / 3 - 2 * SECOND, "it is renewed at each third: {left:?}");
     }
-    gateway.door.store().release_lease(&id, &lease_id).await.unwrap().unwrap();
+    gateway.limiter.store().release_lease(&id, &lease_id).await.unwrap().unwrap();
     let released = Instant::now();
     let reason = kept.await.unwrap();
     assert!(reason.contains("was released"), "{reason}");

@@ -81,7 +81,7 @@ pub(super) struct Load {
     pub(super) quotas: Quotas,
     /// What a call costs, at random.
     pub(super) tokens: std::ops::Range<u64>,
-    /// The longest time between a call's reservation and its departure.
+    /// The longest time between a call's reservation and its started.
     pub(super) held: Duration,
     /// How much less than estimated a call costs at most, as a fraction.
     pub(super) overestimated: f64,
@@ -90,14 +90,14 @@ pub(super) struct Load {
 
 /// What left, in seconds and tokens.
 #[derive(Clone, Copy)]
-pub(super) struct Departure {
+pub(super) struct Started {
     pub(super) left_at: f64,
     pub(super) tokens: u64,
 }
 
 impl Load {
     /// Lets 50 clients loose for the load's minutes, and says what left when.
-    async fn run(&self, seed: u64) -> Vec<Departure> {
+    async fn run(&self, seed: u64) -> Vec<Started> {
         let budget = budget(self.quotas);
         let start = Instant::now();
         let departures = Mutex::new(Vec::new());
@@ -111,8 +111,8 @@ impl Load {
                     sleep(self.held.mul_f64(random.f64())).await;
                 }
                 let sent = reservation.leave();
-                let left_at = sent.departure.at.duration_since(start).as_secs_f64();
-                departures.lock().unwrap().push(Departure { left_at, tokens: actual as u64 });
+                let left_at = sent.started.at.duration_since(start).as_secs_f64();
+                departures.lock().unwrap().push(Started { left_at, tokens: actual as u64 });
                 sleep(SECOND.mul_f64(3.0 * random.f64())).await;
                 sent.settle(actual as u64);
             }
@@ -122,15 +122,14 @@ impl Load {
     }
 
     /// What share of the tighter quota was used from the second minute on.
-    fn utilisation(&self, departures: &[Departure]) -> f64 {
-        let steady = |departure: &&Departure| {
-            (60.0..60.0 * f64::from(self.minutes)).contains(&departure.left_at)
-        };
+    fn utilisation(&self, departures: &[Started]) -> f64 {
+        let steady =
+            |started: &&Started| (60.0..60.0 * f64::from(self.minutes)).contains(&started.left_at);
         let minutes = f64::from(self.minutes - 1);
         let (mut requests, mut tokens) = (0, 0);
-        for departure in departures.iter().filter(steady) {
+        for started in departures.iter().filter(steady) {
             requests += 1;
-            tokens += departure.tokens;
+            tokens += started.tokens;
         }
         let share = |used: u64, limit: Option<u64>| {
             limit.map_or(0.0, |limit| used as f64 / minutes / limit as f64)
@@ -141,13 +140,13 @@ impl Load {
 }
 
 /// Sends what left to every counter, each call delayed at random.
-fn arrive(departures: &[Departure], quotas: Quotas, seed: u64) -> Result<(), String> {
+fn arrive(departures: &[Started], quotas: Quotas, seed: u64) -> Result<(), String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut arrivals: Vec<_> = departures
         .iter()
-        .map(|departure| {
+        .map(|started| {
             let jitter = JITTER.as_secs_f64() * random.f64();
-            (departure.left_at + jitter, departure.tokens)
+            (started.left_at + jitter, started.tokens)
         })
         .collect();
     arrivals.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -174,7 +173,7 @@ async fn assert_never_refused(load: Load, at_least: f64) {
 }
 
 /// No counter refuses what left, and nearly all of the quota is used.
-pub(super) fn assert_taken(load: &Load, departures: &[Departure], at_least: f64) {
+pub(super) fn assert_taken(load: &Load, departures: &[Started], at_least: f64) {
     for seed in 0..8 {
         assert_eq!(arrive(departures, load.quotas, seed), Ok(()));
     }

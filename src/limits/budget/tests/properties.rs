@@ -140,7 +140,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
 /// Calls of which some let others go first and some go before all others.
 fn calls_of_all_lines() -> impl Strategy<Value = Vec<Call>> {
     let line =
-        prop_oneof![2 => Just(Line::Queue), 2 => Just(Line::Courteous), 1 => Just(Line::Returning)];
+        prop_oneof![2 => Just(Line::Queue), 2 => Just(Line::YieldOnce), 1 => Just(Line::Returning)];
     let call = (call(), line).prop_map(|(call, line)| Call { line, ..call });
     prop::collection::vec(call, 1..80)
 }
@@ -186,7 +186,7 @@ fn assert_within_limits(log: &Log, calls: &[Call], mut quotas: Quotas) {
     }
 }
 
-/// No minute that begins with any departure holds more than the limit.
+/// No minute that begins with any started holds more than the limit.
 fn assert_no_window_exceeds(log: &Log, calls: &[Call], quotas: Quotas) {
     for (model, limit) in models(log, log.len(), calls, quotas) {
         let sent = model.sent();

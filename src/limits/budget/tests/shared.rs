@@ -416,8 +416,8 @@ fn who_is_courteous_lets_those_go_first_who_come_meanwhile_wherever_they_come() 
         shared.join(member, requests(60));
     }
     shared.say("a", &[ask(1, 1), depart(1, 1)]);
-    shared.say("a", &[ask_in("courteous", 2, 1)]);
-    shared.say("b", &[ask(1, 1), ask_in("courteous", 2, 1)]);
+    shared.say("a", &[ask_in("yields_once", 2, 1)]);
+    shared.say("b", &[ask(1, 1), ask_in("yields_once", 2, 1)]);
     let expected = in_order(&[("b", 1), ("b", 2), ("a", 2)]);
     assert_eq!(drain(&mut shared, &mut news, "a"), expected);
 }

@@ -11,14 +11,14 @@ async fn those_who_asked_first_go_first() {
     let mut second = Box::pin(semaphore.acquire());
     assert!((&mut first).now_or_never().is_none());
     assert!((&mut second).now_or_never().is_none());
-    assert_eq!(semaphore.standing().waiting, 2);
+    assert_eq!(semaphore.usage().waiting, 2);
 
     drop(held);
     assert!((&mut second).now_or_never().is_none());
     let first = first.now_or_never().expect("the first in the queue goes next").unwrap();
     drop(first);
     assert!(second.now_or_never().is_some());
-    assert_eq!(semaphore.standing().waiting, 0);
+    assert_eq!(semaphore.usage().waiting, 0);
 }
 
 #[tokio::test]
@@ -30,12 +30,12 @@ async fn a_lowered_limit_holds_as_soon_as_permits_come_back() {
     }
     semaphore.resize(1);
     assert_eq!(
-        (semaphore.standing().limit, semaphore.standing().in_use, semaphore.standing().available()),
+        (semaphore.usage().limit, semaphore.usage().in_use, semaphore.usage().available()),
         (1, 3, 0)
     );
 
     held.truncate(1);
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().available()), (1, 0));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().available()), (1, 0));
     assert!(semaphore.acquire().now_or_never().is_none(), "one is out and one is allowed");
     held.clear();
     assert!(semaphore.acquire().now_or_never().is_some());
@@ -51,9 +51,9 @@ async fn a_raised_limit_wakes_those_who_wait() {
 
     semaphore.resize(4);
     let fourth = next.now_or_never().expect("three are out and four are allowed").unwrap();
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().available()), (4, 0));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().available()), (4, 0));
     drop((held, fourth));
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().available()), (0, 4));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().available()), (0, 4));
 }
 
 #[tokio::test]
@@ -64,9 +64,9 @@ async fn closing_ends_the_wait_and_leaves_the_holders_alone() {
     assert!((&mut waiting).now_or_never().is_none());
     semaphore.close();
     assert_eq!(waiting.await.err(), Some(NotGranted::Closed));
-    assert_eq!(semaphore.standing().in_use, 1);
+    assert_eq!(semaphore.usage().in_use, 1);
     drop(held);
-    assert_eq!(semaphore.standing().in_use, 0);
+    assert_eq!(semaphore.usage().in_use, 0);
     assert_eq!(semaphore.acquire().await.err(), Some(NotGranted::Closed));
 }
 
@@ -79,7 +79,7 @@ async fn leaving_the_queue_gives_up_nothing() {
     // The permit is handed to the leaver, who goes before it has taken it.
     drop(held);
     drop(leaver);
-    assert_eq!((semaphore.standing().waiting, semaphore.standing().available()), (0, 1));
+    assert_eq!((semaphore.usage().waiting, semaphore.usage().available()), (0, 1));
 }
 
 /// A future that was asked for once and had to wait.
@@ -98,21 +98,17 @@ async fn who_waits_for_several_is_not_overtaken_by_those_who_want_fewer() {
     let several = waiting!(semaphore.acquire_many(3));
     let one = waiting!(semaphore.acquire());
     assert_eq!(
-        (
-            semaphore.standing().in_use,
-            semaphore.standing().available(),
-            semaphore.standing().waiting
-        ),
+        (semaphore.usage().in_use, semaphore.usage().available(), semaphore.usage().waiting),
         (2, 0, 2)
     );
     assert!(semaphore.try_acquire().is_none(), "the free one is waited for");
 
     drop(held);
     let several = several.now_or_never().expect("all three are free").unwrap();
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().waiting), (3, 1));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().waiting), (3, 1));
     drop(several);
     let _one = one.now_or_never().expect("its turn").unwrap();
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().available()), (1, 2));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().available()), (1, 2));
 }
 
 #[tokio::test]
@@ -137,7 +133,7 @@ async fn more_than_the_limit_is_refused_at_once_and_when_the_limit_falls() {
     semaphore.resize(2);
     assert_eq!(three.await.err(), refused(2));
     assert_eq!(
-        (semaphore.standing().in_use, semaphore.standing().waiting),
+        (semaphore.usage().in_use, semaphore.usage().waiting),
         (3, 2),
         "nobody else is refused"
     );
@@ -156,11 +152,11 @@ async fn a_limit_lowered_while_several_are_held_and_waited_for_is_kept() {
     let next = waiting!(semaphore.acquire());
     drop(leaver);
     let next = waiting!(next);
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().limit), (4, 3));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().limit), (4, 3));
     drop(also);
     let next = waiting!(next);
     drop(held);
     assert!(next.now_or_never().is_some());
     semaphore.resize(6);
-    assert_eq!((semaphore.standing().in_use, semaphore.standing().available()), (0, 6));
+    assert_eq!((semaphore.usage().in_use, semaphore.usage().available()), (0, 6));
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::limits::named::SemaphoreId;
-use crate::limits::semaphore::{Acquire, NotGranted, Permit, Place, Semaphore, Standing, WaitMode};
+use crate::limits::semaphore::{
+    Acquire, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
+};
 use crate::limits::store::Store;
 
 /// What is known of somebody who asked and has not looked for the answer since.
@@ -49,7 +51,7 @@ pub(super) struct History<'a> {
     id: SemaphoreId,
     rules: Rules,
     held: Vec<Permit>,
-    asking: Vec<Place>,
+    asking: Vec<PermitRequest>,
 }
 
 impl<'a> History<'a> {
@@ -70,14 +72,14 @@ impl<'a> History<'a> {
             tokio::task::yield_now().await;
             self.rules.settle();
             let Rules { limit, out, .. } = self.rules;
-            let ought = Standing { limit, in_use: out, waiting: self.rules.waiting() };
+            let ought = SemaphoreUsage { limit, in_use: out, waiting: self.rules.waiting() };
             self.store.refresh().await.unwrap();
-            assert_eq!(self.semaphore.standing(), ought);
+            assert_eq!(self.semaphore.usage(), ought);
         }
         self.held.clear();
         self.asking.clear();
         self.store.refresh().await.unwrap();
-        assert_eq!(self.semaphore.standing().available(), self.rules.limit);
+        assert_eq!(self.semaphore.usage().available(), self.rules.limit);
     }
 
     async fn step(&mut self, random: &mut fastrand::Rng) {

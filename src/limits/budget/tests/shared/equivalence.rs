@@ -88,7 +88,7 @@ impl History {
         let operation = match self.random.u32(..100) {
             0..35 => Some(self.reserve()),
             35..40 => Some(self.try_reserve()),
-            40..60 => self.depart(),
+            40..60 => self.start(),
             60..64 => self.give_back(),
             64..68 => self.leave(),
             68..80 => self.come_to_an_end(),
@@ -152,7 +152,7 @@ impl History {
                 break deadline;
             }
         };
-        let line = [Line::Queue, Line::Queue, Line::Courteous, Line::Returning];
+        let line = [Line::Queue, Line::Queue, Line::YieldOnce, Line::Returning];
         let line = line[self.random.usize(..4)];
         let budget = Arc::clone(&self.budget);
         let reserving: Reserving =
@@ -160,8 +160,8 @@ impl History {
                 Line::Queue => Box::pin(async move {
                     Arc::clone(&budget).reserve(Line::Queue, cost, deadline).await
                 }),
-                Line::Courteous => {
-                    Box::pin(async move { budget.reserve(Line::Courteous, cost, deadline).await })
+                Line::YieldOnce => {
+                    Box::pin(async move { budget.reserve(Line::YieldOnce, cost, deadline).await })
                 }
                 Line::Returning => {
                     Box::pin(async move { budget.reserve(Line::Returning, cost, deadline).await })
@@ -175,7 +175,7 @@ impl History {
         }
         let name = match line {
             Line::Queue => "queue",
-            Line::Courteous => "courteous",
+            Line::YieldOnce => "yields_once",
             Line::Returning => "returning",
         };
         self.of_account(
@@ -192,7 +192,7 @@ impl History {
         match Arc::clone(&self.budget).try_reserve(cost, deadline) {
             Attempt::Answered(answer) => answer.map_err(|reason| match reason {
                 NotReserved::Exhausted(reason) => reason,
-                NotReserved::OutOfReach(reason) => panic!("{reason}"),
+                NotReserved::StoreUnavailable(reason) => panic!("{reason}"),
             }),
             Attempt::Asked(_) => panic!("it is kept here"),
         }
@@ -224,7 +224,7 @@ impl History {
         )
     }
 
-    fn depart(&mut self) -> Option<Value> {
+    fn start(&mut self) -> Option<Value> {
         let (ticket, reservation) = any(&mut self.random, &mut self.reserved)?;
         let cost = reservation.cost;
         self.sent.push((ticket, reservation.leave()));
@@ -248,7 +248,7 @@ impl History {
 
     fn come_to_an_end(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
-        let (cost, left_at) = (sent.cost, sent.departure.at);
+        let (cost, left_at) = (sent.cost, sent.started.at);
         let tokens = cost[Resource::InputTokens];
         let left_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {

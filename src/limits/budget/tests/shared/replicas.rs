@@ -1,6 +1,6 @@
 //! Whatever several replicas send together is taken by whichever counter is at the other end.
 
-use super::super::counters::{Departure, Load, assert_taken};
+use super::super::counters::{Load, Started, assert_taken};
 use super::*;
 
 const REPLICAS: [&str; 4] = ["a", "b", "c", "d"];
@@ -39,7 +39,7 @@ struct World<'a> {
     /// Of each replica, the number of the look that it is still to take.
     looks: [usize; REPLICAS.len()],
     costs: [Cost; CLIENTS],
-    departures: Vec<Departure>,
+    departures: Vec<Started>,
 }
 
 impl World<'_> {
@@ -80,7 +80,7 @@ impl World<'_> {
             Event::Leaves(client) => {
                 let Cost { estimated, actual } = self.costs[client];
                 let left_at = (self.shared.now - START) as f64 / 1e6;
-                self.departures.push(Departure { left_at, tokens: actual });
+                self.departures.push(Started { left_at, tokens: actual });
                 self.say(client % REPLICAS.len(), &[depart(client as u64, estimated)]);
                 self.after(3 * SECOND, Event::Settles(client));
             }
@@ -104,7 +104,7 @@ impl World<'_> {
 }
 
 /// Sends more than the quotas let through by several replicas for the load's minutes.
-fn run(load: &Load) -> Vec<Departure> {
+fn run(load: &Load) -> Vec<Started> {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "replicas");
     let news = News::of(&shared, &mut listener);

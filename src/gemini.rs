@@ -40,7 +40,7 @@ pub use json::{Nesting, without_lone_surrogates};
 pub use key::{ApiKey, Claim, InvalidKey};
 pub use model::{InvalidModel, Model};
 pub use named::{RepeatedModel, named_model};
-pub use quota::{Period, Quantity, Refusal, Scope, Violation};
+pub use quota::{Period, Quantity, Refusal, RefusalScope, Violation};
 pub use redact::{Masked, Masker, Secrets, redact, spellings};
 pub use request::GenerateContent;
 pub use retirement::warn_of_retirement;

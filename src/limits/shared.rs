@@ -17,12 +17,12 @@
 mod budget;
 mod link;
 mod registry;
+mod replica_lease;
 #[cfg(test)]
-#[path = "script/tests.rs"]
+#[path = "shared/script/tests.rs"]
 mod script_tests;
 mod semaphore;
 mod session;
-mod tenure;
 #[cfg(test)]
 pub(crate) mod test_server;
 pub(super) mod wire;
@@ -44,13 +44,13 @@ use super::budget::Budget;
 use super::lease::{Lease, LeaseTerms, NoSuchLease};
 use super::named::SemaphoreId;
 use super::plan::PlannedQuotas;
-use super::semaphore::{OutOfReach, Permit, Semaphore};
+use super::semaphore::{Permit, Semaphore, StoreUnavailable};
 use super::store::{Fetched, NewLease, Store, Unleased};
 use budget::SharedBudget;
 use link::Link;
 use registry::Registry;
+use replica_lease::ReplicaLease;
 use session::{Broken, Connector};
-use tenure::Tenure;
 use wire::{
     DeleteResult, FindResult, GLOBAL, LeaseResult, ListResult, Op, RegisterResult, Registered,
     ReleaseResult, SharedLease, micros,
@@ -121,7 +121,7 @@ impl SharedStore {
     /// # Errors
     /// [`NoRedis`] where it cannot be reached or used.
     pub async fn connect(settings: &RedisSettings, limit: usize) -> Result<Arc<Self>, NoRedis> {
-        let link = Link::new(Tenure::new(settings.lease));
+        let link = Link::new(ReplicaLease::new(settings.lease));
         let registry = Registry::new(Arc::clone(&link), limit);
         let info = connection_info(settings.url.expose_secret());
         let info = info.expect("the URL was checked with the settings");
@@ -137,10 +137,10 @@ impl SharedStore {
         Ok(Arc::new(Self { link, registry, session: Mutex::new(session) }))
     }
 
-    fn registered(&self, registered: Registered) -> Result<Arc<dyn Semaphore>, OutOfReach> {
+    fn registered(&self, registered: Registered) -> Result<Arc<dyn Semaphore>, StoreUnavailable> {
         match self.registry.register(registered) {
             Some(semaphore) => Ok(semaphore),
-            None => Err(self.link.tenure.out_of_reach()),
+            None => Err(self.link.tenure.unavailable()),
         }
     }
 }
@@ -162,7 +162,7 @@ impl Store for SharedStore {
             let op = Op::Register { name: name.clone(), limit };
             let done: Option<RegisterResult> = self.link.ask(op).await?;
             let RegisterResult { semaphore, new } =
-                done.ok_or_else(|| self.link.tenure.out_of_reach())?;
+                done.ok_or_else(|| self.link.tenure.unavailable())?;
             Ok((self.registered(Registered { name, semaphore, limit })?, new))
         }
         .boxed()
@@ -252,9 +252,9 @@ impl Store for SharedStore {
         });
         let link = Arc::clone(&self.link);
         async move {
-            let done = answered.await.unwrap_or_else(|_| Err(link.tenure.out_of_reach()))?;
+            let done = answered.await.unwrap_or_else(|_| Err(link.tenure.unavailable()))?;
             let LeaseResult { lease, new } = done.ok_or(Unleased::Deleted)?;
-            Ok((to_lease(lease).ok_or_else(|| link.tenure.out_of_reach())?, new))
+            Ok((to_lease(lease).ok_or_else(|| link.tenure.unavailable())?, new))
         }
         .boxed()
     }
@@ -314,7 +314,7 @@ impl Store for SharedStore {
         .boxed()
     }
 
-    fn reach(&self) -> Result<(), OutOfReach> {
+    fn reach(&self) -> Result<(), StoreUnavailable> {
         self.link.tenure.reach()
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-use crate::limits::semaphore::OutOfReach;
+use crate::limits::semaphore::StoreUnavailable;
 
 /// The longest time without a word, however long the tenure: so soon a replica finds out that Redis
 /// has forgotten it.
@@ -20,7 +20,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// The tenure of this replica.
 #[derive(Debug)]
-pub(super) struct Tenure {
+pub(super) struct ReplicaLease {
     length: Duration,
     began: Instant,
     /// For how long the machine has been suspended, and for how long it had been at the beginning.
@@ -34,7 +34,7 @@ pub(super) struct Tenure {
     number: AtomicU64,
 }
 
-impl Tenure {
+impl ReplicaLease {
     pub fn new(length: Duration) -> Self {
         Self::on(length, suspended)
     }
@@ -103,13 +103,13 @@ impl Tenure {
     }
 
     /// # Errors
-    /// [`OutOfReach`] where it is unknown whether this replica still holds what it does.
-    pub fn reach(&self) -> Result<(), OutOfReach> {
-        if self.is_secure() { Ok(()) } else { Err(self.out_of_reach()) }
+    /// [`StoreUnavailable`] where it is unknown whether this replica still holds what it does.
+    pub fn reach(&self) -> Result<(), StoreUnavailable> {
+        if self.is_secure() { Ok(()) } else { Err(self.unavailable()) }
     }
 
-    pub fn out_of_reach(&self) -> OutOfReach {
-        OutOfReach { retry_after: self.heartbeat().max(Duration::from_secs(1)) }
+    pub fn unavailable(&self) -> StoreUnavailable {
+        StoreUnavailable { retry_after: self.heartbeat().max(Duration::from_secs(1)) }
     }
 
     fn is_secure(&self) -> bool {
@@ -138,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_start_for_a_fifth_of_the_tenure_after_the_last_word() {
-        let tenure = Tenure::new(30 * SECOND);
+        let tenure = ReplicaLease::new(30 * SECOND);
         assert!(tenure.reach().is_err(), "nothing was heard yet");
         let said_at = tenure.now();
         tokio::time::advance(2 * SECOND).await;
@@ -155,7 +155,7 @@ mod tests {
     async fn the_time_in_which_the_machine_is_suspended_counts() {
         static SUSPENDED: AtomicU64 = AtomicU64::new(1000);
         let suspended = || Duration::from_secs(SUSPENDED.load(Ordering::Relaxed));
-        let tenure = Tenure::on(30 * SECOND, suspended);
+        let tenure = ReplicaLease::on(30 * SECOND, suspended);
         tokio::time::advance(SECOND).await;
         tenure.renewed(tenure.now());
         SUSPENDED.fetch_add(5, Ordering::Relaxed);
@@ -167,13 +167,13 @@ mod tests {
 
     #[test]
     fn a_replica_speaks_every_two_seconds_at_least() {
-        assert_eq!(Tenure::new(15 * SECOND).heartbeat(), SECOND);
-        assert_eq!(Tenure::new(3600 * SECOND).heartbeat(), 2 * SECOND);
+        assert_eq!(ReplicaLease::new(15 * SECOND).heartbeat(), SECOND);
+        assert_eq!(ReplicaLease::new(3600 * SECOND).heartbeat(), 2 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_held_when_it_lapsed_does_not_come_back() {
-        let tenure = Tenure::new(30 * SECOND);
+        let tenure = ReplicaLease::new(30 * SECOND);
         tenure.renewed(tenure.now());
         tenure.begin_anew(false);
         let number = tenure.current();

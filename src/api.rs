@@ -1,6 +1,5 @@
 //! HTTP: routes, authentication, bodies. The only place that knows status codes.
 
-mod ahead;
 mod auth;
 mod batch;
 mod body;
@@ -19,11 +18,12 @@ mod metrics;
 mod observe;
 mod openapi;
 mod path;
+mod read_ahead;
 mod relay;
 mod router;
 mod semaphores;
 mod single;
 mod structured;
-mod whole;
+mod whole_number;
 
 pub use router::{openapi, router};

@@ -1,4 +1,4 @@
-//! Admission: a request takes a place in the queue and its calls are let in when their turn comes.
+//! Admission: a request takes a ticket in the queue and its calls are let in when their turn comes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use super::budget::{Estimate, Exhausted, Line, NotReserved, Reservation, Sent};
 use super::plan::QuotaPlan;
 use super::quota::Quotas;
 use super::semaphore::{
-    Fence, LocalSemaphore, NotGranted, OutOfReach, Permit, Semaphore, WaitMode,
+    Fence, LocalSemaphore, NotGranted, Permit, Semaphore, StoreUnavailable, WaitMode,
 };
 use super::store::{LocalStore, Store};
 
@@ -30,7 +30,7 @@ const SECOND_TRY: Duration = Duration::from_secs(60);
 /// The one way in to Gemini: a global limit on calls in flight, the semaphores that add to it,
 /// and the accounts with their quotas.
 #[derive(Debug)]
-pub struct Door {
+pub struct Limiter {
     store: Arc<dyn Store>,
     global: Arc<dyn Semaphore>,
     accounts: Accounts,
@@ -59,9 +59,9 @@ pub enum Refused {
         /// The semaphore's limit.
         limit: usize,
     },
-    /// The limits that the replicas share are out of reach.
+    /// The limits that the replicas share are unavailable.
     #[error(transparent)]
-    OutOfReach(#[from] OutOfReach),
+    StoreUnavailable(#[from] StoreUnavailable),
     /// The table of accounts is full, and the call is for a new key or model.
     #[error("too many keys and models are in use")]
     TooManyAccounts,
@@ -71,7 +71,7 @@ impl From<NotReserved> for Refused {
     fn from(reason: NotReserved) -> Self {
         match reason {
             NotReserved::Exhausted(reason) => Self::Exhausted(reason),
-            NotReserved::OutOfReach(reason) => Self::OutOfReach(reason),
+            NotReserved::StoreUnavailable(reason) => Self::StoreUnavailable(reason),
         }
     }
 }
@@ -92,12 +92,12 @@ impl From<NotGranted> for Refused {
             NotGranted::NoneFree => Self::QueueFull,
             NotGranted::Closed => Self::SemaphoreDeleted,
             NotGranted::MoreThanLimit { limit } => Self::MoreThanLimit { limit },
-            NotGranted::OutOfReach(reason) => Self::OutOfReach(reason),
+            NotGranted::StoreUnavailable(reason) => Self::StoreUnavailable(reason),
         }
     }
 }
 
-/// How busy the door is at one moment. In calls, but for `waiting`: in requests, of which a
+/// How busy the limiter is at one moment. In calls, but for `waiting`: in requests, of which a
 /// batch is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occupancy {
@@ -111,13 +111,13 @@ pub struct Occupancy {
     pub waiting: usize,
 }
 
-impl Door {
-    /// A door with limits of its own, through which `limit` calls go at once.
+impl Limiter {
+    /// A limiter with limits of its own, through which `limit` calls go at once.
     pub fn new(limit: usize, max_waiting: usize, plan: QuotaPlan) -> Arc<Self> {
         Self::with_store(LocalStore::new(limit), limit, max_waiting, plan)
     }
 
-    /// A door with the limits of a store, of which the global one was set to `limit`; at which
+    /// A limiter with the limits of a store, of which the global one was set to `limit`; at which
     /// `max_waiting` requests wait, and which keeps the quotas of `plan`.
     pub fn with_store(
         store: Arc<dyn Store>,
@@ -144,9 +144,9 @@ impl Door {
         &self.accounts
     }
 
-    /// How busy the door is now.
+    /// How busy the limiter is now.
     pub fn occupancy(&self) -> Occupancy {
-        let global = self.global.standing();
+        let global = self.global.usage();
         Occupancy {
             limit: global.limit,
             available: global.available(),
@@ -156,72 +156,72 @@ impl Door {
     }
 }
 
-/// A request's place in the queue. A batch of any size has one, as a single request has: its
+/// A request's ticket in the queue. A batch of any size has one, as a single request has: its
 /// calls pass one after the other, first attempts and retries alike, so that nobody who comes
 /// after ten thousand items waits for more than one of them.
 ///
-/// A batch of several models, or keys, waits for each in a [`Lane`] of its own, so that none of
+/// A batch of several models, or keys, waits for each in a [`AccountQueue`] of its own, so that none of
 /// them holds up another; for the global slot, which all have in common, it still waits once.
 #[derive(Debug)]
-pub struct Turnstile {
-    door: Arc<Door>,
+pub struct QueueTicket {
+    limiter: Arc<Limiter>,
     /// Whether those go first, once, who come while it waits with nobody before it.
-    courteous: bool,
-    turn: sync::Mutex<()>,
-    standing: Mutex<Standing>,
+    yields_once: bool,
+    head: sync::Mutex<()>,
+    state: Mutex<QueueState>,
 }
 
 /// How a request stands with the queue.
 #[derive(Debug, Default)]
-struct Standing {
+struct QueueState {
     /// Whether it was let into the queue or past it: unknown before it came to that.
     accepted: Option<bool>,
-    /// In how many of its lanes a call waits.
-    lanes: usize,
+    /// In how many of its queues a call waits.
+    queues: usize,
 }
 
 /// The calls of one request that are for the same account and hold the same semaphore, if any.
 /// They are let in one after the other.
 #[derive(Debug)]
-pub struct Lane {
-    place: Arc<Turnstile>,
+pub struct AccountQueue {
+    ticket: Arc<QueueTicket>,
     account: Arc<Account>,
     named: Option<Arc<dyn Semaphore>>,
-    turn: sync::Mutex<()>,
+    head: sync::Mutex<()>,
 }
 
-/// A call's turn to be let in, before all others of its lane.
+/// A call's turn to be let in, before all others of its queue.
 #[derive(Debug)]
-pub struct Turn<'a> {
-    lane: &'a Lane,
+pub struct HeadOfQueue<'a> {
+    queue: &'a AccountQueue,
     since: Instant,
-    _turn: sync::MutexGuard<'a, ()>,
+    _head: sync::MutexGuard<'a, ()>,
 }
 
-impl Turnstile {
-    /// A place for one request.
-    pub fn new(door: Arc<Door>) -> Arc<Self> {
-        Self::at(door, false)
+impl QueueTicket {
+    /// A ticket for one request.
+    pub fn new(limiter: Arc<Limiter>) -> Arc<Self> {
+        Self::at(limiter, false)
     }
 
-    /// A place for a batch. Having had a turn just now, it lets those who come while it waits for
+    /// A ticket for a batch. Having had a turn just now, it lets those who come while it waits for
     /// the next go first, once: a single request beside a batch waits for the next slot, not for
     /// the one after it, and the batch loses nothing by it.
-    pub fn for_many(door: Arc<Door>) -> Arc<Self> {
-        Self::at(door, true)
+    pub fn for_many(limiter: Arc<Limiter>) -> Arc<Self> {
+        Self::at(limiter, true)
     }
 
-    fn at(door: Arc<Door>, courteous: bool) -> Arc<Self> {
-        Arc::new(Self { door, courteous, turn: sync::Mutex::new(()), standing: Mutex::default() })
+    fn at(limiter: Arc<Limiter>, yields_once: bool) -> Arc<Self> {
+        Arc::new(Self { limiter, yields_once, head: sync::Mutex::new(()), state: Mutex::default() })
     }
 
-    /// The lane of the calls for an account that hold a named semaphore, or none.
-    pub fn lane(
+    /// The queue of the calls for an account that hold a named semaphore, or none.
+    pub fn queue(
         self: &Arc<Self>,
         account: Arc<Account>,
         named: Option<Arc<dyn Semaphore>>,
-    ) -> Lane {
-        Lane { place: Arc::clone(self), account, named, turn: sync::Mutex::new(()) }
+    ) -> AccountQueue {
+        AccountQueue { ticket: Arc::clone(self), account, named, head: sync::Mutex::new(()) }
     }
 
     async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
@@ -233,7 +233,7 @@ impl Turnstile {
     ///
     /// # Errors
     /// [`Refused::QueueFull`] where it would have to wait and too many do;
-    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`]; [`Refused::OutOfReach`] where
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`]; [`Refused::StoreUnavailable`] where
     /// the request was not accepted before: what was waits until the store is there again.
     pub async fn acquire_many(
         &self,
@@ -243,13 +243,13 @@ impl Turnstile {
         let ask = |mode| Arc::clone(semaphore).ask(permits, mode);
         match ask(WaitMode::None).await {
             Err(NotGranted::NoneFree) => {}
-            Err(NotGranted::OutOfReach(_)) if self.may_wait_for_reach() => {}
+            Err(NotGranted::StoreUnavailable(_)) if self.may_wait_for_store() => {}
             answer => return Ok(answer?),
         }
         let _waiting = self.join_queue()?;
-        let lets_others_go = self.courteous && semaphore.standing().waiting == 0;
+        let lets_others_go = self.yields_once && semaphore.usage().waiting == 0;
         let permit = ask(WaitMode::Endless).await?;
-        if !lets_others_go || semaphore.standing().waiting == 0 {
+        if !lets_others_go || semaphore.usage().waiting == 0 {
             return Ok(permit);
         }
         drop(permit);
@@ -259,11 +259,11 @@ impl Turnstile {
     /// Waits for a slot of the account and a global one.
     async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
         let own = account.concurrency().semaphore();
-        let standing = own.standing();
+        let usage = own.usage();
         // Where the account's limit keeps nothing back, all wait for the global slot alone, so
         // that replicas let in whoever came first to any of them.
-        let keeps_back = standing.limit < self.door.global.standing().limit;
-        if standing.waiting == 0 && !keeps_back {
+        let keeps_back = usage.limit < self.limiter.global.usage().limit;
+        if usage.waiting == 0 && !keeps_back {
             let global = self.global().await?;
             if let Some(slot) = own.try_acquire() {
                 return Ok((slot, global));
@@ -276,8 +276,8 @@ impl Turnstile {
     }
 
     async fn global(&self) -> Result<Permit, Refused> {
-        let _turn = self.turn.lock().await;
-        self.acquire(&self.door.global).await
+        let _head = self.head.lock().await;
+        self.acquire(&self.limiter.global).await
     }
 
     async fn reserve(
@@ -293,12 +293,12 @@ impl Turnstile {
                 Ok(Some(reservation)) => return Ok(reservation),
                 Ok(None) => break,
                 Err(NotReserved::Exhausted(reason)) => cost = estimate.within(reason, cost)?,
-                Err(NotReserved::OutOfReach(_)) if self.may_wait_for_reach() => break,
+                Err(NotReserved::StoreUnavailable(_)) if self.may_wait_for_store() => break,
                 Err(reason) => return Err(reason.into()),
             }
         }
         let _waiting = self.join_queue()?;
-        let line = if self.courteous { Line::Courteous } else { Line::Queue };
+        let line = if self.yields_once { Line::YieldOnce } else { Line::Queue };
         Ok(reserve_in(line, account, estimate, deadline).await?)
     }
 
@@ -340,16 +340,16 @@ impl Turnstile {
         drop(permit);
         let _waiting = self.join_queue()?;
         let line = account.returning(named.number());
-        let _turn = line.lock().await;
+        let _head = line.lock().await;
         let mut keep_quota_for = MOMENT;
         loop {
             let reservation = self.reserve_again(account, estimate, deadline).await?;
-            let mut place = Arc::clone(named).ask(1, WaitMode::Returning);
-            if let Ok(permit) = timeout(keep_quota_for, &mut place).await {
+            let mut ticket = Arc::clone(named).ask(1, WaitMode::Returning);
+            if let Ok(permit) = timeout(keep_quota_for, &mut ticket).await {
                 return Ok((permit?, reservation));
             }
             drop(reservation);
-            let permit = place.await?;
+            let permit = ticket.await?;
             if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
                 return Ok((permit, reservation));
             }
@@ -359,45 +359,45 @@ impl Turnstile {
 
     /// Whether the request was accepted before the store was lost. One that was not is refused,
     /// with all of its calls.
-    fn may_wait_for_reach(&self) -> bool {
-        *self.standing().accepted.get_or_insert(false)
+    fn may_wait_for_store(&self) -> bool {
+        *self.state().accepted.get_or_insert(false)
     }
 
     /// A call of the request is let in, unless another was refused: then nothing of it is sent.
     fn accept(&self) -> Result<(), Refused> {
-        if *self.standing().accepted.get_or_insert(true) { Ok(()) } else { Err(Refused::QueueFull) }
+        if *self.state().accepted.get_or_insert(true) { Ok(()) } else { Err(Refused::QueueFull) }
     }
 
-    /// Waits as one more in the queue, however many lanes do. Work that was accepted is not
+    /// Waits as one more in the queue, however many queues do. Work that was accepted is not
     /// refused later for those who came after it; what was not is refused where the store is lost.
     fn join_queue(&self) -> Result<InQueue<'_>, Refused> {
-        let mut standing = self.standing();
-        if standing.accepted != Some(true)
-            && let Err(lost) = self.door.store.reach()
+        let mut state = self.state();
+        if state.accepted != Some(true)
+            && let Err(lost) = self.limiter.store.reach()
         {
-            standing.accepted = Some(false);
+            state.accepted = Some(false);
             return Err(lost.into());
         }
-        if standing.lanes == 0 {
-            let most = match standing.accepted {
-                None => self.door.max_waiting,
+        if state.queues == 0 {
+            let most = match state.accepted {
+                None => self.limiter.max_waiting,
                 Some(true) => usize::MAX,
                 Some(false) => 0,
             };
             let one_more = |waiting| (waiting < most).then_some(waiting + 1);
-            let queue = &self.door.waiting;
+            let queue = &self.limiter.waiting;
             let joined = queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
-            standing.accepted = Some(joined);
+            state.accepted = Some(joined);
             if !joined {
                 return Err(Refused::QueueFull);
             }
         }
-        standing.lanes += 1;
+        state.queues += 1;
         Ok(InQueue(self))
     }
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -434,29 +434,29 @@ async fn reserve_now(
     }
 }
 
-/// A lane of a request that waits; dropping it leaves the queue.
-struct InQueue<'a>(&'a Turnstile);
+/// A queue of a request that waits; dropping it leaves the queue.
+struct InQueue<'a>(&'a QueueTicket);
 
 impl Drop for InQueue<'_> {
     fn drop(&mut self) {
-        let mut standing = self.0.standing();
-        standing.lanes -= 1;
-        if standing.lanes == 0 {
-            self.0.door.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.0.state();
+        state.queues -= 1;
+        if state.queues == 0 {
+            self.0.limiter.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Lane {
-    /// Waits until the calls of this lane that asked before are in. Dropping the future leaves
+impl AccountQueue {
+    /// Waits until the calls of this queue that asked before are in. Dropping the future leaves
     /// the queue.
-    pub async fn turn(&self) -> Turn<'_> {
-        let turn = self.turn.lock().await;
-        Turn { lane: self, since: Instant::now(), _turn: turn }
+    pub async fn head(&self) -> HeadOfQueue<'_> {
+        let head = self.head.lock().await;
+        HeadOfQueue { queue: self, since: Instant::now(), _head: head }
     }
 }
 
-impl Turn<'_> {
+impl HeadOfQueue<'_> {
     /// Waits until the quotas have room for what the call costs; for the named semaphore, if any;
     /// for a slot of the account, where its limit has fallen; and for a global slot. Dropping
     /// the future leaves the queue.
@@ -467,7 +467,7 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// [`Refused::QueueFull`] when a request that has not waited before would have to and too
-    /// many do; [`Refused::OutOfReach`] where it was not accepted before the store was lost;
+    /// many do; [`Refused::StoreUnavailable`] where it was not accepted before the store was lost;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the
     /// quotas have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
     pub async fn admit(
@@ -476,21 +476,21 @@ impl Turn<'_> {
         deadline: Instant,
     ) -> Result<Admission, Refused> {
         let estimate = estimate.into();
-        let Lane { place, account: asked, .. } = self.lane;
-        let accounts = &place.door.accounts;
+        let AccountQueue { ticket, account: asked, .. } = self.queue;
+        let accounts = &ticket.limiter.accounts;
         let mut instead = accounts.charged_instead(asked);
         let account = instead.as_ref().unwrap_or(asked);
         if account.is_turned_away() {
             return Err(Refused::TooManyAccounts);
         }
         account.check()?;
-        let mut reservation = place.reserve(account, estimate, deadline).await?;
+        let mut reservation = ticket.reserve(account, estimate, deadline).await?;
         loop {
             let account = instead.unwrap_or_else(|| Arc::clone(asked));
             let admission = self.admit_with(account, reservation, estimate, deadline).await?;
             let is_charged = accounts.is_charged(asked, &admission.account);
             if is_charged && !admission.account.budget().is_paused() {
-                place.accept()?;
+                ticket.accept()?;
                 admission.account.start()?;
                 return Ok(admission);
             }
@@ -499,7 +499,7 @@ impl Turn<'_> {
             drop(admission);
             instead = accounts.charged_instead(asked);
             let account = instead.as_ref().unwrap_or(asked);
-            reservation = place.reserve_again(account, estimate, deadline).await?;
+            reservation = ticket.reserve_again(account, estimate, deadline).await?;
         }
     }
 
@@ -510,15 +510,15 @@ impl Turn<'_> {
         estimate: Estimate,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
-        let Lane { place, account: asked, named, .. } = self.lane;
+        let AccountQueue { ticket, account: asked, named, .. } = self.queue;
         let named = match named {
             None => None,
             Some(named) => match Arc::clone(named).ask(1, WaitMode::None).await {
                 Ok(permit) => Some(permit),
-                Err(NotGranted::NoneFree | NotGranted::OutOfReach(_)) => {
+                Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
                     drop(reservation);
                     // In a box, so that calls which do not wait here take no memory for it.
-                    let both = place.permit_and_quota(named, &account, estimate, deadline);
+                    let both = ticket.permit_and_quota(named, &account, estimate, deadline);
                     let (permit, again) = Box::pin(both).await?;
                     reservation = again;
                     Some(permit)
@@ -526,7 +526,7 @@ impl Turn<'_> {
                 Err(reason) => return Err(reason.into()),
             },
         };
-        let (concurrency, global) = place.slots(&account).await?;
+        let (concurrency, global) = ticket.slots(&account).await?;
         let waited = self.since.elapsed();
         let alias = (!Arc::ptr_eq(asked, &account)).then(|| Arc::clone(asked));
         Ok(Admission { global, concurrency, named, reservation, account, alias, waited })
@@ -545,7 +545,7 @@ pub struct Admission {
     account: Arc<Account>,
     /// The account that the call was made for, where another one is charged.
     alias: Option<Arc<Account>>,
-    /// How long the call waited to be let in, once it was its lane's turn.
+    /// How long the call waited to be let in, once it was its queue's turn.
     pub waited: Duration,
 }
 
@@ -553,14 +553,14 @@ impl Admission {
     /// The call leaves now: from this moment it counts against the quotas.
     ///
     /// # Errors
-    /// [`Lapsed`] where it must not leave any more.
-    pub fn depart(self) -> Result<Underway, Lapsed> {
+    /// [`PermitsExpired`] where it must not leave any more.
+    pub fn start(self) -> Result<InFlightCall, PermitsExpired> {
         if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
-            return Err(Lapsed);
+            return Err(PermitsExpired);
         }
         let Self { global, concurrency, named, reservation, account, alias, .. } = self;
         let slot = account.concurrency().enter(concurrency);
-        Ok(Underway { global, slot, named, sent: reservation.leave(), account, alias })
+        Ok(InFlightCall { global, slot, named, sent: reservation.leave(), account, alias })
     }
 }
 
@@ -568,13 +568,13 @@ impl Admission {
 /// to be let in once more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the call's permits have lapsed")]
-pub struct Lapsed;
+pub struct PermitsExpired;
 
 /// A call that has left. Dropping it gives its slots back and lets the estimate of its cost
 /// stand, as it is right for a call of which nobody knows what became.
 #[derive(Debug)]
 #[must_use = "dropping a call under way gives its slots back at once"]
-pub struct Underway {
+pub struct InFlightCall {
     // In this order, as of an admission.
     slot: Slot,
     global: Permit,
@@ -584,7 +584,7 @@ pub struct Underway {
     alias: Option<Arc<Account>>,
 }
 
-impl Underway {
+impl InFlightCall {
     /// What tells whether the call may still be written to Gemini, where others share its permits:
     /// they may be given to others while it is on its way.
     pub fn fence(&self) -> Option<Fence> {

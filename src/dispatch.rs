@@ -1,4 +1,4 @@
-//! One call through the door: let in, sent, and sent again when Gemini fails in passing.
+//! One call through the limiter: let in, sent, and sent again when Gemini fails in passing.
 //!
 //! No other code holds the upstream client, so nothing reaches Gemini past the limits.
 
@@ -17,12 +17,12 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::gemini::{
-    Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, Scope, Secrets, TokenEstimator,
-    warn_of_retirement,
+    Answer, ApiKey, Client, Error, ErrorKind, InputFeatures, Model, RefusalScope, Secrets,
+    TokenEstimator, warn_of_retirement,
 };
 use crate::limits::{
-    Account, Admission, Cost, Door, Estimate, Exhausted, Lane, Lapsed, NamedBy, Refused, Resource,
-    Semaphore, Turn, Turnstile, Underway,
+    Account, AccountQueue, Admission, Cost, Estimate, Exhausted, HeadOfQueue, InFlightCall,
+    Limiter, NamedBy, PermitsExpired, QueueTicket, Refused, Resource, Semaphore,
 };
 use crate::metrics::Metrics;
 
@@ -34,11 +34,11 @@ use settle::{Ended, counts_as, reported, settle};
 pub use retry::RetryPolicy;
 pub use sending::{ClientFault, Sending};
 
-/// Sends calls to Gemini, each through the door.
+/// Sends calls to Gemini, each through the limiter.
 #[derive(Debug)]
 pub struct Dispatcher {
     client: Client,
-    door: Arc<Door>,
+    limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
     projects: Arc<Projects>,
@@ -49,7 +49,7 @@ pub struct Dispatcher {
 pub struct Route {
     key: ApiKey,
     model: Model,
-    lane: Lane,
+    queue: AccountQueue,
     estimator: Arc<TokenEstimator>,
 }
 
@@ -124,27 +124,27 @@ impl Route {
     }
 
     /// Waits until the calls of this route that asked before are in, of the same request.
-    pub async fn turn(&self) -> Turn<'_> {
-        self.lane.turn().await
+    pub async fn head(&self) -> HeadOfQueue<'_> {
+        self.queue.head().await
     }
 }
 
 impl Dispatcher {
-    /// A dispatcher over an upstream and a door.
+    /// A dispatcher over an upstream and a limiter.
     pub fn new(
         client: Client,
-        door: Arc<Door>,
+        limiter: Arc<Limiter>,
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, door, metrics, policy, projects: Arc::default() }
+        Self { client, limiter, metrics, policy, projects: Arc::default() }
     }
 
     /// The same, with connections of its own and everything else in common.
     pub fn with_own_connections(&self) -> Self {
         Self {
             client: self.client.with_own_connections(),
-            door: Arc::clone(&self.door),
+            limiter: Arc::clone(&self.limiter),
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
             projects: Arc::clone(&self.projects),
@@ -152,25 +152,25 @@ impl Dispatcher {
     }
 
     /// A place in the queue for one request.
-    pub fn place(&self) -> Arc<Turnstile> {
-        Turnstile::new(Arc::clone(&self.door))
+    pub fn enqueue(&self) -> Arc<QueueTicket> {
+        QueueTicket::new(Arc::clone(&self.limiter))
     }
 
     /// A place in the queue for a batch.
-    pub fn place_for_many(&self) -> Arc<Turnstile> {
-        Turnstile::for_many(Arc::clone(&self.door))
+    pub fn enqueue_batch(&self) -> Arc<QueueTicket> {
+        QueueTicket::for_many(Arc::clone(&self.limiter))
     }
 
     /// The way of a request's calls to a model with a key, which hold a semaphore or none.
     pub fn route(
         &self,
-        place: &Arc<Turnstile>,
+        ticket: &Arc<QueueTicket>,
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
-        let account = self.door.accounts().of(&self.projects.payer(&key), model.shared());
-        self.route_for(account, place, key, model, semaphore)
+        let account = self.limiter.accounts().of(&self.projects.payer(&key), model.shared());
+        self.route_for(account, ticket, key, model, semaphore)
     }
 
     /// The same for calls that Gemini counts beside what the model generates, under a name of
@@ -178,20 +178,20 @@ impl Dispatcher {
     pub fn route_apart(
         &self,
         name: &str,
-        place: &Arc<Turnstile>,
+        ticket: &Arc<QueueTicket>,
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
     ) -> Arc<Route> {
         let payer = self.projects.payer(&key);
-        let account = self.door.accounts().apart(&payer, model.as_str(), name);
-        self.route_for(account, place, key, model, semaphore)
+        let account = self.limiter.accounts().apart(&payer, model.as_str(), name);
+        self.route_for(account, ticket, key, model, semaphore)
     }
 
     fn route_for(
         &self,
         account: Arc<Account>,
-        place: &Arc<Turnstile>,
+        ticket: &Arc<QueueTicket>,
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
@@ -199,7 +199,7 @@ impl Dispatcher {
         warn_of_retirement(&model);
         // Each key learns for itself, so that none can teach another nonsense.
         let estimator = account.attached();
-        Arc::new(Route { key, model, lane: place.lane(account, semaphore), estimator })
+        Arc::new(Route { key, model, queue: ticket.queue(account, semaphore), estimator })
     }
 
     /// The path and query of a URL that is one of Gemini's.
@@ -217,23 +217,27 @@ impl Dispatcher {
     /// # Errors
     /// [`Failure::Refused`], or [`Failure::DeadlineExceeded`] while it waited.
     pub async fn admit(&self, call: &Call) -> Result<Admission, Failure> {
-        let turn = timeout_at(call.deadline, call.route.turn());
-        let turn = turn.await.map_err(|_| Failure::DeadlineExceeded)?;
-        self.admit_in_turn(call, turn).await
+        let head = timeout_at(call.deadline, call.route.head());
+        let head = head.await.map_err(|_| Failure::DeadlineExceeded)?;
+        self.admit_at_head(call, head).await
     }
 
     /// Waits for the call to be let in whose turn it is.
     ///
     /// # Errors
     /// As for [`Dispatcher::admit`].
-    pub async fn admit_in_turn(&self, call: &Call, turn: Turn<'_>) -> Result<Admission, Failure> {
+    pub async fn admit_at_head(
+        &self,
+        call: &Call,
+        head: HeadOfQueue<'_>,
+    ) -> Result<Admission, Failure> {
         let estimator = &call.route.estimator;
         let cost = Estimate {
             cost: Cost::of(call.requests, estimator.estimate(call.input))
                 .with(Resource::Images, call.images),
             at_least: estimator.at_least(call.input),
         };
-        let admission = timeout_at(call.deadline, turn.admit(cost, call.deadline));
+        let admission = timeout_at(call.deadline, head.admit(cost, call.deadline));
         let admission = admission.await.map_err(|_| Failure::DeadlineExceeded)??;
         self.metrics.admitted(admission.waited);
         Ok(admission)
@@ -253,8 +257,8 @@ impl Dispatcher {
     ) -> Result<Answer, Failure> {
         let mut attempts = Attempts::default();
         loop {
-            let underway = self.depart(call, admission).await?;
-            let error = match self.attempt(call, body.clone(), underway).await? {
+            let in_flight = self.start(call, admission).await?;
+            let error = match self.attempt(call, body.clone(), in_flight).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -303,11 +307,11 @@ impl Dispatcher {
     }
 
     /// Lets a call leave; one that was let in too long ago waits for another turn.
-    async fn depart(&self, call: &Call, mut admission: Admission) -> Result<Underway, Failure> {
+    async fn start(&self, call: &Call, mut admission: Admission) -> Result<InFlightCall, Failure> {
         loop {
-            match admission.depart() {
-                Ok(underway) => return Ok(underway),
-                Err(Lapsed) => admission = self.admit(call).await?,
+            match admission.start() {
+                Ok(in_flight) => return Ok(in_flight),
+                Err(PermitsExpired) => admission = self.admit(call).await?,
             }
         }
     }
@@ -317,20 +321,25 @@ impl Dispatcher {
         &self,
         call: &Call,
         body: Bytes,
-        underway: Underway,
+        in_flight: InFlightCall,
     ) -> Result<Result<Answer, Error>, Failure> {
         let Route { key, model, .. } = &*call.route;
         let sent = Instant::now();
-        let patience = self.patience(call, sent);
-        let result = self.client.generate(key, model, body, underway.fence(), patience).await;
+        let time_limit = self.time_limit(call, sent);
+        let result = self.client.generate(key, model, body, in_flight.fence(), time_limit).await;
         let usage = result.as_ref().map_or_else(|error| error.usage, |answer| answer.usage);
         match &result {
             Ok(answer) => {
                 self.projects.prove(key);
-                counts_as(&self.door, &underway, answer.model_version.as_ref(), NamedBy::Answer);
-                underway.answered(reported(usage));
+                counts_as(
+                    &self.limiter,
+                    &in_flight,
+                    answer.model_version.as_ref(),
+                    NamedBy::Answer,
+                );
+                in_flight.answered(reported(usage));
             }
-            Err(error) => settle(&self.door, underway, error),
+            Err(error) => settle(&self.limiter, in_flight, error),
         }
         let ended = match &result {
             Ok(_) => Ended::Answered,
@@ -341,13 +350,13 @@ impl Dispatcher {
     }
 
     /// One timer for both: an attempt's time and what is left of the request's.
-    fn patience(&self, call: &Call, sent: Instant) -> Duration {
+    fn time_limit(&self, call: &Call, sent: Instant) -> Duration {
         self.policy.attempt_timeout.min(call.deadline.saturating_duration_since(sent))
     }
 
     /// How an attempt ended that failed.
     fn ended<'a>(&self, call: &Call, sent: Instant, error: &'a Error) -> Ended<'a> {
-        let overdue = self.patience(call, sent) < self.policy.attempt_timeout
+        let overdue = self.time_limit(call, sent) < self.policy.attempt_timeout
             && error.kind == ErrorKind::Timeout;
         if overdue { Ended::Overdue } else { Ended::Failed(error) }
     }
@@ -363,5 +372,5 @@ fn retry_after(error: &Error) -> Option<Duration> {
 }
 
 fn is_for_spend(error: &Error) -> bool {
-    matches!(&error.kind, ErrorKind::RateLimited(refusal) if refusal.scope == Scope::Spend)
+    matches!(&error.kind, ErrorKind::RateLimited(refusal) if refusal.scope == RefusalScope::Spend)
 }

@@ -65,7 +65,8 @@ async fn a_named_semaphore_limits_those_who_name_it_and_nobody_else() {
             .await;
         let others = join_all((0..3).map(|n| service.chat(format!("other {n}"))));
         let ((), others) = tokio::join!(
-            service.until("five are in flight", |door| door.in_flight == 5 && door.waiting == 2),
+            service.until("five are in flight", |limiter| limiter.in_flight == 5
+                && limiter.waiting == 2),
             others
         );
         others
@@ -81,8 +82,10 @@ async fn a_batch_stands_in_the_queue_once() {
     let body = json!({"requests": requests});
     let batch = answer(service.post("/batch/chat", &body));
     let single = async {
-        service.until("the batch waits", |door| door.in_flight == 2 && door.waiting > 0).await;
-        let waiting = service.gateway.door.occupancy().waiting;
+        service
+            .until("the batch waits", |limiter| limiter.in_flight == 2 && limiter.waiting > 0)
+            .await;
+        let waiting = service.gateway.limiter.occupancy().waiting;
         assert!(waiting <= 1, "one place for ninety-eight items, not {waiting}");
         service.chat("beside the batch").await
     };
@@ -118,9 +121,9 @@ async fn a_thousand_cancels_leave_every_slot_free() {
     assert!(cancelled > 100, "only {cancelled} were cut off");
     service.until_idle().await;
     assert!(service.simulator.stats().highest_in_flight <= 20);
-    for (_, semaphore) in service.gateway.door.store().named() {
-        let standing = semaphore.standing();
-        assert_eq!((standing.in_use, standing.waiting, standing.available()), (0, 0, 10));
+    for (_, semaphore) in service.gateway.limiter.store().named() {
+        let usage = semaphore.usage();
+        assert_eq!((usage.in_use, usage.waiting, usage.available()), (0, 0, 10));
     }
 }
 
@@ -129,7 +132,7 @@ async fn a_client_that_hangs_up_cancels_its_call_upstream() {
     let service = Service::start().await;
     let request = service.post("/chat", &json!({"prompt": slow(60_000)}));
     let hung_up = tokio::spawn(answer(request));
-    service.until("the call is in flight", |door| door.in_flight == 1).await;
+    service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
     hung_up.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 1).await;
@@ -140,7 +143,7 @@ async fn a_batch_whose_client_hangs_up_is_cancelled_upstream() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     let requests: Vec<Value> = (0..10).map(|_| json!({"prompt": slow(60_000)})).collect();
     let hung_up = tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
-    service.until("three are in flight", |door| door.in_flight == 3).await;
+    service.until("three are in flight", |limiter| limiter.in_flight == 3).await;
     hung_up.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 3).await;
@@ -156,11 +159,11 @@ async fn a_full_queue_refuses_those_who_come_and_not_those_who_wait() {
     .await;
     let first = service.post("/chat", &json!({"prompt": slow(300)}));
     let first = tokio::spawn(answer(first));
-    service.until("one is in flight", |door| door.in_flight == 1).await;
+    service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
     let batch = json!({"requests": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]});
     let second = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     let third = tokio::spawn(answer(service.post("/chat", &json!({"prompt": "third"}))));
-    service.until("two wait", |door| door.waiting == 2).await;
+    service.until("two wait", |limiter| limiter.waiting == 2).await;
 
     for (path, body) in [("/chat", json!({"prompt": "fourth"})), ("/batch/chat", batch)] {
         let refused = answer(service.post(path, &body)).await;
@@ -184,7 +187,7 @@ async fn a_request_that_takes_too_long_gives_its_slot_back() {
     let batch = json!({"requests": [{"prompt": slow(60_000)}, {"prompt": "quick"}]});
     let (in_flight, queued) =
         tokio::join!(service.post("/chat", &json!({"prompt": slow(60_000)})).send(), async {
-            service.until("one is in flight", |door| door.in_flight == 1).await;
+            service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
             service.chat("queued behind it").await
         });
     let in_flight = in_flight.unwrap();

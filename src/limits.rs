@@ -1,8 +1,8 @@
-//! The door: how many calls run at once, what an account may spend, and who goes next.
+//! The limiter: how many calls run at once, what an account may spend, and who goes next.
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `door` | one request's way in: its place, its lanes, an admission, a call under way |
+//! | `limiter` | one request's way in: its place, its queues, an admission, a call under way |
 //! | `semaphore`, `named` | permits of which a number is out at once; the names they can have |
 //! | `lease` | permits held by work outside this process, which end unless they are renewed |
 //! | `store` | where semaphores and leases are kept: here, or for all replicas |
@@ -23,8 +23,8 @@ mod accounts;
 mod adaptive;
 mod breakers;
 mod budget;
-mod door;
 mod lease;
+mod limiter;
 mod named;
 mod plan;
 mod quota;
@@ -37,20 +37,23 @@ pub use accounts::{Accounts, NamedBy};
 pub use adaptive::{AdaptiveLimit, Slot};
 pub use breakers::{RefusedHere, Tripped};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Charged, Cost, Departure, Estimate, Exhausted, HandedOver, Line,
-    LocalBudget, NotReserved, QuotaUsage, Reservation, Sent, Spent,
+    Attempt, Budget, BudgetUsage, Charged, Cost, Estimate, Exhausted, HandedOver, Line,
+    LocalBudget, NotReserved, QuotaUsage, Reservation, Sent, Spent, Started,
 };
-pub use door::{Admission, Door, Lane, Lapsed, Occupancy, Refused, Turn, Turnstile, Underway};
 pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};
+pub use limiter::{
+    AccountQueue, Admission, HeadOfQueue, InFlightCall, Limiter, Occupancy, PermitsExpired,
+    QueueTicket, Refused,
+};
 pub use named::{InvalidSemaphore, NAMED_LIMITS, SemaphoreId, parse_limit};
 pub use plan::{
-    InvalidDigest, KeyDigest, Limit, Limits, OtherLabel, Planned, PlannedQuotas, QuotaPlan,
-    RepeatedScope, Scope, Source, Tier,
+    InvalidDigest, KeyDigest, Limit, LimitScope, Limits, OtherLabel, Planned, PlannedQuotas,
+    QuotaPlan, RepeatedScope, Source, Tier,
 };
 pub use quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 pub use semaphore::{
-    Acquire, Fence, LocalSemaphore, NotGranted, OutOfReach, Permit, Place, Semaphore, Standing,
-    WaitMode,
+    Acquire, Fence, LocalSemaphore, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage,
+    StoreUnavailable, WaitMode,
 };
 pub use shared::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
 pub use store::{Fetched, LocalStore, NewLease, Store, Unleased};
