@@ -522,11 +522,17 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
-    assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
-    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
-    let corrected =
-        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
-    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+    let opened_later = opened(shared.join("c", requests(100)));
+    assert_eq!(opened_later, json!({"rpm": 20, "tpm": 1000}), "the others' limits are lower");
+    let told = |quotas: Value| json!({"account": ACCOUNT, "quotas": quotas, "learned": {}});
+    news.hear(&mut shared);
+    assert_eq!(opened(shared.join("d", requests(50))), json!({"rpm": 50, "tpm": 1000}));
+    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(50));
+    let corrected = told(json!({"rpm": 50, "tpm": 1000}));
+    let differs = with(corrected.clone(), "settings_differ", json!(true));
+    let news = news.hear(&mut shared);
+    let ought = [corrected, differs].map(|told| ("all".to_owned(), json!({"corrected": told})));
+    assert_eq!(news, ought);
 }
 
 #[test]
@@ -643,7 +649,7 @@ fn of_limits_of_an_alias_that_differ_the_lowest_of_the_living_members_counts() {
         let own = open_with(None, Some(limit));
         shared.say(member, &[join(), own, real(open_with(Some(300), None)), joins(limit)]);
     }
-    let mut limit = |shared: &mut Shared| {
+    let limit = |shared: &mut Shared| {
         shared.say("b", &[real(usage())]).results[&0]["quotas"]["rpm"]["limit"].clone()
     };
     assert_eq!(limit(&mut shared), 50);
