@@ -1,13 +1,14 @@
 use http::Request;
 
-use super::counted::Target;
+use super::counted::ModelSource;
 use super::*;
+use crate::dispatch::{CallKind, ChargedTo};
 use crate::gemini::Model;
 
 const BEARER: (&str, &str) = ("authorization", "Bearer k");
 const GOOGLE: (&str, &str) = ("x-goog-api-key", "k");
 
-fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, Misdirected> {
+fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, InvalidPath> {
     let request = Request::builder().method(method).uri(path);
     let request =
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
@@ -18,10 +19,10 @@ fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destinatio
 /// `body`, or the name in parentheses where there is none in it.
 fn counted(method: Method, path: &str) -> Option<String> {
     let destination = of(method, path, &[]).unwrap_or_else(|_| panic!("{path}: an error"));
-    Some(match destination.call?.target {
-        Target::Path(model) => model.to_string(),
-        Target::Body => "body".to_owned(),
-        Target::BodyOr(resource) => format!("body ({resource})"),
+    Some(match destination.call?.model {
+        ModelSource::Path(model) => model.to_string(),
+        ModelSource::Body => "body".to_owned(),
+        ModelSource::BodyOr(resource) => format!("body ({resource})"),
     })
 }
 
@@ -159,6 +160,7 @@ fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
         );
     }
     let call = of(Method::POST, "/v1/models/m:countTokens", &[]).ok().unwrap().call.unwrap();
-    assert_eq!(call.apart, Some("countTokens"));
-    assert!(matches!(call.target, Target::Path(model) if model == Model::parse("m").unwrap()));
+    assert_eq!(call.kind, CallKind::CountTokens);
+    assert_eq!(call.kind.charged_to(), ChargedTo::Method("countTokens"));
+    assert!(matches!(call.model, ModelSource::Path(model) if model == Model::parse("m").unwrap()));
 }

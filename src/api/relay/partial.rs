@@ -7,12 +7,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::api::auth::{decoded, name_of, parameters};
 use crate::api::error::ApiError;
+use crate::dispatch::CallKind;
 use crate::gemini::{Forward, Surface};
 use crate::generation::InvalidField;
 
 /// The kinds of calls whose answers have all of [`NEEDED`]. Gemini refuses a mask with other fields in
 /// it.
-const KINDS: [&str; 2] = ["generate_content", "stream_generate_content"];
+const KINDS: [CallKind; 2] = [CallKind::GenerateContent, CallKind::StreamGenerateContent];
 
 /// The parameters of a query that say which fields of an answer are wanted, and in which form it is.
 /// Source: Google's system parameters.
@@ -29,7 +30,7 @@ const NEEDED: &str = "usageMetadata,modelVersion,promptFeedback,candidates/finis
 ///
 /// # Errors
 /// 400 for an answer in another form than JSON: its cost could not be read.
-pub(super) fn complete(request: Forward, kind: &str) -> Result<Forward, ApiError> {
+pub(super) fn complete(request: Forward, kind: CallKind) -> Result<Forward, ApiError> {
     if request.surface != Surface::Gemini || !KINDS.contains(&kind) {
         return Ok(request);
     }
@@ -99,7 +100,7 @@ mod tests {
 
     fn completed(query: &str, mask: Option<&'static str>) -> (String, Option<String>) {
         let Forward { path, headers, .. } =
-            complete(request(query, mask), "generate_content").unwrap();
+            complete(request(query, mask), CallKind::GenerateContent).unwrap();
         let mask = headers.get(FIELD_MASK).map(|mask| mask.to_str().unwrap().to_owned());
         (path.query().unwrap_or_default().to_owned(), mask)
     }
@@ -124,8 +125,8 @@ mod tests {
     #[test]
     fn an_answer_whose_cost_could_not_be_read_is_not_asked_for() {
         for query in ["?alt=proto", "?%24alt=Proto", "?alt=sse&alt=media"] {
-            assert!(complete(request(query, None), "generate_content").is_err(), "{query}");
-            assert!(complete(request(query, None), "predict").is_ok(), "{query}");
+            assert!(complete(request(query, None), CallKind::GenerateContent).is_err(), "{query}");
+            assert!(complete(request(query, None), CallKind::Predict).is_ok(), "{query}");
         }
     }
 }
