@@ -161,3 +161,50 @@ impl CallKind {
         self.row().resend
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_keep_the_labels_they_have() {
+        for (kind, label) in [
+            (CallKind::Chat, "chat"),
+            (CallKind::StructuredOutput, "structured_output"),
+            (CallKind::CinematicStoryDesign, "cinematic_story_design"),
+            (CallKind::GenerateContent, "generate_content"),
+            (CallKind::StreamGenerateContent, "stream_generate_content"),
+            (CallKind::CountTokens, "count_tokens"),
+            (CallKind::EmbedContent, "embed_content"),
+            (CallKind::Predict, "predict"),
+            (CallKind::BatchGenerateContent, "create_batch"),
+            (CallKind::AsyncBatchEmbedContent, "create_batch"),
+            (CallKind::Interaction, "interaction"),
+            (CallKind::Decision, "decision"),
+            (CallKind::Voice, "voice"),
+            (CallKind::OtherMethod, "other_method"),
+            (CallKind::OtherStream, "other_method"),
+            (CallKind::OpenAiChat, "openai_chat"),
+            (CallKind::OpenAiEmbeddings, "openai_embeddings"),
+            (CallKind::OpenAiBatch, "create_batch"),
+            (CallKind::OpenAiOther, "openai_other"),
+        ] {
+            assert_eq!(kind.label(), label);
+        }
+    }
+
+    #[test]
+    fn methods_with_quotas_of_their_own_are_not_charged_to_the_model() {
+        for (kind, method) in [
+            (CallKind::CountTokens, "countTokens"),
+            (CallKind::BatchGenerateContent, "batchGenerateContent"),
+            (CallKind::AsyncBatchEmbedContent, "asyncBatchEmbedContent"),
+            (CallKind::OpenAiBatch, "create"),
+        ] {
+            assert_eq!(kind.charged_to(), ChargedTo::Method(method));
+        }
+        for kind in [CallKind::Chat, CallKind::GenerateContent, CallKind::Interaction] {
+            assert_eq!(kind.charged_to(), ChargedTo::Model);
+        }
+    }
+}

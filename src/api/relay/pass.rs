@@ -90,7 +90,7 @@ fn payer(
 ) -> Result<Option<Payer>, ApiError> {
     let (path, query) = (&destination.path, head.uri.query().unwrap_or_default());
     let caller = Caller::of(&head.headers, Some(query), gateway);
-    if caller.brings_key() || !upload::goes_on(path, query) {
+    if caller.brings_key() || !upload::continues(path, query) {
         return caller.relayed(destination.purpose, gateway).map(Some);
     }
     if upload::is_signed(&gateway.config, path, query, jiff::Timestamp::now()) {
