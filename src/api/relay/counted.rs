@@ -49,8 +49,8 @@ pub(super) async fn send(
     let deadline = Instant::now() + gateway.config.request_timeout;
     check_text(|| body.clone(), gateway).await?;
     let (model, size) = cost(gateway, kind, model, &request, &body).await?;
-    let request_of_call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
-    let call = gateway.dispatcher.enqueue(request_of_call);
+    let call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
+    let call = gateway.dispatcher.enqueue(call);
     answer(gateway, &call, request, body).await.map_err(|error| failed(&call, error))
 }
 
