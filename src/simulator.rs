@@ -26,21 +26,25 @@
 //! | `stats` | counters and the journal |
 //! | `state` | the state that all calls share |
 //! | `call`, `plan`, `transmission` | handling one call: planning its response and sending it |
-//! | `routes`, `openai`, `files`, `interactions` | the HTTP endpoints |
+//! | `routes`, `openai`, `files`, `file_search`, `interactions`, `batches`, `other_calls`, `live` | the endpoints |
 
+mod batches;
 mod call;
 mod completion;
 mod compose;
 mod embeddings;
+mod file_search;
 mod files;
 mod form;
 mod instance;
 mod interactions;
 mod json;
+mod live;
 mod meter;
 mod models;
 mod openai;
 mod options;
+mod other_calls;
 mod pattern;
 mod plan;
 mod quota;

@@ -7,16 +7,16 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use super::completion::{completion, completion_chunks};
-use super::compose::{candidate, check_schemas};
+use super::compose::{candidate, check_schemas, scripted_refusal};
 use super::form::{Form, SimulatedRequest};
 use super::models;
 use super::plan::{Plan, Reply, ResponseChunks};
-use super::quota::{Demand, Quota, QuotaExceeded};
+use super::quota::{Demand, QuotaExceeded};
 use super::refusal::Refusal;
 use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::script::{Ending, Script};
-use super::state::Simulator;
+use super::state::{Charge, Simulator};
 use super::stats::{InFlightCall, JournalEntry, hash};
 use super::target::{Target, check_key};
 use super::tier::Tier;
@@ -24,10 +24,6 @@ use super::transmission::{Framing, deliver};
 
 /// The shortest `X-Server-Timeout` that Gemini accepts, in seconds.
 const MIN_SERVER_TIMEOUT: f64 = 10.0;
-
-/// The limit and the wait that a scripted quota refusal names.
-const SCRIPTED_LIMIT: u64 = 10;
-const SCRIPTED_WAIT: Duration = Duration::from_millis(12_345);
 
 /// Refuses a deadline that Gemini finds too short.
 fn check_deadline(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -52,13 +48,6 @@ pub(super) struct SimulatedCall<'a> {
     pub arrived: Instant,
     /// Tokens of the input that the request itself does not contain, such as earlier interactions.
     pub context_tokens: u64,
-}
-
-/// What the call was admitted with.
-struct Admission<'a> {
-    key: &'a str,
-    input_tokens: u64,
-    tier: Tier,
 }
 
 impl SimulatedCall<'_> {
@@ -120,7 +109,8 @@ impl SimulatedCall<'_> {
         let ending = script.ending.as_ref().filter(|_| script.fail_after.is_none());
         let outcome = match (ending, failure) {
             (None, None) if let Form::Embeddings(embeddings) = form => {
-                self.charge(&Admission { key, input_tokens, tier }, model, 0);
+                let charge = Charge { key, model, tier, input_tokens, output_tokens: 0 };
+                self.simulator.charge(&charge, self.arrived);
                 let body = embeddings.encode(request, model);
                 let reply = Reply::Answered(ResponseChunks::new(vec![body], &script));
                 return Ok(Plan { latency, tier, reply });
@@ -145,8 +135,9 @@ impl SimulatedCall<'_> {
             tier,
             outcome,
         };
-        let admission = Admission { key, input_tokens: demand.input_tokens, tier };
-        self.charge(&admission, model, response.billed_output_tokens());
+        let output_tokens = response.billed_output_tokens();
+        let charge = Charge { key, model, tier, input_tokens: demand.input_tokens, output_tokens };
+        self.simulator.charge(&charge, self.arrived);
         let reply = self.answered(form, &response, &script, latency);
         Ok(Plan { latency, tier, reply })
     }
@@ -179,14 +170,6 @@ impl SimulatedCall<'_> {
         }
     }
 
-    /// Counts what an answered call costs.
-    fn charge(&self, admission: &Admission<'_>, model: &str, output_tokens: u64) {
-        let standard = models::cost(model, admission.input_tokens, output_tokens);
-        let cost = (standard * admission.tier.price_factor()) as u64;
-        self.simulator.quotas().spend(admission.key, cost, self.arrived);
-        self.simulator.collector().spend(cost);
-    }
-
     fn journal_entry(&self, request: Option<&GenerateContentRequest<'_>>) -> JournalEntry {
         JournalEntry {
             api_key: self.key.unwrap_or_default().to_owned(),
@@ -203,9 +186,8 @@ impl SimulatedCall<'_> {
         Refusal::quota_exceeded(exceeded, self.target.model, free_tier)
     }
 
-    fn scripted_quota(&self, quota: Quota) -> Refusal {
-        let violations = vec![(quota, SCRIPTED_LIMIT)];
-        self.quota_exceeded(&QuotaExceeded { violations, retry_in: SCRIPTED_WAIT })
+    fn scripted_refusal(&self, ending: Option<&Ending<'_>>) -> Refusal {
+        scripted_refusal(ending, self.target.model, self.simulator.options().free_tier)
     }
 
     /// The script, or an empty one when it has been followed often enough.
@@ -236,7 +218,7 @@ impl SimulatedCall<'_> {
                 self.simulator.interactions().insert(finished, self.arrived, latency);
                 chunks
             }
-            Form::Other(encode) => {
+            Form::Other { encode, .. } => {
                 let body = serde_json::from_slice(self.body).unwrap_or_default();
                 vec![encode(&body, response).to_string().into()]
             }
@@ -251,19 +233,5 @@ impl SimulatedCall<'_> {
             (after, failure.in_envelope(envelope))
         });
         Reply::Answered(ResponseChunks { failure, ..ResponseChunks::new(chunks, script) })
-    }
-
-    /// The refusal that a script asks for; 503 where it does not say which.
-    fn scripted_refusal(&self, ending: Option<&Ending<'_>>) -> Refusal {
-        match ending {
-            Some(Ending::Status(status)) => Refusal::with_status(*status),
-            Some(Ending::Html(status)) => Refusal::html(*status),
-            Some(Ending::Quota(quota)) => self.scripted_quota(*quota),
-            Some(Ending::SpendLimit) => Refusal::spend_limit(),
-            Some(Ending::BatchLimit) => Refusal::batch_limit(),
-            Some(Ending::Close | Ending::Blocked(_)) | None => {
-                Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE)
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Composing the text of a response.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,16 +11,21 @@ use serde_json::{Value, json};
 
 use super::instance::fitting;
 use super::options::Options;
+use super::quota::QuotaExceeded;
 use super::refusal::Refusal;
 use super::request::{GenerateContentRequest, GenerationConfig};
 use super::response::{Candidate, Content, PromptOutcome, beginning, pieces, sized};
 use super::schema::{check_response_json_schema, check_response_schema};
-use super::script::Script;
+use super::script::{Ending, Script};
 use super::stats::hash;
 use super::tokens::tokens;
 
 /// What a continuation token says before the number of the call that it asks for.
 const TOKEN_PREFIX: &str = "simulated continuation ";
+
+/// The limit and the wait that a scripted quota refusal names.
+const SCRIPTED_LIMIT: u64 = 10;
+const SCRIPTED_WAIT: Duration = Duration::from_millis(12_345);
 
 /// The most calls that one answer can be spread over.
 const MAX_HOPS: usize = 10_000;
@@ -69,6 +75,28 @@ pub(super) fn candidate<'a>(
     let finish_reason = (!script.unfinished).then_some(finish_reason);
     let text = Cow::Owned(text);
     Ok(PromptOutcome::Candidate(Candidate { text, finish_reason, continuation_token, content }))
+}
+
+/// The refusal that a script asks for; 503 where it does not say which.
+pub(super) fn scripted_refusal(
+    ending: Option<&Ending<'_>>,
+    model: &str,
+    free_tier: bool,
+) -> Refusal {
+    match ending {
+        Some(Ending::Status(status)) => Refusal::with_status(*status),
+        Some(Ending::Html(status)) => Refusal::html(*status),
+        Some(Ending::Quota(quota)) => {
+            let violations = vec![(*quota, SCRIPTED_LIMIT)];
+            let exceeded = QuotaExceeded { violations, retry_in: SCRIPTED_WAIT };
+            Refusal::quota_exceeded(&exceeded, model, free_tier)
+        }
+        Some(Ending::SpendLimit) => Refusal::spend_limit(),
+        Some(Ending::BatchLimit) => Refusal::batch_limit(),
+        Some(Ending::Close | Ending::Blocked(_)) | None => {
+            Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
 }
 
 /// The number of the call among those that an answer is spread over, from its continuation token.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use store::{Files, Metadata};
 
+use super::file_search::index;
 use super::json::{json_response, received};
 use super::options::Options;
 use super::refusal::Refusal;
@@ -24,9 +25,13 @@ use super::target::{api_key, check_key, query_value};
 
 /// The routes of files and of their uploads.
 pub(super) fn router() -> Router<Simulator> {
-    ["v1", "v1beta"].into_iter().fold(Router::new(), |router, version| {
+    ["v1", "v1beta", "v1alpha"].into_iter().fold(Router::new(), |router, version| {
         router
             .route(&format!("/upload/{version}/files"), post(upload).put(upload))
+            .route(
+                &format!("/upload/{version}/fileSearchStores/{{call}}"),
+                post(upload).put(upload),
+            )
             .route(&format!("/{version}/files"), get(list))
             .route(&format!("/{version}/files/{{id}}"), get(get_file).delete(delete_file))
     })
@@ -53,7 +58,7 @@ async fn upload(State(simulator): State<Simulator>, request: Request) -> Respons
 
 /// Begins a resumable upload: the answer says where the bytes are to be sent.
 async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Response, Refusal> {
-    let owner = owner(parts, simulator.options())?;
+    let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let body = received(body).await?;
     let StartUpload { file: mut metadata } = match &body[..] {
         b"" => StartUpload::default(),
@@ -62,7 +67,7 @@ async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Respo
     };
     let named = header(&parts.headers, "x-goog-upload-header-content-type").map(str::to_owned);
     metadata.mime_type = metadata.mime_type.or(named);
-    let id = simulator.files().begin(owner, metadata);
+    let id = simulator.files().begin(key, metadata);
     let (host, path) = (host(parts), parts.uri.path());
     let url = format!("http://{host}{path}?upload_id={id}&upload_protocol=resumable");
     let url = HeaderValue::try_from(url);
@@ -98,7 +103,7 @@ async fn proceed(
         files.set_received(id, offset + count(body).await?);
     }
     if asks_for("finalize") {
-        return finish(simulator, parts, id);
+        return finish(simulator, parts, id).await;
     }
     if asks_for("upload") {
         return Ok(with_upload_status(Response::default(), "active"));
@@ -112,16 +117,24 @@ async fn upload_at_once(
     parts: &Parts,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let owner = owner(parts, simulator.options())?;
+    let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let mime_type = header(&parts.headers, header::CONTENT_TYPE.as_str()).map(str::to_owned);
     let bytes = count(body).await?;
     let files = simulator.files();
-    let id = files.begin(owner, Metadata { mime_type, ..Metadata::default() });
+    let id = files.begin(key, Metadata { mime_type, ..Metadata::default() });
     files.set_received(&id, bytes);
-    finish(simulator, parts, &id)
+    finish(simulator, parts, &id).await
 }
 
-fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+/// Ends an upload. One to a file search store is embedded, and answered with an operation.
+async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+    let last = parts.uri.path().rsplit('/').next().unwrap_or_default();
+    if let Some(store) = last.strip_suffix(":uploadToFileSearchStore") {
+        let upload = simulator.files().upload(id);
+        let (key, bytes) = upload.ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+        let response = index(simulator, parts, &key, store, bytes).await;
+        return Ok(with_upload_status(response, "final"));
+    }
     let version = parts.uri.path().split('/').nth(2).unwrap_or_default();
     let address = format!("http://{}/{version}", host(parts));
     let file = simulator.files().finish(id, &address);

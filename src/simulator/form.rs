@@ -20,8 +20,9 @@ pub(super) enum Form {
     Embeddings(Embeddings),
     /// As the Interactions API answers.
     Interaction(InteractionForm),
-    /// As one of the smaller calls answers, whose body this function writes.
-    Other(fn(&Value, &SimulatedResponse<'_>) -> Value),
+    /// As one of the smaller calls answers: the function writes the body from that of the request
+    /// and the response of the model.
+    Other { envelope: Envelope, encode: fn(&Value, &SimulatedResponse<'_>) -> Value },
 }
 
 /// What was read from a body.
@@ -57,7 +58,8 @@ impl Form {
             Self::Completion(_) => Envelope::List,
             Self::Embeddings(embeddings) if embeddings.is_openai() => Envelope::List,
             Self::Embeddings(_) => Envelope::Native,
-            Self::Interaction(_) | Self::Other(_) => Envelope::Interactions,
+            Self::Interaction(_) => Envelope::Interactions,
+            Self::Other { envelope, .. } => *envelope,
         }
     }
 
@@ -80,9 +82,10 @@ impl Form {
             Self::Content(framing) => *framing,
             Self::Completion(CompletionForm { stream: true, .. }) => Framing::OpenAiEvents,
             Self::Interaction(form) if form.stream => Framing::NamedEvents,
-            Self::Completion(_) | Self::Embeddings(_) | Self::Interaction(_) | Self::Other(_) => {
-                Framing::Whole
-            }
+            Self::Completion(_)
+            | Self::Embeddings(_)
+            | Self::Interaction(_)
+            | Self::Other { .. } => Framing::Whole,
         }
     }
 }

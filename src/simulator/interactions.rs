@@ -9,6 +9,7 @@ mod request;
 mod routes;
 mod store;
 
-pub(super) use form::InteractionForm;
-pub(super) use routes::router;
+pub(super) use form::{InteractionForm, usage};
+pub(super) use request::contents;
+pub(super) use routes::{create_interaction, router};
 pub(super) use store::Interactions;

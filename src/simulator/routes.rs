@@ -8,6 +8,7 @@ use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::batches::store::Kind;
 use super::call::SimulatedCall;
 use super::embeddings::{batch_embed_contents, embed_content};
 use super::form::SimulatedRequest;
@@ -19,7 +20,7 @@ use super::stats::{InFlightCall, Stats};
 use super::target::{Target, api_key, check_key, query_value};
 use super::tier::Tier;
 use super::transmission::{Framing, wait_until};
-use super::{files, interactions, openai};
+use super::{batches, file_search, files, interactions, live, openai, other_calls};
 
 /// Every route of the simulator.
 pub(super) fn router(simulator: Simulator) -> Router {
@@ -37,6 +38,10 @@ pub(super) fn router(simulator: Simulator) -> Router {
         .merge(openai::router())
         .merge(files::router())
         .merge(interactions::router())
+        .merge(live::router())
+        .merge(batches::router())
+        .merge(other_calls::router())
+        .merge(file_search::router())
         .with_state(simulator)
 }
 
@@ -108,6 +113,8 @@ async fn call_model(State(simulator): State<Simulator>, request: Request) -> Res
         "streamGenerateContent" => |body| SimulatedRequest::content(body, Framing::Array),
         "embedContent" => embed,
         "batchEmbedContents" => embed_batch,
+        "batchGenerateContent" => return create_batch(&simulator, request, Kind::Generate).await,
+        "asyncBatchEmbedContent" => return create_batch(&simulator, request, Kind::Embed).await,
         "countTokens" => return call_count_tokens(&simulator, request).await,
         _ => {
             let Target { version, method, .. } = target;
@@ -130,6 +137,14 @@ fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refus
         Target::from_path(uri.path()).ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
     let method = if target.method.is_empty() { default_method } else { target.method };
     Ok(Target { method, ..target })
+}
+
+async fn create_batch(simulator: &Simulator, request: Request, kind: Kind) -> Response {
+    let (parts, body) = request.into_parts();
+    match target(&parts.uri, "") {
+        Ok(target) => batches::create(simulator, &parts, body, target, kind).await,
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response {

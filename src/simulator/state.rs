@@ -11,11 +11,14 @@ use http::StatusCode;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use tokio::time::Instant;
 
+use super::batches::store::Batches;
 use super::files::store::Files;
 use super::interactions::Interactions;
 use super::models;
 use super::options::Options;
+use super::other_calls::triggers::Triggers;
 use super::quota::Quotas;
 use super::stats::{JournalEntry, Stats, StatsCollector};
 use super::tier::Tier;
@@ -30,6 +33,8 @@ struct Shared {
     collector: Arc<StatsCollector>,
     files: Files,
     interactions: Interactions,
+    batches: Batches,
+    triggers: Triggers,
     /// `usize::MAX` when unlimited.
     capacity: AtomicUsize,
     /// `usize::MAX` when unlimited.
@@ -44,6 +49,17 @@ struct Shared {
     attempts: Mutex<HashMap<u64, u32>>,
 }
 
+/// What a call is charged for.
+pub(super) struct Charge<'a> {
+    pub key: &'a str,
+    /// The model that answered.
+    pub model: &'a str,
+    pub tier: Tier,
+    pub input_tokens: u64,
+    /// Thoughts included.
+    pub output_tokens: u64,
+}
+
 impl Simulator {
     /// A simulator with these options.
     pub fn new(options: Options) -> Self {
@@ -52,6 +68,8 @@ impl Simulator {
             collector: Arc::default(),
             files: Files::default(),
             interactions: Interactions::default(),
+            batches: Batches::default(),
+            triggers: Triggers::default(),
             capacity: AtomicUsize::new(options.capacity.unwrap_or(usize::MAX)),
             flex_capacity: AtomicUsize::new(options.flex_capacity.unwrap_or(usize::MAX)),
             latency_ms: AtomicU64::new(options.latency_ms),
@@ -65,6 +83,8 @@ impl Simulator {
 
     /// The counters since the start or the last reset.
     pub fn stats(&self) -> Stats {
+        let tokens = self.0.batches.active_tokens(Instant::now());
+        self.0.collector.set_enqueued_tokens(tokens);
         self.0.collector.stats()
     }
 
@@ -76,6 +96,8 @@ impl Simulator {
     /// Clears the counters, the journal and the calls counted for `fail_times`. Used quota stays
     /// used; files and interactions stay.
     pub fn reset(&self) {
+        let tokens = self.0.batches.active_tokens(Instant::now());
+        self.0.collector.set_enqueued_tokens(tokens);
         self.0.collector.reset();
         self.0.attempts.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -120,6 +142,14 @@ impl Simulator {
         &self.0.interactions
     }
 
+    pub(super) fn batches(&self) -> &Batches {
+        &self.0.batches
+    }
+
+    pub(super) fn triggers(&self) -> &Triggers {
+        &self.0.triggers
+    }
+
     /// How many calls of a tier are served at once. Flex has a capacity of its own.
     pub(super) fn capacity(&self, tier: Tier) -> usize {
         match tier {
@@ -130,6 +160,14 @@ impl Simulator {
 
     pub(super) fn is_unfunded(&self) -> bool {
         self.0.unfunded.load(Ordering::Relaxed)
+    }
+
+    /// Counts what a call costs the key.
+    pub(super) fn charge(&self, charge: &Charge<'_>, at: Instant) {
+        let standard = models::cost(charge.model, charge.input_tokens, charge.output_tokens);
+        let cost = (standard * charge.tier.price_factor()) as u64;
+        self.0.quotas.spend(charge.key, cost, at);
+        self.0.collector.spend(cost);
     }
 
     /// The day that decides which models have retired.

@@ -168,6 +168,11 @@ impl StatsCollector {
         self.counts().stats.spent_nanodollars += cost;
     }
 
+    /// Counts input tokens of a call that was admitted before, such as a live session.
+    pub fn admit_tokens(&self, input_tokens: u64) {
+        self.counts().stats.admitted_input_tokens += input_tokens;
+    }
+
     /// Counts a live session until the guard is dropped.
     pub fn live_session_opened(self: &Arc<Self>) -> LiveSession {
         let stats = &mut self.counts().stats;

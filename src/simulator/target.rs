@@ -65,6 +65,7 @@ pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a st
         .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
         .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Token "))
         .or_else(|| query_value(uri, "key"))
+        .or_else(|| query_value(uri, "access_token"))
         .filter(|key| !key.is_empty())
 }
 

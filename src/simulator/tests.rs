@@ -1,11 +1,14 @@
 //! The simulator as a client sees it.
 
 mod answers;
+mod batches;
 mod behaviour;
 mod embeddings;
 mod files;
 mod interactions;
+mod live;
 mod openai;
+mod other_calls;
 mod requests;
 mod tiers;
 

@@ -7,6 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::simulator::stats::hash;
+
 /// How many files, and how many uploads, are kept. The oldest is dropped first.
 const KEPT: usize = 1_000;
 
@@ -35,7 +37,7 @@ struct File {
 /// An upload that has begun.
 struct Upload {
     id: String,
-    owner: u64,
+    key: String,
     metadata: Metadata,
     received: u64,
 }
@@ -57,11 +59,14 @@ impl Files {
     }
 
     /// Begins an upload and returns its identifier.
-    pub fn begin(&self, owner: u64, metadata: Metadata) -> String {
+    pub fn begin(&self, key: &str, metadata: Metadata) -> String {
         let mut table = self.table();
         let id = format!("simulated-{}", table.begun);
         table.begun += 1;
-        keep(&mut table.uploads, Upload { id: id.clone(), owner, metadata, received: 0 });
+        keep(
+            &mut table.uploads,
+            Upload { id: id.clone(), key: key.to_owned(), metadata, received: 0 },
+        );
         id
     }
 
@@ -74,6 +79,13 @@ impl Files {
         if let Some(upload) = self.table().uploads.iter_mut().find(|upload| upload.id == id) {
             upload.received = bytes;
         }
+    }
+
+    /// The key of an upload, and how many bytes it has.
+    pub fn upload(&self, id: &str) -> Option<(String, u64)> {
+        let table = self.table();
+        let upload = table.uploads.iter().find(|upload| upload.id == id)?;
+        Some((upload.key.clone(), upload.received))
     }
 
     /// Turns a finished upload into a file and describes it.
@@ -98,7 +110,7 @@ impl Files {
         if let Some(display_name) = display_name {
             description["displayName"] = display_name.into();
         }
-        let file = File { owner: upload.owner, name, description: description.clone() };
+        let file = File { owner: hash(&*upload.key), name, description: description.clone() };
         keep(&mut table.files, file);
         Some(description)
     }

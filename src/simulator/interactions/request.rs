@@ -144,8 +144,8 @@ fn set_response_format<'a>(
     Ok(())
 }
 
-/// The input as contents: it is a string, a content, a list of contents or a list of steps.
-fn contents(input: &Value) -> Vec<Content<'static>> {
+/// The input as contents. It is a string, a content, a list of contents or a list of steps.
+pub(in crate::simulator) fn contents(input: &Value) -> Vec<Content<'static>> {
     let Value::Array(items) = input else { return contents(&Value::Array(vec![input.clone()])) };
     let mut contents = Vec::new();
     let mut loose = Vec::new();

@@ -39,21 +39,30 @@ pub(in crate::simulator) fn router() -> Router<Simulator> {
 async fn create(State(simulator): State<Simulator>, request: Request) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
-    let body = match received(body).await {
-        Ok(body) => body,
-        Err(refusal) => return refused(refusal),
-    };
+    match received(body).await {
+        Ok(body) => create_interaction(&simulator, &parts, body, arrived).await,
+        Err(refusal) => refused(refusal),
+    }
+}
+
+/// Handles a request for an interaction with its body.
+pub(in crate::simulator) async fn create_interaction(
+    simulator: &Simulator,
+    parts: &Parts,
+    body: Bytes,
+    arrived: Instant,
+) -> Response {
     let key = api_key(&parts.headers, &parts.uri);
-    let (form, content, context_tokens, name) = match prepare(&simulator, key, &body) {
+    let (form, content, context_tokens, name) = match prepare(simulator, key, &body) {
         Ok(prepared) => prepared,
-        Err(refusal) => return unreadable(&simulator, key, refusal),
+        Err(refusal) => return unreadable(simulator, key, refusal),
     };
     let collection = if form.is_agent { "agents" } else { "models" };
-    let version = version(&parts);
+    let version = version(parts);
     let target = Target { version, collection, model: &name, method: "CreateInteraction" };
     let in_flight = InFlightCall::arrive(simulator.collector(), &name, key);
     let call = SimulatedCall {
-        simulator: &simulator,
+        simulator,
         target,
         headers: &parts.headers,
         key,
