@@ -11,7 +11,6 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::exchange::{Asked, Form};
 use super::json::parse;
 use super::refusal::Refusal;
 use super::repeated::OneOrMany;
@@ -83,13 +82,16 @@ enum Layout {
     OpenAi { base64: bool },
 }
 
+/// How the vectors are to be written, and the texts as a request in Gemini's shape.
+pub(super) type EmbeddingsCall<'a> = (Embeddings, Result<GenerateContentRequest<'a>, Refusal>);
+
 /// Reads the body of `embedContent`.
-pub(super) fn embed_content(body: &[u8]) -> Asked<'_> {
+pub(super) fn embed_content(body: &[u8]) -> EmbeddingsCall<'_> {
     native(Layout::One, parse(body).map(|request| vec![request]))
 }
 
 /// Reads the body of `batchEmbedContents`.
-pub(super) fn batch_embed_contents(body: &[u8]) -> Asked<'_> {
+pub(super) fn batch_embed_contents(body: &[u8]) -> EmbeddingsCall<'_> {
     let requests = parse(body).and_then(|batch: BatchEmbedContentsRequest<'_>| {
         let requests = batch.requests.map_or_else(Vec::new, OneOrMany::into_vec);
         if requests.len() > MAX_BATCH {
@@ -103,7 +105,10 @@ pub(super) fn batch_embed_contents(body: &[u8]) -> Asked<'_> {
     native(Layout::Batch, requests)
 }
 
-fn native(layout: Layout, requests: Result<Vec<EmbedContentRequest<'_>>, Refusal>) -> Asked<'_> {
+fn native(
+    layout: Layout,
+    requests: Result<Vec<EmbedContentRequest<'_>>, Refusal>,
+) -> EmbeddingsCall<'_> {
     let (mut dimensions, mut contents) = (Vec::new(), Vec::new());
     let read = requests.and_then(|requests| {
         for request in requests {
@@ -117,14 +122,12 @@ fn native(layout: Layout, requests: Result<Vec<EmbedContentRequest<'_>>, Refusal
         check_dimensions(&dimensions)?;
         GenerateContentRequest::of_contents(contents).checked()
     });
-    (Form::Embeddings(Embeddings { dimensions, layout }), read)
+    (Embeddings { dimensions, layout }, read)
 }
 
 /// Reads the body of OpenAI's `embeddings`, and the model that it names.
-pub(super) fn openai_embeddings(body: &[u8]) -> (Cow<'_, str>, Asked<'_>) {
-    let form = |dimensions, base64| {
-        Form::Embeddings(Embeddings { dimensions, layout: Layout::OpenAi { base64 } })
-    };
+pub(super) fn openai_embeddings(body: &[u8]) -> (Cow<'_, str>, EmbeddingsCall<'_>) {
+    let form = |dimensions, base64| Embeddings { dimensions, layout: Layout::OpenAi { base64 } };
     let request: EmbeddingsRequest<'_> = match parse(body) {
         Ok(request) => request,
         Err(refusal) => return (Cow::default(), (form(Vec::new(), false), Err(refusal))),

@@ -1,7 +1,8 @@
-//! The quotas: requests and input tokens per minute and requests per day, each per key and model.
+//! The quotas: requests and input tokens per minute and requests per day, each per key and model,
+//! and dollars in ten minutes per key.
 //!
 //! Gemini counts per project and model; here a key is a project. A call counts when it arrives,
-//! whatever becomes of it afterwards; a call refused for a quota does not count.
+//! whatever its outcome; a call refused for a quota does not count.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +12,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::meter::{Meter, rest_of_minute};
-use super::options::Options;
+use super::options::{Counting, Options};
+use super::tier::Tier;
 use crate::pacific::Calendar;
 
 /// One of the quotas that a call can exceed.
@@ -64,7 +66,7 @@ impl Quota {
 
 /// Why a call was not admitted.
 #[derive(Debug, PartialEq)]
-pub(super) struct Exceeded {
+pub(super) struct QuotaExceeded {
     /// The quotas without room for the call, each with its limit.
     pub violations: Vec<(Quota, u64)>,
     /// How long until the per-minute quotas have room. A per-day violation alone says what is
@@ -72,12 +74,27 @@ pub(super) struct Exceeded {
     pub retry_in: Duration,
 }
 
+/// What a call asks of the quotas.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Demand<'a> {
+    pub key: &'a str,
+    pub model: &'a str,
+    pub requests: u64,
+    pub input_tokens: u64,
+    pub tier: Tier,
+}
+
+/// The share of a quota that priority calls may use. Source: Gemini API docs, priority inference.
+const PRIORITY_SHARE: f64 = 0.3;
+
 /// What every key has used of its quotas.
 pub(super) struct Quotas {
     options: Options,
     calendar: Calendar,
     /// By key, then by model.
     accounts: Mutex<HashMap<String, HashMap<String, Account>>>,
+    /// By key, in billionths of a dollar.
+    spend: Mutex<HashMap<String, Meter>>,
 }
 
 impl Quotas {
@@ -87,28 +104,45 @@ impl Quotas {
     }
 
     fn with_calendar(options: &Options, calendar: Calendar) -> Self {
-        Self { options: options.clone(), calendar, accounts: Mutex::default() }
+        let (accounts, spend) = (Mutex::default(), Mutex::default());
+        Self { options: options.clone(), calendar, accounts, spend }
     }
 
-    /// Counts a call, as so many requests, against the quotas, or says which of them have no room for it.
-    pub fn admit(
-        &self,
-        key: &str,
-        model: &str,
-        requests: u64,
-        input_tokens: u64,
-        now: Instant,
-    ) -> Result<(), Exceeded> {
+    /// Counts a call and returns the tier that serves it, or the quotas that have no room for it.
+    pub fn admit(&self, demand: &Demand<'_>, now: Instant) -> Result<Tier, QuotaExceeded> {
         if self.is_unlimited() {
-            return Ok(());
+            return Ok(demand.tier);
         }
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.get_mut(key).and_then(|models| models.get_mut(model)) {
-            return account.admit(requests, input_tokens, now, self.calendar);
+        let account = accounts.get_mut(demand.key).and_then(|models| models.get_mut(demand.model));
+        if let Some(account) = account {
+            return account.admit(demand, now, self.calendar);
         }
-        let models = accounts.entry(key.to_owned()).or_default();
-        let account = models.entry(model.to_owned()).or_insert_with(|| self.open_account());
-        account.admit(requests, input_tokens, now, self.calendar)
+        let models = accounts.entry(demand.key.to_owned()).or_default();
+        let account = models.entry(demand.model.to_owned()).or_insert_with(|| self.open_account());
+        account.admit(demand, now, self.calendar)
+    }
+
+    /// Whether the spend of the last ten minutes leaves room for so many billionths of a dollar.
+    pub fn may_spend(&self, key: &str, cost: u64, now: Instant) -> bool {
+        self.on_spend(key, |spend| spend.wait(cost.max(1), now).is_zero()).unwrap_or(true)
+    }
+
+    /// Adds a cost, in billionths of a dollar, to what a key has spent.
+    pub fn spend(&self, key: &str, cost: u64, now: Instant) {
+        self.on_spend(key, |spend| spend.take(cost, now));
+    }
+
+    /// `None` where spending is unlimited.
+    fn on_spend<T>(&self, key: &str, act: impl FnOnce(&mut Meter) -> T) -> Option<T> {
+        let limit = (self.options.spend_per_ten_minutes? * 1e9) as u64;
+        let ten_minutes = self.options.minute() * 10;
+        let start = self.calendar.instant;
+        let mut keys = self.spend.lock().unwrap_or_else(PoisonError::into_inner);
+        let spend = keys
+            .entry(key.to_owned())
+            .or_insert_with(|| Meter::new(Counting::SlidingWindow, limit, ten_minutes, start));
+        Some(act(spend))
     }
 
     fn is_unlimited(&self) -> bool {
@@ -123,9 +157,12 @@ impl Quotas {
         let minute = self.options.minute();
         let start = self.calendar.instant;
         let meter = |limit: u64| Meter::new(self.options.counting, limit, minute, start);
+        let priority = |limit: u64| meter((limit as f64 * PRIORITY_SHARE) as u64);
         Account {
             requests: self.options.requests_per_minute.map(meter),
             input_tokens: self.options.input_tokens_per_minute.map(meter),
+            priority_requests: self.options.requests_per_minute.map(priority),
+            priority_input_tokens: self.options.input_tokens_per_minute.map(priority),
             day: self.options.requests_per_day.map(|limit| Day { limit, used: 0, ends: start }),
             minute,
         }
@@ -136,6 +173,8 @@ impl Quotas {
 struct Account {
     requests: Option<Meter>,
     input_tokens: Option<Meter>,
+    priority_requests: Option<Meter>,
+    priority_input_tokens: Option<Meter>,
     day: Option<Day>,
     minute: Duration,
 }
@@ -143,11 +182,11 @@ struct Account {
 impl Account {
     fn admit(
         &mut self,
-        requests: u64,
-        tokens: u64,
+        demand: &Demand<'_>,
         now: Instant,
         calendar: Calendar,
-    ) -> Result<(), Exceeded> {
+    ) -> Result<Tier, QuotaExceeded> {
+        let (requests, tokens) = (demand.requests, demand.input_tokens);
         let mut violations = Vec::new();
         let mut retry_in = Duration::ZERO;
         let meters = [
@@ -169,10 +208,31 @@ impl Account {
             retry_in = retry_in.max(rest_of_minute(calendar.instant, now, self.minute));
         }
         if !violations.is_empty() {
-            return Err(Exceeded { violations, retry_in });
+            return Err(QuotaExceeded { violations, retry_in });
         }
         self.take(requests, tokens, now);
-        Ok(())
+        let downgraded = demand.tier == Tier::Priority && !self.take_priority(demand, now);
+        Ok(if downgraded { Tier::Standard } else { demand.tier })
+    }
+
+    /// Counts a priority call, unless the priority quotas have no room for it.
+    fn take_priority(&mut self, demand: &Demand<'_>, now: Instant) -> bool {
+        let mut meters = [
+            (&mut self.priority_requests, demand.requests),
+            (&mut self.priority_input_tokens, demand.input_tokens),
+        ];
+        let has_room = |(meter, amount): &mut (&mut Option<Meter>, u64)| {
+            meter.as_mut().is_none_or(|meter| meter.wait(*amount, now).is_zero())
+        };
+        if !meters.iter_mut().all(has_room) {
+            return false;
+        }
+        for (meter, amount) in meters {
+            if let Some(meter) = meter {
+                meter.take(amount, now);
+            }
+        }
+        true
     }
 
     fn take(&mut self, requests: u64, tokens: u64, now: Instant) {
@@ -207,7 +267,6 @@ impl Day {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::Counting;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -220,8 +279,12 @@ mod tests {
         })
     }
 
-    fn admit(quotas: &Quotas, tokens: u64) -> Result<(), Exceeded> {
-        quotas.admit("key", "gemini-a", 1, tokens, Instant::now())
+    fn demand<'a>(key: &'a str, model: &'a str, input_tokens: u64) -> Demand<'a> {
+        Demand { key, model, requests: 1, input_tokens, tier: Tier::Standard }
+    }
+
+    fn admit(quotas: &Quotas, tokens: u64) -> Result<(), QuotaExceeded> {
+        quotas.admit(&demand("key", "gemini-a", tokens), Instant::now()).map(drop)
     }
 
     fn wait(quotas: &Quotas, tokens: u64) -> Duration {
@@ -307,10 +370,10 @@ mod tests {
     async fn keys_and_models_are_counted_apart() {
         let quotas = requests(Counting::SlidingWindow, 1);
         let now = Instant::now();
-        assert_eq!(quotas.admit("a", "gemini-a", 1, 1, now), Ok(()));
-        assert_eq!(quotas.admit("a", "gemini-b", 1, 1, now), Ok(()));
-        assert_eq!(quotas.admit("b", "gemini-a", 1, 1, now), Ok(()));
-        assert!(quotas.admit("a", "gemini-a", 1, 1, now).is_err());
+        assert_eq!(quotas.admit(&demand("a", "gemini-a", 1), now), Ok(Tier::Standard));
+        assert_eq!(quotas.admit(&demand("a", "gemini-b", 1), now), Ok(Tier::Standard));
+        assert_eq!(quotas.admit(&demand("b", "gemini-a", 1), now), Ok(Tier::Standard));
+        assert!(quotas.admit(&demand("a", "gemini-a", 1), now).is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,6 +390,29 @@ mod tests {
         assert_eq!(admit(&quotas, 100), Ok(()));
         let both = [(Quota::RequestsPerMinute, 1), (Quota::InputTokensPerMinute, 100)];
         assert_eq!(admit(&quotas, 1).expect_err("both are used up").violations, both);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn priority_calls_above_their_share_are_served_as_standard() {
+        let quotas = requests(Counting::SlidingWindow, 10);
+        let priority = Demand { tier: Tier::Priority, ..demand("key", "gemini-a", 1) };
+        let tiers: Vec<Tier> =
+            (0..4).map(|_| quotas.admit(&priority, Instant::now()).expect("room")).collect();
+        assert_eq!(tiers, [Tier::Priority, Tier::Priority, Tier::Priority, Tier::Standard]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_key_spends_counts_for_ten_minutes_over_all_models() {
+        let options = Options { spend_per_ten_minutes: Some(1e-6), ..Options::default() };
+        let quotas = Quotas::new(&options);
+        assert!(quotas.may_spend("a", 1000, Instant::now()));
+        quotas.spend("a", 1000, Instant::now());
+        assert!(!quotas.may_spend("a", 0, Instant::now()));
+        assert!(quotas.may_spend("b", 0, Instant::now()));
+        tokio::time::advance(599 * SECOND).await;
+        assert!(!quotas.may_spend("a", 0, Instant::now()));
+        tokio::time::advance(SECOND).await;
+        assert!(quotas.may_spend("a", 0, Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The errors that Gemini answers with, worded as it words them.
+//! Error bodies, worded as Gemini words them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::quota::Exceeded;
+use super::quota::{Quota, QuotaExceeded};
 
 /// The content type of every JSON body.
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=UTF-8");
@@ -20,7 +20,7 @@ const QUOTA_MESSAGE: &str = "You exceeded your current quota, please check your 
     https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: \
     https://ai.dev/rate-limit. ";
 
-/// A call that is not answered, and the body that says so.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -28,6 +28,20 @@ pub(super) struct Refusal {
     body: Bytes,
     /// For a 429 with details, the quotas it names.
     quota_ids: Vec<&'static str>,
+    /// Its code in the envelope of the Interactions API, unless the status says it.
+    code: Option<&'static str>,
+}
+
+/// How a refusal is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Envelope {
+    /// `{"error": {"code": 429, "message", "status", "details"}}`.
+    #[default]
+    Native,
+    /// The native one in a list, as OpenAI's clients get it.
+    List,
+    /// `{"error": {"code": "rate_limit_exceeded", "message"}}`.
+    Interactions,
 }
 
 /// A name or value in the request that Google's JSON reader stops at.
@@ -38,12 +52,12 @@ pub(super) struct FieldViolation {
 }
 
 impl FieldViolation {
-    /// A name that is no field.
+    /// An unknown field.
     pub fn unknown_name(name: &str, field: &str) -> Self {
         Self::at_name(name, field, "Cannot find field.")
     }
 
-    /// A list where one value belongs.
+    /// A list where a single value is expected.
     pub fn list(name: &str, field: &str) -> Self {
         Self::at_name(name, field, "Proto field is not repeating, cannot start list.")
     }
@@ -58,7 +72,7 @@ impl FieldViolation {
         }
     }
 
-    /// A value that is not of the field's type.
+    /// A value of the wrong type.
     pub fn value(field: &str, type_name: &str, value: &Value) -> Self {
         Self {
             field: field.to_owned(),
@@ -90,7 +104,12 @@ impl Refusal {
             content_type: JSON,
             body: Bytes::from(json!({"error": error}).to_string()),
             quota_ids: Vec::new(),
+            code: None,
         }
+    }
+
+    fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
     }
 
     /// A request that is wrong in one point.
@@ -112,6 +131,7 @@ impl Refusal {
             "fieldViolations": violations.iter().map(FieldViolation::to_json).collect::<Vec<_>>(),
         }]);
         Self::new(StatusCode::BAD_REQUEST, &lines.join("\n"), Some(details))
+            .with_code("parameter_unknown")
     }
 
     /// A call without a key.
@@ -142,7 +162,7 @@ impl Refusal {
                 "message": message,
             },
         ]);
-        Self::new(StatusCode::BAD_REQUEST, message, Some(details))
+        Self::new(StatusCode::BAD_REQUEST, message, Some(details)).with_code("authentication")
     }
 
     /// A model, or a method of it, that does not exist.
@@ -152,7 +172,7 @@ impl Refusal {
              Call ModelService.ListModels to see the list of available models and their supported \
              methods."
         );
-        Self::new(StatusCode::NOT_FOUND, &message, None)
+        Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
     }
 
     /// A model that was switched off.
@@ -161,7 +181,33 @@ impl Refusal {
             "This model {resource} is no longer available. Please update your code to use a newer \
              model for the latest features and improvements."
         );
-        Self::new(StatusCode::NOT_FOUND, &message, None)
+        Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
+    }
+
+    /// Something other than a model that does not exist.
+    pub fn not_found(resource: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, &format!("{resource} is not found."), None)
+    }
+
+    /// A request that the state of something does not allow.
+    pub fn failed_precondition(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message, None).with_code("failed_precondition")
+    }
+
+    /// A call above the spend limit. Source: a recorded body, which has no details.
+    pub fn spend_limit() -> Self {
+        let message = "You exceeded your spend-based rate limit. Your spending rate has exceeded \
+            the allowed limit for your account's billing history and tier.";
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, message, None);
+        Self { quota_ids: vec!["spend"], ..refusal }.with_code("rate_limit_exceeded")
+    }
+
+    /// A batch above the limits of enqueued tokens or of jobs. Source: a recorded body, which
+    /// names no quota.
+    pub fn batch_limit() -> Self {
+        let details = json!([help()]);
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, QUOTA_MESSAGE, Some(details));
+        Self { quota_ids: vec!["batch"], ..refusal }
     }
 
     /// A file that does not exist or is another key's.
@@ -173,7 +219,7 @@ impl Refusal {
 
     /// A call for which a quota has no room. The delay in the details is rounded down to whole
     /// seconds, as recorded.
-    pub fn quota_exceeded(exceeded: &Exceeded, model: &str, free_tier: bool) -> Self {
+    pub fn quota_exceeded(exceeded: &QuotaExceeded, model: &str, free_tier: bool) -> Self {
         let mut message = QUOTA_MESSAGE.to_owned();
         let mut violations = Vec::new();
         for (quota, limit) in &exceeded.violations {
@@ -189,13 +235,7 @@ impl Refusal {
         }
         message += &format!("\nPlease retry in {}.", seconds(exceeded.retry_in));
         let details = json!([
-            {
-                "@type": "type.googleapis.com/google.rpc.Help",
-                "links": [{
-                    "description": "Learn more about Gemini API quotas",
-                    "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
-                }],
-            },
+            help(),
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations},
             {
                 "@type": "type.googleapis.com/google.rpc.RetryInfo",
@@ -203,7 +243,10 @@ impl Refusal {
             },
         ]);
         let quota_ids = exceeded.violations.iter().map(|(quota, _)| quota.id(free_tier)).collect();
-        Self { quota_ids, ..Self::new(StatusCode::TOO_MANY_REQUESTS, &message, Some(details)) }
+        let per_day = exceeded.violations.iter().any(|(quota, _)| *quota == Quota::RequestsPerDay);
+        let code = if per_day { "quota_exceeded" } else { "rate_limit_exceeded" };
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, &message, Some(details));
+        Self { quota_ids, ..refusal }.with_code(code)
     }
 
     /// A refusal with nothing but a status and its usual message.
@@ -212,7 +255,8 @@ impl Refusal {
             400 => "Request contains an invalid argument.",
             402 => {
                 "Your prepayment credits are depleted. Please go to AI Studio at \
-                 https://ai.studio/projects to manage your project and billing."
+                 https://ai.studio/projects to manage your project and billing. Learn more at \
+                 https://ai.google.dev/gemini-api/docs/billing#prepay."
             }
             403 => "Your API key was reported as leaked. Please use another API key.",
             429 => "Resource has been exhausted (e.g. check quota).",
@@ -235,16 +279,32 @@ impl Refusal {
              temporary error and could not complete your request.\n</html>\n"
         );
         let body = Bytes::from(page);
-        Self { status, content_type: HTML, body, quota_ids: Vec::new() }
+        Self { status, content_type: HTML, body, quota_ids: Vec::new(), code: None }
     }
 
-    /// The same in a list, as Gemini refuses OpenAI's clients.
-    pub fn in_list(self) -> Self {
+    /// The same in another envelope. A page of HTML stays as it is.
+    pub fn in_envelope(self, envelope: Envelope) -> Self {
         if self.content_type == HTML {
             return self;
         }
-        let body = [b"[", &self.body[..], b"]"].concat().into();
-        Self { body, ..self }
+        match envelope {
+            Envelope::Native => self,
+            Envelope::List => {
+                let body = [b"[", &self.body[..], b"]"].concat().into();
+                Self { body, ..self }
+            }
+            Envelope::Interactions => self.in_interactions_envelope(),
+        }
+    }
+
+    /// Invalid keys get 401 in the Interactions API, where `generateContent` answers 400.
+    fn in_interactions_envelope(self) -> Self {
+        let native: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let code = self.code.unwrap_or_else(|| interactions_code(self.status));
+        let status = if code == "authentication" { StatusCode::UNAUTHORIZED } else { self.status };
+        let error = json!({"code": code, "message": native["error"]["message"]});
+        let body = json!({"error": error}).to_string().into();
+        Self { status, body, ..self }
     }
 
     /// The status of the response.
@@ -272,6 +332,36 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// The part of the details that says where to read about quotas.
+fn help() -> Value {
+    json!({
+        "@type": "type.googleapis.com/google.rpc.Help",
+        "links": [{
+            "description": "Learn more about Gemini API quotas",
+            "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
+        }],
+    })
+}
+
+/// The error code of the Interactions API for a status. Source: Gemini API docs, API errors.
+fn interactions_code(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => "invalid_request",
+        401 => "authentication",
+        402 => "payment_required",
+        403 => "permission_denied",
+        404 => "not_found",
+        409 => "aborted",
+        416 => "out_of_range",
+        429 => "too_many_requests",
+        499 => "cancelled",
+        501 => "unimplemented",
+        503 => "service_unavailable",
+        504 => "deadline_exceeded",
+        _ => "api_error",
+    }
+}
+
 /// The name of `google.rpc.Code` that goes with a status.
 fn status_name(status: StatusCode) -> &'static str {
     match status.as_u16() {
@@ -296,12 +386,11 @@ fn seconds(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::quota::Quota;
     use super::*;
 
     #[test]
     fn a_quota_refusal_says_what_when_and_where_to_read_more() {
-        let exceeded = Exceeded {
+        let exceeded = QuotaExceeded {
             violations: vec![(Quota::InputTokensPerMinute, 250_000)],
             retry_in: Duration::from_millis(48_939),
         };

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::json::parse;
 use super::refusal::Refusal;
 use super::repeated::{OneOrMany, many};
+use super::tier::Tier;
 use super::tokens::tokens;
 
 /// The largest input, in tokens, of today's models.
@@ -20,11 +21,14 @@ const MAX_INPUT_TOKENS: u64 = 1_048_576;
 /// What a picture or another file costs, in tokens: Google's documented price of a small picture.
 const TOKENS_PER_FILE: u64 = 258;
 
-/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case. What other
-/// calls ask for is brought into this form too.
+/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case. Other
+/// generating calls are converted to it.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
+#[expect(
+    dead_code,
+    reason = "fields that do not affect the answer are declared so that they are accepted"
+)]
 pub(super) struct GenerateContentRequest<'a> {
     #[serde(borrow)]
     contents: Option<OneOrMany<Content<'a>>>,
@@ -40,8 +44,11 @@ pub(super) struct GenerateContentRequest<'a> {
     safety_settings: Option<IgnoredAny>,
     #[serde(alias = "cached_content")]
     cached_content: Option<IgnoredAny>,
-    #[serde(alias = "service_tier")]
-    service_tier: Option<IgnoredAny>,
+    #[serde(borrow, alias = "service_tier")]
+    pub service_tier: Option<Text<'a>>,
+    /// Continues an answer that ended with `CONTINUATION`.
+    #[serde(borrow, alias = "continuation_token")]
+    pub continuation_token: Option<Text<'a>>,
     model: Option<IgnoredAny>,
 }
 
@@ -196,7 +203,12 @@ impl<'a> GenerateContentRequest<'a> {
         many(&self.contents).iter().map(Content::text)
     }
 
-    /// What the input costs, in tokens; at least one.
+    /// The tier that was requested.
+    pub fn tier(&self) -> Result<Tier, Refusal> {
+        self.service_tier.as_ref().map_or(Ok(Tier::Standard), |tier| Tier::parse(&tier.0))
+    }
+
+    /// The input tokens; at least one.
     pub fn input_tokens(&self) -> u64 {
         let contents = many(&self.contents).iter().chain(&self.system_instruction);
         let of_contents: u64 = contents.map(Content::tokens).sum();
@@ -237,7 +249,7 @@ pub(super) fn count_tokens(body: &[u8]) -> Result<u64, Refusal> {
 
 impl<'a> Content<'a> {
     /// A content of these parts.
-    pub fn new(role: &'static str, parts: Vec<Part<'a>>) -> Self {
+    pub fn new(role: &'a str, parts: Vec<Part<'a>>) -> Self {
         let role = Some(Text(Cow::Borrowed(role)));
         Self { role, parts: Some(OneOrMany::Many(parts)) }
     }

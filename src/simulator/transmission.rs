@@ -1,4 +1,4 @@
-//! How an answer reaches the client: in which frames, and when.
+//! Sending a response: its framing and its timing.
 
 use std::io;
 use std::time::Duration;
@@ -7,13 +7,14 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::exchange::{Answered, Plan, Reply};
+use super::plan::{Plan, Reply, ResponseChunks};
 use super::refusal::{JSON, Refusal};
-use super::stats::{Call, Fate};
+use super::stats::{CallOutcome, InFlightCall};
+use super::tier::Tier;
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 
@@ -28,13 +29,21 @@ pub(super) enum Framing {
     Array,
     /// Server-sent events as OpenAI writes them, ended by `[DONE]`.
     OpenAiEvents,
+    /// Server-sent events with names, ended by `done`. The chunks are whole events.
+    NamedEvents,
 }
+
+/// The last event of an interaction's stream.
+pub(super) const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
+
+/// The header that names the tier that served the call. Source: recorded responses.
+const SERVICE_TIER: HeaderName = HeaderName::from_static("x-gemini-service-tier");
 
 impl Framing {
     fn content_type(self) -> HeaderValue {
         match self {
             Self::Whole | Self::Array => JSON,
-            Self::Events | Self::OpenAiEvents => EVENT_STREAM,
+            Self::Events | Self::OpenAiEvents | Self::NamedEvents => EVENT_STREAM,
         }
     }
 
@@ -47,6 +56,11 @@ impl Framing {
             Self::Whole | Self::Events => pretty.replace('\n', "\r\n").into(),
             Self::Array if is_first => format!("[{pretty}\r\n]").into(),
             Self::Array => format!(",\r\n{pretty}\r\n]").into(),
+            Self::NamedEvents => {
+                let mut event = serde_json::from_slice::<Value>(refusal.body()).unwrap_or_default();
+                event["event_type"] = "error".into();
+                format!("event: error\ndata: {event}\n\n").into()
+            }
             Self::OpenAiEvents => [b"data: [", &refusal.body()[..], b"]\n\n"].concat().into(),
         }
     }
@@ -55,6 +69,8 @@ impl Framing {
         let last = chunks.len().saturating_sub(1);
         let frame = |(index, chunk): (usize, Bytes)| match self {
             Self::Whole => chunk,
+            Self::NamedEvents if index == last => [&chunk[..], DONE].concat().into(),
+            Self::NamedEvents => chunk,
             Self::Events => [b"data: ", &chunk[..], b"\r\n\r\n"].concat().into(),
             Self::Array => {
                 let opening: &[u8] = if index == 0 { b"[" } else { b",\r\n" };
@@ -70,30 +86,42 @@ impl Framing {
     }
 }
 
-/// Answers a call as planned, and says what became of it.
+/// Answers a call as planned, and counts its outcome.
 pub(super) async fn deliver(
     plan: Plan,
-    call: Call,
+    call: InFlightCall,
     arrived: Instant,
     framing: Framing,
 ) -> Response {
+    let tier = plan.tier;
+    let mut response = send(plan, call, arrived, framing).await;
+    add_tier(&mut response, tier);
+    response
+}
+
+/// Names the tier that served a call.
+pub(super) fn add_tier(response: &mut Response, tier: Tier) {
+    response.headers_mut().insert(SERVICE_TIER, tier.header());
+}
+
+async fn send(plan: Plan, call: InFlightCall, arrived: Instant, framing: Framing) -> Response {
     let done_at = arrived + plan.latency;
     match plan.reply {
         Reply::Refused(refusal) => {
             wait_until(done_at).await;
-            call.end(&Fate::Refused(&refusal));
+            call.end(&CallOutcome::Refused(&refusal));
             refusal.into_response()
         }
         Reply::Closed => {
             wait_until(done_at).await;
-            call.end(&Fate::Broken);
+            call.end(&CallOutcome::Broken);
             Response::new(Body::from_stream(stream::once(async { broken() })))
         }
-        Reply::Answered(Answered { mut chunks, truncated: false, stall_after: None, .. })
-            if matches!(framing, Framing::Whole) =>
-        {
+        Reply::Answered(ResponseChunks {
+            mut chunks, truncated: false, stall_after: None, ..
+        }) if matches!(framing, Framing::Whole) => {
             wait_until(done_at).await;
-            call.end(&Fate::Answered);
+            call.end(&CallOutcome::Answered);
             with_content_type(Body::from(chunks.remove(0)), framing)
         }
         Reply::Answered(answered) => {
@@ -109,7 +137,8 @@ pub(super) async fn deliver(
     }
 }
 
-fn with_content_type(body: Body, framing: Framing) -> Response {
+/// A response with the content type of its framing.
+pub(super) fn with_content_type(body: Body, framing: Framing) -> Response {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type());
     response
@@ -140,18 +169,18 @@ struct Transmission {
     /// The error that it ends with.
     refusal: Option<Refusal>,
     /// Until it has ended.
-    call: Option<Call>,
+    call: Option<InFlightCall>,
 }
 
 impl Transmission {
     fn new(
-        answered: Answered,
+        answered: ResponseChunks,
         framing: Framing,
-        call: Call,
+        call: InFlightCall,
         arrived: Instant,
         latency: Duration,
     ) -> Self {
-        let Answered { chunks, truncated, stall_after, failure } = answered;
+        let ResponseChunks { chunks, truncated, stall_after, failure } = answered;
         let mut frames = framing.frames(chunks);
         let refusal = failure.map(|(after, refusal)| {
             frames.truncate(after as usize);
@@ -198,13 +227,13 @@ impl Transmission {
         }
         let call = self.call.take()?;
         if !self.truncated {
-            let fate = self.refusal.as_ref().map_or(Fate::Answered, Fate::Refused);
-            call.end(&fate);
+            let outcome = self.refusal.as_ref().map_or(CallOutcome::Answered, CallOutcome::Refused);
+            call.end(&outcome);
             return None;
         }
         // Lets the server send what it has before the connection breaks.
         tokio::task::yield_now().await;
-        call.end(&Fate::Broken);
+        call.end(&CallOutcome::Broken);
         Some(broken())
     }
 }

@@ -182,18 +182,14 @@ async fn the_journal_tells_which_key_asked_what() {
 async fn stats_are_shown_and_reset_without_showing_keys() {
     let simulator = simulator();
     post_with_key(&simulator, FLASH, &chat("a"), "a-secret-key").await;
-    let send = async |method: Method, path: &str| {
-        let request = Request::builder().method(method).uri(path).body(Body::empty());
-        call(&simulator, request.expect("valid")).await
-    };
-    let shown = bytes(send(Method::GET, "/_simulator/stats").await).await;
+    let shown = bytes(send(&simulator, Method::GET, "/_simulator/stats").await).await;
     let shown = String::from_utf8(shown.to_vec()).expect("UTF-8");
     assert!(!shown.contains("a-secret-key"));
     let stats: Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!(stats["answered"], 1);
     assert_eq!(stats["by_model"], json!({"gemini-3.5-flash-lite": 1}));
     assert_eq!(stats["by_key"].as_object().expect("keys").len(), 1);
-    let reset = send(Method::POST, "/_simulator/reset").await;
+    let reset = send(&simulator, Method::POST, "/_simulator/reset").await;
     assert_eq!(reset.status(), StatusCode::NO_CONTENT);
     assert_eq!(simulator.stats().calls, 0);
 }
