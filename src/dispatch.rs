@@ -4,12 +4,14 @@
 //! Only this module has the upstream client, so nothing reaches Gemini past the limits. A
 //! [`CallRequest`] says what is asked; [`CallKind`] has all that depends on the kind of call. There
 //! is one retry loop, [`Dispatcher::run`], for every way to read an answer: whole
-//! ([`Dispatcher::generate`]) or as it comes ([`Dispatcher::forward`]).
+//! ([`Dispatcher::generate`]), as it comes ([`Dispatcher::forward`]), or as one side of a
+//! conversation ([`Dispatcher::open_live`]).
 
 mod attempt;
 mod call;
 mod forward;
 mod kind;
+mod live;
 mod progress;
 mod projects;
 mod retry;
@@ -35,6 +37,7 @@ use retry::FailedAttempts;
 pub use call::{Call, CallQueue, CallRequest, CallSize};
 pub use forward::Forwarded;
 pub use kind::{CallKind, ChargedTo, CountedAs};
+pub use live::{CountedReceiver, LiveSession, SessionEnd};
 pub use progress::{ClientFault, UploadProgress};
 pub use retry::RetryPolicy;
 

@@ -14,6 +14,7 @@ mod images;
 mod input;
 mod json;
 mod key;
+mod live;
 mod model;
 mod named;
 mod opening;
@@ -38,6 +39,10 @@ pub use images::requested_images;
 pub use input::embedding_requests;
 pub use json::{Nesting, without_lone_surrogates};
 pub use key::{ApiKey, Claim, InvalidKey};
+pub use live::{
+    InvalidSetup, LiveApi, LiveEvent, LiveReceiver, LiveSender, LiveSocket, LiveUsage,
+    closing_error,
+};
 pub use model::{InvalidModel, Model};
 pub use named::{RepeatedModel, named_model};
 pub use quota::{Period, Quantity, Refusal, RefusalScope, Violation};

@@ -67,6 +67,8 @@ impl Reader for Whole {
 /// estimate of its cost stands.
 pub(super) struct Attempt {
     in_flight: InFlightCall,
+    /// The input tokens that were counted when they were reported.
+    spent: u64,
     pub call: Call,
     sent: Instant,
     limiter: Arc<Limiter>,
@@ -96,6 +98,7 @@ impl Dispatcher {
                 follow_model(&self.limiter, &in_flight, call, named.as_ref(), NamedBy::Answer);
                 let attempt = Attempt {
                     in_flight,
+                    spent: 0,
                     call: call.clone(),
                     sent,
                     limiter: Arc::clone(&self.limiter),
@@ -118,18 +121,28 @@ impl Dispatcher {
 }
 
 impl Attempt {
+    /// Counts input tokens from now on, which the call has used while it runs. At its end they are
+    /// not counted again.
+    pub(super) fn spend(&mut self, input_tokens: u64) {
+        self.in_flight.spend(input_tokens);
+        self.spent = self.spent.saturating_add(input_tokens);
+    }
+
     /// The attempt is over: settles and counts it.
     pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) {
-        let Self { in_flight, call, sent, limiter, metrics } = self;
+        let Self { in_flight, spent, call, sent, limiter, metrics } = self;
+        let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
         match outcome {
-            Outcome::Answered => in_flight.answered(reported(usage)),
+            Outcome::Answered => in_flight.answered(left(reported(usage))),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
+                let left = usage.prompt_tokens.saturating_sub(spent);
+                let usage = Usage { prompt_tokens: left, ..usage };
                 let error = Error { usage, accepted_model, ..Error::clone(error) };
                 settle(&limiter, in_flight, &call, &error);
             }
-            _ if usage.prompt_tokens > 0 => in_flight.answered(reported(usage)),
+            _ if usage.prompt_tokens > 0 => in_flight.answered(left(reported(usage))),
             _ => drop(in_flight),
         }
         outcome.record(&metrics, &call, sent, usage);
@@ -160,7 +173,7 @@ impl Outcome<'_> {
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),
         };
-        if usage.prompt_tokens > 0 {
+        if usage.prompt_tokens > 0 && call.kind().teaches_estimates() {
             call.estimator().learn(call.input(), usage.prompt_tokens, usage.cached_tokens);
         }
         metrics.answered(Answered {

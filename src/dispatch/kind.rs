@@ -30,6 +30,8 @@ pub enum CallKind {
     Decision,
     /// `voices`.
     Voice,
+    /// A live session, over a WebSocket.
+    Live,
     /// Any other method of Gemini's, such as one that is newer than this gateway.
     OtherMethod,
     /// The same, with a name that says that it streams.
@@ -128,6 +130,7 @@ impl CallKind {
             Self::Interaction => Row::long("interaction"),
             Self::Decision => Row::long("decision"),
             Self::Voice => Row::long("voice"),
+            Self::Live => Row::long("live").streaming(),
             Self::OtherMethod => Row::long("other_method"),
             Self::OtherStream => Row::long("other_method").streaming(),
             Self::OpenAiChat => Row::short("openai_chat"),
@@ -157,6 +160,12 @@ impl CallKind {
         self.row().streams
     }
 
+    /// Whether the input tokens that Gemini reports are those of the body that is sent. In a session
+    /// they are those of all messages.
+    pub(super) const fn teaches_estimates(self) -> bool {
+        !matches!(self, Self::Live)
+    }
+
     pub(super) const fn resend(self) -> Resend {
         self.row().resend
     }
@@ -182,6 +191,7 @@ mod tests {
             (CallKind::Interaction, "interaction"),
             (CallKind::Decision, "decision"),
             (CallKind::Voice, "voice"),
+            (CallKind::Live, "live"),
             (CallKind::OtherMethod, "other_method"),
             (CallKind::OtherStream, "other_method"),
             (CallKind::OpenAiChat, "openai_chat"),

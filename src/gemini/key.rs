@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::client::{API_KEY, USER_PROJECT};
 use super::forward::Surface;
+use super::live::LiveApi;
 
 /// The most characters of a key, more than any token of Google's has.
 const MAX_LENGTH: usize = 8192;
@@ -141,6 +142,16 @@ impl ApiKey {
         headers.insert(name, value);
         if let Some(project) = &self.project {
             headers.insert(USER_PROJECT, project.clone());
+        }
+    }
+
+    /// The same to the headers of a WebSocket's handshake. Live interactions take an ephemeral token
+    /// where they take a key. Source: Google's Python SDK 3.6.1.
+    pub(super) fn insert_into_live(&self, headers: &mut HeaderMap, api: LiveApi) {
+        if api == LiveApi::Interactions && self.form() == Form::Ephemeral {
+            headers.insert(API_KEY, self.header.clone());
+        } else {
+            self.insert_into(headers, Surface::Gemini);
         }
     }
 

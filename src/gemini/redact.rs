@@ -173,6 +173,15 @@ impl Secrets {
         body.into()
     }
 
+    /// Overwrites the keys in a message of JSON that is there whole, and what has the form of a secret
+    /// in an error in it.
+    pub(super) fn redact_message(&self, message: Bytes) -> Bytes {
+        if self.can_pass(&message) {
+            return message;
+        }
+        Masker::new(self.clone(), Some(Texts::new(Wording::Json))).push_last(message)
+    }
+
     /// Overwrites the keys, and what has the form of a secret, in the headers of an answer. A header
     /// with a key in its name is left out.
     pub(super) fn redact_headers(&self, headers: &mut HeaderMap) {

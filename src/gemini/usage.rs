@@ -62,6 +62,9 @@ struct UsageMetadata<'a> {
     prompt_token_count: Option<&'a RawValue>,
     #[serde(borrow)]
     candidates_token_count: Option<&'a RawValue>,
+    /// What stands in place of it in a live session.
+    #[serde(borrow)]
+    response_token_count: Option<&'a RawValue>,
     #[serde(borrow)]
     thoughts_token_count: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -91,7 +94,7 @@ struct PromptDetails<'a> {
 
 /// A count as it is written: a whole number, one with a fraction, or either in a string, as proto JSON
 /// and some proxies write it. What is no count is none, and no more than [`MOST_TOKENS`] are believed.
-fn count(written: Option<&RawValue>) -> Option<u64> {
+pub(super) fn count(written: Option<&RawValue>) -> Option<u64> {
     let written = written?.get();
     let number = written.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     let number: f64 = number.unwrap_or(written).parse().ok()?;
@@ -105,7 +108,7 @@ impl Usage {
         let counts: UsageMetadata<'_> = serde_json::from_slice(object).ok()?;
         Self::of_counts([
             count(counts.prompt_token_count),
-            count(counts.candidates_token_count),
+            count(counts.candidates_token_count.or(counts.response_token_count)),
             count(counts.thoughts_token_count),
             count(counts.total_token_count),
             count(counts.cached_content_token_count),
@@ -127,7 +130,8 @@ impl Usage {
         ])
     }
 
-    fn of_counts(counts: [Option<u64>; 5]) -> Option<Usage> {
+    /// The prompt's, the answer's, the thoughts', all tokens, and the cached ones.
+    pub(super) fn of_counts(counts: [Option<u64>; 5]) -> Option<Usage> {
         counts.iter().any(Option::is_some).then(|| {
             let [prompt_tokens, output_tokens, thinking_tokens, total_tokens, cached_tokens] =
                 counts.map(Option::unwrap_or_default);

@@ -11,9 +11,9 @@ use super::account::Account;
 use super::accounts::Accounts;
 use super::adaptive::Slot;
 use super::breakers::Tripped;
-use super::budget::{Estimate, Exhausted, Line, NotReserved, Reservation, Sent};
+use super::budget::{Cost, Estimate, Exhausted, Line, NotReserved, Reservation, Sent};
 use super::plan::QuotaPlan;
-use super::quota::Quotas;
+use super::quota::{Quotas, Resource};
 use super::semaphore::{
     Fence, LocalSemaphore, NotGranted, Permit, Semaphore, StoreUnavailable, WaitMode,
 };
@@ -654,6 +654,16 @@ impl InFlightCall {
         if let Some(tokens) = input_tokens {
             sent.settle(tokens);
         }
+    }
+
+    /// The call has used so many input tokens beyond its estimate while it runs: they count from now
+    /// on.
+    pub fn spend(&self, input_tokens: u64) {
+        let account = self.account.charged();
+        let tokens = Cost::bounded_amount(input_tokens);
+        let (none, spent) = (Cost::default(), Cost::default().with(Resource::InputTokens, tokens));
+        let started = account.budget().start(none);
+        account.budget().settle(started, none, spent);
     }
 
     /// Gemini refused the call because too many run at once. It counted there, for all one knows.

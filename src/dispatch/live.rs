@@ -1,0 +1,154 @@
+//! Live sessions: calls that go on for as long as both sides talk.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::attempt::{Attempt, Outcome, Reader};
+use super::{Call, CallError, Dispatcher};
+use crate::gemini::{
+    Client, Error, Fence, Forward, LiveApi, LiveEvent, LiveReceiver, LiveSender, LiveSocket,
+    LiveUsage, Model, Rejected,
+};
+
+/// A session that Gemini has accepted. It holds the call's slots until it is
+/// [ended](LiveSession::end); dropping it before gives them back.
+pub struct LiveSession {
+    /// Sends to Gemini.
+    pub sender: LiveSender,
+    /// Receives from Gemini.
+    pub receiver: CountedReceiver,
+}
+
+/// Receives messages from Gemini, and counts what they cost.
+pub struct CountedReceiver {
+    receiver: LiveReceiver,
+    usage: LiveUsage,
+    /// Until the session has ended.
+    attempt: Option<Attempt>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum SessionEnd<'a> {
+    /// As its client or Gemini wanted.
+    Closed,
+    /// Gemini closed it for this error, or the connection to Gemini broke.
+    Failed(&'a Error),
+    /// It took longer than it may, or nothing was said for too long.
+    TimedOut,
+    /// The client is gone, or the gateway stops.
+    Cancelled,
+}
+
+/// Opens a session.
+struct Open<'a> {
+    request: &'a Forward,
+    api: LiveApi,
+    setup: Message,
+}
+
+impl Reader for Open<'_> {
+    type Received = (LiveSocket, Message);
+    type Answer = (LiveSession, Message);
+
+    async fn exchange(
+        &self,
+        client: &Client,
+        call: &Call,
+        fence: Option<Fence>,
+        time_limit: Duration,
+    ) -> Result<Self::Received, Rejected> {
+        let opened = client.open_live(self.request, self.api, call.key(), self.setup.clone(), fence);
+        let opened = timeout(time_limit, opened).await;
+        Ok(opened.unwrap_or_else(|_| Err(Error::late(time_limit)))?)
+    }
+
+    /// Gemini does not say in its first message.
+    fn model_version(&self, _: &Self::Received) -> Option<Model> {
+        None
+    }
+
+    fn read(&self, (socket, first): Self::Received, attempt: Attempt) -> Self::Answer {
+        let LiveSocket { sender, receiver } = socket;
+        let usage = LiveUsage::new(self.api);
+        let mut receiver = CountedReceiver { receiver, usage, attempt: Some(attempt) };
+        receiver.count(&first);
+        (LiveSession { sender, receiver }, first)
+    }
+}
+
+impl Dispatcher {
+    /// Waits for admission, then opens a session with the client's first message. Returns it with
+    /// Gemini's first message. It is opened again after a transient error as long as Gemini has not
+    /// accepted it.
+    ///
+    /// # Errors
+    /// [`CallError`], of the last attempt.
+    pub async fn open_live(
+        &self,
+        call: &Call,
+        request: &Forward,
+        api: LiveApi,
+        setup: Message,
+    ) -> Result<(LiveSession, Message), CallError> {
+        let admission = self.admit(call).await?;
+        // Boxed so that a call that waits takes no more memory than its wait.
+        Box::pin(self.run(call, admission, Open { request, api, setup })).await
+    }
+}
+
+impl LiveSession {
+    /// Settles the session and gives back what it holds.
+    pub fn end(&mut self, end: &SessionEnd<'_>) {
+        let outcome = match end {
+            SessionEnd::Closed => Outcome::Answered,
+            SessionEnd::Failed(error) => Outcome::BrokenOff(error),
+            SessionEnd::TimedOut => Outcome::Overdue,
+            SessionEnd::Cancelled => Outcome::Cancelled,
+        };
+        self.receiver.end(&outcome);
+    }
+}
+
+impl CountedReceiver {
+    /// Receives the next message, or Gemini's reason to close the session. Dropping the future
+    /// loses nothing.
+    ///
+    /// # Errors
+    /// [`Error`] where the connection broke.
+    pub async fn receive(&mut self) -> Result<LiveEvent, Error> {
+        let event = self.receiver.receive().await?;
+        if let LiveEvent::Message(message) = &event {
+            self.count(message);
+        }
+        Ok(event)
+    }
+
+    fn count(&mut self, message: &Message) {
+        let text: &[u8] = match message {
+            Message::Text(text) => text.as_bytes(),
+            Message::Binary(bytes) => bytes,
+            _ => return,
+        };
+        let before = self.usage.total();
+        self.usage.read(text);
+        let input = self.usage.total().prompt_tokens.saturating_sub(before.prompt_tokens);
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| input > 0) {
+            attempt.spend(input);
+        }
+    }
+
+    fn end(&mut self, outcome: &Outcome<'_>) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.end(outcome, self.usage.total());
+        }
+    }
+}
+
+impl Drop for CountedReceiver {
+    fn drop(&mut self) {
+        self.end(&Outcome::Cancelled);
+    }
+}
