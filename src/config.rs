@@ -83,6 +83,8 @@ pub const SETTINGS: &[Setting] = &[
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
+    LIVE_IDLE_TIMEOUT_SECONDS,
+    LIVE_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -276,6 +278,18 @@ const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "seconds",
     "How long a request may take in all, including queueing and retries; in a batch, each item from its turn in the queue; a stream, until its first byte.",
 );
+const LIVE_IDLE_TIMEOUT_SECONDS: Setting = setting(
+    "LIVE_IDLE_TIMEOUT_SECONDS",
+    "300",
+    "seconds",
+    "How long neither side of a live session may say anything before the session is closed.",
+);
+const LIVE_TIMEOUT_SECONDS: Setting = setting(
+    "LIVE_TIMEOUT_SECONDS",
+    "3600",
+    "seconds",
+    "How long a live session may last; it holds a slot of `GEMINI_CONCURRENCY_LIMIT` all that time.",
+);
 const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",
     "30",
@@ -346,6 +360,8 @@ pub struct Config {
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub request_timeout: Duration,
+    pub live_idle_timeout: Duration,
+    pub live_timeout: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -416,6 +432,8 @@ impl Config {
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
+            live_idle_timeout: settings.seconds(LIVE_IDLE_TIMEOUT_SECONDS)?,
+            live_timeout: settings.seconds(LIVE_TIMEOUT_SECONDS)?,
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,

@@ -10,6 +10,7 @@
 //! | [`config`] | every setting: variable, default, unit, meaning |
 //! | [`gateway`] | what every handler shares |
 //! | [`server`] | accept, stop accepting, drain within the grace period |
+//! | [`upgrade`] | connections that go on in another protocol than HTTP |
 //! | [`telemetry`] | logs |
 //! | [`memory`] | the memory that the bodies of all requests take together |
 //! | [`metrics`] | counters and histograms, for Prometheus |
@@ -46,4 +47,5 @@ pub mod schema;
 pub mod server;
 pub mod simulator;
 pub mod telemetry;
+pub mod upgrade;
 pub mod with_permit;

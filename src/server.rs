@@ -122,8 +122,12 @@ pub async fn serve(
         let (router, begins) = (router.clone(), shutdown.begins.clone());
         let abandon = abandon.clone();
         let connection = async move {
-            let connection = connection(socket, router, limits, begins, open);
-            abandon.run_until_cancelled(connection).await;
+            let connection = connection(socket, router, limits, begins, &open);
+            let session = abandon.run_until_cancelled(connection).await.flatten();
+            if let Some(session) = session {
+                // It says goodbye in its own protocol.
+                session(abandon).await;
+            }
         };
         tasks.spawn_on(connection, runtime);
     }

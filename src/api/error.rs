@@ -1,6 +1,7 @@
 //! The one table from failure to status, code and body.
 
 mod envelope;
+mod live;
 
 use std::time::Duration;
 

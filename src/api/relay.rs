@@ -2,6 +2,7 @@
 
 mod counted;
 mod headers;
+mod live;
 mod partial;
 mod pass;
 mod upload;
@@ -23,6 +24,8 @@ use crate::gateway::Gateway;
 use crate::gemini::Surface;
 use crate::generation::Failure;
 use headers::strip_answer;
+
+pub(super) use live::{ROUTES as LIVE_ROUTES, live};
 
 /// The prefixes of the paths that are passed on.
 pub(super) const PREFIXES: [&str; 5] = ["/v1/", "/v1beta/", "/v1alpha/", "/upload/", "/download/"];

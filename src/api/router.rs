@@ -46,9 +46,10 @@ pub fn router(gateway: Gateway) -> Router {
 
 /// What is passed on as it came: all of Gemini's own surface and of OpenAI's.
 fn relayed() -> Router<Gateway> {
-    relay::PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
+    let router = relay::PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router.route(&format!("{prefix}{{*path}}"), any(relay::relay))
-    })
+    });
+    relay::LIVE_ROUTES.into_iter().fold(router, |router, path| router.route(path, any(relay::live)))
 }
 
 /// Routes with what happens around every request.

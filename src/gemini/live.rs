@@ -162,14 +162,13 @@ fn broken() -> Error {
 
 /// The error for what went wrong on the socket.
 fn failed(error: tungstenite::Error) -> Error {
-    let kind = match &error {
-        tungstenite::Error::Capacity(_) => return Error::too_long(),
-        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => ErrorKind::Malformed,
-        _ => ErrorKind::BrokenOff,
-    };
-    match kind {
-        ErrorKind::Malformed => {
-            Error::new(kind, "what Gemini sent is not in the protocol of WebSockets")
+    use tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
+    match error {
+        tungstenite::Error::Capacity(_) => Error::too_long(),
+        tungstenite::Error::Protocol(ResetWithoutClosingHandshake) => broken(),
+        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => {
+            let message = "what Gemini sent is not in the protocol of WebSockets";
+            Error::new(ErrorKind::Malformed, message)
         }
         _ => broken(),
     }
@@ -183,6 +182,13 @@ impl LiveSender {
     /// [`Error`] where the connection broke.
     pub async fn send(&mut self, message: Message) -> Result<(), Error> {
         self.0.send(message).await.map_err(failed)
+    }
+
+    /// Sends a close frame, or answers Gemini's with the same.
+    pub async fn close(&mut self, frame: Option<CloseFrame>) {
+        if self.0.send(Message::Close(frame)).await.is_err() {
+            let _ = self.0.close().await;
+        }
     }
 }
 

@@ -144,6 +144,17 @@ impl Limiter {
         &self.accounts
     }
 
+    /// Whether a request could join the queue now, if it had to wait. A live session is accepted before
+    /// it is known for which account it is.
+    ///
+    /// # Errors
+    /// [`Refused::QueueFull`]; [`Refused::StoreUnavailable`].
+    pub fn check_queue(&self) -> Result<(), Refused> {
+        self.store.reach()?;
+        let Occupancy { available, waiting, .. } = self.occupancy();
+        if available == 0 && waiting >= self.max_waiting { Err(Refused::QueueFull) } else { Ok(()) }
+    }
+
     /// How busy the limiter is now.
     pub fn occupancy(&self) -> Occupancy {
         let global = self.global.usage();

@@ -22,6 +22,7 @@ use super::exchange::exchange;
 use super::http2::http2;
 use super::state::State;
 use super::stream::Stream;
+use crate::upgrade::{Session, Takeover};
 
 /// How much of a request's headers, and of an answer, is kept at once, in bytes. Headers of twice as
 /// many are refused with 431.
@@ -41,38 +42,47 @@ pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
 /// What a connection is read from and written to.
 pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<Stream>>>>;
 
-/// Serves one connection.
+/// Serves one connection as long as it speaks HTTP. Returns what is done with it afterwards, where
+/// it goes on in another protocol.
 pub(super) async fn connection(
     socket: TcpStream,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
-    open: Open,
-) {
+    open: &Open,
+) -> Option<Session> {
     let state = &open.state;
     // It was accepted elsewhere; this runtime is the one that is to be woken for it.
     let here = socket.into_std().and_then(TcpStream::from_std);
     let stream = match here.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
         Ok(socket) => Stream::new(socket, Arc::clone(state)),
-        Err(error) => return tracing::debug!(%error, "a connection could not be served"),
+        Err(error) => {
+            tracing::debug!(%error, "a connection could not be served");
+            return None;
+        }
     };
     let is_http2 = tokio::select! {
         biased;
         is_http2 = stream.begins_http2() => is_http2,
         // Whatever has come so far, no request has.
         () = shutdown.cancelled() => false,
-        () = over(&stream, state, limits) => return,
+        () = over(&stream, state, limits) => return None,
     };
     // A client that stops reading would hold for ever what its answer holds.
     let mut io = TimeoutWriter::new(stream.clone());
     io.set_timeout(Some(limits.client_timeout));
     let io = TokioIo::new(Box::pin(io));
+    let takeover = Takeover::default();
     let result = if is_http2 {
         // Boxed: most connections are not, and would be as large.
-        Box::pin(http2(io, router, limits, shutdown, &open)).await
+        Box::pin(http2(io, router, limits, shutdown, open)).await
     } else {
-        http1(io, &stream, router, limits, shutdown, state).await
+        http1(io, &stream, router, limits, shutdown, state, &takeover).await
     };
+    if let Some(session) = takeover.take().filter(|_| matches!(result, Some(Ok(())))) {
+        state.upgraded();
+        return Some(session);
+    }
     if let Some(Err(error)) = &result {
         tracing::debug!(%error, "a connection ended early");
     }
@@ -81,6 +91,7 @@ pub(super) async fn connection(
     if result.is_some_and(|result| state.lingers() || result.is_err_and(|error| told(&error))) {
         linger(stream, state).await;
     }
+    None
 }
 
 /// Serves a connection over HTTP/1, to the end that is given back: `None` where it was cut off.
@@ -91,14 +102,18 @@ async fn http1(
     limits: Limits,
     shutdown: CancellationToken,
     state: &Arc<State>,
+    takeover: &Takeover,
 ) -> Option<hyper::Result<()>> {
-    let service = service_fn(|request| exchange(router.clone(), request, Arc::clone(state)));
+    let service = service_fn(|request| {
+        exchange(router.clone(), request, Arc::clone(state), takeover.clone())
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The time for headers counts from their first byte: see `State::deadline`.
         .header_read_timeout(None)
         .max_buf_size(BUFFER)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let mut over = pin!(over(stream, state, limits));
     let mut stops = false;

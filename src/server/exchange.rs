@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
+use http::header::{CONNECTION, EXPECT, UPGRADE};
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::state::{Rest, State};
+use crate::upgrade::Takeover;
 
 /// How much of an unread body is read for the connection to serve another request, in bytes, and
 /// for how long.
@@ -28,12 +29,16 @@ const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// the answer says that the connection closes.
 pub(super) async fn exchange(
     router: Router,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     state: Arc<State>,
+    takeover: Takeover,
 ) -> Result<Response<AnswerBody>, Infallible> {
     // To read a body that the client has not begun to send would ask for it.
     let drains = !request.headers().contains_key(EXPECT);
     state.request(!request.body().is_end_stream());
+    if request.headers().contains_key(UPGRADE) {
+        request.extensions_mut().insert(takeover);
+    }
     let on_body_over = {
         let state = Arc::clone(&state);
         move |rest| state.body_over(rest)

@@ -173,6 +173,12 @@ impl State {
         self.current().enter(Phase::Idle);
     }
 
+    /// The connection goes on in another protocol. As one whose answer is being made, it has no
+    /// deadline here and makes no room.
+    pub(super) fn upgraded(&self) {
+        self.current().enter(Phase::Answer);
+    }
+
     /// What the client still sends is thrown away when the connection ends.
     pub(super) fn will_linger(&self) {
         self.current().lingers = true;

@@ -141,7 +141,7 @@ fn openai_type(status: StatusCode) -> &'static str {
 }
 
 impl Detail {
-    fn into_text(self) -> String {
+    pub(super) fn into_text(self) -> String {
         match self {
             Self::Text(text) => text,
             Self::Fields(fields) => {

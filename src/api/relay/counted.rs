@@ -120,7 +120,7 @@ async fn model(
 }
 
 /// The model that a name or its last part stands for: `projects/p/models/m`, `agents/a`.
-fn model_of(name: &str) -> Option<Model> {
+pub(super) fn model_of(name: &str) -> Option<Model> {
     let last = name.rsplit('/').next().unwrap_or_default();
     Model::parse(name).or_else(|_| Model::parse(last)).ok()
 }

@@ -1,0 +1,97 @@
+//! Errors of live sessions, some of which end a session with a close frame.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+use super::ApiError;
+use crate::gemini::{self, InvalidSetup};
+use crate::generation::InvalidField;
+
+/// The longest reason that a close frame can hold, in bytes. Source: RFC 6455, section 5.5.
+const MAX_REASON: usize = 123;
+
+impl ApiError {
+    /// The path is one of live sessions, and the request is no handshake.
+    pub(in crate::api) fn upgrade_required() -> Self {
+        let detail = "This path is for WebSockets (version 13) over HTTP/1.1.";
+        Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", detail)
+    }
+
+    /// A browser opens a session for a page that may not read what is said in it.
+    pub(in crate::api) fn cross_site_session() -> Self {
+        let detail = "A browser opens this session for a page of another origin, which may not \
+                      read answers. Name the origin in CORS_ORIGINS.";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// The first message did not come in time.
+    pub(in crate::api) fn no_first_message(limit: Duration) -> Self {
+        let detail = format!("The first message did not come within {limit:?}.");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
+    }
+
+    /// The first message opens no session.
+    pub(in crate::api) fn invalid_first_message(error: InvalidSetup) -> Self {
+        let field = match error {
+            InvalidSetup::NoSetup => "setup",
+            InvalidSetup::NoEvent => "event_type",
+            InvalidSetup::RepeatedModel(_) => "model",
+        };
+        Self::invalid(vec![InvalidField::new(field, "first_message", error.to_string())])
+    }
+
+    /// Nobody said anything in a session for so long.
+    pub(in crate::api) fn session_idle(limit: Duration) -> Self {
+        let detail = format!("Nothing was said for {limit:?} (LIVE_IDLE_TIMEOUT_SECONDS).");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
+    }
+
+    /// A session lasted for so long.
+    pub(in crate::api) fn session_timeout(limit: Duration) -> Self {
+        let detail = format!("The session lasted for {limit:?} (LIVE_TIMEOUT_SECONDS).");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
+    }
+
+    /// The connection to Gemini broke during a session.
+    pub(in crate::api) fn of_session(error: gemini::Error) -> Self {
+        Self::upstream(error, None)
+    }
+
+    /// The failure as a session is closed with it: a client at fault is told so (1008), and whether
+    /// to try again later (1013). Source: RFC 6455, section 7.4, and its registry of codes.
+    pub(in crate::api) fn into_close_frame(self) -> CloseFrame {
+        let code = match self.status {
+            _ if self.is_retryable() => CloseCode::Again,
+            status if status.is_client_error() => CloseCode::Policy,
+            _ => CloseCode::Error,
+        };
+        let mut reason = format!("{}: {}", self.code(), self.into_detail().into_text());
+        reason.truncate(reason.floor_char_boundary(MAX_REASON));
+        CloseFrame { code, reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Refused;
+
+    #[test]
+    fn a_close_frame_says_whose_fault_it_is_and_whether_to_try_again() {
+        let frame = |error: ApiError| {
+            let CloseFrame { code, reason } = error.into_close_frame();
+            (u16::from(code), reason.to_string())
+        };
+        let (code, reason) = frame(Refused::QueueFull.into());
+        assert_eq!((code, reason.starts_with("queue_full: ")), (1013, true));
+        let (code, reason) = frame(ApiError::invalid_first_message(InvalidSetup::NoSetup));
+        assert_eq!((code, reason.starts_with("validation_error: body.setup: ")), (1008, true));
+        assert_eq!(frame(ApiError::internal()).0, 1011);
+        let long = ApiError::unusable_path("ä".repeat(200));
+        let (_, reason) = frame(long);
+        assert!(reason.len() <= MAX_REASON && reason.ends_with('ä'), "{reason}");
+    }
+}
