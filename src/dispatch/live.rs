@@ -60,7 +60,8 @@ impl Reader for Open<'_> {
         fence: Option<Fence>,
         time_limit: Duration,
     ) -> Result<Self::Received, Rejected> {
-        let opened = client.open_live(self.request, self.api, call.key(), self.setup.clone(), fence);
+        let opened =
+            client.open_live(self.request, self.api, call.key(), self.setup.clone(), fence);
         let opened = timeout(time_limit, opened).await;
         Ok(opened.unwrap_or_else(|_| Err(Error::late(time_limit)))?)
     }

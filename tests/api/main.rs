@@ -21,6 +21,7 @@ mod leases;
 mod lifecycle;
 mod limiter;
 mod limits;
+mod live;
 mod manual;
 mod memory;
 mod metrics;

@@ -18,13 +18,9 @@ use crate::api::body::measured;
 use crate::api::error::ApiError;
 use crate::api::relay::counted::model_of;
 use crate::api::single::failed;
-use crate::dispatch::{
-    Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd,
-};
+use crate::dispatch::{Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd};
 use crate::gateway::Gateway;
-use crate::gemini::{
-    ApiKey, Error, Forward, LiveApi, LiveEvent, LiveSender, Model, closing_error,
-};
+use crate::gemini::{ApiKey, Error, Forward, LiveApi, LiveEvent, LiveSender, Model, closing_error};
 use crate::limits::Semaphore;
 use crate::memory::OverBudget;
 
@@ -103,7 +99,8 @@ impl Session {
     async fn open(&self, client: &mut Client) -> Result<(LiveSession, Message), End> {
         let gateway = &self.gateway;
         let setup = timeout(gateway.config.client_timeout, client.receiver.receive()).await;
-        let setup = setup.map_err(|_| ApiError::no_first_message(gateway.config.client_timeout))??;
+        let setup =
+            setup.map_err(|_| ApiError::no_first_message(gateway.config.client_timeout))??;
         let call = self.call(&setup).await?;
         let opened = gateway.dispatcher.open_live(&call, &self.request, self.api, setup);
         let opened = tokio::select! {
