@@ -103,8 +103,8 @@ impl Gateway {
 /// Connections to Gemini, out of which the server's own key never comes.
 fn client(config: &Config) -> Result<Client, InvalidBaseUrl> {
     let Config { base_url, proxy, authorities, gemini_api_key, .. } = config;
-    let client = Client::through(base_url, proxy.as_ref(), authorities)?;
-    Ok(client.guarding(gemini_api_key.as_ref()))
+    let client = Client::with_proxy(base_url, proxy.as_ref(), authorities)?;
+    Ok(client.masking(gemini_api_key.as_ref()))
 }
 
 impl Deref for Gateway {

@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, counts_as, reported, settle};
 use crate::gemini::{
-    ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner, Watch,
+    ApiKey, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Payload, StreamMonitor, Usage,
+    UsageScanner,
 };
 use crate::limits::{Admission, InFlightCall, Limiter, NamedBy};
 use crate::metrics::Metrics;
@@ -20,7 +21,7 @@ use crate::metrics::Metrics;
 /// The body of an answer under way. It holds the call's slots until its last byte, and gives them
 /// back when it is dropped before.
 pub struct Forwarded {
-    body: Held,
+    body: ForwardedBody,
     /// Until it has ended.
     passage: Option<Passage>,
 }
@@ -59,7 +60,7 @@ impl Dispatcher {
         loop {
             let in_flight = self.start(call, admission).await?;
             let outcome = self.open(call, request, body.clone(), in_flight, idle).await?;
-            let Rejected { error, response } = match outcome {
+            let ForwardError { error, response } = match outcome {
                 Ok(response) => return Ok(response),
                 Err(rejected) => rejected,
             };
@@ -85,14 +86,14 @@ impl Dispatcher {
         key: Option<&ApiKey>,
         payload: Payload,
         sending: &mut Sending,
-    ) -> Result<Response<Masked<Incoming>>, Unanswered> {
+    ) -> Result<Response<MaskedBody<Incoming>>, Unanswered> {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
             passed = self.client.pass(request, key, payload) => passed,
-            () = sending.overdue(limit) => Err(Error::late(limit).into()),
+            () = sending.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
-        passed.map_err(|Rejected { error, response }| {
+        passed.map_err(|ForwardError { error, response }| {
             let failure = Failure::upstream(error, None);
             Unanswered { failure, response }
         })
@@ -106,19 +107,19 @@ impl Dispatcher {
         body: Bytes,
         in_flight: InFlightCall,
         idle: Duration,
-    ) -> Result<Result<Response<Forwarded>, Rejected>, Failure> {
+    ) -> Result<Result<Response<Forwarded>, ForwardError>, Failure> {
         let sent = Instant::now();
         let time_limit = self.time_limit(call, sent);
         let answer = self.client.forward(request, &call.route.key, body, in_flight.fence(), idle);
         let result = timeout(time_limit, answer)
             .await
-            .unwrap_or_else(|_| Err(Error::late(time_limit).into()));
+            .unwrap_or_else(|_| Err(Error::timed_out(time_limit).into()));
         match result {
             Ok(response) => {
                 self.projects.prove(&call.route.key);
                 let named = response.body().model_version(request.surface);
                 counts_as(&self.limiter, &in_flight, named.as_ref(), NamedBy::Answer);
-                let watch = Watch::of(response.headers(), request.streams);
+                let watch = StreamMonitor::of(response.headers(), request.streams);
                 let passage = Passage {
                     in_flight,
                     call: call.clone(),
@@ -153,7 +154,7 @@ struct Passage {
     /// Whether whoever reads the answer says what it was.
     is_read: bool,
     /// What tells it by what passes, where that can be told.
-    watch: Option<Box<Watch>>,
+    watch: Option<Box<StreamMonitor>>,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
 }
@@ -194,9 +195,9 @@ impl Passage {
                 self.end(&Ended::BrokenOff(error));
             }
         }
-        let strays = watch.strays();
-        if strays > 0 {
-            tracing::warn!(kind, %model, strays, "the stream has lines that are not Gemini's");
+        let unrecognized = watch.unrecognized();
+        if unrecognized > 0 {
+            tracing::warn!(kind, %model, unrecognized, "the stream has lines that are not Gemini's");
         }
     }
 
@@ -211,8 +212,8 @@ impl Passage {
 
 impl Forwarded {
     /// What is whole has cost what it cost, and holds nothing any more.
-    fn new(body: Held, mut passage: Passage) -> Self {
-        match body.whole() {
+    fn new(body: ForwardedBody, mut passage: Passage) -> Self {
+        match body.complete() {
             Some(whole) if !passage.is_read => {
                 passage.scan(whole);
                 passage.end_whole();

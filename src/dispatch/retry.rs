@@ -70,7 +70,7 @@ impl RetryPolicy {
     ) -> Option<Instant> {
         let may_have_run = matches!(error.kind, ErrorKind::BrokenOff | ErrorKind::DeadlineExceeded);
         let is_too_risky = (may_have_run && !SHORT.contains(&kind)) || attempts.broken_off > 1;
-        if attempts.failed >= self.max_attempts || !error.is_passing() || is_too_risky {
+        if attempts.failed >= self.max_attempts || !error.is_transient() || is_too_risky {
             return None;
         }
         // What pauses the whole account is waited for in the queue, where all who were refused keep

@@ -1,4 +1,4 @@
-//! What an exchange cost, as Gemini counts it.
+//! Token usage as Gemini counts it.
 
 use std::ops::{Add, AddAssign};
 
@@ -9,26 +9,25 @@ use utoipa::ToSchema;
 
 use super::Surface;
 
-/// The longest account of the tokens that is read out of an answer passing by, in bytes. Recorded
-/// ones have a few hundred.
+/// The longest usage object that is read from a passing answer, in bytes. Recorded ones have a few
+/// hundred.
 const MAX_OBJECT: usize = 64 * 1024;
 
-/// The most tokens that are believed of a count. No exchange is anywhere near it, and sums of it stay
-/// numbers.
+/// The highest count of tokens that is accepted. No exchange comes near it, and sums stay exact.
 const MOST_TOKENS: u64 = 1 << 32;
 
-/// The tokens of an exchange; 0 for what Gemini did not count.
+/// The tokens of an exchange; 0 where Gemini reports no count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
-    /// The prompt's, `promptTokenCount`.
+    /// Tokens of the prompt, `promptTokenCount`.
     pub prompt_tokens: u64,
-    /// The answer's without its thoughts, `candidatesTokenCount`.
+    /// Tokens of the answer without its thoughts, `candidatesTokenCount`.
     pub output_tokens: u64,
-    /// The thoughts', `thoughtsTokenCount`.
+    /// Tokens of the thoughts, `thoughtsTokenCount`.
     pub thinking_tokens: u64,
-    /// Of all kinds, `totalTokenCount`; tool prompts count here and nowhere above.
+    /// All tokens, `totalTokenCount`. Tool prompts count only here.
     pub total_tokens: u64,
-    /// Those of the prompt that were cached, `cachedContentTokenCount`.
+    /// Tokens of the prompt that were cached, `cachedContentTokenCount`.
     #[serde(skip)]
     #[schema(ignore)]
     pub cached_tokens: u64,
@@ -54,7 +53,7 @@ impl AddAssign for Usage {
     }
 }
 
-/// The account of the tokens in Gemini's own answers.
+/// The usage object of Gemini's format.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct UsageMetadata<'a> {
@@ -70,7 +69,7 @@ struct UsageMetadata<'a> {
     cached_content_token_count: Option<&'a RawValue>,
 }
 
-/// The account of the tokens in answers of OpenAI's shape.
+/// The usage object of OpenAI's format.
 #[derive(Deserialize)]
 struct OpenAiUsage<'a> {
     #[serde(borrow)]
@@ -89,18 +88,18 @@ struct PromptDetails<'a> {
     cached_tokens: Option<&'a RawValue>,
 }
 
-/// A count as it is written: a whole number, one with a fraction, or either in a string, as proto JSON
-/// and some proxies write it. What is no count is none, and no more than [`MOST_TOKENS`] are believed.
+/// Reads a count: a whole number, a number with a fraction, or either as a string, as proto JSON and some
+/// proxies write it. Invalid counts are `None`; high ones are limited to [`MOST_TOKENS`].
 fn count(written: Option<&RawValue>) -> Option<u64> {
     let written = written?.get();
     let number = written.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     let number: f64 = number.unwrap_or(written).parse().ok()?;
-    // Converting cuts off fractions. Every number up to 2^53 is exact.
+    // The conversion cuts off fractions. Integers up to 2^53 are exact.
     (number >= 0.0).then_some((number as u64).min(MOST_TOKENS))
 }
 
 impl Usage {
-    /// Reads a `usageMetadata`; `None` where there is no count in it.
+    /// Reads a `usageMetadata`; `None` if it has no count.
     pub(super) fn of_gemini(object: &[u8]) -> Option<Usage> {
         let counts: UsageMetadata<'_> = serde_json::from_slice(object).ok()?;
         Self::of_counts([
@@ -112,7 +111,7 @@ impl Usage {
         ])
     }
 
-    /// Reads a `usage` of OpenAI's shape.
+    /// Reads a `usage` of OpenAI's format.
     fn of_openai(object: &[u8]) -> Option<Usage> {
         let counts: OpenAiUsage<'_> = serde_json::from_slice(object).ok()?;
         let details = counts.prompt_tokens_details.map(RawValue::get);
@@ -136,15 +135,15 @@ impl Usage {
     }
 }
 
-/// Finds what an answer cost while its bytes pass by, whether it is one object, a list or events,
-/// and wherever it is cut. It keeps nothing but the account itself, of which the last one counts:
-/// Gemini adds up from chunk to chunk.
+/// Finds the usage in an answer while its bytes pass, in a single object, a list or events, wherever the
+/// bytes are cut. It keeps only the usage object itself. The last one counts: Gemini reports running
+/// totals.
 ///
-/// The account is a field of the answer itself. One that stands deeper is not Gemini's: the arguments of
-/// a function call are the model's words, and hold whatever the caller asks it for.
+/// Only a field at the top level of the answer counts. A deeper one is not Gemini's: the arguments of a
+/// function call are written by the model and may contain whatever the caller asks for.
 ///
-/// The quote that ends a key is escaped in any text that quotes it, so what looks like the key and
-/// is followed by a colon is one.
+/// Inside a string, a quoted field name has escaped quotes. So the name between plain quotes, followed by
+/// a colon, is a field.
 #[derive(Debug)]
 pub struct UsageScanner {
     surface: Surface,
@@ -154,16 +153,16 @@ pub struct UsageScanner {
     usage: Option<Usage>,
 }
 
-/// Where in an answer a scanner is.
+/// The scanner's position in an answer.
 #[derive(Debug)]
 enum Scan {
-    /// Between texts.
+    /// Outside of strings.
     Outside,
-    /// In a text. So many bytes of the key have come, as long as all of it may be the key.
+    /// In a string. `matched` bytes of the field name have come, as long as it may be the name.
     Text { matched: Option<usize>, escaped: bool },
-    /// The whole key has come, and not yet what it stands for.
+    /// After the field name, before its value.
     Colon,
-    /// In the object that it stands for.
+    /// In the usage object.
     Object { text: Vec<u8>, depth: usize, in_string: bool, escaped: bool },
 }
 
@@ -173,7 +172,7 @@ impl UsageScanner {
         Self { surface, state: Scan::Outside, depth: 0, usage: None }
     }
 
-    /// The last account that has passed.
+    /// The last usage so far.
     pub fn usage(&self) -> Option<Usage> {
         self.usage
     }
@@ -186,13 +185,13 @@ impl UsageScanner {
         };
         while let [byte, rest @ ..] = bytes {
             match &mut self.state {
-                // Text that cannot be the key is passed over at once.
+                // Strings that cannot be the field name are skipped.
                 Scan::Text { matched: None, escaped: false } => {
                     let Some(end) = memchr3(b'"', b'\\', b'\n', bytes) else { return };
                     self.state = match bytes[end] {
                         b'\\' => Scan::Text { matched: None, escaped: true },
                         b'"' => Scan::Outside,
-                        _ => self.begun_anew(),
+                        _ => self.restart(),
                     };
                     bytes = &bytes[end + 1..];
                     continue;
@@ -205,7 +204,7 @@ impl UsageScanner {
                     let is_key = *matched == key.len() && self.depth == 1;
                     self.state = if is_key { Scan::Colon } else { Scan::Outside };
                 }
-                Scan::Text { .. } if *byte == b'\n' => self.state = self.begun_anew(),
+                Scan::Text { .. } if *byte == b'\n' => self.state = self.restart(),
                 Scan::Text { matched, escaped } => {
                     (*matched, *escaped) = (None, *byte == b'\\');
                 }
@@ -241,21 +240,22 @@ impl UsageScanner {
         }
     }
 
-    /// Reads a byte between texts.
+    /// Reads a byte outside of strings.
     fn outside(&mut self, byte: u8) -> Scan {
         match byte {
             b'"' => return Scan::Text { matched: Some(0), escaped: false },
             b'{' => self.depth += 1,
             b'}' => self.depth = self.depth.saturating_sub(1),
-            // The name of an event's field, `data`: no word of JSON has this letter.
+            // The event field `data`. No keyword of JSON contains this letter.
             b'd' => self.depth = 0,
             _ => {}
         }
         Scan::Outside
     }
 
-    /// A line ended in a text, as none of JSON does: what came is not JSON, and what follows may be.
-    fn begun_anew(&mut self) -> Scan {
+    /// Resets after a line break inside a string, which JSON does not allow: what came is not JSON,
+    /// and what follows may be.
+    fn restart(&mut self) -> Scan {
         self.depth = 0;
         Scan::Outside
     }
@@ -299,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn no_count_is_believed_that_cannot_be_one() {
+    fn counts_are_limited() {
         let answer = format!(r#"{{"usageMetadata":{{"promptTokenCount":{}}}}}"#, u64::MAX);
         let usage = scanned(Surface::Gemini, &answer).unwrap();
         assert_eq!(usage.prompt_tokens, MOST_TOKENS);
     }
 
     #[test]
-    fn a_count_is_read_however_it_is_written() {
+    fn a_count_is_read_in_every_notation() {
         for (written, tokens) in [
             ("12", 12),
             ("\"12\"", 12),
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(scanned(Surface::OpenAi, details).unwrap().prompt_tokens, 7);
     }
 
-    /// What is found in an answer, however it is cut in two.
+    /// The usage in an answer, which is the same wherever the answer is cut in two.
     fn scanned(surface: Surface, answer: &str) -> Option<Usage> {
         let mut at_once = UsageScanner::new(surface);
         at_once.scan(answer.as_bytes());
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_account_counts_whatever_is_around_it() {
+    fn the_last_usage_object_counts() {
         let events = concat!(
             r#"data: {"candidates":[{"content":{"parts":[{"text":"a"}]}}],"#,
             r#""usageMetadata":{"promptTokenCount":5,"totalTokenCount":6}}"#,
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_one_is_passed_over() {
+    fn text_that_looks_like_usage_is_skipped() {
         for answer in [
             r#"{"text":"\"usageMetadata\":{\"promptTokenCount\":9}"}"#,
             r#"{"text":"usageMetadata","promptTokenCount":9}"#,
@@ -388,8 +388,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_account_of_the_answer_itself_counts() {
-        // A caller has the model call a function with whatever arguments it likes.
+    fn only_usage_at_the_top_level_counts() {
+        // A caller can make the model call a function with any arguments.
         let call = r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f","args":
             {"usageMetadata":{"promptTokenCount":4000000000}}}}]}}]"#;
         for start in [call.to_owned(), format!("data: {call}"), format!("[{call}")] {
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_found_behind_what_is_not_json() {
+    fn usage_is_found_after_bytes_that_are_not_json() {
         let account = r#"{"usageMetadata":{"promptTokenCount":5}}"#;
         for before in ["data: {\"a\":{\n\n", "data: {\"a\n\n", ": \"\n\n", "data: {\"a\\\n\n"] {
             let stream = format!("{before}data: {account}\n\n");

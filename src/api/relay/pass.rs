@@ -75,10 +75,10 @@ fn takes_any_type(path: &str) -> bool {
 /// What is sent of a body, each piece of which may be waited for so long, and how far it is.
 fn sending(body: Body, client_timeout: Duration) -> (Payload, Sending) {
     if body.is_end_stream() {
-        return (Payload::Whole(Full::default()), Sending::nothing());
+        return (Payload::Buffered(Full::default()), Sending::nothing());
     }
     let (body, sending) = Sending::of(TimeoutBody::new(client_timeout, body));
-    (Payload::Passing(body), sending)
+    (Payload::Streaming(body), sending)
 }
 
 /// The key that pays. An upload that began here goes on without one: its URL is its proof.

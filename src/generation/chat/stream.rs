@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 
 use super::{Chat, ChatResponse};
 use crate::dispatch::{Call, Dispatcher, Forwarded};
-use crate::gemini::{Error, Events, Forward, Growing};
+use crate::gemini::{AnswerBuilder, Error, Events, Forward};
 use crate::generation::{Failure, Generation};
 use crate::limits::Admission;
 
@@ -17,7 +17,7 @@ pub struct ChatStream {
     body: Forwarded,
     events: Events,
     /// Until the end.
-    answer: Option<Growing>,
+    answer: Option<AnswerBuilder>,
     /// What has been read and not been passed on.
     ready: VecDeque<ChatEvent>,
 }
@@ -47,7 +47,7 @@ impl ChatStream {
         let request = Forward::stream(chat.model());
         let response = dispatcher.forward(call, &request, chat.ask(), admission, idle).await;
         let body = response.map_err(|unanswered| unanswered.failure)?.into_body();
-        let answer = Some(Growing::without(dispatcher.secrets(call)));
+        let answer = Some(AnswerBuilder::masking(dispatcher.secrets(call)));
         let (events, ready) = (Events::default(), VecDeque::new());
         let mut stream = Self { chat, body, events, answer, ready };
         // The first event is waited for: what fails before it is answered as any failure.
@@ -75,12 +75,12 @@ impl ChatStream {
             Ok(None) => {}
             Err(error) => return Err(self.failed(error)),
         }
-        let (rest, strays) = (answer.rest(), answer.strays());
+        let (rest, unrecognized) = (answer.rest(), answer.unrecognized());
         let answer = answer.finish().map_err(|error| self.failed(error))?;
         self.body.settle(Ok(()));
-        if strays > 0 {
+        if unrecognized > 0 {
             let model = self.chat.model();
-            tracing::warn!(kind = Chat::KIND, %model, strays, "the stream has lines that are not Gemini's");
+            tracing::warn!(kind = Chat::KIND, %model, unrecognized, "the stream has lines that are not Gemini's");
         }
         let done = ChatEvent::Done(self.chat.response(answer));
         if rest.is_empty() {
@@ -96,7 +96,7 @@ impl ChatStream {
     }
 
     /// The next text; `None` at the end of the stream.
-    async fn delta(&mut self, answer: &mut Growing) -> Result<Option<String>, Error> {
+    async fn delta(&mut self, answer: &mut AnswerBuilder) -> Result<Option<String>, Error> {
         let mut is_over = false;
         loop {
             while let Some(event) = self.events.pop() {
