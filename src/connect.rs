@@ -1,5 +1,5 @@
-//! Connections to other services: HTTP/1.1, with TLS where the URL asks for it, and to Gemini through
-//! a proxy where the environment names one.
+//! Makes connections to other services over HTTP/1.1: with TLS if the URL asks for it, and to Gemini
+//! through a proxy if the environment names one.
 
 mod authorities;
 mod proxy;
@@ -25,24 +25,24 @@ pub use proxy::{InvalidProxy, Proxy, is_loopback};
 pub use tunnel::ProxyError;
 use tunnel::Via;
 
-/// How long a connection may take to be made, without the TLS handshake with its destination. Through
-/// a proxy, everything up to the connection to the destination is included.
+/// The timeout for making a connection, without the TLS handshake with the destination. Through a proxy it
+/// includes everything up to the connection to the destination.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes connections without a proxy, which never offer anything but HTTP/1.1.
+/// A connector without a proxy, for HTTP/1.1 only.
 ///
 /// # Errors
-/// With `tls`, where the machine has no CA certificates.
+/// With `tls`, if the machine has no CA certificates.
 pub fn connector(tls: bool) -> io::Result<HttpsConnector<HttpConnector>> {
     let config = Authorities::default().tls(tls)?;
     Ok(with_tls(config, tcp()))
 }
 
-/// Makes connections to Gemini, through a proxy where there is one. They never offer anything but
-/// HTTP/1.1. `tls` says whether Gemini is reached over TLS.
+/// A connector to Gemini, through a proxy if there is one, for HTTP/1.1 only. `tls` says whether Gemini is
+/// reached over TLS.
 ///
 /// # Errors
-/// Where TLS is needed and there are no CA certificates.
+/// If TLS is needed and there are no CA certificates.
 pub fn upstream_connector(
     tls: bool,
     proxy: Option<&Proxy>,
@@ -66,7 +66,7 @@ fn with_tls<C>(config: ClientConfig, connector: C) -> HttpsConnector<C> {
     builder.https_or_http().enable_http1().wrap_connector(connector)
 }
 
-/// Makes connections over which HTTP is spoken, or the TLS handshake with Gemini follows.
+/// Makes the connections below HTTP or below TLS with Gemini.
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector,
@@ -76,12 +76,12 @@ pub struct Connector {
 /// A connection to a destination or to a proxy.
 type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// A connection to Gemini, or to a proxy that passes requests on.
+/// A connection to Gemini, or to a proxy that forwards requests.
 #[derive(Debug)]
 pub struct Stream {
     io: Io,
-    /// Whether it leads to a proxy that reads each request and passes it on: the request then has the
-    /// whole URL in its first line.
+    /// Whether it leads to a proxy that forwards each request. The first line of a request then has
+    /// the whole URL.
     is_forwarded: bool,
 }
 

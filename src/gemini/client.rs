@@ -379,7 +379,7 @@ fn pool(
 /// The error for a call that did not reach the upstream.
 fn connection_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     let reason = unreachable::reason(&error).map(|reason| format!(": {reason}"));
-    let message = "no connection to Gemini could be made";
+    let message = "cannot connect to Gemini";
     let message = format!("{message}{}", reason.unwrap_or_default());
     Error { source: Some(Arc::new(error)), ..Error::new(ErrorKind::Connection, message) }
 }

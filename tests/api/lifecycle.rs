@@ -513,7 +513,7 @@ async fn every_line_about_a_request_has_its_id() {
         let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
-    let retires = "this model retires on 2026-12-01; ask for its replacement";
+    let retires = "this model retires on 2026-12-01; use its replacement";
     assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();

@@ -157,7 +157,7 @@ async fn broken_connections_are_distinguished_from_answers() {
     drop(listener);
     let error = call(&base, LONG).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Connection);
-    assert_eq!(error.message, "no connection to Gemini could be made: it was refused");
+    assert_eq!(error.message, "cannot connect to Gemini: the connection was refused");
     let cause = error.cause().unwrap();
     assert!(cause.starts_with(&error.message) && cause.contains("Connection refused"), "{cause}");
 }
@@ -224,7 +224,7 @@ async fn an_error_never_shows_the_key_and_redirects_are_not_followed() {
             "502 Bad Gateway",
             "<html>",
             ErrorKind::Unavailable,
-            "Gemini answered 502 Bad Gateway with something of no type in place of JSON",
+            "Gemini answered 502 Bad Gateway with content of no type instead of JSON",
         ),
         ("302 Found\r\nlocation: /x", "", ErrorKind::Malformed, "Gemini answered 302 Found"),
     ] {
@@ -252,7 +252,7 @@ async fn an_endless_answer_is_cut_off() {
     let ((), result) = tokio::join!(serve, call(&base, LONG));
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Malformed);
-    assert_eq!(error.message, "the answer is longer than Gemini's ever are");
+    assert_eq!(error.message, "Gemini's answer is too long");
 }
 
 #[test]
