@@ -133,9 +133,9 @@ impl Metrics {
     }
 
     /// Counts a finished call.
-    pub fn answered(&self, call: Answered<'_>) {
+    pub fn finished(&self, call: FinishedCall<'_>) {
         let model = self.label(call.model, call.accepted);
-        let Answered { kind, outcome, took, usage, .. } = call;
+        let FinishedCall { kind, outcome, took, usage, .. } = call;
         self.upstream_latency.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
         self.calls.get_or_create(&CallLabels { kind, model: model.clone(), outcome }).inc();
         for (r#type, count) in [
@@ -170,7 +170,7 @@ impl Metrics {
 
 /// The result of one call to Gemini.
 #[derive(Debug)]
-pub struct Answered<'a> {
+pub struct FinishedCall<'a> {
     /// The kind of call: `chat`, `structured_output`, …
     pub kind: &'static str,
     /// The requested model.

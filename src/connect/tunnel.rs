@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tower::{BoxError, Service, service_fn};
 
 use super::proxy::port;
-use super::{CONNECT_TIMEOUT, Io, Proxy, Stream};
+use super::{CONNECT_TIMEOUT, Io, Proxy, UpstreamStream};
 
 /// The longest head of a response to CONNECT, in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -52,24 +52,24 @@ pub enum ProxyError {
 }
 
 /// Connects through a proxy.
-pub(super) struct Via {
+pub(super) struct ProxyConnector {
     proxy: Proxy,
     address: Uri,
     connector: HttpsConnector<HttpConnector>,
 }
 
-impl Via {
+impl ProxyConnector {
     pub(super) fn new(proxy: Proxy, connector: HttpsConnector<HttpConnector>) -> Self {
         Self { address: proxy.address(), proxy, connector }
     }
 
     /// Connects to a destination; for `http` through an HTTP proxy, to the proxy.
-    pub(super) async fn connect(&self, destination: Uri) -> Result<Stream, ProxyError> {
+    pub(super) async fn connect(&self, destination: Uri) -> Result<UpstreamStream, ProxyError> {
         let connected = timeout(CONNECT_TIMEOUT, self.handshake(destination)).await;
         connected.unwrap_or(Err(ProxyError::TimedOut))
     }
 
-    async fn handshake(&self, destination: Uri) -> Result<Stream, ProxyError> {
+    async fn handshake(&self, destination: Uri) -> Result<UpstreamStream, ProxyError> {
         let host = destination.host().ok_or(ProxyError::NoTunnel)?;
         let authority = format!("{host}:{}", port(&destination));
         // Resolve first: the proxy may not wait once it is connected.
@@ -87,7 +87,7 @@ impl Via {
         } else {
             socks(io, &self.proxy, &authority).await?
         };
-        Ok(Stream { io, is_forwarded })
+        Ok(UpstreamStream { io, is_forwarded })
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
             let url = format!("{scheme}://{address}");
             let proxy = Proxy::parse(&url, "", &destination).unwrap().unwrap();
             let connector = with_tls(Authorities::default().tls(false).unwrap(), tcp());
-            let failed = Via::new(proxy, connector).connect(destination.clone()).await;
+            let failed = ProxyConnector::new(proxy, connector).connect(destination.clone()).await;
             assert!(matches!(failed, Err(ProxyError::TimedOut)), "{failed:?}");
         }
     }

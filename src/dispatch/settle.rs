@@ -8,7 +8,7 @@ use crate::gemini::{
     Error, ErrorKind, Model, Period, Quantity, Refusal, RefusalScope, Usage, Violation,
 };
 use crate::limits::{InFlightCall, Limiter, NamedBy, QuotaKind, Quotas, Resource, Window};
-use crate::metrics::{Answered, Metrics};
+use crate::metrics::{FinishedCall, Metrics};
 
 /// Tells the limits what became of a call that failed.
 pub(super) fn settle(limiter: &Limiter, call: InFlightCall, error: &Error) {
@@ -92,7 +92,14 @@ impl Ended<'_> {
             estimator.learn(call.input, usage.prompt_tokens, usage.cached_tokens);
         }
         let kind = call.kind;
-        metrics.answered(Answered { kind, model, accepted, outcome, took: sent.elapsed(), usage });
+        metrics.finished(FinishedCall {
+            kind,
+            model,
+            accepted,
+            outcome,
+            took: sent.elapsed(),
+            usage,
+        });
     }
 }
 

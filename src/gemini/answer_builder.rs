@@ -224,13 +224,13 @@ mod tests {
 
     #[test]
     fn an_unrecognized_line_matters_only_if_the_end_is_missing() {
-        let stray = Event::Unrecognized("upstream connect error".into());
+        let unrecognized = Event::Unrecognized("upstream connect error".into());
         let mut whole = pieces(&["text"], r#""STOP""#);
-        whole.insert(1, stray.clone());
+        whole.insert(1, unrecognized.clone());
         assert_eq!(read(&whole).1.unwrap().text, "text");
         let error = read(&whole[..2]).1.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Malformed);
-        assert_eq!(read(&[stray]).1.unwrap_err().kind, ErrorKind::Malformed);
+        assert_eq!(read(&[unrecognized]).1.unwrap_err().kind, ErrorKind::Malformed);
     }
 
     #[test]

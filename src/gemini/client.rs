@@ -2,12 +2,10 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,8 +15,8 @@ use http::{
     header::{ACCEPT_ENCODING, CONTENT_TYPE, PROXY_AUTHORIZATION, USER_AGENT},
     uri::{Authority, PathAndQuery, Scheme},
 };
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy,
@@ -28,10 +26,10 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
 use super::{
-    Answer, ApiKey, Error, ErrorKind, Model, Secrets, Surface, retry_after, status::MAX_ERROR,
-    unreachable,
+    Answer, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
+    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable,
 };
-use crate::connect::{Authorities, Connector, Proxy, ProxyError, upstream_connector};
+use crate::connect::{Authorities, Proxy, ProxyError, UpstreamConnector, upstream_connector};
 
 /// The header that carries an API key. The query never does, because queries are logged.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
@@ -66,8 +64,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// handshake.
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<HttpsConnector<Connector>, CheckedBody>,
-    connector: Arc<HttpsConnector<Connector>>,
+    http: legacy::Client<HttpsConnector<UpstreamConnector>, CheckedBody>,
+    connector: Arc<HttpsConnector<UpstreamConnector>>,
     base: Base,
     /// The proxy that forwards plain `http` requests, if there is one. A proxy that opens tunnels is
     /// known only to the connector.
@@ -299,75 +297,9 @@ impl Base {
     }
 }
 
-/// Returns whether a call may still be sent.
-pub type SendCheck = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// The body of a call.
-#[derive(Debug)]
-pub enum Payload {
-    /// A complete body, which can be sent again.
-    Buffered(Full<Bytes>),
-    /// A body of any size that is sent as it arrives.
-    Streaming(UnsyncBoxBody<Bytes, BoxError>),
-}
-
-/// A body that is sent only if the check allows it. The connection asks for the body right before it
-/// writes head and body together, on any thread and any time after the call was made.
-struct CheckedBody {
-    payload: Payload,
-    send_check: Option<SendCheck>,
-    /// Whether a connection has asked for the body, so that part of the request may be written.
-    written: Arc<AtomicBool>,
-}
-
-/// The check did not allow the call.
-#[derive(Debug, thiserror::Error)]
-#[error("the call may no longer be sent")]
-struct NotAllowed;
-
-impl Body for CheckedBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.send_check.as_ref().is_some_and(|may_send| !may_send()) {
-            return Poll::Ready(Some(Err(NotAllowed.into())));
-        }
-        self.written.store(true, Ordering::Relaxed);
-        match &mut self.payload {
-            Payload::Buffered(body) => {
-                Pin::new(body).poll_frame(context).map_err(|never| match never {})
-            }
-            Payload::Streaming(body) => Pin::new(body).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let is_over = match &self.payload {
-            Payload::Buffered(body) => body.is_end_stream(),
-            Payload::Streaming(body) => body.is_end_stream(),
-        };
-        // An empty body is not polled: its head may be written from here on.
-        if is_over {
-            self.written.store(true, Ordering::Relaxed);
-        }
-        is_over
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.payload {
-            Payload::Buffered(body) => body.size_hint(),
-            Payload::Streaming(body) => body.size_hint(),
-        }
-    }
-}
-
 fn pool(
-    connector: &HttpsConnector<Connector>,
-) -> legacy::Client<HttpsConnector<Connector>, CheckedBody> {
+    connector: &HttpsConnector<UpstreamConnector>,
+) -> legacy::Client<HttpsConnector<UpstreamConnector>, CheckedBody> {
     legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())

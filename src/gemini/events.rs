@@ -196,8 +196,8 @@ impl Events {
             self.bytes = bytes;
             self.is_after_return = false;
         }
-        let stray = line[..object.unwrap_or(line.len())].trim_ascii();
-        Some(Event::Unrecognized(line.slice_ref(stray)))
+        let unrecognized = line[..object.unwrap_or(line.len())].trim_ascii();
+        Some(Event::Unrecognized(line.slice_ref(unrecognized)))
     }
 
     /// Interprets a line of data. Gemini's data is complete on one line and is returned at once. A

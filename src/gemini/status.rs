@@ -70,7 +70,7 @@ impl<'a> Status<'a> {
     }
 
     /// The details, each parsed separately, so that an unexpected one does not hide the others.
-    pub(super) fn details(&self) -> Vec<Detail> {
+    pub(super) fn details(&self) -> Vec<ErrorDetail> {
         let list = self.details.map(RawValue::get).unwrap_or_default();
         let details: Vec<&RawValue> = serde_json::from_str(list).unwrap_or_default();
         details.into_iter().filter_map(|detail| serde_json::from_str(detail.get()).ok()).collect()
@@ -122,10 +122,10 @@ struct Envelope<'a> {
 }
 
 /// One of the details, by its `@type`. Types that are not needed (`Help`, `LocalizedMessage`,
-/// `DebugInfo`, …) are [`Detail::Other`].
+/// `DebugInfo`, …) are [`ErrorDetail::Other`].
 #[derive(Debug, Deserialize)]
 #[serde(tag = "@type")]
-pub(super) enum Detail {
+pub(super) enum ErrorDetail {
     #[serde(rename = "type.googleapis.com/google.rpc.ErrorInfo")]
     ErrorInfo(ErrorInfo),
     #[serde(rename = "type.googleapis.com/google.rpc.QuotaFailure")]

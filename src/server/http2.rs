@@ -104,7 +104,7 @@ async fn idle(state: &State, limits: ServerLimits, goaway: Option<Instant>) {
     poll_fn(|context| {
         let deadline = match goaway {
             None => state.deadline(&limits),
-            Some(begun) => state.idle_since().map(|since| since.max(begun) + GOAWAY_TIME),
+            Some(started) => state.idle_since().map(|since| since.max(started) + GOAWAY_TIME),
         };
         let Some(deadline) = deadline else { return Poll::Pending };
         poll_timer(timer.as_mut(), deadline, context)

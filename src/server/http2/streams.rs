@@ -20,20 +20,20 @@ type StreamTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Clone)]
 pub(super) struct Streams {
     /// New streams that do not run yet.
-    begun: Arc<Mutex<Vec<StreamTask>>>,
+    new: Arc<Mutex<Vec<StreamTask>>>,
     client_timeout: Duration,
 }
 
 impl Streams {
     pub(super) fn new(client_timeout: Duration) -> Self {
-        Self { begun: Arc::default(), client_timeout }
+        Self { new: Arc::default(), client_timeout }
     }
 
     /// Runs all streams. Poll it after the connection, which starts new ones.
     pub(super) async fn run(&self) -> Infallible {
         let mut running = FuturesUnordered::new();
         poll_fn(|context| {
-            running.extend(self.begun.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+            running.extend(self.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
             while let Poll::Ready(Some(())) = running.poll_next_unpin(context) {}
             Poll::Pending
         })
@@ -58,6 +58,6 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                 }
             }
         };
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(stream));
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(stream));
     }
 }
