@@ -384,7 +384,7 @@ async fn an_open_wallet_is_warned_of() {
         let start = settings.iter().fold(start, |start, (name, value)| start.set(name, value));
         let process = start.run().await;
         let log = process.log();
-        let warning = log.lines().find(|line| line.contains("anyone who reaches this port"));
+        let warning = log.lines().find(|line| line.contains("anyone who can reach this port"));
         assert_eq!(warning.is_some(), warned, "{settings:?}: {log}");
         if let Some(warning) = warning {
             assert!(warning.contains("WARN") && warning.contains("ENVIRONMENT_FALLBACK=false"));
