@@ -248,7 +248,7 @@ async fn gateway_to_simulator() -> Gateway {
     let address = listener.local_addr().expect("it listens");
     let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
     let mut config = Config::default();
-    let limits = server::Limits::of(&config);
+    let limits = server::ServerLimits::of(&config);
     tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
     config.base_url = format!("http://{address}");
     config.set_gemini_api_key(ApiKey::new("bench").expect("a key"));

@@ -14,7 +14,7 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::{ServerLimits, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
 /// What all calls are sent to, whoever sends them.
@@ -109,7 +109,11 @@ async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> Socket
     let worker = |_| Worker::start(router()).expect("a thread");
     let workers = (0..processors).map(worker).collect();
     let client_timeout = Duration::from_secs(600);
-    let limits = Limits { client_timeout, grace: Duration::ZERO, ..Limits::of(&Config::default()) };
+    let limits = ServerLimits {
+        client_timeout,
+        grace: Duration::ZERO,
+        ..ServerLimits::of(&Config::default())
+    };
     tokio::spawn(serve(listener, workers, limits, stop.clone()));
     address
 }

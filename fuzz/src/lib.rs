@@ -13,8 +13,8 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{
-    Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
-    Usage, UsageScanner, Watch, embedding_requests, named_model, spellings,
+    Answer, AnswerBuilder, ApiKey, ErrorKind, Events, InputFeatures, Secrets, StreamMonitor,
+    Surface, TokenEstimator, Usage, UsageScanner, embedding_requests, encodings, named_model,
 };
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
 use http::header::CONTENT_TYPE;
@@ -161,7 +161,7 @@ fn stream(pieces: &[&[u8]]) {
     assert_eq!(passed, secrets.mask(whole.clone().into()), "cut or not, it is the same");
     assert_eq!(passed.len(), whole.len());
     if passed.len() < HELD {
-        assert!(spellings(KEY.as_bytes()).iter().all(|spelling| !holds(&passed, spelling)));
+        assert!(encodings(KEY.as_bytes()).iter().all(|spelling| !holds(&passed, spelling)));
     }
     for content_type in ["text/event-stream", "application/json"] {
         let relayed = relayed(&secrets, content_type, pieces);
@@ -173,10 +173,10 @@ fn stream(pieces: &[&[u8]]) {
         }
     }
 
-    let (mut events, mut growing) = (Events::default(), Growing::without(secrets));
+    let (mut events, mut growing) = (Events::default(), AnswerBuilder::masking(secrets));
     events.extend(&passed);
     events.end();
-    let mut watch = Watch::default();
+    let mut watch = StreamMonitor::default();
     watch.scan(&passed);
     let _ = watch.end();
     let mut text = String::new();

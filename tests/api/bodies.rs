@@ -196,7 +196,7 @@ async fn a_body_of_openais_that_is_not_json_is_told_with_its_place() {
     let quotes = says("{'model': 'm'}").await;
     assert_eq!(quotes, "body: The body is not JSON: key must be a string at line 1 column 2");
     let twice = says(r#"{"model":"a","messages":[],"model":"b"}"#).await;
-    assert_eq!(twice, "body.model: `model` or `agent` is there more than once");
+    assert_eq!(twice, "body.model: `model` or `agent` appears more than once");
     assert_eq!(says(r#"{"messages":[]}"#).await, "body.model: Field required");
     let half = says(r#"{"model":"\ud83d","messages":[]}"#).await;
     assert!(half.as_str().unwrap().starts_with("body.model: The text has an escape"), "{half}");

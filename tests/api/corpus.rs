@@ -184,7 +184,7 @@ fn every_recorded_answer_is_read_as_it_stands() {
                 assert_eq!(error.kind, kind, "{}", exchange.name);
                 assert_eq!(error.usage, expected_usage(response), "{}", exchange.name);
                 assert_eq!(error.accepted_model, kind != ErrorKind::Malformed, "{}", exchange.name);
-                assert!(!error.is_passing(), "{}", exchange.name);
+                assert!(!error.is_transient(), "{}", exchange.name);
                 format!("{:?}", error.kind)
             }
             (result, expected) => panic!("{}: {result:?}, not {expected:?}", exchange.name),
@@ -351,7 +351,7 @@ fn refusals_for_billing_are_told_from_refusals_for_load() {
     ] {
         let exchange = Exchange::read(&folder.join(file).with_added_extension("json"));
         let error = exchange.result().unwrap_err();
-        assert_eq!((error.kind.code(), error.is_passing()), (code, passing), "{file}");
+        assert_eq!((error.kind.code(), error.is_transient()), (code, passing), "{file}");
         if let ErrorKind::RateLimited(refusal) = &error.kind
             && code == "rate_limited"
         {

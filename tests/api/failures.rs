@@ -306,7 +306,7 @@ async fn an_upstream_that_is_down_is_no_connection() {
     .await;
     let failed = service.chat("Hello").await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
-    let detail = "no connection to Gemini could be made: it was refused";
+    let detail = "cannot connect to Gemini: the connection was refused";
     assert_eq!(failed.body, json!({"detail": detail, "code": "upstream_connection"}));
     service.until_idle().await;
     let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_connection\"}";

@@ -384,7 +384,7 @@ async fn an_open_wallet_is_warned_of() {
         let start = settings.iter().fold(start, |start, (name, value)| start.set(name, value));
         let process = start.run().await;
         let log = process.log();
-        let warning = log.lines().find(|line| line.contains("anyone who reaches this port"));
+        let warning = log.lines().find(|line| line.contains("anyone who can reach this port"));
         assert_eq!(warning.is_some(), warned, "{settings:?}: {log}");
         if let Some(warning) = warning {
             assert!(warning.contains("WARN") && warning.contains("ENVIRONMENT_FALLBACK=false"));
@@ -513,7 +513,7 @@ async fn every_line_about_a_request_has_its_id() {
         let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
-    let retires = "this model retires on 2026-12-01; ask for its replacement";
+    let retires = "this model retires on 2026-12-01; use its replacement";
     assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();

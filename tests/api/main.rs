@@ -1,4 +1,4 @@
-//! The service, tested through its front limiter: one binary, one file a capability.
+//! The service, tested over HTTP, as clients use it: one binary, one file a capability.
 
 mod architecture;
 mod auth;

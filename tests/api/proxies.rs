@@ -21,7 +21,7 @@ use crate::recording::Recording;
 use crate::sharing::openssl;
 use crate::support::{Answer, answer, listen};
 
-const NO_CONNECTION: &str = "no connection to Gemini could be made: ";
+const NO_CONNECTION: &str = "cannot connect to Gemini: ";
 const UNAUTHORIZED: &str =
     "the proxy requires a user name and a password, or rejects those it was given (407)";
 
@@ -321,7 +321,7 @@ async fn what_a_proxy_refuses_is_told() {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
     let open = HttpProxy::to(nowhere);
     let refusing = |status| HttpProxy { refusal: Some(status), ..open.clone() };
-    let refused = |status| format!("the proxy refused to connect to it ({status})");
+    let refused = |status| format!("the proxy refused to connect ({status})");
     for (proxy, reason) in [
         (open.clone().with_password("user:secret"), UNAUTHORIZED.to_owned()),
         (refusing("403 the-reason-of-the-proxy"), refused("403 Forbidden")),
@@ -353,9 +353,9 @@ async fn a_proxy_that_cannot_be_used_is_told() {
     let unknown = format!("{}.invalid", "a".repeat(64));
     let unreachable = "the proxy cannot be reached";
     for (url, reason) in [
-        (closed, format!("{unreachable}: it was refused")),
+        (closed, format!("{unreachable}: the connection was refused")),
         (unknown, format!("{unreachable}: its host name cannot be resolved")),
-        (hangs_up, "the proxy broke the connection off, or is not an HTTP proxy".to_owned()),
+        (hangs_up, "the proxy closed the connection, or is not an HTTP proxy".to_owned()),
     ] {
         let failed = one_chat("https://gemini.test", &[("HTTPS_PROXY", &url)]).await;
         check_failure(&failed, &reason);
@@ -392,7 +392,7 @@ async fn what_a_socks_proxy_refuses_is_told() {
         let proxy = SocksProxy { reply, ..SocksProxy::to(nowhere) };
         let url = format!("socks5h://user:{password}@{}", proxy.start().await);
         let failed = one_chat("http://gemini.test", &[("HTTP_PROXY", &url)]).await;
-        check_failure(&failed, &format!("the proxy did not connect to it (SOCKS5: {reason})"));
+        check_failure(&failed, &format!("the proxy did not connect (SOCKS5: {reason})"));
     }
 }
 
@@ -404,7 +404,7 @@ async fn no_proxy_and_this_machine_are_reached_without_a_proxy() {
     // An address of this machine that does not say so.
     let base_url = format!("http://0.0.0.0:{}", simulator.port());
     let failed = one_chat(&base_url, &[proxy]).await;
-    check_failure(&failed, "the proxy cannot be reached: it was refused");
+    check_failure(&failed, "the proxy cannot be reached: the connection was refused");
     for spared in [("NO_PROXY", "x.test, 0.0.0.0/8"), ("no_proxy", "*"), ("REQUEST_METHOD", "GET")]
     {
         assert_eq!(one_chat(&base_url, &[proxy, spared]).await.status, 200, "{spared:?}");

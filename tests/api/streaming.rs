@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use gemini_concurrent_generation::gemini::{Events, Growing};
+use gemini_concurrent_generation::gemini::{AnswerBuilder, Events};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ async fn recorded_streams_are_read_as_their_pieces_say() {
         let mut events = Events::default();
         events.extend(bytes);
         events.end();
-        let mut answer = Growing::default();
+        let mut answer = AnswerBuilder::default();
         let mut read = String::new();
         let mut ended = false;
         while let Some(event) = events.pop() {

@@ -1,7 +1,7 @@
 //! Streams that fail: each is what it was, on every surface, for the client, the limits and the
 //! metrics.
 
-use gemini_concurrent_generation::gemini::Watch;
+use gemini_concurrent_generation::gemini::StreamMonitor;
 use gemini_concurrent_generation::simulator::Options;
 use http::{HeaderMap, HeaderValue};
 use reqwest::StatusCode;
@@ -359,7 +359,7 @@ fn recorded_streams_end_as_they_say() {
         }
         let event_stream = HeaderValue::from_static("text/event-stream");
         let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, event_stream)]);
-        let mut watch = Watch::of(&headers, true).unwrap();
+        let mut watch = StreamMonitor::of(&headers, true).unwrap();
         stream.bytes.chunks(100).for_each(|piece| watch.scan(piece));
         let ends = ["\"finishReason\"", "\"blockReason\"", "[DONE]", "\"interaction.completed\""];
         // Nobody knows how what it says should end.

@@ -8,7 +8,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::Occupancy;
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::{ServerLimits, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
 pub async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("its address");
-    let limits = Limits { grace: Duration::ZERO, ..Limits::of(&Config::default()) };
+    let limits = ServerLimits { grace: Duration::ZERO, ..ServerLimits::of(&Config::default()) };
     tokio::spawn(serve(listener, vec![Worker::here(router)], limits, stop.clone()));
     address
 }

@@ -47,15 +47,12 @@ async fn speaks_no_tls() -> u16 {
 #[tokio::test]
 async fn why_gemini_cannot_be_reached_is_said_without_its_address() {
     for (base_url, reason) in [
-        (format!("http://127.0.0.1:{}", closed_port()), "it was refused"),
+        (format!("http://127.0.0.1:{}", closed_port()), "the connection was refused"),
         (format!("http://{}", no_name()), "its host name cannot be resolved"),
-        (
-            format!("https://127.0.0.1:{}", speaks_no_tls().await),
-            "what answers there does not speak TLS",
-        ),
+        (format!("https://127.0.0.1:{}", speaks_no_tls().await), "the server does not speak TLS"),
     ] {
         let service = over(&base_url).await;
-        let detail = format!("no connection to Gemini could be made: {reason}");
+        let detail = format!("cannot connect to Gemini: {reason}");
         let chat = service.chat("Hello").await;
         assert_eq!(chat.status, 502);
         assert_eq!(chat.body, json!({"detail": detail, "code": "upstream_connection"}));
