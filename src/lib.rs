@@ -21,6 +21,7 @@
 //! | [`gemini`] | the upstream: one exchange, read here or passed on, its wire types, its errors; knows nothing of limits |
 //! | [`connect`] | how connections to other services are made |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
+//! | [`prices`] | what calls cost in US dollars |
 //! | [`simulator`] | a stand-in for Gemini with real quotas and real error bodies |
 //! | [`with_permit`] | a client of the service: runs a command while holding a lease |
 //!
@@ -42,6 +43,7 @@ pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod pacific;
+pub mod prices;
 pub mod schema;
 pub mod server;
 pub mod simulator;
