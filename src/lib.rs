@@ -21,6 +21,7 @@
 //! | [`gemini`] | the upstream: one exchange with its wire types and errors; knows nothing of limits |
 //! | [`connect`] | makes connections to other services |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
+//! | [`prices`] | what calls cost in US dollars |
 //! | [`simulator`] | a simulator of Gemini with real quotas and real error bodies |
 //! | [`with_permit`] | a client of the gateway: runs a command while holding a lease |
 //!
@@ -41,6 +42,7 @@ pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod pacific;
+pub mod prices;
 pub mod schema;
 pub mod server;
 pub mod simulator;
