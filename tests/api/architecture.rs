@@ -48,7 +48,7 @@ fn used(folder: &Path, module: Option<&str>, uses: &mut Uses) {
 }
 
 #[test]
-fn modules_use_what_the_page_on_architecture_says() {
+fn modules_use_only_what_the_architecture_page_allows() {
     let mut uses = Uses::new();
     used(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), None, &mut uses);
     assert_eq!(uses, documented());

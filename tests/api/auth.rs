@@ -43,7 +43,7 @@ fn payers(service: &Service) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn the_first_of_three_tiers_pays() {
+async fn the_first_matching_tier_pays() {
     let service = Service::start().await;
     for (admin, own, payer) in [
         (Some(ADMIN_KEY), json!("own-key"), SERVER_KEY),
@@ -67,7 +67,7 @@ async fn the_first_of_three_tiers_pays() {
 }
 
 #[tokio::test]
-async fn without_the_fallback_who_brings_no_key_is_turned_away() {
+async fn without_the_fallback_a_request_without_a_key_is_refused() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for admin in [None, Some("wrong"), Some("")] {
@@ -92,7 +92,7 @@ async fn without_the_fallback_who_brings_no_key_is_turned_away() {
 }
 
 #[tokio::test]
-async fn a_server_without_a_key_pays_for_nobody() {
+async fn without_a_server_key_the_admin_key_spends_nothing() {
     let service = Service::with(Options::default(), |config| config.gemini_api_key = None).await;
     for endpoint in endpoints() {
         let refused = ask(&service, endpoint.clone(), None, &Value::Null).await;
@@ -109,7 +109,7 @@ async fn a_server_without_a_key_pays_for_nobody() {
 }
 
 #[tokio::test]
-async fn an_admin_key_that_is_not_set_matches_nothing() {
+async fn an_unset_admin_key_matches_nothing() {
     let service = Service::with(Options::default(), |config| {
         config.admin_api_key = None;
         config.environment_fallback = false;
@@ -128,7 +128,7 @@ async fn an_admin_key_that_is_not_set_matches_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_admin_key_opens_no_admin_endpoint() {
+async fn a_wrong_admin_key_is_refused_on_admin_endpoints() {
     let service = Service::start().await;
     service.register("kept", 1).await;
     for admin in ["wrong", "", "the-admin-ke", "the-admin-keyy", "THE-ADMIN-KEY", SERVER_KEY] {
@@ -154,7 +154,7 @@ fn key_of(user: &str) -> String {
 
 /// The original of this service set the key process-wide: users paid with each other's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_users_at_once_each_pay_for_their_own() {
+async fn two_hundred_concurrent_users_each_pay_with_their_own_key() {
     let options = Options { latency_ms: 3, latency_sigma: 0.5, ..Options::default() };
     let service = Service::with(options, |_| {}).await;
     let users = join_all((0..200).map(|user| {
@@ -189,7 +189,7 @@ async fn two_hundred_users_at_once_each_pay_for_their_own() {
 }
 
 #[tokio::test]
-async fn a_key_in_a_header_pays_where_the_body_brings_none() {
+async fn a_key_in_a_header_pays_if_the_body_has_none() {
     let service = Service::start().await;
     for (header, key) in [
         ("x-goog-api-key", "key-of-the-header"),
@@ -211,7 +211,7 @@ async fn a_key_in_a_header_pays_where_the_body_brings_none() {
 }
 
 #[tokio::test]
-async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
+async fn the_admin_key_selects_the_servers_key_in_every_header_and_parameter() {
     let service = Service::start().await;
     let chat = json!({"prompt": "x"});
     let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
@@ -235,7 +235,7 @@ async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
 }
 
 #[tokio::test]
-async fn a_key_or_a_model_with_the_admin_key_in_it_is_not_sent() {
+async fn a_key_or_model_that_contains_the_admin_key_is_refused() {
     let service = Service::start().await;
     let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
@@ -265,7 +265,7 @@ async fn a_key_or_a_model_with_the_admin_key_in_it_is_not_sent() {
 }
 
 #[tokio::test]
-async fn an_items_own_credentials_win_over_the_batchs() {
+async fn an_items_credentials_override_the_batchs() {
     let service = Service::start().await;
     let requests = json!([
         {"prompt": "own", "credentials": {"gemini_api_key": "key-of-the-item"}},
@@ -300,7 +300,7 @@ async fn an_items_own_credentials_win_over_the_batchs() {
 }
 
 #[tokio::test]
-async fn a_batch_with_one_item_that_nobody_pays_for_sends_nothing() {
+async fn a_batch_with_one_unauthenticated_item_sends_nothing() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let own = json!({"gemini_api_key": "own-key"});
@@ -314,7 +314,7 @@ async fn a_batch_with_one_item_that_nobody_pays_for_sends_nothing() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_needs_a_payer_too() {
+async fn an_empty_batch_requires_authentication() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for (path, _) in kinds() {
@@ -329,7 +329,7 @@ async fn an_empty_batch_needs_a_payer_too() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_key_is_refused_where_it_stands() {
+async fn an_invalid_key_is_refused_with_its_location() {
     let service = Service::start().await;
     let unusable = ["two words", "schlüssel", "line\nbreak", "nul\u{0}"];
     for key in unusable {
@@ -364,7 +364,7 @@ async fn what_cannot_be_a_key_is_refused_where_it_stands() {
 }
 
 #[tokio::test]
-async fn no_key_is_in_the_body_of_an_error() {
+async fn an_error_body_contains_no_key() {
     const SECRET: &str = "a-secret-of-the-caller";
     const REVOKED: &str = "a-secret-that-was-revoked";
     let options = Options { bad_keys: vec![REVOKED.to_owned()], ..Options::default() };

@@ -54,7 +54,7 @@ fn encoded(service: &Service, path: &str, encoding: &str, body: Vec<u8>) -> Requ
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_read_in_every_usual_encoding() {
+async fn a_compressed_body_is_read_in_every_common_encoding() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -134,7 +134,7 @@ async fn a_body_that_cannot_be_decoded_is_refused() {
 }
 
 #[tokio::test]
-async fn a_bomb_is_too_large_and_takes_no_memory() {
+async fn a_decompression_bomb_is_refused_and_uses_no_memory() {
     let spaces = vec![b' '; 2 << 20];
     let service = Service::start().await;
     for (encoding, bomb) in [
@@ -159,7 +159,7 @@ async fn a_bomb_is_too_large_and_takes_no_memory() {
 }
 
 #[tokio::test]
-async fn a_byte_order_mark_is_skipped_and_stays_here() {
+async fn a_byte_order_mark_is_skipped_and_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -187,7 +187,7 @@ async fn refused(service: &Service, body: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_body_of_openais_that_is_not_json_is_told_with_its_place() {
+async fn an_invalid_openai_body_is_reported_with_its_location() {
     let service = Service::start().await;
     let says = async |body: &str| refused(&service, body).await.body["error"]["message"].take();
     let cut_off = says("{\"model\":\"m\",\n\"messages\":[").await;
@@ -218,7 +218,7 @@ fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder
 }
 
 #[tokio::test]
-async fn the_copy_of_a_form_that_is_read_takes_memory_of_the_budget() {
+async fn the_parsed_copy_of_a_form_counts_against_the_budget() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -233,7 +233,7 @@ async fn the_copy_of_a_form_that_is_read_takes_memory_of_the_budget() {
 }
 
 #[tokio::test]
-async fn a_form_of_openais_is_counted_by_the_model_in_it_or_refused() {
+async fn an_openai_form_is_counted_for_its_model_or_refused() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);

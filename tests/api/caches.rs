@@ -15,7 +15,7 @@ fn cached(body: &Value, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn cached_content_stands_in_front_and_takes_the_place_of_the_instruction() {
+async fn cached_content_is_sent_first_and_replaces_the_system_instruction() {
     let service = Service::start().await;
     for (path, body) in kinds() {
         let body = cached(&body, CACHE);
@@ -41,7 +41,7 @@ async fn cached_content_stands_in_front_and_takes_the_place_of_the_instruction()
 }
 
 #[tokio::test]
-async fn what_cannot_be_the_name_of_cached_content_is_refused() {
+async fn an_invalid_cached_content_name_is_refused() {
     let service = Service::start().await;
     let long = format!("cachedContents/{}", "x".repeat(129));
     for name in ["", "abc", "cachedContents/", "cachedContents/a/b", "cachedContents/a?b", &long] {
@@ -58,7 +58,7 @@ async fn what_cannot_be_the_name_of_cached_content_is_refused() {
 
 /// What a cache has is counted by Gemini and unknown here: nothing about text is learned from it.
 #[tokio::test]
-async fn the_tokens_of_a_cache_teach_nothing_about_text() {
+async fn cached_tokens_do_not_change_the_token_estimate() {
     let answered = json!({
         "candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 100_000, "cachedContentTokenCount": 50_000,

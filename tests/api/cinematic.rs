@@ -163,7 +163,7 @@ async fn the_narrators_voice_is_one_of_the_list() {
 }
 
 #[tokio::test]
-async fn a_story_that_holds_together_comes_back_as_it_was_told() {
+async fn a_consistent_story_is_returned_unchanged() {
     let upstream = Upstream::saying([story()]).await;
     let answered = told(&upstream, &question_with_voices(json!(["voice-amber", "b"]))).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
@@ -276,7 +276,7 @@ async fn a_voice_that_is_not_in_the_list_is_repaired_or_fails() {
 }
 
 #[tokio::test]
-async fn every_field_is_checked() {
+async fn every_field_of_a_request_is_validated() {
     let mut without_tweet = story();
     without_tweet.as_object_mut().unwrap().remove("tweet");
     let mut with_more = story();
@@ -296,7 +296,7 @@ async fn every_field_is_checked() {
 }
 
 #[tokio::test]
-async fn a_blank_voice_is_refused_with_its_place() {
+async fn a_blank_voice_is_refused_with_its_location() {
     let service = Service::start().await;
     let question = question_with_voices(json!(["voice-amber", "  "]));
     let refused = answer(service.post(PATH, &question)).await;
@@ -311,7 +311,7 @@ async fn a_blank_voice_is_refused_with_its_place() {
 }
 
 #[tokio::test]
-async fn a_batch_of_stories_restricts_each_to_its_own_voices() {
+async fn each_story_of_a_batch_is_restricted_to_its_own_voices() {
     let service = Service::start().await;
     let requests: Vec<Value> =
         (0..4).map(|n| question_with_voices(json!([format!("voice-{n}")]))).collect();

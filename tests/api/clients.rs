@@ -76,13 +76,13 @@ async fn settled(service: &Service) -> Vec<JournalEntry> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_of_python() {
+async fn google_genai_for_python_works() {
     let mut python = Command::new(installed("python/bin/python"));
     test(python.args(["-B", "-m", "unittest", "test_google_genai"]), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn openai_of_python() {
+async fn openai_for_python_works() {
     let mut python = Command::new(installed("python/bin/python"));
     test(python.args(["-B", "-m", "unittest", "test_openai"]), &[]).await;
 }
@@ -95,24 +95,24 @@ async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_of_node() {
+async fn google_genai_for_node_works() {
     test_of_node("google_genai.test.cjs", &[]).await;
 }
 
 /// It says that it wants Node 22, and works with Node 20 too.
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_3_of_node() {
+async fn google_genai_3_for_node_works() {
     test_of_node("google_genai.test.cjs", &[("GENAI", "@google/genai-3")]).await;
 }
 
 /// It says that it wants Node 22, and works with Node 20 too.
 #[tokio::test(flavor = "multi_thread")]
-async fn openai_of_node() {
+async fn openai_for_node_works() {
     test_of_node("openai.test.cjs", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gemini_command() {
+async fn gemini_cli_works() {
     let (service, home) = (service().await, TempDir::new().expect("a folder"));
     let settings = home.path().join(".gemini");
     std::fs::create_dir(&settings).expect("a folder");

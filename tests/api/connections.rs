@@ -58,7 +58,7 @@ async fn one_answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
+async fn a_disconnect_is_noticed_behind_unread_bytes() {
     let service = Service::start().await;
     let slow = slow(300_000);
     let chat = |body| request("POST", "/chat", JSON, &format!("{body}"));
@@ -83,7 +83,7 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_in_the_queue_is_noticed_behind_bytes_that_nobody_reads() {
+async fn a_disconnect_in_the_queue_is_noticed_behind_unread_bytes() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let chat = request("POST", "/chat", JSON, &json!({"prompt": slow(300_000)}).to_string());
     let first = send(service.address, &chat).await;
@@ -117,7 +117,7 @@ async fn pipelined_requests_are_answered_in_order() {
 
 /// The body of an upload is read by the connection to Gemini.
 #[tokio::test]
-async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
+async fn a_disconnect_after_an_upload_is_noticed() {
     let gemini = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", gemini.local_addr().unwrap());
     let service = Service::with(Options::default(), |config| config.base_url = base_url).await;
@@ -139,7 +139,7 @@ async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_sent_before_the_last_is_answered_may_be_of_some_size() {
+async fn a_large_pipelined_request_is_answered() {
     let service = Service::start().await;
     let chat =
         |prompt: &str| request("POST", "/chat", JSON, &json!({"prompt": prompt}).to_string());
@@ -154,7 +154,7 @@ async fn a_request_that_is_sent_before_the_last_is_answered_may_be_of_some_size(
 
 /// These clients read nothing before they have sent everything.
 #[tokio::test]
-async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
+async fn an_answer_sent_before_the_body_was_read_arrives_and_closes_the_connection() {
     let service = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
     let body = "x".repeat(8 << 20);
     let admin = format!("{JSON}Admin-API-Key: wrong\r\n");
@@ -176,7 +176,7 @@ async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
 }
 
 #[tokio::test]
-async fn a_short_body_that_nobody_reads_keeps_the_connection() {
+async fn a_short_unread_body_keeps_the_connection_open() {
     let service = Service::start().await;
     let admin = format!("Admin-API-Key: {ADMIN_KEY}\r\n");
     let mut stream = TcpStream::connect(service.address).await.unwrap();
@@ -195,7 +195,7 @@ async fn a_short_body_that_nobody_reads_keeps_the_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_refused_without_its_body() {
+async fn a_client_that_expects_continue_is_refused_before_its_body() {
     let service = Service::start().await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
     let answer = to_the_end(&mut send(service.address, head).await).await;
@@ -204,7 +204,7 @@ async fn a_client_that_asks_first_is_refused_without_its_body() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_as_a_request_is_told_so() {
+async fn a_malformed_request_gets_an_error_response() {
     let service = Service::start().await;
     let many = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(48 << 10));
     for (request, status) in [("no request\r\n\r\n", 400), (&*many, 431)] {
@@ -214,7 +214,7 @@ async fn what_cannot_be_read_as_a_request_is_told_so() {
 }
 
 #[tokio::test]
-async fn the_idle_time_of_a_connection_is_not_the_time_for_headers() {
+async fn the_idle_timeout_is_not_the_header_timeout() {
     let process = Start::simulated()
         .set("CLIENT_TIMEOUT_SECONDS", "0.5")
         .set("KEEP_ALIVE_SECONDS", "3600")
@@ -232,7 +232,7 @@ async fn the_idle_time_of_a_connection_is_not_the_time_for_headers() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_when_its_time_is_over() {
+async fn an_idle_connection_is_closed_after_its_timeout() {
     let process = Start::simulated().set("KEEP_ALIVE_SECONDS", "0.2").run().await;
     let mut stream = send(process.address, request("GET", "/", "", "")).await;
     one_answer(&mut stream).await;
@@ -256,7 +256,7 @@ async fn chats(process: &Process) {
 }
 
 #[tokio::test]
-async fn half_sent_headers_keep_nobody_out() {
+async fn connections_with_unfinished_headers_give_way_to_new_ones() {
     let few_files = Start::simulated().most_files(40);
     let few_connections = Start::simulated().set("MAX_CONNECTIONS", "8");
     for start in [few_files, few_connections] {
@@ -275,7 +275,7 @@ async fn half_sent_headers_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
+async fn a_connection_with_a_pending_answer_is_not_closed_for_another() {
     let process = Start::simulated().set("MAX_CONNECTIONS", "4").run().await;
     let slow = process.post("/chat", &json!({"prompt": slow(1_500)}));
     let slow = tokio::spawn(answer(slow));
@@ -289,7 +289,7 @@ async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
 }
 
 #[tokio::test]
-async fn the_limit_of_open_files_is_raised() {
+async fn the_open_file_limit_is_raised() {
     let process = Start::simulated().few_files_at_first(64).run().await;
     let [soft, hard] = process.file_limits();
     assert!(soft == hard && soft != "64", "{soft} of {hard}");

@@ -157,7 +157,7 @@ fn expected_failure(response: &Value) -> Option<ErrorKind> {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_answer_is_read_as_it_stands() {
+fn every_recorded_answer_is_read_correctly() {
     let mut tally = Tally::default();
     for exchange in corpus() {
         if !exchange.is_answer() {
@@ -215,7 +215,7 @@ fn expected_kind(exchange: &Exchange) -> &'static str {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_error_is_told_for_what_it_is() {
+fn every_recorded_error_is_classified() {
     let mut tally = Tally::default();
     for exchange in corpus().iter().filter(|exchange| exchange.is_error()) {
         let error = exchange.result().unwrap_err();
@@ -314,7 +314,7 @@ const REFUSALS: [Expected; 20] = [
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_refusal_is_understood() {
+fn every_recorded_refusal_is_classified() {
     // Seven in the evening in California: five hours to midnight.
     let now: Timestamp = "2026-07-02T02:00:00Z".parse().unwrap();
     let mut checked = 0;
@@ -335,7 +335,7 @@ fn every_recorded_refusal_is_understood() {
 /// What the refusals that were recorded later are about, by how the names of their files end.
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn refusals_for_billing_are_told_from_refusals_for_load() {
+fn billing_refusals_are_distinguished_from_load_refusals() {
     let Some(folder) = later_corpus() else { return };
     for (file, code, passing) in [
         ("err-402__quoted__prepay-depleted", "account_unfunded", false),
@@ -401,7 +401,7 @@ fn check_refusal(name: &str, refusal: &Refusal, expected: &Expected, now: Timest
 /// Nothing was learned here yet, and some requests cost what nobody can see in them: tools of
 /// Gemini's own, files of unknown length.
 #[test]
-fn recorded_requests_cost_about_what_is_estimated() {
+fn estimated_tokens_are_close_to_the_recorded_counts() {
     let estimate = |exchange: &Exchange| {
         let actual = exchange.response["usageMetadata"]["promptTokenCount"].as_u64()?;
         let features = InputFeatures::of_body(exchange.request.as_deref()?);

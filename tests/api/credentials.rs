@@ -104,7 +104,7 @@ fn forms() -> Vec<(String, String, String)> {
 }
 
 #[tokio::test]
-async fn each_credential_goes_alone_in_the_header_that_its_surface_takes() {
+async fn each_credential_is_sent_alone_in_its_surfaces_header() {
     let over = Over::start(|_| {}).await;
     let service = &over.service;
     for (key, name, value) in forms() {
@@ -158,7 +158,7 @@ async fn each_credential_goes_alone_in_the_header_that_its_surface_takes() {
 }
 
 #[tokio::test]
-async fn the_server_may_have_an_access_token_of_its_own() {
+async fn the_server_may_have_its_own_access_token() {
     let token = "ya29.the-server-token";
     let over = Over::start(|config| {
         config
@@ -172,7 +172,7 @@ async fn the_server_may_have_an_access_token_of_its_own() {
 }
 
 #[tokio::test]
-async fn one_key_in_several_places_is_one_and_different_keys_are_refused() {
+async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
     let over = Over::start(|_| {}).await;
     let service = &over.service;
     let (one, other) = ("ya29.one-of-the-tokens", "AIza-one-of-the-keys");
@@ -224,7 +224,7 @@ async fn one_key_in_several_places_is_one_and_different_keys_are_refused() {
 }
 
 #[tokio::test]
-async fn only_the_owner_of_a_credential_says_which_project_it_charges() {
+async fn only_the_owner_of_a_credential_chooses_the_project_it_charges() {
     let over = Over::start(|_| {}).await;
     let service = &over.service;
     let chat = json!({"prompt": "x"});
@@ -262,7 +262,7 @@ async fn accounts(service: &Service) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn tokens_of_one_project_share_an_account_once_gemini_accepted_them_for_it() {
+async fn tokens_share_their_projects_account_once_gemini_accepted_them() {
     let options = Options { bad_keys: vec!["ya29.stranger".to_owned()], ..Options::default() };
     let service = Service::with(options, |_| {}).await;
     let ask = async |token: &str| {
@@ -297,7 +297,7 @@ async fn tokens_of_one_project_share_an_account_once_gemini_accepted_them_for_it
 }
 
 #[tokio::test]
-async fn what_holds_the_admin_key_is_refused_and_does_not_show_it() {
+async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     let over = Over::start(|config| {
         config.admin_api_key = Some(AdminKey::new("The/Admin+Key-0123456789"));
     })

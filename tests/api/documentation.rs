@@ -119,7 +119,7 @@ impl std::fmt::Display for Operation<'_> {
 }
 
 #[tokio::test]
-async fn the_document_is_as_it_was() {
+async fn the_openapi_document_matches_its_snapshot() {
     let mut document = document(&Service::start().await).await;
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     document["info"]["version"] = "(this crate's)".into();
@@ -170,7 +170,7 @@ async fn every_endpoint_is_documented() {
 /// Whoever opens the page and tries everything out, from top to bottom, has success, where the
 /// lease that one answer names is put into the next requests.
 #[tokio::test]
-async fn every_example_works_as_it_stands_and_is_answered_as_documented() {
+async fn every_example_works_and_is_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     let mut lease = String::new();
@@ -190,7 +190,7 @@ async fn every_example_works_as_it_stands_and_is_answered_as_documented() {
 }
 
 #[tokio::test]
-async fn failures_are_answered_as_documented() {
+async fn errors_are_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     for operation in operations(&document) {
@@ -231,7 +231,7 @@ async fn an_optional_body_may_be_null() {
 
 /// The failures of items are documented too.
 #[tokio::test]
-async fn failed_items_are_answered_as_documented() {
+async fn failed_batch_items_are_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     let operations = operations(&document);
@@ -244,7 +244,7 @@ async fn failed_items_are_answered_as_documented() {
 }
 
 #[tokio::test]
-async fn the_admin_key_is_a_security_scheme_that_fits_every_endpoint_with_keys() {
+async fn the_admin_key_is_a_security_scheme_of_every_endpoint_that_takes_keys() {
     let document = document(&Service::start().await).await;
     let scheme = &document["components"]["securitySchemes"]["AdminKey"];
     assert_eq!((&scheme["type"], &scheme["in"]), (&json!("apiKey"), &json!("header")));
@@ -260,7 +260,7 @@ async fn the_admin_key_is_a_security_scheme_that_fits_every_endpoint_with_keys()
 }
 
 #[tokio::test]
-async fn the_documentation_is_a_page() {
+async fn the_documentation_is_an_html_page() {
     let service = Service::start().await;
     for path in ["/docs", "/docs/"] {
         // The first leads to the second.

@@ -108,7 +108,7 @@ fn of_a_key_of_its_own(chat: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn each_failure_has_its_own_status_and_code() {
+async fn each_error_has_its_own_status_and_code() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let minute = |marker| marked(marker, 429, "rate_limited", true, "Please retry in 12.345");
     let minutes = [minute("quota=minute"), minute("quota=tokens")];
@@ -134,7 +134,7 @@ async fn each_failure_has_its_own_status_and_code() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_when_to_come_back() {
+async fn a_refusal_says_when_to_retry() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let retry_after = async |marker: &str| {
         let chat = of_a_key_of_its_own(&json!({"prompt": format!("[[simulate:{marker}]]")}));
@@ -153,7 +153,7 @@ async fn a_refusal_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_sent_once() {
+async fn a_permanent_error_is_not_retried() {
     let service = Service::start().await;
     for Failing { chat, status, .. } in lasting() {
         service.simulator.reset();
@@ -164,7 +164,7 @@ async fn what_does_not_pass_is_sent_once() {
 }
 
 #[tokio::test]
-async fn what_passes_is_sent_again() {
+async fn a_transient_error_is_retried() {
     let service = Service::start().await;
     // Told apart by their prompts, so that each fails once.
     let once = passing().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
@@ -200,7 +200,7 @@ async fn a_call_that_fails_twice_succeeds_the_third_time() {
 }
 
 #[tokio::test]
-async fn a_call_is_sent_so_often_and_no_more() {
+async fn a_call_is_sent_at_most_as_often_as_set() {
     for max_attempts in [1, 2, 3] {
         let service =
             Service::with(Options::default(), |config| config.max_attempts = max_attempts).await;
@@ -212,7 +212,7 @@ async fn a_call_is_sent_so_often_and_no_more() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_before_gemini_says() {
+async fn a_retry_waits_as_long_as_gemini_says() {
     let options =
         Options { requests_per_minute: Some(1), minute_seconds: 3.0, ..Options::default() };
     let service = Service::with(options, |config| {
@@ -229,7 +229,7 @@ async fn nothing_is_sent_again_before_gemini_says() {
 
 /// The original of this service held its slot while it waited to try again.
 #[tokio::test]
-async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
+async fn a_call_that_waits_for_its_retry_holds_no_slot() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     service.register("one", 1).await;
     let named = |model: &str, prompt: &str| {
@@ -248,7 +248,7 @@ async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
 }
 
 #[tokio::test]
-async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
+async fn an_item_that_waits_for_its_retry_does_not_delay_other_models() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let batch = json!({"requests": [
         {"prompt": "[[simulate:quota=minute]]"},
@@ -263,7 +263,7 @@ async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_outlasts_the_deadline_is_answered_at_once() {
+async fn a_wait_past_the_deadline_is_refused_at_once() {
     let patience = Duration::from_secs(10);
     let service = Service::with(Options::default(), |config| config.request_timeout = patience);
     let service = service.await;
@@ -278,7 +278,7 @@ async fn a_refusal_that_outlasts_the_deadline_is_answered_at_once() {
 
 /// Gemini may be at work on it still and have it paid for: a second attempt would be paid twice.
 #[tokio::test]
-async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
+async fn an_attempt_that_times_out_is_not_retried() {
     let service = Service::with(Options::default(), |config| {
         config.upstream_timeout = Duration::from_millis(200);
     })
@@ -297,7 +297,7 @@ async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_is_no_connection() {
+async fn an_upstream_that_is_down_is_a_connection_error() {
     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let service = Service::with(Options::default(), |config| {
         config.base_url = format!("http://{nobody}");

@@ -125,21 +125,21 @@ fn mutated(corpus: &[Vec<u8>], random: &mut Rng) -> Vec<u8> {
 }
 
 #[test]
-fn no_request_body_does_harm() {
+fn no_request_body_causes_a_panic() {
     fuzz("requests", 1000);
 }
 
 #[test]
-fn no_answer_of_the_upstream_does_harm() {
+fn no_upstream_response_causes_a_panic() {
     fuzz("answers", 1000);
 }
 
 #[test]
-fn no_setting_of_quotas_does_harm() {
+fn no_quota_setting_causes_a_panic() {
     fuzz("settings", 100);
 }
 
 #[test]
-fn no_schema_does_harm() {
+fn no_schema_causes_a_panic() {
     fuzz("schemas", 1000);
 }

@@ -110,7 +110,7 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
 }
 
 #[tokio::test]
-async fn what_is_over_is_told_apart_from_what_is_held() {
+async fn an_expired_lease_is_distinguished_from_a_held_one() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
@@ -160,7 +160,7 @@ async fn what_is_over_is_told_apart_from_what_is_held() {
 }
 
 #[tokio::test]
-async fn fields_are_held_to_their_ranges() {
+async fn fields_out_of_range_are_refused() {
     let service = Service::start().await;
     service.register("images", 1000).await;
     let longest = "ü".repeat(128);
@@ -241,7 +241,7 @@ async fn fields_are_held_to_their_ranges() {
 }
 
 #[tokio::test]
-async fn only_the_administrator_has_to_do_with_leases() {
+async fn only_the_administrator_can_use_leases() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
@@ -261,7 +261,7 @@ async fn only_the_administrator_has_to_do_with_leases() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_is_said_when_nothing_comes_free() {
+async fn a_timed_out_acquire_reports_the_usage() {
     let service = Service::start().await;
     service.register("images", 3).await;
     let _lease = taken(&service, 2).await;
@@ -286,7 +286,7 @@ async fn what_is_in_use_is_said_when_nothing_comes_free() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_not_renewed_ends_by_itself() {
+async fn a_lease_that_is_not_renewed_expires() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let started = Instant::now();
@@ -300,7 +300,7 @@ async fn a_lease_that_is_not_renewed_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
+async fn a_waiting_client_that_disconnects_leaves_the_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
@@ -319,7 +319,7 @@ async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
 }
 
 #[tokio::test]
-async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
+async fn an_idempotency_key_always_returns_the_same_lease() {
     let service = Service::start().await;
     service.register("images", 2).await;
     let held = taken(&service, 2).await;
@@ -350,7 +350,7 @@ async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn leases_and_calls_stand_in_one_queue() {
+async fn leases_and_calls_share_one_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
@@ -371,7 +371,7 @@ async fn leases_and_calls_stand_in_one_queue() {
 }
 
 #[tokio::test]
-async fn a_full_queue_counts_those_who_wait_for_a_lease() {
+async fn waits_for_a_lease_count_towards_a_full_queue() {
     let service = Service::with(Options::default(), |config| config.max_queued_requests = 1).await;
     service.register("images", 1).await;
     let _lease = taken(&service, 1).await;
@@ -387,7 +387,7 @@ async fn a_full_queue_counts_those_who_wait_for_a_lease() {
 }
 
 #[tokio::test]
-async fn deleting_the_semaphore_ends_the_waits_and_lets_holders_finish() {
+async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let lease = taken(&service, 1).await;
@@ -413,7 +413,7 @@ async fn deleting_the_semaphore_ends_the_waits_and_lets_holders_finish() {
 /// Two clients outside take and release leases of one and two permits as fast as they can, while
 /// a batch sends its calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_and_a_batch_together_never_pass_the_limit() {
+async fn leases_and_a_batch_together_never_exceed_the_limit() {
     const LIMIT: usize = 3;
     let service = Arc::new(Service::start().await);
     service.register("images", LIMIT as u64).await;
@@ -491,7 +491,7 @@ async fn hold_again_and_again(service: Arc<Service>, watch: Arc<Watch>, permits:
 }
 
 #[tokio::test]
-async fn one_who_waits_is_cut_off_after_the_grace_period() {
+async fn a_waiting_client_is_cut_off_after_the_grace_period() {
     let process = Start::simulated()
         .set("ADMIN_API_KEY", ADMIN_KEY)
         .set("SHUTDOWN_GRACE_SECONDS", "0.3")

@@ -36,7 +36,7 @@ async fn until_refused(process: &Process) {
 }
 
 #[tokio::test]
-async fn it_answers_without_a_key_when_it_is_simulated_and_says_so() {
+async fn the_simulated_service_needs_no_key_and_says_that_it_is_simulated() {
     let process = Start::simulated().run().await;
     let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
     assert_eq!(chat.status, StatusCode::OK);
@@ -46,7 +46,7 @@ async fn it_answers_without_a_key_when_it_is_simulated_and_says_so() {
 }
 
 #[tokio::test]
-async fn serving_is_what_it_does_without_a_command() {
+async fn without_a_command_it_serves() {
     let process = Start::with_arguments(&[]).run().await;
     let health = answer(process.get("/")).await.body;
     assert_eq!((&health["status"], &health["simulated"]), (&json!("healthy"), &json!(false)));
@@ -56,7 +56,7 @@ async fn serving_is_what_it_does_without_a_command() {
 }
 
 #[tokio::test]
-async fn a_simulator_can_stand_alone() {
+async fn the_simulator_runs_as_its_own_server() {
     let process = Start::with_arguments(&["simulate", "--port", "0"]).run().await;
     let body = json!({"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]});
     let call = process.post("/v1beta/models/gemini-3.5-flash-lite:generateContent", &body);
@@ -70,7 +70,7 @@ async fn a_simulator_can_stand_alone() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_finishes_after_sigterm_and_nothing_new_begins() {
+async fn calls_in_flight_finish_after_sigterm_and_new_ones_are_refused() {
     let process = Start::simulated().run().await;
     let idle = TcpStream::connect(process.address).await.unwrap();
     let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(1_500)}))));
@@ -90,7 +90,7 @@ async fn what_is_in_flight_finishes_after_sigterm_and_nothing_new_begins() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_grace_period_is_cut_off() {
+async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "0.3").run().await;
     let chat = process.post("/chat", &json!({"prompt": slow(60_000)}));
     let chat = tokio::spawn(chat.send());
@@ -120,7 +120,7 @@ async fn a_second_signal_ends_the_grace_period_at_once() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     let (process, _unread) = Start::simulated().run_unread().await;
     // More than a pipe and the lines that wait hold.
     let requests = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(12_000);
@@ -195,7 +195,7 @@ const WRONG: [(&str, &str); 37] = [
 ];
 
 #[tokio::test]
-async fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
+async fn an_invalid_setting_fails_the_start_with_one_line_that_names_it() {
     let covered: Vec<_> = WRONG.iter().map(|(name, _)| *name).collect();
     let settings: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
     assert_eq!(covered, settings[1..], "each setting has its wrong value here");
@@ -213,7 +213,7 @@ async fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_setting_that_is_no_text_stops_the_start() {
+async fn a_setting_that_is_not_utf8_fails_the_start() {
     for name in ["PORT", "ADMIN_API_KEY", "GEMINI_API_KEY"] {
         let output = Start::simulated().unset(name).set_bytes(name, b"50\xff04").output().await;
         let log = String::from_utf8(output.stderr).unwrap();
@@ -223,7 +223,7 @@ async fn a_setting_that_is_no_text_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_dotenv_is_read_and_the_environment_wins() {
+async fn a_dotenv_file_is_read_and_the_environment_overrides_it() {
     let process = Start::simulated()
         .dotenv("# Settings\nGEMINI_CONCURRENCY_LIMIT=7\nexport GEMINI_CHAT_MODEL=\"gemini-a\"\n\nGEMINI_STRUCTURED_MODEL='gemini-b'\n")
         .set("GEMINI_STRUCTURED_MODEL", "gemini-c")
@@ -235,7 +235,7 @@ async fn a_dotenv_is_read_and_the_environment_wins() {
 }
 
 #[tokio::test]
-async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
+async fn an_invalid_setting_in_a_dotenv_file_fails_the_start() {
     let output = Start::simulated().unset("PORT").dotenv("PORT=lots").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -243,7 +243,7 @@ async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
+async fn a_malformed_dotenv_file_fails_the_start_and_is_not_echoed() {
     for broken in [
         "GEMINI_API_KEY = \"the-secret",
         "the-secret",
@@ -259,7 +259,7 @@ async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
 }
 
 #[tokio::test]
-async fn an_unreachable_redis_stops_the_start_and_its_setting_is_named() {
+async fn an_unreachable_redis_fails_the_start_and_its_setting_is_named() {
     let output = Start::simulated().set("REDIS_URL", "redis://127.0.0.1:1").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
@@ -278,7 +278,7 @@ async fn a_signal_ends_the_wait_for_redis() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_stops_the_start() {
+async fn a_port_in_use_fails_the_start() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
     let output = Start::simulated().unset("PORT").set("PORT", &port).output().await;
@@ -288,7 +288,7 @@ async fn a_port_that_is_taken_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_health_check_tells_by_its_exit_code() {
+async fn healthcheck_reports_by_its_exit_code() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
     let check = |host: &str| {
@@ -347,7 +347,7 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
+async fn a_client_that_never_finishes_its_body_gets_an_error_and_is_cut_off() {
     let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
     for path in ["/chat", "/batch/chat", "/structured-output"] {
         let stream = TcpStream::connect(process.address).await.unwrap();
@@ -366,7 +366,7 @@ async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
 }
 
 #[tokio::test]
-async fn an_open_wallet_is_warned_of() {
+async fn a_server_key_that_anyone_can_spend_is_logged_as_a_warning() {
     let (admin, key) = (("ADMIN_API_KEY", "the-admin"), ("GEMINI_API_KEY", "the-key"));
     let (open, closed) = (("HOST", "0.0.0.0"), ("HOST", "127.0.0.1"));
     let no_fallback = ("ENVIRONMENT_FALLBACK", "false");
@@ -495,7 +495,7 @@ async fn an_admin_key_in_a_path_is_not_logged() {
 }
 
 #[tokio::test]
-async fn every_line_about_a_request_has_its_id() {
+async fn every_log_line_about_a_request_has_its_id() {
     let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
     let prompt = json!({"prompt": "[[simulate:status=403]]", "model": "gemini-2.5-flash"});
     let chat = process.post("/chat", &prompt);

@@ -35,7 +35,7 @@ async fn the_global_limit_holds_under_any_mix_of_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_named_semaphore_adds_to_the_global_limit_and_never_replaces_it() {
+async fn a_semaphore_applies_in_addition_to_the_global_limit() {
     let service = Service::with(latency(2), |config| config.concurrency_limit = 1).await;
     service.register("fifty", 50).await;
     let requests: Vec<Value> = (0..50).map(|n| json!({"prompt": n.to_string()})).collect();
@@ -52,7 +52,7 @@ async fn a_named_semaphore_adds_to_the_global_limit_and_never_replaces_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_named_semaphore_limits_those_who_name_it_and_nobody_else() {
+async fn a_semaphore_limits_only_requests_that_name_it() {
     let service = Service::with(latency(300), |config| config.concurrency_limit = 10).await;
     service.register("two", 2).await;
     let named = join_all((0..4).map(|n| {
@@ -76,7 +76,7 @@ async fn a_named_semaphore_limits_those_who_name_it_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_stands_in_the_queue_once() {
+async fn a_batch_has_one_position_in_the_queue() {
     let service = Service::with(latency(20), |config| config.concurrency_limit = 2).await;
     let requests: Vec<Value> = (0..100).map(|n| json!({"prompt": format!("item {n}")})).collect();
     let body = json!({"requests": requests});
@@ -102,7 +102,7 @@ async fn a_batch_stands_in_the_queue_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_cancels_leave_every_slot_free() {
+async fn a_thousand_cancelled_requests_leave_every_slot_free() {
     let service = Service::with(latency(5), |config| config.concurrency_limit = 20).await;
     service.register("ten", 10).await;
     let cancels = (0..1000).map(|n: u64| {
@@ -128,7 +128,7 @@ async fn a_thousand_cancels_leave_every_slot_free() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_cancels_its_call_upstream() {
+async fn a_client_that_disconnects_cancels_its_upstream_call() {
     let service = Service::start().await;
     let request = service.post("/chat", &json!({"prompt": slow(60_000)}));
     let hung_up = tokio::spawn(answer(request));
@@ -139,7 +139,7 @@ async fn a_client_that_hangs_up_cancels_its_call_upstream() {
 }
 
 #[tokio::test]
-async fn a_batch_whose_client_hangs_up_is_cancelled_upstream() {
+async fn a_batch_is_cancelled_upstream_when_its_client_disconnects() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     let requests: Vec<Value> = (0..10).map(|_| json!({"prompt": slow(60_000)})).collect();
     let hung_up = tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
@@ -151,7 +151,7 @@ async fn a_batch_whose_client_hangs_up_is_cancelled_upstream() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_those_who_come_and_not_those_who_wait() {
+async fn a_full_queue_refuses_new_requests_and_keeps_waiting_ones() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.max_queued_requests = 2;
@@ -178,7 +178,7 @@ async fn a_full_queue_refuses_those_who_come_and_not_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_request_that_takes_too_long_gives_its_slot_back() {
+async fn a_request_that_times_out_frees_its_slot() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.request_timeout = Duration::from_millis(200);

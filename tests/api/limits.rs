@@ -46,7 +46,7 @@ async fn only_account(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn what_cannot_go_in_time_is_refused_at_once_with_the_true_retry_after() {
+async fn a_request_that_cannot_start_in_time_is_refused_at_once_with_the_right_retry_after() {
     let service = limited("*:rpm=2").await;
     assert_eq!(service.chat("one").await.status, StatusCode::OK);
     let refused = service.chat("two").await;
@@ -65,7 +65,7 @@ async fn what_cannot_go_in_time_is_refused_at_once_with_the_true_retry_after() {
 }
 
 #[tokio::test]
-async fn a_request_larger_than_a_minute_is_refused_at_once() {
+async fn a_request_larger_than_the_minute_quota_is_refused_at_once() {
     let service = limited("*:tpm=100").await;
     let refused = service.chat("word ".repeat(1000)).await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
@@ -77,7 +77,7 @@ async fn a_request_larger_than_a_minute_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn each_text_to_embed_counts_as_a_request() {
+async fn each_text_to_embed_counts_as_one_request() {
     const PATH: &str = "/v1beta/models/gemini-embedding-001:batchEmbedContents";
     let service = limited("*:rpm=10").await;
     let texts = |count: usize| (0..count).map(|n| json!(format!("text {n}")));
@@ -104,7 +104,7 @@ async fn each_text_to_embed_counts_as_a_request() {
 }
 
 #[tokio::test]
-async fn a_quota_of_nothing_lets_nothing_go() {
+async fn a_quota_of_zero_admits_nothing() {
     let service = limited("gemini-3.5-flash-lite:rpd=0").await;
     let refused = service.chat("Hello").await;
     assert_eq!(
@@ -117,7 +117,7 @@ async fn a_quota_of_nothing_lets_nothing_go() {
 }
 
 #[tokio::test]
-async fn the_requests_of_a_day_are_counted() {
+async fn daily_requests_are_counted() {
     let service = limited("*:rpd=3").await;
     for _ in 0..3 {
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
@@ -133,7 +133,7 @@ async fn the_requests_of_a_day_are_counted() {
 }
 
 #[tokio::test]
-async fn a_day_that_gemini_says_is_used_up_is_left_alone() {
+async fn a_daily_quota_that_gemini_reports_exhausted_pauses_the_account() {
     let service = Service::start().await;
     let first = service.chat("[[simulate:quota=day]]").await;
     let second = service.chat("Hello").await;
@@ -154,7 +154,7 @@ async fn a_day_that_gemini_says_is_used_up_is_left_alone() {
 /// The simulator's minute is a second, so that the test is over soon; the service's is not, so
 /// that nothing goes that should not, however slow the machine is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
+async fn unknown_limits_are_learned_from_the_first_refusal_and_obeyed() {
     let options = Options {
         requests_per_minute: Some(20),
         minute_seconds: 1.0,
@@ -175,7 +175,7 @@ async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
 }
 
 #[tokio::test]
-async fn a_refused_call_counts_once() {
+async fn a_refused_call_is_counted_once() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
@@ -189,7 +189,7 @@ async fn a_refused_call_counts_once() {
 }
 
 #[tokio::test]
-async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
+async fn an_exhausted_model_does_not_delay_items_of_other_models() {
     let service = limited("gemini-slow:rpm=1").await;
     let item = |n: usize| {
         let model = if n < 10 { "gemini-slow" } else { "gemini-3.5-flash-lite" };
@@ -210,7 +210,7 @@ async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
 }
 
 #[tokio::test]
-async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
+async fn load_refusals_lower_the_adaptive_limit_and_health_reports_it() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:status=503]]").await;
     assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
@@ -223,7 +223,7 @@ async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
 }
 
 #[tokio::test]
-async fn limits_are_shown_by_key_and_model_and_no_key_is() {
+async fn limits_are_shown_by_account_and_model_without_the_key() {
     const OWN_KEY: &str = "a-caller's-own-key";
     const LABELLED: [&str; 2] = ["first-of-a-project", "second-of-a-project"];
     let digest = |key: &str| -> String {
@@ -273,7 +273,7 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
 }
 
 #[tokio::test]
-async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
+async fn one_keys_costs_do_not_change_anothers_estimates() {
     let absurd = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 9_000_000, "totalTokenCount": 9_000_001},
@@ -300,7 +300,7 @@ async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
 }
 
 #[tokio::test]
-async fn what_gemini_taught_can_be_forgotten() {
+async fn learned_limits_can_be_forgotten() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);

@@ -131,7 +131,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn links_between_pages_lead_to_files_and_headings_that_exist() {
+fn links_between_pages_resolve() {
     let mut broken = Vec::new();
     for page in pages() {
         let prose = prose(&page);
@@ -159,7 +159,7 @@ fn the_readme_links_every_page() {
 }
 
 #[test]
-fn every_page_of_docs_begins_with_what_it_is_for() {
+fn every_page_of_docs_begins_with_its_purpose() {
     for page in pages().iter().filter(|page| page.starts_with("docs/")) {
         let text = text(page);
         let mut paragraphs = text.split("\n\n");
@@ -170,7 +170,7 @@ fn every_page_of_docs_begins_with_what_it_is_for() {
 }
 
 #[test]
-fn the_clients_are_set_up_alike_on_both_pages() {
+fn both_pages_set_up_clients_in_the_same_way() {
     let readme = section("README.md", "Clients");
     assert!(!rows(&readme).is_empty());
     assert_eq!(rows(&readme), rows(&text("docs/native-and-openai.md")));
@@ -266,7 +266,7 @@ fn unlike(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_shell_block_works_and_is_answered_as_the_manual_shows() {
+async fn every_shell_block_works_and_prints_what_the_manual_shows() {
     let mut unlike_examples = Vec::new();
     for page in pages() {
         let blocks = blocks(&page);

@@ -14,7 +14,7 @@ async fn text(service: &Service) -> String {
 }
 
 #[tokio::test]
-async fn it_shows_who_is_at_the_limiter() {
+async fn it_shows_requests_in_flight_and_waiting() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     service.register("one", 1).await;
     let named = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
@@ -85,7 +85,7 @@ async fn it_counts_calls_by_kind_model_and_outcome() {
 }
 
 #[tokio::test]
-async fn it_adds_up_the_tokens_that_answers_report() {
+async fn it_sums_the_tokens_that_answers_report() {
     let service = Service::start().await;
     let mut expected = BTreeMap::from([("prompt", 0), ("output", 0), ("thinking", 0)]);
     for prompt in ["one", "two, which is longer than the first"] {
@@ -104,7 +104,7 @@ async fn it_adds_up_the_tokens_that_answers_report() {
 }
 
 #[tokio::test]
-async fn it_times_the_wait_in_the_queue_and_the_answer() {
+async fn it_measures_queue_wait_and_response_time() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     // A little longer than is looked for: the simulator's answers come up to 1.5 ms early.
     let (first, second) = tokio::join!(service.chat(slow(65)), service.chat(slow(65)));
@@ -118,7 +118,7 @@ async fn it_times_the_wait_in_the_queue_and_the_answer() {
 
 /// What callers make up is no label, so that nobody can fill the memory of who scrapes.
 #[tokio::test]
-async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
+async fn it_shows_no_name_invented_by_a_caller_and_no_secret() {
     let service = Service::start().await;
     for n in 0..20 {
         let body = json!({"prompt": "q", "model": format!("made-up-{n}")});
@@ -145,7 +145,7 @@ async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
 }
 
 #[tokio::test]
-async fn prometheus_can_read_it() {
+async fn prometheus_can_parse_it() {
     let service = Service::start().await;
     check(&text(&service).await);
     service.register("a", 1).await;

@@ -36,7 +36,7 @@ async fn over(base_url: &str) -> Service {
 }
 
 #[tokio::test]
-async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
+async fn requests_and_answers_are_relayed_unchanged() {
     let body = "{\r\n \"candidates\": [ {\"content\": {\"parts\": [{\"text\": \"é\"}]}} ] }";
     let recording = Recording::play(203, "application/json; v=1", vec![body.into()]).await;
     let service = over(&format!("{}/some/prefix", recording.base_url)).await;
@@ -76,7 +76,7 @@ async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
 }
 
 #[tokio::test]
-async fn whoever_pays_is_found_in_three_tiers() {
+async fn the_credential_is_found_in_three_tiers() {
     let service = Service::start().await;
     let bearer = |key: &str| ("authorization", format!("Bearer {key}"));
     let google = |key: &str| ("x-goog-api-key", key.to_owned());
@@ -103,7 +103,7 @@ async fn whoever_pays_is_found_in_three_tiers() {
 }
 
 #[tokio::test]
-async fn refusals_of_the_service_come_in_googles_envelope() {
+async fn the_services_errors_use_googles_error_format() {
     let without_fallback = Service::with(Options::default(), |config| {
         config.environment_fallback = false;
         config.max_body_bytes = 1000;
@@ -160,7 +160,7 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
 }
 
 #[tokio::test]
-async fn what_gemini_refuses_comes_back_in_its_own_words_without_the_key() {
+async fn geminis_errors_are_relayed_without_the_key() {
     let body = format!(
         "{{\n  \"error\": {{\"code\": 403, \"message\": \"Consumer 'api_key:{SERVER_KEY}' is \
          suspended.\", \"status\": \"PERMISSION_DENIED\"}}\n}}\n"
@@ -182,7 +182,7 @@ async fn what_gemini_refuses_comes_back_in_its_own_words_without_the_key() {
 }
 
 #[tokio::test]
-async fn what_fails_in_passing_is_sent_again_as_long_as_nothing_was_passed_on() {
+async fn a_transient_error_is_retried_until_part_of_the_answer_was_relayed() {
     let service = Service::start().await;
     for (marker, attempts) in
         [("fail_times=2", 3), ("fail_times=1,close", 2), ("fail_times=1,truncate_body", 2)]
@@ -200,7 +200,7 @@ async fn what_fails_in_passing_is_sent_again_as_long_as_nothing_was_passed_on() 
 }
 
 #[tokio::test]
-async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
+async fn generating_calls_pass_the_limiter_however_their_path_is_encoded() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     assert_eq!(service.register("jobs", 1).await.status, 201);
     let held = tokio::spawn(answer(own(&service, GENERATE, &slow(60_000))));
@@ -243,7 +243,7 @@ async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
 }
 
 #[tokio::test]
-async fn tokens_are_counted_beside_the_quota_of_what_is_generated() {
+async fn count_tokens_calls_do_not_use_the_quota_of_generation() {
     let service =
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     for _ in 0..3 {
@@ -257,7 +257,7 @@ async fn tokens_are_counted_beside_the_quota_of_what_is_generated() {
 }
 
 #[tokio::test]
-async fn a_call_is_charged_what_it_cost() {
+async fn a_call_is_charged_at_its_reported_cost() {
     let service = Service::with(Options::default(), |config| {
         config.quota_plan = plan("*:tpm=1000", "");
     })
@@ -280,7 +280,7 @@ async fn a_call_is_charged_what_it_cost() {
 }
 
 #[tokio::test]
-async fn what_generates_nothing_passes_with_its_method_and_body() {
+async fn calls_that_generate_nothing_are_relayed_with_method_and_body() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording.base_url).await;
     let client = reqwest::Client::new();
@@ -307,7 +307,7 @@ async fn what_generates_nothing_passes_with_its_method_and_body() {
 }
 
 #[tokio::test]
-async fn an_attempt_and_an_idle_stream_have_their_time() {
+async fn an_attempt_and_an_idle_stream_time_out() {
     let service = Service::with(Options::default(), |config| {
         config.upstream_timeout = Duration::from_millis(100);
     })

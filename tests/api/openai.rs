@@ -24,7 +24,7 @@ async fn over(recording: &Recording) -> Service {
 }
 
 #[tokio::test]
-async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token() {
+async fn requests_are_sent_to_geminis_openai_endpoints_with_a_bearer_token() {
     let body = b"{\"object\":\"x\",\"usage\":{\"prompt_tokens\":7}}".to_vec();
     let recording = Recording::play(200, "application/json", vec![body]).await;
     let service = over(&recording).await;
@@ -51,7 +51,7 @@ async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token()
 }
 
 #[tokio::test]
-async fn the_models_are_openais_for_who_brings_a_bearer_token() {
+async fn a_bearer_token_lists_the_models_in_openais_format() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     let bearer = ("authorization", "Bearer k");
@@ -78,7 +78,7 @@ async fn the_models_are_openais_for_who_brings_a_bearer_token() {
 }
 
 #[tokio::test]
-async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
+async fn a_post_is_counted_for_its_model_whatever_its_content_type() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     for kind in ["text/plain", "application/x-www-form-urlencoded"] {
@@ -101,7 +101,7 @@ async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
 }
 
 #[tokio::test]
-async fn what_openai_has_leads_to_where_gemini_has_it_or_nowhere() {
+async fn openai_paths_map_to_geminis_or_are_refused() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     for (path, sent_to) in [
@@ -141,7 +141,7 @@ async fn the_admin_key_may_be_the_bearer_token() {
 }
 
 #[tokio::test]
-async fn every_failure_comes_in_openais_envelope() {
+async fn every_error_uses_openais_error_format() {
     let gemini = json!([{"error": {
         "code": 400, "message": "API key not valid. Please pass a valid API key.",
         "status": "INVALID_ARGUMENT",

@@ -33,7 +33,7 @@ async fn assert_unavailable(request: reqwest::RequestBuilder) {
 }
 
 #[tokio::test]
-async fn without_redis_newcomers_are_refused_however_many_wait() {
+async fn without_redis_new_requests_are_refused_however_many_wait() {
     let mut all = surroundings().await;
     let replica = replica(&all, 2).run().await;
     let mut before = vec![send(&replica, &slow(4000)), send(&replica, &slow(4000))];
@@ -62,7 +62,7 @@ async fn without_redis_newcomers_are_refused_however_many_wait() {
 }
 
 #[tokio::test]
-async fn semaphores_outlast_a_redis_that_a_replica_remembers_them_for() {
+async fn a_replica_restores_semaphores_that_redis_lost() {
     let mut all = surroundings().await;
     let replica = all.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
     assert_eq!(register(&replica, 4).await, 201);
@@ -75,7 +75,7 @@ async fn semaphores_outlast_a_redis_that_a_replica_remembers_them_for() {
 }
 
 #[tokio::test]
-async fn what_is_shared_outlasts_a_redis_that_persists() {
+async fn shared_state_survives_a_restart_of_a_persistent_redis() {
     let options = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
     let redis = RedisServer::with(&options).await;
     redis.season(PREFIX).await;
@@ -108,7 +108,7 @@ async fn what_is_shared_outlasts_a_redis_that_persists() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_leaves_its_permits_when_its_lease_is_over() {
+async fn a_killed_replicas_permits_are_freed_when_its_lease_expires() {
     let all = surroundings().await;
     let start = || replica(&all, 1).run();
     let (one, two) = (start().await, start().await);
@@ -124,7 +124,7 @@ async fn a_replica_that_is_killed_leaves_its_permits_when_its_lease_is_over() {
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_everything_lets_no_more_run_than_the_limit() {
+async fn the_limit_holds_when_redis_loses_everything() {
     let all = surroundings().await;
     let start = || replica(&all, 4).run();
     let (one, two) = (start().await, start().await);
@@ -147,7 +147,7 @@ async fn a_redis_that_forgets_everything_lets_no_more_run_than_the_limit() {
 
 /// It takes permits for the requests that wait at it, and does not know for how long it held them.
 #[tokio::test]
-async fn permits_that_come_to_a_paused_replica_are_void_when_it_goes_on() {
+async fn permits_granted_to_a_paused_replica_are_void_when_it_resumes() {
     let all = surroundings().await;
     let start = || replica(&all, 2).run();
     let (one, two) = (start().await, start().await);
@@ -172,7 +172,7 @@ async fn permits_that_come_to_a_paused_replica_are_void_when_it_goes_on() {
 }
 
 #[tokio::test]
-async fn a_redis_that_hangs_is_as_one_that_is_lost() {
+async fn a_redis_that_hangs_counts_as_unavailable() {
     let all = surroundings().await;
     let replica = replica(&all, 2).run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);

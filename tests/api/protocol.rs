@@ -45,7 +45,7 @@ async fn a_body_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_announced_as_too_large_is_not_waited_for() {
+async fn a_content_length_that_is_too_large_is_refused_at_once() {
     let service = small().await;
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = "POST /chat HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n\
@@ -59,7 +59,7 @@ async fn a_body_that_is_announced_as_too_large_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_called_json_is_refused() {
+async fn a_body_with_another_content_type_is_refused() {
     let service = Service::start().await;
     let typed = |path: &str, content_type: Option<&'static [u8]>| {
         let value = content_type.map(|value| HeaderValue::from_bytes(value).unwrap());
@@ -98,7 +98,7 @@ async fn a_body_that_is_not_called_json_is_refused() {
 }
 
 #[tokio::test]
-async fn a_path_that_leads_nowhere_is_404() {
+async fn an_unknown_path_is_404() {
     let service = Service::start().await;
     for path in
         ["/nowhere", "/chat/", "/CHAT", "/batch", "/batch/", "/_admin", "/_admin/semaphores/", "//"]
@@ -114,7 +114,7 @@ async fn a_path_that_leads_nowhere_is_404() {
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_does_not_know_is_405_and_says_which_it_does() {
+async fn an_unsupported_method_is_405_and_lists_the_allowed_ones() {
     let service = Service::start().await;
     for (method, path, allowed) in [
         (Method::GET, "/chat", "POST"),
@@ -140,7 +140,7 @@ async fn a_method_that_a_path_does_not_know_is_405_and_says_which_it_does() {
 }
 
 #[tokio::test]
-async fn a_header_that_is_no_text_is_no_key() {
+async fn a_key_header_that_is_not_text_is_refused() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let odd = || HeaderValue::from_bytes(b"the-admin-key\xff").unwrap();
@@ -162,7 +162,7 @@ async fn request_id(service: &Service, given: Option<&[u8]>) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_has_the_id_of_its_request() {
+async fn an_answer_carries_its_requests_id() {
     let service = Service::start().await;
     let longest = "x".repeat(128);
     for id in ["a", "7f3c-4b", "trace:1/span=2", &longest] {

@@ -254,7 +254,7 @@ async fn closed_port() -> u16 {
 }
 
 #[tokio::test]
-async fn a_tunnel_leads_to_an_upstream_with_tls_that_a_private_authority_certified() {
+async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     let certificates = Certificates::new();
     let (simulator, _stop) = simulator().await;
     let proxy = HttpProxy::to(certificates.before(simulator).await).with_password("user:p@ss");
@@ -295,7 +295,7 @@ async fn the_proxy_itself_may_be_reached_over_tls() {
 }
 
 #[tokio::test]
-async fn requests_to_an_upstream_without_tls_are_passed_on_by_the_proxy() {
+async fn requests_to_a_plain_http_upstream_are_forwarded_by_the_proxy() {
     const ANSWER: &str =
         r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
     let upstream = Recording::play(200, "application/json", vec![ANSWER.into()]).await;
@@ -317,7 +317,7 @@ async fn requests_to_an_upstream_without_tls_are_passed_on_by_the_proxy() {
 }
 
 #[tokio::test]
-async fn what_a_proxy_refuses_is_told() {
+async fn a_proxys_refusal_is_reported() {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
     let open = HttpProxy::to(nowhere);
     let refusing = |status| HttpProxy { refusal: Some(status), ..open.clone() };
@@ -345,7 +345,7 @@ async fn what_a_proxy_refuses_is_told() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_cannot_be_used_is_told() {
+async fn an_unusable_proxy_is_reported() {
     let closed = format!("127.0.0.1:{}", closed_port().await);
     // It reads all that was sent, so that the connection ends and is not reset.
     let hangs_up = each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
@@ -384,7 +384,7 @@ async fn a_socks_proxy_resolves_names_only_with_socks5h() {
 }
 
 #[tokio::test]
-async fn what_a_socks_proxy_refuses_is_told() {
+async fn a_socks_proxys_refusal_is_reported() {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
     for (reply, password, reason) in
         [(0, "wrong", "credentials not accepted"), (2, "secret", "connection not allowed")]
@@ -397,7 +397,7 @@ async fn what_a_socks_proxy_refuses_is_told() {
 }
 
 #[tokio::test]
-async fn no_proxy_and_this_machine_are_reached_without_a_proxy() {
+async fn no_proxy_hosts_and_loopback_are_reached_directly() {
     let (simulator, _stop) = simulator().await;
     let proxy = format!("http://127.0.0.1:{}", closed_port().await);
     let proxy = ("HTTP_PROXY", &*proxy);
@@ -416,7 +416,7 @@ async fn no_proxy_and_this_machine_are_reached_without_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_start_with_unusable_settings_of_the_network_names_them() {
+async fn unusable_network_settings_fail_the_start_and_are_named() {
     let folder = TempDir::new().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);

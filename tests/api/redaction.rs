@@ -69,7 +69,7 @@ async fn text(request: RequestBuilder) -> (u16, HeaderMap, String) {
 }
 
 #[tokio::test]
-async fn no_failure_of_a_streamed_chat_shows_the_key() {
+async fn no_error_of_a_streamed_chat_shows_the_key() {
     let hello = json!({"candidates": [{"content": {"parts": [{"text": "Hello"}]}}]});
     let blocked = json!({"promptFeedback": {"blockReason": format!("OTHER {KEY}")}});
     let explained = json!({"promptFeedback": {"blockReason": "OTHER", "blockReasonMessage": KEY}});
@@ -112,7 +112,7 @@ async fn no_failure_of_a_streamed_chat_shows_the_key() {
 }
 
 #[tokio::test]
-async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
+async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let (half, rest) = KEY.split_at(20);
     let mut parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
@@ -147,7 +147,7 @@ async fn relayed(content_type: &'static str, stream: String) -> String {
 }
 
 #[tokio::test]
-async fn a_key_in_the_texts_of_two_events_of_a_relayed_stream_does_not_pass() {
+async fn a_key_split_over_two_events_of_a_relayed_stream_is_redacted() {
     let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let delta = |text: &str| json!({"choices": [{"delta": {"content": text}}]});
     let (first, second) = KEY.split_at(11);
@@ -170,7 +170,7 @@ async fn a_key_in_the_texts_of_two_events_of_a_relayed_stream_does_not_pass() {
 }
 
 #[tokio::test]
-async fn an_error_amid_a_relayed_stream_shows_no_key_and_an_answer_may_have_one() {
+async fn errors_in_a_relayed_stream_are_redacted_and_answers_are_not() {
     let part = json!({"candidates": [{"content": {"parts": [{"text": OTHER}]}}]});
     let stream = event(&part) + &event(&suspended(OTHER));
     let passed = relayed("text/event-stream", stream).await;
@@ -181,7 +181,7 @@ async fn an_error_amid_a_relayed_stream_shows_no_key_and_an_answer_may_have_one(
 }
 
 #[tokio::test]
-async fn no_refusal_that_is_passed_on_shows_a_key() {
+async fn no_relayed_refusal_shows_a_key() {
     let html = format!("<html>{KEY} {OTHER} \u{e9}</html>");
     let latin = [html.as_bytes(), b"\xff\xe9"].concat();
     let array = json!([suspended(KEY)]).to_string();
@@ -206,7 +206,7 @@ async fn no_refusal_that_is_passed_on_shows_a_key() {
 }
 
 #[tokio::test]
-async fn a_body_that_was_not_to_be_encoded_is_refused() {
+async fn an_encoded_error_body_is_not_relayed() {
     for status in [200, 403] {
         let (service, _stop) = over(move |asked| {
             assert_eq!(asked["accept-encoding"], "identity");
@@ -266,7 +266,7 @@ async fn raw(service: &Service, method: &str, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_servers_key_does_not_come_out_of_a_call_that_a_caller_pays_for() {
+async fn the_servers_key_is_redacted_from_calls_that_callers_pay_for() {
     let (service, _stop) =
         over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}"))).await;
     let list = service.get("/v1beta/models").header("x-goog-api-key", "callers-key");
@@ -276,7 +276,7 @@ async fn the_servers_key_does_not_come_out_of_a_call_that_a_caller_pays_for() {
 }
 
 #[tokio::test]
-async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
+async fn an_excessive_retry_delay_is_capped_by_its_quotas_window() {
     const MINUTE: Option<&str> = Some("GenerateRequestsPerMinutePerProjectPerModel");
     const DAY: Option<&str> = Some("GenerateRequestsPerDayPerProjectPerModel");
     let exhausted = "Resource has been exhausted (e.g. check quota).";

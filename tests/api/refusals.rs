@@ -144,7 +144,7 @@ async fn spent(service: &Service, quota: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls() {
+async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
     for status in [402, 429] {
         let depleted = refusal(status, "Your prepayment credits are depleted.", Value::Null);
         let upstream =
@@ -191,7 +191,7 @@ async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls(
 
 /// Gemini's answers name the model that it charges, each surface in its own words.
 #[tokio::test]
-async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
+async fn answers_on_every_surface_map_an_alias_to_the_model_that_is_charged() {
     let native = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 7},
@@ -240,7 +240,7 @@ async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
 
 /// A refusal names the model whose quota is used up.
 #[tokio::test]
-async fn a_refusal_joins_an_alias_to_the_model_that_it_names() {
+async fn a_refusal_maps_an_alias_to_the_model_that_it_names() {
     let details = json!([{
         "@type": "type.googleapis.com/google.rpc.QuotaFailure",
         "violations": [{
@@ -271,7 +271,7 @@ fn with(body: &Value, name: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_quota_of_0_is_told_as_no_quota_and_not_asked_for_again() {
+async fn a_quota_of_zero_is_reported_and_not_retried() {
     for id in ["GenerateContentRequestsPerMinutePerProjectPerRegion", "GenerateRequestsPerDay"] {
         let zero = quota(id, "0");
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &zero)));
@@ -289,7 +289,7 @@ async fn a_quota_of_0_is_told_as_no_quota_and_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_quota_that_nobody_names_is_not_tried_again_and_says_nothing_of_other_calls() {
+async fn a_refusal_without_a_quota_is_not_retried_and_affects_no_other_call() {
     for body in [unnamed(), quota("BatchEnqueuedTokensPerModel", "500")] {
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &body)));
         let upstream = upstream.await;
@@ -323,7 +323,7 @@ async fn a_spend_limit_pauses_every_model_of_the_account() {
 }
 
 #[tokio::test]
-async fn the_wait_that_a_header_asks_for_is_kept() {
+async fn a_retry_after_header_is_obeyed() {
     for (status, message) in [(503, "overloaded"), (429, "Resource has been exhausted.")] {
         let body = refusal(status, message, Value::Null);
         let upstream = Refusing::with(move |number, _| {
@@ -342,7 +342,7 @@ async fn the_wait_that_a_header_asks_for_is_kept() {
 }
 
 #[tokio::test]
-async fn what_may_have_run_is_sent_once_more_or_never_and_counts_as_spent() {
+async fn a_call_that_may_have_run_is_retried_at_most_once_and_counts_as_spent() {
     let cut_off = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".to_vec();
     for answered in [vec![], vec![cut_off]] {
         for (path, calls) in [
@@ -367,7 +367,7 @@ async fn what_may_have_run_is_sent_once_more_or_never_and_counts_as_spent() {
 }
 
 #[tokio::test]
-async fn a_request_that_gemini_declines_is_not_one_of_the_day() {
+async fn a_request_that_gemini_declines_does_not_use_the_daily_quota() {
     for status in [400, 401, 403, 404] {
         let service = Service::start().await;
         let failed = service.chat(format!("[[simulate:status={status}]]")).await;
@@ -379,7 +379,7 @@ async fn a_request_that_gemini_declines_is_not_one_of_the_day() {
 }
 
 #[tokio::test]
-async fn nothing_is_spent_where_no_connection_could_be_made() {
+async fn a_failed_connection_uses_no_quota() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = Service::with(Options::default(), |config| {
         config.base_url = format!("http://{nobody}");
@@ -415,7 +415,7 @@ fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_with_an_error_is_sent_again() {
+async fn a_stream_that_begins_with_an_error_is_retried() {
     let error = json!({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}});
     for (path, asked, body) in streams(&error) {
         let (first, is_list) = (body.clone(), path == LIST);
@@ -461,7 +461,7 @@ async fn every_kind_of_quota_is_learned_from_the_refusal_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_with_a_refusal_settles_as_that_refusal() {
+async fn a_stream_that_begins_with_a_refusal_settles_as_a_refusal() {
     let day = quota("GenerateRequestsPerDayPerProjectPerModel", "7");
     for (path, asked, body) in streams(&day) {
         let first = body.clone();

@@ -37,7 +37,7 @@ async fn raw(service: &Service, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_call_is_counted_for_the_model_in_its_body_or_for_its_resource() {
+async fn a_call_is_counted_for_the_model_in_its_body_or_its_resource() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     for (path, body) in [
@@ -74,7 +74,7 @@ async fn a_call_is_counted_for_the_model_in_its_body_or_for_its_resource() {
 }
 
 #[tokio::test]
-async fn only_posts_are_charged() {
+async fn only_post_requests_are_charged() {
     let service =
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     let client = reqwest::Client::new();
@@ -96,7 +96,7 @@ async fn only_posts_are_charged() {
 }
 
 #[tokio::test]
-async fn a_request_has_one_host() {
+async fn a_request_is_sent_with_one_host_header() {
     let service = Service::start().await;
     let get = async |headers: &str| {
         raw(&service, &format!("GET / HTTP/1.1\r\n{headers}connection: close\r\n\r\n")).await
@@ -112,7 +112,7 @@ async fn a_request_has_one_host() {
 }
 
 #[tokio::test]
-async fn who_pays_is_decided_before_the_body_is_read() {
+async fn a_request_is_authenticated_before_its_body_is_read() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files"] {
@@ -126,7 +126,7 @@ async fn who_pays_is_decided_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn what_is_about_the_client_stays_here() {
+async fn headers_that_identify_the_client_are_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     let dropped = [
@@ -168,7 +168,7 @@ async fn what_is_about_the_client_stays_here() {
 }
 
 #[tokio::test]
-async fn the_admin_key_is_not_sent_on() {
+async fn the_admin_key_is_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     let headers = [
@@ -201,7 +201,7 @@ async fn the_admin_key_is_not_sent_on() {
 }
 
 #[tokio::test]
-async fn the_fallback_can_be_kept_to_generation() {
+async fn the_fallback_key_can_be_restricted_to_generation() {
     let service = Service::with(Options::default(), |config| {
         config.fallback_scope = FallbackScope::Generation;
     })
@@ -233,7 +233,7 @@ async fn the_fallback_can_be_kept_to_generation() {
 }
 
 #[tokio::test]
-async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
+async fn an_upload_that_gemini_does_not_answer_times_out() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", silent.local_addr().unwrap());
     let service = Service::with(Options::default(), |config| {
@@ -251,7 +251,7 @@ async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_stalls_in_an_upload_is_to_blame() {
+async fn a_client_that_stalls_during_an_upload_gets_a_client_error() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -266,7 +266,7 @@ async fn a_client_that_stalls_in_an_upload_is_to_blame() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_lengths_has_one() {
+async fn an_answer_with_two_content_lengths_is_relayed_with_one() {
     let answered = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 3\r\n\
                     transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     7\r\n{\"a\":1}\r\n0\r\n\r\n";
@@ -289,7 +289,7 @@ async fn an_answer_with_two_lengths_has_one() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_malformed() {
+async fn an_invalid_http_response_is_a_malformed_answer() {
     for status in [204, 205, 301, 302, 304, 308, 600, 999] {
         let recording = Recording::write(vec![
             format!(
@@ -319,7 +319,7 @@ async fn an_answer_that_is_none_is_malformed() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
+async fn a_redirect_is_relayed_only_for_uploads() {
     let answered = "HTTP/1.1 308 X\r\nrange: bytes=0-9\r\ncontent-length: 0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
     let service = over(&recording).await;
@@ -332,7 +332,7 @@ async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
 }
 
 #[tokio::test]
-async fn a_call_for_a_part_of_its_answer_asks_for_its_cost_too() {
+async fn usage_is_added_to_a_field_mask() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = over(&recording).await;
     let post = async |path: String| {

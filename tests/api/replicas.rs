@@ -107,7 +107,7 @@ async fn until_all_answer_more(loads: &[Arc<Load>]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_replicas_never_pass_the_limit_whatever_happens_to_them() {
+async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     let mut all = Surroundings::new(RedisServer::start().await).await;
     let lease = LEASE.as_secs().to_string();
     let start = || all.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();

@@ -46,7 +46,7 @@ async fn until_checked(service: &Service) {
 }
 
 #[tokio::test]
-async fn no_schema_is_compiled_before_it_is_known_who_pays() {
+async fn a_schema_is_compiled_only_after_authentication() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let broken = json!({"type": "no such type"});
@@ -58,7 +58,7 @@ async fn no_schema_is_compiled_before_it_is_known_who_pays() {
 
 /// The service has a single thread here: it answers the chat only if the check runs elsewhere.
 #[tokio::test]
-async fn a_chat_is_answered_beside_a_check_that_stops_when_its_client_hangs_up() {
+async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnects() {
     let (schema, long) = endless();
     let upstream = Upstream::saying([long, "A chat.".to_owned()]).await;
     let service = over(&upstream, |_| {}).await;
@@ -76,7 +76,7 @@ async fn a_chat_is_answered_beside_a_check_that_stops_when_its_client_hangs_up()
 }
 
 #[tokio::test]
-async fn a_check_stops_at_the_requests_deadline() {
+async fn a_schema_check_stops_at_the_requests_deadline() {
     let (schema, long) = endless();
     let upstream = Upstream::saying([long]).await;
     let deadline = Duration::from_secs(1);
@@ -100,7 +100,7 @@ async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
 }
 
 #[tokio::test]
-async fn a_schema_past_a_bound_is_refused_by_its_name() {
+async fn a_schema_past_a_limit_is_refused_and_the_limit_is_named() {
     let small = |config: &mut Config| {
         config.schema_limits = Limits { bytes: 200_000, nodes: 20_000 };
     };
@@ -126,7 +126,7 @@ async fn a_schema_past_a_bound_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_schemas_of_a_batch_are_bounded_together_and_equal_ones_count_once() {
+async fn a_batchs_schemas_share_one_limit_and_equal_ones_count_once() {
     let bound = |config: &mut Config| config.schema_limits.bytes = 20_000;
     let service = Service::with(Options::default(), bound).await;
     let large = |one: &str| json!({"type": "object", "properties": {"a": {"type": "string"}}, "description": one.repeat(15_000)});
@@ -141,7 +141,7 @@ async fn the_schemas_of_a_batch_are_bounded_together_and_equal_ones_count_once()
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_levels_are_refused_in_a_schema_and_in_an_answer() {
+async fn a_hundred_thousand_levels_are_refused_in_schemas_and_answers() {
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
     let upstream = Upstream::saying([deep.clone(), deep.clone()]).await;
     let service = over(&upstream, |_| {}).await;

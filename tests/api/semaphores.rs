@@ -90,7 +90,7 @@ async fn a_limit_is_a_whole_number_from_1_to_1000() {
 }
 
 #[tokio::test]
-async fn an_id_is_made_of_a_few_characters() {
+async fn an_id_may_contain_only_certain_characters() {
     let service = Service::start().await;
     let longest = "i".repeat(128);
     for id in ["a", "Team-1.images_v2:eu", &longest] {
@@ -106,7 +106,7 @@ async fn an_id_is_made_of_a_few_characters() {
 }
 
 #[tokio::test]
-async fn an_id_in_the_path_is_read_as_it_was_encoded() {
+async fn an_id_in_the_path_is_percent_decoded() {
     let service = Service::start().await;
     for encoded in ["team:images", "team%3Aimages", "%74eam%3aimages"] {
         assert_eq!(service.register("team:images", 1).await.status, StatusCode::CREATED);
@@ -147,7 +147,7 @@ async fn only_the_administrator_manages_semaphores() {
 }
 
 #[tokio::test]
-async fn a_limit_really_changes_while_requests_hold_it() {
+async fn a_limit_can_change_while_requests_hold_permits() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let mut chats = Vec::new();
@@ -186,7 +186,7 @@ async fn a_limit_really_changes_while_requests_hold_it() {
 }
 
 #[tokio::test]
-async fn deleting_a_semaphore_fails_those_who_wait_and_lets_those_who_run_finish() {
+async fn deleting_a_semaphore_fails_waiting_requests_and_lets_running_ones_finish() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let running = chat(&service, "images", 1_500);
@@ -215,7 +215,7 @@ async fn deleting_a_semaphore_fails_those_who_wait_and_lets_those_who_run_finish
 
 /// A new semaphore of the name does not count those who hold the old one.
 #[tokio::test]
-async fn a_deleted_semaphore_and_a_new_one_of_its_name_are_two() {
+async fn a_recreated_semaphore_is_independent_of_the_deleted_one() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let old = chat(&service, "images", 60_000);
@@ -234,7 +234,7 @@ async fn a_deleted_semaphore_and_a_new_one_of_its_name_are_two() {
 }
 
 #[tokio::test]
-async fn an_unknown_semaphore_is_named_before_anything_is_sent() {
+async fn an_unknown_semaphore_is_named_and_nothing_is_sent() {
     let service = Service::with(Options::default(), |_| {}).await;
     service.register("known", 1).await;
     let chat = json!({"prompt": "Hello"});

@@ -31,7 +31,7 @@ fn the_settings_page_lists_every_setting_in_order_and_no_other() {
 }
 
 #[test]
-fn the_limits_page_has_the_numbers_of_each_tier() {
+fn the_limits_page_lists_each_tiers_numbers() {
     let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
         let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
         let config = config.expect("a tier");
@@ -55,7 +55,7 @@ fn grouped(number: u64) -> String {
 }
 
 #[test]
-fn the_examples_of_quotas_can_be_used() {
+fn the_quota_examples_can_be_parsed() {
     let section = section("docs/limits.md", "Quotas");
     let lines = section.split("```text\n").nth(1).and_then(|text| text.split("```").next());
     let lines: HashMap<_, _> = dotenvy::from_read_iter(lines.expect("lines of .env").as_bytes())
@@ -72,7 +72,7 @@ fn the_examples_of_quotas_can_be_used() {
 }
 
 #[test]
-fn the_example_lists_every_setting_in_order_and_no_other() {
+fn the_example_file_lists_every_setting_in_order_and_no_other() {
     let example = text(".env.example");
     let paragraphs: Vec<_> = example.trim_end().split("\n\n").skip(1).collect();
     let expected: Vec<_> = SETTINGS.iter().map(paragraph).collect();
@@ -81,7 +81,7 @@ fn the_example_lists_every_setting_in_order_and_no_other() {
 
 /// Read as the service reads `.env`. A copy in which a default stood could not follow the tier.
 #[test]
-fn the_example_sets_nothing() {
+fn the_example_file_sets_nothing() {
     let variables = dotenvy::from_path_iter(file(".env.example")).expect("the file is there");
     let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("every line is read");
     let empty: Vec<_> =
@@ -91,7 +91,7 @@ fn the_example_sets_nothing() {
 
 /// A setting that is listed and not read, or read and not listed, would pass for documented.
 #[test]
-fn the_code_reads_what_is_listed() {
+fn the_code_reads_every_listed_setting() {
     let asked = RefCell::new(BTreeSet::new());
     let config = Config::read(|name| {
         asked.borrow_mut().insert(name.to_owned());
@@ -105,7 +105,7 @@ fn the_code_reads_what_is_listed() {
 }
 
 #[test]
-fn the_settings_page_names_the_variables_of_proxies() {
+fn the_settings_page_names_the_proxy_variables() {
     let section = section("docs/settings.md", "Proxies");
     for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
         assert!(section.contains(&format!("`{name}`")), "{name}");

@@ -54,7 +54,7 @@ pub fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn who_asks_first_goes_first_on_whatever_replica() {
+async fn requests_start_in_order_across_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
     register(&one, 1).await;
@@ -84,7 +84,7 @@ async fn who_asks_first_goes_first_on_whatever_replica() {
 }
 
 #[tokio::test]
-async fn more_than_the_limit_wait_in_the_order_of_all_replicas() {
+async fn waiting_requests_keep_their_order_across_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
     // For longer than it takes a busy machine until all of them wait.
@@ -113,7 +113,7 @@ async fn more_than_the_limit_wait_in_the_order_of_all_replicas() {
 }
 
 #[tokio::test]
-async fn semaphores_are_of_all_replicas_and_outlast_them() {
+async fn semaphores_are_shared_by_replicas_and_outlast_them() {
     let all = surroundings().await;
     // The last one decides on the global limit, however large.
     let (one, two) = (all.replica(usize::MAX).run().await, all.replica(5).run().await);
@@ -148,7 +148,7 @@ async fn semaphores_are_of_all_replicas_and_outlast_them() {
 }
 
 #[tokio::test]
-async fn leases_and_batches_of_all_replicas_draw_from_the_same_permits() {
+async fn leases_and_batches_of_all_replicas_share_permits() {
     let all = surroundings().await;
     let (one, two) = (all.replica(50).run().await, all.replica(50).run().await);
     register(&one, 4).await;
@@ -179,7 +179,7 @@ async fn leases_and_batches_of_all_replicas_draw_from_the_same_permits() {
 }
 
 #[tokio::test]
-async fn quotas_are_spent_together() {
+async fn quotas_are_shared_by_replicas() {
     let all = surroundings().await;
     let start = || all.replica(5).set("GEMINI_LIMITS", "*:rpd=3").run();
     let (one, two) = (start().await, start().await);
@@ -196,7 +196,7 @@ async fn quotas_are_spent_together() {
 }
 
 #[tokio::test]
-async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
+async fn an_exhausted_daily_quota_pauses_all_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
     assert_eq!(answer(chat(&two, "Hello")).await.status, 200);
@@ -211,7 +211,7 @@ async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
 }
 
 #[tokio::test]
-async fn a_replica_that_stops_leaves_its_permits_at_once() {
+async fn a_stopping_replica_frees_its_permits_at_once() {
     let all = surroundings().await;
     let start = || all.replica(1).set("SHUTDOWN_GRACE_SECONDS", "0.1").run();
     let (one, two) = (start().await, start().await);
@@ -228,7 +228,7 @@ async fn a_replica_that_stops_leaves_its_permits_at_once() {
 }
 
 #[tokio::test]
-async fn prefixes_share_nothing() {
+async fn replicas_with_different_prefixes_share_nothing() {
     let all = surroundings().await;
     all.redis.season("other").await;
     let one = all.replica(1).run().await;
@@ -252,7 +252,7 @@ async fn failure(start: Start) -> String {
 }
 
 #[tokio::test]
-async fn a_redis_that_cannot_be_used_stops_the_start_unless_it_may_do_without() {
+async fn an_unusable_redis_fails_the_start_unless_redis_is_optional() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
@@ -271,7 +271,7 @@ async fn a_redis_that_cannot_be_used_stops_the_start_unless_it_may_do_without() 
 }
 
 #[tokio::test]
-async fn a_version_that_keeps_another_format_is_refused_at_the_start() {
+async fn a_store_of_another_format_version_is_refused_at_the_start() {
     let all = surroundings().await;
     let format = redis::cmd("SET").arg(format!("{{{PREFIX}}}:members")).arg("999").to_owned();
     all.redis.say(&format).await;
@@ -284,7 +284,7 @@ async fn a_version_that_keeps_another_format_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn what_is_no_redis_is_refused_clearly() {
+async fn a_server_that_is_not_redis_is_refused_clearly() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -298,7 +298,7 @@ async fn what_is_no_redis_is_refused_clearly() {
 }
 
 #[tokio::test]
-async fn a_server_that_never_answers_stops_the_start() {
+async fn a_server_that_never_answers_fails_the_start() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -335,7 +335,7 @@ async fn a_password_is_used_and_never_shown() {
 }
 
 #[tokio::test]
-async fn any_node_of_a_cluster_leads_to_the_one_that_keeps_the_limits() {
+async fn any_cluster_node_leads_to_the_node_that_keeps_the_limits() {
     let node = || RedisServer::with(&["--save", "", "--cluster-enabled", "yes"]);
     let (keeper, other) = (node().await, node().await);
     let mut slots = redis::cmd("CLUSTER").arg("ADDSLOTS").to_owned();
@@ -370,7 +370,7 @@ pub fn openssl(folder: &Path, arguments: &str) {
 }
 
 #[tokio::test]
-async fn redis_is_spoken_to_over_tls_and_has_to_be_trusted() {
+async fn redis_over_tls_must_have_a_trusted_certificate() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let key = "-newkey rsa:2048 -nodes";

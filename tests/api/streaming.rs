@@ -67,7 +67,7 @@ async fn a_stream_that_ends_without_a_finish_reason_is_a_failure() {
 }
 
 #[tokio::test]
-async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
+async fn recorded_streams_pass_byte_for_byte_however_they_are_split() {
     let streams = corpus().into_iter().filter(|exchange| exchange.class() == "stream-sse");
     let streams: Vec<Exchange> = streams.filter(|stream| stream.status.is_success()).collect();
     let mut bytes = 0;
@@ -87,7 +87,7 @@ async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
 }
 
 #[tokio::test]
-async fn recorded_streams_are_read_as_their_pieces_say() {
+async fn recorded_streams_are_read_event_by_event() {
     let mut answers = 0;
     for Exchange { name, bytes, .. } in
         corpus().iter().filter(|stream| stream.class() == "stream-sse")
@@ -157,7 +157,7 @@ async fn piece(response: &mut Response) -> String {
 }
 
 #[tokio::test]
-async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_until_the_last() {
+async fn each_event_is_passed_on_at_once_and_the_slot_is_held_until_the_last() {
     let stop = CancellationToken::new();
     let (base_url, upstream) = told(&stop).await;
     let service = over(&base_url).await;
@@ -175,7 +175,7 @@ async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_stops_the_upstream_and_frees_the_slot() {
+async fn a_client_that_disconnects_cancels_the_stream_and_frees_the_slot() {
     let stop = CancellationToken::new();
     let (base_url, upstream) = told(&stop).await;
     let service = over(&base_url).await;
@@ -194,7 +194,7 @@ async fn a_client_that_hangs_up_stops_the_upstream_and_frees_the_slot() {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_off_is_broken_off_and_one_that_falls_silent_too() {
+async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
     for breaks in [true, false] {
         let stop = CancellationToken::new();
         let (base_url, upstream) = told(&stop).await;
@@ -235,7 +235,7 @@ async fn events(response: Response) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_chat_comes_piece_by_piece_and_whole_at_the_end() {
+async fn a_streamed_chat_sends_each_delta_and_the_full_text_at_the_end() {
     let service = Service::start().await;
     let asked = json!({"prompt": "Why is the sky blue, and the sea?", "stream": true});
     let response = service.post("/chat", &asked).send().await.unwrap();
@@ -253,7 +253,7 @@ async fn a_chat_comes_piece_by_piece_and_whole_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_chat_that_fails_before_its_first_text_is_answered_as_any_failure() {
+async fn a_streamed_chat_that_fails_before_its_first_text_gets_an_error_response() {
     let service = Service::start().await;
     for (marker, status, code) in [
         ("status=400", 400, "invalid_request"),
@@ -279,7 +279,7 @@ async fn a_chat_that_fails_before_its_first_text_is_answered_as_any_failure() {
 }
 
 #[tokio::test]
-async fn a_chat_that_fails_amid_its_text_says_so_in_its_last_event() {
+async fn a_streamed_chat_that_fails_midway_reports_it_in_the_last_event() {
     let text = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let blocked = json!({"candidates": [{"finishReason": "SAFETY"}]});
     let broken = json!({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}});

@@ -72,7 +72,7 @@ fn event(data: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_error_amid_a_chat_is_its_last_event_however_it_is_written() {
+async fn a_midstream_error_is_the_last_event_of_a_chat() {
     let line =
         r#"{"error":{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}}"#;
     for error in [
@@ -100,7 +100,7 @@ async fn an_error_amid_a_chat_is_its_last_event_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_chat_that_ends_in_a_proxys_words_is_malformed_and_one_that_ends_well_is_whole() {
+async fn a_chat_that_ends_in_foreign_text_is_malformed_unless_it_was_complete() {
     let last =
         event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
     let (events, service) = chat(&[&event(HALF), "upstream connect error\n"]).await;
@@ -115,7 +115,7 @@ async fn a_chat_that_ends_in_a_proxys_words_is_malformed_and_one_that_ends_well_
 }
 
 #[tokio::test]
-async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read() {
+async fn a_finished_stream_holds_no_slot_for_a_slow_reader() {
     let text = "x".repeat(1000);
     let piece = event(&HALF.replace("first half", &text)).repeat(100).into_bytes();
     let last =
@@ -155,7 +155,7 @@ async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read(
 }
 
 #[tokio::test]
-async fn a_chat_takes_no_harm_from_what_proxies_add() {
+async fn a_chat_ignores_what_proxies_add_to_the_stream() {
     let last =
         event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
     let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
@@ -167,7 +167,7 @@ async fn a_chat_takes_no_harm_from_what_proxies_add() {
 }
 
 #[tokio::test]
-async fn halves_of_a_character_in_two_events_are_joined() {
+async fn surrogate_halves_in_two_events_are_joined() {
     let piece = |text: &str, more: &str| {
         event(&format!(
             r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{text}"}}]}}{more}}}]}}"#
@@ -181,7 +181,7 @@ async fn halves_of_a_character_in_two_events_are_joined() {
 }
 
 #[tokio::test]
-async fn a_whole_chat_with_half_a_character_is_not_thrown_away() {
+async fn a_chat_with_a_lone_surrogate_is_kept() {
     let body = r#"{"candidates":[{"content":{"parts":[{"text":"bad \ud83d end"}]},"finishReason":"STOP"}],
         "usageMetadata":{"promptTokenCount":"5","candidatesTokenCount":2.0,"totalTokenCount":7}}"#;
     let recording = Recording::play(200, "application/json", vec![body.into()]).await;
@@ -199,7 +199,7 @@ async fn a_whole_chat_with_half_a_character_is_not_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_chat_that_is_blocked_amid_its_text_counts_as_blocked() {
+async fn a_chat_blocked_midway_counts_as_blocked() {
     let blocked = event(r#"{"candidates":[{"finishReason":"SAFETY"}]}"#);
     for pieces in [vec![&*event(HALF), &*blocked], vec![&*(event(HALF) + &blocked)]] {
         let (events, service) = chat(&pieces).await;
@@ -210,7 +210,7 @@ async fn a_chat_that_is_blocked_amid_its_text_counts_as_blocked() {
 }
 
 #[tokio::test]
-async fn a_first_event_that_is_a_passing_error_is_tried_again_on_every_surface() {
+async fn a_transient_error_in_the_first_event_is_retried_on_every_surface() {
     for path in ["/chat", SSE, LIST, OPENAI] {
         let service = Service::start().await;
         let prompt = "[[simulate:fail_after=0,fail_times=1]]Hello";
@@ -227,7 +227,7 @@ async fn a_first_event_that_is_a_passing_error_is_tried_again_on_every_surface()
 }
 
 #[tokio::test]
-async fn a_first_event_that_is_an_error_in_several_lines_is_answered_as_that_error() {
+async fn a_multiline_error_in_the_first_event_is_reported_as_that_error() {
     let lines = PRETTY.trim_end().replace('\n', "\ndata: ");
     for answer in [format!("data: {lines}\n\n"), format!("data:\n\n: hi\ndata: {lines}\r\n\r\n")] {
         let pieces = vec![answer.clone().into_bytes()];
@@ -261,7 +261,7 @@ async fn only_account(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
+async fn a_midstream_error_settles_as_that_error_on_every_surface() {
     for path in ["/chat", SSE, LIST, OPENAI] {
         let service = Service::start().await;
         let overloaded = streamed(path, "[[simulate:fail_after=2]]Hello");
@@ -285,7 +285,7 @@ async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
 }
 
 #[tokio::test]
-async fn what_passes_comes_out_byte_for_byte_and_counts_as_what_it_was() {
+async fn a_relayed_stream_is_unchanged_and_counted_by_its_outcome() {
     let chunk = r#"{"choices":[{"delta":{"content":"a"},"index":0}]}"#;
     let list = format!("[{HALF}\r\n");
     let odd_list = format!("{list},\r\n{PRETTY}]\n");
@@ -316,7 +316,7 @@ async fn what_passes_comes_out_byte_for_byte_and_counts_as_what_it_was() {
 }
 
 #[tokio::test]
-async fn a_reason_that_leaves_a_text_incomplete_is_told() {
+async fn a_finish_reason_that_leaves_the_text_incomplete_is_reported() {
     let service = Service::start().await;
     for reason in ["MAX_TOKENS", "CONTINUATION", "MALFORMED_RESPONSE", "BRAND_NEW"] {
         let prompt = format!("[[simulate:finish={reason},text=half a text]]");
@@ -345,7 +345,7 @@ async fn a_reason_that_leaves_a_text_incomplete_is_told() {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn recorded_streams_end_as_they_say() {
+fn recorded_streams_end_with_the_recorded_outcome() {
     let later = later_corpus().into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
     let later = later.map(|entry| entry.unwrap().path());
     let later = later.filter(|path| path.extension().is_some_and(|extension| extension == "json"));

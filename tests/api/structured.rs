@@ -44,7 +44,7 @@ fn sent_config(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
+async fn a_schema_is_sent_in_geminis_dialect_and_in_the_callers_order() {
     let service = Service::start().await;
     let schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -88,7 +88,7 @@ async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
 }
 
 #[tokio::test]
-async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
+async fn a_schema_that_geminis_dialect_cannot_express_is_sent_as_json_schema() {
     let recursion = json!({
         "type": "object",
         "properties": {
@@ -120,7 +120,7 @@ async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
 }
 
 #[tokio::test]
-async fn the_services_own_keys_win_and_all_others_go_as_given() {
+async fn the_services_own_config_keys_win_and_all_others_are_passed_on() {
     let service = Service::start().await;
     let mut body = question(person());
     body["generation_config"] = json!({
@@ -151,7 +151,7 @@ async fn the_services_own_keys_win_and_all_others_go_as_given() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
+async fn a_mismatched_answer_is_requested_again_with_the_reason() {
     let wrong = r#"{"name": "Anna", "age": "thirty-one"}"#;
     let upstream = Upstream::saying([wrong, r#"{"name": "Anna", "age": 31}"#]).await;
     let service = over(&upstream).await;
@@ -181,7 +181,7 @@ async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
 }
 
 #[tokio::test]
-async fn text_that_is_no_json_is_asked_for_once_more() {
+async fn an_answer_that_is_not_json_is_requested_again() {
     let upstream =
         Upstream::saying(["Certainly! Anna is 31.", r#"{"name":"Anna","age":31}"#]).await;
     let answered = ask(&over(&upstream).await, person()).await;
@@ -191,7 +191,7 @@ async fn text_that_is_no_json_is_asked_for_once_more() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_twice_fails_and_says_what_did_not_fit() {
+async fn a_second_mismatch_fails_and_names_the_mismatch() {
     let wrong = [r#"{"name": "Anna"}"#, r#"{"name": "Anna", "age": -3}"#];
     let upstream = Upstream::saying(wrong).await;
     let service = over(&upstream).await;
@@ -218,7 +218,7 @@ async fn an_answer_is_checked_against_the_callers_own_schema() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_at_the_token_limit_is_not_asked_for_again() {
+async fn an_answer_cut_off_at_the_token_limit_is_not_requested_again() {
     let upstream = Upstream::cut_off_at(r#"{"name": "An"#).await;
     let failed = ask(&over(&upstream).await, person()).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
@@ -227,7 +227,7 @@ async fn an_answer_that_ends_at_the_token_limit_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn an_answer_that_gemini_did_not_finish_says_so() {
+async fn an_unfinished_answer_is_reported_as_unfinished() {
     let service = Service::start().await;
     let ask = async |content: &str| {
         let mut body = question(json!({"type": ["object", "number"], "required": ["a"]}));
@@ -256,7 +256,7 @@ async fn an_answer_that_gemini_did_not_finish_says_so() {
 }
 
 #[tokio::test]
-async fn json_in_a_code_fence_or_with_words_around_it_costs_one_call() {
+async fn json_in_a_code_fence_or_in_prose_needs_no_second_call() {
     let json = r#"{ "name": "Anna" , "age":31}"#;
     for text in [
         format!("```json\n{json}\n```"),
@@ -282,7 +282,7 @@ async fn json_in_a_code_fence_or_with_words_around_it_costs_one_call() {
 }
 
 #[tokio::test]
-async fn the_data_is_what_the_model_wrote_to_the_letter() {
+async fn the_data_is_exactly_what_the_model_wrote() {
     let text = r#"{ "z": 1.10, "a": 12345678901234567890123, "m": 1e2,  "b": "\u00e9" }"#;
     let schema = json!({"type": "object", "additionalProperties": true});
     let upstream = Upstream::saying([text]).await;
@@ -299,7 +299,7 @@ async fn the_data_is_what_the_model_wrote_to_the_letter() {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_none_is_refused_with_its_place_and_nothing_is_sent() {
+async fn an_invalid_schema_is_refused_with_its_location() {
     let service = Service::start().await;
     let age = |age: Value| json!({"type": "object", "properties": {"age": age}});
     for (schema, loc) in [
@@ -357,7 +357,7 @@ async fn a_remote_reference_is_refused_and_never_fetched() {
 }
 
 #[tokio::test]
-async fn one_misfit_in_a_batch_fails_alone_and_in_its_place() {
+async fn one_mismatch_in_a_batch_fails_only_its_item() {
     let service = Service::start().await;
     let unmeetable = json!({
         "type": "object",

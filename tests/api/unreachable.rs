@@ -45,7 +45,7 @@ async fn speaks_no_tls() -> u16 {
 }
 
 #[tokio::test]
-async fn why_gemini_cannot_be_reached_is_said_without_its_address() {
+async fn a_connection_error_gives_its_reason_without_the_address() {
     for (base_url, reason) in [
         (format!("http://127.0.0.1:{}", closed_port()), "it was refused"),
         (format!("http://{}", no_name()), "its host name cannot be resolved"),
@@ -74,7 +74,7 @@ async fn why_gemini_cannot_be_reached_is_said_without_its_address() {
 }
 
 #[tokio::test]
-async fn the_log_says_what_lies_behind_a_failed_connection() {
+async fn the_log_gives_the_cause_of_a_failed_connection() {
     let start = Start::with_arguments(&["serve"]).set("GEMINI_API_KEY", "the-secret-key");
     let base_url = format!("http://127.0.0.1:{}", closed_port());
     let process = start.set("GEMINI_BASE_URL", &base_url).set("GEMINI_MAX_ATTEMPTS", "1");
@@ -93,7 +93,7 @@ async fn the_log_says_what_lies_behind_a_failed_connection() {
 }
 
 #[tokio::test]
-async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
+async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
     const PAGE: &[u8] = b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>secret";
     let completion = json!({"model": "gemini-3.5-flash-lite", "messages": []});
     let chat = json!({"prompt": "Hello"});
@@ -131,7 +131,7 @@ async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
 }
 
 #[tokio::test]
-async fn a_path_that_gemini_does_not_know_keeps_its_status() {
+async fn geminis_404_for_an_unknown_path_is_relayed() {
     let page = Recording::play(404, "text/html", vec![b"<html>".into()]).await;
     let service = over(&page.base_url).await;
     let unknown = service.get("/v1beta/model").send().await.unwrap();

@@ -22,7 +22,7 @@ async fn begin_upload(headers: HeaderMap, uri: Uri) -> impl IntoResponse {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_through_the_service() {
+async fn an_upload_continues_through_the_service() {
     let stop = CancellationToken::new();
     let upstream = axum::Router::new().nest("/prefix", axum::Router::new().fallback(begin_upload));
     let upstream = listen(upstream, &stop).await;
@@ -51,7 +51,7 @@ async fn an_upload_goes_on_through_the_service() {
 }
 
 #[tokio::test]
-async fn an_upload_that_did_not_begin_here_does_not_go_on_without_a_key() {
+async fn an_upload_that_began_elsewhere_requires_a_key() {
     let stop = CancellationToken::new();
     let upstream = axum::Router::new().nest("/prefix", axum::Router::new().fallback(begin_upload));
     let upstream = listen(upstream, &stop).await;
@@ -96,7 +96,7 @@ async fn proxied(service: &Service, stop: &CancellationToken) -> String {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_under_the_prefix_that_a_proxy_strips() {
+async fn an_upload_continues_under_the_prefix_that_a_proxy_strips() {
     let stop = CancellationToken::new();
     let service = Service::start().await;
     let proxy = proxied(&service, &stop).await;
@@ -115,7 +115,7 @@ async fn an_upload_goes_on_under_the_prefix_that_a_proxy_strips() {
 }
 
 #[tokio::test]
-async fn a_prefix_leads_to_no_other_host() {
+async fn a_forwarded_prefix_cannot_name_another_host() {
     let service = Service::start().await;
     let own = format!("http://{}/upload/v1beta/files?", service.address);
     for prefix in ["@evil.example", ".evil.example/", "//evil.example", "/a/../b", "/a?b", "/a, /b"]

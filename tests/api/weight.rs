@@ -73,7 +73,7 @@ fn endless(counted: Counted) -> impl Stream<Item = io::Result<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_of_a_thousand_streams_are_hung_up_on_and_every_slot_comes_back() {
+async fn a_thousand_streams_free_every_slot_when_half_of_the_clients_disconnect() {
     const STREAMS: usize = 1000;
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
@@ -140,7 +140,7 @@ async fn until_stuck(sent: &AtomicU64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
+async fn a_slow_reader_slows_the_upstream_and_memory_does_not_grow() {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let sent = Arc::new(AtomicU64::new(0));
@@ -176,7 +176,7 @@ async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
+async fn a_slow_reader_over_http2_slows_the_upstream_too() {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let sent = Arc::new(AtomicU64::new(0));
@@ -214,7 +214,7 @@ async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_no_more_is_cut_off_and_holds_no_slot() {
+async fn a_client_that_stops_reading_is_disconnected_and_holds_no_slot() {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let upstream = Router::new().fallback(move || async move {

@@ -119,7 +119,7 @@ fn running(lines: &[String]) -> (HashSet<String>, usize) {
 
 /// Each job says when it starts, runs until its input ends, and says so.
 #[tokio::test]
-async fn of_ten_jobs_started_at_once_never_more_run_than_the_limit() {
+async fn ten_concurrent_jobs_never_exceed_the_limit() {
     let site = Site::with_limit(3).await;
     let script = "echo start $JOB >> $LOG; read line; echo end $JOB >> $LOG; exit $JOB";
     let programs = [(); 10].map(|()| site.script(script));
@@ -148,7 +148,7 @@ async fn of_ten_jobs_started_at_once_never_more_run_than_the_limit() {
 }
 
 #[tokio::test]
-async fn the_command_is_told_of_its_lease_and_has_the_surroundings_of_its_caller() {
+async fn the_command_gets_its_lease_and_its_callers_environment() {
     let site = Site::with_limit(5).await;
     let arguments = [
         "with-permit",
@@ -193,7 +193,7 @@ async fn the_command_is_told_of_its_lease_and_has_the_surroundings_of_its_caller
 }
 
 #[tokio::test]
-async fn it_ends_as_the_command_did() {
+async fn its_exit_status_is_the_commands() {
     let site = Site::with_limit(1).await;
     for (script, code) in [
         ("true", 0),
@@ -215,7 +215,7 @@ async fn it_ends_as_the_command_did() {
 }
 
 #[tokio::test]
-async fn signals_are_passed_on_and_the_lease_is_released_when_the_command_ends() {
+async fn signals_are_forwarded_and_the_lease_is_released_when_the_command_ends() {
     let site = Site::with_limit(1).await;
     for (signal, code) in [("INT", 42), ("TERM", 43), ("HUP", 44)] {
         std::fs::write(site.file(), "").unwrap();
@@ -237,7 +237,7 @@ async fn signals_are_passed_on_and_the_lease_is_released_when_the_command_ends()
 }
 
 #[tokio::test]
-async fn what_the_caller_ignores_the_command_ignores() {
+async fn the_command_ignores_the_signals_that_its_caller_ignores() {
     let site = Site::with_limit(1).await;
     let program = site.script("echo ready >> $LOG; read line; kill -s HUP $$; echo unharmed");
     let mut child = program.ignoring("HUP").spawn();
@@ -249,7 +249,7 @@ async fn what_the_caller_ignores_the_command_ignores() {
 }
 
 #[tokio::test]
-async fn a_signal_while_it_waits_ends_it_and_leaves_the_queue() {
+async fn a_signal_during_the_wait_ends_it_and_leaves_the_queue() {
     let site = Site::with_limit(1).await;
     let body = json!({"holder": "outside", "ttl_seconds": 600});
     let lease = answer(admin(site.service.post(LEASES, &body))).await.body;
@@ -266,7 +266,7 @@ async fn a_signal_while_it_waits_ends_it_and_leaves_the_queue() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_renewed_outlives_its_ttl() {
+async fn a_renewed_lease_outlives_its_ttl() {
     let site = Site::with_limit(1).await;
     let program = site.script_with(&["--ttl", "1"], "echo ready >> $LOG; read line; exit 0");
     let mut child = program.spawn();
@@ -280,7 +280,7 @@ async fn a_lease_that_is_renewed_outlives_its_ttl() {
 }
 
 #[tokio::test]
-async fn when_the_lease_is_lost_the_command_is_stopped() {
+async fn the_command_is_stopped_when_its_lease_is_lost() {
     let site = Site::with_limit(1).await;
     let program = site.script_with(
         &["--ttl", "1"],
@@ -311,7 +311,7 @@ async fn when_the_lease_is_lost_the_command_is_stopped() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_before_the_command_starts_is_one_line_and_an_exit_status() {
+async fn an_error_before_the_command_starts_is_one_line_and_an_exit_status() {
     let site = Site::with_limit(2).await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let run = "echo ran >> $LOG";
@@ -358,7 +358,7 @@ async fn what_is_wrong_before_the_command_starts_is_one_line_and_an_exit_status(
 
 /// The service ends while a command waits, and is started anew: the wait goes on there.
 #[tokio::test]
-async fn who_waits_asks_again_when_the_connection_breaks() {
+async fn a_waiting_client_reconnects_when_the_connection_breaks() {
     let Site { service, folder } = Site::with_limit(1).await;
     let body = json!({"holder": "outside", "ttl_seconds": 600});
     answer(admin(service.post(LEASES, &body))).await;
