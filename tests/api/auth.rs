@@ -1,4 +1,4 @@
-//! Who pays, and that nobody ever pays for another.
+//! Authentication: which key pays for a request, and that no caller pays for another.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, kinds};
 
-/// What 401 says on the endpoints that spend a key.
+/// The detail of a 401 on endpoints that spend a key.
 const UNAUTHENTICATED: &str =
     "Authentication failed. Provide 'Admin-API-Key' in headers or complete credentials in payload.";
 
-/// Every endpoint that spends a key, with a body that it takes.
+/// Every endpoint that spends a key, with a valid body.
 fn endpoints() -> Vec<(String, Value)> {
     let one_and_many = |(path, body): (&str, Value)| {
         let many = json!({"requests": [body]});
@@ -23,7 +23,7 @@ fn endpoints() -> Vec<(String, Value)> {
     kinds().into_iter().flat_map(one_and_many).collect()
 }
 
-/// Asks with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
+/// Sends a request with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
 async fn ask(
     service: &Service,
     (path, mut body): (String, Value),
@@ -35,7 +35,7 @@ async fn ask(
     answer(admin.into_iter().fold(request, |r, key| r.header("Admin-API-Key", key))).await
 }
 
-/// The keys that calls were paid with since they were last asked for.
+/// The keys that calls have used since the last call of this function.
 fn payers(service: &Service) -> BTreeSet<String> {
     let keys = service.simulator.journal().into_iter().map(|entry| entry.api_key).collect();
     service.simulator.reset();
@@ -98,7 +98,7 @@ async fn without_a_server_key_the_admin_key_spends_nothing() {
         let refused = ask(&service, endpoint.clone(), None, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         assert_eq!(refused.body["detail"], UNAUTHENTICATED);
-        // Not even the payload's key makes up for it: the administrator asked for the server's.
+        // A key in the payload changes nothing: the administrator asked for the server's key.
         for own in [Value::Null, json!("own-key")] {
             let refused = ask(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
             assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -147,12 +147,12 @@ async fn a_wrong_admin_key_is_refused_on_admin_endpoints() {
     assert_eq!(answer(list).await.body["count"], 1);
 }
 
-/// The key of a user, whose number is in all their prompts.
+/// A user's key. The user's number also appears in each of the user's prompts.
 fn key_of(user: &str) -> String {
     format!("key-of-user-{user}")
 }
 
-/// The original of this service set the key process-wide: users paid with each other's.
+/// In this service's first version the key was process-wide: users paid with each other's keys.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_concurrent_users_each_pay_with_their_own_key() {
     let options = Options { latency_ms: 3, latency_sigma: 0.5, ..Options::default() };
@@ -373,7 +373,7 @@ async fn an_error_body_contains_no_key() {
     let chat = |credentials: Value| {
         service.post("/chat", &json!({"prompt": "Hello", "credentials": credentials}))
     };
-    // Gemini repeats the marker, and so the key, in what it says.
+    // Gemini's error message repeats the marker, and so the key.
     let repeated = json!({
         "prompt": format!("[[simulate:{SECRET}]]"), "credentials": {"gemini_api_key": SECRET},
     });

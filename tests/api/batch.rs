@@ -1,4 +1,4 @@
-//! Many at once: complete, in order, each answer with its question, each failure alone.
+//! Batches: complete, in order, each answer with its question, each failure alone.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ async fn an_items_ids_are_returned_with_its_result() {
             item.as_object_mut().unwrap().extend(id.as_object().unwrap().clone());
             item
         };
-        // Several may have the same, in characters of any kind; the place tells them apart.
+        // Several items may have the same id, in any characters. The index tells them apart.
         let ids = [
             json!({"custom_id": "row-1"}),
             json!({"custom_id": "row-1", "id": "é".repeat(256)}),
@@ -176,7 +176,7 @@ async fn an_empty_batch_succeeds_with_zero_counts() {
     assert_eq!(service.simulator.stats().calls, 0);
 }
 
-/// What is to become of an item: its marker, and the code it fails with, if it does.
+/// Item fates: a prompt marker, and the error code that it leads to, if any.
 const FATES: [(&str, Option<&str>); 10] = [
     ("", None),
     ("parts=3", None),
@@ -195,7 +195,7 @@ async fn two_thousand_items_are_answered_completely_and_in_order() {
     let service = limited(100).await;
     let mut random = Rng::with_seed(20_260_101);
     let mut item = |n: usize| {
-        // Mostly good ones, as in life.
+        // Most items succeed.
         let (marker, code) = if random.u8(..) < 192 { FATES[0] } else { FATES[random.usize(..10)] };
         let comma = if marker.is_empty() { "" } else { "," };
         let latency = random.u8(..20);
@@ -215,12 +215,12 @@ async fn two_thousand_items_are_answered_completely_and_in_order() {
         }
     }
     let failed = items.iter().filter(|(_, code)| code.is_some()).count();
-    assert!(failed > 100, "the seed makes only {failed} fail");
+    assert!(failed > 100, "with this seed only {failed} fail");
     assert_eq!(batch.body["failed_requests"], failed);
     assert_eq!(batch.body["successful_requests"], 2000 - failed);
     let repeated = items.iter().filter(|(prompt, _)| prompt.contains("fail_times")).count();
     let stats = service.simulator.stats();
-    assert_eq!(stats.calls, (2000 + repeated) as u64, "no item is sent twice without need");
+    assert_eq!(stats.calls, (2000 + repeated) as u64, "no item is sent twice needlessly");
     assert!(stats.highest_in_flight <= 100);
     service.until_idle().await;
 }
@@ -237,7 +237,7 @@ async fn each_item_is_sent_to_its_own_model() {
     assert_eq!(named.collect::<Vec<_>>(), expected);
     assert_eq!(batch.body["results"][4]["error_code"], "model_not_found");
     for call in service.simulator.journal() {
-        // The simulator knows a model without what stands before it.
+        // The simulator ignores the prefix before a model's name.
         assert_eq!(call.model, call.prompt_text.rsplit('/').next().unwrap());
     }
 }
@@ -290,7 +290,7 @@ async fn deleting_a_semaphore_fails_waiting_items_and_lets_running_ones_finish()
     let long = || format!("runs {}", slow(2_000));
     let mut batch = chats([long(), long(), "waits".into(), "waits".into(), "waits".into()]);
     batch["external_semaphore_id"] = json!("two");
-    // Not all of a batch need hold the same one.
+    // The items of a batch may use different semaphores.
     service.register("other", 1).await;
     batch["requests"][3]["external_semaphore_id"] = json!("other");
     let batch = answer(service.post("/batch/chat", &batch));
@@ -344,8 +344,8 @@ async fn an_items_timeout_starts_when_the_item_is_enqueued() {
     .await;
     let batch = chats((0..25).map(|n| format!("{n} {}", slow(100))));
     let batch = answer(service.post("/batch/chat", &batch)).await;
-    // The last five come two seconds after the batch, when an item's time would be over if it had
-    // begun with the batch's. On a machine that stalls, one of them may be late after all.
+    // The last five items finish two seconds after the batch began. They would time out if their
+    // time had started with the batch. On a machine that stalls, one of them may be late after all.
     let last = &batch.body["results"].as_array().unwrap()[20..];
     assert!(last.iter().any(|result| result["success"] == true), "{last:?}");
 }

@@ -1,4 +1,4 @@
-//! Bodies as clients send them: compressed, with a byte order mark, cut off, as a form.
+//! Bodies as clients send them: compressed, with a byte order mark, malformed, as a form.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ const CHAT: &str = "/v1/chat/completions";
 const COMPLETION: &str =
     r#"{"model":"gemini-3.5-flash-lite","messages":[{"role":"user","content":"Hello"}]}"#;
 
-/// `COMPLETION`, and 8 MiB of spaces, as the command `brotli` writes them.
+/// `COMPLETION` and 8 MiB of spaces, compressed by the command `brotli`.
 const BROTLI: &[u8] = b"\x1bO\x00\xe0\xac\x0a\xecF\xf3\xcf\xe3\x85B<P\xdc\xe9\xe9\x95Rdk\xafgj\xce\xd8\xb4\x0eKW\xdfjqi\x91\x962\xbaU\x96\x06\x0e9\x11\xc8\xde\x02)\xf0`cl=\x11\xa1\xb1\xd2\x80\x22;Z\x94\xf4\xfa'\xb5\xa5U\x03q\x847>\xb1\xe0;";
 const BROTLI_BOMB: &[u8] = b"\xcb\xff\xff?\xf8%@\xe2\xb1@ \xf7\xfeo";
 
@@ -43,7 +43,7 @@ fn zstd(body: &[u8]) -> Vec<u8> {
     zstd::encode_all(body, 0).unwrap()
 }
 
-/// The numbers up to one, which shrink to a half or so.
+/// The numbers below one, as text, which compresses to about half its size.
 fn digits(numbers: usize) -> String {
     (0..numbers).map(|number| number.to_string()).collect()
 }
@@ -71,7 +71,7 @@ async fn a_compressed_body_is_read_in_every_common_encoding() {
     ] {
         let sent = answer(encoded(&service, CHAT, encoding, body)).await;
         assert_eq!(sent.status, 200, "{encoding}: {sent:?}");
-        // It goes on as it is meant, and says so.
+        // The body is relayed decoded, without the header.
         let asked = recording.asked().pop().unwrap();
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, COMPLETION, "{encoding}");
@@ -88,7 +88,7 @@ async fn a_compressed_body_is_read_on_every_surface() {
         (GENERATE, contents),
         (CHAT, COMPLETION.to_owned()),
         ("/chat", json!({"prompt": "Hello"}).to_string()),
-        // One that is decoded in its caller's turn.
+        // This request uses the fallback key, and its body is decoded too.
         ("/chat", json!({"prompt": format!("Hello {}", digits(20_000))}).to_string()),
         ("/batch/chat", json!({"requests": [{"prompt": "Hello"}]}).to_string()),
     ] {
@@ -110,7 +110,7 @@ async fn a_body_that_cannot_be_decoded_is_refused() {
         ("gzip", packed[..packed.len() / 2].to_vec(), 400, "body_not_decoded"),
         ("br", BROTLI[..BROTLI.len() / 2].to_vec(), 400, "body_not_decoded"),
         ("zstd", packed, 400, "body_not_decoded"),
-        // The start of a stream with a window of up to a gigabyte.
+        // The start of a zstd stream whose window may be up to a gigabyte.
         ("br", vec![0x11, 0x1e, 0, 0], 400, "body_not_decoded"),
     ] {
         let refused = answer(encoded(&service, CHAT, encoding, body)).await;
@@ -148,7 +148,7 @@ async fn a_decompression_bomb_is_refused_and_uses_no_memory() {
             assert_eq!(refused.status, 413, "{encoding}: {refused:?}");
         }
     }
-    // What shrinks less counts with the size that it was.
+    // Data that compresses less counts with its decoded size.
     let small = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
     let text = digits(30_000);
     let packed = gzip(text.as_bytes());
@@ -178,7 +178,7 @@ async fn a_byte_order_mark_is_skipped_and_not_relayed() {
     assert_eq!(refused.body["error"]["message"], "body: The body is in UTF-16: send it in UTF-8");
 }
 
-/// What OpenAI's surface says of a body.
+/// The error message of OpenAI's surface for a body.
 async fn refused(service: &Service, body: &str) -> Answer {
     let refused = answer(service.post(CHAT, &Value::Null).body(body.to_owned())).await;
     assert_eq!(refused.status, 400, "{refused:?}");
@@ -208,7 +208,7 @@ fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder
         format!("--X\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
     };
     let parts: String = parts.iter().map(part).collect();
-    // As it comes after the parts of a text.
+    // The file comes after the text fields.
     let file = "--X\r\nContent-Disposition: form-data; name=\"input_reference\"; \
                 filename=\"a.png\"\r\nContent-Type: image/png\r\n\r\nPNG\r\n--X--\r\n";
     let request = reqwest::Client::new().post(service.url(path)).body(parts + file);

@@ -1,4 +1,4 @@
-//! Browsers: that no page of another origin spends the server's key, and what pages may do.
+//! Browsers: a page of another origin cannot spend the server's key, and pages get CORS headers.
 
 use gemini_concurrent_generation::config::{Config, CorsOrigins};
 use gemini_concurrent_generation::simulator::Options;
@@ -17,7 +17,7 @@ fn trusting(config: &mut Config) {
     config.cors_origins = CorsOrigins::These(vec![HeaderValue::from_static(APP)]);
 }
 
-/// A request of every kind that could spend or read with the server's key.
+/// Requests of every kind that could spend or read with the server's key.
 fn requests(service: &Service) -> Vec<RequestBuilder> {
     let client = reqwest::Client::new();
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
@@ -55,8 +55,8 @@ async fn a_page_of_another_origin_cannot_spend_the_servers_key() {
         }
     }
     assert_eq!(recording.asked().len(), 0);
-    // A key of one's own is spent from anywhere, and the server's by pages of this service, by
-    // those that are trusted and by what is no browser.
+    // The caller's own key is accepted from any origin. The server's key is accepted from pages of
+    // this service, from trusted origins and from clients that are not browsers.
     let own = format!("http://{}", service.address);
     for (name, value) in
         [("x-goog-api-key", "callers-key"), ("admin-api-key", ADMIN_KEY), ("x-none", "")]
@@ -147,7 +147,7 @@ async fn a_preflight_is_answered_by_the_service_and_needs_no_key() {
     let options = reqwest::Client::new().request(Method::OPTIONS, service.url(GENERATE));
     assert!(options.send().await.unwrap().headers().contains_key("allow"));
     assert_eq!(recording.asked().len(), 0);
-    // What fails here can be read too.
+    // Errors can be read too.
     let refused = service.post("/chat", &json!({"prompt": "x"})).header("origin", APP);
     let refused = answer(refused).await;
     assert_eq!(refused.status, 401);
@@ -271,7 +271,7 @@ async fn every_page_has_security_headers() {
         assert!(policy.contains("frame-ancestors 'none'"), "{path}");
         assert!(policy.starts_with("default-src 'self'"), "{path}");
     }
-    // The policy forbids scripts in the page itself.
+    // The content security policy forbids inline scripts.
     let page = service.get("/docs/").send().await.unwrap().text().await.unwrap();
     let scripts: Vec<_> = page.split("<script").skip(1).collect();
     assert!(!scripts.is_empty() && scripts.iter().all(|script| script.starts_with(" src=")));

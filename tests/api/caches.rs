@@ -33,7 +33,7 @@ async fn cached_content_is_sent_first_and_replaces_the_system_instruction() {
             assert!(texts.eq(expected), "{path}: {sent}");
         }
     }
-    // Without one, nothing is different.
+    // Without cached content, the request is unchanged.
     answer(service.post("/chat", &json!({"prompt": "x", "system_prompt": "y"}))).await;
     let sent = service.simulator.journal().pop().unwrap().body;
     assert_eq!(sent["systemInstruction"]["parts"][0]["text"], "y");
@@ -56,7 +56,7 @@ async fn an_invalid_cached_content_name_is_refused() {
     assert_eq!(service.simulator.journal().len(), 0);
 }
 
-/// What a cache has is counted by Gemini and unknown here: nothing about text is learned from it.
+/// The gateway cannot see a cache's tokens, so they must not affect the estimate for text.
 #[tokio::test]
 async fn cached_tokens_do_not_change_the_token_estimate() {
     let answered = json!({
@@ -78,5 +78,5 @@ async fn cached_tokens_do_not_change_the_token_estimate() {
     let limits = service.get("/_admin/limits").header("Admin-API-Key", crate::support::ADMIN_KEY);
     let limits = answer(limits).await.body;
     let used = &limits["limits"][0]["input_tokens_per_minute"]["used"];
-    assert_eq!(used, 500_000, "what Gemini counted is settled: {limits}");
+    assert_eq!(used, 500_000, "the call settles at Gemini's count: {limits}");
 }

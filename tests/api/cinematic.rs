@@ -1,4 +1,4 @@
-//! Stories: what Gemini is sent, and that what comes back holds together.
+//! Stories: what Gemini is sent, and that the result is consistent.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -37,7 +37,7 @@ const SCENE_FIELDS: [&str; 7] = [
     "is_intentional_repetition",
 ];
 
-/// A story that holds together.
+/// A consistent story.
 fn story() -> Value {
     let scene = |number: u64, major: &str, others: &[&str]| {
         json!({
@@ -76,7 +76,7 @@ fn story() -> Value {
         "scene_list": [
             scene(1, "Mira", &[]),
             scene(2, "The Storm", &["Mira"]),
-            // A scene in which nobody is seen.
+            // A scene without characters.
             scene(3, "", &[]),
         ],
         "scene_audio_language": "en",
@@ -84,7 +84,7 @@ fn story() -> Value {
     })
 }
 
-/// The story with one value changed, at a JSON Pointer.
+/// The story with the value at one JSON Pointer changed.
 fn story_with(pointer: &str, value: Value) -> Value {
     let mut story = story();
     *story.pointer_mut(pointer).unwrap() = value;
@@ -105,12 +105,12 @@ async fn over(upstream: &Upstream) -> Service {
     Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
 }
 
-/// What a service answers whose upstream says these stories.
+/// The service's answer when the upstream returns these stories.
 async fn told(upstream: &Upstream, question: &Value) -> Answer {
     answer(over(upstream).await.post(PATH, question)).await
 }
 
-/// The schema that goes upstream with a question.
+/// The schema that is sent upstream with a request.
 async fn sent_schema(question: &Value) -> Value {
     let service = Service::start().await;
     let answered = answer(service.post(PATH, question)).await;
@@ -120,7 +120,7 @@ async fn sent_schema(question: &Value) -> Value {
     config["responseSchema"].clone()
 }
 
-/// What the second of two calls was told of the answer to the first.
+/// The prompt of the second call, which explains what was wrong with the first answer.
 fn correction(upstream: &Upstream) -> String {
     let asked = upstream.asked();
     assert_eq!(asked.len(), 2);
@@ -178,7 +178,7 @@ async fn a_consistent_story_is_returned_unchanged() {
     assert_eq!(upstream.asked().len(), 1);
 }
 
-/// The fields come in the story's order, whatever the order in which the model wrote them.
+/// The fields are in the schema's order, whatever order the model used.
 #[tokio::test]
 async fn the_data_is_in_the_storys_order() {
     let backwards: serde_json::Map<String, Value> =
@@ -239,10 +239,10 @@ async fn a_reference_that_is_still_broken_is_a_warning() {
     let warnings = json!(["chapter 2 names scene 8, which scene_list lacks"]);
     assert_eq!(answered.body["warnings"], warnings);
     assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0]);
-    assert_eq!(upstream.asked().len(), 2, "once more and never a third time");
+    assert_eq!(upstream.asked().len(), 2, "one repair and no third call");
 }
 
-/// A story with a broken reference is better than none.
+/// A story with a broken reference is better than no story.
 #[tokio::test]
 async fn a_repair_that_fails_leaves_the_first_story_with_its_warnings() {
     let lost = story_with("/cover_image_characters", json!(["Nobody"]));

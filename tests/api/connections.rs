@@ -1,4 +1,4 @@
-//! Connections: clients that hang up, bodies that nobody reads, idle times, and how many there are.
+//! Connections: disconnects, unread bodies, idle timeouts, and how many there may be.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::{ADMIN_KEY, Service, TEST_TIMEOUT, answer, slow};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
-/// A request as it is sent, with these lines after its first.
+/// A request as bytes, with these headers.
 fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -33,11 +33,11 @@ async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
 async fn to_the_end(stream: &mut TcpStream) -> String {
     let mut text = String::new();
     let read = timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await;
-    read.expect("it is not closed").expect("it is closed in order");
+    read.expect("it is still open").expect("it was reset");
     text
 }
 
-/// Reads one answer, the length of which it names.
+/// Reads one answer that has a `Content-Length`.
 async fn one_answer(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let read = async {
@@ -74,7 +74,7 @@ async fn a_disconnect_is_noticed_behind_unread_bytes() {
         for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(1 << 20), &pipelined] {
             let mut stream = send(service.address, &call).await;
             service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
-            // So much is cut off.
+            // More unread bytes than this close the connection.
             let _ = stream.write_all(rest.as_bytes()).await;
             drop(stream);
             service.until_idle().await;
@@ -115,7 +115,7 @@ async fn pipelined_requests_are_answered_in_order() {
     assert!(places.is_sorted(), "{answers}");
 }
 
-/// The body of an upload is read by the connection to Gemini.
+/// The upload's body is read by the connection to Gemini, not by the handler.
 #[tokio::test]
 async fn a_disconnect_after_an_upload_is_noticed() {
     let gemini = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -152,7 +152,7 @@ async fn a_large_pipelined_request_is_answered() {
     }
 }
 
-/// These clients read nothing before they have sent everything.
+/// These clients send everything before they read.
 #[tokio::test]
 async fn an_answer_sent_before_the_body_was_read_arrives_and_closes_the_connection() {
     let service = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
@@ -224,9 +224,9 @@ async fn the_idle_timeout_is_not_the_header_timeout() {
     let mut stream = send(process.address, &get).await;
     one_answer(&mut stream).await;
     sleep(Duration::from_secs(2)).await;
-    stream.write_all(get.as_bytes()).await.expect("it is open");
+    stream.write_all(get.as_bytes()).await.expect("it is closed");
     one_answer(&mut stream).await;
-    // Once it has begun, a request is to be sent in time.
+    // Once a request has begun, the header timeout applies.
     stream.write_all(&get.as_bytes()[..10]).await.unwrap();
     assert_eq!(to_the_end(&mut stream).await, "");
 }
@@ -239,7 +239,7 @@ async fn an_idle_connection_is_closed_after_its_timeout() {
     assert_eq!(to_the_end(&mut stream).await, "");
 }
 
-/// So many connections whose clients have begun a request.
+/// Opens this many connections and sends part of a request on each.
 async fn half_sent(process: &Process, connections: usize) -> Vec<TcpStream> {
     let mut streams = Vec::new();
     for _ in 0..connections {
@@ -268,7 +268,7 @@ async fn connections_with_unfinished_headers_give_way_to_new_ones() {
         drop(held);
         process.until_logged("accepted without closing others again").await;
         chats(&process).await;
-        // Once, and once more where a busy machine took a while between two of them.
+        // Logged once, and once more if a busy machine delays one of the two.
         let log = process.log();
         assert!(log.matches("no connection can be accepted").count() < 10, "{log}");
     }

@@ -1,5 +1,5 @@
-//! What a caller pays with goes to Gemini once, in the header that its surface takes, and nothing
-//! else does that is secret.
+//! A caller's credential is sent to Gemini once, in its surface's header, and no other secret is
+//! sent.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,13 +19,14 @@ use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, listen};
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 
-/// All headers and parameters with which Google is given credentials.
+/// All headers in which Google accepts credentials.
 const HEADERS: [&str; 3] = ["x-goog-api-key", "authorization", "x-goog-iam-authorization-token"];
 const PARAMETERS: [&str; 4] = ["key=", "access_token=", "oauth_token=", "bearer_token="];
 
 type Heads = Arc<Mutex<Vec<(Uri, HeaderMap)>>>;
 
-/// An upstream that answers everything with one text and keeps the heads of what it was asked.
+/// A service over an upstream that always answers with one text and keeps the heads of its
+/// requests.
 struct Over {
     service: Service,
     heads: Heads,
@@ -52,7 +53,7 @@ impl Over {
         Self { service: service.await, heads, _stop: stop.drop_guard() }
     }
 
-    /// The head with which a request reached Gemini.
+    /// The head of a request as it reached Gemini.
     async fn sent(&self, request: RequestBuilder) -> (Uri, HeaderMap) {
         let sent = request.send().await.unwrap();
         let status = sent.status();
@@ -62,7 +63,7 @@ impl Over {
         heads.remove(0)
     }
 
-    /// The credential with which a request reached Gemini.
+    /// The credential of a request as it reached Gemini.
     async fn credential(&self, request: RequestBuilder) -> (String, String) {
         let (uri, headers) = self.sent(request).await;
         let query = uri.query().unwrap_or_default();
@@ -87,7 +88,7 @@ fn completion() -> Value {
     json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": "x"}]})
 }
 
-/// A credential, and the header in which Gemini's own surface takes it.
+/// Credentials, each with its header on Gemini's own surface.
 fn forms() -> Vec<(String, String, String)> {
     let in_key = |key: &str| (key.to_owned(), "x-goog-api-key".to_owned(), key.to_owned());
     let in_authorization = |scheme: &str, key: &str| {
@@ -154,7 +155,7 @@ async fn each_credential_is_sent_alone_in_its_surfaces_header() {
     }
     let token = service.get("/v1/models").header("authorization", "Token auth_tokens/0123");
     let expected = ("authorization".to_owned(), "Token auth_tokens/0123".to_owned());
-    assert_eq!(over.credential(token).await, expected, "no client of OpenAI's sends it so");
+    assert_eq!(over.credential(token).await, expected, "OpenAI clients do not send it so");
 }
 
 #[tokio::test]
@@ -214,7 +215,7 @@ async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
         (400, &json!("multiple_credentials"))
     );
     assert!(over.heads.lock().unwrap().is_empty());
-    // A key in the body is taken before all others, and the admin key before every key.
+    // A key in the body overrides all others, and the admin key overrides every key.
     let own = json!({"prompt": "x", "credentials": {"gemini_api_key": "AIza-own"}});
     assert_eq!(over.credential(both(&own)).await.1, "AIza-own");
     let admin = both(&chat).header("admin-api-key", ADMIN_KEY);
@@ -237,7 +238,7 @@ async fn only_the_owner_of_a_credential_chooses_the_project_it_charges() {
         let twice = asked().header("x-goog-user-project", "another").bearer_auth("ya29.owner");
         let (_, headers) = over.sent(twice).await;
         let projects: Vec<_> = headers.get_all("x-goog-user-project").iter().collect();
-        assert_eq!(projects, ["my-project"], "the one that it is counted for");
+        assert_eq!(projects, ["my-project"], "the project that the call is counted for");
         for request in
             [asked(), asked().header("admin-api-key", ADMIN_KEY), asked().bearer_auth(ADMIN_KEY)]
         {
@@ -247,7 +248,7 @@ async fn only_the_owner_of_a_credential_chooses_the_project_it_charges() {
     }
 }
 
-/// The keys of all accounts of a service, as its administrator sees them.
+/// The keys of all accounts of a service, as the administrator sees them.
 async fn accounts(service: &Service) -> Vec<String> {
     let limits = service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY);
     let limits = answer(limits).await.body["limits"].take();
@@ -276,13 +277,14 @@ async fn tokens_share_their_projects_account_once_gemini_accepted_them() {
         assert_eq!(ask("ya29.first-hour").await, 200);
     }
     let project = accounts(&service).await.into_iter().find(|key| *key != first[0]).unwrap();
-    // A stranger that names the project has an account of its own, however often it asks.
+    // A caller that names the project without such a token gets its own account, however often it
+    // asks.
     for _ in 0..3 {
         assert_eq!(ask("ya29.stranger").await, 400);
     }
     let with_stranger = accounts(&service).await;
     assert_eq!(with_stranger.len(), 3);
-    // The next token of the project has one for its first call.
+    // The project's next token has its own account for its first call.
     for _ in 0..3 {
         assert_eq!(ask("ya29.second-hour").await, 200);
     }
@@ -330,7 +332,7 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     let mut completion = completion();
     completion["user"] = admin.into();
     requests.push(service.post("/v1/chat/completions", &completion));
-    // As writers of JSON escape it.
+    // The key with JSON escapes.
     let escaped = body.to_string().replace(admin, &admin.replace('/', "\\/"));
     requests.push(service.post(GENERATE, &contents()).body(escaped));
     let chat = json!({"prompt": format!("it is {admin}")});
@@ -350,7 +352,7 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
         assert!(!spelled.iter().any(|spelled| said.contains(spelled)), "{said}");
         assert!(over.heads.lock().unwrap().is_empty(), "{shown}");
     }
-    // In the name of a header.
+    // The key in a header name.
     let name = AdminKey::new("The-Admin-Key");
     let over = Over::start(|config| config.admin_api_key = Some(name)).await;
     for name in ["the-admin-key", "X-THE-ADMIN-KEY-1"] {
@@ -358,7 +360,7 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
         assert_eq!(refused.status, 401);
         assert!(!refused.body.to_string().to_lowercase().contains("the-admin-key"));
     }
-    // A short one is a word, and a part of many others.
+    // A short admin key is a common word and may be part of other text.
     let over = Over::start(|config| config.admin_api_key = Some(AdminKey::new("gemini"))).await;
     let generate = over.service.post(GENERATE, &contents()).header("x-custom", "gemini-1");
     over.sent(generate).await;

@@ -1,5 +1,4 @@
-//! What becomes of Gemini's failures: each is told for what it is, those that pass are tried
-//! again, and nothing is held meanwhile.
+//! Gemini's errors: each is classified, transient ones are retried, and no slot is held meanwhile.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
@@ -11,17 +10,17 @@ use serde_json::{Value, json};
 
 use crate::support::{Service, answer, slow, until};
 
-/// A chat that fails, and how.
+/// A chat that fails, and the expected error.
 struct Failing {
     chat: Value,
     status: u16,
     code: &'static str,
     retryable: bool,
-    /// What its detail says, among other things.
+    /// A part of the error's detail.
     says: &'static str,
 }
 
-/// A failure that a marker in the prompt brings about.
+/// An error that a marker in the prompt causes.
 fn marked(
     marker: &str,
     status: u16,
@@ -33,7 +32,7 @@ fn marked(
     Failing { chat, status, code, retryable, says }
 }
 
-/// A failure that comes the same however often the call is sent.
+/// Errors that are the same on every attempt.
 fn lasting() -> Vec<Failing> {
     let blocked = |marker, reason| marked(marker, 400, "content_blocked", false, reason);
     let bad_key = json!({"prompt": "Hello", "credentials": {"gemini_api_key": "invalid-key"}});
@@ -81,7 +80,7 @@ fn lasting() -> Vec<Failing> {
     ]
 }
 
-/// A failure that another attempt may well outlive.
+/// Errors that another attempt may not meet.
 fn passing() -> Vec<Failing> {
     let gone = |marker| marked(marker, 502, "upstream_connection", true, "connection to Gemini");
     vec![
@@ -98,7 +97,7 @@ fn passing() -> Vec<Failing> {
     ]
 }
 
-/// The same chat with a key that no other has, so that no refusal stands from before.
+/// The same chat with a unique key, so that no earlier refusal applies.
 fn of_a_key_of_its_own(chat: &Value) -> Value {
     let mut chat = chat.clone();
     if chat.get("credentials").is_none() {
@@ -142,13 +141,13 @@ async fn a_refusal_says_when_to_retry() {
         assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
         refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap()
     };
-    // 12.345 s, in whole seconds and not too early.
+    // 12.345 s, rounded up to whole seconds.
     assert_eq!(retry_after("quota=minute").await, 13);
     assert_eq!(retry_after("quota=tokens").await, 13);
-    // Midnight in California, whatever Gemini says; the longest day has 25 hours.
+    // Midnight in California, whatever Gemini says. The longest day has 25 hours.
     let day = retry_after("quota=day").await;
     assert!((1..=25 * 3600).contains(&day) && day != 13, "{day}");
-    // Gemini does not say.
+    // Gemini gives no delay.
     assert_eq!(retry_after("status=429").await, 1);
 }
 
@@ -166,7 +165,7 @@ async fn a_permanent_error_is_not_retried() {
 #[tokio::test]
 async fn a_transient_error_is_retried() {
     let service = Service::start().await;
-    // Told apart by their prompts, so that each fails once.
+    // Their prompts differ, so that each fails once.
     let once = passing().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
         let marker = chat["prompt"].as_str().unwrap().replace("]]", ",fail_times=1]]");
         format!("{n} {marker}")
@@ -196,7 +195,10 @@ async fn a_call_that_fails_twice_succeeds_the_third_time() {
     let journal = service.simulator.journal();
     let statuses: Vec<_> = journal.iter().map(|call| call.status).collect();
     assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
-    assert!(journal.iter().all(|call| call.body == journal[0].body), "it is the same each time");
+    assert!(
+        journal.iter().all(|call| call.body == journal[0].body),
+        "every attempt sends the same body"
+    );
 }
 
 #[tokio::test]
@@ -227,7 +229,7 @@ async fn a_retry_waits_as_long_as_gemini_says() {
     assert!(journal[2].arrived_at - journal[0].arrived_at >= Duration::from_secs(3));
 }
 
-/// The original of this service held its slot while it waited to try again.
+/// In this service's first version a call held its slot while it waited to retry.
 #[tokio::test]
 async fn a_call_that_waits_for_its_retry_holds_no_slot() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
@@ -276,7 +278,8 @@ async fn a_wait_past_the_deadline_is_refused_at_once() {
     assert_eq!(service.simulator.stats().calls, 1);
 }
 
-/// Gemini may be at work on it still and have it paid for: a second attempt would be paid twice.
+/// Gemini may still be working on the call and may charge for it: a second attempt would be charged
+/// too.
 #[tokio::test]
 async fn an_attempt_that_times_out_is_not_retried() {
     let service = Service::with(Options::default(), |config| {

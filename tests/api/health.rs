@@ -1,4 +1,4 @@
-//! `GET /`: what it says of the service, idle and at work.
+//! `GET /`: what it reports, idle and busy.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;

@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge: all that holds over HTTP/1 holds for each stream.
+//! HTTP/2 with prior knowledge: what holds for an HTTP/1 connection holds for each stream.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,14 +31,14 @@ fn post(client: &Client, service: &Service, path: &str, body: &Value) -> Request
     client.post(service.url(path)).header("content-type", "application/json").body(body.to_string())
 }
 
-/// A connection that is driven until it is aborted.
+/// Opens a connection, with a task that drives it until aborted.
 pub async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     (client, tokio::spawn(async move { drop(connection.await) }))
 }
 
-/// Sends a chat to a host.
+/// Sends a chat with this authority.
 async fn chat(
     client: &mut SendRequest<Bytes>,
     host: &str,
@@ -211,11 +211,11 @@ async fn each_stream_counts_as_a_connection() {
     for (_, mut stream) in held.drain(1..) {
         stream.send_reset(Reason::CANCEL);
     }
-    // Their room is free a moment later.
+    // Their slots are free a moment later.
     let answered = async {
         while chat(&mut client, "localhost", &json!({"prompt": "x"})).await.0.await.is_err() {}
     };
-    timeout(TEST_TIMEOUT, answered).await.expect("there is room");
+    timeout(TEST_TIMEOUT, answered).await.expect("no slot came free");
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn a_short_unread_body_resets_nothing() {
 async fn a_client_that_does_not_read_loses_only_that_stream() {
     let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
     let (mut client, _connection) = connect(process.address).await;
-    // The document is larger than the window, which is not opened again.
+    // The document is larger than the window, which the client does not extend.
     let get = || Request::get("http://localhost/openapi.json").body(()).unwrap();
     let (response, _) = client.send_request(get(), true).unwrap();
     let mut unread = timeout(TEST_TIMEOUT, response).await.unwrap().unwrap().into_body();
@@ -271,7 +271,7 @@ async fn calls_in_flight_finish_after_sigterm() {
     process.terminate().await;
     assert_eq!(status(response).await, 200);
     timeout(TEST_TIMEOUT, connection).await.expect("it is closed").unwrap();
-    // One that says nothing holds nothing up for long.
+    // A connection without requests does not delay the shutdown for long.
     let (code, log) = timeout(Duration::from_secs(10), process.end()).await.expect("it ends");
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("the grace period is over"), "{log}");
@@ -323,7 +323,7 @@ async fn a_key_in_a_malformed_path_is_not_logged() {
     let path = b"/chat?key=plain secret";
     let mut bytes = OPENING.to_vec();
     bytes.extend([0, 0, 4 + path.len() as u8, 1, 5, 0, 0, 0, 1]);
-    // GET by http, and the path as it stands.
+    // `GET`, scheme `http`, and the raw path.
     bytes.extend([0x82, 0x86, 0x04, path.len() as u8]);
     bytes.extend(path);
     stream.write_all(&bytes).await.unwrap();
@@ -335,7 +335,7 @@ async fn a_key_in_a_malformed_path_is_not_logged() {
     assert!(log.contains("h2::") && !log.contains("plain secret"), "{log}");
 }
 
-/// Frames at random behind a good opening: the service survives them.
+/// The service survives random frames after a valid preface.
 #[tokio::test]
 async fn garbage_closes_only_its_connection() {
     let service = Service::start().await;
@@ -344,7 +344,7 @@ async fn garbage_closes_only_its_connection() {
         let mut bytes = OPENING.to_vec();
         for _ in 0..random.usize(1..20) {
             let length = random.usize(0..64);
-            // One byte of the length, the type, flags and the stream.
+            // One byte of the length, then type, flags and stream.
             let stream = random.u8(0..8);
             bytes.extend([0, 0, length as u8, random.u8(0..12), random.u8(..), 0, 0, 0, stream]);
             bytes.extend(std::iter::repeat_with(|| random.u8(..)).take(length));
@@ -364,7 +364,7 @@ async fn garbage_closes_only_its_connection() {
 #[tokio::test]
 async fn a_flood_closes_its_connection() {
     let service = Service::start().await;
-    // GET / of localhost, of the static table.
+    // `GET /` of localhost, from the static table.
     let headers =
         [0x82, 0x84, 0x86, 0x41, 0x09, b'l', b'o', b'c', b'a', b'l', b'h', b'o', b's', b't'];
     let mut resets = OPENING.to_vec();

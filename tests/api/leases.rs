@@ -25,12 +25,12 @@ async fn take(service: &Service, body: Value) -> Answer {
     answer(admin(service.post(LEASES, &body))).await
 }
 
-/// Asks for a lease and waits for it, meanwhile.
+/// Asks for a lease in a task of its own.
 fn waiting(service: &Service, body: Value) -> JoinHandle<Answer> {
     tokio::spawn(answer(admin(service.post(LEASES, &body))))
 }
 
-/// A lease that is there to be had.
+/// Takes a lease that is available.
 async fn taken(service: &Service, permits: usize) -> Value {
     let body = json!({"holder": "outside", "permits": permits, "ttl_seconds": 600});
     let lease = take(service, body).await;
@@ -62,7 +62,7 @@ async fn list(service: &Service) -> Value {
     listed.body
 }
 
-/// What `GET /_admin/semaphores` says of `images`: what is in use, and how many wait.
+/// What `GET /_admin/semaphores` reports for `images`: permits in use, and waiting requests.
 async fn occupancy(service: &Service) -> (Value, Value) {
     let listed = answer(admin(service.get("/_admin/semaphores"))).await.body;
     let images = &listed["semaphores"][0];
@@ -82,7 +82,7 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
     let expected = ["lease_id", "semaphore_id", "holder", "permits", "expires_at", "fencing_token"];
     assert_eq!(fields, expected);
     assert_eq!((&first["semaphore_id"], &first["holder"]), (&json!("images"), &json!("render-7")));
-    assert_eq!(first["permits"], 1, "unless more are asked for");
+    assert_eq!(first["permits"], 1, "the default");
     let ends =
         |lease: &Value| lease["expires_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let left = ends(&first).duration_since(jiff::Timestamp::now()).as_secs_f64();
@@ -131,7 +131,7 @@ async fn an_expired_lease_is_distinguished_from_a_held_one() {
     }
     assert_eq!(renew(&service, &no_text, None).await.body["code"], "not_found");
 
-    // Of another semaphore, it is left alone.
+    // A lease of another semaphore is unaffected.
     service.register("audio", 1).await;
     let lease = taken(&service, 1).await;
     let elsewhere = path(&lease).replace("images", "audio");
@@ -222,7 +222,7 @@ async fn fields_out_of_range_are_refused() {
     let all =
         take(&service, json!({"holder": "", "permits": 0, "ttl_seconds": 0, "wait_seconds": -1}))
             .await;
-    assert_eq!(all.body["detail"].as_array().unwrap().len(), 4, "each is named: {all:?}");
+    assert_eq!(all.body["detail"].as_array().unwrap().len(), 4, "each fault is named: {all:?}");
     for missing in [json!({"holder": "x"}), json!({"ttl_seconds": 1}), json!([]), json!(null)] {
         assert_eq!(take(&service, missing).await.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
@@ -281,7 +281,11 @@ async fn a_timed_out_acquire_reports_the_usage() {
         json!({"holder": "x", "permits": 4, "ttl_seconds": 60, "wait_seconds": 600}),
     )
     .await;
-    assert_eq!(more.status, StatusCode::UNPROCESSABLE_ENTITY, "it can never come");
+    assert_eq!(
+        more.status,
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "more than the limit can never be granted"
+    );
     assert_eq!(more.body["detail"][0]["loc"], json!(["body", "permits"]));
 }
 
@@ -333,7 +337,7 @@ async fn an_idempotency_key_always_returns_the_same_lease() {
     assert_eq!((first.status, second.status), (StatusCode::CREATED, StatusCode::OK));
     body["wait_seconds"] = json!(0);
     let third = take(&service, body.clone()).await;
-    assert_eq!(third.status, StatusCode::OK, "how long it waits is not what is asked for");
+    assert_eq!(third.status, StatusCode::OK, "the timeout is not part of the idempotent request");
     assert_eq!((&first.body, &first.body), (&second.body, &third.body));
     assert_eq!(list(&service).await["count"], 1);
 
@@ -363,7 +367,7 @@ async fn leases_and_calls_share_one_queue() {
 
     release(&service, &lease).await;
     until("the call is sent", || service.simulator.stats().in_flight == 1).await;
-    assert_eq!(occupancy(&service).await, (json!(1), json!(1)), "the lease waits on");
+    assert_eq!(occupancy(&service).await, (json!(1), json!(1)), "the lease still waits");
     assert!(!next.is_finished());
     call.abort();
     assert_eq!(next.await.unwrap().status, StatusCode::CREATED);
@@ -410,8 +414,8 @@ async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     assert_eq!(occupancy(&service).await, (json!(1), json!(0)));
 }
 
-/// Two clients outside take and release leases of one and two permits as fast as they can, while
-/// a batch sends its calls.
+/// Two outside clients take and release leases of one and two permits as fast as they can, while a
+/// batch sends its calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_and_a_batch_together_never_exceed_the_limit() {
     const LIMIT: usize = 3;
@@ -458,8 +462,7 @@ impl Watch {
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Two numbers count as of one moment only where the one did not change while the other was
-    /// read.
+    /// Reads both numbers, and counts them as simultaneous only if neither changed meanwhile.
     fn look(&self, calls: impl FnOnce() -> usize) {
         let changes = self.changes.load(Ordering::SeqCst);
         let held = self.held.load(Ordering::SeqCst);
@@ -482,7 +485,7 @@ async fn hold_again_and_again(service: Arc<Service>, watch: Arc<Watch>, permits:
         watch.change(|held| _ = held.fetch_add(permits, Ordering::SeqCst));
         watch.look(|| service.simulator.stats().in_flight);
         sleep(Duration::from_millis(2)).await;
-        // Counted no longer before it is given back, so that nothing counts twice.
+        // Subtracted before the release, so that no permit counts twice.
         watch.change(|held| _ = held.fetch_sub(permits, Ordering::SeqCst));
         release(&service, &lease.body).await;
         leases += 1;
@@ -506,5 +509,5 @@ async fn a_waiting_client_is_cut_off_after_the_grace_period() {
     while answer(process.get("/")).await.body["concurrency_status"]["waiting"] != 1 {}
     process.terminate().await;
     assert_eq!(process.end().await.0, Some(0));
-    assert!(waits.await.unwrap().is_err(), "it could not be answered");
+    assert!(waits.await.unwrap().is_err(), "it got an answer");
 }

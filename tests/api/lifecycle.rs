@@ -1,4 +1,4 @@
-//! The program from its start to its end: settings, slow clients, signals, and what it logs.
+//! The program from start to end: settings, slow clients, signals and logs.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::{interval, timeout};
 use crate::process::{Process, Start, kill};
 use crate::support::{TEST_TIMEOUT, answer, slow};
 
-/// Waits until so many calls are in flight.
+/// Waits until this many calls are in flight.
 async fn until_in_flight(process: &Process, calls: u64) {
     let arrived = async {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != calls {}
@@ -22,7 +22,7 @@ async fn until_in_flight(process: &Process, calls: u64) {
     timeout(TEST_TIMEOUT, arrived).await.expect("the calls are in flight");
 }
 
-/// Waits until nobody listens at the address any longer.
+/// Waits until the address refuses connections.
 async fn until_refused(process: &Process) {
     let refused = async {
         loop {
@@ -80,7 +80,7 @@ async fn calls_in_flight_finish_after_sigterm_and_new_ones_are_refused() {
 
     process.terminate().await;
     until_refused(&process).await;
-    assert!(!chat.is_finished(), "the chat was to be in flight");
+    assert!(!chat.is_finished(), "the chat should be in flight");
     assert_eq!(chat.await.unwrap().status, StatusCode::OK);
     assert_eq!(batch.await.unwrap().body["successful_requests"], 20);
     let (code, log) = process.end().await;
@@ -99,7 +99,7 @@ async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     let (code, log) = process.end().await;
     assert_eq!(code, Some(0));
     assert!(log.contains("the grace period is over"), "{log}");
-    assert!(chat.await.unwrap().is_err(), "it could not be answered");
+    assert!(chat.await.unwrap().is_err(), "the chat got an answer");
 }
 
 #[tokio::test]
@@ -115,14 +115,14 @@ async fn a_second_signal_ends_the_grace_period_at_once() {
         let (code, log) = process.end().await;
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("stopping at once"), "{log}");
-        assert!(chat.await.unwrap().is_err(), "it could not be answered");
+        assert!(chat.await.unwrap().is_err(), "the chat got an answer");
     }
 }
 
 #[tokio::test]
 async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     let (process, _unread) = Start::simulated().run_unread().await;
-    // More than a pipe and the lines that wait hold.
+    // More than the pipe and the queue of log lines hold.
     let requests = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(12_000);
     let stream = TcpStream::connect(process.address).await.unwrap();
     let (mut read, mut write) = stream.into_split();
@@ -153,7 +153,7 @@ async fn an_idle_service_stops_at_once() {
     assert_eq!(process.end().await.0, Some(0));
 }
 
-/// Every setting but the one that takes any text.
+/// An invalid value for every setting except the one that takes any text.
 const WRONG: [(&str, &str); 37] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
@@ -198,7 +198,7 @@ const WRONG: [(&str, &str); 37] = [
 async fn an_invalid_setting_fails_the_start_with_one_line_that_names_it() {
     let covered: Vec<_> = WRONG.iter().map(|(name, _)| *name).collect();
     let settings: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-    assert_eq!(covered, settings[1..], "each setting has its wrong value here");
+    assert_eq!(covered, settings[1..], "an invalid value for each setting");
     assert_eq!(settings[0], "ADMIN_API_KEY");
     for (name, value) in WRONG {
         let output = Start::simulated().unset(name).set(name, value).output().await;
@@ -299,7 +299,7 @@ async fn healthcheck_reports_by_its_exit_code() {
             .set("PORT", &port)
             .output()
     };
-    // Who listens on all addresses is asked on the loopback one.
+    // A service that listens on all addresses is checked on the loopback address.
     for host in ["127.0.0.1", "0.0.0.0"] {
         let output = check(host).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -317,8 +317,8 @@ async fn healthcheck_reports_by_its_exit_code() {
 async fn to_the_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();
     let read =
-        timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it was not cut off");
-    // A reset is an end too.
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it is still open");
+    // A reset ends it too.
     let _ = read;
     String::from_utf8(text).unwrap()
 }
@@ -331,18 +331,18 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
     let (mut read, mut write) = trickling.into_split();
     let trickle = tokio::spawn(async move {
         write.write_all(b"POST /chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
-        // It never pauses for as long as the service waits.
+        // The client never pauses for as long as the service's timeout.
         let mut ticks = interval(Duration::from_millis(50));
         while write.write_all(b"a").await.is_ok() {
             ticks.tick().await;
         }
     });
     let others = join_all((0..10).map(|_| answer(process.get("/")))).await;
-    assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are served");
+    assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are answered");
     to_the_end(&mut read).await;
     let (mut silent, _write) = silent.into_split();
     to_the_end(&mut silent).await;
-    timeout(TEST_TIMEOUT, trickle).await.expect("it cannot go on").unwrap();
+    timeout(TEST_TIMEOUT, trickle).await.expect("the client is still sending").unwrap();
     assert_eq!(answer(process.get("/")).await.status, StatusCode::OK);
 }
 
@@ -377,7 +377,7 @@ async fn a_server_key_that_anyone_can_spend_is_logged_as_a_warning() {
         (real, vec![admin, key, open, no_fallback], false),
         (real, vec![key, open], false),
         (real, vec![admin, open], false),
-        // Nothing can be spent there.
+        // The service has no key to spend.
         (simulated, vec![admin, key, open], false),
     ] {
         let start = Start::with_arguments(arguments).unset("HOST");
@@ -393,7 +393,7 @@ async fn a_server_key_that_anyone_can_spend_is_logged_as_a_warning() {
     }
 }
 
-/// Everything here that holds the word `secret` is one: keys, prompts, answers.
+/// Every value here that contains the word `secret` is a secret: keys, prompts, answers.
 #[tokio::test]
 async fn no_key_prompt_or_answer_is_logged_at_debug() {
     for format in ["text", "json"] {
@@ -424,7 +424,7 @@ async fn no_key_prompt_or_answer_is_logged_at_debug() {
     }
 }
 
-/// Sends every secret through every endpoint, in ways that succeed and ways that fail.
+/// Sends every secret through every endpoint, in requests that succeed and that fail.
 async fn send_secrets(process: &Process) -> Vec<u16> {
     let prompt = |marker: &str| format!("secret-prompt {marker}");
     let markers = [

@@ -1,4 +1,4 @@
-//! How many calls run at once, who goes next, and that every slot comes back.
+//! The global limit, semaphores, queue order, and that every slot is given back.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ async fn a_batch_has_one_position_in_the_queue() {
             .until("the batch waits", |limiter| limiter.in_flight == 2 && limiter.waiting > 0)
             .await;
         let waiting = service.gateway.limiter.occupancy().waiting;
-        assert!(waiting <= 1, "one place for ninety-eight items, not {waiting}");
+        assert!(waiting <= 1, "one queue position for ninety-eight items, not {waiting}");
         service.chat("beside the batch").await
     };
     let (batch, single) = tokio::join!(batch, single);
@@ -96,9 +96,9 @@ async fn a_batch_has_one_position_in_the_queue() {
     let prompts: Vec<String> =
         service.simulator.journal().into_iter().map(|entry| entry.prompt_text).collect();
     let place = prompts.iter().position(|prompt| prompt == "beside the batch").unwrap();
-    // Two run when it comes, and the batch's next item is ahead of it; a few more may have gone
-    // while it was on its way.
-    assert!(place < 20, "it went as number {place} of 101");
+    // Two calls run when the chat arrives, and the batch's next item is ahead of it. A few more may
+    // have started while it was on its way.
+    assert!(place < 20, "it started as number {place} of 101");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,12 +113,12 @@ async fn a_thousand_cancelled_requests_leave_every_slot_free() {
         } else {
             service.post("/chat", &chat)
         };
-        // From before it is read to after it is answered.
+        // At every point from before the request is read to after it is answered.
         let patience = Duration::from_micros(fastrand::u64(0..40_000));
         async move { tokio::time::timeout(patience, answer(request)).await.is_err() }
     });
     let cancelled = join_all(cancels).await.into_iter().filter(|cancelled| *cancelled).count();
-    assert!(cancelled > 100, "only {cancelled} were cut off");
+    assert!(cancelled > 100, "only {cancelled} were cancelled");
     service.until_idle().await;
     assert!(service.simulator.stats().highest_in_flight <= 20);
     for (_, semaphore) in service.gateway.limiter.store().named() {
@@ -192,7 +192,7 @@ async fn a_request_that_times_out_frees_its_slot() {
         });
     let in_flight = in_flight.unwrap();
     assert_eq!(in_flight.status(), StatusCode::GATEWAY_TIMEOUT);
-    // The one behind it had its turn when the first was cut off, or was cut off as well.
+    // The one behind it may have started when the first timed out, or timed out as well.
     assert!([StatusCode::OK, StatusCode::GATEWAY_TIMEOUT].contains(&queued.status));
     service.until_idle().await;
 
@@ -202,7 +202,7 @@ async fn a_request_that_times_out_frees_its_slot() {
     service.until_idle().await;
 }
 
-/// Three hundred calls at once over what would be one connection, if it were HTTP/2.
+/// Over one HTTP/2 connection, three hundred calls would be about a hundred.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_hundred_calls_run_at_once() {
     let service = Service::with(latency(60_000), |config| config.concurrency_limit = 300).await;

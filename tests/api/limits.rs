@@ -1,5 +1,5 @@
-//! Quotas: they are kept before Gemini has to refuse, found out from it where nobody told them,
-//! and shown to the administrator.
+//! Quotas: kept before Gemini has to refuse, learned from Gemini if not set, and shown to the
+//! administrator.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
 
-/// The plan that these settings make, the server's key labelled.
+/// The plan for these settings. The server's key has a label.
 pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
     let lookup = |name: &str| match name {
         "GEMINI_LIMITS" => Some(limits.to_owned()),
@@ -25,7 +25,8 @@ pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
     Config::read(lookup).expect("valid settings").quota_plan
 }
 
-/// A service that keeps these limits, in the form of `GEMINI_LIMITS`, and waits up to ten seconds.
+/// A service with these limits, in the form of `GEMINI_LIMITS`, whose requests wait up to ten
+/// seconds.
 async fn limited(limits: &str) -> Service {
     Service::with(Options::default(), |config| {
         config.quota_plan = plan(limits, "");
@@ -38,7 +39,7 @@ async fn limits(service: &Service) -> Value {
     answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
 }
 
-/// The limits of the only key and model that were used.
+/// The limits of the only account and model in use.
 async fn only_account(service: &Service) -> Value {
     let limits = limits(service).await;
     assert_eq!(limits["count"], 1, "{limits}");
@@ -52,7 +53,7 @@ async fn a_request_that_cannot_start_in_time_is_refused_at_once_with_the_right_r
     let refused = service.chat("two").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.body["code"], "rate_limited");
-    // Two a minute are one every half minute.
+    // Two requests a minute are spaced half a minute apart.
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((20..=31).contains(&wait), "{wait}");
 
@@ -60,7 +61,7 @@ async fn a_request_that_cannot_start_in_time_is_refused_at_once_with_the_right_r
     let batch = answer(service.post("/batch/chat", &batch)).await;
     assert_eq!(batch.body["results"][0]["error_code"], "rate_limited");
     assert_eq!(batch.body["results"][0]["retryable"], true);
-    assert_eq!(service.simulator.stats().calls, 1, "Gemini has to refuse nothing");
+    assert_eq!(service.simulator.stats().calls, 1, "Gemini refuses nothing");
     service.until_idle().await;
 }
 
@@ -151,8 +152,8 @@ async fn a_daily_quota_that_gemini_reports_exhausted_pauses_the_account() {
     }
 }
 
-/// The simulator's minute is a second, so that the test is over soon; the service's is not, so
-/// that nothing goes that should not, however slow the machine is.
+/// The simulator's minute lasts a second, so that the test is short. The service's minute does not,
+/// so that no call starts too early on a slow machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_limits_are_learned_from_the_first_refusal_and_obeyed() {
     let options = Options {
@@ -169,7 +170,7 @@ async fn unknown_limits_are_learned_from_the_first_refusal_and_obeyed() {
     let chats = join_all((0..50).map(|n| service.chat(format!("chat {n}")))).await;
     assert!(chats.iter().all(|chat| chat.status == StatusCode::OK));
     let refused: u64 = service.simulator.stats().refused_429.values().sum();
-    assert!((1..=30).contains(&refused), "{refused}: more than the first burst had too many");
+    assert!((1..=30).contains(&refused), "{refused}: not only the first burst was refused");
     let found = &only_account(&service).await["requests_per_minute"];
     assert_eq!((&found["limit"], &found["source"]), (&json!(20), &json!("gemini")));
 }
@@ -266,7 +267,7 @@ async fn limits_are_shown_by_account_and_model_without_the_key() {
     }
     running.abort();
 
-    // The other key of the project spends the same quota.
+    // The project's other key uses the same quota.
     let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": LABELLED[1]}});
     assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
     assert_eq!(limits(&service).await["count"], 3);

@@ -1,4 +1,4 @@
-//! The memory that request bodies take together.
+//! The memory budget for buffered request bodies.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -23,7 +23,7 @@ fn native(prompt: &str, bytes: usize) -> Value {
     json!({"contents": [{"parts": [{"text": format!("{prompt}{}", "x".repeat(bytes))}]}]})
 }
 
-/// A connection with a body of which so much has been sent.
+/// Opens a connection and sends this many bytes of an announced body.
 async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = format!(
@@ -53,7 +53,7 @@ async fn bodies_past_the_memory_budget_are_refused() {
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(refused.body["error"]["status"], "UNAVAILABLE");
         assert_eq!(refused.body["error"]["details"][0]["reason"], "SERVER_BUSY");
-        // The others do not have to wait for the large ones.
+        // Other requests do not wait for the large ones.
         assert_eq!(service.chat("small").await.status, StatusCode::OK);
         drop(held);
         until_used(&service, 0).await;
@@ -100,7 +100,7 @@ async fn a_body_larger_than_the_budget_is_too_large() {
     assert!(refused.body["detail"].as_str().unwrap().contains("87500 bytes"), "{refused:?}");
 }
 
-/// A value of two bytes takes dozens of them once it is read.
+/// A value of two bytes takes dozens of bytes once it is parsed.
 #[tokio::test]
 async fn parsed_values_count_against_the_budget() {
     let service = with_memory(10_000_000).await;

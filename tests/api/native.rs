@@ -1,4 +1,4 @@
-//! Gemini's own surface: what goes on as it came, who pays, and what goes through the limiter.
+//! Gemini's own surface: what is relayed unchanged, who pays, and what passes the limiter.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ fn contents(prompt: &str) -> Value {
     json!({"contents": [{"parts": [{"text": prompt}]}]})
 }
 
-/// A request in Gemini's words, which the caller's own key pays for.
+/// A request on Gemini's surface with the caller's own key.
 fn own(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
     service.post(path, &contents(prompt)).header("x-goog-api-key", "callers-key")
 }
 
-/// The error that a client of Google's finds in an answer.
+/// The status, error status and message of an answer in Google's error format.
 fn error(answer: &Answer) -> (u16, &str, &str) {
     let error = &answer.body["error"];
     assert_eq!(error["code"], answer.status.as_u16(), "{}", answer.body);
@@ -117,7 +117,7 @@ async fn the_services_errors_use_googles_error_format() {
     let refused =
         answer(service.post(GENERATE, &contents("x")).header("x-goog-api-key", "a b")).await;
     assert_eq!(error(&refused).0, 401);
-    // What cannot be read as a key is not the same as none.
+    // An unreadable key is not the same as no key.
     let service_that_pays = Service::start().await;
     let odd = service_that_pays.post(GENERATE, &contents("x")).header("x-goog-api-key", "é");
     assert_eq!(error(&answer(odd).await).0, 401);
@@ -125,7 +125,7 @@ async fn the_services_errors_use_googles_error_format() {
     assert_eq!(error(&refused), (413, "INVALID_ARGUMENT", "BODY_TOO_LARGE"));
     let named = own(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");
     assert_eq!(error(&answer(named).await), (404, "NOT_FOUND", "SEMAPHORE_NOT_FOUND"));
-    // Sent as it is: a client would resolve the dots.
+    // Sent as raw bytes: a client would resolve the dots.
     for path in
         ["/v1beta/models/../x", "/v1beta/models/%2e%2E/x:generateContent", "/v1/models/a b:predict"]
     {
@@ -177,7 +177,7 @@ async fn geminis_errors_are_relayed_without_the_key() {
     let service = Service::start().await;
     let refused = answer(own(&service, GENERATE, "[[simulate:status=400]]")).await;
     assert_eq!(error(&refused).1, "INVALID_ARGUMENT");
-    assert_eq!(service.simulator.stats().calls, 1, "and is sent once");
+    assert_eq!(service.simulator.stats().calls, 1, "it is sent once");
     service.until_idle().await;
 }
 
@@ -233,7 +233,7 @@ async fn generating_calls_pass_the_limiter_however_their_path_is_encoded() {
         requests.push(tokio::spawn(request.send()));
         service.until(path, |limiter| limiter.waiting == requests.len()).await;
     }
-    // What generates nothing waits for nobody.
+    // A call that generates nothing does not wait in the queue.
     let listed = answer(service.get("/v1beta/models")).await;
     assert_eq!(listed.status, 200);
     assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
@@ -267,7 +267,7 @@ async fn a_call_is_charged_at_its_reported_cost() {
         answer(limits).await.body["limits"][0]["input_tokens_per_minute"]["used"].clone()
     };
     let path = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
-    // A token for every four bytes is expected; the simulator counts one for each of these.
+    // The estimate is one token for every four bytes. The simulator counts one for each of these.
     let stream = own(&service, path, &"日本".repeat(50)).send().await.unwrap();
     assert!(stream.text().await.unwrap().contains("usageMetadata"));
     let cost = service.simulator.stats().admitted_input_tokens;

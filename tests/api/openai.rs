@@ -1,4 +1,4 @@
-//! OpenAI's surface: what is OpenAI's, who pays, and how failures are told.
+//! OpenAI's surface: which paths it has, who pays, and the format of errors.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::RequestBuilder;
@@ -92,7 +92,7 @@ async fn a_post_is_counted_for_its_model_whatever_its_content_type() {
         assert_eq!(answer(text("/v1beta/openai/files", &json!({}))).await.status, 200);
         let doubled = text(CHAT, &Value::Null).body(r#"{"model":"a","model":"b"}"#);
         assert_eq!(answer(doubled).await.status, 400);
-        // What names no model and need not is counted all the same.
+        // A call that names no model and needs none is counted too.
         assert_eq!(answer(text("/v1beta/openai/a%20b", &json!({}))).await.status, 200);
         let sent = recording.asked().pop().unwrap();
         assert!(sent.starts_with("POST /v1beta/openai/a%20b HTTP/1.1\r\n"), "{sent}");

@@ -1,4 +1,4 @@
-//! Redis is lost, hangs or is started anew; a replica is killed, or paused.
+//! Redis is lost, hangs or restarts; a replica is killed or paused.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::sharing::{
 };
 use crate::support::{Answer, answer, slow};
 
-/// Short, and long enough for a busy machine to keep it up.
+/// Short, but long enough for a replica on a busy machine to renew it.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// A replica that holds its permits for so long, not started yet.
+/// A replica with this lease, not started yet.
 fn replica(all: &Surroundings, limit: usize) -> Start {
     all.replica(limit).set("REDIS_LEASE_SECONDS", &LEASE.as_secs().to_string())
 }
@@ -46,7 +46,7 @@ async fn without_redis_new_requests_are_refused_however_many_wait() {
     all.redis.stop().await;
     until_connected(&replica, false).await;
     assert_unavailable(chat(&replica, "Too late")).await;
-    // Those who wait are two slots further on, and no call of theirs has begun.
+    // Both slots are free again, but no waiting request may start.
     all.until_in_flight(0).await;
     assert_unavailable(chat(&replica, "Too late")).await;
     assert_unavailable(replica.post("/batch/chat", &json!({"requests": items}))).await;
@@ -90,7 +90,7 @@ async fn shared_state_survives_a_restart_of_a_persistent_redis() {
     for _ in 0..2 {
         assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
     }
-    // Nobody is left who remembers anything.
+    // No replica is left that remembers the semaphore.
     replica.terminate().await;
     assert_eq!(replica.end().await.0, Some(0));
     all.redis.stop().await;
@@ -117,7 +117,7 @@ async fn a_killed_replicas_permits_are_freed_when_its_lease_expires() {
     let waits = send(&two, "Hello");
     until_waiting(&two, 1).await;
     one.kill().await;
-    // The rest is for a busy machine.
+    // The rest is slack for a busy machine.
     let answered = timeout(LEASE + Duration::from_secs(3), waits).await;
     assert_eq!(answered.expect("the lease is over").unwrap().status, 200);
     assert!(cut_off.await.unwrap().is_err());
@@ -135,7 +135,7 @@ async fn the_limit_holds_when_redis_loses_everything() {
     until_waiting(&one, 6).await;
     until_waiting(&two, 6).await;
     all.redis.say(&redis::cmd("FLUSHALL")).await;
-    // One that has just started does not know that there was anything.
+    // A replica that has just started does not know that anything was lost.
     let three = start().await;
     calls.push(send(&three, "Hello"));
     for call in calls {
@@ -145,7 +145,7 @@ async fn the_limit_holds_when_redis_loses_everything() {
     assert_eq!(all.simulator.stats().highest_in_flight, 4);
 }
 
-/// It takes permits for the requests that wait at it, and does not know for how long it held them.
+/// The replica takes permits for its waiting requests and does not know how long it has held them.
 #[tokio::test]
 async fn permits_granted_to_a_paused_replica_are_void_when_it_resumes() {
     let all = surroundings().await;
@@ -159,7 +159,7 @@ async fn permits_granted_to_a_paused_replica_are_void_when_it_resumes() {
     until_waiting(&two, 2).await;
 
     one.signal("STOP").await;
-    // The next permits are its own; when its lease is over, they go to the other one.
+    // The next permits are the paused replica's. When its lease expires, they go to the other one.
     all.until_in_flight(0).await;
     all.until_in_flight(2).await;
     one.signal("CONT").await;
@@ -177,8 +177,9 @@ async fn a_redis_that_hangs_counts_as_unavailable() {
     let replica = replica(&all, 2).run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
     all.redis.signal("STOP").await;
-    // Whether it has been noticed or not. It takes a fifth of the lease each to find that nothing
-    // comes back, and that a new connection does not help; the rest is for a busy machine.
+    // Whether the outage has been noticed or not. The replica needs a fifth of the lease to find
+    // that no reply comes, and another fifth to find that a new connection does not help. The rest
+    // is slack for a busy machine.
     let soon = Duration::from_secs(10);
     timeout(soon, assert_unavailable(chat(&replica, "Hello"))).await.expect("in time");
     until_connected(&replica, false).await;

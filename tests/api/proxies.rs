@@ -1,4 +1,4 @@
-//! Calls to Gemini through a proxy, and certificate authorities of one's own.
+//! Calls to Gemini through a proxy, and private certificate authorities.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ const NO_CONNECTION: &str = "no connection to Gemini could be made: ";
 const UNAUTHORIZED: &str =
     "the proxy requires a user name and a password, or rejects those it was given (407)";
 
-/// Listens, and gives each connection to a function.
+/// Listens, and runs a function for each connection.
 async fn each<F: Future<Output = Option<()>> + Send + 'static>(
     serve: impl Fn(TcpStream) -> F + Send + Clone + 'static,
 ) -> SocketAddr {
@@ -40,13 +40,13 @@ async fn each<F: Future<Output = Option<()>> + Send + 'static>(
     address
 }
 
-/// Joins a client with a server until both are done.
+/// Copies between a client and a server until both are done.
 async fn join(mut client: impl AsyncRead + AsyncWrite + Unpin, server: SocketAddr) -> Option<()> {
     let mut server = TcpStream::connect(server).await.ok()?;
     copy_bidirectional(&mut client, &mut server).await.ok().map(drop)
 }
 
-/// The head of a request.
+/// Reads the head of a request.
 async fn head(client: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -55,13 +55,13 @@ async fn head(client: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).expect("a head"))
 }
 
-/// An HTTP proxy, for which every host is at one address.
+/// An HTTP proxy that sends every host to one address.
 #[derive(Clone)]
 struct HttpProxy {
     upstream: SocketAddr,
-    /// What `Proxy-Authorization` has to say.
+    /// The required `Proxy-Authorization`.
     authorization: Option<String>,
-    /// With what CONNECT is refused.
+    /// The status line with which CONNECT is refused.
     refusal: Option<&'static str>,
     heads: Arc<Mutex<Vec<String>>>,
 }
@@ -81,7 +81,7 @@ impl HttpProxy {
         each(move |stream| proxy.clone().serve(stream)).await
     }
 
-    /// The first lines of all requests.
+    /// The request lines so far.
     fn asked(&self) -> Vec<String> {
         let heads = self.heads.lock().unwrap();
         heads.iter().filter_map(|head| head.lines().next()).map(str::to_owned).collect()
@@ -107,8 +107,8 @@ impl HttpProxy {
             client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.ok()?;
             return join(client, self.upstream).await;
         }
-        // Passed on as a proxy does: the path alone, without what is for the proxy, and for one
-        // request alone.
+        // Forwarded as a proxy does: path only, without the proxy's own headers, one request for
+        // each connection.
         let (method, rest) = head.split_once(" http://").expect("a whole URL");
         let (_, path) = rest.split_once('/').expect("a path");
         let passed_on: String = format!("{method} /{path}")
@@ -122,14 +122,14 @@ impl HttpProxy {
     }
 }
 
-/// A SOCKS5 proxy with the password `secret` of the user `user`, for which every host is at one
+/// A SOCKS5 proxy with the user `user` and the password `secret`, which sends every host to one
 /// address. Source: RFCs 1928 and 1929.
 #[derive(Clone)]
 struct SocksProxy {
     upstream: SocketAddr,
-    /// The reply to a request to connect: 0 where it is met.
+    /// The reply to a connect request; 0 means success.
     reply: u8,
-    /// The hosts that were asked for: names, or addresses.
+    /// The requested hosts: names or addresses.
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -169,7 +169,7 @@ impl SocksProxy {
     }
 }
 
-/// Bytes with their number before them.
+/// Bytes preceded by their number.
 async fn bytes(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut bytes = vec![0; stream.read_u8().await.ok()?.into()];
     stream.read_exact(&mut bytes).await.ok()?;
@@ -196,7 +196,7 @@ impl Certificates {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Speaks TLS in front of a server.
+    /// Terminates TLS in front of a server. Returns its address.
     async fn before(&self, server: SocketAddr) -> SocketAddr {
         let chain = CertificateDer::from_pem_file(self.path("pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path("key")).unwrap();
@@ -215,7 +215,7 @@ impl Certificates {
     }
 }
 
-/// A simulator of Gemini that is up until the guard is dropped.
+/// A simulator of Gemini that runs until the guard is dropped.
 async fn simulator() -> (SocketAddr, DropGuard) {
     let stop = CancellationToken::new();
     let address = listen(Simulator::new(Options::default()).router(), &stop).await;
@@ -235,19 +235,19 @@ async fn chat(service: &Process) -> Answer {
     answer(service.post("/chat", &json!({"prompt": "Hello"}))).await
 }
 
-/// A chat of a service that is started for it.
+/// The answer to a chat from a service started for it.
 async fn one_chat(base_url: &str, variables: &[(&str, &str)]) -> Answer {
     chat(&over(base_url, variables).run().await).await
 }
 
-/// Holds a failed chat to the reason that its detail has to give.
+/// Checks that a failed chat's detail gives this reason.
 fn check_failure(answer: &Answer, reason: &str) {
     let expected =
         json!({"detail": format!("{NO_CONNECTION}{reason}"), "code": "upstream_connection"});
     assert_eq!((answer.status, &answer.body), (StatusCode::BAD_GATEWAY, &expected));
 }
 
-/// A port at which nobody listens.
+/// A port on which nothing listens.
 async fn closed_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     listener.local_addr().unwrap().port()
@@ -271,7 +271,7 @@ async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     for secret in ["user", "p@ss", "p%40ss", "dXNlcjpwQHNz"] {
         assert!(!log.contains(secret), "{log}");
     }
-    // Nobody else vouches for it, and an authority of one's own is enough without the system's.
+    // No other authority certifies it. With the private authority, the system's are not needed.
     let untrusted = one_chat("https://gemini.test", &variables[..1]).await;
     check_failure(&untrusted, "its certificate is not trusted on this machine");
     let alone = [variables[0], variables[1], ("SSL_CERT_FILE", "/does/not/exist")];
@@ -310,7 +310,7 @@ async fn requests_to_a_plain_http_upstream_are_forwarded_by_the_proxy() {
     let seen = upstream.asked();
     assert!(seen[0].contains("host: gemini.test:8080"), "{seen:?}");
     assert!(!seen[0].contains("proxy-authorization"), "{seen:?}");
-    // A client's own password for a proxy is not passed on.
+    // A client's own proxy password is not relayed.
     let listed = service.get("/v1beta/models").header("proxy-authorization", "Basic other");
     assert_eq!(listed.send().await.unwrap().status(), 200);
     assert_eq!(proxy.asked().len(), 2);
@@ -334,7 +334,7 @@ async fn a_proxys_refusal_is_reported() {
         let log = service.log();
         assert!(!log.contains("of-the-proxy") && !log.contains("the-secret-key"), "{log}");
     }
-    // Of a proxy that passes requests on, only this cannot come from the upstream.
+    // With a forwarding proxy, only this status cannot come from the upstream.
     let proxy = open.with_password("user:secret");
     let url = format!("http://user:wrong@{}", proxy.start().await);
     let service = over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;
@@ -347,7 +347,7 @@ async fn a_proxys_refusal_is_reported() {
 #[tokio::test]
 async fn an_unusable_proxy_is_reported() {
     let closed = format!("127.0.0.1:{}", closed_port().await);
-    // It reads all that was sent, so that the connection ends and is not reset.
+    // Everything sent is read first, so that the connection ends without a reset.
     let hangs_up = each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
     let hangs_up = hangs_up.to_string();
     let unknown = format!("{}.invalid", "a".repeat(64));
@@ -365,8 +365,7 @@ async fn an_unusable_proxy_is_reported() {
 #[tokio::test]
 async fn a_socks_proxy_resolves_names_only_with_socks5h() {
     let (simulator, _stop) = simulator().await;
-    // Resolvers take a number for an address, without asking anybody; other programs take it for a
-    // name.
+    // A resolver reads a number as an address without a lookup; other programs read it as a name.
     let base_url = "http://2130706433:8080";
     for (scheme, asked) in [("socks5", "127.0.0.1:8080"), ("socks5h", "2130706433:8080")] {
         let proxy = SocksProxy::to(simulator);
@@ -401,7 +400,7 @@ async fn no_proxy_hosts_and_loopback_are_reached_directly() {
     let (simulator, _stop) = simulator().await;
     let proxy = format!("http://127.0.0.1:{}", closed_port().await);
     let proxy = ("HTTP_PROXY", &*proxy);
-    // An address of this machine that does not say so.
+    // This address reaches this machine but is not recognized as loopback.
     let base_url = format!("http://0.0.0.0:{}", simulator.port());
     let failed = one_chat(&base_url, &[proxy]).await;
     check_failure(&failed, "the proxy cannot be reached: it was refused");

@@ -1,4 +1,4 @@
-//! What Gemini says never holds the server's key when it comes out of the service.
+//! What comes from Gemini never leaves the service with a key in it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{Service, answer, listen};
 
-/// A key of the form of Google's.
+/// A key in Google's format.
 const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
-/// Another one, which is no key in use.
+/// Another one, not used for any call.
 const OTHER: &str = "AIzaSyB-1xSrke72PouQMnMX-a7eZSW0jkFMBWY";
 const MASK: &str = "***************************************";
 const GENERATE: &str = "/v1beta/models/m:generateContent";
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
-/// A service with the key, over an upstream that answers everything in one way.
+/// A service with the key, over an upstream with one handler.
 async fn over(
     answer: impl Fn(&HeaderMap) -> Response + Send + Sync + 'static,
 ) -> (Service, DropGuard) {
@@ -35,7 +35,7 @@ async fn over(
     let service = Service::with(Options::default(), |config| {
         config.base_url = base_url;
         config.max_attempts = 1;
-        // No waiting for a minute's quota.
+        // Without quotas, so that no call waits.
         config.request_timeout = Duration::from_secs(30);
         config.set_gemini_api_key(ApiKey::new(KEY).unwrap());
     });
@@ -47,7 +47,7 @@ fn respond(status: u16, content_type: &str, body: impl Into<Body>) -> Response {
     response.body(body.into()).unwrap()
 }
 
-/// The pieces of an answer, each sent by itself.
+/// A body whose pieces are sent separately.
 fn pieces(pieces: impl IntoIterator<Item = String>) -> Body {
     let pieces: Vec<_> = pieces.into_iter().map(Ok::<_, std::io::Error>).collect();
     Body::from_stream(iter(pieces))
@@ -101,12 +101,12 @@ async fn no_error_of_a_streamed_chat_shows_the_key() {
         let (service, _stop) =
             over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
         let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
-        // A stream that begins with an error is a refusal, in which no key has its place.
+        // A stream that begins with an error is a refusal, from which every key is redacted.
         let mut expected = stream.replace(KEY, MASK);
         if events[0].get("error").is_some() {
             expected = expected.replace(OTHER, MASK);
         }
-        assert_eq!(passed, expected, "cut into its letters");
+        assert_eq!(passed, expected, "split into single characters");
         service.until_idle().await;
     }
 }
@@ -137,7 +137,7 @@ async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     );
 }
 
-/// The pieces of a stream as they came out, cut into its letters on the way in.
+/// The stream as relayed, when it arrives one character at a time.
 async fn relayed(content_type: &'static str, stream: String) -> String {
     let letters: Vec<_> = stream.chars().map(String::from).collect();
     let (service, _stop) = over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
@@ -224,7 +224,7 @@ async fn an_encoded_error_body_is_not_relayed() {
         }
         assert_eq!(service.chat("Hi").await.status, if status == 200 { 502 } else { 403 });
         let (found, _, _) = text(service.get("/download/v1beta/files/x:download")).await;
-        assert_eq!(found, if status == 200 { 200 } else { 502 }, "a file may be kept so");
+        assert_eq!(found, if status == 200 { 200 } else { 502 }, "a file may be stored encoded");
     }
 }
 
@@ -250,7 +250,7 @@ async fn no_header_and_no_reason_phrase_shows_a_key() {
     }
 }
 
-/// An answer as it comes, its status line included.
+/// The raw answer, status line included.
 async fn raw(service: &Service, method: &str, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(service.address).await.unwrap();
@@ -284,7 +284,7 @@ async fn an_excessive_retry_delay_is_capped_by_its_quotas_window() {
         ("9223372036854775807s", MINUTE, "no", 601),
         ("9223372036854775807s", DAY, "no", 90_001),
         ("9223372036854775807s", None, exhausted, 3_600),
-        // Which quota it is, and so how long it can take, only Gemini knows.
+        // Only Gemini knows which quota this is, and so how long the wait may be.
         ("9223372036854775807s", None, "no", 90_001),
         ("3153600000s", MINUTE, "no", 601),
     ] {

@@ -1,5 +1,4 @@
-//! Refusals that are not for load, and calls that may have run: what is tried again, and what is
-//! left alone.
+//! Refusals other than for load, and calls that may have run: what is retried, and what is not.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::recording::Recording;
 use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, listen};
 
-/// An upstream that refuses what it is told to refuse, and answers everything else.
+/// An upstream that refuses some calls and answers all others.
 struct Refusing {
     base_url: String,
     calls: Arc<Mutex<usize>>,
@@ -25,7 +24,8 @@ struct Refusing {
 }
 
 impl Refusing {
-    /// Refuses the calls for which there is a refusal: by their number, from 1, and their key.
+    /// Refuses the calls for which the function returns a refusal. It gets the call's number, from
+    /// 1, and its key.
     async fn with(
         refusal: impl Fn(usize, &str) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
@@ -64,7 +64,7 @@ fn key(request: &Request) -> String {
     header("x-goog-api-key").or(header(AUTHORIZATION.as_str())).unwrap_or_default().to_owned()
 }
 
-/// What Gemini answers, in the form of the surface.
+/// An answer in the format of the request's surface.
 fn served(request: &Request) -> Response {
     let path = request.uri().path();
     let answer = json!({
@@ -92,7 +92,7 @@ fn refusal(status: u16, message: &str, details: Value) -> Value {
     }})
 }
 
-/// An answer with that status and body.
+/// A response with this status and body.
 fn refused(status: u16, body: &Value) -> Response {
     let mut response = axum::Json(body.clone()).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -136,7 +136,7 @@ async fn assert_no_limit_fell(service: &Service) {
     assert_eq!(health["concurrency_status"]["adaptive_limits"], json!({}));
 }
 
-/// What is spent of the only account.
+/// What the only account has used of a quota.
 async fn spent(service: &Service, quota: &str) -> Value {
     let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
     assert_eq!(limits.body["count"], 1, "{}", limits.body);
@@ -159,14 +159,14 @@ async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
             assert_eq!(item["retryable"], false);
         }
         let calls = upstream.calls();
-        assert!(calls <= 15, "{calls} were made, of which no more than 15 were under way at once");
+        assert!(calls <= 15, "{calls} were made, with at most 15 in flight at once");
 
         assert_failed(
             &chat_with(&service, SERVER_KEY, "another-model").await,
             402,
             "account_unfunded",
         );
-        assert_eq!(upstream.calls(), calls, "it holds for every model of the account");
+        assert_eq!(upstream.calls(), calls, "every model of the account is paused");
         let shown = limits(&service).await;
         for account in shown["limits"].as_array().unwrap() {
             let shown = &account["refused"];
@@ -182,14 +182,14 @@ async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
         let of_another =
             |account: &&Value| account["key"] != "server" && account["model"] == "a-model";
         let accounts = shown["limits"].as_array().unwrap();
-        let served = accounts.iter().find(of_another).expect("it was used");
+        let served = accounts.iter().find(of_another).expect("the account is listed");
         assert_eq!(served["refused"], Value::Null);
         assert_no_limit_fell(&service).await;
         service.until_idle().await;
     }
 }
 
-/// Gemini's answers name the model that it charges, each surface in its own words.
+/// Gemini's answers name the model that is charged, in each surface's format.
 #[tokio::test]
 async fn answers_on_every_surface_map_an_alias_to_the_model_that_is_charged() {
     let native = json!({
@@ -238,7 +238,7 @@ async fn answers_on_every_surface_map_an_alias_to_the_model_that_is_charged() {
     }
 }
 
-/// A refusal names the model whose quota is used up.
+/// A refusal names the model whose quota is exhausted.
 #[tokio::test]
 async fn a_refusal_maps_an_alias_to_the_model_that_it_names() {
     let details = json!([{
@@ -254,7 +254,7 @@ async fn a_refusal_maps_an_alias_to_the_model_that_it_names() {
     for model in ["gemini-latest", "gemini-real", "gemini-latest"] {
         assert_failed(&chat_with(&service, SERVER_KEY, model).await, 429, "daily_quota_exhausted");
     }
-    assert_eq!(upstream.calls(), 1, "it holds for both");
+    assert_eq!(upstream.calls(), 1, "both names are paused");
     let shown = limits(&service).await;
     assert_eq!(shown["limits"][0]["counts_as"], "gemini-real", "{shown}");
     assert_eq!(shown["limits"][1]["requests_per_day"]["limit"], 50, "{shown}");
@@ -280,11 +280,11 @@ async fn a_quota_of_zero_is_reported_and_not_retried() {
         for _ in 0..2 {
             let failed = chat_with(&service, "a-key", "a-model").await;
             assert_failed(&failed, 403, "no_quota");
-            assert!(!failed.headers.contains_key(RETRY_AFTER), "nobody knows when");
+            assert!(!failed.headers.contains_key(RETRY_AFTER), "no time is known");
         }
         assert_eq!(upstream.calls(), 1);
         let other = chat_with(&service, "a-key", "another-model").await;
-        assert_eq!(other.status, StatusCode::OK, "it holds for the model alone");
+        assert_eq!(other.status, StatusCode::OK, "only that model is paused");
     }
 }
 
@@ -336,7 +336,7 @@ async fn a_retry_after_header_is_obeyed() {
         let asked = Instant::now();
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
         assert_eq!(upstream.calls(), 2);
-        // The backoff alone is half a second at most.
+        // The backoff alone is at most half a second.
         assert!(asked.elapsed() >= Duration::from_secs(2), "{:?}", asked.elapsed());
     }
 }
@@ -395,7 +395,7 @@ async fn a_failed_connection_uses_no_quota() {
 const SSE: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 const LIST: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent";
 
-/// A request for a stream of each surface, and each form in which an error can come in a 200.
+/// A streaming request on each surface, with each format in which an error can come in a 200.
 fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
     let chat = json!({"prompt": "Hello", "stream": true});
     let gemini = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
@@ -421,7 +421,7 @@ async fn a_stream_that_begins_with_an_error_is_retried() {
         let (first, is_list) = (body.clone(), path == LIST);
         let upstream = Refusing::with(move |number, _| {
             let content_type = if is_list { "application/json" } else { "text/event-stream" };
-            // In pieces, as it may come.
+            // The answer may arrive in pieces.
             let pieces =
                 first.as_bytes().chunks(7).map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
             let pieces: Vec<_> = pieces.collect();
@@ -471,13 +471,17 @@ async fn a_stream_that_begins_with_a_refusal_settles_as_a_refusal() {
         let status = response.status();
         let text = response.text().await.unwrap();
         if path.starts_with("/v1beta") {
-            assert_eq!((status, &*text), (StatusCode::OK, &*body), "{path}: as Gemini said it");
+            assert_eq!((status, &*text), (StatusCode::OK, &*body), "{path}: relayed unchanged");
         } else {
             assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{path}: {text}");
             assert!(text.contains("daily_quota_exhausted"), "{path}: {text}");
         }
         let next = answer(service.post(path, &asked)).await;
-        assert_eq!(next.status, StatusCode::TOO_MANY_REQUESTS, "{path}: the day is used up");
+        assert_eq!(
+            next.status,
+            StatusCode::TOO_MANY_REQUESTS,
+            "{path}: the daily quota is exhausted"
+        );
         assert_eq!(upstream.calls(), 1, "{path}");
         let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
         let learned = &limits.body["limits"][0]["requests_per_day"];

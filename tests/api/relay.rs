@@ -1,5 +1,5 @@
-//! What is passed on, in both surfaces' words: who pays, what is counted, and what goes neither to
-//! Gemini nor back.
+//! Relayed calls on both surfaces: who pays, what is counted, and which headers are dropped in
+//! either direction.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn over(recording: &Recording) -> Service {
         .await
 }
 
-/// The answer to bytes, read until the service closes the connection.
+/// The answer to raw bytes, read until the service closes the connection.
 async fn raw(service: &Service, request: &str) -> String {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -194,7 +194,7 @@ async fn the_admin_key_is_not_relayed() {
     let in_path = service.get(&format!("/v1beta/files/{ADMIN_KEY}"));
     assert_eq!(answer(in_path).await.status, 401);
     assert_eq!(recording.asked().len(), 0);
-    // Where it stays here, it may stand.
+    // Headers that are not relayed may contain it.
     let cookie = service.post(GENERATE, &contents()).header("cookie", ADMIN_KEY);
     assert_eq!(answer(cookie).await.status, 200);
     assert!(!recording.asked().pop().unwrap().contains(ADMIN_KEY));
@@ -241,7 +241,7 @@ async fn an_upload_that_gemini_does_not_answer_times_out() {
         config.upstream_timeout = Duration::from_millis(100);
     })
     .await;
-    // More than any buffer on the way holds: it is never taken whole.
+    // More than any buffer on the way holds, so that it is never accepted completely.
     for body in ["x".to_owned(), "x".repeat(64 << 20)] {
         let upload = service.post("/upload/v1beta/files", &Value::Null).body(body);
         let late = answer(upload).await;

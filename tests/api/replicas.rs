@@ -1,4 +1,4 @@
-//! Several replicas of the real program, over one simulator and one Redis.
+//! Several replicas of the real program over one simulator and one Redis.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use crate::support::{ADMIN_KEY, SERVER_KEY, TEST_TIMEOUT, answer, listen, slow, 
 const LIMIT: usize = 20;
 const LEASE: Duration = Duration::from_secs(4);
 
-/// A simulator and a Redis for replicas.
+/// The simulator and the Redis of some replicas.
 pub struct Surroundings {
     pub simulator: Simulator,
     pub redis: RedisServer,
@@ -44,13 +44,13 @@ impl Surroundings {
             .set("REDIS_URL", &self.redis.url())
     }
 
-    /// Waits until so many calls are in flight.
+    /// Waits until this many calls are in flight.
     pub async fn until_in_flight(&self, calls: usize) {
         until("so many are in flight", || self.simulator.stats().in_flight == calls).await;
     }
 }
 
-/// What a replica says of itself.
+/// What a replica reports at `GET /`.
 pub async fn health(replica: &Process) -> Value {
     answer(replica.get("/")).await.body
 }
@@ -61,10 +61,10 @@ pub async fn until_connected(replica: &Process, connected: bool) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("it never said so");
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("the state never changed");
 }
 
-/// Clients that keep a replica at work, wherever it is, and try again where they get no answer.
+/// Clients that keep a replica busy, also at a new address, and try again if they get no answer.
 struct Load {
     at: Mutex<SocketAddr>,
     answered: AtomicUsize,
@@ -96,7 +96,7 @@ impl Load {
     }
 }
 
-/// Waits until all of them have answered more than by now.
+/// Waits until every replica has answered more requests than now.
 async fn until_all_answer_more(loads: &[Arc<Load>]) {
     let answered = |load: &Arc<Load>| load.answered.load(Ordering::Relaxed);
     let before: Vec<_> = loads.iter().map(answered).collect();
@@ -119,7 +119,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     until_all_answer_more(&loads).await;
     all.until_in_flight(LIMIT).await;
 
-    // One is killed. What it held is back when its lease is over.
+    // One replica is killed. Its slots are free again when its lease expires.
     let killed = replicas.remove(0);
     let began = Instant::now();
     killed.kill().await;
@@ -131,7 +131,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     replicas.insert(0, anew);
     until_all_answer_more(&loads).await;
 
-    // One is paused for longer than its lease, and goes on then.
+    // One replica is paused for longer than its lease, and then resumes.
     replicas[1].signal("STOP").await;
     sleep(LEASE + LEASE / 4).await;
     all.until_in_flight(LIMIT).await;
@@ -139,7 +139,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     until_all_answer_more(&loads).await;
     replicas[1].until_logged("connected to Redis again").await;
 
-    // Redis stops, and is there again, with nothing in it.
+    // Redis stops and restarts empty.
     let items: Vec<_> = (0..60).map(|n| json!({"prompt": format!("{n} {}", slow(50))})).collect();
     let batch = replicas[3].post("/batch/chat", &json!({"requests": items}));
     let batch = tokio::spawn(answer(batch));
@@ -162,7 +162,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     until_all_answer_more(&loads).await;
     all.until_in_flight(LIMIT).await;
     let batch = batch.await.expect("an answer").body;
-    assert_eq!(batch["successful_requests"], 60, "those that waited are answered: {batch}");
+    assert_eq!(batch["successful_requests"], 60, "waiting items are answered: {batch}");
 
     stop.cancel();
     clients.close();

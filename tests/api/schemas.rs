@@ -1,4 +1,4 @@
-//! What heavy and hostile schemas cost: whoever sends them, and nobody else.
+//! What heavy and hostile schemas cost, and that only their sender pays for it.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn ask(service: &Service, schema: &Value) -> Answer {
     answer(service.post(PATH, &question(schema))).await
 }
 
-/// A schema and an answer whose check takes minutes: each item fits the last alternative only.
+/// A schema and an answer whose check takes minutes: each item fits only the last alternative.
 fn endless() -> (Value, String) {
     let alternatives: Vec<Value> = (0..1_000).map(|i| json!({"const": {"a": i}})).collect();
     let answer = Value::Array(vec![json!({"a": 999}); 400_000]);
@@ -56,7 +56,7 @@ async fn a_schema_is_compiled_only_after_authentication() {
     }
 }
 
-/// The service has a single thread here: it answers the chat only if the check runs elsewhere.
+/// This test has a single thread: the chat is answered only if the check runs elsewhere.
 #[tokio::test]
 async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnects() {
     let (schema, long) = endless();
@@ -69,7 +69,7 @@ async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnec
     })
     .await;
     assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
-    assert_eq!(service.gateway.offload.running(), 1, "the check is not done yet");
+    assert_eq!(service.gateway.offload.running(), 1, "the check still runs");
     heavy.abort();
     until_checked(&service).await;
     service.until_idle().await;
@@ -95,7 +95,7 @@ async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("takes longer than 5s"), "{detail}");
-    assert_eq!(upstream.asked().len(), 1, "it would take as long again");
+    assert_eq!(upstream.asked().len(), 1, "no second call");
     until_checked(&service).await;
 }
 

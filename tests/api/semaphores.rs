@@ -23,7 +23,7 @@ async fn delete(service: &Service, id: &str) -> Answer {
     answer(service.delete(&format!("{PATH}/{id}"))).await
 }
 
-/// A chat of the semaphore, under way.
+/// Starts a chat that uses the semaphore.
 fn chat(service: &Service, semaphore: &str, latency_ms: u64) -> JoinHandle<Answer> {
     let body = json!({"prompt": slow(latency_ms), "external_semaphore_id": semaphore});
     tokio::spawn(answer(service.post("/chat", &body)))
@@ -132,7 +132,7 @@ async fn only_the_administrator_manages_semaphores() {
         let requests = [
             service.get(PATH),
             service.post(PATH, &body),
-            // Who has no key does not learn what is wrong with a body.
+            // A caller without a key is not told what is wrong with its body.
             service.post(PATH, &json!({})),
             reqwest::Client::new().delete(service.url(&format!("{PATH}/images"))),
         ];
@@ -153,7 +153,7 @@ async fn a_limit_can_change_while_requests_hold_permits() {
     let mut chats = Vec::new();
     for waiting in 0..5 {
         chats.push(chat(&service, "images", 60_000));
-        // One after the other, so that it is known who is first.
+        // One after the other, so that their order is known.
         service
             .until("it waits", |limiter| limiter.in_flight == 1 && limiter.waiting == waiting)
             .await;
@@ -170,7 +170,11 @@ async fn a_limit_can_change_while_requests_hold_permits() {
 
     chats[0].abort();
     service.until("two are left", |limiter| limiter.in_flight == 2).await;
-    assert_eq!(service.gateway.limiter.occupancy().waiting, 2, "two hold it and two may");
+    assert_eq!(
+        service.gateway.limiter.occupancy().waiting,
+        2,
+        "two hold permits and two wait for one"
+    );
     assert_eq!(service.simulator.stats().calls, 3);
     chats[1].abort();
     service.until("the next goes", |limiter| limiter.in_flight == 2 && limiter.waiting == 1).await;
@@ -213,7 +217,7 @@ async fn deleting_a_semaphore_fails_waiting_requests_and_lets_running_ones_finis
     service.until_idle().await;
 }
 
-/// A new semaphore of the name does not count those who hold the old one.
+/// A new semaphore of the same name does not count holders of the old one.
 #[tokio::test]
 async fn a_recreated_semaphore_is_independent_of_the_deleted_one() {
     let service = Service::start().await;

@@ -1,4 +1,4 @@
-//! The settings as the documentation lists them: the same as the code reads.
+//! The documentation lists the settings as the code reads them.
 
 use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::cell::RefCell;
@@ -10,14 +10,14 @@ use gemini_concurrent_generation::limits::Quotas;
 
 use crate::manual::{file, pages, rows, section, text};
 
-/// The setting's row in the manual's table.
+/// A setting's row in the manual's table.
 fn row(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
     format!("| `{name}` | {default} | {unit} | {meaning} |")
 }
 
-/// The setting's paragraph in `.env.example`.
+/// A setting's paragraph in `.env.example`.
 fn paragraph(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let kind = if default.is_empty() { "no default".into() } else { format!("default: {default}") };
@@ -44,7 +44,7 @@ fn the_limits_page_lists_each_tiers_numbers() {
     assert_eq!(rows(&section("docs/limits.md", "Quotas")), expected);
 }
 
-/// A number with a comma before every three digits, as in a text.
+/// A number with thousands separators, as in the manual.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let places = (1..=digits.len()).rev();
@@ -79,7 +79,8 @@ fn the_example_file_lists_every_setting_in_order_and_no_other() {
     assert_eq!(paragraphs, expected);
 }
 
-/// Read as the service reads `.env`. A copy in which a default stood could not follow the tier.
+/// Parsed as the service parses `.env`. If the file set a default, a copy of it could not follow
+/// the tier.
 #[test]
 fn the_example_file_sets_nothing() {
     let variables = dotenvy::from_path_iter(file(".env.example")).expect("the file is there");
@@ -89,7 +90,7 @@ fn the_example_file_sets_nothing() {
     assert_eq!(variables, empty);
 }
 
-/// A setting that is listed and not read, or read and not listed, would pass for documented.
+/// Fails for a setting that is listed and not read, or read and not listed.
 #[test]
 fn the_code_reads_every_listed_setting() {
     let asked = RefCell::new(BTreeSet::new());
@@ -112,7 +113,7 @@ fn the_settings_page_names_the_proxy_variables() {
     }
 }
 
-/// Variables of the tests, which are no settings of the service.
+/// Variables of the tests, which are not settings of the service.
 const OF_TESTS: [&str; 8] = [
     "CARGO_PROFILE_BENCH_DEBUG",
     "CARGO_PROFILE_BENCH_STRIP",
@@ -136,7 +137,7 @@ fn instructions_set_only_variables_that_the_code_knows() {
     }
 }
 
-/// The names before an `=` that are written as variables are: `NAME` in `NAME=value`.
+/// The names in assignments: `NAME` in `NAME=value`.
 fn assigned(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     let before = iter::from_fn(move || {

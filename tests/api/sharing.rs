@@ -19,7 +19,8 @@ pub const PREFIX: &str = "gemini-concurrent-generation";
 pub const SEMAPHORES: &str = "/_admin/semaphores";
 pub const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
-/// A Redis that counts as one that has been up for long, so that nobody waits for its lease.
+/// A simulator, and a Redis that counts as long-running, so that replicas need not wait for a
+/// lease.
 pub async fn surroundings() -> Surroundings {
     let redis = RedisServer::start().await;
     redis.season(PREFIX).await;
@@ -35,7 +36,7 @@ pub async fn register(replica: &Process, limit: usize) -> u16 {
     answer(admin(replica.post(SEMAPHORES, &body))).await.status.as_u16()
 }
 
-/// The only semaphore, as a replica sees it.
+/// The only semaphore, as a replica reports it.
 pub async fn semaphore(replica: &Process) -> Value {
     answer(admin(replica.get(SEMAPHORES))).await.body["semaphores"][0].clone()
 }
@@ -46,7 +47,9 @@ pub async fn until_waiting(replica: &Process, count: usize) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("so many never waited");
+    tokio::time::timeout(TEST_TIMEOUT, wait)
+        .await
+        .expect("the number of waiting requests was not reached");
 }
 
 pub fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
@@ -62,19 +65,19 @@ async fn requests_start_in_order_across_replicas() {
         let body = json!({"prompt": prompt, "external_semaphore_id": "jobs"});
         tokio::spawn(answer(replica.post("/chat", &body)))
     };
-    // For longer than it takes a busy machine until all of them wait.
+    // Longer than a busy machine needs until all of them wait.
     let held = send(&two, slow(5000));
     all.until_in_flight(1).await;
     let mut waiting = Vec::new();
     for (number, replica) in [&one, &two, &one, &two].into_iter().enumerate() {
         waiting.push(send(replica, format!("number {number}")));
         until_waiting(replica, number / 2 + 1).await;
-        // A replica counts it before Redis has heard of it.
+        // A replica counts it before Redis does.
         while semaphore(replica).await["waiting"] != number + 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    assert_eq!(all.simulator.stats().in_flight, 1, "the limit is everybody's");
+    assert_eq!(all.simulator.stats().in_flight, 1, "all replicas share the limit");
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
     }
@@ -87,22 +90,22 @@ async fn requests_start_in_order_across_replicas() {
 async fn waiting_requests_keep_their_order_across_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
-    // For longer than it takes a busy machine until all of them wait.
+    // Longer than a busy machine needs until all of them wait.
     let held = tokio::spawn(answer(chat(&one, &slow(5000))));
     all.until_in_flight(1).await;
     let mut waiting = Vec::new();
-    // Each with how many wait at its replica then.
+    // Each with the number that then waits at its replica.
     let requests = [(&one, 1), (&one, 2), (&one, 3), (&two, 1), (&one, 4)];
     for (number, (replica, wait_there)) in requests.into_iter().enumerate() {
         waiting.push(tokio::spawn(answer(chat(replica, &format!("number {number}")))));
         until_waiting(replica, wait_there).await;
-        // A replica counts it before Redis has heard of it.
+        // A replica counts it before Redis does.
         let heard = async {
             while all.redis.waiting(PREFIX).await <= number {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(TEST_TIMEOUT, heard).await.expect("Redis never heard of it");
+        tokio::time::timeout(TEST_TIMEOUT, heard).await.expect("Redis never counted it");
     }
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
@@ -115,10 +118,10 @@ async fn waiting_requests_keep_their_order_across_replicas() {
 #[tokio::test]
 async fn semaphores_are_shared_by_replicas_and_outlast_them() {
     let all = surroundings().await;
-    // The last one decides on the global limit, however large.
+    // The replica that starts last sets the global limit.
     let (one, two) = (all.replica(usize::MAX).run().await, all.replica(5).run().await);
     assert_eq!(register(&one, 3).await, 201);
-    assert_eq!(register(&two, 1).await, 200, "it is there");
+    assert_eq!(register(&two, 1).await, 200, "it exists");
     assert_eq!(semaphore(&one).await["limit"], 1);
 
     let with = |prompt: String| json!({"prompt": prompt, "external_semaphore_id": "jobs"});
@@ -207,7 +210,7 @@ async fn an_exhausted_daily_quota_pauses_all_replicas() {
     let told = async {
         while answer(chat(&two, "Hello")).await.body["code"] != "daily_quota_exhausted" {}
     };
-    tokio::time::timeout(TEST_TIMEOUT, told).await.expect("it is never told");
+    tokio::time::timeout(TEST_TIMEOUT, told).await.expect("the other replica is never told");
 }
 
 #[tokio::test]
@@ -221,9 +224,9 @@ async fn a_stopping_replica_frees_its_permits_at_once() {
     until_waiting(&two, 1).await;
     one.terminate().await;
     assert_eq!(one.end().await.0, Some(0));
-    // Its lease of 30 seconds would outlast the patience of a client here.
+    // Its lease of 30 seconds is longer than these clients wait.
     let answered = tokio::time::timeout(Duration::from_secs(20), waits).await;
-    assert_eq!(answered.expect("before the lease is over").unwrap().status, 200);
+    assert_eq!(answered.expect("before the lease expires").unwrap().status, 200);
     assert!(cut_off.await.unwrap().is_err());
 }
 
@@ -242,7 +245,7 @@ async fn replicas_with_different_prefixes_share_nothing() {
     }
 }
 
-/// What a start that has to fail ends with, in one line.
+/// The log line of a start that must fail.
 async fn failure(start: Start) -> String {
     let output = start.set("GEMINI_BASE_URL", "http://127.0.0.1:9").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
@@ -289,7 +292,7 @@ async fn a_server_that_is_not_redis_is_refused_clearly() {
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            // Whoever hung up first has heard enough.
+            // The client may have disconnected already.
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
@@ -346,7 +349,7 @@ async fn any_cluster_node_leads_to_the_node_that_keeps_the_limits() {
     let all = Surroundings::new(other).await;
     let lease = |start: Start| start.set("REDIS_LEASE_SECONDS", "1");
     let one = loop {
-        // Until the nodes have told each other who keeps what.
+        // Until the nodes have agreed on who owns which slots.
         let output = lease(all.replica(1)).set("REDIS_REQUIRED", "false").run().await;
         if health(&output).await["shared_limits"]["connected"] == true {
             break output;
@@ -362,7 +365,7 @@ async fn any_cluster_node_leads_to_the_node_that_keeps_the_limits() {
     assert_eq!(all.simulator.stats().highest_in_flight, 1);
 }
 
-/// Runs OpenSSL, which comes with the CA certificates.
+/// Runs OpenSSL, which is installed with the CA certificates.
 pub fn openssl(folder: &Path, arguments: &str) {
     let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
     let output = output.expect("the package openssl has to be installed");

@@ -1,4 +1,4 @@
-//! Streams: byte for byte, at once, and as long as somebody reads.
+//! Streams: relayed byte for byte, without delay, and only while the client reads.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,7 +27,7 @@ async fn over(base_url: &str) -> Service {
     .await
 }
 
-/// Ways to cut a stream: whole, byte by byte, and amid a line's end or a character.
+/// Ways to split a stream: not at all, into bytes, and inside a line ending or a character.
 fn cuts(bytes: &[u8]) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let at = |is: fn(u8) -> bool| {
         let mut pieces = vec![Vec::new()];
@@ -130,14 +130,14 @@ async fn recorded_streams_are_read_event_by_event() {
     assert!(answers > 20, "{answers}");
 }
 
-/// What one piece of a stream says: the first candidate's parts that have text and are no thoughts.
+/// The text of one event: the parts of the first candidate that have text and are not thoughts.
 fn said(piece: &Value) -> String {
     let parts = piece["candidates"][0]["content"]["parts"].as_array();
     let said = parts.into_iter().flatten().filter(|part| part["thought"] != true);
     said.filter_map(|part| part["text"].as_str()).collect()
 }
 
-/// An upstream whose answer says what the test says, when it says it.
+/// An upstream whose response body comes from a channel.
 async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result<String>>) {
     let (sender, receiver) = mpsc::channel(1);
     let body = futures_util::stream::unfold(receiver, async |mut receiver| {
@@ -190,7 +190,7 @@ async fn a_client_that_disconnects_cancels_the_stream_and_frees_the_slot() {
                  outcome=\"cancelled\"}";
     assert_eq!(service.metric(calls).await, 1.0);
     let tokens = "gemini_gateway_tokens_total{model=\"m\",type=\"prompt\"}";
-    assert_eq!(service.metric(tokens).await, 9.0, "what Gemini had said of the cost");
+    assert_eq!(service.metric(tokens).await, 9.0, "Gemini's last reported count");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
         let (base_url, upstream) = told(&stop).await;
         let service = Service::with(Options::default(), |config| {
             config.base_url = base_url;
-            // What breaks must not seem silent, however busy the machine is.
+            // A broken stream must not count as a stalled one, even on a busy machine.
             config.stream_idle_timeout = Duration::from_millis(if breaks { 60_000 } else { 100 });
         })
         .await;
@@ -210,7 +210,10 @@ async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
         if breaks {
             upstream.send(Err(std::io::Error::other("broken"))).await.unwrap();
         }
-        assert!(response.chunk().await.is_err(), "its end would say that this was all");
+        assert!(
+            response.chunk().await.is_err(),
+            "a regular end would mean that the answer is complete"
+        );
         service.until_idle().await;
         let outcome = if breaks { "upstream_connection" } else { "upstream_timeout" };
         let calls = format!(
@@ -247,7 +250,7 @@ async fn a_streamed_chat_sends_each_delta_and_the_full_text_at_the_end() {
     let text: String = events.iter().map(|event| event["delta"].as_str().unwrap()).collect();
     assert_eq!(text, "Simulated answer to: Why is the sky blue, and the sea?");
     let whole = service.chat("Why is the sky blue, and the sea?").await.body;
-    assert_eq!(last, whole, "it says what the chat says that is not streamed");
+    assert_eq!(last, whole, "it equals the answer of an unstreamed chat");
     assert_eq!(last["response"], text);
     service.until_idle().await;
 }

@@ -1,5 +1,5 @@
-//! Streams that fail: each is what it was, on every surface, for the client, the limits and the
-//! metrics.
+//! Streams that fail: each gets the right outcome, on every surface, for the client, the limits and
+//! the metrics.
 
 use gemini_concurrent_generation::gemini::Watch;
 use gemini_concurrent_generation::simulator::Options;
@@ -22,7 +22,7 @@ const HALF: &str =
 const PRETTY: &str = "{\n  \"error\": {\n    \"code\": 503,\n    \"message\": \"The model is \
     overloaded. Please try again later.\",\n    \"status\": \"UNAVAILABLE\"\n  }\n}\n";
 
-/// A request that streams, by its path.
+/// A streaming request's body for a path.
 fn streamed(path: &str, prompt: &str) -> Value {
     match path {
         OPENAI => json!({
@@ -109,7 +109,7 @@ async fn a_chat_that_ends_in_foreign_text_is_malformed_unless_it_was_complete() 
     let (events, service) = chat(&[&event(HALF), "a proxy's line\n\n", &last]).await;
     assert_eq!(events[2]["response"], "first half!", "{events:?}");
     assert_eq!(calls(&service, "/chat", "success").await, 1.0);
-    // Before any text, the status tells.
+    // Before any text, the status reports the error.
     let (events, _) = chat(&["upstream connect error\n"]).await;
     assert_eq!(events[0]["code"], "malformed_answer", "{events:?}");
 }
@@ -138,13 +138,13 @@ async fn a_finished_stream_holds_no_slot_for_a_slow_reader() {
         client.readable().await.unwrap();
         service.until_idle().await;
         assert_eq!(calls(&service, path, "success").await, 1.0, "{path}");
-        // What was read ahead is passed on whole.
+        // What was read ahead is relayed completely.
         let mut read = 0;
         let mut end = Vec::new();
         while !end.ends_with(b"0\r\n\r\n") {
             let mut piece = vec![0; 64 * 1024];
             let more = client.read(&mut piece).await.unwrap();
-            assert!(more > 0, "it broke off after {read} bytes");
+            assert!(more > 0, "it ended after {read} bytes");
             read += more;
             end.extend_from_slice(&piece[..more]);
             end.drain(..end.len().saturating_sub(2048));
@@ -190,7 +190,7 @@ async fn a_chat_with_a_lone_surrogate_is_kept() {
     assert_eq!(answered.body["response"], "bad \u{FFFD} end", "{answered:?}");
     assert_eq!(answered.body["usage"]["prompt_tokens"], 5);
     assert_eq!(recording.asked().len(), 1);
-    // On Gemini's own surface it stays as it came, and its cost is read all the same.
+    // On Gemini's own surface it is relayed unchanged, and its usage is read all the same.
     let path = "/v1beta/models/gemini-m:generateContent";
     let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), body);
@@ -239,11 +239,11 @@ async fn a_multiline_error_in_the_first_event_is_reported_as_that_error() {
         .await;
         for path in ["/chat", SSE, OPENAI] {
             let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
-            // Gemini's own clients get what Gemini said, as it came.
+            // On Gemini's own surface the error is relayed unchanged.
             let is_passed_on = path == SSE && response.status() == StatusCode::OK;
             assert!(is_passed_on || response.status().is_server_error(), "{path}: {answer}");
             service.until_idle().await;
-            // Gemini has not accepted the model yet, so that it has no series of its own.
+            // Gemini has not accepted the model yet, so it has no metric series of its own.
             let labels = format!("kind=\"{}\",model=\"other\"", kind(path));
             let name =
                 format!("gemini_gateway_calls_total{{{labels},outcome=\"upstream_unavailable\"}}");
@@ -252,7 +252,7 @@ async fn a_multiline_error_in_the_first_event_is_reported_as_that_error() {
     }
 }
 
-/// The limits of the only key and model that were used.
+/// The limits of the only account and model in use.
 async fn only_account(service: &Service) -> Value {
     let limits = service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY);
     let limits = answer(limits).await.body;
@@ -362,7 +362,7 @@ fn recorded_streams_end_with_the_recorded_outcome() {
         let mut watch = Watch::of(&headers, true).unwrap();
         stream.bytes.chunks(100).for_each(|piece| watch.scan(piece));
         let ends = ["\"finishReason\"", "\"blockReason\"", "[DONE]", "\"interaction.completed\""];
-        // Nobody knows how what it says should end.
+        // The recording does not tell how its text should end.
         let is_other = stream.name.contains("failure-invalid-json");
         let is_whole =
             is_other || ends.iter().any(|end| text.contains(end)) && !text.contains("\"error\": {");

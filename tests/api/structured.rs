@@ -1,4 +1,4 @@
-//! Structured output: what Gemini is sent of a schema, and that a success always fits it.
+//! Structured output: how a schema is sent to Gemini, and that a successful answer always fits it.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -27,7 +27,7 @@ fn person() -> Value {
     })
 }
 
-/// A service whose upstream says these texts.
+/// A service whose upstream returns these texts.
 async fn over(upstream: &Upstream) -> Service {
     Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
 }
@@ -165,7 +165,7 @@ async fn a_mismatched_answer_is_requested_again_with_the_reason() {
         "thinking_tokens": thinking,
         "total_tokens": prompt + output + thinking,
     });
-    assert_eq!(answered.body["usage"], usage, "both calls were paid for");
+    assert_eq!(answered.body["usage"], usage, "the usage of both calls");
 
     let [first, second]: [Value; 2] = upstream.asked().try_into().unwrap();
     assert_eq!(first["generationConfig"], second["generationConfig"]);
@@ -200,11 +200,12 @@ async fn a_second_mismatch_fails_and_names_the_mismatch() {
     assert_eq!(failed.body["code"], "schema_violation");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("at /age:") && detail.contains("minimum"), "{detail}");
-    assert_eq!(upstream.asked().len(), 2, "once more and never a third time");
+    assert_eq!(upstream.asked().len(), 2, "one repair and no third call");
     service.until_idle().await;
 }
 
-/// What Gemini was sent allows what the caller's schema does not: the caller's is what counts.
+/// The schema that Gemini gets allows more than the caller's. Answers are checked against the
+/// caller's.
 #[tokio::test]
 async fn an_answer_is_checked_against_the_callers_own_schema() {
     let schema = json!({
@@ -237,7 +238,7 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
     for (content, says) in [
         (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, "to continue"),
         (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, "limit on output tokens"),
-        // Half of it is a number as well.
+        // A number cut in half is still a number.
         ("[[simulate:finish=MAX_TOKENS,text=1234]]", "limit on output tokens"),
     ] {
         let sent = service.simulator.stats().calls;
@@ -245,12 +246,12 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
         assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{failed:?}");
         assert_eq!(failed.body["code"], "truncated_answer", "{content}");
         assert!(failed.body["detail"].as_str().unwrap().contains(says), "{failed:?}");
-        assert_eq!(service.simulator.stats().calls, sent + 1, "it would end there once more");
+        assert_eq!(service.simulator.stats().calls, sent + 1, "a second call would be cut off too");
     }
     let whole = ask(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
     assert_eq!(whole.body["finish_reason"], "OTHER", "{whole:?}");
     assert_eq!(ask("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
-    // It is asked for once more, and the reason is told.
+    // The answer is requested once more, and the reason is given.
     let broken = ask(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
     assert!(broken.body["data"].to_string().contains("ended for MALFORMED_RESPONSE"), "{broken:?}");
 }
@@ -274,7 +275,7 @@ async fn json_in_a_code_fence_or_in_prose_needs_no_second_call() {
     let two = format!("{json} or {json}");
     let upstream = Upstream::saying([&*two, json]).await;
     assert_eq!(ask(&over(&upstream).await, person()).await.status, StatusCode::OK);
-    assert_eq!(upstream.asked().len(), 2, "nobody knows which of them is meant");
+    assert_eq!(upstream.asked().len(), 2, "which of them is meant is unclear");
     let half = r#"{"name": "\ud83d", "age": 31}"#;
     let upstream = Upstream::saying([half]).await;
     let answered = ask(&over(&upstream).await, person()).await;
@@ -347,12 +348,12 @@ async fn a_remote_reference_is_refused_and_never_fetched() {
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
         assert_eq!(refused.body["detail"][0]["loc"][1], "json_schema");
     }
-    // A connection would have been made before the answer, and would wait to be accepted.
+    // A fetch would have connected before the answer and would wait to be accepted.
     let nobody = std::future::poll_fn(|context| match remote.poll_accept(context) {
         std::task::Poll::Ready(_) => std::task::Poll::Ready(false),
         std::task::Poll::Pending => std::task::Poll::Ready(true),
     });
-    assert!(nobody.await, "somebody came to fetch the schema");
+    assert!(nobody.await, "the schema was fetched");
     assert_eq!(service.simulator.stats().calls, 0);
 }
 
@@ -375,5 +376,5 @@ async fn one_mismatch_in_a_batch_fails_only_its_item() {
     assert_eq!(results[1]["retryable"], true);
     assert_eq!((&results[1]["index"], &results[2]["index"]), (&json!(1), &json!(2)));
     assert_eq!(answered.body["failed_requests"], 1);
-    assert_eq!(service.simulator.stats().calls, 4, "two for the misfit");
+    assert_eq!(service.simulator.stats().calls, 4, "two for the mismatch");
 }

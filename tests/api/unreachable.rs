@@ -1,4 +1,4 @@
-//! An upstream that cannot be reached, or is not Gemini: what the caller and the log are told.
+//! An upstream that cannot be reached or is not Gemini: what the caller and the log are told.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -21,18 +21,18 @@ async fn over(base_url: &str) -> Service {
     .await
 }
 
-/// A port at which nobody listens.
+/// A port on which nothing listens.
 fn closed_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// A name that no resolver has to be asked about: a part of it is too long.
+/// A host name that fails without a lookup: one of its labels is too long.
 fn no_name() -> String {
     format!("{}.invalid", "a".repeat(64))
 }
 
-/// Answers whoever connects with words that are not TLS.
+/// Answers every connection with bytes that are not TLS. Returns its port.
 async fn speaks_no_tls() -> u16 {
     let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -119,7 +119,8 @@ async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
         for told in [&failed.body, &streamed.body, &openai.body] {
             assert!(!told.to_string().contains("secret"), "{told}");
         }
-        // On its own surface, Gemini's refusals are passed on as they came; an HTML page is not one of them.
+        // On its own surface Gemini's errors are relayed unchanged. An HTML page is not one of
+        // them.
         let native = service.post(GENERATE, &json!({"contents": []})).send().await.unwrap();
         assert_eq!(native.status(), if status == 503 { 503 } else { 502 });
         if code == "malformed_answer" {

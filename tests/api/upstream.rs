@@ -1,4 +1,4 @@
-//! An upstream that says what it is told to, call by call, and remembers what it was asked.
+//! An upstream with scripted answers that records what it was sent.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::listen;
 
-/// An upstream with a script. Beyond the script's end it refuses what it is asked.
+/// An upstream with a script. It refuses calls past the script's end.
 pub struct Upstream {
     pub base_url: String,
     calls: Arc<Mutex<Calls>>,
@@ -23,26 +23,26 @@ struct Calls {
     asked: Vec<Value>,
 }
 
-/// What one call is answered with.
+/// The answer to one call.
 #[derive(Clone)]
 struct Turn {
     text: String,
     finish_reason: &'static str,
 }
 
-/// What the call of a number, counted from 1, is said to have cost: `[prompt, output, thinking]`.
+/// The usage reported for a call, counted from 1: `[prompt, output, thinking]`.
 pub const fn cost(call: u64) -> [u64; 3] {
     [call * 10, call * 100, call * 1000]
 }
 
 impl Upstream {
-    /// Answers with these texts, one a call.
+    /// Answers with these texts, one for each call.
     pub async fn saying(texts: impl IntoIterator<Item = impl ToString>) -> Self {
         let turn = |text: &dyn ToString| Turn { text: text.to_string(), finish_reason: "STOP" };
         Self::following(texts.into_iter().map(|text| turn(&text)).collect()).await
     }
 
-    /// Answers once, with a text that ends where the tokens do.
+    /// Answers once, with a text that was cut off at the token limit.
     pub async fn cut_off_at(text: &str) -> Self {
         Self::following(vec![Turn { text: text.to_owned(), finish_reason: "MAX_TOKENS" }]).await
     }

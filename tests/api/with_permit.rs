@@ -1,4 +1,4 @@
-//! `with-permit`: commands that run while a lease is held, by the real program against another.
+//! `with-permit` runs commands while holding a lease, from one real program to another.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, until};
 
 const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
-/// A service with the semaphore `jobs`, and a file in which commands say what they do.
+/// A service with the semaphore `jobs`, and a file to which commands write.
 struct Site {
     service: Process,
     folder: TempDir,
@@ -42,7 +42,7 @@ impl Site {
         assert!(registered.status.is_success());
     }
 
-    /// The program, told of the service and of the file in `$LOG`.
+    /// The program with the service's address and the file's path in `$LOG`.
     fn program(&self, arguments: &[&'static str]) -> Start {
         Start::with_arguments(arguments)
             .unset("PORT")
@@ -66,7 +66,7 @@ impl Site {
         self.folder.path().join("log")
     }
 
-    /// What the commands have said so far.
+    /// What the commands have written so far.
     fn lines(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.file()).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -90,7 +90,7 @@ impl Site {
                 }
             }
         };
-        timeout(TEST_TIMEOUT, waiting).await.expect("they wait");
+        timeout(TEST_TIMEOUT, waiting).await.expect("not enough are waiting");
     }
 }
 
@@ -103,7 +103,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The numbers of the jobs that run, by what they have said; and the most that ever did at once.
+/// The jobs that run according to the log, and the highest number that ran at once.
 fn running(lines: &[String]) -> (HashSet<String>, usize) {
     let (mut now, mut most) = (HashSet::new(), 0);
     for line in lines {
@@ -117,7 +117,7 @@ fn running(lines: &[String]) -> (HashSet<String>, usize) {
     (now, most)
 }
 
-/// Each job says when it starts, runs until its input ends, and says so.
+/// Each job logs its start, runs until its input ends, and logs its end.
 #[tokio::test]
 async fn ten_concurrent_jobs_never_exceed_the_limit() {
     let site = Site::with_limit(3).await;
@@ -136,7 +136,7 @@ async fn ten_concurrent_jobs_never_exceed_the_limit() {
     for ended in 1..=10 {
         let (now, _) = running(&site.lines());
         let job: usize = now.iter().next().expect("one runs").parse().unwrap();
-        let mut child = jobs[job].0.take().expect("it has not ended");
+        let mut child = jobs[job].0.take().expect("it still runs");
         drop(child.stdin.take());
         assert_eq!(end(child).await.status.code(), Some(i32::try_from(job).unwrap()));
         let expected = (10 - ended).min(3);
@@ -188,7 +188,7 @@ async fn the_command_gets_its_lease_and_its_callers_environment() {
     assert_eq!(said, format!("{id} {token}\ntyped in, -x --permits\n"));
     let environment = errors(&output);
     assert!(environment.contains("LOG="), "{environment}");
-    assert!(!environment.contains("API_KEY"), "what .env holds is not the command's");
+    assert!(!environment.contains("API_KEY"), "the command gets nothing from .env");
     assert_eq!(site.leases().await, [] as [Value; 0]);
 }
 
@@ -271,7 +271,7 @@ async fn a_renewed_lease_outlives_its_ttl() {
     let program = site.script_with(&["--ttl", "1"], "echo ready >> $LOG; read line; exit 0");
     let mut child = program.spawn();
     site.until_said("ready").await;
-    // Whoever else asks has to wait for longer than the ttl, and gets nothing.
+    // Another request waits for longer than the ttl and gets nothing.
     let body = json!({"holder": "other", "ttl_seconds": 60, "wait_seconds": 2.5});
     let other = answer(admin(site.service.post(LEASES, &body))).await;
     assert_eq!(other.body["code"], "lease_unavailable");
@@ -299,7 +299,7 @@ async fn the_command_is_stopped_when_its_lease_is_lost() {
     assert!(said.contains("the lease was lost") && said.contains(&id), "{said}");
     site.until_said("stopped").await;
 
-    // The service is gone for longer than the lease lives.
+    // The service is unavailable for longer than the lease lives.
     std::fs::write(site.file(), "").unwrap();
     let child = program.spawn();
     site.until_said("ready").await;
@@ -356,7 +356,7 @@ async fn an_error_before_the_command_starts_is_one_line_and_an_exit_status() {
     assert_eq!(site.leases().await, [] as [Value; 0]);
 }
 
-/// The service ends while a command waits, and is started anew: the wait goes on there.
+/// The service ends while a command waits, and restarts. The wait continues there.
 #[tokio::test]
 async fn a_waiting_client_reconnects_when_the_connection_breaks() {
     let Site { service, folder } = Site::with_limit(1).await;
