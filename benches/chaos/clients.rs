@@ -1,4 +1,4 @@
-//! The clients: what they send, how they hang up, and what they take for an answer.
+//! The clients: what they send, how they disconnect, and what they accept as an answer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::record::{Claim, Record};
 use crate::replicas::Replica;
 use crate::settings::UPSTREAM_TIMEOUT;
 
-/// How long a client waits for an answer: longer than the service may take, with all that can
-/// happen to it meanwhile.
+/// How long a client waits for an answer: longer than the service may take, whatever happens to it
+/// meanwhile.
 const SINGLE: Duration = Duration::from_secs(60);
 const BATCH: Duration = Duration::from_secs(240);
 
@@ -34,7 +34,7 @@ pub struct Crowd {
     next: AtomicU64,
     /// See [`Crowd::made`].
     made: AtomicU64,
-    /// The clients stop when so many calls were made.
+    /// The clients stop when this many calls were made.
     goal: AtomicU64,
     is_over: AtomicBool,
 }
@@ -78,13 +78,13 @@ impl Crowd {
         first..first + calls
     }
 
-    /// How many calls were made. Those that were refused at once, with 429 or 503, are none, and
-    /// neither are those that were lost with their replica.
+    /// How many calls were made. Calls that were refused at once, with 429 or 503, do not count,
+    /// nor do those that were lost with their replica.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// Calls came to something.
+    /// Records the outcome of calls.
     fn came(&self, to: &str, calls: u64) {
         self.record.outcome(to, calls);
         self.add(calls);
@@ -94,7 +94,7 @@ impl Crowd {
         self.made.fetch_add(calls, Ordering::Relaxed);
     }
 
-    /// The clients come, and stay until so many calls were made or [`Crowd::end`].
+    /// Starts the clients. They work until this many calls were made or [`Crowd::end`].
     pub fn come(self: &Arc<Self>, goal: u64, seed: u64) -> JoinSet<()> {
         self.goal.store(goal, Ordering::Relaxed);
         self.is_over.store(false, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Crowd {
         clients
     }
 
-    /// The clients go when they have got the answers they wait for.
+    /// Stops the clients once they have the answers that they wait for.
     pub fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -129,7 +129,7 @@ pub struct Client {
     http: reqwest::Client,
 }
 
-/// What came back for a request.
+/// The answer to a request.
 pub struct Reply {
     pub status: u16,
     pub body: Vec<u8>,
@@ -189,7 +189,7 @@ impl Client {
         self.random.usize(..self.crowd.replicas.len())
     }
 
-    /// Sends a request and checks what comes back. Whether it was answered well.
+    /// Sends a request and checks the answer. Returns whether it was good.
     pub async fn ask(&self, slot: usize, ask: &Ask) -> bool {
         let record = &self.crowd.record;
         let limit = if ask.is_batch() { BATCH } else { SINGLE };
@@ -208,7 +208,7 @@ impl Client {
                 format!("{}: {}", ask.path, String::from_utf8_lossy(&reply.body))
             });
         }
-        // A refusal costs nothing, and would soon be most of the calls.
+        // Refusals cost nothing and would soon be most of the calls.
         if matches!(reply.status, 429 | 503) {
             record.outcome(&format!("{code}, at once"), ask.calls());
             sleep(Duration::from_millis(200)).await;
@@ -218,7 +218,7 @@ impl Client {
         false
     }
 
-    /// Sends a request, and searches the answer for keys. `None` where no whole answer came.
+    /// Sends a request, and searches the answer for keys. `None` if no complete answer came.
     async fn send(&self, slot: usize, ask: &Ask, limit: Duration) -> Option<Reply> {
         let record = &self.crowd.record;
         let sent = Instant::now();
@@ -238,7 +238,7 @@ impl Client {
                 None
             }
             Err(error) => {
-                // What is known of a kill may come a moment later than what it does.
+                // A kill may be recorded a moment later than it takes effect.
                 sleep(Duration::from_millis(50)).await;
                 let is_known = record.was_down_since(slot, sent);
                 if is_known {
@@ -256,8 +256,8 @@ impl Client {
         }
     }
 
-    /// Sends a request and hangs up: before all of it was sent, while it waits, or while the answer
-    /// comes. Some send a byte too many before.
+    /// Sends a request and disconnects: before it is completely sent, while waiting, or during the
+    /// answer. Some clients send one byte too many before.
     async fn leave(&mut self) {
         let random = &mut self.random;
         let payer = Payer::steady(random);
@@ -288,7 +288,7 @@ impl Client {
         self.crowd.came("hung up", ask.calls());
     }
 
-    /// Asks for something that generates nothing, which the upstream may leave unanswered.
+    /// Sends a call that generates nothing, which the upstream may leave unanswered.
     async fn free(&mut self) {
         let (record, slot) = (Arc::clone(&self.crowd.record), self.slot());
         let port = self.crowd.replicas[slot].port;
@@ -306,7 +306,7 @@ impl Client {
         sleep(Duration::from_millis(self.random.u64(..500))).await;
     }
 
-    /// Looks at a page of a replica.
+    /// Gets a page of a replica.
     pub async fn look(&self, slot: usize, path: &str) -> Option<Reply> {
         let port = self.crowd.replicas[slot].port;
         let request = self.http.get(format!("http://127.0.0.1:{port}{path}"));
@@ -325,7 +325,7 @@ impl Client {
         read(&self.crowd.record, path, request).await.ok()
     }
 
-    /// One call that is sure to be answered well where the service serves; whether it was.
+    /// Sends a call that must succeed if the service works. Returns whether it did.
     pub async fn probe(&mut self, slot: usize) -> bool {
         let payer = Payer::Steady(self.random.u8(..8));
         let id = self.crowd.ids(1).start;
@@ -341,7 +341,7 @@ impl Client {
     }
 }
 
-/// Sends a request, reads all of the answer and searches it for keys.
+/// Sends a request, reads the complete answer and searches it for keys.
 async fn read(
     record: &Record,
     place: &str,
@@ -362,7 +362,7 @@ async fn read(
     Ok(Reply { status, body })
 }
 
-/// A request as it is written to a connection.
+/// A request as raw bytes.
 fn raw(ask: &Ask) -> Vec<u8> {
     let mut head = format!(
         "POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
@@ -377,7 +377,7 @@ fn raw(ask: &Ask) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// The code of a failure, in whosever words it is.
+/// The code of an error, in any format.
 fn code(reply: &Reply) -> String {
     #[derive(Deserialize)]
     struct Ours {

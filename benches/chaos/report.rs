@@ -15,7 +15,7 @@ pub struct Report {
     pub calls: u64,
     pub took: Duration,
     pub storm: Duration,
-    /// Of each replica after the warm-up and at the end, in bytes.
+    /// The memory of each replica after the warm-up and at the end, in bytes.
     pub memory: Vec<(u64, u64)>,
 }
 
@@ -112,7 +112,7 @@ impl Report {
     }
 }
 
-/// Whether the upstream did what it should.
+/// Whether the upstream answered properly.
 fn is_good(fate: &str) -> bool {
     matches!(fate, "answered" | "answered, streamed" | "free call")
 }

@@ -1,38 +1,38 @@
-//! What is the same in every run, and what a run is told.
+//! What is the same in every run, and a run's arguments.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 
-/// How many replicas share the limits. The first of them is never killed, for its memory to be
+/// How many replicas share the limits. The first is never killed, so that its memory can be
 /// compared.
 pub const REPLICAS: usize = 4;
 
-/// The most calls in flight, of all replicas.
+/// The most calls in flight, for all replicas together.
 pub const LIMIT: usize = 64;
 
 /// The semaphore that some calls name, and its limit.
 pub const SEMAPHORE: &str = "tight";
 pub const SEMAPHORE_LIMIT: usize = 3;
 
-/// For how long Redis keeps the permits of a replica that it does not hear from.
+/// How long Redis keeps the permits of a silent replica.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// What the service promises: a call that takes no longer than this is over before its permit is
-/// given to another, whatever happens to its replica or to Redis.
+/// What the service promises: a call that takes no longer than this ends before its permit is given
+/// to another call, whatever happens to its replica or to Redis.
 pub const COVERED: Duration = Duration::from_secs(4);
 
-/// How long one attempt may take.
+/// The time limit of one attempt.
 pub const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a request may take, or an item of a batch.
+/// The time limit of a request or a batch item.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// After what time a replica has to serve again.
+/// The longest time until a replica must serve again.
 pub const RECOVERY: Duration = Duration::from_secs(20);
 
-/// After what time a call has to have ended whose client is gone.
+/// The longest time until a call must have ended after its client has disconnected.
 pub const HANG_UP: Duration = Duration::from_secs(3);
 
 /// The server's own key, and the admin key.
@@ -70,7 +70,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Whether something is done in this run.
+    /// Whether this run includes a kind of disturbance.
     pub fn has(&self, kind: Kind) -> bool {
         (self.only.is_empty() || self.only.contains(&kind)) && !self.without.contains(&kind)
     }
@@ -108,7 +108,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What it is called in the table of figures.
+    /// Its name in the table of figures.
     pub fn text(self) -> &'static str {
         match self {
             Self::Kill => "replica killed",

@@ -13,7 +13,7 @@ use super::words::{
 
 const TICK: Duration = Duration::from_millis(3);
 
-/// Any fault that does not weigh on the account.
+/// Any fault that does not affect the account's limits.
 pub fn any(random: &mut Rng, request: &Request) -> Script {
     match random.u8(..10) {
         0..4 => refusal(random),
@@ -28,7 +28,7 @@ fn once(name: &'static str, answer: Bytes) -> Script {
     Script::new(name, vec![Step::Last(answer)])
 }
 
-/// Statuses, with the bodies that come with them.
+/// Error statuses with their bodies.
 fn refusal(random: &mut Rng) -> Script {
     let html = "Content-Type: text/html\r\n";
     match random.u8(..14) {
@@ -75,7 +75,7 @@ fn refusal(random: &mut Rng) -> Script {
     }
 }
 
-/// Answers that do not come, or not whole, or are not HTTP.
+/// Answers that are missing, incomplete or not HTTP.
 fn broken_answer(random: &mut Rng, request: &Request) -> Script {
     let body = whole(request, &text(request, "as you asked #end"));
     let half = || body.as_bytes()[..body.len() / 2].to_vec();
@@ -149,7 +149,8 @@ fn broken_answer(random: &mut Rng, request: &Request) -> Script {
     }
 }
 
-/// Answers that are well-formed and of no use, and one with half a character, of which the rest is of use.
+/// Well-formed answers without a usable result, and one with a lone surrogate, whose other text is
+/// usable.
 fn odd_answer(random: &mut Rng, request: &Request) -> Script {
     let answer = |body: &str| json("200 OK", body);
     match random.u8(..7) {
@@ -177,7 +178,7 @@ fn odd_answer(random: &mut Rng, request: &Request) -> Script {
     }
 }
 
-/// Streams that go wrong after they have begun.
+/// Streams that fail after they have begun.
 fn broken_stream(random: &mut Rng, request: &Request) -> Script {
     let id = request.id;
     let first = [
@@ -194,14 +195,14 @@ fn broken_stream(random: &mut Rng, request: &Request) -> Script {
             return Script::new("stream: an error first", steps);
         }
         1 => (
-            "stream: an error in the midst",
+            "stream: an error midway",
             vec![
                 Step::Send(chunk(format!("data: {error}\r\n\r\n").as_bytes())),
                 Step::Last(stream_end(request)),
             ],
         ),
         2 => (
-            "stream: a bare error in the midst",
+            "stream: a bare error midway",
             vec![Step::Send(chunk(error.as_bytes())), Step::Last(Bytes::from_static(b"0\r\n\r\n"))],
         ),
         3 => (
@@ -223,14 +224,14 @@ fn broken_stream(random: &mut Rng, request: &Request) -> Script {
             ],
         ),
         _ => (
-            "stream: broken off within a chunk",
+            "stream: cut off within a chunk",
             vec![Step::Send(Bytes::from_static(b"ffff\r\ndata: {\"cand")), Step::Close],
         ),
     };
     Script::new(name, first.into_iter().chain(rest).collect())
 }
 
-/// Errors that quote the key, wherever they can.
+/// Errors that quote the key in every possible place.
 pub fn quoting_key(random: &mut Rng, request: &Request) -> Script {
     let key = &request.key;
     let words = suspended(key);
@@ -279,7 +280,7 @@ pub fn quoting_key(random: &mut Rng, request: &Request) -> Script {
             ),
         ),
         8 => {
-            // In two pieces, the key in both.
+            // In two events, with the key in both.
             let answer = json(forbidden, &error);
             let middle = answer.len() - error.len() + error.find(key).unwrap_or(0) + key.len() / 2;
             let (mut one, two) = (answer.clone(), answer.slice(middle..));
@@ -356,7 +357,7 @@ pub fn overload(random: &mut Rng) -> Script {
     }
 }
 
-/// Refusals for quotas, with absurd numbers, and for money.
+/// Refusals for quotas, with absurd numbers, and for billing.
 pub fn quota(random: &mut Rng) -> Script {
     let delays = [
         "9223372036854775807s",
