@@ -24,7 +24,7 @@ fn endpoints() -> Vec<(String, Value)> {
 }
 
 /// Sends a request with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
-async fn ask(
+async fn send(
     service: &Service,
     (path, mut body): (String, Value),
     admin: Option<&str>,
@@ -36,7 +36,7 @@ async fn ask(
 }
 
 /// The keys that calls have used since the last call of this function.
-fn payers(service: &Service) -> BTreeSet<String> {
+fn keys_used(service: &Service) -> BTreeSet<String> {
     let keys = service.simulator.journal().into_iter().map(|entry| entry.api_key).collect();
     service.simulator.reset();
     keys
@@ -59,9 +59,9 @@ async fn the_first_matching_tier_pays() {
     ] {
         for endpoint in endpoints() {
             let case = format!("{} {admin:?} {own}", endpoint.0);
-            let paid = ask(&service, endpoint, admin, &own).await;
+            let paid = send(&service, endpoint, admin, &own).await;
             assert_eq!(paid.status, StatusCode::OK, "{case}: {paid:?}");
-            assert_eq!(payers(&service), BTreeSet::from([payer.to_owned()]), "{case}");
+            assert_eq!(keys_used(&service), BTreeSet::from([payer.to_owned()]), "{case}");
         }
     }
 }
@@ -73,7 +73,7 @@ async fn without_the_fallback_a_request_without_a_key_is_refused() {
     for admin in [None, Some("wrong"), Some("")] {
         for own in [Value::Null, json!(""), json!("  ")] {
             for endpoint in endpoints() {
-                let refused = ask(&service, endpoint, admin, &own).await;
+                let refused = send(&service, endpoint, admin, &own).await;
                 assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
                 let body = json!({"detail": UNAUTHENTICATED, "code": "unauthenticated"});
                 assert_eq!(refused.body, body);
@@ -83,24 +83,24 @@ async fn without_the_fallback_a_request_without_a_key_is_refused() {
     assert_eq!(service.simulator.stats().calls, 0);
 
     let chat = || ("/chat".to_owned(), json!({"prompt": "Hello"}));
-    let admin = ask(&service, chat(), Some(ADMIN_KEY), &Value::Null).await;
+    let admin = send(&service, chat(), Some(ADMIN_KEY), &Value::Null).await;
     assert_eq!(admin.status, StatusCode::OK);
-    assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
-    let own = ask(&service, chat(), None, &json!("own-key")).await;
+    assert_eq!(keys_used(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+    let own = send(&service, chat(), None, &json!("own-key")).await;
     assert_eq!(own.status, StatusCode::OK);
-    assert_eq!(payers(&service), BTreeSet::from(["own-key".to_owned()]));
+    assert_eq!(keys_used(&service), BTreeSet::from(["own-key".to_owned()]));
 }
 
 #[tokio::test]
 async fn without_a_server_key_the_admin_key_spends_nothing() {
     let service = Service::with(Options::default(), |config| config.gemini_api_key = None).await;
     for endpoint in endpoints() {
-        let refused = ask(&service, endpoint.clone(), None, &Value::Null).await;
+        let refused = send(&service, endpoint.clone(), None, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         assert_eq!(refused.body["detail"], UNAUTHENTICATED);
         // A key in the payload changes nothing: the administrator asked for the server's key.
         for own in [Value::Null, json!("own-key")] {
-            let refused = ask(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
+            let refused = send(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
             assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
             assert_eq!(refused.body["code"], "server_key_missing");
         }
@@ -117,7 +117,7 @@ async fn an_unset_admin_key_matches_nothing() {
     .await;
     for admin in [None, Some(""), Some(ADMIN_KEY), Some(SERVER_KEY)] {
         let chat = ("/chat".to_owned(), json!({"prompt": "Hello"}));
-        let refused = ask(&service, chat, admin, &Value::Null).await;
+        let refused = send(&service, chat, admin, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{admin:?}");
         let list = service.get("/_admin/semaphores");
         let list = admin.into_iter().fold(list, |r, key| r.header("Admin-API-Key", key));
@@ -199,15 +199,15 @@ async fn a_key_in_a_header_pays_if_the_body_has_none() {
         for (path, mut body) in endpoints() {
             let sent = answer(service.post(&path, &body).header(header, key)).await;
             assert_eq!(sent.status, StatusCode::OK, "{path}: {sent:?}");
-            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-header".to_owned()]));
+            assert_eq!(keys_used(&service), BTreeSet::from(["key-of-the-header".to_owned()]));
             body["credentials"] = json!({"gemini_api_key": "key-of-the-body"});
             answer(service.post(&path, &body).header(header, key)).await;
-            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-body".to_owned()]));
+            assert_eq!(keys_used(&service), BTreeSet::from(["key-of-the-body".to_owned()]));
         }
     }
     let request = service.post("/chat", &json!({"prompt": "x"})).header("x-goog-api-key", "a b");
     assert_eq!(answer(request).await.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(payers(&service), BTreeSet::new());
+    assert_eq!(keys_used(&service), BTreeSet::new());
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn the_admin_key_selects_the_servers_key_in_every_header_and_parameter() {
     ] {
         let sent = answer(request).await;
         assert_eq!(sent.status, StatusCode::OK, "{sent:?}");
-        assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+        assert_eq!(keys_used(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
     }
 }
 
@@ -319,11 +319,11 @@ async fn an_empty_batch_requires_authentication() {
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for (path, _) in kinds() {
         let batch = || (format!("/batch{path}"), json!({"requests": []}));
-        let refused = ask(&service, batch(), None, &Value::Null).await;
+        let refused = send(&service, batch(), None, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
-        let own = ask(&service, batch(), None, &json!("own-key")).await;
+        let own = send(&service, batch(), None, &json!("own-key")).await;
         assert_eq!(own.status, StatusCode::OK, "{path}");
-        let admin = ask(&service, batch(), Some(ADMIN_KEY), &Value::Null).await;
+        let admin = send(&service, batch(), Some(ADMIN_KEY), &Value::Null).await;
         assert_eq!(admin.status, StatusCode::OK, "{path}");
     }
 }

@@ -72,7 +72,7 @@ async fn a_compressed_body_is_read_in_every_common_encoding() {
         let sent = answer(encoded(&service, CHAT, encoding, body)).await;
         assert_eq!(sent.status, 200, "{encoding}: {sent:?}");
         // The body is relayed decoded, without the header.
-        let asked = recording.asked().pop().unwrap();
+        let asked = recording.requests().pop().unwrap();
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, COMPLETION, "{encoding}");
         assert!(!head.contains("content-encoding"), "{head}");
@@ -167,7 +167,7 @@ async fn a_byte_order_mark_is_skipped_and_not_relayed() {
     .await;
     let marked = service.post(CHAT, &Value::Null).body(format!("\u{feff}{COMPLETION}"));
     assert_eq!(answer(marked).await.status, 200);
-    assert!(recording.asked().pop().unwrap().ends_with(&format!("\r\n\r\n{COMPLETION}")));
+    assert!(recording.requests().pop().unwrap().ends_with(&format!("\r\n\r\n{COMPLETION}")));
 
     let service = Service::start().await;
     let marked = service.post("/chat", &Value::Null).body("\u{feff}{\"prompt\": \"Hello\"}");
@@ -189,18 +189,18 @@ async fn refused(service: &Service, body: &str) -> Answer {
 #[tokio::test]
 async fn an_invalid_openai_body_is_reported_with_its_location() {
     let service = Service::start().await;
-    let says = async |body: &str| refused(&service, body).await.body["error"]["message"].take();
-    let cut_off = says("{\"model\":\"m\",\n\"messages\":[").await;
+    let message = async |body: &str| refused(&service, body).await.body["error"]["message"].take();
+    let cut_off = message("{\"model\":\"m\",\n\"messages\":[").await;
     let expected = "body: The body is not JSON: EOF while parsing a list at line 2 column 12";
     assert_eq!(cut_off, expected);
-    let quotes = says("{'model': 'm'}").await;
+    let quotes = message("{'model': 'm'}").await;
     assert_eq!(quotes, "body: The body is not JSON: key must be a string at line 1 column 2");
-    let twice = says(r#"{"model":"a","messages":[],"model":"b"}"#).await;
+    let twice = message(r#"{"model":"a","messages":[],"model":"b"}"#).await;
     assert_eq!(twice, "body.model: `model` or `agent` is there more than once");
-    assert_eq!(says(r#"{"messages":[]}"#).await, "body.model: Field required");
-    let half = says(r#"{"model":"\ud83d","messages":[]}"#).await;
+    assert_eq!(message(r#"{"messages":[]}"#).await, "body.model: Field required");
+    let half = message(r#"{"model":"\ud83d","messages":[]}"#).await;
     assert!(half.as_str().unwrap().starts_with("body.model: The text has an escape"), "{half}");
-    assert_eq!(says(r#"{"model":1}"#).await, "body.model: Input should be a string");
+    assert_eq!(message(r#"{"model":1}"#).await, "body.model: Input should be a string");
 }
 
 fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder {
@@ -242,7 +242,7 @@ async fn an_openai_form_is_counted_for_its_model_or_refused() {
     .await;
     let video = form(&service, "/v1/videos", &[("model", "veo-3.1"), ("prompt", "A storm")]);
     assert_eq!(answer(video).await.status, 200);
-    let asked = recording.asked().pop().unwrap();
+    let asked = recording.requests().pop().unwrap();
     assert!(asked.starts_with("POST /v1beta/openai/videos HTTP/1.1\r\n"), "{asked}");
     assert!(asked.contains("name=\"model\"\r\n\r\nveo-3.1\r\n"), "{asked}");
     assert!(asked.contains("multipart/form-data; boundary=X"), "{asked}");
@@ -263,5 +263,5 @@ async fn an_openai_form_is_counted_for_its_model_or_refused() {
         );
     }
     assert_eq!(answer(form(&service, "/v1/files", &[("purpose", "batch")])).await.status, 200);
-    assert_eq!(recording.asked().len(), 2);
+    assert_eq!(recording.requests().len(), 2);
 }

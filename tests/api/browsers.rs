@@ -54,7 +54,7 @@ async fn a_page_of_another_origin_cannot_spend_the_servers_key() {
             assert_eq!(answer(request.header(name, value)).await.status, 401, "{name}: {value}");
         }
     }
-    assert_eq!(recording.asked().len(), 0);
+    assert_eq!(recording.requests().len(), 0);
     // The caller's own key is accepted from any origin. The server's key is accepted from pages of
     // this service, from trusted origins and from clients that are not browsers.
     let own = format!("http://{}", service.address);
@@ -146,7 +146,7 @@ async fn a_preflight_is_answered_by_the_service_and_needs_no_key() {
     }
     let options = reqwest::Client::new().request(Method::OPTIONS, service.url(GENERATE));
     assert!(options.send().await.unwrap().headers().contains_key("allow"));
-    assert_eq!(recording.asked().len(), 0);
+    assert_eq!(recording.requests().len(), 0);
     // Errors can be read too.
     let refused = service.post("/chat", &json!({"prompt": "x"})).header("origin", APP);
     let refused = answer(refused).await;

@@ -101,13 +101,13 @@ fn question_with_voices(voices: Value) -> Value {
     question
 }
 
-async fn over(upstream: &Upstream) -> Service {
+async fn service_over(upstream: &Upstream) -> Service {
     Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
 }
 
 /// The service's answer when the upstream returns these stories.
-async fn told(upstream: &Upstream, question: &Value) -> Answer {
-    answer(over(upstream).await.post(PATH, question)).await
+async fn answer_for(upstream: &Upstream, question: &Value) -> Answer {
+    answer(service_over(upstream).await.post(PATH, question)).await
 }
 
 /// The schema that is sent upstream with a request.
@@ -122,7 +122,7 @@ async fn sent_schema(question: &Value) -> Value {
 
 /// The prompt of the second call, which explains what was wrong with the first answer.
 fn correction(upstream: &Upstream) -> String {
-    let asked = upstream.asked();
+    let asked = upstream.requests();
     assert_eq!(asked.len(), 2);
     asked[1]["contents"][2]["parts"][0]["text"].as_str().unwrap().to_owned()
 }
@@ -164,8 +164,8 @@ async fn the_narrators_voice_is_one_of_the_list() {
 
 #[tokio::test]
 async fn a_consistent_story_is_returned_unchanged() {
-    let upstream = Upstream::saying([story()]).await;
-    let answered = told(&upstream, &question_with_voices(json!(["voice-amber", "b"]))).await;
+    let upstream = Upstream::answering([story()]).await;
+    let answered = answer_for(&upstream, &question_with_voices(json!(["voice-amber", "b"]))).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], story());
     assert_eq!(keys(&answered.body["data"]), FIELDS);
@@ -175,7 +175,7 @@ async fn a_consistent_story_is_returned_unchanged() {
         ["success", "data", "message", "model", "finish_reason", "usage"]
     );
     assert_eq!(answered.body["message"], "Successfully generated structured output");
-    assert_eq!(upstream.asked().len(), 1);
+    assert_eq!(upstream.requests().len(), 1);
 }
 
 /// The fields are in the schema's order, whatever order the model used.
@@ -183,8 +183,8 @@ async fn a_consistent_story_is_returned_unchanged() {
 async fn the_data_is_in_the_storys_order() {
     let backwards: serde_json::Map<String, Value> =
         story().as_object().unwrap().clone().into_iter().rev().collect();
-    let upstream = Upstream::saying([Value::Object(backwards)]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([Value::Object(backwards)]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(keys(&answered.body["data"]), FIELDS);
 }
 
@@ -216,8 +216,8 @@ async fn a_broken_reference_is_repaired_once() {
             "character_list has more than one character_name \"Mira\"",
         ),
     ] {
-        let upstream = Upstream::saying([broken, story()]).await;
-        let answered = told(&upstream, &question()).await;
+        let upstream = Upstream::answering([broken, story()]).await;
+        let answered = answer_for(&upstream, &question()).await;
         assert_eq!(answered.status, StatusCode::OK, "{said}: {answered:?}");
         assert_eq!(answered.body["data"], story(), "{said}");
         assert_eq!(answered.body.get("warnings"), None, "{said}");
@@ -231,23 +231,23 @@ async fn a_broken_reference_is_repaired_once() {
 async fn a_reference_that_is_still_broken_is_a_warning() {
     let lost = story_with("/chapter_list/1/chapter_scene_list", json!([9]));
     let still_lost = story_with("/chapter_list/1/chapter_scene_list", json!([8]));
-    let upstream = Upstream::saying([lost, still_lost.clone()]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([lost, still_lost.clone()]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["success"], true);
     assert_eq!(answered.body["data"], still_lost);
     let warnings = json!(["chapter 2 names scene 8, which scene_list lacks"]);
     assert_eq!(answered.body["warnings"], warnings);
     assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0]);
-    assert_eq!(upstream.asked().len(), 2, "one repair and no third call");
+    assert_eq!(upstream.requests().len(), 2, "one repair and no third call");
 }
 
 /// A story with a broken reference is better than no story.
 #[tokio::test]
 async fn a_repair_that_fails_leaves_the_first_story_with_its_warnings() {
     let lost = story_with("/cover_image_characters", json!(["Nobody"]));
-    let upstream = Upstream::saying([lost.to_string(), "I would rather not.".to_owned()]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([lost.to_string(), "I would rather not.".to_owned()]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], lost);
     let warnings = json!(["the cover names \"Nobody\", whom character_list lacks"]);
@@ -260,19 +260,19 @@ async fn a_voice_that_is_not_in_the_list_is_repaired_or_fails() {
     let wrong = story_with("/narrator_voice_id", json!("voice-unheard"));
     let question = question_with_voices(json!(["voice-amber", "voice-basil"]));
 
-    let upstream = Upstream::saying([wrong.clone(), story()]).await;
-    let answered = told(&upstream, &question).await;
+    let upstream = Upstream::answering([wrong.clone(), story()]).await;
+    let answered = answer_for(&upstream, &question).await;
     assert_eq!(answered.body["data"]["narrator_voice_id"], "voice-amber", "{answered:?}");
     let correction = correction(&upstream);
     assert!(correction.contains("at /narrator_voice_id:"), "{correction}");
 
-    let upstream = Upstream::saying([wrong.clone(), wrong]).await;
-    let failed = told(&upstream, &question).await;
+    let upstream = Upstream::answering([wrong.clone(), wrong]).await;
+    let failed = answer_for(&upstream, &question).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "schema_violation");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("at /narrator_voice_id:"), "{detail}");
-    assert_eq!(upstream.asked().len(), 2);
+    assert_eq!(upstream.requests().len(), 2);
 }
 
 #[tokio::test]
@@ -289,8 +289,8 @@ async fn every_field_of_a_request_is_validated() {
         story_with("/scene_list/0/scene_number", json!("1")),
         story_with("/youtube_video_hashtags", json!(["#storm"])),
     ] {
-        let upstream = Upstream::saying([&wrong, &wrong]).await;
-        let failed = told(&upstream, &question()).await;
+        let upstream = Upstream::answering([&wrong, &wrong]).await;
+        let failed = answer_for(&upstream, &question()).await;
         assert_eq!(failed.body["code"], "schema_violation", "{wrong}");
     }
 }

@@ -46,7 +46,7 @@ async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = timeout(TEST_TIMEOUT, client.output()).await;
-    let output = output.expect("it did not end").expect("it did not start");
+    let output = output.expect("it did not end in time").expect("it could not be started");
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);

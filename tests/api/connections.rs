@@ -30,7 +30,7 @@ async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
 }
 
 /// Reads a connection to its end, which must not be a reset.
-async fn to_the_end(stream: &mut TcpStream) -> String {
+async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut text = String::new();
     let read = timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await;
     read.expect("it is still open").expect("it was reset");
@@ -38,7 +38,7 @@ async fn to_the_end(stream: &mut TcpStream) -> String {
 }
 
 /// Reads one answer that has a `Content-Length`.
-async fn one_answer(stream: &mut TcpStream) -> String {
+async fn read_answer(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let read = async {
         loop {
@@ -109,7 +109,7 @@ async fn pipelined_requests_are_answered_in_order() {
         chat("three"),
         request("GET", "/", "Connection: close\r\n", ""),
     ];
-    let answers = to_the_end(&mut send(service.address, requests.concat()).await).await;
+    let answers = read_to_end(&mut send(service.address, requests.concat()).await).await;
     let places = [" to: one", "not_found", " to: three", "healthy"]
         .map(|text| answers.find(text).unwrap_or_else(|| panic!("{text}: {answers}")));
     assert!(places.is_sorted(), "{answers}");
@@ -131,7 +131,7 @@ async fn a_disconnect_after_an_upload_is_noticed() {
         }
         passed
     };
-    let mut passed = timeout(TEST_TIMEOUT, passed).await.expect("it is passed on");
+    let mut passed = timeout(TEST_TIMEOUT, passed).await.expect("it is relayed");
     let _ = stream.write_all(&vec![b'x'; 1 << 20]).await;
     drop(stream);
     let rest = timeout(TEST_TIMEOUT, passed.read(&mut [0])).await.expect("it is cancelled");
@@ -147,7 +147,7 @@ async fn a_large_pipelined_request_is_answered() {
     let second = chat(&format!("two{}", " ".repeat(28_000)));
     let mut stream = send(service.address, first + &second).await;
     for said in [" to: one", " to: two"] {
-        let answer = one_answer(&mut stream).await;
+        let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(said), "{answer}");
     }
 }
@@ -169,7 +169,7 @@ async fn an_answer_sent_before_the_body_was_read_arrives_and_closes_the_connecti
     ] {
         let request = request(method, path, headers, &body);
         let mut stream = send(service.address, request).await;
-        let answer = to_the_end(&mut stream).await.to_ascii_lowercase();
+        let answer = read_to_end(&mut stream).await.to_ascii_lowercase();
         assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{path}: {answer}");
         assert!(answer.contains("\r\nconnection: close\r\n"), "{path}: {answer}");
     }
@@ -188,7 +188,7 @@ async fn a_short_unread_body_keeps_the_connection_open() {
     ] {
         let request = request(method, path, &admin, "{\"unread\": true}");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let answer = one_answer(&mut stream).await;
+        let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
         assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{path}: {answer}");
     }
@@ -198,7 +198,7 @@ async fn a_short_unread_body_keeps_the_connection_open() {
 async fn a_client_that_expects_continue_is_refused_before_its_body() {
     let service = Service::start().await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
-    let answer = to_the_end(&mut send(service.address, head).await).await;
+    let answer = read_to_end(&mut send(service.address, head).await).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
 }
@@ -208,7 +208,7 @@ async fn a_malformed_request_gets_an_error_response() {
     let service = Service::start().await;
     let many = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(48 << 10));
     for (request, status) in [("no request\r\n\r\n", 400), (&*many, 431)] {
-        let answer = to_the_end(&mut send(service.address, request).await).await;
+        let answer = read_to_end(&mut send(service.address, request).await).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
 }
@@ -222,25 +222,25 @@ async fn the_idle_timeout_is_not_the_header_timeout() {
         .await;
     let get = request("GET", "/", "", "");
     let mut stream = send(process.address, &get).await;
-    one_answer(&mut stream).await;
+    read_answer(&mut stream).await;
     sleep(Duration::from_secs(2)).await;
     stream.write_all(get.as_bytes()).await.expect("it is closed");
-    one_answer(&mut stream).await;
+    read_answer(&mut stream).await;
     // Once a request has begun, the header timeout applies.
     stream.write_all(&get.as_bytes()[..10]).await.unwrap();
-    assert_eq!(to_the_end(&mut stream).await, "");
+    assert_eq!(read_to_end(&mut stream).await, "");
 }
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_its_timeout() {
     let process = Start::simulated().set("KEEP_ALIVE_SECONDS", "0.2").run().await;
     let mut stream = send(process.address, request("GET", "/", "", "")).await;
-    one_answer(&mut stream).await;
-    assert_eq!(to_the_end(&mut stream).await, "");
+    read_answer(&mut stream).await;
+    assert_eq!(read_to_end(&mut stream).await, "");
 }
 
 /// Opens this many connections and sends part of a request on each.
-async fn half_sent(process: &Process, connections: usize) -> Vec<TcpStream> {
+async fn send_unfinished_headers(process: &Process, connections: usize) -> Vec<TcpStream> {
     let mut streams = Vec::new();
     for _ in 0..connections {
         streams.push(
@@ -257,11 +257,11 @@ async fn chats(process: &Process) {
 
 #[tokio::test]
 async fn connections_with_unfinished_headers_give_way_to_new_ones() {
-    let few_files = Start::simulated().most_files(40);
+    let few_files = Start::simulated().file_limit(40);
     let few_connections = Start::simulated().set("MAX_CONNECTIONS", "8");
     for start in [few_files, few_connections] {
         let process = start.run().await;
-        let held = half_sent(&process, 100).await;
+        let held = send_unfinished_headers(&process, 100).await;
         for _ in 0..5 {
             chats(&process).await;
         }
@@ -283,14 +283,14 @@ async fn a_connection_with_a_pending_answer_is_not_closed_for_another() {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != 1 {}
     };
     timeout(TEST_TIMEOUT, in_flight).await.expect("it is in flight");
-    let _held = half_sent(&process, 50).await;
+    let _held = send_unfinished_headers(&process, 50).await;
     chats(&process).await;
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn the_open_file_limit_is_raised() {
-    let process = Start::simulated().few_files_at_first(64).run().await;
+    let process = Start::simulated().initial_file_limit(64).run().await;
     let [soft, hard] = process.file_limits();
     assert!(soft == hard && soft != "64", "{soft} of {hard}");
 }

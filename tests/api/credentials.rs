@@ -27,13 +27,13 @@ type Heads = Arc<Mutex<Vec<(Uri, HeaderMap)>>>;
 
 /// A service over an upstream that always answers with one text and keeps the heads of its
 /// requests.
-struct Over {
+struct Fixture {
     service: Service,
     heads: Heads,
     _stop: DropGuard,
 }
 
-impl Over {
+impl Fixture {
     async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let stop = CancellationToken::new();
         let heads = Heads::default();
@@ -106,8 +106,8 @@ fn forms() -> Vec<(String, String, String)> {
 
 #[tokio::test]
 async fn each_credential_is_sent_alone_in_its_surfaces_header() {
-    let over = Over::start(|_| {}).await;
-    let service = &over.service;
+    let fixture = Fixture::start(|_| {}).await;
+    let service = &fixture.service;
     for (key, name, value) in forms() {
         let gemini = (name, value);
         let openai = ("authorization".to_owned(), format!("Bearer {key}"));
@@ -127,14 +127,14 @@ async fn each_credential_is_sent_alone_in_its_surfaces_header() {
             let as_bearer = request.try_clone().unwrap().bearer_auth(&key);
             let as_token = request.header("authorization", format!("Token {key}"));
             for request in [as_key, as_bearer, as_token] {
-                assert_eq!(over.credential(request).await, gemini);
+                assert_eq!(fixture.credential(request).await, gemini);
             }
         }
         for name in PARAMETERS {
             let path = format!("{GENERATE}?alt=json&{name}{}", key.replace('/', "%2F"));
-            let (uri, _) = over.sent(service.post(&path, &contents())).await;
+            let (uri, _) = fixture.sent(service.post(&path, &contents())).await;
             assert_eq!(uri.query(), Some("alt=json"));
-            assert_eq!(over.credential(service.post(&path, &contents())).await, gemini);
+            assert_eq!(fixture.credential(service.post(&path, &contents())).await, gemini);
         }
         let own = json!({"prompt": "x", "credentials": {"gemini_api_key": key}});
         for (path, body) in [
@@ -142,40 +142,40 @@ async fn each_credential_is_sent_alone_in_its_surfaces_header() {
             ("/batch/chat", json!({"requests": [own.clone()]})),
             ("/batch/chat", json!({"requests": [chat], "credentials": own["credentials"]})),
         ] {
-            assert_eq!(over.credential(service.post(path, &body)).await, gemini);
+            assert_eq!(fixture.credential(service.post(path, &body)).await, gemini);
         }
         let completion = service.post("/v1/chat/completions", &completion());
         let completion = completion.header("openai-organization", "o");
         let completion = completion.header("openai-project", "p");
-        let (_, headers) = over.sent(completion.try_clone().unwrap().bearer_auth(&key)).await;
+        let (_, headers) = fixture.sent(completion.try_clone().unwrap().bearer_auth(&key)).await;
         assert!(!headers.keys().any(|name| name.as_str().starts_with("openai")), "{headers:?}");
-        assert_eq!(over.credential(completion.bearer_auth(&key)).await, openai);
+        assert_eq!(fixture.credential(completion.bearer_auth(&key)).await, openai);
         let models = service.get("/v1/models").bearer_auth(&key);
-        assert_eq!(over.credential(models).await, openai);
+        assert_eq!(fixture.credential(models).await, openai);
     }
     let token = service.get("/v1/models").header("authorization", "Token auth_tokens/0123");
     let expected = ("authorization".to_owned(), "Token auth_tokens/0123".to_owned());
-    assert_eq!(over.credential(token).await, expected, "OpenAI clients do not send it so");
+    assert_eq!(fixture.credential(token).await, expected, "OpenAI clients do not send it so");
 }
 
 #[tokio::test]
 async fn the_server_may_have_its_own_access_token() {
     let token = "ya29.the-server-token";
-    let over = Over::start(|config| {
+    let fixture = Fixture::start(|config| {
         config
             .set_gemini_api_key(gemini_concurrent_generation::gemini::ApiKey::new(token).unwrap());
     })
     .await;
     let expected = ("authorization".to_owned(), format!("Bearer {token}"));
-    let service = &over.service;
-    assert_eq!(over.credential(service.post(GENERATE, &contents())).await, expected);
-    assert_eq!(over.credential(service.post("/chat", &json!({"prompt": "x"}))).await, expected);
+    let service = &fixture.service;
+    assert_eq!(fixture.credential(service.post(GENERATE, &contents())).await, expected);
+    assert_eq!(fixture.credential(service.post("/chat", &json!({"prompt": "x"}))).await, expected);
 }
 
 #[tokio::test]
 async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
-    let over = Over::start(|_| {}).await;
-    let service = &over.service;
+    let fixture = Fixture::start(|_| {}).await;
+    let service = &fixture.service;
     let (one, other) = ("ya29.one-of-the-tokens", "AIza-one-of-the-keys");
     let chat = json!({"prompt": "x"});
     let paths = [
@@ -190,7 +190,7 @@ async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
             asked(&format!("?key={one}&access_token={one}")).bearer_auth(format!(" {one} ")),
             asked("").header("x-goog-api-key", one).header("x-goog-api-key", one),
         ] {
-            let (_, value) = over.credential(request).await;
+            let (_, value) = fixture.credential(request).await;
             assert_eq!(value, format!("Bearer {one}"));
         }
         for request in [
@@ -214,35 +214,35 @@ async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
         (refused.status.as_u16(), &refused.body["code"]),
         (400, &json!("multiple_credentials"))
     );
-    assert!(over.heads.lock().unwrap().is_empty());
+    assert!(fixture.heads.lock().unwrap().is_empty());
     // A key in the body overrides all others, and the admin key overrides every key.
     let own = json!({"prompt": "x", "credentials": {"gemini_api_key": "AIza-own"}});
-    assert_eq!(over.credential(both(&own)).await.1, "AIza-own");
+    assert_eq!(fixture.credential(both(&own)).await.1, "AIza-own");
     let admin = both(&chat).header("admin-api-key", ADMIN_KEY);
-    assert_eq!(over.credential(admin).await.1, SERVER_KEY);
+    assert_eq!(fixture.credential(admin).await.1, SERVER_KEY);
     let list = service.get("/v1beta/models").bearer_auth(ADMIN_KEY).header("x-goog-api-key", one);
-    assert_eq!(over.credential(list).await.1, SERVER_KEY);
+    assert_eq!(fixture.credential(list).await.1, SERVER_KEY);
 }
 
 #[tokio::test]
 async fn only_the_owner_of_a_credential_chooses_the_project_it_charges() {
-    let over = Over::start(|_| {}).await;
-    let service = &over.service;
+    let fixture = Fixture::start(|_| {}).await;
+    let service = &fixture.service;
     let chat = json!({"prompt": "x"});
     for (path, body) in
         [(GENERATE, contents()), ("/chat", chat), ("/v1/chat/completions", completion())]
     {
         let asked = || service.post(path, &body).header("x-goog-user-project", "my-project");
-        let (_, headers) = over.sent(asked().bearer_auth("ya29.owner")).await;
+        let (_, headers) = fixture.sent(asked().bearer_auth("ya29.owner")).await;
         assert_eq!(headers["x-goog-user-project"], "my-project", "{path}");
         let twice = asked().header("x-goog-user-project", "another").bearer_auth("ya29.owner");
-        let (_, headers) = over.sent(twice).await;
+        let (_, headers) = fixture.sent(twice).await;
         let projects: Vec<_> = headers.get_all("x-goog-user-project").iter().collect();
         assert_eq!(projects, ["my-project"], "the project that the call is counted for");
         for request in
             [asked(), asked().header("admin-api-key", ADMIN_KEY), asked().bearer_auth(ADMIN_KEY)]
         {
-            let (_, headers) = over.sent(request).await;
+            let (_, headers) = fixture.sent(request).await;
             assert!(!headers.contains_key("x-goog-user-project"), "{path}");
         }
     }
@@ -300,11 +300,11 @@ async fn tokens_share_their_projects_account_once_gemini_accepted_them() {
 
 #[tokio::test]
 async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
-    let over = Over::start(|config| {
+    let fixture = Fixture::start(|config| {
         config.admin_api_key = Some(AdminKey::new("The/Admin+Key-0123456789"));
     })
     .await;
-    let (service, admin) = (&over.service, "The/Admin+Key-0123456789");
+    let (service, admin) = (&fixture.service, "The/Admin+Key-0123456789");
     let once: String = admin.bytes().map(|byte| format!("%{byte:02X}")).collect();
     let twice = once.replace('%', "%25");
     let some = admin.replace('/', "%2f").replace('+', "%2B");
@@ -350,20 +350,21 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
         let said = refused.body.to_string();
         assert!([400, 401].contains(&refused.status.as_u16()), "{shown}: {said}");
         assert!(!spelled.iter().any(|spelled| said.contains(spelled)), "{said}");
-        assert!(over.heads.lock().unwrap().is_empty(), "{shown}");
+        assert!(fixture.heads.lock().unwrap().is_empty(), "{shown}");
     }
     // The key in a header name.
     let name = AdminKey::new("The-Admin-Key");
-    let over = Over::start(|config| config.admin_api_key = Some(name)).await;
+    let fixture = Fixture::start(|config| config.admin_api_key = Some(name)).await;
     for name in ["the-admin-key", "X-THE-ADMIN-KEY-1"] {
-        let refused = answer(over.service.get("/v1beta/models").header(name, "1")).await;
+        let refused = answer(fixture.service.get("/v1beta/models").header(name, "1")).await;
         assert_eq!(refused.status, 401);
         assert!(!refused.body.to_string().to_lowercase().contains("the-admin-key"));
     }
     // A short admin key is a common word and may be part of other text.
-    let over = Over::start(|config| config.admin_api_key = Some(AdminKey::new("gemini"))).await;
-    let generate = over.service.post(GENERATE, &contents()).header("x-custom", "gemini-1");
-    over.sent(generate).await;
-    let word = over.service.get("/v1beta/models?x=gemini");
+    let fixture =
+        Fixture::start(|config| config.admin_api_key = Some(AdminKey::new("gemini"))).await;
+    let generate = fixture.service.post(GENERATE, &contents()).header("x-custom", "gemini-1");
+    fixture.sent(generate).await;
+    let word = fixture.service.get("/v1beta/models?x=gemini");
     assert_eq!(answer(word).await.status, 401);
 }

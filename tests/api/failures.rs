@@ -17,7 +17,7 @@ struct Failing {
     code: &'static str,
     retryable: bool,
     /// A part of the error's detail.
-    says: &'static str,
+    detail_part: &'static str,
 }
 
 /// An error that a marker in the prompt causes.
@@ -26,14 +26,14 @@ fn marked(
     status: u16,
     code: &'static str,
     retryable: bool,
-    says: &'static str,
+    detail_part: &'static str,
 ) -> Failing {
     let chat = json!({"prompt": format!("Hello [[simulate:{marker}]]")});
-    Failing { chat, status, code, retryable, says }
+    Failing { chat, status, code, retryable, detail_part }
 }
 
 /// Errors that are the same on every attempt.
-fn lasting() -> Vec<Failing> {
+fn permanent_errors() -> Vec<Failing> {
     let blocked = |marker, reason| marked(marker, 400, "content_blocked", false, reason);
     let bad_key = json!({"prompt": "Hello", "credentials": {"gemini_api_key": "invalid-key"}});
     let model = |model| json!({"prompt": "Hello", "model": model});
@@ -43,21 +43,21 @@ fn lasting() -> Vec<Failing> {
             status: 401,
             code: "invalid_api_key",
             retryable: false,
-            says: "API key not valid. Please pass a valid API key.",
+            detail_part: "API key not valid. Please pass a valid API key.",
         },
         Failing {
             chat: model("gemini-unknown"),
             status: 404,
             code: "model_not_found",
             retryable: false,
-            says: "models/gemini-unknown is not found",
+            detail_part: "models/gemini-unknown is not found",
         },
         Failing {
             chat: model("gemini-retired"),
             status: 404,
             code: "model_not_found",
             retryable: false,
-            says: "no longer available",
+            detail_part: "no longer available",
         },
         marked("status=401", 401, "invalid_api_key", false, "Unauthorized"),
         marked("status=402", 402, "account_unfunded", false, "credits are depleted"),
@@ -81,7 +81,7 @@ fn lasting() -> Vec<Failing> {
 }
 
 /// Errors that another attempt may not meet.
-fn passing() -> Vec<Failing> {
+fn transient_errors() -> Vec<Failing> {
     let gone = |marker| marked(marker, 502, "upstream_connection", true, "connection to Gemini");
     vec![
         marked("status=429", 429, "rate_limited", true, "Resource has been exhausted"),
@@ -98,7 +98,7 @@ fn passing() -> Vec<Failing> {
 }
 
 /// The same chat with a unique key, so that no earlier refusal applies.
-fn of_a_key_of_its_own(chat: &Value) -> Value {
+fn with_unique_key(chat: &Value) -> Value {
     let mut chat = chat.clone();
     if chat.get("credentials").is_none() {
         chat["credentials"] = json!({"gemini_api_key": format!("key-{}", fastrand::u64(..))});
@@ -111,18 +111,18 @@ async fn each_error_has_its_own_status_and_code() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let minute = |marker| marked(marker, 429, "rate_limited", true, "Please retry in 12.345");
     let minutes = [minute("quota=minute"), minute("quota=tokens")];
-    for failing in lasting().into_iter().chain(passing()).chain(minutes) {
-        let Failing { chat, status, code, retryable, says } = failing;
-        let single = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
+    for failing in permanent_errors().into_iter().chain(transient_errors()).chain(minutes) {
+        let Failing { chat, status, code, retryable, detail_part } = failing;
+        let single = answer(service.post("/chat", &with_unique_key(&chat))).await;
         assert_eq!(single.status.as_u16(), status, "{chat}: {single:?}");
         assert_eq!(single.body["code"], code, "{chat}");
         let detail = single.body["detail"].as_str().unwrap();
-        assert!(detail.contains(says), "{chat}: {detail}");
+        assert!(detail.contains(detail_part), "{chat}: {detail}");
         assert!(!detail.contains('<'), "{chat}: HTML in {detail}");
         assert_eq!(single.headers.contains_key("retry-after"), status == 429, "{chat}");
         assert_eq!(single.body.as_object().unwrap().len(), 2, "{chat}: {}", single.body);
 
-        let batch = json!({"requests": [of_a_key_of_its_own(&chat)]});
+        let batch = json!({"requests": [with_unique_key(&chat)]});
         let batch = answer(service.post("/batch/chat", &batch)).await;
         assert_eq!(batch.status, StatusCode::OK);
         let item = &batch.body["results"][0];
@@ -136,7 +136,7 @@ async fn each_error_has_its_own_status_and_code() {
 async fn a_refusal_says_when_to_retry() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let retry_after = async |marker: &str| {
-        let chat = of_a_key_of_its_own(&json!({"prompt": format!("[[simulate:{marker}]]")}));
+        let chat = with_unique_key(&json!({"prompt": format!("[[simulate:{marker}]]")}));
         let refused = answer(service.post("/chat", &chat)).await;
         assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
         refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap()
@@ -154,9 +154,9 @@ async fn a_refusal_says_when_to_retry() {
 #[tokio::test]
 async fn a_permanent_error_is_not_retried() {
     let service = Service::start().await;
-    for Failing { chat, status, .. } in lasting() {
+    for Failing { chat, status, .. } in permanent_errors() {
         service.simulator.reset();
-        let failed = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
+        let failed = answer(service.post("/chat", &with_unique_key(&chat))).await;
         assert_eq!(failed.status.as_u16(), status, "{chat}");
         assert_eq!(service.simulator.stats().calls, 1, "{chat}");
     }
@@ -166,7 +166,7 @@ async fn a_permanent_error_is_not_retried() {
 async fn a_transient_error_is_retried() {
     let service = Service::start().await;
     // Their prompts differ, so that each fails once.
-    let once = passing().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
+    let once = transient_errors().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
         let marker = chat["prompt"].as_str().unwrap().replace("]]", ",fail_times=1]]");
         format!("{n} {marker}")
     });
@@ -189,9 +189,9 @@ async fn a_transient_error_is_retried() {
 #[tokio::test]
 async fn a_call_that_fails_twice_succeeds_the_third_time() {
     let service = Service::start().await;
-    let chat = service.chat("patience [[simulate:fail_times=2]]").await;
+    let chat = service.chat("retries [[simulate:fail_times=2]]").await;
     assert_eq!(chat.status, StatusCode::OK);
-    assert_eq!(chat.body["response"], "Simulated answer to: patience");
+    assert_eq!(chat.body["response"], "Simulated answer to: retries");
     let journal = service.simulator.journal();
     let statuses: Vec<_> = journal.iter().map(|call| call.status).collect();
     assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
@@ -266,12 +266,12 @@ async fn an_item_that_waits_for_its_retry_does_not_delay_other_models() {
 
 #[tokio::test]
 async fn a_wait_past_the_deadline_is_refused_at_once() {
-    let patience = Duration::from_secs(10);
-    let service = Service::with(Options::default(), |config| config.request_timeout = patience);
+    let limit = Duration::from_secs(10);
+    let service = Service::with(Options::default(), |config| config.request_timeout = limit);
     let service = service.await;
     let asked = Instant::now();
     let refused = service.chat("[[simulate:quota=minute]]").await;
-    assert!(asked.elapsed() < patience, "it waited for {:?}", asked.elapsed());
+    assert!(asked.elapsed() < limit, "it waited for {:?}", asked.elapsed());
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.body["code"], "rate_limited");
     assert_eq!(refused.headers["retry-after"], "13");
@@ -290,7 +290,7 @@ async fn an_attempt_that_times_out_is_not_retried() {
     assert_eq!(given_up.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(given_up.body["code"], "upstream_timeout");
     service.until_idle().await;
-    until("Gemini was told to stop", || service.simulator.stats().cancelled == 1).await;
+    until("the upstream call is cancelled", || service.simulator.stats().cancelled == 1).await;
     assert_eq!(service.simulator.stats().calls, 1);
 
     let batch = json!({"requests": [{"prompt": slow(60_000)}]});

@@ -60,7 +60,7 @@ async fn it_reports_the_calls_in_flight_and_waiting() {
     let single = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     service
-        .until("the batch is under way", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
+        .until("the batch is in flight", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
         .await;
     let single = tokio::spawn(answer(service.post("/chat", &single)));
     service.until("both wait", |limiter| limiter.waiting == 2).await;
@@ -76,7 +76,9 @@ async fn it_reports_the_calls_in_flight_and_waiting() {
 
     batch.abort();
     service
-        .until("the single one goes", |limiter| limiter.in_flight == 1 && limiter.waiting == 0)
+        .until("the single request starts", |limiter| {
+            limiter.in_flight == 1 && limiter.waiting == 0
+        })
         .await;
     assert_eq!(concurrency_status(&service).await["current_available_slots"], 1);
     single.abort();

@@ -272,7 +272,8 @@ async fn calls_in_flight_finish_after_sigterm() {
     assert_eq!(status(response).await, 200);
     timeout(TEST_TIMEOUT, connection).await.expect("it is closed").unwrap();
     // A connection without requests does not delay the shutdown for long.
-    let (code, log) = timeout(Duration::from_secs(10), process.end()).await.expect("it ends");
+    let (code, log) =
+        timeout(Duration::from_secs(10), process.end()).await.expect("it did not end in time");
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("the grace period is over"), "{log}");
 }

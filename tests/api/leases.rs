@@ -31,7 +31,7 @@ fn waiting(service: &Service, body: Value) -> JoinHandle<Answer> {
 }
 
 /// Takes a lease that is available.
-async fn taken(service: &Service, permits: usize) -> Value {
+async fn take_available(service: &Service, permits: usize) -> Value {
     let body = json!({"holder": "outside", "permits": permits, "ttl_seconds": 600});
     let lease = take(service, body).await;
     assert_eq!(lease.status, StatusCode::CREATED, "{lease:?}");
@@ -87,7 +87,7 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
         |lease: &Value| lease["expires_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let left = ends(&first).duration_since(jiff::Timestamp::now()).as_secs_f64();
     assert!((0.0..=60.0).contains(&left), "{left}");
-    let second = taken(&service, 2).await;
+    let second = take_available(&service, 2).await;
     assert!(second["fencing_token"].as_u64() > first["fencing_token"].as_u64());
     assert_eq!(list(&service).await, json!({"count": 2, "leases": [first, second]}));
     assert_eq!(occupancy(&service).await, (json!(3), json!(0)));
@@ -113,7 +113,7 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
 async fn an_expired_lease_is_distinguished_from_a_held_one() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     release(&service, &lease).await;
     let id = lease["lease_id"].as_str().unwrap();
     let no_text = format!("{LEASES}/%FF");
@@ -133,7 +133,7 @@ async fn an_expired_lease_is_distinguished_from_a_held_one() {
 
     // A lease of another semaphore is unaffected.
     service.register("audio", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let elsewhere = path(&lease).replace("images", "audio");
     assert_eq!(renew(&service, &elsewhere, None).await.body["code"], "lease_not_found");
     let released = answer(service.delete(&elsewhere)).await;
@@ -227,7 +227,7 @@ async fn fields_out_of_range_are_refused() {
         assert_eq!(take(&service, missing).await.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
 
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     for body in
         [json!({"ttl_seconds": 0}), json!({"ttl_seconds": "x"}), json!({"ttl": 5}), json!([])]
     {
@@ -244,7 +244,7 @@ async fn fields_out_of_range_are_refused() {
 async fn only_the_administrator_can_use_leases() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     for key in [None, Some("wrong")] {
         for (method, path) in [
             (Method::GET, LEASES.to_owned()),
@@ -264,7 +264,7 @@ async fn only_the_administrator_can_use_leases() {
 async fn a_timed_out_acquire_reports_the_usage() {
     let service = Service::start().await;
     service.register("images", 3).await;
-    let _lease = taken(&service, 2).await;
+    let _lease = take_available(&service, 2).await;
     for wait in [0.0, 0.05] {
         let body = json!({"holder": "x", "permits": 2, "ttl_seconds": 60, "wait_seconds": wait});
         let started = Instant::now();
@@ -307,7 +307,7 @@ async fn a_lease_that_is_not_renewed_expires() {
 async fn a_waiting_client_that_disconnects_leaves_the_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let wait = |holder| json!({"holder": holder, "ttl_seconds": 60, "wait_seconds": 600});
     let leaver = waiting(&service, wait("leaver"));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
@@ -315,7 +315,7 @@ async fn a_waiting_client_that_disconnects_leaves_the_queue() {
     service.until("both wait", |limiter| limiter.waiting == 2).await;
     assert_eq!(occupancy(&service).await, (json!(1), json!(2)));
     leaver.abort();
-    service.until("it left", |limiter| limiter.waiting == 1).await;
+    service.until("it left the queue", |limiter| limiter.waiting == 1).await;
     release(&service, &lease).await;
     let next = next.await.unwrap().body;
     assert_eq!(next["holder"], "next");
@@ -326,7 +326,7 @@ async fn a_waiting_client_that_disconnects_leaves_the_queue() {
 async fn an_idempotency_key_always_returns_the_same_lease() {
     let service = Service::start().await;
     service.register("images", 2).await;
-    let held = taken(&service, 2).await;
+    let held = take_available(&service, 2).await;
     let mut body =
         json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600, "idempotency_key": "k"});
     let first = waiting(&service, body.clone());
@@ -357,7 +357,7 @@ async fn an_idempotency_key_always_returns_the_same_lease() {
 async fn leases_and_calls_share_one_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let call = json!({"prompt": slow(60_000), "external_semaphore_id": "images"});
     let call = tokio::spawn(answer(service.post("/chat", &call)));
     service.until("the call waits", |limiter| limiter.waiting == 1).await;
@@ -378,7 +378,7 @@ async fn leases_and_calls_share_one_queue() {
 async fn waits_for_a_lease_count_towards_a_full_queue() {
     let service = Service::with(Options::default(), |config| config.max_queued_requests = 1).await;
     service.register("images", 1).await;
-    let _lease = taken(&service, 1).await;
+    let _lease = take_available(&service, 1).await;
     let _waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
     let full = take(&service, json!({"holder": "y", "ttl_seconds": 60, "wait_seconds": 600})).await;
@@ -394,7 +394,7 @@ async fn waits_for_a_lease_count_towards_a_full_queue() {
 async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
     answer(service.delete("/_admin/semaphores/images")).await;
@@ -408,7 +408,7 @@ async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     service.register("images", 1).await;
     assert_eq!(list(&service).await["count"], 0);
     assert_eq!(renew(&service, &path(&lease), None).await.status, StatusCode::OK);
-    let anew = taken(&service, 1).await;
+    let anew = take_available(&service, 1).await;
     release(&service, &lease).await;
     assert_eq!(list(&service).await["leases"], json!([anew]));
     assert_eq!(occupancy(&service).await, (json!(1), json!(0)));
@@ -427,10 +427,10 @@ async fn leases_and_a_batch_together_never_exceed_the_limit() {
 
     let watch = Arc::new(Watch::default());
     let clients = [1, 2].map(|permits| {
-        tokio::spawn(hold_again_and_again(Arc::clone(&service), Arc::clone(&watch), permits))
+        tokio::spawn(acquire_repeatedly(Arc::clone(&service), Arc::clone(&watch), permits))
     });
     while !batch.is_finished() {
-        watch.look(|| service.simulator.stats().in_flight);
+        watch.sample(|| service.simulator.stats().in_flight);
         sleep(Duration::from_micros(200)).await;
     }
     watch.over.store(true, Ordering::Relaxed);
@@ -463,7 +463,7 @@ impl Watch {
     }
 
     /// Reads both numbers, and counts them as simultaneous only if neither changed meanwhile.
-    fn look(&self, calls: impl FnOnce() -> usize) {
+    fn sample(&self, calls: impl FnOnce() -> usize) {
         let changes = self.changes.load(Ordering::SeqCst);
         let held = self.held.load(Ordering::SeqCst);
         let calls = calls();
@@ -476,14 +476,14 @@ impl Watch {
     }
 }
 
-async fn hold_again_and_again(service: Arc<Service>, watch: Arc<Watch>, permits: usize) -> usize {
+async fn acquire_repeatedly(service: Arc<Service>, watch: Arc<Watch>, permits: usize) -> usize {
     let mut leases = 0;
     let body = json!({"holder": "x", "permits": permits, "ttl_seconds": 60, "wait_seconds": 60});
     while !watch.over.load(Ordering::Relaxed) {
         let lease = take(&service, body.clone()).await;
         assert_eq!(lease.status, StatusCode::CREATED, "{lease:?}");
         watch.change(|held| _ = held.fetch_add(permits, Ordering::SeqCst));
-        watch.look(|| service.simulator.stats().in_flight);
+        watch.sample(|| service.simulator.stats().in_flight);
         sleep(Duration::from_millis(2)).await;
         // Subtracted before the release, so that no permit counts twice.
         watch.change(|held| _ = held.fetch_sub(permits, Ordering::SeqCst));

@@ -132,7 +132,7 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
         write.write_all(last.as_bytes()).await.unwrap();
         write
     });
-    let answers = to_the_end(&mut read).await;
+    let answers = read_to_end(&mut read).await;
     sent.await.unwrap();
     assert_eq!(answers.matches("HTTP/1.1 404").count(), 12_000);
     let dropped = answers.lines().find_map(|line| {
@@ -314,7 +314,7 @@ async fn healthcheck_reports_by_its_exit_code() {
 }
 
 /// Reads a connection to its end.
-async fn to_the_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();
     let read =
         timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it is still open");
@@ -339,9 +339,9 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
     });
     let others = join_all((0..10).map(|_| answer(process.get("/")))).await;
     assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are answered");
-    to_the_end(&mut read).await;
+    read_to_end(&mut read).await;
     let (mut silent, _write) = silent.into_split();
-    to_the_end(&mut silent).await;
+    read_to_end(&mut silent).await;
     timeout(TEST_TIMEOUT, trickle).await.expect("the client is still sending").unwrap();
     assert_eq!(answer(process.get("/")).await.status, StatusCode::OK);
 }
@@ -359,7 +359,7 @@ async fn a_client_that_never_finishes_its_body_gets_an_error_and_is_cut_off() {
         write.write_all(head.as_bytes()).await.unwrap();
         let other = answer(process.post("/chat", &json!({"prompt": "meanwhile"}))).await;
         assert_eq!(other.status, StatusCode::OK);
-        let answered = to_the_end(&mut read).await;
+        let answered = read_to_end(&mut read).await;
         assert!(answered.starts_with("HTTP/1.1 408 "), "{path}: {answered}");
         assert!(answered.ends_with("\"code\":\"client_timeout\"}"), "{path}: {answered}");
     }

@@ -114,8 +114,8 @@ async fn a_thousand_cancelled_requests_leave_every_slot_free() {
             service.post("/chat", &chat)
         };
         // At every point from before the request is read to after it is answered.
-        let patience = Duration::from_micros(fastrand::u64(0..40_000));
-        async move { tokio::time::timeout(patience, answer(request)).await.is_err() }
+        let delay = Duration::from_micros(fastrand::u64(0..40_000));
+        async move { tokio::time::timeout(delay, answer(request)).await.is_err() }
     });
     let cancelled = join_all(cancels).await.into_iter().filter(|cancelled| *cancelled).count();
     assert!(cancelled > 100, "only {cancelled} were cancelled");

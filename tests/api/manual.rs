@@ -255,7 +255,7 @@ async fn run(page: &str, block: &str, service: &Process) -> String {
 }
 
 /// Where the output of a block differs from the example that follows it on the page.
-fn unlike(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
+fn mismatches(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
     let (Some(examples), Ok(answers)) = (example.and_then(Block::values), values(printed)) else {
         return Vec::new();
     };
@@ -273,7 +273,7 @@ async fn every_shell_block_works_and_prints_what_the_manual_shows() {
         let commands = blocks.iter().enumerate();
         for (index, block) in commands.filter(|(_, block)| block.is_shell() && !block.is_start()) {
             let printed = run(&page, &block.code, &service).await;
-            unlike_examples.extend(unlike(&page, blocks.get(index + 1), &printed));
+            unlike_examples.extend(mismatches(&page, blocks.get(index + 1), &printed));
         }
     }
     assert_eq!(unlike_examples, [""; 0]);

@@ -24,7 +24,12 @@ fn native(prompt: &str, bytes: usize) -> Value {
 }
 
 /// Opens a connection and sends this many bytes of an announced body.
-async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize) -> TcpStream {
+async fn send_unfinished_body(
+    service: &Service,
+    path: &str,
+    announced: usize,
+    sent: usize,
+) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -36,14 +41,14 @@ async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize
 }
 
 async fn until_used(service: &Service, bytes: usize) {
-    until("the memory in use", || service.gateway.bodies.used() == bytes).await;
+    until("the memory is in use", || service.gateway.bodies.used() == bytes).await;
 }
 
 #[tokio::test]
 async fn bodies_past_the_memory_budget_are_refused() {
     let service = with_memory(1_000_000).await;
     for path in ["/chat", "/batch/chat", GENERATE] {
-        let held = unfinished(&service, path, 800_000, 700_000).await;
+        let held = send_unfinished_body(&service, path, 800_000, 700_000).await;
         until_used(&service, 700_000).await;
         let refused = answer(service.post("/chat", &chat("", 300_000))).await;
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -88,7 +93,7 @@ async fn a_body_counts_against_the_budget_until_its_call_is_settled() {
 #[tokio::test]
 async fn an_announced_body_uses_no_budget_before_it_arrives() {
     let service = with_memory(100_000_000).await;
-    let _held = unfinished(&service, "/chat", 60_000_000, 1_000).await;
+    let _held = send_unfinished_body(&service, "/chat", 60_000_000, 1_000).await;
     until_used(&service, 1_000).await;
 }
 
@@ -110,7 +115,7 @@ async fn parsed_values_count_against_the_budget() {
     assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{refused:?}");
     assert_eq!(refused.body["code"], "body_too_large", "{refused:?}");
     dense["generation_config"] = json!({"x": vec![json!([]); 30_000]});
-    let held = unfinished(&service, "/chat", 8_000_000, 5_000_000).await;
+    let held = send_unfinished_body(&service, "/chat", 8_000_000, 5_000_000).await;
     until_used(&service, 5_000_000).await;
     let refused = answer(service.post("/chat", &dense)).await;
     assert_eq!(refused.body["code"], "server_busy", "{refused:?}");

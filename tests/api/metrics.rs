@@ -20,7 +20,7 @@ async fn it_shows_requests_in_flight_and_waiting() {
     let named = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = json!({"requests": vec![named.clone(); 4], "external_semaphore_id": "one"});
     let single = tokio::spawn(answer(service.post("/chat", &named)));
-    service.until("the single one runs", |limiter| limiter.in_flight == 1).await;
+    service.until("the single request runs", |limiter| limiter.in_flight == 1).await;
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     service.until("the batch waits", |limiter| limiter.waiting == 1).await;
     for (series, value) in [

@@ -19,7 +19,7 @@ fn contents(prompt: &str) -> Value {
 }
 
 /// A request on Gemini's surface with the caller's own key.
-fn own(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
+fn with_own_key(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
     service.post(path, &contents(prompt)).header("x-goog-api-key", "callers-key")
 }
 
@@ -31,7 +31,7 @@ fn error(answer: &Answer) -> (u16, &str, &str) {
     (answer.status.as_u16(), error["status"].as_str().unwrap(), reason)
 }
 
-async fn over(base_url: &str) -> Service {
+async fn service_over(base_url: &str) -> Service {
     Service::with(Options::default(), |config| config.base_url = base_url.to_owned()).await
 }
 
@@ -39,7 +39,7 @@ async fn over(base_url: &str) -> Service {
 async fn requests_and_answers_are_relayed_unchanged() {
     let body = "{\r\n \"candidates\": [ {\"content\": {\"parts\": [{\"text\": \"é\"}]}} ] }";
     let recording = Recording::play(203, "application/json; v=1", vec![body.into()]).await;
-    let service = over(&format!("{}/some/prefix", recording.base_url)).await;
+    let service = service_over(&format!("{}/some/prefix", recording.base_url)).await;
     let asked = "{ \"contents\" :[{\"parts\":[{\"text\":\"ü\"}]}], \"novelty\": null}";
     for version in ["v1", "v1beta", "v1alpha"] {
         let path = format!(
@@ -58,7 +58,7 @@ async fn requests_and_answers_are_relayed_unchanged() {
         }
         assert_eq!(response.text().await.unwrap(), body);
 
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         let (head, sent_body) = sent.split_once("\r\n\r\n").unwrap();
         let line = format!("POST /some/prefix/{version}/models/m:generateContent?a=%2F&b HTTP/1.1");
         assert_eq!(head.lines().next(), Some(&*line));
@@ -121,9 +121,10 @@ async fn the_services_errors_use_googles_error_format() {
     let service_that_pays = Service::start().await;
     let odd = service_that_pays.post(GENERATE, &contents("x")).header("x-goog-api-key", "é");
     assert_eq!(error(&answer(odd).await).0, 401);
-    let refused = answer(own(service, GENERATE, &"x".repeat(1000))).await;
+    let refused = answer(with_own_key(service, GENERATE, &"x".repeat(1000))).await;
     assert_eq!(error(&refused), (413, "INVALID_ARGUMENT", "BODY_TOO_LARGE"));
-    let named = own(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");
+    let named =
+        with_own_key(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");
     assert_eq!(error(&answer(named).await), (404, "NOT_FOUND", "SEMAPHORE_NOT_FOUND"));
     // Sent as raw bytes: a client would resolve the dots.
     for path in
@@ -137,9 +138,9 @@ async fn the_services_errors_use_googles_error_format() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("INVALID_PATH"), "{answer}");
     }
-    let held = tokio::spawn(own(service, GENERATE, &slow(60_000)).send());
+    let held = tokio::spawn(with_own_key(service, GENERATE, &slow(60_000)).send());
     service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
-    let refused = answer(own(service, GENERATE, "Hello")).await;
+    let refused = answer(with_own_key(service, GENERATE, "Hello")).await;
     assert_eq!(error(&refused), (503, "UNAVAILABLE", "QUEUE_FULL"));
     assert!(refused.headers.contains_key("retry-after"));
     held.abort();
@@ -149,8 +150,8 @@ async fn the_services_errors_use_googles_error_format() {
         config.quota_plan = plan("*:rpd=1", "");
     })
     .await;
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 200);
-    let refused = answer(own(&service, GENERATE, "Hello")).await;
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 200);
+    let refused = answer(with_own_key(&service, GENERATE, "Hello")).await;
     assert_eq!(error(&refused), (429, "RESOURCE_EXHAUSTED", "DAILY_QUOTA_EXHAUSTED"));
     let retry = &refused.body["error"]["details"][1];
     assert_eq!(retry["@type"], "type.googleapis.com/google.rpc.RetryInfo");
@@ -166,7 +167,7 @@ async fn geminis_errors_are_relayed_without_the_key() {
          suspended.\", \"status\": \"PERMISSION_DENIED\"}}\n}}\n"
     );
     let recording = Recording::play(403, "application/json", vec![body.clone().into()]).await;
-    let service = over(&recording.base_url).await;
+    let service = service_over(&recording.base_url).await;
     let response = service.post(GENERATE, &contents("Hello")).send().await.unwrap();
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-recorded"]),
@@ -175,7 +176,7 @@ async fn geminis_errors_are_relayed_without_the_key() {
     assert_eq!(response.text().await.unwrap(), body.replace(SERVER_KEY, "**************"));
 
     let service = Service::start().await;
-    let refused = answer(own(&service, GENERATE, "[[simulate:status=400]]")).await;
+    let refused = answer(with_own_key(&service, GENERATE, "[[simulate:status=400]]")).await;
     assert_eq!(error(&refused).1, "INVALID_ARGUMENT");
     assert_eq!(service.simulator.stats().calls, 1, "it is sent once");
     service.until_idle().await;
@@ -188,12 +189,13 @@ async fn a_transient_error_is_retried_until_part_of_the_answer_was_relayed() {
         [("fail_times=2", 3), ("fail_times=1,close", 2), ("fail_times=1,truncate_body", 2)]
     {
         service.simulator.reset();
-        let answer = answer(own(&service, GENERATE, &format!("[[simulate:{marker}]]Hi"))).await;
+        let answer =
+            answer(with_own_key(&service, GENERATE, &format!("[[simulate:{marker}]]Hi"))).await;
         assert_eq!(answer.status, 200, "{marker}: {}", answer.body);
         assert_eq!(service.simulator.stats().calls, attempts, "{marker}");
     }
     service.simulator.reset();
-    let failed = answer(own(&service, GENERATE, "[[simulate:close]]")).await;
+    let failed = answer(with_own_key(&service, GENERATE, "[[simulate:close]]")).await;
     assert_eq!(error(&failed), (502, "UNAVAILABLE", "UPSTREAM_CONNECTION"));
     assert_eq!(service.simulator.stats().calls, 2, "Gemini may have run it");
     service.until_idle().await;
@@ -203,7 +205,7 @@ async fn a_transient_error_is_retried_until_part_of_the_answer_was_relayed() {
 async fn generating_calls_pass_the_limiter_however_their_path_is_encoded() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     assert_eq!(service.register("jobs", 1).await.status, 201);
-    let held = tokio::spawn(answer(own(&service, GENERATE, &slow(60_000))));
+    let held = tokio::spawn(answer(with_own_key(&service, GENERATE, &slow(60_000))));
     service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
     let mut requests = Vec::new();
     for path in [
@@ -248,12 +250,12 @@ async fn count_tokens_calls_do_not_use_the_quota_of_generation() {
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     for _ in 0..3 {
         let path = "/v1beta/models/gemini-3.5-flash-lite:countTokens";
-        let counted = answer(own(&service, path, "How many are these?")).await;
+        let counted = answer(with_own_key(&service, path, "How many are these?")).await;
         assert_eq!(counted.status, 200);
         assert!(counted.body["totalTokens"].as_u64() > Some(0), "{}", counted.body);
     }
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 200);
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 429);
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 200);
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 429);
 }
 
 #[tokio::test]
@@ -268,7 +270,7 @@ async fn a_call_is_charged_at_its_reported_cost() {
     };
     let path = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
     // The estimate is one token for every four bytes. The simulator counts one for each of these.
-    let stream = own(&service, path, &"日本".repeat(50)).send().await.unwrap();
+    let stream = with_own_key(&service, path, &"日本".repeat(50)).send().await.unwrap();
     assert!(stream.text().await.unwrap().contains("usageMetadata"));
     let cost = service.simulator.stats().admitted_input_tokens;
     assert_eq!(spent().await, cost);
@@ -282,7 +284,7 @@ async fn a_call_is_charged_at_its_reported_cost() {
 #[tokio::test]
 async fn calls_that_generate_nothing_are_relayed_with_method_and_body() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording.base_url).await;
+    let service = service_over(&recording.base_url).await;
     let client = reqwest::Client::new();
     for (method, path, body) in [
         (Method::GET, "/v1beta/files?pageSize=2", ""),
@@ -298,7 +300,7 @@ async fn calls_that_generate_nothing_are_relayed_with_method_and_body() {
             (response.status().as_u16(), response.text().await.unwrap()),
             (200, "{}".into())
         );
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with(&format!("{method} {path} HTTP/1.1\r\n")), "{sent}");
         assert!(sent.contains("x-goog-api-key: callers-key"), "{sent}");
         assert!(sent.ends_with(&format!("\r\n\r\n{body}")), "{sent}");
@@ -312,7 +314,7 @@ async fn an_attempt_and_an_idle_stream_time_out() {
         config.upstream_timeout = Duration::from_millis(100);
     })
     .await;
-    let failed = answer(own(&service, GENERATE, &slow(60_000))).await;
+    let failed = answer(with_own_key(&service, GENERATE, &slow(60_000))).await;
     assert_eq!(error(&failed), (504, "DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT"));
     service.until_idle().await;
 }

@@ -8,9 +8,9 @@ use tokio::time::timeout;
 
 use crate::process::{Process, Start};
 use crate::redis_server::RedisServer;
-use crate::replicas::{Surroundings, health, until_connected};
+use crate::replicas::{Backends, health, until_connected};
 use crate::sharing::{
-    LEASES, PREFIX, SEMAPHORES, admin, chat, register, semaphore, surroundings, until_waiting,
+    LEASES, PREFIX, SEMAPHORES, admin, backends, chat, register, semaphore, until_waiting,
 };
 use crate::support::{Answer, answer, slow};
 
@@ -18,8 +18,8 @@ use crate::support::{Answer, answer, slow};
 const LEASE: Duration = Duration::from_secs(3);
 
 /// A replica with this lease, not started yet.
-fn replica(all: &Surroundings, limit: usize) -> Start {
-    all.replica(limit).set("REDIS_LEASE_SECONDS", &LEASE.as_secs().to_string())
+fn replica(backends: &Backends, limit: usize) -> Start {
+    backends.replica(limit).set("REDIS_LEASE_SECONDS", &LEASE.as_secs().to_string())
 }
 
 fn send(replica: &Process, prompt: &str) -> JoinHandle<Answer> {
@@ -34,26 +34,26 @@ async fn assert_unavailable(request: reqwest::RequestBuilder) {
 
 #[tokio::test]
 async fn without_redis_new_requests_are_refused_however_many_wait() {
-    let mut all = surroundings().await;
-    let replica = replica(&all, 2).run().await;
+    let mut backends = backends().await;
+    let replica = replica(&backends, 2).run().await;
     let mut before = vec![send(&replica, &slow(4000)), send(&replica, &slow(4000))];
-    all.until_in_flight(2).await;
+    backends.until_in_flight(2).await;
     before.extend((0..3).map(|_| send(&replica, "Hello")));
     let items: Vec<_> = (0..3).map(|number| json!({"prompt": number.to_string()})).collect();
     let batch = tokio::spawn(answer(replica.post("/batch/chat", &json!({"requests": items}))));
     until_waiting(&replica, 4).await;
 
-    all.redis.stop().await;
+    backends.redis.stop().await;
     until_connected(&replica, false).await;
     assert_unavailable(chat(&replica, "Too late")).await;
     // Both slots are free again, but no waiting request may start.
-    all.until_in_flight(0).await;
+    backends.until_in_flight(0).await;
     assert_unavailable(chat(&replica, "Too late")).await;
     assert_unavailable(replica.post("/batch/chat", &json!({"requests": items}))).await;
     until_waiting(&replica, 4).await;
-    assert_eq!(all.simulator.stats().calls, 2);
+    assert_eq!(backends.simulator.stats().calls, 2);
 
-    all.redis.start_again().await;
+    backends.redis.restart().await;
     for request in before {
         let answered = request.await.unwrap();
         assert_eq!(answered.status, 200, "{:?}", answered.body);
@@ -63,14 +63,14 @@ async fn without_redis_new_requests_are_refused_however_many_wait() {
 
 #[tokio::test]
 async fn a_replica_restores_semaphores_that_redis_lost() {
-    let mut all = surroundings().await;
-    let replica = all.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
+    let mut backends = backends().await;
+    let replica = backends.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
     assert_eq!(register(&replica, 4).await, 201);
-    all.redis.stop().await;
-    all.redis.start_again().await;
+    backends.redis.stop().await;
+    backends.redis.restart().await;
     replica.until_logged("connected to Redis again").await;
     assert_eq!(semaphore(&replica).await["limit"], 4);
-    let anew = all.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
+    let anew = backends.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
     assert_eq!(semaphore(&anew).await["limit"], 4);
 }
 
@@ -78,12 +78,12 @@ async fn a_replica_restores_semaphores_that_redis_lost() {
 async fn shared_state_survives_a_restart_of_a_persistent_redis() {
     let options = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
     let redis = RedisServer::with(&options).await;
-    redis.season(PREFIX).await;
-    let mut all = Surroundings::new(redis).await;
-    let start = |all: &Surroundings| {
-        all.replica(5).set("REDIS_LEASE_SECONDS", "1").set("GEMINI_LIMITS", "*:rpd=3").run()
+    redis.mark_as_long_running(PREFIX).await;
+    let mut backends = Backends::new(redis).await;
+    let start = |backends: &Backends| {
+        backends.replica(5).set("REDIS_LEASE_SECONDS", "1").set("GEMINI_LIMITS", "*:rpd=3").run()
     };
-    let replica = start(&all).await;
+    let replica = start(&backends).await;
     assert_eq!(register(&replica, 4).await, 201);
     let lease = json!({"holder": "h", "permits": 2, "ttl_seconds": 600});
     let lease = answer(admin(replica.post(LEASES, &lease))).await.body;
@@ -93,10 +93,10 @@ async fn shared_state_survives_a_restart_of_a_persistent_redis() {
     // No replica is left that remembers the semaphore.
     replica.terminate().await;
     assert_eq!(replica.end().await.0, Some(0));
-    all.redis.stop().await;
-    all.redis.start_again().await;
+    backends.redis.stop().await;
+    backends.redis.restart().await;
 
-    let anew = start(&all).await;
+    let anew = start(&backends).await;
     let jobs = semaphore(&anew).await;
     assert_eq!((&jobs["limit"], &jobs["in_use"]), (&json!(4), &json!(2)));
     let leases = answer(admin(anew.get(LEASES))).await.body;
@@ -109,11 +109,11 @@ async fn shared_state_survives_a_restart_of_a_persistent_redis() {
 
 #[tokio::test]
 async fn a_killed_replicas_permits_are_freed_when_its_lease_expires() {
-    let all = surroundings().await;
-    let start = || replica(&all, 1).run();
+    let backends = backends().await;
+    let start = || replica(&backends, 1).run();
     let (one, two) = (start().await, start().await);
     let cut_off = tokio::spawn(chat(&one, &slow(600_000)).send());
-    all.until_in_flight(1).await;
+    backends.until_in_flight(1).await;
     let waits = send(&two, "Hello");
     until_waiting(&two, 1).await;
     one.kill().await;
@@ -125,16 +125,16 @@ async fn a_killed_replicas_permits_are_freed_when_its_lease_expires() {
 
 #[tokio::test]
 async fn the_limit_holds_when_redis_loses_everything() {
-    let all = surroundings().await;
-    let start = || replica(&all, 4).run();
+    let backends = backends().await;
+    let start = || replica(&backends, 4).run();
     let (one, two) = (start().await, start().await);
     let busy = |count| [&one, &two].into_iter().cycle().take(count).map(|at| send(at, &slow(1500)));
     let mut calls: Vec<_> = busy(4).collect();
-    all.until_in_flight(4).await;
+    backends.until_in_flight(4).await;
     calls.extend(busy(12));
     until_waiting(&one, 6).await;
     until_waiting(&two, 6).await;
-    all.redis.say(&redis::cmd("FLUSHALL")).await;
+    backends.redis.execute(&redis::cmd("FLUSHALL")).await;
     // A replica that has just started does not know that anything was lost.
     let three = start().await;
     calls.push(send(&three, "Hello"));
@@ -142,17 +142,17 @@ async fn the_limit_holds_when_redis_loses_everything() {
         let answered = call.await.unwrap();
         assert_eq!(answered.status, 200, "{:?}", answered.body);
     }
-    assert_eq!(all.simulator.stats().highest_in_flight, 4);
+    assert_eq!(backends.simulator.stats().highest_in_flight, 4);
 }
 
 /// The replica takes permits for its waiting requests and does not know how long it has held them.
 #[tokio::test]
 async fn permits_granted_to_a_paused_replica_are_void_when_it_resumes() {
-    let all = surroundings().await;
-    let start = || replica(&all, 2).run();
+    let backends = backends().await;
+    let start = || replica(&backends, 2).run();
     let (one, two) = (start().await, start().await);
     let mut calls = vec![send(&two, &slow(2500)), send(&two, &slow(2500))];
-    all.until_in_flight(2).await;
+    backends.until_in_flight(2).await;
     calls.extend([send(&one, &slow(1000)), send(&one, &slow(1000))]);
     until_waiting(&one, 2).await;
     calls.extend([send(&two, &slow(6000)), send(&two, &slow(6000))]);
@@ -160,23 +160,23 @@ async fn permits_granted_to_a_paused_replica_are_void_when_it_resumes() {
 
     one.signal("STOP").await;
     // The next permits are the paused replica's. When its lease expires, they go to the other one.
-    all.until_in_flight(0).await;
-    all.until_in_flight(2).await;
+    backends.until_in_flight(0).await;
+    backends.until_in_flight(2).await;
     one.signal("CONT").await;
     one.until_logged("connected to Redis again").await;
     for call in calls {
         let answered = call.await.unwrap();
         assert_eq!(answered.status, 200, "{:?}", answered.body);
     }
-    assert_eq!(all.simulator.stats().highest_in_flight, 2);
+    assert_eq!(backends.simulator.stats().highest_in_flight, 2);
 }
 
 #[tokio::test]
 async fn a_redis_that_hangs_counts_as_unavailable() {
-    let all = surroundings().await;
-    let replica = replica(&all, 2).run().await;
+    let backends = backends().await;
+    let replica = replica(&backends, 2).run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
-    all.redis.signal("STOP").await;
+    backends.redis.signal("STOP").await;
     // Whether the outage has been noticed or not. The replica needs a fifth of the lease to find
     // that no reply comes, and another fifth to find that a new connection does not help. The rest
     // is slack for a busy machine.
@@ -188,7 +188,7 @@ async fn a_redis_that_hangs_counts_as_unavailable() {
     let register = admin(replica.post(SEMAPHORES, &json!({"semaphore_id": "jobs", "limit": 1})));
     timeout(soon, assert_unavailable(register)).await.expect("in time");
 
-    all.redis.signal("CONT").await;
+    backends.redis.signal("CONT").await;
     until_connected(&replica, true).await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
 }

@@ -86,12 +86,12 @@ impl Start {
     }
 
     /// Limits how many files and connections the program may have open at once.
-    pub fn most_files(self, most_files: usize) -> Self {
-        Self { before: Some(format!("ulimit -n {most_files}")), ..self }
+    pub fn file_limit(self, file_limit: usize) -> Self {
+        Self { before: Some(format!("ulimit -n {file_limit}")), ..self }
     }
 
     /// Sets the program's initial (soft) limit of open files, which it may raise.
-    pub fn few_files_at_first(self, files: usize) -> Self {
+    pub fn initial_file_limit(self, files: usize) -> Self {
         Self { before: Some(format!("ulimit -S -n {files}")), ..self }
     }
 
@@ -103,7 +103,7 @@ impl Start {
     /// Starts a program that does not listen, and leaves it running until it is dropped. Its input,
     /// output and errors are pipes.
     pub fn spawn(&self) -> Child {
-        self.command().stdin(Stdio::piped()).spawn().expect("it did not start")
+        self.command().stdin(Stdio::piped()).spawn().expect("it could not be started")
     }
 
     fn command(&self) -> Command {
@@ -131,12 +131,12 @@ impl Start {
     /// Runs it to its end.
     pub async fn output(self) -> Output {
         let output = timeout(TEST_TIMEOUT, self.command().output()).await;
-        output.expect("it did not end").expect("it did not start")
+        output.expect("it did not end in time").expect("it could not be started")
     }
 
     /// Starts it and waits until it listens.
     pub async fn run(self) -> Process {
-        let mut child = self.command().spawn().expect("it did not start");
+        let mut child = self.command().spawn().expect("it could not be started");
         let log = Arc::new(Mutex::new(String::new()));
         let kept = tokio::spawn(keep(child.stderr.take().expect("its log"), Arc::clone(&log)));
         until("it listens", || listening(&log.lock().unwrap()).is_some()).await;
@@ -147,7 +147,7 @@ impl Start {
     /// Starts it, waits until it listens, and then stops reading its log. The log stays open as
     /// long as the second value is kept.
     pub async fn run_unread(self) -> (Process, Lines<BufReader<ChildStderr>>) {
-        let mut child = self.command().spawn().expect("it did not start");
+        let mut child = self.command().spawn().expect("it could not be started");
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let ready = async {
             loop {
@@ -248,7 +248,8 @@ impl Process {
 
     /// Waits until it ends. Returns its exit code and the log.
     pub async fn end(mut self) -> (Option<i32>, String) {
-        let status = timeout(TEST_TIMEOUT, self.child.wait()).await.expect("it did not end");
+        let status =
+            timeout(TEST_TIMEOUT, self.child.wait()).await.expect("it did not end in time");
         let code = status.expect("its status").code();
         if let Some(kept) = self.kept.take() {
             timeout(TEST_TIMEOUT, kept).await.expect("its log is still open").expect("it is read");

@@ -26,7 +26,7 @@ const UNAUTHORIZED: &str =
     "the proxy requires a user name and a password, or rejects those it was given (407)";
 
 /// Listens, and runs a function for each connection.
-async fn each<F: Future<Output = Option<()>> + Send + 'static>(
+async fn accept_each<F: Future<Output = Option<()>> + Send + 'static>(
     serve: impl Fn(TcpStream) -> F + Send + Clone + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
@@ -41,7 +41,10 @@ async fn each<F: Future<Output = Option<()>> + Send + 'static>(
 }
 
 /// Copies between a client and a server until both are done.
-async fn join(mut client: impl AsyncRead + AsyncWrite + Unpin, server: SocketAddr) -> Option<()> {
+async fn copy_both_ways(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    server: SocketAddr,
+) -> Option<()> {
     let mut server = TcpStream::connect(server).await.ok()?;
     copy_bidirectional(&mut client, &mut server).await.ok().map(drop)
 }
@@ -78,11 +81,11 @@ impl HttpProxy {
 
     async fn start(&self) -> SocketAddr {
         let proxy = self.clone();
-        each(move |stream| proxy.clone().serve(stream)).await
+        accept_each(move |stream| proxy.clone().serve(stream)).await
     }
 
     /// The request lines so far.
-    fn asked(&self) -> Vec<String> {
+    fn requests(&self) -> Vec<String> {
         let heads = self.heads.lock().unwrap();
         heads.iter().filter_map(|head| head.lines().next()).map(str::to_owned).collect()
     }
@@ -105,7 +108,7 @@ impl HttpProxy {
         }
         if head.starts_with("CONNECT ") {
             client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.ok()?;
-            return join(client, self.upstream).await;
+            return copy_both_ways(client, self.upstream).await;
         }
         // Forwarded as a proxy does: path only, without the proxy's own headers, one request for
         // each connection.
@@ -140,7 +143,7 @@ impl SocksProxy {
 
     async fn start(&self) -> SocketAddr {
         let proxy = self.clone();
-        each(move |stream| proxy.clone().serve(stream)).await
+        accept_each(move |stream| proxy.clone().serve(stream)).await
     }
 
     async fn serve(self, mut client: TcpStream) -> Option<()> {
@@ -165,7 +168,7 @@ impl SocksProxy {
         let port = client.read_u16().await.ok()?;
         self.asked.lock().unwrap().push(format!("{host}:{port}"));
         client.write_all(&[5, self.reply, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
-        join(client, self.upstream).await
+        copy_both_ways(client, self.upstream).await
     }
 }
 
@@ -197,7 +200,7 @@ impl Certificates {
     }
 
     /// Terminates TLS in front of a server. Returns its address.
-    async fn before(&self, server: SocketAddr) -> SocketAddr {
+    async fn terminate_tls(&self, server: SocketAddr) -> SocketAddr {
         let chain = CertificateDer::from_pem_file(self.path("pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path("key")).unwrap();
         let config = ServerConfig::builder_with_provider(ring::default_provider().into())
@@ -207,9 +210,9 @@ impl Certificates {
             .with_single_cert(vec![chain], key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        each(move |stream| {
+        accept_each(move |stream| {
             let acceptor = acceptor.clone();
-            async move { join(acceptor.accept(stream).await.ok()?, server).await }
+            async move { copy_both_ways(acceptor.accept(stream).await.ok()?, server).await }
         })
         .await
     }
@@ -223,7 +226,7 @@ async fn simulator() -> (SocketAddr, DropGuard) {
 }
 
 /// The service over a base URL, with these variables.
-fn over(base_url: &str, variables: &[(&str, &str)]) -> Start {
+fn service_over(base_url: &str, variables: &[(&str, &str)]) -> Start {
     let start = Start::with_arguments(&["serve"])
         .set("GEMINI_API_KEY", "the-secret-key")
         .set("GEMINI_MAX_ATTEMPTS", "1")
@@ -237,7 +240,7 @@ async fn chat(service: &Process) -> Answer {
 
 /// The answer to a chat from a service started for it.
 async fn one_chat(base_url: &str, variables: &[(&str, &str)]) -> Answer {
-    chat(&over(base_url, variables).run().await).await
+    chat(&service_over(base_url, variables).run().await).await
 }
 
 /// Checks that a failed chat's detail gives this reason.
@@ -257,14 +260,15 @@ async fn closed_port() -> u16 {
 async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     let certificates = Certificates::new();
     let (simulator, _stop) = simulator().await;
-    let proxy = HttpProxy::to(certificates.before(simulator).await).with_password("user:p@ss");
+    let proxy =
+        HttpProxy::to(certificates.terminate_tls(simulator).await).with_password("user:p@ss");
     let url = format!("http://user:p%40ss@{}", proxy.start().await);
     let authority = certificates.path("ca.pem");
     let variables = [("HTTPS_PROXY", &*url), ("GEMINI_CA_FILE", &*authority)];
-    let service = over("https://gemini.test", &variables).run().await;
+    let service = service_over("https://gemini.test", &variables).run().await;
     let answered = chat(&service).await;
     assert_eq!(answered.status, 200, "{answered:?}");
-    assert_eq!(proxy.asked(), ["CONNECT gemini.test:443 HTTP/1.1"]);
+    assert_eq!(proxy.requests(), ["CONNECT gemini.test:443 HTTP/1.1"]);
     let log = service.log();
     let shown = url.rsplit_once('@').expect("a host").1;
     assert!(log.lines().any(|line| line.contains("proxy") && line.contains(shown)), "{log}");
@@ -282,13 +286,13 @@ async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
 async fn the_proxy_itself_may_be_reached_over_tls() {
     let certificates = Certificates::new();
     let (simulator, _stop) = simulator().await;
-    let proxy = HttpProxy::to(certificates.before(simulator).await);
-    let address = certificates.before(proxy.start().await).await;
+    let proxy = HttpProxy::to(certificates.terminate_tls(simulator).await);
+    let address = certificates.terminate_tls(proxy.start().await).await;
     let url = format!("https://localhost:{}", address.port());
     let authority = certificates.path("ca.pem");
     let variables = [("all_proxy", &*url), ("GEMINI_CA_FILE", &*authority)];
     assert_eq!(one_chat("https://gemini.test:8443", &variables).await.status, 200);
-    assert_eq!(proxy.asked(), ["CONNECT gemini.test:8443 HTTP/1.1"]);
+    assert_eq!(proxy.requests(), ["CONNECT gemini.test:8443 HTTP/1.1"]);
     let untrusted = one_chat("https://gemini.test", &variables[..1]).await;
     let reason = "the proxy cannot be reached: its certificate is not trusted on this machine";
     check_failure(&untrusted, reason);
@@ -303,17 +307,17 @@ async fn requests_to_a_plain_http_upstream_are_forwarded_by_the_proxy() {
     let proxy = HttpProxy::to(address).with_password("user:secret");
     let url = format!("http://user:secret@{}", proxy.start().await);
     let base_url = "http://gemini.test:8080/prefix";
-    let service = over(base_url, &[("http_proxy", &url)]).run().await;
+    let service = service_over(base_url, &[("http_proxy", &url)]).run().await;
     assert_eq!(chat(&service).await.body["response"], "Hi");
-    let asked = proxy.asked();
+    let asked = proxy.requests();
     assert!(asked[0].starts_with(&format!("POST {base_url}/v1beta/models/")), "{asked:?}");
-    let seen = upstream.asked();
+    let seen = upstream.requests();
     assert!(seen[0].contains("host: gemini.test:8080"), "{seen:?}");
     assert!(!seen[0].contains("proxy-authorization"), "{seen:?}");
     // A client's own proxy password is not relayed.
     let listed = service.get("/v1beta/models").header("proxy-authorization", "Basic other");
     assert_eq!(listed.send().await.unwrap().status(), 200);
-    assert_eq!(proxy.asked().len(), 2);
+    assert_eq!(proxy.requests().len(), 2);
 }
 
 #[tokio::test]
@@ -328,7 +332,7 @@ async fn a_proxys_refusal_is_reported() {
         (refusing("502 Bad Gateway"), refused("502 Bad Gateway")),
     ] {
         let url = proxy.start().await.to_string();
-        let service = over("https://gemini.test", &[("HTTPS_PROXY", &url)]).run().await;
+        let service = service_over("https://gemini.test", &[("HTTPS_PROXY", &url)]).run().await;
         check_failure(&chat(&service).await, &reason);
         service.until_logged(&reason).await;
         let log = service.log();
@@ -337,7 +341,7 @@ async fn a_proxys_refusal_is_reported() {
     // With a forwarding proxy, only this status cannot come from the upstream.
     let proxy = open.with_password("user:secret");
     let url = format!("http://user:wrong@{}", proxy.start().await);
-    let service = over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;
+    let service = service_over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;
     check_failure(&chat(&service).await, UNAUTHORIZED);
     let listed = answer(service.get("/v1beta/models")).await;
     assert_eq!(listed.status, 502);
@@ -348,7 +352,7 @@ async fn a_proxys_refusal_is_reported() {
 async fn an_unusable_proxy_is_reported() {
     let closed = format!("127.0.0.1:{}", closed_port().await);
     // Everything sent is read first, so that the connection ends without a reset.
-    let hangs_up = each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
+    let hangs_up = accept_each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
     let hangs_up = hangs_up.to_string();
     let unknown = format!("{}.invalid", "a".repeat(64));
     let unreachable = "the proxy cannot be reached";
@@ -374,7 +378,7 @@ async fn a_socks_proxy_resolves_names_only_with_socks5h() {
         assert_eq!(*proxy.asked.lock().unwrap(), [asked]);
     }
     let certificates = Certificates::new();
-    let proxy = SocksProxy::to(certificates.before(simulator).await);
+    let proxy = SocksProxy::to(certificates.terminate_tls(simulator).await);
     let url = format!("socks5h://{}", proxy.start().await);
     let authority = certificates.path("ca.pem");
     let variables = [("HTTPS_PROXY", &*url), ("GEMINI_CA_FILE", &*authority)];
@@ -439,12 +443,13 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
             "GEMINI_CA_FILE: expected a PEM file of certificates: number 1",
         ),
     ] {
-        let output = over("https://gemini.test", &[(name, value)]).output().await;
+        let output = service_over("https://gemini.test", &[(name, value)]).output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{log}");
         assert!(log.contains(said) && !log.contains("secret"), "{log}");
     }
-    let no_authorities = over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);
+    let no_authorities =
+        service_over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);
     let log = String::from_utf8(no_authorities.output().await.stderr).unwrap();
     assert!(log.contains("this machine has no CA certificates"), "{log}");
 }

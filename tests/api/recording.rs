@@ -54,7 +54,7 @@ impl Recording {
     }
 
     /// The requests so far, head and body.
-    pub fn asked(&self) -> Vec<String> {
+    pub fn requests(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
 }

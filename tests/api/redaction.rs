@@ -25,7 +25,7 @@ const GENERATE: &str = "/v1beta/models/m:generateContent";
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
 /// A service with the key, over an upstream with one handler.
-async fn over(
+async fn service_over(
     answer: impl Fn(&HeaderMap) -> Response + Send + Sync + 'static,
 ) -> (Service, DropGuard) {
     let stop = CancellationToken::new();
@@ -91,7 +91,7 @@ async fn no_error_of_a_streamed_chat_shows_the_key() {
         let stream = events.iter().map(event).collect::<String>();
         let whole = stream.clone();
         let (service, _stop) =
-            over(move |_| respond(200, "text/event-stream", whole.clone())).await;
+            service_over(move |_| respond(200, "text/event-stream", whole.clone())).await;
         let chat = json!({"prompt": "Hi", "stream": true});
         let (_, _, said) = text(service.post("/chat", &chat)).await;
         assert!(said.contains("***") && !said.contains("AIza"), "{said}");
@@ -99,7 +99,7 @@ async fn no_error_of_a_streamed_chat_shows_the_key() {
 
         let letters: Vec<_> = stream.chars().map(String::from).collect();
         let (service, _stop) =
-            over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
+            service_over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
         let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
         // A stream that begins with an error is a refusal, from which every key is redacted.
         let mut expected = stream.replace(KEY, MASK);
@@ -118,7 +118,8 @@ async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     let mut parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
     parts[3]["candidates"][0]["finishReason"] = "STOP".into();
     let stream: String = parts.iter().map(event).collect();
-    let (service, _stop) = over(move |_| respond(200, "text/event-stream", stream.clone())).await;
+    let (service, _stop) =
+        service_over(move |_| respond(200, "text/event-stream", stream.clone())).await;
     let (_, _, said) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
     let events = said.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
     let events: Vec<Value> = events.map(|event| serde_json::from_str(event).unwrap()).collect();
@@ -130,7 +131,8 @@ async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     let whole = format!(
         r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{half}"}},{{"text":"{rest} {escaped}"}}]}}}}]}}"#
     );
-    let (service, _stop) = over(move |_| respond(200, "application/json", whole.clone())).await;
+    let (service, _stop) =
+        service_over(move |_| respond(200, "application/json", whole.clone())).await;
     assert_eq!(
         service.chat("Hi").await.body["response"],
         format!("{MASK} {}", "*".repeat(escaped.len()))
@@ -140,7 +142,8 @@ async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
 /// The stream as relayed, when it arrives one character at a time.
 async fn relayed(content_type: &'static str, stream: String) -> String {
     let letters: Vec<_> = stream.chars().map(String::from).collect();
-    let (service, _stop) = over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
+    let (service, _stop) =
+        service_over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
     let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
     service.until_idle().await;
     passed
@@ -193,7 +196,8 @@ async fn no_relayed_refusal_shows_a_key() {
     ] {
         for path in [GENERATE, STREAM, "/v1beta/models", "/v1beta/openai/chat/completions"] {
             let body = body.clone();
-            let (service, _stop) = over(move |_| respond(status, content_type, body.clone())).await;
+            let (service, _stop) =
+                service_over(move |_| respond(status, content_type, body.clone())).await;
             let request = match path {
                 "/v1beta/models" => service.get(path),
                 _ => service.post(path, &json!({"model": "m"})),
@@ -208,7 +212,7 @@ async fn no_relayed_refusal_shows_a_key() {
 #[tokio::test]
 async fn an_encoded_error_body_is_not_relayed() {
     for status in [200, 403] {
-        let (service, _stop) = over(move |asked| {
+        let (service, _stop) = service_over(move |asked| {
             assert_eq!(asked["accept-encoding"], "identity");
             let mut response = respond(status, "application/json", "encoded");
             response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
@@ -231,7 +235,7 @@ async fn an_encoded_error_body_is_not_relayed() {
 #[tokio::test]
 async fn no_header_and_no_reason_phrase_shows_a_key() {
     for status in [200, 403] {
-        let (service, _stop) = over(move |_| {
+        let (service, _stop) = service_over(move |_| {
             let mut response = respond(status, "application/json", "{}");
             let headers = response.headers_mut();
             headers.insert("location", format!("https://x/?key={KEY}").parse().unwrap());
@@ -268,7 +272,8 @@ async fn raw(service: &Service, method: &str, path: &str) -> String {
 #[tokio::test]
 async fn the_servers_key_is_redacted_from_calls_that_callers_pay_for() {
     let (service, _stop) =
-        over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}"))).await;
+        service_over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}")))
+            .await;
     let list = service.get("/v1beta/models").header("x-goog-api-key", "callers-key");
     let (_, headers, said) = text(list).await;
     assert_eq!(said, format!("{{\"models\":\"{MASK}\"}}"));
@@ -301,7 +306,7 @@ async fn an_excessive_retry_delay_is_capped_by_its_quotas_window() {
             "code": 429, "status": "RESOURCE_EXHAUSTED", "message": message, "details": details
         }});
         let (service, _stop) =
-            over(move |_| respond(429, "application/json", body.to_string())).await;
+            service_over(move |_| respond(429, "application/json", body.to_string())).await;
         for _ in 0..2 {
             let refused = service.chat("Hi").await;
             assert_eq!(refused.status, 429, "{}", refused.body);

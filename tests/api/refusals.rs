@@ -39,7 +39,7 @@ impl Refusing {
                     *calls += 1;
                     *calls
                 };
-                refusal(number, &key(&request)).unwrap_or_else(|| served(&request))
+                refusal(number, &key(&request)).unwrap_or_else(|| success(&request))
             }
         });
         let base_url = format!("http://{}", listen(router, &stop).await);
@@ -65,7 +65,7 @@ fn key(request: &Request) -> String {
 }
 
 /// An answer in the format of the request's surface.
-fn served(request: &Request) -> Response {
+fn success(request: &Request) -> Response {
     let path = request.uri().path();
     let answer = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
@@ -103,7 +103,7 @@ const UNNAMED: &str = "You exceeded your current quota, please check your plan a
     details. For more information on this error, head to: \
     https://ai.google.dev/gemini-api/docs/rate-limits.";
 
-fn unnamed() -> Value {
+fn refusal_without_quota() -> Value {
     let help = json!([{"@type": "type.googleapis.com/google.rpc.Help", "links": []}]);
     refusal(429, UNNAMED, help)
 }
@@ -137,7 +137,7 @@ async fn assert_no_limit_fell(service: &Service) {
 }
 
 /// What the only account has used of a quota.
-async fn spent(service: &Service, quota: &str) -> Value {
+async fn used(service: &Service, quota: &str) -> Value {
     let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
     assert_eq!(limits.body["count"], 1, "{}", limits.body);
     limits.body["limits"][0][quota]["used"].clone()
@@ -290,7 +290,7 @@ async fn a_quota_of_zero_is_reported_and_not_retried() {
 
 #[tokio::test]
 async fn a_refusal_without_a_quota_is_not_retried_and_affects_no_other_call() {
-    for body in [unnamed(), quota("BatchEnqueuedTokensPerModel", "500")] {
+    for body in [refusal_without_quota(), quota("BatchEnqueuedTokensPerModel", "500")] {
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &body)));
         let upstream = upstream.await;
         let service = upstream.service().await;
@@ -358,9 +358,9 @@ async fn a_call_that_may_have_run_is_retried_at_most_once_and_counts_as_spent() 
             .await;
             let failed = answer(service.post(path, &json!({"prompt": "Hello"}))).await;
             assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{path}: {failed:?}");
-            assert_eq!(upstream.asked().len(), calls, "{path}");
-            assert_eq!(spent(&service, "requests_per_day").await, calls, "{path}");
-            assert_eq!(spent(&service, "requests_per_minute").await, calls, "{path}");
+            assert_eq!(upstream.requests().len(), calls, "{path}");
+            assert_eq!(used(&service, "requests_per_day").await, calls, "{path}");
+            assert_eq!(used(&service, "requests_per_minute").await, calls, "{path}");
             service.until_idle().await;
         }
     }
@@ -372,9 +372,9 @@ async fn a_request_that_gemini_declines_does_not_use_the_daily_quota() {
         let service = Service::start().await;
         let failed = service.chat(format!("[[simulate:status={status}]]")).await;
         assert!(failed.status.is_client_error());
-        assert_eq!(spent(&service, "requests_per_day").await, 0, "{status}");
+        assert_eq!(used(&service, "requests_per_day").await, 0, "{status}");
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
-        assert_eq!(spent(&service, "requests_per_day").await, 1, "{status}");
+        assert_eq!(used(&service, "requests_per_day").await, 1, "{status}");
     }
 }
 
@@ -388,7 +388,7 @@ async fn a_failed_connection_uses_no_quota() {
     .await;
     assert_failed(&service.chat("Hello").await, 502, "upstream_connection");
     for quota in ["requests_per_day", "requests_per_minute", "input_tokens_per_minute"] {
-        assert_eq!(spent(&service, quota).await, 0, "{quota}");
+        assert_eq!(used(&service, quota).await, 0, "{quota}");
     }
 }
 

@@ -21,7 +21,7 @@ fn contents() -> Value {
     json!({"contents": [{"parts": [{"text": "x"}]}]})
 }
 
-async fn over(recording: &Recording) -> Service {
+async fn service_over(recording: &Recording) -> Service {
     Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
         .await
 }
@@ -39,7 +39,7 @@ async fn raw(service: &Service, request: &str) -> String {
 #[tokio::test]
 async fn a_call_is_counted_for_the_model_in_its_body_or_its_resource() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     for (path, body) in [
         ("/v1beta/interactions", json!({"model": "gemini-a", "input": "x"})),
         ("/v1/interactions", json!({"agent": "agent-b", "input": "x"})),
@@ -128,7 +128,7 @@ async fn a_request_is_authenticated_before_its_body_is_read() {
 #[tokio::test]
 async fn headers_that_identify_the_client_are_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let dropped = [
         ("cookie", "session=1"),
         ("referer", "http://intranet/"),
@@ -156,7 +156,7 @@ async fn headers_that_identify_the_client_are_not_relayed() {
             let request = dropped.iter().fold(request, |r, (name, value)| r.header(*name, *value));
             let request = request.header("x-goog-user-project", "p").header("x-kept", "1");
             assert_eq!(answer(request.header("x-goog-api-key", key)).await.status, 200);
-            let sent = recording.asked().pop().unwrap().to_lowercase();
+            let sent = recording.requests().pop().unwrap().to_lowercase();
             for (name, _) in dropped {
                 assert!(!sent.contains(&format!("\n{name}:")), "{name}: {sent}");
             }
@@ -170,7 +170,7 @@ async fn headers_that_identify_the_client_are_not_relayed() {
 #[tokio::test]
 async fn the_admin_key_is_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let headers = [
         ("x-other", ADMIN_KEY.to_owned()),
         ("x-other", format!("Token {ADMIN_KEY}")),
@@ -193,11 +193,11 @@ async fn the_admin_key_is_not_relayed() {
     }
     let in_path = service.get(&format!("/v1beta/files/{ADMIN_KEY}"));
     assert_eq!(answer(in_path).await.status, 401);
-    assert_eq!(recording.asked().len(), 0);
+    assert_eq!(recording.requests().len(), 0);
     // Headers that are not relayed may contain it.
     let cookie = service.post(GENERATE, &contents()).header("cookie", ADMIN_KEY);
     assert_eq!(answer(cookie).await.status, 200);
-    assert!(!recording.asked().pop().unwrap().contains(ADMIN_KEY));
+    assert!(!recording.requests().pop().unwrap().contains(ADMIN_KEY));
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn an_answer_with_two_content_lengths_is_relayed_with_one() {
                     transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     7\r\n{\"a\":1}\r\n0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     for request in [
         format!("POST {GENERATE} HTTP/1.1\r\ncontent-type: application/json\r\n"),
         format!("POST {STREAM} HTTP/1.1\r\ncontent-type: application/json\r\n"),
@@ -299,7 +299,7 @@ async fn an_invalid_http_response_is_a_malformed_answer() {
             .into_bytes(),
         ])
         .await;
-        let service = over(&recording).await;
+        let service = service_over(&recording).await;
         for path in [GENERATE, STREAM] {
             let malformed = answer(service.post(path, &contents())).await;
             assert_eq!(malformed.status, 502, "{status} {path}");
@@ -322,7 +322,7 @@ async fn an_invalid_http_response_is_a_malformed_answer() {
 async fn a_redirect_is_relayed_only_for_uploads() {
     let answered = "HTTP/1.1 308 X\r\nrange: bytes=0-9\r\ncontent-length: 0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let upload = answer(service.post("/upload/v1beta/files", &json!({}))).await;
     assert_eq!(
         (upload.status.as_u16(), &upload.headers["range"]),
@@ -334,16 +334,16 @@ async fn a_redirect_is_relayed_only_for_uploads() {
 #[tokio::test]
 async fn usage_is_added_to_a_field_mask() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let post = async |path: String| {
         let request = reqwest::Client::new().post(service.url(&path)).body("{}");
         answer(request.header("x-goog-api-key", "callers-key")).await.status
     };
     assert_eq!(post(format!("{GENERATE}?fields=candidates")).await, 200);
-    let sent = recording.asked().pop().unwrap();
+    let sent = recording.requests().pop().unwrap();
     assert!(sent.contains("?fields=candidates,usageMetadata,"), "{sent}");
     assert_eq!(post(format!("{GENERATE}?%24alt=proto")).await, 400);
     assert_eq!(post("/v1beta/files?fields=files".to_owned()).await, 200);
-    let sent = recording.asked().pop().unwrap();
+    let sent = recording.requests().pop().unwrap();
     assert!(sent.contains("?fields=files HTTP/1.1"), "{sent}");
 }

@@ -19,14 +19,14 @@ const LIMIT: usize = 20;
 const LEASE: Duration = Duration::from_secs(4);
 
 /// The simulator and the Redis of some replicas.
-pub struct Surroundings {
+pub struct Backends {
     pub simulator: Simulator,
     pub redis: RedisServer,
     upstream: SocketAddr,
     _stop: DropGuard,
 }
 
-impl Surroundings {
+impl Backends {
     pub async fn new(redis: RedisServer) -> Self {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..Options::default() });
@@ -46,7 +46,7 @@ impl Surroundings {
 
     /// Waits until this many calls are in flight.
     pub async fn until_in_flight(&self, calls: usize) {
-        until("so many are in flight", || self.simulator.stats().in_flight == calls).await;
+        until("all are in flight", || self.simulator.stats().in_flight == calls).await;
     }
 }
 
@@ -108,23 +108,23 @@ async fn until_all_answer_more(loads: &[Arc<Load>]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
-    let mut all = Surroundings::new(RedisServer::start().await).await;
+    let mut backends = Backends::new(RedisServer::start().await).await;
     let lease = LEASE.as_secs().to_string();
-    let start = || all.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();
+    let start = || backends.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();
     let mut replicas = vec![start().await, start().await, start().await, start().await];
     let (clients, stop) = (TaskTracker::new(), CancellationToken::new());
     let _stop = stop.clone().drop_guard();
     let loads: Vec<_> =
         replicas.iter().map(|replica| Load::start(replica, &clients, &stop)).collect();
     until_all_answer_more(&loads).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
 
     // One replica is killed. Its slots are free again when its lease expires.
     let killed = replicas.remove(0);
     let began = Instant::now();
     killed.kill().await;
-    until("its calls have ended", || all.simulator.stats().in_flight < LIMIT).await;
-    all.until_in_flight(LIMIT).await;
+    until("its calls have ended", || backends.simulator.stats().in_flight < LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     println!("in full use again {:?} after SIGKILL, with a lease of {LEASE:?}", began.elapsed());
     let anew = start().await;
     *loads[0].at.lock().unwrap() = anew.address;
@@ -134,7 +134,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     // One replica is paused for longer than its lease, and then resumes.
     replicas[1].signal("STOP").await;
     sleep(LEASE + LEASE / 4).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     replicas[1].signal("CONT").await;
     until_all_answer_more(&loads).await;
     replicas[1].until_logged("connected to Redis again").await;
@@ -144,7 +144,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     let batch = replicas[3].post("/batch/chat", &json!({"requests": items}));
     let batch = tokio::spawn(answer(batch));
     until_all_answer_more(&loads).await;
-    all.redis.stop().await;
+    backends.redis.stop().await;
     for replica in &replicas {
         until_connected(replica, false).await;
         assert_eq!(health(replica).await["status"], "degraded");
@@ -154,20 +154,20 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
         assert!(refused.headers.contains_key("retry-after"));
     }
     assert!(!batch.is_finished());
-    all.redis.start_again().await;
+    backends.redis.restart().await;
     for replica in &replicas {
         until_connected(replica, true).await;
         assert_eq!(health(replica).await["status"], "healthy");
     }
     until_all_answer_more(&loads).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     let batch = batch.await.expect("an answer").body;
     assert_eq!(batch["successful_requests"], 60, "waiting items are answered: {batch}");
 
     stop.cancel();
     clients.close();
     clients.wait().await;
-    let stats = all.simulator.stats();
+    let stats = backends.simulator.stats();
     println!("{} calls, {} in flight at most", stats.calls, stats.highest_in_flight);
     assert_eq!(stats.highest_in_flight, LIMIT);
 }

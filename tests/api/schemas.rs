@@ -22,7 +22,7 @@ fn batch(schemas: &[Value]) -> Value {
     json!({"requests": schemas.iter().map(question).collect::<Vec<_>>()})
 }
 
-async fn over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service {
+async fn service_over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service {
     Service::with(Options::default(), |config| {
         config.base_url.clone_from(&upstream.base_url);
         change(config);
@@ -30,7 +30,7 @@ async fn over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service 
     .await
 }
 
-async fn ask(service: &Service, schema: &Value) -> Answer {
+async fn send(service: &Service, schema: &Value) -> Answer {
     answer(service.post(PATH, &question(schema))).await
 }
 
@@ -60,12 +60,12 @@ async fn a_schema_is_compiled_only_after_authentication() {
 #[tokio::test]
 async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnects() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long, "A chat.".to_owned()]).await;
-    let service = over(&upstream, |_| {}).await;
+    let upstream = Upstream::answering([long, "A chat.".to_owned()]).await;
+    let service = service_over(&upstream, |_| {}).await;
     let request = service.post(PATH, &question(&schema));
     let heavy = tokio::spawn(request.send());
     until("the answer is being checked", || {
-        upstream.asked().len() == 1 && service.gateway.offload.running() == 1
+        upstream.requests().len() == 1 && service.gateway.offload.running() == 1
     })
     .await;
     assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
@@ -78,10 +78,10 @@ async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnec
 #[tokio::test]
 async fn a_schema_check_stops_at_the_requests_deadline() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long]).await;
+    let upstream = Upstream::answering([long]).await;
     let deadline = Duration::from_secs(1);
-    let service = over(&upstream, |config| config.request_timeout = deadline).await;
-    let failed = ask(&service, &schema).await;
+    let service = service_over(&upstream, |config| config.request_timeout = deadline).await;
+    let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "request_timeout", "{failed:?}");
     until_checked(&service).await;
 }
@@ -89,13 +89,14 @@ async fn a_schema_check_stops_at_the_requests_deadline() {
 #[tokio::test]
 async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long]).await;
-    let service = over(&upstream, |config| config.schema_timeout = Duration::from_secs(5)).await;
-    let failed = ask(&service, &schema).await;
+    let upstream = Upstream::answering([long]).await;
+    let service =
+        service_over(&upstream, |config| config.schema_timeout = Duration::from_secs(5)).await;
+    let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("takes longer than 5s"), "{detail}");
-    assert_eq!(upstream.asked().len(), 1, "no second call");
+    assert_eq!(upstream.requests().len(), 1, "no second call");
     until_checked(&service).await;
 }
 
@@ -143,9 +144,9 @@ async fn a_batchs_schemas_share_one_limit_and_equal_ones_count_once() {
 #[tokio::test]
 async fn a_hundred_thousand_levels_are_refused_in_schemas_and_answers() {
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
-    let upstream = Upstream::saying([deep.clone(), deep.clone()]).await;
-    let service = over(&upstream, |_| {}).await;
-    let failed = ask(&service, &json!({"type": "array"})).await;
+    let upstream = Upstream::answering([deep.clone(), deep.clone()]).await;
+    let service = service_over(&upstream, |_| {}).await;
+    let failed = send(&service, &json!({"type": "array"})).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
 
     let body = question(&json!("here")).to_string().replace("\"here\"", &deep);

@@ -159,7 +159,7 @@ async fn a_limit_can_change_while_requests_hold_permits() {
             .await;
     }
     assert_eq!(service.register("images", 3).await.status, StatusCode::OK);
-    service.until("two more go", |limiter| limiter.in_flight == 3 && limiter.waiting == 2).await;
+    service.until("two more start", |limiter| limiter.in_flight == 3 && limiter.waiting == 2).await;
 
     let lowered = service.register("images", 2).await;
     assert_eq!(lowered.status, StatusCode::OK);
@@ -177,7 +177,9 @@ async fn a_limit_can_change_while_requests_hold_permits() {
     );
     assert_eq!(service.simulator.stats().calls, 3);
     chats[1].abort();
-    service.until("the next goes", |limiter| limiter.in_flight == 2 && limiter.waiting == 1).await;
+    service
+        .until("the next one starts", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
+        .await;
     until("it was sent", || service.simulator.stats().calls == 4).await;
 
     for chat in chats {

@@ -60,8 +60,8 @@ fn the_quota_examples_can_be_parsed() {
     let lines = section.split("```text\n").nth(1).and_then(|text| text.split("```").next());
     let lines: HashMap<_, _> = dotenvy::from_read_iter(lines.expect("lines of .env").as_bytes())
         .collect::<Result<_, _>>()
-        .expect("every line is read");
-    Config::read(|name| lines.get(name).cloned()).expect("they can be used");
+        .expect("readable lines");
+    Config::read(|name| lines.get(name).cloned()).expect("valid settings");
     for variable in ["GEMINI_LIMITS", "GEMINI_KEY_LABELS"] {
         assert!(lines.contains_key(variable), "{variable}");
         let setting = SETTINGS.iter().find(|setting| setting.name == variable);
@@ -84,7 +84,7 @@ fn the_example_file_lists_every_setting_in_order_and_no_other() {
 #[test]
 fn the_example_file_sets_nothing() {
     let variables = dotenvy::from_path_iter(file(".env.example")).expect("the file is there");
-    let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("every line is read");
+    let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("readable lines");
     let empty: Vec<_> =
         SETTINGS.iter().map(|setting| (setting.name.to_owned(), String::new())).collect();
     assert_eq!(variables, empty);
@@ -98,7 +98,7 @@ fn the_code_reads_every_listed_setting() {
         asked.borrow_mut().insert(name.to_owned());
         None
     });
-    config.expect("the defaults can be used");
+    config.expect("valid defaults");
     let mut asked = asked.into_inner();
     asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
@@ -129,7 +129,7 @@ const OF_TESTS: [&str; 8] = [
 fn instructions_set_only_variables_that_the_code_knows() {
     for name in pages().into_iter().chain(["Dockerfile".to_owned()]) {
         let text = text(&name);
-        let unknown: Vec<_> = assigned(&text)
+        let unknown: Vec<_> = assigned_names(&text)
             .filter(|variable| SETTINGS.iter().all(|setting| setting.name != *variable))
             .filter(|variable| !OF_TESTS.contains(variable))
             .collect();
@@ -138,7 +138,7 @@ fn instructions_set_only_variables_that_the_code_knows() {
 }
 
 /// The names in assignments: `NAME` in `NAME=value`.
-fn assigned(text: &str) -> impl Iterator<Item = &str> {
+fn assigned_names(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     let before = iter::from_fn(move || {
         let (before, after) = rest.split_once('=')?;

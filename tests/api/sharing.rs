@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::process::{Process, Start};
 use crate::redis_server::{RedisServer, free_port};
-use crate::replicas::{Surroundings, health};
+use crate::replicas::{Backends, health};
 use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, slow, until};
 
 pub const PREFIX: &str = "gemini-concurrent-generation";
@@ -21,10 +21,10 @@ pub const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
 /// A simulator, and a Redis that counts as long-running, so that replicas need not wait for a
 /// lease.
-pub async fn surroundings() -> Surroundings {
+pub async fn backends() -> Backends {
     let redis = RedisServer::start().await;
-    redis.season(PREFIX).await;
-    Surroundings::new(redis).await
+    redis.mark_as_long_running(PREFIX).await;
+    Backends::new(redis).await
 }
 
 pub fn admin(request: RequestBuilder) -> RequestBuilder {
@@ -58,8 +58,8 @@ pub fn chat(replica: &Process, prompt: &str) -> RequestBuilder {
 
 #[tokio::test]
 async fn requests_start_in_order_across_replicas() {
-    let all = surroundings().await;
-    let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
+    let backends = backends().await;
+    let (one, two) = (backends.replica(5).run().await, backends.replica(5).run().await);
     register(&one, 1).await;
     let send = |replica: &Process, prompt: String| {
         let body = json!({"prompt": prompt, "external_semaphore_id": "jobs"});
@@ -67,7 +67,7 @@ async fn requests_start_in_order_across_replicas() {
     };
     // Longer than a busy machine needs until all of them wait.
     let held = send(&two, slow(5000));
-    all.until_in_flight(1).await;
+    backends.until_in_flight(1).await;
     let mut waiting = Vec::new();
     for (number, replica) in [&one, &two, &one, &two].into_iter().enumerate() {
         waiting.push(send(replica, format!("number {number}")));
@@ -77,22 +77,22 @@ async fn requests_start_in_order_across_replicas() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    assert_eq!(all.simulator.stats().in_flight, 1, "all replicas share the limit");
+    assert_eq!(backends.simulator.stats().in_flight, 1, "all replicas share the limit");
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
     }
-    let prompts = all.simulator.journal().into_iter().map(|call| call.prompt_text);
+    let prompts = backends.simulator.journal().into_iter().map(|call| call.prompt_text);
     let ought = (0..4).map(|number| format!("number {number}"));
     assert_eq!(prompts.skip(1).collect::<Vec<_>>(), ought.collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn waiting_requests_keep_their_order_across_replicas() {
-    let all = surroundings().await;
-    let (one, two) = (all.replica(1).run().await, all.replica(1).run().await);
+    let backends = backends().await;
+    let (one, two) = (backends.replica(1).run().await, backends.replica(1).run().await);
     // Longer than a busy machine needs until all of them wait.
     let held = tokio::spawn(answer(chat(&one, &slow(5000))));
-    all.until_in_flight(1).await;
+    backends.until_in_flight(1).await;
     let mut waiting = Vec::new();
     // Each with the number that then waits at its replica.
     let requests = [(&one, 1), (&one, 2), (&one, 3), (&two, 1), (&one, 4)];
@@ -101,7 +101,7 @@ async fn waiting_requests_keep_their_order_across_replicas() {
         until_waiting(replica, wait_there).await;
         // A replica counts it before Redis does.
         let heard = async {
-            while all.redis.waiting(PREFIX).await <= number {
+            while backends.redis.waiting(PREFIX).await <= number {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -110,23 +110,23 @@ async fn waiting_requests_keep_their_order_across_replicas() {
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
     }
-    let prompts = all.simulator.journal().into_iter().map(|call| call.prompt_text);
+    let prompts = backends.simulator.journal().into_iter().map(|call| call.prompt_text);
     let ought = (0..5).map(|number| format!("number {number}"));
     assert_eq!(prompts.skip(1).collect::<Vec<_>>(), ought.collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn semaphores_are_shared_by_replicas_and_outlast_them() {
-    let all = surroundings().await;
+    let backends = backends().await;
     // The replica that starts last sets the global limit.
-    let (one, two) = (all.replica(usize::MAX).run().await, all.replica(5).run().await);
+    let (one, two) = (backends.replica(usize::MAX).run().await, backends.replica(5).run().await);
     assert_eq!(register(&one, 3).await, 201);
     assert_eq!(register(&two, 1).await, 200, "it exists");
     assert_eq!(semaphore(&one).await["limit"], 1);
 
     let with = |prompt: String| json!({"prompt": prompt, "external_semaphore_id": "jobs"});
     let held = tokio::spawn(answer(one.post("/chat", &with(slow(1500)))));
-    all.until_in_flight(1).await;
+    backends.until_in_flight(1).await;
     assert_eq!(semaphore(&two).await["in_use"], 1);
     let waits = tokio::spawn(answer(two.post("/chat", &with("Hello".to_owned()))));
     until_waiting(&two, 1).await;
@@ -146,14 +146,14 @@ async fn semaphores_are_shared_by_replicas_and_outlast_them() {
         replica.terminate().await;
         assert_eq!(replica.end().await.0, Some(0));
     }
-    let anew = all.replica(5).run().await;
+    let anew = backends.replica(5).run().await;
     assert_eq!(semaphore(&anew).await["limit"], 7);
 }
 
 #[tokio::test]
 async fn leases_and_batches_of_all_replicas_share_permits() {
-    let all = surroundings().await;
-    let (one, two) = (all.replica(50).run().await, all.replica(50).run().await);
+    let backends = backends().await;
+    let (one, two) = (backends.replica(50).run().await, backends.replica(50).run().await);
     register(&one, 4).await;
     let lease = |key: &str| json!({"holder": "h", "ttl_seconds": 600, "idempotency_key": key});
     let first = answer(admin(one.post(LEASES, &lease("a")))).await;
@@ -172,7 +172,7 @@ async fn leases_and_batches_of_all_replicas_share_permits() {
     for batch in batches {
         assert_eq!(batch.await.unwrap().body["successful_requests"], 20);
     }
-    assert_eq!(all.simulator.stats().highest_in_flight, 2);
+    assert_eq!(backends.simulator.stats().highest_in_flight, 2);
 
     let path = format!("{LEASES}/{}", second["lease_id"].as_str().unwrap());
     assert_eq!(answer(admin(one.request(Method::PUT, &path))).await.status, 200);
@@ -183,8 +183,8 @@ async fn leases_and_batches_of_all_replicas_share_permits() {
 
 #[tokio::test]
 async fn quotas_are_shared_by_replicas() {
-    let all = surroundings().await;
-    let start = || all.replica(5).set("GEMINI_LIMITS", "*:rpd=3").run();
+    let backends = backends().await;
+    let start = || backends.replica(5).set("GEMINI_LIMITS", "*:rpd=3").run();
     let (one, two) = (start().await, start().await);
     for replica in [&one, &two, &one] {
         assert_eq!(answer(chat(replica, "Hello")).await.status, 200);
@@ -195,13 +195,13 @@ async fn quotas_are_shared_by_replicas() {
         let limits = answer(admin(replica.get("/_admin/limits"))).await.body;
         assert_eq!(limits["limits"][0]["requests_per_day"]["used"], 3);
     }
-    assert_eq!(all.simulator.stats().calls, 3);
+    assert_eq!(backends.simulator.stats().calls, 3);
 }
 
 #[tokio::test]
 async fn an_exhausted_daily_quota_pauses_all_replicas() {
-    let all = surroundings().await;
-    let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
+    let backends = backends().await;
+    let (one, two) = (backends.replica(5).run().await, backends.replica(5).run().await);
     assert_eq!(answer(chat(&two, "Hello")).await.status, 200);
     for prompt in ["[[simulate:quota=day]]", "Hello"] {
         let refused = answer(chat(&one, prompt)).await;
@@ -215,11 +215,11 @@ async fn an_exhausted_daily_quota_pauses_all_replicas() {
 
 #[tokio::test]
 async fn a_stopping_replica_frees_its_permits_at_once() {
-    let all = surroundings().await;
-    let start = || all.replica(1).set("SHUTDOWN_GRACE_SECONDS", "0.1").run();
+    let backends = backends().await;
+    let start = || backends.replica(1).set("SHUTDOWN_GRACE_SECONDS", "0.1").run();
     let (one, two) = (start().await, start().await);
     let cut_off = tokio::spawn(chat(&one, &slow(600_000)).send());
-    all.until_in_flight(1).await;
+    backends.until_in_flight(1).await;
     let waits = tokio::spawn(answer(chat(&two, "Hello")));
     until_waiting(&two, 1).await;
     one.terminate().await;
@@ -232,13 +232,13 @@ async fn a_stopping_replica_frees_its_permits_at_once() {
 
 #[tokio::test]
 async fn replicas_with_different_prefixes_share_nothing() {
-    let all = surroundings().await;
-    all.redis.season("other").await;
-    let one = all.replica(1).run().await;
-    let other = all.replica(1).set("REDIS_PREFIX", "other").run().await;
+    let backends = backends().await;
+    backends.redis.mark_as_long_running("other").await;
+    let one = backends.replica(1).run().await;
+    let other = backends.replica(1).set("REDIS_PREFIX", "other").run().await;
     register(&one, 3).await;
     let calls = [&one, &other].map(|replica| tokio::spawn(answer(chat(replica, &slow(1500)))));
-    all.until_in_flight(2).await;
+    backends.until_in_flight(2).await;
     assert_eq!(semaphore(&other).await, Value::Null);
     for call in calls {
         assert_eq!(call.await.unwrap().status, 200);
@@ -275,14 +275,14 @@ async fn an_unusable_redis_fails_the_start_unless_redis_is_optional() {
 
 #[tokio::test]
 async fn a_store_of_another_format_version_is_refused_at_the_start() {
-    let all = surroundings().await;
+    let backends = backends().await;
     let format = redis::cmd("SET").arg(format!("{{{PREFIX}}}:members")).arg("999").to_owned();
-    all.redis.say(&format).await;
-    let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &all.redis.url());
+    backends.redis.execute(&format).await;
+    let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &backends.redis.url());
     let log = failure(start()).await;
     assert!(log.contains("in format 999, and this one in format 4"), "{log}");
     assert!(log.contains("REDIS_PREFIX"), "{log}");
-    let other = all.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
+    let other = backends.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
     assert_eq!(answer(chat(&other.run().await, "Hello")).await.status, 200);
 }
 
@@ -319,16 +319,16 @@ async fn a_server_that_never_answers_fails_the_start() {
 async fn a_password_is_used_and_never_shown() {
     let redis = RedisServer::with(&["--save", "", "--requirepass", "topsecret"]).await;
     let port = redis.port();
-    let mut all = Surroundings::new(redis).await;
+    let mut backends = Backends::new(redis).await;
     let wrong = format!("redis://:wrongsecret@127.0.0.1:{port}");
-    let log = failure(all.replica(1).unset("REDIS_URL").set("REDIS_URL", &wrong)).await;
+    let log = failure(backends.replica(1).unset("REDIS_URL").set("REDIS_URL", &wrong)).await;
     assert!(!log.contains("wrongsecret"), "{log}");
 
     let right = format!("redis://:topsecret@127.0.0.1:{port}");
-    let start = all.replica(1).unset("REDIS_URL").set("REDIS_URL", &right);
+    let start = backends.replica(1).unset("REDIS_URL").set("REDIS_URL", &right);
     let replica = start.set("REDIS_LEASE_SECONDS", "1").set("RUST_LOG", "trace").run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
-    all.redis.stop().await;
+    backends.redis.stop().await;
     replica.until_logged("Redis is unavailable").await;
     let metrics = replica.get("/metrics").send().await.unwrap().text().await.unwrap();
     until("it is logged", || replica.log().contains("/metrics")).await;
@@ -343,32 +343,33 @@ async fn any_cluster_node_leads_to_the_node_that_keeps_the_limits() {
     let (keeper, other) = (node().await, node().await);
     let mut slots = redis::cmd("CLUSTER").arg("ADDSLOTS").to_owned();
     slots.arg((0..16_384).collect::<Vec<u32>>());
-    keeper.say(&slots).await;
+    keeper.execute(&slots).await;
     let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(keeper.port()).to_owned();
-    other.say(&meet).await;
-    let all = Surroundings::new(other).await;
+    other.execute(&meet).await;
+    let backends = Backends::new(other).await;
     let lease = |start: Start| start.set("REDIS_LEASE_SECONDS", "1");
     let one = loop {
         // Until the nodes have agreed on who owns which slots.
-        let output = lease(all.replica(1)).set("REDIS_REQUIRED", "false").run().await;
+        let output = lease(backends.replica(1)).set("REDIS_REQUIRED", "false").run().await;
         if health(&output).await["shared_limits"]["connected"] == true {
             break output;
         }
     };
-    let two = lease(all.replica(1)).unset("REDIS_URL").set("REDIS_URL", &keeper.url()).run().await;
+    let two =
+        lease(backends.replica(1)).unset("REDIS_URL").set("REDIS_URL", &keeper.url()).run().await;
     register(&one, 3).await;
     assert_eq!(semaphore(&two).await["limit"], 3);
     let calls = [&one, &two].map(|replica| tokio::spawn(answer(chat(replica, &slow(100)))));
     for call in calls {
         assert_eq!(call.await.unwrap().status, 200);
     }
-    assert_eq!(all.simulator.stats().highest_in_flight, 1);
+    assert_eq!(backends.simulator.stats().highest_in_flight, 1);
 }
 
 /// Runs OpenSSL, which is installed with the CA certificates.
 pub fn openssl(folder: &Path, arguments: &str) {
     let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
-    let output = output.expect("the package openssl has to be installed");
+    let output = output.expect("the package openssl must be installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -398,10 +399,14 @@ async fn redis_over_tls_must_have_a_trusted_certificate() {
         &path("ca.pem"),
     ])
     .await;
-    let all = Surroundings::new(redis).await;
+    let backends = Backends::new(redis).await;
     let start = || {
         let url = format!("rediss://localhost:{port}");
-        all.replica(1).unset("REDIS_URL").set("REDIS_URL", &url).set("REDIS_LEASE_SECONDS", "3")
+        backends
+            .replica(1)
+            .unset("REDIS_URL")
+            .set("REDIS_URL", &url)
+            .set("REDIS_LEASE_SECONDS", "3")
     };
     let log = failure(start()).await;
     assert!(log.contains("certificate"), "{log}");

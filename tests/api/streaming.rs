@@ -18,7 +18,7 @@ use crate::support::{Service, answer, listen};
 
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
-async fn over(base_url: &str) -> Service {
+async fn service_over(base_url: &str) -> Service {
     Service::with(Options::default(), |config| {
         config.base_url = base_url.to_owned();
         config.concurrency_limit = 1;
@@ -53,7 +53,7 @@ async fn a_stream_that_ends_without_a_finish_reason_is_a_failure() {
     let half = br#"data: {"candidates":[{"content":{"parts":[{"text":"first half"}]}}]}"#;
     let pieces = vec![[&half[..], b"\r\n\r\n"].concat()];
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording.base_url).await;
+    let service = service_over(&recording.base_url).await;
     let chat = service.post("/chat", &json!({"prompt": "Hello", "stream": true}));
     let text = chat.send().await.unwrap().text().await.unwrap();
     let events: Vec<Value> = text
@@ -74,7 +74,7 @@ async fn recorded_streams_pass_byte_for_byte_however_they_are_split() {
     for Exchange { name, bytes: stream, .. } in &streams {
         for (how, pieces) in cuts(stream) {
             let recording = Recording::play(200, "text/event-stream", pieces).await;
-            let service = over(&recording.base_url).await;
+            let service = service_over(&recording.base_url).await;
             let response = service.post(STREAM, &json!({"contents": []})).send().await.unwrap();
             assert_eq!(response.headers()["content-type"], "text/event-stream");
             assert!(response.bytes().await.unwrap() == stream[..], "{name}, {how}");
@@ -95,7 +95,7 @@ async fn recorded_streams_are_read_event_by_event() {
         let text = String::from_utf8_lossy(bytes);
         let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
         let pieces: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
-        let said: String = pieces.iter().map(said).collect();
+        let said: String = pieces.iter().map(text_of).collect();
         let mut events = Events::default();
         events.extend(bytes);
         events.end();
@@ -131,14 +131,16 @@ async fn recorded_streams_are_read_event_by_event() {
 }
 
 /// The text of one event: the parts of the first candidate that have text and are not thoughts.
-fn said(piece: &Value) -> String {
+fn text_of(piece: &Value) -> String {
     let parts = piece["candidates"][0]["content"]["parts"].as_array();
     let said = parts.into_iter().flatten().filter(|part| part["thought"] != true);
     said.filter_map(|part| part["text"].as_str()).collect()
 }
 
 /// An upstream whose response body comes from a channel.
-async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result<String>>) {
+async fn upstream_from_channel(
+    stop: &CancellationToken,
+) -> (String, mpsc::Sender<std::io::Result<String>>) {
     let (sender, receiver) = mpsc::channel(1);
     let body = futures_util::stream::unfold(receiver, async |mut receiver| {
         let piece = receiver.recv().await?;
@@ -152,21 +154,21 @@ async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result
     (format!("http://{}", listen(router, stop).await), sender)
 }
 
-async fn piece(response: &mut Response) -> String {
+async fn next_piece(response: &mut Response) -> String {
     String::from_utf8(response.chunk().await.unwrap().expect("more").to_vec()).unwrap()
 }
 
 #[tokio::test]
 async fn each_event_is_passed_on_at_once_and_the_slot_is_held_until_the_last() {
     let stop = CancellationToken::new();
-    let (base_url, upstream) = told(&stop).await;
-    let service = over(&base_url).await;
+    let (base_url, upstream) = upstream_from_channel(&stop).await;
+    let service = service_over(&base_url).await;
     upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
     let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-    assert_eq!(piece(&mut response).await, "data: 1\r\n\r\n");
+    assert_eq!(next_piece(&mut response).await, "data: 1\r\n\r\n");
     for n in 2..5 {
         upstream.send(Ok(format!("data: {n}\r\n\r\n"))).await.unwrap();
-        assert_eq!(piece(&mut response).await, format!("data: {n}\r\n\r\n"));
+        assert_eq!(next_piece(&mut response).await, format!("data: {n}\r\n\r\n"));
         assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
     }
     drop(upstream);
@@ -177,12 +179,12 @@ async fn each_event_is_passed_on_at_once_and_the_slot_is_held_until_the_last() {
 #[tokio::test]
 async fn a_client_that_disconnects_cancels_the_stream_and_frees_the_slot() {
     let stop = CancellationToken::new();
-    let (base_url, upstream) = told(&stop).await;
-    let service = over(&base_url).await;
+    let (base_url, upstream) = upstream_from_channel(&stop).await;
+    let service = service_over(&base_url).await;
     let first = r#"data: {"usageMetadata":{"promptTokenCount":9}}"#;
     upstream.send(Ok(first.into())).await.unwrap();
     let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-    piece(&mut response).await;
+    next_piece(&mut response).await;
     drop(response);
     service.until_idle().await;
     upstream.closed().await;
@@ -197,7 +199,7 @@ async fn a_client_that_disconnects_cancels_the_stream_and_frees_the_slot() {
 async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
     for breaks in [true, false] {
         let stop = CancellationToken::new();
-        let (base_url, upstream) = told(&stop).await;
+        let (base_url, upstream) = upstream_from_channel(&stop).await;
         let service = Service::with(Options::default(), |config| {
             config.base_url = base_url;
             // A broken stream must not count as a stalled one, even on a busy machine.
@@ -206,7 +208,7 @@ async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
         .await;
         upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
         let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-        piece(&mut response).await;
+        next_piece(&mut response).await;
         if breaks {
             upstream.send(Err(std::io::Error::other("broken"))).await.unwrap();
         }
@@ -292,8 +294,8 @@ async fn a_streamed_chat_that_fails_midway_reports_it_in_the_last_event() {
         (None, "upstream_connection", true),
     ] {
         let stop = CancellationToken::new();
-        let (base_url, upstream) = told(&stop).await;
-        let service = over(&base_url).await;
+        let (base_url, upstream) = upstream_from_channel(&stop).await;
+        let service = service_over(&base_url).await;
         upstream.send(Ok(format!("data: {}\r\n\r\n", text("Once")))).await.unwrap();
         let asked = json!({"prompt": "Tell", "stream": true});
         let response = service.post("/chat", &asked).send().await.unwrap();

@@ -47,7 +47,7 @@ async fn calls(service: &Service, path: &str, outcome: &str) -> f64 {
     service.metric(&format!("gemini_gateway_calls_total{{{labels}}}")).await
 }
 
-async fn over(recording: &Recording) -> Service {
+async fn service_over(recording: &Recording) -> Service {
     Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
         .await
 }
@@ -56,7 +56,7 @@ async fn over(recording: &Recording) -> Service {
 async fn chat(pieces: &[&str]) -> (Vec<Value>, Service) {
     let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let response = service.post("/chat", &streamed("/chat", "x")).send().await.unwrap();
     let text = response.text().await.unwrap();
     let events = text.split_terminator("\n\n");
@@ -123,7 +123,7 @@ async fn a_finished_stream_holds_no_slot_for_a_slow_reader() {
     let mut pieces = vec![piece; 30];
     pieces.push(last.into_bytes());
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     for path in ["/chat", SSE] {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -185,11 +185,11 @@ async fn a_chat_with_a_lone_surrogate_is_kept() {
     let body = r#"{"candidates":[{"content":{"parts":[{"text":"bad \ud83d end"}]},"finishReason":"STOP"}],
         "usageMetadata":{"promptTokenCount":"5","candidatesTokenCount":2.0,"totalTokenCount":7}}"#;
     let recording = Recording::play(200, "application/json", vec![body.into()]).await;
-    let service = over(&recording).await;
+    let service = service_over(&recording).await;
     let answered = service.chat("x").await;
     assert_eq!(answered.body["response"], "bad \u{FFFD} end", "{answered:?}");
     assert_eq!(answered.body["usage"]["prompt_tokens"], 5);
-    assert_eq!(recording.asked().len(), 1);
+    assert_eq!(recording.requests().len(), 1);
     // On Gemini's own surface it is relayed unchanged, and its usage is read all the same.
     let path = "/v1beta/models/gemini-m:generateContent";
     let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
@@ -307,7 +307,7 @@ async fn a_relayed_stream_is_unchanged_and_counted_by_its_outcome() {
     ] {
         let pieces = stream.as_bytes().chunks(7).map(<[u8]>::to_vec).collect();
         let recording = Recording::play(200, content_type, pieces).await;
-        let service = over(&recording).await;
+        let service = service_over(&recording).await;
         let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
         assert_eq!(response.text().await.unwrap(), stream);
         service.until_idle().await;

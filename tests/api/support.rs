@@ -137,7 +137,7 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("timed out: {what}"));
 }
 
 /// Serves a router on a free port until the token is cancelled.

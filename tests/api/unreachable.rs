@@ -13,7 +13,7 @@ use crate::support::{Service, answer, until};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
-async fn over(base_url: &str) -> Service {
+async fn service_over(base_url: &str) -> Service {
     Service::with(Options::default(), |config| {
         config.base_url = base_url.to_owned();
         config.max_attempts = 1;
@@ -28,12 +28,12 @@ fn closed_port() -> u16 {
 }
 
 /// A host name that fails without a lookup: one of its labels is too long.
-fn no_name() -> String {
+fn unresolvable_name() -> String {
     format!("{}.invalid", "a".repeat(64))
 }
 
 /// Answers every connection with bytes that are not TLS. Returns its port.
-async fn speaks_no_tls() -> u16 {
+async fn plain_text_server() -> u16 {
     let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -48,13 +48,13 @@ async fn speaks_no_tls() -> u16 {
 async fn a_connection_error_gives_its_reason_without_the_address() {
     for (base_url, reason) in [
         (format!("http://127.0.0.1:{}", closed_port()), "it was refused"),
-        (format!("http://{}", no_name()), "its host name cannot be resolved"),
+        (format!("http://{}", unresolvable_name()), "its host name cannot be resolved"),
         (
-            format!("https://127.0.0.1:{}", speaks_no_tls().await),
+            format!("https://127.0.0.1:{}", plain_text_server().await),
             "what answers there does not speak TLS",
         ),
     ] {
-        let service = over(&base_url).await;
+        let service = service_over(&base_url).await;
         let detail = format!("no connection to Gemini could be made: {reason}");
         let chat = service.chat("Hello").await;
         assert_eq!(chat.status, 502);
@@ -105,7 +105,7 @@ async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
         (503, "upstream_unavailable"),
     ] {
         let page = Recording::play(status, "text/html; charset=UTF-8", vec![PAGE.into()]).await;
-        let service = over(&page.base_url).await;
+        let service = service_over(&page.base_url).await;
         let failed = answer(service.post("/chat", &chat)).await;
         assert_eq!((failed.status.as_u16(), &failed.body["code"]), (502, &json!(code)), "{status}");
         let detail = failed.body["detail"].as_str().unwrap();
@@ -134,7 +134,7 @@ async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
 #[tokio::test]
 async fn geminis_404_for_an_unknown_path_is_relayed() {
     let page = Recording::play(404, "text/html", vec![b"<html>".into()]).await;
-    let service = over(&page.base_url).await;
+    let service = service_over(&page.base_url).await;
     let unknown = service.get("/v1beta/model").send().await.unwrap();
     assert_eq!(unknown.status(), 404);
 }

@@ -72,7 +72,7 @@ impl Site {
         text.lines().map(str::to_owned).collect()
     }
 
-    async fn until_said(&self, line: &str) {
+    async fn until_written(&self, line: &str) {
         until(line, || self.lines().iter().any(|said| said == line)).await;
     }
 
@@ -95,7 +95,8 @@ impl Site {
 }
 
 async fn end(child: Child) -> Output {
-    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it did not end");
+    let output =
+        timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it did not end in time");
     output.expect("its output")
 }
 
@@ -172,7 +173,7 @@ async fn the_command_gets_its_lease_and_its_callers_environment() {
         .unset("ADMIN_API_KEY")
         .dotenv("ADMIN_API_KEY=the-admin-key\nGEMINI_API_KEY=the-secret\n");
     let mut child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     let leases = site.leases().await;
     assert_eq!(
         (leases.len(), &leases[0]["holder"], &leases[0]["permits"]),
@@ -226,9 +227,9 @@ async fn signals_are_forwarded_and_the_lease_is_released_when_the_command_ends()
              echo ready >> $LOG; while :; do sleep 0.01; done",
         );
         let mut child = program.spawn();
-        site.until_said("ready").await;
+        site.until_written("ready").await;
         kill(&child, signal).await;
-        site.until_said("told").await;
+        site.until_written("told").await;
         assert_eq!(site.leases().await.len(), 1, "the command has not ended");
         drop(child.stdin.take());
         assert_eq!(end(child).await.status.code(), Some(code), "{signal}");
@@ -241,7 +242,7 @@ async fn the_command_ignores_the_signals_that_its_caller_ignores() {
     let site = Site::with_limit(1).await;
     let program = site.script("echo ready >> $LOG; read line; kill -s HUP $$; echo unharmed");
     let mut child = program.ignoring("HUP").spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     kill(&child, "HUP").await;
     drop(child.stdin.take());
     let output = end(child).await;
@@ -270,7 +271,7 @@ async fn a_renewed_lease_outlives_its_ttl() {
     let site = Site::with_limit(1).await;
     let program = site.script_with(&["--ttl", "1"], "echo ready >> $LOG; read line; exit 0");
     let mut child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     // Another request waits for longer than the ttl and gets nothing.
     let body = json!({"holder": "other", "ttl_seconds": 60, "wait_seconds": 2.5});
     let other = answer(admin(site.service.post(LEASES, &body))).await;
@@ -288,7 +289,7 @@ async fn the_command_is_stopped_when_its_lease_is_lost() {
          while :; do sleep 0.01; done",
     );
     let child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     let id = site.leases().await[0]["lease_id"].as_str().unwrap().to_owned();
     let path = format!("{LEASES}/{id}");
     answer(admin(site.service.request(Method::DELETE, &path))).await;
@@ -297,12 +298,12 @@ async fn the_command_is_stopped_when_its_lease_is_lost() {
     let said = errors(&output);
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("the lease was lost") && said.contains(&id), "{said}");
-    site.until_said("stopped").await;
+    site.until_written("stopped").await;
 
     // The service is unavailable for longer than the lease lives.
     std::fs::write(site.file(), "").unwrap();
     let child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     site.service.terminate().await;
     let output = end(child).await;
     assert_eq!(output.status.code(), Some(75), "{output:?}");
