@@ -41,7 +41,7 @@ impl Aftermath {
             match busy {
                 None => return,
                 Some(busy) if since.elapsed() > QUIET + LEASE => {
-                    return self.record.violated(Claim::Permits, || format!("for good: {busy}"));
+                    return self.record.violated(Claim::Permits, || format!("never freed: {busy}"));
                 }
                 Some(_) => sleep(Duration::from_millis(200)).await,
             }
@@ -56,7 +56,7 @@ impl Aftermath {
             return Some(format!("{in_flight} in flight at the upstream"));
         }
         for slot in 0..self.crowd.replicas.len() {
-            let health = client.look(slot, "/").await;
+            let health = client.get_page(slot, "/").await;
             let health: Option<Value> =
                 health.and_then(|reply| serde_json::from_slice(&reply.body).ok());
             let status = &health.unwrap_or_default()["concurrency_status"];
@@ -112,7 +112,7 @@ impl Aftermath {
     async fn has_semaphore(&self) -> bool {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
-            let list = client.look(slot, "/_admin/semaphores").await;
+            let list = client.get_page(slot, "/_admin/semaphores").await;
             let list: Value =
                 list.and_then(|reply| serde_json::from_slice(&reply.body).ok()).unwrap_or_default();
             let all = list["semaphores"].as_array().cloned().unwrap_or_default();
@@ -132,7 +132,7 @@ impl Aftermath {
     pub async fn check_pauses(&self) {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
-            let Some(reply) = client.look(slot, "/_admin/limits").await else { continue };
+            let Some(reply) = client.get_page(slot, "/_admin/limits").await else { continue };
             let limits: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
             for account in limits["limits"].as_array().into_iter().flatten() {
                 if account["paused_for_seconds"].as_f64().is_some_and(|wait| wait > LONGEST_PAUSE) {
@@ -147,7 +147,7 @@ impl Aftermath {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
             for page in ["/", "/metrics", "/_admin/semaphores", "/openapi.json"] {
-                client.look(slot, page).await;
+                client.get_page(slot, page).await;
             }
         }
     }

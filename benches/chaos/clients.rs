@@ -85,7 +85,7 @@ impl Crowd {
     }
 
     /// Records the outcome of calls.
-    fn came(&self, to: &str, calls: u64) {
+    fn record_outcome(&self, to: &str, calls: u64) {
         self.record.outcome(to, calls);
         self.add(calls);
     }
@@ -95,7 +95,7 @@ impl Crowd {
     }
 
     /// Starts the clients. They work until this many calls were made or [`Crowd::end`].
-    pub fn come(self: &Arc<Self>, goal: u64, seed: u64) -> JoinSet<()> {
+    pub fn start(self: &Arc<Self>, goal: u64, seed: u64) -> JoinSet<()> {
         self.goal.store(goal, Ordering::Relaxed);
         self.is_over.store(false, Ordering::Relaxed);
         let mut random = Rng::with_seed(seed);
@@ -158,7 +158,7 @@ impl Client {
                     let payer = Payer::Doomed(self.random.u8(..64));
                     self.single(payer).await;
                 }
-                Role::Leaving => self.leave().await,
+                Role::Leaving => self.disconnect().await,
                 Role::Free => self.free().await,
             }
         }
@@ -213,7 +213,7 @@ impl Client {
             record.outcome(&format!("{code}, at once"), ask.calls());
             sleep(Duration::from_millis(200)).await;
         } else {
-            self.crowd.came(&code, ask.calls());
+            self.crowd.record_outcome(&code, ask.calls());
         }
         false
     }
@@ -231,7 +231,7 @@ impl Client {
         match read(record, &ask.path, request.body(ask.body.clone())).await {
             Ok(reply) => Some(reply),
             Err(error) if error.is_timeout() => {
-                self.crowd.came("no answer", ask.calls());
+                self.crowd.record_outcome("no answer", ask.calls());
                 record.violated(Claim::Answered, || {
                     format!("{} {:?}: nothing from replica {slot} in {limit:?}", ask.path, ask.ids)
                 });
@@ -244,9 +244,9 @@ impl Client {
                 if is_known {
                     record.outcome("its replica was killed", ask.calls());
                 } else if ask.is_relayed() {
-                    self.crowd.came("broken off, as the upstream's was", ask.calls());
+                    self.crowd.record_outcome("cut off like the upstream's answer", ask.calls());
                 } else {
-                    self.crowd.came("connection broke", ask.calls());
+                    self.crowd.record_outcome("connection broke", ask.calls());
                     record.violated(Claim::Answered, || {
                         format!("{} {:?}: replica {slot}: {error:?}", ask.path, ask.ids)
                     });
@@ -258,7 +258,7 @@ impl Client {
 
     /// Sends a request and disconnects: before it is completely sent, while waiting, or during the
     /// answer. Some clients send one byte too many before.
-    async fn leave(&mut self) {
+    async fn disconnect(&mut self) {
         let random = &mut self.random;
         let payer = Payer::steady(random);
         let (is_batch, stays) = (random.u8(..3) == 0, Duration::from_millis(random.u64(..400)));
@@ -283,9 +283,9 @@ impl Client {
             _ = stream.write_all(b"\r\n").await;
         }
         sleep(stays).await;
-        ask.ids.clone().for_each(|id| self.crowd.record.hung_up(id, life));
+        ask.ids.clone().for_each(|id| self.crowd.record.disconnected(id, life));
         drop(stream);
-        self.crowd.came("hung up", ask.calls());
+        self.crowd.record_outcome("hung up", ask.calls());
     }
 
     /// Sends a call that generates nothing, which the upstream may leave unanswered.
@@ -307,7 +307,7 @@ impl Client {
     }
 
     /// Gets a page of a replica.
-    pub async fn look(&self, slot: usize, path: &str) -> Option<Reply> {
+    pub async fn get_page(&self, slot: usize, path: &str) -> Option<Reply> {
         let port = self.crowd.replicas[slot].port;
         let request = self.http.get(format!("http://127.0.0.1:{port}{path}"));
         let request = request.timeout(Duration::from_secs(10));

@@ -115,9 +115,9 @@ async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     eprintln!("warming up");
     let before = stage.warm_up(arguments, &mut random).await;
     report.add(&stage.upstream.figures().await);
-    eprintln!("the storm");
+    eprintln!("storm");
     report.storm = stage.storm(arguments, &mut random).await;
-    eprintln!("the calm");
+    eprintln!("calm");
     stage.calm().await;
     report.add(&stage.upstream.figures().await);
     let after = stage.check(&before).await;
@@ -172,7 +172,7 @@ impl Stage {
 
     /// Makes the first calls. Returns the memory of the replicas after them.
     async fn warm_up(&self, arguments: &Arguments, random: &mut Rng) -> Vec<u64> {
-        let clients = self.crowd.come(arguments.calls / WARM_UP, random.u64(..));
+        let clients = self.crowd.start(arguments.calls / WARM_UP, random.u64(..));
         finish(clients, &self.crowd).await;
         sleep(SETTLE).await;
         self.aftermath.memory().await
@@ -184,15 +184,15 @@ impl Stage {
         let from = self.crowd.made();
         let to = from + arguments.calls - arguments.calls / WARM_UP;
         // The clients continue until all disturbances are done, even if they have made their calls.
-        let clients = self.crowd.come(u64::MAX, random.u64(..));
-        let rage = async {
-            self.storm.rage(arguments, from, to, random.u64(..)).await;
+        let clients = self.crowd.start(u64::MAX, random.u64(..));
+        let run = async {
+            self.storm.run(arguments, from, to, random.u64(..)).await;
             while self.crowd.made() < to {
                 sleep(Duration::from_millis(100)).await;
             }
             self.crowd.end();
         };
-        tokio::join!(rage, finish(clients, &self.crowd));
+        tokio::join!(run, finish(clients, &self.crowd));
         began.elapsed()
     }
 

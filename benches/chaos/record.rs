@@ -49,15 +49,15 @@ impl Claim {
         match self {
             Self::InFlight => "never more calls in flight than the limit",
             Self::SemaphoreInFlight => "never more calls in flight than a named semaphore allows",
-            Self::OwnAnswer => "every answer is its own question's, in its place",
-            Self::WholeAnswer => "half an answer is never a success",
+            Self::OwnAnswer => "every answer belongs to its question, at its index",
+            Self::WholeAnswer => "an incomplete answer is never a success",
             Self::Answered => "every request is answered in time, never with an internal error",
-            Self::HangUp => "the calls of a client that hung up end",
+            Self::HangUp => "the calls of a disconnected client end",
             Self::Recovery => "every replica serves again after each disturbance",
             Self::Permits => "no permit is lost",
-            Self::Pauses => "no account is paused for longer than its quota can mean",
+            Self::Pauses => "no account is paused for longer than its quota's window",
             Self::Secrets => "no key is shown",
-            Self::Memory => "the memory is back where it began",
+            Self::Memory => "the memory returns to its initial size",
             Self::Processes => "no replica panics or ends by itself",
         }
     }
@@ -101,7 +101,7 @@ struct State {
     /// When the replicas may have lost what Redis held for them.
     redis_disturbed: Vec<Instant>,
     /// When the clients of calls disconnected.
-    hung_up: HashMap<u64, (Life, Instant)>,
+    disconnected: HashMap<u64, (Life, Instant)>,
     /// The outcomes of the clients' calls.
     outcomes: BTreeMap<String, u64>,
     /// The disturbances: how often, and the longest time until all replicas served again.
@@ -200,15 +200,15 @@ impl Record {
         disturbed || of_its_own
     }
 
-    pub fn hung_up(&self, id: u64, life: Life) {
-        self.state().hung_up.insert(id, (life, Instant::now()));
+    pub fn disconnected(&self, id: u64, life: Life) {
+        self.state().disconnected.insert(id, (life, Instant::now()));
     }
 
     /// How long a call's client has been gone as far as its replica can know: time in which the
     /// replica was stopped does not count.
     pub fn gone_for(&self, id: u64) -> Option<Duration> {
         let state = self.state();
-        let (life, at) = *state.hung_up.get(&id)?;
+        let (life, at) = *state.disconnected.get(&id)?;
         let history = state.lives.get(life).map(|(_, history)| history)?;
         if history.pauses.last().is_some_and(|(_, end)| end.is_none()) {
             return None;
@@ -257,9 +257,9 @@ impl Record {
     pub fn last_disturbances(&self, window: Duration) -> String {
         let state = self.state();
         let recent = state.diary.iter().rev().take_while(|(at, _)| at.elapsed() < window);
-        let told =
+        let notes =
             recent.map(|(at, what)| format!("{what} {:.1} s ago", at.elapsed().as_secs_f32()));
-        told.collect::<Vec<_>>().join(", ")
+        notes.collect::<Vec<_>>().join(", ")
     }
 
     /// Records a disturbance and the time until all replicas served again.

@@ -157,7 +157,7 @@ impl Replica {
         true
     }
 
-    /// Kills it with SIGKILL. It is stopped first and the upstream told, so that the upstream's
+    /// Kills it with SIGKILL. Stops it and notifies the upstream first, so that the upstream's
     /// count misses nothing.
     pub async fn kill_and_start(&self) {
         let mut process = self.process.lock().await;

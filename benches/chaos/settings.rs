@@ -79,17 +79,17 @@ impl Arguments {
 /// What is done to the processes, or to the calls.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// SIGKILL to a replica, which is started anew at once
+    /// SIGKILL to a replica, which is restarted at once
     Kill,
     /// SIGSTOP to a replica, for up to one and a half leases
     Pause,
     /// The clock of a replica is set forward or back
     ReplicaClock,
-    /// Redis is ended and started again with what it saved
+    /// Redis is stopped and restarted with its saved data
     RedisKept,
-    /// Redis is killed and started again with what it saved before, or nothing
+    /// Redis is killed and restarted with older saved data, or none
     RedisStale,
-    /// Redis is killed and started again empty
+    /// Redis is killed and restarted empty
     RedisEmpty,
     /// FLUSHALL
     Flush,
@@ -103,7 +103,7 @@ pub enum Kind {
     RedisBack,
     /// Answers of the upstream other than good ones
     Faults,
-    /// Clients that hang up
+    /// Clients that disconnect
     HangUps,
 }
 
@@ -123,7 +123,7 @@ impl Kind {
             Self::RedisForward => "clock of Redis set forward",
             Self::RedisBack => "clock of Redis set back",
             Self::Faults => "faults of the upstream",
-            Self::HangUps => "clients that hang up",
+            Self::HangUps => "clients that disconnect",
         }
     }
 }

@@ -53,7 +53,7 @@ pub struct Storm {
 }
 
 /// Disturbances that follow each other, spread evenly over the calls.
-struct Lane {
+struct Sequence {
     deck: Vec<Kind>,
     from: u64,
     to: u64,
@@ -70,9 +70,9 @@ impl Storm {
     }
 
     /// Disturbs everything while the calls advance from one number to another.
-    pub async fn rage(self: &Arc<Self>, arguments: &Arguments, from: u64, to: u64, seed: u64) {
+    pub async fn run(self: &Arc<Self>, arguments: &Arguments, from: u64, to: u64, seed: u64) {
         let mut random = Rng::with_seed(seed);
-        let lane = |kinds: &dyn Fn(Kind) -> bool, random: &mut Rng| {
+        let sequence = |kinds: &dyn Fn(Kind) -> bool, random: &mut Rng| {
             let mut deck = Vec::new();
             for (kind, count) in DECK {
                 if arguments.has(kind) && kinds(kind) {
@@ -81,27 +81,27 @@ impl Storm {
                 }
             }
             random.shuffle(&mut deck);
-            Lane { deck, from, to }
+            Sequence { deck, from, to }
         };
         let of_replicas = |kind| matches!(kind, Kind::Kill | Kind::Pause | Kind::ReplicaClock);
         let of_redis = |kind| !of_replicas(kind);
-        let lanes = [lane(&of_replicas, &mut random), lane(&of_redis, &mut random)];
+        let sequences = [sequence(&of_replicas, &mut random), sequence(&of_redis, &mut random)];
         let mut tasks = JoinSet::new();
-        for lane in lanes {
-            tasks.spawn(Arc::clone(self).follow(lane, random.fork()));
+        for sequence in sequences {
+            tasks.spawn(Arc::clone(self).run_sequence(sequence, random.fork()));
         }
         while let Some(done) = tasks.join_next().await {
             done.expect("the storm does not panic");
         }
     }
 
-    async fn follow(self: Arc<Self>, lane: Lane, mut random: Rng) {
-        let Lane { deck, from, to } = lane;
+    async fn run_sequence(self: Arc<Self>, sequence: Sequence, mut random: Rng) {
+        let Sequence { deck, from, to } = sequence;
         let count = deck.len() as u64;
         // A disturbed replica recovers while the next disturbance begins.
-        let mut beside = JoinSet::new();
-        for (place, kind) in deck.into_iter().enumerate() {
-            let due = from + (to - from) * place as u64 / count;
+        let mut recovering = JoinSet::new();
+        for (index, kind) in deck.into_iter().enumerate() {
+            let due = from + (to - from) * index as u64 / count;
             let since = Instant::now();
             while self.crowd.made() < due && since.elapsed() < LONGEST_GAP {
                 sleep(Duration::from_millis(20)).await;
@@ -110,16 +110,16 @@ impl Storm {
                 Kind::Kill | Kind::Pause | Kind::ReplicaClock => {
                     let storm = Arc::clone(&self);
                     let random = random.fork();
-                    beside.spawn(async move { storm.disturb_replica(kind, random).await });
-                    while beside.len() >= REPLICAS {
-                        beside.join_next().await;
+                    recovering.spawn(async move { storm.disturb_replica(kind, random).await });
+                    while recovering.len() >= REPLICAS {
+                        recovering.join_next().await;
                     }
                     sleep(Duration::from_millis(200)).await;
                 }
                 _ => self.disturb_redis(kind, &mut random).await,
             }
         }
-        while beside.join_next().await.is_some() {}
+        while recovering.join_next().await.is_some() {}
     }
 
     async fn disturb_replica(&self, kind: Kind, mut random: Rng) {
@@ -224,11 +224,11 @@ impl Storm {
                 after.text()
             )
         });
-        self.heal().await;
+        self.restart_redis().await;
         RECOVERY
     }
 
-    async fn heal(&self) {
+    async fn restart_redis(&self) {
         self.record.note("begun again".to_owned());
         self.record.redis_is_disturbed();
         self.calm();

@@ -29,7 +29,7 @@ pub use count::Figures;
 use count::{Arrival, Count};
 use script::{Form, Request, Script, Step, script};
 
-/// How long a call takes that is told to hold its permit.
+/// How long a call takes whose prompt asks for it.
 pub const HOLD: Duration = Duration::from_millis(700);
 
 /// Commands to the upstream from the rest of the test.
@@ -102,7 +102,7 @@ async fn run(
         tokio::select! {
             connection = listener.accept() => {
                 let Ok((stream, _)) = connection else { continue };
-                tokio::task::spawn_local(converse(stream, Rc::clone(&shared)));
+                tokio::task::spawn_local(serve_connection(stream, Rc::clone(&shared)));
             }
             order = orders.recv() => match order {
                 Some(Order::Kill(life, done)) => {
@@ -121,7 +121,7 @@ async fn run(
 }
 
 /// Serves a connection until it is closed.
-async fn converse(stream: TcpStream, shared: Rc<Shared>) {
+async fn serve_connection(stream: TcpStream, shared: Rc<Shared>) {
     // Shows whether the peer has closed the connection, before the runtime knows.
     let Some((stream, probe)) = with_probe(stream) else { return };
     let mut connection = Connection { stream, received: BytesMut::new() };

@@ -47,11 +47,11 @@ struct Quotas {
     tokens: u64,
 }
 
-/// What stands between the clients and the simulator.
+/// How the clients send their calls.
 #[derive(Clone, Copy)]
 enum Sender {
     Service { limits_known: bool },
-    Nobody,
+    Unprotected,
     Semaphore(usize),
 }
 
@@ -80,7 +80,7 @@ pub async fn measure(scale: Scale) {
     // With this way of counting, a burst has the least room.
     let others = [
         Sender::Service { limits_known: false },
-        Sender::Nobody,
+        Sender::Unprotected,
         Sender::Semaphore(15),
         Sender::Semaphore(60),
     ]
@@ -160,7 +160,7 @@ impl Sender {
         match self {
             Self::Service { limits_known: true } => "the service, limits known".to_owned(),
             Self::Service { limits_known: false } => "the service, limits unknown".to_owned(),
-            Self::Nobody => "clients without a limit".to_owned(),
+            Self::Unprotected => "clients without a limit".to_owned(),
             Self::Semaphore(limit) => format!("clients with a semaphore of {limit}"),
         }
     }
@@ -199,7 +199,7 @@ async fn run(
                 let protection = Protection { concurrency: CONCURRENCY, limits, minute };
                 through(stage.service(&protection).await, load).await
             }
-            Sender::Nobody => without(stage.upstream(), None, load).await,
+            Sender::Unprotected => without(stage.upstream(), None, load).await,
             Sender::Semaphore(limit) => without(stage.upstream(), Some(limit), load).await,
         }
     };

@@ -8,7 +8,7 @@
 //! - *uncovered* calls: those that take longer than four fifths of a lease and whose replica was
 //!   killed or stopped, or lost Redis, meanwhile. The service promises nothing for them.
 //! - *late* calls: a thread that is stopped between its last check and the write sends its call
-//!   when it goes on. At most one for each of its threads arrives within [`LATE`] after that.
+//!   when it resumes. At most one for each of its threads arrives within [`LATE`] after that.
 //! - *closing* calls: given up by their replica, which closes the connection within [`CLOSING`].
 //!
 //! Each kind is counted separately. Any other call above the limit is a violation.
@@ -314,7 +314,7 @@ impl Count {
             } else {
                 history
                     .resumed()
-                    .map_or_else(String::new, |at| format!("on for {:?}", at.elapsed()))
+                    .map_or_else(String::new, |at| format!("resumed {:?} ago", at.elapsed()))
             };
             let slot = self.record.slot_of(*life);
             format!("replica {slot} ({life}) {state}: {} up to {oldest} ms old", ages.len())

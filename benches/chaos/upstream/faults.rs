@@ -86,16 +86,13 @@ fn broken_answer(random: &mut Rng, request: &Request) -> Script {
         2 | 3 => {
             let mut answer = head("200 OK", &long_head);
             answer.extend(half());
-            Script::new(
-                "broken off",
-                vec![Step::Send(answer.into()), Step::Wait(TICK), Step::Close],
-            )
+            Script::new("cut off", vec![Step::Send(answer.into()), Step::Wait(TICK), Step::Close])
         }
         4 => {
             let chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
             let mut answer = head("200 OK", chunked);
             answer.extend_from_slice(&chunk(&half()));
-            Script::new("broken off in chunks", vec![Step::Send(answer.into()), Step::Close])
+            Script::new("cut off between chunks", vec![Step::Send(answer.into()), Step::Close])
         }
         5 => {
             let mut answer = head("200 OK", &long_head);
@@ -206,15 +203,15 @@ fn broken_stream(random: &mut Rng, request: &Request) -> Script {
             vec![Step::Send(chunk(error.as_bytes())), Step::Last(Bytes::from_static(b"0\r\n\r\n"))],
         ),
         3 => (
-            "stream: no end, cleanly",
+            "stream: closed without an end",
             vec![
                 Step::Send(piece(request, "#cut", false)),
                 Step::Last(Bytes::from_static(b"0\r\n\r\n")),
             ],
         ),
-        4 => ("stream: broken off", vec![Step::Send(piece(request, "and ", false)), Step::Close]),
+        4 => ("stream: cut off", vec![Step::Send(piece(request, "and ", false)), Step::Close]),
         5 => ("stream: reset", vec![Step::Reset]),
-        6 => ("stream: silent in the midst", vec![Step::Silence]),
+        6 => ("stream: silent midway", vec![Step::Silence]),
         7 => (
             "stream: garbage",
             vec![
@@ -387,11 +384,11 @@ pub fn quota(random: &mut Rng) -> Script {
         )
     };
     let exceeded = "You exceeded your current quota, please check your plan and billing details.";
-    let told = format!("{exceeded} Please retry in {delay}.");
+    let message = format!("{exceeded} Please retry in {delay}.");
     match random.u8(..10) {
         0..3 => refused(
             "429, requests a minute, absurd delay",
-            &told,
+            &message,
             &named("GenerateRequestsPerMinutePerProjectPerModel", "20000"),
         ),
         3 | 4 => refused(
@@ -409,11 +406,7 @@ pub fn quota(random: &mut Rng) -> Script {
             exceeded,
             &named("GenerateRequestsPerDayPerProjectPerModel", "250"),
         ),
-        7 => refused(
-            "429, a quota of a name that nobody knows",
-            exceeded,
-            &named("PerFortnight", value),
-        ),
+        7 => refused("429, a quota with an unknown name", exceeded, &named("PerFortnight", value)),
         8 => refused(
             "429, billing",
             exceeded,
