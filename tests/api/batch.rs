@@ -336,7 +336,7 @@ async fn items_that_share_a_schema_each_get_their_own_answer() {
 }
 
 #[tokio::test]
-async fn an_items_timeout_starts_when_the_item_is_enqueued() {
+async fn an_items_timeout_starts_at_the_head_of_the_queue() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.request_timeout = Duration::from_millis(1_500);

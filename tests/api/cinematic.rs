@@ -190,7 +190,7 @@ async fn the_data_is_in_the_storys_order() {
 
 #[tokio::test]
 async fn a_broken_reference_is_repaired_once() {
-    for (broken, said) in [
+    for (broken, complaint) in [
         (
             story_with("/chapter_list/1/chapter_scene_list", json!([3, 9])),
             "chapter 2 names scene 9, which scene_list lacks",
@@ -218,12 +218,12 @@ async fn a_broken_reference_is_repaired_once() {
     ] {
         let upstream = Upstream::answering([broken, story()]).await;
         let answered = answer_for(&upstream, &question()).await;
-        assert_eq!(answered.status, StatusCode::OK, "{said}: {answered:?}");
-        assert_eq!(answered.body["data"], story(), "{said}");
-        assert_eq!(answered.body.get("warnings"), None, "{said}");
-        assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0], "{said}");
+        assert_eq!(answered.status, StatusCode::OK, "{complaint}: {answered:?}");
+        assert_eq!(answered.body["data"], story(), "{complaint}");
+        assert_eq!(answered.body.get("warnings"), None, "{complaint}");
+        assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0], "{complaint}");
         let correction = correction(&upstream);
-        assert!(correction.contains(said), "{said}: {correction}");
+        assert!(correction.contains(complaint), "{complaint}: {correction}");
     }
 }
 

@@ -146,9 +146,9 @@ async fn a_large_pipelined_request_is_answered() {
     let first = chat("[[simulate:latency_ms=200]]one");
     let second = chat(&format!("two{}", " ".repeat(28_000)));
     let mut stream = send(service.address, first + &second).await;
-    for said in [" to: one", " to: two"] {
+    for ending in [" to: one", " to: two"] {
         let answer = read_answer(&mut stream).await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(said), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(ending), "{answer}");
     }
 }
 

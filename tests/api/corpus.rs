@@ -116,8 +116,8 @@ impl Tally {
 /// An answer's text: the parts of the first candidate that have text and are not thoughts.
 fn expected_text(response: &Value) -> String {
     let parts = response["candidates"][0]["content"]["parts"].as_array();
-    let said = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
-    said.filter_map(|part| part["text"].as_str()).collect()
+    let texts = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
+    texts.filter_map(|part| part["text"].as_str()).collect()
 }
 
 fn expected_usage(response: &Value) -> Usage {

@@ -57,9 +57,9 @@ impl Fixture {
     async fn sent(&self, request: RequestBuilder) -> (Uri, HeaderMap) {
         let sent = request.send().await.unwrap();
         let status = sent.status();
-        let said = sent.text().await.unwrap();
+        let text = sent.text().await.unwrap();
         let mut heads = std::mem::take(&mut *self.heads.lock().unwrap());
-        assert_eq!(heads.len(), 1, "{status}: {said}");
+        assert_eq!(heads.len(), 1, "{status}: {text}");
         heads.remove(0)
     }
 
@@ -201,10 +201,10 @@ async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
             asked(&format!("?access_token={one}")).header("x-goog-api-key", other),
         ] {
             let refused = answer(request).await;
-            let said = refused.body.to_string();
-            assert_eq!(refused.status, 400, "{said}");
-            assert!(said.to_lowercase().contains("multiple_credentials"), "{said}");
-            assert!(!said.contains(one) && !said.contains(other), "{said}");
+            let text = refused.body.to_string();
+            assert_eq!(refused.status, 400, "{text}");
+            assert!(text.to_lowercase().contains("multiple_credentials"), "{text}");
+            assert!(!text.contains(one) && !text.contains(other), "{text}");
         }
     }
     let both =
@@ -310,10 +310,10 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     let some = admin.replace('/', "%2f").replace('+', "%2B");
     let encoded = BASE64_STANDARD.encode(format!("x:{admin}"));
     let unpadded = encoded.trim_end_matches('=').replace('+', "-").replace('/', "_");
-    let spelled = [admin, &once, &twice, &some, &encoded, &unpadded];
+    let spellings = [admin, &once, &twice, &some, &encoded, &unpadded];
     let mut requests = Vec::new();
-    for spelled in spelled {
-        for word in [spelled.to_owned(), format!("x{spelled}"), format!("{spelled}.x")] {
+    for spelling in spellings {
+        for word in [spelling.to_owned(), format!("x{spelling}"), format!("{spelling}.x")] {
             let asked = || service.post(GENERATE, &contents());
             requests.push(asked().header("x-custom", &word));
             requests.push(asked().header("user-agent", format!("curl {word}")));
@@ -347,9 +347,9 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     for request in requests {
         let shown = format!("{:?}", request.try_clone().unwrap().build().unwrap());
         let refused = answer(request).await;
-        let said = refused.body.to_string();
-        assert!([400, 401].contains(&refused.status.as_u16()), "{shown}: {said}");
-        assert!(!spelled.iter().any(|spelled| said.contains(spelled)), "{said}");
+        let text = refused.body.to_string();
+        assert!([400, 401].contains(&refused.status.as_u16()), "{shown}: {text}");
+        assert!(!spellings.iter().any(|spelling| text.contains(spelling)), "{text}");
         assert!(fixture.heads.lock().unwrap().is_empty(), "{shown}");
     }
     // The key in a header name.

@@ -301,9 +301,9 @@ async fn an_attempt_that_times_out_is_not_retried() {
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_a_connection_error() {
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let closed_port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{nobody}");
+        config.base_url = format!("http://{closed_port}");
         config.max_attempts = 2;
     })
     .await;

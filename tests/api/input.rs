@@ -1,5 +1,4 @@
-//! Bodies that the service does not take: refused with the place of every fault, before anything
-//! is sent.
+//! Invalid bodies are refused, with the location of every fault, before anything is sent.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{RequestBuilder, StatusCode};
@@ -7,15 +6,15 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMIN_KEY, Answer, Service, answer, kinds};
 
-/// How deep in brackets a body stands that is meant to exhaust the stack.
+/// The depth of a body that is meant to exhaust the stack.
 const DEEP: usize = 100_000;
 
-/// A request whose body is these bytes, valid or not.
+/// A request with this raw body.
 fn raw(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
     service.post(path, &Value::Null).body(body)
 }
 
-/// The kind and the place of every fault that an answer names.
+/// The kind and the location of every fault in an answer.
 fn faults(answer: &Answer) -> Vec<(&str, &Value)> {
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
     assert_eq!(answer.body["code"], "validation_error");
@@ -28,7 +27,7 @@ fn faults(answer: &Answer) -> Vec<(&str, &Value)> {
     faults.iter().map(|fault| (fault["type"].as_str().unwrap(), &fault["loc"])).collect()
 }
 
-/// Asserts that a request fails with one fault, of this kind and at this place below `body`.
+/// Asserts that a request fails with one fault, of this kind and at this location below `body`.
 async fn assert_fault(request: RequestBuilder, kind: &str, place: Value) {
     let refused = answer(request).await;
     let mut loc = vec![json!("body")];
@@ -67,12 +66,12 @@ async fn a_body_that_is_not_json_is_refused() {
     assert_nothing_was_sent(&service);
 }
 
-/// JSON that no reader takes: what is said of it, and where it stands.
+/// JSON that cannot be parsed, with the expected message and location.
 #[tokio::test]
 async fn an_unreadable_string_or_number_is_reported_with_its_location() {
     let service = Service::start().await;
     let (half, utf_8) = ("one half of a surrogate pair", "not UTF-8");
-    for (path, body, kind, place, says) in [
+    for (path, body, kind, place, expected) in [
         ("/chat", &b"{\"prompt\": \"\xff\"}"[..], "string_unicode", json!(["prompt"]), utf_8),
         ("/chat", br#"{"prompt": "\ud800"}"#, "string_unicode", json!(["prompt"]), half),
         (
@@ -102,7 +101,7 @@ async fn an_unreadable_string_or_number_is_reported_with_its_location() {
         loc.extend(place.as_array().unwrap().iter().cloned());
         assert_eq!(faults(&refused), [(kind, &Value::Array(loc))], "{}", refused.body);
         let message = refused.body["detail"][0]["msg"].as_str().unwrap();
-        assert!(message.contains(says) && message.contains("line "), "{message}");
+        assert!(message.contains(expected) && message.contains("line "), "{message}");
     }
     assert_nothing_was_sent(&service);
 }
@@ -157,7 +156,7 @@ const JSON_PATHS: [&str; 20] = [
     "/v1beta/openai/images/generations",
 ];
 
-/// Fields that are read in ways of their own, and one that is not.
+/// Fields with parsers of their own, and one without.
 const FIELDS: [&str; 24] = [
     "data",
     "mimeType",
@@ -194,11 +193,12 @@ async fn a_deeply_nested_body_is_refused() {
     let service = Service::start().await;
     service.register("s", 1).await;
     for path in JSON_PATHS {
-        // All surfaces of others are read in one way, and all of this service's in another.
+        // Gemini's and OpenAI's surfaces share a parser; this service's own endpoints share another
+        // one.
         let reads_all = matches!(path, "/chat" | "/v1beta/models/m:generateContent");
         for field in &FIELDS[..if reads_all { FIELDS.len() } else { 2 }] {
             let open = format!("{{\"{field}\":");
-            // What stands beside it is what the endpoint wants.
+            // The rest of the body is valid for the endpoint.
             let body = format!(
                 r#"{{"model":"m","prompt":"x","{field}":{}1{}}}"#,
                 open.repeat(DEEP),
@@ -243,7 +243,7 @@ async fn a_body_may_have_127_levels() {
     }
 }
 
-/// A body of one of the kinds with a field that is not as it was.
+/// A body of one of the kinds with one field replaced.
 fn changed(kind: usize, field: &str, value: Value) -> (&'static str, Value) {
     let (path, mut body) = kinds()[kind].clone();
     body[field] = value;

@@ -408,9 +408,9 @@ async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     service.register("images", 1).await;
     assert_eq!(list(&service).await["count"], 0);
     assert_eq!(renew(&service, &path(&lease), None).await.status, StatusCode::OK);
-    let anew = take_available(&service, 1).await;
+    let new_lease = take_available(&service, 1).await;
     release(&service, &lease).await;
-    assert_eq!(list(&service).await["leases"], json!([anew]));
+    assert_eq!(list(&service).await["leases"], json!([new_lease]));
     assert_eq!(occupancy(&service).await, (json!(1), json!(0)));
 }
 

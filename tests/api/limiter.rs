@@ -131,9 +131,9 @@ async fn a_thousand_cancelled_requests_leave_every_slot_free() {
 async fn a_client_that_disconnects_cancels_its_upstream_call() {
     let service = Service::start().await;
     let request = service.post("/chat", &json!({"prompt": slow(60_000)}));
-    let hung_up = tokio::spawn(answer(request));
+    let request_task = tokio::spawn(answer(request));
     service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
-    hung_up.abort();
+    request_task.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 1).await;
 }
@@ -142,9 +142,10 @@ async fn a_client_that_disconnects_cancels_its_upstream_call() {
 async fn a_batch_is_cancelled_upstream_when_its_client_disconnects() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     let requests: Vec<Value> = (0..10).map(|_| json!({"prompt": slow(60_000)})).collect();
-    let hung_up = tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
+    let request_task =
+        tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
     service.until("three are in flight", |limiter| limiter.in_flight == 3).await;
-    hung_up.abort();
+    request_task.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 3).await;
     assert_eq!(service.simulator.stats().calls, 3);

@@ -88,8 +88,8 @@ fn values(text: &str) -> Result<Vec<Value>, serde_json::Error> {
     serde_json::Deserializer::from_str(text).into_iter().collect()
 }
 
-/// Where an answer lacks fields of the example or has values of other types. Null stands for a
-/// value of any type.
+/// Where an answer lacks fields of the example or has values of other types. Null means a value of
+/// any type.
 fn differences(at: &str, example: &Value, answer: &Value) -> Vec<String> {
     match (example, answer) {
         (Value::Object(example), Value::Object(answer)) => {

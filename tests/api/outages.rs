@@ -70,8 +70,8 @@ async fn a_replica_restores_semaphores_that_redis_lost() {
     backends.redis.restart().await;
     replica.until_logged("connected to Redis again").await;
     assert_eq!(semaphore(&replica).await["limit"], 4);
-    let anew = backends.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
-    assert_eq!(semaphore(&anew).await["limit"], 4);
+    let restarted = backends.replica(5).set("REDIS_LEASE_SECONDS", "1").run().await;
+    assert_eq!(semaphore(&restarted).await["limit"], 4);
 }
 
 #[tokio::test]
@@ -96,14 +96,14 @@ async fn shared_state_survives_a_restart_of_a_persistent_redis() {
     backends.redis.stop().await;
     backends.redis.restart().await;
 
-    let anew = start(&backends).await;
-    let jobs = semaphore(&anew).await;
+    let restarted = start(&backends).await;
+    let jobs = semaphore(&restarted).await;
     assert_eq!((&jobs["limit"], &jobs["in_use"]), (&json!(4), &json!(2)));
-    let leases = answer(admin(anew.get(LEASES))).await.body;
+    let leases = answer(admin(restarted.get(LEASES))).await.body;
     assert_eq!(leases["leases"][0]["lease_id"], lease["lease_id"]);
     assert_eq!(leases["leases"][0]["fencing_token"], lease["fencing_token"]);
-    assert_eq!(answer(chat(&anew, "Hello")).await.status, 200);
-    let refused = answer(chat(&anew, "Hello")).await;
+    assert_eq!(answer(chat(&restarted, "Hello")).await.status, 200);
+    let refused = answer(chat(&restarted, "Hello")).await;
     assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
 }
 

@@ -429,7 +429,7 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
     let empty = file("empty", "");
     let broken = "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n";
     let broken = file("broken", broken);
-    for (name, value, said) in [
+    for (name, value, expected) in [
         ("HTTPS_PROXY", "ftp://user:secret@proxy", "HTTPS_PROXY: expected the URL of an http"),
         ("https_proxy", "http://user:secret/@proxy:1", "https_proxy: expected the URL"),
         ("ALL_PROXY", "socks5://secret@proxy:port", "ALL_PROXY: expected the URL"),
@@ -446,7 +446,7 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
         let output = service_over("https://gemini.test", &[(name, value)]).output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{log}");
-        assert!(log.contains(said) && !log.contains("secret"), "{log}");
+        assert!(log.contains(expected) && !log.contains("secret"), "{log}");
     }
     let no_authorities =
         service_over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);

@@ -43,10 +43,10 @@ impl Recording {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address: SocketAddr = listener.local_addr().expect("its address");
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (answer, heard) = (Arc::new(answer), Arc::clone(&asked));
+        let (answer, asked_here) = (Arc::new(answer), Arc::clone(&asked));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&answer), Arc::clone(&heard)));
+                tokio::spawn(serve(stream, Arc::clone(&answer), Arc::clone(&asked_here)));
             }
         });
         let task = task.abort_handle();

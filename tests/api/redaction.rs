@@ -93,8 +93,8 @@ async fn no_error_of_a_streamed_chat_shows_the_key() {
         let (service, _stop) =
             service_over(move |_| respond(200, "text/event-stream", whole.clone())).await;
         let chat = json!({"prompt": "Hi", "stream": true});
-        let (_, _, said) = text(service.post("/chat", &chat)).await;
-        assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+        let (_, _, shown) = text(service.post("/chat", &chat)).await;
+        assert!(shown.contains("***") && !shown.contains("AIza"), "{shown}");
         service.until_idle().await;
 
         let letters: Vec<_> = stream.chars().map(String::from).collect();
@@ -120,8 +120,8 @@ async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     let stream: String = parts.iter().map(event).collect();
     let (service, _stop) =
         service_over(move |_| respond(200, "text/event-stream", stream.clone())).await;
-    let (_, _, said) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
-    let events = said.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let (_, _, shown) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
+    let events = shown.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
     let events: Vec<Value> = events.map(|event| serde_json::from_str(event).unwrap()).collect();
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     let expected = format!("It is {MASK}, AIzaSy");
@@ -202,15 +202,15 @@ async fn no_relayed_refusal_shows_a_key() {
                 "/v1beta/models" => service.get(path),
                 _ => service.post(path, &json!({"model": "m"})),
             };
-            let (_, _, said) = text(request).await;
-            assert!(!said.contains(KEY), "{path}: {said}");
-            assert!(status < 400 || !said.contains(OTHER), "{path}: {said}");
+            let (_, _, shown) = text(request).await;
+            assert!(!shown.contains(KEY), "{path}: {shown}");
+            assert!(status < 400 || !shown.contains(OTHER), "{path}: {shown}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_encoded_error_body_is_not_relayed() {
+async fn an_unrequested_content_encoding_is_refused() {
     for status in [200, 403] {
         let (service, _stop) = service_over(move |asked| {
             assert_eq!(asked["accept-encoding"], "identity");
@@ -247,9 +247,9 @@ async fn no_header_and_no_reason_phrase_shows_a_key() {
         })
         .await;
         for (method, path) in [("GET", "/v1beta/models"), ("POST", GENERATE)] {
-            let said = raw(&service, method, path).await;
-            assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
-            assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+            let shown = raw(&service, method, path).await;
+            assert!(shown.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}");
+            assert!(shown.contains("***") && !shown.contains("AIza"), "{shown}");
         }
     }
 }
@@ -275,9 +275,9 @@ async fn the_servers_key_is_redacted_from_calls_that_callers_pay_for() {
         service_over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}")))
             .await;
     let list = service.get("/v1beta/models").header("x-goog-api-key", "callers-key");
-    let (_, headers, said) = text(list).await;
-    assert_eq!(said, format!("{{\"models\":\"{MASK}\"}}"));
-    assert_eq!(headers["content-length"], said.len().to_string());
+    let (_, headers, shown) = text(list).await;
+    assert_eq!(shown, format!("{{\"models\":\"{MASK}\"}}"));
+    assert_eq!(headers["content-length"], shown.len().to_string());
 }
 
 #[tokio::test]

@@ -380,9 +380,9 @@ async fn a_request_that_gemini_declines_does_not_use_the_daily_quota() {
 
 #[tokio::test]
 async fn a_failed_connection_uses_no_quota() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{nobody}");
+        config.base_url = format!("http://{closed_port}");
         config.max_attempts = 1;
     })
     .await;

@@ -266,7 +266,7 @@ async fn a_client_that_stalls_during_an_upload_gets_a_client_error() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_content_lengths_is_relayed_with_one() {
+async fn an_answer_with_ambiguous_length_is_relayed_with_one_length() {
     let answered = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 3\r\n\
                     transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     7\r\n{\"a\":1}\r\n0\r\n\r\n";

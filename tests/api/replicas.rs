@@ -126,9 +126,9 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     until("its calls have ended", || backends.simulator.stats().in_flight < LIMIT).await;
     backends.until_in_flight(LIMIT).await;
     println!("in full use again {:?} after SIGKILL, with a lease of {LEASE:?}", began.elapsed());
-    let anew = start().await;
-    *loads[0].at.lock().unwrap() = anew.address;
-    replicas.insert(0, anew);
+    let restarted = start().await;
+    *loads[0].at.lock().unwrap() = restarted.address;
+    replicas.insert(0, restarted);
     until_all_answer_more(&loads).await;
 
     // One replica is paused for longer than its lease, and then resumes.

@@ -100,12 +100,12 @@ async fn waiting_requests_keep_their_order_across_replicas() {
         waiting.push(tokio::spawn(answer(chat(replica, &format!("number {number}")))));
         until_waiting(replica, wait_there).await;
         // A replica counts it before Redis does.
-        let heard = async {
+        let counted = async {
             while backends.redis.waiting(PREFIX).await <= number {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(TEST_TIMEOUT, heard).await.expect("Redis never counted it");
+        tokio::time::timeout(TEST_TIMEOUT, counted).await.expect("Redis never counted it");
     }
     for request in waiting.into_iter().chain([held]) {
         assert_eq!(request.await.unwrap().status, 200);
@@ -146,8 +146,8 @@ async fn semaphores_are_shared_by_replicas_and_outlast_them() {
         replica.terminate().await;
         assert_eq!(replica.end().await.0, Some(0));
     }
-    let anew = backends.replica(5).run().await;
-    assert_eq!(semaphore(&anew).await["limit"], 7);
+    let restarted = backends.replica(5).run().await;
+    assert_eq!(semaphore(&restarted).await["limit"], 7);
 }
 
 #[tokio::test]
@@ -207,10 +207,12 @@ async fn an_exhausted_daily_quota_pauses_all_replicas() {
         let refused = answer(chat(&one, prompt)).await;
         assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
     }
-    let told = async {
+    let notified = async {
         while answer(chat(&two, "Hello")).await.body["code"] != "daily_quota_exhausted" {}
     };
-    tokio::time::timeout(TEST_TIMEOUT, told).await.expect("the other replica is never told");
+    tokio::time::timeout(TEST_TIMEOUT, notified)
+        .await
+        .expect("the other replica was never notified");
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ async fn recorded_streams_are_read_event_by_event() {
         let text = String::from_utf8_lossy(bytes);
         let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
         let pieces: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
-        let said: String = pieces.iter().map(text_of).collect();
+        let expected: String = pieces.iter().map(text_of).collect();
         let mut events = Events::default();
         events.extend(bytes);
         events.end();
@@ -109,10 +109,10 @@ async fn recorded_streams_are_read_event_by_event() {
             }
         }
         if ended {
-            assert!(said.starts_with(&read), "{name}");
+            assert!(expected.starts_with(&read), "{name}");
             continue;
         }
-        assert_eq!(read, said, "{name}");
+        assert_eq!(read, expected, "{name}");
         if let Ok(answer) = answer.finish() {
             answers += 1;
             let last = |field: &str| {
@@ -133,8 +133,8 @@ async fn recorded_streams_are_read_event_by_event() {
 /// The text of one event: the parts of the first candidate that have text and are not thoughts.
 fn text_of(piece: &Value) -> String {
     let parts = piece["candidates"][0]["content"]["parts"].as_array();
-    let said = parts.into_iter().flatten().filter(|part| part["thought"] != true);
-    said.filter_map(|part| part["text"].as_str()).collect()
+    let texts = parts.into_iter().flatten().filter(|part| part["thought"] != true);
+    texts.filter_map(|part| part["text"].as_str()).collect()
 }
 
 /// An upstream whose response body comes from a channel.

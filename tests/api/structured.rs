@@ -235,7 +235,7 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
         body["user_content"] = json!(content);
         answer(service.post(PATH, &body)).await
     };
-    for (content, says) in [
+    for (content, expected) in [
         (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, "to continue"),
         (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, "limit on output tokens"),
         // A number cut in half is still a number.
@@ -245,7 +245,7 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
         let failed = send(content).await;
         assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{failed:?}");
         assert_eq!(failed.body["code"], "truncated_answer", "{content}");
-        assert!(failed.body["detail"].as_str().unwrap().contains(says), "{failed:?}");
+        assert!(failed.body["detail"].as_str().unwrap().contains(expected), "{failed:?}");
         assert_eq!(service.simulator.stats().calls, sent + 1, "a second call would be cut off too");
     }
     let whole = send(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
@@ -350,11 +350,11 @@ async fn a_remote_reference_is_refused_and_never_fetched() {
         assert_eq!(refused.body["detail"][0]["loc"][1], "json_schema");
     }
     // A fetch would have connected before the answer and would wait to be accepted.
-    let nobody = std::future::poll_fn(|context| match remote.poll_accept(context) {
+    let no_connection = std::future::poll_fn(|context| match remote.poll_accept(context) {
         std::task::Poll::Ready(_) => std::task::Poll::Ready(false),
         std::task::Poll::Pending => std::task::Poll::Ready(true),
     });
-    assert!(nobody.await, "the schema was fetched");
+    assert!(no_connection.await, "the schema was fetched");
     assert_eq!(service.simulator.stats().calls, 0);
 }
 

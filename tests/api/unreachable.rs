@@ -109,15 +109,15 @@ async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
         let failed = answer(service.post("/chat", &chat)).await;
         assert_eq!((failed.status.as_u16(), &failed.body["code"]), (502, &json!(code)), "{status}");
         let detail = failed.body["detail"].as_str().unwrap();
-        let said = format!("Gemini answered {status} ");
-        assert!(detail.starts_with(&said) && detail.contains("text/html"), "{detail}");
+        let start = format!("Gemini answered {status} ");
+        assert!(detail.starts_with(&start) && detail.contains("text/html"), "{detail}");
         let streamed = json!({"prompt": "Hello", "stream": true});
         let streamed = answer(service.post("/chat", &streamed)).await;
         assert_eq!(streamed.body["code"], code, "{status}: {streamed:?}");
         let openai = answer(service.post("/v1/chat/completions", &completion)).await;
         assert_eq!(openai.body["error"]["code"], code, "{status}: {openai:?}");
-        for told in [&failed.body, &streamed.body, &openai.body] {
-            assert!(!told.to_string().contains("secret"), "{told}");
+        for body in [&failed.body, &streamed.body, &openai.body] {
+            assert!(!body.to_string().contains("secret"), "{body}");
         }
         // On its own surface Gemini's errors are relayed unchanged. An HTML page is not one of
         // them.

@@ -73,7 +73,7 @@ impl Site {
     }
 
     async fn until_written(&self, line: &str) {
-        until(line, || self.lines().iter().any(|said| said == line)).await;
+        until(line, || self.lines().iter().any(|written| written == line)).await;
     }
 
     async fn leases(&self) -> Vec<Value> {
@@ -185,8 +185,8 @@ async fn the_command_gets_its_lease_and_its_callers_environment() {
     assert_eq!(output.status.code(), Some(0));
     let token = &leases[0]["fencing_token"];
     let id = leases[0]["lease_id"].as_str().unwrap();
-    let said = String::from_utf8(output.stdout.clone()).unwrap();
-    assert_eq!(said, format!("{id} {token}\ntyped in, -x --permits\n"));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(text, format!("{id} {token}\ntyped in, -x --permits\n"));
     let environment = errors(&output);
     assert!(environment.contains("LOG="), "{environment}");
     assert!(!environment.contains("API_KEY"), "the command gets nothing from .env");
@@ -221,15 +221,15 @@ async fn signals_are_forwarded_and_the_lease_is_released_when_the_command_ends()
     for (signal, code) in [("INT", 42), ("TERM", 43), ("HUP", 44)] {
         std::fs::write(site.file(), "").unwrap();
         let program = site.script(
-            "trap 'echo told >> $LOG; read line; exit 42' INT; \
-             trap 'echo told >> $LOG; read line; exit 43' TERM; \
-             trap 'echo told >> $LOG; read line; exit 44' HUP; \
+            "trap 'echo signalled >> $LOG; read line; exit 42' INT; \
+             trap 'echo signalled >> $LOG; read line; exit 43' TERM; \
+             trap 'echo signalled >> $LOG; read line; exit 44' HUP; \
              echo ready >> $LOG; while :; do sleep 0.01; done",
         );
         let mut child = program.spawn();
         site.until_written("ready").await;
         kill(&child, signal).await;
-        site.until_written("told").await;
+        site.until_written("signalled").await;
         assert_eq!(site.leases().await.len(), 1, "the command has not ended");
         drop(child.stdin.take());
         assert_eq!(end(child).await.status.code(), Some(code), "{signal}");
@@ -295,9 +295,9 @@ async fn the_command_is_stopped_when_its_lease_is_lost() {
     answer(admin(site.service.request(Method::DELETE, &path))).await;
     let output = end(child).await;
     assert_eq!(output.status.code(), Some(75), "{output:?}");
-    let said = errors(&output);
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("the lease was lost") && said.contains(&id), "{said}");
+    let text = errors(&output);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("the lease was lost") && text.contains(&id), "{text}");
     site.until_written("stopped").await;
 
     // The service is unavailable for longer than the lease lives.
@@ -319,26 +319,26 @@ async fn an_error_before_the_command_starts_is_one_line_and_an_exit_status() {
     let other = site.program(&["with-permit", "lost", "--", "/bin/sh", "-c", run]);
     let many = site.script_with(&["--permits", "3"], run);
     let url = site.script_with(&["--url", "ftp://x"], run);
-    let nobody = site.script(run).unset("PORT").set("PORT", &free.port().to_string());
+    let unreachable = site.script(run).unset("PORT").set("PORT", &free.port().to_string());
     let wrong_key = site.script(run).unset("ADMIN_API_KEY").set("ADMIN_API_KEY", "wrong");
     let no_key = site.script(run).unset("ADMIN_API_KEY");
     let setting = site.script(run).set("GEMINI_TIER", "gold");
-    for (program, code, says) in [
+    for (program, code, expected) in [
         (other, 69, "no semaphore \"lost\""),
         (many, 69, "limit of 2"),
         (url, 69, "http://"),
-        (nobody, 69, "cannot be reached"),
+        (unreachable, 69, "cannot be reached"),
         (wrong_key, 77, "Admin-API-Key"),
         (no_key, 77, "ADMIN_API_KEY"),
         (setting, 78, "GEMINI_TIER"),
     ] {
         let output = program.output().await;
-        let said = errors(&output);
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert!(
-            said.starts_with("gemini-concurrent-generation: ") && said.contains(says),
-            "{said}"
+            text.starts_with("gemini-concurrent-generation: ") && text.contains(expected),
+            "{text}"
         );
     }
     for arguments in [
@@ -369,8 +369,9 @@ async fn a_waiting_client_reconnects_when_the_connection_breaks() {
     let port = site.service.address.port().to_string();
     let Site { service, folder } = site;
     service.kill().await;
-    let anew = Start::simulated().unset("PORT").set("PORT", &port).set("ADMIN_API_KEY", ADMIN_KEY);
-    let site = Site { service: anew.run().await, folder };
+    let restarted =
+        Start::simulated().unset("PORT").set("PORT", &port).set("ADMIN_API_KEY", ADMIN_KEY);
+    let site = Site { service: restarted.run().await, folder };
     site.register(1).await;
     assert_eq!(end(child).await.status.code(), Some(5));
     assert_eq!(site.lines(), ["ran"]);
