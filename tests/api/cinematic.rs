@@ -1,6 +1,5 @@
 //! Stories: what Gemini is sent, and that the result is consistent.
 
-use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -101,13 +100,9 @@ fn question_with_voices(voices: Value) -> Value {
     question
 }
 
-async fn service_over(upstream: &Upstream) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
-}
-
 /// The service's answer when the upstream returns these stories.
 async fn answer_for(upstream: &Upstream, question: &Value) -> Answer {
-    answer(service_over(upstream).await.post(PATH, question)).await
+    answer(Service::over(&upstream.base_url).await.post(PATH, question)).await
 }
 
 /// The schema that is sent upstream with a request.

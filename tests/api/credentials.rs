@@ -14,7 +14,7 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, listen};
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, contents, listen};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
@@ -80,10 +80,6 @@ fn text(value: &http::HeaderValue) -> String {
     value.to_str().unwrap().to_owned()
 }
 
-fn contents() -> Value {
-    json!({"contents": [{"parts": [{"text": "x"}]}]})
-}
-
 fn completion() -> Value {
     json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": "x"}]})
 }
@@ -114,8 +110,8 @@ async fn each_credential_is_sent_alone_in_its_surfaces_header() {
         let chat = json!({"prompt": "x"});
         let streamed = json!({"prompt": "x", "stream": true});
         for request in [
-            service.post(GENERATE, &contents()),
-            service.post(STREAM, &contents()),
+            service.post(GENERATE, &contents("x")),
+            service.post(STREAM, &contents("x")),
             service.post("/v1/interactions", &json!({"model": "m", "input": "x"})),
             service.post("/upload/v1beta/files", &json!({})),
             service.post("/chat", &chat),
@@ -132,9 +128,9 @@ async fn each_credential_is_sent_alone_in_its_surfaces_header() {
         }
         for name in PARAMETERS {
             let path = format!("{GENERATE}?alt=json&{name}{}", key.replace('/', "%2F"));
-            let (uri, _) = fixture.sent(service.post(&path, &contents())).await;
+            let (uri, _) = fixture.sent(service.post(&path, &contents("x"))).await;
             assert_eq!(uri.query(), Some("alt=json"));
-            assert_eq!(fixture.credential(service.post(&path, &contents())).await, gemini);
+            assert_eq!(fixture.credential(service.post(&path, &contents("x"))).await, gemini);
         }
         let own = json!({"prompt": "x", "credentials": {"gemini_api_key": key}});
         for (path, body) in [
@@ -168,7 +164,7 @@ async fn the_server_may_have_its_own_access_token() {
     .await;
     let expected = ("authorization".to_owned(), format!("Bearer {token}"));
     let service = &fixture.service;
-    assert_eq!(fixture.credential(service.post(GENERATE, &contents())).await, expected);
+    assert_eq!(fixture.credential(service.post(GENERATE, &contents("x"))).await, expected);
     assert_eq!(fixture.credential(service.post("/chat", &json!({"prompt": "x"}))).await, expected);
 }
 
@@ -179,7 +175,7 @@ async fn a_repeated_key_is_accepted_and_different_keys_are_refused() {
     let (one, other) = ("ya29.one-of-the-tokens", "AIza-one-of-the-keys");
     let chat = json!({"prompt": "x"});
     let paths = [
-        (GENERATE, contents()),
+        (GENERATE, contents("x")),
         ("/v1/chat/completions", completion()),
         ("/v1beta/openai/chat/completions", completion()),
     ];
@@ -230,7 +226,7 @@ async fn only_the_owner_of_a_credential_chooses_the_project_it_charges() {
     let service = &fixture.service;
     let chat = json!({"prompt": "x"});
     for (path, body) in
-        [(GENERATE, contents()), ("/chat", chat), ("/v1/chat/completions", completion())]
+        [(GENERATE, contents("x")), ("/chat", chat), ("/v1/chat/completions", completion())]
     {
         let asked = || service.post(path, &body).header("x-goog-user-project", "my-project");
         let (_, headers) = fixture.sent(asked().bearer_auth("ya29.owner")).await;
@@ -267,7 +263,7 @@ async fn tokens_share_their_projects_account_once_gemini_accepted_them() {
     let options = Options { bad_keys: vec!["ya29.stranger".to_owned()], ..Options::default() };
     let service = Service::with(options, |_| {}).await;
     let ask = async |token: &str| {
-        let request = service.post(GENERATE, &contents()).bearer_auth(token);
+        let request = service.post(GENERATE, &contents("x")).bearer_auth(token);
         answer(request.header("x-goog-user-project", "my-project")).await.status.as_u16()
     };
     assert_eq!(ask("ya29.first-hour").await, 200);
@@ -314,12 +310,12 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     let mut requests = Vec::new();
     for spelling in spellings {
         for word in [spelling.to_owned(), format!("x{spelling}"), format!("{spelling}.x")] {
-            let asked = || service.post(GENERATE, &contents());
+            let asked = || service.post(GENERATE, &contents("x"));
             requests.push(asked().header("x-custom", &word));
             requests.push(asked().header("user-agent", format!("curl {word}")));
-            requests.push(service.post(&format!("{GENERATE}?x={word}"), &contents()));
-            requests.push(service.post(&format!("{GENERATE}?Key={word}"), &contents()));
-            requests.push(service.post(&format!("{GENERATE}?{word}=1"), &contents()));
+            requests.push(service.post(&format!("{GENERATE}?x={word}"), &contents("x")));
+            requests.push(service.post(&format!("{GENERATE}?Key={word}"), &contents("x")));
+            requests.push(service.post(&format!("{GENERATE}?{word}=1"), &contents("x")));
             requests.push(service.get(&format!("/v1beta/files/{word}")));
             requests.push(asked().header("x-goog-api-key", format!("a{word}")));
             requests.push(asked().bearer_auth("ya29.a").header("x-goog-user-project", &word));
@@ -334,7 +330,7 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     requests.push(service.post("/v1/chat/completions", &completion));
     // The key with JSON escapes.
     let escaped = body.to_string().replace(admin, &admin.replace('/', "\\/"));
-    requests.push(service.post(GENERATE, &contents()).body(escaped));
+    requests.push(service.post(GENERATE, &contents("x")).body(escaped));
     let chat = json!({"prompt": format!("it is {admin}")});
     let schema = json!({"type": "object", "properties": {"a": {"description": admin}}});
     let schema = json!({"user_content": "x", "system_prompt": "x", "json_schema": schema});
@@ -363,7 +359,7 @@ async fn a_request_that_contains_the_admin_key_is_refused_without_showing_it() {
     // A short admin key is a common word and may be part of other text.
     let fixture =
         Fixture::start(|config| config.admin_api_key = Some(AdminKey::new("gemini"))).await;
-    let generate = fixture.service.post(GENERATE, &contents()).header("x-custom", "gemini-1");
+    let generate = fixture.service.post(GENERATE, &contents("x")).header("x-custom", "gemini-1");
     fixture.sent(generate).await;
     let word = fixture.service.get("/v1beta/models?x=gemini");
     assert_eq!(answer(word).await.status, 401);

@@ -1,6 +1,5 @@
 //! Gemini's errors: each is classified, transient ones are retried, and no slot is held meanwhile.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -8,7 +7,7 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Service, answer, slow, until};
+use crate::support::{Service, answer, closed_port, slow, until};
 
 /// A chat that fails, and the expected error.
 struct Failing {
@@ -301,9 +300,9 @@ async fn an_attempt_that_times_out_is_not_retried() {
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_a_connection_error() {
-    let closed_port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let closed_port = closed_port();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{closed_port}");
+        config.base_url = format!("http://127.0.0.1:{closed_port}");
         config.max_attempts = 2;
     })
     .await;

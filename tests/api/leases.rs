@@ -6,19 +6,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use gemini_concurrent_generation::simulator::Options;
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::process::Start;
-use crate::support::{ADMIN_KEY, Answer, Service, answer, slow, until};
+use crate::support::{ADMIN_KEY, Answer, Service, admin, answer, slow, until};
 
 const LEASES: &str = "/_admin/semaphores/images/leases";
-
-fn admin(request: RequestBuilder) -> RequestBuilder {
-    request.header("Admin-API-Key", ADMIN_KEY)
-}
 
 /// Asks for a lease of the semaphore `images`.
 async fn take(service: &Service, body: Value) -> Answer {

@@ -14,14 +14,6 @@ use tokio::time::{interval, timeout};
 use crate::process::{Process, Start, kill};
 use crate::support::{TEST_TIMEOUT, answer, slow};
 
-/// Waits until this many calls are in flight.
-async fn until_in_flight(process: &Process, calls: u64) {
-    let arrived = async {
-        while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != calls {}
-    };
-    timeout(TEST_TIMEOUT, arrived).await.expect("the calls are in flight");
-}
-
 /// Waits until the address refuses connections.
 async fn until_refused(process: &Process) {
     let refused = async {
@@ -76,7 +68,7 @@ async fn calls_in_flight_finish_after_sigterm_and_new_ones_are_refused() {
     let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(1_500)}))));
     let requests = vec![json!({"prompt": slow(700)}); 20];
     let batch = tokio::spawn(answer(process.post("/batch/chat", &json!({"requests": requests}))));
-    until_in_flight(&process, 15).await;
+    process.until_in_flight(15).await;
 
     process.terminate().await;
     until_refused(&process).await;
@@ -94,7 +86,7 @@ async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "0.3").run().await;
     let chat = process.post("/chat", &json!({"prompt": slow(60_000)}));
     let chat = tokio::spawn(chat.send());
-    until_in_flight(&process, 1).await;
+    process.until_in_flight(1).await;
     process.terminate().await;
     let (code, log) = process.end().await;
     assert_eq!(code, Some(0));
@@ -108,7 +100,7 @@ async fn a_second_signal_ends_the_grace_period_at_once() {
         let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
         let chat = process.post("/chat", &json!({"prompt": slow(3_000_000)}));
         let chat = tokio::spawn(chat.send());
-        until_in_flight(&process, 1).await;
+        process.until_in_flight(1).await;
         process.signal(signals[0]).await;
         process.until_logged("shutting down").await;
         process.signal(signals[1]).await;

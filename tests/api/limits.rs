@@ -12,7 +12,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
+use crate::support::{SERVER_KEY, Service, answer, slow};
 
 /// The plan for these settings. The server's key has a label.
 pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
@@ -33,17 +33,6 @@ async fn limited(limits: &str) -> Service {
         config.request_timeout = Duration::from_secs(10);
     })
     .await
-}
-
-async fn limits(service: &Service) -> Value {
-    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
-}
-
-/// The limits of the only account and model in use.
-async fn only_account(service: &Service) -> Value {
-    let limits = limits(service).await;
-    assert_eq!(limits["count"], 1, "{limits}");
-    limits["limits"][0].clone()
 }
 
 #[tokio::test]
@@ -101,7 +90,7 @@ async fn each_text_to_embed_counts_as_one_request() {
     assert_eq!(service.simulator.stats().calls, 0);
 
     assert_eq!(gemini(6).await.status, StatusCode::OK);
-    assert_eq!(only_account(&service).await["requests_per_minute"]["used"], 6);
+    assert_eq!(service.only_account().await["requests_per_minute"]["used"], 6);
 }
 
 #[tokio::test]
@@ -129,7 +118,7 @@ async fn daily_requests_are_counted() {
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=25 * 3600).contains(&wait), "{wait}");
     assert_eq!(service.simulator.stats().calls, 3);
-    let day = &only_account(&service).await["requests_per_day"];
+    let day = &service.only_account().await["requests_per_day"];
     assert_eq!(*day, json!({"limit": 3, "source": "setting", "used": 3, "reserved": 0}));
 }
 
@@ -171,7 +160,7 @@ async fn unknown_limits_are_learned_from_the_first_refusal_and_obeyed() {
     assert!(chats.iter().all(|chat| chat.status == StatusCode::OK));
     let refused: u64 = service.simulator.stats().refused_429.values().sum();
     assert!((1..=30).contains(&refused), "{refused}: not only the first burst was refused");
-    let found = &only_account(&service).await["requests_per_minute"];
+    let found = &service.only_account().await["requests_per_minute"];
     assert_eq!((&found["limit"], &found["source"]), (&json!(20), &json!("gemini")));
 }
 
@@ -180,7 +169,7 @@ async fn a_refused_call_is_counted_once() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["requests_per_minute"]["used"], 0);
     let found = json!({"limit": 10, "source": "gemini", "used": 0, "reserved": 0});
     assert_eq!(account["input_tokens_per_minute"], found);
@@ -215,7 +204,7 @@ async fn load_refusals_lower_the_adaptive_limit_and_health_reports_it() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:status=503]]").await;
     assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
-    let concurrency = &only_account(&service).await["concurrency"];
+    let concurrency = &service.only_account().await["concurrency"];
     let lowered = json!({"limit": 12, "ceiling": 15, "in_use": 0, "waiting": 0, "broke_at": 15});
     assert_eq!(*concurrency, lowered);
     let health = answer(service.get("/")).await.body;
@@ -247,7 +236,7 @@ async fn limits_are_shown_by_account_and_model_without_the_key() {
 
     let unauthenticated = answer(service.get("/_admin/limits")).await;
     assert_eq!(unauthenticated.status, StatusCode::UNAUTHORIZED);
-    let shown = limits(&service).await;
+    let shown = service.limits().await;
     let of = |key: &str| {
         let limits = shown["limits"].as_array().unwrap();
         limits.iter().find(|limit| limit["key"] == key).unwrap_or_else(|| panic!("{key}: {shown}"))
@@ -270,7 +259,7 @@ async fn limits_are_shown_by_account_and_model_without_the_key() {
     // The project's other key uses the same quota.
     let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": LABELLED[1]}});
     assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
-    assert_eq!(limits(&service).await["count"], 3);
+    assert_eq!(service.limits().await["count"], 3);
 }
 
 #[tokio::test]
@@ -289,7 +278,7 @@ async fn one_keys_costs_do_not_change_anothers_estimates() {
     let prompt = "word ".repeat(1000);
     for _ in 0..20 {
         assert_eq!(service.chat(&prompt).await.status, StatusCode::OK);
-        let model = &limits(&service).await["limits"][0]["model"];
+        let model = &service.limits().await["limits"][0]["model"];
         let path = format!("/v1beta/models/{}:generateContent", model.as_str().unwrap());
         let body = json!({
             "contents": [{"parts": [{"text": prompt}]}], "cachedContent": "cachedContents/a",
@@ -305,14 +294,14 @@ async fn learned_limits_can_be_forgotten() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["input_tokens_per_minute"]["limit"], 10);
     let path = format!("/_admin/limits/server/{}", account["model"].as_str().unwrap());
     let http = reqwest::Client::new();
     let anybody = answer(http.delete(service.url(&path))).await;
     assert_eq!(anybody.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer(service.delete(&path)).await.status, StatusCode::NO_CONTENT);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["input_tokens_per_minute"]["limit"], Value::Null);
     assert_eq!(account["paused_for_seconds"], Value::Null);
     assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
@@ -333,7 +322,7 @@ async fn an_alias_is_shown_with_the_limits_of_the_model_that_is_charged() {
     let alias_account = accounts.of(&key, &"gemini-latest".into());
     accounts.alias(&alias_account, "gemini-real", NamedBy::Answer);
     assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
-    let shown = limits(&service).await;
+    let shown = service.limits().await;
     assert_eq!(shown["count"], 2);
     let used = json!({"limit": 100, "source": "setting", "used": 2, "reserved": 0});
     for (account, counts_as) in [(0, json!("gemini-real")), (1, Value::Null)] {

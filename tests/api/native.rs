@@ -4,19 +4,15 @@ use std::time::Duration;
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{Method, RequestBuilder};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::limits::plan;
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, slow};
+use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, contents, slow};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
-
-fn contents(prompt: &str) -> Value {
-    json!({"contents": [{"parts": [{"text": prompt}]}]})
-}
 
 /// A request on Gemini's surface with the caller's own key.
 fn with_own_key(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
@@ -31,15 +27,11 @@ fn error(answer: &Answer) -> (u16, &str, &str) {
     (answer.status.as_u16(), error["status"].as_str().unwrap(), reason)
 }
 
-async fn service_over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| config.base_url = base_url.to_owned()).await
-}
-
 #[tokio::test]
 async fn requests_and_answers_are_relayed_unchanged() {
     let body = "{\r\n \"candidates\": [ {\"content\": {\"parts\": [{\"text\": \"é\"}]}} ] }";
     let recording = Recording::play(203, "application/json; v=1", vec![body.into()]).await;
-    let service = service_over(&format!("{}/some/prefix", recording.base_url)).await;
+    let service = Service::over(&format!("{}/some/prefix", recording.base_url)).await;
     let asked = "{ \"contents\" :[{\"parts\":[{\"text\":\"ü\"}]}], \"novelty\": null}";
     for version in ["v1", "v1beta", "v1alpha"] {
         let path = format!(
@@ -167,7 +159,7 @@ async fn geminis_errors_are_relayed_without_the_key() {
          suspended.\", \"status\": \"PERMISSION_DENIED\"}}\n}}\n"
     );
     let recording = Recording::play(403, "application/json", vec![body.clone().into()]).await;
-    let service = service_over(&recording.base_url).await;
+    let service = Service::over(&recording.base_url).await;
     let response = service.post(GENERATE, &contents("Hello")).send().await.unwrap();
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-recorded"]),
@@ -284,7 +276,7 @@ async fn a_call_is_charged_at_its_reported_cost() {
 #[tokio::test]
 async fn calls_that_generate_nothing_are_relayed_with_method_and_body() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording.base_url).await;
+    let service = Service::over(&recording.base_url).await;
     let client = reqwest::Client::new();
     for (method, path, body) in [
         (Method::GET, "/v1beta/files?pageSize=2", ""),

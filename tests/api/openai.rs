@@ -18,16 +18,11 @@ fn question(text: &str) -> Value {
     json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": text}]})
 }
 
-async fn service_over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
-
 #[tokio::test]
 async fn requests_are_sent_to_geminis_openai_endpoints_with_a_bearer_token() {
     let body = b"{\"object\":\"x\",\"usage\":{\"prompt_tokens\":7}}".to_vec();
     let recording = Recording::play(200, "application/json", vec![body]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, sent_to) in [
         (CHAT, "/v1beta/openai/chat/completions"),
         ("/v1/embeddings", "/v1beta/openai/embeddings"),
@@ -53,7 +48,7 @@ async fn requests_are_sent_to_geminis_openai_endpoints_with_a_bearer_token() {
 #[tokio::test]
 async fn a_bearer_token_lists_the_models_in_openais_format() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let bearer = ("authorization", "Bearer k");
     for (headers, path, sent_to) in [
         (vec![bearer], "/v1/models", "/v1beta/openai/models"),
@@ -80,7 +75,7 @@ async fn a_bearer_token_lists_the_models_in_openais_format() {
 #[tokio::test]
 async fn a_post_is_counted_for_its_model_whatever_its_content_type() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for kind in ["text/plain", "application/x-www-form-urlencoded"] {
         let text = |path: &str, body: &Value| {
             let request = reqwest::Client::new().post(service.url(path)).body(body.to_string());
@@ -103,7 +98,7 @@ async fn a_post_is_counted_for_its_model_whatever_its_content_type() {
 #[tokio::test]
 async fn openai_paths_map_to_geminis_or_are_refused() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, sent_to) in [
         ("/v1/images/generations", "/v1beta/openai/images/generations"),
         ("/v1/videos", "/v1beta/openai/videos"),
@@ -132,7 +127,7 @@ async fn openai_paths_map_to_geminis_or_are_refused() {
 #[tokio::test]
 async fn the_admin_key_may_be_the_bearer_token() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let request = service.post(CHAT, &question("Hello"));
     let request = request.header("authorization", format!("Bearer {ADMIN_KEY}"));
     assert_eq!(answer(request).await.status, 200);
@@ -148,7 +143,7 @@ async fn every_error_uses_openais_error_format() {
         "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
     }}]);
     let recording = Recording::play(400, "application/json", vec![gemini.to_string().into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let bad_key = chat(&service, &question("Hello"));
     let listing = service.get("/v1/models").header("authorization", "Bearer callers-key");
     for request in [bad_key, listing] {

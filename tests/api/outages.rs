@@ -8,11 +8,11 @@ use tokio::time::timeout;
 
 use crate::process::{Process, Start};
 use crate::redis_server::RedisServer;
-use crate::replicas::{Backends, health, until_connected};
+use crate::replicas::{Backends, until_connected};
 use crate::sharing::{
-    LEASES, PREFIX, SEMAPHORES, admin, backends, chat, register, semaphore, until_waiting,
+    LEASES, PREFIX, SEMAPHORES, backends, chat, register, semaphore, until_waiting,
 };
-use crate::support::{Answer, answer, slow};
+use crate::support::{Answer, admin, answer, slow};
 
 /// Short, but long enough for a replica on a busy machine to renew it.
 const LEASE: Duration = Duration::from_secs(3);
@@ -183,7 +183,7 @@ async fn a_redis_that_hangs_counts_as_unavailable() {
     let soon = Duration::from_secs(10);
     timeout(soon, assert_unavailable(chat(&replica, "Hello"))).await.expect("in time");
     until_connected(&replica, false).await;
-    assert_eq!(health(&replica).await["status"], "degraded");
+    assert_eq!(replica.health().await["status"], "degraded");
     timeout(soon, assert_unavailable(chat(&replica, "Hello"))).await.expect("in time");
     let register = admin(replica.post(SEMAPHORES, &json!({"semaphore_id": "jobs", "limit": 1})));
     timeout(soon, assert_unavailable(register)).await.expect("in time");

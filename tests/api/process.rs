@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
@@ -13,9 +14,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::support::{TEST_TIMEOUT, until};
+use crate::support::{TEST_TIMEOUT, answer, until};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_gemini-concurrent-generation");
 
@@ -202,6 +203,22 @@ impl Process {
     pub fn post(&self, path: &str, body: &Value) -> RequestBuilder {
         let request = client().post(self.url(path)).header("content-type", "application/json");
         request.body(body.to_string())
+    }
+
+    /// What it reports at `GET /`.
+    pub async fn health(&self) -> Value {
+        answer(self.get("/")).await.body
+    }
+
+    /// Waits until this many calls are in flight.
+    pub async fn until_in_flight(&self, calls: usize) {
+        let wait = async {
+            while self.health().await["concurrency_status"]["in_flight"] != calls {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let arrived = timeout(TEST_TIMEOUT, wait).await;
+        arrived.unwrap_or_else(|_| panic!("{calls} calls were never in flight"));
     }
 
     /// Its memory in KiB: `VmRSS`, resident now, or `VmHWM`, the highest so far.

@@ -19,7 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::process::{Process, Start};
 use crate::recording::Recording;
 use crate::sharing::openssl;
-use crate::support::{Answer, answer, listen};
+use crate::support::{Answer, answer, closed_port, listen};
 
 const NO_CONNECTION: &str = "no connection to Gemini could be made: ";
 const UNAUTHORIZED: &str =
@@ -250,12 +250,6 @@ fn check_failure(answer: &Answer, reason: &str) {
     assert_eq!((answer.status, &answer.body), (StatusCode::BAD_GATEWAY, &expected));
 }
 
-/// A port on which nothing listens.
-async fn closed_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 #[tokio::test]
 async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     let certificates = Certificates::new();
@@ -322,7 +316,7 @@ async fn requests_to_a_plain_http_upstream_are_forwarded_by_the_proxy() {
 
 #[tokio::test]
 async fn a_proxys_refusal_is_reported() {
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port()));
     let open = HttpProxy::to(nowhere);
     let refusing = |status| HttpProxy { refusal: Some(status), ..open.clone() };
     let refused = |status| format!("the proxy refused to connect to it ({status})");
@@ -350,7 +344,7 @@ async fn a_proxys_refusal_is_reported() {
 
 #[tokio::test]
 async fn an_unusable_proxy_is_reported() {
-    let closed = format!("127.0.0.1:{}", closed_port().await);
+    let closed = format!("127.0.0.1:{}", closed_port());
     // Everything sent is read first, so that the connection ends without a reset.
     let hangs_up = accept_each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
     let hangs_up = hangs_up.to_string();
@@ -388,7 +382,7 @@ async fn a_socks_proxy_resolves_names_only_with_socks5h() {
 
 #[tokio::test]
 async fn a_socks_proxys_refusal_is_reported() {
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port()));
     for (reply, password, reason) in
         [(0, "wrong", "credentials not accepted"), (2, "secret", "connection not allowed")]
     {
@@ -402,7 +396,7 @@ async fn a_socks_proxys_refusal_is_reported() {
 #[tokio::test]
 async fn no_proxy_hosts_and_loopback_are_reached_directly() {
     let (simulator, _stop) = simulator().await;
-    let proxy = format!("http://127.0.0.1:{}", closed_port().await);
+    let proxy = format!("http://127.0.0.1:{}", closed_port());
     let proxy = ("HTTP_PROXY", &*proxy);
     // This address reaches this machine but is not recognized as loopback.
     let base_url = format!("http://0.0.0.0:{}", simulator.port());

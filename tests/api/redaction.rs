@@ -8,7 +8,6 @@ use axum::body::Body;
 use axum::response::Response;
 use futures_util::stream::iter;
 use gemini_concurrent_generation::gemini::ApiKey;
-use gemini_concurrent_generation::simulator::Options;
 use http::{HeaderMap, Uri};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -32,8 +31,7 @@ async fn service_over(
     let answer = Arc::new(answer);
     let router = Router::new().fallback(async move |_: Uri, headers: HeaderMap| answer(&headers));
     let base_url = format!("http://{}", listen(router, &stop).await);
-    let service = Service::with(Options::default(), |config| {
-        config.base_url = base_url;
+    let service = Service::over_with(&base_url, |config| {
         config.max_attempts = 1;
         // Without quotas, so that no call waits.
         config.request_timeout = Duration::from_secs(30);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, listen};
+use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, closed_port, listen};
 
 /// An upstream that refuses some calls and answers all others.
 struct Refusing {
@@ -167,7 +167,7 @@ async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
             "account_unfunded",
         );
         assert_eq!(upstream.calls(), calls, "every model of the account is paused");
-        let shown = limits(&service).await;
+        let shown = service.limits().await;
         for account in shown["limits"].as_array().unwrap() {
             let shown = &account["refused"];
             assert_eq!(shown["state"], "refusing", "{account}");
@@ -178,7 +178,7 @@ async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
             assert!((0.0..=180.0).contains(&probe_in) && probe_in > 0.0, "{probe_in}");
         }
         assert_eq!(chat_with(&service, "another-key", "a-model").await.status, StatusCode::OK);
-        let shown = limits(&service).await;
+        let shown = service.limits().await;
         let of_another =
             |account: &&Value| account["key"] != "server" && account["model"] == "a-model";
         let accounts = shown["limits"].as_array().unwrap();
@@ -227,7 +227,7 @@ async fn answers_on_every_surface_map_an_alias_to_the_model_that_is_charged() {
         let response = service.post(path, body).send().await.expect("an answer");
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.bytes().await.expect("a whole answer");
-        let shown = limits(&service).await;
+        let shown = service.limits().await;
         let accounts = shown["limits"].as_array().unwrap();
         let counts_as = |model: &str| {
             let account = accounts.iter().find(|account| account["model"] == model);
@@ -255,13 +255,9 @@ async fn a_refusal_maps_an_alias_to_the_model_that_it_names() {
         assert_failed(&chat_with(&service, SERVER_KEY, model).await, 429, "daily_quota_exhausted");
     }
     assert_eq!(upstream.calls(), 1, "both names are paused");
-    let shown = limits(&service).await;
+    let shown = service.limits().await;
     assert_eq!(shown["limits"][0]["counts_as"], "gemini-real", "{shown}");
     assert_eq!(shown["limits"][1]["requests_per_day"]["limit"], 50, "{shown}");
-}
-
-async fn limits(service: &Service) -> Value {
-    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
 }
 
 fn with(body: &Value, name: &str, value: Value) -> Value {
@@ -380,9 +376,9 @@ async fn a_request_that_gemini_declines_does_not_use_the_daily_quota() {
 
 #[tokio::test]
 async fn a_failed_connection_uses_no_quota() {
-    let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed_port = closed_port();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{closed_port}");
+        config.base_url = format!("http://127.0.0.1:{closed_port}");
         config.max_attempts = 1;
     })
     .await;

@@ -12,19 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::limits::plan;
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Service, answer};
+use crate::support::{ADMIN_KEY, Service, answer, contents};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
-
-fn contents() -> Value {
-    json!({"contents": [{"parts": [{"text": "x"}]}]})
-}
-
-async fn service_over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
 
 /// The answer to raw bytes, read until the service closes the connection.
 async fn raw(service: &Service, request: &str) -> String {
@@ -39,7 +30,7 @@ async fn raw(service: &Service, request: &str) -> String {
 #[tokio::test]
 async fn a_call_is_counted_for_the_model_in_its_body_or_its_resource() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, body) in [
         ("/v1beta/interactions", json!({"model": "gemini-a", "input": "x"})),
         ("/v1/interactions", json!({"agent": "agent-b", "input": "x"})),
@@ -91,8 +82,8 @@ async fn only_post_requests_are_charged() {
     let connect = raw(&service, "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n");
     assert!(connect.await.starts_with("HTTP/1.1 405 "));
     assert_eq!(service.simulator.stats().calls, 0);
-    assert_eq!(answer(service.post(GENERATE, &contents())).await.status, 200);
-    assert_eq!(answer(service.post(GENERATE, &contents())).await.status, 429);
+    assert_eq!(answer(service.post(GENERATE, &contents("x"))).await.status, 200);
+    assert_eq!(answer(service.post(GENERATE, &contents("x"))).await.status, 429);
 }
 
 #[tokio::test]
@@ -128,7 +119,7 @@ async fn a_request_is_authenticated_before_its_body_is_read() {
 #[tokio::test]
 async fn headers_that_identify_the_client_are_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let dropped = [
         ("cookie", "session=1"),
         ("referer", "http://intranet/"),
@@ -170,7 +161,7 @@ async fn headers_that_identify_the_client_are_not_relayed() {
 #[tokio::test]
 async fn the_admin_key_is_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let headers = [
         ("x-other", ADMIN_KEY.to_owned()),
         ("x-other", format!("Token {ADMIN_KEY}")),
@@ -181,13 +172,13 @@ async fn the_admin_key_is_not_relayed() {
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files", "/v1beta/files"] {
         for (name, value) in &headers {
             for key in ["callers-key", ADMIN_KEY] {
-                let request = service.post(path, &contents()).header(*name, value);
+                let request = service.post(path, &contents("x")).header(*name, value);
                 let refused = answer(request.header("x-goog-api-key", key)).await;
                 assert_eq!(refused.status, 401, "{path} {name}: {value}");
             }
         }
         for query in queries {
-            let request = service.post(&format!("{path}?{query}{ADMIN_KEY}"), &contents());
+            let request = service.post(&format!("{path}?{query}{ADMIN_KEY}"), &contents("x"));
             assert_eq!(answer(request).await.status, 401, "{path}?{query}");
         }
     }
@@ -195,7 +186,7 @@ async fn the_admin_key_is_not_relayed() {
     assert_eq!(answer(in_path).await.status, 401);
     assert_eq!(recording.requests().len(), 0);
     // Headers that are not relayed may contain it.
-    let cookie = service.post(GENERATE, &contents()).header("cookie", ADMIN_KEY);
+    let cookie = service.post(GENERATE, &contents("x")).header("cookie", ADMIN_KEY);
     assert_eq!(answer(cookie).await.status, 200);
     assert!(!recording.requests().pop().unwrap().contains(ADMIN_KEY));
 }
@@ -206,7 +197,7 @@ async fn the_fallback_key_can_be_restricted_to_generation() {
         config.fallback_scope = FallbackScope::Generation;
     })
     .await;
-    let (post, client) = (|path: &str| service.post(path, &contents()), reqwest::Client::new());
+    let (post, client) = (|path: &str| service.post(path, &contents("x")), reqwest::Client::new());
     for request in [
         service.get("/v1beta/files"),
         service.get("/v1beta/cachedContents"),
@@ -271,7 +262,7 @@ async fn an_answer_with_ambiguous_length_is_relayed_with_one_length() {
                     transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     7\r\n{\"a\":1}\r\n0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for request in [
         format!("POST {GENERATE} HTTP/1.1\r\ncontent-type: application/json\r\n"),
         format!("POST {STREAM} HTTP/1.1\r\ncontent-type: application/json\r\n"),
@@ -299,9 +290,9 @@ async fn an_invalid_http_response_is_a_malformed_answer() {
             .into_bytes(),
         ])
         .await;
-        let service = service_over(&recording).await;
+        let service = Service::over(&recording.base_url).await;
         for path in [GENERATE, STREAM] {
-            let malformed = answer(service.post(path, &contents())).await;
+            let malformed = answer(service.post(path, &contents("x"))).await;
             assert_eq!(malformed.status, 502, "{status} {path}");
             let reason = &malformed.body["error"]["details"][0]["reason"];
             assert_eq!(reason, "MALFORMED_ANSWER", "{status} {path}");
@@ -322,7 +313,7 @@ async fn an_invalid_http_response_is_a_malformed_answer() {
 async fn a_redirect_is_relayed_only_for_uploads() {
     let answered = "HTTP/1.1 308 X\r\nrange: bytes=0-9\r\ncontent-length: 0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let upload = answer(service.post("/upload/v1beta/files", &json!({}))).await;
     assert_eq!(
         (upload.status.as_u16(), &upload.headers["range"]),
@@ -334,7 +325,7 @@ async fn a_redirect_is_relayed_only_for_uploads() {
 #[tokio::test]
 async fn usage_is_added_to_a_field_mask() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let post = async |path: String| {
         let request = reqwest::Client::new().post(service.url(&path)).body("{}");
         answer(request.header("x-goog-api-key", "callers-key")).await.status

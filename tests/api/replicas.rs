@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gemini_concurrent_generation::simulator::{Options, Simulator};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -50,14 +50,9 @@ impl Backends {
     }
 }
 
-/// What a replica reports at `GET /`.
-pub async fn health(replica: &Process) -> Value {
-    answer(replica.get("/")).await.body
-}
-
 pub async fn until_connected(replica: &Process, connected: bool) {
     let wait = async {
-        while health(replica).await["shared_limits"]["connected"] != connected {
+        while replica.health().await["shared_limits"]["connected"] != connected {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -147,7 +142,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     backends.redis.stop().await;
     for replica in &replicas {
         until_connected(replica, false).await;
-        assert_eq!(health(replica).await["status"], "degraded");
+        assert_eq!(replica.health().await["status"], "degraded");
         let refused = answer(replica.post("/chat", &json!({"prompt": "Hello"}))).await;
         assert_eq!(refused.status, 503, "{:?}", refused.body);
         assert_eq!(refused.body["code"], "limits_unavailable");
@@ -157,7 +152,7 @@ async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
     backends.redis.restart().await;
     for replica in &replicas {
         until_connected(replica, true).await;
-        assert_eq!(health(replica).await["status"], "healthy");
+        assert_eq!(replica.health().await["status"], "healthy");
     }
     until_all_answer_more(&loads).await;
     backends.until_in_flight(LIMIT).await;

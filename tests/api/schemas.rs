@@ -22,14 +22,6 @@ fn batch(schemas: &[Value]) -> Value {
     json!({"requests": schemas.iter().map(question).collect::<Vec<_>>()})
 }
 
-async fn service_over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url.clone_from(&upstream.base_url);
-        change(config);
-    })
-    .await
-}
-
 async fn send(service: &Service, schema: &Value) -> Answer {
     answer(service.post(PATH, &question(schema))).await
 }
@@ -61,7 +53,7 @@ async fn a_schema_is_compiled_only_after_authentication() {
 async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnects() {
     let (schema, long) = endless();
     let upstream = Upstream::answering([long, "A chat.".to_owned()]).await;
-    let service = service_over(&upstream, |_| {}).await;
+    let service = Service::over_with(&upstream.base_url, |_| {}).await;
     let request = service.post(PATH, &question(&schema));
     let heavy = tokio::spawn(request.send());
     until("the answer is being checked", || {
@@ -80,7 +72,8 @@ async fn a_schema_check_stops_at_the_requests_deadline() {
     let (schema, long) = endless();
     let upstream = Upstream::answering([long]).await;
     let deadline = Duration::from_secs(1);
-    let service = service_over(&upstream, |config| config.request_timeout = deadline).await;
+    let service =
+        Service::over_with(&upstream.base_url, |config| config.request_timeout = deadline).await;
     let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "request_timeout", "{failed:?}");
     until_checked(&service).await;
@@ -90,8 +83,10 @@ async fn a_schema_check_stops_at_the_requests_deadline() {
 async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
     let (schema, long) = endless();
     let upstream = Upstream::answering([long]).await;
-    let service =
-        service_over(&upstream, |config| config.schema_timeout = Duration::from_secs(5)).await;
+    let service = Service::over_with(&upstream.base_url, |config| {
+        config.schema_timeout = Duration::from_secs(5)
+    })
+    .await;
     let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
     let detail = failed.body["detail"].as_str().unwrap();
@@ -145,7 +140,7 @@ async fn a_batchs_schemas_share_one_limit_and_equal_ones_count_once() {
 async fn a_hundred_thousand_levels_are_refused_in_schemas_and_answers() {
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
     let upstream = Upstream::answering([deep.clone(), deep.clone()]).await;
-    let service = service_over(&upstream, |_| {}).await;
+    let service = Service::over_with(&upstream.base_url, |_| {}).await;
     let failed = send(&service, &json!({"type": "array"})).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
 

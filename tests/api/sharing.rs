@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 
 use crate::process::{Process, Start};
 use crate::redis_server::{RedisServer, free_port};
-use crate::replicas::{Backends, health};
-use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, slow, until};
+use crate::replicas::Backends;
+use crate::support::{TEST_TIMEOUT, admin, answer, slow, until};
 
 pub const PREFIX: &str = "gemini-concurrent-generation";
 pub const SEMAPHORES: &str = "/_admin/semaphores";
@@ -25,10 +25,6 @@ pub async fn backends() -> Backends {
     let redis = RedisServer::start().await;
     redis.mark_as_long_running(PREFIX).await;
     Backends::new(redis).await
-}
-
-pub fn admin(request: RequestBuilder) -> RequestBuilder {
-    request.header("Admin-API-Key", ADMIN_KEY)
 }
 
 pub async fn register(replica: &Process, limit: usize) -> u16 {
@@ -43,7 +39,7 @@ pub async fn semaphore(replica: &Process) -> Value {
 
 pub async fn until_waiting(replica: &Process, count: usize) {
     let wait = async {
-        while health(replica).await["concurrency_status"]["waiting"] != count {
+        while replica.health().await["concurrency_status"]["waiting"] != count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -269,7 +265,7 @@ async fn an_unusable_redis_fails_the_start_unless_redis_is_optional() {
     let start = Start::simulated().set("REDIS_URL", &url).set("REDIS_REQUIRED", "false");
     let replica = start.run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
-    assert_eq!(health(&replica).await["shared_limits"], Value::Null);
+    assert_eq!(replica.health().await["shared_limits"], Value::Null);
     let log = replica.log();
     assert!(log.contains("WARN") && log.contains(&address.to_string()), "{log}");
     assert!(!log.contains("topsecret"), "{log}");
@@ -334,7 +330,7 @@ async fn a_password_is_used_and_never_shown() {
     replica.until_logged("Redis is unavailable").await;
     let metrics = replica.get("/metrics").send().await.unwrap().text().await.unwrap();
     until("it is logged", || replica.log().contains("/metrics")).await;
-    for shown in [replica.log(), metrics, health(&replica).await.to_string()] {
+    for shown in [replica.log(), metrics, replica.health().await.to_string()] {
         assert!(!shown.contains("topsecret"), "{shown}");
     }
 }
@@ -353,7 +349,7 @@ async fn any_cluster_node_leads_to_the_node_that_keeps_the_limits() {
     let one = loop {
         // Until the nodes have agreed on who owns which slots.
         let output = lease(backends.replica(1)).set("REDIS_REQUIRED", "false").run().await;
-        if health(&output).await["shared_limits"]["connected"] == true {
+        if output.health().await["shared_limits"]["connected"] == true {
             break output;
         }
     };
@@ -414,5 +410,5 @@ async fn redis_over_tls_must_have_a_trusted_certificate() {
     assert!(log.contains("certificate"), "{log}");
     let replica = start().set("SSL_CERT_FILE", &path("ca.pem")).run().await;
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
-    assert_eq!(health(&replica).await["shared_limits"]["connected"], true);
+    assert_eq!(replica.health().await["shared_limits"]["connected"], true);
 }

@@ -19,8 +19,7 @@ use crate::support::{Service, answer, listen};
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
 async fn service_over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url = base_url.to_owned();
+    Service::over_with(base_url, |config| {
         config.concurrency_limit = 1;
         config.stream_idle_timeout = Duration::from_secs(30);
     })

@@ -11,7 +11,7 @@ use tokio::net::TcpSocket;
 
 use crate::corpus::{Exchange, corpus, later_corpus};
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, Service, answer};
+use crate::support::{Answer, Service, answer};
 
 const SSE: &str = "/v1beta/models/gemini-m:streamGenerateContent?alt=sse";
 const LIST: &str = "/v1beta/models/gemini-m:streamGenerateContent";
@@ -47,16 +47,11 @@ async fn calls(service: &Service, path: &str, outcome: &str) -> f64 {
     service.metric(&format!("gemini_gateway_calls_total{{{labels}}}")).await
 }
 
-async fn service_over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
-
 /// The events of a chat whose upstream answers with these pieces.
 async fn chat(pieces: &[&str]) -> (Vec<Value>, Service) {
     let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let response = service.post("/chat", &streamed("/chat", "x")).send().await.unwrap();
     let text = response.text().await.unwrap();
     let events = text.split_terminator("\n\n");
@@ -123,7 +118,7 @@ async fn a_finished_stream_holds_no_slot_for_a_slow_reader() {
     let mut pieces = vec![piece; 30];
     pieces.push(last.into_bytes());
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for path in ["/chat", SSE] {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -185,7 +180,7 @@ async fn a_chat_with_a_lone_surrogate_is_kept() {
     let body = r#"{"candidates":[{"content":{"parts":[{"text":"bad \ud83d end"}]},"finishReason":"STOP"}],
         "usageMetadata":{"promptTokenCount":"5","candidatesTokenCount":2.0,"totalTokenCount":7}}"#;
     let recording = Recording::play(200, "application/json", vec![body.into()]).await;
-    let service = service_over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let answered = service.chat("x").await;
     assert_eq!(answered.body["response"], "bad \u{FFFD} end", "{answered:?}");
     assert_eq!(answered.body["usage"]["prompt_tokens"], 5);
@@ -252,14 +247,6 @@ async fn a_multiline_error_in_the_first_event_is_reported_as_that_error() {
     }
 }
 
-/// The limits of the only account and model in use.
-async fn only_account(service: &Service) -> Value {
-    let limits = service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY);
-    let limits = answer(limits).await.body;
-    assert_eq!(limits["count"], 1, "{limits}");
-    limits["limits"][0].clone()
-}
-
 #[tokio::test]
 async fn a_midstream_error_settles_as_that_error_on_every_surface() {
     for path in ["/chat", SSE, LIST, OPENAI] {
@@ -269,7 +256,7 @@ async fn a_midstream_error_settles_as_that_error_on_every_surface() {
         assert!(text.contains("overloaded"), "{path}: {text}");
         service.until_idle().await;
         assert_eq!(calls(&service, path, "upstream_unavailable").await, 1.0, "{path}");
-        assert_eq!(only_account(&service).await["concurrency"]["limit"], 12, "{path}");
+        assert_eq!(service.only_account().await["concurrency"]["limit"], 12, "{path}");
 
         let service = Service::start().await;
         let refused = streamed(path, "[[simulate:fail_after=1,quota=minute]]Hello");
@@ -277,7 +264,7 @@ async fn a_midstream_error_settles_as_that_error_on_every_surface() {
         assert!(text.contains("exceeded your current quota"), "{path}: {text}");
         service.until_idle().await;
         assert_eq!(calls(&service, path, "rate_limited").await, 1.0, "{path}");
-        let account = only_account(&service).await;
+        let account = service.only_account().await;
         let found = &account["requests_per_minute"];
         assert_eq!((&found["limit"], &found["source"]), (&json!(10), &json!("gemini")), "{path}");
         assert!(account["paused_for_seconds"].as_f64().unwrap() > 1.0, "{path}: {account}");
@@ -307,7 +294,7 @@ async fn a_relayed_stream_is_unchanged_and_counted_by_its_outcome() {
     ] {
         let pieces = stream.as_bytes().chunks(7).map(<[u8]>::to_vec).collect();
         let recording = Recording::play(200, content_type, pieces).await;
-        let service = service_over(&recording).await;
+        let service = Service::over(&recording.base_url).await;
         let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
         assert_eq!(response.text().await.unwrap(), stream);
         service.until_idle().await;

@@ -1,6 +1,5 @@
 //! Structured output: how a schema is sent to Gemini, and that a successful answer always fits it.
 
-use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -25,11 +24,6 @@ fn person() -> Value {
         "required": ["name", "age"],
         "additionalProperties": false,
     })
-}
-
-/// A service whose upstream returns these texts.
-async fn service_over(upstream: &Upstream) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
 }
 
 async fn send(service: &Service, json_schema: Value) -> Answer {
@@ -154,7 +148,7 @@ async fn the_services_own_config_keys_win_and_all_others_are_passed_on() {
 async fn a_mismatched_answer_is_requested_again_with_the_reason() {
     let wrong = r#"{"name": "Anna", "age": "thirty-one"}"#;
     let upstream = Upstream::answering([wrong, r#"{"name": "Anna", "age": 31}"#]).await;
-    let service = service_over(&upstream).await;
+    let service = Service::over(&upstream.base_url).await;
     let answered = send(&service, person()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], json!({"name": "Anna", "age": 31}));
@@ -184,7 +178,7 @@ async fn a_mismatched_answer_is_requested_again_with_the_reason() {
 async fn an_answer_that_is_not_json_is_requested_again() {
     let upstream =
         Upstream::answering(["Certainly! Anna is 31.", r#"{"name":"Anna","age":31}"#]).await;
-    let answered = send(&service_over(&upstream).await, person()).await;
+    let answered = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     let second = &upstream.requests()[1]["contents"][2]["parts"][0]["text"];
     assert!(second.as_str().unwrap().contains("it is not JSON"), "{second}");
@@ -194,7 +188,7 @@ async fn an_answer_that_is_not_json_is_requested_again() {
 async fn a_second_mismatch_fails_and_names_the_mismatch() {
     let wrong = [r#"{"name": "Anna"}"#, r#"{"name": "Anna", "age": -3}"#];
     let upstream = Upstream::answering(wrong).await;
-    let service = service_over(&upstream).await;
+    let service = Service::over(&upstream.base_url).await;
     let failed = send(&service, person()).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "schema_violation");
@@ -214,14 +208,14 @@ async fn an_answer_is_checked_against_the_callers_own_schema() {
         "required": ["even"],
     });
     let upstream = Upstream::answering([r#"{"even": 3}"#, r#"{"even": 4}"#]).await;
-    let answered = send(&service_over(&upstream).await, schema).await;
+    let answered = send(&Service::over(&upstream.base_url).await, schema).await;
     assert_eq!(answered.body["data"], json!({"even": 4}), "{answered:?}");
 }
 
 #[tokio::test]
 async fn an_answer_cut_off_at_the_token_limit_is_not_requested_again() {
     let upstream = Upstream::truncated(r#"{"name": "An"#).await;
-    let failed = send(&service_over(&upstream).await, person()).await;
+    let failed = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "truncated_answer");
     assert_eq!(upstream.requests().len(), 1);
@@ -265,7 +259,7 @@ async fn json_in_a_code_fence_or_in_prose_needs_no_second_call() {
         format!("{json}\n\nLet me know if you need more."),
     ] {
         let upstream = Upstream::answering([&text]).await;
-        let service = service_over(&upstream).await;
+        let service = Service::over(&upstream.base_url).await;
         let response = service.post(PATH, &question(person())).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{text}");
         let body = response.text().await.unwrap();
@@ -274,11 +268,14 @@ async fn json_in_a_code_fence_or_in_prose_needs_no_second_call() {
     }
     let two = format!("{json} or {json}");
     let upstream = Upstream::answering([&*two, json]).await;
-    assert_eq!(send(&service_over(&upstream).await, person()).await.status, StatusCode::OK);
+    assert_eq!(
+        send(&Service::over(&upstream.base_url).await, person()).await.status,
+        StatusCode::OK
+    );
     assert_eq!(upstream.requests().len(), 2, "which of them is meant is unclear");
     let half = r#"{"name": "\ud83d", "age": 31}"#;
     let upstream = Upstream::answering([half]).await;
-    let answered = send(&service_over(&upstream).await, person()).await;
+    let answered = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(answered.body["data"], json!({"name": "\u{FFFD}", "age": 31}), "{answered:?}");
 }
 
@@ -287,15 +284,18 @@ async fn the_data_is_exactly_what_the_model_wrote() {
     let text = r#"{ "z": 1.10, "a": 12345678901234567890123, "m": 1e2,  "b": "\u00e9" }"#;
     let schema = json!({"type": "object", "additionalProperties": true});
     let upstream = Upstream::answering([text]).await;
-    let service = service_over(&upstream).await;
+    let service = Service::over(&upstream.base_url).await;
     let response = service.post(PATH, &question(schema.clone())).send().await.unwrap();
     let body = response.text().await.unwrap();
     assert!(body.contains(&format!("\"data\":{text}")), "{body}");
 
     let upstream = Upstream::answering([text]).await;
     let batch = json!({"requests": [question(schema)]});
-    let response =
-        service_over(&upstream).await.post("/batch/structured-output", &batch).send().await;
+    let response = Service::over(&upstream.base_url)
+        .await
+        .post("/batch/structured-output", &batch)
+        .send()
+        .await;
     let body = response.unwrap().text().await.unwrap();
     assert!(body.contains(&format!("\"data\":{text}")), "{body}");
 }

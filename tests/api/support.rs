@@ -62,6 +62,20 @@ impl Service {
         Self { simulator, gateway, address, http, _stop: stop.drop_guard() }
     }
 
+    /// A service over another upstream than the simulator.
+    pub async fn over(base_url: &str) -> Self {
+        Self::over_with(base_url, |_| {}).await
+    }
+
+    /// The same, with some settings changed.
+    pub async fn over_with(base_url: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::with(Options::default(), |config| {
+            config.base_url = base_url.to_owned();
+            change(config);
+        })
+        .await
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -91,7 +105,19 @@ impl Service {
     /// Creates a semaphore or changes its limit.
     pub async fn register(&self, id: &str, limit: u64) -> Answer {
         let body = json!({"semaphore_id": id, "limit": limit});
-        answer(self.post("/_admin/semaphores", &body).header("Admin-API-Key", ADMIN_KEY)).await
+        answer(admin(self.post("/_admin/semaphores", &body))).await
+    }
+
+    /// What `GET /_admin/limits` shows.
+    pub async fn limits(&self) -> Value {
+        answer(admin(self.get("/_admin/limits"))).await.body
+    }
+
+    /// The limits of the only account and model in use.
+    pub async fn only_account(&self) -> Value {
+        let limits = self.limits().await;
+        assert_eq!(limits["count"], 1, "{limits}");
+        limits["limits"][0].clone()
     }
 
     /// The value of a series at `GET /metrics`, labels included; 0 if it is missing.
@@ -113,6 +139,22 @@ impl Service {
         })
         .await;
     }
+}
+
+/// A request of the administrator's.
+pub fn admin(request: RequestBuilder) -> RequestBuilder {
+    request.header("Admin-API-Key", ADMIN_KEY)
+}
+
+/// The body of a request on Gemini's surface.
+pub fn contents(prompt: &str) -> Value {
+    json!({"contents": [{"parts": [{"text": prompt}]}]})
+}
+
+/// A port on which nothing listens.
+pub fn closed_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
 }
 
 /// A prompt whose answer takes this long.

@@ -1,30 +1,19 @@
 //! An upstream that cannot be reached or is not Gemini: what the caller and the log are told.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 
-use gemini_concurrent_generation::simulator::Options;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener as Listener;
 
 use crate::process::Start;
 use crate::recording::Recording;
-use crate::support::{Service, answer, until};
+use crate::support::{Service, answer, closed_port, until};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
 async fn service_over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url = base_url.to_owned();
-        config.max_attempts = 1;
-    })
-    .await
-}
-
-/// A port on which nothing listens.
-fn closed_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    Service::over_with(base_url, |config| config.max_attempts = 1).await
 }
 
 /// A host name that fails without a lookup: one of its labels is too long.

@@ -19,7 +19,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::http2::connect;
 use crate::process::{Process, Start};
-use crate::replicas::health;
 use crate::support::{SERVER_KEY, TEST_TIMEOUT, listen, until};
 
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
@@ -35,17 +34,6 @@ fn start(upstream: SocketAddr) -> Start {
 
 async fn service(upstream: SocketAddr, limit: usize) -> Process {
     start(upstream).set("GEMINI_CONCURRENCY_LIMIT", &limit.to_string()).run().await
-}
-
-async fn until_in_flight(service: &Process, calls: usize) {
-    let wait = async {
-        while health(service).await["concurrency_status"]["in_flight"] != calls {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(TEST_TIMEOUT, wait)
-        .await
-        .unwrap_or_else(|_| panic!("{calls} calls were never in flight"));
 }
 
 /// Adds one to a counter until it is dropped.
@@ -83,7 +71,7 @@ async fn a_thousand_streams_free_every_slot_when_half_of_the_clients_disconnect(
     let count = Arc::clone(&open);
     let upstream = event_stream(move || endless(Counted::new(&count)));
     let service = service(listen(upstream, &stop).await, STREAMS).await;
-    health(&service).await;
+    service.health().await;
     let before = service.memory_kib("VmRSS");
 
     let client = reqwest::Client::new();
@@ -95,14 +83,14 @@ async fn a_thousand_streams_free_every_slot_when_half_of_the_clients_disconnect(
         assert!(response.chunk().await.unwrap().is_some());
         streams.push(response);
     }
-    until_in_flight(&service, STREAMS).await;
+    service.until_in_flight(STREAMS).await;
     let each = (service.memory_kib("VmRSS") - before) as f64 / STREAMS as f64;
     println!("{STREAMS} streams open at once: {each:.1} KiB of memory each");
 
     for left in [STREAMS / 2, 0] {
         let disconnected = Instant::now();
         streams.truncate(left);
-        until_in_flight(&service, left).await;
+        service.until_in_flight(left).await;
         let free = disconnected.elapsed();
         until("the upstream saw the disconnects", || open.load(Ordering::Relaxed) == left).await;
         let seen = disconnected.elapsed();
@@ -110,7 +98,7 @@ async fn a_thousand_streams_free_every_slot_when_half_of_the_clients_disconnect(
             "all but {left} disconnected: slots free after {free:?}, seen upstream after {seen:?}"
         );
     }
-    let status = &health(&service).await["concurrency_status"];
+    let status = &service.health().await["concurrency_status"];
     assert_eq!(
         (&status["current_available_slots"], &status["waiting"]),
         (&json!(STREAMS), &json!(0))
@@ -153,7 +141,7 @@ impl Flood {
         let count = Arc::clone(&sent);
         let upstream = event_stream(move || flood(Arc::clone(&count)));
         let service = service(listen(upstream, &stop).await, 1).await;
-        health(&service).await;
+        service.health().await;
         let idle_kib = service.memory_kib("VmRSS");
         Self { service, sent, idle_kib, _stop: stop.drop_guard() }
     }
@@ -208,7 +196,7 @@ async fn a_slow_reader_slows_the_upstream_and_memory_does_not_grow() {
         }
     }
     drop(reader);
-    until_in_flight(&flood.service, 0).await;
+    flood.service.until_in_flight(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,7 +220,7 @@ async fn a_slow_reader_over_http2_slows_the_upstream_too() {
     }
     // This resets the stream.
     drop((answer, body));
-    until_in_flight(&flood.service, 0).await;
+    flood.service.until_in_flight(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,7 +231,7 @@ async fn a_client_that_stops_reading_is_disconnected_and_holds_no_slot() {
     let service = start(upstream).set("CLIENT_TIMEOUT_SECONDS", "2").run().await;
     let mut reader = request_stream(&service).await;
     reader.read_exact(&mut [0; 1024]).await.unwrap();
-    until_in_flight(&service, 0).await;
+    service.until_in_flight(0).await;
 }
 
 /// Counts the bytes of a body without keeping them.
@@ -263,7 +251,7 @@ async fn an_upload_of_a_gigabyte_passes_in_constant_memory() {
     let _stop = stop.clone().drop_guard();
     let upstream = Router::new().fallback(count).layer(DefaultBodyLimit::disable());
     let service = service(listen(upstream, &stop).await, 1).await;
-    health(&service).await;
+    service.health().await;
     let before = service.memory_kib("VmRSS");
     let piece = Bytes::from(vec![b'x'; 1 << 20]);
     let body = stream::iter((0..SIZE >> 20).map(move |_| io::Result::Ok(piece.clone())));

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Output;
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::process::{Process, Start, kill};
-use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, until};
+use crate::support::{ADMIN_KEY, TEST_TIMEOUT, admin, answer, until};
 
 const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
@@ -19,10 +19,6 @@ const LEASES: &str = "/_admin/semaphores/jobs/leases";
 struct Site {
     service: Process,
     folder: TempDir,
-}
-
-fn admin(request: RequestBuilder) -> RequestBuilder {
-    request.header("Admin-API-Key", ADMIN_KEY)
 }
 
 async fn serve() -> Process {
