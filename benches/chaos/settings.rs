@@ -39,17 +39,17 @@ pub const HANG_UP: Duration = Duration::from_secs(3);
 pub const SERVER_KEY: &str = "AIzaSyNEVERSHOWN-server-00-xxxxxxxxxxxx";
 pub const ADMIN_KEY: &str = "admin-NEVERSHOWN-admin";
 
-/// Kills replicas, disturbs Redis, steps clocks and breaks the upstream under load, and checks what
-/// the service promises. Fails where anything was violated.
+/// Kills replicas, disturbs Redis, steps clocks and breaks the upstream under load, and checks the
+/// promises of the service. Fails if any was violated.
 #[derive(Parser, Debug, Clone)]
 pub struct Arguments {
-    /// How many calls are made in all; the disturbances are as many in proportion
+    /// The total number of calls; the number of disturbances is in proportion
     #[arg(long, default_value_t = 1_000_000)]
     pub calls: u64,
-    /// Decides what is asked, what fails and what is done to the processes; a random one if unset
+    /// Seed of the requests, faults and disturbances; random if unset
     #[arg(long)]
     pub seed: Option<u64>,
-    /// The program to test; the one that was built with this test if unset
+    /// The program to test; the one built with this benchmark if unset
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
     /// Kinds of disturbances to leave out, separated by commas
@@ -58,10 +58,10 @@ pub struct Arguments {
     /// The only kinds of disturbances, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
     pub only: Vec<Kind>,
-    /// Multiplies how often each thing is done to the processes
+    /// Multiplies the number of disturbances
     #[arg(long, default_value_t = 1, value_name = "FACTOR")]
     pub times: u64,
-    /// Keep the logs of the replicas, and say where they are
+    /// Keep the replicas' logs, and print where they are
     #[arg(long)]
     pub keep: bool,
     /// Set by `cargo bench`

@@ -3,9 +3,9 @@
 //!
 //! | part | what it shows |
 //! |---|---|
-//! | `quotas` | refusals, time and use of the quotas, whichever way Gemini counts; beside clients without protection |
-//! | `capacity` | how soon the concurrency follows what Gemini can work on, and what is refused meanwhile |
-//! | `fairness` | what a chat waits beside a large batch, and how two batches share |
+//! | `quotas` | refusals, time and use of the quotas, for each way in which Gemini may count; compared with clients without protection |
+//! | `capacity` | how soon the concurrency follows Gemini's capacity, and how many calls are refused meanwhile |
+//! | `fairness` | how long a chat waits beside a large batch, and how two batches share |
 //!
 //! A run is a new simulator and a new service over it, each with its own threads and port, and
 //! clients that send over HTTP. It prints tables in Markdown and sets no pass mark: on a busy
@@ -28,10 +28,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures how well the service protects an account.
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure; everything where nothing is named
+    /// What to measure; everything if nothing is named
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// A tenth of the requests and shorter phases: shows that it works, not how well
+    /// A tenth of the requests and shorter phases: to see that it works, not how well
     #[arg(long)]
     quick: bool,
     /// Length of a minute of the quotas, in seconds; 15, or 5 when quick
