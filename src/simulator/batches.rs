@@ -85,6 +85,9 @@ fn enqueue(
     if simulator.is_unfunded() {
         return Err(Refusal::with_status(StatusCode::PAYMENT_REQUIRED));
     }
+    if body.len() > MAX_INLINE {
+        return Err(Refusal::invalid_argument("Inline batches must be under 20 MB."));
+    }
     let body: Value = parse(body)?;
     let contents = Contents::read(simulator, key, model, kind, &body["batch"])?;
     let id = format!("simulated-{}", simulator.next_number());
@@ -173,9 +176,6 @@ impl Contents {
 
     fn add(&mut self, simulator: &Simulator, model: &str, item: &Value) -> Result<(), Refusal> {
         let request = item["request"].to_string();
-        if request.len() > MAX_INLINE {
-            return Err(Refusal::invalid_argument("Inline batches must be under 20 MB."));
-        }
         let mut answer = match self.kind {
             Kind::Generate => self.generate(simulator, model, request.as_bytes())?,
             Kind::Embed => {

@@ -144,7 +144,7 @@ fn admit<'a>(
     }
     take(simulator, key, target.model, 1, 0, now)?;
     in_flight.admit(0, Tier::Standard);
-    if in_flight.take_place(simulator.capacity(Tier::Standard), Tier::Standard) {
+    if in_flight.take_capacity(simulator.capacity(Tier::Standard), Tier::Standard) {
         Ok(answering)
     } else {
         Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))
