@@ -26,7 +26,7 @@ use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::script::{Ending, Script};
 use super::state::{Charge, Simulator};
-use super::stats::{CallOutcome, InFlightCall, hash};
+use super::stats::{CallOutcome, InFlightCall, JournalEntry, hash};
 use super::target::{Target, api_key, check_key};
 use super::tier::Tier;
 
@@ -55,9 +55,16 @@ pub(super) async fn create(
     kind: Kind,
 ) -> Response {
     let key = api_key(&parts.headers, &parts.uri);
-    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
+    let mut in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
     let created = match received(body).await {
-        Ok(body) => enqueue(simulator, key, target, kind, &body),
+        Ok(body) => {
+            if simulator.options().journal {
+                let entry = JournalEntry::without_body(key.unwrap_or_default(), target.model);
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                in_flight.record(JournalEntry { body, ..entry });
+            }
+            enqueue(simulator, key, target, kind, &body)
+        }
         Err(refusal) => Err(refusal),
     };
     match created {
@@ -118,7 +125,7 @@ fn enqueue(
     Ok(operation)
 }
 
-/// What a batch asks for, and its answers.
+/// The requests of a batch and their answers.
 struct Contents {
     kind: Kind,
     tokens: u64,

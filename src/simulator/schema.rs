@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reader_stops_at_is_told_with_its_path() {
+    fn unknown_fields_are_reported_with_their_path() {
         let schema = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "type": "OBJECT",
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_rules_are_told_with_their_expression() {
+    fn violated_rules_are_reported_with_their_expression() {
         let schema = json!({
             "type": "OBJECT",
             "properties": {

@@ -87,6 +87,20 @@ pub struct JournalEntry {
     pub status: Option<u16>,
 }
 
+impl JournalEntry {
+    /// An entry for a call that arrives now, without a prompt and a body.
+    pub(super) fn without_body(api_key: &str, model: &str) -> Self {
+        Self {
+            api_key: api_key.to_owned(),
+            model: model.to_owned(),
+            prompt_text: String::new(),
+            body: Value::Null,
+            arrived_at: Instant::now(),
+            status: None,
+        }
+    }
+}
+
 /// The outcome of a call.
 pub(super) enum CallOutcome<'a> {
     Answered,

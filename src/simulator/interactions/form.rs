@@ -17,7 +17,7 @@ const KEPT_INPUT: usize = 64 << 10;
 /// About how many bytes an object takes beside its text.
 const OBJECT_SIZE: usize = 2 << 10;
 
-/// What a request says about its interaction.
+/// The properties of an interaction that its request sets.
 pub(in crate::simulator) struct InteractionForm {
     pub id: String,
     /// Hash of the key that it belongs to.
