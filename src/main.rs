@@ -40,12 +40,12 @@ enum Command {
         #[arg(long)]
         simulate: bool,
     },
-    /// Starts a simulator of Gemini.
+    /// Starts a simulator of the Gemini API.
     Simulate {
         /// The address to listen on.
         #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
         host: IpAddr,
-        /// The port to listen on; 0 takes a free one.
+        /// The port to listen on; 0 picks a free one.
         #[arg(long, default_value_t = 5005)]
         port: u16,
         #[command(flatten)]
