@@ -8,8 +8,8 @@ use tokio_tungstenite::tungstenite::Message;
 use super::attempt::{Attempt, Outcome, Reader};
 use super::{Call, CallError, Dispatcher};
 use crate::gemini::{
-    Client, Error, Fence, Forward, LiveApi, LiveEvent, LiveReceiver, LiveSender, LiveSocket,
-    LiveUsage, Model, Rejected,
+    Client, Error, Forward, ForwardError, LiveApi, LiveEvent, LiveReceiver, LiveSender, LiveSocket,
+    LiveUsage, Model, SendCheck,
 };
 
 /// A session that Gemini has accepted. It holds the call's slots until it is
@@ -57,13 +57,13 @@ impl Reader for Open<'_> {
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<Fence>,
+        send_check: Option<SendCheck>,
         time_limit: Duration,
-    ) -> Result<Self::Received, Rejected> {
+    ) -> Result<Self::Received, ForwardError> {
         let opened =
-            client.open_live(self.request, self.api, call.key(), self.setup.clone(), fence);
+            client.open_live(self.request, self.api, call.key(), self.setup.clone(), send_check);
         let opened = timeout(time_limit, opened).await;
-        Ok(opened.unwrap_or_else(|_| Err(Error::late(time_limit)))?)
+        Ok(opened.unwrap_or_else(|_| Err(Error::timed_out(time_limit)))?)
     }
 
     /// Gemini does not say in its first message.

@@ -19,8 +19,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::Message;
 
-use super::client::whole;
-use super::{ApiKey, Client, Error, ErrorKind, Fence, Forward, Payload, Secrets};
+use super::client::read_body;
+use super::{ApiKey, Client, Error, ErrorKind, Forward, Payload, Secrets, SendCheck};
 
 pub use close::closing_error;
 pub use message::{InvalidSetup, LiveApi, LiveUsage};
@@ -81,11 +81,11 @@ impl Client {
         api: LiveApi,
         key: &ApiKey,
         setup: Message,
-        fence: Option<Fence>,
+        send_check: Option<SendCheck>,
     ) -> Result<(LiveSocket, Message), Error> {
         let secrets = self.secrets(Some(key));
         let (handshake, accept) = handshake(request, api, key);
-        let response = self.send(handshake, fence).await?;
+        let response = self.send(handshake, None).await?;
         let upgraded = upgraded(response, &accept, &secrets).await?;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -96,6 +96,11 @@ impl Client {
         let stream = WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await;
         let (sender, stream) = stream.split();
         let (mut sender, mut receiver) = (LiveSender(sender), LiveReceiver { stream, secrets });
+        // Until now nothing was asked for that costs anything.
+        if send_check.is_some_and(|may_send| !may_send()) {
+            let message = "the session came too late to be opened";
+            return Err(Error::new(ErrorKind::Connection, message));
+        }
         sender.send(setup).await?;
         match receiver.receive().await? {
             LiveEvent::Message(message) => Ok((LiveSocket { sender, receiver }, message)),
@@ -117,7 +122,7 @@ fn handshake(request: &Forward, api: LiveApi, key: &ApiKey) -> (Request<Payload>
     let nonce = HeaderValue::try_from(nonce).expect("base64 can stand in a header");
     headers.insert(SEC_WEBSOCKET_KEY, nonce);
     key.insert_into_live(&mut headers, api);
-    let mut handshake = Request::new(Payload::Whole(Full::default()));
+    let mut handshake = Request::new(Payload::Buffered(Full::default()));
     *handshake.method_mut() = Method::GET;
     *handshake.uri_mut() = request.path.clone();
     *handshake.headers_mut() = headers;
@@ -137,8 +142,8 @@ async fn upgraded(
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let content_type = response.headers().get(CONTENT_TYPE).cloned();
-        let body = whole(status, response.into_body()).await?;
-        let foreign = Error::foreign(status, content_type.as_ref(), &body);
+        let body = read_body(status, response.into_body()).await?;
+        let foreign = Error::not_gemini(status, content_type.as_ref(), &body);
         return Err(match foreign {
             Some(error) => error,
             None if status.is_success() => not_a_websocket(),

@@ -26,7 +26,7 @@ use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::script::{Ending, Script};
 use super::state::{Charge, Simulator};
-use super::stats::{CallOutcome, InFlightCall, hash};
+use super::stats::{CallOutcome, InFlightCall, JournalEntry, hash};
 use super::target::{Target, api_key, check_key};
 use super::tier::Tier;
 
@@ -55,9 +55,16 @@ pub(super) async fn create(
     kind: Kind,
 ) -> Response {
     let key = api_key(&parts.headers, &parts.uri);
-    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
+    let mut in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
     let created = match received(body).await {
-        Ok(body) => enqueue(simulator, key, target, kind, &body),
+        Ok(body) => {
+            if simulator.options().journal {
+                let entry = JournalEntry::without_body(key.unwrap_or_default(), target.model);
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                in_flight.record(JournalEntry { body, ..entry });
+            }
+            enqueue(simulator, key, target, kind, &body)
+        }
         Err(refusal) => Err(refusal),
     };
     match created {
@@ -84,6 +91,9 @@ fn enqueue(
     let model = target.check_model(options, simulator.today())?;
     if simulator.is_unfunded() {
         return Err(Refusal::with_status(StatusCode::PAYMENT_REQUIRED));
+    }
+    if body.len() > MAX_INLINE {
+        return Err(Refusal::invalid_argument("Inline batches must be under 20 MB."));
     }
     let body: Value = parse(body)?;
     let contents = Contents::read(simulator, key, model, kind, &body["batch"])?;
@@ -115,7 +125,7 @@ fn enqueue(
     Ok(operation)
 }
 
-/// What a batch asks for, and its answers.
+/// The requests of a batch and their answers.
 struct Contents {
     kind: Kind,
     tokens: u64,
@@ -173,9 +183,6 @@ impl Contents {
 
     fn add(&mut self, simulator: &Simulator, model: &str, item: &Value) -> Result<(), Refusal> {
         let request = item["request"].to_string();
-        if request.len() > MAX_INLINE {
-            return Err(Refusal::invalid_argument("Inline batches must be under 20 MB."));
-        }
         let mut answer = match self.kind {
             Kind::Generate => self.generate(simulator, model, request.as_bytes())?,
             Kind::Embed => {

@@ -161,9 +161,9 @@ impl SimulatedCall<'_> {
         let admitted = self.simulator.quotas().admit(demand, self.arrived);
         let tier = admitted.map_err(|exceeded| self.quota_exceeded(&exceeded))?;
         let is_full = script.flex_full && demand.tier == Tier::Flex;
-        let tier = script.tier.map_or(Ok(tier), Tier::parse)?;
+        let tier = script.tier.unwrap_or(tier);
         in_flight.admit(demand.input_tokens, tier);
-        if !is_full && in_flight.take_place(self.simulator.capacity(tier), tier) {
+        if !is_full && in_flight.take_capacity(self.simulator.capacity(tier), tier) {
             Ok(tier)
         } else {
             Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))

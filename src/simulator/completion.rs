@@ -1,4 +1,4 @@
-//! Chat completions: the bodies of OpenAI's clients, and the answers they read.
+//! Chat completions: reading the requests of OpenAI's clients and writing their responses.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::request::{Content, GenerateContentRequest, GenerationConfig, Part, Te
 use super::response::{Candidate, Content as Presented, PromptOutcome, SimulatedResponse, pieces};
 use super::tokens::{Count, tokens};
 
-/// Body of `chat/completions`, as far as it plays a part in the answer.
+/// Body of `chat/completions`, as far as it affects the answer.
 #[derive(Deserialize)]
 struct ChatCompletionRequest<'a> {
     #[serde(borrow)]
@@ -105,7 +105,7 @@ impl<'a> ChatCompletionRequest<'a> {
         CompletionForm { stream: self.stream == Some(true), include_usage }
     }
 
-    /// The same in Gemini's shape, unless Gemini refuses it.
+    /// The request in Gemini's shape, unless Gemini refuses it.
     fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
         let (mut instructions, mut contents) = (Vec::new(), Vec::new());
         for Message { role, content } in self.messages {
@@ -152,7 +152,7 @@ fn parts(content: Option<MessageContent<'_>>) -> Vec<Part<'_>> {
     }
 }
 
-/// The answer in one body.
+/// The response in one body.
 pub(super) fn completion(answer: &SimulatedResponse<'_>) -> Bytes {
     let (message, cost) = match &answer.outcome {
         PromptOutcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
@@ -173,8 +173,8 @@ pub(super) fn completion(answer: &SimulatedResponse<'_>) -> Bytes {
     body.to_string().into()
 }
 
-/// The answer in at most so many chunks. The last one says why the answer ends, and what it cost
-/// when that was asked for.
+/// The response in at most so many chunks. The last one has the finish reason and, if requested,
+/// the usage.
 pub(super) fn completion_chunks(
     answer: &SimulatedResponse<'_>,
     count: usize,
@@ -213,7 +213,7 @@ fn envelope(answer: &SimulatedResponse<'_>, object: &str, choice: Value) -> Valu
     })
 }
 
-/// Thoughts are in the total only, as recorded.
+/// Thoughts count in the total only, as recorded.
 fn usage(answer: &SimulatedResponse<'_>, completion_tokens: u64) -> Value {
     let thoughts = answer.thoughts().unwrap_or_default();
     json!({
@@ -223,8 +223,8 @@ fn usage(answer: &SimulatedResponse<'_>, completion_tokens: u64) -> Value {
     })
 }
 
-/// Why an answer ends, in OpenAI's words where it has one. What has been withheld is called
-/// `content_filter: SAFETY` or so, and comes without a message. `None` where it does not say.
+/// The finish reason in OpenAI's terms. Withheld content has a reason such as `content_filter:
+/// SAFETY`. `None` where the response does not say.
 fn finish_reason(outcome: &PromptOutcome<'_>) -> Option<String> {
     let reason = match outcome {
         PromptOutcome::Candidate(candidate) => candidate.finish_reason?,

@@ -20,7 +20,7 @@ use super::script::{Ending, Script};
 use super::stats::hash;
 use super::tokens::tokens;
 
-/// What a continuation token says before the number of the call that it asks for.
+/// The prefix of a continuation token. The number of the next call follows.
 const TOKEN_PREFIX: &str = "simulated continuation ";
 
 /// The limit and the wait that a scripted quota refusal names.
@@ -77,7 +77,7 @@ pub(super) fn candidate<'a>(
     Ok(PromptOutcome::Candidate(Candidate { text, finish_reason, continuation_token, content }))
 }
 
-/// The refusal that a script asks for; 503 where it does not say which.
+/// The refusal of a script; 503 by default.
 pub(super) fn scripted_refusal(
     ending: Option<&Ending<'_>>,
     model: &str,

@@ -1,4 +1,4 @@
-//! Uploading files and asking for them. The bytes are counted and discarded.
+//! The endpoints of files. Uploaded bytes are counted and discarded.
 
 pub(super) mod store;
 
@@ -23,7 +23,7 @@ use super::state::Simulator;
 use super::stats::hash;
 use super::target::{api_key, check_key, query_value};
 
-/// The routes of files and of their uploads.
+/// The routes of files and uploads.
 pub(super) fn router() -> Router<Simulator> {
     ["v1", "v1beta", "v1alpha"].into_iter().fold(Router::new(), |router, version| {
         router
@@ -56,7 +56,7 @@ async fn upload(State(simulator): State<Simulator>, request: Request) -> Respons
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Begins a resumable upload: the answer says where the bytes are to be sent.
+/// Begins a resumable upload. The response says where to send the bytes.
 async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Response, Refusal> {
     let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let body = received(body).await?;
@@ -77,8 +77,8 @@ async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Respo
     Ok(response)
 }
 
-/// Receives more of a resumable upload, or says how much there is. Needs no key: the address of
-/// the upload is the proof.
+/// Continues a resumable upload, or reports its size. No key is needed: the upload's address is the
+/// proof.
 async fn proceed(
     simulator: &Simulator,
     parts: &Parts,
@@ -126,7 +126,7 @@ async fn upload_at_once(
     finish(simulator, parts, &id).await
 }
 
-/// Ends an upload. One to a file search store is embedded, and answered with an operation.
+/// Ends an upload. A file for a search store is embedded; the response is an operation.
 async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
     let last = parts.uri.path().rsplit('/').next().unwrap_or_default();
     if let Some(store) = last.strip_suffix(":uploadToFileSearchStore") {
@@ -142,7 +142,7 @@ async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Respon
     Ok(with_upload_status(json_response(&json!({"file": file})), "final"))
 }
 
-/// The size of a body, in bytes. Keeps none of it.
+/// The size of a body, in bytes.
 async fn count(body: Body) -> Result<u64, Refusal> {
     let count = async |bytes, chunk: bytes::Bytes| Ok(bytes + chunk.len() as u64);
     let counted = body.into_data_stream().try_fold(0, count).await;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::completion::{CompletionForm, chat_completion};
 use super::embeddings::{Embeddings, EmbeddingsCall};
-use super::interactions::InteractionForm;
+use super::interactions::form::InteractionForm;
 use super::refusal::{Envelope, Refusal};
 use super::request::GenerateContentRequest;
 use super::response::SimulatedResponse;

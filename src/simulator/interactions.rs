@@ -4,12 +4,11 @@
 //! responses.
 
 mod events;
-mod form;
+pub(super) mod form;
 mod request;
 mod routes;
-mod store;
+pub(super) mod store;
 
-pub(super) use form::{InteractionForm, usage};
+pub(super) use form::usage;
 pub(super) use request::contents;
 pub(super) use routes::{create_interaction, router};
-pub(super) use store::Interactions;

@@ -66,7 +66,8 @@ fn read_embeddings(body: &[u8]) -> (Cow<'_, str>, SimulatedRequest<'_>) {
     (model, SimulatedRequest::embeddings(call))
 }
 
-/// A model, with or without `models/` before it. Gemini's refusals name this version.
+/// The target of a call. The model may have the prefix `models/`. Gemini's refusals name this
+/// version.
 fn target<'a>(model: &'a str, method: &'a str) -> Target<'a> {
     let model = model.strip_prefix("models/").unwrap_or(model);
     Target { version: "v1main", collection: "models", model, method }

@@ -125,7 +125,7 @@ pub enum Counting {
     /// What arrived in the last minute counts
     #[default]
     SlidingWindow,
-    /// The count starts afresh every minute from the simulator's start
+    /// The count restarts every minute, counted from the simulator's start
     FixedMinute,
     /// The quota flows in evenly and at most one second's worth of it can be saved up. A call
     /// that costs more than the bucket can hold goes when the bucket is full and leaves a debt,

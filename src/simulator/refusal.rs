@@ -1,5 +1,9 @@
 //! Error bodies, worded as Gemini words them.
 
+mod field;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use axum::body::Body;
@@ -7,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+
+pub(super) use field::FieldViolation;
 
 use super::quota::{Quota, QuotaExceeded};
 
@@ -28,7 +34,7 @@ pub(super) struct Refusal {
     body: Bytes,
     /// For a 429 with details, the quotas it names.
     quota_ids: Vec<&'static str>,
-    /// Its code in the envelope of the Interactions API, unless the status says it.
+    /// The code in the Interactions API; `None` where the status determines it.
     code: Option<&'static str>,
 }
 
@@ -38,55 +44,10 @@ pub(super) enum Envelope {
     /// `{"error": {"code": 429, "message", "status", "details"}}`.
     #[default]
     Native,
-    /// The native one in a list, as OpenAI's clients get it.
+    /// A list with the native envelope, as OpenAI's clients get it.
     List,
     /// `{"error": {"code": "rate_limit_exceeded", "message"}}`.
     Interactions,
-}
-
-/// A name or value in the request that Google's JSON reader stops at.
-pub(super) struct FieldViolation {
-    /// The place; empty for the request itself.
-    field: String,
-    description: String,
-}
-
-impl FieldViolation {
-    /// An unknown field.
-    pub fn unknown_name(name: &str, field: &str) -> Self {
-        Self::at_name(name, field, "Cannot find field.")
-    }
-
-    /// A list where a single value is expected.
-    pub fn list(name: &str, field: &str) -> Self {
-        Self::at_name(name, field, "Proto field is not repeating, cannot start list.")
-    }
-
-    fn at_name(name: &str, field: &str, reason: &str) -> Self {
-        let place = if field.is_empty() { String::new() } else { format!(" at '{field}'") };
-        Self {
-            field: field.to_owned(),
-            description: format!(
-                "Invalid JSON payload received. Unknown name \"{name}\"{place}: {reason}"
-            ),
-        }
-    }
-
-    /// A value of the wrong type.
-    pub fn value(field: &str, type_name: &str, value: &Value) -> Self {
-        Self {
-            field: field.to_owned(),
-            description: format!("Invalid value at '{field}' ({type_name}), {value}"),
-        }
-    }
-
-    fn to_json(&self) -> Value {
-        if self.field.is_empty() {
-            json!({"description": self.description})
-        } else {
-            json!({"field": self.field, "description": self.description})
-        }
-    }
 }
 
 impl Refusal {
@@ -112,18 +73,18 @@ impl Refusal {
         Self { code: Some(code), ..self }
     }
 
-    /// A request that is wrong in one point.
+    /// A request with one fault.
     pub fn invalid_argument(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message.as_ref(), None)
     }
 
-    /// A request that breaks rules which Google writes as a list, one line each.
+    /// A request that violates rules. Google lists them, one a line.
     pub fn rules(violations: &[String]) -> Self {
         let message: String = violations.iter().map(|rule| format!("* {rule}\n")).collect();
         Self::invalid_argument(message)
     }
 
-    /// A request with names or values that Google's JSON reader stops at.
+    /// A request with fields or values that Google's JSON reader refuses.
     pub fn bad_request(violations: &[FieldViolation]) -> Self {
         let lines: Vec<&str> = violations.iter().map(|v| v.description.as_str()).collect();
         let details = json!([{
@@ -146,7 +107,7 @@ impl Refusal {
         Self::invalid_argument("Missing or invalid Authorization header.")
     }
 
-    /// A call with a key that does not exist.
+    /// A call with an unknown key.
     pub fn invalid_key() -> Self {
         let message = "API key not valid. Please pass a valid API key.";
         let details = json!([
@@ -165,7 +126,7 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message, Some(details)).with_code("authentication")
     }
 
-    /// A model, or a method of it, that does not exist.
+    /// An unknown model, or a method that it does not have.
     pub fn model_not_found(resource: &str, version: &str, method: &str) -> Self {
         let message = format!(
             "{resource} is not found for API version {version}, or is not supported for {method}. \
@@ -175,7 +136,7 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
     }
 
-    /// A model that was switched off.
+    /// A retired model.
     pub fn model_retired(resource: &str) -> Self {
         let message = format!(
             "This model {resource} is no longer available. Please update your code to use a newer \
@@ -184,12 +145,12 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
     }
 
-    /// Something other than a model that does not exist.
+    /// An unknown resource other than a model.
     pub fn not_found(resource: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, &format!("{resource} is not found."), None)
     }
 
-    /// A request that the state of something does not allow.
+    /// A request that the current state does not allow.
     pub fn failed_precondition(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message, None).with_code("failed_precondition")
     }
@@ -210,15 +171,14 @@ impl Refusal {
         Self { quota_ids: vec!["batch"], ..refusal }
     }
 
-    /// A file that does not exist or is another key's.
+    /// A file that does not exist or belongs to another key.
     pub fn no_such_file(id: &str) -> Self {
         let message =
             format!("You do not have permission to access the File {id} or it may not exist.");
         Self::new(StatusCode::FORBIDDEN, &message, None)
     }
 
-    /// A call for which a quota has no room. The delay in the details is rounded down to whole
-    /// seconds, as recorded.
+    /// A call above a quota. The delay in the details is rounded down to whole seconds, as recorded.
     pub fn quota_exceeded(exceeded: &QuotaExceeded, model: &str, free_tier: bool) -> Self {
         let mut message = QUOTA_MESSAGE.to_owned();
         let mut violations = Vec::new();
@@ -249,7 +209,7 @@ impl Refusal {
         Self { quota_ids, ..refusal }.with_code(code)
     }
 
-    /// A refusal with nothing but a status and its usual message.
+    /// A refusal with the usual message of a status.
     pub fn with_status(status: StatusCode) -> Self {
         let message = match status.as_u16() {
             400 => "Request contains an invalid argument.",
@@ -271,7 +231,7 @@ impl Refusal {
         Self::new(status, message, None)
     }
 
-    /// A page from something in front of Gemini, not from Gemini itself.
+    /// An HTML page, as a proxy in front of Gemini sends it.
     pub fn html(status: StatusCode) -> Self {
         let title = format!("Error {} ({})", status.as_u16(), status_name(status));
         let page = format!(
@@ -282,7 +242,7 @@ impl Refusal {
         Self { status, content_type: HTML, body, quota_ids: Vec::new(), code: None }
     }
 
-    /// The same in another envelope. A page of HTML stays as it is.
+    /// The refusal in another envelope. An HTML page is not changed.
     pub fn in_envelope(self, envelope: Envelope) -> Self {
         if self.content_type == HTML {
             return self;
@@ -332,7 +292,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The part of the details that says where to read about quotas.
+/// The detail that links to the documentation of quotas.
 fn help() -> Value {
     json!({
         "@type": "type.googleapis.com/google.rpc.Help",
@@ -382,69 +342,4 @@ fn status_name(status: StatusCode) -> &'static str {
 
 fn seconds(duration: Duration) -> String {
     format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quota_refusal_says_what_when_and_where_to_read_more() {
-        let exceeded = QuotaExceeded {
-            violations: vec![(Quota::InputTokensPerMinute, 250_000)],
-            retry_in: Duration::from_millis(48_939),
-        };
-        let refusal = Refusal::quota_exceeded(&exceeded, "gemini-2.5-flash", true);
-        let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
-        let metric =
-            "generativelanguage.googleapis.com/generate_content_free_tier_input_token_count";
-        let message = body["error"]["message"].as_str().expect("a message");
-        assert!(message.starts_with("You exceeded your current quota, please check your plan"));
-        assert!(message.ends_with(&format!(
-            "\n* Quota exceeded for metric: {metric}, limit: 250000, model: gemini-2.5-flash\
-             \nPlease retry in 48.939000000s."
-        )));
-        assert_eq!(body["error"]["code"], 429);
-        assert_eq!(body["error"]["status"], "RESOURCE_EXHAUSTED");
-        let details = body["error"]["details"].as_array().expect("details");
-        assert_eq!(
-            details[1]["violations"],
-            json!([{
-                "quotaMetric": metric,
-                "quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier",
-                "quotaDimensions": {"location": "global", "model": "gemini-2.5-flash"},
-                "quotaValue": "250000",
-            }])
-        );
-        assert_eq!(details[2]["retryDelay"], "48s");
-    }
-
-    #[test]
-    fn a_violation_of_the_request_itself_has_no_field() {
-        let violations = [
-            FieldViolation::unknown_name("response_format", "generation_config"),
-            FieldViolation::unknown_name("response_schema", ""),
-        ];
-        let body: Value =
-            serde_json::from_slice(Refusal::bad_request(&violations).body()).expect("JSON");
-        let first = "Invalid JSON payload received. Unknown name \"response_format\" at \
-            'generation_config': Cannot find field.";
-        let second = "Invalid JSON payload received. Unknown name \"response_schema\": \
-            Cannot find field.";
-        assert_eq!(
-            body,
-            json!({"error": {
-                "code": 400,
-                "message": format!("{first}\n{second}"),
-                "status": "INVALID_ARGUMENT",
-                "details": [{
-                    "@type": "type.googleapis.com/google.rpc.BadRequest",
-                    "fieldViolations": [
-                        {"field": "generation_config", "description": first},
-                        {"description": second},
-                    ],
-                }],
-            }})
-        );
-    }
 }

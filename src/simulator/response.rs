@@ -1,4 +1,4 @@
-//! The bodies of answers.
+//! Response bodies.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::tier::Tier;
 use super::tokens::{Count, tokens};
 
-/// What a model that thinks spends on it, in tokens.
+/// The thought tokens of a model that thinks.
 const THOUGHTS_TOKENS: u64 = 128;
 
 const THOUGHT: &str = "The simulator is thinking about the prompt.";
 
-/// A sentence to pad answers with; any would do.
+/// A sentence to pad answers with.
 const PADDING: &str = " Nothing more is known about this, and the sentence is repeated.";
 
 /// The response to one call, before it is written as a body or as the chunks of a stream.
@@ -34,29 +34,29 @@ pub(super) enum PromptOutcome<'a> {
     Candidate(Candidate<'a>),
 }
 
-/// The one candidate of an answer.
+/// The only candidate of a response.
 pub(super) struct Candidate<'a> {
     pub text: Cow<'a, str>,
-    /// Why it ends; `None` where it does not say.
+    /// `None` where the response does not say why it ends.
     pub finish_reason: Option<&'a str>,
     /// What the client sends back to have the answer continued.
     pub continuation_token: Option<String>,
     pub content: Content,
 }
 
-/// How the text is presented.
+/// The form of the content.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
-    /// `"content": {}`, as when the answer is withheld.
+    /// `"content": {}`, as in a withheld answer.
     Missing,
-    /// A content that has a role and no parts.
+    /// A content with a role but no parts.
     WithoutParts,
-    /// The text in so many parts, perhaps after a thought.
+    /// The text in this many parts, after a thought if requested.
     Parts { count: usize, thought: bool },
 }
 
 impl SimulatedResponse<'_> {
-    /// The answer in one body.
+    /// The response in one body.
     pub fn whole(&self) -> Bytes {
         match &self.outcome {
             PromptOutcome::Blocked(reason) => self.blocked(reason),
@@ -72,8 +72,8 @@ impl SimulatedResponse<'_> {
         }
     }
 
-    /// The answer in at most so many chunks. Usage is cumulative, and the last one says why the
-    /// answer ends.
+    /// The response in at most so many chunks. Usage is cumulative; the last chunk has the finish
+    /// reason.
     pub fn chunks(&self, count: usize) -> Vec<Bytes> {
         let candidate = match &self.outcome {
             PromptOutcome::Blocked(reason) => return vec![self.blocked(reason)],
@@ -147,7 +147,7 @@ impl SimulatedResponse<'_> {
         serde_json::to_vec(&response).expect("strings and numbers are always JSON").into()
     }
 
-    /// The "pro" models and Gemini 3.8 Flash think before they answer.
+    /// The thought tokens. The "pro" models and Gemini 3.8 Flash think before they answer.
     pub fn thoughts(&self) -> Option<u64> {
         let thinks = self.model.contains("pro") || self.model == "gemini-3.8-flash";
         thinks.then_some(THOUGHTS_TOKENS)
@@ -163,7 +163,7 @@ impl SimulatedResponse<'_> {
         }
     }
 
-    /// The tokens that are paid for at the price of output.
+    /// The tokens billed at the output price: text and thoughts.
     pub fn billed_output_tokens(&self) -> u64 {
         match &self.outcome {
             PromptOutcome::Blocked(_) => 0,
@@ -186,7 +186,7 @@ impl SimulatedResponse<'_> {
     }
 }
 
-/// The text in so many pieces of about the same size, or fewer when it is short.
+/// Splits a text into so many pieces of similar size, or fewer when it is short.
 pub(super) fn pieces(text: &str, count: usize) -> Vec<&str> {
     let size = text.len().div_ceil(count.max(1)).max(1);
     let mut pieces = Vec::with_capacity(text.len().div_ceil(size));
@@ -202,13 +202,13 @@ pub(super) fn pieces(text: &str, count: usize) -> Vec<&str> {
     pieces
 }
 
-/// The beginning of a text, at most so many bytes.
+/// The beginning of a text, at most so many bytes long.
 pub(super) fn beginning(mut text: String, bytes: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes));
     text
 }
 
-/// The text padded or cut to a size in bytes.
+/// Pads or cuts a text to a size in bytes.
 pub(super) fn sized(text: String, bytes: usize) -> String {
     let mut text = beginning(text, bytes);
     text.reserve(bytes - text.len());

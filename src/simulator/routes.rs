@@ -67,7 +67,7 @@ async fn list_models(State(simulator): State<Simulator>, request: Request) -> Re
     json_response(&json!({"models": listed}))
 }
 
-/// There are none.
+/// The simulator has no cached contents.
 async fn list_cached_contents(State(simulator): State<Simulator>, request: Request) -> Response {
     match check_key(api_key(request.headers(), request.uri()), simulator.options()) {
         Ok(_) => json_response(&json!({})),
@@ -99,7 +99,7 @@ fn described(resource: &str) -> Value {
     })
 }
 
-/// Any call of a model's method.
+/// Handles a call of a model's method.
 async fn call_model(State(simulator): State<Simulator>, request: Request) -> Response {
     let target = match target(request.uri(), "") {
         Ok(target) => target,
@@ -171,7 +171,7 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
     }
 }
 
-/// Any call that is counted as one of the model's answers.
+/// Handles a generating call.
 async fn generate(
     simulator: &Simulator,
     request: Request,

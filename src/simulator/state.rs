@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::batches::store::Batches;
 use super::files::store::Files;
-use super::interactions::Interactions;
+use super::interactions::store::Interactions;
 use super::models;
 use super::options::Options;
 use super::other_calls::triggers::Triggers;

@@ -11,38 +11,39 @@ use tokio::time::Instant;
 use super::refusal::Refusal;
 use super::tier::Tier;
 
-/// Counts since the start or the last reset, of the generating calls only unless said otherwise.
+/// Counters since the start or the last reset. They count generating calls unless stated otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Calls that arrived.
     pub calls: u64,
     /// Calls answered to the last byte, blocked prompts included.
     pub answered: u64,
-    /// Calls that the quotas had room for, whatever became of them afterwards.
+    /// Calls that the quotas admitted, whatever their outcome.
     pub admitted: u64,
-    /// What those calls cost, in input tokens.
+    /// The input tokens of the admitted calls.
     pub admitted_input_tokens: u64,
-    /// Calls refused with 429, by `quotaId`; a call that exceeds two quotas is under both, one
-    /// whose refusal names none is under `unspecified`.
+    /// Calls refused with 429, by `quotaId`. A call above two quotas counts under both. The spend limit
+    /// is `spend`, the batch limits are `batch`, and a refusal that names no quota is `unspecified`.
     pub refused_429: BTreeMap<String, u64>,
     /// Calls refused with 503.
     pub refused_503: u64,
-    /// Calls refused with another status, or cut off on demand.
+    /// Calls refused with another status, or broken off by a marker.
     pub errors: u64,
-    /// Calls whose client hung up before the last byte of the answer.
+    /// Calls whose client hung up before the last byte of the response, and cancelled background
+    /// interactions.
     pub cancelled: u64,
-    /// Calls being worked on, from their arrival to the last byte of the answer; those of
-    /// `countTokens` too.
+    /// Calls in flight, from their arrival to the last byte of the response, including those of
+    /// `countTokens`.
     pub in_flight: usize,
     /// The most calls that were in flight at the same time.
     pub highest_in_flight: usize,
-    /// Calls of `countTokens`, which are only counted here and while they are in flight.
+    /// Calls of `countTokens`, which otherwise count only as calls in flight.
     pub count_tokens: u64,
-    /// Calls that the quotas had room for, by the service tier that served them.
+    /// Admitted calls by the service tier that served them.
     pub by_tier: BTreeMap<String, u64>,
     /// The most flex calls that were served at the same time.
     pub highest_flex_in_flight: usize,
-    /// What the calls cost, in billionths of a US dollar.
+    /// The cost of the calls, in billionths of a US dollar.
     pub spent_nanodollars: u64,
     /// Open live sessions. A session counts as a call in flight too, once it has named its model.
     pub live_sessions: usize,
@@ -56,7 +57,7 @@ pub struct Stats {
     pub highest_enqueued_tokens: u64,
     /// Calls by model.
     pub by_model: BTreeMap<String, u64>,
-    /// Calls by key, which is shown as a short hash.
+    /// Calls by key, shown as a hash.
     pub by_key: BTreeMap<String, u64>,
 }
 
@@ -71,26 +72,40 @@ impl Stats {
 /// One generating call, kept when [`Options::journal`](super::Options::journal) is set.
 #[derive(Clone, Debug)]
 pub struct JournalEntry {
-    /// The key it came with, as it came; empty without one.
+    /// The key as it was sent; empty without one.
     pub api_key: String,
     /// The model, without `models/`.
     pub model: String,
     /// The last text that is not the model's, markers included.
     pub prompt_text: String,
-    /// The whole body; null when it is no JSON.
+    /// The body; null when it is not JSON.
     pub body: Value,
     /// When it arrived, on tokio's clock.
     pub arrived_at: Instant,
-    /// The status it was answered with; none while it is in flight, when the client hung up and
-    /// when it was cut off on demand.
+    /// The status of the response; `None` while the call is in flight, when the client hung up and
+    /// when a marker broke it off.
     pub status: Option<u16>,
+}
+
+impl JournalEntry {
+    /// An entry for a call that arrives now, without a prompt and a body.
+    pub(super) fn without_body(api_key: &str, model: &str) -> Self {
+        Self {
+            api_key: api_key.to_owned(),
+            model: model.to_owned(),
+            prompt_text: String::new(),
+            body: Value::Null,
+            arrived_at: Instant::now(),
+            status: None,
+        }
+    }
 }
 
 /// The outcome of a call.
 pub(super) enum CallOutcome<'a> {
     Answered,
     Refused(&'a Refusal),
-    /// Cut off on demand.
+    /// Broken off by a marker.
     Broken,
 }
 
@@ -100,7 +115,7 @@ pub(super) struct StatsCollector(Mutex<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// All counts but those by key.
+    /// All counters except those by key.
     stats: Stats,
     /// By the hash of the key.
     by_key: HashMap<u64, u64>,
@@ -109,7 +124,7 @@ struct Counts {
     /// Calls that take up the capacity of the flex tier.
     serving_flex: usize,
     journal: Vec<JournalEntry>,
-    /// How many journal entries were thrown away by resets.
+    /// How many journal entries resets have dropped.
     journal_offset: usize,
 }
 
@@ -124,7 +139,7 @@ impl Counts {
 }
 
 impl StatsCollector {
-    /// The counts as they are.
+    /// The current counters.
     pub fn stats(&self) -> Stats {
         let counts = self.counts();
         let by_key = counts.by_key.iter().map(|(hash, calls)| (format!("{hash:016x}"), *calls));
@@ -136,7 +151,7 @@ impl StatsCollector {
         self.counts().journal.clone()
     }
 
-    /// Starts counting afresh; the calls in flight stay in flight.
+    /// Resets the counters. Calls in flight stay in flight.
     pub fn reset(&self) {
         let mut counts = self.counts();
         let Stats { in_flight, live_sessions, background_runs, enqueued_tokens, .. } = counts.stats;
@@ -168,7 +183,7 @@ impl StatsCollector {
         self.counts().stats.spent_nanodollars += cost;
     }
 
-    /// Counts input tokens of a call that was admitted before, such as a live session.
+    /// Counts further input tokens of an admitted call, such as a live session.
     pub fn admit_tokens(&self, input_tokens: u64) {
         self.counts().stats.admitted_input_tokens += input_tokens;
     }
@@ -225,14 +240,14 @@ impl InFlightCall {
         Self { collector, serving: None, has_ended: false, journal_index: None }
     }
 
-    /// Puts the call into the journal.
+    /// Adds the call to the journal.
     pub fn record(&mut self, entry: JournalEntry) {
         let mut counts = self.collector.counts();
         self.journal_index = Some(counts.journal_offset + counts.journal.len());
         counts.journal.push(entry);
     }
 
-    /// Counts the call as one that the quotas had room for.
+    /// Counts the call as admitted.
     pub fn admit(&self, input_tokens: u64, tier: Tier) {
         let stats = &mut self.collector.counts().stats;
         stats.admitted += 1;
@@ -240,8 +255,8 @@ impl InFlightCall {
         stats.admitted_input_tokens += input_tokens;
     }
 
-    /// Takes up one of so many places of a tier until the call ends, unless all are taken.
-    pub fn take_place(&mut self, capacity: usize, tier: Tier) -> bool {
+    /// Takes up capacity of a tier until the call ends. Returns `false` if none is left.
+    pub fn take_capacity(&mut self, capacity: usize, tier: Tier) -> bool {
         let mut counts = self.collector.counts();
         let serving = counts.serving(tier);
         if *serving >= capacity {
@@ -331,7 +346,7 @@ fn increment(counts: &mut BTreeMap<String, u64>, name: &str) {
     }
 }
 
-/// The same for the same value within one version of the program.
+/// A hash that is stable within one version of the program.
 pub(super) fn hash(value: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);

@@ -7,7 +7,7 @@ use super::models;
 use super::options::Options;
 use super::refusal::Refusal;
 
-/// How the names of models begin.
+/// The prefixes of model names.
 const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
 
 /// The address of a call: `/v1beta/models/gemini-3.5-flash-lite:generateContent`.
@@ -69,13 +69,13 @@ pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a st
         .filter(|key| !key.is_empty())
 }
 
-/// A parameter of the query, without decoding: keys and `alt=sse` need none.
+/// A query parameter, not decoded: keys and `alt=sse` need no decoding.
 pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
     let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.into_iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
 }
 
-/// Refuses a call without a key or with a key that does not exist.
+/// Refuses a missing or unknown key.
 pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
     let key = key.ok_or_else(Refusal::no_key)?;
     if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {

@@ -2,8 +2,6 @@
 
 use http::HeaderValue;
 
-use super::refusal::Refusal;
-
 /// A service tier. Source: Gemini API docs, flex and priority inference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Tier {
@@ -16,16 +14,15 @@ pub(super) enum Tier {
 }
 
 impl Tier {
-    /// Reads the `service_tier` of a request. OpenAI's clients also send `auto` and `default`;
-    /// interactions accept `deferred`, which is undocumented and counts as flex here.
-    pub fn parse(name: &str) -> Result<Self, Refusal> {
+    /// Reads the `service_tier` of a request; `None` if there is no such tier. OpenAI's clients also
+    /// send `auto` and `default`. Interactions accept `deferred`, which is undocumented and counts as
+    /// flex here.
+    pub fn parse(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
-            "" | "unspecified" | "standard" | "auto" | "default" => Ok(Self::Standard),
-            "flex" | "deferred" => Ok(Self::Flex),
-            "priority" => Ok(Self::Priority),
-            _ => Err(Refusal::invalid_argument(format!(
-                "Invalid value at 'service_tier', \"{name}\""
-            ))),
+            "" | "unspecified" | "standard" | "auto" | "default" => Some(Self::Standard),
+            "flex" | "deferred" => Some(Self::Flex),
+            "priority" => Some(Self::Priority),
+            _ => None,
         }
     }
 

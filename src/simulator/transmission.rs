@@ -18,14 +18,14 @@ use super::tier::Tier;
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 
-/// How an answer is written.
+/// How a response is framed.
 #[derive(Clone, Copy)]
 pub(super) enum Framing {
     /// One JSON object.
     Whole,
     /// Server-sent events.
     Events,
-    /// A JSON array of what would be the events.
+    /// A JSON array.
     Array,
     /// Server-sent events as OpenAI writes them, ended by `[DONE]`.
     OpenAiEvents,
@@ -47,8 +47,8 @@ impl Framing {
         }
     }
 
-    /// How an error is written among the chunks of an answer. Source: a recorded stream; for OpenAI's
-    /// surface, a recorded answer.
+    /// Writes an error into a stream. Source: a recorded stream and, for OpenAI's surface, a recorded
+    /// response.
     fn failure(self, refusal: &Refusal, is_first: bool) -> Bytes {
         let pretty = serde_json::from_slice::<Value>(refusal.body());
         let pretty = pretty.map_or_else(|_| String::new(), |json| format!("{json:#}"));
@@ -144,7 +144,7 @@ pub(super) fn with_content_type(body: Body, framing: Framing) -> Response {
     response
 }
 
-/// Half of the frames, or half of the only one.
+/// The first half of the frames, or half of a single frame.
 fn first_half(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     match frames.as_mut_slice() {
         [only] => only.truncate(only.len() / 2),
@@ -153,22 +153,22 @@ fn first_half(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     frames
 }
 
-/// An answer on its way, sent evenly over the latency.
+/// A response being sent, evenly over the latency.
 struct Transmission {
     frames: std::vec::IntoIter<Bytes>,
-    /// Frames of the whole answer.
+    /// The number of frames.
     length: u32,
-    /// Size of the whole answer.
+    /// The size in bytes.
     bytes: usize,
     sent: u32,
     arrived: Instant,
     latency: Duration,
     truncated: bool,
-    /// After how many frames nothing more comes.
+    /// After how many frames nothing more is sent.
     stall_after: Option<u32>,
-    /// The error that it ends with.
+    /// The error that ends the stream.
     refusal: Option<Refusal>,
-    /// Until it has ended.
+    /// `None` once it has ended.
     call: Option<InFlightCall>,
 }
 
@@ -231,7 +231,7 @@ impl Transmission {
             call.end(&outcome);
             return None;
         }
-        // Lets the server send what it has before the connection breaks.
+        // The server sends what it has before the connection breaks.
         tokio::task::yield_now().await;
         call.end(&CallOutcome::Broken);
         Some(broken())
@@ -243,11 +243,11 @@ fn broken() -> io::Result<Bytes> {
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed as the script says"))
 }
 
-/// How late tokio's timer is on average: it rounds a deadline up to a millisecond of its own clock
-/// and sleeps whole ones, and then the task has to be woken. Measured over loopback.
+/// The average lag of tokio's timer, which rounds up to whole milliseconds, including waking the
+/// task. Measured over loopback.
 const TIMER_LAG: Duration = Duration::from_micros(1_500);
 
-/// Sleeps until the client should see something happen.
+/// Sleeps until a deadline, early by the timer's lag.
 pub(super) async fn wait_until(deadline: Instant) {
     let wake_at = deadline - TIMER_LAG;
     if wake_at > Instant::now() {

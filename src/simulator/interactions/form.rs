@@ -14,7 +14,10 @@ use crate::simulator::script::Script;
 /// The largest input that is kept for `include_input`, in bytes.
 const KEPT_INPUT: usize = 64 << 10;
 
-/// What a request says about its interaction.
+/// About how many bytes an object takes beside its text.
+const OBJECT_SIZE: usize = 2 << 10;
+
+/// The properties of an interaction that its request sets.
 pub(in crate::simulator) struct InteractionForm {
     pub id: String,
     /// Hash of the key that it belongs to.
@@ -41,6 +44,8 @@ pub(in crate::simulator) struct FinishedInteraction {
     pub earlier_tokens: u64,
     /// Tokens of all interactions up to this one.
     pub total_tokens: u64,
+    /// About how many bytes it takes.
+    pub size: usize,
     /// In how many chunks its text is streamed.
     pub chunks: usize,
     pub background: bool,
@@ -98,6 +103,10 @@ impl InteractionForm {
         if script.no_usage {
             object.as_object_mut().map(|object| object.shift_remove("usage"));
         }
+        let text = match &response.outcome {
+            PromptOutcome::Candidate(candidate) => candidate.text.len(),
+            PromptOutcome::Blocked(_) => 0,
+        };
         let can_continue = object.get("continuation_token").is_some();
         let input = self.input.clone().filter(|input| input.to_string().len() <= KEPT_INPUT);
         FinishedInteraction {
@@ -105,6 +114,7 @@ impl InteractionForm {
             owner: self.owner,
             object,
             input,
+            size: OBJECT_SIZE + text + self.prompt.len(),
             prompt: if can_continue { self.prompt.clone() } else { String::new() },
             earlier_tokens,
             total_tokens: earlier_tokens + response.prompt_tokens + response.output_tokens(),

@@ -120,8 +120,8 @@ impl<'a> InteractionRequest<'a> {
     }
 }
 
-/// Asks for JSON where the format does: `{"type": "text", "mime_type": "application/json",
-/// "schema"}`, alone or in a list, or a schema by itself.
+/// Requests JSON if the format is `{"type": "text", "mime_type": "application/json", "schema"}`, alone
+/// or in a list, or a schema by itself.
 fn set_response_format<'a>(
     config: &mut GenerationConfig<'a>,
     raw: &'a RawValue,

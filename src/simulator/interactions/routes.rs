@@ -78,8 +78,8 @@ pub(in crate::simulator) async fn create_interaction(
     }
 }
 
-/// A request for an interaction: what it says about the interaction, the request in Gemini's shape,
-/// the tokens of the interactions before it, and the model or agent.
+/// A parsed request: the properties of the interaction, the request in Gemini's shape, the tokens of
+/// the interactions before it, and the model or agent.
 type Prepared<'a> = (InteractionForm, Result<GenerateContentRequest<'a>, Refusal>, u64, String);
 
 fn prepare<'a>(
@@ -119,7 +119,7 @@ fn prepare<'a>(
     Ok((form, content, tokens, name))
 }
 
-/// Counts a call whose body does not say what it asks for.
+/// Counts and refuses a call whose body cannot be read.
 fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: Refusal) -> Response {
     let refusal = refusal.in_envelope(Envelope::Interactions);
     InFlightCall::arrive(simulator.collector(), "", key).end(&CallOutcome::Refused(&refusal));

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::form::FinishedInteraction;
 use crate::simulator::refusal::Refusal;
 
-/// How many interactions are kept. The oldest is dropped first.
-const KEPT: usize = 20_000;
+/// How many bytes of interactions are kept. The oldest is dropped first.
+const MAX_BYTES: usize = 128 << 20;
 
 /// The interactions that are kept.
 #[derive(Default)]
@@ -22,8 +22,9 @@ pub(in crate::simulator) struct Interactions(Mutex<Table>);
 #[derive(Default)]
 struct Table {
     by_id: HashMap<String, StoredInteraction>,
-    /// Oldest first; deleted ones stay until they are dropped.
-    ids: VecDeque<String>,
+    /// With their sizes in bytes, oldest first; deleted ones stay until they are dropped.
+    ids: VecDeque<(String, usize)>,
+    bytes: usize,
 }
 
 /// An interaction with its times.
@@ -54,11 +55,13 @@ pub(in crate::simulator) struct Previous {
 }
 
 impl Interactions {
-    /// Keeps an interaction that runs from an instant for so long.
+    /// Keeps an interaction that runs from an instant for so long. One in the foreground counts as
+    /// ended, because its response is sent when it ends.
     pub fn insert(&self, finished: FinishedInteraction, started_at: Instant, latency: Duration) {
         if !finished.store {
             return;
         }
+        let latency = if finished.background { latency } else { Duration::ZERO };
         let queued = finished.queued.unwrap_or(latency / 10);
         let stored = StoredInteraction {
             started_at,
@@ -68,11 +71,15 @@ impl Interactions {
             finished,
         };
         let mut table = self.table();
-        if table.ids.len() == KEPT {
-            let oldest = table.ids.pop_front();
-            oldest.and_then(|id| table.by_id.remove(&id));
+        let size = stored.finished.size;
+        table.bytes += size;
+        while table.bytes > MAX_BYTES
+            && let Some((oldest, dropped)) = table.ids.pop_front()
+        {
+            table.bytes -= dropped;
+            table.by_id.remove(&oldest);
         }
-        table.ids.push_back(stored.finished.id.clone());
+        table.ids.push_back((stored.finished.id.clone(), size));
         table.by_id.insert(stored.finished.id.clone(), stored);
     }
 

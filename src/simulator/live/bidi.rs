@@ -33,8 +33,7 @@ async fn serve(simulator: Simulator, mut socket: Socket, key: String) {
     }
 }
 
-/// Reads the first message and answers it. Returns whether the session asks for handles to resume
-/// it with.
+/// Handles the first message. Returns the session and whether the client wants resumption handles.
 async fn set_up(
     simulator: Simulator,
     socket: &mut Socket,
@@ -100,7 +99,7 @@ async fn exchange(
     Ok(!after.goes_away)
 }
 
-/// Adds what a message says, and returns whether it is the model's turn.
+/// Adds the turns of a message. Returns whether the model is to answer.
 fn add_turns(turns: &mut Vec<Value>, message: &Value) -> Result<bool, Refusal> {
     let of = |value: &Value, camel: &str, snake: &str| {
         value.get(camel).or_else(|| value.get(snake)).cloned().unwrap_or_default()
@@ -127,7 +126,7 @@ fn add_turns(turns: &mut Vec<Value>, message: &Value) -> Result<bool, Refusal> {
     if realtime.is_null() {
         return Err(Refusal::invalid_argument("The message is not one of a client."));
     }
-    // Audio and video are taken and not answered.
+    // Audio and video are accepted and ignored.
     Ok(false)
 }
 

@@ -1,4 +1,4 @@
-//! What a live session asks of its model.
+//! A live session's calls of its model.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::response::SimulatedResponse;
 use crate::simulator::script::{Ending, Script};
 use crate::simulator::state::{Charge, Simulator};
-use crate::simulator::stats::{CallOutcome, InFlightCall};
+use crate::simulator::stats::{CallOutcome, InFlightCall, JournalEntry};
 use crate::simulator::target::Target;
 use crate::simulator::tier::Tier;
 
@@ -43,6 +43,9 @@ impl Session {
     pub fn open(simulator: Simulator, key: String, name: &str) -> Result<Self, Refusal> {
         let (collection, model) = name.split_once('/').unwrap_or(("models", name));
         let mut in_flight = InFlightCall::arrive(simulator.collector(), model, Some(&key));
+        if simulator.options().journal {
+            in_flight.record(JournalEntry::without_body(&key, model));
+        }
         let method = "bidiGenerateContent";
         let target = Target { version: "v1beta", collection, model, method };
         match admit(&simulator, &key, target, &mut in_flight) {
@@ -144,7 +147,7 @@ fn admit<'a>(
     }
     take(simulator, key, target.model, 1, 0, now)?;
     in_flight.admit(0, Tier::Standard);
-    if in_flight.take_place(simulator.capacity(Tier::Standard), Tier::Standard) {
+    if in_flight.take_capacity(simulator.capacity(Tier::Standard), Tier::Standard) {
         Ok(answering)
     } else {
         Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))

@@ -1,4 +1,4 @@
-//! What is answered, and how scripts shape it.
+//! Responses, and how markers change them.
 
 use http::header;
 use serde_json::{Value, json};

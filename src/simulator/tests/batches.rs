@@ -24,9 +24,13 @@ fn path_of(operation: &Value) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_is_pending_then_running_then_answered_in_order() {
-    let simulator = Simulator::new(Options { batch_ms: 10_000, ..Options::default() });
+    let options = Options { batch_ms: 10_000, journal: true, ..Options::default() };
+    let simulator = Simulator::new(options);
     let (status, created) = create(&simulator, &["a", "[[simulate:status=500]]b"]).await;
     assert_eq!((status, created.get("done")), (200, None));
+    let entry = simulator.journal().remove(0);
+    assert_eq!((&*entry.api_key, entry.status), ("key", Some(200)));
+    assert!(entry.body["batch"].is_object());
     let path = path_of(&created);
     let state = async || get(&simulator, &path).await.1["metadata"]["state"].clone();
     assert_eq!(state().await, "BATCH_STATE_PENDING");

@@ -110,8 +110,10 @@ impl Client {
 
 #[tokio::test]
 async fn a_session_answers_turns_with_the_usage_of_each() {
-    let server = Server::start(Options::default()).await;
+    let server = Server::start(Options { journal: true, ..Options::default() }).await;
     let mut client = server.session().await;
+    let entry = server.simulator.journal().remove(0);
+    assert_eq!((&*entry.api_key, &*entry.model), ("key", "gemini-3.8-live"));
     for text in ["Hello", "Ciao."] {
         client.ask(text).await;
         let (answer, last) = client.turn().await;
