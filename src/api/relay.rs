@@ -25,6 +25,8 @@ use crate::gemini::Surface;
 use crate::generation::Failure;
 use headers::strip_answer;
 
+use live::is_live;
+
 pub(super) use live::{ROUTES as LIVE_ROUTES, live};
 
 /// The prefixes of the paths that are passed on.
@@ -92,6 +94,7 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
 /// is passed on.
 pub(super) async fn unrouted(State(gateway): State<Gateway>, request: Request) -> Response {
     match single_slashes(request.uri().path()) {
+        Cow::Owned(path) if is_live(&path) => live(State(gateway), request).await,
         Cow::Owned(path) if PREFIXES.iter().any(|prefix| path.starts_with(prefix)) => {
             relay(State(gateway), request).await
         }

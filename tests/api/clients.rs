@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::proxies::Certificates;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT};
 
 /// Where `tests/run` installs the clients.
@@ -56,15 +57,42 @@ async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -
 /// Runs a test script and checks the calls that arrived at Gemini.
 async fn test(client: &mut Command, variables: &[(&str, &str)]) {
     let service = service().await;
-    let url = service.url("");
-    let keys = [("OWN_KEY", OWN_KEY), ("ADMIN_KEY", ADMIN_KEY), ("BAD_KEY", BAD_KEY)];
-    let variables = [&[("SERVICE_URL", &*url)], &keys[..], variables].concat();
-    run(client.current_dir(SCRIPTS), &TempDir::new().expect("a folder"), &variables).await;
-
-    let calls = settled(&service).await;
+    let calls = calls_of(client, &service, &service.url(""), variables).await;
     let with = |key: &str| calls.iter().filter(|call| call.api_key == key).count();
     assert_eq!((with(SERVER_KEY), with(BAD_KEY)), (1, 1), "{calls:?}");
     assert_eq!(with(OWN_KEY), calls.len() - 2, "{calls:?}");
+}
+
+/// Runs a test script of live sessions and checks those that arrived at Gemini, where a bad key is
+/// refused before.
+async fn test_live(client: &mut Command, tls: bool, variables: &[(&str, &str)]) {
+    let (service, certificates) = (service().await, Certificates::new());
+    let url = match tls {
+        true => format!(
+            "https://localhost:{}",
+            certificates.terminate_tls(service.address).await.port()
+        ),
+        false => service.url(""),
+    };
+    let authority = certificates.path("ca.pem");
+    let variables = [variables, &[("SSL_CERT_FILE", &*authority)]].concat();
+    let calls = calls_of(client, &service, &url, &variables).await;
+    let with = |key: &str| calls.iter().filter(|call| call.api_key == key).count();
+    assert_eq!(with(SERVER_KEY), 1, "{calls:?}");
+    assert_eq!(with(OWN_KEY), calls.len() - 1, "{calls:?}");
+}
+
+/// Runs a test script with the service at a URL. Returns the calls that arrived at Gemini.
+async fn calls_of(
+    client: &mut Command,
+    service: &Service,
+    url: &str,
+    variables: &[(&str, &str)],
+) -> Vec<JournalEntry> {
+    let keys = [("OWN_KEY", OWN_KEY), ("ADMIN_KEY", ADMIN_KEY), ("BAD_KEY", BAD_KEY)];
+    let variables = [&[("SERVICE_URL", url)], &keys[..], variables].concat();
+    run(client.current_dir(SCRIPTS), &TempDir::new().expect("a folder"), &variables).await;
+    settled(service).await
 }
 
 /// The calls that arrived at Gemini, once each has ended.
@@ -79,6 +107,13 @@ async fn settled(service: &Service) -> Vec<JournalEntry> {
 async fn google_genai_for_python_works() {
     let mut python = Command::new(installed("python/bin/python"));
     test(python.args(["-B", "-m", "unittest", "test_google_genai"]), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_sessions_of_google_genai_for_python_work() {
+    let mut python = Command::new(installed("python/bin/python"));
+    python.args(["-B", "-m", "unittest", "test_google_genai_live"]);
+    test_live(&mut python, true, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,6 +135,16 @@ async fn google_genai_for_node_works() {
 }
 
 /// The package asks for Node 22 and works with Node 20 too.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_sessions_of_google_genai_for_node_work() {
+    let modules = installed("node/node_modules");
+    for package in ["@google/genai", "@google/genai-3"] {
+        let mut node = Command::new("node");
+        node.args(["--test", "google_genai_live.test.cjs"]);
+        test_live(&mut node, false, &[("NODE_PATH", &modules), ("GENAI", package)]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn google_genai_3_for_node_works() {
     test_of_node("google_genai.test.cjs", &[("GENAI", "@google/genai-3")]).await;

@@ -180,10 +180,10 @@ async fn bytes(stream: &mut TcpStream) -> Option<Vec<u8>> {
 }
 
 /// A certificate for `gemini.test` and `localhost`, and the authority that signed it.
-struct Certificates(TempDir);
+pub struct Certificates(TempDir);
 
 impl Certificates {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let key = "-newkey rsa:2048 -nodes";
         let names = "subjectAltName=DNS:gemini.test,DNS:localhost";
@@ -195,12 +195,12 @@ impl Certificates {
         Self(folder)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
     /// Terminates TLS in front of a server. Returns its address.
-    async fn terminate_tls(&self, server: SocketAddr) -> SocketAddr {
+    pub async fn terminate_tls(&self, server: SocketAddr) -> SocketAddr {
         let chain = CertificateDer::from_pem_file(self.path("pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path("key")).unwrap();
         let config = ServerConfig::builder_with_provider(ring::default_provider().into())

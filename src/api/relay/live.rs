@@ -23,6 +23,7 @@ use super::options;
 use crate::api::auth::{Caller, Purpose};
 use crate::api::body::semaphore_id;
 use crate::api::browser;
+use crate::api::destination::single_slashes;
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
 use crate::gateway::Gateway;
@@ -41,6 +42,11 @@ pub(in crate::api) const ROUTES: [&str; 4] = [
 /// The protocol's version. Source: RFC 6455, section 4.1.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 
+/// Whether a path, without doubled slashes, is one of live sessions.
+pub(in crate::api) fn is_live(path: &str) -> bool {
+    path.starts_with("/ws/") || ROUTES[1..].contains(&path)
+}
+
 /// Accepts a WebSocket, and relays what is said over it.
 pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Request) -> Response {
     if request.method() == Method::OPTIONS {
@@ -57,7 +63,9 @@ pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Reques
 }
 
 async fn accept(gateway: Gateway, mut request: Request) -> Result<Response, ApiError> {
-    let api = api(request.uri().path())?;
+    // Google's SDKs join a base URL that ends with a slash and a path that begins with one.
+    let path = single_slashes(request.uri().path()).into_owned();
+    let api = api(&path)?;
     let accepted = accepted(&request).ok_or_else(ApiError::upgrade_required)?;
     let takeover = request.extensions().get::<Takeover>().cloned();
     let takeover = takeover.ok_or_else(ApiError::upgrade_required)?;
@@ -69,7 +77,6 @@ async fn accept(gateway: Gateway, mut request: Request) -> Result<Response, ApiE
     gateway.limiter.check_queue()?;
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(&gateway, semaphore.as_deref()).await?;
-    let path = head.uri.path().to_owned();
     let request = forward(&gateway, Surface::Gemini, head, &path, Some(payer.tier))?;
     let session = Session { gateway, api, key: payer.key, semaphore, request };
     let span = Span::current();
