@@ -277,7 +277,7 @@ async fn a_version_that_keeps_another_format_is_refused_at_the_start() {
     all.redis.say(&format).await;
     let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &all.redis.url());
     let log = failure(start()).await;
-    assert!(log.contains("in format 999, and this one in format 3"), "{log}");
+    assert!(log.contains("in format 999, and this one in format 4"), "{log}");
     assert!(log.contains("REDIS_PREFIX"), "{log}");
     let other = all.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
     assert_eq!(answer(chat(&other.run().await, "Hello")).await.status, 200);

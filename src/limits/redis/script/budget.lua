@@ -102,7 +102,7 @@ local function grant(budget, name, ticket, cost)
   })
 end
 
--- Who is courteous waits in the queue too.
+-- Who is yields_once waits in the queue too.
 local function queue_of(line)
   return line == 'returning' and 'returning' or 'queue'
 end
@@ -186,7 +186,7 @@ local function serve_line(budget, line, ahead)
         return math.huge
       end
       return math.ceil(at)
-    elseif place.line == 'courteous' and now < place.deadline
+    elseif place.line == 'yields_once' and now < place.deadline
       and waiting(budget).requests > place.cost.requests
     then
       local last = redis.call('ZRANGE', queue_key(budget, line), -1, -1, 'WITHSCORES')[2]
@@ -390,7 +390,7 @@ function operations.reserve(op)
     return
   end
   local line = op.line
-  if line == 'courteous' and waiting(budget).requests > 0 then
+  if line == 'yields_once' and waiting(budget).requests > 0 then
     line = 'queue'
   end
   local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
