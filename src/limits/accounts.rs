@@ -153,10 +153,7 @@ impl Accounts {
     /// Google routes an alias to several models, the alias stays with one of them.
     pub fn alias(&self, account: &Arc<Account>, counts_as: &str, named_by: NamedBy) {
         let name = counts_as.strip_prefix("models/").unwrap_or(counts_as);
-        if name == account.model()
-            || account.is_apart()
-            || !is_model(name)
-            || account.is_rejected()
+        if name == account.model() || account.is_apart() || !is_model(name) || account.is_rejected()
         {
             return;
         }

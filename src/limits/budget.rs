@@ -10,9 +10,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::model::{
-    BudgetUsage, Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable,
-};
+use super::model::{BudgetUsage, Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
 
 /// The quotas of one account, as a call uses them. [`LocalBudget`](super::LocalBudget) counts in this
 /// process; another implementation counts in Redis, for all replicas.
@@ -161,7 +159,7 @@ pub enum NotReserved {
 pub struct Reservation {
     /// `None` once the call is sent.
     budget: Option<Arc<dyn Budget>>,
-    cost: Cost,
+    pub(super) cost: Cost,
 }
 
 impl Reservation {
@@ -191,8 +189,8 @@ impl Drop for Reservation {
 #[must_use = "a call that was sent is settled at its cost, or was refused"]
 pub struct Sent {
     budget: Arc<dyn Budget>,
-    cost: Cost,
-    started: Started,
+    pub(super) cost: Cost,
+    pub(super) started: Started,
 }
 
 impl Sent {

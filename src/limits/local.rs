@@ -30,6 +30,8 @@ use leases::LocalLeases;
 
 pub use adaptive::{AdaptiveLimit, Slot};
 pub use budget::LocalBudget;
+#[cfg(test)]
+pub(super) use budget::tests as budget_tests;
 pub use semaphore::LocalSemaphore;
 
 /// The semaphores of this process, and their leases.

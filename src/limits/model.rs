@@ -33,8 +33,8 @@ use std::time::Duration;
 pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use lease::{Lease, LeaseTerms, MAX_LEASE_TTL, NewLease, NoSuchLease};
-pub use ledger::{Line, Spent};
 pub(super) use ledger::{Ledger, Opening};
+pub use ledger::{Line, Spent};
 pub use payer::Payer;
 pub use plan::{
     InvalidDigest, KeyDigest, Limit, LimitScope, Limits, OtherLabel, Planned, PlannedQuotas,

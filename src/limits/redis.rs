@@ -184,7 +184,8 @@ impl Semaphores for SharedStore {
             }
             // Another replica may have registered it just now.
             let name = id.as_str().to_owned();
-            let found: Option<FindResult> = self.link.call(Command::Find { name: name.clone() }).await?;
+            let found: Option<FindResult> =
+                self.link.call(Command::Find { name: name.clone() }).await?;
             let Some(FindResult { semaphore, limit }) = found else { return Ok(None) };
             self.registered(Registered { name, semaphore, limit }).map(Some)
         }
@@ -271,7 +272,8 @@ impl LeaseStore for SharedStore {
         ttl: Option<Duration>,
     ) -> Fetched<'a, Result<Lease, NoSuchLease>> {
         let name = semaphore_id.as_str().to_owned();
-        let command = Command::RenewLease { name, id: lease_id.to_owned(), ttl_us: ttl.map(micros) };
+        let command =
+            Command::RenewLease { name, id: lease_id.to_owned(), ttl_us: ttl.map(micros) };
         async move {
             let renewed: Option<LeaseResult> = self.link.call(command).await?;
             Ok(renewed.and_then(|renewed| to_lease(renewed.lease)).ok_or(NoSuchLease))
@@ -339,8 +341,7 @@ impl Store for SharedStore {
 /// Reads a lease from the script's result; `None` if it is invalid.
 fn to_lease(lease: SharedLease) -> Option<Lease> {
     // A reply is not trusted to exceed the longest lease.
-    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64)
-        .min(MAX_LEASE_TTL);
+    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64).min(MAX_LEASE_TTL);
     Some(Lease {
         id: lease.id.into(),
         semaphore_id: SemaphoreId::parse(&lease.name).ok()?,

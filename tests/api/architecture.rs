@@ -1,44 +1,49 @@
-//! `docs/architecture.md`: that modules use what it says, and nothing else.
+//! `docs/architecture.md` and the table in `src/limits.rs`: modules use what they say, and nothing
+//! else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::manual::{rows, section};
 
 /// The modules that each module uses.
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
-/// As the page's table has it, but for `main`, which uses all.
-fn documented() -> Uses {
-    let modules = section("docs/architecture.md", "Modules");
+/// The first and the last column of a table of modules.
+fn documented(table: &str) -> Uses {
     let names = |cell: &str| -> BTreeSet<String> {
         cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     };
-    let rows = rows(&modules).into_iter().map(|row| {
+    let rows = rows(table).into_iter().map(|row| {
         let cells: Vec<_> = row.trim_matches('|').split('|').collect();
         let module = names(cells[0]).pop_first().expect("a module");
         (module, names(cells[2]))
     });
-    rows.filter(|(module, _)| module != "main").collect()
+    rows.collect()
 }
 
-/// As the files of a folder name them with `crate::`, tests apart.
-fn used(folder: &Path, module: Option<&str>, uses: &mut Uses) {
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Collects the names that follow `prefix` in the files of a folder, by the folder's modules. Tests
+/// are not read.
+fn used(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let stem = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
-        if matches!(&*stem, "tests" | "main" | "lib") {
+        if stem.ends_with("tests") || matches!(&*stem, "main" | "lib") {
             continue;
         }
         let module = module.unwrap_or(&stem).to_owned();
         if path.is_dir() {
-            used(&path, Some(&module), uses);
+            used(&path, prefix, Some(&module), uses);
             continue;
         }
         let text = fs::read_to_string(&path).expect("a source");
         let text = text.split("#[cfg(test)]\nmod tests {").next().expect("a first part");
-        let named = text.split("crate::").skip(1).map(|rest| {
+        let named = text.split(prefix).skip(1).map(|rest| {
             let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_');
             rest[..end.unwrap_or(rest.len())].to_owned()
         });
@@ -50,6 +55,46 @@ fn used(folder: &Path, module: Option<&str>, uses: &mut Uses) {
 #[test]
 fn modules_use_what_the_page_on_architecture_says() {
     let mut uses = Uses::new();
-    used(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), None, &mut uses);
-    assert_eq!(uses, documented());
+    used(&source("src"), "crate::", None, &mut uses);
+    let mut documented = documented(&section("docs/architecture.md", "Modules"));
+    // It uses all.
+    documented.remove("main");
+    assert_eq!(uses, documented);
+}
+
+/// The table in the module documentation of `limits`.
+fn modules_of_limits() -> String {
+    let text = fs::read_to_string(source("src/limits.rs")).expect("a source");
+    let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
+    lines.map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn modules_of_limits_use_what_their_table_says() {
+    let folder = source("src/limits");
+    let mut uses = Uses::new();
+    used(&folder, "crate::limits::", None, &mut uses);
+    // The files directly in the folder name their siblings with `super::`.
+    for path in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("one").path()) {
+        if path.is_file() {
+            let module = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
+            let text = fs::read_to_string(&path).expect("a source");
+            let named = text.lines().filter_map(|line| line.strip_prefix("use super::"));
+            let named = named.map(|rest| rest.split("::").next().expect("a name").to_owned());
+            uses.entry(module).or_default().extend(named);
+        }
+    }
+    assert_eq!(uses, documented(&modules_of_limits()));
+}
+
+#[test]
+fn modules_of_limits_use_only_modules_above_them() {
+    let table = modules_of_limits();
+    let uses = documented(&table);
+    let mut above = BTreeSet::new();
+    for row in rows(&table) {
+        let module = row.split('`').nth(1).expect("a module");
+        assert!(uses[module].is_subset(&above), "{module} uses a module below it");
+        above.insert(module.to_owned());
+    }
 }

@@ -74,7 +74,7 @@ impl Account {
     }
 
     /// An account that is not kept and whose calls are refused.
-    pub(super) fn rejected(payer: Payer, model: Arc<str>) -> Self {
+    pub(in crate::limits) fn rejected(payer: Payer, model: Arc<str>) -> Self {
         let budget = LocalBudget::new(Quotas::default(), QuotaPlan::default().minute);
         let account = Self::new(payer, model, PlannedQuotas::default(), budget, 1);
         Self { rejected: true, ..account }
@@ -200,7 +200,7 @@ impl Account {
 
     /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, the limit on concurrent
     /// calls, and that another model is charged.
-    pub(super) fn forget(&self) {
+    pub(in crate::limits) fn forget(&self) {
         self.charge(None);
         self.named().clear();
         self.budget.forget();

@@ -1,12 +1,12 @@
-use crate::limits::quota::QuotaKind::*;
 use futures_util::FutureExt;
 
+use super::account::FOLLOW_AGAIN;
 use super::*;
-use crate::limits::account::FOLLOW_AGAIN;
-use crate::limits::budget::{BudgetUsage, Cost};
-use crate::limits::plan::{Limit, LimitScope, Limits, Planned, PlannedQuotas, Source, Tier};
-use crate::limits::quota::Quotas;
-use crate::limits::store::LocalStore;
+use crate::limits::local::LocalStore;
+use crate::limits::model::{
+    BudgetUsage, Cost, Limit, LimitScope, Limits, Planned, PlannedQuotas, QuotaKind::*, Quotas,
+    Source, Tier,
+};
 
 fn accounts() -> Accounts {
     with_plan(QuotaPlan::default())
@@ -31,8 +31,8 @@ fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
 /// Sends a call, so that there is something to remember.
 fn spend(account: &Account) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let reserved = Arc::clone(account.budget()).try_reserve(Cost::one(10), deadline).answer();
-    let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").leave();
+    let reserved = Arc::clone(account.budget()).try_reserve(Cost::one(10), deadline).result();
+    let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").start();
 }
 
 fn proven(accounts: &Accounts, name: &str) -> Arc<Account> {
@@ -42,7 +42,7 @@ fn proven(accounts: &Accounts, name: &str) -> Arc<Account> {
 }
 
 #[test]
-fn what_is_counted_apart_spends_nothing_of_the_model() {
+fn calls_counted_apart_spend_nothing_of_the_model() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Free);
     let accounts = with_plan(plan);
@@ -54,7 +54,7 @@ fn what_is_counted_apart_spends_nothing_of_the_model() {
 }
 
 #[test]
-fn each_key_and_each_model_has_an_account_of_its_own() {
+fn each_key_and_model_has_its_own_account() {
     let accounts = accounts();
     let first = accounts.of(&[1; 32], &model("a"));
     assert!(Arc::ptr_eq(&first, &accounts.of(&[1; 32], &model("a"))));
@@ -65,7 +65,7 @@ fn each_key_and_each_model_has_an_account_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
+async fn gemini_lowers_and_raises_the_quota_it_names_and_no_other() {
     let account = accounts().of(&[1; 32], &model("a"));
     for limit in [60, 20, 300] {
         account.correct(requests(limit));
@@ -84,7 +84,7 @@ async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
+async fn a_reset_forgets_learned_quotas_and_not_what_is_spent() {
     let accounts = accounts();
     let account = accounts.of(&[1; 32], &model("a"));
     spend(&account);
@@ -102,7 +102,7 @@ async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn made_up_keys_do_not_fill_the_memory_and_close_no_account_that_was_proven() {
+async fn made_up_keys_are_bounded_and_close_no_proven_account() {
     let accounts = accounts();
     let idle = Arc::as_ptr(&proven(&accounts, "idle"));
     let held = accounts.of(&[2; 32], &model("a"));
@@ -120,7 +120,7 @@ async fn made_up_keys_do_not_fill_the_memory_and_close_no_account_that_was_prove
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_oldest_first() {
+async fn proven_accounts_with_nothing_to_remember_are_closed_oldest_first() {
     let accounts = accounts();
     let name = |n: usize| format!("m-{n}");
     for n in 0..MAX_IDLE + 200 {
@@ -148,20 +148,20 @@ async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_accounts_have_something_to_remember_new_ones_are_refused() {
+async fn new_accounts_are_refused_when_all_have_something_to_remember() {
     let accounts = accounts();
     let name = |n: usize| model(&format!("m-{n}"));
     for n in 0..MAX_PROVEN + MAX_UNPROVEN {
         let account = accounts.of(&[1; 32], &name(n));
         account.prove();
-        if !account.is_turned_away() {
+        if !account.is_rejected() {
             spend(&account);
         }
     }
     let count = accounts.count();
     assert!((MAX_PROVEN..=MAX_PROVEN + MAX_UNPROVEN).contains(&count), "{count}");
     let newcomer = || accounts.of(&[2; 32], &model("a"));
-    assert!(newcomer().is_turned_away());
+    assert!(newcomer().is_rejected());
     assert_eq!(accounts.count(), count, "nothing is kept of it");
     let (_, usage) = told(&accounts.of(&[1; 32], &name(0)));
     assert_eq!(usage[RequestsPerDay].used, 1, "nothing was forgotten");
@@ -169,9 +169,9 @@ async fn where_all_accounts_have_something_to_remember_new_ones_are_refused() {
     // When the day and the minute are over, there is nothing to remember.
     tokio::time::advance(Duration::from_secs(3600)).await;
     for account in accounts.all() {
-        account.budget().hand_over();
+        account.budget().transfer_out();
     }
-    assert!(!newcomer().is_turned_away());
+    assert!(!newcomer().is_rejected());
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,7 +200,7 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something_to_remember() {
+async fn unused_aliases_are_closed_unless_the_real_model_has_something_to_remember() {
     let accounts = accounts();
     let name = |n: usize| format!("latest-{n}");
     for n in 0..MAX_IDLE + 200 {
@@ -220,24 +220,23 @@ async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_accounts_were_joined()
-{
+async fn a_call_in_flight_settles_beside_one_sent_after_the_accounts_were_joined() {
     let accounts = accounts();
     let alias = accounts.of(&[1; 32], &model("latest"));
     let deadline = Instant::now() + Duration::from_secs(60);
     let reserve = |tokens| {
-        let reserved = Arc::clone(alias.budget()).try_reserve(Cost::one(tokens), deadline).answer();
+        let reserved = Arc::clone(alias.budget()).try_reserve(Cost::one(tokens), deadline).result();
         reserved.now_or_never().expect("at once").unwrap().expect("room")
     };
-    let (sent, late) = (reserve(100).leave(), reserve(10));
+    let (sent, late) = (reserve(100).start(), reserve(10));
     accounts.alias(&alias, "real", NamedBy::Answer);
-    let _late = late.leave();
+    let _late = late.start();
     sent.settle(5);
     assert_eq!(told(&alias).1[InputTokensPerMinute].used, 5);
 }
 
 #[test]
-fn an_alias_can_move_on_and_never_closes_a_circle() {
+fn an_alias_can_move_and_never_forms_a_cycle() {
     let accounts = accounts();
     let [a, b, c] = ["a", "b", "c"].map(|name| accounts.of(&[1; 32], &model(name)));
     accounts.alias(&a, "b", NamedBy::Answer);
@@ -255,7 +254,7 @@ fn an_alias_can_move_on_and_never_closes_a_circle() {
 
 /// Google can route the calls of an alias to several models.
 #[tokio::test(start_paused = true)]
-async fn an_alias_stays_with_one_model_where_answers_name_several_in_turn() {
+async fn an_alias_stays_with_one_model_when_answers_name_several_in_turn() {
     let accounts = accounts();
     let alias = accounts.of(&[1; 32], &model("latest"));
     for name in ["one", "two", "one", "two", "one"] {
@@ -275,7 +274,7 @@ async fn an_alias_stays_with_one_model_where_answers_name_several_in_turn() {
 }
 
 #[test]
-fn what_is_no_name_of_a_model_joins_nothing() {
+fn an_invalid_model_name_joins_nothing() {
     let accounts = accounts();
     let account = accounts.of(&[1; 32], &model("a"));
     let long = "m".repeat(129);
@@ -290,7 +289,7 @@ fn what_is_no_name_of_a_model_joins_nothing() {
 }
 
 #[test]
-fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
+fn limits_set_for_an_alias_hold_for_the_real_model_too() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Tier1);
     for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {

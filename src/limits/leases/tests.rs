@@ -1,9 +1,12 @@
 use std::pin::Pin;
 
-use tokio::time::advance;
+use jiff::Timestamp;
+use tokio::time::{Instant, advance};
 
 use super::*;
-use crate::limits::{Acquire as _, QuotaPlan, SemaphoreId, Store};
+use crate::limits::model::{NoSuchLease, QuotaPlan, SemaphoreId};
+use crate::limits::semaphore::Acquire as _;
+use crate::limits::store::Store;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(30);
@@ -11,7 +14,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 type Answer = Result<(Lease, bool), NoLease>;
 
-/// One semaphore and its leases.
+/// A semaphore and its leases.
 struct Bench {
     leases: Arc<Leases>,
     semaphore: Arc<dyn Semaphore>,
@@ -58,13 +61,13 @@ impl Bench {
         now(self.store().leases(semaphore)).unwrap()
     }
 
-    async fn ask(&self, permits: usize, key: Option<&str>, wait: Duration) -> Answer {
+    async fn request(&self, permits: usize, key: Option<&str>, wait: Duration) -> Answer {
         self.leases.acquire(id(), &self.semaphore, terms(permits), key, wait).await
     }
 
     /// A lease that has not to be waited for.
     fn take(&self, permits: usize) -> Lease {
-        let taken = self.ask(permits, None, Duration::ZERO).now_or_never();
+        let taken = self.request(permits, None, Duration::ZERO).now_or_never();
         taken.expect("without a wait").expect("as many are free").0
     }
 
@@ -79,7 +82,7 @@ impl Bench {
         key: Option<&'a str>,
         wait: Duration,
     ) -> Pin<Box<impl Future<Output = Answer>>> {
-        let mut request = Box::pin(self.ask(permits, key, wait));
+        let mut request = Box::pin(self.request(permits, key, wait));
         assert!((&mut request).now_or_never().is_none(), "it has to wait");
         request
     }
@@ -102,7 +105,7 @@ fn granted(request: Pin<Box<impl Future<Output = Answer>>>) -> Lease {
     request.now_or_never().expect("its turn has come").expect("a lease").0
 }
 
-/// Lets time pass, and those who wait for it see that it has.
+/// Advances the clock and lets waiting tasks run.
 async fn pass(time: Duration) {
     advance(time).await;
     tokio::task::yield_now().await;
@@ -128,7 +131,7 @@ async fn leases_and_calls_take_turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_of_several_waits_until_all_of_them_are_free() {
+async fn a_lease_of_several_permits_waits_until_all_are_free() {
     let bench = Bench::new(3);
     let (one, two) = (bench.take(1), bench.take(2));
     let several = bench.wait(3);
@@ -143,7 +146,7 @@ async fn a_lease_of_several_waits_until_all_of_them_are_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_ends_by_itself_and_not_before_its_time() {
+async fn a_lease_expires_at_its_time() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let next = bench.wait(1);
@@ -160,7 +163,7 @@ async fn a_lease_ends_by_itself_and_not_before_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_puts_the_end_off() {
+async fn a_renewal_extends_a_lease() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     for _ in 0..5 {
@@ -174,7 +177,7 @@ async fn a_renewal_puts_the_end_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_can_bring_another_ttl_for_good() {
+async fn a_renewal_can_change_the_time_to_live() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     bench.renew(&lease, Some(2 * SECOND)).unwrap();
@@ -187,7 +190,7 @@ async fn a_renewal_can_bring_another_ttl_for_good() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn to_release_twice_gives_back_once() {
+async fn releasing_twice_gives_back_once() {
     let bench = Bench::new(2);
     let (lease, _other) = (bench.take(1), bench.take(1));
     bench.release(&lease);
@@ -197,7 +200,7 @@ async fn to_release_twice_gives_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_of_its_semaphore_alone() {
+async fn a_lease_belongs_to_one_semaphore() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let other = SemaphoreId::parse("audio").unwrap();
@@ -208,7 +211,7 @@ async fn a_lease_is_of_its_semaphore_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_gives_up_leaves_the_queue() {
+async fn a_request_that_is_dropped_leaves_the_queue() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let leaver = bench.wait(1);
@@ -227,7 +230,7 @@ async fn a_wait_ends_when_its_time_is_over() {
     let bench = Bench::new(1);
     let _lease = bench.take(1);
     let unavailable = Err(NoLease::Unavailable);
-    assert_eq!(bench.ask(1, None, Duration::ZERO).now_or_never(), Some(unavailable.clone()));
+    assert_eq!(bench.request(1, None, Duration::ZERO).now_or_never(), Some(unavailable.clone()));
     let mut request = bench.wait_with(1, None, 10 * SECOND);
     pass(10 * SECOND - Duration::from_millis(1)).await;
     assert!((&mut request).now_or_never().is_none());
@@ -237,22 +240,22 @@ async fn a_wait_ends_when_its_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_takes_no_more_who_would_wait() {
+async fn a_full_queue_refuses_requests_that_would_wait() {
     let bench = Bench::with_queue(1, 1);
     let _lease = bench.take(1);
     let _waits = bench.wait(1);
     let full = Err(NoLease::Refused(Refused::QueueFull));
-    assert_eq!(bench.ask(1, None, MINUTE).now_or_never(), Some(full));
+    assert_eq!(bench.request(1, None, MINUTE).now_or_never(), Some(full));
     let unavailable = Err(NoLease::Unavailable);
-    assert_eq!(bench.ask(1, None, Duration::ZERO).now_or_never(), Some(unavailable));
+    assert_eq!(bench.request(1, None, Duration::ZERO).now_or_never(), Some(unavailable));
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_permits_than_there_are_is_refused_at_once_and_when_the_limit_falls() {
+async fn a_lease_above_the_limit_is_refused_at_once_and_when_the_limit_falls() {
     let bench = Bench::new(3);
     let refused = |limit| Some(Err(NoLease::Refused(Refused::MoreThanLimit { limit })));
     for wait in [Duration::ZERO, MINUTE] {
-        assert_eq!(bench.ask(4, None, wait).now_or_never(), refused(3));
+        assert_eq!(bench.request(4, None, wait).now_or_never(), refused(3));
     }
     let held = bench.take(3);
     let (three, two) = (bench.wait(3), bench.wait(2));
@@ -264,7 +267,7 @@ async fn more_permits_than_there_are_is_refused_at_once_and_when_the_limit_falls
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_semaphore_ends_the_waits_and_leaves_the_leases() {
+async fn deleting_a_semaphore_ends_waits_and_keeps_leases() {
     let bench = Bench::new(1);
     let lease = bench.take(1);
     let waits = bench.wait(1);
@@ -281,7 +284,7 @@ async fn a_deleted_semaphore_ends_the_waits_and_leaves_the_leases() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fencing_tokens_grow_over_all_semaphores_and_from_one_start_to_the_next() {
+async fn fencing_tokens_grow_across_semaphores_and_restarts() {
     let before = u64::try_from(Timestamp::now().as_microsecond()).unwrap();
     let bench = Bench::new(1000);
     let other = bench.register(SemaphoreId::parse("b").unwrap(), 1000);
@@ -300,30 +303,30 @@ async fn fencing_tokens_grow_over_all_semaphores_and_from_one_start_to_the_next(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_gives_the_same_lease_for_as_long_as_it_lives() {
+async fn an_idempotency_key_returns_the_same_lease_while_it_lives() {
     let bench = Bench::new(3);
     let key = Some("order-66");
-    let (lease, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
+    let (lease, new) = bench.request(1, key, Duration::ZERO).await.unwrap();
     assert!(new);
     for wait in [Duration::ZERO, MINUTE] {
-        assert_eq!(bench.ask(1, key, wait).await, Ok((lease.clone(), false)));
+        assert_eq!(bench.request(1, key, wait).await, Ok((lease.clone(), false)));
     }
-    assert_eq!(bench.ask(2, key, MINUTE).await, Err(NoLease::KeyReused), "other terms");
+    assert_eq!(bench.request(2, key, MINUTE).await, Err(NoLease::KeyReused), "other terms");
     assert_eq!(bench.semaphore.usage().in_use, 1);
 
     bench.release(&lease);
-    let (second, new) = bench.ask(2, key, Duration::ZERO).await.unwrap();
+    let (second, new) = bench.request(2, key, Duration::ZERO).await.unwrap();
     assert!(new && second.id != lease.id);
     pass(TTL).await;
-    let (third, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
+    let (third, new) = bench.request(1, key, Duration::ZERO).await.unwrap();
     assert!(new && third.id != second.id);
     assert_eq!(bench.semaphore.usage().in_use, 1);
     bench.release(&third);
-    assert_eq!(bench.leases.asked().len(), 0, "nothing is kept of what is over");
+    assert_eq!(bench.leases.waiting().len(), 0, "nothing is kept of what is over");
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_with_the_same_key_share_one_place_for_as_long_as_one_of_them_waits() {
+async fn requests_with_the_same_key_share_one_queue_position() {
     let bench = Bench::new(1);
     let held = bench.take(1);
     let key = Some("order-66");
@@ -332,7 +335,7 @@ async fn requests_with_the_same_key_share_one_place_for_as_long_as_one_of_them_w
     let second = bench.wait_with(1, key, MINUTE);
     assert_eq!(bench.waiting(), (2, 2));
     let reused = Err(NoLease::KeyReused);
-    assert_eq!(bench.ask(2, key, MINUTE).now_or_never(), Some(reused));
+    assert_eq!(bench.request(2, key, MINUTE).now_or_never(), Some(reused));
 
     drop(first);
     assert_eq!(bench.waiting(), (2, 2));
@@ -347,23 +350,23 @@ async fn requests_with_the_same_key_share_one_place_for_as_long_as_one_of_them_w
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_is_forgotten_when_all_who_wait_with_it_are_gone() {
+async fn a_key_is_forgotten_when_no_request_waits_with_it() {
     let bench = Bench::new(1);
     let held = bench.take(1);
     let key = Some("order-66");
     let (first, second) = (bench.wait_with(1, key, MINUTE), bench.wait_with(1, key, MINUTE));
     drop((first, second));
-    assert_eq!((bench.waiting(), bench.leases.asked().len()), ((0, 0), 0));
+    assert_eq!((bench.waiting(), bench.leases.waiting().len()), ((0, 0), 0));
     bench.release(&held);
-    let (_, new) = bench.ask(1, key, Duration::ZERO).await.unwrap();
+    let (_, new) = bench.request(1, key, Duration::ZERO).await.unwrap();
     assert!(new);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_of_a_deleted_semaphore_means_nothing_to_a_new_one_of_its_name() {
+async fn a_key_of_a_deleted_semaphore_is_unknown_to_a_new_one_of_its_name() {
     let bench = Bench::new(1);
     let key = Some("order-66");
-    let (lease, _) = bench.ask(1, key, Duration::ZERO).await.unwrap();
+    let (lease, _) = bench.request(1, key, Duration::ZERO).await.unwrap();
     bench.delete();
     let anew = bench.register(id(), 1);
     let asked = bench.leases.acquire(id(), &anew, terms(1), key, Duration::ZERO).await;

@@ -17,7 +17,7 @@ use crate::limits::semaphore::{NotGranted, Permit, Semaphore, WaitMode};
 
 /// How long a call holds a permit of a named semaphore until it is known whether its quotas have
 /// room, or holds its quota until it is known whether a permit is free. Redis answers sooner.
-const BRIEF_HOLD: Duration = Duration::from_millis(100);
+pub(super) const BRIEF_HOLD: Duration = Duration::from_millis(100);
 
 /// How long a call keeps its quota while it waits at the head of the queue for a permit, once
 /// other calls have used the quota up during an earlier such wait.

@@ -1,7 +1,7 @@
 //! The quotas of one account, counted in this process.
 
 #[cfg(test)]
-mod tests;
+pub(in crate::limits) mod tests;
 
 use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};

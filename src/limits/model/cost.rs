@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Exhausted;
 use super::quota::{RESOURCE_COUNT, Resource};
 
-/// More than any call costs of any resource, so that sums cannot overflow.
+/// More than any call costs of any resource. Sums below it cannot overflow.
 const MOST: u64 = 1 << 32;
 
-/// What a call costs of an account's quotas, or several calls together: an amount of each resource.
+/// What one or several calls cost: an amount of each resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost([u64; RESOURCE_COUNT]);
 
@@ -21,7 +21,7 @@ impl Cost {
         Self::of(1, tokens)
     }
 
-    /// So many requests with so many input tokens together.
+    /// A number of requests with a number of input tokens together.
     pub const fn of(requests: u64, tokens: u64) -> Self {
         let mut amounts = [0; RESOURCE_COUNT];
         amounts[Resource::Requests as usize] = requests;
@@ -41,18 +41,18 @@ impl Cost {
         Resource::ALL.into_iter().zip(self.0)
     }
 
-    /// The cost of a call, within what can be counted: at least one request.
+    /// The cost limited to what can be counted, with at least one request.
     pub(in crate::limits) fn bounded(self) -> Self {
         let bounded = Self(self.0.map(Self::bounded_amount));
         bounded.with(Resource::Requests, bounded[Resource::Requests].max(1))
     }
 
-    /// An amount, within what can be counted.
+    /// An amount limited to what can be counted.
     pub(in crate::limits) fn bounded_amount(amount: u64) -> u64 {
         amount.min(MOST)
     }
 
-    /// What is left of it without `less`; nothing where that is more.
+    /// Subtracts each amount, down to zero.
     pub(in crate::limits) fn saturating_sub(mut self, less: Self) -> Self {
         for (own, less) in self.0.iter_mut().zip(less.0) {
             *own = own.saturating_sub(less);
@@ -100,7 +100,7 @@ impl SubAssign for Cost {
     }
 }
 
-/// As a map from the resources' names, without those of which it costs nothing.
+/// As a map from resource names to amounts, without amounts of zero.
 impl Serialize for Cost {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let amounts = self.iter().filter(|(_, amount)| *amount > 0);
@@ -116,22 +116,22 @@ impl<'de> Deserialize<'de> for Cost {
     }
 }
 
-/// What a call is expected to cost, and what it costs at the very least.
+/// What a call is expected to cost, and what it costs at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
     /// What is reserved.
     pub cost: Cost,
-    /// How many input tokens it costs at the very least. Only this decides that a call is too large:
-    /// the expected tokens may rest on what was learned, and are wrong for a text of another kind.
+    /// The lowest number of input tokens that it can cost. Only this decides that a call is too large:
+    /// the expected number may come from earlier calls and be wrong for another kind of text.
     pub at_least: u64,
 }
 
 impl Estimate {
-    /// What to reserve instead where `cost` was refused for this reason: a whole minute's tokens,
-    /// where they were more and the call may cost so little.
+    /// What to reserve instead of a `cost` that was refused for this reason: a whole window's tokens,
+    /// if the cost was more and the call may cost that little.
     ///
     /// # Errors
-    /// The reason, where it is another one.
+    /// The reason, if nothing else can be reserved.
     pub(in crate::limits) fn within(
         self,
         reason: Exhausted,
@@ -151,7 +151,7 @@ impl Estimate {
 }
 
 impl From<Cost> for Estimate {
-    /// A cost that is certain.
+    /// An estimate of a call whose cost is certain.
     fn from(cost: Cost) -> Self {
         Self { cost, at_least: cost[Resource::InputTokens] }
     }

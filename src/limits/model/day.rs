@@ -1,4 +1,4 @@
-//! What is spent in a day.
+//! The usage of the quotas per day.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,21 +8,20 @@ use tokio::time::Instant;
 use super::Cost;
 use crate::pacific::{Calendar, WallClock};
 
-/// By how much this machine's clock may be ahead of Google's.
+/// How far this machine's clock may be ahead of Google's.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
-/// How often the wall clock is read, and by how much it may differ from what was expected before
-/// the day follows it.
+/// How often the wall clock is read, and how far it may deviate before the day follows it.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// What left since midnight in California, where Gemini's day begins.
+/// What was sent since midnight in California, when Gemini's day begins (Gemini API docs, rate limits).
 ///
-/// Moments are kept on tokio's clock, which stands still while the machine is suspended and is not
-/// set. So the wall clock is read once a second while the day is used, and the day follows it.
+/// Times are kept on tokio's clock, which stops while the machine is suspended and is never set. So the
+/// wall clock is read once a second while the day is in use, and the day follows it.
 #[derive(Debug)]
 pub(super) struct Day {
     clock: Arc<dyn WallClock>,
-    /// What the wall clock showed when the day last followed it.
+    /// The wall clock when the day last followed it.
     calendar: Calendar,
     /// When the wall clock was last read.
     read_at: Instant,
@@ -33,7 +32,7 @@ pub(super) struct Day {
 }
 
 impl Day {
-    /// The day that it is by the wall clock at `now`.
+    /// The day of the wall clock at `now`.
     pub fn new(clock: Arc<dyn WallClock>, now: Instant) -> Self {
         let calendar = Calendar { wall: clock.at(now), instant: now };
         let ends = calendar.midnight_after(now);
@@ -48,7 +47,7 @@ impl Day {
         }
     }
 
-    /// Begins a new day when the old one is over, and says whether it has.
+    /// Begins a new day if the old one is over. Returns whether it did.
     pub fn expire(&mut self, now: Instant) -> bool {
         if now < self.ends && now.saturating_duration_since(self.read_at) < RECHECK {
             return false;
@@ -57,15 +56,15 @@ impl Day {
         if now < self.ends {
             return false;
         }
-        // What left before the clock was seen to be ahead was counted in the day before.
+        // Calls sent before the clock was seen to be ahead were counted in the previous day.
         self.began = if was_set { now } else { self.ends };
         self.ends = self.calendar.midnight_after(now);
         self.sent = Cost::default();
         true
     }
 
-    /// Moves the ends of the day and of its closing by as much as the wall clock was set, or went
-    /// on while the machine was suspended. Says whether it did.
+    /// Moves the end of the day, and of a used-up day, by as much as the wall clock was set or advanced
+    /// while the machine was suspended. Returns whether it did.
     fn follow_clock(&mut self, now: Instant) -> bool {
         self.read_at = now;
         let wall = self.clock.at(now);
@@ -80,7 +79,7 @@ impl Day {
             let earlier = |at: Instant| at.checked_sub(step).unwrap_or(now).max(self.began);
             (self.ends, self.closed_until) = (earlier(self.ends), earlier(self.closed_until));
         } else {
-            // What was sent counts on: it may have been today.
+            // What was sent still counts: it may have been today.
             let was_closed = self.closed_until > now;
             self.ends = self.calendar.midnight_after(now);
             self.closed_until = if was_closed { self.ends } else { now };
@@ -88,7 +87,7 @@ impl Day {
         true
     }
 
-    /// What left today.
+    /// What was sent today.
     pub fn sent(&self) -> Cost {
         self.sent
     }
@@ -98,60 +97,59 @@ impl Day {
         self.ends
     }
 
-    /// Until when nothing goes because Gemini said that the day is used up; in the past where
-    /// it did not.
+    /// When the day that Gemini reported as used up ends; in the past if there is none.
     pub fn closed_until(&self) -> Instant {
         self.closed_until
     }
 
-    /// So much leaves now.
+    /// Counts a cost as sent.
     pub fn start(&mut self, cost: Cost) {
         self.sent += cost;
     }
 
-    /// What left at `left_at` and was counted as `counted` turns out to be `actual`.
-    pub fn correct(&mut self, left_at: Instant, counted: Cost, actual: Cost) {
-        if left_at >= self.began {
+    /// Replaces what was `counted` for a call sent at `sent_at` by its `actual` cost.
+    pub fn correct(&mut self, sent_at: Instant, counted: Cost, actual: Cost) {
+        if sent_at >= self.began {
             self.sent = (self.sent + actual).saturating_sub(counted);
         }
     }
 
-    /// Gemini refused what left at `left_at` because that day was used up.
-    pub fn close(&mut self, left_at: Instant) {
-        self.close_until(end_of_used_up(self.calendar, left_at));
+    /// Gemini refused a call sent at `sent_at` because that day is used up.
+    pub fn close(&mut self, sent_at: Instant) {
+        self.close_until(end_of_used_up(self.calendar, sent_at));
     }
 
-    /// Nothing goes until then.
+    /// Refuses calls until then.
     pub fn close_until(&mut self, until: Instant) {
         self.closed_until = self.closed_until.max(until);
     }
 
-    /// Takes Gemini's word back that the day is used up.
+    /// Forgets that the day is used up.
     pub fn reopen(&mut self, now: Instant) {
         self.closed_until = self.closed_until.min(now);
     }
 
-    /// Since when this day is counted.
+    /// When this day began to be counted.
     pub fn began(&self) -> Instant {
         self.began
     }
 
-    /// Counts what another account has sent since then, today.
+    /// Adds what another account has sent today since then.
     pub fn take_over(&mut self, spent: Cost, since: Instant) {
         self.start(spent);
         self.began = self.began.min(since);
     }
 
-    /// Takes out what was sent today.
+    /// Removes and returns what was sent today.
     pub fn take_sent(&mut self) -> Cost {
         std::mem::take(&mut self.sent)
     }
 }
 
-/// Until when nothing goes if Gemini refused what left at `left_at` because the day was used up.
-pub(in crate::limits) fn end_of_used_up(calendar: Calendar, left_at: Instant) -> Instant {
-    // What left in the first seconds of a day may have arrived in the last of the one before: a
-    // whole day must not be closed for it.
-    let midnight = calendar.midnight_after(left_at - CLOCK_SKEW);
-    if midnight > left_at { midnight } else { midnight + CLOCK_SKEW }
+/// When calls are sent again after Gemini refused one sent at `sent_at` because the day was used up.
+pub(in crate::limits) fn end_of_used_up(calendar: Calendar, sent_at: Instant) -> Instant {
+    // A call sent in the first seconds of a day may have arrived in the last of the previous day. It
+    // must not close the whole new day.
+    let midnight = calendar.midnight_after(sent_at - CLOCK_SKEW);
+    if midnight > sent_at { midnight } else { midnight + CLOCK_SKEW }
 }

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::day::Day;
 use super::minute::Minute;
-use super::rolling::Rolling;
 use super::plan::PlannedQuotas;
 use super::quota::{PerKind, Quotas, Resource, Window};
+use super::rolling::Rolling;
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage};
 use crate::pacific::WallClock;
 

@@ -1,4 +1,4 @@
-//! What the settings say about quotas: whose, for which model, and by what they are set.
+//! The settings of quotas: for which keys and models, and where they come from.
 
 #[cfg(test)]
 mod tests;
@@ -12,25 +12,23 @@ use serde::Serialize;
 
 use super::quota::{PerKind, QuotaKind, Quotas};
 
-/// The fewest hex digits that stand for a key. With 8, the chance that two of a thousand keys meet
-/// is about one in nine thousand.
+/// The fewest hex digits that identify a key. With 8, the chance that two of a thousand keys collide is
+/// about one in nine thousand.
 const LEAST_DIGITS: usize = 8;
 
-/// What the settings say about quotas.
-///
-/// By default there are none, and a minute has 60 seconds.
+/// The settings of quotas. By default there are none, and a minute has 60 seconds.
 #[derive(Debug, Clone)]
 pub struct QuotaPlan {
-    /// What holds where nothing more specific does; `None` for no limits.
+    /// The quotas that hold if no rule does; `None` for no limits.
     pub tier: Option<Tier>,
-    /// The length of a minute: 60 s. Shorter only to scale a measurement down.
+    /// The length of a minute: 60 s, or shorter to scale a measurement down.
     pub minute: Duration,
-    /// The most specific first, no scope twice.
+    /// The most specific first. No scope occurs twice.
     rules: Vec<(LimitScope, Limits)>,
     labels: Vec<(KeyDigest, Arc<str>)>,
 }
 
-/// Quotas of each key for each model that go together, named after Google's tiers.
+/// A set of quotas for each key and model, named after Google's tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
     /// 5 requests and 25,000 input tokens a minute, 25 requests a day.
@@ -41,7 +39,7 @@ pub enum Tier {
     Tier2,
 }
 
-/// What a limit comes from.
+/// Where a limit comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -53,19 +51,19 @@ pub enum Source {
     Gemini,
 }
 
-/// A limit and where it comes from.
+/// A limit and its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Planned {
-    /// The most requests or tokens that may be spent; of 0, nothing goes.
+    /// The most that may be spent. A limit of 0 admits nothing.
     pub limit: u64,
-    /// What says so.
+    /// Where the limit comes from.
     pub source: Source,
 }
 
-/// The quotas of a key for a model, each with its source. Without limit where one is `None`.
+/// The quotas of a key for a model with their sources. `None`: unlimited.
 pub type PlannedQuotas = PerKind<Option<Planned>>;
 
-/// Which keys and models a rule is for.
+/// The keys and models to which a rule applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitScope {
     /// The label of the keys; `None` for every key.
@@ -74,37 +72,37 @@ pub struct LimitScope {
     pub model: Option<Arc<str>>,
 }
 
-/// What one rule says. A kind that is `None` is left to less specific rules.
+/// The limits of one rule. `None`: less specific rules decide.
 pub type Limits = PerKind<Option<Limit>>;
 
-/// What a rule says about one quota.
+/// A rule's limit of one quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// So many requests or tokens; of 0, nothing goes.
+    /// At most this much. 0 admits nothing.
     AtMost(u64),
-    /// Without end, also where the tier has a limit.
+    /// No limit, even if the tier has one.
     Unlimited,
 }
 
-/// The first 8 to 64 hex digits of a key's SHA-256: enough to know the key by, and no secret.
+/// The first 8 to 64 hex digits of a key's SHA-256. They identify the key and are not secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyDigest {
-    /// Zero behind the digits.
+    /// Zero after the digits.
     bytes: [u8; 32],
     digits: usize,
 }
 
-/// A rule for the same keys and model is there already.
+/// There is already a rule for the same keys and model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("there is a rule for these keys and this model already")]
 pub struct RepeatedScope;
 
-/// The digest, or one that begins like it, has another label already.
+/// The digest, or another that matches the same keys, already has another label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the key has another label already")]
 pub struct OtherLabel;
 
-/// What was given is no beginning of a SHA-256.
+/// The text is not the beginning of a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the beginning of a SHA-256 is 8 to 64 hex digits")]
 pub struct InvalidDigest;
@@ -116,9 +114,9 @@ impl Default for QuotaPlan {
 }
 
 impl QuotaPlan {
-    /// The quotas of a key with this label (if any) for a model, each with its source. Of the
-    /// rules that say something about a quota the most specific holds: a label before a model,
-    /// and both before one.
+    /// The quotas for a label (if any) and a model, with their sources. For each quota, the most
+    /// specific rule that sets it holds: one with label and model, then with a label, then with a
+    /// model.
     pub fn quotas(&self, label: Option<&str>, model: &str) -> PlannedQuotas {
         let tier = self.tier.map(Tier::quotas).unwrap_or_default();
         PerKind::from_fn(|kind| {
@@ -145,22 +143,22 @@ impl QuotaPlan {
     /// Adds a rule.
     ///
     /// # Errors
-    /// [`RepeatedScope`] where there is one for the same label and model.
+    /// [`RepeatedScope`] if there is one for the same label and model.
     pub fn add_limits(&mut self, scope: LimitScope, limits: Limits) -> Result<(), RepeatedScope> {
         if self.rules.iter().any(|(other, _)| *other == scope) {
             return Err(RepeatedScope);
         }
-        let place =
+        let index =
             self.rules.partition_point(|(other, _)| other.specificity() >= scope.specificity());
-        self.rules.insert(place, (scope, limits));
+        self.rules.insert(index, (scope, limits));
         Ok(())
     }
 
-    /// Gives a label to the keys whose SHA-256 begins so.
+    /// Gives a label to the keys whose SHA-256 begins with a digest.
     ///
     /// # Errors
-    /// [`OtherLabel`] where a key could have two: the digest is there, or one is the beginning of
-    /// the other, with a different label.
+    /// [`OtherLabel`] if a key could have two labels: the digest, or one that is the beginning of the
+    /// other, has a different label.
     pub fn add_label(&mut self, digest: KeyDigest, label: &str) -> Result<(), OtherLabel> {
         let contradicts =
             |(other, known): &(KeyDigest, Arc<str>)| **known != *label && digest.overlaps(other);
@@ -193,7 +191,7 @@ impl Tier {
             .with(QuotaKind::RequestsPerDay, requests_per_day)
     }
 
-    /// How many calls in flight the tier keeps busy, where nothing else is set.
+    /// The default number of concurrent calls, which is enough to use the tier's quotas.
     pub fn concurrency(self) -> usize {
         match self {
             Self::Free => 2,
@@ -204,8 +202,8 @@ impl Tier {
 }
 
 impl PlannedQuotas {
-    /// The quotas that hold where an alias is charged to this model: of each the lowest that was set
-    /// by hand for either, and where none was, this model's.
+    /// The quotas that hold when an alias is charged to this model: the lowest set by hand for either,
+    /// or else this model's.
     pub(in crate::limits) fn with_alias(self, alias: Self) -> Self {
         let lowest = |own: Option<Planned>, alias: Option<Planned>| {
             let by_hand = own.into_iter().chain(alias).filter(Planned::is_by_hand);
@@ -214,7 +212,7 @@ impl PlannedQuotas {
         Self::from_fn(|kind| lowest(self[kind], alias[kind]))
     }
 
-    /// Those that were set by hand.
+    /// The quotas that were set by hand.
     pub(in crate::limits) fn by_hand(self) -> Quotas {
         Quotas::from(Self::from_fn(|kind| self[kind].filter(Planned::is_by_hand)))
     }
@@ -238,7 +236,7 @@ impl LimitScope {
             && self.model.as_deref().is_none_or(|own| own == model)
     }
 
-    /// Greater for what goes first.
+    /// Greater for more specific scopes.
     fn specificity(&self) -> (bool, bool) {
         (self.label.is_some(), self.model.is_some())
     }
@@ -251,7 +249,7 @@ impl KeyDigest {
         half && self.bytes[..whole] == sha256[..whole]
     }
 
-    /// Whether one is the beginning of the other.
+    /// Whether one digest is the beginning of the other.
     fn overlaps(&self, other: &Self) -> bool {
         let (short, long) = if self.digits < other.digits { (self, other) } else { (other, self) };
         short.covers(&long.bytes)
@@ -275,7 +273,7 @@ impl FromStr for KeyDigest {
 }
 
 impl fmt::Debug for KeyDigest {
-    /// Not whole: whoever has it can tell whether a guessed key is right.
+    /// Shows a part only: with the whole digest, a guessed key could be verified.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, ..] = self.bytes;
         write!(f, "KeyDigest({a:02x}{b:02x}{c:02x}{d:02x}…)")

@@ -1,6 +1,6 @@
-//! The kinds of quotas, as data. Everything that has a value for each kind (settings, what is spent,
-//! refusals, the script in Redis, `/_admin/limits`) iterates over [`QuotaKind::ALL`], so that a new
-//! kind is a variant here and a row in [`KINDS`].
+//! The kinds of quotas, as data. Everything that has a value for each kind (settings, usage, refusals,
+//! the script in Redis, `/_admin/limits`) iterates over [`QuotaKind::ALL`]. So a new kind is a variant
+//! here and a row in [`KINDS`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,22 +16,21 @@ pub enum Resource {
     Requests,
     /// Tokens of the input.
     InputTokens,
-    /// Images that are generated.
+    /// Generated images.
     Images,
 }
 
-/// The time that a quota is for.
+/// The window of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Window {
-    /// Any minute.
+    /// Any minute, as a sliding window.
     Minute,
     /// From midnight to midnight in America/Los_Angeles.
     Day,
 }
 
-/// A kind of quota: what is counted, and in what time.
-///
-/// Source: Gemini API, "Rate limits", which counts each of these for a project and a model.
+/// A kind of quota: a resource and a window. Gemini counts each for a project and a model (Gemini API
+/// docs, rate limits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
     /// Requests in any minute.
@@ -46,14 +45,14 @@ pub enum QuotaKind {
     ImagesPerMinute,
 }
 
-/// What is to be known of a kind.
+/// The properties of a kind.
 struct Kind {
     kind: QuotaKind,
     resource: Resource,
     window: Window,
-    /// In `GEMINI_LIMITS`, and in Redis.
+    /// The name in `GEMINI_LIMITS` and in Redis.
     setting: &'static str,
-    /// In `/_admin/limits`.
+    /// The name in `/_admin/limits`.
     name: &'static str,
 }
 
@@ -67,10 +66,10 @@ const fn row(
     Kind { kind, resource, window, setting, name }
 }
 
-/// How many kinds there are.
+/// The number of kinds.
 const KIND_COUNT: usize = 5;
 
-/// In the order of the variants.
+/// All kinds, in the order of the variants.
 const KINDS: [Kind; KIND_COUNT] = {
     use QuotaKind::*;
     use Resource::*;
@@ -101,12 +100,12 @@ impl QuotaKind {
         &KINDS[self as usize]
     }
 
-    /// What it counts.
+    /// The resource that it counts.
     pub fn resource(self) -> Resource {
         self.row().resource
     }
 
-    /// In what time.
+    /// The window in which it counts.
     pub fn window(self) -> Window {
         self.row().window
     }
@@ -132,14 +131,14 @@ impl QuotaKind {
     }
 }
 
-/// How many resources there are.
+/// The number of resources.
 pub(in crate::limits) const RESOURCE_COUNT: usize = 3;
 
 impl Resource {
     /// All resources, in the order of the variants.
     pub const ALL: [Self; RESOURCE_COUNT] = [Self::Requests, Self::InputTokens, Self::Images];
 
-    /// Its name in texts for people.
+    /// The name in messages.
     fn name(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -148,7 +147,7 @@ impl Resource {
         }
     }
 
-    /// Its name in Redis.
+    /// The name in Redis.
     pub(in crate::limits) fn key(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -177,11 +176,11 @@ impl fmt::Display for Window {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PerKind<T>([T; KIND_COUNT]);
 
-/// What an account may spend. Without limit where a quota is `None`; of 0, nothing goes.
+/// The quotas of an account. `None`: unlimited. A quota of 0 admits nothing.
 pub type Quotas = PerKind<Option<u64>>;
 
 impl<T> PerKind<T> {
-    /// The values that a function has for each kind.
+    /// The values of a function for each kind.
     pub fn from_fn(mut value: impl FnMut(QuotaKind) -> T) -> Self {
         Self(QuotaKind::ALL.map(&mut value))
     }
@@ -191,21 +190,21 @@ impl<T> PerKind<T> {
         QuotaKind::ALL.into_iter().zip(&self.0)
     }
 
-    /// All kinds with their values, to be changed.
+    /// All kinds with mutable values.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (QuotaKind, &mut T)> {
         QuotaKind::ALL.into_iter().zip(&mut self.0)
     }
 }
 
 impl<T> PerKind<Option<T>> {
-    /// These values, with another one for a kind.
+    /// These values with another one for a kind.
     #[must_use]
     pub fn with(mut self, kind: QuotaKind, value: impl Into<Option<T>>) -> Self {
         self[kind] = value.into();
         self
     }
 
-    /// These values, and the other ones for the kinds that have none.
+    /// These values, or the other ones for kinds without a value.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         for (own, other) in self.0.iter_mut().zip(other.0) {
@@ -216,19 +215,19 @@ impl<T> PerKind<Option<T>> {
         self
     }
 
-    /// Whether there is a value for any kind.
+    /// Whether any kind has a value.
     pub fn is_any(&self) -> bool {
         self.0.iter().any(Option::is_some)
     }
 }
 
 impl Quotas {
-    /// Of each kind the lower one.
+    /// The lower quota of each kind.
     pub(in crate::limits) fn lower(self, other: Self) -> Self {
         Self::from_fn(|kind| self[kind].into_iter().chain(other[kind]).min())
     }
 
-    /// Those that are limited, and no more than `most`.
+    /// These quotas, each at most that of `most`. Unlimited ones stay unlimited.
     pub(in crate::limits) fn within(self, most: Self) -> Self {
         Self::from_fn(|kind| {
             self[kind].map(|limit| most[kind].map_or(limit, |most| limit.min(most)))
@@ -250,7 +249,7 @@ impl<T> IndexMut<QuotaKind> for PerKind<T> {
     }
 }
 
-/// As a map from the names in `GEMINI_LIMITS`, without the kinds that have no value.
+/// As a map from the names in `GEMINI_LIMITS`, without kinds that have no value.
 impl<T: Serialize> Serialize for PerKind<Option<T>> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let values = self.iter().filter_map(|(kind, value)| Some((kind, value.as_ref()?)));
@@ -258,7 +257,7 @@ impl<T: Serialize> Serialize for PerKind<Option<T>> {
     }
 }
 
-/// From a map as [`Serialize`] writes it; other names are skipped.
+/// From a map as [`Serialize`] writes it. Other names are skipped.
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for PerKind<Option<T>> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut values = BTreeMap::<String, T>::deserialize(deserializer)?;
@@ -275,6 +274,6 @@ impl Serialize for QuotaKind {
 impl<'de> Deserialize<'de> for QuotaKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::from_setting(&name).ok_or_else(|| D::Error::custom("no kind of quota"))
+        Self::from_setting(&name).ok_or_else(|| D::Error::custom("unknown quota kind"))
     }
 }

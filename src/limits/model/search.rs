@@ -1,51 +1,51 @@
-//! The rules by which the limit is found.
+//! The search for the number of concurrent calls that Gemini accepts.
 
-/// No plateau waits for more rounds than this before it tries again.
-const MOST_PATIENCE: usize = 32;
-/// Nor for many more successes than this: where a round has many calls, a refused trial costs
-/// little, and waiting costs all the calls that Gemini would take by now.
-const MOST_PATIENCE_CALLS: usize = 400;
+/// The most rounds that a plateau lasts before the next trial.
+const MAX_WAIT_ROUNDS: usize = 32;
+/// About the most successes that a plateau lasts. If a round has many calls, a refused trial costs
+/// little, and waiting costs the additional calls that Gemini may accept by now.
+const MAX_WAIT_CALLS: usize = 400;
 
 /// The search for the highest limit at which Gemini refuses nothing.
 ///
-/// It goes in *rounds*: as many successes as the limit, of calls that entered since it last
-/// changed and ended while it held others back. The highest limit that lasted a round is the
-/// *held* one; a limit above it is a *trial*.
+/// It proceeds in *rounds*. A round is as many successes as the limit, of calls that started since the
+/// limit last changed and ended while it held others back. The highest limit that lasted a round is
+/// the *held* limit; a limit above it is a *trial*.
 ///
-/// - A refused trial steps back to the held limit, and the next trials halve the distance to the
-///   limit that broke. Where none is left between, the limit stays, and tries again the one that
-///   broke: after a round, then after twice as many with each failure.
-/// - A trial that holds where it once broke shows that Gemini takes more now. From there each
-///   round goes twice as far as the one before, by at most a quarter.
+/// - A refused trial returns to the held limit, and the next trials halve the distance to the limit
+///   that broke. If no limit is left between them, the limit stays on a plateau, and tries again the
+///   one that broke: after a round, then after twice as many rounds with each failure.
+/// - A trial that holds at a limit that once broke shows that Gemini accepts more now. From there each
+///   step is twice the one before, and at most a quarter of the limit.
 /// - A refusal at the held limit lowers it by a quarter. Each limit but the first forgives one
-///   refusal per as many successes as it allows calls, because Gemini also refuses by chance: if
-///   one in twenty lowered the limit, it would sink to a handful, whatever Gemini takes. Real
-///   overload refuses the next call too.
-/// - Calls refused together count once: only a call that entered after the last fall is news.
+///   refusal per as many successes as it allows calls, because Gemini also refuses calls at random.
+///   If each of those lowered the limit, at one call in twenty it would sink to a handful, whatever
+///   Gemini accepts. Real overload refuses the next call too.
+/// - Calls refused together count once: only a call that started after the last fall counts.
 ///
-/// A refusal that takes much longer than an answer comes when its trial has held already; the
-/// limit then swings around what Gemini takes.
+/// If a refusal takes much longer than an answer, it comes after its trial has held. The limit then
+/// oscillates around what Gemini accepts.
 #[derive(Debug)]
 pub(in crate::limits) struct Search {
     ceiling: usize,
     limit: usize,
-    /// The limit that lasted a round, or the one fallen to: never above `limit`.
+    /// The limit that lasted a round, or to which the limit fell. Never above `limit`.
     held: usize,
     /// The limit of the last refusal that was not forgiven, until a limit as high is held.
     broke_at: Option<usize>,
-    /// How much higher the next trial is while nothing is known to break.
+    /// The size of the next step while no limit is known to break.
     step: usize,
-    /// How many rounds the limit stays where nothing is left to try below the one that broke.
-    patience: usize,
+    /// The number of rounds that a plateau lasts.
+    wait_rounds: usize,
     /// Full rounds since the last change.
     rounds: usize,
-    /// Successes in the present round.
+    /// Successes in the current round.
     successes: usize,
-    /// Successes since the last change or refusal, whether the limit held others back or not.
+    /// Successes since the last change or refusal, whether or not the limit held others back.
     clean: usize,
     /// Whether the held limit forgives the next refusal.
     forgives: bool,
-    /// How often the limit has changed.
+    /// The number of changes of the limit.
     epoch: u64,
     /// The epoch that the last fall began.
     fell: u64,
@@ -59,18 +59,18 @@ impl Search {
             held: ceiling,
             broke_at: None,
             step: 1,
-            patience: 1,
+            wait_rounds: 1,
             rounds: 0,
             successes: 0,
             clean: 0,
-            // The ceiling is a guess: nothing speaks for it against the first refusal.
+            // The ceiling is a guess, so the first refusal lowers it.
             forgives: false,
             epoch: 0,
             fell: 0,
         }
     }
 
-    /// Begins again at the ceiling.
+    /// Starts again at the ceiling.
     pub(in crate::limits) fn reset(&mut self) {
         let epoch = self.epoch + 1;
         *self = Self { forgives: true, epoch, fell: epoch, ..Self::new(self.ceiling) };
@@ -94,8 +94,7 @@ impl Search {
         self.held == self.ceiling && self.broke_at.is_none() && (self.forgives || untouched)
     }
 
-    /// A call that entered in that epoch succeeded; `full` if the limit held others back when it
-    /// ended.
+    /// A call that entered in that epoch succeeded. `full`: the limit held others back when it ended.
     pub(in crate::limits) fn succeeded(&mut self, entered: u64, full: bool) {
         if entered != self.epoch {
             return;
@@ -129,21 +128,21 @@ impl Search {
         let broke_before = self.broke_at.is_some_and(|broke_at| self.limit >= broke_at);
         self.broke_at = Some(self.limit);
         if !on_trial {
-            self.patience = 1;
+            self.wait_rounds = 1;
             let quarter = (self.limit / 4).max(1);
             self.held = (self.limit - quarter).max(1);
         } else if broke_before {
-            self.patience = (self.patience * 2).min(MOST_PATIENCE);
+            self.wait_rounds = (self.wait_rounds * 2).min(MAX_WAIT_ROUNDS);
         }
         self.change(self.held);
         self.fell = self.epoch;
     }
 
-    /// The limit has lasted a round.
+    /// Notes that the limit has lasted a round.
     fn hold(&mut self) {
         if self.limit > self.held {
             self.held = self.limit;
-            self.patience = 1;
+            self.wait_rounds = 1;
         }
         if self.broke_at.is_some_and(|broke_at| self.held >= broke_at) {
             self.broke_at = None;
@@ -151,7 +150,7 @@ impl Search {
         }
     }
 
-    /// Begins the next trial, if it is time for one.
+    /// Starts the next trial if it is due.
     fn raise(&mut self) {
         let next = match self.broke_at {
             None => {
@@ -163,8 +162,8 @@ impl Search {
                 self.held + (broke_at - 1 - self.held).div_ceil(2)
             }
             Some(_) => {
-                let most = MOST_PATIENCE_CALLS.div_ceil(self.limit);
-                if self.rounds < self.patience.min(most) {
+                let most = MAX_WAIT_CALLS.div_ceil(self.limit);
+                if self.rounds < self.wait_rounds.min(most) {
                     return;
                 }
                 self.held + 1
@@ -200,7 +199,7 @@ mod tests {
         search.overloaded(search.epoch());
     }
 
-    /// A search that has found out that 61 is too much and 60 is not.
+    /// A search that has found that 61 is too much and 60 is not.
     fn on_a_plateau() -> Search {
         let mut search = Search::new(100);
         for broken in [100, 75, 75] {
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn where_it_no_longer_breaks_the_steps_double_up_to_a_quarter() {
+    fn steps_double_up_to_a_quarter_when_nothing_breaks() {
         let mut search = on_a_plateau();
         let mut limits = Vec::new();
         while !search.at_rest() {
@@ -279,13 +278,13 @@ mod tests {
     fn a_limit_forgives_one_refusal_per_as_many_successes_as_it_allows_calls() {
         let mut search = on_a_plateau();
         refuse(&mut search);
-        assert_eq!(search.limit(), 60, "it may have been chance");
+        assert_eq!(search.limit(), 60, "it may have been random");
         for _ in 0..60 {
-            // Not full: how often Gemini refuses by chance shows in a quiet service too.
+            // Not full: random refusals occur in a quiet service too.
             search.succeeded(search.epoch(), false);
         }
         refuse(&mut search);
-        assert_eq!(search.limit(), 60, "it may have been chance again");
+        assert_eq!(search.limit(), 60, "it may have been random again");
         refuse(&mut search);
         assert_eq!((search.limit(), search.broke_at()), (45, Some(60)));
     }

@@ -1,4 +1,4 @@
-//! The names of semaphores, by which several services share them.
+//! The names of semaphores, under which several services share them.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-/// The limits a named semaphore can have.
+/// The limits that a named semaphore can have.
 pub const NAMED_LIMITS: RangeInclusive<usize> = 1..=1000;
 
 /// The name of a semaphore: 1 to 128 of `[A-Za-z0-9._:-]`.
@@ -14,13 +14,13 @@ pub const NAMED_LIMITS: RangeInclusive<usize> = 1..=1000;
 #[serde(transparent)]
 pub struct SemaphoreId(Arc<str>);
 
-/// What a semaphore was asked to be, and cannot.
+/// Why a semaphore cannot be registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSemaphore {
     /// The name is empty, too long or holds other characters.
     #[error("a semaphore's id is 1 to 128 of the characters A-Z a-z 0-9 . _ : -")]
     Id,
-    /// The limit is out of [`NAMED_LIMITS`].
+    /// The limit is outside of [`NAMED_LIMITS`].
     #[error("a semaphore's limit is a whole number from 1 to 1000")]
     Limit,
 }
@@ -29,7 +29,7 @@ impl SemaphoreId {
     /// Reads a name.
     ///
     /// # Errors
-    /// [`InvalidSemaphore::Id`] where it is none.
+    /// [`InvalidSemaphore::Id`].
     pub fn parse(id: &str) -> Result<Self, InvalidSemaphore> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
         if (1..=128).contains(&id.len()) && id.bytes().all(allowed) {
@@ -39,7 +39,7 @@ impl SemaphoreId {
         }
     }
 
-    /// The name as it was given.
+    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -54,7 +54,7 @@ impl fmt::Display for SemaphoreId {
 /// Reads the limit of a named semaphore.
 ///
 /// # Errors
-/// [`InvalidSemaphore::Limit`] where it is out of [`NAMED_LIMITS`].
+/// [`InvalidSemaphore::Limit`] if it is outside of [`NAMED_LIMITS`].
 pub fn parse_limit(limit: i64) -> Result<usize, InvalidSemaphore> {
     let limit = usize::try_from(limit).ok().filter(|limit| NAMED_LIMITS.contains(limit));
     limit.ok_or(InvalidSemaphore::Limit)

@@ -173,8 +173,7 @@ impl SharedBudget {
     fn set_charged(&self, other: Option<&str>) {
         let (payer, _) = self.account.split_at(self.model_at);
         let model = other.and_then(|other| other.strip_prefix(payer));
-        let charged =
-            model.map_or(ChargedModel::Own, |model| ChargedModel::Other(model.into()));
+        let charged = model.map_or(ChargedModel::Own, |model| ChargedModel::Other(model.into()));
         *self.charged() = Some(charged);
         self.is_charged_reported.store(true, Ordering::Release);
     }
@@ -202,8 +201,7 @@ impl SharedBudget {
         wait: bool,
     ) -> Result<Option<Reservation>, NotReserved> {
         let (link, account) = (Arc::clone(&self.link), self.account());
-        let (ticket, result) =
-            link.request_reservation(self, account, line, cost, deadline, wait);
+        let (ticket, result) = link.request_reservation(self, account, line, cost, deadline, wait);
         let request = QueuedReservation { link, ticket };
         let result = timeout_at(deadline, result).await;
         drop(request);
@@ -439,8 +437,7 @@ impl BudgetAdmin for SharedBudget {
             self.introduce();
             return self.local.usage();
         }
-        let command =
-            Command::BudgetUsage { account: self.account(), midnight_us: midnight_us() };
+        let command = Command::BudgetUsage { account: self.account(), midnight_us: midnight_us() };
         async move {
             let usage: Option<UsageResult> = self.link.call(command).await?;
             // If Redis does not know the account, nothing is spent.

@@ -87,7 +87,7 @@ pub(super) enum Notification {
     /// The account is no longer paused.
     Resumed(AccountName),
     /// A new member has the longest replica lease.
-    #[serde(rename = "tenure")]
+    #[serde(rename = "replica_lease")]
     LongestLease(LongestLease),
     /// The quotas of an account have changed.
     Corrected(Corrected),

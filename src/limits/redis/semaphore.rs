@@ -63,8 +63,7 @@ impl Semaphore for SharedSemaphore {
             return PermitRequest::done(Err(NotGranted::StoreUnavailable(reason)));
         }
         let semaphore: Arc<Self> = Arc::clone(&self);
-        let (ticket, result) =
-            self.link.request_permits(semaphore, self.generation, permits, mode);
+        let (ticket, result) = self.link.request_permits(semaphore, self.generation, permits, mode);
         PermitRequest::queued(self, ticket, result)
     }
 

@@ -200,7 +200,11 @@ impl Session {
     }
 
     /// Makes one call of the script and receives notifications until the reply comes.
-    async fn call(&mut self, connector: &Connector, outgoing: &[Outgoing]) -> Result<Reply, Broken> {
+    async fn call(
+        &mut self,
+        connector: &Connector,
+        outgoing: &[Outgoing],
+    ) -> Result<Reply, Broken> {
         let mut reply = pin!(connector.invoke(&self.member, &self.connection, outgoing));
         loop {
             tokio::select! {

@@ -60,19 +60,14 @@ impl RedisServer {
     }
 
     /// The same with a replica lease of this length.
-    pub(crate) async fn store_with_lease(
-        &self,
-        limit: usize,
-        lease: Duration,
-    ) -> Arc<SharedStore> {
+    pub(crate) async fn store_with_lease(&self, limit: usize, lease: Duration) -> Arc<SharedStore> {
         let mut connection = self.connection().await;
         let info: String =
             redis::cmd("INFO").arg("server").query_async(&mut connection).await.expect("its info");
         let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("its run");
         let known = redis::cmd("SET").arg("{test}:run").arg(run.trim()).to_owned();
         known.exec_async(&mut connection).await.expect("a key is set");
-        let settings =
-            RedisSettings { url: self.url().into(), prefix: "test".to_owned(), lease };
+        let settings = RedisSettings { url: self.url().into(), prefix: "test".to_owned(), lease };
         SharedStore::connect(&settings, limit).await.expect("it answers")
     }
 }

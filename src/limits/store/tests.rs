@@ -1,8 +1,7 @@
-//! What every store has to do, whether it keeps the limits here or for all replicas.
+//! One test suite for all stores, and tests of several replicas that share one.
 
 mod rules;
 
-use crate::limits::quota::QuotaKind::*;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -11,15 +10,18 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::limits::accounts::{Accounts, NamedBy};
-use crate::limits::budget::{Cost, Exhausted, Line, NotReserved, Reservation};
-use crate::limits::plan::{Limit, LimitScope, Limits, Planned, QuotaPlan, Source};
-use crate::limits::quota::Quotas;
+use crate::limits::budget::{NotReserved, Reservation};
+use crate::limits::local::LocalStore;
+use crate::limits::model::{
+    Cost, Exhausted, LeaseTerms, Limit, LimitScope, Limits, Line, Planned, QuotaKind::*, QuotaPlan,
+    Quotas, Source,
+};
+use crate::limits::redis::test_server::RedisServer;
 use crate::limits::semaphore::{Acquire, NotGranted, PermitRequest, SemaphoreUsage, WaitMode};
-use crate::limits::shared::test_server::RedisServer;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Runs each of the tests against a store of this process and against one in Redis.
+/// Runs each test against a store of this process and against one in Redis.
 macro_rules! for_both_stores {
     ($($test:ident),+ $(,)?) => {
         mod local {
@@ -40,32 +42,32 @@ macro_rules! for_both_stores {
 }
 
 for_both_stores! {
-    those_who_asked_first_go_first,
-    who_does_not_wait_gets_what_is_free_or_nothing,
-    who_waits_for_several_is_not_overtaken,
-    a_returning_request_goes_before_all_that_ask_for_the_first_time,
-    who_leaves_the_queue_lets_those_behind_go,
-    what_was_granted_and_not_taken_up_goes_back,
-    a_lowered_limit_holds_and_a_raised_one_wakes,
-    more_than_the_limit_is_refused_at_once_and_when_it_falls,
-    a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back,
-    semaphores_are_found_by_their_names,
+    requests_are_served_in_order,
+    a_request_that_does_not_wait_gets_free_permits_or_nothing,
+    a_request_for_several_permits_is_not_overtaken,
+    a_returning_request_goes_before_all_first_requests,
+    leaving_the_queue_lets_later_requests_go,
+    a_permit_that_nobody_receives_is_given_back,
+    a_lowered_limit_holds_and_a_raised_limit_wakes_waiters,
+    a_request_above_the_limit_is_refused_at_once_and_when_the_limit_falls,
+    deleting_a_semaphore_ends_waits_and_a_new_one_of_its_name_is_another,
+    semaphores_are_found_by_name,
     a_lease_holds_permits_until_it_is_released,
-    a_lease_ends_by_itself_unless_it_is_renewed,
-    a_lease_is_of_its_semaphore_alone,
-    a_key_leads_to_its_lease,
+    a_lease_expires_unless_it_is_renewed,
+    a_lease_belongs_to_one_semaphore,
+    an_idempotency_key_finds_its_lease,
     fencing_tokens_grow,
     a_lease_outlives_its_semaphore,
-    the_rules_are_kept,
+    random_histories_match_the_model,
     calls_are_spread_over_the_minute,
-    what_is_given_back_is_for_the_next,
-    what_cannot_be_in_time_is_refused_at_once,
-    a_refusal_teaches_quotas_and_pauses,
+    a_returned_reservation_is_available_to_the_next_call,
+    a_call_that_cannot_be_sent_in_time_is_refused_at_once,
+    a_refusal_sets_quotas_and_pauses_the_account,
     an_alias_is_charged_to_another_account,
-    the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both,
-    what_gemini_named_for_either_account_stays_when_they_are_joined,
-    a_declined_call_gives_its_day_back_also_where_quotas_are_found_later,
-    a_day_that_is_used_up_is_closed,
+    the_lowest_limit_set_by_hand_for_either_account_holds_for_both,
+    quotas_that_gemini_named_stay_when_accounts_are_joined,
+    a_declined_call_gives_its_day_back_even_if_quotas_are_learned_later,
+    a_used_up_day_refuses_calls,
 }
 
 type Shared = Arc<dyn Store>;
@@ -78,20 +80,20 @@ async fn semaphore(store: &Shared, limit: usize) -> Arc<dyn Semaphore> {
     store.register(id("images"), limit).await.unwrap().0
 }
 
-/// How it stands when all that was said is done.
+/// The usage after all commands sent so far.
 async fn usage(store: &Shared, semaphore: &Arc<dyn Semaphore>) -> SemaphoreUsage {
     store.refresh().await.unwrap();
     semaphore.usage()
 }
 
-/// A place that has to wait.
-async fn waiting(store: &Shared, mut place: PermitRequest) -> PermitRequest {
+/// A request that has to wait.
+async fn waiting(store: &Shared, mut request: PermitRequest) -> PermitRequest {
     store.refresh().await.unwrap();
-    assert!((&mut place).now_or_never().is_none(), "it has to wait");
-    place
+    assert!((&mut request).now_or_never().is_none(), "it has to wait");
+    request
 }
 
-async fn those_who_asked_first_go_first(store: Shared) {
+async fn requests_are_served_in_order(store: Shared) {
     let semaphore = store.global();
     let held = semaphore.acquire_many(5).await.unwrap();
     let first = waiting(&store, semaphore.acquire_many(5)).await;
@@ -105,9 +107,9 @@ async fn those_who_asked_first_go_first(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 5, in_use: 0, waiting: 0 });
 }
 
-async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
+async fn a_request_that_does_not_wait_gets_free_permits_or_nothing(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
-    let ask = |permits| Arc::clone(&semaphore).ask(permits, WaitMode::None);
+    let ask = |permits| Arc::clone(&semaphore).request(permits, WaitMode::None);
     let held = ask(2).await.unwrap();
     assert_eq!(ask(2).await.err(), Some(NotGranted::NoneFree));
     let three = waiting(&store, semaphore.acquire_many(3)).await;
@@ -118,7 +120,7 @@ async fn who_does_not_wait_gets_what_is_free_or_nothing(store: Shared) {
     assert!(ask(3).await.unwrap().is_in_force());
 }
 
-async fn who_waits_for_several_is_not_overtaken(store: Shared) {
+async fn a_request_for_several_permits_is_not_overtaken(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting(&store, semaphore.acquire_many(3)).await;
@@ -132,11 +134,11 @@ async fn who_waits_for_several_is_not_overtaken(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
-async fn a_returning_request_goes_before_all_that_ask_for_the_first_time(store: Shared) {
+async fn a_returning_request_goes_before_all_first_requests(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let held = semaphore.acquire().await.unwrap();
     let first = waiting(&store, semaphore.acquire()).await;
-    let returns = || Arc::clone(&semaphore).ask(1, WaitMode::Returning);
+    let returns = || Arc::clone(&semaphore).request(1, WaitMode::Returning);
     let [one, two] = [waiting(&store, returns()).await, waiting(&store, returns()).await];
     drop(held);
     for returning in [one, two] {
@@ -145,7 +147,7 @@ async fn a_returning_request_goes_before_all_that_ask_for_the_first_time(store: 
     drop(first.await.unwrap());
 }
 
-async fn who_leaves_the_queue_lets_those_behind_go(store: Shared) {
+async fn leaving_the_queue_lets_later_requests_go(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let _held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting(&store, semaphore.acquire_many(2)).await;
@@ -154,7 +156,7 @@ async fn who_leaves_the_queue_lets_those_behind_go(store: Shared) {
     drop(one.await.unwrap());
 }
 
-async fn what_was_granted_and_not_taken_up_goes_back(store: Shared) {
+async fn a_permit_that_nobody_receives_is_given_back(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let held = semaphore.acquire().await.unwrap();
     let leaver = waiting(&store, semaphore.acquire()).await;
@@ -162,13 +164,13 @@ async fn what_was_granted_and_not_taken_up_goes_back(store: Shared) {
     store.refresh().await.unwrap();
     drop(leaver);
     assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 1, in_use: 0, waiting: 0 });
-    // Who goes before the answer comes leaves nothing behind either.
+    // A request dropped before its answer comes leaves nothing behind either.
     drop(semaphore.acquire());
     assert_eq!(usage(&store, &semaphore).await.in_use, 0);
     drop(semaphore.acquire().await.unwrap());
 }
 
-async fn a_lowered_limit_holds_and_a_raised_one_wakes(store: Shared) {
+async fn a_lowered_limit_holds_and_a_raised_limit_wakes_waiters(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -183,7 +185,7 @@ async fn a_lowered_limit_holds_and_a_raised_one_wakes(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 2);
 }
 
-async fn more_than_the_limit_is_refused_at_once_and_when_it_falls(store: Shared) {
+async fn a_request_above_the_limit_is_refused_at_once_and_when_the_limit_falls(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let refused = |limit| Some(NotGranted::MoreThanLimit { limit });
     assert_eq!(semaphore.acquire_many(4).await.err(), refused(3));
@@ -196,7 +198,7 @@ async fn more_than_the_limit_is_refused_at_once_and_when_it_falls(store: Shared)
     drop(two.await.unwrap());
 }
 
-async fn a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back(store: Shared) {
+async fn deleting_a_semaphore_ends_waits_and_a_new_one_of_its_name_is_another(store: Shared) {
     let before = semaphore(&store, 1).await;
     let held = before.acquire().await.unwrap();
     let waits = waiting(&store, before.acquire()).await;
@@ -212,7 +214,7 @@ async fn a_deleted_semaphore_ends_the_waits_and_is_another_when_it_comes_back(st
     drop(other);
 }
 
-async fn semaphores_are_found_by_their_names(store: Shared) {
+async fn semaphores_are_found_by_name(store: Shared) {
     assert!(store.find(&id("b")).await.unwrap().is_none());
     for (name, limit) in [("b", 2), ("a", 1), ("b", 3)] {
         let new = store.register(id(name), limit).await.unwrap().1;
@@ -258,7 +260,7 @@ async fn a_lease_holds_permits_until_it_is_released(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 2, "nothing is given back twice");
 }
 
-async fn a_lease_ends_by_itself_unless_it_is_renewed(store: Shared) {
+async fn a_lease_expires_unless_it_is_renewed(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let began = Instant::now();
     let ttl = SECOND / 5;
@@ -275,7 +277,7 @@ async fn a_lease_ends_by_itself_unless_it_is_renewed(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
-async fn a_lease_is_of_its_semaphore_alone(store: Shared) {
+async fn a_lease_belongs_to_one_semaphore(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let (held, _) = lease(&store, &semaphore, &new_lease(1, 60 * SECOND, None)).await;
     let other = id("audio");
@@ -284,7 +286,7 @@ async fn a_lease_is_of_its_semaphore_alone(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
-async fn a_key_leads_to_its_lease(store: Shared) {
+async fn an_idempotency_key_finds_its_lease(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let new = new_lease(1, 60 * SECOND, Some("order 66"));
     assert_eq!(store.find_lease(&semaphore, "order 66").await.unwrap(), None);
@@ -327,7 +329,7 @@ async fn a_lease_outlives_its_semaphore(store: Shared) {
     assert_eq!(usage(&store, &anew).await, SemaphoreUsage { limit: 1, in_use: 0, waiting: 0 });
 }
 
-async fn the_rules_are_kept(store: Shared) {
+async fn random_histories_match_the_model(store: Shared) {
     let seed = fastrand::u64(..);
     println!("seed: {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -341,7 +343,7 @@ async fn the_rules_are_kept(store: Shared) {
 /// A minute of six seconds.
 const MINUTE: Duration = Duration::from_secs(6);
 
-fn budget(store: &Shared, model: &str, requests_per_minute: Option<u64>) -> Arc<dyn Budget> {
+fn budget(store: &Shared, model: &str, requests_per_minute: Option<u64>) -> Arc<dyn BudgetAdmin> {
     planned_budget(store, model, requests_per_minute, Source::Tier)
 }
 
@@ -350,7 +352,7 @@ fn planned_budget(
     model: &str,
     requests_per_minute: Option<u64>,
     source: Source,
-) -> Arc<dyn Budget> {
+) -> Arc<dyn BudgetAdmin> {
     let planned = requests_per_minute.map(|limit| Planned { limit, source });
     let planned = PlannedQuotas::default().with(RequestsPerMinute, planned);
     store.budget(&Payer::Key([7; 32]), model, planned, MINUTE)
@@ -360,15 +362,15 @@ fn soon() -> Instant {
     Instant::now() + 30 * SECOND
 }
 
-async fn reserve(budget: &Arc<dyn Budget>, line: Line) -> Result<Reservation, Exhausted> {
+async fn reserve(budget: &Arc<dyn BudgetAdmin>, line: Line) -> Result<Reservation, Exhausted> {
     Arc::clone(budget).reserve(line, Cost::one(1), soon()).await
 }
 
-async fn reserve_now(budget: &Arc<dyn Budget>) -> Result<Option<Reservation>, NotReserved> {
-    Arc::clone(budget).try_reserve(Cost::one(1), soon()).answer().await
+async fn reserve_now(budget: &Arc<dyn BudgetAdmin>) -> Result<Option<Reservation>, NotReserved> {
+    Arc::clone(budget).try_reserve(Cost::one(1), soon()).result().await
 }
 
-async fn used(budget: &Arc<dyn Budget>) -> (u64, u64) {
+async fn used(budget: &Arc<dyn BudgetAdmin>) -> (u64, u64) {
     let usage = budget.usage().await.unwrap()[RequestsPerMinute];
     (usage.used, usage.reserved)
 }
@@ -380,14 +382,14 @@ async fn calls_are_spread_over_the_minute(store: Shared) {
     for sent in 1..=5 {
         let reservation = reserve(&budget, Line::Queue).await.unwrap();
         assert_eq!(used(&budget).await, (sent - 1, 1));
-        let _ = reservation.leave();
+        let _ = reservation.start();
     }
     assert_eq!(used(&budget).await, (5, 0));
     assert!(began.elapsed() >= 4 * SECOND / 10, "{:?}", began.elapsed());
     assert!(reserve_now(&budget).await.unwrap().is_none(), "there is no room now");
 }
 
-async fn what_is_given_back_is_for_the_next(store: Shared) {
+async fn a_returned_reservation_is_available_to_the_next_call(store: Shared) {
     let budget = budget(&store, "m", Some(60));
     let held = reserve_now(&budget).await.unwrap().expect("nothing is spent");
     let next = tokio::spawn({
@@ -403,9 +405,9 @@ async fn what_is_given_back_is_for_the_next(store: Shared) {
     assert_eq!(used(&budget).await, (0, 0));
 }
 
-async fn what_cannot_be_in_time_is_refused_at_once(store: Shared) {
+async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once(store: Shared) {
     let budget = budget(&store, "m", Some(1));
-    let _ = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
+    let _ = reserve_now(&budget).await.unwrap().expect("nothing is spent").start();
     let deadline = Instant::now() + SECOND;
     let refused =
         Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), deadline).await.unwrap_err();
@@ -416,16 +418,16 @@ async fn what_cannot_be_in_time_is_refused_at_once(store: Shared) {
     assert_eq!(reserve(&none, Line::Queue).await.err(), Some(Exhausted::NoQuota));
 }
 
-async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
+async fn a_refusal_sets_quotas_and_pauses_the_account(store: Shared) {
     let budget = budget(&store, "m", None);
     let mut sent = Vec::new();
     for _ in 0..3 {
-        sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").leave());
+        sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").start());
     }
     budget.learn(Quotas::default().with(RequestsPerMinute, 3));
     budget.pause_until(Instant::now() + SECOND / 5);
     assert!(budget.is_paused());
-    sent.pop().expect("three left").refused();
+    sent.pop().expect("three left").take_back();
     let usage = budget.usage().await.unwrap();
     assert_eq!(usage[RequestsPerMinute].limit, Some(3));
     assert!(usage[RequestsPerMinute].used >= 2, "what left before counts: {usage:?}");
@@ -440,19 +442,19 @@ async fn a_refusal_teaches_quotas_and_pauses(store: Shared) {
 async fn an_alias_is_charged_to_another_account(store: Shared) {
     let (alias, real) = (budget(&store, "latest", Some(600)), budget(&store, "real", Some(600)));
     for budget in [&alias, &alias, &real] {
-        let _ = reserve(budget, Line::Queue).await.unwrap().leave();
+        let _ = reserve(budget, Line::Queue).await.unwrap().start();
     }
-    real.take_over(alias.hand_over(), false);
+    real.transfer_in(alias.transfer_out(), false);
     assert_eq!(used(&real).await.0, 3);
     assert_eq!(real.usage().await.unwrap()[RequestsPerDay].used, 3);
     assert_eq!(used(&alias).await.0, 0);
 }
 
-async fn limit_of(budget: &Arc<dyn Budget>) -> Option<u64> {
+async fn limit_of(budget: &Arc<dyn BudgetAdmin>) -> Option<u64> {
     budget.usage().await.unwrap()[RequestsPerMinute].limit
 }
 
-async fn the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both(store: Shared) {
+async fn the_lowest_limit_set_by_hand_for_either_account_holds_for_both(store: Shared) {
     use Source::{Setting, Tier};
     for (number, (real, alias, counts)) in [
         ((Some(300), Tier), (Some(7), Setting), Some(7)),
@@ -472,13 +474,13 @@ async fn the_lowest_limit_that_was_set_by_hand_for_either_counts_for_both(store:
         let (alias, real) = (open("latest", alias), open("real", real));
         drop(reserve(&alias, Line::Queue).await.unwrap());
         for _ in 0..2 {
-            real.take_over(alias.hand_over(), false);
+            real.transfer_in(alias.transfer_out(), false);
             assert_eq!(limit_of(&real).await, counts, "{number}");
         }
     }
 }
 
-async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: Shared) {
+async fn quotas_that_gemini_named_stay_when_accounts_are_joined(store: Shared) {
     let named = |requests, tokens| {
         Quotas::default().with(RequestsPerMinute, requests).with(InputTokensPerMinute, tokens)
     };
@@ -486,7 +488,7 @@ async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: 
     let real = budget(&store, "real", Some(100));
     alias.learn(named(Some(20), Some(9000)));
     real.learn(named(Some(40), None));
-    real.take_over(alias.hand_over(), false);
+    real.transfer_in(alias.transfer_out(), false);
     let usage = real.usage().await.unwrap();
     assert_eq!(usage[RequestsPerMinute].limit, Some(30), "what was set by hand is the most");
     assert_eq!(usage[InputTokensPerMinute].limit, Some(9000));
@@ -498,45 +500,45 @@ async fn what_gemini_named_for_either_account_stays_when_they_are_joined(store: 
     assert_eq!(usage[InputTokensPerMinute].limit, None);
 }
 
-/// The first burst: some are over, some in flight, and one is let in when Gemini names a quota.
-async fn a_declined_call_gives_its_day_back_also_where_quotas_are_found_later(store: Shared) {
+/// The first burst: some calls are over, some in flight, and one is admitted when Gemini names a quota.
+async fn a_declined_call_gives_its_day_back_even_if_quotas_are_learned_later(store: Shared) {
     let budget = budget(&store, "m", None);
     let take = async || reserve_now(&budget).await.unwrap().expect("nothing limits it");
     let mut sent = Vec::new();
     for _ in 0..6 {
-        sent.push(take().await.leave());
+        sent.push(take().await.start());
     }
     let [refused, declined, before, answered, lost, late] =
         <[_; 6]>::try_from(sent).expect("six have left");
     let unsent = take().await;
-    before.not_of_the_day();
+    before.take_back_of_day();
     budget.learn(Quotas::default().with(RequestsPerMinute, 600));
-    refused.refused();
-    late.refused();
-    declined.not_of_the_day();
+    refused.take_back();
+    late.take_back();
+    declined.take_back_of_day();
     answered.settle(1);
     drop((unsent, lost));
     let usage = budget.usage().await.unwrap();
     assert_eq!(usage[RequestsPerDay].used, 2, "one was answered and one was lost: {usage:?}");
 }
 
-async fn a_day_that_is_used_up_is_closed(store: Shared) {
+async fn a_used_up_day_refuses_calls(store: Shared) {
     let budget = budget(&store, "m", Some(600));
-    let sent = reserve_now(&budget).await.unwrap().expect("nothing is spent").leave();
-    budget.close_day(sent.left_at());
-    sent.refused();
+    let sent = reserve_now(&budget).await.unwrap().expect("nothing is spent").start();
+    budget.close_day(sent.at());
+    sent.take_back();
     let refused = reserve_now(&budget).await.err();
     let closed = matches!(refused, Some(NotReserved::Exhausted(Exhausted::DayExhausted { .. })));
     assert!(closed, "{refused:?}");
 }
 
 #[tokio::test]
-async fn what_gemini_teaches_one_replica_all_know() {
+async fn a_quota_learned_by_one_replica_holds_for_all() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
     for budget in [&here, &here, &there] {
-        let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").leave();
+        let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").start();
     }
     here.learn(Quotas::default().with(RequestsPerMinute, 10));
     here.pause_until(Instant::now() + 20 * SECOND);
@@ -550,7 +552,7 @@ async fn what_gemini_teaches_one_replica_all_know() {
     assert_eq!(usage[RequestsPerMinute].limit, Some(10));
     assert!(usage.paused_for > Some(10 * SECOND), "{usage:?}");
     assert!(reserve_now(&there).await.unwrap().is_none());
-    // One that comes later knows too.
+    // A replica that starts later has the quota too.
     let three: Shared = server.store(5).await;
     let later = budget(&three, "m", None);
     let told = async {
@@ -562,7 +564,7 @@ async fn what_gemini_teaches_one_replica_all_know() {
 }
 
 #[tokio::test]
-async fn a_returning_request_goes_before_those_of_all_replicas() {
+async fn a_returning_request_goes_before_first_requests_of_all_replicas() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let here = semaphore(&one, 1).await;
@@ -570,8 +572,8 @@ async fn a_returning_request_goes_before_those_of_all_replicas() {
     let held = here.acquire().await.unwrap();
     let own = waiting(&one, here.acquire()).await;
     let other = waiting(&two, there.acquire()).await;
-    let returning = waiting(&one, Arc::clone(&here).ask(1, WaitMode::Returning)).await;
-    let later = waiting(&two, Arc::clone(&there).ask(1, WaitMode::Returning)).await;
+    let returning = waiting(&one, Arc::clone(&here).request(1, WaitMode::Returning)).await;
+    let later = waiting(&two, Arc::clone(&there).request(1, WaitMode::Returning)).await;
     drop(held);
     for next in [returning, later, own, other] {
         drop(next.await.unwrap());
@@ -591,7 +593,7 @@ fn accounts(store: &Shared) -> Accounts {
 }
 
 #[tokio::test]
-async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_is_charged() {
+async fn replicas_keep_the_same_limits_whichever_finds_the_charged_model() {
     for found_by in 0..2 {
         let server = RedisServer::start().await;
         let stores: [Shared; 2] = [server.store(5).await, server.store(5).await];
@@ -602,7 +604,7 @@ async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_i
         };
         let (aliases, reals) = (of("latest"), of("real"));
         for account in aliases.iter().chain(&reals) {
-            let _ = reserve(account.budget(), Line::Queue).await.unwrap().leave();
+            let _ = reserve(account.budget(), Line::Queue).await.unwrap().start();
         }
         let found = &aliases[found_by];
         reals[1].correct(Quotas::default().with(RequestsPerMinute, 8));
@@ -637,7 +639,7 @@ async fn replicas_keep_to_the_same_limits_whoever_finds_out_that_another_model_i
 }
 
 #[tokio::test]
-async fn replicas_that_find_opposite_things_agree_and_close_no_circle() {
+async fn replicas_that_find_opposite_aliases_agree_and_form_no_cycle() {
     let server = RedisServer::start().await;
     let stores: [Shared; 2] = [server.store(5).await, server.store(5).await];
     let replicas = stores.each_ref().map(accounts);
@@ -660,12 +662,12 @@ async fn replicas_that_find_opposite_things_agree_and_close_no_circle() {
 }
 
 #[tokio::test]
-async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
+async fn a_quota_that_redis_lost_is_sent_again() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));
     here.learn(Quotas::default().with(RequestsPerMinute, 10));
-    let until_limited = async |budget: &Arc<dyn Budget>| {
+    let until_limited = async |budget: &Arc<dyn BudgetAdmin>| {
         let limited = async {
             while budget.usage().await.unwrap()[RequestsPerMinute].limit != Some(10) {
                 tokio::time::sleep(SECOND / 1000).await;
@@ -680,13 +682,13 @@ async fn a_redis_that_has_forgotten_a_quota_is_told_it_again() {
         redis::cmd("KEYS").arg("{test}:budget:*").query_async(&mut connection).await.unwrap();
     let deleted = redis::cmd("DEL").arg(forgotten).to_owned();
     deleted.exec_async(&mut connection).await.unwrap();
-    // The one that did not learn it from Gemini says it again.
-    let _ = reserve(&there, Line::Queue).await.unwrap().leave();
+    // The replica that did not learn it from Gemini sends it again.
+    let _ = reserve(&there, Line::Queue).await.unwrap().start();
     until_limited(&there).await;
 }
 
 /// Two replicas, both of which know that an account is paused.
-async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn Budget>); 2] {
+async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn BudgetAdmin>); 2] {
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", Some(600)), budget(&two, "m", Some(600)));
     for budget in [&here, &there] {
@@ -707,7 +709,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_pause_that_is_forgotten_on_one_replica_is_over_on_all() {
+async fn a_pause_reset_on_one_replica_ends_on_all() {
     let server = RedisServer::start().await;
     let [(_one, here), (_two, there)] = paused(&server).await;
     here.forget();
@@ -716,7 +718,7 @@ async fn a_pause_that_is_forgotten_on_one_replica_is_over_on_all() {
 }
 
 #[tokio::test]
-async fn a_pause_that_redis_has_forgotten_is_waited_for_by_those_that_know_it() {
+async fn replicas_keep_a_pause_that_redis_lost() {
     let server = RedisServer::start().await;
     let [(_one, _here), (_two, there)] = paused(&server).await;
     let mut connection = server.connection().await;
@@ -733,13 +735,13 @@ async fn a_pause_that_redis_has_forgotten_is_waited_for_by_those_that_know_it() 
 }
 
 #[tokio::test]
-async fn a_lease_whose_answer_is_lost_is_released() {
+async fn a_lease_whose_reply_is_lost_is_released() {
     let server = RedisServer::start().await;
     let store: Shared = server.store_with_lease(5, 5 * SECOND).await;
     let other: Shared = server.store(5).await;
     let semaphore = semaphore(&store, 3).await;
     let permit = semaphore.acquire_many(2).await.unwrap();
-    // It does what it was told before, when it goes on.
+    // When it continues, it executes the commands received before.
     server.signal(Signal::STOP);
     let lost = store.lease(permit, new_lease(2, 600 * SECOND, None)).await;
     assert!(matches!(lost, Err(Unleased::StoreUnavailable(_))), "{lost:?}");
@@ -774,7 +776,7 @@ async fn accounts_are_opened_in_redis_by_their_first_call() {
 }
 
 #[tokio::test]
-async fn a_day_that_is_used_up_on_one_replica_is_closed_on_all() {
+async fn a_used_up_day_refuses_calls_on_all_replicas() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", None), budget(&two, "m", None));

@@ -6,12 +6,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::*;
-use crate::limits::Acquire as _;
+use crate::limits::semaphore::Acquire as _;
 
-/// How many loops call at once.
+/// The number of clients.
 const CLIENTS: u64 = 100;
 
-/// A Gemini that refuses what it cannot take, and some calls for no reason.
+/// A Gemini that refuses calls above its capacity, and some at random.
 struct Upstream {
     capacity: AtomicUsize,
     in_flight: AtomicUsize,
@@ -53,7 +53,7 @@ impl Upstream {
     }
 }
 
-/// Starts the loops, each of which calls until the test ends.
+/// Starts the clients. Each calls until the test ends.
 fn start_clients(limit: &Arc<AdaptiveLimit>, upstream: &Arc<Upstream>, seed: u64) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
@@ -163,7 +163,7 @@ async fn limit_under_chance(random_refusals: f64) -> (f64, usize) {
 
 /// Halving with each refusal and adding one a round would give √(4/p) for a share p refused.
 #[tokio::test(start_paused = true)]
-async fn refusals_by_chance_do_not_wear_the_limit_down() {
+async fn random_refusals_do_not_erode_the_limit() {
     let (mean, lowest) = limit_under_chance(0.001).await;
     assert!(mean > 45.0 && lowest > 25, "one in a thousand");
     let (mean, lowest) = limit_under_chance(0.01).await;
@@ -190,7 +190,7 @@ fn calls_refused_together_lower_the_limit_once() {
     assert_eq!((limit.semaphore().usage().limit, limit.semaphore().usage().available()), (38, 38));
 }
 
-/// The permits of a limit just raised are granted to those who wait, but taken up one by one.
+/// Permits of a raised limit are granted to waiting requests at once, and received one by one.
 #[tokio::test]
 async fn a_permit_granted_before_the_limit_fell_says_nothing_about_the_lower_one() {
     let limit = AdaptiveLimit::new(8);
@@ -230,7 +230,7 @@ fn a_quiet_service_raises_nothing() {
 }
 
 #[test]
-fn a_slot_dropped_without_a_word_gives_the_place_back_and_changes_nothing() {
+fn a_dropped_slot_is_given_back_and_changes_nothing() {
     let limit = AdaptiveLimit::new(4);
     enter(&limit).overloaded();
     let slots = enter_all(&limit);
@@ -241,7 +241,7 @@ fn a_slot_dropped_without_a_word_gives_the_place_back_and_changes_nothing() {
 }
 
 #[test]
-fn a_holder_that_panics_gives_the_place_back() {
+fn a_holder_that_panics_gives_its_slot_back() {
     let limit = AdaptiveLimit::new(1);
     let slot = enter(&limit);
     let holder = std::thread::spawn(move || {
@@ -268,7 +268,7 @@ fn a_success_takes_no_lock_while_nothing_is_wrong() {
 }
 
 #[test]
-fn a_ceiling_of_nothing_is_one() {
+fn a_ceiling_of_zero_is_one() {
     let limit = AdaptiveLimit::new(0);
     enter(&limit).overloaded();
     assert_eq!((limit.limit(), limit.ceiling(), limit.broke_at()), (1, 1, Some(1)));
@@ -277,7 +277,7 @@ fn a_ceiling_of_nothing_is_one() {
 }
 
 #[test]
-fn whatever_happens_the_limit_stays_between_one_and_the_ceiling() {
+fn the_limit_stays_between_one_and_the_ceiling() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
         let limit = AdaptiveLimit::new(random.usize(1..40));

@@ -1,93 +1,93 @@
-use crate::limits::quota::QuotaKind::*;
-use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::{advance, sleep, timeout};
 
 use super::*;
+use crate::limits::budget::Sent;
+pub(in crate::limits) use crate::limits::model::QuotaKind::*;
+use crate::limits::model::Resource;
 use crate::pacific::Calendar;
 
-mod counters;
+pub(in crate::limits) mod counters;
 mod day;
 mod model;
 mod properties;
-mod shared;
 
-const MINUTE: Duration = Duration::from_secs(60);
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(in crate::limits) const MINUTE: Duration = Duration::from_secs(60);
+pub(in crate::limits) const SECOND: Duration = Duration::from_secs(1);
+pub(in crate::limits) const HOUR: Duration = Duration::from_secs(3600);
 
 /// Half of a window's margin, and what tokio's timer rounds up to.
-const TOLERANCE: Duration = Duration::from_millis(150);
+pub(in crate::limits) const TOLERANCE: Duration = Duration::from_millis(150);
 
-fn per_minute(requests: u64, tokens: u64) -> Quotas {
+pub(in crate::limits) fn per_minute(requests: u64, tokens: u64) -> Quotas {
     Quotas::default().with(RequestsPerMinute, requests).with(InputTokensPerMinute, tokens)
 }
 
-fn requests(limit: u64) -> Quotas {
+pub(in crate::limits) fn requests(limit: u64) -> Quotas {
     Quotas::default().with(RequestsPerMinute, limit)
 }
 
-fn tokens(limit: u64) -> Quotas {
+pub(in crate::limits) fn tokens(limit: u64) -> Quotas {
     Quotas::default().with(InputTokensPerMinute, limit)
 }
 
-fn per_day(limit: u64) -> Quotas {
+pub(in crate::limits) fn per_day(limit: u64) -> Quotas {
     Quotas::default().with(RequestsPerDay, limit)
 }
 
-fn budget(quotas: Quotas) -> Arc<LocalBudget> {
+pub(in crate::limits) fn budget(quotas: Quotas) -> Arc<LocalBudget> {
     LocalBudget::new(quotas, MINUTE)
 }
 
 /// A budget that is opened at that time of the wall clock, which passes as tokio's does.
-fn starting_at(quotas: Quotas, wall: Timestamp) -> Arc<LocalBudget> {
+pub(in crate::limits) fn starting_at(quotas: Quotas, wall: Timestamp) -> Arc<LocalBudget> {
     let calendar = Calendar { wall, instant: Instant::now() };
     with_clock(quotas, Arc::new(calendar))
 }
 
-fn with_clock(quotas: Quotas, clock: Arc<dyn WallClock>) -> Arc<LocalBudget> {
+pub(in crate::limits) fn with_clock(quotas: Quotas, clock: Arc<dyn WallClock>) -> Arc<LocalBudget> {
     let budget = LocalBudget::with_clock("".into(), PlannedQuotas::default(), MINUTE, clock);
     budget.set(quotas);
     budget
 }
 
-/// Far enough for whatever can come free at all.
-fn patient() -> Instant {
+/// Late enough for anything that can become available.
+pub(in crate::limits) fn patient() -> Instant {
     Instant::now() + 24 * HOUR
 }
 
-async fn reserve(budget: &Arc<LocalBudget>, tokens: u64) -> Reservation {
+pub(in crate::limits) async fn reserve(budget: &Arc<LocalBudget>, tokens: u64) -> Reservation {
     Arc::clone(budget)
         .reserve(Line::Queue, Cost::one(tokens), patient())
         .await
         .expect("it comes free before the deadline")
 }
 
-async fn send(budget: &Arc<LocalBudget>, tokens: u64) -> Sent {
-    reserve(budget, tokens).await.leave()
+pub(in crate::limits) async fn send(budget: &Arc<LocalBudget>, tokens: u64) -> Sent {
+    reserve(budget, tokens).await.start()
 }
 
-/// What a call is told that has no time to wait.
-async fn refusal(budget: &Arc<LocalBudget>, tokens: u64) -> Exhausted {
+/// Why a call without time to wait is refused.
+pub(in crate::limits) async fn refusal(budget: &Arc<LocalBudget>, tokens: u64) -> Exhausted {
     Arc::clone(budget)
         .reserve(Line::Queue, Cost::one(tokens), Instant::now())
         .await
         .expect_err("there is no room now")
 }
 
-async fn is_free(budget: &Arc<LocalBudget>, tokens: u64) -> bool {
+pub(in crate::limits) async fn is_free(budget: &Arc<LocalBudget>, tokens: u64) -> bool {
     Arc::clone(budget).reserve(Line::Queue, Cost::one(tokens), Instant::now()).await.is_ok()
 }
 
 /// How long the future takes on the paused clock.
-async fn seconds(future: impl Future) -> f64 {
+pub(in crate::limits) async fn seconds(future: impl Future) -> f64 {
     let start = Instant::now();
     future.await;
     start.elapsed().as_secs_f64()
 }
 
-fn close(actual: f64, expected: f64) -> bool {
+pub(in crate::limits) fn close(actual: f64, expected: f64) -> bool {
     (actual - expected).abs() <= TOLERANCE.as_secs_f64()
 }
 
@@ -104,20 +104,20 @@ async fn requests_are_spread_over_the_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_of_a_seconds_worth_goes_at_once() {
+async fn half_a_seconds_worth_is_sent_at_once() {
     let budget = budget(requests(1200));
     let mut at_once = 0;
     while let Some(Ok(reservation)) =
         Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never()
     {
-        let _ = reservation.leave();
+        let _ = reservation.start();
         at_once += 1;
     }
     assert_eq!(at_once, 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_quotas_everything_goes_at_once_and_is_counted() {
+async fn without_quotas_everything_is_sent_at_once_and_counted() {
     let budget = budget(Quotas::default());
     let took = seconds(async {
         for _ in 0..1000 {
@@ -132,13 +132,13 @@ async fn without_quotas_everything_goes_at_once_and_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reservation_does_not_age_until_it_leaves() {
+async fn a_reservation_does_not_age_until_it_is_sent() {
     let budget = budget(tokens(100));
     let reservation = reserve(&budget, 100).await;
     advance(10 * MINUTE).await;
     assert!(!is_free(&budget, 1).await, "the reservation still counts");
 
-    let _ = reservation.leave();
+    let _ = reservation.start();
     advance(MINUTE).await;
     assert!(!is_free(&budget, 1).await, "a minute and a margin have not passed since it left");
     advance(SECOND).await;
@@ -146,7 +146,7 @@ async fn a_reservation_does_not_age_until_it_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reservations_that_pile_up_do_not_leave_in_a_bunch() {
+async fn accumulated_reservations_are_not_sent_in_a_burst() {
     let budget = budget(requests(600));
     let mut held = Vec::new();
     while let Some(Ok(reservation)) =
@@ -158,19 +158,19 @@ async fn reservations_that_pile_up_do_not_leave_in_a_bunch() {
     assert!(reserve(&budget, 1).now_or_never().is_none(), "half a second's worth is held already");
 
     let bunch = held.len() as f64;
-    held.into_iter().for_each(|reservation| drop(reservation.leave()));
+    held.into_iter().for_each(|reservation| drop(reservation.start()));
     let took = seconds(async {
         for _ in 0..20 {
             let _ = send(&budget, 1).await;
         }
     })
     .await;
-    // 10 a second and no more: those that were held have used up what could be saved.
+    // At most 10 a second: the held reservations have used up the burst.
     assert!(close(took, 20.0 * 0.1005) && bunch <= 5.0, "{took} s after {bunch}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_left_comes_back_at_once() {
+async fn an_unsent_reservation_comes_back_at_once() {
     let budget = budget(per_minute(5, 100));
     let reservation = reserve(&budget, 100).await;
     let waiting = tokio::spawn({
@@ -197,7 +197,7 @@ async fn a_large_call_is_not_overtaken_by_small_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_the_queue_lets_the_next_one_forward() {
+async fn leaving_the_queue_lets_the_next_call_forward() {
     let budget = budget(tokens(6000));
     let _ = send(&budget, 3000).await;
     let mut large = Box::pin(reserve(&budget, 6000));
@@ -214,7 +214,7 @@ async fn leaving_the_queue_lets_the_next_one_forward() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
+async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once_with_a_retry_time() {
     let budget = budget(requests(5));
     let _ = send(&budget, 1).await;
     let in_line = tokio::spawn({
@@ -223,7 +223,7 @@ async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
     });
     tokio::task::yield_now().await;
 
-    // One is ahead of it in the queue, and a request takes 12.06 s.
+    // One call is ahead of it in the queue, and a request takes 12.06 s.
     let deadline = Instant::now() + 20 * SECOND;
     let refused = Arc::clone(&budget)
         .reserve(Line::Queue, Cost::one(1), deadline)
@@ -239,7 +239,7 @@ async fn one_who_cannot_go_in_time_is_refused_at_once_and_told_when() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_hopes_in_vain_is_refused_at_its_deadline() {
+async fn a_waiting_call_is_refused_at_its_deadline() {
     let budget = budget(requests(5));
     let held = reserve(&budget, 1).await;
     let start = Instant::now();
@@ -255,7 +255,7 @@ async fn one_who_hopes_in_vain_is_refused_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
+async fn a_call_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
     let budget = budget(requests(5));
     let held = reserve(&budget, 1).await;
     let mut first = Box::pin(reserve(&budget, 1));
@@ -272,7 +272,7 @@ async fn one_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_larger_than_a_whole_minute_is_refused_at_once() {
+async fn a_call_larger_than_a_whole_minute_is_refused_at_once() {
     let budget = budget(tokens(1000));
     let refused = Arc::clone(&budget)
         .reserve(Line::Queue, Cost::one(1001), patient())
@@ -285,10 +285,13 @@ async fn one_larger_than_a_whole_minute_is_refused_at_once() {
     let _ = send(&budget, 1000).now_or_never().expect("it just fits");
 }
 
-async fn send_many(budget: &Arc<LocalBudget>, requests: u64) -> Result<Sent, Exhausted> {
+pub(in crate::limits) async fn send_many(
+    budget: &Arc<LocalBudget>,
+    requests: u64,
+) -> Result<Sent, Exhausted> {
     let cost = Cost::of(requests, 1);
     let reservation = Arc::clone(budget).reserve(Line::Queue, cost, patient()).await;
-    reservation.map(Reservation::leave)
+    reservation.map(Reservation::start)
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +308,7 @@ async fn a_call_of_several_requests_takes_as_many_of_the_quotas() {
     assert_eq!(usage[RequestsPerDay].used, 200);
     let refused = send_many(&budget, 51).await.unwrap_err();
     assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
-    send_many(&budget, 50).await.unwrap().refused();
+    send_many(&budget, 50).await.unwrap().take_back();
     assert_eq!(budget.usage_now()[RequestsPerDay].used, 200, "all of it is given back");
 }
 
@@ -321,13 +324,13 @@ async fn a_call_of_more_requests_than_a_whole_window_has_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_per_day_count_at_what_calls_really_cost() {
+async fn tokens_per_day_count_what_calls_cost() {
     let budget = budget(Quotas::default().with(InputTokensPerDay, 1000));
     send(&budget, 600).await.settle(500);
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500);
     let refused = reserve_now(&budget, Cost::one(501)).unwrap_err();
     assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
-    send(&budget, 500).await.refused();
+    send(&budget, 500).await.take_back();
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500, "a refused call does not count");
     let too_large = reserve_now(&budget, Cost::one(1001)).unwrap_err();
     let expected = Exhausted::TooLarge { kind: InputTokensPerDay, cost: 1001, limit: 1000 };
@@ -339,7 +342,7 @@ async fn images_per_minute_bound_only_calls_that_generate_images() {
     let budget = budget(Quotas::default().with(ImagesPerMinute, 4));
     let images = |count| Cost::one(1).with(Resource::Images, count);
     let four = Arc::clone(&budget).reserve(Line::Queue, images(4), patient()).await.unwrap();
-    let _ = four.leave();
+    let _ = four.start();
     let late = reserve_now(&budget, images(1)).unwrap_err();
     assert!(matches!(late, Exhausted::NotBefore { .. }), "{late:?}");
     assert!(reserve_now(&budget, Cost::one(1)).unwrap().is_some(), "a text costs no image");
@@ -349,18 +352,21 @@ async fn images_per_minute_bound_only_calls_that_generate_images() {
 }
 
 /// Reserves if there is room at once.
-fn reserve_now(budget: &Arc<LocalBudget>, cost: Cost) -> Result<Option<Reservation>, Exhausted> {
+pub(in crate::limits) fn reserve_now(
+    budget: &Arc<LocalBudget>,
+    cost: Cost,
+) -> Result<Option<Reservation>, Exhausted> {
     match Arc::clone(budget).try_reserve(cost, Instant::now()) {
-        Attempt::Answered(answer) => answer.map_err(|reason| match reason {
+        TryReserve::Ready(answer) => answer.map_err(|reason| match reason {
             NotReserved::Exhausted(reason) => reason,
             NotReserved::StoreUnavailable(reason) => panic!("{reason}"),
         }),
-        Attempt::Asked(_) => panic!("it is kept here"),
+        TryReserve::Pending(_) => panic!("it is kept here"),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_quota_of_zero_nothing_goes() {
+async fn a_quota_of_zero_admits_nothing() {
     for quotas in [requests(0), tokens(0), per_day(0)] {
         let budget = budget(quotas);
         assert_eq!(
@@ -374,7 +380,7 @@ async fn of_a_quota_of_zero_nothing_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_keeps_everything_back_and_the_order() {
+async fn a_pause_holds_all_calls_and_keeps_their_order() {
     let budget = budget(requests(6000));
     let start = Instant::now();
     budget.pause_until(start + 20 * SECOND);
@@ -410,7 +416,7 @@ async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_call_does_not_count() {
     let budget = budget(per_minute(1, 100).with(RequestsPerDay, 10));
-    send(&budget, 100).await.refused();
+    send(&budget, 100).await.take_back();
     let usage = budget.usage_now();
     assert_eq!(usage[RequestsPerMinute].used, 0);
     assert_eq!(usage[InputTokensPerMinute].used, 0);
@@ -435,19 +441,19 @@ async fn a_call_that_cost_less_makes_room_and_one_that_cost_more_takes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_given_back_late_does_not_make_a_bunch() {
+async fn tokens_given_back_late_make_no_burst() {
     let budget = budget(tokens(6000));
     let first = send(&budget, 1000).await;
     advance(11 * SECOND).await;
     let _ = send(&budget, 1000).await;
-    // By the time the second left, the first was paid for, whatever it had cost.
+    // When the second was sent, the first had drained, whatever it had cost.
     first.settle(1);
     let took = seconds(send(&budget, 1000)).await;
     assert!(close(took, 10.05), "{took}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_estimate_far_too_low_closes_the_quota_for_a_minute_and_no_longer() {
+async fn an_estimate_far_too_low_blocks_the_quota_for_at_most_a_minute() {
     let budget = budget(tokens(1000));
     send(&budget, 1).await.settle(u64::MAX);
     let took = seconds(send(&budget, 1000)).await;
@@ -455,7 +461,7 @@ async fn an_estimate_far_too_low_closes_the_quota_for_a_minute_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_raised_quota_wakes_those_who_can_go() {
+async fn a_raised_quota_wakes_waiting_calls() {
     let budget = budget(requests(1));
     let _ = send(&budget, 1).await;
     let mut waiting = Box::pin(send(&budget, 1));
@@ -466,7 +472,7 @@ async fn a_raised_quota_wakes_those_who_can_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_found_later_counts_what_was_sent_before() {
+async fn a_quota_learned_later_counts_what_was_sent_before() {
     let budget = budget(Quotas::default());
     for _ in 0..10 {
         let _ = send(&budget, 10).await;
@@ -478,7 +484,7 @@ async fn a_quota_found_later_counts_what_was_sent_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lowered_quota_refuses_those_who_wait_for_nothing() {
+async fn a_lowered_quota_refuses_calls_that_wait_in_vain() {
     let budget = budget(tokens(1000));
     let _ = send(&budget, 900).await;
     let mut waiting = Box::pin(Arc::clone(&budget).reserve(Line::Queue, Cost::one(800), patient()));
@@ -497,7 +503,7 @@ async fn the_minute_can_be_shortened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_waits_takes_little_memory() {
+async fn a_waiting_call_takes_little_memory() {
     let budget = budget(requests(1));
     let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), patient()));
     assert!(size < 500, "{size} bytes");

@@ -1,10 +1,10 @@
 use futures_util::FutureExt;
 
-use super::super::Acquire;
 use super::*;
+use crate::limits::semaphore::Acquire;
 
 #[tokio::test]
-async fn those_who_asked_first_go_first() {
+async fn requests_are_served_in_order() {
     let semaphore = LocalSemaphore::new(1);
     let held = semaphore.acquire().await.unwrap();
     let mut first = Box::pin(semaphore.acquire());
@@ -42,7 +42,7 @@ async fn a_lowered_limit_holds_as_soon_as_permits_come_back() {
 }
 
 #[tokio::test]
-async fn a_raised_limit_wakes_those_who_wait() {
+async fn a_raised_limit_wakes_waiters() {
     let semaphore = LocalSemaphore::new(3);
     let held = [semaphore.acquire().await, semaphore.acquire().await, semaphore.acquire().await];
     semaphore.resize(1);
@@ -57,7 +57,7 @@ async fn a_raised_limit_wakes_those_who_wait() {
 }
 
 #[tokio::test]
-async fn closing_ends_the_wait_and_leaves_the_holders_alone() {
+async fn closing_ends_waits_and_keeps_held_permits() {
     let semaphore = LocalSemaphore::new(1);
     let held = semaphore.acquire().await.unwrap();
     let mut waiting = Box::pin(semaphore.acquire());
@@ -71,12 +71,12 @@ async fn closing_ends_the_wait_and_leaves_the_holders_alone() {
 }
 
 #[tokio::test]
-async fn leaving_the_queue_gives_up_nothing() {
+async fn leaving_the_queue_releases_no_permit() {
     let semaphore = LocalSemaphore::new(1);
     let held = semaphore.acquire().await.unwrap();
     let mut leaver = Box::pin(semaphore.acquire());
     assert!((&mut leaver).now_or_never().is_none());
-    // The permit is handed to the leaver, who goes before it has taken it.
+    // The permit is sent to the leaver, which is dropped before it receives the permit.
     drop(held);
     drop(leaver);
     assert_eq!((semaphore.usage().waiting, semaphore.usage().available()), (0, 1));
@@ -92,7 +92,7 @@ macro_rules! waiting {
 }
 
 #[tokio::test]
-async fn who_waits_for_several_is_not_overtaken_by_those_who_want_fewer() {
+async fn a_request_for_several_is_not_overtaken_by_smaller_ones() {
     let semaphore = LocalSemaphore::new(3);
     let held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting!(semaphore.acquire_many(3));
@@ -112,7 +112,7 @@ async fn who_waits_for_several_is_not_overtaken_by_those_who_want_fewer() {
 }
 
 #[tokio::test]
-async fn who_gives_up_waiting_for_several_lets_those_behind_go() {
+async fn dropping_a_request_for_several_lets_later_ones_go() {
     let semaphore = LocalSemaphore::new(3);
     let _held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting!(semaphore.acquire_many(2));
@@ -122,7 +122,7 @@ async fn who_gives_up_waiting_for_several_lets_those_behind_go() {
 }
 
 #[tokio::test]
-async fn more_than_the_limit_is_refused_at_once_and_when_the_limit_falls() {
+async fn a_request_above_the_limit_fails_at_once_and_when_the_limit_falls() {
     let semaphore = LocalSemaphore::new(3);
     let refused = |limit| Some(NotGranted::MoreThanLimit { limit });
     assert_eq!(semaphore.acquire_many(4).await.err(), refused(3));
@@ -143,7 +143,7 @@ async fn more_than_the_limit_is_refused_at_once_and_when_the_limit_falls() {
 }
 
 #[tokio::test]
-async fn a_limit_lowered_while_several_are_held_and_waited_for_is_kept() {
+async fn a_limit_lowered_while_permits_are_held_and_requested_is_kept() {
     let semaphore = LocalSemaphore::new(5);
     let held = semaphore.acquire_many(3).await.unwrap();
     let also = semaphore.acquire().await.unwrap();

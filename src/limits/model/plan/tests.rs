@@ -1,5 +1,5 @@
-use super::*;
 use super::super::quota::QuotaKind::*;
+use super::*;
 
 const MODEL: &str = "gemini-3.8-flash";
 
@@ -20,7 +20,7 @@ fn tier(limit: u64) -> Option<Planned> {
 }
 
 #[test]
-fn nothing_set_is_no_limit_and_a_minute_of_sixty_seconds() {
+fn the_default_is_no_limits_and_a_minute_of_sixty_seconds() {
     let plan = QuotaPlan::default();
     assert_eq!(plan.quotas(None, MODEL), PlannedQuotas::default());
     assert_eq!(plan.quotas(Some("server"), MODEL), PlannedQuotas::default());
@@ -30,7 +30,7 @@ fn nothing_set_is_no_limit_and_a_minute_of_sixty_seconds() {
 }
 
 #[test]
-fn a_tier_is_for_every_key_and_model() {
+fn a_tier_applies_to_every_key_and_model() {
     for (name, numbers) in [
         (Tier::Free, [5, 25_000, 25]),
         (Tier::Tier1, [300, 1_000_000, 1_000]),
@@ -114,7 +114,7 @@ fn a_rule_is_added_once() {
 }
 
 #[test]
-fn digests_that_could_be_of_one_key_have_one_label() {
+fn digests_that_can_match_one_key_have_one_label() {
     for (first, second) in
         [("12345678", "12345678"), ("12345678", "1234567890"), ("123456789", "12345678")]
     {
@@ -130,7 +130,7 @@ fn digests_that_could_be_of_one_key_have_one_label() {
 }
 
 #[test]
-fn a_digest_does_not_show_whole() {
+fn debug_output_shows_part_of_a_digest() {
     let digest: KeyDigest = "0A1b2c3d4e5f60718293".parse().unwrap();
     assert_eq!(format!("{digest:?}"), "KeyDigest(0a1b2c3d…)");
     for wrong in ["", "1234567", "1234567ä", "+1234567", &"0".repeat(65)] {
@@ -139,7 +139,7 @@ fn a_digest_does_not_show_whole() {
 }
 
 #[test]
-fn a_source_is_one_word_on_the_wire() {
+fn a_source_is_serialized_as_one_word() {
     let words = [Source::Tier, Source::Setting, Source::Gemini]
         .map(|source| serde_json::to_string(&source).unwrap());
     assert_eq!(words, ["\"tier\"", "\"setting\"", "\"gemini\""]);

@@ -1,13 +1,13 @@
--- What is spent of an account's quotas, counted as one replica alone counts it: see
--- `budget::allowance`, and `budget::minute` for how the minute and its margins are chosen.
+-- What is spent of an account's quotas. It counts exactly as `model::rolling` and `model::day` do in
+-- one process; `model::minute` explains the minute and its margins.
 --
--- budget:<account>             what is spent and who has a share in it, packed: see new_budget()
--- budget_departures:<account>  what left within the last window, packed: see departures_of()
+-- budget:<account>             what is spent, and the members' shares, packed: see new_budget()
+-- budget_departures:<account>  what was sent within the last window, packed: see departures_of()
 -- budgets_of:<member>          the accounts in which a member has a share
 --
--- UNITS are the resources that are counted, and KINDS the quotas: each has a name, a unit and a window,
--- 'minute' or 'day'. An amount has a number for each unit, and quotas a limit for each kind that has
--- one. `budget.here` is what is known of a budget in this call of the script only.
+-- UNITS are the resources, and KINDS the quota kinds: each has a name, a unit and a window, 'minute' or
+-- 'day'. An amount has a number for each unit, and quotas have a limit for each limited kind.
+-- `budget.here` is state of this call of the script only; it is not stored.
 
 local function amount(of)
   local all = {}
@@ -47,21 +47,21 @@ local function new_budget()
   return {
     format = FORMAT,
     quotas = {},
-    -- What left within the window; and of each quota per minute, when the backlog is drained.
+    -- What was sent within the window; and for each quota per minute, when its backlog is drained.
     sent = amount(),
     drained_at = drained_at,
     day = {began = now, ends = 0, sent = amount(), closed_until = 0},
     paused_until = 0,
-    -- Whether Gemini has ever answered for it, so that nobody made it up.
+    -- Whether Gemini has ever accepted a call of the account.
     proven = false,
-    -- What the settings said last; and which of it was set by hand for this model.
+    -- The quotas of the settings, and those of them that were set by hand for this model.
     planned = {},
     by_hand = {},
-    -- What was set by hand for the accounts that turned out to be charged here, by their names.
+    -- The limits set by hand for the accounts that are charged here, by account.
     aliases = {},
-    -- What Gemini named, which counts until the day is over.
+    -- The quotas that Gemini named. They hold until the day ends.
     learned = {},
-    -- Each member's share: what it has reserved and not sent, what it asks for in each line.
+    -- Each member's share: what it has reserved and not sent, and what it requests in each line.
     members = {},
   }
 end
@@ -110,8 +110,8 @@ local function no_departures()
   return departures
 end
 
--- What left within the last window, oldest first: for each cell of the grid, when the last of it
--- left and how much. They are many, so that they are read only where they are needed.
+-- What was sent within the last window, oldest first: for each cell of the grid, when the last call
+-- was sent, and how much. There are many, so they are read only when needed.
 local function departures_of(budget)
   local here = budget.here
   if here.departures then
@@ -153,12 +153,12 @@ local function sent(budget)
   return budget.sent
 end
 
--- In what time an amount flows in.
+-- The time in which an amount becomes available.
 local function time_for(budget, kind, cost)
   return math.ceil(budget.minute.window * (cost / math.max(budget.quotas[kind.name], 1)))
 end
 
--- When the backlog is drained if nothing had left before the departures at the index.
+-- When the backlog would be drained if nothing had been sent before the cell at the index.
 local function drained_after(budget, kind, index)
   local departures, drained_at = departures_of(budget), 0
   for i = index, #departures.last do
@@ -183,7 +183,7 @@ local function set_limits(budget, quotas)
   end
 end
 
--- Counts as leaving now, in the minute.
+-- Counts a cost as sent now, in the minute.
 local function count_in_minute(budget, what)
   local departures = departures_of(budget)
   local at = #departures.last
@@ -210,26 +210,25 @@ local function count_in_minute(budget, what)
   budget.here.unsaved = true
 end
 
--- Counts as leaving now, in the minute and in the day.
+-- Counts a cost as sent now, in the minute and in the day.
 local function count(budget, what)
   count_in_minute(budget, what)
   add(budget.day.sent, what, 1)
 end
 
--- What left then and was counted turns out to be the actual. Without effect when it no longer
--- counts.
-local function correct(budget, left_at, counted, actual)
+-- Replaces what was counted for a call by its actual cost, unless it no longer counts.
+local function correct(budget, sent_at, counted, actual)
   local departures = departures_of(budget)
   local index = #departures.last
-  while index > 1 and departures.last[index - 1] >= left_at do
+  while index > 1 and departures.last[index - 1] >= sent_at do
     index = index - 1
   end
-  if index == 0 or cell(budget, departures.last[index]) ~= cell(budget, left_at) then
+  if index == 0 or cell(budget, departures.last[index]) ~= cell(budget, sent_at) then
     return
   end
   for _, unit in ipairs(UNITS) do
     local before = departures[unit][index]
-    -- It may have been taken out, and something else have left in the same cell since.
+    -- It may have been taken out, and another call have been sent in the same cell since.
     departures[unit][index] = math.max(before - counted[unit], 0) + actual[unit]
     budget.sent[unit] = budget.sent[unit] - before + departures[unit][index]
   end
@@ -238,12 +237,12 @@ local function correct(budget, left_at, counted, actual)
     local more = actual[kind.unit] - counted[kind.unit]
     local drained_at = budget.drained_at[kind.name]
     if budget.quotas[kind.name] and more > 0 then
-      -- Estimates that are far too low must not close the quota for longer than a minute.
+      -- Estimates that are far too low must not block the quota for longer than a minute.
       local late = math.min(drained_at + time_for(budget, kind, more), now + budget.minute.window)
       budget.drained_at[kind.name] = math.max(late, drained_at)
     elseif budget.quotas[kind.name] and more < 0 then
-      -- A bucket that was full in between has not kept what is given back now: the backlog is at
-      -- least what those who left since would have made alone.
+      -- A bucket that was full in between did not keep what is given back now. So the backlog is at
+      -- least that of the later calls alone.
       local less = drained_at - time_for(budget, kind, -more)
       less = math.max(less, drained_after(budget, kind, index))
       budget.drained_at[kind.name] = math.min(less, drained_at)
@@ -251,7 +250,7 @@ local function correct(budget, left_at, counted, actual)
   end
 end
 
--- When the window has room: a lower bound where what has not left yet has to make it.
+-- When the window has room: a lower bound if calls that are not yet sent have to make the room.
 local function window_opens_at(budget, unit, excess)
   if excess <= 0 then
     return now
@@ -274,8 +273,8 @@ local function tolerance_and_jitter(budget, kind, cost)
   return tolerance, math.max(budget.minute.jitter, tolerance / 2)
 end
 
--- The first moment at which the cost can be reserved with `ahead` before it; nothing of that goes
--- before `start`.
+-- The first moment at which the cost can be reserved behind `ahead`, none of which is sent before
+-- `start`.
 local function rolling_opens_at(budget, ahead, cost, start)
   local all_unsent, opens_at = total(budget, 'unsent'), start
   for _, kind in ipairs(ROLLING) do
@@ -297,7 +296,7 @@ local function rolling_opens_at(budget, ahead, cost, start)
   return opens_at
 end
 
--- Whether what is unsent leaves no room, so that no passing of time can help.
+-- Whether reservations leave no room, so that waiting alone does not help.
 local function is_held_up(budget, cost)
   local all_unsent = total(budget, 'unsent')
   for _, kind in ipairs(ROLLING) do

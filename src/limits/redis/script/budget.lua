@@ -18,16 +18,16 @@ local KEPT_UNPROVEN = 10 * 60 * 1000
 local HOUR = 3600 * 1000000
 -- No day is longer, nor is anything closed or paused for longer.
 local LONGEST_DAY = 26 * HOUR
--- So many places of former members are given up in one call; the rest is when they are buried.
-local MOST_FORGOTTEN = 250
+-- So many places of former members are given up in one call; the rest is when they are removed.
+local MAX_FORGOTTEN = 250
 -- So many accounts are looked at in one call because their time has come.
-local MOST_OPENED = 25
+local MAX_OPENED = 25
 -- The longest time that is told, in microseconds: cjson writes no more digits.
 local FAR = 10000000000000
 -- So many accounts are taken to be charged to another, and as many of those in turn.
-local MOST_ALIASES = 32
+local MAX_ALIASES = 32
 -- So many who asked later but were heard earlier are told apart from those who go before.
-local MOST_OVERTAKEN = 100
+local MAX_OVERTAKEN = 100
 
 -- Those that this call of the script has to do with.
 local budgets = {}
@@ -43,7 +43,7 @@ local function size_of(map)
   return size
 end
 
-local function from_now(at)
+local function time_until(at)
   return math.min(math.ceil(at - now), FAR)
 end
 
@@ -68,7 +68,7 @@ local function impossible(budget, ahead, cost)
     end
   end
   if reopens_at > now then
-    return {verdict = 'day_exhausted', retry_after_us = from_now(reopens_at)}
+    return {verdict = 'day_exhausted', retry_after_us = time_until(reopens_at)}
   end
 end
 
@@ -83,7 +83,7 @@ local function budget_opens_at(budget, ahead, cost)
 end
 
 local function not_before(at)
-  return {verdict = 'not_before', retry_after_us = from_now(at)}
+  return {verdict = 'not_before', retry_after_us = time_until(at)}
 end
 
 local function opens_before(budget, deadline, ahead, cost)
@@ -111,41 +111,41 @@ local function queue_key(budget, line)
   return key('budget_' .. queue_of(line), budget.here.account)
 end
 
-local function place_of(budget, entry)
+local function request_of(budget, entry)
   local waiter = redis.call('HGET', key('budget_waiters', budget.here.account), entry)
   if not waiter then
     return nil
   end
-  local place = cmsgpack.unpack(waiter)
-  place.entry = entry
-  return place
+  local request = cmsgpack.unpack(waiter)
+  request.entry = entry
+  return request
 end
 
-local function put(budget, place, score)
-  local waiter = cmsgpack.pack({cost = place.cost, deadline = place.deadline, line = place.line})
-  redis.call('ZADD', queue_key(budget, place.line), whole(score), place.entry)
-  redis.call('HSET', key('budget_waiters', budget.here.account), place.entry, waiter)
-  local name, ticket = string.match(place.entry, '(%S+) (%S+)')
+local function put(budget, request, score)
+  local waiter = cmsgpack.pack({cost = request.cost, deadline = request.deadline, line = request.line})
+  redis.call('ZADD', queue_key(budget, request.line), whole(score), request.entry)
+  redis.call('HSET', key('budget_waiters', budget.here.account), request.entry, waiter)
+  local name, ticket = string.match(request.entry, '(%S+) (%S+)')
   redis.call('SADD', key('places', name, budget.here.account), ticket)
 end
 
-local function leave_place(budget, place)
-  redis.call('ZREM', queue_key(budget, place.line), place.entry)
-  redis.call('HDEL', key('budget_waiters', budget.here.account), place.entry)
-  local name, ticket = string.match(place.entry, '(%S+) (%S+)')
+local function remove_request(budget, request)
+  redis.call('ZREM', queue_key(budget, request.line), request.entry)
+  redis.call('HDEL', key('budget_waiters', budget.here.account), request.entry)
+  local name, ticket = string.match(request.entry, '(%S+) (%S+)')
   redis.call('SREM', key('places', name, budget.here.account), ticket)
   local share = share_of(budget, name)
-  take_from(share[queue_of(place.line)], place.cost)
+  take_from(share[queue_of(request.line)], request.cost)
   budget.here.unsaved = true
 end
 
 -- Takes out so many places of a member at most. Gives how many.
-local function forget_places(budget, name, most)
+local function forget_requests(budget, name, most)
   local tickets = redis.call('SPOP', key('places', name, budget.here.account), most)
   for _, ticket in ipairs(tickets) do
-    local place = place_of(budget, name .. ' ' .. ticket)
-    if place then
-      leave_place(budget, place)
+    local request = request_of(budget, name .. ' ' .. ticket)
+    if request then
+      remove_request(budget, request)
     end
   end
   return #tickets
@@ -164,37 +164,37 @@ end
 local function serve_line(budget, line, ahead)
   while total(budget, line).requests > 0 do
     local first = redis.call('ZRANGE', queue_key(budget, line), 0, 0)[1]
-    local place = first and place_of(budget, first)
-    if not place then
+    local request = first and request_of(budget, first)
+    if not request then
       forget_line(budget, line)
       return math.huge
     end
     local name, ticket = string.match(first, '(%S+) (%S+)')
-    local at, reason = opens_before(budget, place.deadline, ahead, place.cost)
+    local at, reason = opens_before(budget, request.deadline, ahead, request.cost)
     if is_dead(name) then
-      if buried >= MOST_BURIED then
+      if removed >= MAX_REMOVED then
         return now
       end
-      buried = buried + 1
-      leave_place(budget, place)
+      removed = removed + 1
+      remove_request(budget, request)
     elseif reason then
-      leave_place(budget, place)
+      remove_request(budget, request)
       answer(name, ticket, reason)
     elseif at > now then
-      if is_held_up(budget, place.cost) then
+      if is_held_up(budget, request.cost) then
         -- Until something is sent or given back, or a member ends that has it.
         return math.huge
       end
       return math.ceil(at)
-    elseif place.line == 'yields_once' and now < place.deadline
-      and waiting(budget).requests > place.cost.requests
+    elseif request.line == 'yields_once' and now < request.deadline
+      and waiting(budget).requests > request.cost.requests
     then
       local last = redis.call('ZRANGE', queue_key(budget, line), -1, -1, 'WITHSCORES')[2]
-      place.line = 'queue'
-      put(budget, place, math.max(now, last + 1))
+      request.line = 'queue'
+      put(budget, request, math.max(now, last + 1))
     else
-      leave_place(budget, place)
-      grant(budget, name, ticket, place.cost)
+      remove_request(budget, request)
+      grant(budget, name, ticket, request.cost)
     end
   end
   return math.huge
@@ -237,7 +237,7 @@ local function budget_of(account, midnight_us)
       end
       return nil
     end
-    budget.here = {account = account, impatient = {}}
+    budget.here = {account = account, without_waiting = {}}
     bound(budget)
     budgets[account] = budget
   end
@@ -315,7 +315,7 @@ function operations.count_budget(op)
 end
 
 -- Tells the member which account is charged for the calls of this one, if another is.
-local function tell_who_is_charged(budget)
+local function send_charged_account(budget)
   if budget.counts_as then
     local charged = {account = budget.here.account, to = budget.counts_as}
     redis.call('PUBLISH', key('to', member), cjson.encode({charged = charged}))
@@ -323,7 +323,7 @@ local function tell_who_is_charged(budget)
 end
 
 local function add_alias(budget, name, by_hand)
-  if budget.aliases[name] or next(by_hand) and size_of(budget.aliases) < MOST_ALIASES then
+  if budget.aliases[name] or next(by_hand) and size_of(budget.aliases) < MAX_ALIASES then
     budget.aliases[name] = next(by_hand) and by_hand or nil
   end
 end
@@ -335,7 +335,7 @@ function operations.open_budget(op)
   local new = not budget
   if new then
     budget = new_budget()
-    budget.here = {account = op.account, impatient = {}}
+    budget.here = {account = op.account, without_waiting = {}}
     budgets[op.account] = budget
     begin_day(budget.day, now + op.midnight_us)
     announce({watched = {account = op.account}})
@@ -353,7 +353,7 @@ function operations.open_budget(op)
     budget.learned = op.learned
   end
   apply_quotas(budget)
-  tell_who_is_charged(budget)
+  send_charged_account(budget)
   budget.here.unsaved = true
   return budget.quotas
 end
@@ -366,13 +366,13 @@ local function ahead_of(budget, line, asked_at)
     return ahead
   end
   local later = redis.call('ZRANGEBYSCORE', queue_key(budget, line), '(' .. whole(asked_at), '+inf',
-    'LIMIT', 0, MOST_OVERTAKEN + 1)
-  if #later > MOST_OVERTAKEN then
+    'LIMIT', 0, MAX_OVERTAKEN + 1)
+  if #later > MAX_OVERTAKEN then
     return NOTHING
   end
   for _, entry in ipairs(later) do
-    local place = place_of(budget, entry)
-    add(ahead, place and place.cost or NOTHING, -1)
+    local request = request_of(budget, entry)
+    add(ahead, request and request.cost or NOTHING, -1)
   end
   return ahead
 end
@@ -386,7 +386,7 @@ function operations.reserve(op)
     return
   end
   if not op.wait then
-    table.insert(budget.here.impatient, op)
+    table.insert(budget.here.without_waiting, op)
     return
   end
   local line = op.line
@@ -394,7 +394,7 @@ function operations.reserve(op)
     line = 'queue'
   end
   local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
-  local deadline = now + op.patience_us
+  local deadline = now + op.time_limit_us
   local ahead, cost = ahead_of(budget, line, asked_at), amount(op.cost)
   local at, reason = opens_before(budget, deadline, ahead, cost)
   if reason then
@@ -410,10 +410,10 @@ function operations.reserve(op)
 end
 
 -- Who does not wait gets what those leave who do.
-local function serve_impatient(budget)
-  for _, op in ipairs(budget.here.impatient) do
+local function serve_without_waiting(budget)
+  for _, op in ipairs(budget.here.without_waiting) do
     local ahead, cost = waiting(budget), amount(op.cost)
-    local at, reason = opens_before(budget, now + op.patience_us, ahead, cost)
+    local at, reason = opens_before(budget, now + op.time_limit_us, ahead, cost)
     if reason then
       answer(member, op.ticket, reason)
     elseif at <= now and ahead.requests == 0 then
@@ -425,15 +425,15 @@ local function serve_impatient(budget)
 end
 
 -- Leaves the queue. Who gives up hears what it would have had to wait for, unless it was answered.
-function operations.leave_budget(op)
+function operations.cancel_reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
-  local place = budget and place_of(budget, member .. ' ' .. whole(op.ticket))
-  if not place then
+  local request = budget and request_of(budget, member .. ' ' .. whole(op.ticket))
+  if not request then
     return nil
   end
-  leave_place(budget, place)
+  remove_request(budget, request)
   if op.give_up then
-    local at, reason = budget_opens_at(budget, waiting(budget), place.cost)
+    local at, reason = budget_opens_at(budget, waiting(budget), request.cost)
     return reason or not_before(at)
   end
 end
@@ -476,7 +476,7 @@ function operations.claim_budget(op)
   local before, share = op.from and budget.members[op.from], share_of(budget, member)
   add(share.unsent, amount(op.cost), 1)
   if before then
-    forgotten = forgotten + forget_places(budget, op.from, MOST_FORGOTTEN - forgotten)
+    forgotten = forgotten + forget_requests(budget, op.from, MAX_FORGOTTEN - forgotten)
     share.moved = amount(share.moved)
     add(share.moved, take_unsent(budget, op.from, op.cost), 1)
   end
@@ -484,12 +484,12 @@ function operations.claim_budget(op)
 end
 
 -- By what name one is known that has left: its replica can be another member when it settles.
-local function entry_of_sent(op)
+local function name_of_call(op)
   return (op.by or member) .. ' ' .. whole(op.ticket)
 end
 
 -- What was reserved leaves now.
-function operations.depart(op)
+function operations.start_call(op)
   local budget = budget_of(op.account, op.midnight_us)
   if not budget then
     return
@@ -497,13 +497,13 @@ function operations.depart(op)
   local left, cost = key('budget_left', op.account), amount(op.cost)
   take_from(cost, take_unsent(budget, member, cost))
   count(budget, cost)
-  redis.call('ZADD', left, whole(now), entry_of_sent(op))
+  redis.call('ZADD', left, whole(now), name_of_call(op))
   redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
 end
 
 -- When it left, which is asked once; nothing where that is longer ago than a window.
 local function left_at(op)
-  local left, entry = key('budget_left', op.account), entry_of_sent(op)
+  local left, entry = key('budget_left', op.account), name_of_call(op)
   local at = tonumber(redis.call('ZSCORE', left, entry) or nil)
   redis.call('ZREM', left, entry)
   return at
@@ -521,8 +521,8 @@ function operations.settle(op)
     correct(budget, at, counted, actual)
   end
   -- A replica that does not know whether it was heard says it again.
-  local is_settled = not at and op.ticket ~= 0 and op.left_us_ago < budget.minute.window
-  if not is_settled and now - op.left_us_ago >= budget.day.began then
+  local is_settled = not at and op.ticket ~= 0 and op.sent_us_ago < budget.minute.window
+  if not is_settled and now - op.sent_us_ago >= budget.day.began then
     add(budget.day.sent, actual, 1)
     take_from(budget.day.sent, counted)
   end
@@ -546,7 +546,7 @@ function operations.pause(op)
     local until_then = now + math.min(op.for_us, LONGEST_DAY)
     budget.paused_until = math.max(budget.paused_until, until_then)
     budget.here.unsaved = true
-    announce({paused = {account = op.account, for_us = from_now(budget.paused_until)}})
+    announce({paused = {account = op.account, for_us = time_until(budget.paused_until)}})
   end
 end
 
@@ -586,7 +586,7 @@ end
 
 -- Whether the calls of the one are charged to the other, by way of others or not.
 local function is_charged_to(name, other)
-  for _ = 1, MOST_ALIASES do
+  for _ = 1, MAX_ALIASES do
     local budget = budget_of(name)
     name = budget and budget.counts_as
     if not name or name == other then
@@ -599,14 +599,14 @@ end
 -- Gemini charges the calls of one account to another: what it has spent moves there, once, whoever
 -- says so and how often; and what was set by hand for it, and what Gemini named, counts there too.
 -- One that has `heard` so from here moves what its own calls have spent since, and no more.
-function operations.take_over_budget(op)
+function operations.transfer_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   local from = budget_of(op.from, op.midnight_us)
   if not budget or not from then
     return
   end
   if from.counts_as ~= op.account then
-    if op.heard or is_charged_to(op.account, op.from) then
+    if op.from_replica or is_charged_to(op.account, op.from) then
       -- There is later news, or two replicas have found opposite things, of which the first holds.
       local charged = {account = op.from, to = from.counts_as}
       redis.call('PUBLISH', key('to', member), cjson.encode({charged = charged}))
@@ -658,25 +658,25 @@ function operations.budget_usage(op)
   return {
     quotas = quotas,
     waiting = queue.requests,
-    next_free_in_us = at and from_now(at) or reason and reason.retry_after_us,
-    paused_for_us = budget.paused_until > now and from_now(budget.paused_until) or nil,
+    next_free_in_us = at and time_until(at) or reason and reason.retry_after_us,
+    paused_for_us = budget.paused_until > now and time_until(budget.paused_until) or nil,
   }
 end
 
 -- The places of a member that is none any more are void, and what it had reserved may have left,
 -- for all that anybody knows.
-table.insert(burials, function(name, most)
-  local count_buried = 0
-  while count_buried < most do
+table.insert(removers, function(name, most)
+  local removed_here = 0
+  while removed_here < most do
     local account = redis.call('SRANDMEMBER', key('budgets_of', name))
     if not account then
-      return count_buried
+      return removed_here
     end
     local budget = budget_of(account)
     local share = budget and budget.members[name]
-    count_buried = count_buried + 1
+    removed_here = removed_here + 1
     if share then
-      count_buried = count_buried + forget_places(budget, name, most - count_buried)
+      removed_here = removed_here + forget_requests(budget, name, most - removed_here)
     end
     if share and redis.call('EXISTS', key('places', name, account)) == 1 then
       return most
@@ -691,13 +691,13 @@ table.insert(burials, function(name, most)
     redis.call('UNLINK', key('places', name, account))
     redis.call('SREM', key('budgets_of', name), account)
   end
-  return count_buried
+  return removed_here
 end)
 
 -- Those whose time has come are served at the end of the call.
-local function look_at_budgets_that_open()
+local function load_budgets_that_open()
   for _, account in ipairs(
-    redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now), 'LIMIT', 0, MOST_OPENED)
+    redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now), 'LIMIT', 0, MAX_OPENED)
   ) do
     if not budget_of(account) then
       redis.call('ZREM', key('budget_openings'), account)
@@ -705,7 +705,7 @@ local function look_at_budgets_that_open()
   end
 end
 
-local function next_opening_of_a_budget()
+local function next_budget_opening()
   local first = redis.call('ZRANGE', key('budget_openings'), 0, 0, 'WITHSCORES')
   return tonumber(first[2]) or math.huge
 end
@@ -741,7 +741,7 @@ local function serve_budgets()
     local returning = serve_line(budget, 'returning', NOTHING)
     local queue = serve_line(budget, 'queue', total(budget, 'returning'))
     local look_at = math.min(returning, queue)
-    serve_impatient(budget)
+    serve_without_waiting(budget)
     if look_at < math.huge then
       redis.call('ZADD', key('budget_openings'), whole(look_at), account)
     else

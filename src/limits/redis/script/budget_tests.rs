@@ -1,31 +1,42 @@
-//! Budgets that are kept in Redis, by the script in a real one, on a clock that the tests set.
+//! Budgets in Redis: the script in a real Redis, on a clock that the tests set.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use redis::{Connection, PubSub, Script};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, advance};
 
-use super::*;
-use crate::limits::shared::test_server::RedisServer;
-use crate::limits::shared::wire::SCRIPT;
+use super::SCRIPT;
+use crate::limits::budget::{
+    Budget as _, BudgetAdmin as _, NotReserved, Reservation, Sent, TryReserve,
+};
+use crate::limits::local::LocalBudget;
+use crate::limits::local::budget_tests::*;
+use crate::limits::model::{
+    BudgetUsage, Cost, Exhausted, Line, PerKind, QuotaKind, QuotaUsage, Quotas, Resource,
+};
+use crate::limits::redis::test_server::RedisServer;
 
 mod equivalence;
 mod replicas;
 mod upkeep;
 
-/// When a test begins, in microseconds: where a cell of the grid begins, of a minute or a second.
+/// When a test begins, in microseconds: at the start of a cell of the grid, for a minute or a second.
 const START: u64 = 1_764_000_000_000_000 / 234_375 * 234_375;
 
 const ACCOUNT: &str = "an account";
 
-/// The run of Redis that all of them find.
+/// The run of Redis in all tests.
 const RUN: &str = "the only";
 
 /// What `redis.call('TIME')` becomes: seconds, and microseconds of any number.
 const TEST_TIME: &str = "{0, ARGV[5]}";
 
-/// What a ticket comes to.
+/// The outcome of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 enum Verdict {
@@ -57,9 +68,9 @@ impl Verdict {
         Self::granted_cost(Cost::one(tokens))
     }
 
-    /// Whether it is the same, but for a microsecond: what is reserved and what waits are rounded up
-    /// apart, and of two calls that are served in the same instant the one can be told before the
-    /// other has moved.
+    /// Whether it is the same up to a microsecond: reservations and waiting requests are rounded up
+    /// separately, and of two calls served in the same instant one can be answered before the other
+    /// has moved.
     fn is_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::NotBefore { retry_after_us: a }, Self::NotBefore { retry_after_us: b }) => {
@@ -94,7 +105,7 @@ fn micros(duration: Duration) -> u64 {
     duration.as_nanos().div_ceil(1000) as u64
 }
 
-/// As the script tells it.
+/// As the script returns it.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Usage {
     quotas: PerKind<Option<QuotaUsage>>,
@@ -137,7 +148,7 @@ struct Reply {
     results: BTreeMap<usize, Value>,
     #[serde(default)]
     answers: Vec<Answer>,
-    look_again_in_us: Option<u64>,
+    check_again_in_us: Option<u64>,
     opens_in_us: Option<u64>,
     stepped_us: Option<f64>,
     other_format: Option<String>,
@@ -159,7 +170,7 @@ struct Shared {
     prefix: String,
     /// In microseconds, of the clock in Redis.
     now: u64,
-    tenure: Duration,
+    lease: Duration,
     /// When each member spoke last, by its own clock.
     spoke: BTreeMap<String, u64>,
     /// By how much Redis's clock is ahead of theirs.
@@ -175,7 +186,7 @@ impl Shared {
             script: Script::new(&source),
             prefix: prefix.into(),
             now: START,
-            tenure: 30 * SECOND,
+            lease: 30 * SECOND,
             spoke: BTreeMap::new(),
             ahead: 0,
         };
@@ -188,14 +199,14 @@ impl Shared {
         let () = redis::cmd("SET").arg(key).arg(value).query(&mut self.connection).unwrap();
     }
 
-    fn say(&mut self, member: &str, operations: &[Value]) -> Reply {
+    fn send(&mut self, member: &str, operations: &[Value]) -> Reply {
         let spoke = self.spoke.insert(member.to_owned(), self.now);
         let quiet = spoke.map(|spoke| (self.now - spoke).to_string()).unwrap_or_default();
         let reply: String = self
             .script
             .key(&self.prefix)
             .arg(member)
-            .arg(self.tenure.as_micros() as u64)
+            .arg(self.lease.as_micros() as u64)
             .arg(serde_json::to_string(operations).unwrap())
             .arg(quiet)
             .arg(self.now as i64 + self.ahead)
@@ -206,7 +217,7 @@ impl Shared {
 
     /// Makes a member, for which the account is open.
     fn join(&mut self, member: &str, quotas: Quotas) -> Reply {
-        self.say(member, &[join(), open(quotas)])
+        self.send(member, &[join(), open(quotas)])
     }
 
     fn advance(&mut self, time: Duration) {
@@ -214,7 +225,7 @@ impl Shared {
     }
 
     fn usage(&mut self, member: &str) -> Usage {
-        let mut reply = self.say(member, &[usage()]);
+        let mut reply = self.send(member, &[usage()]);
         serde_json::from_value(reply.results.remove(&0).expect("it is open")).unwrap()
     }
 }
@@ -224,49 +235,50 @@ fn connect(server: &RedisServer) -> Connection {
     client.get_connection().expect("the server runs")
 }
 
-/// What members are told that do not speak.
-struct News<'a> {
+/// What members are received that do not speak.
+struct Notifications<'a> {
     subscription: PubSub<'a>,
     prefix: String,
 }
 
-impl<'a> News<'a> {
+impl<'a> Notifications<'a> {
     fn of(shared: &Shared, listener: &'a mut Connection) -> Self {
         let mut subscription = listener.as_pubsub();
         subscription.psubscribe(format!("{}:*", shared.prefix)).unwrap();
         Self { subscription, prefix: shared.prefix.clone() }
     }
 
-    /// All that was told since this was asked last: to whom, what.
-    fn hear(&mut self, shared: &mut Shared) -> Vec<(String, Value)> {
+    /// All that was received since this was asked last: to whom, what.
+    fn receive(&mut self, shared: &mut Shared) -> Vec<(String, Value)> {
         let last = format!("{}:last", self.prefix);
         let published = redis::cmd("PUBLISH").arg(&last).arg("").query(&mut shared.connection);
         let () = published.unwrap();
-        let mut news = Vec::new();
+        let mut notifications = Vec::new();
         loop {
             let message = self.subscription.get_message().unwrap();
             let channel = message.get_channel_name();
             if channel == last {
-                return news;
+                return notifications;
             }
             let (_, member) = channel.rsplit_once(':').unwrap();
-            let told: String = message.get_payload().unwrap();
-            news.push((member.to_owned(), serde_json::from_str(&told).unwrap()));
+            let received: String = message.get_payload().unwrap();
+            notifications.push((member.to_owned(), serde_json::from_str(&received).unwrap()));
         }
     }
 
-    /// All answers, to the speaker and to others: to whom, to which ticket, and which.
-    fn heard_by(
+    /// All answers, to the sender and to others: to whom, to which ticket, and which.
+    fn received_by(
         &mut self,
         shared: &mut Shared,
-        speaker: &str,
+        sender: &str,
         reply: Reply,
     ) -> Vec<(String, u64, Verdict)> {
-        let published = self.hear(shared).into_iter().filter_map(|(member, mut news)| {
-            let answers = news.get_mut("answers")?.take();
-            Some((member, serde_json::from_value(answers).unwrap()))
-        });
-        let own = std::iter::once((speaker.to_owned(), reply.answers));
+        let published =
+            self.receive(shared).into_iter().filter_map(|(member, mut notifications)| {
+                let answers = notifications.get_mut("answers")?.take();
+                Some((member, serde_json::from_value(answers).unwrap()))
+            });
+        let own = std::iter::once((sender.to_owned(), reply.answers));
         own.chain(published)
             .flat_map(|(member, answers)| {
                 answers.into_iter().map(move |of| (member.clone(), of.ticket, of.verdict))
@@ -280,7 +292,7 @@ fn limits(quotas: Quotas) -> Value {
     json!(quotas)
 }
 
-/// Longer than any test but those of the day.
+/// Longer than any test except those of the day.
 const MIDNIGHT_US: u64 = 80_000_000_000;
 
 fn join() -> Value {
@@ -296,11 +308,11 @@ fn open(quotas: Quotas) -> Value {
     })
 }
 
-/// One who has all the time in the world.
+/// A request without a tight deadline.
 fn ask(ticket: u64, tokens: u64) -> Value {
     json!({
         "op": "reserve", "account": ACCOUNT, "ticket": ticket, "cost": Cost::one(tokens),
-        "line": "queue", "waited_us": 0, "patience_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
+        "line": "queue", "waited_us": 0, "time_limit_us": MIDNIGHT_US, "midnight_us": MIDNIGHT_US, "wait": true,
     })
 }
 
@@ -313,9 +325,9 @@ fn with(mut operation: Value, name: &str, value: Value) -> Value {
     operation
 }
 
-fn depart(ticket: u64, tokens: u64) -> Value {
+fn start_call(ticket: u64, tokens: u64) -> Value {
     json!({
-        "op": "depart", "account": ACCOUNT, "ticket": ticket, "cost": Cost::one(tokens),
+        "op": "start_call", "account": ACCOUNT, "ticket": ticket, "cost": Cost::one(tokens),
         "midnight_us": MIDNIGHT_US,
     })
 }
@@ -328,24 +340,28 @@ fn usage() -> Value {
     json!({"op": "budget_usage", "account": ACCOUNT, "midnight_us": MIDNIGHT_US})
 }
 
-/// Lets all who wait in, one after the other, and what was let in leave. Who it was, in order.
-fn drain(shared: &mut Shared, news: &mut News<'_>, speaker: &str) -> Vec<(String, u64)> {
+/// Admits all waiting requests one after the other, and sends each. Returns their order.
+fn drain(
+    shared: &mut Shared,
+    notifications: &mut Notifications<'_>,
+    sender: &str,
+) -> Vec<(String, u64)> {
     let mut order = Vec::new();
     for _ in 0..100 {
-        let looked = shared.say(speaker, &[usage()]);
-        let (look_again, waiting) =
-            (looked.look_again_in_us, looked.results[&0]["waiting"].clone());
-        let mut told = news.heard_by(shared, speaker, looked);
-        if told.is_empty() && waiting == 0 {
+        let checked = shared.send(sender, &[usage()]);
+        let (check_again, waiting) =
+            (checked.check_again_in_us, checked.results[&0]["waiting"].clone());
+        let mut received = notifications.received_by(shared, sender, checked);
+        if received.is_empty() && waiting == 0 {
             return order;
         }
-        if told.is_empty() {
-            shared.now += look_again.expect("somebody waits").min(10_000_000);
+        if received.is_empty() {
+            shared.now += check_again.expect("somebody waits").min(10_000_000);
         }
-        while let Some((member, ticket, verdict)) = told.pop() {
+        while let Some((member, ticket, verdict)) = received.pop() {
             assert!(matches!(verdict, Verdict::Granted { .. }), "{member} {ticket}: {verdict:?}");
-            let reply = shared.say(&member, &[depart(ticket, 1)]);
-            told.extend(news.heard_by(shared, &member, reply));
+            let reply = shared.send(&member, &[start_call(ticket, 1)]);
+            received.extend(notifications.received_by(shared, &member, reply));
             order.push((member, ticket));
         }
     }
@@ -367,105 +383,105 @@ fn listening_server() -> (RedisServer, Connection) {
     (server, listener)
 }
 
-/// By the number that no call leaves by, only the day is taken back.
+/// With the number that no call has, only the day is corrected.
 #[test]
-fn what_is_taken_back_of_the_day_stands_in_its_minute() {
+fn a_call_taken_out_of_its_day_stays_in_its_minute() {
     let server = start_server();
     let mut shared = Shared::new(&server, "declined");
     shared.join("m", requests(600));
-    let _ = shared.say("m", &[ask(1, 5), depart(1, 5)]);
+    let _ = shared.send("m", &[ask(1, 5), start_call(1, 5)]);
     let spent = |usage: Usage| (usage[RequestsPerMinute].used, usage[RequestsPerDay].used);
     assert_eq!(spent(shared.usage("m")), (1, 1));
     let take_back = json!({
         "op": "settle", "account": ACCOUNT, "ticket": 0, "counted": Cost::one(0), "actual": {},
-        "left_us_ago": 0,
+        "sent_us_ago": 0,
         "midnight_us": MIDNIGHT_US,
     });
-    let _ = shared.say("m", &[take_back]);
+    let _ = shared.send("m", &[take_back]);
     assert_eq!(spent(shared.usage("m")), (1, 0));
 }
 
 #[test]
-fn members_are_served_in_the_order_in_which_they_asked_but_those_who_return_before() {
+fn requests_are_served_in_order_and_returning_ones_first() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "order");
-    let mut news = News::of(&shared, &mut listener);
+    let mut notifications = Notifications::of(&shared, &mut listener);
     for member in ["a", "b"] {
         shared.join(member, requests(60));
     }
-    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    shared.send("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
     shared.advance(SECOND / 2);
-    shared.say("a", &[ask(1, 1)]);
+    shared.send("a", &[ask(1, 1)]);
     shared.advance(SECOND / 1000);
-    shared.say("b", &[ask(1, 1)]);
+    shared.send("b", &[ask(1, 1)]);
     shared.advance(SECOND / 1000);
-    shared.say("a", &[ask(2, 1), ask_in("returning", 3, 1)]);
-    // What a third says was long under way: it asked before all others.
+    shared.send("a", &[ask(2, 1), ask_in("returning", 3, 1)]);
+    // The third member's request was delayed on its way: it was made before all others.
     shared.join("c", requests(60));
-    shared.say("c", &[with(ask(1, 1), "waited_us", json!(400_000))]);
+    shared.send("c", &[with(ask(1, 1), "waited_us", json!(400_000))]);
     let expected = in_order(&[("a", 3), ("c", 1), ("a", 1), ("b", 1), ("a", 2)]);
-    assert_eq!(drain(&mut shared, &mut news, "b"), expected);
+    assert_eq!(drain(&mut shared, &mut notifications, "b"), expected);
 }
 
 #[test]
-fn who_is_courteous_lets_those_go_first_who_come_meanwhile_wherever_they_come() {
+fn a_request_that_yields_once_lets_newcomers_on_every_replica_go_first() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "courtesy");
-    let mut news = News::of(&shared, &mut listener);
+    let mut notifications = Notifications::of(&shared, &mut listener);
     for member in ["a", "b"] {
         shared.join(member, requests(60));
     }
-    shared.say("a", &[ask(1, 1), depart(1, 1)]);
-    shared.say("a", &[ask_in("yields_once", 2, 1)]);
-    shared.say("b", &[ask(1, 1), ask_in("yields_once", 2, 1)]);
+    shared.send("a", &[ask(1, 1), start_call(1, 1)]);
+    shared.send("a", &[ask_in("yields_once", 2, 1)]);
+    shared.send("b", &[ask(1, 1), ask_in("yields_once", 2, 1)]);
     let expected = in_order(&[("b", 1), ("b", 2), ("a", 2)]);
-    assert_eq!(drain(&mut shared, &mut news, "a"), expected);
+    assert_eq!(drain(&mut shared, &mut notifications, "a"), expected);
 }
 
 #[test]
-fn of_a_member_that_ended_the_places_are_void_and_what_it_had_reserved_has_left() {
+fn an_ended_member_loses_its_requests_and_its_reservations_count_as_sent() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "death");
-    let mut news = News::of(&shared, &mut listener);
+    let mut notifications = Notifications::of(&shared, &mut listener);
     for member in ["a", "b"] {
         shared.join(member, tokens(1000));
     }
-    assert_eq!(shared.say("a", &[ask(1, 600)]).verdict(), Verdict::granted(600));
-    shared.say("a", &[ask(2, 900)]);
+    assert_eq!(shared.send("a", &[ask(1, 600)]).verdict(), Verdict::granted(600));
+    shared.send("a", &[ask(2, 900)]);
     shared.advance(20 * SECOND);
-    let reply = shared.say("b", &[ask(1, 400)]);
+    let reply = shared.send("b", &[ask(1, 400)]);
     assert_eq!(shared.usage("b").waiting, 2);
 
-    // Nobody but the end of the first can make room: that is when it is looked for.
-    let look_again = reply.look_again_in_us.unwrap();
-    assert_eq!(look_again, 10_000_000);
-    shared.now += look_again;
-    shared.say("b", &[]);
+    // Nobody but the end of the first can make room: that is when it is checked for.
+    let check_again = reply.check_again_in_us.unwrap();
+    assert_eq!(check_again, 10_000_000);
+    shared.now += check_again;
+    shared.send("b", &[]);
     let usage = shared.usage("b");
     assert_eq!((usage.waiting, usage[RequestsPerMinute].reserved), (1, 0));
     assert_eq!(usage[InputTokensPerMinute].used, 600);
     assert_eq!(usage[RequestsPerDay].used, 1);
     // Of 1000 a minute, 600 flow in within 36.18 s; and a large call waits for the jitter.
     let ended_at = shared.now;
-    assert_eq!(drain(&mut shared, &mut news, "b"), in_order(&[("b", 1)]));
+    assert_eq!(drain(&mut shared, &mut notifications, "b"), in_order(&[("b", 1)]));
     assert_eq!(shared.now - ended_at, 36_210_000);
-    assert!(shared.say("a", &[]).expired);
+    assert!(shared.send("a", &[]).expired);
 }
 
 #[test]
-fn a_new_member_takes_over_what_it_held_and_its_places() {
+fn a_new_member_claims_what_it_held_and_requests_again() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "claim");
-    shared.tenure = HOUR;
-    let mut news = News::of(&shared, &mut listener);
+    shared.lease = HOUR;
+    let mut notifications = Notifications::of(&shared, &mut listener);
     shared.join("before", tokens(1000));
     for (ticket, amount) in [(1, 3), (2, 4), (3, 1000), (4, 1)] {
-        shared.say("before", &[ask(ticket, amount)]);
+        shared.send("before", &[ask(ticket, amount)]);
     }
-    shared.say("before", &[depart(2, 4)]);
+    shared.send("before", &[start_call(2, 4)]);
     shared.join("other", tokens(1000));
     shared.advance(SECOND / 1000);
-    shared.say("other", &[ask(1, 1)]);
+    shared.send("other", &[ask(1, 1)]);
 
     // It had reserved 3 and waited for 1000, and gave up the 1.
     shared.join("after", tokens(1000));
@@ -473,78 +489,78 @@ fn a_new_member_takes_over_what_it_held_and_its_places() {
         "op": "claim_budget", "account": ACCOUNT, "cost": Cost::one(3), "from": "before",
     });
     let again = with(ask(3, 1000), "waited_us", json!(1_000_000));
-    shared.say("after", &[claim, again, json!({"op": "retire", "member": "before"})]);
+    shared.send("after", &[claim, again, json!({"op": "retire", "member": "before"})]);
     let usage = shared.usage("after");
     let tokens = usage[InputTokensPerMinute];
     assert_eq!((usage.waiting, tokens.used, tokens.reserved), (2, 4, 3));
 
-    // What left as the one is settled as the other.
+    // A call sent by one member is settled by the other.
     let settled = json!({
         "op": "settle", "account": ACCOUNT, "ticket": 2, "counted": Cost::one(4),
-        "actual": Cost::one(2), "left_us_ago": 0, "midnight_us": MIDNIGHT_US, "by": "before",
+        "actual": Cost::one(2), "sent_us_ago": 0, "midnight_us": MIDNIGHT_US, "by": "before",
     });
-    shared.say("after", &[settled, give_back(3)]);
+    shared.send("after", &[settled, give_back(3)]);
     let tokens = shared.usage("after")[InputTokensPerMinute];
     assert_eq!((tokens.used, tokens.reserved), (2, 0));
-    let order = drain(&mut shared, &mut news, "other");
+    let order = drain(&mut shared, &mut notifications, "other");
     assert_eq!(order, in_order(&[("after", 3), ("other", 1)]), "it kept its place");
 }
 
 #[test]
-fn what_is_not_claimed_has_left() {
+fn reservations_that_are_not_claimed_count_as_sent() {
     let server = start_server();
     let mut shared = Shared::new(&server, "unclaimed");
     shared.join("before", requests(600));
-    shared.say("before", &[ask(1, 10), ask(2, 20)]);
+    shared.send("before", &[ask(1, 10), ask(2, 20)]);
     shared.join("after", requests(600));
     let claim = json!({
         "op": "claim_budget", "account": ACCOUNT, "cost": Cost::one(20), "from": "before",
     });
-    shared.say("after", &[claim, json!({"op": "retire", "member": "before"})]);
+    shared.send("after", &[claim, json!({"op": "retire", "member": "before"})]);
     let tokens = shared.usage("after")[InputTokensPerMinute];
     assert_eq!((tokens.used, tokens.reserved), (10, 20));
 }
 
 #[test]
-fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
+fn learned_quotas_hold_for_all_until_a_setting_changes() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "quotas");
-    let mut news = News::of(&shared, &mut listener);
+    let mut notifications = Notifications::of(&shared, &mut listener);
     let opened = |reply: Reply| reply.results[&1].clone();
     assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
-    news.hear(&mut shared);
+    notifications.receive(&mut shared);
     let learnt =
         json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
-    shared.say("a", &[learnt.clone(), learnt]);
+    shared.send("a", &[learnt.clone(), learnt]);
     let learned = json!({"rpm": 20, "tpm": 1000});
     let corrected =
         json!({"corrected": {"account": ACCOUNT, "quotas": learned, "learned": learned}});
-    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
+    assert_eq!(notifications.receive(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
     assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
     assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
     let corrected =
         json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
-    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+    assert_eq!(notifications.receive(&mut shared), [("all".to_owned(), corrected)]);
 }
 
 #[test]
-fn gemini_teaches_the_quotas_that_it_names_and_no_others() {
+fn only_the_quotas_that_gemini_names_are_learned() {
     let server = start_server();
     let mut shared = Shared::new(&server, "partial");
     shared.join("a", requests(60));
     let learn = |quotas: Value| json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": quotas});
-    shared.say("a", &[learn(json!({"rpm": 20}))]);
+    shared.send("a", &[learn(json!({"rpm": 20}))]);
     shared.join("b", requests(60));
-    shared.say("b", &[learn(json!({"tpm": 1000}))]);
+    shared.send("b", &[learn(json!({"tpm": 1000}))]);
     let usage = shared.usage("a");
     assert_eq!(usage[RequestsPerMinute].limit, Some(20));
     assert_eq!(usage[InputTokensPerMinute].limit, Some(1000));
 
     let pause = json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000});
     let close = json!({"op": "close_day", "account": ACCOUNT, "for_us": 1_000_000});
-    shared.say("a", &[pause, close, json!({"op": "forget_quotas", "account": ACCOUNT})]);
+    shared.send("a", &[pause, close, json!({"op": "forget_quotas", "account": ACCOUNT})]);
     let usage = shared.usage("a");
     assert_eq!(usage[RequestsPerMinute].limit, Some(60));
     assert_eq!(usage[InputTokensPerMinute].limit, None);
@@ -552,113 +568,115 @@ fn gemini_teaches_the_quotas_that_it_names_and_no_others() {
 }
 
 #[test]
-fn what_gemini_taught_is_said_again_to_a_redis_that_has_forgotten_it_and_to_no_other() {
+fn learned_quotas_are_restored_only_if_redis_lost_the_account() {
     let server = start_server();
     let mut shared = Shared::new(&server, "again");
     let opened = |reply: Reply| reply.results[&0].clone();
     let knows = |limit: u64| with(open(requests(60)), "learned", json!({"rpm": limit}));
-    shared.say("a", &[join()]);
-    assert_eq!(opened(shared.say("a", &[knows(20)])), json!({"rpm": 20}));
-    assert_eq!(opened(shared.say("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
+    shared.send("a", &[join()]);
+    assert_eq!(opened(shared.send("a", &[knows(20)])), json!({"rpm": 20}));
+    assert_eq!(opened(shared.send("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
 }
 
 #[test]
-fn what_gemini_taught_counts_in_redis_until_the_day_is_over() {
+fn learned_quotas_hold_in_redis_until_the_day_ends() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "aging");
-    shared.tenure = 100 * HOUR;
-    let mut news = News::of(&shared, &mut listener);
+    shared.lease = 100 * HOUR;
+    let mut notifications = Notifications::of(&shared, &mut listener);
     shared.join("a", requests(60));
-    shared.say("a", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20}})]);
-    news.hear(&mut shared);
+    shared.send("a", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20}})]);
+    notifications.receive(&mut shared);
     shared.now += MIDNIGHT_US;
     let next_day = with(usage(), "midnight_us", json!(24 * HOUR.as_micros() as u64));
-    let told = shared.say("a", &[next_day]);
-    assert_eq!(told.results[&0]["quotas"]["rpm"]["limit"], 60);
+    let received = shared.send("a", &[next_day]);
+    assert_eq!(received.results[&0]["quotas"]["rpm"]["limit"], 60);
     let corrected =
         json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 60}, "learned": {}}});
-    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+    assert_eq!(notifications.receive(&mut shared), [("all".to_owned(), corrected)]);
 }
 
 #[test]
-fn what_an_alias_has_spent_moves_once_to_the_account_that_is_charged() {
+fn an_aliass_spending_moves_once_to_the_charged_account() {
     let server = start_server();
     let mut shared = Shared::new(&server, "alias");
     shared.join("a", Quotas::default());
     let real = |operation: Value| with(operation, "account", json!("real"));
-    shared.say("a", &[real(open(Quotas::default()))]);
-    shared.say("a", &[ask(1, 100), depart(1, 100), real(ask(2, 1)), real(depart(2, 1))]);
-    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    shared.send("a", &[real(open(Quotas::default()))]);
+    shared.send("a", &[ask(1, 100), start_call(1, 100), real(ask(2, 1)), real(start_call(2, 1))]);
+    shared.send("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
     let joins = json!({
-        "op": "take_over_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
+        "op": "transfer_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
     });
-    shared.say("a", &[joins.clone(), joins]);
-    let mut told = shared.say("a", &[real(usage())]);
-    let told: Usage = serde_json::from_value(told.results.remove(&0).unwrap()).unwrap();
-    assert_eq!((told[RequestsPerMinute].used, told[RequestsPerDay].used), (2, 2));
-    assert_eq!(told[InputTokensPerMinute].used, 101);
-    assert_eq!(told.paused_for_us, Some(1_000_000));
+    shared.send("a", &[joins.clone(), joins]);
+    let mut received = shared.send("a", &[real(usage())]);
+    let received: Usage = serde_json::from_value(received.results.remove(&0).unwrap()).unwrap();
+    assert_eq!((received[RequestsPerMinute].used, received[RequestsPerDay].used), (2, 2));
+    assert_eq!(received[InputTokensPerMinute].used, 101);
+    assert_eq!(received.paused_for_us, Some(1_000_000));
     let alias = shared.usage("a");
     assert_eq!((alias[RequestsPerMinute].used, alias[RequestsPerDay].used), (0, 0));
 }
 
 #[test]
-fn what_is_reserved_while_accounts_are_joined_counts_once_at_the_one_that_is_charged() {
+fn reservations_count_once_when_accounts_are_joined() {
     let server = start_server();
     let mut shared = Shared::new(&server, "reserved");
     shared.join("a", Quotas::default());
     shared.join("b", Quotas::default());
     let real = |operation: Value| with(operation, "account", json!("real"));
-    shared.say("a", &[real(open(Quotas::default()))]);
+    shared.send("a", &[real(open(Quotas::default()))]);
     let joins = json!({
-        "op": "take_over_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
+        "op": "transfer_budget", "account": "real", "from": ACCOUNT, "midnight_us": MIDNIGHT_US,
     });
-    shared.say("b", &[ask(1, 100), ask(2, 10)]);
-    shared.say("a", &[joins.clone(), joins.clone()]);
-    shared
-        .say("b", &[depart(1, 100), joins.clone(), ask(3, 1), depart(3, 1), depart(2, 10), joins]);
-    let mut told = shared.say("a", &[real(usage())]);
-    let told: Usage = serde_json::from_value(told.results.remove(&0).unwrap()).unwrap();
-    assert_eq!((told[RequestsPerMinute].used, told[RequestsPerDay].used), (3, 3));
-    assert_eq!(told[InputTokensPerMinute].used, 111);
+    shared.send("b", &[ask(1, 100), ask(2, 10)]);
+    shared.send("a", &[joins.clone(), joins.clone()]);
+    shared.send(
+        "b",
+        &[start_call(1, 100), joins.clone(), ask(3, 1), start_call(3, 1), start_call(2, 10), joins],
+    );
+    let mut received = shared.send("a", &[real(usage())]);
+    let received: Usage = serde_json::from_value(received.results.remove(&0).unwrap()).unwrap();
+    assert_eq!((received[RequestsPerMinute].used, received[RequestsPerDay].used), (3, 3));
+    assert_eq!(received[InputTokensPerMinute].used, 111);
 }
 
 #[test]
-fn of_an_account_that_redis_does_not_know_nothing_is_let_in() {
+fn an_account_unknown_to_redis_admits_nothing() {
     let server = start_server();
     let mut shared = Shared::new(&server, "unknown");
     shared.join("a", requests(60));
     let elsewhere = |operation: Value| with(operation, "account", json!("another"));
-    assert_eq!(shared.say("a", &[elsewhere(ask(1, 1))]).verdict(), Verdict::Unopened);
-    let others = [depart(1, 1), give_back(1), usage()].map(elsewhere);
-    assert!(shared.say("a", &others).results.is_empty());
+    assert_eq!(shared.send("a", &[elsewhere(ask(1, 1))]).verdict(), Verdict::Unopened);
+    let others = [start_call(1, 1), give_back(1), usage()].map(elsewhere);
+    assert!(shared.send("a", &others).results.is_empty());
 }
 
 #[test]
 fn a_replica_whose_clock_is_behind_does_not_begin_the_day_again() {
     let server = start_server();
     let mut shared = Shared::new(&server, "clocks");
-    shared.tenure = 100 * HOUR;
+    shared.lease = 100 * HOUR;
     shared.join("a", per_day(2));
     let ends_in = |us: u64, operation: Value| with(operation, "midnight_us", json!(us));
     shared.now += MIDNIGHT_US;
     let (day, behind) = (24 * HOUR.as_micros() as u64, 2_000_000);
-    shared.say("a", &[ends_in(day, ask(1, 1)), ends_in(day, depart(1, 1))]);
-    shared.say("a", &[ends_in(behind, ask(2, 1)), ends_in(behind, depart(2, 1))]);
-    let reply = shared.say("a", &[ends_in(day, ask(3, 1))]);
+    shared.send("a", &[ends_in(day, ask(1, 1)), ends_in(day, start_call(1, 1))]);
+    shared.send("a", &[ends_in(behind, ask(2, 1)), ends_in(behind, start_call(2, 1))]);
+    let reply = shared.send("a", &[ends_in(day, ask(3, 1))]);
     assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day });
     shared.now += behind;
-    let reply = shared.say("a", &[ends_in(day, ask(4, 1))]);
+    let reply = shared.send("a", &[ends_in(day, ask(4, 1))]);
     assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day - behind });
 }
 
 #[test]
-fn what_counts_no_more_takes_no_room_in_redis() {
+fn expired_calls_take_no_room_in_redis() {
     let server = start_server();
     let mut shared = Shared::new(&server, "room");
     shared.join("a", Quotas::default());
     for ticket in 0..5000 {
-        shared.say("a", &[ask(ticket, 1), depart(ticket, 1)]);
+        shared.send("a", &[ask(ticket, 1), start_call(ticket, 1)]);
         shared.now += 100_000;
     }
     let mut size = |command: &str, name: &str| -> u64 {
@@ -675,78 +693,80 @@ fn what_counts_no_more_takes_no_room_in_redis() {
 }
 
 #[test]
-fn places_that_redis_has_thrown_away_hold_nobody_up() {
+fn evicted_requests_block_no_others() {
     let server = start_server();
     let mut shared = Shared::new(&server, "evicted");
     shared.join("a", requests(60));
-    shared.say("a", &[ask(1, 1), depart(1, 1)]);
-    shared.say("a", &[ask(2, 1)]);
+    shared.send("a", &[ask(1, 1), start_call(1, 1)]);
+    shared.send("a", &[ask(2, 1)]);
     for name in ["budget_waiters", "budget_queue"] {
-        shared.say("a", &[ask(3, 1)]);
+        shared.send("a", &[ask(3, 1)]);
         let key = format!("evicted:{name}:{ACCOUNT}");
         let () = redis::cmd("DEL").arg(key).query(&mut shared.connection).unwrap();
-        shared
-            .say("a", &[ask(4, 1), json!({"op": "leave_budget", "account": ACCOUNT, "ticket": 4})]);
+        shared.send(
+            "a",
+            &[ask(4, 1), json!({"op": "cancel_reserve", "account": ACCOUNT, "ticket": 4})],
+        );
         assert_eq!(shared.usage("a").waiting, 0);
     }
     shared.advance(2 * SECOND);
-    assert_eq!(shared.say("a", &[ask(5, 1)]).verdict(), Verdict::granted(1));
+    assert_eq!(shared.send("a", &[ask(5, 1)]).verdict(), Verdict::granted(1));
 }
 
 #[test]
-fn who_asks_when_there_is_room_lets_those_go_first_who_wait() {
+fn a_new_request_lets_waiting_ones_go_first() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "first come");
-    let mut news = News::of(&shared, &mut listener);
+    let mut notifications = Notifications::of(&shared, &mut listener);
     for member in ["a", "b"] {
         shared.join(member, requests(60));
     }
-    shared.say("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
-    shared.say("b", &[ask(1, 1)]);
-    // There is room for one, and nobody has looked since.
+    shared.send("a", &[json!({"op": "pause", "account": ACCOUNT, "for_us": 1_000_000})]);
+    shared.send("b", &[ask(1, 1)]);
+    // There is room for one, and no call of the script since.
     shared.advance(2 * SECOND);
     let asked = [with(ask(1, 1), "wait", json!(false)), ask(2, 1)];
-    let reply = shared.say("a", &asked);
-    let told = news.heard_by(&mut shared, "a", reply);
+    let reply = shared.send("a", &asked);
+    let received = notifications.received_by(&mut shared, "a", reply);
     assert_eq!(
-        told,
+        received,
         [("a".to_owned(), 1, Verdict::Unavailable), ("b".to_owned(), 1, Verdict::granted(1))]
     );
 }
 
 #[test]
-fn those_who_asked_later_make_nobody_hopeless_who_was_heard_after_them() {
+fn later_requests_that_arrived_first_do_not_refuse_an_earlier_one() {
     let server = start_server();
     for later in [0, 1, 90, 150] {
         let mut shared = Shared::new(&server, format!("heard {later}"));
         for member in ["a", "b"] {
             shared.join(member, requests(60));
         }
-        shared.say("b", &[ask(0, 1), depart(0, 1)]);
+        shared.send("b", &[ask(0, 1), start_call(0, 1)]);
         shared.advance(SECOND / 10);
         for ticket in 1..=later {
-            shared.say("b", &[ask(ticket, 1)]);
+            shared.send("b", &[ask(ticket, 1)]);
         }
-        let patient = with(ask(1, 1), "patience_us", json!(1_500_000));
-        let reply = shared.say("a", &[with(patient.clone(), "waited_us", json!(50_000))]);
+        let unhurried = with(ask(1, 1), "time_limit_us", json!(1_500_000));
+        let reply = shared.send("a", &[with(unhurried.clone(), "waited_us", json!(50_000))]);
         assert!(reply.answers.is_empty(), "{later}: {reply:?}");
-        // One who came last is behind them.
-        let reply = shared.say("b", &[with(patient, "ticket", json!(1000))]);
+        // A request that was made last is behind them.
+        let reply = shared.send("b", &[with(unhurried, "ticket", json!(1000))]);
         assert!(matches!(reply.verdict(), Verdict::NotBefore { .. }), "{later}");
     }
 }
 
 #[test]
-fn what_has_left_is_settled_once() {
+fn a_call_is_settled_once() {
     let server = start_server();
     let mut shared = Shared::new(&server, "once");
     shared.join("a", Quotas::default().with(InputTokensPerDay, 1000));
-    shared.say("a", &[ask(1, 100), depart(1, 100), ask(2, 100), depart(2, 100)]);
+    shared.send("a", &[ask(1, 100), start_call(1, 100), ask(2, 100), start_call(2, 100)]);
     let settled = json!({
         "op": "settle", "account": ACCOUNT, "ticket": 1, "counted": Cost::one(100),
-        "actual": Cost::one(30), "left_us_ago": 0, "midnight_us": MIDNIGHT_US,
+        "actual": Cost::one(30), "sent_us_ago": 0, "midnight_us": MIDNIGHT_US,
     });
-    shared.say("a", &[settled.clone(), settled]);
+    shared.send("a", &[settled.clone(), settled]);
     assert_eq!(shared.usage("a")[InputTokensPerMinute].used, 130);
     assert_eq!(shared.usage("a")[InputTokensPerDay].used, 130);
 }

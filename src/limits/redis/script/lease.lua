@@ -1,8 +1,8 @@
--- Leases: permits that belong to no member but to somebody outside, until they end by themselves.
+-- Leases: permits held by a client outside the replicas, until the lease is released or expires.
 --
 -- leases       id -> the lease, in JSON
--- lease_ends   id -> when it ends
--- lease_keys   'generation key' -> id: the lease that a request with this idempotency key got
+-- lease_ends   id -> when it expires
+-- lease_keys   'generation key' -> id of the lease granted for this idempotency key
 -- last_token   the last fencing token
 
 local function lease_of(id)
@@ -26,15 +26,15 @@ local function end_lease(id)
   touch(lease.semaphore)
 end
 
-local function end_leases_that_are_over()
+local function expire_leases()
   for _, id in ipairs(
-    redis.call('ZRANGEBYSCORE', key('lease_ends'), '-inf', whole(now), 'LIMIT', 0, MOST_BURIED)
+    redis.call('ZRANGEBYSCORE', key('lease_ends'), '-inf', whole(now), 'LIMIT', 0, MAX_REMOVED)
   ) do
     end_lease(id)
   end
 end
 
-local function next_end_of_a_lease()
+local function next_lease_expiry()
   local first = redis.call('ZRANGE', key('lease_ends'), 0, 0, 'WITHSCORES')
   return tonumber(first[2]) or math.huge
 end
@@ -45,11 +45,11 @@ local function with_time_left(id, lease)
   return lease
 end
 
-local function let_end(id, lease)
+local function set_expiry(id, lease)
   redis.call('ZADD', key('lease_ends'), whole(now + lease.ttl_us), id)
 end
 
--- The lease that the same request got before. Somebody knows of it from now on.
+-- Returns the lease that was granted for a key. It counts as found from now on.
 function operations.find_lease(op)
   local id = redis.call('HGET', key('lease_keys'), op.semaphore .. ' ' .. op.key)
   local lease = id and lease_of(id)
@@ -62,14 +62,14 @@ function operations.find_lease(op)
   end
 end
 
--- Turns permits that the member holds into a lease; or gives them back where the same request has
--- got one meanwhile.
+-- Turns permits that the member holds into a lease. If the key has a lease by now, gives the permits
+-- back and returns that lease.
 function operations.lease(op)
   hold(op.semaphore, member, -op.permits)
   touch(op.semaphore)
-  local before = op.key and operations.find_lease(op)
-  if before then
-    return before
+  local existing = op.key and operations.find_lease(op)
+  if existing then
+    return existing
   end
   if not limit_of(op.semaphore) then
     return nil
@@ -81,7 +81,7 @@ function operations.lease(op)
     asked_ttl_us = op.ttl_us, ttl_us = op.ttl_us, key = op.key, fencing_token = whole(token),
   }
   redis.call('HSET', key('leases'), op.id, cjson.encode(lease))
-  let_end(op.id, lease)
+  set_expiry(op.id, lease)
   redis.call('HINCRBY', key('leased'), op.semaphore, op.permits)
   if op.key then
     redis.call('HSET', key('lease_keys'), op.semaphore .. ' ' .. op.key, op.id)
@@ -96,11 +96,11 @@ function operations.renew_lease(op)
   end
   lease.ttl_us = op.ttl_us or lease.ttl_us
   redis.call('HSET', key('leases'), op.id, cjson.encode(lease))
-  let_end(op.id, lease)
+  set_expiry(op.id, lease)
   return {lease = with_time_left(op.id, lease), new = false}
 end
 
--- Ends a lease; with `unless_found`, only one of which nobody but its creator has heard.
+-- Ends a lease. With `unless_found`, only if no request has found it by its key.
 function operations.release_lease(op)
   local lease = lease_of(op.id)
   if lease and lease.name ~= op.name then

@@ -1,4 +1,4 @@
--- Does what the member says, serves those who wait, and tells everybody what came of it.
+-- Executes a member's commands, serves waiting requests, and delivers the outcomes.
 
 local others = other_format()
 if others then
@@ -6,52 +6,50 @@ if others then
 end
 keep_clock()
 
-local spoken = cjson.decode(ARGV[3])
-local joins = spoken[1] and spoken[1].op == 'join'
-if joins then
-  spare_the_silent()
+local commands = cjson.decode(ARGV[3])
+local is_joining = commands[1] and commands[1].op == 'join'
+if is_joining then
+  extend_silent_members()
 end
-end_the_silent()
-bury_the_dead()
-end_leases_that_are_over()
-if not joins and not is_alive(member) then
+end_silent_members()
+remove_dead_members()
+expire_leases()
+if not is_joining and not is_alive(member) then
   serve_semaphores()
   serve_budgets()
   publish_answers()
   return cjson.encode({expired = true})
 end
-live(member)
+keep_alive(member)
 
-look_at_budgets_that_open()
+load_budgets_that_open()
 local results = {}
-for i, op in ipairs(spoken) do
+for i, op in ipairs(commands) do
   results[tostring(i - 1)] = operations[op.op](op)
 end
 if not retired then
   keep_last_arrivals()
 end
-local standing = serve_semaphores()
+local usage = serve_semaphores()
 serve_budgets()
 if retired then
-  -- What it said in this call is buried in the next, where there is any.
+  -- What it requested in this call is removed in the next call, if anything is left.
   end_member(member)
-  forget_if_buried(member)
+  forget_if_empty(member)
 end
 publish_answers()
 
-local next_end = math.min(
-  next_end_of_a_member(), next_end_of_a_lease(), next_opening_of_a_budget()
-)
+local next_check = math.min(next_member_end(), next_lease_expiry(), next_budget_opening())
 local opens_in
 if not may_open() then
   opens_in = opens_at() - now
-  next_end = math.min(next_end, opens_at())
+  next_check = math.min(next_check, opens_at())
 end
 return cjson.encode({
   results = results,
   answers = answers[member],
-  semaphores = standing,
-  look_again_in_us = next_end < math.huge and math.max(next_end - now, 0) or nil,
+  semaphores = usage,
+  check_again_in_us = next_check < math.huge and math.max(next_check - now, 0) or nil,
   opens_in_us = opens_in,
   stepped_us = stepped,
 })

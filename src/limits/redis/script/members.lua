@@ -1,38 +1,38 @@
--- Who takes part, what time it is, and how answers find those who wait.
+-- Membership, the clock, and the delivery of answers.
 --
--- A replica is a member from its first word to `tenure` after its last. All that it holds and all
--- that it waits for is kept under its name as a member, and goes when it is none any more. A new
+-- A replica is a member until its replica lease ends: `lease_length` after its last call. Everything
+-- that it holds and requests is stored under its member name and removed when it ends. A new
 -- connection is a new member.
 --
--- KEYS[1]  what all keys begin with; its hash tag puts them all in one slot of a cluster
--- ARGV[1]  the member that speaks
--- ARGV[2]  its tenure, in microseconds
--- ARGV[3]  what it has to say: a list of operations, in JSON
--- ARGV[4]  how long ago its process spoke last, in microseconds by its own clock; empty if never
+-- KEYS[1]  the prefix of all keys; its hash tag puts them all in one slot of a cluster
+-- ARGV[1]  the member that calls
+-- ARGV[2]  the length of its replica lease, in microseconds
+-- ARGV[3]  its commands: a list, in JSON
+-- ARGV[4]  how long ago its process called last, in microseconds by its own clock; empty if never
 --
--- members   the format of all keys. Earlier versions kept a sorted set under this name, so that
---           they fail on it and do not mix with this one
--- clock     what Redis's clock said last, and by how much `now` is ahead of it
--- alive     member -> when it ends unless it speaks
--- tenures   member -> its tenure
--- arrivals  'member line' -> when the last of those asked that wait for it in that line
+-- members   the format of all keys. The first version kept a sorted set under this name, so it
+--           fails on this key and does not mix with later versions
+-- clock     the last time by Redis's clock, and by how much `now` is ahead of it
+-- alive     member -> when its replica lease ends
+-- tenures   member -> the length of its replica lease
+-- arrivals  'member line' -> when its last request in that line was made
 -- dead      members that have ended and of which something is left
 --
--- Times are in microseconds. One of the clock has 16 digits, of which cjson and tostring keep 14:
--- it goes into Redis as an argument, and out only as a distance from now or through whole().
+-- Times are in microseconds. A clock time has 16 digits, of which cjson and tostring keep 14. So it
+-- goes into Redis as an argument, and out only as a distance from now or through whole().
 
 local FORMAT = '4'
 
--- What one call of the script buries at most of the dead: Redis does nothing else meanwhile.
-local MOST_BURIED = 25
+-- How many items of dead members one call removes at most: Redis does nothing else meanwhile.
+local MAX_REMOVED = 25
 
--- Longer than any member that lives is silent.
+-- Longer than the time between two calls of any live member.
 local LONGEST_SILENCE = 3 * 1000000
 
--- The greatest tenure that can be set.
-local LONGEST_TENURE = 3600 * 1000000
+-- The longest replica lease that can be configured.
+local LONGEST_LEASE = 3600 * 1000000
 
-local member, tenure, quiet = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+local member, lease_length, since_last = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 
 local function key(...)
   return KEYS[1] .. ':' .. table.concat({...}, ':')
@@ -42,8 +42,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- The time. It does not run back and does not leap, though Redis's clock can be set: a leap is told
--- by the speaker's own clock, since less time has passed for all than for the speaker.
+-- The time. It never goes back and never leaps, although Redis's clock can be set. A leap shows by
+-- the caller's own clock: less time has passed there since its last call.
 local wall, ahead, passed, stepped
 do
   local time = redis.call('TIME')
@@ -52,8 +52,8 @@ do
   passed = wall - (tonumber(last) or wall)
   if passed < 0 then
     stepped = passed
-  elseif quiet and passed > quiet + tenure / 5 then
-    stepped = passed - quiet
+  elseif since_last and passed > since_last + lease_length / 5 then
+    stepped = passed - since_last
   end
   ahead = (tonumber(before) or 0) - (stepped or 0)
 end
@@ -63,7 +63,7 @@ local function keep_clock()
   redis.call('SET', key('clock'), whole(wall) .. ' ' .. whole(ahead))
 end
 
--- The format that others keep here which this script cannot read.
+-- The format in which others keep the limits here, if this script cannot read it.
 local function other_format()
   local format = redis.pcall('GET', key('members'))
   if type(format) ~= 'table' then
@@ -82,8 +82,8 @@ local function other_format()
   redis.call('UNLINK', key('members'))
 end
 
--- The greatest tenure of all that may hold something, or the one given.
-local function longest_tenure(longest)
+-- The longest replica lease of all members that may hold something, at least the given one.
+local function longest_lease(longest)
   for _, other in ipairs(redis.call('HVALS', key('tenures'))) do
     longest = math.max(longest, tonumber(other))
   end
@@ -94,16 +94,16 @@ local function is_alive(name)
   return redis.call('ZSCORE', key('alive'), name)
 end
 
--- Whether the speaker has ended in this call.
+-- Whether the calling member has ended in this call.
 local retired = false
 
--- Whether a member has ended that is not buried yet: nothing is given to it any more.
+-- Whether a member has ended and is not removed yet. Nothing is granted to it any more.
 local function is_dead(name)
   return (retired or name ~= member) and not is_alive(name)
 end
 
-local function live(name)
-  redis.call('ZADD', key('alive'), whole(now + tenure), name)
+local function keep_alive(name)
+  redis.call('ZADD', key('alive'), whole(now + lease_length), name)
 end
 
 local function end_member(name)
@@ -113,18 +113,18 @@ local function end_member(name)
   redis.call('SADD', key('dead'), name)
 end
 
-local function end_the_silent()
+local function end_silent_members()
   for _, name in ipairs(
-    redis.call('ZRANGEBYSCORE', key('alive'), '-inf', whole(now), 'LIMIT', 0, MOST_BURIED)
+    redis.call('ZRANGEBYSCORE', key('alive'), '-inf', whole(now), 'LIMIT', 0, MAX_REMOVED)
   ) do
     end_member(name)
   end
 end
 
--- A process that has just started cannot tell a leap of the clock from a long silence: those that
--- live get the time to speak.
-local function spare_the_silent()
-  if quiet or passed <= LONGEST_SILENCE then
+-- A process that has just started cannot tell a leap of the clock from a long silence. So live
+-- members get time for another call.
+local function extend_silent_members()
+  if since_last or passed <= LONGEST_SILENCE then
     return
   end
   for _, name in ipairs(redis.call('ZRANGE', key('alive'), 0, -1)) do
@@ -133,22 +133,22 @@ local function spare_the_silent()
   end
 end
 
--- What goes with a member. Each takes its name and how much it may bury, and gives how much it has:
--- as much as it may where something is left.
-local burials = {}
+-- Functions that remove what belongs to a dead member. Each takes its name and how many items it may
+-- remove, and returns how many it has removed: all it may if something is left.
+local removers = {}
 
--- How much this call has buried.
-local buried = 0
+-- How many items this call has removed.
+local removed = 0
 
-local function bury_the_dead()
-  while buried < MOST_BURIED do
+local function remove_dead_members()
+  while removed < MAX_REMOVED do
     local name = redis.call('SRANDMEMBER', key('dead'))
     if not name then
       return
     end
-    for _, burial in ipairs(burials) do
-      buried = buried + burial(name, MOST_BURIED - buried)
-      if buried >= MOST_BURIED then
+    for _, remover in ipairs(removers) do
+      removed = removed + remover(name, MAX_REMOVED - removed)
+      if removed >= MAX_REMOVED then
         return
       end
     end
@@ -156,16 +156,15 @@ local function bury_the_dead()
   end
 end
 
--- A member of which nothing is left needs no burial: there may be nobody who speaks after it.
-local function forget_if_buried(name)
+-- Forgets a member of which nothing is left: there may be no later call that removes it.
+local function forget_if_empty(name)
   if redis.call('EXISTS', key('held', name), key('waits', name), key('budgets_of', name)) == 0 then
     redis.call('SREM', key('dead'), name)
   end
 end
 
--- When the next one who is not this member ends unless it speaks, or never. Now, while somebody is
--- not buried yet.
-local function next_end_of_a_member()
+-- When the next other member ends, or never. Now, while a dead member is not removed yet.
+local function next_member_end()
   if redis.call('EXISTS', key('dead')) == 1 then
     return now
   end
@@ -177,8 +176,8 @@ local function next_end_of_a_member()
   return math.huge
 end
 
--- When those who asked did so, as a score: as long ago as they say, but in the order in which
--- each member asked in a line, whatever the network did.
+-- When a request was made, as a score: as long ago as the member says, but in the order in which the
+-- member made its requests in a line, whatever the network did.
 local last_arrivals = {}
 
 local function arrival(waited, line)
@@ -199,7 +198,7 @@ local function keep_last_arrivals()
   end
 end
 
--- What the tickets of each member have come to.
+-- The outcomes of requests, by member.
 local answers = {}
 
 local function answer(to, ticket, what)
@@ -216,10 +215,10 @@ local function publish_answers()
   end
 end
 
--- Tells every member, this one too.
+-- Publishes to every member, this one included.
 local function announce(what)
   redis.call('PUBLISH', key('all'), cjson.encode(what))
 end
 
--- What members can ask for: each takes its operation and gives a result or nothing.
+-- The commands. Each takes its operation and returns a result or nothing.
 local operations = {}

@@ -1,20 +1,21 @@
--- Permits. A semaphore is known by its generation: a new one of an old name is another one. The
--- global one is generation 0. Others are made of the clock, in milliseconds, so that they do not
--- come twice where Redis has forgotten the last.
+-- Semaphores. A semaphore is identified by its generation: a new one with a deleted one's name has
+-- another. The global one is generation 0. Others come from the clock, in milliseconds, so that none
+-- is used twice even if Redis loses the last one.
 --
--- limits                  generation -> how many permits may be out
+-- limits                  generation -> how many permits may be held
 -- out                     generation -> permits that members hold
--- held:<member>           generation -> permits that it holds
+-- held:<member>           generation -> permits that the member holds
 -- leased                  generation -> permits that leases hold
--- queue:<generation>      'member ticket permits' -> when it asked, less RETURNS for one that returns
--- waits:<member>          'generation ticket permits' of all that wait for it
+-- queue:<generation>      'member ticket permits' -> when it was requested, less RETURNS for a
+--                         returning request
+-- waits:<member>          'generation ticket permits' of the member's waiting requests
 -- semaphores              name -> generation
 -- last_generation
 -- opens_at                nothing is granted before
--- run                     which run of Redis this was last; with it goes what it may have forgotten
--- lineage                 a name for all that is kept here: another one if Redis has forgotten it
+-- run                     Redis's last known run. In another run it may have lost recent changes
+-- lineage                 a name for this data set: another one if Redis has lost everything
 
--- Those who had a permit before and gave it back go before all others. Scores stay whole numbers.
+-- Requests that gave a permit back go before all others. Scores stay whole numbers.
 local RETURNS = 4000000000000000
 
 local touched = {}
@@ -27,7 +28,7 @@ local function touch(semaphore)
   touched[tostring(semaphore)] = true
 end
 
--- More permits for a member, or fewer; never fewer than none, whatever Redis may have forgotten.
+-- Adds permits to a member, or removes some: never below zero, whatever Redis may have lost.
 local function hold(semaphore, name, permits)
   local held = redis.call('HINCRBY', key('held', name), semaphore, permits)
   if held <= 0 then
@@ -52,7 +53,7 @@ local function waits(semaphore, ticket, permits)
   return table.concat({semaphore, ticket, whole(permits)}, ' ')
 end
 
--- Takes one who waits out of the queue.
+-- Takes a request out of the queue.
 local function leave_queue(semaphore, entry)
   local name, ticket, permits = waiter(entry)
   redis.call('ZREM', key('queue', semaphore), entry)
@@ -64,17 +65,17 @@ local function opens_at()
   if at <= now then
     return at
   end
-  return math.min(at, now + LONGEST_TENURE)
+  return math.min(at, now + LONGEST_LEASE)
 end
 
 local function may_open()
   return now >= opens_at()
 end
 
--- Those who ask in this call, and where they wait.
-local asking = {}
+-- The requests of this call, and where they wait.
+local requests = {}
 
--- Gives those who wait what is free, in their order. Says what is out then.
+-- Grants free permits to waiting requests, in their order. Returns how many are held then.
 local function serve(semaphore, limit)
   local queue, out = key('queue', semaphore), out_of(semaphore)
   while true do
@@ -84,10 +85,10 @@ local function serve(semaphore, limit)
     end
     local name, ticket, permits = waiter(first)
     if is_dead(name) then
-      if buried >= MOST_BURIED then
+      if removed >= MAX_REMOVED then
         return out
       end
-      buried = buried + 1
+      removed = removed + 1
       leave_queue(semaphore, first)
     elseif out + permits > limit or not may_open() then
       return out
@@ -102,7 +103,7 @@ local function serve(semaphore, limit)
   end
 end
 
-function operations.ask(op)
+function operations.request_permits(op)
   local limit = limit_of(op.semaphore)
   if not limit then
     answer(member, op.ticket, {verdict = 'closed'})
@@ -113,30 +114,30 @@ function operations.ask(op)
   end
   local entry = member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits)
   local line = op.returns and 'returning' or 'first'
-  local asked_at = arrival(op.waited_us, line) - (op.returns and RETURNS or 0)
-  redis.call('ZADD', key('queue', op.semaphore), whole(asked_at), entry)
+  local requested_at = arrival(op.waited_us, line) - (op.returns and RETURNS or 0)
+  redis.call('ZADD', key('queue', op.semaphore), whole(requested_at), entry)
   touch(op.semaphore)
-  table.insert(asking, {op = op, queue = key('queue', op.semaphore), entry = entry})
+  table.insert(requests, {op = op, queue = key('queue', op.semaphore), entry = entry})
 end
 
-function operations.leave(op)
+function operations.cancel_request(op)
   leave_queue(whole(op.semaphore), member .. ' ' .. whole(op.ticket) .. ' ' .. whole(op.permits))
   touch(op.semaphore)
 end
 
-function operations.give_back(op)
+function operations.release_permits(op)
   hold(op.semaphore, member, -op.permits)
   touch(op.semaphore)
 end
 
--- A new member holds what it held as the member that it was before.
-function operations.claim(op)
+-- A new member holds what its process held as an earlier member.
+function operations.claim_permits(op)
   hold(op.semaphore, member, op.permits)
   touch(op.semaphore)
 end
 
--- Looks again whether somebody's end has made room.
-function operations.look(op)
+-- Serves the semaphore again: the end of a member or lease may have made room.
+function operations.refresh(op)
   touch(op.semaphore)
 end
 
@@ -174,7 +175,7 @@ function operations.register(op)
   return {semaphore = semaphore, new = new}
 end
 
--- Leaves nothing of a semaphore but the leases of it, until they end.
+-- Deletes a semaphore. Its leases stay until they end.
 function operations.delete(op)
   local semaphore = semaphore_of(op.name)
   if not semaphore then
@@ -215,7 +216,7 @@ function operations.find(op)
   end
 end
 
--- Puts back what Redis has forgotten, as a member remembers it.
+-- Restores semaphores that Redis has lost, as a member knows them.
 local function restore(known)
   for _, semaphore in ipairs(known) do
     if redis.call('HSETNX', key('semaphores'), semaphore.name, semaphore.semaphore) == 1 then
@@ -224,15 +225,14 @@ local function restore(known)
   end
 end
 
--- Becomes a member. Where Redis is another run than before, or has lost all of it, it may have
--- forgotten who holds what, were it only the last second's: nothing is granted then until all that
--- was held before is over. How long that is, the member knows too: `longest_us` is the greatest
--- tenure that it has heard of.
+-- Makes the caller a member. If Redis has restarted or lost its data, it may have lost permits that
+-- replicas hold, even if only those of the last second. Then nothing is granted until everything that
+-- may be held is over. `longest_us` is the longest replica lease that the member knows of.
 function operations.join(op)
   redis.call('SET', key('members'), FORMAT)
-  local heard_of = longest_tenure(0)
-  redis.call('HSET', key('tenures'), member, whole(tenure))
-  local longest = math.max(longest_tenure(tenure), op.longest_us)
+  local known_longest = longest_lease(0)
+  redis.call('HSET', key('tenures'), member, whole(lease_length))
+  local longest = math.max(longest_lease(lease_length), op.longest_us)
   local run, lineage = redis.call('GET', key('run')), redis.call('GET', key('lineage'))
   local is_lost = not lineage or op.lineage and op.lineage ~= lineage
   if not lineage then
@@ -251,22 +251,22 @@ function operations.join(op)
     set_limit(0, op.limit)
   end
   touch(0)
-  if longest > heard_of then
+  if longest > known_longest then
     announce({replica_lease = {longest_us = longest}})
   end
   return {semaphores = registry(), lineage = lineage, longest_us = longest}
 end
 
--- Ceases to be a member: what it holds is free at once.
+-- Ends a member: what it holds is free at once.
 function operations.retire(op)
   local name = op.member or member
   retired = retired or name == member
   end_member(name)
-  bury_the_dead()
+  remove_dead_members()
 end
 
--- Its permits.
-table.insert(burials, function(name, most)
+-- Removes its permits.
+table.insert(removers, function(name, most)
   local held = redis.call('HGETALL', key('held', name))
   local count = math.min(#held / 2, most)
   for i = 1, count do
@@ -276,8 +276,8 @@ table.insert(burials, function(name, most)
   return count
 end)
 
--- Its places in the queues.
-table.insert(burials, function(name, most)
+-- Removes its waiting requests.
+table.insert(removers, function(name, most)
   local all = redis.call('SPOP', key('waits', name), most)
   for _, entry in ipairs(all) do
     local semaphore, ticket, permits = string.match(entry, '(%S+) (%S+) (%S+)')
@@ -287,31 +287,31 @@ table.insert(burials, function(name, most)
   return #all
 end)
 
--- Serves all that was touched. Says how each stands then.
+-- Serves the semaphores that were touched. Returns their usage.
 local function serve_semaphores()
-  local standing = {}
+  local usage = {}
   for semaphore in pairs(touched) do
     local limit = limit_of(semaphore)
     if limit then
-      standing[semaphore] = {limit = limit, out = serve(semaphore, limit)}
+      usage[semaphore] = {limit = limit, in_use = serve(semaphore, limit)}
     else
       redis.call('HDEL', key('out'), semaphore)
       redis.call('HDEL', key('held', member), semaphore)
     end
   end
-  for _, asked in ipairs(asking) do
-    local op = asked.op
+  for _, request in ipairs(requests) do
+    local op = request.op
     if not op.wait then
-      if redis.call('ZREM', asked.queue, asked.entry) == 1 then
+      if redis.call('ZREM', request.queue, request.entry) == 1 then
         answer(member, op.ticket, {verdict = 'unavailable'})
       end
-    elseif redis.call('ZSCORE', asked.queue, asked.entry) then
+    elseif redis.call('ZSCORE', request.queue, request.entry) then
       local entry = waits(whole(op.semaphore), whole(op.ticket), op.permits)
       redis.call('SADD', key('waits', member), entry)
     end
   end
-  for semaphore, stands in pairs(standing) do
-    stands.waiting = redis.call('ZCARD', key('queue', semaphore))
+  for semaphore, state in pairs(usage) do
+    state.waiting = redis.call('ZCARD', key('queue', semaphore))
   end
-  return standing
+  return usage
 end

@@ -1,5 +1,5 @@
-//! Random histories of the script beside a model of it: members that come, ask, hold, fall silent
-//! and come back as others; leases that are taken, renewed, released and run out.
+//! Random histories of the script compared with a model: members that join, request, hold, fall silent
+//! and join again; leases that are granted, renewed, released and expire.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
-use crate::limits::shared::test_server::RedisServer;
-use crate::limits::shared::wire::SCRIPT;
+use super::SCRIPT;
+use crate::limits::redis::test_server::RedisServer;
 
-/// The tenure of members, in microseconds.
+/// The lease of members, in microseconds.
 const TENURE: u64 = 1000;
 
 /// Where the clock begins, in microseconds; and what the first semaphore is called then.
@@ -26,13 +26,13 @@ pub(super) fn script_under_test() -> redis::Script {
     redis::Script::new(&script.replace(publish, "redis.call('RPUSH', "))
 }
 
-/// What ought to be so.
+/// The expected state.
 #[derive(Debug, Default)]
 struct Model {
     now: u64,
     limit: u64,
     members: BTreeMap<String, Member>,
-    /// Those who wait, first come first: member, ticket, permits.
+    /// The waiting requests in order: member, ticket, permits.
     queue: Vec<(String, u64, u64)>,
     leases: BTreeMap<String, Lease>,
     last_token: u64,
@@ -120,7 +120,7 @@ impl History {
         let _: () = history.connection.set(run, "run").await.unwrap();
         history.join(None).await;
         let member = history.some_member().expect("one has joined");
-        history.say(&member, json!([{"op": "register", "name": "s", "limit": 3}])).await;
+        history.send(&member, json!([{"op": "register", "name": "s", "limit": 3}])).await;
         history
     }
 
@@ -139,7 +139,7 @@ impl History {
     }
 
     /// Lets a member speak; gives what the script answered.
-    async fn say(&mut self, member: &str, ops: Value) -> Value {
+    async fn send(&mut self, member: &str, ops: Value) -> Value {
         let mut call = self.script.key(&self.prefix);
         let spoke = self.spoke.insert(member.to_owned(), self.model.now);
         let quiet = spoke.map(|spoke| (self.model.now - spoke).to_string()).unwrap_or_default();
@@ -171,12 +171,12 @@ impl History {
         op: Value,
         change: impl FnOnce(&mut Model, &str),
     ) -> Option<Value> {
-        let reply = self.say(member, json!([op, {"op": "look", "semaphore": SEMAPHORE}])).await;
+        let reply = self.send(member, json!([op, {"op": "refresh", "semaphore": SEMAPHORE}])).await;
         self.model.bury();
         let is_member = op["op"] == "join" || self.model.members.contains_key(member);
         if is_member {
-            let speaker = self.model.members.entry(member.to_owned()).or_default();
-            speaker.ends = self.model.now + TENURE;
+            let sender = self.model.members.entry(member.to_owned()).or_default();
+            sender.ends = self.model.now + TENURE;
             change(&mut self.model, member);
         } else {
             // What is over goes to others all the same.
@@ -194,7 +194,7 @@ impl History {
         assert_eq!(came, ought, "{op} of {member}: {:?}", self.model);
         if let stands @ Value::Object(_) = &reply["semaphores"][SEMAPHORE.to_string()] {
             let Model { limit, queue, .. } = &self.model;
-            let ought = json!({"limit": limit, "out": self.model.out(), "waiting": queue.len()});
+            let ought = json!({"limit": limit, "in_use": self.model.out(), "waiting": queue.len()});
             assert_eq!(*stands, ought, "{op} of {member}: {:?}", self.model);
         }
         is_member.then(|| reply["results"]["0"].clone())
@@ -212,8 +212,7 @@ impl History {
         // held counts twice.
         let Some(old) = self.model.members.get(before) else { return };
         let held = old.held.clone();
-        let claim =
-            json!({"op": "claim", "semaphore": SEMAPHORE, "permits": held.values().sum::<u64>()});
+        let claim = json!({"op": "claim_permits", "semaphore": SEMAPHORE, "permits": held.values().sum::<u64>()});
         self.step(&name, claim, |model, name| {
             model.members.get_mut(name).expect("it has joined").held = held;
         })
@@ -226,10 +225,10 @@ impl History {
         .await;
     }
 
-    async fn ask(&mut self, member: &str) {
+    async fn request(&mut self, member: &str) {
         let (ticket, permits) = (self.model.number(), self.random.u64(1..=4));
         let ask = json!({
-            "op": "ask", "semaphore": SEMAPHORE, "ticket": ticket, "permits": permits, "waited_us": 0,
+            "op": "request_permits", "semaphore": SEMAPHORE, "ticket": ticket, "permits": permits, "waited_us": 0,
             "wait": true,
         });
         self.step(member, ask, |model, member| {
@@ -281,10 +280,11 @@ impl History {
         let leases: Vec<_> = self.model.leases.keys().cloned().collect();
         let lease = self.random.choice(leases);
         match (self.random.u8(0..20), held, lease) {
-            // A call of the script buries no more than 25 of what is left of members.
-            (0..6, ..) if self.model.queue.len() < 15 => self.ask(&member).await,
+            // A call of the script removes at most 25 items of dead members.
+            (0..6, ..) if self.model.queue.len() < 15 => self.request(&member).await,
             (6..9, Some((ticket, permits)), _) => {
-                let back = json!({"op": "give_back", "semaphore": SEMAPHORE, "permits": permits});
+                let back =
+                    json!({"op": "release_permits", "semaphore": SEMAPHORE, "permits": permits});
                 self.step(&member, back, |model, member| {
                     model.members.get_mut(member).expect("it speaks").held.remove(&ticket);
                 })
@@ -303,7 +303,7 @@ impl History {
                 let waits = self.model.queue.iter().find(|(name, ..)| *name == member).cloned();
                 let Some((_, ticket, permits)) = waits else { return };
                 let leave = json!({
-                    "op": "leave", "semaphore": SEMAPHORE, "ticket": ticket, "permits": permits,
+                    "op": "cancel_request", "semaphore": SEMAPHORE, "ticket": ticket, "permits": permits,
                 });
                 self.step(&member, leave, |model, _| {
                     model.queue.retain(|(_, number, _)| *number != ticket);
@@ -317,7 +317,7 @@ impl History {
             }
             (16, ..) if self.model.members.len() < 4 => self.join(None).await,
             (16, ..) => self.join(Some(&member)).await,
-            // Whoever has nothing to say for longer than that is a member no more.
+            // A member that is silent for longer than that has ended.
             (17.., ..) => {
                 let by = self.random.u64(1..TENURE / 2);
                 self.advance(by).await;
@@ -334,7 +334,7 @@ impl History {
         let member = self.some_member().expect("one has joined");
         let (ticket, limit) = (self.model.number(), self.model.limit);
         let ask = json!({
-            "op": "ask", "semaphore": SEMAPHORE, "ticket": ticket, "permits": limit, "waited_us": 0,
+            "op": "request_permits", "semaphore": SEMAPHORE, "ticket": ticket, "permits": limit, "waited_us": 0,
             "wait": true,
         });
         self.step(&member, ask, |model, member| {
@@ -346,7 +346,7 @@ impl History {
 }
 
 #[tokio::test]
-async fn never_are_more_permits_out_than_the_limit_and_none_is_lost() {
+async fn permits_never_exceed_the_limit_and_none_is_lost() {
     let server = RedisServer::start().await;
     let seed = fastrand::u64(..);
     println!("seed: {seed}");
@@ -354,7 +354,7 @@ async fn never_are_more_permits_out_than_the_limit_and_none_is_lost() {
         let random = fastrand::Rng::with_seed(seed + number as u64);
         let mut history = History::new(&server, number, random).await;
         for _ in 0..200 {
-            // Who asks in the same microsecond has no order.
+            // Requests of the same microsecond have no order.
             history.advance(1).await;
             history.happen().await;
         }

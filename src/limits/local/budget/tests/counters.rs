@@ -1,5 +1,4 @@
-//! What leaves is taken by whichever counter is at the other end, and nearly all of the quota is
-//! used.
+//! Every way of counting accepts the calls that are sent, and nearly all of the quota is used.
 
 use std::collections::VecDeque;
 
@@ -77,26 +76,26 @@ fn counters(limit: f64, random: &mut fastrand::Rng) -> [Box<dyn Counter>; 3] {
 }
 
 /// More calls than the quotas let through.
-pub(super) struct Load {
-    pub(super) quotas: Quotas,
+pub(in crate::limits) struct Load {
+    pub(in crate::limits) quotas: Quotas,
     /// What a call costs, at random.
-    pub(super) tokens: std::ops::Range<u64>,
+    pub(in crate::limits) tokens: std::ops::Range<u64>,
     /// The longest time between a call's reservation and its started.
-    pub(super) held: Duration,
+    pub(in crate::limits) held: Duration,
     /// How much less than estimated a call costs at most, as a fraction.
-    pub(super) overestimated: f64,
-    pub(super) minutes: u32,
+    pub(in crate::limits) overestimated: f64,
+    pub(in crate::limits) minutes: u32,
 }
 
-/// What left, in seconds and tokens.
+/// The calls that were sent, in seconds and tokens.
 #[derive(Clone, Copy)]
-pub(super) struct Started {
-    pub(super) left_at: f64,
-    pub(super) tokens: u64,
+pub(in crate::limits) struct Started {
+    pub(in crate::limits) left_at: f64,
+    pub(in crate::limits) tokens: u64,
 }
 
 impl Load {
-    /// Lets 50 clients loose for the load's minutes, and says what left when.
+    /// Runs 50 clients for the load's minutes. Returns what was sent when.
     async fn run(&self, seed: u64) -> Vec<Started> {
         let budget = budget(self.quotas);
         let start = Instant::now();
@@ -110,7 +109,7 @@ impl Load {
                 if !self.held.is_zero() {
                     sleep(self.held.mul_f64(random.f64())).await;
                 }
-                let sent = reservation.leave();
+                let sent = reservation.start();
                 let left_at = sent.started.at.duration_since(start).as_secs_f64();
                 departures.lock().unwrap().push(Started { left_at, tokens: actual as u64 });
                 sleep(SECOND.mul_f64(3.0 * random.f64())).await;
@@ -139,7 +138,7 @@ impl Load {
     }
 }
 
-/// Sends what left to every counter, each call delayed at random.
+/// Sends the calls to every counter, each delayed at random.
 fn arrive(departures: &[Started], quotas: Quotas, seed: u64) -> Result<(), String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut arrivals: Vec<_> = departures
@@ -172,8 +171,8 @@ async fn assert_never_refused(load: Load, at_least: f64) {
     assert_taken(&load, &departures, at_least);
 }
 
-/// No counter refuses what left, and nearly all of the quota is used.
-pub(super) fn assert_taken(load: &Load, departures: &[Started], at_least: f64) {
+/// No counter refuses a call, and nearly all of the quota is used.
+pub(in crate::limits) fn assert_taken(load: &Load, departures: &[Started], at_least: f64) {
     for seed in 0..8 {
         assert_eq!(arrive(departures, load.quotas, seed), Ok(()));
     }
@@ -207,7 +206,7 @@ async fn no_counter_refuses_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn no_counter_refuses_tokens() {
-    // The larger the calls, the more of a window is left over by those that do not fit in it.
+    // The larger the calls, the more of a window stays unused because the next does not fit.
     for (largest, at_least) in [(5000, 0.98), (40_000, 0.95), (500_000, 0.6)] {
         let load = Load {
             quotas: per_minute(1000, 1_000_000),
@@ -221,7 +220,7 @@ async fn no_counter_refuses_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_counter_refuses_what_a_semaphore_has_held_back() {
+async fn no_counter_refuses_calls_that_a_semaphore_delayed() {
     for (limit, held_ms, at_least) in [(100, 200, 0.97), (300, 400, 0.97), (1000, 400, 0.97)] {
         let load = Load {
             quotas: per_minute(limit, 4000 * limit),
@@ -235,7 +234,7 @@ async fn no_counter_refuses_what_a_semaphore_has_held_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn estimates_that_err_high_make_it_slower_but_nothing_is_refused() {
+async fn high_estimates_slow_calls_down_and_cause_no_refusals() {
     let load = Load {
         quotas: per_minute(1000, 1_000_000),
         tokens: 1..8000,

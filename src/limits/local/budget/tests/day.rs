@@ -20,12 +20,12 @@ async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
 }
 
 fn refuse_for_the_day(budget: &Arc<LocalBudget>, sent: Sent) {
-    budget.close_day(sent.left_at());
-    sent.refused();
+    budget.close_day(sent.at());
+    sent.take_back();
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_day_begins_at_midnight_pacific_also_when_clocks_change() {
+async fn the_day_begins_at_pacific_midnight_even_when_clocks_change() {
     // A minute before midnight, and the hours of the day that follows.
     for (wall, hours) in [
         ("2026-03-06T23:59:00-08:00", 24),
@@ -53,7 +53,7 @@ async fn the_day_begins_at_midnight_pacific_also_when_clocks_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_day_that_gemini_calls_used_up_is_over_for_all_at_once() {
+async fn a_day_that_gemini_calls_used_up_refuses_all_calls_at_once() {
     let budget = budget_at(requests(60), "2026-07-01T22:00:00-07:00");
     let sent = send(&budget, 1).await;
     let waiting: Vec<_> = (0..3)
@@ -98,7 +98,7 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_count_against_the_day() {
+async fn waiting_calls_count_against_the_day() {
     let budget = budget_at(requests(1).with(RequestsPerDay, 2), "2026-07-01T20:00Z");
     let _ = send(&budget, 1).await;
     let mut second = Box::pin(reserve(&budget, 1));
@@ -137,12 +137,12 @@ fn with_settable_clock(quotas: Quotas, wall: &str) -> (Arc<LocalBudget>, Arc<Set
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_used_up_day_is_over_when_the_machine_wakes_on_the_next() {
+async fn a_used_up_day_ends_when_the_machine_wakes_on_the_next_day() {
     let (budget, clock) = with_settable_clock(per_day(1), "2026-07-01T20:00:00-07:00");
     let sent = send(&budget, 1).await;
     refuse_for_the_day(&budget, sent);
     assert_eq!(day_exhausted(&budget).await, 4 * HOUR);
-    // The machine sleeps for five hours; tokio's clock stands still.
+    // The machine sleeps for five hours; tokio's clock stops.
     clock.set_forward(5);
     advance(SECOND).await;
     assert!(is_free(&budget, 1).await, "it is one o'clock");
@@ -156,21 +156,21 @@ async fn a_used_up_day_is_over_when_the_machine_wakes_on_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_left_before_the_machine_slept_does_not_count_in_the_new_day() {
+async fn calls_sent_before_the_machine_slept_do_not_count_in_the_new_day() {
     let (budget, clock) = with_settable_clock(per_day(5), "2026-07-01T20:00:00-07:00");
     let before = send(&budget, 1).await;
     clock.set_forward(5);
     advance(SECOND).await;
     let _ = send(&budget, 1).await;
-    before.refused();
+    before.take_back();
     assert_eq!(budget.usage_now()[RequestsPerDay].used, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_is_set_back_lengthens_the_day_by_no_more_than_it_was_set() {
+async fn a_clock_set_back_lengthens_the_day_by_no_more_than_the_step() {
     let (budget, clock) = with_settable_clock(per_day(1), "2026-07-01T20:00:00-07:00");
     let sent = send(&budget, 1).await;
-    budget.close_day(sent.left_at());
+    budget.close_day(sent.at());
     clock.set_forward(-3);
     advance(SECOND).await;
     assert_eq!(day_exhausted(&budget).await, 7 * HOUR - SECOND, "what was sent counts on");
@@ -181,7 +181,7 @@ async fn a_clock_that_is_set_back_lengthens_the_day_by_no_more_than_it_was_set()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_gemini_taught_is_dropped_when_the_day_is_over() {
+async fn learned_quotas_are_dropped_when_the_day_ends() {
     let planned = per_minute(600, 1000);
     let budget = budget_at(planned, "2026-07-01T23:00:00-07:00");
     budget.learn(requests(2));

@@ -1,4 +1,4 @@
-//! A budget by brute force, which knows nothing but the log of what happened.
+//! A budget by brute force, which knows only the log of events.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ pub(super) enum Event {
 /// What happened: when (in seconds), to which call, what.
 pub(super) type Log = Vec<(f64, usize, Event)>;
 
-/// One quota: what the log says is spent of it.
+/// One quota, and what the log says is spent of it.
 pub(super) struct Model<'a> {
     log: &'a [(f64, usize, Event)],
     calls: &'a [Call],
@@ -36,7 +36,7 @@ impl Model<'_> {
         (self.cost)(self.calls[call].cost)
     }
 
-    /// What has left: when, and what it costs as far as the log knows.
+    /// The calls that were sent: when, and their cost as far as the log knows.
     pub(super) fn sent(&self) -> Vec<(f64, u64)> {
         let mut sent = Vec::new();
         let mut index_of = HashMap::new();
@@ -70,7 +70,7 @@ impl Model<'_> {
         unsent
     }
 
-    /// What left within the last so many seconds.
+    /// What was sent within the last `seconds`.
     pub(super) fn sent_within(&self, seconds: f64, now: f64) -> u64 {
         let sent = self.sent().into_iter().filter(|(at, _)| now - at < seconds - 1e-6);
         sent.map(|(_, cost)| cost).sum()

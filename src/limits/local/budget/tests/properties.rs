@@ -63,7 +63,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
             drop(reservation);
             return record(number, Event::GaveBack);
         }
-        let sent = reservation.leave();
+        let sent = reservation.start();
         record(number, Event::Left);
         sleep(Duration::from_millis(call.takes)).await;
         match call.end {
@@ -74,7 +74,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
             }
             End::Unsettled => drop(sent),
             End::Refused => {
-                sent.refused();
+                sent.take_back();
                 record(number, Event::Refused);
             }
         }
@@ -98,7 +98,7 @@ fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("nothing else is needed for it").block_on(future)
 }
 
-/// One request for most calls; never more than any quota below has.
+/// Mostly one request; never more than any quota below allows.
 fn cost() -> impl Strategy<Value = Cost> {
     let requests = prop_oneof![6 => Just(1_u64), 1 => 2..20_u64];
     let tokens = prop_oneof![4 => 1..400_u64, 1 => 400..2000_u64];
@@ -155,7 +155,7 @@ fn quotas() -> impl Strategy<Value = Quotas> {
     })
 }
 
-/// First come, first served: nobody reserves before one who came earlier has gone.
+/// First come, first served: no call reserves before an earlier one is done.
 fn assert_in_order(log: &Log) {
     let mut queue = Vec::new();
     for (_, call, event) in log {
@@ -169,8 +169,8 @@ fn assert_in_order(log: &Log) {
     assert_eq!(queue, Vec::<&usize>::new(), "somebody waits for ever");
 }
 
-/// Whenever something is reserved, all that counts fits: the reserved and what left within the
-/// minute.
+/// Whenever something is reserved, everything that counts fits: reservations, and calls sent within
+/// the minute.
 fn assert_within_limits(log: &Log, calls: &[Call], mut quotas: Quotas) {
     for (index, (now, _, event)) in log.iter().enumerate() {
         match event {
@@ -219,7 +219,7 @@ fn assert_as_soon_as_it_may(log: &Log, calls: &[Call], quotas: Quotas) {
     }
 }
 
-/// The length of the log when all who came before the call had left the queue.
+/// The length of the log when all earlier calls had left the queue.
 fn since_it_was_first(log: &Log, reserved: usize, call: usize) -> usize {
     let arrived = log.iter().position(|of| of.1 == call && of.2 == Event::Arrived).unwrap();
     let mut ahead: Vec<_> = Vec::new();
@@ -285,7 +285,7 @@ proptest! {
     }
 
     #[test]
-    fn limits_hold_and_nobody_is_forgotten_whoever_goes_first(
+    fn limits_hold_and_no_call_is_lost_in_any_order(
         calls in calls_of_all_lines(),
         quotas in quotas(),
     ) {

@@ -1,5 +1,5 @@
-//! Of random histories the script makes what the ledger makes: the same are let in, the others
-//! told the same, and the same is spent.
+//! The script and the ledger agree on random histories: they admit the same calls, answer the others
+//! alike, and count the same usage.
 
 use std::pin::Pin;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::task::coop::unconstrained;
 
 use super::*;
-use crate::limits::budget::day::end_of_used_up;
+use crate::limits::model::end_of_used_up;
 use crate::pacific::Calendar;
 
 const STEPS: usize = 300;
@@ -16,7 +16,7 @@ const MEMBER: &str = "only";
 
 type Reserving = Pin<Box<dyn Future<Output = Result<Reservation, Exhausted>>>>;
 
-/// One who waits here and, under the same ticket, there.
+/// A request that waits here and, with the same ticket, in Redis.
 struct Waiting {
     ticket: u64,
     cost: Cost,
@@ -25,7 +25,7 @@ struct Waiting {
     reserving: Reserving,
 }
 
-/// One history, of a budget here and of one in Redis.
+/// One history of a budget here and of one in Redis.
 struct History {
     random: fastrand::Rng,
     start: Instant,
@@ -36,11 +36,11 @@ struct History {
     waiting: Vec<Waiting>,
     reserved: Vec<(u64, Reservation)>,
     sent: Vec<(u64, Sent)>,
-    /// What the budget here has told since this was compared, and what the one in Redis.
+    /// The answers of the budget here, and of the one in Redis, since the last comparison.
     here: Vec<(u64, Verdict)>,
     there: Vec<(u64, Verdict)>,
-    /// When there is something to see, as the one in Redis told.
-    look_again: Instant,
+    /// When the script is to be called again, as it replied.
+    check_again: Instant,
     /// How often each verdict was given.
     seen: BTreeMap<String, usize>,
 }
@@ -55,8 +55,8 @@ impl History {
         let start = Instant::now();
         let calendar = Calendar { wall, instant: start };
         let mut shared = Shared::new(server, seed.to_string());
-        shared.tenure = 1000 * HOUR;
-        shared.say(MEMBER, &[join()]);
+        shared.lease = 1000 * HOUR;
+        shared.send(MEMBER, &[join()]);
         let mut history = Self {
             random,
             start,
@@ -69,7 +69,7 @@ impl History {
             sent: Vec::new(),
             here: Vec::new(),
             there: Vec::new(),
-            look_again: start,
+            check_again: start,
             seen: BTreeMap::new(),
         };
         let opened = history.of_account(
@@ -78,12 +78,12 @@ impl History {
                 "planned": limits(quotas), "minute_us": MINUTE.as_micros() as u64,
             }),
         );
-        history.say(&[opened]);
+        history.send(&[opened]);
         history
     }
 
     async fn step(&mut self) {
-        // Who asks in the same microsecond has no order.
+        // Requests of the same microsecond have no order.
         self.pass(Duration::from_micros(50)).await;
         let operation = match self.random.u32(..100) {
             0..35 => Some(self.reserve()),
@@ -112,13 +112,13 @@ impl History {
         fields
     }
 
-    fn say(&mut self, operations: &[Value]) -> Reply {
+    fn send(&mut self, operations: &[Value]) -> Reply {
         self.shared.now = START + micros(self.start.elapsed());
-        let mut reply = self.shared.say(MEMBER, operations);
+        let mut reply = self.shared.send(MEMBER, operations);
         let answers = std::mem::take(&mut reply.answers);
         self.there.extend(answers.into_iter().map(|of| (of.ticket, of.verdict)));
-        let look_again = reply.look_again_in_us.unwrap_or(1_000_000);
-        self.look_again = Instant::now() + Duration::from_micros(look_again);
+        let check_again = reply.check_again_in_us.unwrap_or(1_000_000);
+        self.check_again = Instant::now() + Duration::from_micros(check_again);
         reply
     }
 
@@ -183,29 +183,29 @@ impl History {
             json!({
                 "ticket": ticket, "cost": cost,
                 "line": name, "waited_us": 0,
-                "patience_us": micros(deadline - Instant::now()), "wait": true,
+                "time_limit_us": micros(deadline - Instant::now()), "wait": true,
             }),
         )
     }
 
     fn at_once(&self, cost: Cost, deadline: Instant) -> Result<Option<Reservation>, Exhausted> {
         match Arc::clone(&self.budget).try_reserve(cost, deadline) {
-            Attempt::Answered(answer) => answer.map_err(|reason| match reason {
+            TryReserve::Ready(answer) => answer.map_err(|reason| match reason {
                 NotReserved::Exhausted(reason) => reason,
                 NotReserved::StoreUnavailable(reason) => panic!("{reason}"),
             }),
-            Attempt::Asked(_) => panic!("it is kept here"),
+            TryReserve::Pending(_) => panic!("it is kept here"),
         }
     }
 
     fn try_reserve(&mut self) -> Value {
-        // Those who wait are served first there; which matters where amounts are rounded.
+        // The script serves waiting requests first, which matters when amounts are rounded.
         self.serve();
         let cost = self.cost();
-        let patience = Duration::from_micros(self.random.u64(..20_000_000));
+        let time_limit = Duration::from_micros(self.random.u64(..20_000_000));
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let verdict = match self.at_once(cost, Instant::now() + patience) {
+        let verdict = match self.at_once(cost, Instant::now() + time_limit) {
             Ok(Some(reservation)) => {
                 self.reserved.push((ticket, reservation));
                 Verdict::granted_cost(cost)
@@ -219,7 +219,7 @@ impl History {
             json!({
                 "ticket": ticket, "cost": cost,
                 "line": "queue", "waited_us": 0,
-                "patience_us": micros(patience), "wait": false,
+                "time_limit_us": micros(time_limit), "wait": false,
             }),
         )
     }
@@ -227,9 +227,9 @@ impl History {
     fn start(&mut self) -> Option<Value> {
         let (ticket, reservation) = any(&mut self.random, &mut self.reserved)?;
         let cost = reservation.cost;
-        self.sent.push((ticket, reservation.leave()));
+        self.sent.push((ticket, reservation.start()));
         let left = json!({"ticket": ticket, "cost": cost});
-        Some(self.of_account("depart", left))
+        Some(self.of_account("start_call", left))
     }
 
     fn give_back(&mut self) -> Option<Value> {
@@ -243,14 +243,14 @@ impl History {
     fn leave(&mut self) -> Option<Value> {
         let Waiting { ticket, reserving, .. } = any(&mut self.random, &mut self.waiting)?;
         drop(reserving);
-        Some(self.of_account("leave_budget", json!({"ticket": ticket})))
+        Some(self.of_account("cancel_reserve", json!({"ticket": ticket})))
     }
 
     fn come_to_an_end(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
         let (cost, left_at) = (sent.cost, sent.started.at);
         let tokens = cost[Resource::InputTokens];
-        let left_us_ago = micros(left_at.elapsed());
+        let sent_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {
             0 => {
                 self.budget.close_day(left_at);
@@ -260,11 +260,11 @@ impl History {
                 Some(self.of_account("close_day", json!({"for_us": for_us})))
             }
             1..8 => {
-                sent.refused();
+                sent.take_back();
                 Some(self.of_account(
                     "settle",
                     json!({
-                        "ticket": ticket, "counted": cost, "actual": {}, "left_us_ago": left_us_ago,
+                        "ticket": ticket, "counted": cost, "actual": {}, "sent_us_ago": sent_us_ago,
                     }),
                 ))
             }
@@ -275,7 +275,7 @@ impl History {
                 sent.settle(actual);
                 let actual = cost.with(Resource::InputTokens, actual);
                 let settled = json!({
-                    "ticket": ticket, "counted": cost, "actual": actual, "left_us_ago": left_us_ago,
+                    "ticket": ticket, "counted": cost, "actual": actual, "sent_us_ago": sent_us_ago,
                 });
                 Some(self.of_account("settle", settled))
             }
@@ -301,8 +301,8 @@ impl History {
         let now = Instant::now();
         let micros = Duration::from_micros;
         match self.random.u32(..100) {
-            0..45 => self.look_again - now,
-            45..55 => (self.look_again - now).saturating_sub(micros(1)),
+            0..45 => self.check_again - now,
+            45..55 => (self.check_again - now).saturating_sub(micros(1)),
             55..90 => micros(self.random.u64(..5_000_000)),
             90..99 => micros(self.random.u64(..90_000_000)),
             _ => micros(self.random.u64(..100_000_000_000)),
@@ -319,10 +319,10 @@ impl History {
             return;
         };
         let mut late = self.waiting.remove(late);
-        self.say(&[self.of_account("pause", json!({"for_us": 0}))]);
+        self.send(&[self.of_account("pause", json!({"for_us": 0}))]);
         let was_first = self.there.iter().any(|(ticket, _)| *ticket == late.ticket);
-        // Of all who can go or lose hope at this moment, it is the last; but if it is the first of
-        // those who return, the queue comes after it.
+        // Of all requests that can be answered at this moment, it is the last. But if it is the first
+        // of the returning ones, the queue comes after it.
         self.budget.pause_until(Instant::now());
         self.serve_line(true);
         if late.line != Line::Returning || !was_first {
@@ -331,18 +331,19 @@ impl History {
         assert!(self.is_answered(&mut late), "its time is over");
         if !was_first {
             let ticket = late.ticket;
-            let left = self.of_account("leave_budget", json!({"ticket": ticket, "give_up": true}));
-            let verdict = self.say(&[left]).results.remove(&0).expect("it waits there too");
+            let left =
+                self.of_account("cancel_reserve", json!({"ticket": ticket, "give_up": true}));
+            let verdict = self.send(&[left]).results.remove(&0).expect("it waits there too");
             self.there.push((ticket, serde_json::from_value(verdict).unwrap()));
         }
     }
 
-    /// Whether one who waits here has been told something, which is noted.
+    /// Whether a request that waits here is answered. Records the answer.
     fn is_answered(&mut self, waiting: &mut Waiting) -> bool {
-        let Some(told) = unconstrained(&mut waiting.reserving).now_or_never() else {
+        let Some(received) = unconstrained(&mut waiting.reserving).now_or_never() else {
             return false;
         };
-        let verdict = match told {
+        let verdict = match received {
             Ok(reservation) => {
                 self.reserved.push((waiting.ticket, reservation));
                 Verdict::granted_cost(waiting.cost)
@@ -353,17 +354,17 @@ impl History {
         true
     }
 
-    /// Has everybody here look again, as all do there whenever something is said.
+    /// Makes all requests here check again, as the script does in every call.
     fn serve(&mut self) {
         self.budget.pause_until(Instant::now());
         self.serve_line(true);
         self.serve_line(false);
     }
 
-    /// Those who return, or the queue.
+    /// Serves the returning requests, or the queue.
     fn serve_line(&mut self, returning: bool) {
         let mut idle = 0;
-        // One who lets another go first is told nothing.
+        // A request that yields gets no answer.
         while idle < 2 {
             let before = self.waiting.len();
             for mut waiting in std::mem::take(&mut self.waiting) {
@@ -380,8 +381,8 @@ impl History {
         self.serve();
         let mut said: Vec<_> = operation.into_iter().collect();
         said.push(self.of_account("pause", json!({"for_us": 0})));
-        self.say(&said);
-        let mut reply = self.say(&[self.of_account("budget_usage", json!({}))]);
+        self.send(&said);
+        let mut reply = self.send(&[self.of_account("budget_usage", json!({}))]);
         let usage = reply.results.remove(&0).expect("the account is open");
         let usage: Usage = serde_json::from_value(usage).unwrap();
 
@@ -413,7 +414,7 @@ impl History {
     }
 }
 
-/// One of them, at random.
+/// A random element.
 fn any<T>(random: &mut fastrand::Rng, of: &mut Vec<T>) -> Option<T> {
     (!of.is_empty()).then(|| of.remove(random.usize(..of.len())))
 }

@@ -1,7 +1,7 @@
 //! Whatever several replicas send together is taken by whichever counter is at the other end.
 
-use super::super::counters::{Load, Started, assert_taken};
 use super::*;
+use crate::limits::local::budget_tests::counters::{Load, Started, assert_taken};
 
 const REPLICAS: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: usize = 48;
@@ -12,7 +12,7 @@ const RENEWAL: Duration = Duration::from_secs(10);
 enum Event {
     /// A client asks for a call.
     Asks(usize),
-    /// Its call leaves.
+    /// Sends its call.
     Leaves(usize),
     /// Its call comes to its end.
     Settles(usize),
@@ -32,7 +32,7 @@ struct World<'a> {
     load: &'a Load,
     random: fastrand::Rng,
     shared: Shared,
-    news: News<'a>,
+    notifications: Notifications<'a>,
     /// By when they happen, and in the order in which that was decided.
     agenda: BTreeMap<(u64, usize), Event>,
     decided: usize,
@@ -54,15 +54,15 @@ impl World<'_> {
         self.at(self.shared.now + time, event);
     }
 
-    /// A replica says something; all hear what comes of it.
-    fn say(&mut self, replica: usize, operations: &[Value]) {
-        let reply = self.shared.say(REPLICAS[replica], operations);
+    /// A replica sends commands; all receive their answers.
+    fn send(&mut self, replica: usize, operations: &[Value]) {
+        let reply = self.shared.send(REPLICAS[replica], operations);
         assert!(!reply.expired);
-        let look_again = reply.look_again_in_us.unwrap_or(u64::MAX);
-        let look_again = look_again.min(RENEWAL.as_micros() as u64);
-        self.looks[replica] = self.at(self.shared.now + look_again, Event::Looks(replica));
-        let told = self.news.heard_by(&mut self.shared, REPLICAS[replica], reply);
-        for (_, ticket, verdict) in told {
+        let check_again = reply.check_again_in_us.unwrap_or(u64::MAX);
+        let check_again = check_again.min(RENEWAL.as_micros() as u64);
+        self.looks[replica] = self.at(self.shared.now + check_again, Event::Looks(replica));
+        let received = self.notifications.received_by(&mut self.shared, REPLICAS[replica], reply);
+        for (_, ticket, verdict) in received {
             assert!(matches!(verdict, Verdict::Granted { .. }), "{verdict:?}");
             self.after(self.load.held, Event::Leaves(ticket as usize));
         }
@@ -75,13 +75,13 @@ impl World<'_> {
                 let less = self.load.overestimated * self.random.f64();
                 let actual = (estimated as f64 * (1.0 - less)) as u64;
                 self.costs[client] = Cost { estimated, actual };
-                self.say(client % REPLICAS.len(), &[ask(client as u64, estimated)]);
+                self.send(client % REPLICAS.len(), &[ask(client as u64, estimated)]);
             }
             Event::Leaves(client) => {
                 let Cost { estimated, actual } = self.costs[client];
                 let left_at = (self.shared.now - START) as f64 / 1e6;
                 self.departures.push(Started { left_at, tokens: actual });
-                self.say(client % REPLICAS.len(), &[depart(client as u64, estimated)]);
+                self.send(client % REPLICAS.len(), &[start_call(client as u64, estimated)]);
                 self.after(3 * SECOND, Event::Settles(client));
             }
             Event::Settles(client) => {
@@ -91,13 +91,13 @@ impl World<'_> {
                         "op": "settle", "account": ACCOUNT, "ticket": client,
                         "counted": {"requests": 1, "tokens": estimated},
                         "actual": {"requests": 1, "tokens": actual},
-                        "left_us_ago": 0, "midnight_us": MIDNIGHT_US,
+                        "sent_us_ago": 0, "midnight_us": MIDNIGHT_US,
                     });
-                    self.say(client % REPLICAS.len(), &[settled]);
+                    self.send(client % REPLICAS.len(), &[settled]);
                 }
                 self.at(self.shared.now, Event::Asks(client));
             }
-            Event::Looks(replica) if self.looks[replica] == number => self.say(replica, &[]),
+            Event::Looks(replica) if self.looks[replica] == number => self.send(replica, &[]),
             Event::Looks(_) => {}
         }
     }
@@ -107,7 +107,7 @@ impl World<'_> {
 fn run(load: &Load) -> Vec<Started> {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "replicas");
-    let news = News::of(&shared, &mut listener);
+    let notifications = Notifications::of(&shared, &mut listener);
     for replica in REPLICAS {
         shared.join(replica, load.quotas);
     }
@@ -115,7 +115,7 @@ fn run(load: &Load) -> Vec<Started> {
         load,
         random: fastrand::Rng::with_seed(1),
         shared,
-        news,
+        notifications,
         agenda: BTreeMap::new(),
         decided: 0,
         looks: [0; REPLICAS.len()],

@@ -1,4 +1,4 @@
-//! What is left in Redis, for how long, and what a leap of its clock or a loss of it does.
+//! What stays in Redis and for how long, steps of its clock, and loss of its data.
 
 use super::*;
 
@@ -29,7 +29,7 @@ impl Shared {
     }
 
     fn result(&mut self, member: &str, operation: Value) -> Value {
-        self.say(member, &[operation]).results.remove(&0).unwrap_or_default()
+        self.send(member, &[operation]).results.remove(&0).unwrap_or_default()
     }
 }
 
@@ -39,26 +39,26 @@ fn of(account: &str, operation: Value) -> Value {
 
 fn ask_permits(semaphore: &Value, ticket: u64) -> Value {
     json!({
-        "op": "ask", "semaphore": semaphore, "ticket": ticket, "permits": 1, "waited_us": 0,
+        "op": "request_permits", "semaphore": semaphore, "ticket": ticket, "permits": 1, "waited_us": 0,
         "wait": true,
     })
 }
 
 #[test]
-fn an_account_that_gemini_never_answered_for_lives_minutes() {
+fn an_unproven_account_is_kept_for_minutes() {
     let server = start_server();
     let mut shared = Shared::new(&server, "unproven");
     shared.join("a", requests(60));
-    shared.say("a", &[ask(1, 1)]);
+    shared.send("a", &[ask(1, 1)]);
     let kept = |shared: &mut Shared| -> i64 { shared.ask_redis("PTTL", "budget:an account") };
     assert!(kept(&mut shared) > 100 * MINUTE_MS, "a call is on its way");
-    shared.say("a", &[depart(1, 1)]);
+    shared.send("a", &[start_call(1, 1)]);
     assert!((1..=10 * MINUTE_MS).contains(&kept(&mut shared)));
     let others = ["budget_departures:an account", "budget_left:an account"];
     for name in others {
         assert!(shared.ask_redis::<i64>("PTTL", name) <= 10 * MINUTE_MS, "{name}");
     }
-    shared.say("a", &[json!({"op": "prove_budget", "account": ACCOUNT})]);
+    shared.send("a", &[json!({"op": "prove_budget", "account": ACCOUNT})]);
     assert!(kept(&mut shared) > 100 * MINUTE_MS);
     assert_eq!(shared.usage("a")[RequestsPerDay].used, 1);
 
@@ -67,35 +67,35 @@ fn an_account_that_gemini_never_answered_for_lives_minutes() {
         ("closed", json!({"op": "close_day", "for_us": 1_000_000})),
         ("corrected", json!({"op": "learn_quotas", "quotas": {"rpm": 7}})),
     ] {
-        shared.say("a", &[of(account, open(requests(60))), of(account, operation)]);
+        shared.send("a", &[of(account, open(requests(60))), of(account, operation)]);
         let kept: i64 = shared.ask_redis("PTTL", &format!("budget:{account}"));
         assert!(kept > 100 * MINUTE_MS, "{account}");
     }
 }
 
 #[test]
-fn a_member_leaves_nothing_where_it_holds_nothing() {
+fn a_member_that_holds_nothing_leaves_nothing() {
     let server = start_server();
     let mut shared = Shared::new(&server, "nothing");
     shared.join("a", requests(60));
     shared.join("b", requests(60));
-    shared.say("a", &[ask(1, 1), ask(2, 1), ask_permits(&json!(0), 3)]);
+    shared.send("a", &[ask(1, 1), ask(2, 1), ask_permits(&json!(0), 3)]);
     let left = |shared: &mut Shared| -> Vec<String> {
         let is_of_a = |key: &String| key.ends_with(":a") || key.contains(":a:");
         shared.keys().into_iter().filter(is_of_a).collect()
     };
     assert_eq!(left(&mut shared), ["budgets_of:a", "held:a", "places:a:an account"]);
-    let give_back = json!({"op": "give_back", "semaphore": 0, "permits": 1});
-    let leave = json!({"op": "leave_budget", "account": ACCOUNT, "ticket": 2});
-    shared.say("a", &[give_back, leave, depart(1, 1)]);
+    let give_back = json!({"op": "release_permits", "semaphore": 0, "permits": 1});
+    let leave = json!({"op": "cancel_reserve", "account": ACCOUNT, "ticket": 2});
+    shared.send("a", &[give_back, leave, start_call(1, 1)]);
     assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
 
     // Nor does it when it has ended.
-    shared.say("a", &[ask(4, 1), ask_permits(&json!(0), 5)]);
+    shared.send("a", &[ask(4, 1), ask_permits(&json!(0), 5)]);
     shared.advance(20 * SECOND);
-    shared.say("b", &[]);
+    shared.send("b", &[]);
     shared.advance(11 * SECOND);
-    shared.say("b", &[]);
+    shared.send("b", &[]);
     assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
     for name in ["alive", "tenures", "arrivals", "dead"] {
         let command = if name == "alive" { "ZSCORE" } else { "HEXISTS" };
@@ -110,44 +110,44 @@ fn a_member_leaves_nothing_where_it_holds_nothing() {
 }
 
 #[test]
-fn the_last_member_that_retires_leaves_nothing_to_bury() {
+fn the_last_member_that_retires_leaves_nothing() {
     let server = start_server();
     let mut shared = Shared::new(&server, "last");
     shared.join("a", requests(60));
-    shared.say("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
-    let give_back = json!({"op": "give_back", "semaphore": 0, "permits": 1});
-    shared.say("a", &[give_back, depart(1, 1), json!({"op": "retire"})]);
+    shared.send("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
+    let give_back = json!({"op": "release_permits", "semaphore": 0, "permits": 1});
+    shared.send("a", &[give_back, start_call(1, 1), json!({"op": "retire"})]);
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "arrivals"), 0);
 
     // What one still holds goes with it.
     shared.join("b", requests(60));
-    shared.say("b", &[ask(1, 1), ask_permits(&json!(0), 2), json!({"op": "retire"})]);
+    shared.send("b", &[ask(1, 1), ask_permits(&json!(0), 2), json!({"op": "retire"})]);
     let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":b")).collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
 }
 
 #[test]
-fn what_a_member_asks_for_with_its_last_words_goes_with_it() {
+fn requests_in_a_members_last_call_are_removed() {
     let server = start_server();
     let mut shared = Shared::new(&server, "last words");
     shared.join("a", requests(60));
     shared.join("b", requests(60));
     let all = [ask_permits(&json!(0), 1), ask(2, 1), json!({"op": "retire"})];
-    shared.say("a", &[&all[..], &[ask_permits(&json!(0), 3), ask(4, 1)]].concat());
-    shared.say("b", &[]);
+    shared.send("a", &[&all[..], &[ask_permits(&json!(0), 3), ask(4, 1)]].concat());
+    shared.send("b", &[]);
     let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":a")).collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(shared.usage("b")[RequestsPerMinute].reserved, 0);
     let ten = json!({
-        "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": true,
+        "op": "request_permits", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": true,
     });
-    assert_eq!(shared.say("b", &[ten]).verdict(), Verdict::OfSemaphore);
+    assert_eq!(shared.send("b", &[ten]).verdict(), Verdict::OfSemaphore);
 }
 
 #[test]
-fn the_dead_are_buried_a_few_at_a_time() {
+fn dead_members_are_removed_a_few_items_at_a_time() {
     let server = start_server();
     let mut shared = Shared::new(&server, "slices");
     shared.join("a", requests(60));
@@ -155,9 +155,9 @@ fn the_dead_are_buried_a_few_at_a_time() {
     for number in 0..250_u64 {
         let account = number.to_string();
         let asks = [ask(3 * number + 1, 1), ask(3 * number + 2, 1)].map(|ask| of(&account, ask));
-        shared.say("a", &[of(&account, open(requests(60)))]);
-        shared.say("a", &asks);
-        shared.say("a", &[ask_permits(&json!(0), 3 * number + 3)]);
+        shared.send("a", &[of(&account, open(requests(60)))]);
+        shared.send("a", &asks);
+        shared.send("a", &[ask_permits(&json!(0), 3 * number + 3)]);
     }
     let left = |shared: &mut Shared| -> (usize, usize, usize) {
         let accounts = shared.ask_redis("SCARD", "budgets_of:a");
@@ -166,36 +166,36 @@ fn the_dead_are_buried_a_few_at_a_time() {
     };
     assert_eq!(left(&mut shared), (240, 250, 250), "10 of 250 have a permit");
     shared.advance(20 * SECOND);
-    shared.say("b", &[]);
+    shared.send("b", &[]);
     shared.advance(11 * SECOND);
     let mut before = left(&mut shared);
     let mut calls = 0;
     while before != (0, 0, 0) {
-        let reply = shared.say("b", &[]);
+        let reply = shared.send("b", &[]);
         let after = left(&mut shared);
         let buried = before.0 + before.1 + before.2 - after.0 - after.1 - after.2;
         assert!((1..=MOST_BURIED).contains(&buried), "{before:?} to {after:?}");
         if after != (0, 0, 0) {
-            assert_eq!(reply.look_again_in_us, Some(0), "something is left");
+            assert_eq!(reply.check_again_in_us, Some(0), "something is left");
         }
         before = after;
         calls += 1;
     }
     assert!(calls >= 28, "{calls}");
-    shared.say("b", &[]);
+    shared.send("b", &[]);
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
-    // What it had reserved has left, and its permits are free.
+    // Its reservations count as sent, and its permits are free.
     let usage = shared.result("b", of("17", usage()));
     assert_eq!((&usage["waiting"], &usage["quotas"]["rpm"]["used"]), (&json!(0), &json!(1)));
     let all = json!({
-        "op": "ask", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": false,
+        "op": "request_permits", "semaphore": 0, "ticket": 1, "permits": 10, "waited_us": 0, "wait": false,
     });
-    let reply = shared.say("b", &[all]);
+    let reply = shared.send("b", &[all]);
     assert!(reply.answers.len() == 1 && shared.ask_redis::<usize>("HLEN", "held:b") == 1);
 }
 
 #[test]
-fn accounts_whose_time_has_come_are_looked_at_a_few_at_a_time() {
+fn accounts_that_open_are_served_a_few_at_a_time() {
     let server = start_server();
     let mut shared = Shared::new(&server, "openings");
     shared.join("a", requests(60));
@@ -203,95 +203,95 @@ fn accounts_whose_time_has_come_are_looked_at_a_few_at_a_time() {
         let account = number.to_string();
         let pause = json!({"op": "pause", "account": account, "for_us": 1_000_000});
         let asked = of(&account, ask(number, 1));
-        shared.say("a", &[of(&account, open(requests(60))), pause, asked]);
+        shared.send("a", &[of(&account, open(requests(60))), pause, asked]);
     }
     shared.advance(2 * SECOND);
     let mut answered = Vec::new();
     for _ in 0..5 {
-        answered.push(shared.say("a", &[]).answers.len());
+        answered.push(shared.send("a", &[]).answers.len());
     }
     assert_eq!(answered, [25, 25, 25, 25, 20]);
 }
 
 #[test]
-fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+fn a_clock_set_back_delays_no_request() {
     let server = start_server();
     let mut shared = Shared::new(&server, "back");
     shared.join("a", requests(60));
     shared.join("b", requests(60));
-    shared.say("a", &[ask(1, 1), depart(1, 1)]);
+    shared.send("a", &[ask(1, 1), start_call(1, 1)]);
     shared.ahead -= 3600 * 1_000_000;
     shared.advance(SECOND);
-    let reply = shared.say("b", &[]);
+    let reply = shared.send("b", &[]);
     assert!(reply.stepped_us.is_some_and(|step| step < -3_590e6), "{reply:?}");
     shared.advance(2 * SECOND);
-    assert_eq!(shared.say("b", &[ask(1, 1)]).verdict(), Verdict::granted(1));
-    let reply = shared.say("a", &[]);
+    assert_eq!(shared.send("b", &[ask(1, 1)]).verdict(), Verdict::granted(1));
+    let reply = shared.send("a", &[]);
     assert!(!reply.expired && reply.stepped_us.is_none());
     shared.advance(29 * SECOND);
-    assert!(!shared.say("b", &[depart(1, 1)]).expired);
+    assert!(!shared.send("b", &[start_call(1, 1)]).expired);
     shared.advance(29 * SECOND);
     assert_eq!(shared.usage("b")[RequestsPerMinute].used, 2);
     shared.advance(3 * SECOND);
     assert_eq!(shared.usage("b")[RequestsPerMinute].used, 1, "the first has aged");
-    assert!(shared.say("a", &[]).expired, "it was silent for too long");
+    assert!(shared.send("a", &[]).expired, "it was silent for too long");
 }
 
 #[test]
-fn a_clock_that_is_set_forward_ends_nobody() {
+fn a_clock_set_forward_ends_no_member() {
     let server = start_server();
     let mut shared = Shared::new(&server, "forward");
     shared.join("a", requests(60));
     shared.join("b", requests(60));
-    shared.say("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
+    shared.send("a", &[ask(1, 1), ask_permits(&json!(0), 2)]);
     shared.ahead += 3600 * 1_000_000;
     shared.advance(2 * SECOND);
-    let reply = shared.say("b", &[]);
+    let reply = shared.send("b", &[]);
     assert_eq!(reply.stepped_us, Some(3600e6));
-    assert!(!shared.say("a", &[]).expired);
+    assert!(!shared.send("a", &[]).expired);
     let usage = shared.usage("b")[RequestsPerMinute];
     assert_eq!((usage.used, usage.reserved), (0, 1));
 
-    // One that has just started cannot tell; those that live have time to speak.
+    // A process that has just started cannot notice the step; live members get time for a call.
     shared.ahead += 3600 * 1_000_000;
     shared.advance(SECOND);
     shared.join("c", requests(60));
     shared.advance(SECOND);
-    assert!(!shared.say("a", &[]).expired);
+    assert!(!shared.send("a", &[]).expired);
 }
 
 #[test]
-fn after_a_loss_nothing_is_granted_for_the_greatest_tenure_of_all() {
+fn after_data_loss_nothing_is_granted_for_the_longest_lease() {
     let server = start_server();
     let mut shared = Shared::new(&server, "loss");
-    let joined = shared.say("a", &[join()]);
+    let joined = shared.send("a", &[join()]);
     assert_eq!(joined.opens_in_us, None);
     let lineage = joined.results[&0]["lineage"].clone();
-    shared.tenure = 300 * SECOND;
-    shared.join("patient", requests(60));
-    shared.tenure = 30 * SECOND;
+    shared.lease = 300 * SECOND;
+    shared.join("unhurried", requests(60));
+    shared.lease = 30 * SECOND;
     let opens_in = |reply: &Reply| reply.opens_in_us.unwrap_or_default() / 1_000_000;
 
     // Another run, with all that was kept.
     shared.advance(SECOND);
     let other_run = with(join(), "run", json!("another"));
-    assert_eq!(opens_in(&shared.say("b", &[other_run])), 300);
+    assert_eq!(opens_in(&shared.send("b", &[other_run])), 300);
     shared.set("run", RUN);
     shared.set("opens_at", "0");
 
     // All is lost: a newcomer waits, and longer when one comes back that knows of the others.
     shared.flush();
-    assert!(shared.say("a", &[]).expired);
+    assert!(shared.send("a", &[]).expired);
     assert_eq!(opens_in(&shared.join("new", requests(60))), 30);
     let again = with(with(join(), "lineage", lineage), "longest_us", json!(300_000_000));
-    let again = shared.say("again", &[with(again, "starts", json!(false))]);
+    let again = shared.send("again", &[with(again, "starts", json!(false))]);
     assert_eq!(opens_in(&again), 300);
-    assert!(shared.say("new", &[ask_permits(&json!(0), 1)]).answers.is_empty());
-    // One that found out before does not keep the others waiting again.
+    assert!(shared.send("new", &[ask_permits(&json!(0), 1)]).answers.is_empty());
+    // A member that noticed before does not make the others wait again.
     let lineage = again.results[&0]["lineage"].clone();
     shared.advance(SECOND);
     let third = with(with(join(), "lineage", lineage), "longest_us", json!(300_000_000));
-    assert_eq!(opens_in(&shared.say("third", &[third])), 299);
+    assert_eq!(opens_in(&shared.send("third", &[third])), 299);
 }
 
 #[test]
@@ -302,14 +302,14 @@ fn replicas_of_another_format_are_refused() {
     let mut members = redis::cmd("ZADD");
     members.arg("format:members").arg(START + 1_000_000).arg("old");
     let () = members.query(&mut shared.connection).unwrap();
-    assert_eq!(shared.say("a", &[join()]).other_format.as_deref(), Some("1"));
+    assert_eq!(shared.send("a", &[join()]).other_format.as_deref(), Some("1"));
     assert_eq!(shared.keys(), ["members", "run"], "nothing was done");
     shared.advance(2 * SECOND);
     assert_eq!(shared.join("a", requests(60)).other_format, None, "none of them is left");
 
     shared.set("members", "999");
-    assert_eq!(shared.say("a", &[]).other_format.as_deref(), Some("999"));
-    assert_eq!(shared.say("b", &[join()]).other_format.as_deref(), Some("999"));
+    assert_eq!(shared.send("a", &[]).other_format.as_deref(), Some("999"));
+    assert_eq!(shared.send("b", &[join()]).other_format.as_deref(), Some("999"));
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn a_deleted_semaphore_leaves_nothing() {
     let server = start_server();
     let mut shared = Shared::new(&server, "deleted");
     for member in ["a", "b"] {
-        shared.say(member, &[join()]);
+        shared.send(member, &[join()]);
     }
     let everything = |shared: &mut Shared| -> Vec<(String, usize)> {
         let mut sizes = Vec::new();
@@ -332,37 +332,37 @@ fn a_deleted_semaphore_leaves_nothing() {
         }
         sizes
     };
-    shared.say("a", &[json!({"op": "register", "name": "before", "limit": 1})]);
-    shared.say("a", &[json!({"op": "delete", "name": "before"})]);
+    shared.send("a", &[json!({"op": "register", "name": "before", "limit": 1})]);
+    shared.send("a", &[json!({"op": "delete", "name": "before"})]);
     let before = everything(&mut shared);
 
     let registered = shared.result("a", json!({"op": "register", "name": "s", "limit": 2}));
     let semaphore = registered["semaphore"].clone();
-    shared.say("a", &[ask_permits(&semaphore, 1), ask_permits(&semaphore, 2)]);
-    shared.say("b", &[ask_permits(&semaphore, 1)]);
+    shared.send("a", &[ask_permits(&semaphore, 1), ask_permits(&semaphore, 2)]);
+    shared.send("b", &[ask_permits(&semaphore, 1)]);
     let lease = json!({
         "op": "lease", "semaphore": semaphore, "name": "s", "id": "l", "holder": "h",
         "permits": 1, "ttl_us": 1_000_000, "key": "k",
     });
-    shared.say("a", &[lease]);
+    shared.send("a", &[lease]);
     assert_ne!(everything(&mut shared), before);
-    shared.say("b", &[json!({"op": "delete", "name": "s"})]);
-    // What is said of it after that leaves nothing either.
-    let late = json!({"op": "give_back", "semaphore": semaphore, "permits": 1});
-    let claim = json!({"op": "claim", "semaphore": semaphore, "permits": 1});
-    shared.say("a", &[late, claim, ask_permits(&semaphore, 9)]);
+    shared.send("b", &[json!({"op": "delete", "name": "s"})]);
+    // Later commands about it leave nothing either.
+    let late = json!({"op": "release_permits", "semaphore": semaphore, "permits": 1});
+    let claim = json!({"op": "claim_permits", "semaphore": semaphore, "permits": 1});
+    shared.send("a", &[late, claim, ask_permits(&semaphore, 9)]);
     shared.advance(2 * SECOND);
-    shared.say("a", &[]);
+    shared.send("a", &[]);
     let mut after = everything(&mut shared);
     after.retain(|(key, _)| !["last_token", "arrivals"].contains(&key.as_str()));
     assert_eq!(after, before);
 }
 
 #[test]
-fn a_lease_of_which_nobody_has_heard_can_be_taken_back() {
+fn a_lease_that_no_request_found_can_be_taken_back() {
     let server = start_server();
     let mut shared = Shared::new(&server, "lost lease");
-    shared.say("a", &[join()]);
+    shared.send("a", &[join()]);
     let registered = shared.result("a", json!({"op": "register", "name": "s", "limit": 5}));
     let semaphore = registered["semaphore"].clone();
     let release = json!({"op": "release_lease", "name": "s", "id": "l", "unless_found": true});
@@ -372,13 +372,15 @@ fn a_lease_of_which_nobody_has_heard_can_be_taken_back() {
             "op": "lease", "semaphore": semaphore, "name": "s", "id": "l", "holder": "h",
             "permits": 1, "ttl_us": 60_000_000, "key": "k",
         });
-        shared
-            .say("a", &[ask_permits(&semaphore, 1), json!({"op": "look", "semaphore": semaphore})]);
-        shared.say("a", &[lease]);
+        shared.send(
+            "a",
+            &[ask_permits(&semaphore, 1), json!({"op": "refresh", "semaphore": semaphore})],
+        );
+        shared.send("a", &[lease]);
         if found {
             assert_ne!(shared.result("a", find.clone()), Value::Null);
         }
-        shared.say("a", std::slice::from_ref(&release));
+        shared.send("a", std::slice::from_ref(&release));
         let listed = shared.result("a", json!({"op": "list_leases", "semaphore": semaphore}));
         assert_eq!(listed["leases"].as_array().map_or(0, Vec::len), usize::from(found));
     }
@@ -387,7 +389,7 @@ fn a_lease_of_which_nobody_has_heard_can_be_taken_back() {
 /// How long the longest call takes with so many accounts; run it with `--ignored --nocapture`.
 #[test]
 #[ignore = "it takes minutes, and prints what depends on the machine"]
-fn with_very_many_accounts_no_call_takes_long() {
+fn no_call_takes_long_with_very_many_accounts() {
     const ACCOUNTS: u64 = 1_000_000;
     let server = start_server();
     let mut shared = Shared::new(&server, "many");
@@ -396,7 +398,7 @@ fn with_very_many_accounts_no_call_takes_long() {
     let mut longest = BTreeMap::new();
     let mut timed = |shared: &mut Shared, what: &'static str, member: &str, said: &[Value]| {
         let began = std::time::Instant::now();
-        let reply = shared.say(member, said);
+        let reply = shared.send(member, said);
         let took: &mut Duration = longest.entry(what).or_default();
         *took = began.elapsed().max(*took);
         reply
