@@ -3,16 +3,16 @@
 //! Nothing here waits for the network. Commands go to the outbox. The session sends the whole
 //! outbox in one call as soon as the reply to the previous call has come.
 
+mod state;
 mod waiter;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -23,16 +23,9 @@ use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
 use crate::limits::semaphore::{GrantResult, NotGranted, Permit, Semaphore, WaitMode};
 use crate::pacific::until_midnight;
+pub(super) use state::Outgoing;
+use state::{MANY_BUDGETS, State, commands_of_next_call};
 use waiter::{Request, Waiter};
-
-/// The most commands in one call of the script. Redis does nothing else meanwhile.
-const MAX_COMMANDS: usize = 250;
-
-/// The most accounts in one call of the script. Each takes Redis about 60 µs.
-const MAX_ACCOUNTS: usize = 32;
-
-/// How many budgets are registered before unused ones are removed.
-const MANY_BUDGETS: usize = 1024;
 
 /// A semaphore whose permits come through the link.
 pub(super) trait LinkedSemaphore: Semaphore {
@@ -87,39 +80,6 @@ pub(super) struct Link {
     /// Signals that the outbox is not empty.
     pub outgoing: Notify,
 }
-
-#[derive(Debug, Default)]
-struct State {
-    outbox: Vec<Outgoing>,
-    last_ticket: u64,
-    /// The requests that wait for an answer by ticket, in ascending order.
-    waiters: BTreeMap<u64, Waiter>,
-    /// The permits that this process holds, by semaphore.
-    held: BTreeMap<Generation, usize>,
-    /// What this process has reserved and not sent, by account.
-    reserved: BTreeMap<Arc<str>, Cost>,
-    budgets: BTreeMap<Arc<str>, Weak<dyn LinkedBudget>>,
-    /// The number of budgets at which unused ones are removed.
-    sweep_at: usize,
-    /// The data set that this process is a member of, as Redis names it.
-    lineage: Option<Arc<str>>,
-}
-
-/// A command in the outbox.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub command: Command,
-    pub result: Option<ResultSender>,
-}
-
-impl Outgoing {
-    fn without_result(command: Command) -> Self {
-        Self { command, result: None }
-    }
-}
-
-/// Receives the result of a command; `None` if the script returned none.
-type ResultSender = oneshot::Sender<Option<Box<RawValue>>>;
 
 /// A ticket and the receiver of its outcome.
 pub(super) type Pending<T> = (u64, oneshot::Receiver<T>);
@@ -474,72 +434,4 @@ fn reservation(
         _ => return Ok(None),
     };
     Err(exhausted.into())
-}
-
-/// How many commands of the outbox go into the next call.
-fn commands_of_next_call(outbox: &[Outgoing]) -> usize {
-    let mut accounts = BTreeSet::new();
-    let first_beyond = outbox.iter().take(MAX_COMMANDS).position(|outgoing| {
-        accounts.extend(outgoing.command.account());
-        accounts.len() > MAX_ACCOUNTS
-    });
-    first_beyond.unwrap_or(outbox.len().min(MAX_COMMANDS))
-}
-
-impl State {
-    fn next_ticket(&mut self) -> u64 {
-        self.last_ticket += 1;
-        self.last_ticket
-    }
-
-    /// Counts what this process has received.
-    fn count(&mut self, verdict: &Verdict) {
-        match verdict {
-            Verdict::Granted { semaphore, permits } => {
-                *self.held.entry(*semaphore).or_default() += permits;
-            }
-            Verdict::Reserved { account, cost } => {
-                *self.reserved.entry(Arc::clone(account)).or_default() += *cost;
-            }
-            _ => {}
-        }
-    }
-
-    /// The budgets of which something is reserved or requested here.
-    fn budgets_in_use(&self) -> Vec<(Arc<str>, Arc<dyn LinkedBudget>)> {
-        let requested = self.waiters.values().filter_map(Waiter::account);
-        let accounts: BTreeSet<_> = requested.chain(self.reserved.keys()).collect();
-        let budget = |account: &Arc<str>| {
-            let budget = self.budgets.get(account).and_then(Weak::upgrade)?;
-            Some((Arc::clone(account), budget))
-        };
-        accounts.into_iter().filter_map(budget).collect()
-    }
-
-    fn release(&mut self, semaphore: Generation, permits: usize) {
-        let held = self.held.entry(semaphore).or_default();
-        *held = held.saturating_sub(permits);
-        if *held == 0 {
-            self.held.remove(&semaphore);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_call_is_bounded_in_commands_and_in_accounts() {
-        let outgoing = Outgoing::without_result;
-        let refresh = |n: u64| outgoing(Command::Refresh { semaphore: n });
-        let prove = |n: u64| outgoing(Command::ProveBudget { account: n.to_string().into() });
-        let outbox = |each: &dyn Fn(u64) -> Outgoing| -> Vec<_> { (0..1000).map(each).collect() };
-        assert_eq!(commands_of_next_call(&[]), 0);
-        assert_eq!(commands_of_next_call(&outbox(&refresh)), MAX_COMMANDS);
-        assert_eq!(commands_of_next_call(&outbox(&|n| prove(n % 5))), MAX_COMMANDS);
-        assert_eq!(commands_of_next_call(&outbox(&prove)), MAX_ACCOUNTS);
-        let mixed = outbox(&|n| if n % 2 == 0 { refresh(n) } else { prove(n) });
-        assert_eq!(commands_of_next_call(&mixed), 2 * MAX_ACCOUNTS + 1);
-    }
 }
