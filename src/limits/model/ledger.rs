@@ -1,4 +1,4 @@
-//! What is spent of all quotas, and who may spend more.
+//! All quotas of one account: what is queued, reserved and sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,64 +8,65 @@ use tokio::time::Instant;
 use super::day::Day;
 use super::minute::Minute;
 use super::plan::PlannedQuotas;
-use super::quota::{PerKind, Quotas, Resource, Window};
+use super::quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 use super::rolling::Rolling;
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage};
 use crate::pacific::WallClock;
 
-/// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
+/// What is queued, reserved and sent. A budget holds it behind a lock.
 #[derive(Debug)]
 pub(in crate::limits) struct Ledger {
-    /// What the account is called in logs.
+    /// The account's name in logs.
     name: Arc<str>,
-    /// What the settings say, which counts again when the day is over in which Gemini said
-    /// otherwise.
+    /// The quotas of the settings. They hold again when the day of learned quotas ends.
     planned: Quotas,
-    /// The lowest that was set by hand for the account, or for one that is charged here.
+    /// The lowest limits set by hand for the account or for those that are charged here.
     by_hand: Quotas,
-    /// What Gemini named.
+    /// The quotas that Gemini named.
     learned: Quotas,
-    /// What counts now.
+    /// The quotas that hold now.
     quotas: Quotas,
+    /// Those of them that have a limit: a kind without one takes no time.
+    limits: Vec<(QuotaKind, u64)>,
     rolling: Rolling,
     day: Day,
     paused_until: Instant,
     /// When the clock was last read.
-    looked_at: Instant,
-    /// What is reserved and has not left.
+    checked_at: Instant,
+    /// What is reserved and not sent.
     unsent: Cost,
-    /// What all that wait ask for.
+    /// What all waiting calls request.
     waiting: Cost,
-    /// What those of them ask for that return.
+    /// What the returning ones among them request.
     returning: Cost,
 }
 
-/// Where a call waits.
+/// The line in which a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
-    /// Behind all who asked before.
+    /// Behind all earlier calls.
     Queue,
-    /// There too; but who finds nobody waiting lets those who come meanwhile go first, once.
+    /// The same. If no other call waits, it lets calls that come meanwhile go first, once.
     YieldOnce,
-    /// Behind those who return as it does, and before the queue.
+    /// Behind earlier returning calls, and before the queue.
     Returning,
 }
 
-/// What the first in the queue has to wait for.
+/// What the head of the queue has to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::limits) enum Opening {
-    /// Nothing: it has reserved.
+    /// Nothing: the cost is reserved.
     Now,
-    /// That moment, if nothing is given back before.
+    /// That moment, unless something is given back earlier.
     At(Instant),
-    /// The started or return of what others have reserved.
+    /// Until another reservation is sent or given back.
     OnChange,
-    /// Those who wait behind it: it could go, and lets them go first.
+    /// The calls behind it: it fits, and lets them go first.
     Yield,
 }
 
 impl Ledger {
-    /// A ledger with nothing in it.
+    /// An empty ledger.
     pub fn new(
         name: Arc<str>,
         planned: PlannedQuotas,
@@ -81,20 +82,21 @@ impl Ledger {
             by_hand: planned.by_hand(),
             learned: Quotas::default(),
             quotas,
+            limits: limits(quotas),
             rolling: Rolling::new(quotas, minute),
             day: Day::new(clock, now),
             paused_until: now,
-            looked_at: now,
+            checked_at: now,
             unsent: Cost::default(),
             waiting: Cost::default(),
             returning: Cost::default(),
         }
     }
 
-    /// Lets go of what no longer counts, and says what time it is.
+    /// Drops what no longer counts. Returns the time.
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
-        self.looked_at = now;
+        self.checked_at = now;
         self.rolling.expire(now);
         if self.day.expire(now) && self.learned.is_any() {
             tracing::info!(account = %self.name, "a new day: limits named by Gemini are dropped");
@@ -104,7 +106,7 @@ impl Ledger {
         now
     }
 
-    /// Takes a place at the end of a line, unless it is certain to be of no use.
+    /// Joins the end of a line, unless the call cannot be sent in time.
     pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<(), Exhausted> {
         let now = self.expire();
         let ahead = match line {
@@ -119,7 +121,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reserves for one who asks now, if there is room and nobody waits.
+    /// Reserves if there is room and no call waits.
     pub fn try_reserve(&mut self, cost: Cost, deadline: Instant) -> Result<bool, Exhausted> {
         let now = self.expire();
         let opens_at = self.opens_before(deadline, self.waiting, cost, now)?;
@@ -130,7 +132,7 @@ impl Ledger {
         Ok(fits)
     }
 
-    /// Reserves for the first in a line if there is room.
+    /// Reserves for the head of a line if there is room.
     pub fn advance(
         &mut self,
         line: Line,
@@ -166,7 +168,7 @@ impl Ledger {
         }
     }
 
-    /// Gives up a place in the queue.
+    /// Leaves the queue.
     pub fn leave(&mut self, line: Line, cost: Cost) {
         self.waiting -= cost;
         if line == Line::Returning {
@@ -174,40 +176,40 @@ impl Ledger {
         }
     }
 
-    /// Whether anybody waits.
+    /// Whether any call waits.
     pub fn is_waited_for(&self) -> bool {
         self.waiting[Resource::Requests] > 0
     }
 
-    /// Gives back what was reserved and has not left.
+    /// Gives back a reservation that was not sent.
     pub fn give_back(&mut self, cost: Cost) {
         self.unsent -= cost;
     }
 
-    /// What was reserved leaves now.
+    /// Counts a reservation as sent now.
     pub fn start(&mut self, cost: Cost, now: Instant) {
         self.unsent -= cost;
         self.rolling.start(cost, now);
         self.day.start(cost);
     }
 
-    /// What left at `left_at` and was counted as `counted` turns out to be `actual`.
-    pub fn correct(&mut self, left_at: Instant, counted: Cost, actual: Cost, now: Instant) {
-        self.rolling.correct(left_at, counted, actual, now);
-        self.day.correct(left_at, counted, actual);
+    /// Replaces what was `counted` for a call sent at `sent_at` by its `actual` cost.
+    pub fn correct(&mut self, sent_at: Instant, counted: Cost, actual: Cost, now: Instant) {
+        self.rolling.correct(sent_at, counted, actual, now);
+        self.day.correct(sent_at, counted, actual);
     }
 
-    /// What left at `left_at` does not count in its day.
-    pub fn take_back_of_day(&mut self, left_at: Instant, cost: Cost) {
-        self.day.correct(left_at, cost, Cost::default());
+    /// Takes a call sent at `sent_at` out of its day.
+    pub fn take_back_of_day(&mut self, sent_at: Instant, cost: Cost) {
+        self.day.correct(sent_at, cost, Cost::default());
     }
 
-    /// Gemini said that the day is used up in which this left.
-    pub fn close_day(&mut self, left_at: Instant) {
-        self.day.close(left_at);
+    /// Gemini said that the day in which the call was sent is used up.
+    pub fn close_day(&mut self, sent_at: Instant) {
+        self.day.close(sent_at);
     }
 
-    /// Nothing new goes until then.
+    /// Starts no call until then.
     pub fn pause_until(&mut self, until: Instant) {
         self.paused_until = self.paused_until.max(until);
     }
@@ -217,19 +219,19 @@ impl Ledger {
         self.paused_until = now;
     }
 
-    /// Whether nothing new goes yet.
+    /// Whether the account is paused.
     pub fn is_paused(&self) -> bool {
-        // A pause that was over at the last look needs no other.
-        self.paused_until > self.looked_at && self.paused_until > Instant::now()
+        // A pause that was over at the last check needs no new one.
+        self.paused_until > self.checked_at && self.paused_until > Instant::now()
     }
 
-    /// The settings have changed: they count, whatever Gemini said before.
+    /// Changes the quotas of the settings and drops learned ones.
     pub fn set(&mut self, quotas: Quotas, now: Instant) {
         (self.planned, self.learned) = (quotas, Quotas::default());
         self.apply(now);
     }
 
-    /// Gemini named these quotas, which count until the day is over.
+    /// Takes over quotas that Gemini named. They hold until the day ends.
     pub fn learn(&mut self, named: Quotas, now: Instant) {
         self.learned = named.or(self.learned);
         if self.apply(now) {
@@ -238,7 +240,7 @@ impl Ledger {
         }
     }
 
-    /// Drops what Gemini said: its quotas, a pause and a used-up day.
+    /// Drops learned quotas, a pause and a used-up day.
     pub fn forget(&mut self, now: Instant) {
         self.learned = Quotas::default();
         self.apply(now);
@@ -247,7 +249,7 @@ impl Ledger {
         tracing::info!(account = %self.name, "limits reset to the settings");
     }
 
-    /// Whether a new ledger would be as good.
+    /// Whether a new ledger would behave the same.
     pub fn is_blank(&mut self) -> bool {
         let now = self.expire();
         let nothing = Cost::default();
@@ -258,7 +260,7 @@ impl Ledger {
             && !self.learned.is_any()
     }
 
-    /// Takes out what is spent, for the account that turns out to be charged.
+    /// Takes out what is spent, for the account that is charged.
     pub fn hand_over(&mut self) -> Spent {
         self.expire();
         Spent {
@@ -272,7 +274,7 @@ impl Ledger {
         }
     }
 
-    /// Counts what another account has spent, under the limits of both.
+    /// Adds what another account has spent. The limits of both hold.
     pub fn take_over(&mut self, spent: Spent, now: Instant) {
         self.by_hand = self.by_hand.lower(spent.by_hand);
         self.learned = self.learned.or(spent.learned);
@@ -283,17 +285,17 @@ impl Ledger {
         self.day.close_until(spent.closed_until);
     }
 
-    /// Keeps to the quotas that count: what Gemini named, within what was set by hand; else what was
-    /// set by hand, else what the tier says. Says whether they are others than before.
+    /// Applies the quotas that hold: those that Gemini named, within those set by hand; or else those
+    /// set by hand; or else the tier's. Returns whether they changed.
     fn apply(&mut self, now: Instant) -> bool {
         let quotas = self.learned.within(self.by_hand).or(self.by_hand).or(self.planned);
         let is_changed = quotas != self.quotas;
-        self.quotas = quotas;
+        (self.quotas, self.limits) = (quotas, limits(quotas));
         self.rolling.set_limits(quotas, now);
         is_changed
     }
 
-    /// What is spent now.
+    /// The usage now.
     pub fn usage(&mut self) -> BudgetUsage {
         let now = self.expire();
         let next_free_in = match self.opens_at(self.waiting, Cost::one(1), now) {
@@ -330,26 +332,24 @@ impl Ledger {
         Ok(opens_at)
     }
 
-    /// The first moment at which a call could be reserved that has so much ahead of it in the
-    /// queue: `now` if at once.
+    /// The first moment at which a call can be reserved with `ahead` before it in the queue: `now` if
+    /// at once.
     fn opens_at(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<Instant, Exhausted> {
         self.ensure_possible(ahead, cost, now)?;
         let start = now.max(self.paused_until);
         Ok(self.rolling.opens_at(self.unsent, ahead, cost, start, now))
     }
 
-    /// Refuses what no waiting helps, or only waiting for the next day.
+    /// Refuses a call if waiting does not help, or only waiting for the next day.
     fn ensure_possible(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<(), Exhausted> {
-        let limits = self.quotas.iter().filter_map(|(kind, limit)| Some((kind, (*limit)?)));
-        let limits = limits.filter(|(kind, _)| cost[kind.resource()] > 0);
-        if limits.clone().any(|(_, limit)| limit == 0) {
-            return Err(Exhausted::NoQuota);
-        }
+        let asked = self.limits.iter().filter(|(kind, _)| cost[kind.resource()] > 0);
         let mut reopens_at = self.day.closed_until();
-        for (kind, limit) in limits {
+        for &(kind, limit) in asked.clone() {
             let resource = kind.resource();
             if cost[resource] > limit {
-                return Err(Exhausted::TooLarge { kind, cost: cost[resource], limit });
+                let is_none = asked.clone().any(|(_, limit)| *limit == 0);
+                let too_large = Exhausted::TooLarge { kind, cost: cost[resource], limit };
+                return Err(if is_none { Exhausted::NoQuota } else { too_large });
             }
             if kind.window() == Window::Day {
                 let today = self.day.sent() + self.unsent + ahead + cost;
@@ -363,6 +363,11 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// The limited quotas.
+fn limits(quotas: Quotas) -> Vec<(QuotaKind, u64)> {
+    quotas.iter().filter_map(|(kind, limit)| Some((kind, (*limit)?))).collect()
 }
 
 /// What an account of this process has spent, to be moved to the account that Gemini charges.

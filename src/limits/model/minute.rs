@@ -36,7 +36,7 @@ pub(super) struct Minute {
     /// How long a call counts after it is sent.
     pub window: Duration,
     /// The same in microseconds.
-    pub window_micros: f64,
+    window_micros: f64,
     /// The time in which a full burst becomes available: a second of the window.
     pub burst: Duration,
     /// The least jitter to allow for: how much faster than others a call can arrive.
@@ -59,6 +59,14 @@ impl Minute {
             cell: (length / 1024).max(Duration::from_nanos(1)),
             start,
         }
+    }
+
+    /// The time in which an amount becomes available at a limit, in whole microseconds as Redis's clock
+    /// counts. So replicas that share a budget count as one process does.
+    pub fn time_for(&self, amount: u64, limit: u64) -> Duration {
+        let share = amount as f64 / limit.max(1) as f64;
+        let micros = self.window_micros * share;
+        Duration::from_micros(micros.ceil() as u64)
     }
 
     /// The number of the cell that contains an instant.

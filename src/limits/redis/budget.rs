@@ -170,6 +170,20 @@ impl SharedBudget {
         (known.current, known.learned) = (quotas, learned);
     }
 
+    /// Warns once in this process: the same mistake shows in many accounts.
+    fn warn_of_differing_settings(&self) {
+        if self.link.is_first_warning_of_settings() {
+            let known = self.quotas().clone();
+            tracing::warn!(
+                account = %self.name,
+                here = ?known.planned,
+                counts = ?known.current,
+                "replicas have different GEMINI_LIMITS or GEMINI_TIER; of each quota the lowest \
+                 limit of all running replicas counts"
+            );
+        }
+    }
+
     fn set_charged(&self, other: Option<&str>) {
         let (payer, _) = self.account.split_at(self.model_at);
         let model = other.and_then(|other| other.strip_prefix(payer));
@@ -249,7 +263,12 @@ impl LinkedBudget for SharedBudget {
             BudgetChange::Watched => self.watch(),
             BudgetChange::PausedFor(time) => self.local.pause_until(Instant::now() + time),
             BudgetChange::Resumed => self.local.resume(),
-            BudgetChange::Corrected { quotas, learned } => self.set_quotas(quotas, learned),
+            BudgetChange::Corrected { quotas, learned, settings_differ } => {
+                self.set_quotas(quotas, learned);
+                if settings_differ {
+                    self.warn_of_differing_settings();
+                }
+            }
             BudgetChange::ChargedTo(other) => self.set_charged(other.as_deref()),
         }
     }

@@ -7,7 +7,7 @@ mod state;
 mod waiter;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -60,8 +60,9 @@ pub(super) enum BudgetChange {
     PausedFor(Duration),
     /// An operator ended the pause.
     Resumed,
-    /// Other quotas hold, some of them named by Gemini.
-    Corrected { quotas: Quotas, learned: Quotas },
+    /// Other quotas hold, some of them named by Gemini. `settings_differ`: the settings of some replicas
+    /// differ.
+    Corrected { quotas: Quotas, learned: Quotas, settings_differ: bool },
     /// Gemini charges another account; the account itself if `None`.
     ChargedTo(Option<Arc<str>>),
 }
@@ -76,6 +77,8 @@ pub(super) struct Link {
     sessions: AtomicU64,
     /// The longest replica lease that it knows of, in microseconds.
     longest_us: AtomicU64,
+    /// Whether this process has warned that the settings of replicas differ.
+    warned_of_settings: AtomicBool,
     state: Mutex<State>,
     /// Signals that the outbox is not empty.
     pub outgoing: Notify,
@@ -93,8 +96,20 @@ impl Link {
     pub fn new(lease: ReplicaLease) -> Arc<Self> {
         let name = format!("{:032x}", fastrand::u128(..)).into();
         let longest_us = AtomicU64::new(micros(lease.length()));
-        let (sessions, state) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { lease, name, sessions, longest_us, state, outgoing: Notify::new() })
+        Arc::new(Self {
+            lease,
+            name,
+            sessions: AtomicU64::new(0),
+            longest_us,
+            warned_of_settings: AtomicBool::new(false),
+            state: Mutex::default(),
+            outgoing: Notify::new(),
+        })
+    }
+
+    /// Whether this is the first warning that the settings of replicas differ.
+    pub fn is_first_warning_of_settings(&self) -> bool {
+        !self.warned_of_settings.swap(true, Ordering::Relaxed)
     }
 
     /// The name of this process.

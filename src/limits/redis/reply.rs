@@ -112,6 +112,9 @@ pub(super) struct Corrected {
     pub quotas: Quotas,
     /// Those of them that Gemini named.
     pub learned: Quotas,
+    /// Whether the settings of some replicas differ. Then the lowest limits hold.
+    #[serde(default)]
+    pub settings_differ: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -293,8 +293,9 @@ impl Connector {
             Notification::Resumed(AccountName { account }) => {
                 self.change(&account, BudgetChange::Resumed);
             }
-            Notification::Corrected(Corrected { account, quotas, learned }) => {
-                self.change(&account, BudgetChange::Corrected { quotas, learned });
+            Notification::Corrected(Corrected { account, quotas, learned, settings_differ }) => {
+                let change = BudgetChange::Corrected { quotas, learned, settings_differ };
+                self.change(&account, change);
             }
             Notification::Charged(ChargedAccount { account, to }) => {
                 self.change(&account, BudgetChange::ChargedTo(to));

@@ -54,10 +54,14 @@ local function new_budget()
     paused_until = 0,
     -- Whether Gemini has ever accepted a call of the account.
     proven = false,
-    -- The quotas of the settings, and those of them that were set by hand for this model.
+    -- The settings of each member, and whether those of some differ: see settings_of().
+    settings = {},
+    differ = false,
+    -- The lowest limit of each kind in the settings of any member; and the lowest of those set by hand
+    -- for this model.
     planned = {},
     by_hand = {},
-    -- The limits set by hand for the accounts that are charged here, by account.
+    -- The lowest limits set by hand for the accounts that are charged here, by account.
     aliases = {},
     -- The quotas that Gemini named. They hold until the day ends.
     learned = {},

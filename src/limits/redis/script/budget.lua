@@ -1,38 +1,38 @@
--- Budgets: what an account may spend, kept as the ledger of one replica alone keeps it (see
--- `budget::ledger`), and those of all replicas who wait for it.
+-- Budgets: the quotas of an account, counted as `model::ledger` counts them in one process, and the
+-- requests of all replicas that wait for them.
 --
--- budget_left:<account>       'replica ticket' -> when it left, for a window
--- budget_queue:<account>      'member ticket' -> when it asked
--- budget_returning:<account>  the same, of those who had a turn before and go before the queue
--- budget_waiters:<account>    'member ticket' -> its cost, deadline and line, packed
--- places:<member>:<account>    its tickets that wait there
--- budget_openings             account -> when those who wait for it are to be looked at again
+-- budget_left:<account>        'replica ticket' -> when the call was sent, for a window
+-- budget_queue:<account>       'member ticket' -> when it was requested
+-- budget_returning:<account>   the same for returning requests, which go before the queue
+-- budget_waiters:<account>     'member ticket' -> its cost, deadline and line, packed
+-- places:<member>:<account>    the member's tickets that wait there
+-- budget_openings              account -> when its waiting requests are to be served again
 --
--- Each operation names its account. Where it says midnight_us, that is how long the day in
--- California still lasts, of which only replicas know.
+-- Each operation names its account. `midnight_us` is the time until midnight in California, which
+-- only replicas know.
 
--- How long an account is kept that nobody uses, in milliseconds; and one that Gemini has never
--- answered for, since callers make up keys and models.
+-- How long an unused account is kept, in milliseconds; and one of which Gemini has never accepted a
+-- call, since callers can make up keys and models.
 local KEPT = 2 * 24 * 3600 * 1000
 local KEPT_UNPROVEN = 10 * 60 * 1000
 local HOUR = 3600 * 1000000
--- No day is longer, nor is anything closed or paused for longer.
+-- No day, pause or used-up day is longer.
 local LONGEST_DAY = 26 * HOUR
--- So many places of former members are given up in one call; the rest is when they are removed.
+-- How many requests of former members one call withdraws. The rest is removed with the member.
 local MAX_FORGOTTEN = 250
--- So many accounts are looked at in one call because their time has come.
+-- How many accounts one call serves because their waiting requests may fit now.
 local MAX_OPENED = 25
--- The longest time that is told, in microseconds: cjson writes no more digits.
+-- The longest time in a reply, in microseconds: cjson writes no more digits.
 local FAR = 10000000000000
--- So many accounts are taken to be charged to another, and as many of those in turn.
+-- How many accounts can be charged to one, and how long a chain of them can be.
 local MAX_ALIASES = 32
--- So many who asked later but were heard earlier are told apart from those who go before.
+-- How many requests that were made later but arrived earlier are taken into account.
 local MAX_OVERTAKEN = 100
 
--- Those that this call of the script has to do with.
+-- The budgets that this call of the script uses.
 local budgets = {}
 
--- How many places of former members this call has given up.
+-- How many requests of former members this call has withdrawn.
 local forgotten = 0
 
 local function size_of(map)
@@ -47,7 +47,7 @@ local function time_until(at)
   return math.min(math.ceil(at - now), FAR)
 end
 
--- Why no waiting helps, or only waiting for the next day.
+-- Why waiting does not help, or only waiting for the next day.
 local function impossible(budget, ahead, cost)
   for _, kind in ipairs(KINDS) do
     if budget.quotas[kind.name] == 0 and cost[kind.unit] > 0 then
@@ -72,7 +72,7 @@ local function impossible(budget, ahead, cost)
   end
 end
 
--- When a call could be reserved with so much ahead of it, or why it never or not today can.
+-- When a call can be reserved with `ahead` before it, or why it never can or not today.
 local function budget_opens_at(budget, ahead, cost)
   local reason = impossible(budget, ahead, cost)
   if reason then
@@ -102,7 +102,7 @@ local function grant(budget, name, ticket, cost)
   })
 end
 
--- Who is yields_once waits in the queue too.
+-- A request that yields once waits in the queue too.
 local function queue_of(line)
   return line == 'returning' and 'returning' or 'queue'
 end
@@ -139,7 +139,7 @@ local function remove_request(budget, request)
   budget.here.unsaved = true
 end
 
--- Takes out so many places of a member at most. Gives how many.
+-- Withdraws at most `most` requests of a member. Returns how many.
 local function forget_requests(budget, name, most)
   local tickets = redis.call('SPOP', key('places', name, budget.here.account), most)
   for _, ticket in ipairs(tickets) do
@@ -151,7 +151,7 @@ local function forget_requests(budget, name, most)
   return #tickets
 end
 
--- Redis, short of memory, has thrown away who waits: they find out at their deadlines.
+-- Redis has evicted the waiting requests. They end at their deadlines.
 local function forget_line(budget, line)
   redis.call('DEL', queue_key(budget, line))
   for _, share in pairs(budget.members) do
@@ -160,7 +160,7 @@ local function forget_line(budget, line)
   budget.here.unsaved = true
 end
 
--- Lets those who wait in a line in for as long as there is room. Says when to look again.
+-- Grants waiting requests of a line while there is room. Returns when to serve it again.
 local function serve_line(budget, line, ahead)
   while total(budget, line).requests > 0 do
     local first = redis.call('ZRANGE', queue_key(budget, line), 0, 0)[1]
@@ -182,7 +182,7 @@ local function serve_line(budget, line, ahead)
       answer(name, ticket, reason)
     elseif at > now then
       if is_held_up(budget, request.cost) then
-        -- Until something is sent or given back, or a member ends that has it.
+        -- Until a reservation is sent or given back, or its member ends.
         return math.huge
       end
       return math.ceil(at)
@@ -200,8 +200,8 @@ local function serve_line(budget, line, ahead)
   return math.huge
 end
 
--- A new day has begun when its end is told, which is another: replicas' clocks differ a little.
--- Says whether it has.
+-- Begins a new day if a replica reports another end of the day: replicas' clocks differ a little.
+-- Returns whether it did.
 local function begin_day(day, ends)
   local begins = ends > day.ends + HOUR
   if begins then
@@ -212,7 +212,7 @@ end
 
 local apply_quotas
 
--- Nothing is further ahead of now than it can have been set.
+-- Bounds all times: none is further ahead of now than it can have been set.
 local function bound(budget)
   local window, day = budget.minute.window, budget.day
   for name, drained_at in pairs(budget.drained_at) do
@@ -221,6 +221,80 @@ local function bound(budget)
   budget.paused_until = math.min(budget.paused_until, now + LONGEST_DAY)
   day.ends = math.min(day.ends, now + LONGEST_DAY)
   day.closed_until = math.min(day.closed_until, now + LONGEST_DAY)
+end
+
+local function is_same(a, b)
+  for _, kind in ipairs(KINDS) do
+    if a[kind.name] ~= b[kind.name] then
+      return false
+    end
+  end
+  return true
+end
+
+local function lower_to(limits, others)
+  for name, limit in pairs(others) do
+    limits[name] = math.min(limits[name] or limit, limit)
+  end
+end
+
+-- The settings of a member: the quotas of this account, those of them set by hand, and the limits set by
+-- hand for the accounts that are charged here.
+local function settings_of(budget, name)
+  local settings = budget.settings[name]
+  if not settings then
+    settings = {planned = {}, by_hand = {}, aliases = {}}
+    budget.settings[name] = settings
+  end
+  return settings
+end
+
+-- Combines the settings of all live members: the lowest limit of each kind holds. The settings of a
+-- member end with it, unless no live member has any.
+local function combine_settings(budget)
+  local live, live_count = {}, 0
+  for name, settings in pairs(budget.settings) do
+    if not is_dead(name) then
+      live[name], live_count = settings, live_count + 1
+    end
+  end
+  if live_count == 0 then
+    return
+  end
+  local planned, by_hand, aliases, first = {}, {}, {}, nil
+  budget.settings, budget.differ = live, false
+  for _, settings in pairs(live) do
+    first = first or settings
+    local differs = not is_same(settings.planned, first.planned)
+      or not is_same(settings.by_hand, first.by_hand)
+    lower_to(planned, settings.planned)
+    lower_to(by_hand, settings.by_hand)
+    for alias, limits in pairs(settings.aliases) do
+      differs = differs or aliases[alias] and not is_same(aliases[alias], limits)
+      aliases[alias] = aliases[alias] or {}
+      lower_to(aliases[alias], limits)
+    end
+    budget.differ = budget.differ or differs or false
+  end
+  if not is_same(planned, budget.planned) or not is_same(by_hand, budget.by_hand) then
+    budget.learned = {}
+  end
+  budget.planned, budget.by_hand, budget.aliases = planned, by_hand, aliases
+  budget.here.unsaved = true
+end
+
+-- Drops the settings of dead members if settings differ. If all are the same, nothing changes.
+local function forget_settings_of_dead_members(budget)
+  if not budget.differ then
+    return
+  end
+  for name in pairs(budget.settings) do
+    if is_dead(name) then
+      combine_settings(budget)
+      apply_quotas(budget)
+      return
+    end
+  end
 end
 
 local function budget_of(account, midnight_us)
@@ -238,11 +312,13 @@ local function budget_of(account, midnight_us)
       return nil
     end
     budget.here = {account = account, without_waiting = {}}
+    budget.settings = budget.settings or {}
     bound(budget)
     budgets[account] = budget
+    forget_settings_of_dead_members(budget)
   end
   if midnight_us and begin_day(budget.day, now + midnight_us) then
-    -- What Gemini taught counts for a day: it may have raised its limits since.
+    -- Learned quotas hold for a day: Gemini may have raised its limits since.
     budget.learned = {}
     apply_quotas(budget)
     budget.here.unsaved = true
@@ -250,39 +326,20 @@ local function budget_of(account, midnight_us)
   return budget
 end
 
-local function is_same(a, b)
-  for _, kind in ipairs(KINDS) do
-    if a[kind.name] ~= b[kind.name] then
-      return false
-    end
-  end
-  return true
-end
-
--- The lowest of each quota that was set by hand for the account or for those that are charged here.
-local function set_by_hand(budget)
-  local lowest = {}
-  local function add_limits(limits)
-    for name, limit in pairs(limits) do
-      lowest[name] = math.min(lowest[name] or limit, limit)
-    end
-  end
-  add_limits(budget.by_hand)
-  for _, limits in pairs(budget.aliases) do
-    add_limits(limits)
-  end
-  return lowest
-end
-
--- What was set by hand is the most that is spent, and counts before what the tier says. What Gemini
--- named counts within it. So it does not matter who spoke in which order.
+-- A limit set by hand is the most that is spent, and precedes the tier's. A quota that Gemini named
+-- holds within it. So the order of commands does not matter.
 function apply_quotas(budget)
-  local by_hand, quotas = set_by_hand(budget), {}
+  local of_aliases, by_hand, quotas = {}, {}, {}
+  for _, limits in pairs(budget.aliases) do
+    lower_to(of_aliases, limits)
+  end
+  lower_to(by_hand, budget.by_hand)
+  lower_to(by_hand, of_aliases)
   for _, kind in ipairs(KINDS) do
     local name = kind.name
     local learned = budget.learned[name]
     quotas[name] = learned and math.min(learned, by_hand[name] or learned)
-      or by_hand[name] or budget.planned[name]
+      or of_aliases[name] and by_hand[name] or budget.planned[name]
   end
   if is_same(quotas, budget.quotas) then
     return
@@ -296,14 +353,14 @@ function apply_quotas(budget)
   })
 end
 
--- Tells the member whether the account is kept here.
+-- Notifies the member if the account is kept here.
 function operations.look_up_budget(op)
   if budget_of(op.account) then
     redis.call('PUBLISH', key('to', member), cjson.encode({watched = {account = op.account}}))
   end
 end
 
--- What left before the account was kept here: within a window, and today.
+-- Adds what was sent before the account was kept here: within a window, and today.
 function operations.count_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   if budget then
@@ -314,7 +371,7 @@ function operations.count_budget(op)
   end
 end
 
--- Tells the member which account is charged for the calls of this one, if another is.
+-- Notifies the member if another account is charged for the calls of this one.
 local function send_charged_account(budget)
   if budget.counts_as then
     local charged = {account = budget.here.account, to = budget.counts_as}
@@ -322,14 +379,25 @@ local function send_charged_account(budget)
   end
 end
 
-local function add_alias(budget, name, by_hand)
-  if budget.aliases[name] or next(by_hand) and size_of(budget.aliases) < MAX_ALIASES then
-    budget.aliases[name] = next(by_hand) and by_hand or nil
+local function add_alias(settings, name, by_hand)
+  if settings.aliases[name] or next(by_hand) and size_of(settings.aliases) < MAX_ALIASES then
+    settings.aliases[name] = next(by_hand) and by_hand or nil
   end
 end
 
--- Says what the settings are, and what Gemini taught, should it be forgotten here. Gives what
--- counts: what Gemini taught, unless the settings changed since.
+-- Notifies all members that settings differ, in the form of a corrected account, which earlier versions
+-- can read.
+local function announce_differing_settings(budget)
+  announce({
+    corrected = {
+      account = budget.here.account, quotas = budget.quotas, learned = budget.learned,
+      settings_differ = true,
+    },
+  })
+end
+
+-- Sets the quotas of the settings, and the learned ones if they are lost here. Returns the quotas that
+-- hold: the learned ones, unless the settings have changed since.
 function operations.open_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   local new = not budget
@@ -342,30 +410,32 @@ function operations.open_budget(op)
   end
   budget.proven = budget.proven or op.proven
   set_minute(budget, op.minute_us)
-  local by_hand = op.by_hand or {}
-  if not is_same(op.planned, budget.planned) or not is_same(by_hand, budget.by_hand) then
-    budget.planned, budget.by_hand, budget.learned = op.planned, by_hand, {}
-  end
+  local settings = settings_of(budget, member)
+  settings.planned, settings.by_hand = op.planned, op.by_hand or {}
   for alias, limits in pairs(op.aliases or {}) do
-    add_alias(budget, alias, limits)
+    add_alias(settings, alias, limits)
   end
+  combine_settings(budget)
   if new and op.learned then
     budget.learned = op.learned
   end
   apply_quotas(budget)
+  if budget.differ then
+    announce_differing_settings(budget)
+  end
   send_charged_account(budget)
   budget.here.unsaved = true
   return budget.quotas
 end
 
--- What goes before one who asked then. Those who asked later and were heard earlier do not; where
--- they are many, nothing is taken to go before, so that nobody is refused in error.
-local function ahead_of(budget, line, asked_at)
+-- What goes before a request that was made then. Requests that were made later but arrived earlier do
+-- not count. If they are many, nothing counts, so that no request is refused by mistake.
+local function ahead_of(budget, line, requested_at)
   local ahead = line == 'returning' and total(budget, 'returning') or waiting(budget)
   if ahead.requests == 0 then
     return ahead
   end
-  local later = redis.call('ZRANGEBYSCORE', queue_key(budget, line), '(' .. whole(asked_at), '+inf',
+  local later = redis.call('ZRANGEBYSCORE', queue_key(budget, line), '(' .. whole(requested_at), '+inf',
     'LIMIT', 0, MAX_OVERTAKEN + 1)
   if #later > MAX_OVERTAKEN then
     return NOTHING
@@ -377,11 +447,11 @@ local function ahead_of(budget, line, asked_at)
   return ahead
 end
 
--- Asks for the requests and tokens that a call costs. Where the account is not known, who asks opens it and asks
--- again.
+-- Requests a reservation. A member that has not opened the account, or whose settings were lost with it,
+-- opens it and requests again.
 function operations.reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
-  if not budget then
+  if not budget or not budget.settings[member] then
     answer(member, op.ticket, {verdict = 'unopened'})
     return
   end
@@ -393,9 +463,9 @@ function operations.reserve(op)
   if line == 'yields_once' and waiting(budget).requests > 0 then
     line = 'queue'
   end
-  local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
+  local requested_at = arrival(op.waited_us, line == 'returning' and line or 'first')
   local deadline = now + op.time_limit_us
-  local ahead, cost = ahead_of(budget, line, asked_at), amount(op.cost)
+  local ahead, cost = ahead_of(budget, line, requested_at), amount(op.cost)
   local at, reason = opens_before(budget, deadline, ahead, cost)
   if reason then
     answer(member, op.ticket, reason)
@@ -403,13 +473,13 @@ function operations.reserve(op)
     grant(budget, member, op.ticket, cost)
   else
     local entry = member .. ' ' .. whole(op.ticket)
-    put(budget, {entry = entry, cost = cost, deadline = deadline, line = line}, asked_at)
+    put(budget, {entry = entry, cost = cost, deadline = deadline, line = line}, requested_at)
     add(share_of(budget, member)[queue_of(line)], cost, 1)
     budget.here.unsaved = true
   end
 end
 
--- Who does not wait gets what those leave who do.
+-- Serves the requests that do not wait, after those that do.
 local function serve_without_waiting(budget)
   for _, op in ipairs(budget.here.without_waiting) do
     local ahead, cost = waiting(budget), amount(op.cost)
@@ -424,7 +494,8 @@ local function serve_without_waiting(budget)
   end
 end
 
--- Leaves the queue. Who gives up hears what it would have had to wait for, unless it was answered.
+-- Leaves the queue. A request that gives up is told how long it would have waited, unless it was
+-- answered.
 function operations.cancel_reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
   local request = budget and request_of(budget, member .. ' ' .. whole(op.ticket))
@@ -438,8 +509,8 @@ function operations.cancel_reserve(op)
   end
 end
 
--- Less of what a member has reserved: at least nothing, whatever Redis may have forgotten. Gives what of
--- it counts already at the account that is charged.
+-- Reduces what a member has reserved, down to zero whatever Redis may have lost. Returns the part that
+-- already counts at the account that is charged.
 local function take_unsent(budget, name, cost)
   local share, taken = share_of(budget, name), amount(cost)
   take_from(share.unsent, taken)
@@ -452,7 +523,7 @@ local function take_unsent(budget, name, cost)
   return moved
 end
 
--- What a share has reserved and does not count anywhere else.
+-- What a share has reserved and is not counted at another account.
 local function unmoved(share)
   local unsent = amount(share.unsent)
   take_from(unsent, amount(share.moved))
@@ -466,8 +537,8 @@ function operations.give_back_budget(op)
   end
 end
 
--- A new member holds what it held as the member that it was before, and has no places any more as
--- that one. What is not claimed of what that one held has left, or is lost with its end.
+-- A new member holds what its process held as an earlier member, whose requests are withdrawn. What is
+-- not claimed was sent, or counts as sent when the earlier member is removed.
 function operations.claim_budget(op)
   local budget = budget_of(op.account)
   if not budget then
@@ -483,12 +554,12 @@ function operations.claim_budget(op)
   budget.here.unsaved = true
 end
 
--- By what name one is known that has left: its replica can be another member when it settles.
+-- The name of a call that was sent. Its process can be another member when it settles.
 local function name_of_call(op)
   return (op.by or member) .. ' ' .. whole(op.ticket)
 end
 
--- What was reserved leaves now.
+-- Counts a reservation as sent now.
 function operations.start_call(op)
   local budget = budget_of(op.account, op.midnight_us)
   if not budget then
@@ -501,18 +572,18 @@ function operations.start_call(op)
   redis.call('ZREMRANGEBYSCORE', left, '-inf', whole(now - budget.minute.window))
 end
 
--- When it left, which is asked once; nothing where that is longer ago than a window.
-local function left_at(op)
+-- Returns once when a call was sent; nothing if that is longer ago than a window.
+local function take_sent_at(op)
   local left, entry = key('budget_left', op.account), name_of_call(op)
   local at = tonumber(redis.call('ZSCORE', left, entry) or nil)
   redis.call('ZREM', left, entry)
   return at
 end
 
--- What left so long ago and was counted cost the actual amount: nothing where it was refused. With the
--- ticket 0, by which no call leaves, only the day is corrected.
+-- Replaces what was counted for a call by its actual cost: nothing if it was refused. With ticket 0,
+-- which no call has, only the day is corrected.
 function operations.settle(op)
-  local budget, at = budget_of(op.account, op.midnight_us), left_at(op)
+  local budget, at = budget_of(op.account, op.midnight_us), take_sent_at(op)
   if not budget then
     return
   end
@@ -520,7 +591,7 @@ function operations.settle(op)
   if at then
     correct(budget, at, counted, actual)
   end
-  -- A replica that does not know whether it was heard says it again.
+  -- A replica sends the command again if it does not know whether it was executed.
   local is_settled = not at and op.ticket ~= 0 and op.sent_us_ago < budget.minute.window
   if not is_settled and now - op.sent_us_ago >= budget.day.began then
     add(budget.day.sent, actual, 1)
@@ -529,7 +600,7 @@ function operations.settle(op)
   budget.here.unsaved = true
 end
 
--- Gemini refused a call because the day is used up: nothing goes for so long.
+-- Refuses calls until the day ends: Gemini refused one because the day is used up.
 function operations.close_day(op)
   local budget = budget_of(op.account)
   if budget then
@@ -550,7 +621,7 @@ function operations.pause(op)
   end
 end
 
--- Gemini named quotas; the others stay as they are.
+-- Sets the quotas that Gemini named. The others stay.
 function operations.learn_quotas(op)
   local budget = budget_of(op.account)
   if budget then
@@ -563,7 +634,7 @@ function operations.learn_quotas(op)
   end
 end
 
--- Gemini has answered a call of the account.
+-- Notes that Gemini has accepted a call of the account.
 function operations.prove_budget(op)
   local budget = budget_of(op.account)
   if budget then
@@ -572,7 +643,7 @@ function operations.prove_budget(op)
   end
 end
 
--- Forgets what Gemini said: its quotas, a pause and a used-up day.
+-- Forgets learned quotas, a pause and a used-up day.
 function operations.forget_quotas(op)
   local budget = budget_of(op.account)
   if budget then
@@ -584,7 +655,7 @@ function operations.forget_quotas(op)
   end
 end
 
--- Whether the calls of the one are charged to the other, by way of others or not.
+-- Whether the calls of one account are charged to the other, directly or through others.
 local function is_charged_to(name, other)
   for _ = 1, MAX_ALIASES do
     local budget = budget_of(name)
@@ -596,9 +667,9 @@ local function is_charged_to(name, other)
   return true
 end
 
--- Gemini charges the calls of one account to another: what it has spent moves there, once, whoever
--- says so and how often; and what was set by hand for it, and what Gemini named, counts there too.
--- One that has `heard` so from here moves what its own calls have spent since, and no more.
+-- Charges the calls of one account to another. What it has spent moves there once, however often the
+-- command is sent. Limits set by hand and learned quotas hold there too. A replica that learned of it
+-- from here (`from_replica`) moves only what its own calls have spent since.
 function operations.transfer_budget(op)
   local budget = budget_of(op.account, op.midnight_us)
   local from = budget_of(op.from, op.midnight_us)
@@ -607,7 +678,7 @@ function operations.transfer_budget(op)
   end
   if from.counts_as ~= op.account then
     if op.from_replica or is_charged_to(op.account, op.from) then
-      -- There is later news, or two replicas have found opposite things, of which the first holds.
+      -- There is a later change, or two replicas found opposite aliases, of which the first holds.
       local charged = {account = op.from, to = from.counts_as}
       redis.call('PUBLISH', key('to', member), cjson.encode({charged = charged}))
       return
@@ -615,14 +686,15 @@ function operations.transfer_budget(op)
     from.counts_as = op.account
     announce({charged = {account = op.from, to = op.account}})
   end
-  add_alias(budget, op.from, op.by_hand or {})
+  add_alias(settings_of(budget, member), op.from, op.by_hand or {})
+  combine_settings(budget)
   for name, limit in pairs(from.learned) do
     budget.learned[name] = budget.learned[name] or limit
   end
   from.learned = {}
   apply_quotas(from)
   apply_quotas(budget)
-  -- What is reserved counts at the other account from now on, and not once more when it leaves.
+  -- Reservations count at the other account from now on, and not again when they are sent.
   local unsent = amount()
   for _, share in pairs(from.members) do
     add(unsent, unmoved(share), 1)
@@ -663,8 +735,7 @@ function operations.budget_usage(op)
   }
 end
 
--- The places of a member that is none any more are void, and what it had reserved may have left,
--- for all that anybody knows.
+-- Removes a dead member's requests, and counts its reservations as sent, since they may have been.
 table.insert(removers, function(name, most)
   local removed_here = 0
   while removed_here < most do
@@ -694,7 +765,7 @@ table.insert(removers, function(name, most)
   return removed_here
 end)
 
--- Those whose time has come are served at the end of the call.
+-- Loads the budgets whose waiting requests may fit now. They are served at the end of the call.
 local function load_budgets_that_open()
   for _, account in ipairs(
     redis.call('ZRANGEBYSCORE', key('budget_openings'), '-inf', whole(now), 'LIMIT', 0, MAX_OPENED)
@@ -722,7 +793,7 @@ local function keep(budget)
   local kept = (budget.proven or next(budget.members)) and KEPT or KEPT_UNPROVEN
   redis.call('SET', key('budget', account), cmsgpack.pack(budget), 'PX', kept)
   if here.departed then
-    -- Longer than it counts: the clock by which keys end can be set.
+    -- Longer than it counts: the clock by which keys expire can be set.
     local window = math.ceil(budget.minute.window / 1000) + HOUR / 1000
     local departures = cmsgpack.pack(here.departures)
     redis.call('SET', key('budget_departures', account), departures, 'PX', math.min(kept, window))
@@ -735,7 +806,7 @@ local function keep(budget)
   end
 end
 
--- Serves all that this call has to do with.
+-- Serves all budgets that this call uses.
 local function serve_budgets()
   for account, budget in pairs(budgets) do
     local returning = serve_line(budget, 'returning', NOTHING)

@@ -538,11 +538,18 @@ fn learned_quotas_hold_for_all_until_a_setting_changes() {
     assert_eq!(notifications.receive(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
-    assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
-    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
-    let corrected =
-        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
-    assert_eq!(notifications.receive(&mut shared), [("all".to_owned(), corrected)]);
+    let opened_later = opened(shared.join("c", requests(100)));
+    assert_eq!(opened_later, json!({"rpm": 20, "tpm": 1000}), "the others' limits are lower");
+    let received = |quotas: Value| json!({"account": ACCOUNT, "quotas": quotas, "learned": {}});
+    notifications.receive(&mut shared);
+    assert_eq!(opened(shared.join("d", requests(50))), json!({"rpm": 50, "tpm": 1000}));
+    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(50));
+    let corrected = received(json!({"rpm": 50, "tpm": 1000}));
+    let differs = with(corrected.clone(), "settings_differ", json!(true));
+    let notifications = notifications.receive(&mut shared);
+    let expected =
+        [corrected, differs].map(|received| ("all".to_owned(), json!({"corrected": received})));
+    assert_eq!(notifications, expected);
 }
 
 #[test]
@@ -576,6 +583,138 @@ fn learned_quotas_are_restored_only_if_redis_lost_the_account() {
     shared.send("a", &[join()]);
     assert_eq!(opened(shared.send("a", &[knows(20)])), json!({"rpm": 20}));
     assert_eq!(opened(shared.send("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
+}
+
+/// The account is opened by a replica whose settings name these requests a minute, as the tier's or
+/// set by hand.
+fn open_with(tier: Option<u64>, by_hand: Option<u64>) -> Value {
+    let by_hand = Quotas::default().with(RequestsPerMinute, by_hand);
+    let planned = by_hand.or(Quotas::default().with(RequestsPerMinute, tier));
+    with(open(planned), "by_hand", limits(by_hand))
+}
+
+fn requests_per_minute(shared: &mut Shared, member: &str) -> Option<u64> {
+    shared.usage(member)[RequestsPerMinute].limit
+}
+
+#[test]
+fn the_lowest_of_differing_settings_of_live_members_holds() {
+    let server = start_server();
+    for (number, (a, b, both)) in [
+        ((None, Some(100)), (None, Some(60)), 60),
+        ((None, Some(60)), (None, Some(100)), 60),
+        ((Some(300), None), (Some(300), Some(1000)), 300),
+        ((Some(300), Some(1000)), (Some(300), None), 300),
+        ((None, None), (None, Some(60)), 60),
+        ((None, Some(60)), (None, None), 60),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for is_silent in [false, true] {
+            let mut shared = Shared::new(&server, format!("differing {number} {is_silent}"));
+            shared.send("a", &[join(), open_with(a.0, a.1)]);
+            shared.send("b", &[join(), open_with(b.0, b.1)]);
+            for member in ["a", "b"] {
+                assert_eq!(requests_per_minute(&mut shared, member), Some(both), "{number}");
+            }
+            // It says the same again, for example after a new session.
+            shared.send("a", &[open_with(a.0, a.1)]);
+            assert_eq!(requests_per_minute(&mut shared, "b"), Some(both), "{number}");
+            if is_silent {
+                shared.advance(20 * SECOND);
+                shared.send("b", &[]);
+                assert_eq!(requests_per_minute(&mut shared, "b"), Some(both), "{number}");
+                shared.advance(20 * SECOND);
+            } else {
+                shared.send("a", &[json!({"op": "retire"})]);
+            }
+            let alone = b.1.or(b.0);
+            assert_eq!(requests_per_minute(&mut shared, "b"), alone, "{number} {is_silent}");
+        }
+    }
+}
+
+#[test]
+fn learned_quotas_hold_within_the_lowest_limit_set_by_hand_by_any_member() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "differing and learned");
+    shared.send("a", &[join(), open_with(Some(300), Some(100))]);
+    shared.send("b", &[join(), open_with(Some(300), None)]);
+    shared.send("b", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 500}})]);
+    assert_eq!(requests_per_minute(&mut shared, "b"), Some(100));
+    shared.send("b", &[open_with(Some(300), None)]);
+    shared.send("b", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 50}})]);
+    shared.send("b", &[open_with(Some(300), None)]);
+    assert_eq!(requests_per_minute(&mut shared, "a"), Some(50), "the settings are the same");
+    shared.send("a", &[open_with(Some(300), Some(200))]);
+    assert_eq!(requests_per_minute(&mut shared, "a"), Some(200), "they have changed");
+}
+
+#[test]
+fn the_lowest_of_differing_alias_limits_of_live_members_holds() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "differing aliases");
+    let real = |operation: Value| with(operation, "account", json!("real"));
+    let joins = |limit: u64| {
+        json!({
+            "op": "transfer_budget", "account": "real", "from": ACCOUNT, "by_hand": {"rpm": limit},
+            "midnight_us": MIDNIGHT_US,
+        })
+    };
+    for (member, limit) in [("a", 50), ("b", 70)] {
+        let own = open_with(None, Some(limit));
+        shared.send(member, &[join(), own, real(open_with(Some(300), None)), joins(limit)]);
+    }
+    let limit = |shared: &mut Shared| {
+        shared.send("b", &[real(usage())]).results[&0]["quotas"]["rpm"]["limit"].clone()
+    };
+    assert_eq!(limit(&mut shared), 50);
+    shared.send("b", &[joins(70)]);
+    assert_eq!(limit(&mut shared), 50, "whichever member sent last");
+    shared.send("a", &[json!({"op": "retire"})]);
+    assert_eq!(limit(&mut shared), 70);
+}
+
+#[test]
+fn every_member_is_notified_when_settings_differ() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "differing notifications");
+    let mut notifications = Notifications::of(&shared, &mut listener);
+    let mut warnings = |shared: &mut Shared| {
+        let notifications = notifications.receive(shared).into_iter();
+        let warns = |to: &str, received: &Value| {
+            to == "all" && received["corrected"]["settings_differ"] == true
+        };
+        notifications.filter(|(to, received)| warns(to, received)).count()
+    };
+    for member in ["a", "b"] {
+        shared.send(member, &[join(), open_with(Some(300), Some(100))]);
+    }
+    assert_eq!(warnings(&mut shared), 0, "they are the same");
+    shared.send("c", &[join(), open_with(Some(300), Some(60))]);
+    assert_eq!(warnings(&mut shared), 1);
+    shared.send("c", &[json!({"op": "retire"})]);
+    shared.send("d", &[join(), open_with(Some(300), Some(100))]);
+    assert_eq!(warnings(&mut shared), 0, "they are the same again");
+}
+
+#[test]
+fn settings_of_ended_members_take_no_room_in_redis() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "settings");
+    let size = |shared: &mut Shared| -> u64 {
+        let key = format!("settings:budget:{ACCOUNT}");
+        redis::cmd("STRLEN").arg(key).query(&mut shared.connection).unwrap()
+    };
+    let mut first = 0;
+    for number in 0..50 {
+        let member = format!("{number:02}");
+        shared.join(&member, requests(60));
+        first = if number == 0 { size(&mut shared) } else { first };
+        shared.send(&member, &[json!({"op": "retire"})]);
+    }
+    assert!(size(&mut shared) <= first);
 }
 
 #[test]
