@@ -26,7 +26,7 @@ pub(in crate::limits) struct Ledger {
     learned: Quotas,
     /// The quotas that hold now.
     quotas: Quotas,
-    /// Those of them that have a limit: a kind without one takes no time.
+    /// The limited ones among them. Unlimited kinds take no time.
     limits: Vec<(QuotaKind, u64)>,
     rolling: Rolling,
     day: Day,

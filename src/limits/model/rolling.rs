@@ -18,19 +18,18 @@ pub(super) struct Rolling {
     departures: VecDeque<Departures>,
     /// The sum of `departures`.
     sent: Cost,
-    /// Of the kinds per minute that have a limit, in the order of [`QuotaKind::ALL`]: a kind without
-    /// one takes no time.
+    /// The limited kinds per minute, in the order of [`QuotaKind::ALL`]. Unlimited kinds take no time.
     allowances: Vec<Allowance>,
 }
 
-/// One quota per minute that has a limit.
+/// One limited quota per minute.
 #[derive(Debug, Clone, Copy)]
 struct Allowance {
     kind: QuotaKind,
-    /// What the kind counts.
+    /// The resource that the kind counts.
     resource: Resource,
     limit: u64,
-    /// In what time one unit flows in.
+    /// The time in which one unit becomes available.
     time_for_one: Duration,
     /// When the backlog is drained and the bucket is full: the theoretical arrival time of the generic
     /// cell rate algorithm.
@@ -234,7 +233,7 @@ impl Allowance {
         }
     }
 
-    /// When the backlog is drained if nothing had left before these departures.
+    /// When the backlog would be drained if nothing had been sent before these entries.
     fn drained_after<'a>(
         &self,
         departures: impl Iterator<Item = &'a Departures>,
@@ -248,8 +247,8 @@ impl Allowance {
         })
     }
 
-    /// In what time an amount flows in. That of one unit, which most calls ask for in requests, is
-    /// known.
+    /// The time in which an amount becomes available. The time for one unit, the requests of most calls,
+    /// is stored.
     fn time_for(&self, amount: u64, minute: &Minute) -> Duration {
         if amount == 1 { self.time_for_one } else { minute.time_for(amount, self.limit) }
     }
