@@ -28,6 +28,9 @@ pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
         include_str!("script/lease.lua"),
         include_str!("script/allowance.lua"),
         include_str!("script/budget.lua"),
+        include_str!("script/budget_quotas.lua"),
+        include_str!("script/budget_commands.lua"),
+        include_str!("script/budget_upkeep.lua"),
         include_str!("script/main.lua"),
     ];
     parts.concat()
