@@ -24,7 +24,7 @@ fn requests(limit: u64) -> Quotas {
     Quotas::default().with(RequestsPerMinute, limit)
 }
 
-fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
+fn quotas_and_usage(account: &Account) -> (PlannedQuotas, BudgetUsage) {
     account.quotas().now_or_never().expect("at once").unwrap()
 }
 
@@ -49,8 +49,8 @@ fn calls_counted_apart_spend_nothing_of_the_model() {
     let model = accounts.of(&[1; 32], &model("a"));
     let apart = accounts.apart(&[1; 32], "a", "countTokens");
     assert!(!Arc::ptr_eq(&model, &apart));
-    assert_ne!(told(&model).0, PlannedQuotas::default());
-    assert_eq!(told(&apart).0, PlannedQuotas::default());
+    assert_ne!(quotas_and_usage(&model).0, PlannedQuotas::default());
+    assert_eq!(quotas_and_usage(&apart).0, PlannedQuotas::default());
 }
 
 #[test]
@@ -69,7 +69,7 @@ async fn gemini_lowers_and_raises_the_quota_it_names_and_no_other() {
     let account = accounts().of(&[1; 32], &model("a"));
     for limit in [60, 20, 300] {
         account.correct(requests(limit));
-        let (quotas, usage) = told(&account);
+        let (quotas, usage) = quotas_and_usage(&account);
         let named = Planned { limit, source: Source::Gemini };
         assert_eq!(quotas[RequestsPerMinute], Some(named));
         assert_eq!(quotas[InputTokensPerMinute], None);
@@ -77,7 +77,7 @@ async fn gemini_lowers_and_raises_the_quota_it_names_and_no_other() {
     }
     let tokens = Quotas::default().with(InputTokensPerMinute, 1000);
     account.correct(tokens);
-    let (quotas, _) = told(&account);
+    let (quotas, _) = quotas_and_usage(&account);
     let limit_of = |quota: Option<Planned>| quota.map(|quota| quota.limit);
     assert_eq!(limit_of(quotas[RequestsPerMinute]), Some(300), "what was named before stays");
     assert_eq!(limit_of(quotas[InputTokensPerMinute]), Some(1000));
@@ -92,7 +92,7 @@ async fn a_reset_forgets_learned_quotas_and_not_what_is_spent() {
     account.budget().pause_until(Instant::now() + Duration::from_secs(30));
     account.budget().close_day(Instant::now());
     assert!(accounts.forget("01010101", "a"));
-    let (quotas, usage) = told(&account);
+    let (quotas, usage) = quotas_and_usage(&account);
     assert_eq!(quotas, PlannedQuotas::default());
     assert_eq!((usage.paused_for, usage.next_free_in), (None, Some(Duration::ZERO)));
     assert_eq!(usage[RequestsPerDay].used, 1);
@@ -133,7 +133,7 @@ async fn proven_accounts_with_nothing_to_remember_are_closed_oldest_first() {
             _ => {}
         }
     }
-    // They are counted when many have been opened.
+    // Accounts are counted when many have been opened.
     for n in 0..MAX_UNPROVEN {
         let _ = accounts.of(&[4; 32], &model(&n.to_string()));
         let _ = accounts.of(&[1; 32], &model(&name(4)));
@@ -163,7 +163,7 @@ async fn new_accounts_are_refused_when_all_have_something_to_remember() {
     let newcomer = || accounts.of(&[2; 32], &model("a"));
     assert!(newcomer().is_rejected());
     assert_eq!(accounts.count(), count, "nothing is kept of it");
-    let (_, usage) = told(&accounts.of(&[1; 32], &name(0)));
+    let (_, usage) = quotas_and_usage(&accounts.of(&[1; 32], &name(0)));
     assert_eq!(usage[RequestsPerDay].used, 1, "nothing was forgotten");
 
     // When the day and the minute are over, there is nothing to remember.
@@ -185,13 +185,13 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     accounts.alias(&alias, "models/real", NamedBy::Answer);
     assert!(Arc::ptr_eq(&alias.charged(), &real));
     assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));
-    let (_, usage) = told(&real);
+    let (_, usage) = quotas_and_usage(&real);
     assert_eq!((usage[RequestsPerMinute].used, usage[RequestsPerDay].used), (2, 2));
     assert_eq!(usage[InputTokensPerMinute].used, 20);
     assert_eq!(usage.paused_for, Some(Duration::from_secs(30)));
-    assert_eq!(told(&alias).1[RequestsPerDay].used, 0);
+    assert_eq!(quotas_and_usage(&alias).1[RequestsPerDay].used, 0);
     accounts.alias(&alias, "real", NamedBy::Answer);
-    assert_eq!(told(&real).1[RequestsPerDay].used, 2, "it moves once");
+    assert_eq!(quotas_and_usage(&real).1[RequestsPerDay].used, 2, "it moves once");
 
     let other = accounts.of(&[2; 32], &model("latest"));
     assert!(Arc::ptr_eq(&other.charged(), &other), "another key learns it for itself");
@@ -208,7 +208,7 @@ async fn unused_aliases_are_closed_unless_the_real_model_has_something_to_rememb
         accounts.alias(&proven(&accounts, &name(n)), real, NamedBy::Answer);
     }
     spend(&accounts.of(&[1; 32], &model("busy")));
-    // They are counted when many have been opened.
+    // Accounts are counted when many have been opened.
     for n in 0..MAX_UNPROVEN {
         let _ = accounts.of(&[4; 32], &model(&n.to_string()));
     }
@@ -232,7 +232,7 @@ async fn a_call_in_flight_settles_beside_one_sent_after_the_accounts_were_joined
     accounts.alias(&alias, "real", NamedBy::Answer);
     let _late = late.start();
     sent.settle(5);
-    assert_eq!(told(&alias).1[InputTokensPerMinute].used, 5);
+    assert_eq!(quotas_and_usage(&alias).1[InputTokensPerMinute].used, 5);
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn limits_set_for_an_alias_hold_for_the_real_model_too() {
     let accounts = with_plan(plan);
     let limit = |name: &str| {
         let account = accounts.of(&[1; 32], &model(name));
-        told(&account).0[RequestsPerMinute].unwrap().limit
+        quotas_and_usage(&account).0[RequestsPerMinute].unwrap().limit
     };
     accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset", NamedBy::Answer);
     assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");

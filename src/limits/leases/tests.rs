@@ -20,7 +20,7 @@ struct Bench {
     semaphore: Arc<dyn Semaphore>,
 }
 
-/// What a store of this process answers, which is there at once.
+/// The result of a local store, which is ready at once.
 fn now<T>(answer: impl Future<Output = T>) -> T {
     answer.now_or_never().expect("nothing to wait for")
 }
@@ -65,13 +65,13 @@ impl Bench {
         self.leases.acquire(id(), &self.semaphore, terms(permits), key, wait).await
     }
 
-    /// A lease that has not to be waited for.
+    /// A lease that is granted at once.
     fn take(&self, permits: usize) -> Lease {
         let taken = self.request(permits, None, Duration::ZERO).now_or_never();
         taken.expect("without a wait").expect("as many are free").0
     }
 
-    /// A request that was made and waits.
+    /// A request that waits.
     fn wait(&self, permits: usize) -> Pin<Box<impl Future<Output = Answer>>> {
         self.wait_with(permits, None, MINUTE)
     }
@@ -100,7 +100,7 @@ impl Bench {
     }
 }
 
-/// The answer of a request whose turn has come.
+/// The result of a request that is served.
 fn granted(request: Pin<Box<impl Future<Output = Answer>>>) -> Lease {
     request.now_or_never().expect("its turn has come").expect("a lease").0
 }
@@ -217,7 +217,7 @@ async fn a_request_that_is_dropped_leaves_the_queue() {
     let leaver = bench.wait(1);
     let next = bench.wait(1);
     assert_eq!(bench.waiting(), (2, 2));
-    // It is handed over before the leaver goes, and not taken up.
+    // The permit is sent before the leaver is dropped, which does not receive it.
     bench.release(&lease);
     drop(leaver);
     assert_eq!(bench.waiting(), (0, 1), "the next has it and has not looked yet");
@@ -297,7 +297,7 @@ async fn fencing_tokens_grow_across_semaphores_and_restarts() {
         }
     }
     let anew = Bench::new(1);
-    // Faster than one a microsecond, and the clock would not have caught up.
+    // Faster than one a microsecond, so the tokens are ahead of the clock.
     while u64::try_from(Timestamp::now().as_microsecond()).unwrap() <= last {}
     assert!(anew.take(1).fencing_token > last);
 }

@@ -19,7 +19,7 @@ fn limiter(limit: usize, max_waiting: usize) -> Arc<Limiter> {
     Limiter::new(limit, max_waiting, QuotaPlan::default())
 }
 
-/// A limiter that lets one call a second of each account go.
+/// A limiter that admits one call a second for each account.
 fn one_a_second(limit: usize) -> Arc<Limiter> {
     let mut plan = QuotaPlan::default();
     let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(60));
@@ -31,7 +31,7 @@ fn account(limiter: &Limiter, model: &str) -> Arc<Account> {
     limiter.accounts().of(&[7; 32], &model.into())
 }
 
-/// What is spent of a budget of this process.
+/// The usage of a budget of this process.
 fn usage(account: &Account) -> BudgetUsage {
     account.budget().usage().now_or_never().expect("at once").unwrap()
 }
@@ -53,7 +53,7 @@ async fn admit(queue: &AccountQueue) -> Result<Admission, Refused> {
     queue.head().await.admit(Cost::one(1), deadline()).await
 }
 
-/// Lets a call in that has not to wait, and sends it.
+/// Admits a call that does not have to wait, and sends it.
 fn send(queue: &AccountQueue) -> InFlightCall {
     admit(queue).now_or_never().expect("nothing to wait for").unwrap().start().unwrap()
 }
@@ -78,7 +78,7 @@ async fn a_task_that_panics_gives_everything_back() {
     assert_eq!(account.concurrency().semaphore().usage().in_use, 0);
 }
 
-/// The lock that a batch's items pass through one by one is not poisoned by one of them.
+/// A panicking item does not poison the lock that a batch's items take one by one.
 #[tokio::test]
 async fn a_task_that_panics_in_the_queue_leaves_the_queue() {
     let limiter = limiter(1, 10);
@@ -224,7 +224,7 @@ async fn a_call_without_quota_gives_its_permit_to_another_key() {
     let mut third = waits.pop().unwrap();
     let sent = (&mut third).now_or_never().expect("its quota is not").unwrap().start().unwrap();
 
-    // The quota comes back while the other call runs: the first in line takes the next permit.
+    // The quota comes back while the other call runs, and the head of the line takes the next permit.
     let last = of_key(2);
     let mut behind = Box::pin(admit(&last));
     advance(1050 * SECOND / 1000).await;
@@ -273,7 +273,7 @@ async fn calls_without_quota_keep_their_order() {
     assert_eq!(limiter.occupancy().waiting, 0);
 }
 
-/// Others of the account take its quota each time it waits for the permit.
+/// Other calls of the account take its quota each time it waits for the permit.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_lost_its_quota_once_keeps_it_the_next_time() {
     let limiter = one_a_second(10);
@@ -337,7 +337,7 @@ async fn waiting_calls_count_in_the_account_that_becomes_charged() {
     let mut waits = Box::pin(admit(&alias));
     assert!((&mut waits).now_or_never().is_none());
     limiter.accounts().alias(sent.account(), "real", NamedBy::Answer);
-    // The one that was in flight is refused: that concerns the model that is charged.
+    // The call in flight is refused, which affects the charged model.
     sent.refused(Instant::now() + 2 * SECOND, Quotas::default());
     let real = account(&limiter, "real");
     assert_eq!(usage(&real).paused_for, Some(2 * SECOND));
@@ -418,7 +418,7 @@ async fn load_lowers_the_concurrency_once_for_a_burst() {
     assert_eq!(limiter.occupancy().available, 40);
 }
 
-/// Notes how many slots of an account are out at the moment it is woken.
+/// Records how many slots of an account are in use when it is woken.
 struct Notes {
     account: Arc<Account>,
     in_use: Mutex<Option<usize>>,

@@ -89,7 +89,7 @@ fn mean(samples: &[usize]) -> f64 {
     samples.iter().sum::<usize>() as f64 / samples.len() as f64
 }
 
-/// Lets Gemini's capacity fall and rise and compares with a limit that always is the capacity.
+/// Lets Gemini's capacity fall and rise, and compares with a limit that always equals the capacity.
 async fn assert_follows_the_capacity(
     latency_ms: u64,
     refusal_ms: u64,
@@ -141,7 +141,7 @@ async fn it_follows_a_capacity_when_calls_are_slow() {
     }
 }
 
-/// What was on its way when the first refusal came is refused too, so more is than above.
+/// Calls in flight at the first refusal are refused too, so there are more refusals than above.
 #[tokio::test(start_paused = true)]
 async fn it_follows_a_capacity_when_refusals_take_as_long_as_answers() {
     for seed in 0..3 {
@@ -281,7 +281,7 @@ fn the_limit_stays_between_one_and_the_ceiling() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
         let limit = AdaptiveLimit::new(random.usize(1..40));
-        // From nearly never to nearly always, so that the limit sees both ends.
+        // From nearly never to nearly always, so that the limit reaches both ends.
         let refusals = random.f64();
         let mut slots = Vec::new();
         for _ in 0..2000 {

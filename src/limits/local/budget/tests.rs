@@ -53,13 +53,13 @@ pub(in crate::limits) fn with_clock(quotas: Quotas, clock: Arc<dyn WallClock>) -
 }
 
 /// Late enough for anything that can become available.
-pub(in crate::limits) fn patient() -> Instant {
+pub(in crate::limits) fn far_deadline() -> Instant {
     Instant::now() + 24 * HOUR
 }
 
 pub(in crate::limits) async fn reserve(budget: &Arc<LocalBudget>, tokens: u64) -> Reservation {
     Arc::clone(budget)
-        .reserve(Line::Queue, Cost::one(tokens), patient())
+        .reserve(Line::Queue, Cost::one(tokens), far_deadline())
         .await
         .expect("it comes free before the deadline")
 }
@@ -108,7 +108,7 @@ async fn half_a_seconds_worth_is_sent_at_once() {
     let budget = budget(requests(1200));
     let mut at_once = 0;
     while let Some(Ok(reservation)) =
-        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never()
+        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), far_deadline()).now_or_never()
     {
         let _ = reservation.start();
         at_once += 1;
@@ -150,7 +150,7 @@ async fn accumulated_reservations_are_not_sent_in_a_burst() {
     let budget = budget(requests(600));
     let mut held = Vec::new();
     while let Some(Ok(reservation)) =
-        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never()
+        Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), far_deadline()).now_or_never()
     {
         held.push(reservation);
     }
@@ -207,7 +207,7 @@ async fn leaving_the_queue_lets_the_next_call_forward() {
     assert_eq!(budget.usage_now().waiting, 2);
 
     drop(large);
-    // Half a minute's tokens are sent; the debt is paid in half a minute.
+    // Half a minute's tokens are sent. They drain in half a minute.
     let took = seconds(small).await;
     assert!(close(took, 29.65), "{took}");
     assert_eq!(budget.usage_now().waiting, 0);
@@ -235,7 +235,7 @@ async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once_with_a_retry_time
 
     in_line.await.unwrap();
     let took = seconds(send(&budget, 1)).await;
-    assert!(close(took, 12.09), "what it was told is true: {took}");
+    assert!(close(took, 12.09), "the reported wait is true: {took}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,7 +275,7 @@ async fn a_call_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
 async fn a_call_larger_than_a_whole_minute_is_refused_at_once() {
     let budget = budget(tokens(1000));
     let refused = Arc::clone(&budget)
-        .reserve(Line::Queue, Cost::one(1001), patient())
+        .reserve(Line::Queue, Cost::one(1001), far_deadline())
         .now_or_never()
         .expect("it does not wait");
     assert_eq!(
@@ -290,7 +290,7 @@ pub(in crate::limits) async fn send_many(
     requests: u64,
 ) -> Result<Sent, Exhausted> {
     let cost = Cost::of(requests, 1);
-    let reservation = Arc::clone(budget).reserve(Line::Queue, cost, patient()).await;
+    let reservation = Arc::clone(budget).reserve(Line::Queue, cost, far_deadline()).await;
     reservation.map(Reservation::start)
 }
 
@@ -341,7 +341,7 @@ async fn tokens_per_day_count_what_calls_cost() {
 async fn images_per_minute_bound_only_calls_that_generate_images() {
     let budget = budget(Quotas::default().with(ImagesPerMinute, 4));
     let images = |count| Cost::one(1).with(Resource::Images, count);
-    let four = Arc::clone(&budget).reserve(Line::Queue, images(4), patient()).await.unwrap();
+    let four = Arc::clone(&budget).reserve(Line::Queue, images(4), far_deadline()).await.unwrap();
     let _ = four.start();
     let late = reserve_now(&budget, images(1)).unwrap_err();
     assert!(matches!(late, Exhausted::NotBefore { .. }), "{late:?}");
@@ -370,7 +370,10 @@ async fn a_quota_of_zero_admits_nothing() {
     for quotas in [requests(0), tokens(0), per_day(0)] {
         let budget = budget(quotas);
         assert_eq!(
-            Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).await.unwrap_err(),
+            Arc::clone(&budget)
+                .reserve(Line::Queue, Cost::one(1), far_deadline())
+                .await
+                .unwrap_err(),
             Exhausted::NoQuota
         );
         assert_eq!(budget.usage_now().next_free_in, None);
@@ -487,7 +490,8 @@ async fn a_quota_learned_later_counts_what_was_sent_before() {
 async fn a_lowered_quota_refuses_calls_that_wait_in_vain() {
     let budget = budget(tokens(1000));
     let _ = send(&budget, 900).await;
-    let mut waiting = Box::pin(Arc::clone(&budget).reserve(Line::Queue, Cost::one(800), patient()));
+    let mut waiting =
+        Box::pin(Arc::clone(&budget).reserve(Line::Queue, Cost::one(800), far_deadline()));
     assert!((&mut waiting).now_or_never().is_none());
     budget.set(tokens(500));
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
@@ -505,6 +509,6 @@ async fn the_minute_can_be_shortened() {
 #[tokio::test(start_paused = true)]
 async fn a_waiting_call_takes_little_memory() {
     let budget = budget(requests(1));
-    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), patient()));
+    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), far_deadline()));
     assert!(size < 500, "{size} bytes");
 }

@@ -82,7 +82,7 @@ async fn leaving_the_queue_releases_no_permit() {
     assert_eq!((semaphore.usage().waiting, semaphore.usage().available()), (0, 1));
 }
 
-/// A future that was asked for once and had to wait.
+/// A future that was polled once and had to wait.
 macro_rules! waiting {
     ($future:expr) => {{
         let mut future = Box::pin($future);

@@ -155,25 +155,25 @@ struct Reply {
 }
 
 impl Reply {
-    /// What became of the only ticket.
+    /// The outcome of the only ticket.
     fn verdict(mut self) -> Verdict {
         assert_eq!(self.answers.len(), 1, "{self:?}");
         self.answers.remove(0).verdict
     }
 }
 
-/// What replicas share, and what time it is.
+/// The shared limits and the time.
 struct Shared {
     connection: Connection,
     script: Script,
-    /// What keys begin with.
+    /// The prefix of the keys.
     prefix: String,
-    /// In microseconds, of the clock in Redis.
+    /// The time of Redis's clock, in microseconds.
     now: u64,
     lease: Duration,
-    /// When each member spoke last, by its own clock.
+    /// When each member called last, by its own clock.
     spoke: BTreeMap<String, u64>,
-    /// By how much Redis's clock is ahead of theirs.
+    /// How far Redis's clock is ahead of the members'.
     ahead: i64,
 }
 
@@ -215,7 +215,7 @@ impl Shared {
         serde_json::from_str(&reply).unwrap_or_else(|error| panic!("{reply}: {error}"))
     }
 
-    /// Makes a member, for which the account is open.
+    /// Makes a member that opens the account.
     fn join(&mut self, member: &str, quotas: Quotas) -> Reply {
         self.send(member, &[join(), open(quotas)])
     }
@@ -235,7 +235,7 @@ fn connect(server: &RedisServer) -> Connection {
     client.get_connection().expect("the server runs")
 }
 
-/// What members are received that do not speak.
+/// What is published to members.
 struct Notifications<'a> {
     subscription: PubSub<'a>,
     prefix: String,
@@ -248,7 +248,7 @@ impl<'a> Notifications<'a> {
         Self { subscription, prefix: shared.prefix.clone() }
     }
 
-    /// All that was received since this was asked last: to whom, what.
+    /// The messages since the last call: receiver and message.
     fn receive(&mut self, shared: &mut Shared) -> Vec<(String, Value)> {
         let last = format!("{}:last", self.prefix);
         let published = redis::cmd("PUBLISH").arg(&last).arg("").query(&mut shared.connection);
@@ -266,7 +266,7 @@ impl<'a> Notifications<'a> {
         }
     }
 
-    /// All answers, to the sender and to others: to whom, to which ticket, and which.
+    /// All answers, to the sender and to others: receiver, ticket and verdict.
     fn received_by(
         &mut self,
         shared: &mut Shared,
@@ -287,7 +287,7 @@ impl<'a> Notifications<'a> {
     }
 }
 
-/// Without what is not limited: the script takes no null for it.
+/// Without unlimited kinds, for which the script accepts no null.
 fn limits(quotas: Quotas) -> Value {
     json!(quotas)
 }
@@ -452,7 +452,7 @@ fn an_ended_member_loses_its_requests_and_its_reservations_count_as_sent() {
     let reply = shared.send("b", &[ask(1, 400)]);
     assert_eq!(shared.usage("b").waiting, 2);
 
-    // Nobody but the end of the first can make room: that is when it is checked for.
+    // Only the end of the first member can make room, so that is the next check.
     let check_again = reply.check_again_in_us.unwrap();
     assert_eq!(check_again, 10_000_000);
     shared.now += check_again;
@@ -461,7 +461,7 @@ fn an_ended_member_loses_its_requests_and_its_reservations_count_as_sent() {
     assert_eq!((usage.waiting, usage[RequestsPerMinute].reserved), (1, 0));
     assert_eq!(usage[InputTokensPerMinute].used, 600);
     assert_eq!(usage[RequestsPerDay].used, 1);
-    // Of 1000 a minute, 600 flow in within 36.18 s; and a large call waits for the jitter.
+    // Of 1000 a minute, 600 become available within 36.18 s; and a large call waits for the jitter.
     let ended_at = shared.now;
     assert_eq!(drain(&mut shared, &mut notifications, "b"), in_order(&[("b", 1)]));
     assert_eq!(shared.now - ended_at, 36_210_000);
@@ -483,7 +483,7 @@ fn a_new_member_claims_what_it_held_and_requests_again() {
     shared.advance(SECOND / 1000);
     shared.send("other", &[ask(1, 1)]);
 
-    // It had reserved 3 and waited for 1000, and gave up the 1.
+    // It had reserved 3 and waited for 1000, and withdrew the 1.
     shared.join("after", tokens(1000));
     let claim = json!({
         "op": "claim_budget", "account": ACCOUNT, "cost": Cost::one(3), "from": "before",
@@ -585,8 +585,8 @@ fn learned_quotas_are_restored_only_if_redis_lost_the_account() {
     assert_eq!(opened(shared.send("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
 }
 
-/// The account is opened by a replica whose settings name these requests a minute, as the tier's or
-/// set by hand.
+/// Opens the account as a replica whose settings have these requests a minute, from the tier or set by
+/// hand.
 fn open_with(tier: Option<u64>, by_hand: Option<u64>) -> Value {
     let by_hand = Quotas::default().with(RequestsPerMinute, by_hand);
     let planned = by_hand.or(Quotas::default().with(RequestsPerMinute, tier));
@@ -618,7 +618,7 @@ fn the_lowest_of_differing_settings_of_live_members_holds() {
             for member in ["a", "b"] {
                 assert_eq!(requests_per_minute(&mut shared, member), Some(both), "{number}");
             }
-            // It says the same again, for example after a new session.
+            // It sends the same again, for example after a new session.
             shared.send("a", &[open_with(a.0, a.1)]);
             assert_eq!(requests_per_minute(&mut shared, "b"), Some(both), "{number}");
             if is_silent {
@@ -877,7 +877,7 @@ fn a_new_request_lets_waiting_ones_go_first() {
 fn later_requests_that_arrived_first_do_not_refuse_an_earlier_one() {
     let server = start_server();
     for later in [0, 1, 90, 150] {
-        let mut shared = Shared::new(&server, format!("heard {later}"));
+        let mut shared = Shared::new(&server, format!("later {later}"));
         for member in ["a", "b"] {
             shared.join(member, requests(60));
         }

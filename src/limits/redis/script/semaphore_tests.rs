@@ -13,11 +13,11 @@ use crate::limits::redis::test_server::RedisServer;
 /// The lease of members, in microseconds.
 const TENURE: u64 = 1000;
 
-/// Where the clock begins, in microseconds; and what the first semaphore is called then.
+/// When the clock begins, in microseconds, and the generation of the first semaphore.
 const BEGINNING: u64 = 1_800_000_000_000_000;
 const SEMAPHORE: u64 = BEGINNING / 1000;
 
-/// The script with a clock that the test sets, and with lists in which it finds what is published.
+/// The script with a clock that the test sets, and with lists that record what is published.
 pub(super) fn script_under_test() -> redis::Script {
     let clock = "redis.call('TIME')";
     let publish = "redis.call('PUBLISH', ";
@@ -59,8 +59,8 @@ impl Model {
         self.last_number
     }
 
-    /// Lets go of leases that are over; and of members that were silent for too long, and of all
-    /// that goes with them.
+    /// Drops expired leases, members that were silent for too long, and everything that belongs to
+    /// them.
     fn bury(&mut self) {
         let now = self.now;
         self.leases.retain(|_, lease| lease.ends > now);
@@ -73,7 +73,7 @@ impl Model {
         held.chain(self.leases.values().map(|lease| &lease.permits)).sum()
     }
 
-    /// Grants what is free: the tickets that get it.
+    /// Grants free permits. Returns the tickets that are answered.
     fn serve(&mut self) -> BTreeSet<(u64, String)> {
         let mut answers = BTreeSet::new();
         let limit = self.limit;
@@ -99,7 +99,7 @@ struct History {
     connection: MultiplexedConnection,
     script: redis::Script,
     prefix: String,
-    /// When each member spoke last.
+    /// When each member called last.
     spoke: BTreeMap<String, u64>,
     model: Model,
     random: fastrand::Rng,
@@ -138,7 +138,7 @@ impl History {
         self.random.choice(names)
     }
 
-    /// Lets a member speak; gives what the script answered.
+    /// Makes one call as a member. Returns the reply.
     async fn send(&mut self, member: &str, ops: Value) -> Value {
         let mut call = self.script.key(&self.prefix);
         let spoke = self.spoke.insert(member.to_owned(), self.model.now);
@@ -148,7 +148,7 @@ impl History {
         serde_json::from_str(&reply).unwrap()
     }
 
-    /// What was published to the members since.
+    /// What was published to the members since the last call.
     async fn published(&mut self) -> Vec<Value> {
         let mut all = Vec::new();
         for member in self.model.members.keys() {
@@ -163,8 +163,8 @@ impl History {
         all
     }
 
-    /// Says something as a member, and sees that the script and the model agree on all that
-    /// follows. `change` is what it means to the model.
+    /// Sends commands as a member, and checks that the script and the model agree afterwards. `change` is
+    /// the change of the model.
     async fn step(
         &mut self,
         member: &str,
@@ -179,10 +179,10 @@ impl History {
             sender.ends = self.model.now + TENURE;
             change(&mut self.model, member);
         } else {
-            // What is over goes to others all the same.
+            // What has ended is granted to others all the same.
             assert_eq!(reply, json!({"expired": true}), "{op}");
         }
-        let ought = self.model.serve();
+        let expected = self.model.serve();
         let mut answers = self.published().await;
         answers.extend(reply["answers"].as_array().cloned().unwrap_or_default());
         let came: BTreeSet<_> = answers
@@ -191,11 +191,12 @@ impl History {
                 (answer["ticket"].as_u64().unwrap(), answer["verdict"].as_str().unwrap().to_owned())
             })
             .collect();
-        assert_eq!(came, ought, "{op} of {member}: {:?}", self.model);
-        if let stands @ Value::Object(_) = &reply["semaphores"][SEMAPHORE.to_string()] {
+        assert_eq!(came, expected, "{op} of {member}: {:?}", self.model);
+        if let usage @ Value::Object(_) = &reply["semaphores"][SEMAPHORE.to_string()] {
             let Model { limit, queue, .. } = &self.model;
-            let ought = json!({"limit": limit, "in_use": self.model.out(), "waiting": queue.len()});
-            assert_eq!(*stands, ought, "{op} of {member}: {:?}", self.model);
+            let expected =
+                json!({"limit": limit, "in_use": self.model.out(), "waiting": queue.len()});
+            assert_eq!(*usage, expected, "{op} of {member}: {:?}", self.model);
         }
         is_member.then(|| reply["results"]["0"].clone())
     }
@@ -208,8 +209,8 @@ impl History {
         });
         self.step(&name, join, |_, _| {}).await;
         let Some(before) = instead_of else { return };
-        // What it holds and waits for goes over to the new one; until the old one is gone, what it
-        // held counts twice.
+        // The new member takes over permits and requests. Until the old one is removed, its permits
+        // count twice.
         let Some(old) = self.model.members.get(before) else { return };
         let held = old.held.clone();
         let claim = json!({"op": "claim_permits", "semaphore": SEMAPHORE, "permits": held.values().sum::<u64>()});
@@ -272,7 +273,7 @@ impl History {
         }
     }
 
-    /// Something happens.
+    /// Makes a random change.
     async fn happen(&mut self) {
         let Some(member) = self.some_member() else { return self.join(None).await };
         let held: Vec<_> = self.model.members[&member].held.clone().into_iter().collect();
@@ -326,7 +327,7 @@ impl History {
         }
     }
 
-    /// In the end all is given back or over, and all that there is can be had.
+    /// In the end everything is given back or has ended, and all permits can be granted.
     async fn end(mut self) {
         self.advance(4 * TENURE).await;
         self.join(None).await;

@@ -59,7 +59,7 @@ pub(super) async fn used(budget: &Arc<dyn BudgetAdmin>) -> (u64, u64) {
 }
 
 async fn calls_are_spread_over_the_minute(store: Shared) {
-    // Ten a second, of which one can be saved up.
+    // Ten a second with a burst of one.
     let budget = budget(&store, "m", Some(60));
     let began = Instant::now();
     for sent in 1..=5 {

@@ -84,7 +84,7 @@ async fn an_idempotency_key_finds_its_lease(store: Shared) {
     assert_eq!((&second.id, is_new), (&first.id, false));
     assert_eq!(usage(&store, &semaphore).await.in_use, 1, "the second permit went back");
 
-    // What a renewal changes is not what was asked for.
+    // A renewal does not change the requested terms.
     store.renew_lease(&id("images"), &first.id, Some(SECOND * 9)).await.unwrap().unwrap();
     let found = store.find_lease(&semaphore, "order 66").await.unwrap().unwrap();
     assert_eq!(found.terms, new.terms);

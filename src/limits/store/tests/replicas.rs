@@ -84,7 +84,7 @@ async fn replicas_keep_the_same_limits_whichever_finds_the_charged_model() {
         reals[1].correct(Quotas::default().with(RequestsPerMinute, 8));
         replicas[found_by].alias(found, "real", NamedBy::Answer);
         let other = 1 - found_by;
-        until("the other one is told", || {
+        until("the other replica is notified", || {
             let charged = replicas[other].charged_instead(&aliases[other]);
             charged.is_some_and(|charged| Arc::ptr_eq(&charged, &reals[other]))
         })
@@ -94,13 +94,13 @@ async fn replicas_keep_the_same_limits_whichever_finds_the_charged_model() {
             let usage = account.budget().usage().await.unwrap();
             assert_eq!(usage[RequestsPerDay].used, 4, "all is counted there");
         }
-        // A replica that comes later finds it, whatever it does first.
+        // A replica that starts later finds it, whatever it does first.
         let three: Shared = server.store(5).await;
         let later = accounts(&three);
         let [alias, real] = ["latest", "real"].map(|name| later.of(&[7; 32], &name.into()));
         drop(reserve_now(real.budget()).await);
         drop(reserve_now(alias.budget()).await);
-        until("the third one is told", || {
+        until("the third replica is notified", || {
             later.charged_instead(&alias).is_some_and(|charged| Arc::ptr_eq(&charged, &real))
         })
         .await;
@@ -147,7 +147,7 @@ async fn a_quota_that_redis_lost_is_sent_again() {
                 tokio::time::sleep(SECOND / 1000).await;
             }
         };
-        tokio::time::timeout(20 * SECOND, limited).await.expect("it is told");
+        tokio::time::timeout(20 * SECOND, limited).await.expect("it is notified");
     };
     until_limited(&there).await;
     // Only the account is forgotten, so that the replicas stay members.
@@ -161,7 +161,7 @@ async fn a_quota_that_redis_lost_is_sent_again() {
     until_limited(&there).await;
 }
 
-/// Two replicas, both of which know that an account is paused.
+/// Two replicas that both know that an account is paused.
 async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn BudgetAdmin>); 2] {
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let (here, there) = (budget(&one, "m", Some(600)), budget(&two, "m", Some(600)));
@@ -169,7 +169,7 @@ async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn BudgetAdmin>); 2] {
         drop(reserve(budget, Line::Queue).await.unwrap());
     }
     here.pause_until(Instant::now() + 20 * SECOND);
-    until("it is told", || there.is_paused()).await;
+    until("it is notified", || there.is_paused()).await;
     [(one, here), (two, there)]
 }
 
@@ -187,7 +187,7 @@ async fn a_pause_reset_on_one_replica_ends_on_all() {
     let server = RedisServer::start().await;
     let [(_one, here), (_two, there)] = paused(&server).await;
     here.forget();
-    until("it is told", || !there.is_paused()).await;
+    until("it is notified", || !there.is_paused()).await;
     drop(reserve_now(&there).await.unwrap().expect("nothing keeps it back"));
 }
 
@@ -260,5 +260,5 @@ async fn a_used_up_day_refuses_calls_on_all_replicas() {
             tokio::time::sleep(SECOND / 1000).await;
         }
     };
-    tokio::time::timeout(20 * SECOND, received).await.expect("it is told");
+    tokio::time::timeout(20 * SECOND, received).await.expect("it is notified");
 }

@@ -44,7 +44,7 @@ impl Rules {
     }
 }
 
-/// People come, go, give back, look up and change the limit, in whatever order.
+/// Random requests, cancellations, releases, reads and changes of the limit.
 pub(super) struct History<'a> {
     store: &'a Arc<dyn Store>,
     semaphore: Arc<dyn Semaphore>,

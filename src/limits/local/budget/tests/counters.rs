@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use super::*;
 
-/// How much less than others a call can be under way.
+/// How much faster than others a call can arrive.
 const JITTER: Duration = Duration::from_millis(20);
 
-/// A quota as Google may count it: whether it takes what arrives, in order, at `at` seconds.
+/// A quota as Google may count it: whether it accepts calls that arrive in order, at `at` seconds.
 trait Counter {
     fn takes(&mut self, amount: f64, at: f64) -> bool;
 }
@@ -49,7 +49,7 @@ impl Counter for FixedMinute {
     }
 }
 
-/// A bucket that holds one second's worth; a larger call goes when it is full.
+/// A bucket that holds one second's worth. A larger call is accepted when it is full.
 struct TokenBucket {
     limit: f64,
     level: f64,
@@ -75,14 +75,14 @@ fn counters(limit: f64, random: &mut fastrand::Rng) -> [Box<dyn Counter>; 3] {
     ]
 }
 
-/// More calls than the quotas let through.
+/// A load of more calls than the quotas admit.
 pub(in crate::limits) struct Load {
     pub(in crate::limits) quotas: Quotas,
     /// What a call costs, at random.
     pub(in crate::limits) tokens: std::ops::Range<u64>,
-    /// The longest time between a call's reservation and its started.
+    /// The longest time between a call's reservation and its start.
     pub(in crate::limits) held: Duration,
-    /// How much less than estimated a call costs at most, as a fraction.
+    /// The largest fraction by which a call costs less than estimated.
     pub(in crate::limits) overestimated: f64,
     pub(in crate::limits) minutes: u32,
 }
@@ -120,7 +120,7 @@ impl Load {
         departures.into_inner().unwrap()
     }
 
-    /// What share of the tighter quota was used from the second minute on.
+    /// The share of the tighter quota that was used from the second minute on.
     fn utilisation(&self, departures: &[Started]) -> f64 {
         let steady =
             |started: &&Started| (60.0..60.0 * f64::from(self.minutes)).contains(&started.left_at);

@@ -13,7 +13,7 @@ fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
 }
 
 async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
-    match Arc::clone(budget).reserve(Line::Queue, Cost::one(1), patient()).now_or_never() {
+    match Arc::clone(budget).reserve(Line::Queue, Cost::one(1), far_deadline()).now_or_never() {
         Some(Err(Exhausted::DayExhausted { retry_after })) => retry_after,
         other => panic!("the day is not used up: {other:?}"),
     }
@@ -60,7 +60,7 @@ async fn a_day_that_gemini_calls_used_up_refuses_all_calls_at_once() {
         .map(|_| {
             let budget = Arc::clone(&budget);
             tokio::spawn(async move {
-                Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), patient()).await.err()
+                Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), far_deadline()).await.err()
             })
         })
         .collect();
@@ -87,7 +87,7 @@ async fn a_refusal_from_yesterday_does_not_close_today() {
     assert!(is_free(&budget, 1).await, "it left yesterday");
     assert_eq!(budget.usage_now()[RequestsPerDay].used, 1);
 
-    // A second past midnight here may have been a second before it there.
+    // A second after midnight here may have been a second before midnight at Google.
     refuse_for_the_day(&budget, early);
     assert_eq!(day_exhausted(&budget).await, 4 * SECOND);
     advance(4 * SECOND).await;
@@ -112,7 +112,7 @@ async fn waiting_calls_count_against_the_day() {
 #[derive(Debug)]
 struct SettableClock {
     calendar: Calendar,
-    /// By how many seconds it was set forward.
+    /// The seconds by which it was set forward.
     ahead: AtomicI64,
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::properties::Call;
 use super::*;
 
-/// What can happen to a call.
+/// An event of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Event {
     Arrived,
@@ -16,18 +16,18 @@ pub(super) enum Event {
     GaveBack,
     Costs(u64),
     Refused,
-    /// To none: the quotas were changed.
+    /// The quotas were changed. This concerns no call.
     Set(Quotas),
 }
 
-/// What happened: when (in seconds), to which call, what.
+/// The events: time in seconds, call, event.
 pub(super) type Log = Vec<(f64, usize, Event)>;
 
 /// One quota, and what the log says is spent of it.
 pub(super) struct Model<'a> {
     log: &'a [(f64, usize, Event)],
     calls: &'a [Call],
-    /// What a call costs of the quota.
+    /// The cost of a call for the quota.
     cost: fn(Cost) -> u64,
 }
 
@@ -76,7 +76,7 @@ impl Model<'_> {
         sent.map(|(_, cost)| cost).sum()
     }
 
-    /// Whether `cost` may be reserved: written from the promises, not from the code.
+    /// Whether `cost` may be reserved, by the documented rules and not by the code.
     pub(super) fn has_room(&self, limit: u64, cost: u64, now: f64) -> bool {
         const WINDOW: f64 = 60.3;
         let unsent = self.unsent();
@@ -99,7 +99,7 @@ impl Model<'_> {
     }
 }
 
-/// A model of the log before `index` for each quota that has a limit, and this limit.
+/// For each limited quota, a model of the log before `index`, and the limit.
 pub(super) fn models<'a>(
     log: &'a Log,
     index: usize,

@@ -1,4 +1,4 @@
-//! Random calls, held against the model.
+//! Random calls compared with the model.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::model::{Event, Log, models};
 use super::*;
 
-/// What one call does, in milliseconds.
+/// The course of one call, in milliseconds.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     arrives: u64,
@@ -20,7 +20,7 @@ pub(super) struct Call {
     /// How long its reservation is held.
     held: u64,
     leaves: bool,
-    /// How long after leaving it comes to its end.
+    /// How long it runs after it is sent.
     takes: u64,
     end: End,
     line: Line,
@@ -31,13 +31,13 @@ const NEVER: u64 = 36_000_000;
 
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// Settled with so many hundredths of the estimate.
+    /// Settled at this percentage of the estimate.
     Settled(u64),
     Unsettled,
     Refused,
 }
 
-/// Does what the calls say, and changes the quotas at given milliseconds.
+/// Runs the calls, and changes the quotas at the given milliseconds.
 async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)]) -> Log {
     let start = Instant::now();
     let log = RefCell::new(Log::new());
@@ -91,7 +91,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
     log.into_inner()
 }
 
-/// Runs a future on a paused clock of its own.
+/// Runs a future on its own paused clock.
 fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build();
@@ -137,7 +137,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
     prop::collection::vec(call(), 1..80)
 }
 
-/// Calls of which some let others go first and some go before all others.
+/// Calls of all lines: some yield once, some return.
 fn calls_of_all_lines() -> impl Strategy<Value = Vec<Call>> {
     let line =
         prop_oneof![2 => Just(Line::Queue), 2 => Just(Line::YieldOnce), 1 => Just(Line::Returning)];
@@ -186,7 +186,7 @@ fn assert_within_limits(log: &Log, calls: &[Call], mut quotas: Quotas) {
     }
 }
 
-/// No minute that begins with any started holds more than the limit.
+/// No minute that begins with a call holds more than the limit.
 fn assert_no_window_exceeds(log: &Log, calls: &[Call], quotas: Quotas) {
     for (model, limit) in models(log, log.len(), calls, quotas) {
         let sent = model.sent();
@@ -198,8 +198,7 @@ fn assert_no_window_exceeds(log: &Log, calls: &[Call], quotas: Quotas) {
     }
 }
 
-/// Each call that reserved could do so then, and could not while it was the first in the queue
-/// before.
+/// Each call that reserved could do so then, and could not earlier while it was first in the queue.
 fn assert_as_soon_as_it_may(log: &Log, calls: &[Call], quotas: Quotas) {
     let has_room = |index: usize, call: usize, now: f64| {
         models(log, index, calls, quotas)
@@ -303,22 +302,22 @@ proptest! {
         });
     }
 
-    /// Of two worlds that differ in one call's patience, the one in which it waits shows whether
-    /// it was right to refuse it in the other.
+    /// Two runs differ only in one call's deadline. The run in which the call waits shows whether the
+    /// refusal in the other run was right.
     #[test]
-    fn whoever_is_refused_at_once_could_not_have_gone_in_time(
+    fn a_call_refused_at_once_could_not_have_been_sent_in_time(
         mut calls in calls(),
         which in any::<prop::sample::Index>(),
-        patience in 0..60_000_u64,
+        time_limit in 0..60_000_u64,
         quotas in quotas(),
     ) {
         for call in &mut calls {
-            // Whatever is given back or given up could help it.
+            // Anything given back or given up could help the call.
             (call.cancelled_after, call.deadline, call.held) = (NEVER, NEVER, 0);
             (call.leaves, call.end) = (true, End::Unsettled);
         }
         let which = which.index(calls.len());
-        let mut told = |deadline: u64| {
+        let mut outcome = |deadline: u64| {
             calls[which].deadline = deadline;
             let log = on_paused_clock(async { run(&budget(quotas), &calls, &[]).await });
             let mut own = log.into_iter().filter(|of| of.1 == which).map(|(at, _, event)| (at, event));
@@ -326,12 +325,12 @@ proptest! {
             let (at, event) = own.next().expect("it is let in or refused");
             (at - arrived, event)
         };
-        let (0.0, Event::Exhausted(Exhausted::NotBefore { retry_after })) = told(patience) else {
+        let (0.0, Event::Exhausted(Exhausted::NotBefore { retry_after })) = outcome(time_limit) else {
             return Ok(());
         };
-        let (waited, _) = told(NEVER);
-        let (patience, retry_after) = (patience as f64 / 1000.0, retry_after.as_secs_f64());
-        prop_assert!(waited >= patience, "it went after {waited} s, before {patience} s");
+        let (waited, _) = outcome(NEVER);
+        let (time_limit, retry_after) = (time_limit as f64 / 1000.0, retry_after.as_secs_f64());
+        prop_assert!(waited >= time_limit, "it went after {waited} s, before {time_limit} s");
         prop_assert!(waited >= retry_after - 1e-6, "{waited} s instead of {retry_after} s");
     }
 }

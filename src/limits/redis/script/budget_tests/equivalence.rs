@@ -103,7 +103,7 @@ impl History {
         self.compare(operation);
     }
 
-    /// An operation, with what all have in common.
+    /// An operation with the common fields.
     fn of_account(&self, name: &str, mut fields: Value) -> Value {
         let now = Instant::now();
         fields["op"] = json!(name);
@@ -379,9 +379,9 @@ impl History {
 
     fn compare(&mut self, operation: Option<Value>) {
         self.serve();
-        let mut said: Vec<_> = operation.into_iter().collect();
-        said.push(self.of_account("pause", json!({"for_us": 0})));
-        self.send(&said);
+        let mut commands: Vec<_> = operation.into_iter().collect();
+        commands.push(self.of_account("pause", json!({"for_us": 0})));
+        self.send(&commands);
         let mut reply = self.send(&[self.of_account("budget_usage", json!({}))]);
         let usage = reply.results.remove(&0).expect("the account is open");
         let usage: Usage = serde_json::from_value(usage).unwrap();
@@ -397,13 +397,13 @@ impl History {
             "{:?} here and {:?} there, after {}",
             self.here,
             self.there,
-            said[0]
+            commands[0]
         );
         assert_eq!(
             Usage::from(self.budget.usage_now()),
             usage,
             "here and there, after {}",
-            said[0]
+            commands[0]
         );
         for (_, verdict) in self.here.drain(..) {
             let name = format!("{verdict:?}");
@@ -422,7 +422,7 @@ fn any<T>(random: &mut fastrand::Rng, of: &mut Vec<T>) -> Option<T> {
 fn quotas(random: &mut fastrand::Rng) -> Quotas {
     let mut limit = |ranges: [std::ops::RangeInclusive<u64>; 3]| {
         let range = ranges.get(random.usize(..4))?.clone();
-        // Now and then none at all.
+        // Sometimes none.
         Some(if random.u32(..50) == 0 { 0 } else { random.u64(range) })
     };
     Quotas::default()

@@ -1,4 +1,4 @@
-//! Whatever several replicas send together is taken by whichever counter is at the other end.
+//! Every way of counting accepts the calls that several replicas send together.
 
 use super::*;
 use crate::limits::local::budget_tests::counters::{Load, Started, assert_taken};
@@ -6,21 +6,21 @@ use crate::limits::local::budget_tests::counters::{Load, Started, assert_taken};
 const REPLICAS: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: usize = 48;
 
-/// How often a replica speaks at least.
+/// The longest time between two calls of a replica.
 const RENEWAL: Duration = Duration::from_secs(10);
 
 enum Event {
-    /// A client asks for a call.
+    /// A client requests a call.
     Asks(usize),
     /// Sends its call.
     Leaves(usize),
-    /// Its call comes to its end.
+    /// Its call ends.
     Settles(usize),
-    /// A replica looks what time has brought.
+    /// A replica checks again.
     Looks(usize),
 }
 
-/// What a client's call is estimated to cost, and costs, in tokens.
+/// The estimated and the actual cost of a client's call, in tokens.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     estimated: u64,
@@ -33,10 +33,10 @@ struct World<'a> {
     random: fastrand::Rng,
     shared: Shared,
     notifications: Notifications<'a>,
-    /// By when they happen, and in the order in which that was decided.
+    /// By time, and in the order in which they were scheduled.
     agenda: BTreeMap<(u64, usize), Event>,
     decided: usize,
-    /// Of each replica, the number of the look that it is still to take.
+    /// For each replica, the number of its next check.
     looks: [usize; REPLICAS.len()],
     costs: [Cost; CLIENTS],
     departures: Vec<Started>,
@@ -103,7 +103,7 @@ impl World<'_> {
     }
 }
 
-/// Sends more than the quotas let through by several replicas for the load's minutes.
+/// Several replicas send more than the quotas admit, for the load's minutes.
 fn run(load: &Load) -> Vec<Started> {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "replicas");

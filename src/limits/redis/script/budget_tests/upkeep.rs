@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Of one call of the script: see `members.lua`.
-const MOST_BURIED: usize = 25;
+/// The bound of one call of the script: see `members.lua`.
+const MAX_REMOVED: usize = 25;
 
 const MINUTE_MS: i64 = 60_000;
 
@@ -13,7 +13,7 @@ impl Shared {
         redis::cmd(command).arg(key).query(&mut self.connection).unwrap()
     }
 
-    /// The names of all keys, without what they begin with.
+    /// The names of all keys without their prefix.
     fn keys(&mut self) -> Vec<String> {
         let pattern = format!("{}:*", self.prefix);
         let keys: Vec<String> =
@@ -90,7 +90,7 @@ fn a_member_that_holds_nothing_leaves_nothing() {
     shared.send("a", &[give_back, leave, start_call(1, 1)]);
     assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
 
-    // Nor does it when it has ended.
+    // It also leaves nothing when it has ended.
     shared.send("a", &[ask(4, 1), ask_permits(&json!(0), 5)]);
     shared.advance(20 * SECOND);
     shared.send("b", &[]);
@@ -120,7 +120,7 @@ fn the_last_member_that_retires_leaves_nothing() {
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "dead"), 0);
     assert_eq!(shared.ask_redis::<usize>("EXISTS", "arrivals"), 0);
 
-    // What one still holds goes with it.
+    // What a member still holds is removed with it.
     shared.join("b", requests(60));
     shared.send("b", &[ask(1, 1), ask_permits(&json!(0), 2), json!({"op": "retire"})]);
     let left: Vec<_> = shared.keys().into_iter().filter(|key| key.ends_with(":b")).collect();
@@ -173,8 +173,8 @@ fn dead_members_are_removed_a_few_items_at_a_time() {
     while before != (0, 0, 0) {
         let reply = shared.send("b", &[]);
         let after = left(&mut shared);
-        let buried = before.0 + before.1 + before.2 - after.0 - after.1 - after.2;
-        assert!((1..=MOST_BURIED).contains(&buried), "{before:?} to {after:?}");
+        let removed = before.0 + before.1 + before.2 - after.0 - after.1 - after.2;
+        assert!((1..=MAX_REMOVED).contains(&removed), "{before:?} to {after:?}");
         if after != (0, 0, 0) {
             assert_eq!(reply.check_again_in_us, Some(0), "something is left");
         }
@@ -272,14 +272,14 @@ fn after_data_loss_nothing_is_granted_for_the_longest_lease() {
     shared.lease = 30 * SECOND;
     let opens_in = |reply: &Reply| reply.opens_in_us.unwrap_or_default() / 1_000_000;
 
-    // Another run, with all that was kept.
+    // Another run with all the data.
     shared.advance(SECOND);
     let other_run = with(join(), "run", json!("another"));
     assert_eq!(opens_in(&shared.send("b", &[other_run])), 300);
     shared.set("run", RUN);
     shared.set("opens_at", "0");
 
-    // All is lost: a newcomer waits, and longer when one comes back that knows of the others.
+    // All data is lost: a new member waits, and longer when a member returns that knows of longer leases.
     shared.flush();
     assert!(shared.send("a", &[]).expired);
     assert_eq!(opens_in(&shared.join("new", requests(60))), 30);
@@ -298,7 +298,7 @@ fn after_data_loss_nothing_is_granted_for_the_longest_lease() {
 fn replicas_of_another_format_are_refused() {
     let server = start_server();
     let mut shared = Shared::new(&server, "format");
-    // A sorted set was what the first format had there.
+    // The first format had a sorted set there.
     let mut members = redis::cmd("ZADD");
     members.arg("format:members").arg(START + 1_000_000).arg("old");
     let () = members.query(&mut shared.connection).unwrap();
@@ -386,7 +386,7 @@ fn a_lease_that_no_request_found_can_be_taken_back() {
     }
 }
 
-/// How long the longest call takes with so many accounts; run it with `--ignored --nocapture`.
+/// How long the longest call takes with very many accounts; run it with `--ignored --nocapture`.
 #[test]
 #[ignore = "it takes minutes, and prints what depends on the machine"]
 fn no_call_takes_long_with_very_many_accounts() {
@@ -396,9 +396,9 @@ fn no_call_takes_long_with_very_many_accounts() {
     shared.join("a", requests(60));
     shared.join("b", requests(60));
     let mut longest = BTreeMap::new();
-    let mut timed = |shared: &mut Shared, what: &'static str, member: &str, said: &[Value]| {
+    let mut timed = |shared: &mut Shared, what: &'static str, member: &str, commands: &[Value]| {
         let began = std::time::Instant::now();
-        let reply = shared.send(member, said);
+        let reply = shared.send(member, commands);
         let took: &mut Duration = longest.entry(what).or_default();
         *took = began.elapsed().max(*took);
         reply
