@@ -98,3 +98,28 @@ fn modules_of_limits_use_only_modules_above_them() {
         above.insert(module.to_owned());
     }
 }
+
+#[test]
+fn files_of_limits_use_each_other_in_one_direction() {
+    for folder in ["model", "local", "redis", "accounts", "limiter"] {
+        let mut uses = Uses::new();
+        let files = fs::read_dir(source("src/limits").join(folder)).expect("a folder");
+        for path in files.map(|entry| entry.expect("an entry").path()) {
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let file = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
+            let text = fs::read_to_string(&path).expect("a source");
+            let named = text.lines().filter_map(|line| line.strip_prefix("use super::"));
+            let named = named.filter_map(|rest| Some(rest.split_once("::")?.0.to_owned()));
+            uses.insert(file, named.collect());
+        }
+        assert!(!uses.is_empty(), "{folder} has files");
+        while !uses.is_empty() {
+            let before = uses.len();
+            let rest: BTreeSet<_> = uses.keys().cloned().collect();
+            uses.retain(|_, used| !used.is_disjoint(&rest));
+            assert!(uses.len() < before, "{folder}: a circle among {rest:?}");
+        }
+    }
+}
