@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::dispatch::{self, Call, Dispatcher};
+use crate::dispatch::{Call, CallError, CallKind, Dispatcher};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 
@@ -31,8 +31,8 @@ pub use schemas::Schemas;
 
 /// One thing to generate, checked and ready to be sent.
 pub trait Generation: Send + Sync + Sized + 'static {
-    /// What it is called in metrics and logs.
-    const KIND: &'static str;
+    /// The kind of its calls.
+    const KIND: CallKind;
     /// The body in which a caller asks for it.
     type Request: Request;
     /// The body that a caller gets.
@@ -98,7 +98,7 @@ pub struct Misfit<Output> {
 pub enum Failure {
     /// The call gave no answer.
     #[error(transparent)]
-    Dispatch(#[from] dispatch::Failure),
+    Dispatch(#[from] CallError),
     /// Gemini answered twice, and neither answer fits the schema.
     #[error("the answer does not fit the schema: {}", violations.join("; "))]
     SchemaViolation {
@@ -124,7 +124,7 @@ impl Failure {
     /// The tokens that were spent although nothing came of them.
     fn usage(&self) -> Usage {
         match self {
-            Self::Dispatch(dispatch::Failure::Upstream { error, .. }) => error.usage,
+            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
             Self::SchemaViolation { usage, .. } => *usage,
             Self::Dispatch(_) | Self::Internal => Usage::default(),
         }
@@ -137,8 +137,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// Generates one thing, the first call of which has been admitted. An answer that does not fit is
-/// asked for once more, and the second call is admitted like any other.
+/// Waits for admission and generates one thing. An answer that does not fit is asked for once more,
+/// and the second call is admitted like any other.
 ///
 /// # Errors
 /// [`Failure`]; an output is always what was asked for.
@@ -146,10 +146,23 @@ pub async fn generate<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,
+    generation: G,
+) -> Result<G::Output, Failure> {
+    let admission = dispatcher.admit(call).await?;
+    // Boxed so that a request that waits takes no more memory than its wait.
+    let generation = Arc::new(generation);
+    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admission)).await
+}
+
+/// The same where the first call has been admitted.
+async fn generate_admitted<G: Generation>(
+    dispatcher: &Dispatcher,
+    offload: &Offload,
+    call: &Call,
     generation: &Arc<G>,
     admission: Admission,
 ) -> Result<G::Output, Failure> {
-    let answer = dispatcher.send(call, generation.ask(), admission).await?;
+    let answer = dispatcher.generate_admitted(call, generation.ask(), admission).await?;
     let misfit = match read(offload, call, generation, answer).await? {
         Ok(output) => return Ok(output),
         Err(misfit) => misfit,
@@ -182,7 +195,7 @@ async fn read<G: Generation>(
         Err(Unusable::Unfinished(answer)) => {
             let generation = Arc::clone(generation);
             let job = move |work: &Work| generation.read(answer, work);
-            offload.run(call.route.payer(), call.deadline, job).await
+            offload.run(call.payer(), call.deadline(), job).await
         }
         read => Ok(read),
     };
@@ -191,7 +204,7 @@ async fn read<G: Generation>(
         Ok(Err(Unusable::Misfit(misfit))) => Ok(Err(misfit)),
         Ok(Err(Unusable::Hopeless(error))) => Err(error.into()),
         Ok(Err(Unusable::Unfinished(_))) | Err(Unfinished::Deadline) => {
-            Err(dispatch::Failure::DeadlineExceeded.into())
+            Err(CallError::DeadlineExceeded.into())
         }
         Err(Unfinished::TooLong(limit)) => {
             let violation = format!("to check it takes longer than {limit:?}");
@@ -209,11 +222,10 @@ async fn repair<G: Generation>(
     misfit: &Misfit<G::Output>,
 ) -> Result<G::Output, Failure> {
     let said = misfit.violations.iter().map(|violation| InputFeatures::of(violation));
-    let input = call.input + InputFeatures::of(&misfit.text) + said.sum();
-    let call = &Call { input, ..call.clone() };
-    let admission = dispatcher.admit(call).await?;
-    let answer = dispatcher.send(call, generation.ask_again(misfit), admission).await?;
-    read(offload, call, generation, answer).await?.or_else(|misfit| {
+    let input = call.input() + InputFeatures::of(&misfit.text) + said.sum();
+    let call = call.followed_by(input);
+    let answer = dispatcher.generate(&call, generation.ask_again(misfit)).await?;
+    read(offload, &call, generation, answer).await?.or_else(|misfit| {
         let Misfit { fallback, violations, usage, .. } = misfit;
         fallback.ok_or(Failure::SchemaViolation { violations, usage })
     })

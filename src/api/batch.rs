@@ -110,7 +110,7 @@ pub(super) async fn many<G: Generation>(
     if response.failed_requests > 0 {
         let BatchResponse { total_requests, failed_requests, .. } = response;
         tracing::warn!(
-            kind = G::KIND,
+            kind = G::KIND.label(),
             total_requests,
             failed_requests,
             cause,

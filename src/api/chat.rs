@@ -15,7 +15,7 @@ use super::body::Asked;
 use super::error::ApiError;
 use super::openapi::{ExternalSemaphore, Failures};
 use super::read_ahead::read_ahead;
-use super::single::{admitted, failed, one};
+use super::single::{enqueued, failed, one};
 use crate::gateway::Gateway;
 use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatStream};
 
@@ -61,13 +61,13 @@ struct ChatStreamEvent {
 /// What fails before its first text is answered as any failure; later, it is the last event.
 async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
     let share = mem::take(&mut asked.share);
-    let (chat, call, admission) = admitted::<Chat>(gateway, asked).await?;
+    let (chat, call) = enqueued::<Chat>(gateway, asked).await?;
     let idle = gateway.config.stream_idle_timeout;
-    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, admission, idle);
-    let chat = Box::pin(opened).await.map_err(|failure| failed(&call, failure))?;
+    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, idle).await;
+    let chat = opened.map_err(|failure| failed(&call, failure))?;
     let events = unfold((chat, call, share), async |(mut chat, call, share)| {
         let event = chat.next().await?.map_err(|failure| {
-            let model = call.route.model().clone();
+            let model = call.model().clone();
             ItemFailure::of(failed(&call, failure), model)
         });
         Some((event, (chat, call, share)))

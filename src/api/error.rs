@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::encoding::TAKEN as ENCODINGS;
 use super::semaphores::SemaphoreStatus;
-use crate::dispatch;
+use crate::dispatch::CallError;
 use crate::gemini::{self, ErrorKind, RefusalScope};
 use crate::generation::offload::Unfinished;
 use crate::generation::{Failure, InvalidField, Segment};
@@ -478,9 +478,9 @@ impl From<StoreUnavailable> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Dispatch(dispatch::Failure::Refused(refused)) => Self::refused(refused),
-            Failure::Dispatch(dispatch::Failure::DeadlineExceeded) => Self::request_timeout(),
-            Failure::Dispatch(dispatch::Failure::Upstream { error, retry_after }) => {
+            Failure::Dispatch(CallError::Refused(refused)) => Self::refused(refused),
+            Failure::Dispatch(CallError::DeadlineExceeded) => Self::request_timeout(),
+            Failure::Dispatch(CallError::Upstream { error, retry_after, .. }) => {
                 Self::upstream(*error, retry_after)
             }
             Failure::SchemaViolation { violations, .. } => {

@@ -10,10 +10,10 @@ use super::auth::{check_model, check_text};
 use super::body::Asked;
 use super::error::ApiError;
 use super::semaphores::registered;
-use crate::dispatch::Call;
+use crate::dispatch::{Call, CallRequest};
 use crate::gateway::Gateway;
 use crate::generation::{Failure, Generation, Preparation, Request, Schemas, generate};
-use crate::limits::{Admission, Semaphore};
+use crate::limits::Semaphore;
 
 /// Generates one thing and answers with it.
 pub(super) async fn one<G: Generation>(
@@ -21,19 +21,16 @@ pub(super) async fn one<G: Generation>(
     mut asked: Asked<G::Request>,
 ) -> Result<Json<G::Output>, ApiError> {
     let _share = mem::take(&mut asked.share);
-    let (generation, call, admission) = admitted::<G>(gateway, asked).await?;
-    // Boxed so that a request that waits is no larger than its wait.
-    let generation = Arc::new(generation);
-    let (dispatcher, offload) = (&gateway.dispatcher, &gateway.offload);
-    let output = Box::pin(generate(dispatcher, offload, &call, &generation, admission));
-    output.await.map(Json).map_err(|failure| failed(&call, failure))
+    let (generation, call) = enqueued::<G>(gateway, asked).await?;
+    let output = generate(&gateway.dispatcher, &gateway.offload, &call, generation).await;
+    output.map(Json).map_err(|failure| failed(&call, failure))
 }
 
-/// Checks a request and waits until its first call is let in.
-pub(super) async fn admitted<G: Generation>(
+/// Checks a request and puts its call into the queue.
+pub(super) async fn enqueued<G: Generation>(
     gateway: &Gateway,
     asked: Asked<G::Request>,
-) -> Result<(G, Call, Admission), ApiError> {
+) -> Result<(G, Call), ApiError> {
     let deadline = Instant::now() + gateway.config.request_timeout;
     let Asked { caller, semaphore, mut body, .. } = asked;
     let terms = body.take_terms();
@@ -48,13 +45,10 @@ pub(super) async fn admitted<G: Generation>(
     check_text(|| generation.ask(), gateway).await?;
     let semaphore = terms.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
-    let dispatcher = &gateway.dispatcher;
-    let ticket = dispatcher.enqueue();
-    let route = dispatcher.route(&ticket, key, generation.model().clone(), semaphore);
-    let call =
-        Call { kind: G::KIND, route, input: generation.input(), requests: 1, images: 0, deadline };
-    let admission = dispatcher.admit(&call).await.map_err(|failure| failed(&call, failure))?;
-    Ok((generation, call, admission))
+    let (model, size) = (generation.model().clone(), generation.input().into());
+    let request = CallRequest { kind: G::KIND, key, model, semaphore, size, deadline };
+    let call = gateway.dispatcher.enqueue(request);
+    Ok((generation, call))
 }
 
 /// The failure of a call, which it tells the log.
@@ -62,8 +56,8 @@ pub(super) fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
     let failure = failure.into();
     let cause = failure.cause();
     let error = ApiError::from(failure);
-    let (model, code) = (call.route.model(), error.code());
-    tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
+    let (model, code) = (call.model(), error.code());
+    tracing::warn!(kind = call.kind().label(), %model, code, cause, "no answer");
     error
 }
 

@@ -12,8 +12,8 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::offload::Offload;
-use super::{Failure, Generation, generate};
-use crate::dispatch::{self, Call, Dispatcher, Route};
+use super::{Failure, Generation, generate_admitted};
+use crate::dispatch::{CallError, CallQueue, Dispatcher};
 use crate::gemini::{ApiKey, Model};
 use crate::limits::{Refused, Semaphore};
 
@@ -78,7 +78,7 @@ struct Batch<G: Generation> {
 
 /// The items that go the same way: those that have not gone yet, each with its index.
 struct AccountItems<G> {
-    route: Arc<Route>,
+    queue: Arc<CallQueue>,
     items: Mutex<VecDeque<(usize, G)>>,
     /// How many runners wait for the one whose turn it is.
     standing_by: AtomicUsize,
@@ -100,9 +100,9 @@ impl<G: Generation> Batch<G> {
             outcomes.push(Outcome { model: model.clone(), result: Err(Failure::Internal) });
             let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
             let account = *known.entry(way).or_insert_with(|| {
-                let route = dispatcher.route(&ticket, key, model, semaphore);
+                let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore);
                 accounts.push(AccountItems {
-                    route,
+                    queue: Arc::new(queue),
                     items: Mutex::default(),
                     standing_by: 0.into(),
                 });
@@ -135,28 +135,22 @@ impl<G: Generation> Batch<G> {
     /// let in sees to it that another one stands in the queue meanwhile, so that there are as many
     /// runners as items under way, and one.
     async fn run(self: Arc<Self>, account: usize) {
-        let AccountItems { route, items, standing_by } = &self.accounts[account];
+        let AccountItems { queue, items, standing_by } = &self.accounts[account];
         loop {
-            let head = route.head().await;
+            let head = queue.head().await;
             standing_by.fetch_sub(1, Ordering::Relaxed);
             let Some((index, generation)) = lock(items).pop_front() else { return };
-            let call = Call {
-                kind: G::KIND,
-                route: Arc::clone(route),
-                input: generation.input(),
-                requests: 1,
-                images: 0,
-                deadline: Instant::now() + self.timeout,
-            };
+            let call = queue.call(generation.input(), Instant::now() + self.timeout);
             let result = match self.dispatcher.admit_at_head(&call, head).await {
                 Ok(admission) => {
                     if standing_by.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
                         self.start_runner(account);
                     }
                     let generation = Arc::new(generation);
-                    generate(&self.dispatcher, &self.offload, &call, &generation, admission).await
+                    let (dispatcher, offload) = (&*self.dispatcher, &*self.offload);
+                    generate_admitted(dispatcher, offload, &call, &generation, admission).await
                 }
-                Err(dispatch::Failure::Refused(
+                Err(CallError::Refused(
                     refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
                 )) => {
                     // Another account may have been first to say so.
@@ -188,7 +182,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::dispatch::RetryPolicy;
+    use crate::dispatch::{CallKind, RetryPolicy};
     use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
     use crate::generation::chat::ChatRequest;
     use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
@@ -207,7 +201,7 @@ mod tests {
     }
 
     impl Generation for Fragile {
-        const KIND: &'static str = "fragile";
+        const KIND: CallKind = CallKind::Chat;
         type Request = ChatRequest;
         type Output = String;
 

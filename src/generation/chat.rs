@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use crate::dispatch::CallKind;
 use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
 use crate::schema::Work;
 
@@ -95,7 +96,7 @@ impl Chat {
 }
 
 impl Generation for Chat {
-    const KIND: &'static str = "chat";
+    const KIND: CallKind = CallKind::Chat;
     type Request = ChatRequest;
     type Output = ChatResponse;
 

@@ -13,6 +13,7 @@ use super::structured::MESSAGE;
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
 };
+use crate::dispatch::CallKind;
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
 use crate::schema::Work;
 
@@ -99,7 +100,7 @@ impl Request for StoryRequest {
 }
 
 impl Generation for Cinematic {
-    const KIND: &'static str = "cinematic_story_design";
+    const KIND: CallKind = CallKind::CinematicStoryDesign;
     type Request = StoryRequest;
     type Output = StoryResponse;
 

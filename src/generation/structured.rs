@@ -13,6 +13,7 @@ use super::question::{SchemaPrompt, SchemaQuestion};
 use super::{
     Credentials, Generation, InvalidField, Misfit, Preparation, Request, Schemas, Terms, Unusable,
 };
+use crate::dispatch::CallKind;
 use crate::gemini::{Answer, InputFeatures, Model, Usage};
 use crate::schema::Work;
 
@@ -94,7 +95,7 @@ impl Request for StructuredRequest {
 }
 
 impl Generation for Structured {
-    const KIND: &'static str = "structured_output";
+    const KIND: CallKind = CallKind::StructuredOutput;
     type Request = StructuredRequest;
     type Output = StructuredResponse;
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::budget::ChargedModel;
 use super::model::{Payer, QuotaPlan};
 use super::store::Store;
+use account::Counted;
 use breakers::Breakers;
 
 pub use account::Account;
@@ -107,20 +108,24 @@ impl Accounts {
     /// The account of a key and of calls that Gemini counts apart from the model's generating calls,
     /// by their method, such as `countTokens`. Its quotas are unknown until Gemini names them.
     pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
-        self.of(key_sha256, &format!("{model}:{method}").into())
+        let name = format!("{model}:{method}").into();
+        self.find_or_open(self.payer(key_sha256), name, Counted::Method)
     }
 
     /// The account of a key, given by its SHA-256, and a model. It is opened if there is none. If the
     /// table is full, the returned account refuses its calls.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
-        let payer = match self.plan.label(key_sha256) {
-            Some(label) => Payer::Labelled(Arc::clone(label)),
-            None => Payer::Key(*key_sha256),
-        };
-        self.find_or_open(payer, Arc::clone(model))
+        self.find_or_open(self.payer(key_sha256), Arc::clone(model), Counted::Model)
     }
 
-    fn find_or_open(&self, payer: Payer, model: Arc<str>) -> Arc<Account> {
+    fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
+        match self.plan.label(key_sha256) {
+            Some(label) => Payer::Labelled(Arc::clone(label)),
+            None => Payer::Key(*key_sha256),
+        }
+    }
+
+    fn find_or_open(&self, payer: Payer, model: Arc<str>, counted: Counted) -> Arc<Account> {
         let name = (payer, model);
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = open.accounts.get(&name) {
@@ -137,7 +142,8 @@ impl Accounts {
             return Arc::new(Account::rejected(payer, model));
         }
         let (plan, ceiling) = (&self.plan, self.ceiling);
-        let account = Account::open(&*self.store, payer, model, plan, ceiling, &self.breakers);
+        let (store, breakers) = (&*self.store, &self.breakers);
+        let account = Account::open(store, payer, model, counted, plan, ceiling, breakers);
         let account = Arc::new(account);
         open.insert(name, Arc::clone(&account));
         account
@@ -163,7 +169,7 @@ impl Accounts {
             return;
         }
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = self.find_or_open(account.payer().clone(), name.into());
+        let named = self.find_or_open(account.payer().clone(), name.into(), Counted::Model);
         if named_by == NamedBy::Replica && named.is_charged_to(account) {
             // This replica had found the opposite before.
             named.charge(None);

@@ -9,7 +9,6 @@ use super::{Chat, ChatResponse};
 use crate::dispatch::{Call, Dispatcher, Forwarded};
 use crate::gemini::{Error, Events, Forward, Growing};
 use crate::generation::{Failure, Generation};
-use crate::limits::Admission;
 
 /// A chat whose text comes piece by piece. Dropping it stops Gemini and gives its slots back.
 pub struct ChatStream {
@@ -32,7 +31,7 @@ pub enum ChatEvent {
 }
 
 impl ChatStream {
-    /// Asks for a chat that has been let in, and waits for its first text. `idle` is how long
+    /// Waits for admission, asks for a chat, and waits for its first text. `idle` is how long
     /// nothing may come then.
     ///
     /// # Errors
@@ -41,12 +40,11 @@ impl ChatStream {
         dispatcher: &Dispatcher,
         call: &Call,
         chat: Chat,
-        admission: Admission,
         idle: Duration,
     ) -> Result<Self, Failure> {
         let request = Forward::stream(chat.model());
-        let response = dispatcher.forward(call, &request, chat.ask(), admission, idle).await;
-        let body = response.map_err(|unanswered| unanswered.failure)?.into_body();
+        let response = dispatcher.forward(call, &request, chat.ask(), idle).await;
+        let body = response?.into_body();
         let answer = Some(Growing::without(dispatcher.secrets(call)));
         let (events, ready) = (Events::default(), VecDeque::new());
         let mut stream = Self { chat, body, events, answer, ready };
@@ -80,7 +78,7 @@ impl ChatStream {
         self.body.settle(Ok(()));
         if strays > 0 {
             let model = self.chat.model();
-            tracing::warn!(kind = Chat::KIND, %model, strays, "the stream has lines that are not Gemini's");
+            tracing::warn!(kind = Chat::KIND.label(), %model, strays, "the stream has lines that are not Gemini's");
         }
         let done = ChatEvent::Done(self.chat.response(answer));
         if rest.is_empty() {

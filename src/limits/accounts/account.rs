@@ -24,11 +24,21 @@ pub(super) const FOLLOW_AGAIN: Duration = Duration::from_secs(3600);
 /// How many models that Gemini named for one account's calls are remembered.
 const MAX_NAMED: usize = 16;
 
-/// One key and one model: the quotas that count for them, and how many calls run at once.
+/// The calls that an account counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Those that are charged to the model.
+    Model,
+    /// Those of one method of the model, such as `countTokens`, which has quotas of its own.
+    Method,
+}
+
+/// One key and one model: their quotas, and how many of their calls run at once.
 #[derive(Debug)]
 pub struct Account {
     payer: Payer,
     model: Arc<str>,
+    counted: Counted,
     /// The quotas of the settings.
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn BudgetAdmin>,
@@ -58,6 +68,7 @@ impl Account {
         store: &dyn Store,
         payer: Payer,
         model: Arc<str>,
+        counted: Counted,
         plan: &QuotaPlan,
         ceiling: usize,
         breakers: &Arc<Breakers>,
@@ -66,11 +77,14 @@ impl Account {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
-        // The plan's quotas are for generating calls.
-        let is_apart = model.contains(':');
-        let planned = if is_apart { PlannedQuotas::default() } else { plan.quotas(label, &model) };
+        // The plan's quotas are the model's.
+        let planned = match counted {
+            Counted::Model => plan.quotas(label, &model),
+            Counted::Method => PlannedQuotas::default(),
+        };
         let budget = store.budget(&payer, &model, planned, plan.minute);
-        Self { breakers: Arc::clone(breakers), ..Self::new(payer, model, planned, budget, ceiling) }
+        let account = Self::new(payer, model, planned, budget, ceiling);
+        Self { breakers: Arc::clone(breakers), counted, ..account }
     }
 
     /// An account that is not kept and whose calls are refused.
@@ -90,6 +104,7 @@ impl Account {
         Self {
             payer,
             model,
+            counted: Counted::Model,
             planned: Mutex::new(planned),
             budget,
             concurrency: AdaptiveLimit::new(ceiling),
@@ -252,7 +267,7 @@ impl Account {
 
     /// Whether these are calls that Gemini counts apart from the model's generating calls.
     pub(super) fn is_apart(&self) -> bool {
-        self.model.contains(':')
+        self.counted == Counted::Method
     }
 
     /// The breakers that refuse all calls of this account.
