@@ -1,9 +1,9 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /app
 
-# The dependencies have a layer of their own: it is built anew only when the manifest or the lock
-# file changes. (The C compiler that ring needs comes with the image.) The image holds no tests and
-# no benches, so their targets leave the manifest, and their files need not be copied.
+# Build the dependencies in their own layer, which is rebuilt only when the manifest or the lock file
+# changes. (The image includes the C compiler that ring needs.) Tests and benches are not copied, so
+# their targets are removed from the manifest.
 COPY Cargo.toml Cargo.lock build.rs ./
 RUN sed -i -e '/^\[\[test\]\]/,/^$/d' -e '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
     && mkdir src \
@@ -12,12 +12,12 @@ RUN sed -i -e '/^\[\[test\]\]/,/^$/d' -e '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
     && cargo build --release --locked \
     && rm -r src
 
-# Copied files keep their times, which may lie before the build above: without the touch, cargo
-# would take the empty crate for up to date.
+# Copied files keep their modification times, which may be older than the build above. Without the
+# touch, cargo would consider the empty crate up to date.
 COPY src src
 RUN touch src/lib.rs src/main.rs && cargo build --release --locked
 
-# C library, CA certificates, an unprivileged user, and no shell.
+# This base has the C library, CA certificates and an unprivileged user, and no shell.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /app/target/release/gemini-concurrent-generation /usr/local/bin/
 ENV HOST=0.0.0.0

@@ -1,7 +1,6 @@
-//! What the service itself costs: the limiter, empty and crowded; a body built and an answer read;
-//! and whole requests, from the router to an upstream that takes no time.
+//! What the service itself costs: the limiter, empty and crowded; building a body and parsing an
+//! answer; and whole requests, from the router to an upstream that takes no time.
 
-use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::pin::Pin;
@@ -17,7 +16,6 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,16 +26,24 @@ use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{Answer, ApiKey, GenerateContent};
 use gemini_concurrent_generation::limits::{
-    Admission, Cost, Limit, LimitScope, Limiter, Limits, QueueTicket, QuotaPlan, Refused,
+    Admission, Cost, Limit, LimitScope, Limiter, Limits, QueueTicket, QuotaKind, QuotaPlan, Refused,
 };
-use gemini_concurrent_generation::server::{self, Worker, serve};
+use gemini_concurrent_generation::server::Worker;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
+
+#[path = "support/listen.rs"]
+mod listen;
+
+use listen::listen;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Long enough for a hundred thousand to go one a minute.
+/// Long enough for a hundred thousand calls at one a minute.
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// A key as long as Google's, so that redaction searches for it.
+const KEY: &str = "AIzaSyB7Rm4kWzTq1Nc8XvLd3GhJ6YpFs0UeQo5";
 
 const PROMPT: &str = "Why is the sky blue, and why is it red in the evening?";
 
@@ -56,15 +62,15 @@ fn limiter(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What the queue for a used-up quota costs, and what one who waits there, or for a slot, takes.
+/// The cost of the queue for an exhausted quota: refusing a request, and joining and leaving.
 fn quota(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("the runtime starts");
     let _clock = runtime.enter();
     let mut group = criterion.benchmark_group("quota");
     for waiting in [1, 1_000, 100_000] {
         let mut plan = QuotaPlan::default();
-        let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(1));
-        plan.add_limits(LimitScope { label: None, model: None }, limits).expect("the only ones");
+        let limits = Limits::default().with(QuotaKind::RequestsPerMinute, Limit::AtMost(1));
+        plan.add_limits(LimitScope { label: None, model: None }, limits).expect("no other limits");
         let limiter = Limiter::new(1, waiting + 1, plan);
         drop(admitted(enter(&limiter)).start().unwrap());
         let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&limiter))).collect();
@@ -79,7 +85,7 @@ fn quota(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a waiting request takes, without its HTTP connection: printed, since it is no time.
+/// The memory of a waiting request without its HTTP connection. Printed, since it is not a time.
 fn memory(_: &mut Criterion) {
     const WAITING: usize = 100_000;
     let before = resident();
@@ -89,7 +95,7 @@ fn memory(_: &mut Criterion) {
     println!("memory of a request that waits, {WAITING} waiting: {each} bytes");
 }
 
-/// The memory of this process, in bytes.
+/// The resident memory of this process, in bytes.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("a Linux machine");
     let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
@@ -109,28 +115,28 @@ fn enter_before(limiter: &Arc<Limiter>, deadline: Instant) -> Entering {
     Box::pin(async move { queue.head().await.admit(Cost::one(100), deadline).await })
 }
 
-/// One who has to wait, and does.
+/// A request that has to wait, once polled.
 fn waits(mut entering: Entering) -> Entering {
-    assert!(entering.as_mut().now_or_never().is_none(), "there is nothing to be had");
+    assert!(entering.as_mut().now_or_never().is_none(), "the request must wait");
     entering
 }
 
 fn admitted(entering: Entering) -> Admission {
-    entering.now_or_never().expect("it is its turn").expect("nobody is refused")
+    entering.now_or_never().expect("it is admitted at once").expect("it is not refused")
 }
 
-/// A limiter with one slot, which is taken, and those who wait for it.
+/// A limiter whose only slot is taken, and the requests that wait for it.
 struct Queue {
     limiter: Arc<Limiter>,
-    inside: Option<Admission>,
+    admitted: Option<Admission>,
     waiting: VecDeque<Entering>,
 }
 
 impl Queue {
     fn new(length: usize) -> Self {
         let limiter = Limiter::new(1, length + 1, QuotaPlan::default());
-        let inside = Some(admitted(enter(&limiter)));
-        let mut queue = Self { limiter, inside, waiting: VecDeque::new() };
+        let admitted = Some(admitted(enter(&limiter)));
+        let mut queue = Self { limiter, admitted, waiting: VecDeque::new() };
         (0..length).for_each(|_| queue.join());
         queue
     }
@@ -139,12 +145,12 @@ impl Queue {
         self.waiting.push_back(waits(enter(&self.limiter)));
     }
 
-    /// One more joins, the one inside leaves, and the first in the queue goes in.
+    /// One more request joins, the one with the slot ends, and the head of the queue is admitted.
     fn hand_over(&mut self) {
         self.join();
-        self.inside = None;
+        self.admitted = None;
         let first = self.waiting.pop_front().expect("one has just joined");
-        self.inside = Some(admitted(first));
+        self.admitted = Some(admitted(first));
     }
 }
 
@@ -176,8 +182,8 @@ fn wire(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a request costs from the router to an upstream that takes no time and back: a chat, a call
-/// that is passed on, and the first byte of a stream, beside that of the upstream itself.
+/// What a request costs from the router to an upstream that takes no time and back: a chat, a
+/// relayed call, and the first byte of a stream, compared with the upstream alone.
 fn whole(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("the runtime starts");
     let gateway = runtime.block_on(gateway_to_simulator());
@@ -220,7 +226,7 @@ fn whole(criterion: &mut Criterion) {
             let mut took = Duration::ZERO;
             for _ in 0..times {
                 let mut request = post(&format!("{upstream}{stream}"), &native);
-                request.headers_mut().insert("x-goog-api-key", HeaderValue::from_static("bench"));
+                request.headers_mut().insert("x-goog-api-key", HeaderValue::from_static(KEY));
                 let asked = std::time::Instant::now();
                 let response = direct.request(request).await.expect("an answer");
                 took += first_byte(Body::new(response.into_body()), asked).await;
@@ -244,15 +250,11 @@ fn whole(criterion: &mut Criterion) {
 
 /// A gateway to a simulator in this process that answers at once.
 async fn gateway_to_simulator() -> Gateway {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it listens");
     let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
-    let mut config = Config::default();
-    let limits = server::Limits::of(&config);
-    tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
-    config.base_url = format!("http://{address}");
-    config.set_gemini_api_key(ApiKey::new("bench").expect("a key"));
-    Gateway::new(config, true).expect("the base URL is one")
+    let address = listen(workers, &CancellationToken::new()).await;
+    let mut config = Config { base_url: format!("http://{address}"), ..Config::default() };
+    config.set_gemini_api_key(ApiKey::new(KEY).expect("a key"));
+    Gateway::new(config, true).expect("a valid base URL")
 }
 
 criterion_group!(benches, memory, limiter, quota, wire, whole);

@@ -1,5 +1,5 @@
-//! What a batch takes without the service: a bare client makes as many calls to an upstream, as many
-//! of them at once. Prints the median of its rounds, in seconds.
+//! How long a batch's calls take without the service: a bare client sends the same number of calls
+//! to an upstream, with the same concurrency. Prints the median of its rounds, in seconds.
 //!
 //! `cargo bench --bench bare -- URL CALLS LIMIT ROUNDS`
 
@@ -26,12 +26,12 @@ fn main() {
         numbers.iter().map(|number| number.parse().expect("a number")).collect();
     let [calls, limit, rounds] = *numbers else { panic!("URL CALLS LIMIT ROUNDS") };
     let uri: Uri = url.parse().expect("a URL");
-    // The faster of the two kinds here, as it is for the service.
+    // The faster of the two runtimes here, as for the service.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let times = runtime.expect("the runtime starts").block_on(async {
         let http: Http =
             Client::builder(TokioExecutor::new()).pool_max_idle_per_host(limit).build_http();
-        // The first round makes the connections.
+        // The first round opens the connections.
         round(&http, &uri, calls, limit).await;
         let mut times = Vec::new();
         for _ in 0..rounds {

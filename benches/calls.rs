@@ -1,12 +1,11 @@
-//! What whole calls take, for counting instructions: as many of one kind as are asked for, one after
-//! the other on one thread. Prints the shortest time of a call over samples of a hundred, in
-//! microseconds.
+//! How long whole calls take, for counting instructions: calls of one kind, one after the other on
+//! one thread. Prints the shortest time of a call over samples of a hundred, in microseconds.
 //!
 //! `cargo bench --bench calls -- KIND CALLS`
 //!
-//! A kind is `chat`, `forward` (a call in Gemini's own words), `stream`, or `direct` (to the
-//! simulator itself), with `-own` where the caller brings a key, `-admin` where there is an admin
-//! key, `-log` where the log is written, and `-short` where the server's key is too short to be looked for.
+//! A kind is `chat`, `forward` (a call on Gemini's own surface), `stream`, or `direct` (to the
+//! simulator itself), with `-own` if the caller brings a key, `-admin` if there is an admin key,
+//! `-log` if the log is written, and `-short` if the server's key is too short for redaction.
 
 use std::time::Instant;
 
@@ -17,7 +16,6 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -25,9 +23,14 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
-use gemini_concurrent_generation::server::{self, Worker, serve};
+use gemini_concurrent_generation::server::Worker;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use gemini_concurrent_generation::telemetry;
+
+#[path = "support/listen.rs"]
+mod listen;
+
+use listen::listen;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -69,7 +72,7 @@ async fn run(kind: &str, calls: usize) {
                 "forward" => ("", format!("{MODEL}:generateContent"), &native),
                 "stream" => ("", format!("{MODEL}:streamGenerateContent?alt=sse"), &native),
                 "direct" => (&*upstream, format!("{MODEL}:generateContent"), &native),
-                _ => panic!("no such kind"),
+                _ => panic!("unknown kind"),
             };
             let mut request =
                 Request::post(format!("{base}{path}")).header(CONTENT_TYPE, "application/json");
@@ -96,20 +99,16 @@ async fn run(kind: &str, calls: usize) {
     println!("{kind}: {:.1} us", shortest * 1e6);
 }
 
-/// A gateway to a simulator in this process, with a key as long as Google's unless it is told to
-/// have a short one, in which nothing is looked for.
+/// A gateway to a simulator in this process, with a key as long as Google's, or for `-short` one
+/// too short for redaction.
 async fn gateway_to_simulator(kind: &str) -> Gateway {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it listens");
     let workers = vec![Worker::here(Simulator::new(Options::default()).router())];
-    let mut config = Config::default();
-    let limits = server::Limits::of(&config);
-    tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
-    config.base_url = format!("http://{address}");
+    let address = listen(workers, &CancellationToken::new()).await;
+    let mut config = Config { base_url: format!("http://{address}"), ..Config::default() };
     let key = if kind.contains("-short") { "bench" } else { SERVERS };
     config.set_gemini_api_key(ApiKey::new(key).expect("a key"));
     if kind.contains("-admin") {
         config.admin_api_key = Some(AdminKey::new("the-key-of-the-administrator"));
     }
-    Gateway::new(config, true).expect("the base URL is one")
+    Gateway::new(config, true).expect("a valid base URL")
 }

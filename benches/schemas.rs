@@ -1,9 +1,9 @@
-//! What a chat takes alone, and beside another caller's heavy schemas.
+//! Latency of chats alone, and beside another caller's heavy schemas.
 //!
-//! `cargo bench --bench schemas` prints the latencies of the chats and their ratios. Everything runs
-//! in this process: an upstream that repeats what it is sent, the service with a thread for each
-//! processor, eight clients that chat, and four of another key that send schemas which take seconds
-//! to compile or to check against.
+//! `cargo bench --bench schemas` prints the latencies of the chats and their ratios. Everything
+//! runs in this process: an upstream that echoes what it is sent, the service with a thread for
+//! each processor, eight clients that chat, and four with another key that send schemas which take
+//! seconds to compile or to check against.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,12 +12,14 @@ use axum::{Json, Router};
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::Worker;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+#[path = "support/listen.rs"]
+mod listen;
 
 const CHATTING: usize = 8;
 const HEAVY: usize = 4;
@@ -67,7 +69,7 @@ impl Latencies {
     }
 }
 
-/// A schema near the bounds.
+/// A schema close to the limits.
 fn compiling() -> String {
     let parts: Vec<Value> = (0..20_000)
         .map(|i| json!({"if": {"required": [format!("p{i}")]}, "then": {"minProperties": 1}}))
@@ -89,10 +91,10 @@ fn heavy(content: &str, schema: &Value) -> String {
     body.to_string()
 }
 
-/// Chats for a while, beside a heavy body that others send over and over.
+/// Chats for some time, while other clients repeat a heavy request.
 async fn phase(service: SocketAddr, heavy: Option<String>) -> Latencies {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
-    // Dropping the clients ends them.
+    // Dropping the clients stops them.
     let mut beside = JoinSet::new();
     for body in heavy.into_iter().flat_map(|body| vec![body; HEAVY]) {
         let (http, url) = (http.clone(), format!("http://{service}/structured-output"));
@@ -130,7 +132,7 @@ async fn post(http: &reqwest::Client, url: &str, body: String) {
     answer.bytes().await.expect("a whole answer");
 }
 
-/// Answers with the text that it was sent.
+/// Answers with the text of the request.
 async fn repeat(Json(body): Json<Value>) -> Json<Value> {
     let text = &body["contents"][0]["parts"][0]["text"];
     Json(json!({
@@ -144,13 +146,7 @@ async fn repeat(Json(body): Json<Value>) -> Json<Value> {
 
 /// Serves on a free port until the token is cancelled, with one worker for each processor.
 async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("its address");
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let worker = |_| Worker::start(router()).expect("a thread");
-    let workers = (0..processors).map(worker).collect();
-    let client_timeout = Duration::from_secs(600);
-    let limits = Limits { client_timeout, grace: Duration::ZERO, ..Limits::of(&Config::default()) };
-    tokio::spawn(serve(listener, workers, limits, stop.clone()));
-    address
+    listen::listen((0..processors).map(worker).collect(), stop).await
 }

@@ -1,5 +1,5 @@
-//! Connections to other services: HTTP/1.1, with TLS where the URL asks for it, and to Gemini through
-//! a proxy where the environment names one.
+//! Makes connections to other services over HTTP/1.1: with TLS if the URL asks for it, and to Gemini
+//! through a proxy if the environment names one.
 
 mod authorities;
 mod proxy;
@@ -22,35 +22,39 @@ use tower::{BoxError, Service};
 
 pub use authorities::Authorities;
 pub use proxy::{InvalidProxy, Proxy, is_loopback};
+use tunnel::ProxyConnector;
 pub use tunnel::ProxyError;
-use tunnel::Via;
 
-/// How long a connection may take to be made, without the TLS handshake with its destination. Through
-/// a proxy, everything up to the connection to the destination is included.
+/// The timeout for making a connection, without the TLS handshake with the destination. Through a proxy it
+/// includes everything up to the connection to the destination.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes connections without a proxy, which never offer anything but HTTP/1.1.
+/// A connector without a proxy, for HTTP/1.1 only.
 ///
 /// # Errors
-/// With `tls`, where the machine has no CA certificates.
+/// With `tls`, if the machine has no CA certificates.
 pub fn connector(tls: bool) -> io::Result<HttpsConnector<HttpConnector>> {
     let config = Authorities::default().tls(tls)?;
     Ok(with_tls(config, tcp()))
 }
 
-/// Makes connections to Gemini, through a proxy where there is one. They never offer anything but
-/// HTTP/1.1. `tls` says whether Gemini is reached over TLS.
+/// A connector to Gemini, through a proxy if there is one, for HTTP/1.1 only. `tls` says whether Gemini is
+/// reached over TLS.
 ///
 /// # Errors
-/// Where TLS is needed and there are no CA certificates.
+/// If TLS is needed and there are no CA certificates.
 pub fn upstream_connector(
     tls: bool,
     proxy: Option<&Proxy>,
     authorities: &Authorities,
-) -> io::Result<HttpsConnector<Connector>> {
+) -> io::Result<HttpsConnector<UpstreamConnector>> {
     let config = authorities.tls(tls || proxy.is_some_and(Proxy::speaks_tls))?;
-    let via = proxy.map(|proxy| Via::new(proxy.clone(), with_tls(config.clone(), tcp())));
-    Ok(with_tls(config, Connector { tcp: tcp(), via: via.map(Arc::new) }))
+    let proxy_connector =
+        proxy.map(|proxy| ProxyConnector::new(proxy.clone(), with_tls(config.clone(), tcp())));
+    Ok(with_tls(
+        config,
+        UpstreamConnector { tcp: tcp(), proxy_connector: proxy_connector.map(Arc::new) },
+    ))
 }
 
 fn tcp() -> HttpConnector {
@@ -66,54 +70,54 @@ fn with_tls<C>(config: ClientConfig, connector: C) -> HttpsConnector<C> {
     builder.https_or_http().enable_http1().wrap_connector(connector)
 }
 
-/// Makes connections over which HTTP is spoken, or the TLS handshake with Gemini follows.
+/// Makes the connections below HTTP or below TLS with Gemini.
 #[derive(Clone)]
-pub struct Connector {
+pub struct UpstreamConnector {
     tcp: HttpConnector,
-    via: Option<Arc<Via>>,
+    proxy_connector: Option<Arc<ProxyConnector>>,
 }
 
 /// A connection to a destination or to a proxy.
 type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// A connection to Gemini, or to a proxy that passes requests on.
+/// A connection to Gemini, or to a proxy that forwards requests.
 #[derive(Debug)]
-pub struct Stream {
+pub struct UpstreamStream {
     io: Io,
-    /// Whether it leads to a proxy that reads each request and passes it on: the request then has the
-    /// whole URL in its first line.
+    /// Whether it leads to a proxy that forwards each request. The first line of a request then has
+    /// the whole URL.
     is_forwarded: bool,
 }
 
-impl Service<Uri> for Connector {
-    type Response = Stream;
+impl Service<Uri> for UpstreamConnector {
+    type Response = UpstreamStream;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<UpstreamStream, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.tcp.poll_ready(context).map_err(Into::into)
     }
 
     fn call(&mut self, destination: Uri) -> Self::Future {
-        if let Some(via) = &self.via {
-            let via = Arc::clone(via);
-            return Box::pin(async move { Ok(via.connect(destination).await?) });
+        if let Some(proxy_connector) = &self.proxy_connector {
+            let proxy_connector = Arc::clone(proxy_connector);
+            return Box::pin(async move { Ok(proxy_connector.connect(destination).await?) });
         }
         let connecting = self.tcp.call(destination);
         Box::pin(async move {
             let io = MaybeHttpsStream::Http(connecting.await?);
-            Ok(Stream { io, is_forwarded: false })
+            Ok(UpstreamStream { io, is_forwarded: false })
         })
     }
 }
 
-impl Connection for Stream {
+impl Connection for UpstreamStream {
     fn connected(&self) -> Connected {
         self.io.connected().proxy(self.is_forwarded)
     }
 }
 
-impl Read for Stream {
+impl Read for UpstreamStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -123,7 +127,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for UpstreamStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

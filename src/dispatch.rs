@@ -23,7 +23,9 @@ use http::{Response, Uri};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
-use crate::gemini::{Answer, Client, Error, ErrorKind, Forward, RefusalScope, Rejected, Secrets};
+use crate::gemini::{
+    Answer, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
+};
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
 
@@ -78,8 +80,8 @@ impl From<Error> for CallError {
 }
 
 impl CallError {
-    fn rejected(rejected: Rejected, retry_after: Option<Duration>) -> Self {
-        let Rejected { error, response } = rejected;
+    fn rejected(rejected: ForwardError, retry_after: Option<Duration>) -> Self {
+        let ForwardError { error, response } = rejected;
         Self::Upstream { error: Box::new(error), retry_after, response }
     }
 

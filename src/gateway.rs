@@ -1,4 +1,4 @@
-//! What every handler shares.
+//! The state that all handlers share.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
 
-/// The service without its network: settings, limiter, upstream. Cheap to clone.
+/// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gateway(Arc<Shared>);
 
-/// What the clones of a [`Gateway`] have in common.
+/// The state that the clones of a [`Gateway`] share.
 #[derive(Debug, Clone)]
 pub struct Shared {
     /// The settings.
     pub config: Config,
-    /// The models of requests that name none.
+    /// The models for requests that name none.
     pub defaults: Defaults,
-    /// The limits.
+    /// Queue, limits and quotas.
     pub limiter: Arc<Limiter>,
-    /// What work outside holds of them.
+    /// Leases of permits that programs outside the gateway hold.
     pub leases: Arc<Leases>,
-    /// The way to Gemini.
+    /// Sends calls to Gemini.
     pub dispatcher: Arc<Dispatcher>,
-    /// Where schemas are compiled and answers checked that take long.
+    /// Runs long schema compilations and checks on separate threads.
     pub offload: Arc<Offload>,
     /// The memory for the bodies of all requests.
     pub bodies: Arc<BodyBudget>,
-    /// The memory for answers that are read before their clients read them.
+    /// The memory for answers that are read from Gemini before their clients read them.
     pub answers: Arc<BodyBudget>,
-    /// The counters.
+    /// Counters and histograms.
     pub metrics: Arc<Metrics>,
-    /// Whether a simulator stands in for Gemini.
+    /// Whether a simulator replaces Gemini.
     pub simulated: bool,
 }
 
 impl Gateway {
-    /// A gateway with these settings and limits of its own, to Gemini or to the simulator at the
-    /// base URL.
+    /// A gateway with these settings and limits in memory. `simulated` says that the base URL is a
+    /// simulator's.
     ///
     /// # Errors
-    /// [`InvalidBaseUrl`] where calls cannot be sent to the base URL.
+    /// [`InvalidBaseUrl`] if the base URL cannot be used.
     pub fn new(config: Config, simulated: bool) -> Result<Self, InvalidBaseUrl> {
         let store = LocalStore::new(config.concurrency_limit);
         Self::with_store(config, simulated, store)
     }
 
-    /// A gateway with these settings, and the limits of a store.
+    /// A gateway with these settings and the limits of a store.
     ///
     /// # Errors
     /// [`InvalidBaseUrl`], as for [`Gateway::new`].
@@ -71,7 +71,7 @@ impl Gateway {
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
         let bodies = BodyBudget::new(config.body_memory_bytes);
-        // Bodies need not be refused for them: without it, answers wait at Gemini.
+        // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));
         let defaults = Defaults {
             chat_model: config.chat_model.clone(),
@@ -92,19 +92,19 @@ impl Gateway {
         })))
     }
 
-    /// The same gateway, limits and counters included, with connections to Gemini of its own: for
-    /// one more thread to use without meeting the others.
+    /// The same gateway, sharing limits and counters, with its own connections to Gemini, so that
+    /// each worker thread uses its own.
     pub fn with_own_connections(&self) -> Self {
         let dispatcher = Arc::new(self.dispatcher.with_own_connections());
         Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) }))
     }
 }
 
-/// Connections to Gemini, out of which the server's own key never comes.
+/// The client for Gemini, which overwrites the server's key in all answers.
 fn client(config: &Config) -> Result<Client, InvalidBaseUrl> {
     let Config { base_url, proxy, authorities, gemini_api_key, .. } = config;
-    let client = Client::through(base_url, proxy.as_ref(), authorities)?;
-    Ok(client.guarding(gemini_api_key.as_ref()))
+    let client = Client::with_proxy(base_url, proxy.as_ref(), authorities)?;
+    Ok(client.masking(gemini_api_key.as_ref()))
 }
 
 impl Deref for Gateway {

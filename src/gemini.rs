@@ -1,49 +1,54 @@
-//! The upstream: one exchange with Gemini, its wire and its errors. Knows nothing of limits,
-//! retries or keys other than the one it is given.
+//! The upstream: one exchange with Gemini, its wire format and its errors. This module knows nothing
+//! of limits, of retries, or of keys other than the one it is given.
 //!
-//! What is said here about Gemini's wire comes from recorded exchanges; `tests/api/corpus.rs`
-//! reads them all again.
+//! Facts about Gemini's wire format come from recorded exchanges; `tests/api/corpus.rs` reads all of
+//! them again.
 
 mod answer;
+mod answer_builder;
+mod answer_start;
 mod client;
+mod embedding;
 mod error;
 mod events;
 mod forward;
-mod growing;
 mod images;
 mod input;
 mod json;
 mod key;
 mod model;
-mod named;
-mod opening;
+mod named_model;
+mod payload;
 mod quota;
 mod redact;
 mod request;
 mod retirement;
 mod retry_after;
 mod status;
+mod stream_monitor;
 mod tokens;
 mod unreachable;
 mod usage;
-mod watch;
+mod usage_scanner;
 
 pub use answer::Answer;
-pub use client::{API_KEY, BoxError, Client, Fence, InvalidBaseUrl, Payload, USER_PROJECT};
+pub use answer_builder::AnswerBuilder;
+pub use client::{API_KEY, BoxError, Client, InvalidBaseUrl, USER_PROJECT};
+pub use embedding::embedding_requests;
 pub use error::{Error, ErrorKind};
 pub use events::{Event, Events};
-pub use forward::{Forward, Held, Rejected, Surface};
-pub use growing::Growing;
+pub use forward::{Forward, ForwardError, ForwardedBody, Surface};
 pub use images::requested_images;
-pub use input::embedding_requests;
 pub use json::{Nesting, without_lone_surrogates};
-pub use key::{ApiKey, Claim, InvalidKey};
+pub use key::{ApiKey, InvalidKey, ProjectClaim};
 pub use model::{InvalidModel, Model};
-pub use named::{RepeatedModel, named_model};
+pub use named_model::{RepeatedModel, named_model};
+pub use payload::{Payload, SendCheck};
 pub use quota::{Period, Quantity, Refusal, RefusalScope, Violation};
-pub use redact::{Masked, Masker, Secrets, redact, spellings};
+pub use redact::{MaskedBody, Masker, Secrets, encodings, redact};
 pub use request::GenerateContent;
 pub use retirement::warn_of_retirement;
+pub use stream_monitor::StreamMonitor;
 pub use tokens::{InputFeatures, TokenEstimator};
-pub use usage::{Usage, UsageScanner};
-pub use watch::Watch;
+pub use usage::Usage;
+pub use usage_scanner::UsageScanner;

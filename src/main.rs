@@ -17,7 +17,7 @@ use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::server::{
-    Limits, Shutdown, Worker, affordable_connections, raise_limit, serve,
+    ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
 };
 use gemini_concurrent_generation::simulator::{self, Simulator};
 use gemini_concurrent_generation::telemetry;
@@ -33,36 +33,36 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Starts the service. This is what happens without a command.
+    /// Starts the gateway. This is the default command.
     Serve {
-        /// Starts a simulator inside and sends it everything: no Gemini key is needed and nothing
-        /// is spent.
+        /// Starts a built-in simulator and sends all calls to it. No Gemini key is needed, and
+        /// nothing is spent.
         #[arg(long)]
         simulate: bool,
     },
-    /// Starts a stand-in for Gemini.
+    /// Starts a simulator of the Gemini API.
     Simulate {
         /// The address to listen on.
         #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
         host: IpAddr,
-        /// The port to listen on; 0 takes a free one.
+        /// The port to listen on; 0 picks a free one.
         #[arg(long, default_value_t = 5005)]
         port: u16,
         #[command(flatten)]
         options: Box<simulator::Options>,
     },
-    /// Asks a running service how it is; for containers, which have no curl.
+    /// Checks the health of a running gateway, for containers without curl.
     Healthcheck,
-    /// Runs a command while holding permits of a running service's semaphore: waits for them,
-    /// renews them, gives them back when the command ends, and ends as the command did.
+    /// Waits for permits of a running gateway's semaphore, runs a command while holding and renewing
+    /// them, releases them when the command ends, and exits with its status.
     WithPermit(with_permit::Arguments),
 }
 
-/// How many file descriptors are kept for calls that take none of the concurrency limit's slots,
-/// such as uploads.
+/// How many file descriptors are reserved for calls that take no slot of the concurrency limit, such as
+/// uploads.
 const UNCOUNTED_CALLS: usize = 256;
 
-/// glibc's allocator took a tenth of a chat's processor time.
+/// With glibc's allocator, allocation took a tenth of a chat's processor time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -89,7 +89,7 @@ fn failed(message: impl Display, exit_status: u8) -> ExitCode {
 }
 
 fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
-    // From before `.env` is read: its keys are not the command's.
+    // Taken before `.env` is loaded, so that the command does not get its keys.
     let environment = std::env::vars_os().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"));
@@ -109,18 +109,18 @@ fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"))?;
     let result = runtime.block_on(work);
-    // What still runs on its threads is not waited for.
+    // Tasks that still run are not waited for.
     runtime.shutdown_background();
     result
 }
 
-/// The settings of the environment and of `.env`, of which the environment wins.
+/// Reads the settings from the environment and from `.env`. The environment takes precedence.
 fn settings() -> Result<Config, String> {
     load_dotenv()?;
     Config::from_env().map_err(|error| error.to_string())
 }
 
-/// Adds the variables of `.env`, where there is one. No message quotes a line: it may hold a key.
+/// Loads the variables of `.env`, if it exists. No message quotes a line, which may contain a key.
 fn load_dotenv() -> Result<(), String> {
     let describe = |error| match error {
         dotenvy::Error::Io(error) => format!(".env: {error}"),
@@ -153,14 +153,14 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         config.proxy = None;
         config.set_gemini_api_key(ApiKey::new("simulated-key").map_err(|error| error.to_string())?);
         let router = Simulator::new(simulator::Options::default()).router();
-        // Not with the signal: calls in flight are answered during the grace period.
+        // Not stopped by the signal: calls in flight are answered during the grace period.
         let workers = vec![Worker::here(router)];
-        let limits = Limits { max_connections: usize::MAX, ..Limits::of(&config) };
+        let limits = ServerLimits { max_connections: usize::MAX, ..ServerLimits::of(&config) };
         tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
         tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
     }
     if !simulate {
-        warn_of_open_wallet(&config);
+        warn_if_key_is_open(&config);
     }
     if let Some(proxy) = &config.proxy {
         tracing::info!(%proxy, "calls to Gemini go through a proxy");
@@ -174,9 +174,9 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
     let workers = workers(|| Ok(api::router(gateway.with_own_connections())))?;
-    // Each call to Gemini takes a connection, and as many are kept for the next calls.
+    // Each call to Gemini takes a connection, and as many idle ones may be kept for later calls.
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
-    let mut limits = Limits::of(config);
+    let mut limits = ServerLimits::of(config);
     limits.max_connections = affordable_connections(limits.max_connections, reserved);
     serve(listener, workers, limits, shutdown.clone()).await;
     shutdown.ends_now.run_until_cancelled(store.close()).await;
@@ -184,7 +184,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     Ok(())
 }
 
-/// Where the limits are kept.
+/// Opens the store of the limits: in Redis if it is set up, else in memory.
 async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
     let limit = config.concurrency_limit;
     let Some(redis) = &config.redis else { return Ok(LocalStore::new(limit)) };
@@ -194,10 +194,10 @@ async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
             Ok(store)
         }
         Err(reason) if config.redis_required => Err(format!(
-            "REDIS_URL: {reason}. REDIS_REQUIRED=false would start with limits of this replica's own."
+            "REDIS_URL: {reason}. With REDIS_REQUIRED=false the replica starts with its own limits."
         )),
         Err(reason) => {
-            tracing::warn!(%reason, "REDIS_REQUIRED=false: the limits are this replica's own");
+            tracing::warn!(%reason, "REDIS_REQUIRED=false: this replica has its own limits");
             Ok(LocalStore::new(limit))
         }
     }
@@ -206,7 +206,8 @@ async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
 /// One worker for each processor.
 fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, String> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let worker = |_| Worker::start(router()?).map_err(|error| format!("no worker: {error}"));
+    let worker =
+        |_| Worker::start(router()?).map_err(|error| format!("cannot start a worker: {error}"));
     (0..processors).map(worker).collect()
 }
 
@@ -217,7 +218,7 @@ async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Re
     let listener = listen(address).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, "simulating Gemini");
-    let limits = Limits::of(&Config::default());
+    let limits = ServerLimits::of(&Config::default());
     let simulator = Simulator::new(options);
     serve(listener, workers(|| Ok(simulator.router()))?, limits, shutdown).await;
     Ok(())
@@ -225,7 +226,7 @@ async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Re
 
 async fn healthcheck(config: Config) -> Result<(), String> {
     let host = match config.host {
-        // Listening on all addresses is no address to connect to.
+        // The address that stands for all addresses is not one to connect to.
         host if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         host => host,
     };
@@ -239,8 +240,8 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
-/// Begins at SIGTERM, which containers are stopped with, or Ctrl-C. The second signal ends the grace
-/// period.
+/// Starts the shutdown on SIGTERM, which container runtimes send, or Ctrl-C. A second signal ends the
+/// grace period.
 fn shutdown_on_signal() -> Result<Shutdown, String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
@@ -259,13 +260,13 @@ fn shutdown_on_signal() -> Result<Shutdown, String> {
     Ok(shutdown)
 }
 
-fn warn_of_open_wallet(config: &Config) {
+fn warn_if_key_is_open(config: &Config) {
     let both = config.admin_api_key.is_some() && config.gemini_api_key.is_some();
     if both && config.environment_fallback && !config.is_loopback() {
         tracing::warn!(
             host = %config.host,
-            "anyone who reaches this port can spend the server's Gemini key, without the admin \
-             key; set ENVIRONMENT_FALLBACK=false or HOST=127.0.0.1 to end that"
+            "anyone who can reach this port can spend the server's Gemini key without the admin key; \
+             to prevent that, set ENVIRONMENT_FALLBACK=false or HOST=127.0.0.1"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The memory that the bodies of all requests take together.
+//! The memory budget that the bodies of all requests share.
 
 use std::fs::read_to_string;
 use std::path::Path;
@@ -7,61 +7,61 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Resource, getrlimit};
 
-/// Bodies up to this many bytes may take the last eighth of the budget too: a few large ones do not
-/// keep everybody else out.
+/// The largest share, in bytes, that may use the last eighth of the budget: a few large bodies do not
+/// keep small ones out.
 const SMALL: usize = 64 * 1024;
 
-/// What is assumed where the system does not say how much memory there is, in bytes.
+/// The assumed memory if the system does not report it, in bytes.
 const ASSUMED: u64 = 1 << 30;
 
-/// How much memory the bodies of all requests may take together.
+/// A budget for the memory of all requests' bodies.
 #[derive(Debug)]
 pub struct BodyBudget {
     total: usize,
     used: AtomicUsize,
 }
 
-/// A request's share of the budget, in bytes. It goes back when the guard is dropped.
+/// A request's share of the budget. Dropping it returns the bytes.
 #[derive(Debug, Default)]
 pub struct Share {
     budget: Option<Arc<BodyBudget>>,
     bytes: usize,
 }
 
-/// The budget has no room.
+/// The budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bodies of other requests take the memory that is set aside for them")]
+#[error("the bodies of other requests use up the memory for bodies")]
 pub struct OverBudget;
 
 impl BodyBudget {
-    /// A budget of so many bytes, or of a quarter of the memory that the process may use.
+    /// A budget of `total` bytes, or of a quarter of the memory that the process may use.
     pub fn new(total: Option<usize>) -> Arc<Self> {
         let quarter = || usize::try_from(available() / 4).unwrap_or(usize::MAX);
         Arc::new(Self { total: total.unwrap_or_else(quarter), used: AtomicUsize::new(0) })
     }
 
-    /// The largest share that there can be.
+    /// The largest possible share, in bytes.
     pub fn largest(&self) -> usize {
         self.total - self.total / 8
     }
 
-    /// How much is taken.
+    /// The bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A share of nothing, which can grow.
+    /// An empty share, which can grow.
     pub fn share(self: &Arc<Self>) -> Share {
         Share { budget: Some(Arc::clone(self)), bytes: 0 }
     }
 }
 
 impl Share {
-    /// Takes so many bytes more. It never waits: requests that wait for each other's shares would
-    /// wait for ever.
+    /// Adds bytes to the share. It never waits: requests that wait for each other's shares would
+    /// deadlock.
     ///
     /// # Errors
-    /// [`OverBudget`] where they are not there; the share stays as it was.
+    /// [`OverBudget`] if the bytes are not available. The share then stays as it was.
     pub fn grow(&mut self, bytes: usize) -> Result<(), OverBudget> {
         let Some(budget) = &self.budget else { return Err(OverBudget) };
         let own = self.bytes.saturating_add(bytes);
@@ -82,8 +82,8 @@ impl Drop for Share {
     }
 }
 
-/// How much memory the process may use, in bytes: the least that the machine, the process's control
-/// groups and its resource limits allow.
+/// The memory that the process may use, in bytes: the lowest of the machine's memory, the limits of the
+/// process's control groups, and its resource limits.
 pub fn available() -> u64 {
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [
@@ -95,16 +95,16 @@ pub fn available() -> u64 {
     limits.into_iter().flatten().min().unwrap_or(ASSUMED)
 }
 
-/// The memory of the machine, as `/proc/meminfo` names it.
+/// The memory of the machine according to `/proc/meminfo`.
 fn machine(meminfo: &str) -> Option<u64> {
     let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = total.split_whitespace().next()?.parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// The least limit of the control groups that a process is in, as `/proc/self/cgroup` lists them:
-/// of version 2, `0::/path`, or of version 1, `4:memory:/path`. Within a container the path can be
-/// that outside of it; its own group is the root then.
+/// The lowest limit of the control groups of a process, from `/proc/self/cgroup`: `0::/path` for version
+/// 2, `4:memory:/path` for version 1. Inside a container, the path may be the one outside of it; the
+/// container's own group is then the root.
 fn control_groups(root: &Path, groups: &str) -> Option<u64> {
     let limits = groups.lines().flat_map(|group| {
         let mut fields = group.splitn(3, ':').skip(1);
@@ -121,7 +121,7 @@ fn control_groups(root: &Path, groups: &str) -> Option<u64> {
     limits.min()
 }
 
-/// The number in a file; `None` for `max`, which is no limit.
+/// The number in a file; `None` for `max`, which means no limit.
 fn limit(file: &Path) -> Option<u64> {
     read_to_string(file).ok()?.trim().parse().ok()
 }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_grows_within_the_budget_and_goes_back_when_it_is_dropped() {
+    fn a_share_grows_within_the_budget_and_is_returned_when_dropped() {
         let budget = BodyBudget::new(Some(8_000_000));
         let mut first = budget.share();
         first.grow(4_000_000).unwrap();
@@ -145,7 +145,7 @@ mod tests {
 
         let mut small = budget.share();
         small.grow(SMALL).unwrap();
-        assert_eq!(small.grow(1), Err(OverBudget), "it is small no longer");
+        assert_eq!(small.grow(1), Err(OverBudget), "it is no longer small");
         drop((first, small));
         assert_eq!(budget.used(), 3_000_000);
         drop(second);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_limit_of_all_control_groups_counts() {
+    fn the_lowest_limit_of_all_control_groups_counts() {
         let folder = tempfile::TempDir::new().unwrap();
         let write = |path: &str, text: &str| {
             let file = folder.path().join(path);
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(limit("0::/\n"), None);
         write("system/memory.max", "3000\n");
         write("system/service/memory.max", "max\n");
-        assert_eq!(limit("0::/system/service\n"), Some(3000), "a group's parents bind it too");
+        assert_eq!(limit("0::/system/service\n"), Some(3000), "limits of parent groups apply too");
         write("memory.max", "2000\n");
         assert_eq!(limit("0::/of/the/host\n"), Some(2000), "within a container");
         write("memory/docker/memory.limit_in_bytes", "1000\n");

@@ -1,5 +1,5 @@
-//! What `GET /metrics` shows. Labels are bounded: neither a caller nor an upstream can make
-//! series without end, and no key, prompt or answer is ever one.
+//! The metrics of `GET /metrics`. The number of label values is bounded: neither callers nor the upstream
+//! can create any number of series. No key, prompt or answer is a label.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,10 +21,10 @@ use crate::gemini::{Model, Usage};
 use crate::limits::{Limiter, SemaphoreUsage};
 use crate::telemetry;
 
-/// More models than this are counted together, under `other`.
+/// The most models with their own label. Further models are counted as `other`.
 const MAX_MODELS: usize = 256;
 
-/// The counters and histograms that calls add to.
+/// The counters and histograms of calls.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -60,8 +60,7 @@ struct KindLabel {
     kind: &'static str,
 }
 
-/// A model that Gemini has accepted; `None` stands for all the names it has not, which callers
-/// make up.
+/// A model that Gemini has accepted. `None` stands for all other names, which callers can invent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ModelLabel(Option<Model>);
 
@@ -71,13 +70,13 @@ impl EncodeLabelValue for ModelLabel {
     }
 }
 
-/// Buckets from 1 ms to about 10 minutes, each 2.5 times the one before.
+/// Buckets from 1 ms to about 10 minutes, each 2.5 times the previous one.
 fn seconds_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.5, 15))
 }
 
 impl Metrics {
-    /// The metrics of one service, with the state of its limiter.
+    /// The metrics of a gateway, including the state of its limiter.
     pub fn new(limiter: Arc<Limiter>) -> Self {
         let mut registry = Registry::with_prefix("gemini_gateway");
         let calls = Family::default();
@@ -90,24 +89,20 @@ impl Metrics {
             );
         registry.register(
             "calls",
-            "Calls sent to Gemini, retries included, by how they ended",
+            "Calls sent to Gemini, including retries, by outcome",
             calls.clone(),
         );
-        registry.register(
-            "retries",
-            "Calls that were sent again, by what had happened",
-            retries.clone(),
-        );
-        registry.register("tokens", "Tokens that Gemini reported", tokens.clone());
+        registry.register("retries", "Calls sent again, by the error before", retries.clone());
+        registry.register("tokens", "Tokens reported by Gemini", tokens.clone());
         registry.register_with_unit(
             "queue_wait",
-            "Time calls waited for their turn",
+            "Time that calls waited for admission",
             Unit::Seconds,
             queue_wait.clone(),
         );
         registry.register_with_unit(
             "upstream_latency",
-            "Time Gemini took for a call",
+            "Time from sending a call to the end of its answer",
             Unit::Seconds,
             upstream_latency.clone(),
         );
@@ -127,20 +122,20 @@ impl Metrics {
         Ok(text)
     }
 
-    /// A call was let in after so long.
+    /// Counts an admitted call and its time in the queue.
     pub fn admitted(&self, waited: Duration) {
         self.queue_wait.observe(waited.as_secs_f64());
     }
 
-    /// A call is sent once more, after a failure of that code.
+    /// Counts a retry after an error with this code.
     pub fn retried(&self, kind: &'static str, reason: &'static str) {
         self.retries.get_or_create(&RetryLabels { kind, reason }).inc();
     }
 
-    /// A call came back. `accepted` tells whether Gemini knew the model.
-    pub fn answered(&self, call: Answered<'_>) {
+    /// Counts a finished call.
+    pub fn finished(&self, call: FinishedCall<'_>) {
         let model = self.label(call.model, call.accepted);
-        let Answered { kind, outcome, took, usage, .. } = call;
+        let FinishedCall { kind, outcome, took, usage, .. } = call;
         self.upstream_latency.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
         self.calls.get_or_create(&CallLabels { kind, model: model.clone(), outcome }).inc();
         for (r#type, count) in [
@@ -173,24 +168,24 @@ impl Metrics {
     }
 }
 
-/// How one call to Gemini ended.
+/// The result of one call to Gemini.
 #[derive(Debug)]
-pub struct Answered<'a> {
-    /// What was generated: `chat`, `structured_output`, …
+pub struct FinishedCall<'a> {
+    /// The kind of call: `chat`, `structured_output`, …
     pub kind: &'static str,
-    /// The model that was asked.
+    /// The requested model.
     pub model: &'a Model,
-    /// Whether Gemini knew the model.
+    /// Whether Gemini knows the model.
     pub accepted: bool,
-    /// `success`, or the code of the failure.
+    /// `success`, or the code of the error.
     pub outcome: &'static str,
-    /// From the moment it left to the moment it was read.
+    /// The time from sending the call to the end of its answer.
     pub took: Duration,
-    /// What it cost.
+    /// The tokens used.
     pub usage: Usage,
 }
 
-/// Reads the limiter at each scrape, so that the numbers cannot drift from it.
+/// Reads the limiter's state at each scrape, so that no counts are kept twice.
 #[derive(Debug)]
 struct LimiterCollector(Arc<Limiter>);
 
@@ -199,8 +194,8 @@ impl Collector for LimiterCollector {
         let limiter = self.0.occupancy();
         for (name, help, value) in [
             ("in_flight", "Calls in flight", limiter.in_flight),
-            ("waiting", "Requests that wait for their turn; a batch is one", limiter.waiting),
-            ("limit", "Calls that may be in flight at once", limiter.limit),
+            ("waiting", "Requests waiting for admission; a batch counts as one", limiter.waiting),
+            ("limit", "The most calls in flight at once", limiter.limit),
         ] {
             let gauge = gauge(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
@@ -218,14 +213,14 @@ impl Collector for LimiterCollector {
     }
 }
 
-/// Reads at each scrape how many log lines were lost.
+/// Reads the number of dropped log lines at each scrape.
 #[derive(Debug)]
 struct LogCollector;
 
 impl Collector for LogCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let dropped = ConstCounter::new(telemetry::dropped_lines());
-        let help = "Log lines that were thrown away because they could not be written fast enough";
+        let help = "Log lines dropped because they could not be written fast enough";
         let kind = dropped.metric_type();
         dropped.encode(encoder.encode_descriptor("log_lines_dropped", help, None, kind)?)
     }
@@ -234,10 +229,8 @@ impl Collector for LogCollector {
 type ReadSemaphore = fn(SemaphoreUsage) -> usize;
 
 const NAMED_GAUGES: [(&str, &str, ReadSemaphore); 3] = [
-    ("semaphore_in_use", "Permits out of a named semaphore", |usage| usage.in_use),
-    ("semaphore_waiting", "Calls and leases that wait for a named semaphore", |usage| {
-        usage.waiting
-    }),
+    ("semaphore_in_use", "Permits of a named semaphore in use", |usage| usage.in_use),
+    ("semaphore_waiting", "Calls and leases waiting for a named semaphore", |usage| usage.waiting),
     ("semaphore_limit", "Permits of a named semaphore", |usage| usage.limit),
 ];
 

@@ -1,5 +1,5 @@
-//! Gemini's day: quotas per day begin anew at midnight in California, daylight saving included.
-//! Source: Gemini API documentation, rate limits ("RPD quotas reset at midnight Pacific time").
+//! Gemini's day. Daily quotas reset at midnight in California, with daylight saving time. Source: Gemini
+//! API documentation, rate limits ("RPD quotas reset at midnight Pacific time").
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -16,13 +16,13 @@ pub fn until_midnight(now: Timestamp) -> Duration {
     });
     let now = now.to_zoned_datetime(PACIFIC.clone());
     let midnight = now.tomorrow().and_then(|tomorrow| tomorrow.start_of_day());
-    let midnight = midnight.expect("the day after now can be written as a date");
+    let midnight = midnight.expect("the day after now is a valid date");
     Duration::try_from(now.duration_until(&midnight)).expect("tomorrow is after now")
 }
 
-/// A wall clock. Unlike tokio's clock it can be set, and it goes on while the machine is suspended.
+/// A wall clock. Unlike tokio's clock it can be set, and it continues while the machine is suspended.
 pub trait WallClock: fmt::Debug + Send + Sync {
-    /// What the wall clock shows at `now`, the present moment on tokio's clock.
+    /// The wall clock's time at `now`, the present moment on tokio's clock.
     fn at(&self, now: Instant) -> Timestamp;
 }
 
@@ -36,13 +36,13 @@ impl WallClock for SystemClock {
     }
 }
 
-/// Joins tokio's clock, which tests can pause, to the calendar. It holds for as long as the wall
-/// clock is not set and the machine is not suspended.
+/// Maps tokio's clock, which tests can pause, to the calendar. Valid as long as the wall clock is not set
+/// and the machine is not suspended.
 #[derive(Debug, Clone, Copy)]
 pub struct Calendar {
-    /// What the clock on the wall showed.
+    /// The wall clock's time at `instant`.
     pub wall: Timestamp,
-    /// When it did.
+    /// The same moment on tokio's clock.
     pub instant: Instant,
 }
 
@@ -53,19 +53,19 @@ impl WallClock for Calendar {
 }
 
 impl Calendar {
-    /// The next midnight in California after a moment.
+    /// The next midnight in California after `at`.
     pub fn midnight_after(self, at: Instant) -> Instant {
         at + until_midnight(self.wall_at(at))
     }
 
-    /// What the wall clock shows at a moment.
+    /// The wall clock's time at `at`.
     pub fn wall_at(self, at: Instant) -> Timestamp {
         let wall = || {
             let since = SignedDuration::try_from(at.saturating_duration_since(self.instant))?;
             let before = SignedDuration::try_from(self.instant.saturating_duration_since(at))?;
             self.wall.checked_add(since)?.checked_sub(before)
         };
-        wall().expect("a clock shows a date that can be written")
+        wall().expect("the time is a valid date")
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_days_on_which_clocks_change_have_23_and_25_hours() {
+    fn days_with_clock_changes_have_23_and_25_hours() {
         let hours = |now| until(now).as_secs_f64() / HOUR as f64;
         assert_eq!(hours("2026-03-08T08:00:00Z"), 23.0, "from the first moment of the day");
         assert_eq!(hours("2026-03-08T09:59:00Z"), 21.0 + 1.0 / 60.0, "a minute before the change");

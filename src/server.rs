@@ -1,4 +1,4 @@
-//! The network: accept connections, and on shutdown let those that are at work finish.
+//! The HTTP server: accepts connections, and drains them at shutdown.
 
 mod connection;
 mod connections;
@@ -26,28 +26,28 @@ use connections::Acceptor;
 
 pub use files::{affordable_connections, raise_limit};
 
-/// How long connections may take to end when they are cut off.
+/// How long connections that are cut off may take to end.
 const CUT_OFF_TIME: Duration = Duration::from_secs(1);
 
-/// How long a health check waits, and how much of an answer it reads, in bytes.
+/// The timeout of a health check, and the most bytes of the answer that it reads.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 
-/// What clients are allowed.
+/// ServerLimits on clients.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// How long a client takes to send its headers, or to go on reading.
+pub struct ServerLimits {
+    /// How long a client may take to send its headers, or to continue reading.
     pub client_timeout: Duration,
-    /// How long a connection is kept open between two requests.
+    /// How long an idle connection is kept open between two requests.
     pub keep_alive: Duration,
-    /// How long work in flight may take to finish after the shutdown.
+    /// How long work in flight may take to finish after shutdown begins.
     pub grace: Duration,
-    /// How many connections are open at once, at most.
+    /// The most connections that are open at once.
     pub max_connections: usize,
 }
 
-impl Limits {
-    /// The limits that the settings name.
+impl ServerLimits {
+    /// The limits from the settings.
     pub fn of(config: &Config) -> Self {
         Self {
             client_timeout: config.client_timeout,
@@ -58,10 +58,10 @@ impl Limits {
     }
 }
 
-/// When to stop.
+/// Signals the two steps of a shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// Accept nothing more, and let work in flight finish within the grace period.
+    /// Stop accepting, and let work in flight finish within the grace period.
     pub begins: CancellationToken,
     /// End the grace period.
     pub ends_now: CancellationToken,
@@ -73,11 +73,11 @@ impl From<CancellationToken> for Shutdown {
     }
 }
 
-/// A runtime that serves connections, and what it serves them with.
+/// A runtime that serves connections with a router.
 ///
-/// A connection stays with its worker. Where each worker is one thread, whatever a request wakes,
-/// locks or frees is on the same processor; with threads that share their work, a request changes
-/// between them several times.
+/// A connection stays with its worker. If each worker is one thread, everything that a request wakes,
+/// locks or frees is on the same processor. On a runtime that shares work between threads, a request
+/// moves between processors several times.
 #[derive(Debug, Clone)]
 pub struct Worker {
     runtime: Handle,
@@ -85,10 +85,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker on a thread of its own, for as long as the process runs.
+    /// Starts a worker on its own thread, for the life of the process.
     ///
     /// # Errors
-    /// Where the system has no thread or no event queue left.
+    /// If the system cannot create a thread or an event queue.
     pub fn start(router: Router) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker = Self { runtime: runtime.handle().clone(), router };
@@ -97,19 +97,19 @@ impl Worker {
         Ok(worker)
     }
 
-    /// A worker on the runtime that this is called on.
+    /// A worker on the current runtime.
     pub fn here(router: Router) -> Self {
         Self { runtime: Handle::current(), router }
     }
 }
 
-/// Serves until the shutdown begins, each worker in turn a connection. Then accepts nothing more,
-/// closes idle connections, and returns when the others are done or the grace period is over,
-/// whichever is first.
+/// Serves until the shutdown begins, distributing connections to the workers in turn. Then accepts
+/// nothing more, closes idle connections, and returns when the others are done or the grace period is
+/// over.
 pub async fn serve(
     listener: TcpListener,
     workers: Vec<Worker>,
-    limits: Limits,
+    limits: ServerLimits,
     shutdown: impl Into<Shutdown>,
 ) {
     let shutdown = shutdown.into();
@@ -135,17 +135,17 @@ pub async fn serve(
         () = shutdown.ends_now.cancelled() => false,
     };
     if !in_time {
-        tracing::warn!(connections = tasks.len(), "the grace period is over; cutting off");
+        tracing::warn!(connections = tasks.len(), "the grace period is over: closing connections");
         abandon.cancel();
-        // One that is at work without a pause cannot be cut off.
+        // A task that never yields cannot be cut off.
         let _ = timeout(CUT_OFF_TIME, tasks.wait()).await;
     }
 }
 
-/// Whether a service at the address answers `GET /` with success.
+/// Whether a gateway at this address answers `GET /` with 200.
 ///
 /// # Errors
-/// What it did instead.
+/// What happened instead.
 pub async fn answers(address: SocketAddr) -> Result<(), io::Error> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;

@@ -14,24 +14,24 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::config::LogFormat;
 use crate::gemini::{Secrets, redact};
 
-/// How many lines wait to be written. More are thrown away: a log that nobody reads must stop
-/// nothing.
+/// How many lines wait to be written. Further lines are dropped: a log that nobody reads must not block
+/// anything.
 const WAITING_LINES: usize = 8192;
 
-/// How long the lines that wait may take to be written at the end.
+/// How long writing the remaining lines may take at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// Counts the lines that were thrown away.
+/// Counts the dropped lines.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Writes the lines that wait when it is dropped, at the end of the process.
+/// Writes the remaining lines when it is dropped at the end of the process.
 #[derive(Debug)]
 #[must_use = "without it, the last lines are lost"]
 pub struct Logs(Option<WorkerGuard>);
 
 impl Drop for Logs {
     fn drop(&mut self) {
-        // On a thread of its own: where nobody reads, it would wait for ever.
+        // On a separate thread, since it blocks while nobody reads the log.
         let (flushed, wait) = mpsc::channel();
         let guard = self.0.take();
         let flush = move || {
@@ -44,27 +44,27 @@ impl Drop for Logs {
     }
 }
 
-/// What no filter turns on: it shows a path that is malformed, with the key that may stand in it.
+/// Always off: it logs malformed paths, which may contain a key.
 const UNLOGGED: &str = "h2::server=off";
 
-/// How many log lines were thrown away because they could not be written fast enough.
+/// How many log lines were dropped because they could not be written fast enough.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// Sends this process's logs to standard error, its panics among them, without these secrets and
-/// without anything that has the form of one. A thread of its own writes them. A second call changes
-/// nothing.
+/// Starts to write the logs of this process, including panics, to standard error. The given secrets and
+/// everything that has the form of a secret are overwritten. A separate thread does the writing. A
+/// second call changes nothing.
 pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
     let unheard = UNLOGGED.parse().expect("it is a directive");
     let filter = EnvFilter::new(filter).add_directive(unheard);
-    // Colours are for people who watch, not for files and collectors.
+    // Colours are for terminals, not for files and collectors.
     let colours = stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
     let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
     let (writer, guard) = writer.thread_name("log").finish(stderr());
     let dropped = writer.error_counter();
-    // Where the log's reader is gone, so is standard error: to say so there would panic.
+    // If the log's reader is gone, so is standard error; reporting an error there would panic.
     let logs = logs.with_writer(Redacted { lines: writer, secrets }).log_internal_errors(false);
     let result = match format {
         LogFormat::Text => logs.try_init(),
@@ -75,12 +75,12 @@ pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
         Ok(()) => {
             let _ = DROPPED.set(dropped);
         }
-        Err(_) => tracing::debug!("logs are set up already"),
+        Err(_) => tracing::debug!("logging is already set up"),
     }
     Logs(Some(guard))
 }
 
-/// Writes lines, or makes what writes them, with secrets overwritten.
+/// Writes lines, or makes the writer for them, with secrets overwritten.
 struct Redacted<W> {
     lines: W,
     secrets: Secrets,
@@ -95,7 +95,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Redacted<M> {
 }
 
 impl<W: Write> Write for Redacted<W> {
-    /// Each line comes whole.
+    /// Writes one complete line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.secrets.can_pass(line) {
             self.lines.write_all(line)?;
@@ -111,8 +111,8 @@ impl<W: Write> Write for Redacted<W> {
     }
 }
 
-/// Logs where a panic was, and not what it said, which can hold a piece of a prompt: a string that
-/// is cut between the bytes of a character, for one, is shown in the message.
+/// Logs the location of a panic without its message, which may contain a part of a prompt: for example,
+/// slicing a string inside a character shows the string.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     tracing::error!(place, "panicked");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_logged_with_its_place_and_without_its_message() {
+    fn a_panic_is_logged_with_its_location_and_without_its_message() {
         let log = Log::default();
         let writer = log.clone();
         let logs = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();

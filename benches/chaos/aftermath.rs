@@ -1,4 +1,4 @@
-//! What has to be true when the storm is over and the clients are gone.
+//! What must hold when the storm is over and the clients are gone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,16 +14,16 @@ use crate::record::{Claim, Record};
 use crate::settings::{LEASE, LIMIT, SEMAPHORE, SEMAPHORE_LIMIT};
 use crate::upstream::Upstream;
 
-/// What a replica may have more in memory than after the warm-up: pages that its allocator keeps,
-/// and the accounts of keys that were seen since.
+/// The memory by which a replica may grow after the warm-up: pages that its allocator keeps, and
+/// accounts of keys seen since.
 const MORE_MEMORY: u64 = 24 << 20;
 const MORE_MEMORY_PERCENT: u64 = 25;
 
-/// How long all permits take to come back at most, once no client waits for anything.
+/// How long it may take until all permits are free, once no client waits for anything.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// No quota that is not a day's can pause an account for longer, in seconds: whatever Gemini says of
-/// a minute, the service waits for two at most.
+/// The longest time in seconds for which a quota other than a day's may pause an account: whatever
+/// Gemini reports for a minute, the service waits for two at most.
 const LONGEST_PAUSE: f64 = 121.0;
 
 pub struct Aftermath {
@@ -41,14 +41,14 @@ impl Aftermath {
             match busy {
                 None => return,
                 Some(busy) if since.elapsed() > QUIET + LEASE => {
-                    return self.record.violated(Claim::Permits, || format!("for good: {busy}"));
+                    return self.record.violated(Claim::Permits, || format!("never freed: {busy}"));
                 }
                 Some(_) => sleep(Duration::from_millis(200)).await,
             }
         }
     }
 
-    /// What is still held, where anything is.
+    /// What is still held, if anything.
     async fn busy(&self) -> Option<String> {
         let client = self.client();
         let in_flight = self.upstream.figures().await.in_flight;
@@ -56,7 +56,7 @@ impl Aftermath {
             return Some(format!("{in_flight} in flight at the upstream"));
         }
         for slot in 0..self.crowd.replicas.len() {
-            let health = client.look(slot, "/").await;
+            let health = client.get_page(slot, "/").await;
             let health: Option<Value> =
                 health.and_then(|reply| serde_json::from_slice(&reply.body).ok());
             let status = &health.unwrap_or_default()["concurrency_status"];
@@ -70,7 +70,7 @@ impl Aftermath {
         None
     }
 
-    /// Takes every permit there is: exactly as many as before can be had.
+    /// Acquires every permit: exactly as many as before are available.
     pub async fn use_all(&self) {
         self.fill(Flag::Hold, LIMIT).await;
         let most = self.upstream.figures().await.most;
@@ -91,7 +91,7 @@ impl Aftermath {
 
     /// Sends three times as many calls as there are permits, through all replicas.
     async fn fill(&self, flag: Flag, permits: usize) {
-        // What was counted before is over.
+        // Discards what was counted before.
         self.upstream.figures().await;
         let mut calls = JoinSet::new();
         for number in 0..permits * 3 {
@@ -108,11 +108,11 @@ impl Aftermath {
         }
     }
 
-    /// Whether all replicas know the named semaphore, with nothing held of it.
+    /// Whether all replicas know the named semaphore, with no permit in use.
     async fn has_semaphore(&self) -> bool {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
-            let list = client.look(slot, "/_admin/semaphores").await;
+            let list = client.get_page(slot, "/_admin/semaphores").await;
             let list: Value =
                 list.and_then(|reply| serde_json::from_slice(&reply.body).ok()).unwrap_or_default();
             let all = list["semaphores"].as_array().cloned().unwrap_or_default();
@@ -127,11 +127,12 @@ impl Aftermath {
         true
     }
 
-    /// No account waits for longer than a quota can mean. Also to be called in the storm.
+    /// Checks that no account is paused for longer than its quota's window allows. Also called
+    /// during the storm.
     pub async fn check_pauses(&self) {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
-            let Some(reply) = client.look(slot, "/_admin/limits").await else { continue };
+            let Some(reply) = client.get_page(slot, "/_admin/limits").await else { continue };
             let limits: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
             for account in limits["limits"].as_array().into_iter().flatten() {
                 if account["paused_for_seconds"].as_f64().is_some_and(|wait| wait > LONGEST_PAUSE) {
@@ -141,12 +142,12 @@ impl Aftermath {
         }
     }
 
-    /// Looks at the pages that need no calls, which show no key.
+    /// Checks that pages which need no calls show no key.
     pub async fn check_pages(&self) {
         let client = self.client();
         for slot in 0..self.crowd.replicas.len() {
             for page in ["/", "/metrics", "/_admin/semaphores", "/openapi.json"] {
-                client.look(slot, page).await;
+                client.get_page(slot, page).await;
             }
         }
     }
@@ -160,7 +161,7 @@ impl Aftermath {
         all
     }
 
-    /// Compares the memory with what it was after the warm-up.
+    /// Compares the memory with that after the warm-up.
     pub fn check_memory(&self, before: &[u64], after: &[u64]) {
         for (slot, (before, after)) in before.iter().zip(after).enumerate() {
             let bound = before + (before * MORE_MEMORY_PERCENT / 100).max(MORE_MEMORY);

@@ -1,7 +1,7 @@
-//! What clients ask, and what an answer has to look like.
+//! What clients send, and what a valid answer looks like.
 //!
-//! Each call has a number. It stands in the prompt as `q#NUMBER#FLAGS#`, and the upstream answers
-//! `a#NUMBER# … #end`, so that an answer that went astray or lacks its end shows.
+//! Each call has a number. The prompt contains it as `q#NUMBER#FLAGS#`, and the upstream answers
+//! `a#NUMBER# … #end`, so that a misdirected or incomplete answer is noticed.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -13,25 +13,25 @@ use serde_json::value::RawValue;
 use crate::record::{Claim, Record, around, find};
 use crate::settings::{ADMIN_KEY, SEMAPHORE};
 
-/// The model of structured output: the upstream answers it in JSON.
+/// The model for structured output: the upstream answers it in JSON.
 pub const STRUCTURED_MODEL: &str = "gemini-chaos-structured";
 pub const CHAT_MODEL: &str = "gemini-chaos";
 
-/// The schema of all structured output: the number of the call, and a text.
+/// The schema of all structured output: the call's number and a text.
 const SCHEMA: &str = r#"{"type":"object","required":["id","note"],"additionalProperties":false,"properties":{"id":{"type":"integer"},"note":{"type":"string","minLength":3}}}"#;
 
-/// Whose key pays. The upstream reads the group in the key, and treats the calls accordingly.
+/// Whose key pays. The upstream reads the group from the key and treats the calls accordingly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Payer {
     /// The server, for callers without a key.
     Server,
     /// The server, for the administrator.
     Admin,
-    /// Of these hardly any call fails.
+    /// Few calls of this group fail.
     Steady(u8),
-    /// Of these many calls fail, for load too.
+    /// Many calls of this group fail, also for load.
     Shaky(u8),
-    /// Of these many calls are refused for quotas, with absurd numbers.
+    /// Many calls of this group are refused for quotas, with absurd numbers.
     Doomed(u8),
 }
 
@@ -59,7 +59,7 @@ impl Payer {
     }
 }
 
-/// In whose words something is asked.
+/// The endpoint, and so the format of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Surface {
     Chat,
@@ -93,20 +93,20 @@ impl Surface {
     }
 }
 
-/// What the upstream reads beside the number of a call.
+/// What the upstream reads besides the number of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flag {
     /// Nothing else.
     None,
     /// It holds the named semaphore.
     Tight,
-    /// It is answered well, and soon.
+    /// It is answered well and soon.
     Plain,
     /// It is answered well, after [`crate::upstream::HOLD`].
     Hold,
     /// The same, and it holds the named semaphore.
     TightHold,
-    /// Its client will hang up.
+    /// Its client will disconnect.
     Leaving,
 }
 
@@ -133,7 +133,7 @@ pub struct Ask {
     pub path: String,
     pub headers: Vec<(&'static str, String)>,
     pub body: String,
-    /// The numbers of its calls, in their order.
+    /// The numbers of its calls, in order.
     pub ids: Range<u64>,
     surface: Surface,
     is_batch: bool,
@@ -180,7 +180,7 @@ impl Ask {
         Self { path, headers, body, ids: id..id + 1, surface, is_batch: false }
     }
 
-    /// A batch, in which some items bring keys of their own where the steady ones pay.
+    /// A batch. If a steady payer pays for it, some items bring their own keys.
     pub fn batch(
         random: &mut Rng,
         ids: Range<u64>,
@@ -220,13 +220,13 @@ impl Ask {
         self.is_batch
     }
 
-    /// Whether the answer is passed on as it comes, and breaks off where Gemini's does.
+    /// Whether the answer is relayed as it arrives, and breaks off if Gemini's does.
     pub fn is_relayed(&self) -> bool {
         use Surface::{Gemini, GeminiStream, OpenAi, OpenAiStream};
         !self.is_batch && matches!(self.surface, Gemini | GeminiStream | OpenAi | OpenAiStream)
     }
 
-    /// Checks an answer whose status is 200 and which came whole, and notes what it came to.
+    /// Checks a complete answer with status 200 and records the outcome.
     pub fn check(&self, record: &Record, body: &[u8]) {
         self.check_numbers(record, body);
         let read = if self.is_batch {
@@ -249,7 +249,7 @@ impl Ask {
         }
     }
 
-    /// Whatever answers a call in a body, it is one of this request's.
+    /// Whichever call an answer belongs to, it is one of this request's.
     fn check_numbers(&self, record: &Record, body: &[u8]) {
         for at in memchr::memmem::find_iter(body, b"a#") {
             let Some(id) = number(&body[at + 2..]) else { continue };
@@ -303,7 +303,7 @@ impl Ask {
         }
     }
 
-    /// Events of our own: pieces, then the whole, or why there is none.
+    /// The service's own events: deltas, then the whole text, or an error.
     fn check_stream(&self, record: &Record, body: &[u8]) -> Option<()> {
         let text = std::str::from_utf8(body).ok()?;
         let mut pieces = String::new();
@@ -328,7 +328,7 @@ impl Ask {
         Some(())
     }
 
-    /// What Gemini said, as it said it: the end has to be there, unless it left it out.
+    /// Gemini's answer, relayed unchanged: the end must be there, unless Gemini left it out.
     fn check_relayed(&self, record: &Record, body: &[u8]) {
         let has = |what: &str| find(body, what.as_bytes()).is_some();
         let outcome = match (has("a#"), has("#end")) {
@@ -347,7 +347,7 @@ impl Ask {
     }
 }
 
-/// A prompt as it stands in JSON.
+/// A prompt, escaped for JSON.
 fn prompt(random: &mut Rng, id: u64, flag: Flag) -> String {
     let length = if random.u16(..1000) == 0 { 20_000 } else { random.usize(..120) };
     let mut prompt = format!("q#{id}#{}# ", flag.text());

@@ -1,4 +1,4 @@
-//! The clients: what they send, how they hang up, and what they take for an answer.
+//! The clients: what they send, how they disconnect, and what they accept as an answer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::record::{Claim, Record};
 use crate::replicas::Replica;
 use crate::settings::UPSTREAM_TIMEOUT;
 
-/// How long a client waits for an answer: longer than the service may take, with all that can
-/// happen to it meanwhile.
+/// How long a client waits for an answer: longer than the service may take, whatever happens to it
+/// meanwhile.
 const SINGLE: Duration = Duration::from_secs(60);
 const BATCH: Duration = Duration::from_secs(240);
 
@@ -34,7 +34,7 @@ pub struct Crowd {
     next: AtomicU64,
     /// See [`Crowd::made`].
     made: AtomicU64,
-    /// The clients stop when so many calls were made.
+    /// The clients stop when this many calls were made.
     goal: AtomicU64,
     is_over: AtomicBool,
 }
@@ -78,14 +78,14 @@ impl Crowd {
         first..first + calls
     }
 
-    /// How many calls were made. Those that were refused at once, with 429 or 503, are none, and
-    /// neither are those that were lost with their replica.
+    /// How many calls were made. Calls that were refused at once, with 429 or 503, do not count,
+    /// nor do those that were lost with their replica.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// Calls came to something.
-    fn came(&self, to: &str, calls: u64) {
+    /// Records the outcome of calls.
+    fn record_outcome(&self, to: &str, calls: u64) {
         self.record.outcome(to, calls);
         self.add(calls);
     }
@@ -94,8 +94,8 @@ impl Crowd {
         self.made.fetch_add(calls, Ordering::Relaxed);
     }
 
-    /// The clients come, and stay until so many calls were made or [`Crowd::end`].
-    pub fn come(self: &Arc<Self>, goal: u64, seed: u64) -> JoinSet<()> {
+    /// Starts the clients. They work until this many calls were made or [`Crowd::end`].
+    pub fn start(self: &Arc<Self>, goal: u64, seed: u64) -> JoinSet<()> {
         self.goal.store(goal, Ordering::Relaxed);
         self.is_over.store(false, Ordering::Relaxed);
         let mut random = Rng::with_seed(seed);
@@ -112,7 +112,7 @@ impl Crowd {
         clients
     }
 
-    /// The clients go when they have got the answers they wait for.
+    /// Stops the clients once they have the answers that they wait for.
     pub fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -129,7 +129,7 @@ pub struct Client {
     http: reqwest::Client,
 }
 
-/// What came back for a request.
+/// The answer to a request.
 pub struct Reply {
     pub status: u16,
     pub body: Vec<u8>,
@@ -158,7 +158,7 @@ impl Client {
                     let payer = Payer::Doomed(self.random.u8(..64));
                     self.single(payer).await;
                 }
-                Role::Leaving => self.leave().await,
+                Role::Leaving => self.disconnect().await,
                 Role::Free => self.free().await,
             }
         }
@@ -189,7 +189,7 @@ impl Client {
         self.random.usize(..self.crowd.replicas.len())
     }
 
-    /// Sends a request and checks what comes back. Whether it was answered well.
+    /// Sends a request and checks the answer. Returns whether it was good.
     pub async fn ask(&self, slot: usize, ask: &Ask) -> bool {
         let record = &self.crowd.record;
         let limit = if ask.is_batch() { BATCH } else { SINGLE };
@@ -208,17 +208,17 @@ impl Client {
                 format!("{}: {}", ask.path, String::from_utf8_lossy(&reply.body))
             });
         }
-        // A refusal costs nothing, and would soon be most of the calls.
+        // Refusals cost nothing and would soon be most of the calls.
         if matches!(reply.status, 429 | 503) {
             record.outcome(&format!("{code}, at once"), ask.calls());
             sleep(Duration::from_millis(200)).await;
         } else {
-            self.crowd.came(&code, ask.calls());
+            self.crowd.record_outcome(&code, ask.calls());
         }
         false
     }
 
-    /// Sends a request, and searches the answer for keys. `None` where no whole answer came.
+    /// Sends a request, and searches the answer for keys. `None` if no complete answer came.
     async fn send(&self, slot: usize, ask: &Ask, limit: Duration) -> Option<Reply> {
         let record = &self.crowd.record;
         let sent = Instant::now();
@@ -231,22 +231,22 @@ impl Client {
         match read(record, &ask.path, request.body(ask.body.clone())).await {
             Ok(reply) => Some(reply),
             Err(error) if error.is_timeout() => {
-                self.crowd.came("no answer", ask.calls());
+                self.crowd.record_outcome("no answer", ask.calls());
                 record.violated(Claim::Answered, || {
                     format!("{} {:?}: nothing from replica {slot} in {limit:?}", ask.path, ask.ids)
                 });
                 None
             }
             Err(error) => {
-                // What is known of a kill may come a moment later than what it does.
+                // A kill may be recorded a moment later than it takes effect.
                 sleep(Duration::from_millis(50)).await;
                 let is_known = record.was_down_since(slot, sent);
                 if is_known {
                     record.outcome("its replica was killed", ask.calls());
                 } else if ask.is_relayed() {
-                    self.crowd.came("broken off, as the upstream's was", ask.calls());
+                    self.crowd.record_outcome("cut off like the upstream's answer", ask.calls());
                 } else {
-                    self.crowd.came("connection broke", ask.calls());
+                    self.crowd.record_outcome("connection broke", ask.calls());
                     record.violated(Claim::Answered, || {
                         format!("{} {:?}: replica {slot}: {error:?}", ask.path, ask.ids)
                     });
@@ -256,9 +256,9 @@ impl Client {
         }
     }
 
-    /// Sends a request and hangs up: before all of it was sent, while it waits, or while the answer
-    /// comes. Some send a byte too many before.
-    async fn leave(&mut self) {
+    /// Sends a request and disconnects: before it is completely sent, while waiting, or during the
+    /// answer. Some clients send one byte too many before.
+    async fn disconnect(&mut self) {
         let random = &mut self.random;
         let payer = Payer::steady(random);
         let (is_batch, stays) = (random.u8(..3) == 0, Duration::from_millis(random.u64(..400)));
@@ -283,12 +283,12 @@ impl Client {
             _ = stream.write_all(b"\r\n").await;
         }
         sleep(stays).await;
-        ask.ids.clone().for_each(|id| self.crowd.record.hung_up(id, life));
+        ask.ids.clone().for_each(|id| self.crowd.record.disconnected(id, life));
         drop(stream);
-        self.crowd.came("hung up", ask.calls());
+        self.crowd.record_outcome("hung up", ask.calls());
     }
 
-    /// Asks for something that generates nothing, which the upstream may leave unanswered.
+    /// Sends a call that generates nothing, which the upstream may leave unanswered.
     async fn free(&mut self) {
         let (record, slot) = (Arc::clone(&self.crowd.record), self.slot());
         let port = self.crowd.replicas[slot].port;
@@ -306,8 +306,8 @@ impl Client {
         sleep(Duration::from_millis(self.random.u64(..500))).await;
     }
 
-    /// Looks at a page of a replica.
-    pub async fn look(&self, slot: usize, path: &str) -> Option<Reply> {
+    /// Gets a page of a replica.
+    pub async fn get_page(&self, slot: usize, path: &str) -> Option<Reply> {
         let port = self.crowd.replicas[slot].port;
         let request = self.http.get(format!("http://127.0.0.1:{port}{path}"));
         let request = request.timeout(Duration::from_secs(10));
@@ -325,7 +325,7 @@ impl Client {
         read(&self.crowd.record, path, request).await.ok()
     }
 
-    /// One call that is sure to be answered well where the service serves; whether it was.
+    /// Sends a call that must succeed if the service works. Returns whether it did.
     pub async fn probe(&mut self, slot: usize) -> bool {
         let payer = Payer::Steady(self.random.u8(..8));
         let id = self.crowd.ids(1).start;
@@ -341,7 +341,7 @@ impl Client {
     }
 }
 
-/// Sends a request, reads all of the answer and searches it for keys.
+/// Sends a request, reads the complete answer and searches it for keys.
 async fn read(
     record: &Record,
     place: &str,
@@ -362,7 +362,7 @@ async fn read(
     Ok(Reply { status, body })
 }
 
-/// A request as it is written to a connection.
+/// A request as raw bytes.
 fn raw(ask: &Ask) -> Vec<u8> {
     let mut head = format!(
         "POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
@@ -377,7 +377,7 @@ fn raw(ask: &Ask) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// The code of a failure, in whosever words it is.
+/// The code of an error, in any format.
 fn code(reply: &Reply) -> String {
     #[derive(Deserialize)]
     struct Ours {

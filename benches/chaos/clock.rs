@@ -1,8 +1,8 @@
-//! Clocks that can be set: libfaketime reads the offset of a process from a file.
+//! Adjustable clocks: libfaketime reads a process's offset from a file.
 
 use std::path::{Path, PathBuf};
 
-/// Where distributions put the library.
+/// Where distributions install the library.
 const LIBRARIES: [&str; 4] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -10,36 +10,35 @@ const LIBRARIES: [&str; 4] = [
     "/usr/lib/faketime/libfaketimeMT.so.1",
 ];
 
-/// The library, where it is installed.
+/// The library, if it is installed.
 pub fn library() -> Option<&'static str> {
     LIBRARIES.into_iter().find(|path| Path::new(path).exists())
 }
 
-/// The wall clock of a process. Clocks that only count on are left alone, as when somebody sets the
-/// time of a machine.
+/// The wall clock of a process. Monotonic clocks are unaffected, as when a machine's time is set.
 #[derive(Debug, Clone)]
 pub struct Clock(Option<PathBuf>);
 
 impl Clock {
-    /// A clock that can be set, or the machine's where it is not meant to be.
+    /// An adjustable clock, or the machine's.
     pub fn new(folder: &Path, name: &str, can_be_set: bool) -> Self {
         let clock = Self(can_be_set.then(|| folder.join(format!("{name}.clock"))));
         clock.set(0);
         clock
     }
 
-    /// Sets it to so many seconds from the machine's. It takes up to a second to show.
+    /// Sets its offset from the machine's clock in seconds. It takes up to a second to take effect.
     pub fn set(&self, offset: i64) {
         if let Some(file) = &self.0 {
-            std::fs::write(file, format!("{offset:+}")).expect("the clock's file can be written");
+            std::fs::write(file, format!("{offset:+}")).expect("a writable file");
         }
     }
 
-    /// What a process needs to have this clock. Redis comes with an allocator that asks for the
-    /// time before the library is ready: libc's is put before it.
+    /// The environment that gives a process this clock. Redis's allocator asks for the time before
+    /// the library is ready, so libc's allocator is preloaded before it.
     pub fn variables(&self, of_redis: bool) -> Vec<(&'static str, String)> {
         let Some(file) = &self.0 else { return Vec::new() };
-        let library = library().expect("it was looked for at the start");
+        let library = library().expect("the library is installed");
         let preload = if of_redis { format!("{library}:libc.so.6") } else { library.to_owned() };
         vec![
             ("LD_PRELOAD", preload),

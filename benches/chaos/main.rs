@@ -1,20 +1,20 @@
-//! What the service promises, while everything around it breaks.
+//! Whether the service keeps its promises while everything around it fails.
 //!
-//! Four replicas of the real program share their limits through a Redis. Clients send a million
-//! calls; meanwhile replicas are killed and stopped, Redis is restarted and emptied, clocks are set,
-//! the upstream breaks in every way, and clients hang up. `docs/benchmarks.md` says how to run it
-//! and what its figures mean.
+//! Four replicas of the real program share their limits through Redis. Clients send a million
+//! calls. Meanwhile replicas are killed and stopped, Redis is restarted and emptied, clocks are
+//! set, the upstream fails in every way, and clients disconnect. `docs/benchmarks.md` says how to
+//! run it and what its figures mean.
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `settings` | what is the same in every run, and what a run is told |
-//! | `calls` | what is asked, and what an answer has to look like |
-//! | `clients` | those who ask |
+//! | `settings` | what is the same in every run, and a run's arguments |
+//! | `calls` | what clients send, and what a valid answer looks like |
+//! | `clients` | the clients |
 //! | `upstream` | a stand-in for Gemini that counts what is in flight, and its faults |
 //! | `replicas`, `redis`, `clock` | the processes |
 //! | `storm` | what is done to them |
-//! | `aftermath` | what has to be true afterwards |
-//! | `record` | what is asserted, and what was seen against it |
+//! | `aftermath` | what must hold afterwards |
+//! | `record` | the promises, and their violations |
 //! | `report` | the figures |
 
 mod aftermath;
@@ -45,29 +45,29 @@ use aftermath::Aftermath;
 use clients::{Client, Crowd};
 use clock::Clock;
 use record::Record;
-use redis::Redis;
-use replicas::{Replica, free_port, replicas};
+use redis::{Redis, free_port};
+use replicas::{Replica, replicas};
 use report::Report;
 use settings::{Arguments, Kind, SEMAPHORE, SEMAPHORE_LIMIT};
 use storm::Storm;
 use upstream::Upstream;
 
-/// Of all calls, the part that is made before anything is done to the processes.
+/// The share of all calls that is made before anything is done to the processes: one in this many.
 const WARM_UP: u64 = 20;
 
-/// How long the replicas are left alone before their memory is looked at.
+/// How long the replicas rest before their memory is measured.
 const SETTLE: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
     if !arguments.bench {
-        // `cargo test --all-targets` starts benchmarks too, only to see that they start.
+        // `cargo test --all-targets` also starts benchmarks, only to see that they start.
         println!("cargo bench --bench chaos");
         return ExitCode::SUCCESS;
     }
     if clock::library().is_none() {
         if arguments.only.is_empty() {
-            eprintln!("libfaketime is missing: install the package, or leave the clocks out");
+            eprintln!("libfaketime is missing: install the package, or leave out the clocks");
             return ExitCode::from(2);
         }
         arguments.without.extend([Kind::ReplicaClock, Kind::RedisForward, Kind::RedisBack]);
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         tokio::select! {
             is_kept = run(&arguments, seed, folder.path()) => is_kept,
             () = until_ended() => {
-                eprintln!("ended from outside");
+                eprintln!("interrupted");
                 false
             }
         }
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     if is_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Waits until this process is told to end: what it has started is ended with it.
+/// Waits until this process is told to end, so that its child processes end with it.
 async fn until_ended() {
     let listen = |kind| signal(kind).expect("signals can be listened for");
     let mut interrupt = listen(SignalKind::interrupt());
@@ -105,7 +105,7 @@ async fn until_ended() {
     }
 }
 
-/// Does all of it. Whether everything was as promised.
+/// Runs everything. Returns whether every promise was kept.
 async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     let began = Instant::now();
     let mut random = Rng::with_seed(seed);
@@ -115,9 +115,9 @@ async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     eprintln!("warming up");
     let before = stage.warm_up(arguments, &mut random).await;
     report.add(&stage.upstream.figures().await);
-    eprintln!("the storm");
+    eprintln!("storm");
     report.storm = stage.storm(arguments, &mut random).await;
-    eprintln!("the calm");
+    eprintln!("calm");
     stage.calm().await;
     report.add(&stage.upstream.figures().await);
     let after = stage.check(&before).await;
@@ -130,7 +130,7 @@ async fn run(arguments: &Arguments, seed: u64, folder: &Path) -> bool {
     !stage.record.is_violated()
 }
 
-/// All processes, and all that works on them.
+/// All processes, and everything that acts on them.
 struct Stage {
     record: Arc<Record>,
     redis: Arc<Redis>,
@@ -142,7 +142,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// Starts everything, and waits until it serves.
+    /// Starts everything and waits until it serves.
     async fn set(arguments: &Arguments, random: &mut Rng, folder: &Path) -> Self {
         let record = Record::new();
         let has = |kind| arguments.has(kind);
@@ -170,33 +170,33 @@ impl Stage {
         Self { record, redis, replicas, upstream, crowd, storm, aftermath }
     }
 
-    /// Makes the first calls, and gives the memory of the replicas after them.
+    /// Makes the first calls. Returns the memory of the replicas after them.
     async fn warm_up(&self, arguments: &Arguments, random: &mut Rng) -> Vec<u64> {
-        let clients = self.crowd.come(arguments.calls / WARM_UP, random.u64(..));
+        let clients = self.crowd.start(arguments.calls / WARM_UP, random.u64(..));
         finish(clients, &self.crowd).await;
         sleep(SETTLE).await;
         self.aftermath.memory().await
     }
 
-    /// Does everything to the processes while the calls are made, and gives the time that it took.
+    /// Disturbs the processes while the calls are made. Returns how long that took.
     async fn storm(&self, arguments: &Arguments, random: &mut Rng) -> Duration {
         let began = Instant::now();
         let from = self.crowd.made();
         let to = from + arguments.calls - arguments.calls / WARM_UP;
-        // The clients stay until all was done, however soon they have made their calls.
-        let clients = self.crowd.come(u64::MAX, random.u64(..));
-        let rage = async {
-            self.storm.rage(arguments, from, to, random.u64(..)).await;
+        // The clients continue until all disturbances are done, even if they have made their calls.
+        let clients = self.crowd.start(u64::MAX, random.u64(..));
+        let run = async {
+            self.storm.run(arguments, from, to, random.u64(..)).await;
             while self.crowd.made() < to {
                 sleep(Duration::from_millis(100)).await;
             }
             self.crowd.end();
         };
-        tokio::join!(rage, finish(clients, &self.crowd));
+        tokio::join!(run, finish(clients, &self.crowd));
         began.elapsed()
     }
 
-    /// Waits until all serve when nothing is done to them any more.
+    /// Waits until all replicas serve after the last disturbance.
     async fn calm(&self) {
         self.storm.calm();
         self.record.redis_is_disturbed();
@@ -204,7 +204,7 @@ impl Stage {
         self.storm.until_all_serve().await;
     }
 
-    /// Checks what has to be true now, and gives the memory of the replicas.
+    /// Checks what must hold now. Returns the memory of the replicas.
     async fn check(&self, before: &[u64]) -> Vec<u64> {
         let aftermath = &self.aftermath;
         aftermath.until_quiet().await;
@@ -239,13 +239,13 @@ async fn register(crowd: &Arc<Crowd>) {
     assert!(reply.is_some_and(|reply| reply.status == 201), "the semaphore cannot be registered");
 }
 
-/// Waits until all clients have gone, and says how far they are.
+/// Waits until all clients have ended, and reports progress.
 async fn finish(mut clients: JoinSet<()>, crowd: &Crowd) {
     let mut made = crowd.made();
     loop {
         tokio::select! {
             client = clients.join_next() => match client {
-                Some(client) => client.expect("a client does not fail itself"),
+                Some(client) => client.expect("a client does not panic"),
                 None => return,
             },
             () = sleep(Duration::from_secs(10)) => {
@@ -257,7 +257,7 @@ async fn finish(mut clients: JoinSet<()>, crowd: &Crowd) {
     }
 }
 
-/// Looks at the replicas from time to time, for as long as it is kept.
+/// Checks the replicas regularly until the returned set is dropped.
 fn watch(aftermath: &Arc<Aftermath>) -> JoinSet<()> {
     let aftermath = Arc::clone(aftermath);
     let mut tasks = JoinSet::new();

@@ -1,4 +1,4 @@
-//! What is asserted, what was seen against it, and what has happened to each process.
+//! The promises, their violations, and the history of each process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::settings::LEASE;
 
-/// What every key in this test contains and nothing else does.
+/// Contained in every key of this test and nowhere else.
 pub const SECRET: &str = "NEVERSHOWN";
 
-/// Of how many violations of a kind the evidence is shown.
+/// How many violations of a kind are shown with their evidence.
 const EVIDENCE: u64 = 5;
 
-/// What the service promises, and this test asserts.
+/// What the service promises and this test checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
     InFlight,
@@ -49,46 +49,46 @@ impl Claim {
         match self {
             Self::InFlight => "never more calls in flight than the limit",
             Self::SemaphoreInFlight => "never more calls in flight than a named semaphore allows",
-            Self::OwnAnswer => "every answer is its own question's, in its place",
-            Self::WholeAnswer => "half an answer is never a success",
+            Self::OwnAnswer => "every answer belongs to its question, at its index",
+            Self::WholeAnswer => "an incomplete answer is never a success",
             Self::Answered => "every request is answered in time, never with an internal error",
-            Self::HangUp => "the calls of a client that hung up end",
+            Self::HangUp => "the calls of a disconnected client end",
             Self::Recovery => "every replica serves again after each disturbance",
             Self::Permits => "no permit is lost",
-            Self::Pauses => "no account is paused for longer than its quota can mean",
+            Self::Pauses => "no account is paused for longer than its quota's window",
             Self::Secrets => "no key is shown",
-            Self::Memory => "the memory is back where it began",
+            Self::Memory => "the memory returns to its initial size",
             Self::Processes => "no replica panics or ends by itself",
         }
     }
 }
 
-/// One process of a replica, from its start to its end. Its number is part of the base URL that it
-/// is given, so that the upstream knows whose calls it has.
+/// One process of a replica, from start to end. Its number is part of its base URL, so that the
+/// upstream knows whose calls it receives.
 pub type Life = usize;
 
-/// What has happened to a process.
+/// The history of a process.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// When it was stopped and when it went on.
+    /// When it was stopped and when it resumed.
     pauses: Vec<(Instant, Option<Instant>)>,
-    /// It was killed, after what had been hung up by then was counted off.
+    /// It was killed, after the calls that it had disconnected were ended.
     pub is_killed: bool,
 }
 
 impl History {
-    /// Whether it was stopped at any time since.
+    /// Whether it was stopped at any time since then.
     pub fn was_paused_since(&self, since: Instant) -> bool {
         self.pauses.iter().any(|(_, end)| end.is_none_or(|end| end >= since))
     }
 
-    /// The last time at which it went on.
+    /// When it resumed last.
     pub fn resumed(&self) -> Option<Instant> {
         self.pauses.iter().filter_map(|(_, end)| *end).max()
     }
 }
 
-/// Everything that the parts of this test tell each other.
+/// Everything that the parts of this test share.
 #[derive(Debug, Default)]
 pub struct Record {
     state: Mutex<State>,
@@ -100,13 +100,13 @@ struct State {
     lives: Vec<(usize, History)>,
     /// When the replicas may have lost what Redis held for them.
     redis_disturbed: Vec<Instant>,
-    /// When the clients of calls hung up.
-    hung_up: HashMap<u64, (Life, Instant)>,
-    /// What the calls of clients came to.
+    /// When the clients of calls disconnected.
+    disconnected: HashMap<u64, (Life, Instant)>,
+    /// The outcomes of the clients' calls.
     outcomes: BTreeMap<String, u64>,
-    /// What was done to the processes: how often, and the longest time until all served again.
+    /// The disturbances: how often, and the longest time until all replicas served again.
     disturbances: BTreeMap<&'static str, (u64, Duration)>,
-    /// When the process of each slot was not there.
+    /// When the process of each slot was not running.
     down: HashMap<usize, Vec<(Instant, Option<Instant>)>>,
     /// What was done when, for evidence.
     diary: Vec<(Instant, String)>,
@@ -121,7 +121,7 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something was seen that must not be.
+    /// Records a violation.
     pub fn violated(&self, claim: Claim, evidence: impl FnOnce() -> String) {
         let count = {
             let mut state = self.state();
@@ -130,12 +130,12 @@ impl Record {
             *count
         };
         if count <= EVIDENCE {
-            // It may ask this record for more, which is not locked now.
+            // The evidence may use this record, which is not locked now.
             eprintln!("  VIOLATED: {}: {}", claim.text(), evidence());
         }
     }
 
-    /// How often each claim was violated.
+    /// How often each promise was violated.
     pub fn violations(&self) -> Vec<(Claim, u64)> {
         let state = self.state();
         let count = |claim| state.violations.get(&claim).copied().unwrap_or_default();
@@ -146,15 +146,15 @@ impl Record {
         !self.state().violations.is_empty()
     }
 
-    /// Fails where a text shows a key.
+    /// Records a violation if a text contains a key.
     pub fn search(&self, place: &str, text: &[u8]) {
         if let Some(at) = find(text, SECRET.as_bytes()) {
             self.violated(Claim::Secrets, || format!("{place}: …{}…", around(text, at)));
         }
     }
 
-    /// A process of a replica is about to be started.
-    pub fn born(&self, slot: usize) -> Life {
+    /// Registers a process that is about to start.
+    pub fn register(&self, slot: usize) -> Life {
         let mut state = self.state();
         state.lives.push((slot, History::default()));
         state.lives.len() - 1
@@ -182,16 +182,16 @@ impl Record {
         }
     }
 
-    /// Redis may have lost what it held, or a replica may have been taken for dead.
+    /// Records that Redis may have lost data, or that a replica may have been taken for dead.
     pub fn redis_is_disturbed(&self) {
         self.state().redis_disturbed.push(Instant::now());
     }
 
-    /// Whether a call that began then can have lost its permit in the midst: its replica was killed
-    /// or stopped, or Redis was disturbed.
-    pub fn may_have_lapsed(&self, life: Life, since: Instant) -> bool {
+    /// Whether a call that began then may have lost its permit meanwhile: its replica was killed or
+    /// stopped, or Redis was disturbed.
+    pub fn may_have_expired(&self, life: Life, since: Instant) -> bool {
         let state = self.state();
-        // What happened up to a lease before may show only now.
+        // What happened up to a lease before may take effect only now.
         let disturbed = state.redis_disturbed.iter().any(|at| *at + LEASE >= since);
         let of_its_own = state
             .lives
@@ -200,15 +200,15 @@ impl Record {
         disturbed || of_its_own
     }
 
-    pub fn hung_up(&self, id: u64, life: Life) {
-        self.state().hung_up.insert(id, (life, Instant::now()));
+    pub fn disconnected(&self, id: u64, life: Life) {
+        self.state().disconnected.insert(id, (life, Instant::now()));
     }
 
-    /// For how long a call's client has been gone for all that its replica can know: the time in
-    /// which that was stopped does not count.
+    /// How long a call's client has been gone as far as its replica can know: time in which the
+    /// replica was stopped does not count.
     pub fn gone_for(&self, id: u64) -> Option<Duration> {
         let state = self.state();
-        let (life, at) = *state.hung_up.get(&id)?;
+        let (life, at) = *state.disconnected.get(&id)?;
         let history = state.lives.get(life).map(|(_, history)| history)?;
         if history.pauses.last().is_some_and(|(_, end)| end.is_none()) {
             return None;
@@ -217,7 +217,7 @@ impl Record {
         Some(since.elapsed())
     }
 
-    /// Calls came to something.
+    /// Records the outcome of calls.
     pub fn outcome(&self, what: &str, calls: u64) {
         let mut state = self.state();
         match state.outcomes.get_mut(what) {
@@ -230,7 +230,7 @@ impl Record {
         self.state().outcomes.clone()
     }
 
-    /// The process of a slot is ended, or is there again.
+    /// Records that the process of a slot ends or runs again.
     pub fn is_down(&self, slot: usize, is_down: bool) {
         let mut state = self.state();
         let down = state.down.entry(slot).or_default();
@@ -241,28 +241,28 @@ impl Record {
         }
     }
 
-    /// Whether the process of a slot was not there at some time since.
+    /// Whether the process of a slot was not running at some time since then.
     pub fn was_down_since(&self, slot: usize, since: Instant) -> bool {
         let state = self.state();
         let down = state.down.get(&slot).map(Vec::as_slice).unwrap_or_default();
         down.iter().any(|(_, end)| end.is_none_or(|end| end >= since))
     }
 
-    /// Something is done now.
+    /// Records what is being done now.
     pub fn note(&self, what: String) {
         self.state().diary.push((Instant::now(), what));
     }
 
-    /// What was done within the last while.
+    /// What was done within this window.
     pub fn last_disturbances(&self, window: Duration) -> String {
         let state = self.state();
         let recent = state.diary.iter().rev().take_while(|(at, _)| at.elapsed() < window);
-        let told =
+        let notes =
             recent.map(|(at, what)| format!("{what} {:.1} s ago", at.elapsed().as_secs_f32()));
-        told.collect::<Vec<_>>().join(", ")
+        notes.collect::<Vec<_>>().join(", ")
     }
 
-    /// Something was done, and all served again after so long.
+    /// Records a disturbance and the time until all replicas served again.
     pub fn disturbed(&self, what: &'static str, recovery: Duration) {
         let mut state = self.state();
         let (count, longest) = state.disturbances.entry(what).or_default();
@@ -275,12 +275,12 @@ impl Record {
     }
 }
 
-/// Where something first is in a text.
+/// The first position of a pattern in a text.
 pub fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     memchr::memmem::find(text, what)
 }
 
-/// A little of a text, for evidence.
+/// Some of a text around a position, for evidence.
 pub fn around(text: &[u8], at: usize) -> String {
     let part = &text[at.saturating_sub(120)..text.len().min(at + 80)];
     String::from_utf8_lossy(part).replace(['\n', '\r'], " ")

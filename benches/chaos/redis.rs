@@ -1,21 +1,24 @@
 //! The Redis that the replicas share.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, tidy_up};
 use crate::record::Record;
 
-/// A redis-server, which saves its data where it is ended with SIGTERM.
+#[expect(dead_code, reason = "the replicas here wait until Redis counts as long-running")]
+#[path = "../../tests/support/redis_launcher.rs"]
+mod launcher;
+
+pub use launcher::free_port;
+
+/// The redis-server, which saves its data when it is ended with SIGTERM.
 pub struct Redis {
     pub port: u16,
     pub clock: Clock,
@@ -31,41 +34,23 @@ impl Redis {
         Arc::new(Self { port, clock, folder, process, record: Arc::clone(record) })
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts it and waits until it answers.
     pub async fn start(&self) {
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            // It never saves by itself, but when it is ended.
-            .args(["--save", "86400 1000000000", "--rdbcompression", "no"])
-            .args(["--logfile", "redis.log"])
-            .envs(self.clock.variables(true))
-            .current_dir(&self.folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the package redis-server has to be installed");
-        *self.process.lock().await = Some(child);
-        let began = Instant::now();
-        while self.say("PING").await.is_none_or(|answer| !answer.starts_with("+PONG")) {
-            assert!(began.elapsed() < Duration::from_secs(20), "redis-server does not answer");
-            sleep(Duration::from_millis(10)).await;
-        }
+        let server = launcher::launch(self.port, &self.folder, |command| {
+            // It saves only when it is stopped.
+            command.args(["--save", "86400 1000000000", "--rdbcompression", "no"]);
+            command.args(["--logfile", "redis.log"]).envs(self.clock.variables(true));
+        });
+        *self.process.lock().await = Some(server.await);
     }
 
-    /// Says something to it, and gives the first part of its answer.
-    pub async fn say(&self, command: &str) -> Option<String> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
-            stream.write_all(format!("{command}\r\n").as_bytes()).await.ok()?;
-            let mut answer = [0; 256];
-            let read = stream.read(&mut answer).await.ok()?;
-            Some(String::from_utf8_lossy(&answer[..read]).into_owned())
-        };
-        timeout(Duration::from_secs(2), exchange).await.ok()?
+    /// Runs a command.
+    pub async fn execute(&self, command: &str) {
+        // Redis may be stopped; the next start does not depend on the reply.
+        _ = launcher::execute(self.port, command).await;
     }
 
-    /// Ends it. After SIGTERM it has saved its data.
+    /// Ends it. On SIGTERM it saves its data first.
     pub async fn stop(&self, signal: Signal) {
         let Some(mut child) = self.process.lock().await.take() else { return };
         let id = child.id();
@@ -77,12 +62,12 @@ impl Redis {
         self.search();
     }
 
-    /// Forgets what it saved.
+    /// Deletes its saved data.
     pub fn wipe(&self) {
         _ = std::fs::remove_file(self.folder.join("dump.rdb"));
     }
 
-    /// Stops it for a while.
+    /// Stops it for some time.
     pub async fn pause(&self, time: Duration) {
         let id = self.process.lock().await.as_ref().and_then(Child::id);
         send(id, Signal::STOP);
@@ -90,7 +75,7 @@ impl Redis {
         send(id, Signal::CONT);
     }
 
-    /// Searches what it has saved and logged for keys.
+    /// Searches its saved data and its log for keys.
     fn search(&self) {
         for file in ["dump.rdb", "redis.log"] {
             let text = std::fs::read(self.folder.join(file)).unwrap_or_default();

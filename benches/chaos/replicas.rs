@@ -1,4 +1,4 @@
-//! The replicas of the service: real processes, started, stopped, killed and looked at.
+//! The replicas of the service: real processes that are started, stopped, killed and checked.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,21 +16,22 @@ use tokio::time::{sleep, timeout};
 use crate::calls::{CHAT_MODEL, STRUCTURED_MODEL};
 use crate::clock::{Clock, tidy_up};
 use crate::record::{Claim, Life, Record, around, find};
+use crate::redis::free_port;
 use crate::settings::{
     ADMIN_KEY, LEASE, LIMIT, REPLICAS, REQUEST_TIMEOUT, SERVER_KEY, UPSTREAM_TIMEOUT,
 };
 use crate::upstream::Upstream;
 
-/// How long a replica takes to start, tries without Redis included.
+/// How long a replica may take to start, including attempts without Redis.
 const START: Duration = Duration::from_secs(60);
 
-/// One replica; its process changes, its port does not.
+/// One replica. Its process changes, its port does not.
 pub struct Replica {
     pub slot: usize,
     pub port: u16,
     pub clock: Clock,
     life: AtomicUsize,
-    /// Locked by whoever does something to it.
+    /// Locked while anything is done to the process.
     process: Mutex<Option<Process>>,
     variables: Vec<(&'static str, String)>,
     binary: PathBuf,
@@ -73,9 +74,7 @@ pub fn replicas(
 
 fn variables(slot: usize, redis: u16) -> Vec<(&'static str, String)> {
     let seconds = |duration: Duration| duration.as_secs().to_string();
-    // One of them logs more: no key may be in that either.
-    // Quotas, too large to be reached, that Redis keeps account of: only the server's key has any, since
-    // Redis could not keep up with a million calls in minutes otherwise.
+    // One of them logs more. No key may appear there either.
     let limits = "server@*:rpm=10000000,tpm=10000000000,rpd=1000000000";
     let log = if slot == 1 { "info,gemini_concurrent_generation=debug" } else { "info" };
     vec![
@@ -98,12 +97,12 @@ fn variables(slot: usize, redis: u16) -> Vec<(&'static str, String)> {
 }
 
 impl Replica {
-    /// Which of its processes this is.
+    /// Which of its processes is running.
     pub fn life(&self) -> Life {
         self.life.load(Ordering::Relaxed)
     }
 
-    /// Starts it, and again where it ends because Redis is not there.
+    /// Starts it, and again if it ends because Redis is unavailable.
     pub async fn start(&self) {
         let mut process = self.process.lock().await;
         self.start_in(&mut process).await;
@@ -126,7 +125,7 @@ impl Replica {
     }
 
     fn spawn(&self) -> Process {
-        let life = self.record.born(self.slot);
+        let life = self.record.register(self.slot);
         let log = self.folder.join(format!("replica-{}-{life}.log", self.slot));
         let file = File::create(&log).expect("a log can be written");
         let upstream = format!("http://{}/life/{life}", self.upstream.address);
@@ -147,7 +146,7 @@ impl Replica {
         Process { child, life, log }
     }
 
-    /// Waits until it listens; false where it ends instead.
+    /// Waits until it listens. Returns false if it ends instead.
     async fn is_up(&self, process: &mut Process) -> bool {
         while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             if process.child.try_wait().expect("a child").is_some() {
@@ -158,8 +157,8 @@ impl Replica {
         true
     }
 
-    /// Kills it with SIGKILL. Nothing that it does is missed by the upstream's count: it is
-    /// stopped, the upstream is told, and only then it is killed.
+    /// Kills it with SIGKILL. Stops it and notifies the upstream first, so that the upstream's
+    /// count misses nothing.
     pub async fn kill_and_start(&self) {
         let mut process = self.process.lock().await;
         if let Some(old) = process.take() {
@@ -173,7 +172,7 @@ impl Replica {
         self.start_in(&mut process).await;
     }
 
-    /// Stops it for a while.
+    /// Stops it for some time.
     pub async fn pause(&self, time: Duration) {
         let process = self.process.lock().await;
         let Some(process) = &*process else { return };
@@ -184,7 +183,7 @@ impl Replica {
         process.signal(Signal::CONT);
     }
 
-    /// Reports it where it has ended by itself, and starts it again.
+    /// If it has ended by itself, reports that and starts it again.
     pub async fn look_after(&self) {
         let Ok(mut process) = self.process.try_lock() else { return };
         let Some(running) = &mut *process else { return };
@@ -202,7 +201,7 @@ impl Replica {
         self.start_in(&mut process).await;
     }
 
-    /// Ends it as an operator does, and checks how it ends.
+    /// Stops it with SIGTERM and checks how it ends.
     pub async fn stop(&self) {
         let Some(mut process) = self.process.lock().await.take() else { return };
         self.record.is_down(self.slot, true);
@@ -216,7 +215,7 @@ impl Replica {
         self.end(process).await;
     }
 
-    /// The memory that is resident, in bytes.
+    /// Its resident memory, in bytes.
     pub async fn memory(&self) -> Option<u64> {
         let pid = self.process.lock().await.as_ref()?.child.id()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -225,7 +224,7 @@ impl Replica {
         Some(kib << 10)
     }
 
-    /// Waits for its end, and searches what it has logged.
+    /// Waits for its end and searches its log.
     async fn end(&self, mut process: Process) {
         let pid = process.child.id();
         _ = process.child.start_kill();
@@ -262,9 +261,4 @@ impl Process {
             sleep(Duration::from_millis(1)).await;
         }
     }
-}
-
-pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
 }

@@ -15,7 +15,7 @@ pub struct Report {
     pub calls: u64,
     pub took: Duration,
     pub storm: Duration,
-    /// Of each replica after the warm-up and at the end, in bytes.
+    /// The memory of each replica after the warm-up and at the end, in bytes.
     pub memory: Vec<(u64, u64)>,
 }
 
@@ -59,7 +59,7 @@ impl Report {
     }
 
     fn print_claims(&self) {
-        println!("| promised | violations seen |\n|---|--:|");
+        println!("| promise | violations |\n|---|--:|");
         for (claim, violations) in self.record.violations() {
             println!("| {} | {violations} |", claim.text());
         }
@@ -76,13 +76,13 @@ impl Report {
         let faults = self.counted.fates.iter().filter(|(fate, _)| !is_good(fate));
         let (kinds, faulty) =
             faults.fold((0, 0), |(kinds, sum), (_, count)| (kinds + 1, sum + count));
-        row("of these not answered well, in how many ways", format!("{faulty}, {kinds}"));
+        row("of these with a fault, kinds of faults", format!("{faulty}, {kinds}"));
         row(
-            "time in all, in the storm",
+            "total time, time in the storm",
             format!("{:.0} s, {:.0} s", self.took.as_secs_f64(), self.storm.as_secs_f64()),
         );
         row(
-            "limit, most in flight that count, most of all",
+            "limit, most in flight without excused calls, most in total",
             format!("{LIMIT}, {most_counted}, {most}"),
         );
         row("semaphore's limit, most in flight", format!("{SEMAPHORE_LIMIT}, {most_tight}"));
@@ -104,7 +104,9 @@ impl Report {
     }
 
     fn print_disturbances(&self) {
-        println!("| done | times | longest until all served again |\n|---|--:|--:|");
+        println!(
+            "| disturbance | times | longest until all replicas served again |\n|---|--:|--:|"
+        );
         for (what, (count, longest)) in self.record.disturbances() {
             println!("| {what} | {count} | {:.1} s |", longest.as_secs_f64());
         }
@@ -112,7 +114,7 @@ impl Report {
     }
 }
 
-/// Whether the upstream did what it should.
+/// Whether the upstream answered properly.
 fn is_good(fate: &str) -> bool {
     matches!(fate, "answered" | "answered, streamed" | "free call")
 }

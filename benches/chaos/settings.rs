@@ -1,55 +1,55 @@
-//! What is the same in every run, and what a run is told.
+//! What is the same in every run, and a run's arguments.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 
-/// How many replicas share the limits. The first of them is never killed, for its memory to be
+/// How many replicas share the limits. The first is never killed, so that its memory can be
 /// compared.
 pub const REPLICAS: usize = 4;
 
-/// The most calls in flight, of all replicas.
+/// The most calls in flight, for all replicas together.
 pub const LIMIT: usize = 64;
 
 /// The semaphore that some calls name, and its limit.
 pub const SEMAPHORE: &str = "tight";
 pub const SEMAPHORE_LIMIT: usize = 3;
 
-/// For how long Redis keeps the permits of a replica that it does not hear from.
+/// How long Redis keeps the permits of a silent replica.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// What the service promises: a call that takes no longer than this is over before its permit is
-/// given to another, whatever happens to its replica or to Redis.
+/// What the service promises: a call that takes no longer than this ends before its permit is given
+/// to another call, whatever happens to its replica or to Redis.
 pub const COVERED: Duration = Duration::from_secs(4);
 
-/// How long one attempt may take.
+/// The time limit of one attempt.
 pub const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a request may take, or an item of a batch.
+/// The time limit of a request or a batch item.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// After what time a replica has to serve again.
+/// The longest time until a replica must serve again.
 pub const RECOVERY: Duration = Duration::from_secs(20);
 
-/// After what time a call has to have ended whose client is gone.
+/// The longest time until a call must have ended after its client has disconnected.
 pub const HANG_UP: Duration = Duration::from_secs(3);
 
 /// The server's own key, and the admin key.
 pub const SERVER_KEY: &str = "AIzaSyNEVERSHOWN-server-00-xxxxxxxxxxxx";
 pub const ADMIN_KEY: &str = "admin-NEVERSHOWN-admin";
 
-/// Kills replicas, disturbs Redis, steps clocks and breaks the upstream under load, and checks what
-/// the service promises. Fails where anything was violated.
+/// Kills replicas, disturbs Redis, steps clocks and breaks the upstream under load, and checks the
+/// promises of the service. Fails if any was violated.
 #[derive(Parser, Debug, Clone)]
 pub struct Arguments {
-    /// How many calls are made in all; the disturbances are as many in proportion
+    /// The total number of calls; the number of disturbances is in proportion
     #[arg(long, default_value_t = 1_000_000)]
     pub calls: u64,
-    /// Decides what is asked, what fails and what is done to the processes; a random one if unset
+    /// Seed of the requests, faults and disturbances; random if unset
     #[arg(long)]
     pub seed: Option<u64>,
-    /// The program to test; the one that was built with this test if unset
+    /// The program to test; the one built with this benchmark if unset
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
     /// Kinds of disturbances to leave out, separated by commas
@@ -58,10 +58,10 @@ pub struct Arguments {
     /// The only kinds of disturbances, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
     pub only: Vec<Kind>,
-    /// Multiplies how often each thing is done to the processes
+    /// Multiplies the number of disturbances
     #[arg(long, default_value_t = 1, value_name = "FACTOR")]
     pub times: u64,
-    /// Keep the logs of the replicas, and say where they are
+    /// Keep the replicas' logs, and print where they are
     #[arg(long)]
     pub keep: bool,
     /// Set by `cargo bench`
@@ -70,7 +70,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Whether something is done in this run.
+    /// Whether this run includes a kind of disturbance.
     pub fn has(&self, kind: Kind) -> bool {
         (self.only.is_empty() || self.only.contains(&kind)) && !self.without.contains(&kind)
     }
@@ -79,17 +79,17 @@ impl Arguments {
 /// What is done to the processes, or to the calls.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// SIGKILL to a replica, which is started anew at once
+    /// SIGKILL to a replica, which is restarted at once
     Kill,
     /// SIGSTOP to a replica, for up to one and a half leases
     Pause,
     /// The clock of a replica is set forward or back
     ReplicaClock,
-    /// Redis is ended and started again with what it saved
+    /// Redis is stopped and restarted with its saved data
     RedisKept,
-    /// Redis is killed and started again with what it saved before, or nothing
+    /// Redis is killed and restarted with older saved data, or none
     RedisStale,
-    /// Redis is killed and started again empty
+    /// Redis is killed and restarted empty
     RedisEmpty,
     /// FLUSHALL
     Flush,
@@ -103,12 +103,12 @@ pub enum Kind {
     RedisBack,
     /// Answers of the upstream other than good ones
     Faults,
-    /// Clients that hang up
+    /// Clients that disconnect
     HangUps,
 }
 
 impl Kind {
-    /// What it is called in the table of figures.
+    /// Its name in the table of figures.
     pub fn text(self) -> &'static str {
         match self {
             Self::Kill => "replica killed",
@@ -123,7 +123,7 @@ impl Kind {
             Self::RedisForward => "clock of Redis set forward",
             Self::RedisBack => "clock of Redis set back",
             Self::Faults => "faults of the upstream",
-            Self::HangUps => "clients that hang up",
+            Self::HangUps => "clients that disconnect",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is done to the processes while the clients are at work.
+//! What is done to the processes while the clients work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -34,10 +34,10 @@ const DECK: [(Kind, u64); 11] = [
 
 const MILLION: u64 = 1_000_000;
 
-/// How long after one thing the next is done, whether or not calls were made meanwhile.
+/// The longest time until the next disturbance, even if no calls are made meanwhile.
 const LONGEST_GAP: Duration = Duration::from_secs(15);
 
-/// Hours, days and moments.
+/// Clock steps in seconds: moments, hours and days.
 const STEPS: [i64; 8] = [2, -2, 600, -600, 3600, -3600, 100_000, -100_000];
 
 pub struct Storm {
@@ -45,15 +45,15 @@ pub struct Storm {
     pub crowd: Arc<Crowd>,
     pub redis: Arc<Redis>,
     pub replicas: Vec<Arc<Replica>>,
-    /// Held for reading by whatever is done to a replica, and for writing while it is found out
-    /// whether all serve.
+    /// Held for reading while a replica is disturbed, and for writing while the test checks whether
+    /// all replicas serve.
     gate: RwLock<()>,
-    /// What the clock of Redis is ahead, in seconds.
+    /// How far the clock of Redis is ahead, in seconds.
     redis_offset: AtomicI64,
 }
 
-/// Things that are done one after the other, spread evenly over the calls.
-struct Lane {
+/// Disturbances that follow each other, spread evenly over the calls.
+struct Sequence {
     deck: Vec<Kind>,
     from: u64,
     to: u64,
@@ -69,10 +69,10 @@ impl Storm {
         Arc::new(Self { record, crowd, redis, replicas, gate, redis_offset })
     }
 
-    /// Does all of it while the calls go from one number to another.
-    pub async fn rage(self: &Arc<Self>, arguments: &Arguments, from: u64, to: u64, seed: u64) {
+    /// Disturbs everything while the calls advance from one number to another.
+    pub async fn run(self: &Arc<Self>, arguments: &Arguments, from: u64, to: u64, seed: u64) {
         let mut random = Rng::with_seed(seed);
-        let lane = |kinds: &dyn Fn(Kind) -> bool, random: &mut Rng| {
+        let sequence = |kinds: &dyn Fn(Kind) -> bool, random: &mut Rng| {
             let mut deck = Vec::new();
             for (kind, count) in DECK {
                 if arguments.has(kind) && kinds(kind) {
@@ -81,27 +81,27 @@ impl Storm {
                 }
             }
             random.shuffle(&mut deck);
-            Lane { deck, from, to }
+            Sequence { deck, from, to }
         };
         let of_replicas = |kind| matches!(kind, Kind::Kill | Kind::Pause | Kind::ReplicaClock);
         let of_redis = |kind| !of_replicas(kind);
-        let lanes = [lane(&of_replicas, &mut random), lane(&of_redis, &mut random)];
+        let sequences = [sequence(&of_replicas, &mut random), sequence(&of_redis, &mut random)];
         let mut tasks = JoinSet::new();
-        for lane in lanes {
-            tasks.spawn(Arc::clone(self).follow(lane, random.fork()));
+        for sequence in sequences {
+            tasks.spawn(Arc::clone(self).run_sequence(sequence, random.fork()));
         }
         while let Some(done) = tasks.join_next().await {
-            done.expect("the storm goes on to its end");
+            done.expect("the storm does not panic");
         }
     }
 
-    async fn follow(self: Arc<Self>, lane: Lane, mut random: Rng) {
-        let Lane { deck, from, to } = lane;
+    async fn run_sequence(self: Arc<Self>, sequence: Sequence, mut random: Rng) {
+        let Sequence { deck, from, to } = sequence;
         let count = deck.len() as u64;
-        // What is done to a replica goes on beside the next thing.
-        let mut beside = JoinSet::new();
-        for (place, kind) in deck.into_iter().enumerate() {
-            let due = from + (to - from) * place as u64 / count;
+        // A disturbed replica recovers while the next disturbance begins.
+        let mut recovering = JoinSet::new();
+        for (index, kind) in deck.into_iter().enumerate() {
+            let due = from + (to - from) * index as u64 / count;
             let since = Instant::now();
             while self.crowd.made() < due && since.elapsed() < LONGEST_GAP {
                 sleep(Duration::from_millis(20)).await;
@@ -110,16 +110,16 @@ impl Storm {
                 Kind::Kill | Kind::Pause | Kind::ReplicaClock => {
                     let storm = Arc::clone(&self);
                     let random = random.fork();
-                    beside.spawn(async move { storm.disturb_replica(kind, random).await });
-                    while beside.len() >= REPLICAS {
-                        beside.join_next().await;
+                    recovering.spawn(async move { storm.disturb_replica(kind, random).await });
+                    while recovering.len() >= REPLICAS {
+                        recovering.join_next().await;
                     }
                     sleep(Duration::from_millis(200)).await;
                 }
                 _ => self.disturb_redis(kind, &mut random).await,
             }
         }
-        while beside.join_next().await.is_some() {}
+        while recovering.join_next().await.is_some() {}
     }
 
     async fn disturb_replica(&self, kind: Kind, mut random: Rng) {
@@ -165,17 +165,17 @@ impl Storm {
             }
             Kind::Flush => {
                 let command = if random.bool() { "FLUSHALL" } else { "FLUSHALL ASYNC" };
-                self.redis.say(command).await;
+                self.redis.execute(command).await;
             }
             Kind::RedisPause => {
                 let longest = LEASE.as_millis() as u64 * 3 / 2;
                 self.redis.pause(Duration::from_millis(random.u64(200..longest))).await;
             }
-            Kind::RedisCut => _ = self.redis.say("CLIENT KILL TYPE normal").await,
+            Kind::RedisCut => self.redis.execute("CLIENT KILL TYPE normal").await,
             Kind::RedisForward => self.step_redis(STEPS[random.usize(..4) * 2]),
             _ => self.step_redis(STEPS[random.usize(..4) * 2 + 1]),
         }
-        // Before it is known what came of it, the next thing may come to a replica.
+        // Before the result is known, a replica may be disturbed next.
         sleep(Duration::from_millis(random.u64(..1500))).await;
         let _gate = self.gate.write().await;
         self.record.redis_is_disturbed();
@@ -187,8 +187,8 @@ impl Storm {
         surge.join_all().await;
     }
 
-    /// Sends twice as many long calls as there are permits, so that all are held and many
-    /// wait at every replica when something happens.
+    /// Sends twice as many long calls as there are permits, so that all permits are held and many
+    /// calls wait at every replica when something happens.
     fn surge(&self) -> JoinSet<()> {
         let client = Arc::new(Client::new(Arc::clone(&self.crowd), Rng::new()));
         let mut calls = JoinSet::new();
@@ -206,8 +206,8 @@ impl Storm {
         self.redis.clock.set(before + seconds);
     }
 
-    /// Waits until a replica answers a call well, for as long as it may take. Where it does not,
-    /// all begin again with an empty Redis, so that the rest of the run shows something.
+    /// Waits until a replica answers a call well, within the recovery time. If it does not,
+    /// everything restarts with an empty Redis, so that the rest of the run is meaningful.
     async fn until_serving(&self, slot: usize, after: Kind) -> Duration {
         let mut client = Client::new(Arc::clone(&self.crowd), Rng::new());
         let since = Instant::now();
@@ -224,11 +224,11 @@ impl Storm {
                 after.text()
             )
         });
-        self.heal().await;
+        self.restart_redis().await;
         RECOVERY
     }
 
-    async fn heal(&self) {
+    async fn restart_redis(&self) {
         self.record.note("begun again".to_owned());
         self.record.redis_is_disturbed();
         self.calm();
@@ -245,7 +245,7 @@ impl Storm {
         self.replicas.iter().for_each(|replica| replica.clock.set(0));
     }
 
-    /// Waits until all serve when nothing is done any more.
+    /// Waits until all replicas serve after the last disturbance.
     pub async fn until_all_serve(&self) {
         for replica in &self.replicas {
             self.until_serving(replica.slot, Kind::Kill).await;

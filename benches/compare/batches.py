@@ -1,4 +1,4 @@
-"""How close a batch comes to the time it would take if nothing but the limit held it up."""
+"""How close a batch comes to the time that its concurrency limit alone would allow."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def measure(binary):
 
 
 def bare_seconds(upstream, limit):
-    """What as many calls take a client that does nothing else, without the service."""
+    """How long the same number of calls takes a bare client, without the service."""
     url = f"http://{LOOPBACK}:{upstream.port}{GENERATE}"
     command = ["cargo", "bench", "--quiet", "--locked", "--bench", "bare", "--", url]
     command += [str(ITEMS), str(limit), str(ROUNDS)]
@@ -49,7 +49,7 @@ def bare_seconds(upstream, limit):
 
 
 def single_call_seconds(upstream):
-    """What the simulator really takes for a call when nothing stands between."""
+    """How long the simulator takes for a call without the service."""
     body = json.dumps({"contents": [{"parts": [{"text": "Alone"}]}]})
     connection = upstream.connect()
     calls = [timed(lambda: post(connection, GENERATE, body, KEY)) for _ in range(SINGLE_CALLS)]
@@ -60,7 +60,7 @@ def single_call_seconds(upstream):
 def batch_seconds(gateway):
     body = json.dumps({"requests": [{"prompt": f"Item {index}"} for index in range(ITEMS)]})
     connection = gateway.connect()
-    # The first batch makes the connections to the upstream.
+    # The first batch opens the connections to the upstream.
     batches = [timed(lambda: post(connection, "/batch/chat", body)) for _ in range(1 + ROUNDS)]
     connection.close()
     for _, answer in batches:

@@ -1,4 +1,4 @@
-"""Requests per second and processor time per request of `POST /chat`, beside nginx's."""
+"""Requests per second and processor time per request of `POST /chat`, compared with nginx."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def measure(binary):
         check(proxy, lambda answer: answer["candidates"][0]["content"]["parts"][0]["text"])
         for contender in (gateway, proxy):
             load(contender, WARM_UP_SECONDS)
-        # They take turns, so that whatever else the machine does troubles both alike.
+        # They take turns, so that other load on the machine affects both equally.
         rounds = [(load(gateway, SECONDS), load(proxy, SECONDS)) for _ in range(ROUNDS)]
         direct, _ = load(upstream, SECONDS)
     return figures(rounds, direct)

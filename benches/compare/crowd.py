@@ -8,7 +8,7 @@ import sys
 
 from machine import LOOPBACK
 
-# How many connections are made at once: fewer than a listener's queue holds.
+# How many connections are opened at once: fewer than a listener's queue holds.
 PACE = 200
 BODY = b'{"prompt": "Why is the sky blue?", "system_prompt": "Answer in one sentence."}'
 REQUEST = (

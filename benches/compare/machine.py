@@ -1,4 +1,4 @@
-"""Processes on this machine, what they use, and the figures made of it."""
+"""Processes on this machine, the resources they use, and figures."""
 
 import http.client
 import json
@@ -17,18 +17,18 @@ LOOPBACK = "127.0.0.1"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 THREADS = len(os.sched_getaffinity(0))
 
-# How long a process takes to listen, and a request to be answered, at most, in seconds.
-START_PATIENCE = 10
-ANSWER_PATIENCE = 60
+# How long a process may take to listen, and a request to be answered, in seconds.
+START_TIMEOUT = 10
+ANSWER_TIMEOUT = 60
 
 
 class NotMeasured(Exception):
-    """Something else happened than what was to be measured."""
+    """Something went wrong, so that there is no valid figure."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; `at_most` and `at_least` are its target, where it has one."""
+    """One line of the table; `at_most` and `at_least` are its target, if it has one."""
 
     name: str
     value: float
@@ -60,8 +60,8 @@ class Process:
         self.popen, self.port = popen, port
 
     def await_listening(self):
-        patience = time.monotonic() + START_PATIENCE
-        while self.popen.poll() is None and time.monotonic() < patience:
+        deadline = time.monotonic() + START_TIMEOUT
+        while self.popen.poll() is None and time.monotonic() < deadline:
             try:
                 socket.create_connection((LOOPBACK, self.port), timeout=1).close()
                 return
@@ -70,10 +70,10 @@ class Process:
         raise NotMeasured(f"{self.popen.args[0]} does not listen")
 
     def cpu_seconds(self):
-        """What it and its children have used of the processor."""
+        """The processor time of it and its children."""
         ticks = 0
         for pid in self._family():
-            # The name, in parentheses, may hold anything; utime and stime are fields 14 and 15.
+            # The name, in parentheses, may contain anything; utime and stime are fields 14 and 15.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / TICKS_PER_SECOND
@@ -84,14 +84,14 @@ class Process:
         return [pid, *children]
 
     def memory_kib(self, field):
-        """`VmRSS`, what is resident now, or `VmHWM`, the most that ever was."""
+        """`VmRSS`, resident now, or `VmHWM`, the highest so far."""
         for line in Path(f"/proc/{self.popen.pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1])
         raise NotMeasured(f"/proc shows no {field}")
 
     def connect(self):
-        return http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_PATIENCE)
+        return http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_TIMEOUT)
 
     def get(self, path):
         connection = self.connect()
@@ -103,7 +103,7 @@ class Process:
 
 
 def post(connection, path, body, headers=()):
-    """The body of the answer to some JSON, as it came."""
+    """Sends JSON and returns the raw body of the answer."""
     headers = {"Content-Type": "application/json", **dict(headers)}
     connection.request("POST", path, body, headers)
     return answer(connection)
@@ -151,7 +151,7 @@ def simulator(binary, latency_ms, *options):
 
 
 def service(binary, upstream, limit, **settings):
-    """The service, with nothing but these settings."""
+    """The service, with only these settings."""
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
@@ -197,6 +197,6 @@ def install(*packages):
     subprocess.run(["apt-get", "update"], **quietly)
     subprocess.run(["apt-get", "install", "--yes", "--no-install-recommends", *missing], **quietly)
     if "nginx" in missing:
-        # The package starts it, for the whole network to see, where there is a service manager.
+        # With a service manager, the package starts it, reachable from the network.
         subprocess.run(["service", "nginx", "stop"], stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)

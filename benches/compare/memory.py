@@ -1,4 +1,4 @@
-"""What a large batch and a long queue take of memory."""
+"""How much memory a large batch and a long queue use."""
 
 import json
 import resource
@@ -7,16 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-from machine import ANSWER_PATIENCE, Figure, NotMeasured, post, service, simulator
+from machine import ANSWER_TIMEOUT, Figure, NotMeasured, post, service, simulator
 
 ITEMS = 10_000
 ITEM_BYTES = 1024
 BATCH_LIMIT = 64
 BATCH_LATENCY_MS = 20
 WAITING = 10_000
-# Long enough that nobody gets a turn while the memory is measured.
+# Long enough that no waiting request starts while the memory is measured.
 WAITING_LATENCY_MS = 600_000
-# Beside one file for each connection: listeners, logs, timers.
+# In addition to one file for each connection: listeners, logs, timers.
 SPARE_FILES = 200
 
 
@@ -54,10 +54,10 @@ def queue(binary):
         command = [sys.executable, "-B", Path(__file__).with_name("crowd.py")]
         crowd = subprocess.Popen([*command, str(gateway.port), str(WAITING)])
         try:
-            patience = time.monotonic() + ANSWER_PATIENCE
-            # One of them is not waiting: it is being answered.
+            deadline = time.monotonic() + ANSWER_TIMEOUT
+            # One of them does not wait: it is in flight.
             while waiting(gateway) < WAITING - 1:
-                if crowd.poll() is not None or time.monotonic() > patience:
+                if crowd.poll() is not None or time.monotonic() > deadline:
                     raise NotMeasured(f"only {waiting(gateway)} of {WAITING} requests wait")
                 time.sleep(0.2)
             each = (gateway.memory_kib("VmRSS") - before) / WAITING

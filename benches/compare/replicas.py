@@ -1,4 +1,4 @@
-"""What it costs that replicas share their limits through Redis, beside limits of their own."""
+"""The cost of sharing limits through Redis, compared with limits in memory."""
 
 import json
 import re
@@ -36,12 +36,12 @@ def measure(binary):
             return stack.enter_context(service(binary, upstream.port, LIMIT, **settings))
 
         own = start()
-        # Each has a prefix, so that those that are not measured are no part of it.
+        # Each has its own prefix, so that gateways that are not measured have no influence.
         one = start(REDIS_URL=url, REDIS_PREFIX="one", REDIS_LEASE_SECONDS=1)
         four = [start(REDIS_URL=url, REDIS_PREFIX="four", REDIS_LEASE_SECONDS=1)
                 for _ in range(REPLICAS)]
         for gateway in [own, one, *four]:
-            # After a start of Redis nothing is granted for the time of a lease.
+            # After a start of Redis nothing is granted for the length of a lease.
             post(gateway.connect(), "/chat", json.dumps({"prompt": "Hello"}))
         rounds = [(load(own), load(one), load(*four)) for _ in range(ROUNDS)]
         yield from throughput(rounds)
@@ -67,7 +67,7 @@ def throughput(rounds):
 
 
 def load(*gateways):
-    """Requests per second of all together."""
+    """Requests per second of all gateways together."""
     each = CONNECTIONS // len(gateways)
     commands = [["wrk", "-t1", f"-c{each}", f"-d{SECONDS}s", "-s", HERE / "chat.lua",
                  f"http://{LOOPBACK}:{gateway.port}/chat"] for gateway in gateways]
@@ -81,7 +81,7 @@ def load(*gateways):
 
 def latencies(own, one):
     for name, clients, chats in [("alone", 1, ALONE), ("at half load", LIMIT // 2, AT_HALF_LOAD)]:
-        # They take turns, so that whatever else the machine does troubles both alike.
+        # They take turns, so that other load on the machine affects both equally.
         rounds = [(times(own, clients, chats), times(one, clients, chats)) for _ in range(3)]
         for place, contender in [(0, "own limits"), (1, "Redis")]:
             all_times = sorted(seconds for times in rounds for seconds in times[place])

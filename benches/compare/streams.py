@@ -1,4 +1,4 @@
-"""What a call costs that is passed on, beside a chat; and what a stream waits and takes."""
+"""The cost of a relayed call compared with a chat, and the delay and memory of a stream."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ HEADERS = {"Content-Type": "application/json", "x-goog-api-key": "bench"}
 ROUNDS = 3
 FIRST_BYTES = 2000
 OPEN = 1000
-# One event of each a second, for as long as the memory is measured.
+# Each sends one event a second while the memory is measured.
 OPEN_LATENCY_MS = 600_000
 OPEN_CHUNKS = 600
 
@@ -29,7 +29,7 @@ def measure(binary):
 
 
 def forwarded(binary):
-    """Processor time of the service for a call that is passed on, over that for a chat."""
+    """Processor time of the service for a relayed call, relative to a chat."""
     paths = {"chat": ("chat.lua", "/chat"), "call": ("native.lua", GENERATE),
              "stream": ("native.lua", STREAM)}
     with (
@@ -48,7 +48,7 @@ def forwarded(binary):
 
 
 def first_bytes(binary):
-    """What the service adds to the time to a stream's first byte: one stream after the other."""
+    """What the service adds to the time to a stream's first byte, one stream at a time."""
     with simulator(binary, 0) as upstream, service(binary, upstream.port, 1) as gateway:
         connections = [upstream.connect(), gateway.connect()]
         # They take turns.

@@ -1,8 +1,8 @@
-//! What Gemini can work on at once falls to a third and comes back: how the service follows.
+//! Gemini's capacity falls to a third and recovers: how the service follows.
 //!
 //! A hundred and twenty clients send one chat after the other. The simulator refuses with 503 what
-//! is above its capacity, of which nobody is told. An oracle would have exactly `capacity` calls in
-//! flight and be answered `capacity / latency` calls a second.
+//! exceeds its capacity, which is not announced. An ideal client would have exactly `capacity`
+//! calls in flight and get `capacity / latency` answers a second.
 
 use std::time::Duration;
 
@@ -22,14 +22,14 @@ const LATENCY: Duration = Duration::from_millis(200);
 const PHASE: Duration = Duration::from_secs(60);
 const QUICK_PHASE: Duration = Duration::from_secs(10);
 
-/// How often the limit is looked at, and how many looks are averaged: a second's.
+/// How often the limit is sampled, and how many samples are averaged: one second's.
 const PERIOD: Duration = Duration::from_millis(100);
 const SMOOTHED: usize = 10;
 
-/// How near to the capacity is near enough.
+/// The largest relative difference from the capacity that counts as near.
 const NEAR: f64 = 0.1;
 
-/// What came of the time with one capacity.
+/// What was measured during the time with one capacity.
 struct Phase {
     capacity: usize,
     length: Duration,
@@ -58,7 +58,7 @@ pub async fn measure(scale: Scale) {
     let protection =
         Protection { concurrency: CONCURRENCY, limits: String::new(), minute: scale.minute };
     let service = stage.service(&protection).await;
-    // Dropping the clients ends them.
+    // Dropping the clients stops them.
     let _clients: JoinSet<()> = (0..CLIENTS).map(|_| ask_on(service.clone())).collect();
     let mut rows = Vec::new();
     for capacity in CAPACITIES {
@@ -131,7 +131,7 @@ impl Phase {
             (mean - capacity).abs() > NEAR * capacity
         };
         let last_far = self.limits.windows(SMOOTHED).rposition(is_far);
-        // A second counts from its end on.
+        // A second's average counts from its end.
         let near_from = last_far.map_or(0, |window| window + SMOOTHED);
         (near_from < self.limits.len()).then(|| PERIOD * near_from as u32)
     }

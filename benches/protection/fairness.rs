@@ -1,15 +1,16 @@
-//! What a chat waits beside a large batch, and how two batches share.
+//! How long a chat waits beside a large batch, and how two batches share.
 //!
-//! The bottleneck is a concurrency limit of 20 with a latency of 250 ms, and then a quota that lets
-//! just as many calls a second through: one every 12.5 ms, which is called a slot-time. A chat that
-//! waits for the next slot, and not for the batch, waits a slot-time at most while they come free
-//! evenly. Those of a limit do not for long, as each call takes a little more or less than the one
-//! before; so it is counted too how many of the batch's items were let in before it.
+//! The bottleneck is first a concurrency limit of 20 with a latency of 250 ms, and then a quota
+//! with the same throughput: one call every 12.5 ms, called a slot-time. A chat that waits for the
+//! next slot, and not for the batch, waits at most a slot-time if slots come free evenly. With a
+//! concurrency limit they soon do not, as latencies vary a little; so the batch's items that are
+//! admitted before the chat are counted too.
 //!
-//! A chat waits from when the client sends it until the simulator has the call that it answers:
-//! both are read from one clock, so that no latency has to be taken off. The latency is fixed, but
-//! the first calls of a batch have latencies of their own, from one slot-time on: if all began
-//! together, all slots would be free at once every 250 ms, and a chat would wait for that moment.
+//! A chat's wait lasts from when the client sends it until the simulator receives the call. Both
+//! times come from one clock, so that no latency has to be subtracted. The latency is fixed, except
+//! for the first calls of a batch, which have staggered latencies from one slot-time on: if all
+//! began together, all slots would come free at once every 250 ms, and a chat would wait for that
+//! moment.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,10 +29,10 @@ const LATENCY: Duration = Duration::from_millis(250);
 const LIMIT: usize = 20;
 const SLOT: Duration = Duration::from_micros(12_500);
 
-/// The concurrency limit where the quota is the bottleneck.
+/// The concurrency limit if the quota is the bottleneck.
 const AMPLE_LIMIT: usize = 100;
 
-/// The time between two chats, on average: it varies by half of it, at random.
+/// The average time between two chats. It varies randomly by half of it.
 const INTERVAL: Duration = Duration::from_secs(1);
 const QUICK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -47,19 +48,19 @@ struct Batch {
     took: Duration,
 }
 
-/// What the chats beside a batch have waited.
+/// How long the chats beside a batch waited.
 struct Chats {
     sent: usize,
-    /// Of those that were answered, in slot-times, the shortest first.
+    /// The waits of answered chats in slot-times, shortest first.
     waits: Vec<f64>,
-    /// How many items of the batch were let in while each of them waited, the fewest first.
+    /// How many items of the batch were admitted while each chat waited, fewest first.
     items_first: Vec<f64>,
 }
 
-/// Two batches beside each other.
+/// Two concurrent batches.
 struct Pair {
     batches: [Batch; 2],
-    /// How many of each were answered when the first of them was over.
+    /// How many items of each were answered when the first batch ended.
     done: [usize; 2],
 }
 
@@ -97,7 +98,7 @@ pub async fn measure(scale: Scale) {
         "bottleneck",
         "batch A",
         "batch B",
-        "answered when the first was over",
+        "answered when the first ended",
         "behind",
         "answered in the end",
     ];
@@ -160,8 +161,7 @@ async fn beside_chats(bottleneck: Bottleneck, items: usize, scale: Scale) -> (Ba
     (batch, Chats::new(&sent, &arrivals(stage.simulator.journal())))
 }
 
-/// Sends one chat after the other, whether the last is answered or not, and notes which was sent
-/// when.
+/// Sends chats at intervals, whether or not the last was answered, and records when each was sent.
 async fn chat_on(
     service: &Service,
     interval: Duration,
@@ -180,7 +180,7 @@ async fn chat_on(
     unreachable!("the numbers do not run out")
 }
 
-/// When the calls that were answered arrived at the simulator, by their prompts.
+/// When the answered calls arrived at the simulator, by their prompts.
 fn arrivals(journal: Vec<JournalEntry>) -> HashMap<String, Instant> {
     let answered = journal.into_iter().filter(|entry| entry.status == Some(200));
     answered.map(|entry| (entry.prompt_text, entry.arrived_at)).collect()
@@ -236,14 +236,14 @@ async fn pair(bottleneck: Bottleneck, items: usize, scale: Scale) -> Pair {
         both.spawn(async move { (index, batch(&service, name, items).await) });
     }
     let mut batches = [const { None }; 2];
-    let (first, batch) = both.join_next().await.expect("two run").expect("it does not panic");
+    let (first, batch) = both.join_next().await.expect("a task").expect("it does not panic");
     batches[first] = Some(batch);
     let answered = arrivals(stage.simulator.journal());
     let done =
         ["A ", "B "].map(|name| answered.keys().filter(|prompt| prompt.starts_with(name)).count());
-    let (second, batch) = both.join_next().await.expect("one runs").expect("it does not panic");
+    let (second, batch) = both.join_next().await.expect("a task").expect("it does not panic");
     batches[second] = Some(batch);
-    Pair { batches: batches.map(|batch| batch.expect("both are over")), done }
+    Pair { batches: batches.map(|batch| batch.expect("both ended")), done }
 }
 
 impl Batch {

@@ -1,4 +1,4 @@
-//! What clients send, and how.
+//! The prompts that clients send, and how they send them.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,8 +14,8 @@ const LARGEST: f64 = 16_384.0;
 
 const WORDS: [&str; 8] = ["the", "keeper", "of", "a", "lighthouse", "counts", "storms", "slowly"];
 
-/// Prompts of mixed sizes, the same for the same seed. As many are of 20 to 40 bytes as of 8 to
-/// 16 KB: the logarithm of the size is spread evenly.
+/// Prompts of mixed sizes, determined by the seed. The logarithm of the size is uniform: as many
+/// have 20 to 40 bytes as 8 to 16 KB.
 pub fn prompts(count: usize, seed: u64) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
     (0..count).map(|_| prompt(&mut random)).collect()
@@ -32,13 +32,13 @@ fn prompt(random: &mut Rng) -> String {
     text
 }
 
-/// What prompts cost where Gemini counts as the simulator does: a token for every 4 bytes begun.
+/// The tokens of prompts as the simulator counts them: one for every started 4 bytes.
 pub fn tokens<'a>(prompts: impl IntoIterator<Item = &'a String>) -> u64 {
     prompts.into_iter().map(|prompt| prompt.len().div_ceil(4) as u64).sum()
 }
 
-/// Sends every prompt, from so many clients that each send the next one when they are done with
-/// the last. Returns how many were answered.
+/// Sends every prompt. Each client sends its next prompt once the last is done. Returns how many
+/// were answered.
 pub async fn drive<F, Asking>(clients: usize, prompts: Vec<String>, ask: F) -> usize
 where
     F: Fn(String) -> Asking + Clone + Send + 'static,
@@ -60,7 +60,7 @@ where
     clients.join_all().await.into_iter().sum()
 }
 
-/// Does some work and reads something at every multiple of a period since `start` meanwhile.
+/// Runs some work, and meanwhile takes a sample at every multiple of a period since `start`.
 pub async fn sampled<Output, Sample>(
     work: impl Future<Output = Output>,
     start: Instant,

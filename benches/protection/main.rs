@@ -1,14 +1,15 @@
-//! How well the service protects an account: whether it is never refused, and what that costs.
+//! How well the service protects an account: whether Gemini ever refuses a call, and what that
+//! costs.
 //!
 //! | part | what it shows |
 //! |---|---|
-//! | `quotas` | refusals, time and use of the quotas, whichever way Gemini counts; beside clients without protection |
-//! | `capacity` | how soon the concurrency follows what Gemini can work on, and what is refused meanwhile |
-//! | `fairness` | what a chat waits beside a large batch, and how two batches share |
+//! | `quotas` | refusals, time and use of the quotas, for each way in which Gemini may count; compared with clients without protection |
+//! | `capacity` | how soon the concurrency follows Gemini's capacity, and how many calls are refused meanwhile |
+//! | `fairness` | how long a chat waits beside a large batch, and how two batches share |
 //!
-//! A run is a simulator and a service over it, both fresh, on threads and ports of their own, and
-//! clients that send over HTTP. It prints tables in Markdown and judges nothing: on a busy machine
-//! its times are those of the machine. `docs/benchmarks.md` says what each figure means.
+//! A run is a new simulator and a new service over it, each with its own threads and port, and
+//! clients that send over HTTP. It prints tables in Markdown and sets no pass mark: on a busy
+//! machine the times reflect the machine. `docs/benchmarks.md` says what each figure means.
 
 mod capacity;
 mod fairness;
@@ -20,17 +21,17 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-/// The same as the service's own, so that this is not what is measured.
+/// The service's own allocator, so that the allocator makes no difference.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Measures how well the service protects an account.
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure; everything where nothing is named
+    /// What to measure; everything if nothing is named
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// A tenth of the requests and shorter phases: shows that it works, not how well
+    /// A tenth of the requests and shorter phases: to see that it works, not how well
     #[arg(long)]
     quick: bool,
     /// Length of a minute of the quotas, in seconds; 15, or 5 when quick
@@ -52,12 +53,12 @@ enum Part {
 #[derive(Clone, Copy)]
 struct Scale {
     quick: bool,
-    /// A minute of the quotas.
+    /// The length of a quota minute.
     minute: Duration,
 }
 
 impl Scale {
-    /// As many, or a tenth.
+    /// The full number, or a tenth of it.
     fn count(self, full: usize) -> usize {
         if self.quick { full / 10 } else { full }
     }
@@ -66,7 +67,7 @@ impl Scale {
 fn main() {
     let arguments = Arguments::parse();
     if !arguments.bench {
-        // `cargo test --all-targets` starts benchmarks too, only to see that they start.
+        // `cargo test --all-targets` also starts benchmarks, only to see that they start.
         return println!("cargo bench --bench protection");
     }
     let seconds = arguments.minute.unwrap_or(if arguments.quick { 5.0 } else { 15.0 });
@@ -92,7 +93,7 @@ fn print_table<const COLUMNS: usize>(heading: [&str; COLUMNS], rows: &[[String; 
     println!();
 }
 
-/// Says on the terminal what is under way; the tables go to the standard output.
+/// Reports progress on the terminal. The tables go to standard output.
 fn announce(run: &str) {
     eprintln!("… {run}");
 }

@@ -1,11 +1,11 @@
 //! Ten thousand chats against quotas: refusals, time, and how much of the quotas was used.
 //!
-//! Fifty clients send 4,000 chats of their own, and two batches have 3,000 each. The quotas per
-//! minute let a fifth of the requests through, and a tenth less than that of their tokens, so that
-//! both are near and the tokens are the tighter one. Nothing can be faster than the tokens let it.
+//! Fifty clients send 4,000 chats, and two batches have 3,000 items each. The quotas allow a fifth
+//! of the requests a minute and a tenth less than that of their tokens, so that both are near and
+//! the token quota is the tighter one. Nothing can be faster than the token quota allows.
 //!
-//! The clients without protection send straight to the simulator and try again as is usual:
-//! after half a second, a second, two, …, each times a random fraction, eight times in all.
+//! Clients without protection send straight to the simulator and retry in the usual way: after half
+//! a second, a second, two, …, each times a random fraction, at most eight attempts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +26,10 @@ const LATENCY_SIGMA: f64 = 0.3;
 /// Clients that send one chat at a time.
 const CLIENTS: usize = 50;
 
-/// The service's concurrency limit: far more than the quotas let through, so that they decide.
+/// The service's concurrency limit: far more than the quotas allow, so that the quotas decide.
 const CONCURRENCY: usize = 100;
 
-/// How often a client without protection sends a call in all, and its longest first wait.
+/// The attempts of a client without protection, and its longest first wait.
 const TRIES: u32 = 8;
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -47,22 +47,22 @@ struct Quotas {
     tokens: u64,
 }
 
-/// Who stands between the clients and the simulator.
+/// How the clients send their calls.
 #[derive(Clone, Copy)]
 enum Sender {
     Service { limits_known: bool },
-    Nobody,
+    Unprotected,
     Semaphore(usize),
 }
 
-/// What the simulator had let through at the end of a minute.
+/// What the simulator had admitted at the end of a minute.
 #[derive(Clone, Copy)]
 struct Admitted {
     requests: u64,
     tokens: u64,
 }
 
-/// What came of a run.
+/// The result of a run.
 struct Run {
     answered: usize,
     stats: Stats,
@@ -77,10 +77,10 @@ pub async fn measure(scale: Scale) {
     introduce(&load, quotas, scale);
     let counted = [Counting::SlidingWindow, Counting::FixedMinute, Counting::TokenBucket];
     let known = counted.map(|counting| (Sender::Service { limits_known: true }, counting));
-    // The way of counting that gives a burst the least room.
+    // With this way of counting, a burst has the least room.
     let others = [
         Sender::Service { limits_known: false },
-        Sender::Nobody,
+        Sender::Unprotected,
         Sender::Semaphore(15),
         Sender::Semaphore(60),
     ]
@@ -143,12 +143,12 @@ impl Quotas {
         Self { requests: load.len() as u64 / 5, tokens: load.tokens() * 9 / 50 }
     }
 
-    /// As the service's setting has it, for every model.
+    /// In the form of the service's setting, for every model.
     fn setting(self) -> String {
         format!("*:rpm={},tpm={}", self.requests, self.tokens)
     }
 
-    /// The share of a minute's quota that was used: of the one of which more was.
+    /// The used share of a minute's quota, for the quota of which more was used.
     fn used(self, minute: Admitted) -> f64 {
         let share = |used: u64, quota: u64| used as f64 / quota as f64;
         share(minute.requests, self.requests).max(share(minute.tokens, self.tokens))
@@ -160,7 +160,7 @@ impl Sender {
         match self {
             Self::Service { limits_known: true } => "the service, limits known".to_owned(),
             Self::Service { limits_known: false } => "the service, limits unknown".to_owned(),
-            Self::Nobody => "clients without a limit".to_owned(),
+            Self::Unprotected => "clients without a limit".to_owned(),
             Self::Semaphore(limit) => format!("clients with a semaphore of {limit}"),
         }
     }
@@ -199,7 +199,7 @@ async fn run(
                 let protection = Protection { concurrency: CONCURRENCY, limits, minute };
                 through(stage.service(&protection).await, load).await
             }
-            Sender::Nobody => without(stage.upstream(), None, load).await,
+            Sender::Unprotected => without(stage.upstream(), None, load).await,
             Sender::Semaphore(limit) => without(stage.upstream(), Some(limit), load).await,
         }
     };
@@ -212,7 +212,7 @@ async fn run(
     Run { answered, took: began.elapsed(), stats: stage.simulator.stats(), minutes }
 }
 
-/// Sends everything through the service, and says how many were answered.
+/// Sends everything through the service. Returns how many calls were answered.
 async fn through(service: Service, Load { singles, batches: [first, second] }: Load) -> usize {
     let chats = service.clone();
     let singles = drive(CLIENTS, singles, move |prompt| {
@@ -223,8 +223,8 @@ async fn through(service: Service, Load { singles, batches: [first, second] }: L
     answered.0 + answered.1 + answered.2
 }
 
-/// Sends everything straight to the simulator, the calls of a batch all at once unless a
-/// semaphore, which a call does not hold while it waits to be sent again, is in the way.
+/// Sends everything straight to the simulator: the calls of a batch all at once, unless a semaphore
+/// limits them. A call does not hold it while it waits for a retry.
 async fn without(
     upstream: Upstream,
     limit: Option<usize>,
@@ -243,7 +243,7 @@ async fn without(
     answered.0 + answered.1 + answered.2
 }
 
-/// Sends a call until it is answered or was sent often enough; says whether it was answered.
+/// Sends a call until it is answered or the attempts are used up. Returns whether it was answered.
 async fn persist(upstream: &Upstream, semaphore: Option<&Semaphore>, prompt: &str) -> bool {
     for attempt in 0..TRIES {
         if attempt > 0 {
@@ -255,7 +255,7 @@ async fn persist(upstream: &Upstream, semaphore: Option<&Semaphore>, prompt: &st
         };
         match upstream.generate(prompt).await {
             Some(200) => return true,
-            // A burst breaks connections too.
+            // A burst can break connections too.
             Some(429 | 503) | None => {}
             Some(_) => return false,
         }
@@ -265,7 +265,7 @@ async fn persist(upstream: &Upstream, semaphore: Option<&Semaphore>, prompt: &st
 
 impl Run {
     fn row(&self, name: String, requests: usize, quotas: Quotas, minute: Duration) -> [String; 9] {
-        // Nothing but the quotas refuses.
+        // Only the quotas refuse here.
         let refused = self.stats.calls - self.stats.admitted;
         let (average, least) = self.used(quotas).map_or_else(
             || ("–".to_owned(), "–".to_owned()),
@@ -284,8 +284,8 @@ impl Run {
         ]
     }
 
-    /// The share of the tighter quota used from the second minute to the last whole one, on
-    /// average and at least; none where it was over before.
+    /// The share of the tighter quota used from the second minute to the last whole one, on average
+    /// and at least. `None` if the run ended before.
     fn used(&self, quotas: Quotas) -> Option<(f64, f64)> {
         let minutes = self.minutes.windows(2).map(|pair| quotas.used(pair[1].since(pair[0])));
         let shares: Vec<f64> = minutes.collect();

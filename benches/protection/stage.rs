@@ -1,4 +1,4 @@
-//! A simulator and a service over it, each on threads of its own.
+//! A simulator and a service over it, each on its own threads.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,7 +6,6 @@ use std::time::Duration;
 use axum::Router;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -14,24 +13,28 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::Worker;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 
-/// What all calls are sent to, whoever sends them.
+#[path = "../support/listen.rs"]
+mod listen;
+
+/// The path of all calls, with and without the service.
 const GENERATE: &str = "v1beta/models/gemini-3.5-flash-lite:generateContent";
 
-/// What the service is told of the account.
+/// What the service knows about the account.
 #[derive(Clone)]
 pub struct Protection {
     /// The most calls in flight.
     pub concurrency: usize,
-    /// A value of `GEMINI_LIMITS`, such as `*:rpm=1000,tpm=2000000`; empty for unknown limits.
+    /// A value of `GEMINI_LIMITS`, such as `*:rpm=1000,tpm=2000000`; empty if the limits are
+    /// unknown.
     pub limits: String,
-    /// A minute of the quotas.
+    /// The length of a quota minute.
     pub minute: Duration,
 }
 
-/// A simulator that is up until it is dropped.
+/// A simulator that runs until it is dropped.
 pub struct Stage {
     pub simulator: Simulator,
     /// When the simulator's first minute began.
@@ -42,7 +45,7 @@ pub struct Stage {
     _stop: DropGuard,
 }
 
-/// A service over the simulator, seen by its clients. Cheap to clone.
+/// A service over the simulator, as its clients see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     url: String,
@@ -50,7 +53,7 @@ pub struct Service {
     gateway: Gateway,
 }
 
-/// The simulator, seen by clients that have no service. Cheap to clone.
+/// The simulator, as clients without the service see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Upstream {
     url: String,
@@ -73,7 +76,7 @@ impl Stage {
         Self { simulator, started, upstream: format!("http://{upstream}"), http, stop, _stop }
     }
 
-    /// Starts a service that is up as long as the simulator.
+    /// Starts a service that runs as long as the simulator.
     pub async fn service(&self, protection: &Protection) -> Service {
         let mut config = Config {
             base_url: self.upstream.clone(),
@@ -93,25 +96,19 @@ impl Stage {
     }
 }
 
-/// Tells the service what the account's limits are, where they are known, and how long a minute is.
+/// Configures the account's limits, if they are known, and the length of a minute.
 fn protect(config: &mut Config, protection: &Protection) {
     let limits = |name: &str| (name == "GEMINI_LIMITS").then(|| protection.limits.clone());
-    let read = Config::read(limits).expect("the limits are written as the setting wants them");
+    let read = Config::read(limits).expect("valid limits");
     config.quota_plan = read.quota_plan;
     config.quota_plan.minute = protection.minute;
 }
 
 /// Serves on a free port until the token is cancelled, with one worker for each processor.
 async fn listen(router: impl Fn() -> Router, stop: &CancellationToken) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("its address");
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let worker = |_| Worker::start(router()).expect("a thread");
-    let workers = (0..processors).map(worker).collect();
-    let client_timeout = Duration::from_secs(600);
-    let limits = Limits { client_timeout, grace: Duration::ZERO, ..Limits::of(&Config::default()) };
-    tokio::spawn(serve(listener, workers, limits, stop.clone()));
-    address
+    listen::listen((0..processors).map(worker).collect(), stop).await
 }
 
 impl Service {
@@ -121,14 +118,14 @@ impl Service {
         accounts.first().map(|account| account.concurrency().limit())
     }
 
-    /// Whether a chat was answered.
+    /// Sends a chat. Returns whether it was answered.
     pub async fn chat(&self, prompt: String) -> bool {
         let body = json!({"prompt": prompt}).to_string();
         let status = post(&self.http, &format!("{}/chat", self.url), body).await;
         status.is_some_and(|(status, _)| status == 200)
     }
 
-    /// How many of a batch's chats were answered.
+    /// Sends a batch. Returns how many of its chats were answered.
     pub async fn batch(&self, prompts: Vec<String>) -> usize {
         let requests: Vec<_> = prompts.iter().map(|prompt| json!({"prompt": prompt})).collect();
         let body = json!({"requests": requests}).to_string();
@@ -139,7 +136,7 @@ impl Service {
 }
 
 impl Upstream {
-    /// The status of one call; none where the connection broke.
+    /// Sends one call. Returns its status; `None` if the connection broke.
     pub async fn generate(&self, prompt: &str) -> Option<u16> {
         let body = json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}]});
         Some(post(&self.http, &self.url, body.to_string()).await?.0)

@@ -1,7 +1,7 @@
-//! What is fuzzed: each target takes any bytes, and panics where the service would do wrong.
+//! Fuzz targets: each takes any bytes and panics if the service misbehaves.
 //!
-//! A new one is a function here, a line in [`TARGETS`], a binary in `fuzz/targets` with its entry in
-//! `fuzz/Cargo.toml`, and a folder of small inputs in `fuzz/corpus`.
+//! A new target needs a function here, a line in [`TARGETS`], a binary in `fuzz/targets` with an
+//! entry in `fuzz/Cargo.toml`, and a folder of small inputs in `fuzz/corpus`.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{
-    Answer, ApiKey, ErrorKind, Events, Growing, InputFeatures, Secrets, Surface, TokenEstimator,
-    Usage, UsageScanner, Watch, embedding_requests, named_model, spellings,
+    Answer, AnswerBuilder, ApiKey, ErrorKind, Events, InputFeatures, Secrets, StreamMonitor,
+    Surface, TokenEstimator, Usage, UsageScanner, embedding_requests, encodings, named_model,
 };
 use gemini_concurrent_generation::schema::{Limits, Schema, Work};
 use http::header::CONTENT_TYPE;
@@ -25,43 +25,42 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
-/// Takes any bytes.
+/// A fuzz target: takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
 pub const TARGETS: [(&str, Target); 4] =
     [("requests", requests), ("answers", answers), ("settings", settings), ("schemas", schemas)];
 
-/// The server's key. The corpora hold it, so that answers do.
+/// The server's key. The corpora contain it, so that answers do.
 pub const KEY: &str = "AIzaFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuz";
 const ADMIN: &str = "fuzz-admin-key";
 
-/// How long one input may be worked on, in the slowest of builds on a busy machine. What should take
-/// microseconds and takes this long takes ever longer with larger inputs.
+/// The time limit for one input, in the slowest build on a busy machine. Work that should take
+/// microseconds and takes this long grows with the input.
 const MOST_TIME: Duration = Duration::from_secs(20);
 
-/// The longest that any quota of Gemini's can be used up: the longest day, and what is added for
-/// numbers that are rounded off.
+/// The longest time until any quota of Gemini's resets: the longest day, and a second for rounding.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 60 * 60 + 1);
 
-/// Shorter answers are not passed on before it is known whether there is a key in them.
+/// Shorter answers are held back until they are known to contain no key.
 const HELD: usize = 32 * 1024;
 
 /// The longest input.
 const MOST_BYTES: usize = 256 * 1024;
 
 thread_local! {
-    /// One runtime and one service for all inputs, as they are for all requests.
+    /// One runtime and one service for all inputs, as in production.
     static SERVICE: RefCell<(Runtime, Router)> = RefCell::new((runtime(), service(Config::default())));
 }
 
-/// Its clock moves on by itself whenever everything waits for it.
+/// A runtime whose clock advances whenever all tasks are idle.
 fn runtime() -> Runtime {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().start_paused(true).build().expect("a runtime")
 }
 
-/// A service over an upstream that cannot be reached.
+/// A service over an unreachable upstream.
 fn service(config: Config) -> Router {
     let mut config = Config {
         base_url: "http://127.0.0.1:9".to_owned(),
@@ -73,7 +72,7 @@ fn service(config: Config) -> Router {
     api::router(Gateway::new(config, false).expect("a base URL"))
 }
 
-/// The path of a request in the first line, its body in the others.
+/// A request: its path in the first line, its body in the others.
 pub fn requests(input: &[u8]) {
     let input = &input[..input.len().min(MOST_BYTES)];
     let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
@@ -103,12 +102,12 @@ async fn post(service: &Router, path: &[u8], body: &[u8]) {
     let status = response.status();
     assert_ne!(status, StatusCode::INTERNAL_SERVER_ERROR);
     if let Ok(body) = response.into_body().collect().await {
-        // A caller that sends it has it: what is wrong with a body is told with its place.
+        // Errors may show the caller its own body, and so a key that the body contains.
         assert!(sends_key || !holds_key(&body.to_bytes()), "{status} shows the key");
     }
 }
 
-/// What Gemini answers, whole and as a stream.
+/// An answer of Gemini's, whole and as a stream.
 pub fn answers(input: &[u8]) {
     let input = &input[..input.len().min(MOST_BYTES)];
     timed(|| {
@@ -140,7 +139,7 @@ fn answer(status: StatusCode, body: &[u8]) {
     learn(usage);
 }
 
-/// Counts that came from Gemini are added up, and estimates are made of them.
+/// Gemini's counts are added up and used for estimates.
 fn learn(usage: Usage) {
     let sum = usage + usage;
     assert!(sum.total_tokens >= usage.total_tokens);
@@ -158,25 +157,25 @@ fn stream(pieces: &[&[u8]]) {
     }
     passed.extend_from_slice(&masker.finish());
     let whole = pieces.concat();
-    assert_eq!(passed, secrets.mask(whole.clone().into()), "cut or not, it is the same");
+    assert_eq!(passed, secrets.mask(whole.clone().into()), "splitting makes no difference");
     assert_eq!(passed.len(), whole.len());
     if passed.len() < HELD {
-        assert!(spellings(KEY.as_bytes()).iter().all(|spelling| !holds(&passed, spelling)));
+        assert!(encodings(KEY.as_bytes()).iter().all(|spelling| !holds(&passed, spelling)));
     }
     for content_type in ["text/event-stream", "application/json"] {
         let relayed = relayed(&secrets, content_type, pieces);
         assert_eq!(relayed.len(), whole.len());
         assert!(!holds_key(&relayed));
-        // What is too long to be held back depends on the pieces.
+        // What is too long to hold back depends on the pieces.
         if whole.len() < HELD {
             assert_eq!(relayed, self::relayed(&secrets, content_type, &[&whole]));
         }
     }
 
-    let (mut events, mut growing) = (Events::default(), Growing::without(secrets));
+    let (mut events, mut growing) = (Events::default(), AnswerBuilder::masking(secrets));
     events.extend(&passed);
     events.end();
-    let mut watch = Watch::default();
+    let mut watch = StreamMonitor::default();
     watch.scan(&passed);
     let _ = watch.end();
     let mut text = String::new();
@@ -194,7 +193,7 @@ fn stream(pieces: &[&[u8]]) {
     }
 }
 
-/// What comes out of an answer of a content type.
+/// The relayed form of an answer with this content type.
 fn relayed(secrets: &Secrets, content_type: &'static str, pieces: &[&[u8]]) -> Vec<u8> {
     let content_type = HeaderValue::from_static(content_type);
     let mut masker = secrets.masker_of(&HeaderMap::from_iter([(CONTENT_TYPE, content_type)]));
@@ -212,7 +211,7 @@ fn counted(surface: Surface, pieces: &[&[u8]]) -> Option<Usage> {
     scanner.usage()
 }
 
-/// Settings, as lines of `NAME=value`, and a call that their limits are for.
+/// Settings, as lines of `NAME=value`, and a call that their limits apply to.
 pub fn settings(input: &[u8]) {
     let Ok(text) = str::from_utf8(&input[..input.len().min(4096)]) else { return };
     let of = |name: &str| {
@@ -237,7 +236,7 @@ pub fn schemas(input: &[u8]) {
         let Ok(compiled) = Schema::read(text, &limits, &Work::brief()) else { return };
         let schema = serde_json::from_str(text).expect("it was read");
         for value in [json!(null), json!({}), json!([[]]), json!("text"), json!(1e300), schema] {
-            // A check that takes too long is stopped, and says so.
+            // A check that takes too long is stopped, and reports that.
             let _ = compiled.violations(&value, &Work::brief());
         }
     });

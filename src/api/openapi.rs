@@ -12,7 +12,7 @@ use super::error::ErrorBody;
 #[openapi(
     info(
         title = "Gemini Concurrent Generation Service",
-        description = "One limiter to Google Gemini: everything that shares an account sends its \
+        description = "A gateway to Google Gemini: everything that shares an account sends its \
                        requests through it. A request is paid for by the server's key where it \
                        brings the admin key, else by the key in its `credentials`, else by the \
                        key in its headers, else by the server's key where the server allows that."

@@ -10,25 +10,25 @@ use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::gemini::{ApiKey, spellings};
+use crate::gemini::{ApiKey, encodings};
 
-/// The fewest characters of a key that is looked for within words. A shorter one is a word, such as
-/// `admin`, and is a part of many others.
+/// The shortest key that is searched for within words, in characters. A shorter key may be a word, such
+/// as `admin`, and a part of many others.
 const MIN_PART: usize = 8;
 
-/// The fewest characters of a key that is looked for in texts for a model, which may well have
-/// shorter ones in them.
+/// The shortest key that is searched for in texts for a model, in characters. Such texts may contain
+/// shorter ones by chance.
 const MIN_IN_TEXT: usize = 16;
 
-/// How much of a text is kept at once to look for escapes in it, in bytes.
+/// How much of a text is unescaped at once, in bytes.
 const PLAIN: usize = 4096;
 
-/// What separates the words of a text, where the key has no such character in it.
+/// The characters that separate words, unless the key contains them.
 const SEPARATORS: &[u8] = b" \t\r\n\0,;:'\"`()<>[]{}=/\\|&?!@#$%*+^";
 
 /// The secret that makes a caller the administrator. Cheap to clone.
 #[derive(Clone)]
-pub struct AdminKey(Arc<Spelled>);
+pub struct AdminKey(Arc<Inner>);
 
 impl fmt::Debug for AdminKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,74 +36,73 @@ impl fmt::Debug for AdminKey {
     }
 }
 
-struct Spelled {
+struct Inner {
     key: SecretString,
     /// Which bytes separate words: those that are not in the key.
     separates: [bool; 256],
-    /// How the key may be spelled within other words; none where it is short.
+    /// The encodings of the key that are searched for within words; empty if it is short.
     parts: Vec<Part>,
-    /// The same in lower case, as in names of headers.
+    /// The same in lower case, for header names.
     in_names: Vec<Part>,
 }
 
 impl AdminKey {
-    /// Keeps a secret.
+    /// Wraps the secret.
     pub fn new(key: impl Into<SecretString>) -> Self {
         let key = key.into();
         let is_long = key.expose_secret().len() >= MIN_PART;
-        let spellings =
-            if is_long { spellings(key.expose_secret().as_bytes()) } else { Vec::new() };
-        let in_names = spellings.iter().map(|part| Part::new(part.to_ascii_lowercase())).collect();
-        let parts = spellings.into_iter().map(Part::new).collect();
+        let encodings =
+            if is_long { encodings(key.expose_secret().as_bytes()) } else { Vec::new() };
+        let in_names = encodings.iter().map(|part| Part::new(part.to_ascii_lowercase())).collect();
+        let parts = encodings.into_iter().map(Part::new).collect();
         let mut separates = [false; 256];
         SEPARATORS.iter().for_each(|byte| separates[usize::from(*byte)] = true);
         key.expose_secret().bytes().for_each(|byte| separates[usize::from(byte)] = false);
-        Self(Arc::new(Spelled { key, separates, parts, in_names }))
+        Self(Arc::new(Inner { key, separates, parts, in_names }))
     }
 
     fn expose(&self) -> &str {
         self.0.key.expose_secret()
     }
 
-    /// The key as a header carries it, which does not show in its `Debug`; `None` where no header
-    /// can.
+    /// The key as a sensitive header value; `None` if a header cannot carry it.
     pub fn header(&self) -> Option<HeaderValue> {
         let mut header = HeaderValue::from_str(self.expose()).ok()?;
         header.set_sensitive(true);
         Some(header)
     }
 
-    /// Compares without telling by the time it takes how much of a guess was right.
+    /// Compares in constant time.
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.expose().as_bytes().ct_eq(candidate).into()
     }
 
-    /// Whether the key stands in a text: as the whole text, as one of its words (`Token KEY`), or
-    /// as what a word gives a value to (`session=KEY; path=/`). White space around it does not
-    /// count. A key of 8 characters or more is found within words too, also in base64. The time
-    /// that it takes does not tell how much of a guess was right.
+    /// Whether a text contains the key: as the whole text, as one of its words (`Token KEY`), or as
+    /// the value of a word (`session=KEY; path=/`). White space around it does not count. A key of 8
+    /// or more characters is also found within words and in base64. The time taken does not reveal
+    /// how much of a guess is right.
     pub fn is_in(&self, text: &[u8]) -> bool {
-        // No spelling is shorter than the key.
+        // No encoding is shorter than the key.
         let is_long_enough = text.len() >= self.expose().len();
         is_long_enough
             && (self.is_word_of(text) || self.0.parts.iter().any(|part| part.is_in(text)))
     }
 
-    /// Whether the key stands in the name of a header, which is in lower case.
+    /// Whether the name of a header, which is in lower case, contains the key.
     pub fn is_in_name(&self, name: &HeaderName) -> bool {
         let name = name.as_str().as_bytes();
         self.0.in_names.iter().any(|part| part.is_in(name))
     }
 
-    /// Whether the key stands in a long text of JSON, as it is or with characters of it escaped: many
-    /// writers of JSON escape a slash. One of fewer than 16 characters is not looked for.
+    /// Whether a long JSON text contains the key, also with escapes, since many JSON writers escape a
+    /// slash. Keys of fewer than 16 characters are not searched for.
     pub fn is_in_long_text(&self, text: &[u8]) -> bool {
         let key = self.expose().as_bytes();
         self.is_looked_for_in_texts()
             && (memmem::find(text, key).is_some() || is_escaped_in(text, key))
     }
 
-    /// Whether the key is long enough not to be a word of a text.
+    /// Whether the key is too long to be an ordinary word.
     pub fn is_looked_for_in_texts(&self) -> bool {
         self.expose().len() >= MIN_IN_TEXT
     }
@@ -117,22 +116,22 @@ impl AdminKey {
             })
     }
 
-    /// The key as one that must not appear in the log; `None` where it has white space or
-    /// characters beyond ASCII in it.
+    /// The key as a secret to keep out of the log; `None` if it contains white space or non-ASCII
+    /// characters.
     pub fn secret(&self) -> Option<ApiKey> {
         ApiKey::new(self.expose()).ok()
     }
 
-    /// The SHA-256 of the key, to derive other keys from.
+    /// The SHA-256 of the key, from which other keys are derived.
     pub fn sha256(&self) -> [u8; 32] {
         Sha256::digest(self.expose()).into()
     }
 }
 
-/// Whether a key stands in a text of JSON with escapes within it. In what stands between two escapes it
-/// is not looked for. Linear in the text; little of it is copied.
+/// Whether a JSON text contains the key with at least one character escaped. Linear in the length of the
+/// text, little of which is copied.
 fn is_escaped_in(text: &[u8], key: &[u8]) -> bool {
-    // The text without its escapes, from where it may still be the beginning of the key.
+    // The unescaped text, from the first position at which a match may still start.
     let mut plain = Vec::with_capacity(2 * PLAIN);
     let mut rest = text;
     while let Some(at) = memchr(b'\\', rest) {
@@ -156,8 +155,8 @@ fn is_escaped_in(text: &[u8], key: &[u8]) -> bool {
     memmem::find(&plain, key).is_some()
 }
 
-/// The character that an escape of JSON stands for, 0 where it can be in no key, and how many bytes the
-/// escape has.
+/// The character that a JSON escape stands for (0 if no key can contain it), and the length of the
+/// escape in bytes.
 fn unescaped(escape: &[u8]) -> (u8, usize) {
     let code = || {
         let digits = str::from_utf8(escape.get(2..6)?).ok()?;
@@ -170,14 +169,14 @@ fn unescaped(escape: &[u8]) -> (u8, usize) {
     }
 }
 
-/// A spelling of the key that is looked for within words, as Rabin and Karp do: only where the hash
-/// is right are bytes compared. The hash has a base that is this process's own, so that nobody can
-/// tell from the time it takes where a guess has one.
+/// An encoding of the key that is searched for within words with the Rabin-Karp algorithm: bytes are
+/// compared only if the hash matches. The base of the hash is random for each process, so that response
+/// times do not reveal which guesses match a hash.
 #[derive(Debug)]
 struct Part {
     bytes: SecretSlice<u8>,
     hash: SecretSlice<u64>,
-    /// What the first byte of a window counts in its hash.
+    /// The weight of a window's first byte in its hash.
     weight: u64,
 }
 
@@ -209,7 +208,7 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |hash: u64, byte| hash.wrapping_mul(base).wrapping_add(u64::from(*byte)))
 }
 
-/// An odd number, so that each byte counts in all of a hash.
+/// A random odd number, so that each byte affects the whole hash.
 fn base() -> u64 {
     static BASE: LazyLock<u64> = LazyLock::new(|| {
         let mut base = [0; 8];
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_admin_key_is_found_among_other_words() {
+    fn an_admin_key_is_found_among_words() {
         let key = AdminKey::new("abc+/==");
         for text in [
             "abc+/==",
@@ -279,7 +278,7 @@ mod tests {
         {
             assert_eq!(key.is_in_name(&HeaderName::from_static(name)), is_in, "{name}");
         }
-        assert!(!key.is_in_long_text(b"The-Admin-Key"), "it may be a word of the text");
+        assert!(!key.is_in_long_text(b"The-Admin-Key"), "it may be an ordinary word");
         let long = AdminKey::new("a-longer-admin-key");
         assert!(long.is_in_long_text(b"{\"text\":\"my a-longer-admin-key\"}"));
         assert!(!long.is_in_long_text(b"a-longer-admin-ke"));

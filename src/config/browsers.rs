@@ -1,4 +1,4 @@
-//! The settings about browsers and the server's key: `ENVIRONMENT_FALLBACK_SCOPE`, `CORS_ORIGINS`
+//! Settings for browsers and for use of the server's key: `ENVIRONMENT_FALLBACK_SCOPE`, `CORS_ORIGINS`
 //! and `ALLOWED_HOSTS`.
 
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use http::{HeaderValue, Uri};
 
 use super::{ALLOWED_HOSTS, CORS_ORIGINS, InvalidSetting, Lookup, invalid};
 
-/// What a request without any key may do with the server's.
+/// What requests without a key may do with the server's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FallbackScope {
-    /// Whatever the key may do at Gemini.
+    /// Everything that the key allows at Gemini.
     All,
     /// Generate, embed, count tokens, and list models.
     Generation,
@@ -31,11 +31,11 @@ impl FromStr for FallbackScope {
 /// The origins whose web pages may read answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// Every origin. Its pages need a key of their own: any page that somebody on this network looks
-    /// at could spend the server's otherwise.
+    /// Every origin. Its pages need their own key; otherwise any page that somebody on this network
+    /// visits could spend the server's.
     Any,
-    /// These, none of them by default, each as a browser writes it in `Origin`. Their pages may
-    /// spend the server's key too, as any other client.
+    /// These origins, as browsers write them in `Origin`; none by default. Their pages may also
+    /// spend the server's key, like any other client.
     These(Vec<HeaderValue>),
 }
 
@@ -45,12 +45,12 @@ impl CorsOrigins {
         *self == Self::Any || self.name(origin)
     }
 
-    /// Whether pages of an origin may spend the server's key: it is named.
+    /// Whether an origin is named, so that its pages may spend the server's key.
     pub fn name(&self, origin: &HeaderValue) -> bool {
         matches!(self, Self::These(origins) if origins.contains(origin))
     }
 
-    /// Whether there is an origin to trust.
+    /// Whether no origin is allowed.
     pub fn are_none(&self) -> bool {
         *self == Self::These(Vec::new())
     }
@@ -67,7 +67,7 @@ impl CorsOrigins {
     }
 }
 
-/// An origin as a browser writes it: scheme, host and port, in lower case and nothing else.
+/// An origin as browsers write it: scheme, host and port in lower case, and nothing else.
 fn origin_header(origin: &str) -> Option<HeaderValue> {
     let origin = origin.to_ascii_lowercase();
     let uri: Uri = origin.parse().ok()?;
@@ -91,11 +91,11 @@ mod tests {
     use super::*;
 
     fn read(name: &'static str, value: &str) -> Result<Config, InvalidSetting> {
-        Config::read(|asked| (asked == name).then(|| value.to_owned()))
+        Config::read(|variable| (variable == name).then(|| value.to_owned()))
     }
 
     #[test]
-    fn origins_are_read_as_browsers_write_them() {
+    fn origins_are_read_in_the_form_that_browsers_send() {
         let origins = |value: &str| read("CORS_ORIGINS", value).unwrap().cors_origins;
         assert!(origins("").are_none());
         assert_eq!(origins("*"), CorsOrigins::Any);
@@ -112,14 +112,14 @@ mod tests {
         }
         let evil = HeaderValue::from_static("https://evil.example");
         let any = origins("*");
-        assert!(any.allow(&evil) && !any.name(&evil), "its pages bring a key of their own");
+        assert!(any.allow(&evil) && !any.name(&evil), "its pages need their own key");
         for wrong in ["app.example", "https://app.example/", "https://a/b", "*,https://a", "null"] {
             assert_eq!(read("CORS_ORIGINS", wrong).unwrap_err().variable, "CORS_ORIGINS");
         }
     }
 
     #[test]
-    fn hosts_have_no_port() {
+    fn allowed_hosts_have_no_port() {
         let hosts = read("ALLOWED_HOSTS", "gateway.internal,gw").unwrap().allowed_hosts;
         assert_eq!(hosts, ["gateway.internal", "gw"]);
         for wrong in ["gw:5004", "http://gw", "a b"] {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scope_of_the_fallback_is_all_or_generation() {
+    fn the_fallback_scope_is_all_or_generation() {
         let scope = |value: &str| {
             read("ENVIRONMENT_FALLBACK_SCOPE", value).map(|config| config.fallback_scope)
         };

@@ -1,12 +1,11 @@
-//! The settings about the way to Gemini: `GEMINI_CA_FILE` and the variables that name a proxy.
+//! Settings for the connection to Gemini: `GEMINI_CA_FILE` and the proxy variables.
 
 use http::Uri;
 
 use super::{GEMINI_CA_FILE, InvalidSetting, Lookup, setting};
 use crate::connect::{Authorities, Proxy, is_loopback};
 
-/// The variables that name a proxy, or say what is reached without one. They are every program's, and
-/// so not among the settings.
+/// The variables for proxies. Many programs share them, so they are not among the settings.
 pub const PROXY_VARIABLES: &[&str] = &[
     "https_proxy",
     "HTTPS_PROXY",
@@ -18,7 +17,7 @@ pub const PROXY_VARIABLES: &[&str] = &[
     "NO_PROXY",
 ];
 
-/// In CGI scripts, `HTTP_PROXY` is the header `Proxy` of a request.
+/// Set for CGI scripts, where `HTTP_PROXY` comes from the request's `Proxy` header.
 const IS_CGI: &str = "REQUEST_METHOD";
 
 /// Reads the certificates of `GEMINI_CA_FILE`.
@@ -30,13 +29,13 @@ pub(super) fn authorities(settings: &Lookup<'_>) -> Result<Authorities, InvalidS
     })
 }
 
-/// The proxy through which a base URL is reached; none for one on this machine. Variables in lower
-/// case go before those in upper case, as with curl.
+/// The proxy for a base URL; none for a base URL on this machine. As in curl, variables in lower case
+/// take precedence.
 pub(super) fn proxy(
     settings: &Lookup<'_>,
     base_url: &str,
 ) -> Result<Option<Proxy>, InvalidSetting> {
-    let upstream: Uri = base_url.parse().expect("it was checked");
+    let upstream: Uri = base_url.parse().expect("the base URL was checked");
     let own = match upstream.scheme_str() {
         Some("https") => ["https_proxy", "HTTPS_PROXY"],
         _ if (settings.variable)(IS_CGI).is_some() => ["http_proxy", "http_proxy"],

@@ -1,7 +1,7 @@
-//! The settings about quotas: `GEMINI_TIER`, `GEMINI_LIMITS` and `GEMINI_KEY_LABELS`.
+//! The quota settings: `GEMINI_TIER`, `GEMINI_LIMITS` and `GEMINI_KEY_LABELS`.
 //!
-//! An error tells the number of the entry and quotes of it only limits: where a label or a digest
-//! should be, somebody may have put the key itself.
+//! Errors give the number of the entry and quote only limits: somebody may have put the key itself in
+//! place of a label or a digest.
 
 #[cfg(test)]
 mod tests;
@@ -17,11 +17,11 @@ use super::{
 const EVERY_MODEL: &str = "*";
 const MAX_LABEL: usize = 64;
 
-/// What all three say.
+/// Reads the three settings.
 pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     let mut plan = QuotaPlan::default();
     plan.tier = tier(settings)?;
-    // Before the limits, which are for labels.
+    // Labels first: limits refer to them.
     for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',').iter().zip(1..) {
         add_label(&mut plan, entry)
             .map_err(|expected| invalid(GEMINI_KEY_LABELS, in_entry(number, &expected)))?;
@@ -47,15 +47,14 @@ fn in_entry(number: usize, expected: &str) -> String {
     format!("in entry {number} {expected}")
 }
 
-/// The entries of a list without the white space around them; there may be a separator behind the
-/// last.
+/// The trimmed entries of a list, which may end with a separator.
 fn entries(settings: &Lookup<'_>, setting: Setting, separator: char) -> Vec<String> {
     let Some(list) = settings.optional(setting) else { return Vec::new() };
     let list = list.strip_suffix(separator).unwrap_or(&list);
     list.split(separator).map(|entry| entry.trim().to_owned()).collect()
 }
 
-/// Splits in two, without the white space around each.
+/// Splits a text in two and trims both parts.
 fn split(text: &str, separator: char) -> Option<(&str, &str)> {
     text.split_once(separator).map(|(before, after)| (before.trim(), after.trim()))
 }
@@ -70,7 +69,7 @@ fn add_label(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
         .parse()
         .map_err(|_| "the first 8 to 64 hex digits of a key's SHA-256 after the =")?;
     plan.add_label(digest, label)
-        .map_err(|_| "no other label for keys that an entry before gives one")?;
+        .map_err(|_| "one label for each key: an earlier entry gives this key another")?;
     Ok(())
 }
 
@@ -79,10 +78,9 @@ fn is_label(text: &str) -> bool {
     (1..=MAX_LABEL).contains(&text.len()) && text.bytes().all(is_part)
 }
 
-/// Reads `label@model:rpm=1,tpm=2,rpd=none`, where `label@` may be missing.
+/// Reads `label@model:rpm=1,tpm=2,rpd=none`; `label@` is optional.
 fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
-    let (scope, limits) =
-        split(entry, ':').ok_or("a model or * and its limits, with a : between")?;
+    let (scope, limits) = split(entry, ':').ok_or("a model or *, a colon, and limits")?;
     let (label, model) = match split(scope, '@') {
         Some((label, model)) => (Some(label), model),
         None => (None, scope),
@@ -102,11 +100,11 @@ fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
         }
     };
     plan.add_limits(LimitScope { label: label.map(Into::into), model }, read_limits(limits)?)
-        .map_err(|_| "other keys or another model than in the entries before")?;
+        .map_err(|_| "keys and a model that no earlier entry has")?;
     Ok(())
 }
 
-/// Reads `rpm=1,tpm=2,rpd=none`, one or more of them in any order.
+/// Reads `rpm=1,tpm=2,rpd=none`: at least one, in any order.
 fn read_limits(text: &str) -> Result<Limits, String> {
     let mut limits = Limits::default();
     for part in text.split(',').map(str::trim) {
@@ -116,16 +114,16 @@ fn read_limits(text: &str) -> Result<Limits, String> {
         let limit = read_limit(limit)
             .ok_or_else(|| format!("{name}= with a whole number or none, not {part:?}"))?;
         if limits[kind].replace(limit).is_some() {
-            return Err(format!("{name} only once, not again {part:?}"));
+            return Err(format!("{name} only once, not again as {part:?}"));
         }
     }
     Ok(limits)
 }
 
-/// The names of all kinds of quotas.
+/// The names of all quota kinds.
 fn names() -> String {
     let names = QuotaKind::ALL.map(QuotaKind::setting);
-    let (last, others) = names.split_last().expect("there are some");
+    let (last, others) = names.split_last().expect("there are quota kinds");
     format!("{} or {last}", others.join(", "))
 }
 
@@ -133,7 +131,7 @@ fn read_limit(text: &str) -> Option<Limit> {
     if text == "none" {
         return Some(Limit::Unlimited);
     }
-    // Otherwise `+1` would be a number too.
+    // `parse` alone would accept `+1`.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| is_number).map(Limit::AtMost)
 }

@@ -7,7 +7,7 @@ fn read(variables: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
 }
 
 #[test]
-fn nothing_set_is_the_documented_defaults() {
+fn unset_variables_have_the_documented_defaults() {
     let config = read(&[]).unwrap();
     assert!(config.admin_api_key.is_none() && config.gemini_api_key.is_none());
     assert!(config.environment_fallback);
@@ -17,14 +17,14 @@ fn nothing_set_is_the_documented_defaults() {
 }
 
 #[test]
-fn an_empty_value_counts_as_unset() {
+fn a_blank_value_counts_as_unset() {
     let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
     assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());
     assert_eq!(config.port, 5004);
 }
 
 #[test]
-fn quotes_around_a_value_are_told_and_the_value_is_not() {
+fn quotes_around_a_value_are_reported_without_the_value() {
     for (variable, value) in [
         ("GEMINI_API_KEY", "\"AIza-secret\""),
         ("GEMINI_API_KEY", " 'AIza-secret' "),
@@ -50,7 +50,7 @@ fn quotes_around_a_value_are_told_and_the_value_is_not() {
 }
 
 #[test]
-fn a_version_at_the_end_of_the_base_url_is_left_out() {
+fn a_version_at_the_end_of_the_base_url_is_dropped() {
     for (written, read_as) in [
         ("https://g.example", "https://g.example"),
         ("https://g.example/", "https://g.example"),
@@ -73,7 +73,7 @@ fn a_version_at_the_end_of_the_base_url_is_left_out() {
 }
 
 #[test]
-fn a_wrong_value_names_the_variable_and_what_was_expected() {
+fn an_invalid_value_is_reported_with_its_variable_and_what_is_expected() {
     for (variable, value) in [
         ("GEMINI_CONCURRENCY_LIMIT", "0"),
         ("GEMINI_CONCURRENCY_LIMIT", "-3"),
@@ -98,7 +98,7 @@ fn a_wrong_value_names_the_variable_and_what_was_expected() {
 }
 
 #[test]
-fn a_proxy_is_chosen_by_the_scheme_of_the_base_url() {
+fn the_scheme_of_the_base_url_selects_the_proxy() {
     const HTTPS: &str = "https://g.example";
     const HTTP: &str = "http://g.example";
     let (own, other) = ("http://own.example:1", "http://other.example:2");

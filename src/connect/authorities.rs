@@ -1,4 +1,4 @@
-//! The certificate authorities that TLS connections trust.
+//! The certificate authorities for TLS.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,8 +8,7 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
-/// The longest file that is read, in bytes. The usual bundle of public authorities has a quarter of
-/// a megabyte.
+/// The largest file that is read, in bytes. The usual bundle of public authorities is about 250 KB.
 const MAX_FILE: u64 = 16 << 20;
 
 /// Certificate authorities that are trusted in addition to the system's. Cheap to clone.
@@ -17,10 +16,10 @@ const MAX_FILE: u64 = 16 << 20;
 pub struct Authorities(Option<Arc<RootCertStore>>);
 
 impl Authorities {
-    /// Reads the certificates in a PEM file. What else it holds is ignored.
+    /// Reads the certificates of a PEM file and ignores everything else in it.
     ///
     /// # Errors
-    /// What was expected of the file, on one line that quotes nothing of it.
+    /// What is expected of the file, on one line that quotes nothing of it.
     pub fn read(path: &Path) -> Result<Self, String> {
         let mut pem = Vec::new();
         File::open(path)
@@ -41,11 +40,11 @@ impl Authorities {
         Ok(Self(Some(Arc::new(roots))))
     }
 
-    /// TLS that trusts these authorities and the system's. Unless TLS is `needed`, it trusts none: the
-    /// system's certificates take a while to read and are absent from some images.
+    /// A TLS configuration that trusts these authorities and the system's. If TLS is not `needed`, it
+    /// trusts none: reading the system's certificates takes time, and some images have none.
     ///
     /// # Errors
-    /// Where TLS is needed and neither the system nor this has a certificate.
+    /// If TLS is needed and there are no certificates at all.
     pub(super) fn tls(&self, needed: bool) -> io::Result<ClientConfig> {
         let mut roots = RootCertStore::empty();
         if needed {
@@ -58,7 +57,7 @@ impl Authorities {
         }
         Ok(ClientConfig::builder_with_provider(ring::default_provider().into())
             .with_safe_default_protocol_versions()
-            .expect("ring speaks the default versions of TLS")
+            .expect("ring supports the default versions of TLS")
             .with_root_certificates(roots)
             .with_no_client_auth())
     }

@@ -1,4 +1,4 @@
-//! The proxy through which Gemini is reached, as its URL describes it.
+//! The proxy to Gemini, as its URL describes it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,18 +17,18 @@ pub struct Proxy {
     uri: Uri,
 }
 
-/// A proxy URL that cannot be used. It quotes nothing of the URL, which may hold a password.
+/// An invalid proxy URL. The error quotes nothing of it, since it may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the URL of an http, https, socks5 or socks5h proxy without a path")]
 pub struct InvalidProxy;
 
 impl Proxy {
-    /// The proxy at a URL, such as `http://user:password@proxy.example:3128`; without a scheme, it is
-    /// one of HTTP. A user name and a password are percent-encoded. `None` where the entries of
-    /// `no_proxy` include the upstream.
+    /// The proxy at a URL, such as `http://user:password@proxy.example:3128`. Without a scheme it is
+    /// an HTTP proxy. The user name and the password are percent-encoded. `None` if `no_proxy`
+    /// excludes the upstream.
     ///
     /// # Errors
-    /// [`InvalidProxy`], also where `no_proxy` would spare the proxy.
+    /// [`InvalidProxy`], also if the proxy would not be used.
     pub fn parse(url: &str, no_proxy: &str, upstream: &Uri) -> Result<Option<Self>, InvalidProxy> {
         let url = checked(url).ok_or(InvalidProxy)?;
         let found =
@@ -41,38 +41,37 @@ impl Proxy {
         }
         let uri = with_port(intercept.uri()).ok_or(InvalidProxy)?;
         let spared = no_proxy_entries(no_proxy, port(upstream));
-        // The matcher knows it for names, but not for addresses.
+        // The matcher supports `*` for names, but not for addresses.
         let all_are_spared = spared.contains(&"*");
         let is_used = !all_are_spared && found(spared.join(",")).is_some();
         Ok(is_used.then_some(Self { intercept, uri }))
     }
 
-    /// Where connections to it are made: an `https` URL where TLS is spoken with it, else an `http`
-    /// one.
+    /// The URL for connections to the proxy: `https` if the proxy itself uses TLS, else `http`.
     pub(super) fn address(&self) -> Uri {
         let mut parts = self.uri.clone().into_parts();
         if !self.speaks_tls() {
             parts.scheme = Some(Scheme::HTTP);
         }
-        Uri::from_parts(parts).expect("only the scheme is another")
+        Uri::from_parts(parts).expect("only the scheme has changed")
     }
 
-    /// Whether it is an HTTP proxy, and not one of SOCKS.
+    /// Whether it is an HTTP proxy and not a SOCKS proxy.
     pub fn is_http(&self) -> bool {
         self.uri.scheme_str().is_some_and(|scheme| scheme.starts_with("http"))
     }
 
-    /// Whether TLS is spoken with the proxy itself.
+    /// Whether the connection to the proxy itself uses TLS.
     pub(super) fn speaks_tls(&self) -> bool {
         self.uri.scheme() == Some(&Scheme::HTTPS)
     }
 
-    /// Whether the names of hosts are resolved here and not by the proxy.
+    /// Whether host names are resolved here and not by the proxy.
     pub(super) fn resolves_here(&self) -> bool {
         self.uri.scheme_str() == Some("socks5")
     }
 
-    /// What `Proxy-Authorization` tells an HTTP proxy.
+    /// The value of `Proxy-Authorization` for an HTTP proxy.
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.intercept.basic_auth()
     }
@@ -95,8 +94,8 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// Whether a URL's host is this machine, which no proxy is asked about: at the proxy, that name means
-/// the proxy's own machine.
+/// Whether a URL's host is this machine. Such URLs never use a proxy, for which the name would mean the
+/// proxy's own machine.
 pub fn is_loopback(url: &Uri) -> bool {
     let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -104,8 +103,8 @@ pub fn is_loopback(url: &Uri) -> bool {
     host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(is_loopback)
 }
 
-/// A proxy URL with a scheme in lower case, where it can be used: a URL parser would take a password
-/// with a `/`, `#` or `?` in it for a host with a path, and so for another host.
+/// A valid proxy URL with its scheme in lower case. A password with a `/`, `#` or `?` is rejected: a URL
+/// parser would read it as a host with a path, and so connect to another host.
 fn checked(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     let scheme = scheme.to_ascii_lowercase();
@@ -115,7 +114,7 @@ fn checked(url: &str) -> Option<String> {
     (is_known && is_clean).then(|| format!("{scheme}://{authority}"))
 }
 
-/// A proxy's URL with the port written out.
+/// A proxy's URL with an explicit port.
 fn with_port(uri: &Uri) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();
     let authority = parts.authority.as_ref()?;
@@ -146,9 +145,8 @@ fn default_port(uri: &Uri) -> u16 {
     }
 }
 
-/// The entries of `NO_PROXY` as the matcher reads them. People write more than it knows: white space
-/// between entries, `*.example.com`, brackets around an IPv6 address, and a port, which must then be
-/// the upstream's.
+/// The entries of `NO_PROXY` in the matcher's syntax. Users also write white space between entries,
+/// `*.example.com`, brackets around an IPv6 address, and a port, which must match the upstream's.
 fn no_proxy_entries(no_proxy: &str, upstream_port: u16) -> Vec<&str> {
     let entries = no_proxy.split(|c: char| c == ',' || c.is_whitespace());
     let entries = entries.filter_map(|entry| {
@@ -174,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_shown_with_its_host_and_port_and_nothing_else() {
+    fn a_proxy_is_shown_only_with_its_host_and_port() {
         for (url, shown) in [
             ("http://proxy.example:3128", "proxy.example:3128"),
             ("proxy.example:3128/", "proxy.example:3128"),
@@ -202,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_may_mean_another_host_is_invalid() {
+    fn an_ambiguous_url_is_invalid() {
         let long = format!("socks5://user:{}@p.example", "x".repeat(256));
         for url in [
             "",
@@ -226,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_spares_hosts_suffixes_addresses_and_networks() {
+    fn no_proxy_excludes_hosts_suffixes_addresses_and_networks() {
         for (no_proxy, upstream, is_spared) in [
             ("", "https://g.example", false),
             ("*", "https://g.example", true),
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_recognised_by_its_names() {
+    fn this_machine_is_recognized_by_its_names() {
         for (url, is_this_machine) in [
             ("http://localhost:5005", true),
             ("http://LOCALHOST", true),

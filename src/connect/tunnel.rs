@@ -1,4 +1,4 @@
-//! Connections through a proxy, up to where the destination is spoken to.
+//! Connects through a proxy, up to the point where the destination answers.
 
 use std::future::ready;
 use std::io;
@@ -17,62 +17,62 @@ use tokio_util::task::AbortOnDropHandle;
 use tower::{BoxError, Service, service_fn};
 
 use super::proxy::port;
-use super::{CONNECT_TIMEOUT, Io, Proxy, Stream};
+use super::{CONNECT_TIMEOUT, Io, Proxy, UpstreamStream};
 
-/// The longest head of an answer to CONNECT that is read, in bytes.
+/// The longest head of a response to CONNECT, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 
-/// Why a proxy led nowhere. Says nothing of its address, and nothing that the proxy wrote.
+/// Why a proxy did not connect. Contains neither its address nor anything that the proxy wrote.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// No connection to the proxy could be made.
+    /// The connection to the proxy failed.
     #[error("the proxy cannot be reached")]
     Unreachable(#[source] BoxError),
-    /// The proxy wants credentials, or others than these.
+    /// The proxy requires credentials, or rejected them.
     #[error("the proxy requires a user name and a password, or rejects those it was given (407)")]
     Unauthorized,
     /// The proxy answered CONNECT with this status.
-    #[error("the proxy refused to connect to it ({0})")]
+    #[error("the proxy refused to connect ({0})")]
     Refused(StatusCode),
-    /// The SOCKS handshake failed, for a reason of the protocol's.
-    #[error("the proxy did not connect to it ({0})")]
+    /// The SOCKS handshake failed for this reason.
+    #[error("the proxy did not connect ({0})")]
     Socks(String),
-    /// The name cannot be resolved here, as `socks5` asks for.
+    /// The name could not be resolved here, as `socks5` requires.
     #[error("its host name cannot be resolved on this machine")]
     Unresolved(#[source] Option<io::Error>),
     /// The connection broke, or the proxy speaks another protocol.
-    #[error("the proxy broke the connection off, or is not an HTTP proxy")]
+    #[error("the proxy closed the connection, or is not an HTTP proxy")]
     Broken(#[source] hyper::Error),
-    /// The proxy sent what nothing asked for, or the destination's URL has no host.
+    /// The proxy sent unexpected data, or the destination's URL has no host.
     #[error("the proxy did not open a tunnel")]
     NoTunnel,
-    /// It took too long.
-    #[error("the proxy did not connect to it in time")]
+    /// The proxy did not connect before the timeout.
+    #[error("the proxy did not connect in time")]
     TimedOut,
 }
 
-/// The way through a proxy.
-pub(super) struct Via {
+/// Connects through a proxy.
+pub(super) struct ProxyConnector {
     proxy: Proxy,
     address: Uri,
     connector: HttpsConnector<HttpConnector>,
 }
 
-impl Via {
+impl ProxyConnector {
     pub(super) fn new(proxy: Proxy, connector: HttpsConnector<HttpConnector>) -> Self {
         Self { address: proxy.address(), proxy, connector }
     }
 
-    /// A connection to a destination, or for `http` and an HTTP proxy, to the proxy.
-    pub(super) async fn connect(&self, destination: Uri) -> Result<Stream, ProxyError> {
+    /// Connects to a destination; for `http` through an HTTP proxy, to the proxy.
+    pub(super) async fn connect(&self, destination: Uri) -> Result<UpstreamStream, ProxyError> {
         let connected = timeout(CONNECT_TIMEOUT, self.handshake(destination)).await;
         connected.unwrap_or(Err(ProxyError::TimedOut))
     }
 
-    async fn handshake(&self, destination: Uri) -> Result<Stream, ProxyError> {
+    async fn handshake(&self, destination: Uri) -> Result<UpstreamStream, ProxyError> {
         let host = destination.host().ok_or(ProxyError::NoTunnel)?;
         let authority = format!("{host}:{}", port(&destination));
-        // Before the proxy waits for what comes next.
+        // Resolve first: the proxy may not wait once it is connected.
         let authority = match self.proxy.resolves_here() {
             true => resolve(&authority).await?,
             false => authority,
@@ -87,7 +87,7 @@ impl Via {
         } else {
             socks(io, &self.proxy, &authority).await?
         };
-        Ok(Stream { io, is_forwarded })
+        Ok(UpstreamStream { io, is_forwarded })
     }
 }
 
@@ -97,7 +97,7 @@ async fn resolve(authority: &str) -> Result<String, ProxyError> {
     found.next().map(|address| address.to_string()).ok_or(ProxyError::Unresolved(None))
 }
 
-/// Opens a tunnel with CONNECT. hyper-util's own would not say with which status a proxy refuses.
+/// Opens a tunnel with CONNECT. hyper-util's own tunnel does not report the status of a refusal.
 async fn tunnel(
     io: Io,
     authority: &str,
@@ -123,7 +123,7 @@ async fn tunnel(
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(ProxyError::Broken)?;
     let parts = upgraded.downcast::<Io>().map_err(|_| ProxyError::NoTunnel)?;
-    // In TLS the client speaks first: these bytes would be the proxy's own.
+    // In TLS the client sends first, so bytes that are already here come from the proxy.
     parts.read_buf.is_empty().then_some(parts.io).ok_or(ProxyError::NoTunnel)
 }
 
@@ -147,7 +147,7 @@ mod tests {
     use crate::connect::{Authorities, tcp, with_tls};
 
     #[tokio::test(start_paused = true)]
-    async fn a_proxy_that_says_nothing_is_given_up() {
+    async fn a_silent_proxy_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let destination = Uri::from_static("https://g.example");
@@ -155,7 +155,7 @@ mod tests {
             let url = format!("{scheme}://{address}");
             let proxy = Proxy::parse(&url, "", &destination).unwrap().unwrap();
             let connector = with_tls(Authorities::default().tls(false).unwrap(), tcp());
-            let failed = Via::new(proxy, connector).connect(destination.clone()).await;
+            let failed = ProxyConnector::new(proxy, connector).connect(destination.clone()).await;
             assert!(matches!(failed, Err(ProxyError::TimedOut)), "{failed:?}");
         }
     }

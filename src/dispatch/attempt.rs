@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::settle::{follow_model, reported, settle};
 use super::{Call, CallError, Dispatcher};
-use crate::gemini::{Answer, Client, Error, ErrorKind, Fence, Model, Rejected, Usage};
+use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
-use crate::metrics::{Answered, Metrics};
+use crate::metrics::{FinishedCall, Metrics};
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
 pub(super) trait Reader: Sync {
@@ -24,9 +24,9 @@ pub(super) trait Reader: Sync {
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<Fence>,
+        fence: Option<SendCheck>,
         time_limit: Duration,
-    ) -> impl Future<Output = Result<Self::Received, Rejected>> + Send;
+    ) -> impl Future<Output = Result<Self::Received, ForwardError>> + Send;
 
     /// The model that Gemini says it asked.
     fn model_version(&self, received: &Self::Received) -> Option<Model>;
@@ -46,9 +46,9 @@ impl Reader for Whole {
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<Fence>,
+        fence: Option<SendCheck>,
         time_limit: Duration,
-    ) -> Result<Answer, Rejected> {
+    ) -> Result<Answer, ForwardError> {
         let answer = client.generate(call.key(), call.model(), self.0.clone(), fence, time_limit);
         Ok(answer.await?)
     }
@@ -83,13 +83,13 @@ impl Dispatcher {
         call: &Call,
         in_flight: InFlightCall,
         reader: &R,
-    ) -> Result<Result<R::Answer, Rejected>, CallError> {
+    ) -> Result<Result<R::Answer, ForwardError>, CallError> {
         let sent = Instant::now();
         // One timer for both: an attempt's time, and what is left of the call's.
         let left = call.deadline().saturating_duration_since(sent);
         let time_limit = self.policy.attempt_timeout.min(left);
         let received = reader.exchange(&self.client, call, in_flight.fence(), time_limit).await;
-        let Rejected { error, response } = match received {
+        let ForwardError { error, response } = match received {
             Ok(received) => {
                 self.projects.prove(call.key());
                 let named = reader.model_version(&received);
@@ -112,7 +112,7 @@ impl Dispatcher {
         outcome.record(&self.metrics, call, sent, error.usage);
         match outcome {
             Outcome::Overdue => Err(CallError::DeadlineExceeded),
-            _ => Ok(Err(Rejected { error, response })),
+            _ => Ok(Err(ForwardError { error, response })),
         }
     }
 }
@@ -163,7 +163,7 @@ impl Outcome<'_> {
         if usage.prompt_tokens > 0 {
             call.estimator().learn(call.input(), usage.prompt_tokens, usage.cached_tokens);
         }
-        metrics.answered(Answered {
+        metrics.finished(FinishedCall {
             kind: call.kind().label(),
             model: call.model(),
             accepted,

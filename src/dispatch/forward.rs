@@ -12,14 +12,14 @@ use tokio::time::timeout;
 use super::attempt::{Attempt, Outcome, Reader};
 use super::{Call, CallError, Dispatcher, UploadProgress};
 use crate::gemini::{
-    ApiKey, Client, Error, Fence, Forward, Held, Masked, Model, Payload, Rejected, UsageScanner,
-    Watch,
+    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
+    SendCheck, StreamMonitor, UsageScanner,
 };
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
 /// dropping it before gives them back.
 pub struct Forwarded {
-    body: Held,
+    body: ForwardedBody,
     /// Until the answer has ended.
     unsettled: Option<Unsettled>,
 }
@@ -33,27 +33,30 @@ pub(super) struct PassOn<'a> {
 }
 
 impl Reader for PassOn<'_> {
-    type Received = Response<Held>;
+    type Received = Response<ForwardedBody>;
     type Answer = Response<Forwarded>;
 
     async fn exchange(
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<Fence>,
+        fence: Option<SendCheck>,
         time_limit: Duration,
-    ) -> Result<Response<Held>, Rejected> {
+    ) -> Result<Response<ForwardedBody>, ForwardError> {
         let answer = client.forward(self.request, call.key(), self.body.clone(), fence, self.idle);
-        timeout(time_limit, answer).await.unwrap_or_else(|_| Err(Error::late(time_limit).into()))
+        timeout(time_limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(Error::timed_out(time_limit).into()))
     }
 
-    fn model_version(&self, response: &Response<Held>) -> Option<Model> {
+    fn model_version(&self, response: &Response<ForwardedBody>) -> Option<Model> {
         response.body().model_version(self.request.surface)
     }
 
-    fn read(&self, response: Response<Held>, attempt: Attempt) -> Response<Forwarded> {
+    fn read(&self, response: Response<ForwardedBody>, attempt: Attempt) -> Response<Forwarded> {
         let Forward { surface, streams, is_read, .. } = *self.request;
-        let watch = Watch::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
+        let watch =
+            StreamMonitor::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
         let unsettled = Unsettled { attempt, usage: UsageScanner::new(surface), is_read, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
@@ -72,12 +75,12 @@ impl Dispatcher {
         key: Option<&ApiKey>,
         payload: Payload,
         progress: &mut UploadProgress,
-    ) -> Result<Response<Masked<Incoming>>, CallError> {
+    ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
             passed = self.client.pass(request, key, payload) => passed,
-            () = progress.overdue(limit) => Err(Error::late(limit).into()),
+            () = progress.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
         passed.map_err(|rejected| CallError::rejected(rejected, None))
     }
@@ -90,7 +93,7 @@ struct Unsettled {
     /// Whether the one who reads the answer says how it ended.
     is_read: bool,
     /// Tells how the answer ends from what passes, where it can be told.
-    watch: Option<Box<Watch>>,
+    watch: Option<Box<StreamMonitor>>,
 }
 
 impl Unsettled {
@@ -119,9 +122,9 @@ impl Unsettled {
                 self.settle(&Outcome::BrokenOff(error));
             }
         }
-        let strays = watch.strays();
-        if strays > 0 {
-            tracing::warn!(kind, %model, strays, "the stream has lines that are not Gemini's");
+        let unrecognized = watch.unrecognized();
+        if unrecognized > 0 {
+            tracing::warn!(kind, %model, unrecognized, "the stream has lines that are not Gemini's");
         }
     }
 
@@ -136,8 +139,8 @@ impl Unsettled {
 
 impl Forwarded {
     /// An answer that is already whole is settled at once and holds nothing.
-    fn new(body: Held, mut unsettled: Unsettled) -> Self {
-        match body.whole() {
+    fn new(body: ForwardedBody, mut unsettled: Unsettled) -> Self {
+        match body.complete() {
             Some(whole) if !unsettled.is_read => {
                 unsettled.scan(whole);
                 unsettled.settle_whole();

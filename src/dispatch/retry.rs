@@ -60,7 +60,7 @@ impl RetryPolicy {
         let may_have_run = matches!(error.kind, ErrorKind::BrokenOff | ErrorKind::DeadlineExceeded);
         let is_too_risky =
             (may_have_run && kind.resend() == Resend::Never) || failed.broken_off > 1;
-        if failed.all >= self.max_attempts || !error.is_passing() || is_too_risky {
+        if failed.all >= self.max_attempts || !error.is_transient() || is_too_risky {
             return None;
         }
         // A pause of the whole account is waited for in the queue, where the refused calls keep

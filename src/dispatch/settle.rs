@@ -89,7 +89,7 @@ fn quota_kind(violation: &Violation) -> Option<QuotaKind> {
         Quantity::Requests => Resource::Requests,
         Quantity::InputTokens => Resource::InputTokens,
         Quantity::Images => Resource::Images,
-        Quantity::Apart | Quantity::Other => return None,
+        Quantity::Separate | Quantity::Other => return None,
     };
     let window = match violation.period {
         Period::Minute => Window::Minute,

@@ -1,4 +1,4 @@
-//! What Gemini answered, and what it cost.
+//! Gemini's answers: their text, their finish reason and their token usage.
 
 use std::{borrow::Cow, fmt};
 
@@ -14,32 +14,32 @@ use super::model::Model;
 use super::redact::Secrets;
 use super::usage::Usage;
 
-/// What stands for a reason that Gemini did not give.
+/// Used where Gemini gives no finish reason.
 pub(super) const FINISH_REASON_UNSPECIFIED: &str = "FINISH_REASON_UNSPECIFIED";
 const BLOCK_REASON_UNSPECIFIED: &str = "BLOCK_REASON_UNSPECIFIED";
 
-/// An answer with text in it.
+/// An answer that contains text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// All the text of the first candidate, its thoughts left out.
+    /// The text of the first candidate, without its thoughts.
     pub text: String,
-    /// Why it ends there, in Gemini's words: `STOP`, `MAX_TOKENS`, and any that are yet to be
-    /// thought of. `FINISH_REASON_UNSPECIFIED` where Gemini gave none.
+    /// Why the answer ends, in Gemini's words: `STOP`, `MAX_TOKENS`, or a reason unknown here.
+    /// `FINISH_REASON_UNSPECIFIED` where Gemini gave none.
     pub finish_reason: String,
-    /// The tokens it took.
+    /// The tokens it used.
     pub usage: Usage,
-    /// The model that gave it, as Gemini says: another than was asked where that is an alias or is
-    /// routed. Source: `modelVersion` in recorded answers.
+    /// The model that answered, as Gemini reports it. It differs from the requested model if that is
+    /// an alias or is routed elsewhere. Source: `modelVersion` in recorded answers.
     pub model_version: Option<Model>,
 }
 
 impl Answer {
-    /// Reads what came back from `generateContent`.
+    /// Reads the response to `generateContent`.
     ///
     /// # Errors
     ///
-    /// An [`Error`] of any kind but [`ErrorKind::Connection`]: for every status other than
-    /// success, and for a success that was blocked, has no text or is not Gemini's.
+    /// An [`Error`] of any kind but [`ErrorKind::Connection`]: for a status other than success, and
+    /// for an answer that is blocked, has no text or does not come from Gemini.
     pub fn read(status: StatusCode, body: &[u8]) -> Result<Answer, Error> {
         if !status.is_success() {
             return Err(Error::read(status, body));
@@ -48,21 +48,21 @@ impl Answer {
         Response::read(body, |response| response.into_answer())
     }
 
-    /// Whether the text ends before its end, because Gemini stopped at a limit: that of the output
-    /// tokens, or of what it writes in one go. Source: `finishReason` in Google's Python SDK 3.6.1.
+    /// Whether the text is cut off because Gemini stopped at a limit: the output token limit, or the
+    /// limit on one turn. Source: `finishReason` in Google's Python SDK 3.6.1.
     pub fn is_cut_off(&self) -> bool {
         is_cut_off(&self.finish_reason)
     }
 
-    /// The same without keys in it.
+    /// The same answer with keys overwritten.
     pub(super) fn masked(self, secrets: &Secrets) -> Answer {
         let text = secrets.mask_text(self.text);
         Answer { text, finish_reason: secrets.mask_text(self.finish_reason), ..self }
     }
 }
 
-/// The parts of a `GenerateContentResponse` that are read. Text is borrowed from the body where
-/// nothing in it is escaped, and everything else is passed over unread.
+/// The fields of a `GenerateContentResponse` that are read. Strings without escapes are borrowed
+/// from the body; all other fields are skipped.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Response<'a> {
@@ -70,12 +70,12 @@ pub(super) struct Response<'a> {
     pub(super) candidates: Option<Vec<Candidate<'a>>>,
     #[serde(borrow)]
     pub(super) prompt_feedback: Option<PromptFeedback<'a>>,
-    /// Read on its own, so that nothing odd in it costs the answer.
+    /// Parsed separately, so that an unexpected value in it does not fail the answer.
     #[serde(borrow)]
     usage_metadata: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub(super) model_version: Option<Word<'a>>,
-    /// What makes it no answer, whatever else is in it.
+    pub(super) model_version: Option<StringOrNumber<'a>>,
+    /// If present, this is an error and not an answer.
     error: Option<IgnoredAny>,
 }
 
@@ -85,9 +85,9 @@ pub(super) struct Candidate<'a> {
     #[serde(borrow)]
     pub(super) content: Option<Content<'a>>,
     #[serde(borrow)]
-    pub(super) finish_reason: Option<Word<'a>>,
+    pub(super) finish_reason: Option<StringOrNumber<'a>>,
     #[serde(borrow)]
-    pub(super) finish_message: Option<Word<'a>>,
+    pub(super) finish_message: Option<StringOrNumber<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -107,17 +107,18 @@ struct Part<'a> {
 #[serde(rename_all = "camelCase")]
 pub(super) struct PromptFeedback<'a> {
     #[serde(borrow)]
-    block_reason: Option<Word<'a>>,
+    block_reason: Option<StringOrNumber<'a>>,
     #[serde(borrow)]
-    block_reason_message: Option<Word<'a>>,
+    block_reason_message: Option<StringOrNumber<'a>>,
 }
 
 impl Response<'_> {
-    /// Reads a body that came with success, once more where a text in it has half a surrogate pair:
-    /// what was paid for is not thrown away for one character.
+    /// Parses a body that came with a success status. If a string in it contains half a surrogate
+    /// pair, the body is repaired and parsed again, so that one broken character does not lose an
+    /// answer that was paid for.
     ///
     /// # Errors
-    /// An [`Error`] of `then`, or for a body that is not an answer.
+    /// The [`Error`] of `then`, or an error for a body that is not an answer.
     pub(super) fn read<T>(
         body: &[u8],
         then: impl FnOnce(Response<'_>) -> Result<T, Error>,
@@ -134,7 +135,7 @@ impl Response<'_> {
         }
     }
 
-    /// Whether this is Gemini's answer at all: every field may be absent, but not all of them.
+    /// Whether this is an answer from Gemini: each field is optional, but one must be present.
     fn is_one(&self) -> bool {
         let has_any = self.candidates.is_some()
             || self.prompt_feedback.is_some()
@@ -142,7 +143,7 @@ impl Response<'_> {
         has_any && self.error.is_none()
     }
 
-    /// What it says that the exchange has cost so far.
+    /// The token usage so far, as Gemini reports it.
     pub(super) fn usage(&self) -> Option<Usage> {
         Usage::of_gemini(self.usage_metadata?.get().as_bytes())
     }
@@ -159,7 +160,7 @@ impl Response<'_> {
 
 impl Candidate<'_> {
     fn into_answer(self, usage: Usage, model_version: Option<Model>) -> Result<Answer, Error> {
-        let reason = self.finish_reason.map_or(FINISH_REASON_UNSPECIFIED.into(), |word| word.0);
+        let reason = self.finish_reason.map_or(FINISH_REASON_UNSPECIFIED.into(), |reason| reason.0);
         if is_blocked(&reason) {
             return Err(blocked(&reason));
         }
@@ -173,26 +174,26 @@ impl Candidate<'_> {
     }
 }
 
-/// The error for a text that is not UTF-8.
+/// The error for text that is not UTF-8.
 pub(super) fn not_text() -> Error {
     Error::new(ErrorKind::Malformed, "the text of the answer is not UTF-8")
 }
 
-/// The model that an answer names. It is free text from the network: what is no name is none.
-pub(super) fn model(version: Option<Word<'_>>) -> Option<Model> {
+/// The model that an answer names. The value comes from the network; an invalid name is ignored.
+pub(super) fn model(version: Option<StringOrNumber<'_>>) -> Option<Model> {
     Model::parse(&version?.0).ok()
 }
 
-/// The model that an answer names, of which nothing else is read: as `modelVersion`, and on OpenAI's
-/// surface as `model`.
+/// Reads only the model that an answer names: `modelVersion` on Gemini's surface, `model` on
+/// OpenAI's.
 pub(super) fn model_version(answer: &[u8], surface: Surface) -> Option<Model> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Versioned<'a> {
         #[serde(borrow)]
-        model_version: Option<Word<'a>>,
+        model_version: Option<StringOrNumber<'a>>,
         #[serde(borrow)]
-        model: Option<Word<'a>>,
+        model: Option<StringOrNumber<'a>>,
     }
 
     let Versioned { model_version, model: openai } = serde_json::from_slice(answer).ok()?;
@@ -207,7 +208,7 @@ pub(super) fn blocked(reason: &str) -> Error {
     Error::new(ErrorKind::ContentBlocked { reason: bounded(reason).into_owned() }, message)
 }
 
-/// The error for an answer that has no text, by the reason that Gemini gives.
+/// The error for an answer without text, by Gemini's finish reason.
 pub(super) fn without_text(reason: &str, message: Option<&str>) -> Error {
     let (kind, message) = match reason {
         "MAX_TOKENS" => {
@@ -215,7 +216,7 @@ pub(super) fn without_text(reason: &str, message: Option<&str>) -> Error {
             return Error::new(ErrorKind::Truncated, message);
         }
         "CONTINUATION" => {
-            let message = "Gemini stopped before it wrote any text, to be asked to continue: \
+            let message = "Gemini stopped before it wrote any text and asks to be continued: \
                            CONTINUATION";
             return Error::new(ErrorKind::Truncated, message);
         }
@@ -229,12 +230,12 @@ pub(super) fn without_text(reason: &str, message: Option<&str>) -> Error {
     Error::new(kind, format!("Gemini's answer has no text: {}", bounded(&message)))
 }
 
-/// Whether a finish reason says that more would follow.
+/// Whether a finish reason means that more text would follow.
 fn is_cut_off(finish_reason: &str) -> bool {
     matches!(finish_reason, "MAX_TOKENS" | "CONTINUATION")
 }
 
-/// Whether a finish reason says that the answer was withheld, even where part of it was let out.
+/// Whether a finish reason means that the answer was withheld, even if part of it was sent.
 pub(super) fn is_blocked(finish_reason: &str) -> bool {
     matches!(
         finish_reason,
@@ -252,12 +253,12 @@ pub(super) fn is_blocked(finish_reason: &str) -> bool {
 }
 
 impl Content<'_> {
-    /// All its text but the thoughts, as [`json::text`] reads it.
+    /// The text without thoughts, as bytes for [`json::text`].
     pub(super) fn into_text(self) -> Vec<u8> {
         let parts = self.parts.unwrap_or_default().into_iter();
         let mut texts =
             parts.filter(|part| part.thought != Some(true)).filter_map(|part| part.text);
-        // Nearly always there is one part, and its text can be had without copying it again.
+        // There is nearly always one part, whose text can be used without a copy.
         let mut text = texts.next().map(|first| first.0.into_owned()).unwrap_or_default();
         texts.for_each(|more| text.extend_from_slice(&more.0));
         text
@@ -269,47 +270,47 @@ impl PromptFeedback<'_> {
         self.block_reason.is_some() || self.block_reason_message.is_some()
     }
 
-    /// Why there is no candidate.
+    /// The error for an answer without a candidate.
     pub(super) fn into_error(self) -> Error {
         if !self.is_reason() {
             return Error::new(ErrorKind::Empty, "Gemini's answer has no candidate");
         }
-        let reason = self.block_reason.map_or(BLOCK_REASON_UNSPECIFIED.into(), |word| word.0);
+        let reason = self.block_reason.map_or(BLOCK_REASON_UNSPECIFIED.into(), |reason| reason.0);
         let why = self.block_reason_message.map_or(reason.clone(), |message| message.0);
         let message = format!("Gemini blocked the prompt: {}", bounded(&why));
         Error::new(ErrorKind::ContentBlocked { reason: bounded(&reason).into_owned() }, message)
     }
 }
 
-/// A string, borrowed where that is possible, or the number that proto JSON writes for a value of
-/// an enumeration whose name the server does not know.
-pub(super) struct Word<'a>(pub(super) Cow<'a, str>);
+/// A string, borrowed if possible, or the number that proto JSON writes for an enum value whose
+/// name the server does not know.
+pub(super) struct StringOrNumber<'a>(pub(super) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for StringOrNumber<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
 
         impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Word<'de>;
+            type Value = StringOrNumber<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string or a number")
             }
 
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Word<'de>, E> {
-                Ok(Word(text.into()))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<StringOrNumber<'de>, E> {
+                Ok(StringOrNumber(text.into()))
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Word<'de>, E> {
-                Ok(Word(text.to_owned().into()))
+            fn visit_str<E>(self, text: &str) -> Result<StringOrNumber<'de>, E> {
+                Ok(StringOrNumber(text.to_owned().into()))
             }
 
-            fn visit_u64<E>(self, number: u64) -> Result<Word<'de>, E> {
-                Ok(Word(number.to_string().into()))
+            fn visit_u64<E>(self, number: u64) -> Result<StringOrNumber<'de>, E> {
+                Ok(StringOrNumber(number.to_string().into()))
             }
 
-            fn visit_i64<E>(self, number: i64) -> Result<Word<'de>, E> {
-                Ok(Word(number.to_string().into()))
+            fn visit_i64<E>(self, number: i64) -> Result<StringOrNumber<'de>, E> {
+                Ok(StringOrNumber(number.to_string().into()))
             }
         }
 
@@ -317,8 +318,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
     }
 }
 
-/// A text, read as bytes: halves of surrogate pairs come through, which may meet their other half in
-/// the next text.
+/// A string read as bytes, so that half a surrogate pair is kept: its other half may be in the next
+/// string.
 struct Text<'a>(Cow<'a, [u8]>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {

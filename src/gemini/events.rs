@@ -1,4 +1,4 @@
-//! Streams: server-sent events, lists of JSON, and what else comes in them.
+//! Reads the events of a stream: server-sent events, JSON lists, and errors between them.
 
 use std::mem;
 
@@ -8,40 +8,40 @@ use memchr::{memchr, memchr2};
 use super::client::MAX_ANSWER;
 use super::json::{BOM, Nesting};
 
-/// One thing that a stream says.
+/// One item of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The data of an event, or an object of JSON that stands outside of events: an item of a list,
-    /// or the error that Gemini writes into a stream whose status is already gone.
+    /// The data of an event, or a JSON object outside of events: an item of a list, or the error
+    /// that Gemini writes into a stream whose status was already sent.
     Data(Bytes),
     /// A line that is neither, such as a proxy's.
-    Stray(Bytes),
-    /// Something longer than is read.
+    Unrecognized(Bytes),
+    /// An item that exceeds the size limit.
     TooLong,
 }
 
-/// Cuts a stream of bytes into what it says, however the bytes are cut themselves.
+/// Splits a stream of bytes into events, wherever the bytes are cut.
 ///
-/// An event of Gemini's is one line, `data: {…}`, and an empty one; lines end with CR LF. An error in
+/// An event of Gemini's is one line, `data: {…}`, and an empty line; lines end with CR LF. An error in
 /// the middle of a stream is JSON over several lines, without `data:`. Without `alt=sse` a stream is a
-/// list of objects. Source: recorded streams; other fields, lines that end otherwise, and data of
-/// several lines are as in the HTML standard, section "Server-sent events".
+/// list of objects. Source: recorded streams. Other fields, other line ends, and data of several lines
+/// follow the HTML standard, section "Server-sent events".
 #[derive(Debug)]
 pub struct Events {
     bytes: BytesMut,
-    /// How many of the bytes are known to have no end in them.
+    /// How many bytes were searched without finding an end.
     searched: usize,
-    /// The most bytes that are kept of anything whose end has not come.
+    /// The most bytes that are kept of an unfinished item.
     limit: usize,
-    /// The lines so far of data that go on in the next line.
+    /// The lines so far of data that continues on the next line.
     data: BytesMut,
-    /// In an object outside of events: how deep.
+    /// The nesting, inside an object outside of events.
     object: Option<Nesting>,
-    /// Whether what is under way has become too long.
+    /// Whether the current item has exceeded the limit.
     is_too_long: bool,
-    /// Whether a line feed would belong to the end of the line before.
+    /// Whether a line feed here belongs to the end of the previous line.
     is_after_return: bool,
-    /// Whether a byte order mark can still come.
+    /// Whether a byte order mark may still come.
     is_at_start: bool,
     is_over: bool,
 }
@@ -52,12 +52,12 @@ impl Default for Events {
     }
 }
 
-/// What a search for an event found: `None` where more bytes are needed, `Some(None)` where the
-/// search goes on.
-type Found = Option<Option<Event>>;
+/// The result of a search step: `None` if more bytes are needed, `Some(None)` if the search
+/// continues.
+type Step = Option<Option<Event>>;
 
 impl Events {
-    /// Keeps at most so many bytes of an event that has not come whole.
+    /// Keeps at most this many bytes of an unfinished event.
     pub(super) fn within(limit: usize) -> Self {
         Self {
             bytes: BytesMut::new(),
@@ -72,17 +72,17 @@ impl Events {
         }
     }
 
-    /// More bytes have come.
+    /// Adds bytes.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// No more bytes will come: what is left is all there is of it.
+    /// Marks the end of the stream: unfinished items count as complete.
     pub fn end(&mut self) {
         self.is_over = true;
     }
 
-    /// The next thing that is there whole.
+    /// The next complete item.
     pub fn pop(&mut self) -> Option<Event> {
         loop {
             let found = if self.object.is_some() { self.object() } else { self.line() };
@@ -90,7 +90,7 @@ impl Events {
                 Some(None) => {}
                 Some(event) => return event,
                 None => {
-                    // A stream that is silent for long holds no memory meanwhile.
+                    // A stream that stays silent for long keeps no buffer.
                     if self.bytes.is_empty() {
                         self.bytes = BytesMut::new();
                     }
@@ -100,8 +100,8 @@ impl Events {
         }
     }
 
-    /// Reads on in an object.
-    fn object(&mut self) -> Found {
+    /// Continues to read an object.
+    fn object(&mut self) -> Step {
         let end = self.object.as_mut()?.close(&self.bytes[self.searched..]);
         let Some(end) =
             end.map(|end| self.searched + end).or(self.is_over.then_some(self.bytes.len()))
@@ -118,16 +118,16 @@ impl Events {
         }))
     }
 
-    /// Reads a line, or the beginning of an object.
-    fn line(&mut self) -> Found {
+    /// Reads a line, or the start of an object.
+    fn line(&mut self) -> Step {
         if self.searched == 0 && !self.is_too_long {
             match self.skip_to_line()? {
                 b'{' if self.data.is_empty() => {
                     self.object = Some(Nesting::default());
                     return Some(None);
                 }
-                b'{' => return Some(self.held()),
-                // What stands around the items of a list.
+                b'{' => return Some(self.take_data()),
+                // The brackets and commas of a list.
                 b'[' | b']' | b',' => {
                     self.bytes.advance(1);
                     return Some(None);
@@ -150,8 +150,8 @@ impl Events {
         Some(self.read(&line))
     }
 
-    /// Goes to the first byte of the next line that is not white space, and returns it: a line feed
-    /// where the line is empty.
+    /// Skips to the first byte of the next line that is not white space, and returns it: a line feed
+    /// if the line is empty.
     fn skip_to_line(&mut self) -> Option<u8> {
         if self.is_at_start {
             if self.bytes.len() < BOM.len() && BOM.starts_with(&self.bytes) && !self.is_over {
@@ -171,15 +171,15 @@ impl Events {
         let blanks = self.bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
         self.bytes.advance(blanks);
         let first = self.bytes.first().copied();
-        // The last data may stand without an empty line after them.
+        // The last event may lack its empty line.
         first.or((self.is_over && !self.data.is_empty()).then_some(b'\n'))
     }
 
-    /// What a line says.
+    /// Interprets a line.
     fn read(&mut self, line: &Bytes) -> Option<Event> {
         let text = line.trim_ascii();
         if text.is_empty() {
-            return self.held();
+            return self.take_data();
         }
         if text == b"data" || text.starts_with(b"data:") {
             let data = text[b"data".len()..].strip_prefix(b":").unwrap_or_default().trim_ascii();
@@ -188,7 +188,7 @@ impl Events {
         if is_field(text) {
             return None;
         }
-        // Whatever stands before it, an error is one.
+        // An error counts whatever precedes it on the line.
         let object = memchr(b'{', line).filter(|at| begins_error(&line[*at..]));
         if let Some(at) = object {
             let mut bytes = BytesMut::from(&line[at..]);
@@ -196,12 +196,12 @@ impl Events {
             self.bytes = bytes;
             self.is_after_return = false;
         }
-        let stray = line[..object.unwrap_or(line.len())].trim_ascii();
-        Some(Event::Stray(line.slice_ref(stray)))
+        let unrecognized = line[..object.unwrap_or(line.len())].trim_ascii();
+        Some(Event::Unrecognized(line.slice_ref(unrecognized)))
     }
 
-    /// What a line of data says. Gemini's are whole in one line, and wait for nothing; a line with
-    /// only the beginning of an object waits for the empty one that ends the event.
+    /// Interprets a line of data. Gemini's data is complete on one line and is returned at once. A
+    /// line with only the start of an object waits for the empty line that ends the event.
     fn read_data(&mut self, data: Bytes) -> Option<Event> {
         let is_part = match *data {
             [b'{', .., b'}'] | [b'[', .., b']'] => false,
@@ -220,19 +220,19 @@ impl Events {
         None
     }
 
-    /// The data of which all lines have come.
-    fn held(&mut self) -> Option<Event> {
+    /// Takes the collected lines of data.
+    fn take_data(&mut self) -> Option<Event> {
         let data = self.data.split().freeze();
         (!data.is_empty()).then_some(Event::Data(data))
     }
 
-    /// Takes the first bytes.
+    /// Takes the bytes up to `end`.
     fn take(&mut self, end: usize) -> Bytes {
         self.searched = 0;
         self.bytes.split_to(end).freeze()
     }
 
-    /// Keeps what has come until more does.
+    /// Waits for more bytes. Drops what has come if it exceeds the limit.
     fn wait(&mut self) {
         self.searched = self.bytes.len();
         if self.searched > self.limit {
@@ -242,13 +242,13 @@ impl Events {
     }
 }
 
-/// Whether a line is a comment or a field that says nothing here.
+/// Whether a line is a comment or an irrelevant field.
 fn is_field(line: &[u8]) -> bool {
     let name = &line[..memchr(b':', line).unwrap_or(line.len())];
     matches!(name, b"" | b"event" | b"id" | b"retry")
 }
 
-/// Whether what begins with a brace can be an error's envelope.
+/// Whether an object may be an error's envelope.
 fn begins_error(object: &[u8]) -> bool {
     let inner = object[1..].trim_ascii();
     inner.is_empty() || inner.starts_with(b"\"error\"")

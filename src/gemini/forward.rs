@@ -1,4 +1,4 @@
-//! A request of one who speaks Gemini's wire, or OpenAI's, and gets the answer as it came.
+//! Requests on Gemini's or OpenAI's surface, whose answers are passed on unchanged.
 
 use std::{
     mem,
@@ -18,34 +18,34 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use jiff::Timestamp;
 use tower_http::timeout::TimeoutBody;
 
-use super::client::{IDENTITY, JSON, NAME, unread, whole};
+use super::answer_start::{AnswerStart, first_data};
+use super::client::{IDENTITY, JSON, NAME, body_error, read_body};
 use super::events::{Event, Events};
-use super::opening::{Opening, first_data};
 use super::{
-    ApiKey, Client, Error, ErrorKind, Fence, Masked, Masker, Model, Payload, Secrets, answer,
-    retry_after,
+    ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
+    answer, retry_after,
 };
 
-/// How much of an answer that is no stream is kept until it is whole, in bytes: until then the
-/// call can be made again if the answer breaks off. Longer ones pass as they come.
-const MAX_HELD: usize = 1 << 20;
+/// How much of an answer that is not a stream is buffered until it is complete, in bytes. Up to this
+/// size, the call can be repeated if the answer breaks off. Longer answers pass as they arrive.
+const MAX_BUFFERED: usize = 1 << 20;
 
-/// The longest answer, or event, that is read for the model that gave it, in bytes.
+/// The longest answer or event that is parsed for its model, in bytes.
 const MAX_READ: usize = 64 * 1024;
 
-/// Whose words a request uses.
+/// The API in whose format a request is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     /// Gemini's own.
     Gemini,
-    /// OpenAI's, which Gemini speaks too. The key is a bearer token here.
+    /// OpenAI's, which Gemini also offers. The key is sent as a bearer token.
     OpenAi,
 }
 
-/// A request but for its body and for who pays.
+/// A request without its body and its key.
 #[derive(Clone, Debug)]
 pub struct Forward {
-    /// Whose words it uses.
+    /// The format of the request.
     pub surface: Surface,
     /// Its method.
     pub method: Method,
@@ -53,74 +53,77 @@ pub struct Forward {
     pub path: Uri,
     /// Its headers, without any key.
     pub headers: HeaderMap,
-    /// Whether the answer comes bit by bit and is of use from the first one.
+    /// Whether the answer is a stream, which is passed on from its first event.
     pub streams: bool,
-    /// Whether the answer is read here: what it is then shows as it is read, and not as it passes.
+    /// Whether the gateway itself reads the answer. The usage is then known from reading, and
+    /// the passing bytes are not scanned for it.
     pub is_read: bool,
 }
 
-/// An answer that is no success.
+/// A call without a successful answer.
 #[derive(Debug)]
-pub struct Rejected {
-    /// What it says.
+pub struct ForwardError {
+    /// The error.
     pub error: Error,
-    /// What came, the key taken out; `None` where no whole answer did.
+    /// The response with keys overwritten; `None` if none arrived completely.
     pub response: Option<Box<Response<Bytes>>>,
 }
 
-/// The body of an answer: what has come of it, and what is to come.
-pub struct Held {
-    /// Empty once it has been passed on.
+/// The body of an answer: the part that has arrived, and the part to come.
+pub struct ForwardedBody {
+    /// Empty once it is passed on.
     first: Bytes,
-    rest: Option<Masked<Pin<Box<TimeoutBody<Incoming>>>>>,
-    /// How many bytes the rest has, where that is known.
+    rest: Option<MaskedBody<Pin<Box<TimeoutBody<Incoming>>>>>,
+    /// The length of the rest in bytes, if known.
     left: Option<u64>,
 }
 
 impl Client {
-    /// Makes a call and waits for its answer: for the first event of a stream as far as it tells
-    /// whether it is an error, for all of anything else that is not too long. From then on it may
-    /// stay silent for `idle`.
+    /// Sends a call and waits for its answer: for a stream, until its first event shows whether it
+    /// is an error; otherwise for the whole answer, if it is not too long. After that, the answer
+    /// may pause for at most `idle`.
     ///
-    /// Dropping the future, or the answer's body, closes the connection, which tells Gemini to stop.
+    /// Dropping the future or the answer's body closes the connection, which makes Gemini stop.
     ///
     /// # Errors
-    /// [`Rejected`], as long as nothing of a good answer has come.
+    /// [`ForwardError`], as long as no part of a successful answer was returned.
     pub async fn forward(
         &self,
         request: &Forward,
         key: &ApiKey,
         body: Bytes,
-        fence: Option<Fence>,
+        send_check: Option<SendCheck>,
         idle: Duration,
-    ) -> Result<Response<Held>, Rejected> {
-        let payload = Payload::Whole(Full::new(body));
+    ) -> Result<Response<ForwardedBody>, ForwardError> {
+        let payload = Payload::Buffered(Full::new(body));
         let secrets = self.secrets(Some(key));
-        let answer = self.answer(request, Some(key), payload, fence, &secrets, is_answer).await;
-        let (head, body) = answer.map_err(Rejected::of_call)?.into_parts();
+        let answer =
+            self.answer(request, Some(key), payload, send_check, &secrets, is_answer).await;
+        let (head, body) = answer.map_err(ForwardError::of_call)?.into_parts();
         if is_page(&head.headers) {
             let content_type = head.headers.get(CONTENT_TYPE);
-            let error = Error::foreign(head.status, content_type, b"<");
+            let error = Error::not_gemini(head.status, content_type, b"<");
             return Err(error.expect("a page is not JSON").into());
         }
         let is_stream = request.streams || is_event_stream(&head.headers);
-        let held = Held::new(body, is_stream, idle, secrets.masker_of(&head.headers)).await?;
-        match held.refused() {
+        let held =
+            ForwardedBody::new(body, is_stream, idle, secrets.masker_of(&head.headers)).await?;
+        match held.is_error() {
             false => Ok(Response::from_parts(head, held)),
-            true => Err(Rejected::despite_success(head, secrets.redact_body(held.first))),
+            true => Err(ForwardError::despite_success(head, secrets.redact_body(held.first))),
         }
     }
 
-    /// Passes a request on with a body of whatever size, and its answer back.
+    /// Passes a request of any size on, and its answer back.
     ///
     /// # Errors
-    /// [`Rejected`].
+    /// [`ForwardError`].
     pub async fn pass(
         &self,
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-    ) -> Result<Response<Masked<Incoming>>, Rejected> {
+    ) -> Result<Response<MaskedBody<Incoming>>, ForwardError> {
         let is_upload = request.path.path().starts_with("/upload/");
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
@@ -129,7 +132,7 @@ impl Client {
             true => secrets.masker(),
             false => secrets.masker_of(response.headers()),
         };
-        Ok(response.map(|body| Masked::new(body, masker)))
+        Ok(response.map(|body| MaskedBody::new(body, masker)))
     }
 
     async fn answer(
@@ -137,43 +140,43 @@ impl Client {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        fence: Option<Fence>,
+        send_check: Option<SendCheck>,
         secrets: &Secrets,
         is_good: impl Fn(StatusCode) -> bool,
-    ) -> Result<Response<Incoming>, Rejected> {
-        let response = self.send(request.with(key, payload), fence).await?;
+    ) -> Result<Response<Incoming>, ForwardError> {
+        let response = self.send(request.with(key, payload), send_check).await?;
         let (mut head, body) = response.into_parts();
         let is_good = is_good(head.status);
         if is_encoded(&head.headers) && !(is_good && request.is_download()) {
-            let message = "Gemini's answer is in an encoding that was not asked for";
+            let message = "Gemini's answer has an encoding that was not requested";
             return Err(Error::new(ErrorKind::Malformed, message).into());
         }
         secrets.redact_headers(&mut head.headers);
-        // Among them is the reason phrase, which nobody needs and which could hold a key.
+        // The extensions include the reason phrase, which is not needed and could contain a key.
         head.extensions.clear();
         if is_good {
             return Ok(Response::from_parts(head, body));
         }
-        let body = whole(head.status, body).await?;
-        Err(Rejected::read(head, secrets.redact_body(body)))
+        let body = read_body(head.status, body).await?;
+        Err(ForwardError::read(head, secrets.redact_body(body)))
     }
 }
 
 impl Forward {
-    /// A request to stream what a model answers to a body.
+    /// A request for a streamed answer of a model.
     pub fn stream(model: &Model) -> Self {
         let path = format!("/v1beta/{}:streamGenerateContent?alt=sse", model.resource());
         Self {
             surface: Surface::Gemini,
             method: Method::POST,
-            path: path.parse().expect("all of it was checked"),
+            path: path.parse().expect("the model's name was checked"),
             headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
             streams: true,
             is_read: true,
         }
     }
 
-    /// Whether it asks for a file, whose bytes can be anything and are the caller's own.
+    /// Whether this downloads a file, which may hold any bytes and belongs to the caller.
     fn is_download(&self) -> bool {
         self.path.path().starts_with("/download/")
     }
@@ -191,53 +194,53 @@ impl Forward {
     }
 }
 
-/// Whether so much of an answer has come that the rest can pass as it comes.
+/// Whether enough of an answer has arrived to pass the rest on as it arrives.
 fn is_enough(first: &[u8], is_stream: bool) -> bool {
-    let can_tell = || match Opening::of(first) {
-        Opening::Unknown => false,
-        Opening::Answer => true,
-        Opening::Error { is_over, .. } => is_over,
+    let can_tell = || match AnswerStart::of(first) {
+        AnswerStart::Unknown => false,
+        AnswerStart::Answer => true,
+        AnswerStart::Error { is_over, .. } => is_over,
     };
-    first.len() >= MAX_HELD || (is_stream && can_tell())
+    first.len() >= MAX_BUFFERED || (is_stream && can_tell())
 }
 
-/// The data of the error that an answer begins with: of one event, all its lines.
+/// The data of the error that an answer starts with: all lines of the first event.
 fn error_data(first: &[u8]) -> Option<Bytes> {
-    let Opening::Error { .. } = Opening::of(first) else { return None };
+    let AnswerStart::Error { .. } = AnswerStart::of(first) else { return None };
     let mut events = Events::default();
     events.extend(first);
     events.end();
     match events.pop()? {
         Event::Data(data) => Some(data),
-        Event::Stray(_) | Event::TooLong => None,
+        Event::Unrecognized(_) | Event::TooLong => None,
     }
 }
 
-/// Whether a status says that the body is an answer.
+/// Whether a status comes with an answer.
 fn is_answer(status: StatusCode) -> bool {
     status.is_success() && !is_empty(status)
 }
 
-/// Whether a status is passed on where nothing is generated: besides success, that nothing changed
-/// since the client last asked (304), and that an upload is to go on (308).
+/// Whether a status is passed on where nothing is generated: success, 304 (not modified), and for
+/// uploads 308 (continue the upload).
 fn is_passed_on(status: StatusCode, is_upload: bool) -> bool {
     status.is_success()
         || status == StatusCode::NOT_MODIFIED
         || (is_upload && status == StatusCode::PERMANENT_REDIRECT)
 }
 
-/// Whether an answer with this status has no body. Source: RFC 9110, section 15.3.
+/// Whether a response with this status has no body. Source: RFC 9110, section 15.3.
 fn is_empty(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
 }
 
-/// Whether a body is not as it is meant, so that no key would be found in it.
+/// Whether a body is encoded, so that a key in it would not be found.
 fn is_encoded(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Whether an answer is a web page, which no call is answered with.
+/// Whether an answer is a web page, which is never Gemini's.
 fn is_page(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type.is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/html"))
@@ -249,25 +252,25 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
         .is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/event-stream"))
 }
 
-impl Rejected {
+impl ForwardError {
     fn read(head: response::Parts, body: Bytes) -> Self {
         let wait = retry_after::read(&head.headers, Timestamp::now());
-        let foreign = Error::foreign(head.status, head.headers.get(CONTENT_TYPE), &body);
-        let error = foreign.unwrap_or_else(|| Error::read(head.status, &body)).waiting(wait);
-        let is_told = error.kind != ErrorKind::Malformed || head.status.is_client_error();
-        let response = is_told.then(|| Box::new(Response::from_parts(head, body)));
+        let not_gemini = Error::not_gemini(head.status, head.headers.get(CONTENT_TYPE), &body);
+        let error = not_gemini.unwrap_or_else(|| Error::read(head.status, &body)).waiting(wait);
+        let is_shown = error.kind != ErrorKind::Malformed || head.status.is_client_error();
+        let response = is_shown.then(|| Box::new(Response::from_parts(head, body)));
         Self { error, response }
     }
 
-    /// The same for a call, to whose client a body is not passed that is not one of Gemini's errors.
-    /// Where nothing is generated, the client may have named a path that does not exist, as such a
-    /// page says.
+    /// The same for a call, whose client gets no body that is not an error of Gemini's. Where
+    /// nothing is generated, such a body is passed on: the client may have named a path that does
+    /// not exist.
     fn of_call(self) -> Self {
-        let is_told = self.error.kind != ErrorKind::Malformed;
-        Self { response: self.response.filter(|_| is_told), ..self }
+        let is_shown = self.error.kind != ErrorKind::Malformed;
+        Self { response: self.response.filter(|_| is_shown), ..self }
     }
 
-    /// Reads an answer that came with success and begins with an error.
+    /// Reads an answer with a success status that starts with an error.
     fn despite_success(head: response::Parts, body: Bytes) -> Self {
         let data = error_data(&body);
         let error = Error::read_despite_success(data.as_deref().unwrap_or(&body));
@@ -275,14 +278,14 @@ impl Rejected {
     }
 }
 
-impl From<Error> for Rejected {
+impl From<Error> for ForwardError {
     fn from(error: Error) -> Self {
         Self { error, response: None }
     }
 }
 
-impl Held {
-    /// Waits for what must have come before anything is passed on, or for the end.
+impl ForwardedBody {
+    /// Reads as much as must arrive before anything is passed on.
     async fn new(
         body: Incoming,
         is_stream: bool,
@@ -291,10 +294,10 @@ impl Held {
     ) -> Result<Self, Error> {
         let length = body.size_hint().exact();
         let body = Box::pin(TimeoutBody::new(idle, body));
-        let mut rest = Masked::new(body, masker);
+        let mut rest = MaskedBody::new(body, masker);
         let mut first = BytesMut::new();
         while let Some(frame) = rest.frame().await {
-            let Ok(data) = frame.map_err(unread)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(body_error)?.into_data() else { continue };
             let first = if first.is_empty() && is_enough(&data, is_stream) {
                 data
             } else {
@@ -310,25 +313,25 @@ impl Held {
         Ok(Self { first: first.freeze(), rest: None, left: Some(0) })
     }
 
-    /// Whether it is an error, although it came with success.
-    fn refused(&self) -> bool {
+    /// Whether the answer is an error in spite of its success status.
+    fn is_error(&self) -> bool {
         let error = error_data(&self.first).map(|data| Error::read_despite_success(&data));
         error.is_some_and(|error| error.kind != ErrorKind::Malformed)
     }
 
-    /// The model that Gemini says it asked, where the first event says so, or a short answer.
+    /// The model that answered, if the first event or a short answer names it.
     pub fn model_version(&self, surface: Surface) -> Option<Model> {
         let data = first_data(&self.first).filter(|data| data.len() <= MAX_READ)?;
         answer::model_version(data, surface)
     }
 
-    /// All of the answer, where it has come.
-    pub fn whole(&self) -> Option<&Bytes> {
+    /// The whole answer, if it has arrived.
+    pub fn complete(&self) -> Option<&Bytes> {
         self.rest.is_none().then_some(&self.first)
     }
 }
 
-impl Body for Held {
+impl Body for ForwardedBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -344,7 +347,7 @@ impl Body for Held {
         if let (Some(Ok(frame)), Some(left)) = (&frame, &mut self.left) {
             *left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len) as u64);
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(unread)))
+        Poll::Ready(frame.map(|frame| frame.map_err(body_error)))
     }
 
     fn is_end_stream(&self) -> bool {

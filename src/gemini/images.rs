@@ -1,18 +1,18 @@
-//! How many images a call asks for.
+//! Counts the images that a call requests.
 
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// How many images Imagen makes of one prompt unless told otherwise. Source: Gemini API, "Generate
-/// images using Imagen": `numberOfImages`.
+/// How many images Imagen makes of one prompt by default. Source: Gemini API, "Generate images using
+/// Imagen": `numberOfImages`.
 const DEFAULT_SAMPLES: u64 = 4;
 
-/// How many images a call to a model asks for, at most: of a body in Gemini's or OpenAI's form. 0 for
-/// calls that generate none. A body that is not understood asks for one image of an image model.
+/// The most images that a call to a model requests, from a body in Gemini's or OpenAI's format. 0 for
+/// calls that generate no images; 1 for an image model whose body cannot be parsed.
 pub fn requested_images(model: &str, body: &[u8]) -> u64 {
     let is_image_model = model.contains("image");
-    // Most bodies say nothing of modalities, and are not read for it.
+    // Most bodies name no modalities and need not be parsed.
     if !is_image_model && memmem::find(body, b"odalities").is_none() {
         return 0;
     }
@@ -32,10 +32,10 @@ pub fn requested_images(model: &str, body: &[u8]) -> u64 {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ImageRequest {
-    /// Of `predict`.
+    /// Set for `predict`.
     instances: Option<Vec<IgnoredAny>>,
     parameters: Parameters,
-    /// Of OpenAI's form.
+    /// Set in OpenAI's format.
     n: Option<u64>,
     #[serde(alias = "generation_config", rename = "generationConfig")]
     generation_config: GenerationConfig,
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_that_generate_images_say_how_many() {
+    fn requested_images_are_counted() {
         for (model, body, images) in [
             ("gemini-3.5-flash-lite", json!({"contents": []}), 0),
             ("gemini-3.8-flash", json!({"generationConfig": {"responseModalities": ["TEXT"]}}), 0),

@@ -1,18 +1,18 @@
-//! What a body costs that somebody else wrote, of Gemini's shape or of OpenAI's.
+//! Measures the input of a request body that a client wrote, in Gemini's or OpenAI's format.
 
 use std::{borrow::Cow, fmt};
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    Deserializer,
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{InputFeatures, Surface, without_lone_surrogates};
+use super::{InputFeatures, without_lone_surrogates};
 
 impl InputFeatures {
-    /// The features of a whole body of JSON: of every text in it, tools and schemas included, since
-    /// they count, and of its media. A body that is no JSON is as long as it is; Gemini refuses it,
-    /// but not for half a surrogate pair.
+    /// The features of a JSON body: of all its texts, including tools and schemas, since they count,
+    /// and of its media. A body that is not JSON counts as text of its length: Gemini rejects it.
+    /// Half a surrogate pair is repaired first, since Gemini accepts it.
     pub fn of_body(body: &[u8]) -> Self {
         let measured =
             Self::of_json(body).or_else(|| Self::of_json(&without_lone_surrogates(body)?));
@@ -26,20 +26,20 @@ impl InputFeatures {
         measure.deserialize(&mut json).ok().map(|()| features)
     }
 
-    /// The features of a file of this type and of so many bytes.
+    /// The features of a file of this type and size in bytes.
     pub fn of_file(mime_type: &str, bytes: usize) -> Self {
         let media_tokens = media_tokens(mime_type, Some(bytes as u64));
         Self { media_tokens, ..Self::default() }
     }
 }
 
-/// What a piece of media costs, in tokens, by its type and its size in bytes, if that is known.
+/// The tokens of a piece of media, by its type and, if known, its size in bytes.
 ///
 /// Source: Gemini API documentation, "Understand and count tokens" and "Media resolution": an image
 /// is 258 tokens or a multiple of it, 1,120 at the default resolution of Gemini 3; a page of a
-/// document 258; a second of sound 32, of film 263. How long they are is guessed from usual bit
-/// rates: 16 kB a second of sound, 250 kB a second of film, 50 kB a page. What is kept elsewhere
-/// counts as little as it can, so that no call is refused for a guess: Gemini will say what it was.
+/// document 258; a second of audio 32, of video 263. Durations are estimated from usual bit rates:
+/// 16 kB a second of audio, 250 kB a second of video, 50 kB a page. Media stored elsewhere counts as the
+/// smallest possible, so that no call is rejected because of an estimate; Gemini reports the true count.
 fn media_tokens(mime_type: &str, bytes: Option<u64>) -> u64 {
     let of_each = |tokens, size| tokens * bytes.unwrap_or(1).div_ceil(size);
     match mime_type.split('/').next().unwrap_or_default() {
@@ -51,8 +51,8 @@ fn media_tokens(mime_type: &str, bytes: Option<u64>) -> u64 {
     }
 }
 
-/// Whether what a field names is kept elsewhere: a cache, a file, an image at a URL, an earlier
-/// talk.
+/// Whether a field refers to content stored elsewhere: a cache, a file, an image at a URL, an earlier
+/// conversation.
 fn is_reference(key: &str) -> bool {
     matches!(
         key,
@@ -65,7 +65,7 @@ fn is_reference(key: &str) -> bool {
     )
 }
 
-/// The size of what a base64 text of this length stands for.
+/// The size of the data that a base64 text of this length encodes.
 fn decoded(base64: usize) -> u64 {
     base64 as u64 / 4 * 3
 }
@@ -73,7 +73,7 @@ fn decoded(base64: usize) -> u64 {
 /// Adds up the features of a JSON value.
 struct Measure<'a> {
     features: &'a mut InputFeatures,
-    /// Whether the names of fields count too, as they do in what describes tools and schemas.
+    /// Whether field names count as text, as they do in tools and schemas.
     counts_keys: bool,
 }
 
@@ -110,7 +110,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        // OpenAI's shape has images in URLs: `data:image/png;base64,…`.
+        // OpenAI's format puts images into URLs: `data:image/png;base64,…`.
         let data = text.strip_prefix("data:").and_then(|url| url.split_once(";base64,"));
         *self.features = *self.features
             + match data {
@@ -159,7 +159,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
                 "mimeType" | "mime_type" => {
                     mime_type = fields.next_value_seed(TextOr(inner))?.unwrap_or_default();
                 }
-                // The second is that of `predict`.
+                // The second name is that of `predict`.
                 "data" | "bytesBase64Encoded" => {
                     size = fields.next_value_seed(TextOr(inner))?.map(|data| data.len());
                     is_media |= size.is_some();
@@ -168,7 +168,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
                     is_media |= fields.next_value_seed(TextOr(inner))?.is_some();
                     self.features.has_unseen = true;
                 }
-                // What the model had thought comes back sealed.
+                // The model's earlier thoughts, encrypted.
                 "thoughtSignature" | "thought_signature" => {
                     fields.next_value_seed(TextOr(inner))?;
                     self.features.has_unseen = true;
@@ -187,8 +187,8 @@ impl<'de> Visitor<'de> for Measure<'_> {
     }
 }
 
-/// Takes a text, and adds up the features of anything else. It reads on with the deserializer that
-/// has come so far: the depth of all of the body counts.
+/// Returns a string, or adds up the features of any other value. It uses the same deserializer, so
+/// that its recursion limit covers the whole body.
 struct TextOr<'a>(Measure<'a>);
 
 impl<'de> DeserializeSeed<'de> for TextOr<'_> {
@@ -243,104 +243,6 @@ impl<'de> Visitor<'de> for TextOr<'_> {
     }
 }
 
-/// How many requests Gemini counts for a body with texts to embed: one for each item in `requests` of
-/// `batchEmbedContents`, or in `input` in OpenAI's shape, and one where there is no list. A list that
-/// stands twice counts twice. `None` where the body is not a JSON object: Gemini also takes other
-/// forms, such as protocol buffers, and their texts cannot be counted here.
-///
-/// Source: users' reports of quotas used up by the text; Google's documentation does not say.
-pub fn embedding_requests(surface: Surface, body: &[u8]) -> Option<u64> {
-    let list = match surface {
-        Surface::Gemini => "requests",
-        Surface::OpenAi => "input",
-    };
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let texts = json.deserialize_map(Embeddings { list }).ok()?;
-    json.end().ok()?;
-    Some(texts.max(1))
-}
-
-/// Counts the items of the list of a name, at the top of a body.
-struct Embeddings {
-    list: &'static str,
-}
-
-impl<'de> Visitor<'de> for Embeddings {
-    type Value = u64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<u64, A::Error> {
-        let mut count = 0;
-        while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
-            if name == self.list {
-                count += fields.next_value::<Texts>()?.0;
-            } else {
-                fields.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(count)
-    }
-}
-
-/// How many texts a value is: each item of a list is one, and so are the tokens of a list of them.
-struct Texts(u64);
-
-impl<'de> Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CountTexts)
-    }
-}
-
-struct CountTexts;
-
-impl<'de> Visitor<'de> for CountTexts {
-    type Value = Texts;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Texts, E> {
-        Ok(Texts(1))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Texts, E> {
-        Ok(Texts(1))
-    }
-
-    fn visit_unit<E>(self) -> Result<Texts, E> {
-        Ok(Texts(1))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Texts, E> {
-        Ok(Texts(0))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Texts, E> {
-        Ok(Texts(0))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Texts, E> {
-        Ok(Texts(0))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Texts, A::Error> {
-        let mut count = 0;
-        while let Some(Texts(texts)) = items.next_element()? {
-            count += texts;
-        }
-        Ok(Texts(count.max(1)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Texts, A::Error> {
-        while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Texts(1))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -356,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_counts_and_nothing_else() {
+    fn all_texts_count_and_nothing_else() {
         let body = json!({
             "contents": [{"parts": [{"text": "abc"}, {"text": "日本"}], "role": "user"}, null, 7],
             "tools": [{"functionDeclarations": [{"name": "f", "data": {"x": ["yz", true, -1.5]}}]}],
@@ -368,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn media_cost_by_their_type_and_size() {
+    fn media_is_measured_by_type_and_size() {
         let data = "A".repeat(64_000);
         let seen = |features| InputFeatures { has_unseen: false, ..features };
         for (part, tokens) in [
@@ -386,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_elsewhere_is_noticed() {
+    fn content_stored_elsewhere_is_noticed() {
         for part in [
             json!({"cachedContent": "cachedContents/a"}),
             json!({"extra_body": {"google": {"cached_content": "cachedContents/a"}}}),
@@ -403,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_predict_is_sent_in_base64_is_media() {
+    fn base64_data_of_predict_is_media() {
         let image = json!({"bytesBase64Encoded": "A".repeat(160_000), "mimeType": "image/png"});
         assert_eq!(features(&json!({"instances": [{"image": image}]})), media(1120));
         let film = json!({"video": {"gcsUri": "gs://films/1", "mimeType": "video/mp4"}});
@@ -411,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn base64_with_escapes_in_it_is_as_long_as_it_is_without() {
+    fn escapes_in_base64_do_not_count() {
         let data = r"AB\/\u002f".repeat(2000);
         let body = format!(r#"{{"mimeType":"text/\u0070lain","data":"{data}"}}"#);
         assert_eq!(InputFeatures::of_body(body.as_bytes()), media(1500));
     }
 
     #[test]
-    fn a_body_nested_too_deeply_is_as_long_as_it_is() {
+    fn a_body_nested_too_deeply_counts_by_its_length() {
         for field in ["data", "mimeType", "fileUri", "thoughtSignature", "tools", "x"] {
             let depth = 100_000;
             let open = format!("{{\"{field}\":");
@@ -429,39 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn each_text_to_be_embedded_is_a_request() {
-        let gemini =
-            |body: &Value| embedding_requests(Surface::Gemini, body.to_string().as_bytes());
-        let request = json!({"content": {"parts": [{"text": "a"}]}, "requests": [1, 2]});
-        assert_eq!(gemini(&json!({"requests": [request, request, request]})), Some(3));
-        for body in [json!({"content": {}}), json!({"requests": []})] {
-            assert_eq!(gemini(&body), Some(1), "{body}");
-        }
-        let twice = br#"{"requests":[{},{}],"requests":[{}]}"#;
-        assert_eq!(embedding_requests(Surface::Gemini, twice), Some(3));
-
-        let openai = |input: Value| {
-            let body = json!({"model": "m", "input": input, "requests": ["x", "y"]});
-            embedding_requests(Surface::OpenAi, body.to_string().as_bytes())
-        };
-        for (input, texts) in [
-            (json!("a text"), 1),
-            (json!(["a", "b", "c"]), 3),
-            (json!([1, 2, 3]), 1),
-            (json!([[1, 2], [3], [4, 5]]), 3),
-            (json!([]), 1),
-        ] {
-            assert_eq!(openai(input), Some(texts));
-        }
-        for body in ["", "not JSON", "[]", "{requests:[{},{}]}", "{'requests':[{},{}]}", "{}{}"] {
-            for surface in [Surface::Gemini, Surface::OpenAi] {
-                assert_eq!(embedding_requests(surface, body.as_bytes()), None, "{body}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_json_is_as_long_as_it_is() {
+    fn a_body_that_is_not_json_counts_by_its_length() {
         for body in [&b"not JSON"[..], b"{\"text\": \"\xff\"}", b""] {
             let features = InputFeatures::of_body(body);
             assert_eq!(features.ascii_bytes, body.len() as u64);

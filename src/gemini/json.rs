@@ -1,14 +1,14 @@
-//! JSON that comes piece by piece, and JSON that is not quite right.
+//! Reads JSON in pieces, and repairs invalid surrogate pairs in it.
 
 use memchr::{memchr, memchr2};
 
-/// The byte order mark that some proxies and editors put in front of a text.
+/// The byte order mark that some proxies and editors put before a text.
 pub(super) const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// What stands for a character that is none.
+/// Replaces invalid characters.
 const REPLACEMENT: &str = "\u{FFFD}";
 
-/// How deep in an object or a list a reader is, wherever the bytes are cut.
+/// Tracks the nesting depth in an object or a list that arrives in pieces.
 #[derive(Clone, Debug, Default)]
 pub struct Nesting {
     depth: usize,
@@ -17,8 +17,8 @@ pub struct Nesting {
 }
 
 impl Nesting {
-    /// Reads on, and returns how many of these bytes there are up to the bracket that closes the
-    /// outermost one, with that bracket. `None` where all of the bytes are within it.
+    /// Reads the next bytes. Returns the length up to and including the bracket that closes the
+    /// outermost object or list, or `None` if it is not closed in these bytes.
     pub fn close(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -46,8 +46,8 @@ impl Nesting {
     }
 }
 
-/// The same JSON with U+FFFD in place of every escape that is one half of a surrogate pair, such as
-/// `\ud83d` alone, which no reader of Unicode takes. `None` where there is no such escape.
+/// The same JSON with U+FFFD for each escape that is half of a surrogate pair, such as a single
+/// `\ud83d`, which Unicode parsers reject. `None` if there is no such escape.
 pub fn without_lone_surrogates(json: &[u8]) -> Option<Vec<u8>> {
     let mut repaired = None;
     let mut at = 0;
@@ -66,16 +66,16 @@ pub fn without_lone_surrogates(json: &[u8]) -> Option<Vec<u8>> {
     repaired
 }
 
-/// The UTF-16 code unit of the escape `\uXXXX` at a place.
+/// The UTF-16 code unit of the escape `\uXXXX` at a position.
 fn escaped_unit(json: &[u8], at: usize) -> Option<u16> {
     let digits = json.get(at..at + 6)?.strip_prefix(br"\u")?;
     let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
     u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// The text of a string of JSON that was read as bytes, in which serde_json writes each half of a
-/// surrogate pair as if it were a character (WTF-8): halves that have met are joined, and any other
-/// one is U+FFFD. `None` where the bytes are no text.
+/// Converts a JSON string that was read as bytes, in which serde_json writes each half of a
+/// surrogate pair like a character (WTF-8). Adjacent halves are joined; a single half becomes U+FFFD.
+/// `None` if the bytes are not text.
 pub(super) fn text(bytes: Vec<u8>) -> Option<String> {
     let bytes = match String::from_utf8(bytes) {
         Ok(text) => return Some(text),
@@ -108,8 +108,8 @@ pub(super) fn text(bytes: Vec<u8>) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
-/// Takes the first half of a surrogate pair off the end of a text that was read as bytes: the second
-/// one may be the next thing that comes.
+/// Takes the first half of a surrogate pair off the end of a text that was read as bytes. The second
+/// half may come next.
 pub(super) fn take_half(bytes: &mut Vec<u8>) -> Vec<u8> {
     match **bytes {
         [.., 0xED, 0xA0..0xB0, _] => bytes.split_off(bytes.len() - 3),
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_an_object_is_found_wherever_it_is_cut() {
+    fn the_end_of_an_object_is_found_wherever_the_bytes_are_cut() {
         for json in [r#"{"a":"}\"]\\","b":[{"c":1}]}"#, r#"["]",{}]"#, "{}"] {
             for cut in 0..json.len() {
                 let (one, other) = json.as_bytes().split_at(cut);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn only_halves_of_a_pair_that_stand_alone_are_replaced() {
+    fn only_single_halves_of_a_pair_are_replaced() {
         for (json, repaired) in [
             (r#""a\ud83d b""#, Some(r#""a\ufffd b""#)),
             (r#""\ud83d\ud83d\ude00\uDE00""#, Some(r#""\ufffd\ud83d\ude00\ufffd""#)),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_that_meet_are_joined() {
+    fn adjacent_halves_are_joined() {
         let (high, low) = (b"\xED\xA0\xBD".as_slice(), b"\xED\xB8\x80".as_slice());
         for (bytes, expected) in [
             ([high, low].concat(), Some("😀")),

@@ -1,4 +1,4 @@
-//! The key of one caller.
+//! The key that pays for a call.
 
 use std::fmt;
 
@@ -11,31 +11,31 @@ use sha2::{Digest, Sha256};
 use super::client::{API_KEY, USER_PROJECT};
 use super::forward::Surface;
 
-/// The most characters of a key, more than any token of Google's has.
+/// The longest key, in characters: longer than any of Google's tokens.
 const MAX_LENGTH: usize = 8192;
 
-/// The most characters of a project's id, that of a domain included.
+/// The longest project ID, in characters, including a domain.
 const MAX_PROJECT: usize = 128;
 
-/// A Gemini API key, an OAuth access token or an ephemeral token, ready to be sent: each in the
-/// header that its surface takes it in.
+/// A Gemini API key, an OAuth access token or an ephemeral token. Each is sent in the header that its
+/// kind and the surface require.
 ///
-/// It holds the header value itself, so a call does no work for it, and cloning counts a reference.
-/// The memory is wiped when the last clone is gone. Nothing prints it: `Debug` shows `ApiKey(…)`,
-/// there is no `Display` and no `Serialize`, and the header is marked sensitive.
+/// It holds the finished header value, so a call does no work for it, and cloning only counts a
+/// reference. The memory is wiped with the last clone. Nothing prints a key: `Debug` shows
+/// `ApiKey(…)`, there is no `Display` and no `Serialize`, and the header is marked as sensitive.
 #[derive(Clone)]
 pub struct ApiKey {
     secret: Bytes,
     header: HeaderValue,
     sha256: [u8; 32],
-    /// The project that an access token charges, where its owner says so.
+    /// The project that an access token charges, if the caller names one.
     project: Option<HeaderValue>,
 }
 
-/// What a key is, by how it begins.
+/// The kind of a key, recognized by its prefix.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// `AIza…`, `AQ.…`, and whatever is none of the others.
+enum KeyKind {
+    /// `AIza…`, `AQ.…`, and anything that is not one of the others.
     ApiKey,
     /// An OAuth access token: `ya29.…`, or a JSON web token, `eyJ….….…`.
     AccessToken,
@@ -43,7 +43,7 @@ enum Form {
     Ephemeral,
 }
 
-impl Form {
+impl KeyKind {
     fn of(secret: &str) -> Self {
         let is_web_token = secret.starts_with("eyJ") && secret.split('.').count() == 3;
         if is_web_token || secret.starts_with("ya29.") {
@@ -56,22 +56,22 @@ impl Form {
     }
 }
 
-/// That an access token may charge a project. It is true once Gemini has accepted both together.
+/// A claim that an access token may charge a project. It is proven once Gemini accepts both together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct ProjectClaim {
     /// The SHA-256 of the token and the project.
     pub sha256: [u8; 32],
-    /// What stands for the project: no key has this SHA-256.
+    /// A digest that stands for the project. No key has the same SHA-256.
     pub project: [u8; 32],
 }
 
 impl ApiKey {
-    /// Reads a key as a caller gave it; white space around it is taken off.
+    /// Reads a key and trims the white space around it.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`] where nothing is left or where it cannot be a key: a key is one word of at
-    /// most 8192 characters of visible ASCII. The error does not show it.
+    /// [`InvalidKey`] if it is empty or cannot be a key: a key has at most 8192 visible ASCII
+    /// characters and no spaces. The error does not show it.
     pub fn new(secret: &str) -> Result<ApiKey, InvalidKey> {
         let secret = secret.trim();
         if !(1..=MAX_LENGTH).contains(&secret.len())
@@ -86,43 +86,43 @@ impl ApiKey {
         Ok(ApiKey { secret, header, sha256, project: None })
     }
 
-    /// The same, charging a project: the header `X-Goog-User-Project`, which user credentials need.
-    /// It is about access tokens alone; a key belongs to a project.
+    /// The same key, charging a project: the header `X-Goog-User-Project`, which user credentials
+    /// need. Only access tokens take a project; an API key belongs to one.
     pub fn charging(self, project: Option<HeaderValue>) -> ApiKey {
-        let project = project.filter(|_| self.form() == Form::AccessToken);
+        let project = project.filter(|_| self.kind() == KeyKind::AccessToken);
         ApiKey { project, ..self }
     }
 
-    /// The project that it claims to charge. What cannot be a project is none: Gemini might accept
-    /// it from everybody.
-    pub fn claim(&self) -> Option<Claim> {
+    /// The project that it claims to charge. An invalid project is ignored, since Gemini might
+    /// accept it from everybody.
+    pub fn claim(&self) -> Option<ProjectClaim> {
         let project = self.project.as_ref()?.as_bytes();
         let is_of_id = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
         if !(1..=MAX_PROJECT).contains(&project.len()) || !project.iter().all(is_of_id) {
             return None;
         }
-        // A null byte is in no key.
+        // No key contains a null byte, so the digests cannot collide.
         let sha256 = Sha256::new().chain_update(self.sha256).chain_update(project).finalize();
         let project = Sha256::new().chain_update(b"project\0").chain_update(project).finalize();
-        Some(Claim { sha256: sha256.into(), project: project.into() })
+        Some(ProjectClaim { sha256: sha256.into(), project: project.into() })
     }
 
-    fn form(&self) -> Form {
-        Form::of(str::from_utf8(&self.secret).expect("a key is ASCII"))
+    fn kind(&self) -> KeyKind {
+        KeyKind::of(str::from_utf8(&self.secret).expect("a key is ASCII"))
     }
 
-    /// The SHA-256 of the key, by which to know it again without keeping it.
+    /// The SHA-256 of the key, which identifies it without storing it.
     pub fn sha256(&self) -> &[u8; 32] {
         &self.sha256
     }
 
-    /// The one header that carries the key. Source: for OpenAI's surface, Gemini API documentation,
+    /// The header that carries the key. Source: for OpenAI's surface, Gemini API documentation,
     /// "OpenAI compatibility"; for tokens, Google's Python SDK 3.6.1.
     fn header(&self, surface: Surface) -> (HeaderName, HeaderValue) {
-        match (surface, self.form()) {
-            (Surface::Gemini, Form::ApiKey) => (API_KEY, self.header.clone()),
-            (Surface::Gemini, Form::Ephemeral) => (AUTHORIZATION, self.authorization("Token")),
-            (Surface::Gemini, Form::AccessToken) | (Surface::OpenAi, _) => {
+        match (surface, self.kind()) {
+            (Surface::Gemini, KeyKind::ApiKey) => (API_KEY, self.header.clone()),
+            (Surface::Gemini, KeyKind::Ephemeral) => (AUTHORIZATION, self.authorization("Token")),
+            (Surface::Gemini, KeyKind::AccessToken) | (Surface::OpenAi, _) => {
                 (AUTHORIZATION, self.authorization("Bearer"))
             }
         }
@@ -130,12 +130,12 @@ impl ApiKey {
 
     fn authorization(&self, scheme: &str) -> HeaderValue {
         let value = [scheme.as_bytes(), b" ", &self.secret].concat();
-        let mut header = HeaderValue::from_bytes(&value).expect("the key can stand in a header");
+        let mut header = HeaderValue::from_bytes(&value).expect("a key is valid in a header");
         header.set_sensitive(true);
         header
     }
 
-    /// Adds the key to the headers of a request, and the project that it charges.
+    /// Adds the key and its project to the headers of a request.
     pub(super) fn insert_into(&self, headers: &mut HeaderMap, surface: Surface) {
         let (name, value) = self.header(surface);
         headers.insert(name, value);
@@ -144,7 +144,7 @@ impl ApiKey {
         }
     }
 
-    /// The key itself. The memory is wiped when the last clone is gone.
+    /// The key itself.
     pub(super) fn secret(&self) -> &Bytes {
         &self.secret
     }
@@ -156,7 +156,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The bytes of a key, for as long as a header points at them.
+/// The bytes of a key, wiped when the last header that refers to them is dropped.
 struct Wiped(SecretString);
 
 impl AsRef<[u8]> for Wiped {
@@ -165,9 +165,9 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
-/// What was given cannot be an API key.
+/// The value cannot be an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an API key is one word of at most 8192 visible ASCII characters")]
+#[error("an API key has 1 to 8192 visible ASCII characters and no spaces")]
 pub struct InvalidKey;
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_shows_a_key() {
+    fn nothing_prints_a_key() {
         let key = ApiKey::new("AIza-secret").unwrap();
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
         for secret in ["AIza-secret", "ya29.secret", "auth_tokens/secret"] {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_goes_in_the_header_that_its_surface_takes() {
+    fn each_kind_of_key_is_sent_in_the_header_of_its_surface() {
         for (secret, gemini) in [
             ("AIzaSy", ("x-goog-api-key", "AIzaSy")),
             ("AQ.Ab8", ("x-goog-api-key", "AQ.Ab8")),
@@ -223,27 +223,27 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_by_its_digest_which_nothing_prints() {
+    fn a_key_is_identified_by_its_digest() {
         let key = ApiKey::new(" abc\n").unwrap();
-        // As `printf %s abc | sha256sum` has it.
+        // The output of `printf %s abc | sha256sum`.
         assert_eq!(key.sha256()[..4], [0xba, 0x78, 0x16, 0xbf]);
         assert_eq!(key.clone().sha256(), key.sha256());
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
     }
 
     #[test]
-    fn white_space_around_a_key_is_taken_off() {
+    fn white_space_around_a_key_is_trimmed() {
         assert_eq!(ApiKey::new(" AIza\r\n").unwrap().header, "AIza");
     }
 
     #[test]
-    fn what_cannot_be_a_key_is_refused_without_showing_it() {
+    fn an_invalid_key_is_rejected_without_showing_it() {
         let long = "a".repeat(8193);
         for secret in ["", "  ", "two words", "line\nbreak", "schlüssel", "nul\0", &long] {
             let refused = ApiKey::new(secret).unwrap_err();
             assert_eq!(
                 refused.to_string(),
-                "an API key is one word of at most 8192 visible ASCII characters"
+                "an API key has 1 to 8192 visible ASCII characters and no spaces"
             );
         }
     }

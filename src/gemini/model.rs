@@ -4,25 +4,26 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
-/// The most characters a part of a model's name may have.
+/// The longest part of a model's name, in characters.
 const MAX_LENGTH: usize = 128;
 const MODELS: &str = "models/";
 const TUNED_MODELS: &str = "tunedModels/";
 
-/// A model as it stands in a URL, without `models/`: `gemini-3.5-flash-lite`, or `tunedModels/mine`.
+/// A model's name as it appears in a URL, without `models/`: `gemini-3.5-flash-lite`, or
+/// `tunedModels/mine`.
 ///
-/// Callers choose it, so its form is checked before it comes near a path: nothing in it needs
-/// escaping and it can lead nowhere else.
+/// Callers choose the name, so its form is checked before it is put into a path: it needs no escaping
+/// and cannot lead to another path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Model(Arc<str>);
 
 impl Model {
-    /// Reads a model's name; a `models/` before it is taken off.
+    /// Reads a model's name, with or without `models/` before it.
     ///
     /// # Errors
     ///
-    /// [`InvalidModel`] where it is no path segment of at most 128 of `A-Z a-z 0-9 . _ -`
-    /// that begins with a letter or a digit, `tunedModels/` before it allowed.
+    /// [`InvalidModel`] if it is not a path segment of at most 128 of `A-Z a-z 0-9 . _ -` that
+    /// begins with a letter or a digit, optionally after `tunedModels/`.
     pub fn parse(name: &str) -> Result<Model, InvalidModel> {
         let name = name.strip_prefix(MODELS).unwrap_or(name);
         let segment = name.strip_prefix(TUNED_MODELS).unwrap_or(name);
@@ -34,7 +35,7 @@ impl Model {
         &self.0
     }
 
-    /// The name without `models/`, to be kept.
+    /// The shared name without `models/`.
     pub fn shared(&self) -> &Arc<str> {
         &self.0
     }
@@ -77,11 +78,11 @@ impl Serialize for Model {
     }
 }
 
-/// What was given is no model's name.
+/// The value is not a model's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a model is named like `gemini-3.5-flash-lite` or `tunedModels/mine`: at most 128 of the \
-     characters A-Z a-z 0-9 . _ -, the first a letter or a digit"
+    "a model's name looks like `gemini-3.5-flash-lite` or `tunedModels/mine`: at most 128 of the \
+     characters A-Z a-z 0-9 . _ -, starting with a letter or a digit"
 )]
 pub struct InvalidModel;
 
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_stands_without_its_collection() {
+    fn a_name_is_kept_without_its_collection() {
         for (given, name, resource) in [
             ("gemini-3.5-flash-lite", "gemini-3.5-flash-lite", "models/gemini-3.5-flash-lite"),
             (
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_lead_elsewhere_is_refused() {
+    fn a_name_that_could_change_the_path_is_rejected() {
         let long = "a".repeat(MAX_LENGTH + 1);
         for name in [
             "",

@@ -1,81 +1,80 @@
-//! What a 429 says: which quota is used up and when there is some again.
+//! Reads a 429: which quota is exhausted, and when it is available again.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::status::{Detail, ErrorInfo, QuotaViolation};
+use super::status::{ErrorDetail, ErrorInfo, QuotaViolation};
 use crate::pacific::until_midnight;
 
-/// The window of every per-minute quota. Where Gemini does not say how long to wait, this is how
-/// long.
+/// The window of a quota per minute, and the wait if Gemini gives none.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The longest pause for a quota per minute: its window, and as much again for clocks that differ.
+/// The longest pause for a quota per minute: its window, and the same again for differing clocks.
 const LONGEST_MINUTE: Duration = Duration::from_secs(120);
 
-/// The window of the spend-based limit, and so the longest it can last. Source: Gemini's
-/// documentation, "Rate limits".
+/// The window of the spend-based limit, and so its longest duration. Source: Gemini API docs, "Rate
+/// limits".
 const SPEND_WINDOW: Duration = Duration::from_secs(600);
 
-/// The longest that a shortage of capacity is believed to last, whatever says so. A call whose
-/// deadline is sooner is given up at once, and no deadline is later.
+/// The longest accepted shortage of capacity, whatever Gemini reports. A call with an earlier deadline
+/// is given up at once, and no deadline is later.
 pub(super) const LONGEST_SHORTAGE: Duration = Duration::from_secs(60 * 60);
 
-/// The longest delay that is read out of an answer; no quota lasts longer.
+/// The longest delay that is read from an answer; no quota lasts longer.
 const LONGEST_DELAY: Duration = Duration::from_secs(25 * 60 * 60);
 
-/// What `RetryInfo.retryDelay` can be short of the truth, being rounded down to whole seconds.
+/// Added to `RetryInfo.retryDelay`, which Gemini rounds down to whole seconds.
 const ROUNDED_OFF: Duration = Duration::from_secs(1);
 
 /// Why Gemini refused a call with 429.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The widest of what was exceeded: a day before a minute.
+    /// The widest quota that was exceeded: a day before a minute.
     pub scope: RefusalScope,
-    /// The quotas that were exceeded, as far as the answer names them.
+    /// The exceeded quotas that the answer names.
     pub violations: Vec<Violation>,
-    /// How long Gemini says to wait: its `RetryInfo` or its message, the later of the two. Where
-    /// only the `RetryInfo` says so, a second more, since that is rounded down.
+    /// How long Gemini asks to wait: the longer of its `RetryInfo` and its message. If only the
+    /// `RetryInfo` says so, one second is added, since it is rounded down.
     ///
-    /// Not to be trusted alone: a day's quota comes with delays as short as `0s`. Use
+    /// Do not use it alone: refusals for a daily quota come with delays as short as `0s`. Use
     /// [`Refusal::retry_at`].
     pub retry_after: Option<Duration>,
 }
 
-/// For how long a refusal stands.
+/// What a refusal applies to, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalScope {
     /// A quota per minute, or one with an unnamed period.
     PerMinute,
     /// A quota per day, until midnight in California.
     PerDay,
-    /// Gemini is short of capacity: it says "Resource has been exhausted (e.g. check quota)", or
-    /// nothing at all.
+    /// Gemini lacks capacity: "Resource has been exhausted (e.g. check quota)", or no message at
+    /// all.
     Load,
-    /// A quota of the model is 0: no time helps, only somebody who raises it.
+    /// A quota of the model is 0. Waiting does not help; somebody must raise it.
     NoQuota,
-    /// The account may not cost more for now. It holds for every model of the account.
+    /// The spending limit of the account is reached for now. Applies to all its models.
     Spend,
-    /// A quota that ordinary calls do not spend (batch jobs, grounding), or one that Gemini does
-    /// not name. It says nothing of the model's other calls.
+    /// A quota that ordinary calls do not use (batch jobs, grounding), or one that Gemini does not
+    /// name. It says nothing about other calls to the model.
     Other,
 }
 
-/// One exceeded quota. Quotas are counted per project and, mostly, model; never per key.
+/// An exceeded quota. Google counts quotas per project and mostly per model, never per key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Such as `GenerateRequestsPerDayPerProjectPerModel-FreeTier`.
+    /// For example `GenerateRequestsPerDayPerProjectPerModel-FreeTier`.
     pub quota_id: Option<String>,
-    /// Such as `generativelanguage.googleapis.com/generate_content_free_tier_requests`.
+    /// For example `generativelanguage.googleapis.com/generate_content_free_tier_requests`.
     pub quota_metric: Option<String>,
-    /// How many of [`Violation::quantity`] are allowed in a [`Violation::period`].
+    /// How much of [`Violation::quantity`] is allowed in a [`Violation::period`].
     pub limit: Option<u64>,
-    /// The model the quota is for.
+    /// The model that the quota is for.
     pub model: Option<String>,
-    /// What is counted.
+    /// What the quota counts.
     pub quantity: Quantity,
-    /// In what time.
+    /// The period it counts over.
     pub period: Period,
 }
 
@@ -88,29 +87,29 @@ pub enum Quantity {
     InputTokens,
     /// Generated images.
     Images,
-    /// What only some calls spend: batch jobs, grounding by search, cached content.
-    Apart,
+    /// Resources that only some calls use: batch jobs, grounding by search, cached content.
+    Separate,
     /// Something else.
     Other,
 }
 
-/// The time a quota is for.
+/// The period of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Period {
     /// Any 60 seconds.
     Minute,
     /// From midnight to midnight in California.
     Day,
-    /// It was not said.
+    /// Not named.
     Unknown,
 }
 
 impl Refusal {
-    /// When a new attempt can succeed, counted from `now`; `None` where nobody knows.
+    /// How long from `now` until a new attempt can succeed; `None` if unknown.
     ///
-    /// A day's quota is back at the next midnight in California, whatever delay was said. Any other
-    /// is back after the delay that was said, as far as the quota can last that long, or else after
-    /// 60 seconds.
+    /// A daily quota is available again at the next midnight in California, whatever delay Gemini
+    /// reports. Any other is available after the reported delay, limited to the longest time that
+    /// the quota can last, or after 60 seconds if no delay is reported.
     pub fn retry_at(&self, now: Timestamp) -> Option<Duration> {
         let delay = self.retry_after.unwrap_or(MINUTE);
         match self.scope {
@@ -124,8 +123,8 @@ impl Refusal {
         }
     }
 
-    /// Whether the same call can succeed within minutes. Where no quota is named, only Gemini knows.
-    pub(super) fn is_passing(&self) -> bool {
+    /// Whether the same call can succeed within minutes. For unnamed quotas, Gemini's delay decides.
+    pub(super) fn is_transient(&self) -> bool {
         match self.scope {
             RefusalScope::PerMinute | RefusalScope::Load | RefusalScope::Spend => true,
             RefusalScope::Other => self.violations.is_empty() && self.retry_after.is_some(),
@@ -137,27 +136,27 @@ impl Refusal {
         self.violations.iter().any(|quota| quota.period == period)
     }
 
-    /// Reads a 429: its code, where that is a word, its message and its details.
-    pub(super) fn read(code: Option<&str>, message: &str, details: &[Detail]) -> Refusal {
+    /// Reads a 429 from its code, if that is a word, its message and its details.
+    pub(super) fn read(code: Option<&str>, message: &str, details: &[ErrorDetail]) -> Refusal {
         let violations = violations(message, details);
         let scope = match (RefusalScope::of(&violations), code) {
             (Some(scope), _) => scope,
-            // Interactions name no quota, but its kind. Source: Gemini API reference, error codes.
+            // Interactions give the kind of quota as a code. Source: Gemini API reference, error codes.
             (None, Some("rate_limit_exceeded")) => RefusalScope::PerMinute,
             (None, Some("quota_exceeded")) => RefusalScope::PerDay,
-            (None, _) => RefusalScope::of_words(message),
+            (None, _) => RefusalScope::of_message(message),
         };
         Refusal { scope, violations, retry_after: retry_after(message, details) }
     }
 }
 
 impl RefusalScope {
-    /// The scope of named quotas; `None` where none is.
+    /// The scope of named quotas; `None` if there are none.
     fn of(violations: &[Violation]) -> Option<RefusalScope> {
         if violations.is_empty() {
             return None;
         }
-        let ordinary = || violations.iter().filter(|quota| quota.quantity != Quantity::Apart);
+        let ordinary = || violations.iter().filter(|quota| quota.quantity != Quantity::Separate);
         Some(if ordinary().any(|quota| quota.limit == Some(0)) {
             RefusalScope::NoQuota
         } else if ordinary().any(|quota| quota.period == Period::Day) {
@@ -169,8 +168,8 @@ impl RefusalScope {
         })
     }
 
-    /// The scope of a refusal that names no quota.
-    fn of_words(message: &str) -> RefusalScope {
+    /// The scope of a refusal without named quotas, by its message.
+    fn of_message(message: &str) -> RefusalScope {
         let message = message.to_ascii_lowercase();
         if message.is_empty() || message.contains("resource has been exhausted") {
             RefusalScope::Load
@@ -182,14 +181,14 @@ impl RefusalScope {
     }
 }
 
-/// By which words the limit on what an account may cost in ten minutes is told. Source: recorded
-/// refusals, which name no quota.
+/// Marks the limit on an account's spending in ten minutes. Source: recorded refusals, which name no
+/// quota.
 const SPEND_BASED: &str = "spend-based";
 
-/// Whether a 429 says that the account has nothing left to pay with: the form of a 402 until 2026,
-/// and what Gemini says of a monthly cap. Source: recorded and quoted refusals.
+/// Whether a 429 says that the account has no funds. Until 2026 Gemini sent this in place of a 402, and
+/// still does for a monthly cap. Source: recorded and quoted refusals.
 pub(super) fn is_unfunded(message: &str) -> bool {
-    // What a link leads to, and the advice in nearly every refusal, say nothing of this one.
+    // Links, and the advice that nearly every refusal contains, do not count.
     let words: Vec<_> =
         message.split_whitespace().filter(|word| !word.starts_with("http")).collect();
     let message = words.join(" ").to_ascii_lowercase();
@@ -199,11 +198,11 @@ pub(super) fn is_unfunded(message: &str) -> bool {
             .any(|sign| message.contains(sign))
 }
 
-/// How long the message and the details of an error say to wait.
-pub(super) fn retry_after(message: &str, details: &[Detail]) -> Option<Duration> {
+/// How long an error's message and details ask to wait.
+pub(super) fn retry_after(message: &str, details: &[ErrorDetail]) -> Option<Duration> {
     let exact = delay_in(message);
     let rounded = details.iter().find_map(|detail| match detail {
-        Detail::RetryInfo(info) => duration(&info.retry_delay),
+        ErrorDetail::RetryInfo(info) => duration(&info.retry_delay),
         _ => None,
     });
     match (exact, rounded) {
@@ -212,33 +211,33 @@ pub(super) fn retry_after(message: &str, details: &[Detail]) -> Option<Duration>
     }
 }
 
-/// The delay in a message that ends with `Please retry in 48.939935699s.`
+/// The delay in a message that ends in `Please retry in 48.939935699s.`
 fn delay_in(message: &str) -> Option<Duration> {
     let (_, delay) = message.rsplit_once("retry in ")?;
     duration(delay.split_whitespace().next()?.trim_end_matches(['.', ',']))
 }
 
-/// A duration as Google writes it: `26s`, `48.939935699s`, `820ms`, `1m2.5s`, `15h3m`.
+/// A duration in Google's notation: `26s`, `48.939935699s`, `820ms`, `1m2.5s`, `15h3m`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     let duration = Duration::try_from(text.parse::<SignedDuration>().ok()?).ok()?;
     Some(duration.min(LONGEST_DELAY))
 }
 
-fn violations(message: &str, details: &[Detail]) -> Vec<Violation> {
+fn violations(message: &str, details: &[ErrorDetail]) -> Vec<Violation> {
     let mut lines = message_lines(message);
     let mut violations = Vec::new();
     for detail in details {
         match detail {
-            Detail::QuotaFailure(failure) => violations
+            ErrorDetail::QuotaFailure(failure) => violations
                 .extend(failure.violations.iter().map(|named| Violation::read(named, &mut lines))),
-            Detail::ErrorInfo(info) => violations.extend(Violation::from_error_info(info)),
+            ErrorDetail::ErrorInfo(info) => violations.extend(Violation::from_error_info(info)),
             _ => {}
         }
     }
     if violations.is_empty() { lines } else { violations }
 }
 
-/// The violations that a message lists, a line each:
+/// The violations that a message lists, one per line:
 /// `* Quota exceeded for metric: METRIC, limit: 20, model: gemini-3.6-flash`
 fn message_lines(message: &str) -> Vec<Violation> {
     let listed = message.lines().filter_map(|line| line.split_once("exceeded for metric: "));
@@ -246,8 +245,8 @@ fn message_lines(message: &str) -> Vec<Violation> {
 }
 
 impl Violation {
-    /// Reads one violation of a `QuotaFailure`; what it leaves out may stand in the first of the
-    /// message's `lines` for its metric, which is used up by this.
+    /// Reads one violation of a `QuotaFailure`. Missing values are taken from the first of the
+    /// message's `lines` for the same metric, which is removed.
     fn read(named: &QuotaViolation, lines: &mut Vec<Violation>) -> Violation {
         let line = lines
             .iter()
@@ -284,14 +283,15 @@ impl Violation {
         violation
     }
 
-    /// A violation of which only the names are known, and what these say.
+    /// A violation with only its names, from which the quantity and the period are read.
     fn of(quota_id: Option<String>, quota_metric: Option<String>) -> Violation {
         let names = [quota_id.as_deref(), quota_metric.as_deref()].map(Option::unwrap_or_default);
-        let says = |words: &str| names.iter().any(|name| squeezed(name).contains(words));
-        let is_apart = ["grounding", "search", "enqueued", "cachedcontent"].into_iter().any(says)
-            || (says("batch") && !says("batchembed"));
-        let quantity = if is_apart {
-            Quantity::Apart
+        let says = |words: &str| names.iter().any(|name| letters(name).contains(words));
+        let is_separate =
+            ["grounding", "search", "enqueued", "cachedcontent"].into_iter().any(says)
+                || (says("batch") && !says("batchembed"));
+        let quantity = if is_separate {
+            Quantity::Separate
         } else if says("inputtoken") {
             Quantity::InputTokens
         } else if says("images") {
@@ -316,213 +316,11 @@ fn number(text: Option<&str>) -> Option<u64> {
     text?.trim().parse().ok()
 }
 
-/// A name with only its letters left, in lower case: an id's `InputTokens` and a metric's
-/// `input_token_count` then have the same words in them.
-fn squeezed(name: &str) -> String {
+/// A name reduced to lower-case letters, so that the ID's `InputTokens` and the metric's
+/// `input_token_count` match the same words.
+fn letters(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: u64 = 3600;
-
-    #[test]
-    fn durations_are_read_in_every_form_that_google_writes() {
-        for (text, expected) in [
-            ("0s", Some(Duration::ZERO)),
-            ("26s", Some(Duration::from_secs(26))),
-            ("48.939935699s", Some(Duration::new(48, 939_935_699))),
-            ("820ms", Some(Duration::from_millis(820))),
-            ("211.5ms", Some(Duration::from_micros(211_500))),
-            ("1m2.5s", Some(Duration::from_millis(62_500))),
-            ("15h3m", Some(Duration::from_secs(15 * HOUR + 3 * 60))),
-            ("9h56m7.32s", Some(Duration::from_millis((9 * HOUR + 56 * 60 + 7) * 1000 + 320))),
-            ("9223372036854775807s", Some(LONGEST_DELAY)),
-            ("-3s", None),
-            ("99999999999999999999s", None),
-            ("soon", None),
-            ("", None),
-        ] {
-            assert_eq!(duration(text), expected, "{text:?}");
-        }
-    }
-
-    fn refusal(details: &str, message: &str) -> Refusal {
-        Refusal::read(None, message, &serde_json::from_str::<Vec<Detail>>(details).unwrap())
-    }
-
-    fn violation(quota_id: &str) -> String {
-        format!(
-            r#"{{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
-                 "violations":[{{"quotaId":"{quota_id}"}}]}}"#
-        )
-    }
-
-    fn retry_info(delay: &str) -> String {
-        format!(r#"{{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"{delay}"}}"#)
-    }
-
-    const MINUTE_ID: &str = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier";
-    const DAY_ID: &str = "GenerateRequestsPerDayPerProjectPerModel-FreeTier";
-
-    #[test]
-    fn a_used_up_day_outweighs_a_minute_and_any_delay() {
-        let details =
-            format!("[{},{},{}]", violation(MINUTE_ID), retry_info("0s"), violation(DAY_ID));
-        let refusal = refusal(&details, "Please retry in 12ms.");
-        assert_eq!(refusal.scope, RefusalScope::PerDay);
-        assert_eq!(refusal.violations.len(), 2);
-        let now = "2026-07-01T05:00:00Z".parse().unwrap();
-        assert_eq!(refusal.retry_at(now), Some(Duration::from_secs(2 * HOUR)));
-    }
-
-    #[test]
-    fn a_minute_is_over_when_it_was_said_to_be_or_after_a_minute() {
-        let minute = violation(MINUTE_ID);
-        let retry_at = |details: &str, message: &str| {
-            let refusal = refusal(details, message);
-            assert_eq!(refusal.scope, RefusalScope::PerMinute);
-            refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap()
-        };
-        assert_eq!(retry_at(&format!("[{minute}]"), ""), Duration::from_secs(60));
-        let told = format!("[{minute},{}]", retry_info("26s"));
-        assert_eq!(retry_at(&told, ""), Duration::from_secs(27), "it was rounded down");
-        assert_eq!(retry_at(&told, "Please retry in 26.25s."), Duration::from_millis(26_250));
-        assert_eq!(retry_at(&told, "Please retry in 820ms."), Duration::from_secs(26));
-    }
-
-    #[test]
-    fn a_refusal_that_names_no_quota_is_told_by_its_words() {
-        for (message, scope, passing, wait) in [
-            ("", RefusalScope::Load, true, None),
-            ("Resource has been exhausted (e.g. check quota).", RefusalScope::Load, true, None),
-            (
-                "You exceeded your spend-based rate limit. Your spending rate has exceeded the \
-                 allowed limit for your account's billing history and tier.",
-                RefusalScope::Spend,
-                true,
-                Some(60),
-            ),
-            (
-                "You exceeded your current quota, please check your plan and billing details.",
-                RefusalScope::Other,
-                false,
-                Some(60),
-            ),
-            ("Search Grounding quota exceeded.", RefusalScope::Other, false, Some(60)),
-            ("Too many requests. Please retry in 3s.", RefusalScope::Other, true, Some(3)),
-        ] {
-            let refusal = refusal("[]", message);
-            assert_eq!((refusal.scope, refusal.is_passing()), (scope, passing), "{message}");
-            let retry_at = refusal.retry_at(Timestamp::UNIX_EPOCH);
-            assert_eq!(retry_at, wait.map(Duration::from_secs), "{message}");
-        }
-        let told = refusal(&format!("[{}]", retry_info("3s")), "");
-        assert_eq!(told.retry_at(Timestamp::UNIX_EPOCH), Some(Duration::from_secs(4)));
-    }
-
-    #[test]
-    fn interactions_tell_the_kind_of_quota_in_their_code() {
-        let scope = |code| Refusal::read(Some(code), "You exceeded your quota.", &[]).scope;
-        assert_eq!(scope("rate_limit_exceeded"), RefusalScope::PerMinute);
-        assert_eq!(scope("quota_exceeded"), RefusalScope::PerDay);
-        assert_eq!(scope("too_many_requests"), RefusalScope::Other);
-    }
-
-    #[test]
-    fn a_quota_of_batch_jobs_or_of_grounding_is_not_the_models() {
-        for id in [
-            "SearchGroundingRequestsPerDayPerProject",
-            "GroundingRequestsPerDayPerProject-FreeTier",
-            "BatchEnqueuedTokensPerModel",
-            "TotalCachedContentStorageTokensPerModelFreeTier",
-        ] {
-            let details = format!("[{},{}]", violation(id), retry_info("3s"));
-            let refusal = refusal(&details, "");
-            assert_eq!((refusal.scope, refusal.is_passing()), (RefusalScope::Other, false), "{id}");
-            let hours = if id.contains("PerDay") { 8 } else { 0 };
-            let wait = refusal.retry_at(Timestamp::UNIX_EPOCH).unwrap();
-            assert_eq!(wait.as_secs() / HOUR, hours, "{id}: midnight in California");
-        }
-        let embeds = format!("[{}]", violation("BatchEmbedContentsRequestsPerMinutePerProject"));
-        assert_eq!(refusal(&embeds, "").scope, RefusalScope::PerMinute);
-        let both = format!("[{},{}]", violation("GroundingRequestsPerDay"), violation(MINUTE_ID));
-        assert_eq!(refusal(&both, "").scope, RefusalScope::PerMinute);
-    }
-
-    #[test]
-    fn a_quota_of_0_comes_back_at_no_known_time() {
-        for id in [MINUTE_ID, DAY_ID] {
-            let details = format!(
-                r#"[{{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
-                     "violations":[{{"quotaId":"{id}","quotaValue":"0"}}]}},{}]"#,
-                retry_info("3s")
-            );
-            let refusal = refusal(&details, "");
-            assert_eq!((refusal.scope, refusal.is_passing()), (RefusalScope::NoQuota, false));
-            assert_eq!(refusal.retry_at(Timestamp::UNIX_EPOCH), None);
-        }
-    }
-
-    #[test]
-    fn an_account_without_funds_is_told_by_its_words() {
-        for message in [
-            "Your prepayment credits are depleted. Please go to AI Studio.",
-            "Your billing account has exceeded its monthly spending cap",
-            "Your project has exceeded its spend cap.",
-        ] {
-            assert!(is_unfunded(message), "{message}");
-        }
-        for message in [
-            "",
-            "Resource has been exhausted (e.g. check quota).",
-            "You exceeded your current quota, please check your plan and billing details.",
-            "Quota exceeded. See https://ai.google.dev/gemini-api/docs/billing#prepay",
-            "You exceeded your spend-based rate limit, for your account's billing history.",
-        ] {
-            assert!(!is_unfunded(message), "{message}");
-        }
-    }
-
-    #[test]
-    fn no_delay_is_longer_than_its_quota_can_last() {
-        let far = retry_info("3153600000s");
-        let wait = |details: &str, message: &str| {
-            refusal(details, message).retry_at(Timestamp::UNIX_EPOCH).unwrap()
-        };
-        assert_eq!(wait(&format!("[{},{far}]", violation(MINUTE_ID)), ""), LONGEST_MINUTE);
-        assert_eq!(wait(&format!("[{far}]"), "spend-based"), SPEND_WINDOW);
-        assert_eq!(wait(&format!("[{far}]"), ""), LONGEST_SHORTAGE);
-        assert!(wait(&format!("[{far}]"), "other") <= LONGEST_DELAY + ROUNDED_OFF);
-    }
-
-    #[test]
-    fn a_limit_that_the_details_leave_out_is_found_in_the_message() {
-        let details = r#"[{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[
-            {"quotaMetric":"m/requests","quotaId":"RequestsPerMinute","quotaValue":"9"},
-            {"quotaMetric":"m/requests","quotaId":"RequestsPerDay"},
-            {"quotaMetric":"m/input_token_count","quotaId":"InputTokensPerMinute"}]}]"#;
-        let message = "You exceeded your current quota.\n\
-            * Quota exceeded for metric: m/input_token_count, limit: 0, model: a\n\
-            * Quota exceeded for metric: m/requests, limit: 9, model: b\n\
-            * Quota exceeded for metric: m/requests, limit: 100, model: b\n\
-            Please retry in 1s.";
-        let found = refusal(details, message).violations;
-        let limits: Vec<_> = found.iter().map(|v| (v.quantity, v.period, v.limit)).collect();
-        assert_eq!(
-            limits,
-            [
-                (Quantity::Requests, Period::Minute, Some(9)),
-                (Quantity::Requests, Period::Day, Some(100)),
-                (Quantity::InputTokens, Period::Minute, Some(0)),
-            ]
-        );
-        assert_eq!(found[2].model.as_deref(), Some("a"));
-
-        let alone = refusal("[]", message);
-        assert_eq!((alone.scope, alone.violations.len()), (RefusalScope::NoQuota, 3));
-        assert_eq!(alone.retry_after, Some(Duration::from_secs(1)));
-    }
-}
+mod tests;

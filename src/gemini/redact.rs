@@ -1,21 +1,21 @@
-//! Keeps secrets out of everything that comes from upstream and goes to a caller or to the log.
+//! Removes secrets from everything that comes from the upstream and goes to a caller or to the log.
 //!
 //! Google quotes the key in some refusals: `Consumer 'api_key:AIza…' has been suspended.` Two rules
 //! follow:
 //!
-//! * The keys in use never pass, wherever they stand and whatever is around them: [`Secrets`].
-//! * In error texts, error bodies, headers and the log nothing passes either that has the form of a
-//!   known secret: [`redact`].
+//! * The keys in use never pass, anywhere: [`Secrets`].
+//! * In error messages, error bodies, headers and the log, nothing passes that has the form of a known
+//!   secret: [`redact`].
 //!
-//! Both overwrite a secret with as many asterisks, so that a length announced before stays true.
+//! Both overwrite a secret with as many asterisks, so that an announced length stays correct.
 
 mod body;
 mod escaped;
 mod masker;
 mod needle;
+mod strings;
 #[cfg(test)]
 mod tests;
-mod texts;
 
 use std::{
     borrow::Cow,
@@ -32,38 +32,38 @@ use regex::bytes::Regex;
 use super::ApiKey;
 use escaped::has_escapes;
 use needle::{Needle, find};
-use texts::{Texts, Wording};
+use strings::{BodyFormat, StringScanner};
 
-pub use body::Masked;
+pub use body::MaskedBody;
 pub use masker::Masker;
-pub use needle::spellings;
+pub use needle::encodings;
 
-/// The fewest characters that are overwritten as a key. Gemini's keys have 39 and more. A shorter
-/// one is not a secret, and is often an ordinary word, such as `key`.
+/// The shortest key that is overwritten, in characters. Gemini's keys have 39 or more. A shorter one is
+/// not a secret, and is often an ordinary word, such as `key`.
 const MIN_SECRET: usize = 8;
 
 const MASK: u8 = b'*';
 
-/// The forms of secrets that Google gives out: API keys, authorization keys, OAuth access tokens,
-/// also as JSON web tokens, ephemeral tokens, and the secrets that sign webhooks.
+/// The forms of Google's secrets: API keys, authorization keys, OAuth access tokens (JSON web tokens
+/// too), ephemeral tokens, and webhook signing secrets.
 static FORMS: LazyLock<Regex> = LazyLock::new(|| {
     let forms = r"(?-u)AIza[0-9A-Za-z_-]{35,}|AQ\.[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_.-]{10,}|auth_tokens(?:/|\\/|%2[Ff])[0-9A-Za-z_-]{8,}|whsec_[0-9A-Za-z+/=_-]{16,}|eyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]{8,}";
     Regex::new(forms).expect("the expression is valid")
 });
 
-/// The fewest bytes that have one of these forms: `ya29.` and 10 more.
+/// The length of the shortest match in bytes: `ya29.` and 10 more.
 const MIN_FORM: usize = 15;
 
-/// Where something has the form of a known secret.
+/// Finds everything that has the form of a known secret.
 fn forms_in(bytes: &[u8]) -> Vec<Range<usize>> {
-    // Most texts are rid of the expression by a few bytes that begin none of the forms.
+    // A few rare bytes rule out most texts without running the expression.
     if !may_hold_form(bytes) {
         return Vec::new();
     }
     FORMS.find_iter(bytes).map(|secret| secret.range()).collect()
 }
 
-/// Whether one of the forms begins in a text.
+/// Whether a text contains the start of one of the forms.
 fn may_hold_form(bytes: &[u8]) -> bool {
     let begins = |at: usize| {
         let (before, byte) = (&bytes[..at], bytes[at]);
@@ -94,9 +94,9 @@ pub(super) fn redact_text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// All spellings of a key.
+/// All encodings of a key.
 fn needles(key: &[u8]) -> impl Iterator<Item = Arc<Needle>> {
-    spellings(key).into_iter().map(Needle::new).map(Arc::new)
+    encodings(key).into_iter().map(Needle::new).map(Arc::new)
 }
 
 fn masked(bytes: &[u8], found: impl IntoIterator<Item = Range<usize>>) -> Vec<u8> {
@@ -109,17 +109,17 @@ fn to_text(masked: Vec<u8>) -> String {
     String::from_utf8(masked).expect("only ASCII characters were overwritten")
 }
 
-/// The keys that must not appear in anything that is passed on, however they are spelled: as they
-/// are, in UTF-16, in base64, and with escapes of JSON or of URLs. Cheap to clone.
+/// The keys that must not appear in anything that is passed on. They are found as they are, in UTF-16, in
+/// base64, and with escapes of JSON or URLs. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Secrets {
     keys: Arc<[Bytes]>,
-    /// All spellings of all keys.
+    /// All encodings of all keys.
     needles: Arc<[Arc<Needle>]>,
 }
 
 impl Secrets {
-    /// These keys.
+    /// Collects keys. Keys of fewer than 8 characters are ignored.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a ApiKey>) -> Self {
         Self::of(keys.into_iter().map(|key| key.secret().clone()))
     }
@@ -132,7 +132,7 @@ impl Secrets {
         Self { keys: keys.into(), needles }
     }
 
-    /// These and one more.
+    /// The same keys and one more.
     pub(super) fn with(&self, key: &ApiKey) -> Self {
         let key = key.secret();
         if key.len() < MIN_SECRET || self.keys.contains(key) {
@@ -143,38 +143,38 @@ impl Secrets {
         Self { keys, needles }
     }
 
-    /// Whether something that is there whole has surely nothing in it to be overwritten, neither a
-    /// key nor what has the form of a secret. Takes less than to overwrite them.
+    /// Whether a complete text certainly contains neither a key nor the form of a secret. Cheaper
+    /// than overwriting.
     pub fn can_pass(&self, bytes: &[u8]) -> bool {
         bytes.len() < MIN_SECRET
             || !(has_escapes(bytes) || may_hold_form(bytes))
-                && find(&self.needles, bytes, true).whole.is_empty()
+                && find(&self.needles, bytes, true).complete.is_empty()
     }
 
-    /// Overwrites the keys in something that is there whole.
+    /// Overwrites the keys in a complete text.
     pub fn mask(&self, bytes: Bytes) -> Bytes {
         masker::mask(&self.needles, bytes)
     }
 
-    /// Overwrites the keys in a text.
+    /// Overwrites the keys in a string.
     pub(super) fn mask_text(&self, text: String) -> String {
         to_text(self.mask(text.into()).into())
     }
 
-    /// Overwrites the keys, and what has the form of a secret, in the body of an error: also where
-    /// escapes hide them, or a key is cut in two by the JSON around it.
+    /// Overwrites the keys and everything that has the form of a secret in the body of an error, also
+    /// if escapes hide it or the surrounding JSON splits a key.
     pub(super) fn redact_body(&self, body: Bytes) -> Bytes {
         let is_json = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
-        let wording = if is_json { Wording::Json } else { Wording::Events };
-        let mut masker = Masker::new(self.clone(), Some(Texts::new(wording)));
+        let format = if is_json { BodyFormat::Json } else { BodyFormat::Events };
+        let mut masker = Masker::new(self.clone(), Some(StringScanner::new(format)));
         let mut body: Vec<u8> = masker.push(self.mask(body)).into();
         body.extend_from_slice(&masker.finish());
-        texts::redact(&mut body);
+        strings::redact(&mut body);
         body.into()
     }
 
-    /// Overwrites the keys, and what has the form of a secret, in the headers of an answer. A header
-    /// with a key in its name is left out.
+    /// Overwrites the keys and everything that has the form of a secret in the headers of an answer.
+    /// A header with a key in its name is removed.
     pub(super) fn redact_headers(&self, headers: &mut HeaderMap) {
         let named_by_a_key = |name: &&HeaderName| self.keys.iter().any(|key| is_in_name(key, name));
         let named_by_a_key: Vec<_> = headers.keys().filter(named_by_a_key).cloned().collect();
@@ -185,22 +185,22 @@ impl Secrets {
             }
             let redacted = self.redact_body(Bytes::copy_from_slice(value.as_bytes()));
             if redacted != value.as_bytes() {
-                *value = HeaderValue::from_bytes(&redacted)
-                    .expect("characters of a header were overwritten with asterisks");
+                *value =
+                    HeaderValue::from_bytes(&redacted).expect("asterisks are valid in a header");
             }
         }
     }
 
-    /// Overwrites the keys in something that comes piece by piece.
+    /// Overwrites the keys in a text that arrives in pieces.
     pub fn masker(&self) -> Masker {
         Masker::new(self.clone(), None)
     }
 
-    /// The same for the body of an answer with these headers. Where it is JSON, or events, the
-    /// strings in it are searched together; and what has the form of a secret is overwritten in
-    /// the errors among them.
+    /// The same for the body of an answer with these headers. In JSON and in events, keys are also
+    /// found if they are split over several strings, and errors lose everything that has the form of
+    /// a secret.
     pub fn masker_of(&self, headers: &HeaderMap) -> Masker {
-        Masker::new(self.clone(), wording(headers).map(Texts::new))
+        Masker::new(self.clone(), format(headers).map(StringScanner::new))
     }
 }
 
@@ -210,17 +210,17 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// Whether a key stands in the name of a header, which is in lower case.
+/// Whether the name of a header, which is in lower case, contains a key.
 fn is_in_name(key: &[u8], name: &HeaderName) -> bool {
     let mut parts = name.as_str().as_bytes().windows(key.len());
     parts.any(|part| part.eq_ignore_ascii_case(key))
 }
 
-fn wording(headers: &HeaderMap) -> Option<Wording> {
+fn format(headers: &HeaderMap) -> Option<BodyFormat> {
     let content_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     match content_type.split(';').next().unwrap_or_default().trim() {
-        "text/event-stream" => Some(Wording::Events),
-        "application/json" => Some(Wording::Json),
+        "text/event-stream" => Some(BodyFormat::Events),
+        "application/json" => Some(BodyFormat::Json),
         _ => None,
     }
 }

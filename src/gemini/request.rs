@@ -1,4 +1,4 @@
-//! What Gemini is asked: the body of `generateContent`.
+//! The body of a `generateContent` call.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -36,14 +36,14 @@ struct Part<'a> {
 }
 
 impl<'a> GenerateContent<'a> {
-    /// Asks one thing of the model.
+    /// A request with one prompt.
     pub fn ask(prompt: &'a str) -> Self {
         let contents = vec![Content { role: "user", parts: vec![Part { text: prompt }] }];
         let (system_instruction, cached_content, generation_config) = (None, None, None);
         Self { contents, system_instruction, cached_content, generation_config }
     }
 
-    /// Sets what the model keeps to throughout; nothing where it is blank.
+    /// Sets the system instruction, unless it is blank.
     pub fn instructed(mut self, instruction: &'a str) -> Self {
         let given = !instruction.trim().is_empty();
         self.system_instruction =
@@ -51,10 +51,10 @@ impl<'a> GenerateContent<'a> {
         self
     }
 
-    /// Sets the cached content that stands in front of all. Gemini takes no system instruction
-    /// beside one, which has its own: the instruction becomes the first part of what is asked.
-    /// Source: its refusal, "CachedContent can not be used with GenerateContent request setting
-    /// system_instruction, tools or tool_config".
+    /// Sets the cached content that precedes the prompt. Cached content has its own system
+    /// instruction, and Gemini rejects a second one, so the instruction becomes the first part of the
+    /// prompt instead. Source: the error message "CachedContent can not be used with GenerateContent
+    /// request setting system_instruction, tools or tool_config".
     pub fn cached(mut self, cache: Option<&'a str>) -> Self {
         self.cached_content = cache;
         if cache.is_some()
@@ -66,20 +66,20 @@ impl<'a> GenerateContent<'a> {
         self
     }
 
-    /// Sets `generationConfig`, as it is.
+    /// Sets `generationConfig`, unchanged.
     pub fn configured(mut self, config: Option<&'a Map<String, Value>>) -> Self {
         self.generation_config = config;
         self
     }
 
-    /// Adds what the model said to the last thing asked, and the next thing to ask.
+    /// Adds the model's answer to the last prompt, and the next prompt.
     pub fn continued(mut self, answer: &'a str, prompt: &'a str) -> Self {
         self.contents.push(Content { role: "model", parts: vec![Part { text: answer }] });
         self.contents.push(Content { role: "user", parts: vec![Part { text: prompt }] });
         self
     }
 
-    /// The text in it that Gemini counts.
+    /// The features of its text, for the token estimate.
     pub fn text(&self) -> InputFeatures {
         let instruction = self.system_instruction.iter().flat_map(|given| &given.parts);
         let parts = self.contents.iter().flat_map(|content| &content.parts);

@@ -1,14 +1,14 @@
-//! Models that Google retires, so that an operator hears of it before calls fail.
+//! Warns of models that Google retires, before calls fail.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Model;
 
-/// A model with a known end, and what to ask for instead.
+/// A model with a known end, and its replacement.
 #[derive(Debug)]
 struct Retirement {
     model: &'static str,
-    /// When it ends, or since when it counts as deprecated.
+    /// When it ends, or since when it is deprecated.
     when: &'static str,
     replacement: &'static str,
     warned: AtomicBool,
@@ -34,16 +34,16 @@ static RETIREMENTS: [Retirement; 11] = [
     retires("gemini-omni-1.1-flash", "retires on 2026-12-03", "gemini-omni-1.2-flash"),
 ];
 
-/// Warns, once for each model in the life of the process, that a model which is asked has a known
-/// end.
+/// Logs a warning if a requested model has a known end: once for each model in the life of the
+/// process.
 pub fn warn_of_retirement(model: &Model) {
     let known = RETIREMENTS.iter().find(|known| known.model == model.as_str());
     let Some(Retirement { model, when, replacement, warned }) = known else { return };
-    // Read first: a write by every call would make the processors contend for the line.
+    // Read first: a write by every call would make the processors contend for the cache line.
     if warned.load(Ordering::Relaxed) || warned.swap(true, Ordering::Relaxed) {
         return;
     }
-    tracing::warn!(model, replacement, "this model {when}; ask for its replacement");
+    tracing::warn!(model, replacement, "this model {when}; use its replacement");
 }
 
 #[cfg(test)]

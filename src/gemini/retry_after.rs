@@ -1,4 +1,4 @@
-//! How long an answer says to wait, in its header `Retry-After`.
+//! Reads the `Retry-After` header.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use jiff::{Timestamp, fmt::rfc2822};
 
 use super::quota::LONGEST_SHORTAGE;
 
-/// The wait that the header asks for, in whole seconds or as a date; an hour at most. Source: RFC
+/// The wait that the header asks for, in whole seconds or as a date; at most an hour. Source: RFC
 /// 9110, section 10.2.3.
 pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();

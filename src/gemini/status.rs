@@ -1,4 +1,4 @@
-//! The envelope of an error: a `google.rpc.Status` in JSON.
+//! The envelope of an error: a `google.rpc.Status` as JSON.
 
 use std::borrow::Cow;
 
@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use super::json::{BOM, without_lone_surrogates};
 
-/// The longest body that is read as an error, in bytes. The longest recorded one has 20,000; what is
-/// read takes several times its size in memory.
+/// The longest body that is parsed as an error, in bytes. The longest recorded one has 20,000. Parsing
+/// takes several times its size in memory.
 pub(super) const MAX_ERROR: usize = 1 << 20;
 
 /// `{"code", "message", "status", "details"}` in the envelope `{"error": …}`.
@@ -26,9 +26,9 @@ pub(super) struct Status<'a> {
 }
 
 impl Status<'_> {
-    /// What a body says of an error, nothing where it is none. Half a surrogate pair in it, of a text
-    /// that the error quotes, keeps nobody from reading the rest.
-    pub(super) fn told<T>(body: &[u8], then: impl FnOnce(&Status<'_>) -> T) -> T {
+    /// Parses the error in a body and passes it to `then`; an empty one if there is none. Half a
+    /// surrogate pair, such as in a text that the error quotes, is repaired.
+    pub(super) fn with<T>(body: &[u8], then: impl FnOnce(&Status<'_>) -> T) -> T {
         if let Some(status) = Status::read(body) {
             return then(&status);
         }
@@ -38,7 +38,7 @@ impl Status<'_> {
 }
 
 impl<'a> Status<'a> {
-    /// The error in a body, or `None` where the body is none: HTML from a front end, or nothing.
+    /// The error in a body; `None` if there is none, such as in HTML from a front end.
     ///
     /// A stream opened without `alt=sse` wraps the envelope in an array.
     fn read(body: &'a [u8]) -> Option<Status<'a>> {
@@ -54,12 +54,12 @@ impl<'a> Status<'a> {
         }
     }
 
-    /// The code, where it is a word, as Interactions write it.
+    /// The code, if it is a word, as in Interactions.
     pub(super) fn code_word(&self) -> Option<&'a str> {
         self.code?.get().strip_prefix('"')?.strip_suffix('"')
     }
 
-    /// The HTTP status that the code stands for, or else the status.
+    /// The HTTP status that the code stands for, or else the one of `status`.
     pub(super) fn http_status(&self) -> Option<StatusCode> {
         let code = match self.code_word() {
             Some(word) => word.parse().ok().or_else(|| status_of_word(word)),
@@ -69,15 +69,15 @@ impl<'a> Status<'a> {
         code.or_else(|| StatusCode::from_u16(status_of_name(self.status.as_deref()?)?).ok())
     }
 
-    /// The details, each read alone: one that is not as expected hides none of the others.
-    pub(super) fn details(&self) -> Vec<Detail> {
+    /// The details, each parsed separately, so that an unexpected one does not hide the others.
+    pub(super) fn details(&self) -> Vec<ErrorDetail> {
         let list = self.details.map(RawValue::get).unwrap_or_default();
         let details: Vec<&RawValue> = serde_json::from_str(list).unwrap_or_default();
         details.into_iter().filter_map(|detail| serde_json::from_str(detail.get()).ok()).collect()
     }
 }
 
-/// The HTTP status of a code of Interactions. Source: Gemini API reference, error codes.
+/// The HTTP status of an error code of Interactions. Source: Gemini API reference, error codes.
 fn status_of_word(word: &str) -> Option<u16> {
     Some(match word {
         "invalid_request" | "failed_precondition" | "parameter_unknown" => 400,
@@ -121,11 +121,11 @@ struct Envelope<'a> {
     error: Option<Status<'a>>,
 }
 
-/// One of the details, told apart by its `@type`. Those that matter to nobody here (`Help`,
-/// `LocalizedMessage`, `DebugInfo`, …) are [`Detail::Other`].
+/// One of the details, by its `@type`. Types that are not needed (`Help`, `LocalizedMessage`,
+/// `DebugInfo`, …) are [`ErrorDetail::Other`].
 #[derive(Debug, Deserialize)]
 #[serde(tag = "@type")]
-pub(super) enum Detail {
+pub(super) enum ErrorDetail {
     #[serde(rename = "type.googleapis.com/google.rpc.ErrorInfo")]
     ErrorInfo(ErrorInfo),
     #[serde(rename = "type.googleapis.com/google.rpc.QuotaFailure")]
@@ -136,7 +136,7 @@ pub(super) enum Detail {
     Other,
 }
 
-/// Why, in a word, and about what.
+/// The reason of an error as a word, with metadata.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ErrorInfo {
@@ -145,7 +145,7 @@ pub(super) struct ErrorInfo {
     pub(super) metadata: ErrorMetadata,
 }
 
-/// What an [`ErrorInfo`] says of a quota. One of Google's own test bodies has this in place of a
+/// The quota in an [`ErrorInfo`]. One of Google's own test bodies has it in place of a
 /// [`QuotaFailure`].
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ErrorMetadata {
@@ -154,7 +154,7 @@ pub(super) struct ErrorMetadata {
     pub(super) quota_metric: Option<String>,
 }
 
-/// The quotas that were exceeded, one or several.
+/// The exceeded quotas.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct QuotaFailure {
@@ -168,11 +168,11 @@ pub(super) struct QuotaViolation {
     pub(super) quota_metric: Option<String>,
     pub(super) quota_id: Option<String>,
     pub(super) quota_dimensions: Option<QuotaDimensions>,
-    /// A number in a string; absent at times, where the limit is 0 among others.
+    /// A number as a string. Sometimes absent, for example for a limit of 0.
     pub(super) quota_value: Option<String>,
 }
 
-/// What an exceeded quota is counted for, beside the project.
+/// What a quota is counted for, besides the project.
 #[derive(Debug, Deserialize)]
 pub(super) struct QuotaDimensions {
     pub(super) model: Option<String>,

@@ -1,59 +1,58 @@
-//! What an input costs, in tokens, before Gemini has counted them.
+//! Estimates the tokens of an input before Gemini counts them.
 
 use std::iter::Sum;
 use std::ops::{Add, RangeInclusive};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a token of ASCII text is long before anything is learned: Google says about 4 bytes.
+/// The default length of a token of ASCII text in bytes. Google says about 4.
 const BYTES_PER_TOKEN: f64 = 4.0;
 
-/// How uncertain the two defaults are: the square of a relative error of 50 %.
+/// The uncertainty of the two defaults: the square of a relative error of 50 %.
 const DEFAULT_VARIANCE: f64 = 0.25;
 
-/// How much texts of one kind differ from one another: the square of 20 %.
+/// How much texts of one kind differ from each other: the square of 20 %.
 const TEXT_VARIANCE: f64 = 0.04;
 
-/// How fast what was learned gets uncertain again, per call. With [`TEXT_VARIANCE`] it makes the
-/// last 30 calls or so count.
+/// How much uncertainty each call adds. With [`TEXT_VARIANCE`], about the last 30 calls count.
 const DRIFT: f64 = 4e-5;
 
-/// The size below which a text says less about others, in tokens.
+/// The size in tokens below which a text teaches less about others.
 const SMALL_TEXT: f64 = 100.0;
 
-/// By how much less and more than by default a text can cost: a token for 16 ASCII characters or for
-/// one, a token for 4 other characters or 4 for one. What is learned stays within.
+/// The range of the learned ratio to the default: a token for 16 ASCII characters to one for each, and a
+/// token for 4 other characters to 4 for each.
 const RATIOS: RangeInclusive<f64> = 0.25..=4.0;
 
-/// By how much less than by default a text costs at the very least, of ASCII and of other text: a
-/// token for 8 ASCII characters, or for 4 others.
+/// The lowest possible cost in relation to the default, for ASCII and for other text: a token for 8 ASCII
+/// characters, or for 4 others.
 const LEAST_RATIO: [f64; 2] = [0.5, 0.25];
 
-/// A call that differs more than this from what was expected, either way, teaches no more than
-/// one that differs just so much.
+/// A call whose cost differs from the expected one by more than this factor teaches no more than one that
+/// differs by exactly this factor.
 const OUTLIER: f64 = 2.0;
 
-/// What of an input decides how many tokens it is. Those of several add up.
+/// The features of an input that determine its number of tokens. Features of several inputs add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InputFeatures {
     /// Bytes that are ASCII characters.
     pub ascii_bytes: u64,
     /// Characters that are not ASCII.
     pub other_chars: u64,
-    /// What its images, sounds, films and documents cost, in tokens; roughly.
+    /// The approximate tokens of its images, audio, video and documents.
     pub media_tokens: u64,
-    /// Whether a part of it is kept elsewhere, such as a cache or a file, and costs what nobody
-    /// here knows.
+    /// Whether a part is stored elsewhere, such as in a cache or a file, so that its cost is
+    /// unknown.
     pub has_unseen: bool,
 }
 
-/// Learns what the texts of one key for one model cost, from what Gemini counts. It begins with
-/// defaults that no key can move.
+/// Learns the cost of texts for one key and one model from Gemini's counts. The defaults are fixed: no
+/// key can change what another one starts with.
 ///
-/// It begins with a token for every 4 ASCII bytes and one for every other character; how far off
-/// these two are is followed by a Kalman filter, so that code and Japanese are learned apart
-/// though a text has both. Estimates err high by an eighth of the usual error of one call, 0.5 %
-/// to 5 %: the calls of a minute, a hundred or more, then seldom cost more than estimated
-/// together, the error of whose sum is less than a tenth of one call's.
+/// The defaults are a token for every 4 ASCII bytes and one for every other character. A Kalman filter
+/// tracks how far off both are, so that code and Japanese are learned separately even if each text has
+/// both. Estimates err high by an eighth of the usual error of one call, 0.5 % to 5 %. So the calls of a
+/// minute, a hundred or more, together seldom cost more than estimated: the relative error of their sum
+/// is less than a tenth of one call's.
 #[derive(Debug, Default)]
 pub struct TokenEstimator(Mutex<Learned>);
 
@@ -72,7 +71,7 @@ impl InputFeatures {
     /// The features of a text.
     pub fn of(text: &str) -> Self {
         let count = |is: fn(u8) -> bool| text.bytes().filter(|byte| is(*byte)).count() as u64;
-        // The other bytes go on with a character that one of these begins.
+        // UTF-8: the other bytes continue a character.
         Self {
             ascii_bytes: count(|byte| byte < 0x80),
             other_chars: count(|byte| byte >= 0xC0),
@@ -105,7 +104,7 @@ impl Sum for InputFeatures {
 }
 
 impl TokenEstimator {
-    /// About how many tokens an input is; rather a little more.
+    /// The estimated tokens of an input, with a small margin.
     pub fn estimate(&self, features: InputFeatures) -> u64 {
         let learned = self.learned();
         let margin = (learned.error.sqrt() / 8.0).clamp(0.005, 0.05);
@@ -113,17 +112,17 @@ impl TokenEstimator {
         text.saturating_add(features.media_tokens)
     }
 
-    /// How many tokens the text of an input is at the very least, whatever was learned of others.
+    /// The fewest tokens that the text of an input can have, whatever was learned from others.
     pub fn at_least(&self, features: InputFeatures) -> u64 {
         let [ascii, other] = features.default_tokens();
         let least = ascii * LEAST_RATIO[0] + other * LEAST_RATIO[1];
         (least.floor() as u64).min(self.estimate(features))
     }
 
-    /// Learns what a text of these features cost, in tokens, of which so many were `cached`. Of one
-    /// beside media, or beside what is kept elsewhere, nothing is learned: nobody knows what of it
-    /// these cost. Cached tokens can be of this text or not, so that an estimate is right that is
-    /// off by no more than they are.
+    /// Learns from a text with these features that cost `actual` tokens, `cached` of which were
+    /// cached. Inputs with media or with content stored elsewhere are ignored, since their share of
+    /// the cost is unknown. Cached tokens may or may not belong to the text, so an estimate that
+    /// differs by no more than these counts as correct.
     pub fn learn(&self, features: InputFeatures, actual: u64, cached: u64) {
         if features.media_tokens > 0 || features.has_unseen {
             return;
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn media_cost_what_they_cost_and_teach_nothing_about_text() {
+    fn media_is_added_and_teaches_nothing_about_text() {
         let estimator = TokenEstimator::default();
         let film = InputFeatures { media_tokens: 5000, ..text(4000, 0) };
         assert_eq!(estimator.estimate(film), 6025);
@@ -223,9 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn two_kinds_of_text_are_learned_apart_though_every_call_has_both() {
+    fn two_kinds_of_text_are_learned_separately_from_mixed_calls() {
         let estimator = TokenEstimator::default();
-        // Code, 2.5 bytes a token; Japanese, 0.6 tokens a character.
+        // Code at 2.5 bytes a token; Japanese at 0.6 tokens a character.
         let cost = |features: InputFeatures| {
             (features.ascii_bytes as f64 / 2.5 + features.other_chars as f64 * 0.6) as u64
         };
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_of_one_kind_is_kept_while_only_the_other_is_seen() {
+    fn one_kind_stays_learned_while_only_the_other_is_seen() {
         let estimator = TokenEstimator::default();
         for _ in 0..100 {
             estimator.learn(text(0, 1000), 600, 0);
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calls_of_a_minute_seldom_cost_more_than_estimated_together() {
+    fn the_calls_of_a_minute_together_seldom_cost_more_than_estimated() {
         let estimator = TokenEstimator::default();
         let mut random = fastrand::Rng::with_seed(7);
         let (mut exceeded, mut estimates, mut actuals) = (0, 0, 0);
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_learned_beside_what_is_kept_elsewhere() {
+    fn nothing_is_learned_from_calls_with_content_stored_elsewhere() {
         let estimator = TokenEstimator::default();
         let unseen = InputFeatures { has_unseen: true, ..text(4000, 0) };
         for _ in 0..100 {
@@ -314,10 +313,10 @@ mod tests {
     }
 
     #[test]
-    fn cached_tokens_may_be_of_the_text_or_not() {
+    fn cached_tokens_may_or_may_not_belong_to_the_text() {
         let estimator = TokenEstimator::default();
         for _ in 0..100 {
-            // All that is known is that the text is 200 to 100,200 tokens.
+            // Known is only that the text has 200 to 100,200 tokens.
             estimator.learn(text(4000, 0), 100_200, 100_000);
         }
         let learned_nothing = error_of(&estimator, text(4000, 0), 1000);
@@ -330,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_text_costs_at_least_does_not_rise_with_what_was_learned() {
+    fn the_minimum_of_a_text_does_not_rise_with_what_was_learned() {
         let estimator = TokenEstimator::default();
         let sample = text(8000, 400);
         assert_eq!(estimator.at_least(sample), 1100);

@@ -1,5 +1,5 @@
-//! Why no connection could be made, in words that show nothing of the network: no address, no port,
-//! no name.
+//! Explains why a connection failed, without showing anything of the network: no address, no port, no
+//! name.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -11,14 +11,14 @@ use rustls::CertificateError;
 
 use crate::connect::ProxyError;
 
-/// What kept a connection from being made, as far as the errors tell.
+/// The reason for a failed connection, if the errors tell.
 pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     causes(error).find_map(|error| {
         if let Some(error) = error.downcast_ref::<ProxyError>() {
-            let behind = error.source().and_then(reason).map(|reason| format!(": {reason}"));
-            return Some(format!("{error}{}", behind.unwrap_or_default()).into());
+            let source = error.source().and_then(reason).map(|reason| format!(": {reason}"));
+            return Some(format!("{error}{}", source.unwrap_or_default()).into());
         }
-        // The connector's own error has no type that others could name.
+        // The connector's error type is private.
         if error.to_string() == "dns error" {
             return Some("its host name cannot be resolved".into());
         }
@@ -29,7 +29,7 @@ pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>>
     })
 }
 
-/// An error and what lies behind it, outermost first, on one line.
+/// An error and its sources, outermost first, on one line.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
     causes.join(": ")
@@ -47,13 +47,13 @@ fn of_io(error: &io::Error) -> Option<&'static str> {
     }
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     if matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
-        return Some("this service has no file descriptors left");
+        return Some("the gateway has no file descriptors left");
     }
     Some(match error.kind() {
-        ErrorKind::ConnectionRefused => "it was refused",
-        ErrorKind::TimedOut => "nothing answered in time",
+        ErrorKind::ConnectionRefused => "the connection was refused",
+        ErrorKind::TimedOut => "the connection timed out",
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "the network is unreachable",
-        ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => "it was cut off",
+        ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => "the connection was closed",
         _ => return None,
     })
 }
@@ -72,7 +72,7 @@ fn of_tls(error: &rustls::Error) -> &'static str {
             }
             _ => "its certificate is not trusted on this machine",
         },
-        rustls::Error::InvalidMessage(_) => "what answers there does not speak TLS",
+        rustls::Error::InvalidMessage(_) => "the server does not speak TLS",
         _ => "the TLS handshake failed",
     }
 }
@@ -84,13 +84,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kept_a_connection_from_being_made_is_said() {
+    fn the_reason_for_a_failed_connection_is_given() {
         let tls = |error: rustls::Error| io::Error::new(ErrorKind::InvalidData, error);
         let untrusted = |error| tls(rustls::Error::InvalidCertificate(error));
-        for (error, said) in [
-            (ErrorKind::ConnectionRefused.into(), Some("it was refused")),
-            (ErrorKind::TimedOut.into(), Some("nothing answered in time")),
-            (io::Error::from_raw_os_error(24), Some("this service has no file descriptors left")),
+        for (error, expected) in [
+            (ErrorKind::ConnectionRefused.into(), Some("the connection was refused")),
+            (ErrorKind::TimedOut.into(), Some("the connection timed out")),
+            (io::Error::from_raw_os_error(24), Some("the gateway has no file descriptors left")),
             (io::Error::other("10.0.0.1:443 is odd"), None),
             (
                 untrusted(CertificateError::UnknownIssuer),
@@ -105,13 +105,13 @@ mod tests {
                 Some("its certificate is for another name"),
             ),
             (
-                // As the connector has it.
+                // The connector wraps errors like this.
                 io::Error::other(tls(InvalidMessage::InvalidContentType.into())),
-                Some("what answers there does not speak TLS"),
+                Some("the server does not speak TLS"),
             ),
             (tls(rustls::Error::DecryptError), Some("the TLS handshake failed")),
         ] {
-            assert_eq!(reason(&error).as_deref(), said, "{error}");
+            assert_eq!(reason(&error).as_deref(), expected, "{error}");
         }
     }
 }

@@ -1,34 +1,26 @@
-//! What an exchange cost, as Gemini counts it.
+//! Token usage as Gemini counts it.
 
 use std::ops::{Add, AddAssign};
 
-use memchr::memchr3;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::Surface;
+/// The highest count of tokens that is accepted. No exchange comes near it, and sums stay exact.
+pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
-/// The longest account of the tokens that is read out of an answer passing by, in bytes. Recorded
-/// ones have a few hundred.
-const MAX_OBJECT: usize = 64 * 1024;
-
-/// The most tokens that are believed of a count. No exchange is anywhere near it, and sums of it stay
-/// numbers.
-const MOST_TOKENS: u64 = 1 << 32;
-
-/// The tokens of an exchange; 0 for what Gemini did not count.
+/// The tokens of an exchange; 0 where Gemini reports no count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
-    /// The prompt's, `promptTokenCount`.
+    /// Tokens of the prompt, `promptTokenCount`.
     pub prompt_tokens: u64,
-    /// The answer's without its thoughts, `candidatesTokenCount`.
+    /// Tokens of the answer without its thoughts, `candidatesTokenCount`.
     pub output_tokens: u64,
-    /// The thoughts', `thoughtsTokenCount`.
+    /// Tokens of the thoughts, `thoughtsTokenCount`.
     pub thinking_tokens: u64,
-    /// Of all kinds, `totalTokenCount`; tool prompts count here and nowhere above.
+    /// All tokens, `totalTokenCount`. Tool prompts count only here.
     pub total_tokens: u64,
-    /// Those of the prompt that were cached, `cachedContentTokenCount`.
+    /// Tokens of the prompt that were cached, `cachedContentTokenCount`.
     #[serde(skip)]
     #[schema(ignore)]
     pub cached_tokens: u64,
@@ -54,7 +46,7 @@ impl AddAssign for Usage {
     }
 }
 
-/// The account of the tokens in Gemini's own answers.
+/// The usage object of Gemini's format.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct UsageMetadata<'a> {
@@ -70,7 +62,7 @@ struct UsageMetadata<'a> {
     cached_content_token_count: Option<&'a RawValue>,
 }
 
-/// The account of the tokens in answers of OpenAI's shape.
+/// The usage object of OpenAI's format.
 #[derive(Deserialize)]
 struct OpenAiUsage<'a> {
     #[serde(borrow)]
@@ -89,18 +81,18 @@ struct PromptDetails<'a> {
     cached_tokens: Option<&'a RawValue>,
 }
 
-/// A count as it is written: a whole number, one with a fraction, or either in a string, as proto JSON
-/// and some proxies write it. What is no count is none, and no more than [`MOST_TOKENS`] are believed.
+/// Reads a count: a whole number, a number with a fraction, or either as a string, as proto JSON and some
+/// proxies write it. Invalid counts are `None`; high ones are limited to [`MOST_TOKENS`].
 fn count(written: Option<&RawValue>) -> Option<u64> {
     let written = written?.get();
     let number = written.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     let number: f64 = number.unwrap_or(written).parse().ok()?;
-    // Converting cuts off fractions. Every number up to 2^53 is exact.
+    // The conversion cuts off fractions. Integers up to 2^53 are exact.
     (number >= 0.0).then_some((number as u64).min(MOST_TOKENS))
 }
 
 impl Usage {
-    /// Reads a `usageMetadata`; `None` where there is no count in it.
+    /// Reads a `usageMetadata`; `None` if it has no count.
     pub(super) fn of_gemini(object: &[u8]) -> Option<Usage> {
         let counts: UsageMetadata<'_> = serde_json::from_slice(object).ok()?;
         Self::of_counts([
@@ -112,8 +104,8 @@ impl Usage {
         ])
     }
 
-    /// Reads a `usage` of OpenAI's shape.
-    fn of_openai(object: &[u8]) -> Option<Usage> {
+    /// Reads a `usage` of OpenAI's format.
+    pub(super) fn of_openai(object: &[u8]) -> Option<Usage> {
         let counts: OpenAiUsage<'_> = serde_json::from_slice(object).ok()?;
         let details = counts.prompt_tokens_details.map(RawValue::get);
         let details = details.and_then(|details| serde_json::from_str(details).ok());
@@ -133,140 +125,6 @@ impl Usage {
                 counts.map(Option::unwrap_or_default);
             Usage { prompt_tokens, output_tokens, thinking_tokens, total_tokens, cached_tokens }
         })
-    }
-}
-
-/// Finds what an answer cost while its bytes pass by, whether it is one object, a list or events,
-/// and wherever it is cut. It keeps nothing but the account itself, of which the last one counts:
-/// Gemini adds up from chunk to chunk.
-///
-/// The account is a field of the answer itself. One that stands deeper is not Gemini's: the arguments of
-/// a function call are the model's words, and hold whatever the caller asks it for.
-///
-/// The quote that ends a key is escaped in any text that quotes it, so what looks like the key and
-/// is followed by a colon is one.
-#[derive(Debug)]
-pub struct UsageScanner {
-    surface: Surface,
-    state: Scan,
-    /// How many objects are open.
-    depth: usize,
-    usage: Option<Usage>,
-}
-
-/// Where in an answer a scanner is.
-#[derive(Debug)]
-enum Scan {
-    /// Between texts.
-    Outside,
-    /// In a text. So many bytes of the key have come, as long as all of it may be the key.
-    Text { matched: Option<usize>, escaped: bool },
-    /// The whole key has come, and not yet what it stands for.
-    Colon,
-    /// In the object that it stands for.
-    Object { text: Vec<u8>, depth: usize, in_string: bool, escaped: bool },
-}
-
-impl UsageScanner {
-    /// A scanner for the answers of a surface.
-    pub fn new(surface: Surface) -> Self {
-        Self { surface, state: Scan::Outside, depth: 0, usage: None }
-    }
-
-    /// The last account that has passed.
-    pub fn usage(&self) -> Option<Usage> {
-        self.usage
-    }
-
-    /// Reads the next bytes.
-    pub fn scan(&mut self, mut bytes: &[u8]) {
-        let key: &[u8] = match self.surface {
-            Surface::Gemini => b"usageMetadata",
-            Surface::OpenAi => b"usage",
-        };
-        while let [byte, rest @ ..] = bytes {
-            match &mut self.state {
-                // Text that cannot be the key is passed over at once.
-                Scan::Text { matched: None, escaped: false } => {
-                    let Some(end) = memchr3(b'"', b'\\', b'\n', bytes) else { return };
-                    self.state = match bytes[end] {
-                        b'\\' => Scan::Text { matched: None, escaped: true },
-                        b'"' => Scan::Outside,
-                        _ => self.begun_anew(),
-                    };
-                    bytes = &bytes[end + 1..];
-                    continue;
-                }
-                Scan::Text { matched: None, escaped } => *escaped = false,
-                Scan::Text { matched: Some(matched), .. } if key.get(*matched) == Some(byte) => {
-                    *matched += 1;
-                }
-                Scan::Text { matched: Some(matched), .. } if *byte == b'"' => {
-                    let is_key = *matched == key.len() && self.depth == 1;
-                    self.state = if is_key { Scan::Colon } else { Scan::Outside };
-                }
-                Scan::Text { .. } if *byte == b'\n' => self.state = self.begun_anew(),
-                Scan::Text { matched, escaped } => {
-                    (*matched, *escaped) = (None, *byte == b'\\');
-                }
-                Scan::Colon if *byte == b':' || byte.is_ascii_whitespace() => {}
-                Scan::Colon if *byte == b'{' => {
-                    let text = vec![b'{'];
-                    self.state = Scan::Object { text, depth: 1, in_string: false, escaped: false };
-                }
-                Scan::Outside | Scan::Colon => self.state = self.outside(*byte),
-                Scan::Object { text, depth, in_string, escaped } => {
-                    text.push(*byte);
-                    match byte {
-                        _ if *escaped => *escaped = false,
-                        b'\\' => *escaped = true,
-                        b'"' => *in_string = !*in_string,
-                        b'{' if !*in_string => *depth += 1,
-                        b'}' if !*in_string => *depth -= 1,
-                        _ => {}
-                    }
-                    if *depth == 0 {
-                        self.usage = self.surface.usage(text).or(self.usage);
-                        self.state = Scan::Outside;
-                    } else if text.len() > MAX_OBJECT {
-                        self.depth += *depth;
-                        self.state = match in_string {
-                            true => Scan::Text { matched: None, escaped: *escaped },
-                            false => Scan::Outside,
-                        };
-                    }
-                }
-            }
-            bytes = rest;
-        }
-    }
-
-    /// Reads a byte between texts.
-    fn outside(&mut self, byte: u8) -> Scan {
-        match byte {
-            b'"' => return Scan::Text { matched: Some(0), escaped: false },
-            b'{' => self.depth += 1,
-            b'}' => self.depth = self.depth.saturating_sub(1),
-            // The name of an event's field, `data`: no word of JSON has this letter.
-            b'd' => self.depth = 0,
-            _ => {}
-        }
-        Scan::Outside
-    }
-
-    /// A line ended in a text, as none of JSON does: what came is not JSON, and what follows may be.
-    fn begun_anew(&mut self) -> Scan {
-        self.depth = 0;
-        Scan::Outside
-    }
-}
-
-impl Surface {
-    fn usage(self, object: &[u8]) -> Option<Usage> {
-        match self {
-            Self::Gemini => Usage::of_gemini(object),
-            Self::OpenAi => Usage::of_openai(object),
-        }
     }
 }
 
@@ -296,121 +154,5 @@ mod tests {
                 ..Usage::default()
             }
         );
-    }
-
-    #[test]
-    fn no_count_is_believed_that_cannot_be_one() {
-        let answer = format!(r#"{{"usageMetadata":{{"promptTokenCount":{}}}}}"#, u64::MAX);
-        let usage = scanned(Surface::Gemini, &answer).unwrap();
-        assert_eq!(usage.prompt_tokens, MOST_TOKENS);
-    }
-
-    #[test]
-    fn a_count_is_read_however_it_is_written() {
-        for (written, tokens) in [
-            ("12", 12),
-            ("\"12\"", 12),
-            ("12.0", 12),
-            ("\"12.9\"", 12),
-            ("1.2e1", 12),
-            ("1e300", MOST_TOKENS),
-            ("1e999", MOST_TOKENS),
-            ("\"Infinity\"", MOST_TOKENS),
-            ("-5", 0),
-            ("\"-5\"", 0),
-            ("\"NaN\"", 0),
-            ("\"\"", 0),
-            ("null", 0),
-            ("true", 0),
-            ("{\"a\":[\"}\"]}", 0),
-            ("[12]", 0),
-        ] {
-            let answer = format!(
-                r#"{{"usageMetadata":{{"promptTokenCount":{written},"totalTokenCount":1}}}}"#
-            );
-            let expected = Usage { prompt_tokens: tokens, total_tokens: 1, ..Usage::default() };
-            assert_eq!(scanned(Surface::Gemini, &answer), Some(expected), "{written}");
-            let openai = format!(
-                r#"{{"usage":{{"prompt_tokens_details":{{"cached_tokens":{written}}},
-                    "prompt_tokens":{written},"total_tokens":1}}}}"#
-            );
-            let expected = Usage { cached_tokens: tokens, ..expected };
-            assert_eq!(scanned(Surface::OpenAi, &openai), Some(expected), "{written}");
-        }
-        let details = r#"{"usage":{"prompt_tokens":"7","prompt_tokens_details":"none"}}"#;
-        assert_eq!(scanned(Surface::OpenAi, details).unwrap().prompt_tokens, 7);
-    }
-
-    /// What is found in an answer, however it is cut in two.
-    fn scanned(surface: Surface, answer: &str) -> Option<Usage> {
-        let mut at_once = UsageScanner::new(surface);
-        at_once.scan(answer.as_bytes());
-        for cut in 0..=answer.len() {
-            let (one, other) = answer.as_bytes().split_at(cut);
-            let mut scanner = UsageScanner::new(surface);
-            scanner.scan(one);
-            scanner.scan(other);
-            assert_eq!(scanner.usage(), at_once.usage(), "cut at {cut}");
-        }
-        at_once.usage()
-    }
-
-    #[test]
-    fn the_last_account_counts_whatever_is_around_it() {
-        let events = concat!(
-            r#"data: {"candidates":[{"content":{"parts":[{"text":"a"}]}}],"#,
-            r#""usageMetadata":{"promptTokenCount":5,"totalTokenCount":6}}"#,
-            "\r\n\r\n",
-            r#"data: {"usageMetadata" : {"promptTokenCount":5,"candidatesTokenCount":2,"#,
-            r#""promptTokensDetails":[{"modality":"}\"{","tokenCount":5}],"totalTokenCount":7}}"#,
-            "\r\n\r\n",
-        );
-        let usage =
-            Usage { prompt_tokens: 5, output_tokens: 2, total_tokens: 7, ..Usage::default() };
-        assert_eq!(scanned(Surface::Gemini, events), Some(usage));
-        let openai = r#"{"choices":[{"message":{"content":"\"usage\":{"}}],"usage":
-            {"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#;
-        assert_eq!(scanned(Surface::OpenAi, openai), Some(usage));
-    }
-
-    #[test]
-    fn what_only_looks_like_one_is_passed_over() {
-        for answer in [
-            r#"{"text":"\"usageMetadata\":{\"promptTokenCount\":9}"}"#,
-            r#"{"text":"usageMetadata","promptTokenCount":9}"#,
-            r#"{"usageMetadata":null,"x":{"promptTokenCount":9}}"#,
-            r#"{"usageMetadata":{"promptTokenCount":"nine"}}"#,
-            r#"{"usageMetadata":{"promptTokenCount":9"#,
-        ] {
-            assert_eq!(scanned(Surface::Gemini, answer), None, "{answer}");
-        }
-        assert_eq!(scanned(Surface::OpenAi, r#"{"usage":null}"#), None);
-    }
-
-    #[test]
-    fn only_the_account_of_the_answer_itself_counts() {
-        // A caller has the model call a function with whatever arguments it likes.
-        let call = r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f","args":
-            {"usageMetadata":{"promptTokenCount":4000000000}}}}]}}]"#;
-        for start in [call.to_owned(), format!("data: {call}"), format!("[{call}")] {
-            assert_eq!(scanned(Surface::Gemini, &start), None, "{start}");
-            let whole = format!(r#"{start},"usageMetadata":{{"promptTokenCount":5}}}}"#);
-            assert_eq!(scanned(Surface::Gemini, &whole).unwrap().prompt_tokens, 5, "{whole}");
-            let first = format!(r#"[{{"usageMetadata":{{"promptTokenCount":5}}}},{start}}}]"#);
-            assert_eq!(scanned(Surface::Gemini, &first).unwrap().prompt_tokens, 5, "{first}");
-        }
-    }
-
-    #[test]
-    fn an_account_is_found_behind_what_is_not_json() {
-        let account = r#"{"usageMetadata":{"promptTokenCount":5}}"#;
-        for before in ["data: {\"a\":{\n\n", "data: {\"a\n\n", ": \"\n\n", "data: {\"a\\\n\n"] {
-            let stream = format!("{before}data: {account}\n\n");
-            assert_eq!(scanned(Surface::Gemini, &stream).unwrap().prompt_tokens, 5, "{stream}");
-        }
-        let long = format!(r#"{{"usageMetadata":{{"a":{{"b":"{}"}}}}}}"#, "}".repeat(MAX_OBJECT));
-        let mut scanner = UsageScanner::new(Surface::Gemini);
-        scanner.scan(format!("[{long},{account}]").as_bytes());
-        assert_eq!(scanner.usage().unwrap().prompt_tokens, 5);
     }
 }

@@ -1,4 +1,4 @@
-//! One connection, from its first request to its last.
+//! Serves one connection, from its first request to its last.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -16,99 +16,100 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
-use super::connections::Open;
+use super::ServerLimits;
+use super::connections::ConnectionGuard;
 use super::exchange::exchange;
 use super::http2::http2;
 use super::state::State;
-use super::stream::Stream;
+use super::stream::ClientStream;
 
-/// How much of a request's headers, and of an answer, is kept at once, in bytes. Headers of twice as
-/// many are refused with 431.
+/// The size of the buffers for a request's headers and for an answer, in bytes. Headers of more than
+/// twice this size are rejected with 431.
 pub(super) const BUFFER: usize = 16 * 1024;
 
-/// How much memory one connection takes at most beside the bodies that are buffered, in bytes: up
-/// to two buffers of headers, or of the request and its answer, two of what is read ahead, and its
-/// state. Of one over HTTP/2 it is each request that takes so much.
+/// The most memory that a connection takes besides buffered bodies, in bytes: up to two buffers for
+/// headers or for the request and its answer, two for bytes read ahead, and its state. Over HTTP/2, each
+/// request takes this much.
 pub(super) const MEMORY: u64 = 4 * BUFFER as u64;
 
-/// How long what a client still sends is read and thrown away after the last answer: in all, and
-/// from one piece to the next. A connection that is closed while something is unread is reset, and
-/// the client may lose the answer.
+/// How long input is read and discarded after the last answer: in total, and between two pieces. Closing
+/// a connection with unread input resets it, and the client may lose the answer.
 const LINGER: Duration = Duration::from_secs(30);
 pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
 
-/// What a connection is read from and written to.
-pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<Stream>>>>;
+/// The reading and writing end of a connection.
+pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<ClientStream>>>>;
 
 /// Serves one connection.
 pub(super) async fn connection(
     socket: TcpStream,
     router: Router,
-    limits: Limits,
+    limits: ServerLimits,
     shutdown: CancellationToken,
-    open: Open,
+    open: ConnectionGuard,
 ) {
     let state = &open.state;
-    // It was accepted elsewhere; this runtime is the one that is to be woken for it.
+    // Register the socket with this runtime; it was accepted on another one.
     let here = socket.into_std().and_then(TcpStream::from_std);
     let stream = match here.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
-        Ok(socket) => Stream::new(socket, Arc::clone(state)),
+        Ok(socket) => ClientStream::new(socket, Arc::clone(state)),
         Err(error) => return tracing::debug!(%error, "a connection could not be served"),
     };
     let is_http2 = tokio::select! {
         biased;
         is_http2 = stream.begins_http2() => is_http2,
-        // Whatever has come so far, no request has.
+        // No complete request has arrived.
         () = shutdown.cancelled() => false,
-        () = over(&stream, state, limits) => return,
+        () = must_close(&stream, state, limits) => return,
     };
-    // A client that stops reading would hold for ever what its answer holds.
+    // A client that stops reading would otherwise hold the resources of its answer forever.
     let mut io = TimeoutWriter::new(stream.clone());
     io.set_timeout(Some(limits.client_timeout));
     let io = TokioIo::new(Box::pin(io));
     let result = if is_http2 {
-        // Boxed: most connections are not, and would be as large.
+        // Boxed because it is large and most connections do not use HTTP/2.
         Box::pin(http2(io, router, limits, shutdown, &open)).await
     } else {
         http1(io, &stream, router, limits, shutdown, state).await
     };
     if let Some(Err(error)) = &result {
-        tracing::debug!(%error, "a connection ended early");
+        tracing::debug!(%error, "a connection ended with an error");
     }
-    // What cannot be read as a request is answered too.
-    let told = |error: &hyper::Error| is_http2 || error.is_parse();
-    if result.is_some_and(|result| state.lingers() || result.is_err_and(|error| told(&error))) {
+    // Input that is not a valid request gets an answer too.
+    let was_answered = |error: &hyper::Error| is_http2 || error.is_parse();
+    if result
+        .is_some_and(|result| state.lingers() || result.is_err_and(|error| was_answered(&error)))
+    {
         linger(stream, state).await;
     }
 }
 
-/// Serves a connection over HTTP/1, to the end that is given back: `None` where it was cut off.
+/// Serves a connection over HTTP/1. Returns the result, or `None` if it was cut off.
 async fn http1(
     io: Io,
-    stream: &Stream,
+    stream: &ClientStream,
     router: Router,
-    limits: Limits,
+    limits: ServerLimits,
     shutdown: CancellationToken,
     state: &Arc<State>,
 ) -> Option<hyper::Result<()>> {
     let service = service_fn(|request| exchange(router.clone(), request, Arc::clone(state)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // The time for headers counts from their first byte: see `State::deadline`.
+        // The timeout for headers starts with their first byte: see `State::deadline`.
         .header_read_timeout(None)
         .max_buf_size(BUFFER)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
-    let mut over = pin!(over(stream, state, limits));
+    let mut closing = pin!(must_close(stream, state, limits));
     let mut stops = false;
     loop {
         tokio::select! {
-            // The connection first: the state is what it is afterwards.
+            // The connection first, because it updates the state.
             biased;
             result = &mut connection => return Some(result),
-            // Ending the connection drops the handler at work for it.
-            () = &mut over => return None,
+            // Ending the connection drops its running handler.
+            () = &mut closing => return None,
             () = shutdown.cancelled(), if !stops => {
                 stops = true;
                 connection.as_mut().graceful_shutdown();
@@ -117,19 +118,19 @@ async fn http1(
     }
 }
 
-/// Waits until the connection is to be ended: the client hung up on an answer, let a timeout pass,
-/// or has to make room for another.
-async fn over(stream: &Stream, state: &State, limits: Limits) {
+/// Waits until the connection must end: the client hung up on an answer, exceeded a timeout, or has to
+/// make room for another.
+async fn must_close(stream: &ClientStream, state: &State, limits: ServerLimits) {
     let mut closed = pin!(stream.peer_closed());
-    let mut leave = pin!(state.asked_to_leave());
+    let mut close_requested = pin!(state.close_requested());
     let mut timer = pin!(sleep(limits.client_timeout));
     let mut hung_up = false;
     poll_fn(|context| {
         hung_up = hung_up
             || closed.as_mut().poll(context).is_ready()
             || (state.is_answering(context.waker()) && stream.poll_read_ahead(context).is_ready());
-        // Between two requests, what the client sent before is read to its end.
-        if (hung_up && state.has_request()) || leave.as_mut().poll(context).is_ready() {
+        // Between two requests, input that was sent before is read to the end.
+        if (hung_up && state.has_request()) || close_requested.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         let Some(deadline) = state.deadline(&limits) else { return Poll::Pending };
@@ -138,8 +139,8 @@ async fn over(stream: &Stream, state: &State, limits: Limits) {
     .await;
 }
 
-/// Whether a deadline has passed. It changes often, and mostly to a later one: the timer is set anew
-/// when it has run out.
+/// Polls a deadline that changes often, mostly to a later time. The timer is reset only when it runs
+/// out, or if the deadline moves forward.
 pub(super) fn poll_timer(
     mut timer: Pin<&mut Sleep>,
     deadline: Instant,
@@ -157,8 +158,8 @@ pub(super) fn poll_timer(
     Poll::Pending
 }
 
-/// Throws away what the client still sends, so that it reads the answer.
-async fn linger(mut stream: Stream, state: &State) {
+/// Discards further input, so that the client can read the answer.
+async fn linger(mut stream: ClientStream, state: &State) {
     state.linger();
     let rest = async {
         let mut buffer = vec![0; BUFFER];
@@ -167,6 +168,6 @@ async fn linger(mut stream: Stream, state: &State) {
     tokio::select! {
         () = rest => {}
         () = sleep(LINGER) => {}
-        () = state.asked_to_leave() => {}
+        () = state.close_requested() => {}
     }
 }

@@ -1,4 +1,4 @@
-//! All connections together: how many there may be, and which of them makes room for another.
+//! Bounds the number of connections and closes one to make room for another.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,53 +12,52 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::state::State;
 
-/// How long accepting pauses where no connection ends: a loop without a pause would take a whole
-/// core.
+/// How long accepting pauses if no connection ends, to avoid a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long there must be room before the log says so.
+/// How long there must be room before it is logged.
 const CALM: Duration = Duration::from_secs(1);
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug)]
 pub(super) struct Connections {
     max: usize,
-    open: Mutex<AllOpen>,
-    /// One of them, or a request of one, has ended.
+    open: Mutex<OpenConnections>,
+    /// Notified when a connection ends, or a request over HTTP/2.
     ended: Notify,
 }
 
 #[derive(Debug, Default)]
-struct AllOpen {
+struct OpenConnections {
     connections: HashMap<u64, Arc<State>>,
-    /// The requests over HTTP/2 beyond the first of each connection: each takes as much as a
+    /// The requests over HTTP/2 beyond the first of each connection. Each takes as much memory as a
     /// connection.
     streams: usize,
 }
 
-/// One of the connections that are open, until it is dropped.
+/// Counts a connection as open until it is dropped.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct ConnectionGuard {
     connections: Arc<Connections>,
     id: u64,
-    /// What it is doing.
+    /// The state of the connection.
     pub(super) state: Arc<State>,
 }
 
-/// A request over HTTP/2, until it is answered or is wanted no more.
+/// Counts a request over HTTP/2 until it is answered or abandoned.
 #[derive(Debug)]
-pub(super) struct OpenStream {
+pub(super) struct RequestGuard {
     connections: Arc<Connections>,
     state: Arc<State>,
     /// Whether its body is still being read.
     in_body: Arc<AtomicBool>,
 }
 
-/// Accepts connections, and makes room for them.
+/// Accepts connections and makes room for them.
 pub(super) struct Acceptor {
     listener: TcpListener,
     connections: Arc<Connections>,
-    /// When room had to be made last, for as long as the log calls it exhausted.
+    /// When room last had to be made; cleared once the log reports that there is room again.
     exhausted: Option<Instant>,
     accepted: u64,
 }
@@ -69,30 +68,30 @@ impl Acceptor {
         Self { listener, connections: Arc::new(connections), exhausted: None, accepted: 0 }
     }
 
-    /// Waits for a client, and for room for its connection. Dropping the future loses at most a
-    /// client for which there was none.
-    pub(super) async fn accept(&mut self) -> (TcpStream, Open) {
+    /// Waits for a client and for room for its connection. If the future is dropped, at most one
+    /// client that had no room is lost.
+    pub(super) async fn accept(&mut self) -> (TcpStream, ConnectionGuard) {
         loop {
             let calm = self.exhausted.map(|last| last + CALM);
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = sleep_until(calm.unwrap_or_else(Instant::now)), if calm.is_some() => {
                     self.exhausted = None;
-                    tracing::info!("connections are accepted without closing others again");
+                    tracing::info!("there is room again: no connection is closed for a new one");
                     continue;
                 }
             };
             match accepted {
                 Ok((socket, _)) => {
                     while self.connections.are_full() {
-                        self.make_room("as many connections are open as there may be").await;
+                        self.make_room("the limit of open connections is reached").await;
                     }
                     self.accepted += 1;
                     return (socket, Connections::add(&self.connections, self.accepted));
                 }
-                // The client gave up before it was accepted: nothing is wrong here.
+                // The client gave up before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                // File descriptors have run out, or memory.
+                // No file descriptors or no memory left.
                 Err(error) => self.make_room(&error.to_string()).await,
             }
         }
@@ -103,8 +102,7 @@ impl Acceptor {
             tracing::warn!(
                 reason,
                 open = self.connections.open().count(),
-                "no connection can be accepted; for each new one, one is closed that waits for its \
-                 client"
+                "no room for a new connection: for each, one that waits for its client is closed"
             );
         }
         self.connections.close_one();
@@ -113,7 +111,7 @@ impl Acceptor {
 }
 
 impl Connections {
-    fn open(&self) -> MutexGuard<'_, AllOpen> {
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,10 +119,10 @@ impl Connections {
         self.open().count() >= self.max
     }
 
-    fn add(self: &Arc<Self>, id: u64) -> Open {
+    fn add(self: &Arc<Self>, id: u64) -> ConnectionGuard {
         let state = Arc::new(State::new());
         self.open().connections.insert(id, Arc::clone(&state));
-        Open { connections: Arc::clone(self), id, state }
+        ConnectionGuard { connections: Arc::clone(self), id, state }
     }
 
     fn close_one(&self) {
@@ -132,26 +130,26 @@ impl Connections {
     }
 }
 
-impl AllOpen {
+impl OpenConnections {
     fn count(&self) -> usize {
         self.connections.len() + self.streams
     }
 
-    /// Closes the connection that can best be spared, if any can.
+    /// Closes the most expendable connection, if there is one.
     fn close_one(&self) {
         let now = Instant::now();
         let states = self.connections.values();
-        let spared = states.filter_map(|state| Some((state.expendability(now)?, state)));
-        if let Some((_, state)) = spared.min_by_key(|(order, _)| *order) {
-            state.ask_to_leave();
+        let candidates = states.filter_map(|state| Some((state.expendability(now)?, state)));
+        if let Some((_, state)) = candidates.min_by_key(|(order, _)| *order) {
+            state.ask_to_close();
         }
     }
 }
 
-impl Open {
-    /// Takes up a request over HTTP/2; `None` where there is no room. Room is made for the next
-    /// one then, if it can be.
-    pub(super) fn stream(&self, has_body: bool) -> Option<OpenStream> {
+impl ConnectionGuard {
+    /// Registers a request over HTTP/2. If there is no room, makes some for the next request and
+    /// returns `None`.
+    pub(super) fn stream(&self, has_body: bool) -> Option<RequestGuard> {
         let mut open = self.connections.open();
         if self.state.streams() > 0 {
             if open.count() >= self.connections.max {
@@ -161,7 +159,7 @@ impl Open {
             open.streams += 1;
         }
         self.state.stream_began(has_body);
-        Some(OpenStream {
+        Some(RequestGuard {
             connections: Arc::clone(&self.connections),
             state: Arc::clone(&self.state),
             in_body: Arc::new(AtomicBool::new(has_body)),
@@ -169,22 +167,22 @@ impl Open {
     }
 }
 
-impl OpenStream {
-    /// What is to be called when the body is read to its end, or is wanted no more.
+impl RequestGuard {
+    /// A callback for when the body was read to its end or is abandoned.
     pub(super) fn on_body_over(&self) -> impl Fn() + Send + Unpin + 'static {
         let (state, in_body) = (Arc::clone(&self.state), Arc::clone(&self.in_body));
         move || state.stream_body_over(&in_body)
     }
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.open().connections.remove(&self.id);
         self.connections.ended.notify_one();
     }
 }
 
-impl Drop for OpenStream {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let mut open = self.connections.open();
         self.state.stream_ended(&self.in_body);

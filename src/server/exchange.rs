@@ -1,5 +1,4 @@
-//! One request over HTTP/1 and its answer. A body that is not read to its end must not be taken for the next
-//! request.
+//! Serves one request over HTTP/1. The unread rest of a body must not be taken for the next request.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,21 +16,21 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use super::state::{Rest, State};
+use super::state::{RemainingBody, State};
 
-/// How much of an unread body is read for the connection to serve another request, in bytes, and
-/// for how long.
+/// The most bytes of an unread body that are read so that the connection can serve another request, and
+/// the most time for it.
 const DRAINED: u64 = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// Answers one request. Where its body was not read to the end, and the rest is not short and there,
-/// the answer says that the connection closes.
+/// Answers one request. If its body was not read to the end, and the rest is not short and available at
+/// once, the answer announces that the connection closes.
 pub(super) async fn exchange(
     router: Router,
     request: Request<Incoming>,
     state: Arc<State>,
-) -> Result<Response<AnswerBody>, Infallible> {
-    // To read a body that the client has not begun to send would ask for it.
+) -> Result<Response<Http1Body>, Infallible> {
+    // Reading a body with `Expect: 100-continue` would make the client send it.
     let drains = !request.headers().contains_key(EXPECT);
     state.request(!request.body().is_end_stream());
     let on_body_over = {
@@ -41,18 +40,18 @@ pub(super) async fn exchange(
     let request = request.map(|body| RequestBody::of(body, on_body_over));
     let mut response = router.oneshot(request).await?;
     let is_read = match state.take_rest() {
-        Rest::Read => true,
-        Rest::Unread(rest) => drains && drain(rest).await,
-        Rest::Reading => false,
+        RemainingBody::Read => true,
+        RemainingBody::Unread(rest) => drains && drain(rest).await,
+        RemainingBody::Reading => false,
     };
     if !is_read {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         state.will_linger();
     }
-    Ok(response.map(|body| AnswerBody { body, state }))
+    Ok(response.map(|body| Http1Body { body, state }))
 }
 
-/// Reads what is left of a short body; `false` where that is not all of it.
+/// Reads the rest of a short body. Returns whether it was read to the end.
 pub(super) async fn drain(mut rest: Incoming) -> bool {
     if rest.size_hint().upper().is_none_or(|left| left > DRAINED) {
         return false;
@@ -68,9 +67,9 @@ pub(super) async fn drain(mut rest: Incoming) -> bool {
     timeout(DRAIN_TIME, drained).await.unwrap_or(false)
 }
 
-/// The body of a request. It tells when it has been read, and gives back what of it nobody wants.
+/// The body of a request. Its callback gets the unread rest, or `None` at the end of the body.
 pub(super) struct RequestBody<F: Fn(Option<Incoming>)> {
-    /// Until its end.
+    /// `None` after its end.
     body: Option<Incoming>,
     on_over: F,
 }
@@ -94,7 +93,7 @@ impl<F: Fn(Option<Incoming>) + Unpin> hyper::body::Body for RequestBody<F> {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
-        // A body of known length is not asked for more.
+        // A body of known length is not polled at its end.
         if matches!(frame, None | Some(Err(_))) || body.is_end_stream() {
             self.body = None;
             (self.on_over)(None);
@@ -119,13 +118,13 @@ impl<F: Fn(Option<Incoming>)> Drop for RequestBody<F> {
     }
 }
 
-/// The body of an answer, which tells the connection when it has been sent.
-pub(super) struct AnswerBody {
+/// The body of an answer. Dropping it marks the request as answered.
+pub(super) struct Http1Body {
     body: Body,
     state: Arc<State>,
 }
 
-impl hyper::body::Body for AnswerBody {
+impl hyper::body::Body for Http1Body {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -145,7 +144,7 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl Drop for Http1Body {
     fn drop(&mut self) {
         self.state.answered();
     }

@@ -1,13 +1,13 @@
-//! What connections take: a file descriptor each, as calls to Gemini do, and memory.
+//! The file descriptors and the memory that connections take.
 
 use super::connection::MEMORY;
 use crate::memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the process has open where the system does not say.
+/// The assumed number of open files if the system does not report it.
 const OPEN: u64 = 64;
 
-/// Raises the limit of open files as far as this process may.
+/// Raises the soft limit of open files to the hard limit.
 pub fn raise_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -18,9 +18,9 @@ pub fn raise_limit() {
     }
 }
 
-/// How many connections clients may hold, where up to `wanted` are allowed and up to `reserved`
-/// descriptors are kept for connections to other services: of those that are free now, half at
-/// most. Together they take a quarter of the memory that the process may use at most.
+/// How many connections clients may hold: at most `wanted`. Up to `reserved` file descriptors, but no
+/// more than half of the free ones, are kept for connections to other services. Together the
+/// connections take at most a quarter of the memory that the process may use.
 pub fn affordable_connections(wanted: usize, reserved: usize) -> usize {
     let open_files = getrlimit(Resource::Nofile).current;
     let by_files =
@@ -33,13 +33,13 @@ pub fn affordable_connections(wanted: usize, reserved: usize) -> usize {
             affordable,
             open_files,
             by_memory,
-            "the limit of open files, or the memory, leaves fewer connections than MAX_CONNECTIONS"
+            "the limit of open files or the memory allows fewer connections than MAX_CONNECTIONS"
         );
     }
     wanted.min(affordable)
 }
 
-/// How many connections so much memory holds.
+/// How many connections fit into this much memory.
 fn held_in(memory: u64) -> u64 {
     (memory / MEMORY).max(1)
 }
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_kept_for_calls_but_never_more_than_half() {
+    fn descriptors_are_reserved_for_calls_but_at_most_half() {
         for (free, reserved, connections) in
             [(1000, 286, 714), (400, 286, 200), (20, 286, 10), (1, 286, 1), (0, 286, 1)]
         {

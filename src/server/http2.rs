@@ -1,8 +1,8 @@
-//! One connection over HTTP/2: many requests at once, each of which is a stream.
+//! Serves one connection over HTTP/2, on which each request is a stream.
 //!
-//! Clients speak it with prior knowledge (RFC 9113, section 3.3); with TLS it is the proxy in front
-//! that does. What floods a connection without a request in it ends it: streams that are reset at
-//! once, CONTINUATION frames without end, tiny pieces of bodies (see `h2::server::Builder`).
+//! Clients use it with prior knowledge (RFC 9113, section 3.3); with TLS, the proxy in front does. Floods
+//! without a request end the connection: streams that are reset at once, endless CONTINUATION frames,
+//! tiny pieces of bodies (see `h2::server::Builder`).
 
 mod answer;
 mod streams;
@@ -24,37 +24,37 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::Limits;
+use super::ServerLimits;
 use super::connection::{BUFFER, Io, LINGER_PAUSE, poll_timer};
-use super::connections::{Open, OpenStream};
+use super::connections::{ConnectionGuard, RequestGuard};
 use super::exchange::{RequestBody, drain};
 use super::state::State;
-use answer::{AnswerBody, Sending};
+use answer::{Http2Body, SendProgress};
 use streams::Streams;
 
-/// How many requests a connection has at once. All connections together have as many as there may
-/// be connections, so that more of them cost no memory.
+/// The most requests on a connection at once. The limit of connections bounds the requests on all of them
+/// together, so a higher value would not cost more memory.
 const MAX_STREAMS: u32 = 256;
 
-/// How many bytes of a request's body may come that nobody has asked for yet.
+/// How many bytes of a request's body may arrive before they are read.
 const STREAM_WINDOW: u32 = 2 * BUFFER as u32;
 
-/// The same for all requests of a connection: one whose body nobody reads holds up no other.
+/// The same for all requests of a connection, so that an unread body blocks no other request.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 
-/// How large the headers of a request may be, as over HTTP/1.
+/// The largest headers of a request, as over HTTP/1.
 const MAX_HEADERS: u32 = 2 * BUFFER as u32;
 
-/// How long a client has to take note that a connection closes which has no request.
+/// How long a client without a request has to notice that its connection closes.
 const GOAWAY_TIME: Duration = LINGER_PAUSE;
 
-/// Serves a connection to the end that is given back: `None` where it was cut off.
+/// Serves a connection. Returns the result, or `None` if it was cut off.
 pub(super) async fn http2(
     io: Io,
     router: Router,
-    limits: Limits,
+    limits: ServerLimits,
     shutdown: CancellationToken,
-    open: &Open,
+    open: &ConnectionGuard,
 ) -> Option<hyper::Result<()>> {
     let state = &open.state;
     state.set_http2();
@@ -70,7 +70,7 @@ pub(super) async fn http2(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(BUFFER)
-        // A client that is there answers a ping.
+        // A client that is still connected answers a ping.
         .keep_alive_interval(limits.client_timeout)
         .keep_alive_timeout(limits.client_timeout)
         .serve_connection(io, service);
@@ -79,12 +79,12 @@ pub(super) async fn http2(
     let mut goaway = None;
     loop {
         tokio::select! {
-            // The connection first, and the streams that it began next: the state is what it is
-            // afterwards.
+            // The connection first, then the streams that it started, because they update the
+            // state.
             biased;
             result = &mut connection => return Some(result),
             never = &mut running => match never {},
-            () = state.asked_to_leave() => return None,
+            () = state.close_requested() => return None,
             () = idle(state, limits, goaway) => {
                 if goaway.is_some() {
                     return None;
@@ -92,19 +92,19 @@ pub(super) async fn http2(
             }
             () = shutdown.cancelled(), if goaway.is_none() => {}
         }
-        // It takes no new requests, and ends with the last of those it has.
+        // Take no new requests, and end with the last current one.
         goaway = Some(Instant::now());
         connection.as_mut().graceful_shutdown();
     }
 }
 
-/// Waits until the connection has had no request for as long as it may.
-async fn idle(state: &State, limits: Limits, goaway: Option<Instant>) {
+/// Waits until the connection has exceeded its idle time.
+async fn idle(state: &State, limits: ServerLimits, goaway: Option<Instant>) {
     let mut timer = pin!(sleep(limits.client_timeout));
     poll_fn(|context| {
         let deadline = match goaway {
             None => state.deadline(&limits),
-            Some(begun) => state.idle_since().map(|since| since.max(begun) + GOAWAY_TIME),
+            Some(started) => state.idle_since().map(|since| since.max(started) + GOAWAY_TIME),
         };
         let Some(deadline) = deadline else { return Poll::Pending };
         poll_timer(timer.as_mut(), deadline, context)
@@ -112,15 +112,15 @@ async fn idle(state: &State, limits: Limits, goaway: Option<Instant>) {
     .await;
 }
 
-/// Answers one request, unless there is no room for it: the client may send it again then.
+/// Answers one request. Without room it is refused, and the client may send it again.
 async fn exchange(
     router: Router,
     request: Request<Incoming>,
-    stream: Option<OpenStream>,
-) -> Result<Response<AnswerBody>, h2::Error> {
+    stream: Option<RequestGuard>,
+) -> Result<Response<Http2Body>, h2::Error> {
     let stream = stream.ok_or(Reason::REFUSED_STREAM)?;
-    let sending = Sending::of_this_stream();
-    // To read a body that the client has not begun to send would ask for it.
+    let sending = SendProgress::current();
+    // Reading a body with `Expect: 100-continue` would make the client send it.
     let drains = !request.headers().contains_key(EXPECT);
     let unread = Arc::new(Mutex::new(None));
     let on_body_over = {
@@ -134,14 +134,14 @@ async fn exchange(
     let Ok(response) = router.oneshot(request).await;
     let rest = unread.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(rest) = rest.filter(|_| drains) {
-        // Some clients lose an answer whose stream is reset behind it, as it is where more is left.
+        // A stream with unread input is reset, and some clients then lose the answer.
         drain(rest).await;
     }
-    Ok(response.map(|body| AnswerBody::new(body, sending, stream)))
+    Ok(response.map(|body| Http2Body::new(body, sending, stream)))
 }
 
-/// A request as it is over HTTP/1: its URL is a path, and the host is in a header. Where it has a
-/// header too that names another host, it has two.
+/// Converts a request to the form of HTTP/1: its URL is a path, and the host is in a header. If a `Host`
+/// header already names another host, the request has two.
 fn in_origin_form<B>(mut request: Request<B>) -> Request<B> {
     let authority = request.uri().authority();
     let authority = authority.and_then(|host| HeaderValue::try_from(host.as_str()).ok());
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_authority_becomes_the_one_host() {
+    fn the_authority_becomes_the_host_header() {
         let hosts = |uri: &str, host: Option<&str>| {
             let request = Request::builder().uri(uri);
             let request =

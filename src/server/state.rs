@@ -1,5 +1,5 @@
-//! What one connection is doing: its timeouts, and how soon it is closed to make room for another,
-//! depend on it.
+//! The state of one connection, from which its timeouts follow, and how early it is closed to make room
+//! for another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,35 +11,35 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Limits;
+use super::ServerLimits;
 
-/// Headers that take no longer than this are not suspicious.
+/// Clients that send headers within this time are not suspected of sending slowly on purpose.
 const PROMPT_HEADERS: Duration = Duration::from_secs(1);
 
-/// What a connection is doing. Over HTTP/2, with several requests, it is the last of these that is
-/// true of any of them.
+/// The phase of a connection. With several requests over HTTP/2, the first of `Answer`, `Body` and `Idle`
+/// that applies to any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The client has connected, or has begun to send the headers of a request.
+    /// The client has connected, or has started to send the headers of a request.
     Headers,
-    /// The client sends the body of a request.
+    /// The client is sending the body of a request.
     Body,
-    /// The client has sent a request, and its answer is being made or sent.
+    /// The client has sent a request, and the answer is being made or sent.
     Answer,
     /// All requests are answered.
     Idle,
-    /// The last answer is sent, and what the client still sends is thrown away.
+    /// The last answer is sent, and further input is discarded.
     Lingering,
 }
 
-/// What is left of the body of a request that has its answer.
+/// The rest of the body of a request that was answered.
 #[derive(Debug)]
-pub(super) enum Rest {
-    /// Nothing.
+pub(super) enum RemainingBody {
+    /// Everything was read.
     Read,
-    /// Some, which nobody wants.
+    /// This part was not read.
     Unread(Incoming),
-    /// Some, which is still being read.
+    /// It is still being read.
     Reading,
 }
 
@@ -47,48 +47,48 @@ pub(super) enum Rest {
 #[derive(Debug)]
 pub(super) struct State {
     current: Mutex<Current>,
-    asked_to_leave: Notify,
-    /// Wakes the connection when a body is read to its end, which can be in another task.
+    close_requested: Notify,
+    /// Wakes the connection when a body was read to its end, possibly by another task.
     body_read: AtomicWaker,
 }
 
 #[derive(Debug)]
 struct Current {
     phase: Phase,
-    /// When the phase began; of a body, when its last piece came.
+    /// When the phase began; for a body, when its last piece arrived.
     since: Instant,
-    /// Whether the client does not take what is being sent to it. The time for that is the
-    /// writer's.
+    /// Whether the client does not accept what is sent to it. The writer has its own timeout for
+    /// this.
     blocked: bool,
-    /// Whether the connection is to close in order to make room.
-    leaving: bool,
-    /// Whether the body of the request is read to its end.
+    /// Whether the connection must close to make room.
+    closing: bool,
+    /// Whether the body of the request was read to its end.
     is_read: bool,
-    /// Whether the rest of a body is kept.
+    /// Whether the unread rest of a body is kept.
     keeps_rest: bool,
     rest: Option<Incoming>,
     lingers: bool,
-    /// Over HTTP/2, the requests that are not answered yet.
+    /// Over HTTP/2, the requests in progress.
     streams: Option<Streams>,
 }
 
-/// How many requests of a connection over HTTP/2 are not answered yet.
+/// The number of requests in progress over HTTP/2.
 #[derive(Debug, Default)]
 struct Streams {
-    /// Those whose body is still being read.
+    /// Requests whose body is still being read.
     in_body: usize,
-    /// The others.
+    /// All others.
     in_answer: usize,
 }
 
 impl State {
-    /// The state of a connection that has just been accepted.
+    /// The state of a new connection.
     pub(super) fn new() -> Self {
         let current = Current {
             phase: Phase::Headers,
             since: Instant::now(),
             blocked: false,
-            leaving: false,
+            closing: false,
             is_read: false,
             keeps_rest: false,
             rest: None,
@@ -97,7 +97,7 @@ impl State {
         };
         Self {
             current: Mutex::new(current),
-            asked_to_leave: Notify::new(),
+            close_requested: Notify::new(),
             body_read: AtomicWaker::new(),
         }
     }
@@ -106,28 +106,28 @@ impl State {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes have come from the client.
+    /// Records that bytes arrived from the client.
     pub(super) fn received(&self) {
         let mut current = self.current();
         match current.phase {
-            // Over HTTP/2 it need not be a request.
+            // Over HTTP/2 the bytes may be something other than a request.
             Phase::Idle if current.streams.is_none() => current.enter(Phase::Headers),
             Phase::Body => current.since = Instant::now(),
             Phase::Idle | Phase::Headers | Phase::Answer | Phase::Lingering => {}
         }
     }
 
-    /// Bytes were sent to the client, or could not be sent yet.
+    /// Records that bytes were sent to the client, or could not be sent yet.
     pub(super) fn sent(&self, blocked: bool) {
         let mut current = self.current();
         current.blocked = blocked;
-        // Over HTTP/1, an answer that is handed over for sending is not sent yet.
+        // Over HTTP/1, an answer that was handed over may still be in the send buffer.
         if current.phase == Phase::Idle && current.streams.is_none() {
             current.since = Instant::now();
         }
     }
 
-    /// The headers of a request have come.
+    /// Records that the headers of a request arrived.
     pub(super) fn request(&self, has_body: bool) {
         let mut current = self.current();
         current.enter(if has_body { Phase::Body } else { Phase::Answer });
@@ -135,7 +135,7 @@ impl State {
         current.keeps_rest = has_body;
     }
 
-    /// A body is read to its end, or is wanted no more, with this rest.
+    /// Records that a body was read to its end, or was abandoned with this rest.
     pub(super) fn body_over(&self, rest: Option<Incoming>) {
         let mut current = self.current();
         if current.phase == Phase::Body {
@@ -148,42 +148,42 @@ impl State {
         self.body_read.wake();
     }
 
-    /// Whether all of a request is read, and its answer is being made or sent. The waker is woken
-    /// when that begins.
+    /// Whether a request was read completely and its answer is being made or sent. The waker is
+    /// called when that begins.
     pub(super) fn is_answering(&self, waker: &Waker) -> bool {
         self.body_read.register(waker);
         let current = self.current();
         current.phase == Phase::Answer && current.is_read
     }
 
-    /// What is left of the body of the request that is answered now. A rest that is given up later
-    /// is not kept.
-    pub(super) fn take_rest(&self) -> Rest {
+    /// Takes the rest of the body of the request that is being answered. A rest that is abandoned
+    /// later is not kept.
+    pub(super) fn take_rest(&self) -> RemainingBody {
         let mut current = self.current();
         current.keeps_rest = false;
         match current.rest.take() {
-            Some(rest) => Rest::Unread(rest),
-            None if current.phase == Phase::Body => Rest::Reading,
-            None => Rest::Read,
+            Some(rest) => RemainingBody::Unread(rest),
+            None if current.phase == Phase::Body => RemainingBody::Reading,
+            None => RemainingBody::Read,
         }
     }
 
-    /// All of the answer is sent, or handed over for sending.
+    /// Records that the whole answer was sent or handed over.
     pub(super) fn answered(&self) {
         self.current().enter(Phase::Idle);
     }
 
-    /// What the client still sends is thrown away when the connection ends.
+    /// Requests that further input is discarded when the connection ends.
     pub(super) fn will_linger(&self) {
         self.current().lingers = true;
     }
 
-    /// Whether it will.
+    /// Whether further input is discarded when the connection ends.
     pub(super) fn lingers(&self) -> bool {
         self.current().lingers
     }
 
-    /// The last answer is sent.
+    /// Records that the last answer is sent.
     pub(super) fn linger(&self) {
         self.current().enter(Phase::Lingering);
     }
@@ -194,7 +194,7 @@ impl State {
     }
 
     /// When the connection is closed unless the client does something.
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
+    pub(super) fn deadline(&self, limits: &ServerLimits) -> Option<Instant> {
         let current = self.current();
         match current.phase {
             Phase::Headers => Some(current.since + limits.client_timeout),
@@ -203,13 +203,13 @@ impl State {
         }
     }
 
-    /// Orders connections by how soon they are closed to make room for another; `None` for those
-    /// that are not. Whoever takes long to send headers is first, and whoever takes long to send a
-    /// body is last, after those between two requests.
+    /// Orders connections by how early they are closed to make room for another; `None` if a
+    /// connection is never closed for that. Clients that are slow to send headers come first, then
+    /// idle connections, and those that are sending a body last.
     pub(super) fn expendability(&self, now: Instant) -> Option<(u8, Instant)> {
         let current = self.current();
         let class = match current.phase {
-            _ if current.leaving => return None,
+            _ if current.closing => return None,
             Phase::Answer => return None,
             Phase::Idle if current.blocked => return None,
             Phase::Lingering => 0,
@@ -221,26 +221,26 @@ impl State {
         Some((class, current.since))
     }
 
-    /// Asks the connection to close, unless it has a request to answer by then.
-    pub(super) fn ask_to_leave(&self) {
+    /// Asks the connection to close, unless it gets a request to answer before that.
+    pub(super) fn ask_to_close(&self) {
         let mut current = self.current();
         if current.phase != Phase::Answer {
-            current.leaving = true;
-            self.asked_to_leave.notify_one();
+            current.closing = true;
+            self.close_requested.notify_one();
         }
     }
 
-    /// The connection is one over HTTP/2.
+    /// Marks the connection as using HTTP/2.
     pub(super) fn set_http2(&self) {
         self.current().streams = Some(Streams::default());
     }
 
-    /// How many requests over HTTP/2 are not answered yet.
+    /// The number of requests in progress over HTTP/2.
     pub(super) fn streams(&self) -> usize {
         self.current().streams.as_ref().map_or(0, |streams| streams.in_body + streams.in_answer)
     }
 
-    /// The headers of a request over HTTP/2 have come.
+    /// Records that the headers of a request over HTTP/2 arrived.
     pub(super) fn stream_began(&self, has_body: bool) {
         self.count_streams(|streams| match has_body {
             true => streams.in_body += 1,
@@ -248,8 +248,8 @@ impl State {
         });
     }
 
-    /// The body of a request over HTTP/2 is read to its end, or is wanted no more. `in_body` tells
-    /// whether it was not yet.
+    /// Records that the body of a request over HTTP/2 was read to its end or abandoned. `in_body`
+    /// says whether it counted as being read.
     pub(super) fn stream_body_over(&self, in_body: &AtomicBool) {
         self.count_streams(|streams| {
             if in_body.swap(false, Ordering::Relaxed) {
@@ -259,7 +259,7 @@ impl State {
         });
     }
 
-    /// A request over HTTP/2 is answered, or is wanted no more.
+    /// Records that a request over HTTP/2 was answered or abandoned.
     pub(super) fn stream_ended(&self, in_body: &AtomicBool) {
         self.count_streams(|streams| match in_body.swap(false, Ordering::Relaxed) {
             true => streams.in_body -= 1,
@@ -281,17 +281,17 @@ impl State {
         }
     }
 
-    /// Since when the connection waits for a request, if it does.
+    /// Since when the connection has been waiting for a request, if it is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let current = self.current();
         matches!(current.phase, Phase::Headers | Phase::Idle).then_some(current.since)
     }
 
     /// Waits until the connection is asked to close.
-    pub(super) async fn asked_to_leave(&self) {
+    pub(super) async fn close_requested(&self) {
         loop {
-            self.asked_to_leave.notified().await;
-            if self.current().leaving {
+            self.close_requested.notified().await;
+            if self.current().closing {
                 return;
             }
         }
@@ -302,8 +302,8 @@ impl Current {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
-        // Its request is read: it stays.
-        self.leaving &= phase != Phase::Answer;
+        // A connection with a request to answer stays.
+        self.closing &= phase != Phase::Answer;
     }
 }
 
@@ -313,14 +313,14 @@ mod tests {
 
     use super::*;
 
-    fn limits() -> Limits {
+    fn limits() -> ServerLimits {
         let config = crate::config::Config::default();
         let (client_timeout, keep_alive) = (Duration::from_secs(60), Duration::from_secs(75));
-        Limits { client_timeout, keep_alive, ..Limits::of(&config) }
+        ServerLimits { client_timeout, keep_alive, ..ServerLimits::of(&config) }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_phase_has_its_own_time() {
+    async fn each_phase_has_its_own_timeout() {
         let (state, start) = (State::new(), Instant::now());
         let due = || state.deadline(&limits()).map(|deadline| deadline - start);
         assert_eq!(due(), Some(Duration::from_secs(60)), "for the first headers");
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn over_http2_the_phase_is_that_of_all_requests() {
+    async fn over_http2_the_phase_depends_on_all_requests() {
         let (state, start) = (State::new(), Instant::now());
         let due = || state.deadline(&limits()).map(|deadline| deadline - start);
         let class = || state.expendability(Instant::now()).map(|(class, _)| class);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_that_wait_longest_for_their_client_make_room_first() {
+    async fn connections_that_wait_longest_for_their_client_make_room_first() {
         let [slow, idle, body, prompt, answering, lingering] = [(); 6].map(|()| State::new());
         idle.answered();
         body.request(true);
@@ -382,14 +382,14 @@ mod tests {
         prompt.received();
         let now = Instant::now();
         let in_order = [&lingering, &slow, &idle, &prompt, &body];
-        let ranks = in_order.map(|state| state.expendability(now).expect("it can be spared"));
+        let ranks = in_order.map(|state| state.expendability(now).expect("it may be closed"));
         assert!(ranks.is_sorted(), "{ranks:?}");
         assert_eq!(answering.expendability(now), None);
 
-        slow.ask_to_leave();
+        slow.ask_to_close();
         assert_eq!(slow.expendability(now), None, "it is asked only once");
-        slow.asked_to_leave().await;
-        idle.ask_to_leave();
+        slow.close_requested().await;
+        idle.ask_to_close();
         idle.request(false);
         idle.answered();
         assert!(idle.expendability(now).is_some(), "its request came first");

@@ -1,4 +1,4 @@
-//! The client's end of a connection, which can be watched while it is read from and written to.
+//! The client's socket, which can be watched for a hang-up while it is read and written.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -15,53 +15,51 @@ use tokio::net::TcpStream;
 use super::connection::BUFFER;
 use super::state::State;
 
-/// How much is read ahead of what is asked for, in bytes: as much as the headers of the next request
-/// may take.
+/// The most bytes that are read ahead: as many as the headers of the next request may have.
 pub(super) const READ_AHEAD: usize = 2 * BUFFER;
 
 /// How much is read ahead at once, in bytes.
 const PIECE: usize = 4096;
 
-/// What a connection over HTTP/2 begins with. Source: RFC 9113, section 3.4.
+/// The start of a connection over HTTP/2. Source: RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection's socket. Clones are the same socket.
+/// The socket of a connection. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Stream {
+pub(super) struct ClientStream {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
     socket: TcpStream,
-    /// What was read before it was asked for.
+    /// Bytes that were read ahead.
     ahead: Mutex<BytesMut>,
     state: Arc<State>,
 }
 
-impl Stream {
+impl ClientStream {
     pub(super) fn new(socket: TcpStream, state: Arc<State>) -> Self {
         Self { shared: Arc::new(Shared { socket, ahead: Mutex::default(), state }) }
     }
 
-    /// Waits until the client has closed its side, also while what it sent before is not read: the
-    /// end of what can be read is not seen behind bytes that nobody reads.
+    /// Waits until the client has closed its side. Works even while earlier input is unread, behind
+    /// which reading would not see the end.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) async fn peer_closed(&self) {
-        // Urgent data is not subscribed to, so that only the end of the stream is ready here.
+        // Without interest in urgent data, only the end of the stream is reported here.
         let _ = self.shared.socket.ready(tokio::io::Interest::PRIORITY).await;
     }
 
-    /// Elsewhere the end is seen when all before it is read.
+    /// On other systems, the end is seen when all earlier input was read.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     pub(super) async fn peer_closed(&self) {
         std::future::pending().await
     }
 
-    /// Reads on while nobody asks for what the client sends. Ready when the client has closed its
-    /// side, or has sent more than is read ahead. What fills the receive buffer of the system holds
-    /// up the end of the stream: a client that has left cannot be told from one that sends without
-    /// measure, and neither waits for an answer.
+    /// Reads ahead while nobody reads the input. Ready when the client has closed its side or has
+    /// sent more than is read ahead. More input than that hides the end of the stream, so such a
+    /// client cannot be distinguished from one that has hung up; neither is waiting for an answer.
     pub(super) fn poll_read_ahead(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut ahead = self.shared.ahead();
         while ahead.len() < READ_AHEAD {
@@ -73,8 +71,8 @@ impl Stream {
         Poll::Ready(())
     }
 
-    /// Whether the client speaks HTTP/2 with prior knowledge: as many of its first bytes are read
-    /// as it takes to know, and are kept.
+    /// Whether the client uses HTTP/2 with prior knowledge. Reads ahead as many bytes as it takes to
+    /// decide.
     pub(super) async fn begins_http2(&self) -> bool {
         poll_fn(|context| {
             let mut ahead = self.shared.ahead();
@@ -95,7 +93,7 @@ impl Shared {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads ahead, until so many bytes are kept at most.
+    /// Reads ahead, up to `most` bytes in total.
     fn poll_ahead(
         &self,
         ahead: &mut BytesMut,
@@ -110,7 +108,7 @@ impl Shared {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads what the system has received, nothing at its end.
+    /// Reads from the socket; 0 bytes at its end.
     fn poll_read(
         &self,
         buffer: &mut impl BufMut,
@@ -126,7 +124,7 @@ impl Shared {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -150,7 +148,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl Stream {
+impl ClientStream {
     fn poll_write_with(
         &self,
         context: &mut Context<'_>,
@@ -175,7 +173,7 @@ impl Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

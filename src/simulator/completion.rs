@@ -1,4 +1,4 @@
-//! Chat completions: the bodies of OpenAI's clients, and the answers they read.
+//! Chat completions: reading the requests of OpenAI's clients and writing their responses.
 
 use std::borrow::Cow;
 
@@ -8,14 +8,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Candidate, Content as Presented, Outcome, pieces};
-use super::exchange::{Asked, Form};
 use super::json::parse;
 use super::refusal::Refusal;
 use super::request::{Content, GenerateContentRequest, GenerationConfig, Part, Text};
+use super::response::{Candidate, Content as Presented, PromptOutcome, SimulatedResponse, pieces};
 use super::tokens::{Count, tokens};
 
-/// Body of `chat/completions`, as far as it plays a part in the answer.
+/// Body of `chat/completions`, as far as it affects the answer.
 #[derive(Deserialize)]
 struct ChatCompletionRequest<'a> {
     #[serde(borrow)]
@@ -30,6 +29,8 @@ struct ChatCompletionRequest<'a> {
     tools: Option<&'a RawValue>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(borrow)]
+    service_tier: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -74,29 +75,37 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// Reads the body of `chat/completions`, and the model that it names.
-pub(super) fn chat_completion(body: &[u8]) -> (Cow<'_, str>, Asked<'_>) {
+/// How a chat completion is to be sent.
+#[derive(Clone, Copy, Default)]
+pub(super) struct CompletionForm {
+    pub stream: bool,
+    /// Whether the last chunk of a stream has the usage.
+    pub include_usage: bool,
+}
+
+/// A request by OpenAI's client: the model, the form of the response and the request in Gemini's
+/// shape.
+pub(super) type ChatRequest<'a> =
+    (Cow<'a, str>, CompletionForm, Result<GenerateContentRequest<'a>, Refusal>);
+
+/// Reads the body of `chat/completions`.
+pub(super) fn chat_completion(body: &[u8]) -> ChatRequest<'_> {
     match parse::<ChatCompletionRequest<'_>>(body) {
         Ok(mut request) => {
             let model = std::mem::take(&mut request.model.0);
-            (model, (request.form(), request.into_generation()))
+            (model, request.form(), request.into_generation())
         }
-        Err(refusal) => (Cow::default(), (Form::Completion, Err(refusal))),
+        Err(refusal) => (Cow::default(), CompletionForm::default(), Err(refusal)),
     }
 }
 
 impl<'a> ChatCompletionRequest<'a> {
-    /// In which form the answer is wanted.
-    fn form(&self) -> Form {
-        match &self.stream_options {
-            _ if self.stream != Some(true) => Form::Completion,
-            options => Form::CompletionEvents {
-                include_usage: options.as_ref().is_some_and(|options| options.include_usage),
-            },
-        }
+    fn form(&self) -> CompletionForm {
+        let include_usage = self.stream_options.as_ref().is_some_and(|o| o.include_usage);
+        CompletionForm { stream: self.stream == Some(true), include_usage }
     }
 
-    /// The same in Gemini's shape, unless Gemini refuses it.
+    /// The request in Gemini's shape, unless Gemini refuses it.
     fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
         let (mut instructions, mut contents) = (Vec::new(), Vec::new());
         for Message { role, content } in self.messages {
@@ -115,6 +124,7 @@ impl<'a> ChatCompletionRequest<'a> {
         let mut request = GenerateContentRequest::of_contents(contents);
         request.generation_config = Some(config);
         request.tools = self.tools;
+        request.service_tier = self.service_tier;
         request.system_instruction =
             (!instructions.is_empty()).then(|| Content::new("user", instructions));
         request.checked()
@@ -142,18 +152,17 @@ fn parts(content: Option<MessageContent<'_>>) -> Vec<Part<'_>> {
     }
 }
 
-/// The answer in one body.
-pub(super) fn completion(answer: &Answer<'_>) -> Bytes {
+/// The response in one body.
+pub(super) fn completion(answer: &SimulatedResponse<'_>) -> Bytes {
     let (message, cost) = match &answer.outcome {
-        Outcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
+        PromptOutcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
             (Some(json!({"role": "assistant", "content": text})), tokens(text))
         }
-        Outcome::Candidate(Candidate { content: Presented::WithoutParts, .. }) => {
+        PromptOutcome::Candidate(Candidate { content: Presented::WithoutParts, .. }) => {
             (Some(json!({"role": "assistant"})), 0)
         }
-        Outcome::Candidate(Candidate { content: Presented::Missing, .. }) | Outcome::Blocked(_) => {
-            (None, 0)
-        }
+        PromptOutcome::Candidate(Candidate { content: Presented::Missing, .. })
+        | PromptOutcome::Blocked(_) => (None, 0),
     };
     let mut choice = json!({"index": 0, "finish_reason": finish_reason(&answer.outcome)});
     if let Some(message) = message {
@@ -164,15 +173,15 @@ pub(super) fn completion(answer: &Answer<'_>) -> Bytes {
     body.to_string().into()
 }
 
-/// The answer in at most so many chunks. The last one says why the answer ends, and what it cost
-/// when that was asked for.
+/// The response in at most so many chunks. The last one has the finish reason and, if requested,
+/// the usage.
 pub(super) fn completion_chunks(
-    answer: &Answer<'_>,
+    answer: &SimulatedResponse<'_>,
     count: usize,
     include_usage: bool,
 ) -> Vec<Bytes> {
     let texts = match &answer.outcome {
-        Outcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
+        PromptOutcome::Candidate(Candidate { content: Presented::Parts { .. }, text, .. }) => {
             pieces(text, count)
         }
         _ => vec![""],
@@ -194,7 +203,7 @@ pub(super) fn completion_chunks(
     texts.iter().enumerate().map(chunk).collect()
 }
 
-fn envelope(answer: &Answer<'_>, object: &str, choice: Value) -> Value {
+fn envelope(answer: &SimulatedResponse<'_>, object: &str, choice: Value) -> Value {
     json!({
         "id": answer.response_id,
         "object": object,
@@ -204,8 +213,8 @@ fn envelope(answer: &Answer<'_>, object: &str, choice: Value) -> Value {
     })
 }
 
-/// Thoughts are in the total only, as recorded.
-fn usage(answer: &Answer<'_>, completion_tokens: u64) -> Value {
+/// Thoughts count in the total only, as recorded.
+fn usage(answer: &SimulatedResponse<'_>, completion_tokens: u64) -> Value {
     let thoughts = answer.thoughts().unwrap_or_default();
     json!({
         "prompt_tokens": answer.prompt_tokens,
@@ -214,16 +223,16 @@ fn usage(answer: &Answer<'_>, completion_tokens: u64) -> Value {
     })
 }
 
-/// Why an answer ends, in OpenAI's words where it has one. What has been withheld is called
-/// `content_filter: SAFETY` or so, and comes without a message. `None` where it does not say.
-fn finish_reason(outcome: &Outcome<'_>) -> Option<String> {
+/// The finish reason in OpenAI's terms. Withheld content has a reason such as `content_filter:
+/// SAFETY`. `None` where the response does not say.
+fn finish_reason(outcome: &PromptOutcome<'_>) -> Option<String> {
     let reason = match outcome {
-        Outcome::Candidate(candidate) => candidate.finish_reason?,
-        Outcome::Blocked(reason) => reason,
+        PromptOutcome::Candidate(candidate) => candidate.finish_reason?,
+        PromptOutcome::Blocked(reason) => reason,
     };
     Some(match (reason, outcome) {
-        ("STOP", Outcome::Candidate(_)) => "stop".to_owned(),
-        ("MAX_TOKENS", Outcome::Candidate(_)) => "length".to_owned(),
+        ("STOP", PromptOutcome::Candidate(_)) => "stop".to_owned(),
+        ("MAX_TOKENS", PromptOutcome::Candidate(_)) => "length".to_owned(),
         _ => format!("content_filter: {reason}"),
     })
 }

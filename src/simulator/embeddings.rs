@@ -1,5 +1,4 @@
-//! Embeddings: what clients send to be embedded, in Gemini's shape and in OpenAI's, and the vectors
-//! they get.
+//! Embeddings: reading requests in Gemini's and OpenAI's shape, and writing vectors.
 
 use std::borrow::Cow;
 
@@ -11,17 +10,16 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::exchange::{Asked, Form};
 use super::json::parse;
 use super::refusal::Refusal;
 use super::repeated::OneOrMany;
 use super::request::{Content, GenerateContentRequest, Part, Text};
 use super::stats::hash;
 
-/// The length of a vector when none is asked for: short, because nothing is meant by it.
+/// The default length of a vector. It is short because the values have no meaning.
 const DIMENSIONS: usize = 8;
 
-/// The longest vector, as documented.
+/// The longest vector. Source: Gemini API docs, embeddings.
 const MAX_DIMENSIONS: usize = 3072;
 
 /// The most requests of one `batchEmbedContents`.
@@ -30,7 +28,10 @@ const MAX_BATCH: usize = 100;
 /// Body of `embedContent`, and of each request of `batchEmbedContents`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
+#[expect(
+    dead_code,
+    reason = "fields that do not affect the answer are declared so that they are accepted"
+)]
 struct EmbedContentRequest<'a> {
     #[serde(borrow)]
     content: Option<Content<'a>>,
@@ -50,7 +51,7 @@ struct BatchEmbedContentsRequest<'a> {
     requests: Option<OneOrMany<EmbedContentRequest<'a>>>,
 }
 
-/// Body of OpenAI's `embeddings`, as far as it plays a part in the answer.
+/// Body of OpenAI's `embeddings`, as far as it affects the answer.
 #[derive(Deserialize)]
 struct EmbeddingsRequest<'a> {
     #[serde(borrow)]
@@ -83,13 +84,16 @@ enum Layout {
     OpenAi { base64: bool },
 }
 
+/// How the vectors are to be written, and the texts as a request in Gemini's shape.
+pub(super) type EmbeddingsCall<'a> = (Embeddings, Result<GenerateContentRequest<'a>, Refusal>);
+
 /// Reads the body of `embedContent`.
-pub(super) fn embed_content(body: &[u8]) -> Asked<'_> {
+pub(super) fn embed_content(body: &[u8]) -> EmbeddingsCall<'_> {
     native(Layout::One, parse(body).map(|request| vec![request]))
 }
 
 /// Reads the body of `batchEmbedContents`.
-pub(super) fn batch_embed_contents(body: &[u8]) -> Asked<'_> {
+pub(super) fn batch_embed_contents(body: &[u8]) -> EmbeddingsCall<'_> {
     let requests = parse(body).and_then(|batch: BatchEmbedContentsRequest<'_>| {
         let requests = batch.requests.map_or_else(Vec::new, OneOrMany::into_vec);
         if requests.len() > MAX_BATCH {
@@ -103,7 +107,10 @@ pub(super) fn batch_embed_contents(body: &[u8]) -> Asked<'_> {
     native(Layout::Batch, requests)
 }
 
-fn native(layout: Layout, requests: Result<Vec<EmbedContentRequest<'_>>, Refusal>) -> Asked<'_> {
+fn native(
+    layout: Layout,
+    requests: Result<Vec<EmbedContentRequest<'_>>, Refusal>,
+) -> EmbeddingsCall<'_> {
     let (mut dimensions, mut contents) = (Vec::new(), Vec::new());
     let read = requests.and_then(|requests| {
         for request in requests {
@@ -117,14 +124,12 @@ fn native(layout: Layout, requests: Result<Vec<EmbedContentRequest<'_>>, Refusal
         check_dimensions(&dimensions)?;
         GenerateContentRequest::of_contents(contents).checked()
     });
-    (Form::Embeddings(Embeddings { dimensions, layout }), read)
+    (Embeddings { dimensions, layout }, read)
 }
 
 /// Reads the body of OpenAI's `embeddings`, and the model that it names.
-pub(super) fn openai_embeddings(body: &[u8]) -> (Cow<'_, str>, Asked<'_>) {
-    let form = |dimensions, base64| {
-        Form::Embeddings(Embeddings { dimensions, layout: Layout::OpenAi { base64 } })
-    };
+pub(super) fn openai_embeddings(body: &[u8]) -> (Cow<'_, str>, EmbeddingsCall<'_>) {
+    let form = |dimensions, base64| Embeddings { dimensions, layout: Layout::OpenAi { base64 } };
     let request: EmbeddingsRequest<'_> = match parse(body) {
         Ok(request) => request,
         Err(refusal) => return (Cow::default(), (form(Vec::new(), false), Err(refusal))),
@@ -151,7 +156,7 @@ fn check_dimensions(dimensions: &[usize]) -> Result<(), Refusal> {
 }
 
 impl Embeddings {
-    /// Whether they were asked for by OpenAI's client.
+    /// Whether OpenAI's client asked for them.
     pub fn is_openai(&self) -> bool {
         matches!(self.layout, Layout::OpenAi { .. })
     }
@@ -161,7 +166,7 @@ impl Embeddings {
         self.dimensions.len()
     }
 
-    /// The body with a vector for each text.
+    /// Writes the body, with a vector for each text.
     pub fn encode(&self, request: &GenerateContentRequest<'_>, model: &str) -> Bytes {
         let vectors = request
             .texts()
@@ -197,7 +202,7 @@ fn in_base64(vector: &[f32]) -> Value {
     STANDARD.encode(bytes).into()
 }
 
-/// A vector of length one, always the same for the same text.
+/// A unit vector. Equal texts have equal vectors.
 fn vector(text: &str, model: &str, length: usize) -> Vec<f32> {
     let mut random = Rng::with_seed(hash((model, text)));
     let mut vector: Vec<f32> = (0..length).map(|_| random.f32() - 0.5).collect();

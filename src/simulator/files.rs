@@ -1,7 +1,6 @@
-//! Uploaded files: their bytes are counted and thrown away as they come, however many there are.
+//! The endpoints of files. Uploaded bytes are counted and discarded.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+pub(super) mod store;
 
 use axum::Router;
 use axum::body::Body;
@@ -11,57 +10,31 @@ use axum::routing::{get, post};
 use futures_util::TryStreamExt;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use store::{Files, Metadata};
+
+use super::file_search::index;
 use super::json::{json_response, received};
+use super::options::Options;
 use super::refusal::Refusal;
+use super::state::Simulator;
 use super::stats::hash;
 use super::target::{api_key, check_key, query_value};
-use super::{Options, Simulator};
 
-/// How many files, and how many uploads, are remembered: the oldest is forgotten first.
-const KEPT: usize = 1_000;
-
-/// How long Gemini keeps a file.
-const LIFETIME: SignedDuration = SignedDuration::from_hours(48);
-
-/// The routes of files and of their uploads.
+/// The routes of files and uploads.
 pub(super) fn router() -> Router<Simulator> {
-    ["v1", "v1beta"].into_iter().fold(Router::new(), |router, version| {
+    ["v1", "v1beta", "v1alpha"].into_iter().fold(Router::new(), |router, version| {
         router
             .route(&format!("/upload/{version}/files"), post(upload).put(upload))
+            .route(
+                &format!("/upload/{version}/fileSearchStores/{{call}}"),
+                post(upload).put(upload),
+            )
             .route(&format!("/{version}/files"), get(list))
             .route(&format!("/{version}/files/{{id}}"), get(get_file).delete(delete_file))
     })
-}
-
-/// What was uploaded, and what is being uploaded.
-#[derive(Default)]
-pub(super) struct Files(Mutex<Shelf>);
-
-#[derive(Default)]
-struct Shelf {
-    files: VecDeque<File>,
-    uploads: VecDeque<Upload>,
-    /// How many uploads there have been.
-    begun: u64,
-}
-
-struct File {
-    /// Hash of the key that it belongs to.
-    owner: u64,
-    name: String,
-    description: Value,
-}
-
-/// An upload that has begun.
-struct Upload {
-    id: String,
-    owner: u64,
-    metadata: Metadata,
-    received: u64,
 }
 
 /// Body of the request that begins an upload.
@@ -69,100 +42,6 @@ struct Upload {
 struct StartUpload {
     #[serde(default)]
     file: Metadata,
-}
-
-/// What a client says of its file.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata {
-    name: Option<String>,
-    #[serde(alias = "display_name")]
-    display_name: Option<String>,
-    #[serde(alias = "mime_type")]
-    mime_type: Option<String>,
-}
-
-impl Files {
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins an upload and names it.
-    fn begin(&self, owner: u64, metadata: Metadata) -> String {
-        let mut shelf = self.shelf();
-        let id = format!("simulated-{}", shelf.begun);
-        shelf.begun += 1;
-        keep(&mut shelf.uploads, Upload { id: id.clone(), owner, metadata, received: 0 });
-        id
-    }
-
-    /// How many bytes of an upload have been received.
-    fn received(&self, id: &str) -> Option<u64> {
-        self.shelf().uploads.iter().find(|upload| upload.id == id).map(|upload| upload.received)
-    }
-
-    fn set_received(&self, id: &str, bytes: u64) {
-        if let Some(upload) = self.shelf().uploads.iter_mut().find(|upload| upload.id == id) {
-            upload.received = bytes;
-        }
-    }
-
-    /// Makes a file of an upload, and describes it.
-    fn finish(&self, id: &str, address: &str) -> Option<Value> {
-        let mut shelf = self.shelf();
-        let index = shelf.uploads.iter().position(|upload| upload.id == id)?;
-        let upload = shelf.uploads.remove(index)?;
-        let Metadata { name, display_name, mime_type } = upload.metadata;
-        let name = name.unwrap_or_else(|| format!("files/{id}"));
-        let now = Timestamp::now();
-        let mut description = json!({
-            "name": name,
-            "mimeType": mime_type.as_deref().unwrap_or("application/octet-stream"),
-            "sizeBytes": upload.received.to_string(),
-            "createTime": now.to_string(),
-            "updateTime": now.to_string(),
-            "expirationTime": (now + LIFETIME).to_string(),
-            "uri": format!("{address}/{name}"),
-            "state": "ACTIVE",
-            "source": "UPLOADED",
-        });
-        if let Some(display_name) = display_name {
-            description["displayName"] = display_name.into();
-        }
-        let file = File { owner: upload.owner, name, description: description.clone() };
-        keep(&mut shelf.files, file);
-        Some(description)
-    }
-
-    fn list(&self, owner: u64) -> Vec<Value> {
-        let shelf = self.shelf();
-        let own = shelf.files.iter().filter(|file| file.owner == owner);
-        own.map(|file| file.description.clone()).collect()
-    }
-
-    fn get(&self, owner: u64, name: &str) -> Option<Value> {
-        let shelf = self.shelf();
-        shelf.position(owner, name).map(|index| shelf.files[index].description.clone())
-    }
-
-    fn delete(&self, owner: u64, name: &str) -> Option<Value> {
-        let mut shelf = self.shelf();
-        let index = shelf.position(owner, name)?;
-        shelf.files.remove(index).map(|_| json!({}))
-    }
-}
-
-impl Shelf {
-    fn position(&self, owner: u64, name: &str) -> Option<usize> {
-        self.files.iter().position(|file| file.owner == owner && file.name == name)
-    }
-}
-
-fn keep<T>(kept: &mut VecDeque<T>, item: T) {
-    if kept.len() == KEPT {
-        kept.pop_front();
-    }
-    kept.push_back(item);
 }
 
 async fn upload(State(simulator): State<Simulator>, request: Request) -> Response {
@@ -177,9 +56,9 @@ async fn upload(State(simulator): State<Simulator>, request: Request) -> Respons
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Begins a resumable upload: the answer says where the bytes are to be sent.
+/// Begins a resumable upload. The response says where to send the bytes.
 async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Response, Refusal> {
-    let owner = owner(parts, simulator.options())?;
+    let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let body = received(body).await?;
     let StartUpload { file: mut metadata } = match &body[..] {
         b"" => StartUpload::default(),
@@ -188,7 +67,7 @@ async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Respo
     };
     let named = header(&parts.headers, "x-goog-upload-header-content-type").map(str::to_owned);
     metadata.mime_type = metadata.mime_type.or(named);
-    let id = simulator.files().begin(owner, metadata);
+    let id = simulator.files().begin(key, metadata);
     let (host, path) = (host(parts), parts.uri.path());
     let url = format!("http://{host}{path}?upload_id={id}&upload_protocol=resumable");
     let url = HeaderValue::try_from(url);
@@ -198,8 +77,8 @@ async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Respo
     Ok(response)
 }
 
-/// Receives more of a resumable upload, or says how much there is. Needs no key: the address of
-/// the upload is the proof.
+/// Continues a resumable upload, or reports its size. No key is needed: the upload's address is the
+/// proof.
 async fn proceed(
     simulator: &Simulator,
     parts: &Parts,
@@ -224,7 +103,7 @@ async fn proceed(
         files.set_received(id, offset + count(body).await?);
     }
     if asks_for("finalize") {
-        return finish(simulator, parts, id);
+        return finish(simulator, parts, id).await;
     }
     if asks_for("upload") {
         return Ok(with_upload_status(Response::default(), "active"));
@@ -238,16 +117,24 @@ async fn upload_at_once(
     parts: &Parts,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let owner = owner(parts, simulator.options())?;
+    let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let mime_type = header(&parts.headers, header::CONTENT_TYPE.as_str()).map(str::to_owned);
     let bytes = count(body).await?;
     let files = simulator.files();
-    let id = files.begin(owner, Metadata { mime_type, ..Metadata::default() });
+    let id = files.begin(key, Metadata { mime_type, ..Metadata::default() });
     files.set_received(&id, bytes);
-    finish(simulator, parts, &id)
+    finish(simulator, parts, &id).await
 }
 
-fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+/// Ends an upload. A file for a search store is embedded; the response is an operation.
+async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+    let last = parts.uri.path().rsplit('/').next().unwrap_or_default();
+    if let Some(store) = last.strip_suffix(":uploadToFileSearchStore") {
+        let upload = simulator.files().upload(id);
+        let (key, bytes) = upload.ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+        let response = index(simulator, parts, &key, store, bytes).await;
+        return Ok(with_upload_status(response, "final"));
+    }
     let version = parts.uri.path().split('/').nth(2).unwrap_or_default();
     let address = format!("http://{}/{version}", host(parts));
     let file = simulator.files().finish(id, &address);
@@ -255,7 +142,7 @@ fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Re
     Ok(with_upload_status(json_response(&json!({"file": file})), "final"))
 }
 
-/// The size of a body, in bytes. Keeps none of it.
+/// The size of a body, in bytes.
 async fn count(body: Body) -> Result<u64, Refusal> {
     let count = async |bytes, chunk: bytes::Bytes| Ok(bytes + chunk.len() as u64);
     let counted = body.into_data_stream().try_fold(0, count).await;

@@ -1,33 +1,34 @@
-//! A value that fits a schema.
+//! Generating a value that matches a schema.
 //!
-//! Takes the keywords of both dialects, Gemini's own and JSON Schema, so one piece of code
-//! answers both.
+//! Keywords of both dialects are read, Gemini's own and JSON Schema.
+
+#[cfg(test)]
+mod tests;
 
 use fastrand::Rng;
 use serde_json::{Map, Number, Value, json};
 
 use super::pattern::matching_text;
 
-/// Nesting within which optional properties are filled in.
+/// The depth down to which optional properties are included.
 const FULL_DEPTH: u32 = 6;
 
-/// Nesting that a schema may demand at most.
+/// The greatest depth of a value.
 const MAX_DEPTH: u32 = 64;
 
-/// The most of a prompt, in bytes, that a string repeats.
+/// How much of a prompt a string repeats at most, in bytes.
 const MAX_ECHO: usize = 200;
 
-/// A value that fits the schema, the same for the same seed, or nothing when every value would
-/// be nested without end.
+/// Generates a value that matches the schema. Equal seeds give equal values. Returns `None` where
+/// every value would be nested without end.
 ///
 /// Properties come in the order of `propertyOrdering`, optional ones included. A string without
-/// rules of its own says its property and the prompt, so that an answer can be told from others.
-/// What stands in a list is numbered from 1, so that its parts can refer to one another: the
-/// second item's `scene_number` is 2, its `character_name` is `Character 2`, and so is the second
-/// of `other_characters`.
+/// constraints names its property and the prompt, which makes answers distinguishable. Items of a
+/// list are numbered from 1 so that they can refer to each other: the second item's `scene_number`
+/// is 2, its `character_name` is `Character 2`, and so is the second of `other_characters`.
 pub(super) fn fitting(schema: &Value, prompt: &str, seed: u64) -> Option<Value> {
     let echo = &prompt[..prompt.floor_char_boundary(MAX_ECHO)];
-    // Optional properties and long lists are left out a level earlier each time it fails.
+    // Each failed attempt leaves out optional properties and long lists one level earlier.
     let depths = (0..=FULL_DEPTH).rev().map(|full| (full, full + 8)).chain([(0, MAX_DEPTH)]);
     depths.into_iter().find_map(|(full_depth, max_depth)| {
         let rng = Rng::with_seed(seed);
@@ -42,7 +43,7 @@ struct Builder<'a> {
     full_depth: u32,
     max_depth: u32,
     rng: Rng,
-    /// The number, from 1, of the item of the innermost list that is being filled.
+    /// The number, from 1, of the current item of the innermost list.
     place: Option<u64>,
 }
 
@@ -79,8 +80,8 @@ impl<'a> Builder<'a> {
         self.root.pointer(reference.strip_prefix('#')?)
     }
 
-    /// The type in lower case. Of several it is one at random; without one it is what the other
-    /// keywords suggest.
+    /// The type in lower case. One of several types is picked at random. Without a type the other
+    /// keywords decide.
     fn kind(&mut self, schema: &Value) -> Option<String> {
         let kind = match schema.get("type") {
             Some(Value::Array(kinds)) => self.rng.choice(kinds)?.as_str()?,
@@ -97,7 +98,7 @@ impl<'a> Builder<'a> {
         Some(kind.to_ascii_lowercase())
     }
 
-    /// A value of the first branch, from a random one on, that has one.
+    /// A value of the first branch that has one, starting at a random branch.
     fn one_of(&mut self, branches: &'a [Value], name: &str, depth: u32) -> Option<Value> {
         let first = self.rng.usize(..branches.len().max(1));
         let (before, after) = branches.split_at_checked(first)?;
@@ -203,8 +204,8 @@ impl<'a> Builder<'a> {
         Number::from_f64(number).map_or(json!(lowest), Value::Number)
     }
 
-    /// `Character 2` for the `character_name` of a second item, and for a property whose last word
-    /// is such a thing or several of them.
+    /// The name of a numbered item: `Character 2` for the `character_name` of the second item, and
+    /// for a property that refers to such items.
     fn numbered_name(&self, property: &str) -> Option<String> {
         let place = self.place?;
         let thing = property.strip_suffix("_name").or_else(|| {
@@ -237,7 +238,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Whether any object of the schema has a property of that name.
+/// Whether an object of the schema has a property of this name.
 fn mentions(schema: &Value, property: &str) -> bool {
     match schema {
         Value::Object(keywords) => keywords.iter().any(|(keyword, value)| {
@@ -249,7 +250,7 @@ fn mentions(schema: &Value, property: &str) -> bool {
     }
 }
 
-/// The properties, first those in `propertyOrdering`.
+/// The properties, those in `propertyOrdering` first.
 fn ordered_properties(schema: &Value) -> Vec<(&str, &Value)> {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
         return Vec::new();
@@ -266,7 +267,7 @@ fn ordered_properties(schema: &Value) -> Vec<(&str, &Value)> {
     ordered
 }
 
-/// A text in one of the formats of JSON Schema.
+/// A text in a format of JSON Schema.
 fn formatted(format: &str) -> Option<&'static str> {
     match format {
         "date-time" => Some("2026-01-02T03:04:05Z"),
@@ -287,7 +288,7 @@ fn list<'a>(schema: &'a Value, keyword: &str, snake_case: &str) -> Option<&'a [V
     schema.get(keyword).or_else(|| schema.get(snake_case))?.as_array().map(Vec::as_slice)
 }
 
-/// A whole number; Google writes 64-bit ones as strings and takes them as such.
+/// An integer. Google writes 64-bit integers as strings and accepts them so.
 fn integer(schema: &Value, keyword: &str, snake_case: &str) -> Option<u64> {
     let value = schema.get(keyword).or_else(|| schema.get(snake_case))?;
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
@@ -295,146 +296,4 @@ fn integer(schema: &Value, keyword: &str, snake_case: &str) -> Option<u64> {
 
 fn bound(schema: &Value, keyword: &str) -> Option<f64> {
     schema.get(keyword)?.as_f64()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Checks the values of many seeds against the schema itself.
-    fn assert_fits(schema: &Value) {
-        let validator = jsonschema::options()
-            .should_validate_formats(true)
-            .build(schema)
-            .expect("a valid JSON Schema");
-        for seed in 0..50 {
-            let value = fitting(schema, "a prompt", seed).expect("a value that fits exists");
-            let errors: Vec<String> =
-                validator.iter_errors(&value).map(|error| error.to_string()).collect();
-            assert!(errors.is_empty(), "{value} does not fit {schema}: {errors:?}");
-        }
-    }
-
-    #[test]
-    fn every_kind_of_value_fits() {
-        assert_fits(&json!({
-            "type": "object",
-            "properties": {
-                "short": {"type": "string", "maxLength": 5},
-                "long": {"type": "string", "minLength": 300},
-                "code": {"type": "string", "pattern": "^[A-Z]{3}-\\d{4}$"},
-                "day": {"type": "string", "format": "date"},
-                "moment": {"type": "string", "format": "date-time"},
-                "choice": {"enum": ["a", 2, null]},
-                "age": {"type": "integer", "minimum": 18, "maximum": 20},
-                "below": {"type": "integer", "maximum": -5},
-                "ratio": {"type": "number", "minimum": 0.5, "maximum": 0.75},
-                "yes": {"type": "boolean"},
-                "maybe": {"type": ["string", "null"]},
-                "either": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "null"}}]},
-                "list": {"type": "array", "items": {"type": "string"}, "minItems": 3, "maxItems": 4},
-                "none": {"type": "array", "items": {"type": "string"}, "maxItems": 0},
-                "pair": {
-                    "type": "array",
-                    "prefixItems": [{"type": "string"}, {"type": "integer"}],
-                    "items": false, "minItems": 2,
-                },
-                "map": {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2},
-            },
-            "required": ["short", "code", "choice", "age", "ratio", "list", "pair", "map"],
-            "additionalProperties": false,
-        }));
-    }
-
-    #[test]
-    fn parts_of_lists_refer_to_one_another() {
-        let person = json!({"type": "object", "properties": {
-            "person_number": {"type": "integer"}, "person_name": {"type": "string"},
-        }, "required": ["person_number", "person_name"]});
-        let schema = json!({"type": "object", "properties": {
-            "people": {"type": "array", "items": person},
-            "other_persons": {"type": "array", "items": {"type": "string"}},
-            "numbers": {"type": "array", "items": {"type": "integer"}},
-        }, "required": ["people", "other_persons", "numbers"]});
-        let expected = json!({
-            "people": [
-                {"person_number": 1, "person_name": "Person 1"},
-                {"person_number": 2, "person_name": "Person 2"},
-            ],
-            "other_persons": ["Person 1", "Person 2"],
-            "numbers": [1, 2],
-        });
-        assert_eq!(fitting(&schema, "a prompt", 0), Some(expected));
-    }
-
-    #[test]
-    fn recursion_ends() {
-        assert_fits(&json!({
-            "$defs": {
-                "Tree": {
-                    "type": "object",
-                    "properties": {
-                        "value": {"type": "string"},
-                        "children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}},
-                    },
-                    "required": ["value", "children"],
-                },
-                "Chain": {
-                    "type": "object",
-                    "properties": {
-                        "next": {"anyOf": [{"$ref": "#/$defs/Chain"}, {"type": "null"}]},
-                    },
-                    "required": ["next"],
-                },
-            },
-            "type": "object",
-            "properties": {"tree": {"$ref": "#/$defs/Tree"}, "chain": {"$ref": "#/$defs/Chain"}},
-            "required": ["tree", "chain"],
-        }));
-    }
-
-    #[test]
-    fn deep_nesting_is_followed() {
-        let schema = (0..20).fold(json!({"type": "string"}), |inner, _| {
-            json!({"type": "object", "properties": {"inner": inner}, "required": ["inner"]})
-        });
-        assert_fits(&schema);
-    }
-
-    #[test]
-    fn what_cannot_end_has_no_value() {
-        let schema =
-            json!({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]});
-        assert_eq!(fitting(&schema, "", 0), None);
-    }
-
-    #[test]
-    fn geminis_own_dialect_is_understood() {
-        let schema = json!({
-            "type": "OBJECT",
-            "properties": {
-                "b": {"type": "INTEGER", "nullable": true},
-                "a": {"type": "ARRAY", "items": {"type": "STRING", "enum": ["x"]}, "minItems": "2"},
-            },
-            "propertyOrdering": ["a", "b"],
-            "required": ["a", "b"],
-        });
-        let values: Vec<Value> =
-            (0..50).map(|seed| fitting(&schema, "", seed).expect("a value")).collect();
-        for value in &values {
-            assert_eq!(value["a"], json!(["x", "x"]));
-            let keys: Vec<&String> = value.as_object().expect("an object").keys().collect();
-            assert_eq!(keys, ["a", "b"]);
-        }
-        assert!(values.iter().any(|value| value["b"].is_null()));
-        assert!(values.iter().any(|value| value["b"].is_i64()));
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_value_and_strings_say_the_prompt() {
-        let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
-        let value = fitting(&schema, "who?", 7);
-        assert_eq!(value, fitting(&schema, "who?", 7));
-        assert_eq!(value, Some(json!({"name": "Simulated name for: who?"})));
-    }
 }

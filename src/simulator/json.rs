@@ -1,4 +1,4 @@
-//! JSON as Google reads and writes it.
+//! Reading and writing JSON as Google does.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -10,16 +10,16 @@ use serde_path_to_error::Segment;
 
 use super::refusal::{FieldViolation, JSON, Refusal};
 
-/// The largest body, in bytes: Gemini's documented limit for data in a request.
+/// The largest body, in bytes. Source: Gemini API docs, file input methods.
 const MAX_BODY: usize = 100 * 1024 * 1024;
 
-/// Receives a body to its end.
+/// Receives a whole body.
 pub(super) async fn received(body: Body) -> Result<Bytes, Refusal> {
     let received = axum::body::to_bytes(body, MAX_BODY).await;
     received.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))
 }
 
-/// A response that has nothing but its body.
+/// A response with a JSON body.
 pub(super) fn json_response(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
 }
@@ -29,7 +29,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal
     serde_json::from_slice(body).map_err(|_| explain::<T>(body))
 }
 
-/// Reads a body that could not be read once more, this time watching where it fails.
+/// Reads an invalid body again to find where it fails.
 fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Refusal {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
@@ -52,7 +52,7 @@ fn unknown_name(message: &str) -> Option<&str> {
     message.strip_prefix("unknown field `")?.split('`').next()
 }
 
-/// Where a value is, as Google writes it: `generation_config.response_schema`, `contents[0]`.
+/// The place of a value, as Google writes it: `generation_config.response_schema`, `contents[0]`.
 fn field_path<'a>(segments: impl Iterator<Item = &'a Segment>) -> String {
     segments.fold(String::new(), |mut path, segment| {
         match segment {
@@ -65,7 +65,7 @@ fn field_path<'a>(segments: impl Iterator<Item = &'a Segment>) -> String {
     })
 }
 
-/// A field's name in the protocol buffer: `generationConfig` is `generation_config`.
+/// The name of a field in the protocol buffer: `generationConfig` is `generation_config`.
 pub(super) fn field_name(json_name: &str) -> String {
     json_name.chars().fold(String::new(), |mut name, character| {
         if character.is_ascii_uppercase() {

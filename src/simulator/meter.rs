@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::options::Counting;
 
-/// A per-minute quota and what is used of it.
+/// A per-minute quota and its usage.
 pub(super) struct Meter {
     pub limit: u64,
     minute: Duration,
@@ -15,16 +15,16 @@ pub(super) struct Meter {
 }
 
 enum Usage {
-    /// What was taken in the last minute, oldest first, and its sum.
+    /// The amounts of the last minute, oldest first, and their sum.
     SlidingWindow { taken: VecDeque<(Instant, u64)>, used: u64 },
-    /// The minute being counted, numbered from the start, and what was taken in it.
+    /// The number of the current minute since the start, and its sum.
     FixedMinute { start: Instant, number: u128, used: u64 },
-    /// What is in the bucket; below zero, the debt.
+    /// The content of the bucket; a debt when negative.
     TokenBucket { level: f64, updated: Instant },
 }
 
 impl Meter {
-    /// A quota of which nothing is used yet.
+    /// An unused quota.
     pub fn new(counting: Counting, limit: u64, minute: Duration, start: Instant) -> Self {
         let usage = match counting {
             Counting::SlidingWindow => Usage::SlidingWindow { taken: VecDeque::new(), used: 0 },
@@ -36,8 +36,8 @@ impl Meter {
         Self { limit, minute, usage }
     }
 
-    /// How long until there is room for the amount; zero when there is. An amount above the
-    /// whole quota never fits, and is told to wait a minute each time.
+    /// How long until there is room for the amount; zero when there is. An amount above the whole
+    /// quota never fits: the wait is a minute each time.
     pub fn wait(&mut self, amount: u64, now: Instant) -> Duration {
         self.age(now);
         if amount > self.limit {
@@ -52,7 +52,7 @@ impl Meter {
             Usage::FixedMinute { start, .. } => rest_of_minute(*start, now, self.minute),
             Usage::TokenBucket { level, .. } => {
                 let missing = bucket_size(self.limit).min(amount as f64) - level;
-                // Less than a billionth is a rounding error, not a missing request.
+                // Less than a billionth is a rounding error.
                 if missing < 1e-9 {
                     Duration::ZERO
                 } else {
@@ -74,7 +74,7 @@ impl Meter {
         }
     }
 
-    /// Lets go of what no longer counts.
+    /// Removes what no longer counts.
     fn age(&mut self, now: Instant) {
         match &mut self.usage {
             Usage::SlidingWindow { taken, used } => {
@@ -100,12 +100,12 @@ impl Meter {
     }
 }
 
-/// What a bucket holds when full: one second's worth, and at least one.
+/// The size of a bucket: one second's worth, and at least one.
 fn bucket_size(limit: u64) -> f64 {
     (limit as f64 / 60.0).max(1.0)
 }
 
-/// How long until so much of what was taken is older than a minute.
+/// How long until an amount of this size is older than a minute.
 fn until_freed(
     taken: &VecDeque<(Instant, u64)>,
     excess: u64,
@@ -123,7 +123,7 @@ fn until_freed(
     last.map_or(minute, |&(at, _)| (at + minute).saturating_duration_since(now))
 }
 
-/// What is left of the minute, counting minutes from a start.
+/// The rest of the current minute, counting minutes from a start.
 pub(super) fn rest_of_minute(start: Instant, now: Instant, minute: Duration) -> Duration {
     let into_minute = (now - start).as_nanos() % minute.as_nanos();
     minute - Duration::from_nanos_u128(into_minute)

@@ -9,15 +9,15 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::completion::chat_completion;
+use super::call::SimulatedCall;
 use super::embeddings::openai_embeddings;
-use super::exchange::{Asked, Exchange};
+use super::form::SimulatedRequest;
 use super::json::{json_response, received};
-use super::refusal::Refusal;
-use super::routes::listed_models;
-use super::stats::Call;
+use super::options::Options;
+use super::refusal::{Envelope, Refusal};
+use super::state::Simulator;
+use super::stats::InFlightCall;
 use super::target::{Target, api_key, check_key};
-use super::{Options, Simulator};
 
 /// The routes of the surface.
 pub(super) fn router() -> Router<Simulator> {
@@ -29,38 +29,45 @@ pub(super) fn router() -> Router<Simulator> {
 }
 
 async fn chat_completions(State(simulator): State<Simulator>, request: Request) -> Response {
-    generate(&simulator, request, "generateContent", chat_completion).await
+    generate(&simulator, request, "generateContent", |body| SimulatedRequest::completion(body))
+        .await
 }
 
 async fn embeddings(State(simulator): State<Simulator>, request: Request) -> Response {
-    generate(&simulator, request, "embedContent", openai_embeddings).await
+    generate(&simulator, request, "embedContent", read_embeddings).await
 }
 
-/// Any call that is counted as one of the model's answers. It arrives with its body, which alone
-/// says which model is meant.
+/// Handles a generating call. Its body names the model.
 async fn generate(
     simulator: &Simulator,
     request: Request,
     method: &str,
-    read: fn(&[u8]) -> (Cow<'_, str>, Asked<'_>),
+    read: fn(&[u8]) -> (Cow<'_, str>, SimulatedRequest<'_>),
 ) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let body = match received(body).await {
         Ok(body) => body,
-        Err(refusal) => return refusal.in_list().into_response(),
+        Err(refusal) => return refusal.in_envelope(Envelope::List).into_response(),
     };
-    let (model, (form, request)) = read(&body);
+    let (model, mut request) = read(&body);
     let target = target(&model, method);
     let key = api_key(&parts.headers, &parts.uri);
-    let request = key.ok_or_else(Refusal::no_bearer).and(request);
-    let call = Call::arrive(simulator.ledger(), target.model, key);
+    request.content = key.ok_or_else(Refusal::no_bearer).and(request.content);
+    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
     let headers = &parts.headers;
-    let exchange = Exchange { simulator, target, headers, key, body: &body, arrived, form };
-    exchange.answer(request, call).await
+    let call =
+        SimulatedCall { simulator, target, headers, key, body: &body, arrived, context_tokens: 0 };
+    call.answer(request, in_flight).await
 }
 
-/// A model, with or without `models/` before it. Gemini's refusals name this version.
+fn read_embeddings(body: &[u8]) -> (Cow<'_, str>, SimulatedRequest<'_>) {
+    let (model, call) = openai_embeddings(body);
+    (model, SimulatedRequest::embeddings(call))
+}
+
+/// The target of a call. The model may have the prefix `models/`. Gemini's refusals name this
+/// version.
 fn target<'a>(model: &'a str, method: &'a str) -> Target<'a> {
     let model = model.strip_prefix("models/").unwrap_or(model);
     Target { version: "v1main", collection: "models", model, method }
@@ -70,10 +77,10 @@ async fn list_models(State(simulator): State<Simulator>, request: Request) -> Re
     let options = simulator.options();
     match check_bearer(&request, options) {
         Ok(()) => {
-            let data: Vec<Value> = listed_models(options).map(described).collect();
+            let data: Vec<Value> = simulator.listed_models().into_iter().map(described).collect();
             json_response(&json!({"object": "list", "data": data}))
         }
-        Err(refusal) => refusal.in_list().into_response(),
+        Err(refusal) => refusal.in_envelope(Envelope::List).into_response(),
     }
 }
 
@@ -84,9 +91,11 @@ async fn get_model(
 ) -> Response {
     let options = simulator.options();
     let target = target(&model, "GetModel");
-    match check_bearer(&request, options).and_then(|()| target.check_model(options)) {
-        Ok(()) => json_response(&described(target.model)),
-        Err(refusal) => refusal.in_list().into_response(),
+    match check_bearer(&request, options)
+        .and_then(|()| target.check_model(options, simulator.today()))
+    {
+        Ok(_) => json_response(&described(target.model)),
+        Err(refusal) => refusal.in_envelope(Envelope::List).into_response(),
     }
 }
 

@@ -1,12 +1,13 @@
-//! What a simulator is told to be.
+//! The options of a simulator.
 
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use jiff::civil::Date;
 
-/// How a simulator behaves. The defaults are a Gemini without limits, latency or failures.
+/// How a simulator behaves. The defaults set no limit, no latency and no failures.
 ///
-/// Every field is an option of the command line too, named after it.
+/// Every field except `journal` is also a command line option of the same name.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct Options {
     /// Requests a minute that each key may send to each model; unlimited when absent
@@ -34,13 +35,13 @@ pub struct Options {
     #[arg(long)]
     pub free_tier: bool,
 
-    /// Calls that can be worked on at the same time; the ones above are refused with 503;
-    /// unlimited when absent
+    /// Calls served at the same time, flex calls aside; further ones are refused with 503; unlimited
+    /// when absent
     #[arg(long, value_name = "CALLS")]
     pub capacity: Option<usize>,
 
     /// Time from a call's arrival to the last byte of its answer, in milliseconds; the median
-    /// when there is a spread. Refusals for the request, a quota or the capacity come at once
+    /// when there is a spread. Refusals for the request, a quota or the capacity are immediate
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     pub latency_ms: u64,
 
@@ -65,8 +66,8 @@ pub struct Options {
     #[arg(long, value_name = "FRACTION", default_value_t = 0.0, value_parser = fraction)]
     pub error_rate_429: f64,
 
-    /// Size of a text answer, in bytes: the text is padded or cut to it; as long as the text
-    /// happens to be when absent
+    /// Size of a text answer, in bytes: the text is padded or cut to it; the natural length when
+    /// absent
     #[arg(long, value_name = "BYTES")]
     pub answer_bytes: Option<usize>,
 
@@ -78,6 +79,35 @@ pub struct Options {
     /// gemma-, text-embedding- or embedding- and contains neither "unknown" nor "retired"
     #[arg(long, value_name = "MODELS", value_delimiter = ',')]
     pub models: Vec<String>,
+
+    /// Flex calls served at the same time; further ones are refused with 503; unlimited when absent
+    #[arg(long, value_name = "CALLS")]
+    pub flex_capacity: Option<usize>,
+
+    /// Latency of flex calls, in milliseconds; that of the other tiers when absent
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub flex_latency_ms: Option<u64>,
+
+    /// US dollars that each key may spend in ten minutes over all models; unlimited when absent
+    #[arg(long, value_name = "DOLLARS", value_parser = positive)]
+    pub spend_per_ten_minutes: Option<f64>,
+
+    /// Refuse every generating call with 402, as for an account without credits
+    #[arg(long)]
+    pub unfunded: bool,
+
+    /// Tokens that the active batches of each key and model may hold; unlimited when absent
+    #[arg(long, value_name = "TOKENS")]
+    pub enqueued_tokens: Option<u64>,
+
+    /// Time from creating a batch to its end, in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    pub batch_ms: u64,
+
+    /// The day that decides which models have retired, such as 2026-12-01; the current day when
+    /// absent
+    #[arg(long, value_name = "DATE")]
+    pub today: Option<Date>,
 
     /// API keys refused as invalid, separated by commas, besides those that begin with "invalid"
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
@@ -95,7 +125,7 @@ pub enum Counting {
     /// What arrived in the last minute counts
     #[default]
     SlidingWindow,
-    /// The count starts afresh every minute from the simulator's start
+    /// The count restarts every minute, counted from the simulator's start
     FixedMinute,
     /// The quota flows in evenly and at most one second's worth of it can be saved up. A call
     /// that costs more than the bucket can hold goes when the bucket is full and leaves a debt,
@@ -129,6 +159,13 @@ impl Default for Options {
             answer_bytes: None,
             stream_chunks: 4,
             models: Vec::new(),
+            flex_capacity: None,
+            flex_latency_ms: None,
+            spend_per_ten_minutes: None,
+            unfunded: false,
+            enqueued_tokens: None,
+            batch_ms: 0,
+            today: None,
             bad_keys: Vec::new(),
             journal: false,
         }

@@ -1,11 +1,11 @@
-//! A text that matches a regular expression, for the expressions found in schemas.
+//! Generating a text that matches a regular expression of a schema.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The shortest text that matches a pattern, of each alternative the first: as far as literals,
-/// escapes, classes, groups, alternatives and repetitions go. Anything cleverer (look-around,
-/// back-references) is taken for what it looks like.
+/// The shortest text that matches a pattern, taking the first alternative each time. Literals,
+/// escapes, classes, groups, alternatives and repetitions are supported; look-around and
+/// back-references are read as literals.
 pub(super) fn matching_text(pattern: &str) -> String {
     let mut text = String::new();
     let mut rest = pattern.chars().peekable();
@@ -42,7 +42,7 @@ fn sequence(rest: &mut Peekable<Chars<'_>>, text: &mut String) {
     }
 }
 
-/// One character of a class. A negated class gives one that is seldom excluded.
+/// One character of a class. For a negated class, one that is rarely excluded.
 fn class(rest: &mut Peekable<Chars<'_>>) -> char {
     let negated = rest.next_if_eq(&'^').is_some();
     let mut members = String::new();
@@ -60,7 +60,7 @@ fn class(rest: &mut Peekable<Chars<'_>>) -> char {
     }
 }
 
-/// What an escape stands for; nothing for a boundary.
+/// The character that an escape matches; `None` for a boundary.
 fn escape(escaped: char) -> Option<char> {
     match escaped {
         'd' => Some('0'),
@@ -73,7 +73,7 @@ fn escape(escaped: char) -> Option<char> {
     }
 }
 
-/// How often what came before is repeated, at least.
+/// The least number of repetitions.
 fn repetitions(rest: &mut Peekable<Chars<'_>>) -> usize {
     let least = match rest.peek() {
         Some('*' | '?') => 0,

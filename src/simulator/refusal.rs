@@ -1,4 +1,8 @@
-//! The errors that Gemini answers with, worded as it words them.
+//! Error bodies, worded as Gemini words them.
+
+mod field;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -8,7 +12,9 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::quota::Exceeded;
+pub(super) use field::FieldViolation;
+
+use super::quota::{Quota, QuotaExceeded};
 
 /// The content type of every JSON body.
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=UTF-8");
@@ -20,7 +26,7 @@ const QUOTA_MESSAGE: &str = "You exceeded your current quota, please check your 
     https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: \
     https://ai.dev/rate-limit. ";
 
-/// A call that is not answered, and the body that says so.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -28,51 +34,20 @@ pub(super) struct Refusal {
     body: Bytes,
     /// For a 429 with details, the quotas it names.
     quota_ids: Vec<&'static str>,
+    /// The code in the Interactions API; `None` where the status determines it.
+    code: Option<&'static str>,
 }
 
-/// A name or value in the request that Google's JSON reader stops at.
-pub(super) struct FieldViolation {
-    /// The place; empty for the request itself.
-    field: String,
-    description: String,
-}
-
-impl FieldViolation {
-    /// A name that is no field.
-    pub fn unknown_name(name: &str, field: &str) -> Self {
-        Self::at_name(name, field, "Cannot find field.")
-    }
-
-    /// A list where one value belongs.
-    pub fn list(name: &str, field: &str) -> Self {
-        Self::at_name(name, field, "Proto field is not repeating, cannot start list.")
-    }
-
-    fn at_name(name: &str, field: &str, reason: &str) -> Self {
-        let place = if field.is_empty() { String::new() } else { format!(" at '{field}'") };
-        Self {
-            field: field.to_owned(),
-            description: format!(
-                "Invalid JSON payload received. Unknown name \"{name}\"{place}: {reason}"
-            ),
-        }
-    }
-
-    /// A value that is not of the field's type.
-    pub fn value(field: &str, type_name: &str, value: &Value) -> Self {
-        Self {
-            field: field.to_owned(),
-            description: format!("Invalid value at '{field}' ({type_name}), {value}"),
-        }
-    }
-
-    fn to_json(&self) -> Value {
-        if self.field.is_empty() {
-            json!({"description": self.description})
-        } else {
-            json!({"field": self.field, "description": self.description})
-        }
-    }
+/// How a refusal is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Envelope {
+    /// `{"error": {"code": 429, "message", "status", "details"}}`.
+    #[default]
+    Native,
+    /// A list with the native envelope, as OpenAI's clients get it.
+    List,
+    /// `{"error": {"code": "rate_limit_exceeded", "message"}}`.
+    Interactions,
 }
 
 impl Refusal {
@@ -90,21 +65,26 @@ impl Refusal {
             content_type: JSON,
             body: Bytes::from(json!({"error": error}).to_string()),
             quota_ids: Vec::new(),
+            code: None,
         }
     }
 
-    /// A request that is wrong in one point.
+    fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// A request with one fault.
     pub fn invalid_argument(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message.as_ref(), None)
     }
 
-    /// A request that breaks rules which Google writes as a list, one line each.
+    /// A request that violates rules. Google lists them, one a line.
     pub fn rules(violations: &[String]) -> Self {
         let message: String = violations.iter().map(|rule| format!("* {rule}\n")).collect();
         Self::invalid_argument(message)
     }
 
-    /// A request with names or values that Google's JSON reader stops at.
+    /// A request with fields or values that Google's JSON reader refuses.
     pub fn bad_request(violations: &[FieldViolation]) -> Self {
         let lines: Vec<&str> = violations.iter().map(|v| v.description.as_str()).collect();
         let details = json!([{
@@ -112,6 +92,7 @@ impl Refusal {
             "fieldViolations": violations.iter().map(FieldViolation::to_json).collect::<Vec<_>>(),
         }]);
         Self::new(StatusCode::BAD_REQUEST, &lines.join("\n"), Some(details))
+            .with_code("parameter_unknown")
     }
 
     /// A call without a key.
@@ -126,7 +107,7 @@ impl Refusal {
         Self::invalid_argument("Missing or invalid Authorization header.")
     }
 
-    /// A call with a key that does not exist.
+    /// A call with an unknown key.
     pub fn invalid_key() -> Self {
         let message = "API key not valid. Please pass a valid API key.";
         let details = json!([
@@ -142,38 +123,63 @@ impl Refusal {
                 "message": message,
             },
         ]);
-        Self::new(StatusCode::BAD_REQUEST, message, Some(details))
+        Self::new(StatusCode::BAD_REQUEST, message, Some(details)).with_code("authentication")
     }
 
-    /// A model, or a method of it, that does not exist.
+    /// An unknown model, or a method that it does not have.
     pub fn model_not_found(resource: &str, version: &str, method: &str) -> Self {
         let message = format!(
             "{resource} is not found for API version {version}, or is not supported for {method}. \
              Call ModelService.ListModels to see the list of available models and their supported \
              methods."
         );
-        Self::new(StatusCode::NOT_FOUND, &message, None)
+        Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
     }
 
-    /// A model that was switched off.
+    /// A retired model.
     pub fn model_retired(resource: &str) -> Self {
         let message = format!(
             "This model {resource} is no longer available. Please update your code to use a newer \
              model for the latest features and improvements."
         );
-        Self::new(StatusCode::NOT_FOUND, &message, None)
+        Self::new(StatusCode::NOT_FOUND, &message, None).with_code("model_not_found")
     }
 
-    /// A file that does not exist or is another key's.
+    /// An unknown resource other than a model.
+    pub fn not_found(resource: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, &format!("{resource} is not found."), None)
+    }
+
+    /// A request that the current state does not allow.
+    pub fn failed_precondition(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message, None).with_code("failed_precondition")
+    }
+
+    /// A call above the spend limit. Source: a recorded body, which has no details.
+    pub fn spend_limit() -> Self {
+        let message = "You exceeded your spend-based rate limit. Your spending rate has exceeded \
+            the allowed limit for your account's billing history and tier.";
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, message, None);
+        Self { quota_ids: vec!["spend"], ..refusal }.with_code("rate_limit_exceeded")
+    }
+
+    /// A batch above the limits of enqueued tokens or of jobs. Source: a recorded body, which
+    /// names no quota.
+    pub fn batch_limit() -> Self {
+        let details = json!([help()]);
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, QUOTA_MESSAGE, Some(details));
+        Self { quota_ids: vec!["batch"], ..refusal }
+    }
+
+    /// A file that does not exist or belongs to another key.
     pub fn no_such_file(id: &str) -> Self {
         let message =
             format!("You do not have permission to access the File {id} or it may not exist.");
         Self::new(StatusCode::FORBIDDEN, &message, None)
     }
 
-    /// A call for which a quota has no room. The delay in the details is rounded down to whole
-    /// seconds, as recorded.
-    pub fn quota_exceeded(exceeded: &Exceeded, model: &str, free_tier: bool) -> Self {
+    /// A call above a quota. The delay in the details is rounded down to whole seconds, as recorded.
+    pub fn quota_exceeded(exceeded: &QuotaExceeded, model: &str, free_tier: bool) -> Self {
         let mut message = QUOTA_MESSAGE.to_owned();
         let mut violations = Vec::new();
         for (quota, limit) in &exceeded.violations {
@@ -189,13 +195,7 @@ impl Refusal {
         }
         message += &format!("\nPlease retry in {}.", seconds(exceeded.retry_in));
         let details = json!([
-            {
-                "@type": "type.googleapis.com/google.rpc.Help",
-                "links": [{
-                    "description": "Learn more about Gemini API quotas",
-                    "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
-                }],
-            },
+            help(),
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations},
             {
                 "@type": "type.googleapis.com/google.rpc.RetryInfo",
@@ -203,16 +203,20 @@ impl Refusal {
             },
         ]);
         let quota_ids = exceeded.violations.iter().map(|(quota, _)| quota.id(free_tier)).collect();
-        Self { quota_ids, ..Self::new(StatusCode::TOO_MANY_REQUESTS, &message, Some(details)) }
+        let per_day = exceeded.violations.iter().any(|(quota, _)| *quota == Quota::RequestsPerDay);
+        let code = if per_day { "quota_exceeded" } else { "rate_limit_exceeded" };
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, &message, Some(details));
+        Self { quota_ids, ..refusal }.with_code(code)
     }
 
-    /// A refusal with nothing but a status and its usual message.
+    /// A refusal with the usual message of a status.
     pub fn with_status(status: StatusCode) -> Self {
         let message = match status.as_u16() {
             400 => "Request contains an invalid argument.",
             402 => {
                 "Your prepayment credits are depleted. Please go to AI Studio at \
-                 https://ai.studio/projects to manage your project and billing."
+                 https://ai.studio/projects to manage your project and billing. Learn more at \
+                 https://ai.google.dev/gemini-api/docs/billing#prepay."
             }
             403 => "Your API key was reported as leaked. Please use another API key.",
             429 => "Resource has been exhausted (e.g. check quota).",
@@ -227,7 +231,7 @@ impl Refusal {
         Self::new(status, message, None)
     }
 
-    /// A page from something in front of Gemini, not from Gemini itself.
+    /// An HTML page, as a proxy in front of Gemini sends it.
     pub fn html(status: StatusCode) -> Self {
         let title = format!("Error {} ({})", status.as_u16(), status_name(status));
         let page = format!(
@@ -235,16 +239,32 @@ impl Refusal {
              temporary error and could not complete your request.\n</html>\n"
         );
         let body = Bytes::from(page);
-        Self { status, content_type: HTML, body, quota_ids: Vec::new() }
+        Self { status, content_type: HTML, body, quota_ids: Vec::new(), code: None }
     }
 
-    /// The same in a list, as Gemini refuses OpenAI's clients.
-    pub fn in_list(self) -> Self {
+    /// The refusal in another envelope. An HTML page is not changed.
+    pub fn in_envelope(self, envelope: Envelope) -> Self {
         if self.content_type == HTML {
             return self;
         }
-        let body = [b"[", &self.body[..], b"]"].concat().into();
-        Self { body, ..self }
+        match envelope {
+            Envelope::Native => self,
+            Envelope::List => {
+                let body = [b"[", &self.body[..], b"]"].concat().into();
+                Self { body, ..self }
+            }
+            Envelope::Interactions => self.in_interactions_envelope(),
+        }
+    }
+
+    /// Invalid keys get 401 in the Interactions API, where `generateContent` answers 400.
+    fn in_interactions_envelope(self) -> Self {
+        let native: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let code = self.code.unwrap_or_else(|| interactions_code(self.status));
+        let status = if code == "authentication" { StatusCode::UNAUTHORIZED } else { self.status };
+        let error = json!({"code": code, "message": native["error"]["message"]});
+        let body = json!({"error": error}).to_string().into();
+        Self { status, body, ..self }
     }
 
     /// The status of the response.
@@ -272,6 +292,36 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// The detail that links to the documentation of quotas.
+fn help() -> Value {
+    json!({
+        "@type": "type.googleapis.com/google.rpc.Help",
+        "links": [{
+            "description": "Learn more about Gemini API quotas",
+            "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
+        }],
+    })
+}
+
+/// The error code of the Interactions API for a status. Source: Gemini API docs, API errors.
+fn interactions_code(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => "invalid_request",
+        401 => "authentication",
+        402 => "payment_required",
+        403 => "permission_denied",
+        404 => "not_found",
+        409 => "aborted",
+        416 => "out_of_range",
+        429 => "too_many_requests",
+        499 => "cancelled",
+        501 => "unimplemented",
+        503 => "service_unavailable",
+        504 => "deadline_exceeded",
+        _ => "api_error",
+    }
+}
+
 /// The name of `google.rpc.Code` that goes with a status.
 fn status_name(status: StatusCode) -> &'static str {
     match status.as_u16() {
@@ -292,70 +342,4 @@ fn status_name(status: StatusCode) -> &'static str {
 
 fn seconds(duration: Duration) -> String {
     format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::quota::Quota;
-    use super::*;
-
-    #[test]
-    fn a_quota_refusal_says_what_when_and_where_to_read_more() {
-        let exceeded = Exceeded {
-            violations: vec![(Quota::InputTokensPerMinute, 250_000)],
-            retry_in: Duration::from_millis(48_939),
-        };
-        let refusal = Refusal::quota_exceeded(&exceeded, "gemini-2.5-flash", true);
-        let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
-        let metric =
-            "generativelanguage.googleapis.com/generate_content_free_tier_input_token_count";
-        let message = body["error"]["message"].as_str().expect("a message");
-        assert!(message.starts_with("You exceeded your current quota, please check your plan"));
-        assert!(message.ends_with(&format!(
-            "\n* Quota exceeded for metric: {metric}, limit: 250000, model: gemini-2.5-flash\
-             \nPlease retry in 48.939000000s."
-        )));
-        assert_eq!(body["error"]["code"], 429);
-        assert_eq!(body["error"]["status"], "RESOURCE_EXHAUSTED");
-        let details = body["error"]["details"].as_array().expect("details");
-        assert_eq!(
-            details[1]["violations"],
-            json!([{
-                "quotaMetric": metric,
-                "quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier",
-                "quotaDimensions": {"location": "global", "model": "gemini-2.5-flash"},
-                "quotaValue": "250000",
-            }])
-        );
-        assert_eq!(details[2]["retryDelay"], "48s");
-    }
-
-    #[test]
-    fn a_violation_of_the_request_itself_has_no_field() {
-        let violations = [
-            FieldViolation::unknown_name("response_format", "generation_config"),
-            FieldViolation::unknown_name("response_schema", ""),
-        ];
-        let body: Value =
-            serde_json::from_slice(Refusal::bad_request(&violations).body()).expect("JSON");
-        let first = "Invalid JSON payload received. Unknown name \"response_format\" at \
-            'generation_config': Cannot find field.";
-        let second = "Invalid JSON payload received. Unknown name \"response_schema\": \
-            Cannot find field.";
-        assert_eq!(
-            body,
-            json!({"error": {
-                "code": 400,
-                "message": format!("{first}\n{second}"),
-                "status": "INVALID_ARGUMENT",
-                "details": [{
-                    "@type": "type.googleapis.com/google.rpc.BadRequest",
-                    "fieldViolations": [
-                        {"field": "generation_config", "description": first},
-                        {"description": second},
-                    ],
-                }],
-            }})
-        );
-    }
 }

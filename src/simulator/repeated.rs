@@ -1,5 +1,4 @@
-//! The fields of a protocol buffer that can be repeated: Google takes a lone object for a list of
-//! one.
+//! Repeated fields of protocol buffers. Google accepts a single object as a list of one.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,7 +7,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// The values of a field that can be repeated.
+/// The values of a repeated field.
 pub(super) enum OneOrMany<T> {
     One([T; 1]),
     Many(Vec<T>),

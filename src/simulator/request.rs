@@ -1,7 +1,10 @@
-//! The requests a client sends, read as far as the simulator needs them.
+//! Reading requests.
 //!
-//! Text is borrowed from the body. Fields that play no part in an answer are named all the same,
-//! because Gemini refuses the ones it does not know.
+//! Text is borrowed from the body. Fields that do not affect the answer are declared too, because
+//! Gemini refuses unknown fields.
+
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 
@@ -12,19 +15,23 @@ use serde_json::value::RawValue;
 use super::json::parse;
 use super::refusal::Refusal;
 use super::repeated::{OneOrMany, many};
+use super::tier::Tier;
 use super::tokens::tokens;
 
-/// The largest input, in tokens, of today's models.
+/// The largest input, in tokens. Source: Gemini API docs, models.
 const MAX_INPUT_TOKENS: u64 = 1_048_576;
 
-/// What a picture or another file costs, in tokens: Google's documented price of a small picture.
+/// The tokens of a file: those of a small image. Source: Gemini API docs, tokens.
 const TOKENS_PER_FILE: u64 = 258;
 
-/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case. What other
-/// calls ask for is brought into this form too.
+/// Body of `generateContent` and `streamGenerateContent`, in camelCase or snake_case. Other
+/// generating calls are converted to it.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
+#[expect(
+    dead_code,
+    reason = "fields that do not affect the answer are declared so that they are accepted"
+)]
 pub(super) struct GenerateContentRequest<'a> {
     #[serde(borrow)]
     contents: Option<OneOrMany<Content<'a>>>,
@@ -40,8 +47,11 @@ pub(super) struct GenerateContentRequest<'a> {
     safety_settings: Option<IgnoredAny>,
     #[serde(alias = "cached_content")]
     cached_content: Option<IgnoredAny>,
-    #[serde(alias = "service_tier")]
-    service_tier: Option<IgnoredAny>,
+    #[serde(borrow, alias = "service_tier")]
+    pub service_tier: Option<Text<'a>>,
+    /// Continues an answer that ended with `CONTINUATION`.
+    #[serde(borrow, alias = "continuation_token")]
+    pub continuation_token: Option<Text<'a>>,
     model: Option<IgnoredAny>,
 }
 
@@ -55,7 +65,7 @@ struct CountTokensRequest<'a> {
     generate_content_request: Option<GenerateContentRequest<'a>>,
 }
 
-/// One message, or what is to be embedded.
+/// One message, or one text to embed.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Content<'a> {
@@ -65,10 +75,13 @@ pub(super) struct Content<'a> {
     parts: Option<OneOrMany<Part<'a>>>,
 }
 
-/// A piece of a content.
+/// A part of a content.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
+#[expect(
+    dead_code,
+    reason = "fields that do not affect the answer are declared so that they are accepted"
+)]
 pub(super) struct Part<'a> {
     #[serde(borrow)]
     text: Option<Text<'a>>,
@@ -99,14 +112,17 @@ pub(super) struct Part<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "fields without a part in the answer are named to be accepted")]
+#[expect(
+    dead_code,
+    reason = "fields that do not affect the answer are declared so that they are accepted"
+)]
 pub(super) struct GenerationConfig<'a> {
     #[serde(borrow, alias = "response_mime_type")]
     pub response_mime_type: Option<Text<'a>>,
-    /// In Gemini's own dialect.
+    /// A schema in Gemini's own dialect.
     #[serde(borrow, alias = "response_schema")]
     pub response_schema: Option<&'a RawValue>,
-    /// In JSON Schema.
+    /// A JSON Schema.
     #[serde(borrow, alias = "response_json_schema", alias = "_responseJsonSchema")]
     pub response_json_schema: Option<&'a RawValue>,
     #[serde(alias = "max_output_tokens")]
@@ -140,8 +156,8 @@ pub(super) struct GenerationConfig<'a> {
     image_config: Option<IgnoredAny>,
 }
 
-/// A string that is borrowed unless it holds escapes. Serde borrows a `Cow` only when it is not
-/// inside an `Option`, hence the wrapper.
+/// A string that is borrowed unless it has escapes. Serde does not borrow a `Cow` inside an
+/// `Option`, hence the wrapper.
 #[derive(Deserialize)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
@@ -151,7 +167,7 @@ impl<'a> GenerateContentRequest<'a> {
         parse::<Self>(body)?.checked()
     }
 
-    /// A request of these contents and nothing else.
+    /// A request with only these contents.
     pub fn of_contents(contents: Vec<Content<'a>>) -> Self {
         Self { contents: Some(OneOrMany::Many(contents)), ..Self::default() }
     }
@@ -196,19 +212,27 @@ impl<'a> GenerateContentRequest<'a> {
         many(&self.contents).iter().map(Content::text)
     }
 
-    /// What the input costs, in tokens; at least one.
+    /// The tier that was requested.
+    pub fn tier(&self) -> Result<Tier, Refusal> {
+        let Some(Text(name)) = &self.service_tier else { return Ok(Tier::Standard) };
+        Tier::parse(name).ok_or_else(|| {
+            Refusal::invalid_argument(format!("Invalid value at 'service_tier', \"{name}\""))
+        })
+    }
+
+    /// The input tokens; at least one.
     pub fn input_tokens(&self) -> u64 {
         let contents = many(&self.contents).iter().chain(&self.system_instruction);
         let of_contents: u64 = contents.map(Content::tokens).sum();
         of_contents.max(1) + self.tools.map_or(0, |tools| tokens(tools.get()))
     }
 
-    /// Whether the answer is to be JSON.
+    /// Whether JSON is requested.
     pub fn wants_json(&self) -> bool {
         self.mime_type() == Some("application/json")
     }
 
-    /// Whether the answer is to be one of the schema's `enum` without the quotes of JSON.
+    /// Whether a value of the schema's `enum` is requested, without JSON quotes.
     pub fn wants_enum(&self) -> bool {
         self.mime_type() == Some("text/x.enum")
     }
@@ -217,13 +241,13 @@ impl<'a> GenerateContentRequest<'a> {
         self.generation_config.as_ref()?.response_mime_type.as_ref().map(|text| &*text.0)
     }
 
-    /// The `generationConfig`, when there is one.
+    /// The `generationConfig`, if any.
     pub fn generation_config(&self) -> Option<&GenerationConfig<'a>> {
         self.generation_config.as_ref()
     }
 }
 
-/// What the body of a `countTokens` call costs, in tokens.
+/// Counts the tokens of a `countTokens` body.
 pub(super) fn count_tokens(body: &[u8]) -> Result<u64, Refusal> {
     let request: CountTokensRequest<'_> = parse(body)?;
     match (&request.generate_content_request, many(&request.contents)) {
@@ -236,13 +260,13 @@ pub(super) fn count_tokens(body: &[u8]) -> Result<u64, Refusal> {
 }
 
 impl<'a> Content<'a> {
-    /// A content of these parts.
-    pub fn new(role: &'static str, parts: Vec<Part<'a>>) -> Self {
+    /// A content with these parts.
+    pub fn new(role: &'a str, parts: Vec<Part<'a>>) -> Self {
         let role = Some(Text(Cow::Borrowed(role)));
         Self { role, parts: Some(OneOrMany::Many(parts)) }
     }
 
-    /// The texts of its parts as one.
+    /// The joined texts of its parts.
     fn text(&self) -> Cow<'_, str> {
         let mut texts = many(&self.parts).iter().filter_map(|part| part.text.as_ref());
         match (texts.next(), texts.next()) {
@@ -255,19 +279,19 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// What it costs, in tokens.
+    /// The tokens of the content.
     fn tokens(&self) -> u64 {
         many(&self.parts).iter().map(Part::tokens).sum()
     }
 }
 
 impl<'a> Part<'a> {
-    /// A part that is a text.
+    /// A text part.
     pub fn of_text(text: Text<'a>) -> Self {
         Self { text: Some(text), ..Self::default() }
     }
 
-    /// A part that is a picture or another file.
+    /// A file part.
     pub fn of_file() -> Self {
         Self { inline_data: Some(IgnoredAny), ..Self::default() }
     }
@@ -284,103 +308,5 @@ impl<'a> Part<'a> {
 impl Text<'_> {
     fn is_model(&self) -> bool {
         self.0 == "model"
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn refusal(body: &str) -> String {
-        let refusal = GenerateContentRequest::parse(body.as_bytes()).err().expect("refused");
-        let body: serde_json::Value = serde_json::from_slice(refusal.body()).expect("JSON");
-        body["error"]["message"].as_str().expect("a message").to_owned()
-    }
-
-    #[test]
-    fn the_prompt_is_the_last_text_that_is_not_the_models() {
-        let body = json!({"contents": [
-            {"role": "user", "parts": [{"text": "first"}]},
-            {"role": "user", "parts": [{"text": "one, "}, {"inline_data": {}}, {"text": "two, "},
-                {"text": "three"}]},
-            {"role": "model", "parts": [{"text": "mine"}]},
-        ]})
-        .to_string();
-        let request = GenerateContentRequest::parse(body.as_bytes()).expect("valid");
-        assert_eq!(request.prompt(), "one, two, three");
-    }
-
-    #[test]
-    fn a_plain_prompt_is_borrowed_from_the_body() {
-        let body = br#"{"contents": [{"parts": [{"text": "plain"}]}]}"#;
-        let request = GenerateContentRequest::parse(body).expect("valid");
-        let Some(OneOrMany::Many(contents)) = &request.contents else { panic!("a list") };
-        let part = &many(&contents[0].parts)[0];
-        assert!(matches!(part.text, Some(Text(Cow::Borrowed("plain")))));
-    }
-
-    #[test]
-    fn both_spellings_nulls_and_lone_objects_are_taken() {
-        let body = json!({
-            "contents": {"parts": {"text": "hello"}},
-            "system_instruction": {"parts": {"text": "Be terse."}},
-            "generationConfig": {"max_output_tokens": 5, "responseMimeType": null},
-            "tools": null,
-        })
-        .to_string();
-        let request = GenerateContentRequest::parse(body.as_bytes()).expect("valid");
-        assert_eq!(request.prompt(), "hello");
-        assert_eq!(request.generation_config().and_then(|c| c.max_output_tokens), Some(5));
-        assert_eq!(request.input_tokens(), 2 + 3);
-    }
-
-    #[test]
-    fn an_unknown_name_is_refused_with_its_place() {
-        let unknown = |name: &str, place: &str| {
-            format!(
-                "Invalid JSON payload received. Unknown name \"{name}\"{place}: Cannot find field."
-            )
-        };
-        assert_eq!(refusal(r#"{"response_schema": {}}"#), unknown("response_schema", ""));
-        assert_eq!(
-            refusal(r#"{"generationConfig": {"responseFormat": {}}}"#),
-            unknown("responseFormat", " at 'generation_config'")
-        );
-        assert_eq!(
-            refusal(r#"{"contents": [{"parts": [{"text": "a"}, {"txt": "b"}]}]}"#),
-            unknown("txt", " at 'contents[0].parts[1]'")
-        );
-    }
-
-    #[test]
-    fn missing_contents_and_parts_are_refused() {
-        for body in ["{}", r#"{"contents": []}"#, r#"{"contents": null}"#] {
-            assert_eq!(
-                refusal(body),
-                "* GenerateContentRequest.contents: contents is not specified\n"
-            );
-        }
-        assert_eq!(
-            refusal(r#"{"contents": [{"parts": []}]}"#),
-            "* GenerateContentRequest.contents[0].parts: contents.parts must not be empty.\n"
-        );
-    }
-
-    #[test]
-    fn a_body_that_is_no_json_is_refused() {
-        assert!(refusal("{\"contents\"").starts_with("Invalid JSON payload received."));
-        assert!(refusal("").starts_with("Invalid JSON payload received."));
-    }
-
-    #[test]
-    fn count_tokens_takes_contents_or_a_whole_request() {
-        let contents = br#"{"contents": [{"parts": [{"text": "12345"}]}]}"#;
-        assert_eq!(count_tokens(contents).ok(), Some(2));
-        let whole = br#"{"generateContentRequest": {"model": "models/gemini-a",
-            "contents": [{"parts": [{"text": "12345"}]}]}}"#;
-        assert_eq!(count_tokens(whole).ok(), Some(2));
-        assert!(count_tokens(b"{}").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The routes, and the calls in Gemini's own shape.
+//! The HTTP endpoints, and the calls of Gemini's own API on models.
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -8,34 +8,41 @@ use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::batches::store::Kind;
+use super::call::SimulatedCall;
 use super::embeddings::{batch_embed_contents, embed_content};
-use super::exchange::{Asked, Exchange, Form};
+use super::form::SimulatedRequest;
 use super::json::{json_response, received};
 use super::refusal::Refusal;
-use super::request::{GenerateContentRequest, count_tokens};
-use super::stats::{Call, Stats};
+use super::request::count_tokens;
+use super::state::Simulator;
+use super::stats::{InFlightCall, Stats};
 use super::target::{Target, api_key, check_key, query_value};
+use super::tier::Tier;
 use super::transmission::{Framing, wait_until};
-use super::{Options, Simulator};
-use super::{files, openai};
-
-/// What is listed when any model goes.
-const LISTED_MODELS: [&str; 3] =
-    ["gemini-3.5-flash-lite", "gemini-3.8-flash", "gemini-embedding-2"];
+use super::{batches, file_search, files, interactions, live, openai, other_calls};
 
 /// Every route of the simulator.
 pub(super) fn router(simulator: Simulator) -> Router {
     let mut router = Router::new()
         .route("/_simulator/stats", get(stats))
         .route("/_simulator/reset", post(reset));
-    for version in ["/v1", "/v1beta"] {
+    for version in ["/v1", "/v1beta", "/v1alpha"] {
         router = router
             .route(&format!("{version}/models"), get(list_models))
             .route(&format!("{version}/cachedContents"), get(list_cached_contents))
             .route(&format!("{version}/models/{{call}}"), get(get_model).post(call_model))
             .route(&format!("{version}/tunedModels/{{call}}"), get(get_model).post(call_model));
     }
-    router.merge(openai::router()).merge(files::router()).with_state(simulator)
+    router
+        .merge(openai::router())
+        .merge(files::router())
+        .merge(interactions::router())
+        .merge(live::router())
+        .merge(batches::router())
+        .merge(other_calls::router())
+        .merge(file_search::router())
+        .with_state(simulator)
 }
 
 async fn stats(State(simulator): State<Simulator>) -> Json<Stats> {
@@ -52,18 +59,15 @@ async fn list_models(State(simulator): State<Simulator>, request: Request) -> Re
     if let Err(refusal) = check_key(api_key(request.headers(), request.uri()), options) {
         return refusal.into_response();
     }
-    let listed: Vec<Value> =
-        listed_models(options).map(|model| described(&format!("models/{model}"))).collect();
+    let listed: Vec<Value> = simulator
+        .listed_models()
+        .into_iter()
+        .map(|model| described(&format!("models/{model}")))
+        .collect();
     json_response(&json!({"models": listed}))
 }
 
-/// The models that exist, or some of them when any goes.
-pub(super) fn listed_models(options: &Options) -> impl Iterator<Item = &str> {
-    let any = if options.models.is_empty() { &LISTED_MODELS[..] } else { &[] };
-    options.models.iter().map(String::as_str).chain(any.iter().copied())
-}
-
-/// There are none.
+/// The simulator has no cached contents.
 async fn list_cached_contents(State(simulator): State<Simulator>, request: Request) -> Response {
     match check_key(api_key(request.headers(), request.uri()), simulator.options()) {
         Ok(_) => json_response(&json!({})),
@@ -75,7 +79,9 @@ async fn get_model(State(simulator): State<Simulator>, request: Request) -> Resp
     let options = simulator.options();
     let checked = check_key(api_key(request.headers(), request.uri()), options)
         .and_then(|_| target(request.uri(), "GetModel"))
-        .and_then(|target| target.check_model(options).map(|()| target.resource()));
+        .and_then(|target| {
+            target.check_model(options, simulator.today()).map(|_| target.resource())
+        });
     match checked {
         Ok(resource) => json_response(&described(&resource)),
         Err(refusal) => refusal.into_response(),
@@ -93,20 +99,22 @@ fn described(resource: &str) -> Value {
     })
 }
 
-/// Any call of a model's method.
+/// Handles a call of a model's method.
 async fn call_model(State(simulator): State<Simulator>, request: Request) -> Response {
     let target = match target(request.uri(), "") {
         Ok(target) => target,
         Err(refusal) => return refusal.into_response(),
     };
-    let read: fn(&[u8]) -> Asked<'_> = match target.method {
-        "generateContent" => generate_content,
+    let read: fn(&[u8]) -> SimulatedRequest<'_> = match target.method {
+        "generateContent" => |body| SimulatedRequest::content(body, Framing::Whole),
         "streamGenerateContent" if query_value(request.uri(), "alt") == Some("sse") => {
-            stream_generate_content
+            |body| SimulatedRequest::content(body, Framing::Events)
         }
-        "streamGenerateContent" => array_generate_content,
-        "embedContent" => embed_content,
-        "batchEmbedContents" => batch_embed_contents,
+        "streamGenerateContent" => |body| SimulatedRequest::content(body, Framing::Array),
+        "embedContent" => embed,
+        "batchEmbedContents" => embed_batch,
+        "batchGenerateContent" => return create_batch(&simulator, request, Kind::Generate).await,
+        "asyncBatchEmbedContent" => return create_batch(&simulator, request, Kind::Embed).await,
         "countTokens" => return call_count_tokens(&simulator, request).await,
         _ => {
             let Target { version, method, .. } = target;
@@ -116,16 +124,12 @@ async fn call_model(State(simulator): State<Simulator>, request: Request) -> Res
     generate(&simulator, request, read).await
 }
 
-fn generate_content(body: &[u8]) -> Asked<'_> {
-    (Form::Content(Framing::Whole), GenerateContentRequest::parse(body))
+fn embed(body: &[u8]) -> SimulatedRequest<'_> {
+    SimulatedRequest::embeddings(embed_content(body))
 }
 
-fn stream_generate_content(body: &[u8]) -> Asked<'_> {
-    (Form::Content(Framing::Events), GenerateContentRequest::parse(body))
-}
-
-fn array_generate_content(body: &[u8]) -> Asked<'_> {
-    (Form::Content(Framing::Array), GenerateContentRequest::parse(body))
+fn embed_batch(body: &[u8]) -> SimulatedRequest<'_> {
+    SimulatedRequest::embeddings(batch_embed_contents(body))
 }
 
 fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refusal> {
@@ -135,9 +139,17 @@ fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refus
     Ok(Target { method, ..target })
 }
 
+async fn create_batch(simulator: &Simulator, request: Request, kind: Kind) -> Response {
+    let (parts, body) = request.into_parts();
+    match target(&parts.uri, "") {
+        Ok(target) => batches::create(simulator, &parts, body, target, kind).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
 async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response {
     let arrived = Instant::now();
-    let _in_flight = simulator.ledger().count_tokens_called();
+    let _in_flight = simulator.collector().count_tokens_called();
     let (parts, body) = request.into_parts();
     let body = match received(body).await {
         Ok(body) => body,
@@ -145,11 +157,11 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
     };
     let options = simulator.options();
     let counted = check_key(api_key(&parts.headers, &parts.uri), options)
-        .and_then(|_| target(&parts.uri, "")?.check_model(options))
-        .and_then(|()| count_tokens(&body));
+        .and_then(|_| target(&parts.uri, "")?.check_model(options, simulator.today()))
+        .and_then(|_| count_tokens(&body));
     match counted {
         Ok(tokens) => {
-            wait_until(arrived + simulator.median_latency()).await;
+            wait_until(arrived + simulator.median_latency(Tier::Standard)).await;
             json_response(&json!({
                 "totalTokens": tokens,
                 "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
@@ -159,11 +171,11 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
     }
 }
 
-/// Any call that is counted as one of the model's answers.
+/// Handles a generating call.
 async fn generate(
     simulator: &Simulator,
     request: Request,
-    read: fn(&[u8]) -> Asked<'_>,
+    read: fn(&[u8]) -> SimulatedRequest<'_>,
 ) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
@@ -172,13 +184,13 @@ async fn generate(
         Err(refusal) => return refusal.into_response(),
     };
     let key = api_key(&parts.headers, &parts.uri);
-    let call = Call::arrive(simulator.ledger(), target.model, key);
+    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
     let body = match received(body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
     let headers = &parts.headers;
-    let (form, request) = read(&body);
-    let exchange = Exchange { simulator, target, headers, key, body: &body, arrived, form };
-    exchange.answer(request, call).await
+    let call =
+        SimulatedCall { simulator, target, headers, key, body: &body, arrived, context_tokens: 0 };
+    call.answer(read(&body), in_flight).await
 }

@@ -1,9 +1,9 @@
-//! The schemas that Gemini takes, and what it answers to the ones it does not.
+//! Checking schemas as Gemini does.
 //!
-//! `responseSchema` is a protocol buffer: what is not one of its fields is refused by the JSON
-//! reader, with the place written as a path of fields; what breaks a rule of its own is refused
-//! afterwards, with the place written as an expression. `responseJsonSchema` takes a part of
-//! JSON Schema; how its refusals are worded is not recorded, so they follow those rules.
+//! `responseSchema` is a protocol buffer. The JSON reader refuses unknown fields and names the
+//! field path; other violations are refused afterwards, with the place written as an expression.
+//! `responseJsonSchema` supports a part of JSON Schema. Its error messages are not recorded, so they
+//! follow the same style.
 
 mod json_schema;
 mod loops;
@@ -15,10 +15,10 @@ use super::refusal::{FieldViolation, Refusal};
 
 pub(super) use json_schema::check_response_json_schema;
 
-/// The values of `type`, which are taken in lower case too.
+/// The values of `type`. Lower case is accepted too.
 const TYPES: [&str; 7] = ["STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"];
 
-/// The fields of `responseSchema` that the reader does not look into.
+/// The fields of `responseSchema` that hold no schema.
 const PLAIN_FIELDS: [&str; 15] = [
     "format",
     "title",
@@ -37,8 +37,8 @@ const PLAIN_FIELDS: [&str; 15] = [
     "default",
 ];
 
-/// What Gemini says of a schema that it refuses; none for one that it takes. `field` is that of
-/// `generationConfig` which carries it: `responseSchema` or `responseJsonSchema`.
+/// Gemini's error message for a schema that it refuses; `None` for one that it accepts. `field` is
+/// the field of `generationConfig`: `responseSchema` or `responseJsonSchema`.
 #[must_use]
 pub fn refused_schema(field: &str, schema: &Value) -> Option<String> {
     let checked = match field {
@@ -61,7 +61,7 @@ pub(super) fn check_response_schema(schema: &Value) -> Result<(), Refusal> {
     if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
 }
 
-/// What Google's JSON reader stops at.
+/// The fields and values that Google's JSON reader refuses.
 fn read(schema: &Value, place: &str, violations: &mut Vec<FieldViolation>) {
     let Value::Object(fields) = schema else {
         violations.push(if schema.is_array() {
@@ -119,7 +119,7 @@ fn read_strings(values: &Value, place: &str, violations: &mut Vec<FieldViolation
     }
 }
 
-/// The rules that a `responseSchema` of known fields can still break.
+/// The rules that a `responseSchema` with known fields can break.
 fn check_rules(schema: &Value, place: &str, broken: &mut Vec<String>) {
     let kind = schema["type"].as_str().unwrap_or_default().to_ascii_uppercase();
     let properties = schema["properties"].as_object();
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// What Gemini says of a schema that it refuses.
+    /// The error message for a schema.
     pub(super) fn message(refused: Result<(), Refusal>) -> String {
         let refusal = refused.expect_err("the schema is refused");
         let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reader_stops_at_is_told_with_its_path() {
+    fn unknown_fields_are_reported_with_their_path() {
         let schema = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "type": "OBJECT",
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_rules_are_told_with_their_expression() {
+    fn violated_rules_are_reported_with_their_expression() {
         let schema = json!({
             "type": "OBJECT",
             "properties": {

@@ -1,33 +1,42 @@
-//! Misbehaviour on demand: markers in a prompt that say how its call is to go.
+//! Markers in a prompt that change how its call is answered.
 //!
-//! A marker is `[[simulate:SETTING,SETTING,…]]` anywhere in the last text that is not the
-//! model's. A prompt can hold several. They are cut out, and the space around the rest too, before
-//! the prompt is answered.
+//! A marker is `[[simulate:SETTING,SETTING,…]]` anywhere in the last text that is not the model's. A
+//! prompt can hold several. Markers are removed and the rest is trimmed before the prompt is
+//! answered.
 //!
-//! | setting | what happens |
+//! | setting | effect |
 //! |---|---|
 //! | `status=CODE` | refused with this status and Gemini's usual message for it |
 //! | `quota=minute`, `quota=tokens`, `quota=day` | refused with a 429 that names this quota and a wait of 12.345 s |
-//! | `html=CODE` | refused with this status and a page of HTML |
-//! | `close` | the connection is closed before a byte of the answer |
-//! | `blocked=REASON` | answered with `promptFeedback.blockReason` and no candidates |
-//! | `truncate_body` | the connection is closed half way through the answer |
-//! | `finish=REASON` | the candidate's `finishReason`; `MAX_TOKENS` and `CONTINUATION` leave half the text, any other reason but `STOP` no text at all, unless there is a `text=` |
+//! | `quota=spend`, `quota=batch` | refused with the 429 of the spend limit, or of the batch limits |
+//! | `html=CODE` | refused with this status and an HTML page |
+//! | `close` | the connection is closed before the first byte of the response |
+//! | `blocked=REASON` | `promptFeedback.blockReason` and no candidates |
+//! | `truncate_body` | the connection is closed half way through the response |
+//! | `finish=REASON` | the candidate's `finishReason`. `MAX_TOKENS` leaves half the text; `CONTINUATION` half of what is left, so that the answer never ends; any other reason but `STOP` no text at all, unless there is a `text=` |
+//! | `hops=N` | the text comes in N calls: all but the last end with `CONTINUATION` and a token |
 //! | `unfinished` | the candidate has no `finishReason` |
-//! | `fail_after=N` | after N chunks of a stream comes the error of `status=` or `quota=`, or 503, as Gemini writes it into a stream: over several lines, outside of any event; on OpenAI's surface, and in a list, as one more item |
+//! | `fail_after=N` | after N chunks of a stream follows the error of `status=` or `quota=`, or 503, as Gemini writes it into a stream: over several lines, outside of any event; on OpenAI's surface and in an array, as one more item; for interactions, as an `error` event |
 //! | `empty` | the candidate's content has no parts |
 //! | `invalid_json` | the text is the beginning of a JSON object |
-//! | `thought` | a part with a thought comes before the text |
+//! | `thought` | a thought part comes before the text |
 //! | `parts=N` | the text comes in N parts |
 //! | `bytes=N` | the text is padded or cut to N bytes, at most 256 MiB, unless it is JSON |
 //! | `chunks=N` | a stream comes in N chunks, or in one for each character when there are fewer |
-//! | `stall_after=N` | after N chunks of the answer nothing more comes, for ever; an answer that is no stream is one chunk |
-//! | `latency_ms=N` | the call takes N milliseconds, whatever becomes of it |
-//! | `fail_times=N` | the rest of the script holds for the first N calls with the same key, model and prompt only; alone, it means `status=503` |
-//! | `text=TEXT` | the text is exactly this; the last setting, as it takes everything up to the last `]]` of the prompt |
+//! | `stall_after=N` | nothing follows after N chunks; a response that is not streamed is one chunk |
+//! | `latency_ms=N` | the call takes N milliseconds, whatever its outcome |
+//! | `fail_times=N` | the rest of the script applies only to the first N calls with the same key, model and prompt; alone, it means `status=503` |
+//! | `tier=TIER` | the service tier that serves the call, whatever was requested |
+//! | `flex_full` | refused with 503 if flex was requested |
+//! | `no_usage` | the response has no usage |
+//! | `ends_as=STATUS` | the final status of an interaction, or the final state of a batch |
+//! | `queued_ms=N` | a background interaction is `queued` for so long |
+//! | `poll_status=CODE` | reading the interaction later is refused with this status |
+//! | `go_away` | a live session sends `goAway` and closes after this turn |
+//! | `text=TEXT` | the text is exactly this; must be the last setting, as it extends to the last `]]` of the prompt |
 //!
-//! Of several settings that take the place of a candidate (the first five rows) the last counts. A setting that
-//! is not in the table is refused with 400, so that a mistyped one does not pass unnoticed.
+//! Of several settings that replace the candidate (`status` to `blocked`) the last one counts. An
+//! unknown setting is refused with 400.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -35,14 +44,15 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::quota::Quota;
+use super::tier::Tier;
 
 const OPENING: &str = "[[simulate:";
 const CLOSING: &str = "]]";
 
-/// The largest text that `bytes` can ask for: a slip of the pen must not exhaust the memory.
+/// The largest text that `bytes` can ask for, so that a typing error cannot exhaust the memory.
 const MAX_BYTES: usize = 256 << 20;
 
-/// How a call is to go.
+/// What the markers of a prompt ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Script<'a> {
     pub latency: Option<Duration>,
@@ -60,21 +70,34 @@ pub(super) struct Script<'a> {
     pub fail_after: Option<u32>,
     pub thought: bool,
     pub truncate_body: bool,
+    pub hops: Option<usize>,
+    pub tier: Option<Tier>,
+    pub flex_full: bool,
+    pub no_usage: bool,
+    pub ends_as: Option<&'a str>,
+    pub queued: Option<Duration>,
+    pub poll_status: Option<StatusCode>,
+    pub go_away: bool,
 }
 
-/// What a call ends with instead of a candidate.
+/// What replaces the candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Ending<'a> {
     Status(StatusCode),
     Quota(Quota),
+    SpendLimit,
+    BatchLimit,
     Html(StatusCode),
     Close,
     Blocked(&'a str),
 }
 
 impl<'a> Script<'a> {
-    /// Splits a prompt into what is to be answered and how. The error says which setting is not
-    /// in the table.
+    /// Separates a prompt from its markers.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting that is not in the table.
     pub fn parse(prompt: &'a str) -> Result<(Cow<'a, str>, Self), String> {
         let mut script = Self::default();
         let Some((mut plain, mut rest)) =
@@ -142,6 +165,9 @@ impl<'a> Script<'a> {
             "unfinished" => self.unfinished = true,
             "invalid_json" => self.invalid_json = true,
             "thought" => self.thought = true,
+            "flex_full" => self.flex_full = true,
+            "no_usage" => self.no_usage = true,
+            "go_away" => self.go_away = true,
             _ => return None,
         }
         Some(())
@@ -151,7 +177,12 @@ impl<'a> Script<'a> {
         match name {
             "status" => self.ending = Some(Ending::Status(value.parse().ok()?)),
             "html" => self.ending = Some(Ending::Html(value.parse().ok()?)),
-            "quota" => self.ending = Some(Ending::Quota(quota(value)?)),
+            "quota" => self.ending = Some(quota(value)?),
+            "hops" => self.hops = Some(value.parse().ok().filter(|hops| *hops > 0)?),
+            "tier" => self.tier = Some(Tier::parse(value)?),
+            "ends_as" => self.ends_as = Some(value),
+            "queued_ms" => self.queued = Some(Duration::from_millis(value.parse().ok()?)),
+            "poll_status" => self.poll_status = Some(value.parse().ok()?),
             "blocked" => self.ending = Some(Ending::Blocked(value)),
             "finish" => self.finish = Some(value),
             "parts" => self.parts = Some(value.parse().ok()?),
@@ -167,13 +198,15 @@ impl<'a> Script<'a> {
     }
 }
 
-fn quota(name: &str) -> Option<Quota> {
-    match name {
-        "minute" => Some(Quota::RequestsPerMinute),
-        "tokens" => Some(Quota::InputTokensPerMinute),
-        "day" => Some(Quota::RequestsPerDay),
-        _ => None,
-    }
+fn quota(name: &str) -> Option<Ending<'static>> {
+    Some(match name {
+        "minute" => Ending::Quota(Quota::RequestsPerMinute),
+        "tokens" => Ending::Quota(Quota::InputTokensPerMinute),
+        "day" => Ending::Quota(Quota::RequestsPerDay),
+        "spend" => Ending::SpendLimit,
+        "batch" => Ending::BatchLimit,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
-//! Which model a call is for, and with which key it comes.
+//! The model that a call names and the key that it has.
 
 use http::{HeaderMap, Uri, header};
+use jiff::civil::Date;
 
-use super::Options;
+use super::models;
+use super::options::Options;
 use super::refusal::Refusal;
 
-/// How the names of models begin.
+/// The prefixes of model names.
 const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
 
 /// The address of a call: `/v1beta/models/gemini-3.5-flash-lite:generateContent`.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     pub version: &'a str,
-    /// `models` or `tunedModels`.
+    /// `models`, `tunedModels` or `agents`.
     pub collection: &'a str,
     pub model: &'a str,
     pub method: &'a str,
@@ -32,22 +34,27 @@ impl<'a> Target<'a> {
         format!("{}/{}", self.collection, self.model)
     }
 
-    /// Refuses a model that does not exist.
-    pub fn check_model(&self, options: &Options) -> Result<(), Refusal> {
-        let tuned = self.collection == "tunedModels";
-        let is_gemini = FAMILIES.iter().any(|family| self.model.starts_with(family));
+    /// The model that answers.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a model that does not exist or has retired.
+    pub fn check_model(&self, options: &Options, today: Date) -> Result<&'a str, Refusal> {
+        let is_known = match self.collection {
+            "tunedModels" | "agents" => true,
+            _ => FAMILIES.iter().any(|family| self.model.starts_with(family)),
+        };
         if options.models.iter().any(|model| model == self.model) {
-            Ok(())
-        } else if self.model.contains("retired") {
-            Err(Refusal::model_retired(&self.resource()))
-        } else if options.models.is_empty()
-            && (tuned || is_gemini)
-            && !self.model.contains("unknown")
-        {
-            Ok(())
-        } else {
-            Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
+            return Ok(self.model);
         }
+        let retired = || Refusal::model_retired(&self.resource());
+        if self.model.contains("retired") {
+            return Err(retired());
+        }
+        if options.models.is_empty() && is_known && !self.model.contains("unknown") {
+            return models::answering(self.model, today).ok_or_else(retired);
+        }
+        Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
     }
 }
 
@@ -58,16 +65,17 @@ pub(super) fn api_key<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a st
         .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Bearer "))
         .or_else(|| header(header::AUTHORIZATION)?.strip_prefix("Token "))
         .or_else(|| query_value(uri, "key"))
+        .or_else(|| query_value(uri, "access_token"))
         .filter(|key| !key.is_empty())
 }
 
-/// A parameter of the query, without decoding: keys and `alt=sse` need none.
+/// A query parameter, not decoded: keys and `alt=sse` need no decoding.
 pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
     let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.into_iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
 }
 
-/// Refuses a call without a key or with a key that does not exist.
+/// Refuses a missing or unknown key.
 pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
     let key = key.ok_or_else(Refusal::no_key)?;
     if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {

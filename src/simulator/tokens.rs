@@ -1,14 +1,14 @@
-//! What text costs.
+//! Counting tokens.
 
-/// An estimate of what a text costs, in tokens: one for every four bytes, begun ones included,
-/// and one for every character of an East Asian script (everything from U+2E80).
+/// Estimates the tokens of a text: one for every four bytes, rounded up, and one for every character
+/// of an East Asian script (from U+2E80 on).
 pub(super) fn tokens(text: &str) -> u64 {
     let mut count = Count::default();
     count.add(text);
     count.tokens()
 }
 
-/// The count of a text that comes in pieces.
+/// Counts a text that comes in pieces.
 #[derive(Default)]
 pub(super) struct Count {
     /// Of the characters that are not East Asian.
@@ -32,7 +32,7 @@ impl Count {
         }
     }
 
-    /// What the text costs so far.
+    /// The tokens so far.
     pub fn tokens(&self) -> u64 {
         self.bytes.div_ceil(4) + self.east_asian
     }
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_count_as_the_whole_does() {
+    fn pieces_count_as_much_as_the_whole() {
         let mut count = Count::default();
         ["12", "3é", "今", "4"].iter().for_each(|piece| count.add(piece));
         assert_eq!(count.tokens(), tokens("123é今4"));

@@ -1,4 +1,4 @@
-//! How an answer reaches the client: in which frames, and when.
+//! Sending a response: its framing and its timing.
 
 use std::io;
 use std::time::Duration;
@@ -7,39 +7,48 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::exchange::{Answered, Plan, Reply};
+use super::plan::{Plan, Reply, ResponseChunks};
 use super::refusal::{JSON, Refusal};
-use super::stats::{Call, Fate};
+use super::stats::{CallOutcome, InFlightCall};
+use super::tier::Tier;
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 
-/// How an answer is written.
+/// How a response is framed.
 #[derive(Clone, Copy)]
 pub(super) enum Framing {
     /// One JSON object.
     Whole,
     /// Server-sent events.
     Events,
-    /// A JSON array of what would be the events.
+    /// A JSON array.
     Array,
     /// Server-sent events as OpenAI writes them, ended by `[DONE]`.
     OpenAiEvents,
+    /// Server-sent events with names, ended by `done`. The chunks are whole events.
+    NamedEvents,
 }
+
+/// The last event of an interaction's stream.
+pub(super) const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
+
+/// The header that names the tier that served the call. Source: recorded responses.
+const SERVICE_TIER: HeaderName = HeaderName::from_static("x-gemini-service-tier");
 
 impl Framing {
     fn content_type(self) -> HeaderValue {
         match self {
             Self::Whole | Self::Array => JSON,
-            Self::Events | Self::OpenAiEvents => EVENT_STREAM,
+            Self::Events | Self::OpenAiEvents | Self::NamedEvents => EVENT_STREAM,
         }
     }
 
-    /// How an error is written among the chunks of an answer. Source: a recorded stream; for OpenAI's
-    /// surface, a recorded answer.
+    /// Writes an error into a stream. Source: a recorded stream and, for OpenAI's surface, a recorded
+    /// response.
     fn failure(self, refusal: &Refusal, is_first: bool) -> Bytes {
         let pretty = serde_json::from_slice::<Value>(refusal.body());
         let pretty = pretty.map_or_else(|_| String::new(), |json| format!("{json:#}"));
@@ -47,6 +56,11 @@ impl Framing {
             Self::Whole | Self::Events => pretty.replace('\n', "\r\n").into(),
             Self::Array if is_first => format!("[{pretty}\r\n]").into(),
             Self::Array => format!(",\r\n{pretty}\r\n]").into(),
+            Self::NamedEvents => {
+                let mut event = serde_json::from_slice::<Value>(refusal.body()).unwrap_or_default();
+                event["event_type"] = "error".into();
+                format!("event: error\ndata: {event}\n\n").into()
+            }
             Self::OpenAiEvents => [b"data: [", &refusal.body()[..], b"]\n\n"].concat().into(),
         }
     }
@@ -55,6 +69,8 @@ impl Framing {
         let last = chunks.len().saturating_sub(1);
         let frame = |(index, chunk): (usize, Bytes)| match self {
             Self::Whole => chunk,
+            Self::NamedEvents if index == last => [&chunk[..], DONE].concat().into(),
+            Self::NamedEvents => chunk,
             Self::Events => [b"data: ", &chunk[..], b"\r\n\r\n"].concat().into(),
             Self::Array => {
                 let opening: &[u8] = if index == 0 { b"[" } else { b",\r\n" };
@@ -70,30 +86,42 @@ impl Framing {
     }
 }
 
-/// Answers a call as planned, and says what became of it.
+/// Answers a call as planned, and counts its outcome.
 pub(super) async fn deliver(
     plan: Plan,
-    call: Call,
+    call: InFlightCall,
     arrived: Instant,
     framing: Framing,
 ) -> Response {
+    let tier = plan.tier;
+    let mut response = send(plan, call, arrived, framing).await;
+    add_tier(&mut response, tier);
+    response
+}
+
+/// Names the tier that served a call.
+pub(super) fn add_tier(response: &mut Response, tier: Tier) {
+    response.headers_mut().insert(SERVICE_TIER, tier.header());
+}
+
+async fn send(plan: Plan, call: InFlightCall, arrived: Instant, framing: Framing) -> Response {
     let done_at = arrived + plan.latency;
     match plan.reply {
         Reply::Refused(refusal) => {
             wait_until(done_at).await;
-            call.end(&Fate::Refused(&refusal));
+            call.end(&CallOutcome::Refused(&refusal));
             refusal.into_response()
         }
         Reply::Closed => {
             wait_until(done_at).await;
-            call.end(&Fate::Broken);
+            call.end(&CallOutcome::Broken);
             Response::new(Body::from_stream(stream::once(async { broken() })))
         }
-        Reply::Answered(Answered { mut chunks, truncated: false, stall_after: None, .. })
-            if matches!(framing, Framing::Whole) =>
-        {
+        Reply::Answered(ResponseChunks {
+            mut chunks, truncated: false, stall_after: None, ..
+        }) if matches!(framing, Framing::Whole) => {
             wait_until(done_at).await;
-            call.end(&Fate::Answered);
+            call.end(&CallOutcome::Answered);
             with_content_type(Body::from(chunks.remove(0)), framing)
         }
         Reply::Answered(answered) => {
@@ -109,13 +137,14 @@ pub(super) async fn deliver(
     }
 }
 
-fn with_content_type(body: Body, framing: Framing) -> Response {
+/// A response with the content type of its framing.
+pub(super) fn with_content_type(body: Body, framing: Framing) -> Response {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type());
     response
 }
 
-/// Half of the frames, or half of the only one.
+/// The first half of the frames, or half of a single frame.
 fn first_half(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     match frames.as_mut_slice() {
         [only] => only.truncate(only.len() / 2),
@@ -124,34 +153,34 @@ fn first_half(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     frames
 }
 
-/// An answer on its way, sent evenly over the latency.
+/// A response being sent, evenly over the latency.
 struct Transmission {
     frames: std::vec::IntoIter<Bytes>,
-    /// Frames of the whole answer.
+    /// The number of frames.
     length: u32,
-    /// Size of the whole answer.
+    /// The size in bytes.
     bytes: usize,
     sent: u32,
     arrived: Instant,
     latency: Duration,
     truncated: bool,
-    /// After how many frames nothing more comes.
+    /// After how many frames nothing more is sent.
     stall_after: Option<u32>,
-    /// The error that it ends with.
+    /// The error that ends the stream.
     refusal: Option<Refusal>,
-    /// Until it has ended.
-    call: Option<Call>,
+    /// `None` once it has ended.
+    call: Option<InFlightCall>,
 }
 
 impl Transmission {
     fn new(
-        answered: Answered,
+        answered: ResponseChunks,
         framing: Framing,
-        call: Call,
+        call: InFlightCall,
         arrived: Instant,
         latency: Duration,
     ) -> Self {
-        let Answered { chunks, truncated, stall_after, failure } = answered;
+        let ResponseChunks { chunks, truncated, stall_after, failure } = answered;
         let mut frames = framing.frames(chunks);
         let refusal = failure.map(|(after, refusal)| {
             frames.truncate(after as usize);
@@ -198,13 +227,13 @@ impl Transmission {
         }
         let call = self.call.take()?;
         if !self.truncated {
-            let fate = self.refusal.as_ref().map_or(Fate::Answered, Fate::Refused);
-            call.end(&fate);
+            let outcome = self.refusal.as_ref().map_or(CallOutcome::Answered, CallOutcome::Refused);
+            call.end(&outcome);
             return None;
         }
-        // Lets the server send what it has before the connection breaks.
+        // The server sends what it has before the connection breaks.
         tokio::task::yield_now().await;
-        call.end(&Fate::Broken);
+        call.end(&CallOutcome::Broken);
         Some(broken())
     }
 }
@@ -214,11 +243,11 @@ fn broken() -> io::Result<Bytes> {
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed as the script says"))
 }
 
-/// How late tokio's timer is on average: it rounds a deadline up to a millisecond of its own clock
-/// and sleeps whole ones, and then the task has to be woken. Measured over loopback.
+/// The average lag of tokio's timer, which rounds up to whole milliseconds, including waking the
+/// task. Measured over loopback.
 const TIMER_LAG: Duration = Duration::from_micros(1_500);
 
-/// Sleeps until the client should see something happen.
+/// Sleeps until a deadline, early by the timer's lag.
 pub(super) async fn wait_until(deadline: Instant) {
     let wake_at = deadline - TIMER_LAG;
     if wake_at > Instant::now() {

@@ -1,17 +1,17 @@
-//! `docs/architecture.md` and the table in `src/limits.rs`: modules use what they say, and nothing
-//! else.
+//! The sources keep to `docs/architecture.md`, to the table in `src/limits.rs` and to the conventions of
+//! this crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::manual::{rows, section};
+use crate::manual::{file, rows, section};
 
-/// The modules that each module uses.
+/// For each module, the modules that it uses.
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
 /// The first and the last column of a table of modules.
-fn documented(table: &str) -> Uses {
+fn allowed_uses(table: &str) -> Uses {
     let names = |cell: &str| -> BTreeSet<String> {
         cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     };
@@ -23,13 +23,9 @@ fn documented(table: &str) -> Uses {
     rows.collect()
 }
 
-fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 /// Collects the names that follow `prefix` in the files of a folder, by the folder's modules. Tests
 /// are not read.
-fn used(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
+fn add_uses(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let stem = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
@@ -38,7 +34,7 @@ fn used(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
         }
         let module = module.unwrap_or(&stem).to_owned();
         if path.is_dir() {
-            used(&path, prefix, Some(&module), uses);
+            add_uses(&path, prefix, Some(&module), uses);
             continue;
         }
         let text = fs::read_to_string(&path).expect("a source");
@@ -53,27 +49,27 @@ fn used(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
 }
 
 #[test]
-fn modules_use_what_the_page_on_architecture_says() {
+fn modules_use_only_what_the_architecture_page_allows() {
     let mut uses = Uses::new();
-    used(&source("src"), "crate::", None, &mut uses);
-    let mut documented = documented(&section("docs/architecture.md", "Modules"));
+    add_uses(&file("src"), "crate::", None, &mut uses);
+    let mut allowed = allowed_uses(&section("docs/architecture.md", "Modules"));
     // It uses all.
-    documented.remove("main");
-    assert_eq!(uses, documented);
+    allowed.remove("main");
+    assert_eq!(uses, allowed);
 }
 
 /// The table in the module documentation of `limits`.
 fn modules_of_limits() -> String {
-    let text = fs::read_to_string(source("src/limits.rs")).expect("a source");
+    let text = fs::read_to_string(file("src/limits.rs")).expect("a source");
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
     lines.map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn modules_of_limits_use_what_their_table_says() {
-    let folder = source("src/limits");
+    let folder = file("src/limits");
     let mut uses = Uses::new();
-    used(&folder, "crate::limits::", None, &mut uses);
+    add_uses(&folder, "crate::limits::", None, &mut uses);
     // The files directly in the folder name their siblings with `super::`.
     for path in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("one").path()) {
         if path.is_file() {
@@ -84,13 +80,13 @@ fn modules_of_limits_use_what_their_table_says() {
             uses.entry(module).or_default().extend(named);
         }
     }
-    assert_eq!(uses, documented(&modules_of_limits()));
+    assert_eq!(uses, allowed_uses(&modules_of_limits()));
 }
 
 #[test]
 fn modules_of_limits_use_only_modules_above_them() {
     let table = modules_of_limits();
-    let uses = documented(&table);
+    let uses = allowed_uses(&table);
     let mut above = BTreeSet::new();
     for row in rows(&table) {
         let module = row.split('`').nth(1).expect("a module");
@@ -103,7 +99,7 @@ fn modules_of_limits_use_only_modules_above_them() {
 fn files_of_limits_use_each_other_in_one_direction() {
     for folder in ["model", "local", "redis", "accounts", "limiter"] {
         let mut uses = Uses::new();
-        let files = fs::read_dir(source("src/limits").join(folder)).expect("a folder");
+        let files = fs::read_dir(file("src/limits").join(folder)).expect("a folder");
         for path in files.map(|entry| entry.expect("an entry").path()) {
             if path.extension().is_none_or(|extension| extension != "rs") {
                 continue;
@@ -122,4 +118,35 @@ fn files_of_limits_use_each_other_in_one_direction() {
             assert!(uses.len() < before, "{folder}: a circle among {rest:?}");
         }
     }
+}
+
+/// Every source file below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let files = paths.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+/// The source files of the crate, its tests and its benchmarks for which a condition holds.
+fn sources_with(condition: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let all = ["src", "tests", "benches", "fuzz/src"].map(|folder| sources(&file(folder)));
+    assert!(all.iter().all(|folder| !folder.is_empty()));
+    all.concat().into_iter().filter(|path| condition(path)).collect()
+}
+
+#[test]
+fn a_module_with_submodules_is_a_file_beside_its_folder() {
+    let found = sources_with(|path| path.ends_with("mod.rs"));
+    assert!(found.is_empty(), "rename x/mod.rs to x.rs: {found:?}");
+}
+
+/// `#[expect]` has a reason, and tells when its lint no longer applies.
+#[test]
+fn no_lint_is_silenced_with_allow() {
+    let is_allow = |line: &str| ["#[allow(", "#![allow("].iter().any(|it| line.starts_with(it));
+    let found = sources_with(|path| {
+        fs::read_to_string(path).expect("a source").lines().any(|line| is_allow(line.trim_start()))
+    });
+    assert!(found.is_empty(), "use #[expect(…, reason = …)]: {found:?}");
 }

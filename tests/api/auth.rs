@@ -1,4 +1,4 @@
-//! Who pays, and that nobody ever pays for another.
+//! Authentication: which key pays for a request, and that no caller pays for another.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, kinds};
 
-/// What 401 says on the endpoints that spend a key.
+/// The detail of a 401 on endpoints that spend a key.
 const UNAUTHENTICATED: &str =
     "Authentication failed. Provide 'Admin-API-Key' in headers or complete credentials in payload.";
 
-/// Every endpoint that spends a key, with a body that it takes.
+/// Every endpoint that spends a key, with a valid body.
 fn endpoints() -> Vec<(String, Value)> {
     let one_and_many = |(path, body): (&str, Value)| {
         let many = json!({"requests": [body]});
@@ -23,8 +23,8 @@ fn endpoints() -> Vec<(String, Value)> {
     kinds().into_iter().flat_map(one_and_many).collect()
 }
 
-/// Asks with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
-async fn ask(
+/// Sends a request with this `Admin-API-Key`, if any, and this `gemini_api_key` in the payload.
+async fn send(
     service: &Service,
     (path, mut body): (String, Value),
     admin: Option<&str>,
@@ -35,15 +35,15 @@ async fn ask(
     answer(admin.into_iter().fold(request, |r, key| r.header("Admin-API-Key", key))).await
 }
 
-/// The keys that calls were paid with since they were last asked for.
-fn payers(service: &Service) -> BTreeSet<String> {
+/// The keys that calls have used since the last call of this function.
+fn keys_used(service: &Service) -> BTreeSet<String> {
     let keys = service.simulator.journal().into_iter().map(|entry| entry.api_key).collect();
     service.simulator.reset();
     keys
 }
 
 #[tokio::test]
-async fn the_first_of_three_tiers_pays() {
+async fn the_first_matching_tier_pays() {
     let service = Service::start().await;
     for (admin, own, payer) in [
         (Some(ADMIN_KEY), json!("own-key"), SERVER_KEY),
@@ -59,21 +59,21 @@ async fn the_first_of_three_tiers_pays() {
     ] {
         for endpoint in endpoints() {
             let case = format!("{} {admin:?} {own}", endpoint.0);
-            let paid = ask(&service, endpoint, admin, &own).await;
+            let paid = send(&service, endpoint, admin, &own).await;
             assert_eq!(paid.status, StatusCode::OK, "{case}: {paid:?}");
-            assert_eq!(payers(&service), BTreeSet::from([payer.to_owned()]), "{case}");
+            assert_eq!(keys_used(&service), BTreeSet::from([payer.to_owned()]), "{case}");
         }
     }
 }
 
 #[tokio::test]
-async fn without_the_fallback_who_brings_no_key_is_turned_away() {
+async fn without_the_fallback_a_request_without_a_key_is_refused() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for admin in [None, Some("wrong"), Some("")] {
         for own in [Value::Null, json!(""), json!("  ")] {
             for endpoint in endpoints() {
-                let refused = ask(&service, endpoint, admin, &own).await;
+                let refused = send(&service, endpoint, admin, &own).await;
                 assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
                 let body = json!({"detail": UNAUTHENTICATED, "code": "unauthenticated"});
                 assert_eq!(refused.body, body);
@@ -83,24 +83,24 @@ async fn without_the_fallback_who_brings_no_key_is_turned_away() {
     assert_eq!(service.simulator.stats().calls, 0);
 
     let chat = || ("/chat".to_owned(), json!({"prompt": "Hello"}));
-    let admin = ask(&service, chat(), Some(ADMIN_KEY), &Value::Null).await;
+    let admin = send(&service, chat(), Some(ADMIN_KEY), &Value::Null).await;
     assert_eq!(admin.status, StatusCode::OK);
-    assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
-    let own = ask(&service, chat(), None, &json!("own-key")).await;
+    assert_eq!(keys_used(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+    let own = send(&service, chat(), None, &json!("own-key")).await;
     assert_eq!(own.status, StatusCode::OK);
-    assert_eq!(payers(&service), BTreeSet::from(["own-key".to_owned()]));
+    assert_eq!(keys_used(&service), BTreeSet::from(["own-key".to_owned()]));
 }
 
 #[tokio::test]
-async fn a_server_without_a_key_pays_for_nobody() {
+async fn without_a_server_key_the_admin_key_spends_nothing() {
     let service = Service::with(Options::default(), |config| config.gemini_api_key = None).await;
     for endpoint in endpoints() {
-        let refused = ask(&service, endpoint.clone(), None, &Value::Null).await;
+        let refused = send(&service, endpoint.clone(), None, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         assert_eq!(refused.body["detail"], UNAUTHENTICATED);
-        // Not even the payload's key makes up for it: the administrator asked for the server's.
+        // A key in the payload changes nothing: the administrator asked for the server's key.
         for own in [Value::Null, json!("own-key")] {
-            let refused = ask(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
+            let refused = send(&service, endpoint.clone(), Some(ADMIN_KEY), &own).await;
             assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
             assert_eq!(refused.body["code"], "server_key_missing");
         }
@@ -109,7 +109,7 @@ async fn a_server_without_a_key_pays_for_nobody() {
 }
 
 #[tokio::test]
-async fn an_admin_key_that_is_not_set_matches_nothing() {
+async fn an_unset_admin_key_matches_nothing() {
     let service = Service::with(Options::default(), |config| {
         config.admin_api_key = None;
         config.environment_fallback = false;
@@ -117,7 +117,7 @@ async fn an_admin_key_that_is_not_set_matches_nothing() {
     .await;
     for admin in [None, Some(""), Some(ADMIN_KEY), Some(SERVER_KEY)] {
         let chat = ("/chat".to_owned(), json!({"prompt": "Hello"}));
-        let refused = ask(&service, chat, admin, &Value::Null).await;
+        let refused = send(&service, chat, admin, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{admin:?}");
         let list = service.get("/_admin/semaphores");
         let list = admin.into_iter().fold(list, |r, key| r.header("Admin-API-Key", key));
@@ -128,7 +128,7 @@ async fn an_admin_key_that_is_not_set_matches_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_admin_key_opens_no_admin_endpoint() {
+async fn a_wrong_admin_key_is_refused_on_admin_endpoints() {
     let service = Service::start().await;
     service.register("kept", 1).await;
     for admin in ["wrong", "", "the-admin-ke", "the-admin-keyy", "THE-ADMIN-KEY", SERVER_KEY] {
@@ -147,14 +147,14 @@ async fn a_wrong_admin_key_opens_no_admin_endpoint() {
     assert_eq!(answer(list).await.body["count"], 1);
 }
 
-/// The key of a user, whose number is in all their prompts.
+/// A user's key. The user's number also appears in each of the user's prompts.
 fn key_of(user: &str) -> String {
     format!("key-of-user-{user}")
 }
 
-/// The original of this service set the key process-wide: users paid with each other's.
+/// In this service's first version the key was process-wide: users paid with each other's keys.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_users_at_once_each_pay_for_their_own() {
+async fn two_hundred_concurrent_users_each_pay_with_their_own_key() {
     let options = Options { latency_ms: 3, latency_sigma: 0.5, ..Options::default() };
     let service = Service::with(options, |_| {}).await;
     let users = join_all((0..200).map(|user| {
@@ -189,7 +189,7 @@ async fn two_hundred_users_at_once_each_pay_for_their_own() {
 }
 
 #[tokio::test]
-async fn a_key_in_a_header_pays_where_the_body_brings_none() {
+async fn a_key_in_a_header_pays_if_the_body_has_none() {
     let service = Service::start().await;
     for (header, key) in [
         ("x-goog-api-key", "key-of-the-header"),
@@ -199,19 +199,19 @@ async fn a_key_in_a_header_pays_where_the_body_brings_none() {
         for (path, mut body) in endpoints() {
             let sent = answer(service.post(&path, &body).header(header, key)).await;
             assert_eq!(sent.status, StatusCode::OK, "{path}: {sent:?}");
-            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-header".to_owned()]));
+            assert_eq!(keys_used(&service), BTreeSet::from(["key-of-the-header".to_owned()]));
             body["credentials"] = json!({"gemini_api_key": "key-of-the-body"});
             answer(service.post(&path, &body).header(header, key)).await;
-            assert_eq!(payers(&service), BTreeSet::from(["key-of-the-body".to_owned()]));
+            assert_eq!(keys_used(&service), BTreeSet::from(["key-of-the-body".to_owned()]));
         }
     }
     let request = service.post("/chat", &json!({"prompt": "x"})).header("x-goog-api-key", "a b");
     assert_eq!(answer(request).await.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(payers(&service), BTreeSet::new());
+    assert_eq!(keys_used(&service), BTreeSet::new());
 }
 
 #[tokio::test]
-async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
+async fn the_admin_key_selects_the_servers_key_in_every_header_and_parameter() {
     let service = Service::start().await;
     let chat = json!({"prompt": "x"});
     let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
@@ -230,12 +230,12 @@ async fn the_admin_key_spends_the_servers_wherever_a_key_may_stand() {
     ] {
         let sent = answer(request).await;
         assert_eq!(sent.status, StatusCode::OK, "{sent:?}");
-        assert_eq!(payers(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
+        assert_eq!(keys_used(&service), BTreeSet::from([SERVER_KEY.to_owned()]));
     }
 }
 
 #[tokio::test]
-async fn a_key_or_a_model_with_the_admin_key_in_it_is_not_sent() {
+async fn a_key_or_model_that_contains_the_admin_key_is_refused() {
     let service = Service::start().await;
     let generate = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
@@ -265,7 +265,7 @@ async fn a_key_or_a_model_with_the_admin_key_in_it_is_not_sent() {
 }
 
 #[tokio::test]
-async fn an_items_own_credentials_win_over_the_batchs() {
+async fn an_items_credentials_override_the_batchs() {
     let service = Service::start().await;
     let requests = json!([
         {"prompt": "own", "credentials": {"gemini_api_key": "key-of-the-item"}},
@@ -300,7 +300,7 @@ async fn an_items_own_credentials_win_over_the_batchs() {
 }
 
 #[tokio::test]
-async fn a_batch_with_one_item_that_nobody_pays_for_sends_nothing() {
+async fn a_batch_with_one_unauthenticated_item_sends_nothing() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let own = json!({"gemini_api_key": "own-key"});
@@ -314,22 +314,22 @@ async fn a_batch_with_one_item_that_nobody_pays_for_sends_nothing() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_needs_a_payer_too() {
+async fn an_empty_batch_requires_authentication() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for (path, _) in kinds() {
         let batch = || (format!("/batch{path}"), json!({"requests": []}));
-        let refused = ask(&service, batch(), None, &Value::Null).await;
+        let refused = send(&service, batch(), None, &Value::Null).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
-        let own = ask(&service, batch(), None, &json!("own-key")).await;
+        let own = send(&service, batch(), None, &json!("own-key")).await;
         assert_eq!(own.status, StatusCode::OK, "{path}");
-        let admin = ask(&service, batch(), Some(ADMIN_KEY), &Value::Null).await;
+        let admin = send(&service, batch(), Some(ADMIN_KEY), &Value::Null).await;
         assert_eq!(admin.status, StatusCode::OK, "{path}");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_key_is_refused_where_it_stands() {
+async fn an_invalid_key_is_refused_with_its_location() {
     let service = Service::start().await;
     let unusable = ["two words", "schlüssel", "line\nbreak", "nul\u{0}"];
     for key in unusable {
@@ -364,7 +364,7 @@ async fn what_cannot_be_a_key_is_refused_where_it_stands() {
 }
 
 #[tokio::test]
-async fn no_key_is_in_the_body_of_an_error() {
+async fn an_error_body_contains_no_key() {
     const SECRET: &str = "a-secret-of-the-caller";
     const REVOKED: &str = "a-secret-that-was-revoked";
     let options = Options { bad_keys: vec![REVOKED.to_owned()], ..Options::default() };
@@ -373,7 +373,7 @@ async fn no_key_is_in_the_body_of_an_error() {
     let chat = |credentials: Value| {
         service.post("/chat", &json!({"prompt": "Hello", "credentials": credentials}))
     };
-    // Gemini repeats the marker, and so the key, in what it says.
+    // Gemini's error message repeats the marker, and so the key.
     let repeated = json!({
         "prompt": format!("[[simulate:{SECRET}]]"), "credentials": {"gemini_api_key": SECRET},
     });

@@ -1,4 +1,4 @@
-//! Many at once: complete, in order, each answer with its question, each failure alone.
+//! Batches: complete, in order, each answer with its question, each failure alone.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn chats(prompts: impl IntoIterator<Item = String>) -> Value {
 }
 
 #[tokio::test]
-async fn order_is_kept_when_later_items_finish_first() {
+async fn results_are_in_order_when_later_items_finish_first() {
     const ITEMS: usize = 20;
     let service = limited(ITEMS).await;
     let prompt = |n: usize| format!("question {n} {}", slow((ITEMS - n) as u64 * 50));
@@ -35,7 +35,7 @@ async fn order_is_kept_when_later_items_finish_first() {
 }
 
 #[tokio::test]
-async fn a_result_is_the_individual_one_and_its_place() {
+async fn a_batch_result_equals_a_single_answer_plus_its_index() {
     let service = Service::start().await;
     for (path, body) in kinds() {
         let mut single = answer(service.post(path, &body)).await.body;
@@ -51,7 +51,7 @@ async fn a_result_is_the_individual_one_and_its_place() {
 }
 
 #[tokio::test]
-async fn the_ids_of_an_item_come_back_with_its_result() {
+async fn an_items_ids_are_returned_with_its_result() {
     let service = Service::start().await;
     for (path, body) in kinds() {
         let named = |id: &Value| {
@@ -59,7 +59,7 @@ async fn the_ids_of_an_item_come_back_with_its_result() {
             item.as_object_mut().unwrap().extend(id.as_object().unwrap().clone());
             item
         };
-        // Several may have the same, in characters of any kind; the place tells them apart.
+        // Several items may have the same id, in any characters. The index tells them apart.
         let ids = [
             json!({"custom_id": "row-1"}),
             json!({"custom_id": "row-1", "id": "é".repeat(256)}),
@@ -85,7 +85,7 @@ async fn the_ids_of_an_item_come_back_with_its_result() {
 }
 
 #[tokio::test]
-async fn an_id_that_cannot_be_taken_is_told_at_its_place() {
+async fn an_invalid_item_id_is_reported_with_its_location() {
     let service = Service::start().await;
     let long = "x".repeat(257);
     for (id, kind) in [
@@ -113,7 +113,7 @@ async fn an_id_that_cannot_be_taken_is_told_at_its_place() {
 }
 
 #[tokio::test]
-async fn a_failed_item_says_what_failed_and_costs_the_others_nothing() {
+async fn a_failed_item_reports_its_error_and_affects_no_other() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let batch = json!({"requests": [
         {"prompt": "a"},
@@ -149,7 +149,7 @@ async fn a_failed_item_says_what_failed_and_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn a_batch_in_which_all_fail_is_answered_with_200() {
+async fn a_batch_in_which_every_item_fails_is_answered_with_200() {
     let service = Service::start().await;
     let batch = chats((0..30).map(|n| format!("{n} [[simulate:status=400]]")));
     let batch = answer(service.post("/batch/chat", &batch)).await;
@@ -162,7 +162,7 @@ async fn a_batch_in_which_all_fail_is_answered_with_200() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_is_zeros() {
+async fn an_empty_batch_succeeds_with_zero_counts() {
     let service = Service::start().await;
     for (path, _) in kinds() {
         let batch = service.post(&format!("/batch{path}"), &json!({"requests": []}));
@@ -176,7 +176,7 @@ async fn an_empty_batch_is_zeros() {
     assert_eq!(service.simulator.stats().calls, 0);
 }
 
-/// What is to become of an item: its marker, and the code it fails with, if it does.
+/// Item fates: a prompt marker, and the error code that it leads to, if any.
 const FATES: [(&str, Option<&str>); 10] = [
     ("", None),
     ("parts=3", None),
@@ -191,11 +191,11 @@ const FATES: [(&str, Option<&str>); 10] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_items_come_back_complete_each_in_its_place() {
+async fn two_thousand_items_are_answered_completely_and_in_order() {
     let service = limited(100).await;
     let mut random = Rng::with_seed(20_260_101);
     let mut item = |n: usize| {
-        // Mostly good ones, as in life.
+        // Most items succeed.
         let (marker, code) = if random.u8(..) < 192 { FATES[0] } else { FATES[random.usize(..10)] };
         let comma = if marker.is_empty() { "" } else { "," };
         let latency = random.u8(..20);
@@ -215,18 +215,18 @@ async fn two_thousand_items_come_back_complete_each_in_its_place() {
         }
     }
     let failed = items.iter().filter(|(_, code)| code.is_some()).count();
-    assert!(failed > 100, "the seed makes only {failed} fail");
+    assert!(failed > 100, "with this seed only {failed} fail");
     assert_eq!(batch.body["failed_requests"], failed);
     assert_eq!(batch.body["successful_requests"], 2000 - failed);
     let repeated = items.iter().filter(|(prompt, _)| prompt.contains("fail_times")).count();
     let stats = service.simulator.stats();
-    assert_eq!(stats.calls, (2000 + repeated) as u64, "no item is sent twice without need");
+    assert_eq!(stats.calls, (2000 + repeated) as u64, "no item is sent twice needlessly");
     assert!(stats.highest_in_flight <= 100);
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn each_item_is_asked_of_its_own_model() {
+async fn each_item_is_sent_to_its_own_model() {
     let service = Service::start().await;
     let models = ["gemini-a", "models/gemini-b", "tunedModels/mine", "gemini-a", "gemini-unknown"];
     let requests: Vec<Value> =
@@ -237,13 +237,13 @@ async fn each_item_is_asked_of_its_own_model() {
     assert_eq!(named.collect::<Vec<_>>(), expected);
     assert_eq!(batch.body["results"][4]["error_code"], "model_not_found");
     for call in service.simulator.journal() {
-        // The simulator knows a model without what stands before it.
+        // The simulator ignores the prefix before a model's name.
         assert_eq!(call.model, call.prompt_text.rsplit('/').next().unwrap());
     }
 }
 
 #[tokio::test]
-async fn an_unknown_semaphore_is_named_and_nothing_is_sent() {
+async fn an_unknown_semaphore_refuses_the_batch_and_is_named() {
     let service = Service::start().await;
     service.register("known", 5).await;
     for (path, body) in kinds() {
@@ -265,7 +265,7 @@ async fn an_unknown_semaphore_is_named_and_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn an_items_own_semaphore_wins_over_the_batchs() {
+async fn an_items_semaphore_overrides_the_batchs() {
     let service = Service::start().await;
     service.register("one", 1).await;
     service.register("three", 3).await;
@@ -284,13 +284,13 @@ async fn an_items_own_semaphore_wins_over_the_batchs() {
 }
 
 #[tokio::test]
-async fn items_that_wait_for_a_semaphore_fail_when_it_is_deleted_and_those_that_run_finish() {
+async fn deleting_a_semaphore_fails_waiting_items_and_lets_running_ones_finish() {
     let service = Service::start().await;
     service.register("two", 2).await;
     let long = || format!("runs {}", slow(2_000));
     let mut batch = chats([long(), long(), "waits".into(), "waits".into(), "waits".into()]);
     batch["external_semaphore_id"] = json!("two");
-    // Not all of a batch need hold the same one.
+    // The items of a batch may use different semaphores.
     service.register("other", 1).await;
     batch["requests"][3]["external_semaphore_id"] = json!("other");
     let batch = answer(service.post("/batch/chat", &batch));
@@ -314,7 +314,7 @@ async fn items_that_wait_for_a_semaphore_fail_when_it_is_deleted_and_those_that_
 }
 
 #[tokio::test]
-async fn items_that_share_a_schema_get_each_its_own_answer() {
+async fn items_that_share_a_schema_each_get_their_own_answer() {
     let service = Service::start().await;
     let schema = json!({
         "type": "object",
@@ -336,7 +336,7 @@ async fn items_that_share_a_schema_get_each_its_own_answer() {
 }
 
 #[tokio::test]
-async fn an_item_has_its_time_from_its_turn_in_the_queue_on() {
+async fn an_items_timeout_starts_at_the_head_of_the_queue() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.request_timeout = Duration::from_millis(1_500);
@@ -344,8 +344,8 @@ async fn an_item_has_its_time_from_its_turn_in_the_queue_on() {
     .await;
     let batch = chats((0..25).map(|n| format!("{n} {}", slow(100))));
     let batch = answer(service.post("/batch/chat", &batch)).await;
-    // The last five come two seconds after the batch, when an item's time would be over if it had
-    // begun with the batch's. On a machine that stalls, one of them may be late after all.
+    // The last five items finish two seconds after the batch began. They would time out if their
+    // time had started with the batch. On a machine that stalls, one of them may be late after all.
     let last = &batch.body["results"].as_array().unwrap()[20..];
     assert!(last.iter().any(|result| result["success"] == true), "{last:?}");
 }

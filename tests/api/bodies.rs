@@ -1,4 +1,4 @@
-//! Bodies as clients send them: compressed, with a byte order mark, cut off, as a form.
+//! Bodies as clients send them: compressed, with a byte order mark, malformed, as a form.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ const CHAT: &str = "/v1/chat/completions";
 const COMPLETION: &str =
     r#"{"model":"gemini-3.5-flash-lite","messages":[{"role":"user","content":"Hello"}]}"#;
 
-/// `COMPLETION`, and 8 MiB of spaces, as the command `brotli` writes them.
+/// `COMPLETION` and 8 MiB of spaces, compressed by the command `brotli`.
 const BROTLI: &[u8] = b"\x1bO\x00\xe0\xac\x0a\xecF\xf3\xcf\xe3\x85B<P\xdc\xe9\xe9\x95Rdk\xafgj\xce\xd8\xb4\x0eKW\xdfjqi\x91\x962\xbaU\x96\x06\x0e9\x11\xc8\xde\x02)\xf0`cl=\x11\xa1\xb1\xd2\x80\x22;Z\x94\xf4\xfa'\xb5\xa5U\x03q\x847>\xb1\xe0;";
 const BROTLI_BOMB: &[u8] = b"\xcb\xff\xff?\xf8%@\xe2\xb1@ \xf7\xfeo";
 
@@ -43,7 +43,7 @@ fn zstd(body: &[u8]) -> Vec<u8> {
     zstd::encode_all(body, 0).unwrap()
 }
 
-/// The numbers up to one, which shrink to a half or so.
+/// The numbers below one, as text, which compresses to about half its size.
 fn digits(numbers: usize) -> String {
     (0..numbers).map(|number| number.to_string()).collect()
 }
@@ -54,7 +54,7 @@ fn encoded(service: &Service, path: &str, encoding: &str, body: Vec<u8>) -> Requ
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_read_in_every_usual_encoding() {
+async fn a_compressed_body_is_read_in_every_common_encoding() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -71,8 +71,8 @@ async fn a_compressed_body_is_read_in_every_usual_encoding() {
     ] {
         let sent = answer(encoded(&service, CHAT, encoding, body)).await;
         assert_eq!(sent.status, 200, "{encoding}: {sent:?}");
-        // It goes on as it is meant, and says so.
-        let asked = recording.asked().pop().unwrap();
+        // The body is relayed decoded, without the header.
+        let asked = recording.requests().pop().unwrap();
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, COMPLETION, "{encoding}");
         assert!(!head.contains("content-encoding"), "{head}");
@@ -88,7 +88,7 @@ async fn a_compressed_body_is_read_on_every_surface() {
         (GENERATE, contents),
         (CHAT, COMPLETION.to_owned()),
         ("/chat", json!({"prompt": "Hello"}).to_string()),
-        // One that is decoded in its caller's turn.
+        // This request uses the fallback key, and its body is decoded too.
         ("/chat", json!({"prompt": format!("Hello {}", digits(20_000))}).to_string()),
         ("/batch/chat", json!({"requests": [{"prompt": "Hello"}]}).to_string()),
     ] {
@@ -110,7 +110,7 @@ async fn a_body_that_cannot_be_decoded_is_refused() {
         ("gzip", packed[..packed.len() / 2].to_vec(), 400, "body_not_decoded"),
         ("br", BROTLI[..BROTLI.len() / 2].to_vec(), 400, "body_not_decoded"),
         ("zstd", packed, 400, "body_not_decoded"),
-        // The start of a stream with a window of up to a gigabyte.
+        // The start of a zstd stream whose window may be up to a gigabyte.
         ("br", vec![0x11, 0x1e, 0, 0], 400, "body_not_decoded"),
     ] {
         let refused = answer(encoded(&service, CHAT, encoding, body)).await;
@@ -134,7 +134,7 @@ async fn a_body_that_cannot_be_decoded_is_refused() {
 }
 
 #[tokio::test]
-async fn a_bomb_is_too_large_and_takes_no_memory() {
+async fn a_decompression_bomb_is_refused_and_uses_no_memory() {
     let spaces = vec![b' '; 2 << 20];
     let service = Service::start().await;
     for (encoding, bomb) in [
@@ -148,7 +148,7 @@ async fn a_bomb_is_too_large_and_takes_no_memory() {
             assert_eq!(refused.status, 413, "{encoding}: {refused:?}");
         }
     }
-    // What shrinks less counts with the size that it was.
+    // Data that compresses less counts with its decoded size.
     let small = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
     let text = digits(30_000);
     let packed = gzip(text.as_bytes());
@@ -159,7 +159,7 @@ async fn a_bomb_is_too_large_and_takes_no_memory() {
 }
 
 #[tokio::test]
-async fn a_byte_order_mark_is_skipped_and_stays_here() {
+async fn a_byte_order_mark_is_skipped_and_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -167,7 +167,7 @@ async fn a_byte_order_mark_is_skipped_and_stays_here() {
     .await;
     let marked = service.post(CHAT, &Value::Null).body(format!("\u{feff}{COMPLETION}"));
     assert_eq!(answer(marked).await.status, 200);
-    assert!(recording.asked().pop().unwrap().ends_with(&format!("\r\n\r\n{COMPLETION}")));
+    assert!(recording.requests().pop().unwrap().ends_with(&format!("\r\n\r\n{COMPLETION}")));
 
     let service = Service::start().await;
     let marked = service.post("/chat", &Value::Null).body("\u{feff}{\"prompt\": \"Hello\"}");
@@ -178,7 +178,7 @@ async fn a_byte_order_mark_is_skipped_and_stays_here() {
     assert_eq!(refused.body["error"]["message"], "body: The body is in UTF-16: send it in UTF-8");
 }
 
-/// What OpenAI's surface says of a body.
+/// The error message of OpenAI's surface for a body.
 async fn refused(service: &Service, body: &str) -> Answer {
     let refused = answer(service.post(CHAT, &Value::Null).body(body.to_owned())).await;
     assert_eq!(refused.status, 400, "{refused:?}");
@@ -187,20 +187,20 @@ async fn refused(service: &Service, body: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_body_of_openais_that_is_not_json_is_told_with_its_place() {
+async fn an_invalid_openai_body_is_reported_with_its_location() {
     let service = Service::start().await;
-    let says = async |body: &str| refused(&service, body).await.body["error"]["message"].take();
-    let cut_off = says("{\"model\":\"m\",\n\"messages\":[").await;
+    let message = async |body: &str| refused(&service, body).await.body["error"]["message"].take();
+    let cut_off = message("{\"model\":\"m\",\n\"messages\":[").await;
     let expected = "body: The body is not JSON: EOF while parsing a list at line 2 column 12";
     assert_eq!(cut_off, expected);
-    let quotes = says("{'model': 'm'}").await;
+    let quotes = message("{'model': 'm'}").await;
     assert_eq!(quotes, "body: The body is not JSON: key must be a string at line 1 column 2");
-    let twice = says(r#"{"model":"a","messages":[],"model":"b"}"#).await;
-    assert_eq!(twice, "body.model: `model` or `agent` is there more than once");
-    assert_eq!(says(r#"{"messages":[]}"#).await, "body.model: Field required");
-    let half = says(r#"{"model":"\ud83d","messages":[]}"#).await;
+    let twice = message(r#"{"model":"a","messages":[],"model":"b"}"#).await;
+    assert_eq!(twice, "body.model: `model` or `agent` appears more than once");
+    assert_eq!(message(r#"{"messages":[]}"#).await, "body.model: Field required");
+    let half = message(r#"{"model":"\ud83d","messages":[]}"#).await;
     assert!(half.as_str().unwrap().starts_with("body.model: The text has an escape"), "{half}");
-    assert_eq!(says(r#"{"model":1}"#).await, "body.model: Input should be a string");
+    assert_eq!(message(r#"{"model":1}"#).await, "body.model: Input should be a string");
 }
 
 fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder {
@@ -208,7 +208,7 @@ fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder
         format!("--X\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
     };
     let parts: String = parts.iter().map(part).collect();
-    // As it comes after the parts of a text.
+    // The file comes after the text fields.
     let file = "--X\r\nContent-Disposition: form-data; name=\"input_reference\"; \
                 filename=\"a.png\"\r\nContent-Type: image/png\r\n\r\nPNG\r\n--X--\r\n";
     let request = reqwest::Client::new().post(service.url(path)).body(parts + file);
@@ -218,7 +218,7 @@ fn form(service: &Service, path: &str, parts: &[(&str, &str)]) -> RequestBuilder
 }
 
 #[tokio::test]
-async fn the_copy_of_a_form_that_is_read_takes_memory_of_the_budget() {
+async fn the_parsed_copy_of_a_form_counts_against_the_budget() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -233,7 +233,7 @@ async fn the_copy_of_a_form_that_is_read_takes_memory_of_the_budget() {
 }
 
 #[tokio::test]
-async fn a_form_of_openais_is_counted_by_the_model_in_it_or_refused() {
+async fn an_openai_form_is_counted_for_its_model_or_refused() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -242,7 +242,7 @@ async fn a_form_of_openais_is_counted_by_the_model_in_it_or_refused() {
     .await;
     let video = form(&service, "/v1/videos", &[("model", "veo-3.1"), ("prompt", "A storm")]);
     assert_eq!(answer(video).await.status, 200);
-    let asked = recording.asked().pop().unwrap();
+    let asked = recording.requests().pop().unwrap();
     assert!(asked.starts_with("POST /v1beta/openai/videos HTTP/1.1\r\n"), "{asked}");
     assert!(asked.contains("name=\"model\"\r\n\r\nveo-3.1\r\n"), "{asked}");
     assert!(asked.contains("multipart/form-data; boundary=X"), "{asked}");
@@ -263,5 +263,5 @@ async fn a_form_of_openais_is_counted_by_the_model_in_it_or_refused() {
         );
     }
     assert_eq!(answer(form(&service, "/v1/files", &[("purpose", "batch")])).await.status, 200);
-    assert_eq!(recording.asked().len(), 2);
+    assert_eq!(recording.requests().len(), 2);
 }

@@ -1,4 +1,4 @@
-//! Browsers: that no page of another origin spends the server's key, and what pages may do.
+//! Browsers: a page of another origin cannot spend the server's key, and pages get CORS headers.
 
 use gemini_concurrent_generation::config::{Config, CorsOrigins};
 use gemini_concurrent_generation::simulator::Options;
@@ -17,7 +17,7 @@ fn trusting(config: &mut Config) {
     config.cors_origins = CorsOrigins::These(vec![HeaderValue::from_static(APP)]);
 }
 
-/// A request of every kind that could spend or read with the server's key.
+/// Requests of every kind that could spend or read with the server's key.
 fn requests(service: &Service) -> Vec<RequestBuilder> {
     let client = reqwest::Client::new();
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]});
@@ -36,7 +36,7 @@ fn requests(service: &Service) -> Vec<RequestBuilder> {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_spends_nothing_of_the_servers() {
+async fn a_page_of_another_origin_cannot_spend_the_servers_key() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -54,9 +54,9 @@ async fn a_page_of_another_origin_spends_nothing_of_the_servers() {
             assert_eq!(answer(request.header(name, value)).await.status, 401, "{name}: {value}");
         }
     }
-    assert_eq!(recording.asked().len(), 0);
-    // A key of one's own is spent from anywhere, and the server's by pages of this service, by
-    // those that are trusted and by what is no browser.
+    assert_eq!(recording.requests().len(), 0);
+    // The caller's own key is accepted from any origin. The server's key is accepted from pages of
+    // this service, from trusted origins and from clients that are not browsers.
     let own = format!("http://{}", service.address);
     for (name, value) in
         [("x-goog-api-key", "callers-key"), ("admin-api-key", ADMIN_KEY), ("x-none", "")]
@@ -76,7 +76,7 @@ async fn a_page_of_another_origin_spends_nothing_of_the_servers() {
 }
 
 #[tokio::test]
-async fn on_a_loopback_address_the_servers_key_is_spent_under_loopback_names() {
+async fn on_a_loopback_address_the_servers_key_requires_a_loopback_host() {
     let service = Service::with(Options::default(), |config| {
         config.allowed_hosts = vec!["gateway.internal".to_owned()];
     })
@@ -94,7 +94,7 @@ async fn on_a_loopback_address_the_servers_key_is_spent_under_loopback_names() {
 }
 
 #[tokio::test]
-async fn a_simple_body_spends_nothing_of_the_servers() {
+async fn a_request_that_needs_no_preflight_cannot_spend_the_servers_key() {
     let service = Service::start().await;
     let contents = json!({"contents": [{"parts": [{"text": "x"}]}]}).to_string();
     let client = reqwest::Client::new();
@@ -124,7 +124,7 @@ async fn preflight(service: &Service, path: &str, origin: &str) -> Response {
 }
 
 #[tokio::test]
-async fn a_preflight_is_answered_here_and_needs_no_key() {
+async fn a_preflight_is_answered_by_the_service_and_needs_no_key() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -146,8 +146,8 @@ async fn a_preflight_is_answered_here_and_needs_no_key() {
     }
     let options = reqwest::Client::new().request(Method::OPTIONS, service.url(GENERATE));
     assert!(options.send().await.unwrap().headers().contains_key("allow"));
-    assert_eq!(recording.asked().len(), 0);
-    // What fails here can be read too.
+    assert_eq!(recording.requests().len(), 0);
+    // Errors can be read too.
     let refused = service.post("/chat", &json!({"prompt": "x"})).header("origin", APP);
     let refused = answer(refused).await;
     assert_eq!(refused.status, 401);
@@ -156,7 +156,7 @@ async fn a_preflight_is_answered_here_and_needs_no_key() {
 }
 
 #[tokio::test]
-async fn every_failure_of_this_service_can_be_read_by_the_pages_that_may() {
+async fn allowed_origins_can_read_every_error() {
     let recording = Recording::play(503, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -198,7 +198,7 @@ async fn every_failure_of_this_service_can_be_read_by_the_pages_that_may() {
 }
 
 #[tokio::test]
-async fn where_every_origin_may_read_its_pages_bring_a_key_of_their_own() {
+async fn with_all_origins_allowed_pages_must_bring_their_own_key() {
     let service = Service::with(Options::default(), |config| {
         config.cors_origins = CorsOrigins::Any;
     })
@@ -221,7 +221,7 @@ async fn where_every_origin_may_read_its_pages_bring_a_key_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_page_of_the_internet_reaches_a_private_network_where_its_origin_may_read() {
+async fn an_allowed_origin_may_reach_a_private_network() {
     let service = Service::with(Options::default(), trusting).await;
     for (origin, allowed) in [(APP, true), (EVIL, false)] {
         let request = reqwest::Client::new().request(Method::OPTIONS, service.url("/chat"));
@@ -235,7 +235,7 @@ async fn a_page_of_the_internet_reaches_a_private_network_where_its_origin_may_r
 }
 
 #[tokio::test]
-async fn what_gemini_tells_browsers_stays_here() {
+async fn geminis_cors_headers_are_not_passed_on() {
     let answered = "HTTP/1.1 200 OK\r\ncontent-type: image/svg+xml\r\ncontent-length: 2\r\n\
                     access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n\
                     set-cookie: a=b\r\ncontent-security-policy: default-src *\r\n\
@@ -260,7 +260,7 @@ async fn what_gemini_tells_browsers_stays_here() {
 }
 
 #[tokio::test]
-async fn every_page_says_what_a_browser_may_do_with_it() {
+async fn every_page_has_security_headers() {
     let service = Service::start().await;
     for path in ["/", "/docs/", "/openapi.json", "/nowhere"] {
         let response = service.get(path).send().await.unwrap();
@@ -271,7 +271,7 @@ async fn every_page_says_what_a_browser_may_do_with_it() {
         assert!(policy.contains("frame-ancestors 'none'"), "{path}");
         assert!(policy.starts_with("default-src 'self'"), "{path}");
     }
-    // The policy forbids scripts in the page itself.
+    // The content security policy forbids inline scripts.
     let page = service.get("/docs/").send().await.unwrap().text().await.unwrap();
     let scripts: Vec<_> = page.split("<script").skip(1).collect();
     assert!(!scripts.is_empty() && scripts.iter().all(|script| script.starts_with(" src=")));

@@ -15,7 +15,7 @@ fn cached(body: &Value, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn cached_content_stands_in_front_and_takes_the_place_of_the_instruction() {
+async fn cached_content_is_sent_first_and_replaces_the_system_instruction() {
     let service = Service::start().await;
     for (path, body) in kinds() {
         let body = cached(&body, CACHE);
@@ -33,7 +33,7 @@ async fn cached_content_stands_in_front_and_takes_the_place_of_the_instruction()
             assert!(texts.eq(expected), "{path}: {sent}");
         }
     }
-    // Without one, nothing is different.
+    // Without cached content, the request is unchanged.
     answer(service.post("/chat", &json!({"prompt": "x", "system_prompt": "y"}))).await;
     let sent = service.simulator.journal().pop().unwrap().body;
     assert_eq!(sent["systemInstruction"]["parts"][0]["text"], "y");
@@ -41,7 +41,7 @@ async fn cached_content_stands_in_front_and_takes_the_place_of_the_instruction()
 }
 
 #[tokio::test]
-async fn what_cannot_be_the_name_of_cached_content_is_refused() {
+async fn an_invalid_cached_content_name_is_refused() {
     let service = Service::start().await;
     let long = format!("cachedContents/{}", "x".repeat(129));
     for name in ["", "abc", "cachedContents/", "cachedContents/a/b", "cachedContents/a?b", &long] {
@@ -56,9 +56,9 @@ async fn what_cannot_be_the_name_of_cached_content_is_refused() {
     assert_eq!(service.simulator.journal().len(), 0);
 }
 
-/// What a cache has is counted by Gemini and unknown here: nothing about text is learned from it.
+/// The gateway cannot see a cache's tokens, so they must not affect the estimate for text.
 #[tokio::test]
-async fn the_tokens_of_a_cache_teach_nothing_about_text() {
+async fn cached_tokens_do_not_change_the_token_estimate() {
     let answered = json!({
         "candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 100_000, "cachedContentTokenCount": 50_000,
@@ -78,5 +78,5 @@ async fn the_tokens_of_a_cache_teach_nothing_about_text() {
     let limits = service.get("/_admin/limits").header("Admin-API-Key", crate::support::ADMIN_KEY);
     let limits = answer(limits).await.body;
     let used = &limits["limits"][0]["input_tokens_per_minute"]["used"];
-    assert_eq!(used, 500_000, "what Gemini counted is settled: {limits}");
+    assert_eq!(used, 500_000, "the call settles at Gemini's count: {limits}");
 }

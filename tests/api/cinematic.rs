@@ -1,6 +1,5 @@
-//! Stories: what Gemini is sent, and that what comes back holds together.
+//! Stories: what Gemini is sent, and that the result is consistent.
 
-use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -37,7 +36,7 @@ const SCENE_FIELDS: [&str; 7] = [
     "is_intentional_repetition",
 ];
 
-/// A story that holds together.
+/// A consistent story.
 fn story() -> Value {
     let scene = |number: u64, major: &str, others: &[&str]| {
         json!({
@@ -76,7 +75,7 @@ fn story() -> Value {
         "scene_list": [
             scene(1, "Mira", &[]),
             scene(2, "The Storm", &["Mira"]),
-            // A scene in which nobody is seen.
+            // A scene without characters.
             scene(3, "", &[]),
         ],
         "scene_audio_language": "en",
@@ -84,7 +83,7 @@ fn story() -> Value {
     })
 }
 
-/// The story with one value changed, at a JSON Pointer.
+/// The story with the value at one JSON Pointer changed.
 fn story_with(pointer: &str, value: Value) -> Value {
     let mut story = story();
     *story.pointer_mut(pointer).unwrap() = value;
@@ -101,16 +100,12 @@ fn question_with_voices(voices: Value) -> Value {
     question
 }
 
-async fn over(upstream: &Upstream) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
+/// The service's answer when the upstream returns these stories.
+async fn answer_for(upstream: &Upstream, question: &Value) -> Answer {
+    answer(Service::over(&upstream.base_url).await.post(PATH, question)).await
 }
 
-/// What a service answers whose upstream says these stories.
-async fn told(upstream: &Upstream, question: &Value) -> Answer {
-    answer(over(upstream).await.post(PATH, question)).await
-}
-
-/// The schema that goes upstream with a question.
+/// The schema that is sent upstream with a request.
 async fn sent_schema(question: &Value) -> Value {
     let service = Service::start().await;
     let answered = answer(service.post(PATH, question)).await;
@@ -120,9 +115,9 @@ async fn sent_schema(question: &Value) -> Value {
     config["responseSchema"].clone()
 }
 
-/// What the second of two calls was told of the answer to the first.
+/// The prompt of the second call, which explains what was wrong with the first answer.
 fn correction(upstream: &Upstream) -> String {
-    let asked = upstream.asked();
+    let asked = upstream.requests();
     assert_eq!(asked.len(), 2);
     asked[1]["contents"][2]["parts"][0]["text"].as_str().unwrap().to_owned()
 }
@@ -163,9 +158,9 @@ async fn the_narrators_voice_is_one_of_the_list() {
 }
 
 #[tokio::test]
-async fn a_story_that_holds_together_comes_back_as_it_was_told() {
-    let upstream = Upstream::saying([story()]).await;
-    let answered = told(&upstream, &question_with_voices(json!(["voice-amber", "b"]))).await;
+async fn a_consistent_story_is_returned_unchanged() {
+    let upstream = Upstream::answering([story()]).await;
+    let answered = answer_for(&upstream, &question_with_voices(json!(["voice-amber", "b"]))).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], story());
     assert_eq!(keys(&answered.body["data"]), FIELDS);
@@ -175,22 +170,22 @@ async fn a_story_that_holds_together_comes_back_as_it_was_told() {
         ["success", "data", "message", "model", "finish_reason", "usage"]
     );
     assert_eq!(answered.body["message"], "Successfully generated structured output");
-    assert_eq!(upstream.asked().len(), 1);
+    assert_eq!(upstream.requests().len(), 1);
 }
 
-/// The fields come in the story's order, whatever the order in which the model wrote them.
+/// The fields are in the schema's order, whatever order the model used.
 #[tokio::test]
 async fn the_data_is_in_the_storys_order() {
     let backwards: serde_json::Map<String, Value> =
         story().as_object().unwrap().clone().into_iter().rev().collect();
-    let upstream = Upstream::saying([Value::Object(backwards)]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([Value::Object(backwards)]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(keys(&answered.body["data"]), FIELDS);
 }
 
 #[tokio::test]
 async fn a_broken_reference_is_repaired_once() {
-    for (broken, said) in [
+    for (broken, complaint) in [
         (
             story_with("/chapter_list/1/chapter_scene_list", json!([3, 9])),
             "chapter 2 names scene 9, which scene_list lacks",
@@ -216,14 +211,14 @@ async fn a_broken_reference_is_repaired_once() {
             "character_list has more than one character_name \"Mira\"",
         ),
     ] {
-        let upstream = Upstream::saying([broken, story()]).await;
-        let answered = told(&upstream, &question()).await;
-        assert_eq!(answered.status, StatusCode::OK, "{said}: {answered:?}");
-        assert_eq!(answered.body["data"], story(), "{said}");
-        assert_eq!(answered.body.get("warnings"), None, "{said}");
-        assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0], "{said}");
+        let upstream = Upstream::answering([broken, story()]).await;
+        let answered = answer_for(&upstream, &question()).await;
+        assert_eq!(answered.status, StatusCode::OK, "{complaint}: {answered:?}");
+        assert_eq!(answered.body["data"], story(), "{complaint}");
+        assert_eq!(answered.body.get("warnings"), None, "{complaint}");
+        assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0], "{complaint}");
         let correction = correction(&upstream);
-        assert!(correction.contains(said), "{said}: {correction}");
+        assert!(correction.contains(complaint), "{complaint}: {correction}");
     }
 }
 
@@ -231,23 +226,23 @@ async fn a_broken_reference_is_repaired_once() {
 async fn a_reference_that_is_still_broken_is_a_warning() {
     let lost = story_with("/chapter_list/1/chapter_scene_list", json!([9]));
     let still_lost = story_with("/chapter_list/1/chapter_scene_list", json!([8]));
-    let upstream = Upstream::saying([lost, still_lost.clone()]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([lost, still_lost.clone()]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["success"], true);
     assert_eq!(answered.body["data"], still_lost);
     let warnings = json!(["chapter 2 names scene 8, which scene_list lacks"]);
     assert_eq!(answered.body["warnings"], warnings);
     assert_eq!(answered.body["usage"]["prompt_tokens"], cost(1)[0] + cost(2)[0]);
-    assert_eq!(upstream.asked().len(), 2, "once more and never a third time");
+    assert_eq!(upstream.requests().len(), 2, "one repair and no third call");
 }
 
-/// A story with a broken reference is better than none.
+/// A story with a broken reference is better than no story.
 #[tokio::test]
 async fn a_repair_that_fails_leaves_the_first_story_with_its_warnings() {
     let lost = story_with("/cover_image_characters", json!(["Nobody"]));
-    let upstream = Upstream::saying([lost.to_string(), "I would rather not.".to_owned()]).await;
-    let answered = told(&upstream, &question()).await;
+    let upstream = Upstream::answering([lost.to_string(), "I would rather not.".to_owned()]).await;
+    let answered = answer_for(&upstream, &question()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], lost);
     let warnings = json!(["the cover names \"Nobody\", whom character_list lacks"]);
@@ -260,23 +255,23 @@ async fn a_voice_that_is_not_in_the_list_is_repaired_or_fails() {
     let wrong = story_with("/narrator_voice_id", json!("voice-unheard"));
     let question = question_with_voices(json!(["voice-amber", "voice-basil"]));
 
-    let upstream = Upstream::saying([wrong.clone(), story()]).await;
-    let answered = told(&upstream, &question).await;
+    let upstream = Upstream::answering([wrong.clone(), story()]).await;
+    let answered = answer_for(&upstream, &question).await;
     assert_eq!(answered.body["data"]["narrator_voice_id"], "voice-amber", "{answered:?}");
     let correction = correction(&upstream);
     assert!(correction.contains("at /narrator_voice_id:"), "{correction}");
 
-    let upstream = Upstream::saying([wrong.clone(), wrong]).await;
-    let failed = told(&upstream, &question).await;
+    let upstream = Upstream::answering([wrong.clone(), wrong]).await;
+    let failed = answer_for(&upstream, &question).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "schema_violation");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("at /narrator_voice_id:"), "{detail}");
-    assert_eq!(upstream.asked().len(), 2);
+    assert_eq!(upstream.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn every_field_is_checked() {
+async fn every_field_of_a_request_is_validated() {
     let mut without_tweet = story();
     without_tweet.as_object_mut().unwrap().remove("tweet");
     let mut with_more = story();
@@ -289,14 +284,14 @@ async fn every_field_is_checked() {
         story_with("/scene_list/0/scene_number", json!("1")),
         story_with("/youtube_video_hashtags", json!(["#storm"])),
     ] {
-        let upstream = Upstream::saying([&wrong, &wrong]).await;
-        let failed = told(&upstream, &question()).await;
+        let upstream = Upstream::answering([&wrong, &wrong]).await;
+        let failed = answer_for(&upstream, &question()).await;
         assert_eq!(failed.body["code"], "schema_violation", "{wrong}");
     }
 }
 
 #[tokio::test]
-async fn a_blank_voice_is_refused_with_its_place() {
+async fn a_blank_voice_is_refused_with_its_location() {
     let service = Service::start().await;
     let question = question_with_voices(json!(["voice-amber", "  "]));
     let refused = answer(service.post(PATH, &question)).await;
@@ -311,7 +306,7 @@ async fn a_blank_voice_is_refused_with_its_place() {
 }
 
 #[tokio::test]
-async fn a_batch_of_stories_restricts_each_to_its_own_voices() {
+async fn each_story_of_a_batch_is_restricted_to_its_own_voices() {
     let service = Service::start().await;
     let requests: Vec<Value> =
         (0..4).map(|n| question_with_voices(json!([format!("voice-{n}")]))).collect();

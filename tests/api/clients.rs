@@ -1,5 +1,5 @@
-//! The clients that people use, each in a process of its own, with the service in Google's place or
-//! in OpenAI's. What a client is to find is in its script in `tests/clients`.
+//! Clients that people use, each in its own process, with the service in place of Google or OpenAI.
+//! The expectations are in the scripts in `tests/clients`.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -19,7 +19,7 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 const OWN_KEY: &str = "callers-key";
 const BAD_KEY: &str = "invalid-key";
 
-/// A service that refuses at once, and pays for nobody who brings no key.
+/// A service that refuses instead of waiting, and requires a key.
 async fn service() -> Service {
     Service::with(Options::default(), |config| {
         config.max_attempts = 1;
@@ -28,15 +28,15 @@ async fn service() -> Service {
     .await
 }
 
-/// What is installed at this path.
+/// The path of an installed file.
 fn installed(path: &str) -> String {
     let path = format!("{INSTALLED}/{path}");
     assert!(Path::new(&path).exists(), "run tests/run once: it installs them ({path})");
     path
 }
 
-/// Runs a client to its good end, with nothing of this process's surroundings but the path.
-/// Returns what it wrote.
+/// Runs a client, with only `PATH` of this process's environment. Fails if it fails. Returns its
+/// standard output.
 async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -> String {
     client
         .env_clear()
@@ -46,14 +46,14 @@ async fn run(client: &mut Command, home: &TempDir, variables: &[(&str, &str)]) -
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = timeout(TEST_TIMEOUT, client.output()).await;
-    let output = output.expect("it did not end").expect("it did not start");
+    let output = output.expect("it did not end in time").expect("it could not be started");
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
     stdout
 }
 
-/// Runs a script of tests, and looks at what has arrived at Gemini.
+/// Runs a test script and checks the calls that arrived at Gemini.
 async fn test(client: &mut Command, variables: &[(&str, &str)]) {
     let service = service().await;
     let url = service.url("");
@@ -67,7 +67,7 @@ async fn test(client: &mut Command, variables: &[(&str, &str)]) {
     assert_eq!(with(OWN_KEY), calls.len() - 2, "{calls:?}");
 }
 
-/// The calls that arrived at Gemini, when each is over.
+/// The calls that arrived at Gemini, once each has ended.
 async fn settled(service: &Service) -> Vec<JournalEntry> {
     service.until_idle().await;
     let stats = service.simulator.stats();
@@ -76,18 +76,18 @@ async fn settled(service: &Service) -> Vec<JournalEntry> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_of_python() {
+async fn google_genai_for_python_works() {
     let mut python = Command::new(installed("python/bin/python"));
     test(python.args(["-B", "-m", "unittest", "test_google_genai"]), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn openai_of_python() {
+async fn openai_for_python_works() {
     let mut python = Command::new(installed("python/bin/python"));
     test(python.args(["-B", "-m", "unittest", "test_openai"]), &[]).await;
 }
 
-/// Runs a script of Node's.
+/// Runs a Node test script.
 async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
     let modules = installed("node/node_modules");
     let variables = [&[("NODE_PATH", &*modules)], variables].concat();
@@ -95,29 +95,29 @@ async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_of_node() {
+async fn google_genai_for_node_works() {
     test_of_node("google_genai.test.cjs", &[]).await;
 }
 
-/// It says that it wants Node 22, and works with Node 20 too.
+/// The package asks for Node 22 and works with Node 20 too.
 #[tokio::test(flavor = "multi_thread")]
-async fn google_genai_3_of_node() {
+async fn google_genai_3_for_node_works() {
     test_of_node("google_genai.test.cjs", &[("GENAI", "@google/genai-3")]).await;
 }
 
-/// It says that it wants Node 22, and works with Node 20 too.
+/// The package asks for Node 22 and works with Node 20 too.
 #[tokio::test(flavor = "multi_thread")]
-async fn openai_of_node() {
+async fn openai_for_node_works() {
     test_of_node("openai.test.cjs", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gemini_command() {
+async fn gemini_cli_works() {
     let (service, home) = (service().await, TempDir::new().expect("a folder"));
     let settings = home.path().join(".gemini");
     std::fs::create_dir(&settings).expect("a folder");
-    // Where it is not told, a base URL makes it take the key for that of another kind of server,
-    // which it then does not know. Statistics would go to Google.
+    // Without this setting, a base URL makes the client take the key for that of a server type that
+    // it does not know. Usage statistics would go to Google.
     let text = json!({
         "security": {"auth": {"selectedType": "gemini-api-key"}},
         "privacy": {"usageStatisticsEnabled": false},
@@ -128,17 +128,17 @@ async fn the_gemini_command() {
         ("GEMINI_API_KEY", OWN_KEY),
         ("GOOGLE_GEMINI_BASE_URL", &*service.url("")),
         ("GEMINI_CLI_TRUST_WORKSPACE", "true"),
-        // It starts itself once more otherwise, and that process would outlive a failed test.
+        // Otherwise the client restarts itself, and that process would outlive a failed test.
         ("GEMINI_CLI_NO_RELAUNCH", "true"),
     ];
     let mut gemini = Command::new(installed("node/node_modules/.bin/gemini"));
     gemini.args(["--prompt", "What is two and two?"]).current_dir(home.path());
     let stdout = run(&mut gemini, &home, &variables).await;
-    // It asks with what it knows about the folder in front.
+    // The prompt begins with what the client knows about the folder.
     assert!(stdout.starts_with("Simulated answer to: "), "{stdout}");
     assert!(stdout.trim_end().ends_with("What is two and two?"), "{stdout}");
 
-    // It asks a small model first how hard the task is.
+    // The client first asks a small model how hard the task is.
     let calls = settled(&service).await;
     assert_eq!(calls.len(), 2, "{calls:?}");
     assert!(calls.iter().all(|call| call.api_key == OWN_KEY), "{calls:?}");

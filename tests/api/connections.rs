@@ -1,4 +1,4 @@
-//! Connections: clients that hang up, bodies that nobody reads, idle times, and how many there are.
+//! Connections: disconnects, unread bodies, idle timeouts, and how many there may be.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::{ADMIN_KEY, Service, TEST_TIMEOUT, answer, slow};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
-/// A request as it is sent, with these lines after its first.
+/// A request as bytes, with these headers.
 fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -30,15 +30,15 @@ async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
 }
 
 /// Reads a connection to its end, which must not be a reset.
-async fn to_the_end(stream: &mut TcpStream) -> String {
+async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut text = String::new();
     let read = timeout(TEST_TIMEOUT, stream.read_to_string(&mut text)).await;
-    read.expect("it is not closed").expect("it is closed in order");
+    read.expect("it is still open").expect("it was reset");
     text
 }
 
-/// Reads one answer, the length of which it names.
-async fn one_answer(stream: &mut TcpStream) -> String {
+/// Reads one answer that has a `Content-Length`.
+async fn read_answer(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let read = async {
         loop {
@@ -58,7 +58,7 @@ async fn one_answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
+async fn a_disconnect_is_noticed_behind_unread_bytes() {
     let service = Service::start().await;
     let slow = slow(300_000);
     let chat = |body| request("POST", "/chat", JSON, &format!("{body}"));
@@ -74,7 +74,7 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
         for rest in ["\r\n", &request("GET", "/", "", ""), &"x".repeat(1 << 20), &pipelined] {
             let mut stream = send(service.address, &call).await;
             service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
-            // So much is cut off.
+            // More unread bytes than this close the connection.
             let _ = stream.write_all(rest.as_bytes()).await;
             drop(stream);
             service.until_idle().await;
@@ -83,7 +83,7 @@ async fn a_client_that_hangs_up_is_noticed_behind_bytes_that_nobody_reads() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_in_the_queue_is_noticed_behind_bytes_that_nobody_reads() {
+async fn a_disconnect_in_the_queue_is_noticed_behind_unread_bytes() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let chat = request("POST", "/chat", JSON, &json!({"prompt": slow(300_000)}).to_string());
     let first = send(service.address, &chat).await;
@@ -109,15 +109,15 @@ async fn pipelined_requests_are_answered_in_order() {
         chat("three"),
         request("GET", "/", "Connection: close\r\n", ""),
     ];
-    let answers = to_the_end(&mut send(service.address, requests.concat()).await).await;
+    let answers = read_to_end(&mut send(service.address, requests.concat()).await).await;
     let places = [" to: one", "not_found", " to: three", "healthy"]
         .map(|text| answers.find(text).unwrap_or_else(|| panic!("{text}: {answers}")));
     assert!(places.is_sorted(), "{answers}");
 }
 
-/// The body of an upload is read by the connection to Gemini.
+/// The upload's body is read by the connection to Gemini, not by the handler.
 #[tokio::test]
-async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
+async fn a_disconnect_after_an_upload_is_noticed() {
     let gemini = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", gemini.local_addr().unwrap());
     let service = Service::with(Options::default(), |config| config.base_url = base_url).await;
@@ -131,7 +131,7 @@ async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
         }
         passed
     };
-    let mut passed = timeout(TEST_TIMEOUT, passed).await.expect("it is passed on");
+    let mut passed = timeout(TEST_TIMEOUT, passed).await.expect("it is relayed");
     let _ = stream.write_all(&vec![b'x'; 1 << 20]).await;
     drop(stream);
     let rest = timeout(TEST_TIMEOUT, passed.read(&mut [0])).await.expect("it is cancelled");
@@ -139,22 +139,22 @@ async fn a_client_that_hangs_up_behind_an_upload_is_noticed_too() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_sent_before_the_last_is_answered_may_be_of_some_size() {
+async fn a_large_pipelined_request_is_answered() {
     let service = Service::start().await;
     let chat =
         |prompt: &str| request("POST", "/chat", JSON, &json!({"prompt": prompt}).to_string());
     let first = chat("[[simulate:latency_ms=200]]one");
     let second = chat(&format!("two{}", " ".repeat(28_000)));
     let mut stream = send(service.address, first + &second).await;
-    for said in [" to: one", " to: two"] {
-        let answer = one_answer(&mut stream).await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(said), "{answer}");
+    for ending in [" to: one", " to: two"] {
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(ending), "{answer}");
     }
 }
 
-/// These clients read nothing before they have sent everything.
+/// These clients send everything before they read.
 #[tokio::test]
-async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
+async fn an_answer_sent_before_the_body_was_read_arrives_and_closes_the_connection() {
     let service = Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await;
     let body = "x".repeat(8 << 20);
     let admin = format!("{JSON}Admin-API-Key: wrong\r\n");
@@ -169,14 +169,14 @@ async fn an_answer_to_an_unread_body_closes_the_connection_and_arrives() {
     ] {
         let request = request(method, path, headers, &body);
         let mut stream = send(service.address, request).await;
-        let answer = to_the_end(&mut stream).await.to_ascii_lowercase();
+        let answer = read_to_end(&mut stream).await.to_ascii_lowercase();
         assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{path}: {answer}");
         assert!(answer.contains("\r\nconnection: close\r\n"), "{path}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_short_body_that_nobody_reads_keeps_the_connection() {
+async fn a_short_unread_body_keeps_the_connection_open() {
     let service = Service::start().await;
     let admin = format!("Admin-API-Key: {ADMIN_KEY}\r\n");
     let mut stream = TcpStream::connect(service.address).await.unwrap();
@@ -188,33 +188,33 @@ async fn a_short_body_that_nobody_reads_keeps_the_connection() {
     ] {
         let request = request(method, path, &admin, "{\"unread\": true}");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let answer = one_answer(&mut stream).await;
+        let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
         assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{path}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_refused_without_its_body() {
+async fn a_client_that_expects_continue_is_refused_before_its_body() {
     let service = Service::start().await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
-    let answer = to_the_end(&mut send(service.address, head).await).await;
+    let answer = read_to_end(&mut send(service.address, head).await).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_as_a_request_is_told_so() {
+async fn a_malformed_request_gets_an_error_response() {
     let service = Service::start().await;
     let many = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(48 << 10));
     for (request, status) in [("no request\r\n\r\n", 400), (&*many, 431)] {
-        let answer = to_the_end(&mut send(service.address, request).await).await;
+        let answer = read_to_end(&mut send(service.address, request).await).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn the_idle_time_of_a_connection_is_not_the_time_for_headers() {
+async fn the_idle_timeout_is_not_the_header_timeout() {
     let process = Start::simulated()
         .set("CLIENT_TIMEOUT_SECONDS", "0.5")
         .set("KEEP_ALIVE_SECONDS", "3600")
@@ -222,25 +222,25 @@ async fn the_idle_time_of_a_connection_is_not_the_time_for_headers() {
         .await;
     let get = request("GET", "/", "", "");
     let mut stream = send(process.address, &get).await;
-    one_answer(&mut stream).await;
+    read_answer(&mut stream).await;
     sleep(Duration::from_secs(2)).await;
-    stream.write_all(get.as_bytes()).await.expect("it is open");
-    one_answer(&mut stream).await;
-    // Once it has begun, a request is to be sent in time.
+    stream.write_all(get.as_bytes()).await.expect("it is closed");
+    read_answer(&mut stream).await;
+    // Once a request has begun, the header timeout applies.
     stream.write_all(&get.as_bytes()[..10]).await.unwrap();
-    assert_eq!(to_the_end(&mut stream).await, "");
+    assert_eq!(read_to_end(&mut stream).await, "");
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_when_its_time_is_over() {
+async fn an_idle_connection_is_closed_after_its_timeout() {
     let process = Start::simulated().set("KEEP_ALIVE_SECONDS", "0.2").run().await;
     let mut stream = send(process.address, request("GET", "/", "", "")).await;
-    one_answer(&mut stream).await;
-    assert_eq!(to_the_end(&mut stream).await, "");
+    read_answer(&mut stream).await;
+    assert_eq!(read_to_end(&mut stream).await, "");
 }
 
-/// So many connections whose clients have begun a request.
-async fn half_sent(process: &Process, connections: usize) -> Vec<TcpStream> {
+/// Opens this many connections and sends part of a request on each.
+async fn send_unfinished_headers(process: &Process, connections: usize) -> Vec<TcpStream> {
     let mut streams = Vec::new();
     for _ in 0..connections {
         streams.push(
@@ -256,26 +256,26 @@ async fn chats(process: &Process) {
 }
 
 #[tokio::test]
-async fn half_sent_headers_keep_nobody_out() {
-    let few_files = Start::simulated().most_files(40);
+async fn connections_with_unfinished_headers_give_way_to_new_ones() {
+    let few_files = Start::simulated().file_limit(40);
     let few_connections = Start::simulated().set("MAX_CONNECTIONS", "8");
     for start in [few_files, few_connections] {
         let process = start.run().await;
-        let held = half_sent(&process, 100).await;
+        let held = send_unfinished_headers(&process, 100).await;
         for _ in 0..5 {
             chats(&process).await;
         }
         drop(held);
-        process.until_logged("accepted without closing others again").await;
+        process.until_logged("there is room again").await;
         chats(&process).await;
-        // Once, and once more where a busy machine took a while between two of them.
+        // Logged once, and once more if a busy machine delays one of the two.
         let log = process.log();
-        assert!(log.matches("no connection can be accepted").count() < 10, "{log}");
+        assert!(log.matches("no room for a new connection").count() < 10, "{log}");
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
+async fn a_connection_with_a_pending_answer_is_not_closed_for_another() {
     let process = Start::simulated().set("MAX_CONNECTIONS", "4").run().await;
     let slow = process.post("/chat", &json!({"prompt": slow(1_500)}));
     let slow = tokio::spawn(answer(slow));
@@ -283,14 +283,14 @@ async fn a_connection_that_waits_for_its_answer_is_not_closed_for_another() {
         while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != 1 {}
     };
     timeout(TEST_TIMEOUT, in_flight).await.expect("it is in flight");
-    let _held = half_sent(&process, 50).await;
+    let _held = send_unfinished_headers(&process, 50).await;
     chats(&process).await;
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn the_limit_of_open_files_is_raised() {
-    let process = Start::simulated().few_files_at_first(64).run().await;
+async fn the_open_file_limit_is_raised() {
+    let process = Start::simulated().initial_file_limit(64).run().await;
     let [soft, hard] = process.file_limits();
     assert!(soft == hard && soft != "64", "{soft} of {hard}");
 }

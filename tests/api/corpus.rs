@@ -1,8 +1,8 @@
-//! Every recorded exchange with the real Gemini, read again.
+//! Every recorded exchange with the real Gemini, parsed again.
 //!
-//! What to expect is worked out here from the recorded JSON by plain rules, and for refusals
-//! written down by hand; none of it comes from the code under test. `cargo test corpus --
-//! --nocapture` shows how many of each class were read.
+//! The expectations come from the recorded JSON by simple rules, and for refusals are written by
+//! hand. None comes from the code under test. `cargo test corpus -- --nocapture` prints how many of
+//! each class were read.
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
@@ -16,19 +16,19 @@ use serde_json::Value;
 
 /// One recorded exchange.
 pub struct Exchange {
-    /// The file it is in, without `.json`.
+    /// The file name without `.json`.
     pub name: String,
     pub path: String,
     pub status: StatusCode,
-    /// The body of the request, written out again, where it is recorded.
+    /// The request's body, serialized again, if it was recorded.
     request: Option<Vec<u8>>,
     response: Value,
-    /// The exact bytes of the body where they are known, else the body written out again.
+    /// The exact bytes of the body if known, else the body serialized again.
     pub bytes: Vec<u8>,
 }
 
 impl Exchange {
-    /// The exchange in a file.
+    /// Reads the exchange in a file.
     pub fn read(file: &PathBuf) -> Exchange {
         let mut recorded: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         let mut request = recorded["request"]["body"].take();
@@ -38,7 +38,7 @@ impl Exchange {
         let response = &mut recorded["response"];
         let mut body = response["body"].take();
         if body["type"] == "json" {
-            // The recorder's own wrapping, in place of the body.
+            // The recorder's own wrapper in place of the body.
             body = body["content"].take();
         }
         let bytes = match (&response["body_raw"], &body) {
@@ -55,7 +55,8 @@ impl Exchange {
         }
     }
 
-    /// The file's first word, which says what it shows: `generate`, `err-429`, `finish-SAFETY`, …
+    /// The first word of the file name, which names the case: `generate`, `err-429`,
+    /// `finish-SAFETY`, …
     pub fn class(&self) -> &str {
         self.name.split("__").next().unwrap()
     }
@@ -64,7 +65,7 @@ impl Exchange {
         !self.status.is_success()
     }
 
-    /// Whether it is an answer of the one call that the gateway makes.
+    /// Whether this answers a call that the gateway itself makes.
     fn is_answer(&self) -> bool {
         !self.is_error() && self.path.ends_with(":generateContent")
     }
@@ -94,7 +95,7 @@ pub fn corpus() -> Vec<Exchange> {
     files.iter().map(Exchange::read).collect()
 }
 
-/// How many exchanges of each class ended how.
+/// How many exchanges of each class had each outcome.
 #[derive(Default)]
 struct Tally(BTreeMap<(String, String), usize>);
 
@@ -108,15 +109,15 @@ impl Tally {
         for ((class, outcome), count) in &self.0 {
             println!("{count:5}  {class:32}  {outcome}");
         }
-        println!("{:5}  in all", self.0.values().sum::<usize>());
+        println!("{:5}  total", self.0.values().sum::<usize>());
     }
 }
 
-/// The text of an answer: the first candidate's parts that have text and are no thoughts.
+/// An answer's text: the parts of the first candidate that have text and are not thoughts.
 fn expected_text(response: &Value) -> String {
     let parts = response["candidates"][0]["content"]["parts"].as_array();
-    let said = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
-    said.filter_map(|part| part["text"].as_str()).collect()
+    let texts = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
+    texts.filter_map(|part| part["text"].as_str()).collect()
 }
 
 fn expected_usage(response: &Value) -> Usage {
@@ -130,11 +131,11 @@ fn expected_usage(response: &Value) -> Usage {
     }
 }
 
-/// The finish reasons by which Gemini withholds an answer, of those recorded and documented.
+/// The finish reasons, recorded or documented, with which Gemini withholds an answer.
 const BLOCKED: [&str; 7] =
     ["SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY"];
 
-/// Why an answer with status 200 is none, or `None` where it is one.
+/// Why an answer with status 200 counts as a failure; `None` if it does not.
 fn expected_failure(response: &Value) -> Option<ErrorKind> {
     let candidate = &response["candidates"][0];
     let feedback = &response["promptFeedback"];
@@ -157,7 +158,7 @@ fn expected_failure(response: &Value) -> Option<ErrorKind> {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_answer_is_read_as_it_stands() {
+fn every_recorded_answer_is_read_correctly() {
     let mut tally = Tally::default();
     for exchange in corpus() {
         if !exchange.is_answer() {
@@ -184,7 +185,7 @@ fn every_recorded_answer_is_read_as_it_stands() {
                 assert_eq!(error.kind, kind, "{}", exchange.name);
                 assert_eq!(error.usage, expected_usage(response), "{}", exchange.name);
                 assert_eq!(error.accepted_model, kind != ErrorKind::Malformed, "{}", exchange.name);
-                assert!(!error.is_passing(), "{}", exchange.name);
+                assert!(!error.is_transient(), "{}", exchange.name);
                 format!("{:?}", error.kind)
             }
             (result, expected) => panic!("{}: {result:?}, not {expected:?}", exchange.name),
@@ -215,7 +216,7 @@ fn expected_kind(exchange: &Exchange) -> &'static str {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_error_is_told_for_what_it_is() {
+fn every_recorded_error_is_classified() {
     let mut tally = Tally::default();
     for exchange in corpus().iter().filter(|exchange| exchange.is_error()) {
         let error = exchange.result().unwrap_err();
@@ -230,9 +231,9 @@ fn every_recorded_error_is_told_for_what_it_is() {
     tally.print("Recorded errors");
 }
 
-/// What one recorded refusal says, read off by hand.
+/// What one recorded refusal says, read by hand.
 struct Expected {
-    /// How the name of its file ends.
+    /// The end of the file name.
     file: &'static str,
     scope: RefusalScope,
     /// Every exceeded quota, in order.
@@ -250,7 +251,7 @@ const fn tokens(file: &'static str, secs: u64, nanos: u32) -> Expected {
 }
 
 const REFUSALS: [Expected; 20] = [
-    // Three quotas without values, no RetryInfo: the day decides.
+    // Three quotas without values and no RetryInfo: the daily quota decides.
     Expected {
         file: "free-tier-three-violations-no-quotaValue",
         scope: RefusalScope::PerDay,
@@ -261,14 +262,14 @@ const REFUSALS: [Expected; 20] = [
         ],
         retry_after: None,
     },
-    // A day's quota with a short delay.
+    // A daily quota with a short delay.
     Expected {
         file: "per-day-quotaId-with-retryinfo-36s",
         scope: RefusalScope::PerDay,
         quotas: &[(Quantity::Requests, Period::Day, Some(20))],
         retry_after: Some(Duration::new(36, 429_760_048)),
     },
-    // Nothing but a link, and a message that tells of load.
+    // Only a link, and a message about load.
     Expected {
         file: "help-only-no-retryinfo",
         scope: RefusalScope::Other,
@@ -281,14 +282,14 @@ const REFUSALS: [Expected; 20] = [
         quotas: &[],
         retry_after: None,
     },
-    // The quota in an ErrorInfo.
+    // The quota is in an ErrorInfo.
     Expected {
         file: "unary-failure-quota-exceeded-0",
         scope: RefusalScope::NoQuota,
         quotas: &[(Quantity::Requests, Period::Minute, Some(0))],
         retry_after: None,
     },
-    // A RetryInfo alone, in whole seconds: one more is waited.
+    // A RetryInfo alone, in whole seconds: the wait is one second longer.
     Expected {
         file: "free-tier-tpm-retryinfo-26s",
         scope: RefusalScope::PerMinute,
@@ -299,7 +300,7 @@ const REFUSALS: [Expected; 20] = [
     tokens("2-5-flash-handles-context-length-exc-0-v10", 56, 0),
     tokens("2-5-flash-handles-context-length-exc-0-v12", 35, 0),
     tokens("2-5-flash-handles-context-length-exc-0-v13", 4, 0),
-    // A RetryInfo in whole seconds and the exact delay in the message.
+    // A RetryInfo in whole seconds, and the exact delay in the message.
     tokens("2-5-flash-handles-context-length-exc-0", 48, 939_935_699),
     tokens("2-5-flash-handles-context-length-exc-0-v2", 47, 941_445_783),
     tokens("2-5-flash-handles-context-length-exc-0-v3", 16, 302_655_129),
@@ -314,7 +315,7 @@ const REFUSALS: [Expected; 20] = [
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn every_recorded_refusal_is_understood() {
+fn every_recorded_refusal_is_classified() {
     // Seven in the evening in California: five hours to midnight.
     let now: Timestamp = "2026-07-02T02:00:00Z".parse().unwrap();
     let mut checked = 0;
@@ -329,13 +330,13 @@ fn every_recorded_refusal_is_understood() {
             checked += 1;
         }
     }
-    assert_eq!(checked, REFUSALS.len(), "a refusal that was written down was not found");
+    assert_eq!(checked, REFUSALS.len(), "an expected refusal has no recording");
 }
 
-/// What the refusals that were recorded later are about, by how the names of their files end.
+/// The scope of the refusals that were recorded later, by the ends of their file names.
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn refusals_for_billing_are_told_from_refusals_for_load() {
+fn billing_refusals_are_distinguished_from_load_refusals() {
     let Some(folder) = later_corpus() else { return };
     for (file, code, passing) in [
         ("err-402__quoted__prepay-depleted", "account_unfunded", false),
@@ -351,7 +352,7 @@ fn refusals_for_billing_are_told_from_refusals_for_load() {
     ] {
         let exchange = Exchange::read(&folder.join(file).with_added_extension("json"));
         let error = exchange.result().unwrap_err();
-        assert_eq!((error.kind.code(), error.is_passing()), (code, passing), "{file}");
+        assert_eq!((error.kind.code(), error.is_transient()), (code, passing), "{file}");
         if let ErrorKind::RateLimited(refusal) = &error.kind
             && code == "rate_limited"
         {
@@ -360,7 +361,7 @@ fn refusals_for_billing_are_told_from_refusals_for_load() {
     }
 }
 
-/// Where the exchanges are that were recorded later; `None` where they are not.
+/// The folder of the exchanges recorded later; `None` if it does not exist.
 pub fn later_corpus() -> Option<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/gemini/corpus-2026-11");
     folder.is_dir().then_some(folder)
@@ -398,10 +399,10 @@ fn check_refusal(name: &str, refusal: &Refusal, expected: &Expected, now: Timest
     assert_eq!(refusal.retry_at(now), retry_at, "{name}");
 }
 
-/// Nothing was learned here yet, and some requests cost what nobody can see in them: tools of
-/// Gemini's own, files of unknown length.
+/// Nothing was learned yet, and some requests use tokens that the gateway cannot see: Gemini's own
+/// tools, files of unknown length.
 #[test]
-fn recorded_requests_cost_about_what_is_estimated() {
+fn estimated_tokens_are_close_to_the_recorded_counts() {
     let estimate = |exchange: &Exchange| {
         let actual = exchange.response["usageMetadata"]["promptTokenCount"].as_u64()?;
         let features = InputFeatures::of_body(exchange.request.as_deref()?);

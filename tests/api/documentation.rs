@@ -1,4 +1,4 @@
-//! `/openapi.json` and `/docs`: that what they say is so.
+//! `/openapi.json` and `/docs` match what the service does.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn operations(document: &Value) -> Vec<Operation<'_>> {
 }
 
 impl Operation<'_> {
-    /// The body that the documentation shows to whoever tries it out.
+    /// The example body that the documentation shows.
     fn example(&self) -> Option<&Value> {
         let content = &self.described.get("requestBody")?["content"]["application/json"];
         let schema = &content["schema"];
@@ -50,17 +50,17 @@ impl Operation<'_> {
         )
     }
 
-    /// Whether it is passed on in the words of others, failures too.
+    /// Whether it relays requests and errors in Gemini's or OpenAI's format.
     fn is_relayed(&self) -> bool {
         self.path.starts_with("/v1")
     }
 
-    /// Whether the body may be left out.
+    /// Whether the body is optional.
     fn body_is_optional(&self) -> bool {
         self.described["requestBody"]["required"] != true
     }
 
-    /// The path with the examples of its parameters in it.
+    /// The path with its parameters' examples filled in.
     fn url(&self) -> String {
         let parameters = self.described["parameters"].as_array().into_iter().flatten();
         let in_path = parameters.filter(|parameter| parameter["in"] == "path");
@@ -71,7 +71,7 @@ impl Operation<'_> {
         })
     }
 
-    /// Tries it out.
+    /// Sends the documented example, or another body.
     async fn send(&self, service: &Service, body: Option<&Value>) -> Answer {
         self.send_to(service, &self.url(), body).await
     }
@@ -90,7 +90,7 @@ impl Operation<'_> {
         Answer { status, headers, body }
     }
 
-    /// Holds an answer to what is documented for its status.
+    /// Checks an answer against the documentation of its status.
     fn check(&self, answer: &Answer) {
         let status = answer.status.as_str();
         let response = self.described["responses"].get(status);
@@ -119,7 +119,7 @@ impl std::fmt::Display for Operation<'_> {
 }
 
 #[tokio::test]
-async fn the_document_is_as_it_was() {
+async fn the_openapi_document_matches_its_snapshot() {
     let mut document = document(&Service::start().await).await;
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     document["info"]["version"] = "(this crate's)".into();
@@ -167,10 +167,10 @@ async fn every_endpoint_is_documented() {
     }
 }
 
-/// Whoever opens the page and tries everything out, from top to bottom, has success, where the
-/// lease that one answer names is put into the next requests.
+/// Running all examples from top to bottom succeeds, with the lease from one answer put into the
+/// next requests.
 #[tokio::test]
-async fn every_example_works_as_it_stands_and_is_answered_as_documented() {
+async fn every_example_works_and_is_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     let mut lease = String::new();
@@ -190,7 +190,7 @@ async fn every_example_works_as_it_stands_and_is_answered_as_documented() {
 }
 
 #[tokio::test]
-async fn failures_are_answered_as_documented() {
+async fn errors_are_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     for operation in operations(&document) {
@@ -229,9 +229,9 @@ async fn an_optional_body_may_be_null() {
     assert_eq!(renewed.status, StatusCode::OK, "{renewed:?}");
 }
 
-/// The failures of items are documented too.
+/// Errors of batch items are documented too.
 #[tokio::test]
-async fn failed_items_are_answered_as_documented() {
+async fn failed_batch_items_are_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
     let operations = operations(&document);
@@ -244,7 +244,7 @@ async fn failed_items_are_answered_as_documented() {
 }
 
 #[tokio::test]
-async fn the_admin_key_is_a_security_scheme_that_fits_every_endpoint_with_keys() {
+async fn the_admin_key_is_a_security_scheme_of_every_endpoint_that_takes_keys() {
     let document = document(&Service::start().await).await;
     let scheme = &document["components"]["securitySchemes"]["AdminKey"];
     assert_eq!((&scheme["type"], &scheme["in"]), (&json!("apiKey"), &json!("header")));
@@ -260,10 +260,10 @@ async fn the_admin_key_is_a_security_scheme_that_fits_every_endpoint_with_keys()
 }
 
 #[tokio::test]
-async fn the_documentation_is_a_page() {
+async fn the_documentation_is_an_html_page() {
     let service = Service::start().await;
     for path in ["/docs", "/docs/"] {
-        // The first leads to the second.
+        // The first page redirects to the second.
         let response = service.get(path).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         assert!(response.url().path().starts_with("/docs/"), "{path}");

@@ -1,7 +1,5 @@
-//! What becomes of Gemini's failures: each is told for what it is, those that pass are tried
-//! again, and nothing is held meanwhile.
+//! Gemini's errors: each is classified, transient ones are retried, and no slot is held meanwhile.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -9,32 +7,32 @@ use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Service, answer, slow, until};
+use crate::support::{Service, answer, closed_port, slow, until};
 
-/// A chat that fails, and how.
+/// A chat that fails, and the expected error.
 struct Failing {
     chat: Value,
     status: u16,
     code: &'static str,
     retryable: bool,
-    /// What its detail says, among other things.
-    says: &'static str,
+    /// A part of the error's detail.
+    detail_part: &'static str,
 }
 
-/// A failure that a marker in the prompt brings about.
+/// An error that a marker in the prompt causes.
 fn marked(
     marker: &str,
     status: u16,
     code: &'static str,
     retryable: bool,
-    says: &'static str,
+    detail_part: &'static str,
 ) -> Failing {
     let chat = json!({"prompt": format!("Hello [[simulate:{marker}]]")});
-    Failing { chat, status, code, retryable, says }
+    Failing { chat, status, code, retryable, detail_part }
 }
 
-/// A failure that comes the same however often the call is sent.
-fn lasting() -> Vec<Failing> {
+/// Errors that are the same on every attempt.
+fn permanent_errors() -> Vec<Failing> {
     let blocked = |marker, reason| marked(marker, 400, "content_blocked", false, reason);
     let bad_key = json!({"prompt": "Hello", "credentials": {"gemini_api_key": "invalid-key"}});
     let model = |model| json!({"prompt": "Hello", "model": model});
@@ -44,21 +42,21 @@ fn lasting() -> Vec<Failing> {
             status: 401,
             code: "invalid_api_key",
             retryable: false,
-            says: "API key not valid. Please pass a valid API key.",
+            detail_part: "API key not valid. Please pass a valid API key.",
         },
         Failing {
             chat: model("gemini-unknown"),
             status: 404,
             code: "model_not_found",
             retryable: false,
-            says: "models/gemini-unknown is not found",
+            detail_part: "models/gemini-unknown is not found",
         },
         Failing {
             chat: model("gemini-retired"),
             status: 404,
             code: "model_not_found",
             retryable: false,
-            says: "no longer available",
+            detail_part: "no longer available",
         },
         marked("status=401", 401, "invalid_api_key", false, "Unauthorized"),
         marked("status=402", 402, "account_unfunded", false, "credits are depleted"),
@@ -81,8 +79,8 @@ fn lasting() -> Vec<Failing> {
     ]
 }
 
-/// A failure that another attempt may well outlive.
-fn passing() -> Vec<Failing> {
+/// Errors that another attempt may not meet.
+fn transient_errors() -> Vec<Failing> {
     let gone = |marker| marked(marker, 502, "upstream_connection", true, "connection to Gemini");
     vec![
         marked("status=429", 429, "rate_limited", true, "Resource has been exhausted"),
@@ -98,8 +96,8 @@ fn passing() -> Vec<Failing> {
     ]
 }
 
-/// The same chat with a key that no other has, so that no refusal stands from before.
-fn of_a_key_of_its_own(chat: &Value) -> Value {
+/// The same chat with a unique key, so that no earlier refusal applies.
+fn with_unique_key(chat: &Value) -> Value {
     let mut chat = chat.clone();
     if chat.get("credentials").is_none() {
         chat["credentials"] = json!({"gemini_api_key": format!("key-{}", fastrand::u64(..))});
@@ -108,22 +106,22 @@ fn of_a_key_of_its_own(chat: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn each_failure_has_its_own_status_and_code() {
+async fn each_error_has_its_own_status_and_code() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let minute = |marker| marked(marker, 429, "rate_limited", true, "Please retry in 12.345");
     let minutes = [minute("quota=minute"), minute("quota=tokens")];
-    for failing in lasting().into_iter().chain(passing()).chain(minutes) {
-        let Failing { chat, status, code, retryable, says } = failing;
-        let single = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
+    for failing in permanent_errors().into_iter().chain(transient_errors()).chain(minutes) {
+        let Failing { chat, status, code, retryable, detail_part } = failing;
+        let single = answer(service.post("/chat", &with_unique_key(&chat))).await;
         assert_eq!(single.status.as_u16(), status, "{chat}: {single:?}");
         assert_eq!(single.body["code"], code, "{chat}");
         let detail = single.body["detail"].as_str().unwrap();
-        assert!(detail.contains(says), "{chat}: {detail}");
+        assert!(detail.contains(detail_part), "{chat}: {detail}");
         assert!(!detail.contains('<'), "{chat}: HTML in {detail}");
         assert_eq!(single.headers.contains_key("retry-after"), status == 429, "{chat}");
         assert_eq!(single.body.as_object().unwrap().len(), 2, "{chat}: {}", single.body);
 
-        let batch = json!({"requests": [of_a_key_of_its_own(&chat)]});
+        let batch = json!({"requests": [with_unique_key(&chat)]});
         let batch = answer(service.post("/batch/chat", &batch)).await;
         assert_eq!(batch.status, StatusCode::OK);
         let item = &batch.body["results"][0];
@@ -134,40 +132,40 @@ async fn each_failure_has_its_own_status_and_code() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_when_to_come_back() {
+async fn a_refusal_says_when_to_retry() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let retry_after = async |marker: &str| {
-        let chat = of_a_key_of_its_own(&json!({"prompt": format!("[[simulate:{marker}]]")}));
+        let chat = with_unique_key(&json!({"prompt": format!("[[simulate:{marker}]]")}));
         let refused = answer(service.post("/chat", &chat)).await;
         assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
         refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap()
     };
-    // 12.345 s, in whole seconds and not too early.
+    // 12.345 s, rounded up to whole seconds.
     assert_eq!(retry_after("quota=minute").await, 13);
     assert_eq!(retry_after("quota=tokens").await, 13);
-    // Midnight in California, whatever Gemini says; the longest day has 25 hours.
+    // Midnight in California, whatever Gemini says. The longest day has 25 hours.
     let day = retry_after("quota=day").await;
     assert!((1..=25 * 3600).contains(&day) && day != 13, "{day}");
-    // Gemini does not say.
+    // Gemini gives no delay.
     assert_eq!(retry_after("status=429").await, 1);
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_sent_once() {
+async fn a_permanent_error_is_not_retried() {
     let service = Service::start().await;
-    for Failing { chat, status, .. } in lasting() {
+    for Failing { chat, status, .. } in permanent_errors() {
         service.simulator.reset();
-        let failed = answer(service.post("/chat", &of_a_key_of_its_own(&chat))).await;
+        let failed = answer(service.post("/chat", &with_unique_key(&chat))).await;
         assert_eq!(failed.status.as_u16(), status, "{chat}");
         assert_eq!(service.simulator.stats().calls, 1, "{chat}");
     }
 }
 
 #[tokio::test]
-async fn what_passes_is_sent_again() {
+async fn a_transient_error_is_retried() {
     let service = Service::start().await;
-    // Told apart by their prompts, so that each fails once.
-    let once = passing().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
+    // Their prompts differ, so that each fails once.
+    let once = transient_errors().into_iter().enumerate().map(|(n, Failing { chat, .. })| {
         let marker = chat["prompt"].as_str().unwrap().replace("]]", ",fail_times=1]]");
         format!("{n} {marker}")
     });
@@ -190,17 +188,20 @@ async fn what_passes_is_sent_again() {
 #[tokio::test]
 async fn a_call_that_fails_twice_succeeds_the_third_time() {
     let service = Service::start().await;
-    let chat = service.chat("patience [[simulate:fail_times=2]]").await;
+    let chat = service.chat("retries [[simulate:fail_times=2]]").await;
     assert_eq!(chat.status, StatusCode::OK);
-    assert_eq!(chat.body["response"], "Simulated answer to: patience");
+    assert_eq!(chat.body["response"], "Simulated answer to: retries");
     let journal = service.simulator.journal();
     let statuses: Vec<_> = journal.iter().map(|call| call.status).collect();
     assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
-    assert!(journal.iter().all(|call| call.body == journal[0].body), "it is the same each time");
+    assert!(
+        journal.iter().all(|call| call.body == journal[0].body),
+        "every attempt sends the same body"
+    );
 }
 
 #[tokio::test]
-async fn a_call_is_sent_so_often_and_no_more() {
+async fn a_call_is_sent_at_most_as_often_as_set() {
     for max_attempts in [1, 2, 3] {
         let service =
             Service::with(Options::default(), |config| config.max_attempts = max_attempts).await;
@@ -212,7 +213,7 @@ async fn a_call_is_sent_so_often_and_no_more() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_before_gemini_says() {
+async fn a_retry_waits_as_long_as_gemini_says() {
     let options =
         Options { requests_per_minute: Some(1), minute_seconds: 3.0, ..Options::default() };
     let service = Service::with(options, |config| {
@@ -227,9 +228,9 @@ async fn nothing_is_sent_again_before_gemini_says() {
     assert!(journal[2].arrived_at - journal[0].arrived_at >= Duration::from_secs(3));
 }
 
-/// The original of this service held its slot while it waited to try again.
+/// In this service's first version a call held its slot while it waited to retry.
 #[tokio::test]
-async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
+async fn a_call_that_waits_for_its_retry_holds_no_slot() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     service.register("one", 1).await;
     let named = |model: &str, prompt: &str| {
@@ -248,7 +249,7 @@ async fn a_call_that_waits_to_be_sent_again_holds_nothing() {
 }
 
 #[tokio::test]
-async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
+async fn an_item_that_waits_for_its_retry_does_not_delay_other_models() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     let batch = json!({"requests": [
         {"prompt": "[[simulate:quota=minute]]"},
@@ -263,22 +264,23 @@ async fn an_item_that_waits_to_be_sent_again_holds_up_none_of_another_model() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_outlasts_the_deadline_is_answered_at_once() {
-    let patience = Duration::from_secs(10);
-    let service = Service::with(Options::default(), |config| config.request_timeout = patience);
+async fn a_wait_past_the_deadline_is_refused_at_once() {
+    let limit = Duration::from_secs(10);
+    let service = Service::with(Options::default(), |config| config.request_timeout = limit);
     let service = service.await;
     let asked = Instant::now();
     let refused = service.chat("[[simulate:quota=minute]]").await;
-    assert!(asked.elapsed() < patience, "it waited for {:?}", asked.elapsed());
+    assert!(asked.elapsed() < limit, "it waited for {:?}", asked.elapsed());
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.body["code"], "rate_limited");
     assert_eq!(refused.headers["retry-after"], "13");
     assert_eq!(service.simulator.stats().calls, 1);
 }
 
-/// Gemini may be at work on it still and have it paid for: a second attempt would be paid twice.
+/// Gemini may still be working on the call and may charge for it: a second attempt would be charged
+/// too.
 #[tokio::test]
-async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
+async fn an_attempt_that_times_out_is_not_retried() {
     let service = Service::with(Options::default(), |config| {
         config.upstream_timeout = Duration::from_millis(200);
     })
@@ -287,7 +289,7 @@ async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
     assert_eq!(given_up.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(given_up.body["code"], "upstream_timeout");
     service.until_idle().await;
-    until("Gemini was told to stop", || service.simulator.stats().cancelled == 1).await;
+    until("the upstream call is cancelled", || service.simulator.stats().cancelled == 1).await;
     assert_eq!(service.simulator.stats().calls, 1);
 
     let batch = json!({"requests": [{"prompt": slow(60_000)}]});
@@ -297,16 +299,16 @@ async fn an_attempt_that_takes_too_long_is_given_up_and_not_sent_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_is_no_connection() {
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+async fn an_upstream_that_is_down_is_a_connection_error() {
+    let closed_port = closed_port();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{nobody}");
+        config.base_url = format!("http://127.0.0.1:{closed_port}");
         config.max_attempts = 2;
     })
     .await;
     let failed = service.chat("Hello").await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
-    let detail = "no connection to Gemini could be made: it was refused";
+    let detail = "cannot connect to Gemini: the connection was refused";
     assert_eq!(failed.body, json!({"detail": detail, "code": "upstream_connection"}));
     service.until_idle().await;
     let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_connection\"}";

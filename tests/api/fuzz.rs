@@ -1,7 +1,7 @@
-//! The targets of `fuzz/`, on the stable toolchain: every input of a corpus is tried, and then
-//! inputs that are made of them at random.
+//! The targets of `fuzz/`, on the stable toolchain: first every corpus input, then random mutations
+//! of them.
 //!
-//! `FUZZ_ROUNDS` says how many of these for each target, `FUZZ_SEED` which.
+//! `FUZZ_ROUNDS` sets how many mutations each target gets, `FUZZ_SEED` which ones.
 
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
@@ -14,7 +14,7 @@ use std::str::FromStr;
 use fastrand::Rng;
 use targets::{KEY, TARGETS};
 
-/// What is put into inputs: what readers of JSON, of streams and of numbers have stumbled over.
+/// Tokens to insert: known trouble for parsers of JSON, streams and numbers.
 const TOKENS: [&[u8]; 28] = [
     b"{",
     b"}",
@@ -46,7 +46,7 @@ const TOKENS: [&[u8]; 28] = [
     b"\n",
 ];
 
-/// The most brackets that are put into an input in one place.
+/// The most brackets that are inserted in one place.
 const DEEPEST: usize = 300;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
@@ -62,7 +62,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
-/// Replays a corpus and tries inputs made of it.
+/// Runs a target on its corpus and on mutations of it.
 fn fuzz(name: &str, rounds: usize) {
     let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
     let (seed, rounds) = (setting("FUZZ_SEED", 1), setting("FUZZ_ROUNDS", rounds));
@@ -84,7 +84,7 @@ fn attempt(target: fn(&[u8]), input: &[u8], what: &str) {
     }
 }
 
-/// One input of a corpus with a few changes.
+/// A random corpus input with a few changes.
 fn mutated(corpus: &[Vec<u8>], random: &mut Rng) -> Vec<u8> {
     let mut input = corpus[random.usize(..corpus.len())].clone();
     for _ in 0..random.usize(1..6) {
@@ -125,21 +125,21 @@ fn mutated(corpus: &[Vec<u8>], random: &mut Rng) -> Vec<u8> {
 }
 
 #[test]
-fn no_request_body_does_harm() {
+fn no_request_body_causes_a_panic() {
     fuzz("requests", 1000);
 }
 
 #[test]
-fn no_answer_of_the_upstream_does_harm() {
+fn no_upstream_response_causes_a_panic() {
     fuzz("answers", 1000);
 }
 
 #[test]
-fn no_setting_of_quotas_does_harm() {
+fn no_quota_setting_causes_a_panic() {
     fuzz("settings", 100);
 }
 
 #[test]
-fn no_schema_does_harm() {
+fn no_schema_causes_a_panic() {
     fuzz("schemas", 1000);
 }

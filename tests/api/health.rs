@@ -1,4 +1,4 @@
-//! `GET /`: what it says of the service, idle and at work.
+//! `GET /`: what it reports, idle and busy.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -11,7 +11,7 @@ async fn concurrency_status(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn it_says_what_the_service_is_and_can_do() {
+async fn it_names_the_service_and_its_features() {
     let service = Service::start().await;
     let health = answer(service.get("/")).await;
     assert_eq!(health.status, StatusCode::OK);
@@ -38,7 +38,7 @@ async fn it_says_what_the_service_is_and_can_do() {
 }
 
 #[tokio::test]
-async fn it_says_which_keys_there_are_and_never_shows_them() {
+async fn it_says_which_keys_are_set_and_never_shows_them() {
     let service = Service::with(Options::default(), |config| {
         config.admin_api_key = None;
         config.gemini_api_key = None;
@@ -53,14 +53,14 @@ async fn it_says_which_keys_there_are_and_never_shows_them() {
 }
 
 #[tokio::test]
-async fn it_tells_how_busy_the_service_is() {
+async fn it_reports_the_calls_in_flight_and_waiting() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 2).await;
     service.register("one", 1).await;
     let batch = json!({"requests": vec![json!({"prompt": slow(60_000)}); 5]});
     let single = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     service
-        .until("the batch is under way", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
+        .until("the batch is in flight", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
         .await;
     let single = tokio::spawn(answer(service.post("/chat", &single)));
     service.until("both wait", |limiter| limiter.waiting == 2).await;
@@ -76,7 +76,9 @@ async fn it_tells_how_busy_the_service_is() {
 
     batch.abort();
     service
-        .until("the single one goes", |limiter| limiter.in_flight == 1 && limiter.waiting == 0)
+        .until("the single request starts", |limiter| {
+            limiter.in_flight == 1 && limiter.waiting == 0
+        })
         .await;
     assert_eq!(concurrency_status(&service).await["current_available_slots"], 1);
     single.abort();
@@ -85,7 +87,7 @@ async fn it_tells_how_busy_the_service_is() {
 }
 
 #[tokio::test]
-async fn a_head_is_answered_without_a_body() {
+async fn a_head_request_is_answered_without_a_body() {
     let service = Service::start().await;
     let response = service.head("/").send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);

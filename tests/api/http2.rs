@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge: all that holds over HTTP/1 holds for each stream.
+//! HTTP/2 with prior knowledge: what holds for an HTTP/1 connection holds for each stream.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,14 +31,14 @@ fn post(client: &Client, service: &Service, path: &str, body: &Value) -> Request
     client.post(service.url(path)).header("content-type", "application/json").body(body.to_string())
 }
 
-/// A connection that is driven until it is aborted.
+/// Opens a connection, with a task that drives it until aborted.
 pub async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     (client, tokio::spawn(async move { drop(connection.await) }))
 }
 
-/// Sends a chat to a host.
+/// Sends a chat with this authority.
 async fn chat(
     client: &mut SendRequest<Bytes>,
     host: &str,
@@ -86,7 +86,7 @@ async fn every_surface_is_served() {
 }
 
 #[tokio::test]
-async fn an_answer_is_streamed_piece_by_piece() {
+async fn an_answer_is_streamed_event_by_event() {
     let (service, client) = (Service::start().await, client());
     let body = json!({"prompt": "[[simulate:chunks=4]]a long answer in pieces", "stream": true});
     let response = post(&client, &service, "/chat", &body).send().await.unwrap();
@@ -98,7 +98,7 @@ async fn an_answer_is_streamed_piece_by_piece() {
 }
 
 #[tokio::test]
-async fn a_large_body_passes_and_one_that_is_too_large_is_refused() {
+async fn a_large_body_is_accepted_and_one_over_the_limit_is_refused() {
     let client = client();
     let service = Service::with(Options::default(), |config| config.max_body_bytes = 1 << 20).await;
     let chat = |bytes: usize| json!({"prompt": format!("x{}", " ".repeat(bytes))});
@@ -115,7 +115,7 @@ async fn a_large_body_passes_and_one_that_is_too_large_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_streams_of_one_connection_share_the_global_limit() {
+async fn streams_of_one_connection_share_the_global_limit() {
     let options = Options { latency_ms: 5, ..Options::default() };
     let service = Service::with(options, |config| config.concurrency_limit = 7).await;
     let client = client();
@@ -131,7 +131,7 @@ async fn many_streams_of_one_connection_share_the_global_limit() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_reset_cancels_its_call_and_no_other() {
+async fn resetting_a_stream_cancels_only_its_call() {
     let service = Service::start().await;
     let (mut client, _connection) = connect(service.address).await;
     let whole = json!({"prompt": slow(300_000)});
@@ -151,7 +151,7 @@ async fn a_stream_that_is_reset_cancels_its_call_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_cancels_all_its_calls() {
+async fn closing_a_connection_cancels_all_its_calls() {
     let service = Service::start().await;
     let (mut client, connection) = connect(service.address).await;
     let mut held = Vec::new();
@@ -166,7 +166,7 @@ async fn a_connection_that_is_closed_cancels_all_its_calls() {
 }
 
 #[tokio::test]
-async fn the_authority_is_the_host() {
+async fn the_authority_is_used_as_the_host() {
     let service = Service::start().await;
     let (mut client, _connection) = connect(service.address).await;
     for (host, expected) in [
@@ -186,7 +186,7 @@ async fn the_authority_is_the_host() {
 }
 
 #[tokio::test]
-async fn methods_that_nothing_takes_are_refused() {
+async fn unsupported_methods_are_refused() {
     let service = Service::start().await;
     let (mut client, _connection) = connect(service.address).await;
     for (method, url) in [(Method::TRACE, "http://localhost/"), (Method::CONNECT, "localhost:80")] {
@@ -198,7 +198,7 @@ async fn methods_that_nothing_takes_are_refused() {
 }
 
 #[tokio::test]
-async fn each_request_takes_the_room_of_a_connection() {
+async fn each_stream_counts_as_a_connection() {
     let process = Start::simulated().set("MAX_CONNECTIONS", "3").run().await;
     let (mut client, _connection) = connect(process.address).await;
     let mut held = Vec::new();
@@ -211,15 +211,15 @@ async fn each_request_takes_the_room_of_a_connection() {
     for (_, mut stream) in held.drain(1..) {
         stream.send_reset(Reason::CANCEL);
     }
-    // Their room is free a moment later.
+    // Their slots are free a moment later.
     let answered = async {
         while chat(&mut client, "localhost", &json!({"prompt": "x"})).await.0.await.is_err() {}
     };
-    timeout(TEST_TIMEOUT, answered).await.expect("there is room");
+    timeout(TEST_TIMEOUT, answered).await.expect("no slot came free");
 }
 
 #[tokio::test]
-async fn a_short_body_that_nobody_reads_resets_nothing() {
+async fn a_short_unread_body_resets_nothing() {
     let service = Service::start().await;
     let (mut client, _connection) = connect(service.address).await;
     let request = Request::post("http://localhost/nowhere").body(()).unwrap();
@@ -236,10 +236,10 @@ async fn a_short_body_that_nobody_reads_resets_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_an_answer_loses_it_alone() {
+async fn a_client_that_does_not_read_loses_only_that_stream() {
     let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
     let (mut client, _connection) = connect(process.address).await;
-    // The document is larger than the window, which is not opened again.
+    // The document is larger than the window, which the client does not extend.
     let get = || Request::get("http://localhost/openapi.json").body(()).unwrap();
     let (response, _) = client.send_request(get(), true).unwrap();
     let mut unread = timeout(TEST_TIMEOUT, response).await.unwrap().unwrap().into_body();
@@ -258,7 +258,7 @@ async fn a_client_that_does_not_read_an_answer_loses_it_alone() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_finishes_after_sigterm() {
+async fn calls_in_flight_finish_after_sigterm() {
     let process = Start::simulated().run().await;
     let (mut client, connection) = connect(process.address).await;
     let mut idle = TcpStream::connect(process.address).await.unwrap();
@@ -271,14 +271,15 @@ async fn what_is_in_flight_finishes_after_sigterm() {
     process.terminate().await;
     assert_eq!(status(response).await, 200);
     timeout(TEST_TIMEOUT, connection).await.expect("it is closed").unwrap();
-    // One that says nothing holds nothing up for long.
-    let (code, log) = timeout(Duration::from_secs(10), process.end()).await.expect("it ends");
+    // A connection without requests does not delay the shutdown for long.
+    let (code, log) =
+        timeout(Duration::from_secs(10), process.end()).await.expect("it did not end in time");
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("the grace period is over"), "{log}");
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_however_its_client_pings() {
+async fn an_idle_connection_is_closed_despite_pings() {
     let process = Start::simulated().set("KEEP_ALIVE_SECONDS", "0.5").run().await;
     let stream = TcpStream::connect(process.address).await.unwrap();
     let (mut client, mut connection) = h2::client::handshake(stream).await.unwrap();
@@ -293,7 +294,7 @@ async fn an_idle_connection_is_closed_however_its_client_pings() {
 }
 
 #[tokio::test]
-async fn an_offer_to_change_to_http2_is_ignored() {
+async fn an_h2c_upgrade_is_ignored() {
     let service = Service::start().await;
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let request = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
@@ -306,7 +307,7 @@ async fn an_offer_to_change_to_http2_is_ignored() {
 }
 
 #[tokio::test]
-async fn the_admin_key_and_the_callers_are_read_as_over_http1() {
+async fn keys_are_read_as_over_http1() {
     let (service, client) = (Service::start().await, client());
     let semaphores = client.get(service.url("/_admin/semaphores"));
     assert_eq!(answer(semaphores.try_clone().unwrap()).await.status, 401);
@@ -323,7 +324,7 @@ async fn a_key_in_a_malformed_path_is_not_logged() {
     let path = b"/chat?key=plain secret";
     let mut bytes = OPENING.to_vec();
     bytes.extend([0, 0, 4 + path.len() as u8, 1, 5, 0, 0, 0, 1]);
-    // GET by http, and the path as it stands.
+    // `GET`, scheme `http`, and the raw path.
     bytes.extend([0x82, 0x86, 0x04, path.len() as u8]);
     bytes.extend(path);
     stream.write_all(&bytes).await.unwrap();
@@ -335,16 +336,16 @@ async fn a_key_in_a_malformed_path_is_not_logged() {
     assert!(log.contains("h2::") && !log.contains("plain secret"), "{log}");
 }
 
-/// Frames at random behind a good opening: the service survives them.
+/// The service survives random frames after a valid preface.
 #[tokio::test]
-async fn garbage_ends_its_connection_and_nothing_else() {
+async fn garbage_closes_only_its_connection() {
     let service = Service::start().await;
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..200 {
         let mut bytes = OPENING.to_vec();
         for _ in 0..random.usize(1..20) {
             let length = random.usize(0..64);
-            // One byte of the length, the type, flags and the stream.
+            // One byte of the length, then type, flags and stream.
             let stream = random.u8(0..8);
             bytes.extend([0, 0, length as u8, random.u8(0..12), random.u8(..), 0, 0, 0, stream]);
             bytes.extend(std::iter::repeat_with(|| random.u8(..)).take(length));
@@ -362,9 +363,9 @@ async fn garbage_ends_its_connection_and_nothing_else() {
 
 /// A client that resets each stream at once, and one that sends headers without end, are cut off.
 #[tokio::test]
-async fn floods_end_their_connection() {
+async fn a_flood_closes_its_connection() {
     let service = Service::start().await;
-    // GET / of localhost, of the static table.
+    // `GET /` of localhost, from the static table.
     let headers =
         [0x82, 0x84, 0x86, 0x41, 0x09, b'l', b'o', b'c', b'a', b'l', b'h', b'o', b's', b't'];
     let mut resets = OPENING.to_vec();

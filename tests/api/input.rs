@@ -1,5 +1,4 @@
-//! Bodies that the service does not take: refused with the place of every fault, before anything
-//! is sent.
+//! Invalid bodies are refused, with the location of every fault, before anything is sent.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{RequestBuilder, StatusCode};
@@ -7,15 +6,15 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMIN_KEY, Answer, Service, answer, kinds};
 
-/// How deep in brackets a body stands that is meant to exhaust the stack.
+/// The depth of a body that is meant to exhaust the stack.
 const DEEP: usize = 100_000;
 
-/// A request whose body is these bytes, valid or not.
+/// A request with this raw body.
 fn raw(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
     service.post(path, &Value::Null).body(body)
 }
 
-/// The kind and the place of every fault that an answer names.
+/// The kind and the location of every fault in an answer.
 fn faults(answer: &Answer) -> Vec<(&str, &Value)> {
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
     assert_eq!(answer.body["code"], "validation_error");
@@ -28,7 +27,7 @@ fn faults(answer: &Answer) -> Vec<(&str, &Value)> {
     faults.iter().map(|fault| (fault["type"].as_str().unwrap(), &fault["loc"])).collect()
 }
 
-/// Asserts that a request fails with one fault, of this kind and at this place below `body`.
+/// Asserts that a request fails with one fault, of this kind and at this location below `body`.
 async fn assert_fault(request: RequestBuilder, kind: &str, place: Value) {
     let refused = answer(request).await;
     let mut loc = vec![json!("body")];
@@ -41,7 +40,7 @@ fn assert_nothing_was_sent(service: &Service) {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_refused() {
+async fn a_body_that_is_not_json_is_refused() {
     let service = Service::start().await;
     let bodies: [Vec<u8>; 12] = [
         b"".into(),
@@ -67,12 +66,12 @@ async fn what_is_no_json_is_refused() {
     assert_nothing_was_sent(&service);
 }
 
-/// JSON that no reader takes: what is said of it, and where it stands.
+/// JSON that cannot be parsed, with the expected message and location.
 #[tokio::test]
-async fn a_text_or_a_number_that_cannot_be_read_is_told_with_its_place() {
+async fn an_unreadable_string_or_number_is_reported_with_its_location() {
     let service = Service::start().await;
     let (half, utf_8) = ("one half of a surrogate pair", "not UTF-8");
-    for (path, body, kind, place, says) in [
+    for (path, body, kind, place, expected) in [
         ("/chat", &b"{\"prompt\": \"\xff\"}"[..], "string_unicode", json!(["prompt"]), utf_8),
         ("/chat", br#"{"prompt": "\ud800"}"#, "string_unicode", json!(["prompt"]), half),
         (
@@ -102,7 +101,7 @@ async fn a_text_or_a_number_that_cannot_be_read_is_told_with_its_place() {
         loc.extend(place.as_array().unwrap().iter().cloned());
         assert_eq!(faults(&refused), [(kind, &Value::Array(loc))], "{}", refused.body);
         let message = refused.body["detail"][0]["msg"].as_str().unwrap();
-        assert!(message.contains(says) && message.contains("line "), "{message}");
+        assert!(message.contains(expected) && message.contains("line "), "{message}");
     }
     assert_nothing_was_sent(&service);
 }
@@ -157,7 +156,7 @@ const JSON_PATHS: [&str; 20] = [
     "/v1beta/openai/images/generations",
 ];
 
-/// Fields that are read in ways of their own, and one that is not.
+/// Fields with parsers of their own, and one without.
 const FIELDS: [&str; 24] = [
     "data",
     "mimeType",
@@ -190,15 +189,16 @@ fn admin(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> Reque
 }
 
 #[tokio::test]
-async fn a_deeply_nested_body_is_refused_whatever_is_nested() {
+async fn a_deeply_nested_body_is_refused() {
     let service = Service::start().await;
     service.register("s", 1).await;
     for path in JSON_PATHS {
-        // All surfaces of others are read in one way, and all of this service's in another.
+        // Gemini's and OpenAI's surfaces share a parser; this service's own endpoints share another
+        // one.
         let reads_all = matches!(path, "/chat" | "/v1beta/models/m:generateContent");
         for field in &FIELDS[..if reads_all { FIELDS.len() } else { 2 }] {
             let open = format!("{{\"{field}\":");
-            // What stands beside it is what the endpoint wants.
+            // The rest of the body is valid for the endpoint.
             let body = format!(
                 r#"{{"model":"m","prompt":"x","{field}":{}1{}}}"#,
                 open.repeat(DEEP),
@@ -222,7 +222,7 @@ async fn a_deeply_nested_body_is_refused_whatever_is_nested() {
 }
 
 #[tokio::test]
-async fn the_deepest_body_that_is_taken_has_127_levels() {
+async fn a_body_may_have_127_levels() {
     let service = Service::start().await;
     for (levels, taken) in [(127, true), (128, false)] {
         let config = format!(r#"{}1{}"#, "[".repeat(levels - 2), "]".repeat(levels - 2));
@@ -243,7 +243,7 @@ async fn the_deepest_body_that_is_taken_has_127_levels() {
     }
 }
 
-/// A body of one of the kinds with a field that is not as it was.
+/// A body of one of the kinds with one field replaced.
 fn changed(kind: usize, field: &str, value: Value) -> (&'static str, Value) {
     let (path, mut body) = kinds()[kind].clone();
     body[field] = value;
@@ -251,7 +251,7 @@ fn changed(kind: usize, field: &str, value: Value) -> (&'static str, Value) {
 }
 
 #[tokio::test]
-async fn a_fault_is_told_with_its_place() {
+async fn an_invalid_field_is_reported_with_its_location() {
     let service = Service::start().await;
     let all_fields = json!(["Hello", null, null, null, null, null]);
     for body in [json!(null), json!([]), all_fields, json!("Hello"), json!(5), json!(true)] {
@@ -315,7 +315,7 @@ async fn a_fault_is_told_with_its_place() {
 }
 
 #[tokio::test]
-async fn null_counts_as_absent_where_a_field_may_be_absent() {
+async fn null_counts_as_absent_for_optional_fields() {
     let service = Service::start().await;
     let nothing = json!({
         "model": null, "credentials": null, "external_semaphore_id": null,
@@ -336,7 +336,7 @@ async fn null_counts_as_absent_where_a_field_may_be_absent() {
 }
 
 #[tokio::test]
-async fn a_fault_in_a_batch_is_told_with_its_item_and_nothing_is_sent() {
+async fn an_invalid_item_refuses_the_batch_and_is_located() {
     let service = Service::start().await;
     let good = json!({"prompt": "x"});
     let fourth = |item: Value| json!({"requests": [good, good, good, item, good]});
@@ -382,7 +382,7 @@ async fn a_fault_in_a_batch_is_told_with_its_item_and_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn several_faults_are_reported_together() {
+async fn several_invalid_fields_are_reported_together() {
     let service = Service::start().await;
     let batch = json!({"requests": [
         {"prompt": "x"}, {"prompt": " "}, {"prompt": "x"}, {"prompt": "", "model": "a/b"},
@@ -414,7 +414,7 @@ async fn several_faults_are_reported_together() {
 }
 
 #[tokio::test]
-async fn a_batch_is_as_long_as_it_may_be() {
+async fn a_batch_longer_than_the_limit_is_refused() {
     let service = Service::with(Options::default(), |config| config.max_batch_size = 3).await;
     for (path, body) in kinds() {
         let path = format!("/batch{path}");
@@ -427,7 +427,7 @@ async fn a_batch_is_as_long_as_it_may_be() {
 }
 
 #[tokio::test]
-async fn a_model_is_asked_by_the_name_it_has() {
+async fn a_models_prefix_is_optional_and_its_name_is_sent_unchanged() {
     let service = Service::start().await;
     let longest = format!("gemini-{}", "x".repeat(128 - "gemini-".len()));
     for (given, named) in [
@@ -448,7 +448,7 @@ async fn a_model_is_asked_by_the_name_it_has() {
 }
 
 #[tokio::test]
-async fn a_name_that_could_lead_elsewhere_never_reaches_a_url() {
+async fn a_model_name_that_would_change_the_url_is_refused() {
     let service = Service::start().await;
     let too_long = format!("gemini-{}", "x".repeat(129 - "gemini-".len()));
     for model in [

@@ -6,32 +6,28 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use gemini_concurrent_generation::simulator::Options;
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::process::Start;
-use crate::support::{ADMIN_KEY, Answer, Service, answer, slow, until};
+use crate::support::{ADMIN_KEY, Answer, Service, admin, answer, slow, until};
 
 const LEASES: &str = "/_admin/semaphores/images/leases";
-
-fn admin(request: RequestBuilder) -> RequestBuilder {
-    request.header("Admin-API-Key", ADMIN_KEY)
-}
 
 /// Asks for a lease of the semaphore `images`.
 async fn take(service: &Service, body: Value) -> Answer {
     answer(admin(service.post(LEASES, &body))).await
 }
 
-/// Asks for a lease and waits for it, meanwhile.
+/// Asks for a lease in a task of its own.
 fn waiting(service: &Service, body: Value) -> JoinHandle<Answer> {
     tokio::spawn(answer(admin(service.post(LEASES, &body))))
 }
 
-/// A lease that is there to be had.
-async fn taken(service: &Service, permits: usize) -> Value {
+/// Takes a lease that is available.
+async fn take_available(service: &Service, permits: usize) -> Value {
     let body = json!({"holder": "outside", "permits": permits, "ttl_seconds": 600});
     let lease = take(service, body).await;
     assert_eq!(lease.status, StatusCode::CREATED, "{lease:?}");
@@ -62,7 +58,7 @@ async fn list(service: &Service) -> Value {
     listed.body
 }
 
-/// What `GET /_admin/semaphores` says of `images`: what is in use, and how many wait.
+/// What `GET /_admin/semaphores` reports for `images`: permits in use, and waiting requests.
 async fn occupancy(service: &Service) -> (Value, Value) {
     let listed = answer(admin(service.get("/_admin/semaphores"))).await.body;
     let images = &listed["semaphores"][0];
@@ -82,12 +78,12 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
     let expected = ["lease_id", "semaphore_id", "holder", "permits", "expires_at", "fencing_token"];
     assert_eq!(fields, expected);
     assert_eq!((&first["semaphore_id"], &first["holder"]), (&json!("images"), &json!("render-7")));
-    assert_eq!(first["permits"], 1, "unless more are asked for");
+    assert_eq!(first["permits"], 1, "the default");
     let ends =
         |lease: &Value| lease["expires_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let left = ends(&first).duration_since(jiff::Timestamp::now()).as_secs_f64();
     assert!((0.0..=60.0).contains(&left), "{left}");
-    let second = taken(&service, 2).await;
+    let second = take_available(&service, 2).await;
     assert!(second["fencing_token"].as_u64() > first["fencing_token"].as_u64());
     assert_eq!(list(&service).await, json!({"count": 2, "leases": [first, second]}));
     assert_eq!(occupancy(&service).await, (json!(3), json!(0)));
@@ -110,10 +106,10 @@ async fn a_lease_is_taken_listed_renewed_and_released() {
 }
 
 #[tokio::test]
-async fn what_is_over_is_told_apart_from_what_is_held() {
+async fn an_expired_lease_is_distinguished_from_a_held_one() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     release(&service, &lease).await;
     let id = lease["lease_id"].as_str().unwrap();
     let no_text = format!("{LEASES}/%FF");
@@ -131,9 +127,9 @@ async fn what_is_over_is_told_apart_from_what_is_held() {
     }
     assert_eq!(renew(&service, &no_text, None).await.body["code"], "not_found");
 
-    // Of another semaphore, it is left alone.
+    // A lease of another semaphore is unaffected.
     service.register("audio", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let elsewhere = path(&lease).replace("images", "audio");
     assert_eq!(renew(&service, &elsewhere, None).await.body["code"], "lease_not_found");
     let released = answer(service.delete(&elsewhere)).await;
@@ -160,7 +156,7 @@ async fn what_is_over_is_told_apart_from_what_is_held() {
 }
 
 #[tokio::test]
-async fn fields_are_held_to_their_ranges() {
+async fn fields_out_of_range_are_refused() {
     let service = Service::start().await;
     service.register("images", 1000).await;
     let longest = "ü".repeat(128);
@@ -222,12 +218,12 @@ async fn fields_are_held_to_their_ranges() {
     let all =
         take(&service, json!({"holder": "", "permits": 0, "ttl_seconds": 0, "wait_seconds": -1}))
             .await;
-    assert_eq!(all.body["detail"].as_array().unwrap().len(), 4, "each is named: {all:?}");
+    assert_eq!(all.body["detail"].as_array().unwrap().len(), 4, "each fault is named: {all:?}");
     for missing in [json!({"holder": "x"}), json!({"ttl_seconds": 1}), json!([]), json!(null)] {
         assert_eq!(take(&service, missing).await.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
 
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     for body in
         [json!({"ttl_seconds": 0}), json!({"ttl_seconds": "x"}), json!({"ttl": 5}), json!([])]
     {
@@ -241,10 +237,10 @@ async fn fields_are_held_to_their_ranges() {
 }
 
 #[tokio::test]
-async fn only_the_administrator_has_to_do_with_leases() {
+async fn only_the_administrator_can_use_leases() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     for key in [None, Some("wrong")] {
         for (method, path) in [
             (Method::GET, LEASES.to_owned()),
@@ -261,10 +257,10 @@ async fn only_the_administrator_has_to_do_with_leases() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_is_said_when_nothing_comes_free() {
+async fn a_timed_out_acquire_reports_the_usage() {
     let service = Service::start().await;
     service.register("images", 3).await;
-    let _lease = taken(&service, 2).await;
+    let _lease = take_available(&service, 2).await;
     for wait in [0.0, 0.05] {
         let body = json!({"holder": "x", "permits": 2, "ttl_seconds": 60, "wait_seconds": wait});
         let started = Instant::now();
@@ -281,12 +277,16 @@ async fn what_is_in_use_is_said_when_nothing_comes_free() {
         json!({"holder": "x", "permits": 4, "ttl_seconds": 60, "wait_seconds": 600}),
     )
     .await;
-    assert_eq!(more.status, StatusCode::UNPROCESSABLE_ENTITY, "it can never come");
+    assert_eq!(
+        more.status,
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "more than the limit can never be granted"
+    );
     assert_eq!(more.body["detail"][0]["loc"], json!(["body", "permits"]));
 }
 
 #[tokio::test]
-async fn a_lease_that_is_not_renewed_ends_by_itself() {
+async fn a_lease_that_is_not_renewed_expires() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let started = Instant::now();
@@ -300,10 +300,10 @@ async fn a_lease_that_is_not_renewed_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
+async fn a_waiting_client_that_disconnects_leaves_the_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let wait = |holder| json!({"holder": holder, "ttl_seconds": 60, "wait_seconds": 600});
     let leaver = waiting(&service, wait("leaver"));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
@@ -311,7 +311,7 @@ async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
     service.until("both wait", |limiter| limiter.waiting == 2).await;
     assert_eq!(occupancy(&service).await, (json!(1), json!(2)));
     leaver.abort();
-    service.until("it left", |limiter| limiter.waiting == 1).await;
+    service.until("it left the queue", |limiter| limiter.waiting == 1).await;
     release(&service, &lease).await;
     let next = next.await.unwrap().body;
     assert_eq!(next["holder"], "next");
@@ -319,10 +319,10 @@ async fn a_waiting_client_that_hangs_up_leaves_the_queue() {
 }
 
 #[tokio::test]
-async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
+async fn an_idempotency_key_always_returns_the_same_lease() {
     let service = Service::start().await;
     service.register("images", 2).await;
-    let held = taken(&service, 2).await;
+    let held = take_available(&service, 2).await;
     let mut body =
         json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600, "idempotency_key": "k"});
     let first = waiting(&service, body.clone());
@@ -333,7 +333,7 @@ async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
     assert_eq!((first.status, second.status), (StatusCode::CREATED, StatusCode::OK));
     body["wait_seconds"] = json!(0);
     let third = take(&service, body.clone()).await;
-    assert_eq!(third.status, StatusCode::OK, "how long it waits is not what is asked for");
+    assert_eq!(third.status, StatusCode::OK, "the timeout is not part of the idempotent request");
     assert_eq!((&first.body, &first.body), (&second.body, &third.body));
     assert_eq!(list(&service).await["count"], 1);
 
@@ -350,10 +350,10 @@ async fn a_key_leads_to_one_lease_however_often_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn leases_and_calls_stand_in_one_queue() {
+async fn leases_and_calls_share_one_queue() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let call = json!({"prompt": slow(60_000), "external_semaphore_id": "images"});
     let call = tokio::spawn(answer(service.post("/chat", &call)));
     service.until("the call waits", |limiter| limiter.waiting == 1).await;
@@ -363,7 +363,7 @@ async fn leases_and_calls_stand_in_one_queue() {
 
     release(&service, &lease).await;
     until("the call is sent", || service.simulator.stats().in_flight == 1).await;
-    assert_eq!(occupancy(&service).await, (json!(1), json!(1)), "the lease waits on");
+    assert_eq!(occupancy(&service).await, (json!(1), json!(1)), "the lease still waits");
     assert!(!next.is_finished());
     call.abort();
     assert_eq!(next.await.unwrap().status, StatusCode::CREATED);
@@ -371,10 +371,10 @@ async fn leases_and_calls_stand_in_one_queue() {
 }
 
 #[tokio::test]
-async fn a_full_queue_counts_those_who_wait_for_a_lease() {
+async fn waits_for_a_lease_count_towards_a_full_queue() {
     let service = Service::with(Options::default(), |config| config.max_queued_requests = 1).await;
     service.register("images", 1).await;
-    let _lease = taken(&service, 1).await;
+    let _lease = take_available(&service, 1).await;
     let _waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
     let full = take(&service, json!({"holder": "y", "ttl_seconds": 60, "wait_seconds": 600})).await;
@@ -387,10 +387,10 @@ async fn a_full_queue_counts_those_who_wait_for_a_lease() {
 }
 
 #[tokio::test]
-async fn deleting_the_semaphore_ends_the_waits_and_lets_holders_finish() {
+async fn deleting_a_semaphore_ends_the_waits_and_lets_holders_finish() {
     let service = Service::start().await;
     service.register("images", 1).await;
-    let lease = taken(&service, 1).await;
+    let lease = take_available(&service, 1).await;
     let waits = waiting(&service, json!({"holder": "x", "ttl_seconds": 60, "wait_seconds": 600}));
     service.until("it waits", |limiter| limiter.waiting == 1).await;
     answer(service.delete("/_admin/semaphores/images")).await;
@@ -404,16 +404,16 @@ async fn deleting_the_semaphore_ends_the_waits_and_lets_holders_finish() {
     service.register("images", 1).await;
     assert_eq!(list(&service).await["count"], 0);
     assert_eq!(renew(&service, &path(&lease), None).await.status, StatusCode::OK);
-    let anew = taken(&service, 1).await;
+    let new_lease = take_available(&service, 1).await;
     release(&service, &lease).await;
-    assert_eq!(list(&service).await["leases"], json!([anew]));
+    assert_eq!(list(&service).await["leases"], json!([new_lease]));
     assert_eq!(occupancy(&service).await, (json!(1), json!(0)));
 }
 
-/// Two clients outside take and release leases of one and two permits as fast as they can, while
-/// a batch sends its calls.
+/// Two outside clients take and release leases of one and two permits as fast as they can, while a
+/// batch sends its calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_and_a_batch_together_never_pass_the_limit() {
+async fn leases_and_a_batch_together_never_exceed_the_limit() {
     const LIMIT: usize = 3;
     let service = Arc::new(Service::start().await);
     service.register("images", LIMIT as u64).await;
@@ -423,10 +423,10 @@ async fn leases_and_a_batch_together_never_pass_the_limit() {
 
     let watch = Arc::new(Watch::default());
     let clients = [1, 2].map(|permits| {
-        tokio::spawn(hold_again_and_again(Arc::clone(&service), Arc::clone(&watch), permits))
+        tokio::spawn(acquire_repeatedly(Arc::clone(&service), Arc::clone(&watch), permits))
     });
     while !batch.is_finished() {
-        watch.look(|| service.simulator.stats().in_flight);
+        watch.sample(|| service.simulator.stats().in_flight);
         sleep(Duration::from_micros(200)).await;
     }
     watch.over.store(true, Ordering::Relaxed);
@@ -458,9 +458,8 @@ impl Watch {
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Two numbers count as of one moment only where the one did not change while the other was
-    /// read.
-    fn look(&self, calls: impl FnOnce() -> usize) {
+    /// Reads both numbers, and counts them as simultaneous only if neither changed meanwhile.
+    fn sample(&self, calls: impl FnOnce() -> usize) {
         let changes = self.changes.load(Ordering::SeqCst);
         let held = self.held.load(Ordering::SeqCst);
         let calls = calls();
@@ -473,16 +472,16 @@ impl Watch {
     }
 }
 
-async fn hold_again_and_again(service: Arc<Service>, watch: Arc<Watch>, permits: usize) -> usize {
+async fn acquire_repeatedly(service: Arc<Service>, watch: Arc<Watch>, permits: usize) -> usize {
     let mut leases = 0;
     let body = json!({"holder": "x", "permits": permits, "ttl_seconds": 60, "wait_seconds": 60});
     while !watch.over.load(Ordering::Relaxed) {
         let lease = take(&service, body.clone()).await;
         assert_eq!(lease.status, StatusCode::CREATED, "{lease:?}");
         watch.change(|held| _ = held.fetch_add(permits, Ordering::SeqCst));
-        watch.look(|| service.simulator.stats().in_flight);
+        watch.sample(|| service.simulator.stats().in_flight);
         sleep(Duration::from_millis(2)).await;
-        // Counted no longer before it is given back, so that nothing counts twice.
+        // Subtracted before the release, so that no permit counts twice.
         watch.change(|held| _ = held.fetch_sub(permits, Ordering::SeqCst));
         release(&service, &lease.body).await;
         leases += 1;
@@ -491,7 +490,7 @@ async fn hold_again_and_again(service: Arc<Service>, watch: Arc<Watch>, permits:
 }
 
 #[tokio::test]
-async fn one_who_waits_is_cut_off_after_the_grace_period() {
+async fn a_waiting_client_is_cut_off_after_the_grace_period() {
     let process = Start::simulated()
         .set("ADMIN_API_KEY", ADMIN_KEY)
         .set("SHUTDOWN_GRACE_SECONDS", "0.3")
@@ -506,5 +505,5 @@ async fn one_who_waits_is_cut_off_after_the_grace_period() {
     while answer(process.get("/")).await.body["concurrency_status"]["waiting"] != 1 {}
     process.terminate().await;
     assert_eq!(process.end().await.0, Some(0));
-    assert!(waits.await.unwrap().is_err(), "it could not be answered");
+    assert!(waits.await.unwrap().is_err(), "it got an answer");
 }

@@ -1,4 +1,4 @@
-//! The program from its start to its end: settings, slow clients, signals, and what it logs.
+//! The program from start to end: settings, slow clients, signals and logs.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -14,15 +14,7 @@ use tokio::time::{interval, timeout};
 use crate::process::{Process, Start, kill};
 use crate::support::{TEST_TIMEOUT, answer, slow};
 
-/// Waits until so many calls are in flight.
-async fn until_in_flight(process: &Process, calls: u64) {
-    let arrived = async {
-        while answer(process.get("/")).await.body["concurrency_status"]["in_flight"] != calls {}
-    };
-    timeout(TEST_TIMEOUT, arrived).await.expect("the calls are in flight");
-}
-
-/// Waits until nobody listens at the address any longer.
+/// Waits until the address refuses connections.
 async fn until_refused(process: &Process) {
     let refused = async {
         loop {
@@ -36,7 +28,7 @@ async fn until_refused(process: &Process) {
 }
 
 #[tokio::test]
-async fn it_answers_without_a_key_when_it_is_simulated_and_says_so() {
+async fn the_simulated_service_needs_no_key_and_says_that_it_is_simulated() {
     let process = Start::simulated().run().await;
     let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
     assert_eq!(chat.status, StatusCode::OK);
@@ -46,7 +38,7 @@ async fn it_answers_without_a_key_when_it_is_simulated_and_says_so() {
 }
 
 #[tokio::test]
-async fn serving_is_what_it_does_without_a_command() {
+async fn without_a_command_it_serves() {
     let process = Start::with_arguments(&[]).run().await;
     let health = answer(process.get("/")).await.body;
     assert_eq!((&health["status"], &health["simulated"]), (&json!("healthy"), &json!(false)));
@@ -56,7 +48,7 @@ async fn serving_is_what_it_does_without_a_command() {
 }
 
 #[tokio::test]
-async fn a_simulator_can_stand_alone() {
+async fn the_simulator_runs_as_its_own_server() {
     let process = Start::with_arguments(&["simulate", "--port", "0"]).run().await;
     let body = json!({"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]});
     let call = process.post("/v1beta/models/gemini-3.5-flash-lite:generateContent", &body);
@@ -70,17 +62,17 @@ async fn a_simulator_can_stand_alone() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_finishes_after_sigterm_and_nothing_new_begins() {
+async fn calls_in_flight_finish_after_sigterm_and_new_ones_are_refused() {
     let process = Start::simulated().run().await;
     let idle = TcpStream::connect(process.address).await.unwrap();
     let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(1_500)}))));
     let requests = vec![json!({"prompt": slow(700)}); 20];
     let batch = tokio::spawn(answer(process.post("/batch/chat", &json!({"requests": requests}))));
-    until_in_flight(&process, 15).await;
+    process.until_in_flight(15).await;
 
     process.terminate().await;
     until_refused(&process).await;
-    assert!(!chat.is_finished(), "the chat was to be in flight");
+    assert!(!chat.is_finished(), "the chat should be in flight");
     assert_eq!(chat.await.unwrap().status, StatusCode::OK);
     assert_eq!(batch.await.unwrap().body["successful_requests"], 20);
     let (code, log) = process.end().await;
@@ -90,16 +82,16 @@ async fn what_is_in_flight_finishes_after_sigterm_and_nothing_new_begins() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_grace_period_is_cut_off() {
+async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "0.3").run().await;
     let chat = process.post("/chat", &json!({"prompt": slow(60_000)}));
     let chat = tokio::spawn(chat.send());
-    until_in_flight(&process, 1).await;
+    process.until_in_flight(1).await;
     process.terminate().await;
     let (code, log) = process.end().await;
     assert_eq!(code, Some(0));
     assert!(log.contains("the grace period is over"), "{log}");
-    assert!(chat.await.unwrap().is_err(), "it could not be answered");
+    assert!(chat.await.unwrap().is_err(), "the chat got an answer");
 }
 
 #[tokio::test]
@@ -108,21 +100,21 @@ async fn a_second_signal_ends_the_grace_period_at_once() {
         let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
         let chat = process.post("/chat", &json!({"prompt": slow(3_000_000)}));
         let chat = tokio::spawn(chat.send());
-        until_in_flight(&process, 1).await;
+        process.until_in_flight(1).await;
         process.signal(signals[0]).await;
         process.until_logged("shutting down").await;
         process.signal(signals[1]).await;
         let (code, log) = process.end().await;
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("stopping at once"), "{log}");
-        assert!(chat.await.unwrap().is_err(), "it could not be answered");
+        assert!(chat.await.unwrap().is_err(), "the chat got an answer");
     }
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     let (process, _unread) = Start::simulated().run_unread().await;
-    // More than a pipe and the lines that wait hold.
+    // More than the pipe and the queue of log lines hold.
     let requests = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(12_000);
     let stream = TcpStream::connect(process.address).await.unwrap();
     let (mut read, mut write) = stream.into_split();
@@ -132,7 +124,7 @@ async fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
         write.write_all(last.as_bytes()).await.unwrap();
         write
     });
-    let answers = to_the_end(&mut read).await;
+    let answers = read_to_end(&mut read).await;
     sent.await.unwrap();
     assert_eq!(answers.matches("HTTP/1.1 404").count(), 12_000);
     let dropped = answers.lines().find_map(|line| {
@@ -153,7 +145,7 @@ async fn an_idle_service_stops_at_once() {
     assert_eq!(process.end().await.0, Some(0));
 }
 
-/// Every setting but the one that takes any text.
+/// An invalid value for every setting except the one that takes any text.
 const WRONG: [(&str, &str); 37] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
@@ -195,10 +187,10 @@ const WRONG: [(&str, &str); 37] = [
 ];
 
 #[tokio::test]
-async fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
+async fn an_invalid_setting_fails_the_start_with_one_line_that_names_it() {
     let covered: Vec<_> = WRONG.iter().map(|(name, _)| *name).collect();
     let settings: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-    assert_eq!(covered, settings[1..], "each setting has its wrong value here");
+    assert_eq!(covered, settings[1..], "an invalid value for each setting");
     assert_eq!(settings[0], "ADMIN_API_KEY");
     for (name, value) in WRONG {
         let output = Start::simulated().unset(name).set(name, value).output().await;
@@ -213,7 +205,7 @@ async fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_setting_that_is_no_text_stops_the_start() {
+async fn a_setting_that_is_not_utf8_fails_the_start() {
     for name in ["PORT", "ADMIN_API_KEY", "GEMINI_API_KEY"] {
         let output = Start::simulated().unset(name).set_bytes(name, b"50\xff04").output().await;
         let log = String::from_utf8(output.stderr).unwrap();
@@ -223,7 +215,7 @@ async fn a_setting_that_is_no_text_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_dotenv_is_read_and_the_environment_wins() {
+async fn a_dotenv_file_is_read_and_the_environment_overrides_it() {
     let process = Start::simulated()
         .dotenv("# Settings\nGEMINI_CONCURRENCY_LIMIT=7\nexport GEMINI_CHAT_MODEL=\"gemini-a\"\n\nGEMINI_STRUCTURED_MODEL='gemini-b'\n")
         .set("GEMINI_STRUCTURED_MODEL", "gemini-c")
@@ -235,7 +227,7 @@ async fn a_dotenv_is_read_and_the_environment_wins() {
 }
 
 #[tokio::test]
-async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
+async fn an_invalid_setting_in_a_dotenv_file_fails_the_start() {
     let output = Start::simulated().unset("PORT").dotenv("PORT=lots").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -243,7 +235,7 @@ async fn a_wrong_setting_in_a_dotenv_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
+async fn a_malformed_dotenv_file_fails_the_start_and_is_not_echoed() {
     for broken in [
         "GEMINI_API_KEY = \"the-secret",
         "the-secret",
@@ -259,7 +251,7 @@ async fn a_broken_dotenv_stops_the_start_and_is_not_echoed() {
 }
 
 #[tokio::test]
-async fn an_unreachable_redis_stops_the_start_and_its_setting_is_named() {
+async fn an_unreachable_redis_fails_the_start_and_its_setting_is_named() {
     let output = Start::simulated().set("REDIS_URL", "redis://127.0.0.1:1").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
@@ -278,7 +270,7 @@ async fn a_signal_ends_the_wait_for_redis() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_stops_the_start() {
+async fn a_port_in_use_fails_the_start() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
     let output = Start::simulated().unset("PORT").set("PORT", &port).output().await;
@@ -288,7 +280,7 @@ async fn a_port_that_is_taken_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_health_check_tells_by_its_exit_code() {
+async fn healthcheck_reports_by_its_exit_code() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
     let check = |host: &str| {
@@ -299,7 +291,7 @@ async fn a_health_check_tells_by_its_exit_code() {
             .set("PORT", &port)
             .output()
     };
-    // Who listens on all addresses is asked on the loopback one.
+    // A service that listens on all addresses is checked on the loopback address.
     for host in ["127.0.0.1", "0.0.0.0"] {
         let output = check(host).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -314,11 +306,11 @@ async fn a_health_check_tells_by_its_exit_code() {
 }
 
 /// Reads a connection to its end.
-async fn to_the_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();
     let read =
-        timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it was not cut off");
-    // A reset is an end too.
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it is still open");
+    // A reset ends it too.
     let _ = read;
     String::from_utf8(text).unwrap()
 }
@@ -331,23 +323,23 @@ async fn a_client_that_never_finishes_its_headers_is_cut_off() {
     let (mut read, mut write) = trickling.into_split();
     let trickle = tokio::spawn(async move {
         write.write_all(b"POST /chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
-        // It never pauses for as long as the service waits.
+        // The client never pauses for as long as the service's timeout.
         let mut ticks = interval(Duration::from_millis(50));
         while write.write_all(b"a").await.is_ok() {
             ticks.tick().await;
         }
     });
     let others = join_all((0..10).map(|_| answer(process.get("/")))).await;
-    assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are served");
-    to_the_end(&mut read).await;
+    assert!(others.iter().all(|other| other.status == StatusCode::OK), "others are answered");
+    read_to_end(&mut read).await;
     let (mut silent, _write) = silent.into_split();
-    to_the_end(&mut silent).await;
-    timeout(TEST_TIMEOUT, trickle).await.expect("it cannot go on").unwrap();
+    read_to_end(&mut silent).await;
+    timeout(TEST_TIMEOUT, trickle).await.expect("the client is still sending").unwrap();
     assert_eq!(answer(process.get("/")).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
+async fn a_client_that_never_finishes_its_body_gets_an_error_and_is_cut_off() {
     let process = Start::simulated().set("CLIENT_TIMEOUT_SECONDS", "1").run().await;
     for path in ["/chat", "/batch/chat", "/structured-output"] {
         let stream = TcpStream::connect(process.address).await.unwrap();
@@ -359,14 +351,14 @@ async fn a_client_that_never_finishes_its_body_is_told_and_cut_off() {
         write.write_all(head.as_bytes()).await.unwrap();
         let other = answer(process.post("/chat", &json!({"prompt": "meanwhile"}))).await;
         assert_eq!(other.status, StatusCode::OK);
-        let answered = to_the_end(&mut read).await;
+        let answered = read_to_end(&mut read).await;
         assert!(answered.starts_with("HTTP/1.1 408 "), "{path}: {answered}");
         assert!(answered.ends_with("\"code\":\"client_timeout\"}"), "{path}: {answered}");
     }
 }
 
 #[tokio::test]
-async fn an_open_wallet_is_warned_of() {
+async fn a_server_key_that_anyone_can_spend_is_logged_as_a_warning() {
     let (admin, key) = (("ADMIN_API_KEY", "the-admin"), ("GEMINI_API_KEY", "the-key"));
     let (open, closed) = (("HOST", "0.0.0.0"), ("HOST", "127.0.0.1"));
     let no_fallback = ("ENVIRONMENT_FALLBACK", "false");
@@ -377,14 +369,14 @@ async fn an_open_wallet_is_warned_of() {
         (real, vec![admin, key, open, no_fallback], false),
         (real, vec![key, open], false),
         (real, vec![admin, open], false),
-        // Nothing can be spent there.
+        // The service has no key to spend.
         (simulated, vec![admin, key, open], false),
     ] {
         let start = Start::with_arguments(arguments).unset("HOST");
         let start = settings.iter().fold(start, |start, (name, value)| start.set(name, value));
         let process = start.run().await;
         let log = process.log();
-        let warning = log.lines().find(|line| line.contains("anyone who reaches this port"));
+        let warning = log.lines().find(|line| line.contains("anyone who can reach this port"));
         assert_eq!(warning.is_some(), warned, "{settings:?}: {log}");
         if let Some(warning) = warning {
             assert!(warning.contains("WARN") && warning.contains("ENVIRONMENT_FALLBACK=false"));
@@ -393,7 +385,7 @@ async fn an_open_wallet_is_warned_of() {
     }
 }
 
-/// Everything here that holds the word `secret` is one: keys, prompts, answers.
+/// Every value here that contains the word `secret` is a secret: keys, prompts, answers.
 #[tokio::test]
 async fn no_key_prompt_or_answer_is_logged_at_debug() {
     for format in ["text", "json"] {
@@ -424,7 +416,7 @@ async fn no_key_prompt_or_answer_is_logged_at_debug() {
     }
 }
 
-/// Sends every secret through every endpoint, in ways that succeed and ways that fail.
+/// Sends every secret through every endpoint, in requests that succeed and that fail.
 async fn send_secrets(process: &Process) -> Vec<u16> {
     let prompt = |marker: &str| format!("secret-prompt {marker}");
     let markers = [
@@ -495,7 +487,7 @@ async fn an_admin_key_in_a_path_is_not_logged() {
 }
 
 #[tokio::test]
-async fn every_line_about_a_request_has_its_id() {
+async fn every_log_line_about_a_request_has_its_id() {
     let process = Start::simulated().set("LOG_FORMAT", "json").run().await;
     let prompt = json!({"prompt": "[[simulate:status=403]]", "model": "gemini-2.5-flash"});
     let chat = process.post("/chat", &prompt);
@@ -513,7 +505,7 @@ async fn every_line_about_a_request_has_its_id() {
         let lines = lines.iter().filter(|line| line["span"]["request_id"] == id);
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
-    let retires = "this model retires on 2026-12-01; ask for its replacement";
+    let retires = "this model retires on 2026-12-01; use its replacement";
     assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();

@@ -1,4 +1,4 @@
-//! How many calls run at once, who goes next, and that every slot comes back.
+//! The global limit, semaphores, queue order, and that every slot is given back.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn the_global_limit_holds_under_any_mix_of_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_named_semaphore_adds_to_the_global_limit_and_never_replaces_it() {
+async fn a_semaphore_applies_in_addition_to_the_global_limit() {
     let service = Service::with(latency(2), |config| config.concurrency_limit = 1).await;
     service.register("fifty", 50).await;
     let requests: Vec<Value> = (0..50).map(|n| json!({"prompt": n.to_string()})).collect();
@@ -52,7 +52,7 @@ async fn a_named_semaphore_adds_to_the_global_limit_and_never_replaces_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_named_semaphore_limits_those_who_name_it_and_nobody_else() {
+async fn a_semaphore_limits_only_requests_that_name_it() {
     let service = Service::with(latency(300), |config| config.concurrency_limit = 10).await;
     service.register("two", 2).await;
     let named = join_all((0..4).map(|n| {
@@ -76,7 +76,7 @@ async fn a_named_semaphore_limits_those_who_name_it_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_stands_in_the_queue_once() {
+async fn a_batch_has_one_position_in_the_queue() {
     let service = Service::with(latency(20), |config| config.concurrency_limit = 2).await;
     let requests: Vec<Value> = (0..100).map(|n| json!({"prompt": format!("item {n}")})).collect();
     let body = json!({"requests": requests});
@@ -86,7 +86,7 @@ async fn a_batch_stands_in_the_queue_once() {
             .until("the batch waits", |limiter| limiter.in_flight == 2 && limiter.waiting > 0)
             .await;
         let waiting = service.gateway.limiter.occupancy().waiting;
-        assert!(waiting <= 1, "one place for ninety-eight items, not {waiting}");
+        assert!(waiting <= 1, "one queue position for ninety-eight items, not {waiting}");
         service.chat("beside the batch").await
     };
     let (batch, single) = tokio::join!(batch, single);
@@ -96,13 +96,13 @@ async fn a_batch_stands_in_the_queue_once() {
     let prompts: Vec<String> =
         service.simulator.journal().into_iter().map(|entry| entry.prompt_text).collect();
     let place = prompts.iter().position(|prompt| prompt == "beside the batch").unwrap();
-    // Two run when it comes, and the batch's next item is ahead of it; a few more may have gone
-    // while it was on its way.
-    assert!(place < 20, "it went as number {place} of 101");
+    // Two calls run when the chat arrives, and the batch's next item is ahead of it. A few more may
+    // have started while it was on its way.
+    assert!(place < 20, "it started as number {place} of 101");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_cancels_leave_every_slot_free() {
+async fn a_thousand_cancelled_requests_leave_every_slot_free() {
     let service = Service::with(latency(5), |config| config.concurrency_limit = 20).await;
     service.register("ten", 10).await;
     let cancels = (0..1000).map(|n: u64| {
@@ -113,12 +113,12 @@ async fn a_thousand_cancels_leave_every_slot_free() {
         } else {
             service.post("/chat", &chat)
         };
-        // From before it is read to after it is answered.
-        let patience = Duration::from_micros(fastrand::u64(0..40_000));
-        async move { tokio::time::timeout(patience, answer(request)).await.is_err() }
+        // At every point from before the request is read to after it is answered.
+        let delay = Duration::from_micros(fastrand::u64(0..40_000));
+        async move { tokio::time::timeout(delay, answer(request)).await.is_err() }
     });
     let cancelled = join_all(cancels).await.into_iter().filter(|cancelled| *cancelled).count();
-    assert!(cancelled > 100, "only {cancelled} were cut off");
+    assert!(cancelled > 100, "only {cancelled} were cancelled");
     service.until_idle().await;
     assert!(service.simulator.stats().highest_in_flight <= 20);
     for (_, semaphore) in service.gateway.limiter.store().named() {
@@ -128,30 +128,31 @@ async fn a_thousand_cancels_leave_every_slot_free() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_cancels_its_call_upstream() {
+async fn a_client_that_disconnects_cancels_its_upstream_call() {
     let service = Service::start().await;
     let request = service.post("/chat", &json!({"prompt": slow(60_000)}));
-    let hung_up = tokio::spawn(answer(request));
+    let request_task = tokio::spawn(answer(request));
     service.until("the call is in flight", |limiter| limiter.in_flight == 1).await;
-    hung_up.abort();
+    request_task.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 1).await;
 }
 
 #[tokio::test]
-async fn a_batch_whose_client_hangs_up_is_cancelled_upstream() {
+async fn a_batch_is_cancelled_upstream_when_its_client_disconnects() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     let requests: Vec<Value> = (0..10).map(|_| json!({"prompt": slow(60_000)})).collect();
-    let hung_up = tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
+    let request_task =
+        tokio::spawn(answer(service.post("/batch/chat", &json!({"requests": requests}))));
     service.until("three are in flight", |limiter| limiter.in_flight == 3).await;
-    hung_up.abort();
+    request_task.abort();
     service.until_idle().await;
     until("the simulator saw it", || service.simulator.stats().cancelled == 3).await;
     assert_eq!(service.simulator.stats().calls, 3);
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_those_who_come_and_not_those_who_wait() {
+async fn a_full_queue_refuses_new_requests_and_keeps_waiting_ones() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.max_queued_requests = 2;
@@ -178,7 +179,7 @@ async fn a_full_queue_refuses_those_who_come_and_not_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_request_that_takes_too_long_gives_its_slot_back() {
+async fn a_request_that_times_out_frees_its_slot() {
     let service = Service::with(Options::default(), |config| {
         config.concurrency_limit = 1;
         config.request_timeout = Duration::from_millis(200);
@@ -192,7 +193,7 @@ async fn a_request_that_takes_too_long_gives_its_slot_back() {
         });
     let in_flight = in_flight.unwrap();
     assert_eq!(in_flight.status(), StatusCode::GATEWAY_TIMEOUT);
-    // The one behind it had its turn when the first was cut off, or was cut off as well.
+    // The one behind it may have started when the first timed out, or timed out as well.
     assert!([StatusCode::OK, StatusCode::GATEWAY_TIMEOUT].contains(&queued.status));
     service.until_idle().await;
 
@@ -202,7 +203,7 @@ async fn a_request_that_takes_too_long_gives_its_slot_back() {
     service.until_idle().await;
 }
 
-/// Three hundred calls at once over what would be one connection, if it were HTTP/2.
+/// Over one HTTP/2 connection, three hundred calls would be about a hundred.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_hundred_calls_run_at_once() {
     let service = Service::with(latency(60_000), |config| config.concurrency_limit = 300).await;

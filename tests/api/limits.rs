@@ -1,5 +1,5 @@
-//! Quotas: they are kept before Gemini has to refuse, found out from it where nobody told them,
-//! and shown to the administrator.
+//! Quotas: kept before Gemini has to refuse, learned from Gemini if not set, and shown to the
+//! administrator.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
+use crate::support::{SERVER_KEY, Service, answer, slow};
 
-/// The plan that these settings make, the server's key labelled.
+/// The plan for these settings. The server's key has a label.
 pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
     let lookup = |name: &str| match name {
         "GEMINI_LIMITS" => Some(limits.to_owned()),
@@ -25,7 +25,8 @@ pub fn plan(limits: &str, labels: &str) -> QuotaPlan {
     Config::read(lookup).expect("valid settings").quota_plan
 }
 
-/// A service that keeps these limits, in the form of `GEMINI_LIMITS`, and waits up to ten seconds.
+/// A service with these limits, in the form of `GEMINI_LIMITS`, whose requests wait up to ten
+/// seconds.
 async fn limited(limits: &str) -> Service {
     Service::with(Options::default(), |config| {
         config.quota_plan = plan(limits, "");
@@ -34,25 +35,14 @@ async fn limited(limits: &str) -> Service {
     .await
 }
 
-async fn limits(service: &Service) -> Value {
-    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
-}
-
-/// The limits of the only key and model that were used.
-async fn only_account(service: &Service) -> Value {
-    let limits = limits(service).await;
-    assert_eq!(limits["count"], 1, "{limits}");
-    limits["limits"][0].clone()
-}
-
 #[tokio::test]
-async fn what_cannot_go_in_time_is_refused_at_once_with_the_true_retry_after() {
+async fn a_request_that_cannot_start_in_time_is_refused_at_once_with_the_right_retry_after() {
     let service = limited("*:rpm=2").await;
     assert_eq!(service.chat("one").await.status, StatusCode::OK);
     let refused = service.chat("two").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.body["code"], "rate_limited");
-    // Two a minute are one every half minute.
+    // Two requests a minute are spaced half a minute apart.
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((20..=31).contains(&wait), "{wait}");
 
@@ -60,12 +50,12 @@ async fn what_cannot_go_in_time_is_refused_at_once_with_the_true_retry_after() {
     let batch = answer(service.post("/batch/chat", &batch)).await;
     assert_eq!(batch.body["results"][0]["error_code"], "rate_limited");
     assert_eq!(batch.body["results"][0]["retryable"], true);
-    assert_eq!(service.simulator.stats().calls, 1, "Gemini has to refuse nothing");
+    assert_eq!(service.simulator.stats().calls, 1, "Gemini refuses nothing");
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn a_request_larger_than_a_minute_is_refused_at_once() {
+async fn a_request_larger_than_the_minute_quota_is_refused_at_once() {
     let service = limited("*:tpm=100").await;
     let refused = service.chat("word ".repeat(1000)).await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
@@ -77,7 +67,7 @@ async fn a_request_larger_than_a_minute_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn each_text_to_embed_counts_as_a_request() {
+async fn each_text_to_embed_counts_as_one_request() {
     const PATH: &str = "/v1beta/models/gemini-embedding-001:batchEmbedContents";
     let service = limited("*:rpm=10").await;
     let texts = |count: usize| (0..count).map(|n| json!(format!("text {n}")));
@@ -100,11 +90,11 @@ async fn each_text_to_embed_counts_as_a_request() {
     assert_eq!(service.simulator.stats().calls, 0);
 
     assert_eq!(gemini(6).await.status, StatusCode::OK);
-    assert_eq!(only_account(&service).await["requests_per_minute"]["used"], 6);
+    assert_eq!(service.only_account().await["requests_per_minute"]["used"], 6);
 }
 
 #[tokio::test]
-async fn a_quota_of_nothing_lets_nothing_go() {
+async fn a_quota_of_zero_admits_nothing() {
     let service = limited("gemini-3.5-flash-lite:rpd=0").await;
     let refused = service.chat("Hello").await;
     assert_eq!(
@@ -117,7 +107,7 @@ async fn a_quota_of_nothing_lets_nothing_go() {
 }
 
 #[tokio::test]
-async fn the_requests_of_a_day_are_counted() {
+async fn daily_requests_are_counted() {
     let service = limited("*:rpd=3").await;
     for _ in 0..3 {
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
@@ -128,12 +118,12 @@ async fn the_requests_of_a_day_are_counted() {
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=25 * 3600).contains(&wait), "{wait}");
     assert_eq!(service.simulator.stats().calls, 3);
-    let day = &only_account(&service).await["requests_per_day"];
+    let day = &service.only_account().await["requests_per_day"];
     assert_eq!(*day, json!({"limit": 3, "source": "setting", "used": 3, "reserved": 0}));
 }
 
 #[tokio::test]
-async fn a_day_that_gemini_says_is_used_up_is_left_alone() {
+async fn a_daily_quota_that_gemini_reports_exhausted_pauses_the_account() {
     let service = Service::start().await;
     let first = service.chat("[[simulate:quota=day]]").await;
     let second = service.chat("Hello").await;
@@ -151,10 +141,10 @@ async fn a_day_that_gemini_says_is_used_up_is_left_alone() {
     }
 }
 
-/// The simulator's minute is a second, so that the test is over soon; the service's is not, so
-/// that nothing goes that should not, however slow the machine is.
+/// The simulator's minute lasts a second, so that the test is short. The service's minute does not,
+/// so that no call starts too early on a slow machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
+async fn unknown_limits_are_learned_from_the_first_refusal_and_obeyed() {
     let options = Options {
         requests_per_minute: Some(20),
         minute_seconds: 1.0,
@@ -169,17 +159,17 @@ async fn limits_that_nobody_told_are_found_at_the_first_refusal_and_kept() {
     let chats = join_all((0..50).map(|n| service.chat(format!("chat {n}")))).await;
     assert!(chats.iter().all(|chat| chat.status == StatusCode::OK));
     let refused: u64 = service.simulator.stats().refused_429.values().sum();
-    assert!((1..=30).contains(&refused), "{refused}: more than the first burst had too many");
-    let found = &only_account(&service).await["requests_per_minute"];
+    assert!((1..=30).contains(&refused), "{refused}: not only the first burst was refused");
+    let found = &service.only_account().await["requests_per_minute"];
     assert_eq!((&found["limit"], &found["source"]), (&json!(20), &json!("gemini")));
 }
 
 #[tokio::test]
-async fn a_refused_call_counts_once() {
+async fn a_refused_call_is_counted_once() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["requests_per_minute"]["used"], 0);
     let found = json!({"limit": 10, "source": "gemini", "used": 0, "reserved": 0});
     assert_eq!(account["input_tokens_per_minute"], found);
@@ -189,7 +179,7 @@ async fn a_refused_call_counts_once() {
 }
 
 #[tokio::test]
-async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
+async fn an_exhausted_model_does_not_delay_items_of_other_models() {
     let service = limited("gemini-slow:rpm=1").await;
     let item = |n: usize| {
         let model = if n < 10 { "gemini-slow" } else { "gemini-3.5-flash-lite" };
@@ -210,11 +200,11 @@ async fn items_of_a_model_whose_quota_is_used_up_hold_up_no_others() {
 }
 
 #[tokio::test]
-async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
+async fn load_refusals_lower_the_adaptive_limit_and_health_reports_it() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:status=503]]").await;
     assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
-    let concurrency = &only_account(&service).await["concurrency"];
+    let concurrency = &service.only_account().await["concurrency"];
     let lowered = json!({"limit": 12, "ceiling": 15, "in_use": 0, "waiting": 0, "broke_at": 15});
     assert_eq!(*concurrency, lowered);
     let health = answer(service.get("/")).await.body;
@@ -223,7 +213,7 @@ async fn refusals_for_load_lower_how_many_run_at_once_and_health_says_so() {
 }
 
 #[tokio::test]
-async fn limits_are_shown_by_key_and_model_and_no_key_is() {
+async fn limits_are_shown_by_account_and_model_without_the_key() {
     const OWN_KEY: &str = "a-caller's-own-key";
     const LABELLED: [&str; 2] = ["first-of-a-project", "second-of-a-project"];
     let digest = |key: &str| -> String {
@@ -246,7 +236,7 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
 
     let unauthenticated = answer(service.get("/_admin/limits")).await;
     assert_eq!(unauthenticated.status, StatusCode::UNAUTHORIZED);
-    let shown = limits(&service).await;
+    let shown = service.limits().await;
     let of = |key: &str| {
         let limits = shown["limits"].as_array().unwrap();
         limits.iter().find(|limit| limit["key"] == key).unwrap_or_else(|| panic!("{key}: {shown}"))
@@ -266,14 +256,14 @@ async fn limits_are_shown_by_key_and_model_and_no_key_is() {
     }
     running.abort();
 
-    // The other key of the project spends the same quota.
+    // The project's other key uses the same quota.
     let chat = json!({"prompt": "Hello", "credentials": {"gemini_api_key": LABELLED[1]}});
     assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
-    assert_eq!(limits(&service).await["count"], 3);
+    assert_eq!(service.limits().await["count"], 3);
 }
 
 #[tokio::test]
-async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
+async fn one_keys_costs_do_not_change_anothers_estimates() {
     let absurd = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 9_000_000, "totalTokenCount": 9_000_001},
@@ -288,7 +278,7 @@ async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
     let prompt = "word ".repeat(1000);
     for _ in 0..20 {
         assert_eq!(service.chat(&prompt).await.status, StatusCode::OK);
-        let model = &limits(&service).await["limits"][0]["model"];
+        let model = &service.limits().await["limits"][0]["model"];
         let path = format!("/v1beta/models/{}:generateContent", model.as_str().unwrap());
         let body = json!({
             "contents": [{"parts": [{"text": prompt}]}], "cachedContent": "cachedContents/a",
@@ -300,18 +290,18 @@ async fn what_the_calls_of_one_key_cost_changes_nothing_for_another() {
 }
 
 #[tokio::test]
-async fn what_gemini_taught_can_be_forgotten() {
+async fn learned_limits_can_be_forgotten() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let refused = service.chat("[[simulate:quota=tokens]]").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["input_tokens_per_minute"]["limit"], 10);
     let path = format!("/_admin/limits/server/{}", account["model"].as_str().unwrap());
     let http = reqwest::Client::new();
     let anybody = answer(http.delete(service.url(&path))).await;
     assert_eq!(anybody.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer(service.delete(&path)).await.status, StatusCode::NO_CONTENT);
-    let account = only_account(&service).await;
+    let account = service.only_account().await;
     assert_eq!(account["input_tokens_per_minute"]["limit"], Value::Null);
     assert_eq!(account["paused_for_seconds"], Value::Null);
     assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
@@ -332,7 +322,7 @@ async fn an_alias_is_shown_with_the_limits_of_the_model_that_is_charged() {
     let alias_account = accounts.of(&key, &"gemini-latest".into());
     accounts.alias(&alias_account, "gemini-real", NamedBy::Answer);
     assert_eq!(answer(service.post("/chat", &alias)).await.status, StatusCode::OK);
-    let shown = limits(&service).await;
+    let shown = service.limits().await;
     assert_eq!(shown["count"], 2);
     let used = json!({"limit": 100, "source": "setting", "used": 2, "reserved": 0});
     for (account, counts_as) in [(0, json!("gemini-real")), (1, Value::Null)] {

@@ -1,4 +1,4 @@
-//! The service, tested through its front limiter: one binary, one file a capability.
+//! Integration tests through HTTP and the real program: one binary, one file for each feature.
 
 mod architecture;
 mod auth;

@@ -1,5 +1,5 @@
-//! The manual (README.md, CONTRIBUTING.md and `docs`): its links lead somewhere, its tables are those
-//! of the code, and its examples work and are answered as it shows.
+//! The manual (README.md, CONTRIBUTING.md and `docs`): links resolve, tables match the code, and
+//! examples work and print what the manual shows.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::process::{PROGRAM, Process, Start};
 use crate::support::Service;
 
-/// The command that the documents start the service with.
+/// The command with which the manual starts the service.
 const START: &str = "cargo run --release -- ";
 
 pub fn file(name: &str) -> PathBuf {
@@ -24,7 +24,7 @@ pub fn text(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The names of all pages, from the root of the repository.
+/// The names of all pages, relative to the repository root.
 pub fn pages() -> Vec<String> {
     let folder = fs::read_dir(file("docs")).expect("a folder");
     let docs = folder.map(|entry| entry.expect("a file").file_name().into_string().unwrap());
@@ -32,7 +32,7 @@ pub fn pages() -> Vec<String> {
     ["README.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter().chain(docs).collect()
 }
 
-/// A page's section with this heading.
+/// The section of a page with this heading.
 pub fn section(page: &str, heading: &str) -> String {
     let page = text(page);
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect(heading);
@@ -45,13 +45,13 @@ pub fn rows(text: &str) -> Vec<&str> {
     table.take_while(|line| line.starts_with('|')).skip(2).collect()
 }
 
-/// A page without its blocks of code.
+/// A page without its code blocks.
 fn prose(page: &str) -> String {
     let page = text(page);
     page.split("```").step_by(2).collect()
 }
 
-/// A page's blocks of code.
+/// One code block of a page.
 struct Block {
     language: String,
     code: String,
@@ -67,29 +67,29 @@ fn blocks(page: &str) -> Vec<Block> {
 }
 
 impl Block {
-    /// Whether it is commands, which are run.
+    /// Whether it contains commands, which are run.
     fn is_shell(&self) -> bool {
         self.language == "sh"
     }
 
-    /// Whether it starts the service that the others are sent to.
+    /// Whether it starts the service that the other blocks use.
     fn is_start(&self) -> bool {
         self.is_shell() && self.code.contains(START)
     }
 
-    /// The JSON values in it, if that is what it is.
+    /// The JSON values in it, if it contains only JSON.
     fn values(&self) -> Option<Vec<Value>> {
         (self.language == "json").then(|| values(&self.code).expect(&self.code))
     }
 }
 
-/// The JSON values that follow each other in a text, if nothing else does.
+/// Parses consecutive JSON values.
 fn values(text: &str) -> Result<Vec<Value>, serde_json::Error> {
     serde_json::Deserializer::from_str(text).into_iter().collect()
 }
 
-/// Where an answer has other fields, or values of other types, than the example of it. Null stands
-/// for a value of any type.
+/// Where an answer lacks fields of the example or has values of other types. Null means a value of
+/// any type.
 fn differences(at: &str, example: &Value, answer: &Value) -> Vec<String> {
     match (example, answer) {
         (Value::Object(example), Value::Object(answer)) => {
@@ -114,7 +114,7 @@ fn differences(at: &str, example: &Value, answer: &Value) -> Vec<String> {
     }
 }
 
-/// Where a page's headings can be linked to. Source: GitHub's documentation, "Section links".
+/// The anchors of a page's headings. Source: GitHub's documentation, "Section links".
 fn anchors(page: &str) -> BTreeSet<String> {
     let prose = prose(page);
     let headings = prose.lines().filter(|line| line.starts_with('#'));
@@ -125,13 +125,13 @@ fn anchors(page: &str) -> BTreeSet<String> {
     anchors.collect()
 }
 
-/// Code in backticks, of a text.
+/// The code in backticks in a text.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
 #[test]
-fn links_between_pages_lead_to_files_and_headings_that_exist() {
+fn links_between_pages_resolve() {
     let mut broken = Vec::new();
     for page in pages() {
         let prose = prose(&page);
@@ -159,7 +159,7 @@ fn the_readme_links_every_page() {
 }
 
 #[test]
-fn every_page_of_docs_begins_with_what_it_is_for() {
+fn every_page_of_docs_begins_with_its_purpose() {
     for page in pages().iter().filter(|page| page.starts_with("docs/")) {
         let text = text(page);
         let mut paragraphs = text.split("\n\n");
@@ -170,7 +170,7 @@ fn every_page_of_docs_begins_with_what_it_is_for() {
 }
 
 #[test]
-fn the_clients_are_set_up_alike_on_both_pages() {
+fn both_pages_set_up_clients_in_the_same_way() {
     let readme = section("README.md", "Clients");
     assert!(!rows(&readme).is_empty());
     assert_eq!(rows(&readme), rows(&text("docs/native-and-openai.md")));
@@ -186,7 +186,7 @@ fn the_errors_page_lists_every_code_and_no_other() {
     let known: BTreeSet<_> =
         code.captures_iter(&sources).map(|found| found.extract::<1>().1[0]).collect();
     assert_eq!(listed.iter().copied().collect::<BTreeSet<_>>(), known);
-    assert_eq!(listed.len(), known.len(), "some are listed twice");
+    assert_eq!(listed.len(), known.len(), "a code is listed twice");
 }
 
 #[tokio::test]
@@ -220,8 +220,7 @@ async fn the_simulator_page_lists_every_option_and_no_other() {
     assert_eq!(listed, known);
 }
 
-/// The service that a page's examples are sent to, if it has any: as the page itself starts it, if
-/// it does.
+/// The service for a page's examples, if it has any, started as the page itself does, if it does.
 async fn started(blocks: &[Block]) -> Option<Process> {
     blocks.iter().find(|block| block.is_shell())?;
     let start = match blocks.iter().find(|block| block.is_start()) {
@@ -231,8 +230,8 @@ async fn started(blocks: &[Block]) -> Option<Process> {
     Some(start.set("ADMIN_API_KEY", "your-admin-key").run().await)
 }
 
-/// Runs a block as it stands, except for the address; gives what it prints. A call of `curl` fails
-/// where the answer does.
+/// Runs a block unchanged, except for the address, and returns its output. `curl` fails if the
+/// answer is an error.
 async fn run(page: &str, block: &str, service: &Process) -> String {
     let address = service.address.to_string();
     let program = Path::new(PROGRAM).parent().expect("a folder").display();
@@ -255,8 +254,8 @@ async fn run(page: &str, block: &str, service: &Process) -> String {
     printed
 }
 
-/// Where what a block has printed is not like the example that follows it in the page.
-fn unlike(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
+/// Where the output of a block differs from the example that follows it on the page.
+fn mismatches(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
     let (Some(examples), Ok(answers)) = (example.and_then(Block::values), values(printed)) else {
         return Vec::new();
     };
@@ -266,7 +265,7 @@ fn unlike(page: &str, example: Option<&Block>, printed: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_shell_block_works_and_is_answered_as_the_manual_shows() {
+async fn every_shell_block_works_and_prints_what_the_manual_shows() {
     let mut unlike_examples = Vec::new();
     for page in pages() {
         let blocks = blocks(&page);
@@ -274,12 +273,12 @@ async fn every_shell_block_works_and_is_answered_as_the_manual_shows() {
         let commands = blocks.iter().enumerate();
         for (index, block) in commands.filter(|(_, block)| block.is_shell() && !block.is_start()) {
             let printed = run(&page, &block.code, &service).await;
-            unlike_examples.extend(unlike(&page, blocks.get(index + 1), &printed));
+            unlike_examples.extend(mismatches(&page, blocks.get(index + 1), &printed));
         }
     }
     assert_eq!(unlike_examples, [""; 0]);
     for page in ["README.md", "docs/getting-started.md"] {
         let commands = blocks(page).into_iter().filter(Block::is_shell).count();
-        assert!(commands > 3, "{page} has fewer blocks than it had");
+        assert!(commands > 3, "{page} has too few blocks");
     }
 }

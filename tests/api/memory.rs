@@ -1,4 +1,4 @@
-//! The memory that request bodies take together.
+//! The memory budget for buffered request bodies.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -23,8 +23,13 @@ fn native(prompt: &str, bytes: usize) -> Value {
     json!({"contents": [{"parts": [{"text": format!("{prompt}{}", "x".repeat(bytes))}]}]})
 }
 
-/// A connection with a body of which so much has been sent.
-async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize) -> TcpStream {
+/// Opens a connection and sends this many bytes of an announced body.
+async fn send_unfinished_body(
+    service: &Service,
+    path: &str,
+    announced: usize,
+    sent: usize,
+) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -36,14 +41,14 @@ async fn unfinished(service: &Service, path: &str, announced: usize, sent: usize
 }
 
 async fn until_used(service: &Service, bytes: usize) {
-    until("the memory in use", || service.gateway.bodies.used() == bytes).await;
+    until("the memory is in use", || service.gateway.bodies.used() == bytes).await;
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_fit_into_the_memory_for_all_are_refused() {
+async fn bodies_past_the_memory_budget_are_refused() {
     let service = with_memory(1_000_000).await;
     for path in ["/chat", "/batch/chat", GENERATE] {
-        let held = unfinished(&service, path, 800_000, 700_000).await;
+        let held = send_unfinished_body(&service, path, 800_000, 700_000).await;
         until_used(&service, 700_000).await;
         let refused = answer(service.post("/chat", &chat("", 300_000))).await;
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -53,7 +58,7 @@ async fn bodies_that_do_not_fit_into_the_memory_for_all_are_refused() {
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(refused.body["error"]["status"], "UNAVAILABLE");
         assert_eq!(refused.body["error"]["details"][0]["reason"], "SERVER_BUSY");
-        // The others do not have to wait for the large ones.
+        // Other requests do not wait for the large ones.
         assert_eq!(service.chat("small").await.status, StatusCode::OK);
         drop(held);
         until_used(&service, 0).await;
@@ -63,7 +68,7 @@ async fn bodies_that_do_not_fit_into_the_memory_for_all_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_holds_its_memory_until_its_call_is_settled() {
+async fn a_body_counts_against_the_budget_until_its_call_is_settled() {
     let service = with_memory(10_000_000).await;
     let slow = slow(300_000);
     let mut streamed = chat("[[simulate:chunks=4,stall_after=1]]", 300_000);
@@ -86,23 +91,23 @@ async fn a_body_holds_its_memory_until_its_call_is_settled() {
 }
 
 #[tokio::test]
-async fn an_announced_body_takes_no_memory_before_it_comes() {
+async fn an_announced_body_uses_no_budget_before_it_arrives() {
     let service = with_memory(100_000_000).await;
-    let _held = unfinished(&service, "/chat", 60_000_000, 1_000).await;
+    let _held = send_unfinished_body(&service, "/chat", 60_000_000, 1_000).await;
     until_used(&service, 1_000).await;
 }
 
 #[tokio::test]
-async fn a_body_that_can_never_fit_is_too_large() {
+async fn a_body_larger_than_the_budget_is_too_large() {
     let service = with_memory(100_000).await;
     let refused = answer(service.post("/chat", &chat("", 90_000))).await;
     assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(refused.body["detail"].as_str().unwrap().contains("87500 bytes"), "{refused:?}");
 }
 
-/// A value of two bytes takes dozens of them once it is read.
+/// A value of two bytes takes dozens of bytes once it is parsed.
 #[tokio::test]
-async fn the_parts_of_a_body_take_memory_too() {
+async fn parsed_values_count_against_the_budget() {
     let service = with_memory(10_000_000).await;
     let mut dense = chat("", 1);
     dense["generation_config"] = json!({"x": vec![json!([]); 100_000]});
@@ -110,7 +115,7 @@ async fn the_parts_of_a_body_take_memory_too() {
     assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{refused:?}");
     assert_eq!(refused.body["code"], "body_too_large", "{refused:?}");
     dense["generation_config"] = json!({"x": vec![json!([]); 30_000]});
-    let held = unfinished(&service, "/chat", 8_000_000, 5_000_000).await;
+    let held = send_unfinished_body(&service, "/chat", 8_000_000, 5_000_000).await;
     until_used(&service, 5_000_000).await;
     let refused = answer(service.post("/chat", &dense)).await;
     assert_eq!(refused.body["code"], "server_busy", "{refused:?}");
@@ -120,7 +125,7 @@ async fn the_parts_of_a_body_take_memory_too() {
 }
 
 #[tokio::test]
-async fn an_administrator_whom_no_key_pays_for_is_told_before_the_body() {
+async fn without_a_server_key_an_administrator_is_refused_before_the_body() {
     let service = Service::with(Options::default(), |config| config.gemini_api_key = None).await;
     for path in ["/chat", "/batch/structured-output"] {
         let mut stream = TcpStream::connect(service.address).await.unwrap();
@@ -137,7 +142,7 @@ async fn an_administrator_whom_no_key_pays_for_is_told_before_the_body() {
 }
 
 #[tokio::test]
-async fn unfinished_bodies_without_a_key_do_not_fill_the_memory() {
+async fn unfinished_bodies_without_a_key_do_not_exhaust_the_budget() {
     let process = Start::simulated().set("BODY_MEMORY_BYTES", "33554432").run().await;
     let before = process.memory_kib("VmRSS");
     let mut held = Vec::new();

@@ -1,4 +1,4 @@
-//! `GET /metrics`: what is counted, under which labels, and that Prometheus can read it.
+//! `GET /metrics`: what is counted, under which labels, and that Prometheus can parse it.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,13 +14,13 @@ async fn text(service: &Service) -> String {
 }
 
 #[tokio::test]
-async fn it_shows_who_is_at_the_limiter() {
+async fn it_shows_requests_in_flight_and_waiting() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 3).await;
     service.register("one", 1).await;
     let named = json!({"prompt": slow(60_000), "external_semaphore_id": "one"});
     let batch = json!({"requests": vec![named.clone(); 4], "external_semaphore_id": "one"});
     let single = tokio::spawn(answer(service.post("/chat", &named)));
-    service.until("the single one runs", |limiter| limiter.in_flight == 1).await;
+    service.until("the single request runs", |limiter| limiter.in_flight == 1).await;
     let batch = tokio::spawn(answer(service.post("/batch/chat", &batch)));
     service.until("the batch waits", |limiter| limiter.waiting == 1).await;
     for (series, value) in [
@@ -76,7 +76,7 @@ async fn it_counts_calls_by_kind_model_and_outcome() {
     }
     let retries = "gemini_gateway_retries_total{kind=\"chat\",reason=\"upstream_unavailable\"}";
     assert_eq!(service.metric(retries).await, 1.0);
-    // Every attempt waited for its turn and took its time.
+    // Every attempt is measured in the queue and upstream.
     assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 7.0);
     for (kind, calls) in [("chat", 5.0), ("structured_output", 2.0)] {
         let series = format!("gemini_gateway_upstream_latency_seconds_count{{kind=\"{kind}\"}}");
@@ -85,7 +85,7 @@ async fn it_counts_calls_by_kind_model_and_outcome() {
 }
 
 #[tokio::test]
-async fn it_adds_up_the_tokens_that_answers_report() {
+async fn it_sums_the_tokens_that_answers_report() {
     let service = Service::start().await;
     let mut expected = BTreeMap::from([("prompt", 0), ("output", 0), ("thinking", 0)]);
     for prompt in ["one", "two, which is longer than the first"] {
@@ -104,21 +104,23 @@ async fn it_adds_up_the_tokens_that_answers_report() {
 }
 
 #[tokio::test]
-async fn it_times_the_wait_in_the_queue_and_the_answer() {
+async fn it_measures_queue_wait_and_response_time() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
-    // A little longer than is looked for: the simulator's answers come up to 1.5 ms early.
+    // The simulator's latency exceeds the expected value a little: its answers come up to 1.5 ms
+    // early.
     let (first, second) = tokio::join!(service.chat(slow(65)), service.chat(slow(65)));
     assert!(first.status.is_success() && second.status.is_success());
     let waited = service.metric("gemini_gateway_queue_wait_seconds_sum").await;
-    assert!(waited >= 0.05, "one waited for the other, not {waited} s");
+    assert!(waited >= 0.05, "the second waits for the first, not {waited} s");
     let series = "gemini_gateway_upstream_latency_seconds_sum{kind=\"chat\"}";
     let took = service.metric(series).await;
     assert!(took >= 0.12, "each took its 60 ms, not {took} s");
 }
 
-/// What callers make up is no label, so that nobody can fill the memory of who scrapes.
+/// Names invented by callers are not used as labels, so that callers cannot create series without
+/// bound.
 #[tokio::test]
-async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
+async fn it_shows_no_name_invented_by_a_caller_and_no_secret() {
     let service = Service::start().await;
     for n in 0..20 {
         let body = json!({"prompt": "q", "model": format!("made-up-{n}")});
@@ -137,7 +139,7 @@ async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
 
     let text = text(&service).await;
     for hidden in ["made-up", "secret", SERVER_KEY, ADMIN_KEY] {
-        assert!(!text.contains(hidden), "{hidden} is in\n{text}");
+        assert!(!text.contains(hidden), "{hidden} appears in\n{text}");
     }
     let refused =
         "gemini_gateway_calls_total{kind=\"chat\",model=\"other\",outcome=\"model_not_found\"}";
@@ -145,7 +147,7 @@ async fn it_shows_no_name_that_a_caller_made_up_and_nothing_secret() {
 }
 
 #[tokio::test]
-async fn prometheus_can_read_it() {
+async fn prometheus_can_parse_it() {
     let service = Service::start().await;
     check(&text(&service).await);
     service.register("a", 1).await;
@@ -157,16 +159,16 @@ async fn prometheus_can_read_it() {
     check(&text(&service).await);
 }
 
-/// One family of metrics, as far as it was read.
+/// One metric family, as far as it was read.
 struct Family<'a> {
     name: &'a str,
     kind: &'a str,
 }
 
-/// Holds a text to the exposition format, version 0.0.4, and a little stricter: every family is
-/// described, typed and in one piece, and every histogram adds up.
+/// Checks a text against the exposition format, version 0.0.4, and a little stricter: every family
+/// is described, typed and contiguous, and every histogram is consistent.
 fn check(text: &str) {
-    assert!(text.ends_with('\n'), "the last line has no end");
+    assert!(text.ends_with('\n'), "the last line has no newline");
     let mut families = HashSet::new();
     let mut series = HashSet::new();
     let mut buckets: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
@@ -177,7 +179,7 @@ fn check(text: &str) {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let (name, help) = help.split_once(' ').expect(line);
             assert!(is_name(name) && !help.is_empty(), "{line}");
-            assert!(families.insert(name), "{name} is there twice");
+            assert!(families.insert(name), "{name} appears twice");
             described = Some(name);
         } else if let Some(kind) = line.strip_prefix("# TYPE ") {
             let (name, kind) = kind.split_once(' ').expect(line);
@@ -188,7 +190,7 @@ fn check(text: &str) {
             assert!(!line.starts_with('#') && described.is_none(), "{line}");
             let Family { name, kind } = family.as_ref().expect(line);
             let (sample, labels, value) = sample(line);
-            assert!(series.insert((sample, labels.clone())), "{line} is there twice");
+            assert!(series.insert((sample, labels.clone())), "{line} appears twice");
             let suffix = sample.strip_prefix(name).unwrap_or_else(|| panic!("{line} in {name}"));
             if *kind != "histogram" {
                 assert_eq!(suffix, "", "{line}");
@@ -216,7 +218,7 @@ fn check(text: &str) {
 
 type Labels = Vec<(String, String)>;
 
-/// Reads `name{label="value",…} number`.
+/// Parses `name{label="value",…} number`.
 fn sample(line: &str) -> (&str, Labels, f64) {
     let end = line.find(['{', ' ']).expect(line);
     let (name, mut rest) = line.split_at(end);
@@ -241,7 +243,7 @@ fn sample(line: &str) -> (&str, Labels, f64) {
     (name, labels, number(rest.strip_prefix(' ').expect(line)))
 }
 
-/// Reads up to the closing quotation mark; gives what was in it and what follows it.
+/// Parses up to the closing quotation mark. Returns the string and the rest.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -264,8 +266,8 @@ fn number(text: &str) -> f64 {
         "+Inf" => f64::INFINITY,
         text => {
             let digits = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.e".contains(&byte));
-            assert!(digits, "{text} is no number");
-            text.parse().unwrap_or_else(|_| panic!("{text} is no number"))
+            assert!(digits, "{text} is not a number");
+            text.parse().unwrap_or_else(|_| panic!("{text} is not a number"))
         }
     }
 }

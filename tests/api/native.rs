@@ -1,29 +1,25 @@
-//! Gemini's own surface: what goes on as it came, who pays, and what goes through the limiter.
+//! Gemini's own surface: what is relayed unchanged, who pays, and what passes the limiter.
 
 use std::time::Duration;
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{Method, RequestBuilder};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::limits::plan;
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, slow};
+use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, contents, slow};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
-fn contents(prompt: &str) -> Value {
-    json!({"contents": [{"parts": [{"text": prompt}]}]})
-}
-
-/// A request in Gemini's words, which the caller's own key pays for.
-fn own(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
+/// A request on Gemini's surface with the caller's own key.
+fn with_own_key(service: &Service, path: &str, prompt: &str) -> RequestBuilder {
     service.post(path, &contents(prompt)).header("x-goog-api-key", "callers-key")
 }
 
-/// The error that a client of Google's finds in an answer.
+/// The status, error status and message of an answer in Google's error format.
 fn error(answer: &Answer) -> (u16, &str, &str) {
     let error = &answer.body["error"];
     assert_eq!(error["code"], answer.status.as_u16(), "{}", answer.body);
@@ -31,15 +27,11 @@ fn error(answer: &Answer) -> (u16, &str, &str) {
     (answer.status.as_u16(), error["status"].as_str().unwrap(), reason)
 }
 
-async fn over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| config.base_url = base_url.to_owned()).await
-}
-
 #[tokio::test]
-async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
+async fn requests_and_answers_are_relayed_unchanged() {
     let body = "{\r\n \"candidates\": [ {\"content\": {\"parts\": [{\"text\": \"é\"}]}} ] }";
     let recording = Recording::play(203, "application/json; v=1", vec![body.into()]).await;
-    let service = over(&format!("{}/some/prefix", recording.base_url)).await;
+    let service = Service::over(&format!("{}/some/prefix", recording.base_url)).await;
     let asked = "{ \"contents\" :[{\"parts\":[{\"text\":\"ü\"}]}], \"novelty\": null}";
     for version in ["v1", "v1beta", "v1alpha"] {
         let path = format!(
@@ -58,7 +50,7 @@ async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
         }
         assert_eq!(response.text().await.unwrap(), body);
 
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         let (head, sent_body) = sent.split_once("\r\n\r\n").unwrap();
         let line = format!("POST /some/prefix/{version}/models/m:generateContent?a=%2F&b HTTP/1.1");
         assert_eq!(head.lines().next(), Some(&*line));
@@ -76,7 +68,7 @@ async fn a_request_goes_on_as_it_came_and_so_does_its_answer() {
 }
 
 #[tokio::test]
-async fn whoever_pays_is_found_in_three_tiers() {
+async fn the_credential_is_found_in_three_tiers() {
     let service = Service::start().await;
     let bearer = |key: &str| ("authorization", format!("Bearer {key}"));
     let google = |key: &str| ("x-goog-api-key", key.to_owned());
@@ -103,7 +95,7 @@ async fn whoever_pays_is_found_in_three_tiers() {
 }
 
 #[tokio::test]
-async fn refusals_of_the_service_come_in_googles_envelope() {
+async fn the_services_errors_use_googles_error_format() {
     let without_fallback = Service::with(Options::default(), |config| {
         config.environment_fallback = false;
         config.max_body_bytes = 1000;
@@ -117,15 +109,16 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
     let refused =
         answer(service.post(GENERATE, &contents("x")).header("x-goog-api-key", "a b")).await;
     assert_eq!(error(&refused).0, 401);
-    // What cannot be read as a key is not the same as none.
+    // An unreadable key is not the same as no key.
     let service_that_pays = Service::start().await;
     let odd = service_that_pays.post(GENERATE, &contents("x")).header("x-goog-api-key", "é");
     assert_eq!(error(&answer(odd).await).0, 401);
-    let refused = answer(own(service, GENERATE, &"x".repeat(1000))).await;
+    let refused = answer(with_own_key(service, GENERATE, &"x".repeat(1000))).await;
     assert_eq!(error(&refused), (413, "INVALID_ARGUMENT", "BODY_TOO_LARGE"));
-    let named = own(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");
+    let named =
+        with_own_key(service, GENERATE, "Hello").header("X-External-Semaphore-Id", "no-such");
     assert_eq!(error(&answer(named).await), (404, "NOT_FOUND", "SEMAPHORE_NOT_FOUND"));
-    // Sent as it is: a client would resolve the dots.
+    // Sent as raw bytes: a client would resolve the dots.
     for path in
         ["/v1beta/models/../x", "/v1beta/models/%2e%2E/x:generateContent", "/v1/models/a b:predict"]
     {
@@ -137,9 +130,9 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("INVALID_PATH"), "{answer}");
     }
-    let held = tokio::spawn(own(service, GENERATE, &slow(60_000)).send());
+    let held = tokio::spawn(with_own_key(service, GENERATE, &slow(60_000)).send());
     service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
-    let refused = answer(own(service, GENERATE, "Hello")).await;
+    let refused = answer(with_own_key(service, GENERATE, "Hello")).await;
     assert_eq!(error(&refused), (503, "UNAVAILABLE", "QUEUE_FULL"));
     assert!(refused.headers.contains_key("retry-after"));
     held.abort();
@@ -149,8 +142,8 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
         config.quota_plan = plan("*:rpd=1", "");
     })
     .await;
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 200);
-    let refused = answer(own(&service, GENERATE, "Hello")).await;
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 200);
+    let refused = answer(with_own_key(&service, GENERATE, "Hello")).await;
     assert_eq!(error(&refused), (429, "RESOURCE_EXHAUSTED", "DAILY_QUOTA_EXHAUSTED"));
     let retry = &refused.body["error"]["details"][1];
     assert_eq!(retry["@type"], "type.googleapis.com/google.rpc.RetryInfo");
@@ -160,13 +153,13 @@ async fn refusals_of_the_service_come_in_googles_envelope() {
 }
 
 #[tokio::test]
-async fn what_gemini_refuses_comes_back_in_its_own_words_without_the_key() {
+async fn geminis_errors_are_relayed_without_the_key() {
     let body = format!(
         "{{\n  \"error\": {{\"code\": 403, \"message\": \"Consumer 'api_key:{SERVER_KEY}' is \
          suspended.\", \"status\": \"PERMISSION_DENIED\"}}\n}}\n"
     );
     let recording = Recording::play(403, "application/json", vec![body.clone().into()]).await;
-    let service = over(&recording.base_url).await;
+    let service = Service::over(&recording.base_url).await;
     let response = service.post(GENERATE, &contents("Hello")).send().await.unwrap();
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-recorded"]),
@@ -175,35 +168,36 @@ async fn what_gemini_refuses_comes_back_in_its_own_words_without_the_key() {
     assert_eq!(response.text().await.unwrap(), body.replace(SERVER_KEY, "**************"));
 
     let service = Service::start().await;
-    let refused = answer(own(&service, GENERATE, "[[simulate:status=400]]")).await;
+    let refused = answer(with_own_key(&service, GENERATE, "[[simulate:status=400]]")).await;
     assert_eq!(error(&refused).1, "INVALID_ARGUMENT");
-    assert_eq!(service.simulator.stats().calls, 1, "and is sent once");
+    assert_eq!(service.simulator.stats().calls, 1, "it is sent once");
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn what_fails_in_passing_is_sent_again_as_long_as_nothing_was_passed_on() {
+async fn a_transient_error_is_retried_until_part_of_the_answer_was_relayed() {
     let service = Service::start().await;
     for (marker, attempts) in
         [("fail_times=2", 3), ("fail_times=1,close", 2), ("fail_times=1,truncate_body", 2)]
     {
         service.simulator.reset();
-        let answer = answer(own(&service, GENERATE, &format!("[[simulate:{marker}]]Hi"))).await;
+        let answer =
+            answer(with_own_key(&service, GENERATE, &format!("[[simulate:{marker}]]Hi"))).await;
         assert_eq!(answer.status, 200, "{marker}: {}", answer.body);
         assert_eq!(service.simulator.stats().calls, attempts, "{marker}");
     }
     service.simulator.reset();
-    let failed = answer(own(&service, GENERATE, "[[simulate:close]]")).await;
+    let failed = answer(with_own_key(&service, GENERATE, "[[simulate:close]]")).await;
     assert_eq!(error(&failed), (502, "UNAVAILABLE", "UPSTREAM_CONNECTION"));
     assert_eq!(service.simulator.stats().calls, 2, "Gemini may have run it");
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
+async fn generating_calls_pass_the_limiter_however_their_path_is_encoded() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
     assert_eq!(service.register("jobs", 1).await.status, 201);
-    let held = tokio::spawn(answer(own(&service, GENERATE, &slow(60_000))));
+    let held = tokio::spawn(answer(with_own_key(&service, GENERATE, &slow(60_000))));
     service.until("one is in flight", |limiter| limiter.in_flight == 1).await;
     let mut requests = Vec::new();
     for path in [
@@ -233,7 +227,7 @@ async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
         requests.push(tokio::spawn(request.send()));
         service.until(path, |limiter| limiter.waiting == requests.len()).await;
     }
-    // What generates nothing waits for nobody.
+    // A call that generates nothing does not wait in the queue.
     let listed = answer(service.get("/v1beta/models")).await;
     assert_eq!(listed.status, 200);
     assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
@@ -243,21 +237,21 @@ async fn what_generates_goes_through_the_door_however_its_path_is_spelled() {
 }
 
 #[tokio::test]
-async fn tokens_are_counted_beside_the_quota_of_what_is_generated() {
+async fn count_tokens_calls_do_not_use_the_quota_of_generation() {
     let service =
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     for _ in 0..3 {
         let path = "/v1beta/models/gemini-3.5-flash-lite:countTokens";
-        let counted = answer(own(&service, path, "How many are these?")).await;
+        let counted = answer(with_own_key(&service, path, "How many are these?")).await;
         assert_eq!(counted.status, 200);
         assert!(counted.body["totalTokens"].as_u64() > Some(0), "{}", counted.body);
     }
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 200);
-    assert_eq!(answer(own(&service, GENERATE, "Hello")).await.status, 429);
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 200);
+    assert_eq!(answer(with_own_key(&service, GENERATE, "Hello")).await.status, 429);
 }
 
 #[tokio::test]
-async fn a_call_is_charged_what_it_cost() {
+async fn a_call_is_charged_at_its_reported_cost() {
     let service = Service::with(Options::default(), |config| {
         config.quota_plan = plan("*:tpm=1000", "");
     })
@@ -267,8 +261,8 @@ async fn a_call_is_charged_what_it_cost() {
         answer(limits).await.body["limits"][0]["input_tokens_per_minute"]["used"].clone()
     };
     let path = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
-    // A token for every four bytes is expected; the simulator counts one for each of these.
-    let stream = own(&service, path, &"日本".repeat(50)).send().await.unwrap();
+    // The estimate is one token for every four bytes. The simulator counts one for each of these.
+    let stream = with_own_key(&service, path, &"日本".repeat(50)).send().await.unwrap();
     assert!(stream.text().await.unwrap().contains("usageMetadata"));
     let cost = service.simulator.stats().admitted_input_tokens;
     assert_eq!(spent().await, cost);
@@ -280,9 +274,9 @@ async fn a_call_is_charged_what_it_cost() {
 }
 
 #[tokio::test]
-async fn what_generates_nothing_passes_with_its_method_and_body() {
+async fn calls_that_generate_nothing_are_relayed_with_method_and_body() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording.base_url).await;
+    let service = Service::over(&recording.base_url).await;
     let client = reqwest::Client::new();
     for (method, path, body) in [
         (Method::GET, "/v1beta/files?pageSize=2", ""),
@@ -298,7 +292,7 @@ async fn what_generates_nothing_passes_with_its_method_and_body() {
             (response.status().as_u16(), response.text().await.unwrap()),
             (200, "{}".into())
         );
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with(&format!("{method} {path} HTTP/1.1\r\n")), "{sent}");
         assert!(sent.contains("x-goog-api-key: callers-key"), "{sent}");
         assert!(sent.ends_with(&format!("\r\n\r\n{body}")), "{sent}");
@@ -307,12 +301,12 @@ async fn what_generates_nothing_passes_with_its_method_and_body() {
 }
 
 #[tokio::test]
-async fn an_attempt_and_an_idle_stream_have_their_time() {
+async fn an_attempt_and_an_idle_stream_time_out() {
     let service = Service::with(Options::default(), |config| {
         config.upstream_timeout = Duration::from_millis(100);
     })
     .await;
-    let failed = answer(own(&service, GENERATE, &slow(60_000))).await;
+    let failed = answer(with_own_key(&service, GENERATE, &slow(60_000))).await;
     assert_eq!(error(&failed), (504, "DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT"));
     service.until_idle().await;
 }

@@ -1,4 +1,4 @@
-//! OpenAI's surface: what is OpenAI's, who pays, and how failures are told.
+//! OpenAI's surface: which paths it has, who pays, and the format of errors.
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::RequestBuilder;
@@ -18,16 +18,11 @@ fn question(text: &str) -> Value {
     json!({"model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": text}]})
 }
 
-async fn over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
-
 #[tokio::test]
-async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token() {
+async fn requests_are_sent_to_geminis_openai_endpoints_with_a_bearer_token() {
     let body = b"{\"object\":\"x\",\"usage\":{\"prompt_tokens\":7}}".to_vec();
     let recording = Recording::play(200, "application/json", vec![body]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, sent_to) in [
         (CHAT, "/v1beta/openai/chat/completions"),
         ("/v1/embeddings", "/v1beta/openai/embeddings"),
@@ -37,7 +32,7 @@ async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token()
         let asked = question("Hello");
         let request = service.post(path, &asked).header("authorization", "Bearer callers-key");
         assert_eq!(answer(request).await.body["object"], "x");
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with(&format!("POST {sent_to} HTTP/1.1\r\n")), "{sent}");
         assert!(sent.contains("authorization: Bearer callers-key\r\n"), "{sent}");
         assert!(!sent.contains("x-goog-api-key"), "{sent}");
@@ -51,9 +46,9 @@ async fn requests_go_to_geminis_endpoints_of_openais_shape_with_a_bearer_token()
 }
 
 #[tokio::test]
-async fn the_models_are_openais_for_who_brings_a_bearer_token() {
+async fn a_bearer_token_lists_the_models_in_openais_format() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let bearer = ("authorization", "Bearer k");
     for (headers, path, sent_to) in [
         (vec![bearer], "/v1/models", "/v1beta/openai/models"),
@@ -72,15 +67,15 @@ async fn the_models_are_openais_for_who_brings_a_bearer_token() {
             .iter()
             .fold(service.get(path), |request, (name, value)| request.header(*name, *value));
         assert_eq!(answer(request).await.status, 200);
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with(&format!("GET {sent_to} HTTP/1.1\r\n")), "{path}: {sent}");
     }
 }
 
 #[tokio::test]
-async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
+async fn a_post_is_counted_for_its_model_whatever_its_content_type() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for kind in ["text/plain", "application/x-www-form-urlencoded"] {
         let text = |path: &str, body: &Value| {
             let request = reqwest::Client::new().post(service.url(path)).body(body.to_string());
@@ -92,18 +87,18 @@ async fn what_is_posted_names_its_model_whatever_it_says_it_is() {
         assert_eq!(answer(text("/v1beta/openai/files", &json!({}))).await.status, 200);
         let doubled = text(CHAT, &Value::Null).body(r#"{"model":"a","model":"b"}"#);
         assert_eq!(answer(doubled).await.status, 400);
-        // What names no model and need not is counted all the same.
+        // A call that names no model and needs none is counted too.
         assert_eq!(answer(text("/v1beta/openai/a%20b", &json!({}))).await.status, 200);
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with("POST /v1beta/openai/a%20b HTTP/1.1\r\n"), "{sent}");
     }
     assert_eq!(service.metric("gemini_gateway_queue_wait_seconds_count").await, 4.0);
 }
 
 #[tokio::test]
-async fn what_openai_has_leads_to_where_gemini_has_it_or_nowhere() {
+async fn openai_paths_map_to_geminis_or_are_refused() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, sent_to) in [
         ("/v1/images/generations", "/v1beta/openai/images/generations"),
         ("/v1/videos", "/v1beta/openai/videos"),
@@ -114,11 +109,11 @@ async fn what_openai_has_leads_to_where_gemini_has_it_or_nowhere() {
         let request = service.post(path, &question("Hello"));
         let request = request.header("authorization", "Bearer callers-key");
         assert_eq!(answer(request).await.status, 200, "{path}");
-        let sent = recording.asked().pop().unwrap();
+        let sent = recording.requests().pop().unwrap();
         assert!(sent.starts_with(&format!("POST {sent_to} HTTP/1.1\r\n")), "{path}: {sent}");
         assert!(sent.contains("authorization: Bearer callers-key\r\n"), "{sent}");
     }
-    let sent = recording.asked().len();
+    let sent = recording.requests().len();
     for path in ["/v1/responses", "/v1/responses/r/cancel", "/v1/audio/speech"] {
         let request = service.post(path, &question("Hello"));
         let missing = answer(request.header("authorization", "Bearer callers-key")).await;
@@ -126,29 +121,29 @@ async fn what_openai_has_leads_to_where_gemini_has_it_or_nowhere() {
         assert_eq!(missing.body["error"]["code"], "not_found");
         assert_eq!(missing.body["error"]["type"], "invalid_request_error");
     }
-    assert_eq!(recording.asked().len(), sent);
+    assert_eq!(recording.requests().len(), sent);
 }
 
 #[tokio::test]
 async fn the_admin_key_may_be_the_bearer_token() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let request = service.post(CHAT, &question("Hello"));
     let request = request.header("authorization", format!("Bearer {ADMIN_KEY}"));
     assert_eq!(answer(request).await.status, 200);
-    let sent = recording.asked().pop().unwrap();
+    let sent = recording.requests().pop().unwrap();
     assert!(sent.contains(&format!("authorization: Bearer {SERVER_KEY}\r\n")), "{sent}");
 }
 
 #[tokio::test]
-async fn every_failure_comes_in_openais_envelope() {
+async fn every_error_uses_openais_error_format() {
     let gemini = json!([{"error": {
         "code": 400, "message": "API key not valid. Please pass a valid API key.",
         "status": "INVALID_ARGUMENT",
         "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
     }}]);
     let recording = Recording::play(400, "application/json", vec![gemini.to_string().into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let bad_key = chat(&service, &question("Hello"));
     let listing = service.get("/v1/models").header("authorization", "Bearer callers-key");
     for request in [bad_key, listing] {

@@ -1,4 +1,4 @@
-//! The real program, as a process of its own, with nothing of this one's surroundings.
+//! The real program as a child process with a clean environment.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
@@ -13,24 +14,24 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::support::{TEST_TIMEOUT, until};
+use crate::support::{TEST_TIMEOUT, answer, until};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_gemini-concurrent-generation");
 
-/// How the program is started: unless told otherwise, over a simulator of its own, on a free port
-/// of the loopback address, in an empty folder.
+/// How the program is started: by default over its own simulator, on a free port of the loopback
+/// address, in an empty folder.
 pub struct Start {
     program: &'static str,
     arguments: Vec<String>,
     variables: Vec<(String, OsString)>,
     folder: TempDir,
-    /// What a shell does before it becomes the program.
+    /// Shell commands that run before the shell becomes the program.
     before: Option<String>,
 }
 
-/// The program at work. It is killed when it is dropped.
+/// The running program. It is killed when dropped.
 pub struct Process {
     pub address: SocketAddr,
     child: Child,
@@ -49,7 +50,7 @@ impl Start {
         Self::program(PROGRAM, arguments)
     }
 
-    /// A script that bash runs, and that ends with the first command that fails.
+    /// A script that bash runs, and that stops at the first command that fails.
     pub fn shell(script: &str) -> Self {
         let start = Self::program("/bin/bash", &["-eu", "-c", script]);
         start.set("PATH", &std::env::var("PATH").expect("a PATH"))
@@ -67,43 +68,43 @@ impl Start {
         self.set_bytes(name, value.as_bytes())
     }
 
-    /// Sets an environment variable to what need not be text.
+    /// Sets an environment variable to a value that need not be text.
     pub fn set_bytes(mut self, name: &str, value: &[u8]) -> Self {
         self.variables.push((name.to_owned(), OsStr::from_bytes(value).to_owned()));
         self
     }
 
-    /// Removes the variable that a start sets of itself.
+    /// Removes a variable that a start sets by default.
     pub fn unset(mut self, name: &str) -> Self {
         self.variables.retain(|(variable, _)| variable != name);
         self
     }
 
-    /// Puts a `.env` into the folder.
+    /// Writes a `.env` file into the folder.
     pub fn dotenv(self, text: &str) -> Self {
         std::fs::write(self.folder.path().join(".env"), text).expect("a file");
         self
     }
 
-    /// Lets the program have no more than so many files and connections open at once.
-    pub fn most_files(self, most_files: usize) -> Self {
-        Self { before: Some(format!("ulimit -n {most_files}")), ..self }
+    /// Limits how many files and connections the program may have open at once.
+    pub fn file_limit(self, file_limit: usize) -> Self {
+        Self { before: Some(format!("ulimit -n {file_limit}")), ..self }
     }
 
-    /// Lets the program begin with a limit of so many open files, which it may raise.
-    pub fn few_files_at_first(self, files: usize) -> Self {
+    /// Sets the program's initial (soft) limit of open files, which it may raise.
+    pub fn initial_file_limit(self, files: usize) -> Self {
         Self { before: Some(format!("ulimit -S -n {files}")), ..self }
     }
 
-    /// Lets the program be one that is to ignore a signal, as `nohup` does.
+    /// Starts the program with a signal ignored, as `nohup` does.
     pub fn ignoring(self, signal: &str) -> Self {
         Self { before: Some(format!("trap '' {signal}")), ..self }
     }
 
-    /// Starts it, and lets it go its way until it is dropped: for what does not listen. Its
-    /// input, output and errors are pipes.
+    /// Starts a program that does not listen, and leaves it running until it is dropped. Its input,
+    /// output and errors are pipes.
     pub fn spawn(&self) -> Child {
-        self.command().stdin(Stdio::piped()).spawn().expect("it did not start")
+        self.command().stdin(Stdio::piped()).spawn().expect("it could not be started")
     }
 
     fn command(&self) -> Command {
@@ -131,12 +132,12 @@ impl Start {
     /// Runs it to its end.
     pub async fn output(self) -> Output {
         let output = timeout(TEST_TIMEOUT, self.command().output()).await;
-        output.expect("it did not end").expect("it did not start")
+        output.expect("it did not end in time").expect("it could not be started")
     }
 
     /// Starts it and waits until it listens.
     pub async fn run(self) -> Process {
-        let mut child = self.command().spawn().expect("it did not start");
+        let mut child = self.command().spawn().expect("it could not be started");
         let log = Arc::new(Mutex::new(String::new()));
         let kept = tokio::spawn(keep(child.stderr.take().expect("its log"), Arc::clone(&log)));
         until("it listens", || listening(&log.lock().unwrap()).is_some()).await;
@@ -144,10 +145,10 @@ impl Start {
         Process { address, child, log, kept: Some(kept), _folder: self.folder }
     }
 
-    /// Starts it, waits until it listens, and reads nothing that it logs from then on. The log
-    /// stays open for as long as the second value is kept.
+    /// Starts it, waits until it listens, and then stops reading its log. The log stays open as
+    /// long as the second value is kept.
     pub async fn run_unread(self) -> (Process, Lines<BufReader<ChildStderr>>) {
-        let mut child = self.command().spawn().expect("it did not start");
+        let mut child = self.command().spawn().expect("it could not be started");
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let ready = async {
             loop {
@@ -164,15 +165,15 @@ impl Start {
     }
 }
 
-/// Keeps what a process logs.
+/// Collects what a process logs.
 async fn keep(stderr: ChildStderr, log: Arc<Mutex<String>>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        writeln!(log.lock().unwrap(), "{line}").expect("a string takes everything");
+        writeln!(log.lock().unwrap(), "{line}").expect("writing to a string cannot fail");
     }
 }
 
-/// The address in the line that says so.
+/// The address in the log line that reports it.
 fn listening(log: &str) -> Option<SocketAddr> {
     log.lines().find_map(|line| {
         if let Ok(line) = serde_json::from_str::<Value>(line) {
@@ -204,8 +205,23 @@ impl Process {
         request.body(body.to_string())
     }
 
-    /// What it has of memory, in KiB: `VmRSS`, what is resident now, or `VmHWM`, the most that ever
-    /// was.
+    /// What it reports at `GET /`.
+    pub async fn health(&self) -> Value {
+        answer(self.get("/")).await.body
+    }
+
+    /// Waits until this many calls are in flight.
+    pub async fn until_in_flight(&self, calls: usize) {
+        let wait = async {
+            while self.health().await["concurrency_status"]["in_flight"] != calls {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let arrived = timeout(TEST_TIMEOUT, wait).await;
+        arrived.unwrap_or_else(|_| panic!("{calls} calls were never in flight"));
+    }
+
+    /// Its memory in KiB: `VmRSS`, resident now, or `VmHWM`, the highest so far.
     pub fn memory_kib(&self, field: &str) -> u64 {
         let process = self.child.id().expect("it runs");
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("Linux");
@@ -213,7 +229,7 @@ impl Process {
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 
-    /// The soft and the hard limit of its open files.
+    /// The soft and hard limits of its open files.
     pub fn file_limits(&self) -> [String; 2] {
         let process = self.child.id().expect("it runs");
         let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).expect("Linux");
@@ -222,37 +238,38 @@ impl Process {
         [(); 2].map(|()| numbers.next().expect("a number"))
     }
 
-    /// All that it has logged so far.
+    /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until it has logged something.
+    /// Waits until this text is in the log.
     pub async fn until_logged(&self, text: &str) {
         until(text, || self.log.lock().unwrap().contains(text)).await;
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM.
     pub async fn terminate(&self) {
         kill(&self.child, "TERM").await;
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub async fn signal(&self, signal: &str) {
         kill(&self.child, signal).await;
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("it runs");
     }
 
-    /// Waits for its end; gives the code it ended with, and the log.
+    /// Waits until it ends. Returns its exit code and the log.
     pub async fn end(mut self) -> (Option<i32>, String) {
-        let status = timeout(TEST_TIMEOUT, self.child.wait()).await.expect("it did not end");
+        let status =
+            timeout(TEST_TIMEOUT, self.child.wait()).await.expect("it did not end in time");
         let code = status.expect("its status").code();
         if let Some(kept) = self.kept.take() {
-            timeout(TEST_TIMEOUT, kept).await.expect("its log ends").expect("it is read");
+            timeout(TEST_TIMEOUT, kept).await.expect("its log is still open").expect("it is read");
         }
         (code, self.log())
     }
@@ -268,7 +285,7 @@ pub async fn kill(child: &Child, signal: &str) {
 
 /// A client that opens a connection for each request and keeps none.
 fn client() -> reqwest::Client {
-    // The first choice of a process stands, and every one is this.
+    // The first default provider that is installed stays, and every caller installs this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder().timeout(TEST_TIMEOUT).pool_max_idle_per_host(0);
     builder.build().expect("a client")

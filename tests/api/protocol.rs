@@ -1,4 +1,4 @@
-//! What HTTP says around a body: its size and type, paths and methods, headers and ids.
+//! HTTP around a body: its size and type, paths and methods, headers and request ids.
 
 use futures_util::stream;
 use gemini_concurrent_generation::simulator::Options;
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{ADMIN_KEY, Answer, Service, answer, kinds};
 
-/// A service that takes a hundred thousand bytes, which is more than any buffer on the way holds.
+/// A service that accepts bodies of 100,000 bytes, more than any buffer on the way holds.
 async fn small() -> Service {
     Service::with(Options::default(), |config| config.max_body_bytes = 100_000).await
 }
@@ -20,7 +20,7 @@ fn chat_of(bytes: usize) -> String {
     json!({"prompt": "x".repeat(bytes - empty)}).to_string()
 }
 
-/// A chat whose body is these bytes.
+/// A chat with this raw body.
 fn raw(service: &Service, body: impl Into<Body>) -> RequestBuilder {
     service.post("/chat", &Value::Null).body(body)
 }
@@ -35,7 +35,7 @@ fn assert_too_large(refused: &Answer) {
 async fn a_body_that_is_too_large_is_refused() {
     let service = small().await;
     assert_too_large(&answer(raw(&service, chat_of(100_001))).await);
-    // Without a Content-Length nobody knows before it is read.
+    // Without a Content-Length the size is known only after reading.
     let chunks: Vec<_> = chat_of(100_001).into_bytes().chunks(1000).map(<[u8]>::to_vec).collect();
     let chunked = stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>));
     let chunked = raw(&service, Body::wrap_stream(chunked));
@@ -45,7 +45,7 @@ async fn a_body_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_announced_as_too_large_is_not_waited_for() {
+async fn a_content_length_that_is_too_large_is_refused_at_once() {
     let service = small().await;
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head = "POST /chat HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n\
@@ -59,7 +59,7 @@ async fn a_body_that_is_announced_as_too_large_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_called_json_is_refused() {
+async fn a_body_with_another_content_type_is_refused() {
     let service = Service::start().await;
     let typed = |path: &str, content_type: Option<&'static [u8]>| {
         let value = content_type.map(|value| HeaderValue::from_bytes(value).unwrap());
@@ -98,7 +98,7 @@ async fn a_body_that_is_not_called_json_is_refused() {
 }
 
 #[tokio::test]
-async fn a_path_that_leads_nowhere_is_404() {
+async fn an_unknown_path_is_404() {
     let service = Service::start().await;
     for path in
         ["/nowhere", "/chat/", "/CHAT", "/batch", "/batch/", "/_admin", "/_admin/semaphores/", "//"]
@@ -114,7 +114,7 @@ async fn a_path_that_leads_nowhere_is_404() {
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_does_not_know_is_405_and_says_which_it_does() {
+async fn an_unsupported_method_is_405_and_lists_the_allowed_ones() {
     let service = Service::start().await;
     for (method, path, allowed) in [
         (Method::GET, "/chat", "POST"),
@@ -140,7 +140,7 @@ async fn a_method_that_a_path_does_not_know_is_405_and_says_which_it_does() {
 }
 
 #[tokio::test]
-async fn a_header_that_is_no_text_is_no_key() {
+async fn a_key_header_that_is_not_text_is_refused() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let odd = || HeaderValue::from_bytes(b"the-admin-key\xff").unwrap();
@@ -151,7 +151,7 @@ async fn a_header_that_is_no_text_is_no_key() {
     assert_eq!(service.simulator.stats().calls, 0);
 }
 
-/// The id of the answer to a request that came with this one.
+/// The id in the answer to a request that was sent with this id.
 async fn request_id(service: &Service, given: Option<&[u8]>) -> String {
     let given = given.map(|id| HeaderValue::from_bytes(id).unwrap());
     let request = given.into_iter().fold(service.get("/"), |r, id| r.header("X-Request-Id", id));
@@ -162,7 +162,7 @@ async fn request_id(service: &Service, given: Option<&[u8]>) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_has_the_id_of_its_request() {
+async fn an_answer_carries_its_requests_id() {
     let service = Service::start().await;
     let longest = "x".repeat(128);
     for id in ["a", "7f3c-4b", "trace:1/span=2", &longest] {
@@ -186,5 +186,5 @@ async fn a_request_without_an_id_or_with_an_odd_one_gets_a_new_one() {
     }
     ids.sort();
     ids.dedup();
-    assert_eq!(ids.len(), odd.len(), "no two are the same");
+    assert_eq!(ids.len(), odd.len(), "each id is unique");
 }

@@ -1,4 +1,4 @@
-//! Calls to Gemini through a proxy, and certificate authorities of one's own.
+//! Calls to Gemini through a proxy, and private certificate authorities.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -19,14 +19,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::process::{Process, Start};
 use crate::recording::Recording;
 use crate::sharing::openssl;
-use crate::support::{Answer, answer, listen};
+use crate::support::{Answer, answer, closed_port, listen};
 
-const NO_CONNECTION: &str = "no connection to Gemini could be made: ";
+const NO_CONNECTION: &str = "cannot connect to Gemini: ";
 const UNAUTHORIZED: &str =
     "the proxy requires a user name and a password, or rejects those it was given (407)";
 
-/// Listens, and gives each connection to a function.
-async fn each<F: Future<Output = Option<()>> + Send + 'static>(
+/// Listens, and runs a function for each connection.
+async fn accept_each<F: Future<Output = Option<()>> + Send + 'static>(
     serve: impl Fn(TcpStream) -> F + Send + Clone + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
@@ -40,13 +40,16 @@ async fn each<F: Future<Output = Option<()>> + Send + 'static>(
     address
 }
 
-/// Joins a client with a server until both are done.
-async fn join(mut client: impl AsyncRead + AsyncWrite + Unpin, server: SocketAddr) -> Option<()> {
+/// Copies between a client and a server until both are done.
+async fn copy_both_ways(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    server: SocketAddr,
+) -> Option<()> {
     let mut server = TcpStream::connect(server).await.ok()?;
     copy_bidirectional(&mut client, &mut server).await.ok().map(drop)
 }
 
-/// The head of a request.
+/// Reads the head of a request.
 async fn head(client: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -55,13 +58,13 @@ async fn head(client: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).expect("a head"))
 }
 
-/// An HTTP proxy, for which every host is at one address.
+/// An HTTP proxy that sends every host to one address.
 #[derive(Clone)]
 struct HttpProxy {
     upstream: SocketAddr,
-    /// What `Proxy-Authorization` has to say.
+    /// The required `Proxy-Authorization`.
     authorization: Option<String>,
-    /// With what CONNECT is refused.
+    /// The status line with which CONNECT is refused.
     refusal: Option<&'static str>,
     heads: Arc<Mutex<Vec<String>>>,
 }
@@ -78,11 +81,11 @@ impl HttpProxy {
 
     async fn start(&self) -> SocketAddr {
         let proxy = self.clone();
-        each(move |stream| proxy.clone().serve(stream)).await
+        accept_each(move |stream| proxy.clone().serve(stream)).await
     }
 
-    /// The first lines of all requests.
-    fn asked(&self) -> Vec<String> {
+    /// The request lines so far.
+    fn requests(&self) -> Vec<String> {
         let heads = self.heads.lock().unwrap();
         heads.iter().filter_map(|head| head.lines().next()).map(str::to_owned).collect()
     }
@@ -105,10 +108,10 @@ impl HttpProxy {
         }
         if head.starts_with("CONNECT ") {
             client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.ok()?;
-            return join(client, self.upstream).await;
+            return copy_both_ways(client, self.upstream).await;
         }
-        // Passed on as a proxy does: the path alone, without what is for the proxy, and for one
-        // request alone.
+        // Forwarded as a proxy does: path only, without the proxy's own headers, one request for
+        // each connection.
         let (method, rest) = head.split_once(" http://").expect("a whole URL");
         let (_, path) = rest.split_once('/').expect("a path");
         let passed_on: String = format!("{method} /{path}")
@@ -122,14 +125,14 @@ impl HttpProxy {
     }
 }
 
-/// A SOCKS5 proxy with the password `secret` of the user `user`, for which every host is at one
+/// A SOCKS5 proxy with the user `user` and the password `secret`, which sends every host to one
 /// address. Source: RFCs 1928 and 1929.
 #[derive(Clone)]
 struct SocksProxy {
     upstream: SocketAddr,
-    /// The reply to a request to connect: 0 where it is met.
+    /// The reply to a connect request; 0 means success.
     reply: u8,
-    /// The hosts that were asked for: names, or addresses.
+    /// The requested hosts: names or addresses.
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -140,7 +143,7 @@ impl SocksProxy {
 
     async fn start(&self) -> SocketAddr {
         let proxy = self.clone();
-        each(move |stream| proxy.clone().serve(stream)).await
+        accept_each(move |stream| proxy.clone().serve(stream)).await
     }
 
     async fn serve(self, mut client: TcpStream) -> Option<()> {
@@ -165,11 +168,11 @@ impl SocksProxy {
         let port = client.read_u16().await.ok()?;
         self.asked.lock().unwrap().push(format!("{host}:{port}"));
         client.write_all(&[5, self.reply, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
-        join(client, self.upstream).await
+        copy_both_ways(client, self.upstream).await
     }
 }
 
-/// Bytes with their number before them.
+/// Bytes preceded by their number.
 async fn bytes(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut bytes = vec![0; stream.read_u8().await.ok()?.into()];
     stream.read_exact(&mut bytes).await.ok()?;
@@ -196,8 +199,8 @@ impl Certificates {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Speaks TLS in front of a server.
-    async fn before(&self, server: SocketAddr) -> SocketAddr {
+    /// Terminates TLS in front of a server. Returns its address.
+    async fn terminate_tls(&self, server: SocketAddr) -> SocketAddr {
         let chain = CertificateDer::from_pem_file(self.path("pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path("key")).unwrap();
         let config = ServerConfig::builder_with_provider(ring::default_provider().into())
@@ -207,15 +210,15 @@ impl Certificates {
             .with_single_cert(vec![chain], key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        each(move |stream| {
+        accept_each(move |stream| {
             let acceptor = acceptor.clone();
-            async move { join(acceptor.accept(stream).await.ok()?, server).await }
+            async move { copy_both_ways(acceptor.accept(stream).await.ok()?, server).await }
         })
         .await
     }
 }
 
-/// A simulator of Gemini that is up until the guard is dropped.
+/// A simulator of Gemini that runs until the guard is dropped.
 async fn simulator() -> (SocketAddr, DropGuard) {
     let stop = CancellationToken::new();
     let address = listen(Simulator::new(Options::default()).router(), &stop).await;
@@ -223,7 +226,7 @@ async fn simulator() -> (SocketAddr, DropGuard) {
 }
 
 /// The service over a base URL, with these variables.
-fn over(base_url: &str, variables: &[(&str, &str)]) -> Start {
+fn service_over(base_url: &str, variables: &[(&str, &str)]) -> Start {
     let start = Start::with_arguments(&["serve"])
         .set("GEMINI_API_KEY", "the-secret-key")
         .set("GEMINI_MAX_ATTEMPTS", "1")
@@ -235,43 +238,38 @@ async fn chat(service: &Process) -> Answer {
     answer(service.post("/chat", &json!({"prompt": "Hello"}))).await
 }
 
-/// A chat of a service that is started for it.
+/// The answer to a chat from a service started for it.
 async fn one_chat(base_url: &str, variables: &[(&str, &str)]) -> Answer {
-    chat(&over(base_url, variables).run().await).await
+    chat(&service_over(base_url, variables).run().await).await
 }
 
-/// Holds a failed chat to the reason that its detail has to give.
+/// Checks that a failed chat's detail gives this reason.
 fn check_failure(answer: &Answer, reason: &str) {
     let expected =
         json!({"detail": format!("{NO_CONNECTION}{reason}"), "code": "upstream_connection"});
     assert_eq!((answer.status, &answer.body), (StatusCode::BAD_GATEWAY, &expected));
 }
 
-/// A port at which nobody listens.
-async fn closed_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 #[tokio::test]
-async fn a_tunnel_leads_to_an_upstream_with_tls_that_a_private_authority_certified() {
+async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     let certificates = Certificates::new();
     let (simulator, _stop) = simulator().await;
-    let proxy = HttpProxy::to(certificates.before(simulator).await).with_password("user:p@ss");
+    let proxy =
+        HttpProxy::to(certificates.terminate_tls(simulator).await).with_password("user:p@ss");
     let url = format!("http://user:p%40ss@{}", proxy.start().await);
     let authority = certificates.path("ca.pem");
     let variables = [("HTTPS_PROXY", &*url), ("GEMINI_CA_FILE", &*authority)];
-    let service = over("https://gemini.test", &variables).run().await;
+    let service = service_over("https://gemini.test", &variables).run().await;
     let answered = chat(&service).await;
     assert_eq!(answered.status, 200, "{answered:?}");
-    assert_eq!(proxy.asked(), ["CONNECT gemini.test:443 HTTP/1.1"]);
+    assert_eq!(proxy.requests(), ["CONNECT gemini.test:443 HTTP/1.1"]);
     let log = service.log();
     let shown = url.rsplit_once('@').expect("a host").1;
     assert!(log.lines().any(|line| line.contains("proxy") && line.contains(shown)), "{log}");
     for secret in ["user", "p@ss", "p%40ss", "dXNlcjpwQHNz"] {
         assert!(!log.contains(secret), "{log}");
     }
-    // Nobody else vouches for it, and an authority of one's own is enough without the system's.
+    // No other authority certifies it. With the private authority, the system's are not needed.
     let untrusted = one_chat("https://gemini.test", &variables[..1]).await;
     check_failure(&untrusted, "its certificate is not trusted on this machine");
     let alone = [variables[0], variables[1], ("SSL_CERT_FILE", "/does/not/exist")];
@@ -282,20 +280,20 @@ async fn a_tunnel_leads_to_an_upstream_with_tls_that_a_private_authority_certifi
 async fn the_proxy_itself_may_be_reached_over_tls() {
     let certificates = Certificates::new();
     let (simulator, _stop) = simulator().await;
-    let proxy = HttpProxy::to(certificates.before(simulator).await);
-    let address = certificates.before(proxy.start().await).await;
+    let proxy = HttpProxy::to(certificates.terminate_tls(simulator).await);
+    let address = certificates.terminate_tls(proxy.start().await).await;
     let url = format!("https://localhost:{}", address.port());
     let authority = certificates.path("ca.pem");
     let variables = [("all_proxy", &*url), ("GEMINI_CA_FILE", &*authority)];
     assert_eq!(one_chat("https://gemini.test:8443", &variables).await.status, 200);
-    assert_eq!(proxy.asked(), ["CONNECT gemini.test:8443 HTTP/1.1"]);
+    assert_eq!(proxy.requests(), ["CONNECT gemini.test:8443 HTTP/1.1"]);
     let untrusted = one_chat("https://gemini.test", &variables[..1]).await;
     let reason = "the proxy cannot be reached: its certificate is not trusted on this machine";
     check_failure(&untrusted, reason);
 }
 
 #[tokio::test]
-async fn requests_to_an_upstream_without_tls_are_passed_on_by_the_proxy() {
+async fn requests_to_a_plain_http_upstream_are_forwarded_by_the_proxy() {
     const ANSWER: &str =
         r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
     let upstream = Recording::play(200, "application/json", vec![ANSWER.into()]).await;
@@ -303,41 +301,41 @@ async fn requests_to_an_upstream_without_tls_are_passed_on_by_the_proxy() {
     let proxy = HttpProxy::to(address).with_password("user:secret");
     let url = format!("http://user:secret@{}", proxy.start().await);
     let base_url = "http://gemini.test:8080/prefix";
-    let service = over(base_url, &[("http_proxy", &url)]).run().await;
+    let service = service_over(base_url, &[("http_proxy", &url)]).run().await;
     assert_eq!(chat(&service).await.body["response"], "Hi");
-    let asked = proxy.asked();
+    let asked = proxy.requests();
     assert!(asked[0].starts_with(&format!("POST {base_url}/v1beta/models/")), "{asked:?}");
-    let seen = upstream.asked();
+    let seen = upstream.requests();
     assert!(seen[0].contains("host: gemini.test:8080"), "{seen:?}");
     assert!(!seen[0].contains("proxy-authorization"), "{seen:?}");
-    // A client's own password for a proxy is not passed on.
+    // A client's own proxy password is not relayed.
     let listed = service.get("/v1beta/models").header("proxy-authorization", "Basic other");
     assert_eq!(listed.send().await.unwrap().status(), 200);
-    assert_eq!(proxy.asked().len(), 2);
+    assert_eq!(proxy.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn what_a_proxy_refuses_is_told() {
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
+async fn a_proxys_refusal_is_reported() {
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port()));
     let open = HttpProxy::to(nowhere);
     let refusing = |status| HttpProxy { refusal: Some(status), ..open.clone() };
-    let refused = |status| format!("the proxy refused to connect to it ({status})");
+    let refused = |status| format!("the proxy refused to connect ({status})");
     for (proxy, reason) in [
         (open.clone().with_password("user:secret"), UNAUTHORIZED.to_owned()),
         (refusing("403 the-reason-of-the-proxy"), refused("403 Forbidden")),
         (refusing("502 Bad Gateway"), refused("502 Bad Gateway")),
     ] {
         let url = proxy.start().await.to_string();
-        let service = over("https://gemini.test", &[("HTTPS_PROXY", &url)]).run().await;
+        let service = service_over("https://gemini.test", &[("HTTPS_PROXY", &url)]).run().await;
         check_failure(&chat(&service).await, &reason);
         service.until_logged(&reason).await;
         let log = service.log();
         assert!(!log.contains("of-the-proxy") && !log.contains("the-secret-key"), "{log}");
     }
-    // Of a proxy that passes requests on, only this cannot come from the upstream.
+    // With a forwarding proxy, only this status cannot come from the upstream.
     let proxy = open.with_password("user:secret");
     let url = format!("http://user:wrong@{}", proxy.start().await);
-    let service = over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;
+    let service = service_over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;
     check_failure(&chat(&service).await, UNAUTHORIZED);
     let listed = answer(service.get("/v1beta/models")).await;
     assert_eq!(listed.status, 502);
@@ -345,17 +343,17 @@ async fn what_a_proxy_refuses_is_told() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_cannot_be_used_is_told() {
-    let closed = format!("127.0.0.1:{}", closed_port().await);
-    // It reads all that was sent, so that the connection ends and is not reset.
-    let hangs_up = each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
+async fn an_unusable_proxy_is_reported() {
+    let closed = format!("127.0.0.1:{}", closed_port());
+    // Everything sent is read first, so that the connection ends without a reset.
+    let hangs_up = accept_each(|mut stream| async move { head(&mut stream).await.map(drop) }).await;
     let hangs_up = hangs_up.to_string();
     let unknown = format!("{}.invalid", "a".repeat(64));
     let unreachable = "the proxy cannot be reached";
     for (url, reason) in [
-        (closed, format!("{unreachable}: it was refused")),
+        (closed, format!("{unreachable}: the connection was refused")),
         (unknown, format!("{unreachable}: its host name cannot be resolved")),
-        (hangs_up, "the proxy broke the connection off, or is not an HTTP proxy".to_owned()),
+        (hangs_up, "the proxy closed the connection, or is not an HTTP proxy".to_owned()),
     ] {
         let failed = one_chat("https://gemini.test", &[("HTTPS_PROXY", &url)]).await;
         check_failure(&failed, &reason);
@@ -365,8 +363,7 @@ async fn a_proxy_that_cannot_be_used_is_told() {
 #[tokio::test]
 async fn a_socks_proxy_resolves_names_only_with_socks5h() {
     let (simulator, _stop) = simulator().await;
-    // Resolvers take a number for an address, without asking anybody; other programs take it for a
-    // name.
+    // A resolver reads a number as an address without a lookup; other programs read it as a name.
     let base_url = "http://2130706433:8080";
     for (scheme, asked) in [("socks5", "127.0.0.1:8080"), ("socks5h", "2130706433:8080")] {
         let proxy = SocksProxy::to(simulator);
@@ -375,7 +372,7 @@ async fn a_socks_proxy_resolves_names_only_with_socks5h() {
         assert_eq!(*proxy.asked.lock().unwrap(), [asked]);
     }
     let certificates = Certificates::new();
-    let proxy = SocksProxy::to(certificates.before(simulator).await);
+    let proxy = SocksProxy::to(certificates.terminate_tls(simulator).await);
     let url = format!("socks5h://{}", proxy.start().await);
     let authority = certificates.path("ca.pem");
     let variables = [("HTTPS_PROXY", &*url), ("GEMINI_CA_FILE", &*authority)];
@@ -384,27 +381,27 @@ async fn a_socks_proxy_resolves_names_only_with_socks5h() {
 }
 
 #[tokio::test]
-async fn what_a_socks_proxy_refuses_is_told() {
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port().await));
+async fn a_socks_proxys_refusal_is_reported() {
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port()));
     for (reply, password, reason) in
         [(0, "wrong", "credentials not accepted"), (2, "secret", "connection not allowed")]
     {
         let proxy = SocksProxy { reply, ..SocksProxy::to(nowhere) };
         let url = format!("socks5h://user:{password}@{}", proxy.start().await);
         let failed = one_chat("http://gemini.test", &[("HTTP_PROXY", &url)]).await;
-        check_failure(&failed, &format!("the proxy did not connect to it (SOCKS5: {reason})"));
+        check_failure(&failed, &format!("the proxy did not connect (SOCKS5: {reason})"));
     }
 }
 
 #[tokio::test]
-async fn no_proxy_and_this_machine_are_reached_without_a_proxy() {
+async fn no_proxy_hosts_and_loopback_are_reached_directly() {
     let (simulator, _stop) = simulator().await;
-    let proxy = format!("http://127.0.0.1:{}", closed_port().await);
+    let proxy = format!("http://127.0.0.1:{}", closed_port());
     let proxy = ("HTTP_PROXY", &*proxy);
-    // An address of this machine that does not say so.
+    // This address reaches this machine but is not recognized as loopback.
     let base_url = format!("http://0.0.0.0:{}", simulator.port());
     let failed = one_chat(&base_url, &[proxy]).await;
-    check_failure(&failed, "the proxy cannot be reached: it was refused");
+    check_failure(&failed, "the proxy cannot be reached: the connection was refused");
     for spared in [("NO_PROXY", "x.test, 0.0.0.0/8"), ("no_proxy", "*"), ("REQUEST_METHOD", "GET")]
     {
         assert_eq!(one_chat(&base_url, &[proxy, spared]).await.status, 200, "{spared:?}");
@@ -416,7 +413,7 @@ async fn no_proxy_and_this_machine_are_reached_without_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_start_with_unusable_settings_of_the_network_names_them() {
+async fn unusable_network_settings_fail_the_start_and_are_named() {
     let folder = TempDir::new().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -426,7 +423,7 @@ async fn a_start_with_unusable_settings_of_the_network_names_them() {
     let empty = file("empty", "");
     let broken = "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n";
     let broken = file("broken", broken);
-    for (name, value, said) in [
+    for (name, value, expected) in [
         ("HTTPS_PROXY", "ftp://user:secret@proxy", "HTTPS_PROXY: expected the URL of an http"),
         ("https_proxy", "http://user:secret/@proxy:1", "https_proxy: expected the URL"),
         ("ALL_PROXY", "socks5://secret@proxy:port", "ALL_PROXY: expected the URL"),
@@ -440,12 +437,13 @@ async fn a_start_with_unusable_settings_of_the_network_names_them() {
             "GEMINI_CA_FILE: expected a PEM file of certificates: number 1",
         ),
     ] {
-        let output = over("https://gemini.test", &[(name, value)]).output().await;
+        let output = service_over("https://gemini.test", &[(name, value)]).output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{log}");
-        assert!(log.contains(said) && !log.contains("secret"), "{log}");
+        assert!(log.contains(expected) && !log.contains("secret"), "{log}");
     }
-    let no_authorities = over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);
+    let no_authorities =
+        service_over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);
     let log = String::from_utf8(no_authorities.output().await.stderr).unwrap();
     assert!(log.contains("this machine has no CA certificates"), "{log}");
 }

@@ -1,4 +1,4 @@
-//! An upstream on a bare socket: it writes what it is told to, byte by byte where that matters.
+//! An upstream on a bare socket that writes given bytes, one by one if necessary.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-/// An upstream that answers each connection with the same pieces, and keeps what it was asked.
+/// An upstream that answers each connection with the same pieces and records its requests.
 pub struct Recording {
     pub base_url: String,
     asked: Arc<Mutex<Vec<String>>>,
@@ -21,7 +21,7 @@ impl Drop for Recording {
 }
 
 impl Recording {
-    /// Answers with a head and then the pieces of a body, each in a chunk and a write of its own.
+    /// Answers with a head and then pieces of a body, each in its own chunk and write.
     pub async fn play(status: u16, content_type: &str, pieces: Vec<Vec<u8>>) -> Self {
         let head = format!(
             "HTTP/1.1 {status} Some Reason\r\ncontent-type: {content_type}\r\n\
@@ -43,10 +43,10 @@ impl Recording {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address: SocketAddr = listener.local_addr().expect("its address");
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (answer, heard) = (Arc::new(answer), Arc::clone(&asked));
+        let (answer, asked_here) = (Arc::new(answer), Arc::clone(&asked));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&answer), Arc::clone(&heard)));
+                tokio::spawn(serve(stream, Arc::clone(&answer), Arc::clone(&asked_here)));
             }
         });
         let task = task.abort_handle();
@@ -54,7 +54,7 @@ impl Recording {
     }
 
     /// The requests so far, head and body.
-    pub fn asked(&self) -> Vec<String> {
+    pub fn requests(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
 }
@@ -70,7 +70,7 @@ async fn serve(mut stream: TcpStream, answer: Arc<Vec<Vec<u8>>>, asked: Arc<Mute
     }
     asked.lock().unwrap().push(String::from_utf8_lossy(&request).into_owned());
     for piece in &*answer {
-        // Whoever hung up has heard enough.
+        // The client may have disconnected already.
         if stream.write_all(piece).await.is_err() {
             return;
         }
@@ -78,7 +78,7 @@ async fn serve(mut stream: TcpStream, answer: Arc<Vec<Vec<u8>>>, asked: Arc<Mute
     }
 }
 
-/// Whether a request with a content length, or without a body, is there to its end.
+/// Whether a request, with a content length or without a body, is complete.
 fn is_whole(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

@@ -1,4 +1,4 @@
-//! What Gemini says never holds the server's key when it comes out of the service.
+//! What comes from Gemini never leaves the service with a key in it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use axum::body::Body;
 use axum::response::Response;
 use futures_util::stream::iter;
 use gemini_concurrent_generation::gemini::ApiKey;
-use gemini_concurrent_generation::simulator::Options;
 use http::{HeaderMap, Uri};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -16,26 +15,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{Service, answer, listen};
 
-/// A key of the form of Google's.
+/// A key in Google's format.
 const KEY: &str = "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY";
-/// Another one, which is no key in use.
+/// Another one, not used for any call.
 const OTHER: &str = "AIzaSyB-1xSrke72PouQMnMX-a7eZSW0jkFMBWY";
 const MASK: &str = "***************************************";
 const GENERATE: &str = "/v1beta/models/m:generateContent";
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
-/// A service with the key, over an upstream that answers everything in one way.
-async fn over(
+/// A service with the key, over an upstream with one handler.
+async fn service_over(
     answer: impl Fn(&HeaderMap) -> Response + Send + Sync + 'static,
 ) -> (Service, DropGuard) {
     let stop = CancellationToken::new();
     let answer = Arc::new(answer);
     let router = Router::new().fallback(async move |_: Uri, headers: HeaderMap| answer(&headers));
     let base_url = format!("http://{}", listen(router, &stop).await);
-    let service = Service::with(Options::default(), |config| {
-        config.base_url = base_url;
+    let service = Service::over_with(&base_url, |config| {
         config.max_attempts = 1;
-        // No waiting for a minute's quota.
+        // Without quotas, so that no call waits.
         config.request_timeout = Duration::from_secs(30);
         config.set_gemini_api_key(ApiKey::new(KEY).unwrap());
     });
@@ -47,7 +45,7 @@ fn respond(status: u16, content_type: &str, body: impl Into<Body>) -> Response {
     response.body(body.into()).unwrap()
 }
 
-/// The pieces of an answer, each sent by itself.
+/// A body whose pieces are sent separately.
 fn pieces(pieces: impl IntoIterator<Item = String>) -> Body {
     let pieces: Vec<_> = pieces.into_iter().map(Ok::<_, std::io::Error>).collect();
     Body::from_stream(iter(pieces))
@@ -69,7 +67,7 @@ async fn text(request: RequestBuilder) -> (u16, HeaderMap, String) {
 }
 
 #[tokio::test]
-async fn no_failure_of_a_streamed_chat_shows_the_key() {
+async fn no_error_of_a_streamed_chat_shows_the_key() {
     let hello = json!({"candidates": [{"content": {"parts": [{"text": "Hello"}]}}]});
     let blocked = json!({"promptFeedback": {"blockReason": format!("OTHER {KEY}")}});
     let explained = json!({"promptFeedback": {"blockReason": "OTHER", "blockReasonMessage": KEY}});
@@ -91,36 +89,37 @@ async fn no_failure_of_a_streamed_chat_shows_the_key() {
         let stream = events.iter().map(event).collect::<String>();
         let whole = stream.clone();
         let (service, _stop) =
-            over(move |_| respond(200, "text/event-stream", whole.clone())).await;
+            service_over(move |_| respond(200, "text/event-stream", whole.clone())).await;
         let chat = json!({"prompt": "Hi", "stream": true});
-        let (_, _, said) = text(service.post("/chat", &chat)).await;
-        assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+        let (_, _, shown) = text(service.post("/chat", &chat)).await;
+        assert!(shown.contains("***") && !shown.contains("AIza"), "{shown}");
         service.until_idle().await;
 
         let letters: Vec<_> = stream.chars().map(String::from).collect();
         let (service, _stop) =
-            over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
+            service_over(move |_| respond(200, "text/event-stream", pieces(letters.clone()))).await;
         let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
-        // A stream that begins with an error is a refusal, in which no key has its place.
+        // A stream that begins with an error is a refusal, from which every key is redacted.
         let mut expected = stream.replace(KEY, MASK);
         if events[0].get("error").is_some() {
             expected = expected.replace(OTHER, MASK);
         }
-        assert_eq!(passed, expected, "cut into its letters");
+        assert_eq!(passed, expected, "split into single characters");
         service.until_idle().await;
     }
 }
 
 #[tokio::test]
-async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
+async fn no_chat_answer_shows_the_key_however_it_is_split_or_escaped() {
     let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let (half, rest) = KEY.split_at(20);
     let mut parts = [part("It is "), part(half), part(&format!("{rest}, A")), part("IzaSy")];
     parts[3]["candidates"][0]["finishReason"] = "STOP".into();
     let stream: String = parts.iter().map(event).collect();
-    let (service, _stop) = over(move |_| respond(200, "text/event-stream", stream.clone())).await;
-    let (_, _, said) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
-    let events = said.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let (service, _stop) =
+        service_over(move |_| respond(200, "text/event-stream", stream.clone())).await;
+    let (_, _, shown) = text(service.post("/chat", &json!({"prompt": "Hi", "stream": true}))).await;
+    let events = shown.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
     let events: Vec<Value> = events.map(|event| serde_json::from_str(event).unwrap()).collect();
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     let expected = format!("It is {MASK}, AIzaSy");
@@ -130,24 +129,26 @@ async fn no_answer_of_a_chat_shows_the_key_however_it_is_cut_or_escaped() {
     let whole = format!(
         r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{half}"}},{{"text":"{rest} {escaped}"}}]}}}}]}}"#
     );
-    let (service, _stop) = over(move |_| respond(200, "application/json", whole.clone())).await;
+    let (service, _stop) =
+        service_over(move |_| respond(200, "application/json", whole.clone())).await;
     assert_eq!(
         service.chat("Hi").await.body["response"],
         format!("{MASK} {}", "*".repeat(escaped.len()))
     );
 }
 
-/// The pieces of a stream as they came out, cut into its letters on the way in.
+/// The stream as relayed, when it arrives one character at a time.
 async fn relayed(content_type: &'static str, stream: String) -> String {
     let letters: Vec<_> = stream.chars().map(String::from).collect();
-    let (service, _stop) = over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
+    let (service, _stop) =
+        service_over(move |_| respond(200, content_type, pieces(letters.clone()))).await;
     let (_, _, passed) = text(service.post(STREAM, &json!({}))).await;
     service.until_idle().await;
     passed
 }
 
 #[tokio::test]
-async fn a_key_in_the_texts_of_two_events_of_a_relayed_stream_does_not_pass() {
+async fn a_key_split_over_two_events_of_a_relayed_stream_is_redacted() {
     let part = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let delta = |text: &str| json!({"choices": [{"delta": {"content": text}}]});
     let (first, second) = KEY.split_at(11);
@@ -170,7 +171,7 @@ async fn a_key_in_the_texts_of_two_events_of_a_relayed_stream_does_not_pass() {
 }
 
 #[tokio::test]
-async fn an_error_amid_a_relayed_stream_shows_no_key_and_an_answer_may_have_one() {
+async fn errors_in_a_relayed_stream_are_redacted_and_answers_are_not() {
     let part = json!({"candidates": [{"content": {"parts": [{"text": OTHER}]}}]});
     let stream = event(&part) + &event(&suspended(OTHER));
     let passed = relayed("text/event-stream", stream).await;
@@ -181,7 +182,7 @@ async fn an_error_amid_a_relayed_stream_shows_no_key_and_an_answer_may_have_one(
 }
 
 #[tokio::test]
-async fn no_refusal_that_is_passed_on_shows_a_key() {
+async fn no_relayed_refusal_shows_a_key() {
     let html = format!("<html>{KEY} {OTHER} \u{e9}</html>");
     let latin = [html.as_bytes(), b"\xff\xe9"].concat();
     let array = json!([suspended(KEY)]).to_string();
@@ -193,22 +194,23 @@ async fn no_refusal_that_is_passed_on_shows_a_key() {
     ] {
         for path in [GENERATE, STREAM, "/v1beta/models", "/v1beta/openai/chat/completions"] {
             let body = body.clone();
-            let (service, _stop) = over(move |_| respond(status, content_type, body.clone())).await;
+            let (service, _stop) =
+                service_over(move |_| respond(status, content_type, body.clone())).await;
             let request = match path {
                 "/v1beta/models" => service.get(path),
                 _ => service.post(path, &json!({"model": "m"})),
             };
-            let (_, _, said) = text(request).await;
-            assert!(!said.contains(KEY), "{path}: {said}");
-            assert!(status < 400 || !said.contains(OTHER), "{path}: {said}");
+            let (_, _, shown) = text(request).await;
+            assert!(!shown.contains(KEY), "{path}: {shown}");
+            assert!(status < 400 || !shown.contains(OTHER), "{path}: {shown}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_body_that_was_not_to_be_encoded_is_refused() {
+async fn an_unrequested_content_encoding_is_refused() {
     for status in [200, 403] {
-        let (service, _stop) = over(move |asked| {
+        let (service, _stop) = service_over(move |asked| {
             assert_eq!(asked["accept-encoding"], "identity");
             let mut response = respond(status, "application/json", "encoded");
             response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
@@ -224,14 +226,14 @@ async fn a_body_that_was_not_to_be_encoded_is_refused() {
         }
         assert_eq!(service.chat("Hi").await.status, if status == 200 { 502 } else { 403 });
         let (found, _, _) = text(service.get("/download/v1beta/files/x:download")).await;
-        assert_eq!(found, if status == 200 { 200 } else { 502 }, "a file may be kept so");
+        assert_eq!(found, if status == 200 { 200 } else { 502 }, "a file may be stored encoded");
     }
 }
 
 #[tokio::test]
 async fn no_header_and_no_reason_phrase_shows_a_key() {
     for status in [200, 403] {
-        let (service, _stop) = over(move |_| {
+        let (service, _stop) = service_over(move |_| {
             let mut response = respond(status, "application/json", "{}");
             let headers = response.headers_mut();
             headers.insert("location", format!("https://x/?key={KEY}").parse().unwrap());
@@ -243,14 +245,14 @@ async fn no_header_and_no_reason_phrase_shows_a_key() {
         })
         .await;
         for (method, path) in [("GET", "/v1beta/models"), ("POST", GENERATE)] {
-            let said = raw(&service, method, path).await;
-            assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
-            assert!(said.contains("***") && !said.contains("AIza"), "{said}");
+            let shown = raw(&service, method, path).await;
+            assert!(shown.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}");
+            assert!(shown.contains("***") && !shown.contains("AIza"), "{shown}");
         }
     }
 }
 
-/// An answer as it comes, its status line included.
+/// The raw answer, status line included.
 async fn raw(service: &Service, method: &str, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(service.address).await.unwrap();
@@ -266,17 +268,18 @@ async fn raw(service: &Service, method: &str, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_servers_key_does_not_come_out_of_a_call_that_a_caller_pays_for() {
+async fn the_servers_key_is_redacted_from_calls_that_callers_pay_for() {
     let (service, _stop) =
-        over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}"))).await;
+        service_over(|_| respond(200, "application/json", format!("{{\"models\":\"{KEY}\"}}")))
+            .await;
     let list = service.get("/v1beta/models").header("x-goog-api-key", "callers-key");
-    let (_, headers, said) = text(list).await;
-    assert_eq!(said, format!("{{\"models\":\"{MASK}\"}}"));
-    assert_eq!(headers["content-length"], said.len().to_string());
+    let (_, headers, shown) = text(list).await;
+    assert_eq!(shown, format!("{{\"models\":\"{MASK}\"}}"));
+    assert_eq!(headers["content-length"], shown.len().to_string());
 }
 
 #[tokio::test]
-async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
+async fn an_excessive_retry_delay_is_capped_by_its_quotas_window() {
     const MINUTE: Option<&str> = Some("GenerateRequestsPerMinutePerProjectPerModel");
     const DAY: Option<&str> = Some("GenerateRequestsPerDayPerProjectPerModel");
     let exhausted = "Resource has been exhausted (e.g. check quota).";
@@ -284,7 +287,7 @@ async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
         ("9223372036854775807s", MINUTE, "no", 601),
         ("9223372036854775807s", DAY, "no", 90_001),
         ("9223372036854775807s", None, exhausted, 3_600),
-        // Which quota it is, and so how long it can take, only Gemini knows.
+        // Only Gemini knows which quota this is, and so how long the wait may be.
         ("9223372036854775807s", None, "no", 90_001),
         ("3153600000s", MINUTE, "no", 601),
     ] {
@@ -301,7 +304,7 @@ async fn an_absurd_wait_is_cut_to_what_its_scope_can_mean() {
             "code": 429, "status": "RESOURCE_EXHAUSTED", "message": message, "details": details
         }});
         let (service, _stop) =
-            over(move |_| respond(429, "application/json", body.to_string())).await;
+            service_over(move |_| respond(429, "application/json", body.to_string())).await;
         for _ in 0..2 {
             let refused = service.chat("Hi").await;
             assert_eq!(refused.status, 429, "{}", refused.body);

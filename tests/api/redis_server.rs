@@ -1,16 +1,18 @@
-//! A Redis, as a process of its own.
-
-use std::net::TcpListener;
-use std::process::Stdio;
-use std::time::Duration;
+//! A redis-server as a child process.
 
 use redis::Client;
+use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
+use tokio::process::Child;
+use tokio::time::timeout;
 
 use crate::process::kill;
 use crate::support::TEST_TIMEOUT;
+
+#[path = "../support/redis_launcher.rs"]
+mod launcher;
+
+pub use launcher::free_port;
 
 /// A redis-server on a free port, until it is dropped.
 pub struct RedisServer {
@@ -21,47 +23,36 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// One that forgets everything when it stops.
+    /// A server that loses everything when it stops.
     pub async fn start() -> Self {
         Self::with(&["--save", ""]).await
     }
 
-    /// One with options of its own.
+    /// A server with these options.
     pub async fn with(options: &[&str]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let mut server = Self { process: None, port: free_port(), folder, options };
-        server.start_again().await;
+        server.restart().await;
         server
     }
 
     /// Starts it again after it was stopped, and waits until it answers.
-    pub async fn start_again(&mut self) {
-        let process = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(&self.options)
-            .current_dir(self.folder.path())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn();
-        self.process = Some(process.expect("the package redis-server has to be installed"));
-        let client = Client::open(self.url()).expect("a URL");
-        let answers = async {
-            while client.get_multiplexed_async_connection().await.is_err_and(|error| {
-                // Who asks for a password is there.
-                !error.to_string().contains("NOAUTH")
-            }) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(TEST_TIMEOUT, answers).await.expect("redis-server does not answer");
+    pub async fn restart(&mut self) {
+        let launched = launcher::launch(self.port, self.folder.path(), |command| {
+            command.args(&self.options);
+        });
+        self.process = Some(launched.await);
     }
 
-    /// Stops it as an operator does.
+    /// Stops it with SIGTERM.
     pub async fn stop(&mut self) {
         let mut process = self.process.take().expect("it runs");
         kill(&process, "TERM").await;
-        timeout(TEST_TIMEOUT, process.wait()).await.expect("it did not end").expect("its status");
+        timeout(TEST_TIMEOUT, process.wait())
+            .await
+            .expect("it did not end in time")
+            .expect("its status");
     }
 
     /// Sends it a signal.
@@ -69,11 +60,13 @@ impl RedisServer {
         kill(self.process.as_ref().expect("it runs"), signal).await;
     }
 
-    /// Says something to it.
-    pub async fn say(&self, command: &redis::Cmd) {
+    async fn connection(&self) -> MultiplexedConnection {
         let client = Client::open(self.url()).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
-        command.exec_async(&mut connection).await.expect("it does so");
+        client.get_multiplexed_async_connection().await.expect("it answers")
+    }
+
+    pub async fn execute(&self, command: &redis::Cmd) {
+        command.exec_async(&mut self.connection().await).await.expect("the command succeeds");
     }
 
     pub fn port(&self) -> u16 {
@@ -84,34 +77,14 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How many wait for the global slot of a prefix.
+    /// How many requests wait for the global limit of a prefix.
     pub async fn waiting(&self, prefix: &str) -> usize {
-        let client = Client::open(self.url()).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
         let count = redis::cmd("ZCARD").arg(format!("{{{prefix}}}:queue:0")).to_owned();
-        count.query_async(&mut connection).await.expect("a count")
+        count.query_async(&mut self.connection().await).await.expect("a count")
     }
 
-    /// Makes a prefix's limits those of a Redis that has been up for long: after a start, nothing
-    /// is granted at first, since it may have forgotten who holds what.
-    pub async fn season(&self, prefix: &str) {
-        let client = Client::open(self.url()).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
-        let info: String =
-            redis::cmd("INFO").arg("server").query_async(&mut connection).await.expect("its info");
-        let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("its run");
-        let set = redis::cmd("SET").arg(format!("{{{prefix}}}:run")).arg(run.trim()).to_owned();
-        set.exec_async(&mut connection).await.expect("a key is set");
-    }
-}
-
-/// A free port that leaves room for a node's second one, 10,000 higher.
-pub fn free_port() -> u16 {
-    loop {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("its address").port();
-        if port < 55_000 {
-            return port;
-        }
+    /// Makes it count as long-running for the replicas with a prefix.
+    pub async fn mark_as_long_running(&self, prefix: &str) {
+        launcher::mark_as_long_running(&self.url(), prefix).await;
     }
 }

@@ -1,5 +1,4 @@
-//! Refusals that are not for load, and calls that may have run: what is tried again, and what is
-//! left alone.
+//! Refusals other than for load, and calls that may have run: what is retried, and what is not.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,9 +14,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, listen};
+use crate::support::{ADMIN_KEY, Answer, SERVER_KEY, Service, answer, closed_port, listen};
 
-/// An upstream that refuses what it is told to refuse, and answers everything else.
+/// An upstream that refuses some calls and answers all others.
 struct Refusing {
     base_url: String,
     calls: Arc<Mutex<usize>>,
@@ -25,7 +24,8 @@ struct Refusing {
 }
 
 impl Refusing {
-    /// Refuses the calls for which there is a refusal: by their number, from 1, and their key.
+    /// Refuses the calls for which the function returns a refusal. It gets the call's number, from
+    /// 1, and its key.
     async fn with(
         refusal: impl Fn(usize, &str) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
@@ -39,7 +39,7 @@ impl Refusing {
                     *calls += 1;
                     *calls
                 };
-                refusal(number, &key(&request)).unwrap_or_else(|| served(&request))
+                refusal(number, &key(&request)).unwrap_or_else(|| success(&request))
             }
         });
         let base_url = format!("http://{}", listen(router, &stop).await);
@@ -64,8 +64,8 @@ fn key(request: &Request) -> String {
     header("x-goog-api-key").or(header(AUTHORIZATION.as_str())).unwrap_or_default().to_owned()
 }
 
-/// What Gemini answers, in the form of the surface.
-fn served(request: &Request) -> Response {
+/// An answer in the format of the request's surface.
+fn success(request: &Request) -> Response {
     let path = request.uri().path();
     let answer = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
@@ -92,7 +92,7 @@ fn refusal(status: u16, message: &str, details: Value) -> Value {
     }})
 }
 
-/// An answer with that status and body.
+/// A response with this status and body.
 fn refused(status: u16, body: &Value) -> Response {
     let mut response = axum::Json(body.clone()).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -103,7 +103,7 @@ const UNNAMED: &str = "You exceeded your current quota, please check your plan a
     details. For more information on this error, head to: \
     https://ai.google.dev/gemini-api/docs/rate-limits.";
 
-fn unnamed() -> Value {
+fn refusal_without_quota() -> Value {
     let help = json!([{"@type": "type.googleapis.com/google.rpc.Help", "links": []}]);
     refusal(429, UNNAMED, help)
 }
@@ -136,15 +136,15 @@ async fn assert_no_limit_fell(service: &Service) {
     assert_eq!(health["concurrency_status"]["adaptive_limits"], json!({}));
 }
 
-/// What is spent of the only account.
-async fn spent(service: &Service, quota: &str) -> Value {
+/// What the only account has used of a quota.
+async fn used(service: &Service, quota: &str) -> Value {
     let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
     assert_eq!(limits.body["count"], 1, "{}", limits.body);
     limits.body["limits"][0][quota]["used"].clone()
 }
 
 #[tokio::test]
-async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls() {
+async fn an_account_without_funds_is_paused_and_batches_send_no_doomed_calls() {
     for status in [402, 429] {
         let depleted = refusal(status, "Your prepayment credits are depleted.", Value::Null);
         let upstream =
@@ -159,15 +159,15 @@ async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls(
             assert_eq!(item["retryable"], false);
         }
         let calls = upstream.calls();
-        assert!(calls <= 15, "{calls} were made, of which no more than 15 were under way at once");
+        assert!(calls <= 15, "{calls} were made, with at most 15 in flight at once");
 
         assert_failed(
             &chat_with(&service, SERVER_KEY, "another-model").await,
             402,
             "account_unfunded",
         );
-        assert_eq!(upstream.calls(), calls, "it holds for every model of the account");
-        let shown = limits(&service).await;
+        assert_eq!(upstream.calls(), calls, "every model of the account is paused");
+        let shown = service.limits().await;
         for account in shown["limits"].as_array().unwrap() {
             let shown = &account["refused"];
             assert_eq!(shown["state"], "refusing", "{account}");
@@ -178,20 +178,20 @@ async fn an_account_without_funds_is_left_alone_and_no_batch_makes_doomed_calls(
             assert!((0.0..=180.0).contains(&probe_in) && probe_in > 0.0, "{probe_in}");
         }
         assert_eq!(chat_with(&service, "another-key", "a-model").await.status, StatusCode::OK);
-        let shown = limits(&service).await;
+        let shown = service.limits().await;
         let of_another =
             |account: &&Value| account["key"] != "server" && account["model"] == "a-model";
         let accounts = shown["limits"].as_array().unwrap();
-        let served = accounts.iter().find(of_another).expect("it was used");
+        let served = accounts.iter().find(of_another).expect("the account is listed");
         assert_eq!(served["refused"], Value::Null);
         assert_no_limit_fell(&service).await;
         service.until_idle().await;
     }
 }
 
-/// Gemini's answers name the model that it charges, each surface in its own words.
+/// Gemini's answers name the model that is charged, in each surface's format.
 #[tokio::test]
-async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
+async fn answers_on_every_surface_map_an_alias_to_the_model_that_is_charged() {
     let native = json!({
         "candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 7},
@@ -227,7 +227,7 @@ async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
         let response = service.post(path, body).send().await.expect("an answer");
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.bytes().await.expect("a whole answer");
-        let shown = limits(&service).await;
+        let shown = service.limits().await;
         let accounts = shown["limits"].as_array().unwrap();
         let counts_as = |model: &str| {
             let account = accounts.iter().find(|account| account["model"] == model);
@@ -238,9 +238,9 @@ async fn answers_of_every_surface_join_an_alias_to_the_model_that_is_charged() {
     }
 }
 
-/// A refusal names the model whose quota is used up.
+/// A refusal names the model whose quota is exhausted.
 #[tokio::test]
-async fn a_refusal_joins_an_alias_to_the_model_that_it_names() {
+async fn a_refusal_maps_an_alias_to_the_model_that_it_names() {
     let details = json!([{
         "@type": "type.googleapis.com/google.rpc.QuotaFailure",
         "violations": [{
@@ -254,14 +254,10 @@ async fn a_refusal_joins_an_alias_to_the_model_that_it_names() {
     for model in ["gemini-latest", "gemini-real", "gemini-latest"] {
         assert_failed(&chat_with(&service, SERVER_KEY, model).await, 429, "daily_quota_exhausted");
     }
-    assert_eq!(upstream.calls(), 1, "it holds for both");
-    let shown = limits(&service).await;
+    assert_eq!(upstream.calls(), 1, "both names are paused");
+    let shown = service.limits().await;
     assert_eq!(shown["limits"][0]["counts_as"], "gemini-real", "{shown}");
     assert_eq!(shown["limits"][1]["requests_per_day"]["limit"], 50, "{shown}");
-}
-
-async fn limits(service: &Service) -> Value {
-    answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await.body
 }
 
 fn with(body: &Value, name: &str, value: Value) -> Value {
@@ -271,7 +267,7 @@ fn with(body: &Value, name: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_quota_of_0_is_told_as_no_quota_and_not_asked_for_again() {
+async fn a_quota_of_zero_is_reported_and_not_retried() {
     for id in ["GenerateContentRequestsPerMinutePerProjectPerRegion", "GenerateRequestsPerDay"] {
         let zero = quota(id, "0");
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &zero)));
@@ -280,17 +276,17 @@ async fn a_quota_of_0_is_told_as_no_quota_and_not_asked_for_again() {
         for _ in 0..2 {
             let failed = chat_with(&service, "a-key", "a-model").await;
             assert_failed(&failed, 403, "no_quota");
-            assert!(!failed.headers.contains_key(RETRY_AFTER), "nobody knows when");
+            assert!(!failed.headers.contains_key(RETRY_AFTER), "no time is known");
         }
         assert_eq!(upstream.calls(), 1);
         let other = chat_with(&service, "a-key", "another-model").await;
-        assert_eq!(other.status, StatusCode::OK, "it holds for the model alone");
+        assert_eq!(other.status, StatusCode::OK, "only that model is paused");
     }
 }
 
 #[tokio::test]
-async fn a_quota_that_nobody_names_is_not_tried_again_and_says_nothing_of_other_calls() {
-    for body in [unnamed(), quota("BatchEnqueuedTokensPerModel", "500")] {
+async fn a_refusal_without_a_quota_is_not_retried_and_affects_no_other_call() {
+    for body in [refusal_without_quota(), quota("BatchEnqueuedTokensPerModel", "500")] {
         let upstream = Refusing::with(move |number, _| (number == 1).then(|| refused(429, &body)));
         let upstream = upstream.await;
         let service = upstream.service().await;
@@ -323,7 +319,7 @@ async fn a_spend_limit_pauses_every_model_of_the_account() {
 }
 
 #[tokio::test]
-async fn the_wait_that_a_header_asks_for_is_kept() {
+async fn a_retry_after_header_is_obeyed() {
     for (status, message) in [(503, "overloaded"), (429, "Resource has been exhausted.")] {
         let body = refusal(status, message, Value::Null);
         let upstream = Refusing::with(move |number, _| {
@@ -336,13 +332,13 @@ async fn the_wait_that_a_header_asks_for_is_kept() {
         let asked = Instant::now();
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
         assert_eq!(upstream.calls(), 2);
-        // The backoff alone is half a second at most.
+        // The backoff alone is at most half a second.
         assert!(asked.elapsed() >= Duration::from_secs(2), "{:?}", asked.elapsed());
     }
 }
 
 #[tokio::test]
-async fn what_may_have_run_is_sent_once_more_or_never_and_counts_as_spent() {
+async fn a_call_that_may_have_run_is_retried_at_most_once_and_counts_as_spent() {
     let cut_off = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".to_vec();
     for answered in [vec![], vec![cut_off]] {
         for (path, calls) in [
@@ -358,44 +354,44 @@ async fn what_may_have_run_is_sent_once_more_or_never_and_counts_as_spent() {
             .await;
             let failed = answer(service.post(path, &json!({"prompt": "Hello"}))).await;
             assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{path}: {failed:?}");
-            assert_eq!(upstream.asked().len(), calls, "{path}");
-            assert_eq!(spent(&service, "requests_per_day").await, calls, "{path}");
-            assert_eq!(spent(&service, "requests_per_minute").await, calls, "{path}");
+            assert_eq!(upstream.requests().len(), calls, "{path}");
+            assert_eq!(used(&service, "requests_per_day").await, calls, "{path}");
+            assert_eq!(used(&service, "requests_per_minute").await, calls, "{path}");
             service.until_idle().await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_request_that_gemini_declines_is_not_one_of_the_day() {
+async fn a_request_that_gemini_declines_does_not_use_the_daily_quota() {
     for status in [400, 401, 403, 404] {
         let service = Service::start().await;
         let failed = service.chat(format!("[[simulate:status={status}]]")).await;
         assert!(failed.status.is_client_error());
-        assert_eq!(spent(&service, "requests_per_day").await, 0, "{status}");
+        assert_eq!(used(&service, "requests_per_day").await, 0, "{status}");
         assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
-        assert_eq!(spent(&service, "requests_per_day").await, 1, "{status}");
+        assert_eq!(used(&service, "requests_per_day").await, 1, "{status}");
     }
 }
 
 #[tokio::test]
-async fn nothing_is_spent_where_no_connection_could_be_made() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+async fn a_failed_connection_uses_no_quota() {
+    let closed_port = closed_port();
     let service = Service::with(Options::default(), |config| {
-        config.base_url = format!("http://{nobody}");
+        config.base_url = format!("http://127.0.0.1:{closed_port}");
         config.max_attempts = 1;
     })
     .await;
     assert_failed(&service.chat("Hello").await, 502, "upstream_connection");
     for quota in ["requests_per_day", "requests_per_minute", "input_tokens_per_minute"] {
-        assert_eq!(spent(&service, quota).await, 0, "{quota}");
+        assert_eq!(used(&service, quota).await, 0, "{quota}");
     }
 }
 
 const SSE: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 const LIST: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent";
 
-/// A request for a stream of each surface, and each form in which an error can come in a 200.
+/// A streaming request on each surface, with each format in which an error can come in a 200.
 fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
     let chat = json!({"prompt": "Hello", "stream": true});
     let gemini = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
@@ -415,13 +411,13 @@ fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_with_an_error_is_sent_again() {
+async fn a_stream_that_begins_with_an_error_is_retried() {
     let error = json!({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}});
     for (path, asked, body) in streams(&error) {
         let (first, is_list) = (body.clone(), path == LIST);
         let upstream = Refusing::with(move |number, _| {
             let content_type = if is_list { "application/json" } else { "text/event-stream" };
-            // In pieces, as it may come.
+            // The answer may arrive in pieces.
             let pieces =
                 first.as_bytes().chunks(7).map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
             let pieces: Vec<_> = pieces.collect();
@@ -461,7 +457,7 @@ async fn every_kind_of_quota_is_learned_from_the_refusal_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_with_a_refusal_settles_as_that_refusal() {
+async fn a_stream_that_begins_with_a_refusal_settles_as_a_refusal() {
     let day = quota("GenerateRequestsPerDayPerProjectPerModel", "7");
     for (path, asked, body) in streams(&day) {
         let first = body.clone();
@@ -471,13 +467,17 @@ async fn a_stream_that_begins_with_a_refusal_settles_as_that_refusal() {
         let status = response.status();
         let text = response.text().await.unwrap();
         if path.starts_with("/v1beta") {
-            assert_eq!((status, &*text), (StatusCode::OK, &*body), "{path}: as Gemini said it");
+            assert_eq!((status, &*text), (StatusCode::OK, &*body), "{path}: relayed unchanged");
         } else {
             assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{path}: {text}");
             assert!(text.contains("daily_quota_exhausted"), "{path}: {text}");
         }
         let next = answer(service.post(path, &asked)).await;
-        assert_eq!(next.status, StatusCode::TOO_MANY_REQUESTS, "{path}: the day is used up");
+        assert_eq!(
+            next.status,
+            StatusCode::TOO_MANY_REQUESTS,
+            "{path}: the daily quota is exhausted"
+        );
         assert_eq!(upstream.calls(), 1, "{path}");
         let limits = answer(service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY)).await;
         let learned = &limits.body["limits"][0]["requests_per_day"];

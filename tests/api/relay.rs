@@ -1,5 +1,5 @@
-//! What is passed on, in both surfaces' words: who pays, what is counted, and what goes neither to
-//! Gemini nor back.
+//! Relayed calls on both surfaces: who pays, what is counted, and which headers are dropped in
+//! either direction.
 
 use std::time::Duration;
 
@@ -12,21 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::limits::plan;
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Service, answer};
+use crate::support::{ADMIN_KEY, Service, answer, contents};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 const STREAM: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 
-fn contents() -> Value {
-    json!({"contents": [{"parts": [{"text": "x"}]}]})
-}
-
-async fn over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
-
-/// The answer to bytes, read until the service closes the connection.
+/// The answer to raw bytes, read until the service closes the connection.
 async fn raw(service: &Service, request: &str) -> String {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -37,9 +28,9 @@ async fn raw(service: &Service, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_call_is_counted_for_the_model_in_its_body_or_for_its_resource() {
+async fn a_call_is_counted_for_the_model_in_its_body_or_its_resource() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for (path, body) in [
         ("/v1beta/interactions", json!({"model": "gemini-a", "input": "x"})),
         ("/v1/interactions", json!({"agent": "agent-b", "input": "x"})),
@@ -74,7 +65,7 @@ async fn a_call_is_counted_for_the_model_in_its_body_or_for_its_resource() {
 }
 
 #[tokio::test]
-async fn only_posts_are_charged() {
+async fn only_post_requests_are_charged() {
     let service =
         Service::with(Options::default(), |config| config.quota_plan = plan("*:rpd=1", "")).await;
     let client = reqwest::Client::new();
@@ -91,12 +82,12 @@ async fn only_posts_are_charged() {
     let connect = raw(&service, "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n");
     assert!(connect.await.starts_with("HTTP/1.1 405 "));
     assert_eq!(service.simulator.stats().calls, 0);
-    assert_eq!(answer(service.post(GENERATE, &contents())).await.status, 200);
-    assert_eq!(answer(service.post(GENERATE, &contents())).await.status, 429);
+    assert_eq!(answer(service.post(GENERATE, &contents("x"))).await.status, 200);
+    assert_eq!(answer(service.post(GENERATE, &contents("x"))).await.status, 429);
 }
 
 #[tokio::test]
-async fn a_request_has_one_host() {
+async fn a_request_is_sent_with_one_host_header() {
     let service = Service::start().await;
     let get = async |headers: &str| {
         raw(&service, &format!("GET / HTTP/1.1\r\n{headers}connection: close\r\n\r\n")).await
@@ -112,7 +103,7 @@ async fn a_request_has_one_host() {
 }
 
 #[tokio::test]
-async fn who_pays_is_decided_before_the_body_is_read() {
+async fn a_request_is_authenticated_before_its_body_is_read() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files"] {
@@ -126,9 +117,9 @@ async fn who_pays_is_decided_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn what_is_about_the_client_stays_here() {
+async fn headers_that_identify_the_client_are_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let dropped = [
         ("cookie", "session=1"),
         ("referer", "http://intranet/"),
@@ -156,7 +147,7 @@ async fn what_is_about_the_client_stays_here() {
             let request = dropped.iter().fold(request, |r, (name, value)| r.header(*name, *value));
             let request = request.header("x-goog-user-project", "p").header("x-kept", "1");
             assert_eq!(answer(request.header("x-goog-api-key", key)).await.status, 200);
-            let sent = recording.asked().pop().unwrap().to_lowercase();
+            let sent = recording.requests().pop().unwrap().to_lowercase();
             for (name, _) in dropped {
                 assert!(!sent.contains(&format!("\n{name}:")), "{name}: {sent}");
             }
@@ -168,9 +159,9 @@ async fn what_is_about_the_client_stays_here() {
 }
 
 #[tokio::test]
-async fn the_admin_key_is_not_sent_on() {
+async fn the_admin_key_is_not_relayed() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let headers = [
         ("x-other", ADMIN_KEY.to_owned()),
         ("x-other", format!("Token {ADMIN_KEY}")),
@@ -181,32 +172,32 @@ async fn the_admin_key_is_not_sent_on() {
     for path in [GENERATE, "/v1/chat/completions", "/upload/v1beta/files", "/v1beta/files"] {
         for (name, value) in &headers {
             for key in ["callers-key", ADMIN_KEY] {
-                let request = service.post(path, &contents()).header(*name, value);
+                let request = service.post(path, &contents("x")).header(*name, value);
                 let refused = answer(request.header("x-goog-api-key", key)).await;
                 assert_eq!(refused.status, 401, "{path} {name}: {value}");
             }
         }
         for query in queries {
-            let request = service.post(&format!("{path}?{query}{ADMIN_KEY}"), &contents());
+            let request = service.post(&format!("{path}?{query}{ADMIN_KEY}"), &contents("x"));
             assert_eq!(answer(request).await.status, 401, "{path}?{query}");
         }
     }
     let in_path = service.get(&format!("/v1beta/files/{ADMIN_KEY}"));
     assert_eq!(answer(in_path).await.status, 401);
-    assert_eq!(recording.asked().len(), 0);
-    // Where it stays here, it may stand.
-    let cookie = service.post(GENERATE, &contents()).header("cookie", ADMIN_KEY);
+    assert_eq!(recording.requests().len(), 0);
+    // Headers that are not relayed may contain it.
+    let cookie = service.post(GENERATE, &contents("x")).header("cookie", ADMIN_KEY);
     assert_eq!(answer(cookie).await.status, 200);
-    assert!(!recording.asked().pop().unwrap().contains(ADMIN_KEY));
+    assert!(!recording.requests().pop().unwrap().contains(ADMIN_KEY));
 }
 
 #[tokio::test]
-async fn the_fallback_can_be_kept_to_generation() {
+async fn the_fallback_key_can_be_restricted_to_generation() {
     let service = Service::with(Options::default(), |config| {
         config.fallback_scope = FallbackScope::Generation;
     })
     .await;
-    let (post, client) = (|path: &str| service.post(path, &contents()), reqwest::Client::new());
+    let (post, client) = (|path: &str| service.post(path, &contents("x")), reqwest::Client::new());
     for request in [
         service.get("/v1beta/files"),
         service.get("/v1beta/cachedContents"),
@@ -233,7 +224,7 @@ async fn the_fallback_can_be_kept_to_generation() {
 }
 
 #[tokio::test]
-async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
+async fn an_upload_that_gemini_does_not_answer_times_out() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", silent.local_addr().unwrap());
     let service = Service::with(Options::default(), |config| {
@@ -241,7 +232,7 @@ async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
         config.upstream_timeout = Duration::from_millis(100);
     })
     .await;
-    // More than any buffer on the way holds: it is never taken whole.
+    // More than any buffer on the way holds, so that it is never accepted completely.
     for body in ["x".to_owned(), "x".repeat(64 << 20)] {
         let upload = service.post("/upload/v1beta/files", &Value::Null).body(body);
         let late = answer(upload).await;
@@ -251,7 +242,7 @@ async fn a_gemini_that_does_not_answer_an_upload_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_stalls_in_an_upload_is_to_blame() {
+async fn a_client_that_stalls_during_an_upload_gets_a_client_error() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
     let service = Service::with(Options::default(), |config| {
         config.base_url.clone_from(&recording.base_url);
@@ -266,12 +257,12 @@ async fn a_client_that_stalls_in_an_upload_is_to_blame() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_lengths_has_one() {
+async fn an_answer_with_ambiguous_length_is_relayed_with_one_length() {
     let answered = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 3\r\n\
                     transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     7\r\n{\"a\":1}\r\n0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for request in [
         format!("POST {GENERATE} HTTP/1.1\r\ncontent-type: application/json\r\n"),
         format!("POST {STREAM} HTTP/1.1\r\ncontent-type: application/json\r\n"),
@@ -289,7 +280,7 @@ async fn an_answer_with_two_lengths_has_one() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_malformed() {
+async fn an_invalid_http_response_is_a_malformed_answer() {
     for status in [204, 205, 301, 302, 304, 308, 600, 999] {
         let recording = Recording::write(vec![
             format!(
@@ -299,9 +290,9 @@ async fn an_answer_that_is_none_is_malformed() {
             .into_bytes(),
         ])
         .await;
-        let service = over(&recording).await;
+        let service = Service::over(&recording.base_url).await;
         for path in [GENERATE, STREAM] {
-            let malformed = answer(service.post(path, &contents())).await;
+            let malformed = answer(service.post(path, &contents("x"))).await;
             assert_eq!(malformed.status, 502, "{status} {path}");
             let reason = &malformed.body["error"]["details"][0]["reason"];
             assert_eq!(reason, "MALFORMED_ANSWER", "{status} {path}");
@@ -319,10 +310,10 @@ async fn an_answer_that_is_none_is_malformed() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
+async fn a_redirect_is_relayed_only_for_uploads() {
     let answered = "HTTP/1.1 308 X\r\nrange: bytes=0-9\r\ncontent-length: 0\r\n\r\n";
     let recording = Recording::write(vec![answered.into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let upload = answer(service.post("/upload/v1beta/files", &json!({}))).await;
     assert_eq!(
         (upload.status.as_u16(), &upload.headers["range"]),
@@ -332,18 +323,18 @@ async fn a_redirect_is_passed_on_where_an_upload_goes_on() {
 }
 
 #[tokio::test]
-async fn a_call_for_a_part_of_its_answer_asks_for_its_cost_too() {
+async fn usage_is_added_to_a_field_mask() {
     let recording = Recording::play(200, "application/json", vec![b"{}".into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let post = async |path: String| {
         let request = reqwest::Client::new().post(service.url(&path)).body("{}");
         answer(request.header("x-goog-api-key", "callers-key")).await.status
     };
     assert_eq!(post(format!("{GENERATE}?fields=candidates")).await, 200);
-    let sent = recording.asked().pop().unwrap();
+    let sent = recording.requests().pop().unwrap();
     assert!(sent.contains("?fields=candidates,usageMetadata,"), "{sent}");
     assert_eq!(post(format!("{GENERATE}?%24alt=proto")).await, 400);
     assert_eq!(post("/v1beta/files?fields=files".to_owned()).await, 200);
-    let sent = recording.asked().pop().unwrap();
+    let sent = recording.requests().pop().unwrap();
     assert!(sent.contains("?fields=files HTTP/1.1"), "{sent}");
 }

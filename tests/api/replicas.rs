@@ -1,4 +1,4 @@
-//! Several replicas of the real program, over one simulator and one Redis.
+//! Several replicas of the real program over one simulator and one Redis.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gemini_concurrent_generation::simulator::{Options, Simulator};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -18,15 +18,15 @@ use crate::support::{ADMIN_KEY, SERVER_KEY, TEST_TIMEOUT, answer, listen, slow, 
 const LIMIT: usize = 20;
 const LEASE: Duration = Duration::from_secs(4);
 
-/// A simulator and a Redis for replicas.
-pub struct Surroundings {
+/// The simulator and the Redis of some replicas.
+pub struct Backends {
     pub simulator: Simulator,
     pub redis: RedisServer,
     upstream: SocketAddr,
     _stop: DropGuard,
 }
 
-impl Surroundings {
+impl Backends {
     pub async fn new(redis: RedisServer) -> Self {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..Options::default() });
@@ -44,27 +44,22 @@ impl Surroundings {
             .set("REDIS_URL", &self.redis.url())
     }
 
-    /// Waits until so many calls are in flight.
+    /// Waits until this many calls are in flight.
     pub async fn until_in_flight(&self, calls: usize) {
-        until("so many are in flight", || self.simulator.stats().in_flight == calls).await;
+        until("all are in flight", || self.simulator.stats().in_flight == calls).await;
     }
-}
-
-/// What a replica says of itself.
-pub async fn health(replica: &Process) -> Value {
-    answer(replica.get("/")).await.body
 }
 
 pub async fn until_connected(replica: &Process, connected: bool) {
     let wait = async {
-        while health(replica).await["shared_limits"]["connected"] != connected {
+        while replica.health().await["shared_limits"]["connected"] != connected {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("it never said so");
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("the state never changed");
 }
 
-/// Clients that keep a replica at work, wherever it is, and try again where they get no answer.
+/// Clients that keep a replica busy, also at a new address, and try again if they get no answer.
 struct Load {
     at: Mutex<SocketAddr>,
     answered: AtomicUsize,
@@ -96,7 +91,7 @@ impl Load {
     }
 }
 
-/// Waits until all of them have answered more than by now.
+/// Waits until every replica has answered more requests than now.
 async fn until_all_answer_more(loads: &[Arc<Load>]) {
     let answered = |load: &Arc<Load>| load.answered.load(Ordering::Relaxed);
     let before: Vec<_> = loads.iter().map(answered).collect();
@@ -107,67 +102,67 @@ async fn until_all_answer_more(loads: &[Arc<Load>]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_replicas_never_pass_the_limit_whatever_happens_to_them() {
-    let mut all = Surroundings::new(RedisServer::start().await).await;
+async fn four_replicas_never_exceed_the_limit_through_crashes_and_pauses() {
+    let mut backends = Backends::new(RedisServer::start().await).await;
     let lease = LEASE.as_secs().to_string();
-    let start = || all.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();
+    let start = || backends.replica(LIMIT).set("REDIS_LEASE_SECONDS", &lease).run();
     let mut replicas = vec![start().await, start().await, start().await, start().await];
     let (clients, stop) = (TaskTracker::new(), CancellationToken::new());
     let _stop = stop.clone().drop_guard();
     let loads: Vec<_> =
         replicas.iter().map(|replica| Load::start(replica, &clients, &stop)).collect();
     until_all_answer_more(&loads).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
 
-    // One is killed. What it held is back when its lease is over.
+    // One replica is killed. Its slots are free again when its lease expires.
     let killed = replicas.remove(0);
     let began = Instant::now();
     killed.kill().await;
-    until("its calls have ended", || all.simulator.stats().in_flight < LIMIT).await;
-    all.until_in_flight(LIMIT).await;
+    until("its calls have ended", || backends.simulator.stats().in_flight < LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     println!("in full use again {:?} after SIGKILL, with a lease of {LEASE:?}", began.elapsed());
-    let anew = start().await;
-    *loads[0].at.lock().unwrap() = anew.address;
-    replicas.insert(0, anew);
+    let restarted = start().await;
+    *loads[0].at.lock().unwrap() = restarted.address;
+    replicas.insert(0, restarted);
     until_all_answer_more(&loads).await;
 
-    // One is paused for longer than its lease, and goes on then.
+    // One replica is paused for longer than its lease, and then resumes.
     replicas[1].signal("STOP").await;
     sleep(LEASE + LEASE / 4).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     replicas[1].signal("CONT").await;
     until_all_answer_more(&loads).await;
     replicas[1].until_logged("connected to Redis again").await;
 
-    // Redis stops, and is there again, with nothing in it.
+    // Redis stops and restarts empty.
     let items: Vec<_> = (0..60).map(|n| json!({"prompt": format!("{n} {}", slow(50))})).collect();
     let batch = replicas[3].post("/batch/chat", &json!({"requests": items}));
     let batch = tokio::spawn(answer(batch));
     until_all_answer_more(&loads).await;
-    all.redis.stop().await;
+    backends.redis.stop().await;
     for replica in &replicas {
         until_connected(replica, false).await;
-        assert_eq!(health(replica).await["status"], "degraded");
+        assert_eq!(replica.health().await["status"], "degraded");
         let refused = answer(replica.post("/chat", &json!({"prompt": "Hello"}))).await;
         assert_eq!(refused.status, 503, "{:?}", refused.body);
         assert_eq!(refused.body["code"], "limits_unavailable");
         assert!(refused.headers.contains_key("retry-after"));
     }
     assert!(!batch.is_finished());
-    all.redis.start_again().await;
+    backends.redis.restart().await;
     for replica in &replicas {
         until_connected(replica, true).await;
-        assert_eq!(health(replica).await["status"], "healthy");
+        assert_eq!(replica.health().await["status"], "healthy");
     }
     until_all_answer_more(&loads).await;
-    all.until_in_flight(LIMIT).await;
+    backends.until_in_flight(LIMIT).await;
     let batch = batch.await.expect("an answer").body;
-    assert_eq!(batch["successful_requests"], 60, "those that waited are answered: {batch}");
+    assert_eq!(batch["successful_requests"], 60, "waiting items are answered: {batch}");
 
     stop.cancel();
     clients.close();
     clients.wait().await;
-    let stats = all.simulator.stats();
+    let stats = backends.simulator.stats();
     println!("{} calls, {} in flight at most", stats.calls, stats.highest_in_flight);
     assert_eq!(stats.highest_in_flight, LIMIT);
 }

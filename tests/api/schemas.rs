@@ -1,4 +1,4 @@
-//! What heavy and hostile schemas cost: whoever sends them, and nobody else.
+//! What heavy and hostile schemas cost, and that only their sender pays for it.
 
 use std::time::Duration;
 
@@ -22,19 +22,11 @@ fn batch(schemas: &[Value]) -> Value {
     json!({"requests": schemas.iter().map(question).collect::<Vec<_>>()})
 }
 
-async fn over(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url.clone_from(&upstream.base_url);
-        change(config);
-    })
-    .await
-}
-
-async fn ask(service: &Service, schema: &Value) -> Answer {
+async fn send(service: &Service, schema: &Value) -> Answer {
     answer(service.post(PATH, &question(schema))).await
 }
 
-/// A schema and an answer whose check takes minutes: each item fits the last alternative only.
+/// A schema and an answer whose check takes minutes: each item fits only the last alternative.
 fn endless() -> (Value, String) {
     let alternatives: Vec<Value> = (0..1_000).map(|i| json!({"const": {"a": i}})).collect();
     let answer = Value::Array(vec![json!({"a": 999}); 400_000]);
@@ -46,7 +38,7 @@ async fn until_checked(service: &Service) {
 }
 
 #[tokio::test]
-async fn no_schema_is_compiled_before_it_is_known_who_pays() {
+async fn a_schema_is_compiled_only_after_authentication() {
     let service =
         Service::with(Options::default(), |config| config.environment_fallback = false).await;
     let broken = json!({"type": "no such type"});
@@ -56,32 +48,33 @@ async fn no_schema_is_compiled_before_it_is_known_who_pays() {
     }
 }
 
-/// The service has a single thread here: it answers the chat only if the check runs elsewhere.
+/// This test has a single thread: the chat is answered only if the check runs elsewhere.
 #[tokio::test]
-async fn a_chat_is_answered_beside_a_check_that_stops_when_its_client_hangs_up() {
+async fn a_schema_check_does_not_block_chats_and_stops_when_its_client_disconnects() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long, "A chat.".to_owned()]).await;
-    let service = over(&upstream, |_| {}).await;
+    let upstream = Upstream::answering([long, "A chat.".to_owned()]).await;
+    let service = Service::over_with(&upstream.base_url, |_| {}).await;
     let request = service.post(PATH, &question(&schema));
     let heavy = tokio::spawn(request.send());
     until("the answer is being checked", || {
-        upstream.asked().len() == 1 && service.gateway.offload.running() == 1
+        upstream.requests().len() == 1 && service.gateway.offload.running() == 1
     })
     .await;
     assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
-    assert_eq!(service.gateway.offload.running(), 1, "the check is not done yet");
+    assert_eq!(service.gateway.offload.running(), 1, "the check still runs");
     heavy.abort();
     until_checked(&service).await;
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn a_check_stops_at_the_requests_deadline() {
+async fn a_schema_check_stops_at_the_requests_deadline() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long]).await;
+    let upstream = Upstream::answering([long]).await;
     let deadline = Duration::from_secs(1);
-    let service = over(&upstream, |config| config.request_timeout = deadline).await;
-    let failed = ask(&service, &schema).await;
+    let service =
+        Service::over_with(&upstream.base_url, |config| config.request_timeout = deadline).await;
+    let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "request_timeout", "{failed:?}");
     until_checked(&service).await;
 }
@@ -89,18 +82,21 @@ async fn a_check_stops_at_the_requests_deadline() {
 #[tokio::test]
 async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
     let (schema, long) = endless();
-    let upstream = Upstream::saying([long]).await;
-    let service = over(&upstream, |config| config.schema_timeout = Duration::from_secs(5)).await;
-    let failed = ask(&service, &schema).await;
+    let upstream = Upstream::answering([long]).await;
+    let service = Service::over_with(&upstream.base_url, |config| {
+        config.schema_timeout = Duration::from_secs(5)
+    })
+    .await;
+    let failed = send(&service, &schema).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("takes longer than 5s"), "{detail}");
-    assert_eq!(upstream.asked().len(), 1, "it would take as long again");
+    assert_eq!(upstream.requests().len(), 1, "no second call");
     until_checked(&service).await;
 }
 
 #[tokio::test]
-async fn a_schema_past_a_bound_is_refused_by_its_name() {
+async fn a_schema_past_a_limit_is_refused_and_the_limit_is_named() {
     let small = |config: &mut Config| {
         config.schema_limits = Limits { bytes: 200_000, nodes: 20_000 };
     };
@@ -126,7 +122,7 @@ async fn a_schema_past_a_bound_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_schemas_of_a_batch_are_bounded_together_and_equal_ones_count_once() {
+async fn a_batchs_schemas_share_one_limit_and_equal_ones_count_once() {
     let bound = |config: &mut Config| config.schema_limits.bytes = 20_000;
     let service = Service::with(Options::default(), bound).await;
     let large = |one: &str| json!({"type": "object", "properties": {"a": {"type": "string"}}, "description": one.repeat(15_000)});
@@ -141,11 +137,11 @@ async fn the_schemas_of_a_batch_are_bounded_together_and_equal_ones_count_once()
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_levels_are_refused_in_a_schema_and_in_an_answer() {
+async fn a_hundred_thousand_levels_are_refused_in_schemas_and_answers() {
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
-    let upstream = Upstream::saying([deep.clone(), deep.clone()]).await;
-    let service = over(&upstream, |_| {}).await;
-    let failed = ask(&service, &json!({"type": "array"})).await;
+    let upstream = Upstream::answering([deep.clone(), deep.clone()]).await;
+    let service = Service::over_with(&upstream.base_url, |_| {}).await;
+    let failed = send(&service, &json!({"type": "array"})).await;
     assert_eq!(failed.body["code"], "schema_violation", "{failed:?}");
 
     let body = question(&json!("here")).to_string().replace("\"here\"", &deep);

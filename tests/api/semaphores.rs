@@ -23,7 +23,7 @@ async fn delete(service: &Service, id: &str) -> Answer {
     answer(service.delete(&format!("{PATH}/{id}"))).await
 }
 
-/// A chat of the semaphore, under way.
+/// Starts a chat that uses the semaphore.
 fn chat(service: &Service, semaphore: &str, latency_ms: u64) -> JoinHandle<Answer> {
     let body = json!({"prompt": slow(latency_ms), "external_semaphore_id": semaphore});
     tokio::spawn(answer(service.post("/chat", &body)))
@@ -90,7 +90,7 @@ async fn a_limit_is_a_whole_number_from_1_to_1000() {
 }
 
 #[tokio::test]
-async fn an_id_is_made_of_a_few_characters() {
+async fn an_id_may_contain_only_certain_characters() {
     let service = Service::start().await;
     let longest = "i".repeat(128);
     for id in ["a", "Team-1.images_v2:eu", &longest] {
@@ -106,7 +106,7 @@ async fn an_id_is_made_of_a_few_characters() {
 }
 
 #[tokio::test]
-async fn an_id_in_the_path_is_read_as_it_was_encoded() {
+async fn an_id_in_the_path_is_percent_decoded() {
     let service = Service::start().await;
     for encoded in ["team:images", "team%3Aimages", "%74eam%3aimages"] {
         assert_eq!(service.register("team:images", 1).await.status, StatusCode::CREATED);
@@ -132,7 +132,7 @@ async fn only_the_administrator_manages_semaphores() {
         let requests = [
             service.get(PATH),
             service.post(PATH, &body),
-            // Who has no key does not learn what is wrong with a body.
+            // A caller without a key is not told what is wrong with its body.
             service.post(PATH, &json!({})),
             reqwest::Client::new().delete(service.url(&format!("{PATH}/images"))),
         ];
@@ -147,19 +147,19 @@ async fn only_the_administrator_manages_semaphores() {
 }
 
 #[tokio::test]
-async fn a_limit_really_changes_while_requests_hold_it() {
+async fn a_limit_can_change_while_requests_hold_permits() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let mut chats = Vec::new();
     for waiting in 0..5 {
         chats.push(chat(&service, "images", 60_000));
-        // One after the other, so that it is known who is first.
+        // One after the other, so that their order is known.
         service
             .until("it waits", |limiter| limiter.in_flight == 1 && limiter.waiting == waiting)
             .await;
     }
     assert_eq!(service.register("images", 3).await.status, StatusCode::OK);
-    service.until("two more go", |limiter| limiter.in_flight == 3 && limiter.waiting == 2).await;
+    service.until("two more start", |limiter| limiter.in_flight == 3 && limiter.waiting == 2).await;
 
     let lowered = service.register("images", 2).await;
     assert_eq!(lowered.status, StatusCode::OK);
@@ -170,10 +170,16 @@ async fn a_limit_really_changes_while_requests_hold_it() {
 
     chats[0].abort();
     service.until("two are left", |limiter| limiter.in_flight == 2).await;
-    assert_eq!(service.gateway.limiter.occupancy().waiting, 2, "two hold it and two may");
+    assert_eq!(
+        service.gateway.limiter.occupancy().waiting,
+        2,
+        "two hold permits and two wait for one"
+    );
     assert_eq!(service.simulator.stats().calls, 3);
     chats[1].abort();
-    service.until("the next goes", |limiter| limiter.in_flight == 2 && limiter.waiting == 1).await;
+    service
+        .until("the next one starts", |limiter| limiter.in_flight == 2 && limiter.waiting == 1)
+        .await;
     until("it was sent", || service.simulator.stats().calls == 4).await;
 
     for chat in chats {
@@ -186,7 +192,7 @@ async fn a_limit_really_changes_while_requests_hold_it() {
 }
 
 #[tokio::test]
-async fn deleting_a_semaphore_fails_those_who_wait_and_lets_those_who_run_finish() {
+async fn deleting_a_semaphore_fails_waiting_requests_and_lets_running_ones_finish() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let running = chat(&service, "images", 1_500);
@@ -213,9 +219,9 @@ async fn deleting_a_semaphore_fails_those_who_wait_and_lets_those_who_run_finish
     service.until_idle().await;
 }
 
-/// A new semaphore of the name does not count those who hold the old one.
+/// A new semaphore of the same name does not count holders of the old one.
 #[tokio::test]
-async fn a_deleted_semaphore_and_a_new_one_of_its_name_are_two() {
+async fn a_recreated_semaphore_is_independent_of_the_deleted_one() {
     let service = Service::start().await;
     service.register("images", 1).await;
     let old = chat(&service, "images", 60_000);
@@ -234,7 +240,7 @@ async fn a_deleted_semaphore_and_a_new_one_of_its_name_are_two() {
 }
 
 #[tokio::test]
-async fn an_unknown_semaphore_is_named_before_anything_is_sent() {
+async fn an_unknown_semaphore_is_named_and_nothing_is_sent() {
     let service = Service::with(Options::default(), |_| {}).await;
     service.register("known", 1).await;
     let chat = json!({"prompt": "Hello"});

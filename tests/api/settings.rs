@@ -1,4 +1,4 @@
-//! The settings as the documentation lists them: the same as the code reads.
+//! The documentation lists the settings as the code reads them.
 
 use gemini_concurrent_generation::limits::QuotaKind::*;
 use std::cell::RefCell;
@@ -10,14 +10,14 @@ use gemini_concurrent_generation::limits::Quotas;
 
 use crate::manual::{file, pages, rows, section, text};
 
-/// The setting's row in the manual's table.
+/// A setting's row in the manual's table.
 fn row(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
     format!("| `{name}` | {default} | {unit} | {meaning} |")
 }
 
-/// The setting's paragraph in `.env.example`.
+/// A setting's paragraph in `.env.example`.
 fn paragraph(setting: &Setting) -> String {
     let Setting { name, default, unit, meaning } = setting;
     let kind = if default.is_empty() { "no default".into() } else { format!("default: {default}") };
@@ -31,7 +31,7 @@ fn the_settings_page_lists_every_setting_in_order_and_no_other() {
 }
 
 #[test]
-fn the_limits_page_has_the_numbers_of_each_tier() {
+fn the_limits_page_lists_each_tiers_numbers() {
     let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
         let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
         let config = config.expect("a tier");
@@ -44,7 +44,7 @@ fn the_limits_page_has_the_numbers_of_each_tier() {
     assert_eq!(rows(&section("docs/limits.md", "Quotas")), expected);
 }
 
-/// A number with a comma before every three digits, as in a text.
+/// A number with thousands separators, as in the manual.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let places = (1..=digits.len()).rev();
@@ -55,13 +55,13 @@ fn grouped(number: u64) -> String {
 }
 
 #[test]
-fn the_examples_of_quotas_can_be_used() {
+fn the_quota_examples_can_be_parsed() {
     let section = section("docs/limits.md", "Quotas");
     let lines = section.split("```text\n").nth(1).and_then(|text| text.split("```").next());
     let lines: HashMap<_, _> = dotenvy::from_read_iter(lines.expect("lines of .env").as_bytes())
         .collect::<Result<_, _>>()
-        .expect("every line is read");
-    Config::read(|name| lines.get(name).cloned()).expect("they can be used");
+        .expect("readable lines");
+    Config::read(|name| lines.get(name).cloned()).expect("valid settings");
     for variable in ["GEMINI_LIMITS", "GEMINI_KEY_LABELS"] {
         assert!(lines.contains_key(variable), "{variable}");
         let setting = SETTINGS.iter().find(|setting| setting.name == variable);
@@ -72,32 +72,33 @@ fn the_examples_of_quotas_can_be_used() {
 }
 
 #[test]
-fn the_example_lists_every_setting_in_order_and_no_other() {
+fn the_example_file_lists_every_setting_in_order_and_no_other() {
     let example = text(".env.example");
     let paragraphs: Vec<_> = example.trim_end().split("\n\n").skip(1).collect();
     let expected: Vec<_> = SETTINGS.iter().map(paragraph).collect();
     assert_eq!(paragraphs, expected);
 }
 
-/// Read as the service reads `.env`. A copy in which a default stood could not follow the tier.
+/// Parsed as the service parses `.env`. If the file set a default, a copy of it could not follow
+/// the tier.
 #[test]
-fn the_example_sets_nothing() {
+fn the_example_file_sets_nothing() {
     let variables = dotenvy::from_path_iter(file(".env.example")).expect("the file is there");
-    let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("every line is read");
+    let variables: Vec<_> = variables.collect::<Result<_, _>>().expect("readable lines");
     let empty: Vec<_> =
         SETTINGS.iter().map(|setting| (setting.name.to_owned(), String::new())).collect();
     assert_eq!(variables, empty);
 }
 
-/// A setting that is listed and not read, or read and not listed, would pass for documented.
+/// Fails for a setting that is listed and not read, or read and not listed.
 #[test]
-fn the_code_reads_what_is_listed() {
+fn the_code_reads_every_listed_setting() {
     let asked = RefCell::new(BTreeSet::new());
     let config = Config::read(|name| {
         asked.borrow_mut().insert(name.to_owned());
         None
     });
-    config.expect("the defaults can be used");
+    config.expect("valid defaults");
     let mut asked = asked.into_inner();
     asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
@@ -105,14 +106,14 @@ fn the_code_reads_what_is_listed() {
 }
 
 #[test]
-fn the_settings_page_names_the_variables_of_proxies() {
+fn the_settings_page_names_the_proxy_variables() {
     let section = section("docs/settings.md", "Proxies");
     for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
         assert!(section.contains(&format!("`{name}`")), "{name}");
     }
 }
 
-/// Variables of the tests, which are no settings of the service.
+/// Variables of the tests, which are not settings of the service.
 const OF_TESTS: [&str; 8] = [
     "CARGO_PROFILE_BENCH_DEBUG",
     "CARGO_PROFILE_BENCH_STRIP",
@@ -128,7 +129,7 @@ const OF_TESTS: [&str; 8] = [
 fn instructions_set_only_variables_that_the_code_knows() {
     for name in pages().into_iter().chain(["Dockerfile".to_owned()]) {
         let text = text(&name);
-        let unknown: Vec<_> = assigned(&text)
+        let unknown: Vec<_> = assigned_names(&text)
             .filter(|variable| SETTINGS.iter().all(|setting| setting.name != *variable))
             .filter(|variable| !OF_TESTS.contains(variable))
             .collect();
@@ -136,8 +137,8 @@ fn instructions_set_only_variables_that_the_code_knows() {
     }
 }
 
-/// The names before an `=` that are written as variables are: `NAME` in `NAME=value`.
-fn assigned(text: &str) -> impl Iterator<Item = &str> {
+/// The names in assignments: `NAME` in `NAME=value`.
+fn assigned_names(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     let before = iter::from_fn(move || {
         let (before, after) = rest.split_once('=')?;

@@ -1,11 +1,11 @@
-//! Streams: byte for byte, at once, and as long as somebody reads.
+//! Streams: relayed byte for byte, without delay, and only while the client reads.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use gemini_concurrent_generation::gemini::{Events, Growing};
+use gemini_concurrent_generation::gemini::{AnswerBuilder, Events};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -18,16 +18,15 @@ use crate::support::{Service, answer, listen};
 
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
-async fn over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url = base_url.to_owned();
+async fn service_over(base_url: &str) -> Service {
+    Service::over_with(base_url, |config| {
         config.concurrency_limit = 1;
         config.stream_idle_timeout = Duration::from_secs(30);
     })
     .await
 }
 
-/// Ways to cut a stream: whole, byte by byte, and amid a line's end or a character.
+/// Ways to split a stream: not at all, into bytes, and inside a line ending or a character.
 fn cuts(bytes: &[u8]) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let at = |is: fn(u8) -> bool| {
         let mut pieces = vec![Vec::new()];
@@ -53,7 +52,7 @@ async fn a_stream_that_ends_without_a_finish_reason_is_a_failure() {
     let half = br#"data: {"candidates":[{"content":{"parts":[{"text":"first half"}]}}]}"#;
     let pieces = vec![[&half[..], b"\r\n\r\n"].concat()];
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording.base_url).await;
+    let service = service_over(&recording.base_url).await;
     let chat = service.post("/chat", &json!({"prompt": "Hello", "stream": true}));
     let text = chat.send().await.unwrap().text().await.unwrap();
     let events: Vec<Value> = text
@@ -67,14 +66,14 @@ async fn a_stream_that_ends_without_a_finish_reason_is_a_failure() {
 }
 
 #[tokio::test]
-async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
+async fn recorded_streams_pass_byte_for_byte_however_they_are_split() {
     let streams = corpus().into_iter().filter(|exchange| exchange.class() == "stream-sse");
     let streams: Vec<Exchange> = streams.filter(|stream| stream.status.is_success()).collect();
     let mut bytes = 0;
     for Exchange { name, bytes: stream, .. } in &streams {
         for (how, pieces) in cuts(stream) {
             let recording = Recording::play(200, "text/event-stream", pieces).await;
-            let service = over(&recording.base_url).await;
+            let service = service_over(&recording.base_url).await;
             let response = service.post(STREAM, &json!({"contents": []})).send().await.unwrap();
             assert_eq!(response.headers()["content-type"], "text/event-stream");
             assert!(response.bytes().await.unwrap() == stream[..], "{name}, {how}");
@@ -87,7 +86,7 @@ async fn recorded_streams_come_out_byte_for_byte_however_they_are_cut() {
 }
 
 #[tokio::test]
-async fn recorded_streams_are_read_as_their_pieces_say() {
+async fn recorded_streams_are_read_event_by_event() {
     let mut answers = 0;
     for Exchange { name, bytes, .. } in
         corpus().iter().filter(|stream| stream.class() == "stream-sse")
@@ -95,11 +94,11 @@ async fn recorded_streams_are_read_as_their_pieces_say() {
         let text = String::from_utf8_lossy(bytes);
         let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
         let pieces: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
-        let said: String = pieces.iter().map(said).collect();
+        let expected: String = pieces.iter().map(text_of).collect();
         let mut events = Events::default();
         events.extend(bytes);
         events.end();
-        let mut answer = Growing::default();
+        let mut answer = AnswerBuilder::default();
         let mut read = String::new();
         let mut ended = false;
         while let Some(event) = events.pop() {
@@ -109,10 +108,10 @@ async fn recorded_streams_are_read_as_their_pieces_say() {
             }
         }
         if ended {
-            assert!(said.starts_with(&read), "{name}");
+            assert!(expected.starts_with(&read), "{name}");
             continue;
         }
-        assert_eq!(read, said, "{name}");
+        assert_eq!(read, expected, "{name}");
         if let Ok(answer) = answer.finish() {
             answers += 1;
             let last = |field: &str| {
@@ -130,15 +129,17 @@ async fn recorded_streams_are_read_as_their_pieces_say() {
     assert!(answers > 20, "{answers}");
 }
 
-/// What one piece of a stream says: the first candidate's parts that have text and are no thoughts.
-fn said(piece: &Value) -> String {
+/// The text of one event: the parts of the first candidate that have text and are not thoughts.
+fn text_of(piece: &Value) -> String {
     let parts = piece["candidates"][0]["content"]["parts"].as_array();
-    let said = parts.into_iter().flatten().filter(|part| part["thought"] != true);
-    said.filter_map(|part| part["text"].as_str()).collect()
+    let texts = parts.into_iter().flatten().filter(|part| part["thought"] != true);
+    texts.filter_map(|part| part["text"].as_str()).collect()
 }
 
-/// An upstream whose answer says what the test says, when it says it.
-async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result<String>>) {
+/// An upstream whose response body comes from a channel.
+async fn upstream_from_channel(
+    stop: &CancellationToken,
+) -> (String, mpsc::Sender<std::io::Result<String>>) {
     let (sender, receiver) = mpsc::channel(1);
     let body = futures_util::stream::unfold(receiver, async |mut receiver| {
         let piece = receiver.recv().await?;
@@ -152,21 +153,21 @@ async fn told(stop: &CancellationToken) -> (String, mpsc::Sender<std::io::Result
     (format!("http://{}", listen(router, stop).await), sender)
 }
 
-async fn piece(response: &mut Response) -> String {
+async fn next_piece(response: &mut Response) -> String {
     String::from_utf8(response.chunk().await.unwrap().expect("more").to_vec()).unwrap()
 }
 
 #[tokio::test]
-async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_until_the_last() {
+async fn each_event_is_passed_on_at_once_and_the_slot_is_held_until_the_last() {
     let stop = CancellationToken::new();
-    let (base_url, upstream) = told(&stop).await;
-    let service = over(&base_url).await;
+    let (base_url, upstream) = upstream_from_channel(&stop).await;
+    let service = service_over(&base_url).await;
     upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
     let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-    assert_eq!(piece(&mut response).await, "data: 1\r\n\r\n");
+    assert_eq!(next_piece(&mut response).await, "data: 1\r\n\r\n");
     for n in 2..5 {
         upstream.send(Ok(format!("data: {n}\r\n\r\n"))).await.unwrap();
-        assert_eq!(piece(&mut response).await, format!("data: {n}\r\n\r\n"));
+        assert_eq!(next_piece(&mut response).await, format!("data: {n}\r\n\r\n"));
         assert_eq!(service.gateway.limiter.occupancy().in_flight, 1);
     }
     drop(upstream);
@@ -175,14 +176,14 @@ async fn each_piece_is_passed_on_before_the_next_one_comes_and_the_slot_is_held_
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_stops_the_upstream_and_frees_the_slot() {
+async fn a_client_that_disconnects_cancels_the_stream_and_frees_the_slot() {
     let stop = CancellationToken::new();
-    let (base_url, upstream) = told(&stop).await;
-    let service = over(&base_url).await;
+    let (base_url, upstream) = upstream_from_channel(&stop).await;
+    let service = service_over(&base_url).await;
     let first = r#"data: {"usageMetadata":{"promptTokenCount":9}}"#;
     upstream.send(Ok(first.into())).await.unwrap();
     let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-    piece(&mut response).await;
+    next_piece(&mut response).await;
     drop(response);
     service.until_idle().await;
     upstream.closed().await;
@@ -190,27 +191,30 @@ async fn a_client_that_hangs_up_stops_the_upstream_and_frees_the_slot() {
                  outcome=\"cancelled\"}";
     assert_eq!(service.metric(calls).await, 1.0);
     let tokens = "gemini_gateway_tokens_total{model=\"m\",type=\"prompt\"}";
-    assert_eq!(service.metric(tokens).await, 9.0, "what Gemini had said of the cost");
+    assert_eq!(service.metric(tokens).await, 9.0, "Gemini's last reported count");
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_off_is_broken_off_and_one_that_falls_silent_too() {
+async fn a_stream_that_breaks_or_stalls_upstream_is_aborted() {
     for breaks in [true, false] {
         let stop = CancellationToken::new();
-        let (base_url, upstream) = told(&stop).await;
+        let (base_url, upstream) = upstream_from_channel(&stop).await;
         let service = Service::with(Options::default(), |config| {
             config.base_url = base_url;
-            // What breaks must not seem silent, however busy the machine is.
+            // A broken stream must not count as a stalled one, even on a busy machine.
             config.stream_idle_timeout = Duration::from_millis(if breaks { 60_000 } else { 100 });
         })
         .await;
         upstream.send(Ok("data: 1\r\n\r\n".into())).await.unwrap();
         let mut response = service.post(STREAM, &json!({})).send().await.unwrap();
-        piece(&mut response).await;
+        next_piece(&mut response).await;
         if breaks {
             upstream.send(Err(std::io::Error::other("broken"))).await.unwrap();
         }
-        assert!(response.chunk().await.is_err(), "its end would say that this was all");
+        assert!(
+            response.chunk().await.is_err(),
+            "a regular end would mean that the answer is complete"
+        );
         service.until_idle().await;
         let outcome = if breaks { "upstream_connection" } else { "upstream_timeout" };
         let calls = format!(
@@ -235,7 +239,7 @@ async fn events(response: Response) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_chat_comes_piece_by_piece_and_whole_at_the_end() {
+async fn a_streamed_chat_sends_each_delta_and_the_full_text_at_the_end() {
     let service = Service::start().await;
     let asked = json!({"prompt": "Why is the sky blue, and the sea?", "stream": true});
     let response = service.post("/chat", &asked).send().await.unwrap();
@@ -247,13 +251,13 @@ async fn a_chat_comes_piece_by_piece_and_whole_at_the_end() {
     let text: String = events.iter().map(|event| event["delta"].as_str().unwrap()).collect();
     assert_eq!(text, "Simulated answer to: Why is the sky blue, and the sea?");
     let whole = service.chat("Why is the sky blue, and the sea?").await.body;
-    assert_eq!(last, whole, "it says what the chat says that is not streamed");
+    assert_eq!(last, whole, "it equals the answer of an unstreamed chat");
     assert_eq!(last["response"], text);
     service.until_idle().await;
 }
 
 #[tokio::test]
-async fn a_chat_that_fails_before_its_first_text_is_answered_as_any_failure() {
+async fn a_streamed_chat_that_fails_before_its_first_text_gets_an_error_response() {
     let service = Service::start().await;
     for (marker, status, code) in [
         ("status=400", 400, "invalid_request"),
@@ -279,7 +283,7 @@ async fn a_chat_that_fails_before_its_first_text_is_answered_as_any_failure() {
 }
 
 #[tokio::test]
-async fn a_chat_that_fails_amid_its_text_says_so_in_its_last_event() {
+async fn a_streamed_chat_that_fails_midway_reports_it_in_the_last_event() {
     let text = |text: &str| json!({"candidates": [{"content": {"parts": [{"text": text}]}}]});
     let blocked = json!({"candidates": [{"finishReason": "SAFETY"}]});
     let broken = json!({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}});
@@ -289,8 +293,8 @@ async fn a_chat_that_fails_amid_its_text_says_so_in_its_last_event() {
         (None, "upstream_connection", true),
     ] {
         let stop = CancellationToken::new();
-        let (base_url, upstream) = told(&stop).await;
-        let service = over(&base_url).await;
+        let (base_url, upstream) = upstream_from_channel(&stop).await;
+        let service = service_over(&base_url).await;
         upstream.send(Ok(format!("data: {}\r\n\r\n", text("Once")))).await.unwrap();
         let asked = json!({"prompt": "Tell", "stream": true});
         let response = service.post("/chat", &asked).send().await.unwrap();

@@ -1,7 +1,7 @@
-//! Streams that fail: each is what it was, on every surface, for the client, the limits and the
-//! metrics.
+//! Streams that fail: each gets the right outcome, on every surface, for the client, the limits and
+//! the metrics.
 
-use gemini_concurrent_generation::gemini::Watch;
+use gemini_concurrent_generation::gemini::StreamMonitor;
 use gemini_concurrent_generation::simulator::Options;
 use http::{HeaderMap, HeaderValue};
 use reqwest::StatusCode;
@@ -11,7 +11,7 @@ use tokio::net::TcpSocket;
 
 use crate::corpus::{Exchange, corpus, later_corpus};
 use crate::recording::Recording;
-use crate::support::{ADMIN_KEY, Answer, Service, answer};
+use crate::support::{Answer, Service, answer};
 
 const SSE: &str = "/v1beta/models/gemini-m:streamGenerateContent?alt=sse";
 const LIST: &str = "/v1beta/models/gemini-m:streamGenerateContent";
@@ -22,7 +22,7 @@ const HALF: &str =
 const PRETTY: &str = "{\n  \"error\": {\n    \"code\": 503,\n    \"message\": \"The model is \
     overloaded. Please try again later.\",\n    \"status\": \"UNAVAILABLE\"\n  }\n}\n";
 
-/// A request that streams, by its path.
+/// A streaming request's body for a path.
 fn streamed(path: &str, prompt: &str) -> Value {
     match path {
         OPENAI => json!({
@@ -47,16 +47,11 @@ async fn calls(service: &Service, path: &str, outcome: &str) -> f64 {
     service.metric(&format!("gemini_gateway_calls_total{{{labels}}}")).await
 }
 
-async fn over(recording: &Recording) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&recording.base_url))
-        .await
-}
-
 /// The events of a chat whose upstream answers with these pieces.
 async fn chat(pieces: &[&str]) -> (Vec<Value>, Service) {
     let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let response = service.post("/chat", &streamed("/chat", "x")).send().await.unwrap();
     let text = response.text().await.unwrap();
     let events = text.split_terminator("\n\n");
@@ -72,7 +67,7 @@ fn event(data: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_error_amid_a_chat_is_its_last_event_however_it_is_written() {
+async fn a_midstream_error_is_the_last_event_of_a_chat() {
     let line =
         r#"{"error":{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}}"#;
     for error in [
@@ -100,7 +95,7 @@ async fn an_error_amid_a_chat_is_its_last_event_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_chat_that_ends_in_a_proxys_words_is_malformed_and_one_that_ends_well_is_whole() {
+async fn a_chat_that_ends_in_foreign_text_is_malformed_unless_it_was_complete() {
     let last =
         event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
     let (events, service) = chat(&[&event(HALF), "upstream connect error\n"]).await;
@@ -109,13 +104,13 @@ async fn a_chat_that_ends_in_a_proxys_words_is_malformed_and_one_that_ends_well_
     let (events, service) = chat(&[&event(HALF), "a proxy's line\n\n", &last]).await;
     assert_eq!(events[2]["response"], "first half!", "{events:?}");
     assert_eq!(calls(&service, "/chat", "success").await, 1.0);
-    // Before any text, the status tells.
+    // Before any text, the status reports the error.
     let (events, _) = chat(&["upstream connect error\n"]).await;
     assert_eq!(events[0]["code"], "malformed_answer", "{events:?}");
 }
 
 #[tokio::test]
-async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read() {
+async fn a_finished_stream_holds_no_slot_for_a_slow_reader() {
     let text = "x".repeat(1000);
     let piece = event(&HALF.replace("first half", &text)).repeat(100).into_bytes();
     let last =
@@ -123,7 +118,7 @@ async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read(
     let mut pieces = vec![piece; 30];
     pieces.push(last.into_bytes());
     let recording = Recording::play(200, "text/event-stream", pieces).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     for path in ["/chat", SSE] {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -138,13 +133,13 @@ async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read(
         client.readable().await.unwrap();
         service.until_idle().await;
         assert_eq!(calls(&service, path, "success").await, 1.0, "{path}");
-        // What was read ahead is passed on whole.
+        // What was read ahead is relayed completely.
         let mut read = 0;
         let mut end = Vec::new();
         while !end.ends_with(b"0\r\n\r\n") {
             let mut piece = vec![0; 64 * 1024];
             let more = client.read(&mut piece).await.unwrap();
-            assert!(more > 0, "it broke off after {read} bytes");
+            assert!(more > 0, "it ended after {read} bytes");
             read += more;
             end.extend_from_slice(&piece[..more]);
             end.drain(..end.len().saturating_sub(2048));
@@ -155,7 +150,7 @@ async fn what_gemini_has_finished_holds_no_slot_for_a_client_that_does_not_read(
 }
 
 #[tokio::test]
-async fn a_chat_takes_no_harm_from_what_proxies_add() {
+async fn a_chat_ignores_what_proxies_add_to_the_stream() {
     let last =
         event(r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#);
     let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
@@ -167,7 +162,7 @@ async fn a_chat_takes_no_harm_from_what_proxies_add() {
 }
 
 #[tokio::test]
-async fn halves_of_a_character_in_two_events_are_joined() {
+async fn surrogate_halves_in_two_events_are_joined() {
     let piece = |text: &str, more: &str| {
         event(&format!(
             r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{text}"}}]}}{more}}}]}}"#
@@ -181,16 +176,16 @@ async fn halves_of_a_character_in_two_events_are_joined() {
 }
 
 #[tokio::test]
-async fn a_whole_chat_with_half_a_character_is_not_thrown_away() {
+async fn a_chat_with_a_lone_surrogate_is_kept() {
     let body = r#"{"candidates":[{"content":{"parts":[{"text":"bad \ud83d end"}]},"finishReason":"STOP"}],
         "usageMetadata":{"promptTokenCount":"5","candidatesTokenCount":2.0,"totalTokenCount":7}}"#;
     let recording = Recording::play(200, "application/json", vec![body.into()]).await;
-    let service = over(&recording).await;
+    let service = Service::over(&recording.base_url).await;
     let answered = service.chat("x").await;
     assert_eq!(answered.body["response"], "bad \u{FFFD} end", "{answered:?}");
     assert_eq!(answered.body["usage"]["prompt_tokens"], 5);
-    assert_eq!(recording.asked().len(), 1);
-    // On Gemini's own surface it stays as it came, and its cost is read all the same.
+    assert_eq!(recording.requests().len(), 1);
+    // On Gemini's own surface it is relayed unchanged, and its usage is read all the same.
     let path = "/v1beta/models/gemini-m:generateContent";
     let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), body);
@@ -199,7 +194,7 @@ async fn a_whole_chat_with_half_a_character_is_not_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_chat_that_is_blocked_amid_its_text_counts_as_blocked() {
+async fn a_chat_blocked_midway_counts_as_blocked() {
     let blocked = event(r#"{"candidates":[{"finishReason":"SAFETY"}]}"#);
     for pieces in [vec![&*event(HALF), &*blocked], vec![&*(event(HALF) + &blocked)]] {
         let (events, service) = chat(&pieces).await;
@@ -210,7 +205,7 @@ async fn a_chat_that_is_blocked_amid_its_text_counts_as_blocked() {
 }
 
 #[tokio::test]
-async fn a_first_event_that_is_a_passing_error_is_tried_again_on_every_surface() {
+async fn a_transient_error_in_the_first_event_is_retried_on_every_surface() {
     for path in ["/chat", SSE, LIST, OPENAI] {
         let service = Service::start().await;
         let prompt = "[[simulate:fail_after=0,fail_times=1]]Hello";
@@ -227,7 +222,7 @@ async fn a_first_event_that_is_a_passing_error_is_tried_again_on_every_surface()
 }
 
 #[tokio::test]
-async fn a_first_event_that_is_an_error_in_several_lines_is_answered_as_that_error() {
+async fn a_multiline_error_in_the_first_event_is_reported_as_that_error() {
     let lines = PRETTY.trim_end().replace('\n', "\ndata: ");
     for answer in [format!("data: {lines}\n\n"), format!("data:\n\n: hi\ndata: {lines}\r\n\r\n")] {
         let pieces = vec![answer.clone().into_bytes()];
@@ -239,11 +234,11 @@ async fn a_first_event_that_is_an_error_in_several_lines_is_answered_as_that_err
         .await;
         for path in ["/chat", SSE, OPENAI] {
             let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
-            // Gemini's own clients get what Gemini said, as it came.
+            // On Gemini's own surface the error is relayed unchanged.
             let is_passed_on = path == SSE && response.status() == StatusCode::OK;
             assert!(is_passed_on || response.status().is_server_error(), "{path}: {answer}");
             service.until_idle().await;
-            // Gemini has not accepted the model yet, so that it has no series of its own.
+            // Gemini has not accepted the model yet, so it has no metric series of its own.
             let labels = format!("kind=\"{}\",model=\"other\"", kind(path));
             let name =
                 format!("gemini_gateway_calls_total{{{labels},outcome=\"upstream_unavailable\"}}");
@@ -252,16 +247,8 @@ async fn a_first_event_that_is_an_error_in_several_lines_is_answered_as_that_err
     }
 }
 
-/// The limits of the only key and model that were used.
-async fn only_account(service: &Service) -> Value {
-    let limits = service.get("/_admin/limits").header("Admin-API-Key", ADMIN_KEY);
-    let limits = answer(limits).await.body;
-    assert_eq!(limits["count"], 1, "{limits}");
-    limits["limits"][0].clone()
-}
-
 #[tokio::test]
-async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
+async fn a_midstream_error_settles_as_that_error_on_every_surface() {
     for path in ["/chat", SSE, LIST, OPENAI] {
         let service = Service::start().await;
         let overloaded = streamed(path, "[[simulate:fail_after=2]]Hello");
@@ -269,7 +256,7 @@ async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
         assert!(text.contains("overloaded"), "{path}: {text}");
         service.until_idle().await;
         assert_eq!(calls(&service, path, "upstream_unavailable").await, 1.0, "{path}");
-        assert_eq!(only_account(&service).await["concurrency"]["limit"], 12, "{path}");
+        assert_eq!(service.only_account().await["concurrency"]["limit"], 12, "{path}");
 
         let service = Service::start().await;
         let refused = streamed(path, "[[simulate:fail_after=1,quota=minute]]Hello");
@@ -277,7 +264,7 @@ async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
         assert!(text.contains("exceeded your current quota"), "{path}: {text}");
         service.until_idle().await;
         assert_eq!(calls(&service, path, "rate_limited").await, 1.0, "{path}");
-        let account = only_account(&service).await;
+        let account = service.only_account().await;
         let found = &account["requests_per_minute"];
         assert_eq!((&found["limit"], &found["source"]), (&json!(10), &json!("gemini")), "{path}");
         assert!(account["paused_for_seconds"].as_f64().unwrap() > 1.0, "{path}: {account}");
@@ -285,7 +272,7 @@ async fn an_error_amid_a_stream_is_settled_as_that_error_on_every_surface() {
 }
 
 #[tokio::test]
-async fn what_passes_comes_out_byte_for_byte_and_counts_as_what_it_was() {
+async fn a_relayed_stream_is_unchanged_and_counted_by_its_outcome() {
     let chunk = r#"{"choices":[{"delta":{"content":"a"},"index":0}]}"#;
     let list = format!("[{HALF}\r\n");
     let odd_list = format!("{list},\r\n{PRETTY}]\n");
@@ -307,7 +294,7 @@ async fn what_passes_comes_out_byte_for_byte_and_counts_as_what_it_was() {
     ] {
         let pieces = stream.as_bytes().chunks(7).map(<[u8]>::to_vec).collect();
         let recording = Recording::play(200, content_type, pieces).await;
-        let service = over(&recording).await;
+        let service = Service::over(&recording.base_url).await;
         let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
         assert_eq!(response.text().await.unwrap(), stream);
         service.until_idle().await;
@@ -316,7 +303,7 @@ async fn what_passes_comes_out_byte_for_byte_and_counts_as_what_it_was() {
 }
 
 #[tokio::test]
-async fn a_reason_that_leaves_a_text_incomplete_is_told() {
+async fn a_finish_reason_that_leaves_the_text_incomplete_is_reported() {
     let service = Service::start().await;
     for reason in ["MAX_TOKENS", "CONTINUATION", "MALFORMED_RESPONSE", "BRAND_NEW"] {
         let prompt = format!("[[simulate:finish={reason},text=half a text]]");
@@ -345,7 +332,7 @@ async fn a_reason_that_leaves_a_text_incomplete_is_told() {
 
 #[test]
 #[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn recorded_streams_end_as_they_say() {
+fn recorded_streams_end_with_the_recorded_outcome() {
     let later = later_corpus().into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
     let later = later.map(|entry| entry.unwrap().path());
     let later = later.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -359,10 +346,10 @@ fn recorded_streams_end_as_they_say() {
         }
         let event_stream = HeaderValue::from_static("text/event-stream");
         let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, event_stream)]);
-        let mut watch = Watch::of(&headers, true).unwrap();
+        let mut watch = StreamMonitor::of(&headers, true).unwrap();
         stream.bytes.chunks(100).for_each(|piece| watch.scan(piece));
         let ends = ["\"finishReason\"", "\"blockReason\"", "[DONE]", "\"interaction.completed\""];
-        // Nobody knows how what it says should end.
+        // The recording does not tell how its text should end.
         let is_other = stream.name.contains("failure-invalid-json");
         let is_whole =
             is_other || ends.iter().any(|end| text.contains(end)) && !text.contains("\"error\": {");

@@ -1,6 +1,5 @@
-//! Structured output: what Gemini is sent of a schema, and that a success always fits it.
+//! Structured output: how a schema is sent to Gemini, and that a successful answer always fits it.
 
-use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -27,12 +26,7 @@ fn person() -> Value {
     })
 }
 
-/// A service whose upstream says these texts.
-async fn over(upstream: &Upstream) -> Service {
-    Service::with(Options::default(), |config| config.base_url.clone_from(&upstream.base_url)).await
-}
-
-async fn ask(service: &Service, json_schema: Value) -> Answer {
+async fn send(service: &Service, json_schema: Value) -> Answer {
     answer(service.post(PATH, &question(json_schema))).await
 }
 
@@ -44,7 +38,7 @@ fn sent_config(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
+async fn a_schema_is_sent_in_geminis_dialect_and_in_the_callers_order() {
     let service = Service::start().await;
     let schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -57,7 +51,7 @@ async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
         "required": ["age", "surname"],
         "$defs": {"Age": {"type": "integer", "minimum": 0}},
     });
-    let answered = ask(&service, schema.clone()).await;
+    let answered = send(&service, schema.clone()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert!(jsonschema::is_valid(&schema, &answered.body["data"]), "{answered:?}");
     assert_eq!(answered.body["success"], true);
@@ -88,7 +82,7 @@ async fn a_schema_goes_upstream_in_geminis_dialect_and_in_the_callers_order() {
 }
 
 #[tokio::test]
-async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
+async fn a_schema_that_geminis_dialect_cannot_express_is_sent_as_json_schema() {
     let recursion = json!({
         "type": "object",
         "properties": {
@@ -108,7 +102,7 @@ async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
         [(recursion, "$ref"), (tuple, "prefixItems"), (map, "additionalProperties")]
     {
         let service = Service::start().await;
-        let answered = ask(&service, schema.clone()).await;
+        let answered = send(&service, schema.clone()).await;
         assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
         assert!(jsonschema::is_valid(&schema, &answered.body["data"]), "{answered:?}");
         let config = sent_config(&service);
@@ -120,7 +114,7 @@ async fn what_a_response_schema_cannot_say_goes_as_json_schema() {
 }
 
 #[tokio::test]
-async fn the_services_own_keys_win_and_all_others_go_as_given() {
+async fn the_services_own_config_keys_win_and_all_others_are_passed_on() {
     let service = Service::start().await;
     let mut body = question(person());
     body["generation_config"] = json!({
@@ -151,11 +145,11 @@ async fn the_services_own_keys_win_and_all_others_go_as_given() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
+async fn a_mismatched_answer_is_requested_again_with_the_reason() {
     let wrong = r#"{"name": "Anna", "age": "thirty-one"}"#;
-    let upstream = Upstream::saying([wrong, r#"{"name": "Anna", "age": 31}"#]).await;
-    let service = over(&upstream).await;
-    let answered = ask(&service, person()).await;
+    let upstream = Upstream::answering([wrong, r#"{"name": "Anna", "age": 31}"#]).await;
+    let service = Service::over(&upstream.base_url).await;
+    let answered = send(&service, person()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
     assert_eq!(answered.body["data"], json!({"name": "Anna", "age": 31}));
     let [prompt, output, thinking] = [0, 1, 2].map(|kind| cost(1)[kind] + cost(2)[kind]);
@@ -165,9 +159,9 @@ async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
         "thinking_tokens": thinking,
         "total_tokens": prompt + output + thinking,
     });
-    assert_eq!(answered.body["usage"], usage, "both calls were paid for");
+    assert_eq!(answered.body["usage"], usage, "the usage of both calls");
 
-    let [first, second]: [Value; 2] = upstream.asked().try_into().unwrap();
+    let [first, second]: [Value; 2] = upstream.requests().try_into().unwrap();
     assert_eq!(first["generationConfig"], second["generationConfig"]);
     assert_eq!(first["systemInstruction"], second["systemInstruction"]);
     let contents = second["contents"].as_array().unwrap();
@@ -181,30 +175,31 @@ async fn an_answer_that_does_not_fit_is_asked_for_once_more_and_says_why() {
 }
 
 #[tokio::test]
-async fn text_that_is_no_json_is_asked_for_once_more() {
+async fn an_answer_that_is_not_json_is_requested_again() {
     let upstream =
-        Upstream::saying(["Certainly! Anna is 31.", r#"{"name":"Anna","age":31}"#]).await;
-    let answered = ask(&over(&upstream).await, person()).await;
+        Upstream::answering(["Certainly! Anna is 31.", r#"{"name":"Anna","age":31}"#]).await;
+    let answered = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
-    let second = &upstream.asked()[1]["contents"][2]["parts"][0]["text"];
+    let second = &upstream.requests()[1]["contents"][2]["parts"][0]["text"];
     assert!(second.as_str().unwrap().contains("it is not JSON"), "{second}");
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_twice_fails_and_says_what_did_not_fit() {
+async fn a_second_mismatch_fails_and_names_the_mismatch() {
     let wrong = [r#"{"name": "Anna"}"#, r#"{"name": "Anna", "age": -3}"#];
-    let upstream = Upstream::saying(wrong).await;
-    let service = over(&upstream).await;
-    let failed = ask(&service, person()).await;
+    let upstream = Upstream::answering(wrong).await;
+    let service = Service::over(&upstream.base_url).await;
+    let failed = send(&service, person()).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "schema_violation");
     let detail = failed.body["detail"].as_str().unwrap();
     assert!(detail.contains("at /age:") && detail.contains("minimum"), "{detail}");
-    assert_eq!(upstream.asked().len(), 2, "once more and never a third time");
+    assert_eq!(upstream.requests().len(), 2, "one repair and no third call");
     service.until_idle().await;
 }
 
-/// What Gemini was sent allows what the caller's schema does not: the caller's is what counts.
+/// The schema that Gemini gets allows more than the caller's. Answers are checked against the
+/// caller's.
 #[tokio::test]
 async fn an_answer_is_checked_against_the_callers_own_schema() {
     let schema = json!({
@@ -212,94 +207,101 @@ async fn an_answer_is_checked_against_the_callers_own_schema() {
         "properties": {"even": {"type": "integer", "multipleOf": 2}},
         "required": ["even"],
     });
-    let upstream = Upstream::saying([r#"{"even": 3}"#, r#"{"even": 4}"#]).await;
-    let answered = ask(&over(&upstream).await, schema).await;
+    let upstream = Upstream::answering([r#"{"even": 3}"#, r#"{"even": 4}"#]).await;
+    let answered = send(&Service::over(&upstream.base_url).await, schema).await;
     assert_eq!(answered.body["data"], json!({"even": 4}), "{answered:?}");
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_at_the_token_limit_is_not_asked_for_again() {
-    let upstream = Upstream::cut_off_at(r#"{"name": "An"#).await;
-    let failed = ask(&over(&upstream).await, person()).await;
+async fn an_answer_cut_off_at_the_token_limit_is_not_requested_again() {
+    let upstream = Upstream::truncated(r#"{"name": "An"#).await;
+    let failed = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
     assert_eq!(failed.body["code"], "truncated_answer");
-    assert_eq!(upstream.asked().len(), 1);
+    assert_eq!(upstream.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn an_answer_that_gemini_did_not_finish_says_so() {
+async fn an_unfinished_answer_is_reported_as_unfinished() {
     let service = Service::start().await;
-    let ask = async |content: &str| {
+    let send = async |content: &str| {
         let mut body = question(json!({"type": ["object", "number"], "required": ["a"]}));
         body["user_content"] = json!(content);
         answer(service.post(PATH, &body)).await
     };
-    for (content, says) in [
+    for (content, expected) in [
         (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, "to continue"),
         (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, "limit on output tokens"),
-        // Half of it is a number as well.
+        // A number cut in half is still a number.
         ("[[simulate:finish=MAX_TOKENS,text=1234]]", "limit on output tokens"),
     ] {
         let sent = service.simulator.stats().calls;
-        let failed = ask(content).await;
+        let failed = send(content).await;
         assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{failed:?}");
         assert_eq!(failed.body["code"], "truncated_answer", "{content}");
-        assert!(failed.body["detail"].as_str().unwrap().contains(says), "{failed:?}");
-        assert_eq!(service.simulator.stats().calls, sent + 1, "it would end there once more");
+        assert!(failed.body["detail"].as_str().unwrap().contains(expected), "{failed:?}");
+        assert_eq!(service.simulator.stats().calls, sent + 1, "a second call would be cut off too");
     }
-    let whole = ask(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
+    let whole = send(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
     assert_eq!(whole.body["finish_reason"], "OTHER", "{whole:?}");
-    assert_eq!(ask("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
-    // It is asked for once more, and the reason is told.
-    let broken = ask(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
+    assert_eq!(send("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
+    // The answer is requested once more, and the reason is given.
+    let broken = send(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
     assert!(broken.body["data"].to_string().contains("ended for MALFORMED_RESPONSE"), "{broken:?}");
 }
 
 #[tokio::test]
-async fn json_in_a_code_fence_or_with_words_around_it_costs_one_call() {
+async fn json_in_a_code_fence_or_in_prose_needs_no_second_call() {
     let json = r#"{ "name": "Anna" , "age":31}"#;
     for text in [
         format!("```json\n{json}\n```"),
         format!("Here is the person:\n\n```\n{json}\n```\n"),
         format!("{json}\n\nLet me know if you need more."),
     ] {
-        let upstream = Upstream::saying([&text]).await;
-        let service = over(&upstream).await;
+        let upstream = Upstream::answering([&text]).await;
+        let service = Service::over(&upstream.base_url).await;
         let response = service.post(PATH, &question(person())).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{text}");
         let body = response.text().await.unwrap();
         assert!(body.contains(&format!("\"data\":{json},")), "{body}");
-        assert_eq!(upstream.asked().len(), 1, "{text}");
+        assert_eq!(upstream.requests().len(), 1, "{text}");
     }
     let two = format!("{json} or {json}");
-    let upstream = Upstream::saying([&*two, json]).await;
-    assert_eq!(ask(&over(&upstream).await, person()).await.status, StatusCode::OK);
-    assert_eq!(upstream.asked().len(), 2, "nobody knows which of them is meant");
+    let upstream = Upstream::answering([&*two, json]).await;
+    assert_eq!(
+        send(&Service::over(&upstream.base_url).await, person()).await.status,
+        StatusCode::OK
+    );
+    assert_eq!(upstream.requests().len(), 2, "which of them is meant is unclear");
     let half = r#"{"name": "\ud83d", "age": 31}"#;
-    let upstream = Upstream::saying([half]).await;
-    let answered = ask(&over(&upstream).await, person()).await;
+    let upstream = Upstream::answering([half]).await;
+    let answered = send(&Service::over(&upstream.base_url).await, person()).await;
     assert_eq!(answered.body["data"], json!({"name": "\u{FFFD}", "age": 31}), "{answered:?}");
 }
 
 #[tokio::test]
-async fn the_data_is_what_the_model_wrote_to_the_letter() {
+async fn the_data_is_exactly_what_the_model_wrote() {
     let text = r#"{ "z": 1.10, "a": 12345678901234567890123, "m": 1e2,  "b": "\u00e9" }"#;
     let schema = json!({"type": "object", "additionalProperties": true});
-    let upstream = Upstream::saying([text]).await;
-    let service = over(&upstream).await;
+    let upstream = Upstream::answering([text]).await;
+    let service = Service::over(&upstream.base_url).await;
     let response = service.post(PATH, &question(schema.clone())).send().await.unwrap();
     let body = response.text().await.unwrap();
     assert!(body.contains(&format!("\"data\":{text}")), "{body}");
 
-    let upstream = Upstream::saying([text]).await;
+    let upstream = Upstream::answering([text]).await;
     let batch = json!({"requests": [question(schema)]});
-    let response = over(&upstream).await.post("/batch/structured-output", &batch).send().await;
+    let response = Service::over(&upstream.base_url)
+        .await
+        .post("/batch/structured-output", &batch)
+        .send()
+        .await;
     let body = response.unwrap().text().await.unwrap();
     assert!(body.contains(&format!("\"data\":{text}")), "{body}");
 }
 
 #[tokio::test]
-async fn a_schema_that_is_none_is_refused_with_its_place_and_nothing_is_sent() {
+async fn an_invalid_schema_is_refused_with_its_location() {
     let service = Service::start().await;
     let age = |age: Value| json!({"type": "object", "properties": {"age": age}});
     for (schema, loc) in [
@@ -314,7 +316,7 @@ async fn a_schema_that_is_none_is_refused_with_its_place_and_nothing_is_sent() {
     ] {
         let in_body = |path: &[Value]| [&[json!("body")], path].concat();
         let loc = loc.as_array().unwrap();
-        let refused = ask(&service, schema.clone()).await;
+        let refused = send(&service, schema.clone()).await;
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
         assert_eq!(refused.body["code"], "validation_error");
         assert_eq!(refused.body["detail"][0]["type"], "json_schema");
@@ -326,7 +328,7 @@ async fn a_schema_that_is_none_is_refused_with_its_place_and_nothing_is_sent() {
         let loc = in_body(&[&[json!("requests"), json!(1)], &loc[..]].concat());
         assert_eq!(refused.body["detail"][0]["loc"], json!(loc), "{schema}");
     }
-    let pointed = ask(&service, age(json!({"type": "int"}))).await.body;
+    let pointed = send(&service, age(json!({"type": "int"}))).await.body;
     let message = pointed["detail"][0]["msg"].as_str().unwrap();
     assert!(message.contains("#/properties/age/type"), "{message}");
     assert_eq!(service.simulator.stats().calls, 0);
@@ -343,21 +345,21 @@ async fn a_remote_reference_is_refused_and_never_fetched() {
         json!({"$schema": url, "type": "object"}),
         json!({"$id": url, "type": "object", "properties": {"a": {"$ref": "other.json"}}}),
     ] {
-        let refused = ask(&service, schema.clone()).await;
+        let refused = send(&service, schema.clone()).await;
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{schema}");
         assert_eq!(refused.body["detail"][0]["loc"][1], "json_schema");
     }
-    // A connection would have been made before the answer, and would wait to be accepted.
-    let nobody = std::future::poll_fn(|context| match remote.poll_accept(context) {
+    // A fetch would have connected before the answer and would wait to be accepted.
+    let no_connection = std::future::poll_fn(|context| match remote.poll_accept(context) {
         std::task::Poll::Ready(_) => std::task::Poll::Ready(false),
         std::task::Poll::Pending => std::task::Poll::Ready(true),
     });
-    assert!(nobody.await, "somebody came to fetch the schema");
+    assert!(no_connection.await, "the schema was fetched");
     assert_eq!(service.simulator.stats().calls, 0);
 }
 
 #[tokio::test]
-async fn one_misfit_in_a_batch_fails_alone_and_in_its_place() {
+async fn one_mismatch_in_a_batch_fails_only_its_item() {
     let service = Service::start().await;
     let unmeetable = json!({
         "type": "object",
@@ -375,5 +377,5 @@ async fn one_misfit_in_a_batch_fails_alone_and_in_its_place() {
     assert_eq!(results[1]["retryable"], true);
     assert_eq!((&results[1]["index"], &results[2]["index"]), (&json!(1), &json!(2)));
     assert_eq!(answered.body["failed_requests"], 1);
-    assert_eq!(service.simulator.stats().calls, 4, "two for the misfit");
+    assert_eq!(service.simulator.stats().calls, 4, "two for the mismatch");
 }

@@ -1,4 +1,4 @@
-//! A whole service over a simulator, both in this process, on ports of their own.
+//! A whole service over a simulator, both in this process, each on its own port.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::Occupancy;
-use gemini_concurrent_generation::server::{Limits, Worker, serve};
+use gemini_concurrent_generation::server::{ServerLimits, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -18,10 +18,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub const ADMIN_KEY: &str = "the-admin-key";
 pub const SERVER_KEY: &str = "the-server-key";
 
-/// How long anything in a test may take before the test has failed.
+/// How long anything in a test may take before the test fails.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A service that is up until it is dropped.
+/// A service that runs until it is dropped.
 pub struct Service {
     pub simulator: Simulator,
     pub gateway: Gateway,
@@ -39,12 +39,12 @@ pub struct Answer {
 }
 
 impl Service {
-    /// A service with the settings of a usual installation.
+    /// A service with the settings of a typical installation.
     pub async fn start() -> Self {
         Self::with(Options::default(), |_| {}).await
     }
 
-    /// A service over a simulator that behaves as told, with some settings changed.
+    /// A service over a simulator with these options, with some settings changed.
     pub async fn with(options: Options, change: impl FnOnce(&mut Config)) -> Self {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..options });
@@ -60,6 +60,20 @@ impl Service {
         let address = listen(api::router(gateway.clone()), &stop).await;
         let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
         Self { simulator, gateway, address, http, _stop: stop.drop_guard() }
+    }
+
+    /// A service over another upstream than the simulator.
+    pub async fn over(base_url: &str) -> Self {
+        Self::over_with(base_url, |_| {}).await
+    }
+
+    /// The same, with some settings changed.
+    pub async fn over_with(base_url: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::with(Options::default(), |config| {
+            config.base_url = base_url.to_owned();
+            change(config);
+        })
+        .await
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -83,30 +97,42 @@ impl Service {
         request.body(body.to_string())
     }
 
-    /// A chat that the server's key pays for.
+    /// Sends a chat with the server's key.
     pub async fn chat(&self, prompt: impl Into<String>) -> Answer {
         answer(self.post("/chat", &json!({"prompt": prompt.into()}))).await
     }
 
-    /// Creates a semaphore, or changes its limit.
+    /// Creates a semaphore or changes its limit.
     pub async fn register(&self, id: &str, limit: u64) -> Answer {
         let body = json!({"semaphore_id": id, "limit": limit});
-        answer(self.post("/_admin/semaphores", &body).header("Admin-API-Key", ADMIN_KEY)).await
+        answer(admin(self.post("/_admin/semaphores", &body))).await
     }
 
-    /// What `GET /metrics` shows for a series, labels included; 0 where there is none.
+    /// What `GET /_admin/limits` shows.
+    pub async fn limits(&self) -> Value {
+        answer(admin(self.get("/_admin/limits"))).await.body
+    }
+
+    /// The limits of the only account and model in use.
+    pub async fn only_account(&self) -> Value {
+        let limits = self.limits().await;
+        assert_eq!(limits["count"], 1, "{limits}");
+        limits["limits"][0].clone()
+    }
+
+    /// The value of a series at `GET /metrics`, labels included; 0 if it is missing.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.get("/metrics").send().await.unwrap().text().await.unwrap();
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    /// Waits until the limiter is as it should be.
+    /// Waits until the limiter's occupancy meets a condition.
     pub async fn until(&self, what: &str, is: impl Fn(Occupancy) -> bool) {
         until(what, || is(self.gateway.limiter.occupancy())).await;
     }
 
-    /// Waits until nothing is in flight or waiting: every slot is back.
+    /// Waits until nothing is in flight or waiting and every slot is free.
     pub async fn until_idle(&self) {
         self.until("every slot is free", |limiter| {
             limiter.in_flight == 0 && limiter.waiting == 0 && limiter.available == limiter.limit
@@ -115,7 +141,23 @@ impl Service {
     }
 }
 
-/// A prompt whose answer takes so long.
+/// A request of the administrator's.
+pub fn admin(request: RequestBuilder) -> RequestBuilder {
+    request.header("Admin-API-Key", ADMIN_KEY)
+}
+
+/// The body of a request on Gemini's surface.
+pub fn contents(prompt: &str) -> Value {
+    json!({"contents": [{"parts": [{"text": prompt}]}]})
+}
+
+/// A port on which nothing listens.
+pub fn closed_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A prompt whose answer takes this long.
 pub fn slow(latency_ms: u64) -> String {
     format!("[[simulate:latency_ms={latency_ms}]]")
 }
@@ -130,27 +172,26 @@ pub async fn answer(request: RequestBuilder) -> Answer {
     Answer { status, headers, body }
 }
 
-/// Waits until something is so; fails where it never is.
+/// Waits until a condition holds. Fails after `TEST_TIMEOUT`.
 pub async fn until(what: &str, is: impl Fn() -> bool) {
     let wait = async {
         while !is() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("timed out: {what}"));
 }
 
 /// Serves a router on a free port until the token is cancelled.
 pub async fn listen(router: axum::Router, stop: &CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("its address");
-    let limits = Limits { grace: Duration::ZERO, ..Limits::of(&Config::default()) };
+    let limits = ServerLimits { grace: Duration::ZERO, ..ServerLimits::of(&Config::default()) };
     tokio::spawn(serve(listener, vec![Worker::here(router)], limits, stop.clone()));
     address
 }
 
-/// The kinds of generation: the path of each and a body that it takes. `/batch` in front of the
-/// path takes many.
+/// The generation endpoints, each with a valid body. `/batch` before the path makes it a batch.
 pub fn kinds() -> [(&'static str, Value); 3] {
     let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
     [

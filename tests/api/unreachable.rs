@@ -1,39 +1,28 @@
-//! An upstream that cannot be reached, or is not Gemini: what the caller and the log are told.
+//! An upstream that cannot be reached or is not Gemini: what the caller and the log are told.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 
-use gemini_concurrent_generation::simulator::Options;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener as Listener;
 
 use crate::process::Start;
 use crate::recording::Recording;
-use crate::support::{Service, answer, until};
+use crate::support::{Service, answer, closed_port, until};
 
 const GENERATE: &str = "/v1beta/models/gemini-3.5-flash-lite:generateContent";
 
-async fn over(base_url: &str) -> Service {
-    Service::with(Options::default(), |config| {
-        config.base_url = base_url.to_owned();
-        config.max_attempts = 1;
-    })
-    .await
+async fn service_over(base_url: &str) -> Service {
+    Service::over_with(base_url, |config| config.max_attempts = 1).await
 }
 
-/// A port at which nobody listens.
-fn closed_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-/// A name that no resolver has to be asked about: a part of it is too long.
-fn no_name() -> String {
+/// A host name that fails without a lookup: one of its labels is too long.
+fn unresolvable_name() -> String {
     format!("{}.invalid", "a".repeat(64))
 }
 
-/// Answers whoever connects with words that are not TLS.
-async fn speaks_no_tls() -> u16 {
+/// Answers every connection with bytes that are not TLS. Returns its port.
+async fn plain_text_server() -> u16 {
     let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -45,17 +34,17 @@ async fn speaks_no_tls() -> u16 {
 }
 
 #[tokio::test]
-async fn why_gemini_cannot_be_reached_is_said_without_its_address() {
+async fn a_connection_error_gives_its_reason_without_the_address() {
     for (base_url, reason) in [
-        (format!("http://127.0.0.1:{}", closed_port()), "it was refused"),
-        (format!("http://{}", no_name()), "its host name cannot be resolved"),
+        (format!("http://127.0.0.1:{}", closed_port()), "the connection was refused"),
+        (format!("http://{}", unresolvable_name()), "its host name cannot be resolved"),
         (
-            format!("https://127.0.0.1:{}", speaks_no_tls().await),
-            "what answers there does not speak TLS",
+            format!("https://127.0.0.1:{}", plain_text_server().await),
+            "the server does not speak TLS",
         ),
     ] {
-        let service = over(&base_url).await;
-        let detail = format!("no connection to Gemini could be made: {reason}");
+        let service = service_over(&base_url).await;
+        let detail = format!("cannot connect to Gemini: {reason}");
         let chat = service.chat("Hello").await;
         assert_eq!(chat.status, 502);
         assert_eq!(chat.body, json!({"detail": detail, "code": "upstream_connection"}));
@@ -74,7 +63,7 @@ async fn why_gemini_cannot_be_reached_is_said_without_its_address() {
 }
 
 #[tokio::test]
-async fn the_log_says_what_lies_behind_a_failed_connection() {
+async fn the_log_gives_the_cause_of_a_failed_connection() {
     let start = Start::with_arguments(&["serve"]).set("GEMINI_API_KEY", "the-secret-key");
     let base_url = format!("http://127.0.0.1:{}", closed_port());
     let process = start.set("GEMINI_BASE_URL", &base_url).set("GEMINI_MAX_ATTEMPTS", "1");
@@ -93,7 +82,7 @@ async fn the_log_says_what_lies_behind_a_failed_connection() {
 }
 
 #[tokio::test]
-async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
+async fn an_html_page_is_a_malformed_answer_and_is_not_shown() {
     const PAGE: &[u8] = b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>secret";
     let completion = json!({"model": "gemini-3.5-flash-lite", "messages": []});
     let chat = json!({"prompt": "Hello"});
@@ -105,21 +94,22 @@ async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
         (503, "upstream_unavailable"),
     ] {
         let page = Recording::play(status, "text/html; charset=UTF-8", vec![PAGE.into()]).await;
-        let service = over(&page.base_url).await;
+        let service = service_over(&page.base_url).await;
         let failed = answer(service.post("/chat", &chat)).await;
         assert_eq!((failed.status.as_u16(), &failed.body["code"]), (502, &json!(code)), "{status}");
         let detail = failed.body["detail"].as_str().unwrap();
-        let said = format!("Gemini answered {status} ");
-        assert!(detail.starts_with(&said) && detail.contains("text/html"), "{detail}");
+        let start = format!("Gemini answered {status} ");
+        assert!(detail.starts_with(&start) && detail.contains("text/html"), "{detail}");
         let streamed = json!({"prompt": "Hello", "stream": true});
         let streamed = answer(service.post("/chat", &streamed)).await;
         assert_eq!(streamed.body["code"], code, "{status}: {streamed:?}");
         let openai = answer(service.post("/v1/chat/completions", &completion)).await;
         assert_eq!(openai.body["error"]["code"], code, "{status}: {openai:?}");
-        for told in [&failed.body, &streamed.body, &openai.body] {
-            assert!(!told.to_string().contains("secret"), "{told}");
+        for body in [&failed.body, &streamed.body, &openai.body] {
+            assert!(!body.to_string().contains("secret"), "{body}");
         }
-        // On its own surface, Gemini's refusals are passed on as they came; an HTML page is not one of them.
+        // On its own surface Gemini's errors are relayed unchanged. An HTML page is not one of
+        // them.
         let native = service.post(GENERATE, &json!({"contents": []})).send().await.unwrap();
         assert_eq!(native.status(), if status == 503 { 503 } else { 502 });
         if code == "malformed_answer" {
@@ -131,9 +121,9 @@ async fn a_page_is_no_answer_and_nothing_of_it_is_shown() {
 }
 
 #[tokio::test]
-async fn a_path_that_gemini_does_not_know_keeps_its_status() {
+async fn geminis_404_for_an_unknown_path_is_relayed() {
     let page = Recording::play(404, "text/html", vec![b"<html>".into()]).await;
-    let service = over(&page.base_url).await;
+    let service = service_over(&page.base_url).await;
     let unknown = service.get("/v1beta/model").send().await.unwrap();
     assert_eq!(unknown.status(), 404);
 }

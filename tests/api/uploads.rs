@@ -1,4 +1,4 @@
-//! Uploads that go on at a URL of their own.
+//! Uploads that continue at a URL of their own.
 
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{SERVER_KEY, Service, answer, listen};
 
-/// Begins an upload at a URL of its own, and says where, at one of somebody else's, another would.
+/// Begins an upload. `x-goog-upload-url` is on this host, `location` on another one.
 async fn begin_upload(headers: HeaderMap, uri: Uri) -> impl IntoResponse {
     let path = format!("/prefix{}&key={SERVER_KEY}&upload_id=7", uri.path_and_query().unwrap());
     let host = headers["host"].to_str().unwrap();
@@ -22,7 +22,7 @@ async fn begin_upload(headers: HeaderMap, uri: Uri) -> impl IntoResponse {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_through_the_service() {
+async fn an_upload_continues_through_the_service() {
     let stop = CancellationToken::new();
     let upstream = axum::Router::new().nest("/prefix", axum::Router::new().fallback(begin_upload));
     let upstream = listen(upstream, &stop).await;
@@ -41,7 +41,7 @@ async fn an_upload_goes_on_through_the_service() {
     let elsewhere = begun.headers()["location"].to_str().unwrap();
     assert!(elsewhere.starts_with("http://127.0.0.1:9/"), "{elsewhere}");
 
-    // The URL is proof enough to go on, without a key and with none added. Gemini gets its own.
+    // The upload's URL is proof enough without a key, and none is added. Gemini gets its own URL.
     let signed = &url[url.find("/upload").unwrap()..];
     let rest = service.post(signed, &json!({})).send().await.unwrap();
     assert_eq!(rest.headers()["x-seen-key"], "none");
@@ -51,7 +51,7 @@ async fn an_upload_goes_on_through_the_service() {
 }
 
 #[tokio::test]
-async fn an_upload_that_did_not_begin_here_does_not_go_on_without_a_key() {
+async fn an_upload_that_began_elsewhere_requires_a_key() {
     let stop = CancellationToken::new();
     let upstream = axum::Router::new().nest("/prefix", axum::Router::new().fallback(begin_upload));
     let upstream = listen(upstream, &stop).await;
@@ -69,7 +69,7 @@ async fn an_upload_that_did_not_begin_here_does_not_go_on_without_a_key() {
         format!("{signed}&upload_id=8"),
         signed.replace("/v1beta/", "/v1/"),
     ] {
-        // Not with the server's key either.
+        // The server's key is not used either.
         let refused = answer(service.post(&unsigned, &json!({}))).await;
         assert_eq!(refused.status, 401, "{unsigned}");
         let own = service.post(&unsigned, &json!({})).header("x-goog-api-key", "callers-key");
@@ -77,7 +77,7 @@ async fn an_upload_that_did_not_begin_here_does_not_go_on_without_a_key() {
     }
 }
 
-/// A reverse proxy that serves the service under `/gemini/v2`, and says so.
+/// A reverse proxy that serves the service under `/gemini/v2` and sets the forwarded prefix.
 async fn proxied(service: &Service, stop: &CancellationToken) -> String {
     let inner = format!("http://{}", service.address);
     let pass = async move |headers: HeaderMap, uri: Uri, body: Bytes| {
@@ -96,7 +96,7 @@ async fn proxied(service: &Service, stop: &CancellationToken) -> String {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_under_the_prefix_that_a_proxy_strips() {
+async fn an_upload_continues_under_the_prefix_that_a_proxy_strips() {
     let stop = CancellationToken::new();
     let service = Service::start().await;
     let proxy = proxied(&service, &stop).await;
@@ -115,7 +115,7 @@ async fn an_upload_goes_on_under_the_prefix_that_a_proxy_strips() {
 }
 
 #[tokio::test]
-async fn a_prefix_leads_to_no_other_host() {
+async fn a_forwarded_prefix_cannot_name_another_host() {
     let service = Service::start().await;
     let own = format!("http://{}/upload/v1beta/files?", service.address);
     for prefix in ["@evil.example", ".evil.example/", "//evil.example", "/a/../b", "/a?b", "/a, /b"]

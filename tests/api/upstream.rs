@@ -1,4 +1,4 @@
-//! An upstream that says what it is told to, call by call, and remembers what it was asked.
+//! An upstream with scripted answers that records what it was sent.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::listen;
 
-/// An upstream with a script. Beyond the script's end it refuses what it is asked.
+/// An upstream with a script. It refuses calls past the script's end.
 pub struct Upstream {
     pub base_url: String,
     calls: Arc<Mutex<Calls>>,
@@ -19,61 +19,61 @@ pub struct Upstream {
 }
 
 struct Calls {
-    script: Vec<Turn>,
+    script: Vec<Reply>,
     asked: Vec<Value>,
 }
 
-/// What one call is answered with.
+/// The answer to one call.
 #[derive(Clone)]
-struct Turn {
+struct Reply {
     text: String,
     finish_reason: &'static str,
 }
 
-/// What the call of a number, counted from 1, is said to have cost: `[prompt, output, thinking]`.
+/// The usage reported for a call, counted from 1: `[prompt, output, thinking]`.
 pub const fn cost(call: u64) -> [u64; 3] {
     [call * 10, call * 100, call * 1000]
 }
 
 impl Upstream {
-    /// Answers with these texts, one a call.
-    pub async fn saying(texts: impl IntoIterator<Item = impl ToString>) -> Self {
-        let turn = |text: &dyn ToString| Turn { text: text.to_string(), finish_reason: "STOP" };
-        Self::following(texts.into_iter().map(|text| turn(&text)).collect()).await
+    /// Answers with these texts, one for each call.
+    pub async fn answering(texts: impl IntoIterator<Item = impl ToString>) -> Self {
+        let reply = |text: &dyn ToString| Reply { text: text.to_string(), finish_reason: "STOP" };
+        Self::with_script(texts.into_iter().map(|text| reply(&text)).collect()).await
     }
 
-    /// Answers once, with a text that ends where the tokens do.
-    pub async fn cut_off_at(text: &str) -> Self {
-        Self::following(vec![Turn { text: text.to_owned(), finish_reason: "MAX_TOKENS" }]).await
+    /// Answers once, with a text that was cut off at the token limit.
+    pub async fn truncated(text: &str) -> Self {
+        Self::with_script(vec![Reply { text: text.to_owned(), finish_reason: "MAX_TOKENS" }]).await
     }
 
-    async fn following(script: Vec<Turn>) -> Self {
+    async fn with_script(script: Vec<Reply>) -> Self {
         let stop = CancellationToken::new();
         let calls = Arc::new(Mutex::new(Calls { script, asked: Vec::new() }));
-        let router = Router::new().fallback(reply).with_state(Arc::clone(&calls));
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&calls));
         let base_url = format!("http://{}", listen(router, &stop).await);
         Self { base_url, calls, _stop: stop.drop_guard() }
     }
 
     /// The bodies it was sent, in order.
-    pub fn asked(&self) -> Vec<Value> {
+    pub fn requests(&self) -> Vec<Value> {
         self.calls.lock().unwrap().asked.clone()
     }
 }
 
-async fn reply(State(calls): State<Arc<Mutex<Calls>>>, Json(body): Json<Value>) -> Response {
+async fn answer(State(calls): State<Arc<Mutex<Calls>>>, Json(body): Json<Value>) -> Response {
     let mut calls = calls.lock().unwrap();
     calls.asked.push(body);
     let number = calls.asked.len();
-    let Some(turn) = calls.script.get(number - 1) else {
+    let Some(reply) = calls.script.get(number - 1) else {
         let refusal = json!({"error": {"code": 400, "message": "The script is at its end."}});
         return (StatusCode::BAD_REQUEST, Json(refusal)).into_response();
     };
     let [prompt, output, thinking] = cost(number as u64);
     Json(json!({
         "candidates": [{
-            "content": {"parts": [{"text": turn.text}], "role": "model"},
-            "finishReason": turn.finish_reason,
+            "content": {"parts": [{"text": reply.text}], "role": "model"},
+            "finishReason": reply.finish_reason,
         }],
         "usageMetadata": {
             "promptTokenCount": prompt,

@@ -1,4 +1,4 @@
-//! What streams and uploads take of memory, of the real program.
+//! How much memory the real program uses for streams and uploads.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,38 +15,28 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::http2::connect;
 use crate::process::{Process, Start};
-use crate::replicas::health;
-use crate::support::{TEST_TIMEOUT, listen, until};
+use crate::support::{SERVER_KEY, TEST_TIMEOUT, listen, until};
 
 const STREAM: &str = "/v1beta/models/m:streamGenerateContent?alt=sse";
 
-/// What an idle connection, a thread's stack or the allocator may take beside what is looked for.
+/// Allowance for idle connections, thread stacks and the allocator.
 const SLACK_KIB: u64 = 16 * 1024;
 
-async fn service(upstream: SocketAddr, limit: usize) -> Process {
-    let start = Start::with_arguments(&["serve"])
+fn start(upstream: SocketAddr) -> Start {
+    Start::with_arguments(&["serve"])
         .set("GEMINI_BASE_URL", &format!("http://{upstream}"))
-        .set("GEMINI_API_KEY", "the-server-key")
-        .set("GEMINI_CONCURRENCY_LIMIT", &limit.to_string());
-    start.run().await
+        .set("GEMINI_API_KEY", SERVER_KEY)
 }
 
-async fn until_in_flight(service: &Process, calls: usize) {
-    let wait = async {
-        while health(service).await["concurrency_status"]["in_flight"] != calls {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(TEST_TIMEOUT, wait)
-        .await
-        .unwrap_or_else(|_| panic!("never {calls} in flight"));
+async fn service(upstream: SocketAddr, limit: usize) -> Process {
+    start(upstream).set("GEMINI_CONCURRENCY_LIMIT", &limit.to_string()).run().await
 }
 
-/// One more while it is there.
+/// Adds one to a counter until it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -62,7 +52,7 @@ impl Drop for Counted {
     }
 }
 
-/// Events without end, one at once and then one a second.
+/// Endless events: one at once, then one a second.
 fn endless(counted: Counted) -> impl Stream<Item = io::Result<Bytes>> {
     stream::unfold((counted, false), async |(counted, began)| {
         if began {
@@ -73,17 +63,15 @@ fn endless(counted: Counted) -> impl Stream<Item = io::Result<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_of_a_thousand_streams_are_hung_up_on_and_every_slot_comes_back() {
+async fn a_thousand_streams_free_every_slot_when_half_of_the_clients_disconnect() {
     const STREAMS: usize = 1000;
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let open = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&open);
-    let upstream = Router::new().fallback(move || async move {
-        ([("content-type", "text/event-stream")], Body::from_stream(endless(Counted::new(&count))))
-    });
+    let upstream = event_stream(move || endless(Counted::new(&count)));
     let service = service(listen(upstream, &stop).await, STREAMS).await;
-    health(&service).await;
+    service.health().await;
     let before = service.memory_kib("VmRSS");
 
     let client = reqwest::Client::new();
@@ -95,27 +83,29 @@ async fn half_of_a_thousand_streams_are_hung_up_on_and_every_slot_comes_back() {
         assert!(response.chunk().await.unwrap().is_some());
         streams.push(response);
     }
-    until_in_flight(&service, STREAMS).await;
+    service.until_in_flight(STREAMS).await;
     let each = (service.memory_kib("VmRSS") - before) as f64 / STREAMS as f64;
     println!("{STREAMS} streams open at once: {each:.1} KiB of memory each");
 
     for left in [STREAMS / 2, 0] {
-        let hung_up = Instant::now();
+        let disconnected = Instant::now();
         streams.truncate(left);
-        until_in_flight(&service, left).await;
-        let free = hung_up.elapsed();
-        until("the upstream has seen it", || open.load(Ordering::Relaxed) == left).await;
-        let seen = hung_up.elapsed();
-        println!("all but {left} hung up on: slots free after {free:?}, seen after {seen:?}");
+        service.until_in_flight(left).await;
+        let free = disconnected.elapsed();
+        until("the upstream saw the disconnects", || open.load(Ordering::Relaxed) == left).await;
+        let seen = disconnected.elapsed();
+        println!(
+            "all but {left} disconnected: slots free after {free:?}, seen upstream after {seen:?}"
+        );
     }
-    let status = &health(&service).await["concurrency_status"];
+    let status = &service.health().await["concurrency_status"];
     assert_eq!(
         (&status["current_available_slots"], &status["waiting"]),
         (&json!(STREAMS), &json!(0))
     );
 }
 
-/// Pieces without end, as fast as they are taken; their bytes are counted.
+/// Endless events, as fast as they are read. Their bytes are counted.
 fn flood(sent: Arc<AtomicU64>) -> impl Stream<Item = io::Result<Bytes>> {
     let piece = Bytes::from(format!("data: {}\n\n", "x".repeat(64 * 1024)));
     stream::iter(std::iter::repeat_with(move || {
@@ -124,71 +114,95 @@ fn flood(sent: Arc<AtomicU64>) -> impl Stream<Item = io::Result<Bytes>> {
     }))
 }
 
-/// Waits until nothing more is sent, and says how much was.
-async fn until_stuck(sent: &AtomicU64) -> u64 {
-    let wait = async {
-        let (mut last, mut unchanged) = (0, 0);
-        while unchanged < 25 {
-            sleep(Duration::from_millis(20)).await;
-            let now = sent.load(Ordering::Relaxed);
-            unchanged = if now == last { unchanged + 1 } else { 0 };
-            last = now;
-        }
-        last
-    };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("it is sent on and on")
+/// A router that answers everything with a stream of events.
+fn event_stream<S>(events: impl Fn() -> S + Clone + Send + Sync + 'static) -> Router
+where
+    S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+{
+    Router::new().fallback(move || {
+        let body = Body::from_stream(events());
+        async move { ([("content-type", "text/event-stream")], body) }
+    })
+}
+
+/// A service over an upstream that sends events as fast as they are read.
+struct Flood {
+    service: Process,
+    sent: Arc<AtomicU64>,
+    /// The service's memory before the first stream.
+    idle_kib: u64,
+    _stop: DropGuard,
+}
+
+impl Flood {
+    async fn start() -> Self {
+        let stop = CancellationToken::new();
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&sent);
+        let upstream = event_stream(move || flood(Arc::clone(&count)));
+        let service = service(listen(upstream, &stop).await, 1).await;
+        service.health().await;
+        let idle_kib = service.memory_kib("VmRSS");
+        Self { service, sent, idle_kib, _stop: stop.drop_guard() }
+    }
+
+    /// Waits until the upstream sends nothing more, and returns how many bytes it has sent.
+    async fn until_stalled(&self) -> u64 {
+        let wait = async {
+            let (mut last, mut unchanged) = (0, 0);
+            while unchanged < 25 {
+                sleep(Duration::from_millis(20)).await;
+                let now = self.sent.load(Ordering::Relaxed);
+                unchanged = if now == last { unchanged + 1 } else { 0 };
+                last = now;
+            }
+            last
+        };
+        tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("the upstream never stops sending")
+    }
+
+    /// Checks that the upstream waits for the client, which has read this many bytes, and that
+    /// the service does not buffer the difference.
+    async fn assert_held_back(&self, read: u64) {
+        let sent = self.until_stalled().await;
+        assert!(sent - read < 64 << 20, "{sent} bytes were sent, {read} read");
+        let grown = self.service.memory_kib("VmHWM").saturating_sub(self.idle_kib);
+        println!("{} MiB sent, {} MiB read: {grown} KiB more memory", sent >> 20, read >> 20);
+        assert!(grown < SLACK_KIB, "{grown} KiB");
+    }
+}
+
+/// Requests a stream over a new connection.
+async fn request_stream(service: &Process) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address).await.unwrap();
+    let head = "host: localhost\r\ncontent-type: application/json\r\ncontent-length: 2";
+    let request = format!("POST {STREAM} HTTP/1.1\r\n{head}\r\n\r\n{{}}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_makes_the_upstream_wait_and_never_memory_grow() {
-    let stop = CancellationToken::new();
-    let _stop = stop.clone().drop_guard();
-    let sent = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&sent);
-    let upstream = Router::new().fallback(move || async move {
-        ([("content-type", "text/event-stream")], Body::from_stream(flood(count)))
-    });
-    let service = service(listen(upstream, &stop).await, 1).await;
-    health(&service).await;
-    let before = service.memory_kib("VmRSS");
-
-    let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!(
-        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
-    );
-    reader.write_all(request.as_bytes()).await.unwrap();
+async fn a_slow_reader_slows_the_upstream_and_memory_does_not_grow() {
+    let flood = Flood::start().await;
+    let mut reader = request_stream(&flood.service).await;
     let mut read = 0;
     let mut piece = vec![0; 1 << 20];
     for _ in 0..3 {
-        let stuck = until_stuck(&sent).await;
-        assert!(stuck - read < 64 << 20, "{stuck} bytes were sent, {read} read");
-        let grown = service.memory_kib("VmHWM").saturating_sub(before);
-        println!("{} MiB sent, {} MiB read: {grown} KiB more memory", stuck >> 20, read >> 20);
-        assert!(grown < SLACK_KIB, "{grown} KiB");
-        // It goes on as soon as it is read on.
+        flood.assert_held_back(read).await;
+        // The upstream continues as soon as the client reads.
         for _ in 0..100 {
             reader.read_exact(&mut piece).await.unwrap();
             read += piece.len() as u64;
         }
     }
     drop(reader);
-    until_in_flight(&service, 0).await;
+    flood.service.until_in_flight(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
-    let stop = CancellationToken::new();
-    let _stop = stop.clone().drop_guard();
-    let sent = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&sent);
-    let upstream = Router::new().fallback(move || async move {
-        ([("content-type", "text/event-stream")], Body::from_stream(flood(count)))
-    });
-    let service = service(listen(upstream, &stop).await, 1).await;
-    health(&service).await;
-    let before = service.memory_kib("VmRSS");
-
-    let (mut client, _connection) = connect(service.address).await;
+async fn a_slow_reader_over_http2_slows_the_upstream_too() {
+    let flood = Flood::start().await;
+    let (mut client, _connection) = connect(flood.service.address).await;
     let request = http::Request::post(format!("http://localhost{STREAM}"));
     let request = request.header("content-type", "application/json").body(()).unwrap();
     let (response, mut body) = client.send_request(request, false).unwrap();
@@ -196,11 +210,7 @@ async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
     let mut answer = response.await.unwrap().into_body();
     let mut read = 0;
     for more in [32 << 20, 32 << 20, 0] {
-        let stuck = until_stuck(&sent).await;
-        assert!(stuck - read < 64 << 20, "{stuck} bytes were sent, {read} read");
-        let grown = service.memory_kib("VmHWM").saturating_sub(before);
-        println!("{} MiB sent, {} MiB read: {grown} KiB more memory", stuck >> 20, read >> 20);
-        assert!(grown < SLACK_KIB, "{grown} KiB");
+        flood.assert_held_back(read).await;
         let goal = read + more;
         while read < goal {
             let piece = answer.data().await.unwrap().unwrap().len();
@@ -208,35 +218,23 @@ async fn a_slow_reader_over_http2_makes_the_upstream_wait_too() {
             read += piece as u64;
         }
     }
-    // The stream is reset.
+    // This resets the stream.
     drop((answer, body));
-    until_in_flight(&service, 0).await;
+    flood.service.until_in_flight(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_no_more_is_cut_off_and_holds_no_slot() {
+async fn a_client_that_stops_reading_is_disconnected_and_holds_no_slot() {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    let upstream = Router::new().fallback(move || async move {
-        ([("content-type", "text/event-stream")], Body::from_stream(flood(Arc::default())))
-    });
-    let upstream = listen(upstream, &stop).await;
-    let service = Start::with_arguments(&["serve"])
-        .set("GEMINI_BASE_URL", &format!("http://{upstream}"))
-        .set("GEMINI_API_KEY", "the-server-key")
-        .set("CLIENT_TIMEOUT_SECONDS", "2")
-        .run()
-        .await;
-    let mut reader = TcpStream::connect(service.address).await.unwrap();
-    let request = format!(
-        "POST {STREAM} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
-    );
-    reader.write_all(request.as_bytes()).await.unwrap();
+    let upstream = listen(event_stream(|| flood(Arc::default())), &stop).await;
+    let service = start(upstream).set("CLIENT_TIMEOUT_SECONDS", "2").run().await;
+    let mut reader = request_stream(&service).await;
     reader.read_exact(&mut [0; 1024]).await.unwrap();
-    until_in_flight(&service, 0).await;
+    service.until_in_flight(0).await;
 }
 
-/// Counts the bytes of a body and keeps none.
+/// Counts the bytes of a body without keeping them.
 async fn count(request: Request) -> axum::Json<Value> {
     let mut body = request.into_body();
     let mut bytes = 0_u64;
@@ -253,7 +251,7 @@ async fn an_upload_of_a_gigabyte_passes_in_constant_memory() {
     let _stop = stop.clone().drop_guard();
     let upstream = Router::new().fallback(count).layer(DefaultBodyLimit::disable());
     let service = service(listen(upstream, &stop).await, 1).await;
-    health(&service).await;
+    service.health().await;
     let before = service.memory_kib("VmRSS");
     let piece = Bytes::from(vec![b'x'; 1 << 20]);
     let body = stream::iter((0..SIZE >> 20).map(move |_| io::Result::Ok(piece.clone())));
@@ -262,6 +260,9 @@ async fn an_upload_of_a_gigabyte_passes_in_constant_memory() {
     let counted: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
     assert_eq!(counted["bytes"], SIZE);
     let grown = service.memory_kib("VmHWM") - before;
-    println!("an upload of 1 GiB: {grown} KiB more memory, {} in all", service.memory_kib("VmHWM"));
+    println!(
+        "an upload of 1 GiB: {grown} KiB more memory, {} KiB in total",
+        service.memory_kib("VmHWM")
+    );
     assert!(grown < SLACK_KIB, "{grown} KiB");
 }

@@ -1,28 +1,24 @@
-//! `with-permit`: commands that run while a lease is held, by the real program against another.
+//! `with-permit` runs commands while holding a lease, from one real program to another.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Output;
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::process::{Process, Start, kill};
-use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer, until};
+use crate::support::{ADMIN_KEY, TEST_TIMEOUT, admin, answer, until};
 
 const LEASES: &str = "/_admin/semaphores/jobs/leases";
 
-/// A service with the semaphore `jobs`, and a file in which commands say what they do.
+/// A service with the semaphore `jobs`, and a file to which commands write.
 struct Site {
     service: Process,
     folder: TempDir,
-}
-
-fn admin(request: RequestBuilder) -> RequestBuilder {
-    request.header("Admin-API-Key", ADMIN_KEY)
 }
 
 async fn serve() -> Process {
@@ -42,7 +38,7 @@ impl Site {
         assert!(registered.status.is_success());
     }
 
-    /// The program, told of the service and of the file in `$LOG`.
+    /// The program with the service's address and the file's path in `$LOG`.
     fn program(&self, arguments: &[&'static str]) -> Start {
         Start::with_arguments(arguments)
             .unset("PORT")
@@ -66,14 +62,14 @@ impl Site {
         self.folder.path().join("log")
     }
 
-    /// What the commands have said so far.
+    /// What the commands have written so far.
     fn lines(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.file()).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
-    async fn until_said(&self, line: &str) {
-        until(line, || self.lines().iter().any(|said| said == line)).await;
+    async fn until_written(&self, line: &str) {
+        until(line, || self.lines().iter().any(|written| written == line)).await;
     }
 
     async fn leases(&self) -> Vec<Value> {
@@ -90,12 +86,13 @@ impl Site {
                 }
             }
         };
-        timeout(TEST_TIMEOUT, waiting).await.expect("they wait");
+        timeout(TEST_TIMEOUT, waiting).await.expect("not enough are waiting");
     }
 }
 
 async fn end(child: Child) -> Output {
-    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it did not end");
+    let output =
+        timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("it did not end in time");
     output.expect("its output")
 }
 
@@ -103,7 +100,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The numbers of the jobs that run, by what they have said; and the most that ever did at once.
+/// The jobs that run according to the log, and the highest number that ran at once.
 fn running(lines: &[String]) -> (HashSet<String>, usize) {
     let (mut now, mut most) = (HashSet::new(), 0);
     for line in lines {
@@ -117,9 +114,9 @@ fn running(lines: &[String]) -> (HashSet<String>, usize) {
     (now, most)
 }
 
-/// Each job says when it starts, runs until its input ends, and says so.
+/// Each job logs its start, runs until its input ends, and logs its end.
 #[tokio::test]
-async fn of_ten_jobs_started_at_once_never_more_run_than_the_limit() {
+async fn ten_concurrent_jobs_never_exceed_the_limit() {
     let site = Site::with_limit(3).await;
     let script = "echo start $JOB >> $LOG; read line; echo end $JOB >> $LOG; exit $JOB";
     let programs = [(); 10].map(|()| site.script(script));
@@ -136,7 +133,7 @@ async fn of_ten_jobs_started_at_once_never_more_run_than_the_limit() {
     for ended in 1..=10 {
         let (now, _) = running(&site.lines());
         let job: usize = now.iter().next().expect("one runs").parse().unwrap();
-        let mut child = jobs[job].0.take().expect("it has not ended");
+        let mut child = jobs[job].0.take().expect("it still runs");
         drop(child.stdin.take());
         assert_eq!(end(child).await.status.code(), Some(i32::try_from(job).unwrap()));
         let expected = (10 - ended).min(3);
@@ -148,7 +145,7 @@ async fn of_ten_jobs_started_at_once_never_more_run_than_the_limit() {
 }
 
 #[tokio::test]
-async fn the_command_is_told_of_its_lease_and_has_the_surroundings_of_its_caller() {
+async fn the_command_gets_its_lease_and_its_callers_environment() {
     let site = Site::with_limit(5).await;
     let arguments = [
         "with-permit",
@@ -172,7 +169,7 @@ async fn the_command_is_told_of_its_lease_and_has_the_surroundings_of_its_caller
         .unset("ADMIN_API_KEY")
         .dotenv("ADMIN_API_KEY=the-admin-key\nGEMINI_API_KEY=the-secret\n");
     let mut child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     let leases = site.leases().await;
     assert_eq!(
         (leases.len(), &leases[0]["holder"], &leases[0]["permits"]),
@@ -184,16 +181,16 @@ async fn the_command_is_told_of_its_lease_and_has_the_surroundings_of_its_caller
     assert_eq!(output.status.code(), Some(0));
     let token = &leases[0]["fencing_token"];
     let id = leases[0]["lease_id"].as_str().unwrap();
-    let said = String::from_utf8(output.stdout.clone()).unwrap();
-    assert_eq!(said, format!("{id} {token}\ntyped in, -x --permits\n"));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(text, format!("{id} {token}\ntyped in, -x --permits\n"));
     let environment = errors(&output);
     assert!(environment.contains("LOG="), "{environment}");
-    assert!(!environment.contains("API_KEY"), "what .env holds is not the command's");
+    assert!(!environment.contains("API_KEY"), "the command gets nothing from .env");
     assert_eq!(site.leases().await, [] as [Value; 0]);
 }
 
 #[tokio::test]
-async fn it_ends_as_the_command_did() {
+async fn its_exit_status_is_the_commands() {
     let site = Site::with_limit(1).await;
     for (script, code) in [
         ("true", 0),
@@ -215,20 +212,20 @@ async fn it_ends_as_the_command_did() {
 }
 
 #[tokio::test]
-async fn signals_are_passed_on_and_the_lease_is_released_when_the_command_ends() {
+async fn signals_are_forwarded_and_the_lease_is_released_when_the_command_ends() {
     let site = Site::with_limit(1).await;
     for (signal, code) in [("INT", 42), ("TERM", 43), ("HUP", 44)] {
         std::fs::write(site.file(), "").unwrap();
         let program = site.script(
-            "trap 'echo told >> $LOG; read line; exit 42' INT; \
-             trap 'echo told >> $LOG; read line; exit 43' TERM; \
-             trap 'echo told >> $LOG; read line; exit 44' HUP; \
+            "trap 'echo signalled >> $LOG; read line; exit 42' INT; \
+             trap 'echo signalled >> $LOG; read line; exit 43' TERM; \
+             trap 'echo signalled >> $LOG; read line; exit 44' HUP; \
              echo ready >> $LOG; while :; do sleep 0.01; done",
         );
         let mut child = program.spawn();
-        site.until_said("ready").await;
+        site.until_written("ready").await;
         kill(&child, signal).await;
-        site.until_said("told").await;
+        site.until_written("signalled").await;
         assert_eq!(site.leases().await.len(), 1, "the command has not ended");
         drop(child.stdin.take());
         assert_eq!(end(child).await.status.code(), Some(code), "{signal}");
@@ -237,11 +234,11 @@ async fn signals_are_passed_on_and_the_lease_is_released_when_the_command_ends()
 }
 
 #[tokio::test]
-async fn what_the_caller_ignores_the_command_ignores() {
+async fn the_command_ignores_the_signals_that_its_caller_ignores() {
     let site = Site::with_limit(1).await;
     let program = site.script("echo ready >> $LOG; read line; kill -s HUP $$; echo unharmed");
     let mut child = program.ignoring("HUP").spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     kill(&child, "HUP").await;
     drop(child.stdin.take());
     let output = end(child).await;
@@ -249,7 +246,7 @@ async fn what_the_caller_ignores_the_command_ignores() {
 }
 
 #[tokio::test]
-async fn a_signal_while_it_waits_ends_it_and_leaves_the_queue() {
+async fn a_signal_during_the_wait_ends_it_and_leaves_the_queue() {
     let site = Site::with_limit(1).await;
     let body = json!({"holder": "outside", "ttl_seconds": 600});
     let lease = answer(admin(site.service.post(LEASES, &body))).await.body;
@@ -266,12 +263,12 @@ async fn a_signal_while_it_waits_ends_it_and_leaves_the_queue() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_renewed_outlives_its_ttl() {
+async fn a_renewed_lease_outlives_its_ttl() {
     let site = Site::with_limit(1).await;
     let program = site.script_with(&["--ttl", "1"], "echo ready >> $LOG; read line; exit 0");
     let mut child = program.spawn();
-    site.until_said("ready").await;
-    // Whoever else asks has to wait for longer than the ttl, and gets nothing.
+    site.until_written("ready").await;
+    // Another request waits for longer than the ttl and gets nothing.
     let body = json!({"holder": "other", "ttl_seconds": 60, "wait_seconds": 2.5});
     let other = answer(admin(site.service.post(LEASES, &body))).await;
     assert_eq!(other.body["code"], "lease_unavailable");
@@ -280,7 +277,7 @@ async fn a_lease_that_is_renewed_outlives_its_ttl() {
 }
 
 #[tokio::test]
-async fn when_the_lease_is_lost_the_command_is_stopped() {
+async fn the_command_is_stopped_when_its_lease_is_lost() {
     let site = Site::with_limit(1).await;
     let program = site.script_with(
         &["--ttl", "1"],
@@ -288,21 +285,21 @@ async fn when_the_lease_is_lost_the_command_is_stopped() {
          while :; do sleep 0.01; done",
     );
     let child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     let id = site.leases().await[0]["lease_id"].as_str().unwrap().to_owned();
     let path = format!("{LEASES}/{id}");
     answer(admin(site.service.request(Method::DELETE, &path))).await;
     let output = end(child).await;
     assert_eq!(output.status.code(), Some(75), "{output:?}");
-    let said = errors(&output);
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("the lease was lost") && said.contains(&id), "{said}");
-    site.until_said("stopped").await;
+    let text = errors(&output);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("the lease was lost") && text.contains(&id), "{text}");
+    site.until_written("stopped").await;
 
-    // The service is gone for longer than the lease lives.
+    // The service is unavailable for longer than the lease lives.
     std::fs::write(site.file(), "").unwrap();
     let child = program.spawn();
-    site.until_said("ready").await;
+    site.until_written("ready").await;
     site.service.terminate().await;
     let output = end(child).await;
     assert_eq!(output.status.code(), Some(75), "{output:?}");
@@ -311,33 +308,33 @@ async fn when_the_lease_is_lost_the_command_is_stopped() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_before_the_command_starts_is_one_line_and_an_exit_status() {
+async fn an_error_before_the_command_starts_is_one_line_and_an_exit_status() {
     let site = Site::with_limit(2).await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let run = "echo ran >> $LOG";
     let other = site.program(&["with-permit", "lost", "--", "/bin/sh", "-c", run]);
     let many = site.script_with(&["--permits", "3"], run);
     let url = site.script_with(&["--url", "ftp://x"], run);
-    let nobody = site.script(run).unset("PORT").set("PORT", &free.port().to_string());
+    let unreachable = site.script(run).unset("PORT").set("PORT", &free.port().to_string());
     let wrong_key = site.script(run).unset("ADMIN_API_KEY").set("ADMIN_API_KEY", "wrong");
     let no_key = site.script(run).unset("ADMIN_API_KEY");
     let setting = site.script(run).set("GEMINI_TIER", "gold");
-    for (program, code, says) in [
+    for (program, code, expected) in [
         (other, 69, "no semaphore \"lost\""),
         (many, 69, "limit of 2"),
         (url, 69, "http://"),
-        (nobody, 69, "cannot be reached"),
+        (unreachable, 69, "cannot be reached"),
         (wrong_key, 77, "Admin-API-Key"),
         (no_key, 77, "ADMIN_API_KEY"),
         (setting, 78, "GEMINI_TIER"),
     ] {
         let output = program.output().await;
-        let said = errors(&output);
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert!(
-            said.starts_with("gemini-concurrent-generation: ") && said.contains(says),
-            "{said}"
+            text.starts_with("gemini-concurrent-generation: ") && text.contains(expected),
+            "{text}"
         );
     }
     for arguments in [
@@ -356,9 +353,9 @@ async fn what_is_wrong_before_the_command_starts_is_one_line_and_an_exit_status(
     assert_eq!(site.leases().await, [] as [Value; 0]);
 }
 
-/// The service ends while a command waits, and is started anew: the wait goes on there.
+/// The service ends while a command waits, and restarts. The wait continues there.
 #[tokio::test]
-async fn who_waits_asks_again_when_the_connection_breaks() {
+async fn a_waiting_client_reconnects_when_the_connection_breaks() {
     let Site { service, folder } = Site::with_limit(1).await;
     let body = json!({"holder": "outside", "ttl_seconds": 600});
     answer(admin(service.post(LEASES, &body))).await;
@@ -368,8 +365,9 @@ async fn who_waits_asks_again_when_the_connection_breaks() {
     let port = site.service.address.port().to_string();
     let Site { service, folder } = site;
     service.kill().await;
-    let anew = Start::simulated().unset("PORT").set("PORT", &port).set("ADMIN_API_KEY", ADMIN_KEY);
-    let site = Site { service: anew.run().await, folder };
+    let restarted =
+        Start::simulated().unset("PORT").set("PORT", &port).set("ADMIN_API_KEY", ADMIN_KEY);
+    let site = Site { service: restarted.run().await, folder };
     site.register(1).await;
     assert_eq!(end(child).await.status.code(), Some(5));
     assert_eq!(site.lines(), ["ran"]);

@@ -16,14 +16,14 @@ const EXHAUSTED = '[[simulate:status=429]]';
 const REFUSED = '[[simulate:status=400]]';
 
 function client(key = 'OWN_KEY') {
-  // It does not retry unless told to.
+  // The client retries only if configured to.
   const httpOptions = { baseUrl: process.env.SERVICE_URL };
   return new GoogleGenAI({ apiKey: process.env[key], httpOptions });
 }
 
 const { chats, files, models } = client();
 
-test('an answer', async () => {
+test('a prompt is answered', async () => {
   const answer = await models.generateContent({ model: MODEL, contents: 'Hello' });
   assert.equal(answer.text, ANSWER);
   assert.equal(answer.candidates[0].finishReason, FinishReason.STOP);
@@ -32,7 +32,7 @@ test('an answer', async () => {
   assert.ok(totalTokenCount > promptTokenCount);
 });
 
-test('a stream', async () => {
+test('an answer is streamed', async () => {
   const chunks = [];
   for await (const chunk of await models.generateContentStream({ model: MODEL, contents: 'Hello' })) {
     chunks.push(chunk);
@@ -42,7 +42,7 @@ test('a stream', async () => {
   assert.equal(chunks.at(-1).candidates[0].finishReason, FinishReason.STOP);
 });
 
-test('an object', async () => {
+test('a schema yields an object', async () => {
   const responseJsonSchema = {
     type: 'object',
     properties: { name: { type: 'string' }, age: { type: 'integer' } },
@@ -55,16 +55,16 @@ test('an object', async () => {
   assert.ok(Number.isInteger(age));
 });
 
-test('an object of zod', async () => {
+test('a zod schema yields an object', async () => {
   const Person = z.object({ name: z.string(), age: z.int().nonnegative() });
-  // Google does not list `$schema` among what it takes.
+  // `$schema` is not among the keywords that Google lists as supported.
   const { $schema, ...responseJsonSchema } = z.toJSONSchema(Person);
   const config = { responseMimeType: 'application/json', responseJsonSchema };
   const answer = await models.generateContent({ model: MODEL, contents: 'Anna', config });
   Person.parse(JSON.parse(answer.text));
 });
 
-test('a streamed chat', async () => {
+test('a chat is streamed', async () => {
   const chat = chats.create({ model: MODEL });
   await chat.sendMessage({ message: 'Hi' });
   const texts = [];
@@ -75,25 +75,25 @@ test('a streamed chat', async () => {
   assert.equal(texts.join(''), ANSWER);
 });
 
-test('a chat', async () => {
+test('a second chat message is answered', async () => {
   const chat = chats.create({ model: MODEL });
   await chat.sendMessage({ message: 'Hi' });
   assert.equal((await chat.sendMessage({ message: 'Hello' })).text, ANSWER);
 });
 
-test('tokens', async () => {
+test('tokens are counted', async () => {
   const answer = await models.countTokens({ model: MODEL, contents: 'Hello' });
   assert.ok(answer.totalTokens > 0);
 });
 
-test('embeddings', async () => {
+test('embeddings are returned', async () => {
   const contents = ['One', 'Two'];
   const answer = await models.embedContent({ model: 'gemini-embedding-001', contents });
   assert.equal(answer.embeddings.length, 2);
   assert.ok(answer.embeddings.every((embedding) => embedding.values.length > 0));
 });
 
-test('models', async () => {
+test('models are listed', async () => {
   const names = [];
   for await (const model of await models.list()) {
     names.push(model.name);
@@ -101,7 +101,7 @@ test('models', async () => {
   assert.ok(names.includes(`models/${MODEL}`));
 });
 
-test('a file', async () => {
+test('a file is uploaded', async () => {
   const content = new Blob(['Some text'], { type: 'text/plain' });
   const { name, uri, sizeBytes, mimeType } = await files.upload({ file: content });
   assert.deepEqual([Number(sizeBytes), mimeType], [9, 'text/plain']);
@@ -110,7 +110,7 @@ test('a file', async () => {
   await assert.rejects(files.get({ name }), { name: 'ApiError' });
 });
 
-test('an exhausted quota', async () => {
+test('an exhausted quota is an error', async () => {
   await assert.rejects(models.generateContent({ model: MODEL, contents: EXHAUSTED }), {
     name: 'ApiError',
     status: 429,
@@ -118,14 +118,14 @@ test('an exhausted quota', async () => {
   });
 });
 
-test('an exhausted quota instead of a stream', async () => {
+test('an exhausted quota before a stream is an error', async () => {
   await assert.rejects(models.generateContentStream({ model: MODEL, contents: EXHAUSTED }), {
     name: 'ApiError',
     status: 429,
   });
 });
 
-test('a request that is refused', async () => {
+test('a refused request is an error', async () => {
   await assert.rejects(models.generateContent({ model: MODEL, contents: REFUSED }), {
     name: 'ApiError',
     status: 400,
@@ -133,7 +133,7 @@ test('a request that is refused', async () => {
   });
 });
 
-test('a bad key', async () => {
+test('a bad key is an error', async () => {
   const stranger = client('BAD_KEY').models;
   await assert.rejects(stranger.generateContent({ model: MODEL, contents: 'Hello' }), {
     name: 'ApiError',
@@ -142,7 +142,7 @@ test('a bad key', async () => {
   });
 });
 
-test("the administrator's key", async () => {
+test('the admin key is accepted', async () => {
   const administrator = client('ADMIN_KEY').models;
   const answer = await administrator.generateContent({ model: MODEL, contents: 'Hello' });
   assert.equal(answer.text, ANSWER);

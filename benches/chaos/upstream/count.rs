@@ -1,16 +1,17 @@
-//! How many calls are in flight, and which of them nobody can be blamed for.
+//! Counts the calls in flight, and which of them the service is not to blame for.
 //!
-//! A call counts from the moment its request is read until its last byte is about to be sent, or
-//! its replica closes the connection. A killed process closes its connections too, but the upstream
-//! works on: its calls count until they would have been answered. Above the limit there may be:
+//! A call counts from when its request was read until its last byte is about to be sent or its
+//! replica closes the connection. A killed process closes its connections too, but the upstream
+//! continues to work: its calls count until they would have been answered. Allowed above the limit
+//! are:
 //!
 //! - *uncovered* calls: those that take longer than four fifths of a lease and whose replica was
 //!   killed or stopped, or lost Redis, meanwhile. The service promises nothing for them.
 //! - *late* calls: a thread that is stopped between its last check and the write sends its call
-//!   when it goes on. At most one for each of its threads arrives within [`LATE`] after that.
+//!   when it resumes. At most one for each of its threads arrives within [`LATE`] after that.
 //! - *closing* calls: given up by their replica, which closes the connection within [`CLOSING`].
 //!
-//! Each kind is counted apart. Any other call above the limit is a violation.
+//! Each kind is counted separately. Any other call above the limit is a violation.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -28,13 +29,13 @@ use crate::settings::{COVERED, HANG_UP, LEASE, LIMIT, SEMAPHORE_LIMIT};
 const LATE: Duration = Duration::from_millis(100);
 const CLOSING: Duration = Duration::from_millis(250);
 
-/// Why calls above a limit are no violation.
+/// Why calls above a limit are not a violation.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Excused {
     pub uncovered: u64,
     pub late: u64,
     pub closing: u64,
-    /// After what time the last of those was closed.
+    /// The longest time until a closing call was closed.
     pub longest_closing: Duration,
 }
 
@@ -43,7 +44,7 @@ pub struct Excused {
 pub struct Figures {
     pub calls: u64,
     pub in_flight: usize,
-    /// The most in flight, and the most without those that are excused.
+    /// The most calls in flight, and the most without excused calls.
     pub most: usize,
     pub most_counted: usize,
     pub most_tight: usize,
@@ -64,15 +65,15 @@ struct State {
     calls: HashMap<u64, Call>,
     tight: usize,
     figures: Figures,
-    /// An excess is being looked into.
+    /// Whether an excess is being examined.
     suspects: bool,
-    /// The calls that were closed by their replica while an excess is being looked into.
+    /// The calls that their replicas closed while an excess is being examined.
     closed: HashSet<u64>,
-    /// The calls of clients that hung up which were reported.
+    /// The calls of disconnected clients that were reported.
     ghosts: HashSet<u64>,
 }
 
-/// A call that is counted.
+/// A call to count.
 pub struct Arrival<'a> {
     pub request: &'a Request,
     /// How long it will take; `None` for ever.
@@ -87,12 +88,12 @@ struct Call {
     is_left: bool,
     arrived: Instant,
     ends: Option<Instant>,
-    /// Whether the connection is there; without it the call is one of a killed process.
+    /// Shows whether the connection is open. `None` for a call of a killed process.
     probe: Option<Rc<Socket>>,
 }
 
 impl Call {
-    /// Whether the peer has closed the connection, as the kernel knows it.
+    /// Whether the peer has closed the connection, according to the kernel.
     fn is_closed(&self) -> bool {
         let Some(probe) = &self.probe else { return false };
         match probe.peek(&mut [0]) {
@@ -108,7 +109,7 @@ impl Count {
         Self { record, state: Rc::default(), workers }
     }
 
-    /// Counts a call, and looks whether it is one too many.
+    /// Counts a call and checks the limits.
     pub fn arrive(&self, arrival: Arrival<'_>) -> u64 {
         let Arrival { request, longest, probe } = arrival;
         let (number, above, tight_above) = {
@@ -149,13 +150,12 @@ impl Count {
         self.state.borrow().calls.len()
     }
 
-    /// A call is over.
+    /// A call has ended.
     pub fn end(&self, number: u64) {
         self.state.borrow_mut().remove(number);
     }
 
-    /// The connection of a call was closed by its replica. What a killed process leaves behind is
-    /// worked on.
+    /// A call's replica closed the connection. Calls of killed processes continue.
     pub async fn gone(&self, number: u64) {
         let until = {
             let mut state = self.state.borrow_mut();
@@ -176,7 +176,7 @@ impl Count {
         self.end(number);
     }
 
-    /// A stopped process is about to be killed: what it has hung up before is over.
+    /// A stopped process is about to be killed: the calls that it has disconnected have ended.
     pub fn kill(&self, life: Life) {
         let mut state = self.state.borrow_mut();
         let closed = state.closed_calls(|call| call.life == life);
@@ -192,8 +192,8 @@ impl Count {
         Figures { in_flight, fates, ..std::mem::take(&mut state.figures) }
     }
 
-    /// Reports the calls in flight of clients that hung up too long ago.
-    pub fn look_for_ghosts(&self) {
+    /// Reports calls in flight whose clients disconnected too long ago.
+    pub fn report_ghosts(&self) {
         let left: Vec<_> = {
             let state = self.state.borrow();
             let left = state.calls.iter().filter(|(_, call)| call.is_left && call.probe.is_some());
@@ -213,8 +213,8 @@ impl Count {
         }
     }
 
-    /// Counts off the calls whose replica has closed the connection: the runtime has not heard of
-    /// all that the kernel knows.
+    /// Ends the calls whose replica has closed the connection. The runtime does not know yet of all
+    /// closed connections that the kernel knows of.
     fn count_off_closed(&self) {
         let mut state = self.state.borrow_mut();
         for number in state.closed_calls(|_| true) {
@@ -225,7 +225,7 @@ impl Count {
         }
     }
 
-    /// Looks into an excess.
+    /// Checks a limit, and examines an excess.
     fn judge(&self, claim: Claim, limit: usize, is_meant: impl Fn(&Call) -> bool) {
         let mut state = self.state.borrow_mut();
         let State { calls, figures, suspects, .. } = &mut *state;
@@ -279,10 +279,10 @@ impl Count {
     }
 
     fn is_uncovered(&self, call: &Call) -> bool {
-        call.arrived.elapsed() > COVERED && self.record.may_have_lapsed(call.life, call.arrived)
+        call.arrived.elapsed() > COVERED && self.record.may_have_expired(call.life, call.arrived)
     }
 
-    /// How many calls were sent by threads that went on after they were stopped: at most one each.
+    /// How many calls were sent by threads that resumed after a stop: at most one for each thread.
     fn late<'a>(&self, calls: impl Iterator<Item = &'a Call>) -> usize {
         let mut of_lives: HashMap<Life, usize> = HashMap::new();
         for call in calls {
@@ -314,7 +314,7 @@ impl Count {
             } else {
                 history
                     .resumed()
-                    .map_or_else(String::new, |at| format!("on for {:?}", at.elapsed()))
+                    .map_or_else(String::new, |at| format!("resumed {:?} ago", at.elapsed()))
             };
             let slot = self.record.slot_of(*life);
             format!("replica {slot} ({life}) {state}: {} up to {oldest} ms old", ages.len())

@@ -13,7 +13,7 @@ use super::words::{
 
 const TICK: Duration = Duration::from_millis(3);
 
-/// Any fault that does not weigh on the account.
+/// Any fault that does not affect the account's limits.
 pub fn any(random: &mut Rng, request: &Request) -> Script {
     match random.u8(..10) {
         0..4 => refusal(random),
@@ -28,7 +28,7 @@ fn once(name: &'static str, answer: Bytes) -> Script {
     Script::new(name, vec![Step::Last(answer)])
 }
 
-/// Statuses, with the bodies that come with them.
+/// Error statuses with their bodies.
 fn refusal(random: &mut Rng) -> Script {
     let html = "Content-Type: text/html\r\n";
     match random.u8(..14) {
@@ -75,7 +75,7 @@ fn refusal(random: &mut Rng) -> Script {
     }
 }
 
-/// Answers that do not come, or not whole, or are not HTTP.
+/// Answers that are missing, incomplete or not HTTP.
 fn broken_answer(random: &mut Rng, request: &Request) -> Script {
     let body = whole(request, &text(request, "as you asked #end"));
     let half = || body.as_bytes()[..body.len() / 2].to_vec();
@@ -86,16 +86,13 @@ fn broken_answer(random: &mut Rng, request: &Request) -> Script {
         2 | 3 => {
             let mut answer = head("200 OK", &long_head);
             answer.extend(half());
-            Script::new(
-                "broken off",
-                vec![Step::Send(answer.into()), Step::Wait(TICK), Step::Close],
-            )
+            Script::new("cut off", vec![Step::Send(answer.into()), Step::Wait(TICK), Step::Close])
         }
         4 => {
             let chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
             let mut answer = head("200 OK", chunked);
             answer.extend_from_slice(&chunk(&half()));
-            Script::new("broken off in chunks", vec![Step::Send(answer.into()), Step::Close])
+            Script::new("cut off between chunks", vec![Step::Send(answer.into()), Step::Close])
         }
         5 => {
             let mut answer = head("200 OK", &long_head);
@@ -149,7 +146,8 @@ fn broken_answer(random: &mut Rng, request: &Request) -> Script {
     }
 }
 
-/// Answers that are well-formed and of no use, and one with half a character, of which the rest is of use.
+/// Well-formed answers without a usable result, and one with a lone surrogate, whose other text is
+/// usable.
 fn odd_answer(random: &mut Rng, request: &Request) -> Script {
     let answer = |body: &str| json("200 OK", body);
     match random.u8(..7) {
@@ -177,7 +175,7 @@ fn odd_answer(random: &mut Rng, request: &Request) -> Script {
     }
 }
 
-/// Streams that go wrong after they have begun.
+/// Streams that fail after they have begun.
 fn broken_stream(random: &mut Rng, request: &Request) -> Script {
     let id = request.id;
     let first = [
@@ -194,26 +192,26 @@ fn broken_stream(random: &mut Rng, request: &Request) -> Script {
             return Script::new("stream: an error first", steps);
         }
         1 => (
-            "stream: an error in the midst",
+            "stream: an error midway",
             vec![
                 Step::Send(chunk(format!("data: {error}\r\n\r\n").as_bytes())),
                 Step::Last(stream_end(request)),
             ],
         ),
         2 => (
-            "stream: a bare error in the midst",
+            "stream: a bare error midway",
             vec![Step::Send(chunk(error.as_bytes())), Step::Last(Bytes::from_static(b"0\r\n\r\n"))],
         ),
         3 => (
-            "stream: no end, cleanly",
+            "stream: closed without an end",
             vec![
                 Step::Send(piece(request, "#cut", false)),
                 Step::Last(Bytes::from_static(b"0\r\n\r\n")),
             ],
         ),
-        4 => ("stream: broken off", vec![Step::Send(piece(request, "and ", false)), Step::Close]),
+        4 => ("stream: cut off", vec![Step::Send(piece(request, "and ", false)), Step::Close]),
         5 => ("stream: reset", vec![Step::Reset]),
-        6 => ("stream: silent in the midst", vec![Step::Silence]),
+        6 => ("stream: silent midway", vec![Step::Silence]),
         7 => (
             "stream: garbage",
             vec![
@@ -223,14 +221,14 @@ fn broken_stream(random: &mut Rng, request: &Request) -> Script {
             ],
         ),
         _ => (
-            "stream: broken off within a chunk",
+            "stream: cut off within a chunk",
             vec![Step::Send(Bytes::from_static(b"ffff\r\ndata: {\"cand")), Step::Close],
         ),
     };
     Script::new(name, first.into_iter().chain(rest).collect())
 }
 
-/// Errors that quote the key, wherever they can.
+/// Errors that quote the key in every possible place.
 pub fn quoting_key(random: &mut Rng, request: &Request) -> Script {
     let key = &request.key;
     let words = suspended(key);
@@ -279,7 +277,7 @@ pub fn quoting_key(random: &mut Rng, request: &Request) -> Script {
             ),
         ),
         8 => {
-            // In two pieces, the key in both.
+            // In two events, with the key in both.
             let answer = json(forbidden, &error);
             let middle = answer.len() - error.len() + error.find(key).unwrap_or(0) + key.len() / 2;
             let (mut one, two) = (answer.clone(), answer.slice(middle..));
@@ -356,7 +354,7 @@ pub fn overload(random: &mut Rng) -> Script {
     }
 }
 
-/// Refusals for quotas, with absurd numbers, and for money.
+/// Refusals for quotas, with absurd numbers, and for billing.
 pub fn quota(random: &mut Rng) -> Script {
     let delays = [
         "9223372036854775807s",
@@ -386,11 +384,11 @@ pub fn quota(random: &mut Rng) -> Script {
         )
     };
     let exceeded = "You exceeded your current quota, please check your plan and billing details.";
-    let told = format!("{exceeded} Please retry in {delay}.");
+    let message = format!("{exceeded} Please retry in {delay}.");
     match random.u8(..10) {
         0..3 => refused(
             "429, requests a minute, absurd delay",
-            &told,
+            &message,
             &named("GenerateRequestsPerMinutePerProjectPerModel", "20000"),
         ),
         3 | 4 => refused(
@@ -408,11 +406,7 @@ pub fn quota(random: &mut Rng) -> Script {
             exceeded,
             &named("GenerateRequestsPerDayPerProjectPerModel", "250"),
         ),
-        7 => refused(
-            "429, a quota of a name that nobody knows",
-            exceeded,
-            &named("PerFortnight", value),
-        ),
+        7 => refused("429, a quota with an unknown name", exceeded, &named("PerFortnight", value)),
         8 => refused(
             "429, billing",
             exceeded,

@@ -1,4 +1,4 @@
-//! What is done with a call, step by step, and how it is chosen.
+//! What the upstream does with a call, step by step, and how it is chosen.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::{HOLD, faults, words};
 use crate::record::Life;
 use crate::settings::LIMIT;
 
-/// In whose words an answer is wanted, and how.
+/// The format of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     Whole,
@@ -26,7 +26,7 @@ impl Form {
     }
 }
 
-/// What the service has sent.
+/// A request from the service.
 pub struct Request {
     pub life: Life,
     pub form: Form,
@@ -41,22 +41,22 @@ pub struct Request {
     pub arrived: Instant,
 }
 
-/// One step of what is done.
+/// One step of a script.
 pub enum Step {
     Wait(Duration),
     Send(Bytes),
     /// The last bytes of an answer after which the connection is kept.
     Last(Bytes),
-    /// Nothing more, until the other side has had enough.
+    /// Nothing more, until the other side gives up.
     Silence,
     Close,
     /// The connection is reset.
     Reset,
 }
 
-/// What is done with a call.
+/// What the upstream does with a call.
 pub struct Script {
-    /// What the figures call it.
+    /// Its name in the figures.
     pub name: &'static str,
     pub steps: Vec<Step>,
 }
@@ -80,8 +80,8 @@ impl Script {
     }
 }
 
-/// Chooses what is done with a call. About half of the limit is taken by calls that take long,
-/// however fast the machine is; the others are answered soon.
+/// Chooses a script. Long calls take about half of the limit, however fast the machine is. The
+/// others are answered soon.
 pub fn script(random: &mut Rng, request: &Request, has_faults: bool, in_flight: usize) -> Script {
     if request.form == Form::Free {
         return free(random, has_faults);
@@ -102,7 +102,7 @@ pub fn script(random: &mut Rng, request: &Request, has_faults: bool, in_flight: 
     answered(request, latency(random, in_flight))
 }
 
-/// A fault, as often as the group of the key says.
+/// A fault, as often as the key's group demands.
 fn fault(random: &mut Rng, request: &Request) -> Option<Script> {
     let group = request.key.split('-').nth(1).unwrap_or_default();
     let chance = random.f64();

@@ -1,4 +1,4 @@
-//! The words of Gemini and of OpenAI: heads, bodies, pieces and errors.
+//! Gemini's and OpenAI's formats: heads, bodies, events and errors.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::calls::{CHAT_MODEL, STRUCTURED_MODEL};
 const USAGE: &str =
     r#""usageMetadata":{"promptTokenCount":12,"candidatesTokenCount":8,"totalTokenCount":20}"#;
 
-/// A whole answer of HTTP. Further headers come with their line ends.
+/// A complete HTTP response. Each extra header includes its line end.
 pub fn http(status: &str, headers: &str, body: &[u8]) -> Bytes {
     let mut answer = head(status, &format!("{headers}Content-Length: {}\r\n", body.len()));
     answer.extend_from_slice(body);
@@ -23,7 +23,7 @@ pub fn head(status: &str, headers: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\n{headers}\r\n").into_bytes()
 }
 
-/// The head of a stream of events.
+/// The head of an event stream.
 pub fn stream_head() -> Bytes {
     let headers = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n";
     head("200 OK", headers).into()
@@ -38,14 +38,14 @@ pub fn chunk(data: &[u8]) -> Bytes {
 
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// An error as Google writes it, with further details in JSON.
+/// An error in Google's format, with further details in JSON.
 pub fn google(code: u16, status: &str, message: &str, details: &str) -> String {
     let details =
         if details.is_empty() { String::new() } else { format!(r#","details":[{details}]"#) };
     format!(r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}"{details}}}}}"#)
 }
 
-/// The words in which Google quotes a key.
+/// Google's message that quotes a key.
 pub fn suspended(key: &str) -> String {
     format!("Permission denied: Consumer 'api_key:{key}' has been suspended.")
 }
@@ -60,7 +60,7 @@ pub fn text(request: &Request, words: &str) -> String {
     }
 }
 
-/// A whole answer with a text.
+/// A complete answer with a text.
 pub fn whole(request: &Request, text: &str) -> String {
     match request.form {
         Form::OpenAi => format!(
@@ -70,7 +70,7 @@ pub fn whole(request: &Request, text: &str) -> String {
     }
 }
 
-/// One of Gemini's answers, or a piece of one, with what else the candidate has.
+/// An answer of Gemini's, or one event of it, with other fields of the candidate.
 pub fn candidate(request: &Request, text: &str, more: &str) -> String {
     let model = if request.is_structured { STRUCTURED_MODEL } else { CHAT_MODEL };
     format!(
@@ -78,12 +78,12 @@ pub fn candidate(request: &Request, text: &str, more: &str) -> String {
     )
 }
 
-/// One of Gemini's answers without any candidate.
+/// An answer of Gemini's without candidates.
 pub fn without_candidate(feedback: &str) -> String {
     format!(r#"{{"promptFeedback":{feedback},{USAGE}}}"#)
 }
 
-/// One event of a stream, as a chunk; the last one says how the answer ends.
+/// One event of a stream, as a chunk. The last one has the finish reason.
 pub fn piece(request: &Request, text: &str, is_last: bool) -> Bytes {
     let event = if request.form == Form::OpenAiStream {
         let reason = if is_last { r#""stop""# } else { "null" };
@@ -97,7 +97,7 @@ pub fn piece(request: &Request, text: &str, is_last: bool) -> Bytes {
     chunk(event.as_bytes())
 }
 
-/// What comes after the last piece.
+/// What follows the last event.
 pub fn stream_end(request: &Request) -> Bytes {
     if request.form == Form::OpenAiStream {
         let mut end = chunk(b"data: [DONE]\n\n").to_vec();
@@ -108,7 +108,7 @@ pub fn stream_end(request: &Request) -> Bytes {
     }
 }
 
-/// A body in the format of gzip, not compressed.
+/// A gzip body, not compressed.
 pub fn gzip(body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(body.len()).expect("a short body");
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1];

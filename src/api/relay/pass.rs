@@ -75,10 +75,10 @@ fn takes_any_type(path: &str) -> bool {
 /// The body to send, and its progress. The client may take `client_timeout` for each piece of it.
 fn watched(body: Body, client_timeout: Duration) -> (Payload, UploadProgress) {
     if body.is_end_stream() {
-        return (Payload::Whole(Full::default()), UploadProgress::without_body());
+        return (Payload::Buffered(Full::default()), UploadProgress::without_body());
     }
     let (body, progress) = UploadProgress::of(TimeoutBody::new(client_timeout, body));
-    (Payload::Passing(body), progress)
+    (Payload::Streaming(body), progress)
 }
 
 /// The key that is used. An upload that was begun through this gateway goes on without a key, at its

@@ -3,7 +3,7 @@ use crate::gemini::ApiKey;
 use crate::limits::QuotaKind::*;
 use crate::limits::{Planned, QuotaKind, QuotaPlan, Quotas, Source, Tier};
 
-/// As `printf %s abc | sha256sum` has it.
+/// The output of `printf %s abc | sha256sum`.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
 fn read(variables: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
@@ -26,7 +26,7 @@ fn label_of<'a>(plan: &'a QuotaPlan, key: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn a_tier_decides_where_nothing_else_is_set() {
+fn a_tier_sets_what_nothing_else_sets() {
     for (name, tier, calls) in [
         ("none", None, 15),
         ("free", Some(Tier::Free), 2),
@@ -63,7 +63,7 @@ fn every_kind_of_quota_can_be_set() {
 }
 
 #[test]
-fn limits_stand_above_the_tier() {
+fn limits_override_the_tier() {
     let plan = plan(&[("GEMINI_TIER", "free"), ("GEMINI_LIMITS", "*:rpm=10;server@*:rpd=none")]);
     let quotas = plan.quotas(Some("server"), "gemini-3.8-flash");
     let rpm = Planned { limit: 10, source: Source::Setting };
@@ -74,11 +74,11 @@ fn limits_stand_above_the_tier() {
 }
 
 #[test]
-fn limits_that_cannot_be_read_are_refused_with_their_entry_and_place() {
+fn invalid_limits_are_reported_with_their_entry() {
     for (limits, expected) in [
-        ("*:rpm=1;pro", "in entry 2 a model or * and its limits, with a : between"),
-        ("*:rpm=1;;", "in entry 2 a model or * and its limits, with a : between"),
-        (";", "in entry 1 a model or * and its limits, with a : between"),
+        ("*:rpm=1;pro", "in entry 2 a model or *, a colon, and limits"),
+        ("*:rpm=1;;", "in entry 2 a model or *, a colon, and limits"),
+        (";", "in entry 1 a model or *, a colon, and limits"),
         (
             "so me:rpm=1",
             "in entry 1 * or a model's name, such as gemini-3.5-flash-lite, before the :",
@@ -103,11 +103,11 @@ fn limits_that_cannot_be_read_are_refused_with_their_entry_and_place() {
             "*:rpd=18446744073709551616",
             "in entry 1 rpd= with a whole number or none, not \"rpd=18446744073709551616\"",
         ),
-        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not again \"rpm=none\""),
-        ("*:rpm=1;*:rpd=1", "in entry 2 other keys or another model than in the entries before"),
+        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not again as \"rpm=none\""),
+        ("*:rpm=1;*:rpd=1", "in entry 2 keys and a model that no earlier entry has"),
         (
             "team-a@x:rpm=1;x:rpm=1;team-a@models/x:rpd=1",
-            "in entry 3 other keys or another model than in the entries before",
+            "in entry 3 keys and a model that no earlier entry has",
         ),
     ] {
         let variables = [("GEMINI_KEY_LABELS", "team-a=1f3a9c02"), ("GEMINI_LIMITS", limits)];
@@ -117,7 +117,7 @@ fn limits_that_cannot_be_read_are_refused_with_their_entry_and_place() {
 }
 
 #[test]
-fn keys_are_known_by_the_first_digits_of_their_digest() {
+fn keys_are_identified_by_the_first_digits_of_their_digest() {
     for digits in [8, 9, 63, 64] {
         let labels = format!(" team-a = 00000000 , team_B.2={} ,", ABC[..digits].to_uppercase());
         let plan = plan(&[("GEMINI_KEY_LABELS", &labels)]);
@@ -131,7 +131,7 @@ fn keys_are_known_by_the_first_digits_of_their_digest() {
 }
 
 #[test]
-fn several_keys_may_have_one_label_and_limits() {
+fn several_keys_may_share_a_label_and_limits() {
     let labels = "team-a=ba7816bf,team-a=ba7816bf8f,team-a=77aa01bc";
     let plan =
         plan(&[("GEMINI_KEY_LABELS", labels), ("GEMINI_LIMITS", "team-a@gemini-3.8-flash:rpm=9")]);
@@ -141,10 +141,10 @@ fn several_keys_may_have_one_label_and_limits() {
 }
 
 #[test]
-fn labels_that_cannot_be_read_are_refused_without_showing_what_may_be_a_key() {
+fn invalid_labels_are_reported_without_showing_what_may_be_a_key() {
     const LABEL: &str = "a label of 1 to 64 of A-Z a-z 0-9 . _ - before the =";
     const DIGEST: &str = "the first 8 to 64 hex digits of a key's SHA-256 after the =";
-    const TWICE: &str = "no other label for keys that an entry before gives one";
+    const TWICE: &str = "one label for each key: an earlier entry gives this key another";
     let (most, too_many) = ("a".repeat(64), "a".repeat(65));
     assert!(read(&[("GEMINI_KEY_LABELS", &format!("{most}=12345678"))]).is_ok());
     for (labels, entry, expected) in [
@@ -174,7 +174,7 @@ fn labels_that_cannot_be_read_are_refused_without_showing_what_may_be_a_key() {
 }
 
 #[test]
-fn the_servers_own_key_is_labelled_server_unless_it_is_told_otherwise() {
+fn the_servers_own_key_is_labelled_server_unless_a_label_is_set() {
     let key = ("GEMINI_API_KEY", "abc");
     let own = plan(&[key]);
     assert_eq!(label_of(&own, "abc"), Some("server"));
@@ -184,13 +184,13 @@ fn the_servers_own_key_is_labelled_server_unless_it_is_told_otherwise() {
     let shared = plan(&[key, ("GEMINI_KEY_LABELS", "server=a52d159f")]);
     assert_eq!(label_of(&shared, "abc"), Some("server"));
     assert_eq!(label_of(&shared, "abd"), Some("server"));
-    // Without a key of the server's too.
+    // Also if the server has no key.
     let none = plan(&[("GEMINI_LIMITS", "server@*:rpm=1")]);
     assert_eq!(quotas(&none, Some("server"), "gemini-3.8-flash"), [Some(1), None, None]);
 }
 
 #[test]
-fn a_key_that_is_set_later_is_the_servers_too() {
+fn a_key_set_later_is_the_servers_too() {
     let mut config = read(&[("GEMINI_KEY_LABELS", "team-a=ba7816bf")]).unwrap();
     config.set_gemini_api_key(ApiKey::new("abd").unwrap());
     assert_eq!(label_of(&config.quota_plan, "abd"), Some("server"));

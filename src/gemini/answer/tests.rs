@@ -1,5 +1,5 @@
 use super::super::Event;
-use super::super::growing::Growing;
+use super::super::answer_builder::AnswerBuilder;
 use super::*;
 
 fn read(body: &str) -> Result<Answer, Error> {
@@ -15,7 +15,7 @@ fn read_candidate(content: &str, reason: &str) -> Result<Answer, Error> {
 }
 
 #[test]
-fn text_is_every_part_that_is_no_thought() {
+fn the_text_is_that_of_all_parts_except_thoughts() {
     let content = r#"{"parts":[{"text":"hmm","thought":true},{"text":"A\n"},{"thought":null,
         "text":"ß\ud83d\ude00"},{"text":null},{"functionCall":{"name":"f"}},{"text":"c"}]}"#;
     let answer = read_candidate(content, r#""STOP""#).unwrap();
@@ -24,7 +24,7 @@ fn text_is_every_part_that_is_no_thought() {
 }
 
 #[test]
-fn a_finish_reason_nobody_has_heard_of_is_passed_on() {
+fn an_unknown_finish_reason_is_passed_on() {
     let content = r#"{"parts":[{"text":"Hi"}]}"#;
     for (reason, expected) in [
         (r#""BRAND_NEW""#, "BRAND_NEW"),
@@ -38,7 +38,7 @@ fn a_finish_reason_nobody_has_heard_of_is_passed_on() {
 }
 
 #[test]
-fn a_blocked_answer_is_none_even_where_part_of_it_was_let_out() {
+fn a_blocked_answer_is_an_error_even_if_part_of_it_was_sent() {
     for content in ["{}", "null", r#"{"parts":[{"text":"In 5, 4,"}]}"#] {
         let error = read_candidate(content, r#""SAFETY""#).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ContentBlocked { reason: "SAFETY".to_owned() });
@@ -47,7 +47,7 @@ fn a_blocked_answer_is_none_even_where_part_of_it_was_let_out() {
 }
 
 #[test]
-fn an_answer_without_text_is_told_from_one_that_was_cut_short() {
+fn an_answer_without_text_is_distinguished_from_a_truncated_one() {
     let only_thoughts = r#"{"parts":[{"text":"hmm","thought":true}]}"#;
     for content in ["{}", "null", r#"{"parts":null}"#, r#"{"parts":[]}"#, only_thoughts] {
         let kind = |reason| read_candidate(content, reason).unwrap_err().kind;
@@ -58,7 +58,7 @@ fn an_answer_without_text_is_told_from_one_that_was_cut_short() {
 }
 
 #[test]
-fn the_model_that_answered_is_read_where_it_is_one() {
+fn a_valid_model_version_is_read() {
     for (version, expected) in [
         (r#""gemini-3.5-flash-lite""#, Some("gemini-3.5-flash-lite")),
         (r#""models/gemini-3.8-flash""#, Some("gemini-3.8-flash")),
@@ -74,7 +74,7 @@ fn the_model_that_answered_is_read_where_it_is_one() {
         assert_eq!(answer.model_version.as_ref().map(Model::as_str), expected, "{version}");
         let read = model_version(body.as_bytes(), Surface::Gemini);
         assert_eq!(read, answer.model_version, "{version}");
-        let mut growing = Growing::default();
+        let mut growing = AnswerBuilder::default();
         growing.push(&Event::Data(body.clone().into())).unwrap();
         assert_eq!(growing.finish().unwrap().model_version, answer.model_version);
     }
@@ -86,7 +86,7 @@ fn the_model_that_answered_is_read_where_it_is_one() {
 }
 
 #[test]
-fn half_a_surrogate_pair_costs_one_character_and_no_answer() {
+fn half_a_surrogate_pair_costs_one_character_and_not_the_answer() {
     for (content, text) in [
         (r#"{"parts":[{"text":"bad \ud83d end"}]}"#, "bad \u{FFFD} end"),
         (r#"{"parts":[{"text":"\ude00\ud83d"},{"text":"\ude00!"}]}"#, "\u{FFFD}😀!"),
@@ -103,7 +103,7 @@ fn half_a_surrogate_pair_costs_one_character_and_no_answer() {
 }
 
 #[test]
-fn nothing_odd_in_the_account_of_the_tokens_costs_the_answer() {
+fn unexpected_usage_metadata_does_not_fail_the_answer() {
     for usage in [r#"{"promptTokenCount":"7"}"#, r#"{"promptTokenCount":7.0,"x":1e999}"#, "5", "[]"]
     {
         let body = format!(
@@ -116,7 +116,7 @@ fn nothing_odd_in_the_account_of_the_tokens_costs_the_answer() {
 }
 
 #[test]
-fn an_answer_without_text_says_why() {
+fn an_answer_without_text_gives_the_reason() {
     for (reason, code) in [
         ("MAX_TOKENS", "truncated_answer"),
         ("CONTINUATION", "truncated_answer"),
@@ -129,13 +129,13 @@ fn an_answer_without_text_says_why() {
     ] {
         let error = read_candidate("{}", &format!("{reason:?}")).unwrap_err();
         assert_eq!(error.kind.code(), code, "{reason}");
-        let is_told = error.message.contains(reason) || reason == "MAX_TOKENS";
-        assert!(is_told, "{}", error.message);
+        let gives_reason = error.message.contains(reason) || reason == "MAX_TOKENS";
+        assert!(gives_reason, "{}", error.message);
     }
 }
 
 #[test]
-fn nulls_are_absences() {
+fn null_fields_count_as_absent() {
     let nulls = r#"{"candidates":null,"promptFeedback":null,"usageMetadata":null}"#;
     assert_eq!(read(nulls).unwrap_err().kind, ErrorKind::Malformed);
     let usage = r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]}}],"promptFeedback":null,
@@ -145,12 +145,12 @@ fn nulls_are_absences() {
 }
 
 #[test]
-fn what_does_not_come_from_gemini_is_malformed() {
+fn a_body_that_is_not_from_gemini_is_malformed() {
     for body in ["", "<html>Sign in</html>", "{}", "[]", "null", "7", "{\"candidates\":[", "{} {}"]
     {
         let error = read(body).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Malformed, "{body}");
-        assert!(!error.accepted_model && !error.is_passing(), "{body}");
+        assert!(!error.accepted_model && !error.is_transient(), "{body}");
     }
     let not_text = b"{\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"\xff\"}]}}]}";
     let error = Answer::read(StatusCode::OK, not_text).unwrap_err();
@@ -158,7 +158,7 @@ fn what_does_not_come_from_gemini_is_malformed() {
 }
 
 #[test]
-fn an_answer_with_no_candidate_says_why_if_it_can() {
+fn an_answer_without_a_candidate_gives_the_block_reason() {
     let error = read(r#"{"promptFeedback":{"blockReason":"OTHER"}}"#).unwrap_err();
     assert_eq!(error.kind, ErrorKind::ContentBlocked { reason: "OTHER".to_owned() });
     let error = read(r#"{"usageMetadata":{"promptTokenCount":3}}"#).unwrap_err();
@@ -166,7 +166,7 @@ fn an_answer_with_no_candidate_says_why_if_it_can() {
 }
 
 #[test]
-fn an_error_that_comes_with_success_is_that_error() {
+fn an_error_with_a_success_status_is_read_as_that_error() {
     for body in [
         r#"{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}"#,
         r#"[{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]"#,

@@ -9,14 +9,14 @@ const ANSWER: &str =
     r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
 const LONG: Duration = Duration::from_secs(20);
 
-/// A server that does what the test says, and a base URL for it.
+/// A listener that each test serves, and the base URL for it.
 async fn upstream(scheme: &str) -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("{scheme}://{}", listener.local_addr().unwrap());
     (listener, base)
 }
 
-/// One call of the model `m` with a body of 5 bytes.
+/// One call to the model `m` with a body of 5 bytes.
 fn call(base: &str, timeout: Duration) -> impl Future<Output = Result<Answer, Error>> + use<> {
     let client = Client::new(base).unwrap();
     async move { call_with(&client, timeout).await }
@@ -124,7 +124,7 @@ async fn a_dropped_call_closes_its_connection() {
 }
 
 #[tokio::test]
-async fn a_call_ends_when_its_time_is_up_even_amid_the_answer() {
+async fn a_call_times_out_even_in_the_middle_of_the_answer() {
     let (listener, base) = upstream("http").await;
     let serve = async {
         let (mut socket, _) = listener.accept().await.unwrap();
@@ -136,11 +136,11 @@ async fn a_call_ends_when_its_time_is_up_even_amid_the_answer() {
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Timeout);
     assert_eq!(error.message, "Gemini did not answer within 200ms");
-    assert!(!error.is_passing(), "Gemini may be working on it still");
+    assert!(!error.is_transient(), "Gemini may still be working on it");
 }
 
 #[tokio::test]
-async fn broken_connections_are_told_apart_from_answers() {
+async fn broken_connections_are_distinguished_from_answers() {
     for sent in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{}"] {
         let (listener, base) = upstream("http").await;
         let serve = async {
@@ -151,19 +151,19 @@ async fn broken_connections_are_told_apart_from_answers() {
         let ((), result) = tokio::join!(serve, call(&base, LONG));
         let error = result.unwrap_err();
         assert_eq!(error.kind, ErrorKind::BrokenOff, "{sent:?}: Gemini may have run it");
-        assert!(error.is_passing() && !error.accepted_model, "{sent:?}");
+        assert!(error.is_transient() && !error.accepted_model, "{sent:?}");
     }
     let (listener, base) = upstream("http").await;
     drop(listener);
     let error = call(&base, LONG).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Connection);
-    assert_eq!(error.message, "no connection to Gemini could be made: it was refused");
+    assert_eq!(error.message, "cannot connect to Gemini: the connection was refused");
     let cause = error.cause().unwrap();
     assert!(cause.starts_with(&error.message) && cause.contains("Connection refused"), "{cause}");
 }
 
 #[tokio::test]
-async fn a_connection_closed_while_idle_is_no_error() {
+async fn a_connection_closed_while_idle_is_not_an_error() {
     let (listener, base) = upstream("http").await;
     let client = Client::new(&base).unwrap();
     for _ in 0..3 {
@@ -178,14 +178,14 @@ async fn a_connection_closed_while_idle_is_no_error() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_reset_before_the_answer_may_have_carried_the_call() {
+async fn a_connection_reset_before_the_answer_may_have_carried_the_call() {
     let (listener, base) = upstream("http").await;
     let client = Client::new(&base).unwrap();
     let serve = async {
         let (mut socket, _) = listener.accept().await.unwrap();
         read_request(&mut socket).await;
         respond(&mut socket, "200 OK", ANSWER).await;
-        // The next call comes on the same connection, and its answer never does.
+        // The next call uses the same connection and gets no answer.
         read_request(&mut socket).await;
         drop(socket);
     };
@@ -198,7 +198,7 @@ async fn a_connection_that_was_reset_before_the_answer_may_have_carried_the_call
 }
 
 #[tokio::test]
-async fn a_wait_that_the_header_asks_for_is_read() {
+async fn the_retry_after_header_is_read() {
     let seven = Some(Duration::from_secs(7));
     for (status, expected) in [
         ("503 Service Unavailable", ErrorKind::Overloaded(seven)),
@@ -216,7 +216,7 @@ async fn a_wait_that_the_header_asks_for_is_read() {
 }
 
 #[tokio::test]
-async fn an_error_never_shows_the_key_or_follows_a_redirect() {
+async fn an_error_never_shows_the_key_and_redirects_are_not_followed() {
     let quoting = r#"{"error":{"code":403,"message":"Bad consumer callers-key, sorry."}}"#;
     for (status, body, kind, message) in [
         ("403 Forbidden", quoting, ErrorKind::PermissionDenied, "Bad consumer ***********, sorry."),
@@ -224,7 +224,7 @@ async fn an_error_never_shows_the_key_or_follows_a_redirect() {
             "502 Bad Gateway",
             "<html>",
             ErrorKind::Unavailable,
-            "Gemini answered 502 Bad Gateway with something of no type in place of JSON",
+            "Gemini answered 502 Bad Gateway with content of no type instead of JSON",
         ),
         ("302 Found\r\nlocation: /x", "", ErrorKind::Malformed, "Gemini answered 302 Found"),
     ] {
@@ -252,11 +252,11 @@ async fn an_endless_answer_is_cut_off() {
     let ((), result) = tokio::join!(serve, call(&base, LONG));
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Malformed);
-    assert_eq!(error.message, "the answer is longer than Gemini's ever are");
+    assert_eq!(error.message, "Gemini's answer is too long");
 }
 
 #[test]
-fn a_base_url_is_a_place_and_nothing_more() {
+fn a_base_url_has_a_host_and_a_path_and_nothing_else() {
     for (given, url) in [
         ("https://g.example", "https://g.example/v1beta/models/m:generateContent"),
         ("https://g.example/", "https://g.example/v1beta/models/m:generateContent"),
@@ -283,15 +283,15 @@ fn a_base_url_is_a_place_and_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_kept_back_writes_nothing() {
+async fn a_call_that_may_no_longer_be_sent_writes_nothing() {
     let (listener, base) = upstream("http").await;
     let client = Client::new(&base).unwrap();
     let (key, model) = (ApiKey::new("callers-key").unwrap(), Model::parse("m").unwrap());
-    let call = |open: bool| {
-        let fence: Fence = Arc::new(move || open);
-        client.generate(&key, &model, Bytes::from_static(b"hello"), Some(fence), LONG)
+    let call = |may_send: bool| {
+        let send_check: SendCheck = Arc::new(move || may_send);
+        client.generate(&key, &model, Bytes::from_static(b"hello"), Some(send_check), LONG)
     };
-    // On a connection that is new, and on one that was used before.
+    // On a new connection, and on one that was used before.
     for used in [false, true] {
         let serve = async {
             let (mut socket, _) = listener.accept().await.unwrap();
@@ -309,10 +309,10 @@ async fn a_call_that_is_kept_back_writes_nothing() {
             }
             call(false).await
         };
-        let (written, kept_back) = tokio::join!(serve, calls);
+        let (written, result) = tokio::join!(serve, calls);
         assert_eq!(written, "");
-        let error = kept_back.unwrap_err();
+        let error = result.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Connection);
-        assert!(error.is_passing(), "it can be let in again");
+        assert!(error.is_transient(), "the call can be admitted again");
     }
 }

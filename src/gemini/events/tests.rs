@@ -1,6 +1,6 @@
 use super::*;
 
-/// Data as text, and anything else in brackets.
+/// Data as text, other items in angle brackets.
 fn read(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Vec<String> {
     let mut events = Events::default();
     let mut all = Vec::new();
@@ -13,13 +13,13 @@ fn read(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Vec<String> {
     let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
     let shown = |event| match event {
         Event::Data(data) => text(data),
-        Event::Stray(line) => format!("<{}>", text(line)),
+        Event::Unrecognized(line) => format!("<{}>", text(line)),
         Event::TooLong => "<too long>".to_owned(),
     };
     all.into_iter().map(shown).collect()
 }
 
-/// Reads a stream at once, cut in two at every place, and byte by byte.
+/// Reads a stream at once, cut in two at each position, and byte by byte.
 fn check(stream: &str, expected: &[&str]) {
     assert_eq!(read([stream]), expected, "{stream:?}");
     assert_eq!(read(stream.as_bytes().chunks(1)), expected, "{stream:?} by bytes");
@@ -42,7 +42,7 @@ fn events_are_found_wherever_the_bytes_are_cut() {
 }
 
 #[test]
-fn an_error_among_events_is_found_however_it_is_written() {
+fn an_error_between_events_is_found_in_every_notation() {
     let pretty = "{\n  \"error\": {\n    \"code\": 503,\n    \"message\": \"a } \\\" b\"\n  }\n}";
     let one_line = r#"{"error":{"code":503,"message":"a } \" b"}}"#;
     for ending in ["\n", "\r\n"] {
@@ -61,7 +61,7 @@ fn an_error_among_events_is_found_however_it_is_written() {
 }
 
 #[test]
-fn data_of_several_lines_are_one() {
+fn several_lines_of_data_are_one_event() {
     check("data: {\ndata: \"a\":1\ndata: }\n\ndata: 2\n\n", &["{\n\"a\":1\n}\n", "2"]);
     check("data: [1,\r\ndata: 2]", &["[1,\n2]\n"]);
     check("data: {\n{\"a\":1}", &["{\n", "{\"a\":1}"]);
@@ -74,14 +74,14 @@ fn the_items_of_a_list_are_events() {
 }
 
 #[test]
-fn lines_that_are_nothing_are_said_to_be_there() {
+fn unrecognized_lines_are_reported() {
     check("data: 1\n\nupstream failed\n\ndata: 2\n\n", &["1", "<upstream failed>", "2"]);
     check("<html>\n{not json}", &["<<html>>", "{not json}"]);
     check("say {x} twice\ndatabase: 1", &["<say {x} twice>", "<database: 1>"]);
 }
 
 #[test]
-fn what_has_no_end_is_not_kept() {
+fn an_unfinished_item_is_not_kept_beyond_the_limit() {
     for start in ["data: \"", "{\"a\":\""] {
         let mut events = Events::within(1000);
         events.extend(start.as_bytes());

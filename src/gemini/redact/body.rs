@@ -1,4 +1,4 @@
-//! A body with keys overwritten in it as it passes.
+//! A body whose keys are overwritten as it passes.
 
 use std::{
     pin::Pin,
@@ -10,25 +10,25 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::Masker;
 
-/// A body with keys overwritten in it. It has as many bytes as the one below, also where that breaks
-/// off. Trailers are left out: Gemini sends none.
+/// A body whose keys are overwritten. It has as many bytes as the inner body, also if that breaks off.
+/// Trailers are dropped; Gemini sends none.
 #[derive(Debug)]
-pub struct Masked<B: Body> {
+pub struct MaskedBody<B: Body> {
     body: B,
     masker: Masker,
     ended: bool,
-    /// Why it broke off, until that is said.
+    /// The inner body's error, until it is returned.
     broken: Option<B::Error>,
 }
 
-impl<B: Body> Masked<B> {
-    /// A body in which the masker overwrites keys.
+impl<B: Body> MaskedBody<B> {
+    /// Wraps a body.
     pub fn new(body: B, masker: Masker) -> Self {
         Self { body, masker, ended: false, broken: None }
     }
 }
 
-impl<B: Body<Data = Bytes, Error: Unpin> + Unpin> Body for Masked<B> {
+impl<B: Body<Data = Bytes, Error: Unpin> + Unpin> Body for MaskedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -106,10 +106,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_back_when_a_body_breaks_off_comes_before_the_failure() {
+    async fn held_bytes_are_sent_before_the_error_when_a_body_breaks_off() {
         let secrets = Secrets::new([&ApiKey::new("the-server-key").unwrap()]);
         let pieces = ["a the-server-key, the-s", "erve"];
-        let mut body = Masked::new(Broken(pieces.into()), secrets.masker());
+        let mut body = MaskedBody::new(Broken(pieces.into()), secrets.masker());
         let mut passed = Vec::new();
         let error = loop {
             assert!(!body.is_end_stream());

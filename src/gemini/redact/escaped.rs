@@ -1,4 +1,4 @@
-//! Characters that escapes hide: `\u0041Iza…` in a string of JSON, `%41Iza…` in a URL.
+//! Resolves escapes that hide characters: `\u0041Iza…` in JSON, `%41Iza…` in a URL.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use memchr::memchr2;
 
-use super::needle::{Found, Needle, find};
+use super::needle::{Matches, Needle, find};
 
-/// A text without its escapes, and where its characters stood.
+/// A text without its escapes, and the positions of its characters.
 pub(super) struct Unescaped<'a> {
-    /// The characters. One beyond Latin-1 is 0.
+    /// The characters. Characters beyond Latin-1 are 0.
     pub text: Cow<'a, [u8]>,
-    /// After each escape: where in `text` and where in the bytes the next character begins.
+    /// After each escape: the position of the next character in `text` and in the original bytes.
     places: Vec<(usize, usize)>,
-    /// Where an escape begins that has not come whole, or the end.
+    /// The position of an incomplete escape, or the length.
     end: usize,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Unescaped<'a> {
         Self { text: text.into(), places, end: bytes.len() }
     }
 
-    /// Where a range of the characters stands in the bytes.
+    /// The position of a range of characters in the original bytes.
     pub(super) fn range(&self, characters: Range<usize>) -> Range<usize> {
         self.place(characters.start)..self.place(characters.end)
     }
@@ -51,20 +51,27 @@ impl<'a> Unescaped<'a> {
     }
 }
 
-/// Looks for needles some of whose characters are escaped.
-pub(super) fn find_escaped(needles: &[Arc<Needle>], bytes: &[u8], is_last: bool) -> Found {
+/// Finds needles with escaped characters.
+pub(super) fn find_escaped(needles: &[Arc<Needle>], bytes: &[u8], is_last: bool) -> Matches {
     let unescaped = Unescaped::of(bytes);
-    let Found { whole, open } = find(needles, &unescaped.text, is_last);
-    let open = if open == unescaped.text.len() { unescaped.end } else { unescaped.place(open) };
-    Found { whole: whole.into_iter().map(|found| unescaped.range(found)).collect(), open }
+    let Matches { complete, partial_from } = find(needles, &unescaped.text, is_last);
+    let partial_from = if partial_from == unescaped.text.len() {
+        unescaped.end
+    } else {
+        unescaped.place(partial_from)
+    };
+    Matches {
+        complete: complete.into_iter().map(|found| unescaped.range(found)).collect(),
+        partial_from,
+    }
 }
 
 pub(super) fn has_escapes(bytes: &[u8]) -> bool {
     memchr2(b'\\', b'%', bytes).is_some()
 }
 
-/// The first character, if it is one of Latin-1 and else 0, and how many bytes it takes; `None`
-/// where too few have come.
+/// The first character (0 beyond Latin-1) and its length in bytes; `None` if the bytes are
+/// incomplete.
 fn character(bytes: &[u8]) -> Option<(u8, usize)> {
     match bytes {
         [] | [b'\\' | b'%'] => None,
@@ -76,8 +83,8 @@ fn character(bytes: &[u8]) -> Option<(u8, usize)> {
     }
 }
 
-/// The character that an escape stands for, which has so many digits after its beginning. What is
-/// no escape after all is the character that it began with.
+/// The character of an escape with this many digits, whose prefix has the length `beginning`. If the
+/// digits are invalid, the prefix's first character stands for itself.
 fn code(digits: &[u8], length: usize, first: u8, beginning: usize) -> Option<(u8, usize)> {
     let digits = &digits[..length.min(digits.len())];
     if !digits.iter().all(u8::is_ascii_hexdigit) {

@@ -1,4 +1,4 @@
-//! Overwrites keys in something that comes piece by piece.
+//! Overwrites keys in a text that arrives in pieces.
 
 use std::{fmt, mem, sync::Arc};
 
@@ -7,39 +7,39 @@ use bytes::Bytes;
 use super::{
     MASK, Secrets,
     escaped::{find_escaped, has_escapes},
-    needle::{Found, Needle, find},
-    texts::Texts,
+    needle::{Matches, Needle, find},
+    strings::StringScanner,
 };
 
-/// Overwrites keys in something that comes piece by piece, and may cut a key in two.
+/// Overwrites keys in a text that arrives in pieces, also if a key is split over two of them.
 ///
-/// It holds back the end of a piece as long as that may be a part of a key, and little else. In
-/// all, as many bytes come out as went in.
+/// It holds back the end of a piece only while that may be part of a key. The total length does not
+/// change.
 #[derive(Default)]
 pub struct Masker {
     secrets: Secrets,
     plain: Stage,
     escaped: Stage,
-    /// In what has strings of JSON in it.
-    texts: Option<Texts>,
+    /// Set for a format with JSON strings.
+    texts: Option<StringScanner>,
 }
 
 impl Masker {
-    pub(super) fn new(secrets: Secrets, texts: Option<Texts>) -> Self {
+    pub(super) fn new(secrets: Secrets, texts: Option<StringScanner>) -> Self {
         Self { secrets, texts, ..Self::default() }
     }
 
-    /// The next piece, with what was held back before it and without what is held back of it.
+    /// Takes the next piece and returns the bytes that can pass.
     pub fn push(&mut self, piece: Bytes) -> Bytes {
         self.next(piece, false)
     }
 
-    /// The last piece, with what was held back before it.
+    /// Takes the last piece and returns all remaining bytes.
     pub(super) fn push_last(&mut self, piece: Bytes) -> Bytes {
         self.next(piece, true)
     }
 
-    /// What is held back, at the end.
+    /// Returns the bytes held back. Call it at the end.
     pub fn finish(&mut self) -> Bytes {
         self.next(Bytes::new(), true)
     }
@@ -56,7 +56,7 @@ impl Masker {
 
     /// How many bytes are held back.
     pub fn held(&self) -> usize {
-        let in_texts = self.texts.as_ref().map_or(0, Texts::held);
+        let in_texts = self.texts.as_ref().map_or(0, StringScanner::held);
         self.plain.held.len() + self.escaped.held.len() + in_texts
     }
 }
@@ -67,48 +67,48 @@ impl fmt::Debug for Masker {
     }
 }
 
-/// Overwrites needles in something that is there whole.
+/// Overwrites needles in a complete text.
 pub(super) fn mask(needles: &[Arc<Needle>], bytes: Bytes) -> Bytes {
     let bytes = Stage::default().next(bytes, true, |text| find(needles, text, true));
     mask_escaped(&mut Stage::default(), needles, bytes, true)
 }
 
 fn mask_escaped(stage: &mut Stage, needles: &[Arc<Needle>], piece: Bytes, is_last: bool) -> Bytes {
-    // Without an escape there is nothing in it that the search before has not found.
+    // Without an escape, the first search has found everything.
     if needles.is_empty() || (stage.held.is_empty() && !has_escapes(&piece)) {
         return piece;
     }
     stage.next(piece, is_last, |text| find_escaped(needles, text, is_last))
 }
 
-/// One kind of search.
+/// One search: for plain or for escaped needles.
 #[derive(Default)]
 struct Stage {
-    /// The end of what has come, where it may be the beginning of a needle.
+    /// The end of the bytes so far, if it may be the start of a needle.
     held: Vec<u8>,
-    /// How much of its beginning is the end of a needle that was found.
+    /// How many bytes at the start of `held` belong to a needle that was found.
     covered: usize,
 }
 
 impl Stage {
-    fn next(&mut self, piece: Bytes, is_last: bool, find: impl Fn(&[u8]) -> Found) -> Bytes {
+    fn next(&mut self, piece: Bytes, is_last: bool, find: impl Fn(&[u8]) -> Matches) -> Bytes {
         let piece = match mem::take(&mut self.held) {
             held if held.is_empty() => piece,
             held => [&*held, &piece].concat().into(),
         };
-        let Found { mut whole, open } = find(&piece);
-        let open = if is_last { piece.len() } else { open };
+        let Matches { mut complete, partial_from } = find(&piece);
+        let partial_from = if is_last { piece.len() } else { partial_from };
         if self.covered > 0 {
-            whole.push(0..mem::take(&mut self.covered));
+            complete.push(0..mem::take(&mut self.covered));
         }
-        if whole.is_empty() && open == piece.len() {
+        if complete.is_empty() && partial_from == piece.len() {
             return piece;
         }
-        self.held = piece[open..].to_vec();
-        let mut passed = piece[..open].to_vec();
-        for found in whole.into_iter().filter(|found| found.start <= open) {
-            passed[found.start..found.end.min(open)].fill(MASK);
-            self.covered = self.covered.max(found.end.saturating_sub(open));
+        self.held = piece[partial_from..].to_vec();
+        let mut passed = piece[..partial_from].to_vec();
+        for found in complete.into_iter().filter(|found| found.start <= partial_from) {
+            passed[found.start..found.end.min(partial_from)].fill(MASK);
+            self.covered = self.covered.max(found.end.saturating_sub(partial_from));
         }
         passed.into()
     }

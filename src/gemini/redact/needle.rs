@@ -1,4 +1,4 @@
-//! The texts that are looked for.
+//! Finds the encodings of keys in bytes.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -8,36 +8,35 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use memchr::{memchr, memchr2, memmem};
 use secrecy::{ExposeSecret, SecretBox, SecretSlice};
 
-/// Texts of at most so many bytes are first looked through for the bytes that are in them, which
-/// leaves few needles to look for. In longer ones a search for each needle takes less.
+/// For texts up to this length in bytes, a table of the bytes that occur rules out most needles. In
+/// longer texts, searching for each needle is cheaper.
 const SHORT: usize = 1024;
 
-/// One spelling of one key. The memory is wiped when it is dropped.
+/// One encoding of one key. The memory is wiped when it is dropped.
 pub(super) struct Needle {
     bytes: SecretSlice<u8>,
-    /// For each length of a beginning of the needle, less 1: how long the longest shorter beginning
-    /// is with which it ends, as in the search of Knuth, Morris and Pratt. Most needles are dropped
-    /// before it is asked for.
+    /// The failure table of the Knuth-Morris-Pratt search: for each prefix of the needle, the length
+    /// of its longest proper prefix that is also its suffix. Computed on first use, since most
+    /// needles are dropped without it.
     borders: OnceLock<Box<[u32]>>,
-    /// Which pairs of bytes follow each other in the needle, each one bit of a few hundred: a bit
-    /// that is not set tells that none of its pairs does.
+    /// A Bloom filter of the byte pairs in the needle: a pair whose bit is not set does not occur.
     pairs: SecretBox<[u64; 8]>,
 }
 
-/// The place of the bit of a pair of bytes: in which number, and in it.
+/// The word and the bit for a pair of bytes in the filter.
 fn bit(first: u8, second: u8) -> (usize, u64) {
     let bit = (usize::from(first) * 37 + usize::from(second)) % 512;
     (bit / 64, 1 << (bit % 64))
 }
 
-/// What was found in some bytes.
+/// The result of a search.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    /// Where needles stand. They may overlap.
-    pub whole: Vec<Range<usize>>,
-    /// Where the end of the bytes begins that may be the beginning of a needle: their length where
-    /// it is none.
-    pub open: usize,
+pub(super) struct Matches {
+    /// Complete needles. They may overlap.
+    pub complete: Vec<Range<usize>>,
+    /// Where a possible start of a needle at the end begins; the length of the text if there is
+    /// none.
+    pub partial_from: usize,
 }
 
 impl Needle {
@@ -50,7 +49,7 @@ impl Needle {
         Self { bytes: bytes.into(), borders: OnceLock::new(), pairs: SecretBox::new(pairs) }
     }
 
-    /// How long the longest shorter beginning is with which a beginning of this length ends.
+    /// The length of the longest border of a prefix of this length.
     fn border(&self, length: usize) -> usize {
         self.borders.get_or_init(|| borders(self.bytes()))[length - 1] as usize
     }
@@ -59,7 +58,7 @@ impl Needle {
         self.bytes.expose_secret()
     }
 
-    /// With how many bytes of the needle a text ends after one byte more.
+    /// How many bytes of the needle match at the end of the text after one more byte.
     fn advance(&self, mut matched: usize, byte: u8) -> usize {
         let bytes = self.bytes();
         while matched > 0 && bytes[matched] != byte {
@@ -68,14 +67,14 @@ impl Needle {
         matched + usize::from(bytes[matched] == byte)
     }
 
-    /// Adds where the needle stands in a text, in time linear in its length.
+    /// Adds all matches in a text, in linear time.
     fn find(&self, text: &[u8], found: &mut Vec<Range<usize>>) {
         let length = self.bytes().len();
         let mut at = 0;
         while let Some(start) = memmem::find(&text[at..], self.bytes()) {
             at += start + length;
             found.push(at - length..at);
-            // The next one may overlap it.
+            // The next match may overlap this one.
             let mut matched = self.border(length);
             while matched > 0 && at < text.len() {
                 matched = self.advance(matched, text[at]);
@@ -88,8 +87,8 @@ impl Needle {
         }
     }
 
-    /// Whether a text may end with two bytes that follow each other in the needle, or ends with its
-    /// first byte.
+    /// Quickly checks whether a text may end with a prefix of the needle: with two bytes that are
+    /// adjacent in the needle, or with its first byte.
     fn may_begin_at_end(&self, text: &[u8]) -> bool {
         let follows = |first, second| {
             let (at, bit) = bit(first, second);
@@ -102,8 +101,7 @@ impl Needle {
         }
     }
 
-    /// How long the longest beginning of the needle is with which a text ends, the whole needle
-    /// left out.
+    /// The length of the longest proper prefix of the needle at the end of a text.
     pub(super) fn beginning_at_end(&self, text: &[u8]) -> usize {
         if !self.may_begin_at_end(text) {
             return 0;
@@ -124,7 +122,7 @@ impl Needle {
     }
 }
 
-/// The borders of a needle: see [`Needle::borders`].
+/// The failure table of a needle: see [`Needle::borders`].
 fn borders(bytes: &[u8]) -> Box<[u32]> {
     let mut borders: Vec<usize> = vec![0; bytes.len()];
     for end in 1..bytes.len() {
@@ -138,11 +136,11 @@ fn borders(bytes: &[u8]) -> Box<[u32]> {
     borders.into_iter().map(short).collect()
 }
 
-/// Looks for needles. Behind the last text nothing follows that a needle could go on with.
-pub(super) fn find(needles: &[Arc<Needle>], text: &[u8], is_last: bool) -> Found {
-    let mut whole = Vec::new();
+/// Searches for needles. In the last text, no needle can start at the end and continue.
+pub(super) fn find(needles: &[Arc<Needle>], text: &[u8], is_last: bool) -> Matches {
+    let mut complete = Vec::new();
     if needles.is_empty() {
-        return Found { whole, open: text.len() };
+        return Matches { complete, partial_from: text.len() };
     }
     let is_there = bytes_of(text);
     for needle in needles {
@@ -150,15 +148,16 @@ pub(super) fn find(needles: &[Arc<Needle>], text: &[u8], is_last: bool) -> Found
         let may_hold =
             |is_there: &[bool; 256]| bytes.iter().all(|byte| is_there[usize::from(*byte)]);
         if bytes.len() <= text.len() && is_there.as_ref().is_none_or(may_hold) {
-            needle.find(text, &mut whole);
+            needle.find(text, &mut complete);
         }
     }
     let at_end = |needle: &Arc<Needle>| needle.beginning_at_end(text);
-    let open = if is_last { 0 } else { needles.iter().map(at_end).max().unwrap_or_default() };
-    Found { whole, open: text.len() - open }
+    let partial_from =
+        if is_last { 0 } else { needles.iter().map(at_end).max().unwrap_or_default() };
+    Matches { complete, partial_from: text.len() - partial_from }
 }
 
-/// Which bytes are in a text, where it is short.
+/// Which bytes occur in a text; `None` for long texts.
 fn bytes_of(text: &[u8]) -> Option<[bool; 256]> {
     (text.len() <= SHORT).then(|| {
         let mut is_there = [false; 256];
@@ -167,26 +166,26 @@ fn bytes_of(text: &[u8]) -> Option<[bool; 256]> {
     })
 }
 
-/// How a key may be spelled: as it is, in UTF-16, and in base64, wherever it stands in what was
-/// encoded. Escapes are looked through apart.
-pub fn spellings(key: &[u8]) -> Vec<Vec<u8>> {
-    let mut spellings = vec![key.to_vec(), utf16(key)];
+/// The encodings of a key that are searched for: as it is, in UTF-16, and in base64 at each alignment.
+/// Escapes are handled separately.
+pub fn encodings(key: &[u8]) -> Vec<Vec<u8>> {
+    let mut encodings = vec![key.to_vec(), utf16(key)];
     for before in 0..3 {
         let mut encoded = vec![0; before];
         encoded.extend_from_slice(key);
-        // Characters that also hold bits of the bytes around the key are left out.
+        // Characters that also encode neighbouring bytes are left out.
         let own = (8 * before).div_ceil(6)..8 * encoded.len() / 6;
         let standard = BASE64_STANDARD.encode(&encoded).as_bytes()[own.clone()].to_vec();
         let is_odd = memchr2(b'+', b'/', &standard).is_some();
-        spellings.push(standard);
+        encodings.push(standard);
         if is_odd {
-            spellings.push(BASE64_URL_SAFE.encode(&encoded).as_bytes()[own].into());
+            encodings.push(BASE64_URL_SAFE.encode(&encoded).as_bytes()[own].into());
         }
     }
-    spellings
+    encodings
 }
 
-/// What the two byte orders have in common: the zeros between the characters.
+/// UTF-16 without the first or last zero byte, so that it matches both byte orders.
 fn utf16(key: &[u8]) -> Vec<u8> {
     let mut bytes: Vec<u8> = key.iter().flat_map(|byte| [*byte, 0]).collect();
     bytes.pop();

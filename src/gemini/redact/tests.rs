@@ -18,7 +18,7 @@ fn secrets(keys: &[&str]) -> Secrets {
     Secrets::new(&keys)
 }
 
-/// What comes out of a masker, piece by piece, and at the end.
+/// The output of a masker for each piece, and at the end.
 fn passed(secrets: &Secrets, pieces: &[&[u8]]) -> Vec<Bytes> {
     let mut masker = secrets.masker();
     let mut out: Vec<_> =
@@ -31,68 +31,68 @@ fn passed(secrets: &Secrets, pieces: &[&[u8]]) -> Vec<Bytes> {
 #[test]
 fn a_key_is_overwritten_with_as_many_asterisks() {
     let secrets = secrets(&[KEY]);
-    let said = format!("Consumer 'api_key:{KEY}' or {KEY}{KEY} has been suspended.");
-    let masked = secrets.mask(said.clone().into());
-    assert_eq!(masked, said.replace(KEY, &"*".repeat(KEY.len())));
+    let input = format!("Consumer 'api_key:{KEY}' or {KEY}{KEY} has been suspended.");
+    let masked = secrets.mask(input.clone().into());
+    assert_eq!(masked, input.replace(KEY, &"*".repeat(KEY.len())));
     let other = Bytes::from_static(b"\xff AIza and nothing more");
     assert_eq!(secrets.mask(other.clone()).as_ptr(), other.as_ptr(), "it is not copied");
 }
 
 #[test]
-fn a_short_key_is_a_word_and_no_secret() {
+fn a_short_key_is_not_a_secret() {
     assert_eq!(secrets(&["key"]).mask("bad key".into()), "bad key");
 }
 
 #[test]
-fn a_key_is_found_as_json_and_urls_spell_it() {
+fn a_key_is_found_with_json_and_url_escapes() {
     let secrets = secrets(&["a/b\"c\\d=e"]);
-    for spelling in [
+    for escaped in [
         "a/b\"c\\d=e",
         r#"a/b\"c\\d=e"#,
         r#"a\/b\"c\\d=e"#,
         "a%2Fb%22c%5Cd%3De",
         "a%2fb%22c%5cd%3de",
     ] {
-        let masked = secrets.mask(format!("x{spelling}y").into());
-        assert_eq!(masked, format!("x{}y", "*".repeat(spelling.len())));
+        let masked = secrets.mask(format!("x{escaped}y").into());
+        assert_eq!(masked, format!("x{}y", "*".repeat(escaped.len())));
     }
 }
 
 #[test]
-fn a_key_that_is_cut_anywhere_does_not_pass() {
+fn a_key_that_is_split_anywhere_does_not_pass() {
     let secrets = secrets(&[KEY, "AIzaSyD-9tSrke72", "AAAIAAAIAAAZ"]);
-    let said = format!("AAIza{KEY} AAAIAAAIAAAIAAAZ AIzaSyD-9tSrke72 {}", &KEY[..20]);
-    let whole = secrets.mask(said.clone().into());
+    let input = format!("AAIza{KEY} AAAIAAAIAAAIAAAZ AIzaSyD-9tSrke72 {}", &KEY[..20]);
+    let whole = secrets.mask(input.clone().into());
     assert!(!String::from_utf8_lossy(&whole).contains("tSrke72Pou"));
-    assert_eq!(whole.len(), said.len());
-    let said = said.as_bytes();
-    for first in 0..said.len() {
-        for second in first..said.len() {
-            let pieces = [&said[..first], &said[first..second], &said[second..]];
+    assert_eq!(whole.len(), input.len());
+    let input = input.as_bytes();
+    for first in 0..input.len() {
+        for second in first..input.len() {
+            let pieces = [&input[..first], &input[first..second], &input[second..]];
             assert_eq!(passed(&secrets, &pieces).concat(), whole, "cut at {first} and {second}");
         }
     }
-    let bytes: Vec<_> = said.chunks(1).collect();
+    let bytes: Vec<_> = input.chunks(1).collect();
     assert_eq!(passed(&secrets, &bytes).concat(), whole);
 }
 
 #[test]
-fn a_key_that_escapes_hide_does_not_pass_wherever_it_is_cut() {
+fn an_escaped_key_does_not_pass_wherever_it_is_split() {
     let secrets = secrets(&[KEY, "a/b+c=d\"e\\f"]);
     let in_json: String = KEY.bytes().map(|byte| format!("\\u{byte:04X}")).collect();
     let in_url: String = KEY.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let mixed = format!("AI\\u007aa{}%42WY", &KEY[4..KEY.len() - 3]);
     for hidden in [&in_json, &in_url, &mixed, "a\\/b\\u002bc%3dd\\\"e\\\\f"] {
-        let said = format!("AIz 5% \\n\\\\{hidden}\\u00e4{hidden}%4");
+        let input = format!("AIz 5% \\n\\\\{hidden}\\u00e4{hidden}%4");
         let mask = "*".repeat(hidden.len());
         let masked = format!("AIz 5% \\n\\\\{mask}\\u00e4{mask}%4");
-        assert_eq!(secrets.mask(said.clone().into()), masked);
-        let said = said.as_bytes();
-        for cut in 0..said.len() {
-            let pieces = [&said[..cut], &said[cut..]];
+        assert_eq!(secrets.mask(input.clone().into()), masked);
+        let input = input.as_bytes();
+        for cut in 0..input.len() {
+            let pieces = [&input[..cut], &input[cut..]];
             assert_eq!(passed(&secrets, &pieces).concat(), masked.as_bytes(), "cut at {cut}");
         }
-        let bytes: Vec<_> = said.chunks(1).collect();
+        let bytes: Vec<_> = input.chunks(1).collect();
         assert_eq!(passed(&secrets, &bytes).concat(), masked.as_bytes());
     }
     for innocent in ["50%", "\\", "\\u00", "%4", "AIza\\u", "\\\\u0041Iza", "%%41\\ud83d\\ude00"] {
@@ -101,8 +101,7 @@ fn a_key_that_escapes_hide_does_not_pass_wherever_it_is_cut() {
     }
 }
 
-/// A key as its characters and the bytes around them are encoded: the encoding, and the characters
-/// in it that are the key's alone.
+/// The base64 of a key with other bytes around it, and the characters of it that encode only the key.
 fn in_base64(engine: &impl Engine, before: &str, after: &str) -> (String, String) {
     let encoded = engine.encode(format!("{before}{KEY}{after}"));
     let bits = 8 * before.len()..8 * (before.len() + KEY.len());
@@ -113,7 +112,7 @@ fn in_base64(engine: &impl Engine, before: &str, after: &str) -> (String, String
 }
 
 #[test]
-fn a_key_in_base64_is_found_at_each_alignment_padded_or_not_wherever_it_is_cut() {
+fn a_key_in_base64_is_found_at_each_alignment() {
     let secrets = secrets(&[KEY]);
     for before in ["", "a", "ab", "abc", "{\"key\":\"?>"] {
         for after in ["", "x", "xy", "\"}~~"] {
@@ -132,8 +131,8 @@ fn a_key_in_base64_is_found_at_each_alignment_padded_or_not_wherever_it_is_cut()
             }
         }
     }
-    // A key whose encoding has characters of which there are two alphabets, which JSON and URLs
-    // escape besides.
+    // The encoding of this key differs between the two alphabets and has characters that JSON and URLs
+    // escape.
     let odd = Secrets::new([&key("~~~?>?>?>~~~")]);
     for encoded in
         ["fn5+Pz4/Pj8+fn5+", "fn5-Pz4_Pj8-fn5-", "fn5+Pz4\\/Pj8+fn5+", "fn5%2BPz4%2FPj8%2Bfn5%2B"]
@@ -145,8 +144,8 @@ fn a_key_in_base64_is_found_at_each_alignment_padded_or_not_wherever_it_is_cut()
 #[test]
 fn a_key_in_utf_16_is_found_in_both_byte_orders() {
     let secrets = secrets(&[KEY]);
-    let said = format!("for {KEY}: \u{e9}");
-    let characters: Vec<u16> = said.encode_utf16().collect();
+    let input = format!("for {KEY}: \u{e9}");
+    let characters: Vec<u16> = input.encode_utf16().collect();
     let little: Vec<u8> = characters.iter().flat_map(|unit| unit.to_le_bytes()).collect();
     let big: Vec<u8> = characters.iter().flat_map(|unit| unit.to_be_bytes()).collect();
     let places = (8..8 + 2 * KEY.len() - 1, 9..9 + 2 * KEY.len() - 1);
@@ -164,26 +163,26 @@ fn a_key_in_utf_16_is_found_in_both_byte_orders() {
 #[test]
 fn keys_that_overlap_are_all_overwritten() {
     let secrets = secrets(&["abcdabcdab", "cdabXXXX", "XXabcdefgh"]);
-    for (said, masked) in [
+    for (input, masked) in [
         ("-abcdabcdabcdab-", "-**************-"),
         ("-abcdabcdabXXXXabcdefgh-", "-**********************-"),
         ("-abcdabcda-", "-abcdabcda-"),
     ] {
-        assert_eq!(secrets.mask(said.into()), masked);
-        for first in 0..said.len() {
-            for second in first..said.len() {
-                let said = said.as_bytes();
-                let pieces = [&said[..first], &said[first..second], &said[second..]];
+        assert_eq!(secrets.mask(input.into()), masked);
+        for first in 0..input.len() {
+            for second in first..input.len() {
+                let input = input.as_bytes();
+                let pieces = [&input[..first], &input[first..second], &input[second..]];
                 assert_eq!(passed(&secrets, &pieces).concat(), masked.as_bytes());
             }
         }
-        let bytes: Vec<_> = said.as_bytes().chunks(1).collect();
+        let bytes: Vec<_> = input.as_bytes().chunks(1).collect();
         assert_eq!(passed(&secrets, &bytes).concat(), masked.as_bytes());
     }
 }
 
-/// What comes out of a body of a content type, piece by piece, and at the end.
-fn answered(secrets: &Secrets, content_type: &str, pieces: &[&[u8]]) -> Vec<Bytes> {
+/// The output for the pieces of a body of a content type, and at the end.
+fn masked_body(secrets: &Secrets, content_type: &str, pieces: &[&[u8]]) -> Vec<Bytes> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type.parse().unwrap())]);
     let mut masker = secrets.masker_of(&headers);
     let mut out: Vec<_> =
@@ -196,18 +195,18 @@ fn answered(secrets: &Secrets, content_type: &str, pieces: &[&[u8]]) -> Vec<Byte
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 const JSON: &str = "application/json; charset=UTF-8";
 
-/// However a body is cut, the same comes out.
+/// Checks that the output is the same wherever a body is cut.
 fn expect(secrets: &Secrets, content_type: &str, body: &str, expected: &str) {
     let text = |out: Vec<Bytes>| String::from_utf8(out.concat()).unwrap();
     let bytes = body.as_bytes();
-    assert_eq!(text(answered(secrets, content_type, &[bytes])), expected);
+    assert_eq!(text(masked_body(secrets, content_type, &[bytes])), expected);
     for cut in (0..bytes.len()).step_by(1 + bytes.len() / 400) {
         let (first, second) = bytes.split_at(cut);
-        let passed = answered(secrets, content_type, &[first, second]);
+        let passed = masked_body(secrets, content_type, &[first, second]);
         assert_eq!(text(passed), expected, "cut at {cut}");
     }
     let letters: Vec<_> = bytes.chunks(1).collect();
-    assert_eq!(text(answered(secrets, content_type, &letters)), expected);
+    assert_eq!(text(masked_body(secrets, content_type, &letters)), expected);
 }
 
 fn event(text: &str) -> String {
@@ -216,7 +215,7 @@ fn event(text: &str) -> String {
 }
 
 #[test]
-fn a_key_that_is_spread_over_the_texts_of_a_stream_does_not_pass() {
+fn a_key_split_over_the_strings_of_a_stream_does_not_pass() {
     let secrets = secrets(&[KEY]);
     let mask = |length: usize| "*".repeat(length);
     let escaped = KEY[10..].replace('Q', "\\u0051");
@@ -237,12 +236,12 @@ fn a_key_that_is_spread_over_the_texts_of_a_stream_does_not_pass() {
         };
         expect(&secrets, JSON, &list(body), &list(expected));
     }
-    // One letter a text.
+    // One letter per string.
     let body: String = KEY.chars().map(|letter| event(&letter.to_string())).collect();
     let letters = KEY.chars().enumerate().map(|(at, letter)| if at < 3 { letter } else { '*' });
     let expected: String = letters.map(|letter| event(&letter.to_string())).collect();
     expect(&secrets, EVENTS, &body, &expected);
-    // Two candidates by turns, two parts of one event, base64, and lines that are not JSON.
+    // Two candidates in turns, two parts of one event, base64, and lines that are not JSON.
     let (first, second) = KEY.split_at(15);
     let turns = [first, "AIza or not", second].map(event).concat();
     let expected = [&*mask(15), "AIza or not", &mask(24)].map(event).concat();
@@ -257,28 +256,31 @@ fn a_key_that_is_spread_over_the_texts_of_a_stream_does_not_pass() {
 }
 
 #[test]
-fn what_only_begins_as_a_key_passes_to_the_letter_and_soon() {
+fn text_that_only_starts_like_a_key_passes_unchanged_and_soon() {
     let secrets = secrets(&[KEY]);
     let (first, second) = KEY.split_at(15);
     let innocent = [first, " and so on", &KEY[15..38], "A", "I", "z", "a", "AIza", &second[..23]];
     let body = innocent.map(event).concat();
     expect(&secrets, EVENTS, &body, &body);
 
-    // What comes in the meantime is held, and no more than that.
+    // Only what arrives in the meantime is held back.
     let events: Vec<_> = ["AIzaSy", "x", "y", "z"].map(event).into();
     let pieces: Vec<_> = events.iter().map(|event| event.as_bytes()).collect();
-    let out = answered(&secrets, EVENTS, &pieces);
+    let out = masked_body(&secrets, EVENTS, &pieces);
     let held = events[0].find("AIzaSy").unwrap();
     assert_eq!(out[0], events[0][..held]);
     let events: Vec<_> = (0..20).map(|at| event(if at == 0 { "AIzaSy" } else { "x" })).collect();
     let pieces: Vec<_> = events.iter().map(|event| event.as_bytes()).collect();
-    let out = answered(&secrets, EVENTS, &pieces);
-    assert!(out[..pieces.len()].iter().any(|piece| piece.len() > events[1].len()), "it let go");
+    let out = masked_body(&secrets, EVENTS, &pieces);
+    assert!(
+        out[..pieces.len()].iter().any(|piece| piece.len() > events[1].len()),
+        "it is released"
+    );
     assert_eq!(out[pieces.len()], "");
 }
 
 #[test]
-fn a_long_text_after_the_first_part_of_a_key_is_not_held() {
+fn a_long_text_after_the_first_part_of_a_key_is_not_held_back() {
     let secrets = secrets(&[KEY]);
     let image = "i".repeat(300_000);
     let (first, second) = KEY.split_at(15);
@@ -291,13 +293,13 @@ fn a_long_text_after_the_first_part_of_a_key_is_not_held() {
         assert!(masker.held() < 70_000, "{}", masker.held());
     }
     passed.extend_from_slice(&masker.finish());
-    // What was let go cannot be taken back: the rest is overwritten.
+    // The part that was passed on stays; the rest is overwritten.
     let expected = [first, &image, &"*".repeat(24)].map(event).concat();
     assert!(passed == expected.as_bytes());
 }
 
 #[test]
-fn what_has_the_form_of_a_secret_is_overwritten_in_errors_amid_a_stream() {
+fn secrets_are_overwritten_in_errors_in_the_middle_of_a_stream() {
     let secrets = secrets(&["the-server-key"]);
     let error = r#"{"error":{"code":403,"message":"for KEY","details":[{"a":"\u0041KEY"}]}}"#;
     let interaction = r#"{"event_id":"1","event_type":"error","error":{"message":"KEY"}}"#;
@@ -317,7 +319,7 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors_amid_a_stream() {
                 expect(&secrets, content_type, &body, &expected);
             }
         }
-        // Lines that are not an answer's.
+        // Lines that are not part of an answer.
         for line in [pretty, "upstream error for KEY", "<p title=\"KEY\">", "event: error KEY"] {
             let stream = |key: &str, line: &str| format!("{}{line}\n{}", event(key), event(key));
             let (body, expected) = (stream(key, &with(line, key)), stream(key, &with(line, mask)));
@@ -327,7 +329,7 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors_amid_a_stream() {
 }
 
 #[test]
-fn a_body_without_strings_passes_as_it_is() {
+fn a_body_without_strings_passes_unchanged() {
     let secrets = secrets(&[KEY]);
     for body in ["", "{", "\"", "\"\\", "}}}]]", "{\"a", "data", "\\u00", "[1,2", "data: \n\n\n: x"]
     {
@@ -336,12 +338,12 @@ fn a_body_without_strings_passes_as_it_is() {
         expect(&Secrets::default(), EVENTS, body, body);
     }
     let backslashes = "\"".to_owned() + &"\\".repeat(200_001);
-    let out = answered(&Secrets::default(), JSON, &[backslashes.as_bytes(), b"u0041\""]);
+    let out = masked_body(&Secrets::default(), JSON, &[backslashes.as_bytes(), b"u0041\""]);
     assert!(out.concat() == format!("{backslashes}u0041\"").as_bytes());
 }
 
 #[test]
-fn a_header_that_a_key_names_is_left_out() {
+fn a_header_named_like_a_key_is_removed() {
     let mut headers = HeaderMap::new();
     headers.insert(format!("x-{KEY}").parse::<HeaderName>().unwrap(), "1".parse().unwrap());
     headers.insert("x-escaped", KEY.replace("AI", "%41I").parse().unwrap());
@@ -351,23 +353,23 @@ fn a_header_that_a_key_names_is_left_out() {
 }
 
 #[test]
-fn nothing_is_held_back_but_the_beginning_of_a_key() {
+fn only_the_start_of_a_key_is_held_back() {
     let secrets = secrets(&[KEY]);
     let out = passed(&secrets, &[b"data: A\r\n\r\n", b"is AI", b"zaS", b"yx", b"AIzaSy"]);
     assert_eq!(out, ["data: A\r\n\r\n", "is ", "", "AIzaSyx", "", "AIzaSy"]);
 }
 
 #[test]
-fn a_long_key_that_repeats_itself_is_searched_for_in_linear_time() {
+fn a_long_repetitive_key_is_searched_for_in_linear_time() {
     let repeating = format!("{}b", "a".repeat(8000));
     let secrets = secrets(&[&repeating]);
-    let said = Bytes::from("a".repeat(4_000_000));
-    // A search that began again at each byte would compare 32 thousand million times.
-    assert_eq!(secrets.mask(said.clone()), said);
+    let input = Bytes::from("a".repeat(4_000_000));
+    // A naive search would make 32 thousand million comparisons.
+    assert_eq!(secrets.mask(input.clone()), input);
 }
 
 #[test]
-fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
+fn the_forms_of_secrets_are_overwritten_in_errors() {
     for secret in [
         KEY,
         "AQ.Ab8RN6IhVd3mQx0aZk7P_q-s",
@@ -377,10 +379,10 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl",
     ] {
-        let said = format!("the credential '{secret}' is not valid");
-        let masked = said.replace(secret, &"*".repeat(secret.len()));
-        assert_eq!(redact_text(&said), masked);
-        assert_eq!(redact(said.as_bytes()), masked.as_bytes());
+        let input = format!("the credential '{secret}' is not valid");
+        let masked = input.replace(secret, &"*".repeat(secret.len()));
+        assert_eq!(redact_text(&input), masked);
+        assert_eq!(redact(input.as_bytes()), masked.as_bytes());
     }
     for word in
         ["AIza", "AIza-short", "AQ.", "FAQ. Answers", "ya29.", "auth_tokens/", "whsec_", "eyJ.a.b"]
@@ -391,26 +393,26 @@ fn what_has_the_form_of_a_secret_is_overwritten_in_errors() {
 
 proptest! {
     #[test]
-    fn the_first_look_for_forms_passes_over_none(
-        said in r"((AIza|AQ\.|ya29\.|auth_tokens(/|%2F)|whsec_|eyJ)|[A-Za-z0-9_-]{8,40}|[ .IJQ9_]){0,8}"
+    fn the_fast_check_misses_no_form(
+        input in r"((AIza|AQ\.|ya29\.|auth_tokens(/|%2F)|whsec_|eyJ)|[A-Za-z0-9_-]{8,40}|[ .IJQ9_]){0,8}"
     ) {
-        let all: Vec<_> = FORMS.find_iter(said.as_bytes()).map(|form| form.range()).collect();
-        prop_assert_eq!(forms_in(said.as_bytes()), all);
+        let all: Vec<_> = FORMS.find_iter(input.as_bytes()).map(|form| form.range()).collect();
+        prop_assert_eq!(forms_in(input.as_bytes()), all);
     }
 }
 
 #[test]
-fn a_key_is_found_in_long_texts_and_in_short_ones() {
+fn a_key_is_found_in_long_and_short_texts() {
     let secrets = secrets(&[KEY]);
     for length in [0, 500, 1023, 1024, 1025, 5000] {
-        let said = format!("{}{KEY}", "AIzaSy ".repeat(length)[..length].to_owned());
-        let masked = secrets.mask(said.clone().into());
-        assert_eq!(masked, said.replace(KEY, &"*".repeat(KEY.len())), "{length}");
+        let input = format!("{}{KEY}", "AIzaSy ".repeat(length)[..length].to_owned());
+        let masked = secrets.mask(input.clone().into());
+        assert_eq!(masked, input.replace(KEY, &"*".repeat(KEY.len())), "{length}");
     }
 }
 
 #[test]
-fn a_header_is_redacted_however_the_key_in_it_is_spelled() {
+fn a_header_is_redacted_in_every_encoding_of_the_key() {
     let secrets = secrets(&["the-server-key"]);
     for (value, redacted) in [
         ("the-server-key", "**************"),
@@ -431,7 +433,7 @@ fn a_header_is_redacted_however_the_key_in_it_is_spelled() {
 }
 
 #[test]
-fn an_error_that_spreads_a_key_over_two_texts_hides_no_part_of_it() {
+fn a_key_split_over_two_strings_of_an_error_is_overwritten() {
     let secrets = secrets(&["the-server-key"]);
     let body = r#"{"error":{"parts":[{"text":"the-ser"},{"text":"ver-key"}]}}"#;
     let redacted = r#"{"error":{"parts":[{"text":"*******"},{"text":"*******"}]}}"#;
@@ -441,7 +443,7 @@ fn an_error_that_spreads_a_key_over_two_texts_hides_no_part_of_it() {
 }
 
 #[test]
-fn escapes_in_the_json_of_an_error_hide_no_key() {
+fn an_escaped_key_in_an_error_is_overwritten() {
     let secrets = secrets(&["the-server-key"]);
     let hidden: String = "the-server-key".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     let google = format!("\\u0041{}", &KEY[1..]);

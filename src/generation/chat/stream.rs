@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 
 use super::{Chat, ChatResponse};
 use crate::dispatch::{Call, Dispatcher, Forwarded};
-use crate::gemini::{Error, Events, Forward, Growing};
+use crate::gemini::{AnswerBuilder, Error, Events, Forward};
 use crate::generation::{Failure, Generation};
 
 /// A chat whose text comes piece by piece. Dropping it stops Gemini and gives its slots back.
@@ -16,7 +16,7 @@ pub struct ChatStream {
     body: Forwarded,
     events: Events,
     /// Until the end.
-    answer: Option<Growing>,
+    answer: Option<AnswerBuilder>,
     /// What has been read and not been passed on.
     ready: VecDeque<ChatEvent>,
 }
@@ -45,7 +45,7 @@ impl ChatStream {
         let request = Forward::stream(chat.model());
         let response = dispatcher.forward(call, &request, chat.ask(), idle).await;
         let body = response?.into_body();
-        let answer = Some(Growing::without(dispatcher.secrets(call)));
+        let answer = Some(AnswerBuilder::masking(dispatcher.secrets(call)));
         let (events, ready) = (Events::default(), VecDeque::new());
         let mut stream = Self { chat, body, events, answer, ready };
         // The first event is waited for: what fails before it is answered as any failure.
@@ -73,12 +73,12 @@ impl ChatStream {
             Ok(None) => {}
             Err(error) => return Err(self.failed(error)),
         }
-        let (rest, strays) = (answer.rest(), answer.strays());
+        let (rest, unrecognized) = (answer.rest(), answer.unrecognized());
         let answer = answer.finish().map_err(|error| self.failed(error))?;
         self.body.settle(Ok(()));
-        if strays > 0 {
+        if unrecognized > 0 {
             let model = self.chat.model();
-            tracing::warn!(kind = Chat::KIND.label(), %model, strays, "the stream has lines that are not Gemini's");
+            tracing::warn!(kind = Chat::KIND.label(), %model, unrecognized, "the stream has lines that are not Gemini's");
         }
         let done = ChatEvent::Done(self.chat.response(answer));
         if rest.is_empty() {
@@ -94,7 +94,7 @@ impl ChatStream {
     }
 
     /// The next text; `None` at the end of the stream.
-    async fn delta(&mut self, answer: &mut Growing) -> Result<Option<String>, Error> {
+    async fn delta(&mut self, answer: &mut AnswerBuilder) -> Result<Option<String>, Error> {
         let mut is_over = false;
         loop {
             while let Some(event) = self.events.pop() {

@@ -1,5 +1,5 @@
-//! The answer to a request of a stream, which is handed over in small pieces: what a client does not
-//! read is not kept for it, and it is known when it has all been sent.
+//! Sends an answer over HTTP/2 in small pieces. This bounds the buffer for a client that reads slowly,
+//! and shows when everything was sent.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -14,46 +14,46 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
 use crate::server::connection::{BUFFER, poll_timer};
-use crate::server::connections::OpenStream;
+use crate::server::connections::RequestGuard;
 
 tokio::task_local! {
-    /// How far the answer of the stream is that is polled now.
-    static SENDING: Arc<Sending>;
+    /// The progress of the stream that is polled now.
+    static PROGRESS: Arc<SendProgress>;
 }
 
-/// How far an answer is sent.
-pub(super) struct Sending {
+/// The progress of sending an answer.
+pub(super) struct SendProgress {
     progress: Mutex<Progress>,
     all_sent: AtomicWaker,
 }
 
 struct Progress {
-    /// How many pieces are handed over, and not sent.
+    /// How many pieces are handed to the connection and not sent.
     unsent: usize,
-    /// When the client took something last, or could begin to.
+    /// When the client last took something, or could start to.
     since: Instant,
 }
 
-impl Sending {
+impl SendProgress {
     pub(super) fn new() -> Self {
         let progress = Progress { unsent: 0, since: Instant::now() };
         Self { progress: Mutex::new(progress), all_sent: AtomicWaker::new() }
     }
 
-    /// Runs a stream whose answer it is.
+    /// Runs a stream with this progress.
     pub(super) fn scope<F: Future>(
         self: Arc<Self>,
         stream: F,
     ) -> impl Future<Output = F::Output> + use<F> {
-        SENDING.scope(self, stream)
+        PROGRESS.scope(self, stream)
     }
 
-    /// That of the stream that is polled now.
-    pub(super) fn of_this_stream() -> Arc<Self> {
-        SENDING.get()
+    /// The progress of the stream that is polled now.
+    pub(super) fn current() -> Arc<Self> {
+        PROGRESS.get()
     }
 
-    /// Waits until the client has taken nothing for so long, of an answer that is there for it.
+    /// Waits until the client has taken nothing of an available answer for `client_timeout`.
     pub(super) async fn stalled(&self, client_timeout: Duration) {
         let mut timer = pin!(sleep(client_timeout));
         poll_fn(|context| {
@@ -85,10 +85,10 @@ impl Sending {
     }
 }
 
-/// A piece of an answer, until it is sent or its stream is reset.
+/// A piece of an answer. It is dropped when it is sent or its stream is reset.
 pub(super) struct Piece {
     bytes: Bytes,
-    sending: Arc<Sending>,
+    sending: Arc<SendProgress>,
 }
 
 impl Buf for Piece {
@@ -118,25 +118,24 @@ impl Drop for Piece {
     }
 }
 
-/// The body of an answer. Its end comes when all before it is sent: the stream runs, and counts,
-/// until then.
-pub(super) struct AnswerBody {
-    /// Until its end.
+/// The body of an answer. It ends when everything was sent, so that the stream counts until then.
+pub(super) struct Http2Body {
+    /// `None` after its end.
     body: Option<Body>,
-    /// What is not handed over yet of its last frame.
+    /// The part of the last frame that is not yet handed to the connection.
     rest: Bytes,
-    sending: Arc<Sending>,
-    _stream: OpenStream,
+    sending: Arc<SendProgress>,
+    _stream: RequestGuard,
 }
 
-impl AnswerBody {
-    pub(super) fn new(body: Body, sending: Arc<Sending>, stream: OpenStream) -> Self {
+impl Http2Body {
+    pub(super) fn new(body: Body, sending: Arc<SendProgress>, stream: RequestGuard) -> Self {
         let body = Some(body).filter(|body| !body.is_end_stream());
         Self { body, rest: Bytes::new(), sending, _stream: stream }
     }
 }
 
-impl hyper::body::Body for AnswerBody {
+impl hyper::body::Body for Http2Body {
     type Data = Piece;
     type Error = axum::Error;
 
@@ -155,7 +154,7 @@ impl hyper::body::Body for AnswerBody {
                 return Poll::Ready(None);
             };
             match ready!(Pin::new(body).poll_frame(context)) {
-                // Trailers are left out, as over HTTP/1.
+                // Trailers are dropped, as over HTTP/1.
                 Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.body = None,

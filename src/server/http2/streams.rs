@@ -1,4 +1,4 @@
-//! The streams of one connection. They run in the task of their connection and end with it.
+//! The streams of one connection. They run in the connection's task and end with it.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -12,28 +12,28 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use hyper::rt::Executor;
 
-use super::answer::Sending;
+use super::answer::SendProgress;
 
-type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StreamTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The streams of one connection. Clones are the same streams.
+/// The streams of one connection. Clones share them.
 #[derive(Clone)]
 pub(super) struct Streams {
-    /// Those that have just begun.
-    begun: Arc<Mutex<Vec<Stream>>>,
+    /// New streams that do not run yet.
+    new: Arc<Mutex<Vec<StreamTask>>>,
     client_timeout: Duration,
 }
 
 impl Streams {
     pub(super) fn new(client_timeout: Duration) -> Self {
-        Self { begun: Arc::default(), client_timeout }
+        Self { new: Arc::default(), client_timeout }
     }
 
-    /// Runs all of them. It is to be polled after whatever begins new ones.
+    /// Runs all streams. Poll it after the connection, which starts new ones.
     pub(super) async fn run(&self) -> Infallible {
         let mut running = FuturesUnordered::new();
         poll_fn(|context| {
-            running.extend(self.begun.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+            running.extend(self.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
             while let Poll::Ready(Some(())) = running.poll_next_unpin(context) {}
             Poll::Pending
         })
@@ -43,7 +43,7 @@ impl Streams {
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let sending = Arc::new(Sending::new());
+        let sending = Arc::new(SendProgress::new());
         let stream = AssertUnwindSafe(sending.clone().scope(stream)).catch_unwind();
         let client_timeout = self.client_timeout;
         let stream = async move {
@@ -54,10 +54,10 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                     tracing::error!("a stream panicked");
                 },
                 () = sending.stalled(client_timeout) => {
-                    tracing::debug!("a client does not read its answer");
+                    tracing::debug!("a client stopped reading its answer");
                 }
             }
         };
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(stream));
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(stream));
     }
 }

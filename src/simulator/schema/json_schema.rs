@@ -1,12 +1,14 @@
-//! The part of JSON Schema that `responseJsonSchema` takes (Gemini API, `GenerationConfig` reference).
+//! The part of JSON Schema that `responseJsonSchema` supports.
+//!
+//! Source: Gemini API reference, `GenerationConfig`.
 
 use serde_json::{Map, Value};
 
 use super::loops::required_loop;
 use crate::simulator::refusal::Refusal;
 
-/// The keywords that take no schema. `default` and `pattern` are not documented, but recorded with
-/// an answer.
+/// The keywords that hold no schema. `default` and `pattern` are undocumented, but were accepted in
+/// recordings.
 const PLAIN_KEYWORDS: [&str; 16] = [
     "$id",
     "$ref",
@@ -51,8 +53,8 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Unknown keywords, and keywords beside a `$ref`. Beside the `$ref` of the whole schema a
-    /// `title` is recorded with an answer, so the rule is only for the schemas within.
+    /// Unknown keywords, and keywords beside a `$ref`. The rule applies to inner schemas only: a
+    /// recorded schema with a `title` beside its outermost `$ref` was accepted.
     fn schema(&mut self, schema: &Value, place: &str, is_root: bool) {
         let Value::Object(keywords) = schema else {
             if !schema.is_boolean() || is_root {
@@ -108,7 +110,7 @@ impl Check<'_> {
             "$ref" => {
                 let pointer = value.as_str().and_then(|reference| reference.strip_prefix('#'));
                 let is_found = pointer.is_some_and(|pointer| {
-                    // What does not start as a pointer is an anchor.
+                    // Anything but a pointer is an anchor.
                     (!pointer.is_empty() && !pointer.starts_with('/'))
                         || self.root.pointer(pointer).is_some()
                 });

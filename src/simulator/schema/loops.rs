@@ -1,20 +1,20 @@
-//! Loops of references that a value could not end.
+//! Loops of references that no finite value satisfies.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// A reference from one schema that is referred to, or the whole, to another.
+/// A reference from one schema to another. The nodes are the whole schema and all that are referred to.
 struct Edge {
     to: usize,
-    /// Where it is, as Gemini writes it, and whether a required property leads there.
+    /// The place of the reference, as Gemini writes it.
     place: String,
     is_required: bool,
 }
 
-/// Where a reference closes a loop that leads through a required property and through none that is
-/// not. Items of an array count as required, as the reference documents it; by the error's own words
-/// Gemini lets arrays through that may be empty, and nullable properties.
+/// The place of a reference that closes a loop of required properties only. Items of an array count
+/// as required, as documented; according to the error message, Gemini accepts loops through arrays
+/// that may be empty and through nullable properties.
 pub(super) fn required_loop(root: &Value) -> Option<String> {
     let graph = Graph::of(root);
     let component = graph.components();
@@ -52,7 +52,7 @@ impl Graph {
         graph
     }
 
-    /// A number for each schema, which those share that lead to each other (Kosaraju's algorithm).
+    /// The number of each schema's strongly connected component (Kosaraju's algorithm).
     fn components(&self) -> Vec<usize> {
         let forward: Vec<Vec<usize>> =
             self.edges.iter().map(|edges| edges.iter().map(|edge| edge.to).collect()).collect();
@@ -76,7 +76,7 @@ impl Graph {
     }
 }
 
-/// Adds what can be reached and is not yet seen, each after what it leads to.
+/// Adds the unvisited nodes that can be reached, in postorder.
 fn visit(start: usize, edges: &[Vec<usize>], seen: &mut HashSet<usize>, found: &mut Vec<usize>) {
     if !seen.insert(start) {
         return;

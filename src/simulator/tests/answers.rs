@@ -1,4 +1,4 @@
-//! What is answered, and how scripts shape it.
+//! Responses, and how markers change them.
 
 use http::header;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ async fn a_prompt_is_answered_with_itself() {
             }],
             "usageMetadata": {
                 "promptTokenCount": 3, "candidatesTokenCount": 9, "totalTokenCount": 12,
+                "serviceTier": "standard",
             },
             "modelVersion": "gemini-3.5-flash-lite",
             "responseId": "simulated-0",
@@ -182,4 +183,49 @@ async fn scripts_fail_amid_a_stream() {
     let (_, list) = json_of(post(&simulator, STREAM, &prompt).await).await;
     assert_eq!((&list[2]["error"]["code"], list.as_array().map(Vec::len)), (&json!(429), Some(3)));
     assert_eq!(simulator.stats().refused_503, 1);
+}
+
+#[tokio::test]
+async fn an_answer_over_several_calls_adds_up_to_the_whole() {
+    let simulator = simulator();
+    let text = "One, two – drei, vier. \u{1F680} Done.";
+    let prompt = format!("[[simulate:hops=3,text={text}]]");
+    let mut request = chat(&prompt);
+    let (mut joined, mut reasons) = (String::new(), Vec::new());
+    for _ in 0..3 {
+        let (status, answer) = json_of(post(&simulator, FLASH, &request).await).await;
+        assert_eq!(status, 200);
+        joined += text_of(&answer);
+        let candidate = &answer["candidates"][0];
+        reasons.push(candidate["finishReason"].clone());
+        request["continuationToken"] = candidate["continuationToken"].clone();
+    }
+    assert_eq!(joined, text);
+    assert_eq!(reasons, ["CONTINUATION", "CONTINUATION", "STOP"]);
+    assert_eq!(request["continuationToken"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_gives_half_of_the_rest_each_time() {
+    let simulator = simulator();
+    let mut request = chat("[[simulate:finish=CONTINUATION,text=abcdefgh]]");
+    let mut texts = Vec::new();
+    for _ in 0..3 {
+        let (_, answer) = json_of(post(&simulator, FLASH, &request).await).await;
+        texts.push(text_of(&answer).to_owned());
+        request["continuation_token"] = answer["candidates"][0]["continuationToken"].clone();
+    }
+    assert_eq!(texts, ["abcd", "ef", "g"]);
+}
+
+#[tokio::test]
+async fn an_unknown_continuation_token_is_refused() {
+    let simulator = simulator();
+    for (prompt, token) in
+        [("[[simulate:hops=2]]a", "AAAA"), ("a", "c2ltdWxhdGVkIGNvbnRpbnVhdGlvbiAx")]
+    {
+        let mut request = chat(prompt);
+        request["continuationToken"] = json!(token);
+        assert_eq!(post(&simulator, FLASH, &request).await.status(), 400, "{prompt}");
+    }
 }

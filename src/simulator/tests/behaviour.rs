@@ -1,4 +1,4 @@
-//! Quotas, capacity, latency, failures, connections, and what is counted of them.
+//! Quotas, capacity, latency, failures, connections and counters.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ async fn latency_counts_from_the_arrival() {
         bytes(post(&simulator, path, &chat(prompt)).await).await;
         start.elapsed().as_millis()
     };
-    // The paused clock's timer is never late, so the millisecond taken off for that shows.
+    // The paused clock has no timer lag, so the correction for it is visible.
     assert_eq!(took(FLASH, "a").await, 399);
     assert_eq!(took(STREAM, "a").await, 399);
     assert_eq!(took(FLASH, "[[simulate:latency_ms=7,status=503]]").await, 6);
@@ -109,7 +109,7 @@ async fn a_script_sets_the_size_and_the_chunks_of_a_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_can_stall_for_ever() {
+async fn a_response_can_stall() {
     let simulator = simulator();
     let path = format!("{STREAM}?alt=sse");
     let response = post(&simulator, &path, &chat("[[simulate:stall_after=2]]a")).await;
@@ -158,7 +158,7 @@ async fn a_spread_of_latencies_and_failures_is_the_same_for_the_same_seed() {
 }
 
 #[tokio::test]
-async fn the_journal_tells_which_key_asked_what() {
+async fn the_journal_has_the_key_the_prompt_and_the_status() {
     let simulator = Simulator::new(Options { journal: true, ..Options::default() });
     for (key, prompt) in [("one", "a"), ("two", "b [[simulate:status=503]]"), ("invalid", "c")] {
         bytes(post_with_key(&simulator, FLASH, &chat(prompt), key).await).await;
@@ -182,23 +182,19 @@ async fn the_journal_tells_which_key_asked_what() {
 async fn stats_are_shown_and_reset_without_showing_keys() {
     let simulator = simulator();
     post_with_key(&simulator, FLASH, &chat("a"), "a-secret-key").await;
-    let send = async |method: Method, path: &str| {
-        let request = Request::builder().method(method).uri(path).body(Body::empty());
-        call(&simulator, request.expect("valid")).await
-    };
-    let shown = bytes(send(Method::GET, "/_simulator/stats").await).await;
+    let shown = bytes(send(&simulator, Method::GET, "/_simulator/stats").await).await;
     let shown = String::from_utf8(shown.to_vec()).expect("UTF-8");
     assert!(!shown.contains("a-secret-key"));
     let stats: Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!(stats["answered"], 1);
     assert_eq!(stats["by_model"], json!({"gemini-3.5-flash-lite": 1}));
     assert_eq!(stats["by_key"].as_object().expect("keys").len(), 1);
-    let reset = send(Method::POST, "/_simulator/reset").await;
+    let reset = send(&simulator, Method::POST, "/_simulator/reset").await;
     assert_eq!(reset.status(), StatusCode::NO_CONTENT);
     assert_eq!(simulator.stats().calls, 0);
 }
 
-/// What a client gets over a real connection, up to its end.
+/// What a client receives over a real connection until it ends.
 async fn over_the_wire(simulator: &Simulator, prompt: &str) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");

@@ -23,7 +23,7 @@ fn floats(values: &Value) -> Vec<f32> {
 }
 
 #[tokio::test]
-async fn each_text_has_its_own_vector_always_the_same() {
+async fn equal_texts_have_equal_vectors() {
     let simulator = simulator();
     let (status, first) = embed(&simulator, "a").await;
     assert_eq!((status, floats(&first["embedding"]["values"]).len()), (200, 8));
@@ -91,7 +91,7 @@ async fn openais_clients_get_floats_or_base64() {
 }
 
 #[tokio::test]
-async fn embeddings_pass_the_engine() {
+async fn embeddings_obey_markers_and_quotas() {
     let simulator = Simulator::new(Options {
         requests_per_minute: Some(2),
         journal: true,

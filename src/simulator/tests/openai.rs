@@ -13,7 +13,7 @@ async fn complete(simulator: &Simulator, body: &Value) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_completion_has_openais_shape_and_the_engines_answer() {
+async fn a_completion_has_openais_shape() {
     let simulator = Simulator::new(Options { journal: true, ..Options::default() });
     let body = json!({
         "model": "models/gemini-3.5-flash-lite",
@@ -146,7 +146,7 @@ async fn openais_clients_are_refused_in_a_list() {
 }
 
 #[tokio::test]
-async fn openais_clients_find_models() {
+async fn openais_clients_list_models() {
     let simulator = simulator();
     let (_, listed) = get(&simulator, "/v1beta/openai/models").await;
     assert_eq!(listed["object"], "list");

@@ -1,4 +1,4 @@
-//! What is asked: keys, models and bodies that are taken or refused.
+//! Keys, models and bodies that are accepted or refused.
 
 use axum::body::Body;
 use http::Request;

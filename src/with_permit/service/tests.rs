@@ -10,7 +10,7 @@ use crate::config::{AdminKey, Config};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::limits::{Acquire as _, LeaseTerms, Semaphore};
-use crate::server::{Limits, Worker, serve};
+use crate::server::{ServerLimits, Worker, serve};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -24,7 +24,11 @@ async fn start() -> (Gateway, SocketAddr, SemaphoreId, Arc<dyn Semaphore>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let workers = vec![Worker::here(api::router(gateway.clone()))];
-    let limits = Limits { client_timeout: HOUR, grace: SECOND, ..Limits::of(&Config::default()) };
+    let limits = ServerLimits {
+        client_timeout: HOUR,
+        grace: SECOND,
+        ..ServerLimits::of(&Config::default())
+    };
     tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
     (gateway, address, id, semaphore)
 }

@@ -1,32 +1,32 @@
-//! How an answer begins: what tells an error that comes with success from an answer.
+//! Recognizes from the start of an answer whether it is an error with a success status.
 
 use super::json::{BOM, Nesting};
 
-/// The start of an answer, as far as it has come.
+/// What the start of an answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opening<'a> {
-    /// Too little has come to tell.
+pub(super) enum AnswerStart<'a> {
+    /// Too little has arrived.
     Unknown,
     /// It is not an error.
     Answer,
-    /// Its first data begins as an error's envelope does.
+    /// Its first data starts like an error's envelope.
     Error {
-        /// The data, as far as they have come.
+        /// The data, as far as it has arrived.
         data: &'a [u8],
-        /// Whether the event that they stand in is over, or all of the JSON has come that stands
-        /// outside of events.
+        /// Whether the event that contains the data is complete, or the whole JSON outside of
+        /// events.
         is_over: bool,
     },
 }
 
-/// The names of an event's fields. Source: HTML standard, "Server-sent events".
+/// The field names of an event. Source: HTML standard, "Server-sent events".
 const FIELDS: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
 
-/// How an error begins when white space is left out: as Gemini writes it, and as Interactions do.
+/// How an error starts, without white space: in Gemini's API, and in Interactions.
 const ERRORS: [&[u8]; 2] = [b"{\"error\":", b"{\"event_type\":\"error\""];
 
-impl<'a> Opening<'a> {
-    /// Reads what has come of an answer: events, or JSON, or anything else.
+impl<'a> AnswerStart<'a> {
+    /// Reads the start of an answer: events, JSON, or anything else.
     pub fn of(bytes: &'a [u8]) -> Self {
         if bytes.len() < BOM.len() && BOM.starts_with(bytes) {
             return Self::Unknown;
@@ -38,7 +38,7 @@ impl<'a> Opening<'a> {
                     Some(end) => Self::Error { data: &data[..end], is_over: true },
                     None => Self::Error { data, is_over: false },
                 },
-                opening => opening,
+                start => start,
             };
         }
         loop {
@@ -49,15 +49,15 @@ impl<'a> Opening<'a> {
             let end = rest.iter().position(|byte| *byte == b'\n');
             let line = &rest[..end.unwrap_or(rest.len())];
             match (line.strip_prefix(b"data:"), end) {
-                // It says nothing yet.
+                // An empty line of data.
                 (Some(data), Some(end)) if data.trim_ascii().is_empty() => {
                     rest = rest[end..].trim_ascii_start();
                 }
                 (Some(data), Some(end)) => {
                     return match Self::of_json(data.trim_ascii(), has_empty_line(&rest[end..])) {
-                        // The line is at its end, and the data may go on in the next one.
+                        // The data may continue on the next line.
                         Self::Unknown => Self::of_lines(rest),
-                        opening => opening,
+                        start => start,
                     };
                 }
                 (Some(data), None) => return Self::of_json(data.trim_ascii_start(), false),
@@ -67,16 +67,16 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Reads an event whose data have several lines.
+    /// Reads an event with several lines of data.
     fn of_lines(event: &'a [u8]) -> Self {
         let lines = event.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         let lines = lines.take_while(|line| !line.is_empty());
         let data: Vec<&[u8]> = lines.filter_map(|line| line.strip_prefix(b"data:")).collect();
         let is_over = has_empty_line(event);
-        match Opening::of_json(&data.concat(), is_over) {
-            Opening::Error { .. } => Self::Error { data: event, is_over },
-            Opening::Unknown if !is_over => Self::Unknown,
-            Opening::Unknown | Opening::Answer => Self::Answer,
+        match AnswerStart::of_json(&data.concat(), is_over) {
+            AnswerStart::Error { .. } => Self::Error { data: event, is_over },
+            AnswerStart::Unknown if !is_over => Self::Unknown,
+            AnswerStart::Unknown | AnswerStart::Answer => Self::Answer,
         }
     }
 
@@ -84,7 +84,7 @@ impl<'a> Opening<'a> {
         let longest = ERRORS[1].len();
         let written = data.iter().filter(|byte| !byte.is_ascii_whitespace());
         let start: Vec<u8> = written.copied().take(longest + 1).collect();
-        // A stream that is no events is a list; so is an error of OpenAI's surface.
+        // A stream without events is a list, and so is an error on OpenAI's surface.
         let start = start.strip_prefix(b"[").unwrap_or(&start);
         if ERRORS.iter().any(|error| start.starts_with(error)) {
             Self::Error { data, is_over }
@@ -96,13 +96,13 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// What comes without the byte order mark and white space in front of it.
+/// The bytes without a byte order mark and white space at the start.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii_start()
 }
 
-/// The data of the first event of an answer, or all of one that is not events, where they have come
-/// whole.
+/// The data of the first event, or all of an answer that is JSON; `None` until the event has arrived
+/// completely.
 pub(super) fn first_data(bytes: &[u8]) -> Option<&[u8]> {
     let mut rest = without_mark(bytes);
     if matches!(rest.first(), Some(b'{' | b'[')) {
@@ -117,7 +117,7 @@ pub(super) fn first_data(bytes: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Whether a line is empty, of those after the first.
+/// Whether one of the lines after the first is empty.
 fn has_empty_line(lines: &[u8]) -> bool {
     lines.windows(2).any(|two| two == b"\n\n") || lines.windows(3).any(|three| three == b"\n\r\n")
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_known_wherever_it_is_cut() {
+    fn an_error_is_recognized_wherever_the_bytes_are_cut() {
         let error = r#"{ "error" : {"code":503}}"#;
         for (answer, is_over) in [
             (error.to_owned(), true),
@@ -144,19 +144,25 @@ mod tests {
         ] {
             let bytes = answer.as_bytes();
             assert!(
-                matches!(Opening::of(bytes), Opening::Error { is_over: over, .. } if over == is_over)
+                matches!(AnswerStart::of(bytes), AnswerStart::Error { is_over: over, .. } if over == is_over)
             );
             for cut in 0..bytes.trim_ascii_end().len() {
-                assert_ne!(Opening::of(&bytes[..cut]), Opening::Answer, "{answer:?} at {cut}");
-                let over =
-                    matches!(Opening::of(&bytes[..cut]), Opening::Error { is_over: true, .. });
+                assert_ne!(
+                    AnswerStart::of(&bytes[..cut]),
+                    AnswerStart::Answer,
+                    "{answer:?} at {cut}"
+                );
+                let over = matches!(
+                    AnswerStart::of(&bytes[..cut]),
+                    AnswerStart::Error { is_over: true, .. }
+                );
                 assert!(!over, "{answer:?} at {cut}");
             }
         }
     }
 
     #[test]
-    fn an_answer_is_passed_on_as_soon_as_it_is_none() {
+    fn an_answer_is_recognized_as_soon_as_it_cannot_be_an_error() {
         for answer in [
             "data: {\"c",
             "data: 1",
@@ -170,7 +176,7 @@ mod tests {
             "data: {\"event_type\":\"i",
             "{}",
         ] {
-            assert_eq!(Opening::of(answer.as_bytes()), Opening::Answer, "{answer:?}");
+            assert_eq!(AnswerStart::of(answer.as_bytes()), AnswerStart::Answer, "{answer:?}");
         }
         for unknown in [
             "",
@@ -185,12 +191,12 @@ mod tests {
             "event: x\n",
             "[",
         ] {
-            assert_eq!(Opening::of(unknown.as_bytes()), Opening::Unknown, "{unknown:?}");
+            assert_eq!(AnswerStart::of(unknown.as_bytes()), AnswerStart::Unknown, "{unknown:?}");
         }
     }
 
     #[test]
-    fn the_first_data_are_those_of_the_first_event() {
+    fn the_first_data_is_that_of_the_first_event() {
         for (answer, data) in [
             (": hi\r\ndata: {\"a\":1}\r\n\r\ndata: 2\n\n", Some("{\"a\":1}")),
             ("data: {\"a\"", None),

@@ -1,7 +1,8 @@
-//! A stand-in for Gemini that counts what is in flight and breaks in every way.
+//! A stand-in for Gemini that counts the calls in flight and fails in every way.
 //!
-//! It is one thread, so that what it counts has one order, and as cheap as it can be: a million
-//! calls share two cores with the service. It reads no JSON, only the number of a call in its body.
+//! It is a single thread, so that its counts have one order, and as cheap as possible: a million
+//! calls share two cores with the service. It parses no JSON, only the number of a call in its
+//! body.
 
 mod count;
 mod faults;
@@ -28,19 +29,19 @@ pub use count::Figures;
 use count::{Arrival, Count};
 use script::{Form, Request, Script, Step, script};
 
-/// How long a call takes that is told to hold its permit.
+/// How long a call takes whose prompt asks for it.
 pub const HOLD: Duration = Duration::from_millis(700);
 
-/// What the upstream is told to do, beside answering calls.
+/// Commands to the upstream from the rest of the test.
 enum Order {
-    /// Counts off the calls of a stopped process that it has hung up, and keeps the others from now
-    /// on until their end, whatever becomes of the process.
+    /// Ends the calls that a stopped process has disconnected. Its other calls count until their
+    /// end, whatever happens to the process.
     Kill(Life, oneshot::Sender<()>),
-    /// Tells what was counted since the last time.
+    /// Returns what was counted since the last time.
     Figures(oneshot::Sender<Figures>),
 }
 
-/// The upstream, seen by the rest of the test.
+/// A handle to the upstream for the rest of the test.
 #[derive(Clone)]
 pub struct Upstream {
     pub address: SocketAddr,
@@ -48,7 +49,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Starts it on a thread of its own, which ends with the process.
+    /// Starts it on its own thread, which ends with the process.
     pub fn start(record: Arc<Record>, seed: u64, has_faults: bool) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -68,18 +69,18 @@ impl Upstream {
         Self { address, orders }
     }
 
-    /// To be called when a process is stopped and about to be killed.
+    /// Must be called when a process is stopped and about to be killed.
     pub async fn kill(&self, life: Life) {
         let (done, waits) = oneshot::channel();
         _ = self.orders.send(Order::Kill(life, done));
-        waits.await.expect("the upstream is there");
+        waits.await.expect("the upstream runs");
     }
 
     /// What was counted since the last time.
     pub async fn figures(&self) -> Figures {
         let (done, waits) = oneshot::channel();
         _ = self.orders.send(Order::Figures(done));
-        waits.await.expect("the upstream is there")
+        waits.await.expect("the upstream runs")
     }
 }
 
@@ -101,7 +102,7 @@ async fn run(
         tokio::select! {
             connection = listener.accept() => {
                 let Ok((stream, _)) = connection else { continue };
-                tokio::task::spawn_local(converse(stream, Rc::clone(&shared)));
+                tokio::task::spawn_local(serve_connection(stream, Rc::clone(&shared)));
             }
             order = orders.recv() => match order {
                 Some(Order::Kill(life, done)) => {
@@ -114,14 +115,14 @@ async fn run(
                 }
                 None => return,
             },
-            _ = ghosts.tick() => shared.count.look_for_ghosts(),
+            _ = ghosts.tick() => shared.count.report_ghosts(),
         }
     }
 }
 
 /// Serves a connection until it is closed.
-async fn converse(stream: TcpStream, shared: Rc<Shared>) {
-    // Looked at to learn whether the peer has closed it, before the runtime has heard of that.
+async fn serve_connection(stream: TcpStream, shared: Rc<Shared>) {
+    // Shows whether the peer has closed the connection, before the runtime knows.
     let Some((stream, probe)) = with_probe(stream) else { return };
     let mut connection = Connection { stream, received: BytesMut::new() };
     let probe = Rc::new(probe);
@@ -170,9 +171,9 @@ impl Shared {
 
 /// How an exchange ended.
 enum End {
-    /// The connection can be used for another.
+    /// The connection can be reused.
     Kept,
-    /// It was closed here.
+    /// The upstream closed the connection.
     Closed,
     /// The peer closed it before the end.
     Gone,
@@ -184,7 +185,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// The next request, read whole; `None` where there is none.
+    /// Reads the next request completely; `None` if there is none.
     async fn request(&mut self) -> Option<Request> {
         let head = loop {
             if let Some(end) = find(&self.received, b"\r\n\r\n") {
@@ -217,15 +218,15 @@ impl Connection {
         (read > 0).then_some(())
     }
 
-    /// Does what a script says. `ended` is called when the call is over: before its last bytes are
-    /// sent, since another can take its place as soon as they have come.
+    /// Performs a script. Calls `ended` when the call is over: before its last bytes are sent,
+    /// since another call can start as soon as they arrive.
     async fn perform(&mut self, script: Script, ended: impl Fn()) -> End {
         for step in script.steps {
             match step {
                 Step::Wait(time) => {
                     tokio::select! {
                         () = sleep(time) => {}
-                        () = self.is_left() => return End::Gone,
+                        () = self.until_closed() => return End::Gone,
                     }
                 }
                 Step::Send(bytes) => {
@@ -239,7 +240,7 @@ impl Connection {
                     return if sent.is_ok() { End::Kept } else { End::Closed };
                 }
                 Step::Silence => {
-                    self.is_left().await;
+                    self.until_closed().await;
                     return End::Gone;
                 }
                 Step::Close => {
@@ -258,11 +259,11 @@ impl Connection {
     }
 
     /// Waits until the peer has closed the connection.
-    async fn is_left(&self) {
+    async fn until_closed(&self) {
         let mut byte = [0];
         loop {
             match self.stream.peek(&mut byte).await {
-                // A request that nobody waits for an answer of, which does not happen.
+                // A pipelined request, which the service never sends.
                 Ok(1..) => sleep(Duration::from_millis(20)).await,
                 _ => return,
             }
@@ -271,7 +272,7 @@ impl Connection {
     }
 }
 
-/// The value of a header of a head, whose name is given in lower case and with its colon.
+/// The value of a header. The name is in lower case and includes the colon.
 fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     head.split(|byte| *byte == b'\n').find_map(|line| {
         let (start, value) = line.split_at_checked(name.len())?;
@@ -279,7 +280,7 @@ fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// What is asked: `POST /life/12/v1beta/models/…`.
+/// Parses a request such as `POST /life/12/v1beta/models/…`.
 fn read(head: &[u8], body: &[u8]) -> Request {
     let has = |text: &[u8], what: &str| find(text, what.as_bytes()).is_some();
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();

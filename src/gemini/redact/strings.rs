@@ -1,8 +1,8 @@
-//! Keys that are cut in two by the JSON around them, and what has the form of a secret in errors
-//! that come in the midst of an answer.
+//! Finds keys that are split over several strings of JSON, and the forms of secrets in errors in the
+//! middle of an answer.
 //!
-//! A stream spreads a text over its events: `{"text":"AIzaSy"}` and `{"text":"D-9…"}`. Clients put
-//! the pieces together, and so must the search for keys.
+//! A stream spreads a text over its events: `{"text":"AIzaSy"}` and `{"text":"D-9…"}`. Clients join
+//! the pieces, so the search for keys does the same.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
@@ -16,108 +16,108 @@ use super::{
     needle::Needle,
 };
 
-/// How a body is written that has strings of JSON in it.
+/// The format of a body that contains JSON strings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wording {
-    /// It is JSON.
+pub(super) enum BodyFormat {
+    /// The complete body is JSON.
     Json,
-    /// Its lines are those of server-sent events, with JSON in them. Other lines are no answer's.
+    /// Lines of server-sent events that contain JSON. Other lines are not part of an answer.
     Events,
 }
 
-/// With how many characters a text must end that are the beginning of a key before it is held back.
-/// A few characters are no secret, and many texts end with them.
+/// How many characters of a key a text must end with before it is held back. Fewer are no secret, and
+/// many texts end with them.
 const MIN_HELD: usize = 4;
 
-/// How many texts may stand between two parts of a key: several events have no more. Gemini's have
-/// about 20 texts each, names of fields included.
+/// How many strings may lie between two parts of a key: enough for several events. Gemini's events have
+/// about 20 strings each, including field names.
 const BETWEEN: u64 = 128;
 
-/// How many beginnings of keys are remembered at once.
-const MAX_BEGUN: usize = 64;
+/// How many partial matches are remembered at once.
+const MAX_PARTIAL_MATCHES: usize = 64;
 
-/// How much of a text, or after the first part of a key, is held back at most, in bytes.
+/// The most bytes of a string, or after the first part of a key, that are held back.
 const MAX_HELD: usize = 64 * 1024;
 
-/// How deep the `error` of an answer can stand: in an object, in a list of objects.
+/// The depth at which an answer's `error` may appear: in an object, in a list of objects.
 const ERROR_DEPTH: usize = 2;
 
-/// Reads the texts in what comes piece by piece: strings, and the words outside of JSON.
-pub(super) struct Texts {
-    wording: Wording,
-    /// What has come and was not passed on.
+/// Reads the strings of a body that arrives in pieces, and the words outside of JSON.
+pub(super) struct StringScanner {
+    format: BodyFormat,
+    /// Bytes that have arrived and were not passed on.
     held: BytesMut,
-    /// How much was passed on.
+    /// How many bytes were passed on.
     passed: u64,
-    /// How much of what is held was read.
+    /// How many of the held bytes were read.
     read: usize,
-    place: Place,
-    /// The text that has begun.
+    place: JsonPosition,
+    /// The string whose end has not arrived.
     text: Option<Text>,
-    beginnings: Beginnings,
+    partial_matches: PartialMatches,
 }
 
-/// The beginnings of needles with which texts have ended, as far as they can still be gone on with.
+/// Partial matches at the ends of strings that later strings may continue.
 #[derive(Default)]
-struct Beginnings {
-    /// How many texts were read.
+struct PartialMatches {
+    /// How many strings were read.
     texts: u64,
-    begun: VecDeque<Begun>,
+    matches: VecDeque<PartialMatch>,
 }
 
-/// Where the reader is in JSON.
+/// The reader's position in the JSON.
 #[derive(Default)]
-struct Place {
+struct JsonPosition {
     depth: usize,
-    /// The depth of the object that is an error.
+    /// The depth of the error object.
     error: Option<usize>,
-    /// What the last string says.
-    string: Word,
-    /// What the last name says, until its value is over.
-    name: Word,
+    /// The last string.
+    string: KnownString,
+    /// The name of the current field, until its value ends.
+    name: KnownString,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Word {
+enum KnownString {
     #[default]
     Other,
     Error,
     Type,
 }
 
-/// A text whose end has not come.
+/// A string whose end has not arrived.
 #[derive(Clone, Copy)]
 struct Text {
-    /// Where its characters begin in what is held.
+    /// The position of its first character in the held bytes.
     start: usize,
     is_string: bool,
-    /// Whether its beginning was passed on, because it is long.
+    /// Whether its start was passed on because it is long.
     is_cut: bool,
 }
 
-/// A beginning of a needle with which a text ended.
+/// A partial match at the end of a string.
 #[derive(Clone)]
-struct Begun {
+struct PartialMatch {
     needle: usize,
-    /// How much of it there was.
+    /// How many bytes of the needle match.
     matched: usize,
-    /// Where it stands in all that has come, in parts. Those that are too short to be held back are
-    /// left out, however the pieces were cut.
+    /// The positions of its parts in the complete body. Parts that are too short to be held back are
+    /// left out, however the body is cut.
     parts: Vec<Range<u64>>,
-    /// The number of the last text that can go on with it.
+    /// The number of the last string that can continue it.
     until: u64,
 }
 
-impl Texts {
-    pub(super) fn new(wording: Wording) -> Self {
+impl StringScanner {
+    pub(super) fn new(format: BodyFormat) -> Self {
         Self {
-            wording,
+            format,
             held: BytesMut::new(),
             passed: 0,
             read: 0,
-            place: Place::default(),
+            place: JsonPosition::default(),
             text: None,
-            beginnings: Beginnings::default(),
+            partial_matches: PartialMatches::default(),
         }
     }
 
@@ -126,7 +126,7 @@ impl Texts {
         self.held.len()
     }
 
-    /// The next piece: see `Masker::push`.
+    /// Takes the next piece: see `Masker::push`.
     pub(super) fn next(&mut self, needles: &[Arc<Needle>], piece: Bytes, is_last: bool) -> Bytes {
         self.held.extend_from_slice(&piece);
         self.read(needles);
@@ -155,7 +155,7 @@ impl Texts {
         }
     }
 
-    /// Reads one byte outside of all texts.
+    /// Reads one byte outside of strings.
     fn outside(&mut self) {
         let byte = self.held[self.read];
         let is_string = byte == b'"';
@@ -167,12 +167,12 @@ impl Texts {
         }
         self.read += 1;
         match byte {
-            b'\n' if self.wording == Wording::Events => self.place = Place::default(),
+            b'\n' if self.format == BodyFormat::Events => self.place = JsonPosition::default(),
             _ => self.place.step(byte),
         }
     }
 
-    /// Where the string ends, as far as it has come.
+    /// The end of the string, if it has arrived.
     fn end_of_string(&mut self) -> Option<usize> {
         loop {
             let Some(skip) = memchr3(b'"', b'\\', b'\n', &self.held[self.read..]) else {
@@ -181,7 +181,7 @@ impl Texts {
             };
             let at = self.read + skip;
             if self.held[at] != b'\\' {
-                // No string goes on in another line.
+                // No JSON string continues on another line.
                 self.read = at + usize::from(self.held[at] == b'"');
                 return Some(at);
             }
@@ -199,7 +199,7 @@ impl Texts {
         word.map(|_| self.read)
     }
 
-    /// A text has ended.
+    /// Handles the end of a string.
     fn end(&mut self, needles: &[Arc<Needle>], text: Text, end: usize) {
         let range = text.start.min(end)..end;
         if self.place.is_error() {
@@ -213,19 +213,19 @@ impl Texts {
         }
         let unescaped = Unescaped::of(&self.held[range.clone()]);
         let piece = Piece { unescaped, start: self.passed + range.start as u64 };
-        for part in self.beginnings.read(needles, &piece, text.is_cut) {
+        for part in self.partial_matches.read(needles, &piece, text.is_cut) {
             self.mask(part);
         }
     }
 
-    /// Overwrites a part, where it was not passed on.
+    /// Overwrites a part, as far as it was not passed on.
     fn mask(&mut self, part: Range<u64>) {
         let place = |at: u64| usize::try_from(at.saturating_sub(self.passed)).unwrap_or_default();
         let range = place(part.start)..place(part.end);
         self.held[range].fill(MASK);
     }
 
-    /// Up to where what is held may be passed on.
+    /// The position up to which the held bytes can pass.
     fn may_pass(&mut self, needles: &[Arc<Needle>]) -> usize {
         let mut end = self.held.len();
         if let Some(text) = &mut self.text {
@@ -235,19 +235,19 @@ impl Texts {
                 }
                 text.is_cut = true;
                 let longest = needles.iter().map(|needle| needle.bytes().len()).max();
-                // Each character of a key may take 6, and so may an escape that has not come whole.
+                // Each character of a key may take 6 bytes, and so may an incomplete escape.
                 let kept = (6 * (longest.unwrap_or_default() + 1)).min(MAX_HELD / 2);
                 end = text.start.max(end.saturating_sub(kept));
             } else {
                 end = text.start;
             }
         }
-        for begun in &self.beginnings.begun {
-            let Some(part) = begun.parts.iter().find(|part| part.start >= self.passed) else {
+        for partial in &self.partial_matches.matches {
+            let Some(part) = partial.parts.iter().find(|part| part.start >= self.passed) else {
                 continue;
             };
             let start = usize::try_from(part.start - self.passed).unwrap_or(end);
-            // What is held for too long is passed on, and only the rest of the key overwritten.
+            // A part held for too long is passed on; only the rest of the key is overwritten.
             if self.held.len() - start <= MAX_HELD {
                 end = end.min(start);
             }
@@ -256,23 +256,23 @@ impl Texts {
     }
 }
 
-/// A text, and where it stands in all that has come.
+/// A string and its position in the complete body.
 struct Piece<'a> {
     unescaped: Unescaped<'a>,
     start: u64,
 }
 
 impl Piece<'_> {
-    /// Where some of its characters stand in all that has come.
+    /// The position of a range of its characters in the complete body.
     fn part(&self, characters: Range<usize>) -> Range<u64> {
         let part = self.unescaped.range(characters);
         self.start + part.start as u64..self.start + part.end as u64
     }
 }
 
-impl Beginnings {
-    /// Reads the next text. Gives the parts of the needles of which it has the last part, and
-    /// remembers those of which it has another. What is cut off at its beginning goes on with none.
+impl PartialMatches {
+    /// Reads the next string. Returns the parts of all needles that it completes, and remembers
+    /// partial matches. A string whose start was cut off continues no match.
     fn read(
         &mut self,
         needles: &[Arc<Needle>],
@@ -280,8 +280,8 @@ impl Beginnings {
         is_cut: bool,
     ) -> Vec<Range<u64>> {
         self.texts += 1;
-        self.begun.retain(|begun| begun.until >= self.texts);
-        let parts = if is_cut { Vec::new() } else { self.go_on(needles, piece) };
+        self.matches.retain(|partial| partial.until >= self.texts);
+        let parts = if is_cut { Vec::new() } else { self.continue_matches(needles, piece) };
         let text = &*piece.unescaped.text;
         for (index, needle) in needles.iter().enumerate() {
             let matched = needle.beginning_at_end(text);
@@ -289,45 +289,45 @@ impl Beginnings {
                 let part =
                     (matched >= MIN_HELD).then(|| piece.part(text.len() - matched..text.len()));
                 let parts = part.into_iter().collect();
-                self.begin(Begun { needle: index, matched, parts, until: 0 });
+                self.remember(PartialMatch { needle: index, matched, parts, until: 0 });
             }
         }
         parts
     }
 
-    fn go_on(&mut self, needles: &[Arc<Needle>], piece: &Piece<'_>) -> Vec<Range<u64>> {
+    fn continue_matches(&mut self, needles: &[Arc<Needle>], piece: &Piece<'_>) -> Vec<Range<u64>> {
         let text = &*piece.unescaped.text;
-        let mut whole = Vec::new();
-        for at in 0..self.begun.len() {
-            let Begun { needle, matched, .. } = self.begun[at];
+        let mut complete = Vec::new();
+        for at in 0..self.matches.len() {
+            let PartialMatch { needle, matched, .. } = self.matches[at];
             let rest = &needles[needle].bytes()[matched..];
             let length = rest.len().min(text.len());
             if rest[..length] != text[..length] {
                 continue;
             }
-            let mut begun = self.begun[at].clone();
-            begun.matched += length;
-            if begun.matched >= MIN_HELD {
-                begun.parts.push(piece.part(0..length));
+            let mut partial = self.matches[at].clone();
+            partial.matched += length;
+            if partial.matched >= MIN_HELD {
+                partial.parts.push(piece.part(0..length));
             }
-            if length == rest.len() { whole.push(begun) } else { self.begin(begun) }
+            if length == rest.len() { complete.push(partial) } else { self.remember(partial) }
         }
-        for Begun { needle, .. } in &whole {
-            self.begun.retain(|begun| begun.needle != *needle);
+        for PartialMatch { needle, .. } in &complete {
+            self.matches.retain(|partial| partial.needle != *needle);
         }
-        whole.into_iter().flat_map(|begun| begun.parts).collect()
+        complete.into_iter().flat_map(|partial| partial.parts).collect()
     }
 
-    fn begin(&mut self, begun: Begun) {
-        if self.begun.len() == MAX_BEGUN {
-            self.begun.pop_front();
+    fn remember(&mut self, partial: PartialMatch) {
+        if self.matches.len() == MAX_PARTIAL_MATCHES {
+            self.matches.pop_front();
         }
-        self.begun.push_back(Begun { until: self.texts + BETWEEN, ..begun });
+        self.matches.push_back(PartialMatch { until: self.texts + BETWEEN, ..partial });
     }
 }
 
-impl Place {
-    /// Whether what stands here is an error's, or no JSON.
+impl JsonPosition {
+    /// Whether the position is inside an error, or outside of JSON.
     fn is_error(&self) -> bool {
         self.depth == 0 || self.error.is_some()
     }
@@ -336,7 +336,7 @@ impl Place {
         match byte {
             b'{' | b'[' => {
                 self.depth += 1;
-                self.name = Word::Other;
+                self.name = KnownString::Other;
             }
             b'}' | b']' => {
                 self.depth = self.depth.saturating_sub(1);
@@ -346,30 +346,32 @@ impl Place {
             }
             b':' => {
                 self.name = self.string;
-                if self.name == Word::Error && self.depth <= ERROR_DEPTH {
+                if self.name == KnownString::Error && self.depth <= ERROR_DEPTH {
                     self.error = self.error.or(Some(self.depth));
                 }
             }
-            b',' => self.name = Word::Other,
+            b',' => self.name = KnownString::Other,
             _ => {}
         }
     }
 
-    /// A string has ended.
+    /// Handles the end of a string.
     fn string(&mut self, content: &[u8]) {
         self.string = match content {
-            b"error" => Word::Error,
-            b"event_type" | b"type" => Word::Type,
-            _ => Word::Other,
+            b"error" => KnownString::Error,
+            b"event_type" | b"type" => KnownString::Type,
+            _ => KnownString::Other,
         };
-        // An error of Interactions.
-        if (self.name, self.string) == (Word::Type, Word::Error) && self.depth <= ERROR_DEPTH {
+        // An error of the Interactions API.
+        if (self.name, self.string) == (KnownString::Type, KnownString::Error)
+            && self.depth <= ERROR_DEPTH
+        {
             self.error = self.error.or(Some(self.depth));
         }
     }
 }
 
-/// Whether a byte can be one of a word outside of JSON: those of secrets are such words.
+/// Whether a byte can be part of a word outside of JSON. Secrets consist of such bytes.
 fn is_of_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_-./+=%\\".contains(&byte)
 }

@@ -1,79 +1,83 @@
-//! The bodies of answers.
+//! Response bodies.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::tier::Tier;
 use super::tokens::{Count, tokens};
 
-/// What a model that thinks spends on it, in tokens.
+/// The thought tokens of a model that thinks.
 const THOUGHTS_TOKENS: u64 = 128;
 
 const THOUGHT: &str = "The simulator is thinking about the prompt.";
 
-/// What a client sends back to have an answer continued.
-const CONTINUATION_TOKEN: &str = "c2ltdWxhdGVkIGNvbnRpbnVhdGlvbg==";
-
-/// A sentence to pad answers with; any would do.
+/// A sentence to pad answers with.
 const PADDING: &str = " Nothing more is known about this, and the sentence is repeated.";
 
-/// The answer to one call, before it is cut into a body or into the events of a stream.
-pub(super) struct Answer<'a> {
+/// The response to one call, before it is written as a body or as the chunks of a stream.
+pub(super) struct SimulatedResponse<'a> {
+    /// The model that answers, which is not the requested one where that has retired.
     pub model: &'a str,
     pub response_id: String,
     pub prompt_tokens: u64,
-    pub outcome: Outcome<'a>,
+    /// The tier that serves the call.
+    pub tier: Tier,
+    pub outcome: PromptOutcome<'a>,
 }
 
-/// What became of the prompt.
-pub(super) enum Outcome<'a> {
+/// The outcome of a prompt.
+pub(super) enum PromptOutcome<'a> {
     /// The prompt was blocked for this reason; there is no candidate.
     Blocked(&'a str),
     Candidate(Candidate<'a>),
 }
 
-/// The one candidate of an answer.
+/// The only candidate of a response.
 pub(super) struct Candidate<'a> {
     pub text: Cow<'a, str>,
-    /// Why it ends; `None` where it does not say.
+    /// `None` where the response does not say why it ends.
     pub finish_reason: Option<&'a str>,
+    /// What the client sends back to have the answer continued.
+    pub continuation_token: Option<String>,
     pub content: Content,
 }
 
-/// How the text is presented.
+/// The form of the content.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
-    /// `"content": {}`, as when the answer is withheld.
+    /// `"content": {}`, as in a withheld answer.
     Missing,
-    /// A content that has a role and no parts.
+    /// A content with a role but no parts.
     WithoutParts,
-    /// The text in so many parts, perhaps after a thought.
+    /// The text in this many parts, after a thought if requested.
     Parts { count: usize, thought: bool },
 }
 
-impl Answer<'_> {
-    /// The answer in one body.
+impl SimulatedResponse<'_> {
+    /// The response in one body.
     pub fn whole(&self) -> Bytes {
         match &self.outcome {
-            Outcome::Blocked(reason) => self.blocked(reason),
-            Outcome::Candidate(candidate) => {
+            PromptOutcome::Blocked(reason) => self.blocked(reason),
+            PromptOutcome::Candidate(candidate) => {
                 let Content::Parts { count, thought } = candidate.content else {
                     return self.without_text(candidate);
                 };
                 let texts = pieces(&candidate.text, count);
                 let finish = candidate.finish_reason;
-                self.encode(&texts, thought, finish, tokens(&candidate.text))
+                let token = candidate.continuation_token.as_deref();
+                self.encode(&texts, thought, finish, token, tokens(&candidate.text))
             }
         }
     }
 
-    /// The answer in at most so many chunks. Usage is cumulative, and the last one says why the
-    /// answer ends.
+    /// The response in at most so many chunks. Usage is cumulative; the last chunk has the finish
+    /// reason.
     pub fn chunks(&self, count: usize) -> Vec<Bytes> {
         let candidate = match &self.outcome {
-            Outcome::Blocked(reason) => return vec![self.blocked(reason)],
-            Outcome::Candidate(candidate) => candidate,
+            PromptOutcome::Blocked(reason) => return vec![self.blocked(reason)],
+            PromptOutcome::Candidate(candidate) => candidate,
         };
         let Content::Parts { thought, .. } = candidate.content else {
             return vec![self.without_text(candidate)];
@@ -82,8 +86,10 @@ impl Answer<'_> {
         let mut sent = Count::default();
         let chunk = |(index, text): (usize, &&str)| {
             sent.add(text);
-            let finish = candidate.finish_reason.filter(|_| index + 1 == texts.len());
-            self.encode(&[text], thought && index == 0, finish, sent.tokens())
+            let is_last = index + 1 == texts.len();
+            let finish = candidate.finish_reason.filter(|_| is_last);
+            let token = candidate.continuation_token.as_deref().filter(|_| is_last);
+            self.encode(&[text], thought && index == 0, finish, token, sent.tokens())
         };
         texts.iter().enumerate().map(chunk).collect()
     }
@@ -93,28 +99,30 @@ impl Answer<'_> {
         texts: &[&str],
         thought: bool,
         finish_reason: Option<&str>,
+        continuation_token: Option<&str>,
         tokens: u64,
     ) -> Bytes {
         let thought = thought.then_some(Part { text: THOUGHT, thought: Some(true) });
         let texts = texts.iter().map(|text| Part { text, thought: None });
         let parts = thought.into_iter().chain(texts).collect();
         let content = WireContent { parts: Some(parts), role: Some("model") };
-        self.candidate(content, finish_reason, Some(tokens))
+        self.candidate(content, finish_reason, continuation_token, Some(tokens))
     }
 
     fn without_text(&self, candidate: &Candidate<'_>) -> Bytes {
         let role = matches!(candidate.content, Content::WithoutParts).then_some("model");
-        self.candidate(WireContent { parts: None, role }, candidate.finish_reason, None)
+        let content = WireContent { parts: None, role };
+        let token = candidate.continuation_token.as_deref();
+        self.candidate(content, candidate.finish_reason, token, None)
     }
 
     fn candidate(
         &self,
         content: WireContent<'_>,
         finish_reason: Option<&str>,
+        continuation_token: Option<&str>,
         candidates_token_count: Option<u64>,
     ) -> Bytes {
-        let continuation_token = finish_reason.filter(|reason| *reason == "CONTINUATION");
-        let continuation_token = continuation_token.map(|_| CONTINUATION_TOKEN);
         let candidate = WireCandidate { content, finish_reason, continuation_token, index: 0 };
         self.body(Some([candidate]), None, self.usage(candidates_token_count, self.thoughts()))
     }
@@ -139,10 +147,30 @@ impl Answer<'_> {
         serde_json::to_vec(&response).expect("strings and numbers are always JSON").into()
     }
 
-    /// The "pro" models and Gemini 3.8 Flash think before they answer.
+    /// The thought tokens. The "pro" models and Gemini 3.8 Flash think before they answer.
     pub fn thoughts(&self) -> Option<u64> {
         let thinks = self.model.contains("pro") || self.model == "gemini-3.8-flash";
         thinks.then_some(THOUGHTS_TOKENS)
+    }
+
+    /// The tokens of the text.
+    pub fn output_tokens(&self) -> u64 {
+        match &self.outcome {
+            PromptOutcome::Candidate(Candidate {
+                content: Content::Parts { .. }, text, ..
+            }) => tokens(text),
+            _ => 0,
+        }
+    }
+
+    /// The tokens billed at the output price: text and thoughts.
+    pub fn billed_output_tokens(&self) -> u64 {
+        match &self.outcome {
+            PromptOutcome::Blocked(_) => 0,
+            PromptOutcome::Candidate(_) => {
+                self.output_tokens() + self.thoughts().unwrap_or_default()
+            }
+        }
     }
 
     fn usage(&self, candidates: Option<u64>, thoughts: Option<u64>) -> UsageMetadata {
@@ -153,11 +181,12 @@ impl Answer<'_> {
                 + candidates.unwrap_or_default()
                 + thoughts.unwrap_or_default(),
             thoughts_token_count: thoughts,
+            service_tier: self.tier.name(),
         }
     }
 }
 
-/// The text in so many pieces of about the same size, or fewer when it is short.
+/// Splits a text into so many pieces of similar size, or fewer when it is short.
 pub(super) fn pieces(text: &str, count: usize) -> Vec<&str> {
     let size = text.len().div_ceil(count.max(1)).max(1);
     let mut pieces = Vec::with_capacity(text.len().div_ceil(size));
@@ -173,13 +202,13 @@ pub(super) fn pieces(text: &str, count: usize) -> Vec<&str> {
     pieces
 }
 
-/// The beginning of a text, at most so many bytes.
+/// The beginning of a text, at most so many bytes long.
 pub(super) fn beginning(mut text: String, bytes: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes));
     text
 }
 
-/// The text padded or cut to a size in bytes.
+/// Pads or cuts a text to a size in bytes.
 pub(super) fn sized(text: String, bytes: usize) -> String {
     let mut text = beginning(text, bytes);
     text.reserve(bytes - text.len());
@@ -210,7 +239,7 @@ struct WireCandidate<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    continuation_token: Option<&'static str>,
+    continuation_token: Option<&'a str>,
     index: u32,
 }
 
@@ -244,6 +273,7 @@ struct UsageMetadata {
     total_token_count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     thoughts_token_count: Option<u64>,
+    service_tier: &'static str,
 }
 
 #[cfg(test)]

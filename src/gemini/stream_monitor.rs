@@ -1,4 +1,4 @@
-//! How a stream ends that passes by.
+//! Checks how a passing stream ends.
 
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::Deserialize;
@@ -8,28 +8,28 @@ use serde_json::value::RawValue;
 use super::error::Error;
 use super::events::{Event, Events};
 
-/// The longest event that is looked into, in bytes. Events with text in them are shorter, and so is
-/// every recorded error; those with images are not.
+/// The longest event that is parsed, in bytes. Events with text are shorter, and so is every recorded
+/// error; events with images may be longer.
 const MAX_EVENT: usize = 64 * 1024;
 
-/// Tells from the bytes of a stream that passes by whether it is an answer: Gemini's own, OpenAI's or
-/// that of Interactions. It keeps 64 KiB at most, and changes nothing.
+/// Checks from the passing bytes whether a stream is a complete answer: of Gemini's own API, OpenAI's or
+/// Interactions. It keeps at most 64 KiB and changes nothing.
 #[derive(Debug)]
-pub struct Watch {
+pub struct StreamMonitor {
     events: Events,
-    /// Whether something has come of which it is known how it ends.
+    /// Whether an event of a known format has arrived.
     has_begun: bool,
-    /// Whether that end has come.
+    /// Whether the end of that format has arrived.
     has_ended: bool,
-    /// Whether anything has come, and whether some of it was not looked into.
+    /// Whether any event has arrived, and whether one was too long to parse.
     has_events: bool,
     has_unread: bool,
-    strays: u64,
-    /// The first error that came.
+    unrecognized: u64,
+    /// The first error in the stream.
     error: Option<Error>,
 }
 
-/// What is looked at in an event, of all three shapes.
+/// The fields of an event in all three formats.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Piece<'a> {
@@ -62,8 +62,8 @@ struct Choice<'a> {
     finish_reason: Option<&'a RawValue>,
 }
 
-/// The events of an interaction that are not its last one, of those whose names begin with
-/// `interaction.`. Source: Google's Python SDK 3.6.1, and recorded streams.
+/// The events that start with `interaction.` and do not end an interaction. Source: Google's Python SDK
+/// 3.6.1, and recorded streams.
 const UNFINISHED: [&str; 5] = [
     "interaction.created",
     "interaction.start",
@@ -72,7 +72,7 @@ const UNFINISHED: [&str; 5] = [
     "interaction.queued",
 ];
 
-impl Default for Watch {
+impl Default for StreamMonitor {
     fn default() -> Self {
         Self {
             events: Events::within(MAX_EVENT),
@@ -80,15 +80,15 @@ impl Default for Watch {
             has_ended: false,
             has_events: false,
             has_unread: false,
-            strays: 0,
+            unrecognized: 0,
             error: None,
         }
     }
 }
 
-impl Watch {
-    /// Watches an answer with these headers; `None` where it is no stream whose end can be told.
-    /// `streams` says that a stream was asked for, so that JSON is a list of its events.
+impl StreamMonitor {
+    /// A monitor for an answer with these headers; `None` if it is not a stream. `streams` says that a
+    /// stream was requested, so that JSON is a list of events.
     pub fn of(headers: &HeaderMap, streams: bool) -> Option<Self> {
         let content_type = headers.get(CONTENT_TYPE)?.as_bytes();
         let is_events = content_type.starts_with(b"text/event-stream");
@@ -98,38 +98,38 @@ impl Watch {
 
     /// Reads the next bytes.
     pub fn scan(&mut self, bytes: &[u8]) {
-        // An error is the end, whatever follows it.
+        // An error is the end, whatever follows.
         if self.error.is_none() {
             self.events.extend(bytes);
             self.read();
         }
     }
 
-    /// The error that has come.
+    /// The error in the stream so far.
     pub fn error(&self) -> Option<&Error> {
         self.error.as_ref()
     }
 
-    /// How many lines came that are neither events nor JSON.
-    pub fn strays(&self) -> u64 {
-        self.strays
+    /// How many lines were neither events nor JSON.
+    pub fn unrecognized(&self) -> u64 {
+        self.unrecognized
     }
 
-    /// What the stream was, now that its last byte has come.
+    /// The result of the stream. Call it after the last byte.
     ///
     /// # Errors
-    /// The error that came in it, or one that says that it was cut off. A stream of which nobody knows
-    /// here how it should end is taken for whole.
+    /// The error in the stream, or one that says that it was cut off. A stream in an unknown format
+    /// counts as complete.
     pub fn end(&mut self) -> Result<(), &Error> {
         self.events.end();
         self.read();
-        let is_whole = if self.strays > 0 {
+        let is_whole = if self.unrecognized > 0 {
             self.has_ended || self.has_unread
         } else {
             self.has_ended || self.has_unread || (self.has_events && !self.has_begun)
         };
         if self.error.is_none() && !is_whole {
-            self.error = Some(Error::without_end(self.strays));
+            self.error = Some(Error::unfinished(self.unrecognized));
         }
         self.error.as_ref().map_or(Ok(()), Err)
     }
@@ -138,7 +138,7 @@ impl Watch {
         while let Some(event) = self.events.pop() {
             match event {
                 Event::Data(data) => self.read_data(&data),
-                Event::Stray(_) => self.strays += 1,
+                Event::Unrecognized(_) => self.unrecognized += 1,
                 Event::TooLong => self.has_unread = true,
             }
             if self.error.is_some() {
@@ -152,12 +152,12 @@ impl Watch {
             self.has_ended = true;
             return;
         }
-        // OpenAI's surface writes an error as a list of one.
+        // OpenAI's surface writes an error as a list with one item.
         let list = data.strip_prefix(b"[").and_then(|list| list.trim_ascii().strip_suffix(b"]"));
         let Ok(piece) = serde_json::from_slice::<Piece<'_>>(list.unwrap_or(data)) else {
             let is_json = serde_json::from_slice::<IgnoredAny>(data).is_ok();
             self.has_events |= is_json;
-            self.strays += u64::from(!is_json);
+            self.unrecognized += u64::from(!is_json);
             return;
         };
         self.has_events = true;
@@ -168,7 +168,7 @@ impl Watch {
         let candidates = piece.candidates.unwrap_or_default();
         let choices = piece.choices.unwrap_or_default();
         let event = piece.event_type.map_or("", |event| event.get().trim_matches('"'));
-        let is_blocked = piece.prompt_feedback.is_some_and(|told| told.block_reason.is_some());
+        let is_blocked = piece.prompt_feedback.is_some_and(|it| it.block_reason.is_some());
         self.has_begun |= !candidates.is_empty()
             || !choices.is_empty()
             || ["interaction.", "step."].iter().any(|kind| event.starts_with(kind));
@@ -179,7 +179,7 @@ impl Watch {
     }
 }
 
-/// Whether a finish reason is one: some servers write a value that stands for none into every piece.
+/// Whether a finish reason is set: some servers write an empty value into every event.
 fn is_reason(written: Option<&RawValue>) -> bool {
     let none = ["\"\"", "0", "\"FINISH_REASON_UNSPECIFIED\""];
     written.is_some_and(|reason| !none.contains(&reason.get()))
@@ -194,11 +194,11 @@ mod tests {
     const ERROR: &str = r#"{"error":{"code":503,"message":"\ud83d","status":"UNAVAILABLE"}}"#;
     const CHUNK: &str = r#"{"choices":[{"delta":{"content":"a"},"finish_reason":null}]}"#;
 
-    /// The code of the error that a stream ends with, however it is cut in two.
+    /// The code of the error that a stream ends with, which is the same wherever the stream is cut in two.
     fn end(stream: &str) -> Option<&'static str> {
         let ends = (0..=stream.len()).map(|cut| {
             let (one, other) = stream.as_bytes().split_at(cut);
-            let mut watch = Watch::default();
+            let mut watch = StreamMonitor::default();
             watch.scan(one);
             watch.scan(other);
             watch.end().err().map(|error| error.kind.code())
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_whole_that_says_why_it_ends() {
+    fn a_stream_with_a_finish_reason_is_complete() {
         let last = r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#;
         let blocked = r#"{"promptFeedback":{"blockReason":"SAFETY"}}"#;
         let begun = r#"{"event_type":"interaction.created"}"#;
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_cut_off_that_does_not() {
+    fn a_stream_without_a_finish_reason_is_cut_off() {
         for stream in [
             events(&[PIECE]),
             events(&[PIECE, r#"{"candidates":[{"finishReason":"FINISH_REASON_UNSPECIFIED"}]}"#]),
@@ -281,8 +281,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_to_be_looked_into_is_believed() {
-        let mut watch = Watch::default();
+    fn a_stream_with_an_unparsed_event_counts_as_complete() {
+        let mut watch = StreamMonitor::default();
         watch.scan(&events(&[PIECE]).into_bytes());
         watch.scan(b"data: {\"candidates\":[\"");
         for _ in 0..1000 {

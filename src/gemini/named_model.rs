@@ -1,4 +1,4 @@
-//! The model that a body names.
+//! Finds the model that a body names.
 
 use std::{borrow::Cow, fmt};
 
@@ -8,17 +8,17 @@ use serde::{
 };
 use serde_json::Value;
 
-/// A body that names its model twice. Readers of JSON do not agree which one counts.
+/// A body that names its model twice. JSON parsers disagree about which one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`model` or `agent` is there more than once")]
+#[error("`model` or `agent` appears more than once")]
 pub struct RepeatedModel;
 
-/// The model that a body of JSON names as `model`, or else as `agent`; `None` where it names none or
-/// is not JSON. Takes time linear in the body, and stops at a value of one of the two that is nested
-/// more than 128 levels deep.
+/// The value of `model`, or else of `agent`, in a JSON body; `None` if it has neither or is not JSON.
+/// The time is linear in the length of the body. Parsing stops at a value of either field that is
+/// nested more than 128 levels deep.
 ///
 /// # Errors
-/// [`RepeatedModel`] where one of the two is there more than once.
+/// [`RepeatedModel`] if either field appears more than once.
 pub fn named_model(body: &[u8]) -> Result<Option<String>, RepeatedModel> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let Ok(Named { model, agent, repeated }) = json.deserialize_map(Named::default()) else {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_named_twice_is_refused() {
+    fn a_model_named_twice_is_rejected() {
         for body in [r#"{"model":"a","model":"b"}"#, r#"{"model":null,"mod\u0065l":"b"}"#] {
             assert_eq!(named_model(body.as_bytes()), Err(RepeatedModel));
         }

@@ -1,16 +1,21 @@
 //! The simulator as a client sees it.
 
 mod answers;
+mod batches;
 mod behaviour;
 mod embeddings;
 mod files;
+mod interactions;
+mod live;
 mod openai;
+mod other_calls;
 mod requests;
+mod tiers;
 
 use axum::body::{Body, to_bytes};
 use axum::response::Response;
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Method, Request, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -89,4 +94,10 @@ fn text_of(answer: &Value) -> &str {
 
 fn message_of(refusal: &Value) -> &str {
     refusal["error"]["message"].as_str().expect("a message")
+}
+
+/// A request without a body, sent with the usual key.
+async fn send(simulator: &Simulator, method: Method, path: &str) -> Response {
+    let request = Request::builder().method(method).uri(path).header("x-goog-api-key", "key");
+    call(simulator, request.body(Body::empty()).expect("a valid request")).await
 }

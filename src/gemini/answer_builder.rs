@@ -1,11 +1,11 @@
-//! An answer that comes piece by piece.
+//! Builds an answer from the events of a stream.
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::answer::{
-    Answer, Content, FINISH_REASON_UNSPECIFIED, PromptFeedback, Response, Word, blocked,
+    Answer, Content, FINISH_REASON_UNSPECIFIED, PromptFeedback, Response, StringOrNumber, blocked,
     is_blocked, model, not_text, without_text,
 };
 use super::client::MAX_ANSWER;
@@ -16,49 +16,49 @@ use super::model::Model;
 use super::redact::{Masker, Secrets};
 use super::usage::Usage;
 
-/// An answer of which piece after piece comes.
+/// An answer built from the events of a stream.
 #[derive(Debug, Default)]
-pub struct Growing {
+pub struct AnswerBuilder {
     secrets: Secrets,
     masker: Masker,
     text: String,
-    /// The first half of a surrogate pair, with which the text so far ends.
+    /// The first half of a surrogate pair at the end of the text so far.
     half: Vec<u8>,
     finish_reason: Option<String>,
     finish_message: Option<String>,
     usage: Usage,
     model_version: Option<Model>,
-    /// Whether anything of it has come.
+    /// Whether any part of the answer has arrived.
     has_begun: bool,
-    /// How many lines were not Gemini's.
-    strays: u64,
+    /// How many lines were not in Gemini's format.
+    unrecognized: u64,
 }
 
-impl Growing {
-    /// An answer without keys in it: also where one is cut, and its parts stand in two pieces.
-    pub fn without(secrets: Secrets) -> Self {
+impl AnswerBuilder {
+    /// An empty answer. Keys are overwritten in its text, also if they are split over two events.
+    pub fn masking(secrets: Secrets) -> Self {
         Self { masker: secrets.masker(), secrets, ..Self::default() }
     }
 
-    /// Reads the next thing that a stream says, and returns its text; what of it may be the beginning
-    /// of a key, or is half a character, comes with the next one.
+    /// Reads the next event and returns its text. Text that may be the start of a key, and half a
+    /// character, are returned with the next event.
     ///
     /// # Errors
-    /// An [`Error`] where the answer ends here: it was blocked, Gemini broke down, or what came is
-    /// not Gemini's. A line that is none of Gemini's is counted, and so is an object that says nothing
-    /// of an answer, such as a proxy's ping: whether it does harm shows at the end.
+    /// An [`Error`] if the answer ends here: it was blocked, Gemini failed, or the event is not in
+    /// Gemini's format. Unrecognized lines, and objects that belong neither to an answer nor to an
+    /// error, such as a proxy's ping, are only counted: they matter if the end is missing.
     pub fn push(&mut self, event: &Event) -> Result<String, Error> {
         let read = match event {
             Event::Data(data) if &**data == b"[DONE]" => Ok(String::new()),
             Event::Data(data) => match Response::read(data, |response| self.read(response)) {
-                Err(_) if says_nothing(data) => {
-                    self.strays += 1;
+                Err(_) if is_irrelevant(data) => {
+                    self.unrecognized += 1;
                     Ok(String::new())
                 }
                 read => read,
             },
-            Event::Stray(_) => {
-                self.strays += 1;
+            Event::Unrecognized(_) => {
+                self.unrecognized += 1;
                 Ok(String::new())
             }
             Event::TooLong => Err(Error::too_long()),
@@ -66,21 +66,21 @@ impl Growing {
         read.map_err(|error| self.charge(error))
     }
 
-    /// How many lines came that are neither events nor JSON.
-    pub fn strays(&self) -> u64 {
-        self.strays
+    /// How many events belong neither to an answer nor to an error.
+    pub fn unrecognized(&self) -> u64 {
+        self.unrecognized
     }
 
     fn read(&mut self, response: Response<'_>) -> Result<String, Error> {
         self.has_begun = true;
-        // Gemini adds up from piece to piece.
+        // Gemini reports running totals.
         self.usage = response.usage().unwrap_or(self.usage);
         self.model_version = self.model_version.take().or_else(|| model(response.model_version));
         let Some(candidate) = response.candidates.and_then(|all| all.into_iter().next()) else {
             let feedback = response.prompt_feedback.filter(PromptFeedback::is_reason);
             return feedback.map_or(Ok(String::new()), |feedback| Err(feedback.into_error()));
         };
-        if let Some(Word(reason)) = candidate.finish_reason.filter(is_given) {
+        if let Some(StringOrNumber(reason)) = candidate.finish_reason.filter(is_given) {
             if is_blocked(&reason) {
                 return Err(blocked(&reason));
             }
@@ -96,8 +96,8 @@ impl Growing {
         Ok(self.add(text))
     }
 
-    /// A piece with the half of a character that was kept of the one before, and without the half
-    /// that it ends with.
+    /// Puts the half character kept from the last event before a piece of text, and keeps the half
+    /// character at its end.
     fn whole_characters(&mut self, piece: Vec<u8>) -> Result<String, Error> {
         let mut piece = if self.half.is_empty() {
             piece
@@ -108,7 +108,7 @@ impl Growing {
         json::text(piece).ok_or_else(not_text)
     }
 
-    /// The text that was held back, once the last piece has come.
+    /// The text held back so far. Call it after the last event.
     pub fn rest(&mut self) -> String {
         let half = json::text(std::mem::take(&mut self.half)).unwrap_or_default();
         let rest = [self.masker.push(half.into()), self.masker.finish()].concat();
@@ -116,19 +116,19 @@ impl Growing {
     }
 
     fn add(&mut self, text: Bytes) -> String {
-        let text = String::from_utf8(text.into()).expect("keys are ASCII, and so are their parts");
+        let text = String::from_utf8(text.into()).expect("only whole ASCII parts are held back");
         self.text.push_str(&text);
         text
     }
 
-    /// The whole answer, once its last piece has come and [`Growing::rest`] was taken.
+    /// The whole answer. Call it after the last event and [`AnswerBuilder::rest`].
     ///
     /// # Errors
-    /// An [`Error`] where there is no text in it, or where Gemini never said that it is the end: half
-    /// an answer is none.
+    /// An [`Error`] if there is no text, or no finish reason: an incomplete answer is never
+    /// returned.
     pub fn finish(self) -> Result<Answer, Error> {
         let Some(reason) = self.finish_reason.as_deref() else {
-            return Err(self.charge(Error::without_end(self.strays)));
+            return Err(self.charge(Error::unfinished(self.unrecognized)));
         };
         if self.text.is_empty() {
             let error = without_text(reason, self.finish_message.as_deref());
@@ -144,16 +144,16 @@ impl Growing {
     }
 }
 
-/// Whether a finish reason is one: some servers write a value that stands for none into every piece.
-fn is_given(reason: &Word<'_>) -> bool {
+/// Whether a finish reason is set: some servers write an empty value into every event.
+fn is_given(reason: &StringOrNumber<'_>) -> bool {
     !matches!(&*reason.0, "" | "0" | FINISH_REASON_UNSPECIFIED)
 }
 
-/// Whether something is an object of JSON that says nothing of an answer, nor of an error.
-fn says_nothing(data: &[u8]) -> bool {
+/// Whether data is a JSON object that belongs neither to an answer nor to an error.
+fn is_irrelevant(data: &[u8]) -> bool {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Telling {
+    struct Fields {
         candidates: Option<IgnoredAny>,
         prompt_feedback: Option<IgnoredAny>,
         error: Option<IgnoredAny>,
@@ -162,8 +162,8 @@ fn says_nothing(data: &[u8]) -> bool {
 
     let is_object = data.starts_with(b"{");
     is_object
-        && serde_json::from_slice(data).is_ok_and(|telling: Telling| {
-            let Telling { candidates, prompt_feedback, error, code } = telling;
+        && serde_json::from_slice(data).is_ok_and(|fields: Fields| {
+            let Fields { candidates, prompt_feedback, error, code } = fields;
             [candidates, prompt_feedback, error, code].iter().all(Option::is_none)
         })
 }
@@ -173,7 +173,7 @@ mod tests {
     use super::super::ErrorKind;
     use super::*;
 
-    /// The pieces of a stream that says these texts, and ends for this reason.
+    /// The events of a stream with these texts and this finish reason.
     fn pieces(texts: &[&str], reason: &str) -> Vec<Event> {
         let texts = texts.iter().map(|text| {
             format!(r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{text}"}}]}}}}]}}"#)
@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn read(events: &[Event]) -> (String, Result<Answer, Error>) {
-        let mut growing = Growing::default();
+        let mut growing = AnswerBuilder::default();
         let mut text = String::new();
         for event in events {
             match growing.push(event) {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_a_character_are_joined_over_two_pieces() {
+    fn halves_of_a_character_are_joined_across_events() {
         for (texts, expected) in [
             (vec![r"a \ud83d", r"\ude00 b"], "a 😀 b"),
             (vec![r"\ud83d", "", r"\ude00"], "😀"),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_gemini_did_not_end_is_none() {
+    fn an_answer_without_a_finish_reason_is_an_error() {
         for reason in ["null", "0", r#""""#, r#""FINISH_REASON_UNSPECIFIED""#] {
             for texts in [vec!["half"], vec![]] {
                 let error = read(&pieces(&texts, reason)).1.unwrap_err();
@@ -223,18 +223,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_geminis_spoils_only_what_does_not_end() {
-        let stray = Event::Stray("upstream connect error".into());
+    fn an_unrecognized_line_matters_only_if_the_end_is_missing() {
+        let unrecognized = Event::Unrecognized("upstream connect error".into());
         let mut whole = pieces(&["text"], r#""STOP""#);
-        whole.insert(1, stray.clone());
+        whole.insert(1, unrecognized.clone());
         assert_eq!(read(&whole).1.unwrap().text, "text");
         let error = read(&whole[..2]).1.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Malformed);
-        assert_eq!(read(&[stray]).1.unwrap_err().kind, ErrorKind::Malformed);
+        assert_eq!(read(&[unrecognized]).1.unwrap_err().kind, ErrorKind::Malformed);
     }
 
     #[test]
-    fn an_object_that_says_nothing_of_the_answer_spoils_only_what_does_not_end() {
+    fn an_irrelevant_object_matters_only_if_the_end_is_missing() {
         for nothing in ["[DONE]", "{}", r#"{"type": "ping"}"#, r#"{"responseId":"a","error":null}"#]
         {
             let nothing = Event::Data(nothing.into());
@@ -253,12 +253,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_can_be_any_whole_number() {
+    fn a_finish_reason_may_be_any_whole_number() {
         assert_eq!(read(&pieces(&["text"], "-1")).1.unwrap().finish_reason, "-1");
     }
 
     #[test]
-    fn an_error_among_the_pieces_is_that_error() {
+    fn an_error_between_events_is_that_error() {
         for error in [
             r#"{"error":{"code":503,"message":"busy"}}"#,
             r#"{"candidates":[],"error":{"code":503,"message":"busy"}}"#,
