@@ -101,6 +101,10 @@ impl<'a> MeteredNode<'a> {
         self.meter.work.spend_or_interrupt(steps);
     }
 
+    pub(super) fn work(&self) -> &'a Work {
+        self.meter.work
+    }
+
     pub(super) fn has_formats(&self) -> bool {
         self.meter.formats
     }
