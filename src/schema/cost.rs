@@ -56,7 +56,7 @@ impl Cost {
     /// Adds up the routes through the document; refuses it when there are too many.
     pub(super) fn of(document: &Document<'_>) -> Result<Self, SchemaError> {
         let mut nesting = Nesting { document, targets: HashMap::new(), depth: 0 };
-        let levels = nesting.target("");
+        let levels = nesting.target(document.root);
         let (cost, chain) = Places::new(document).most();
         if levels.max(cost.chain) > MAX_LEVELS {
             let message = format!("its references form a chain of more than {MAX_LEVELS} schemas");
@@ -170,19 +170,19 @@ impl Cost {
 /// How many schemas lie one inside the other, up to where a recursion starts again.
 struct Nesting<'a> {
     document: &'a Document<'a>,
-    /// None for those being followed, which a reference to them re-enters.
-    targets: HashMap<String, Option<usize>>,
+    /// By address. None for those being followed, which a reference to them re-enters.
+    targets: HashMap<*const Value, Option<usize>>,
     depth: usize,
 }
 
 impl Nesting<'_> {
-    fn target(&mut self, pointer: &str) -> usize {
-        if let Some(known) = self.targets.get(pointer) {
+    fn target(&mut self, schema: &Value) -> usize {
+        if let Some(known) = self.targets.get(&ptr::from_ref(schema)) {
             return known.unwrap_or_default();
         }
-        self.targets.insert(pointer.to_owned(), None);
-        let levels = self.schema(self.document.at(pointer));
-        self.targets.insert(pointer.to_owned(), Some(levels));
+        self.targets.insert(schema, None);
+        let levels = self.schema(schema);
+        self.targets.insert(schema, Some(levels));
         levels
     }
 
@@ -196,7 +196,7 @@ impl Nesting<'_> {
         let targets = references.filter_map(|reference| self.document.resolve(reference, "").ok());
         let mut levels = 0;
         for target in targets {
-            levels = levels.max(self.target(&target));
+            levels = levels.max(self.target(self.document.at(&target)));
         }
         for schema in map.iter().flat_map(|(keyword, value)| inside(keyword, value)) {
             levels = levels.max(self.schema(schema));
@@ -207,14 +207,18 @@ impl Nesting<'_> {
 }
 
 /// The schemas directly inside a keyword's value, definitions aside.
-fn inside<'v>(keyword: &str, value: &'v Value) -> Vec<&'v Value> {
+fn inside<'v>(keyword: &str, value: &'v Value) -> impl Iterator<Item = &'v Value> {
+    let (mut named, mut listed): (Option<&Map<String, Value>>, &[Value]) = (None, &[]);
     match value {
-        _ if DEFINITIONS.contains(&keyword) => Vec::new(),
-        Value::Object(named) if NAMED_APPLICATORS.contains(&keyword) => named.values().collect(),
-        Value::Array(list) if APPLICATORS.contains(&keyword) => list.iter().collect(),
-        schema if APPLICATORS.contains(&keyword) => vec![schema],
-        _ => Vec::new(),
+        Value::Object(_) | Value::Array(_) | Value::Bool(_) if DEFINITIONS.contains(&keyword) => {}
+        Value::Object(map) if NAMED_APPLICATORS.contains(&keyword) => named = Some(map),
+        Value::Array(list) if APPLICATORS.contains(&keyword) => listed = list,
+        Value::Object(_) | Value::Bool(_) if APPLICATORS.contains(&keyword) => {
+            listed = std::slice::from_ref(value);
+        }
+        _ => {}
     }
+    named.into_iter().flat_map(Map::values).chain(listed)
 }
 
 fn depth(value: &Value) -> usize {

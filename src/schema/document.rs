@@ -1,9 +1,11 @@
 //! A schema document: how large it is, and where its references lead.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::SchemaError;
-use super::normal::percent_decode;
+use super::normal::{lookup, percent_decode};
 
 /// Everything that walks a schema is recursive, here and in the validator; a worker thread's stack
 /// is 2 MiB. No schema that Gemini serves comes near this.
@@ -103,7 +105,7 @@ impl Size<'_> {
         };
         match value {
             Value::Object(map) => {
-                map.iter().try_for_each(|(name, value)| inside(&|| escape(name), name.len(), value))
+                map.iter().try_for_each(|(name, value)| inside(&|| escape(name).into_owned(), name.len(), value))
             }
             Value::Array(list) => list
                 .iter()
@@ -117,19 +119,24 @@ impl Size<'_> {
 impl<'a> Document<'a> {
     /// The schema at a JSON Pointer that [`resolve`](Self::resolve) gave.
     pub(super) fn at(&self, pointer: &str) -> &'a Value {
-        self.root.pointer(pointer).unwrap_or(&Value::Null)
+        lookup(self.root, pointer).unwrap_or(&Value::Null)
     }
 
     /// The JSON Pointer of what `reference`, found at `pointer`, refers to.
     pub(super) fn resolve(&self, reference: &str, pointer: &str) -> Result<String, SchemaError> {
         let target = reference.strip_prefix('#').map(percent_decode);
         target
-            .filter(|target| self.root.pointer(target).is_some())
+            .filter(|target| lookup(self.root, target).is_some())
+            .map(Cow::into_owned)
             .ok_or_else(|| SchemaError::new(pointer, "refers to no schema"))
     }
 }
 
 /// A property's name as a token of a JSON Pointer (RFC 6901, section 3).
-pub(super) fn escape(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
+pub(super) fn escape(name: &str) -> Cow<'_, str> {
+    if name.contains(['~', '/']) {
+        Cow::Owned(name.replace('~', "~0").replace('/', "~1"))
+    } else {
+        Cow::Borrowed(name)
+    }
 }

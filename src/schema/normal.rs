@@ -30,7 +30,7 @@ use super::document::{Limits, escape};
 use super::work::Work;
 use super::{NotCompiled, SchemaError, shorten};
 
-pub(super) use self::pointer::percent_decode;
+pub(super) use self::pointer::{lookup, percent_decode};
 
 /// A schema in canonical form.
 pub(super) struct Normal {

@@ -3,6 +3,7 @@
 //! `responseSchema` has no references; `responseJsonSchema` has, and there a definition that is
 //! used more than once is sent once. Where everything is written out, that is to cost little.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::parse::Translation;
@@ -25,10 +26,13 @@ const MAX_GROWTH: usize = 150;
 const WEIGHT_TO_SPARE: usize = 40;
 
 /// Nodes without the references that are not sent.
-pub(super) struct Resolved {
-    pub(super) root: Node,
-    pub(super) definitions: BTreeMap<String, Node>,
+pub(super) struct Resolved<'t> {
+    pub(super) root: Cow<'t, Node>,
+    pub(super) definitions: Done<'t>,
 }
+
+/// Definitions that are resolved already.
+type Done<'t> = BTreeMap<&'t str, Cow<'t, Node>>;
 
 /// What is known of a definition.
 #[derive(Debug, Clone, Default)]
@@ -127,7 +131,7 @@ impl<'t> References<'t> {
 
     /// All references written out; none where that is impossible, or makes the schema much larger
     /// or deep.
-    pub(super) fn written_out(&self) -> Option<Resolved> {
+    pub(super) fn written_out(&self) -> Option<Resolved<'t>> {
         if !self.recursive.is_empty() {
             return None;
         }
@@ -151,7 +155,7 @@ impl<'t> References<'t> {
     }
 
     /// References kept where a definition is used more than once.
-    pub(super) fn kept(&self) -> Resolved {
+    pub(super) fn kept(&self) -> Resolved<'t> {
         let mut uses: HashMap<&str, usize> = HashMap::new();
         for pointer in &self.order {
             for target in &self.measures[pointer].targets {
@@ -177,22 +181,28 @@ impl<'t> References<'t> {
         self.resolved(&kept)
     }
 
-    fn resolved(&self, kept: &HashSet<&str>) -> Resolved {
-        let mut done: BTreeMap<String, Node> = BTreeMap::new();
+    fn resolved(&self, kept: &HashSet<&str>) -> Resolved<'t> {
+        let mut done: Done<'t> = BTreeMap::new();
         for pointer in &self.order {
-            let node = self.resolve(&self.translation.definitions[*pointer], kept, &done);
-            done.insert((*pointer).to_owned(), node);
+            let node = &self.translation.definitions[*pointer];
+            let is_sent = |target: &String| kept.contains(target.as_str());
+            let stays = self.possible.is_none() && self.measures[pointer].targets.iter().all(is_sent);
+            let node = match stays {
+                true => Cow::Borrowed(node),
+                false => Cow::Owned(self.resolve(node, kept, &done)),
+            };
+            done.insert(pointer, node);
         }
         let root = if kept.contains("") {
-            Node::reference(String::new())
+            Cow::Owned(Node::reference(String::new()))
         } else {
-            done.remove("").unwrap_or_else(Node::any)
+            done.remove("").unwrap_or_else(|| Cow::Owned(Node::any()))
         };
-        done.retain(|pointer, node| kept.contains(pointer.as_str()) && !node.is_never());
+        done.retain(|pointer, node| kept.contains(pointer) && !node.is_never());
         Resolved { root, definitions: done }
     }
 
-    fn resolve(&self, node: &Node, kept: &HashSet<&str>, done: &BTreeMap<String, Node>) -> Node {
+    fn resolve(&self, node: &Node, kept: &HashSet<&str>, done: &Done<'_>) -> Node {
         let is_lone = node.shapes.len() == 1;
         let mut resolved = Node { annotations: node.annotations.clone(), shapes: Vec::new() };
         let has_value = |shape: &&Shape| {
@@ -203,7 +213,7 @@ impl<'t> References<'t> {
                 resolved.shapes.push(self.resolve_inside(shape, kept, done));
                 continue;
             };
-            let Some(found) = done.get(target).filter(|_| !kept.contains(target.as_str())) else {
+            let Some(found) = done.get(target.as_str()).filter(|_| !kept.contains(target.as_str())) else {
                 resolved.shapes.push(shape.clone());
                 continue;
             };
@@ -222,7 +232,7 @@ impl<'t> References<'t> {
         &self,
         shape: &Shape,
         kept: &HashSet<&str>,
-        done: &BTreeMap<String, Node>,
+        done: &Done<'_>,
     ) -> Shape {
         let node = |node: &Node| self.resolve(node, kept, done);
         let boxed = |inner: &Node| Box::new(node(inner));

@@ -39,8 +39,8 @@ const LONGEST_REPEATED: usize = 100;
 pub(super) struct Annotations {
     pub(super) title: Option<String>,
     pub(super) description: Option<String>,
-    pub(super) default: Option<Value>,
-    pub(super) example: Option<Value>,
+    pub(super) default: Option<Box<Value>>,
+    pub(super) example: Option<Box<Value>>,
     /// What must hold too and no shape can say, each in a line.
     pub(super) described: Vec<Arc<str>>,
 }
@@ -99,7 +99,7 @@ impl Annotations {
         let described = self.described.iter().map(|schema| &**schema);
         let texts: usize = own.chain(described).map(|text| 1 + text.len() / BYTES_PER_STEP).sum();
         let values = [&self.default, &self.example].into_iter().flatten();
-        texts + values.map(weight).sum::<usize>()
+        texts + values.map(|value| weight(value)).sum::<usize>()
     }
 }
 

@@ -83,7 +83,7 @@ pub(super) fn write(
         }
     }
     let Resolved { root, definitions } = references.kept();
-    let names = definition_names(definitions.keys());
+    let names = definition_names(definitions.keys().copied());
     let writer = Writer { target: Target::ResponseJsonSchema, names, patterns };
     let mut schema = writer.node(&root).unwrap_or_default();
     if schema.is_empty() {
@@ -91,7 +91,7 @@ pub(super) fn write(
     }
     let definitions: Map<String, Value> = definitions
         .iter()
-        .filter_map(|(pointer, node)| Some((writer.names[pointer].clone(), writer.value(node)?)))
+        .filter_map(|(pointer, node)| Some((writer.names[*pointer].clone(), writer.value(node)?)))
         .collect();
     if !definitions.is_empty() {
         schema.insert("$defs".to_owned(), Value::Object(definitions));
@@ -102,7 +102,7 @@ pub(super) fn write(
 }
 
 /// A name for each definition: the last token of its pointer, numbered when that is taken.
-fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<String, String> {
+fn definition_names<'p>(pointers: impl Iterator<Item = &'p str>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     let mut taken = HashSet::new();
     for pointer in pointers {
@@ -117,7 +117,7 @@ fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<
             number += 1;
             name = format!("{stem}{number}");
         }
-        names.insert(pointer.clone(), name);
+        names.insert(pointer.to_owned(), name);
     }
     names
 }

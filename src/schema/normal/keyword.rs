@@ -144,6 +144,7 @@ pub(super) fn known<'k>(
         "maximum" if is_true("exclusiveMaximum") => {
             Some(Known { name: "exclusiveMaximum", holds: Holds::Plain })
         }
+        _ if !keyword.contains('_') => Some(Known { name: keyword, holds: holds(keyword, draft)? }),
         _ => match UNDERSCORED.iter().find(|(foreign, _)| *foreign == keyword) {
             Some((_, name)) if map.contains_key(*name) => None,
             Some((_, name)) => Some(Known { name, holds: holds(name, draft)? }),
@@ -188,24 +189,55 @@ fn holds(keyword: &str, draft: Draft) -> Option<Holds> {
     (since <= draft).then_some(holds)
 }
 
-/// The schemas directly inside one, each with its JSON Pointer from there.
-pub(super) fn subschemas(
-    map: &Map<String, Value>,
-    draft: Draft,
-) -> impl Iterator<Item = (String, &Value)> {
-    map.iter().flat_map(move |(keyword, value)| {
-        let holds = known(map, keyword, draft).map_or(Holds::Plain, |known| known.holds);
-        let inside: Vec<(String, &Value)> = match (holds, value) {
-            (Holds::Named, Value::Object(named)) => named
-                .iter()
-                .map(|(name, v)| (format!("/{keyword}/{}", super::escape(name)), v))
-                .collect(),
-            (Holds::List, Value::Array(list)) => {
-                list.iter().enumerate().map(|(i, v)| (format!("/{keyword}/{i}"), v)).collect()
+/// Where a schema stands in the one around it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Path<'m> {
+    Keyword(&'m str),
+    Named(&'m str, &'m str),
+    Listed(&'m str, usize),
+}
+
+impl Path<'_> {
+    /// Appends the path to the JSON Pointer of the schema around.
+    pub(super) fn push_to(self, pointer: &mut String) {
+        pointer.push('/');
+        match self {
+            Self::Keyword(keyword) => pointer.push_str(keyword),
+            Self::Named(keyword, name) => {
+                pointer.extend([keyword, "/", &super::escape(name)]);
             }
-            (Holds::Schema, _) => vec![(format!("/{keyword}"), value)],
-            _ => Vec::new(),
-        };
-        inside
-    })
+            Self::Listed(keyword, index) => {
+                pointer.extend([keyword, "/", &index.to_string()]);
+            }
+        }
+    }
+}
+
+/// Runs with each schema directly inside one.
+pub(super) fn subschemas<'m, E>(
+    map: &'m Map<String, Value>,
+    draft: Draft,
+    mut run: impl FnMut(Path<'m>, &'m Value) -> Result<(), E>,
+) -> Result<(), E> {
+    for (keyword, value) in map {
+        if !value.is_object() && !value.is_array() && !value.is_boolean() {
+            continue;
+        }
+        let holds = known(map, keyword, draft).map_or(Holds::Plain, |known| known.holds);
+        match (holds, value) {
+            (Holds::Named, Value::Object(named)) => {
+                for (name, value) in named {
+                    run(Path::Named(keyword, name), value)?;
+                }
+            }
+            (Holds::List, Value::Array(list)) => {
+                for (index, value) in list.iter().enumerate() {
+                    run(Path::Listed(keyword, index), value)?;
+                }
+            }
+            (Holds::Schema, _) => run(Path::Keyword(keyword), value)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -65,7 +65,7 @@ impl<'a> Names<'a> {
             anchors: HashMap::new(),
         };
         names.add_resource(String::new(), BASE.to_owned(), draft, None);
-        names.survey(root, "", 0, work)?;
+        names.survey(root, &mut String::new(), 0, work)?;
         names.forget_single_dynamic_anchors();
         Ok(names)
     }
@@ -73,17 +73,24 @@ impl<'a> Names<'a> {
     fn survey(
         &mut self,
         schema: &'a Value,
-        pointer: &str,
+        pointer: &mut String,
         resource: usize,
         work: &Work,
     ) -> Result<(), Stopped> {
         work.spend(1)?;
         let Value::Object(map) = schema else { return Ok(()) };
-        let resource = self.named(map, pointer, resource);
+        let mut resource = resource;
+        if map.keys().any(|keyword| keyword.starts_with('$') || keyword == "id") {
+            resource = self.named(map, pointer, resource);
+            self.add_anchors(map, pointer, resource);
+        }
         let draft = self.resources[resource].draft;
-        self.add_anchors(map, pointer, resource);
-        subschemas(map, draft).try_for_each(|(path, subschema)| {
-            self.survey(subschema, &format!("{pointer}{path}"), resource, work)
+        subschemas(map, draft, |path, subschema| {
+            let length = pointer.len();
+            path.push_to(pointer);
+            self.survey(subschema, pointer, resource, work)?;
+            pointer.truncate(length);
+            Ok(())
         })
     }
 
@@ -156,6 +163,9 @@ impl<'a> Names<'a> {
 
     /// The resource that the value at a JSON Pointer is in.
     pub(super) fn resource_of(&self, pointer: &str) -> usize {
+        if self.resources.len() == 1 {
+            return 0;
+        }
         let mut around = pointer;
         loop {
             match (self.by_pointer.get(around), around.rfind('/')) {
@@ -168,11 +178,14 @@ impl<'a> Names<'a> {
 
     /// The resource that starts at a JSON Pointer.
     pub(super) fn resource_at(&self, pointer: &str) -> Option<usize> {
+        if self.resources.len() == 1 {
+            return pointer.is_empty().then_some(0);
+        }
         self.by_pointer.get(pointer).copied()
     }
 
     pub(super) fn value(&self, pointer: &str) -> &'a Value {
-        self.root.pointer(pointer).unwrap_or(&Value::Null)
+        pointer::lookup(self.root, pointer).unwrap_or(&Value::Null)
     }
 
     /// Whether one reads a schema at `pointer` when one reads the schema at `from`, which contains
@@ -238,7 +251,7 @@ impl<'a> Names<'a> {
     /// without encoding them as parts of a URI: then they are taken literally.
     fn fragment(&self, fragment: &str, resource: usize) -> Option<Found<'a>> {
         let decoded = pointer::percent_decode(fragment);
-        if let Some(anchor) = self.anchors.get(&(resource, decoded.as_str())) {
+        if let Some(anchor) = self.anchors.get(&(resource, &*decoded)) {
             return Some(Found {
                 pointer: anchor.pointer.clone(),
                 resource,
@@ -247,10 +260,9 @@ impl<'a> Names<'a> {
         }
         let start = &self.resources[resource].pointer;
         let value = self.value(start);
-        let rooted = format!("/{decoded}");
-        let path = [&decoded, fragment, &rooted]
-            .into_iter()
-            .find_map(|path| pointer::normalized(value, path))?;
+        let path = pointer::normalized(value, &decoded)
+            .or_else(|| pointer::normalized(value, fragment))
+            .or_else(|| pointer::normalized(value, &format!("/{decoded}")))?;
         let pointer = format!("{start}{path}");
         Some(Found { resource: self.resource_of(&pointer), pointer, dynamic: None })
     }

@@ -25,6 +25,15 @@ pub(super) fn step<'v>(value: &'v Value, token: &str) -> Option<&'v Value> {
     }
 }
 
+/// The value at a JSON Pointer.
+pub(in crate::schema) fn lookup<'v>(value: &'v Value, pointer: &str) -> Option<&'v Value> {
+    if pointer.is_empty() {
+        return Some(value);
+    }
+    let mut tokens = pointer.strip_prefix('/')?.split('/');
+    tokens.try_fold(value, |found, token| step(found, &unescape(token)))
+}
+
 /// The pointer with every token escaped as it should be, where it leads to a schema.
 pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
     if !pointer.is_empty() && !pointer.starts_with('/') {
@@ -43,7 +52,10 @@ pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
 
 /// A reference is a URI reference, so its fragment is percent-encoded (RFC 6901, section 6). A `%`
 /// that starts no escape is kept.
-pub(in crate::schema) fn percent_decode(text: &str) -> String {
+pub(in crate::schema) fn percent_decode(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -55,7 +67,7 @@ pub(in crate::schema) fn percent_decode(text: &str) -> String {
         decoded.push(byte.unwrap_or(first));
         rest = if byte.is_some() { &after[2..] } else { after };
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
 /// Encodes what may not stand in a URI reference (RFC 3986, appendix A), and nothing else, so that

@@ -133,10 +133,15 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
     }
 
     /// Runs with longer pointers, which are then restored.
-    fn inside<T>(&mut self, source: &str, place: &str, run: impl FnOnce(&mut Self) -> T) -> T {
+    fn inside<T>(
+        &mut self,
+        source: &[&str],
+        place: &[&str],
+        run: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         let (source_length, place_length) = (self.source.len(), self.place.len());
-        self.source.push_str(source);
-        self.place.push_str(place);
+        self.source.extend(source.iter().copied());
+        self.place.extend(place.iter().copied());
         let result = run(self);
         self.source.truncate(source_length);
         self.place.truncate(place_length);
@@ -151,8 +156,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             }
             None => within,
         };
-        let target = Target { pointer: self.source.clone(), scope: within.scope };
-        if self.scopes.targets.contains(&target) {
+        if self.scopes.is_target(&self.source, within.scope) {
+            let target = Target { pointer: self.source.clone(), scope: within.scope };
             self.written.entry(target).or_insert_with(|| self.place.clone());
         }
         match schema {
@@ -179,8 +184,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         for (keyword, value) in map {
             self.count(1, keyword.len())?;
             let Some(known) = known(map, keyword, within.draft) else { continue };
-            let source = format!("/{}", escape(keyword));
-            let place = format!("{}/{}", writing.prefix(known.name), known.name);
+            let source = ["/", &escape(keyword)];
+            let place = [writing.prefix(known.name), "/", known.name];
             let written = self.inside(&source, &place, |rewriter| {
                 if keyword != known.name {
                     rewriter.places.add(&rewriter.place, &rewriter.source);
@@ -212,7 +217,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             }
             (Holds::List, Value::Array(list)) => {
                 let schemas = list.iter().enumerate().map(|(i, schema)| {
-                    let path = format!("/{i}");
+                    let path = ["/", &i.to_string()];
                     self.inside(&path, &path, |rewriter| rewriter.schema(schema, within))
                 });
                 Ok(Some(Value::Array(schemas.collect::<Result<_, _>>()?)))
@@ -248,8 +253,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
                     key.push_str("(?:)");
                 }
             }
-            let source = format!("/{}", escape(name));
-            let place = format!("/{}", escape(&key));
+            let source = ["/", &escape(name)];
+            let place = ["/", &escape(&key)];
             let value = self.inside(&source, &place, |rewriter| {
                 if source != place {
                     rewriter.places.add(&rewriter.place, &rewriter.source);
@@ -332,7 +337,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             let listed = writing.list("allOf").map_or(0, |list| list.len());
             let path = if is_first { "/$ref".to_owned() } else { format!("/allOf/{listed}/$ref") };
             let place = format!("{}{path}", writing.prefix("$ref"));
-            let value = self.inside(&format!("/{keyword}"), &place, |rewriter| {
+            let value = self.inside(&["/", keyword], &[&place], |rewriter| {
                 rewriter.places.add(&rewriter.place, &rewriter.source);
                 rewriter.reference(keyword, reference, within)
             })?;

@@ -5,7 +5,7 @@
 //! ways are followed here instead: a schema that is reached with several outcomes is read once for
 //! each. Then every reference is a plain one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -43,8 +43,8 @@ pub(super) struct Scopes<'a> {
     anchors: usize,
     /// The scope that each resource has where it stands.
     own: Vec<Scope>,
-    /// What references lead to.
-    pub(super) targets: HashSet<Target>,
+    /// What references lead to: the scopes that each schema is reached in, by JSON Pointer.
+    targets: HashMap<String, Vec<Scope>>,
     /// Those of them that are not read where they stand.
     pub(super) extra: Vec<Target>,
 }
@@ -61,7 +61,7 @@ impl<'a> Scopes<'a> {
             indexes: HashMap::from([(BTreeMap::new(), 0)]),
             anchors: 0,
             own: Vec::new(),
-            targets: HashSet::new(),
+            targets: HashMap::new(),
             extra: Vec::new(),
         };
         for resource in 0..scopes.names.resources.len() {
@@ -140,13 +140,13 @@ impl<'a> Scopes<'a> {
     fn follow_all(&mut self, from: &Target, work: &Work) -> Result<(), NotCompiled> {
         let resource = self.names.resource_of(&from.pointer);
         let schema = self.names.value(&from.pointer);
-        self.follow(schema, &from.pointer, resource, from.scope, work)
+        self.follow(schema, &mut from.pointer.clone(), resource, from.scope, work)
     }
 
     fn follow(
         &mut self,
         schema: &'a Value,
-        pointer: &str,
+        pointer: &mut String,
         resource: usize,
         scope: Scope,
         work: &Work,
@@ -158,10 +158,16 @@ impl<'a> Scopes<'a> {
             None => (resource, scope),
         };
         self.check_anchors(pointer)?;
-        self.follow_own(map, pointer, resource, scope, work)?;
+        if map.keys().any(|keyword| keyword.starts_with('$')) {
+            self.follow_own(map, pointer, resource, scope, work)?;
+        }
         let draft = self.names.resources[resource].draft;
-        subschemas(map, draft).try_for_each(|(path, subschema)| {
-            self.follow(subschema, &format!("{pointer}{path}"), resource, scope, work)
+        subschemas(map, draft, |path, subschema| {
+            let length = pointer.len();
+            path.push_to(pointer);
+            self.follow(subschema, pointer, resource, scope, work)?;
+            pointer.truncate(length);
+            Ok(())
         })
     }
 
@@ -183,7 +189,12 @@ impl<'a> Scopes<'a> {
             let target = self.target(keyword, reference, resource, scope).map_err(|message| {
                 SchemaError::new(format!("{pointer}/{keyword}"), shorten(&message))
             })?;
-            if self.targets.insert(target.clone()) && !self.is_read_anyway(&target) {
+            if self.is_target(&target.pointer, target.scope) {
+                continue;
+            }
+            let scopes = self.targets.entry(target.pointer.clone()).or_default();
+            scopes.push(target.scope);
+            if !self.is_read_anyway(&target) {
                 self.extra.push(target);
                 if self.extra.len() > MAX_EXTRA {
                     let message = format!(
@@ -195,6 +206,11 @@ impl<'a> Scopes<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a reference leads to the schema at a JSON Pointer, reached in this scope.
+    pub(super) fn is_target(&self, pointer: &str, scope: Scope) -> bool {
+        self.targets.get(pointer).is_some_and(|scopes| scopes.contains(&scope))
     }
 
     /// Whether a target is read with the document, or with another extra schema.

@@ -68,8 +68,8 @@ impl Page {
     pub(super) fn finish(mut self, outer: Annotations) -> Map<String, Value> {
         let Annotations { title, description, default, example, described } =
             outer.join(std::mem::take(&mut self.annotations));
-        self.put_some("default", default);
-        self.put_some("example", example);
+        self.put_some("default", default.map(|value| *value));
+        self.put_some("example", example.map(|value| *value));
         let description = self.description(description, described);
         let is_annotated = title.is_some() || description.is_some();
         // Beside a $ref, responseJsonSchema takes only other $ keywords.
