@@ -104,9 +104,9 @@ impl Size<'_> {
                 .map_err(|(rest, message)| (format!("/{}{rest}", name()), message))
         };
         match value {
-            Value::Object(map) => {
-                map.iter().try_for_each(|(name, value)| inside(&|| escape(name).into_owned(), name.len(), value))
-            }
+            Value::Object(map) => map.iter().try_for_each(|(name, value)| {
+                inside(&|| escape(name).into_owned(), name.len(), value)
+            }),
             Value::Array(list) => list
                 .iter()
                 .enumerate()

@@ -26,8 +26,9 @@ const MAX_SIZE: usize = 10_000;
 /// document may take [`STEPS_PER_VALUE`] for each of its values where that is more.
 const MIN_STEPS: usize = 50_000;
 
-/// Reading a value takes about two steps, and merging it in an `allOf` a few more.
-const STEPS_PER_VALUE: usize = 16;
+/// Reading a value takes about two steps, and merging it in an `allOf` a few more. The most that a
+/// schema of the public collections takes is 52.
+const STEPS_PER_VALUE: usize = 64;
 
 /// The weight of definitions that may be merged in the places of references, and how much more for
 /// each value of the document: each time, the definition is sent once more.

@@ -194,16 +194,16 @@ impl Patterns {
 
     /// Adds an expression for names, which is compiled at once: each name is matched against all.
     fn add_name(&mut self, source: &str, work: &Work) -> Result<(), Stopped> {
-        let is_compiled =
-            |known: &Result<Arc<Pattern>, String>| match known {
-                Ok(pattern) => pattern.engine.get().is_some(),
-                Err(_) => true,
-            };
+        let is_compiled = |known: &Result<Arc<Pattern>, String>| match known {
+            Ok(pattern) => pattern.engine.get().is_some(),
+            Err(_) => true,
+        };
         if !self.known.get(source).is_some_and(is_compiled) {
             let pattern = Pattern::compiled(source, work)?.map(Arc::new);
             self.known.insert(source.to_owned(), pattern);
         }
-        if let Some(engine) = self.get(source).ok().as_deref().and_then(|known| known.engine.get()) {
+        if let Some(engine) = self.get(source).ok().as_deref().and_then(|known| known.engine.get())
+        {
             self.names.longest = self.names.longest.min(engine.longest_text);
             self.names.steps += engine.steps();
             self.names_backtrack |= engine.backtracks;

@@ -186,7 +186,8 @@ impl<'t> References<'t> {
         for pointer in &self.order {
             let node = &self.translation.definitions[*pointer];
             let is_sent = |target: &String| kept.contains(target.as_str());
-            let stays = self.possible.is_none() && self.measures[pointer].targets.iter().all(is_sent);
+            let stays =
+                self.possible.is_none() && self.measures[pointer].targets.iter().all(is_sent);
             let node = match stays {
                 true => Cow::Borrowed(node),
                 false => Cow::Owned(self.resolve(node, kept, &done)),
@@ -213,7 +214,8 @@ impl<'t> References<'t> {
                 resolved.shapes.push(self.resolve_inside(shape, kept, done));
                 continue;
             };
-            let Some(found) = done.get(target.as_str()).filter(|_| !kept.contains(target.as_str())) else {
+            let Some(found) = done.get(target.as_str()).filter(|_| !kept.contains(target.as_str()))
+            else {
                 resolved.shapes.push(shape.clone());
                 continue;
             };
@@ -228,12 +230,7 @@ impl<'t> References<'t> {
         resolved
     }
 
-    fn resolve_inside(
-        &self,
-        shape: &Shape,
-        kept: &HashSet<&str>,
-        done: &Done<'_>,
-    ) -> Shape {
+    fn resolve_inside(&self, shape: &Shape, kept: &HashSet<&str>, done: &Done<'_>) -> Shape {
         let node = |node: &Node| self.resolve(node, kept, done);
         let boxed = |inner: &Node| Box::new(node(inner));
         let all = |nodes: &indexmap::IndexMap<String, Node>| {

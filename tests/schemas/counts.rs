@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::ops::Range;
 use std::time::Duration;
 
 /// The counts of one collection.
@@ -125,14 +126,34 @@ impl Counts {
         if let Some([p50, p99, max]) = percentiles(&self.ratios) {
             println!("bytes sent / bytes of source: p50 {p50:.2}, p99 {p99:.2}, max {max:.2}");
         }
-        let mut times: Vec<Duration> = self.times.iter().map(|(_, time)| *time).collect();
-        times.sort();
-        if let Some([p50, p99, max]) = percentiles(&times) {
-            println!("compile time: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}");
+        let all = 0..usize::MAX;
+        let sizes =
+            [all, 0..10_000, 10_000..100_000, 100_000..LARGE_SOURCE, LARGE_SOURCE..usize::MAX];
+        for size in sizes {
+            self.print_times(&size);
         }
         for (bytes, time) in self.times.iter().filter(|(bytes, _)| *bytes >= LARGE_SOURCE) {
             println!("compile time of one of {bytes} bytes: {time:.2?}");
         }
+    }
+}
+
+impl Counts {
+    /// Prints how long it took to compile the sources of such a size, in bytes.
+    fn print_times(&self, size: &Range<usize>) {
+        let of_size = self.times.iter().filter(|(bytes, _)| size.contains(bytes));
+        let mut times: Vec<Duration> = of_size.clone().map(|(_, time)| *time).collect();
+        times.sort();
+        let Some([p50, p99, max]) = percentiles(&times) else { return };
+        let bytes: usize = of_size.map(|(bytes, _)| bytes).sum();
+        let per_megabyte = times.iter().sum::<Duration>().as_secs_f64() * 1e9 / bytes as f64;
+        println!(
+            "compile time, {} of {} to {} bytes: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}, \
+             {per_megabyte:.0} ms per MB",
+            times.len(),
+            size.start,
+            size.end
+        );
     }
 }
 

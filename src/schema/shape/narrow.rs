@@ -57,8 +57,12 @@ impl Node {
             if own.max(others) <= 1 {
                 break;
             }
-            let wider = if others >= own { &mut other } else { &mut *self };
-            wider.widen(parser)?;
+            let (wider, narrower) = match others >= own {
+                true => (&mut other, &*self),
+                false => (&mut *self, &other),
+            };
+            let left_open = wider.widen(parser)?;
+            wider.leave_to(narrower, &left_open);
             if wider.alternatives() >= own.max(others) {
                 break;
             }
@@ -82,6 +86,16 @@ impl Node {
             }
         }
         Ok(is_whole)
+    }
+
+    /// Drops the properties that some of the alternatives leave open where `other` lists them:
+    /// there they may be all that `other` says.
+    fn leave_to(&mut self, other: &Self, left_open: &HashSet<String>) {
+        let is_listed =
+            |name: &str| other.shapes.iter().all(|shape| shape.properties.contains_key(name));
+        for shape in &mut self.shapes {
+            shape.properties.retain(|name, _| !(left_open.contains(name) && is_listed(name)));
+        }
     }
 
     /// Lets properties be added that are not known here.

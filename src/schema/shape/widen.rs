@@ -1,7 +1,7 @@
 //! Disjunctions, and what is left of one that has too many alternatives to be sent.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -130,7 +130,9 @@ impl Node {
     }
 
     /// Makes one shape for each type, which says what all shapes of that type have in common.
-    pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
+    /// Returns the names of the listed properties that some of the shapes say nothing of.
+    pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<HashSet<String>, Stop> {
+        let mut left_open = HashSet::new();
         let outer = parser.enter_merge();
         let is_expanded = self.expand(parser)?;
         let shapes = std::mem::take(&mut self.shapes);
@@ -152,7 +154,7 @@ impl Node {
                 if members.is_empty() {
                     continue;
                 }
-                let wide = Shape::widest(members, parser)?;
+                let wide = Shape::widest(members, &mut left_open, parser)?;
                 if wide.values.is_some() || wide.format.is_some() {
                     self.shapes.push(wide);
                 } else {
@@ -164,7 +166,7 @@ impl Node {
             }
         }
         parser.leave_merge(outer);
-        Ok(())
+        Ok(left_open)
     }
 
     /// Puts what references lead to in their place; false where one cannot be followed here.
@@ -234,7 +236,11 @@ impl Shape {
     }
 
     /// A shape that allows what any of `shapes` allows, which are all of one type.
-    fn widest(shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
+    fn widest(
+        shapes: Vec<Self>,
+        left_open: &mut HashSet<String>,
+        parser: &mut Parser<'_>,
+    ) -> Result<Self, Stop> {
         let all = |of: fn(&Self) -> Option<u64>, wider: fn(u64, u64) -> u64| {
             let counts: Option<Vec<u64>> = shapes.iter().map(of).collect();
             counts.and_then(|counts| counts.into_iter().reduce(wider))
@@ -260,6 +266,7 @@ impl Shape {
             ..Self::default()
         };
         wide.widen_items(&shapes, parser)?;
+        left_open.extend(names_left_open(&shapes));
         wide.widen_properties(shapes, parser)?;
         Ok(wide)
     }
@@ -353,6 +360,23 @@ fn widest_bound<'b>(
         let is_wider = order == wider || (order == Ordering::Equal && !bound.exclusive);
         Some(if is_wider { bound } else { wide })
     })
+}
+
+/// The names that some shapes list, and others neither list nor say anything of.
+fn names_left_open(shapes: &[Shape]) -> HashSet<String> {
+    let (open, closed): (Vec<&Shape>, Vec<&Shape>) =
+        shapes.iter().partition(|shape| shape.additional == Additional::Unsaid);
+    let mut listed: HashMap<&String, usize> = HashMap::new();
+    for name in open.iter().flat_map(|shape| shape.properties.keys()) {
+        *listed.entry(name).or_default() += 1;
+    }
+    if !open.is_empty() {
+        for name in closed.iter().flat_map(|shape| shape.properties.keys()) {
+            listed.entry(name).or_default();
+        }
+    }
+    let left_open = listed.into_iter().filter(|(_, count)| *count < open.len());
+    left_open.map(|(name, _)| name.clone()).collect()
 }
 
 fn common_names(shapes: &[Shape]) -> BTreeSet<String> {

@@ -311,3 +311,29 @@ fn keywords_that_contradict_each_other_are_refused_with_their_place() {
         super::assert_refused(outer, place, "allows no value");
     }
 }
+
+/// Alternatives too heavy to be multiplied out are sent as what they have in common.
+#[test]
+fn a_property_that_one_alternative_leaves_open_keeps_what_is_said_beside_the_union() {
+    let list = |limit: Value| {
+        let with_limit = |i: usize| json!({ "const": format!("kind {i}"), "description": "One." });
+        let mut alternatives: Vec<Value> = (0..20)
+            .map(|i| json!({ "properties": { "kind": with_limit(i), "list": { "maxItems": 1 } } }))
+            .collect();
+        alternatives.push(json!({ "properties": { "kind": { "const": "long" }, "list": &limit } }));
+        if limit.is_null() {
+            alternatives[20]["properties"].as_object_mut().expect("properties").remove("list");
+        }
+        let text = json!({ "type": "string", "description": "A text." });
+        let beside: Map<String, Value> = ["a", "b", "c", "d", "e", "f", "kind"]
+            .iter()
+            .map(|name| ((*name).to_owned(), text.clone()))
+            .chain([("list".to_owned(), json!({ "type": "array", "items": text }))])
+            .collect();
+        let schema = json!({ "type": "object", "properties": beside, "anyOf": alternatives });
+        sent_response_schema(schema)["properties"]["list"].clone()
+    };
+    assert_eq!(list(json!({ "maxItems": 1 })).get("maxItems"), Some(&json!(1)));
+    let open = list(Value::Null);
+    assert_eq!((open["type"].as_str(), open.get("maxItems")), (Some("ARRAY"), None));
+}
