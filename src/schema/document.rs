@@ -1,4 +1,4 @@
-//! A schema document: how large it is, and where its references lead.
+//! Schema documents: the bounds on their size, and their references.
 
 use std::borrow::Cow;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::SchemaError;
 use super::normal::{lookup, percent_decode};
 
-/// Everything that walks a schema is recursive, here and in the validator; a worker thread's stack
-/// is 2 MiB. No schema that Gemini serves comes near this.
+/// The deepest nesting. Code that walks a schema is recursive, here and in the validator, and a
+/// worker thread's stack is 2 MiB. No schema that Gemini accepts comes near this.
 const MAX_DEPTH: usize = 100;
 
 /// Keywords that hold a schema, or an array of schemas.
@@ -31,11 +31,11 @@ pub(super) const APPLICATORS: [&str; 16] = [
     "unevaluatedProperties",
 ];
 
-/// Keywords that hold an object of schemas, by names of the caller's choosing.
+/// Keywords that hold an object of schemas, by names that the caller chooses.
 pub(super) const NAMED_APPLICATORS: [&str; 6] =
     ["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"];
 
-/// The keywords that refer, of which the canonical form has one.
+/// The keywords for references: the canonical form has one.
 pub(super) const REFERENCES: [&str; 1] = ["$ref"];
 
 /// A schema document in canonical form: every reference is a JSON Pointer to a schema in it.
@@ -53,10 +53,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Refuses a schema whose text is too long.
+    /// Checks the length of a schema's text.
     ///
     /// # Errors
-    /// The bound that it passes.
+    /// The bound that the length exceeds.
     pub fn check_bytes(&self, bytes: usize) -> Result<(), SchemaError> {
         if bytes <= self.bytes {
             return Ok(());
@@ -66,11 +66,10 @@ impl Limits {
     }
 }
 
-/// Bytes of the JSON Pointers to all values of a schema, which are written out for many of them.
+/// The most bytes of the JSON Pointers to all values of a schema: many of these pointers are built.
 const MAX_POINTERS: usize = 64 << 20;
 
-/// Refuses a document that could exhaust the stack or the memory of what walks it; counts its
-/// values.
+/// Counts the values of a document; refuses one that could exhaust the stack or the memory.
 pub(super) fn check_size(schema: &Value, limits: &Limits) -> Result<usize, SchemaError> {
     let mut size = Size { limits, nodes: 0, pointers: 0 };
     size.add(schema, 0, 0).map_err(|(pointer, message)| SchemaError::new(pointer, message))?;
@@ -84,7 +83,7 @@ struct Size<'a> {
 }
 
 impl Size<'_> {
-    /// Adds a value with all inside it. What is wrong comes with the pointer from `value` on.
+    /// Adds a value and all values inside it. An error has a pointer relative to `value`.
     fn add(&mut self, value: &Value, depth: usize, pointer: usize) -> Result<(), (String, String)> {
         self.nodes += 1;
         self.pointers = self.pointers.saturating_add(pointer);
@@ -122,7 +121,7 @@ impl<'a> Document<'a> {
         lookup(self.root, pointer).unwrap_or(&Value::Null)
     }
 
-    /// The JSON Pointer of what `reference`, found at `pointer`, refers to.
+    /// The JSON Pointer of the target of `reference`, which is at `pointer`.
     pub(super) fn resolve(&self, reference: &str, pointer: &str) -> Result<String, SchemaError> {
         let target = reference.strip_prefix('#').map(percent_decode);
         target

@@ -1,9 +1,9 @@
 //! Regular expressions, compiled and matched in bounded time.
 //!
-//! A match takes time in proportion to the expression's compiled size times the length of the text
-//! at worst, and no engine can be stopped in the middle. So the longest text that is matched
-//! depends on the compiled size. Look-around and back-references need an engine that backtracks,
-//! whose worst case is quadratic at least: its texts are shorter still.
+//! In the worst case a match takes time proportional to the compiled size of the expression times
+//! the length of the text, and no engine can be stopped during a match. So the longest text that is
+//! matched depends on the compiled size. Look-around and back-references need an engine that
+//! backtracks, with a worst case that is at least quadratic, so its texts are even shorter.
 
 mod plain;
 
@@ -17,8 +17,8 @@ use super::metered::{BYTES_PER_STEP, Metered, MeteredNode, NamePatterns};
 use super::work::{Interrupt, Stopped, Work, interrupt};
 use super::{offline, shorten};
 
-/// A compiled size in bytes, the longest text in bytes that an expression of that size is matched
-/// against, and the steps that compiling it counts as.
+/// Compiled sizes in bytes. Each has the longest text, in bytes, that an expression of that size is
+/// matched against, and the steps for compiling it.
 const SIZES: [(usize, usize, usize); 4] = [
     (8 << 10, 1 << 20, 1 << 9),
     (64 << 10, 128 << 10, 1 << 13),
@@ -26,53 +26,54 @@ const SIZES: [(usize, usize, usize); 4] = [
     (LARGEST, 4 << 10, 1 << 19),
 ];
 
-/// In bytes: how large an expression is compiled, at most.
+/// The largest compiled expression, in bytes.
 const LARGEST: usize = 4 << 20;
 
-/// The same for one that needs backtracking.
+/// The largest compiled expression that needs backtracking, in bytes.
 const LARGEST_BACKTRACKED: usize = 64 << 10;
 
-/// In bytes: the longest text for an engine that backtracks. An unanchored look-ahead over one of
-/// that length takes a few hundredths of a second.
+/// The longest text for an engine that backtracks, in bytes. An unanchored look-ahead over a text
+/// of that length takes a few hundredths of a second.
 const LONGEST_BACKTRACKED: usize = 8 << 10;
 
-/// In the engine's own steps, for one match. Its default is a million, which takes seconds.
+/// The most steps of the backtracking engine for one match. Its default is a million, which takes
+/// seconds.
 const MAX_BACKTRACKING: usize = 20_000;
 
-/// What a match by backtracking counts as, so that the check looks after each whether to stop.
+/// The steps for a match by backtracking: enough to check after each whether to stop.
 const BACKTRACKED_STEPS: usize = 1 << 10;
 
-/// In bytes: the compiled sizes, together, of the plain expressions that are compiled at once. The
-/// others of a document are compiled when a text is first matched against them: a schema may have
-/// thousands, and an answer meets few.
+/// The total size, in bytes, of the plain expressions of a document that are compiled with it. The
+/// others are compiled when they are first matched: a schema may have thousands, and an answer uses
+/// few.
 const COMPILED_AT_ONCE: usize = 64 << 10;
 
 /// An expression.
 #[derive(Debug)]
 pub(super) struct Pattern {
     source: Box<str>,
-    /// Compiled at the latest when it is first used.
+    /// Set when the expression is compiled, at the latest when it is first matched.
     engine: OnceLock<Engine>,
 }
 
 /// A compiled expression.
 #[derive(Debug)]
 struct Engine {
-    /// Of the schema that holds nothing else: the validator translates the expression from
-    /// ECMAScript's syntax and picks the engine.
+    /// The validator of a schema with only this expression: it translates the ECMAScript syntax and
+    /// chooses the engine.
     validator: Validator<Metered>,
     longest_text: usize,
     backtracks: bool,
 }
 
-/// The expressions of a document by their source, each compiled at most once.
+/// The expressions of a document.
 #[derive(Debug)]
 pub(super) struct Patterns {
-    /// With the reason for one that cannot be compiled.
+    /// The expressions by source, or why one cannot be compiled.
     known: HashMap<String, Result<Arc<Pattern>, String>>,
-    /// In bytes: the size of plain expressions that are still compiled at once.
+    /// What is left of [`COMPILED_AT_ONCE`], in bytes.
     at_once: usize,
-    /// Those of properties' names.
+    /// The bounds of the expressions for names of properties.
     pub(super) names: NamePatterns,
     names_backtrack: bool,
 }
@@ -106,7 +107,8 @@ impl Pattern {
         Ok(engine.map(|engine| Self { source: source.into(), engine: engine.into() }))
     }
 
-    /// One that is compiled when it is first used. It must be plain, so that it can be.
+    /// An expression that is compiled when it is first matched. It must be plain, so that compiling
+    /// cannot fail.
     fn deferred(source: &str) -> Self {
         Self { source: source.into(), engine: OnceLock::new() }
     }
@@ -132,15 +134,15 @@ impl Pattern {
         engine.validator.is_valid(node)
     }
 
-    /// Whether any engine runs the expression in linear time; a plain one needs no look-around.
+    /// Whether every engine runs the expression in linear time, as it does a plain one.
     fn is_linear_time(&self) -> bool {
         self.engine.get().is_none_or(|engine| !engine.backtracks)
     }
 }
 
 impl Patterns {
-    /// Reads every expression in a schema. What only looks like one, as in an `enum`, is read as
-    /// well; nobody is told when it is invalid.
+    /// Reads all expressions in a schema, and also what only looks like one, as in an `enum`, where
+    /// errors are ignored.
     pub(super) fn of(schema: &Value, work: &Work) -> Result<Self, Stopped> {
         let mut patterns = Self {
             known: HashMap::new(),
@@ -192,7 +194,7 @@ impl Patterns {
         Ok(())
     }
 
-    /// Adds an expression for names, which is compiled at once: each name is matched against all.
+    /// Adds an expression for names. It is compiled at once, as all names are matched against it.
     fn add_name(&mut self, source: &str, work: &Work) -> Result<(), Stopped> {
         let is_compiled = |known: &Result<Arc<Pattern>, String>| match known {
             Ok(pattern) => pattern.engine.get().is_some(),
@@ -211,7 +213,7 @@ impl Patterns {
         Ok(())
     }
 
-    /// The expression.
+    /// The expression with this source.
     ///
     /// # Errors
     /// Why it cannot be compiled.
@@ -220,7 +222,7 @@ impl Patterns {
         known.unwrap_or_else(|| Err(format!("{source:?} is no regular expression")))
     }
 
-    /// Whether any engine runs the expression in linear time, as one without look-around and
+    /// Whether every engine runs the expression in linear time, as it has no look-around and no
     /// back-references.
     pub(super) fn is_linear_time(&self, source: &str) -> bool {
         self.get(source).is_ok_and(|pattern| pattern.is_linear_time())
@@ -239,7 +241,7 @@ fn is_compiled_within(source: &str, size: usize) -> bool {
     linear_time(offline(), size).build(&json!({ "pattern": source })).is_ok()
 }
 
-/// How a validator of metered values is built.
+/// The options for a validator of metered values.
 pub(super) type Options<'i> = ValidationOptions<'i, Arc<dyn jsonschema::Retrieve>, Metered>;
 
 fn linear_time(options: Options<'_>, size: usize) -> Options<'_> {

@@ -1,7 +1,7 @@
-//! Which references are sent as such, and which are written out.
+//! Decides which references are sent as references, and which are inlined.
 //!
-//! `responseSchema` has no references; `responseJsonSchema` has, and there a definition that is
-//! used more than once is sent once. Where everything is written out, that is to cost little.
+//! `responseSchema` has no references, so all of them are inlined, as long as the schema stays
+//! small. In `responseJsonSchema` a definition that is used more than once is sent once.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,52 +10,52 @@ use super::parse::Translation;
 use super::shape::{Additional, Node, Shape};
 use super::{SchemaError, empty};
 
-/// Definitions of at most this weight are written out wherever they are used.
+/// Definitions of at most this weight are inlined wherever they are used.
 const LIGHT: usize = 4;
 
-/// Levels of a definition that is written out: Gemini refuses deep schemas ("exceeds the maximum
-/// allowed nesting depth"), and takes them with references.
+/// The deepest definition that is inlined, in levels. Gemini refuses deep schemas ("exceeds the
+/// maximum allowed nesting depth"), and accepts them with references.
 const MAX_LEVELS: usize = 8;
 
-/// As often as that, what stands in several places is counted.
+/// The most repetitions of a node that count towards the size.
 const MAX_REPEATS: usize = 4;
 
-/// How much heavier a schema may become when all references are written out, in hundredths, and by
-/// how much more than that.
+/// How much a schema may grow when all references are inlined: in percent of its weight, plus a
+/// constant.
 const MAX_GROWTH: usize = 150;
 const WEIGHT_TO_SPARE: usize = 40;
 
-/// Nodes without the references that are not sent.
+/// Nodes in which the references that are not sent are inlined.
 pub(super) struct Resolved<'t> {
     pub(super) root: Cow<'t, Node>,
     pub(super) definitions: Done<'t>,
 }
 
-/// Definitions that are resolved already.
+/// Definitions that are already resolved.
 type Done<'t> = BTreeMap<&'t str, Cow<'t, Node>>;
 
-/// What is known of a definition.
+/// The size of a definition, and its references.
 #[derive(Debug, Clone, Default)]
 struct Measure {
     /// Of the node itself.
     weight: usize,
-    /// What it refers to, as often as it does.
+    /// The definition of each reference, with repetitions.
     targets: Vec<String>,
     levels: usize,
     /// The levels down to each of the targets.
     target_levels: Vec<usize>,
 }
 
-/// A translation, measured.
+/// A translation with the sizes of its definitions.
 pub(super) struct References<'t> {
     translation: &'t Translation,
     measures: HashMap<&'t str, Measure>,
-    /// Definitions that can be reached from the root, each after those that it refers to, as far as
-    /// they do not refer to each other.
+    /// The definitions reachable from the root, each after those it refers to, except in cycles.
     order: Vec<&'t str>,
-    /// Definitions that refer to themselves by others or directly, one for each such loop at least.
+    /// Definitions that refer to themselves, directly or through others: at least one for each
+    /// cycle.
     recursive: HashSet<&'t str>,
-    /// Definitions that allow a value; none where all do, as far as that is known.
+    /// Definitions that allow a value; none when all are known to, or when this is unknown.
     possible: Option<HashSet<&'t str>>,
 }
 
@@ -73,8 +73,7 @@ impl<'t> References<'t> {
         references
     }
 
-    /// Goes through the definitions from the root, depth first. Their number is not bounded by the
-    /// stack.
+    /// Visits the definitions from the root, depth first, without recursion: there may be many.
     fn survey(&mut self) {
         let mut open: HashSet<&str> = HashSet::new();
         let mut stack: Vec<(&'t str, usize)> = Vec::new();
@@ -118,10 +117,10 @@ impl<'t> References<'t> {
         self.possible = possible.filter(|possible| possible.len() < self.order.len());
     }
 
-    /// That some value can be valid.
+    /// Checks that some value can be valid.
     ///
     /// # Errors
-    /// Why none can.
+    /// The reason why no value can be valid.
     pub(super) fn allow_a_value(&self) -> Result<(), SchemaError> {
         match &self.possible {
             Some(possible) if !possible.contains("") => Err(self.translation.no_value(possible)),
@@ -129,8 +128,8 @@ impl<'t> References<'t> {
         }
     }
 
-    /// All references written out; none where that is impossible, or makes the schema much larger
-    /// or deep.
+    /// The root with all references inlined; none when it is recursive, or would become much larger
+    /// or too deep.
     pub(super) fn written_out(&self) -> Option<Resolved<'t>> {
         if !self.recursive.is_empty() {
             return None;
@@ -154,7 +153,7 @@ impl<'t> References<'t> {
         (is_light && !is_deep).then(|| self.resolved(&HashSet::new()))
     }
 
-    /// References kept where a definition is used more than once.
+    /// The root and the definitions, with references to definitions that are used more than once.
     pub(super) fn kept(&self) -> Resolved<'t> {
         let mut uses: HashMap<&str, usize> = HashMap::new();
         for pointer in &self.order {
@@ -260,7 +259,8 @@ impl Measure {
                 self.target_levels.push(depth);
             }
             shape.nodes().for_each(|inner| self.add(inner, depth + 1));
-            // A required name that is not listed is written with what any other property may be.
+            // A required name that is not listed is written with the schema of additional
+            // properties.
             if let Some(inner) = shape.additional.any_node() {
                 let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
                 for _ in unlisted.take(MAX_REPEATS) {

@@ -1,4 +1,4 @@
-//! Disjunctions, and what is left of one that has too many alternatives to be sent.
+//! Disjunctions, and their reduction when they have too many alternatives to be sent.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -10,12 +10,12 @@ use super::{Additional, Annotations, LONGEST_REPEATED, MAX_SHAPES, Node, Shape, 
 use crate::schema::number::{self, Bound};
 use crate::schema::parse::{Parser, Stop};
 
-/// The types that alternatives are gathered by.
+/// The types by which alternatives are grouped.
 const GROUPS: [Types; 6] =
     [Types::NULL, Types::BOOLEAN, Types::NUMBER, Types::STRING, Types::ARRAY, Types::OBJECT];
 
 impl Node {
-    /// A disjunction of nodes; what annotates each stays with its shapes.
+    /// A disjunction of nodes. Each keeps its annotations on its shapes.
     pub(in crate::schema) fn any_of(
         nodes: Vec<Self>,
         parser: &mut Parser<'_>,
@@ -23,7 +23,7 @@ impl Node {
         Ok(Self::union(nodes, parser)?.0)
     }
 
-    /// The same, and whether it says all that the nodes say.
+    /// A disjunction of nodes, and whether it is exact. Each keeps its annotations on its shapes.
     pub(in crate::schema) fn union(
         nodes: Vec<Self>,
         parser: &mut Parser<'_>,
@@ -51,13 +51,13 @@ impl Node {
         Ok(())
     }
 
-    /// How many shapes there are, null apart: it is said beside the others.
+    /// The number of shapes without that of null, which is expressed beside the others.
     pub(super) fn alternatives(&self) -> usize {
         self.shapes.iter().filter(|shape| shape.types != Types::NULL).count()
     }
 
-    /// Says the same with fewer shapes; where they are too many still, with shapes that allow more.
-    /// False then.
+    /// Reduces the number of shapes. Returns false if it still has too many, and is replaced by
+    /// shapes that allow more.
     fn simplify(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         if self.shapes.len() < 2 {
             return Ok(true);
@@ -75,8 +75,8 @@ impl Node {
         Ok(false)
     }
 
-    /// Makes one shape of those that only list values; also of `annotated` ones, whose annotations
-    /// then become lines of one description.
+    /// Merges the shapes that only list values into one. With `annotated`, also those with
+    /// annotations, which become lines of one description.
     fn merge_constants(&mut self, annotated: bool, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut is_list = |shape: &mut Shape| {
             shape.values.is_some()
@@ -116,7 +116,7 @@ impl Node {
         Ok(())
     }
 
-    /// Drops shapes that are the same as another.
+    /// Removes duplicate shapes.
     fn merge_equals(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut kept: Vec<Shape> = Vec::new();
         for shape in std::mem::take(&mut self.shapes) {
@@ -129,8 +129,8 @@ impl Node {
         Ok(())
     }
 
-    /// Makes one shape for each type, which says what all shapes of that type have in common.
-    /// Returns the names of the listed properties that some of the shapes say nothing of.
+    /// Replaces the shapes by one for each type, with what all shapes of that type have in common.
+    /// Returns the names of properties that some shapes list, and others leave open.
     pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<HashSet<String>, Stop> {
         let mut left_open = HashSet::new();
         let outer = parser.enter_merge();
@@ -139,7 +139,7 @@ impl Node {
         if !is_expanded {
             self.shapes = vec![Shape::default()];
         } else {
-            // Keywords bear on one type each, so one shape says those of all types.
+            // Each keyword applies to one type, so one shape can hold those of all types.
             let mut common = Shape { types: Types::NONE, ..Shape::default() };
             for group in GROUPS {
                 let mut members = Vec::new();
@@ -169,7 +169,7 @@ impl Node {
         Ok(left_open)
     }
 
-    /// Puts what references lead to in their place; false where one cannot be followed here.
+    /// Replaces references by their definitions; false when one cannot be followed here.
     pub(in crate::schema) fn expand(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         while self.shapes.iter().any(|shape| shape.reference.is_some()) {
             let mut shapes = Vec::with_capacity(self.shapes.len());
@@ -203,7 +203,7 @@ impl Node {
 }
 
 impl Shape {
-    /// Whether the list of values is all that restricts.
+    /// Whether the list of values is the only restriction.
     fn only_lists_values(&mut self) -> bool {
         let values = self.values.take();
         let types = std::mem::replace(&mut self.types, Types::ALL);
@@ -212,7 +212,7 @@ impl Shape {
         only
     }
 
-    /// Takes over what another shape says of the values of one type.
+    /// Takes over the keywords of another shape for the values of one type.
     fn take_type(&mut self, other: Self, group: Types) {
         self.types = self.types | other.types;
         match group {
@@ -235,7 +235,7 @@ impl Shape {
         }
     }
 
-    /// A shape that allows what any of `shapes` allows, which are all of one type.
+    /// A shape that allows what any of `shapes` allows; these are all of one type.
     fn widest(
         shapes: Vec<Self>,
         left_open: &mut HashSet<String>,
@@ -291,7 +291,8 @@ impl Shape {
         Ok(())
     }
 
-    /// What a property may be by any of the shapes that list it, and by those that let any be added.
+    /// Allows for each property what any shape that lists it allows, and what the additional
+    /// properties of the others suggest.
     fn widen_properties(&mut self, shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut listed: IndexMap<String, Vec<Node>> = IndexMap::new();
         let mut mentioned: IndexMap<String, Vec<Node>> = IndexMap::new();
@@ -327,7 +328,7 @@ impl Shape {
 }
 
 impl Additional {
-    /// What an unlisted property is, where that is said and not impossible.
+    /// The schema of unlisted properties, if there is one that allows a value.
     fn suggestion(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) | Self::Matching(node) if !node.is_never() => Some(node),
@@ -362,7 +363,7 @@ fn widest_bound<'b>(
     })
 }
 
-/// The names that some shapes list, and others neither list nor say anything of.
+/// The names that some shapes list, and that others neither list nor restrict.
 fn names_left_open(shapes: &[Shape]) -> HashSet<String> {
     let (open, closed): (Vec<&Shape>, Vec<&Shape>) =
         shapes.iter().partition(|shape| shape.additional == Additional::Unsaid);
@@ -387,7 +388,7 @@ fn common_names(shapes: &[Shape]) -> BTreeSet<String> {
     common
 }
 
-/// The values of all shapes; none where one of them does not list any.
+/// The values of all shapes; none when one of them lists no values.
 fn all_values(shapes: &[Shape]) -> Option<Vec<Value>> {
     let mut known = HashSet::new();
     let mut all = Vec::new();
