@@ -1,8 +1,8 @@
-//! What a chat takes alone, and beside another caller's heavy schemas.
+//! Measures the latency of chats alone, and beside another caller's heavy schemas.
 //!
-//! `cargo bench --bench schemas` prints the latencies of the chats and their ratios. Everything runs
-//! in this process: an upstream that repeats what it is sent, the service with a thread for each
-//! processor, eight clients that chat, and four of another key that send schemas which take seconds
+//! `cargo bench --bench schemas` prints the latencies of the chats and their ratios. Everything
+//! runs in this process: an upstream that echoes requests, the service with a thread for each
+//! processor, eight clients that chat, and four clients with another key whose schemas take seconds
 //! to compile or to check against.
 
 use std::net::SocketAddr;
@@ -67,7 +67,7 @@ impl Latencies {
     }
 }
 
-/// A schema near the bounds.
+/// A schema close to the bounds.
 fn compiling() -> String {
     let parts: Vec<Value> = (0..20_000)
         .map(|i| json!({"if": {"required": [format!("p{i}")]}, "then": {"minProperties": 1}}))
@@ -89,7 +89,7 @@ fn heavy(content: &str, schema: &Value) -> String {
     body.to_string()
 }
 
-/// Chats for a while, beside a heavy body that others send over and over.
+/// Chats for a while, beside other clients that keep sending a heavy body.
 async fn phase(service: SocketAddr, heavy: Option<String>) -> Latencies {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     // Dropping the clients ends them.
@@ -130,7 +130,7 @@ async fn post(http: &reqwest::Client, url: &str, body: String) {
     answer.bytes().await.expect("a whole answer");
 }
 
-/// Answers with the text that it was sent.
+/// Answers with the text that it receives.
 async fn repeat(Json(body): Json<Value>) -> Json<Value> {
     let text = &body["contents"][0]["parts"][0]["text"];
     Json(json!({

@@ -1,4 +1,4 @@
-//! What is counted, and how it is printed.
+//! Counts the results, and prints them.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -12,26 +12,26 @@ pub struct Counts {
     collection: &'static str,
     schemas: usize,
     instances: usize,
-    /// How often each field carries the schema.
+    /// The number of schemas sent in each field.
     fields: BTreeMap<String, usize>,
-    /// Refused schemas by reason.
+    /// The number of refused schemas, by reason.
     refused: BTreeMap<String, usize>,
-    /// Each kind with how often, and in how many schemas.
+    /// The findings of each kind, and the schemas with such findings.
     against: BTreeMap<&'static str, (usize, usize)>,
     last_against: BTreeMap<&'static str, String>,
-    /// Bytes sent for each byte of the source, from a size on below which a few bytes are a multiple.
+    /// Bytes sent per byte of the source, for sources of at least [`SMALLEST_SOURCE`].
     ratios: Vec<f64>,
-    /// Of the source in bytes, with the time that compiling it took.
+    /// The size of each source in bytes, and the time to compile it.
     times: Vec<(usize, Duration)>,
 }
 
-/// In bytes.
+/// The smallest source in the ratios, in bytes: a few bytes are a multiple of less.
 const SMALLEST_SOURCE: usize = 200;
 
-/// In a release build.
+/// The time from which a schema is listed as slow, in a release build.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// In bytes: sources of which each is printed with its time.
+/// The size from which each source is printed with its time, in bytes.
 const LARGE_SOURCE: usize = 1 << 20;
 
 impl Counts {
@@ -83,7 +83,7 @@ impl Counts {
         }
     }
 
-    /// One more that counts against the service.
+    /// Counts a finding.
     pub fn against(&mut self, kind: &'static str, schema: &str, detail: &str) {
         self.offender(kind, schema, detail);
         let (times, schemas) = self.against.entry(kind).or_default();
@@ -139,7 +139,7 @@ impl Counts {
 }
 
 impl Counts {
-    /// Prints how long it took to compile the sources of such a size, in bytes.
+    /// Prints the times to compile sources in a range of sizes, in bytes.
     fn print_times(&self, size: &Range<usize>) {
         let of_size = self.times.iter().filter(|(bytes, _)| size.contains(bytes));
         let mut times: Vec<Duration> = of_size.clone().map(|(_, time)| *time).collect();
@@ -157,13 +157,13 @@ impl Counts {
     }
 }
 
-/// Of sorted values.
+/// The median, the 99th percentile and the maximum of sorted values.
 fn percentiles<T: Copy>(sorted: &[T]) -> Option<[T; 3]> {
     let last = sorted.len().checked_sub(1)?;
     Some([sorted[last / 2], sorted[last * 99 / 100], sorted[last]])
 }
 
-/// The message without its place, its names and its numbers.
+/// The message without the place, names and numbers.
 fn reason(message: &str) -> String {
     let message = message
         .strip_prefix("at ")

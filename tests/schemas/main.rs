@@ -1,13 +1,15 @@
-//! What becomes of public collections of schemas: a development check, to be run by hand.
+//! Compiles public collections of schemas, and checks the results. This development check is run by
+//! hand.
 //!
 //! ```sh
 //! JSON_SCHEMA_TEST_SUITE=… MASKBENCH=… SCHEMASTORE=… GENERATED=… cargo test --release --test schemas
 //! ```
 //!
-//! Each variable names a directory: a clone of JSON-Schema-Test-Suite, of MaskBench, of SchemaStore, and
-//! what `tests/schemas/generate` wrote. Those that are not set are left out. `OFFENDERS=FILE` writes a line
-//! for each schema that counts against the service: the kind, the collection, the schema, and more on it,
-//! separated by tabs. `ONLY=TEXT` takes only the schemas whose names contain it, `EACH=10` every tenth schema.
+//! Each variable names a directory: a clone of JSON-Schema-Test-Suite, of MaskBench, of
+//! SchemaStore, and the output of `tests/schemas/generate`. A collection is skipped when its
+//! variable is not set. `OFFENDERS=FILE` writes a line for each finding: its kind, the collection,
+//! the schema and details, separated by tabs. `ONLY=TEXT` reads only the schemas whose names
+//! contain the text, and `EACH=10` every tenth schema.
 
 mod collections;
 mod counts;
@@ -28,11 +30,11 @@ use collections::{Case, Collection};
 use counts::Counts;
 use sent::Sent;
 
-/// As the service has it.
+/// The allocator of the service.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// In bytes: what a thread that serves connections has.
+/// The stack of a thread that serves connections, in bytes.
 const STACK: usize = 2 << 20;
 
 fn main() {
@@ -85,14 +87,14 @@ fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
     check_sent(case, &schema, &work, &Sent::read(field, &sent), counts);
 }
 
-/// What this thread has run so far. On a machine that does other things as well, it varies less than
-/// the time that passes.
+/// The processor time of this thread, which depends less on the load of the machine than elapsed
+/// time does.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).expect("a time since the start")
 }
 
-/// Whether the check of answers agrees with the collection about its instances.
+/// Compares the check of answers with the collection's instances.
 fn check_instances(case: &Case, schema: &Schema, work: &Work, counts: &mut Counts) {
     for (instance, is_valid) in &case.instances {
         let violations = schema.violations(instance, work).expect("nothing stops it");
@@ -126,8 +128,8 @@ fn accepted_although_invalid(case: &Case, instance: &Value) -> &'static str {
     }
 }
 
-/// Whether a validator that is not the service's admits the instance: without formats, and with them.
-/// Where it cannot read the schema, it is taken to agree with the collection.
+/// Whether the unmodified validator accepts the instance: without formats, and with them. If it
+/// cannot read the schema, the collection's verdict is used.
 fn by_any_validator(case: &Case, instance: &Value) -> (bool, bool) {
     let admits = |formats| {
         let options = jsonschema::options().should_validate_formats(formats).offline();
@@ -137,14 +139,14 @@ fn by_any_validator(case: &Case, instance: &Value) -> (bool, bool) {
     (admits(false).unwrap_or(expected), admits(true).unwrap_or(expected))
 }
 
-/// Whether what Gemini is sent leaves it an answer that the caller's schema takes.
+/// Checks that the sent schema accepts valid instances.
 fn check_sent(case: &Case, schema: &Schema, work: &Work, sent: &Sent, counts: &mut Counts) {
     let valid = |instance: &Value| schema.violations(instance, work).is_ok_and(|v| v.is_empty());
     let known =
         || case.instances.iter().filter(|(instance, is_valid)| *is_valid && valid(instance));
     let mut allowed = 0;
     for (instance, _) in known() {
-        // Names that the sent schema does not list are not written by Gemini.
+        // Gemini does not write names that the sent schema does not list.
         let written = sent.listed(instance);
         if sent.admits(&written) && valid(&written) {
             allowed += 1;

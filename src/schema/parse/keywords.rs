@@ -1,4 +1,4 @@
-//! Single keywords of JSON Schema, as they are written.
+//! Reads single keywords of JSON Schema.
 
 use std::cmp::Ordering;
 
@@ -68,7 +68,7 @@ fn bound(
     Bound::narrow(end(inclusive, false), end(exclusive, true), narrower)
 }
 
-/// A length or a number of things; JSON Schema lets it be written 2.0.
+/// A length or a count, which JSON Schema allows to be written as 2.0.
 pub(super) fn count(value: &Value) -> Option<u64> {
     let integer = number::integer(value.as_number()?)?;
     u64::try_from(integer).ok()

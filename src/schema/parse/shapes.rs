@@ -1,4 +1,4 @@
-//! The keywords of one schema, read into a shape.
+//! Reads the keywords of one schema into a shape.
 
 use serde_json::{Map, Value};
 
@@ -61,8 +61,8 @@ impl Parser<'_> {
         self.read_patterns(shape, map, pointer)
     }
 
-    /// What the properties may be whose names match patterns: no dialect has patterns of names, so
-    /// any name may have any of their schemas.
+    /// Reads the schemas of `patternProperties`. No dialect has patterns for names, so any name may
+    /// have any of the schemas.
     fn read_patterns(
         &mut self,
         shape: &mut Shape,
@@ -93,7 +93,7 @@ impl Parser<'_> {
     }
 }
 
-/// Reads the keywords that hold no schemas.
+/// Reads the keywords that contain no schemas.
 fn read_scalars(shape: &mut Shape, map: &Map<String, Value>) {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     for (keyword, value) in map {

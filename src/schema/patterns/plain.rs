@@ -226,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plain_expression_is_valid_and_no_larger_than_said(
+        fn a_plain_expression_is_valid_and_within_its_largest_size(
             source in r"([a-c^$.*+?()\[\]{}|/&~<>, 0-3-]|\\[dDwWsSnrt.^$/()-]|\[\^?[a-c\\d0-9-]{1,4}\]|\{[0-9]{1,2},?[0-9]{0,2}\}){0,12}"
         ) {
             if let Some(size) = largest_size(&source) {

@@ -77,7 +77,7 @@ fn a_cycle_of_two_definitions_is_opened_once() {
 }
 
 #[test]
-fn names_that_only_conditions_speak_of_are_listed_as_optional() {
+fn names_that_only_conditions_mention_are_listed_as_optional() {
     let string = json!({ "type": "STRING" });
     let kind = json!({ "type": "object", "properties": { "kind": { "enum": ["card", "iban"] } },
         "required": ["kind"] });
@@ -199,7 +199,7 @@ fn a_union_of_too_many_objects_keeps_what_they_have_in_common() {
 }
 
 #[test]
-fn null_is_no_alternative_of_a_union() {
+fn null_does_not_count_as_an_alternative_of_a_union() {
     let nullable = json!({ "anyOf": [{ "anyOf": events(64) }, { "type": "null" }] });
     let sent = sent_response_schema(object_of(nullable));
     assert_eq!(sent["properties"]["a"]["anyOf"].as_array().map(Vec::len), Some(64));
@@ -234,7 +234,7 @@ fn classes() -> Value {
 }
 
 #[test]
-fn references_stay_where_writing_them_out_costs_much() {
+fn references_are_kept_when_inlining_them_costs_much() {
     let schema = classes();
     let sent = sent_json_schema(schema.clone());
     assert_eq!(sent["properties"]["f1"], json!({ "$ref": "#/$defs/C1" }));
@@ -242,7 +242,7 @@ fn references_stay_where_writing_them_out_costs_much() {
 }
 
 #[test]
-fn a_deep_chain_of_definitions_keeps_its_references() {
+fn a_deep_chain_of_definitions_is_sent_with_references() {
     let mut definitions = Map::new();
     for i in 0..80 {
         let next = json!({ "$ref": format!("#/$defs/D{}", i + 1) });
