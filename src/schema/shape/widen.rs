@@ -174,7 +174,8 @@ impl Node {
         while self.shapes.iter().any(|shape| shape.reference.is_some()) {
             let mut shapes = Vec::with_capacity(self.shapes.len());
             let is_lone = self.shapes.len() == 1;
-            for shape in std::mem::take(&mut self.shapes) {
+            let mut rest = std::mem::take(&mut self.shapes).into_iter();
+            while let Some(shape) = rest.next() {
                 let target = match &shape.reference {
                     Some(pointer) => parser.expand(pointer)?,
                     None => {
@@ -184,6 +185,7 @@ impl Node {
                 };
                 let Some(mut node) = target else {
                     shapes.push(shape);
+                    shapes.extend(rest);
                     self.shapes = shapes;
                     return Ok(false);
                 };

@@ -337,3 +337,17 @@ fn a_property_that_one_alternative_leaves_open_keeps_what_is_said_beside_the_uni
     let open = list(Value::Null);
     assert_eq!((open["type"].as_str(), open.get("maxItems")), (Some("ARRAY"), None));
 }
+
+#[test]
+fn null_beside_a_reference_that_cannot_be_followed_is_kept() {
+    let narrowed = json!({ "allOf": [
+        { "properties": { "a": { "$ref": "#" } } },
+        { "properties": { "c": { "type": "string" } }, "additionalProperties": { "type": "null" } },
+    ] });
+    let sent = sent_json_schema(json!({
+        "anyOf": [{ "$ref": "#/$defs/A" }, { "type": "null" }],
+        "$defs": { "A": { "type": "object", "properties": { "b": narrowed } } },
+    }));
+    let alternatives = &sent["$defs"]["A"]["properties"]["b"]["properties"]["a"]["anyOf"];
+    assert_eq!(*alternatives, json!([{ "$ref": "#/$defs/A" }, { "type": "null" }]));
+}

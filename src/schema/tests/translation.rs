@@ -165,7 +165,7 @@ fn recursion_may_start_at_the_root_or_anywhere() {
 }
 
 #[test]
-fn constants_are_sent_as_enums() {
+fn constants_and_enums_are_sent_as_enums_or_bounds() {
     for (schema, expected) in [
         (json!({ "const": "x" }), json!({ "type": "STRING", "enum": ["x"] })),
         (json!({ "enum": ["x", "y"] }), json!({ "type": "STRING", "enum": ["x", "y"] })),
