@@ -10,7 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::guard::METHODS;
+use super::methods::METHODS;
 use crate::config::{Config, CorsOrigins};
 
 /// Where the page comes from for which a browser sends a request. Source: W3C, Fetch Metadata

@@ -17,11 +17,10 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::destination::{Destination, single_slashes};
 use super::error::ApiError;
-use super::guard::METHODS;
+use super::methods::METHODS;
 use crate::dispatch::Unanswered;
 use crate::gateway::Gateway;
 use crate::gemini::Surface;
-use crate::generation::Failure;
 use headers::strip_answer;
 
 /// What the paths begin with that are passed on.
@@ -42,7 +41,7 @@ impl From<ApiError> for NotRelayed {
 
 impl From<Unanswered> for NotRelayed {
     fn from(Unanswered { failure, response }: Unanswered) -> Self {
-        Self { error: Failure::from(failure).into(), response }
+        Self { error: failure.into(), response }
     }
 }
 
