@@ -18,9 +18,7 @@ use super::single::named_semaphore;
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model};
 use crate::generation::batch::{Item, Outcome, generate_all};
-use crate::generation::{
-    Generated, Generation, InvalidField, ModelOptions, Schemas, Segment,
-};
+use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
 use item::{BatchItem, ItemIds};
 
 /// Many requests of one kind.

@@ -31,12 +31,17 @@ pub(super) async fn read(
 /// # Errors
 /// 400 if the body is incomplete or cannot be decoded, 408 if it does not arrive in time, 413 if it is
 /// too large, 415 for an unsupported encoding, 503 if the memory budget is used up.
-pub(super) async fn buffer(headers: &HeaderMap, body: Body, gateway: &Gateway) -> Result<Buffered, ApiError> {
+pub(super) async fn buffer(
+    headers: &HeaderMap,
+    body: Body,
+    gateway: &Gateway,
+) -> Result<Buffered, ApiError> {
     let limit = gateway.config.max_body_bytes.min(gateway.bodies.largest());
     let coding = Coding::of(headers)?;
     let time_limit = gateway.config.client_timeout;
     let content_length = headers.get(CONTENT_LENGTH);
-    let content_length = content_length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let content_length =
+        content_length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if content_length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::body_too_large(limit));
     }

@@ -61,7 +61,10 @@ impl Form {
         while let Some(mut field) = fields.next_field().await.map_err(invalid)? {
             count += 1;
             if count > MAX_FIELDS {
-                return Err(invalid_form("too_long", format!("A form has at most {MAX_FIELDS} fields")));
+                return Err(invalid_form(
+                    "too_long",
+                    format!("A form has at most {MAX_FIELDS} fields"),
+                ));
             }
             let is_model = field.name() == Some("model");
             let media_type = field.content_type().map(ToString::to_string);
@@ -82,7 +85,8 @@ impl Form {
                 let media_type = media_type.unwrap_or_default();
                 form.input = form.input + InputFeatures::of_file(&media_type, size);
             } else if is_model && form.model.replace(model.trim().to_owned()).is_some() {
-                let field = InvalidField::new("model", "duplicate", "The form names the model twice");
+                let field =
+                    InvalidField::new("model", "duplicate", "The form names the model twice");
                 return Err(ApiError::invalid(vec![field]));
             }
         }

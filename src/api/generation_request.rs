@@ -11,9 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::credentials::Credentials;
 use super::split::{SharedFields, split};
-use crate::generation::{
-    Defaults, Generated, Generation, InvalidField, ModelOptions, Schemas,
-};
+use crate::generation::{Defaults, Generated, Generation, InvalidField, ModelOptions, Schemas};
 
 /// The request body of one kind of generation.
 #[derive(Debug)]

@@ -263,16 +263,8 @@ fn unreadable(text: &str) -> Option<(&'static str, &'static str)> {
     const LONE_SURROGATE: &str =
         "The text has an escape for one half of a surrogate pair without the other half";
     let kinds = [
-        (
-            "lone leading surrogate",
-            "string_unicode",
-            LONE_SURROGATE,
-        ),
-        (
-            "unexpected end of hex escape",
-            "string_unicode",
-            LONE_SURROGATE,
-        ),
+        ("lone leading surrogate", "string_unicode", LONE_SURROGATE),
+        ("unexpected end of hex escape", "string_unicode", LONE_SURROGATE),
         ("invalid unicode code point", "string_unicode", "The text is not UTF-8"),
         ("number out of range", "number_out_of_range", "The number is too large"),
     ];

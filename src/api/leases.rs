@@ -158,7 +158,8 @@ pub(super) async fn take_lease(
     let (lease, new) = lease.map_err(|reason| match reason {
         NoLease::Unavailable => ApiError::no_lease(SemaphoreStatus::of(id, &*semaphore)),
         NoLease::KeyReused => {
-            let message = "The key was used for a lease with another holder, permits or ttl_seconds";
+            let message =
+                "The key was used for a lease with another holder, permits or ttl_seconds";
             ApiError::invalid(vec![InvalidField::new("idempotency_key", "reused", message)])
         }
         NoLease::Refused(refused) => refused.into(),

@@ -29,11 +29,7 @@ impl SchemaKind for CinematicStory {
     type Value = CheckedStory;
 
     /// JSON Schema is a little wider than the type: for JSON Schema, `1.0` is an integer.
-    fn value(
-        _: &mut Answer,
-        value: Value,
-        _: Option<String>,
-    ) -> Result<CheckedStory, Vec<String>> {
+    fn value(_: &mut Answer, value: Value, _: Option<String>) -> Result<CheckedStory, Vec<String>> {
         let story: Story =
             serde_json::from_value(value).map_err(|error| vec![error.to_string()])?;
         let warnings = story.broken_references();

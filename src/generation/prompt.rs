@@ -181,7 +181,8 @@ impl<K: SchemaKind> Generation for SchemaGeneration<K> {
     ) -> Result<Generated<K::Value>, ReadError<Self>> {
         let (value, json) = match self.json(&answer, work) {
             Ok(Json { value, text }) => {
-                let is_whole = matches!(text, Cow::Borrowed(text) if text.len() == answer.text.len());
+                let is_whole =
+                    matches!(text, Cow::Borrowed(text) if text.len() == answer.text.len());
                 (value, (!is_whole).then(|| text.into_owned()))
             }
             Err(error) => return Err(error.of(answer)),

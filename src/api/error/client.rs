@@ -186,8 +186,7 @@ impl ApiError {
 
     /// The body grows so much when it is decoded that it is probably an attack.
     pub(in crate::api) fn expands_too_much(ratio: usize) -> Self {
-        let detail =
-            format!("The body becomes more than {ratio} times larger when it is decoded.");
+        let detail = format!("The body becomes more than {ratio} times larger when it is decoded.");
         Self::new(Code::BodyTooLarge, detail)
     }
 
