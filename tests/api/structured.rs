@@ -252,7 +252,10 @@ async fn an_answer_that_gemini_did_not_finish_says_so() {
     assert_eq!(ask("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
     // It is asked for once more, and the reason is told.
     let broken = ask(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
-    assert!(broken.body["data"].to_string().contains("ended for MALFORMED_RESPONSE"), "{broken:?}");
+    assert!(
+        broken.body["data"].to_string().contains("finishReason MALFORMED_RESPONSE"),
+        "{broken:?}"
+    );
 }
 
 #[tokio::test]

@@ -161,7 +161,7 @@ fn failed(call: &Call, unanswered: Unanswered) -> NotRelayed {
     let cause = unanswered.failure.cause();
     let failed = NotRelayed::from(unanswered);
     let (model, code) = (call.route.model(), failed.error.code());
-    tracing::warn!(kind = call.kind, %model, code, cause, "no answer");
+    tracing::warn!(kind = call.kind, %model, code, cause, "the call failed");
     failed
 }
 

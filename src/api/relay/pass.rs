@@ -62,7 +62,7 @@ fn failed(unanswered: Unanswered) -> NotRelayed {
     let cause = unanswered.failure.cause();
     let failed = NotRelayed::from(unanswered);
     if cause.is_some() {
-        tracing::warn!(code = failed.error.code(), cause, "no answer");
+        tracing::warn!(code = failed.error.code(), cause, "the call failed");
     }
     failed
 }
