@@ -71,7 +71,7 @@ pub struct Generated<T> {
 #[derive(Debug)]
 pub enum ReadError<G: Generation> {
     /// The answer does not match the request. The model may correct it.
-    Mismatch(Mismatch<G::Value>),
+    Mismatch(Box<Mismatch<G::Value>>),
     /// The answer cannot be used, and a second one would be no better.
     Permanent(Error),
     /// The work ran out before it was known whether the answer matches.
@@ -177,7 +177,7 @@ async fn read<G: Generation>(
     call: &Call,
     generation: &Arc<G>,
     answer: Answer,
-) -> Result<Result<Generated<G::Value>, Mismatch<G::Value>>, GenerationError> {
+) -> Result<Result<Generated<G::Value>, Box<Mismatch<G::Value>>>, GenerationError> {
     let usage = answer.usage;
     let read = match generation.read(answer, &Work::brief()) {
         Err(ReadError::OutOfWork(answer)) => {
@@ -216,7 +216,7 @@ async fn correct<G: Generation>(
     let admission = dispatcher.admit(call).await?;
     let answer = dispatcher.send(call, generation.correction(mismatch), admission).await?;
     read(offload, call, generation, answer).await?.or_else(|mismatch| {
-        let Mismatch { fallback, violations, usage, .. } = mismatch;
+        let Mismatch { fallback, violations, usage, .. } = *mismatch;
         fallback.ok_or(GenerationError::SchemaViolation { violations, usage })
     })
 }

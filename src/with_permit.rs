@@ -228,3 +228,22 @@ fn default_holder(command: &OsStr) -> String {
         format!("{name}, process {process}, on {machine}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_status_of_a_refusal_is_that_of_its_code_or_else_of_its_status() {
+        for (status, code, exit_status) in [
+            (401, Some(Code::Unauthenticated), NO_PERMISSION),
+            (403, None, NO_PERMISSION),
+            (407, None, UNAVAILABLE),
+            (404, Some(Code::SemaphoreNotFound), UNAVAILABLE),
+            (422, Some(Code::ValidationError), UNAVAILABLE),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(refused(status, code), exit_status, "{status} {code:?}");
+        }
+    }
+}

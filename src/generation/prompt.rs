@@ -198,7 +198,7 @@ impl<K: SchemaKind> Generation for SchemaGeneration<K> {
             return Ok(generated);
         }
         let fallback = Some(generated);
-        Err(ReadError::Mismatch(Mismatch { text, violations, usage, fallback }))
+        Err(ReadError::Mismatch(Box::new(Mismatch { text, violations, usage, fallback })))
     }
 
     fn correction(&self, mismatch: &Mismatch<K::Value>) -> Bytes {
@@ -218,7 +218,7 @@ impl CheckError {
         match self {
             Self::Violations(violations) => {
                 let text = answer.text;
-                ReadError::Mismatch(Mismatch { text, violations, usage, fallback: None })
+                ReadError::Mismatch(Box::new(Mismatch { text, violations, usage, fallback: None }))
             }
             Self::Truncated => {
                 let why = match &*answer.finish_reason {

@@ -8,15 +8,16 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 use crate::api::code::Code;
 
-/// Defines a set of errors: one response for each status, which lists the codes with that status.
+/// Defines a set of errors: one response for each status, which lists the codes with that status and may
+/// show an example.
 macro_rules! errors {
-    ($($(#[$doc:meta])* $name:ident: $($code:ident)*;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident($example:ident): $($code:ident)*;)*) => {$(
         $(#[$doc])*
         pub(in crate::api) enum $name {}
 
         impl IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<Response>> {
-                responses(&[$(Code::$code),*])
+                responses(&[$(Code::$code),*], $example)
             }
         }
     )*};
@@ -24,7 +25,7 @@ macro_rules! errors {
 
 errors! {
     /// The errors of a generation.
-    GenerationErrors:
+    GenerationErrors(example):
         MultipleCredentials InvalidRequest ContentBlocked BodyIncomplete BodyNotDecoded
         RequestExceedsQuota Unauthenticated InvalidApiKey AccountUnfunded PermissionDenied NoQuota
         ModelNotFound SemaphoreNotFound ClientTimeout SemaphoreDeleted BodyTooLarge
@@ -34,41 +35,46 @@ errors! {
         TooManyAccounts LimitsUnavailable UpstreamTimeout RequestTimeout;
 
     /// The errors of an administrator's request without a body.
-    AdminErrors: Unauthenticated LimitsUnavailable;
+    AdminErrors(no_example): Unauthenticated LimitsUnavailable;
 
     /// The errors of resetting the limits of a key and a model.
-    ResetLimitsErrors: Unauthenticated AccountNotFound LimitsUnavailable;
+    ResetLimitsErrors(no_example): Unauthenticated AccountNotFound LimitsUnavailable;
 
     /// The errors of registering a semaphore.
-    RegisterSemaphoreErrors:
+    RegisterSemaphoreErrors(no_example):
         BodyIncomplete BodyNotDecoded Unauthenticated ClientTimeout BodyTooLarge
         UnsupportedMediaType ValidationError ServerBusy LimitsUnavailable;
 
     /// The errors of an administrator's request that names a semaphore.
-    SemaphoreErrors: Unauthenticated SemaphoreNotFound LimitsUnavailable;
+    SemaphoreErrors(no_example): Unauthenticated SemaphoreNotFound LimitsUnavailable;
 
     /// The errors of taking a lease.
-    TakeLeaseErrors:
+    TakeLeaseErrors(no_example):
         BodyIncomplete BodyNotDecoded Unauthenticated SemaphoreNotFound ClientTimeout
         SemaphoreDeleted LeaseUnavailable BodyTooLarge UnsupportedMediaType ValidationError
         QueueFull ServerBusy LimitsUnavailable;
 
     /// The errors of renewing a lease.
-    RenewLeaseErrors:
+    RenewLeaseErrors(no_example):
         BodyIncomplete BodyNotDecoded Unauthenticated LeaseNotFound ClientTimeout BodyTooLarge
         UnsupportedMediaType ValidationError ServerBusy LimitsUnavailable;
 }
 
-fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+fn responses(
+    codes: &[Code],
+    example: fn(Code) -> Option<Value>,
+) -> BTreeMap<String, RefOr<Response>> {
     let mut statuses = BTreeMap::<_, Vec<Code>>::new();
     for code in codes {
         statuses.entry(code.status().as_u16()).or_default().push(*code);
     }
     let responses = statuses.into_iter();
-    responses.map(|(status, codes)| (status.to_string(), RefOr::T(response(&codes)))).collect()
+    responses
+        .map(|(status, codes)| (status.to_string(), RefOr::T(response(&codes, example))))
+        .collect()
 }
 
-fn response(codes: &[Code]) -> Response {
+fn response(codes: &[Code], example: fn(Code) -> Option<Value>) -> Response {
     let lines = codes.iter().map(|code| format!("- `{code}`: {}", code.meaning()));
     let example = codes.iter().find_map(|code| example(*code));
     let schema = Ref::from_schema_name("ErrorBody");
@@ -79,7 +85,12 @@ fn response(codes: &[Code]) -> Response {
         .build()
 }
 
-/// An answer with this code, for the most common ones.
+/// No answer is shown.
+fn no_example(_: Code) -> Option<Value> {
+    None
+}
+
+/// The answer of a generation with this code, for the most common ones.
 fn example(code: Code) -> Option<Value> {
     let detail = match code {
         Code::ContentBlocked => json!("Gemini blocked the prompt: PROHIBITED_CONTENT"),
