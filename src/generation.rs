@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dispatch::{self, Call, Dispatcher};
+use crate::dispatch::{Call, CallError, CallKind, Dispatcher};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 use crate::schema::Work;
@@ -30,8 +30,8 @@ pub use validation::{Defaults, InvalidField, ModelOptions, Segment};
 
 /// A kind of generation: one request of it, checked and ready to be sent.
 pub trait Generation: Send + Sync + Sized + 'static {
-    /// The name of the kind in metrics and logs.
-    const KIND: &'static str;
+    /// The kind of its calls.
+    const KIND: CallKind;
     /// What the model generates.
     type Value: Send + Sync + 'static;
 
@@ -96,7 +96,7 @@ pub struct Mismatch<T> {
 pub enum GenerationError {
     /// The call to Gemini failed or was not admitted.
     #[error(transparent)]
-    Dispatch(#[from] dispatch::Failure),
+    Dispatch(#[from] CallError),
     /// Gemini answered twice, and neither answer matches the schema; or an answer could not be
     /// checked in bounded time.
     #[error("the answer does not match the schema: {}", violations.join("; "))]
@@ -115,7 +115,7 @@ impl GenerationError {
     /// The underlying cause, for the log only.
     pub fn cause(&self) -> Option<String> {
         match self {
-            Self::Dispatch(failure) => failure.cause(),
+            Self::Dispatch(error) => error.cause(),
             Self::SchemaViolation { .. } | Self::Internal => None,
         }
     }
@@ -123,7 +123,7 @@ impl GenerationError {
     /// The tokens that the failed call spent.
     fn usage(&self) -> Usage {
         match self {
-            Self::Dispatch(dispatch::Failure::Upstream { error, .. }) => error.usage,
+            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
             Self::SchemaViolation { usage, .. } => *usage,
             Self::Dispatch(_) | Self::Internal => Usage::default(),
         }
@@ -136,8 +136,8 @@ impl From<Error> for GenerationError {
     }
 }
 
-/// Runs a generation whose first call has been admitted. If the answer does not match the request,
-/// the model is asked once to correct it; that second call passes admission like any other.
+/// Waits for admission and generates. If the answer does not match the request, the model is asked
+/// once to correct it; that second call passes admission like any other.
 ///
 /// # Errors
 /// [`GenerationError`]; a value that is returned always matches the request.
@@ -145,10 +145,23 @@ pub async fn generate<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,
+    generation: G,
+) -> Result<Generated<G::Value>, GenerationError> {
+    let admission = dispatcher.admit(call).await?;
+    // Boxed, so that a request that waits takes no more memory than its wait.
+    let generation = Arc::new(generation);
+    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admission)).await
+}
+
+/// The same for a call that has been admitted.
+async fn generate_admitted<G: Generation>(
+    dispatcher: &Dispatcher,
+    offload: &Offload,
+    call: &Call,
     generation: &Arc<G>,
     admission: Admission,
 ) -> Result<Generated<G::Value>, GenerationError> {
-    let answer = dispatcher.send(call, generation.body(), admission).await?;
+    let answer = dispatcher.generate_admitted(call, generation.body(), admission).await?;
     let mismatch = match read(offload, call, generation, answer).await? {
         Ok(generated) => return Ok(generated),
         Err(mismatch) => mismatch,
@@ -183,7 +196,7 @@ async fn read<G: Generation>(
         Err(ReadError::OutOfWork(answer)) => {
             let generation = Arc::clone(generation);
             let job = move |work: &Work| generation.read(answer, work);
-            offload.run(call.route.payer(), call.deadline, job).await
+            offload.run(call.payer(), call.deadline(), job).await
         }
         read => Ok(read),
     };
@@ -192,7 +205,7 @@ async fn read<G: Generation>(
         Ok(Err(ReadError::Mismatch(mismatch))) => Ok(Err(mismatch)),
         Ok(Err(ReadError::Permanent(error))) => Err(error.into()),
         Ok(Err(ReadError::OutOfWork(_))) | Err(OffloadError::DeadlineExceeded) => {
-            Err(dispatch::Failure::DeadlineExceeded.into())
+            Err(CallError::DeadlineExceeded.into())
         }
         Err(OffloadError::TimeLimit(limit)) => {
             let violation = format!("checking the answer takes longer than {limit:?}");
@@ -211,11 +224,10 @@ async fn correct<G: Generation>(
     mismatch: &Mismatch<G::Value>,
 ) -> Result<Generated<G::Value>, GenerationError> {
     let violations = mismatch.violations.iter().map(|violation| InputFeatures::of(violation));
-    let input = call.input + InputFeatures::of(&mismatch.text) + violations.sum();
-    let call = &Call { input, ..call.clone() };
-    let admission = dispatcher.admit(call).await?;
-    let answer = dispatcher.send(call, generation.correction(mismatch), admission).await?;
-    read(offload, call, generation, answer).await?.or_else(|mismatch| {
+    let input = call.input() + InputFeatures::of(&mismatch.text) + violations.sum();
+    let call = call.followed_by(input);
+    let answer = dispatcher.generate(&call, generation.correction(mismatch)).await?;
+    read(offload, &call, generation, answer).await?.or_else(|mismatch| {
         let Mismatch { fallback, violations, usage, .. } = *mismatch;
         fallback.ok_or(GenerationError::SchemaViolation { violations, usage })
     })

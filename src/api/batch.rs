@@ -114,7 +114,7 @@ pub(super) async fn generate_batch<K: Kind>(
     let response = BatchResponse::of(outcomes, ids);
     if response.failed_requests > 0 {
         let BatchResponse { total_requests, failed_requests, .. } = response;
-        let kind = K::Generation::KIND;
+        let kind = K::Generation::KIND.label();
         tracing::warn!(kind, total_requests, failed_requests, cause, "items of a batch failed");
     }
     Ok(Json(response))

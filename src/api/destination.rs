@@ -1,4 +1,4 @@
-//! Where a request in the words of Gemini or of OpenAI leads, and what it costs.
+//! Where a request in Gemini's or OpenAI's form goes, and what it counts as.
 
 mod counted;
 mod free;
@@ -12,38 +12,37 @@ use super::auth::Purpose;
 use super::error::ApiError;
 use crate::gemini::Surface;
 
-pub(super) use counted::{Counted, Target};
+pub(super) use counted::{CountedCall, ModelSource};
 pub(super) use path::single_slashes;
 
-/// Where a request leads.
+/// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Destination {
-    /// Whose words it is in.
+    /// The API in whose form it is.
     pub surface: Surface,
     /// The path at Gemini, escaped as it came.
     pub path: String,
-    /// What it does with the key that pays for it.
+    /// What it uses the key for.
     pub purpose: Purpose,
-    /// The call that is counted; `None` where the request costs nothing.
-    pub call: Option<Counted>,
+    /// The call that goes through admission; `None` where the request costs nothing.
+    pub call: Option<CountedCall>,
 }
 
-/// Why a request leads nowhere, in the words of whose surface.
-pub(super) type Misdirected = (Surface, ApiError);
+/// Why a path cannot be relayed, and the surface in whose form the client is told.
+pub(super) type InvalidPath = (Surface, ApiError);
 
 impl Destination {
-    /// Reads the path of a request. `/v1/chat/completions` and what else OpenAI alone has is
-    /// OpenAI's. `/v1/models`, `/v1/files` and `/v1/batches` are of both: OpenAI's with a bearer
-    /// token and without `x-goog-api-key`.
+    /// Reads the path of a request. `/v1/chat/completions` and the other paths that only OpenAI has
+    /// are OpenAI's. Both have `/v1/models`, `/v1/files` and `/v1/batches`: these are OpenAI's with
+    /// a bearer token and without `x-goog-api-key`.
     ///
-    /// Whatever is neither read nor deleted is counted, unless it is known to cost nothing. A path
-    /// is read as Gemini reads it, with what is escaped in it, so that nothing generates past the
-    /// limits under another spelling.
+    /// A request that neither reads nor deletes is counted, unless it is known to cost nothing. A
+    /// path is decoded as Gemini decodes it, so that no other spelling of it bypasses the limits.
     ///
     /// # Errors
-    /// 400 for a path that could lead elsewhere, and for a call of something that is no model; 404
-    /// for what OpenAI has and Gemini has not.
-    pub(super) fn of(head: &Parts) -> Result<Self, Misdirected> {
+    /// 400 for a path that could be read in two ways, and for a method of something that cannot be
+    /// a model; 404 for a path of OpenAI's that Gemini does not serve.
+    pub(super) fn of(head: &Parts) -> Result<Self, InvalidPath> {
         let raw = single_slashes(head.uri.path());
         let plain = path::plain(&raw).map_err(|error| (Surface::Gemini, error))?;
         match openai::path(&raw, &plain, &head.headers) {
@@ -66,8 +65,8 @@ impl Destination {
             return Ok(Self { surface, path, purpose, call: None });
         }
         let (call, purpose) = match surface {
-            Surface::Gemini => Counted::of_gemini(plain)?,
-            Surface::OpenAi => Counted::of_openai(plain),
+            Surface::Gemini => CountedCall::of_gemini(plain)?,
+            Surface::OpenAi => CountedCall::of_openai(plain),
         };
         Ok(Self { surface, path, purpose, call: Some(call) })
     }

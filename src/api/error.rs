@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::code::Code;
 use super::semaphore_status::SemaphoreStatus;
-use crate::dispatch;
+use crate::dispatch::CallError;
 use crate::gemini;
 use crate::generation::{GenerationError, InvalidField, Segment};
 use crate::limits::{Exhausted, Refused, StoreUnavailable};
@@ -220,14 +220,12 @@ impl From<StoreUnavailable> for ApiError {
     }
 }
 
-impl From<dispatch::Failure> for ApiError {
-    fn from(failure: dispatch::Failure) -> Self {
-        match failure {
-            dispatch::Failure::Refused(refused) => refused.into(),
-            dispatch::Failure::DeadlineExceeded => Self::request_timeout(),
-            dispatch::Failure::Upstream { error, retry_after } => {
-                Self::upstream(*error, retry_after)
-            }
+impl From<CallError> for ApiError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(refused) => refused.into(),
+            CallError::DeadlineExceeded => Self::request_timeout(),
+            CallError::Upstream { error, retry_after, .. } => Self::upstream(*error, retry_after),
         }
     }
 }
@@ -235,7 +233,7 @@ impl From<dispatch::Failure> for ApiError {
 impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
         match error {
-            GenerationError::Dispatch(failure) => failure.into(),
+            GenerationError::Dispatch(error) => error.into(),
             GenerationError::SchemaViolation { violations, .. } => {
                 let violations = violations.join("; ");
                 let detail = format!("The answer does not match the schema: {violations}");

@@ -1,4 +1,4 @@
-//! Requests in the words of Gemini or of OpenAI, which go on as they came, and so do their answers.
+//! Requests in Gemini's or OpenAI's form. They are passed on as they came, and so are their answers.
 
 mod counted;
 mod headers;
@@ -18,41 +18,45 @@ use http::{HeaderValue, Method, StatusCode};
 use super::destination::{Destination, single_slashes};
 use super::error::ApiError;
 use super::methods::METHODS;
-use crate::dispatch::Unanswered;
+use crate::dispatch::CallError;
 use crate::gateway::Gateway;
 use crate::gemini::Surface;
 use headers::strip_answer;
 
-/// What the paths begin with that are passed on.
+/// The prefixes of the paths that are passed on.
 pub(super) const PREFIXES: [&str; 5] = ["/v1/", "/v1beta/", "/v1alpha/", "/upload/", "/download/"];
 
-/// Why nothing was passed on.
-struct NotRelayed {
+/// Why a request was not answered with Gemini's answer.
+struct RelayError {
     error: ApiError,
-    /// What Gemini said, where it said something.
+    /// Gemini's response, where its client may see it.
     response: Option<Box<Response<Bytes>>>,
 }
 
-impl From<ApiError> for NotRelayed {
+impl From<ApiError> for RelayError {
     fn from(error: ApiError) -> Self {
         Self { error, response: None }
     }
 }
 
-impl From<Unanswered> for NotRelayed {
-    fn from(Unanswered { failure, response }: Unanswered) -> Self {
-        Self { error: failure.into(), response }
+impl From<CallError> for RelayError {
+    fn from(mut error: CallError) -> Self {
+        let response = match &mut error {
+            CallError::Upstream { response, .. } => response.take(),
+            CallError::Refused(_) | CallError::DeadlineExceeded => None,
+        };
+        Self { error: error.into(), response }
     }
 }
 
-impl NotRelayed {
-    /// In the words of a surface; on Gemini's own, what Gemini said.
+impl RelayError {
+    /// The response in the form of a surface; on Gemini's own, Gemini's response where there is one.
     fn into_response(self, surface: Surface) -> Response {
         match (surface, self.response) {
             (Surface::Gemini, Some(response)) => {
                 let mut response = response.map(Body::from);
                 strip_answer(response.headers_mut());
-                // It is another one where a key was escaped in the body.
+                // The body has another length where a key in it was masked.
                 response.headers_mut().remove(CONTENT_LENGTH);
                 response
             }
@@ -62,7 +66,7 @@ impl NotRelayed {
     }
 }
 
-/// Passes a request on, and its answer back. What is counted goes through admission.
+/// Passes a request on, and its answer back. A request that costs something goes through admission.
 pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     if head.method == Method::OPTIONS {
@@ -70,18 +74,18 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
     }
     let mut destination = match Destination::of(&head) {
         Ok(destination) => destination,
-        Err((surface, error)) => return NotRelayed::from(error).into_response(surface),
+        Err((surface, error)) => return RelayError::from(error).into_response(surface),
     };
     let surface = destination.surface;
     let relayed = match destination.call.take() {
         Some(call) => counted::send(&gateway, head, body, destination, call).await,
         None => pass::pass(&gateway, head, body, destination).await,
     };
-    relayed.unwrap_or_else(|not_relayed| not_relayed.into_response(surface))
+    relayed.unwrap_or_else(|error| error.into_response(surface))
 }
 
-/// Answers what has no route of its own. A path that is passed on but for a slash too many goes
-/// where it leads without it.
+/// Answers requests that match no route. A path that would be passed on without its doubled slashes
+/// is passed on.
 pub(super) async fn unrouted(State(gateway): State<Gateway>, request: Request) -> Response {
     match single_slashes(request.uri().path()) {
         Cow::Owned(path) if PREFIXES.iter().any(|prefix| path.starts_with(prefix)) => {
@@ -91,7 +95,7 @@ pub(super) async fn unrouted(State(gateway): State<Gateway>, request: Request) -
     }
 }
 
-/// What may be sent to a path that is passed on. Gemini is not asked.
+/// The methods of a path that is passed on. Gemini is not asked.
 fn options() -> Response {
     let allow = [(ALLOW, HeaderValue::from_static(METHODS))];
     (StatusCode::NO_CONTENT, allow).into_response()

@@ -11,40 +11,37 @@ use super::error::ApiError;
 use super::generation_request::{GenerationRequest, Kind};
 use super::incoming::Incoming;
 use super::semaphores::registered;
-use crate::dispatch::Call;
+use crate::dispatch::{Call, CallRequest};
 use crate::gateway::Gateway;
 use crate::generation::{self, Generation, GenerationError, Schemas};
-use crate::limits::{Admission, Semaphore};
+use crate::limits::Semaphore;
 
 /// Generates, and answers with the result.
 ///
 /// # Errors
-/// Every error of [`admit`], and of the call to Gemini.
+/// Every error of [`enqueue`], and of the call to Gemini.
 pub(super) async fn generate<K: Kind>(
     gateway: &Gateway,
     mut incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<Json<K::Response>, ApiError> {
     let _share = mem::take(&mut incoming.share);
-    let (generation, call, admission) = admit(gateway, incoming).await?;
-    let generation = Arc::new(generation);
+    let (generation, call) = enqueue(gateway, incoming).await?;
     let (dispatcher, offload) = (&gateway.dispatcher, &gateway.offload);
-    // Boxed, because this future is the largest part of a request that waits.
-    let generated =
-        Box::pin(generation::generate(dispatcher, offload, &call, &generation, admission)).await;
+    let generated = generation::generate(dispatcher, offload, &call, generation).await;
     match generated {
         Ok(generated) => Ok(Json(generated.into())),
         Err(error) => Err(failed(&call, error)),
     }
 }
 
-/// Checks a request and waits until its first call is admitted.
+/// Checks a request and puts its call into the queue.
 ///
 /// # Errors
-/// 401, 404 or 422 if the request is invalid; 4xx or 5xx if the call is refused.
-pub(super) async fn admit<K: Kind>(
+/// 401, 404 or 422 if the request is invalid; 503 if the shared limits are unavailable.
+pub(super) async fn enqueue<K: Kind>(
     gateway: &Gateway,
     incoming: Incoming<GenerationRequest<K>>,
-) -> Result<(K::Generation, Call, Admission), ApiError> {
+) -> Result<(K::Generation, Call), ApiError> {
     let config = &gateway.config;
     let deadline = Instant::now() + config.request_timeout;
     let Incoming { caller, semaphore, body: GenerationRequest { shared, own }, .. } = incoming;
@@ -60,13 +57,11 @@ pub(super) async fn admit<K: Kind>(
     check_text(|| generation.body(), gateway).await?;
     let semaphore = options.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
-    let dispatcher = &gateway.dispatcher;
-    let ticket = dispatcher.enqueue();
-    let route = dispatcher.route(&ticket, key, generation.model().clone(), semaphore);
-    let (kind, input) = (K::Generation::KIND, generation.input());
-    let call = Call { kind, route, input, requests: 1, images: 0, deadline };
-    let admission = dispatcher.admit(&call).await.map_err(|error| failed(&call, error))?;
-    Ok((generation, call, admission))
+    let (kind, model) = (K::Generation::KIND, generation.model().clone());
+    let size = generation.input().into();
+    let call = CallRequest { kind, key, model, semaphore, size, deadline };
+    let call = gateway.dispatcher.enqueue(call);
+    Ok((generation, call))
 }
 
 /// The error of a call. It is logged here.
@@ -74,8 +69,8 @@ pub(super) fn failed(call: &Call, error: impl Into<GenerationError>) -> ApiError
     let error = error.into();
     let cause = error.cause();
     let error = ApiError::from(error);
-    let (model, code) = (call.route.model(), error.code());
-    tracing::warn!(kind = call.kind, %model, code, cause, "the call failed");
+    let (model, code) = (call.model(), error.code());
+    tracing::warn!(kind = call.kind().label(), %model, code, cause, "the call failed");
     error
 }
 

@@ -1,164 +1,99 @@
-//! A call whose answer goes to the caller as it comes.
+//! Answers that reach the caller as they come.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::{Attempts, Call, Dispatcher, Ended, Failure, Sending, counts_as, reported, settle};
+use super::attempt::{Attempt, Outcome, Reader};
+use super::{Call, CallError, Dispatcher, UploadProgress};
 use crate::gemini::{
-    ApiKey, Error, Forward, Held, Masked, Payload, Rejected, Usage, UsageScanner, Watch,
+    ApiKey, Client, Error, Fence, Forward, Held, Masked, Model, Payload, Rejected, UsageScanner,
+    Watch,
 };
-use crate::limits::{Admission, InFlightCall, Limiter, NamedBy};
-use crate::metrics::Metrics;
 
-/// The body of an answer under way. It holds the call's slots until its last byte, and gives them
-/// back when it is dropped before.
+/// The body of an answer that is still coming. It holds the call's slots until its last byte;
+/// dropping it before gives them back.
 pub struct Forwarded {
     body: Held,
-    /// Until it has ended.
-    passage: Option<Passage>,
+    /// Until the answer has ended.
+    unsettled: Option<Unsettled>,
 }
 
-/// Why a call gave no answer to pass on.
-#[derive(Debug)]
-pub struct Unanswered {
-    /// Why.
-    pub failure: Failure,
-    /// What Gemini said, where it said something.
-    pub response: Option<Box<Response<Bytes>>>,
+/// Passes an answer on as it comes.
+pub(super) struct PassOn<'a> {
+    pub request: &'a Forward,
+    pub body: Bytes,
+    /// How long nothing may come between two pieces of the answer.
+    pub idle: Duration,
 }
 
-impl From<Failure> for Unanswered {
-    fn from(failure: Failure) -> Self {
-        Self { failure, response: None }
+impl Reader for PassOn<'_> {
+    type Received = Response<Held>;
+    type Answer = Response<Forwarded>;
+
+    async fn exchange(
+        &self,
+        client: &Client,
+        call: &Call,
+        fence: Option<Fence>,
+        time_limit: Duration,
+    ) -> Result<Response<Held>, Rejected> {
+        let answer = client.forward(self.request, call.key(), self.body.clone(), fence, self.idle);
+        timeout(time_limit, answer).await.unwrap_or_else(|_| Err(Error::late(time_limit).into()))
+    }
+
+    fn model_version(&self, response: &Response<Held>) -> Option<Model> {
+        response.body().model_version(self.request.surface)
+    }
+
+    fn read(&self, response: Response<Held>, attempt: Attempt) -> Response<Forwarded> {
+        let Forward { surface, streams, is_read, .. } = *self.request;
+        let watch = Watch::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
+        let unsettled = Unsettled { attempt, usage: UsageScanner::new(surface), is_read, watch };
+        response.map(|body| Forwarded::new(body, unsettled))
     }
 }
 
 impl Dispatcher {
-    /// Sends a call until there is an answer to pass on, it fails for good, or its attempts or its
-    /// time are used up. The first attempt goes with `admission`. As long as nothing was passed
-    /// on, it can be sent again. Between two pieces of the answer `idle` may pass.
+    /// Passes on a request that costs nothing: it takes no slot and is sent once. Gemini may take
+    /// as long to answer as in an attempt at a call, from when it has all of the body; until then,
+    /// as long to be reached or to take the next piece.
     ///
     /// # Errors
-    /// [`Unanswered`], of the last attempt.
-    pub async fn forward(
-        &self,
-        call: &Call,
-        request: &Forward,
-        body: Bytes,
-        mut admission: Admission,
-        idle: Duration,
-    ) -> Result<Response<Forwarded>, Unanswered> {
-        let mut attempts = Attempts::default();
-        loop {
-            let in_flight = self.start(call, admission).await?;
-            let outcome = self.open(call, request, body.clone(), in_flight, idle).await?;
-            let Rejected { error, response } = match outcome {
-                Ok(response) => return Ok(response),
-                Err(rejected) => rejected,
-            };
-            admission = match self.readmit(call, &mut attempts, &error).await? {
-                Ok(admission) => admission,
-                Err(retry_after) => {
-                    let failure = Failure::upstream(error, retry_after);
-                    return Err(Unanswered { failure, response });
-                }
-            };
-        }
-    }
-
-    /// Passes on a request that costs nothing: it takes no slot, and is sent once. Gemini may take
-    /// as long for it as for an attempt at a call, counted from when all of the body was sent;
-    /// before that, as long to be reached or to take the next piece of it.
-    ///
-    /// # Errors
-    /// [`Unanswered`].
+    /// [`CallError::Upstream`].
     pub async fn pass(
         &self,
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        sending: &mut Sending,
-    ) -> Result<Response<Masked<Incoming>>, Unanswered> {
+        progress: &mut UploadProgress,
+    ) -> Result<Response<Masked<Incoming>>, CallError> {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
             passed = self.client.pass(request, key, payload) => passed,
-            () = sending.overdue(limit) => Err(Error::late(limit).into()),
+            () = progress.overdue(limit) => Err(Error::late(limit).into()),
         };
-        passed.map_err(|Rejected { error, response }| {
-            let failure = Failure::upstream(error, None);
-            Unanswered { failure, response }
-        })
-    }
-
-    /// One attempt.
-    async fn open(
-        &self,
-        call: &Call,
-        request: &Forward,
-        body: Bytes,
-        in_flight: InFlightCall,
-        idle: Duration,
-    ) -> Result<Result<Response<Forwarded>, Rejected>, Failure> {
-        let sent = Instant::now();
-        let time_limit = self.time_limit(call, sent);
-        let answer = self.client.forward(request, &call.route.key, body, in_flight.fence(), idle);
-        let result = timeout(time_limit, answer)
-            .await
-            .unwrap_or_else(|_| Err(Error::late(time_limit).into()));
-        match result {
-            Ok(response) => {
-                self.projects.prove(&call.route.key);
-                let named = response.body().model_version(request.surface);
-                counts_as(&self.limiter, &in_flight, named.as_ref(), NamedBy::Answer);
-                let watch = Watch::of(response.headers(), request.streams);
-                let passage = Passage {
-                    in_flight,
-                    call: call.clone(),
-                    sent,
-                    usage: UsageScanner::new(request.surface),
-                    is_read: request.is_read,
-                    watch: watch.filter(|_| !request.is_read).map(Box::new),
-                    limiter: Arc::clone(&self.limiter),
-                    metrics: Arc::clone(&self.metrics),
-                };
-                Ok(Ok(response.map(|body| Forwarded::new(body, passage))))
-            }
-            Err(rejected) => {
-                settle(&self.limiter, in_flight, &rejected.error);
-                let ended = self.ended(call, sent, &rejected.error);
-                ended.record(&self.metrics, call, sent, Usage::default());
-                match ended {
-                    Ended::Overdue => Err(Failure::DeadlineExceeded),
-                    _ => Ok(Err(rejected)),
-                }
-            }
-        }
+        passed.map_err(|rejected| CallError::rejected(rejected, None))
     }
 }
 
-/// What is held and kept account of while an answer passes.
-struct Passage {
-    in_flight: InFlightCall,
-    call: Call,
-    sent: Instant,
+/// What is to be settled when the answer has ended.
+struct Unsettled {
+    attempt: Attempt,
     usage: UsageScanner,
-    /// Whether whoever reads the answer says what it was.
+    /// Whether the one who reads the answer says how it ended.
     is_read: bool,
-    /// What tells it by what passes, where that can be told.
+    /// Tells how the answer ends from what passes, where it can be told.
     watch: Option<Box<Watch>>,
-    limiter: Arc<Limiter>,
-    metrics: Arc<Metrics>,
 }
 
-impl Passage {
+impl Unsettled {
     fn scan(&mut self, bytes: &[u8]) {
         self.usage.scan(bytes);
         if let Some(watch) = &mut self.watch {
@@ -166,32 +101,22 @@ impl Passage {
         }
     }
 
-    fn end(self, ended: &Ended<'_>) {
+    fn settle(self, outcome: &Outcome<'_>) {
         let usage = self.usage.usage().unwrap_or_default();
-        match ended {
-            Ended::Answered => self.in_flight.answered(reported(usage)),
-            Ended::BrokenOff(error) | Ended::Failed(error) => {
-                // What Gemini has said of the cost by then stands.
-                let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
-                let error = Error { usage, accepted_model, ..Error::clone(error) };
-                settle(&self.limiter, self.in_flight, &error);
-            }
-            _ if usage.prompt_tokens > 0 => self.in_flight.answered(reported(usage)),
-            _ => drop(self.in_flight),
-        }
-        ended.record(&self.metrics, &self.call, self.sent, usage);
+        self.attempt.end(outcome, usage);
     }
 
     /// The last byte has passed.
-    fn end_whole(mut self) {
-        let Some(mut watch) = self.watch.take() else { return self.end(&Ended::Answered) };
-        let (kind, model) = (self.call.kind, self.call.route.model().clone());
+    fn settle_whole(mut self) {
+        let Some(mut watch) = self.watch.take() else { return self.settle(&Outcome::Answered) };
+        let call = &self.attempt.call;
+        let (kind, model) = (call.kind().label(), call.model().clone());
         match watch.end() {
-            Ok(()) => self.end(&Ended::Answered),
+            Ok(()) => self.settle(&Outcome::Answered),
             Err(error) => {
                 let code = error.kind.code();
                 tracing::warn!(kind, %model, code, "the stream failed: {error}");
-                self.end(&Ended::BrokenOff(error));
+                self.settle(&Outcome::BrokenOff(error));
             }
         }
         let strays = watch.strays();
@@ -200,51 +125,51 @@ impl Passage {
         }
     }
 
-    /// Nobody reads on. An error that has come is told all the same.
-    fn end_unread(self) {
+    /// The client has gone. An error that has already come is reported all the same.
+    fn settle_unread(self) {
         match &self.watch {
-            Some(watch) if watch.error().is_some() => self.end_whole(),
-            _ => self.end(&Ended::Cancelled),
+            Some(watch) if watch.error().is_some() => self.settle_whole(),
+            _ => self.settle(&Outcome::Cancelled),
         }
     }
 }
 
 impl Forwarded {
-    /// What is whole has cost what it cost, and holds nothing any more.
-    fn new(body: Held, mut passage: Passage) -> Self {
+    /// An answer that is already whole is settled at once and holds nothing.
+    fn new(body: Held, mut unsettled: Unsettled) -> Self {
         match body.whole() {
-            Some(whole) if !passage.is_read => {
-                passage.scan(whole);
-                passage.end_whole();
-                Self { body, passage: None }
+            Some(whole) if !unsettled.is_read => {
+                unsettled.scan(whole);
+                unsettled.settle_whole();
+                Self { body, unsettled: None }
             }
-            _ => Self { body, passage: Some(passage) },
+            _ => Self { body, unsettled: Some(unsettled) },
         }
     }
 
-    /// Whoever reads the answer says what it was: from here on it holds nothing.
+    /// Whoever reads the answer says how it ended. From then on it holds nothing.
     pub fn settle(&mut self, read: Result<(), &Error>) {
         match read {
-            Ok(()) => self.end(&Ended::Answered),
-            Err(error) => self.end(&Ended::BrokenOff(error)),
+            Ok(()) => self.end(&Outcome::Answered),
+            Err(error) => self.end(&Outcome::BrokenOff(error)),
         }
     }
 
-    /// Whether the call holds its slots until the answer has passed.
+    /// Whether the answer holds the call's slots until its end.
     pub fn holds_slots(&self) -> bool {
-        self.passage.is_some()
+        self.unsettled.is_some()
     }
 
-    fn end(&mut self, ended: &Ended<'_>) {
-        if let Some(passage) = self.passage.take() {
-            passage.end(ended);
+    fn end(&mut self, ended: &Outcome<'_>) {
+        if let Some(unsettled) = self.unsettled.take() {
+            unsettled.settle(ended);
         }
     }
 
-    /// The last byte has come.
+    /// The last byte has come. One who reads the answer still has to say how it ended.
     fn end_whole(&mut self) {
-        if let Some(passage) = self.passage.take_if(|passage| !passage.is_read) {
-            passage.end_whole();
+        if let Some(unsettled) = self.unsettled.take_if(|unsettled| !unsettled.is_read) {
+            unsettled.settle_whole();
         }
     }
 }
@@ -260,15 +185,15 @@ impl Body for Forwarded {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(data), Some(passage)) = (frame.data_ref(), &mut self.passage) {
-                    passage.scan(data);
+                if let (Some(data), Some(unsettled)) = (frame.data_ref(), &mut self.unsettled) {
+                    unsettled.scan(data);
                 }
-                // A body of known length is not asked for more.
+                // Nobody polls a body of known length beyond its end.
                 if self.body.is_end_stream() {
                     self.end_whole();
                 }
             }
-            Some(Err(error)) => self.end(&Ended::BrokenOff(error)),
+            Some(Err(error)) => self.end(&Outcome::BrokenOff(error)),
             None => self.end_whole(),
         }
         Poll::Ready(frame)
@@ -285,8 +210,8 @@ impl Body for Forwarded {
 
 impl Drop for Forwarded {
     fn drop(&mut self) {
-        if let Some(passage) = self.passage.take() {
-            passage.end_unread();
+        if let Some(unsettled) = self.unsettled.take() {
+            unsettled.settle_unread();
         }
     }
 }

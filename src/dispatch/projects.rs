@@ -1,9 +1,9 @@
-//! Which projects access tokens may charge.
+//! The projects that access tokens charge.
 //!
-//! An access token lives for an hour, so accounts of tokens would begin anew each hour. Where its
-//! owner names the project that it charges, the project is the account. Anybody can name any
-//! project, though: a token counts in the account of a project only after Gemini has accepted
-//! both together. Before that, and without a project, it has an account of its own.
+//! An access token is valid for an hour, so an account per token would start anew each hour. If a
+//! request names the project that its token charges, the project is the account. But a client can
+//! name any project, so a token counts in a project's account only after Gemini has accepted both
+//! together. Until then, and without a project, it has an account of its own.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use crate::gemini::ApiKey;
 
-/// How long it is remembered that Gemini accepted a token for a project. Tokens live as long.
+/// How long a token that Gemini accepted for a project is remembered: as long as tokens are valid.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-/// How many pairs of a token and a project are remembered, at most.
+/// The most pairs of a token and a project that are remembered.
 const MAX_PROVEN: usize = 4096;
 
 /// Tokens that Gemini has accepted for projects.
@@ -24,7 +24,7 @@ const MAX_PROVEN: usize = 4096;
 pub(super) struct Projects(Mutex<HashMap<[u8; 32], Instant>>);
 
 impl Projects {
-    /// The SHA-256 under which the account of a key is known.
+    /// The SHA-256 that identifies the account of a key.
     pub(super) fn payer(&self, key: &ApiKey) -> [u8; 32] {
         let Some(claim) = key.claim() else { return *key.sha256() };
         let proven = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -32,7 +32,7 @@ impl Projects {
         if is_proven { claim.project } else { *key.sha256() }
     }
 
-    /// Gemini has accepted a call with a key.
+    /// Remembers that Gemini has accepted a call with a key.
     pub(super) fn prove(&self, key: &ApiKey) {
         let Some(claim) = key.claim() else { return };
         let mut proven = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_of_too_many_is_forgotten() {
+    async fn the_oldest_pair_is_forgotten_when_there_are_too_many() {
         let projects = Projects::default();
         let keys: Vec<_> = (0..=MAX_PROVEN).map(|at| key(&format!("ya29.{at}"), "p")).collect();
         for key in &keys {

@@ -39,9 +39,14 @@ impl Model {
         &self.0
     }
 
+    /// Whether it is a tuned model, which has quotas of its own.
+    pub fn is_tuned(&self) -> bool {
+        self.0.starts_with(TUNED_MODELS)
+    }
+
     /// The name as a resource of the API: `models/gemini-3.5-flash-lite`, `tunedModels/mine`.
     pub(super) fn resource(&self) -> impl fmt::Display + use<'_> {
-        let collection = if self.0.starts_with(TUNED_MODELS) { "" } else { MODELS };
+        let collection = if self.is_tuned() { "" } else { MODELS };
         fmt::from_fn(move |f| write!(f, "{collection}{}", self.0))
     }
 }

@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::offload::Offload;
-use super::{Generated, Generation, GenerationError, generate};
-use crate::dispatch::{self, Call, Dispatcher, Route};
+use super::{Generated, Generation, GenerationError, generate_admitted};
+use crate::dispatch::{CallError, CallQueue, Dispatcher};
 use crate::gemini::{ApiKey, Model};
 use crate::limits::{Refused, Semaphore};
 
@@ -80,7 +80,7 @@ struct Batch<G: Generation> {
 /// The items with the same key, model and semaphore that have not been admitted yet, each with its
 /// index.
 struct AccountItems<G> {
-    route: Arc<Route>,
+    queue: Arc<CallQueue>,
     items: Mutex<VecDeque<(usize, G)>>,
     /// How many runners wait for admission.
     waiting_runners: AtomicUsize,
@@ -102,9 +102,9 @@ impl<G: Generation> Batch<G> {
             outcomes.push(Outcome { model: model.clone(), result: Err(GenerationError::Internal) });
             let group = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
             let account = *known.entry(group).or_insert_with(|| {
-                let route = dispatcher.route(&ticket, key, model, semaphore);
+                let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore);
                 accounts.push(AccountItems {
-                    route,
+                    queue: Arc::new(queue),
                     items: Mutex::default(),
                     waiting_runners: 0.into(),
                 });
@@ -137,28 +137,22 @@ impl<G: Generation> Batch<G> {
     /// A runner whose item is admitted starts another runner for the next item if none is waiting, so
     /// there is one runner for each item in flight, and one that waits.
     async fn run(self: Arc<Self>, account: usize) {
-        let AccountItems { route, items, waiting_runners } = &self.accounts[account];
+        let AccountItems { queue, items, waiting_runners } = &self.accounts[account];
         loop {
-            let head = route.head().await;
+            let head = queue.head().await;
             waiting_runners.fetch_sub(1, Ordering::Relaxed);
             let Some((index, generation)) = lock(items).pop_front() else { return };
-            let call = Call {
-                kind: G::KIND,
-                route: Arc::clone(route),
-                input: generation.input(),
-                requests: 1,
-                images: 0,
-                deadline: Instant::now() + self.timeout,
-            };
+            let call = queue.call(generation.input(), Instant::now() + self.timeout);
             let result = match self.dispatcher.admit_at_head(&call, head).await {
                 Ok(admission) => {
                     if waiting_runners.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
                         self.start_runner(account);
                     }
                     let generation = Arc::new(generation);
-                    generate(&self.dispatcher, &self.offload, &call, &generation, admission).await
+                    let (dispatcher, offload) = (&*self.dispatcher, &*self.offload);
+                    generate_admitted(dispatcher, offload, &call, &generation, admission).await
                 }
-                Err(dispatch::Failure::Refused(
+                Err(CallError::Refused(
                     refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
                 )) => {
                     // Another account may have set it first.
@@ -190,7 +184,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::dispatch::RetryPolicy;
+    use crate::dispatch::{CallKind, RetryPolicy};
     use crate::gemini::{Answer, Client, GenerateContent, InputFeatures};
     use crate::generation::{Mismatch, ReadError};
     use crate::limits::{Limiter, QuotaPlan};
@@ -208,7 +202,7 @@ mod tests {
     }
 
     impl Generation for Fragile {
-        const KIND: &'static str = "fragile";
+        const KIND: CallKind = CallKind::Chat;
         type Value = String;
 
         fn model(&self) -> &Model {

@@ -5,6 +5,7 @@ mod stream;
 use bytes::Bytes;
 
 use super::{Defaults, Generated, Generation, InvalidField, Mismatch, ModelOptions, ReadError};
+use crate::dispatch::CallKind;
 use crate::gemini::{Answer, InputFeatures, Model};
 use crate::schema::Work;
 
@@ -52,7 +53,7 @@ impl Chat {
 }
 
 impl Generation for Chat {
-    const KIND: &'static str = "chat";
+    const KIND: CallKind = CallKind::Chat;
     type Value = String;
 
     fn model(&self) -> &Model {

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 pub use super::story::{Chapter, Character, Gender, Scene, Story, YesOrNo};
 use super::{Defaults, InvalidField, SchemaGeneration, SchemaKind, SchemaPrompt, Schemas};
+use crate::dispatch::CallKind;
 use crate::gemini::Answer;
 
 /// The field with the voices.
@@ -25,7 +26,7 @@ pub struct CheckedStory {
 }
 
 impl SchemaKind for CinematicStory {
-    const KIND: &'static str = "cinematic_story_design";
+    const KIND: CallKind = CallKind::CinematicStoryDesign;
     type Value = CheckedStory;
 
     /// JSON Schema is a little wider than the type: for JSON Schema, `1.0` is an integer.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::extract::{self, Json};
 use super::schemas::CompiledSchema;
 use super::{Defaults, Generated, Generation, InvalidField, Mismatch, ModelOptions, ReadError};
+use crate::dispatch::CallKind;
 use crate::gemini::{Answer, Error, ErrorKind, GenerateContent, InputFeatures, Model};
 use crate::schema::{Stopped, Work};
 
@@ -26,8 +27,8 @@ pub struct SchemaPrompt {
 
 /// A kind of generation whose answers are JSON of a schema.
 pub trait SchemaKind: Send + Sync + Sized + 'static {
-    /// The name of the kind in metrics and logs.
-    const KIND: &'static str;
+    /// The kind of its calls.
+    const KIND: CallKind;
     /// What the model generates.
     type Value: Send + Sync + 'static;
 
@@ -158,7 +159,7 @@ impl<K: SchemaKind> SchemaGeneration<K> {
 }
 
 impl<K: SchemaKind> Generation for SchemaGeneration<K> {
-    const KIND: &'static str = K::KIND;
+    const KIND: CallKind = K::KIND;
     type Value = K::Value;
 
     fn model(&self) -> &Model {

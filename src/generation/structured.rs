@@ -6,6 +6,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Defaults, InvalidField, SchemaGeneration, SchemaKind, SchemaPrompt, Schemas};
+use crate::dispatch::CallKind;
 use crate::gemini::Answer;
 
 /// The kind of generation that returns JSON of the caller's schema.
@@ -13,7 +14,7 @@ use crate::gemini::Answer;
 pub enum StructuredOutput {}
 
 impl SchemaKind for StructuredOutput {
-    const KIND: &'static str = "structured_output";
+    const KIND: CallKind = CallKind::StructuredOutput;
     /// The JSON exactly as the model wrote it, without a code fence or words around it.
     type Value = Box<RawValue>;
 

@@ -56,11 +56,21 @@ impl fmt::Display for Payer {
     }
 }
 
+/// The calls that an account counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Those that are charged to the model.
+    Model,
+    /// Those of one method of the model, such as `countTokens`, which has quotas of its own.
+    Method,
+}
+
 /// One key and one model: the quotas that count for them, and how many calls run at once.
 #[derive(Debug)]
 pub struct Account {
     payer: Payer,
     model: Arc<str>,
+    counted: Counted,
     /// What the settings say.
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn Budget>,
@@ -90,6 +100,7 @@ impl Account {
         store: &dyn Store,
         payer: Payer,
         model: Arc<str>,
+        counted: Counted,
         plan: &QuotaPlan,
         ceiling: usize,
         breakers: &Arc<Breakers>,
@@ -98,11 +109,14 @@ impl Account {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
-        // What the plan says is about generating.
-        let is_apart = model.contains(':');
-        let planned = if is_apart { PlannedQuotas::default() } else { plan.quotas(label, &model) };
+        // The plan's quotas are the model's.
+        let planned = match counted {
+            Counted::Model => plan.quotas(label, &model),
+            Counted::Method => PlannedQuotas::default(),
+        };
         let budget = store.budget(&payer, &model, planned, plan.minute);
-        Self { breakers: Arc::clone(breakers), ..Self::new(payer, model, planned, budget, ceiling) }
+        let account = Self::new(payer, model, planned, budget, ceiling);
+        Self { breakers: Arc::clone(breakers), counted, ..account }
     }
 
     /// An account of which nothing is kept, and whose calls are refused.
@@ -122,6 +136,7 @@ impl Account {
         Self {
             payer,
             model,
+            counted: Counted::Model,
             planned: Mutex::new(planned),
             budget,
             concurrency: AdaptiveLimit::new(ceiling),
@@ -284,7 +299,7 @@ impl Account {
 
     /// Whether these are calls that Gemini counts apart from the model's.
     pub(super) fn is_apart(&self) -> bool {
-        self.model.contains(':')
+        self.counted == Counted::Method
     }
 
     /// What can keep all calls of this account from being served.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{Account, Payer};
+use super::account::{Account, Counted, Payer};
 use super::breakers::Breakers;
 use super::budget::Charged;
 use super::plan::QuotaPlan;
@@ -95,20 +95,24 @@ impl Accounts {
     /// The account of a key and those calls of a model that Gemini counts apart, by the name of
     /// their method, such as `countTokens`. No quotas are known of it until Gemini names some.
     pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
-        self.of(key_sha256, &format!("{model}:{method}").into())
+        let name = format!("{model}:{method}").into();
+        self.find_or_open(self.payer(key_sha256), name, Counted::Method)
     }
 
     /// The account of a key, told by its SHA-256, and a model; opened where there is none. Where
     /// the table is full, one whose calls are refused.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
-        let payer = match self.plan.label(key_sha256) {
-            Some(label) => Payer::Labelled(Arc::clone(label)),
-            None => Payer::Key(*key_sha256),
-        };
-        self.find_or_open(payer, Arc::clone(model))
+        self.find_or_open(self.payer(key_sha256), Arc::clone(model), Counted::Model)
     }
 
-    fn find_or_open(&self, payer: Payer, model: Arc<str>) -> Arc<Account> {
+    fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
+        match self.plan.label(key_sha256) {
+            Some(label) => Payer::Labelled(Arc::clone(label)),
+            None => Payer::Key(*key_sha256),
+        }
+    }
+
+    fn find_or_open(&self, payer: Payer, model: Arc<str>, counted: Counted) -> Arc<Account> {
         let name = (payer, model);
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = open.accounts.get(&name) {
@@ -125,7 +129,8 @@ impl Accounts {
             return Arc::new(Account::turned_away(payer, model));
         }
         let (plan, ceiling) = (&self.plan, self.ceiling);
-        let account = Account::open(&*self.store, payer, model, plan, ceiling, &self.breakers);
+        let (store, breakers) = (&*self.store, &self.breakers);
+        let account = Account::open(store, payer, model, counted, plan, ceiling, breakers);
         let account = Arc::new(account);
         open.insert(name, Arc::clone(&account));
         account
@@ -154,7 +159,7 @@ impl Accounts {
             return;
         }
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = self.find_or_open(account.payer().clone(), name.into());
+        let named = self.find_or_open(account.payer().clone(), name.into(), Counted::Model);
         if named_by == NamedBy::Replica && named.is_charged_to(account) {
             // This replica has found the opposite, later.
             named.charge(None);

@@ -387,9 +387,13 @@ impl LocalBudget {
         let mut ledger = self.ledger();
         change(&mut ledger);
         let is_moved = self.moved_to.get().is_some();
+        let is_waited_for = ledger.is_waited_for();
         drop(ledger);
-        self.queue.changed.notify_one();
-        self.returning.changed.notify_one();
+        // Whoever joins later looks at the ledger first.
+        if is_waited_for {
+            self.queue.changed.notify_one();
+            self.returning.changed.notify_one();
+        }
         is_moved
     }
 
@@ -402,7 +406,7 @@ impl Budget for LocalBudget {
     fn try_reserve(self: Arc<Self>, cost: Cost, deadline: Instant) -> Attempt {
         let cost = cost.bounded();
         let reserved = self.ledger().try_reserve(cost, deadline);
-        let answer = reserved.map(|reserved| reserved.then(|| self.reservation(cost)));
+        let answer = reserved.map(|reserved| reserved.then(|| Reservation::new(self, cost)));
         Attempt::Answered(answer.map_err(NotReserved::Exhausted))
     }
 

@@ -196,6 +196,34 @@ async fn quotas_are_spent_together() {
 }
 
 #[tokio::test]
+async fn of_limits_that_differ_the_lowest_holds_and_every_replica_warns_once() {
+    let all = surroundings().await;
+    let start = |limits: &str| all.replica(5).set("GEMINI_LIMITS", limits).run();
+    let (one, two) = (start("*:rpd=3,rpm=100").await, start("*:rpd=2,rpm=200").await);
+    let limit = async |replica: &Process, quota: &str| {
+        let limits = answer(admin(replica.get("/_admin/limits"))).await.body;
+        limits["limits"][0][quota]["limit"].clone()
+    };
+    for replica in [&two, &one] {
+        assert_eq!(answer(chat(replica, "Hello")).await.status, 200);
+    }
+    for replica in [&one, &two] {
+        replica.until_logged("the lowest limit of all running replicas counts").await;
+        assert_eq!(limit(replica, "requests_per_day").await, 2);
+        assert_eq!(limit(replica, "requests_per_minute").await, 100);
+        let refused = answer(chat(replica, "Hello")).await;
+        assert_eq!(refused.body["code"], "daily_quota_exhausted", "{:?}", refused.body);
+    }
+    two.terminate().await;
+    let (code, log) = two.end().await;
+    assert_eq!(code, Some(0));
+    assert_eq!(log.matches("the lowest limit of all running replicas counts").count(), 1);
+    assert_eq!(limit(&one, "requests_per_day").await, 3);
+    assert_eq!(answer(chat(&one, "Hello")).await.status, 200);
+    assert_eq!(one.log().matches("the lowest limit of all running replicas counts").count(), 1);
+}
+
+#[tokio::test]
 async fn a_day_that_gemini_calls_used_up_is_over_for_all_replicas() {
     let all = surroundings().await;
     let (one, two) = (all.replica(5).run().await, all.replica(5).run().await);
@@ -277,7 +305,7 @@ async fn a_version_that_keeps_another_format_is_refused_at_the_start() {
     all.redis.say(&format).await;
     let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &all.redis.url());
     let log = failure(start()).await;
-    assert!(log.contains("in format 999, and this one in format 3"), "{log}");
+    assert!(log.contains("in format 999, and this one in format 4"), "{log}");
     assert!(log.contains("REDIS_PREFIX"), "{log}");
     let other = all.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
     assert_eq!(answer(chat(&other.run().await, "Hello")).await.status, 200);

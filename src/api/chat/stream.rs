@@ -13,7 +13,7 @@ use crate::api::batch::ItemError;
 use crate::api::error::ApiError;
 use crate::api::incoming::Incoming;
 use crate::api::read_ahead::read_ahead;
-use crate::api::single::{admit, failed};
+use crate::api::single::{enqueue, failed};
 use crate::gateway::Gateway;
 use crate::generation::chat::{ChatEvent, ChatStream};
 
@@ -38,13 +38,13 @@ pub(super) async fn stream(
     mut incoming: Incoming<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let share = mem::take(&mut incoming.share);
-    let (chat, call, admission) = admit(gateway, incoming).await?;
+    let (chat, call) = enqueue(gateway, incoming).await?;
     let idle = gateway.config.stream_idle_timeout;
-    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, admission, idle);
-    let chat = Box::pin(opened).await.map_err(|error| failed(&call, error))?;
+    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, idle).await;
+    let chat = opened.map_err(|error| failed(&call, error))?;
     let events = unfold((chat, call, share), async |(mut chat, call, share)| {
         let event = chat.next().await?.map_err(|error| {
-            let model = call.route.model().clone();
+            let model = call.model().clone();
             ItemError::new(failed(&call, error), model)
         });
         Some((event, (chat, call, share)))

@@ -1,16 +1,16 @@
-//! What costs nothing.
+//! Requests that cost nothing.
 //!
-//! Reading and deleting never do. Of everything else, what is not listed here is counted, so that a
-//! new method of Google's is not free by accident.
+//! Reading and deleting cost nothing. Any other request is counted unless it is listed here, so that
+//! a new method of Google's is never free by accident.
 
 use http::Method;
 
 use super::openai::OPENAI;
 use crate::api::auth::Purpose;
 
-/// What is sent with another method than GET, HEAD or DELETE and generates nothing: a method and a
-/// path at Gemini. `*` stands for a part of a segment, `**` for all further segments. Source: Gemini
-/// API reference, and the paths in Google's Python SDK 3.6.1.
+/// The requests with another method than GET, HEAD or DELETE that generate nothing: the method and
+/// the path at Gemini. `*` matches a part of a segment, `**` all further segments. Source: Gemini API
+/// reference, and the paths in Google's Python SDK 3.6.1.
 const FREE: &[(Method, &str)] = &[
     // Upload.
     (Method::POST, "/upload/*/files"),
@@ -21,10 +21,10 @@ const FREE: &[(Method, &str)] = &[
     (Method::POST, "/*/files"),
     (Method::POST, "/*/files:register"),
     (Method::POST, "/v1beta/openai/files"),
-    // Cached contents. Storage costs money, but no quota.
+    // Cached contents. Their storage costs money but counts against no quota.
     (Method::POST, "/*/cachedContents"),
     (Method::PATCH, "/*/cachedContents/*"),
-    // Batch jobs that exist.
+    // Changes of existing batch jobs.
     (Method::PATCH, "/*/batches/*:updateGenerateContentBatch"),
     (Method::PATCH, "/*/batches/*:updateEmbedContentBatch"),
     // Cancellation.
@@ -36,12 +36,13 @@ const FREE: &[(Method, &str)] = &[
     (Method::POST, "/*/tunedModels/*/operations/*:cancel"),
 ];
 
-/// Whether a request that is neither GET, HEAD nor DELETE costs nothing.
+/// Whether a request with another method than GET, HEAD or DELETE costs nothing.
 pub(super) fn is_free(method: &Method, path: &str) -> bool {
     FREE.iter().any(|(free, pattern)| free == method && is_match(pattern, path))
 }
 
-/// What a request that costs nothing does with the key. The models are everybody's.
+/// What a request that costs nothing uses the key for. Reading the models is open to whoever may
+/// generate; everything else belongs to the key's account.
 pub(super) fn purpose_of(method: &Method, path: &str) -> Purpose {
     let mut segments = path.strip_prefix(OPENAI).unwrap_or(path).split('/').skip(1);
     let first = segments.next();
@@ -66,7 +67,7 @@ fn is_match(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// Whether a segment fits a pattern. What `*` stands for is not empty and calls no method.
+/// Whether a segment matches a pattern. `*` matches a name that is not empty and has no method.
 fn is_segment(pattern: &str, segment: &str) -> bool {
     match pattern.strip_prefix('*') {
         Some(method) => {

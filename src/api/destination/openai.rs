@@ -1,4 +1,4 @@
-//! Which paths are OpenAI's.
+//! Paths in OpenAI's form.
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -7,17 +7,17 @@ use percent_encoding::percent_decode_str;
 use crate::api::error::ApiError;
 use crate::gemini::API_KEY;
 
-/// Where Gemini has its endpoints of OpenAI's shape.
+/// The path of Gemini's endpoints in OpenAI's form.
 pub(super) const OPENAI: &str = "/v1beta/openai";
 
-/// What follows `/v1/` on OpenAI's surface alone, and Gemini serves. Source: Gemini API
+/// Resources below `/v1/` that only OpenAI has, and that Gemini serves. Source: Gemini API
 /// documentation, "OpenAI compatibility".
 const SERVED: [&str; 4] = ["chat/completions", "embeddings", "images/generations", "videos"];
 
-/// What follows `/v1/` on both surfaces.
-const OF_BOTH: [&str; 3] = ["models", "files", "batches"];
+/// Resources below `/v1/` that both OpenAI and Gemini have.
+const SHARED: [&str; 3] = ["models", "files", "batches"];
 
-/// What else OpenAI has under `/v1/`, and neither of Gemini's surfaces. Source: OpenAI's API
+/// Resources below `/v1/` that only OpenAI has, and that Gemini does not serve. Source: OpenAI's API
 /// reference.
 const NOT_SERVED: [&str; 16] = [
     "assistants",
@@ -38,10 +38,10 @@ const NOT_SERVED: [&str; 16] = [
     "vector_stores",
 ];
 
-/// The path at Gemini of a path that is OpenAI's, escaped as it came.
+/// The path at Gemini for a path of OpenAI's, escaped as it came; `None` for a path of Gemini's.
 ///
 /// # Errors
-/// 404 for what Gemini has not.
+/// 404 for a path that Gemini does not serve.
 pub(super) fn path(
     raw: &str,
     plain: &str,
@@ -59,7 +59,7 @@ pub(super) fn path(
     if SERVED.iter().any(|served| is_or_is_below(resource, served))
         || (brings_token
             && !resource.contains(':')
-            && OF_BOTH.iter().any(|shared| is_or_is_below(resource, shared)))
+            && SHARED.iter().any(|shared| is_or_is_below(resource, shared)))
     {
         return Some(Ok(format!("{OPENAI}/{rest}")));
     }
@@ -67,7 +67,8 @@ pub(super) fn path(
     is_openais.then(|| Err(ApiError::not_served(plain)))
 }
 
-/// Whether a request brings a token as OpenAI's clients do. Google's send `Token auth_tokens/…`.
+/// Whether a request has a token as OpenAI's clients send it. Google's clients send
+/// `Token auth_tokens/…`.
 fn brings_token(headers: &HeaderMap) -> bool {
     let token = headers.get(AUTHORIZATION).map(|token| token.as_bytes().to_ascii_lowercase());
     token.is_some_and(|token| !token.starts_with(b"token "))

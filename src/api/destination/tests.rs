@@ -1,32 +1,33 @@
 use http::Request;
 
-use super::counted::Target;
+use super::counted::ModelSource;
 use super::*;
+use crate::dispatch::{CallKind, ChargedTo};
 use crate::gemini::Model;
 
 const BEARER: (&str, &str) = ("authorization", "Bearer k");
 const GOOGLE: (&str, &str) = ("x-goog-api-key", "k");
 
-fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, Misdirected> {
+fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destination, InvalidPath> {
     let request = Request::builder().method(method).uri(path);
     let request =
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     Destination::of(&request.body(()).unwrap().into_parts().0)
 }
 
-/// Under which name a post to a path is counted; `None` where it costs nothing. The body's model is
-/// `body`, or the name in parentheses where there is none in it.
+/// The model that a request is counted for; `None` where it costs nothing. `body` is the model that
+/// the body names, and the name in parentheses counts where it names none.
 fn counted(method: Method, path: &str) -> Option<String> {
     let destination = of(method, path, &[]).unwrap_or_else(|_| panic!("{path}: an error"));
-    Some(match destination.call?.target {
-        Target::Path(model) => model.to_string(),
-        Target::Body => "body".to_owned(),
-        Target::BodyOr(resource) => format!("body ({resource})"),
+    Some(match destination.call?.model {
+        ModelSource::Path(model) => model.to_string(),
+        ModelSource::Body => "body".to_owned(),
+        ModelSource::BodyOr(resource) => format!("body ({resource})"),
     })
 }
 
 #[test]
-fn what_is_not_known_to_be_free_is_counted() {
+fn a_request_that_is_not_known_to_be_free_is_counted() {
     for (path, name) in [
         ("/v1beta/models/m:generateContent", "m"),
         ("/v1beta/models/m:streamGenerateContent", "m"),
@@ -62,7 +63,7 @@ fn what_is_not_known_to_be_free_is_counted() {
 }
 
 #[test]
-fn what_generates_nothing_is_free() {
+fn a_request_that_generates_nothing_is_free() {
     for (method, path) in [
         (Method::POST, "/upload/v1beta/files"),
         (Method::PUT, "/upload/v1beta/files"),
@@ -81,7 +82,7 @@ fn what_generates_nothing_is_free() {
 }
 
 #[test]
-fn a_path_has_one_reading() {
+fn a_path_that_could_be_read_in_two_ways_is_refused() {
     for (path, sent) in [
         ("//v1beta///models/m:generateContent", "/v1beta/models/m:generateContent"),
         ("/v1//chat//completions", "/v1beta/openai/chat/completions"),
@@ -109,7 +110,7 @@ fn a_path_has_one_reading() {
 }
 
 #[test]
-fn paths_of_both_surfaces_are_told_apart_by_the_key() {
+fn the_key_decides_the_surface_of_a_path_that_both_have() {
     let surface = |path: &str, headers: &[(&str, &str)]| {
         of(Method::GET, path, headers).map(|found| (found.surface, found.path)).map_err(|_| ())
     };
@@ -131,7 +132,7 @@ fn paths_of_both_surfaces_are_told_apart_by_the_key() {
 }
 
 #[test]
-fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
+fn a_request_uses_the_key_for_generation_for_its_account_or_for_a_credential() {
     for (method, path, purpose) in [
         (Method::POST, "/v1beta/models/m:generateContent", Purpose::Generation),
         (Method::POST, "/v1beta/models/m:countTokens", Purpose::Generation),
@@ -159,6 +160,38 @@ fn a_call_is_used_for_generation_for_the_account_or_for_a_credential() {
         );
     }
     let call = of(Method::POST, "/v1/models/m:countTokens", &[]).ok().unwrap().call.unwrap();
-    assert_eq!(call.apart, Some("countTokens"));
-    assert!(matches!(call.target, Target::Path(model) if model == Model::parse("m").unwrap()));
+    assert_eq!(call.kind, CallKind::CountTokens);
+    assert_eq!(call.kind.charged_to(), ChargedTo::Method("countTokens"));
+    assert!(matches!(call.model, ModelSource::Path(model) if model == Model::parse("m").unwrap()));
+}
+
+#[test]
+fn a_call_counts_as_the_kind_of_its_method() {
+    for (path, kind) in [
+        ("/v1beta/models/m:generateContent", CallKind::GenerateContent),
+        ("/v1beta/models/m:streamGenerateContent", CallKind::StreamGenerateContent),
+        ("/v1beta/models/m:countTokens", CallKind::CountTokens),
+        ("/v1beta/models/m:embedContent", CallKind::EmbedContent),
+        ("/v1beta/models/m:batchEmbedContents", CallKind::EmbedContent),
+        ("/v1beta/models/m:predict", CallKind::Predict),
+        ("/v1beta/models/m:predictLongRunning", CallKind::Predict),
+        ("/v1beta/models/m:predictTomorrow", CallKind::Predict),
+        ("/v1beta/models/m:batchGenerateContent", CallKind::BatchGenerateContent),
+        ("/v1beta/models/m:asyncBatchEmbedContent", CallKind::AsyncBatchEmbedContent),
+        ("/v1beta/models/m:inventedTomorrow", CallKind::OtherMethod),
+        ("/v1beta/models/m:streamInventedTomorrow", CallKind::OtherStream),
+        ("/v1beta/interactions", CallKind::Interaction),
+        ("/v1beta/decisions", CallKind::Decision),
+        ("/v1beta/voices", CallKind::Voice),
+        ("/v1beta/triggers/t/executions", CallKind::OtherMethod),
+        ("/v1/chat/completions", CallKind::OpenAiChat),
+        ("/v1/embeddings", CallKind::OpenAiEmbeddings),
+        ("/v1/images/generations", CallKind::OpenAiOther),
+        ("/v1/videos", CallKind::OpenAiOther),
+        ("/v1beta/openai/batches", CallKind::OpenAiBatch),
+        ("/v1beta/openai/inventedTomorrow", CallKind::OpenAiOther),
+    ] {
+        let destination = of(Method::POST, path, &[]).unwrap_or_else(|_| panic!("{path}"));
+        assert_eq!(destination.call.map(|call| call.kind), Some(kind), "{path}");
+    }
 }

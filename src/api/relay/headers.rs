@@ -1,4 +1,5 @@
-//! What of a request's head goes on to Gemini, and what of an answer's comes back.
+//! Which headers and parameters of a request are sent to Gemini, and which headers of its response
+//! come back.
 
 use http::header::{
     ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, EXPECT,
@@ -15,7 +16,7 @@ use crate::api::incoming::EXTERNAL_SEMAPHORE_ID;
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
 
-/// Headers that are about one connection. Source: RFC 9110, section 7.6.1.
+/// Hop-by-hop headers, which concern a single connection. Source: RFC 9110, section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -28,9 +29,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Headers of requests that stay here: those for this service, those about its client and where the
-/// client was, those that would make another request of this one, and those that Gemini would take
-/// for a second credential.
+/// Request headers that are not sent to Gemini: those that are meant for the gateway, those that
+/// describe its client or the page that the client came from, those that would turn the request into
+/// another one, and those that Gemini would take for a second credential.
 const KEPT_BACK: [HeaderName; 30] = [
     ADMIN_API_KEY,
     API_KEY,
@@ -54,7 +55,7 @@ const KEPT_BACK: [HeaderName; 30] = [
     HeaderName::from_static("x-method-override"),
     HeaderName::from_static("x-goog-iam-authorization-token"),
     HeaderName::from_static("x-goog-iam-authority-selector"),
-    // Credentials of other services, which are nobody's business at Gemini.
+    // Credentials of other services, which Gemini must not see.
     HeaderName::from_static("x-serverless-authorization"),
     HeaderName::from_static("x-goog-iap-jwt-assertion"),
     HeaderName::from_static("x-api-key"),
@@ -65,38 +66,37 @@ const KEPT_BACK: [HeaderName; 30] = [
     HeaderName::from_static("openai-project"),
 ];
 
-/// What the names of more such headers begin with.
+/// Prefixes of the names of further such headers.
 const KEPT_BACK_FAMILIES: [&str; 4] =
     ["x-forwarded-", "sec-fetch-", "access-control-", "x-goog-authenticated-user-"];
 
-/// Parameters that would make another request of this one, or a script of its answer. Source:
-/// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters, of which `$ct` is another
-/// content type than was looked at here.
+/// Parameters that would turn the request into another one, or its answer into a script, and are not
+/// sent. `$ct` would override the content type, which the gateway has checked. Sources:
+/// closure-library, `goog.net.rpc.HttpCors`; Google's system parameters.
 const KEPT_BACK_PARAMETERS: [&str; 5] =
     ["$httpMethod", "$httpHeaders", "callback", "$callback", "$ct"];
 
-/// What a browser may do with a page of Gemini's, or of a file that somebody uploaded: nothing in
-/// the name of this service.
+/// Keeps a browser from running a page of Gemini's, or an uploaded file, with the gateway's origin.
 const SANDBOX: HeaderValue =
     HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
 
-/// What a proxy has taken off the path of a request.
+/// The prefix that a proxy has removed from the path of a request.
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
-/// How long that may be, in bytes.
+/// The longest such prefix that is accepted, in bytes.
 const MAX_PREFIX: usize = 256;
 
-/// Headers of answers that hold a URL of Gemini's, at which an upload goes on.
+/// Response headers with the URL of Gemini's at which an upload continues.
 const UPLOAD_URLS: [HeaderName; 3] = [
     LOCATION,
     HeaderName::from_static("x-goog-upload-url"),
     HeaderName::from_static("x-goog-upload-control-url"),
 ];
 
-/// What a request is passed on as: what is for this service stays here, the key above all.
+/// The request to send to Gemini, without what is meant for the gateway, above all the key.
 ///
 /// # Errors
-/// 400 where the path cannot be one at Gemini; 401 where the admin key would be sent on.
+/// 400 for a path that cannot be sent; 401 if the admin key would be sent with the request.
 pub(super) fn forward(
     gateway: &Gateway,
     surface: Surface,
@@ -109,7 +109,7 @@ pub(super) fn forward(
     strip(&mut headers);
     let kept_back: Vec<_> = headers.keys().filter(|name| is_kept_back(name)).cloned().collect();
     kept_back.iter().for_each(|name| drop(headers.remove(name)));
-    // It is only the owner of a key who says which project is charged.
+    // Only the owner of a key may choose the project that is charged.
     if tier != Some(Tier::Own) {
         headers.remove(USER_PROJECT);
     }
@@ -122,7 +122,7 @@ pub(super) fn forward(
     Ok(Forward { surface, method, path, headers, streams: false, is_read: false })
 }
 
-/// What of a query goes on, as it came.
+/// The parameters of a query that are sent, unchanged.
 fn passed_on(query: &str) -> String {
     let without_key = without_key(query);
     let is_kept_back = |parameter: &&str| {
@@ -137,7 +137,7 @@ fn is_kept_back(name: &HeaderName) -> bool {
         || KEPT_BACK_FAMILIES.iter().any(|family| name.as_str().starts_with(family))
 }
 
-/// Whether the admin key stands anywhere in a head, escaped or not.
+/// Whether the admin key is anywhere in the head of a request, escaped or not.
 fn shows(gateway: &Gateway, path: &str, query: &str, headers: &HeaderMap) -> bool {
     let Some(admin) = &gateway.config.admin_api_key else { return false };
     let is_in = |text: &[u8]| holds_admin_key(text, gateway);
@@ -149,23 +149,23 @@ fn shows(gateway: &Gateway, path: &str, query: &str, headers: &HeaderMap) -> boo
         || headers.values().any(|value| is_in(value.as_bytes()))
 }
 
-/// Takes out what is about one connection.
+/// Removes the hop-by-hop headers.
 fn strip(headers: &mut HeaderMap) {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let named = named.flat_map(|names| names.split(','));
     let named: Vec<_> = named.filter_map(|name| name.trim().parse::<HeaderName>().ok()).collect();
     if headers.contains_key(TRANSFER_ENCODING) {
-        // It counts, and the length does not. Source: RFC 9112, section 6.3.
+        // It overrides the length. Source: RFC 9112, section 6.3.
         headers.remove(CONTENT_LENGTH);
     }
     named.iter().chain(&HOP_BY_HOP).for_each(|name| drop(headers.remove(name)));
 }
 
-/// Takes out of an answer what is about the connection to Gemini, and what is between a browser and
+/// Removes the response headers that concern the connection to Gemini, or a browser's relation to
 /// Gemini.
 pub(super) fn strip_answer(headers: &mut HeaderMap) {
     strip(headers);
-    // It invites to another port of the same host, where this service is not.
+    // It would send the client to a port of this host on which the gateway does not listen.
     headers.remove(ALT_SVC);
     headers.remove(SET_COOKIE);
     let cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
@@ -174,7 +174,7 @@ pub(super) fn strip_answer(headers: &mut HeaderMap) {
     headers.insert(CONTENT_SECURITY_POLICY, SANDBOX);
 }
 
-/// The URL under which the client reaches this service, as it or the proxy before it says.
+/// The URL at which the client reaches the gateway, as the client or the proxy before it says.
 pub(super) fn public_url(head: &Parts) -> Option<String> {
     let text = |name: HeaderName| head.headers.get(name)?.to_str().ok();
     let scheme = text(HeaderName::from_static("x-forwarded-proto"));
@@ -183,8 +183,8 @@ pub(super) fn public_url(head: &Parts) -> Option<String> {
     Some(format!("{scheme}://{}{prefix}", text(HOST)?))
 }
 
-/// What a proxy takes off the paths of requests: `/a/b`, without a slash at its end. Whatever else
-/// stands in such a header, another client than a proxy may have sent.
+/// Reads the prefix that a proxy removes: `/a/b`, without a trailing slash. Any other value may come
+/// from a client that is not a proxy, and is ignored.
 fn path_prefix(prefix: &str) -> Option<&str> {
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     let is_unreserved =
@@ -194,8 +194,8 @@ fn path_prefix(prefix: &str) -> Option<&str> {
     is_path.then_some(prefix)
 }
 
-/// Makes the URLs at which an upload goes on lead through this service, where its client may be
-/// the only one to reach, and signs them.
+/// Rewrites and signs the URLs at which an upload continues so that they lead through the gateway:
+/// the client may be unable to reach Gemini.
 pub(super) fn redirect_uploads(gateway: &Gateway, headers: &mut HeaderMap, public_url: &str) {
     for name in UPLOAD_URLS {
         let Some(url) = headers.get(&name).and_then(|url| Uri::try_from(url.as_bytes()).ok())
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_a_plain_path() {
+    fn a_prefix_is_accepted_only_if_it_is_a_plain_path() {
         for (prefix, path) in [
             ("/gemini", Some("/gemini")),
             ("/gemini/", Some("/gemini")),

@@ -1,42 +1,43 @@
-//! Calls that ask for a part of an answer, or for another form of it.
+//! Calls that ask for a part of the answer, or for it in another format.
 //!
-//! What a call cost stands in its answer. A caller that leaves it out would spend more than is counted
-//! wherever the cost does not show in the request, as that of a cached content or of a file does not.
+//! The answer says what the call cost. If it were left out, a call could cost more than is counted:
+//! the size of a cached content or of a file does not show in the request.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::api::auth::{decoded, name_of, parameters};
 use crate::api::error::ApiError;
+use crate::dispatch::CallKind;
 use crate::gemini::{Forward, Surface};
 use crate::generation::InvalidField;
 
-/// The kinds of calls whose answers have all of [`NEEDED`]. Gemini refuses a mask with other fields in
-/// it.
-const KINDS: [&str; 2] = ["generate_content", "stream_generate_content"];
+/// The kinds of calls whose answers have all fields of [`NEEDED`]. Gemini rejects a mask that names
+/// fields that an answer does not have.
+const KINDS: [CallKind; 2] = [CallKind::GenerateContent, CallKind::StreamGenerateContent];
 
-/// The parameters of a query that say which fields of an answer are wanted, and in which form it is.
-/// Source: Google's system parameters.
+/// The parameters that select the fields of an answer, and those that select its format. Source:
+/// Google's system parameters.
 const FIELDS: [&str; 2] = ["fields", "$fields"];
-const FORMS: [&str; 2] = ["alt", "$alt"];
+const FORMATS: [&str; 2] = ["alt", "$alt"];
 
-/// The header that says which fields are wanted.
+/// The header that selects the fields of an answer.
 const FIELD_MASK: HeaderName = HeaderName::from_static("x-goog-fieldmask");
 
-/// What is read here of an answer: its cost, its model, and how it ended.
+/// The fields that the gateway reads: the cost, the model, and how the answer ended.
 const NEEDED: &str = "usageMetadata,modelVersion,promptFeedback,candidates/finishReason";
 
-/// Asks for what is read here too, where a request asks for a part of an answer.
+/// Adds the fields that the gateway reads to those that a request selects, if it selects any.
 ///
 /// # Errors
-/// 400 for an answer in another form than JSON: its cost could not be read.
-pub(super) fn complete(request: Forward, kind: &str) -> Result<Forward, ApiError> {
+/// 400 if the answer would come in another format than JSON, in which its cost cannot be read.
+pub(super) fn complete(request: Forward, kind: CallKind) -> Result<Forward, ApiError> {
     if request.surface != Surface::Gemini || !KINDS.contains(&kind) {
         return Ok(request);
     }
     let Forward { mut path, mut headers, .. } = request;
     complete_header(&mut headers);
     if let Some(query) = path.query() {
-        parameters(query).try_for_each(check_form)?;
+        parameters(query).try_for_each(check_format)?;
         if parameters(query).any(|parameter| FIELDS.contains(&&*name_of(parameter))) {
             let query: Vec<_> = parameters(query).map(completed).collect();
             let completed = format!("{}?{}", path.path(), query.join("&")).parse();
@@ -61,17 +62,17 @@ fn completed(parameter: &str) -> String {
     if is_completed { format!("{parameter},{NEEDED}") } else { parameter.to_owned() }
 }
 
-/// Whether a mask leaves anything out.
+/// Whether a mask leaves out any field.
 fn is_mask(mask: &str) -> bool {
     !matches!(mask.trim(), "" | "*")
 }
 
-fn check_form(parameter: &str) -> Result<(), ApiError> {
+fn check_format(parameter: &str) -> Result<(), ApiError> {
     let name = name_of(parameter);
     let form = parameter.split_once('=').map_or("", |(_, form)| form);
     let form = decoded(form).trim().to_ascii_lowercase();
     let is_read = matches!(form.split(';').next(), Some("" | "json" | "sse"));
-    if is_read || !FORMS.contains(&&*name) {
+    if is_read || !FORMATS.contains(&&*name) {
         return Ok(());
     }
     let message = "An answer comes as JSON or as server-sent events".to_owned();
@@ -99,13 +100,13 @@ mod tests {
 
     fn completed(query: &str, mask: Option<&'static str>) -> (String, Option<String>) {
         let Forward { path, headers, .. } =
-            complete(request(query, mask), "generate_content").unwrap();
+            complete(request(query, mask), CallKind::GenerateContent).unwrap();
         let mask = headers.get(FIELD_MASK).map(|mask| mask.to_str().unwrap().to_owned());
         (path.query().unwrap_or_default().to_owned(), mask)
     }
 
     #[test]
-    fn what_a_call_cost_is_asked_for_with_a_part_of_the_answer() {
+    fn the_fields_that_the_gateway_reads_are_added_to_a_mask() {
         for mask in ["fields=candidates", "%24fields=candidates%2Fcontent", "fie%6cds=a"] {
             let (query, _) = completed(&format!("?alt=sse&{mask}&x=y"), None);
             assert_eq!(query, format!("alt=sse&{mask},{NEEDED}&x=y"));
@@ -122,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_whose_cost_could_not_be_read_is_not_asked_for() {
+    fn a_call_whose_answer_is_not_json_is_refused() {
         for query in ["?alt=proto", "?%24alt=Proto", "?alt=sse&alt=media"] {
-            assert!(complete(request(query, None), "generate_content").is_err(), "{query}");
-            assert!(complete(request(query, None), "predict").is_ok(), "{query}");
+            assert!(complete(request(query, None), CallKind::GenerateContent).is_err(), "{query}");
+            assert!(complete(request(query, None), CallKind::Predict).is_ok(), "{query}");
         }
     }
 }

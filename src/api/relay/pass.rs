@@ -1,4 +1,4 @@
-//! Requests that cost nothing: they pass at once, of whatever size.
+//! Requests that cost nothing: they are passed on at once, whatever their size.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use http_body_util::Full;
 use hyper::body::Body as _;
 use tower_http::timeout::TimeoutBody;
 
-use super::NotRelayed;
+use super::RelayError;
 use super::counted::check_type;
 use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier};
 use crate::api::destination::Destination;
 use crate::api::error::ApiError;
-use crate::dispatch::{ClientFault, Sending, Unanswered};
+use crate::dispatch::{CallError, ClientFault, UploadProgress};
 use crate::gateway::Gateway;
 use crate::gemini::Payload;
 
-/// Where OpenAI's clients send files, as forms.
+/// The path to which OpenAI's clients upload files, as forms.
 const OPENAI_FILES: &str = "/v1beta/openai/files";
 
 /// Passes a request on, and its answer back.
@@ -30,7 +30,7 @@ pub(super) async fn pass(
     head: Parts,
     body: Body,
     destination: Destination,
-) -> Result<Response, NotRelayed> {
+) -> Result<Response, RelayError> {
     let config = &gateway.config;
     let payer = payer(gateway, &head, &destination)?;
     let public_url = public_url(&head);
@@ -40,13 +40,13 @@ pub(super) async fn pass(
         check_type(&head.headers, &body)?;
     }
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
-    let (payload, mut sending) = sending(body, config.client_timeout);
+    let (payload, mut progress) = watched(body, config.client_timeout);
     let key = payer.as_ref().map(|payer| &payer.key);
-    let passed = gateway.dispatcher.pass(&request, key, payload, &mut sending).await;
-    let response = passed.map_err(|unanswered| match sending.fault() {
+    let passed = gateway.dispatcher.pass(&request, key, payload, &mut progress).await;
+    let response = passed.map_err(|error| match progress.fault() {
         Some(ClientFault::TooSlow) => ApiError::body_too_slow(config.client_timeout).into(),
         Some(ClientFault::Broken) => ApiError::body_broken().into(),
-        None => failed(unanswered),
+        None => failed(error),
     })?;
     let mut response =
         response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
@@ -57,31 +57,32 @@ pub(super) async fn pass(
     Ok(response)
 }
 
-/// Why Gemini gave no answer to pass on. What lies behind it is told to the log.
-fn failed(unanswered: Unanswered) -> NotRelayed {
-    let cause = unanswered.failure.cause();
-    let failed = NotRelayed::from(unanswered);
+/// The error to answer with. Its cause, if it has one, goes to the log only.
+fn failed(error: CallError) -> RelayError {
+    let cause = error.cause();
+    let failed = RelayError::from(error);
     if cause.is_some() {
         tracing::warn!(code = failed.error.code(), cause, "the call failed");
     }
     failed
 }
 
-/// Whether what is sent to a path may be something else than JSON: a file, or a form with one.
+/// Whether a body sent to the path may be something other than JSON: a file, or a form with one.
 fn takes_any_type(path: &str) -> bool {
     path.starts_with("/upload/") || path == OPENAI_FILES
 }
 
-/// What is sent of a body, each piece of which may be waited for so long, and how far it is.
-fn sending(body: Body, client_timeout: Duration) -> (Payload, Sending) {
+/// The body to send, and its progress. The client may take `client_timeout` for each piece of it.
+fn watched(body: Body, client_timeout: Duration) -> (Payload, UploadProgress) {
     if body.is_end_stream() {
-        return (Payload::Whole(Full::default()), Sending::nothing());
+        return (Payload::Whole(Full::default()), UploadProgress::without_body());
     }
-    let (body, sending) = Sending::of(TimeoutBody::new(client_timeout, body));
-    (Payload::Passing(body), sending)
+    let (body, progress) = UploadProgress::of(TimeoutBody::new(client_timeout, body));
+    (Payload::Passing(body), progress)
 }
 
-/// The key that pays. An upload that began here goes on without one: its URL is its proof.
+/// The key that is used. An upload that was begun through this gateway goes on without a key, at its
+/// signed URL.
 fn payer(
     gateway: &Gateway,
     head: &Parts,
@@ -89,7 +90,7 @@ fn payer(
 ) -> Result<Option<Payer>, ApiError> {
     let (path, query) = (&destination.path, head.uri.query().unwrap_or_default());
     let caller = Caller::of(&head.headers, Some(query), gateway);
-    if caller.brings_key() || !upload::goes_on(path, query) {
+    if caller.brings_key() || !upload::continues(path, query) {
         return caller.relayed(destination.purpose, gateway).map(Some);
     }
     if upload::is_signed(&gateway.config, path, query, jiff::Timestamp::now()) {

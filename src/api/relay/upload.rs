@@ -1,10 +1,10 @@
-//! The URLs at which uploads go on.
+//! The URLs at which uploads continue.
 //!
-//! Gemini gives an upload a URL of its own, whose `upload_id` is all that it takes to go on. This
-//! service signs such a URL before it hands it out, and without a key goes on only at a URL that it
-//! has signed. The key of the signature is derived from the server's Gemini key, or else from the admin
-//! key, so that replicas with the same settings take each other's URLs, also after a restart.
-//! With neither, it is this process's own.
+//! Gemini gives each upload its own URL. Its `upload_id` is enough to continue the upload, without a
+//! key. So the gateway signs such a URL before it returns it, and accepts a request without a key
+//! only at a URL that it has signed. The signing key is the SHA-256 of the server's Gemini key, or of
+//! the admin key where there is none, so that replicas with the same settings accept each other's
+//! URLs, also after a restart. With neither, it is random for each process.
 
 use std::sync::OnceLock;
 
@@ -18,29 +18,31 @@ use sha2::Sha256;
 use crate::api::auth::{decoded, name_of, parameters};
 use crate::config::{AdminKey, Config};
 
-/// How long a URL is good for.
+/// How long a URL is valid.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
 const UPLOAD_ID: &str = "upload_id";
-/// When a URL is no longer good, in seconds of Unix time.
+/// When a URL expires, in seconds of Unix time.
 const EXPIRES: &str = "gateway_expires";
 const SIGNATURE: &str = "gateway_signature";
 
-/// Whether a request goes on with an upload.
-pub(super) fn goes_on(path: &str, query: &str) -> bool {
+/// Whether a request continues an upload.
+pub(super) fn continues(path: &str, query: &str) -> bool {
     path.starts_with("/upload/") && values(query, UPLOAD_ID).next().is_some()
 }
 
-/// A query with the signature of the upload that it goes on with, if it does.
+/// The query with a signature, if it continues an upload; else unchanged.
 pub(super) fn signed(config: &Config, path: &str, query: String, now: Timestamp) -> String {
-    let Some(id) = only(&query, UPLOAD_ID).filter(|_| goes_on(path, &query)) else { return query };
+    let Some(id) = only(&query, UPLOAD_ID).filter(|_| continues(path, &query)) else {
+        return query;
+    };
     let expires = (now + LIFETIME).as_second();
     let signature = mac(config, path, &id, expires).finalize().into_bytes();
     let signature = BASE64_URL_SAFE_NO_PAD.encode(signature);
     format!("{query}&{EXPIRES}={expires}&{SIGNATURE}={signature}")
 }
 
-/// Whether a query has a signature of this service for its upload that is still good.
+/// Whether a query has a valid signature of this gateway for its upload.
 pub(super) fn is_signed(config: &Config, path: &str, query: &str, now: Timestamp) -> bool {
     let parts = only(query, UPLOAD_ID).zip(only(query, EXPIRES)).zip(only(query, SIGNATURE));
     let Some(((id, expires), signature)) = parts else { return false };
@@ -49,20 +51,22 @@ pub(super) fn is_signed(config: &Config, path: &str, query: &str, now: Timestamp
     now.as_second() < expires && mac(config, path, &id, expires).verify_slice(&signature).is_ok()
 }
 
-/// Whether a parameter is for this service.
+/// Whether a parameter is meant for the gateway.
 pub(super) fn is_ours(parameter: &str) -> bool {
     matches!(&*name_of(parameter), EXPIRES | SIGNATURE)
 }
 
 fn mac(config: &Config, path: &str, id: &str, expires: i64) -> Hmac<Sha256> {
-    let mut mac = Hmac::new_from_slice(&signing_key(config)).expect("any length is a key's");
+    let mut mac =
+        Hmac::new_from_slice(&signing_key(config)).expect("HMAC takes a key of any length");
     mac.update(format!("upload\n{path}\n{id}\n{expires}").as_bytes());
     mac
 }
 
 fn signing_key(config: &Config) -> [u8; 32] {
     static OWN: OnceLock<[u8; 32]> = OnceLock::new();
-    // A signature lets its reader try guesses at the key: the admin key may be a short word.
+    // The Gemini key is preferred: whoever has a signature can test guesses at its key offline, and
+    // the admin key may be a short word.
     let gemini = config.gemini_api_key.as_ref().map(|key| *key.sha256());
     gemini.or_else(|| config.admin_api_key.as_ref().map(AdminKey::sha256)).unwrap_or_else(|| {
         *OWN.get_or_init(|| {
@@ -73,7 +77,8 @@ fn signing_key(config: &Config) -> [u8; 32] {
     })
 }
 
-/// The value of a parameter that is there once: readers do not agree which of several counts.
+/// The value of a parameter that occurs once. Where it occurs several times, readers disagree on
+/// which value counts.
 fn only(query: &str, name: &str) -> Option<String> {
     let mut values = values(query, name);
     values.next().filter(|_| values.next().is_none())
@@ -95,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_good_for_one_upload_and_one_day() {
+    fn a_signature_is_valid_for_one_upload_and_one_day() {
         let (config, now) = (config("one"), Timestamp::UNIX_EPOCH);
         let query = signed(&config, PATH, "a=b&upload_id=7%2B".to_owned(), now);
         assert!(is_signed(&config, PATH, &query, now));
@@ -117,12 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn replicas_with_the_same_key_take_each_others_urls() {
+    fn replicas_with_the_same_key_accept_each_others_urls() {
         let now = Timestamp::UNIX_EPOCH;
         let query = signed(&config("one"), PATH, "upload_id=7".to_owned(), now);
         assert!(is_signed(&config("one"), PATH, &query, now));
         assert!(!is_signed(&config("two"), PATH, &query, now));
-        // The admin key, which can be guessed, signs nothing where there is another key.
+        // The admin key can be guessed, so it signs only where there is no Gemini key.
         let with_gemini_key = |admin_key: &str| {
             let mut config = config(admin_key);
             config.set_gemini_api_key(crate::gemini::ApiKey::new("the-server-key").unwrap());

@@ -9,7 +9,6 @@ use super::Chat;
 use crate::dispatch::{Call, Dispatcher, Forwarded};
 use crate::gemini::{Error, Events, Forward, Growing};
 use crate::generation::{Generated, Generation, GenerationError};
-use crate::limits::Admission;
 
 /// A chat whose reply is streamed. Dropping it stops Gemini and releases the slots.
 pub struct ChatStream {
@@ -32,7 +31,7 @@ pub enum ChatEvent {
 }
 
 impl ChatStream {
-    /// Sends a chat that has been admitted, and waits for the first piece of its text. After that,
+    /// Waits for admission, sends a chat, and waits for the first piece of its text. After that,
     /// the stream fails if nothing arrives for `idle`.
     ///
     /// # Errors
@@ -41,12 +40,11 @@ impl ChatStream {
         dispatcher: &Dispatcher,
         call: &Call,
         chat: Chat,
-        admission: Admission,
         idle: Duration,
     ) -> Result<Self, GenerationError> {
         let request = Forward::stream(chat.model());
-        let response = dispatcher.forward(call, &request, chat.body(), admission, idle).await;
-        let body = response.map_err(|unanswered| unanswered.failure)?.into_body();
+        let response = dispatcher.forward(call, &request, chat.body(), idle).await;
+        let body = response?.into_body();
         let answer = Some(Growing::without(dispatcher.secrets(call)));
         let (events, ready) = (Events::default(), VecDeque::new());
         let mut stream = Self { chat, body, events, answer, ready };
@@ -81,7 +79,7 @@ impl ChatStream {
         if strays > 0 {
             let model = self.chat.model();
             tracing::warn!(
-                kind = Chat::KIND,
+                kind = Chat::KIND.label(),
                 %model,
                 strays,
                 "the stream has lines that are not Gemini's"

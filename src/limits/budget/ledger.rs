@@ -10,7 +10,7 @@ use super::minute::Minute;
 use super::rolling::Rolling;
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage, Spent};
 use crate::limits::plan::PlannedQuotas;
-use crate::limits::quota::{PerKind, Quotas, Resource, Window};
+use crate::limits::quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 use crate::pacific::WallClock;
 
 /// What is waiting, reserved and sent: plain accounts, of which a budget is the lock.
@@ -27,6 +27,8 @@ pub(super) struct Ledger {
     learned: Quotas,
     /// What counts now.
     quotas: Quotas,
+    /// Those of them that have a limit: a kind without one takes no time.
+    limits: Vec<(QuotaKind, u64)>,
     rolling: Rolling,
     day: Day,
     paused_until: Instant,
@@ -81,6 +83,7 @@ impl Ledger {
             by_hand: planned.by_hand(),
             learned: Quotas::default(),
             quotas,
+            limits: limits(quotas),
             rolling: Rolling::new(quotas, minute),
             day: Day::new(clock, now),
             paused_until: now,
@@ -288,7 +291,7 @@ impl Ledger {
     fn apply(&mut self, now: Instant) -> bool {
         let quotas = self.learned.within(self.by_hand).or(self.by_hand).or(self.planned);
         let is_changed = quotas != self.quotas;
-        self.quotas = quotas;
+        (self.quotas, self.limits) = (quotas, limits(quotas));
         self.rolling.set_limits(quotas, now);
         is_changed
     }
@@ -340,16 +343,14 @@ impl Ledger {
 
     /// Refuses what no waiting helps, or only waiting for the next day.
     fn ensure_possible(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<(), Exhausted> {
-        let limits = self.quotas.iter().filter_map(|(kind, limit)| Some((kind, (*limit)?)));
-        let limits = limits.filter(|(kind, _)| cost[kind.resource()] > 0);
-        if limits.clone().any(|(_, limit)| limit == 0) {
-            return Err(Exhausted::NoQuota);
-        }
+        let asked = self.limits.iter().filter(|(kind, _)| cost[kind.resource()] > 0);
         let mut reopens_at = self.day.closed_until();
-        for (kind, limit) in limits {
+        for &(kind, limit) in asked.clone() {
             let resource = kind.resource();
             if cost[resource] > limit {
-                return Err(Exhausted::TooLarge { kind, cost: cost[resource], limit });
+                let is_none = asked.clone().any(|(_, limit)| *limit == 0);
+                let too_large = Exhausted::TooLarge { kind, cost: cost[resource], limit };
+                return Err(if is_none { Exhausted::NoQuota } else { too_large });
             }
             if kind.window() == Window::Day {
                 let today = self.day.sent() + self.unsent + ahead + cost;
@@ -363,4 +364,9 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// The quotas that have a limit, and which.
+fn limits(quotas: Quotas) -> Vec<(QuotaKind, u64)> {
+    quotas.iter().filter_map(|(kind, limit)| Some((kind, (*limit)?))).collect()
 }

@@ -35,7 +35,7 @@ pub(super) struct Minute {
     /// For how long what has left counts.
     pub window: Duration,
     /// The same in microseconds.
-    pub window_micros: f64,
+    window_micros: f64,
     /// The time in which what can be saved up flows in: a second of the window.
     pub burst: Duration,
     /// By how much less than others a call can be under way, at least.
@@ -58,6 +58,14 @@ impl Minute {
             cell: (length / 1024).max(Duration::from_nanos(1)),
             start,
         }
+    }
+
+    /// In what time an amount flows in at a limit: in whole microseconds, as Redis's clock counts, so
+    /// that replicas that share a budget count as one alone does.
+    pub fn time_for(&self, amount: u64, limit: u64) -> Duration {
+        let share = amount as f64 / limit.max(1) as f64;
+        let micros = self.window_micros * share;
+        Duration::from_micros(micros.ceil() as u64)
     }
 
     /// The number of the cell an instant lies in.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Cost;
 use super::minute::Minute;
-use crate::limits::quota::{PerKind, QuotaKind, Quotas, Window};
+use crate::limits::quota::{QuotaKind, Quotas, Resource, Window};
 
 /// What was *sent* within the last minute: that counts for one window from the moment it left. What
 /// is *unsent* (reserved) does not age, and is the ledger's, as is what waits.
@@ -18,14 +18,20 @@ pub(super) struct Rolling {
     departures: VecDeque<Departures>,
     /// The sum of `departures`.
     sent: Cost,
-    /// Of the kinds that are per minute.
-    allowances: PerKind<Option<Allowance>>,
+    /// Of the kinds per minute that have a limit, in the order of [`QuotaKind::ALL`]: a kind without
+    /// one takes no time.
+    allowances: Vec<Allowance>,
 }
 
-/// One quota per minute.
-#[derive(Debug)]
+/// One quota per minute that has a limit.
+#[derive(Debug, Clone, Copy)]
 struct Allowance {
-    limit: Option<u64>,
+    kind: QuotaKind,
+    /// What the kind counts.
+    resource: Resource,
+    limit: u64,
+    /// In what time one unit flows in.
+    time_for_one: Duration,
     /// When the backlog of what has left is drained and the bucket full: in the generic cell
     /// rate algorithm, the theoretical arrival time.
     drained_at: Instant,
@@ -49,11 +55,8 @@ fn kinds() -> impl Iterator<Item = QuotaKind> {
 impl Rolling {
     /// A minute in which nothing is spent.
     pub fn new(quotas: Quotas, minute: Minute) -> Self {
-        let drained_at = minute.start - minute.jitter;
-        let mut allowances = PerKind::default();
-        for kind in kinds() {
-            allowances[kind] = Some(Allowance { limit: quotas[kind], drained_at });
-        }
+        let allowance = |kind| Some(Allowance::new(kind, quotas[kind]?, &minute));
+        let allowances = kinds().filter_map(allowance).collect();
         Self { minute, departures: VecDeque::new(), sent: Cost::default(), allowances }
     }
 
@@ -65,14 +68,17 @@ impl Rolling {
     /// Changes the limits. What has left counts against the new ones, but the backlog is never
     /// more than a minute's: nothing that left earlier counts anywhere.
     pub fn set_limits(&mut self, quotas: Quotas, now: Instant) {
-        for kind in kinds() {
-            let limit = quotas[kind];
-            if self.limit(kind) == limit {
-                continue;
+        let allowance = |kind| {
+            let limit = quotas[kind]?;
+            let mut known = self.allowances.iter().filter(|of| of.kind == kind);
+            if let Some(unchanged) = known.find(|of| of.limit == limit) {
+                return Some(*unchanged);
             }
-            let drained_at = self.drained_after(0, kind, limit).min(now + self.minute.window);
-            self.allowances[kind] = Some(Allowance { limit, drained_at });
-        }
+            let fresh = Allowance::new(kind, limit, &self.minute);
+            let drained_at = fresh.drained_after(self.departures.iter(), &self.minute);
+            Some(Allowance { drained_at: drained_at.min(now + self.minute.window), ..fresh })
+        };
+        self.allowances = kinds().filter_map(allowance).collect();
     }
 
     /// The first moment at which `cost` can be reserved with `ahead` before it in the queue: now or
@@ -88,31 +94,34 @@ impl Rolling {
         start: Instant,
         now: Instant,
     ) -> Instant {
-        let opens_at = |(kind, limit, mut drained_at): (QuotaKind, u64, Instant)| {
-            let resource = kind.resource();
+        let opens_at = |allowance: &Allowance| {
+            let resource = allowance.resource;
             let (unsent, ahead, cost) = (unsent[resource], ahead[resource], cost[resource]);
+            let mut drained_at = allowance.drained_at;
             if unsent > 0 {
-                drained_at = drained_at.max(now) + self.time_for(unsent, limit);
+                drained_at = drained_at.max(now) + allowance.time_for(unsent, &self.minute);
             }
             if ahead > 0 {
-                drained_at = drained_at.max(start) + self.time_for(ahead, limit);
+                drained_at = drained_at.max(start) + allowance.time_for(ahead, &self.minute);
             }
-            let (tolerance, jitter) = self.tolerance_and_jitter(cost, limit);
-            let window = self.window_opens_at(kind, limit, unsent + ahead + cost, now);
+            let (tolerance, jitter) = allowance.tolerance_and_jitter(cost, &self.minute);
+            let window = self.window_opens_at(allowance, unsent + ahead + cost, now);
             window.max(drained_at + jitter - tolerance)
         };
-        let asked = self.limited().filter(|(kind, ..)| cost[kind.resource()] > 0);
+        let asked = self.allowances.iter().filter(|allowance| cost[allowance.resource] > 0);
         asked.map(opens_at).fold(start, Instant::max)
     }
 
-    /// Whether what is unsent leaves no room for `cost`, so that only its started or return
+    /// Whether what is unsent leaves no room for `cost`, so that only its start or return
     /// can help, and no passing of time.
     pub fn is_held_up(&self, unsent: Cost, cost: Cost) -> bool {
-        self.limited().any(|(kind, limit, _)| {
-            let (unsent, cost) = (unsent[kind.resource()], cost[kind.resource()]);
-            let (tolerance, jitter) = self.tolerance_and_jitter(cost, limit);
-            let is_full =
-                || unsent + cost > limit || self.time_for(unsent, limit) + jitter > tolerance;
+        self.allowances.iter().any(|allowance| {
+            let (unsent, cost) = (unsent[allowance.resource], cost[allowance.resource]);
+            let is_full = || {
+                let (tolerance, jitter) = allowance.tolerance_and_jitter(cost, &self.minute);
+                unsent + cost > allowance.limit
+                    || allowance.time_for(unsent, &self.minute) + jitter > tolerance
+            };
             unsent > 0 && cost > 0 && is_full()
         })
     }
@@ -120,12 +129,13 @@ impl Rolling {
     /// So much leaves now.
     pub fn start(&mut self, cost: Cost, now: Instant) {
         self.sent += cost;
-        for kind in kinds() {
-            let amount = cost[kind.resource()];
-            if let Some((limit, drained_at)) = self.allowance(kind).filter(|_| amount > 0) {
+        for allowance in &mut self.allowances {
+            let amount = cost[allowance.resource];
+            if amount > 0 {
                 // What was reserved under a higher limit must not close the quota for long.
-                let drained_at = drained_at.max(now) + self.time_for(amount, limit);
-                self.drain(kind, drained_at.min(now + 2 * self.minute.window));
+                let drained_at =
+                    allowance.drained_at.max(now) + allowance.time_for(amount, &self.minute);
+                allowance.drained_at = drained_at.min(now + 2 * self.minute.window);
             }
         }
         let cell = self.minute.cell(now);
@@ -141,12 +151,11 @@ impl Rolling {
     /// Counts what was sent by others a short while ago as if it left now. As after a change of the
     /// limit, the backlog is never more than a minute's.
     pub fn count(&mut self, cost: Cost, now: Instant) {
-        let before = PerKind::from_fn(|kind| self.allowance(kind));
+        let before = self.allowances.clone();
         self.start(cost, now);
-        for kind in kinds() {
-            if let (Some((_, before)), Some((_, after))) = (before[kind], self.allowance(kind)) {
-                self.drain(kind, after.min(before.max(now + self.minute.window)));
-            }
+        for (allowance, before) in self.allowances.iter_mut().zip(before) {
+            let latest = before.drained_at.max(now + self.minute.window);
+            allowance.drained_at = allowance.drained_at.min(latest);
         }
     }
 
@@ -166,19 +175,19 @@ impl Rolling {
         let before = departures.cost;
         departures.cost = before.saturating_sub(counted) + actual;
         self.sent = (self.sent + departures.cost).saturating_sub(before);
-        for kind in kinds() {
-            let (counted, actual) = (counted[kind.resource()], actual[kind.resource()]);
-            let Some((limit, drained_at)) = self.allowance(kind) else { continue };
+        for allowance in &mut self.allowances {
+            let (counted, actual) = (counted[allowance.resource], actual[allowance.resource]);
+            let drained_at = allowance.drained_at;
             if actual > counted {
-                let late = drained_at + self.time_for(actual - counted, limit);
+                let late = drained_at + allowance.time_for(actual - counted, &self.minute);
                 // Estimates that are far too low must not close the quota for longer than a minute.
-                self.drain(kind, late.min(now + self.minute.window).max(drained_at));
+                allowance.drained_at = late.min(now + self.minute.window).max(drained_at);
             } else if actual < counted {
                 // A bucket that was full in between has not kept what is given back now: the
                 // backlog is at least what those who left since would have made alone.
-                let less = drained_at - self.time_for(counted - actual, limit);
-                let least = self.drained_after(index, kind, Some(limit));
-                self.drain(kind, less.max(least).min(drained_at));
+                let less = drained_at - allowance.time_for(counted - actual, &self.minute);
+                let least = allowance.drained_after(self.departures.range(index..), &self.minute);
+                allowance.drained_at = less.max(least).min(drained_at);
             }
         }
     }
@@ -193,34 +202,11 @@ impl Rolling {
         }
     }
 
-    fn limit(&self, kind: QuotaKind) -> Option<u64> {
-        self.allowances[kind].as_ref()?.limit
-    }
-
-    /// A quota's limit, if it has one, and when its backlog is drained.
-    fn allowance(&self, kind: QuotaKind) -> Option<(u64, Instant)> {
-        let allowance = self.allowances[kind].as_ref()?;
-        Some((allowance.limit?, allowance.drained_at))
-    }
-
-    /// All quotas that have a limit.
-    fn limited(&self) -> impl Iterator<Item = (QuotaKind, u64, Instant)> {
-        kinds().filter_map(|kind| {
-            self.allowance(kind).map(|(limit, drained_at)| (kind, limit, drained_at))
-        })
-    }
-
-    fn drain(&mut self, kind: QuotaKind, at: Instant) {
-        if let Some(allowance) = &mut self.allowances[kind] {
-            allowance.drained_at = at;
-        }
-    }
-
     /// When the window has room: a lower bound where room is to be made by what has not left yet.
-    fn window_opens_at(&self, kind: QuotaKind, limit: u64, unsent: u64, now: Instant) -> Instant {
-        let resource = kind.resource();
+    fn window_opens_at(&self, allowance: &Allowance, unsent: u64, now: Instant) -> Instant {
+        let resource = allowance.resource;
         let sent = self.sent[resource];
-        let excess = (sent + unsent).saturating_sub(limit);
+        let excess = (sent + unsent).saturating_sub(allowance.limit);
         if excess == 0 {
             return now;
         }
@@ -234,31 +220,45 @@ impl Rolling {
         });
         last.map_or(now, |departures| departures.last) + self.minute.window
     }
+}
 
-    /// When the backlog is drained if nothing had left before the departures at `index`.
-    fn drained_after(&self, index: usize, kind: QuotaKind, limit: Option<u64>) -> Instant {
-        let fresh = self.minute.start - self.minute.jitter;
-        let Some(limit) = limit else { return fresh };
-        let amounts = self.departures.range(index..);
-        let amounts = amounts.map(|departures| (departures.last, departures.cost[kind.resource()]));
+impl Allowance {
+    /// A quota of which nothing is spent.
+    fn new(kind: QuotaKind, limit: u64, minute: &Minute) -> Self {
+        Self {
+            kind,
+            resource: kind.resource(),
+            limit,
+            time_for_one: minute.time_for(1, limit),
+            drained_at: minute.start - minute.jitter,
+        }
+    }
+
+    /// When the backlog is drained if nothing had left before these departures.
+    fn drained_after<'a>(
+        &self,
+        departures: impl Iterator<Item = &'a Departures>,
+        minute: &Minute,
+    ) -> Instant {
+        let amounts =
+            departures.map(|departures| (departures.last, departures.cost[self.resource]));
+        let fresh = minute.start - minute.jitter;
         amounts.filter(|(_, amount)| *amount > 0).fold(fresh, |drained_at, (last, amount)| {
-            drained_at.max(last) + self.time_for(amount, limit)
+            drained_at.max(last) + self.time_for(amount, minute)
         })
     }
 
-    /// In what time an amount flows in: in whole microseconds, as Redis's clock counts, so that
-    /// replicas that share a budget count as one alone does.
-    fn time_for(&self, amount: u64, limit: u64) -> Duration {
-        let share = amount as f64 / limit.max(1) as f64;
-        let micros = self.minute.window_micros * share;
-        Duration::from_micros(micros.ceil() as u64)
+    /// In what time an amount flows in. That of one unit, which most calls ask for in requests, is
+    /// known.
+    fn time_for(&self, amount: u64, minute: &Minute) -> Duration {
+        if amount == 1 { self.time_for_one } else { minute.time_for(amount, self.limit) }
     }
 
     /// How long the backlog may take to drain when `cost` leaves, and what of that is to be kept
     /// free for the jitter: see [`Minute`].
-    fn tolerance_and_jitter(&self, cost: u64, limit: u64) -> (Duration, Duration) {
-        let burst = self.minute.burst.max(self.time_for(1, limit));
-        let tolerance = burst.saturating_sub(self.time_for(cost, limit));
-        (tolerance, self.minute.jitter.max(tolerance / 2))
+    fn tolerance_and_jitter(&self, cost: u64, minute: &Minute) -> (Duration, Duration) {
+        let burst = minute.burst.max(self.time_for_one);
+        let tolerance = burst.saturating_sub(self.time_for(cost, minute));
+        (tolerance, minute.jitter.max(tolerance / 2))
     }
 }

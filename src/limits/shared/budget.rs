@@ -191,6 +191,20 @@ impl SharedBudget {
         (told.counts, told.learned) = (quotas, learned);
     }
 
+    /// Warns once in this process: the same mistake shows in many accounts.
+    pub fn warn_of_differing_settings(&self) {
+        if self.link.is_first_warning_of_settings() {
+            let told = self.quotas().clone();
+            tracing::warn!(
+                account = %self.name,
+                here = ?told.planned,
+                counts = ?told.counts,
+                "replicas have different GEMINI_LIMITS or GEMINI_TIER; of each quota the lowest \
+                 limit of all running replicas counts"
+            );
+        }
+    }
+
     /// Gemini charges another account, or this one, for its calls, as a replica has found out.
     pub fn is_charged_to(&self, other: Option<&str>) {
         let (payer, _) = self.account.split_at(self.model_at);

@@ -5,7 +5,7 @@
 //! come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub(super) struct Link {
     sessions: AtomicU64,
     /// The greatest tenure that it has heard of, in microseconds.
     longest_us: AtomicU64,
+    /// Whether it was warned that the settings of replicas differ.
+    warned_of_settings: AtomicBool,
     state: Mutex<State>,
     /// There is something to be said.
     pub outgoing: Notify,
@@ -156,8 +158,21 @@ impl Link {
     pub fn new(tenure: ReplicaLease) -> Arc<Self> {
         let name = format!("{:032x}", fastrand::u128(..)).into();
         let longest_us = AtomicU64::new(micros(tenure.length()));
-        let (sessions, state) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { tenure, name, sessions, longest_us, state, outgoing: Notify::new() })
+        Arc::new(Self {
+            tenure,
+            name,
+            sessions: AtomicU64::new(0),
+            longest_us,
+            warned_of_settings: AtomicBool::new(false),
+            state: Mutex::default(),
+            outgoing: Notify::new(),
+        })
+    }
+
+    /// Whether nobody has been warned yet that the settings of replicas differ; from now on somebody
+    /// has.
+    pub fn is_first_warning_of_settings(&self) -> bool {
+        !self.warned_of_settings.swap(true, Ordering::Relaxed)
     }
 
     /// What this process is called.

@@ -289,9 +289,12 @@ impl Connector {
                 }
             }
             News::ReplicaLease(Longest { longest_us }) => self.link.note_tenure(longest_us),
-            News::Corrected(Corrected { account, quotas, learned }) => {
+            News::Corrected(Corrected { account, quotas, learned, settings_differ }) => {
                 if let Some(budget) = self.link.budget(&account) {
                     budget.is_corrected(quotas, learned);
+                    if settings_differ {
+                        budget.warn_of_differing_settings();
+                    }
                 }
             }
             News::Charged(Charged { account, to }) => {

@@ -393,6 +393,9 @@ pub(super) struct Corrected {
     pub quotas: Quotas,
     /// Those of them that Gemini named.
     pub learned: Quotas,
+    /// Whether the settings of some replicas differ, of which the lowest limits count.
+    #[serde(default)]
+    pub settings_differ: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -522,11 +522,17 @@ fn what_gemini_taught_counts_for_all_until_a_setting_changes() {
     assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)], "once");
 
     assert_eq!(opened(shared.join("b", per_minute(60, 1000))), json!({"rpm": 20, "tpm": 1000}));
-    assert_eq!(opened(shared.join("c", requests(100))), json!({"rpm": 100}));
-    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(100));
-    let corrected =
-        json!({"corrected": {"account": ACCOUNT, "quotas": {"rpm": 100}, "learned": {}}});
-    assert_eq!(news.hear(&mut shared), [("all".to_owned(), corrected)]);
+    let opened_later = opened(shared.join("c", requests(100)));
+    assert_eq!(opened_later, json!({"rpm": 20, "tpm": 1000}), "the others' limits are lower");
+    let told = |quotas: Value| json!({"account": ACCOUNT, "quotas": quotas, "learned": {}});
+    news.hear(&mut shared);
+    assert_eq!(opened(shared.join("d", requests(50))), json!({"rpm": 50, "tpm": 1000}));
+    assert_eq!(shared.usage("a")[RequestsPerMinute].limit, Some(50));
+    let corrected = told(json!({"rpm": 50, "tpm": 1000}));
+    let differs = with(corrected.clone(), "settings_differ", json!(true));
+    let news = news.hear(&mut shared);
+    let ought = [corrected, differs].map(|told| ("all".to_owned(), json!({"corrected": told})));
+    assert_eq!(news, ought);
 }
 
 #[test]
@@ -560,6 +566,137 @@ fn what_gemini_taught_is_said_again_to_a_redis_that_has_forgotten_it_and_to_no_o
     shared.say("a", &[join()]);
     assert_eq!(opened(shared.say("a", &[knows(20)])), json!({"rpm": 20}));
     assert_eq!(opened(shared.say("a", &[knows(7)])), json!({"rpm": 20}), "it knows better");
+}
+
+/// The account is opened by a replica whose settings name these requests a minute, as the tier's or
+/// set by hand.
+fn open_with(tier: Option<u64>, by_hand: Option<u64>) -> Value {
+    let by_hand = Quotas::default().with(RequestsPerMinute, by_hand);
+    let planned = by_hand.or(Quotas::default().with(RequestsPerMinute, tier));
+    with(open(planned), "by_hand", limits(by_hand))
+}
+
+fn requests_per_minute(shared: &mut Shared, member: &str) -> Option<u64> {
+    shared.usage(member)[RequestsPerMinute].limit
+}
+
+#[test]
+fn of_settings_that_differ_the_lowest_of_the_living_members_counts() {
+    let server = start_server();
+    for (number, (a, b, both)) in [
+        ((None, Some(100)), (None, Some(60)), 60),
+        ((None, Some(60)), (None, Some(100)), 60),
+        ((Some(300), None), (Some(300), Some(1000)), 300),
+        ((Some(300), Some(1000)), (Some(300), None), 300),
+        ((None, None), (None, Some(60)), 60),
+        ((None, Some(60)), (None, None), 60),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for is_silent in [false, true] {
+            let mut shared = Shared::new(&server, format!("differing {number} {is_silent}"));
+            shared.say("a", &[join(), open_with(a.0, a.1)]);
+            shared.say("b", &[join(), open_with(b.0, b.1)]);
+            for member in ["a", "b"] {
+                assert_eq!(requests_per_minute(&mut shared, member), Some(both), "{number}");
+            }
+            // It says the same again, for example after a new session.
+            shared.say("a", &[open_with(a.0, a.1)]);
+            assert_eq!(requests_per_minute(&mut shared, "b"), Some(both), "{number}");
+            if is_silent {
+                shared.advance(20 * SECOND);
+                shared.say("b", &[]);
+                assert_eq!(requests_per_minute(&mut shared, "b"), Some(both), "{number}");
+                shared.advance(20 * SECOND);
+            } else {
+                shared.say("a", &[json!({"op": "retire"})]);
+            }
+            let alone = b.1.or(b.0);
+            assert_eq!(requests_per_minute(&mut shared, "b"), alone, "{number} {is_silent}");
+        }
+    }
+}
+
+#[test]
+fn what_gemini_taught_counts_within_the_lowest_limit_that_any_member_set_by_hand() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "differing and taught");
+    shared.say("a", &[join(), open_with(Some(300), Some(100))]);
+    shared.say("b", &[join(), open_with(Some(300), None)]);
+    shared.say("b", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 500}})]);
+    assert_eq!(requests_per_minute(&mut shared, "b"), Some(100));
+    shared.say("b", &[open_with(Some(300), None)]);
+    shared.say("b", &[json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 50}})]);
+    shared.say("b", &[open_with(Some(300), None)]);
+    assert_eq!(requests_per_minute(&mut shared, "a"), Some(50), "the settings are the same");
+    shared.say("a", &[open_with(Some(300), Some(200))]);
+    assert_eq!(requests_per_minute(&mut shared, "a"), Some(200), "they have changed");
+}
+
+#[test]
+fn of_limits_of_an_alias_that_differ_the_lowest_of_the_living_members_counts() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "differing aliases");
+    let real = |operation: Value| with(operation, "account", json!("real"));
+    let joins = |limit: u64| {
+        json!({
+            "op": "take_over_budget", "account": "real", "from": ACCOUNT, "by_hand": {"rpm": limit},
+            "midnight_us": MIDNIGHT_US,
+        })
+    };
+    for (member, limit) in [("a", 50), ("b", 70)] {
+        let own = open_with(None, Some(limit));
+        shared.say(member, &[join(), own, real(open_with(Some(300), None)), joins(limit)]);
+    }
+    let limit = |shared: &mut Shared| {
+        shared.say("b", &[real(usage())]).results[&0]["quotas"]["rpm"]["limit"].clone()
+    };
+    assert_eq!(limit(&mut shared), 50);
+    shared.say("b", &[joins(70)]);
+    assert_eq!(limit(&mut shared), 50, "whoever spoke last");
+    shared.say("a", &[json!({"op": "retire"})]);
+    assert_eq!(limit(&mut shared), 70);
+}
+
+#[test]
+fn every_member_is_told_that_settings_differ() {
+    let (server, mut listener) = listening_server();
+    let mut shared = Shared::new(&server, "differing news");
+    let mut news = News::of(&shared, &mut listener);
+    let mut warnings = |shared: &mut Shared| {
+        let news = news.hear(shared).into_iter();
+        let warns =
+            |to: &str, told: &Value| to == "all" && told["corrected"]["settings_differ"] == true;
+        news.filter(|(to, told)| warns(to, told)).count()
+    };
+    for member in ["a", "b"] {
+        shared.say(member, &[join(), open_with(Some(300), Some(100))]);
+    }
+    assert_eq!(warnings(&mut shared), 0, "they are the same");
+    shared.say("c", &[join(), open_with(Some(300), Some(60))]);
+    assert_eq!(warnings(&mut shared), 1);
+    shared.say("c", &[json!({"op": "retire"})]);
+    shared.say("d", &[join(), open_with(Some(300), Some(100))]);
+    assert_eq!(warnings(&mut shared), 0, "they are the same again");
+}
+
+#[test]
+fn settings_of_members_that_have_ended_take_no_room_in_redis() {
+    let server = start_server();
+    let mut shared = Shared::new(&server, "settings");
+    let size = |shared: &mut Shared| -> u64 {
+        let key = format!("settings:budget:{ACCOUNT}");
+        redis::cmd("STRLEN").arg(key).query(&mut shared.connection).unwrap()
+    };
+    let mut first = 0;
+    for number in 0..50 {
+        let member = format!("{number:02}");
+        shared.join(&member, requests(60));
+        first = if number == 0 { size(&mut shared) } else { first };
+        shared.say(&member, &[json!({"op": "retire"})]);
+    }
+    assert!(size(&mut shared) <= first);
 }
 
 #[test]

@@ -54,10 +54,15 @@ local function new_budget()
     paused_until = 0,
     -- Whether Gemini has ever answered for it, so that nobody made it up.
     proven = false,
-    -- What the settings said last; and which of it was set by hand for this model.
+    -- What the settings of each member say, and whether those of some differ: see settings_of().
+    settings = {},
+    differ = false,
+    -- The lowest of each quota that the settings of a member name; and of those that are set by hand
+    -- for this model.
     planned = {},
     by_hand = {},
-    -- What was set by hand for the accounts that turned out to be charged here, by their names.
+    -- The same of those that are set by hand for the accounts that turned out to be charged here, by
+    -- their names.
     aliases = {},
     -- What Gemini named, which counts until the day is over.
     learned = {},

@@ -102,7 +102,7 @@ local function grant(budget, name, ticket, cost)
   })
 end
 
--- Who is courteous waits in the queue too.
+-- Who is yields_once waits in the queue too.
 local function queue_of(line)
   return line == 'returning' and 'returning' or 'queue'
 end
@@ -186,7 +186,7 @@ local function serve_line(budget, line, ahead)
         return math.huge
       end
       return math.ceil(at)
-    elseif place.line == 'courteous' and now < place.deadline
+    elseif place.line == 'yields_once' and now < place.deadline
       and waiting(budget).requests > place.cost.requests
     then
       local last = redis.call('ZRANGE', queue_key(budget, line), -1, -1, 'WITHSCORES')[2]
@@ -223,6 +223,81 @@ local function bound(budget)
   day.closed_until = math.min(day.closed_until, now + LONGEST_DAY)
 end
 
+local function is_same(a, b)
+  for _, kind in ipairs(KINDS) do
+    if a[kind.name] ~= b[kind.name] then
+      return false
+    end
+  end
+  return true
+end
+
+local function lower_to(limits, others)
+  for name, limit in pairs(others) do
+    limits[name] = math.min(limits[name] or limit, limit)
+  end
+end
+
+-- What the settings of a member say: of this account, with what of it is set by hand, and what is set
+-- by hand for those that are charged here.
+local function settings_of(budget, name)
+  local settings = budget.settings[name]
+  if not settings then
+    settings = {planned = {}, by_hand = {}, aliases = {}}
+    budget.settings[name] = settings
+  end
+  return settings
+end
+
+-- Of each quota, the lowest limit counts that the settings of a member name. What a member says ends
+-- with it, unless no other has said anything.
+local function combine_settings(budget)
+  local living, count = {}, 0
+  for name, settings in pairs(budget.settings) do
+    if not is_dead(name) then
+      living[name], count = settings, count + 1
+    end
+  end
+  if count == 0 then
+    return
+  end
+  local planned, by_hand, aliases, first = {}, {}, {}, nil
+  budget.settings, budget.differ = living, false
+  for _, settings in pairs(living) do
+    first = first or settings
+    local differs = not is_same(settings.planned, first.planned)
+      or not is_same(settings.by_hand, first.by_hand)
+    lower_to(planned, settings.planned)
+    lower_to(by_hand, settings.by_hand)
+    for alias, limits in pairs(settings.aliases) do
+      differs = differs or aliases[alias] and not is_same(aliases[alias], limits)
+      aliases[alias] = aliases[alias] or {}
+      lower_to(aliases[alias], limits)
+    end
+    budget.differ = budget.differ or differs or false
+  end
+  if not is_same(planned, budget.planned) or not is_same(by_hand, budget.by_hand) then
+    budget.learned = {}
+  end
+  budget.planned, budget.by_hand, budget.aliases = planned, by_hand, aliases
+  budget.here.unsaved = true
+end
+
+-- Where settings differ, those of a member that has ended do not count any more. Where all are the
+-- same there is nothing to look for.
+local function forget_settings_of_the_dead(budget)
+  if not budget.differ then
+    return
+  end
+  for name in pairs(budget.settings) do
+    if is_dead(name) then
+      combine_settings(budget)
+      apply_quotas(budget)
+      return
+    end
+  end
+end
+
 local function budget_of(account, midnight_us)
   local budget = budgets[account]
   if not budget then
@@ -238,8 +313,10 @@ local function budget_of(account, midnight_us)
       return nil
     end
     budget.here = {account = account, impatient = {}}
+    budget.settings = budget.settings or {}
     bound(budget)
     budgets[account] = budget
+    forget_settings_of_the_dead(budget)
   end
   if midnight_us and begin_day(budget.day, now + midnight_us) then
     -- What Gemini taught counts for a day: it may have raised its limits since.
@@ -250,39 +327,20 @@ local function budget_of(account, midnight_us)
   return budget
 end
 
-local function is_same(a, b)
-  for _, kind in ipairs(KINDS) do
-    if a[kind.name] ~= b[kind.name] then
-      return false
-    end
-  end
-  return true
-end
-
--- The lowest of each quota that was set by hand for the account or for those that are charged here.
-local function set_by_hand(budget)
-  local lowest = {}
-  local function add_limits(limits)
-    for name, limit in pairs(limits) do
-      lowest[name] = math.min(lowest[name] or limit, limit)
-    end
-  end
-  add_limits(budget.by_hand)
-  for _, limits in pairs(budget.aliases) do
-    add_limits(limits)
-  end
-  return lowest
-end
-
 -- What was set by hand is the most that is spent, and counts before what the tier says. What Gemini
 -- named counts within it. So it does not matter who spoke in which order.
 function apply_quotas(budget)
-  local by_hand, quotas = set_by_hand(budget), {}
+  local of_aliases, by_hand, quotas = {}, {}, {}
+  for _, limits in pairs(budget.aliases) do
+    lower_to(of_aliases, limits)
+  end
+  lower_to(by_hand, budget.by_hand)
+  lower_to(by_hand, of_aliases)
   for _, kind in ipairs(KINDS) do
     local name = kind.name
     local learned = budget.learned[name]
     quotas[name] = learned and math.min(learned, by_hand[name] or learned)
-      or by_hand[name] or budget.planned[name]
+      or of_aliases[name] and by_hand[name] or budget.planned[name]
   end
   if is_same(quotas, budget.quotas) then
     return
@@ -322,10 +380,21 @@ local function tell_who_is_charged(budget)
   end
 end
 
-local function add_alias(budget, name, by_hand)
-  if budget.aliases[name] or next(by_hand) and size_of(budget.aliases) < MOST_ALIASES then
-    budget.aliases[name] = next(by_hand) and by_hand or nil
+local function add_alias(settings, name, by_hand)
+  if settings.aliases[name] or next(by_hand) and size_of(settings.aliases) < MOST_ALIASES then
+    settings.aliases[name] = next(by_hand) and by_hand or nil
   end
+end
+
+-- Tells all members that the settings of some differ: a corrected account, as those of an earlier
+-- version know it.
+local function tell_that_settings_differ(budget)
+  announce({
+    corrected = {
+      account = budget.here.account, quotas = budget.quotas, learned = budget.learned,
+      settings_differ = true,
+    },
+  })
 end
 
 -- Says what the settings are, and what Gemini taught, should it be forgotten here. Gives what
@@ -342,17 +411,19 @@ function operations.open_budget(op)
   end
   budget.proven = budget.proven or op.proven
   set_minute(budget, op.minute_us)
-  local by_hand = op.by_hand or {}
-  if not is_same(op.planned, budget.planned) or not is_same(by_hand, budget.by_hand) then
-    budget.planned, budget.by_hand, budget.learned = op.planned, by_hand, {}
-  end
+  local settings = settings_of(budget, member)
+  settings.planned, settings.by_hand = op.planned, op.by_hand or {}
   for alias, limits in pairs(op.aliases or {}) do
-    add_alias(budget, alias, limits)
+    add_alias(settings, alias, limits)
   end
+  combine_settings(budget)
   if new and op.learned then
     budget.learned = op.learned
   end
   apply_quotas(budget)
+  if budget.differ then
+    tell_that_settings_differ(budget)
+  end
   tell_who_is_charged(budget)
   budget.here.unsaved = true
   return budget.quotas
@@ -377,11 +448,11 @@ local function ahead_of(budget, line, asked_at)
   return ahead
 end
 
--- Asks for the requests and tokens that a call costs. Where the account is not known, who asks opens it and asks
--- again.
+-- Asks for the requests and tokens that a call costs. A member that has not opened the account, or
+-- whose settings were forgotten with it, opens it and asks again.
 function operations.reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
-  if not budget then
+  if not budget or not budget.settings[member] then
     answer(member, op.ticket, {verdict = 'unopened'})
     return
   end
@@ -390,7 +461,7 @@ function operations.reserve(op)
     return
   end
   local line = op.line
-  if line == 'courteous' and waiting(budget).requests > 0 then
+  if line == 'yields_once' and waiting(budget).requests > 0 then
     line = 'queue'
   end
   local asked_at = arrival(op.waited_us, line == 'returning' and line or 'first')
@@ -615,7 +686,8 @@ function operations.take_over_budget(op)
     from.counts_as = op.account
     announce({charged = {account = op.from, to = op.account}})
   end
-  add_alias(budget, op.from, op.by_hand or {})
+  add_alias(settings_of(budget, member), op.from, op.by_hand or {})
+  combine_settings(budget)
   for name, limit in pairs(from.learned) do
     budget.learned[name] = budget.learned[name] or limit
   end

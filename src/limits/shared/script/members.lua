@@ -21,7 +21,7 @@
 -- Times are in microseconds. One of the clock has 16 digits, of which cjson and tostring keep 14:
 -- it goes into Redis as an argument, and out only as a distance from now or through whole().
 
-local FORMAT = '3'
+local FORMAT = '4'
 
 -- What one call of the script buries at most of the dead: Redis does nothing else meanwhile.
 local MOST_BURIED = 25

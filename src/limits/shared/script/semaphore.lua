@@ -252,7 +252,7 @@ function operations.join(op)
   end
   touch(0)
   if longest > heard_of then
-    announce({tenure = {longest_us = longest}})
+    announce({replica_lease = {longest_us = longest}})
   end
   return {semaphores = registry(), lineage = lineage, longest_us = longest}
 end

@@ -1,4 +1,5 @@
-//! A body of whatever size on its way to Gemini, and whether its sender or Gemini is waited for.
+//! The progress of a body of any size on its way to Gemini, which tells whether the client or Gemini
+//! is waited for.
 
 use std::future::pending;
 use std::pin::Pin;
@@ -15,67 +16,67 @@ use tower_http::timeout::TimeoutError;
 
 use crate::gemini::BoxError;
 
-/// Tells how far a body is.
+/// The progress of a body that is passed on.
 #[derive(Debug)]
-pub struct Sending(watch::Receiver<State>);
+pub struct UploadProgress(watch::Receiver<WaitingFor>);
 
-/// What became of the sender of a body.
+/// What the client did wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientFault {
     /// It sent nothing for too long.
     TooSlow,
-    /// Its connection broke, or what it sent is no body.
+    /// Its connection broke, or its body is malformed.
     Broken,
 }
 
-/// Which side the service waits for.
+/// Which side the gateway waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum WaitingFor {
     /// Gemini: to be reached, to take what was received, or to answer.
     Gemini { since: Instant },
     /// The client.
     Client,
-    /// Nobody: the client failed.
-    Failed(ClientFault),
+    /// Neither: the client failed.
+    Nobody(ClientFault),
 }
 
-impl State {
+impl WaitingFor {
     fn gemini() -> Self {
         Self::Gemini { since: Instant::now() }
     }
 }
 
-impl Sending {
-    /// A body, and what tells how far it is.
+impl UploadProgress {
+    /// Watches a body: the body to send, and its progress.
     pub fn of<B>(body: B) -> (UnsyncBoxBody<Bytes, BoxError>, Self)
     where
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
     {
-        let (state, sending) = watch::channel(State::gemini());
-        (Watched { body: Box::pin(body), state }.boxed_unsync(), Self(sending))
+        let (state, progress) = watch::channel(WaitingFor::gemini());
+        (Watched { body: Box::pin(body), state }.boxed_unsync(), Self(progress))
     }
 
-    /// There is no body.
-    pub fn nothing() -> Self {
-        Self(watch::channel(State::gemini()).1)
+    /// The progress of a request without a body.
+    pub fn without_body() -> Self {
+        Self(watch::channel(WaitingFor::gemini()).1)
     }
 
-    /// Why the body did not come whole, if the client is to blame.
+    /// What the client did wrong, if the body broke off because of it.
     pub fn fault(&self) -> Option<ClientFault> {
         match *self.0.borrow() {
-            State::Failed(fault) => Some(fault),
+            WaitingFor::Nobody(fault) => Some(fault),
             _ => None,
         }
     }
 
-    /// Waits until Gemini was waited for so long without a break. While the client is waited for,
-    /// or has failed, this takes for ever.
+    /// Completes once Gemini has been waited for so long without a break. It never completes while the
+    /// client is waited for, or after the client failed.
     pub(super) async fn overdue(&mut self, limit: Duration) {
         loop {
             let state = *self.0.borrow_and_update();
             let late = async {
                 match state {
-                    State::Gemini { since } => sleep_until(since + limit).await,
+                    WaitingFor::Gemini { since } => sleep_until(since + limit).await,
                     _ => pending().await,
                 }
             };
@@ -87,17 +88,17 @@ impl Sending {
     }
 }
 
-/// Waits for a change; for ever where there will be none.
-async fn changed(state: &mut watch::Receiver<State>) {
+/// Waits for a change; for ever where none can come.
+async fn changed(state: &mut watch::Receiver<WaitingFor>) {
     if state.changed().await.is_err() {
         pending().await
     }
 }
 
-/// A body that tells how far it is.
+/// A body that reports its progress.
 struct Watched<B> {
     body: Pin<Box<B>>,
-    state: watch::Sender<State>,
+    state: watch::Sender<WaitingFor>,
 }
 
 impl<B: Body<Data = Bytes, Error = BoxError>> Body for Watched<B> {
@@ -110,12 +111,12 @@ impl<B: Body<Data = Bytes, Error = BoxError>> Body for Watched<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = self.body.as_mut().poll_frame(context);
         let state = match &frame {
-            Poll::Pending => State::Client,
+            Poll::Pending => WaitingFor::Client,
             Poll::Ready(Some(Err(error))) if error.is::<TimeoutError>() => {
-                State::Failed(ClientFault::TooSlow)
+                WaitingFor::Nobody(ClientFault::TooSlow)
             }
-            Poll::Ready(Some(Err(_))) => State::Failed(ClientFault::Broken),
-            Poll::Ready(_) => State::gemini(),
+            Poll::Ready(Some(Err(_))) => WaitingFor::Nobody(ClientFault::Broken),
+            Poll::Ready(_) => WaitingFor::gemini(),
         };
         self.state.send_replace(state);
         Poll::Ready(ready!(frame))
@@ -131,12 +132,12 @@ impl<B: Body<Data = Bytes, Error = BoxError>> Body for Watched<B> {
 }
 
 impl<B> Drop for Watched<B> {
-    /// Nothing more is asked of the client.
+    /// From here on the client is not waited for.
     fn drop(&mut self) {
         self.state.send_if_modified(|state| {
-            let waits = *state == State::Client;
+            let waits = *state == WaitingFor::Client;
             if waits {
-                *state = State::gemini();
+                *state = WaitingFor::gemini();
             }
             waits
         });
@@ -157,68 +158,68 @@ mod tests {
 
     type Piece = Result<Frame<Bytes>, BoxError>;
 
-    /// A body of what is sent to it.
-    fn body() -> (mpsc::UnboundedSender<Piece>, UnsyncBoxBody<Bytes, BoxError>, Sending) {
+    /// A body of the pieces that are sent to the channel.
+    fn body() -> (mpsc::UnboundedSender<Piece>, UnsyncBoxBody<Bytes, BoxError>, UploadProgress) {
         let (client, pieces) = mpsc::unbounded_channel();
         let pieces = unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
-        let (body, sending) = Sending::of(StreamBody::new(pieces));
-        (client, body, sending)
+        let (body, progress) = UploadProgress::of(StreamBody::new(pieces));
+        (client, body, progress)
     }
 
     fn piece() -> Piece {
         Ok(Frame::data(Bytes::from_static(b"x")))
     }
 
-    async fn is_late(sending: &mut Sending, after: Duration) -> bool {
+    async fn is_late(progress: &mut UploadProgress, after: Duration) -> bool {
         advance(after).await;
-        sending.overdue(LIMIT).now_or_never().is_some()
+        progress.overdue(LIMIT).now_or_never().is_some()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clock_stands_while_the_client_is_waited_for() {
-        let (client, mut body, mut sending) = body();
+    async fn time_is_not_counted_while_the_client_is_waited_for() {
+        let (client, mut body, mut progress) = body();
         assert!(body.frame().now_or_never().is_none());
-        assert!(!is_late(&mut sending, 100 * LIMIT).await);
+        assert!(!is_late(&mut progress, 100 * LIMIT).await);
         client.send(piece()).unwrap();
         assert!(body.frame().now_or_never().is_some());
-        assert!(!is_late(&mut sending, LIMIT / 2).await);
+        assert!(!is_late(&mut progress, LIMIT / 2).await);
         assert!(body.frame().now_or_never().is_none());
-        assert!(!is_late(&mut sending, 100 * LIMIT).await);
+        assert!(!is_late(&mut progress, 100 * LIMIT).await);
         drop(client);
         assert!(body.frame().await.is_none());
-        assert!(!is_late(&mut sending, LIMIT / 2).await);
-        assert!(is_late(&mut sending, LIMIT).await);
-        assert_eq!(sending.fault(), None);
+        assert!(!is_late(&mut progress, LIMIT / 2).await);
+        assert!(is_late(&mut progress, LIMIT).await);
+        assert_eq!(progress.fault(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clock_runs_while_gemini_does_not_take_the_body() {
-        let (_client, body, mut sending) = body();
-        assert!(!is_late(&mut sending, LIMIT / 2).await);
-        assert!(is_late(&mut sending, LIMIT).await);
+    async fn time_is_counted_while_gemini_does_not_take_the_body() {
+        let (_client, body, mut progress) = body();
+        assert!(!is_late(&mut progress, LIMIT / 2).await);
+        assert!(is_late(&mut progress, LIMIT).await);
         drop(body);
-        assert!(is_late(&mut sending, Duration::ZERO).await);
-        let mut nothing = Sending::nothing();
+        assert!(is_late(&mut progress, Duration::ZERO).await);
+        let mut nothing = UploadProgress::without_body();
         assert!(!is_late(&mut nothing, LIMIT / 2).await);
         assert!(is_late(&mut nothing, LIMIT).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clock_starts_when_the_body_is_dropped_unread() {
-        let (_client, mut body, mut sending) = body();
+    async fn time_is_counted_from_when_the_body_is_dropped_unread() {
+        let (_client, mut body, mut progress) = body();
         assert!(body.frame().now_or_never().is_none());
         drop(body);
-        assert!(!is_late(&mut sending, LIMIT / 2).await);
-        assert!(is_late(&mut sending, LIMIT).await);
+        assert!(!is_late(&mut progress, LIMIT / 2).await);
+        assert!(is_late(&mut progress, LIMIT).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_fails_is_to_blame() {
-        let (client, mut body, mut sending) = body();
+    async fn a_body_that_breaks_off_is_the_clients_fault() {
+        let (client, mut body, mut progress) = body();
         client.send(Err("broken".into())).unwrap();
         assert!(body.frame().await.unwrap().is_err());
         drop(body);
-        assert_eq!(sending.fault(), Some(ClientFault::Broken));
-        assert!(!is_late(&mut sending, 100 * LIMIT).await);
+        assert_eq!(progress.fault(), Some(ClientFault::Broken));
+        assert!(!is_late(&mut progress, 100 * LIMIT).await);
     }
 }
