@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::InvalidField;
-use super::offload::{Caller, DroppedAside, Offload, Unfinished};
+use super::offload::{CallerId, DeferredDrop, Offload, OffloadError};
 use super::story::Story;
 use crate::gemini::InputFeatures;
 use crate::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
@@ -35,8 +35,8 @@ type Compilation = Option<Result<Arc<CompiledSchema>, SchemaError>>;
 /// A compiled schema, and whether checks against it are heavy.
 #[derive(Debug)]
 pub(super) struct CompiledSchema {
-    schema: DroppedAside<Schema>,
-    /// The text of the schema that is sent to Gemini.
+    schema: DeferredDrop<Schema>,
+    /// The text of what Gemini is sent of it.
     input: InputFeatures,
     /// Whether a check against it, or another schema of the body, took too long for a serving
     /// thread.
@@ -48,7 +48,7 @@ impl CompiledSchema {
         let sent = schema.sent();
         let input = sent.map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
         let is_large = schema.is_large();
-        let schema = DroppedAside::new(schema, is_large);
+        let schema = DeferredDrop::new(schema, is_large);
         Self { schema, input, is_heavy: Arc::clone(is_heavy) }
     }
 
@@ -91,7 +91,8 @@ impl Schemas {
         Self { json, stories, limits, check_formats, is_heavy: Arc::default() }
     }
 
-    pub(super) fn add_json(&mut self, text: &str) {
+    /// Adds the text of a JSON Schema.
+    pub fn add_json(&mut self, text: &str) {
         if !self.json.contains_key(text) {
             self.json.insert(text.to_owned(), None);
         }
@@ -105,18 +106,18 @@ impl Schemas {
     /// threads.
     ///
     /// # Errors
-    /// [`Unfinished`] when it takes too long.
+    /// [`OffloadError`] where it takes too long.
     pub async fn compiled(
         mut self,
         offload: &Offload,
-        caller: &Caller,
+        caller: &CallerId,
         deadline: Instant,
-    ) -> Result<Self, Unfinished> {
+    ) -> Result<Self, OffloadError> {
         if self.compile(&Work::brief()).is_ok() {
             return Ok(self);
         }
         let job = move |work: &Work| self.compile(work).map(|()| self);
-        offload.run(caller, deadline, job).await?.map_err(|Stopped| Unfinished::Deadline)
+        offload.run(caller, deadline, job).await?.map_err(|Stopped| OffloadError::DeadlineExceeded)
     }
 
     /// Compiles the schemas that are not yet compiled.

@@ -1,4 +1,4 @@
-//! JSON in what a model wrote: all of it, as it should be, or the one value that is in it.
+//! Extracts JSON from what a model wrote: the whole text, or the one JSON value in it.
 
 use std::borrow::Cow;
 
@@ -8,29 +8,29 @@ use serde_json::Value;
 use crate::gemini::{Nesting, without_lone_surrogates};
 use crate::schema::{Stopped, Work};
 
-/// The fence that models put around code.
+/// The code fence of Markdown, which models put around JSON.
 const FENCE: &str = "```";
 
-/// The JSON that was found.
+/// The JSON in a text.
 #[derive(Debug)]
-pub(super) struct Fit<'a> {
+pub(super) struct Json<'a> {
     pub value: Value,
-    /// As the model wrote it, but for halves of surrogate pairs, which are U+FFFD.
-    pub json: Cow<'a, str>,
+    /// As the model wrote it, except that lone surrogates are replaced by U+FFFD.
+    pub text: Cow<'a, str>,
 }
 
-/// Reads a text that should be JSON. Where it is not, and exactly one value of JSON is in it, in a
-/// code fence or with words around it, that value is meant: to ask again would cost as much once more.
-/// What looks like a second value, or like one that is not at its end, leaves it open which is meant.
+/// Reads a text that should be JSON. If it is not, but contains exactly one JSON value, in a code fence
+/// or with words around it, that value is used, which saves a second call. A text that seems to contain
+/// a second value, or an incomplete one, is ambiguous and not used.
 ///
-/// Each byte is looked at a fixed number of times.
+/// The time is linear in the length of the text.
 ///
 /// # Errors
-/// Why the text is not JSON, with [`Stopped`] around it where the work is not enough to know.
+/// [`Stopped`] if the work runs out; inside of that, why the text is not JSON.
 pub(super) fn read<'a>(
     text: &'a str,
     work: &Work,
-) -> Result<Result<Fit<'a>, serde_json::Error>, Stopped> {
+) -> Result<Result<Json<'a>, serde_json::Error>, Stopped> {
     let error = match parse(text) {
         Ok(fit) => return Ok(Ok(fit)),
         Err(error) => error,
@@ -41,17 +41,17 @@ pub(super) fn read<'a>(
     Ok(found.or_else(|| parse(only_value(text)?).ok()).ok_or(error))
 }
 
-fn parse(json: &str) -> Result<Fit<'_>, serde_json::Error> {
+fn parse(json: &str) -> Result<Json<'_>, serde_json::Error> {
     let error = match serde_json::from_str(json) {
-        Ok(value) => return Ok(Fit { value, json: json.into() }),
+        Ok(value) => return Ok(Json { value, text: json.into() }),
         Err(error) => error,
     };
     let Some(repaired) = without_lone_surrogates(json.as_bytes()) else { return Err(error) };
     let repaired = String::from_utf8(repaired).expect("ASCII was replaced by ASCII");
-    serde_json::from_str(&repaired).map(|value| Fit { value, json: repaired.into() })
+    serde_json::from_str(&repaired).map(|value| Json { value, text: repaired.into() })
 }
 
-/// What stands in a code fence that holds all of a text.
+/// The content of the code fence that encloses a text.
 fn fenced(text: &str) -> Option<&str> {
     let inner = text.strip_prefix(FENCE)?.strip_suffix(FENCE)?;
     let (language, inner) = inner.split_once('\n')?;
@@ -59,8 +59,8 @@ fn fenced(text: &str) -> Option<&str> {
     is_word.then_some(inner.trim())
 }
 
-/// The only object or list in a text. Brackets that hold no JSON are words, such as `[sic]`, unless
-/// they could be meant for it: with a quote or further brackets in them.
+/// The only object or list in a text. Brackets without JSON in them, such as `[sic]`, are skipped, unless
+/// they contain a quote or more brackets and so may be meant as JSON.
 fn only_value(text: &str) -> Option<&str> {
     let (mut only, mut rest) = (None, text);
     while let Some(start) = memchr2(b'{', b'[', rest.as_bytes()) {
@@ -78,7 +78,7 @@ fn only_value(text: &str) -> Option<&str> {
     only
 }
 
-/// Whether a text is JSON, whatever halves of surrogate pairs are in it.
+/// Whether a text is JSON. Lone surrogates are accepted.
 fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
@@ -89,22 +89,22 @@ mod tests {
 
     use super::*;
 
-    fn found(text: &str) -> Option<String> {
-        let found = read(text, &Work::brief()).expect("little work").ok()?;
-        assert_eq!(serde_json::from_str::<Value>(&found.json).unwrap(), found.value, "{text}");
-        Some(found.json.into_owned())
+    fn extracted(text: &str) -> Option<String> {
+        let json = read(text, &Work::brief()).expect("little work").ok()?;
+        assert_eq!(serde_json::from_str::<Value>(&json.text).unwrap(), json.value, "{text}");
+        Some(json.text.into_owned())
     }
 
     #[test]
-    fn json_is_what_the_model_wrote() {
+    fn a_text_that_is_json_is_used_as_written() {
         for text in [r#"{ "a" : 1.10 }"#, "7", r#""```""#, " null\n"] {
-            assert_eq!(found(text).as_deref(), Some(text));
+            assert_eq!(extracted(text).as_deref(), Some(text));
         }
-        assert_eq!(found(r#"{"a":"\ud83d"}"#).as_deref(), Some(r#"{"a":"\ufffd"}"#));
+        assert_eq!(extracted(r#"{"a":"\ud83d"}"#).as_deref(), Some(r#"{"a":"\ufffd"}"#));
     }
 
     #[test]
-    fn the_one_value_in_a_text_is_found() {
+    fn the_only_json_value_in_a_text_is_extracted() {
         let json = r#"{ "a" : "}```{ \" [" , "b": [1] }"#;
         for text in [
             format!("```json\n{json}\n```"),
@@ -116,15 +116,15 @@ mod tests {
             format!("Certainly! {json}"),
             format!("```json\n{json}"),
         ] {
-            assert_eq!(found(&text).as_deref(), Some(json), "{text}");
+            assert_eq!(extracted(&text).as_deref(), Some(json), "{text}");
         }
-        assert_eq!(found("```json\n\"a text\"\n```").as_deref(), Some("\"a text\""));
-        assert_eq!(found("```\n42\n```").as_deref(), Some("42"));
-        assert_eq!(found("```json\n[\"\\ud83d\"]\n```").as_deref(), Some("[\"\\ufffd\"]"));
+        assert_eq!(extracted("```json\n\"a text\"\n```").as_deref(), Some("\"a text\""));
+        assert_eq!(extracted("```\n42\n```").as_deref(), Some("42"));
+        assert_eq!(extracted("```json\n[\"\\ud83d\"]\n```").as_deref(), Some("[\"\\ufffd\"]"));
     }
 
     #[test]
-    fn what_is_not_one_value_is_none() {
+    fn nothing_is_extracted_from_a_text_without_exactly_one_json_value() {
         for text in [
             "",
             "Certainly! Anna is 31.",
@@ -141,15 +141,15 @@ mod tests {
             "```json```",
             "\"a\" or so",
         ] {
-            assert_eq!(found(text), None, "{text}");
+            assert_eq!(extracted(text), None, "{text}");
         }
     }
 
     #[test]
-    fn no_text_takes_long() {
+    fn no_text_takes_more_than_linear_time() {
         for piece in ["[", "[{", "{\"", "[1] ", "{x} ", "[\"]\"", "```json\n", "\\ud83d", "{}}"] {
             let text = piece.repeat((4 << 20) / piece.len());
-            let _ = read(&text, &Work::until(CancellationToken::new())).expect("enough work");
+            let _ = read(&text, &Work::until(CancellationToken::new())).expect("unlimited work");
         }
     }
 }
