@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::ApiError;
+use crate::api::code::Code;
 use crate::gemini::{self, InvalidSetup};
 use crate::generation::InvalidField;
 
@@ -17,20 +17,20 @@ impl ApiError {
     /// The path is one of live sessions, and the request is no handshake.
     pub(in crate::api) fn upgrade_required() -> Self {
         let detail = "This path is for WebSockets (version 13) over HTTP/1.1.";
-        Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", detail)
+        Self::new(Code::UpgradeRequired, detail)
     }
 
     /// A browser opens a session for a page that may not read what is said in it.
     pub(in crate::api) fn cross_site_session() -> Self {
         let detail = "A browser opens this session for a page of another origin, which may not \
                       read answers. Name the origin in CORS_ORIGINS.";
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+        Self::new(Code::Unauthenticated, detail)
     }
 
     /// The first message did not come in time.
     pub(in crate::api) fn no_first_message(limit: Duration) -> Self {
         let detail = format!("The first message did not come within {limit:?}.");
-        Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
+        Self::new(Code::ClientTimeout, detail)
     }
 
     /// The first message opens no session.
@@ -46,13 +46,13 @@ impl ApiError {
     /// Nobody said anything in a session for so long.
     pub(in crate::api) fn session_idle(limit: Duration) -> Self {
         let detail = format!("Nothing was said for {limit:?} (LIVE_IDLE_TIMEOUT_SECONDS).");
-        Self::new(StatusCode::REQUEST_TIMEOUT, "client_timeout", detail)
+        Self::new(Code::ClientTimeout, detail)
     }
 
     /// A session lasted for so long.
     pub(in crate::api) fn session_timeout(limit: Duration) -> Self {
         let detail = format!("The session lasted for {limit:?} (LIVE_TIMEOUT_SECONDS).");
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", detail).retryable(None)
+        Self::new(Code::RequestTimeout, detail)
     }
 
     /// The connection to Gemini broke during a session.
@@ -63,7 +63,7 @@ impl ApiError {
     /// The failure as a session is closed with it: a client at fault is told so (1008), and whether
     /// to try again later (1013). Source: RFC 6455, section 7.4, and its registry of codes.
     pub(in crate::api) fn into_close_frame(self) -> CloseFrame {
-        let code = match self.status {
+        let code = match self.code.status() {
             _ if self.is_retryable() => CloseCode::Again,
             status if status.is_client_error() => CloseCode::Policy,
             _ => CloseCode::Error,

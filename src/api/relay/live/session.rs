@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Moment, NoMore, Receiver, Sender};
 use crate::api::auth::{check_model, check_text};
-use crate::api::body::measured;
 use crate::api::error::ApiError;
+use crate::api::json::measured;
 use crate::api::relay::counted::model_of;
 use crate::api::single::failed;
 use crate::dispatch::{Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd};
