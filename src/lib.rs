@@ -10,7 +10,7 @@
 //! | [`config`] | every setting: variable, default, unit, meaning |
 //! | [`gateway`] | the state that all handlers share |
 //! | [`server`] | accepts connections, and drains them at shutdown |
-//! | [`upgrade`] | connections that go on in another protocol than HTTP |
+//! | [`upgrade`] | connections that switch from HTTP to another protocol |
 //! | [`telemetry`] | logs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus |

@@ -125,7 +125,7 @@ pub async fn serve(
             let connection = connection(socket, router, limits, begins, &open);
             let session = abandon.run_until_cancelled(connection).await.flatten();
             if let Some(session) = session {
-                // It says goodbye in its own protocol.
+                // It ends in its own protocol.
                 session(abandon).await;
             }
         };

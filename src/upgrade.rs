@@ -1,9 +1,9 @@
-//! Connections that go on in another protocol than HTTP, such as WebSockets.
+//! Connections that switch from HTTP to another protocol, such as WebSockets.
 //!
-//! The server puts a [`Takeover`] among the extensions of each request over HTTP/1.1 that asks for
-//! an upgrade. A handler that answers with 101 says with it what is done with the connection then.
-//! The server runs that in the connection's place: it counts as open, is waited for at shutdown,
-//! and is told when it has to end.
+//! The server adds a [`Takeover`] to the extensions of each HTTP/1.1 request that asks for an
+//! upgrade. A handler that answers with 101 gives it the session that follows. The server runs the
+//! session as part of the connection: the connection counts as open, is waited for at shutdown, and
+//! the session is told when it must end.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +12,16 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-/// What is done with a connection after HTTP. It ends soon after the token is cancelled.
+/// Runs on a connection after HTTP. It must end within a second after the token is cancelled.
 pub type Session = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>;
 
-/// Lets a handler take over the connection of its request. Clones are the same.
+/// Lets a handler take over the connection of its request. All clones are for the same connection.
 #[derive(Clone, Default)]
 pub struct Takeover(Arc<Mutex<Option<Session>>>);
 
 impl Takeover {
-    /// Runs a session once the answer, which must be 101, is sent. The session is given a token that
-    /// is cancelled when it has to end at once.
+    /// Runs a session once the response, which must be 101, is sent. The session gets a token that is
+    /// cancelled when it must end.
     pub fn with<F>(&self, session: impl FnOnce(CancellationToken) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -30,7 +30,7 @@ impl Takeover {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
     }
 
-    /// The session, if there is one. For the server.
+    /// The session, if there is one. Only the server takes it.
     pub fn take(&self) -> Option<Session> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

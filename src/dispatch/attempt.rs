@@ -67,7 +67,7 @@ impl Reader for Whole {
 /// estimate of its cost stands.
 pub(super) struct Attempt {
     in_flight: InFlightCall,
-    /// The input tokens that were counted when they were reported.
+    /// The input tokens that are already counted.
     spent: u64,
     pub call: Call,
     sent: Instant,
@@ -121,8 +121,8 @@ impl Dispatcher {
 }
 
 impl Attempt {
-    /// Counts input tokens from now on, which the call has used while it runs. At its end they are
-    /// not counted again.
+    /// Counts input tokens that Gemini reports before the end of the call. They are not counted again
+    /// at the end.
     pub(super) fn spend(&mut self, input_tokens: u64) {
         self.in_flight.spend(input_tokens);
         self.spent = self.spent.saturating_add(input_tokens);

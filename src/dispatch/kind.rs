@@ -160,8 +160,8 @@ impl CallKind {
         self.row().streams
     }
 
-    /// Whether the input tokens that Gemini reports are those of the body that is sent. In a session
-    /// they are those of all messages.
+    /// Whether the reported input tokens are those of the body that was sent, so that the estimator can
+    /// learn from them. Those of a session are of all its messages.
     pub(super) const fn teaches_estimates(self) -> bool {
         !matches!(self, Self::Live)
     }

@@ -1,4 +1,4 @@
-//! Live sessions: calls that go on for as long as both sides talk.
+//! Live sessions: calls in which both sides send messages until one of them ends the session.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::gemini::{
 };
 
 /// A session that Gemini has accepted. It holds the call's slots until it is
-/// [ended](LiveSession::end); dropping it before gives them back.
+/// [ended](LiveSession::end) or dropped.
 pub struct LiveSession {
-    /// Sends to Gemini.
+    /// Sends messages to Gemini.
     pub sender: LiveSender,
-    /// Receives from Gemini.
+    /// Receives messages from Gemini.
     pub receiver: CountedReceiver,
 }
 
-/// Receives messages from Gemini, and counts what they cost.
+/// Receives messages from Gemini, and counts the tokens that they report.
 pub struct CountedReceiver {
     receiver: LiveReceiver,
     usage: LiveUsage,
@@ -32,13 +32,13 @@ pub struct CountedReceiver {
 /// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd<'a> {
-    /// As its client or Gemini wanted.
+    /// The client or Gemini closed it normally.
     Closed,
-    /// Gemini closed it for this error, or the connection to Gemini broke.
+    /// Gemini closed it with this error, or the connection to Gemini broke.
     Failed(&'a Error),
-    /// It took longer than it may, or nothing was said for too long.
+    /// It lasted too long, or no message was sent for too long.
     TimedOut,
-    /// The client is gone, or the gateway stops.
+    /// The client is gone, or the gateway is shutting down.
     Cancelled,
 }
 
@@ -66,7 +66,7 @@ impl Reader for Open<'_> {
         Ok(opened.unwrap_or_else(|_| Err(Error::timed_out(time_limit)))?)
     }
 
-    /// Gemini does not say in its first message.
+    /// The first message does not name it.
     fn model_version(&self, _: &Self::Received) -> Option<Model> {
         None
     }
@@ -82,8 +82,7 @@ impl Reader for Open<'_> {
 
 impl Dispatcher {
     /// Waits for admission, then opens a session with the client's first message. Returns it with
-    /// Gemini's first message. It is opened again after a transient error as long as Gemini has not
-    /// accepted it.
+    /// Gemini's first message. After a transient error, it is opened again.
     ///
     /// # Errors
     /// [`CallError`], of the last attempt.
@@ -114,11 +113,10 @@ impl LiveSession {
 }
 
 impl CountedReceiver {
-    /// Receives the next message, or Gemini's reason to close the session. Dropping the future
-    /// loses nothing.
+    /// Receives the next message, or the end. Dropping the future loses no message.
     ///
     /// # Errors
-    /// [`Error`] where the connection broke.
+    /// [`Error`] if the connection broke, or Gemini violated the protocol.
     pub async fn receive(&mut self) -> Result<LiveEvent, Error> {
         let event = self.receiver.receive().await?;
         if let LiveEvent::Message(message) = &event {

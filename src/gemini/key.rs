@@ -145,8 +145,8 @@ impl ApiKey {
         }
     }
 
-    /// The same to the headers of a WebSocket's handshake. Live interactions take an ephemeral token
-    /// where they take a key. Source: Google's Python SDK 3.6.1.
+    /// Adds the key to the headers of a handshake for a live session. Live interactions expect an
+    /// ephemeral token in the header of a key. Source: Google's Python SDK 3.6.1.
     pub(super) fn insert_into_live(&self, headers: &mut HeaderMap, api: LiveApi) {
         if api == LiveApi::Interactions && self.kind() == KeyKind::Ephemeral {
             headers.insert(API_KEY, self.header.clone());

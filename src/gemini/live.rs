@@ -29,52 +29,52 @@ const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key
 const SEC_WEBSOCKET_VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
 const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
-/// What the names of all headers of a WebSocket's handshake begin with.
+/// The prefix of all headers of a handshake.
 const SEC_WEBSOCKET: &str = "sec-websocket-";
 
-/// The longest message of Gemini's that is read, in bytes. Those of a session with audio have tens
-/// of kilobytes.
+/// The longest message that is accepted from Gemini, in bytes. Messages with audio have tens of
+/// kilobytes.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// How much is read from a socket at once, in bytes.
+/// How much is read from the connection at once, in bytes.
 const READ_BUFFER: usize = 16 << 10;
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A WebSocket to Gemini.
 pub struct LiveSocket {
-    /// Sends to Gemini.
+    /// Sends messages to Gemini.
     pub sender: LiveSender,
-    /// Receives from Gemini.
+    /// Receives messages from Gemini.
     pub receiver: LiveReceiver,
 }
 
 /// Sends messages to Gemini.
 pub struct LiveSender(SplitSink<Socket, Message>);
 
-/// Receives messages from Gemini. No key in use is in them.
+/// Receives messages from Gemini, with the keys in use overwritten.
 pub struct LiveReceiver {
     stream: SplitStream<Socket>,
     secrets: Secrets,
 }
 
-/// What comes from Gemini.
+/// What Gemini sends.
 #[derive(Debug)]
 pub enum LiveEvent {
     /// A message.
     Message(Message),
-    /// Gemini closes the session with this frame, if it says why.
+    /// The end of the session, with Gemini's reason if it gives one.
     Closed(Option<CloseFrame>),
 }
 
 impl Client {
-    /// Opens a WebSocket, sends the first message, and waits for the first of Gemini, which accepts
-    /// the session.
+    /// Opens a WebSocket, sends the client's first message, and waits for Gemini's first message, which
+    /// accepts the session.
     ///
     /// Dropping the future closes the connection.
     ///
     /// # Errors
-    /// [`Error`] where Gemini refuses the handshake, or closes the session in place of accepting it.
+    /// [`Error`] if Gemini refuses the handshake, or closes the session instead of accepting it.
     pub(crate) async fn open_live(
         &self,
         request: &Forward,
@@ -96,7 +96,7 @@ impl Client {
         let stream = WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await;
         let (sender, stream) = stream.split();
         let (mut sender, mut receiver) = (LiveSender(sender), LiveReceiver { stream, secrets });
-        // Until now nothing was asked for that costs anything.
+        // The first message is what costs; the handshake does not.
         if send_check.is_some_and(|may_send| !may_send()) {
             let message = "the session came too late to be opened";
             return Err(Error::new(ErrorKind::Connection, message));
@@ -109,7 +109,7 @@ impl Client {
     }
 }
 
-/// The request for a WebSocket, and what a server that accepts it answers.
+/// The handshake, and the value of `Sec-WebSocket-Accept` that accepts it.
 fn handshake(request: &Forward, api: LiveApi, key: &ApiKey) -> (Request<Payload>, String) {
     let nonce = generate_key();
     let accept = derive_accept_key(nonce.as_bytes());
@@ -133,7 +133,7 @@ fn is_of_handshake(name: &HeaderName) -> bool {
     name.as_str().starts_with(SEC_WEBSOCKET)
 }
 
-/// The connection, once the server has accepted the handshake.
+/// The connection, if Gemini accepts the handshake.
 async fn upgraded(
     response: Response<Incoming>,
     accept: &str,
@@ -158,21 +158,21 @@ async fn upgraded(
 }
 
 fn not_a_websocket() -> Error {
-    Error::new(ErrorKind::Malformed, "Gemini did not answer as a WebSocket does")
+    Error::new(ErrorKind::Malformed, "Gemini did not accept the handshake for a WebSocket")
 }
 
 fn broken() -> Error {
     Error::new(ErrorKind::BrokenOff, "the connection to Gemini broke during the session")
 }
 
-/// The error for what went wrong on the socket.
+/// The error for a failure of the WebSocket.
 fn failed(error: tungstenite::Error) -> Error {
     use tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
     match error {
         tungstenite::Error::Capacity(_) => Error::too_long(),
         tungstenite::Error::Protocol(ResetWithoutClosingHandshake) => broken(),
         tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => {
-            let message = "what Gemini sent is not in the protocol of WebSockets";
+            let message = "Gemini violated the protocol of WebSockets";
             Error::new(ErrorKind::Malformed, message)
         }
         _ => broken(),
@@ -180,16 +180,16 @@ fn failed(error: tungstenite::Error) -> Error {
 }
 
 impl LiveSender {
-    /// Sends a message, and waits until the connection has taken all of it. Where the future is
-    /// dropped, the message is sent before the next one.
+    /// Sends a message, and waits until all of it is written to the connection. If the future is
+    /// dropped, the rest of the message is sent before the next one.
     ///
     /// # Errors
-    /// [`Error`] where the connection broke.
+    /// [`Error`] if the connection broke.
     pub async fn send(&mut self, message: Message) -> Result<(), Error> {
         self.0.send(message).await.map_err(failed)
     }
 
-    /// Sends a close frame, or answers Gemini's with the same.
+    /// Sends a close frame; if Gemini has sent one, answers it with the same.
     pub async fn close(&mut self, frame: Option<CloseFrame>) {
         if self.0.send(Message::Close(frame)).await.is_err() {
             let _ = self.0.close().await;
@@ -198,10 +198,10 @@ impl LiveSender {
 }
 
 impl LiveReceiver {
-    /// Receives the next message, or the end. Dropping the future loses nothing.
+    /// Receives the next message, or the end. Dropping the future loses no message.
     ///
     /// # Errors
-    /// [`Error`] where the connection broke, or what came is not in the protocol.
+    /// [`Error`] if the connection broke, or Gemini violated the protocol.
     pub(crate) async fn receive(&mut self) -> Result<LiveEvent, Error> {
         loop {
             let Some(message) = self.stream.next().await else { return Err(broken()) };

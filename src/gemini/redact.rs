@@ -173,8 +173,8 @@ impl Secrets {
         body.into()
     }
 
-    /// Overwrites the keys in a message of JSON that is there whole, and what has the form of a secret
-    /// in an error in it.
+    /// Overwrites the keys in a complete JSON message, and everything that has the form of a secret in
+    /// an error in it.
     pub(super) fn redact_message(&self, message: Bytes) -> Bytes {
         if self.can_pass(&message) {
             return message;

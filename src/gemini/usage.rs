@@ -54,7 +54,7 @@ struct UsageMetadata<'a> {
     prompt_token_count: Option<&'a RawValue>,
     #[serde(borrow)]
     candidates_token_count: Option<&'a RawValue>,
-    /// What stands in place of it in a live session.
+    /// Its name in live sessions.
     #[serde(borrow)]
     response_token_count: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -122,7 +122,7 @@ impl Usage {
         ])
     }
 
-    /// The prompt's, the answer's, the thoughts', all tokens, and the cached ones.
+    /// The tokens of the prompt, of the answer, of the thoughts, of all kinds, and the cached ones.
     pub(super) fn of_counts(counts: [Option<u64>; 5]) -> Option<Usage> {
         counts.iter().any(Option::is_some).then(|| {
             let [prompt_tokens, output_tokens, thinking_tokens, total_tokens, cached_tokens] =

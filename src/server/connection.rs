@@ -41,8 +41,8 @@ pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
 /// The reading and writing end of a connection.
 pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<ClientStream>>>>;
 
-/// Serves one connection as long as it speaks HTTP. Returns what is done with it afterwards, where
-/// it goes on in another protocol.
+/// Serves one connection as long as it speaks HTTP. Returns the session that follows, if it switches
+/// to another protocol.
 pub(super) async fn connection(
     socket: TcpStream,
     router: Router,

@@ -173,8 +173,8 @@ impl State {
         self.current().enter(Phase::Idle);
     }
 
-    /// The connection goes on in another protocol. As one whose answer is being made, it has no
-    /// deadline here and makes no room.
+    /// The connection has switched to another protocol. Like one whose request is being answered, it
+    /// has no deadline and is not closed to make room.
     pub(super) fn upgraded(&self) {
         self.current().enter(Phase::Answer);
     }

@@ -621,7 +621,7 @@ async fn a_session_is_waited_for_at_shutdown_and_then_closed_properly() {
     client.ask("Hello").await;
     assert_eq!(client.turn().await, "Simulated answer to: Hello");
     let (code, reason) = client.closed().await;
-    assert_eq!((code, &*reason), (1001, "The gateway stops."));
+    assert_eq!((code, &*reason), (1001, "The gateway is shutting down."));
     let (code, log) = process.end().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("the live session ended"), "{log}");

@@ -14,26 +14,26 @@ use crate::generation::InvalidField;
 const MAX_REASON: usize = 123;
 
 impl ApiError {
-    /// The path is one of live sessions, and the request is no handshake.
+    /// The path is one of live sessions, and the request is not a handshake.
     pub(in crate::api) fn upgrade_required() -> Self {
-        let detail = "This path is for WebSockets (version 13) over HTTP/1.1.";
+        let detail = "This path serves WebSockets (version 13) over HTTP/1.1.";
         Self::new(Code::UpgradeRequired, detail)
     }
 
-    /// A browser opens a session for a page that may not read what is said in it.
+    /// A browser opens a session for a page that may not read answers.
     pub(in crate::api) fn cross_site_session() -> Self {
-        let detail = "A browser opens this session for a page of another origin, which may not \
-                      read answers. Name the origin in CORS_ORIGINS.";
+        let detail = "A browser opened this session for a page of another origin, which may not \
+                      read answers. Add the origin to CORS_ORIGINS.";
         Self::new(Code::Unauthenticated, detail)
     }
 
-    /// The first message did not come in time.
+    /// The first message did not arrive in time.
     pub(in crate::api) fn no_first_message(limit: Duration) -> Self {
-        let detail = format!("The first message did not come within {limit:?}.");
+        let detail = format!("The first message did not arrive within {limit:?}.");
         Self::new(Code::ClientTimeout, detail)
     }
 
-    /// The first message opens no session.
+    /// The first message cannot open a session.
     pub(in crate::api) fn invalid_first_message(error: InvalidSetup) -> Self {
         let field = match error {
             InvalidSetup::NoSetup => "setup",
@@ -43,25 +43,25 @@ impl ApiError {
         Self::invalid(vec![InvalidField::new(field, "first_message", error.to_string())])
     }
 
-    /// Nobody said anything in a session for so long.
+    /// Neither side of a session sent a message for so long.
     pub(in crate::api) fn session_idle(limit: Duration) -> Self {
-        let detail = format!("Nothing was said for {limit:?} (LIVE_IDLE_TIMEOUT_SECONDS).");
+        let detail = format!("No message was sent for {limit:?} (LIVE_IDLE_TIMEOUT_SECONDS).");
         Self::new(Code::ClientTimeout, detail)
     }
 
-    /// A session lasted for so long.
+    /// A session has lasted for the longest time.
     pub(in crate::api) fn session_timeout(limit: Duration) -> Self {
-        let detail = format!("The session lasted for {limit:?} (LIVE_TIMEOUT_SECONDS).");
+        let detail = format!("The session has lasted for {limit:?} (LIVE_TIMEOUT_SECONDS).");
         Self::new(Code::RequestTimeout, detail)
     }
 
     /// The connection to Gemini broke during a session.
-    pub(in crate::api) fn of_session(error: gemini::Error) -> Self {
+    pub(in crate::api) fn broken_session(error: gemini::Error) -> Self {
         Self::upstream(error, None)
     }
 
-    /// The failure as a session is closed with it: a client at fault is told so (1008), and whether
-    /// to try again later (1013). Source: RFC 6455, section 7.4, and its registry of codes.
+    /// The close frame for the error: 1013 if another attempt can succeed later, 1008 if the client is
+    /// at fault, otherwise 1011. Source: RFC 6455, section 7.4, and its registry of codes.
     pub(in crate::api) fn into_close_frame(self) -> CloseFrame {
         let code = match self.code.status() {
             _ if self.is_retryable() => CloseCode::Again,
@@ -80,7 +80,7 @@ mod tests {
     use crate::limits::Refused;
 
     #[test]
-    fn a_close_frame_says_whose_fault_it_is_and_whether_to_try_again() {
+    fn a_close_frame_tells_client_errors_and_retryable_errors_apart() {
         let frame = |error: ApiError| {
             let CloseFrame { code, reason } = error.into_close_frame();
             (u16::from(code), reason.to_string())

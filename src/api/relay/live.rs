@@ -1,7 +1,7 @@
-//! Live sessions: WebSockets that are relayed for as long as both sides talk.
+//! Live sessions over WebSockets.
 //!
-//! What can be known before the handshake is refused with an HTTP response; what is known later, with
-//! a close frame. The session itself is in [`session`].
+//! Errors that are known before the handshake are HTTP responses. Later errors are close frames: see
+//! [`session`].
 
 mod client;
 mod session;
@@ -39,7 +39,7 @@ pub(in crate::api) const ROUTES: [&str; 4] = [
     "/v1alpha/interactions/live",
 ];
 
-/// The protocol's version. Source: RFC 6455, section 4.1.
+/// The version of the protocol. Source: RFC 6455, section 4.1.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 
 /// Whether a path, without doubled slashes, is one of live sessions.
@@ -47,7 +47,7 @@ pub(in crate::api) fn is_live(path: &str) -> bool {
     path.starts_with("/ws/") || ROUTES[1..].contains(&path)
 }
 
-/// Accepts a WebSocket, and relays what is said over it.
+/// Accepts a WebSocket, and relays its messages.
 pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Request) -> Response {
     if request.method() == Method::OPTIONS {
         return options();
@@ -84,7 +84,7 @@ async fn accept(gateway: Gateway, mut request: Request) -> Result<Response, ApiE
     Ok(switching_protocols(accepted))
 }
 
-/// Whose protocol is spoken at a path.
+/// The API at a path.
 fn api(path: &str) -> Result<LiveApi, ApiError> {
     let Some(method) = path.strip_prefix("/ws/") else { return Ok(LiveApi::Interactions) };
     let method = method.strip_prefix("google.ai.generativelanguage.v");
@@ -94,7 +94,8 @@ fn api(path: &str) -> Result<LiveApi, ApiError> {
     if is_known { Ok(LiveApi::Bidi) } else { Err(ApiError::not_found()) }
 }
 
-/// What a handshake is accepted with; `None` where it is none. Source: RFC 6455, section 4.2.1.
+/// The value of `Sec-WebSocket-Accept` for a handshake; `None` if the request is not a handshake.
+/// Source: RFC 6455, section 4.2.
 fn accepted(request: &Request<Body>) -> Option<HeaderValue> {
     let headers = request.headers();
     let is_handshake = request.method() == Method::GET
@@ -108,15 +109,15 @@ fn accepted(request: &Request<Body>) -> Option<HeaderValue> {
     nonce.and_then(|_| HeaderValue::try_from(derive_accept_key(key)).ok())
 }
 
-/// Whether a header, which is a list, has a token.
+/// Whether the list in a header has a token.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let mut tokens = values.flat_map(|value| value.split(','));
     tokens.any(|other| other.trim().eq_ignore_ascii_case(token))
 }
 
-/// Refuses a session that a browser opens for a page which may not read answers: with WebSockets no
-/// browser asks whether it may.
+/// Refuses a session that a browser opens for a page that may not read answers. Browsers send no
+/// preflight request for WebSockets.
 fn check_origin(headers: &HeaderMap, gateway: &Gateway) -> Result<(), ApiError> {
     let trusted = &gateway.config.cors_origins;
     let may_read = browser::reader(headers, trusted).is_some();
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bidirectional_methods_of_gemini_are_served_and_nothing_else() {
+    fn only_bidirectional_methods_of_gemini_are_served() {
         for version in ["v1", "v1beta", "v1alpha"] {
             for method in ["GenerateContent", "GenerateContentConstrained", "GenerateMusic"] {
                 let service = format!("google.ai.generativelanguage.{version}.GenerativeService");
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_one_of_the_current_version() {
+    fn a_handshake_is_recognized_by_its_headers_and_version() {
         let handshake = || {
             Request::get("/ws/x")
                 .header(CONNECTION, "keep-alive, Upgrade")

@@ -7,8 +7,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::super::{Error, ErrorKind, Secrets};
 
-/// Words that tell what a reason is about, in lower case, and the status that Gemini gives the same
-/// error over HTTP. No page lists the reasons; these are the words of its errors.
+/// Words of a reason, in lower case, and the HTTP status of errors with these words. Google does not
+/// document the reasons; the words are those of its HTTP errors.
 const WORDS: [(&str, StatusCode); 12] = [
     ("api key", StatusCode::BAD_REQUEST),
     ("quota", StatusCode::TOO_MANY_REQUESTS),
@@ -24,14 +24,14 @@ const WORDS: [(&str, StatusCode); 12] = [
     ("not found", StatusCode::NOT_FOUND),
 ];
 
-/// The error for a session that Gemini closed with this frame before it accepted it.
+/// The error for a session that Gemini closed before it accepted it.
 pub(super) fn refused(frame: Option<&CloseFrame>) -> Error {
     closing_error(frame).unwrap_or_else(|| {
         Error::new(ErrorKind::Unavailable, "Gemini closed the session before it began")
     })
 }
 
-/// The error for which Gemini closed a session; `None` where it ended as it should.
+/// The error for which Gemini closed a session; `None` if the session ended normally.
 pub fn closing_error(frame: Option<&CloseFrame>) -> Option<Error> {
     let frame = frame?;
     if matches!(frame.code, CloseCode::Normal | CloseCode::Away) {
@@ -53,7 +53,7 @@ pub fn closing_error(frame: Option<&CloseFrame>) -> Option<Error> {
     Some(error)
 }
 
-/// A frame without keys in its reason.
+/// A close frame with the keys in its reason overwritten.
 pub(super) fn redacted(frame: CloseFrame, secrets: &Secrets) -> CloseFrame {
     let CloseFrame { code, reason } = frame;
     let reason = secrets.redact_body(reason.into());
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_says_what_kind_of_error_it_is() {
+    fn a_reason_is_read_as_the_error_it_describes() {
         for (code, reason, expected) in [
             (1007, "API key not valid. Please pass a valid API key.", "invalid_api_key"),
             (1008, "models/x is not found for API version v1beta", "model_not_found"),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_ends_as_it_should_has_not_failed() {
+    fn a_session_that_ends_normally_has_no_error() {
         for end in [None, Some(frame(1000, "")), Some(frame(1001, "quota"))] {
             assert!(closing_error(end.as_ref()).is_none(), "{end:?}");
         }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_in_a_reason() {
+    fn keys_in_a_reason_are_overwritten() {
         let key = ApiKey::new("the-secret-key").unwrap();
         let other = format!("AIza{}", "x".repeat(35));
         let frame = frame(1008, &format!("Consumer the-secret-key and {other} are suspended"));

@@ -1,4 +1,4 @@
-//! What messages of a session say: the model that the first one asks for, and what Gemini's cost.
+//! The model in the first message of a session, and the tokens in Gemini's messages.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -6,22 +6,22 @@ use serde_json::value::RawValue;
 use super::super::usage::count;
 use super::super::{RepeatedModel, Usage, named_model};
 
-/// Whose protocol a session speaks.
+/// The API of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LiveApi {
-    /// That of the Live API: `BidiGenerateContent` and its like.
+    /// The Live API: `BidiGenerateContent` and the other bidirectional methods.
     Bidi,
-    /// That of live interactions.
+    /// Live interactions.
     Interactions,
 }
 
-/// A first message with which no session can be opened.
+/// A first message that cannot open a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSetup {
-    /// It is no JSON, or has no `setup`.
+    /// It is not JSON, or does not have exactly one `setup`.
     #[error("the first message must be {{\"setup\": {{…}}}}")]
     NoSetup,
-    /// It is no JSON, or is no event of live interactions.
+    /// It is not JSON, or not an event that opens a live interaction.
     #[error("the first message must be the event interaction.create or interaction.connect")]
     NoEvent,
     /// It names its model twice.
@@ -48,10 +48,10 @@ struct EventType {
 }
 
 impl LiveApi {
-    /// The model that the first message of a client asks for, if it names one.
+    /// The model that the client's first message names, if it names one.
     ///
     /// # Errors
-    /// [`InvalidSetup`] where the message cannot open a session.
+    /// [`InvalidSetup`] if the message cannot open a session.
     pub fn model(self, message: &[u8]) -> Result<Option<String>, InvalidSetup> {
         match self {
             Self::Bidi => {
@@ -73,7 +73,7 @@ impl LiveApi {
     }
 }
 
-/// The events in a message, each as it is written.
+/// The JSON of each event in a message.
 fn events(message: &[u8]) -> Option<Vec<&[u8]>> {
     match serde_json::from_slice::<Events<'_>>(message) {
         Ok(Events { events }) => {
@@ -83,13 +83,13 @@ fn events(message: &[u8]) -> Option<Vec<&[u8]>> {
     }
 }
 
-/// Adds up what a session costs, from Gemini's messages.
+/// Adds up the tokens of a session that Gemini's messages report.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveUsage {
     api: LiveApi,
-    /// What is over and settled, or was told message by message.
+    /// Those of ended interactions, or of all messages.
     total: Usage,
-    /// What was told last of the interaction under way, which counts from its beginning.
+    /// Those of the current interaction since its start, as last reported.
     current: Usage,
 }
 
@@ -100,8 +100,8 @@ struct BidiMessage<'a> {
     usage_metadata: Option<&'a RawValue>,
 }
 
-/// The places in an event that have what the interaction cost so far. Source: Google's Python SDK
-/// 3.6.1.
+/// The places in an event with the tokens of the interaction since its start. Source: Google's Python
+/// SDK 3.6.1.
 #[derive(Deserialize)]
 struct InteractionEvent<'a> {
     #[serde(borrow)]
@@ -142,24 +142,24 @@ struct InteractionUsage<'a> {
 }
 
 impl LiveUsage {
-    /// Of a session that has cost nothing yet.
+    /// The tokens of a session that has just begun.
     pub fn new(api: LiveApi) -> Self {
         Self { api, total: Usage::default(), current: Usage::default() }
     }
 
-    /// What the session has cost so far.
+    /// The tokens of the session so far.
     pub fn total(&self) -> Usage {
         self.total + self.current
     }
 
-    /// Reads a message of Gemini's.
+    /// Reads one of Gemini's messages.
     pub fn read(&mut self, message: &[u8]) {
         match self.api {
-            // Each message tells what it cost itself.
+            // Each message reports only its own tokens.
             LiveApi::Bidi => self.total += bidi_usage(message).unwrap_or_default(),
             LiveApi::Interactions => {
                 for usage in events(message).into_iter().flatten().filter_map(interaction_usage) {
-                    // Less than before is said of another interaction.
+                    // A lower count belongs to another interaction.
                     if usage.total_tokens < self.current.total_tokens {
                         self.total += self.current;
                     }
@@ -177,7 +177,7 @@ fn bidi_usage(message: &[u8]) -> Option<Usage> {
 
 fn interaction_usage(event: &[u8]) -> Option<Usage> {
     let event: InteractionEvent<'_> = serde_json::from_slice(event).ok()?;
-    // That of a step is its own.
+    // A step reports only its own tokens.
     let is_step = event.event_type.is_some_and(|name| name.get().starts_with("\"step."));
     let of_event = event.usage.filter(|_| !is_step);
     let of_interaction = event.interaction.and_then(|interaction| interaction.usage);
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_message_names_the_model() {
+    fn the_model_is_read_from_the_first_message() {
         let model = |api: LiveApi, message: &str| api.model(message.as_bytes());
         let named = |name: &str| Ok(Some(name.to_owned()));
         let (bidi, interactions) = (LiveApi::Bidi, LiveApi::Interactions);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usage_of_each_message_counts() {
+    fn the_tokens_of_all_messages_are_added_up() {
         let mut usage = LiveUsage::new(LiveApi::Bidi);
         for message in [
             json!({"setupComplete": {}}),
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_usage_of_an_interaction_counts() {
+    fn the_last_report_of_each_interaction_counts() {
         let usage_of = |tokens: u64| {
             json!({"total_input_tokens": tokens, "total_output_tokens": 2 * tokens,
                 "total_thought_tokens": 1, "total_tokens": 3 * tokens + 1})

@@ -1,5 +1,7 @@
-//! The client's side of a session.
+//! The client's WebSocket.
 
+use std::collections::VecDeque;
+use std::future::pending;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +21,11 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::gateway::Gateway;
 use crate::memory::{BodyBudget, OverBudget, Share};
 
-/// How much is read from a socket at once, in bytes.
+/// How much is read from the connection at once, in bytes.
 const READ_BUFFER: usize = 16 << 10;
+
+/// How many messages are kept that arrive before the session is open.
+const MAX_EARLY: usize = 16;
 
 type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
@@ -30,44 +35,47 @@ pub(super) struct Client {
     pub receiver: Receiver,
 }
 
-/// Sends to the client.
+/// Sends messages to the client.
 pub(super) struct Sender(SplitSink<Socket, Message>);
 
-/// Receives from the client. What has come of a message takes its share of the memory for bodies.
+/// Receives messages from the client. The bytes of a message take memory from the budget for request
+/// bodies until the message is relayed.
 pub(super) struct Receiver {
     stream: SplitStream<Socket>,
     share: Arc<Mutex<Share>>,
     bodies: Arc<BodyBudget>,
-    /// A message that came before anything could be done with it.
-    early: Option<Message>,
-    heard: Arc<Moment>,
+    /// Messages that arrived before the session was open.
+    early: VecDeque<Message>,
+    last_read: Arc<LastTime>,
 }
 
-/// Why nothing more comes from a client.
+/// Why no more messages come from a client.
 #[derive(Debug)]
-pub(super) enum NoMore {
-    /// It closed the session.
+pub(super) enum ClientEnd {
+    /// The client closed the session.
     Closed(Option<CloseFrame>),
-    /// Its connection broke.
+    /// The connection broke, or the client does not answer.
     Gone,
-    /// Its message is larger than this many bytes.
+    /// A message is larger than this many bytes.
     TooLarge(usize),
-    /// There is no memory for its message.
+    /// There is no memory for a message.
     OverBudget,
-    /// What it sends is not in the protocol.
+    /// The client violates the protocol.
     Invalid,
 }
 
 /// When something happened last.
-pub(super) struct Moment(Mutex<Instant>);
+#[derive(Debug)]
+pub(super) struct LastTime(Mutex<Instant>);
 
-impl Moment {
-    pub fn new() -> Arc<Self> {
+impl LastTime {
+    /// It happened now.
+    pub fn now() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Instant::now())))
     }
 
-    /// It happens.
-    pub fn now(&self) {
+    /// It has happened again.
+    pub fn touch(&self) {
         *self.lock() = Instant::now();
     }
 
@@ -91,109 +99,116 @@ impl Client {
             .write_buffer_size(0)
             .max_message_size(Some(largest))
             .max_frame_size(Some(largest));
-        let share = Arc::new(Mutex::new(bodies.share()));
-        let io = Metered { io: TokioIo::new(connection), share: Arc::clone(&share) };
+        let (share, last_read) = (Arc::new(Mutex::new(bodies.share())), LastTime::now());
+        let io = Metered {
+            io: TokioIo::new(connection),
+            share: Arc::clone(&share),
+            last_read: Arc::clone(&last_read),
+        };
         let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
         let (sender, stream) = stream.split();
-        let receiver = Receiver { stream, share, bodies, early: None, heard: Moment::new() };
-        Self { sender: Sender(sender), receiver }
+        let early = VecDeque::new();
+        Self {
+            sender: Sender(sender),
+            receiver: Receiver { stream, share, bodies, early, last_read },
+        }
     }
 
-    /// Closes the session, and waits for the client to close its side too.
+    /// Closes the session, and waits until the client has closed it too.
     pub async fn close(&mut self, frame: Option<CloseFrame>) {
         self.sender.close(frame).await;
-        self.receiver.drain().await;
+        self.receiver.discard().await;
     }
 }
 
 impl Sender {
-    /// Sends a message, and waits until the connection has taken all of it.
-    pub async fn send(&mut self, message: Message) -> Result<(), NoMore> {
-        self.0.send(message).await.map_err(|_| NoMore::Gone)
+    /// Sends a message, and waits until all of it is written to the connection.
+    pub async fn send(&mut self, message: Message) -> Result<(), ClientEnd> {
+        self.0.send(message).await.map_err(|_| ClientEnd::Gone)
     }
 
-    /// Sends a close frame, or answers the client's.
+    /// Sends a close frame; if the client has sent one, answers it with the same.
     pub async fn close(&mut self, frame: Option<CloseFrame>) {
         if self.0.send(Message::Close(frame)).await.is_err() {
-            // Where the client has closed, its frame is answered with the same.
             let _ = self.0.close().await;
         }
     }
 }
 
 impl Receiver {
-    /// Receives the next message. Dropping the future loses nothing.
-    pub async fn receive(&mut self) -> Result<Message, NoMore> {
-        if let Some(early) = self.early.take() {
-            return Ok(early);
+    /// Receives the next message. Dropping the future loses no message.
+    pub async fn receive(&mut self) -> Result<Message, ClientEnd> {
+        match self.early.pop_front() {
+            Some(message) => Ok(message),
+            None => self.read().await,
         }
+    }
+
+    async fn read(&mut self) -> Result<Message, ClientEnd> {
         loop {
-            let message = match self.stream.next().await {
-                None => return Err(NoMore::Gone),
-                Some(Err(error)) => return Err(no_more(error)),
-                Some(Ok(message)) => message,
-            };
-            self.heard.now();
-            match message {
-                Message::Text(_) | Message::Binary(_) => return Ok(message),
-                Message::Close(frame) => return Err(NoMore::Closed(frame)),
+            match self.stream.next().await {
+                Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => return Ok(message),
+                Some(Ok(Message::Close(frame))) => return Err(ClientEnd::Closed(frame)),
                 // The library answers pings.
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Err(error)) => return Err(end(error)),
+                None => return Err(ClientEnd::Gone),
             }
         }
     }
 
-    /// A message has been passed on: its memory is free.
-    pub fn passed_on(&mut self) {
-        let share = self.bodies.share();
-        *self.share.lock().unwrap_or_else(PoisonError::into_inner) = share;
-        self.heard.now();
+    /// Gives the memory back that the last message took, after it was relayed.
+    pub fn relayed(&mut self) {
+        if self.early.is_empty() {
+            *self.share.lock().unwrap_or_else(PoisonError::into_inner) = self.bodies.share();
+        }
     }
 
-    /// Waits until the client closes or is gone. One message that comes before is kept; then nothing
-    /// more is read.
-    pub async fn ended(&mut self) -> NoMore {
-        if self.early.is_none() {
-            match self.receive().await {
-                Ok(message) => self.early = Some(message),
+    /// Waits until the client closes the session or is gone. Keeps a few messages that arrive
+    /// meanwhile, then reads no more.
+    pub async fn end(&mut self) -> ClientEnd {
+        while self.early.len() < MAX_EARLY {
+            match self.read().await {
+                Ok(message) => self.early.push_back(message),
                 Err(end) => return end,
             }
         }
-        std::future::pending().await
+        pending().await
     }
 
-    /// When the client sent something last.
-    pub fn heard(&self) -> Arc<Moment> {
-        Arc::clone(&self.heard)
+    /// When bytes were last read from the client.
+    pub fn last_read(&self) -> Arc<LastTime> {
+        Arc::clone(&self.last_read)
     }
 
-    /// Throws away what comes until the client closes.
-    async fn drain(&mut self) {
+    /// Discards all messages until the client closes.
+    async fn discard(&mut self) {
+        self.early.clear();
         while let Some(Ok(_)) = self.stream.next().await {
-            self.passed_on();
+            self.relayed();
         }
     }
 }
 
-fn no_more(error: Error) -> NoMore {
+fn end(error: Error) -> ClientEnd {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
-            NoMore::TooLarge(max_size)
+            ClientEnd::TooLarge(max_size)
         }
         Error::Io(error) if error.get_ref().is_some_and(|error| error.is::<OverBudget>()) => {
-            NoMore::OverBudget
+            ClientEnd::OverBudget
         }
-        // A client that does not close properly is gone.
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => NoMore::Gone,
-        Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_) => NoMore::Invalid,
-        _ => NoMore::Gone,
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ClientEnd::Gone,
+        Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_) => ClientEnd::Invalid,
+        _ => ClientEnd::Gone,
     }
 }
 
-/// A connection that is read only as far as there is memory for what comes.
+/// A connection from which no more is read than there is memory for.
 struct Metered<T> {
     io: T,
     share: Arc<Mutex<Share>>,
+    last_read: Arc<LastTime>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
@@ -205,6 +220,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
         let read = buffer.filled().len() - before;
+        self.last_read.touch();
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
         Poll::Ready(share.grow(read).map_err(io::Error::other))
     }

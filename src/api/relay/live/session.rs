@@ -1,4 +1,4 @@
-//! One session, from the client's first message to the last frame.
+//! A session, from the client's first message to the close frames.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, Moment, NoMore, Receiver, Sender};
+use super::client::{Client, ClientEnd, LastTime, Receiver, Sender};
 use crate::api::auth::{check_model, check_text};
 use crate::api::error::ApiError;
 use crate::api::json::measured;
@@ -24,37 +24,39 @@ use crate::gemini::{ApiKey, Error, Forward, LiveApi, LiveEvent, LiveSender, Mode
 use crate::limits::Semaphore;
 use crate::memory::OverBudget;
 
-/// How long either side may take to close, once the other has.
+/// How long the closing handshake with Gemini may take, and then the one with the client.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same when the gateway stops.
-const LAST_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same when the grace period of a shutdown is over.
+const SHUTDOWN_CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// A session that was accepted: who pays for it, and where it leads.
+/// A session whose handshake is accepted.
 pub(super) struct Session {
     pub gateway: Gateway,
     pub api: LiveApi,
+    /// The key that pays.
     pub key: ApiKey,
-    /// The semaphore that it holds beside the global one.
+    /// The semaphore that the session holds beside the global one.
     pub semaphore: Option<Arc<dyn Semaphore>>,
+    /// The handshake to send to Gemini.
     pub request: Forward,
 }
 
-/// How a session ended.
+/// Why a session ends.
 enum End {
-    /// For what the client did.
-    Client(NoMore),
+    /// The client ended it.
+    Client(ClientEnd),
     /// Gemini closed it.
-    Upstream(Option<CloseFrame>),
+    Gemini(Option<CloseFrame>),
     /// The connection to Gemini broke.
     Broken(Error),
-    /// It was refused.
+    /// It is refused.
     Refused(Box<ApiError>),
-    /// Nobody said anything for too long.
+    /// No message was relayed for `LIVE_IDLE_TIMEOUT_SECONDS`.
     Idle,
-    /// It took longer than it may.
+    /// It has lasted for `LIVE_TIMEOUT_SECONDS`.
     TimedOut,
-    /// The gateway stops.
+    /// The grace period of a shutdown is over.
     ShutDown,
 }
 
@@ -64,14 +66,14 @@ impl From<ApiError> for End {
     }
 }
 
-impl From<NoMore> for End {
-    fn from(end: NoMore) -> Self {
+impl From<ClientEnd> for End {
+    fn from(end: ClientEnd) -> Self {
         Self::Client(end)
     }
 }
 
 impl Session {
-    /// Runs the session on a connection whose handshake is done, until it ends or is cut off.
+    /// Runs the session until it ends, or until `cut_off` is cancelled.
     pub async fn run(self, connection: OnUpgrade, cut_off: CancellationToken) {
         let Ok(connection) = connection.await else { return };
         let started = Instant::now();
@@ -83,6 +85,10 @@ impl Session {
         let end = match opened {
             Ok((mut session, first)) => {
                 let end = self.relay(&mut client, &mut session, first, &cut_off).await;
+                if let End::Client(ClientEnd::Closed(_)) = end {
+                    // Before Gemini is waited for.
+                    let _ = timeout(CLOSE_TIMEOUT, client.sender.close(None)).await;
+                }
                 settle(&mut session, &end).await;
                 end
             }
@@ -90,28 +96,28 @@ impl Session {
         };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(end = end.label(), duration_ms, "the live session ended");
-        let patience = if cut_off.is_cancelled() { LAST_TIMEOUT } else { CLOSE_TIMEOUT };
-        let _ = timeout(patience, self.close(&mut client, end)).await;
+        let time_limit = end.close_timeout();
+        let _ = timeout(time_limit, self.close(&mut client, end)).await;
     }
 
     /// Waits for the client's first message and for admission, and opens the session at Gemini.
     /// Returns it with Gemini's first message.
     async fn open(&self, client: &mut Client) -> Result<(LiveSession, Message), End> {
         let gateway = &self.gateway;
-        let setup = timeout(gateway.config.client_timeout, client.receiver.receive()).await;
-        let setup =
-            setup.map_err(|_| ApiError::no_first_message(gateway.config.client_timeout))??;
+        let time_limit = gateway.config.client_timeout;
+        let setup = timeout(time_limit, client.receiver.receive()).await;
+        let setup = setup.map_err(|_| ApiError::no_first_message(time_limit))??;
         let call = self.call(&setup).await?;
-        let opened = gateway.dispatcher.open_live(&call, &self.request, self.api, setup);
+        let opening = gateway.dispatcher.open_live(&call, &self.request, self.api, setup);
         let opened = tokio::select! {
-            opened = opened => opened.map_err(|error| failed(&call, error))?,
-            end = client.receiver.ended() => return Err(end.into()),
+            opened = opening => opened.map_err(|error| failed(&call, error))?,
+            end = client.receiver.end() => return Err(end.into()),
         };
-        client.receiver.passed_on();
+        client.receiver.relayed();
         Ok(opened)
     }
 
-    /// The call of a session that begins with this message.
+    /// Puts the session with this first message into the queue.
     async fn call(&self, setup: &Message) -> Result<Call, ApiError> {
         let gateway = &self.gateway;
         let deadline = Instant::now() + gateway.config.request_timeout;
@@ -126,7 +132,7 @@ impl Session {
         Ok(gateway.dispatcher.enqueue(request))
     }
 
-    /// The name under which a session is counted that names no model.
+    /// The name under which a session is counted whose first message names no model.
     fn unnamed(&self) -> Model {
         let name = match self.api {
             LiveApi::Bidi => "live",
@@ -135,8 +141,8 @@ impl Session {
         Model::parse(name).expect("a name")
     }
 
-    /// Passes messages on, in both directions, until the session ends. Each side is read only as fast
-    /// as the other takes what it says.
+    /// Relays messages in both directions until the session ends. Each side is read only as fast as
+    /// the other side accepts messages.
     async fn relay(
         &self,
         client: &mut Client,
@@ -145,63 +151,66 @@ impl Session {
         cut_off: &CancellationToken,
     ) -> End {
         let config = &self.gateway.config;
-        let opened = Instant::now();
-        let passed = Moment::new();
-        let heard = client.receiver.heard();
+        let end = Instant::now() + config.live_timeout;
+        let last_relayed = LastTime::now();
+        let liveness =
+            Liveness { last_read: client.receiver.last_read(), time_limit: config.client_timeout };
         let LiveSession { sender, receiver } = session;
-        let silence = Silence { heard, most: config.client_timeout };
-        let to_client = to_client(&mut client.sender, receiver, first, &passed, &silence);
-        let to_gemini = to_gemini(sender, &mut client.receiver, &passed, &self.gateway);
-        let idle = until_idle(&passed, config.live_idle_timeout);
+        let to_client = to_client(&mut client.sender, receiver, first, &last_relayed, &liveness);
+        let to_gemini = to_gemini(sender, &mut client.receiver, &last_relayed, &self.gateway);
         let (to_client, to_gemini) = (pin!(to_client), pin!(to_gemini));
         tokio::select! {
             end = to_client => end,
             end = to_gemini => end,
-            () = idle => End::Idle,
-            () = sleep_until(opened + config.live_timeout) => End::TimedOut,
+            () = until_idle(&last_relayed, config.live_idle_timeout) => End::Idle,
+            () = sleep_until(end) => End::TimedOut,
             () = cut_off.cancelled() => End::ShutDown,
         }
     }
 
-    /// Tells the client how the session ended.
+    /// Closes the client's side.
     async fn close(&self, client: &mut Client, end: End) {
         let config = &self.gateway.config;
         let frame = match end {
-            End::Client(NoMore::Gone) => return,
-            // Its frame is answered with the same.
-            End::Client(NoMore::Closed(_)) => return client.sender.close(None).await,
-            End::Upstream(None) => return client.close(None).await,
-            End::Client(NoMore::TooLarge(most)) => CloseFrame {
-                code: CloseCode::Size,
-                ..ApiError::body_too_large(most).into_close_frame()
-            },
-            End::Client(NoMore::OverBudget) => ApiError::from(OverBudget).into_close_frame(),
-            End::Client(NoMore::Invalid) => {
-                let reason = "What came is not in the protocol of WebSockets.".into();
-                CloseFrame { code: CloseCode::Protocol, reason }
+            End::Client(ClientEnd::Gone) => return,
+            End::Client(ClientEnd::Closed(_)) => return client.sender.close(None).await,
+            End::Client(ClientEnd::TooLarge(largest)) => {
+                let frame = ApiError::body_too_large(largest).into_close_frame();
+                Some(CloseFrame { code: CloseCode::Size, ..frame })
             }
-            End::Upstream(Some(frame)) => frame,
-            End::Broken(error) => ApiError::of_session(error).into_close_frame(),
-            End::Refused(error) => error.into_close_frame(),
-            End::Idle => ApiError::session_idle(config.live_idle_timeout).into_close_frame(),
-            End::TimedOut => ApiError::session_timeout(config.live_timeout).into_close_frame(),
+            End::Client(ClientEnd::OverBudget) => {
+                Some(ApiError::from(OverBudget).into_close_frame())
+            }
+            End::Client(ClientEnd::Invalid) => {
+                let reason = "The client violates the protocol of WebSockets.".into();
+                Some(CloseFrame { code: CloseCode::Protocol, reason })
+            }
+            End::Gemini(frame) => frame,
+            End::Broken(error) => Some(ApiError::broken_session(error).into_close_frame()),
+            End::Refused(error) => Some(error.into_close_frame()),
+            End::Idle => Some(ApiError::session_idle(config.live_idle_timeout).into_close_frame()),
+            End::TimedOut => {
+                Some(ApiError::session_timeout(config.live_timeout).into_close_frame())
+            }
             End::ShutDown => {
-                CloseFrame { code: CloseCode::Away, reason: "The gateway stops.".into() }
+                let reason = "The gateway is shutting down.".into();
+                Some(CloseFrame { code: CloseCode::Away, reason })
             }
         };
-        client.close(Some(frame)).await;
+        client.close(frame).await;
     }
 }
 
 impl End {
+    /// The name of the reason, for the log.
     fn label(&self) -> &'static str {
         match self {
-            Self::Client(NoMore::Closed(_)) => "client_closed",
-            Self::Client(NoMore::Gone) => "client_gone",
-            Self::Client(NoMore::TooLarge(_)) => "message_too_large",
-            Self::Client(NoMore::OverBudget) => "server_busy",
-            Self::Client(NoMore::Invalid) => "not_a_websocket",
-            Self::Upstream(_) => "gemini_closed",
+            Self::Client(ClientEnd::Closed(_)) => "client_closed",
+            Self::Client(ClientEnd::Gone) => "client_gone",
+            Self::Client(ClientEnd::TooLarge(_)) => "body_too_large",
+            Self::Client(ClientEnd::OverBudget) => "server_busy",
+            Self::Client(ClientEnd::Invalid) => "protocol_violation",
+            Self::Gemini(_) => "gemini_closed",
             Self::Broken(error) => error.kind.code(),
             Self::Refused(error) => error.code(),
             Self::Idle => "idle",
@@ -209,30 +218,37 @@ impl End {
             Self::ShutDown => "shutdown",
         }
     }
+
+    fn close_timeout(&self) -> Duration {
+        match self {
+            Self::ShutDown => SHUTDOWN_CLOSE_TIMEOUT,
+            _ => CLOSE_TIMEOUT,
+        }
+    }
 }
 
-/// Closes the session at Gemini, unless Gemini has, and gives back what it holds.
+/// Closes the session at Gemini, unless Gemini has closed it, then settles it and gives back what it
+/// holds.
 async fn settle(session: &mut LiveSession, end: &End) {
     let LiveSession { sender, receiver } = session;
+    let away = || Some(CloseFrame { code: CloseCode::Away, reason: "".into() });
     let closing = async {
         match end {
             End::Broken(_) => {}
-            End::Upstream(_) => sender.close(None).await,
-            End::Client(NoMore::Closed(frame)) => {
+            End::Gemini(_) => sender.close(None).await,
+            End::Client(ClientEnd::Closed(frame)) => {
                 let code = frame.as_ref().map(|frame| frame.code);
-                let frame = code.map(|code| CloseFrame { code, reason: "".into() });
-                sender.close(frame).await;
-                // What Gemini still says of the cost counts.
+                sender.close(code.map(|code| CloseFrame { code, reason: "".into() })).await;
+                // The last messages may report tokens.
                 while let Ok(LiveEvent::Message(_)) = receiver.receive().await {}
             }
-            _ => sender.close(Some(CloseFrame { code: CloseCode::Away, reason: "".into() })).await,
+            _ => sender.close(away()).await,
         }
     };
-    let patience = if matches!(end, End::ShutDown) { LAST_TIMEOUT / 2 } else { CLOSE_TIMEOUT };
-    let _ = timeout(patience, closing).await;
+    let _ = timeout(end.close_timeout(), closing).await;
     match end {
-        End::Client(NoMore::Closed(_)) => session.end(&SessionEnd::Closed),
-        End::Upstream(frame) => match closing_error(frame.as_ref()) {
+        End::Client(ClientEnd::Closed(_)) => session.end(&SessionEnd::Closed),
+        End::Gemini(frame) => match closing_error(frame.as_ref()) {
             None => session.end(&SessionEnd::Closed),
             Some(error) => session.end(&SessionEnd::Failed(&error)),
         },
@@ -242,45 +258,47 @@ async fn settle(session: &mut LiveSession, end: &End) {
     }
 }
 
-/// How long a client may say nothing, not even answer a ping.
-struct Silence {
-    heard: Arc<Moment>,
-    most: Duration,
+/// Checks whether a client is still there.
+struct Liveness {
+    last_read: Arc<LastTime>,
+    /// How long the client may be silent until it is sent a ping, and then until it is cut off.
+    time_limit: Duration,
 }
 
-/// Passes Gemini's messages on, and asks a silent client whether it is there.
+/// Relays Gemini's messages, and sends pings to a silent client.
 async fn to_client(
     client: &mut Sender,
     gemini: &mut CountedReceiver,
     first: Message,
-    passed: &Moment,
-    silence: &Silence,
+    last_relayed: &LastTime,
+    liveness: &Liveness,
 ) -> End {
     let mut next = Some(first);
-    let mut asked = None;
+    let mut last_ping = None;
     loop {
         if let Some(message) = next.take() {
             if let Err(end) = client.send(message).await {
                 return end.into();
             }
-            passed.now();
+            last_relayed.touch();
         }
-        let heard = silence.heard.get();
-        let due = asked.filter(|asked| *asked >= heard).unwrap_or(heard) + silence.most;
+        let last_read = liveness.last_read.get();
+        let unanswered = last_ping.filter(|ping| *ping >= last_read);
+        let due = unanswered.unwrap_or(last_read) + liveness.time_limit;
         tokio::select! {
             event = gemini.receive() => match event {
                 Ok(LiveEvent::Message(message)) => next = Some(message),
-                Ok(LiveEvent::Closed(frame)) => return End::Upstream(frame),
+                Ok(LiveEvent::Closed(frame)) => return End::Gemini(frame),
                 Err(error) => return End::Broken(error),
             },
             () = sleep_until(due) => {
-                if silence.heard.get() > heard {
+                if liveness.last_read.get() > last_read {
                     continue;
                 }
-                if asked.is_some_and(|asked| asked >= heard) {
-                    return NoMore::Gone.into();
+                if unanswered.is_some() {
+                    return ClientEnd::Gone.into();
                 }
-                asked = Some(Instant::now());
+                last_ping = Some(Instant::now());
                 if let Err(end) = client.send(Message::Ping(Bytes::new())).await {
                     return end.into();
                 }
@@ -289,11 +307,11 @@ async fn to_client(
     }
 }
 
-/// Passes the client's messages on.
+/// Relays the client's messages.
 async fn to_gemini(
     gemini: &mut LiveSender,
     client: &mut Receiver,
-    passed: &Moment,
+    last_relayed: &LastTime,
     gateway: &Gateway,
 ) -> End {
     loop {
@@ -307,23 +325,23 @@ async fn to_gemini(
         if let Err(error) = gemini.send(message).await {
             return End::Broken(error);
         }
-        client.passed_on();
-        passed.now();
+        client.relayed();
+        last_relayed.touch();
     }
 }
 
-/// Waits until nothing was passed on for so long.
-async fn until_idle(passed: &Moment, most: Duration) {
+/// Waits until no message was relayed for so long.
+async fn until_idle(last_relayed: &LastTime, time_limit: Duration) {
     loop {
-        let deadline = passed.get() + most;
+        let deadline = last_relayed.get() + time_limit;
         sleep_until(deadline).await;
-        if passed.get() + most <= Instant::now() {
+        if last_relayed.get() + time_limit <= Instant::now() {
             return;
         }
     }
 }
 
-/// What a message holds.
+/// The payload of a message.
 fn bytes_of(message: &Message) -> Bytes {
     match message {
         Message::Text(text) => text.clone().into(),
