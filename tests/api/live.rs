@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::dispatch::{CallKind, CallRequest};
+use gemini_concurrent_generation::gemini::{
+    ApiKey, Forward, InputFeatures, LiveApi, Model, Surface,
+};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -21,16 +25,17 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async, client_async};
 use crate::process::Start;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT, answer, until};
 
-const BIDI: &str = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent";
+pub const BIDI: &str =
+    "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent";
 const MODEL: &str = "models/gemini-3.8-live";
 const ADMIN: (&str, &str) = ("x-goog-api-key", ADMIN_KEY);
 const OWN: (&str, &str) = ("x-goog-api-key", "callers-own-key");
 
 /// A client of a session.
-struct Client(WebSocketStream<TcpStream>);
+pub struct Client(WebSocketStream<TcpStream>);
 
 /// Opens a WebSocket, or says with which status and body it is refused.
-async fn connect(
+pub async fn connect(
     address: std::net::SocketAddr,
     path: &str,
     headers: &[(&'static str, &str)],
@@ -55,12 +60,12 @@ impl Client {
         self.0.send(Message::text(message.to_string())).await.expect("an open socket");
     }
 
-    async fn set_up(&mut self) {
+    pub async fn set_up(&mut self) {
         self.say(&json!({"setup": {"model": MODEL}})).await;
         assert_eq!(self.hear().await, json!({"setupComplete": {}}));
     }
 
-    async fn ask(&mut self, text: &str) {
+    pub async fn ask(&mut self, text: &str) {
         let turns = json!([{"role": "user", "parts": [{"text": text}]}]);
         self.say(&json!({"clientContent": {"turns": turns, "turnComplete": true}})).await;
     }
@@ -84,7 +89,7 @@ impl Client {
     }
 
     /// The text of a turn of the model.
-    async fn turn(&mut self) -> String {
+    pub async fn turn(&mut self) -> String {
         let mut text = String::new();
         loop {
             let message = self.hear().await;
@@ -566,6 +571,95 @@ async fn a_client_is_read_only_as_fast_as_gemini_takes_its_messages() {
     assert!(service.gateway.bodies.used() <= 2 << 20, "what has passed takes no memory");
     client.close().await;
     service.until_idle().await;
+}
+
+#[tokio::test]
+async fn gemini_is_read_only_as_fast_as_the_client_accepts_messages() {
+    const PIECES: usize = 64;
+    let sent = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&sent);
+    let upstream = Upstream::start(move |mut socket| {
+        let counted = Arc::clone(&counted);
+        async move {
+            accept_setup(&mut socket).await;
+            for number in 0..PIECES {
+                let piece = vec![u8::try_from(number).expect("a small number"); 1 << 20];
+                socket.send(Message::binary(piece)).await.expect("an open socket");
+                *counted.lock().unwrap() += 1;
+            }
+            socket.close(None).await.expect("an open socket");
+        }
+    })
+    .await;
+    let service = upstream.service(|_| {}).await;
+    let mut client = session(&service).await;
+    let mut before = None;
+    while before != Some(*sent.lock().unwrap()) {
+        before = Some(*sent.lock().unwrap());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(before < Some(PIECES), "everything is read, although the client reads nothing");
+    for number in 0..PIECES {
+        let Message::Binary(piece) = client.next().await else { panic!("a piece") };
+        assert!(piece.len() == 1 << 20 && piece.iter().all(|byte| usize::from(*byte) == number));
+    }
+    assert_eq!(client.closed().await, (1005, String::new()));
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn messages_that_arrive_before_the_session_is_open_are_relayed_in_order() {
+    let service = with(|config| config.concurrency_limit = 1).await;
+    let mut first = session(&service).await;
+    let mut second = connect(service.address, BIDI, &[ADMIN]).await.expect("a session");
+    second.say(&json!({"setup": {"model": MODEL}})).await;
+    for text in ["One", "Two", "Three"] {
+        second.ask(text).await;
+    }
+    let mut third = connect(service.address, BIDI, &[ADMIN]).await.expect("a session");
+    third.say(&json!({"setup": {"model": MODEL}})).await;
+    third.ask("Hello").await;
+    service.until("both wait", |limiter| limiter.waiting == 2).await;
+    third.close().await;
+    service.until("one has left the queue", |limiter| limiter.waiting == 1).await;
+    first.close().await;
+    assert_eq!(second.hear().await, json!({"setupComplete": {}}));
+    for text in ["One", "Two", "Three"] {
+        assert_eq!(second.turn().await, format!("Simulated answer to: {text}"));
+    }
+    second.close().await;
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_panic_frees_the_slot_of_a_session() {
+    let service = Service::start().await;
+    let dispatcher = Arc::clone(&service.gateway.dispatcher);
+    let opened = tokio::spawn(async move {
+        let call = dispatcher.enqueue(CallRequest {
+            kind: CallKind::Live,
+            key: ApiKey::new(SERVER_KEY).expect("a key"),
+            model: Model::parse(MODEL).expect("a model"),
+            semaphore: None,
+            size: InputFeatures::default().into(),
+            deadline: tokio::time::Instant::now() + TEST_TIMEOUT,
+        });
+        let request = Forward {
+            surface: Surface::Gemini,
+            method: reqwest::Method::GET,
+            path: BIDI.parse().expect("a path"),
+            headers: reqwest::header::HeaderMap::new(),
+            streams: false,
+            is_read: false,
+        };
+        let setup = Message::text(json!({"setup": {"model": MODEL}}).to_string());
+        let opened = dispatcher.open_live(&call, &request, LiveApi::Bidi, setup).await;
+        let _session = opened.expect("a session");
+        panic!("the session panics");
+    });
+    assert!(opened.await.expect_err("it panics").is_panic());
+    service.until_idle().await;
+    assert_eq!(service.simulator.stats().highest_live_sessions, 1);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::live;
 use crate::process::{Process, Start};
 use crate::recording::Recording;
 use crate::sharing::openssl;
@@ -274,6 +275,22 @@ async fn a_tunnel_reaches_a_tls_upstream_certified_by_a_private_authority() {
     check_failure(&untrusted, "its certificate is not trusted on this machine");
     let alone = [variables[0], variables[1], ("SSL_CERT_FILE", "/does/not/exist")];
     assert_eq!(one_chat("https://gemini.test", &alone).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_live_session_passes_a_tunnel_to_an_upstream_with_tls() {
+    let certificates = Certificates::new();
+    let (simulator, _stop) = simulator().await;
+    let proxy = HttpProxy::to(certificates.terminate_tls(simulator).await);
+    let url = format!("http://{}", proxy.start().await);
+    let authority = certificates.path("ca.pem");
+    let variables = [("HTTPS_PROXY", &*url), ("GEMINI_CA_FILE", &*authority)];
+    let service = service_over("https://gemini.test", &variables).run().await;
+    let mut client = live::connect(service.address, live::BIDI, &[]).await.expect("a session");
+    client.set_up().await;
+    client.ask("Hello").await;
+    assert_eq!(client.turn().await, "Simulated answer to: Hello");
+    assert_eq!(proxy.requests(), ["CONNECT gemini.test:443 HTTP/1.1"]);
 }
 
 #[tokio::test]
