@@ -41,6 +41,13 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// refused the call and did not count it.
     fn settle(&self, started: Started, counted: Cost, actual: Cost);
 
+    /// Counts input tokens from now on that were used without a reservation.
+    fn spend(&self, input_tokens: u64) {
+        let nothing = Cost::default();
+        let spent = nothing.with(Resource::InputTokens, Cost::bounded_amount(input_tokens));
+        self.settle(self.start(nothing), nothing, spent);
+    }
+
     /// Takes a call out of its day and leaves it in its minute.
     fn take_back_of_day(&self, started: Started, cost: Cost);
 

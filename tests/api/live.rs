@@ -387,11 +387,13 @@ async fn a_page_of_another_origin_opens_no_session_unless_it_may_read_answers() 
     assert!(connect(any.address, BIDI, &host).await.is_err(), "DNS rebinding");
 }
 
+type Head = (String, Vec<(String, String)>);
+
 /// An upstream that accepts every WebSocket and hands it to a function.
 struct Upstream {
     base_url: String,
-    /// The heads of the handshakes.
-    heads: Arc<Mutex<Vec<(String, Vec<(String, String)>)>>>,
+    /// The URL and the headers of each handshake.
+    heads: Arc<Mutex<Vec<Head>>>,
     task: AbortHandle,
 }
 
@@ -402,12 +404,13 @@ impl Drop for Upstream {
 }
 
 impl Upstream {
+    #[expect(clippy::result_large_err, reason = "the library wants a response as the error")]
     async fn start<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(WebSocketStream<TcpStream>) -> F + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base_url = format!("http://{}", listener.local_addr().expect("its address"));
-        let heads = Arc::<Mutex<Vec<_>>>::default();
+        let heads = Arc::<Mutex<Vec<Head>>>::default();
         let seen = Arc::clone(&heads);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

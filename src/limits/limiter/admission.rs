@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
-use crate::limits::model::{Cost, Quotas, Resource};
+use crate::limits::model::Quotas;
 use crate::limits::semaphore::{Fence, Permit};
 
 /// The right to one call. Dropping it admits the next one.
@@ -142,11 +142,7 @@ impl InFlightCall {
     /// The call has used input tokens in addition to its estimated cost while it runs. They count from
     /// now on.
     pub fn spend(&self, input_tokens: u64) {
-        let account = self.account.charged();
-        let tokens = Cost::bounded_amount(input_tokens);
-        let (none, spent) = (Cost::default(), Cost::default().with(Resource::InputTokens, tokens));
-        let started = account.budget().start(none);
-        account.budget().settle(started, none, spent);
+        self.account.charged().budget().spend(input_tokens);
     }
 
     /// Gemini refused the call because too many run at once. Assume that Gemini counted it.

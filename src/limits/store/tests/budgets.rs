@@ -12,6 +12,7 @@ for_both_stores! {
     quotas_that_gemini_named_stay_when_accounts_are_joined,
     a_declined_call_gives_its_day_back_even_if_quotas_are_learned_later,
     a_used_up_day_refuses_calls,
+    tokens_that_were_spent_without_a_reservation_count_from_then_on,
 }
 
 /// A minute of six seconds.
@@ -213,4 +214,20 @@ async fn a_used_up_day_refuses_calls(store: Shared) {
     let refused = reserve_now(&budget).await.err();
     let closed = matches!(refused, Some(NotReserved::Exhausted(Exhausted::DayExhausted { .. })));
     assert!(closed, "{refused:?}");
+}
+
+async fn tokens_that_were_spent_without_a_reservation_count_from_then_on(store: Shared) {
+    let planned = Some(Planned { limit: 600, source: Source::Tier });
+    let planned = PlannedQuotas::default().with(InputTokensPerMinute, planned);
+    let budget = store.budget(&Payer::Key([7; 32]), "m", planned, MINUTE);
+    let session = Arc::clone(&budget).reserve(Line::Queue, Cost::of(1, 10), soon()).await.unwrap();
+    let session = session.start();
+    budget.spend(300);
+    budget.spend(200);
+    let used = async || budget.usage().await.unwrap()[InputTokensPerMinute].used;
+    assert_eq!(used().await, 510);
+    session.settle(0);
+    assert_eq!(used().await, 500);
+    let next = Arc::clone(&budget).try_reserve(Cost::of(1, 200), soon()).result().await;
+    assert!(next.unwrap().is_none(), "there is no room now");
 }
