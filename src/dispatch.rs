@@ -3,7 +3,7 @@
 //!
 //! Only this module has the upstream client, so nothing reaches Gemini past the limits. A
 //! [`CallRequest`] says what is asked; [`CallKind`] has all that depends on the kind of call. There
-//! is one retry loop, [`Dispatcher::run`], for every way to read an answer: whole
+//! is one retry loop, `Dispatcher::run`, for every way to read an answer: whole
 //! ([`Dispatcher::generate`]), as it comes ([`Dispatcher::forward`]), or as one side of a
 //! conversation ([`Dispatcher::open_live`]).
 

@@ -1,7 +1,7 @@
 //! What a call asks for, and everything that depends on it.
 
 /// The kind of a call to Gemini. All that differs between kinds is in one table,
-/// [`CallKind::row`].
+/// `CallKind::row`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CallKind {
     /// A chat of the gateway's own API, at once or streamed.
