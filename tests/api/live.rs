@@ -6,9 +6,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::dispatch::{CallKind, CallRequest};
-use gemini_concurrent_generation::gemini::{
-    ApiKey, Forward, InputFeatures, LiveApi, Model, Surface,
-};
+use gemini_concurrent_generation::gemini::{ApiKey, Forward, InputFeatures, LiveApi, Model};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -639,22 +637,17 @@ async fn a_panic_frees_the_slot_of_a_session() {
     let service = Service::start().await;
     let dispatcher = Arc::clone(&service.gateway.dispatcher);
     let opened = tokio::spawn(async move {
+        let model = Model::parse(MODEL).expect("a model");
         let call = dispatcher.enqueue(CallRequest {
             kind: CallKind::Live,
             key: ApiKey::new(SERVER_KEY).expect("a key"),
-            model: Model::parse(MODEL).expect("a model"),
+            model: model.clone(),
             semaphore: None,
             size: InputFeatures::default().into(),
             deadline: tokio::time::Instant::now() + TEST_TIMEOUT,
         });
-        let request = Forward {
-            surface: Surface::Gemini,
-            method: reqwest::Method::GET,
-            path: BIDI.parse().expect("a path"),
-            headers: reqwest::header::HeaderMap::new(),
-            streams: false,
-            is_read: false,
-        };
+        let path = BIDI.parse().expect("a path");
+        let request = Forward { path, ..Forward::stream(&model) };
         let setup = Message::text(json!({"setup": {"model": MODEL}}).to_string());
         let opened = dispatcher.open_live(&call, &request, LiveApi::Bidi, setup).await;
         let _session = opened.expect("a session");
