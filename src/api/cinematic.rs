@@ -66,7 +66,7 @@ pub(super) struct StoryResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Gemini's `finishReason`: `STOP`, or another one if the story is complete all the same.
+    /// Gemini's `finishReason`: `STOP`, or another one if the story is complete nevertheless.
     finish_reason: String,
     /// The tokens that were spent, including those of a second call that corrected the first.
     usage: Usage,

@@ -63,7 +63,7 @@ pub(super) struct StructuredResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Gemini's `finishReason`: `STOP`, or another one if the JSON is complete all the same.
+    /// Gemini's `finishReason`: `STOP`, or another one if the JSON is complete nevertheless.
     finish_reason: String,
     /// The tokens that were spent, including those of a second call that corrected the first.
     usage: Usage,
