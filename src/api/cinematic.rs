@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::generation_request::{GenerationRequest, Kind};
+use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::openapi::{ExternalSemaphore, GenerationErrors};
 use super::single::generate;
@@ -72,7 +72,7 @@ pub(super) struct StoryResponse {
     usage: Usage,
 }
 
-impl Kind for StoryFields {
+impl GenerationKind for StoryFields {
     type Generation = SchemaGeneration<CinematicStory>;
     type Response = StoryResponse;
 

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::generation_request::{GenerationRequest, Kind};
+use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::openapi::{ExternalSemaphore, GenerationErrors};
 use super::single::generate;
@@ -69,7 +69,7 @@ pub(super) struct StructuredResponse {
     usage: Usage,
 }
 
-impl Kind for StructuredFields {
+impl GenerationKind for StructuredFields {
     type Generation = SchemaGeneration<StructuredOutput>;
     type Response = StructuredResponse;
 

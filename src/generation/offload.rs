@@ -248,16 +248,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_value_is_not_dropped_on_the_serving_thread() {
-        struct Told(Option<oneshot::Sender<thread::ThreadId>>);
-        impl Drop for Told {
+        struct ReportsDrop(Option<oneshot::Sender<thread::ThreadId>>);
+        impl Drop for ReportsDrop {
             fn drop(&mut self) {
-                let told = self.0.take().expect("it is dropped once");
-                told.send(thread::current().id()).expect("the test waits for it");
+                let sender = self.0.take().expect("it is dropped once");
+                sender.send(thread::current().id()).expect("the test waits for it");
             }
         }
         for is_large in [true, false] {
-            let (told, dropped) = oneshot::channel();
-            drop(DeferredDrop::new(Told(Some(told)), is_large));
+            let (sender, dropped) = oneshot::channel();
+            drop(DeferredDrop::new(ReportsDrop(Some(sender)), is_large));
             let here = thread::current().id();
             assert_eq!(dropped.await.expect("it is dropped") != here, is_large);
         }

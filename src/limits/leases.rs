@@ -115,7 +115,7 @@ impl Leases {
             terms,
             key: key.map(Arc::from),
         };
-        let request = LeaseRequest {
+        let request = PendingLease {
             leases: Arc::clone(self),
             semaphore: Arc::clone(semaphore),
             new: new.clone(),
@@ -167,14 +167,14 @@ impl Leases {
 }
 
 /// A request for a lease, until it has one or gives up.
-struct LeaseRequest {
+struct PendingLease {
     leases: Arc<Leases>,
     semaphore: Arc<dyn Semaphore>,
     new: NewLease,
     mode: WaitMode,
 }
 
-impl LeaseRequest {
+impl PendingLease {
     async fn obtain(self) -> LeaseResult {
         let store = self.leases.limiter.store();
         if let Some(key) = &self.new.key
@@ -206,7 +206,7 @@ impl LeaseRequest {
     }
 }
 
-impl Drop for LeaseRequest {
+impl Drop for PendingLease {
     fn drop(&mut self) {
         if let Some(key) = &self.new.key {
             let name = (self.new.semaphore_id.clone(), Arc::clone(key));

@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 use super::formats;
 use super::metered::{Metered, MeteredNode};
 use super::number;
-use super::patterns::{Options, Pattern, Patterns};
+use super::patterns::{Pattern, Patterns, RegexOptions};
 use super::shorten;
 
 pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
 
 /// Adds the keywords of this module to the options.
-pub(super) fn register(options: Options<'_>, patterns: Arc<Patterns>) -> Options<'_> {
+pub(super) fn register(options: RegexOptions<'_>, patterns: Arc<Patterns>) -> RegexOptions<'_> {
     let options = options.with_keyword("enum", enumeration);
     options.with_keyword("format", formats::format).with_keyword(
         "pattern",

@@ -26,7 +26,7 @@ use self::names::Names;
 use self::places::Places;
 use self::rewrite::Rewriter;
 use self::scope::Scopes;
-use super::document::{Limits, escape};
+use super::document::{SchemaLimits, escape};
 use super::work::Work;
 use super::{NotCompiled, SchemaError, shorten};
 
@@ -46,7 +46,11 @@ impl Normal {
     /// # Errors
     /// [`NotCompiled::Unusable`] when it is not a schema, declares an unknown draft, or has a
     /// reference to something that is not a schema in it.
-    pub(super) fn of(value: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    pub(super) fn of(
+        value: &Value,
+        limits: &SchemaLimits,
+        work: &Work,
+    ) -> Result<Self, NotCompiled> {
         let (schema, wrapping) = wrapper::unwrapped(value);
         let rewritten = rewritten(schema, limits, work);
         let (document, places) = rewritten.map_err(|error| moved(error, &wrapping))?;
@@ -71,7 +75,11 @@ fn moved(error: NotCompiled, wrapping: &str) -> NotCompiled {
     }
 }
 
-fn rewritten(schema: &Value, limits: &Limits, work: &Work) -> Result<(Value, Places), NotCompiled> {
+fn rewritten(
+    schema: &Value,
+    limits: &SchemaLimits,
+    work: &Work,
+) -> Result<(Value, Places), NotCompiled> {
     let map = match schema {
         Value::Bool(true) => return Ok((Value::Bool(true), Places::default())),
         Value::Object(map) => map,

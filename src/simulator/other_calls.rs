@@ -20,11 +20,11 @@ use super::call::SimulatedCall;
 use super::form::{Form, SimulatedRequest};
 use super::interactions::{contents, create_interaction, usage};
 use super::json::{json_response, parse, received};
-use super::refusal::{Envelope, Refusal};
+use super::refusal::{Envelope, ErrorResponse};
 use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::state::Simulator;
-use super::stats::{InFlightCall, hash};
+use super::stats::{RunningCall, hash};
 use super::target::{Target, api_key, check_key};
 
 /// The model that prompted voices are made with when none is named.
@@ -84,7 +84,7 @@ async fn generate(
     let name = model.unwrap_or_default();
     let name = name.strip_prefix("models/").unwrap_or(name);
     let key = api_key(&parts.headers, &parts.uri);
-    let in_flight = InFlightCall::arrive(simulator.collector(), name, key);
+    let in_flight = RunningCall::arrive(simulator.collector(), name, key);
     let content = GenerateContentRequest::of_contents(contents(input)).checked();
     let call = SimulatedCall {
         simulator,
@@ -144,7 +144,7 @@ async fn create_trigger(State(simulator): State<Simulator>, request: Request) ->
     let created = owner(&simulator, &parts).and_then(|owner| {
         let mut trigger: Value = parse(&body?)?;
         if !trigger["interaction"].is_object() {
-            return Err(Refusal::invalid_argument("interaction is required."));
+            return Err(ErrorResponse::invalid_argument("interaction is required."));
         }
         trigger["id"] = format!("simulated-{}", simulator.next_number()).into();
         trigger["status"] = "active".into();
@@ -198,11 +198,11 @@ async fn execute_trigger(
     response
 }
 
-fn refused(refusal: Refusal) -> Response {
+fn refused(refusal: ErrorResponse) -> Response {
     refusal.in_envelope(Envelope::Interactions).into_response()
 }
 
-fn owner(simulator: &Simulator, parts: &Parts) -> Result<u64, Refusal> {
+fn owner(simulator: &Simulator, parts: &Parts) -> Result<u64, ErrorResponse> {
     check_key(api_key(&parts.headers, &parts.uri), simulator.options()).map(hash)
 }
 

@@ -44,7 +44,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::quota::Quota;
-use super::tier::Tier;
+use super::tier::ServiceTier;
 
 const OPENING: &str = "[[simulate:";
 const CLOSING: &str = "]]";
@@ -71,7 +71,7 @@ pub(super) struct Script<'a> {
     pub thought: bool,
     pub truncate_body: bool,
     pub hops: Option<usize>,
-    pub tier: Option<Tier>,
+    pub tier: Option<ServiceTier>,
     pub flex_full: bool,
     pub no_usage: bool,
     pub ends_as: Option<&'a str>,
@@ -179,7 +179,7 @@ impl<'a> Script<'a> {
             "html" => self.ending = Some(Ending::Html(value.parse().ok()?)),
             "quota" => self.ending = Some(quota(value)?),
             "hops" => self.hops = Some(value.parse().ok().filter(|hops| *hops > 0)?),
-            "tier" => self.tier = Some(Tier::parse(value)?),
+            "tier" => self.tier = Some(ServiceTier::parse(value)?),
             "ends_as" => self.ends_as = Some(value),
             "queued_ms" => self.queued = Some(Duration::from_millis(value.parse().ok()?)),
             "poll_status" => self.poll_status = Some(value.parse().ok()?),

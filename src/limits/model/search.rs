@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_entered_before_a_change_say_nothing_about_it() {
+    fn outcomes_of_calls_from_before_a_change_are_ignored() {
         let mut search = Search::new(80);
         let before = search.epoch();
         refuse(&mut search);

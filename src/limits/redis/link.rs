@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::command::{Command, GLOBAL, Generation, micros};
+use super::command::{Command, GLOBAL, SemaphoreGeneration, micros};
 use super::replica_lease::ReplicaLease;
-use super::reply::{Answer, Reply, Verdict};
+use super::reply::{Reply, TicketAnswer, Verdict};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
 use crate::limits::semaphore::{GrantResult, NotGranted, Permit, Semaphore, WaitMode};
@@ -184,7 +184,7 @@ impl Link {
     pub fn request_permits(
         &self,
         semaphore: Arc<dyn LinkedSemaphore>,
-        generation: Generation,
+        generation: SemaphoreGeneration,
         permits: usize,
         mode: WaitMode,
     ) -> Pending<GrantResult> {
@@ -260,14 +260,14 @@ impl Link {
     }
 
     /// Gives permits back.
-    pub fn release(&self, semaphore: Generation, permits: usize) {
+    pub fn release(&self, semaphore: SemaphoreGeneration, permits: usize) {
         let mut state = self.state();
         state.release(semaphore, permits);
         self.send_in(state, Command::ReleasePermits { semaphore, permits });
     }
 
     /// Notes that permits of this process are about to become a lease's.
-    pub fn hand_over(&self, semaphore: Generation, permits: usize) {
+    pub fn hand_over(&self, semaphore: SemaphoreGeneration, permits: usize) {
         self.state().release(semaphore, permits);
     }
 
@@ -360,8 +360,8 @@ impl Link {
     }
 
     /// Delivers answers to the requests that wait for them.
-    pub fn deliver(&self, answers: Vec<Answer>) {
-        for Answer { ticket, verdict } in answers {
+    pub fn deliver(&self, answers: Vec<TicketAnswer>) {
+        for TicketAnswer { ticket, verdict } in answers {
             let waiter = {
                 let mut state = self.state();
                 state.count(&verdict);

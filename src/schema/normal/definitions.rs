@@ -17,11 +17,11 @@ pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, Schema
 }
 
 /// Unused names for definitions.
-pub(super) struct Names {
+pub(super) struct DefinitionNames {
     taken: HashSet<String>,
 }
 
-impl Names {
+impl DefinitionNames {
     pub(super) fn of(definitions: &Map<String, Value>) -> Self {
         Self { taken: definitions.keys().cloned().collect() }
     }

@@ -55,7 +55,7 @@ fn properties_are_ordered_as_the_caller_has_them() {
 }
 
 #[test]
-fn references_are_inlined_with_what_is_said_beside_them() {
+fn references_are_inlined_with_the_keywords_beside_them() {
     for definitions in ["$defs", "definitions"] {
         assert_response_schema(
             json!({

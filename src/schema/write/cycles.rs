@@ -159,7 +159,7 @@ fn make_optional(object: &mut Map<String, Value>, names: &[String]) {
     }
     let line = format!("Required: {}", names.join(", "));
     let description = match object.get("description").and_then(Value::as_str) {
-        Some(said) => format!("{said}\n{line}"),
+        Some(description) => format!("{description}\n{line}"),
         None => line,
     };
     object.insert("description".to_owned(), description.into());

@@ -22,7 +22,7 @@ async fn requests_are_served_in_order() {
 }
 
 #[tokio::test]
-async fn a_lowered_limit_holds_as_soon_as_permits_come_back() {
+async fn a_lowered_limit_applies_as_soon_as_permits_are_returned() {
     let semaphore = LocalSemaphore::new(3);
     let mut held = Vec::new();
     for _ in 0..3 {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{LinkedSemaphore, midnight_us};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Line, StoreUnavailable};
-use crate::limits::redis::command::{Command, Generation};
+use crate::limits::redis::command::{Command, SemaphoreGeneration};
 use crate::limits::semaphore::GrantResult;
 
 /// A request and where its answer goes.
@@ -23,7 +23,7 @@ pub(super) struct Waiter {
 pub(super) enum Request {
     Permits {
         semaphore: Arc<dyn LinkedSemaphore>,
-        generation: Generation,
+        generation: SemaphoreGeneration,
         permits: usize,
         /// Whether it goes ahead of all first requests.
         returns: bool,
@@ -81,7 +81,7 @@ impl Waiter {
         }
     }
 
-    pub fn semaphore(&self) -> Option<Generation> {
+    pub fn semaphore(&self) -> Option<SemaphoreGeneration> {
         match &self.request {
             Request::Permits { generation, .. } => Some(*generation),
             Request::Reservation { .. } => None,

@@ -7,7 +7,7 @@ for_both_stores! {
     requests_are_served_in_order,
     a_request_that_does_not_wait_gets_free_permits_or_nothing,
     a_request_for_several_permits_is_not_overtaken,
-    a_returning_request_goes_before_all_first_requests,
+    a_returning_request_is_admitted_before_all_first_requests,
     leaving_the_queue_lets_later_requests_go,
     a_permit_that_nobody_receives_is_given_back,
     a_lowered_limit_holds_and_a_raised_limit_wakes_waiters,
@@ -58,7 +58,7 @@ async fn a_request_for_several_permits_is_not_overtaken(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
-async fn a_returning_request_goes_before_all_first_requests(store: Shared) {
+async fn a_returning_request_is_admitted_before_all_first_requests(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let held = semaphore.acquire().await.unwrap();
     let first = waiting(&store, semaphore.acquire()).await;
