@@ -17,11 +17,9 @@ use store::{Files, Metadata};
 
 use super::file_search::index;
 use super::json::{json_response, received};
-use super::options::Options;
 use super::refusal::ErrorResponse;
 use super::state::Simulator;
-use super::stats::hash;
-use super::target::{api_key, check_key, query_value};
+use super::target::{api_key, check_key, owner, query_value};
 
 /// The routes of files and uploads.
 pub(super) fn router() -> Router<Simulator> {
@@ -194,10 +192,6 @@ fn on_file(
             .ok_or_else(|| ErrorResponse::no_such_file(id))
     });
     done.map_or_else(IntoResponse::into_response, |answer| json_response(&answer))
-}
-
-fn owner(parts: &Parts, options: &Options) -> Result<u64, ErrorResponse> {
-    check_key(api_key(&parts.headers, &parts.uri), options).map(hash)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -1,11 +1,13 @@
 //! The model that a call names and the key that it has.
 
+use http::request::Parts;
 use http::{HeaderMap, Uri, header};
 use jiff::civil::Date;
 
 use super::models;
 use super::options::Options;
 use super::refusal::ErrorResponse;
+use super::stats::hash;
 
 /// The prefixes of model names.
 const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
@@ -85,4 +87,17 @@ pub(super) fn check_key<'a>(
         return Err(ErrorResponse::invalid_key());
     }
     Ok(key)
+}
+
+/// Identifies the key of a call, whose resources only that key may use.
+///
+/// # Errors
+/// The key is missing or unknown.
+pub(super) fn owner(parts: &Parts, options: &Options) -> Result<u64, ErrorResponse> {
+    check_key(api_key(&parts.headers, &parts.uri), options).map(hash)
+}
+
+/// The version of the API in a path, such as `v1beta`.
+pub(super) fn version(uri: &Uri) -> &str {
+    uri.path().split('/').nth(1).unwrap_or_default()
 }

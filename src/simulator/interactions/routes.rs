@@ -23,7 +23,7 @@ use crate::simulator::refusal::{Envelope, ErrorResponse};
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::state::Simulator;
 use crate::simulator::stats::{CallOutcome, RunningCall, hash};
-use crate::simulator::target::{Target, api_key, check_key, query_value};
+use crate::simulator::target::{Target, api_key, check_key, owner, query_value, version};
 use crate::simulator::transmission::{DONE, Framing, add_tier, deliver, with_content_type};
 
 /// The routes of the Interactions API.
@@ -58,7 +58,7 @@ pub(in crate::simulator) async fn create_interaction(
         Err(refusal) => return unreadable(simulator, key, refusal),
     };
     let collection = if form.is_agent { "agents" } else { "models" };
-    let version = version(parts);
+    let version = version(&parts.uri);
     let target = Target { version, collection, model: &name, method: "CreateInteraction" };
     let in_flight = RunningCall::arrive(simulator.collector(), &name, key);
     let call = SimulatedCall {
@@ -172,7 +172,7 @@ async fn read(
     let (parts, _) = request.into_parts();
     let asks = |name| query_value(&parts.uri, name) == Some("true");
     let interactions = simulator.interactions();
-    let answered = owner(&simulator, &parts).and_then(|owner| {
+    let answered = owner(&parts, simulator.options()).and_then(|owner| {
         if asks("stream") {
             let replay = interactions.replay(owner, &id)?;
             let after = query_value(&parts.uri, "last_event_id").map_or(Ok(0), event_number)?;
@@ -197,7 +197,10 @@ async fn cancel(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
-    respond(owner(&simulator, &parts).and_then(|owner| simulator.interactions().cancel(owner, &id)))
+    respond(
+        owner(&parts, simulator.options())
+            .and_then(|owner| simulator.interactions().cancel(owner, &id)),
+    )
 }
 
 async fn delete(
@@ -206,23 +209,19 @@ async fn delete(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
-    respond(owner(&simulator, &parts).and_then(|owner| simulator.interactions().delete(owner, &id)))
+    respond(
+        owner(&parts, simulator.options())
+            .and_then(|owner| simulator.interactions().delete(owner, &id)),
+    )
 }
 
 fn respond(result: Result<Value, ErrorResponse>) -> Response {
     result.map_or_else(refused, |body| json_response(&body))
 }
 
-fn refused(refusal: ErrorResponse) -> Response {
+/// The error in the format of the Interactions API.
+pub(in crate::simulator) fn refused(refusal: ErrorResponse) -> Response {
     refusal.in_envelope(Envelope::Interactions).into_response()
-}
-
-fn owner(simulator: &Simulator, parts: &Parts) -> Result<u64, ErrorResponse> {
-    check_key(api_key(&parts.headers, &parts.uri), simulator.options()).map(hash)
-}
-
-fn version(parts: &Parts) -> &str {
-    parts.uri.path().split('/').nth(1).unwrap_or_default()
 }
 
 /// Streams the numbered events of an interaction from the one after `after`, evenly over its run.
