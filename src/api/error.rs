@@ -37,7 +37,7 @@ pub(super) struct ApiError {
     /// The semaphore that had too few free permits.
     semaphore: Option<Box<SemaphoreStatus>>,
     retry_after: Option<Duration>,
-    /// The encodings that are supported, if the body came in another one.
+    /// The encodings that are supported, if the body was sent in another one.
     accept_encoding: Option<&'static str>,
 }
 
@@ -252,7 +252,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A time in whole seconds, rounded up, because a client that comes back too early is refused again.
+/// A time in whole seconds, rounded up, because a client that retries too early is refused again.
 fn whole_seconds(wait: Duration) -> HeaderValue {
     let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
     seconds.max(1).into()

@@ -113,7 +113,7 @@ pub(super) struct PromptFeedback<'a> {
 }
 
 impl Response<'_> {
-    /// Parses a body that came with a success status. If a string in it contains half a surrogate
+    /// Parses a body that was received with a success status. If a string in it contains half a surrogate
     /// pair, the body is repaired and parsed again, so that one broken character does not lose an
     /// answer that was paid for.
     ///

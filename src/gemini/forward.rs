@@ -69,7 +69,7 @@ pub struct ForwardError {
     pub response: Option<Box<Response<Bytes>>>,
 }
 
-/// The body of an answer: the part that has arrived, and the part to come.
+/// The body of an answer: the part that has arrived, and the part that is still expected.
 pub struct ForwardedBody {
     /// Empty once it is passed on.
     first: Bytes,
@@ -216,7 +216,7 @@ fn error_data(first: &[u8]) -> Option<Bytes> {
     }
 }
 
-/// Whether a status comes with an answer.
+/// Whether a response with this status is an answer.
 fn is_answer(status: StatusCode) -> bool {
     status.is_success() && !is_empty(status)
 }

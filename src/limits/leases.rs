@@ -23,7 +23,7 @@ use super::store::Unleased;
 /// Why no lease was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoLease {
-    /// Too few permits came free in time.
+    /// Too few permits became free in time.
     #[error("too few permits came free in time")]
     Unavailable,
     /// The idempotency key belongs to a lease with other terms.
@@ -97,7 +97,7 @@ impl Leases {
     /// the same lease.
     ///
     /// # Errors
-    /// [`NoLease::Unavailable`] when the time is over; [`NoLease::KeyReused`] if the key came with
+    /// [`NoLease::Unavailable`] when the time is over; [`NoLease::KeyReused`] if the key was sent with
     /// other terms before; [`Refused::QueueFull`], [`Refused::SemaphoreDeleted`],
     /// [`Refused::MoreThanLimit`] and [`Refused::StoreUnavailable`], the last three also while it
     /// waits.

@@ -132,7 +132,7 @@ struct Contents {
     output_tokens: u64,
     requests: usize,
     failed: usize,
-    /// In the order of the requests; `None` for a batch that comes in a file.
+    /// In the order of the requests; `None` for a batch that is read from a file.
     answers: Option<Vec<Value>>,
     /// From the markers of the first request.
     latency: Option<Duration>,

@@ -45,7 +45,7 @@ pub(super) struct SimulatedCall<'a> {
     pub target: Target<'a>,
     pub headers: &'a HeaderMap,
     pub key: Option<&'a str>,
-    /// As it came, for the journal.
+    /// As it was received, for the journal.
     pub body: &'a [u8],
     pub arrived: Instant,
     /// Tokens of the input that the request itself does not contain, such as earlier interactions.

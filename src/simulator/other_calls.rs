@@ -1,4 +1,4 @@
-//! The calls beside generation that cost tokens: decisions, voices, and trigger
+//! The other calls that cost tokens: decisions, voices, and trigger
 //! executions.
 //!
 //! Source: types of Google's Python SDK. What they cost is inferred.

@@ -45,7 +45,7 @@ struct Shared {
     /// How many identifiers have been given out.
     identifiers: AtomicU64,
     random: Mutex<Rng>,
-    /// How many calls with a `fail_times` marker have come, by hash of key, model and prompt.
+    /// How many calls with a `fail_times` marker have arrived, by hash of key, model and prompt.
     attempts: Mutex<HashMap<u64, u32>>,
 }
 

@@ -603,7 +603,7 @@ async fn an_answer_settles_the_estimate() {
     assert_eq!(used(), 80);
 }
 
-/// The order in which a batch and two requests that come while it waits are admitted by `free`.
+/// The order in which a batch and two requests that arrive while it waits are admitted by `free`.
 async fn order_beside_a_batch(
     limiter: &Arc<Limiter>,
     free: impl AsyncFn(Vec<InFlightCall>),

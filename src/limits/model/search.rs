@@ -23,7 +23,7 @@ const MAX_WAIT_CALLS: usize = 400;
 ///   Gemini accepts. Real overload refuses the next call too.
 /// - Calls refused together count once: only a call that started after the last fall counts.
 ///
-/// If a refusal takes much longer than an answer, it comes after its trial has held. The limit then
+/// If a refusal takes much longer than an answer, it arrives after its trial has held. The limit then
 /// oscillates around what Gemini accepts.
 #[derive(Debug)]
 pub(in crate::limits) struct Search {

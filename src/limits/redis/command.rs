@@ -45,7 +45,7 @@ pub(super) enum Command {
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
         wait: bool,
-        /// Whether it goes ahead of all first requests.
+        /// Whether it is served ahead of all first requests.
         returns: bool,
     },
     CancelRequest {

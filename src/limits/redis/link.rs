@@ -1,7 +1,7 @@
 //! What this replica sends to Redis, what it waits for, and what it holds.
 //!
 //! Nothing here waits for the network. Commands go to the outbox. The session sends the whole
-//! outbox in one call as soon as the reply to the previous call has come.
+//! outbox in one call as soon as the reply to the previous call has arrived.
 
 mod state;
 mod waiter;
@@ -27,7 +27,7 @@ pub(super) use state::Outgoing;
 use state::{MANY_BUDGETS, State, commands_of_next_call};
 use waiter::{Request, Waiter};
 
-/// A semaphore whose permits come through the link.
+/// A semaphore whose permits are granted through the link.
 pub(super) trait LinkedSemaphore: Semaphore {
     /// Notes that Redis no longer has the semaphore.
     fn mark_deleted(&self);
@@ -224,7 +224,7 @@ impl Link {
         self.state().next_ticket()
     }
 
-    /// Withdraws a request, unless its answer has come.
+    /// Withdraws a request, unless its answer has arrived.
     pub fn cancel(&self, ticket: u64) {
         let mut state = self.state();
         if let Some(waiter) = state.waiters.remove(&ticket) {

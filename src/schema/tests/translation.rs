@@ -71,7 +71,7 @@ fn references_are_inlined_with_the_keywords_beside_them() {
 }
 
 #[test]
-fn references_go_by_pointer_anchor_and_own_id() {
+fn references_are_resolved_by_pointer_anchor_and_own_id() {
     let root = |reference: &str| {
         json!({ "$id": "https://example.com/s", "type": "object", "properties": {
             "a/b %": { "$anchor": "here", "type": "boolean" }, "c": { "$ref": reference } } })

@@ -36,7 +36,7 @@ pub(super) fn event_id(number: usize) -> String {
     format!("evt_{number}")
 }
 
-/// The events of an interaction, whose text comes in at most so many chunks. The order is that of
+/// The events of an interaction, whose text is sent in at most so many chunks. The order is that of
 /// recorded streams.
 pub(super) fn events(object: &Value, chunks: usize) -> Vec<InteractionEvent> {
     let mut started = object.clone();

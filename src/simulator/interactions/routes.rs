@@ -225,7 +225,7 @@ pub(in crate::simulator) fn refused(refusal: ErrorResponse) -> Response {
 }
 
 /// Streams the numbered events of an interaction from the one after `after`, evenly over its run.
-/// Events of the past come at once.
+/// Past events are sent at once.
 fn streamed(replay: Replay, after: usize) -> Response {
     let events = events(&replay.object, replay.chunks);
     let body = stream::unfold((replay, events, after, false), |state| async move {

@@ -164,7 +164,7 @@ impl Interactions {
         Ok(stored.snapshot(now))
     }
 
-    /// Forgets an interaction. A background run goes on.
+    /// Forgets an interaction. A background run continues.
     pub fn delete(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         let mut table = self.table();
         find(&mut table, owner, id)?;
@@ -216,7 +216,7 @@ impl StoredInteraction {
     }
 }
 
-/// An interaction that has not come to its end: without output and usage.
+/// An interaction that has not ended: without output and usage.
 pub(super) fn with_status(object: &Value, status: &str) -> Value {
     let mut object = object.clone();
     if let Some(fields) = object.as_object_mut() {

@@ -66,7 +66,7 @@ async fn converse(session: &Session, socket: &mut Socket, resumes: bool) -> End 
     }
 }
 
-/// Handles one message. Returns whether the session goes on.
+/// Handles one message. Returns whether the session continues.
 async fn exchange(
     session: &Session,
     socket: &mut Socket,

@@ -103,7 +103,7 @@ impl LiveInteraction {
         }
     }
 
-    /// Handles one event. Returns whether the session goes on.
+    /// Handles one event. Returns whether the session continues.
     async fn handle(&mut self, socket: &mut Socket, event: &Value) -> Result<bool, End> {
         match event["event_type"].as_str() {
             Some("input") => return self.answer(socket, &event["content"]).await,

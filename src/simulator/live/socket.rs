@@ -38,7 +38,7 @@ const MAX_REASON: usize = 123;
 /// A WebSocket that carries JSON.
 pub(super) struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
-    /// What came while a turn was being answered.
+    /// What arrived while a turn was being answered.
     pending: VecDeque<Message>,
 }
 

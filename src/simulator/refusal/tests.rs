@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_quota_refusal_says_what_when_and_where_to_read_more() {
+fn a_quota_refusal_names_the_quota_the_delay_and_the_documentation() {
     let exceeded = QuotaExceeded {
         violations: vec![(Quota::InputTokensPerMinute, 250_000)],
         retry_in: Duration::from_millis(48_939),

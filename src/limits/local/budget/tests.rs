@@ -197,7 +197,7 @@ async fn a_large_call_is_not_overtaken_by_small_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_the_queue_lets_the_next_call_forward() {
+async fn leaving_the_queue_unblocks_the_next_call() {
     let budget = budget(tokens(6000));
     let _ = send(&budget, 3000).await;
     let mut large = Box::pin(reserve(&budget, 6000));

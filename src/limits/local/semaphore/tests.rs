@@ -112,7 +112,7 @@ async fn a_request_for_several_is_not_overtaken_by_smaller_ones() {
 }
 
 #[tokio::test]
-async fn dropping_a_request_for_several_lets_later_ones_go() {
+async fn dropping_a_request_for_several_permits_unblocks_later_ones() {
     let semaphore = LocalSemaphore::new(3);
     let _held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting!(semaphore.acquire_many(2));

@@ -11,7 +11,7 @@ use crate::limits::model::{Cost, Line, StoreUnavailable};
 use crate::limits::redis::command::{Command, SemaphoreGeneration};
 use crate::limits::semaphore::GrantResult;
 
-/// A request and where its answer goes.
+/// A request and the receiver of its answer.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub since: Instant,
@@ -25,7 +25,7 @@ pub(super) enum Request {
         semaphore: Arc<dyn LinkedSemaphore>,
         generation: SemaphoreGeneration,
         permits: usize,
-        /// Whether it goes ahead of all first requests.
+        /// Whether it is served ahead of all first requests.
         returns: bool,
         result: oneshot::Sender<GrantResult>,
     },

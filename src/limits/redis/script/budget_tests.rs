@@ -854,7 +854,7 @@ fn evicted_requests_block_no_others() {
 }
 
 #[test]
-fn a_new_request_lets_waiting_ones_go_first() {
+fn a_new_request_waits_behind_earlier_ones() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "first come");
     let mut notifications = Notifications::of(&shared, &mut listener);

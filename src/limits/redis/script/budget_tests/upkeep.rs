@@ -97,7 +97,7 @@ fn a_member_that_holds_nothing_leaves_no_keys() {
     shared.advance(11 * SECOND);
     shared.send("b", &[]);
     assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
-    for name in ["alive", "tenures", "arrivals", "dead"] {
+    for name in ["alive", "lease_lengths", "arrivals", "dead"] {
         let command = if name == "alive" { "ZSCORE" } else { "HEXISTS" };
         let command = if name == "dead" { "SISMEMBER" } else { command };
         let key = format!("nothing:{name}");
