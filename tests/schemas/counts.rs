@@ -103,7 +103,8 @@ impl Counts {
             .expect("it is written");
     }
 
-    pub fn print(mut self) {
+    /// Prints the results, and returns the times to compile.
+    pub fn print(mut self) -> Vec<(usize, Duration)> {
         let refused: usize = self.refused.values().sum();
         let usable = self.schemas - refused;
         println!("\n## {}\n", self.collection);
@@ -130,31 +131,30 @@ impl Counts {
         let sizes =
             [all, 0..10_000, 10_000..100_000, 100_000..LARGE_SOURCE, LARGE_SOURCE..usize::MAX];
         for size in sizes {
-            self.print_times(&size);
+            print_times(&self.times, &size);
         }
         for (bytes, time) in self.times.iter().filter(|(bytes, _)| *bytes >= LARGE_SOURCE) {
             println!("compile time of one of {bytes} bytes: {time:.2?}");
         }
+        self.times
     }
 }
 
-impl Counts {
-    /// Prints the times to compile sources in a range of sizes, in bytes.
-    fn print_times(&self, size: &Range<usize>) {
-        let of_size = self.times.iter().filter(|(bytes, _)| size.contains(bytes));
-        let mut times: Vec<Duration> = of_size.clone().map(|(_, time)| *time).collect();
-        times.sort();
-        let Some([p50, p99, max]) = percentiles(&times) else { return };
-        let bytes: usize = of_size.map(|(bytes, _)| bytes).sum();
-        let per_megabyte = times.iter().sum::<Duration>().as_secs_f64() * 1e9 / bytes as f64;
-        println!(
-            "compile time, {} of {} to {} bytes: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}, \
-             {per_megabyte:.0} ms per MB",
-            times.len(),
-            size.start,
-            size.end
-        );
-    }
+/// Prints the times to compile sources in a range of sizes, in bytes.
+pub fn print_times(times: &[(usize, Duration)], size: &Range<usize>) {
+    let of_size = times.iter().filter(|(bytes, _)| size.contains(bytes));
+    let mut times: Vec<Duration> = of_size.clone().map(|(_, time)| *time).collect();
+    times.sort();
+    let Some([p50, p99, max]) = percentiles(&times) else { return };
+    let bytes: usize = of_size.map(|(bytes, _)| bytes).sum();
+    let per_megabyte = times.iter().sum::<Duration>().as_secs_f64() * 1e9 / bytes as f64;
+    println!(
+        "compile time, {} of {} to {} bytes: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}, \
+         {per_megabyte:.0} ms per MB",
+        times.len(),
+        size.start,
+        size.end
+    );
 }
 
 /// The median, the 99th percentile and the maximum of sorted values.

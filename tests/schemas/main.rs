@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use collections::{Case, Collection};
-use counts::Counts;
+use counts::{Counts, print_times};
 use sent::Sent;
 
 /// The allocator of the service.
@@ -42,12 +42,15 @@ fn main() {
     if collections.is_empty() {
         println!("No collection is at hand: set {}.", Collection::VARIABLES.join(", "));
     }
+    let mut times = Vec::new();
     for collection in collections {
         let thread = Builder::new().stack_size(STACK);
         let thread = thread.spawn(move || check(&collection)).expect("a thread");
         let counts = thread.join().expect("no schema is past counting");
-        counts.print();
+        times.extend(counts.print());
     }
+    println!("\n## All collections\n");
+    print_times(&times, &(0..usize::MAX));
 }
 
 fn check(collection: &Collection) -> Counts {
