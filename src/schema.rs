@@ -22,6 +22,7 @@ mod number;
 mod order;
 mod parse;
 mod patterns;
+mod pointer;
 mod references;
 mod shape;
 mod stack;
@@ -42,7 +43,7 @@ use cost::CheckCost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use normal::Normal;
-use patterns::{Patterns, RegexOptions};
+use patterns::{Patterns, ValidatorOptions};
 use work::{Interrupt, interruptible};
 
 pub use document::SchemaLimits;
@@ -276,6 +277,6 @@ fn build_validator(
     })
 }
 
-fn offline<'i>() -> RegexOptions<'i> {
+fn offline<'i>() -> ValidatorOptions<'i> {
     jsonschema::options_for().should_validate_formats(false).offline()
 }

@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 
 use super::error::{Error, ErrorKind, bounded};
-use super::forward::Surface;
 use super::json::{self, BOM, without_lone_surrogates};
 use super::model::Model;
 use super::redact::Secrets;
+use super::surface::Surface;
 use super::usage::Usage;
 
 /// Used where Gemini gives no finish reason.

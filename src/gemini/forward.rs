@@ -21,6 +21,7 @@ use tower_http::timeout::TimeoutBody;
 use super::answer_start::{AnswerStart, first_data};
 use super::client::{IDENTITY, JSON, NAME, body_error, read_body};
 use super::events::{Event, Events};
+use super::surface::Surface;
 use super::{
     ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
     answer, retry_after,
@@ -32,15 +33,6 @@ const MAX_BUFFERED: usize = 1 << 20;
 
 /// The longest answer or event that is parsed for its model, in bytes.
 const MAX_READ: usize = 64 * 1024;
-
-/// The API in whose format a request is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surface {
-    /// Gemini's own.
-    Gemini,
-    /// OpenAI's, which Gemini also offers. The key is sent as a bearer token.
-    OpenAi,
-}
 
 /// A request without its body and its key.
 #[derive(Clone, Debug)]

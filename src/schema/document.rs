@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::SchemaError;
-use super::normal::{lookup, percent_decode};
+use super::pointer::{escape, lookup, percent_decode};
 
 /// The deepest nesting. Code that walks a schema is recursive, here and in the validator, and a
 /// worker thread's stack is 2 MiB. No schema that Gemini accepts comes near this.
@@ -128,14 +128,5 @@ impl<'a> Document<'a> {
             .filter(|target| lookup(self.root, target).is_some())
             .map(Cow::into_owned)
             .ok_or_else(|| SchemaError::new(pointer, "refers to no schema"))
-    }
-}
-
-/// A property's name as a token of a JSON Pointer (RFC 6901, section 3).
-pub(super) fn escape(name: &str) -> Cow<'_, str> {
-    if name.contains(['~', '/']) {
-        Cow::Owned(name.replace('~', "~0").replace('/', "~1"))
-    } else {
-        Cow::Borrowed(name)
     }
 }

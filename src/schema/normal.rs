@@ -14,7 +14,6 @@ mod foreign;
 mod keyword;
 mod names;
 mod places;
-mod pointer;
 mod rewrite;
 mod scope;
 mod wrapper;
@@ -26,11 +25,9 @@ use self::names::Names;
 use self::places::Places;
 use self::rewrite::Rewriter;
 use self::scope::Scopes;
-use super::document::{SchemaLimits, escape};
+use super::document::SchemaLimits;
 use super::work::Work;
 use super::{NotCompiled, SchemaError, shorten};
-
-pub(super) use self::pointer::{lookup, percent_decode};
 
 /// A schema in canonical form.
 pub(super) struct Normal {

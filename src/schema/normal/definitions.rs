@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::pointer;
 use crate::schema::SchemaError;
+use crate::schema::pointer;
 
 /// The object that holds the document's definitions.
 pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, SchemaError> {

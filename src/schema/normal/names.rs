@@ -6,7 +6,7 @@ use jsonschema::uri;
 use serde_json::{Map, Value};
 
 use super::keyword::{Draft, Holds, known, subschemas};
-use super::pointer;
+use crate::schema::pointer;
 use crate::schema::work::{Stopped, Work};
 
 /// The base for relative names in a document without an absolute name.

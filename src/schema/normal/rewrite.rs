@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::definitions;
-use super::escape;
 use super::expression;
 use super::foreign;
 use super::keyword::{CONTAINERS, Draft, Holds, Known, known};
 use super::places::Places;
-use super::pointer;
 use super::scope::{REFERENCES, Scope, Scopes, Target};
 use super::wrapper;
 use crate::schema::document::SchemaLimits;
+use crate::schema::pointer::{self, escape};
 use crate::schema::work::Work;
 use crate::schema::{NotCompiled, SchemaError, shorten};
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::keywords::{count, list, maximum, minimum, types, values};
 use super::{Parser, Stop};
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 use crate::schema::shape::{Additional, Node, Shape};
 
 impl Parser<'_> {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 
 /// The most searches for remaining cycles before every required property with a reference becomes
 /// optional.
