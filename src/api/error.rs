@@ -163,7 +163,7 @@ impl From<Refused> for ApiError {
             }
             Refused::Exhausted(exhausted) => exhausted.into(),
             Refused::Unfunded => error(
-                "Gemini says that the account has nothing left to pay with. Add credits, or raise \
+                "Gemini says that the account has no funds. Add credits, or raise \
                  its spending cap; the service tries again every few minutes.",
             ),
             Refused::StoreUnavailable(StoreUnavailable { retry_after }) => {

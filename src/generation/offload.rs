@@ -61,7 +61,7 @@ impl Offload {
         Self { slots, size, callers: Mutex::default(), limit }
     }
 
-    /// Runs a job when it is its caller's turn. The job is told to stop when the deadline or the time
+    /// Runs a job when it is its caller's turn. The job is asked to stop when the deadline or the time
     /// limit passes, or when the future is dropped. It holds its slot until it has stopped.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Offload {
         }
     }
 
-    /// How many jobs run, including those that were told to stop and have not stopped yet.
+    /// How many jobs run, including those that were asked to stop and have not stopped yet.
     pub fn running(&self) -> usize {
         self.size - self.slots.available_permits()
     }
@@ -172,7 +172,7 @@ mod tests {
     const ALICE: CallerId = [1; 32];
     const BOB: CallerId = [2; 32];
 
-    /// Runs until it is told to stop.
+    /// Runs until it is asked to stop.
     fn endless(work: &Work) {
         while work.spend(1).is_ok() {}
     }

@@ -47,7 +47,7 @@ pub enum Refused {
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     /// Gemini refused an earlier call because the account has no funds.
-    #[error("the account has nothing left to pay with")]
+    #[error("the account has no funds")]
     Unfunded,
     /// The request is for more permits than the semaphore has.
     #[error("the semaphore has no more than {limit} permits")]
