@@ -1,4 +1,4 @@
-//! Limits: how many calls run at once, what an account may spend, and which call goes next.
+//! Limits: how many calls run at once, what an account may spend, and which call is admitted next.
 //!
 //! Everything is first come, first served, and everything granted is given back when it is dropped.
 //! Nothing here knows what a call contains.

@@ -8,7 +8,7 @@
 //! against the caller's own schema, so a dialect that expresses too little costs a retry, never a
 //! wrong answer.
 //!
-//! Schemas are hostile input. Their size is bounded ([`Limits`]), and all work is counted and can
+//! Schemas are hostile input. Their size is bounded ([`SchemaLimits`]), and all work is counted and can
 //! be stopped ([`Work`]).
 
 mod cost;
@@ -22,6 +22,7 @@ mod number;
 mod order;
 mod parse;
 mod patterns;
+mod pointer;
 mod references;
 mod shape;
 mod stack;
@@ -38,14 +39,14 @@ use std::sync::Arc;
 use jsonschema::{Draft, Validator};
 use serde_json::Value;
 
-use cost::Cost;
+use cost::CheckCost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use normal::Normal;
-use patterns::{Options, Patterns};
+use patterns::{Patterns, ValidatorOptions};
 use work::{Interrupt, interruptible};
 
-pub use document::Limits;
+pub use document::SchemaLimits;
 pub use work::{Stopped, Work};
 
 /// The most violations reported: more would only lengthen the prompt of a retry.
@@ -68,7 +69,7 @@ pub struct Schema {
     sent: Option<(&'static str, Box<str>)>,
     validator: Validator<Metered>,
     names: NamePatterns,
-    cost: Cost,
+    cost: CheckCost,
     is_large: bool,
     checks_formats: bool,
 }
@@ -131,7 +132,7 @@ impl Schema {
     /// # Errors
     /// As for [`Schema::compile`]; also when the text is not JSON, is nested too deeply, or is too
     /// long.
-    pub fn read(text: &str, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    pub fn read(text: &str, limits: &SchemaLimits, work: &Work) -> Result<Self, NotCompiled> {
         limits.check_bytes(text.len())?;
         work.spend(text.len())?;
         let schema =
@@ -146,19 +147,23 @@ impl Schema {
     ///
     /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
     /// outside itself, is too large or nested too deeply, or allows no value.
-    pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    pub fn compile(
+        schema: &Value,
+        limits: &SchemaLimits,
+        work: &Work,
+    ) -> Result<Self, NotCompiled> {
         work.spend(document::check_size(schema, limits)?)?;
         let normal = Normal::of(schema, limits, work)?;
         Self::canonical(&normal.document, limits, work).map_err(|error| normal.locate(error))
     }
 
     /// Compiles a schema in canonical form.
-    fn canonical(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    fn canonical(schema: &Value, limits: &SchemaLimits, work: &Work) -> Result<Self, NotCompiled> {
         let nodes = document::check_size(schema, limits)?;
         work.spend(nodes)?;
         check_meta_schema(schema, work)?;
         let document = Document { root: schema };
-        let cost = Cost::of(&document)?;
+        let cost = CheckCost::of(&document)?;
         let patterns = Arc::new(Patterns::of(schema, work)?);
         let validator = build_validator(schema, &patterns)?;
         work.spend(nodes)?;
@@ -272,6 +277,6 @@ fn build_validator(
     })
 }
 
-fn offline<'i>() -> Options<'i> {
+fn offline<'i>() -> ValidatorOptions<'i> {
     jsonschema::options_for().should_validate_formats(false).offline()
 }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::api::Code;
 use crate::config::Config;
 use crate::limits::{Leases, SemaphoreId};
-use service::{Lease, LeaseError, LeaseRequest, Service};
+use service::{GrantedLease, LeaseError, LeaseOrder, Service};
 use signals::Signals;
 
 /// The service cannot be reached, or does not grant the lease (`EX_UNAVAILABLE` of sysexits.h).
@@ -121,7 +121,7 @@ pub async fn run(
     let service = Service::new(&url, &id, admin_key.ok_or_else(no_key)?)
         .map_err(|message| Failure::new(UNAVAILABLE, message))?;
     let holder = holder.unwrap_or_else(|| default_holder(&command[0]));
-    let request = LeaseRequest { holder, permits, ttl };
+    let request = LeaseOrder { holder, permits, ttl };
     let mut signals =
         Signals::listen().map_err(|error| Failure::new(UNAVAILABLE, error.to_string()))?;
 
@@ -156,7 +156,10 @@ pub async fn run(
 
 /// Waits for a lease, and renews it at once, because the answer does not say how long ago it was granted.
 /// Returns it with the time at which it expires.
-async fn take(service: &Service, request: &LeaseRequest) -> Result<(Lease, Instant), LeaseError> {
+async fn take(
+    service: &Service,
+    request: &LeaseOrder,
+) -> Result<(GrantedLease, Instant), LeaseError> {
     loop {
         let lease = service.take(request).await?;
         if let Ok(ends) = service.renew(&lease, request.ttl).await {
@@ -171,7 +174,7 @@ async fn take(service: &Service, request: &LeaseRequest) -> Result<(Lease, Insta
 async fn supervise(
     mut child: Child,
     service: &Service,
-    lease: &Lease,
+    lease: &GrantedLease,
     ttl: Duration,
     ends: Instant,
     signals: &mut Signals,

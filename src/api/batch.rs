@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::auth::{Caller, check_model, check_text};
 use super::credentials::Credentials;
 use super::error::{ApiError, Detail};
-use super::generation_request::{CallOptions, GenerationRequest, Kind};
+use super::generation_request::{CallOptions, GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::single::named_semaphore;
 use crate::gateway::Gateway;
@@ -101,7 +101,7 @@ impl ItemError {
 /// # Errors
 /// 401, 404 or 422 if an item is invalid, and 503 if the queue is full: then nothing was sent. Other
 /// errors are those of their items.
-pub(super) async fn generate_batch<K: Kind>(
+pub(super) async fn generate_batch<K: GenerationKind>(
     gateway: &Gateway,
     mut incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
 ) -> Result<Json<BatchResponse<K::Response>>, ApiError> {
@@ -121,7 +121,7 @@ pub(super) async fn generate_batch<K: Kind>(
 }
 
 /// Checks all items before anything is sent.
-async fn prepare<K: Kind>(
+async fn prepare<K: GenerationKind>(
     gateway: &Gateway,
     incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
 ) -> Result<(Vec<Item<K::Generation>>, Vec<ItemIds>), ApiError> {
@@ -173,7 +173,7 @@ fn payers(
 }
 
 /// Checks all requests. Their schemas are compiled when it is `payer`'s turn.
-async fn check<K: Kind>(
+async fn check<K: GenerationKind>(
     gateway: &Gateway,
     payer: Option<&ApiKey>,
     requests: Vec<(K, ModelOptions)>,

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::generation_request::{GenerationRequest, Kind};
+use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::openapi::{ExternalSemaphore, GenerationErrors};
 use super::single::generate;
@@ -59,7 +59,7 @@ pub(super) struct ChatResponse {
     usage: Usage,
 }
 
-impl Kind for ChatFields {
+impl GenerationKind for ChatFields {
     type Generation = Chat;
     type Response = ChatResponse;
 

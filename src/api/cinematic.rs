@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::generation_request::{GenerationRequest, Kind};
+use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::openapi::{ExternalSemaphore, GenerationErrors};
 use super::single::generate;
@@ -66,13 +66,13 @@ pub(super) struct StoryResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Gemini's `finishReason`: `STOP`, or another one if the story is complete all the same.
+    /// Gemini's `finishReason`: `STOP`, or another one if the story is complete nevertheless.
     finish_reason: String,
     /// The tokens that were spent, including those of a second call that corrected the first.
     usage: Usage,
 }
 
-impl Kind for StoryFields {
+impl GenerationKind for StoryFields {
     type Generation = SchemaGeneration<CinematicStory>;
     type Response = StoryResponse;
 

@@ -76,12 +76,12 @@ codes! {
     InvalidApiKey = "invalid_api_key", UNAUTHORIZED, Final,
         "Gemini does not know the key";
     AccountUnfunded = "account_unfunded", PAYMENT_REQUIRED, Final,
-        "Gemini says that the account has nothing left to pay with: its credits are used up, or \
-         its spending cap is reached";
+        "Gemini says that the account has no funds: its credits are used up, or its spending cap \
+         is reached";
     PermissionDenied = "permission_denied", FORBIDDEN, Final,
         "the key may not do this, or its account is limited (`PUP_LIMITED_DISABLED`)";
     NoQuota = "no_quota", FORBIDDEN, Final,
-        "the key's quota for the model is 0: it is set so, or Gemini says so";
+        "the key's quota for the model is 0, by the settings or by Gemini";
     ModelNotFound = "model_not_found", NOT_FOUND, Final,
         "Gemini does not know the model";
     SemaphoreNotFound = "semaphore_not_found", NOT_FOUND, Final,
@@ -93,7 +93,7 @@ codes! {
     NotFound = "not_found", NOT_FOUND, Final,
         "no such path, or a path of OpenAI's that Gemini does not have";
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Final,
-        "the path does not take this method";
+        "the path does not accept this method";
     ClientTimeout = "client_timeout", REQUEST_TIMEOUT, Final,
         "the body, the next piece of an upload, or the first message of a live session did not \
          arrive within `CLIENT_TIMEOUT_SECONDS`; or nothing was sent in a live session for \
@@ -101,7 +101,7 @@ codes! {
     SemaphoreDeleted = "semaphore_deleted", CONFLICT, Final,
         "the semaphore was deleted while the request waited for it";
     LeaseUnavailable = "lease_unavailable", CONFLICT, Retryable,
-        "too few permits came free in time; comes with `Retry-After`, and with `semaphore`, as \
+        "too few permits became free in time; comes with `Retry-After`, and with `semaphore`, as \
          `GET /_admin/semaphores` shows it";
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, Final,
         "the body is larger than `MAX_BODY_BYTES`, as sent or decoded, grows more than 200-fold \
@@ -118,21 +118,21 @@ codes! {
         "the path is one of live sessions, and the request is not a handshake for a WebSocket \
          (version 13) over HTTP/1.1";
     RateLimited = "rate_limited", TOO_MANY_REQUESTS, Retryable,
-        "a quota per minute has no room in time; `Retry-After` says when it has";
+        "a quota per minute is not available in time; `Retry-After` says when it is";
     DailyQuotaExhausted = "daily_quota_exhausted", TOO_MANY_REQUESTS, Retryable,
-        "a quota per day is used up; `Retry-After` lasts until midnight in California";
+        "a quota per day is exhausted; `Retry-After` lasts until midnight in California";
     SpendLimited = "spend_limited", TOO_MANY_REQUESTS, Retryable,
         "the account spends more than Gemini allows it in ten minutes; comes with `Retry-After`";
     OtherQuotaExhausted = "other_quota_exhausted", TOO_MANY_REQUESTS, Retryable,
-        "a quota that Gemini does not name, or one that ordinary calls do not spend (batch \
-         jobs, grounding); comes with `Retry-After`, of one minute where Gemini names no time";
+        "a quota is exhausted that Gemini does not name, or that ordinary calls do not use (batch \
+         jobs, grounding); comes with `Retry-After`, of one minute if Gemini names no time";
     InternalError = "internal_error", INTERNAL_SERVER_ERROR, Final,
         "an internal error of the gateway";
     ServerKeyMissing = "server_key_missing", INTERNAL_SERVER_ERROR, Final,
         "the admin key is right, but the server has no `GEMINI_API_KEY`";
     UpstreamUnavailable = "upstream_unavailable", BAD_GATEWAY, Retryable,
-        "Gemini is overloaded or failing; comes with `Retry-After` where Gemini says when to \
-         try again";
+        "Gemini is overloaded or failing; comes with `Retry-After` if Gemini says when to try \
+         again";
     UpstreamConnection = "upstream_connection", BAD_GATEWAY, Retryable,
         "Gemini could not be reached, the connection broke, or a stream ended without a \
          `finishReason`; `detail` gives the reason (refused, no such host, certificate, \
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_have_distinct_names_and_stand_in_the_order_of_their_statuses() {
+    fn codes_have_distinct_names_and_are_sorted_by_status() {
         for pair in Code::ALL.windows(2) {
             assert!(pair[0].status() <= pair[1].status(), "{} {}", pair[0], pair[1]);
         }

@@ -38,7 +38,7 @@ pub(super) struct ApiError {
     /// The semaphore that had too few free permits.
     semaphore: Option<Box<SemaphoreStatus>>,
     retry_after: Option<Duration>,
-    /// The encodings that are supported, if the body came in another one.
+    /// The encodings that are supported, if the body was sent in another one.
     accept_encoding: Option<&'static str>,
 }
 
@@ -164,7 +164,7 @@ impl From<Refused> for ApiError {
             }
             Refused::Exhausted(exhausted) => exhausted.into(),
             Refused::Unfunded => error(
-                "Gemini says that the account has nothing left to pay with. Add credits, or raise \
+                "Gemini says that the account has no funds. Add credits, or raise \
                  its spending cap; the service tries again every few minutes.",
             ),
             Refused::StoreUnavailable(StoreUnavailable { retry_after }) => {
@@ -253,7 +253,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A time in whole seconds, rounded up, because a client that comes back too early is refused again.
+/// A time in whole seconds, rounded up, because a client that retries too early is refused again.
 fn whole_seconds(wait: Duration) -> HeaderValue {
     let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
     seconds.max(1).into()

@@ -17,13 +17,13 @@ use crate::generation::{Defaults, Generated, Generation, InvalidField, ModelOpti
 #[derive(Debug)]
 pub(super) struct GenerationRequest<K> {
     /// The fields that all kinds share.
-    pub shared: Shared,
+    pub shared: CommonFields,
     /// The fields of this kind.
     pub own: K,
 }
 
 /// The fields that requests of one kind do not share with other kinds.
-pub(super) trait Kind: DeserializeOwned + ToSchema + Send + 'static {
+pub(super) trait GenerationKind: DeserializeOwned + ToSchema + Send + 'static {
     /// What is generated.
     type Generation: Generation;
     /// The body of the answer.
@@ -46,7 +46,7 @@ pub(super) trait Kind: DeserializeOwned + ToSchema + Send + 'static {
 
 /// The fields that the requests of all kinds share.
 #[derive(Debug, Default, ToSchema)]
-pub(super) struct Shared {
+pub(super) struct CommonFields {
     /// The model, such as `gemini-3.5-flash-lite` or `tunedModels/x`; otherwise the server's default.
     #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     pub model: Option<String>,
@@ -72,7 +72,7 @@ pub(super) struct CallOptions {
     pub external_semaphore_id: Option<String>,
 }
 
-impl Shared {
+impl CommonFields {
     /// Separates what the call needs from what the model needs.
     pub(super) fn into_options(self) -> (CallOptions, ModelOptions) {
         let Self { model, credentials, external_semaphore_id, cached_content, generation_config } =
@@ -82,7 +82,7 @@ impl Shared {
     }
 }
 
-impl SharedFields for Shared {
+impl SharedFields for CommonFields {
     const NAMES: &'static [&'static str] =
         &["model", "credentials", "external_semaphore_id", "cached_content", "generation_config"];
 
@@ -108,7 +108,7 @@ impl<'de, K: Deserialize<'de>> Deserialize<'de> for GenerationRequest<K> {
 impl<K: PartialSchema> PartialSchema for GenerationRequest<K> {
     fn schema() -> RefOr<Schema> {
         let mut request = object(K::schema());
-        request.properties.extend(object(Shared::schema()).properties);
+        request.properties.extend(object(CommonFields::schema()).properties);
         RefOr::T(Schema::Object(request))
     }
 }
@@ -120,7 +120,7 @@ impl<K: ToSchema> ToSchema for GenerationRequest<K> {
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         K::schemas(schemas);
-        Shared::schemas(schemas);
+        CommonFields::schemas(schemas);
     }
 }
 

@@ -96,13 +96,13 @@ mod tests {
     #[tokio::test]
     async fn a_panic_fails_only_its_own_request() {
         let panicked = Arc::new(Notify::new());
-        let told = Arc::clone(&panicked);
+        let has_panicked = Arc::clone(&panicked);
         let routes = Router::new()
             .route("/panic", get(async || -> StatusCode { panic!("the secret prompt") }))
             .route(
                 "/beside",
                 get(async move || {
-                    told.notified().await;
+                    has_panicked.notified().await;
                     axum::Json("unharmed")
                 }),
             );

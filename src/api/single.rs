@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::auth::{check_model, check_text};
 use super::error::ApiError;
-use super::generation_request::{GenerationRequest, Kind};
+use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
 use super::semaphores::registered;
 use crate::dispatch::{Call, CallRequest};
@@ -20,7 +20,7 @@ use crate::limits::Semaphore;
 ///
 /// # Errors
 /// Every error of [`enqueue`], and of the call to Gemini.
-pub(super) async fn generate<K: Kind>(
+pub(super) async fn generate<K: GenerationKind>(
     gateway: &Gateway,
     mut incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<Json<K::Response>, ApiError> {
@@ -38,7 +38,7 @@ pub(super) async fn generate<K: Kind>(
 ///
 /// # Errors
 /// 401, 404 or 422 if the request is invalid; 503 if the shared limits are unavailable.
-pub(super) async fn enqueue<K: Kind>(
+pub(super) async fn enqueue<K: GenerationKind>(
     gateway: &Gateway,
     incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<(K::Generation, Call), ApiError> {

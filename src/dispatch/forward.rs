@@ -90,7 +90,7 @@ impl Dispatcher {
 struct Unsettled {
     attempt: Attempt,
     usage: UsageScanner,
-    /// Whether the one who reads the answer says how it ended.
+    /// Whether the reader of the answer reports how it ended.
     is_read: bool,
     /// Tells how the answer ends from what passes, where it can be told.
     watch: Option<Box<StreamMonitor>>,
@@ -128,7 +128,7 @@ impl Unsettled {
         }
     }
 
-    /// The client has gone. An error that has already come is reported all the same.
+    /// The client has hung up. An error that has already arrived is reported nevertheless.
     fn settle_unread(self) {
         match &self.watch {
             Some(watch) if watch.error().is_some() => self.settle_whole(),
@@ -169,7 +169,7 @@ impl Forwarded {
         }
     }
 
-    /// The last byte has come. One who reads the answer still has to say how it ended.
+    /// The last byte has arrived. A reader of the answer still has to report how it ended.
     fn end_whole(&mut self) {
         if let Some(unsettled) = self.unsettled.take_if(|unsettled| !unsettled.is_read) {
             unsettled.settle_whole();

@@ -61,7 +61,7 @@ impl Offload {
         Self { slots, size, callers: Mutex::default(), limit }
     }
 
-    /// Runs a job when it is its caller's turn. The job is told to stop when the deadline or the time
+    /// Runs a job when it is its caller's turn. The job is asked to stop when the deadline or the time
     /// limit passes, or when the future is dropped. It holds its slot until it has stopped.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Offload {
         }
     }
 
-    /// How many jobs run, including those that were told to stop and have not stopped yet.
+    /// How many jobs run, including those that were asked to stop and have not stopped yet.
     pub fn running(&self) -> usize {
         self.size - self.slots.available_permits()
     }
@@ -172,7 +172,7 @@ mod tests {
     const ALICE: CallerId = [1; 32];
     const BOB: CallerId = [2; 32];
 
-    /// Runs until it is told to stop.
+    /// Runs until it is asked to stop.
     fn endless(work: &Work) {
         while work.spend(1).is_ok() {}
     }
@@ -248,16 +248,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_value_is_not_dropped_on_the_serving_thread() {
-        struct Told(Option<oneshot::Sender<thread::ThreadId>>);
-        impl Drop for Told {
+        struct ReportsDrop(Option<oneshot::Sender<thread::ThreadId>>);
+        impl Drop for ReportsDrop {
             fn drop(&mut self) {
-                let told = self.0.take().expect("it is dropped once");
-                told.send(thread::current().id()).expect("the test waits for it");
+                let sender = self.0.take().expect("it is dropped once");
+                sender.send(thread::current().id()).expect("the test waits for it");
             }
         }
         for is_large in [true, false] {
-            let (told, dropped) = oneshot::channel();
-            drop(DeferredDrop::new(Told(Some(told)), is_large));
+            let (sender, dropped) = oneshot::channel();
+            drop(DeferredDrop::new(ReportsDrop(Some(sender)), is_large));
             let here = thread::current().id();
             assert_eq!(dropped.await.expect("it is dropped") != here, is_large);
         }

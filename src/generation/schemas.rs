@@ -11,7 +11,7 @@ use super::InvalidField;
 use super::offload::{CallerId, DeferredDrop, Offload, OffloadError};
 use super::story::Story;
 use crate::gemini::InputFeatures;
-use crate::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
+use crate::schema::{NotCompiled, Schema, SchemaError, SchemaLimits, Stopped, Work};
 
 /// The bound on all schemas of a body together, as a multiple of the bound on one.
 const TOGETHER: usize = 2;
@@ -23,7 +23,7 @@ pub struct Schemas {
     json: IndexMap<String, Compilation>,
     /// The schemas of stories, by the voices that a narrator may have.
     stories: IndexMap<Vec<String>, Compilation>,
-    limits: Limits,
+    limits: SchemaLimits,
     check_formats: bool,
     /// Shared by all compiled schemas of the body.
     is_heavy: Arc<AtomicBool>,
@@ -86,7 +86,7 @@ impl Schemas {
     /// No schemas yet. `limits` bounds each of them, and `check_formats` enables the check of
     /// formats.
     #[must_use]
-    pub fn new(limits: Limits, check_formats: bool) -> Self {
+    pub fn new(limits: SchemaLimits, check_formats: bool) -> Self {
         let (json, stories) = (IndexMap::new(), IndexMap::new());
         Self { json, stories, limits, check_formats, is_heavy: Arc::default() }
     }
@@ -207,7 +207,8 @@ mod tests {
     use super::*;
 
     fn compiled(texts: &[&str], check_formats: bool) -> Vec<Arc<CompiledSchema>> {
-        let mut schemas = Schemas::new(Limits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
+        let mut schemas =
+            Schemas::new(SchemaLimits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
         texts.iter().for_each(|text| schemas.add_json(text));
         schemas.compile(&unlimited()).expect("nothing stops it");
         let schema = |text: &&str| schemas.json("json_schema", text).expect("a usable schema");
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_checked_unless_the_setting_says_otherwise() {
+    fn formats_are_checked_unless_the_setting_disables_it() {
         for check_formats in [true, false] {
             let schema = &compiled(&[r#"{"format": "date"}"#], check_formats)[0];
             let violations = schema.violations(&json!("tomorrow"), &Work::brief());

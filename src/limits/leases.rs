@@ -23,7 +23,7 @@ use super::store::Unleased;
 /// Why no lease was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoLease {
-    /// Too few permits came free in time.
+    /// Too few permits became free in time.
     #[error("too few permits came free in time")]
     Unavailable,
     /// The idempotency key belongs to a lease with other terms.
@@ -97,7 +97,7 @@ impl Leases {
     /// the same lease.
     ///
     /// # Errors
-    /// [`NoLease::Unavailable`] when the time is over; [`NoLease::KeyReused`] if the key came with
+    /// [`NoLease::Unavailable`] when the time is over; [`NoLease::KeyReused`] if the key was sent with
     /// other terms before; [`Refused::QueueFull`], [`Refused::SemaphoreDeleted`],
     /// [`Refused::MoreThanLimit`] and [`Refused::StoreUnavailable`], the last three also while it
     /// waits.
@@ -115,7 +115,7 @@ impl Leases {
             terms,
             key: key.map(Arc::from),
         };
-        let request = LeaseRequest {
+        let request = PendingLease {
             leases: Arc::clone(self),
             semaphore: Arc::clone(semaphore),
             new: new.clone(),
@@ -167,14 +167,14 @@ impl Leases {
 }
 
 /// A request for a lease, until it has one or gives up.
-struct LeaseRequest {
+struct PendingLease {
     leases: Arc<Leases>,
     semaphore: Arc<dyn Semaphore>,
     new: NewLease,
     mode: WaitMode,
 }
 
-impl LeaseRequest {
+impl PendingLease {
     async fn obtain(self) -> LeaseResult {
         let store = self.leases.limiter.store();
         if let Some(key) = &self.new.key
@@ -206,7 +206,7 @@ impl LeaseRequest {
     }
 }
 
-impl Drop for LeaseRequest {
+impl Drop for PendingLease {
     fn drop(&mut self) {
         if let Some(key) = &self.new.key {
             let name = (self.new.semaphore_id.clone(), Arc::clone(key));

@@ -46,8 +46,8 @@ pub enum Refused {
     /// The quotas have no room for the call before its deadline.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// Gemini said of an earlier call that the account has nothing left to pay with.
-    #[error("the account has nothing left to pay with")]
+    /// Gemini refused an earlier call because the account has no funds.
+    #[error("the account has no funds")]
     Unfunded,
     /// The request is for more permits than the semaphore has.
     #[error("the semaphore has no more than {limit} permits")]

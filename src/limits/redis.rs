@@ -12,7 +12,7 @@
 //!
 //! Each replica has one connection. It sends all its commands in one call of the script, and what
 //! comes up meanwhile in the next call. So the load on Redis grows with the number of replicas and
-//! not with the number of calls. Permits come with the reply, or are published to the replica that
+//! not with the number of calls. Permits are in the reply, or are published to the replica that
 //! gets them.
 
 mod budget;
@@ -231,7 +231,7 @@ impl LeaseStore for SharedStore {
             key: key.as_deref().map(str::to_owned),
         };
         let link = Arc::clone(&self.link);
-        // In a separate task, which goes on if the request is dropped.
+        // In a separate task, which continues if the request is dropped.
         let (granted, receiver) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let done: Result<Option<LeaseResult>, _> = link.call_anyway(command).await;
@@ -330,7 +330,7 @@ impl Store for SharedStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         async move {
-            // If this fails, what is held comes free when the replica lease ends.
+            // If this fails, what is held becomes free when the replica lease ends.
             let _: Result<Option<()>, _> = self.link.call(Command::Retire { member: None }).await;
             self.session.lock().unwrap_or_else(PoisonError::into_inner).abort();
         }

@@ -52,7 +52,7 @@ pub trait Semaphores: fmt::Debug + Send + Sync {
     /// limit takes no permit away. Also returns whether the semaphore is new.
     fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)>;
 
-    /// Deletes a semaphore. Waiting requests fail; calls and leases that hold permits go on. Returns
+    /// Deletes a semaphore. Waiting requests fail; calls and leases that hold permits continue. Returns
     /// whether it existed.
     fn delete(&self, id: &SemaphoreId) -> Fetched<'_, bool>;
 

@@ -46,13 +46,13 @@ const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 
 /// The cost of checking one place of an answer.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cost {
+pub(super) struct CheckCost {
     visits: u64,
     /// The longest chain of schemas, each of which leads to the next at the same place.
     chain: usize,
 }
 
-impl Cost {
+impl CheckCost {
     /// Adds up the paths through the document; refuses it when there are too many.
     pub(super) fn of(document: &Document<'_>) -> Result<Self, SchemaError> {
         let mut nesting = Nesting { document, targets: HashMap::new(), depth: 0 };
@@ -85,25 +85,25 @@ impl Cost {
 struct Places<'a> {
     document: &'a Document<'a>,
     /// The costs by address; none for schemas that are being added up.
-    known: HashMap<*const Value, Option<Cost>>,
+    known: HashMap<*const Value, Option<CheckCost>>,
     /// Schemas for inner places.
     inward: Vec<&'a Value>,
     /// Schemas that a reference led back to while they were being added up.
     reentered: HashSet<*const Value>,
-    most: Cost,
+    most: CheckCost,
 }
 
 impl<'a> Places<'a> {
     fn new(document: &'a Document<'a>) -> Self {
         let inward = vec![document.root];
         let (known, reentered) = (HashMap::new(), HashSet::new());
-        Self { document, known, inward, reentered, most: Cost::default() }
+        Self { document, known, inward, reentered, most: CheckCost::default() }
     }
 
     /// The highest cost at one place, and the longest chain, cycles included. The validator enters
     /// a schema once for each place. So a chain through cycles is at most as long as the number of
     /// schemas, and as the longest acyclic piece for each schema that is entered again.
-    fn most(mut self) -> (Cost, usize) {
+    fn most(mut self) -> (CheckCost, usize) {
         while let Some(schema) = self.inward.pop() {
             self.add(schema, 0);
         }
@@ -111,16 +111,16 @@ impl<'a> Places<'a> {
         (self.most, pieces.min(1 + self.known.len()))
     }
 
-    fn add(&mut self, schema: &'a Value, depth: usize) -> Cost {
-        let Value::Object(map) = schema else { return Cost::default().around() };
+    fn add(&mut self, schema: &'a Value, depth: usize) -> CheckCost {
+        let Value::Object(map) = schema else { return CheckCost::default().around() };
         if depth > MAX_LEVELS {
-            return Cost { visits: 1, chain: depth };
+            return CheckCost { visits: 1, chain: depth };
         }
         match self.known.get(&ptr::from_ref(schema)) {
             Some(Some(known)) => return *known,
             Some(None) => {
                 self.reentered.insert(schema);
-                return Cost::default();
+                return CheckCost::default();
             }
             None => {}
         }
@@ -141,8 +141,8 @@ impl<'a> Places<'a> {
         cost
     }
 
-    fn references(&mut self, map: &'a Map<String, Value>, depth: usize) -> Cost {
-        let mut cost = Cost::default();
+    fn references(&mut self, map: &'a Map<String, Value>, depth: usize) -> CheckCost {
+        let mut cost = CheckCost::default();
         for reference in REFERENCES.iter().filter_map(|keyword| map.get(*keyword)?.as_str()) {
             if let Ok(target) = self.document.resolve(reference, "") {
                 cost = cost.plus(self.add(self.document.at(&target), depth));
@@ -152,7 +152,7 @@ impl<'a> Places<'a> {
     }
 }
 
-impl Cost {
+impl CheckCost {
     /// The cost of a schema around those with this cost.
     fn around(self) -> Self {
         Self { visits: self.visits.saturating_add(1), chain: self.chain + 1 }

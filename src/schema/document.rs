@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::SchemaError;
-use super::normal::{lookup, percent_decode};
+use super::pointer::{escape, lookup, percent_decode};
 
 /// The deepest nesting. Code that walks a schema is recursive, here and in the validator, and a
 /// worker thread's stack is 2 MiB. No schema that Gemini accepts comes near this.
@@ -45,14 +45,14 @@ pub(super) struct Document<'a> {
 
 /// How large a schema may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct SchemaLimits {
     /// Its JSON text, in bytes.
     pub bytes: usize,
     /// The JSON values in it: objects, arrays, strings and so on.
     pub nodes: usize,
 }
 
-impl Limits {
+impl SchemaLimits {
     /// Checks the length of a schema's text.
     ///
     /// # Errors
@@ -70,14 +70,14 @@ impl Limits {
 const MAX_POINTERS: usize = 64 << 20;
 
 /// Counts the values of a document; refuses one that could exhaust the stack or the memory.
-pub(super) fn check_size(schema: &Value, limits: &Limits) -> Result<usize, SchemaError> {
+pub(super) fn check_size(schema: &Value, limits: &SchemaLimits) -> Result<usize, SchemaError> {
     let mut size = Size { limits, nodes: 0, pointers: 0 };
     size.add(schema, 0, 0).map_err(|(pointer, message)| SchemaError::new(pointer, message))?;
     Ok(size.nodes)
 }
 
 struct Size<'a> {
-    limits: &'a Limits,
+    limits: &'a SchemaLimits,
     nodes: usize,
     pointers: usize,
 }
@@ -128,14 +128,5 @@ impl<'a> Document<'a> {
             .filter(|target| lookup(self.root, target).is_some())
             .map(Cow::into_owned)
             .ok_or_else(|| SchemaError::new(pointer, "refers to no schema"))
-    }
-}
-
-/// A property's name as a token of a JSON Pointer (RFC 6901, section 3).
-pub(super) fn escape(name: &str) -> Cow<'_, str> {
-    if name.contains(['~', '/']) {
-        Cow::Owned(name.replace('~', "~0").replace('/', "~1"))
-    } else {
-        Cow::Borrowed(name)
     }
 }

@@ -7,9 +7,9 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 
 use super::SchemaError;
-use super::document::escape;
 use super::number::{Bound, compare};
 use super::parse::{Parser, Stop, Translation};
+use super::pointer::escape;
 use super::shape::{Additional, Node, Shape, Types};
 
 /// The most rounds in which definitions are found to have a value, each based on the round before.

@@ -10,8 +10,7 @@ use jsonschema::paths::Location;
 use jsonschema::{Draft, Keyword, ValidationError, Validator};
 use serde_json::{Map, Value, json};
 
-use super::keywords::Check;
-use super::metered::{Metered, MeteredNode};
+use super::metered::{Check, Metered, MeteredNode};
 use super::offline;
 
 /// The formats that are checked, each with an example for the message about a violation.

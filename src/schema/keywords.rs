@@ -9,15 +9,16 @@ use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 
 use super::formats;
-use super::metered::{Metered, MeteredNode};
+use super::metered::{Check, Metered, MeteredNode};
 use super::number;
-use super::patterns::{Options, Pattern, Patterns};
+use super::patterns::{Pattern, Patterns, ValidatorOptions};
 use super::shorten;
 
-pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
-
 /// Adds the keywords of this module to the options.
-pub(super) fn register(options: Options<'_>, patterns: Arc<Patterns>) -> Options<'_> {
+pub(super) fn register(
+    options: ValidatorOptions<'_>,
+    patterns: Arc<Patterns>,
+) -> ValidatorOptions<'_> {
     let options = options.with_keyword("enum", enumeration);
     options.with_keyword("format", formats::format).with_keyword(
         "pattern",

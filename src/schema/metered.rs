@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use jsonschema::JsonType;
 use jsonschema::json::{Array, Json, Node, NodeIdentity, Object, cmp};
+use jsonschema::{JsonType, Keyword};
 use serde_json::map::Iter;
 use serde_json::{Map, Number, Value};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ pub(super) const BYTES_PER_STEP: usize = 32;
 /// `serde_json` values with metered access.
 #[derive(Debug)]
 pub(super) struct Metered;
+
+/// A keyword that checks metered values.
+pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
 
 /// The state that the accessors of one check share.
 #[derive(Debug)]

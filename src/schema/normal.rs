@@ -14,7 +14,6 @@ mod foreign;
 mod keyword;
 mod names;
 mod places;
-mod pointer;
 mod rewrite;
 mod scope;
 mod wrapper;
@@ -26,11 +25,9 @@ use self::names::Names;
 use self::places::Places;
 use self::rewrite::Rewriter;
 use self::scope::Scopes;
-use super::document::{Limits, escape};
+use super::document::SchemaLimits;
 use super::work::Work;
 use super::{NotCompiled, SchemaError, shorten};
-
-pub(super) use self::pointer::{lookup, percent_decode};
 
 /// A schema in canonical form.
 pub(super) struct Normal {
@@ -46,7 +43,11 @@ impl Normal {
     /// # Errors
     /// [`NotCompiled::Unusable`] when it is not a schema, declares an unknown draft, or has a
     /// reference to something that is not a schema in it.
-    pub(super) fn of(value: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    pub(super) fn of(
+        value: &Value,
+        limits: &SchemaLimits,
+        work: &Work,
+    ) -> Result<Self, NotCompiled> {
         let (schema, wrapping) = wrapper::unwrapped(value);
         let rewritten = rewritten(schema, limits, work);
         let (document, places) = rewritten.map_err(|error| moved(error, &wrapping))?;
@@ -71,7 +72,11 @@ fn moved(error: NotCompiled, wrapping: &str) -> NotCompiled {
     }
 }
 
-fn rewritten(schema: &Value, limits: &Limits, work: &Work) -> Result<(Value, Places), NotCompiled> {
+fn rewritten(
+    schema: &Value,
+    limits: &SchemaLimits,
+    work: &Work,
+) -> Result<(Value, Places), NotCompiled> {
     let map = match schema {
         Value::Bool(true) => return Ok((Value::Bool(true), Places::default())),
         Value::Object(map) => map,

@@ -229,7 +229,11 @@ impl Patterns {
     }
 
     /// The options with the engine for the names of properties.
-    pub(super) fn engine_for_names<'i>(&self, options: Options<'i>, draft: Draft) -> Options<'i> {
+    pub(super) fn engine_for_names<'i>(
+        &self,
+        options: ValidatorOptions<'i>,
+        draft: Draft,
+    ) -> ValidatorOptions<'i> {
         let options = options.with_draft(draft);
         if self.names_backtrack { backtracking(options) } else { linear_time(options, LARGEST) }
     }
@@ -242,13 +246,14 @@ fn is_compiled_within(source: &str, size: usize) -> bool {
 }
 
 /// The options for a validator of metered values.
-pub(super) type Options<'i> = ValidationOptions<'i, Arc<dyn jsonschema::Retrieve>, Metered>;
+pub(super) type ValidatorOptions<'i> =
+    ValidationOptions<'i, Arc<dyn jsonschema::Retrieve>, Metered>;
 
-fn linear_time(options: Options<'_>, size: usize) -> Options<'_> {
+fn linear_time(options: ValidatorOptions<'_>, size: usize) -> ValidatorOptions<'_> {
     options.with_pattern_options(PatternOptions::regex().size_limit(size))
 }
 
-fn backtracking(options: Options<'_>) -> Options<'_> {
+fn backtracking(options: ValidatorOptions<'_>) -> ValidatorOptions<'_> {
     let engine = PatternOptions::fancy_regex()
         .backtrack_limit(MAX_BACKTRACKING)
         .size_limit(LARGEST_BACKTRACKED);

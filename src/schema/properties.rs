@@ -93,7 +93,7 @@ fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), Test
         prop_assert!(text.len() < bound, "{} bytes for {schema}: {text}", text.len());
     }
     let sent = format!("{:?}", compiled.dialect());
-    let is_exact = !["Must also satisfy", "Required: "].iter().any(|said| sent.contains(said))
+    let is_exact = !["Must also satisfy", "Required: "].iter().any(|label| sent.contains(label))
         && !schema.to_string().contains("oneOf");
     for _ in 0..8 {
         let mut answer = sample(schema, schema, &mut entropy, 6);

@@ -88,10 +88,10 @@ impl Annotations {
 
     /// One line with values and their annotations.
     fn line_for(&self, values: &[Value]) -> Option<String> {
-        let said: Vec<&str> =
+        let texts: Vec<&str> =
             [&self.title, &self.description].into_iter().flatten().map(String::as_str).collect();
         let values: Vec<String> = values.iter().map(Value::to_string).collect();
-        (!said.is_empty()).then(|| format!("{}: {}", values.join(", "), said.join(". ")))
+        (!texts.is_empty()).then(|| format!("{}: {}", values.join(", "), texts.join(". ")))
     }
 
     /// The steps for a copy.
@@ -109,9 +109,9 @@ impl Annotations {
 pub(super) enum Additional {
     /// Unspecified: JSON Schema allows them, and Gemini adds none.
     #[default]
-    Unsaid,
+    Unspecified,
     /// The caller allows them explicitly.
-    Welcome,
+    Allowed,
     /// Properties that match the node; none when it allows nothing.
     Fitting(Box<Node>),
     /// The caller allows properties that match the node, for patterns of names that the node does
@@ -201,7 +201,7 @@ impl Node {
     }
 
     /// Whether everything is allowed, apart from the annotations.
-    pub(super) fn says_nothing(&mut self) -> bool {
+    pub(super) fn allows_everything(&mut self) -> bool {
         match &mut self.shapes[..] {
             [shape] => shape.is_unrestricted(),
             _ => false,
@@ -327,14 +327,14 @@ impl Additional {
     fn node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) => Some(node),
-            Self::Unsaid | Self::Welcome | Self::Matching(_) => None,
+            Self::Unspecified | Self::Allowed | Self::Matching(_) => None,
         }
     }
 
     pub(super) fn any_node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) | Self::Matching(node) => Some(node),
-            Self::Unsaid | Self::Welcome => None,
+            Self::Unspecified | Self::Allowed => None,
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) struct Service {
 }
 
 /// A request for a lease.
-pub(super) struct LeaseRequest {
+pub(super) struct LeaseOrder {
     pub holder: String,
     pub permits: u16,
     pub ttl: Duration,
@@ -59,7 +59,7 @@ pub(super) struct LeaseRequest {
 
 /// A lease that was granted.
 #[derive(Debug, Deserialize)]
-pub(super) struct Lease {
+pub(super) struct GrantedLease {
     pub lease_id: String,
     pub fencing_token: u64,
 }
@@ -107,7 +107,7 @@ impl Service {
 
     /// Waits for a lease without a time limit. An answer that is lost leaves no lease behind, because the
     /// next request has the same idempotency key. Dropping the future leaves the queue.
-    pub(super) async fn take(&self, request: &LeaseRequest) -> Result<Lease, LeaseError> {
+    pub(super) async fn take(&self, request: &LeaseOrder) -> Result<GrantedLease, LeaseError> {
         let key = format!("{:032x}", fastrand::u128(..));
         let mut requests = FuturesUnordered::new();
         let mut next_request = Instant::now();
@@ -141,8 +141,8 @@ impl Service {
         }
     }
 
-    async fn ask(&self, request: &LeaseRequest, key: &str) -> Result<Lease, LeaseError> {
-        let LeaseRequest { holder, permits, ttl } = request;
+    async fn ask(&self, request: &LeaseOrder, key: &str) -> Result<GrantedLease, LeaseError> {
+        let LeaseOrder { holder, permits, ttl } = request;
         let body = json!({
             "holder": holder, "permits": permits, "ttl_seconds": ttl.as_secs_f64(),
             "wait_seconds": WAIT.as_secs(), "idempotency_key": key,
@@ -154,7 +154,11 @@ impl Service {
     }
 
     /// Renews a lease. Returns when it expires: not later than it does at the service.
-    pub(super) async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<Instant, LeaseError> {
+    pub(super) async fn renew(
+        &self,
+        lease: &GrantedLease,
+        ttl: Duration,
+    ) -> Result<Instant, LeaseError> {
         let ends = Instant::now() + ttl;
         let body = json!({"ttl_seconds": ttl.as_secs_f64()});
         let request = self.request(Method::PUT, Some(lease), Some(&body));
@@ -162,7 +166,12 @@ impl Service {
     }
 
     /// Renews a lease after each third of its time until it is lost. Returns the reason.
-    pub(super) async fn keep(&self, lease: &Lease, ttl: Duration, mut ends: Instant) -> String {
+    pub(super) async fn keep(
+        &self,
+        lease: &GrantedLease,
+        ttl: Duration,
+        mut ends: Instant,
+    ) -> String {
         let mut pause = ttl / 3;
         loop {
             // At its expiry the lease is known to be lost.
@@ -183,7 +192,7 @@ impl Service {
     }
 
     /// Releases a lease. If that fails, the lease expires.
-    pub(super) async fn release(&self, lease: &Lease) -> Result<(), LeaseError> {
+    pub(super) async fn release(&self, lease: &GrantedLease) -> Result<(), LeaseError> {
         let mut attempts = 1;
         loop {
             let request = self.request(Method::DELETE, Some(lease), None);
@@ -200,12 +209,12 @@ impl Service {
     fn request(
         &self,
         method: Method,
-        lease: Option<&Lease>,
+        lease: Option<&GrantedLease>,
         body: Option<&Value>,
     ) -> Request<Full<Bytes>> {
         let url = match lease {
             None => self.leases.to_string(),
-            Some(Lease { lease_id, .. }) => format!("{}/{lease_id}", self.leases),
+            Some(GrantedLease { lease_id, .. }) => format!("{}/{lease_id}", self.leases),
         };
         let request = Request::builder().method(method).uri(url);
         let request = request.header("Admin-API-Key", &self.admin_key);

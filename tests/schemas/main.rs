@@ -20,7 +20,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::schema::{Limits, Schema, Work};
+use gemini_concurrent_generation::schema::{Schema, SchemaLimits, Work};
 use gemini_concurrent_generation::simulator::refused_schema;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
@@ -66,7 +66,7 @@ fn check(collection: &Collection) -> Counts {
     counts
 }
 
-fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
+fn judge(case: &Case, limits: &SchemaLimits, counts: &mut Counts) {
     let text = case.schema.to_string();
     let work = Work::until(CancellationToken::new());
     let start = processor_time();

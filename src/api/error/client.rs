@@ -101,7 +101,7 @@ impl ApiError {
         Self::new(Code::SemaphoreNotFound, detail)
     }
 
-    /// Too few permits came free in time.
+    /// Too few permits became free in time.
     pub(in crate::api) fn no_lease(semaphore: SemaphoreStatus) -> Self {
         let detail = "Too few permits of the semaphore became available in time.";
         let error = Self::new(Code::LeaseUnavailable, detail).after(SOON);

@@ -207,7 +207,7 @@ impl Account {
         }
         self.budget.learn(named);
         // Gemini knows the key and the model, and the quota is not 0. The payer may still have
-        // nothing left to pay with, since Gemini served nothing.
+        // no funds, since Gemini served nothing.
         let [_, model] = self.own_breakers();
         self.breakers.reset(&[model]);
         self.note_known();
@@ -302,13 +302,13 @@ impl Account {
         self.breakers.refused(&self.own_breakers())
     }
 
-    /// Gemini says that the payer has nothing left to pay with: its calls of every model are refused
+    /// Gemini says that the payer has no funds: its calls of every model are refused
     /// here, except a probe every few minutes.
     pub(in crate::limits) fn note_unfunded(&self) {
         if self.breakers.trip(Breaker::Payer(self.payer.clone())) {
             tracing::error!(
                 payer = %self.payer,
-                "Gemini says that this account has nothing left to pay with; its calls are \
+                "Gemini says that this account has no funds; its calls are \
                  refused until somebody adds credits or raises its cap"
             );
         }

@@ -20,7 +20,7 @@ const MAX_TRIPPED: usize = 4096;
 /// Why Gemini is certain to refuse a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tripped {
-    /// The payer has nothing left to pay with.
+    /// The payer has no funds.
     Unfunded,
     /// A quota of the account is 0.
     NoQuota,
@@ -56,7 +56,7 @@ pub struct RefusedHere {
 /// What a breaker is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Breaker {
-    /// Every model of a payer that has nothing left to pay with.
+    /// Every model of a payer that has no funds.
     Payer(Payer),
     /// One model of a payer, of which a quota is 0.
     Model(Payer, Arc<str>),

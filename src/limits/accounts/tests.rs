@@ -160,8 +160,8 @@ async fn new_accounts_are_refused_when_all_have_something_to_remember() {
     }
     let count = accounts.count();
     assert!((MAX_PROVEN..=MAX_PROVEN + MAX_UNPROVEN).contains(&count), "{count}");
-    let newcomer = || accounts.of(&[2; 32], &model("a"));
-    assert!(newcomer().is_rejected());
+    let new_account = || accounts.of(&[2; 32], &model("a"));
+    assert!(new_account().is_rejected());
     assert_eq!(accounts.count(), count, "nothing is kept of it");
     let (_, usage) = quotas_and_usage(&accounts.of(&[1; 32], &name(0)));
     assert_eq!(usage[RequestsPerDay].used, 1, "nothing was forgotten");
@@ -171,7 +171,7 @@ async fn new_accounts_are_refused_when_all_have_something_to_remember() {
     for account in accounts.all() {
         account.budget().transfer_out();
     }
-    assert!(!newcomer().is_rejected());
+    assert!(!new_account().is_rejected());
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +260,7 @@ async fn an_alias_stays_with_one_model_when_answers_name_several_in_turn() {
     for name in ["one", "two", "one", "two", "one"] {
         accounts.alias(&alias, name, NamedBy::Answer);
     }
-    assert_eq!(alias.charged().model(), "two", "the last that was news");
+    assert_eq!(alias.charged().model(), "two", "the last model that changed anything");
     accounts.alias(&alias, "one", NamedBy::Refusal);
     assert_eq!(alias.charged().model(), "one", "it is the one whose quota is used up");
     accounts.alias(&alias, "two", NamedBy::Answer);

@@ -277,7 +277,7 @@ async fn deleting_a_semaphore_ends_waits_and_keeps_leases() {
 
     let anew = bench.register(id(), 1);
     assert_eq!(bench.of(&anew), []);
-    assert!(bench.renew(&lease, None).is_ok(), "who holds it can finish");
+    assert!(bench.renew(&lease, None).is_ok(), "its holder can finish");
     assert_eq!(bench.semaphore.usage().in_use, 1);
     bench.release(&lease);
     assert_eq!((bench.semaphore.usage().in_use, anew.usage().in_use), (0, 0));
@@ -341,7 +341,7 @@ async fn requests_with_the_same_key_share_one_queue_position() {
     assert_eq!(bench.waiting(), (2, 2));
     let third = bench.wait_with(1, key, MINUTE);
     bench.release(&held);
-    let (lease, new) = second.now_or_never().expect("the first one's place").unwrap();
+    let (lease, new) = second.now_or_never().expect("the position of the first request").unwrap();
     assert!(!new);
     assert_eq!(third.now_or_never(), Some(Ok((lease.clone(), false))));
     assert_eq!(bench.semaphore.usage().in_use, 1);

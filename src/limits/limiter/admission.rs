@@ -112,7 +112,7 @@ impl InFlightCall {
         self.did_not_count();
     }
 
-    /// Gemini refused the call because the payer has nothing left to pay with. The call did not count,
+    /// Gemini refused the call because the payer has no funds. The call did not count,
     /// and other calls of the payer are refused, except a probe every few minutes.
     pub fn unfunded(self) {
         self.account.note_unfunded();

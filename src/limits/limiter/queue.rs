@@ -25,14 +25,14 @@ const LONG_HOLD: Duration = Duration::from_secs(60);
 
 /// A request's ticket in the queue. A batch of any size has one ticket, as a single request does.
 /// Its calls are admitted one after the other, first attempts and retries alike. So a request that
-/// comes after ten thousand items waits for one of them at most.
+/// arrives after ten thousand items waits for one of them at most.
 ///
 /// A batch for several models or keys waits for each in an [`AccountQueue`] of its own, so that none
 /// delays another. For the global slot it still waits once.
 #[derive(Debug)]
 pub struct QueueTicket {
     limiter: Arc<Limiter>,
-    /// Whether requests that come while it waits at the head of the queue go first, once.
+    /// Whether requests that arrive while it waits at the head of the queue go first, once.
     yields_once: bool,
     head: sync::Mutex<()>,
     state: Mutex<QueueState>,
@@ -72,7 +72,7 @@ impl QueueTicket {
         Self::with_policy(limiter, false)
     }
 
-    /// A ticket for a batch. While it waits for its next call, requests that come meanwhile go first,
+    /// A ticket for a batch. While it waits for its next call, requests that arrive meanwhile go first,
     /// once. So a single request beside a batch waits for the next free slot and not for the one
     /// after it, and the batch is no slower.
     pub fn for_many(limiter: Arc<Limiter>) -> Arc<Self> {

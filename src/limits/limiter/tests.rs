@@ -181,7 +181,7 @@ async fn calls_that_wait_for_quota_hold_no_semaphore() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waited_for_quota_and_then_for_a_semaphore_goes_next() {
+async fn a_call_that_waited_for_quota_and_then_for_a_semaphore_is_admitted_next() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let held = semaphore.acquire().await.unwrap();
@@ -375,7 +375,11 @@ async fn one_refusal_of_a_burst_counts_and_refused_calls_keep_their_position() {
     assert_eq!(usage.paused_for, Some(20 * SECOND));
     let requests = usage[RequestsPerMinute];
     assert_eq!((requests.limit, requests.used, requests.reserved), (Some(60), 0, 0));
-    assert_eq!(account(&limiter, "a").concurrency().limit(), 50, "a quota says nothing of load");
+    assert_eq!(
+        account(&limiter, "a").concurrency().limit(),
+        50,
+        "a refusal for a quota is not for load"
+    );
 
     let mut waits = Box::pin(admit(&queue));
     assert!((&mut waits).now_or_never().is_none());
@@ -599,7 +603,7 @@ async fn an_answer_settles_the_estimate() {
     assert_eq!(used(), 80);
 }
 
-/// The order in which a batch and two requests that come while it waits are admitted by `free`.
+/// The order in which a batch and two requests that arrive while it waits are admitted by `free`.
 async fn order_beside_a_batch(
     limiter: &Arc<Limiter>,
     free: impl AsyncFn(Vec<InFlightCall>),
@@ -626,7 +630,7 @@ async fn order_beside_a_batch(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_yields_the_next_slot_to_newcomers() {
+async fn a_batch_yields_the_next_slot_to_new_requests() {
     let one_slot = limiter(1, 10);
     let order = order_beside_a_batch(&one_slot, async |running| drop(running)).await;
     assert_eq!(order, [1, 2, 0]);
@@ -634,7 +638,7 @@ async fn a_batch_yields_the_next_slot_to_newcomers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_yields_the_next_request_of_the_quota_to_newcomers() {
+async fn a_batch_yields_the_next_request_of_the_quota_to_new_requests() {
     let quota = one_a_second(10);
     let order = order_beside_a_batch(&quota, async |running| {
         drop(running);

@@ -16,7 +16,7 @@ use crate::limits::semaphore::{
 /// A semaphore of this process.
 ///
 /// tokio's semaphore is not used for two reasons. A request for several permits takes them there
-/// one by one as they come free, so permits in use cannot be told from permits set aside. And a
+/// one by one as they become free, so permits in use cannot be told from permits set aside. And a
 /// cancelled request gives its part back even if the limit was lowered meanwhile.
 #[derive(Debug)]
 pub struct LocalSemaphore {

@@ -46,7 +46,7 @@ pub(in crate::limits) struct Ledger {
 pub enum Line {
     /// Behind all earlier calls.
     Queue,
-    /// The same. If no other call waits, it lets calls that come meanwhile go first, once.
+    /// The same. If no other call waits, calls that arrive meanwhile are admitted first, once.
     YieldOnce,
     /// Behind earlier returning calls, and before the queue.
     Returning,

@@ -23,7 +23,7 @@ const MAX_WAIT_CALLS: usize = 400;
 ///   Gemini accepts. Real overload refuses the next call too.
 /// - Calls refused together count once: only a call that started after the last fall counts.
 ///
-/// If a refusal takes much longer than an answer, it comes after its trial has held. The limit then
+/// If a refusal takes much longer than an answer, it arrives after its trial has held. The limit then
 /// oscillates around what Gemini accepts.
 #[derive(Debug)]
 pub(in crate::limits) struct Search {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_entered_before_a_change_say_nothing_about_it() {
+    fn outcomes_of_calls_from_before_a_change_are_ignored() {
         let mut search = Search::new(80);
         let before = search.epoch();
         refuse(&mut search);

@@ -11,10 +11,10 @@ use crate::limits::model::{Cost, Quotas};
 
 /// Identifies a semaphore. A new semaphore with a deleted one's name has another generation. The
 /// global semaphore is 0.
-pub(super) type Generation = u64;
+pub(super) type SemaphoreGeneration = u64;
 
 /// The global semaphore.
-pub(super) const GLOBAL: Generation = 0;
+pub(super) const GLOBAL: SemaphoreGeneration = 0;
 
 /// One command of a member.
 #[derive(Debug, Clone, Serialize)]
@@ -39,30 +39,30 @@ pub(super) enum Command {
         member: Option<String>,
     },
     RequestPermits {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         ticket: u64,
         permits: usize,
         #[serde(rename = "waited_us", serialize_with = "micros_since")]
         since: Instant,
         wait: bool,
-        /// Whether it goes ahead of all first requests.
+        /// Whether it is served ahead of all first requests.
         returns: bool,
     },
     CancelRequest {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         ticket: u64,
         permits: usize,
     },
     ReleasePermits {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         permits: usize,
     },
     ClaimPermits {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         permits: usize,
     },
     Refresh {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
     },
     OpenBudget {
         account: Arc<str>,
@@ -180,7 +180,7 @@ pub(super) enum Command {
         name: String,
     },
     Lease {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         name: String,
         id: String,
         holder: String,
@@ -190,7 +190,7 @@ pub(super) enum Command {
         key: Option<String>,
     },
     FindLease {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
         key: String,
     },
     RenewLease {
@@ -206,7 +206,7 @@ pub(super) enum Command {
         unless_found: bool,
     },
     ListLeases {
-        semaphore: Generation,
+        semaphore: SemaphoreGeneration,
     },
 }
 
@@ -253,7 +253,7 @@ impl Command {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Registered {
     pub name: String,
-    pub semaphore: Generation,
+    pub semaphore: SemaphoreGeneration,
     pub limit: usize,
 }
 

@@ -1,7 +1,7 @@
 //! What this replica sends to Redis, what it waits for, and what it holds.
 //!
 //! Nothing here waits for the network. Commands go to the outbox. The session sends the whole
-//! outbox in one call as soon as the reply to the previous call has come.
+//! outbox in one call as soon as the reply to the previous call has arrived.
 
 mod state;
 mod waiter;
@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::command::{Command, GLOBAL, Generation, micros};
+use super::command::{Command, GLOBAL, SemaphoreGeneration, micros};
 use super::replica_lease::ReplicaLease;
-use super::reply::{Answer, Reply, Verdict};
+use super::reply::{Reply, TicketAnswer, Verdict};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
 use crate::limits::semaphore::{GrantResult, NotGranted, Permit, Semaphore, WaitMode};
@@ -27,7 +27,7 @@ pub(super) use state::Outgoing;
 use state::{MANY_BUDGETS, State, commands_of_next_call};
 use waiter::{Request, Waiter};
 
-/// A semaphore whose permits come through the link.
+/// A semaphore whose permits are granted through the link.
 pub(super) trait LinkedSemaphore: Semaphore {
     /// Notes that Redis no longer has the semaphore.
     fn mark_deleted(&self);
@@ -184,7 +184,7 @@ impl Link {
     pub fn request_permits(
         &self,
         semaphore: Arc<dyn LinkedSemaphore>,
-        generation: Generation,
+        generation: SemaphoreGeneration,
         permits: usize,
         mode: WaitMode,
     ) -> Pending<GrantResult> {
@@ -224,7 +224,7 @@ impl Link {
         self.state().next_ticket()
     }
 
-    /// Withdraws a request, unless its answer has come.
+    /// Withdraws a request, unless its answer has arrived.
     pub fn cancel(&self, ticket: u64) {
         let mut state = self.state();
         if let Some(waiter) = state.waiters.remove(&ticket) {
@@ -260,14 +260,14 @@ impl Link {
     }
 
     /// Gives permits back.
-    pub fn release(&self, semaphore: Generation, permits: usize) {
+    pub fn release(&self, semaphore: SemaphoreGeneration, permits: usize) {
         let mut state = self.state();
         state.release(semaphore, permits);
         self.send_in(state, Command::ReleasePermits { semaphore, permits });
     }
 
     /// Notes that permits of this process are about to become a lease's.
-    pub fn hand_over(&self, semaphore: Generation, permits: usize) {
+    pub fn hand_over(&self, semaphore: SemaphoreGeneration, permits: usize) {
         self.state().release(semaphore, permits);
     }
 
@@ -360,8 +360,8 @@ impl Link {
     }
 
     /// Delivers answers to the requests that wait for them.
-    pub fn deliver(&self, answers: Vec<Answer>) {
-        for Answer { ticket, verdict } in answers {
+    pub fn deliver(&self, answers: Vec<TicketAnswer>) {
+        for TicketAnswer { ticket, verdict } in answers {
             let waiter = {
                 let mut state = self.state();
                 state.count(&verdict);

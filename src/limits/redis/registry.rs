@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::command::{GLOBAL, Generation, Registered};
+use super::command::{GLOBAL, Registered, SemaphoreGeneration};
 use super::link::Link;
 use super::reply::{Deleted, TouchedSemaphore};
 use super::semaphore::SharedSemaphore;
@@ -73,7 +73,7 @@ impl Registry {
     }
 
     /// Updates the usage of the semaphores that a call touched.
-    pub fn update_usage(&self, touched: &BTreeMap<Generation, TouchedSemaphore>) {
+    pub fn update_usage(&self, touched: &BTreeMap<SemaphoreGeneration, TouchedSemaphore>) {
         let named = self.named();
         for semaphore in named.values().chain([&self.global]) {
             if let Some(usage) = touched.get(&semaphore.generation()) {

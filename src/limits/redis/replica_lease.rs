@@ -188,6 +188,6 @@ mod tests {
         assert!(lease.is_in_force(lease.epoch()));
         let epoch = lease.epoch();
         lease.renew_epoch(true);
-        assert!(!lease.is_in_force(epoch), "Redis says that it is over");
+        assert!(!lease.is_in_force(epoch), "Redis ended it");
     }
 }

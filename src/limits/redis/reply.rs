@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::command::{Generation, Registered};
+use super::command::{Registered, SemaphoreGeneration};
 use crate::limits::model::{Cost, PerKind, QuotaKind, QuotaUsage, Quotas};
 
 /// The reply to one call of the script.
@@ -28,10 +28,10 @@ pub(super) struct Reply {
     #[serde(default)]
     pub results: BTreeMap<usize, Box<RawValue>>,
     #[serde(default)]
-    pub answers: Vec<Answer>,
+    pub answers: Vec<TicketAnswer>,
     /// The semaphores that the call touched.
     #[serde(default)]
-    pub semaphores: BTreeMap<Generation, TouchedSemaphore>,
+    pub semaphores: BTreeMap<SemaphoreGeneration, TouchedSemaphore>,
     /// When something ends that may make room for waiting requests.
     pub check_again_in_us: Option<f64>,
     /// When anything is granted again, if Redis may have lost what is held.
@@ -50,7 +50,7 @@ pub(super) struct TouchedSemaphore {
 
 /// The outcome of a request with a ticket.
 #[derive(Debug, Deserialize)]
-pub(super) struct Answer {
+pub(super) struct TicketAnswer {
     pub ticket: u64,
     #[serde(flatten)]
     pub verdict: Verdict,
@@ -60,7 +60,7 @@ pub(super) struct Answer {
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub(super) enum Verdict {
     // Of a semaphore.
-    Granted { semaphore: Generation, permits: usize },
+    Granted { semaphore: SemaphoreGeneration, permits: usize },
     MoreThanLimit { limit: usize },
     Closed,
     // Of a budget.
@@ -78,7 +78,7 @@ pub(super) enum Verdict {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Notification {
-    Answers(Vec<Answer>),
+    Answers(Vec<TicketAnswer>),
     Registered(Registered),
     Deleted(Deleted),
     /// Redis keeps the account from now on.
@@ -134,7 +134,7 @@ pub(super) struct LongestLease {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Deleted {
     pub name: String,
-    pub semaphore: Generation,
+    pub semaphore: SemaphoreGeneration,
 }
 
 /// The result of `join`.
@@ -158,7 +158,7 @@ pub(super) struct UsageResult {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct RegisterResult {
-    pub semaphore: Generation,
+    pub semaphore: SemaphoreGeneration,
     pub new: bool,
 }
 
@@ -169,7 +169,7 @@ pub(super) struct DeleteResult {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct FindResult {
-    pub semaphore: Generation,
+    pub semaphore: SemaphoreGeneration,
     pub limit: usize,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::command::Generation;
+use super::command::SemaphoreGeneration;
 use super::link::{Link, LinkedSemaphore};
 use super::reply::TouchedSemaphore;
 use crate::limits::semaphore::{
@@ -14,19 +14,19 @@ use crate::limits::semaphore::{
 #[derive(Debug)]
 pub(super) struct SharedSemaphore {
     link: Arc<Link>,
-    generation: Generation,
+    generation: SemaphoreGeneration,
     deleted: AtomicBool,
     /// As last reported.
     usage: Mutex<SemaphoreUsage>,
 }
 
 impl SharedSemaphore {
-    pub fn new(link: Arc<Link>, generation: Generation, limit: usize) -> Arc<Self> {
+    pub fn new(link: Arc<Link>, generation: SemaphoreGeneration, limit: usize) -> Arc<Self> {
         let usage = Mutex::new(SemaphoreUsage { limit, ..SemaphoreUsage::default() });
         Arc::new(Self { link, generation, deleted: AtomicBool::new(false), usage })
     }
 
-    pub fn generation(&self) -> Generation {
+    pub fn generation(&self) -> SemaphoreGeneration {
         self.generation
     }
 

@@ -145,7 +145,7 @@ impl Connector {
         self.link.note_lease(joined.longest.longest_us);
         self.registry.replace(joined.semaphores);
         if let Some(previous) = previous {
-            // Only now, when this member holds what the previous one held: nothing may come free.
+            // Only now, when this member holds what the previous one held: nothing may become free.
             self.link.send(Command::Retire { member: Some(previous.to_owned()) });
         }
         Ok(session)
@@ -199,7 +199,7 @@ impl Session {
         }
     }
 
-    /// Makes one call of the script and receives notifications until the reply comes.
+    /// Makes one call of the script and receives notifications until the reply arrives.
     async fn call(
         &mut self,
         connector: &Connector,

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::pointer;
 use crate::schema::SchemaError;
+use crate::schema::pointer;
 
 /// The object that holds the document's definitions.
 pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, SchemaError> {
@@ -17,11 +17,11 @@ pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, Schema
 }
 
 /// Unused names for definitions.
-pub(super) struct Names {
+pub(super) struct DefinitionNames {
     taken: HashSet<String>,
 }
 
-impl Names {
+impl DefinitionNames {
     pub(super) fn of(definitions: &Map<String, Value>) -> Self {
         Self { taken: definitions.keys().cloned().collect() }
     }

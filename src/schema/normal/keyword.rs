@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::schema::pointer::escape;
+
 /// The draft that a schema is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Draft {
@@ -205,7 +207,7 @@ impl Path<'_> {
         match self {
             Self::Keyword(keyword) => pointer.push_str(keyword),
             Self::Named(keyword, name) => {
-                pointer.extend([keyword, "/", &super::escape(name)]);
+                pointer.extend([keyword, "/", &escape(name)]);
             }
             Self::Listed(keyword, index) => {
                 pointer.extend([keyword, "/", &index.to_string()]);

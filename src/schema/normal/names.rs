@@ -6,7 +6,7 @@ use jsonschema::uri;
 use serde_json::{Map, Value};
 
 use super::keyword::{Draft, Holds, known, subschemas};
-use super::pointer;
+use crate::schema::pointer;
 use crate::schema::work::{Stopped, Work};
 
 /// The base for relative names in a document without an absolute name.
@@ -17,7 +17,7 @@ pub(super) const RECURSIVE: &str = "";
 
 /// A schema with its own name. References inside it that are only a fragment start from it.
 #[derive(Debug)]
-pub(super) struct Resource<'a> {
+pub(super) struct SchemaResource<'a> {
     pub(super) pointer: String,
     pub(super) draft: Draft,
     /// The resource around it.
@@ -31,7 +31,7 @@ pub(super) struct Resource<'a> {
 #[derive(Debug)]
 pub(super) struct Names<'a> {
     root: &'a Value,
-    pub(super) resources: Vec<Resource<'a>>,
+    pub(super) resources: Vec<SchemaResource<'a>>,
     by_uri: HashMap<String, usize>,
     by_pointer: HashMap<String, usize>,
     /// The anchors of each resource.
@@ -122,7 +122,7 @@ impl<'a> Names<'a> {
         let index = self.resources.len();
         self.by_uri.entry(uri.clone()).or_insert(index);
         self.by_pointer.insert(pointer.clone(), index);
-        self.resources.push(Resource { pointer, draft, parent, dynamic: Vec::new(), uri });
+        self.resources.push(SchemaResource { pointer, draft, parent, dynamic: Vec::new(), uri });
         index
     }
 

@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::definitions;
-use super::escape;
 use super::expression;
 use super::foreign;
 use super::keyword::{CONTAINERS, Draft, Holds, Known, known};
 use super::places::Places;
-use super::pointer;
 use super::scope::{REFERENCES, Scope, Scopes, Target};
 use super::wrapper;
-use crate::schema::document::Limits;
+use crate::schema::document::SchemaLimits;
+use crate::schema::pointer::{self, escape};
 use crate::schema::work::Work;
 use crate::schema::{NotCompiled, SchemaError, shorten};
 
@@ -82,7 +81,7 @@ impl Writing {
 }
 
 impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
-    pub(super) fn new(scopes: &'s mut Scopes<'a>, limits: &Limits, work: &'w Work) -> Self {
+    pub(super) fn new(scopes: &'s mut Scopes<'a>, limits: &SchemaLimits, work: &'w Work) -> Self {
         Self {
             scopes,
             work,
@@ -103,7 +102,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         let extra = std::mem::take(&mut self.scopes.extra);
         if !extra.is_empty() {
             let added = definitions::of(&mut document)?;
-            let mut names = definitions::Names::of(added);
+            let mut names = definitions::DefinitionNames::of(added);
             let mut written = Vec::new();
             for target in extra {
                 let name = names.fresh(&target.pointer);

@@ -88,10 +88,10 @@ fn is_schema(value: &Value) -> bool {
 }
 
 fn has_keyword(map: &Map<String, Value>) -> bool {
-    let says_something = |keyword: &String| {
+    let is_restriction = |keyword: &String| {
         !ANNOTATIONS.contains(&keyword.as_str()) && known(map, keyword, Draft::Undeclared).is_some()
     };
-    map.keys().any(says_something)
+    map.keys().any(is_restriction)
 }
 
 /// Refuses an object without any keyword of JSON Schema, which would allow everything.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::keywords::list;
 use super::{Parser, Stop};
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 use crate::schema::shape::{Node, Types};
 
 impl Parser<'_> {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::keywords::{count, list, maximum, minimum, types, values};
 use super::{Parser, Stop};
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 use crate::schema::shape::{Additional, Node, Shape};
 
 impl Parser<'_> {
@@ -48,14 +48,14 @@ impl Parser<'_> {
         let names = list(map, "required").iter().filter_map(Value::as_str);
         shape.required = names.map(str::to_owned).collect();
         shape.additional = match map.get("additionalProperties") {
-            Some(Value::Bool(true)) => Additional::Welcome,
+            Some(Value::Bool(true)) => Additional::Allowed,
             Some(schema) => {
                 let node = self.node(schema, &format!("{pointer}/additionalProperties"))?;
                 Additional::Fitting(Box::new(node))
             }
             None => match map.get("unevaluatedProperties") {
-                None | Some(Value::Bool(false)) => Additional::Unsaid,
-                Some(_) => Additional::Welcome,
+                None | Some(Value::Bool(false)) => Additional::Unspecified,
+                Some(_) => Additional::Allowed,
             },
         };
         self.read_patterns(shape, map, pointer)
@@ -80,12 +80,12 @@ impl Parser<'_> {
             return Ok(());
         }
         shape.additional = match std::mem::take(&mut shape.additional) {
-            Additional::Welcome => Additional::Welcome,
+            Additional::Allowed => Additional::Allowed,
             Additional::Fitting(node) => {
                 nodes.push(*node);
                 Additional::Fitting(Box::new(Node::any_of(nodes, self)?))
             }
-            Additional::Unsaid | Additional::Matching(_) => {
+            Additional::Unspecified | Additional::Matching(_) => {
                 Additional::Matching(Box::new(Node::any_of(nodes, self)?))
             }
         };

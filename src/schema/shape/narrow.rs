@@ -25,11 +25,11 @@ impl Node {
     ) -> Result<bool, Stop> {
         let own = std::mem::take(&mut self.annotations);
         self.annotations = own.join(std::mem::take(&mut other.annotations));
-        if other.says_nothing() {
+        if other.allows_everything() {
             self.lift_annotations(&mut other);
             return Ok(true);
         }
-        if self.says_nothing() {
+        if self.allows_everything() {
             let mut own = std::mem::replace(self, other);
             std::mem::swap(&mut self.annotations, &mut own.annotations);
             self.lift_annotations(&mut own);
@@ -101,8 +101,8 @@ impl Node {
     /// Allows additional properties, whose names are not known here.
     fn open(&mut self) {
         for shape in &mut self.shapes {
-            if shape.additional == Additional::Unsaid && !shape.properties.is_empty() {
-                shape.additional = Additional::Welcome;
+            if shape.additional == Additional::Unspecified && !shape.properties.is_empty() {
+                shape.additional = Additional::Allowed;
             }
         }
     }
@@ -142,7 +142,7 @@ impl Shape {
         parser.take(1)?;
         let own = std::mem::take(&mut self.annotations);
         let annotations = own.join(std::mem::take(&mut other.annotations));
-        let is_said = if other.is_unrestricted() {
+        let is_whole = if other.is_unrestricted() {
             Some(true)
         } else if self.is_unrestricted() {
             std::mem::swap(self, other);
@@ -151,7 +151,7 @@ impl Shape {
             (self.reference.is_some() || other.reference.is_some()).then_some(false)
         };
         self.annotations = annotations;
-        match is_said {
+        match is_whole {
             Some(is_whole) => Ok(is_whole),
             None => self.narrow_keywords(other, parser),
         }
@@ -259,8 +259,8 @@ impl Additional {
                 **own = Node::any_of(vec![own_node, *other], parser)?;
             }
             (Self::Fitting(_), _)
-            | (Self::Welcome, Self::Unsaid | Self::Matching(_))
-            | (Self::Matching(_), Self::Unsaid) => {}
+            | (Self::Allowed, Self::Unspecified | Self::Matching(_))
+            | (Self::Matching(_), Self::Unspecified) => {}
             (_, other) => *self = other,
         }
         Ok(true)

@@ -30,9 +30,9 @@ impl Node {
     ) -> Result<(Self, bool), Stop> {
         let mut union = Self::never();
         let is_null = |node: &Self| node.alternatives() == 0 && node.annotations.is_empty();
-        let said_by_one = nodes.iter().filter(|node| !is_null(node)).count() == 1;
+        let has_one_alternative = nodes.iter().filter(|node| !is_null(node)).count() == 1;
         for node in nodes {
-            if said_by_one && node.alternatives() > 1 {
+            if has_one_alternative && node.alternatives() > 1 {
                 union.annotations = node.annotations;
                 union.shapes.extend(node.shapes);
             } else {
@@ -308,9 +308,9 @@ impl Shape {
             }
             added.push(shape.additional);
         }
-        let welcome = added.contains(&Additional::Welcome);
+        let is_allowed = added.contains(&Additional::Allowed);
         for (name, nodes) in listed {
-            let node = if welcome && nodes.len() < added.len() {
+            let node = if is_allowed && nodes.len() < added.len() {
                 Node::any()
             } else {
                 let others = (nodes.len() < added.len())
@@ -339,13 +339,13 @@ impl Additional {
     }
 
     fn widest(all: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
-        if all.contains(&Self::Welcome) {
-            return Ok(Self::Welcome);
+        if all.contains(&Self::Allowed) {
+            return Ok(Self::Allowed);
         }
-        let is_unsaid = all.contains(&Self::Unsaid);
+        let any_unspecified = all.contains(&Self::Unspecified);
         let nodes: Vec<Node> = all.iter().filter_map(Self::suggestion).cloned().collect();
-        Ok(match (nodes.is_empty(), is_unsaid) {
-            (true, true) => Self::Unsaid,
+        Ok(match (nodes.is_empty(), any_unspecified) {
+            (true, true) => Self::Unspecified,
             (true, false) => Self::Fitting(Box::new(Node::never())),
             (false, _) => Self::Matching(Box::new(Node::any_of(nodes, parser)?)),
         })
@@ -368,7 +368,7 @@ fn widest_bound<'b>(
 /// The names that some shapes list, and that others neither list nor restrict.
 fn names_left_open(shapes: &[Shape]) -> HashSet<String> {
     let (open, closed): (Vec<&Shape>, Vec<&Shape>) =
-        shapes.iter().partition(|shape| shape.additional == Additional::Unsaid);
+        shapes.iter().partition(|shape| shape.additional == Additional::Unspecified);
     let mut listed: HashMap<&String, usize> = HashMap::new();
     for name in open.iter().flat_map(|shape| shape.properties.keys()) {
         *listed.entry(name).or_default() += 1;

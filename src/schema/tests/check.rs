@@ -190,7 +190,7 @@ fn a_catastrophic_pattern_does_not_hang_the_check() {
 }
 
 #[test]
-fn violations_say_where_and_what() {
+fn violations_name_the_position_and_the_fault() {
     let schema = compile(json!({ "type": "object", "required": ["b"], "properties": {
         "a": { "type": "array", "items": { "type": "integer" } } } }));
     assert_eq!(violations(&schema, &json!({ "a": [1], "b": null })), Vec::<String>::new());

@@ -296,7 +296,7 @@ fn long_schemas_are_not_repeated_in_descriptions() {
 }
 
 #[test]
-fn keywords_that_contradict_each_other_are_refused_with_their_place() {
+fn keywords_that_contradict_each_other_are_refused_with_their_position() {
     for (schema, place) in [
         (json!({ "type": "integer", "enum": ["60"] }), "/properties/a"),
         (json!({ "type": "string", "minLength": 3, "maxLength": 2 }), "/properties/a"),
@@ -314,7 +314,7 @@ fn keywords_that_contradict_each_other_are_refused_with_their_place() {
 
 /// Alternatives too heavy to be multiplied out are sent as what they have in common.
 #[test]
-fn a_property_that_one_alternative_leaves_open_keeps_what_is_said_beside_the_union() {
+fn a_property_that_one_alternative_leaves_open_keeps_the_keywords_beside_the_union() {
     let list = |limit: Value| {
         let with_limit = |i: usize| json!({ "const": format!("kind {i}"), "description": "One." });
         let mut alternatives: Vec<Value> = (0..20)

@@ -55,7 +55,7 @@ fn properties_are_ordered_as_the_caller_has_them() {
 }
 
 #[test]
-fn references_are_inlined_with_what_is_said_beside_them() {
+fn references_are_inlined_with_the_keywords_beside_them() {
     for definitions in ["$defs", "definitions"] {
         assert_response_schema(
             json!({
@@ -71,7 +71,7 @@ fn references_are_inlined_with_what_is_said_beside_them() {
 }
 
 #[test]
-fn references_go_by_pointer_anchor_and_own_id() {
+fn references_are_resolved_by_pointer_anchor_and_own_id() {
     let root = |reference: &str| {
         json!({ "$id": "https://example.com/s", "type": "object", "properties": {
             "a/b %": { "$anchor": "here", "type": "boolean" }, "c": { "$ref": reference } } })

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{LIMITS, assert_refused, compile, try_compile, violations};
-use crate::schema::{Dialect, Limits, NotCompiled, Schema, Stopped, Work};
+use crate::schema::{Dialect, NotCompiled, Schema, SchemaLimits, Stopped, Work};
 
 fn unlimited() -> Work {
     Work::until(CancellationToken::new())
@@ -92,9 +92,12 @@ fn an_enum_compares_as_json_schema_does() {
         assert_eq!(violations(&schema, &valid), Vec::<String>::new(), "{valid}");
     }
     for invalid in [json!(2), json!("2.5"), json!({ "a": [1] }), json!([1]), json!([]), json!({})] {
-        let said = violations(&schema, &invalid);
-        assert_eq!(said.len(), 1, "{invalid}");
-        assert!(said[0].starts_with("at the root: value is not one of 1, 2.5, \"1\""), "{said:?}");
+        let messages = violations(&schema, &invalid);
+        assert_eq!(messages.len(), 1, "{invalid}");
+        assert!(
+            messages[0].starts_with("at the root: value is not one of 1, 2.5, \"1\""),
+            "{messages:?}"
+        );
     }
 }
 
@@ -178,7 +181,7 @@ fn a_text_that_is_too_long_for_its_pattern_is_not_matched() {
 
 #[test]
 fn a_schema_beyond_a_bound_is_refused_with_the_name_of_the_setting() {
-    let limits = Limits { bytes: 100, nodes: 10 };
+    let limits = SchemaLimits { bytes: 100, nodes: 10 };
     let refused = |text: &str| match Schema::read(text, &limits, &unlimited()) {
         Err(NotCompiled::Unusable(error)) => error.to_string(),
         other => panic!("{other:?}"),

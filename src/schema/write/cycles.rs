@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 
 /// The most searches for remaining cycles before every required property with a reference becomes
 /// optional.
@@ -159,7 +159,7 @@ fn make_optional(object: &mut Map<String, Value>, names: &[String]) {
     }
     let line = format!("Required: {}", names.join(", "));
     let description = match object.get("description").and_then(Value::as_str) {
-        Some(said) => format!("{said}\n{line}"),
+        Some(description) => format!("{description}\n{line}"),
         None => line,
     };
     object.insert("description".to_owned(), description.into());

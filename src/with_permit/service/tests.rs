@@ -51,7 +51,7 @@ async fn a_client_that_waits_longer_than_one_request_keeps_its_position() {
     let service = client(address, &id);
     let waits = tokio::spawn(async move {
         service
-            .take(&LeaseRequest { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND })
+            .take(&LeaseOrder { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND })
             .await
     });
     while semaphore.usage().waiting == 0 {
@@ -76,7 +76,7 @@ async fn a_lease_is_renewed_until_it_is_lost() {
     let (gateway, address, id, semaphore) = start().await;
     let service = Arc::new(client(address, &id));
     let ttl = 30 * SECOND;
-    let terms = LeaseRequest { holder: "inside".to_owned(), permits: 1, ttl };
+    let terms = LeaseOrder { holder: "inside".to_owned(), permits: 1, ttl };
     let lease = service.take(&terms).await.unwrap();
     let ends = Instant::now() + ttl;
     let (lease_id, keeps) = (lease.lease_id.clone(), Arc::clone(&service));

@@ -173,7 +173,7 @@ async fn random_refusals_do_not_erode_the_limit() {
 }
 
 fn enter(limit: &Arc<AdaptiveLimit>) -> Slot {
-    limit.enter(limit.semaphore().try_acquire().expect("a place is free"))
+    limit.enter(limit.semaphore().try_acquire().expect("a permit is free"))
 }
 
 fn enter_all(limit: &Arc<AdaptiveLimit>) -> Vec<Slot> {
@@ -192,7 +192,7 @@ fn calls_refused_together_lower_the_limit_once() {
 
 /// Permits of a raised limit are granted to waiting requests at once, and received one by one.
 #[tokio::test]
-async fn a_permit_granted_before_the_limit_fell_says_nothing_about_the_lower_one() {
+async fn the_outcome_of_a_call_from_before_the_limit_fell_is_ignored() {
     let limit = AdaptiveLimit::new(8);
     let mut slots = enter_all(&limit);
     let granted = [limit.semaphore().acquire(), limit.semaphore().acquire()].map(Box::pin);
@@ -217,7 +217,7 @@ fn a_quiet_service_raises_nothing() {
     for _ in 0..1000 {
         enter(&limit).succeeded();
     }
-    assert_eq!(limit.limit(), 6, "one call at a time says nothing about six");
+    assert_eq!(limit.limit(), 6, "one call at a time does not test a limit of six");
     for slot in enter_all(&limit) {
         slot.succeeded();
     }

@@ -170,7 +170,7 @@ async fn accumulated_reservations_are_not_sent_in_a_burst() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unsent_reservation_comes_back_at_once() {
+async fn an_unsent_reservation_is_returned_at_once() {
     let budget = budget(per_minute(5, 100));
     let reservation = reserve(&budget, 100).await;
     let waiting = tokio::spawn({
@@ -197,7 +197,7 @@ async fn a_large_call_is_not_overtaken_by_small_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_the_queue_lets_the_next_call_forward() {
+async fn leaving_the_queue_unblocks_the_next_call() {
     let budget = budget(tokens(6000));
     let _ = send(&budget, 3000).await;
     let mut large = Box::pin(reserve(&budget, 6000));
@@ -268,7 +268,7 @@ async fn a_call_in_the_middle_of_the_queue_is_refused_at_its_deadline() {
     });
     assert!(close(took.await, 40.0));
     drop(held);
-    assert!(first.now_or_never().is_some(), "the first has kept its place");
+    assert!(first.now_or_never().is_some(), "the first has kept its position");
 }
 
 #[tokio::test(start_paused = true)]

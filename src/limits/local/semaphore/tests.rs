@@ -22,7 +22,7 @@ async fn requests_are_served_in_order() {
 }
 
 #[tokio::test]
-async fn a_lowered_limit_holds_as_soon_as_permits_come_back() {
+async fn a_lowered_limit_applies_as_soon_as_permits_are_returned() {
     let semaphore = LocalSemaphore::new(3);
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -112,7 +112,7 @@ async fn a_request_for_several_is_not_overtaken_by_smaller_ones() {
 }
 
 #[tokio::test]
-async fn dropping_a_request_for_several_lets_later_ones_go() {
+async fn dropping_a_request_for_several_permits_unblocks_later_ones() {
     let semaphore = LocalSemaphore::new(3);
     let _held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting!(semaphore.acquire_many(2));

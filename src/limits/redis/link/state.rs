@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::LinkedBudget;
 use super::waiter::Waiter;
 use crate::limits::model::Cost;
-use crate::limits::redis::command::{Command, Generation};
+use crate::limits::redis::command::{Command, SemaphoreGeneration};
 use crate::limits::redis::reply::Verdict;
 
 /// The most commands in one call of the script. Redis does nothing else meanwhile.
@@ -28,7 +28,7 @@ pub(super) struct State {
     /// The requests that wait for an answer by ticket, in ascending order.
     pub waiters: BTreeMap<u64, Waiter>,
     /// The permits that this process holds, by semaphore.
-    pub held: BTreeMap<Generation, usize>,
+    pub held: BTreeMap<SemaphoreGeneration, usize>,
     /// What this process has reserved and not sent, by account.
     pub reserved: BTreeMap<Arc<str>, Cost>,
     pub budgets: BTreeMap<Arc<str>, Weak<dyn LinkedBudget>>,
@@ -94,7 +94,7 @@ impl State {
         accounts.into_iter().filter_map(budget).collect()
     }
 
-    pub fn release(&mut self, semaphore: Generation, permits: usize) {
+    pub fn release(&mut self, semaphore: SemaphoreGeneration, permits: usize) {
         let held = self.held.entry(semaphore).or_default();
         *held = held.saturating_sub(permits);
         if *held == 0 {

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use super::{LinkedSemaphore, midnight_us};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Line, StoreUnavailable};
-use crate::limits::redis::command::{Command, Generation};
+use crate::limits::redis::command::{Command, SemaphoreGeneration};
 use crate::limits::semaphore::GrantResult;
 
-/// A request and where its answer goes.
+/// A request and the receiver of its answer.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub since: Instant,
@@ -23,9 +23,9 @@ pub(super) struct Waiter {
 pub(super) enum Request {
     Permits {
         semaphore: Arc<dyn LinkedSemaphore>,
-        generation: Generation,
+        generation: SemaphoreGeneration,
         permits: usize,
-        /// Whether it goes ahead of all first requests.
+        /// Whether it is served ahead of all first requests.
         returns: bool,
         result: oneshot::Sender<GrantResult>,
     },
@@ -81,7 +81,7 @@ impl Waiter {
         }
     }
 
-    pub fn semaphore(&self) -> Option<Generation> {
+    pub fn semaphore(&self) -> Option<SemaphoreGeneration> {
         match &self.request {
             Request::Permits { generation, .. } => Some(*generation),
             Request::Reservation { .. } => None,

@@ -75,8 +75,8 @@ function operations.open_budget(op)
   return budget.quotas
 end
 
--- What goes before a request that was made then. Requests that were made later but arrived earlier do
--- not count. If they are many, nothing counts, so that no request is refused by mistake.
+-- What is ahead of a request that was made at this time. Requests that were made later but arrived
+-- earlier do not count. If they are many, nothing counts, so that no request is refused by mistake.
 local function ahead_of(budget, line, requested_at)
   local ahead = line == 'returning' and total(budget, 'returning') or waiting(budget)
   if ahead.requests == 0 then
@@ -141,8 +141,8 @@ local function serve_without_waiting(budget)
   end
 end
 
--- Leaves the queue. A request that gives up is told how long it would have waited, unless it was
--- answered.
+-- Leaves the queue. The result is how long the request would have waited, unless it was answered
+-- before.
 function operations.cancel_reserve(op)
   local budget = budget_of(op.account, op.midnight_us)
   local request = budget and request_of(budget, member .. ' ' .. whole(op.ticket))

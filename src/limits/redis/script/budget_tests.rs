@@ -118,7 +118,7 @@ impl std::ops::Index<QuotaKind> for Usage {
     type Output = QuotaUsage;
 
     fn index(&self, kind: QuotaKind) -> &QuotaUsage {
-        self.quotas[kind].as_ref().expect("the script tells of every kind")
+        self.quotas[kind].as_ref().expect("the script reports every kind")
     }
 }
 
@@ -172,7 +172,7 @@ struct Shared {
     now: u64,
     lease: Duration,
     /// When each member called last, by its own clock.
-    spoke: BTreeMap<String, u64>,
+    last_calls: BTreeMap<String, u64>,
     /// How far Redis's clock is ahead of the members'.
     ahead: i64,
 }
@@ -187,7 +187,7 @@ impl Shared {
             prefix: prefix.into(),
             now: START,
             lease: 30 * SECOND,
-            spoke: BTreeMap::new(),
+            last_calls: BTreeMap::new(),
             ahead: 0,
         };
         shared.set("run", RUN);
@@ -200,8 +200,9 @@ impl Shared {
     }
 
     fn send(&mut self, member: &str, operations: &[Value]) -> Reply {
-        let spoke = self.spoke.insert(member.to_owned(), self.now);
-        let quiet = spoke.map(|spoke| (self.now - spoke).to_string()).unwrap_or_default();
+        let last_call = self.last_calls.insert(member.to_owned(), self.now);
+        let quiet =
+            last_call.map(|last_call| (self.now - last_call).to_string()).unwrap_or_default();
         let reply: String = self
             .script
             .key(&self.prefix)
@@ -365,7 +366,7 @@ fn drain(
             order.push((member, ticket));
         }
     }
-    panic!("not all were let in: {order:?}");
+    panic!("not all were admitted: {order:?}");
 }
 
 fn in_order(of: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -424,7 +425,7 @@ fn requests_are_served_in_order_and_returning_ones_first() {
 }
 
 #[test]
-fn a_request_that_yields_once_lets_newcomers_on_every_replica_go_first() {
+fn a_request_that_yields_once_lets_new_requests_on_every_replica_go_first() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "courtesy");
     let mut notifications = Notifications::of(&shared, &mut listener);
@@ -503,7 +504,7 @@ fn a_new_member_claims_what_it_held_and_requests_again() {
     let tokens = shared.usage("after")[InputTokensPerMinute];
     assert_eq!((tokens.used, tokens.reserved), (2, 0));
     let order = drain(&mut shared, &mut notifications, "other");
-    assert_eq!(order, in_order(&[("after", 3), ("other", 1)]), "it kept its place");
+    assert_eq!(order, in_order(&[("after", 3), ("other", 1)]), "it kept its position");
 }
 
 #[test]
@@ -529,9 +530,9 @@ fn learned_quotas_hold_for_all_until_a_setting_changes() {
     let opened = |reply: Reply| reply.results[&1].clone();
     assert_eq!(opened(shared.join("a", per_minute(60, 1000))), json!({"rpm": 60, "tpm": 1000}));
     notifications.receive(&mut shared);
-    let learnt =
+    let learn =
         json!({"op": "learn_quotas", "account": ACCOUNT, "quotas": {"rpm": 20, "tpm": 1000}});
-    shared.send("a", &[learnt.clone(), learnt]);
+    shared.send("a", &[learn.clone(), learn]);
     let learned = json!({"rpm": 20, "tpm": 1000});
     let corrected =
         json!({"corrected": {"account": ACCOUNT, "quotas": learned, "learned": learned}});
@@ -700,7 +701,7 @@ fn every_member_is_notified_when_settings_differ() {
 }
 
 #[test]
-fn settings_of_ended_members_take_no_room_in_redis() {
+fn settings_of_ended_members_are_removed_from_redis() {
     let server = start_server();
     let mut shared = Shared::new(&server, "settings");
     let size = |shared: &mut Shared| -> u64 {
@@ -810,7 +811,7 @@ fn a_replica_whose_clock_is_behind_does_not_begin_the_day_again() {
 }
 
 #[test]
-fn expired_calls_take_no_room_in_redis() {
+fn expired_calls_are_removed_from_redis() {
     let server = start_server();
     let mut shared = Shared::new(&server, "room");
     shared.join("a", Quotas::default());
@@ -853,7 +854,7 @@ fn evicted_requests_block_no_others() {
 }
 
 #[test]
-fn a_new_request_lets_waiting_ones_go_first() {
+fn a_new_request_waits_behind_earlier_ones() {
     let (server, mut listener) = listening_server();
     let mut shared = Shared::new(&server, "first come");
     let mut notifications = Notifications::of(&shared, &mut listener);

@@ -10,18 +10,18 @@
 -- ARGV[3]  its commands: a list, in JSON
 -- ARGV[4]  how long ago its process called last, in microseconds by its own clock; empty if never
 --
--- members   the format of all keys. The first version kept a sorted set under this name, so it
---           fails on this key and does not mix with later versions
--- clock     the last time by Redis's clock, and by how much `now` is ahead of it
--- alive     member -> when its replica lease ends
--- tenures   member -> the length of its replica lease
--- arrivals  'member line' -> when its last request in that line was made
--- dead      members that have ended and of which something is left
+-- members        the format of all keys. The first version kept a sorted set under this name, so it
+--                fails on this key and does not mix with later versions
+-- clock          the last time by Redis's clock, and by how much `now` is ahead of it
+-- alive          member -> when its replica lease ends
+-- lease_lengths  member -> the length of its replica lease
+-- arrivals       'member line' -> when its last request in that line was made
+-- dead           members that have ended and of which something is left
 --
 -- Times are in microseconds. A clock time has 16 digits, of which cjson and tostring keep 14. So it
 -- goes into Redis as an argument, and out only as a distance from now or through whole().
 
-local FORMAT = '4'
+local FORMAT = '5'
 
 -- How many items of dead members one call removes at most: Redis does nothing else meanwhile.
 local MAX_REMOVED = 25
@@ -42,8 +42,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- The time. It never goes back and never leaps, although Redis's clock can be set. A leap shows by
--- the caller's own clock: less time has passed there since its last call.
+-- The time. It never goes back and never leaps, although Redis's clock can be set. The caller's own
+-- clock reveals a leap: by it, less time has passed since the last call.
 local wall, ahead, passed, stepped
 do
   local time = redis.call('TIME')
@@ -84,7 +84,7 @@ end
 
 -- The longest replica lease of all members that may hold something, at least the given one.
 local function longest_lease(longest)
-  for _, other in ipairs(redis.call('HVALS', key('tenures'))) do
+  for _, other in ipairs(redis.call('HVALS', key('lease_lengths'))) do
     longest = math.max(longest, tonumber(other))
   end
   return longest
@@ -108,7 +108,7 @@ end
 
 local function end_member(name)
   redis.call('ZREM', key('alive'), name)
-  redis.call('HDEL', key('tenures'), name)
+  redis.call('HDEL', key('lease_lengths'), name)
   redis.call('HDEL', key('arrivals'), name .. ' first', name .. ' returning')
   redis.call('SADD', key('dead'), name)
 end

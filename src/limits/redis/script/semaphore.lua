@@ -15,7 +15,7 @@
 -- run                     Redis's last known run. In another run it may have lost recent changes
 -- lineage                 a name for this data set: another one if Redis has lost everything
 
--- Requests that gave a permit back go before all others. Scores stay whole numbers.
+-- Requests that gave a permit back are served before all others. Scores stay whole numbers.
 local RETURNS = 4000000000000000
 
 local touched = {}
@@ -231,7 +231,7 @@ end
 function operations.join(op)
   redis.call('SET', key('members'), FORMAT)
   local known_longest = longest_lease(0)
-  redis.call('HSET', key('tenures'), member, whole(lease_length))
+  redis.call('HSET', key('lease_lengths'), member, whole(lease_length))
   local longest = math.max(longest_lease(lease_length), op.longest_us)
   local run, lineage = redis.call('GET', key('run')), redis.call('GET', key('lineage'))
   local is_lost = not lineage or op.lineage and op.lineage ~= lineage

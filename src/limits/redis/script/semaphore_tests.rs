@@ -11,7 +11,7 @@ use super::SCRIPT;
 use crate::limits::redis::test_server::RedisServer;
 
 /// The lease of members, in microseconds.
-const TENURE: u64 = 1000;
+const LEASE_US: u64 = 1000;
 
 /// When the clock begins, in microseconds, and the generation of the first semaphore.
 const BEGINNING: u64 = 1_800_000_000_000_000;
@@ -61,7 +61,7 @@ impl Model {
 
     /// Drops expired leases, members that were silent for too long, and everything that belongs to
     /// them.
-    fn bury(&mut self) {
+    fn end_expired_members(&mut self) {
         let now = self.now;
         self.leases.retain(|_, lease| lease.ends > now);
         self.members.retain(|_, member| member.ends > now);
@@ -100,7 +100,7 @@ struct History {
     script: redis::Script,
     prefix: String,
     /// When each member called last.
-    spoke: BTreeMap<String, u64>,
+    last_calls: BTreeMap<String, u64>,
     model: Model,
     random: fastrand::Rng,
 }
@@ -111,7 +111,7 @@ impl History {
             connection: server.connection().await,
             script: script_under_test(),
             prefix: format!("{{history-{number}}}"),
-            spoke: BTreeMap::new(),
+            last_calls: BTreeMap::new(),
             model: Model { limit: 3, ..Model::default() },
             random,
         };
@@ -141,9 +141,10 @@ impl History {
     /// Makes one call as a member. Returns the reply.
     async fn send(&mut self, member: &str, ops: Value) -> Value {
         let mut call = self.script.key(&self.prefix);
-        let spoke = self.spoke.insert(member.to_owned(), self.model.now);
-        let quiet = spoke.map(|spoke| (self.model.now - spoke).to_string()).unwrap_or_default();
-        call.arg(member).arg(TENURE).arg(ops.to_string()).arg(quiet);
+        let last_call = self.last_calls.insert(member.to_owned(), self.model.now);
+        let quiet =
+            last_call.map(|last_call| (self.model.now - last_call).to_string()).unwrap_or_default();
+        call.arg(member).arg(LEASE_US).arg(ops.to_string()).arg(quiet);
         let reply: String = call.invoke_async(&mut self.connection).await.unwrap();
         serde_json::from_str(&reply).unwrap()
     }
@@ -172,11 +173,11 @@ impl History {
         change: impl FnOnce(&mut Model, &str),
     ) -> Option<Value> {
         let reply = self.send(member, json!([op, {"op": "refresh", "semaphore": SEMAPHORE}])).await;
-        self.model.bury();
+        self.model.end_expired_members();
         let is_member = op["op"] == "join" || self.model.members.contains_key(member);
         if is_member {
             let sender = self.model.members.entry(member.to_owned()).or_default();
-            sender.ends = self.model.now + TENURE;
+            sender.ends = self.model.now + LEASE_US;
             change(&mut self.model, member);
         } else {
             // What has ended is granted to others all the same.
@@ -205,7 +206,7 @@ impl History {
         let name = format!("m{}", self.model.number());
         let join = json!({
             "op": "join", "run": "run", "limit": 10, "starts": true, "known": [],
-            "longest_us": TENURE,
+            "longest_us": LEASE_US,
         });
         self.step(&name, join, |_, _| {}).await;
         let Some(before) = instead_of else { return };
@@ -239,14 +240,14 @@ impl History {
     }
 
     async fn lease(&mut self, member: &str, ticket: u64, permits: u64) {
-        let (id, ttl) = (format!("l{}", self.model.number()), self.random.u64(1..3 * TENURE));
+        let (id, ttl) = (format!("l{}", self.model.number()), self.random.u64(1..3 * LEASE_US));
         let lease = json!({
             "op": "lease", "semaphore": SEMAPHORE, "name": "s", "id": id, "holder": "h",
             "permits": permits, "ttl_us": ttl,
         });
         let result = self
             .step(member, lease, |model, member| {
-                model.members.get_mut(member).expect("it speaks").held.remove(&ticket);
+                model.members.get_mut(member).expect("it is registered").held.remove(&ticket);
                 let ends = model.now + ttl;
                 model.leases.insert(id.clone(), Lease { permits, ends, ttl });
             })
@@ -287,7 +288,7 @@ impl History {
                 let back =
                     json!({"op": "release_permits", "semaphore": SEMAPHORE, "permits": permits});
                 self.step(&member, back, |model, member| {
-                    model.members.get_mut(member).expect("it speaks").held.remove(&ticket);
+                    model.members.get_mut(member).expect("it is registered").held.remove(&ticket);
                 })
                 .await;
             }
@@ -320,7 +321,7 @@ impl History {
             (16, ..) => self.join(Some(&member)).await,
             // A member that is silent for longer than that has ended.
             (17.., ..) => {
-                let by = self.random.u64(1..TENURE / 2);
+                let by = self.random.u64(1..LEASE_US / 2);
                 self.advance(by).await;
             }
             _ => {}
@@ -329,7 +330,7 @@ impl History {
 
     /// In the end everything is given back or has ended, and all permits can be granted.
     async fn end(mut self) {
-        self.advance(4 * TENURE).await;
+        self.advance(4 * LEASE_US).await;
         self.join(None).await;
         assert_eq!(self.model.out(), 0);
         let member = self.some_member().expect("one has joined");

@@ -38,7 +38,7 @@ async fn a_quota_learned_by_one_replica_holds_for_all() {
 }
 
 #[tokio::test]
-async fn a_returning_request_goes_before_first_requests_of_all_replicas() {
+async fn a_returning_request_is_admitted_before_first_requests_of_all_replicas() {
     let server = RedisServer::start().await;
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
     let here = semaphore(&one, 1).await;

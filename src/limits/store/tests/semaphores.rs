@@ -7,8 +7,8 @@ for_both_stores! {
     requests_are_served_in_order,
     a_request_that_does_not_wait_gets_free_permits_or_nothing,
     a_request_for_several_permits_is_not_overtaken,
-    a_returning_request_goes_before_all_first_requests,
-    leaving_the_queue_lets_later_requests_go,
+    a_returning_request_is_admitted_before_all_first_requests,
+    leaving_the_queue_unblocks_later_requests,
     a_permit_that_nobody_receives_is_given_back,
     a_lowered_limit_holds_and_a_raised_limit_wakes_waiters,
     a_request_above_the_limit_is_refused_at_once_and_when_the_limit_falls,
@@ -58,7 +58,7 @@ async fn a_request_for_several_permits_is_not_overtaken(store: Shared) {
     assert_eq!(usage(&store, &semaphore).await.in_use, 1);
 }
 
-async fn a_returning_request_goes_before_all_first_requests(store: Shared) {
+async fn a_returning_request_is_admitted_before_all_first_requests(store: Shared) {
     let semaphore = semaphore(&store, 1).await;
     let held = semaphore.acquire().await.unwrap();
     let first = waiting(&store, semaphore.acquire()).await;
@@ -71,7 +71,7 @@ async fn a_returning_request_goes_before_all_first_requests(store: Shared) {
     drop(first.await.unwrap());
 }
 
-async fn leaving_the_queue_lets_later_requests_go(store: Shared) {
+async fn leaving_the_queue_unblocks_later_requests(store: Shared) {
     let semaphore = semaphore(&store, 3).await;
     let _held = semaphore.acquire_many(2).await.unwrap();
     let several = waiting(&store, semaphore.acquire_many(2)).await;
@@ -88,7 +88,7 @@ async fn a_permit_that_nobody_receives_is_given_back(store: Shared) {
     store.refresh().await.unwrap();
     drop(leaver);
     assert_eq!(usage(&store, &semaphore).await, SemaphoreUsage { limit: 1, in_use: 0, waiting: 0 });
-    // A request dropped before its answer comes leaves nothing behind either.
+    // A request dropped before its answer arrives leaves nothing behind either.
     drop(semaphore.acquire());
     assert_eq!(usage(&store, &semaphore).await.in_use, 0);
     drop(semaphore.acquire().await.unwrap());

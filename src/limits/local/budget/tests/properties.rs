@@ -252,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn limits_hold_in_any_window_and_calls_go_in_turn_as_soon_as_they_may(
+    fn limits_hold_in_any_window_and_calls_start_in_order_as_early_as_possible(
         calls in calls(),
         quotas in quotas(),
     ) {

@@ -91,7 +91,7 @@ impl History {
             40..60 => self.start(),
             60..64 => self.give_back(),
             64..68 => self.leave(),
-            68..80 => self.come_to_an_end(),
+            68..80 => self.end_call(),
             80 => Some(self.pause()),
             81 => Some(self.set()),
             _ => {
@@ -246,7 +246,7 @@ impl History {
         Some(self.of_account("cancel_reserve", json!({"ticket": ticket})))
     }
 
-    fn come_to_an_end(&mut self) -> Option<Value> {
+    fn end_call(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
         let (cost, left_at) = (sent.cost, sent.started.at);
         let tokens = cost[Resource::InputTokens];

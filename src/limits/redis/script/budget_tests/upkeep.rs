@@ -74,7 +74,7 @@ fn an_unproven_account_is_kept_for_minutes() {
 }
 
 #[test]
-fn a_member_that_holds_nothing_leaves_nothing() {
+fn a_member_that_holds_nothing_leaves_no_keys() {
     let server = start_server();
     let mut shared = Shared::new(&server, "nothing");
     shared.join("a", requests(60));
@@ -97,7 +97,7 @@ fn a_member_that_holds_nothing_leaves_nothing() {
     shared.advance(11 * SECOND);
     shared.send("b", &[]);
     assert!(left(&mut shared).is_empty(), "{:?}", shared.keys());
-    for name in ["alive", "tenures", "arrivals", "dead"] {
+    for name in ["alive", "lease_lengths", "arrivals", "dead"] {
         let command = if name == "alive" { "ZSCORE" } else { "HEXISTS" };
         let command = if name == "dead" { "SISMEMBER" } else { command };
         let key = format!("nothing:{name}");
@@ -110,7 +110,7 @@ fn a_member_that_holds_nothing_leaves_nothing() {
 }
 
 #[test]
-fn the_last_member_that_retires_leaves_nothing() {
+fn the_last_member_that_retires_leaves_no_keys() {
     let server = start_server();
     let mut shared = Shared::new(&server, "last");
     shared.join("a", requests(60));
@@ -161,8 +161,8 @@ fn dead_members_are_removed_a_few_items_at_a_time() {
     }
     let left = |shared: &mut Shared| -> (usize, usize, usize) {
         let accounts = shared.ask_redis("SCARD", "budgets_of:a");
-        let places = shared.keys().iter().filter(|key| key.starts_with("places:a:")).count();
-        (shared.ask_redis("SCARD", "waits:a"), places, accounts)
+        let positions = shared.keys().iter().filter(|key| key.starts_with("places:a:")).count();
+        (shared.ask_redis("SCARD", "waits:a"), positions, accounts)
     };
     assert_eq!(left(&mut shared), (240, 250, 250), "10 of 250 have a permit");
     shared.advance(20 * SECOND);
@@ -313,7 +313,7 @@ fn replicas_of_another_format_are_refused() {
 }
 
 #[test]
-fn a_deleted_semaphore_leaves_nothing() {
+fn a_deleted_semaphore_leaves_no_keys() {
     let server = start_server();
     let mut shared = Shared::new(&server, "deleted");
     for member in ["a", "b"] {

@@ -4,6 +4,15 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+/// A property's name as a token of a JSON Pointer (RFC 6901, section 3).
+pub(super) fn escape(name: &str) -> Cow<'_, str> {
+    if name.contains(['~', '/']) {
+        Cow::Owned(name.replace('~', "~0").replace('/', "~1"))
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 /// The name that a token of a JSON Pointer stands for (RFC 6901, section 4).
 pub(super) fn unescape(token: &str) -> Cow<'_, str> {
     if token.contains('~') {
@@ -26,7 +35,7 @@ pub(super) fn step<'v>(value: &'v Value, token: &str) -> Option<&'v Value> {
 }
 
 /// The value at a JSON Pointer.
-pub(in crate::schema) fn lookup<'v>(value: &'v Value, pointer: &str) -> Option<&'v Value> {
+pub(super) fn lookup<'v>(value: &'v Value, pointer: &str) -> Option<&'v Value> {
     if pointer.is_empty() {
         return Some(value);
     }
@@ -45,14 +54,14 @@ pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
         let name = unescape(token);
         found = step(found, &name)?;
         normalized.push('/');
-        normalized.push_str(&super::escape(&name));
+        normalized.push_str(&escape(&name));
     }
     matches!(found, Value::Object(_) | Value::Bool(_)).then_some(normalized)
 }
 
 /// Decodes a fragment: a reference is a URI reference, so its fragment is percent-encoded (RFC
 /// 6901, section 6). A `%` that does not start an escape is kept.
-pub(in crate::schema) fn percent_decode(text: &str) -> Cow<'_, str> {
+pub(super) fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

@@ -7,23 +7,23 @@ use serde_json::{Map, Value, json};
 use super::Target;
 use crate::schema::shape::{Annotations, MUST_SATISFY};
 
-pub(super) struct Page {
+pub(super) struct SchemaBuilder {
     target: Target,
-    said: Map<String, Value>,
+    keywords: Map<String, Value>,
     described: Map<String, Value>,
     annotations: Annotations,
 }
 
-impl Page {
+impl SchemaBuilder {
     pub(super) fn new(target: Target) -> Self {
         let annotations = Annotations::default();
-        Self { target, said: Map::new(), described: Map::new(), annotations }
+        Self { target, keywords: Map::new(), described: Map::new(), annotations }
     }
 
     /// Writes the keyword if the dialect has it; otherwise it goes into the description.
     pub(super) fn put(&mut self, keyword: &str, value: impl Into<Value>) {
-        let place = if self.target.takes(keyword) { &mut self.said } else { &mut self.described };
-        place.insert(keyword.to_owned(), value.into());
+        let map = if self.target.takes(keyword) { &mut self.keywords } else { &mut self.described };
+        map.insert(keyword.to_owned(), value.into());
     }
 
     pub(super) fn put_some(&mut self, keyword: &str, value: Option<impl Into<Value>>) {
@@ -50,8 +50,8 @@ impl Page {
             self.put("nullable", true);
             return true;
         }
-        let has_enum = self.said.contains_key("enum");
-        match self.said.get_mut("type") {
+        let has_enum = self.keywords.contains_key("enum");
+        match self.keywords.get_mut("type") {
             Some(kind) if !has_enum => {
                 *kind = json!([kind.take(), "null"]);
                 true
@@ -64,7 +64,7 @@ impl Page {
         Self { annotations: self.annotations.join(annotations), ..self }
     }
 
-    /// The finished schema, with the annotations in `outer` before the page's own.
+    /// The finished schema, with the annotations in `outer` before its own.
     pub(super) fn finish(mut self, outer: Annotations) -> Map<String, Value> {
         let Annotations { title, description, default, example, described } =
             outer.join(std::mem::take(&mut self.annotations));
@@ -73,13 +73,13 @@ impl Page {
         let description = self.description(description, described);
         let is_annotated = title.is_some() || description.is_some();
         // Beside a `$ref`, `responseJsonSchema` accepts only other `$` keywords.
-        if is_annotated && self.said.contains_key("$ref") {
-            let reference = Value::Object(std::mem::take(&mut self.said));
+        if is_annotated && self.keywords.contains_key("$ref") {
+            let reference = Value::Object(std::mem::take(&mut self.keywords));
             self.put("anyOf", vec![reference]);
         }
         self.put_some("title", title);
         self.put_some("description", description);
-        self.said
+        self.keywords
     }
 
     fn description(&mut self, own: Option<String>, must_hold: Vec<Arc<str>>) -> Option<String> {
