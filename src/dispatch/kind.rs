@@ -30,6 +30,10 @@ pub enum CallKind {
     Decision,
     /// `voices`.
     Voice,
+    /// `triggers/{trigger}/executions`: a run of an agent, which goes on after the answer.
+    TriggerExecution,
+    /// `fileSearchStores/{store}:importFile` and `:uploadToFileSearchStore`: a file is embedded.
+    IndexFile,
     /// Any other method of Gemini's, such as one that is newer than this gateway.
     OtherMethod,
     /// The same, with a name that says that it streams.
@@ -128,6 +132,8 @@ impl CallKind {
             Self::Interaction => Row::long("interaction"),
             Self::Decision => Row::long("decision"),
             Self::Voice => Row::long("voice"),
+            Self::TriggerExecution => Row::long("trigger_execution"),
+            Self::IndexFile => Row::long("index_file"),
             Self::OtherMethod => Row::long("other_method"),
             Self::OtherStream => Row::long("other_method").streaming(),
             Self::OpenAiChat => Row::short("openai_chat"),
@@ -182,6 +188,8 @@ mod tests {
             (CallKind::Interaction, "interaction"),
             (CallKind::Decision, "decision"),
             (CallKind::Voice, "voice"),
+            (CallKind::TriggerExecution, "trigger_execution"),
+            (CallKind::IndexFile, "index_file"),
             (CallKind::OtherMethod, "other_method"),
             (CallKind::OtherStream, "other_method"),
             (CallKind::OpenAiChat, "openai_chat"),

@@ -35,7 +35,7 @@ pub(super) async fn send(
     counted: CountedCall,
 ) -> Result<Response, RelayError> {
     let Destination { surface, path, purpose, .. } = destination;
-    let CountedCall { kind, model } = counted;
+    let CountedCall { kind, model, .. } = counted;
     let caller = Caller::of(&head.headers, head.uri.query(), gateway);
     let payer = caller.relayed(purpose, gateway)?;
     if payer.tier == Tier::Fallback {
@@ -85,7 +85,11 @@ async fn named(source: &ModelSource, body: &Bytes) -> Result<Option<String>, Api
     if matches!(source, ModelSource::Path(_)) {
         return Ok(None);
     }
-    let named = with_body(body.clone(), named_model).await?;
+    let within = match source {
+        ModelSource::BodyOr { within, .. } => *within,
+        _ => None,
+    };
+    let named = with_body(body.clone(), move |body| named_model(body, within)).await?;
     named.map_err(|repeated| invalid_model("duplicate", repeated.to_string()))
 }
 
@@ -103,7 +107,7 @@ async fn model(
     let resource = match source {
         ModelSource::Path(model) => return Ok(model),
         ModelSource::Body => None,
-        ModelSource::BodyOr(resource) => Some(resource),
+        ModelSource::BodyOr { resource, .. } => Some(resource),
     };
     match (named, resource) {
         (Some(name), _) if surface == Surface::OpenAi => {
