@@ -26,6 +26,7 @@ mod memory;
 mod metrics;
 mod native;
 mod openai;
+mod other_calls;
 mod outages;
 mod process;
 mod protocol;
