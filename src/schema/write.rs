@@ -1,4 +1,4 @@
-//! From nodes to Gemini's two dialects.
+//! Writes nodes in Gemini's two dialects.
 
 mod cycles;
 mod kind;
@@ -69,7 +69,7 @@ const RESPONSE_JSON_SCHEMA: [&str; 21] = [
     "type",
 ];
 
-/// Writes the root in `responseSchema` if that can say it, in `responseJsonSchema` otherwise.
+/// Writes the root as `responseSchema` if that can express it, otherwise as `responseJsonSchema`.
 pub(super) fn write(
     translation: &Translation,
     patterns: &Patterns,
@@ -83,7 +83,7 @@ pub(super) fn write(
         }
     }
     let Resolved { root, definitions } = references.kept();
-    let names = definition_names(definitions.keys());
+    let names = definition_names(definitions.keys().copied());
     let writer = Writer { target: Target::ResponseJsonSchema, names, patterns };
     let mut schema = writer.node(&root).unwrap_or_default();
     if schema.is_empty() {
@@ -91,7 +91,7 @@ pub(super) fn write(
     }
     let definitions: Map<String, Value> = definitions
         .iter()
-        .filter_map(|(pointer, node)| Some((writer.names[pointer].clone(), writer.value(node)?)))
+        .filter_map(|(pointer, node)| Some((writer.names[*pointer].clone(), writer.value(node)?)))
         .collect();
     if !definitions.is_empty() {
         schema.insert("$defs".to_owned(), Value::Object(definitions));
@@ -101,8 +101,8 @@ pub(super) fn write(
     Ok(Dialect::ResponseJsonSchema(schema))
 }
 
-/// A name for each definition: the last token of its pointer, numbered when that is taken.
-fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<String, String> {
+/// Names the definitions: each by the last token of its pointer, with a number if that is taken.
+fn definition_names<'p>(pointers: impl Iterator<Item = &'p str>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     let mut taken = HashSet::new();
     for pointer in pointers {
@@ -117,7 +117,7 @@ fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<
             number += 1;
             name = format!("{stem}{number}");
         }
-        names.insert(pointer.clone(), name);
+        names.insert(pointer.to_owned(), name);
     }
     names
 }
@@ -137,11 +137,11 @@ impl Target {
     }
 }
 
-/// Every method that may meet what `responseSchema` cannot say returns None then; the writer for
-/// `responseJsonSchema` always finds a way.
+/// Its methods return none for what `responseSchema` cannot express. The writer for
+/// `responseJsonSchema` never returns none.
 struct Writer<'a> {
     target: Target,
-    /// What each definition is called, by JSON Pointer.
+    /// The names of the definitions, by JSON Pointer.
     names: BTreeMap<String, String>,
     patterns: &'a Patterns,
 }
@@ -183,7 +183,7 @@ impl Writer<'_> {
         Some(self.compose(variants, nullable)?.finish(annotations))
     }
 
-    /// One schema out of several alternatives, with null beside them or not.
+    /// Combines alternatives into one schema, with null or without.
     fn compose(&self, variants: Vec<(Page, Annotations)>, nullable: bool) -> Option<Page> {
         let mut variants = variants;
         if let [(page, annotations)] = &mut variants[..]
@@ -244,9 +244,9 @@ impl Writer<'_> {
         Some(page)
     }
 
-    /// `responseSchema` has enums of strings alone, `responseJsonSchema` of numbers too, and
-    /// neither takes an empty string in one: that is an alternative of its own. The rest is
-    /// described, with null where it is among the values.
+    /// `responseSchema` has enums of strings, and `responseJsonSchema` also of numbers. Neither
+    /// accepts an empty string in an enum, so that is a separate alternative. Other values are
+    /// described, with null if it is among them.
     fn write_values(&self, page: &mut Page, kind: Kind, values: &[Value]) -> Option<()> {
         let of_kind = |value: &&Value| kind.types().intersects(Types::of(value));
         let mut own: Vec<Value> = values.iter().filter(of_kind).cloned().collect();
@@ -275,7 +275,7 @@ impl Writer<'_> {
         Some(())
     }
 
-    /// The alternative of the empty string, to which all else that the shape says applies.
+    /// The alternative of the empty string, with the other keywords of the shape.
     fn empty_string(&self, shape: &Shape) -> Option<Page> {
         let only =
             Shape { values: Some(vec!["".into()]), max_length: None, ..shape.without_nodes() };
@@ -307,7 +307,8 @@ impl Writer<'_> {
         Some(())
     }
 
-    /// A pattern with look-around or back-references is described: constrained decoding runs none.
+    /// A pattern with look-around or back-references is described, as constrained decoding does not
+    /// support it.
     fn write_text(&self, page: &mut Page, shape: &Shape) {
         page.put_some("minLength", shape.min_length);
         page.put_some("maxLength", shape.max_length);
@@ -318,8 +319,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Formats that Gemini documents for the type are sent, others are described: a format it does
-    /// not know for a type can be a 400 (Gemini API, Schema reference and structured output guide).
+    /// Formats that Gemini documents for the type are sent, and others are described: an unknown
+    /// format can be a 400 (Gemini API, Schema reference and structured output guide).
     fn write_format(&self, page: &mut Page, kind: Kind, format: &str) {
         let is_numeric = matches!(format, "int32" | "int64" | "float" | "double");
         match (self.target, kind, format) {
@@ -337,15 +338,15 @@ impl Writer<'_> {
     }
 }
 
-/// Whether the empty string is one of several strings that a shape lists.
+/// Whether a shape lists the empty string and other strings.
 fn lists_empty_beside_others(shape: &Shape) -> bool {
     let values = shape.values.as_deref().unwrap_or_default();
     let is_filled = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     values.iter().any(|value| *value == "") && values.iter().any(is_filled)
 }
 
-/// Gemini knows no exclusive bounds. An integer's is the next integer; any other is sent as
-/// inclusive, and described.
+/// Gemini has no exclusive bounds. For integers the next integer is sent; otherwise the bound is
+/// sent as inclusive and described.
 fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
     let ends = [
         ("minimum", "exclusiveMinimum", &shape.minimum, 1),

@@ -11,8 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::upload;
 use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters, without_key};
-use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
+use crate::api::incoming::EXTERNAL_SEMAPHORE_ID;
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
 

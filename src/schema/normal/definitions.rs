@@ -1,4 +1,4 @@
-//! Definitions that are added to a document.
+//! Adds definitions to a document.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, Schema
         .ok_or_else(|| SchemaError::new("/$defs", "is not an object of schemas"))
 }
 
-/// Names for more definitions.
+/// Unused names for definitions.
 pub(super) struct Names {
     taken: HashSet<String>,
 }
@@ -26,7 +26,7 @@ impl Names {
         Self { taken: definitions.keys().cloned().collect() }
     }
 
-    /// The last part of a JSON Pointer, numbered where that is taken.
+    /// The last token of a JSON Pointer, with a number if that is taken.
     pub(super) fn fresh(&mut self, pointer: &str) -> String {
         let last = pointer.rsplit('/').next().unwrap_or_default();
         let base = pointer::unescape(last);

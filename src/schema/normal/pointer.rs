@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// A token of a JSON Pointer as the name it stands for (RFC 6901, section 4).
+/// The name that a token of a JSON Pointer stands for (RFC 6901, section 4).
 pub(super) fn unescape(token: &str) -> Cow<'_, str> {
     if token.contains('~') {
         Cow::Owned(token.replace("~1", "/").replace("~0", "~"))
@@ -13,7 +13,7 @@ pub(super) fn unescape(token: &str) -> Cow<'_, str> {
     }
 }
 
-/// The value inside another one under a name or an index.
+/// The inner value with this name or index.
 pub(super) fn step<'v>(value: &'v Value, token: &str) -> Option<&'v Value> {
     match value {
         Value::Object(map) => map.get(token),
@@ -25,7 +25,16 @@ pub(super) fn step<'v>(value: &'v Value, token: &str) -> Option<&'v Value> {
     }
 }
 
-/// The pointer with every token escaped as it should be, where it leads to a schema.
+/// The value at a JSON Pointer.
+pub(in crate::schema) fn lookup<'v>(value: &'v Value, pointer: &str) -> Option<&'v Value> {
+    if pointer.is_empty() {
+        return Some(value);
+    }
+    let mut tokens = pointer.strip_prefix('/')?.split('/');
+    tokens.try_fold(value, |found, token| step(found, &unescape(token)))
+}
+
+/// The pointer with every token properly escaped, if it leads to a schema.
 pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
     if !pointer.is_empty() && !pointer.starts_with('/') {
         return None;
@@ -41,9 +50,12 @@ pub(super) fn normalized(value: &Value, pointer: &str) -> Option<String> {
     matches!(found, Value::Object(_) | Value::Bool(_)).then_some(normalized)
 }
 
-/// A reference is a URI reference, so its fragment is percent-encoded (RFC 6901, section 6). A `%`
-/// that starts no escape is kept.
-pub(in crate::schema) fn percent_decode(text: &str) -> String {
+/// Decodes a fragment: a reference is a URI reference, so its fragment is percent-encoded (RFC
+/// 6901, section 6). A `%` that does not start an escape is kept.
+pub(in crate::schema) fn percent_decode(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -55,11 +67,11 @@ pub(in crate::schema) fn percent_decode(text: &str) -> String {
         decoded.push(byte.unwrap_or(first));
         rest = if byte.is_some() { &after[2..] } else { after };
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
-/// Encodes what may not stand in a URI reference (RFC 3986, appendix A), and nothing else, so that
-/// a text that is one already stays as it is.
+/// Encodes the characters that a URI reference may not contain (RFC 3986, appendix A), and no
+/// others, so that a valid one does not change.
 pub(super) fn encode(text: &str) -> String {
     encode_but(text, |byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}[]".contains(&byte))
 }

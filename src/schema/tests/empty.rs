@@ -60,7 +60,7 @@ fn the_place_of_a_contradiction_is_the_innermost() {
 }
 
 #[test]
-fn a_recursion_without_an_end_is_refused() {
+fn an_endless_recursion_is_refused() {
     let next = |required: bool, schema: serde_json::Value| {
         json!({ "$ref": "#/$defs/A", "$defs": { "A": { "type": "object",
             "properties": { "a": schema },

@@ -1,4 +1,4 @@
-//! Objects: their properties, and what may be added to them.
+//! Objects: their properties, listed and additional.
 
 use serde_json::{Map, Value};
 
@@ -26,7 +26,7 @@ impl Writer<'_> {
         let unlisted =
             unlisted.map(|name| (name, shape.property_or_additional(name).unwrap_or(&any)));
         let listed = shape.properties.iter();
-        // Gemini refuses a required name that is no property.
+        // Gemini refuses a required name that is not a property.
         for (name, node) in listed.chain(unlisted) {
             if !node.is_never() {
                 properties.insert(name.clone(), self.value(node)?);
@@ -56,9 +56,9 @@ impl Writer<'_> {
         Some(())
     }
 
-    /// In `responseSchema` an object has properties, those listed, and no others. Gemini adds none in
-    /// `responseJsonSchema` either where that is not said, so an object without properties, or with
-    /// fewer than it must have, says it.
+    /// In `responseSchema` an object has only the listed properties, and at least one. In
+    /// `responseJsonSchema` Gemini adds no others either, unless `additionalProperties` allows
+    /// them. So it does for an object that lists no properties, or fewer than it must have.
     fn write_additional(
         &self,
         page: &mut Page,
@@ -92,8 +92,8 @@ impl Writer<'_> {
     }
 }
 
-/// With the caller's order, which matters to the quality of an answer (Gemini API, structured
-/// output: property ordering).
+/// Writes the properties in the caller's order, which affects the quality of answers (Gemini API,
+/// structured output: property ordering).
 fn put_properties(page: &mut Page, properties: Map<String, Value>, shape: &Shape) {
     if properties.is_empty() {
         return;

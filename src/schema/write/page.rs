@@ -1,4 +1,4 @@
-//! One schema being written: what its keywords say, and what is left to its description.
+//! One schema being written: its keywords, and the restrictions left to its description.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl Page {
         Self { target, said: Map::new(), described: Map::new(), annotations }
     }
 
-    /// Says it with the keyword if the dialect has it, in the description otherwise.
+    /// Writes the keyword if the dialect has it; otherwise it goes into the description.
     pub(super) fn put(&mut self, keyword: &str, value: impl Into<Value>) {
         let place = if self.target.takes(keyword) { &mut self.said } else { &mut self.described };
         place.insert(keyword.to_owned(), value.into());
@@ -43,8 +43,8 @@ impl Page {
         self.described.insert(keyword.to_owned(), value.into());
     }
 
-    /// Lets null in beside what is said; false where only another alternative can do that, as an
-    /// `enum` would still rule it out.
+    /// Allows null as well; false when that takes a separate alternative, because an `enum` would
+    /// rule null out.
     pub(super) fn allow_null(&mut self) -> bool {
         if self.target == Target::ResponseSchema {
             self.put("nullable", true);
@@ -64,15 +64,15 @@ impl Page {
         Self { annotations: self.annotations.join(annotations), ..self }
     }
 
-    /// The schema, with `outer` said before the page's own annotations.
+    /// The finished schema, with the annotations in `outer` before the page's own.
     pub(super) fn finish(mut self, outer: Annotations) -> Map<String, Value> {
         let Annotations { title, description, default, example, described } =
             outer.join(std::mem::take(&mut self.annotations));
-        self.put_some("default", default);
-        self.put_some("example", example);
+        self.put_some("default", default.map(|value| *value));
+        self.put_some("example", example.map(|value| *value));
         let description = self.description(description, described);
         let is_annotated = title.is_some() || description.is_some();
-        // Beside a $ref, responseJsonSchema takes only other $ keywords.
+        // Beside a `$ref`, `responseJsonSchema` accepts only other `$` keywords.
         if is_annotated && self.said.contains_key("$ref") {
             let reference = Value::Object(std::mem::take(&mut self.said));
             self.put("anyOf", vec![reference]);
