@@ -18,7 +18,7 @@ use super::counted::check_type;
 use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier, check_model};
-use crate::api::body::semaphore_id;
+use crate::api::incoming::semaphore_id;
 use crate::api::destination::{CountedCall, Destination, ModelSource, continues_upload};
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
