@@ -8,6 +8,7 @@
 
 mod attempt;
 mod call;
+mod enqueued;
 mod forward;
 mod kind;
 mod progress;

@@ -13,7 +13,7 @@ use super::error::ApiError;
 use crate::gemini::Surface;
 
 pub(super) use counted::{CountedCall, ModelSource};
-pub(super) use free::{UPLOAD_ID, continues_upload};
+pub(super) use free::{JobStatus, UPLOAD_ID, continues_upload};
 pub(super) use path::single_slashes;
 
 /// Where a request goes.
@@ -29,6 +29,8 @@ pub(super) struct Destination {
     pub call: Option<CountedCall>,
     /// Whether it makes Google run agents later, past this service.
     pub schedules_runs: bool,
+    /// What its answer tells of batch jobs.
+    pub jobs: Option<JobStatus>,
 }
 
 /// Why a path cannot be relayed, and the surface in whose form the client is told.
@@ -65,7 +67,8 @@ impl Destination {
         let free = |path| {
             let purpose = free::purpose_of(method, plain);
             let schedules_runs = free::schedules_runs(method, plain);
-            Self { surface, path, purpose, call: None, schedules_runs }
+            let jobs = free::job_status(method, plain);
+            Self { surface, path, purpose, call: None, schedules_runs, jobs }
         };
         if matches!(*method, Method::GET | Method::HEAD | Method::DELETE)
             || free::is_free(method, plain)
@@ -79,7 +82,7 @@ impl Destination {
         if call.takes_file && continues_upload(plain, head.uri.query().unwrap_or_default()) {
             return Ok(free(path));
         }
-        Ok(Self { surface, path, purpose, call: Some(call), schedules_runs: false })
+        Ok(Self { surface, path, purpose, call: Some(call), schedules_runs: false, jobs: None })
     }
 }
 

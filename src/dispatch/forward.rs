@@ -222,6 +222,11 @@ impl Forwarded {
         }
     }
 
+    /// The whole answer, if it has come and nothing of it was taken.
+    pub fn complete(&self) -> Option<&Bytes> {
+        self.body.complete()
+    }
+
     /// Whether the answer holds the call's slots until its end.
     pub fn holds_slots(&self) -> bool {
         self.unsettled.is_some()

@@ -84,13 +84,15 @@ struct Row {
     counted_as: CountedAs,
     resend: Resend,
     streams: bool,
+    enqueues: bool,
 }
 
 impl Row {
     /// A call that counts as one request of its model, and is resent once.
     const fn short(label: &'static str) -> Self {
         let (charged_to, counted_as) = (ChargedTo::Model, CountedAs::OneRequest);
-        Self { label, charged_to, counted_as, resend: Resend::Once, streams: false }
+        let (resend, streams, enqueues) = (Resend::Once, false, false);
+        Self { label, charged_to, counted_as, resend, streams, enqueues }
     }
 
     /// The same for a call that is never resent once Gemini may have run it.
@@ -100,6 +102,10 @@ impl Row {
 
     const fn streaming(self) -> Self {
         Self { streams: true, ..self }
+    }
+
+    const fn enqueuing(self) -> Self {
+        Self { enqueues: true, ..self }
     }
 
     const fn per_text(self) -> Self {
@@ -124,10 +130,10 @@ impl CallKind {
             Self::EmbedContent => Row::short("embed_content").per_text(),
             Self::Predict => Row::long("predict"),
             Self::BatchGenerateContent => {
-                Row::long("create_batch").charged_to("batchGenerateContent")
+                Row::long("create_batch").charged_to("batchGenerateContent").enqueuing()
             }
             Self::AsyncBatchEmbedContent => {
-                Row::long("create_batch").charged_to("asyncBatchEmbedContent")
+                Row::long("create_batch").charged_to("asyncBatchEmbedContent").enqueuing()
             }
             Self::Interaction => Row::long("interaction"),
             Self::Decision => Row::long("decision"),
@@ -161,6 +167,11 @@ impl CallKind {
     /// Whether the answer is of use from its first event on, as the request says.
     pub const fn streams(self) -> bool {
         self.row().streams
+    }
+
+    /// Whether it creates a batch job, whose tokens Gemini limits until the job ends.
+    pub const fn enqueues(self) -> bool {
+        self.row().enqueues
     }
 
     pub(super) const fn resend(self) -> Resend {

@@ -60,6 +60,31 @@ pub(in crate::api) fn continues_upload(path: &str, query: &str) -> bool {
         && parameters(query).any(|parameter| name_of(parameter) == UPLOAD_ID)
 }
 
+/// What the answer to a request tells of batch jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::api) enum JobStatus {
+    /// The state of one or of several jobs.
+    Shown,
+    /// This job is deleted, and holds nothing any more. Source: Gemini API docs, batch API.
+    Deleted(String),
+}
+
+/// What the answer to a request tells of batch jobs, if anything.
+pub(super) fn job_status(method: &Method, path: &str) -> Option<JobStatus> {
+    let is_job = is_match("/*/batches/*", path);
+    match *method {
+        Method::DELETE if is_job => {
+            let (_, id) = path.rsplit_once('/')?;
+            Some(JobStatus::Deleted(format!("batches/{id}")))
+        }
+        Method::GET | Method::POST if is_job || is_match("/*/batches", path) => {
+            Some(JobStatus::Shown)
+        }
+        Method::POST if is_match("/*/batches/*:cancel", path) => Some(JobStatus::Shown),
+        _ => None,
+    }
+}
+
 /// Whether a request makes Google run agents later that the gateway does not see.
 pub(super) fn schedules_runs(method: &Method, path: &str) -> bool {
     *method == Method::POST && is_match(TRIGGERS, path)

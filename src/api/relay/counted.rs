@@ -25,7 +25,9 @@ use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs};
 use crate::gateway::Gateway;
-use crate::gemini::{Forward, Model, Surface, embedding_requests, named_model, requested_images};
+use crate::gemini::{
+    Forward, Model, Surface, batch_file, embedding_requests, named_model, requested_images,
+};
 use crate::generation::InvalidField;
 
 /// Sends a call through admission and passes its answer back. The key is checked before the body is
@@ -54,7 +56,11 @@ pub(super) async fn send(
     let (model, size) = cost(gateway, kind, model, &request, &body).await?;
     let call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
     let call = gateway.dispatcher.enqueue(call);
-    answer(gateway, &call, request, body).await.map_err(|error| failed(&call, error))
+    let file = match gateway.dispatcher.enqueues(&call) {
+        true => with_body(body.clone(), batch_file).await?,
+        false => None,
+    };
+    answer(gateway, &call, request, body, file).await.map_err(|error| failed(&call, error))
 }
 
 /// Refuses a body that a browser lets a page of any origin send.
@@ -137,12 +143,21 @@ async fn answer(
     call: &Call,
     mut request: Forward,
     body: Bytes,
+    file: Option<String>,
 ) -> Result<Response, CallError> {
     // The body is sent decoded and whole, however it came.
     request.headers.remove(CONTENT_LENGTH);
     request.headers.remove(CONTENT_ENCODING);
     let idle = gateway.config.stream_idle_timeout;
-    let forwarded = gateway.dispatcher.forward(call, &request, body, idle).await?;
+    let dispatcher = &gateway.dispatcher;
+    let enqueued = match dispatcher.enqueues(call) {
+        true => dispatcher.reserve_enqueued(call, file.as_deref()).await?,
+        false => None,
+    };
+    let forwarded = dispatcher.forward(call, &request, body, idle).await?;
+    if let Some(enqueued) = enqueued {
+        dispatcher.hold_enqueued(enqueued, forwarded.body().complete()).await;
+    }
     let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)

@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
@@ -19,7 +19,9 @@ use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier, check_model};
 use crate::api::incoming::semaphore_id;
-use crate::api::destination::{CountedCall, Destination, ModelSource, continues_upload};
+use crate::api::destination::{
+    CountedCall, Destination, JobStatus, ModelSource, continues_upload,
+};
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{CallError, CallRequest, ClientFault, UploadProgress};
@@ -52,6 +54,11 @@ pub(super) async fn pass(
     let semaphore = semaphore_id(&head.headers);
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
     let key = payer.map(|payer| payer.key);
+    let (watch, deleted_by) = match (&destination.jobs, &key) {
+        (Some(JobStatus::Shown), Some(key)) => (gateway.dispatcher.job_watch(key), None),
+        (Some(JobStatus::Deleted(_)), Some(key)) => (None, Some(key.clone())),
+        _ => (None, None),
+    };
     let (passed, progress) = match (counted, key) {
         (Some(counted), Some(key)) => {
             upload(gateway, counted, key, semaphore, &request, body).await?
@@ -67,8 +74,17 @@ pub(super) async fn pass(
         Some(ClientFault::Broken) => ApiError::body_broken().into(),
         None => failed(error),
     })?;
-    let mut response =
-        response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
+    if let (Some(JobStatus::Deleted(job)), Some(key)) = (&destination.jobs, &deleted_by) {
+        gateway.dispatcher.job_ended(key, job).await;
+    }
+    let body = |body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body));
+    let mut response = response.map(|passed| match watch {
+        Some(mut watch) => Body::new(body(passed).map_frame(move |frame| {
+            frame.data_ref().inspect(|bytes| watch(bytes));
+            frame
+        })),
+        None => body(passed),
+    });
     strip_answer(response.headers_mut());
     if let Some(public_url) = public_url {
         redirect_uploads(gateway, response.headers_mut(), &public_url);
