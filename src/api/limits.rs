@@ -211,7 +211,9 @@ pub(super) async fn list_limits(
 ) -> Result<Json<LimitList>, ApiError> {
     let accounts = gateway.limiter.accounts();
     let shown = accounts.at_most(MOST_SHOWN);
-    let limits = try_join_all(shown.iter().map(|account| AccountStatus::of(account, &gateway.limiter))).await?;
+    let limits =
+        try_join_all(shown.iter().map(|account| AccountStatus::of(account, &gateway.limiter)))
+            .await?;
     Ok(Json(LimitList { count: accounts.count(), limits }))
 }
 

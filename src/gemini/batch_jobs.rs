@@ -265,7 +265,10 @@ mod tests {
         }
         assert_eq!(file_size(br#"{"name":"files/a","sizeBytes":"123"}"#), Some(123));
         assert_eq!(file_size(br#"{"name":"files/a","sizeBytes":"many"}"#), None);
-        assert_eq!(job_name(br#"{"name":"batches/a","metadata":{}}"#).as_deref(), Some("batches/a"));
+        assert_eq!(
+            job_name(br#"{"name":"batches/a","metadata":{}}"#).as_deref(),
+            Some("batches/a")
+        );
         assert_eq!(job_name(br#"{"name":"operations/a"}"#), None);
     }
 }

@@ -74,8 +74,7 @@ impl Limiter {
         let as_permits = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
         let semaphore_id = SemaphoreId::enqueued(&payer, model);
         self.make_room(&semaphore_id).await?;
-        let (semaphore, _) =
-            self.store().register(semaphore_id.clone(), as_permits(limit)).await?;
+        let (semaphore, _) = self.store().register(semaphore_id.clone(), as_permits(limit)).await?;
         let ticket = QueueTicket::new(Arc::clone(self));
         let permits = as_permits(tokens.clamp(1, limit));
         let permit = timeout_at(deadline, ticket.acquire_many(&semaphore, permits)).await;
@@ -131,9 +130,8 @@ impl Limiter {
         let model = account.model().split(':').next().unwrap_or_default();
         let planned = self.accounts().enqueued_limit(account.payer(), model);
         let own = SemaphoreId::enqueued(account.payer(), model);
-        let used = planned.and_then(|_| {
-            self.store().enqueued().into_iter().find(|(id, _)| *id == own)
-        });
+        let used =
+            planned.and_then(|_| self.store().enqueued().into_iter().find(|(id, _)| *id == own));
         (planned, used.map_or(0, |(_, semaphore)| semaphore.usage().in_use as u64))
     }
 }
@@ -142,11 +140,8 @@ impl EnqueuedTokens {
     /// The job was created under this name. It holds the tokens until it ends.
     pub async fn held_by(self, limiter: &Limiter, job: &str) {
         let Self { permit, semaphore_id, payer } = self;
-        let terms = LeaseTerms {
-            holder: "batch job".into(),
-            permits: permit.permits(),
-            ttl: JOB_LIFETIME,
-        };
+        let terms =
+            LeaseTerms { holder: "batch job".into(), permits: permit.permits(), ttl: JOB_LIFETIME };
         let id = lease_id(&payer, job).into();
         let lease = NewLease { id, semaphore_id, terms, key: None };
         if let Err(error) = limiter.store().lease(permit, lease).await {

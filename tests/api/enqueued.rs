@@ -12,11 +12,8 @@ const CREATE: &str = "/v1beta/models/gemini-3.8-flash:batchGenerateContent";
 
 /// A service over a simulator whose jobs take an hour. Both allow 1,000 enqueued tokens.
 async fn service() -> Service {
-    let options = Options {
-        enqueued_tokens: Some(1000),
-        batch_ms: 3_600_000,
-        ..Options::default()
-    };
+    let options =
+        Options { enqueued_tokens: Some(1000), batch_ms: 3_600_000, ..Options::default() };
     Service::with(options, |config| {
         config.quota_plan = plan("gemini-3.8-flash:enqueued=1000", "");
         config.request_timeout = Duration::from_secs(1);
@@ -64,7 +61,10 @@ async fn a_job_without_room_is_not_sent() {
     assert_eq!((&shown["limit"], &shown["source"]), (&json!(1000), &json!("setting")));
     assert!((400..900).contains(&shown["used"].as_u64().unwrap()), "{shown}");
     let refused = create(&service).await;
-    assert_eq!((refused.status.as_u16(), &refused.body["error"]["status"]), (429, &json!("RESOURCE_EXHAUSTED")));
+    assert_eq!(
+        (refused.status.as_u16(), &refused.body["error"]["status"]),
+        (429, &json!("RESOURCE_EXHAUSTED"))
+    );
     assert_eq!(refused.headers["retry-after"], "60");
     assert_eq!(service.simulator.stats().calls, 1, "Gemini is not asked");
     // A status of a job that goes on changes nothing.
@@ -133,5 +133,7 @@ async fn the_tokens_of_jobs_are_not_shown_as_semaphores() {
     created(&service).await;
     let listed = answer(crate::support::admin(service.get("/_admin/semaphores"))).await;
     assert_eq!(listed.body["count"], 0, "{}", listed.body);
-    assert!(!service.get("/metrics").send().await.unwrap().text().await.unwrap().contains("enqueued/"));
+    assert!(
+        !service.get("/metrics").send().await.unwrap().text().await.unwrap().contains("enqueued/")
+    );
 }

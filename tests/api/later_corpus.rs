@@ -68,7 +68,11 @@ fn outcome(
             let reason = response["candidates"][0]["finishReason"].as_str();
             assert_eq!(Some(&*answer.finish_reason), reason, "{name}");
             let version = response["modelVersion"].as_str();
-            assert_eq!(answer.model_version.as_ref().map(|model| model.as_str()), version, "{name}");
+            assert_eq!(
+                answer.model_version.as_ref().map(|model| model.as_str()),
+                version,
+                "{name}"
+            );
             format!("text, {}", answer.finish_reason)
         }
         (Err(error), Some(kind)) => {
@@ -94,9 +98,10 @@ fn streamed(exchange: &Exchange) -> String {
     assert_eq!(scanned(&exchange.bytes), Some(usage), "{}", exchange.name);
     let text: String = pieces.iter().map(expected_text).collect();
     // The finish reason can come before the last event, which need not have a candidate.
-    let reason = pieces.iter().rev().find_map(|piece| {
-        piece["candidates"][0]["finishReason"].as_str().map(str::to_owned)
-    });
+    let reason = pieces
+        .iter()
+        .rev()
+        .find_map(|piece| piece["candidates"][0]["finishReason"].as_str().map(str::to_owned));
     whole["candidates"] = serde_json::json!([{
         "content": {"parts": [{"text": text}]}, "finishReason": reason,
     }]);

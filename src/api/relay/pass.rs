@@ -18,11 +18,9 @@ use super::counted::check_type;
 use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
 use crate::api::auth::{Caller, Payer, Tier, check_model};
-use crate::api::incoming::semaphore_id;
-use crate::api::destination::{
-    CountedCall, Destination, JobStatus, ModelSource, continues_upload,
-};
+use crate::api::destination::{CountedCall, Destination, JobStatus, ModelSource, continues_upload};
 use crate::api::error::ApiError;
+use crate::api::incoming::semaphore_id;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{CallError, CallRequest, ClientFault, UploadProgress};
 use crate::gateway::Gateway;
@@ -62,7 +60,7 @@ pub(super) async fn pass(
     let (passed, progress) = match (counted, key) {
         (Some(counted), Some(key)) => {
             upload(gateway, counted, key, semaphore, &request, body).await?
-        },
+        }
         (_, key) => {
             let (payload, mut progress) = watched(body, config.client_timeout);
             let passed = gateway.dispatcher.pass(&request, key.as_ref(), payload, &mut progress);
@@ -90,7 +88,9 @@ pub(super) async fn pass(
         redirect_uploads(gateway, response.headers_mut(), &public_url);
     }
     if destination.schedules_runs && response.status().is_success() {
-        tracing::warn!("a trigger was created: Google runs it by itself, and nothing counts its runs");
+        tracing::warn!(
+            "a trigger was created: Google runs it by itself, and nothing counts its runs"
+        );
     }
     Ok(response)
 }

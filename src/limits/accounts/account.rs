@@ -13,7 +13,8 @@ use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use crate::limits::budget::BudgetAdmin;
 use crate::limits::local::{AdaptiveLimit, LocalBudget};
 use crate::limits::model::{
-    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaKind, QuotaPlan, Quotas, Source, StoreUnavailable,
+    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaKind, QuotaPlan, Quotas, Source,
+    StoreUnavailable,
 };
 use crate::limits::store::Store;
 
