@@ -77,10 +77,15 @@ impl Limiter {
         let (semaphore, _) = self.store().register(semaphore_id.clone(), as_permits(limit)).await?;
         let ticket = QueueTicket::new(Arc::clone(self));
         let permits = as_permits(tokens.clamp(1, limit));
-        let permit = timeout_at(deadline, ticket.acquire_many(&semaphore, permits)).await;
-        let no_room = Exhausted::NotBefore { retry_after: RETRY_AFTER };
-        let permit = permit.map_err(|_| no_room)??;
-        Ok(Some(EnqueuedTokens { permit, semaphore_id, payer }))
+        let no_room = Refused::from(Exhausted::NoRoom { retry_after: RETRY_AFTER });
+        match timeout_at(deadline, ticket.acquire_many(&semaphore, permits)).await {
+            Ok(Ok(permit)) => Ok(Some(EnqueuedTokens { permit, semaphore_id, payer })),
+            // A replica with a lower limit has started, or the semaphore was empty and forgotten.
+            Ok(Err(Refused::MoreThanLimit { .. } | Refused::SemaphoreDeleted)) | Err(_) => {
+                Err(no_room)
+            }
+            Ok(Err(refused)) => Err(refused),
+        }
     }
 
     /// Forgets the payers and models that hold nothing, if too many are kept.

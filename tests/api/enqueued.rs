@@ -66,6 +66,8 @@ async fn a_job_without_room_is_not_sent() {
         (429, &json!("RESOURCE_EXHAUSTED"))
     );
     assert_eq!(refused.headers["retry-after"], "60");
+    let message = refused.body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("jobs"), "{message}");
     assert_eq!(service.simulator.stats().calls, 1, "Gemini is not asked");
     // A status of a job that goes on changes nothing.
     assert_eq!(answer(service.get(&path)).await.status, 200);

@@ -25,7 +25,7 @@ async fn reserve(
 }
 
 fn no_room<T>(result: Result<T, Refused>) -> bool {
-    matches!(result, Err(Refused::Exhausted(Exhausted::NotBefore { .. })))
+    matches!(result, Err(Refused::Exhausted(Exhausted::NoRoom { .. })))
 }
 
 #[tokio::test(start_paused = true)]

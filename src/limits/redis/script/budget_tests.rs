@@ -93,6 +93,7 @@ impl From<Exhausted> for Verdict {
             Exhausted::NotBefore { retry_after } => {
                 Self::NotBefore { retry_after_us: micros(retry_after) }
             }
+            Exhausted::NoRoom { .. } => unreachable!("no budget keeps enqueued tokens"),
             Exhausted::DayExhausted { retry_after } => {
                 Self::DayExhausted { retry_after_us: micros(retry_after) }
             }

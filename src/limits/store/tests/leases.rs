@@ -17,7 +17,7 @@ async fn a_job_holds_its_tokens_until_its_lease_is_released(store: Shared) {
     let id = SemaphoreId::enqueued(&Payer::Key([1; 32]), "gemini-3.8-flash");
     let (tokens, new) = store.register(id.clone(), TOKENS).await.unwrap();
     assert!(new && store.named().is_empty());
-    assert_eq!(store.enqueued().into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [id.clone()]);
+    assert!(matches!(&store.enqueued()[..], [(kept, _)] if *kept == id));
     let new = NewLease {
         id: "key/batches/a".into(),
         semaphore_id: id.clone(),
