@@ -126,7 +126,9 @@ impl std::ops::Index<QuotaKind> for Usage {
 impl From<BudgetUsage> for Usage {
     fn from(usage: BudgetUsage) -> Self {
         Self {
-            quotas: PerKind::from_fn(|kind| Some(usage[kind])),
+            // The script does not keep enqueued tokens.
+            quotas: PerKind::from_fn(|kind| Some(usage[kind]))
+                .with(QuotaKind::EnqueuedTokens, None),
             waiting: usage.waiting,
             next_free_in_us: usage.next_free_in.map(micros),
             paused_for_us: usage.paused_for.map(micros),
