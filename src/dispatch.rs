@@ -9,6 +9,7 @@
 
 mod attempt;
 mod call;
+mod enqueued;
 mod forward;
 mod kind;
 mod live;

@@ -7,6 +7,7 @@
 mod answer;
 mod answer_builder;
 mod answer_start;
+mod batch_jobs;
 mod client;
 mod embedding;
 mod error;
@@ -35,6 +36,7 @@ mod usage_scanner;
 
 pub use answer::Answer;
 pub use answer_builder::AnswerBuilder;
+pub use batch_jobs::{JobScanner, batch_file, file_size, job_name};
 pub use client::{API_KEY, BoxError, Client, InvalidBaseUrl, USER_PROJECT};
 pub use embedding::embedding_requests;
 pub use error::{Error, ErrorKind};

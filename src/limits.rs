@@ -15,6 +15,7 @@
 //! | `redis` | the implementation in Redis, for all replicas; an account without known quotas is counted in this process | `model`, `semaphore`, `budget`, `store`, `local` |
 //! | `accounts` | one key and model: its budget, its adaptive limit, the model that is charged; which accounts are forgotten | `model`, `budget`, `store`, `local` |
 //! | `limiter` | admission: tickets in the queue, admitted calls, calls in flight | `model`, `semaphore`, `budget`, `store`, `local`, `accounts` |
+//! | `enqueued` | the tokens that batch jobs hold until they end | `model`, `semaphore`, `accounts`, `limiter` |
 //! | `leases` | permits for work outside this process | `model`, `semaphore`, `store`, `limiter` |
 //!
 //! A new quota kind is a variant and a row in `model::quota`. Settings, windows, the Redis script,
@@ -23,6 +24,7 @@
 
 mod accounts;
 mod budget;
+mod enqueued;
 mod leases;
 mod limiter;
 mod local;
@@ -37,6 +39,7 @@ pub use budget::{
     Budget, BudgetAdmin, ChargedModel, NotReserved, Reservation, Sent, Started, Transfer,
     TryReserve,
 };
+pub use enqueued::EnqueuedTokens;
 pub use leases::{Leases, NoLease};
 pub use limiter::{
     AccountQueue, Admission, HeadOfQueue, InFlightCall, Limiter, Occupancy, PermitsExpired,

@@ -79,7 +79,7 @@ pub fn requests(input: &[u8]) {
     let (path, body) = (&input[..line], &input[(line + 1).min(input.len())..]);
     timed(|| {
         InputFeatures::of_body(body);
-        let _ = named_model(body);
+        let _ = named_model(body, Some("voice"));
         for surface in [Surface::Gemini, Surface::OpenAi] {
             let texts = embedding_requests(surface, body).unwrap_or(1);
             assert!(texts <= body.len().max(1) as u64);

@@ -240,7 +240,7 @@ impl From<&Refused> for Code {
             Refused::TooManyAccounts => Self::TooManyAccounts,
             Refused::MoreThanLimit { .. } => Self::ValidationError,
             Refused::Exhausted(exhausted) => match exhausted {
-                Exhausted::NotBefore { .. } => Self::RateLimited,
+                Exhausted::NotBefore { .. } | Exhausted::NoRoom { .. } => Self::RateLimited,
                 Exhausted::DayExhausted { .. } => Self::DailyQuotaExhausted,
                 Exhausted::TooLarge { .. } => Self::RequestExceedsQuota,
                 Exhausted::NoQuota => Self::NoQuota,

@@ -13,6 +13,7 @@ use super::error::ApiError;
 use crate::gemini::Surface;
 
 pub(super) use counted::{CountedCall, ModelSource};
+pub(super) use free::{JobStatus, UPLOAD_ID, continues_upload};
 pub(super) use path::single_slashes;
 
 /// Where a request goes.
@@ -26,6 +27,10 @@ pub(super) struct Destination {
     pub purpose: Purpose,
     /// The call that goes through admission; `None` where the request costs nothing.
     pub call: Option<CountedCall>,
+    /// Whether it makes Google run agents later, past this service.
+    pub schedules_runs: bool,
+    /// What its answer tells of batch jobs.
+    pub jobs: Option<JobStatus>,
 }
 
 /// Why a path cannot be relayed, and the surface in whose form the client is told.
@@ -48,27 +53,36 @@ impl Destination {
         match openai::path(&raw, &plain, &head.headers) {
             Some(Ok(path)) => {
                 let plain = path::plain(&path).map_err(|error| (Surface::OpenAi, error))?;
-                Self::at(Surface::OpenAi, path, &plain, &head.method)
+                Self::at(Surface::OpenAi, path, &plain, head)
                     .map_err(|error| (Surface::OpenAi, error))
             }
             Some(Err(error)) => Err((Surface::OpenAi, error)),
-            None => Self::at(Surface::Gemini, raw.into_owned(), &plain, &head.method)
+            None => Self::at(Surface::Gemini, raw.into_owned(), &plain, head)
                 .map_err(|error| (Surface::Gemini, error)),
         }
     }
 
-    fn at(surface: Surface, path: String, plain: &str, method: &Method) -> Result<Self, ApiError> {
+    fn at(surface: Surface, path: String, plain: &str, head: &Parts) -> Result<Self, ApiError> {
+        let method = &head.method;
+        let free = |path| {
+            let purpose = free::purpose_of(method, plain);
+            let schedules_runs = free::schedules_runs(method, plain);
+            let jobs = free::job_status(method, plain);
+            Self { surface, path, purpose, call: None, schedules_runs, jobs }
+        };
         if matches!(*method, Method::GET | Method::HEAD | Method::DELETE)
             || free::is_free(method, plain)
         {
-            let purpose = free::purpose_of(method, plain);
-            return Ok(Self { surface, path, purpose, call: None });
+            return Ok(free(path));
         }
         let (call, purpose) = match surface {
             Surface::Gemini => CountedCall::of_gemini(plain)?,
             Surface::OpenAi => CountedCall::of_openai(plain),
         };
-        Ok(Self { surface, path, purpose, call: Some(call) })
+        if call.takes_file && continues_upload(plain, head.uri.query().unwrap_or_default()) {
+            return Ok(free(path));
+        }
+        Ok(Self { surface, path, purpose, call: Some(call), schedules_runs: false, jobs: None })
     }
 }
 

@@ -190,6 +190,11 @@ impl From<Exhausted> for ApiError {
                  deadline.",
             )
             .after(retry_after),
+            Exhausted::NoRoom { retry_after } => error(
+                "The batch jobs of the key and the model that have not ended leave no room for the \
+                 tokens of another one.",
+            )
+            .after(retry_after),
             Exhausted::DayExhausted { retry_after } => error(
                 "The key's quota per day for the model is used up. It is renewed at midnight \
                  Pacific time.",

@@ -18,7 +18,7 @@ use super::openapi::{AdminErrors, ResetLimitsErrors};
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, PerKind, Planned, QuotaKind, QuotaUsage, Refused, RefusedHere,
+    Account, AdaptiveLimit, Limiter, PerKind, Planned, QuotaKind, QuotaUsage, Refused, RefusedHere,
     Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
 };
 
@@ -134,7 +134,7 @@ struct AdaptiveStatus {
 }
 
 impl AccountStatus {
-    async fn of(shown: &Arc<Account>) -> Result<Self, StoreUnavailable> {
+    async fn of(shown: &Arc<Account>, limiter: &Limiter) -> Result<Self, StoreUnavailable> {
         let account = shown.charged();
         let (quotas, usage) = account.quotas().await?;
         let is_alias = !Arc::ptr_eq(&account, shown);
@@ -142,8 +142,9 @@ impl AccountStatus {
             key: shown.payer().to_string(),
             model: shown.model().to_owned(),
             counts_as: is_alias.then(|| account.model().to_owned()),
-            quotas: QuotaStatuses(PerKind::from_fn(|kind| {
-                QuotaStatus::of(quotas[kind], usage.quotas[kind])
+            quotas: QuotaStatuses(PerKind::from_fn(|kind| match kind {
+                QuotaKind::EnqueuedTokens => QuotaStatus::of_enqueued(limiter, &account),
+                kind => QuotaStatus::of(quotas[kind], usage.quotas[kind]),
             })),
             waiting: usage.waiting,
             next_slot_in_seconds: usage.next_free_in.map(milliseconds),
@@ -158,6 +159,12 @@ impl QuotaStatus {
     fn of(planned: Option<Planned>, usage: QuotaUsage) -> Self {
         let QuotaUsage { limit, used, reserved } = usage;
         Self { limit, source: planned.map(|planned| planned.source), used, reserved }
+    }
+
+    fn of_enqueued(limiter: &Limiter, account: &Account) -> Self {
+        let (planned, used) = limiter.enqueued_usage(account);
+        let limit = planned.map(|planned| planned.limit);
+        Self::of(planned, QuotaUsage { limit, used, reserved: 0 })
     }
 }
 
@@ -204,7 +211,9 @@ pub(super) async fn list_limits(
 ) -> Result<Json<LimitList>, ApiError> {
     let accounts = gateway.limiter.accounts();
     let shown = accounts.at_most(MOST_SHOWN);
-    let limits = try_join_all(shown.iter().map(AccountStatus::of)).await?;
+    let limits =
+        try_join_all(shown.iter().map(|account| AccountStatus::of(account, &gateway.limiter)))
+            .await?;
     Ok(Json(LimitList { count: accounts.count(), limits }))
 }
 

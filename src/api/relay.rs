@@ -83,8 +83,10 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
     };
     let surface = destination.surface;
     let relayed = match destination.call.take() {
-        Some(call) => counted::send(&gateway, head, body, destination, call).await,
-        None => pass::pass(&gateway, head, body, destination).await,
+        Some(call) if !call.takes_file => {
+            counted::send(&gateway, head, body, destination, call).await
+        }
+        call => pass::pass(&gateway, head, body, destination, call).await,
     };
     relayed.unwrap_or_else(|error| error.into_response(surface))
 }

@@ -176,7 +176,7 @@ impl Call {
         &self.queue.estimator
     }
 
-    fn estimate(&self) -> Estimate {
+    pub(super) fn estimate(&self) -> Estimate {
         let CallSize { input, requests, images } = self.size;
         let estimator = self.estimator();
         Estimate {

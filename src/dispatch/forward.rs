@@ -1,6 +1,7 @@
 //! Answers that reach the caller as they come.
 
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, Outcome, Reader};
-use super::{Call, CallError, Dispatcher, UploadProgress};
+use super::{Call, CallError, Dispatcher, UploadProgress, retry_after};
 use crate::gemini::{
     ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
-    SendCheck, StreamMonitor, UsageScanner,
+    SendCheck, StreamMonitor, Usage, UsageScanner,
 };
+use crate::limits::Admission;
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
 /// dropping it before gives them back.
@@ -79,10 +81,72 @@ impl Dispatcher {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
-            passed = self.client.pass(request, key, payload) => passed,
+            passed = self.client.pass(request, key, payload, None) => passed,
             () = progress.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
         passed.map_err(|rejected| CallError::rejected(rejected, None))
+    }
+
+    /// Passes on a call whose body is a file, once it is [admitted](Dispatcher::admit). It is sent
+    /// once, and holds its slots until Gemini answers, for which it has the same time as
+    /// [`Dispatcher::pass`].
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn upload(
+        &self,
+        call: &Call,
+        admission: Admission,
+        request: &Forward,
+        payload: Payload,
+        progress: &mut UploadProgress,
+    ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
+        let in_flight = self.start(call, admission).await?;
+        let limit = self.policy.attempt_timeout;
+        let upload = PassFile { request, limit, file: Mutex::new(Some((payload, progress))) };
+        self.attempt(call, in_flight, &upload).await?.map_err(|rejected| {
+            let retry_after = retry_after(&rejected.error);
+            CallError::rejected(rejected, retry_after)
+        })
+    }
+}
+
+/// Passes a file on, and the answer back. Its answer does not say what it cost.
+struct PassFile<'a> {
+    request: &'a Forward,
+    /// How long Gemini may take to take a piece of the file, or to answer.
+    limit: Duration,
+    /// Until it is sent.
+    file: Mutex<Option<(Payload, &'a mut UploadProgress)>>,
+}
+
+impl Reader for PassFile<'_> {
+    type Received = Response<MaskedBody<Incoming>>;
+    type Answer = Response<MaskedBody<Incoming>>;
+
+    async fn exchange(
+        &self,
+        client: &Client,
+        call: &Call,
+        fence: Option<SendCheck>,
+        _: Duration,
+    ) -> Result<Self::Received, ForwardError> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (payload, progress) = file.expect("a file is sent once");
+        tokio::select! {
+            biased;
+            passed = client.pass(self.request, Some(call.key()), payload, fence) => passed,
+            () = progress.overdue(self.limit) => Err(Error::timed_out(self.limit).into()),
+        }
+    }
+
+    fn model_version(&self, _: &Self::Received) -> Option<Model> {
+        None
+    }
+
+    fn read(&self, response: Self::Received, attempt: Attempt) -> Self::Answer {
+        attempt.end(&Outcome::Answered, Usage::default());
+        response
     }
 }
 
@@ -156,6 +220,11 @@ impl Forwarded {
             Ok(()) => self.end(&Outcome::Answered),
             Err(error) => self.end(&Outcome::BrokenOff(error)),
         }
+    }
+
+    /// The whole answer, if it has come and nothing of it was taken.
+    pub fn complete(&self) -> Option<&Bytes> {
+        self.body.complete()
     }
 
     /// Whether the answer holds the call's slots until its end.

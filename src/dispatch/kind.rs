@@ -32,6 +32,10 @@ pub enum CallKind {
     Voice,
     /// A live session, over a WebSocket.
     Live,
+    /// `triggers/{trigger}/executions`: a run of an agent, which goes on after the answer.
+    TriggerExecution,
+    /// `fileSearchStores/{store}:importFile` and `:uploadToFileSearchStore`: a file is embedded.
+    IndexFile,
     /// Any other method of Gemini's, such as one that is newer than this gateway.
     OtherMethod,
     /// The same, with a name that says that it streams.
@@ -82,13 +86,15 @@ struct Row {
     counted_as: CountedAs,
     resend: Resend,
     streams: bool,
+    enqueues: bool,
 }
 
 impl Row {
     /// A call that counts as one request of its model, and is resent once.
     const fn short(label: &'static str) -> Self {
         let (charged_to, counted_as) = (ChargedTo::Model, CountedAs::OneRequest);
-        Self { label, charged_to, counted_as, resend: Resend::Once, streams: false }
+        let (resend, streams, enqueues) = (Resend::Once, false, false);
+        Self { label, charged_to, counted_as, resend, streams, enqueues }
     }
 
     /// The same for a call that is never resent once Gemini may have run it.
@@ -98,6 +104,10 @@ impl Row {
 
     const fn streaming(self) -> Self {
         Self { streams: true, ..self }
+    }
+
+    const fn enqueuing(self) -> Self {
+        Self { enqueues: true, ..self }
     }
 
     const fn per_text(self) -> Self {
@@ -122,15 +132,17 @@ impl CallKind {
             Self::EmbedContent => Row::short("embed_content").per_text(),
             Self::Predict => Row::long("predict"),
             Self::BatchGenerateContent => {
-                Row::long("create_batch").charged_to("batchGenerateContent")
+                Row::long("create_batch").charged_to("batchGenerateContent").enqueuing()
             }
             Self::AsyncBatchEmbedContent => {
-                Row::long("create_batch").charged_to("asyncBatchEmbedContent")
+                Row::long("create_batch").charged_to("asyncBatchEmbedContent").enqueuing()
             }
             Self::Interaction => Row::long("interaction"),
             Self::Decision => Row::long("decision"),
             Self::Voice => Row::long("voice"),
             Self::Live => Row::long("live").streaming(),
+            Self::TriggerExecution => Row::long("trigger_execution"),
+            Self::IndexFile => Row::long("index_file"),
             Self::OtherMethod => Row::long("other_method"),
             Self::OtherStream => Row::long("other_method").streaming(),
             Self::OpenAiChat => Row::short("openai_chat"),
@@ -166,6 +178,11 @@ impl CallKind {
         !matches!(self, Self::Live)
     }
 
+    /// Whether it creates a batch job, whose tokens Gemini limits until the job ends.
+    pub const fn enqueues(self) -> bool {
+        self.row().enqueues
+    }
+
     pub(super) const fn resend(self) -> Resend {
         self.row().resend
     }
@@ -192,6 +209,8 @@ mod tests {
             (CallKind::Decision, "decision"),
             (CallKind::Voice, "voice"),
             (CallKind::Live, "live"),
+            (CallKind::TriggerExecution, "trigger_execution"),
+            (CallKind::IndexFile, "index_file"),
             (CallKind::OtherMethod, "other_method"),
             (CallKind::OtherStream, "other_method"),
             (CallKind::OpenAiChat, "openai_chat"),

@@ -115,11 +115,12 @@ impl Client {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
+        send_check: Option<SendCheck>,
     ) -> Result<Response<MaskedBody<Incoming>>, ForwardError> {
         let is_upload = request.path.path().starts_with("/upload/");
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
-        let response = self.answer(request, key, payload, None, &secrets, is_good).await?;
+        let response = self.answer(request, key, payload, send_check, &secrets, is_good).await?;
         let masker = match request.is_download() {
             true => secrets.masker(),
             false => secrets.masker_of(response.headers()),

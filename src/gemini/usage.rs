@@ -78,6 +78,22 @@ struct OpenAiUsage<'a> {
     prompt_tokens_details: Option<&'a RawValue>,
 }
 
+/// The usage object of Interactions, which decisions and voices have too. Source: types in Google's
+/// Python SDK 3.6.1, and recorded interactions.
+#[derive(Deserialize)]
+struct InteractionsUsage<'a> {
+    #[serde(borrow)]
+    total_input_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_output_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_thought_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_cached_tokens: Option<&'a RawValue>,
+}
+
 #[derive(Deserialize)]
 struct PromptDetails<'a> {
     #[serde(borrow)]
@@ -119,6 +135,18 @@ impl Usage {
             None,
             count(counts.total_tokens),
             cached,
+        ])
+    }
+
+    /// Reads a `usage` of Interactions' format.
+    pub(super) fn of_interactions(object: &[u8]) -> Option<Usage> {
+        let counts: InteractionsUsage<'_> = serde_json::from_slice(object).ok()?;
+        Self::of_counts([
+            count(counts.total_input_tokens),
+            count(counts.total_output_tokens),
+            count(counts.total_thought_tokens),
+            count(counts.total_tokens),
+            count(counts.total_cached_tokens),
         ])
     }
 

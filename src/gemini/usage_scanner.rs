@@ -12,6 +12,8 @@ const MAX_OBJECT: usize = 64 * 1024;
 /// bytes are cut. It keeps only the usage object itself. The last one counts: Gemini reports running
 /// totals.
 ///
+/// On Gemini's surface, decisions and voices report their usage as interactions do, in `usage`.
+///
 /// Only a field at the top level of the answer counts. A deeper one is not Gemini's: the arguments of a
 /// function call are written by the model and may contain whatever the caller asks for.
 ///
@@ -34,10 +36,22 @@ enum Scan {
     /// In a string. `matched` bytes of the field name have arrived, as long as it may be the name.
     Text { matched: Option<usize>, escaped: bool },
     /// After the field name, before its value.
-    Colon,
+    Colon(Format),
     /// In the usage object.
-    Object { text: Vec<u8>, depth: usize, in_string: bool, escaped: bool },
+    Object { format: Format, text: Vec<u8>, depth: usize, in_string: bool, escaped: bool },
 }
+
+/// The format of a usage object.
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Gemini,
+    Interactions,
+    OpenAi,
+}
+
+/// The names of the field. One begins like the other, so that both are matched at once.
+const METADATA: &[u8] = b"usageMetadata";
+const USAGE: &[u8] = b"usage";
 
 impl UsageScanner {
     /// A scanner for the answers of a surface.
@@ -52,9 +66,9 @@ impl UsageScanner {
 
     /// Reads the next bytes.
     pub fn scan(&mut self, mut bytes: &[u8]) {
-        let key: &[u8] = match self.surface {
-            Surface::Gemini => b"usageMetadata",
-            Surface::OpenAi => b"usage",
+        let key = match self.surface {
+            Surface::Gemini => METADATA,
+            Surface::OpenAi => USAGE,
         };
         while let [byte, rest @ ..] = bytes {
             match &mut self.state {
@@ -74,20 +88,22 @@ impl UsageScanner {
                     *matched += 1;
                 }
                 Scan::Text { matched: Some(matched), .. } if *byte == b'"' => {
-                    let is_key = *matched == key.len() && self.depth == 1;
-                    self.state = if is_key { Scan::Colon } else { Scan::Outside };
+                    let format = self.surface.format(&key[..*matched]);
+                    let format = format.filter(|_| self.depth == 1);
+                    self.state = format.map_or(Scan::Outside, Scan::Colon);
                 }
                 Scan::Text { .. } if *byte == b'\n' => self.state = self.restart(),
                 Scan::Text { matched, escaped } => {
                     (*matched, *escaped) = (None, *byte == b'\\');
                 }
-                Scan::Colon if *byte == b':' || byte.is_ascii_whitespace() => {}
-                Scan::Colon if *byte == b'{' => {
-                    let text = vec![b'{'];
-                    self.state = Scan::Object { text, depth: 1, in_string: false, escaped: false };
+                Scan::Colon(_) if *byte == b':' || byte.is_ascii_whitespace() => {}
+                Scan::Colon(format) if *byte == b'{' => {
+                    let (format, text) = (*format, vec![b'{']);
+                    let (in_string, escaped) = (false, false);
+                    self.state = Scan::Object { format, text, depth: 1, in_string, escaped };
                 }
-                Scan::Outside | Scan::Colon => self.state = self.outside(*byte),
-                Scan::Object { text, depth, in_string, escaped } => {
+                Scan::Outside | Scan::Colon(_) => self.state = self.outside(*byte),
+                Scan::Object { format, text, depth, in_string, escaped } => {
                     text.push(*byte);
                     match byte {
                         _ if *escaped => *escaped = false,
@@ -98,7 +114,7 @@ impl UsageScanner {
                         _ => {}
                     }
                     if *depth == 0 {
-                        self.usage = self.surface.usage(text).or(self.usage);
+                        self.usage = format.usage(text).or(self.usage);
                         self.state = Scan::Outside;
                     } else if text.len() > MAX_OBJECT {
                         self.depth += *depth;
@@ -135,9 +151,22 @@ impl UsageScanner {
 }
 
 impl Surface {
+    /// The format of the usage in a field of this name.
+    fn format(self, name: &[u8]) -> Option<Format> {
+        match (self, name) {
+            (Self::Gemini, METADATA) => Some(Format::Gemini),
+            (Self::Gemini, USAGE) => Some(Format::Interactions),
+            (Self::OpenAi, USAGE) => Some(Format::OpenAi),
+            _ => None,
+        }
+    }
+}
+
+impl Format {
     fn usage(self, object: &[u8]) -> Option<Usage> {
         match self {
             Self::Gemini => Usage::of_gemini(object),
+            Self::Interactions => Usage::of_interactions(object),
             Self::OpenAi => Usage::of_openai(object),
         }
     }
@@ -221,6 +250,23 @@ mod tests {
         let openai = r#"{"choices":[{"message":{"content":"\"usage\":{"}}],"usage":
             {"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#;
         assert_eq!(scanned(Surface::OpenAi, openai), Some(usage));
+    }
+
+    #[test]
+    fn usage_in_the_format_of_interactions_is_read() {
+        let decision = r#"{"answers":{"a":{"usage":{"total_input_tokens":9}}},"usage":
+            {"total_input_tokens":5,"total_output_tokens":2,"total_thought_tokens":3,
+            "total_cached_tokens":4,"total_tokens":10}}"#;
+        let usage = Usage {
+            prompt_tokens: 5,
+            output_tokens: 2,
+            thinking_tokens: 3,
+            total_tokens: 10,
+            cached_tokens: 4,
+        };
+        assert_eq!(scanned(Surface::Gemini, decision), Some(usage));
+        assert_eq!(scanned(Surface::OpenAi, decision).map(|usage| usage.prompt_tokens), Some(0));
+        assert_eq!(scanned(Surface::Gemini, r#"{"usages":{"total_input_tokens":5}}"#), None);
     }
 
     #[test]

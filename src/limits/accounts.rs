@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::budget::ChargedModel;
-use super::model::{Payer, QuotaPlan};
+use super::model::{Payer, Planned, QuotaKind, QuotaPlan};
 use super::store::Store;
 use account::Counted;
 use breakers::Breakers;
@@ -118,7 +118,17 @@ impl Accounts {
         self.find_or_open(self.payer(key_sha256), Arc::clone(model), Counted::Model)
     }
 
-    fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
+    /// The limit of the tokens that the batch jobs of a payer and a model hold.
+    pub(super) fn enqueued_limit(&self, payer: &Payer, model: &str) -> Option<Planned> {
+        let label = match payer {
+            Payer::Labelled(label) => Some(&**label),
+            Payer::Key(_) => None,
+        };
+        self.plan.quotas(label, model)[QuotaKind::EnqueuedTokens]
+    }
+
+    /// Whom Gemini charges for the calls of a key.
+    pub(super) fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
         match self.plan.label(key_sha256) {
             Some(label) => Payer::Labelled(Arc::clone(label)),
             None => Payer::Key(*key_sha256),

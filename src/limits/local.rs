@@ -78,7 +78,7 @@ impl Semaphores for LocalStore {
         ready(Ok(found)).boxed()
     }
 
-    fn named(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
+    fn all(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
         let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
         let all = named.iter().map(|(id, semaphore)| {
             (id.clone(), Arc::<LocalSemaphore>::clone(semaphore) as Arc<dyn Semaphore>)

@@ -192,7 +192,7 @@ impl Semaphores for SharedStore {
         .boxed()
     }
 
-    fn named(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
+    fn all(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
         let all = self.registry.all().into_iter();
         all.map(|(id, semaphore)| (id, semaphore as Arc<dyn Semaphore>)).collect()
     }
@@ -344,7 +344,7 @@ fn to_lease(lease: SharedLease) -> Option<Lease> {
     let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64).min(MAX_LEASE_TTL);
     Some(Lease {
         id: lease.id.into(),
-        semaphore_id: SemaphoreId::parse(&lease.name).ok()?,
+        semaphore_id: SemaphoreId::read(&lease.name).ok()?,
         terms: LeaseTerms {
             holder: lease.holder.into(),
             permits: lease.permits,

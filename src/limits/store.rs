@@ -59,8 +59,22 @@ pub trait Semaphores: fmt::Debug + Send + Sync {
     /// The semaphore with this name.
     fn find<'a>(&'a self, id: &'a SemaphoreId) -> Fetched<'a, Option<Arc<dyn Semaphore>>>;
 
-    /// All named semaphores by name, as last reported.
-    fn named(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)>;
+    /// All semaphores with a name, the service's own included, by name, as last reported.
+    fn all(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)>;
+
+    /// All semaphores that clients have named.
+    fn named(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
+        let mut all = self.all();
+        all.retain(|(id, _)| !id.is_enqueued());
+        all
+    }
+
+    /// All semaphores whose permits are enqueued tokens.
+    fn enqueued(&self) -> Vec<(SemaphoreId, Arc<dyn Semaphore>)> {
+        let mut all = self.all();
+        all.retain(|(id, _)| id.is_enqueued());
+        all
+    }
 
     /// Updates the usage of all semaphores.
     fn refresh(&self) -> Fetched<'_, ()>;

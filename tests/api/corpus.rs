@@ -21,8 +21,8 @@ pub struct Exchange {
     pub path: String,
     pub status: StatusCode,
     /// The request's body, serialized again, if it was recorded.
-    request: Option<Vec<u8>>,
-    response: Value,
+    pub request: Option<Vec<u8>>,
+    pub response: Value,
     /// The exact bytes of the body if known, else the body serialized again.
     pub bytes: Vec<u8>,
 }
@@ -61,7 +61,7 @@ impl Exchange {
         self.name.split("__").next().unwrap()
     }
 
-    fn is_error(&self) -> bool {
+    pub fn is_error(&self) -> bool {
         !self.status.is_success()
     }
 
@@ -70,7 +70,7 @@ impl Exchange {
         !self.is_error() && self.path.ends_with(":generateContent")
     }
 
-    fn result(&self) -> Result<Answer, Error> {
+    pub fn result(&self) -> Result<Answer, Error> {
         Answer::read(self.status, &self.bytes)
     }
 }
@@ -97,14 +97,14 @@ pub fn corpus() -> Vec<Exchange> {
 
 /// How many exchanges of each class had each outcome.
 #[derive(Default)]
-struct Tally(BTreeMap<(String, String), usize>);
+pub struct Tally(BTreeMap<(String, String), usize>);
 
 impl Tally {
-    fn count(&mut self, class: &str, outcome: &str) {
+    pub fn count(&mut self, class: &str, outcome: &str) {
         *self.0.entry((class.to_owned(), outcome.to_owned())).or_default() += 1;
     }
 
-    fn print(&self, title: &str) {
+    pub fn print(&self, title: &str) {
         println!("\n{title}");
         for ((class, outcome), count) in &self.0 {
             println!("{count:5}  {class:32}  {outcome}");
@@ -114,13 +114,13 @@ impl Tally {
 }
 
 /// An answer's text: the parts of the first candidate that have text and are not thoughts.
-fn expected_text(response: &Value) -> String {
+pub fn expected_text(response: &Value) -> String {
     let parts = response["candidates"][0]["content"]["parts"].as_array();
     let texts = parts.into_iter().flatten().filter(|part| part["thought"] != Value::Bool(true));
     texts.filter_map(|part| part["text"].as_str()).collect()
 }
 
-fn expected_usage(response: &Value) -> Usage {
+pub fn expected_usage(response: &Value) -> Usage {
     let count = |name: &str| response["usageMetadata"][name].as_u64().unwrap_or(0);
     Usage {
         prompt_tokens: count("promptTokenCount"),
@@ -136,7 +136,7 @@ const BLOCKED: [&str; 7] =
     ["SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY"];
 
 /// Why an answer with status 200 counts as a failure; `None` if it does not.
-fn expected_failure(response: &Value) -> Option<ErrorKind> {
+pub fn expected_failure(response: &Value) -> Option<ErrorKind> {
     let candidate = &response["candidates"][0];
     let feedback = &response["promptFeedback"];
     let blocked = |reason: &str| Some(ErrorKind::ContentBlocked { reason: reason.to_owned() });
@@ -196,7 +196,7 @@ fn every_recorded_answer_is_read_correctly() {
 }
 
 /// The kind of an error by its status, and for 400 by the reason in its details.
-fn expected_kind(exchange: &Exchange) -> &'static str {
+pub fn expected_kind(exchange: &Exchange) -> &'static str {
     let details = exchange.response["error"]["details"].as_array();
     let mut reasons = details.into_iter().flatten().map(|detail| &detail["reason"]);
     match exchange.status.as_u16() {
@@ -331,34 +331,6 @@ fn every_recorded_refusal_is_classified() {
         }
     }
     assert_eq!(checked, REFUSALS.len(), "an expected refusal has no recording");
-}
-
-/// The scope of the refusals that were recorded later, by the ends of their file names.
-#[test]
-#[cfg_attr(not(corpus), ignore = "there was no corpus at ../shared/gemini/corpus at build time")]
-fn billing_refusals_are_distinguished_from_load_refusals() {
-    let Some(folder) = later_corpus() else { return };
-    for (file, code, passing) in [
-        ("err-402__quoted__prepay-depleted", "account_unfunded", false),
-        ("err-429__quoted__prepay-depleted-old-form", "account_unfunded", false),
-        ("err-429__quoted__spend-based-rate-limit", "spend_limited", true),
-        ("err-429__quoted__batch-create-help-only", "other_quota_exhausted", false),
-        ("openai-compat-err-429__quoted__array-wrapped", "other_quota_exhausted", false),
-        (
-            "err-429__quoted__paid-tier2-input-tpm-retryinfo-differs-from-message",
-            "rate_limited",
-            true,
-        ),
-    ] {
-        let exchange = Exchange::read(&folder.join(file).with_added_extension("json"));
-        let error = exchange.result().unwrap_err();
-        assert_eq!((error.kind.code(), error.is_transient()), (code, passing), "{file}");
-        if let ErrorKind::RateLimited(refusal) = &error.kind
-            && code == "rate_limited"
-        {
-            assert_eq!(refusal.retry_after, Some(Duration::new(51, 386_192_716)), "the later one");
-        }
-    }
 }
 
 /// The folder of the exchanges recorded later; `None` if it does not exist.

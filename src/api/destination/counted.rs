@@ -13,6 +13,8 @@ pub(in crate::api) struct CountedCall {
     pub kind: CallKind,
     /// Where its model is named.
     pub model: ModelSource,
+    /// Whether its body is a file, which is not read but passed on as it comes.
+    pub takes_file: bool,
 }
 
 /// Where the model of a call is named.
@@ -22,8 +24,14 @@ pub(in crate::api) enum ModelSource {
     Path(Model),
     /// In its body as `model` or `agent`, which must be there.
     Body,
-    /// In its body. A call that names none is counted under the name of its resource.
-    BodyOr(Model),
+    /// In its body, or in the field `within` of it. A call that names none is counted under the
+    /// name of its resource.
+    BodyOr {
+        /// The name of the resource.
+        resource: Model,
+        /// The field whose object names the model, where the body itself does not.
+        within: Option<&'static str>,
+    },
 }
 
 /// A call that is known to cost something.
@@ -33,6 +41,9 @@ struct Row {
     purpose: Purpose,
     /// Whether its body must name a model.
     needs_model: bool,
+    /// The field of its body whose object names the model.
+    within: Option<&'static str>,
+    takes_file: bool,
 }
 
 /// How the path of a call is recognized.
@@ -40,6 +51,8 @@ struct Row {
 enum Path<'a> {
     /// `…/{model}:{method}`, in any collection.
     Method(&'a str),
+    /// `…/{collection}/{name}:{method}`, where the name is not a model's.
+    MethodOf(&'a str, &'a str),
     /// A path that ends with `/{resource}`.
     Resource(&'a str),
     /// What follows `/v1beta/openai/`.
@@ -48,7 +61,8 @@ enum Path<'a> {
 
 impl Row {
     const fn new(path: Path<'static>, kind: CallKind) -> Self {
-        Self { path, kind, purpose: Purpose::Generation, needs_model: false }
+        let (purpose, needs_model) = (Purpose::Generation, false);
+        Self { path, kind, purpose, needs_model, within: None, takes_file: false }
     }
 
     /// The same for a call that leaves something behind that belongs to the key.
@@ -59,6 +73,18 @@ impl Row {
     const fn needing_model(path: Path<'static>, kind: CallKind) -> Self {
         Self { needs_model: true, ..Self::new(path, kind) }
     }
+
+    const fn naming_model_in(self, field: &'static str) -> Self {
+        Self { within: Some(field), ..self }
+    }
+
+    const fn taking_file(self) -> Self {
+        Self { takes_file: true, ..self }
+    }
+
+    fn call(&self, model: ModelSource) -> CountedCall {
+        CountedCall { kind: self.kind, model, takes_file: self.takes_file }
+    }
 }
 
 /// The calls that are known to cost something. To count another one as something of its own, add a
@@ -66,7 +92,7 @@ impl Row {
 /// Google's Python SDK 3.6.1.
 const COUNTED: &[Row] = {
     use CallKind as Kind;
-    use Path::{Method, OpenAi, Resource};
+    use Path::{Method, MethodOf, OpenAi, Resource};
     &[
         Row::new(Method("generateContent"), Kind::GenerateContent),
         Row::new(Method("streamGenerateContent"), Kind::StreamGenerateContent),
@@ -79,7 +105,10 @@ const COUNTED: &[Row] = {
         Row::of_account(Method("asyncBatchEmbedContent"), Kind::AsyncBatchEmbedContent),
         Row::new(Resource("interactions"), Kind::Interaction),
         Row::new(Resource("decisions"), Kind::Decision),
-        Row::new(Resource("voices"), Kind::Voice),
+        Row::new(Resource("voices"), Kind::Voice).naming_model_in("voice"),
+        Row::of_account(Resource("executions"), Kind::TriggerExecution),
+        Row::of_account(MethodOf(STORES, "importFile"), Kind::IndexFile),
+        Row::of_account(MethodOf(STORES, "uploadToFileSearchStore"), Kind::IndexFile).taking_file(),
         Row::needing_model(OpenAi("chat/completions"), Kind::OpenAiChat),
         Row::needing_model(OpenAi("embeddings"), Kind::OpenAiEmbeddings),
         Row::needing_model(OpenAi("images/generations"), Kind::OpenAiOther),
@@ -87,6 +116,9 @@ const COUNTED: &[Row] = {
         Row::of_account(OpenAi("batches"), Kind::OpenAiBatch),
     ]
 };
+
+/// The collection whose files are embedded when they are added.
+const STORES: &str = "fileSearchStores";
 
 /// Credentials with which a client calls Gemini past this service.
 const AUTH_TOKENS: &str = "auth_tokens";
@@ -100,37 +132,54 @@ impl CountedCall {
     /// # Errors
     /// 400 for a method of something that cannot be a model.
     pub(super) fn of_gemini(path: &str) -> Result<(Self, Purpose), ApiError> {
-        if let Some((model, method)) = method_of_model(path)? {
-            let (kind, purpose) = match row(Path::Method(method)) {
-                Some(row) => (row.kind, row.purpose),
-                None => unknown_method(method),
-            };
-            return Ok((Self { kind, model: ModelSource::Path(model) }, purpose));
+        let known = row_of_collection(path);
+        if let (None, Some((model, method))) = (known, method_of_model(path)?) {
+            let model = ModelSource::Path(model);
+            return Ok(match row(Path::Method(method)) {
+                Some(row) => (row.call(model), row.purpose),
+                None => {
+                    let (kind, purpose) = unknown_method(method);
+                    (Self { kind, model, takes_file: false }, purpose)
+                }
+            });
         }
-        let known = path.rsplit_once('/').and_then(|(_, last)| row(Path::Resource(last)));
-        let purpose = if path.split(['/', ':']).any(|part| part == AUTH_TOKENS) {
-            Purpose::Credential
-        } else {
-            known.map_or(Purpose::Account, |row| row.purpose)
-        };
-        let kind = known.map_or(CallKind::OtherMethod, |row| row.kind);
+        let last = path.rsplit_once('/').map(|(_, last)| Path::Resource(last));
+        let known = known.or_else(|| row(last?));
         let resource = path.split('/').skip(1).find(|segment| !is_prefix(segment));
-        let model = ModelSource::BodyOr(named(resource.unwrap_or_default()));
-        Ok((Self { kind, model }, purpose))
+        let resource = named(resource.unwrap_or_default());
+        let is_credential = path.split(['/', ':']).any(|part| part == AUTH_TOKENS);
+        let (call, purpose) = of_row_or(known, CallKind::OtherMethod, resource);
+        Ok((call, if is_credential { Purpose::Credential } else { purpose }))
     }
 
     /// Reads a path of OpenAI's form at Gemini.
     pub(super) fn of_openai(path: &str) -> (Self, Purpose) {
         let path = path.strip_prefix(OPENAI).unwrap_or_default().trim_start_matches('/');
-        let known = row(Path::OpenAi(path));
-        let model = match known {
-            Some(row) if row.needs_model => ModelSource::Body,
-            _ => ModelSource::BodyOr(named(path.split('/').next().unwrap_or_default())),
-        };
-        let (kind, purpose) =
-            known.map_or((CallKind::OpenAiOther, Purpose::Account), |row| (row.kind, row.purpose));
-        (Self { kind, model }, purpose)
+        match row(Path::OpenAi(path)) {
+            Some(row) if row.needs_model => (row.call(ModelSource::Body), row.purpose),
+            known => {
+                let resource = named(path.split('/').next().unwrap_or_default());
+                of_row_or(known, CallKind::OpenAiOther, resource)
+            }
+        }
     }
+}
+
+/// The call of a row whose body need not name a model, and what it uses the key for; of another kind
+/// where there is no row.
+fn of_row_or(known: Option<&Row>, other: CallKind, resource: Model) -> (CountedCall, Purpose) {
+    let model = ModelSource::BodyOr { resource, within: known.and_then(|row| row.within) };
+    match known {
+        Some(row) => (row.call(model), row.purpose),
+        None => (CountedCall { kind: other, model, takes_file: false }, Purpose::Account),
+    }
+}
+
+/// The row of a method of something that is not a model.
+fn row_of_collection(path: &str) -> Option<&'static Row> {
+    let (collection, last) = path.rsplit_once('/')?;
+    let (_, method) = last.rsplit_once(':')?;
+    row(Path::MethodOf(collection.rsplit('/').next()?, method))
 }
 
 /// The row of a path.

@@ -6,7 +6,7 @@
 use http::Method;
 
 use super::openai::OPENAI;
-use crate::api::auth::Purpose;
+use crate::api::auth::{Purpose, name_of, parameters};
 
 /// The requests with another method than GET, HEAD or DELETE that generate nothing: the method and
 /// the path at Gemini. `*` matches a part of a segment, `**` all further segments. Source: Gemini API
@@ -15,8 +15,6 @@ const FREE: &[(Method, &str)] = &[
     // Upload.
     (Method::POST, "/upload/*/files"),
     (Method::PUT, "/upload/*/files"),
-    (Method::POST, "/upload/*/fileSearchStores/*:uploadToFileSearchStore"),
-    (Method::PUT, "/upload/*/fileSearchStores/*:uploadToFileSearchStore"),
     (Method::PUT, "/upload/*/environments/**"),
     (Method::POST, "/*/files"),
     (Method::POST, "/*/files:register"),
@@ -24,6 +22,20 @@ const FREE: &[(Method, &str)] = &[
     // Cached contents. Their storage costs money but counts against no quota.
     (Method::POST, "/*/cachedContents"),
     (Method::PATCH, "/*/cachedContents/*"),
+    // Search stores. Adding a file to one is counted.
+    (Method::POST, "/*/fileSearchStores"),
+    // What agents need. Their runs are interactions.
+    (Method::POST, "/*/agents"),
+    (Method::PATCH, "/*/agents/*"),
+    (Method::POST, "/*/credentials"),
+    (Method::PATCH, "/*/credentials/*"),
+    (Method::POST, TRIGGERS),
+    (Method::PATCH, "/*/triggers/*"),
+    // Notifications.
+    (Method::POST, "/*/webhooks"),
+    (Method::PATCH, "/*/webhooks/*"),
+    (Method::POST, "/*/webhooks/*:ping"),
+    (Method::POST, "/*/webhooks/*:rotateSigningSecret"),
     // Changes of existing batch jobs.
     (Method::PATCH, "/*/batches/*:updateGenerateContentBatch"),
     (Method::PATCH, "/*/batches/*:updateEmbedContentBatch"),
@@ -35,6 +47,48 @@ const FREE: &[(Method, &str)] = &[
     (Method::POST, "/*/models/*/operations/*:cancel"),
     (Method::POST, "/*/tunedModels/*/operations/*:cancel"),
 ];
+
+/// Where triggers are created. Google runs them by their schedule, without the gateway.
+const TRIGGERS: &str = "/*/triggers";
+
+/// The parameter that names an upload. Source: recorded uploads.
+pub(in crate::api) const UPLOAD_ID: &str = "upload_id";
+
+/// Whether a request continues an upload, which counts when it begins.
+pub(in crate::api) fn continues_upload(path: &str, query: &str) -> bool {
+    path.starts_with("/upload/")
+        && parameters(query).any(|parameter| name_of(parameter) == UPLOAD_ID)
+}
+
+/// What the answer to a request tells of batch jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::api) enum JobStatus {
+    /// The state of one or of several jobs.
+    Shown,
+    /// This job is deleted, and holds nothing any more. Source: Gemini API docs, batch API.
+    Deleted(String),
+}
+
+/// What the answer to a request tells of batch jobs, if anything.
+pub(super) fn job_status(method: &Method, path: &str) -> Option<JobStatus> {
+    let is_job = is_match("/*/batches/*", path);
+    match *method {
+        Method::DELETE if is_job => {
+            let (_, id) = path.rsplit_once('/')?;
+            Some(JobStatus::Deleted(format!("batches/{id}")))
+        }
+        Method::GET | Method::POST if is_job || is_match("/*/batches", path) => {
+            Some(JobStatus::Shown)
+        }
+        Method::POST if is_match("/*/batches/*:cancel", path) => Some(JobStatus::Shown),
+        _ => None,
+    }
+}
+
+/// Whether a request makes Google run agents later that the gateway does not see.
+pub(super) fn schedules_runs(method: &Method, path: &str) -> bool {
+    *method == Method::POST && is_match(TRIGGERS, path)
+}
 
 /// Whether a request with another method than GET, HEAD or DELETE costs nothing.
 pub(super) fn is_free(method: &Method, path: &str) -> bool {

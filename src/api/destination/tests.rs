@@ -15,6 +15,8 @@ fn of(method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Destinatio
     Destination::of(&request.body(()).unwrap().into_parts().0)
 }
 
+const UPLOAD: &str = "/upload/v1beta/fileSearchStores/s:uploadToFileSearchStore";
+
 /// The model that a request is counted for; `None` where it costs nothing. `body` is the model that
 /// the body names, and the name in parentheses counts where it names none.
 fn counted(method: Method, path: &str) -> Option<String> {
@@ -22,7 +24,10 @@ fn counted(method: Method, path: &str) -> Option<String> {
     Some(match destination.call?.model {
         ModelSource::Path(model) => model.to_string(),
         ModelSource::Body => "body".to_owned(),
-        ModelSource::BodyOr(resource) => format!("body ({resource})"),
+        ModelSource::BodyOr { resource, within: None } => format!("body ({resource})"),
+        ModelSource::BodyOr { resource, within: Some(field) } => {
+            format!("body or its {field} ({resource})")
+        }
     })
 }
 
@@ -38,8 +43,13 @@ fn a_request_that_is_not_known_to_be_free_is_counted() {
         ("/v1beta/interactions", "body (interactions)"),
         ("/v1/interactions/", "body (interactions)"),
         ("/v1beta/decisions", "body (decisions)"),
+        ("/v1/voices", "body or its voice (voices)"),
         ("/v1beta/triggers/t/executions", "body (triggers)"),
         ("/v1beta/fileSearchStores/s:importFile", "body (fileSearchStores)"),
+        (UPLOAD, "body (fileSearchStores)"),
+        ("/upload/v1beta/fileSearchStores/s:uploadTomorrow", "body (fileSearchStores)"),
+        ("/v1beta/environments", "body (environments)"),
+        ("/v1beta/agents/a:run", "body (agents)"),
         ("/v1beta/auth_tokens", "body (auth_tokens)"),
         ("/v1beta/interactions/i/cancel/x", "body (interactions)"),
         ("/v1beta/models/m:generateContent/cancel", "body (models)"),
@@ -67,7 +77,10 @@ fn a_request_that_generates_nothing_is_free() {
     for (method, path) in [
         (Method::POST, "/upload/v1beta/files"),
         (Method::PUT, "/upload/v1beta/files"),
-        (Method::POST, "/upload/v1beta/fileSearchStores/s:uploadToFileSearchStore"),
+        (Method::POST, "/v1beta/fileSearchStores"),
+        (Method::POST, "/v1beta/agents"),
+        (Method::PATCH, "/v1beta/triggers/t"),
+        (Method::POST, "/v1/webhooks/w:rotateSigningSecret"),
         (Method::PUT, "/upload/v1beta/environments/e/files/a/b"),
         (Method::POST, "/v1beta/cachedContents"),
         (Method::PATCH, "/v1/cachedContents/c"),
@@ -79,6 +92,29 @@ fn a_request_that_generates_nothing_is_free() {
     ] {
         assert_eq!(counted(method, path), None, "{path}");
     }
+}
+
+#[test]
+fn an_upload_that_is_embedded_counts_once() {
+    let begun = of(Method::POST, UPLOAD, &[]).ok().unwrap().call.unwrap();
+    assert!(begun.takes_file);
+    let continued = format!("{UPLOAD}?upload_protocol=resumable&upload_id=7");
+    assert_eq!(counted(Method::POST, &continued), None);
+    // Only an upload has this parameter.
+    for path in ["/v1beta/fileSearchStores/s:importFile", "/upload/v1beta/interactions"] {
+        assert!(counted(Method::POST, &format!("{path}?upload_id=7")).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn only_creating_a_trigger_schedules_runs() {
+    let schedules_runs = |method: Method, path: &str| {
+        of(method, path, &[]).unwrap_or_else(|_| panic!("{path}")).schedules_runs
+    };
+    assert!(schedules_runs(Method::POST, "/v1beta/triggers"));
+    assert!(!schedules_runs(Method::GET, "/v1beta/triggers"));
+    assert!(!schedules_runs(Method::POST, "/v1beta/triggers/t/executions"));
+    assert!(!schedules_runs(Method::POST, "/v1beta/agents"));
 }
 
 #[test]
@@ -183,7 +219,9 @@ fn a_call_counts_as_the_kind_of_its_method() {
         ("/v1beta/interactions", CallKind::Interaction),
         ("/v1beta/decisions", CallKind::Decision),
         ("/v1beta/voices", CallKind::Voice),
-        ("/v1beta/triggers/t/executions", CallKind::OtherMethod),
+        ("/v1beta/triggers/t/executions", CallKind::TriggerExecution),
+        ("/v1beta/fileSearchStores/s:importFile", CallKind::IndexFile),
+        (UPLOAD, CallKind::IndexFile),
         ("/v1/chat/completions", CallKind::OpenAiChat),
         ("/v1/embeddings", CallKind::OpenAiEmbeddings),
         ("/v1/images/generations", CallKind::OpenAiOther),

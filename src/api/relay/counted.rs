@@ -25,7 +25,9 @@ use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs};
 use crate::gateway::Gateway;
-use crate::gemini::{Forward, Model, Surface, embedding_requests, named_model, requested_images};
+use crate::gemini::{
+    Forward, Model, Surface, batch_file, embedding_requests, named_model, requested_images,
+};
 use crate::generation::InvalidField;
 
 /// Sends a call through admission and passes its answer back. The key is checked before the body is
@@ -38,7 +40,7 @@ pub(super) async fn send(
     counted: CountedCall,
 ) -> Result<Response, RelayError> {
     let Destination { surface, path, purpose, .. } = destination;
-    let CountedCall { kind, model } = counted;
+    let CountedCall { kind, model, .. } = counted;
     let caller = Caller::of(&head.headers, head.uri.query(), gateway);
     let payer = caller.relayed(purpose, gateway)?;
     if payer.tier == Tier::Fallback {
@@ -54,7 +56,11 @@ pub(super) async fn send(
     let (model, size) = cost(gateway, kind, model, &request, &body).await?;
     let call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
     let call = gateway.dispatcher.enqueue(call);
-    answer(gateway, &call, request, body).await.map_err(|error| failed(&call, error))
+    let file = match gateway.dispatcher.enqueues(&call) {
+        true => with_body(body.clone(), batch_file).await?,
+        false => None,
+    };
+    answer(gateway, &call, request, body, file).await.map_err(|error| failed(&call, error))
 }
 
 /// Refuses a body that a browser lets a page of any origin send.
@@ -88,7 +94,11 @@ async fn named(source: &ModelSource, body: &Bytes) -> Result<Option<String>, Api
     if matches!(source, ModelSource::Path(_)) {
         return Ok(None);
     }
-    let named = with_body(body.clone(), named_model).await?;
+    let within = match source {
+        ModelSource::BodyOr { within, .. } => *within,
+        _ => None,
+    };
+    let named = with_body(body.clone(), move |body| named_model(body, within)).await?;
     named.map_err(|repeated| invalid_model("duplicate", repeated.to_string()))
 }
 
@@ -106,7 +116,7 @@ async fn model(
     let resource = match source {
         ModelSource::Path(model) => return Ok(model),
         ModelSource::Body => None,
-        ModelSource::BodyOr(resource) => Some(resource),
+        ModelSource::BodyOr { resource, .. } => Some(resource),
     };
     match (named, resource) {
         (Some(name), _) if surface == Surface::OpenAi => {
@@ -133,12 +143,21 @@ async fn answer(
     call: &Call,
     mut request: Forward,
     body: Bytes,
+    file: Option<String>,
 ) -> Result<Response, CallError> {
     // The body is sent decoded and whole, however it came.
     request.headers.remove(CONTENT_LENGTH);
     request.headers.remove(CONTENT_ENCODING);
     let idle = gateway.config.stream_idle_timeout;
-    let forwarded = gateway.dispatcher.forward(call, &request, body, idle).await?;
+    let dispatcher = &gateway.dispatcher;
+    let enqueued = match dispatcher.enqueues(call) {
+        true => dispatcher.reserve_enqueued(call, file.as_deref()).await?,
+        false => None,
+    };
+    let forwarded = dispatcher.forward(call, &request, body, idle).await?;
+    if let Some(enqueued) = enqueued {
+        dispatcher.hold_enqueued(enqueued, forwarded.body().complete()).await;
+    }
     let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)

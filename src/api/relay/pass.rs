@@ -1,35 +1,45 @@
-//! Requests that cost nothing: they are passed on at once, whatever their size.
+//! Requests that are passed on as they come, whatever their size: those that cost nothing, and files
+//! that are embedded when they are uploaded.
 
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::Method;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http_body_util::Full;
-use hyper::body::Body as _;
+use http::{HeaderMap, HeaderName, Method};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
 
 use super::RelayError;
 use super::counted::check_type;
 use super::headers::{forward, public_url, redirect_uploads, strip_answer};
 use super::upload;
-use crate::api::auth::{Caller, Payer, Tier};
-use crate::api::destination::Destination;
+use crate::api::auth::{Caller, Payer, Tier, check_model};
+use crate::api::destination::{CountedCall, Destination, JobStatus, ModelSource, continues_upload};
 use crate::api::error::ApiError;
-use crate::dispatch::{CallError, ClientFault, UploadProgress};
+use crate::api::incoming::semaphore_id;
+use crate::api::single::named_semaphore;
+use crate::dispatch::{CallError, CallRequest, ClientFault, UploadProgress};
 use crate::gateway::Gateway;
-use crate::gemini::Payload;
+use crate::gemini::{ApiKey, Forward, InputFeatures, MaskedBody, Payload};
 
 /// The path to which OpenAI's clients upload files, as forms.
 const OPENAI_FILES: &str = "/v1beta/openai/files";
 
-/// Passes a request on, and its answer back.
+/// Headers with the type and the size of a file that the next requests send. Source: recorded uploads.
+const FILE_TYPE: HeaderName = HeaderName::from_static("x-goog-upload-header-content-type");
+const FILE_SIZE: HeaderName = HeaderName::from_static("x-goog-upload-header-content-length");
+
+/// Passes a request on, and its answer back. One that is counted goes through admission first.
 pub(super) async fn pass(
     gateway: &Gateway,
     head: Parts,
     body: Body,
     destination: Destination,
+    counted: Option<CountedCall>,
 ) -> Result<Response, RelayError> {
     let config = &gateway.config;
     let payer = payer(gateway, &head, &destination)?;
@@ -39,22 +49,90 @@ pub(super) async fn pass(
     if takes_json && tier == Some(Tier::Fallback) {
         check_type(&head.headers, &body)?;
     }
+    let semaphore = semaphore_id(&head.headers);
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
-    let (payload, mut progress) = watched(body, config.client_timeout);
-    let key = payer.as_ref().map(|payer| &payer.key);
-    let passed = gateway.dispatcher.pass(&request, key, payload, &mut progress).await;
+    let key = payer.map(|payer| payer.key);
+    let (watch, deleted_by) = match (&destination.jobs, &key) {
+        (Some(JobStatus::Shown), Some(key)) => (gateway.dispatcher.job_watch(key), None),
+        (Some(JobStatus::Deleted(_)), Some(key)) => (None, Some(key.clone())),
+        _ => (None, None),
+    };
+    let (passed, progress) = match (counted, key) {
+        (Some(counted), Some(key)) => {
+            upload(gateway, counted, key, semaphore, &request, body).await?
+        }
+        (_, key) => {
+            let (payload, mut progress) = watched(body, config.client_timeout);
+            let passed = gateway.dispatcher.pass(&request, key.as_ref(), payload, &mut progress);
+            (passed.await, progress)
+        }
+    };
     let response = passed.map_err(|error| match progress.fault() {
         Some(ClientFault::TooSlow) => ApiError::body_too_slow(config.client_timeout).into(),
         Some(ClientFault::Broken) => ApiError::body_broken().into(),
         None => failed(error),
     })?;
-    let mut response =
-        response.map(|body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body)));
+    if let (Some(JobStatus::Deleted(job)), Some(key)) = (&destination.jobs, &deleted_by) {
+        gateway.dispatcher.job_ended(key, job).await;
+    }
+    let body = |body| Body::new(TimeoutBody::new(config.stream_idle_timeout, body));
+    let mut response = response.map(|passed| match watch {
+        Some(mut watch) => Body::new(body(passed).map_frame(move |frame| {
+            frame.data_ref().inspect(|bytes| watch(bytes));
+            frame
+        })),
+        None => body(passed),
+    });
     strip_answer(response.headers_mut());
     if let Some(public_url) = public_url {
         redirect_uploads(gateway, response.headers_mut(), &public_url);
     }
+    if destination.schedules_runs && response.status().is_success() {
+        tracing::warn!(
+            "a trigger was created: Google runs it by itself, and nothing counts its runs"
+        );
+    }
     Ok(response)
+}
+
+type Passed = Result<http::Response<MaskedBody<Incoming>>, CallError>;
+
+/// Passes on the file of a counted call once it is admitted. Nothing of it is read before.
+async fn upload(
+    gateway: &Gateway,
+    counted: CountedCall,
+    key: ApiKey,
+    semaphore: Option<String>,
+    request: &Forward,
+    body: Body,
+) -> Result<(Passed, UploadProgress), RelayError> {
+    let CountedCall { kind, model: ModelSource::BodyOr { resource: model, .. }, .. } = counted
+    else {
+        return Err(ApiError::internal().into());
+    };
+    check_model(&model, gateway)?;
+    let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
+    let size = file_size(&request.headers).into();
+    let deadline = Instant::now() + gateway.config.request_timeout;
+    let call = CallRequest { kind, key, model, semaphore, size, deadline };
+    let call = gateway.dispatcher.enqueue(call);
+    let admission = gateway.dispatcher.admit(&call).await.map_err(failed)?;
+    let (payload, mut progress) = watched(body, gateway.config.client_timeout);
+    let passed = gateway.dispatcher.upload(&call, admission, request, payload, &mut progress);
+    Ok((passed.await, progress))
+}
+
+/// What a file costs to embed, as far as the headers of its upload tell.
+fn file_size(headers: &HeaderMap) -> InputFeatures {
+    let first = |names: [&HeaderName; 2]| {
+        names.into_iter().find_map(|name| headers.get(name)?.to_str().ok())
+    };
+    let content_type = first([&FILE_TYPE, &CONTENT_TYPE]).unwrap_or_default();
+    // The file in a form is taken for text, of which the fewest bytes make a token.
+    let is_form = content_type.is_empty() || content_type.starts_with("multipart/");
+    let content_type = if is_form { "text/plain" } else { content_type };
+    let size = first([&FILE_SIZE, &CONTENT_LENGTH]).and_then(|size| size.trim().parse().ok());
+    InputFeatures::of_file(content_type, size.unwrap_or_default())
 }
 
 /// The error to answer with. Its cause, if it has one, goes to the log only.
@@ -90,7 +168,7 @@ fn payer(
 ) -> Result<Option<Payer>, ApiError> {
     let (path, query) = (&destination.path, head.uri.query().unwrap_or_default());
     let caller = Caller::of(&head.headers, Some(query), gateway);
-    if caller.brings_key() || !upload::continues(path, query) {
+    if caller.brings_key() || !continues_upload(path, query) {
         return caller.relayed(destination.purpose, gateway).map(Some);
     }
     if upload::is_signed(&gateway.config, path, query, jiff::Timestamp::now()) {

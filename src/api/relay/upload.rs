@@ -16,24 +16,19 @@ use rustls::crypto::ring::default_provider;
 use sha2::Sha256;
 
 use crate::api::auth::{decoded, name_of, parameters};
+use crate::api::destination::{UPLOAD_ID, continues_upload};
 use crate::config::{AdminKey, Config};
 
 /// How long a URL is valid.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 
-const UPLOAD_ID: &str = "upload_id";
 /// When a URL expires, in seconds of Unix time.
 const EXPIRES: &str = "gateway_expires";
 const SIGNATURE: &str = "gateway_signature";
 
-/// Whether a request continues an upload.
-pub(super) fn continues(path: &str, query: &str) -> bool {
-    path.starts_with("/upload/") && values(query, UPLOAD_ID).next().is_some()
-}
-
 /// The query with a signature, if it continues an upload; else unchanged.
 pub(super) fn signed(config: &Config, path: &str, query: String, now: Timestamp) -> String {
-    let Some(id) = only(&query, UPLOAD_ID).filter(|_| continues(path, &query)) else {
+    let Some(id) = only(&query, UPLOAD_ID).filter(|_| continues_upload(path, &query)) else {
         return query;
     };
     let expires = (now + LIFETIME).as_second();

@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::super::usage::count;
 use super::super::{RepeatedModel, Usage, named_model};
 
 /// The API of a session.
@@ -57,7 +56,7 @@ impl LiveApi {
             Self::Bidi => {
                 let setup: Setup<'_> =
                     serde_json::from_slice(message).map_err(|_| InvalidSetup::NoSetup)?;
-                Ok(named_model(setup.setup.get().as_bytes())?)
+                Ok(named_model(setup.setup.get().as_bytes(), None)?)
             }
             Self::Interactions => {
                 let first = events(message).and_then(|events| events.first().copied());
@@ -65,7 +64,7 @@ impl LiveApi {
                 let EventType { event_type } =
                     serde_json::from_slice(first).map_err(|_| InvalidSetup::NoEvent)?;
                 match &*event_type {
-                    "interaction.create" | "interaction.connect" => Ok(named_model(first)?),
+                    "interaction.create" | "interaction.connect" => Ok(named_model(first, None)?),
                     _ => Err(InvalidSetup::NoEvent),
                 }
             }
@@ -126,21 +125,6 @@ struct Metadata<'a> {
     total_usage: Option<&'a RawValue>,
 }
 
-/// The tokens of an interaction.
-#[derive(Deserialize)]
-struct InteractionUsage<'a> {
-    #[serde(borrow)]
-    total_input_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    total_output_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    total_thought_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    total_cached_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    total_tokens: Option<&'a RawValue>,
-}
-
 impl LiveUsage {
     /// The tokens of a session that has just begun.
     pub fn new(api: LiveApi) -> Self {
@@ -183,15 +167,7 @@ fn interaction_usage(event: &[u8]) -> Option<Usage> {
     let of_interaction = event.interaction.and_then(|interaction| interaction.usage);
     let of_metadata = event.metadata.and_then(|metadata| metadata.total_usage);
     let usage = of_interaction.or(of_event).or(of_metadata)?.get();
-    let counts: InteractionUsage<'_> = serde_json::from_str(usage).ok()?;
-    let counts = [
-        counts.total_input_tokens,
-        counts.total_output_tokens,
-        counts.total_thought_tokens,
-        counts.total_tokens,
-        counts.total_cached_tokens,
-    ];
-    Usage::of_counts(counts.map(count))
+    Usage::of_interactions(usage.as_bytes())
 }
 
 #[cfg(test)]

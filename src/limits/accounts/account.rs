@@ -13,7 +13,8 @@ use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use crate::limits::budget::BudgetAdmin;
 use crate::limits::local::{AdaptiveLimit, LocalBudget};
 use crate::limits::model::{
-    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaPlan, Quotas, Source, StoreUnavailable,
+    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaKind, QuotaPlan, Quotas, Source,
+    StoreUnavailable,
 };
 use crate::limits::store::Store;
 
@@ -79,7 +80,8 @@ impl Account {
         };
         // The plan's quotas are the model's.
         let planned = match counted {
-            Counted::Model => plan.quotas(label, &model),
+            // Enqueued tokens are kept apart.
+            Counted::Model => plan.quotas(label, &model).with(QuotaKind::EnqueuedTokens, None),
             Counted::Method => PlannedQuotas::default(),
         };
         let budget = store.budget(&payer, &model, planned, plan.minute);

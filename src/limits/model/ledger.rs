@@ -308,6 +308,7 @@ impl Ledger {
                 let sent = match kind.window() {
                     Window::Minute => self.rolling.sent(),
                     Window::Day => self.day.sent(),
+                    Window::Outstanding => return QuotaUsage::default(),
                 };
                 let (limit, reserved) = (self.quotas[kind], self.unsent[kind.resource()]);
                 QuotaUsage { limit, used: sent[kind.resource()], reserved }

@@ -14,6 +14,16 @@ pub enum Payer {
     Key([u8; 32]),
 }
 
+impl Payer {
+    /// A name that no other payer has, unlike the one that is displayed.
+    pub(in crate::limits) fn whole_name(&self) -> String {
+        match self {
+            Self::Labelled(label) => format!("label:{label}"),
+            Self::Key(digest) => digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
 impl Hash for Payer {
     /// Hashes half of the SHA-256. Finding many keys with the same half is infeasible.
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -113,12 +113,25 @@ impl Default for QuotaPlan {
     }
 }
 
+/// The tokens that the batch jobs of a family of models may hold in Google's tiers 1, 2 and 3. The
+/// first family whose name is part of the model's holds. Source: Gemini API docs, rate limits, as of
+/// 2026-08-18.
+const ENQUEUED_TOKENS: [(&str, [u64; 3]); 7] = [
+    ("embedding", [500_000, 5_000_000, 10_000_000]),
+    ("flash-lite-image", [2_000_000, 270_000_000, 1_000_000_000]),
+    ("pro-image", [2_000_000, 270_000_000, 1_000_000_000]),
+    ("flash-image", [1_000_000, 250_000_000, 750_000_000]),
+    ("flash-lite", [10_000_000, 500_000_000, 1_000_000_000]),
+    ("flash", [3_000_000, 400_000_000, 1_000_000_000]),
+    ("pro", [5_000_000, 500_000_000, 1_000_000_000]),
+];
+
 impl QuotaPlan {
     /// The quotas for a label (if any) and a model, with their sources. For each quota, the most
     /// specific rule that sets it holds: one with label and model, then with a label, then with a
     /// model.
     pub fn quotas(&self, label: Option<&str>, model: &str) -> PlannedQuotas {
-        let tier = self.tier.map(Tier::quotas).unwrap_or_default();
+        let tier = self.tier.map(|tier| tier.quotas_of(model)).unwrap_or_default();
         PerKind::from_fn(|kind| {
             let mut rules = self.rules.iter().filter(|(scope, _)| scope.covers(label, model));
             match rules.find_map(|(_, limits)| limits[kind]) {
@@ -189,6 +202,27 @@ impl Tier {
             .with(QuotaKind::RequestsPerMinute, requests_per_minute)
             .with(QuotaKind::InputTokensPerMinute, input_tokens_per_minute)
             .with(QuotaKind::RequestsPerDay, requests_per_day)
+    }
+
+    /// The same, with what depends on the model.
+    fn quotas_of(self, model: &str) -> Quotas {
+        self.quotas().with(QuotaKind::EnqueuedTokens, self.enqueued_tokens(model))
+    }
+
+    /// How many tokens the batch jobs of a model may hold; `None` for a model without a published
+    /// limit.
+    fn enqueued_tokens(self, model: &str) -> Option<u64> {
+        let model = model.strip_prefix("gemini-")?;
+        if ["tts", "live"].iter().any(|other| model.contains(other)) {
+            return None;
+        }
+        let (_, [tier1, tier2, _tier3]) =
+            ENQUEUED_TOKENS.iter().find(|(family, _)| model.contains(family))?;
+        match self {
+            Self::Free => None,
+            Self::Tier1 => Some(*tier1),
+            Self::Tier2 => Some(*tier2),
+        }
     }
 
     /// The default number of concurrent calls, which is enough to use the tier's quotas.

@@ -27,6 +27,9 @@ pub enum Window {
     Minute,
     /// From midnight to midnight in America/Los_Angeles.
     Day,
+    /// From the creation of work to its end. [`Enqueued tokens`](crate::limits::EnqueuedTokens) are
+    /// kept apart from the budgets of rates.
+    Outstanding,
 }
 
 /// A kind of quota: a resource and a window. Gemini counts each for a project and a model (Gemini API
@@ -43,6 +46,8 @@ pub enum QuotaKind {
     InputTokensPerDay,
     /// Generated images in any minute.
     ImagesPerMinute,
+    /// Input tokens of the batch jobs that have not ended.
+    EnqueuedTokens,
 }
 
 /// The properties of a kind.
@@ -67,7 +72,7 @@ const fn row(
 }
 
 /// The number of kinds.
-const KIND_COUNT: usize = 5;
+const KIND_COUNT: usize = 6;
 
 /// All kinds, in the order of the variants.
 const KINDS: [Kind; KIND_COUNT] = {
@@ -80,6 +85,7 @@ const KINDS: [Kind; KIND_COUNT] = {
         row(RequestsPerDay, Requests, Day, "rpd", "requests_per_day"),
         row(InputTokensPerDay, InputTokens, Day, "tpd", "input_tokens_per_day"),
         row(ImagesPerMinute, Images, Minute, "ipm", "images_per_minute"),
+        row(EnqueuedTokens, InputTokens, Outstanding, "enqueued", "enqueued_tokens"),
     ]
 };
 
@@ -168,6 +174,7 @@ impl fmt::Display for Window {
         f.write_str(match self {
             Self::Minute => "minute",
             Self::Day => "day",
+            Self::Outstanding => "queue",
         })
     }
 }

@@ -6,10 +6,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::Payer;
+
 /// The limits that a named semaphore can have.
 pub const NAMED_LIMITS: RangeInclusive<usize> = 1..=1000;
 
-/// The name of a semaphore: 1 to 128 of `[A-Za-z0-9._:-]`.
+/// The prefix of the semaphores that hold enqueued tokens. No client can name one: `/` is not allowed
+/// in its names.
+const ENQUEUED: &str = "enqueued/";
+
+/// The name of a semaphore: 1 to 128 of `[A-Za-z0-9._:-]`, or one of the service's own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SemaphoreId(Arc<str>);
@@ -37,6 +43,28 @@ impl SemaphoreId {
         } else {
             Err(InvalidSemaphore::Id)
         }
+    }
+
+    /// Reads a name in the store, which has the service's own semaphores too.
+    pub(in crate::limits) fn read(id: &str) -> Result<Self, InvalidSemaphore> {
+        if id.starts_with(ENQUEUED) { Ok(Self(id.into())) } else { Self::parse(id) }
+    }
+
+    /// The semaphore whose permits are the enqueued tokens of a payer and a model.
+    pub(in crate::limits) fn enqueued(payer: &Payer, model: &str) -> Self {
+        Self(format!("{ENQUEUED}{}/{model}", payer.whole_name()).into())
+    }
+
+    /// Whether its permits are enqueued tokens.
+    pub(in crate::limits) fn is_enqueued(&self) -> bool {
+        self.0.starts_with(ENQUEUED)
+    }
+
+    /// Whether its permits are enqueued tokens of a payer.
+    pub(in crate::limits) fn is_enqueued_by(&self, payer: &Payer) -> bool {
+        let rest = self.0.strip_prefix(ENQUEUED);
+        let rest = rest.and_then(|rest| rest.strip_prefix(&*payer.whole_name()));
+        rest.is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// The name.

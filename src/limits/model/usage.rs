@@ -29,6 +29,12 @@ pub enum Exhausted {
         /// When there would be room for the call, behind everything that waits now.
         retry_after: Duration,
     },
+    /// The jobs that have not ended leave no room for another before its deadline.
+    #[error("the jobs that have not ended leave no room")]
+    NoRoom {
+        /// When to try again. Nobody knows when a job ends.
+        retry_after: Duration,
+    },
     /// A quota per day is used up.
     #[error("the quota per day is used up for {retry_after:?}")]
     DayExhausted {

@@ -48,7 +48,7 @@ impl Registry {
         let mut named = self.named_mut();
         let mut known = std::mem::take(&mut *named);
         for registered in all {
-            if let Ok(id) = SemaphoreId::parse(&registered.name) {
+            if let Ok(id) = SemaphoreId::read(&registered.name) {
                 let semaphore = self.same_or_new(known.remove(&id), &registered);
                 named.insert(id, semaphore);
             }
@@ -57,7 +57,7 @@ impl Registry {
 
     /// Adds a semaphore or updates a known one.
     pub fn register(&self, registered: Registered) -> Option<Arc<SharedSemaphore>> {
-        let id = SemaphoreId::parse(&registered.name).ok()?;
+        let id = SemaphoreId::read(&registered.name).ok()?;
         let mut named = self.named_mut();
         let semaphore = self.same_or_new(named.remove(&id), &registered);
         named.insert(id, Arc::clone(&semaphore));
@@ -65,7 +65,7 @@ impl Registry {
     }
 
     pub fn remove(&self, deleted: &Deleted) {
-        let Ok(id) = SemaphoreId::parse(&deleted.name) else { return };
+        let Ok(id) = SemaphoreId::read(&deleted.name) else { return };
         let mut named = self.named_mut();
         if named.get(&id).is_some_and(|known| known.generation() == deleted.semaphore) {
             named.remove(&id);

@@ -7,15 +7,18 @@ mod semaphore_tests;
 
 use std::sync::LazyLock;
 
-use crate::limits::model::{QuotaKind, Resource};
+use crate::limits::model::{QuotaKind, Resource, Window};
 
 /// The whole script. Redis runs it as one atomic step, so two calls of it never interleave.
 pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
     let resources = Resource::ALL.map(|resource| format!("'{}'", resource.key()));
-    let kinds = QuotaKind::ALL.map(|kind| {
+    // Budgets do not keep enqueued tokens.
+    let kinds = QuotaKind::ALL.into_iter().filter(|kind| kind.window() != Window::Outstanding);
+    let kinds = kinds.map(|kind| {
         let (name, unit, window) = (kind.setting(), kind.resource().key(), kind.window());
         format!("{{name = '{name}', unit = '{unit}', window = '{window}'}}")
     });
+    let kinds: Vec<_> = kinds.collect();
     let tables = format!(
         "local UNITS = {{{}}}\nlocal KINDS = {{{}}}\n",
         resources.join(", "),

@@ -42,9 +42,36 @@ fn a_tier_applies_to_every_key_and_model() {
             .with(RequestsPerMinute, requests_per_minute)
             .with(InputTokensPerMinute, input_tokens_per_minute)
             .with(RequestsPerDay, requests_per_day);
-        assert_eq!(plan.quotas(None, MODEL), expected);
+        assert_eq!(plan.quotas(None, "any"), expected);
         assert_eq!(plan.quotas(Some("team-a"), "any"), expected);
+        let of_model = plan.quotas(None, MODEL).with(EnqueuedTokens, None);
+        assert_eq!(of_model, expected, "only enqueued tokens differ between models");
         assert_eq!(Quotas::from(expected), name.quotas());
+    }
+}
+
+#[test]
+fn a_tier_limits_the_enqueued_tokens_of_each_family_of_models() {
+    for (model, tier1, tier2) in [
+        ("gemini-3.8-flash", Some(3_000_000), Some(400_000_000)),
+        ("gemini-flash-latest", Some(3_000_000), Some(400_000_000)),
+        ("gemini-3.5-flash-lite", Some(10_000_000), Some(500_000_000)),
+        ("gemini-3.1-pro-preview", Some(5_000_000), Some(500_000_000)),
+        ("gemini-3.1-flash-image", Some(1_000_000), Some(250_000_000)),
+        ("gemini-3.1-flash-lite-image", Some(2_000_000), Some(270_000_000)),
+        ("gemini-3-pro-image", Some(2_000_000), Some(270_000_000)),
+        ("gemini-embedding-001", Some(500_000), Some(5_000_000)),
+        ("gemini-3.8-flash-tts", None, None),
+        ("gemini-4-argon", None, None),
+        ("other-flash", None, None),
+    ] {
+        let tokens = |tier: Option<Tier>| {
+            let plan = QuotaPlan { tier, ..QuotaPlan::default() };
+            plan.quotas(None, model)[EnqueuedTokens].map(|planned| planned.limit)
+        };
+        assert_eq!(tokens(Some(Tier::Tier1)), tier1, "{model}");
+        assert_eq!(tokens(Some(Tier::Tier2)), tier2, "{model}");
+        assert_eq!((tokens(Some(Tier::Free)), tokens(None)), (None, None), "{model}");
     }
 }
 
@@ -95,7 +122,8 @@ fn each_quota_comes_from_the_most_specific_rule_that_names_it() {
     plan.add_limits(scope(Some("a"), Some(MODEL)), own).unwrap();
     let expected = PlannedQuotas::default()
         .with(InputTokensPerMinute, setting(0))
-        .with(RequestsPerDay, tier(1_000));
+        .with(RequestsPerDay, tier(1_000))
+        .with(EnqueuedTokens, tier(3_000_000));
     assert_eq!(plan.quotas(Some("a"), MODEL), expected);
     let others = expected.with(InputTokensPerMinute, setting(40));
     assert_eq!(plan.quotas(None, MODEL), others);

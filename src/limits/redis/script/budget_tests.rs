@@ -93,6 +93,7 @@ impl From<Exhausted> for Verdict {
             Exhausted::NotBefore { retry_after } => {
                 Self::NotBefore { retry_after_us: micros(retry_after) }
             }
+            Exhausted::NoRoom { .. } => unreachable!("no budget keeps enqueued tokens"),
             Exhausted::DayExhausted { retry_after } => {
                 Self::DayExhausted { retry_after_us: micros(retry_after) }
             }
@@ -125,7 +126,9 @@ impl std::ops::Index<QuotaKind> for Usage {
 impl From<BudgetUsage> for Usage {
     fn from(usage: BudgetUsage) -> Self {
         Self {
-            quotas: PerKind::from_fn(|kind| Some(usage[kind])),
+            // The script does not keep enqueued tokens.
+            quotas: PerKind::from_fn(|kind| Some(usage[kind]))
+                .with(QuotaKind::EnqueuedTokens, None),
             waiting: usage.waiting,
             next_free_in_us: usage.next_free_in.map(micros),
             paused_for_us: usage.paused_for.map(micros),

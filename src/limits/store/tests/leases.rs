@@ -9,6 +9,29 @@ for_both_stores! {
     an_idempotency_key_finds_its_lease,
     fencing_tokens_grow,
     a_lease_outlives_its_semaphore,
+    a_job_holds_its_tokens_until_its_lease_is_released,
+}
+
+async fn a_job_holds_its_tokens_until_its_lease_is_released(store: Shared) {
+    const TOKENS: usize = 3_000_000;
+    let id = SemaphoreId::enqueued(&Payer::Key([1; 32]), "gemini-3.8-flash");
+    let (tokens, new) = store.register(id.clone(), TOKENS).await.unwrap();
+    assert!(new && store.named().is_empty());
+    assert!(matches!(&store.enqueued()[..], [(kept, _)] if *kept == id));
+    let new = NewLease {
+        id: "key/batches/a".into(),
+        semaphore_id: id.clone(),
+        terms: LeaseTerms { holder: "batch job".into(), permits: TOKENS, ttl: 180_000 * SECOND },
+        key: None,
+    };
+    let (granted, _) = lease(&store, &tokens, &new).await;
+    assert_eq!(granted.semaphore_id, id);
+    assert_eq!(usage(&store, &tokens).await.in_use, TOKENS);
+    let next = waiting(&store, tokens.acquire()).await;
+    store.release_lease(&id, "key/batches/b").await.unwrap().unwrap();
+    store.release_lease(&id, "key/batches/a").await.unwrap().unwrap();
+    let _next = next.await.unwrap();
+    assert_eq!(usage(&store, &tokens).await.in_use, 1);
 }
 
 pub(super) fn new_lease(permits: usize, ttl: Duration, key: Option<&str>) -> NewLease {
