@@ -8,6 +8,7 @@
 
 mod attempt;
 mod call;
+mod continuation;
 mod forward;
 mod kind;
 mod progress;
@@ -24,7 +25,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use crate::gemini::{
-    Answer, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
+    AnswerPart, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
@@ -35,6 +36,7 @@ use projects::Projects;
 use retry::FailedAttempts;
 
 pub use call::{Call, CallQueue, CallRequest, CallSize};
+pub use continuation::LongAnswer;
 pub use forward::Forwarded;
 pub use kind::{CallKind, ChargedTo, CountedAs};
 pub use progress::{ClientFault, UploadProgress};
@@ -126,11 +128,17 @@ impl Dispatcher {
         self.client.secrets(Some(call.key()))
     }
 
-    /// Waits for admission, then asks Gemini and reads the answer whole.
+    /// How many calls continue an answer that Gemini stops before its end, at most.
+    pub fn max_continuations(&self) -> usize {
+        self.policy.max_continuations
+    }
+
+    /// Waits for admission, then asks Gemini and reads the answer whole, over as many calls as that
+    /// takes.
     ///
     /// # Errors
     /// [`CallError`], of the last attempt.
-    pub async fn generate(&self, call: &Call, body: Bytes) -> Result<Answer, CallError> {
+    pub async fn generate(&self, call: &Call, body: Bytes) -> Result<LongAnswer, CallError> {
         let admission = self.admit(call).await?;
         self.generate_admitted(call, body, admission).await
     }
@@ -144,8 +152,13 @@ impl Dispatcher {
         call: &Call,
         body: Bytes,
         admission: Admission,
-    ) -> Result<Answer, CallError> {
-        self.run(call, admission, Whole(body)).await
+    ) -> Result<LongAnswer, CallError> {
+        let answer = self.run(call, admission, Whole(body.clone(), AnswerPart::First)).await?;
+        if answer.continuation.is_none() {
+            return Ok(LongAnswer { answer, interrupted: None });
+        }
+        // Boxed so that the usual call takes no memory for it.
+        Box::pin(self.continue_answer(call, &body, answer)).await
     }
 
     /// Waits for admission, then sends a request and passes its answer on as it comes. The call is

@@ -66,7 +66,10 @@ impl Gateway {
             Limiter::with_store(store, concurrency_limit, max_queued_requests, quota_plan.clone());
         let leases = Leases::new(Arc::clone(&limiter));
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
-        let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
+        let policy = RetryPolicy {
+            max_continuations: config.max_continuations,
+            ..RetryPolicy::new(config.max_attempts, config.upstream_timeout)
+        };
         let client = client(&config)?;
         let dispatcher =
             Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));

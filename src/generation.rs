@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dispatch::{Call, CallError, CallKind, Dispatcher};
+use crate::dispatch::{Call, CallError, CallKind, Dispatcher, LongAnswer};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
 use crate::schema::Work;
@@ -61,10 +61,19 @@ pub struct Generated<T> {
     pub value: T,
     /// The model that was asked.
     pub model: Model,
+    /// The model that answered, if Gemini says so.
+    pub model_version: Option<Model>,
     /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, …
     pub finish_reason: String,
     /// The tokens that were spent, over all calls.
     pub usage: Usage,
+}
+
+impl<T> Generated<T> {
+    /// Whether Gemini stopped before the model was done, so that the value may be incomplete.
+    pub fn is_truncated(&self) -> bool {
+        self.finish_reason != "STOP"
+    }
 }
 
 /// Why an answer was not read.
@@ -189,7 +198,7 @@ async fn read<G: Generation>(
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
-    answer: Answer,
+    LongAnswer { answer, interrupted }: LongAnswer,
 ) -> Result<Result<Generated<G::Value>, Box<Mismatch<G::Value>>>, GenerationError> {
     let usage = answer.usage;
     let read = match generation.read(answer, &Work::brief()) {
@@ -203,7 +212,8 @@ async fn read<G: Generation>(
     match read {
         Ok(Ok(generated)) => Ok(Ok(generated)),
         Ok(Err(ReadError::Mismatch(mismatch))) => Ok(Err(mismatch)),
-        Ok(Err(ReadError::Permanent(error))) => Err(error.into()),
+        // An answer that is not whole is of no use: what failed is the call that should have continued it.
+        Ok(Err(ReadError::Permanent(error))) => Err(interrupted.map_or(error.into(), Into::into)),
         Ok(Err(ReadError::OutOfWork(_))) | Err(OffloadError::DeadlineExceeded) => {
             Err(CallError::DeadlineExceeded.into())
         }

@@ -36,6 +36,7 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_KEY_LABELS,
     MAX_QUEUED_REQUESTS,
     GEMINI_MAX_ATTEMPTS,
+    MAX_CONTINUATIONS,
     REDIS_URL,
     REDIS_PREFIX,
     REDIS_REQUIRED,
@@ -131,6 +132,12 @@ pub(super) const GEMINI_MAX_ATTEMPTS: Setting = setting(
     "4",
     "attempts",
     "The most attempts at one call, including the first, when Gemini answers with transient errors.",
+);
+pub(super) const MAX_CONTINUATIONS: Setting = setting(
+    "MAX_CONTINUATIONS",
+    "8",
+    "calls",
+    "The most calls that continue one answer of the gateway's own endpoints, where Gemini stops it before its end. 0: none.",
 );
 pub(super) const REDIS_URL: Setting = setting(
     "REDIS_URL",

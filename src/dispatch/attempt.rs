@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::settle::{follow_model, reported, settle};
 use super::{Call, CallError, Dispatcher};
-use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
+use crate::gemini::{Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{FinishedCall, Metrics};
 
@@ -35,8 +35,8 @@ pub(super) trait Reader: Sync {
     fn read(&self, received: Self::Received, attempt: Attempt) -> Self::Answer;
 }
 
-/// Reads an answer of `generateContent` whole.
-pub(super) struct Whole(pub Bytes);
+/// Reads an answer of `generateContent` whole, or a part of it.
+pub(super) struct Whole(pub Bytes, pub AnswerPart);
 
 impl Reader for Whole {
     type Received = Answer;
@@ -49,7 +49,9 @@ impl Reader for Whole {
         fence: Option<SendCheck>,
         time_limit: Duration,
     ) -> Result<Answer, ForwardError> {
-        let answer = client.generate(call.key(), call.model(), self.0.clone(), fence, time_limit);
+        let Self(body, part) = self;
+        let (key, model) = (call.key(), call.model());
+        let answer = client.generate(key, model, body.clone(), *part, fence, time_limit);
         Ok(answer.await?)
     }
 

@@ -8,13 +8,16 @@ use super::CallKind;
 use super::kind::Resend;
 use crate::gemini::{Error, ErrorKind, RefusalScope};
 
-/// Exponential backoff with full jitter, never sooner than Gemini says.
+/// How often and for how long Gemini is asked. Retries wait with exponential backoff and full jitter,
+/// never less than Gemini says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// How many times a call is sent at most; at least 1.
     pub max_attempts: usize,
     /// How long one attempt may take.
     pub attempt_timeout: Duration,
+    /// How many calls continue an answer that Gemini stops before its end, at most.
+    pub max_continuations: usize,
     /// The longest wait after the first failure. It doubles with each further one.
     pub base: Duration,
     /// The longest wait after any failure.
@@ -40,10 +43,11 @@ impl FailedAttempts {
 }
 
 impl RetryPolicy {
-    /// The policy with the usual waits: 0.5 s after the first failure, at most 30 s.
+    /// The policy with at most 8 continuations and the usual waits: 0.5 s after the first failure, at
+    /// most 30 s.
     pub fn new(max_attempts: usize, attempt_timeout: Duration) -> Self {
         let (base, cap) = (Duration::from_millis(500), Duration::from_secs(30));
-        Self { max_attempts, attempt_timeout, base, cap }
+        Self { max_attempts, attempt_timeout, max_continuations: 8, base, cap }
     }
 
     /// When to resend a call after the latest of its `failed` attempts, which ended with `error`.

@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
 use super::{
-    Answer, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
+    Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
     payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable,
 };
 use crate::connect::{Authorities, Proxy, ProxyError, UpstreamConnector, upstream_connector};
@@ -143,7 +143,8 @@ impl Client {
 
     /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There are no limits and no
     /// retries here, except that the call is sent on another connection if an idle one turns out to
-    /// be closed before anything is written to it. `timeout` covers everything from connecting to
+    /// be closed before anything is written to it. `part` is the part of the
+    /// answer that the body asks for. `timeout` covers everything from connecting to
     /// the last byte of the answer. `send_check` is asked before anything is written, and nothing
     /// is written if it returns `false`.
     ///
@@ -157,10 +158,11 @@ impl Client {
         key: &ApiKey,
         model: &Model,
         body: Bytes,
+        part: AnswerPart,
         send_check: Option<SendCheck>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let exchange = self.exchange(key, self.request(key, model, body), send_check);
+        let exchange = self.exchange(key, self.request(key, model, body), part, send_check);
         let result = tokio::time::timeout(timeout, exchange).await;
         result.unwrap_or_else(|_| Err(Error::timed_out(timeout)))
     }
@@ -227,6 +229,7 @@ impl Client {
         &self,
         key: &ApiKey,
         request: Request<Payload>,
+        part: AnswerPart,
         send_check: Option<SendCheck>,
     ) -> Result<Answer, Error> {
         let response = self.send_request(request, send_check).await?;
@@ -238,7 +241,7 @@ impl Client {
             return Err(error.waiting(wait));
         }
         let secrets = self.secrets(Some(key));
-        match Answer::read(status, &secrets.mask(body)) {
+        match Answer::read_part(status, &secrets.mask(body), part) {
             Ok(answer) => Ok(answer.masked(&secrets)),
             Err(error) => Err(error.waiting(wait).masked(&secrets)),
         }

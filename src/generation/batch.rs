@@ -219,8 +219,9 @@ mod tests {
 
         fn read(&self, answer: Answer, _: &Work) -> Result<Generated<String>, ReadError<Self>> {
             assert!(!self.panics, "this item panics");
-            let Answer { text, finish_reason, usage, .. } = answer;
-            Ok(Generated { value: text, model: self.model.clone(), finish_reason, usage })
+            let Answer { text, finish_reason, usage, model_version, .. } = answer;
+            let model = self.model.clone();
+            Ok(Generated { value: text, model, model_version, finish_reason, usage })
         }
 
         fn correction(&self, _: &Mismatch<String>) -> Bytes {

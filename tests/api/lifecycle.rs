@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 37] = [
+const WRONG: [(&str, &str); 38] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -158,6 +158,7 @@ const WRONG: [(&str, &str); 37] = [
     ("GEMINI_KEY_LABELS", "team-a=AIza77"),
     ("MAX_QUEUED_REQUESTS", "-77"),
     ("GEMINI_MAX_ATTEMPTS", "4.77"),
+    ("MAX_CONTINUATIONS", "-77"),
     ("REDIS_URL", "http://:77secret@redis"),
     ("REDIS_PREFIX", "{77}"),
     ("REDIS_REQUIRED", "perhaps"),
