@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::connect::{Authorities, Proxy};
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Model, ServiceTier};
 use crate::limits::{QuotaPlan, RedisSettings};
 use crate::schema::Limits;
 use lookup::{Lookup, UNQUOTED, invalid};
@@ -83,6 +83,7 @@ pub struct Config {
     pub upstream_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub request_timeout: Duration,
+    pub flex_timeout: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -154,6 +155,7 @@ impl Config {
             upstream_timeout: settings.seconds(UPSTREAM_TIMEOUT_SECONDS)?,
             stream_idle_timeout: settings.seconds(STREAM_IDLE_TIMEOUT_SECONDS)?,
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
+            flex_timeout: settings.seconds(FLEX_TIMEOUT_SECONDS)?,
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
@@ -173,6 +175,14 @@ impl Config {
     pub fn set_gemini_api_key(&mut self, key: ApiKey) {
         self.quota_plan.add_default_label(key.sha256(), SERVER_LABEL);
         self.gemini_api_key = Some(key);
+    }
+
+    /// How long a request in this service tier may take.
+    pub fn request_timeout_of(&self, tier: ServiceTier) -> Duration {
+        match tier {
+            ServiceTier::Flex => self.request_timeout.max(self.flex_timeout),
+            ServiceTier::Standard | ServiceTier::Priority => self.request_timeout,
+        }
     }
 
     /// Whether only this machine can reach the port.

@@ -67,6 +67,7 @@ impl Gateway {
         let leases = Leases::new(Arc::clone(&limiter));
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
         let policy = RetryPolicy {
+            flex_timeout: config.flex_timeout,
             max_continuations: config.max_continuations,
             ..RetryPolicy::new(config.max_attempts, config.upstream_timeout)
         };

@@ -18,9 +18,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dispatch::{Call, CallError, CallKind, Dispatcher, LongAnswer};
+use crate::dispatch::{Admitted, Call, CallError, CallKind, Dispatcher, LongAnswer};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
-use crate::limits::Admission;
 use crate::schema::Work;
 use offload::{Offload, OffloadError};
 
@@ -156,10 +155,10 @@ pub async fn generate<G: Generation>(
     call: &Call,
     generation: G,
 ) -> Result<Generated<G::Value>, GenerationError> {
-    let admission = dispatcher.admit(call).await?;
+    let admitted = dispatcher.admit(call).await?;
     // Boxed, so that a request that waits takes no more memory than its wait.
     let generation = Arc::new(generation);
-    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admission)).await
+    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admitted)).await
 }
 
 /// The same for a call that has been admitted.
@@ -168,9 +167,9 @@ async fn generate_admitted<G: Generation>(
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
-    admission: Admission,
+    admitted: Admitted,
 ) -> Result<Generated<G::Value>, GenerationError> {
-    let answer = dispatcher.generate_admitted(call, generation.body(), admission).await?;
+    let answer = dispatcher.generate_admitted(call, generation.body(), admitted).await?;
     let mismatch = match read(offload, call, generation, answer).await? {
         Ok(generated) => return Ok(generated),
         Err(mismatch) => mismatch,

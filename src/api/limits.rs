@@ -18,8 +18,8 @@ use super::openapi::{AdminErrors, ResetLimitsErrors};
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, PerKind, Planned, QuotaKind, QuotaUsage, Refused, RefusedHere,
-    Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
+    Account, AdaptiveLimit, Capacity, PerKind, Planned, QuotaKind, QuotaUsage, Refused,
+    RefusedHere, Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
 };
 
 /// How many keys and models are shown at most.
@@ -56,6 +56,8 @@ struct AccountStatus {
     /// Why this service refuses calls without sending them; null if it does not.
     refused: Option<RefusedStatus>,
     concurrency: AdaptiveStatus,
+    /// The adaptive limit of flex calls, which Gemini refuses by themselves.
+    flex_concurrency: AdaptiveStatus,
 }
 
 /// The quotas by name. A day ends at midnight in California.
@@ -118,7 +120,7 @@ struct QuotaStatus {
     reserved: u64,
 }
 
-/// The adaptive limit on concurrent calls of this key and model.
+/// An adaptive limit on concurrent calls of this key and model.
 #[derive(Debug, Serialize, ToSchema)]
 struct AdaptiveStatus {
     /// The current limit. Gemini's refusals for load lower it, successful calls raise it.
@@ -150,6 +152,7 @@ impl AccountStatus {
             paused_for_seconds: usage.paused_for.map(milliseconds),
             refused: account.refused_here().map(RefusedStatus::of),
             concurrency: AdaptiveStatus::of(account.concurrency()),
+            flex_concurrency: AdaptiveStatus::of(account.concurrency_of(Capacity::Flex)),
         })
     }
 }

@@ -60,6 +60,7 @@ pub const SETTINGS: &[Setting] = &[
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
+    FLEX_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -260,6 +261,12 @@ pub(super) const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "600",
     "seconds",
     "How long a request may take in all, including queueing and retries; in a batch, each item from its turn in the queue; a stream, until its first byte.",
+);
+pub(super) const FLEX_TIMEOUT_SECONDS: Setting = setting(
+    "FLEX_TIMEOUT_SECONDS",
+    "900",
+    "seconds",
+    "How long one attempt at a flex call may take, and a flex request in all where `REQUEST_TIMEOUT_SECONDS` is less.",
 );
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",

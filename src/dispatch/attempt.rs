@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::settle::{follow_model, reported, settle};
 use super::{Call, CallError, Dispatcher};
-use crate::gemini::{Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
+use crate::gemini::{
+    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage,
+};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{FinishedCall, Metrics};
 
@@ -51,7 +53,7 @@ impl Reader for Whole {
     ) -> Result<Answer, ForwardError> {
         let Self(body, part) = self;
         let (key, model) = (call.key(), call.model());
-        let answer = client.generate(key, model, body.clone(), *part, fence, time_limit);
+        let answer = client.generate(key, model, call.sent_body(body), *part, fence, time_limit);
         Ok(answer.await?)
     }
 
@@ -88,8 +90,9 @@ impl Dispatcher {
     ) -> Result<Result<R::Answer, ForwardError>, CallError> {
         let sent = Instant::now();
         // One timer for both: an attempt's time, and what is left of the call's.
-        let left = call.deadline().saturating_duration_since(sent);
-        let time_limit = self.policy.attempt_timeout.min(left);
+        let left = call.until().saturating_duration_since(sent);
+        let attempt_timeout = self.policy.attempt_timeout_of(call.tier());
+        let time_limit = attempt_timeout.min(left);
         let received = reader.exchange(&self.client, call, in_flight.fence(), time_limit).await;
         let ForwardError { error, response } = match received {
             Ok(received) => {
@@ -108,8 +111,7 @@ impl Dispatcher {
             Err(rejected) => rejected,
         };
         settle(&self.limiter, in_flight, call, &error);
-        let is_overdue =
-            time_limit < self.policy.attempt_timeout && error.kind == ErrorKind::Timeout;
+        let is_overdue = time_limit < attempt_timeout && error.kind == ErrorKind::Timeout;
         let outcome = if is_overdue { Outcome::Overdue } else { Outcome::Failed(&error) };
         outcome.record(&self.metrics, call, sent, error.usage);
         match outcome {

@@ -64,8 +64,8 @@ impl Dispatcher {
     }
 
     async fn next_part(&self, call: &Call, body: Bytes) -> Result<Answer, CallError> {
-        let admission = self.admit(call).await?;
-        self.run(call, admission, Whole(body, AnswerPart::Later)).await
+        let admitted = self.admit(call).await?;
+        self.run(admitted, Whole(body, AnswerPart::Later)).await
     }
 }
 

@@ -43,7 +43,8 @@ impl Reader for PassOn<'_> {
         fence: Option<SendCheck>,
         time_limit: Duration,
     ) -> Result<Response<ForwardedBody>, ForwardError> {
-        let answer = client.forward(self.request, call.key(), self.body.clone(), fence, self.idle);
+        let body = call.sent_body(&self.body);
+        let answer = client.forward(self.request, call.key(), body, fence, self.idle);
         timeout(time_limit, answer)
             .await
             .unwrap_or_else(|_| Err(Error::timed_out(time_limit).into()))

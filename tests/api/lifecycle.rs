@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 38] = [
+const WRONG: [(&str, &str); 39] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -182,6 +182,7 @@ const WRONG: [(&str, &str); 38] = [
     ("UPSTREAM_TIMEOUT_SECONDS", "2m"),
     ("STREAM_IDLE_TIMEOUT_SECONDS", "77s"),
     ("REQUEST_TIMEOUT_SECONDS", "infinity"),
+    ("FLEX_TIMEOUT_SECONDS", "-7.7"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),

@@ -13,7 +13,8 @@ use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use crate::limits::budget::BudgetAdmin;
 use crate::limits::local::{AdaptiveLimit, LocalBudget};
 use crate::limits::model::{
-    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaPlan, Quotas, Source, StoreUnavailable,
+    BudgetUsage, Capacity, Payer, Planned, PlannedQuotas, QuotaPlan, Quotas, Source,
+    StoreUnavailable,
 };
 use crate::limits::store::Store;
 
@@ -43,6 +44,7 @@ pub struct Account {
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn BudgetAdmin>,
     concurrency: Arc<AdaptiveLimit>,
+    flex_concurrency: Arc<AdaptiveLimit>,
     /// Whether Gemini has ever accepted a call of this account.
     proven: AtomicBool,
     /// Shared by all accounts.
@@ -108,6 +110,7 @@ impl Account {
             planned: Mutex::new(planned),
             budget,
             concurrency: AdaptiveLimit::new(ceiling),
+            flex_concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
             breakers: Arc::default(),
             is_alias: AtomicBool::new(false),
@@ -140,9 +143,17 @@ impl Account {
         &self.budget
     }
 
-    /// The limit on concurrent calls.
+    /// The limit on concurrent calls, flex calls aside.
     pub fn concurrency(&self) -> &Arc<AdaptiveLimit> {
         &self.concurrency
+    }
+
+    /// The limit on concurrent calls that use this part of Gemini's capacity.
+    pub fn concurrency_of(&self, capacity: Capacity) -> &Arc<AdaptiveLimit> {
+        match capacity {
+            Capacity::Standard => &self.concurrency,
+            Capacity::Flex => &self.flex_concurrency,
+        }
     }
 
     /// The account that is charged for this one's calls: itself, unless Gemini has named another
@@ -213,13 +224,14 @@ impl Account {
         self.note_known();
     }
 
-    /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, the limit on concurrent
+    /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, the limits on concurrent
     /// calls, and that another model is charged.
     pub(in crate::limits) fn forget(&self) {
         self.charge(None);
         self.named().clear();
         self.budget.forget();
         self.concurrency.reset();
+        self.flex_concurrency.reset();
         self.breakers.reset(&self.own_breakers());
     }
 
@@ -366,6 +378,7 @@ impl Account {
     pub(super) fn is_blank(&self) -> bool {
         let real = self.real.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.concurrency.is_at_rest()
+            && self.flex_concurrency.is_at_rest()
             && self.budget.is_blank()
             && real.is_none_or(|real| real.is_blank())
     }

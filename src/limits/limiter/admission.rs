@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
-use crate::limits::model::Quotas;
+use crate::limits::model::{Capacity, Quotas};
 use crate::limits::semaphore::{Fence, Permit};
 
 /// The right to one call. Dropping it admits the next one.
@@ -17,6 +17,7 @@ use crate::limits::semaphore::{Fence, Permit};
 pub struct Admission {
     // Fields drop in this order: the call that gets the global slot finds a free slot of the account.
     pub(super) concurrency: Permit,
+    pub(super) capacity: Capacity,
     pub(super) global: Permit,
     pub(super) named: Option<Permit>,
     pub(super) reservation: Reservation,
@@ -41,8 +42,8 @@ impl Admission {
         if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
             return Err(PermitsExpired);
         }
-        let Self { global, concurrency, named, reservation, account, alias, .. } = self;
-        let slot = account.concurrency().enter(concurrency);
+        let Self { global, concurrency, capacity, named, reservation, account, alias, .. } = self;
+        let slot = account.concurrency_of(capacity).enter(concurrency);
         Ok(InFlightCall { global, slot, named, sent: reservation.start(), account, alias })
     }
 }

@@ -12,7 +12,7 @@ use super::{Limiter, Refused};
 use crate::limits::accounts::Account;
 use crate::limits::budget::{NotReserved, Reservation};
 use crate::limits::local::LocalSemaphore;
-use crate::limits::model::{Estimate, Exhausted, Line};
+use crate::limits::model::{Capacity, Estimate, Exhausted, Line};
 use crate::limits::semaphore::{NotGranted, Permit, Semaphore, WaitMode};
 
 /// How long a call holds a permit of a named semaphore until it is known whether its quotas have
@@ -55,6 +55,7 @@ pub struct AccountQueue {
     ticket: Arc<QueueTicket>,
     account: Arc<Account>,
     named: Option<Arc<dyn Semaphore>>,
+    capacity: Capacity,
     head: sync::Mutex<()>,
 }
 
@@ -89,7 +90,8 @@ impl QueueTicket {
         account: Arc<Account>,
         named: Option<Arc<dyn Semaphore>>,
     ) -> AccountQueue {
-        AccountQueue { ticket: Arc::clone(self), account, named, head: sync::Mutex::new(()) }
+        let (ticket, capacity) = (Arc::clone(self), Capacity::default());
+        AccountQueue { ticket, account, named, capacity, head: sync::Mutex::new(()) }
     }
 
     async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
@@ -125,8 +127,12 @@ impl QueueTicket {
     }
 
     /// Waits for a slot of the account and a global slot.
-    async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
-        let own = account.concurrency().semaphore();
+    async fn slots(
+        &self,
+        account: &Account,
+        capacity: Capacity,
+    ) -> Result<(Permit, Permit), Refused> {
+        let own = account.concurrency_of(capacity).semaphore();
         let usage = own.usage();
         // If the account's limit is not below the global one, calls wait for the global slot alone.
         // So the first of all replicas is admitted first.
@@ -316,6 +322,11 @@ impl Drop for InQueue<'_> {
 }
 
 impl AccountQueue {
+    /// The same queue for calls that use this part of Gemini's capacity.
+    pub fn using(self, capacity: Capacity) -> Self {
+        Self { capacity, ..self }
+    }
+
     /// Waits until all earlier calls of this queue are admitted. Dropping the future leaves the
     /// queue.
     pub async fn head(&self) -> HeadOfQueue<'_> {
@@ -378,7 +389,7 @@ impl HeadOfQueue<'_> {
         estimate: Estimate,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
-        let AccountQueue { ticket, account: requested, named, .. } = self.queue;
+        let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
         let named = match named {
             None => None,
             Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
@@ -394,9 +405,10 @@ impl HeadOfQueue<'_> {
                 Err(reason) => return Err(reason.into()),
             },
         };
-        let (concurrency, global) = ticket.slots(&account).await?;
+        let (concurrency, global) = ticket.slots(&account, *capacity).await?;
         let waited = self.since.elapsed();
         let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
-        Ok(Admission { concurrency, global, named, reservation, account, alias, waited })
+        let capacity = *capacity;
+        Ok(Admission { concurrency, capacity, global, named, reservation, account, alias, waited })
     }
 }
