@@ -28,6 +28,7 @@ use crate::gemini::{
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
+use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use forward::PassOn;
@@ -48,6 +49,7 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
     projects: Arc<Projects>,
+    prices: Arc<Prices>,
 }
 
 /// Why a call has no answer.
@@ -95,14 +97,16 @@ impl CallError {
 }
 
 impl Dispatcher {
-    /// A dispatcher over an upstream and a limiter.
+    /// A dispatcher over an upstream and a limiter, which charges calls at these prices.
     pub fn new(
         client: Client,
         limiter: Arc<Limiter>,
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
+        prices: Prices,
     ) -> Self {
-        Self { client, limiter, metrics, policy, projects: Arc::default() }
+        let prices = Arc::new(prices);
+        Self { client, limiter, metrics, policy, projects: Arc::default(), prices }
     }
 
     /// The same, with connections of its own and everything else shared.
@@ -113,6 +117,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
             projects: Arc::clone(&self.projects),
+            prices: Arc::clone(&self.prices),
         }
     }
 

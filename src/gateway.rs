@@ -11,6 +11,7 @@ use crate::generation::offload::Offload;
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
+use crate::prices::Prices;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -68,8 +69,14 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
         let client = client(&config)?;
-        let dispatcher =
-            Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
+        let dispatcher = Dispatcher::new(
+            client,
+            Arc::clone(&limiter),
+            Arc::clone(&metrics),
+            policy,
+            Prices::default(),
+        );
+        let dispatcher = Arc::new(dispatcher);
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));

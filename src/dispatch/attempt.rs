@@ -11,6 +11,7 @@ use super::{Call, CallError, Dispatcher};
 use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{FinishedCall, Metrics};
+use crate::prices::{ChargedTokens, Prices};
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
 pub(super) trait Reader: Sync {
@@ -57,8 +58,8 @@ impl Reader for Whole {
         answer.model_version.clone()
     }
 
-    fn read(&self, answer: Answer, attempt: Attempt) -> Answer {
-        attempt.end(&Outcome::Answered, answer.usage);
+    fn read(&self, mut answer: Answer, attempt: Attempt) -> Answer {
+        answer.usage = attempt.end(&Outcome::Answered, answer.usage);
         answer
     }
 }
@@ -68,9 +69,12 @@ impl Reader for Whole {
 pub(super) struct Attempt {
     in_flight: InFlightCall,
     pub call: Call,
+    /// The model that Gemini says it asked.
+    answered_by: Option<Model>,
     sent: Instant,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
+    prices: Arc<Prices>,
 }
 
 impl Dispatcher {
@@ -89,7 +93,7 @@ impl Dispatcher {
         let left = call.deadline().saturating_duration_since(sent);
         let time_limit = self.policy.attempt_timeout.min(left);
         let received = reader.exchange(&self.client, call, in_flight.fence(), time_limit).await;
-        let ForwardError { error, response } = match received {
+        let ForwardError { mut error, response } = match received {
             Ok(received) => {
                 self.projects.prove(call.key());
                 let named = reader.model_version(&received);
@@ -97,19 +101,22 @@ impl Dispatcher {
                 let attempt = Attempt {
                     in_flight,
                     call: call.clone(),
+                    answered_by: named,
                     sent,
                     limiter: Arc::clone(&self.limiter),
                     metrics: Arc::clone(&self.metrics),
+                    prices: Arc::clone(&self.prices),
                 };
                 return Ok(Ok(reader.read(received, attempt)));
             }
             Err(rejected) => rejected,
         };
+        error.usage = charged(&self.prices, call.model(), None, error.usage);
         settle(&self.limiter, in_flight, call, &error);
         let is_overdue =
             time_limit < self.policy.attempt_timeout && error.kind == ErrorKind::Timeout;
         let outcome = if is_overdue { Outcome::Overdue } else { Outcome::Failed(&error) };
-        outcome.record(&self.metrics, call, sent, error.usage);
+        outcome.record(&self.metrics, call, None, sent, error.usage);
         match outcome {
             Outcome::Overdue => Err(CallError::DeadlineExceeded),
             _ => Ok(Err(ForwardError { error, response })),
@@ -118,9 +125,10 @@ impl Dispatcher {
 }
 
 impl Attempt {
-    /// The attempt is over: settles and counts it.
-    pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) {
-        let Self { in_flight, call, sent, limiter, metrics } = self;
+    /// The attempt is over: settles and counts it. Returns the usage with what it costs.
+    pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) -> Usage {
+        let Self { in_flight, call, answered_by, sent, limiter, metrics, prices } = self;
+        let usage = charged(&prices, call.model(), answered_by.as_ref(), usage);
         match outcome {
             Outcome::Answered => in_flight.answered(reported(usage)),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
@@ -132,8 +140,22 @@ impl Attempt {
             _ if usage.prompt_tokens > 0 => in_flight.answered(reported(usage)),
             _ => drop(in_flight),
         }
-        outcome.record(&metrics, &call, sent, usage);
+        outcome.record(&metrics, &call, answered_by.as_ref(), sent, usage);
+        usage
     }
+}
+
+/// The usage with what it costs at the prices of the model that answered and of the tier that
+/// answered. Where the prices of that model are unknown, those of the model that was asked count.
+fn charged(prices: &Prices, asked: &Model, answered_by: Option<&Model>, usage: Usage) -> Usage {
+    let tokens = usage.charged();
+    if tokens == ChargedTokens::default() {
+        return usage;
+    }
+    let answered_by = answered_by.filter(|model| prices.knows(model.as_str()));
+    let model = answered_by.unwrap_or(asked).as_str();
+    let cost = prices.cost(model, usage.service_tier.unwrap_or_default(), tokens);
+    Usage { cost, ..usage }
 }
 
 /// How an attempt ended.
@@ -152,7 +174,14 @@ pub(super) enum Outcome<'a> {
 
 impl Outcome<'_> {
     /// Tells the metrics, and the estimator what the input cost.
-    fn record(&self, metrics: &Metrics, call: &Call, sent: Instant, usage: Usage) {
+    fn record(
+        &self,
+        metrics: &Metrics,
+        call: &Call,
+        answered_by: Option<&Model>,
+        sent: Instant,
+        usage: Usage,
+    ) {
         let (outcome, accepted) = match self {
             Self::Answered => ("success", true),
             Self::Overdue => ("request_timeout", false),
@@ -166,6 +195,7 @@ impl Outcome<'_> {
         metrics.finished(FinishedCall {
             kind: call.kind().label(),
             model: call.model(),
+            answered_by,
             accepted,
             outcome,
             took: sent.elapsed(),

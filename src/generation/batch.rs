@@ -189,6 +189,7 @@ mod tests {
     use crate::generation::{Mismatch, ReadError};
     use crate::limits::{Limiter, QuotaPlan};
     use crate::metrics::Metrics;
+    use crate::prices::Prices;
     use crate::schema::Work;
     use crate::simulator::{Options, Simulator};
 
@@ -240,6 +241,7 @@ mod tests {
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
+            Prices::default(),
         ));
         let item = |n: usize| Item {
             generation: Fragile {

@@ -74,8 +74,10 @@ impl ChatStream {
             Err(error) => return Err(self.failed(error)),
         }
         let (rest, unrecognized) = (answer.rest(), answer.unrecognized());
-        let answer = answer.finish().map_err(|error| self.failed(error))?;
-        self.body.settle(Ok(()));
+        let mut answer = answer.finish().map_err(|error| self.failed(error))?;
+        if let Some(usage) = self.body.settle(Ok(())) {
+            answer.usage = usage;
+        }
         if unrecognized > 0 {
             let model = self.chat.model();
             tracing::warn!(
