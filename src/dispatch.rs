@@ -14,6 +14,7 @@ mod progress;
 mod projects;
 mod retry;
 mod settle;
+mod spend;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,7 +11,7 @@ use super::{Call, CallError, Dispatcher};
 use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{FinishedCall, Metrics};
-use crate::prices::{ChargedTokens, Prices};
+use crate::prices::Prices;
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
 pub(super) trait Reader: Sync {
@@ -85,7 +85,7 @@ impl Dispatcher {
     pub(super) async fn attempt<R: Reader>(
         &self,
         call: &Call,
-        in_flight: InFlightCall,
+        mut in_flight: InFlightCall,
         reader: &R,
     ) -> Result<Result<R::Answer, ForwardError>, CallError> {
         let sent = Instant::now();
@@ -112,6 +112,7 @@ impl Dispatcher {
             Err(rejected) => rejected,
         };
         error.usage = charged(&self.prices, call.model(), None, error.usage);
+        charge(&mut in_flight, error.usage);
         settle(&self.limiter, in_flight, call, &error);
         let is_overdue =
             time_limit < self.policy.attempt_timeout && error.kind == ErrorKind::Timeout;
@@ -127,8 +128,9 @@ impl Dispatcher {
 impl Attempt {
     /// The attempt is over: settles and counts it. Returns the usage with what it costs.
     pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) -> Usage {
-        let Self { in_flight, call, answered_by, sent, limiter, metrics, prices } = self;
+        let Self { mut in_flight, call, answered_by, sent, limiter, metrics, prices } = self;
         let usage = charged(&prices, call.model(), answered_by.as_ref(), usage);
+        charge(&mut in_flight, usage);
         match outcome {
             Outcome::Answered => in_flight.answered(reported(usage)),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
@@ -148,14 +150,20 @@ impl Attempt {
 /// The usage with what it costs at the prices of the model that answered and of the tier that
 /// answered. Where the prices of that model are unknown, those of the model that was asked count.
 fn charged(prices: &Prices, asked: &Model, answered_by: Option<&Model>, usage: Usage) -> Usage {
-    let tokens = usage.charged();
-    if tokens == ChargedTokens::default() {
+    if !usage.is_known() {
         return usage;
     }
     let answered_by = answered_by.filter(|model| prices.knows(model.as_str()));
     let model = answered_by.unwrap_or(asked).as_str();
-    let cost = prices.cost(model, usage.service_tier.unwrap_or_default(), tokens);
+    let cost = prices.cost(model, usage.service_tier.unwrap_or_default(), usage.charged());
     Usage { cost, ..usage }
+}
+
+/// Settles the payer's spend at what the call cost, if that is known.
+fn charge(in_flight: &mut InFlightCall, usage: Usage) {
+    if usage.is_known() {
+        in_flight.charge(usage.cost.0);
+    }
 }
 
 /// How an attempt ended.
@@ -173,7 +181,7 @@ pub(super) enum Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// Tells the metrics, and the estimator what the input cost.
+    /// Tells the metrics, and the estimators what the call cost.
     fn record(
         &self,
         metrics: &Metrics,
@@ -189,9 +197,7 @@ impl Outcome<'_> {
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),
         };
-        if usage.prompt_tokens > 0 {
-            call.estimator().learn(call.input(), usage.prompt_tokens, usage.cached_tokens);
-        }
+        call.learn(usage);
         metrics.finished(FinishedCall {
             kind: call.kind().label(),
             model: call.model(),

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::spend::{Learned, SpendEstimator};
 use super::{CallError, CallKind, ChargedTo, Dispatcher};
-use crate::gemini::{ApiKey, InputFeatures, Model, TokenEstimator, warn_of_retirement};
+use crate::gemini::{ApiKey, InputFeatures, Model, Usage, warn_of_retirement};
 use crate::limits::{
     AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
 };
@@ -61,7 +62,9 @@ pub struct CallQueue {
     key: ApiKey,
     model: Model,
     queue: AccountQueue,
-    estimator: Arc<TokenEstimator>,
+    learned: Arc<Learned>,
+    /// `None` if the payer may spend any amount.
+    spend: Option<SpendEstimator>,
 }
 
 impl Dispatcher {
@@ -94,9 +97,9 @@ impl Dispatcher {
             ChargedTo::Method(method) => accounts.apart(&payer, model.as_str(), method),
         };
         warn_of_retirement(&model);
-        // Kept with the account, so that no key can teach another one's estimator nonsense.
-        let estimator = account.attached();
-        CallQueue { kind, key, model, queue: ticket.queue(account, semaphore), estimator }
+        let learned = account.attached();
+        let spend = SpendEstimator::new(&account, &self.prices, kind);
+        CallQueue { kind, key, model, queue: ticket.queue(account, semaphore), learned, spend }
     }
 
     /// Waits until a call is admitted.
@@ -172,16 +175,25 @@ impl Call {
         &self.queue.key
     }
 
-    pub(super) fn estimator(&self) -> &TokenEstimator {
-        &self.queue.estimator
+    /// Learns from the usage that Gemini reports.
+    pub(super) fn learn(&self, usage: Usage) {
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        if usage.prompt_tokens > 0 {
+            learned.tokens.learn(self.input(), usage.prompt_tokens, usage.cached_tokens);
+        }
+        if let Some(spend) = spend.as_ref().filter(|_| usage.is_known()) {
+            spend.learn(learned, usage);
+        }
     }
 
     fn estimate(&self) -> Estimate {
         let CallSize { input, requests, images } = self.size;
-        let estimator = self.estimator();
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        let tokens = learned.tokens.estimate(input);
         Estimate {
-            cost: Cost::of(requests, estimator.estimate(input)).with(Resource::Images, images),
-            at_least: estimator.at_least(input),
+            cost: Cost::of(requests, tokens).with(Resource::Images, images),
+            at_least: learned.tokens.at_least(input),
+            spend: spend.as_ref().map_or(0, |spend| spend.estimate(learned, tokens)),
         }
     }
 }

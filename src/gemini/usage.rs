@@ -147,6 +147,11 @@ impl Usage {
         Some(Usage { service_tier, ..usage })
     }
 
+    /// Whether Gemini has reported any token that is charged.
+    pub fn is_known(self) -> bool {
+        self.charged() != ChargedTokens::default()
+    }
+
     /// What these tokens are charged as. Thoughts that only the total contains, as on OpenAI's surface,
     /// are output.
     pub fn charged(self) -> ChargedTokens {
