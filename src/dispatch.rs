@@ -104,9 +104,8 @@ impl Dispatcher {
         limiter: Arc<Limiter>,
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
-        prices: Prices,
+        prices: Arc<Prices>,
     ) -> Self {
-        let prices = Arc::new(prices);
         Self { client, limiter, metrics, policy, projects: Arc::default(), prices }
     }
 

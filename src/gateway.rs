@@ -11,7 +11,6 @@ use crate::generation::offload::Offload;
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
-use crate::prices::Prices;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -74,7 +73,7 @@ impl Gateway {
             Arc::clone(&limiter),
             Arc::clone(&metrics),
             policy,
-            Prices::default(),
+            Arc::clone(&config.prices),
         );
         let dispatcher = Arc::new(dispatcher);
         let bodies = BodyBudget::new(config.body_memory_bytes);

@@ -1,4 +1,5 @@
-//! The quota settings: `GEMINI_TIER`, `GEMINI_LIMITS` and `GEMINI_KEY_LABELS`.
+//! The settings of quotas and prices: `GEMINI_TIER`, `GEMINI_LIMITS`, `GEMINI_KEY_LABELS` and
+//! `GEMINI_PRICES_FILE`.
 //!
 //! Errors give the number of the entry and quote only limits: somebody may have put the key itself in
 //! place of a label or a digest.
@@ -6,12 +7,15 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use crate::gemini::Model;
 use crate::limits::{KeyDigest, Limit, LimitScope, Limits, QuotaKind, QuotaPlan, Resource, Tier};
+use crate::prices::Prices;
 
 use super::{
-    GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_TIER, InvalidSetting, Lookup, SERVER_LABEL, Setting,
-    invalid,
+    GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE, GEMINI_TIER, InvalidSetting, Lookup,
+    SERVER_LABEL, Setting, invalid,
 };
 
 const EVERY_MODEL: &str = "*";
@@ -24,7 +28,7 @@ const DOLLAR_DIGITS: usize = 9;
 /// The highest limit on spend, in dollars: Redis keeps amounts of up to 14 digits.
 const MOST_DOLLARS: u64 = 10_000;
 
-/// Reads the three settings.
+/// Reads the settings of quotas.
 pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     let mut plan = QuotaPlan::default();
     plan.tier = tier(settings)?;
@@ -38,6 +42,14 @@ pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
             .map_err(|expected| invalid(GEMINI_LIMITS, in_entry(number, &expected)))?;
     }
     Ok(plan)
+}
+
+/// Reads the prices, with those of `GEMINI_PRICES_FILE`.
+pub(super) fn prices(settings: &Lookup<'_>) -> Result<Arc<Prices>, InvalidSetting> {
+    let Some(path) = settings.optional(GEMINI_PRICES_FILE) else { return Ok(Arc::default()) };
+    let prices = Prices::with_file(path.as_ref());
+    let invalid = |reason| invalid(GEMINI_PRICES_FILE, format!("a file of prices, but {reason}"));
+    prices.map(Arc::new).map_err(invalid)
 }
 
 fn tier(settings: &Lookup<'_>) -> Result<Option<Tier>, InvalidSetting> {

@@ -34,6 +34,7 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_TIER,
     GEMINI_LIMITS,
     GEMINI_KEY_LABELS,
+    GEMINI_PRICES_FILE,
     MAX_QUEUED_REQUESTS,
     GEMINI_MAX_ATTEMPTS,
     REDIS_URL,
@@ -119,6 +120,12 @@ pub(super) const GEMINI_KEY_LABELS: Setting = setting(
     "",
     "entries, separated by commas",
     "Labels for keys, by the first digits of their SHA-256: `team-a=1f3a9c02,team-a=77aa01bc`. Keys with the same label share their quotas.",
+);
+pub(super) const GEMINI_PRICES_FILE: Setting = setting(
+    "GEMINI_PRICES_FILE",
+    "",
+    "path",
+    "A file with prices of models, in TOML, for those that differ from the gateway's own. See docs/limits.md.",
 );
 pub(super) const MAX_QUEUED_REQUESTS: Setting = setting(
     "MAX_QUEUED_REQUESTS",

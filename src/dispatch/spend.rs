@@ -72,9 +72,8 @@ impl SpendEstimator {
         let NanoDollars(input) = self.standard(usage.charged().input, 0);
         let beyond = (usage.cost.0 as f64 - input as f64).clamp(-MOST, MOST);
         let mut all = learned.beyond_input();
-        let average = all
-            .entry(self.kind)
-            .or_insert(Average { mean: beyond, deviation: beyond.abs() / 2.0 });
+        let average =
+            all.entry(self.kind).or_insert(Average { mean: beyond, deviation: beyond.abs() / 2.0 });
         let error = beyond - average.mean;
         average.mean += error / 8.0;
         average.deviation += (error.abs() - average.deviation) / 4.0;
@@ -95,8 +94,8 @@ mod tests {
 
     fn estimator(model: &str) -> SpendEstimator {
         let mut plan = QuotaPlan::default();
-        let limits = Limits::default()
-            .with(QuotaKind::SpendPerTenMinutes, Limit::AtMost(10_000_000_000));
+        let limits =
+            Limits::default().with(QuotaKind::SpendPerTenMinutes, Limit::AtMost(10_000_000_000));
         plan.add_limits(LimitScope { label: None, model: None }, limits).unwrap();
         let limiter = Limiter::new(1, 1, plan);
         let account = limiter.accounts().of(&[7; 32], &model.into());

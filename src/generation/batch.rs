@@ -189,7 +189,6 @@ mod tests {
     use crate::generation::{Mismatch, ReadError};
     use crate::limits::{Limiter, QuotaPlan};
     use crate::metrics::Metrics;
-    use crate::prices::Prices;
     use crate::schema::Work;
     use crate::simulator::{Options, Simulator};
 
@@ -241,7 +240,7 @@ mod tests {
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
-            Prices::default(),
+            Arc::default(),
         ));
         let item = |n: usize| Item {
             generation: Fragile {

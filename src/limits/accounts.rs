@@ -276,19 +276,24 @@ impl Accounts {
     /// # Errors
     /// [`StoreUnavailable`] if the limits are shared and cannot be reached.
     pub async fn spending(&self) -> Result<Vec<Spending>, StoreUnavailable> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let budgets = open.spend.iter().filter_map(|(payer, budget)| {
-            Some((payer.clone(), budget.upgrade()?))
-        });
-        let mut budgets: Vec<_> = budgets.collect();
-        drop(open);
-        budgets.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let mut all = Vec::with_capacity(budgets.len().min(MOST_SPENDING));
-        for (payer, budget) in budgets.into_iter().take(MOST_SPENDING) {
+        let mut all = Vec::new();
+        for (payer, budget) in self.spend_budgets() {
             let planned = self.plan.of_payer(payer.label())[QuotaKind::SpendPerTenMinutes];
             all.push(Spending { payer, planned, usage: budget.usage().await? });
         }
         Ok(all)
+    }
+
+    fn spend_budgets(&self) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let budgets = open.spend.iter();
+        let mut budgets: Vec<_> = budgets
+            .filter_map(|(payer, budget)| Some((payer.clone(), budget.upgrade()?)))
+            .collect();
+        drop(open);
+        budgets.sort_by(|(a, _), (b, _)| a.cmp(b));
+        budgets.truncate(MOST_SPENDING);
+        budgets
     }
 
     /// The number of open accounts.
