@@ -14,11 +14,13 @@ use std::cell::Cell;
 use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Model, ServiceTier};
 use crate::limits::{QuotaPlan, RedisSettings};
+use crate::prices::Prices;
 use crate::schema::Limits;
 use lookup::{Lookup, UNQUOTED, invalid};
 use settings::*;
@@ -59,6 +61,7 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     pub concurrency_limit: usize,
     pub quota_plan: QuotaPlan,
+    pub prices: Arc<Prices>,
     pub max_queued_requests: usize,
     pub max_attempts: usize,
     pub max_continuations: usize,
@@ -128,6 +131,7 @@ impl Config {
             allowed_hosts: browsers::allowed_hosts(settings)?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
             quota_plan,
+            prices: quotas::prices(settings)?,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
             max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
             max_continuations: settings.parse(MAX_CONTINUATIONS, "a whole number")?,

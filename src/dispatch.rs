@@ -15,6 +15,7 @@ mod progress;
 mod projects;
 mod retry;
 mod settle;
+mod spend;
 mod tier;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::gemini::{
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
+use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use forward::PassOn;
@@ -52,6 +54,7 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
     projects: Arc<Projects>,
+    prices: Arc<Prices>,
 }
 
 /// Why a call has no answer.
@@ -99,14 +102,15 @@ impl CallError {
 }
 
 impl Dispatcher {
-    /// A dispatcher over an upstream and a limiter.
+    /// A dispatcher over an upstream and a limiter, which charges calls at these prices.
     pub fn new(
         client: Client,
         limiter: Arc<Limiter>,
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
+        prices: Arc<Prices>,
     ) -> Self {
-        Self { client, limiter, metrics, policy, projects: Arc::default() }
+        Self { client, limiter, metrics, policy, projects: Arc::default(), prices }
     }
 
     /// The same, with connections of its own and everything else shared.
@@ -117,6 +121,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
             projects: Arc::clone(&self.projects),
+            prices: Arc::clone(&self.prices),
         }
     }
 

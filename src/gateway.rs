@@ -72,8 +72,14 @@ impl Gateway {
             ..RetryPolicy::new(config.max_attempts, config.upstream_timeout)
         };
         let client = client(&config)?;
-        let dispatcher =
-            Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
+        let dispatcher = Dispatcher::new(
+            client,
+            Arc::clone(&limiter),
+            Arc::clone(&metrics),
+            policy,
+            Arc::clone(&config.prices),
+        );
+        let dispatcher = Arc::new(dispatcher);
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));

@@ -111,7 +111,7 @@ pub enum GenerationError {
     SchemaViolation {
         /// The mismatches of the last answer.
         violations: Vec<String>,
-        /// The tokens that the last answer cost.
+        /// The tokens that the answers cost.
         usage: Usage,
     },
     /// An internal error of this service.
@@ -128,13 +128,25 @@ impl GenerationError {
         }
     }
 
-    /// The tokens that the failed call spent.
-    fn usage(&self) -> Usage {
+    /// The tokens that were spent all the same, as far as Gemini reports them.
+    pub fn usage(&self) -> Usage {
         match self {
             Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
             Self::SchemaViolation { usage, .. } => *usage,
             Self::Dispatch(_) | Self::Internal => Usage::default(),
         }
+    }
+}
+
+impl GenerationError {
+    /// The same error, after an answer that has cost this.
+    fn after(mut self, spent: Usage) -> Self {
+        match &mut self {
+            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage = spent + error.usage,
+            Self::SchemaViolation { usage, .. } => *usage = spent + *usage,
+            Self::Dispatch(_) | Self::Internal => {}
+        }
+        self
     }
 }
 
@@ -180,13 +192,14 @@ async fn generate_admitted<G: Generation>(
     );
     match correct(dispatcher, offload, call, generation, &mismatch).await {
         Ok(mut generated) => {
-            generated.usage += mismatch.usage;
+            generated.usage = mismatch.usage + generated.usage;
             Ok(generated)
         }
         Err(error) => {
-            let usage = error.usage();
-            let mut fallback = mismatch.fallback.ok_or(error)?;
-            fallback.usage += usage;
+            let Some(mut fallback) = mismatch.fallback else {
+                return Err(error.after(mismatch.usage));
+            };
+            fallback.usage += error.usage();
             Ok(fallback)
         }
     }

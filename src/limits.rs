@@ -32,7 +32,7 @@ mod semaphore;
 mod store;
 
 pub use self::redis::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
-pub use accounts::{Account, Accounts, NamedBy, RefusedHere, Tripped};
+pub use accounts::{Account, Accounts, NamedBy, RefusedHere, Spending, Tripped};
 pub use budget::{
     Budget, BudgetAdmin, ChargedModel, NotReserved, Reservation, Sent, Started, Transfer,
     TryReserve,

@@ -2,6 +2,7 @@
 
 mod item;
 
+use std::collections::HashSet;
 use std::{iter, mem};
 
 use axum::Json;
@@ -17,7 +18,7 @@ use super::incoming::Incoming;
 use super::service_tier::{RequestedTier, TierFields};
 use super::single::named_semaphore;
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Model, Usage};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
 use item::{BatchItem, ItemIds};
@@ -54,6 +55,8 @@ pub(super) struct BatchResponse<T> {
     successful_requests: usize,
     /// How many failed.
     failed_requests: usize,
+    /// The tokens that were spent on all requests, failed ones included, and what they cost.
+    usage: Usage,
 }
 
 /// The result of one request.
@@ -256,14 +259,25 @@ impl<T> BatchResponse<T> {
         T: From<Generated<V>>,
     {
         let total_requests = outcomes.len();
+        let usage = total(outcomes.iter().map(Outcome::usage));
         let results = iter::zip(outcomes, ids).enumerate();
         let results: Vec<_> =
             results.map(|(index, (outcome, ids))| BatchResult::of(index, outcome, ids)).collect();
         let succeeded = |result: &&BatchResult<T>| matches!(result, BatchResult::Success(_));
         let successful_requests = results.iter().filter(succeeded).count();
         let failed_requests = total_requests - successful_requests;
-        Self { results, total_requests, successful_requests, failed_requests }
+        Self { results, total_requests, successful_requests, failed_requests, usage }
     }
+}
+
+/// The sum. It names a service tier if all calls were served in one.
+fn total(usages: impl Iterator<Item = Usage>) -> Usage {
+    let (mut total, mut tiers) = (Usage::default(), HashSet::new());
+    for usage in usages {
+        tiers.extend(usage.service_tier);
+        total += usage;
+    }
+    Usage { service_tier: total.service_tier.filter(|_| tiers.len() == 1), ..total }
 }
 
 impl<T> BatchResult<T> {

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::spend::{Learned, SpendEstimator};
 use super::tier::{Fallback, TierChoice};
 use super::{CallError, CallKind, ChargedTo, Dispatcher};
-use crate::gemini::{
-    ApiKey, InputFeatures, Model, ServiceTier, TokenEstimator, warn_of_retirement,
-};
+use crate::gemini::{ApiKey, InputFeatures, Model, ServiceTier, Usage, warn_of_retirement};
 use crate::limits::{
     AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
 };
@@ -67,7 +66,9 @@ pub struct CallQueue {
     key: ApiKey,
     model: Model,
     queue: AccountQueue,
-    estimator: Arc<TokenEstimator>,
+    learned: Arc<Learned>,
+    /// `None` if the payer may spend any amount.
+    spend: Option<SpendEstimator>,
     tier: TierChoice,
     fallback: Option<Fallback>,
 }
@@ -111,15 +112,15 @@ impl Dispatcher {
             ChargedTo::Method(method) => accounts.apart(&payer, model.as_str(), method),
         };
         warn_of_retirement(&model);
-        // Kept with the account, so that no key can teach another one's estimator nonsense.
-        let estimator = account.attached();
+        let learned = account.attached();
+        let spend = SpendEstimator::new(&account, &self.prices, kind);
         let fallback = tier.fallback().map(|(at, tier)| {
             let (key, model, semaphore) = (key.clone(), model.clone(), semaphore.clone());
             let queue = Arc::new(self.queue(ticket, kind, key, model, semaphore, tier));
             Fallback { at, queue }
         });
         let queue = ticket.queue(account, semaphore).using(tier.capacity());
-        CallQueue { kind, key, model, queue, estimator, tier, fallback }
+        CallQueue { kind, key, model, queue, learned, spend, tier, fallback }
     }
 
     /// Waits until a call is admitted.
@@ -237,16 +238,25 @@ impl Call {
         &self.queue.key
     }
 
-    pub(super) fn estimator(&self) -> &TokenEstimator {
-        &self.queue.estimator
+    /// Learns from the usage that Gemini reports.
+    pub(super) fn learn(&self, usage: Usage) {
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        if usage.prompt_tokens > 0 {
+            learned.tokens.learn(self.input(), usage.prompt_tokens, usage.cached_tokens);
+        }
+        if let Some(spend) = spend.as_ref().filter(|_| usage.is_known()) {
+            spend.learn(learned, usage);
+        }
     }
 
     fn estimate(&self) -> Estimate {
         let CallSize { input, requests, images } = self.size;
-        let estimator = self.estimator();
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        let tokens = learned.tokens.estimate(input);
         Estimate {
-            cost: Cost::of(requests, estimator.estimate(input)).with(Resource::Images, images),
-            at_least: estimator.at_least(input),
+            cost: Cost::of(requests, tokens).with(Resource::Images, images),
+            at_least: learned.tokens.at_least(input),
+            spend: spend.as_ref().map_or(0, |spend| spend.estimate(learned, tokens)),
         }
     }
 }

@@ -13,8 +13,9 @@ use super::attempt::{Attempt, Outcome, Reader};
 use super::{Call, CallError, Dispatcher, UploadProgress};
 use crate::gemini::{
     ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
-    SendCheck, StreamMonitor, UsageScanner,
+    SendCheck, StreamMonitor, Usage, UsageScanner,
 };
+use crate::prices::PriceTier;
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
 /// dropping it before gives them back.
@@ -58,7 +59,9 @@ impl Reader for PassOn<'_> {
         let Forward { surface, streams, is_read, .. } = *self.request;
         let watch =
             StreamMonitor::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
-        let unsettled = Unsettled { attempt, usage: UsageScanner::new(surface), is_read, watch };
+        let service_tier = ForwardedBody::service_tier(response.headers());
+        let usage = UsageScanner::new(surface);
+        let unsettled = Unsettled { attempt, usage, service_tier, is_read, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
 }
@@ -91,6 +94,8 @@ impl Dispatcher {
 struct Unsettled {
     attempt: Attempt,
     usage: UsageScanner,
+    /// The service tier that the headers name.
+    service_tier: Option<PriceTier>,
     /// Whether the one who reads the answer says how it ended.
     is_read: bool,
     /// Tells how the answer ends from what passes, where it can be told.
@@ -105,18 +110,24 @@ impl Unsettled {
         }
     }
 
-    fn settle(self, outcome: &Outcome<'_>) {
-        let usage = self.usage.usage().unwrap_or_default();
-        self.attempt.end(outcome, usage);
+    fn settle(self, outcome: &Outcome<'_>) -> Usage {
+        let mut usage = self.usage.usage().unwrap_or_default();
+        usage.service_tier = usage.service_tier.or(self.service_tier);
+        self.attempt.end(outcome, usage)
     }
 
     /// The last byte has passed.
     fn settle_whole(mut self) {
-        let Some(mut watch) = self.watch.take() else { return self.settle(&Outcome::Answered) };
+        let Some(mut watch) = self.watch.take() else {
+            self.settle(&Outcome::Answered);
+            return;
+        };
         let call = &self.attempt.call;
         let (kind, model) = (call.kind().label(), call.model().clone());
         match watch.end() {
-            Ok(()) => self.settle(&Outcome::Answered),
+            Ok(()) => {
+                self.settle(&Outcome::Answered);
+            }
             Err(error) => {
                 let code = error.kind.code();
                 tracing::warn!(kind, %model, code, "the stream failed: {error}");
@@ -133,7 +144,9 @@ impl Unsettled {
     fn settle_unread(self) {
         match &self.watch {
             Some(watch) if watch.error().is_some() => self.settle_whole(),
-            _ => self.settle(&Outcome::Cancelled),
+            _ => {
+                self.settle(&Outcome::Cancelled);
+            }
         }
     }
 }
@@ -151,8 +164,9 @@ impl Forwarded {
         }
     }
 
-    /// Whoever reads the answer says how it ended. From then on it holds nothing.
-    pub fn settle(&mut self, read: Result<(), &Error>) {
+    /// Whoever reads the answer says how it ended. From then on it holds nothing. Returns the usage
+    /// with what it costs; `None` if the answer was settled before.
+    pub fn settle(&mut self, read: Result<(), &Error>) -> Option<Usage> {
         match read {
             Ok(()) => self.end(&Outcome::Answered),
             Err(error) => self.end(&Outcome::BrokenOff(error)),
@@ -164,10 +178,8 @@ impl Forwarded {
         self.unsettled.is_some()
     }
 
-    fn end(&mut self, ended: &Outcome<'_>) {
-        if let Some(unsettled) = self.unsettled.take() {
-            unsettled.settle(ended);
-        }
+    fn end(&mut self, ended: &Outcome<'_>) -> Option<Usage> {
+        Some(self.unsettled.take()?.settle(ended))
     }
 
     /// The last byte has come. One who reads the answer still has to say how it ended.
@@ -197,7 +209,9 @@ impl Body for Forwarded {
                     self.end_whole();
                 }
             }
-            Some(Err(error)) => self.end(&Outcome::BrokenOff(error)),
+            Some(Err(error)) => {
+                self.end(&Outcome::BrokenOff(error));
+            }
             None => self.end_whole(),
         }
         Poll::Ready(frame)

@@ -119,6 +119,11 @@ impl AnswerBuilder {
         self.continuation.as_ref()
     }
 
+    /// The usage of the part whose events have been read is this one, which says what it costs.
+    pub fn charge_part(&mut self, usage: Usage) {
+        self.usage = usage;
+    }
+
     /// The next events are those of the next part, which continues the answer.
     pub fn start_next_part(&mut self) {
         (self.continuation, self.finish_reason, self.finish_message) = (None, None, None);
@@ -156,6 +161,11 @@ impl AnswerBuilder {
         let Self { text, model_version, continuation, .. } = self;
         let answer = Answer { text, finish_reason, usage, model_version, continuation };
         Ok(answer.masked(&self.secrets))
+    }
+
+    /// The usage of the parts before the one that is read now.
+    pub fn earlier_usage(&self) -> Usage {
+        self.earlier_usage
     }
 
     fn usage(&self) -> Usage {

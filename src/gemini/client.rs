@@ -27,7 +27,7 @@ use tower_http::timeout::TimeoutError;
 
 use super::{
     Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
-    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable,
+    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable, usage::tier_header,
 };
 use crate::connect::{Authorities, Proxy, ProxyError, UpstreamConnector, upstream_connector};
 
@@ -236,14 +236,21 @@ impl Client {
         let status = response.status();
         let wait = retry_after::read(response.headers(), Timestamp::now());
         let content_type = response.headers().get(CONTENT_TYPE).cloned();
+        let tier = tier_header(response.headers());
         let body = read_body(status, response.into_body()).await?;
         if let Some(error) = Error::not_gemini(status, content_type.as_ref(), &body) {
             return Err(error.waiting(wait));
         }
         let secrets = self.secrets(Some(key));
         match Answer::read_part(status, &secrets.mask(body), part) {
-            Ok(answer) => Ok(answer.masked(&secrets)),
-            Err(error) => Err(error.waiting(wait).masked(&secrets)),
+            Ok(mut answer) => {
+                answer.usage.service_tier = answer.usage.service_tier.or(tier);
+                Ok(answer.masked(&secrets))
+            }
+            Err(mut error) => {
+                error.usage.service_tier = error.usage.service_tier.or(tier);
+                Err(error.waiting(wait).masked(&secrets))
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use super::offload::Offload;
 use super::{Generated, Generation, GenerationError, generate_admitted};
 use crate::dispatch::{CallError, CallQueue, Dispatcher, TierChoice};
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Model, Usage};
 use crate::limits::{Refused, Semaphore};
 
 /// One generation of a batch, and the key that pays for it.
@@ -41,6 +41,16 @@ pub struct Outcome<T> {
     pub model: Model,
     /// What was generated, or why nothing was.
     pub result: Result<Generated<T>, GenerationError>,
+}
+
+impl<T> Outcome<T> {
+    /// The tokens that were spent on the item.
+    pub fn usage(&self) -> Usage {
+        match &self.result {
+            Ok(generated) => generated.usage,
+            Err(error) => error.usage(),
+        }
+    }
 }
 
 /// Generates every item and returns the outcomes in the order of the items. Items with the same key,
@@ -241,6 +251,7 @@ mod tests {
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
+            Arc::default(),
         ));
         let item = |n: usize| Item {
             generation: Fragile {

@@ -227,7 +227,7 @@ impl CheckError {
             Self::Truncated => {
                 let why = match &*answer.finish_reason {
                     "MAX_TOKENS" => "it reached the limit on output tokens",
-                    _ => "Gemini stopped before its end",
+                    _ => "Gemini wants to be asked to continue",
                 };
                 let reason = &answer.finish_reason;
                 let message = format!("The answer is incomplete: {why} ({reason})");

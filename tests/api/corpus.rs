@@ -10,6 +10,7 @@ use gemini_concurrent_generation::gemini::{
     Answer, Error, ErrorKind, InputFeatures, Period, Quantity, Refusal, RefusalScope,
     TokenEstimator, Usage,
 };
+use gemini_concurrent_generation::prices::{NanoDollars, PriceTier};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -121,6 +122,7 @@ fn expected_text(response: &Value) -> String {
 }
 
 fn expected_usage(response: &Value) -> Usage {
+    let tier = response["usageMetadata"]["serviceTier"].as_str();
     let count = |name: &str| response["usageMetadata"][name].as_u64().unwrap_or(0);
     Usage {
         prompt_tokens: count("promptTokenCount"),
@@ -128,6 +130,9 @@ fn expected_usage(response: &Value) -> Usage {
         thinking_tokens: count("thoughtsTokenCount"),
         total_tokens: count("totalTokenCount"),
         cached_tokens: count("cachedContentTokenCount"),
+        tool_tokens: count("toolUsePromptTokenCount"),
+        service_tier: tier.and_then(|tier| PriceTier::from_name(&tier.to_ascii_lowercase())),
+        cost: NanoDollars::default(),
     }
 }
 

@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 39] = [
+const WRONG: [(&str, &str); 40] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -156,6 +156,7 @@ const WRONG: [(&str, &str); 39] = [
     ("GEMINI_TIER", "gold"),
     ("GEMINI_LIMITS", "nobody@*:rpm=77"),
     ("GEMINI_KEY_LABELS", "team-a=AIza77"),
+    ("GEMINI_PRICES_FILE", "/no/such/prices-77.toml"),
     ("MAX_QUEUED_REQUESTS", "-77"),
     ("GEMINI_MAX_ATTEMPTS", "4.77"),
     ("MAX_CONTINUATIONS", "-77"),

@@ -108,8 +108,10 @@ impl ChatStream {
         let Some(token) = answer.continuation() else { return Ok(false) };
         let Some(left) = self.parts.left.checked_sub(1) else { return Ok(false) };
         self.parts.left = left;
-        self.body.settle(Ok(()));
         let body = token.added_to(&self.chat.body());
+        if let Some(usage) = self.body.settle(Ok(())) {
+            answer.charge_part(usage);
+        }
         self.body = self.parts.open(body).await?;
         self.events = Events::default();
         answer.start_next_part();
@@ -123,7 +125,8 @@ impl ChatStream {
         interrupted: Option<CallError>,
     ) -> Result<ChatEvent, GenerationError> {
         let (rest, unrecognized) = (answer.rest(), answer.unrecognized());
-        let answer = match (answer.finish(), interrupted) {
+        let earlier = answer.earlier_usage();
+        let mut answer = match (answer.finish(), interrupted) {
             (Ok(answer), interrupted) => {
                 interrupted.inspect(|error| error.warn_of_interruption(&self.parts.call));
                 answer
@@ -131,7 +134,9 @@ impl ChatStream {
             (Err(_), Some(interrupted)) => return Err(interrupted.into()),
             (Err(error), None) => return Err(self.failed(error)),
         };
-        self.body.settle(Ok(()));
+        if let Some(usage) = self.body.settle(Ok(())) {
+            answer.usage = earlier + usage;
+        }
         if unrecognized > 0 {
             let model = self.chat.model();
             tracing::warn!(

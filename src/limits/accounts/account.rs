@@ -43,6 +43,8 @@ pub struct Account {
     /// The quotas of the settings.
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn BudgetAdmin>,
+    /// What the payer spends on all its models together; `None` if that has no limit.
+    spend: Option<Arc<dyn BudgetAdmin>>,
     concurrency: Arc<AdaptiveLimit>,
     flex_concurrency: Arc<AdaptiveLimit>,
     /// Whether Gemini has ever accepted a call of this account.
@@ -63,6 +65,8 @@ pub struct Account {
     attached: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// By semaphore number, the queues of calls that had a permit and no quota.
     returning: Mutex<HashMap<u64, Weak<sync::Mutex<()>>>>,
+    /// The queue of calls for which the model's quotas and the payer's spend had no room at once.
+    reserving: sync::Mutex<()>,
 }
 
 impl Account {
@@ -75,18 +79,19 @@ impl Account {
         ceiling: usize,
         breakers: &Arc<Breakers>,
     ) -> Self {
-        let label = match &payer {
-            Payer::Labelled(label) => Some(&**label),
-            Payer::Key(_) => None,
-        };
         // The plan's quotas are the model's.
         let planned = match counted {
-            Counted::Model => plan.quotas(label, &model),
+            Counted::Model => plan.quotas(payer.label(), &model),
             Counted::Method => PlannedQuotas::default(),
         };
         let budget = store.budget(&payer, &model, planned, plan.minute);
         let account = Self::new(payer, model, planned, budget, ceiling);
         Self { breakers: Arc::clone(breakers), counted, ..account }
+    }
+
+    /// The same account, whose calls count in the payer's spend.
+    pub(super) fn spending(self, spend: Option<Arc<dyn BudgetAdmin>>) -> Self {
+        Self { spend, ..self }
     }
 
     /// An account that is not kept and whose calls are refused.
@@ -109,6 +114,7 @@ impl Account {
             counted: Counted::Model,
             planned: Mutex::new(planned),
             budget,
+            spend: None,
             concurrency: AdaptiveLimit::new(ceiling),
             flex_concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
@@ -120,6 +126,7 @@ impl Account {
             used: AtomicU64::new(0),
             attached: OnceLock::new(),
             returning: Mutex::default(),
+            reserving: sync::Mutex::default(),
         }
     }
 
@@ -141,6 +148,29 @@ impl Account {
     /// The quotas and what is spent of them.
     pub fn budget(&self) -> &Arc<dyn BudgetAdmin> {
         &self.budget
+    }
+
+    /// What the payer spends on all its models together; `None` if that has no limit.
+    pub(in crate::limits) fn spend(&self) -> Option<&Arc<dyn BudgetAdmin>> {
+        self.spend.as_ref()
+    }
+
+    /// Whether the payer may spend only so much.
+    pub fn has_spend_limit(&self) -> bool {
+        self.spend.is_some()
+    }
+
+    /// Whether a refusal by Gemini pauses the account.
+    pub(in crate::limits) fn is_paused(&self) -> bool {
+        self.budget.is_paused() || self.spend.as_ref().is_some_and(|spend| spend.is_paused())
+    }
+
+    /// Starts no call of the account, and none that costs the payer money, until then.
+    pub(super) fn pause_until(&self, until: Instant) {
+        self.budget.pause_until(until);
+        if let Some(spend) = &self.spend {
+            spend.pause_until(until);
+        }
     }
 
     /// The limit on concurrent calls, flex calls aside.
@@ -224,12 +254,15 @@ impl Account {
         self.note_known();
     }
 
-    /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, the limits on concurrent
-    /// calls, and that another model is charged.
+    /// Forgets what was learned from Gemini: quotas, pauses (the payer's too), a used-up day, the
+    /// limits on concurrent calls, and that another model is charged.
     pub(in crate::limits) fn forget(&self) {
         self.charge(None);
         self.named().clear();
         self.budget.forget();
+        if let Some(spend) = &self.spend {
+            spend.forget();
+        }
         self.concurrency.reset();
         self.flex_concurrency.reset();
         self.breakers.reset(&self.own_breakers());
@@ -353,6 +386,9 @@ impl Account {
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);
             self.budget.prove();
+            if let Some(spend) = &self.spend {
+                spend.prove();
+            }
         }
     }
 
@@ -380,6 +416,7 @@ impl Account {
         self.concurrency.is_at_rest()
             && self.flex_concurrency.is_at_rest()
             && self.budget.is_blank()
+            && self.spend.as_ref().is_none_or(|spend| spend.is_blank())
             && real.is_none_or(|real| real.is_blank())
     }
 
@@ -393,6 +430,11 @@ impl Account {
         let line = Arc::default();
         lines.insert(semaphore, Arc::downgrade(&line));
         line
+    }
+
+    /// The queue of calls for which the model's quotas and the payer's spend had no room at once.
+    pub(in crate::limits) fn reserving(&self) -> &sync::Mutex<()> {
+        &self.reserving
     }
 
     fn planned(&self) -> MutexGuard<'_, PlannedQuotas> {

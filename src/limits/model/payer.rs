@@ -14,6 +14,16 @@ pub enum Payer {
     Key([u8; 32]),
 }
 
+impl Payer {
+    /// The label.
+    pub fn label(&self) -> Option<&str> {
+        match self {
+            Self::Labelled(label) => Some(label),
+            Self::Key(_) => None,
+        }
+    }
+}
+
 impl Hash for Payer {
     /// Hashes half of the SHA-256. Finding many keys with the same half is infeasible.
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -18,6 +18,8 @@ pub enum Resource {
     InputTokens,
     /// Generated images.
     Images,
+    /// Money, in billionths of a US dollar.
+    Spend,
 }
 
 /// The window of a quota.
@@ -25,12 +27,14 @@ pub enum Resource {
 pub enum Window {
     /// Any minute, as a sliding window.
     Minute,
+    /// Any ten minutes, as a sliding window.
+    TenMinutes,
     /// From midnight to midnight in America/Los_Angeles.
     Day,
 }
 
-/// A kind of quota: a resource and a window. Gemini counts each for a project and a model (Gemini API
-/// docs, rate limits).
+/// A kind of quota: a resource and a window. Gemini counts spend for a billing account over all its
+/// models, and each other kind for a project and a model (Gemini API docs, rate limits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
     /// Requests in any minute.
@@ -43,6 +47,8 @@ pub enum QuotaKind {
     InputTokensPerDay,
     /// Generated images in any minute.
     ImagesPerMinute,
+    /// Money in any ten minutes, over all models.
+    SpendPerTenMinutes,
 }
 
 /// The properties of a kind.
@@ -67,7 +73,7 @@ const fn row(
 }
 
 /// The number of kinds.
-const KIND_COUNT: usize = 5;
+const KIND_COUNT: usize = 6;
 
 /// All kinds, in the order of the variants.
 const KINDS: [Kind; KIND_COUNT] = {
@@ -80,6 +86,7 @@ const KINDS: [Kind; KIND_COUNT] = {
         row(RequestsPerDay, Requests, Day, "rpd", "requests_per_day"),
         row(InputTokensPerDay, InputTokens, Day, "tpd", "input_tokens_per_day"),
         row(ImagesPerMinute, Images, Minute, "ipm", "images_per_minute"),
+        row(SpendPerTenMinutes, Spend, TenMinutes, "spend", "spend_per_ten_minutes"),
     ]
 };
 
@@ -120,6 +127,12 @@ impl QuotaKind {
         self.row().name
     }
 
+    /// Whether it is counted over all models of a payer together, in a budget beside those of the
+    /// models.
+    pub fn is_of_payer(self) -> bool {
+        self.resource() == Resource::Spend
+    }
+
     /// The kind that counts a resource in a window, if there is one.
     pub fn of(resource: Resource, window: Window) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| (kind.resource(), kind.window()) == (resource, window))
@@ -132,11 +145,12 @@ impl QuotaKind {
 }
 
 /// The number of resources.
-pub(in crate::limits) const RESOURCE_COUNT: usize = 3;
+pub(in crate::limits) const RESOURCE_COUNT: usize = 4;
 
 impl Resource {
     /// All resources, in the order of the variants.
-    pub const ALL: [Self; RESOURCE_COUNT] = [Self::Requests, Self::InputTokens, Self::Images];
+    pub const ALL: [Self; RESOURCE_COUNT] =
+        [Self::Requests, Self::InputTokens, Self::Images, Self::Spend];
 
     /// The name in messages.
     fn name(self) -> &'static str {
@@ -144,6 +158,7 @@ impl Resource {
             Self::Requests => "requests",
             Self::InputTokens => "input tokens",
             Self::Images => "images",
+            Self::Spend => "billionths of a dollar",
         }
     }
 
@@ -153,6 +168,7 @@ impl Resource {
             Self::Requests => "requests",
             Self::InputTokens => "tokens",
             Self::Images => "images",
+            Self::Spend => "spend",
         }
     }
 }
@@ -167,6 +183,7 @@ impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Minute => "minute",
+            Self::TenMinutes => "ten minutes",
             Self::Day => "day",
         })
     }

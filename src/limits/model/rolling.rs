@@ -1,4 +1,5 @@
-//! The quotas per minute, and what was sent within the last minute.
+//! The quotas per minute, and what was sent within the last minute. The budget of a payer's spend
+//! counts in the same way, and its minute has ten minutes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -46,9 +47,9 @@ struct Departures {
     cost: Cost,
 }
 
-/// The kinds that are per minute.
+/// The kinds with a sliding window. No budget has kinds with windows of different lengths.
 fn kinds() -> impl Iterator<Item = QuotaKind> {
-    QuotaKind::ALL.into_iter().filter(|kind| kind.window() == Window::Minute)
+    QuotaKind::ALL.into_iter().filter(|kind| kind.window() != Window::Day)
 }
 
 impl Rolling {

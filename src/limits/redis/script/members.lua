@@ -21,7 +21,7 @@
 -- Times are in microseconds. A clock time has 16 digits, of which cjson and tostring keep 14. So it
 -- goes into Redis as an argument, and out only as a distance from now or through whole().
 
-local FORMAT = '4'
+local FORMAT = '5'
 
 -- How many items of dead members one call removes at most: Redis does nothing else meanwhile.
 local MAX_REMOVED = 25
