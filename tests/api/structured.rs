@@ -382,3 +382,17 @@ async fn one_mismatch_in_a_batch_fails_only_its_item() {
     assert_eq!(answered.body["failed_requests"], 1);
     assert_eq!(service.simulator.stats().calls, 4, "two for the mismatch");
 }
+
+#[tokio::test]
+async fn a_response_format_of_the_caller_is_not_sent() {
+    for name in ["responseFormat", "response_format"] {
+        let service = Service::start().await;
+        let mut body = question(person());
+        body["generation_config"] = json!({(name): {"type": "text"}, "temperature": 0.5});
+        let answered = answer(service.post(PATH, &body)).await;
+        assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+        let config = sent_config(&service);
+        assert!(config[name].is_null() && config["responseSchema"].is_object(), "{config}");
+        assert_eq!(config["temperature"], 0.5);
+    }
+}

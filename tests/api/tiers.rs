@@ -241,3 +241,51 @@ async fn the_items_of_a_flex_batch_fall_back_at_the_same_time() {
     assert_eq!((standard, asked.len()), (20, 22), "two slots were tried in flex: {asked:?}");
     service.until_idle().await;
 }
+
+#[tokio::test]
+async fn usage_says_which_tier_answered_and_what_it_cost() {
+    let service = Service::start().await;
+    let chat = |prompt: &str, tier: &str| json!({"prompt": prompt, "service_tier": tier});
+    let usage =
+        async |chat: Value| answer(service.post("/chat", &chat)).await.body["usage"].clone();
+    let standard = usage(chat("Hello", "standard")).await;
+    let flex = usage(chat("Hello", "flex")).await;
+    assert_eq!(
+        (&standard["service_tier"], &flex["service_tier"]),
+        (&json!("standard"), &json!("flex"))
+    );
+    let cost = |usage: &Value| usage["cost_usd"].as_f64().unwrap();
+    assert!(cost(&standard) > 0.0 && (cost(&flex) * 2.0 - cost(&standard)).abs() < 1e-12);
+    // Above its own limit, priority is served as standard.
+    let served_as = usage(chat("[[simulate:tier=standard]]Hello", "priority")).await;
+    assert_eq!(served_as["service_tier"], "standard");
+
+    let batch = json!({"requests": [chat("Hello", "standard"), chat("Hello", "flex")]});
+    let batch = answer(service.post("/batch/chat", &batch)).await.body;
+    let total = &batch["usage"];
+    assert!((cost(total) - cost(&standard) - cost(&flex)).abs() < 1e-12, "{batch}");
+    assert!(total["service_tier"].is_null(), "two tiers: {batch}");
+    assert_eq!(total["prompt_tokens"], 2 * standard["prompt_tokens"].as_u64().unwrap());
+    for name in ["cached_tokens", "tool_tokens"] {
+        assert_eq!(total[name], 0);
+    }
+}
+
+#[tokio::test]
+async fn the_cost_of_a_long_answer_is_that_of_all_its_calls() {
+    let service = Service::start().await;
+    let cost = async |hops: usize, stream: bool| {
+        let prompt = format!("[[simulate:hops={hops},text={}]]", "A long text ".repeat(12));
+        let chat = json!({"prompt": prompt, "stream": stream});
+        let text = service.post("/chat", &chat).send().await.unwrap().text().await.unwrap();
+        let last = text.trim_end().rsplit("\n\n").next().unwrap();
+        let last: Value = serde_json::from_str(last.trim_start_matches("data: ")).unwrap();
+        assert_eq!(last["model_version"], "gemini-3.5-flash-lite", "{last}");
+        last["usage"]["cost_usd"].as_f64().unwrap()
+    };
+    let (whole, streamed) = (cost(3, false).await, cost(3, true).await);
+    assert!(whole > cost(1, false).await);
+    assert!((whole - streamed).abs() < 1e-12, "{whole} {streamed}");
+    let spent = service.simulator.stats().spent_nanodollars;
+    assert!(spent > 0);
+}
