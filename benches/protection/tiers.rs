@@ -7,7 +7,8 @@
 //!
 //! At the end Gemini has no capacity for flex at all, and flex chats fall back to the standard tier.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -29,8 +30,14 @@ const QUICK_PHASE: Duration = Duration::from_secs(20);
 const SETTLING: Duration = Duration::from_secs(15);
 const FALLBACK: Duration = Duration::from_secs(3);
 
-/// How long the answered chats took.
-type Times = Arc<Mutex<Vec<Duration>>>;
+/// What the clients have seen.
+#[derive(Default)]
+struct Seen {
+    /// How long the answered standard chats took.
+    standard: Mutex<Vec<Duration>>,
+    /// How many flex chats were answered.
+    flex: AtomicU64,
+}
 
 /// What was measured during a phase.
 struct Phase {
@@ -38,7 +45,7 @@ struct Phase {
     length: Duration,
     /// How long the standard chats took, shortest first.
     standard: Vec<Duration>,
-    /// How many flex calls Gemini answered, and how many it refused.
+    /// How many flex chats were answered, and how many flex calls Gemini refused.
     flex: Option<[u64; 2]>,
 }
 
@@ -61,19 +68,20 @@ pub async fn measure(scale: Scale) {
     let protection =
         Protection { concurrency: CONCURRENCY, limits: String::new(), minute: scale.minute };
     let service = stage.service(&protection).await;
-    let times = Times::default();
+    let seen = Arc::<Seen>::default();
     // Dropping the clients stops them.
     let _standard: JoinSet<()> =
-        (0..STANDARD_CLIENTS).map(|_| ask_on(service.clone(), Arc::clone(&times))).collect();
+        (0..STANDARD_CLIENTS).map(|_| ask_on(service.clone(), Arc::clone(&seen))).collect();
     announce("standard calls alone");
     // Connections are made and the code is warm before times count.
     sleep(2 * LATENCY).await;
-    let alone = Phase::measure("alone", &stage.simulator, &times, length).await;
-    let flex: JoinSet<()> = (0..FLEX_CLIENTS).map(|_| ask_flex_on(service.clone())).collect();
+    let alone = Phase::measure("alone", &stage.simulator, &seen, length).await;
+    let flex: JoinSet<()> =
+        (0..FLEX_CLIENTS).map(|_| ask_flex_on(service.clone(), Arc::clone(&seen))).collect();
     announce("beside flex calls, settling");
-    let settling = Phase::measure("flex, settling", &stage.simulator, &times, SETTLING).await;
+    let settling = Phase::measure("flex, settling", &stage.simulator, &seen, SETTLING).await;
     announce("beside flex calls");
-    let beside = Phase::measure("flex", &stage.simulator, &times, length).await;
+    let beside = Phase::measure("flex", &stage.simulator, &seen, length).await;
     drop(flex);
     let rows: Vec<_> = [&alone, &settling, &beside].map(|phase| phase.row(&alone)).into();
     let heading = [
@@ -91,18 +99,19 @@ pub async fn measure(scale: Scale) {
     fallback(&stage.simulator, &service).await;
 }
 
-async fn ask_on(service: Service, times: Times) {
+async fn ask_on(service: Service, seen: Arc<Seen>) {
     loop {
         let start = Instant::now();
         if service.chat("How many of us are there?".to_owned()).await {
-            times.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
+            seen.standard().push(start.elapsed());
         }
     }
 }
 
-async fn ask_flex_on(service: Service) {
+async fn ask_flex_on(service: Service, seen: Arc<Seen>) {
     loop {
-        service.flex_chat("Take your time.", None).await;
+        let answered = service.flex_chat("Take your time.", None).await;
+        seen.flex.fetch_add(answered.into(), Ordering::Relaxed);
     }
 }
 
@@ -131,23 +140,25 @@ async fn fallback(simulator: &Simulator, service: &Service) {
     print_table(heading, &[row]);
 }
 
+impl Seen {
+    fn standard(&self) -> MutexGuard<'_, Vec<Duration>> {
+        self.standard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Phase {
     async fn measure(
         name: &'static str,
         simulator: &Simulator,
-        times: &Times,
+        seen: &Seen,
         length: Duration,
     ) -> Self {
-        let taken = || std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
-        let counts = || {
-            let stats = simulator.stats();
-            [stats.by_tier.get("flex").copied().unwrap_or_default(), stats.refused_503]
-        };
-        taken();
+        let counts = || [seen.flex.load(Ordering::Relaxed), simulator.stats().refused_503];
+        seen.standard().clear();
         let (before, start) = (counts(), Instant::now());
         sleep(length).await;
         let (after, length) = (counts(), start.elapsed());
-        let mut standard = taken();
+        let mut standard = std::mem::take(&mut *seen.standard());
         standard.sort();
         let flex = [after[0] - before[0], after[1] - before[1]];
         Self { name, length, standard, flex: (flex != [0, 0]).then_some(flex) }

@@ -73,9 +73,12 @@ impl CallError {
             Self::DeadlineExceeded
             | Self::Refused(Refused::Exhausted(Exhausted::NotBefore { .. })) => true,
             Self::Refused(_) => false,
-            Self::Upstream { error, .. } => {
-                error.is_transient() || error.kind == ErrorKind::Timeout
-            }
+            // A call that broke off may have run, and was sent again once already.
+            Self::Upstream { error, .. } => match error.kind {
+                ErrorKind::BrokenOff => false,
+                ErrorKind::Timeout => true,
+                _ => error.is_transient(),
+            },
         }
     }
 }
