@@ -131,7 +131,7 @@ impl GenerationError {
     /// The tokens that were spent all the same, as far as Gemini reports them.
     pub fn usage(&self) -> Usage {
         match self {
-            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
+            Self::Dispatch(CallError::Upstream { error, .. }) => *error.usage,
             Self::SchemaViolation { usage, .. } => *usage,
             Self::Dispatch(_) | Self::Internal => Usage::default(),
         }
@@ -142,7 +142,9 @@ impl GenerationError {
     /// The same error, after an answer that has cost this.
     fn after(mut self, spent: Usage) -> Self {
         match &mut self {
-            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage = spent + error.usage,
+            Self::Dispatch(CallError::Upstream { error, .. }) => {
+                *error.usage = spent + *error.usage;
+            }
             Self::SchemaViolation { usage, .. } => *usage = spent + *usage,
             Self::Dispatch(_) | Self::Internal => {}
         }

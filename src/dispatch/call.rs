@@ -158,12 +158,12 @@ impl Dispatcher {
 
     async fn admit_head(&self, call: &Call, head: HeadOfQueue<'_>) -> Result<Admission, CallError> {
         let until = call.until();
-        // A call that falls back is not tried in its own tier once that time has come.
+        let admission = timeout_at(until, head.admit(call.estimate(), until));
+        let admission = admission.await.map_err(|_| CallError::DeadlineExceeded)??;
+        // A call that falls back is not sent in its own tier once that time has come.
         if until < call.deadline && until <= Instant::now() {
             return Err(CallError::DeadlineExceeded);
         }
-        let admission = timeout_at(until, head.admit(call.estimate(), until));
-        let admission = admission.await.map_err(|_| CallError::DeadlineExceeded)??;
         self.metrics.admitted(admission.waited);
         Ok(admission)
     }

@@ -73,7 +73,7 @@ impl CallError {
     /// The same error, which ends an answer of which these parts have come.
     fn after(mut self, answer: &Answer) -> Self {
         if let Self::Upstream { error, .. } = &mut self {
-            error.usage += answer.usage;
+            *error.usage += answer.usage;
         }
         self
     }

@@ -88,7 +88,7 @@ impl Answer {
     pub fn append(&mut self, next: Answer) -> Result<(), Error> {
         self.usage += next.usage;
         if self.text.len().saturating_add(next.text.len()) > MAX_ANSWER {
-            let usage = self.usage;
+            let usage = Box::new(self.usage);
             return Err(Error { usage, accepted_model: true, ..Error::too_long() });
         }
         self.text.push_str(&next.text);
@@ -109,7 +109,7 @@ impl Answer {
             return Ok(self.masked(secrets));
         }
         let error = without_text(&self.finish_reason, None);
-        Err(Error { usage: self.usage, accepted_model: true, ..error })
+        Err(Error { usage: Box::new(self.usage), accepted_model: true, ..error })
     }
 
     /// The same answer with keys overwritten.
@@ -214,7 +214,7 @@ impl Response<'_> {
             Some(first) => first.into_answer(part, usage, model(self.model_version)),
             None => Err(self.prompt_feedback.unwrap_or_default().into_error()),
         };
-        result.map_err(|error| Error { usage, accepted_model: true, ..error })
+        result.map_err(|error| Error { usage: Box::new(usage), accepted_model: true, ..error })
     }
 }
 

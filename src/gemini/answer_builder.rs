@@ -173,7 +173,8 @@ impl AnswerBuilder {
     }
 
     fn charge(&self, error: Error) -> Error {
-        Error { usage: self.usage(), accepted_model: self.has_begun, ..error.masked(&self.secrets) }
+        let (usage, accepted_model) = (Box::new(self.usage()), self.has_begun);
+        Error { usage, accepted_model, ..error.masked(&self.secrets) }
     }
 }
 

@@ -232,7 +232,11 @@ impl CheckError {
                 let reason = &answer.finish_reason;
                 let message = format!("The answer is incomplete: {why} ({reason})");
                 let error = Error::new(ErrorKind::Truncated, message);
-                ReadError::Permanent(Error { usage, accepted_model: true, ..error })
+                ReadError::Permanent(Error {
+                    usage: Box::new(usage),
+                    accepted_model: true,
+                    ..error
+                })
             }
             Self::OutOfWork => ReadError::OutOfWork(answer),
         }

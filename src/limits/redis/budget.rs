@@ -247,7 +247,7 @@ impl LinkedBudget for SharedBudget {
             planned: bounded(known.planned),
             by_hand: bounded(known.by_hand),
             aliases: known.aliases,
-            learned: Some(known.learned).filter(Quotas::is_any),
+            learned: Some(known.learned).filter(Quotas::is_any).map(Box::new),
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
             proven: self.proven.load(Ordering::Acquire),

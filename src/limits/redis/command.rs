@@ -75,7 +75,7 @@ pub(super) enum Command {
         aliases: BTreeMap<Arc<str>, Quotas>,
         /// The quotas that Gemini named, in case Redis has lost them.
         #[serde(skip_serializing_if = "Option::is_none")]
-        learned: Option<Quotas>,
+        learned: Option<Box<Quotas>>,
         minute_us: u64,
         midnight_us: u64,
         /// Whether Gemini has accepted a call of the account.
