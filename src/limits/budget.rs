@@ -210,7 +210,7 @@ impl Sent {
         self.settle_at(Resource::Spend, actual);
     }
 
-    fn settle_at(self, resource: Resource, amount: u64) {
+    pub(super) fn settle_at(self, resource: Resource, amount: u64) {
         let actual = self.cost.with(resource, Cost::bounded_amount(resource, amount));
         if actual != self.cost {
             self.budget.settle(self.started, self.cost, actual);

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::{NamedBy, QuotaPlan};
+use gemini_concurrent_generation::prices::Prices;
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -113,7 +114,9 @@ async fn what_a_key_spends_is_counted_over_all_models_and_surfaces() {
     for (path, body) in
         [(native, &contents), (streamed, &contents), ("/v1/chat/completions", &openai)]
     {
-        assert_eq!(answer(service.post(path, body)).await.status, StatusCode::OK, "{path}");
+        let response = service.post(path, body).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.bytes().await.expect("a whole answer");
     }
     let structured = json!({"prompt": "Hello", "response_schema": {"type": "object"}});
     answer(service.post("/structured-output", &structured)).await;
@@ -140,10 +143,27 @@ async fn a_call_for_which_there_is_no_money_before_its_deadline_is_refused_at_on
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "of any model: {}", refused.body);
     assert_eq!(refused.body["code"], "rate_limited");
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((10..=615).contains(&wait), "{wait}");
+    assert!((10..=625).contains(&wait), "{wait}");
     assert_eq!(service.simulator.stats().calls, 1, "Gemini refuses nothing");
     service.until_idle().await;
     assert_eq!(spend(&service).await["reserved_usd"], 0.0);
+}
+
+#[tokio::test]
+async fn prices_of_a_file_count() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let prices = "updated = 2027-01-01\n[models.\"gemini-3.8-flash\"]\ninput = 1000\noutput = 0\n";
+    std::fs::write(&file, prices).unwrap();
+    let service = Service::with(Options::default(), |config| {
+        config.quota_plan = plan("*:spend=1000", "");
+        config.prices = Prices::with_file(file.path()).unwrap().into();
+    })
+    .await;
+    let body = json!({"prompt": "Hello", "model": "gemini-3.8-flash"});
+    let usage = answer(service.post("/chat", &body)).await.body["usage"].clone();
+    service.until_idle().await;
+    let tokens = usage["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(spend(&service).await["used_usd"], tokens / 1000.0);
 }
 
 #[tokio::test]

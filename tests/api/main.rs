@@ -41,6 +41,7 @@ mod schemas;
 mod semaphores;
 mod settings;
 mod sharing;
+mod spend;
 mod streaming;
 mod streams;
 mod structured;

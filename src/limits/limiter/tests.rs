@@ -1,3 +1,5 @@
+mod spend;
+
 use std::sync::Mutex;
 use std::task::{Context, Wake};
 use std::time::Duration;

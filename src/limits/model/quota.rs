@@ -117,6 +117,16 @@ impl QuotaKind {
         self.row().window
     }
 
+    /// How much of its window may be sent at once, in 60ths: what a second brings of a minute's quota, and
+    /// a minute of ten. Of spend, which calls are charged is known only when they are answered, so more
+    /// than a second's worth has to be under way.
+    pub(in crate::limits) fn burst(self) -> u32 {
+        match self.window() {
+            Window::TenMinutes => 6,
+            Window::Minute | Window::Day => 1,
+        }
+    }
+
     /// Its name in `GEMINI_LIMITS`, such as `rpm`.
     pub fn setting(self) -> &'static str {
         self.row().setting

@@ -257,7 +257,7 @@ impl Allowance {
     /// How long the backlog may take to drain when `cost` is sent, and which part of that is kept free
     /// for jitter: see [`Minute`].
     fn tolerance_and_jitter(&self, cost: u64, minute: &Minute) -> (Duration, Duration) {
-        let burst = minute.burst.max(self.time_for_one);
+        let burst = (minute.burst * self.kind.burst()).max(self.time_for_one);
         let tolerance = burst.saturating_sub(self.time_for(cost, minute));
         (tolerance, minute.jitter.max(tolerance / 2))
     }

@@ -14,7 +14,8 @@ pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
     let resources = Resource::ALL.map(|resource| format!("'{}'", resource.key()));
     let kinds = QuotaKind::ALL.map(|kind| {
         let (name, unit, window) = (kind.setting(), kind.resource().key(), kind.window());
-        format!("{{name = '{name}', unit = '{unit}', window = '{window}'}}")
+        let burst = kind.burst();
+        format!("{{name = '{name}', unit = '{unit}', window = '{window}', burst = {burst}}}")
     });
     let tables = format!(
         "local UNITS = {{{}}}\nlocal KINDS = {{{}}}\n",

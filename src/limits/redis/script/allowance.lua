@@ -5,8 +5,8 @@
 -- budget_departures:<account>  what was sent within the last window, packed: see departures_of()
 -- budgets_of:<member>          the accounts in which a member has a share
 --
--- UNITS are the resources, and KINDS the quota kinds: each has a name, a unit and a window, 'day' or a
--- sliding one. All sliding windows of a budget have the length of its minute. An amount has a number for each unit, and quotas have a limit for each limited kind.
+-- UNITS are the resources, and KINDS the quota kinds: each has a name, a unit, a window, 'day' or a
+-- sliding one, and how much of the window may be sent at once, in 60ths. All sliding windows of a budget have the length of its minute. An amount has a number for each unit, and quotas have a limit for each limited kind.
 -- `budget.here` is state of this call of the script only; it is not stored.
 
 local function amount(of)
@@ -272,7 +272,7 @@ local function window_opens_at(budget, unit, excess)
 end
 
 local function tolerance_and_jitter(budget, kind, cost)
-  local burst = math.max(budget.minute.burst, time_for(budget, kind, 1))
+  local burst = math.max(budget.minute.burst * kind.burst, time_for(budget, kind, 1))
   local tolerance = math.max(burst - time_for(budget, kind, cost), 0)
   return tolerance, math.max(budget.minute.jitter, tolerance / 2)
 end
