@@ -20,8 +20,8 @@ const WINDOWS: u32 = 2;
 const LIMIT: f64 = 10.0;
 
 /// What the simulator saw of half as many calls again as the money is enough for: three models, three tiers,
-/// streams and whole answers, cheap and expensive ones.
-async fn load(limits: &str) -> (Stats, f64) {
+/// streams and whole answers, cheap and expensive ones. They go through the gateway with a limit, or straight to the simulator.
+async fn load(paced: bool) -> (Stats, f64) {
     let options = Options {
         spend_per_ten_minutes: Some(LIMIT),
         minute_seconds: TEN_MINUTES.as_secs_f64() / 10.0,
@@ -30,7 +30,7 @@ async fn load(limits: &str) -> (Stats, f64) {
         ..Options::default()
     };
     let service = Service::with(options, |config| {
-        config.quota_plan = plan(limits, "");
+        config.quota_plan = plan(&format!("*:spend={LIMIT}"), "");
         config.quota_plan.minute = TEN_MINUTES / 10;
         config.concurrency_limit = 50;
         config.max_attempts = 1;
@@ -49,8 +49,11 @@ async fn load(limits: &str) -> (Stats, f64) {
             "contents": [{"role": "user", "parts": [{"text": prompt}]}], "serviceTier": tier,
         });
         let method = ["generateContent", "streamGenerateContent?alt=sse"][random.usize(..2)];
-        let request = service.post(&format!("/v1beta/models/{model}:{method}"), &body);
+        let path = format!("/v1beta/models/{model}:{method}");
+        let base = if paced { service.url("") } else { service.gateway.config.base_url.clone() };
+        let request = service.http.post(base + &path).body(body.to_string());
         let request = request.header("x-goog-api-key", SERVER_KEY);
+        let request = request.header("content-type", "application/json");
         let arrives = TEN_MINUTES * WINDOWS * n / count;
         async move {
             sleep(arrives).await;
@@ -71,7 +74,7 @@ fn refusals(stats: &Stats) -> u64 {
 
 #[tokio::test]
 async fn ten_minutes_of_mixed_load_spend_nearly_all_and_are_never_refused() {
-    let (stats, spent) = load(&format!("*:spend={LIMIT}")).await;
+    let (stats, spent) = load(true).await;
     println!("paced: {spent:.2} $ in {} calls, {} refusals", stats.calls, refusals(&stats));
     assert_eq!(refusals(&stats), 0);
     let budget = LIMIT * f64::from(WINDOWS);
@@ -80,8 +83,8 @@ async fn ten_minutes_of_mixed_load_spend_nearly_all_and_are_never_refused() {
 }
 
 #[tokio::test]
-async fn the_same_load_without_a_limit_is_refused() {
-    let (stats, spent) = load("").await;
+async fn the_same_load_without_the_gateway_is_refused() {
+    let (stats, spent) = load(false).await;
     println!("unpaced: {spent:.2} $ in {} calls, {} refusals", stats.calls, refusals(&stats));
     assert!(refusals(&stats) > 0);
 }
