@@ -164,7 +164,7 @@ async fn prepare<K: Kind>(
         let own = named_semaphore(gateway, options.external_semaphore_id.as_deref()).await?;
         let semaphore = own.or_else(|| default.clone());
         let timeout = gateway.config.request_timeout_of(tier.tier());
-        items.push(Item { generation, key, semaphore, tier: tier.from(came_at), timeout });
+        items.push(Item { generation, key, semaphore, tier: tier.chosen_at(came_at), timeout });
     }
     Ok((items, ids))
 }

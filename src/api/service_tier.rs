@@ -72,7 +72,7 @@ impl RequestedTier {
     }
 
     /// The tier of the calls of a request that came at this time.
-    pub(super) fn from(self, came_at: Instant) -> TierChoice {
+    pub(super) fn chosen_at(self, came_at: Instant) -> TierChoice {
         let fallback_after = self.fallback_after.filter(|_| self.tier() == ServiceTier::Flex);
         TierChoice::new(self.tier, fallback_after.map(|after| came_at + after))
     }

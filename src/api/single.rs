@@ -67,7 +67,7 @@ pub(super) async fn enqueue<K: Kind>(
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let (kind, model) = (K::Generation::KIND, generation.model().clone());
     let size = generation.input().into();
-    let tier = requested_tier.from(came_at);
+    let tier = requested_tier.chosen_at(came_at);
     let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
     let call = gateway.dispatcher.enqueue(call);
     Ok((generation, call))
