@@ -111,13 +111,13 @@ impl Dispatcher {
             }
             Err(rejected) => rejected,
         };
-        error.usage = charged(&self.prices, call.model(), None, error.usage);
-        charge(&mut in_flight, error.usage);
+        *error.usage = charged(&self.prices, call.model(), None, *error.usage);
+        charge(&mut in_flight, *error.usage);
         settle(&self.limiter, in_flight, call, &error);
         let is_overdue =
             time_limit < self.policy.attempt_timeout && error.kind == ErrorKind::Timeout;
         let outcome = if is_overdue { Outcome::Overdue } else { Outcome::Failed(&error) };
-        outcome.record(&self.metrics, call, None, sent, error.usage);
+        outcome.record(&self.metrics, call, None, sent, *error.usage);
         match outcome {
             Outcome::Overdue => Err(CallError::DeadlineExceeded),
             _ => Ok(Err(ForwardError { error, response })),
@@ -136,7 +136,7 @@ impl Attempt {
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
-                let error = Error { usage, accepted_model, ..Error::clone(error) };
+                let error = Error { usage: usage.into(), accepted_model, ..Error::clone(error) };
                 settle(&limiter, in_flight, &call, &error);
             }
             _ if usage.prompt_tokens > 0 => in_flight.answered(reported(usage)),

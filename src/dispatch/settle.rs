@@ -17,7 +17,7 @@ pub(super) fn settle(limiter: &Limiter, mut in_flight: InFlightCall, call: &Call
         ErrorKind::Overloaded(_) => in_flight.overloaded(),
         ErrorKind::Connection => in_flight.unsent(),
         // Gemini ran the call, though its answer cannot be used.
-        _ if error.accepted_model => in_flight.answered(reported(error.usage)),
+        _ if error.accepted_model => in_flight.answered(reported(*error.usage)),
         ErrorKind::InvalidKey
         | ErrorKind::PermissionDenied
         | ErrorKind::ModelNotFound

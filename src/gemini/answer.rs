@@ -154,7 +154,7 @@ impl Response<'_> {
             Some(first) => first.into_answer(usage, model(self.model_version)),
             None => Err(self.prompt_feedback.unwrap_or_default().into_error()),
         };
-        result.map_err(|error| Error { usage, accepted_model: true, ..error })
+        result.map_err(|error| Error { usage: usage.into(), accepted_model: true, ..error })
     }
 }
 

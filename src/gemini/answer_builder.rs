@@ -140,7 +140,11 @@ impl AnswerBuilder {
     }
 
     fn charge(&self, error: Error) -> Error {
-        Error { usage: self.usage, accepted_model: self.has_begun, ..error.masked(&self.secrets) }
+        Error {
+            usage: self.usage.into(),
+            accepted_model: self.has_begun,
+            ..error.masked(&self.secrets)
+        }
     }
 }
 

@@ -229,9 +229,9 @@ impl CheckError {
                 let reason = &answer.finish_reason;
                 let message = format!("The answer is incomplete: {why} ({reason})");
                 let error = Error::new(ErrorKind::Truncated, message);
-                ReadError::Permanent(Error { usage, accepted_model: true, ..error })
+                ReadError::Permanent(Error { usage: usage.into(), accepted_model: true, ..error })
             }
-            Self::OutOfWork => ReadError::OutOfWork(answer),
+            Self::OutOfWork => ReadError::OutOfWork(answer.into()),
         }
     }
 }

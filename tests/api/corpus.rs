@@ -188,7 +188,7 @@ fn every_recorded_answer_is_read_correctly() {
             }
             (Err(error), Some(kind)) => {
                 assert_eq!(error.kind, kind, "{}", exchange.name);
-                assert_eq!(error.usage, expected_usage(response), "{}", exchange.name);
+                assert_eq!(*error.usage, expected_usage(response), "{}", exchange.name);
                 assert_eq!(error.accepted_model, kind != ErrorKind::Malformed, "{}", exchange.name);
                 assert!(!error.is_transient(), "{}", exchange.name);
                 format!("{:?}", error.kind)
@@ -230,7 +230,7 @@ fn every_recorded_error_is_classified() {
         assert_eq!(kind, expected_kind(exchange), "{}", exchange.name);
         let message = exchange.response["error"]["message"].as_str().unwrap();
         assert_eq!(error.message, message.trim(), "{}", exchange.name);
-        assert_eq!(error.usage, Usage::default(), "{}", exchange.name);
+        assert_eq!(*error.usage, Usage::default(), "{}", exchange.name);
         tally.count(exchange.class(), kind);
     }
     tally.print("Recorded errors");

@@ -244,10 +244,10 @@ impl LinkedBudget for SharedBudget {
         let known = self.quotas().clone();
         Command::OpenBudget {
             account,
-            planned: bounded(known.planned),
-            by_hand: bounded(known.by_hand),
+            planned: bounded(known.planned).into(),
+            by_hand: bounded(known.by_hand).into(),
             aliases: known.aliases,
-            learned: Some(known.learned).filter(Quotas::is_any),
+            learned: Some(known.learned).filter(Quotas::is_any).map(Box::new),
             minute_us: micros(self.minute),
             midnight_us: midnight_us(),
             proven: self.proven.load(Ordering::Acquire),
