@@ -83,7 +83,7 @@ pub enum ReadError<G: Generation> {
     /// The answer cannot be used, and a second one would be no better.
     Permanent(Error),
     /// The work ran out before it was known whether the answer matches.
-    OutOfWork(Answer),
+    OutOfWork(Box<Answer>),
 }
 
 /// An answer that does not match the request.
@@ -218,7 +218,7 @@ async fn read<G: Generation>(
     let read = match generation.read(answer, &Work::brief()) {
         Err(ReadError::OutOfWork(answer)) => {
             let generation = Arc::clone(generation);
-            let job = move |work: &Work| generation.read(answer, work);
+            let job = move |work: &Work| generation.read(*answer, work);
             offload.run(call.payer(), call.deadline(), job).await
         }
         read => Ok(read),

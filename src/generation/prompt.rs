@@ -238,7 +238,7 @@ impl CheckError {
                     ..error
                 })
             }
-            Self::OutOfWork => ReadError::OutOfWork(answer),
+            Self::OutOfWork => ReadError::OutOfWork(answer.into()),
         }
     }
 }
