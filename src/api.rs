@@ -30,6 +30,7 @@ mod relay;
 mod router;
 mod semaphore_status;
 mod semaphores;
+mod service_tier;
 mod single;
 mod split;
 mod structured;

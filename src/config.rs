@@ -14,11 +14,13 @@ use std::cell::Cell;
 use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::{Authorities, Proxy};
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Model, ServiceTier};
 use crate::limits::{QuotaPlan, RedisSettings};
+use crate::prices::Prices;
 use crate::schema::SchemaLimits;
 use lookup::{Lookup, UNQUOTED, invalid};
 use settings::*;
@@ -59,8 +61,10 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     pub concurrency_limit: usize,
     pub quota_plan: QuotaPlan,
+    pub prices: Arc<Prices>,
     pub max_queued_requests: usize,
     pub max_attempts: usize,
+    pub max_continuations: usize,
     pub redis: Option<RedisSettings>,
     pub redis_required: bool,
     pub host: IpAddr,
@@ -84,6 +88,7 @@ pub struct Config {
     pub request_timeout: Duration,
     pub live_idle_timeout: Duration,
     pub live_timeout: Duration,
+    pub flex_timeout: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -128,8 +133,10 @@ impl Config {
             allowed_hosts: browsers::allowed_hosts(settings)?,
             concurrency_limit: settings.concurrency_limit(quota_plan.tier)?,
             quota_plan,
+            prices: quotas::prices(settings)?,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
             max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
+            max_continuations: settings.parse(MAX_CONTINUATIONS, "a whole number")?,
             redis: settings.redis()?,
             redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
@@ -156,6 +163,7 @@ impl Config {
             request_timeout: settings.seconds(REQUEST_TIMEOUT_SECONDS)?,
             live_idle_timeout: settings.seconds(LIVE_IDLE_TIMEOUT_SECONDS)?,
             live_timeout: settings.seconds(LIVE_TIMEOUT_SECONDS)?,
+            flex_timeout: settings.seconds(FLEX_TIMEOUT_SECONDS)?,
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
@@ -175,6 +183,14 @@ impl Config {
     pub fn set_gemini_api_key(&mut self, key: ApiKey) {
         self.quota_plan.add_default_label(key.sha256(), SERVER_LABEL);
         self.gemini_api_key = Some(key);
+    }
+
+    /// How long a request in this service tier may take.
+    pub fn request_timeout_of(&self, tier: ServiceTier) -> Duration {
+        match tier {
+            ServiceTier::Flex => self.request_timeout.max(self.flex_timeout),
+            ServiceTier::Standard | ServiceTier::Priority => self.request_timeout,
+        }
     }
 
     /// Whether only this machine can reach the port.

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod call;
+mod continuation;
 mod enqueued;
 mod forward;
 mod kind;
@@ -17,6 +18,8 @@ mod progress;
 mod projects;
 mod retry;
 mod settle;
+mod spend;
+mod tier;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,22 +30,25 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use crate::gemini::{
-    Answer, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
+    AnswerPart, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
+use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
 
-pub use call::{Call, CallQueue, CallRequest, CallSize};
+pub use call::{Admitted, Call, CallQueue, CallRequest, CallSize};
+pub use continuation::LongAnswer;
 pub use forward::Forwarded;
 pub use kind::{CallKind, ChargedTo, CountedAs};
 pub use live::{CountedReceiver, LiveSession, SessionEnd};
 pub use progress::{ClientFault, UploadProgress};
 pub use retry::RetryPolicy;
+pub use tier::TierChoice;
 
 /// Makes calls to Gemini.
 #[derive(Debug)]
@@ -52,6 +58,7 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
     projects: Arc<Projects>,
+    prices: Arc<Prices>,
 }
 
 /// Why a call has no answer.
@@ -99,14 +106,15 @@ impl CallError {
 }
 
 impl Dispatcher {
-    /// A dispatcher over an upstream and a limiter.
+    /// A dispatcher over an upstream and a limiter, which charges calls at these prices.
     pub fn new(
         client: Client,
         limiter: Arc<Limiter>,
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
+        prices: Arc<Prices>,
     ) -> Self {
-        Self { client, limiter, metrics, policy, projects: Arc::default() }
+        Self { client, limiter, metrics, policy, projects: Arc::default(), prices }
     }
 
     /// The same, with connections of its own and everything else shared.
@@ -117,6 +125,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
             projects: Arc::clone(&self.projects),
+            prices: Arc::clone(&self.prices),
         }
     }
 
@@ -130,13 +139,19 @@ impl Dispatcher {
         self.client.secrets(Some(call.key()))
     }
 
-    /// Waits for admission, then asks Gemini and reads the answer whole.
+    /// How many calls continue an answer that Gemini stops before its end, at most.
+    pub fn max_continuations(&self) -> usize {
+        self.policy.max_continuations
+    }
+
+    /// Waits for admission, then asks Gemini and reads the answer whole, over as many calls as that
+    /// takes.
     ///
     /// # Errors
     /// [`CallError`], of the last attempt.
-    pub async fn generate(&self, call: &Call, body: Bytes) -> Result<Answer, CallError> {
-        let admission = self.admit(call).await?;
-        self.generate_admitted(call, body, admission).await
+    pub async fn generate(&self, call: &Call, body: Bytes) -> Result<LongAnswer, CallError> {
+        let admitted = self.admit(call).await?;
+        self.generate_admitted(call, body, admitted).await
     }
 
     /// The same for a call whose first attempt has been [admitted](Dispatcher::admit).
@@ -147,9 +162,14 @@ impl Dispatcher {
         &self,
         call: &Call,
         body: Bytes,
-        admission: Admission,
-    ) -> Result<Answer, CallError> {
-        self.run(call, admission, Whole(body)).await
+        admitted: Admitted,
+    ) -> Result<LongAnswer, CallError> {
+        let answer = self.run(admitted, Whole(body.clone(), AnswerPart::First)).await?;
+        if answer.continuation.is_none() {
+            return Ok(LongAnswer { answer, interrupted: None });
+        }
+        // Boxed so that the usual call takes no memory for it.
+        Box::pin(self.continue_answer(call, &body, answer)).await
     }
 
     /// Waits for admission, then sends a request and passes its answer on as it comes. The call is
@@ -165,23 +185,38 @@ impl Dispatcher {
         body: Bytes,
         idle: Duration,
     ) -> Result<Response<Forwarded>, CallError> {
-        let admission = self.admit(call).await?;
+        let admitted = self.admit(call).await?;
         // Boxed so that a call that waits takes no more memory than its wait.
-        Box::pin(self.run(call, admission, PassOn { request, body, idle })).await
+        Box::pin(self.run(admitted, PassOn { request, body, idle })).await
     }
 
-    /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up.
-    /// The first attempt uses `admission`; each further one is admitted anew.
+    /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up. A
+    /// flex call that was not served in time may then be attempted in the standard tier.
     async fn run<R: Reader>(
+        &self,
+        Admitted { call, admission }: Admitted,
+        reader: R,
+    ) -> Result<R::Answer, CallError> {
+        let failed = match self.run_in_tier(&call, admission, &reader).await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        let Admitted { call, admission } = self.admit_after(&call, failed).await?;
+        Box::pin(self.run_in_tier(&call, admission, &reader)).await
+    }
+
+    /// The same in the call's own tier. The first attempt uses `admission`; each further one is
+    /// admitted anew.
+    async fn run_in_tier<R: Reader>(
         &self,
         call: &Call,
         mut admission: Admission,
-        reader: R,
+        reader: &R,
     ) -> Result<R::Answer, CallError> {
         let mut failed = FailedAttempts::default();
         loop {
             let in_flight = self.start(call, admission).await?;
-            let rejected = match self.attempt(call, in_flight, &reader).await? {
+            let rejected = match self.attempt(call, in_flight, reader).await? {
                 Ok(answer) => return Ok(answer),
                 Err(rejected) => rejected,
             };
@@ -201,7 +236,7 @@ impl Dispatcher {
         loop {
             match admission.start() {
                 Ok(in_flight) => return Ok(in_flight),
-                Err(PermitsExpired) => admission = self.admit(call).await?,
+                Err(PermitsExpired) => admission = self.admit_in_tier(call).await?,
             }
         }
     }
@@ -215,10 +250,10 @@ impl Dispatcher {
         error: &Error,
     ) -> Result<Result<Admission, Option<Duration>>, CallError> {
         let retry_after = retry_after(error);
-        failed.count(error);
+        failed.count(call.tier(), error);
         let (kind, now) = (call.kind(), Instant::now());
         let resend_at = self.policy.resend_at(kind, *failed, error, retry_after, now);
-        let Some(resend_at) = resend_at.filter(|at| *at < call.deadline()) else {
+        let Some(resend_at) = resend_at.filter(|at| *at < call.until()) else {
             return Ok(Err(retry_after));
         };
         tracing::debug!(
@@ -229,7 +264,7 @@ impl Dispatcher {
         );
         self.metrics.retried(kind.label(), error.kind.code());
         sleep_until(resend_at).await;
-        match self.admit(call).await {
+        match self.admit_in_tier(call).await {
             Ok(admission) => Ok(Ok(admission)),
             // What Gemini said tells the caller more than a deadline that passes in the queue, or
             // than a pause of the account for its spend that outlasts the deadline.

@@ -66,10 +66,20 @@ impl Gateway {
             Limiter::with_store(store, concurrency_limit, max_queued_requests, quota_plan.clone());
         let leases = Leases::new(Arc::clone(&limiter));
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
-        let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
+        let policy = RetryPolicy {
+            flex_timeout: config.flex_timeout,
+            max_continuations: config.max_continuations,
+            ..RetryPolicy::new(config.max_attempts, config.upstream_timeout)
+        };
         let client = client(&config)?;
-        let dispatcher =
-            Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
+        let dispatcher = Dispatcher::new(
+            client,
+            Arc::clone(&limiter),
+            Arc::clone(&metrics),
+            policy,
+            Arc::clone(&config.prices),
+        );
+        let dispatcher = Arc::new(dispatcher);
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));

@@ -18,9 +18,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dispatch::{Call, CallError, CallKind, Dispatcher};
+use crate::dispatch::{Admitted, Call, CallError, CallKind, Dispatcher, LongAnswer};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
-use crate::limits::Admission;
 use crate::schema::Work;
 use offload::{Offload, OffloadError};
 
@@ -61,10 +60,19 @@ pub struct Generated<T> {
     pub value: T,
     /// The model that was asked.
     pub model: Model,
+    /// The model that answered, if Gemini says so.
+    pub model_version: Option<Model>,
     /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, …
     pub finish_reason: String,
     /// The tokens that were spent, over all calls.
     pub usage: Usage,
+}
+
+impl<T> Generated<T> {
+    /// Whether Gemini stopped before the model was done, so that the value may be incomplete.
+    pub fn is_truncated(&self) -> bool {
+        self.finish_reason != "STOP"
+    }
 }
 
 /// Why an answer was not read.
@@ -75,7 +83,7 @@ pub enum ReadError<G: Generation> {
     /// The answer cannot be used, and a second one would be no better.
     Permanent(Error),
     /// The work ran out before it was known whether the answer matches.
-    OutOfWork(Answer),
+    OutOfWork(Box<Answer>),
 }
 
 /// An answer that does not match the request.
@@ -103,7 +111,7 @@ pub enum GenerationError {
     SchemaViolation {
         /// The mismatches of the last answer.
         violations: Vec<String>,
-        /// The tokens that the last answer cost.
+        /// The tokens that the answers cost.
         usage: Usage,
     },
     /// An internal error of this service.
@@ -120,13 +128,27 @@ impl GenerationError {
         }
     }
 
-    /// The tokens that the failed call spent.
-    fn usage(&self) -> Usage {
+    /// The tokens that were spent all the same, as far as Gemini reports them.
+    pub fn usage(&self) -> Usage {
         match self {
-            Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
+            Self::Dispatch(CallError::Upstream { error, .. }) => *error.usage,
             Self::SchemaViolation { usage, .. } => *usage,
             Self::Dispatch(_) | Self::Internal => Usage::default(),
         }
+    }
+}
+
+impl GenerationError {
+    /// The same error, after an answer that has cost this.
+    fn after(mut self, spent: Usage) -> Self {
+        match &mut self {
+            Self::Dispatch(CallError::Upstream { error, .. }) => {
+                *error.usage = spent + *error.usage;
+            }
+            Self::SchemaViolation { usage, .. } => *usage = spent + *usage,
+            Self::Dispatch(_) | Self::Internal => {}
+        }
+        self
     }
 }
 
@@ -147,10 +169,10 @@ pub async fn generate<G: Generation>(
     call: &Call,
     generation: G,
 ) -> Result<Generated<G::Value>, GenerationError> {
-    let admission = dispatcher.admit(call).await?;
+    let admitted = dispatcher.admit(call).await?;
     // Boxed, so that a request that waits takes no more memory than its wait.
     let generation = Arc::new(generation);
-    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admission)).await
+    Box::pin(generate_admitted(dispatcher, offload, call, &generation, admitted)).await
 }
 
 /// The same for a call that has been admitted.
@@ -159,9 +181,9 @@ async fn generate_admitted<G: Generation>(
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
-    admission: Admission,
+    admitted: Admitted,
 ) -> Result<Generated<G::Value>, GenerationError> {
-    let answer = dispatcher.generate_admitted(call, generation.body(), admission).await?;
+    let answer = dispatcher.generate_admitted(call, generation.body(), admitted).await?;
     let mismatch = match read(offload, call, generation, answer).await? {
         Ok(generated) => return Ok(generated),
         Err(mismatch) => mismatch,
@@ -172,13 +194,14 @@ async fn generate_admitted<G: Generation>(
     );
     match correct(dispatcher, offload, call, generation, &mismatch).await {
         Ok(mut generated) => {
-            generated.usage += mismatch.usage;
+            generated.usage = mismatch.usage + generated.usage;
             Ok(generated)
         }
         Err(error) => {
-            let usage = error.usage();
-            let mut fallback = mismatch.fallback.ok_or(error)?;
-            fallback.usage += usage;
+            let Some(mut fallback) = mismatch.fallback else {
+                return Err(error.after(mismatch.usage));
+            };
+            fallback.usage += error.usage();
             Ok(fallback)
         }
     }
@@ -189,13 +212,13 @@ async fn read<G: Generation>(
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
-    answer: Answer,
+    LongAnswer { answer, interrupted }: LongAnswer,
 ) -> Result<Result<Generated<G::Value>, Box<Mismatch<G::Value>>>, GenerationError> {
     let usage = answer.usage;
     let read = match generation.read(answer, &Work::brief()) {
         Err(ReadError::OutOfWork(answer)) => {
             let generation = Arc::clone(generation);
-            let job = move |work: &Work| generation.read(answer, work);
+            let job = move |work: &Work| generation.read(*answer, work);
             offload.run(call.payer(), call.deadline(), job).await
         }
         read => Ok(read),
@@ -203,7 +226,8 @@ async fn read<G: Generation>(
     match read {
         Ok(Ok(generated)) => Ok(Ok(generated)),
         Ok(Err(ReadError::Mismatch(mismatch))) => Ok(Err(mismatch)),
-        Ok(Err(ReadError::Permanent(error))) => Err(error.into()),
+        // An answer that is not whole is of no use: what failed is the call that should have continued it.
+        Ok(Err(ReadError::Permanent(error))) => Err(interrupted.map_or(error.into(), Into::into)),
         Ok(Err(ReadError::OutOfWork(_))) | Err(OffloadError::DeadlineExceeded) => {
             Err(CallError::DeadlineExceeded.into())
         }

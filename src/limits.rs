@@ -13,7 +13,7 @@
 //! | `store` | administration: which semaphores, budgets and leases exist | `model`, `semaphore`, `budget` |
 //! | `local` | the implementation in this process | `model`, `semaphore`, `budget`, `store` |
 //! | `redis` | the implementation in Redis, for all replicas; an account without known quotas is counted in this process | `model`, `semaphore`, `budget`, `store`, `local` |
-//! | `accounts` | one key and model: its budget, its adaptive limit, the model that is charged; which accounts are forgotten | `model`, `budget`, `store`, `local` |
+//! | `accounts` | one key and model: its budget, its adaptive limits, the model that is charged; which accounts are forgotten | `model`, `budget`, `store`, `local` |
 //! | `limiter` | admission: tickets in the queue, admitted calls, calls in flight | `model`, `semaphore`, `budget`, `store`, `local`, `accounts` |
 //! | `enqueued` | the tokens that batch jobs hold until they end | `model`, `semaphore`, `accounts`, `limiter` |
 //! | `leases` | permits for work outside this process | `model`, `semaphore`, `store`, `limiter` |
@@ -34,7 +34,7 @@ mod semaphore;
 mod store;
 
 pub use self::redis::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
-pub use accounts::{Account, Accounts, NamedBy, RefusedHere, Tripped};
+pub use accounts::{Account, Accounts, NamedBy, RefusedHere, Spending, Tripped};
 pub use budget::{
     Budget, BudgetAdmin, ChargedModel, NotReserved, Reservation, Sent, Started, Transfer,
     TryReserve,
@@ -47,9 +47,9 @@ pub use limiter::{
 };
 pub use local::{AdaptiveLimit, LocalBudget, LocalSemaphore, LocalStore, Slot};
 pub use model::{
-    BudgetUsage, Cost, Estimate, Exhausted, InvalidDigest, InvalidSemaphore, KeyDigest, Lease,
-    LeaseTerms, Limit, LimitScope, Limits, Line, NAMED_LIMITS, NewLease, NoSuchLease, OtherLabel,
-    Payer, PerKind, Planned, PlannedQuotas, QuotaKind, QuotaPlan, QuotaUsage, Quotas,
+    BudgetUsage, Capacity, Cost, Estimate, Exhausted, InvalidDigest, InvalidSemaphore, KeyDigest,
+    Lease, LeaseTerms, Limit, LimitScope, Limits, Line, NAMED_LIMITS, NewLease, NoSuchLease,
+    OtherLabel, Payer, PerKind, Planned, PlannedQuotas, QuotaKind, QuotaPlan, QuotaUsage, Quotas,
     RepeatedScope, Resource, SemaphoreId, Source, Spent, StoreUnavailable, Tier, Window,
     parse_limit,
 };

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::gemini::{Model, Usage};
 use crate::limits::{Limiter, SemaphoreUsage};
+use crate::prices::NanoDollars;
 use crate::telemetry;
 
 /// The most models with their own label. Further models are counted as `other`.
@@ -31,6 +33,7 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
     tokens: Family<TokenLabels, Counter>,
+    cost: Family<CostLabels, Counter<f64, AtomicU64>>,
     queue_wait: Histogram,
     upstream_latency: Family<KindLabel, Histogram, fn() -> Histogram>,
     known_models: RwLock<HashSet<Model>>,
@@ -53,6 +56,12 @@ struct RetryLabels {
 struct TokenLabels {
     model: ModelLabel,
     r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CostLabels {
+    model: ModelLabel,
+    tier: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +91,7 @@ impl Metrics {
         let calls = Family::default();
         let retries = Family::default();
         let tokens = Family::default();
+        let cost = Family::<CostLabels, Counter<f64, AtomicU64>>::default();
         let queue_wait = seconds_histogram();
         let upstream_latency =
             Family::<KindLabel, Histogram, fn() -> Histogram>::new_with_constructor(
@@ -94,6 +104,11 @@ impl Metrics {
         );
         registry.register("retries", "Calls sent again, by the error before", retries.clone());
         registry.register("tokens", "Tokens reported by Gemini", tokens.clone());
+        registry.register(
+            "cost_usd",
+            "US dollars that calls cost at the known prices",
+            cost.clone(),
+        );
         registry.register_with_unit(
             "queue_wait",
             "Time that calls waited for admission",
@@ -109,7 +124,7 @@ impl Metrics {
         registry.register_collector(Box::new(LimiterCollector(limiter)));
         registry.register_collector(Box::new(LogCollector));
         let known_models = RwLock::default();
-        Self { registry, calls, retries, tokens, queue_wait, upstream_latency, known_models }
+        Self { registry, calls, retries, tokens, cost, queue_wait, upstream_latency, known_models }
     }
 
     /// All metrics in Prometheus's text format 0.0.4.
@@ -134,6 +149,7 @@ impl Metrics {
 
     /// Counts a finished call.
     pub fn finished(&self, call: FinishedCall<'_>) {
+        self.charged(&call);
         let model = self.label(call.model, call.accepted);
         let FinishedCall { kind, outcome, took, usage, .. } = call;
         self.upstream_latency.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
@@ -148,6 +164,17 @@ impl Metrics {
                 self.tokens.get_or_create(&labels).inc_by(count);
             }
         }
+    }
+
+    /// Counts what a call cost, by the model that answered and its tier.
+    fn charged(&self, call: &FinishedCall<'_>) {
+        let Usage { cost, service_tier, .. } = call.usage;
+        if cost == NanoDollars::default() {
+            return;
+        }
+        let model = self.label(call.answered_by.unwrap_or(call.model), call.accepted);
+        let labels = CostLabels { model, tier: service_tier.unwrap_or_default().name() };
+        self.cost.get_or_create(&labels).inc_by(cost.dollars());
     }
 
     fn label(&self, model: &Model, accepted: bool) -> ModelLabel {
@@ -175,6 +202,8 @@ pub struct FinishedCall<'a> {
     pub kind: &'static str,
     /// The requested model.
     pub model: &'a Model,
+    /// The model that answered, where Gemini names it.
+    pub answered_by: Option<&'a Model>,
     /// Whether Gemini knows the model.
     pub accepted: bool,
     /// `success`, or the code of the error.

@@ -63,6 +63,23 @@ pub enum PriceTier {
     Batch,
 }
 
+impl PriceTier {
+    /// Its name in Gemini's format and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Flex => "flex",
+            Self::Priority => "priority",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// The tier that a call can ask for by this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Standard, Self::Flex, Self::Priority].into_iter().find(|tier| tier.name() == name)
+    }
+}
+
 /// The tokens that a call is charged for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChargedTokens {
@@ -185,6 +202,11 @@ impl Prices {
                 NanoDollars::default()
             }
         }
+    }
+
+    /// Whether the prices of a model are known.
+    pub fn knows(&self, model: &str) -> bool {
+        self.price_of(model).is_some()
     }
 
     /// What so many tokens of input and output are expected to cost: like [`Prices::cost`], but an

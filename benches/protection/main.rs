@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `quotas` | refusals, time and use of the quotas, for each way in which Gemini may count; compared with clients without protection |
 //! | `capacity` | how soon the concurrency follows Gemini's capacity, and how many calls are refused meanwhile |
+//! | `tiers` | whether flex calls beyond Gemini's capacity slow standard calls, how many are answered, and when they fall back |
 //! | `fairness` | how long a chat waits beside a large batch, and how two batches share |
 //!
 //! A run is a new simulator and a new service over it, each with its own threads and port, and
@@ -16,6 +17,7 @@ mod fairness;
 mod load;
 mod quotas;
 mod stage;
+mod tiers;
 
 use std::time::Duration;
 
@@ -47,6 +49,7 @@ enum Part {
     Quotas,
     Capacity,
     Fairness,
+    Tiers,
 }
 
 /// How large the runs are.
@@ -80,6 +83,7 @@ fn main() {
                 Part::Quotas => runtime.block_on(quotas::measure(scale)),
                 Part::Capacity => runtime.block_on(capacity::measure(scale)),
                 Part::Fairness => runtime.block_on(fairness::measure(scale)),
+                Part::Tiers => runtime.block_on(tiers::measure(scale)),
             }
         }
     }

@@ -125,6 +125,15 @@ impl Service {
         status.is_some_and(|(status, _)| status == 200)
     }
 
+    /// Sends a chat in the flex tier. Returns whether it was answered.
+    pub async fn flex_chat(&self, prompt: &str, fallback: Option<Duration>) -> bool {
+        let fallback = fallback.map(|after| after.as_secs_f64());
+        let body =
+            json!({"prompt": prompt, "service_tier": "flex", "flex_fallback_seconds": fallback});
+        let status = post(&self.http, &format!("{}/chat", self.url), body.to_string()).await;
+        status.is_some_and(|(status, _)| status == 200)
+    }
+
     /// Sends a batch. Returns how many of its chats were answered.
     pub async fn batch(&self, prompts: Vec<String>) -> usize {
         let requests: Vec<_> = prompts.iter().map(|prompt| json!({"prompt": prompt})).collect();

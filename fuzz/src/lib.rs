@@ -133,7 +133,7 @@ fn answer(status: StatusCode, body: &[u8]) {
             {
                 assert!(wait <= LONGEST_WAIT, "{wait:?}");
             }
-            error.usage
+            *error.usage
         }
     };
     learn(usage);
@@ -189,7 +189,7 @@ fn stream(pieces: &[&[u8]]) {
     assert!(!holds_key(text.as_bytes()));
     match growing.finish() {
         Ok(answer) => assert_eq!(answer.text, text),
-        Err(error) => learn(error.usage),
+        Err(error) => learn(*error.usage),
     }
 }
 

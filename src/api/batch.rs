@@ -2,6 +2,7 @@
 
 mod item;
 
+use std::collections::HashSet;
 use std::{iter, mem};
 
 use axum::Json;
@@ -14,9 +15,10 @@ use super::credentials::Credentials;
 use super::error::{ApiError, Detail};
 use super::generation_request::{CallOptions, GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
+use super::service_tier::{RequestedTier, TierFields};
 use super::single::named_semaphore;
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Model};
+use crate::gemini::{ApiKey, Model, Usage};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
 use item::{BatchItem, ItemIds};
@@ -25,14 +27,21 @@ use item::{BatchItem, ItemIds};
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchRequest<R> {
-    /// The requests, each as if it were sent alone. Its own `credentials` and `external_semaphore_id`
-    /// override the batch's.
+    /// The requests, each as if it were sent alone. Its own `credentials`, `external_semaphore_id`,
+    /// `service_tier` and `flex_fallback_seconds` override the batch's.
     #[schema(schema_with = item::schema::<R>)]
     requests: Vec<BatchItem<R>>,
     /// The caller's own key, for the requests without credentials of their own.
     credentials: Option<Credentials>,
     /// The semaphore of the requests that name none.
     external_semaphore_id: Option<String>,
+    /// The service tier of the requests that name none: `standard`, `flex` or `priority`.
+    #[schema(pattern = "^(standard|flex|priority)$")]
+    service_tier: Option<String>,
+    /// With the service tier `flex`: after how many seconds a request that has not been served is sent
+    /// in the standard tier instead, counted from when the batch came.
+    #[schema(exclusive_minimum = 0, maximum = 31_536_000)]
+    flex_fallback_seconds: Option<f64>,
 }
 
 /// The results, in the order of the requests.
@@ -46,6 +55,8 @@ pub(super) struct BatchResponse<T> {
     successful_requests: usize,
     /// How many failed.
     failed_requests: usize,
+    /// The tokens that were spent on all requests, failed ones included, and what they cost.
+    usage: Usage,
 }
 
 /// The result of one request.
@@ -107,8 +118,7 @@ pub(super) async fn generate_batch<K: GenerationKind>(
 ) -> Result<Json<BatchResponse<K::Response>>, ApiError> {
     let _share = mem::take(&mut incoming.share);
     let (items, ids) = prepare(gateway, incoming).await?;
-    let timeout = gateway.config.request_timeout;
-    let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items, timeout).await?;
+    let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items).await?;
     // One cause is enough for the log, because items mostly fail for the same reason.
     let cause = outcomes.iter().find_map(|outcome| outcome.result.as_ref().err()?.cause());
     let response = BatchResponse::of(outcomes, ids);
@@ -126,7 +136,10 @@ async fn prepare<K: GenerationKind>(
     incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
 ) -> Result<(Vec<Item<K::Generation>>, Vec<ItemIds>), ApiError> {
     let Incoming { caller, semaphore, body, .. } = incoming;
-    let BatchRequest { requests, credentials, external_semaphore_id } = body;
+    let came_at = Instant::now();
+    let BatchRequest { requests, credentials, external_semaphore_id, .. } = body;
+    let BatchRequest { service_tier, flex_fallback_seconds, .. } = body;
+    let batch_tier = TierFields { service_tier, flex_fallback_seconds }.check();
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));
     }
@@ -139,15 +152,19 @@ async fn prepare<K: GenerationKind>(
     });
     let requests: Vec<_> = requests.collect();
     let keys = payers(gateway, caller, credentials.as_ref(), &call_options)?;
-    let generations = check(gateway, keys.first(), requests, &ids).await?;
+    let tiers = tiers(batch_tier, &call_options);
+    let (generations, tiers) = check(gateway, keys.first(), requests, &ids, tiers).await?;
     let default = external_semaphore_id.or(semaphore);
     let default = named_semaphore(gateway, default.as_deref()).await?;
     let mut items = Vec::with_capacity(generations.len());
-    for ((generation, options), key) in generations.into_iter().zip(call_options).zip(keys) {
+    let items_checked = generations.into_iter().zip(tiers).zip(call_options).zip(keys);
+    for (((generation, tier), options), key) in items_checked {
         check_model(generation.model(), gateway)?;
         check_text(|| generation.body(), gateway).await?;
         let own = named_semaphore(gateway, options.external_semaphore_id.as_deref()).await?;
-        items.push(Item { generation, key, semaphore: own.or_else(|| default.clone()) });
+        let semaphore = own.or_else(|| default.clone());
+        let timeout = gateway.config.request_timeout_of(tier.tier());
+        items.push(Item { generation, key, semaphore, tier: tier.chosen_at(came_at), timeout });
     }
     Ok((items, ids))
 }
@@ -172,14 +189,36 @@ fn payers(
     options.iter().enumerate().map(key).collect()
 }
 
+/// The service tier of each item: its own, or that of the batch.
+fn tiers(
+    batch: Result<RequestedTier, Vec<InvalidField>>,
+    options: &[CallOptions],
+) -> Result<Vec<RequestedTier>, Vec<InvalidField>> {
+    let (mut tiers, mut errors) = (Vec::with_capacity(options.len()), Vec::new());
+    let batch = batch.unwrap_or_else(|fields| {
+        errors.extend(fields);
+        RequestedTier::default()
+    });
+    for (index, options) in options.iter().enumerate() {
+        match options.tier.check_within(batch) {
+            Ok(tier) => tiers.push(tier),
+            Err(fields) => errors.extend(fields.into_iter().map(|field| in_item(index, field))),
+        }
+    }
+    if errors.is_empty() { Ok(tiers) } else { Err(errors) }
+}
+
 /// Checks all requests. Their schemas are compiled when it is `payer`'s turn.
 async fn check<K: GenerationKind>(
     gateway: &Gateway,
     payer: Option<&ApiKey>,
     requests: Vec<(K, ModelOptions)>,
     ids: &[ItemIds],
-) -> Result<Vec<K::Generation>, ApiError> {
-    let Some(payer) = payer else { return Ok(Vec::new()) };
+    tiers: Result<Vec<RequestedTier>, Vec<InvalidField>>,
+) -> Result<(Vec<K::Generation>, Vec<RequestedTier>), ApiError> {
+    let Some(payer) = payer else {
+        return tiers.map(|_| <_>::default()).map_err(ApiError::invalid);
+    };
     let config = &gateway.config;
     let mut schemas = Schemas::new(config.schema_limits, config.check_formats);
     requests.iter().for_each(|(request, _)| request.add_schema(&mut schemas));
@@ -195,7 +234,13 @@ async fn check<K: GenerationKind>(
             Err(fields) => errors.extend(fields.into_iter().map(|field| in_item(index, field))),
         }
     }
-    if errors.is_empty() { Ok(generations) } else { Err(ApiError::invalid(errors)) }
+    match tiers {
+        Ok(tiers) if errors.is_empty() => Ok((generations, tiers)),
+        tiers => {
+            errors.extend(tiers.err().into_iter().flatten());
+            Err(ApiError::invalid(errors))
+        }
+    }
 }
 
 fn too_long(items: usize, limit: usize) -> ApiError {
@@ -214,14 +259,25 @@ impl<T> BatchResponse<T> {
         T: From<Generated<V>>,
     {
         let total_requests = outcomes.len();
+        let usage = total(outcomes.iter().map(Outcome::usage));
         let results = iter::zip(outcomes, ids).enumerate();
         let results: Vec<_> =
             results.map(|(index, (outcome, ids))| BatchResult::of(index, outcome, ids)).collect();
         let succeeded = |result: &&BatchResult<T>| matches!(result, BatchResult::Success(_));
         let successful_requests = results.iter().filter(succeeded).count();
         let failed_requests = total_requests - successful_requests;
-        Self { results, total_requests, successful_requests, failed_requests }
+        Self { results, total_requests, successful_requests, failed_requests, usage }
     }
+}
+
+/// The sum. It names a service tier if all calls were served in one.
+fn total(usages: impl Iterator<Item = Usage>) -> Usage {
+    let (mut total, mut tiers) = (Usage::default(), HashSet::new());
+    for usage in usages {
+        tiers.extend(usage.service_tier);
+        total += usage;
+    }
+    Usage { service_tier: total.service_tier.filter(|_| tiers.len() == 1), ..total }
 }
 
 impl<T> BatchResult<T> {

@@ -52,9 +52,14 @@ pub(super) struct ChatResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
-    /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, … With any value but `STOP`, the text may be
-    /// incomplete.
+    /// The model that answered; null if Gemini does not say.
+    #[schema(value_type = Option<String>)]
+    model_version: Option<Model>,
+    /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, …
     finish_reason: String,
+    /// Whether Gemini stopped before the model was done, so that the text may be incomplete: the
+    /// finish reason is not `STOP`.
+    truncated: bool,
     /// The tokens that were spent.
     usage: Usage,
 }
@@ -82,8 +87,9 @@ impl GenerationKind for ChatFields {
 
 impl From<Generated<String>> for ChatResponse {
     fn from(generated: Generated<String>) -> Self {
-        let Generated { value: response, model, finish_reason, usage } = generated;
-        Self { success: true, response, model, finish_reason, usage }
+        let truncated = generated.is_truncated();
+        let Generated { value: response, model, model_version, finish_reason, usage } = generated;
+        Self { success: true, response, model, model_version, finish_reason, truncated, usage }
     }
 }
 

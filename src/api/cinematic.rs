@@ -66,6 +66,9 @@ pub(super) struct StoryResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// The model that answered; null if Gemini does not say.
+    #[schema(value_type = Option<String>)]
+    model_version: Option<Model>,
     /// Gemini's `finishReason`: `STOP`, or another one if the story is complete nevertheless.
     finish_reason: String,
     /// The tokens that were spent, including those of a second call that corrected the first.
@@ -96,8 +99,9 @@ impl GenerationKind for StoryFields {
 impl From<Generated<CheckedStory>> for StoryResponse {
     fn from(generated: Generated<CheckedStory>) -> Self {
         let Generated { value: CheckedStory { story: data, warnings }, .. } = generated;
-        let Generated { model, finish_reason, usage, .. } = generated;
-        Self { success: true, data, message: MESSAGE, warnings, model, finish_reason, usage }
+        let Generated { model, model_version, finish_reason, usage, .. } = generated;
+        let (success, message) = (true, MESSAGE);
+        Self { success, data, message, warnings, model, model_version, finish_reason, usage }
     }
 }
 

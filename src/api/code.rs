@@ -159,10 +159,11 @@ codes! {
         "Redis, which holds the limits that the replicas share, cannot be reached; comes with \
          `Retry-After`";
     UpstreamTimeout = "upstream_timeout", GATEWAY_TIMEOUT, Retryable,
-        "an attempt took longer than `UPSTREAM_TIMEOUT_SECONDS`, or Gemini reported a timeout";
+        "an attempt took longer than `UPSTREAM_TIMEOUT_SECONDS` (`FLEX_TIMEOUT_SECONDS` for flex), \
+         or Gemini reported a timeout";
     RequestTimeout = "request_timeout", GATEWAY_TIMEOUT, Retryable,
-        "the request took longer than `REQUEST_TIMEOUT_SECONDS`, or the live session longer than \
-         `LIVE_TIMEOUT_SECONDS`";
+        "the request took longer than `REQUEST_TIMEOUT_SECONDS` (`FLEX_TIMEOUT_SECONDS` for flex, \
+         if that is longer), or the live session longer than `LIVE_TIMEOUT_SECONDS`";
 }
 
 impl Code {

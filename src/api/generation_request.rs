@@ -10,6 +10,7 @@ use utoipa::openapi::{Object, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::credentials::Credentials;
+use super::service_tier::TierFields;
 use super::split::{SharedFields, split};
 use crate::generation::{Defaults, Generated, Generation, InvalidField, ModelOptions, Schemas};
 
@@ -63,28 +64,45 @@ pub(super) struct CommonFields {
     /// output and stories, the service sets the schema and the MIME type.
     #[schema(value_type = Option<Object>)]
     pub generation_config: Option<Map<String, Value>>,
+    /// The service tier: `standard`, `flex` (half the price, served within minutes when there is
+    /// capacity to spare) or `priority` (served first, at a higher price); otherwise Gemini's default.
+    #[schema(pattern = "^(standard|flex|priority)$")]
+    pub service_tier: Option<String>,
+    /// With the service tier `flex`: after how many seconds a request that has not been served is sent
+    /// in the standard tier instead.
+    #[schema(exclusive_minimum = 0, maximum = 31_536_000)]
+    pub flex_fallback_seconds: Option<f64>,
 }
 
-/// Who pays for a request, and which semaphore it holds.
+/// Who pays for a request, which semaphore it holds, and its service tier.
 #[derive(Debug, Default)]
 pub(super) struct CallOptions {
     pub credentials: Option<Credentials>,
     pub external_semaphore_id: Option<String>,
+    pub tier: TierFields,
 }
 
 impl CommonFields {
     /// Separates what the call needs from what the model needs.
     pub(super) fn into_options(self) -> (CallOptions, ModelOptions) {
-        let Self { model, credentials, external_semaphore_id, cached_content, generation_config } =
-            self;
-        let call = CallOptions { credentials, external_semaphore_id };
+        let Self { model, credentials, external_semaphore_id, cached_content, .. } = self;
+        let Self { generation_config, service_tier, flex_fallback_seconds, .. } = self;
+        let tier = TierFields { service_tier, flex_fallback_seconds };
+        let call = CallOptions { credentials, external_semaphore_id, tier };
         (call, ModelOptions { model, cached_content, generation_config })
     }
 }
 
 impl SharedFields for CommonFields {
-    const NAMES: &'static [&'static str] =
-        &["model", "credentials", "external_semaphore_id", "cached_content", "generation_config"];
+    const NAMES: &'static [&'static str] = &[
+        "model",
+        "credentials",
+        "external_semaphore_id",
+        "cached_content",
+        "generation_config",
+        "service_tier",
+        "flex_fallback_seconds",
+    ];
 
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, object: &mut A) -> Result<(), A::Error> {
         match name {
@@ -93,6 +111,8 @@ impl SharedFields for CommonFields {
             "external_semaphore_id" => self.external_semaphore_id = object.next_value()?,
             "cached_content" => self.cached_content = object.next_value()?,
             "generation_config" => self.generation_config = object.next_value()?,
+            "service_tier" => self.service_tier = object.next_value()?,
+            "flex_fallback_seconds" => self.flex_fallback_seconds = object.next_value()?,
             _ => unreachable!("it is one of NAMES"),
         }
         Ok(())

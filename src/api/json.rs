@@ -17,7 +17,7 @@ use super::body::buffer;
 use super::buffered::{Buffered, with_body};
 use super::error::ApiError;
 use crate::gateway::Gateway;
-use crate::gemini::InputFeatures;
+use crate::gemini::{InputFeatures, ServiceTier};
 use crate::generation::{InvalidField, Segment};
 use crate::memory::Share;
 
@@ -166,14 +166,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
     read.map(|Object(value)| value)
 }
 
-/// The features of a relayed body from which its tokens are estimated.
+/// The features of a relayed body from which its tokens are estimated, and its service tier.
 ///
 /// # Errors
 /// 422 if it is nested too deeply.
-pub(super) async fn measured(body: Bytes) -> Result<InputFeatures, ApiError> {
+pub(super) async fn measured(body: Bytes) -> Result<(InputFeatures, ServiceTier), ApiError> {
     let features = with_body(body, |bytes| {
         check_depth(bytes)?;
-        Ok(InputFeatures::of_body(bytes))
+        Ok(InputFeatures::with_tier_of_body(bytes))
     });
     features.await?.map_err(|field| ApiError::invalid(vec![field]))
 }

@@ -18,9 +18,10 @@ use super::openapi::{AdminErrors, ResetLimitsErrors};
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
-    Account, AdaptiveLimit, Limiter, PerKind, Planned, QuotaKind, QuotaUsage, Refused, RefusedHere,
-    Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
+    Account, AdaptiveLimit, Capacity, Limiter, PerKind, Planned, QuotaKind, QuotaUsage, Refused,
+    RefusedHere, Semaphore as _, SemaphoreUsage, Source, Spending, StoreUnavailable,
 };
+use crate::prices::NanoDollars;
 
 /// How many keys and models are shown at most.
 const MOST_SHOWN: usize = 1000;
@@ -31,6 +32,31 @@ pub(super) struct LimitList {
     /// How many there are. At most 1,000 are shown: accepted by Gemini before others, and last used first.
     count: usize,
     limits: Vec<AccountStatus>,
+    /// What the keys with a limit on their spend have spent on all models in the last ten minutes.
+    spend: Vec<SpendStatus>,
+}
+
+/// What a key has spent on all models in the last ten minutes. Calls count at their estimated cost until
+/// Gemini reports their tokens.
+#[derive(Debug, Serialize, ToSchema)]
+struct SpendStatus {
+    /// The key's label, or the first 8 hex digits of its SHA-256.
+    #[schema(example = "server")]
+    key: String,
+    /// The limit in US dollars.
+    limit_usd: Option<f64>,
+    /// Where the limit comes from: `tier` for GEMINI_TIER, `setting` for GEMINI_LIMITS.
+    #[schema(value_type = Option<String>, example = "tier")]
+    source: Option<Source>,
+    /// US dollars of calls that were sent and still count.
+    used_usd: f64,
+    /// US dollars of calls that are admitted and not sent yet.
+    reserved_usd: f64,
+    /// How many requests wait for this limit. A batch counts as one.
+    waiting: u64,
+    /// For how many more seconds nothing is sent because Gemini refused a call for the spend of the key;
+    /// null if nothing is paused.
+    paused_for_seconds: Option<f64>,
 }
 
 /// The limits of one key and model at one moment.
@@ -56,6 +82,8 @@ struct AccountStatus {
     /// Why this service refuses calls without sending them; null if it does not.
     refused: Option<RefusedStatus>,
     concurrency: AdaptiveStatus,
+    /// The adaptive limit of flex calls, which Gemini refuses by themselves.
+    flex_concurrency: AdaptiveStatus,
 }
 
 /// The quotas by name. A day ends at midnight in California.
@@ -64,13 +92,15 @@ struct QuotaStatuses(PerKind<QuotaStatus>);
 
 impl Serialize for QuotaStatuses {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(kind, status)| (kind.name(), status)))
+        let shown = self.0.iter().filter(|(kind, _)| !kind.is_of_payer());
+        serializer.collect_map(shown.map(|(kind, status)| (kind.name(), status)))
     }
 }
 
 impl PartialSchema for QuotaStatuses {
     fn schema() -> RefOr<Schema> {
-        let object = QuotaKind::ALL.into_iter().fold(ObjectBuilder::new(), |object, kind| {
+        let shown = QuotaKind::ALL.into_iter().filter(|kind| !kind.is_of_payer());
+        let object = shown.fold(ObjectBuilder::new(), |object, kind| {
             object.property(kind.name(), QuotaStatus::schema()).required(kind.name())
         });
         object.into()
@@ -118,7 +148,7 @@ struct QuotaStatus {
     reserved: u64,
 }
 
-/// The adaptive limit on concurrent calls of this key and model.
+/// An adaptive limit on concurrent calls of this key and model.
 #[derive(Debug, Serialize, ToSchema)]
 struct AdaptiveStatus {
     /// The current limit. Gemini's refusals for load lower it, successful calls raise it.
@@ -151,7 +181,24 @@ impl AccountStatus {
             paused_for_seconds: usage.paused_for.map(milliseconds),
             refused: account.refused_here().map(RefusedStatus::of),
             concurrency: AdaptiveStatus::of(account.concurrency()),
+            flex_concurrency: AdaptiveStatus::of(account.concurrency_of(Capacity::Flex)),
         })
+    }
+}
+
+impl SpendStatus {
+    fn of(spending: Spending) -> Self {
+        let Spending { payer, planned, usage } = spending;
+        let QuotaUsage { limit, used, reserved } = usage[QuotaKind::SpendPerTenMinutes];
+        Self {
+            key: payer.to_string(),
+            limit_usd: limit.map(|limit| NanoDollars(limit).dollars()),
+            source: planned.map(|planned| planned.source),
+            used_usd: NanoDollars(used).dollars(),
+            reserved_usd: NanoDollars(reserved).dollars(),
+            waiting: usage.waiting,
+            paused_for_seconds: usage.paused_for.map(milliseconds),
+        }
     }
 }
 
@@ -214,7 +261,8 @@ pub(super) async fn list_limits(
     let limits =
         try_join_all(shown.iter().map(|account| AccountStatus::of(account, &gateway.limiter)))
             .await?;
-    Ok(Json(LimitList { count: accounts.count(), limits }))
+    let spend = accounts.spending().await?.into_iter().map(SpendStatus::of).collect();
+    Ok(Json(LimitList { count: accounts.count(), limits, spend }))
 }
 
 /// Forget what was learned from Gemini about a key and a model: the limits of the settings apply again,

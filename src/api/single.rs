@@ -43,23 +43,32 @@ pub(super) async fn enqueue<K: GenerationKind>(
     incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<(K::Generation, Call), ApiError> {
     let config = &gateway.config;
-    let deadline = Instant::now() + config.request_timeout;
     let Incoming { caller, semaphore, body: GenerationRequest { shared, own }, .. } = incoming;
     let (options, model_options) = shared.into_options();
+    let (came_at, tier) = (Instant::now(), options.tier.check());
+    let requested_tier = tier.as_ref().copied().unwrap_or_default();
+    let deadline = came_at + config.request_timeout_of(requested_tier.tier());
     let key = caller.payer(options.credentials.as_ref(), gateway)?;
     let mut schemas = Schemas::new(config.schema_limits, config.check_formats);
     own.add_schema(&mut schemas);
     let schemas = Box::pin(schemas.compiled(&gateway.offload, key.sha256(), deadline)).await;
     let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "json_schema"))?;
     let generation = own.generation(model_options, &schemas, &gateway.defaults);
-    let generation = generation.map_err(ApiError::invalid)?;
+    let generation = match (generation, tier) {
+        (Ok(generation), Ok(_)) => generation,
+        (generation, tier) => {
+            let errors = generation.err().into_iter().chain(tier.err()).flatten();
+            return Err(ApiError::invalid(errors.collect()));
+        }
+    };
     check_model(generation.model(), gateway)?;
     check_text(|| generation.body(), gateway).await?;
     let semaphore = options.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let (kind, model) = (K::Generation::KIND, generation.model().clone());
     let size = generation.input().into();
-    let call = CallRequest { kind, key, model, semaphore, size, deadline };
+    let tier = requested_tier.chosen_at(came_at);
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
     let call = gateway.dispatcher.enqueue(call);
     Ok((generation, call))
 }

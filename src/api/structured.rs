@@ -63,6 +63,9 @@ pub(super) struct StructuredResponse {
     /// The model that was asked.
     #[schema(value_type = String)]
     model: Model,
+    /// The model that answered; null if Gemini does not say.
+    #[schema(value_type = Option<String>)]
+    model_version: Option<Model>,
     /// Gemini's `finishReason`: `STOP`, or another one if the JSON is complete nevertheless.
     finish_reason: String,
     /// The tokens that were spent, including those of a second call that corrected the first.
@@ -91,8 +94,9 @@ impl GenerationKind for StructuredFields {
 
 impl From<Generated<Box<RawValue>>> for StructuredResponse {
     fn from(generated: Generated<Box<RawValue>>) -> Self {
-        let Generated { value: data, model, finish_reason, usage } = generated;
-        Self { success: true, data, message: MESSAGE, model, finish_reason, usage }
+        let Generated { value: data, model, model_version, finish_reason, usage } = generated;
+        let (success, message) = (true, MESSAGE);
+        Self { success, data, message, model, model_version, finish_reason, usage }
     }
 }
 

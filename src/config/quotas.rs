@@ -1,4 +1,5 @@
-//! The quota settings: `GEMINI_TIER`, `GEMINI_LIMITS` and `GEMINI_KEY_LABELS`.
+//! The settings of quotas and prices: `GEMINI_TIER`, `GEMINI_LIMITS`, `GEMINI_KEY_LABELS` and
+//! `GEMINI_PRICES_FILE`.
 //!
 //! Errors give the number of the entry and quote only limits: somebody may have put the key itself in
 //! place of a label or a digest.
@@ -6,18 +7,28 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use crate::gemini::Model;
-use crate::limits::{KeyDigest, Limit, LimitScope, Limits, QuotaKind, QuotaPlan, Tier};
+use crate::limits::{KeyDigest, Limit, LimitScope, Limits, QuotaKind, QuotaPlan, Resource, Tier};
+use crate::prices::Prices;
 
 use super::{
-    GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_TIER, InvalidSetting, Lookup, SERVER_LABEL, Setting,
-    invalid,
+    GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE, GEMINI_TIER, InvalidSetting, Lookup,
+    SERVER_LABEL, Setting, invalid,
 };
 
 const EVERY_MODEL: &str = "*";
 const MAX_LABEL: usize = 64;
 
-/// Reads the three settings.
+/// A dollar in billionths, and how many digits those have.
+const ONE_DOLLAR: u64 = 1_000_000_000;
+const DOLLAR_DIGITS: usize = 9;
+
+/// The highest limit on spend, in dollars: Redis keeps amounts of up to 14 digits.
+const MOST_DOLLARS: u64 = 10_000;
+
+/// Reads the settings of quotas.
 pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     let mut plan = QuotaPlan::default();
     plan.tier = tier(settings)?;
@@ -33,13 +44,22 @@ pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     Ok(plan)
 }
 
+/// Reads the prices, with those of `GEMINI_PRICES_FILE`.
+pub(super) fn prices(settings: &Lookup<'_>) -> Result<Arc<Prices>, InvalidSetting> {
+    let Some(path) = settings.optional(GEMINI_PRICES_FILE) else { return Ok(Arc::default()) };
+    let prices = Prices::with_file(path.as_ref());
+    let invalid = |reason| invalid(GEMINI_PRICES_FILE, format!("a file of prices, but {reason}"));
+    prices.map(Arc::new).map_err(invalid)
+}
+
 fn tier(settings: &Lookup<'_>) -> Result<Option<Tier>, InvalidSetting> {
     match settings.value(GEMINI_TIER).as_str() {
         "none" => Ok(None),
         "free" => Ok(Some(Tier::Free)),
         "tier1" => Ok(Some(Tier::Tier1)),
         "tier2" => Ok(Some(Tier::Tier2)),
-        _ => Err(invalid(GEMINI_TIER, "none, free, tier1 or tier2")),
+        "tier3" => Ok(Some(Tier::Tier3)),
+        _ => Err(invalid(GEMINI_TIER, "none, free, tier1, tier2 or tier3")),
     }
 }
 
@@ -99,7 +119,13 @@ fn add_limits(plan: &mut QuotaPlan, entry: &str) -> Result<(), String> {
             Some(model.as_str().into())
         }
     };
-    plan.add_limits(LimitScope { label: label.map(Into::into), model }, read_limits(limits)?)
+    let limits = read_limits(limits)?;
+    let of_payer = limits.iter().find(|(kind, limit)| kind.is_of_payer() && limit.is_some());
+    if let (Some((kind, _)), Some(_)) = (of_payer, &model) {
+        let name = kind.setting();
+        return Err(format!("* before the colon, because {name} counts over all models"));
+    }
+    plan.add_limits(LimitScope { label: label.map(Into::into), model }, limits)
         .map_err(|_| "keys and a model that no earlier entry has")?;
     Ok(())
 }
@@ -111,8 +137,11 @@ fn read_limits(text: &str) -> Result<Limits, String> {
         let (name, limit) = split(part, '=').unwrap_or((part, ""));
         let kind = QuotaKind::from_setting(name)
             .ok_or_else(|| format!("{} with a limit, not {part:?}", names()))?;
-        let limit = read_limit(limit)
-            .ok_or_else(|| format!("{name}= with a whole number or none, not {part:?}"))?;
+        let read = match kind.resource() {
+            Resource::Spend => read_dollars(limit).ok_or("dollars, at most 10000,"),
+            _ => read_limit(limit).ok_or("a whole number"),
+        };
+        let limit = read.map_err(|what| format!("{name}= with {what} or none, not {part:?}"))?;
         if limits[kind].replace(limit).is_some() {
             return Err(format!("{name} only once, not again as {part:?}"));
         }
@@ -125,6 +154,21 @@ fn names() -> String {
     let names = QuotaKind::ALL.map(QuotaKind::setting);
     let (last, others) = names.split_last().expect("there are quota kinds");
     format!("{} or {last}", others.join(", "))
+}
+
+/// Reads dollars, such as `10` or `0.5`, as billionths.
+fn read_dollars(text: &str) -> Option<Limit> {
+    if text == "none" {
+        return Some(Limit::Unlimited);
+    }
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) || fraction.len() > DOLLAR_DIGITS {
+        return None;
+    }
+    let fraction: u64 = format!("{fraction:0<DOLLAR_DIGITS$}").parse().ok()?;
+    let limit = whole.parse::<u64>().ok()?.checked_mul(ONE_DOLLAR)?.checked_add(fraction)?;
+    (limit <= MOST_DOLLARS * ONE_DOLLAR).then_some(Limit::AtMost(limit))
 }
 
 fn read_limit(text: &str) -> Option<Limit> {

@@ -34,8 +34,10 @@ pub const SETTINGS: &[Setting] = &[
     GEMINI_TIER,
     GEMINI_LIMITS,
     GEMINI_KEY_LABELS,
+    GEMINI_PRICES_FILE,
     MAX_QUEUED_REQUESTS,
     GEMINI_MAX_ATTEMPTS,
+    MAX_CONTINUATIONS,
     REDIS_URL,
     REDIS_PREFIX,
     REDIS_REQUIRED,
@@ -61,6 +63,7 @@ pub const SETTINGS: &[Setting] = &[
     REQUEST_TIMEOUT_SECONDS,
     LIVE_IDLE_TIMEOUT_SECONDS,
     LIVE_TIMEOUT_SECONDS,
+    FLEX_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -102,25 +105,31 @@ pub(super) const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
     "15",
     "calls",
-    "The most calls to Gemini that are in flight at once. Unset, with `GEMINI_TIER`: 2 (free), 15 (tier1) or 50 (tier2).",
+    "The most calls to Gemini that are in flight at once. Unset, with `GEMINI_TIER`: 2 (free), 15 (tier1), 50 (tier2) or 100 (tier3).",
 );
 pub(super) const GEMINI_TIER: Setting = setting(
     "GEMINI_TIER",
     "none",
-    "none, free, tier1 or tier2",
-    "The quotas of each key for each model, unless `GEMINI_LIMITS` sets others. none: no limits.",
+    "none, free, tier1, tier2 or tier3",
+    "The quotas of each key for each model, and what each key may spend, unless `GEMINI_LIMITS` sets others. none: no limits.",
 );
 pub(super) const GEMINI_LIMITS: Setting = setting(
     "GEMINI_LIMITS",
     "",
     "entries, separated by semicolons",
-    "Quotas of keys for models: `gemini-3.8-flash:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000`. See docs/limits.md.",
+    "Quotas of keys for models, and what keys may spend in ten minutes: `gemini-3.8-flash:rpm=150,tpm=2000000,rpd=10000;*:rpm=1000,spend=10`. See docs/limits.md.",
 );
 pub(super) const GEMINI_KEY_LABELS: Setting = setting(
     "GEMINI_KEY_LABELS",
     "",
     "entries, separated by commas",
     "Labels for keys, by the first digits of their SHA-256: `team-a=1f3a9c02,team-a=77aa01bc`. Keys with the same label share their quotas.",
+);
+pub(super) const GEMINI_PRICES_FILE: Setting = setting(
+    "GEMINI_PRICES_FILE",
+    "",
+    "path",
+    "A file with prices of models, in TOML, for those that differ from the gateway's own. See docs/limits.md.",
 );
 pub(super) const MAX_QUEUED_REQUESTS: Setting = setting(
     "MAX_QUEUED_REQUESTS",
@@ -133,6 +142,12 @@ pub(super) const GEMINI_MAX_ATTEMPTS: Setting = setting(
     "4",
     "attempts",
     "The most attempts at one call, including the first, when Gemini answers with transient errors.",
+);
+pub(super) const MAX_CONTINUATIONS: Setting = setting(
+    "MAX_CONTINUATIONS",
+    "8",
+    "calls",
+    "The most calls that continue one answer of the gateway's own endpoints, where Gemini stops it before its end. 0: none.",
 );
 pub(super) const REDIS_URL: Setting = setting(
     "REDIS_URL",
@@ -267,6 +282,12 @@ pub(super) const LIVE_TIMEOUT_SECONDS: Setting = setting(
     "3600",
     "seconds",
     "How long a live session may last. It holds a slot of `GEMINI_CONCURRENCY_LIMIT` until it ends.",
+);
+pub(super) const FLEX_TIMEOUT_SECONDS: Setting = setting(
+    "FLEX_TIMEOUT_SECONDS",
+    "900",
+    "seconds",
+    "How long one attempt at a flex call may take, and a flex request in all where `REQUEST_TIMEOUT_SECONDS` is less.",
 );
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",

@@ -8,9 +8,12 @@ use tokio::time::Instant;
 
 use super::settle::{follow_model, reported, settle};
 use super::{Call, CallError, Dispatcher};
-use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
+use crate::gemini::{
+    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage,
+};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{FinishedCall, Metrics};
+use crate::prices::Prices;
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
 pub(super) trait Reader: Sync {
@@ -35,8 +38,8 @@ pub(super) trait Reader: Sync {
     fn read(&self, received: Self::Received, attempt: Attempt) -> Self::Answer;
 }
 
-/// Reads an answer of `generateContent` whole.
-pub(super) struct Whole(pub Bytes);
+/// Reads an answer of `generateContent` whole, or a part of it.
+pub(super) struct Whole(pub Bytes, pub AnswerPart);
 
 impl Reader for Whole {
     type Received = Answer;
@@ -49,7 +52,9 @@ impl Reader for Whole {
         fence: Option<SendCheck>,
         time_limit: Duration,
     ) -> Result<Answer, ForwardError> {
-        let answer = client.generate(call.key(), call.model(), self.0.clone(), fence, time_limit);
+        let Self(body, part) = self;
+        let (key, model) = (call.key(), call.model());
+        let answer = client.generate(key, model, call.sent_body(body), *part, fence, time_limit);
         Ok(answer.await?)
     }
 
@@ -57,8 +62,8 @@ impl Reader for Whole {
         answer.model_version.clone()
     }
 
-    fn read(&self, answer: Answer, attempt: Attempt) -> Answer {
-        attempt.end(&Outcome::Answered, answer.usage);
+    fn read(&self, mut answer: Answer, attempt: Attempt) -> Answer {
+        answer.usage = attempt.end(&Outcome::Answered, answer.usage);
         answer
     }
 }
@@ -70,9 +75,12 @@ pub(super) struct Attempt {
     /// The input tokens that are already counted.
     spent: u64,
     pub call: Call,
+    /// The model that Gemini says it asked.
+    answered_by: Option<Model>,
     sent: Instant,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
+    prices: Arc<Prices>,
 }
 
 impl Dispatcher {
@@ -83,15 +91,16 @@ impl Dispatcher {
     pub(super) async fn attempt<R: Reader>(
         &self,
         call: &Call,
-        in_flight: InFlightCall,
+        mut in_flight: InFlightCall,
         reader: &R,
     ) -> Result<Result<R::Answer, ForwardError>, CallError> {
         let sent = Instant::now();
         // One timer for both: an attempt's time, and what is left of the call's.
-        let left = call.deadline().saturating_duration_since(sent);
-        let time_limit = self.policy.attempt_timeout.min(left);
+        let left = call.until().saturating_duration_since(sent);
+        let attempt_timeout = self.policy.attempt_timeout_of(call.tier());
+        let time_limit = attempt_timeout.min(left);
         let received = reader.exchange(&self.client, call, in_flight.fence(), time_limit).await;
-        let ForwardError { error, response } = match received {
+        let ForwardError { mut error, response } = match received {
             Ok(received) => {
                 self.projects.prove(call.key());
                 let named = reader.model_version(&received);
@@ -100,19 +109,22 @@ impl Dispatcher {
                     in_flight,
                     spent: 0,
                     call: call.clone(),
+                    answered_by: named,
                     sent,
                     limiter: Arc::clone(&self.limiter),
                     metrics: Arc::clone(&self.metrics),
+                    prices: Arc::clone(&self.prices),
                 };
                 return Ok(Ok(reader.read(received, attempt)));
             }
             Err(rejected) => rejected,
         };
+        *error.usage = charged(&self.prices, call.model(), None, *error.usage);
+        charge(&mut in_flight, *error.usage);
         settle(&self.limiter, in_flight, call, &error);
-        let is_overdue =
-            time_limit < self.policy.attempt_timeout && error.kind == ErrorKind::Timeout;
+        let is_overdue = time_limit < attempt_timeout && error.kind == ErrorKind::Timeout;
         let outcome = if is_overdue { Outcome::Overdue } else { Outcome::Failed(&error) };
-        outcome.record(&self.metrics, call, sent, error.usage);
+        outcome.record(&self.metrics, call, None, sent, *error.usage);
         match outcome {
             Outcome::Overdue => Err(CallError::DeadlineExceeded),
             _ => Ok(Err(ForwardError { error, response })),
@@ -128,9 +140,11 @@ impl Attempt {
         self.spent = self.spent.saturating_add(input_tokens);
     }
 
-    /// The attempt is over: settles and counts it.
-    pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) {
-        let Self { in_flight, spent, call, sent, limiter, metrics } = self;
+    /// The attempt is over: settles and counts it. Returns the usage with what it costs.
+    pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) -> Usage {
+        let Self { mut in_flight, spent, call, answered_by, sent, limiter, metrics, prices } = self;
+        let usage = charged(&prices, call.model(), answered_by.as_ref(), usage);
+        charge(&mut in_flight, usage);
         let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
         match outcome {
             Outcome::Answered => in_flight.answered(left(reported(usage))),
@@ -138,14 +152,34 @@ impl Attempt {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
                 let left = usage.prompt_tokens.saturating_sub(spent);
-                let usage = Usage { prompt_tokens: left, ..usage };
+                let usage = Box::new(Usage { prompt_tokens: left, ..usage });
                 let error = Error { usage, accepted_model, ..Error::clone(error) };
                 settle(&limiter, in_flight, &call, &error);
             }
             _ if usage.prompt_tokens > 0 => in_flight.answered(left(reported(usage))),
             _ => drop(in_flight),
         }
-        outcome.record(&metrics, &call, sent, usage);
+        outcome.record(&metrics, &call, answered_by.as_ref(), sent, usage);
+        usage
+    }
+}
+
+/// The usage with what it costs at the prices of the model that answered and of the tier that
+/// answered. Where the prices of that model are unknown, those of the model that was asked count.
+fn charged(prices: &Prices, asked: &Model, answered_by: Option<&Model>, usage: Usage) -> Usage {
+    if !usage.is_known() {
+        return usage;
+    }
+    let answered_by = answered_by.filter(|model| prices.knows(model.as_str()));
+    let model = answered_by.unwrap_or(asked).as_str();
+    let cost = prices.cost(model, usage.service_tier.unwrap_or_default(), usage.charged());
+    Usage { cost, ..usage }
+}
+
+/// Settles the payer's spend at what the call cost, if that is known.
+fn charge(in_flight: &mut InFlightCall, usage: Usage) {
+    if usage.is_known() {
+        in_flight.charge(usage.cost.0);
     }
 }
 
@@ -164,8 +198,15 @@ pub(super) enum Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// Tells the metrics, and the estimator what the input cost.
-    fn record(&self, metrics: &Metrics, call: &Call, sent: Instant, usage: Usage) {
+    /// Tells the metrics, and the estimators what the call cost.
+    fn record(
+        &self,
+        metrics: &Metrics,
+        call: &Call,
+        answered_by: Option<&Model>,
+        sent: Instant,
+        usage: Usage,
+    ) {
         let (outcome, accepted) = match self {
             Self::Answered => ("success", true),
             Self::Overdue => ("request_timeout", false),
@@ -173,12 +214,11 @@ impl Outcome<'_> {
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),
         };
-        if usage.prompt_tokens > 0 && call.kind().teaches_estimates() {
-            call.estimator().learn(call.input(), usage.prompt_tokens, usage.cached_tokens);
-        }
+        call.learn(usage);
         metrics.finished(FinishedCall {
             kind: call.kind().label(),
             model: call.model(),
+            answered_by,
             accepted,
             outcome,
             took: sent.elapsed(),

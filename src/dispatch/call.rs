@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::spend::{Learned, SpendEstimator};
+use super::tier::{Fallback, TierChoice};
 use super::{CallError, CallKind, ChargedTo, Dispatcher};
-use crate::gemini::{ApiKey, InputFeatures, Model, TokenEstimator, warn_of_retirement};
+use crate::gemini::{ApiKey, InputFeatures, Model, ServiceTier, Usage, warn_of_retirement};
 use crate::limits::{
     AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
 };
@@ -23,6 +26,8 @@ pub struct CallRequest {
     pub semaphore: Option<Arc<dyn Semaphore>>,
     /// What it is expected to cost.
     pub size: CallSize,
+    /// The service tier.
+    pub tier: TierChoice,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
 }
@@ -61,15 +66,27 @@ pub struct CallQueue {
     key: ApiKey,
     model: Model,
     queue: AccountQueue,
-    estimator: Arc<TokenEstimator>,
+    learned: Arc<Learned>,
+    /// `None` if the payer may spend any amount.
+    spend: Option<SpendEstimator>,
+    tier: TierChoice,
+    fallback: Option<Fallback>,
+}
+
+/// A call that was admitted.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The call, in the service tier in which it was admitted.
+    pub(super) call: Call,
+    pub(super) admission: Admission,
 }
 
 impl Dispatcher {
     /// Puts one call into the queue.
     pub fn enqueue(&self, request: CallRequest) -> Call {
-        let CallRequest { kind, key, model, semaphore, size, deadline } = request;
+        let CallRequest { kind, key, model, semaphore, size, tier, deadline } = request;
         let ticket = QueueTicket::new(Arc::clone(&self.limiter));
-        let queue = Arc::new(self.queue(&ticket, kind, key, model, semaphore));
+        let queue = Arc::new(self.queue(&ticket, kind, key, model, semaphore, tier));
         Call { queue, size, deadline }
     }
 
@@ -78,8 +95,8 @@ impl Dispatcher {
         QueueTicket::for_many(Arc::clone(&self.limiter))
     }
 
-    /// A queue for those calls of a batch that are of one kind, for one key and model, and hold the
-    /// same semaphore.
+    /// A queue for those calls of a batch that are of one kind, for one key and model, in one service
+    /// tier, and hold the same semaphore.
     pub fn queue(
         &self,
         ticket: &Arc<QueueTicket>,
@@ -87,6 +104,7 @@ impl Dispatcher {
         key: ApiKey,
         model: Model,
         semaphore: Option<Arc<dyn Semaphore>>,
+        tier: TierChoice,
     ) -> CallQueue {
         let (payer, accounts) = (self.projects.payer(&key), self.limiter.accounts());
         let account = match kind.charged_to() {
@@ -94,19 +112,33 @@ impl Dispatcher {
             ChargedTo::Method(method) => accounts.apart(&payer, model.as_str(), method),
         };
         warn_of_retirement(&model);
-        // Kept with the account, so that no key can teach another one's estimator nonsense.
-        let estimator = account.attached();
-        CallQueue { kind, key, model, queue: ticket.queue(account, semaphore), estimator }
+        let learned = account.attached();
+        let spend = SpendEstimator::new(&account, &self.prices, kind);
+        let fallback = tier.fallback().map(|(at, tier)| {
+            let (key, model, semaphore) = (key.clone(), model.clone(), semaphore.clone());
+            let queue = Arc::new(self.queue(ticket, kind, key, model, semaphore, tier));
+            Fallback { at, queue }
+        });
+        let queue = ticket.queue(account, semaphore).using(tier.capacity());
+        CallQueue { kind, key, model, queue, learned, spend, tier, fallback }
     }
 
     /// Waits until a call is admitted.
     ///
     /// # Errors
     /// [`CallError::Refused`], or [`CallError::DeadlineExceeded`] while it waited.
-    pub async fn admit(&self, call: &Call) -> Result<Admission, CallError> {
-        let head = timeout_at(call.deadline, call.queue.head());
+    pub async fn admit(&self, call: &Call) -> Result<Admitted, CallError> {
+        match self.admit_in_tier(call).await {
+            Ok(admission) => Ok(Admitted { call: call.clone(), admission }),
+            Err(refused) => self.admit_after(call, refused).await,
+        }
+    }
+
+    /// The same in the call's own tier.
+    pub(super) async fn admit_in_tier(&self, call: &Call) -> Result<Admission, CallError> {
+        let head = timeout_at(call.until(), call.queue.head());
         let head = head.await.map_err(|_| CallError::DeadlineExceeded)?;
-        self.admit_at_head(call, head).await
+        self.admit_head(call, head).await
     }
 
     /// Waits until a call at the head of its queue is admitted.
@@ -117,9 +149,21 @@ impl Dispatcher {
         &self,
         call: &Call,
         head: HeadOfQueue<'_>,
-    ) -> Result<Admission, CallError> {
-        let admission = timeout_at(call.deadline, head.admit(call.estimate(), call.deadline));
+    ) -> Result<Admitted, CallError> {
+        match self.admit_head(call, head).await {
+            Ok(admission) => Ok(Admitted { call: call.clone(), admission }),
+            Err(refused) => self.admit_after(call, refused).await,
+        }
+    }
+
+    async fn admit_head(&self, call: &Call, head: HeadOfQueue<'_>) -> Result<Admission, CallError> {
+        let until = call.until();
+        let admission = timeout_at(until, head.admit(call.estimate(), until));
         let admission = admission.await.map_err(|_| CallError::DeadlineExceeded)??;
+        // A call that falls back is not sent in its own tier once that time has come.
+        if until < call.deadline && until <= Instant::now() {
+            return Err(CallError::DeadlineExceeded);
+        }
         self.metrics.admitted(admission.waited);
         Ok(admission)
     }
@@ -168,20 +212,51 @@ impl Call {
         self.deadline
     }
 
+    /// The service tier that it asks for.
+    pub fn tier(&self) -> ServiceTier {
+        self.queue.tier.tier()
+    }
+
+    /// When it has been tried for long enough in its tier.
+    pub(super) fn until(&self) -> Instant {
+        let falls_back_at = self.queue.fallback.as_ref().map(|fallback| fallback.at);
+        falls_back_at.map_or(self.deadline, |at| at.min(self.deadline))
+    }
+
+    /// The same call in the standard tier, where it falls back to that.
+    pub(super) fn in_standard_tier(&self) -> Option<Self> {
+        let queue = Arc::clone(&self.queue.fallback.as_ref()?.queue);
+        Some(Self { queue, ..*self })
+    }
+
+    /// The body as it is sent.
+    pub(super) fn sent_body(&self, body: &Bytes) -> Bytes {
+        self.queue.tier.added_to(body)
+    }
+
     pub(super) fn key(&self) -> &ApiKey {
         &self.queue.key
     }
 
-    pub(super) fn estimator(&self) -> &TokenEstimator {
-        &self.queue.estimator
+    /// Learns from the usage that Gemini reports.
+    pub(super) fn learn(&self, usage: Usage) {
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        if usage.prompt_tokens > 0 && self.kind().teaches_estimates() {
+            learned.tokens.learn(self.input(), usage.prompt_tokens, usage.cached_tokens);
+        }
+        if let Some(spend) = spend.as_ref().filter(|_| usage.is_known()) {
+            spend.learn(learned, usage);
+        }
     }
 
     pub(super) fn estimate(&self) -> Estimate {
         let CallSize { input, requests, images } = self.size;
-        let estimator = self.estimator();
+        let CallQueue { learned, spend, .. } = &*self.queue;
+        let tokens = learned.tokens.estimate(input);
         Estimate {
-            cost: Cost::of(requests, estimator.estimate(input)).with(Resource::Images, images),
-            at_least: estimator.at_least(input),
+            cost: Cost::of(requests, tokens).with(Resource::Images, images),
+            at_least: learned.tokens.at_least(input),
+            spend: spend.as_ref().map_or(0, |spend| spend.estimate(learned, tokens)),
         }
     }
 }

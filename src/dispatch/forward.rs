@@ -11,12 +11,12 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, Outcome, Reader};
-use super::{Call, CallError, Dispatcher, UploadProgress, retry_after};
+use super::{Admitted, Call, CallError, Dispatcher, UploadProgress, retry_after};
 use crate::gemini::{
     ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
     SendCheck, StreamMonitor, Usage, UsageScanner,
 };
-use crate::limits::Admission;
+use crate::prices::PriceTier;
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
 /// dropping it before gives them back.
@@ -45,7 +45,8 @@ impl Reader for PassOn<'_> {
         fence: Option<SendCheck>,
         time_limit: Duration,
     ) -> Result<Response<ForwardedBody>, ForwardError> {
-        let answer = client.forward(self.request, call.key(), self.body.clone(), fence, self.idle);
+        let body = call.sent_body(&self.body);
+        let answer = client.forward(self.request, call.key(), body, fence, self.idle);
         timeout(time_limit, answer)
             .await
             .unwrap_or_else(|_| Err(Error::timed_out(time_limit).into()))
@@ -59,7 +60,9 @@ impl Reader for PassOn<'_> {
         let Forward { surface, streams, is_read, .. } = *self.request;
         let watch =
             StreamMonitor::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
-        let unsettled = Unsettled { attempt, usage: UsageScanner::new(surface), is_read, watch };
+        let service_tier = ForwardedBody::service_tier(response.headers());
+        let usage = UsageScanner::new(surface);
+        let unsettled = Unsettled { attempt, usage, service_tier, is_read, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
 }
@@ -95,16 +98,15 @@ impl Dispatcher {
     /// [`CallError`].
     pub async fn upload(
         &self,
-        call: &Call,
-        admission: Admission,
+        Admitted { call, admission }: Admitted,
         request: &Forward,
         payload: Payload,
         progress: &mut UploadProgress,
     ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
-        let in_flight = self.start(call, admission).await?;
+        let in_flight = self.start(&call, admission).await?;
         let limit = self.policy.attempt_timeout;
         let upload = PassFile { request, limit, file: Mutex::new(Some((payload, progress))) };
-        self.attempt(call, in_flight, &upload).await?.map_err(|rejected| {
+        self.attempt(&call, in_flight, &upload).await?.map_err(|rejected| {
             let retry_after = retry_after(&rejected.error);
             CallError::rejected(rejected, retry_after)
         })
@@ -154,6 +156,8 @@ impl Reader for PassFile<'_> {
 struct Unsettled {
     attempt: Attempt,
     usage: UsageScanner,
+    /// The service tier that the headers name.
+    service_tier: Option<PriceTier>,
     /// Whether the reader of the answer reports how it ended.
     is_read: bool,
     /// Tells how the answer ends from what passes, where it can be told.
@@ -168,18 +172,24 @@ impl Unsettled {
         }
     }
 
-    fn settle(self, outcome: &Outcome<'_>) {
-        let usage = self.usage.usage().unwrap_or_default();
-        self.attempt.end(outcome, usage);
+    fn settle(self, outcome: &Outcome<'_>) -> Usage {
+        let mut usage = self.usage.usage().unwrap_or_default();
+        usage.service_tier = usage.service_tier.or(self.service_tier);
+        self.attempt.end(outcome, usage)
     }
 
     /// The last byte has passed.
     fn settle_whole(mut self) {
-        let Some(mut watch) = self.watch.take() else { return self.settle(&Outcome::Answered) };
+        let Some(mut watch) = self.watch.take() else {
+            self.settle(&Outcome::Answered);
+            return;
+        };
         let call = &self.attempt.call;
         let (kind, model) = (call.kind().label(), call.model().clone());
         match watch.end() {
-            Ok(()) => self.settle(&Outcome::Answered),
+            Ok(()) => {
+                self.settle(&Outcome::Answered);
+            }
             Err(error) => {
                 let code = error.kind.code();
                 tracing::warn!(kind, %model, code, "the stream failed: {error}");
@@ -196,7 +206,9 @@ impl Unsettled {
     fn settle_unread(self) {
         match &self.watch {
             Some(watch) if watch.error().is_some() => self.settle_whole(),
-            _ => self.settle(&Outcome::Cancelled),
+            _ => {
+                self.settle(&Outcome::Cancelled);
+            }
         }
     }
 }
@@ -214,8 +226,9 @@ impl Forwarded {
         }
     }
 
-    /// Whoever reads the answer says how it ended. From then on it holds nothing.
-    pub fn settle(&mut self, read: Result<(), &Error>) {
+    /// Whoever reads the answer says how it ended. From then on it holds nothing. Returns the usage
+    /// with what it costs; `None` if the answer was settled before.
+    pub fn settle(&mut self, read: Result<(), &Error>) -> Option<Usage> {
         match read {
             Ok(()) => self.end(&Outcome::Answered),
             Err(error) => self.end(&Outcome::BrokenOff(error)),
@@ -232,10 +245,8 @@ impl Forwarded {
         self.unsettled.is_some()
     }
 
-    fn end(&mut self, ended: &Outcome<'_>) {
-        if let Some(unsettled) = self.unsettled.take() {
-            unsettled.settle(ended);
-        }
+    fn end(&mut self, ended: &Outcome<'_>) -> Option<Usage> {
+        Some(self.unsettled.take()?.settle(ended))
     }
 
     /// The last byte has arrived. A reader of the answer still has to report how it ended.
@@ -265,7 +276,9 @@ impl Body for Forwarded {
                     self.end_whole();
                 }
             }
-            Some(Err(error)) => self.end(&Outcome::BrokenOff(error)),
+            Some(Err(error)) => {
+                self.end(&Outcome::BrokenOff(error));
+            }
             None => self.end_whole(),
         }
         Poll::Ready(frame)

@@ -93,9 +93,9 @@ impl Dispatcher {
         api: LiveApi,
         setup: Message,
     ) -> Result<(LiveSession, Message), CallError> {
-        let admission = self.admit(call).await?;
+        let admitted = self.admit(call).await?;
         // Boxed so that a call that waits takes no more memory than its wait.
-        Box::pin(self.run(call, admission, Open { request, api, setup })).await
+        Box::pin(self.run(admitted, Open { request, api, setup })).await
     }
 }
 

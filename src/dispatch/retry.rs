@@ -6,15 +6,20 @@ use tokio::time::Instant;
 
 use super::CallKind;
 use super::kind::Resend;
-use crate::gemini::{Error, ErrorKind, RefusalScope};
+use crate::gemini::{Error, ErrorKind, RefusalScope, ServiceTier};
 
-/// Exponential backoff with full jitter, never sooner than Gemini says.
+/// How often and for how long Gemini is asked. Retries wait with exponential backoff and full jitter,
+/// never less than Gemini says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// How many times a call is sent at most; at least 1.
     pub max_attempts: usize,
     /// How long one attempt may take.
     pub attempt_timeout: Duration,
+    /// The same for a flex call.
+    pub flex_timeout: Duration,
+    /// How many calls continue an answer that Gemini stops before its end, at most.
+    pub max_continuations: usize,
     /// The longest wait after the first failure. It doubles with each further one.
     pub base: Duration,
     /// The longest wait after any failure.
@@ -29,21 +34,41 @@ pub(super) struct FailedAttempts {
     /// How many of them broke off after something had been written, so that Gemini may have run
     /// the call.
     broken_off: usize,
+    /// How many of them were flex calls that found no capacity, which use up no attempt.
+    without_capacity: usize,
 }
 
 impl FailedAttempts {
     /// Counts one more.
-    pub(super) fn count(&mut self, error: &Error) {
+    pub(super) fn count(&mut self, tier: ServiceTier, error: &Error) {
         self.all += 1;
+        // Gemini has capacity for flex calls again within minutes, and the caller is prepared to wait.
+        let is_overload = matches!(error.kind, ErrorKind::Overloaded(_));
+        self.without_capacity += usize::from(tier == ServiceTier::Flex && is_overload);
         self.broken_off += usize::from(error.kind == ErrorKind::BrokenOff);
     }
 }
 
 impl RetryPolicy {
-    /// The policy with the usual waits: 0.5 s after the first failure, at most 30 s.
+    /// The policy with 15 minutes for a flex attempt, at most 8 continuations and the usual waits: 0.5 s after the first failure, at
+    /// most 30 s.
     pub fn new(max_attempts: usize, attempt_timeout: Duration) -> Self {
-        let (base, cap) = (Duration::from_millis(500), Duration::from_secs(30));
-        Self { max_attempts, attempt_timeout, base, cap }
+        Self {
+            max_attempts,
+            attempt_timeout,
+            flex_timeout: Duration::from_secs(900),
+            max_continuations: 8,
+            base: Duration::from_millis(500),
+            cap: Duration::from_secs(30),
+        }
+    }
+
+    /// How long one attempt at a call in this tier may take.
+    pub(super) fn attempt_timeout_of(&self, tier: ServiceTier) -> Duration {
+        match tier {
+            ServiceTier::Flex => self.flex_timeout,
+            ServiceTier::Standard | ServiceTier::Priority => self.attempt_timeout,
+        }
     }
 
     /// When to resend a call after the latest of its `failed` attempts, which ended with `error`.
@@ -60,7 +85,8 @@ impl RetryPolicy {
         let may_have_run = matches!(error.kind, ErrorKind::BrokenOff | ErrorKind::DeadlineExceeded);
         let is_too_risky =
             (may_have_run && kind.resend() == Resend::Never) || failed.broken_off > 1;
-        if failed.all >= self.max_attempts || !error.is_transient() || is_too_risky {
+        let counted = failed.all - failed.without_capacity;
+        if counted >= self.max_attempts || !error.is_transient() || is_too_risky {
             return None;
         }
         // A pause of the whole account is waited for in the queue, where the refused calls keep
@@ -105,7 +131,7 @@ mod tests {
             _ => None,
         };
         let mut attempts = FailedAttempts::default();
-        (0..failed).for_each(|_| attempts.count(error));
+        (0..failed).for_each(|_| attempts.count(ServiceTier::Standard, error));
         policy().resend_at(kind, attempts, error, retry_after, Instant::now())
     }
 
@@ -132,6 +158,22 @@ mod tests {
         ] {
             assert!(resend_at(CallKind::Chat, 1, &Error::new(kind, "no")).is_none());
         }
+    }
+
+    #[test]
+    fn a_flex_call_that_finds_no_capacity_uses_up_no_attempt() {
+        let mut attempts = FailedAttempts::default();
+        let resent = |attempts, error: &Error| {
+            policy().resend_at(CallKind::Chat, attempts, error, None, Instant::now()).is_some()
+        };
+        let full = Error::new(ErrorKind::Overloaded(None), "full");
+        (0..100).for_each(|_| attempts.count(ServiceTier::Flex, &full));
+        assert!(resent(attempts, &full));
+        let failed = Error::new(ErrorKind::Unavailable, "failed");
+        (0..3).for_each(|_| attempts.count(ServiceTier::Flex, &failed));
+        assert!(resent(attempts, &full));
+        attempts.count(ServiceTier::Flex, &failed);
+        assert!(!resent(attempts, &full));
     }
 
     #[test]

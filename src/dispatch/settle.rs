@@ -10,18 +10,20 @@ use crate::gemini::{
 use crate::limits::{InFlightCall, Limiter, NamedBy, QuotaKind, Quotas, Resource, Window};
 
 /// Settles a call that failed.
-pub(super) fn settle(limiter: &Limiter, in_flight: InFlightCall, call: &Call, error: &Error) {
+pub(super) fn settle(limiter: &Limiter, mut in_flight: InFlightCall, call: &Call, error: &Error) {
     match &error.kind {
         ErrorKind::RateLimited(refusal) => refuse(limiter, in_flight, call, refusal),
         ErrorKind::Unfunded => in_flight.unfunded(),
         ErrorKind::Overloaded(_) => in_flight.overloaded(),
         ErrorKind::Connection => in_flight.unsent(),
         // Gemini ran the call, though its answer cannot be used.
-        _ if error.accepted_model => in_flight.answered(reported(error.usage)),
+        _ if error.accepted_model => in_flight.answered(reported(*error.usage)),
         ErrorKind::InvalidKey
         | ErrorKind::PermissionDenied
         | ErrorKind::ModelNotFound
         | ErrorKind::InvalidRequest => in_flight.declined(),
+        // Gemini may count the call, and charges nothing (Gemini API docs, billing).
+        ErrorKind::Unavailable => in_flight.charge(0),
         // Gemini may have run the call, so it counts as spent and the estimate stands.
         _ => drop(in_flight),
     }

@@ -7,6 +7,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 
+use super::client::MAX_ANSWER;
+use super::continuation::ContinuationToken;
 use super::error::{Error, ErrorKind, bounded};
 use super::json::{self, BOM, without_lone_surrogates};
 use super::model::Model;
@@ -16,12 +18,15 @@ use super::usage::Usage;
 
 /// Used where Gemini gives no finish reason.
 pub(super) const FINISH_REASON_UNSPECIFIED: &str = "FINISH_REASON_UNSPECIFIED";
+/// The finish reason of an answer that another call continues. Source: Google's Python SDK 3.6.1.
+pub(super) const CONTINUATION: &str = "CONTINUATION";
 const BLOCK_REASON_UNSPECIFIED: &str = "BLOCK_REASON_UNSPECIFIED";
 
-/// An answer that contains text.
+/// An answer that contains text, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The text of the first candidate, without its thoughts.
+    /// The text of the first candidate, without its thoughts. Empty only in a part of an answer: one
+    /// that another call continues, or a later one.
     pub text: String,
     /// Why the answer ends, in Gemini's words: `STOP`, `MAX_TOKENS`, or a reason unknown here.
     /// `FINISH_REASON_UNSPECIFIED` where Gemini gave none.
@@ -31,6 +36,18 @@ pub struct Answer {
     /// The model that answered, as Gemini reports it. It differs from the requested model if that is
     /// an alias or is routed elsewhere. Source: `modelVersion` in recorded answers.
     pub model_version: Option<Model>,
+    /// What continues the answer, where Gemini stopped before its end and offers that.
+    pub continuation: Option<ContinuationToken>,
+}
+
+/// Which part of an answer a call asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnswerPart {
+    /// The first, and mostly the only one.
+    #[default]
+    First,
+    /// A part that continues an earlier one. It may be without text.
+    Later,
 }
 
 impl Answer {
@@ -41,17 +58,58 @@ impl Answer {
     /// An [`Error`] of any kind but [`ErrorKind::Connection`]: for a status other than success, and
     /// for an answer that is blocked, has no text or does not come from Gemini.
     pub fn read(status: StatusCode, body: &[u8]) -> Result<Answer, Error> {
+        Self::read_part(status, body, AnswerPart::First)
+    }
+
+    /// Reads the response to `generateContent` that has this part of an answer.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`], as for [`Answer::read`].
+    pub fn read_part(status: StatusCode, body: &[u8], part: AnswerPart) -> Result<Answer, Error> {
         if !status.is_success() {
             return Err(Error::read(status, body));
         }
         let body = body.strip_prefix(BOM).unwrap_or(body);
-        Response::read(body, |response| response.into_answer())
+        Response::read(body, |response| response.into_answer(part))
     }
 
     /// Whether the text is cut off because Gemini stopped at a limit: the output token limit, or the
     /// limit on one turn. Source: `finishReason` in Google's Python SDK 3.6.1.
     pub fn is_cut_off(&self) -> bool {
         is_cut_off(&self.finish_reason)
+    }
+
+    /// Appends the next part: the texts are joined, and the usage is that of both.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] if the text becomes longer than an answer may be.
+    pub fn append(&mut self, next: Answer) -> Result<(), Error> {
+        self.usage += next.usage;
+        if self.text.len().saturating_add(next.text.len()) > MAX_ANSWER {
+            let usage = Box::new(self.usage);
+            return Err(Error { usage, accepted_model: true, ..Error::too_long() });
+        }
+        self.text.push_str(&next.text);
+        self.finish_reason = next.finish_reason;
+        self.model_version = next.model_version.or(self.model_version.take());
+        self.continuation = next.continuation;
+        Ok(())
+    }
+
+    /// The whole answer after its last part has been [appended](Answer::append), with the keys
+    /// overwritten that were split over two parts.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] if no part has text.
+    pub fn joined(self, secrets: &Secrets) -> Result<Answer, Error> {
+        if !self.text.is_empty() {
+            return Ok(self.masked(secrets));
+        }
+        let error = without_text(&self.finish_reason, None);
+        Err(Error { usage: Box::new(self.usage), accepted_model: true, ..error })
     }
 
     /// The same answer with keys overwritten.
@@ -88,6 +146,8 @@ pub(super) struct Candidate<'a> {
     pub(super) finish_reason: Option<StringOrNumber<'a>>,
     #[serde(borrow)]
     pub(super) finish_message: Option<StringOrNumber<'a>>,
+    #[serde(borrow)]
+    continuation_token: Option<StringOrNumber<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -148,27 +208,40 @@ impl Response<'_> {
         Usage::of_gemini(self.usage_metadata?.get().as_bytes())
     }
 
-    fn into_answer(self) -> Result<Answer, Error> {
+    fn into_answer(self, part: AnswerPart) -> Result<Answer, Error> {
         let usage = self.usage().unwrap_or_default();
         let result = match self.candidates.and_then(|all| all.into_iter().next()) {
-            Some(first) => first.into_answer(usage, model(self.model_version)),
+            Some(first) => first.into_answer(part, usage, model(self.model_version)),
             None => Err(self.prompt_feedback.unwrap_or_default().into_error()),
         };
-        result.map_err(|error| Error { usage, accepted_model: true, ..error })
+        result.map_err(|error| Error { usage: Box::new(usage), accepted_model: true, ..error })
     }
 }
 
 impl Candidate<'_> {
-    fn into_answer(self, usage: Usage, model_version: Option<Model>) -> Result<Answer, Error> {
+    /// What continues the answer. Only an answer that was stopped for that is continued.
+    pub(super) fn continuation(&mut self) -> Option<ContinuationToken> {
+        let token = self.continuation_token.take()?;
+        let is_stopped = self.finish_reason.as_ref().is_some_and(|reason| reason.0 == CONTINUATION);
+        is_stopped.then(|| ContinuationToken::new(&token.0)).flatten()
+    }
+
+    fn into_answer(
+        mut self,
+        part: AnswerPart,
+        usage: Usage,
+        model_version: Option<Model>,
+    ) -> Result<Answer, Error> {
+        let continuation = self.continuation();
         let reason = self.finish_reason.map_or(FINISH_REASON_UNSPECIFIED.into(), |reason| reason.0);
         if is_blocked(&reason) {
             return Err(blocked(&reason));
         }
         let text = self.content.map(Content::into_text).unwrap_or_default();
         let text = json::text(text).ok_or_else(not_text)?;
-        if !text.is_empty() {
+        if !text.is_empty() || continuation.is_some() || part == AnswerPart::Later {
             let finish_reason = bounded(&reason).into_owned();
-            return Ok(Answer { text, finish_reason, usage, model_version });
+            return Ok(Answer { text, finish_reason, usage, model_version, continuation });
         }
         Err(without_text(&reason, self.finish_message.map(|message| message.0).as_deref()))
     }
@@ -215,7 +288,7 @@ pub(super) fn without_text(reason: &str, message: Option<&str>) -> Error {
             let message = "Gemini reached the limit of output tokens before it wrote any text";
             return Error::new(ErrorKind::Truncated, message);
         }
-        "CONTINUATION" => {
+        CONTINUATION => {
             let message = "Gemini stopped before it wrote any text and asks to be continued: \
                            CONTINUATION";
             return Error::new(ErrorKind::Truncated, message);
@@ -232,7 +305,7 @@ pub(super) fn without_text(reason: &str, message: Option<&str>) -> Error {
 
 /// Whether a finish reason means that more text would follow.
 fn is_cut_off(finish_reason: &str) -> bool {
-    matches!(finish_reason, "MAX_TOKENS" | "CONTINUATION")
+    matches!(finish_reason, "MAX_TOKENS" | CONTINUATION)
 }
 
 /// Whether a finish reason means that the answer was withheld, even if part of it was sent.

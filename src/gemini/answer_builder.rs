@@ -9,6 +9,7 @@ use super::answer::{
     is_blocked, model, not_text, without_text,
 };
 use super::client::MAX_ANSWER;
+use super::continuation::ContinuationToken;
 use super::error::{Error, bounded};
 use super::events::Event;
 use super::json::{self, take_half};
@@ -26,7 +27,11 @@ pub struct AnswerBuilder {
     half: Vec<u8>,
     finish_reason: Option<String>,
     finish_message: Option<String>,
+    continuation: Option<ContinuationToken>,
+    /// The usage of the part that is read now.
     usage: Usage,
+    /// The usage of the parts before.
+    earlier_usage: Usage,
     model_version: Option<Model>,
     /// Whether any part of the answer has arrived.
     has_begun: bool,
@@ -76,10 +81,11 @@ impl AnswerBuilder {
         // Gemini reports running totals.
         self.usage = response.usage().unwrap_or(self.usage);
         self.model_version = self.model_version.take().or_else(|| model(response.model_version));
-        let Some(candidate) = response.candidates.and_then(|all| all.into_iter().next()) else {
+        let Some(mut candidate) = response.candidates.and_then(|all| all.into_iter().next()) else {
             let feedback = response.prompt_feedback.filter(PromptFeedback::is_reason);
             return feedback.map_or(Ok(String::new()), |feedback| Err(feedback.into_error()));
         };
+        self.continuation = candidate.continuation().or(self.continuation.take());
         if let Some(StringOrNumber(reason)) = candidate.finish_reason.filter(is_given) {
             if is_blocked(&reason) {
                 return Err(blocked(&reason));
@@ -106,6 +112,22 @@ impl AnswerBuilder {
         };
         self.half = take_half(&mut piece);
         json::text(piece).ok_or_else(not_text)
+    }
+
+    /// What continues the answer, where Gemini stopped before its end and offers that.
+    pub fn continuation(&self) -> Option<&ContinuationToken> {
+        self.continuation.as_ref()
+    }
+
+    /// The usage of the part whose events have been read is this one, which says what it costs.
+    pub fn charge_part(&mut self, usage: Usage) {
+        self.usage = usage;
+    }
+
+    /// The next events are those of the next part, which continues the answer.
+    pub fn start_next_part(&mut self) {
+        (self.continuation, self.finish_reason, self.finish_message) = (None, None, None);
+        self.earlier_usage += std::mem::take(&mut self.usage);
     }
 
     /// The text held back so far. Call it after the last event.
@@ -135,12 +157,24 @@ impl AnswerBuilder {
             return Err(self.charge(error));
         }
         let finish_reason = bounded(reason).into_owned();
-        let Self { text, usage, model_version, .. } = self;
-        Ok(Answer { text, finish_reason, usage, model_version }.masked(&self.secrets))
+        let usage = self.usage();
+        let Self { text, model_version, continuation, .. } = self;
+        let answer = Answer { text, finish_reason, usage, model_version, continuation };
+        Ok(answer.masked(&self.secrets))
+    }
+
+    /// The usage of the parts before the one that is read now.
+    pub fn earlier_usage(&self) -> Usage {
+        self.earlier_usage
+    }
+
+    fn usage(&self) -> Usage {
+        self.earlier_usage + self.usage
     }
 
     fn charge(&self, error: Error) -> Error {
-        Error { usage: self.usage, accepted_model: self.has_begun, ..error.masked(&self.secrets) }
+        let (usage, accepted_model) = (Box::new(self.usage()), self.has_begun);
+        Error { usage, accepted_model, ..error.masked(&self.secrets) }
     }
 }
 

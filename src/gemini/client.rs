@@ -26,8 +26,8 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
 use super::{
-    Answer, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
-    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable,
+    Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
+    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable, usage::tier_header,
 };
 use crate::connect::{Authorities, Proxy, ProxyError, UpstreamConnector, upstream_connector};
 
@@ -143,7 +143,8 @@ impl Client {
 
     /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There are no limits and no
     /// retries here, except that the call is sent on another connection if an idle one turns out to
-    /// be closed before anything is written to it. `timeout` covers everything from connecting to
+    /// be closed before anything is written to it. `part` is the part of the
+    /// answer that the body asks for. `timeout` covers everything from connecting to
     /// the last byte of the answer. `send_check` is asked before anything is written, and nothing
     /// is written if it returns `false`.
     ///
@@ -157,10 +158,11 @@ impl Client {
         key: &ApiKey,
         model: &Model,
         body: Bytes,
+        part: AnswerPart,
         send_check: Option<SendCheck>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let exchange = self.exchange(key, self.request(key, model, body), send_check);
+        let exchange = self.exchange(key, self.request(key, model, body), part, send_check);
         let result = tokio::time::timeout(timeout, exchange).await;
         result.unwrap_or_else(|_| Err(Error::timed_out(timeout)))
     }
@@ -227,20 +229,28 @@ impl Client {
         &self,
         key: &ApiKey,
         request: Request<Payload>,
+        part: AnswerPart,
         send_check: Option<SendCheck>,
     ) -> Result<Answer, Error> {
         let response = self.send_request(request, send_check).await?;
         let status = response.status();
         let wait = retry_after::read(response.headers(), Timestamp::now());
         let content_type = response.headers().get(CONTENT_TYPE).cloned();
+        let tier = tier_header(response.headers());
         let body = read_body(status, response.into_body()).await?;
         if let Some(error) = Error::not_gemini(status, content_type.as_ref(), &body) {
             return Err(error.waiting(wait));
         }
         let secrets = self.secrets(Some(key));
-        match Answer::read(status, &secrets.mask(body)) {
-            Ok(answer) => Ok(answer.masked(&secrets)),
-            Err(error) => Err(error.waiting(wait).masked(&secrets)),
+        match Answer::read_part(status, &secrets.mask(body), part) {
+            Ok(mut answer) => {
+                answer.usage.service_tier = answer.usage.service_tier.or(tier);
+                Ok(answer.masked(&secrets))
+            }
+            Err(mut error) => {
+                error.usage.service_tier = error.usage.service_tier.or(tier);
+                Err(error.waiting(wait).masked(&secrets))
+            }
         }
     }
 }

@@ -27,7 +27,8 @@ pub struct Error {
     /// one of ours. It contains no HTML, URL or key, and has about 2 KiB at most.
     pub message: String,
     /// The tokens that were spent without an answer.
-    pub usage: Usage,
+    // Boxed to keep results small.
+    pub usage: Box<Usage>,
     /// Whether Gemini accepted the call, and so knows the model by the requested name.
     pub accepted_model: bool,
     /// The underlying error, for the log only.
@@ -112,7 +113,7 @@ impl Error {
         Error {
             kind,
             message: message.into(),
-            usage: Usage::default(),
+            usage: Box::default(),
             accepted_model: false,
             source: None,
         }

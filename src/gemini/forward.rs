@@ -24,8 +24,9 @@ use super::events::{Event, Events};
 use super::surface::Surface;
 use super::{
     ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
-    answer, retry_after,
+    answer, retry_after, usage,
 };
+use crate::prices::PriceTier;
 
 /// How much of an answer that is not a stream is buffered until it is complete, in bytes. Up to this
 /// size, the call can be repeated if the answer breaks off. Longer answers pass as they arrive.
@@ -310,6 +311,11 @@ impl ForwardedBody {
     fn is_error(&self) -> bool {
         let error = error_data(&self.first).map(|data| Error::read_despite_success(&data));
         error.is_some_and(|error| error.kind != ErrorKind::Malformed)
+    }
+
+    /// The service tier that answered, if the headers name it.
+    pub fn service_tier(headers: &HeaderMap) -> Option<PriceTier> {
+        usage::tier_header(headers)
     }
 
     /// The model that answered, if the first event or a short answer names it.

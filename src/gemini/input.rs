@@ -7,23 +7,32 @@ use serde::{
     de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{InputFeatures, without_lone_surrogates};
+use super::{InputFeatures, ServiceTier, without_lone_surrogates};
 
 impl InputFeatures {
     /// The features of a JSON body: of all its texts, including tools and schemas, since they count,
     /// and of its media. A body that is not JSON counts as text of its length: Gemini rejects it.
     /// Half a surrogate pair is repaired first, since Gemini accepts it.
     pub fn of_body(body: &[u8]) -> Self {
-        let measured =
-            Self::of_json(body).or_else(|| Self::of_json(&without_lone_surrogates(body)?));
-        measured.unwrap_or(Self { ascii_bytes: body.len() as u64, ..Self::default() })
+        Self::with_tier_of_body(body).0
     }
 
-    fn of_json(json: &[u8]) -> Option<Self> {
-        let mut features = Self::default();
+    /// The same, and the service tier that the body asks for.
+    pub fn with_tier_of_body(body: &[u8]) -> (Self, ServiceTier) {
+        let measured =
+            Self::of_json(body).or_else(|| Self::of_json(&without_lone_surrogates(body)?));
+        measured.unwrap_or_else(|| {
+            (Self { ascii_bytes: body.len() as u64, ..Self::default() }, ServiceTier::default())
+        })
+    }
+
+    fn of_json(json: &[u8]) -> Option<(Self, ServiceTier)> {
+        let (mut features, mut tier) = (Self::default(), ServiceTier::default());
         let mut json = serde_json::Deserializer::from_slice(json);
-        let measure = Measure { features: &mut features, counts_keys: false };
-        measure.deserialize(&mut json).ok().map(|()| features)
+        let measure =
+            Measure { features: &mut features, tier: Some(&mut tier), counts_keys: false };
+        measure.deserialize(&mut json).ok()?;
+        Some((features, tier))
     }
 
     /// The features of a file of this type and size in bytes.
@@ -73,6 +82,8 @@ fn decoded(base64: usize) -> u64 {
 /// Adds up the features of a JSON value.
 struct Measure<'a> {
     features: &'a mut InputFeatures,
+    /// The service tier, which only the outermost object names.
+    tier: Option<&'a mut ServiceTier>,
     /// Whether field names count as text, as they do in tools and schemas.
     counts_keys: bool,
 }
@@ -90,7 +101,8 @@ impl Measure<'_> {
                 | "functionCall"
                 | "functionResponse"
         );
-        Measure { features: &mut *self.features, counts_keys: self.counts_keys || describes }
+        let counts_keys = self.counts_keys || describes;
+        Measure { features: &mut *self.features, tier: None, counts_keys }
     }
 }
 
@@ -150,6 +162,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
         let (mut mime_type, mut size, mut is_media) = (Cow::default(), None, false);
+        let mut tier = self.tier.take();
         while let Some(key) = fields.next_key::<Cow<'de, str>>()? {
             if self.counts_keys {
                 *self.features = *self.features + InputFeatures::of(&key);
@@ -172,6 +185,12 @@ impl<'de> Visitor<'de> for Measure<'_> {
                 "thoughtSignature" | "thought_signature" => {
                     fields.next_value_seed(TextOr(inner))?;
                     self.features.has_unseen = true;
+                }
+                "serviceTier" | "service_tier" if tier.is_some() => {
+                    let named = fields.next_value_seed(TextOr(inner))?;
+                    if let (Some(tier), Some(named)) = (tier.as_deref_mut(), named) {
+                        *tier = ServiceTier::of_body(&named);
+                    }
                 }
                 _ if is_reference(&key) => {
                     self.features.has_unseen = true;
@@ -267,6 +286,23 @@ mod tests {
         let tools = "functionDeclarationsnamefdataxyz";
         let seen = InputFeatures::of(&format!("abc日本user{tools}"));
         assert_eq!(features(&body), InputFeatures { has_unseen: true, ..seen });
+    }
+
+    #[test]
+    fn the_service_tier_of_a_body_is_the_one_at_its_top() {
+        for (body, tier) in [
+            (json!({"contents": []}), ServiceTier::Standard),
+            (json!({"serviceTier": "flex"}), ServiceTier::Flex),
+            (json!({"service_tier": "FLEX", "contents": []}), ServiceTier::Flex),
+            (json!({"service_tier": "priority"}), ServiceTier::Priority),
+            (json!({"service_tier": "other"}), ServiceTier::Standard),
+            (json!({"service_tier": 7}), ServiceTier::Standard),
+            (json!({"contents": [{"service_tier": "flex"}]}), ServiceTier::Standard),
+            (json!([{"service_tier": "flex"}]), ServiceTier::Standard),
+        ] {
+            let found = InputFeatures::with_tier_of_body(body.to_string().as_bytes()).1;
+            assert_eq!(found, tier, "{body}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Reads JSON in pieces, and repairs invalid surrogate pairs in it.
 
+use bytes::Bytes;
 use memchr::{memchr, memchr2};
 
 /// The byte order mark that some proxies and editors put before a text.
@@ -44,6 +45,13 @@ impl Nesting {
         }
         None
     }
+}
+
+/// An object with a field put before its others. `object` is JSON and has a field.
+pub(super) fn with_text_field(object: &[u8], name: &str, text: &str) -> Bytes {
+    let fields = object.strip_prefix(b"{").expect("it is an object");
+    let text = serde_json::to_string(text).expect("a text can be written as JSON");
+    [b"{\"", name.as_bytes(), b"\":", text.as_bytes(), b",", fields].concat().into()
 }
 
 /// The same JSON with U+FFFD for each escape that is half of a surrogate pair, such as a single

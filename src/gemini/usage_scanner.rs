@@ -263,6 +263,7 @@ mod tests {
             thinking_tokens: 3,
             total_tokens: 10,
             cached_tokens: 4,
+            ..Usage::default()
         };
         assert_eq!(scanned(Surface::Gemini, decision), Some(usage));
         assert_eq!(scanned(Surface::OpenAi, decision).map(|usage| usage.prompt_tokens), Some(0));

@@ -14,8 +14,8 @@ use tracing::Instrument;
 
 use super::offload::Offload;
 use super::{Generated, Generation, GenerationError, generate_admitted};
-use crate::dispatch::{CallError, CallQueue, Dispatcher};
-use crate::gemini::{ApiKey, Model};
+use crate::dispatch::{CallError, CallQueue, Dispatcher, TierChoice};
+use crate::gemini::{ApiKey, Model, Usage};
 use crate::limits::{Refused, Semaphore};
 
 /// One generation of a batch, and the key that pays for it.
@@ -27,6 +27,11 @@ pub struct Item<G> {
     pub key: ApiKey,
     /// The semaphore that its calls hold in addition to the global limit.
     pub semaphore: Option<Arc<dyn Semaphore>>,
+    /// The service tier of its calls.
+    pub tier: TierChoice,
+    /// How long it may take, counted from when it reaches the head of the queue. The same for all
+    /// items in one tier.
+    pub timeout: Duration,
 }
 
 /// The result of one generation of a batch.
@@ -38,10 +43,19 @@ pub struct Outcome<T> {
     pub result: Result<Generated<T>, GenerationError>,
 }
 
+impl<T> Outcome<T> {
+    /// The tokens that were spent on the item.
+    pub fn usage(&self) -> Usage {
+        match &self.result {
+            Ok(generated) => generated.usage,
+            Err(error) => error.usage(),
+        }
+    }
+}
+
 /// Generates every item and returns the outcomes in the order of the items. Items with the same key,
-/// model and semaphore are admitted one after the other and then run concurrently; other items do
-/// not wait for them. Each item has `timeout`, counted from when it reaches the head of the queue.
-/// Dropping the future cancels all items.
+/// model, service tier and semaphore are admitted one after the other and then run concurrently;
+/// other items do not wait for them. Dropping the future cancels all items.
 ///
 /// # Errors
 /// [`Refused::QueueFull`] if the queue is full, and [`Refused::StoreUnavailable`] if the shared limits
@@ -50,9 +64,8 @@ pub async fn generate_all<G: Generation>(
     dispatcher: &Arc<Dispatcher>,
     offload: &Arc<Offload>,
     items: Vec<Item<G>>,
-    timeout: Duration,
 ) -> Result<Vec<Outcome<G::Value>>, Refused> {
-    let batch = Arc::new(Batch::new(dispatcher, offload, items, timeout));
+    let batch = Arc::new(Batch::new(dispatcher, offload, items));
     let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
     (0..batch.accounts.len()).for_each(|account| batch.start_runner(account));
     batch.runners.close();
@@ -68,7 +81,6 @@ struct Batch<G: Generation> {
     dispatcher: Arc<Dispatcher>,
     offload: Arc<Offload>,
     accounts: Vec<AccountItems<G>>,
-    timeout: Duration,
     /// In the order of the items. Each is an internal error until its runner reports the result.
     outcomes: Mutex<Vec<Outcome<G::Value>>>,
     runners: TaskTracker,
@@ -77,34 +89,33 @@ struct Batch<G: Generation> {
     refused: OnceLock<Refused>,
 }
 
-/// The items with the same key, model and semaphore that have not been admitted yet, each with its
+/// The items with the same key, model, service tier and semaphore that have not been admitted yet, each with its
 /// index.
 struct AccountItems<G> {
     queue: Arc<CallQueue>,
+    timeout: Duration,
     items: Mutex<VecDeque<(usize, G)>>,
     /// How many runners wait for admission.
     waiting_runners: AtomicUsize,
 }
 
 impl<G: Generation> Batch<G> {
-    fn new(
-        dispatcher: &Arc<Dispatcher>,
-        offload: &Arc<Offload>,
-        items: Vec<Item<G>>,
-        timeout: Duration,
-    ) -> Self {
+    fn new(dispatcher: &Arc<Dispatcher>, offload: &Arc<Offload>, items: Vec<Item<G>>) -> Self {
         let ticket = dispatcher.enqueue_batch();
         let mut outcomes = Vec::with_capacity(items.len());
         let mut accounts: Vec<AccountItems<G>> = Vec::new();
         let mut known = HashMap::new();
-        for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
+        for (index, item) in items.into_iter().enumerate() {
+            let Item { generation, key, semaphore, tier, timeout } = item;
             let model = generation.model().clone();
             outcomes.push(Outcome { model: model.clone(), result: Err(GenerationError::Internal) });
-            let group = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
+            let number = semaphore.as_ref().map(|own| own.number());
+            let group = (*key.sha256(), model.clone(), number, tier);
             let account = *known.entry(group).or_insert_with(|| {
-                let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore);
+                let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore, tier);
                 accounts.push(AccountItems {
                     queue: Arc::new(queue),
+                    timeout,
                     items: Mutex::default(),
                     waiting_runners: 0.into(),
                 });
@@ -117,7 +128,6 @@ impl<G: Generation> Batch<G> {
             dispatcher: Arc::clone(dispatcher),
             offload: Arc::clone(offload),
             accounts,
-            timeout,
             outcomes: Mutex::new(outcomes),
             runners: TaskTracker::new(),
             cancelled: CancellationToken::new(),
@@ -137,20 +147,20 @@ impl<G: Generation> Batch<G> {
     /// A runner whose item is admitted starts another runner for the next item if none is waiting, so
     /// there is one runner for each item in flight, and one that waits.
     async fn run(self: Arc<Self>, account: usize) {
-        let AccountItems { queue, items, waiting_runners } = &self.accounts[account];
+        let AccountItems { queue, timeout, items, waiting_runners } = &self.accounts[account];
         loop {
             let head = queue.head().await;
             waiting_runners.fetch_sub(1, Ordering::Relaxed);
             let Some((index, generation)) = lock(items).pop_front() else { return };
-            let call = queue.call(generation.input(), Instant::now() + self.timeout);
+            let call = queue.call(generation.input(), Instant::now() + *timeout);
             let result = match self.dispatcher.admit_at_head(&call, head).await {
-                Ok(admission) => {
+                Ok(admitted) => {
                     if waiting_runners.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
                         self.start_runner(account);
                     }
                     let generation = Arc::new(generation);
                     let (dispatcher, offload) = (&*self.dispatcher, &*self.offload);
-                    generate_admitted(dispatcher, offload, &call, &generation, admission).await
+                    generate_admitted(dispatcher, offload, &call, &generation, admitted).await
                 }
                 Err(CallError::Refused(
                     refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
@@ -219,8 +229,9 @@ mod tests {
 
         fn read(&self, answer: Answer, _: &Work) -> Result<Generated<String>, ReadError<Self>> {
             assert!(!self.panics, "this item panics");
-            let Answer { text, finish_reason, usage, .. } = answer;
-            Ok(Generated { value: text, model: self.model.clone(), finish_reason, usage })
+            let Answer { text, finish_reason, usage, model_version, .. } = answer;
+            let model = self.model.clone();
+            Ok(Generated { value: text, model, model_version, finish_reason, usage })
         }
 
         fn correction(&self, _: &Mismatch<String>) -> Bytes {
@@ -240,6 +251,7 @@ mod tests {
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
+            Arc::default(),
         ));
         let item = |n: usize| Item {
             generation: Fragile {
@@ -249,11 +261,13 @@ mod tests {
             },
             key: ApiKey::new("a-key").unwrap(),
             semaphore: None,
+            tier: TierChoice::default(),
+            timeout: TIMEOUT,
         };
 
         let items = (0..8).map(item).collect();
-        let (offload, timeout) = (Arc::new(Offload::new(TIMEOUT)), TIMEOUT);
-        let outcomes = generate_all(&dispatcher, &offload, items, timeout).await.unwrap();
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let outcomes = generate_all(&dispatcher, &offload, items).await.unwrap();
         assert_eq!(outcomes.len(), 8);
         for (n, outcome) in outcomes.into_iter().enumerate() {
             match outcome.result {

@@ -47,8 +47,9 @@ impl Chat {
     }
 
     fn reply(&self, answer: Answer) -> Generated<String> {
-        let Answer { text, finish_reason, usage, .. } = answer;
-        Generated { value: text, model: self.model.clone(), finish_reason, usage }
+        let Answer { text, finish_reason, usage, model_version, .. } = answer;
+        let model = self.model.clone();
+        Generated { value: text, model, model_version, finish_reason, usage }
     }
 }
 

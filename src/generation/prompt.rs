@@ -150,6 +150,8 @@ impl<K: SchemaKind> SchemaGeneration<K> {
             "response_schema",
             "responseJsonSchema",
             "response_json_schema",
+            "responseFormat",
+            "response_format",
         ] {
             config.shift_remove(key);
         }
@@ -193,8 +195,9 @@ impl<K: SchemaKind> Generation for SchemaGeneration<K> {
             Err(violations) => return Err(CheckError::Violations(violations).of(answer)),
         };
         let violations = K::flaws(&value);
-        let Answer { text, finish_reason, usage, .. } = answer;
-        let generated = Generated { value, model: self.model.clone(), finish_reason, usage };
+        let Answer { text, finish_reason, usage, model_version, .. } = answer;
+        let model = self.model.clone();
+        let generated = Generated { value, model, model_version, finish_reason, usage };
         if violations.is_empty() {
             return Ok(generated);
         }
@@ -229,9 +232,13 @@ impl CheckError {
                 let reason = &answer.finish_reason;
                 let message = format!("The answer is incomplete: {why} ({reason})");
                 let error = Error::new(ErrorKind::Truncated, message);
-                ReadError::Permanent(Error { usage, accepted_model: true, ..error })
+                ReadError::Permanent(Error {
+                    usage: Box::new(usage),
+                    accepted_model: true,
+                    ..error
+                })
             }
-            Self::OutOfWork => ReadError::OutOfWork(answer),
+            Self::OutOfWork => ReadError::OutOfWork(answer.into()),
         }
     }
 }

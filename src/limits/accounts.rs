@@ -11,13 +11,15 @@ mod breakers;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::budget::ChargedModel;
-use super::model::{Payer, Planned, QuotaKind, QuotaPlan};
+use super::budget::{BudgetAdmin, ChargedModel};
+use super::model::{
+    BudgetUsage, EVERY_MODEL, Payer, Planned, QuotaKind, QuotaPlan, Quotas, StoreUnavailable,
+};
 use super::store::Store;
 use account::Counted;
 use breakers::Breakers;
@@ -74,6 +76,20 @@ pub enum NamedBy {
     Replica,
 }
 
+/// How many payers' spend is shown at most.
+const MOST_SPENDING: usize = 1000;
+
+/// What a payer has spent on all models.
+#[derive(Debug, Clone)]
+pub struct Spending {
+    /// Whom Gemini charges.
+    pub payer: Payer,
+    /// The limit of the settings.
+    pub planned: Option<Planned>,
+    /// The usage.
+    pub usage: BudgetUsage,
+}
+
 /// The payer and the model of an account.
 type Name = (Payer, Arc<str>);
 
@@ -81,6 +97,9 @@ type Name = (Payer, Arc<str>);
 #[derive(Debug, Default)]
 struct Open {
     accounts: HashMap<Name, Arc<Account>>,
+    /// The spend of the payers that have a limit and an account. Entries of closed accounts are removed
+    /// when there are many.
+    spend: HashMap<Payer, Weak<dyn BudgetAdmin>>,
     /// How many were ever opened.
     opened: u64,
     /// An upper bound of the number of unproven accounts: those at the last count, and those opened
@@ -153,8 +172,13 @@ impl Accounts {
         }
         let (plan, ceiling) = (&self.plan, self.ceiling);
         let (store, breakers) = (&*self.store, &self.breakers);
+        let spend = match counted {
+            Counted::Model => open.spend_of(&payer, plan, store),
+            // What Gemini counts apart costs nothing, or later.
+            Counted::Method => None,
+        };
         let account = Account::open(store, payer, model, counted, plan, ceiling, breakers);
-        let account = Arc::new(account);
+        let account = Arc::new(account.spending(spend));
         open.insert(name, Arc::clone(&account));
         account
     }
@@ -232,7 +256,7 @@ impl Accounts {
     /// all models together. Accounts that Gemini never served are not paused: Gemini refuses them
     /// itself if it has to.
     pub fn pause_payer(&self, account: &Account, until: Instant) {
-        account.budget().pause_until(until);
+        account.pause_until(until);
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let of_payer = open.accounts.values().filter(|other| {
             other.payer() == account.payer() && other.is_proven() && !other.is_apart()
@@ -255,6 +279,31 @@ impl Accounts {
             found = true;
         }
         found
+    }
+
+    /// What the payers with a limit on their spend have spent on all models, by name.
+    ///
+    /// # Errors
+    /// [`StoreUnavailable`] if the limits are shared and cannot be reached.
+    pub async fn spending(&self) -> Result<Vec<Spending>, StoreUnavailable> {
+        let mut all = Vec::new();
+        for (payer, budget) in self.spend_budgets() {
+            let planned = self.plan.of_payer(payer.label())[QuotaKind::SpendPerTenMinutes];
+            all.push(Spending { payer, planned, usage: budget.usage().await? });
+        }
+        Ok(all)
+    }
+
+    fn spend_budgets(&self) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let budgets = open.spend.iter();
+        let mut budgets: Vec<_> = budgets
+            .filter_map(|(payer, budget)| Some((payer.clone(), budget.upgrade()?)))
+            .collect();
+        drop(open);
+        budgets.sort_by(|(a, _), (b, _)| a.cmp(b));
+        budgets.truncate(MOST_SPENDING);
+        budgets
     }
 
     /// The number of open accounts.
@@ -299,6 +348,28 @@ fn is_model(name: &str) -> bool {
 }
 
 impl Open {
+    /// The budget of what a payer spends on all models, if there is a limit. All its accounts share it.
+    fn spend_of(
+        &mut self,
+        payer: &Payer,
+        plan: &QuotaPlan,
+        store: &dyn Store,
+    ) -> Option<Arc<dyn BudgetAdmin>> {
+        let planned = plan.of_payer(payer.label());
+        if !Quotas::from(planned).is_any() {
+            return None;
+        }
+        if let Some(known) = self.spend.get(payer).and_then(Weak::upgrade) {
+            return Some(known);
+        }
+        if self.spend.len() == self.spend.capacity() {
+            self.spend.retain(|_, budget| budget.strong_count() > 0);
+        }
+        let budget = store.budget(payer, EVERY_MODEL, planned, plan.ten_minutes());
+        self.spend.insert(payer.clone(), Arc::downgrade(&budget));
+        Some(budget)
+    }
+
     fn insert(&mut self, name: Name, account: Arc<Account>) {
         self.opened += 1;
         self.unproven += 1;

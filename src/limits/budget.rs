@@ -44,7 +44,8 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// Counts input tokens from now on that were used without a reservation.
     fn spend(&self, input_tokens: u64) {
         let nothing = Cost::default();
-        let spent = nothing.with(Resource::InputTokens, Cost::bounded_amount(input_tokens));
+        let spent = nothing
+            .with(Resource::InputTokens, Cost::bounded_amount(Resource::InputTokens, input_tokens));
         self.settle(self.start(nothing), nothing, spent);
     }
 
@@ -209,8 +210,16 @@ impl Sent {
     /// Replaces the estimate by the input tokens that the call cost. Has no effect on the minute if
     /// the call was sent more than a minute ago.
     pub fn settle(self, actual_tokens: u64) {
-        let tokens = Cost::bounded_amount(actual_tokens);
-        let actual = self.cost.with(Resource::InputTokens, tokens);
+        self.settle_at(Resource::InputTokens, actual_tokens);
+    }
+
+    /// Replaces the estimate by the money that the call cost, in billionths of a dollar.
+    pub(super) fn settle_spend(self, actual: u64) {
+        self.settle_at(Resource::Spend, actual);
+    }
+
+    pub(super) fn settle_at(self, resource: Resource, amount: u64) {
+        let actual = self.cost.with(resource, Cost::bounded_amount(resource, amount));
         if actual != self.cost {
             self.budget.settle(self.started, self.cost, actual);
         }

@@ -5,6 +5,7 @@
 //! | `quota` | the kinds of quotas, as data |
 //! | `plan` | what the settings say about quotas |
 //! | `payer` | whom Gemini charges, without the key |
+//! | `capacity` | the parts of Gemini's capacity, each with an adaptive limit |
 //! | `cost` | what a call costs, and what it is expected to cost |
 //! | `usage` | how much of the quotas is used, and why a call does not fit |
 //! | `minute` | the length of a minute and its margins, with the reasons |
@@ -15,6 +16,7 @@
 //! | `semaphore_id` | the names and limits that a named semaphore can have |
 //! | `lease` | the terms of a lease |
 
+mod capacity;
 mod cost;
 mod day;
 mod lease;
@@ -30,12 +32,14 @@ mod usage;
 
 use std::time::Duration;
 
+pub use capacity::Capacity;
 pub use cost::{Cost, Estimate};
 pub(super) use day::end_of_used_up;
 pub use lease::{Lease, LeaseTerms, MAX_LEASE_TTL, NewLease, NoSuchLease};
 pub(super) use ledger::{Ledger, Opening};
 pub use ledger::{Line, Spent};
 pub use payer::Payer;
+pub(super) use plan::EVERY_MODEL;
 pub use plan::{
     InvalidDigest, KeyDigest, Limit, LimitScope, Limits, OtherLabel, Planned, PlannedQuotas,
     QuotaPlan, RepeatedScope, Source, Tier,

@@ -42,9 +42,10 @@ async fn a_batch_result_equals_a_single_answer_plus_its_index() {
         single["index"] = json!(0);
         let batch = json!({"requests": [body]});
         let batch = answer(service.post(&format!("/batch{path}"), &batch)).await.body;
+        let usage = single["usage"].clone();
         let counts = json!({
             "results": [single], "total_requests": 1, "successful_requests": 1,
-            "failed_requests": 0,
+            "failed_requests": 0, "usage": usage,
         });
         assert_eq!(batch, counts, "{path}");
     }
@@ -170,6 +171,10 @@ async fn an_empty_batch_succeeds_with_zero_counts() {
         assert_eq!(batch.status, StatusCode::OK, "{path}");
         let zeros = json!({
             "results": [], "total_requests": 0, "successful_requests": 0, "failed_requests": 0,
+            "usage": {
+                "prompt_tokens": 0, "output_tokens": 0, "thinking_tokens": 0, "total_tokens": 0,
+                "cached_tokens": 0, "tool_tokens": 0, "service_tier": null, "cost_usd": 0.0,
+            },
         });
         assert_eq!(batch.body, zeros, "{path}");
     }

@@ -167,7 +167,7 @@ async fn a_consistent_story_is_returned_unchanged() {
     assert_eq!(keys(&answered.body["data"]["scene_list"][0]), SCENE_FIELDS);
     assert_eq!(
         keys(&answered.body),
-        ["success", "data", "message", "model", "finish_reason", "usage"]
+        ["success", "data", "message", "model", "model_version", "finish_reason", "usage"]
     );
     assert_eq!(answered.body["message"], "Successfully generated structured output");
     assert_eq!(upstream.requests().len(), 1);

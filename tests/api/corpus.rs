@@ -10,6 +10,7 @@ use gemini_concurrent_generation::gemini::{
     Answer, Error, ErrorKind, InputFeatures, Period, Quantity, Refusal, RefusalScope,
     TokenEstimator, Usage,
 };
+use gemini_concurrent_generation::prices::{NanoDollars, PriceTier};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -121,6 +122,7 @@ pub fn expected_text(response: &Value) -> String {
 }
 
 pub fn expected_usage(response: &Value) -> Usage {
+    let tier = response["usageMetadata"]["serviceTier"].as_str();
     let count = |name: &str| response["usageMetadata"][name].as_u64().unwrap_or(0);
     Usage {
         prompt_tokens: count("promptTokenCount"),
@@ -128,6 +130,9 @@ pub fn expected_usage(response: &Value) -> Usage {
         thinking_tokens: count("thoughtsTokenCount"),
         total_tokens: count("totalTokenCount"),
         cached_tokens: count("cachedContentTokenCount"),
+        tool_tokens: count("toolUsePromptTokenCount"),
+        service_tier: tier.and_then(|tier| PriceTier::from_name(&tier.to_ascii_lowercase())),
+        cost: NanoDollars::default(),
     }
 }
 
@@ -183,7 +188,7 @@ fn every_recorded_answer_is_read_correctly() {
             }
             (Err(error), Some(kind)) => {
                 assert_eq!(error.kind, kind, "{}", exchange.name);
-                assert_eq!(error.usage, expected_usage(response), "{}", exchange.name);
+                assert_eq!(*error.usage, expected_usage(response), "{}", exchange.name);
                 assert_eq!(error.accepted_model, kind != ErrorKind::Malformed, "{}", exchange.name);
                 assert!(!error.is_transient(), "{}", exchange.name);
                 format!("{:?}", error.kind)
@@ -225,7 +230,7 @@ fn every_recorded_error_is_classified() {
         assert_eq!(kind, expected_kind(exchange), "{}", exchange.name);
         let message = exchange.response["error"]["message"].as_str().unwrap();
         assert_eq!(error.message, message.trim(), "{}", exchange.name);
-        assert_eq!(error.usage, Usage::default(), "{}", exchange.name);
+        assert_eq!(*error.usage, Usage::default(), "{}", exchange.name);
         tally.count(exchange.class(), kind);
     }
     tally.print("Recorded errors");

@@ -44,6 +44,8 @@ fn interactions_usage(usage: &Value) -> Usage {
         thinking_tokens: count("total_thought_tokens"),
         total_tokens: count("total_tokens"),
         cached_tokens: count("total_cached_tokens"),
+        tool_tokens: count("total_tool_use_tokens"),
+        ..Usage::default()
     }
 }
 
@@ -76,7 +78,7 @@ fn outcome(
             format!("text, {}", answer.finish_reason)
         }
         (Err(error), Some(kind)) => {
-            assert_eq!((&error.kind, error.usage), (&kind, usage), "{name}");
+            assert_eq!((&error.kind, *error.usage), (&kind, usage), "{name}");
             assert!(error.accepted_model && !error.is_transient(), "{name}");
             error.kind.code().to_owned()
         }
@@ -228,7 +230,7 @@ fn every_later_error_has_its_code_and_its_message() {
         // Some errors come in a list.
         let body = exchange.response.get(0).unwrap_or(&exchange.response);
         assert_eq!(error.message, body["error"]["message"].as_str().unwrap().trim());
-        assert_eq!(error.usage, Usage::default());
+        assert_eq!(*error.usage, Usage::default());
     }
     assert!(recorded.is_empty() || errors.len() == ERRORS.len());
 }

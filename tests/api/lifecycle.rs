@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 39] = [
+const WRONG: [(&str, &str); 42] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -156,8 +156,10 @@ const WRONG: [(&str, &str); 39] = [
     ("GEMINI_TIER", "gold"),
     ("GEMINI_LIMITS", "nobody@*:rpm=77"),
     ("GEMINI_KEY_LABELS", "team-a=AIza77"),
+    ("GEMINI_PRICES_FILE", "/no/such/prices-77.toml"),
     ("MAX_QUEUED_REQUESTS", "-77"),
     ("GEMINI_MAX_ATTEMPTS", "4.77"),
+    ("MAX_CONTINUATIONS", "-77"),
     ("REDIS_URL", "http://:77secret@redis"),
     ("REDIS_PREFIX", "{77}"),
     ("REDIS_REQUIRED", "perhaps"),
@@ -183,6 +185,7 @@ const WRONG: [(&str, &str); 39] = [
     ("REQUEST_TIMEOUT_SECONDS", "infinity"),
     ("LIVE_IDLE_TIMEOUT_SECONDS", "5min"),
     ("LIVE_TIMEOUT_SECONDS", "-77"),
+    ("FLEX_TIMEOUT_SECONDS", "-7.7"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),

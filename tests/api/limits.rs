@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::{NamedBy, QuotaPlan};
+use gemini_concurrent_generation::prices::Prices;
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -91,6 +92,89 @@ async fn each_text_to_embed_counts_as_one_request() {
 
     assert_eq!(gemini(6).await.status, StatusCode::OK);
     assert_eq!(service.only_account().await["requests_per_minute"]["used"], 6);
+}
+
+/// What the server's key has spent, as `/_admin/limits` shows it.
+async fn spend(service: &Service) -> Value {
+    let all = service.limits().await["spend"].clone();
+    assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
+    all[0].clone()
+}
+
+#[tokio::test]
+async fn what_a_key_spends_is_counted_over_all_models_and_surfaces() {
+    let service = limited("*:spend=0.5").await;
+    let native = "/v1beta/models/gemini-3.8-flash:generateContent";
+    let streamed = "/v1beta/models/gemini-3.8-flash:streamGenerateContent?alt=sse";
+    let contents = json!({"contents": [{"parts": [{"text": "Hello"}]}], "serviceTier": "flex"});
+    let openai = json!({
+        "model": "gemini-3.5-flash-lite", "messages": [{"role": "user", "content": "Hello"}]
+    });
+    assert_eq!(service.chat("Hello").await.status, StatusCode::OK);
+    for (path, body) in
+        [(native, &contents), (streamed, &contents), ("/v1/chat/completions", &openai)]
+    {
+        let response = service.post(path, body).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.bytes().await.expect("a whole answer");
+    }
+    let structured = json!({"prompt": "Hello", "response_schema": {"type": "object"}});
+    answer(service.post("/structured-output", &structured)).await;
+    service.until_idle().await;
+    let shown = spend(&service).await;
+    let spent = service.simulator.stats().spent_nanodollars as f64 / 1e9;
+    assert!(spent > 0.0);
+    let used = shown["used_usd"].as_f64().unwrap();
+    assert!((used - spent).abs() < 1e-6, "{used} instead of {spent}");
+    assert_eq!((&shown["limit_usd"], &shown["source"]), (&json!(0.5), &json!("setting")));
+    assert_eq!((&shown["reserved_usd"], &shown["waiting"]), (&json!(0.0), &json!(0)));
+    let metric = "gemini_gateway_cost_usd_total{model=\"gemini-3.8-flash\",tier=\"flex\"}";
+    let flex = service.metric(metric).await;
+    assert!(flex > 0.0 && flex < spent, "{flex}");
+}
+
+#[tokio::test]
+async fn a_call_for_which_there_is_no_money_before_its_deadline_is_refused_at_once() {
+    // A call costs about 0.00035 dollars, and one is expected to cost 0.0025.
+    let service = limited("*:spend=0.001").await;
+    assert_eq!(service.chat("one").await.status, StatusCode::OK);
+    let other = json!({"prompt": "two", "model": "gemini-3.8-flash"});
+    let refused = answer(service.post("/chat", &other)).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "of any model: {}", refused.body);
+    assert_eq!(refused.body["code"], "rate_limited");
+    let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((10..=625).contains(&wait), "{wait}");
+    assert_eq!(service.simulator.stats().calls, 1, "Gemini refuses nothing");
+    service.until_idle().await;
+    assert_eq!(spend(&service).await["reserved_usd"], 0.0);
+}
+
+#[tokio::test]
+async fn prices_of_a_file_count() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let prices = "updated = 2027-01-01\n[models.\"gemini-3.8-flash\"]\ninput = 1000\noutput = 0\n";
+    std::fs::write(&file, prices).unwrap();
+    let service = Service::with(Options::default(), |config| {
+        config.quota_plan = plan("*:spend=1000", "");
+        config.prices = Prices::with_file(file.path()).unwrap().into();
+    })
+    .await;
+    let body = json!({"prompt": "Hello", "model": "gemini-3.8-flash"});
+    let usage = answer(service.post("/chat", &body)).await.body["usage"].clone();
+    service.until_idle().await;
+    let tokens = usage["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(spend(&service).await["used_usd"], tokens / 1000.0);
+}
+
+#[tokio::test]
+async fn calls_that_cost_nothing_wait_for_no_money() {
+    let service = limited("*:spend=0").await;
+    assert_eq!(service.chat("one").await.body["code"], "no_quota");
+    let free = json!({"prompt": "two", "model": "gemini-without-a-price"});
+    assert_eq!(answer(service.post("/chat", &free)).await.status, StatusCode::OK);
+    let count = "/v1beta/models/gemini-3.8-flash:countTokens";
+    let contents = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
+    assert_eq!(answer(service.post(count, &contents)).await.status, StatusCode::OK);
 }
 
 #[tokio::test]

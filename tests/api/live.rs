@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::dispatch::{CallKind, CallRequest};
+use gemini_concurrent_generation::dispatch::{CallKind, CallRequest, TierChoice};
 use gemini_concurrent_generation::gemini::{ApiKey, Forward, InputFeatures, LiveApi, Model};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
@@ -644,6 +644,7 @@ async fn a_panic_frees_the_slot_of_a_session() {
             model: model.clone(),
             semaphore: None,
             size: InputFeatures::default().into(),
+            tier: TierChoice::default(),
             deadline: tokio::time::Instant::now() + TEST_TIMEOUT,
         });
         let path = BIDI.parse().expect("a path");

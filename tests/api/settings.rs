@@ -32,14 +32,19 @@ fn the_settings_page_lists_every_setting_in_order_and_no_other() {
 
 #[test]
 fn the_limits_page_lists_each_tiers_numbers() {
-    let expected = ["none", "free", "tier1", "tier2"].map(|tier| {
+    let expected = ["none", "free", "tier1", "tier2", "tier3"].map(|tier| {
         let config = Config::read(|name| (name == "GEMINI_TIER").then(|| tier.to_owned()));
         let config = config.expect("a tier");
         let quotas = Quotas::from(config.quota_plan.quotas(None, "gemini-3.8-flash"));
         let [rpm, tpm, rpd] =
             [quotas[RequestsPerMinute], quotas[InputTokensPerMinute], quotas[RequestsPerDay]]
                 .map(|quota| quota.map_or("no limit".to_owned(), grouped));
-        format!("| `{tier}` | {rpm} | {tpm} | {rpd} | {} |", config.concurrency_limit)
+        let spend = config.quota_plan.of_payer(None)[SpendPerTenMinutes];
+        let spend = spend.map_or("no limit".to_owned(), |spend| {
+            format!("{} $", grouped(spend.limit / 1_000_000_000))
+        });
+        let calls = config.concurrency_limit;
+        format!("| `{tier}` | {rpm} | {tpm} | {rpd} | {spend} | {calls} |")
     });
     assert_eq!(rows(&section("docs/limits.md", "Quotas")), expected);
 }

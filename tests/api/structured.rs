@@ -158,6 +158,11 @@ async fn a_mismatched_answer_is_requested_again_with_the_reason() {
         "output_tokens": output,
         "thinking_tokens": thinking,
         "total_tokens": prompt + output + thinking,
+        "cached_tokens": 0,
+        "tool_tokens": 0,
+        "service_tier": null,
+        // 30 tokens of input at 0.75 dollars a million, 3,300 of output at 3.75.
+        "cost_usd": 0.0123975,
     });
     assert_eq!(answered.body["usage"], usage, "the usage of both calls");
 
@@ -229,18 +234,20 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
         body["user_content"] = json!(content);
         answer(service.post(PATH, &body)).await
     };
-    for (content, expected) in [
-        (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, "to continue"),
-        (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, "limit on output tokens"),
+    for (content, calls, expected) in [
+        // Continued for as often as the settings allow.
+        (r#"[[simulate:finish=CONTINUATION,text={"a":1}]]"#, 9, "to continue"),
+        (r#"[[simulate:finish=MAX_TOKENS,text={"a":1}]]"#, 1, "limit on output tokens"),
         // A number cut in half is still a number.
-        ("[[simulate:finish=MAX_TOKENS,text=1234]]", "limit on output tokens"),
+        ("[[simulate:finish=MAX_TOKENS,text=1234]]", 1, "limit on output tokens"),
     ] {
         let sent = service.simulator.stats().calls;
         let failed = send(content).await;
         assert_eq!(failed.status, StatusCode::BAD_GATEWAY, "{failed:?}");
         assert_eq!(failed.body["code"], "truncated_answer", "{content}");
         assert!(failed.body["detail"].as_str().unwrap().contains(expected), "{failed:?}");
-        assert_eq!(service.simulator.stats().calls, sent + 1, "a second call would be cut off too");
+        let sent = service.simulator.stats().calls - sent;
+        assert_eq!(sent, calls, "a call for a correction would be cut off too");
     }
     let whole = send(r#"[[simulate:finish=OTHER,text={"a":1}]]"#).await;
     assert_eq!(whole.body["finish_reason"], "OTHER", "{whole:?}");
@@ -381,4 +388,18 @@ async fn one_mismatch_in_a_batch_fails_only_its_item() {
     assert_eq!((&results[1]["index"], &results[2]["index"]), (&json!(1), &json!(2)));
     assert_eq!(answered.body["failed_requests"], 1);
     assert_eq!(service.simulator.stats().calls, 4, "two for the mismatch");
+}
+
+#[tokio::test]
+async fn a_response_format_of_the_caller_is_not_sent() {
+    for name in ["responseFormat", "response_format"] {
+        let service = Service::start().await;
+        let mut body = question(person());
+        body["generation_config"] = json!({(name): {"type": "text"}, "temperature": 0.5});
+        let answered = answer(service.post(PATH, &body)).await;
+        assert_eq!(answered.status, StatusCode::OK, "{answered:?}");
+        let config = sent_config(&service);
+        assert!(config[name].is_null() && config["responseSchema"].is_object(), "{config}");
+        assert_eq!(config["temperature"], 0.5);
+    }
 }

@@ -26,7 +26,7 @@ pub struct Service {
     pub simulator: Simulator,
     pub gateway: Gateway,
     pub address: SocketAddr,
-    http: reqwest::Client,
+    pub http: reqwest::Client,
     _stop: DropGuard,
 }
 

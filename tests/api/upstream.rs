@@ -28,6 +28,13 @@ struct Calls {
 struct Reply {
     text: String,
     finish_reason: &'static str,
+    continuation: Option<&'static str>,
+}
+
+impl Reply {
+    fn ending(text: impl ToString, finish_reason: &'static str) -> Self {
+        Self { text: text.to_string(), finish_reason, continuation: None }
+    }
 }
 
 /// The usage reported for a call, counted from 1: `[prompt, output, thinking]`.
@@ -38,13 +45,30 @@ pub const fn cost(call: u64) -> [u64; 3] {
 impl Upstream {
     /// Answers with these texts, one for each call.
     pub async fn answering(texts: impl IntoIterator<Item = impl ToString>) -> Self {
-        let reply = |text: &dyn ToString| Reply { text: text.to_string(), finish_reason: "STOP" };
-        Self::with_script(texts.into_iter().map(|text| reply(&text)).collect()).await
+        let texts = texts.into_iter();
+        Self::with_script(texts.map(|text| Reply::ending(text, "STOP")).collect()).await
     }
 
     /// Answers once, with a text that was cut off at the token limit.
     pub async fn truncated(text: &str) -> Self {
-        Self::with_script(vec![Reply { text: text.to_owned(), finish_reason: "MAX_TOKENS" }]).await
+        Self::with_script(vec![Reply::ending(text, "MAX_TOKENS")]).await
+    }
+
+    /// Answers with these texts, each but the last with a token that continues it.
+    pub async fn in_parts(texts: &[&str], finish_reason: &'static str) -> Self {
+        let (last, parts) = texts.split_last().expect("a text");
+        let parts = parts.iter().map(|text| Reply {
+            continuation: Some("more"),
+            ..Reply::ending(text, "CONTINUATION")
+        });
+        let last = Reply::ending(last, finish_reason);
+        Self::with_script(parts.chain([last]).collect()).await
+    }
+
+    /// Answers once, with a text and a token that continues it.
+    pub async fn unfinished(text: &str) -> Self {
+        let first = Reply { continuation: Some("more"), ..Reply::ending(text, "CONTINUATION") };
+        Self::with_script(vec![first]).await
     }
 
     async fn with_script(script: Vec<Reply>) -> Self {
@@ -74,6 +98,7 @@ async fn answer(State(calls): State<Arc<Mutex<Calls>>>, Json(body): Json<Value>)
         "candidates": [{
             "content": {"parts": [{"text": reply.text}], "role": "model"},
             "finishReason": reply.finish_reason,
+            "continuationToken": reply.continuation,
         }],
         "usageMetadata": {
             "promptTokenCount": prompt,

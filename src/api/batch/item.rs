@@ -72,8 +72,9 @@ pub(super) fn schema<R: PartialSchema>() -> Array {
     for name in ["custom_id", "id"] {
         item.properties.insert(name.to_owned(), id_schema().into());
     }
-    let description = "The requests, each as if it were sent alone. Its own `credentials` and \
-                       `external_semaphore_id` override the batch's.";
+    let description = "The requests, each as if it were sent alone. Its own `credentials`, \
+                       `external_semaphore_id`, `service_tier` and `flex_fallback_seconds` override \
+                       the batch's.";
     ArrayBuilder::new().items(RefOr::T(Schema::Object(item))).description(Some(description)).build()
 }
 

@@ -23,10 +23,11 @@ use crate::api::incoming::semaphore_id;
 use crate::api::json::{check_names_model, measured};
 use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
-use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs};
+use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs, TierChoice};
 use crate::gateway::Gateway;
 use crate::gemini::{
-    Forward, Model, Surface, batch_file, embedding_requests, named_model, requested_images,
+    Forward, Model, ServiceTier, Surface, batch_file, embedding_requests, named_model,
+    requested_images,
 };
 use crate::generation::InvalidField;
 
@@ -51,10 +52,12 @@ pub(super) async fn send(
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
     let request = Forward { streams: kind.streams(), ..complete(request, kind)? };
     let body = read(&request.headers, body, gateway).await?;
-    let deadline = Instant::now() + gateway.config.request_timeout;
+    let came_at = Instant::now();
     check_text(|| body.clone(), gateway).await?;
-    let (model, size) = cost(gateway, kind, model, &request, &body).await?;
-    let call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
+    let (model, size, tier) = cost(gateway, kind, model, &request, &body).await?;
+    let deadline = came_at + gateway.config.request_timeout_of(tier);
+    let (key, tier) = (payer.key, TierChoice::of_body(tier));
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
     let call = gateway.dispatcher.enqueue(call);
     let file = match gateway.dispatcher.enqueues(&call) {
         true => with_body(body.clone(), batch_file).await?,
@@ -68,25 +71,25 @@ pub(super) fn check_type(headers: &HeaderMap, body: &Body) -> Result<(), ApiErro
     if is_simple(headers) && !body.is_end_stream() { Err(ApiError::not_json()) } else { Ok(()) }
 }
 
-/// What a call costs, and which model it is for.
+/// What a call costs, which model it is for, and its service tier.
 async fn cost(
     gateway: &Gateway,
     kind: CallKind,
     source: ModelSource,
     request: &Forward,
     body: &Bytes,
-) -> Result<(Model, CallSize), RelayError> {
+) -> Result<(Model, CallSize, ServiceTier), RelayError> {
     let form = Form::read(&request.headers, body, &gateway.bodies).await?;
-    let (input, named) = match form {
+    let ((input, tier), named) = match form {
         Some(_) if source == ModelSource::Body => return Err(ApiError::is_form().into()),
-        Some(Form { model, input }) => (input, model),
+        Some(Form { model, input }) => ((input, ServiceTier::default()), model),
         None => (measured(body.clone()).await?, named(&source, body).await?),
     };
     let model = model(request.surface, source, named, body).await?;
     check_model(&model, gateway)?;
     let requests = requests(kind, request.surface, body.clone()).await?;
     let images = images(&model, body.clone()).await?;
-    Ok((model, CallSize { input, requests, images }))
+    Ok((model, CallSize { input, requests, images }, tier))
 }
 
 /// The model that a JSON body names, where it is needed.

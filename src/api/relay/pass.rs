@@ -22,7 +22,7 @@ use crate::api::destination::{CountedCall, Destination, JobStatus, ModelSource, 
 use crate::api::error::ApiError;
 use crate::api::incoming::semaphore_id;
 use crate::api::single::named_semaphore;
-use crate::dispatch::{CallError, CallRequest, ClientFault, UploadProgress};
+use crate::dispatch::{CallError, CallRequest, ClientFault, TierChoice, UploadProgress};
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Forward, InputFeatures, MaskedBody, Payload};
 
@@ -114,11 +114,12 @@ async fn upload(
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let size = file_size(&request.headers).into();
     let deadline = Instant::now() + gateway.config.request_timeout;
-    let call = CallRequest { kind, key, model, semaphore, size, deadline };
+    let tier = TierChoice::default();
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
     let call = gateway.dispatcher.enqueue(call);
-    let admission = gateway.dispatcher.admit(&call).await.map_err(failed)?;
+    let admitted = gateway.dispatcher.admit(&call).await.map_err(failed)?;
     let (payload, mut progress) = watched(body, gateway.config.client_timeout);
-    let passed = gateway.dispatcher.upload(&call, admission, request, payload, &mut progress);
+    let passed = gateway.dispatcher.upload(admitted, request, payload, &mut progress);
     Ok((passed.await, progress))
 }
 

@@ -32,6 +32,7 @@ fn a_tier_sets_what_nothing_else_sets() {
         ("free", Some(Tier::Free), 2),
         (" tier1 ", Some(Tier::Tier1), 15),
         ("tier2", Some(Tier::Tier2), 50),
+        ("tier3", Some(Tier::Tier3), 100),
     ] {
         let config = read(&[("GEMINI_TIER", name)]).unwrap();
         assert_eq!((config.quota_plan.tier, config.concurrency_limit), (tier, calls), "{name}");
@@ -58,7 +59,27 @@ fn limits_are_read() {
 fn every_kind_of_quota_can_be_set() {
     for kind in QuotaKind::ALL {
         let plan = plan(&[("GEMINI_LIMITS", &format!("*:{}=7", kind.setting()))]);
-        assert_eq!(Quotas::from(plan.quotas(None, "any")), Quotas::default().with(kind, 7));
+        let quotas = Quotas::from(plan.quotas(None, "any"));
+        let all = quotas.or(plan.of_payer(None).into());
+        let seven = if kind == SpendPerTenMinutes { 7_000_000_000 } else { 7 };
+        assert_eq!(all, Quotas::default().with(kind, seven));
+    }
+}
+
+#[test]
+fn spend_is_read_in_dollars_of_any_fraction() {
+    for (dollars, limit) in [
+        ("10", Some(10_000_000_000)),
+        ("0.5", Some(500_000_000)),
+        ("12.345678901", Some(12_345_678_901)),
+        ("10000.0", Some(10_000_000_000_000)),
+        ("0", Some(0)),
+        ("none", None),
+    ] {
+        let plan =
+            plan(&[("GEMINI_TIER", "tier1"), ("GEMINI_LIMITS", &format!("*:spend={dollars}"))]);
+        let spend = plan.of_payer(None)[SpendPerTenMinutes].map(|planned| planned.limit);
+        assert_eq!(spend, limit, "{dollars}");
     }
 }
 
@@ -88,12 +109,24 @@ fn invalid_limits_are_reported_with_their_entry() {
         ("team-b@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("Server@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
         ("@*:rpm=1", "in entry 1 server or a label of GEMINI_KEY_LABELS before the @"),
-        ("*:", "in entry 1 rpm, tpm, rpd, tpd, ipm or enqueued with a limit, not \"\""),
-        ("*:rpm=1,", "in entry 1 rpm, tpm, rpd, tpd, ipm or enqueued with a limit, not \"\""),
-        ("*:rps=1", "in entry 1 rpm, tpm, rpd, tpd, ipm or enqueued with a limit, not \"rps=1\""),
-        ("*:RPM=1", "in entry 1 rpm, tpm, rpd, tpd, ipm or enqueued with a limit, not \"RPM=1\""),
+        ("*:", "in entry 1 rpm, tpm, rpd, tpd, ipm, enqueued or spend with a limit, not \"\""),
+        (
+            "*:rpm=1,",
+            "in entry 1 rpm, tpm, rpd, tpd, ipm, enqueued or spend with a limit, not \"\"",
+        ),
+        (
+            "*:rps=1",
+            "in entry 1 rpm, tpm, rpd, tpd, ipm, enqueued or spend with a limit, not \"rps=1\"",
+        ),
+        (
+            "*:RPM=1",
+            "in entry 1 rpm, tpm, rpd, tpd, ipm, enqueued or spend with a limit, not \"RPM=1\"",
+        ),
         ("*:rpm=1 tpm=2", "in entry 1 rpm= with a whole number or none, not \"rpm=1 tpm=2\""),
-        ("*:a\nb", "in entry 1 rpm, tpm, rpd, tpd, ipm or enqueued with a limit, not \"a\\nb\""),
+        (
+            "*:a\nb",
+            "in entry 1 rpm, tpm, rpd, tpd, ipm, enqueued or spend with a limit, not \"a\\nb\"",
+        ),
         ("*:rpm", "in entry 1 rpm= with a whole number or none, not \"rpm\""),
         ("*:rpm=", "in entry 1 rpm= with a whole number or none, not \"rpm=\""),
         ("*:rpm=+1", "in entry 1 rpm= with a whole number or none, not \"rpm=+1\""),
@@ -104,6 +137,19 @@ fn invalid_limits_are_reported_with_their_entry() {
             "in entry 1 rpd= with a whole number or none, not \"rpd=18446744073709551616\"",
         ),
         ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not again as \"rpm=none\""),
+        (
+            "*:spend=10001",
+            "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=10001\"",
+        ),
+        ("*:spend=.5", "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=.5\""),
+        ("*:spend=1.", "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=1.\""),
+        ("*:spend=$1", "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=$1\""),
+        ("*:spend=-1", "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=-1\""),
+        (
+            "*:spend=1.2345678901",
+            "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=1.2345678901\"",
+        ),
+        ("x:rpm=1,spend=1", "in entry 1 * before the colon, because spend counts over all models"),
         ("*:rpm=1;*:rpd=1", "in entry 2 keys and a model that no earlier entry has"),
         (
             "team-a@x:rpm=1;x:rpm=1;team-a@models/x:rpd=1",

@@ -25,7 +25,9 @@ fn call(base: &str, timeout: Duration) -> impl Future<Output = Result<Answer, Er
 async fn call_with(client: &Client, timeout: Duration) -> Result<Answer, Error> {
     let key = ApiKey::new("callers-key").unwrap();
     let model = Model::parse("m").unwrap();
-    client.generate(&key, &model, Bytes::from_static(b"hello"), None, timeout).await
+    client
+        .generate(&key, &model, Bytes::from_static(b"hello"), AnswerPart::First, None, timeout)
+        .await
 }
 
 /// Reads a request with a body of 5 bytes to its end.
@@ -289,7 +291,14 @@ async fn a_call_that_may_no_longer_be_sent_writes_nothing() {
     let (key, model) = (ApiKey::new("callers-key").unwrap(), Model::parse("m").unwrap());
     let call = |may_send: bool| {
         let send_check: SendCheck = Arc::new(move || may_send);
-        client.generate(&key, &model, Bytes::from_static(b"hello"), Some(send_check), LONG)
+        client.generate(
+            &key,
+            &model,
+            Bytes::from_static(b"hello"),
+            AnswerPart::First,
+            Some(send_check),
+            LONG,
+        )
     };
     // On a new connection, and on one that was used before.
     for used in [false, true] {

@@ -13,7 +13,7 @@ use super::breakers::{Breaker, Breakers, RefusedHere, Tripped};
 use crate::limits::budget::BudgetAdmin;
 use crate::limits::local::{AdaptiveLimit, LocalBudget};
 use crate::limits::model::{
-    BudgetUsage, Payer, Planned, PlannedQuotas, QuotaKind, QuotaPlan, Quotas, Source,
+    BudgetUsage, Capacity, Payer, Planned, PlannedQuotas, QuotaKind, QuotaPlan, Quotas, Source,
     StoreUnavailable,
 };
 use crate::limits::store::Store;
@@ -43,7 +43,10 @@ pub struct Account {
     /// The quotas of the settings.
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn BudgetAdmin>,
+    /// What the payer spends on all its models together; `None` if that has no limit.
+    spend: Option<Arc<dyn BudgetAdmin>>,
     concurrency: Arc<AdaptiveLimit>,
+    flex_concurrency: Arc<AdaptiveLimit>,
     /// Whether Gemini has ever accepted a call of this account.
     proven: AtomicBool,
     /// Shared by all accounts.
@@ -62,6 +65,8 @@ pub struct Account {
     attached: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// By semaphore number, the queues of calls that had a permit and no quota.
     returning: Mutex<HashMap<u64, Weak<sync::Mutex<()>>>>,
+    /// The queue of calls for which the model's quotas and the payer's spend had no room at once.
+    reserving: sync::Mutex<()>,
 }
 
 impl Account {
@@ -74,19 +79,22 @@ impl Account {
         ceiling: usize,
         breakers: &Arc<Breakers>,
     ) -> Self {
-        let label = match &payer {
-            Payer::Labelled(label) => Some(&**label),
-            Payer::Key(_) => None,
-        };
         // The plan's quotas are the model's.
         let planned = match counted {
             // Enqueued tokens are kept apart.
-            Counted::Model => plan.quotas(label, &model).with(QuotaKind::EnqueuedTokens, None),
+            Counted::Model => {
+                plan.quotas(payer.label(), &model).with(QuotaKind::EnqueuedTokens, None)
+            }
             Counted::Method => PlannedQuotas::default(),
         };
         let budget = store.budget(&payer, &model, planned, plan.minute);
         let account = Self::new(payer, model, planned, budget, ceiling);
         Self { breakers: Arc::clone(breakers), counted, ..account }
+    }
+
+    /// The same account, whose calls count in the payer's spend.
+    pub(super) fn spending(self, spend: Option<Arc<dyn BudgetAdmin>>) -> Self {
+        Self { spend, ..self }
     }
 
     /// An account that is not kept and whose calls are refused.
@@ -109,7 +117,9 @@ impl Account {
             counted: Counted::Model,
             planned: Mutex::new(planned),
             budget,
+            spend: None,
             concurrency: AdaptiveLimit::new(ceiling),
+            flex_concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
             breakers: Arc::default(),
             is_alias: AtomicBool::new(false),
@@ -119,6 +129,7 @@ impl Account {
             used: AtomicU64::new(0),
             attached: OnceLock::new(),
             returning: Mutex::default(),
+            reserving: sync::Mutex::default(),
         }
     }
 
@@ -142,9 +153,40 @@ impl Account {
         &self.budget
     }
 
-    /// The limit on concurrent calls.
+    /// What the payer spends on all its models together; `None` if that has no limit.
+    pub(in crate::limits) fn spend(&self) -> Option<&Arc<dyn BudgetAdmin>> {
+        self.spend.as_ref()
+    }
+
+    /// Whether the payer may spend only so much.
+    pub fn has_spend_limit(&self) -> bool {
+        self.spend.is_some()
+    }
+
+    /// Whether a refusal by Gemini pauses the account.
+    pub(in crate::limits) fn is_paused(&self) -> bool {
+        self.budget.is_paused() || self.spend.as_ref().is_some_and(|spend| spend.is_paused())
+    }
+
+    /// Starts no call of the account, and none that costs the payer money, until then.
+    pub(super) fn pause_until(&self, until: Instant) {
+        self.budget.pause_until(until);
+        if let Some(spend) = &self.spend {
+            spend.pause_until(until);
+        }
+    }
+
+    /// The limit on concurrent calls, flex calls aside.
     pub fn concurrency(&self) -> &Arc<AdaptiveLimit> {
         &self.concurrency
+    }
+
+    /// The limit on concurrent calls that use this part of Gemini's capacity.
+    pub fn concurrency_of(&self, capacity: Capacity) -> &Arc<AdaptiveLimit> {
+        match capacity {
+            Capacity::Standard => &self.concurrency,
+            Capacity::Flex => &self.flex_concurrency,
+        }
     }
 
     /// The account that is charged for this one's calls: itself, unless Gemini has named another
@@ -215,13 +257,17 @@ impl Account {
         self.note_known();
     }
 
-    /// Forgets what was learned from Gemini: quotas, pauses, a used-up day, the limit on concurrent
-    /// calls, and that another model is charged.
+    /// Forgets what was learned from Gemini: quotas, pauses (the payer's too), a used-up day, the
+    /// limits on concurrent calls, and that another model is charged.
     pub(in crate::limits) fn forget(&self) {
         self.charge(None);
         self.named().clear();
         self.budget.forget();
+        if let Some(spend) = &self.spend {
+            spend.forget();
+        }
         self.concurrency.reset();
+        self.flex_concurrency.reset();
         self.breakers.reset(&self.own_breakers());
     }
 
@@ -343,6 +389,9 @@ impl Account {
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);
             self.budget.prove();
+            if let Some(spend) = &self.spend {
+                spend.prove();
+            }
         }
     }
 
@@ -368,7 +417,9 @@ impl Account {
     pub(super) fn is_blank(&self) -> bool {
         let real = self.real.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.concurrency.is_at_rest()
+            && self.flex_concurrency.is_at_rest()
             && self.budget.is_blank()
+            && self.spend.as_ref().is_none_or(|spend| spend.is_blank())
             && real.is_none_or(|real| real.is_blank())
     }
 
@@ -382,6 +433,11 @@ impl Account {
         let line = Arc::default();
         lines.insert(semaphore, Arc::downgrade(&line));
         line
+    }
+
+    /// The queue of calls for which the model's quotas and the payer's spend had no room at once.
+    pub(in crate::limits) fn reserving(&self) -> &sync::Mutex<()> {
+        &self.reserving
     }
 
     fn planned(&self) -> MutexGuard<'_, PlannedQuotas> {

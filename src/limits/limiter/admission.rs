@@ -8,8 +8,17 @@ use tokio::time::Instant;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
-use crate::limits::model::Quotas;
+use crate::limits::model::{Capacity, Quotas};
 use crate::limits::semaphore::{Fence, Permit};
+
+/// What a call has reserved.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    /// Of the model's quotas.
+    pub quota: Reservation,
+    /// Of what the payer may spend, if that has a limit.
+    pub spend: Option<Reservation>,
+}
 
 /// The right to one call. Dropping it admits the next one.
 #[derive(Debug)]
@@ -17,9 +26,10 @@ use crate::limits::semaphore::{Fence, Permit};
 pub struct Admission {
     // Fields drop in this order: the call that gets the global slot finds a free slot of the account.
     pub(super) concurrency: Permit,
+    pub(super) capacity: Capacity,
     pub(super) global: Permit,
     pub(super) named: Option<Permit>,
-    pub(super) reservation: Reservation,
+    pub(super) reserved: Reserved,
     pub(super) account: Arc<Account>,
     /// The account that the call was made for, if another one is charged.
     pub(super) alias: Option<Arc<Account>>,
@@ -41,9 +51,11 @@ impl Admission {
         if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
             return Err(PermitsExpired);
         }
-        let Self { global, concurrency, named, reservation, account, alias, .. } = self;
-        let slot = account.concurrency().enter(concurrency);
-        Ok(InFlightCall { global, slot, named, sent: reservation.start(), account, alias })
+        let Self { global, concurrency, capacity, named, reserved, account, alias, .. } = self;
+        let slot = account.concurrency_of(capacity).enter(concurrency);
+        let Reserved { quota, spend } = reserved;
+        let (sent, spend) = (quota.start(), spend.map(Reservation::start));
+        Ok(InFlightCall { global, slot, named, sent, spend, account, alias })
     }
 }
 
@@ -63,6 +75,8 @@ pub struct InFlightCall {
     global: Permit,
     named: Option<Permit>,
     sent: Sent,
+    /// What counts of the payer's spend, until it is known.
+    spend: Option<Sent>,
     account: Arc<Account>,
     alias: Option<Arc<Account>>,
 }
@@ -79,8 +93,23 @@ impl InFlightCall {
         self.alias.as_ref().unwrap_or(&self.account)
     }
 
-    /// The call counts neither in its minute nor in its day.
-    fn did_not_count(self) {
+    /// The call cost so many billionths of a US dollar.
+    pub fn charge(&mut self, nanodollars: u64) {
+        if let Some(spend) = self.spend.take() {
+            spend.settle_spend(nanodollars);
+        }
+    }
+
+    /// The call costs nothing.
+    fn was_free(&mut self) {
+        if let Some(spend) = self.spend.take() {
+            spend.take_back();
+        }
+    }
+
+    /// The call counts neither in its minute nor in its day, and costs nothing.
+    fn did_not_count(mut self) {
+        self.was_free();
         self.give_day_back();
         self.sent.take_back();
     }
@@ -100,8 +129,9 @@ impl InFlightCall {
     }
 
     /// Gemini refused the request itself, with 400, 401, 403 or 404. It does not count in its day. It
-    /// may count in its minute, so the estimate stays there.
-    pub fn declined(self) {
+    /// may count in its minute, so the estimate stays there. It costs nothing.
+    pub fn declined(mut self) {
+        self.was_free();
         self.give_day_back();
         self.sent.take_back_of_day();
     }
@@ -127,7 +157,8 @@ impl InFlightCall {
         self.did_not_count();
     }
 
-    /// Gemini answered. `input_tokens` is what the call cost, if Gemini reports it.
+    /// Gemini answered. `input_tokens` is what the call cost, if Gemini reports it. The estimated money
+    /// stands unless the call was [charged](Self::charge).
     pub fn answered(self, input_tokens: Option<u64>) {
         let Self { global, slot, named, sent, account, .. } = self;
         slot.succeeded();
@@ -145,8 +176,10 @@ impl InFlightCall {
         self.account.charged().budget().spend(input_tokens);
     }
 
-    /// Gemini refused the call because too many run at once. Assume that Gemini counted it.
-    pub fn overloaded(self) {
+    /// Gemini refused the call because too many run at once. Assume that Gemini counted it, though it
+    /// costs nothing.
+    pub fn overloaded(mut self) {
+        self.was_free();
         self.slot.overloaded();
         drop(self.global);
     }
@@ -154,7 +187,8 @@ impl InFlightCall {
     /// Gemini refused the call for a quota per minute. The call did not count, and the account starts
     /// none before `until`. The quotas that Gemini `named` hold from now on. If it named none, the
     /// right rate is unknown, and fewer calls run at once.
-    pub fn refused(self, until: Instant, named: Quotas) {
+    pub fn refused(mut self, until: Instant, named: Quotas) {
+        self.was_free();
         // Another account may have become the charged one since the call started.
         let charged = self.account.charged();
         charged.correct(named);

@@ -1,18 +1,19 @@
 //! The queue: tickets of requests, and waiting for quota, permits and slots.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::admission::Admission;
+use super::admission::{Admission, Reserved};
 use super::{Limiter, Refused};
 use crate::limits::accounts::Account;
-use crate::limits::budget::{NotReserved, Reservation};
+use crate::limits::budget::{BudgetAdmin, NotReserved, Reservation};
 use crate::limits::local::LocalSemaphore;
-use crate::limits::model::{Estimate, Exhausted, Line};
+use crate::limits::model::{Capacity, Estimate, Exhausted, Line};
 use crate::limits::semaphore::{NotGranted, Permit, Semaphore, WaitMode};
 
 /// How long a call holds a permit of a named semaphore until it is known whether its quotas have
@@ -55,6 +56,7 @@ pub struct AccountQueue {
     ticket: Arc<QueueTicket>,
     account: Arc<Account>,
     named: Option<Arc<dyn Semaphore>>,
+    capacity: Capacity,
     head: sync::Mutex<()>,
 }
 
@@ -89,7 +91,8 @@ impl QueueTicket {
         account: Arc<Account>,
         named: Option<Arc<dyn Semaphore>>,
     ) -> AccountQueue {
-        AccountQueue { ticket: Arc::clone(self), account, named, head: sync::Mutex::new(()) }
+        let (ticket, capacity) = (Arc::clone(self), Capacity::default());
+        AccountQueue { ticket, account, named, capacity, head: sync::Mutex::new(()) }
     }
 
     async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
@@ -125,8 +128,12 @@ impl QueueTicket {
     }
 
     /// Waits for a slot of the account and a global slot.
-    async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
-        let own = account.concurrency().semaphore();
+    async fn slots(
+        &self,
+        account: &Account,
+        capacity: Capacity,
+    ) -> Result<(Permit, Permit), Refused> {
+        let own = account.concurrency_of(capacity).semaphore();
         let usage = own.usage();
         // If the account's limit is not below the global one, calls wait for the global slot alone.
         // So the first of all replicas is admitted first.
@@ -154,21 +161,80 @@ impl QueueTicket {
         account: &Account,
         estimate: Estimate,
         deadline: Instant,
-    ) -> Result<Reservation, Refused> {
+    ) -> Result<Reserved, Refused> {
+        let line = if self.yields_once { Line::YieldOnce } else { Line::Queue };
+        if let Some(spend) = limited_spend(account, estimate) {
+            // Boxed, so that calls without a limit on their spend take no memory for it.
+            return Box::pin(self.reserve_both(line, account, spend, estimate, deadline)).await;
+        }
+        if let Some(quota) = self.try_reserve(account.budget(), estimate, deadline).await? {
+            return Ok(Reserved { quota, spend: None });
+        }
+        let _waiting = self.join_queue()?;
+        let quota = reserve_in(line, account.budget(), estimate, deadline).await?;
+        Ok(Reserved { quota, spend: None })
+    }
+
+    /// Reserves if there is room and nothing waits.
+    async fn try_reserve(
+        &self,
+        budget: &Arc<dyn BudgetAdmin>,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<Option<Reservation>, Refused> {
         let mut cost = estimate.cost;
         loop {
-            let attempt = Arc::clone(account.budget()).try_reserve(cost, deadline);
+            let attempt = Arc::clone(budget).try_reserve(cost, deadline);
             match attempt.result().await {
-                Ok(Some(reservation)) => return Ok(reservation),
-                Ok(None) => break,
+                Ok(reserved) => return Ok(reserved),
                 Err(NotReserved::Exhausted(reason)) => cost = estimate.within(reason, cost)?,
-                Err(NotReserved::StoreUnavailable(_)) if self.may_wait_for_store() => break,
+                Err(NotReserved::StoreUnavailable(_)) if self.may_wait_for_store() => {
+                    return Ok(None);
+                }
                 Err(reason) => return Err(reason.into()),
             }
         }
-        let _waiting = self.join_queue()?;
-        let line = if self.yields_once { Line::YieldOnce } else { Line::Queue };
-        Ok(reserve_in(line, account, estimate, deadline).await?)
+    }
+
+    /// Reserves what a call costs of the model's quotas and of what the payer may spend. While it waits
+    /// for one it holds nothing of the other.
+    ///
+    /// 1. The call waits for the model's quotas. If the spend has room then and no call waits for it,
+    ///    it has both.
+    /// 2. Otherwise it gives the quotas back and waits for the spend, behind the calls of all models.
+    ///    If the quotas have room then, it has both.
+    /// 3. Otherwise it goes on as in [`both_returning`].
+    async fn reserve_both(
+        &self,
+        line: Line,
+        account: &Account,
+        spend: &Arc<dyn BudgetAdmin>,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<Reserved, Refused> {
+        let of_payer = estimate.of_payer();
+        let mut waiting = None;
+        let quota = match self.try_reserve(account.budget(), estimate, deadline).await? {
+            Some(quota) => quota,
+            None => {
+                waiting = Some(self.join_queue()?);
+                reserve_in(line, account.budget(), estimate, deadline).await?
+            }
+        };
+        if let Some(spend) = self.try_reserve(spend, of_payer, deadline).await? {
+            return Ok(Reserved { quota, spend: Some(spend) });
+        }
+        drop(quota);
+        let _waiting = match waiting {
+            Some(waiting) => waiting,
+            None => self.join_queue()?,
+        };
+        let reserved = reserve_in(line, spend, of_payer, deadline).await?;
+        if let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? {
+            return Ok(Reserved { quota, spend: Some(reserved) });
+        }
+        drop(reserved);
+        Ok(both_returning(account, spend, estimate, deadline).await?)
     }
 
     async fn reserve_again(
@@ -176,9 +242,13 @@ impl QueueTicket {
         account: &Account,
         estimate: Estimate,
         deadline: Instant,
-    ) -> Result<Reservation, Refused> {
+    ) -> Result<Reserved, Refused> {
         let _waiting = self.join_queue()?;
-        Ok(reserve_in(Line::Returning, account, estimate, deadline).await?)
+        if let Some(spend) = limited_spend(account, estimate) {
+            return Ok(Box::pin(both_returning(account, spend, estimate, deadline)).await?);
+        }
+        let quota = reserve_in(Line::Returning, account.budget(), estimate, deadline).await?;
+        Ok(Reserved { quota, spend: None })
     }
 
     /// Waits for a permit of a named semaphore and for the quota, and holds neither while it waits
@@ -200,7 +270,7 @@ impl QueueTicket {
         account: &Account,
         estimate: Estimate,
         deadline: Instant,
-    ) -> Result<(Permit, Reservation), Refused> {
+    ) -> Result<(Permit, Reserved), Refused> {
         let permit = self.acquire(named).await?;
         if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
             return Ok((permit, reservation));
@@ -270,19 +340,57 @@ impl QueueTicket {
     }
 }
 
-/// Reserves what a call is expected to cost, or a whole minute's tokens: see [`Estimate::within`].
+/// What the payer may spend, if that has a limit and the call costs something.
+fn limited_spend(account: &Account, estimate: Estimate) -> Option<&Arc<dyn BudgetAdmin>> {
+    account.spend().filter(|_| estimate.spend > 0)
+}
+
+/// Reserves what a call is expected to cost, or a whole window's tokens or money: see
+/// [`Estimate::within`].
 async fn reserve_in(
     line: Line,
-    account: &Account,
+    budget: &Arc<dyn BudgetAdmin>,
     estimate: Estimate,
     deadline: Instant,
 ) -> Result<Reservation, Exhausted> {
     let mut cost = estimate.cost;
     loop {
-        match Arc::clone(account.budget()).reserve(line, cost, deadline).await {
+        match Arc::clone(budget).reserve(line, cost, deadline).await {
             Err(reason) => cost = estimate.within(reason, cost)?,
             reserved => return reserved,
         }
+    }
+}
+
+/// Reserves of the model's quotas and of the payer's spend ahead of the calls that wait for either.
+///
+/// The call waits for the quotas. With them, it waits for the spend only briefly; then it gives the
+/// quotas back. With the spend, it has both if the quotas still have room. Otherwise it gives the
+/// spend back and starts again. From its second round on it keeps the quotas for at most a minute, so
+/// that others cannot delay it without end. Only one call of an account does this at a time.
+async fn both_returning(
+    account: &Account,
+    spend: &Arc<dyn BudgetAdmin>,
+    estimate: Estimate,
+    deadline: Instant,
+) -> Result<Reserved, Exhausted> {
+    let of_payer = estimate.of_payer();
+    let Ok(_head) = timeout_at(deadline, account.reserving().lock()).await else {
+        return Err(Exhausted::NotBefore { retry_after: BRIEF_HOLD });
+    };
+    let mut keep_quota_for = BRIEF_HOLD;
+    loop {
+        let quota = reserve_in(Line::Returning, account.budget(), estimate, deadline).await?;
+        let mut reserved = pin!(reserve_in(Line::Returning, spend, of_payer, deadline));
+        if let Ok(spend) = timeout(keep_quota_for, &mut reserved).await {
+            return Ok(Reserved { quota, spend: Some(spend?) });
+        }
+        drop(quota);
+        let reserved = reserved.await?;
+        if let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? {
+            return Ok(Reserved { quota, spend: Some(reserved) });
+        }
+        keep_quota_for = LONG_HOLD;
     }
 }
 
@@ -291,9 +399,25 @@ async fn reserve_now(
     account: &Account,
     estimate: Estimate,
     deadline: Instant,
+) -> Result<Option<Reserved>, Exhausted> {
+    let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? else {
+        return Ok(None);
+    };
+    let Some(spend) = limited_spend(account, estimate) else {
+        return Ok(Some(Reserved { quota, spend: None }));
+    };
+    let spend = reserve_at_once(spend, estimate.of_payer(), deadline).await?;
+    Ok(spend.map(|spend| Reserved { quota, spend: Some(spend) }))
+}
+
+/// Reserves ahead of a budget's queue, if there is room at once.
+async fn reserve_at_once(
+    budget: &Arc<dyn BudgetAdmin>,
+    estimate: Estimate,
+    deadline: Instant,
 ) -> Result<Option<Reservation>, Exhausted> {
     let at_once = deadline.min(Instant::now() + BRIEF_HOLD);
-    match reserve_in(Line::Returning, account, estimate, at_once).await {
+    match reserve_in(Line::Returning, budget, estimate, at_once).await {
         Ok(reservation) => Ok(Some(reservation)),
         Err(Exhausted::NotBefore { retry_after }) if Instant::now() + retry_after < deadline => {
             Ok(None)
@@ -316,6 +440,11 @@ impl Drop for InQueue<'_> {
 }
 
 impl AccountQueue {
+    /// The same queue for calls that use this part of Gemini's capacity.
+    pub fn using(self, capacity: Capacity) -> Self {
+        Self { capacity, ..self }
+    }
+
     /// Waits until all earlier calls of this queue are admitted. Dropping the future leaves the
     /// queue.
     pub async fn head(&self) -> HeadOfQueue<'_> {
@@ -357,7 +486,7 @@ impl HeadOfQueue<'_> {
             let account = instead.unwrap_or_else(|| Arc::clone(requested));
             let admission = self.admit_with(account, reservation, estimate, deadline).await?;
             let is_charged = accounts.is_charged(requested, admission.charged_account());
-            if is_charged && !admission.charged_account().budget().is_paused() {
+            if is_charged && !admission.charged_account().is_paused() {
                 ticket.accept()?;
                 admission.charged_account().start()?;
                 return Ok(admission);
@@ -374,29 +503,30 @@ impl HeadOfQueue<'_> {
     async fn admit_with(
         &self,
         account: Arc<Account>,
-        mut reservation: Reservation,
+        mut reserved: Reserved,
         estimate: Estimate,
         deadline: Instant,
     ) -> Result<Admission, Refused> {
-        let AccountQueue { ticket, account: requested, named, .. } = self.queue;
+        let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
         let named = match named {
             None => None,
             Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
                 Ok(permit) => Some(permit),
                 Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
-                    drop(reservation);
+                    drop(reserved);
                     // Boxed, so that calls that do not wait here take no memory for it.
                     let both = ticket.permit_and_quota(named, &account, estimate, deadline);
                     let (permit, again) = Box::pin(both).await?;
-                    reservation = again;
+                    reserved = again;
                     Some(permit)
                 }
                 Err(reason) => return Err(reason.into()),
             },
         };
-        let (concurrency, global) = ticket.slots(&account).await?;
+        let (concurrency, global) = ticket.slots(&account, *capacity).await?;
         let waited = self.since.elapsed();
         let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
-        Ok(Admission { concurrency, global, named, reservation, account, alias, waited })
+        let capacity = *capacity;
+        Ok(Admission { concurrency, capacity, global, named, reserved, account, alias, waited })
     }
 }

@@ -1,3 +1,5 @@
+mod spend;
+
 use std::sync::Mutex;
 use std::task::{Context, Wake};
 use std::time::Duration;
@@ -313,7 +315,7 @@ async fn only_a_call_whose_least_cost_exceeds_the_quota_is_too_large() {
     account.correct(Quotas::default().with(InputTokensPerMinute, 1000));
     let admit = async |expected, at_least| {
         let queue = QueueTicket::new(Arc::clone(&limiter)).queue(Arc::clone(&account), None);
-        let cost = Estimate { cost: Cost::one(expected), at_least };
+        let cost = Estimate { cost: Cost::one(expected), at_least, spend: 0 };
         queue.head().await.admit(cost, deadline()).await
     };
     let refused = admit(5000, 1001).await.err();

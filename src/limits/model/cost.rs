@@ -8,8 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Exhausted;
 use super::quota::{RESOURCE_COUNT, Resource};
 
-/// More than any call costs of any resource. Sums below it cannot overflow.
+/// More than any call costs of any resource but money. Sums below it cannot overflow.
 const MOST: u64 = 1 << 32;
+
+/// More than any call costs: 1,100 dollars in billionths.
+const MOST_SPEND: u64 = 1 << 40;
 
 /// What one or several calls cost: an amount of each resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +32,13 @@ impl Cost {
         Self(amounts)
     }
 
+    /// A call that costs so many billionths of a dollar. It counts in the budget of a payer's spend.
+    pub(in crate::limits) const fn of_spend(amount: u64) -> Self {
+        let mut cost = Self::of(1, 0);
+        cost.0[Resource::Spend as usize] = amount;
+        cost
+    }
+
     /// This cost with another amount of one resource.
     #[must_use]
     pub fn with(mut self, resource: Resource, amount: u64) -> Self {
@@ -43,13 +53,16 @@ impl Cost {
 
     /// The cost limited to what can be counted, with at least one request.
     pub(in crate::limits) fn bounded(self) -> Self {
-        let bounded = Self(self.0.map(Self::bounded_amount));
+        let mut bounded = self;
+        for resource in Resource::ALL {
+            bounded[resource] = Self::bounded_amount(resource, self[resource]);
+        }
         bounded.with(Resource::Requests, bounded[Resource::Requests].max(1))
     }
 
     /// An amount limited to what can be counted.
-    pub(in crate::limits) fn bounded_amount(amount: u64) -> u64 {
-        amount.min(MOST)
+    pub(in crate::limits) fn bounded_amount(resource: Resource, amount: u64) -> u64 {
+        amount.min(if resource == Resource::Spend { MOST_SPEND } else { MOST })
     }
 
     /// Subtracts each amount, down to zero.
@@ -124,11 +137,18 @@ pub struct Estimate {
     /// The lowest number of input tokens that it can cost. Only this decides that a call is too large:
     /// the expected number may come from earlier calls and be wrong for another kind of text.
     pub at_least: u64,
+    /// What it is expected to cost in money, in billionths of a US dollar; 0 if it is free.
+    pub spend: u64,
 }
 
 impl Estimate {
-    /// What to reserve instead of a `cost` that was refused for this reason: a whole window's tokens,
-    /// if the cost was more and the call may cost that little.
+    /// What is reserved of the payer's spend.
+    pub(in crate::limits) fn of_payer(self) -> Self {
+        Self { cost: Cost::of_spend(self.spend), at_least: 0, spend: 0 }
+    }
+
+    /// What to reserve instead of a `cost` that was refused for this reason: a whole window's tokens or
+    /// money, if the cost was more and the call may cost that little.
     ///
     /// # Errors
     /// The reason, if nothing else can be reserved.
@@ -145,6 +165,12 @@ impl Estimate {
             {
                 Ok(cost.with(Resource::InputTokens, limit))
             }
+            // What a call costs is certain only when it is answered.
+            Exhausted::TooLarge { kind, limit, .. }
+                if kind.resource() == Resource::Spend && limit < cost[Resource::Spend] =>
+            {
+                Ok(cost.with(Resource::Spend, limit))
+            }
             reason => Err(reason),
         }
     }
@@ -153,6 +179,6 @@ impl Estimate {
 impl From<Cost> for Estimate {
     /// An estimate of a call whose cost is certain.
     fn from(cost: Cost) -> Self {
-        Self { cost, at_least: cost[Resource::InputTokens] }
+        Self { cost, at_least: cost[Resource::InputTokens], spend: 0 }
     }
 }

@@ -306,7 +306,7 @@ impl Ledger {
         BudgetUsage {
             quotas: PerKind::from_fn(|kind| {
                 let sent = match kind.window() {
-                    Window::Minute => self.rolling.sent(),
+                    Window::Minute | Window::TenMinutes => self.rolling.sent(),
                     Window::Day => self.day.sent(),
                     Window::Outstanding => return QuotaUsage::default(),
                 };

@@ -22,6 +22,14 @@ impl Payer {
             Self::Key(digest) => digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
+
+    /// The label.
+    pub fn label(&self) -> Option<&str> {
+        match self {
+            Self::Labelled(label) => Some(label),
+            Self::Key(_) => None,
+        }
+    }
 }
 
 impl Hash for Payer {

@@ -16,6 +16,12 @@ use super::quota::{PerKind, QuotaKind, Quotas};
 /// about one in nine thousand.
 const LEAST_DIGITS: usize = 8;
 
+/// A dollar in billionths.
+const ONE_DOLLAR: u64 = 1_000_000_000;
+
+/// Stands for all models of a payer. No model has this name.
+pub(in crate::limits) const EVERY_MODEL: &str = "*";
+
 /// The settings of quotas. By default there are none, and a minute has 60 seconds.
 #[derive(Debug, Clone)]
 pub struct QuotaPlan {
@@ -33,10 +39,14 @@ pub struct QuotaPlan {
 pub enum Tier {
     /// 5 requests and 25,000 input tokens a minute, 25 requests a day.
     Free,
-    /// 300 requests and 1,000,000 input tokens a minute, 1,000 requests a day.
+    /// 300 requests and 1,000,000 input tokens a minute, 1,000 requests a day, 10 dollars in ten
+    /// minutes.
     Tier1,
-    /// 1,000 requests and 2,000,000 input tokens a minute, 10,000 requests a day.
+    /// 1,000 requests and 2,000,000 input tokens a minute, 10,000 requests a day, 50 dollars in ten
+    /// minutes.
     Tier2,
+    /// 2,000 requests and 8,000,000 input tokens a minute, 200 dollars in ten minutes.
+    Tier3,
 }
 
 /// Where a limit comes from.
@@ -129,10 +139,36 @@ const ENQUEUED_TOKENS: [(&str, [u64; 3]); 7] = [
 impl QuotaPlan {
     /// The quotas for a label (if any) and a model, with their sources. For each quota, the most
     /// specific rule that sets it holds: one with label and model, then with a label, then with a
-    /// model.
+    /// model. The payer's own quotas are not among them.
     pub fn quotas(&self, label: Option<&str>, model: &str) -> PlannedQuotas {
+        self.planned(label, model, |kind| !kind.is_of_payer())
+    }
+
+    /// The quotas that a label (if any) has for all its models together. Rules for single models do not
+    /// set them.
+    pub fn of_payer(&self, label: Option<&str>) -> PlannedQuotas {
+        self.planned(label, EVERY_MODEL, QuotaKind::is_of_payer)
+    }
+
+    /// The window in which a payer's spend is counted here.
+    ///
+    /// A call counts here from the moment it is sent, and at Gemini only once it is answered. So calls
+    /// that were sent evenly can be counted a little closer together. 2 %, 12 seconds, allow for that.
+    pub fn ten_minutes(&self) -> Duration {
+        self.minute * 10 + self.minute / 5
+    }
+
+    fn planned(
+        &self,
+        label: Option<&str>,
+        model: &str,
+        is_asked: impl Fn(QuotaKind) -> bool,
+    ) -> PlannedQuotas {
         let tier = self.tier.map(|tier| tier.quotas_of(model)).unwrap_or_default();
         PerKind::from_fn(|kind| {
+            if !is_asked(kind) {
+                return None;
+            }
             let mut rules = self.rules.iter().filter(|(scope, _)| scope.covers(label, model));
             match rules.find_map(|(_, limits)| limits[kind]) {
                 Some(Limit::AtMost(limit)) => Some(Planned { limit, source: Source::Setting }),
@@ -191,17 +227,19 @@ impl QuotaPlan {
 }
 
 impl Tier {
-    /// The quotas of each key for each model.
+    /// The quotas of each key for each model, and those of each key.
     pub fn quotas(self) -> Quotas {
-        let (requests_per_minute, input_tokens_per_minute, requests_per_day) = match self {
-            Self::Free => (5, 25_000, 25),
-            Self::Tier1 => (300, 1_000_000, 1_000),
-            Self::Tier2 => (1_000, 2_000_000, 10_000),
+        let (requests_per_minute, input_tokens_per_minute, requests_per_day, dollars) = match self {
+            Self::Free => (5, 25_000, Some(25), None),
+            Self::Tier1 => (300, 1_000_000, Some(1_000), Some(10)),
+            Self::Tier2 => (1_000, 2_000_000, Some(10_000), Some(50)),
+            Self::Tier3 => (2_000, 8_000_000, None, Some(200)),
         };
         Quotas::default()
             .with(QuotaKind::RequestsPerMinute, requests_per_minute)
             .with(QuotaKind::InputTokensPerMinute, input_tokens_per_minute)
             .with(QuotaKind::RequestsPerDay, requests_per_day)
+            .with(QuotaKind::SpendPerTenMinutes, dollars.map(|dollars: u64| dollars * ONE_DOLLAR))
     }
 
     /// The same, with what depends on the model.
@@ -216,12 +254,13 @@ impl Tier {
         if ["tts", "live"].iter().any(|other| model.contains(other)) {
             return None;
         }
-        let (_, [tier1, tier2, _tier3]) =
+        let (_, [tier1, tier2, tier3]) =
             ENQUEUED_TOKENS.iter().find(|(family, _)| model.contains(family))?;
         match self {
             Self::Free => None,
             Self::Tier1 => Some(*tier1),
             Self::Tier2 => Some(*tier2),
+            Self::Tier3 => Some(*tier3),
         }
     }
 
@@ -231,6 +270,7 @@ impl Tier {
             Self::Free => 2,
             Self::Tier1 => 15,
             Self::Tier2 => 50,
+            Self::Tier3 => 100,
         }
     }
 }

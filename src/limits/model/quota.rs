@@ -18,6 +18,8 @@ pub enum Resource {
     InputTokens,
     /// Generated images.
     Images,
+    /// Money, in billionths of a US dollar.
+    Spend,
 }
 
 /// The window of a quota.
@@ -25,6 +27,8 @@ pub enum Resource {
 pub enum Window {
     /// Any minute, as a sliding window.
     Minute,
+    /// Any ten minutes, as a sliding window.
+    TenMinutes,
     /// From midnight to midnight in America/Los_Angeles.
     Day,
     /// From the creation of work to its end. [`Enqueued tokens`](crate::limits::EnqueuedTokens) are
@@ -32,8 +36,8 @@ pub enum Window {
     Outstanding,
 }
 
-/// A kind of quota: a resource and a window. Gemini counts each for a project and a model (Gemini API
-/// docs, rate limits).
+/// A kind of quota: a resource and a window. Gemini counts spend for a billing account over all its
+/// models, and each other kind for a project and a model (Gemini API docs, rate limits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
     /// Requests in any minute.
@@ -48,6 +52,8 @@ pub enum QuotaKind {
     ImagesPerMinute,
     /// Input tokens of the batch jobs that have not ended.
     EnqueuedTokens,
+    /// Money in any ten minutes, over all models.
+    SpendPerTenMinutes,
 }
 
 /// The properties of a kind.
@@ -72,7 +78,7 @@ const fn row(
 }
 
 /// The number of kinds.
-const KIND_COUNT: usize = 6;
+const KIND_COUNT: usize = 7;
 
 /// All kinds, in the order of the variants.
 const KINDS: [Kind; KIND_COUNT] = {
@@ -86,6 +92,7 @@ const KINDS: [Kind; KIND_COUNT] = {
         row(InputTokensPerDay, InputTokens, Day, "tpd", "input_tokens_per_day"),
         row(ImagesPerMinute, Images, Minute, "ipm", "images_per_minute"),
         row(EnqueuedTokens, InputTokens, Outstanding, "enqueued", "enqueued_tokens"),
+        row(SpendPerTenMinutes, Spend, TenMinutes, "spend", "spend_per_ten_minutes"),
     ]
 };
 
@@ -116,6 +123,16 @@ impl QuotaKind {
         self.row().window
     }
 
+    /// How much of its window may be sent at once, in 60ths: what a second brings of a minute's quota, and
+    /// a minute of ten. Of spend, which calls are charged is known only when they are answered, so more
+    /// than a second's worth has to be under way.
+    pub(in crate::limits) fn burst(self) -> u32 {
+        match self.window() {
+            Window::TenMinutes => 6,
+            Window::Minute | Window::Day | Window::Outstanding => 1,
+        }
+    }
+
     /// Its name in `GEMINI_LIMITS`, such as `rpm`.
     pub fn setting(self) -> &'static str {
         self.row().setting
@@ -124,6 +141,12 @@ impl QuotaKind {
     /// Its name in answers, such as `requests_per_minute`.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// Whether it is counted over all models of a payer together, in a budget beside those of the
+    /// models.
+    pub fn is_of_payer(self) -> bool {
+        self.resource() == Resource::Spend
     }
 
     /// The kind that counts a resource in a window, if there is one.
@@ -138,11 +161,12 @@ impl QuotaKind {
 }
 
 /// The number of resources.
-pub(in crate::limits) const RESOURCE_COUNT: usize = 3;
+pub(in crate::limits) const RESOURCE_COUNT: usize = 4;
 
 impl Resource {
     /// All resources, in the order of the variants.
-    pub const ALL: [Self; RESOURCE_COUNT] = [Self::Requests, Self::InputTokens, Self::Images];
+    pub const ALL: [Self; RESOURCE_COUNT] =
+        [Self::Requests, Self::InputTokens, Self::Images, Self::Spend];
 
     /// The name in messages.
     fn name(self) -> &'static str {
@@ -150,6 +174,7 @@ impl Resource {
             Self::Requests => "requests",
             Self::InputTokens => "input tokens",
             Self::Images => "images",
+            Self::Spend => "billionths of a dollar",
         }
     }
 
@@ -159,6 +184,7 @@ impl Resource {
             Self::Requests => "requests",
             Self::InputTokens => "tokens",
             Self::Images => "images",
+            Self::Spend => "spend",
         }
     }
 }
@@ -173,6 +199,7 @@ impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Minute => "minute",
+            Self::TenMinutes => "ten minutes",
             Self::Day => "day",
             Self::Outstanding => "queue",
         })

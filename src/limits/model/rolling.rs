@@ -1,4 +1,5 @@
-//! The quotas per minute, and what was sent within the last minute.
+//! The quotas per minute, and what was sent within the last minute. The budget of a payer's spend
+//! counts in the same way, and its minute has ten minutes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -46,9 +47,9 @@ struct Departures {
     cost: Cost,
 }
 
-/// The kinds that are per minute.
+/// The kinds with a sliding window. No budget has kinds with windows of different lengths.
 fn kinds() -> impl Iterator<Item = QuotaKind> {
-    QuotaKind::ALL.into_iter().filter(|kind| kind.window() == Window::Minute)
+    QuotaKind::ALL.into_iter().filter(|kind| kind.window() != Window::Day)
 }
 
 impl Rolling {
@@ -256,7 +257,7 @@ impl Allowance {
     /// How long the backlog may take to drain when `cost` is sent, and which part of that is kept free
     /// for jitter: see [`Minute`].
     fn tolerance_and_jitter(&self, cost: u64, minute: &Minute) -> (Duration, Duration) {
-        let burst = minute.burst.max(self.time_for_one);
+        let burst = (minute.burst * self.kind.burst()).max(self.time_for_one);
         let tolerance = burst.saturating_sub(self.time_for(cost, minute));
         (tolerance, minute.jitter.max(tolerance / 2))
     }

@@ -244,8 +244,8 @@ impl LinkedBudget for SharedBudget {
         let known = self.quotas().clone();
         Command::OpenBudget {
             account,
-            planned: bounded(known.planned),
-            by_hand: bounded(known.by_hand),
+            planned: bounded(known.planned).into(),
+            by_hand: bounded(known.by_hand).into(),
             aliases: known.aliases,
             learned: Some(known.learned).filter(Quotas::is_any).map(Box::new),
             minute_us: micros(self.minute),

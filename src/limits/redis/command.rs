@@ -66,10 +66,10 @@ pub(super) enum Command {
     },
     OpenBudget {
         account: Arc<str>,
-        planned: Quotas,
+        planned: Box<Quotas>,
         /// The limits among them that were set by hand for this model.
         #[serde(skip_serializing_if = "is_unlimited")]
-        by_hand: Quotas,
+        by_hand: Box<Quotas>,
         /// The limits set by hand for the accounts that are charged here.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         aliases: BTreeMap<Arc<str>, Quotas>,

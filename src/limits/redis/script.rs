@@ -16,7 +16,8 @@ pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
     let kinds = QuotaKind::ALL.into_iter().filter(|kind| kind.window() != Window::Outstanding);
     let kinds = kinds.map(|kind| {
         let (name, unit, window) = (kind.setting(), kind.resource().key(), kind.window());
-        format!("{{name = '{name}', unit = '{unit}', window = '{window}'}}")
+        let burst = kind.burst();
+        format!("{{name = '{name}', unit = '{unit}', window = '{window}', burst = {burst}}}")
     });
     let kinds: Vec<_> = kinds.collect();
     let tables = format!(

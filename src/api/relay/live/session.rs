@@ -18,7 +18,9 @@ use crate::api::error::ApiError;
 use crate::api::json::measured;
 use crate::api::relay::counted::model_of;
 use crate::api::single::failed;
-use crate::dispatch::{Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd};
+use crate::dispatch::{
+    Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd, TierChoice,
+};
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Error, Forward, LiveApi, LiveEvent, LiveSender, Model, closing_error};
 use crate::limits::Semaphore;
@@ -126,9 +128,10 @@ impl Session {
         let named = self.api.model(&body).map_err(ApiError::invalid_first_message)?;
         let model = named.as_deref().and_then(model_of).unwrap_or_else(|| self.unnamed());
         check_model(&model, gateway)?;
-        let size = measured(body).await?.into();
+        let (input, tier) = measured(body).await?;
         let (kind, key, semaphore) = (CallKind::Live, self.key.clone(), self.semaphore.clone());
-        let request = CallRequest { kind, key, model, semaphore, size, deadline };
+        let (size, tier) = (input.into(), TierChoice::of_body(tier));
+        let request = CallRequest { kind, key, model, semaphore, size, tier, deadline };
         Ok(gateway.dispatcher.enqueue(request))
     }
 

@@ -32,12 +32,14 @@ fn the_default_is_no_limits_and_a_minute_of_sixty_seconds() {
 #[test]
 fn a_tier_applies_to_every_key_and_model() {
     for (name, numbers) in [
-        (Tier::Free, [5, 25_000, 25]),
-        (Tier::Tier1, [300, 1_000_000, 1_000]),
-        (Tier::Tier2, [1_000, 2_000_000, 10_000]),
+        (Tier::Free, [Some(5), Some(25_000), Some(25), None]),
+        (Tier::Tier1, [Some(300), Some(1_000_000), Some(1_000), Some(10_000_000_000)]),
+        (Tier::Tier2, [Some(1_000), Some(2_000_000), Some(10_000), Some(50_000_000_000)]),
+        (Tier::Tier3, [Some(2_000), Some(8_000_000), None, Some(200_000_000_000)]),
     ] {
         let plan = QuotaPlan { tier: Some(name), ..QuotaPlan::default() };
-        let [requests_per_minute, input_tokens_per_minute, requests_per_day] = numbers.map(tier);
+        let [requests_per_minute, input_tokens_per_minute, requests_per_day, spend] =
+            numbers.map(|number| number.and_then(tier));
         let expected = PlannedQuotas::default()
             .with(RequestsPerMinute, requests_per_minute)
             .with(InputTokensPerMinute, input_tokens_per_minute)
@@ -47,6 +49,10 @@ fn a_tier_applies_to_every_key_and_model() {
         let of_model = plan.quotas(None, MODEL).with(EnqueuedTokens, None);
         assert_eq!(of_model, expected, "only enqueued tokens differ between models");
         assert_eq!(Quotas::from(expected), name.quotas());
+        let of_payer = PlannedQuotas::default().with(SpendPerTenMinutes, spend);
+        assert_eq!(plan.of_payer(None), of_payer);
+        assert_eq!(plan.of_payer(Some("team-a")), of_payer);
+        assert_eq!(Quotas::from(expected.with(SpendPerTenMinutes, spend)), name.quotas());
     }
 }
 
@@ -73,6 +79,20 @@ fn a_tier_limits_the_enqueued_tokens_of_each_family_of_models() {
         assert_eq!(tokens(Some(Tier::Tier2)), tier2, "{model}");
         assert_eq!((tokens(Some(Tier::Free)), tokens(None)), (None, None), "{model}");
     }
+}
+
+#[test]
+fn spend_is_limited_for_labels_and_not_for_models() {
+    let mut plan = QuotaPlan { tier: Some(Tier::Tier1), ..QuotaPlan::default() };
+    let spend = |limit| Limits::default().with(SpendPerTenMinutes, limit);
+    plan.add_limits(scope(Some("a"), None), spend(Limit::AtMost(7))).unwrap();
+    plan.add_limits(scope(Some("b"), None), spend(Limit::Unlimited)).unwrap();
+    plan.add_limits(scope(None, Some(MODEL)), spend(Limit::AtMost(1))).unwrap();
+    let of_payer = |label| plan.of_payer(label)[SpendPerTenMinutes];
+    assert_eq!(of_payer(Some("a")), setting(7));
+    assert_eq!(of_payer(Some("b")), None);
+    assert_eq!(of_payer(None), tier(10_000_000_000));
+    assert_eq!(plan.quotas(Some("a"), MODEL)[SpendPerTenMinutes], None);
 }
 
 /// Whatever the order in which the rules are added.

@@ -5,8 +5,8 @@
 -- budget_departures:<account>  what was sent within the last window, packed: see departures_of()
 -- budgets_of:<member>          the accounts in which a member has a share
 --
--- UNITS are the resources, and KINDS the quota kinds: each has a name, a unit and a window, 'minute' or
--- 'day'. An amount has a number for each unit, and quotas have a limit for each limited kind.
+-- UNITS are the resources, and KINDS the quota kinds: each has a name, a unit, a window, 'day' or a
+-- sliding one, and how much of the window may be sent at once, in 60ths. All sliding windows of a budget have the length of its minute. An amount has a number for each unit, and quotas have a limit for each limited kind.
 -- `budget.here` is state of this call of the script only; it is not stored.
 
 local function amount(of)
@@ -31,10 +31,10 @@ local function take_from(amounts, what)
   end
 end
 
--- The kinds that are per minute.
+-- The kinds with a sliding window.
 local ROLLING = {}
 for _, kind in ipairs(KINDS) do
-  if kind.window == 'minute' then
+  if kind.window ~= 'day' then
     table.insert(ROLLING, kind)
   end
 end
@@ -272,7 +272,7 @@ local function window_opens_at(budget, unit, excess)
 end
 
 local function tolerance_and_jitter(budget, kind, cost)
-  local burst = math.max(budget.minute.burst, time_for(budget, kind, 1))
+  local burst = math.max(budget.minute.burst * kind.burst, time_for(budget, kind, 1))
   local tolerance = math.max(burst - time_for(budget, kind, cost), 0)
   return tolerance, math.max(budget.minute.jitter, tolerance / 2)
 end

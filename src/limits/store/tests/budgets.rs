@@ -13,6 +13,7 @@ for_both_stores! {
     a_declined_call_gives_its_day_back_even_if_quotas_are_learned_later,
     a_used_up_day_refuses_calls,
     tokens_that_were_spent_without_a_reservation_count_from_then_on,
+    a_payers_spend_is_kept_beside_its_models,
 }
 
 /// A minute of six seconds.
@@ -230,4 +231,35 @@ async fn tokens_that_were_spent_without_a_reservation_count_from_then_on(store: 
     assert_eq!(used().await, 500);
     let next = Arc::clone(&budget).try_reserve(Cost::of(1, 200), soon()).result().await;
     assert!(next.unwrap().is_none(), "there is no room now");
+}
+
+/// The ten minutes of the payer have six seconds here.
+async fn a_payers_spend_is_kept_beside_its_models(store: Shared) {
+    let planned = Planned { limit: 1_000_000, source: Source::Tier };
+    let planned = PlannedQuotas::default().with(SpendPerTenMinutes, planned);
+    let spend = store.budget(&Payer::Key([7; 32]), "*", planned, MINUTE);
+    let model = budget(&store, "m", Some(60));
+    let reserve = async |amount: u64, deadline| {
+        Arc::clone(&spend).reserve(Line::Queue, Cost::of_spend(amount), deadline).await
+    };
+    let usage = async || {
+        let usage = spend.usage().await.unwrap()[SpendPerTenMinutes];
+        (usage.limit, usage.used, usage.reserved)
+    };
+    let reservation = reserve(900_000, soon()).await.unwrap();
+    assert_eq!(usage().await, (Some(1_000_000), 0, 900_000));
+    let sent = reservation.start();
+    assert_eq!(usage().await, (Some(1_000_000), 900_000, 0));
+    let refused = reserve(200_000, Instant::now() + SECOND).await.unwrap_err();
+    assert!(matches!(refused, Exhausted::NotBefore { .. }), "{refused:?}");
+    assert_eq!(used(&model).await, (0, 0), "the model has quotas of its own");
+    sent.settle_spend(100_000);
+    assert_eq!(usage().await, (Some(1_000_000), 100_000, 0));
+    // A tenth is spent, and drains in a tenth of the time.
+    drop(reserve(200_000, Instant::now() + SECOND).await.unwrap());
+    let too_large = reserve(1_000_001, soon()).await.unwrap_err();
+    let limit = 1_000_000;
+    let kind = SpendPerTenMinutes;
+    assert_eq!(too_large, Exhausted::TooLarge { kind, cost: 1_000_001, limit });
+    assert_eq!(usage().await, (Some(1_000_000), 100_000, 0));
 }

@@ -131,7 +131,15 @@ impl History {
             _ => 1,
         };
         let images = if self.random.u32(..3) == 0 { self.random.u64(..=4) } else { 0 };
-        Cost::of(requests, self.tokens()).with(Resource::Images, images)
+        let spend = if self.random.bool() { self.spend() } else { 0 };
+        let cost = Cost::of(requests, self.tokens()).with(Resource::Images, images);
+        cost.with(Resource::Spend, spend)
+    }
+
+    fn spend(&mut self) -> u64 {
+        let spend = self.budget.usage_now()[SpendPerTenMinutes].limit.unwrap_or(1_000_000);
+        let most = if self.random.u32(..20) == 0 { spend + spend / 5 } else { spend / 50 };
+        self.random.u64(1..=most.max(1))
     }
 
     fn tokens(&mut self) -> u64 {
@@ -249,7 +257,9 @@ impl History {
     fn end_call(&mut self) -> Option<Value> {
         let (ticket, sent) = any(&mut self.random, &mut self.sent)?;
         let (cost, left_at) = (sent.cost, sent.started.at);
-        let tokens = cost[Resource::InputTokens];
+        let of_spend = cost[Resource::Spend] > 0 && self.random.bool();
+        let resource = if of_spend { Resource::Spend } else { Resource::InputTokens };
+        let counted = cost[resource];
         let sent_us_ago = micros(left_at.elapsed());
         match self.random.u32(..40) {
             0 => {
@@ -270,10 +280,10 @@ impl History {
             }
             8 => None,
             how => {
-                let most = if how < 11 { 50 * tokens } else { tokens };
+                let most = if how < 11 { 50 * counted } else { counted };
                 let actual = self.random.u64(..=most);
-                sent.settle(actual);
-                let actual = cost.with(Resource::InputTokens, actual);
+                sent.settle_at(resource, actual);
+                let actual = cost.with(resource, actual);
                 let settled = json!({
                     "ticket": ticket, "counted": cost, "actual": actual, "sent_us_ago": sent_us_ago,
                 });
@@ -434,6 +444,10 @@ fn quotas(random: &mut fastrand::Rng) -> Quotas {
             limit([10_000..=100_000, 1_000_000..=20_000_000, 20_000_000..=200_000_000]),
         )
         .with(ImagesPerMinute, limit([1..=10, 10..=100, 100..=1000]))
+        .with(
+            SpendPerTenMinutes,
+            limit([1_000_000..=10_000_000, 100_000_000..=1_000_000_000, 1..=10_000_000_000]),
+        )
 }
 
 #[test]
