@@ -13,7 +13,7 @@
 //! | `store` | administration: which semaphores, budgets and leases exist | `model`, `semaphore`, `budget` |
 //! | `local` | the implementation in this process | `model`, `semaphore`, `budget`, `store` |
 //! | `redis` | the implementation in Redis, for all replicas; an account without known quotas is counted in this process | `model`, `semaphore`, `budget`, `store`, `local` |
-//! | `accounts` | one key and model: its budget, its adaptive limits, the model that is charged; which accounts are forgotten | `model`, `budget`, `store`, `local` |
+//! | `accounts` | one key and model: its budget, its adaptive limits, the model that is charged; what a payer spends on all models; which accounts are forgotten | `model`, `budget`, `store`, `local` |
 //! | `limiter` | admission: tickets in the queue, admitted calls, calls in flight | `model`, `semaphore`, `budget`, `store`, `local`, `accounts` |
 //! | `enqueued` | the tokens that batch jobs hold until they end | `model`, `semaphore`, `accounts`, `limiter` |
 //! | `leases` | permits for work outside this process | `model`, `semaphore`, `store`, `limiter` |
