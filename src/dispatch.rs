@@ -7,6 +7,7 @@
 //! ([`Dispatcher::generate`]) or as it comes ([`Dispatcher::forward`]).
 
 mod attempt;
+mod background;
 mod call;
 mod forward;
 mod kind;
@@ -24,16 +25,18 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use crate::gemini::{
-    Answer, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
+    Answer, ApiKey, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
 
 use attempt::{Reader, Whole};
+use background::{BackgroundRuns, Creation};
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
 
+pub use background::{BackgroundPolicy, Observed};
 pub use call::{Call, CallQueue, CallRequest, CallSize};
 pub use forward::Forwarded;
 pub use kind::{CallKind, ChargedTo, CountedAs};
@@ -48,6 +51,7 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     policy: RetryPolicy,
     projects: Arc<Projects>,
+    background: Arc<BackgroundRuns>,
 }
 
 /// Why a call has no answer.
@@ -102,7 +106,13 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         policy: RetryPolicy,
     ) -> Self {
-        Self { client, limiter, metrics, policy, projects: Arc::default() }
+        let (projects, background) = (Arc::default(), Arc::default());
+        Self { client, limiter, metrics, policy, projects, background }
+    }
+
+    /// The same, which follows runs in the background in this way.
+    pub fn following(self, policy: BackgroundPolicy) -> Self {
+        Self { background: Arc::new(BackgroundRuns::new(policy)), ..self }
     }
 
     /// The same, with connections of its own and everything else shared.
@@ -113,6 +123,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             policy: self.policy,
             projects: Arc::clone(&self.projects),
+            background: Arc::clone(&self.background),
         }
     }
 
@@ -124,6 +135,12 @@ impl Dispatcher {
     /// The keys that must not appear in the answer to a call.
     pub fn secrets(&self, call: &Call) -> Secrets {
         self.client.secrets(Some(call.key()))
+    }
+
+    /// The tokens that Gemini reads again for an interaction that continues another one, as far as
+    /// they are known from earlier answers to the same key.
+    pub fn conversation_tokens(&self, key: &ApiKey, previous: &str) -> u64 {
+        self.background.conversation(key.sha256(), previous)
     }
 
     /// Waits for admission, then asks Gemini and reads the answer whole.
@@ -162,8 +179,9 @@ impl Dispatcher {
         idle: Duration,
     ) -> Result<Response<Forwarded>, CallError> {
         let admission = self.admit(call).await?;
+        let creation = Creation::of(request, &self.background, &self.client);
         // Boxed so that a call that waits takes no more memory than its wait.
-        Box::pin(self.run(call, admission, PassOn { request, body, idle })).await
+        Box::pin(self.run(call, admission, PassOn { request, body, idle, creation })).await
     }
 
     /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up.

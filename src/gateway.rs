@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, RetryPolicy};
+use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
@@ -68,8 +68,11 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
         let policy = RetryPolicy::new(config.max_attempts, config.upstream_timeout);
         let client = client(&config)?;
+        let Config { background_poll: poll, background_timeout: time_limit, .. } = config;
+        let background = BackgroundPolicy { poll, time_limit };
         let dispatcher =
-            Arc::new(Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy));
+            Dispatcher::new(client, Arc::clone(&limiter), Arc::clone(&metrics), policy);
+        let dispatcher = Arc::new(dispatcher.following(background));
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));

@@ -59,6 +59,8 @@ pub const SETTINGS: &[Setting] = &[
     UPSTREAM_TIMEOUT_SECONDS,
     STREAM_IDLE_TIMEOUT_SECONDS,
     REQUEST_TIMEOUT_SECONDS,
+    BACKGROUND_POLL_SECONDS,
+    BACKGROUND_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -253,6 +255,18 @@ pub(super) const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "600",
     "seconds",
     "How long a request may take in all, including queueing and retries; in a batch, each item from its turn in the queue; a stream, until its first byte.",
+);
+pub(super) const BACKGROUND_POLL_SECONDS: Setting = setting(
+    "BACKGROUND_POLL_SECONDS",
+    "5",
+    "seconds",
+    "How long an interaction in the background that nobody reads is left alone before the gateway asks Gemini for its status. The wait doubles each time, up to a minute. 0: the gateway does not ask.",
+);
+pub(super) const BACKGROUND_TIMEOUT_SECONDS: Setting = setting(
+    "BACKGROUND_TIMEOUT_SECONDS",
+    "3600",
+    "seconds",
+    "How long an interaction in the background keeps its slot at most, if its end is not seen.",
 );
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",

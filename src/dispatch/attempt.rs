@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::settle::{follow_model, reported, settle};
+use super::settle::{follow_model, settle};
 use super::{Call, CallError, Dispatcher};
 use crate::gemini::{Answer, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage};
 use crate::limits::{InFlightCall, Limiter, NamedBy};
@@ -65,6 +65,7 @@ impl Reader for Whole {
 
 /// An attempt that Gemini has taken up, with what it holds. Dropping it gives that back, and the
 /// estimate of its cost stands.
+#[derive(Debug)]
 pub(super) struct Attempt {
     in_flight: InFlightCall,
     pub call: Call,
@@ -122,14 +123,14 @@ impl Attempt {
     pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) {
         let Self { in_flight, call, sent, limiter, metrics } = self;
         match outcome {
-            Outcome::Answered => in_flight.answered(reported(usage)),
+            Outcome::Answered => in_flight.answered(call.input_tokens(usage)),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
                 let error = Error { usage, accepted_model, ..Error::clone(error) };
                 settle(&limiter, in_flight, &call, &error);
             }
-            _ if usage.prompt_tokens > 0 => in_flight.answered(reported(usage)),
+            _ if usage.prompt_tokens > 0 => in_flight.answered(call.input_tokens(usage)),
             _ => drop(in_flight),
         }
         outcome.record(&metrics, &call, sent, usage);

@@ -5,15 +5,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http::{Method, Response};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, Outcome, Reader};
+use super::background::{Creation, Observed};
 use super::{Call, CallError, Dispatcher, UploadProgress};
 use crate::gemini::{
-    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
-    SendCheck, StreamMonitor, UsageScanner,
+    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, InteractionScanner, Model,
+    Payload, SendCheck, StreamMonitor, UsageScanner,
 };
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
@@ -30,6 +31,8 @@ pub(super) struct PassOn<'a> {
     pub body: Bytes,
     /// How long nothing may come between two pieces of the answer.
     pub idle: Duration,
+    /// Where the request creates an interaction.
+    pub creation: Option<Creation>,
 }
 
 impl Reader for PassOn<'_> {
@@ -57,7 +60,11 @@ impl Reader for PassOn<'_> {
         let Forward { surface, streams, is_read, .. } = *self.request;
         let watch =
             StreamMonitor::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
-        let unsettled = Unsettled { attempt, usage: UsageScanner::new(surface), is_read, watch };
+        let scanner = match &self.creation {
+            Some(creation) => Scanner::Interaction(Box::default(), Box::new(creation.clone())),
+            None => Scanner::Usage(UsageScanner::new(surface)),
+        };
+        let unsettled = Unsettled { attempt, scanner, is_read, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
 }
@@ -67,6 +74,9 @@ impl Dispatcher {
     /// as long to answer as in an attempt at a call, from when it has all of the body; until then,
     /// as long to be reached or to take the next piece.
     ///
+    /// What it says of a run in the background is noted. A run that it deletes is settled first: its
+    /// usage cannot be read later.
+    ///
     /// # Errors
     /// [`CallError::Upstream`].
     pub async fn pass(
@@ -75,21 +85,35 @@ impl Dispatcher {
         key: Option<&ApiKey>,
         payload: Payload,
         progress: &mut UploadProgress,
-    ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
+    ) -> Result<Response<Observed>, CallError> {
+        let run = self.background.run(request);
+        if let Some(run) = run.as_ref().filter(|_| request.method == Method::DELETE) {
+            run.settle_before_deletion(&self.background).await;
+        }
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
             passed = self.client.pass(request, key, payload) => passed,
             () = progress.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
-        passed.map_err(|rejected| CallError::rejected(rejected, None))
+        let response = passed.map_err(|rejected| CallError::rejected(rejected, None))?;
+        if let Some(run) = run.as_ref().filter(|_| request.method == Method::DELETE) {
+            run.abandon();
+        }
+        Ok(response.map(|body| self.background.observe(run, &request.method, body)))
     }
+}
+
+/// Reads what passes of an answer.
+enum Scanner {
+    Usage(UsageScanner),
+    Interaction(Box<InteractionScanner>, Box<Creation>),
 }
 
 /// What is to be settled when the answer has ended.
 struct Unsettled {
     attempt: Attempt,
-    usage: UsageScanner,
+    scanner: Scanner,
     /// Whether the one who reads the answer says how it ended.
     is_read: bool,
     /// Tells how the answer ends from what passes, where it can be told.
@@ -98,19 +122,44 @@ struct Unsettled {
 
 impl Unsettled {
     fn scan(&mut self, bytes: &[u8]) {
-        self.usage.scan(bytes);
+        match &mut self.scanner {
+            Scanner::Usage(usage) => usage.scan(bytes),
+            Scanner::Interaction(seen, _) => seen.scan(bytes),
+        }
         if let Some(watch) = &mut self.watch {
             watch.scan(bytes);
         }
     }
 
     fn settle(self, outcome: &Outcome<'_>) {
-        let usage = self.usage.usage().unwrap_or_default();
-        self.attempt.end(outcome, usage);
+        let runs_on = self.runs_on();
+        let Self { attempt, scanner, .. } = self;
+        let usage = match scanner {
+            Scanner::Usage(usage) => usage.usage(),
+            Scanner::Interaction(seen, creation) if runs_on => {
+                return creation.follow(&seen, attempt);
+            }
+            Scanner::Interaction(seen, creation) => {
+                creation.remember(&seen, &attempt);
+                seen.usage()
+            }
+        };
+        attempt.end(outcome, usage.unwrap_or_default());
+    }
+
+    /// Whether Gemini still works on it, in the background.
+    fn runs_on(&self) -> bool {
+        match &self.scanner {
+            Scanner::Usage(_) => false,
+            Scanner::Interaction(seen, creation) => creation.runs_on(seen, self.watch.is_some()),
+        }
     }
 
     /// The last byte has passed.
     fn settle_whole(mut self) {
+        if self.runs_on() {
+            return self.settle(&Outcome::Answered);
+        }
         let Some(mut watch) = self.watch.take() else { return self.settle(&Outcome::Answered) };
         let call = &self.attempt.call;
         let (kind, model) = (call.kind().label(), call.model().clone());

@@ -75,6 +75,21 @@ struct OpenAiUsage<'a> {
     prompt_tokens_details: Option<&'a RawValue>,
 }
 
+/// The usage object of Interactions.
+#[derive(Deserialize)]
+struct InteractionUsage<'a> {
+    #[serde(borrow)]
+    total_input_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_output_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_thought_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_cached_tokens: Option<&'a RawValue>,
+}
+
 #[derive(Deserialize)]
 struct PromptDetails<'a> {
     #[serde(borrow)]
@@ -116,6 +131,18 @@ impl Usage {
             None,
             count(counts.total_tokens),
             cached,
+        ])
+    }
+
+    /// Reads a `usage` of Interactions. Thoughts are no part of the output.
+    pub(super) fn of_interaction(object: &[u8]) -> Option<Usage> {
+        let counts: InteractionUsage<'_> = serde_json::from_slice(object).ok()?;
+        Self::of_counts([
+            count(counts.total_input_tokens),
+            count(counts.total_output_tokens),
+            count(counts.total_thought_tokens),
+            count(counts.total_tokens),
+            count(counts.total_cached_tokens),
         ])
     }
 

@@ -54,7 +54,7 @@ impl UsageScanner {
     pub fn scan(&mut self, mut bytes: &[u8]) {
         let key: &[u8] = match self.surface {
             Surface::Gemini => b"usageMetadata",
-            Surface::OpenAi => b"usage",
+            Surface::Interactions | Surface::OpenAi => b"usage",
         };
         while let [byte, rest @ ..] = bytes {
             match &mut self.state {
@@ -138,6 +138,7 @@ impl Surface {
     fn usage(self, object: &[u8]) -> Option<Usage> {
         match self {
             Self::Gemini => Usage::of_gemini(object),
+            Self::Interactions => Usage::of_interaction(object),
             Self::OpenAi => Usage::of_openai(object),
         }
     }

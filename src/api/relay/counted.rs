@@ -22,7 +22,9 @@ use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs};
 use crate::gateway::Gateway;
-use crate::gemini::{Forward, Model, Surface, embedding_requests, named_model, requested_images};
+use crate::gemini::{
+    Forward, InteractionRequest, Model, Surface, embedding_requests, named_model, requested_images,
+};
 use crate::generation::InvalidField;
 
 /// Sends a call through admission and passes its answer back. The key is checked before the body is
@@ -44,11 +46,18 @@ pub(super) async fn send(
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
-    let request = Forward { streams: kind.streams(), ..complete(request, kind)? };
+    let mut request = Forward { streams: kind.streams(), ..complete(request, kind)? };
     let body = read(&request.headers, body, gateway).await?;
     let deadline = Instant::now() + gateway.config.request_timeout;
     check_text(|| body.clone(), gateway).await?;
-    let (model, size) = cost(gateway, kind, model, &request, &body).await?;
+    let (model, mut size) = cost(gateway, kind, model, &request, &body).await?;
+    if kind == CallKind::Interaction {
+        let asked = with_body(body.clone(), InteractionRequest::read).await?;
+        request.runs_on = asked.in_background;
+        let tokens =
+            |previous: &String| gateway.dispatcher.conversation_tokens(&payer.key, previous);
+        size.history = asked.previous.as_ref().map_or(0, tokens);
+    }
     let call = CallRequest { kind, key: payer.key, model, semaphore, size, deadline };
     let call = gateway.dispatcher.enqueue(call);
     answer(gateway, &call, request, body).await.map_err(|error| failed(&call, error))
@@ -77,7 +86,7 @@ async fn cost(
     check_model(&model, gateway)?;
     let requests = requests(kind, request.surface, body.clone()).await?;
     let images = images(&model, body.clone()).await?;
-    Ok((model, CallSize { input, requests, images }))
+    Ok((model, CallSize { requests, images, ..input.into() }))
 }
 
 /// The model that a JSON body names, where it is needed.
