@@ -64,7 +64,8 @@ impl Reader for PassOn<'_> {
             Some(creation) => Scanner::Interaction(Box::default(), Box::new(creation.clone())),
             None => Scanner::Usage(UsageScanner::new(surface)),
         };
-        let unsettled = Unsettled { attempt, scanner, is_read, watch };
+        let is_stream = watch.is_some();
+        let unsettled = Unsettled { attempt, scanner, is_read, is_stream, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
 }
@@ -116,6 +117,8 @@ struct Unsettled {
     scanner: Scanner,
     /// Whether the one who reads the answer says how it ended.
     is_read: bool,
+    /// Whether the answer is a stream.
+    is_stream: bool,
     /// Tells how the answer ends from what passes, where it can be told.
     watch: Option<Box<StreamMonitor>>,
 }
@@ -151,7 +154,7 @@ impl Unsettled {
     fn runs_on(&self) -> bool {
         match &self.scanner {
             Scanner::Usage(_) => false,
-            Scanner::Interaction(seen, creation) => creation.runs_on(seen, self.watch.is_some()),
+            Scanner::Interaction(seen, creation) => creation.runs_on(seen, self.is_stream),
         }
     }
 

@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 37] = [
+const WRONG: [(&str, &str); 39] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -181,6 +181,8 @@ const WRONG: [(&str, &str); 37] = [
     ("UPSTREAM_TIMEOUT_SECONDS", "2m"),
     ("STREAM_IDLE_TIMEOUT_SECONDS", "77s"),
     ("REQUEST_TIMEOUT_SECONDS", "infinity"),
+    ("BACKGROUND_POLL_SECONDS", "-77"),
+    ("BACKGROUND_TIMEOUT_SECONDS", "7h"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),

@@ -17,6 +17,7 @@ mod fuzz;
 mod health;
 mod http2;
 mod input;
+mod interactions;
 mod leases;
 mod lifecycle;
 mod limiter;
