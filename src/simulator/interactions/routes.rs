@@ -22,7 +22,7 @@ use crate::simulator::plan::{Plan, Reply};
 use crate::simulator::refusal::{Envelope, Refusal};
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::state::Simulator;
-use crate::simulator::stats::{CallOutcome, InFlightCall, hash};
+use crate::simulator::stats::{CallOutcome, InFlightCall, JournalEntry, hash};
 use crate::simulator::target::{Target, api_key, check_key, query_value};
 use crate::simulator::transmission::{DONE, Framing, add_tier, deliver, with_content_type};
 
@@ -122,7 +122,11 @@ fn prepare<'a>(
 /// Counts and refuses a call whose body cannot be read.
 fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: Refusal) -> Response {
     let refusal = refusal.in_envelope(Envelope::Interactions);
-    InFlightCall::arrive(simulator.collector(), "", key).end(&CallOutcome::Refused(&refusal));
+    let mut in_flight = InFlightCall::arrive(simulator.collector(), "", key);
+    if simulator.options().journal {
+        in_flight.record(JournalEntry::without_body(key.unwrap_or_default(), ""));
+    }
+    in_flight.end(&CallOutcome::Refused(&refusal));
     refusal.into_response()
 }
 
