@@ -6,6 +6,7 @@
 //! | `quotas` | refusals, time and use of the quotas, for each way in which Gemini may count; compared with clients without protection |
 //! | `capacity` | how soon the concurrency follows Gemini's capacity, and how many calls are refused meanwhile |
 //! | `fairness` | how long a chat waits beside a large batch, and how two batches share |
+//! | `interactions` | the same for interactions, also in the background, beside other calls |
 //!
 //! A run is a new simulator and a new service over it, each with its own threads and port, and
 //! clients that send over HTTP. It prints tables in Markdown and sets no pass mark: on a busy
@@ -13,6 +14,7 @@
 
 mod capacity;
 mod fairness;
+mod interactions;
 mod load;
 mod quotas;
 mod stage;
@@ -47,6 +49,7 @@ enum Part {
     Quotas,
     Capacity,
     Fairness,
+    Interactions,
 }
 
 /// How large the runs are.
@@ -80,6 +83,7 @@ fn main() {
                 Part::Quotas => runtime.block_on(quotas::measure(scale)),
                 Part::Capacity => runtime.block_on(capacity::measure(scale)),
                 Part::Fairness => runtime.block_on(fairness::measure(scale)),
+                Part::Interactions => runtime.block_on(interactions::measure(scale)),
             }
         }
     }
