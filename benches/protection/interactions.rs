@@ -2,8 +2,8 @@
 //! used.
 //!
 //! 200 clients send interactions one after the other: plain, as streams and in the background, whose
-//! ends half of the clients poll and the gateway learns by itself for the others. In a second run, one
-//! call in four is `generateContent` of the same model. The concurrency limit is 15, and a minute has
+//! ends half of the clients poll and the gateway learns by itself for the others. In a second run, a
+//! third of the calls are `generateContent` of the same model. The concurrency limit is 15, and a minute has
 //! room for 600 requests.
 
 use std::sync::Arc;
