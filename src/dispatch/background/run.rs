@@ -105,35 +105,28 @@ impl Run {
             tokio::select! {
                 biased;
                 () = self.is_over.cancelled() => return,
+                () = sleep_until(poll_at) => {}
                 () = self.was_read.notified() => {
                     if self.is_cancelled.swap(false, Ordering::Relaxed) {
                         wait = wait.and(policy.poll);
                     }
                     continue;
                 }
-                () = sleep_until(poll_at) => {}
             }
             if poll_at == ends {
                 let (model, time_limit) = (self.call.model(), policy.time_limit);
                 tracing::warn!(%model, ?time_limit, "a run in the background was not settled in time");
                 return;
             }
-            match self.poll(runs).await {
-                Ok(()) => wait = wait.map(|wait| (wait * 2).min(LONGEST_WAIT.max(wait))),
-                Err(error) => match error.kind {
-                    ErrorKind::ModelNotFound => return,
-                    // Reported for keys that may create runs and not read them. The slots are kept
-                    // until the run's time is over, as Gemini works on it.
-                    ErrorKind::InvalidRequest
-                    | ErrorKind::InvalidKey
-                    | ErrorKind::PermissionDenied => {
-                        let (model, code) = (self.call.model(), error.kind.code());
-                        tracing::warn!(%model, code, "a run in the background cannot be polled");
-                        wait = None;
-                    }
-                    _ => wait = wait.map(|wait| (wait * 2).min(LONGEST_WAIT.max(wait))),
-                },
-            }
+            wait = match self.poll(runs).await {
+                Err(error) if error.kind == ErrorKind::ModelNotFound => return,
+                Err(error) if is_for_good(&error) => {
+                    let (model, code) = (self.call.model(), error.kind.code());
+                    tracing::warn!(%model, code, "a run in the background cannot be polled");
+                    None
+                }
+                Ok(()) | Err(_) => wait.map(|wait| (wait * 2).min(LONGEST_WAIT.max(wait))),
+            };
         }
     }
 
@@ -145,6 +138,15 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Whether a run cannot be read at all. Source: users report such a 400 for keys that may create runs
+/// and not read them. The run keeps its slots until its time is over, since Gemini works on it.
+fn is_for_good(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::InvalidRequest | ErrorKind::InvalidKey | ErrorKind::PermissionDenied
+    )
 }
 
 impl Poller {
