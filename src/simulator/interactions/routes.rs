@@ -145,17 +145,18 @@ async fn start(
         return deliver(plan, in_flight, call.arrived, Framing::Whole).await;
     };
     let interactions = call.simulator.interactions();
-    let replay = match interactions.replay_any(owner, &id) {
+    let replay = match interactions.start(owner, &id, in_flight) {
         Ok(replay) => replay,
         Err(refusal) => return refused(refusal),
     };
     let run = call.simulator.collector().background_run_started();
     let (done_at, cancelled) = (replay.done_at, replay.cancelled.clone());
+    let in_flight = replay.run.clone();
     tokio::spawn(async move {
         let _run = run;
         tokio::select! {
-            () = sleep_until(done_at) => in_flight.end(&CallOutcome::Answered),
-            () = cancelled.cancelled() => drop(in_flight),
+            () = sleep_until(done_at) => in_flight.end(),
+            () = cancelled.cancelled() => in_flight.cancel(),
         }
     });
     let mut response = if stream {
@@ -247,6 +248,9 @@ fn streamed(replay: Replay, after: usize) -> Response {
         tokio::select! {
             biased;
             () = sleep_until(replay.started_at + run * position / length) => {
+                if number == events.len() {
+                    replay.run.end();
+                }
                 Some((frame(event.frame(Some(number))), (replay, events, number, false)))
             }
             () = replay.cancelled.cancelled() => {
