@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Model};
 use crate::limits::{QuotaPlan, RedisSettings};
-use crate::schema::Limits;
+use crate::schema::SchemaLimits;
 use lookup::{Lookup, UNQUOTED, invalid};
 use settings::*;
 
@@ -72,7 +72,7 @@ pub struct Config {
     pub structured_model: Model,
     pub max_batch_size: usize,
     pub max_body_bytes: usize,
-    pub schema_limits: Limits,
+    pub schema_limits: SchemaLimits,
     pub schema_timeout: Duration,
     pub check_formats: bool,
     pub body_memory_bytes: Option<usize>,
@@ -141,7 +141,7 @@ impl Config {
             structured_model: settings.parse(GEMINI_STRUCTURED_MODEL, MODEL)?,
             max_batch_size: settings.count(MAX_BATCH_SIZE)?,
             max_body_bytes: settings.count(MAX_BODY_BYTES)?,
-            schema_limits: Limits {
+            schema_limits: SchemaLimits {
                 bytes: settings.count(MAX_SCHEMA_BYTES)?,
                 nodes: settings.count(MAX_SCHEMA_NODES)?,
             },

@@ -1,127 +1,126 @@
-//! What is asked of Gemini and how its answer is read: chats, structured output and stories, one
-//! at a time or [many](batch).
+//! Chats, structured output and stories: what is sent to Gemini and how its answer is read. One at
+//! a time, or as a [batch].
+//!
+//! Requests arrive here as plain values. `api` reads them from JSON and writes the results.
 
 pub mod batch;
 pub mod chat;
 pub mod cinematic;
-mod found;
+mod extract;
 pub mod offload;
-mod question;
-mod request;
+mod prompt;
 mod schemas;
 mod story;
 pub mod structured;
+mod validation;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
 
 use crate::dispatch::{Call, CallError, CallKind, Dispatcher};
 use crate::gemini::{Answer, Error, InputFeatures, Model, Usage};
 use crate::limits::Admission;
-
 use crate::schema::Work;
-use offload::{Offload, Unfinished};
+use offload::{Offload, OffloadError};
 
-pub use request::{
-    Credentials, Defaults, InvalidField, Object, Preparation, Request, Segment, Terms,
-};
+pub use prompt::{SchemaGeneration, SchemaKind, SchemaPrompt};
 pub use schemas::Schemas;
+pub use validation::{Defaults, InvalidField, ModelOptions, Segment};
 
-/// One thing to generate, checked and ready to be sent.
+/// A kind of generation: one request of it, checked and ready to be sent.
 pub trait Generation: Send + Sync + Sized + 'static {
     /// The kind of its calls.
     const KIND: CallKind;
-    /// The body in which a caller asks for it.
-    type Request: Request;
-    /// The body that a caller gets.
-    type Output: Serialize + Send + Sync + 'static;
+    /// What the model generates.
+    type Value: Send + Sync + 'static;
 
-    /// Checks all of a request. Nothing is sent.
-    ///
-    /// # Errors
-    /// Every field that cannot be used.
-    fn prepare(
-        request: Self::Request,
-        preparation: &Preparation<'_>,
-    ) -> Result<Self, Vec<InvalidField>>;
-
-    /// The model it is asked of.
+    /// The model that generates.
     fn model(&self) -> &Model;
 
-    /// What Gemini is sent.
-    fn ask(&self) -> Bytes;
+    /// The body of the call to Gemini.
+    fn body(&self) -> Bytes;
 
-    /// The text in what Gemini is sent.
+    /// The features of the input from which its tokens are estimated.
     fn input(&self) -> InputFeatures;
 
-    /// Reads an answer, with the work that this may take.
+    /// Reads an answer. `work` bounds the processor time that this may take.
     ///
     /// # Errors
-    /// [`Unusable`] where the answer is not what was asked for, or the work is not enough to know.
-    fn read(&self, answer: Answer, work: &Work) -> Result<Self::Output, Unusable<Self::Output>>;
+    /// [`ReadError`] if the answer cannot be used, or if `work` ran out first.
+    fn read(&self, answer: Answer, work: &Work) -> Result<Generated<Self::Value>, ReadError<Self>>;
 
-    /// What Gemini is sent when its answer was a misfit.
-    fn ask_again(&self, misfit: &Misfit<Self::Output>) -> Bytes;
-
-    /// Adds to an output the tokens that an answer before it had cost.
-    fn charge(output: &mut Self::Output, usage: Usage);
+    /// The body of the second call, which asks the model to correct its first answer.
+    fn correction(&self, mismatch: &Mismatch<Self::Value>) -> Bytes;
 }
 
-/// An answer that is not what was asked for.
+/// What Gemini generated.
 #[derive(Debug)]
-pub enum Unusable<Output> {
-    /// It does not fit; the model may do better when it is told why.
-    Misfit(Misfit<Output>),
-    /// It would come out the same a second time.
-    Hopeless(Error),
-    /// The work was stopped before it was known whether it fits.
-    Unfinished(Answer),
-}
-
-/// An answer that does not fit what was asked for.
-#[derive(Debug)]
-pub struct Misfit<Output> {
-    /// What Gemini said.
-    pub text: String,
-    /// What of it does not fit; never empty.
-    pub violations: Vec<String>,
-    /// What it cost.
+pub struct Generated<T> {
+    /// What the model generated.
+    pub value: T,
+    /// The model that was asked.
+    pub model: Model,
+    /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, …
+    pub finish_reason: String,
+    /// The tokens that were spent, over all calls.
     pub usage: Usage,
-    /// The output to make do with if no better one comes.
-    pub fallback: Option<Output>,
+}
+
+/// Why an answer was not read.
+#[derive(Debug)]
+pub enum ReadError<G: Generation> {
+    /// The answer does not match the request. The model may correct it.
+    Mismatch(Box<Mismatch<G::Value>>),
+    /// The answer cannot be used, and a second one would be no better.
+    Permanent(Error),
+    /// The work ran out before it was known whether the answer matches.
+    OutOfWork(Answer),
+}
+
+/// An answer that does not match the request.
+#[derive(Debug)]
+pub struct Mismatch<T> {
+    /// The text of the answer.
+    pub text: String,
+    /// Every mismatch; never empty.
+    pub violations: Vec<String>,
+    /// The tokens that the answer cost.
+    pub usage: Usage,
+    /// What to return if the correction is no better.
+    pub fallback: Option<Generated<T>>,
 }
 
 /// Why nothing was generated.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The call gave no answer.
+pub enum GenerationError {
+    /// The call to Gemini failed or was not admitted.
     #[error(transparent)]
     Dispatch(#[from] CallError),
-    /// Gemini answered twice, and neither answer fits the schema.
-    #[error("the answer does not fit the schema: {}", violations.join("; "))]
+    /// Gemini answered twice, and neither answer matches the schema; or an answer could not be
+    /// checked in bounded time.
+    #[error("the answer does not match the schema: {}", violations.join("; "))]
     SchemaViolation {
-        /// What of the second answer does not fit.
+        /// The mismatches of the last answer.
         violations: Vec<String>,
-        /// What the second answer cost.
+        /// The tokens that the last answer cost.
         usage: Usage,
     },
-    /// Something broke in this service.
+    /// An internal error of this service.
     #[error("internal error")]
     Internal,
 }
 
-impl Failure {
-    /// What lies behind it, for the log only.
+impl GenerationError {
+    /// The underlying cause, for the log only.
     pub fn cause(&self) -> Option<String> {
         match self {
-            Self::Dispatch(failure) => failure.cause(),
+            Self::Dispatch(error) => error.cause(),
             Self::SchemaViolation { .. } | Self::Internal => None,
         }
     }
 
-    /// The tokens that were spent although nothing came of them.
+    /// The tokens that the failed call spent.
     fn usage(&self) -> Usage {
         match self {
             Self::Dispatch(CallError::Upstream { error, .. }) => error.usage,
@@ -131,68 +130,70 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for GenerationError {
     fn from(error: Error) -> Self {
         Self::Dispatch(error.into())
     }
 }
 
-/// Waits for admission and generates one thing. An answer that does not fit is asked for once more,
-/// and the second call is admitted like any other.
+/// Waits for admission and generates. If the answer does not match the request, the model is asked
+/// once to correct it; that second call passes admission like any other.
 ///
 /// # Errors
-/// [`Failure`]; an output is always what was asked for.
+/// [`GenerationError`]; a value that is returned always matches the request.
 pub async fn generate<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,
     generation: G,
-) -> Result<G::Output, Failure> {
+) -> Result<Generated<G::Value>, GenerationError> {
     let admission = dispatcher.admit(call).await?;
-    // Boxed so that a request that waits takes no more memory than its wait.
+    // Boxed, so that a request that waits takes no more memory than its wait.
     let generation = Arc::new(generation);
     Box::pin(generate_admitted(dispatcher, offload, call, &generation, admission)).await
 }
 
-/// The same where the first call has been admitted.
+/// The same for a call that has been admitted.
 async fn generate_admitted<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
     admission: Admission,
-) -> Result<G::Output, Failure> {
-    let answer = dispatcher.generate_admitted(call, generation.ask(), admission).await?;
-    let misfit = match read(offload, call, generation, answer).await? {
-        Ok(output) => return Ok(output),
-        Err(misfit) => misfit,
+) -> Result<Generated<G::Value>, GenerationError> {
+    let answer = dispatcher.generate_admitted(call, generation.body(), admission).await?;
+    let mismatch = match read(offload, call, generation, answer).await? {
+        Ok(generated) => return Ok(generated),
+        Err(mismatch) => mismatch,
     };
-    tracing::debug!(violations = misfit.violations.len(), "the answer does not fit; asking again");
-    match repair(dispatcher, offload, call, generation, &misfit).await {
-        Ok(mut output) => {
-            G::charge(&mut output, misfit.usage);
-            Ok(output)
+    tracing::debug!(
+        violations = mismatch.violations.len(),
+        "the answer does not match the request; asking for a correction"
+    );
+    match correct(dispatcher, offload, call, generation, &mismatch).await {
+        Ok(mut generated) => {
+            generated.usage += mismatch.usage;
+            Ok(generated)
         }
-        Err(failure) => match misfit.fallback {
-            Some(mut output) => {
-                G::charge(&mut output, failure.usage());
-                Ok(output)
-            }
-            None => Err(failure),
-        },
+        Err(error) => {
+            let usage = error.usage();
+            let mut fallback = mismatch.fallback.ok_or(error)?;
+            fallback.usage += usage;
+            Ok(fallback)
+        }
     }
 }
 
-/// Reads an answer here where that takes little work, and else off the serving threads.
+/// Reads an answer: on this thread if that takes little work, otherwise on the offload threads.
 async fn read<G: Generation>(
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
     answer: Answer,
-) -> Result<Result<G::Output, Misfit<G::Output>>, Failure> {
+) -> Result<Result<Generated<G::Value>, Box<Mismatch<G::Value>>>, GenerationError> {
     let usage = answer.usage;
     let read = match generation.read(answer, &Work::brief()) {
-        Err(Unusable::Unfinished(answer)) => {
+        Err(ReadError::OutOfWork(answer)) => {
             let generation = Arc::clone(generation);
             let job = move |work: &Work| generation.read(answer, work);
             offload.run(call.payer(), call.deadline(), job).await
@@ -200,33 +201,34 @@ async fn read<G: Generation>(
         read => Ok(read),
     };
     match read {
-        Ok(Ok(output)) => Ok(Ok(output)),
-        Ok(Err(Unusable::Misfit(misfit))) => Ok(Err(misfit)),
-        Ok(Err(Unusable::Hopeless(error))) => Err(error.into()),
-        Ok(Err(Unusable::Unfinished(_))) | Err(Unfinished::Deadline) => {
+        Ok(Ok(generated)) => Ok(Ok(generated)),
+        Ok(Err(ReadError::Mismatch(mismatch))) => Ok(Err(mismatch)),
+        Ok(Err(ReadError::Permanent(error))) => Err(error.into()),
+        Ok(Err(ReadError::OutOfWork(_))) | Err(OffloadError::DeadlineExceeded) => {
             Err(CallError::DeadlineExceeded.into())
         }
-        Err(Unfinished::TooLong(limit)) => {
-            let violation = format!("to check it takes longer than {limit:?}");
-            Err(Failure::SchemaViolation { violations: vec![violation], usage })
+        Err(OffloadError::TimeLimit(limit)) => {
+            let violation = format!("checking the answer takes longer than {limit:?}");
+            Err(GenerationError::SchemaViolation { violations: vec![violation], usage })
         }
-        Err(Unfinished::Panicked) => Err(Failure::Internal),
+        Err(OffloadError::Panicked) => Err(GenerationError::Internal),
     }
 }
 
-async fn repair<G: Generation>(
+/// Asks the model to correct its answer, and reads the second one.
+async fn correct<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,
     generation: &Arc<G>,
-    misfit: &Misfit<G::Output>,
-) -> Result<G::Output, Failure> {
-    let said = misfit.violations.iter().map(|violation| InputFeatures::of(violation));
-    let input = call.input() + InputFeatures::of(&misfit.text) + said.sum();
+    mismatch: &Mismatch<G::Value>,
+) -> Result<Generated<G::Value>, GenerationError> {
+    let violations = mismatch.violations.iter().map(|violation| InputFeatures::of(violation));
+    let input = call.input() + InputFeatures::of(&mismatch.text) + violations.sum();
     let call = call.followed_by(input);
-    let answer = dispatcher.generate(&call, generation.ask_again(misfit)).await?;
-    read(offload, &call, generation, answer).await?.or_else(|misfit| {
-        let Misfit { fallback, violations, usage, .. } = misfit;
-        fallback.ok_or(Failure::SchemaViolation { violations, usage })
+    let answer = dispatcher.generate(&call, generation.correction(mismatch)).await?;
+    read(offload, &call, generation, answer).await?.or_else(|mismatch| {
+        let Mismatch { fallback, violations, usage, .. } = *mismatch;
+        fallback.ok_or(GenerationError::SchemaViolation { violations, usage })
     })
 }

@@ -1,59 +1,56 @@
-//! The limiter: how many calls run at once, what an account may spend, and who goes next.
+//! Limits: how many calls run at once, what an account may spend, and which call is admitted next.
 //!
-//! | file | what is in it |
-//! |---|---|
-//! | `limiter` | one request's way in: its place, its queues, an admission, a call under way |
-//! | `semaphore`, `named` | permits of which a number is out at once; the names they can have |
-//! | `lease` | permits held by work outside this process, which end unless they are renewed |
-//! | `store` | where semaphores and leases are kept: here, or for all replicas |
-//! | `shared` | what all replicas share, in Redis |
-//! | `account` | what belongs to one key and model: a budget and an adaptive limit |
-//! | `accounts` | all of them, which models are charged as another, and which accounts are forgotten |
-//! | `budget` | quotas per minute and per day, spread so that Gemini never has to refuse |
-//! | `adaptive` | how many calls of an account run at once, found out from refusals for load |
-//! | `breakers` | which calls Gemini is certain to refuse until somebody pays or raises a quota |
-//! | `quota` | the kinds of quotas, as data |
-//! | `plan` | what the settings say about quotas |
+//! Everything is first come, first served, and everything granted is given back when it is dropped.
+//! Nothing here knows what a call contains.
 //!
-//! All are first come, first served, and what they give out comes back when it is dropped. Nothing
-//! here knows what a call is.
+//! Each module uses only modules above it in the table. A test holds the code to the last column.
+//!
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | `model` | quota kinds, settings of quotas, windows, the adaptive search, lease terms: rules without IO | nothing |
+//! | `semaphore` | hot path: request and release permits | `model` |
+//! | `budget` | hot path: reserve, start and settle what a call costs; beside it, how quotas are learned, moved and shown | `model` |
+//! | `store` | administration: which semaphores, budgets and leases exist | `model`, `semaphore`, `budget` |
+//! | `local` | the implementation in this process | `model`, `semaphore`, `budget`, `store` |
+//! | `redis` | the implementation in Redis, for all replicas; an account without known quotas is counted in this process | `model`, `semaphore`, `budget`, `store`, `local` |
+//! | `accounts` | one key and model: its budget, its adaptive limit, the model that is charged; which accounts are forgotten | `model`, `budget`, `store`, `local` |
+//! | `limiter` | admission: tickets in the queue, admitted calls, calls in flight | `model`, `semaphore`, `budget`, `store`, `local`, `accounts` |
+//! | `leases` | permits for work outside this process | `model`, `semaphore`, `store`, `limiter` |
+//!
+//! A new quota kind is a variant and a row in `model::quota`. Settings, windows, the Redis script,
+//! refusals and `/_admin/limits` iterate over the rows. A new store implements the traits of
+//! `semaphore`, `budget` and `store`, and joins the list of stores in `store::tests`.
 
-mod account;
 mod accounts;
-mod adaptive;
-mod breakers;
 mod budget;
-mod lease;
+mod leases;
 mod limiter;
-mod named;
-mod plan;
-mod quota;
+mod local;
+mod model;
+mod redis;
 mod semaphore;
-mod shared;
 mod store;
 
-pub use account::{Account, Payer};
-pub use accounts::{Accounts, NamedBy};
-pub use adaptive::{AdaptiveLimit, Slot};
-pub use breakers::{RefusedHere, Tripped};
+pub use self::redis::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
+pub use accounts::{Account, Accounts, NamedBy, RefusedHere, Tripped};
 pub use budget::{
-    Attempt, Budget, BudgetUsage, Charged, Cost, Estimate, Exhausted, HandedOver, Line,
-    LocalBudget, NotReserved, QuotaUsage, Reservation, Sent, Spent, Started,
+    Budget, BudgetAdmin, ChargedModel, NotReserved, Reservation, Sent, Started, Transfer,
+    TryReserve,
 };
-pub use lease::{Lease, LeaseTerms, Leases, NoLease, NoSuchLease};
+pub use leases::{Leases, NoLease};
 pub use limiter::{
     AccountQueue, Admission, HeadOfQueue, InFlightCall, Limiter, Occupancy, PermitsExpired,
     QueueTicket, Refused,
 };
-pub use named::{InvalidSemaphore, NAMED_LIMITS, SemaphoreId, parse_limit};
-pub use plan::{
-    InvalidDigest, KeyDigest, Limit, LimitScope, Limits, OtherLabel, Planned, PlannedQuotas,
-    QuotaPlan, RepeatedScope, Source, Tier,
+pub use local::{AdaptiveLimit, LocalBudget, LocalSemaphore, LocalStore, Slot};
+pub use model::{
+    BudgetUsage, Cost, Estimate, Exhausted, InvalidDigest, InvalidSemaphore, KeyDigest, Lease,
+    LeaseTerms, Limit, LimitScope, Limits, Line, NAMED_LIMITS, NewLease, NoSuchLease, OtherLabel,
+    Payer, PerKind, Planned, PlannedQuotas, QuotaKind, QuotaPlan, QuotaUsage, Quotas,
+    RepeatedScope, Resource, SemaphoreId, Source, Spent, StoreUnavailable, Tier, Window,
+    parse_limit,
 };
-pub use quota::{PerKind, QuotaKind, Quotas, Resource, Window};
 pub use semaphore::{
-    Acquire, Fence, LocalSemaphore, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage,
-    StoreUnavailable, WaitMode,
+    Acquire, Fence, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
 };
-pub use shared::{InvalidRedisUrl, NoRedis, RedisSettings, SharedStore};
-pub use store::{Fetched, LocalStore, NewLease, Store, Unleased};
+pub use store::{Fetched, LeaseStore, Semaphores, Store, Unleased};

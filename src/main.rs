@@ -23,7 +23,7 @@ use gemini_concurrent_generation::simulator::{self, Simulator};
 use gemini_concurrent_generation::telemetry;
 use gemini_concurrent_generation::with_permit;
 
-/// A gateway to Google Gemini. Settings are environment variables, read from `.env` too.
+/// A gateway for Google Gemini. Settings are environment variables, or lines of `.env`.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct CommandLine {

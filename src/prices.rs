@@ -175,7 +175,7 @@ impl Prices {
         &self.updated
     }
 
-    /// What a call costs. Nothing if the model's prices are unknown, which the log says once for
+    /// What a call costs. Nothing if the model's prices are unknown, which the log reports once for
     /// each model.
     pub fn cost(&self, model: &str, tier: PriceTier, tokens: ChargedTokens) -> NanoDollars {
         match self.price_of(model) {

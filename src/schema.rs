@@ -1,14 +1,15 @@
-//! JSON Schema to Gemini's dialect, and the check of an answer against the caller's schema.
+//! Translates JSON Schema to Gemini's dialects, and checks answers against the caller's schema.
 //!
-//! Gemini takes a schema in one of two fields, and neither takes JSON Schema whole. What a caller
-//! gives is rewritten in one draft (`normal`) and read into a disjunction of shapes (`shape`), with
-//! conjunctions multiplied out. That is written in the first dialect that can say it (`write`), with
-//! references written out where that costs little (`references`). What neither can say is put into a
-//! description, so that the model still reads it, and Gemini's answer is judged by the caller's own
-//! schema: a dialect that says too little costs a retry, never a wrong answer.
+//! Gemini takes a schema in one of two fields, and each supports a part of JSON Schema. The
+//! caller's schema is rewritten to one draft (`normal`) and read into a disjunction of shapes
+//! (`shape`), with conjunctions multiplied out. The shapes are written in the first dialect that
+//! can express them (`write`). References are inlined where that adds little (`references`). What
+//! neither dialect can express goes into a description for the model to read. Answers are checked
+//! against the caller's own schema, so a dialect that expresses too little costs a retry, never a
+//! wrong answer.
 //!
-//! Callers are not trusted with the time and the memory that this takes. A schema is bounded in
-//! size ([`Limits`]), and all work is counted and can be stopped ([`Work`]).
+//! Schemas are hostile input. Their size is bounded ([`SchemaLimits`]), and all work is counted and can
+//! be stopped ([`Work`]).
 
 mod cost;
 mod document;
@@ -21,6 +22,7 @@ mod number;
 mod order;
 mod parse;
 mod patterns;
+mod pointer;
 mod references;
 mod shape;
 mod stack;
@@ -37,49 +39,49 @@ use std::sync::Arc;
 use jsonschema::{Draft, Validator};
 use serde_json::Value;
 
-use cost::Cost;
+use cost::CheckCost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use normal::Normal;
-use patterns::{Options, Patterns};
+use patterns::{Patterns, ValidatorOptions};
 use work::{Interrupt, interruptible};
 
-pub use document::Limits;
+pub use document::SchemaLimits;
 pub use work::{Stopped, Work};
 
-/// More would only lengthen the prompt of a retry.
+/// The most violations reported: more would only lengthen the prompt of a retry.
 const MAX_VIOLATIONS: usize = 20;
 
-/// In characters: some messages repeat a whole `enum`.
+/// The longest message, in characters: some messages repeat a whole `enum`.
 const MAX_MESSAGE: usize = 400;
 
 /// Dropping a schema of more values takes milliseconds.
 const MANY_NODES: usize = 5_000;
 
-/// Steps for collecting all violations, which takes memory with each. Past it the answer is merely
-/// known not to fit.
+/// Steps for collecting violations, each of which takes memory. Beyond it the answer is only
+/// reported as invalid.
 const COLLECTING: u64 = 500_000;
 
-/// A caller's JSON Schema, compiled: what Gemini is sent, and the check of the answer.
+/// A caller's JSON Schema, compiled: the schema sent to Gemini, and the check of answers.
 #[derive(Debug)]
 pub struct Schema {
-    /// As text, for what is sent is far smaller than the value.
+    /// As text, which is far smaller than the value.
     sent: Option<(&'static str, Box<str>)>,
     validator: Validator<Metered>,
     names: NamePatterns,
-    cost: Cost,
+    cost: CheckCost,
     is_large: bool,
     checks_formats: bool,
 }
 
-/// What Gemini is sent of a schema, by the field of `generationConfig` that carries it.
+/// The schema sent to Gemini, by the field of `generationConfig` that carries it.
 #[derive(Debug, Clone, PartialEq)]
 enum Dialect {
     /// The schema allows any JSON: neither field is sent, only `responseMimeType`.
     Any,
-    /// Goes as `responseSchema`, the OpenAPI subset that says most about single values.
+    /// Sent as `responseSchema`, the OpenAPI subset, which has the most keywords for single values.
     ResponseSchema(Value),
-    /// Goes as `responseJsonSchema`, which alone says recursion, tuples, maps and enums of numbers.
+    /// Sent as `responseJsonSchema`, which alone has recursion, tuples, maps and enums of numbers.
     ResponseJsonSchema(Value),
 }
 
@@ -97,7 +99,7 @@ impl Dialect {
 const RESPONSE_SCHEMA: &str = "responseSchema";
 const RESPONSE_JSON_SCHEMA: &str = "responseJsonSchema";
 
-/// The schema is not usable.
+/// A schema that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("at {}: {message}", place(pointer))]
 pub struct SchemaError {
@@ -113,13 +115,13 @@ impl SchemaError {
     }
 }
 
-/// A schema was not compiled.
+/// Why a schema was not compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotCompiled {
-    /// It is not usable.
+    /// The schema cannot be used.
     #[error(transparent)]
     Unusable(#[from] SchemaError),
-    /// The work that it takes was stopped.
+    /// The work was stopped.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
@@ -128,9 +130,9 @@ impl Schema {
     /// Reads a schema and compiles it.
     ///
     /// # Errors
-    /// As for [`Schema::compile`]; also where the text is no JSON, nested too deeply to be read, or
-    /// too long.
-    pub fn read(text: &str, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    /// As for [`Schema::compile`]; also when the text is not JSON, is nested too deeply, or is too
+    /// long.
+    pub fn read(text: &str, limits: &SchemaLimits, work: &Work) -> Result<Self, NotCompiled> {
         limits.check_bytes(text.len())?;
         work.spend(text.len())?;
         let schema =
@@ -138,26 +140,30 @@ impl Schema {
         Self::compile(&schema, limits, work)
     }
 
-    /// Reads `schema` by the draft it declares, or by all of them if none, translates it, and
-    /// prepares the check of answers. Nothing is ever fetched.
+    /// Reads `schema` by the draft that it declares, or by all drafts if it declares none,
+    /// translates it, and prepares the check of answers. References are never fetched.
     ///
     /// # Errors
     ///
     /// [`NotCompiled::Unusable`] when the schema breaks its draft's meta-schema, refers to anything
     /// outside itself, is too large or nested too deeply, or allows no value.
-    pub fn compile(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    pub fn compile(
+        schema: &Value,
+        limits: &SchemaLimits,
+        work: &Work,
+    ) -> Result<Self, NotCompiled> {
         work.spend(document::check_size(schema, limits)?)?;
         let normal = Normal::of(schema, limits, work)?;
         Self::canonical(&normal.document, limits, work).map_err(|error| normal.locate(error))
     }
 
-    /// The same for a schema in canonical form.
-    fn canonical(schema: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    /// Compiles a schema in canonical form.
+    fn canonical(schema: &Value, limits: &SchemaLimits, work: &Work) -> Result<Self, NotCompiled> {
         let nodes = document::check_size(schema, limits)?;
         work.spend(nodes)?;
         check_meta_schema(schema, work)?;
         let document = Document { root: schema };
-        let cost = Cost::of(&document)?;
+        let cost = CheckCost::of(&document)?;
         let patterns = Arc::new(Patterns::of(schema, work)?);
         let validator = build_validator(schema, &patterns)?;
         work.spend(nodes)?;
@@ -167,13 +173,13 @@ impl Schema {
         Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })
     }
 
-    /// The schema with `format` for the model to read only.
+    /// The same schema, with `format` as an annotation that is not checked.
     #[must_use]
     pub fn without_formats(self) -> Self {
         Self { checks_formats: false, ..self }
     }
 
-    /// The field of `generationConfig` that carries the schema, with its JSON; none where any JSON
+    /// The field of `generationConfig` that carries the schema, with its JSON; none when any JSON
     /// is allowed.
     #[must_use]
     pub fn sent(&self) -> Option<(&'static str, &str)> {
@@ -186,13 +192,14 @@ impl Schema {
         self.is_large
     }
 
-    /// What is wrong with `instance`, as `at /path: message`; empty when it is valid. At most 20.
+    /// The violations in `instance`, at most 20, each as `at /path: message`; empty when it is
+    /// valid.
     ///
-    /// Of formats, `date`, `date-time`, `time`, `email`, `uri`, `uuid`, `ipv4`, `ipv6` and `hostname` are
-    /// checked; any other is an annotation.
+    /// The formats `date`, `date-time`, `time`, `email`, `uri`, `uuid`, `ipv4`, `ipv6` and
+    /// `hostname` are checked; any other is an annotation.
     ///
     /// # Errors
-    /// [`Stopped`] where the work was stopped before that is known.
+    /// [`Stopped`] when the work is stopped before the result is known.
     pub fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         let levels = self.cost.levels(instance);
         let checked = stack::with_levels(levels, work, |work| self.check(instance, work));
@@ -218,7 +225,7 @@ impl Schema {
         Meter { work, names: self.names, place, formats: self.checks_formats }
     }
 
-    /// The violations of an instance that has some, as far as there is time to collect them.
+    /// Collects the violations of an invalid instance within a limited number of steps.
     fn collected(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         let steps = COLLECTING.min(work.left());
         let part = work.part(steps);
@@ -270,6 +277,6 @@ fn build_validator(
     })
 }
 
-fn offline<'i>() -> Options<'i> {
+fn offline<'i>() -> ValidatorOptions<'i> {
     jsonschema::options_for().should_validate_formats(false).offline()
 }

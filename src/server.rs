@@ -7,6 +7,7 @@ mod files;
 mod http2;
 mod state;
 mod stream;
+mod timer;
 
 use std::io;
 use std::net::SocketAddr;

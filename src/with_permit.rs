@@ -1,7 +1,7 @@
 //! `with-permit`: runs a command while holding a lease of a running service.
 //!
-//! It waits for the lease, renews it while the command runs, releases it when the command ends,
-//! and ends as the command did.
+//! It waits for the lease, renews it while the command runs, releases it when the command ends, and exits
+//! with the status of the command.
 
 mod service;
 mod signals;
@@ -21,55 +21,56 @@ use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use crate::api::Code;
 use crate::config::Config;
 use crate::limits::{Leases, SemaphoreId};
-use service::{Lease, Service, Terms, Trouble};
+use service::{GrantedLease, LeaseError, LeaseOrder, Service};
 use signals::Signals;
 
-/// The service is not there, or does not give the lease (`EX_UNAVAILABLE` of sysexits.h).
+/// The service cannot be reached, or does not grant the lease (`EX_UNAVAILABLE` of sysexits.h).
 const UNAVAILABLE: u8 = 69;
 /// The lease was lost while the command ran (`EX_TEMPFAIL`).
 const LOST: u8 = 75;
 /// The admin key is missing or wrong (`EX_NOPERM`).
 const NO_PERMISSION: u8 = 77;
-/// The settings cannot be used (`EX_CONFIG`).
+/// A setting is invalid (`EX_CONFIG`).
 const SETTINGS: u8 = 78;
-/// The command cannot be started, or is not there, as shells say it.
+/// The command cannot be started, or does not exist: the exit statuses of POSIX shells.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// The longest name of a holder, in characters.
 const MAX_HOLDER: usize = 128;
 
-/// What is to be run, and with which lease.
+/// The command to run, and the lease to hold.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Where the service is; else http://127.0.0.1 with the port in PORT.
+    /// The URL of the service; default: http://127.0.0.1 with the port in PORT.
     #[arg(long)]
     url: Option<String>,
     /// How many permits to hold, 1 to 1000.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     permits: u16,
-    /// For how many seconds the lease outlives a holder that no longer renews it, 1 to 3600. It is
-    /// renewed at each third of this.
+    /// After how many seconds the lease expires unless it is renewed, 1 to 3600. It is renewed after each
+    /// third of this.
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = ttl)]
     ttl: Duration,
-    /// Who the lease is for, as it is to be listed; else the command, its process and its machine.
+    /// The name of the holder in lists of leases; default: the command, its process and its machine.
     #[arg(long, value_name = "NAME", value_parser = holder)]
     holder: Option<String>,
     /// The semaphore.
     #[arg(value_parser = SemaphoreId::parse)]
     id: SemaphoreId,
-    /// The command and its arguments. It is told PERMIT_LEASE_ID and PERMIT_FENCING_TOKEN.
+    /// The command and its arguments. Its environment has PERMIT_LEASE_ID and PERMIT_FENCING_TOKEN.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
 
-/// Why the command was not run, or not to its end.
+/// Why the command was not run, or was stopped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// The exit status that says so.
+    /// The exit status for this error.
     pub exit_status: u8,
     message: String,
 }
@@ -79,29 +80,35 @@ impl Failure {
         Self { exit_status, message: message.into() }
     }
 
-    /// The settings cannot be used.
+    /// A setting is invalid.
     pub fn settings(message: String) -> Self {
         Self::new(SETTINGS, message)
     }
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        let exit_status = match &trouble {
-            Trouble::Refused {
-                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ..
-            } => NO_PERMISSION,
+impl From<LeaseError> for Failure {
+    fn from(error: LeaseError) -> Self {
+        let exit_status = match &error {
+            LeaseError::Refused { status, code, .. } => refused(*status, *code),
             _ => UNAVAILABLE,
         };
-        Self::new(exit_status, trouble.to_string())
+        Self::new(exit_status, error.to_string())
     }
 }
 
-/// Runs the command with the lease, and with these environment variables and no others. Gives the
-/// exit status to end with: the command's, or 128 and the number of the signal that killed it.
+/// The exit status for a refusal: by its code, or by its status if a proxy answered without a code.
+fn refused(status: StatusCode, code: Option<Code>) -> u8 {
+    match code.map_or(status, Code::status) {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => NO_PERMISSION,
+        _ => UNAVAILABLE,
+    }
+}
+
+/// Runs the command with the lease, with only these environment variables. Returns the exit status: the
+/// command's, or 128 plus the number of the signal that killed it.
 ///
 /// # Errors
-/// Where the command did not run, or the lease was lost while it did.
+/// [`Failure`] if the command was not run, or was stopped because the lease was lost.
 pub async fn run(
     arguments: Arguments,
     config: &Config,
@@ -114,12 +121,12 @@ pub async fn run(
     let service = Service::new(&url, &id, admin_key.ok_or_else(no_key)?)
         .map_err(|message| Failure::new(UNAVAILABLE, message))?;
     let holder = holder.unwrap_or_else(|| default_holder(&command[0]));
-    let terms = Terms { holder, permits, ttl };
+    let request = LeaseOrder { holder, permits, ttl };
     let mut signals =
         Signals::listen().map_err(|error| Failure::new(UNAVAILABLE, error.to_string()))?;
 
     let (lease, ends) = tokio::select! {
-        taken = take(&service, &terms) => taken?,
+        taken = take(&service, &request) => taken?,
         signal = signals.next() => return Ok(killed_by(signal)),
     };
     let child = Command::new(&command[0])
@@ -130,42 +137,44 @@ pub async fn run(
         .env("PERMIT_FENCING_TOKEN", lease.fencing_token.to_string())
         .spawn();
     let outcome = match child {
-        Ok(child) => attend(child, &service, &lease, ttl, ends, &mut signals).await,
+        Ok(child) => supervise(child, &service, &lease, ttl, ends, &mut signals).await,
         Err(error) => {
             let not_found = error.kind() == ErrorKind::NotFound;
             let exit_status = if not_found { NOT_FOUND } else { NOT_EXECUTABLE };
             Err(Failure::new(exit_status, format!("{}: {error}", command[0].display())))
         }
     };
-    if let Err(trouble) = service.release(&lease).await
+    if let Err(error) = service.release(&lease).await
         && outcome.is_ok()
     {
         eprintln!(
-            "gemini-concurrent-generation: the lease could not be released and ends by itself: \
-             {trouble}"
+            "gemini-concurrent-generation: the lease could not be released, and expires: {error}"
         );
     }
     outcome
 }
 
-/// Waits for a lease that still has all its time before it: how long ago it was granted, nobody
-/// can tell from the answer.
-async fn take(service: &Service, terms: &Terms) -> Result<(Lease, Instant), Trouble> {
+/// Waits for a lease, and renews it at once, because the answer does not say how long ago it was granted.
+/// Returns it with the time at which it expires.
+async fn take(
+    service: &Service,
+    request: &LeaseOrder,
+) -> Result<(GrantedLease, Instant), LeaseError> {
     loop {
-        let lease = service.take(terms).await?;
-        if let Ok(ends) = service.renew(&lease, terms.ttl).await {
+        let lease = service.take(request).await?;
+        if let Ok(ends) = service.renew(&lease, request.ttl).await {
             return Ok((lease, ends));
         }
-        // It has ended meanwhile, or cannot be kept.
+        // The lease expired meanwhile, or cannot be renewed.
         service.release(&lease).await?;
     }
 }
 
-/// Keeps the lease and passes signals on until the command ends.
-async fn attend(
+/// Renews the lease and forwards signals until the command ends.
+async fn supervise(
     mut child: Child,
     service: &Service,
-    lease: &Lease,
+    lease: &GrantedLease,
     ttl: Duration,
     ends: Instant,
     signals: &mut Signals,
@@ -220,5 +229,24 @@ fn default_holder(command: &OsStr) -> String {
         format!("{name}, process {process}")
     } else {
         format!("{name}, process {process}, on {machine}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_status_of_a_refusal_is_that_of_its_code_or_else_of_its_status() {
+        for (status, code, exit_status) in [
+            (401, Some(Code::Unauthenticated), NO_PERMISSION),
+            (403, None, NO_PERMISSION),
+            (407, None, UNAVAILABLE),
+            (404, Some(Code::SemaphoreNotFound), UNAVAILABLE),
+            (422, Some(Code::ValidationError), UNAVAILABLE),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(refused(status, code), exit_status, "{status} {code:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold when the storm is over and the clients are gone.
+//! What must hold after the disturbances, when all clients have hung up.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

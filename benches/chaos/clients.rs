@@ -218,7 +218,7 @@ impl Client {
         false
     }
 
-    /// Sends a request, and searches the answer for keys. `None` if no complete answer came.
+    /// Sends a request, and searches the answer for keys. `None` if no complete answer arrived.
     async fn send(&self, slot: usize, ask: &Ask, limit: Duration) -> Option<Reply> {
         let record = &self.crowd.record;
         let sent = Instant::now();

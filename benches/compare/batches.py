@@ -71,7 +71,7 @@ def batch_seconds(gateway):
 def check(batch):
     for index, result in enumerate(batch["results"]):
         if result.get("response") != f"Simulated answer to: Item {index}":
-            raise NotMeasured(f"item {index} came back as {result}")
+            raise NotMeasured(f"item {index} was answered with {result}")
     if batch["successful_requests"] != ITEMS:
         raise NotMeasured(f"{batch['failed_requests']} items failed")
 

@@ -2,14 +2,14 @@
 //!
 //! The bottleneck is first a concurrency limit of 20 with a latency of 250 ms, and then a quota
 //! with the same throughput: one call every 12.5 ms, called a slot-time. A chat that waits for the
-//! next slot, and not for the batch, waits at most a slot-time if slots come free evenly. With a
+//! next slot, and not for the batch, waits at most a slot-time if slots become free evenly. With a
 //! concurrency limit they soon do not, as latencies vary a little; so the batch's items that are
 //! admitted before the chat are counted too.
 //!
 //! A chat's wait lasts from when the client sends it until the simulator receives the call. Both
-//! times come from one clock, so that no latency has to be subtracted. The latency is fixed, except
+//! times are of one clock, so that no latency has to be subtracted. The latency is fixed, except
 //! for the first calls of a batch, which have staggered latencies from one slot-time on: if all
-//! began together, all slots would come free at once every 250 ms, and a chat would wait for that
+//! began together, all slots would become free at once every 250 ms, and a chat would wait for that
 //! moment.
 
 use std::collections::HashMap;
@@ -87,7 +87,7 @@ pub async fn measure(scale: Scale) {
         "chats answered",
         "wait p50, slot-times",
         "wait p95, slot-times",
-        "items let in before it, p95",
+        "items admitted before it, p95",
         "batch alone",
         "batch beside chats",
         "over alone",

@@ -17,7 +17,7 @@ use gemini_concurrent_generation::gemini::{
     InteractionScanner, Secrets, StreamMonitor, Surface, TokenEstimator, Usage, UsageScanner,
     embedding_requests, encodings, named_model,
 };
-use gemini_concurrent_generation::schema::{Limits, Schema, Work};
+use gemini_concurrent_generation::schema::{Schema, SchemaLimits, Work};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -242,7 +242,7 @@ pub fn settings(input: &[u8]) {
 /// A JSON Schema, translated for Gemini, and values checked against it.
 pub fn schemas(input: &[u8]) {
     let Ok(text) = str::from_utf8(&input[..input.len().min(4096)]) else { return };
-    let limits = Limits { bytes: 4096, nodes: 4096 };
+    let limits = SchemaLimits { bytes: 4096, nodes: 4096 };
     timed(|| {
         let Ok(compiled) = Schema::read(text, &limits, &Work::brief()) else { return };
         let schema = serde_json::from_str(text).expect("it was read");

@@ -1,4 +1,5 @@
-//! Whose key pays: the admin key's, the caller's own, the environment's, in this order.
+//! Which key pays: the server's for the admin key, else the caller's own, else the server's if the
+//! fallback is on.
 
 use axum::extract::FromRequestParts;
 use bytes::Bytes;
@@ -8,67 +9,67 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use memchr::memchr2;
 use percent_encoding::percent_decode;
 
-use super::body::with_body;
 use super::browser::{is_cross_site, is_trusted_host};
+use super::buffered::with_body;
+use super::credentials::Credentials;
 use super::error::ApiError;
 use crate::config::{AdminKey, FallbackScope};
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, ApiKey, Model, USER_PROJECT};
-use crate::generation::Credentials;
 
 /// The header of the admin key.
 pub(super) const ADMIN_API_KEY: HeaderName = HeaderName::from_static("admin-api-key");
 
-/// The schemes of `Authorization` with which a key comes. Source: for ephemeral tokens (`Token`),
+/// The schemes of `Authorization` that carry a key. Source for `Token`, which ephemeral tokens use:
 /// Google's Python SDK 3.6.1.
 const SCHEMES: [&str; 2] = ["bearer", "token"];
 
-/// The parameters of a query with which a key comes, also with a dollar sign in front, as system
-/// parameters may have one. Source: Google's system parameters.
+/// The query parameters that carry a key, with or without a dollar sign in front. Source: Google's
+/// system parameters.
 const KEY_PARAMETERS: [&str; 4] = ["key", "access_token", "oauth_token", "bearer_token"];
 
 /// What the head of a request says about its sender.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     is_admin: bool,
-    /// The key that the head brings.
-    own: Option<Result<ApiKey, Unusable>>,
-    /// The project that an access token in the body charges.
+    /// The caller's own key from the head of the request.
+    own: Option<Result<ApiKey, KeyError>>,
+    /// The project that is charged for calls with an access token.
     project: Option<HeaderValue>,
     fallback: Fallback,
 }
 
-/// Why a key that a caller brings is not sent.
+/// Why a caller's own key is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unusable {
-    /// It cannot be one.
+enum KeyError {
+    /// It is not a valid key.
     Invalid,
-    /// There is another one.
+    /// The request has different keys.
     Several,
 }
 
-/// Whether the server's key pays for a request that brings no key.
+/// Whether the server's key pays for a request without a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fallback {
     /// It pays.
     On,
-    /// It does not pay, or there is none.
+    /// It does not pay, or the server has none.
     Off,
-    /// A browser sends the request for a page of another origin.
+    /// A browser sent the request for a page of another origin.
     CrossSite,
-    /// The request is for a host of another name.
+    /// The `Host` header has an untrusted name.
     ForeignHost,
 }
 
-/// What a request does with the key that pays for it.
+/// What a request uses its key for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// It generates, embeds, counts tokens or lists models.
+    /// To generate, embed, count tokens or list models.
     Generation,
-    /// It works with what belongs to the key: files, caches, jobs.
+    /// To use what belongs to the key: files, caches, jobs.
     Account,
-    /// It makes a credential that is good outside this service. The server's key does that for the
-    /// administrator alone.
+    /// To create a credential that is valid outside this service. The server's key does that only for
+    /// the administrator.
     Credential,
 }
 
@@ -77,53 +78,52 @@ pub(super) enum Purpose {
 pub(super) struct Payer {
     /// The key.
     pub key: ApiKey,
-    /// How it came to pay.
+    /// Why this key pays.
     pub tier: Tier,
 }
 
-/// How a key came to pay.
+/// Why a key pays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tier {
-    /// The caller brought the admin key; the server's key pays.
+    /// The request has the admin key, so the server's key pays.
     Admin,
-    /// The caller brought the key.
+    /// It is the caller's own key.
     Own,
-    /// The caller brought no key; the server's key pays.
+    /// The request has no key, so the server's key pays.
     Fallback,
 }
 
 impl Caller {
-    /// Reads the head of a request. A key comes as `x-goog-api-key`, as a token in
-    /// `Authorization`, or in the query, and so may the admin key. The same one in several places
-    /// is one.
+    /// Reads the head of a request. A key is sent as `x-goog-api-key`, as a token in `Authorization`, or
+    /// in the query, and so may the admin key. The same key in several places counts as one.
     pub(super) fn of(headers: &HeaderMap, query: Option<&str>, gateway: &Gateway) -> Self {
         let keys = presented(headers, query.unwrap_or_default());
         let is_admin =
             brings_admin_key(headers, gateway) || keys.iter().any(|key| is_admin_key(key, gateway));
         let project = headers.get(USER_PROJECT).cloned();
         let own = keys.split_first().map(|(key, others)| {
-            let is_one = others.iter().all(|other| other == key);
-            if is_one { own_key(key, project.clone(), gateway) } else { Err(Unusable::Several) }
+            let is_unique = others.iter().all(|other| other == key);
+            if is_unique { own_key(key, project.clone(), gateway) } else { Err(KeyError::Several) }
         });
         Self { is_admin, own, project, fallback: Fallback::of(headers, gateway) }
     }
 
-    /// Whether the sender has proved to know the admin key.
+    /// Whether the request has the admin key.
     pub(super) fn is_admin(&self) -> bool {
         self.is_admin
     }
 
-    /// Whether it brings a key of its own, or the admin key.
+    /// Whether the request has a key of its own, or the admin key.
     pub(super) fn brings_key(&self) -> bool {
         self.is_admin || self.own.is_some()
     }
 
-    /// The key that pays for a generation: the server's for the admin key, else the key in the
-    /// body, else the key in the head, else the server's where the fallback is on.
+    /// The key that pays for a generation: the server's for the admin key, else the key in the body,
+    /// else the key in the head, else the server's if the fallback is on.
     ///
     /// # Errors
-    /// 401 where there is none; 400 for several in the head; 500 for an administrator where the
-    /// server has none; 422 for a key in the body that cannot be one.
+    /// 401 if no key pays; 400 if the head has different keys; 500 if the request has the admin key and
+    /// the server has no key; 422 if the key in the body is invalid.
     pub(super) fn payer(
         &self,
         credentials: Option<&Credentials>,
@@ -139,20 +139,20 @@ impl Caller {
         }
     }
 
-    /// The key that pays for a request in the words of Gemini or of OpenAI.
+    /// The key that pays for a relayed request.
     ///
     /// # Errors
-    /// 401 where there is none, or one that cannot be a key; 400 for several; 500 for an
-    /// administrator where the server has none.
+    /// 401 if no key pays, or the key is invalid; 400 for different keys; 500 if the request has the
+    /// admin key and the server has no key.
     pub(super) fn relayed(&self, purpose: Purpose, gateway: &Gateway) -> Result<Payer, ApiError> {
         if self.is_admin {
             let key = servers_key(gateway).ok_or_else(ApiError::no_server_key)?;
             return Ok(Payer { key, tier: Tier::Admin });
         }
         if let Some(own) = &self.own {
-            let key = own.clone().map_err(|unusable| match unusable {
-                Unusable::Invalid => ApiError::unusable_relayed_key(),
-                Unusable::Several => ApiError::several_keys(),
+            let key = own.clone().map_err(|error| match error {
+                KeyError::Invalid => ApiError::unusable_relayed_key(),
+                KeyError::Several => ApiError::several_keys(),
             })?;
             return Ok(Payer { key, tier: Tier::Own });
         }
@@ -202,18 +202,18 @@ fn is_admin_key(key: &str, gateway: &Gateway) -> bool {
     admin.is_some_and(|admin| admin.matches(key.as_bytes()))
 }
 
-/// A key that a caller brings, and the project that it charges. One in which the admin key stands
-/// is none: it would leave with it.
-fn own_key(key: &str, project: Option<HeaderValue>, gateway: &Gateway) -> Result<ApiKey, Unusable> {
+/// A caller's own key, with the project that it charges. A key that contains the admin key is invalid,
+/// because the admin key would be sent to Gemini with it.
+fn own_key(key: &str, project: Option<HeaderValue>, gateway: &Gateway) -> Result<ApiKey, KeyError> {
     let holds = |text: &[u8]| holds_admin_key(text, gateway);
     if holds(key.as_bytes()) || project.as_ref().is_some_and(|project| holds(project.as_bytes())) {
-        return Err(Unusable::Invalid);
+        return Err(KeyError::Invalid);
     }
-    let key = ApiKey::new(key).map_err(|_| Unusable::Invalid)?;
+    let key = ApiKey::new(key).map_err(|_| KeyError::Invalid)?;
     Ok(key.charging(project))
 }
 
-/// Whether the admin key stands in a text: as it is, or escaped once or twice as in a URL.
+/// Whether a text contains the admin key: as it is, or percent-encoded once or twice.
 pub(super) fn holds_admin_key(text: &[u8], gateway: &Gateway) -> bool {
     let Some(admin) = &gateway.config.admin_api_key else { return false };
     if admin.is_in(text) {
@@ -230,10 +230,10 @@ pub(super) fn holds_admin_key(text: &[u8], gateway: &Gateway) -> bool {
     [once, spaced, twice].iter().any(|text| admin.is_in(text))
 }
 
-/// A model that a caller asks for, whose name is sent to Gemini.
+/// Checks the name of a model before it is sent to Gemini.
 ///
 /// # Errors
-/// 401 where it is the admin key.
+/// 401 if it contains the admin key.
 pub(super) fn check_model(model: &Model, gateway: &Gateway) -> Result<(), ApiError> {
     match holds_admin_key(model.as_str().as_bytes(), gateway) {
         true => Err(ApiError::misplaced_admin_key()),
@@ -241,11 +241,11 @@ pub(super) fn check_model(model: &Model, gateway: &Gateway) -> Result<(), ApiErr
     }
 }
 
-/// Refuses a body with the admin key in it, before it goes to Gemini. Where the key is not looked for,
-/// the body is not asked for.
+/// Refuses a body that contains the admin key, before it is sent to Gemini. `body` is called only if
+/// bodies are searched for the key.
 ///
 /// # Errors
-/// 401.
+/// 401 if the body contains the admin key.
 pub(super) async fn check_text(
     body: impl FnOnce() -> Bytes,
     gateway: &Gateway,
@@ -263,10 +263,9 @@ fn brings_admin_key(headers: &HeaderMap, gateway: &Gateway) -> bool {
     known.is_some_and(|(header, key)| key.matches(header.as_bytes()))
 }
 
-/// The keys in the head of a request, without the blank ones and without white space around them:
-/// in the form in which [`ApiKey`] sends them.
+/// The keys in the head of a request, trimmed and without blank ones, as [`ApiKey`] sends them.
 fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
-    // One that is no text is a key all the same, if one that cannot be used.
+    // A value that is not UTF-8 still counts as a key, so it is rejected rather than ignored.
     let texts = |name: HeaderName| {
         headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
     };
@@ -286,25 +285,25 @@ fn presented(headers: &HeaderMap, query: &str) -> Vec<String> {
         .collect()
 }
 
-/// A query as it came, but for the key.
+/// A query without its key, otherwise unchanged.
 pub(super) fn without_key(query: &str) -> String {
     let rest: Vec<_> = parameters(query).filter(|parameter| !is_key(parameter)).collect();
     rest.join("&")
 }
 
-/// The parameters of a query, `name=value`, as they came.
+/// The parameters of a query, `name=value`, not decoded.
 pub(super) fn parameters(query: &str) -> impl Iterator<Item = &str> {
     query.split('&').filter(|parameter| !parameter.is_empty())
 }
 
-/// A name or a value in a query as its receiver reads it. Source: WHATWG, URL,
+/// Decodes a name or a value in a query. Source: WHATWG, URL,
 /// "application/x-www-form-urlencoded parsing".
 pub(super) fn decoded(text: &str) -> String {
     let text = text.replace('+', " ");
     percent_decode(text.as_bytes()).decode_utf8_lossy().into_owned()
 }
 
-/// The name of a parameter.
+/// The decoded name of a parameter.
 pub(super) fn name_of(parameter: &str) -> String {
     decoded(parameter.split('=').next().unwrap_or_default())
 }
@@ -314,7 +313,7 @@ fn is_key(parameter: &str) -> bool {
     KEY_PARAMETERS.contains(&name.strip_prefix('$').unwrap_or(&name))
 }
 
-/// The proof that a request comes from the administrator.
+/// Proof that a request has the admin key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Admin;
 
@@ -335,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_wherever_a_client_puts_it() {
+    fn a_key_is_found_in_headers_and_in_the_query() {
         let headers = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())])
         };
@@ -358,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_goes_on_as_it_came_without_its_key() {
+    fn the_key_is_removed_from_a_query_and_the_rest_is_unchanged() {
         for (query, rest) in [
             ("key=secret", ""),
             ("alt=sse&key=secret&a=%20&b", "alt=sse&a=%20&b"),

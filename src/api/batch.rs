@@ -1,4 +1,4 @@
-//! Many generations in one request: what the batch handlers of all kinds have in common.
+//! Requests for many generations, of any kind.
 
 mod item;
 
@@ -10,75 +10,76 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, check_model, check_text};
-use super::body::Asked;
+use super::credentials::Credentials;
 use super::error::{ApiError, Detail};
+use super::generation_request::{CallOptions, GenerationKind, GenerationRequest};
+use super::incoming::Incoming;
 use super::single::named_semaphore;
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model};
 use crate::generation::batch::{Item, Outcome, generate_all};
-use crate::generation::{
-    Credentials, Generation, InvalidField, Preparation, Request, Schemas, Segment, Terms,
-};
+use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
 use item::{BatchItem, ItemIds};
 
-/// Asks for many things at once.
+/// Many requests of one kind.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchRequest<R> {
-    /// What is asked, each as in a request of its own. Its own `credentials` and
-    /// `external_semaphore_id` win over the batch's.
+    /// The requests, each as if it were sent alone. Its own `credentials` and `external_semaphore_id`
+    /// override the batch's.
     #[schema(schema_with = item::schema::<R>)]
     requests: Vec<BatchItem<R>>,
-    /// The caller's own key, for the items that bring none.
+    /// The caller's own key, for the requests without credentials of their own.
     credentials: Option<Credentials>,
-    /// The semaphore of the items that name none.
+    /// The semaphore of the requests that name none.
     external_semaphore_id: Option<String>,
 }
 
-/// What came of each item, in the order of the request.
+/// The results, in the order of the requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct BatchResponse<T> {
-    /// One for each item, in its place.
+    /// One result for each request, in the order of the requests.
     results: Vec<BatchResult<T>>,
-    /// How many items there were.
+    /// How many requests the batch has.
     total_requests: usize,
     /// How many succeeded.
     successful_requests: usize,
-    /// How many did not.
+    /// How many failed.
     failed_requests: usize,
 }
 
-/// What came of one item.
+/// The result of one request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum BatchResult<T> {
-    /// It succeeded.
+    /// The request succeeded.
     Success(Indexed<T>),
-    /// It failed.
-    Failure(Indexed<ItemFailure>),
+    /// The request failed.
+    Failure(Indexed<ItemError>),
 }
 
-/// A result and where its request stood.
+/// A result and the position of its request.
 #[derive(Debug, Serialize, ToSchema)]
 struct Indexed<T> {
     #[serde(flatten)]
     #[schema(inline)]
     result: T,
-    /// The place of the request in the batch, from 0.
+    /// The index of the request in the batch, from 0.
     index: usize,
     #[serde(flatten)]
     #[schema(inline)]
     ids: ItemIds,
 }
 
-/// Why an item of a batch, or a stream that has begun, gave nothing.
+/// The error of a batch item, or of a stream that has begun.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ItemFailure {
+#[schema(as = ItemFailure)]
+pub(super) struct ItemError {
     /// Always false.
     success: bool,
     /// What went wrong.
     error: Detail,
-    /// What went wrong in a word that does not change.
+    /// The error code, which does not change.
     #[schema(value_type = String)]
     error_code: &'static str,
     /// Whether the same request may succeed later.
@@ -88,60 +89,65 @@ pub(super) struct ItemFailure {
     model: Model,
 }
 
-impl ItemFailure {
-    pub(super) fn of(error: ApiError, model: Model) -> Self {
+impl ItemError {
+    pub(super) fn new(error: ApiError, model: Model) -> Self {
         let (error_code, retryable) = (error.code(), error.is_retryable());
         Self { success: false, error: error.into_detail(), error_code, retryable, model }
     }
 }
 
-/// Generates all of a batch and answers with what came of each item.
-pub(super) async fn many<G: Generation>(
+/// Generates all items of a batch and answers with their results.
+///
+/// # Errors
+/// 401, 404 or 422 if an item is invalid, and 503 if the queue is full: then nothing was sent. Other
+/// errors are those of their items.
+pub(super) async fn generate_batch<K: GenerationKind>(
     gateway: &Gateway,
-    mut asked: Asked<BatchRequest<G::Request>>,
-) -> Result<Json<BatchResponse<G::Output>>, ApiError> {
-    let _share = mem::take(&mut asked.share);
-    let (items, ids) = prepare::<G>(gateway, asked).await?;
+    mut incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
+) -> Result<Json<BatchResponse<K::Response>>, ApiError> {
+    let _share = mem::take(&mut incoming.share);
+    let (items, ids) = prepare(gateway, incoming).await?;
     let timeout = gateway.config.request_timeout;
     let outcomes = generate_all(&gateway.dispatcher, &gateway.offload, items, timeout).await?;
-    // Items mostly fail for the same reason.
+    // One cause is enough for the log, because items mostly fail for the same reason.
     let cause = outcomes.iter().find_map(|outcome| outcome.result.as_ref().err()?.cause());
     let response = BatchResponse::of(outcomes, ids);
     if response.failed_requests > 0 {
         let BatchResponse { total_requests, failed_requests, .. } = response;
-        tracing::warn!(
-            kind = G::KIND.label(),
-            total_requests,
-            failed_requests,
-            cause,
-            "items without an answer"
-        );
+        let kind = K::Generation::KIND.label();
+        tracing::warn!(kind, total_requests, failed_requests, cause, "items of a batch failed");
     }
     Ok(Json(response))
 }
 
-/// Checks everything before anything is sent.
-async fn prepare<G: Generation>(
+/// Checks all items before anything is sent.
+async fn prepare<K: GenerationKind>(
     gateway: &Gateway,
-    asked: Asked<BatchRequest<G::Request>>,
-) -> Result<(Vec<Item<G>>, Vec<ItemIds>), ApiError> {
-    let Asked { caller, semaphore, body, .. } = asked;
-    let BatchRequest { mut requests, credentials, external_semaphore_id } = body;
+    incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
+) -> Result<(Vec<Item<K::Generation>>, Vec<ItemIds>), ApiError> {
+    let Incoming { caller, semaphore, body, .. } = incoming;
+    let BatchRequest { requests, credentials, external_semaphore_id } = body;
     if requests.len() > gateway.config.max_batch_size {
         return Err(too_long(requests.len(), gateway.config.max_batch_size));
     }
-    let terms: Vec<Terms> = requests.iter_mut().map(|item| item.request.take_terms()).collect();
-    let ids: Vec<ItemIds> = requests.iter_mut().map(|item| mem::take(&mut item.ids)).collect();
-    let keys = payers(gateway, caller, credentials.as_ref(), &terms)?;
-    let prepared = checked::<G>(gateway, keys.first(), requests, &ids).await?;
-    let shared = external_semaphore_id.or(semaphore);
-    let shared = named_semaphore(gateway, shared.as_deref()).await?;
-    let mut items = Vec::with_capacity(prepared.len());
-    for ((generation, terms), key) in prepared.into_iter().zip(terms).zip(keys) {
+    let (mut ids, mut call_options) = (Vec::new(), Vec::new());
+    let requests = requests.into_iter().map(|BatchItem { request, ids: own_ids }| {
+        let (options, model_options) = request.shared.into_options();
+        ids.push(own_ids);
+        call_options.push(options);
+        (request.own, model_options)
+    });
+    let requests: Vec<_> = requests.collect();
+    let keys = payers(gateway, caller, credentials.as_ref(), &call_options)?;
+    let generations = check(gateway, keys.first(), requests, &ids).await?;
+    let default = external_semaphore_id.or(semaphore);
+    let default = named_semaphore(gateway, default.as_deref()).await?;
+    let mut items = Vec::with_capacity(generations.len());
+    for ((generation, options), key) in generations.into_iter().zip(call_options).zip(keys) {
         check_model(generation.model(), gateway)?;
-        check_text(|| generation.ask(), gateway).await?;
-        let own = named_semaphore(gateway, terms.external_semaphore_id.as_deref()).await?;
-        items.push(Item { generation, key, semaphore: own.or_else(|| shared.clone()) });
+        check_text(|| generation.body(), gateway).await?;
+        let own = named_semaphore(gateway, options.external_semaphore_id.as_deref()).await?;
+        items.push(Item { generation, key, semaphore: own.or_else(|| default.clone()) });
     }
     Ok((items, ids))
 }
@@ -150,47 +156,46 @@ async fn prepare<G: Generation>(
 fn payers(
     gateway: &Gateway,
     caller: Caller,
-    shared: Option<&Credentials>,
-    terms: &[Terms],
+    default: Option<&Credentials>,
+    options: &[CallOptions],
 ) -> Result<Vec<ApiKey>, ApiError> {
-    let payer = || caller.payer(shared, gateway);
-    if terms.is_empty() {
+    let payer = || caller.payer(default, gateway);
+    if options.is_empty() {
         payer()?;
     }
-    let key = |(index, terms): (usize, &Terms)| {
-        let own = terms.credentials.as_ref().filter(|own| own.gemini_api_key().is_some());
+    let key = |(index, options): (usize, &CallOptions)| {
+        let own = options.credentials.as_ref().filter(|own| own.gemini_api_key().is_some());
         own.map_or_else(payer, |own| {
             caller.payer(Some(own), gateway).map_err(|error| error.in_item(index))
         })
     };
-    terms.iter().enumerate().map(key).collect()
+    options.iter().enumerate().map(key).collect()
 }
 
-/// All requests, checked; their schemas are compiled in the turn of `payer`.
-async fn checked<G: Generation>(
+/// Checks all requests. Their schemas are compiled when it is `payer`'s turn.
+async fn check<K: GenerationKind>(
     gateway: &Gateway,
     payer: Option<&ApiKey>,
-    requests: Vec<BatchItem<G::Request>>,
+    requests: Vec<(K, ModelOptions)>,
     ids: &[ItemIds],
-) -> Result<Vec<G>, ApiError> {
+) -> Result<Vec<K::Generation>, ApiError> {
     let Some(payer) = payer else { return Ok(Vec::new()) };
     let config = &gateway.config;
     let mut schemas = Schemas::new(config.schema_limits, config.check_formats);
-    requests.iter().for_each(|item| item.request.add_schema(&mut schemas));
+    requests.iter().for_each(|(request, _)| request.add_schema(&mut schemas));
     let deadline = Instant::now() + config.request_timeout;
     let schemas = schemas.compiled(&gateway.offload, payer.sha256(), deadline).await;
     let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "requests"))?;
-    let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
-    let mut faults = Vec::new();
-    let mut prepared = Vec::with_capacity(requests.len());
-    for (index, (BatchItem { request, .. }, ids)) in iter::zip(requests, ids).enumerate() {
-        faults.extend(ids.faults().map(|field| of_item(index, field)));
-        match G::prepare(request, &preparation) {
-            Ok(generation) => prepared.push(generation),
-            Err(fields) => faults.extend(fields.into_iter().map(|field| of_item(index, field))),
+    let mut errors = Vec::new();
+    let mut generations = Vec::with_capacity(requests.len());
+    for (index, ((request, options), ids)) in iter::zip(requests, ids).enumerate() {
+        errors.extend(ids.errors().map(|field| in_item(index, field)));
+        match request.generation(options, &schemas, &gateway.defaults) {
+            Ok(generation) => generations.push(generation),
+            Err(fields) => errors.extend(fields.into_iter().map(|field| in_item(index, field))),
         }
     }
-    if faults.is_empty() { Ok(prepared) } else { Err(ApiError::invalid(faults)) }
+    if errors.is_empty() { Ok(generations) } else { Err(ApiError::invalid(errors)) }
 }
 
 fn too_long(items: usize, limit: usize) -> ApiError {
@@ -198,13 +203,16 @@ fn too_long(items: usize, limit: usize) -> ApiError {
     ApiError::invalid(vec![InvalidField::new("requests", "too_long", message)])
 }
 
-fn of_item(index: usize, field: InvalidField) -> InvalidField {
-    let place = [Segment::from("requests"), Segment::Index(index)];
-    InvalidField { path: place.into_iter().chain(field.path).collect(), ..field }
+fn in_item(index: usize, field: InvalidField) -> InvalidField {
+    let item = [Segment::from("requests"), Segment::Index(index)];
+    InvalidField { path: item.into_iter().chain(field.path).collect(), ..field }
 }
 
 impl<T> BatchResponse<T> {
-    fn of(outcomes: Vec<Outcome<T>>, ids: Vec<ItemIds>) -> Self {
+    fn of<V>(outcomes: Vec<Outcome<V>>, ids: Vec<ItemIds>) -> Self
+    where
+        T: From<Generated<V>>,
+    {
         let total_requests = outcomes.len();
         let results = iter::zip(outcomes, ids).enumerate();
         let results: Vec<_> =
@@ -217,11 +225,14 @@ impl<T> BatchResponse<T> {
 }
 
 impl<T> BatchResult<T> {
-    fn of(index: usize, Outcome { model, result }: Outcome<T>, ids: ItemIds) -> Self {
+    fn of<V>(index: usize, Outcome { model, result }: Outcome<V>, ids: ItemIds) -> Self
+    where
+        T: From<Generated<V>>,
+    {
         match result {
-            Ok(result) => Self::Success(Indexed { result, index, ids }),
-            Err(failure) => {
-                let result = ItemFailure::of(failure.into(), model);
+            Ok(generated) => Self::Success(Indexed { result: generated.into(), index, ids }),
+            Err(error) => {
+                let result = ItemError::new(error.into(), model);
                 Self::Failure(Indexed { result, index, ids })
             }
         }

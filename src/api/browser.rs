@@ -1,5 +1,5 @@
-//! Requests of browsers. A browser sends them for any web page that its user looks at, so that a
-//! page which its user never meant to trust could spend the server's key.
+//! Requests of browsers (CORS). A browser sends requests for every page that its user visits, so without
+//! these checks any page could spend the server's key.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -10,15 +10,15 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::guard::METHODS;
+use super::methods::METHODS;
 use crate::config::{Config, CorsOrigins};
 
-/// Where the page comes from for which a browser sends a request. Source: W3C, Fetch Metadata
-/// Request Headers.
+/// How the page that causes a request is related to the server. Source: W3C, Fetch Metadata Request
+/// Headers.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a browser asks for a page of the Internet whether it may send something to a server in a
-/// private network, and the answer. Source: WICG, Private Network Access.
+/// Whether a public page may send requests to a server in a private network: a browser's question, and
+/// the answer. Source: WICG, Private Network Access.
 const REQUEST_PRIVATE_NETWORK: HeaderName =
     HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName =
@@ -27,13 +27,13 @@ const ALLOW_PRIVATE_NETWORK: HeaderName =
 /// How long a browser remembers the answer to a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// The types of bodies that a browser sends to another origin without asking first. Source: WHATWG,
-/// Fetch, "CORS-safelisted request-header".
+/// The content types that a browser sends to another origin without a preflight. Source: WHATWG, Fetch,
+/// "CORS-safelisted request-header".
 const SIMPLE_TYPES: [&str; 3] =
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
 
-/// Whether a browser sends a request for a page of another origin, and not one of those that are
-/// trusted. Pages cannot change the headers that tell.
+/// Whether a browser sent a request for a page of another, untrusted origin. A page cannot change the
+/// headers that show this.
 pub(super) fn is_cross_site(headers: &HeaderMap, trusted: &CorsOrigins) -> bool {
     let origin = headers.get(ORIGIN);
     if origin.is_some_and(|origin| trusted.name(origin)) {
@@ -46,17 +46,17 @@ pub(super) fn is_cross_site(headers: &HeaderMap, trusted: &CorsOrigins) -> bool 
     }
 }
 
-/// Whether an origin is the host that a request is for. Behind a proxy the scheme may differ.
+/// Whether an origin is the host of the request. Behind a proxy, the scheme may differ.
 fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     origin.zip(host).is_some_and(|((_, authority), host)| authority.eq_ignore_ascii_case(host))
 }
 
-/// Whether a request is for a host under whose name the server's key may be spent. A page of
-/// another name can make its own name lead here, to the loopback address too (DNS rebinding).
+/// Whether the server's key may be spent for requests to this host name. The owner of another name can
+/// point it to this server, even to the loopback address (DNS rebinding).
 pub(super) fn is_trusted_host(headers: &HeaderMap, config: &Config) -> bool {
-    // Every browser sends it.
+    // Every browser sends a host, so this is not a browser.
     let Some(host) = headers.get(HOST) else { return true };
     if !config.is_loopback() && config.allowed_hosts.is_empty() {
         return true;
@@ -82,7 +82,7 @@ fn is_loopback(name: &str) -> bool {
         || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Whether a browser may have sent a body without asking first whether it may.
+/// Whether a browser may have sent a body without a preflight.
 pub(super) fn is_simple(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(CONTENT_TYPE) else { return true };
     let Ok(content_type) = content_type.to_str() else { return true };
@@ -90,14 +90,15 @@ pub(super) fn is_simple(headers: &HeaderMap) -> bool {
     SIMPLE_TYPES.iter().any(|simple| simple.eq_ignore_ascii_case(essence))
 }
 
-/// Whether a browser asks what it may send (CORS).
+/// Whether a request is a CORS preflight.
 pub(super) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::OPTIONS
         && headers.contains_key(ORIGIN)
         && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The answer to a preflight: whatever is taken here, where [`expose`] lets the origin read.
+/// The answer to a preflight. It allows all methods and headers; [`expose`] decides which origins may read
+/// answers.
 pub(super) fn preflight(headers: &HeaderMap, trusted: &CorsOrigins) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -113,8 +114,7 @@ pub(super) fn preflight(headers: &HeaderMap, trusted: &CorsOrigins) -> Response 
     response
 }
 
-/// The value of `Access-Control-Allow-Origin` in the answer to a request, if its origin may read
-/// the answer.
+/// The value of `Access-Control-Allow-Origin`, if the origin of a request may read the answer.
 pub(super) fn reader(headers: &HeaderMap, trusted: &CorsOrigins) -> Option<HeaderValue> {
     let origin = headers.get(ORIGIN).filter(|origin| trusted.allow(origin))?;
     Some(match trusted {
@@ -123,7 +123,7 @@ pub(super) fn reader(headers: &HeaderMap, trusted: &CorsOrigins) -> Option<Heade
     })
 }
 
-/// Lets pages of an origin read an answer.
+/// Sets the headers that let pages of an origin read an answer.
 pub(super) fn expose(answer: &mut HeaderMap, reader: Option<HeaderValue>, trusted: &CorsOrigins) {
     if matches!(trusted, CorsOrigins::These(_)) && !trusted.are_none() {
         answer.append(VARY, HeaderValue::from_static("origin"));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_origin_is_known_by_the_headers_of_the_browser() {
+    fn a_cross_site_request_is_recognized_by_the_headers_of_the_browser() {
         let trusted = CorsOrigins::These(vec![HeaderValue::from_static("https://app.example")]);
         let host = ("host", "gw:5004");
         for (pairs, cross_site) in [
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_address_serves_loopback_hosts_and_those_of_the_setting() {
+    fn a_server_on_loopback_trusts_loopback_hosts_and_those_of_the_setting() {
         let mut config = Config { allowed_hosts: vec!["gw.example".into()], ..Config::default() };
         let trusts = |config: &Config, host: &'static str| {
             is_trusted_host(&headers(&[("host", host)]), config)
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_simple_body_is_one_that_a_browser_sends_without_asking() {
+    fn content_types_that_need_no_preflight_are_simple() {
         for (content_type, simple) in [
             (&[][..], true),
             (&[("content-type", "text/plain;charset=UTF-8")], true),

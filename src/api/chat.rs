@@ -1,25 +1,93 @@
 //! `POST /chat` and `POST /batch/chat`.
 
-use std::mem;
+mod stream;
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{StreamExt, unfold};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::batch::{BatchRequest, BatchResponse, ItemFailure, many};
-use super::body::Asked;
+use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::openapi::{ExternalSemaphore, Failures};
-use super::read_ahead::read_ahead;
-use super::single::{enqueued, failed, one};
+use super::generation_request::{GenerationKind, GenerationRequest};
+use super::incoming::Incoming;
+use super::openapi::{ExternalSemaphore, GenerationErrors};
+use super::single::generate;
 use crate::gateway::Gateway;
-use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatStream};
+use crate::gemini::{Model, Usage};
+use crate::generation::chat::{Chat, ChatPrompt};
+use crate::generation::{Defaults, Generated, InvalidField, ModelOptions, Schemas};
+use stream::{ChatStreamEvent, STREAM_EXAMPLE};
 
-/// A text for a text, at once or, with `stream`, piece by piece.
+/// A prompt for the model.
+pub(super) type ChatRequest = GenerationRequest<ChatFields>;
+
+/// A prompt for the model.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = ChatRequest, example = json!({
+    "prompt": "Why is the sky blue?",
+    "system_prompt": "Answer in one sentence."
+}))]
+pub(super) struct ChatFields {
+    /// The prompt. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
+    prompt: String,
+    /// The system instruction.
+    #[schema(default = "")]
+    system_prompt: Option<String>,
+    /// Whether the reply is streamed, as server-sent events. Not in a batch.
+    #[schema(default = false)]
+    stream: Option<bool>,
+}
+
+/// The model's reply.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ChatResponse {
+    /// Always true.
+    success: bool,
+    /// The text of the reply.
+    response: String,
+    /// The model that was asked.
+    #[schema(value_type = String)]
+    model: Model,
+    /// Gemini's `finishReason`: `STOP`, `MAX_TOKENS`, … With any value but `STOP`, the text may be
+    /// incomplete.
+    finish_reason: String,
+    /// The tokens that were spent.
+    usage: Usage,
+}
+
+impl GenerationKind for ChatFields {
+    type Generation = Chat;
+    type Response = ChatResponse;
+
+    fn generation(
+        self,
+        options: ModelOptions,
+        _: &Schemas,
+        defaults: &Defaults,
+    ) -> Result<Chat, Vec<InvalidField>> {
+        let Self { prompt, system_prompt, stream } = self;
+        let chat = Chat::new(&ChatPrompt { prompt, system_prompt, options }, defaults);
+        if stream != Some(true) {
+            return chat;
+        }
+        let message = "A chat in a batch cannot be streamed";
+        let error = InvalidField::new("stream", "value_error", message);
+        Err(chat.err().into_iter().flatten().chain([error]).collect())
+    }
+}
+
+impl From<Generated<String>> for ChatResponse {
+    fn from(generated: Generated<String>) -> Self {
+        let Generated { value: response, model, finish_reason, usage } = generated;
+        Self { success: true, response, model, finish_reason, usage }
+    }
+}
+
+/// Send a prompt, get the model's reply: whole or, with `stream`, piece by piece.
 #[utoipa::path(
     post,
     path = "/chat",
@@ -27,65 +95,25 @@ use crate::generation::chat::{Chat, ChatEvent, ChatRequest, ChatResponse, ChatSt
     request_body = ChatRequest,
     params(ExternalSemaphore),
     responses(
-        (status = OK, description = "What was asked for", content(
+        (status = OK, description = "The model's reply", content(
             (ChatResponse = "application/json"),
             (ChatStreamEvent = "text/event-stream", example = json!(STREAM_EXAMPLE))
         )),
-        Failures
+        GenerationErrors
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn chat(
     State(gateway): State<Gateway>,
-    mut asked: Asked<ChatRequest>,
+    mut incoming: Incoming<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    if asked.body.take_stream() {
-        return stream(&gateway, asked).await;
+    match incoming.body.own.stream.take() {
+        Some(true) => stream::stream(&gateway, incoming).await,
+        Some(false) | None => generate(&gateway, incoming).await.map(Json::into_response),
     }
-    one::<Chat>(&gateway, asked).await.map(Json::into_response)
 }
 
-const STREAM_EXAMPLE: &str = "data: {\"delta\":\"Because\"}\n\ndata: {\"delta\":\" of …\"}\n\n\
-    data: {\"success\":true,\"response\":\"Because of …\",\"finish_reason\":\"STOP\", …}\n\n";
-
-/// An event of a streamed chat.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its documentation is used")]
-struct ChatStreamEvent {
-    /// JSON: `{"delta": "…"}` with the next piece of the text; in the last event a `ChatResponse`,
-    /// or, where the stream fails after its first piece, what a failed item of a batch has.
-    #[schema(content_media_type = "application/json")]
-    data: String,
-}
-
-/// What fails before its first text is answered as any failure; later, it is the last event.
-async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Response, ApiError> {
-    let share = mem::take(&mut asked.share);
-    let (chat, call) = enqueued::<Chat>(gateway, asked).await?;
-    let idle = gateway.config.stream_idle_timeout;
-    let opened = ChatStream::open(&gateway.dispatcher, &call, chat, idle).await;
-    let chat = opened.map_err(|failure| failed(&call, failure))?;
-    let events = unfold((chat, call, share), async |(mut chat, call, share)| {
-        let event = chat.next().await?.map_err(|failure| {
-            let model = call.model().clone();
-            ItemFailure::of(failed(&call, failure), model)
-        });
-        Some((event, (chat, call, share)))
-    });
-    // The last event has the whole text, which is in memory in any case.
-    let size = |event: &Result<ChatEvent, ItemFailure>| match event {
-        Ok(ChatEvent::Delta(delta)) => delta.len(),
-        Ok(ChatEvent::Done(_)) | Err(_) => 0,
-    };
-    let events = read_ahead(events, size, &gateway.answers).map(|event| match event {
-        Ok(ChatEvent::Delta(delta)) => Event::default().json_data(json!({"delta": delta})),
-        Ok(ChatEvent::Done(response)) => Event::default().json_data(response),
-        Err(failure) => Event::default().json_data(failure),
-    });
-    Ok(Sse::new(events).into_response())
-}
-
-/// Many chats: each answer in its place.
+/// Send many prompts, get the model's replies in their order.
 #[utoipa::path(
     post,
     path = "/batch/chat",
@@ -99,14 +127,15 @@ async fn stream(gateway: &Gateway, mut asked: Asked<ChatRequest>) -> Result<Resp
     ),
     params(ExternalSemaphore),
     responses(
-        (status = OK, description = "What came of each", body = BatchResponse<ChatResponse>),
-        Failures
+        (status = OK, description = "A result for each request, in the order of the requests",
+            body = BatchResponse<ChatResponse>),
+        GenerationErrors
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_chat(
     State(gateway): State<Gateway>,
-    asked: Asked<BatchRequest<ChatRequest>>,
+    incoming: Incoming<BatchRequest<ChatRequest>>,
 ) -> Result<Json<BatchResponse<ChatResponse>>, ApiError> {
-    many::<Chat>(&gateway, asked).await
+    generate_batch(&gateway, incoming).await
 }

@@ -1,4 +1,4 @@
-//! Bodies that come compressed, and what else stands between their bytes and their JSON.
+//! Decodes compressed bodies, and removes a byte order mark.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -11,20 +11,20 @@ use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::body::Buffered;
+use super::buffered::Buffered;
 use super::error::ApiError;
 use crate::gateway::Gateway;
 use crate::gemini::API_KEY;
 use crate::generation::InvalidField;
-use crate::generation::offload::Caller;
+use crate::generation::offload::CallerId;
 use crate::memory::{OverBudget, Share};
 
-/// The encodings that are taken, as `Accept-Encoding` writes them.
-pub(super) const TAKEN: &str = "gzip, deflate, br, zstd";
+/// The supported encodings, as `Accept-Encoding` lists them.
+const SUPPORTED: &str = "gzip, deflate, br, zstd";
 
-/// How many times its size a compressed body may have once it is decoded, in bytes, and the size up
-/// to which it may be anything. JSON of requests shrinks to a tenth; what shrinks further is made to
-/// fill memory.
+/// The largest ratio of the decoded to the encoded size, and the decoded size, in bytes, up to which any
+/// ratio is accepted. Requests compress to about a tenth; a body that compresses much further is made
+/// to fill memory.
 const MAX_RATIO: usize = 200;
 const ANY_RATIO: usize = 1 << 20;
 
@@ -32,8 +32,7 @@ const ANY_RATIO: usize = 1 << 20;
 /// advises decoders to take 8 MiB.
 const ZSTD_WINDOW: u32 = 23;
 
-/// A body of more bytes than this is decoded in its caller's turn, at a low priority: what comes of
-/// it can take the time of a second.
+/// A body of more bytes than this is decoded on an offload thread, because that can take a second.
 const LARGE: usize = 16 * 1024;
 
 /// How much is decoded at once, in bytes.
@@ -48,34 +47,35 @@ pub(super) enum Coding {
     Zstd,
 }
 
-/// Why a body could not be decoded.
-enum Fault {
-    /// It is not of its encoding, or not all of it.
+/// Why a body was not decoded.
+enum DecodeError {
+    /// It is not in its encoding, or incomplete.
     Invalid,
-    /// More comes of it than may.
+    /// It is too large once it is decoded.
     TooLarge,
-    /// The memory of all bodies is used up.
+    /// The memory budget for bodies is used up.
     OverBudget(OverBudget),
-    /// Nobody waits for it any more.
+    /// The request was dropped.
     Stopped,
 }
 
 impl Coding {
-    /// How a body is encoded; `None` where it came as it is.
+    /// The encoding of a body; `None` if it is not encoded.
     ///
     /// # Errors
-    /// 415 for an encoding that is not taken, and for several on top of each other.
+    /// 415 for an encoding that is not supported, and for more than one encoding.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, ApiError> {
+        let unknown = || ApiError::unknown_encoding(SUPPORTED);
         let mut codings = Vec::new();
         for value in headers.get_all(CONTENT_ENCODING) {
-            let value = value.to_str().map_err(|_| ApiError::unknown_encoding())?;
+            let value = value.to_str().map_err(|_| unknown())?;
             let names = value.split(',').map(|name| name.trim().to_ascii_lowercase());
             codings.extend(names.filter(|name| !matches!(&**name, "" | "identity")));
         }
         match &*codings {
             [] => Ok(None),
-            [coding] => Self::named(coding).map(Some).ok_or_else(ApiError::unknown_encoding),
-            _ => Err(ApiError::unknown_encoding()),
+            [coding] => Self::named(coding).map(Some).ok_or_else(unknown),
+            _ => Err(unknown()),
         }
     }
 
@@ -98,7 +98,7 @@ impl Coding {
         }
     }
 
-    /// How much of what was decoded the decoder keeps, in bytes.
+    /// The window of the decoder, in bytes; `None` if the body is invalid.
     fn window(self, body: &[u8]) -> Option<usize> {
         match self {
             Self::Gzip | Self::Deflate => Some(1 << 15),
@@ -108,7 +108,7 @@ impl Coding {
     }
 
     fn decoder<'a>(self, body: Feed<'a>) -> io::Result<Box<dyn Read + 'a>> {
-        // HTTP's deflate is zlib's form of it; some send it bare. Source: RFC 9110, section 8.4.1.2.
+        // HTTP's deflate has a zlib header; some clients send it without. Source: RFC 9110, section 8.4.1.2.
         let is_zlib = matches!(**body.body.get_ref(), [first, second, ..]
             if first & 0x0f == 8 && u16::from_be_bytes([first, second]).is_multiple_of(31));
         Ok(match self {
@@ -126,25 +126,25 @@ impl Coding {
     }
 }
 
-/// What is to be decoded. It ends in an error where nobody waits for it any more: a decoder reads on and
-/// on where nothing comes of what it reads, such as parts without content.
+/// The encoded body. Reading fails once the request was dropped, because a decoder may read on without
+/// producing output, for example through empty parts.
 struct Feed<'a> {
     body: Cursor<Bytes>,
-    goes_on: &'a dyn Fn() -> bool,
+    may_continue: &'a dyn Fn() -> bool,
 }
 
 impl Read for Feed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !(self.goes_on)() {
-            return Err(io::Error::other("nobody waits for it"));
+        if !(self.may_continue)() {
+            return Err(io::Error::other("the request was dropped"));
         }
         let most = buffer.len().min(PIECE);
         self.body.read(&mut buffer[..most])
     }
 }
 
-/// The window that a brotli stream begins with, in bytes; `None` for what no such stream begins with,
-/// and for windows of up to a gigabyte, which are an extension. Source: RFC 7932, section 9.1.
+/// The window that the first byte of a brotli stream announces, in bytes; `None` if the byte is invalid,
+/// or announces the extension to windows of up to a gigabyte. Source: RFC 7932, section 9.1.
 fn brotli_window(first: u8) -> Option<usize> {
     let bits = match (first & 1, first >> 1 & 7, first >> 4 & 7) {
         (0, ..) => 16,
@@ -156,11 +156,11 @@ fn brotli_window(first: u8) -> Option<usize> {
     Some(1 << bits)
 }
 
-/// A body as it was before it was encoded, of at most `limit` bytes. It takes its time on a thread
-/// for such work.
+/// Decodes a body to at most `limit` bytes, off the serving threads.
 ///
 /// # Errors
-/// 400 for what is not of its encoding, 413 for what becomes too large, 503.
+/// 400 if the body is not in its encoding, 413 if it becomes too large, 503 if the memory budget is used
+/// up.
 pub(super) async fn decoded(
     coding: Coding,
     Buffered { bytes, mut share }: Buffered,
@@ -174,8 +174,8 @@ pub(super) async fn decoded(
     let mut window = budget.share();
     window.grow(size.min(budget.largest()))?;
     let is_large = bytes.len() > LARGE;
-    let decode = move |goes_on: &dyn Fn() -> bool| {
-        let decoded = decode(coding, bytes, most, &mut share, goes_on);
+    let decode = move |may_continue: &dyn Fn() -> bool| {
+        let decoded = decode(coding, bytes, most, &mut share, may_continue);
         drop(window);
         decoded.map(|bytes| Buffered { bytes, share })
     };
@@ -183,25 +183,25 @@ pub(super) async fn decoded(
         let deadline = Instant::now() + gateway.config.request_timeout;
         let caller = caller(headers);
         let decoded = gateway.offload.run(&caller, deadline, move |work| {
-            // How much a piece counts for does not matter: the work is looked after at each.
+            // The amount does not matter: this only checks whether the job is to stop.
             decode(&|| work.spend(PIECE).is_ok())
         });
         decoded.await.map_err(ApiError::not_decoded_in_time)?
     } else {
         spawn_blocking(move || decode(&|| true)).await.map_err(|_| ApiError::internal())?
     };
-    decoded.map_err(|fault| match fault {
-        Fault::Invalid => ApiError::not_decoded(coding.name()),
-        Fault::TooLarge if most < limit => ApiError::expands_too_much(MAX_RATIO),
-        Fault::TooLarge => ApiError::body_too_large(limit),
-        Fault::OverBudget(error) => error.into(),
-        Fault::Stopped => ApiError::internal(),
+    decoded.map_err(|error| match error {
+        DecodeError::Invalid => ApiError::not_decoded(coding.name()),
+        DecodeError::TooLarge if most < limit => ApiError::expands_too_much(MAX_RATIO),
+        DecodeError::TooLarge => ApiError::body_too_large(limit),
+        DecodeError::OverBudget(error) => error.into(),
+        DecodeError::Stopped => ApiError::internal(),
     })
 }
 
-/// Whose turn a body is decoded in, before it is known who pays: those who bring the same key share
-/// one, and those who bring none.
-fn caller(headers: &HeaderMap) -> Caller {
+/// Identifies the caller before it is known who pays: by the key in the headers. All requests without a
+/// key count as one caller.
+fn caller(headers: &HeaderMap) -> CallerId {
     let key = headers.get(API_KEY).or_else(|| headers.get(AUTHORIZATION));
     Sha256::digest(key.map_or(&b""[..], |key| key.as_bytes())).into()
 }
@@ -211,39 +211,39 @@ fn decode(
     body: Bytes,
     most: usize,
     share: &mut Share,
-    goes_on: &dyn Fn() -> bool,
-) -> Result<Bytes, Fault> {
-    let body = Feed { body: Cursor::new(body), goes_on };
-    let mut decoder = coding.decoder(body).map_err(|_| Fault::Invalid)?;
+    may_continue: &dyn Fn() -> bool,
+) -> Result<Bytes, DecodeError> {
+    let body = Feed { body: Cursor::new(body), may_continue };
+    let mut decoder = coding.decoder(body).map_err(|_| DecodeError::Invalid)?;
     let mut whole = Vec::new();
     let mut piece = vec![0; PIECE];
     loop {
-        if !goes_on() {
-            return Err(Fault::Stopped);
+        if !may_continue() {
+            return Err(DecodeError::Stopped);
         }
         match decoder.read(&mut piece) {
             Ok(0) => return Ok(whole.into()),
-            Ok(read) if read > most - whole.len() => return Err(Fault::TooLarge),
+            Ok(read) if read > most - whole.len() => return Err(DecodeError::TooLarge),
             Ok(read) => {
                 let capacity = whole.capacity();
                 if capacity - whole.len() < read {
                     let more = capacity.max(PIECE).min(most - whole.len());
-                    share.grow(more).map_err(Fault::OverBudget)?;
+                    share.grow(more).map_err(DecodeError::OverBudget)?;
                     whole.reserve_exact(more);
                 }
                 whole.extend_from_slice(&piece[..read]);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) if !goes_on() => return Err(Fault::Stopped),
-            Err(_) => return Err(Fault::Invalid),
+            Err(_) if !may_continue() => return Err(DecodeError::Stopped),
+            Err(_) => return Err(DecodeError::Invalid),
         }
     }
 }
 
-/// A body without the byte order mark that some write in front of UTF-8.
+/// Removes the byte order mark that some programs write before UTF-8.
 ///
 /// # Errors
-/// 422 for JSON in UTF-16, which Windows writes. Source: RFC 8259, section 8.1.
+/// 422 for JSON in UTF-16, which programs on Windows write. Source: RFC 8259, section 8.1.
 pub(super) fn in_utf8(body: Bytes) -> Result<Bytes, ApiError> {
     if body.starts_with(b"\xef\xbb\xbf") {
         return Ok(body.slice(3..));
@@ -270,7 +270,7 @@ mod tests {
     use crate::memory::BodyBudget;
 
     #[test]
-    fn one_encoding_is_taken_by_its_name() {
+    fn a_supported_encoding_is_recognized_by_its_name() {
         let of = |values: &[&'static str]| {
             let headers =
                 values.iter().map(|value| (CONTENT_ENCODING, HeaderValue::from_static(value)));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_parts_without_content_is_not_decoded_to_its_end_for_nobody() {
+    fn decoding_stops_when_the_request_was_dropped() {
         let gzip = GzEncoder::new(Vec::new(), Compression::none()).finish().unwrap();
         let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
         let stored = [0, 0, 0, 0xff, 0xff];
@@ -302,15 +302,15 @@ mod tests {
         {
             let body = Bytes::from(part.repeat((4 << 20) / part.len()));
             let asked = AtomicUsize::new(0);
-            let goes_on = || asked.fetch_add(1, Ordering::Relaxed) < 5;
+            let may_continue = || asked.fetch_add(1, Ordering::Relaxed) < 5;
             let mut share = BodyBudget::new(Some(1 << 20)).share();
-            let decoded = decode(coding, body, 1 << 20, &mut share, &goes_on);
-            assert!(matches!(decoded, Err(Fault::Stopped)), "{coding:?}");
+            let decoded = decode(coding, body, 1 << 20, &mut share, &may_continue);
+            assert!(matches!(decoded, Err(DecodeError::Stopped)), "{coding:?}");
         }
     }
 
     #[test]
-    fn the_window_of_brotli_is_read_and_no_gigabyte_is_taken() {
+    fn the_window_of_brotli_is_read_and_large_windows_are_refused() {
         for (first, window) in [
             (0b0000_0000, Some(1 << 16)),
             (0b0000_0001, Some(1 << 17)),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_left_out_and_utf_16_is_told() {
+    fn a_byte_order_mark_is_removed_and_utf_16_is_refused() {
         let read = |body: &'static [u8]| in_utf8(Bytes::from_static(body)).ok();
         assert_eq!(read(b"\xef\xbb\xbf{}").unwrap(), "{}");
         assert_eq!(read(b"{}").unwrap(), "{}");

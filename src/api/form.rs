@@ -1,4 +1,4 @@
-//! Forms (`multipart/form-data`), in which OpenAI's clients send videos to be made.
+//! Forms (`multipart/form-data`), in which OpenAI's clients send requests for videos.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use multer::{Multipart, parse_boundary};
 
-use super::body::with_body;
+use super::buffered::with_body;
 use super::error::ApiError;
 use crate::gemini::InputFeatures;
 use crate::generation::InvalidField;
@@ -17,20 +17,20 @@ use crate::memory::BodyBudget;
 /// How many fields a form has at most.
 const MAX_FIELDS: usize = 1000;
 
-/// What a form says of the call.
+/// What a form says about the call.
 #[derive(Debug, Default)]
 pub(super) struct Form {
     /// The model that it names.
     pub model: Option<String>,
-    /// What its fields and files cost.
+    /// The features of its fields and files from which their tokens are estimated.
     pub input: InputFeatures,
 }
 
 impl Form {
-    /// Reads a body, if it is sent as a form.
+    /// Reads a body; `None` if it is not a form.
     ///
     /// # Errors
-    /// 422 for one that cannot be read as such, or that names its model twice; 503.
+    /// 422 if the form is invalid or names its model twice; 503 if the memory budget is used up.
     pub(super) async fn read(
         headers: &HeaderMap,
         body: &Bytes,
@@ -41,13 +41,13 @@ impl Form {
         }
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let boundary = parse_boundary(content_type.unwrap_or_default()).map_err(invalid)?;
-        // Whoever reads forms copies them.
+        // Reading a form copies it.
         let mut copy = budget.share();
         copy.grow(body.len())?;
         let whole = body.clone();
         let form = with_body(body.clone(), move |_| {
             let _copy = copy;
-            // It is all there, so that nothing is waited for.
+            // The whole body is there, so the future is ready at once.
             Self::read_fields(whole, boundary).now_or_never().ok_or_else(ApiError::internal)?
         });
         form.await?.map(Some)
@@ -61,7 +61,10 @@ impl Form {
         while let Some(mut field) = fields.next_field().await.map_err(invalid)? {
             count += 1;
             if count > MAX_FIELDS {
-                return Err(fault("too_long", format!("A form has at most {MAX_FIELDS} fields")));
+                return Err(invalid_form(
+                    "too_long",
+                    format!("A form has at most {MAX_FIELDS} fields"),
+                ));
             }
             let is_model = field.name() == Some("model");
             let media_type = field.content_type().map(ToString::to_string);
@@ -82,7 +85,8 @@ impl Form {
                 let media_type = media_type.unwrap_or_default();
                 form.input = form.input + InputFeatures::of_file(&media_type, size);
             } else if is_model && form.model.replace(model.trim().to_owned()).is_some() {
-                let field = InvalidField::new("model", "duplicate", "The form names it twice");
+                let field =
+                    InvalidField::new("model", "duplicate", "The form names the model twice");
                 return Err(ApiError::invalid(vec![field]));
             }
         }
@@ -90,7 +94,7 @@ impl Form {
     }
 }
 
-/// Whether a body is sent as a form with several parts.
+/// Whether a body is sent as a form.
 pub(super) fn is_form(headers: &HeaderMap) -> bool {
     const FORM: &[u8] = b"multipart/form-data";
     let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
@@ -99,9 +103,9 @@ pub(super) fn is_form(headers: &HeaderMap) -> bool {
 }
 
 fn invalid(error: multer::Error) -> ApiError {
-    fault("form_invalid", format!("The body is not a form: {error}"))
+    invalid_form("form_invalid", format!("The body is not a valid form: {error}"))
 }
 
-fn fault(kind: &'static str, message: String) -> ApiError {
+fn invalid_form(kind: &'static str, message: String) -> ApiError {
     ApiError::invalid(vec![InvalidField { path: Vec::new(), kind, message }])
 }

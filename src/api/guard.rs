@@ -1,28 +1,25 @@
-//! What holds for every request, whatever its path: what HTTP asks of it, and what browsers are
-//! told.
+//! What applies to every request: checks of the host and the method, and headers for browsers.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
-use http::{HeaderValue, Method, Version};
+use http::{HeaderValue, Version};
 
 use super::browser;
 use super::error::ApiError;
+use super::methods::{METHODS, is_known};
 use crate::gateway::Gateway;
 
-/// The methods that are known here.
-pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-
-/// What a browser may do with an answer of this service. The pages of `/docs` are styled by
-/// attributes and have pictures in `data:` URLs; they need nothing from elsewhere.
+/// What a browser may do with an answer of this service. The pages of `/docs` use style attributes and
+/// pictures in `data:` URLs, and nothing from other origins.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
 );
 
-/// Refuses what no path takes, answers the preflights of browsers, and tells browsers what they may
-/// do with every answer.
+/// Refuses invalid requests, answers the preflights of browsers, and sets the security headers of every
+/// answer.
 pub(super) async fn guard(
     State(gateway): State<Gateway>,
     request: Request,
@@ -45,8 +42,8 @@ pub(super) async fn guard(
     response
 }
 
-/// The answer to what is no request in HTTP, or has a method that no path takes. TRACE would show a
-/// client the key that the server adds.
+/// The answer to a request without exactly one host, or with an unknown method. TRACE is unknown because
+/// it would show a client the key that the server adds.
 fn refusal(request: &Request) -> Option<Response> {
     if !has_one_host(request) {
         return Some(ApiError::invalid_host().into_response());
@@ -59,8 +56,8 @@ fn refusal(request: &Request) -> Option<Response> {
     Some(refusal)
 }
 
-/// Whether it is clear which host a request is for. Since HTTP/1.1 a request names one, without a
-/// user. Source: RFC 9112, section 3.2; RFC 9113, section 8.3.1.
+/// Whether a request has exactly one host, without user information. It may have none only before
+/// HTTP/1.1. Source: RFC 9112, section 3.2; RFC 9113, section 8.3.1.
 fn has_one_host(request: &Request) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -68,8 +65,4 @@ fn has_one_host(request: &Request) -> bool {
         (None, _) => request.version() < Version::HTTP_11,
         (Some(_), Some(_)) => false,
     }
-}
-
-fn is_known(method: &Method) -> bool {
-    METHODS.split(", ").any(|known| known == method.as_str())
 }

@@ -1,4 +1,4 @@
-//! `GET /`: whether the service is up, how busy it is, and what it can do.
+//! `GET /`: whether the service is healthy, how busy it is, and how it is configured.
 
 use std::collections::BTreeMap;
 
@@ -10,56 +10,56 @@ use utoipa::ToSchema;
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 
-/// How the service is doing.
+/// The state of the service.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
     /// `healthy`, or `degraded` while the limits that the replicas share are unavailable.
     #[schema(value_type = String, example = "healthy")]
     status: &'static str,
-    /// What this is.
+    /// The name of the service.
     #[schema(value_type = String)]
     service: &'static str,
-    /// Its version.
+    /// The version of the service.
     #[schema(value_type = String)]
     version: &'static str,
-    /// Whether a simulator stands in for Gemini.
+    /// Whether a simulator answers in place of Gemini.
     simulated: bool,
     concurrency_status: ConcurrencyStatus,
-    /// The limits that the replicas share through Redis; `null` where this one has its own.
+    /// The limits that the replicas share through Redis; `null` if this replica has its own limits.
     shared_limits: Option<SharedLimits>,
-    /// Whether there is an admin key.
+    /// Whether the server has an admin key.
     admin_key_configured: bool,
     /// Whether the server has a Gemini key of its own.
     server_credentials_configured: bool,
-    /// Whether requests without any key spend the server's.
+    /// Whether the server's key pays for requests without a key.
     environment_fallback: bool,
     default_models: DefaultModels,
 }
 
-/// How busy the limiter to Gemini is.
+/// How busy the service is.
 #[derive(Debug, Serialize, ToSchema)]
 struct ConcurrencyStatus {
-    /// How many calls may be in flight at once. Where limits are shared, this and the next two
-    /// are those of all replicas, as last heard.
+    /// How many calls may be in flight at once. If limits are shared, this and the next two values are
+    /// those of all replicas, as last reported.
     global_concurrency_limit: usize,
     /// How many more could start now.
     current_available_slots: usize,
     /// How many are in flight.
     in_flight: usize,
-    /// How many requests wait here for their turn; a batch is one.
+    /// How many requests wait in this replica. A batch counts as one.
     waiting: usize,
     /// How many named semaphores there are.
     external_semaphores_count: usize,
-    /// The models of which fewer calls run at once for now, because Gemini refused some for load:
-    /// of each the lowest limit of any key. Whose they are is told at `/_admin/limits`.
+    /// The models for which fewer calls run at once for now, because Gemini refused some for load, each
+    /// with the lowest limit of any key. `/_admin/limits` shows the keys.
     adaptive_limits: BTreeMap<String, usize>,
 }
 
 /// The limits that the replicas share.
 #[derive(Debug, Serialize, ToSchema)]
 struct SharedLimits {
-    /// Whether they can be reached. Without them no call starts, and new requests are refused with
-    /// 503 `limits_unavailable`.
+    /// Whether Redis can be reached. Otherwise no call starts, and new requests are refused with 503
+    /// `limits_unavailable`.
     connected: bool,
 }
 
@@ -87,7 +87,7 @@ fn adaptive_limits(gateway: &Gateway) -> BTreeMap<String, usize> {
     lowered
 }
 
-/// How the service is doing. Needs no key.
+/// See the state of the service. Needs no key.
 #[utoipa::path(
     get,
     path = "/",

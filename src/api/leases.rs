@@ -1,5 +1,4 @@
-//! `/_admin/semaphores/{semaphore_id}/leases`: permits for work outside this service. For the
-//! administrator.
+//! `/_admin/semaphores/{semaphore_id}/leases`: permits for programs outside this service.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -13,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::{AdminFailures, BodyFailures};
+use super::json::JsonBody;
+use super::openapi::{AdminErrors, RenewLeaseErrors, SemaphoreErrors, TakeLeaseErrors};
 use super::path::Names;
-use super::semaphores::{SemaphoreStatus, registered};
+use super::semaphore_status::SemaphoreStatus;
+use super::semaphores::registered;
 use super::whole_number::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
@@ -26,7 +26,7 @@ use crate::limits::{Lease, LeaseTerms, Leases, NoLease, SemaphoreId};
 /// The longest holder and the longest idempotency key, in characters.
 const MAX_TEXT: usize = 128;
 
-/// Asks for a lease.
+/// A request for a lease.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -34,32 +34,31 @@ const MAX_TEXT: usize = 128;
     "idempotency_key": "render-7/frame-12"
 }))]
 pub(super) struct LeaseRequest {
-    /// Who it is for, for people to read: 1 to 128 characters.
+    /// Who holds the lease, for people to read: 1 to 128 characters.
     #[schema(min_length = 1, max_length = 128, pattern = r"\S")]
     holder: String,
-    /// How many permits it is for, no more than the semaphore's limit.
+    /// How many permits the lease holds: no more than the limit of the semaphore.
     #[serde(default = "one", deserialize_with = "whole_number")]
     #[schema(value_type = usize, minimum = 1, maximum = 1000, default = 1)]
     permits: i64,
-    /// For how many seconds it is held without being renewed.
+    /// After how many seconds the lease expires unless it is renewed.
     #[schema(minimum = 1, maximum = 3600)]
     ttl_seconds: f64,
-    /// For how many seconds the request waits for its turn, at most.
+    /// How many seconds the request waits for permits, at most.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 600, default = 0)]
     wait_seconds: f64,
-    /// A request that was sent before with the same key, and whose lease is held or still waited
-    /// for, is answered with that lease: 1 to 128 characters.
+    /// If an earlier request had the same key, and its lease is held or still waited for, the answer is
+    /// that lease: 1 to 128 characters.
     #[schema(min_length = 1, max_length = 128, pattern = r"\S")]
     idempotency_key: Option<String>,
 }
 
-/// Renews a lease.
+/// A renewal of a lease.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RenewalRequest {
-    /// For how many seconds it is held from now on, and after later renewals; as before where
-    /// nothing is said.
+    /// After how many seconds the lease expires, from now and from later renewals; unchanged if absent.
     #[schema(minimum = 1, maximum = 3600)]
     ttl_seconds: Option<f64>,
 }
@@ -67,30 +66,30 @@ pub(super) struct RenewalRequest {
 /// A lease.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LeaseStatus {
-    /// Its name, by which it is renewed and released.
+    /// The id by which the lease is renewed and released.
     #[schema(value_type = String, example = "6f1c0b7f2f5e4a0f9b1d3c5e7a9b0d2f")]
     lease_id: Arc<str>,
-    /// The semaphore it holds.
+    /// The semaphore whose permits it holds.
     #[schema(value_type = String, example = "image-service")]
     semaphore_id: SemaphoreId,
-    /// Who it is for.
+    /// Who holds the lease.
     #[schema(value_type = String, example = "render-7")]
     holder: Arc<str>,
     /// How many permits it holds.
     #[schema(minimum = 1, maximum = 1000)]
     permits: usize,
-    /// When it ends unless it is renewed, in UTC.
+    /// When it expires unless it is renewed, in UTC.
     #[schema(format = DateTime, example = "2026-07-28T09:30:00.000Z")]
     expires_at: String,
-    /// Greater than the token of every lease granted before. Whoever is sent work with a token
-    /// less than one seen already can tell that its lease is over.
+    /// Greater than the token of every lease granted before. A resource that receives a token smaller than
+    /// one it has already seen knows that the lease of the smaller one is over.
     fencing_token: u64,
 }
 
 /// The leases of a semaphore.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LeaseList {
-    /// How many.
+    /// How many leases there are.
     count: usize,
     leases: Vec<LeaseStatus>,
 }
@@ -104,16 +103,15 @@ impl From<Lease> for LeaseStatus {
     }
 }
 
-/// The leases that hold a semaphore, the oldest first.
+/// List the leases of a semaphore, oldest first.
 #[utoipa::path(
     get,
     path = "/_admin/semaphores/{semaphore_id}/leases",
     tag = "leases",
-    params(("semaphore_id" = String, Path, description = "Its name", example = "image-service")),
+    params(("semaphore_id" = String, Path, description = "The name of the semaphore", example = "image-service")),
     responses(
         (status = OK, description = "The leases", body = LeaseList),
-        (status = 404, description = "There is no such semaphore", body = ErrorBody),
-        AdminFailures
+        SemaphoreErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -128,31 +126,22 @@ pub(super) async fn list_leases(
     Ok(Json(LeaseList { count: leases.len(), leases }))
 }
 
-/// Takes a lease: permits for work outside this service, from those that its own calls take too,
-/// first come, first served. It ends by itself unless it is renewed.
+/// Take a lease: permits for work outside this service. Leases and this service's own calls are served in
+/// the order in which they arrive. A lease expires unless it is renewed.
 ///
-/// A client that hangs up while it waits leaves the queue. To wait longer than one request may,
-/// send the next with the same `idempotency_key` before the last is over: that keeps the place.
+/// A client that disconnects while it waits leaves the queue. To wait longer than one request may, send
+/// the next one with the same `idempotency_key` before the last one ends: that keeps the position in the
+/// queue.
 #[utoipa::path(
     post,
     path = "/_admin/semaphores/{semaphore_id}/leases",
     tag = "leases",
-    params(("semaphore_id" = String, Path, description = "Its name", example = "image-service")),
+    params(("semaphore_id" = String, Path, description = "The name of the semaphore", example = "image-service")),
     request_body = LeaseRequest,
     responses(
-        (status = CREATED, description = "Here is the lease", body = LeaseStatus),
-        (status = OK, description = "The idempotency key's lease was there", body = LeaseStatus),
-        (status = 404, description = "There is no such semaphore", body = ErrorBody),
-        (status = 409, description = "Too few permits came free in time (`lease_unavailable`, \
-            with `semaphore` and `Retry-After`), or the semaphore was deleted meanwhile \
-            (`semaphore_deleted`)", body = ErrorBody),
-        (status = 422, description = "A field cannot be used: more permits than the limit, or an \
-            idempotency key that came with other terms before, too", body = ErrorBody),
-        (status = 503, description = "Too many requests wait (`queue_full`), their bodies take too \
-            much memory (`server_busy`), or the limits that the replicas share are unavailable \
-            (`limits_unavailable`)", body = ErrorBody),
-        BodyFailures,
-        AdminFailures
+        (status = CREATED, description = "The new lease", body = LeaseStatus),
+        (status = OK, description = "The existing lease of the idempotency key", body = LeaseStatus),
+        TakeLeaseErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -165,11 +154,12 @@ pub(super) async fn take_lease(
     let (terms, wait) = request.check()?;
     let (id, semaphore) = registered(&gateway, &id).await?;
     let key = request.idempotency_key.as_deref();
-    let asked = gateway.leases.acquire(id.clone(), &semaphore, terms, key, wait).await;
-    let (lease, new) = asked.map_err(|reason| match reason {
+    let lease = gateway.leases.acquire(id.clone(), &semaphore, terms, key, wait).await;
+    let (lease, new) = lease.map_err(|reason| match reason {
         NoLease::Unavailable => ApiError::no_lease(SemaphoreStatus::of(id, &*semaphore)),
         NoLease::KeyReused => {
-            let message = "The key was used for a lease of another holder, permits or ttl_seconds";
+            let message =
+                "The key was used for a lease with another holder, permits or ttl_seconds";
             ApiError::invalid(vec![InvalidField::new("idempotency_key", "reused", message)])
         }
         NoLease::Refused(refused) => refused.into(),
@@ -178,23 +168,19 @@ pub(super) async fn take_lease(
     Ok((status, Json(lease.into())))
 }
 
-/// Renews a lease: it ends its `ttl_seconds` from now. A lease that has ended does not come back.
+/// Renew a lease: it expires `ttl_seconds` from now. A lease that has expired cannot be renewed.
 #[utoipa::path(
     put,
     path = "/_admin/semaphores/{semaphore_id}/leases/{lease_id}",
     tag = "leases",
     params(
-        ("semaphore_id" = String, Path, description = "Its semaphore", example = "image-service"),
-        ("lease_id" = String, Path, description = "Its name", example = "{lease_id}")
+        ("semaphore_id" = String, Path, description = "The name of the semaphore", example = "image-service"),
+        ("lease_id" = String, Path, description = "The id of the lease", example = "{lease_id}")
     ),
     request_body(content = Option<RenewalRequest>, example = json!({"ttl_seconds": 30})),
     responses(
-        (status = OK, description = "The lease, renewed", body = LeaseStatus),
-        (status = 404, description = "It was released, has ended, or never was \
-            (`lease_not_found`)", body = ErrorBody),
-        (status = 422, description = "A field cannot be used", body = ErrorBody),
-        BodyFailures,
-        AdminFailures
+        (status = OK, description = "The renewed lease", body = LeaseStatus),
+        RenewLeaseErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -205,10 +191,10 @@ pub(super) async fn renew_lease(
     body: Option<JsonBody<RenewalRequest>>,
 ) -> Result<Json<LeaseStatus>, ApiError> {
     let JsonBody(RenewalRequest { ttl_seconds }) = body.unwrap_or_default();
-    let mut faults = Vec::new();
-    let ttl = ttl_seconds.map(|ttl| seconds("ttl_seconds", ttl, Leases::TTL, &mut faults));
-    if !faults.is_empty() {
-        return Err(ApiError::invalid(faults));
+    let mut errors = Vec::new();
+    let ttl = ttl_seconds.map(|ttl| seconds("ttl_seconds", ttl, Leases::TTL, &mut errors));
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(errors));
     }
     let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
     let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
@@ -217,20 +203,20 @@ pub(super) async fn renew_lease(
     Ok(Json(lease.into()))
 }
 
-/// Releases a lease. Its permits are free at once; to release it again changes nothing.
+/// Release a lease. Its permits are free at once. Releasing it again has no effect.
 #[utoipa::path(
     delete,
     path = "/_admin/semaphores/{semaphore_id}/leases/{lease_id}",
     tag = "leases",
     params(
-        ("semaphore_id" = String, Path, description = "Its semaphore", example = "image-service"),
-        ("lease_id" = String, Path, description = "Its name", example = "{lease_id}")
+        ("semaphore_id" = String, Path, description = "The name of the semaphore", example = "image-service"),
+        ("lease_id" = String, Path, description = "The id of the lease", example = "{lease_id}")
     ),
     responses(
-        (status = NO_CONTENT, description = "It holds nothing, or nothing any longer"),
-        (status = 404, description = "It is of another semaphore (`lease_not_found`)",
+        (status = NO_CONTENT, description = "The lease holds no permits (any more)"),
+        (status = 404, description = "The lease belongs to another semaphore (`lease_not_found`)",
             body = ErrorBody),
-        AdminFailures
+        AdminErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -250,47 +236,47 @@ fn one() -> i64 {
 }
 
 impl LeaseRequest {
-    /// What is asked for, and how long it is waited for.
+    /// The checked terms, and how long to wait for the lease.
     fn check(&self) -> Result<(LeaseTerms, Duration), ApiError> {
-        let mut faults = Vec::new();
-        text("holder", &self.holder, &mut faults);
+        let mut errors = Vec::new();
+        text("holder", &self.holder, &mut errors);
         if let Some(key) = &self.idempotency_key {
-            text("idempotency_key", key, &mut faults);
+            text("idempotency_key", key, &mut errors);
         }
         let permits = usize::try_from(self.permits).unwrap_or(0);
         if !Leases::PERMITS.contains(&permits) {
-            faults.push(out_of_range("permits", "a whole number", 1, 1000));
+            errors.push(out_of_range("permits", "a whole number", 1, 1000));
         }
-        let ttl = seconds("ttl_seconds", self.ttl_seconds, Leases::TTL, &mut faults);
-        let wait = seconds("wait_seconds", self.wait_seconds, Leases::WAIT, &mut faults);
-        if faults.is_empty() {
+        let ttl = seconds("ttl_seconds", self.ttl_seconds, Leases::TTL, &mut errors);
+        let wait = seconds("wait_seconds", self.wait_seconds, Leases::WAIT, &mut errors);
+        if errors.is_empty() {
             Ok((LeaseTerms { holder: self.holder.as_str().into(), permits, ttl }, wait))
         } else {
-            Err(ApiError::invalid(faults))
+            Err(ApiError::invalid(errors))
         }
     }
 }
 
-fn text(field: &str, text: &str, faults: &mut Vec<InvalidField>) {
+fn text(field: &str, text: &str, errors: &mut Vec<InvalidField>) {
     if text.trim().is_empty() {
-        faults.push(InvalidField::blank(field));
+        errors.push(InvalidField::blank(field));
     } else if text.chars().count() > MAX_TEXT {
         let message = format!("Field must have at most {MAX_TEXT} characters");
-        faults.push(InvalidField::new(field, "string_too_long", message));
+        errors.push(InvalidField::new(field, "string_too_long", message));
     }
 }
 
-/// A time in seconds, or a fault and none.
+/// A time in seconds. If it is out of range, adds an error and gives zero.
 fn seconds(
     field: &str,
     value: f64,
     range: RangeInclusive<Duration>,
-    faults: &mut Vec<InvalidField>,
+    errors: &mut Vec<InvalidField>,
 ) -> Duration {
     let time = Duration::try_from_secs_f64(value).ok().filter(|time| range.contains(time));
     time.unwrap_or_else(|| {
         let (least, most) = (range.start().as_secs(), range.end().as_secs());
-        faults.push(out_of_range(field, "a number", least, most));
+        errors.push(out_of_range(field, "a number", least, most));
         Duration::ZERO
     })
 }

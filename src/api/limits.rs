@@ -1,5 +1,4 @@
-//! `/_admin/limits`: what each key may send to each model, and what is spent of it. For the
-//! administrator.
+//! `/_admin/limits`: the quotas and limits of each key and model, and how much of them is used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +12,9 @@ use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::auth::Admin;
-use super::error::{ApiError, ErrorBody};
-use super::openapi::AdminFailures;
+use super::code::Code;
+use super::error::ApiError;
+use super::openapi::{AdminErrors, ResetLimitsErrors};
 use super::path::Names;
 use crate::gateway::Gateway;
 use crate::limits::{
@@ -22,14 +22,13 @@ use crate::limits::{
     Semaphore as _, SemaphoreUsage, Source, StoreUnavailable,
 };
 
-/// How many keys and models are shown.
+/// How many keys and models are shown at most.
 const MOST_SHOWN: usize = 1000;
 
-/// The limits of the keys and models that calls were made for.
+/// The limits of the keys and models that were used.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LimitList {
-    /// How many there are. The first 1,000 are shown: those whose calls Gemini has accepted before
-    /// others, and the last used first.
+    /// How many there are. At most 1,000 are shown: accepted by Gemini before others, and last used first.
     count: usize,
     limits: Vec<AccountStatus>,
 }
@@ -43,25 +42,23 @@ struct AccountStatus {
     /// The model.
     #[schema(example = "gemini-3.5-flash-lite")]
     model: String,
-    /// The model that Gemini charges for calls of this one, as it said itself; the limits shown are
-    /// those that both share. Null where it is charged itself.
+    /// The model that Gemini charges for calls to this one. The limits shown are those that both share.
+    /// Null if this model itself is charged.
     counts_as: Option<String>,
     #[serde(flatten)]
     quotas: QuotaStatuses,
-    /// How many requests wait for these quotas; a batch is one.
+    /// How many requests wait for these quotas. A batch counts as one.
     waiting: u64,
-    /// In how many seconds a small request that comes now could be sent, as far as the quotas go;
-    /// null for never.
+    /// In how many seconds the quotas would admit a small request that arrives now; null for never.
     next_slot_in_seconds: Option<f64>,
-    /// For how many more seconds nothing is sent because Gemini refused a call; null where it did
-    /// not.
+    /// For how many more seconds nothing is sent because Gemini refused a call; null if nothing is paused.
     paused_for_seconds: Option<f64>,
-    /// Why calls are refused here without asking Gemini; null where they are not.
+    /// Why this service refuses calls without sending them; null if it does not.
     refused: Option<RefusedStatus>,
     concurrency: AdaptiveStatus,
 }
 
-/// Each quota by its name. A day ends at midnight in California.
+/// The quotas by name. A day ends at midnight in California.
 #[derive(Debug)]
 struct QuotaStatuses(PerKind<QuotaStatus>);
 
@@ -82,20 +79,20 @@ impl PartialSchema for QuotaStatuses {
 
 impl ToSchema for QuotaStatuses {}
 
-/// Calls that are refused here because Gemini refused one for good: each process finds out by
-/// itself.
+/// Calls are refused without being sent, because Gemini refused one permanently. Each process finds this
+/// out for itself.
 #[derive(Debug, Serialize, ToSchema)]
 struct RefusedStatus {
-    /// `refusing` until the next call is let through, to find out whether Gemini still refuses;
-    /// `probe_due` when the next one that comes is.
+    /// `refusing` until a call may be sent again, to find out whether Gemini still refuses; `probe_due`
+    /// if the next call is sent.
     state: RefusedState,
-    /// The code that calls are refused with.
+    /// The error code of the refused calls.
     #[schema(value_type = String, example = "account_unfunded")]
-    code: &'static str,
-    /// When Gemini refused the first of them.
+    code: Code,
+    /// When Gemini refused the first call.
     #[schema(format = DateTime, example = "2026-12-01T12:00:00.000Z")]
     since: String,
-    /// In how many seconds the next call is let through; 0 where the next one that comes is.
+    /// In how many seconds a call may be sent again; 0 if the next one is.
     next_probe_in_seconds: f64,
 }
 
@@ -109,30 +106,30 @@ enum RefusedState {
 /// One quota.
 #[derive(Debug, Serialize, ToSchema)]
 struct QuotaStatus {
-    /// How much may be spent; null where nobody knows a limit.
+    /// The limit; null if none is known.
     limit: Option<u64>,
-    /// Who says so: `tier` for GEMINI_TIER, `setting` for GEMINI_LIMITS, `gemini` for a refusal
-    /// that named it; null where nobody does.
+    /// Where the limit comes from: `tier` for GEMINI_TIER, `setting` for GEMINI_LIMITS, `gemini` for a
+    /// refusal that named it; null if none is known.
     #[schema(value_type = Option<String>, example = "tier")]
     source: Option<Source>,
-    /// What was sent and still counts.
+    /// How much was sent and still counts.
     used: u64,
-    /// What is let in and not sent yet.
+    /// How much is admitted and not sent yet.
     reserved: u64,
 }
 
-/// How many calls of this key and model are in flight at once.
+/// The adaptive limit on concurrent calls of this key and model.
 #[derive(Debug, Serialize, ToSchema)]
 struct AdaptiveStatus {
-    /// The most there may be now: Gemini's refusals for load lower it, success raises it.
+    /// The current limit. Gemini's refusals for load lower it, successful calls raise it.
     limit: usize,
-    /// The most there may ever be: GEMINI_CONCURRENCY_LIMIT.
+    /// The highest limit: GEMINI_CONCURRENCY_LIMIT.
     ceiling: usize,
-    /// How many are let in.
+    /// How many calls are admitted.
     in_use: usize,
-    /// How many wait for this limit.
+    /// How many calls wait for this limit.
     waiting: usize,
-    /// The limit at which Gemini refused last; null where it did not, or takes that many again.
+    /// The limit at which Gemini last refused for load; null if it did not, or accepts that many again.
     broke_at: Option<usize>,
 }
 
@@ -169,7 +166,7 @@ impl RefusedStatus {
         let RefusedHere { reason, since, next_probe_in } = refused;
         let state =
             if next_probe_in.is_zero() { RefusedState::ProbeDue } else { RefusedState::Refusing };
-        let code = ApiError::from(Refused::from(reason)).code();
+        let code = Code::from(&Refused::from(reason));
         let since = format!("{since:.3}");
         Self { state, code, since, next_probe_in_seconds: milliseconds(next_probe_in) }
     }
@@ -188,17 +185,17 @@ impl AdaptiveStatus {
     }
 }
 
-/// Seconds, true to the millisecond.
+/// Seconds, rounded down to the millisecond.
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
-/// The limits of keys and models, in the order of their names. No key is shown.
+/// List the limits of all keys and models, by name. Keys are shown only by their label or hash.
 #[utoipa::path(
     get,
     path = "/_admin/limits",
     tag = "limits",
-    responses((status = OK, description = "The limits", body = LimitList), AdminFailures),
+    responses((status = OK, description = "The limits", body = LimitList), AdminErrors),
     security(("AdminKey" = []))
 )]
 pub(super) async fn list_limits(
@@ -211,8 +208,9 @@ pub(super) async fn list_limits(
     Ok(Json(LimitList { count: accounts.count(), limits }))
 }
 
-/// Forgets what Gemini has taught of a key and a model: the settings count again, with no pause, no
-/// used-up day and no lowered concurrency, and the model is charged itself. What is spent stays.
+/// Forget what was learned from Gemini about a key and a model: the limits of the settings apply again,
+/// without pauses, exhausted days or a lowered adaptive limit, and the model itself is charged. What is
+/// used stays.
 #[utoipa::path(
     delete,
     path = "/_admin/limits/{key}/{model}",
@@ -222,9 +220,8 @@ pub(super) async fn list_limits(
         ("model" = String, Path, description = "The model", example = "gemini-3.5-flash-lite")
     ),
     responses(
-        (status = NO_CONTENT, description = "It is forgotten"),
-        (status = 404, description = "No such key was used with the model", body = ErrorBody),
-        AdminFailures
+        (status = NO_CONTENT, description = "The learned limits are forgotten"),
+        ResetLimitsErrors
     ),
     security(("AdminKey" = []))
 )]

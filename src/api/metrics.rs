@@ -8,7 +8,7 @@ use prometheus_client::encoding::prometheus_text;
 use super::error::ApiError;
 use crate::gateway::Gateway;
 
-/// Counters, gauges and histograms in Prometheus's text format.
+/// Read metrics in Prometheus's text format.
 #[utoipa::path(
     get,
     path = "/metrics",

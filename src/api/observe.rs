@@ -1,5 +1,5 @@
-//! What happens around every request: it has an id, in its answer and in its log lines, and a
-//! panic in its handler is its own failure alone.
+//! Logs every request with an id, which its answer has too, and turns a panic in a handler into an error
+//! of that request alone.
 
 use std::any::Any;
 use std::time::Instant;
@@ -14,17 +14,17 @@ use super::error::ApiError;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id that is taken over from a caller, in bytes.
+/// The longest id that is accepted from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
 /// How much of a path is logged, in bytes.
 const MAX_LOGGED_PATH: usize = 1024;
 
-/// Gives a request its id and tells the log how it went.
+/// Gives a request its id and logs the outcome.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let id_text = id.to_str().unwrap_or_default();
-    // Of the highest level, so that it is there whenever any line is logged.
+    // The span has the highest level, so that every logged line has it.
     let span = tracing::error_span!(
         "request",
         request_id = id_text,
@@ -41,13 +41,13 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// A path as it is logged: lines wait in memory to be written.
+/// The start of a path, for the log. It is bounded because log lines are buffered in memory.
 fn logged(path: &str) -> &str {
     let end = path.floor_char_boundary(MAX_LOGGED_PATH);
     &path[..end]
 }
 
-/// The caller's id, where it is short and printable, or a new one.
+/// The client's id if it is short and printable, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let usable = |id: &&HeaderValue| {
         let id = id.as_bytes();
@@ -59,8 +59,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-/// The answer to a request whose handler panicked. What the panic says stays out of it and of the
-/// log: it could hold anything.
+/// The answer to a request whose handler panicked. The message of the panic is neither returned nor
+/// logged, because it may contain data of the request.
 pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
     tracing::error!("a handler panicked");
     ApiError::internal().into_response()

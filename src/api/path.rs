@@ -1,4 +1,4 @@
-//! What a path names.
+//! The names in a path.
 
 use axum::extract::{FromRequestParts, Path};
 use http::request::Parts;
@@ -16,7 +16,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Gateway> for Names<T> {
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, ApiError> {
         let path = Path::from_request_parts(parts, gateway).await;
-        // What is not text once it is decoded names nothing.
+        // A name that is not UTF-8 once it is decoded does not exist.
         path.map(|Path(names)| Self(names)).map_err(|_| ApiError::not_found())
     }
 }

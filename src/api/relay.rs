@@ -17,11 +17,10 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::destination::{Destination, single_slashes};
 use super::error::ApiError;
-use super::guard::METHODS;
+use super::methods::METHODS;
 use crate::dispatch::CallError;
 use crate::gateway::Gateway;
 use crate::gemini::Surface;
-use crate::generation::Failure;
 use headers::strip_answer;
 
 /// The prefixes of the paths that are passed on.
@@ -46,7 +45,7 @@ impl From<CallError> for RelayError {
             CallError::Upstream { response, .. } => response.take(),
             CallError::Refused(_) | CallError::DeadlineExceeded => None,
         };
-        Self { error: Failure::from(error).into(), response }
+        Self { error: error.into(), response }
     }
 }
 

@@ -35,7 +35,7 @@ fn documented() -> OpenApiRouter<Gateway> {
         .routes(routes!(metrics::metrics))
 }
 
-/// The whole of the service's HTTP, over a gateway.
+/// The router of the whole service.
 pub fn router(gateway: Gateway) -> Router {
     let (routes, document) = documented().split_for_parts();
     let docs = SwaggerUi::new("/docs")
@@ -44,26 +44,26 @@ pub fn router(gateway: Gateway) -> Router {
     observed(routes.merge(docs).merge(relayed()), gateway)
 }
 
-/// What is passed on as it came: all of Gemini's own surface and of OpenAI's.
+/// The routes of relayed requests: all of Gemini's and OpenAI's APIs.
 fn relayed() -> Router<Gateway> {
     relay::PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router.route(&format!("{prefix}{{*path}}"), any(relay::relay))
     })
 }
 
-/// Routes with what happens around every request.
+/// Routes with the layers that every request passes.
 fn observed(routes: Router<Gateway>, gateway: Gateway) -> Router {
     routes
         .fallback(relay::unrouted)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        // Outermost last: a panic is an answer before the answer is logged and given its id.
+        // The outermost layer is the last one. A panic becomes an answer before the answer is logged.
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(gateway.clone(), guard))
         .layer(from_fn(observe))
         .with_state(gateway)
 }
 
-/// The documentation of every endpoint.
+/// The OpenAPI document.
 pub fn openapi() -> Document {
     documented().into_openapi().merge_from(Relayed::openapi())
 }
@@ -93,15 +93,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_failure_of_its_own_request_alone() {
+    async fn a_panic_fails_only_its_own_request() {
         let panicked = Arc::new(Notify::new());
-        let told = Arc::clone(&panicked);
+        let has_panicked = Arc::clone(&panicked);
         let routes = Router::new()
             .route("/panic", get(async || -> StatusCode { panic!("the secret prompt") }))
             .route(
                 "/beside",
                 get(async move || {
-                    told.notified().await;
+                    has_panicked.notified().await;
                     axum::Json("unharmed")
                 }),
             );
@@ -114,7 +114,7 @@ mod tests {
             answer
         };
         let (other, failed) = join(get_from(router.clone(), "/beside"), fails).await;
-        let body = json!({"detail": "Something broke in this service.", "code": "internal_error"});
+        let body = json!({"detail": "Internal error.", "code": "internal_error"});
         assert_eq!(failed, (StatusCode::INTERNAL_SERVER_ERROR, "order-66".to_owned(), body));
         assert_eq!(other, (StatusCode::OK, "order-66".to_owned(), json!("unharmed")));
     }

@@ -1,4 +1,4 @@
-//! `/_admin/semaphores`: the limits that several services share. For the administrator.
+//! `/_admin/semaphores`: concurrency limits that several services share.
 
 use std::sync::Arc;
 
@@ -9,46 +9,30 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::body::JsonBody;
-use super::error::{ApiError, ErrorBody};
-use super::openapi::{AdminFailures, BodyFailures};
+use super::error::ApiError;
+use super::json::JsonBody;
+use super::openapi::{AdminErrors, RegisterSemaphoreErrors, SemaphoreErrors};
 use super::path::Names;
+use super::semaphore_status::SemaphoreStatus;
 use super::whole_number::whole_number;
 use crate::gateway::Gateway;
 use crate::generation::InvalidField;
-use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, SemaphoreUsage, parse_limit};
+use crate::limits::{InvalidSemaphore, Semaphore, SemaphoreId, parse_limit};
 
-/// The semaphores there are.
+/// All semaphores.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SemaphoreList {
-    /// How many.
+    /// How many semaphores there are.
     count: usize,
     semaphores: Vec<SemaphoreStatus>,
 }
 
-/// A semaphore at one moment.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(super) struct SemaphoreStatus {
-    /// Its name.
-    #[schema(value_type = String, example = "image-service")]
-    semaphore_id: SemaphoreId,
-    /// How many permits it has: each call holds one, a lease one or several.
-    #[schema(minimum = 1, maximum = 1000)]
-    limit: usize,
-    /// How many of them could be taken now.
-    available: usize,
-    /// How many are held.
-    in_use: usize,
-    /// How many calls and leases wait for it.
-    waiting: usize,
-}
-
-/// Registers a semaphore, or changes the limit of one.
+/// A semaphore to register, or a new limit for one.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"semaphore_id": "image-service", "limit": 5}))]
 pub(super) struct SemaphoreRequest {
-    /// Its name: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+    /// The name of the semaphore: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
     #[schema(pattern = "^[A-Za-z0-9._:-]{1,128}$")]
     semaphore_id: String,
     /// How many permits it has, for calls and leases together: 1 to 1000.
@@ -57,20 +41,12 @@ pub(super) struct SemaphoreRequest {
     limit: i64,
 }
 
-impl SemaphoreStatus {
-    pub(super) fn of(semaphore_id: SemaphoreId, semaphore: &dyn Semaphore) -> Self {
-        let usage = semaphore.usage();
-        let SemaphoreUsage { limit, in_use, waiting } = usage;
-        Self { semaphore_id, limit, available: usage.available(), in_use, waiting }
-    }
-}
-
-/// All semaphores, in the order of their names.
+/// List all semaphores, by name.
 #[utoipa::path(
     get,
     path = "/_admin/semaphores",
     tag = "semaphores",
-    responses((status = OK, description = "The semaphores", body = SemaphoreList), AdminFailures),
+    responses((status = OK, description = "The semaphores", body = SemaphoreList), AdminErrors),
     security(("AdminKey" = []))
 )]
 pub(super) async fn list_semaphores(
@@ -84,19 +60,17 @@ pub(super) async fn list_semaphores(
     Ok(Json(SemaphoreList { count: semaphores.len(), semaphores }))
 }
 
-/// Registers a semaphore, or changes the limit of the one of that name: at once, also while
-/// requests hold it.
+/// Register a semaphore, or change the limit of an existing one. A new limit takes effect at once, even
+/// while requests hold the semaphore.
 #[utoipa::path(
     post,
     path = "/_admin/semaphores",
     tag = "semaphores",
     request_body = SemaphoreRequest,
     responses(
-        (status = CREATED, description = "There is a new semaphore", body = SemaphoreStatus),
+        (status = CREATED, description = "The semaphore was registered", body = SemaphoreStatus),
         (status = OK, description = "The semaphore has the new limit", body = SemaphoreStatus),
-        (status = 422, description = "The name or the limit cannot be used", body = ErrorBody),
-        BodyFailures,
-        AdminFailures
+        RegisterSemaphoreErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -112,16 +86,15 @@ pub(super) async fn register_semaphore(
     Ok((status, Json(SemaphoreStatus::of(id, &*semaphore))))
 }
 
-/// Deletes a semaphore. Requests and leases that wait for it fail; those that hold it finish.
+/// Delete a semaphore. Requests and leases that wait for it fail; those that hold it are not affected.
 #[utoipa::path(
     delete,
     path = "/_admin/semaphores/{semaphore_id}",
     tag = "semaphores",
-    params(("semaphore_id" = String, Path, description = "Its name", example = "image-service")),
+    params(("semaphore_id" = String, Path, description = "The name of the semaphore", example = "image-service")),
     responses(
-        (status = NO_CONTENT, description = "It is gone"),
-        (status = 404, description = "There is none of that name", body = ErrorBody),
-        AdminFailures
+        (status = NO_CONTENT, description = "The semaphore was deleted"),
+        SemaphoreErrors
     ),
     security(("AdminKey" = []))
 )]
@@ -141,10 +114,10 @@ pub(super) async fn delete_semaphore(
     }
 }
 
-/// The semaphore of a name.
+/// The semaphore with this name.
 ///
 /// # Errors
-/// 404 where there is none.
+/// 404 if it is not registered.
 pub(super) async fn registered(
     gateway: &Gateway,
     id: &str,
@@ -155,10 +128,10 @@ pub(super) async fn registered(
     Ok((id, semaphore))
 }
 
-fn invalid(fault: InvalidSemaphore) -> ApiError {
-    let (field, kind) = match fault {
+fn invalid(error: InvalidSemaphore) -> ApiError {
+    let (field, kind) = match error {
         InvalidSemaphore::Id => ("semaphore_id", "semaphore_id"),
         InvalidSemaphore::Limit => ("limit", "out_of_range"),
     };
-    ApiError::invalid(vec![InvalidField::new(field, kind, fault.to_string())])
+    ApiError::invalid(vec![InvalidField::new(field, kind, error.to_string())])
 }

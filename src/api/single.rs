@@ -1,4 +1,4 @@
-//! One generation: what the handlers of all kinds have in common.
+//! Requests for one generation, of any kind.
 
 use std::mem;
 use std::sync::Arc;
@@ -7,64 +7,77 @@ use axum::Json;
 use tokio::time::Instant;
 
 use super::auth::{check_model, check_text};
-use super::body::Asked;
 use super::error::ApiError;
+use super::generation_request::{GenerationKind, GenerationRequest};
+use super::incoming::Incoming;
 use super::semaphores::registered;
 use crate::dispatch::{Call, CallRequest};
 use crate::gateway::Gateway;
-use crate::generation::{Failure, Generation, Preparation, Request, Schemas, generate};
+use crate::generation::{self, Generation, GenerationError, Schemas};
 use crate::limits::Semaphore;
 
-/// Generates one thing and answers with it.
-pub(super) async fn one<G: Generation>(
+/// Generates, and answers with the result.
+///
+/// # Errors
+/// Every error of [`enqueue`], and of the call to Gemini.
+pub(super) async fn generate<K: GenerationKind>(
     gateway: &Gateway,
-    mut asked: Asked<G::Request>,
-) -> Result<Json<G::Output>, ApiError> {
-    let _share = mem::take(&mut asked.share);
-    let (generation, call) = enqueued::<G>(gateway, asked).await?;
-    let output = generate(&gateway.dispatcher, &gateway.offload, &call, generation).await;
-    output.map(Json).map_err(|failure| failed(&call, failure))
+    mut incoming: Incoming<GenerationRequest<K>>,
+) -> Result<Json<K::Response>, ApiError> {
+    let _share = mem::take(&mut incoming.share);
+    let (generation, call) = enqueue(gateway, incoming).await?;
+    let (dispatcher, offload) = (&gateway.dispatcher, &gateway.offload);
+    let generated = generation::generate(dispatcher, offload, &call, generation).await;
+    match generated {
+        Ok(generated) => Ok(Json(generated.into())),
+        Err(error) => Err(failed(&call, error)),
+    }
 }
 
 /// Checks a request and puts its call into the queue.
-pub(super) async fn enqueued<G: Generation>(
+///
+/// # Errors
+/// 401, 404 or 422 if the request is invalid; 503 if the shared limits are unavailable.
+pub(super) async fn enqueue<K: GenerationKind>(
     gateway: &Gateway,
-    asked: Asked<G::Request>,
-) -> Result<(G, Call), ApiError> {
-    let deadline = Instant::now() + gateway.config.request_timeout;
-    let Asked { caller, semaphore, mut body, .. } = asked;
-    let terms = body.take_terms();
-    let key = caller.payer(terms.credentials.as_ref(), gateway)?;
-    let mut schemas = Schemas::new(gateway.config.schema_limits, gateway.config.check_formats);
-    body.add_schema(&mut schemas);
+    incoming: Incoming<GenerationRequest<K>>,
+) -> Result<(K::Generation, Call), ApiError> {
+    let config = &gateway.config;
+    let deadline = Instant::now() + config.request_timeout;
+    let Incoming { caller, semaphore, body: GenerationRequest { shared, own }, .. } = incoming;
+    let (options, model_options) = shared.into_options();
+    let key = caller.payer(options.credentials.as_ref(), gateway)?;
+    let mut schemas = Schemas::new(config.schema_limits, config.check_formats);
+    own.add_schema(&mut schemas);
     let schemas = Box::pin(schemas.compiled(&gateway.offload, key.sha256(), deadline)).await;
     let schemas = schemas.map_err(|error| ApiError::not_compiled(error, "json_schema"))?;
-    let preparation = Preparation { defaults: &gateway.defaults, schemas: &schemas };
-    let generation = G::prepare(body, &preparation).map_err(ApiError::invalid)?;
+    let generation = own.generation(model_options, &schemas, &gateway.defaults);
+    let generation = generation.map_err(ApiError::invalid)?;
     check_model(generation.model(), gateway)?;
-    check_text(|| generation.ask(), gateway).await?;
-    let semaphore = terms.external_semaphore_id.or(semaphore);
+    check_text(|| generation.body(), gateway).await?;
+    let semaphore = options.external_semaphore_id.or(semaphore);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
-    let (model, size) = (generation.model().clone(), generation.input().into());
-    let request = CallRequest { kind: G::KIND, key, model, semaphore, size, deadline };
-    let call = gateway.dispatcher.enqueue(request);
+    let (kind, model) = (K::Generation::KIND, generation.model().clone());
+    let size = generation.input().into();
+    let call = CallRequest { kind, key, model, semaphore, size, deadline };
+    let call = gateway.dispatcher.enqueue(call);
     Ok((generation, call))
 }
 
-/// The failure of a call, which it tells the log.
-pub(super) fn failed(call: &Call, failure: impl Into<Failure>) -> ApiError {
-    let failure = failure.into();
-    let cause = failure.cause();
-    let error = ApiError::from(failure);
+/// The error of a call. It is logged here.
+pub(super) fn failed(call: &Call, error: impl Into<GenerationError>) -> ApiError {
+    let error = error.into();
+    let cause = error.cause();
+    let error = ApiError::from(error);
     let (model, code) = (call.model(), error.code());
-    tracing::warn!(kind = call.kind().label(), %model, code, cause, "no answer");
+    tracing::warn!(kind = call.kind().label(), %model, code, cause, "the call failed");
     error
 }
 
 /// The semaphore that a request names.
 ///
 /// # Errors
-/// 404 where there is none of that name.
+/// 404 if it is not registered.
 pub(super) async fn named_semaphore(
     gateway: &Gateway,
     id: Option<&str>,

@@ -2,33 +2,118 @@
 
 use axum::Json;
 use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
-use super::batch::{BatchRequest, BatchResponse, many};
-use super::body::Asked;
+use super::batch::{BatchRequest, BatchResponse, generate_batch};
 use super::error::ApiError;
-use super::openapi::{ExternalSemaphore, Failures};
-use super::single::one;
+use super::generation_request::{GenerationKind, GenerationRequest};
+use super::incoming::Incoming;
+use super::openapi::{ExternalSemaphore, GenerationErrors};
+use super::single::generate;
 use crate::gateway::Gateway;
-use crate::generation::structured::{Structured, StructuredRequest, StructuredResponse};
+use crate::gemini::{Model, Usage};
+use crate::generation::structured::StructuredOutput;
+use crate::generation::{
+    Defaults, Generated, InvalidField, ModelOptions, SchemaGeneration, SchemaPrompt, Schemas,
+};
 
-/// JSON that fits a schema.
+/// The `message` of every answer.
+pub(super) const MESSAGE: &str = "Successfully generated structured output";
+
+/// A prompt and the JSON Schema of the output.
+pub(super) type StructuredRequest = GenerationRequest<StructuredFields>;
+
+/// A prompt and the JSON Schema of the output.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = StructuredRequest, example = json!({
+    "user_content": "Anna is 31 and lives in Lisbon.",
+    "system_prompt": "Extract the person.",
+    "json_schema": {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"]
+    }
+}))]
+pub(super) struct StructuredFields {
+    /// What the output is made from. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
+    user_content: String,
+    /// The task of the model. Not blank.
+    #[schema(min_length = 1, pattern = r"\S")]
+    system_prompt: String,
+    /// The JSON Schema that the output must match.
+    #[schema(value_type = Object)]
+    json_schema: Box<RawValue>,
+}
+
+/// JSON that matches the schema.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StructuredResponse {
+    /// Always true.
+    success: bool,
+    /// The JSON, exactly as the model wrote it, without a code fence or words around it.
+    #[schema(value_type = Value)]
+    data: Box<RawValue>,
+    /// `Successfully generated structured output`.
+    #[schema(value_type = String)]
+    message: &'static str,
+    /// The model that was asked.
+    #[schema(value_type = String)]
+    model: Model,
+    /// Gemini's `finishReason`: `STOP`, or another one if the JSON is complete nevertheless.
+    finish_reason: String,
+    /// The tokens that were spent, including those of a second call that corrected the first.
+    usage: Usage,
+}
+
+impl GenerationKind for StructuredFields {
+    type Generation = SchemaGeneration<StructuredOutput>;
+    type Response = StructuredResponse;
+
+    fn add_schema(&self, schemas: &mut Schemas) {
+        schemas.add_json(self.json_schema.get());
+    }
+
+    fn generation(
+        self,
+        options: ModelOptions,
+        schemas: &Schemas,
+        defaults: &Defaults,
+    ) -> Result<Self::Generation, Vec<InvalidField>> {
+        let Self { user_content, system_prompt, json_schema } = self;
+        let prompt = SchemaPrompt { user_content, system_prompt, options };
+        SchemaGeneration::structured(prompt, json_schema.get(), schemas, defaults)
+    }
+}
+
+impl From<Generated<Box<RawValue>>> for StructuredResponse {
+    fn from(generated: Generated<Box<RawValue>>) -> Self {
+        let Generated { value: data, model, finish_reason, usage } = generated;
+        Self { success: true, data, message: MESSAGE, model, finish_reason, usage }
+    }
+}
+
+/// Get JSON that matches a schema.
 #[utoipa::path(
     post,
     path = "/structured-output",
     tag = "generation",
     request_body = StructuredRequest,
-    responses((status = OK, description = "What was asked for", body = StructuredResponse), Failures),
+    responses((status = OK, description = "The JSON", body = StructuredResponse), GenerationErrors),
     params(ExternalSemaphore),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn structured(
     State(gateway): State<Gateway>,
-    asked: Asked<StructuredRequest>,
+    incoming: Incoming<StructuredRequest>,
 ) -> Result<Json<StructuredResponse>, ApiError> {
-    one::<Structured>(&gateway, asked).await
+    generate(&gateway, incoming).await
 }
 
-/// Many structured outputs: each in its place.
+/// Get JSON for many prompts, each with its own schema, in their order.
 #[utoipa::path(
     post,
     path = "/batch/structured-output",
@@ -53,15 +138,16 @@ pub(super) async fn structured(
         ]})
     ),
     responses(
-        (status = OK, description = "What came of each", body = BatchResponse<StructuredResponse>),
-        Failures
+        (status = OK, description = "A result for each request, in the order of the requests",
+            body = BatchResponse<StructuredResponse>),
+        GenerationErrors
     ),
     params(ExternalSemaphore),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_structured(
     State(gateway): State<Gateway>,
-    asked: Asked<BatchRequest<StructuredRequest>>,
+    incoming: Incoming<BatchRequest<StructuredRequest>>,
 ) -> Result<Json<BatchResponse<StructuredResponse>>, ApiError> {
-    many::<Structured>(&gateway, asked).await
+    generate_batch(&gateway, incoming).await
 }

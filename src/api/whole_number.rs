@@ -1,15 +1,14 @@
-//! Whole numbers as JSON writes them: JSON Schema, and so the OpenAPI document, counts `30.0` as
-//! one.
+//! Whole numbers in JSON. For JSON Schema, and so for the OpenAPI document, `30.0` is a whole number.
 
 use std::fmt;
 
 use serde::Deserializer;
 use serde::de::{Error, Unexpected, Visitor};
 
-/// Reads a whole number, written with a fraction of zero or without.
+/// Reads a whole number, with or without a fraction of zero.
 ///
 /// # Errors
-/// Where it has another fraction, or is outside the range of `i64`.
+/// The number has another fraction, or is outside the range of `i64`.
 pub(super) fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     deserializer.deserialize_any(WholeNumber)
 }

@@ -90,13 +90,13 @@ pub(super) const CORS_ORIGINS: Setting = setting(
     "CORS_ORIGINS",
     "",
     "origins, separated by commas, or *",
-    "Web pages of these origins may read answers, and spend the server's key as any other client may: `https://app.example,http://localhost:5173`. `*`: pages of every origin may read answers, but need a key of their own. Unset: no page may.",
+    "Web pages of these origins may read answers and spend the server's key, like any other client: `https://app.example,http://localhost:5173`. `*`: pages of every origin may read answers, but need a key of their own. Unset: no page may.",
 );
 pub(super) const ALLOWED_HOSTS: Setting = setting(
     "ALLOWED_HOSTS",
     "",
     "host names, separated by commas",
-    "Names besides localhost under which requests without a key may spend the server's. Unset: every name, or with a loopback `HOST` no other name.",
+    "The `Host` headers, besides localhost, with which a request without a key may spend the server's key. Unset: all, or only localhost if `HOST` is a loopback address.",
 );
 pub(super) const GEMINI_CONCURRENCY_LIMIT: Setting = setting(
     "GEMINI_CONCURRENCY_LIMIT",
@@ -224,7 +224,7 @@ pub(super) const MAX_CONNECTIONS: Setting = setting(
     "MAX_CONNECTIONS",
     "16384",
     "connections",
-    "The most connections that clients hold at once, and the most requests over HTTP/2; fewer where the limit of open files (`ulimit -Hn`) is too low, or where a quarter of the memory has less than 64 KiB for each. Beyond it, the connections that have waited longest for their client are closed.",
+    "The most connections that clients hold at once, and the most requests over HTTP/2; fewer if the limit of open files (`ulimit -Hn`) is too low, or if a quarter of the memory is less than 64 KiB for each. Beyond it, the connections that have waited longest for their client are closed.",
 );
 pub(super) const CLIENT_TIMEOUT_SECONDS: Setting = setting(
     "CLIENT_TIMEOUT_SECONDS",
@@ -248,13 +248,13 @@ pub(super) const STREAM_IDLE_TIMEOUT_SECONDS: Setting = setting(
     "STREAM_IDLE_TIMEOUT_SECONDS",
     "60",
     "seconds",
-    "How long Gemini may send nothing in the middle of a stream before the stream is given up.",
+    "How long Gemini may send nothing in the middle of a stream before the stream is ended.",
 );
 pub(super) const REQUEST_TIMEOUT_SECONDS: Setting = setting(
     "REQUEST_TIMEOUT_SECONDS",
     "600",
     "seconds",
-    "How long a request may take in all, including queueing and retries; in a batch, each item from its turn in the queue; a stream, until its first byte.",
+    "How long a request may take in all, including queueing and retries; in a batch, each item from when it reaches the head of the queue; a stream, until its first byte.",
 );
 pub(super) const BACKGROUND_POLL_SECONDS: Setting = setting(
     "BACKGROUND_POLL_SECONDS",

@@ -115,7 +115,7 @@ enum Scanner {
 struct Unsettled {
     attempt: Attempt,
     scanner: Scanner,
-    /// Whether the one who reads the answer says how it ended.
+    /// Whether the reader of the answer reports how it ended.
     is_read: bool,
     /// Whether the answer is a stream.
     is_stream: bool,
@@ -180,7 +180,7 @@ impl Unsettled {
         }
     }
 
-    /// The client has gone. An error that has already come is reported all the same.
+    /// The client has hung up. An error that has already arrived is reported nevertheless.
     fn settle_unread(self) {
         match &self.watch {
             Some(watch) if watch.error().is_some() => self.settle_whole(),
@@ -221,7 +221,7 @@ impl Forwarded {
         }
     }
 
-    /// The last byte has come. One who reads the answer still has to say how it ended.
+    /// The last byte has arrived. A reader of the answer still has to report how it ended.
     fn end_whole(&mut self) {
         if let Some(unsettled) = self.unsettled.take_if(|unsettled| !unsettled.is_read) {
             unsettled.settle_whole();

@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 
 use super::error::{Error, ErrorKind, bounded};
-use super::forward::Surface;
 use super::json::{self, BOM, without_lone_surrogates};
 use super::model::Model;
 use super::redact::Secrets;
+use super::surface::Surface;
 use super::usage::Usage;
 
 /// Used where Gemini gives no finish reason.
@@ -113,7 +113,7 @@ pub(super) struct PromptFeedback<'a> {
 }
 
 impl Response<'_> {
-    /// Parses a body that came with a success status. If a string in it contains half a surrogate
+    /// Parses a body that was received with a success status. If a string in it contains half a surrogate
     /// pair, the body is repaired and parsed again, so that one broken character does not lose an
     /// answer that was paid for.
     ///

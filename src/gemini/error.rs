@@ -219,12 +219,12 @@ impl Error {
         self
     }
 
-    /// Reads a body that came with an error status.
+    /// Reads a body that was received with an error status.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Error {
         Status::with(body, |envelope| Error::from_status(status, envelope))
     }
 
-    /// Reads a body that came with a success status and is not an answer: an error envelope after
+    /// Reads a body that was received with a success status and is not an answer: an error envelope after
     /// the HTTP status was already sent, or something else.
     pub(super) fn read_despite_success(body: &[u8]) -> Error {
         Status::with(body, |envelope| match envelope.http_status() {

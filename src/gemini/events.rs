@@ -41,7 +41,7 @@ pub struct Events {
     is_too_long: bool,
     /// Whether a line feed here belongs to the end of the previous line.
     is_after_return: bool,
-    /// Whether a byte order mark may still come.
+    /// Whether a byte order mark may still follow.
     is_at_start: bool,
     is_over: bool,
 }
@@ -232,7 +232,7 @@ impl Events {
         self.bytes.split_to(end).freeze()
     }
 
-    /// Waits for more bytes. Drops what has come if it exceeds the limit.
+    /// Waits for more bytes. Drops what has arrived if it exceeds the limit.
     fn wait(&mut self) {
         self.searched = self.bytes.len();
         if self.searched > self.limit {

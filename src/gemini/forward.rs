@@ -21,6 +21,7 @@ use tower_http::timeout::TimeoutBody;
 use super::answer_start::{AnswerStart, first_data};
 use super::client::{IDENTITY, JSON, NAME, body_error, read_body};
 use super::events::{Event, Events};
+use super::surface::Surface;
 use super::{
     ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
     answer, retry_after,
@@ -35,17 +36,6 @@ const MAX_READ: usize = 64 * 1024;
 
 /// The header that chooses the form of interactions. Source: Google's Python SDK 3.6.1.
 const API_REVISION: HeaderName = HeaderName::from_static("api-revision");
-
-/// The API in whose format a request is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surface {
-    /// Gemini's own.
-    Gemini,
-    /// Gemini's Interactions, whose errors and usage have a form of their own.
-    Interactions,
-    /// OpenAI's, which Gemini also offers. The key is sent as a bearer token.
-    OpenAi,
-}
 
 /// A request without its body and its key.
 #[derive(Clone, Debug)]
@@ -76,7 +66,7 @@ pub struct ForwardError {
     pub response: Option<Box<Response<Bytes>>>,
 }
 
-/// The body of an answer: the part that has arrived, and the part to come.
+/// The body of an answer: the part that has arrived, and the part that is still expected.
 pub struct ForwardedBody {
     /// Empty once it is passed on.
     first: Bytes,
@@ -233,7 +223,7 @@ fn error_data(first: &[u8]) -> Option<Bytes> {
     }
 }
 
-/// Whether a status comes with an answer.
+/// Whether a response with this status is an answer.
 fn is_answer(status: StatusCode) -> bool {
     status.is_success() && !is_empty(status)
 }

@@ -109,7 +109,7 @@ pub(super) fn text(bytes: Vec<u8>) -> Option<String> {
 }
 
 /// Takes the first half of a surrogate pair off the end of a text that was read as bytes. The second
-/// half may come next.
+/// half may follow.
 pub(super) fn take_half(bytes: &mut Vec<u8>) -> Vec<u8> {
     match **bytes {
         [.., 0xED, 0xA0..0xB0, _] => bytes.split_off(bytes.len() - 3),

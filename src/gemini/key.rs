@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use super::client::{API_KEY, USER_PROJECT};
-use super::forward::Surface;
+use super::surface::Surface;
 
 /// The longest key, in characters: longer than any of Google's tokens.
 const MAX_LENGTH: usize = 8192;

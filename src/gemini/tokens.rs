@@ -16,7 +16,7 @@ const TEXT_VARIANCE: f64 = 0.04;
 /// How much uncertainty each call adds. With [`TEXT_VARIANCE`], about the last 30 calls count.
 const DRIFT: f64 = 4e-5;
 
-/// The size in tokens below which a text teaches less about others.
+/// The size in tokens below which a text says less about others.
 const SMALL_TEXT: f64 = 100.0;
 
 /// The range of the learned ratio to the default: a token for 16 ASCII characters to one for each, and a
@@ -316,7 +316,7 @@ mod tests {
     fn cached_tokens_may_or_may_not_belong_to_the_text() {
         let estimator = TokenEstimator::default();
         for _ in 0..100 {
-            // Known is only that the text has 200 to 100,200 tokens.
+            // It is only known that the text has 200 to 100,200 tokens.
             estimator.learn(text(4000, 0), 100_200, 100_000);
         }
         let learned_nothing = error_of(&estimator, text(4000, 0), 1000);

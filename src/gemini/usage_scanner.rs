@@ -31,7 +31,7 @@ pub struct UsageScanner {
 enum Scan {
     /// Outside of strings.
     Outside,
-    /// In a string. `matched` bytes of the field name have come, as long as it may be the name.
+    /// In a string. `matched` bytes of the field name have arrived, as long as it may be the name.
     Text { matched: Option<usize>, escaped: bool },
     /// After the field name, before its value.
     Colon,
@@ -126,7 +126,7 @@ impl UsageScanner {
         Scan::Outside
     }
 
-    /// Resets after a line break inside a string, which JSON does not allow: what came is not JSON,
+    /// Resets after a line break inside a string, which JSON does not allow: the input is not JSON,
     /// and what follows may be.
     fn restart(&mut self) -> Scan {
         self.depth = 0;

@@ -1,4 +1,5 @@
-//! Many generations in one request: each answer in its own ticket, one ticket in the queue.
+//! Many generations in one request. The batch holds one position in the queue, and results keep the
+//! order of the items.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -12,45 +13,45 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::offload::Offload;
-use super::{Failure, Generation, generate_admitted};
+use super::{Generated, Generation, GenerationError, generate_admitted};
 use crate::dispatch::{CallError, CallQueue, Dispatcher};
 use crate::gemini::{ApiKey, Model};
 use crate::limits::{Refused, Semaphore};
 
-/// One generation of a batch, and who pays for it.
+/// One generation of a batch, and the key that pays for it.
 #[derive(Debug)]
 pub struct Item<G> {
     /// What is generated.
     pub generation: G,
-    /// Whose key pays.
+    /// The key that pays.
     pub key: ApiKey,
-    /// The semaphore its calls hold in addition to the global one.
+    /// The semaphore that its calls hold in addition to the global limit.
     pub semaphore: Option<Arc<dyn Semaphore>>,
 }
 
-/// What came of one generation of a batch.
+/// The result of one generation of a batch.
 #[derive(Debug)]
-pub struct Outcome<Output> {
-    /// The model that was asked, or would have been.
+pub struct Outcome<T> {
+    /// The model of the item, even if no call was sent.
     pub model: Model,
-    /// The output, or why there is none.
-    pub result: Result<Output, Failure>,
+    /// What was generated, or why nothing was.
+    pub result: Result<Generated<T>, GenerationError>,
 }
 
-/// Generates every item and returns what came of each, in the order of the items, whenever it
-/// was ready. Items of one key, model and semaphore are let in one after the other and then run
-/// beside each other; those of another do not wait for them. Each has `timeout` from its turn in
-/// the queue on. Dropping the future cancels them all.
+/// Generates every item and returns the outcomes in the order of the items. Items with the same key,
+/// model and semaphore are admitted one after the other and then run concurrently; other items do
+/// not wait for them. Each item has `timeout`, counted from when it reaches the head of the queue.
+/// Dropping the future cancels all items.
 ///
 /// # Errors
-/// [`Refused::QueueFull`] when the batch finds no place in the queue, [`Refused::StoreUnavailable`] when
-/// there is none to be found: nothing was sent then.
+/// [`Refused::QueueFull`] if the queue is full, and [`Refused::StoreUnavailable`] if the shared limits
+/// are unavailable.
 pub async fn generate_all<G: Generation>(
     dispatcher: &Arc<Dispatcher>,
     offload: &Arc<Offload>,
     items: Vec<Item<G>>,
     timeout: Duration,
-) -> Result<Vec<Outcome<G::Output>>, Refused> {
+) -> Result<Vec<Outcome<G::Value>>, Refused> {
     let batch = Arc::new(Batch::new(dispatcher, offload, items, timeout));
     let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
     (0..batch.accounts.len()).for_each(|account| batch.start_runner(account));
@@ -62,26 +63,27 @@ pub async fn generate_all<G: Generation>(
     Ok(mem::take(&mut *lock(&batch.outcomes)))
 }
 
-/// A batch under way, which its runners share.
+/// A running batch. Its runners share it.
 struct Batch<G: Generation> {
     dispatcher: Arc<Dispatcher>,
     offload: Arc<Offload>,
     accounts: Vec<AccountItems<G>>,
     timeout: Duration,
-    /// In the order of the items. One whose runner never tells how it ended has failed.
-    outcomes: Mutex<Vec<Outcome<G::Output>>>,
+    /// In the order of the items. Each is an internal error until its runner reports the result.
+    outcomes: Mutex<Vec<Outcome<G::Value>>>,
     runners: TaskTracker,
     cancelled: CancellationToken,
-    /// Why it found no place in the queue.
+    /// Why the batch was refused.
     refused: OnceLock<Refused>,
 }
 
-/// The items that go the same way: those that have not gone yet, each with its index.
+/// The items with the same key, model and semaphore that have not been admitted yet, each with its
+/// index.
 struct AccountItems<G> {
     queue: Arc<CallQueue>,
     items: Mutex<VecDeque<(usize, G)>>,
-    /// How many runners wait for the one whose turn it is.
-    standing_by: AtomicUsize,
+    /// How many runners wait for admission.
+    waiting_runners: AtomicUsize,
 }
 
 impl<G: Generation> Batch<G> {
@@ -97,14 +99,14 @@ impl<G: Generation> Batch<G> {
         let mut known = HashMap::new();
         for (index, Item { generation, key, semaphore }) in items.into_iter().enumerate() {
             let model = generation.model().clone();
-            outcomes.push(Outcome { model: model.clone(), result: Err(Failure::Internal) });
-            let way = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
-            let account = *known.entry(way).or_insert_with(|| {
+            outcomes.push(Outcome { model: model.clone(), result: Err(GenerationError::Internal) });
+            let group = (*key.sha256(), model.clone(), semaphore.as_ref().map(|own| own.number()));
+            let account = *known.entry(group).or_insert_with(|| {
                 let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore);
                 accounts.push(AccountItems {
                     queue: Arc::new(queue),
                     items: Mutex::default(),
-                    standing_by: 0.into(),
+                    waiting_runners: 0.into(),
                 });
                 accounts.len() - 1
             });
@@ -124,26 +126,26 @@ impl<G: Generation> Batch<G> {
     }
 
     fn start_runner(self: &Arc<Self>, account: usize) {
-        self.accounts[account].standing_by.fetch_add(1, Ordering::Relaxed);
-        // Boxed, for all that is wrapped around it would hold it several times over and move it.
+        self.accounts[account].waiting_runners.fetch_add(1, Ordering::Relaxed);
+        // Boxed, because each wrapper around it would otherwise hold a copy of its size.
         let runner = Box::pin(Arc::clone(self).run(account));
         let runner = self.cancelled.clone().run_until_cancelled_owned(runner);
         self.runners.spawn(runner.in_current_span());
     }
 
-    /// Takes item after item from a account, waits for it to be let in, and generates it. Whoever is
-    /// let in sees to it that another one stands in the queue meanwhile, so that there are as many
-    /// runners as items under way, and one.
+    /// Takes items of an account one after the other, waits until each is admitted, and generates it.
+    /// A runner whose item is admitted starts another runner for the next item if none is waiting, so
+    /// there is one runner for each item in flight, and one that waits.
     async fn run(self: Arc<Self>, account: usize) {
-        let AccountItems { queue, items, standing_by } = &self.accounts[account];
+        let AccountItems { queue, items, waiting_runners } = &self.accounts[account];
         loop {
             let head = queue.head().await;
-            standing_by.fetch_sub(1, Ordering::Relaxed);
+            waiting_runners.fetch_sub(1, Ordering::Relaxed);
             let Some((index, generation)) = lock(items).pop_front() else { return };
             let call = queue.call(generation.input(), Instant::now() + self.timeout);
             let result = match self.dispatcher.admit_at_head(&call, head).await {
                 Ok(admission) => {
-                    if standing_by.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
+                    if waiting_runners.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
                         self.start_runner(account);
                     }
                     let generation = Arc::new(generation);
@@ -153,7 +155,7 @@ impl<G: Generation> Batch<G> {
                 Err(CallError::Refused(
                     refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
                 )) => {
-                    // Another account may have been first to say so.
+                    // Another account may have set it first.
                     let _ = self.refused.set(refused);
                     self.cancelled.cancel();
                     return;
@@ -161,9 +163,9 @@ impl<G: Generation> Batch<G> {
                 Err(failure) => Err(failure.into()),
             };
             lock(&self.outcomes)[index].result = result;
-            // One is enough: items that are sent again would wait behind all others.
-            if standing_by.fetch_add(1, Ordering::Relaxed) > 0 {
-                standing_by.fetch_sub(1, Ordering::Relaxed);
+            // One waiting runner is enough. More would only make retried items wait longer.
+            if waiting_runners.fetch_add(1, Ordering::Relaxed) > 0 {
+                waiting_runners.fetch_sub(1, Ordering::Relaxed);
                 return;
             }
         }
@@ -183,9 +185,8 @@ mod tests {
 
     use super::*;
     use crate::dispatch::{CallKind, RetryPolicy};
-    use crate::gemini::{Answer, Client, GenerateContent, InputFeatures, Usage};
-    use crate::generation::chat::ChatRequest;
-    use crate::generation::{InvalidField, Misfit, Preparation, Unusable};
+    use crate::gemini::{Answer, Client, GenerateContent, InputFeatures};
+    use crate::generation::{Mismatch, ReadError};
     use crate::limits::{Limiter, QuotaPlan};
     use crate::metrics::Metrics;
     use crate::schema::Work;
@@ -193,27 +194,22 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// A generation that may panic when it is answered.
+    /// A generation that may panic when its answer is read.
     struct Fragile {
         model: Model,
-        breaks: bool,
+        panics: bool,
         prompt: String,
     }
 
     impl Generation for Fragile {
         const KIND: CallKind = CallKind::Chat;
-        type Request = ChatRequest;
-        type Output = String;
-
-        fn prepare(_: ChatRequest, _: &Preparation<'_>) -> Result<Self, Vec<InvalidField>> {
-            unreachable!("it is made by hand")
-        }
+        type Value = String;
 
         fn model(&self) -> &Model {
             &self.model
         }
 
-        fn ask(&self) -> Bytes {
+        fn body(&self) -> Bytes {
             GenerateContent::ask(&self.prompt).to_json()
         }
 
@@ -221,20 +217,19 @@ mod tests {
             InputFeatures::of(&self.prompt)
         }
 
-        fn read(&self, answer: Answer, _: &Work) -> Result<String, Unusable<String>> {
-            assert!(!self.breaks, "as it was told to");
-            Ok(answer.text)
+        fn read(&self, answer: Answer, _: &Work) -> Result<Generated<String>, ReadError<Self>> {
+            assert!(!self.panics, "this item panics");
+            let Answer { text, finish_reason, usage, .. } = answer;
+            Ok(Generated { value: text, model: self.model.clone(), finish_reason, usage })
         }
 
-        fn ask_again(&self, _: &Misfit<String>) -> Bytes {
-            unreachable!("every answer will do")
+        fn correction(&self, _: &Mismatch<String>) -> Bytes {
+            unreachable!("every answer is accepted")
         }
-
-        fn charge(_: &mut String, _: Usage) {}
     }
 
     #[tokio::test]
-    async fn an_item_whose_task_panics_fails_in_its_place_and_costs_no_slot() {
+    async fn an_item_whose_task_panics_fails_alone_and_releases_its_slot() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let simulator = Simulator::new(Options::default()).router();
@@ -249,7 +244,7 @@ mod tests {
         let item = |n: usize| Item {
             generation: Fragile {
                 model: Model::parse("gemini-3.5-flash-lite").unwrap(),
-                breaks: n % 3 == 1,
+                panics: n % 3 == 1,
                 prompt: format!("item {n}"),
             },
             key: ApiKey::new("a-key").unwrap(),
@@ -262,8 +257,8 @@ mod tests {
         assert_eq!(outcomes.len(), 8);
         for (n, outcome) in outcomes.into_iter().enumerate() {
             match outcome.result {
-                Ok(text) => assert_eq!(text, format!("Simulated answer to: item {n}")),
-                Err(failure) => assert!(matches!(failure, Failure::Internal) && n % 3 == 1),
+                Ok(reply) => assert_eq!(reply.value, format!("Simulated answer to: item {n}")),
+                Err(failure) => assert!(matches!(failure, GenerationError::Internal) && n % 3 == 1),
             }
         }
         assert_eq!((limiter.occupancy().in_flight, limiter.occupancy().available), (0, 2));

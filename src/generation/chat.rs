@@ -1,68 +1,25 @@
-//! Chats: a text for a text.
+//! Chats: a prompt and the model's reply, at once or as a stream.
 
 mod stream;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
-use super::{Credentials, Generation, InvalidField, Misfit, Preparation, Request, Terms, Unusable};
+use super::{Defaults, Generated, Generation, InvalidField, Mismatch, ModelOptions, ReadError};
 use crate::dispatch::CallKind;
-use crate::gemini::{Answer, GenerateContent, InputFeatures, Model, Usage};
+use crate::gemini::{Answer, InputFeatures, Model};
 use crate::schema::Work;
 
 pub use stream::{ChatEvent, ChatStream};
 
-/// Asks the model for a text.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({
-    "prompt": "Why is the sky blue?",
-    "system_prompt": "Answer in one sentence."
-}))]
-pub struct ChatRequest {
-    /// What is asked. Not blank.
-    #[schema(min_length = 1, pattern = r"\S")]
-    prompt: String,
-    /// What the model keeps to throughout.
-    #[schema(default = "")]
-    system_prompt: Option<String>,
-    /// Such as `gemini-3.5-flash-lite` or `tunedModels/x`; else the server's default.
-    #[schema(pattern = "^(models/)?(tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    model: Option<String>,
-    /// The caller's own key.
-    credentials: Option<Credentials>,
-    /// A registered semaphore to hold in addition to the global limit.
-    external_semaphore_id: Option<String>,
-    /// Cached content that stands in front of what is asked, by its name: `cachedContents/abc`. It
-    /// belongs to the key that made it and to the model it was made for. Gemini takes no system
-    /// instruction beside it: `system_prompt` becomes the first part of what is asked.
-    #[schema(pattern = "^cachedContents/[A-Za-z0-9_-]{1,128}$")]
-    cached_content: Option<String>,
-    /// Gemini's `generationConfig`, as given: `maxOutputTokens`, `thinkingConfig`, …
-    #[schema(value_type = Option<Object>)]
-    generation_config: Option<Map<String, Value>>,
-    /// Whether the text comes piece by piece, as server-sent events. Not in a batch.
-    #[schema(default = false)]
-    stream: Option<bool>,
-}
-
-/// The text that the model gave.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ChatResponse {
-    /// Always true.
-    success: bool,
-    /// The text.
-    response: String,
-    /// The model that was asked.
-    #[schema(value_type = String)]
-    model: Model,
-    /// Why the model stopped, in Gemini's words: `STOP`, `MAX_TOKENS`, … With any but `STOP` the text
-    /// may not be complete.
-    finish_reason: String,
-    /// What it cost.
-    usage: Usage,
+/// What a caller asks, not yet checked.
+#[derive(Debug)]
+pub struct ChatPrompt {
+    /// The prompt. Not blank.
+    pub prompt: String,
+    /// The system instruction, if there is one.
+    pub system_prompt: Option<String>,
+    /// How the model is to reply.
+    pub options: ModelOptions,
 }
 
 /// A chat, checked and ready to be sent.
@@ -73,62 +30,37 @@ pub struct Chat {
     input: InputFeatures,
 }
 
-impl ChatRequest {
-    /// Takes out whether the text is to come piece by piece.
-    pub fn take_stream(&mut self) -> bool {
-        self.stream.take().unwrap_or_default()
-    }
-}
-
-impl Request for ChatRequest {
-    fn take_terms(&mut self) -> Terms {
-        let credentials = self.credentials.take();
-        Terms { credentials, external_semaphore_id: self.external_semaphore_id.take() }
-    }
-}
-
 impl Chat {
-    fn response(&self, answer: Answer) -> ChatResponse {
+    /// Checks a prompt.
+    ///
+    /// # Errors
+    /// Every field that cannot be used.
+    pub fn new(prompt: &ChatPrompt, defaults: &Defaults) -> Result<Self, Vec<InvalidField>> {
+        let ChatPrompt { prompt, system_prompt, options } = prompt;
+        let mut errors = InvalidField::blanks(&[("prompt", prompt)]);
+        let model = options.check(&defaults.chat_model, &mut errors);
+        let (Some(model), []) = (model, &*errors) else { return Err(errors) };
+        let content = options
+            .content(prompt, system_prompt.as_deref().unwrap_or_default())
+            .configured(options.generation_config.as_ref());
+        Ok(Self { model, body: content.to_json(), input: content.text() })
+    }
+
+    fn reply(&self, answer: Answer) -> Generated<String> {
         let Answer { text, finish_reason, usage, .. } = answer;
-        let model = self.model.clone();
-        ChatResponse { success: true, response: text, model, finish_reason, usage }
+        Generated { value: text, model: self.model.clone(), finish_reason, usage }
     }
 }
 
 impl Generation for Chat {
     const KIND: CallKind = CallKind::Chat;
-    type Request = ChatRequest;
-    type Output = ChatResponse;
-
-    fn prepare(
-        request: ChatRequest,
-        preparation: &Preparation<'_>,
-    ) -> Result<Self, Vec<InvalidField>> {
-        let mut faults = InvalidField::blanks(&[("prompt", &request.prompt)]);
-        let model = Preparation::model(
-            request.model.as_deref(),
-            &preparation.defaults.chat_model,
-            &mut faults,
-        );
-        if request.stream == Some(true) {
-            let message = "Only a chat of its own can be streamed";
-            faults.push(InvalidField::new("stream", "value_error", message));
-        }
-        faults.extend(InvalidField::several_candidates(request.generation_config.as_ref()));
-        faults.extend(InvalidField::cache(request.cached_content.as_deref()));
-        let (Some(model), []) = (model, &*faults) else { return Err(faults) };
-        let question = GenerateContent::ask(&request.prompt)
-            .instructed(request.system_prompt.as_deref().unwrap_or_default())
-            .cached(request.cached_content.as_deref())
-            .configured(request.generation_config.as_ref());
-        Ok(Self { model, body: question.to_json(), input: question.text() })
-    }
+    type Value = String;
 
     fn model(&self) -> &Model {
         &self.model
     }
 
-    fn ask(&self) -> Bytes {
+    fn body(&self) -> Bytes {
         self.body.clone()
     }
 
@@ -136,16 +68,12 @@ impl Generation for Chat {
         self.input
     }
 
-    /// Any text is what was asked for, so no chat is ever unusable.
-    fn read(&self, answer: Answer, _: &Work) -> Result<ChatResponse, Unusable<ChatResponse>> {
-        Ok(self.response(answer))
+    /// Any text is a valid reply.
+    fn read(&self, answer: Answer, _: &Work) -> Result<Generated<String>, ReadError<Self>> {
+        Ok(self.reply(answer))
     }
 
-    fn ask_again(&self, _: &Misfit<ChatResponse>) -> Bytes {
-        self.ask()
-    }
-
-    fn charge(output: &mut ChatResponse, usage: Usage) {
-        output.usage += usage;
+    fn correction(&self, _: &Mismatch<String>) -> Bytes {
+        self.body()
     }
 }

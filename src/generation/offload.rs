@@ -1,4 +1,5 @@
-//! Work that takes long, kept away from the threads that serve connections.
+//! Runs long computations on threads of their own, so that the threads that serve connections stay
+//! responsive.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -14,42 +15,42 @@ use tokio_util::sync::CancellationToken;
 
 use crate::schema::Work;
 
-/// The SHA-256 of the key that pays for a request.
-pub type Caller = [u8; 32];
+/// Identifies a caller: the SHA-256 of the key that pays for a request.
+pub type CallerId = [u8; 32];
 
-/// Threads for long work, few at a time, so that the serving threads keep their cores. A caller has
-/// one of them at a time, so that callers take turns.
+/// A bounded number of threads for long computations, so that the serving threads keep their cores.
+/// Each caller has at most one of them at a time, so callers take turns.
 #[derive(Debug)]
 pub struct Offload {
     slots: Arc<Semaphore>,
     size: usize,
-    /// One permit for each caller with work to do.
-    callers: Mutex<HashMap<Caller, Weak<Semaphore>>>,
+    /// One permit for each caller that has jobs.
+    callers: Mutex<HashMap<CallerId, Weak<Semaphore>>>,
     limit: Duration,
 }
 
-/// Work that has no result.
+/// Why a job has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unfinished {
-    /// The request's deadline passed.
+pub enum OffloadError {
+    /// The deadline of the request passed.
     #[error("the deadline passed")]
-    Deadline,
-    /// It took longer than any such work may.
+    DeadlineExceeded,
+    /// The job took longer than the time limit of all jobs.
     #[error("it took longer than {0:?}")]
-    TooLong(Duration),
-    /// It panicked, or there is no thread for it.
+    TimeLimit(Duration),
+    /// The job panicked, or no thread could be started.
     #[error("it panicked")]
     Panicked,
 }
 
-/// What work holds until it ends.
+/// The permits that a job holds until it ends.
 struct Slot {
     _shared: OwnedSemaphorePermit,
     _own: OwnedSemaphorePermit,
 }
 
 impl Offload {
-    /// Half the cores for work that takes `limit` at most.
+    /// Uses half the cores, for jobs that take at most `limit`.
     pub fn new(limit: Duration) -> Self {
         let cores = available_parallelism().map_or(1, usize::from);
         Self::sized((cores / 2).max(1), limit)
@@ -60,51 +61,51 @@ impl Offload {
         Self { slots, size, callers: Mutex::default(), limit }
     }
 
-    /// Runs a job in its caller's turn. The job is told to stop when the deadline or its own limit
-    /// passes, or when the future is dropped; it holds its slot until it has stopped.
+    /// Runs a job when it is its caller's turn. The job is asked to stop when the deadline or the time
+    /// limit passes, or when the future is dropped. It holds its slot until it has stopped.
     ///
     /// # Errors
-    /// [`Unfinished`] where the job gave no result in time.
+    /// [`OffloadError`] if the job has no result in time, or panics.
     pub async fn run<T: Send + 'static>(
         &self,
-        caller: &Caller,
+        caller: &CallerId,
         deadline: Instant,
         job: impl FnOnce(&Work) -> T + Send + 'static,
-    ) -> Result<T, Unfinished> {
+    ) -> Result<T, OffloadError> {
         let slot = timeout_at(deadline, self.slot(caller));
-        let slot = slot.await.map_err(|_| Unfinished::Deadline)?;
+        let slot = slot.await.map_err(|_| OffloadError::DeadlineExceeded)?;
         let own_deadline = Instant::now() + self.limit;
         let cancelled = CancellationToken::new();
         let _cancelled_on_drop = cancelled.clone().drop_guard();
         let (done, result) = oneshot::channel();
         let run = move || {
             let _until_the_end = slot;
-            yield_to_others();
-            // Whoever waits for the result may have gone.
+            lower_priority();
+            // The receiver may be gone.
             let _ = done.send(job(&Work::until(cancelled)));
         };
         let thread = Builder::new().name("offload".to_owned()).spawn(run);
-        thread.map_err(|_| Unfinished::Panicked)?;
+        thread.map_err(|_| OffloadError::Panicked)?;
         match timeout_at(deadline.min(own_deadline), result).await {
-            Ok(result) => result.map_err(|_| Unfinished::Panicked),
-            Err(_) if own_deadline < deadline => Err(Unfinished::TooLong(self.limit)),
-            Err(_) => Err(Unfinished::Deadline),
+            Ok(result) => result.map_err(|_| OffloadError::Panicked),
+            Err(_) if own_deadline < deadline => Err(OffloadError::TimeLimit(self.limit)),
+            Err(_) => Err(OffloadError::DeadlineExceeded),
         }
     }
 
-    /// How many jobs run, those included that have been told to stop and have not yet.
+    /// How many jobs run, including those that were asked to stop and have not stopped yet.
     pub fn running(&self) -> usize {
         self.size - self.slots.available_permits()
     }
 
-    async fn slot(&self, caller: &Caller) -> Slot {
+    async fn slot(&self, caller: &CallerId) -> Slot {
         const OPEN: &str = "these semaphores are never closed";
-        let own = self.turns_of(caller).acquire_owned().await.expect(OPEN);
+        let own = self.caller_permit(caller).acquire_owned().await.expect(OPEN);
         let shared = Arc::clone(&self.slots).acquire_owned().await.expect(OPEN);
         Slot { _shared: shared, _own: own }
     }
 
-    fn turns_of(&self, caller: &Caller) -> Arc<Semaphore> {
+    fn caller_permit(&self, caller: &CallerId) -> Arc<Semaphore> {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turns) = callers.get(caller).and_then(Weak::upgrade) {
             return turns;
@@ -116,39 +117,39 @@ impl Offload {
     }
 }
 
-/// Lowers the priority of this thread, so that the serving threads get their processor at once. It
-/// ends with its job, for no thread can raise its priority again.
-fn yield_to_others() {
+/// Lowers the priority of this thread, so that the serving threads get the processor first. The thread
+/// ends with its job, because a thread cannot raise its priority again.
+fn lower_priority() {
     const NICE: i32 = 10;
     if let Err(error) = setpriority_process(None, NICE) {
-        tracing::debug!(%error, "the priority of a thread stays as it is");
+        tracing::debug!(%error, "the priority of a thread could not be lowered");
     }
 }
 
-/// A value that is dropped off the serving threads, where it is so large that this takes long.
+/// A value that is dropped on a blocking thread if it is so large that dropping it takes long.
 #[derive(Debug)]
-pub struct DroppedAside<T: Send + 'static> {
-    /// Present until it is dropped.
+pub struct DeferredDrop<T: Send + 'static> {
+    /// `None` only while it is dropped.
     value: Option<T>,
     is_large: bool,
 }
 
-impl<T: Send + 'static> DroppedAside<T> {
-    /// Keeps a value.
+impl<T: Send + 'static> DeferredDrop<T> {
+    /// Wraps a value.
     pub fn new(value: T, is_large: bool) -> Self {
         Self { value: Some(value), is_large }
     }
 }
 
-impl<T: Send + 'static> Deref for DroppedAside<T> {
+impl<T: Send + 'static> Deref for DeferredDrop<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.value.as_ref().expect("it is there until it is dropped")
+        self.value.as_ref().expect("the value is present until it is dropped")
     }
 }
 
-impl<T: Send + 'static> Drop for DroppedAside<T> {
+impl<T: Send + 'static> Drop for DeferredDrop<T> {
     fn drop(&mut self) {
         if self.is_large
             && let Ok(runtime) = Handle::try_current()
@@ -168,10 +169,10 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
-    const ALICE: Caller = [1; 32];
-    const BOB: Caller = [2; 32];
+    const ALICE: CallerId = [1; 32];
+    const BOB: CallerId = [2; 32];
 
-    /// Work without an end.
+    /// Runs until it is asked to stop.
     fn endless(work: &Work) {
         while work.spend(1).is_ok() {}
     }
@@ -187,16 +188,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_runs_beside_the_serving_thread() {
+    async fn a_job_does_not_run_on_the_serving_thread() {
         let offload = Offload::new(LONG);
         let serving = thread::current().id();
         let job = |_: &Work| thread::current().id();
         assert_ne!(offload.run(&ALICE, in_an_hour(), job).await, Ok(serving));
     }
 
-    /// On a single serving thread, which could do nothing else if the job ran there.
+    /// There is a single serving thread, which would be blocked if the job ran on it.
     #[tokio::test]
-    async fn a_job_stops_when_nobody_waits_for_it_any_more() {
+    async fn a_job_stops_when_its_future_is_dropped() {
         let offload = Arc::new(Offload::new(LONG));
         let (started, starts) = oneshot::channel();
         let job = move |work: &Work| {
@@ -212,11 +213,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_stops_at_the_deadline_and_at_its_own_limit() {
+    async fn a_job_stops_at_the_deadline_and_at_the_time_limit() {
         let now = Instant::now;
         for (limit, deadline, reason) in [
-            (LONG, Duration::ZERO, Unfinished::Deadline),
-            (Duration::ZERO, LONG, Unfinished::TooLong(Duration::ZERO)),
+            (LONG, Duration::ZERO, OffloadError::DeadlineExceeded),
+            (Duration::ZERO, LONG, OffloadError::TimeLimit(Duration::ZERO)),
         ] {
             let offload = Offload::new(limit);
             assert_eq!(offload.run(&ALICE, now() + deadline, endless).await, Err(reason));
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_with_many_jobs_holds_one_place_among_those_that_wait() {
+    async fn a_caller_with_many_jobs_takes_turns_with_other_callers() {
         let offload = Arc::new(Offload::sized(1, LONG));
         let taken = Arc::clone(&offload.slots).acquire_owned().await.expect("open");
         let done = Arc::new(Mutex::new(Vec::new()));
@@ -246,27 +247,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_value_is_dropped_beside_the_serving_thread() {
-        struct Told(Option<oneshot::Sender<thread::ThreadId>>);
-        impl Drop for Told {
+    async fn a_large_value_is_not_dropped_on_the_serving_thread() {
+        struct ReportsDrop(Option<oneshot::Sender<thread::ThreadId>>);
+        impl Drop for ReportsDrop {
             fn drop(&mut self) {
-                let told = self.0.take().expect("it is dropped once");
-                told.send(thread::current().id()).expect("the test waits for it");
+                let sender = self.0.take().expect("it is dropped once");
+                sender.send(thread::current().id()).expect("the test waits for it");
             }
         }
         for is_large in [true, false] {
-            let (told, dropped) = oneshot::channel();
-            drop(DroppedAside::new(Told(Some(told)), is_large));
+            let (sender, dropped) = oneshot::channel();
+            drop(DeferredDrop::new(ReportsDrop(Some(sender)), is_large));
             let here = thread::current().id();
             assert_eq!(dropped.await.expect("it is dropped") != here, is_large);
         }
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_gives_its_slot_back() {
+    async fn a_job_that_panics_releases_its_slot() {
         let offload = Offload::new(LONG);
-        let broken = offload.run(&ALICE, in_an_hour(), |_| panic!("as it is told to")).await;
-        assert_eq!(broken, Err::<(), _>(Unfinished::Panicked));
+        let broken = offload.run(&ALICE, in_an_hour(), |_| panic!("this job panics")).await;
+        assert_eq!(broken, Err::<(), _>(OffloadError::Panicked));
         until(|| offload.running() == 0).await;
     }
 }

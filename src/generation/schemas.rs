@@ -1,4 +1,4 @@
-//! The schemas of one body, each compiled once however many of its requests share it.
+//! The schemas of one body. Each is compiled once, however many requests of the body share it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,37 +8,37 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::InvalidField;
-use super::offload::{Caller, DroppedAside, Offload, Unfinished};
+use super::offload::{CallerId, DeferredDrop, Offload, OffloadError};
 use super::story::Story;
 use crate::gemini::InputFeatures;
-use crate::schema::{Limits, NotCompiled, Schema, SchemaError, Stopped, Work};
+use crate::schema::{NotCompiled, Schema, SchemaError, SchemaLimits, Stopped, Work};
 
-/// How much larger than one schema all schemas of a body may be together.
+/// The bound on all schemas of a body together, as a multiple of the bound on one.
 const TOGETHER: usize = 2;
 
 /// The distinct schemas of the requests in one body.
 #[derive(Debug)]
 pub struct Schemas {
-    /// By their text.
+    /// The callers' schemas, by their text.
     json: IndexMap<String, Compilation>,
-    /// Of stories, by the voices that a narrator may have.
+    /// The schemas of stories, by the voices that a narrator may have.
     stories: IndexMap<Vec<String>, Compilation>,
-    limits: Limits,
+    limits: SchemaLimits,
     check_formats: bool,
-    /// Shared by all of them.
+    /// Shared by all compiled schemas of the body.
     is_heavy: Arc<AtomicBool>,
 }
 
-/// None until it was compiled.
+/// None until it is compiled.
 type Compilation = Option<Result<Arc<CompiledSchema>, SchemaError>>;
 
-/// A compiled schema, and what is known of checks against it.
+/// A compiled schema, and whether checks against it are heavy.
 #[derive(Debug)]
 pub(super) struct CompiledSchema {
-    schema: DroppedAside<Schema>,
+    schema: DeferredDrop<Schema>,
     /// The text of what Gemini is sent of it.
     input: InputFeatures,
-    /// A check against it, or against another schema of the same body, took too long for a serving
+    /// Whether a check against it, or another schema of the body, took too long for a serving
     /// thread.
     is_heavy: Arc<AtomicBool>,
 }
@@ -48,7 +48,7 @@ impl CompiledSchema {
         let sent = schema.sent();
         let input = sent.map_or_else(Default::default, |(_, text)| InputFeatures::of(text));
         let is_large = schema.is_large();
-        let schema = DroppedAside::new(schema, is_large);
+        let schema = DeferredDrop::new(schema, is_large);
         Self { schema, input, is_heavy: Arc::clone(is_heavy) }
     }
 
@@ -57,16 +57,16 @@ impl CompiledSchema {
         self.schema.sent()
     }
 
-    /// The text of what Gemini is sent of the schema.
+    /// The text of the schema that is sent to Gemini.
     pub(super) fn input(&self) -> InputFeatures {
         self.input
     }
 
-    /// As [`Schema::violations`]. Brief work is stopped at once where it was not enough before: the
-    /// answers to a batch would otherwise keep the serving threads from other requests.
+    /// As [`Schema::violations`]. Brief work is stopped at once if it was not enough before:
+    /// otherwise the answers to a batch would keep the serving threads from other requests.
     ///
     /// # Errors
-    /// [`Stopped`] where the work was stopped before it is known what is wrong.
+    /// [`Stopped`] when the work is stopped before the result is known.
     pub(super) fn violations(&self, instance: &Value, work: &Work) -> Result<Vec<String>, Stopped> {
         if !work.is_brief() {
             return self.schema.violations(instance, work);
@@ -83,15 +83,16 @@ impl CompiledSchema {
 }
 
 impl Schemas {
-    /// None yet. They will be bounded by `limits`, and `check_formats` says whether an answer is held
-    /// to their formats.
+    /// No schemas yet. `limits` bounds each of them, and `check_formats` enables the check of
+    /// formats.
     #[must_use]
-    pub fn new(limits: Limits, check_formats: bool) -> Self {
+    pub fn new(limits: SchemaLimits, check_formats: bool) -> Self {
         let (json, stories) = (IndexMap::new(), IndexMap::new());
         Self { json, stories, limits, check_formats, is_heavy: Arc::default() }
     }
 
-    pub(super) fn add_json(&mut self, text: &str) {
+    /// Adds the text of a JSON Schema.
+    pub fn add_json(&mut self, text: &str) {
         if !self.json.contains_key(text) {
             self.json.insert(text.to_owned(), None);
         }
@@ -101,24 +102,25 @@ impl Schemas {
         self.stories.entry(voices).or_default();
     }
 
-    /// Compiles all of them: here where that takes little work, and else off the serving threads.
+    /// Compiles all schemas: on this thread if that takes little work, otherwise off the serving
+    /// threads.
     ///
     /// # Errors
-    /// [`Unfinished`] where it takes too long.
+    /// [`OffloadError`] where it takes too long.
     pub async fn compiled(
         mut self,
         offload: &Offload,
-        caller: &Caller,
+        caller: &CallerId,
         deadline: Instant,
-    ) -> Result<Self, Unfinished> {
+    ) -> Result<Self, OffloadError> {
         if self.compile(&Work::brief()).is_ok() {
             return Ok(self);
         }
         let job = move |work: &Work| self.compile(work).map(|()| self);
-        offload.run(caller, deadline, job).await?.map_err(|Stopped| Unfinished::Deadline)
+        offload.run(caller, deadline, job).await?.map_err(|Stopped| OffloadError::DeadlineExceeded)
     }
 
-    /// Compiles those that are not compiled yet.
+    /// Compiles the schemas that are not yet compiled.
     fn compile(&mut self, work: &Work) -> Result<(), Stopped> {
         let Self { json, stories, limits, check_formats, is_heavy } = self;
         let most = limits.bytes.saturating_mul(TOGETHER);
@@ -167,7 +169,7 @@ impl Schemas {
     /// The compiled schema for a text.
     ///
     /// # Errors
-    /// The place in the schema that cannot be used.
+    /// The place and the reason, when the schema cannot be used.
     pub(super) fn json(
         &self,
         field: &str,
@@ -179,7 +181,7 @@ impl Schemas {
     /// The compiled schema of a story whose narrator has one of the voices.
     ///
     /// # Errors
-    /// What is wrong with the list of voices.
+    /// The reason, when the list of voices cannot be used.
     pub(super) fn story(
         &self,
         field: &str,
@@ -205,7 +207,8 @@ mod tests {
     use super::*;
 
     fn compiled(texts: &[&str], check_formats: bool) -> Vec<Arc<CompiledSchema>> {
-        let mut schemas = Schemas::new(Limits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
+        let mut schemas =
+            Schemas::new(SchemaLimits { bytes: 1 << 20, nodes: 10_000 }, check_formats);
         texts.iter().for_each(|text| schemas.add_json(text));
         schemas.compile(&unlimited()).expect("nothing stops it");
         let schema = |text: &&str| schemas.json("json_schema", text).expect("a usable schema");
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn brief_work_is_not_tried_again_in_a_body_where_it_was_not_enough() {
+    fn brief_work_is_not_repeated_in_a_body_where_it_was_not_enough() {
         let schemas = compiled(&[r#"{"items": {"minimum": 1}}"#, "{}"], true);
         let [heavy, light] = &schemas[..] else { panic!() };
         let long = json!(vec![1; 100_000]);
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_checked_unless_the_setting_says_otherwise() {
+    fn formats_are_checked_unless_the_setting_disables_it() {
         for check_formats in [true, false] {
             let schema = &compiled(&[r#"{"format": "date"}"#], check_formats)[0];
             let violations = schema.violations(&json!("tomorrow"), &Work::brief());

@@ -1,4 +1,4 @@
-//! A story for the screen: the one source of its schema, its documentation and its check.
+//! A story for the screen. The type is the source of the schema that Gemini gets, and of the check.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -114,8 +114,8 @@ pub enum YesOrNo {
 }
 
 impl Story {
-    /// The story's JSON Schema, derived from the type. The narrator's voice is one of `voices`,
-    /// where there are any.
+    /// The JSON Schema of stories, derived from the type. The narrator's voice is one of `voices`, if there
+    /// are any.
     pub fn json_schema(voices: &[String]) -> Value {
         let mut definitions = Vec::new();
         <Self as ToSchema>::schemas(&mut definitions);
@@ -123,18 +123,19 @@ impl Story {
             definitions.into_iter().map(|(name, schema)| (name, to_json(&schema))).collect();
         let mut schema = to_json(&<Self as PartialSchema>::schema());
         schema["$defs"] = Value::Object(definitions);
-        // OpenAPI keeps its definitions elsewhere than JSON Schema does, and the lines of a
-        // description are the source code's, not the model's.
+        // OpenAPI and JSON Schema keep definitions in different places. The line breaks of descriptions are
+        // those of the source code.
         let text = schema.to_string().replace("#/components/schemas/", "#/$defs/");
         let text = text.replace("\\n", " ");
-        let mut schema: Value = serde_json::from_str(&text).expect("text was replaced by text");
+        let mut schema: Value =
+            serde_json::from_str(&text).expect("the replacements keep it valid JSON");
         if !voices.is_empty() {
             schema["properties"]["narrator_voice_id"]["enum"] = json!(voices);
         }
         schema
     }
 
-    /// Every reference from one part of the story to another that leads nowhere or to two places.
+    /// Every reference between parts of the story whose target does not exist or is ambiguous.
     pub fn broken_references(&self) -> Vec<String> {
         let scenes: HashSet<i64> = self.scene_list.iter().map(|scene| scene.scene_number).collect();
         let characters: HashSet<&str> =
@@ -165,7 +166,7 @@ impl Story {
         broken
     }
 
-    /// Everybody who is named outside the list of characters, and where.
+    /// Every character that is named outside the list of characters, and where.
     fn named_characters(&self) -> impl Iterator<Item = (String, &str)> {
         let cover =
             self.cover_image_characters.iter().map(|name| ("the cover".to_owned(), &**name));
@@ -183,7 +184,7 @@ fn to_json(schema: &impl Serialize) -> Value {
     serde_json::to_value(schema).expect("a schema can be written as JSON")
 }
 
-/// What occurs more than once, each once, in the order of the second occurrence.
+/// The items that occur more than once, each once, in the order of their second occurrence.
 fn repeated<T: Copy + Eq + Hash>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = HashMap::new();
     items

@@ -1,5 +1,12 @@
-//! All accounts that calls were made for, and which of them are forgotten.
+//! The accounts that calls are made for, and when they are forgotten.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `account` | one key and model: a budget and an adaptive limit |
+//! | `breakers` | calls that Gemini is certain to refuse until somebody pays or raises a quota |
 
+mod account;
+mod breakers;
 #[cfg(test)]
 mod tests;
 
@@ -9,55 +16,61 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{Account, Counted, Payer};
-use super::breakers::Breakers;
-use super::budget::Charged;
-use super::plan::QuotaPlan;
+use super::budget::ChargedModel;
+use super::model::{Payer, QuotaPlan};
 use super::store::Store;
+use account::Counted;
+use breakers::Breakers;
 
-/// More accounts that Gemini never accepted are kept only while calls hold them: callers make up
-/// keys and models.
+pub use account::Account;
+#[cfg(test)]
+pub(super) use breakers::PROBE_INTERVAL;
+pub use breakers::{RefusedHere, Tripped};
+
+/// How many accounts that Gemini never accepted are kept while no call holds them. Callers can make
+/// up keys and models.
 const MAX_UNPROVEN: usize = 4096;
 
-/// More proven accounts are kept only while calls hold them or there is something to remember.
+/// How many proven accounts are kept while no call holds them and there is nothing to remember.
 const MAX_IDLE: usize = 4096;
 
-/// More proven accounts than this, all with something to remember, and new ones are refused rather
-/// than an old one forgotten: about 2 KB each, and up to 80 KB where a window is full.
+/// How many proven accounts with something to remember are kept. Beyond that, new ones are refused
+/// rather than an old one forgotten. An account takes about 2 KB, and up to 80 KB if its minute is
+/// full.
 const MAX_PROVEN: usize = 16_384;
 
-/// How long a full table is left alone before it is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a full table is left alone before it is checked again.
+const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
-/// The most characters of a model's name.
+/// The longest name of a model, in bytes.
 const MAX_NAME: usize = 128;
 
 /// All accounts that calls were made for.
 ///
-/// Those that Gemini never accepted are bounded by themselves, so that made-up keys and models
-/// push out one another and nothing else. A proven account is forgotten only where nothing is spent,
-/// paused, used up or learned, the least recently used first.
+/// Accounts that Gemini never accepted have a bound of their own, so that made-up keys and models
+/// displace only one another. A proven account is forgotten only if nothing is spent, paused, used up
+/// or learned; the least recently used goes first.
 #[derive(Debug)]
 pub struct Accounts {
     store: Arc<dyn Store>,
     plan: QuotaPlan,
-    /// How many calls of one account may run at once, at most.
+    /// The highest limit on concurrent calls of one account.
     ceiling: usize,
     open: RwLock<Open>,
-    /// Which of them Gemini is certain to refuse.
+    /// Shared by all accounts.
     breakers: Arc<Breakers>,
-    /// Held by whoever joins two accounts, so that no circle arises.
+    /// Held while two accounts are joined, so that aliases form no cycle.
     joining: Mutex<()>,
 }
 
-/// What has named the model that is charged.
+/// Where the name of the charged model comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NamedBy {
-    /// An answer of Gemini's.
+    /// An answer from Gemini.
     Answer,
-    /// A refusal of Gemini's, which says whose quota is used up.
+    /// A refusal by Gemini, which says whose quota is used up.
     Refusal,
-    /// Another replica, which has found it out.
+    /// Another replica.
     Replica,
 }
 
@@ -70,12 +83,12 @@ struct Open {
     accounts: HashMap<Name, Arc<Account>>,
     /// How many were ever opened.
     opened: u64,
-    /// How many may be unproven: those that were so when this was last counted, and those opened
+    /// An upper bound of the number of unproven accounts: those at the last count, and those opened
     /// since.
     unproven: usize,
-    /// With how many of those they are counted again.
+    /// The bound at which they are counted again.
     count_at: usize,
-    /// When the table was last found full of accounts that cannot be forgotten.
+    /// When the table was last full of accounts that cannot be forgotten.
     full_at: Option<Instant>,
 }
 
@@ -92,15 +105,15 @@ impl Accounts {
         }
     }
 
-    /// The account of a key and those calls of a model that Gemini counts apart, by the name of
-    /// their method, such as `countTokens`. No quotas are known of it until Gemini names some.
+    /// The account of a key and of calls that Gemini counts apart from the model's generating calls,
+    /// by their method, such as `countTokens`. Its quotas are unknown until Gemini names them.
     pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
         let name = format!("{model}:{method}").into();
         self.find_or_open(self.payer(key_sha256), name, Counted::Method)
     }
 
-    /// The account of a key, told by its SHA-256, and a model; opened where there is none. Where
-    /// the table is full, one whose calls are refused.
+    /// The account of a key, given by its SHA-256, and a model. It is opened if there is none. If the
+    /// table is full, the returned account refuses its calls.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
         self.find_or_open(self.payer(key_sha256), Arc::clone(model), Counted::Model)
     }
@@ -126,7 +139,7 @@ impl Accounts {
         }
         let (payer, model) = name.clone();
         if !open.has_room() {
-            return Arc::new(Account::turned_away(payer, model));
+            return Arc::new(Account::rejected(payer, model));
         }
         let (plan, ceiling) = (&self.plan, self.ceiling);
         let (store, breakers) = (&*self.store, &self.breakers);
@@ -136,20 +149,17 @@ impl Accounts {
         account
     }
 
-    /// Gemini charges the calls of `account` to another model, `counts_as`: from now on they
-    /// count in that model's account with the same payer, to which what was spent within the minute
-    /// and today moves. Of the limits that were set by hand for either the lowest holds for both
-    /// together. Calls that are in flight settle where they were admitted.
+    /// Notes that Gemini charges the calls of `account` to another model, `counts_as`. From now on
+    /// they count in that model's account with the same payer, and what was spent within the minute
+    /// and today moves there. Of the limits set by hand for either, the lowest holds for both
+    /// together. Calls in flight settle where they were admitted.
     ///
-    /// A text that cannot be a model's name is ignored, and so is a name that would close a circle.
-    /// So is, in an answer, a model that was named before and left for another within the last
-    /// hour: where Google routes an alias to several, it stays with one of them.
+    /// A text that cannot be a model's name is ignored, and so is a name that would form a cycle. An
+    /// answer that names a model which was named before, within the last hour, is ignored too: if
+    /// Google routes an alias to several models, the alias stays with one of them.
     pub fn alias(&self, account: &Arc<Account>, counts_as: &str, named_by: NamedBy) {
         let name = counts_as.strip_prefix("models/").unwrap_or(counts_as);
-        if name == account.model()
-            || account.is_apart()
-            || !is_model(name)
-            || account.is_turned_away()
+        if name == account.model() || account.is_apart() || !is_model(name) || account.is_rejected()
         {
             return;
         }
@@ -161,54 +171,56 @@ impl Accounts {
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let named = self.find_or_open(account.payer().clone(), name.into(), Counted::Model);
         if named_by == NamedBy::Replica && named.is_charged_to(account) {
-            // This replica has found the opposite, later.
+            // This replica had found the opposite before.
             named.charge(None);
         }
         let real = named.charged();
         let is_known = Arc::ptr_eq(&real, &account.charged());
-        let is_news = account.is_named(name);
-        if is_known || Arc::ptr_eq(&real, account) || real.is_turned_away() {
+        let is_new = account.note_named(name);
+        if is_known || Arc::ptr_eq(&real, account) || real.is_rejected() {
             return;
         }
-        if is_news {
+        if is_new {
             let (payer, model) = (account.payer(), account.model());
             tracing::info!(%payer, model, counts_as = real.model(), "Gemini charges another model");
         }
-        // Gemini knows both.
+        // Gemini knows both models.
         account.prove();
         real.prove();
         account.charge(Some(Arc::clone(&real)));
-        real.take_over(account, named_by == NamedBy::Replica);
+        real.transfer_in(account, named_by == NamedBy::Replica);
     }
 
-    /// The account that is charged for the calls of this one instead of itself, if any, also where
-    /// another replica has found it out.
+    /// The account that is charged for this one's calls instead of itself, if any, also if another
+    /// replica reported it.
     pub(super) fn charged_instead(&self, account: &Arc<Account>) -> Option<Arc<Account>> {
-        self.hear(account);
+        self.apply_reports(account);
         if !account.is_alias() {
             return None;
         }
         let charged = account.charged();
-        self.hear(&charged);
+        self.apply_reports(&charged);
         Some(charged.charged())
     }
 
     /// Whether the calls of `asked` are charged to `account`.
     pub(super) fn is_charged(&self, asked: &Arc<Account>, account: &Arc<Account>) -> bool {
-        self.hear(asked);
+        self.apply_reports(asked);
         asked.is_charged_to(account)
     }
 
-    fn hear(&self, account: &Arc<Account>) {
-        match account.budget().heard() {
+    /// Applies what another replica reported about the charged model.
+    fn apply_reports(&self, account: &Arc<Account>) {
+        match account.budget().take_charged_model() {
             None => {}
-            Some(Charged::Model(model)) => self.alias(account, &model, NamedBy::Replica),
-            Some(Charged::Itself) => account.charge(None),
+            Some(ChargedModel::Other(model)) => self.alias(account, &model, NamedBy::Replica),
+            Some(ChargedModel::Own) => account.charge(None),
         }
     }
 
-    /// Keeps back all that a payer asks for until then, because Gemini refused a call for what the
-    /// payer spends on all models together. Accounts that Gemini never served find out by themselves.
+    /// Starts no call of a payer until then, because Gemini refused one for what the payer spends on
+    /// all models together. Accounts that Gemini never served are not paused: Gemini refuses them
+    /// itself if it has to.
     pub fn pause_payer(&self, account: &Account, until: Instant) {
         account.budget().pause_until(until);
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
@@ -220,40 +232,40 @@ impl Accounts {
         of_payer.iter().for_each(|other| other.budget().pause_until(until));
     }
 
-    /// Forgets what was learned of a model with the key that is shown so, by its label or the first
-    /// digits of its SHA-256. False where no such account is open.
+    /// Forgets what was learned about a model and a payer, given by its label or the first digits of
+    /// the key's SHA-256, as it is displayed. Returns false if no such account is open.
     pub fn forget(&self, payer: &str, model: &str) -> bool {
         let all = self.all();
-        let of_name = |account: &&Arc<Account>| {
+        let matches = |account: &&Arc<Account>| {
             account.model() == model && account.payer().to_string() == payer
         };
         let mut found = false;
-        for account in all.iter().filter(of_name) {
+        for account in all.iter().filter(matches) {
             account.forget();
             found = true;
         }
         found
     }
 
-    /// How many are open.
+    /// The number of open accounts.
     pub fn count(&self) -> usize {
         self.open.read().unwrap_or_else(PoisonError::into_inner).accounts.len()
     }
 
-    /// Those of which the number of calls at once has been lowered or may still rise.
+    /// The accounts whose limit on concurrent calls was lowered or may still rise.
     pub fn lowered(&self) -> Vec<Arc<Account>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let lowered = open.accounts.values().filter(|account| !account.concurrency().is_at_rest());
         lowered.cloned().collect()
     }
 
-    /// All of them, in the order of their names.
+    /// All accounts, by payer and model.
     pub fn all(&self) -> Vec<Arc<Account>> {
         self.at_most(usize::MAX)
     }
 
-    /// So many of them, proven ones before others and the last used first, in the order of their
-    /// names.
+    /// At most `most` accounts, by payer and model. Proven accounts and recently used ones are
+    /// preferred.
     pub fn at_most(&self, most: usize) -> Vec<Arc<Account>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = open.accounts.values().cloned().collect();
@@ -269,7 +281,7 @@ impl Accounts {
     }
 }
 
-/// Whether a text that came from upstream can be the name of a model.
+/// Whether a text from upstream can be the name of a model.
 fn is_model(name: &str) -> bool {
     name.len() <= MAX_NAME
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -284,9 +296,9 @@ impl Open {
         self.accounts.insert(name, account);
     }
 
-    /// Makes room for one more where too many are open. False where there is none.
+    /// Makes room for one more account if too many are open. Returns whether there is room.
     fn has_room(&mut self) -> bool {
-        if self.full_at.is_some_and(|full_at| full_at.elapsed() < LOOK_AGAIN) {
+        if self.full_at.is_some_and(|full_at| full_at.elapsed() < RECHECK_AFTER) {
             return false;
         }
         if self.full_at.is_some() || self.unproven >= self.count_at {
@@ -295,8 +307,8 @@ impl Open {
         self.full_at.is_none()
     }
 
-    /// Closes unproven accounts down to half of what may be open, and proven ones of which there is
-    /// nothing to remember; none that a call holds.
+    /// Closes unproven accounts until half of their bound is left, and proven ones with nothing to
+    /// remember. Accounts that a call holds stay.
     fn make_room(&mut self) {
         let (proven, unproven): (Vec<_>, Vec<_>) =
             self.accounts.iter().partition(|(_, account)| account.is_proven());
@@ -305,14 +317,14 @@ impl Open {
         let surplus = proven_count.saturating_sub(MAX_IDLE);
         let closed = if surplus > 0 { least_used(proven, surplus, blank) } else { Vec::new() };
         let surplus = unproven_count.saturating_sub(MAX_UNPROVEN / 2);
-        let made_up = least_used(unproven, surplus, |account| !is_held(account));
+        let closed_unproven = least_used(unproven, surplus, |account| !is_held(account));
         let proven = proven_count - closed.len();
-        self.unproven = unproven_count - made_up.len();
-        for name in closed.iter().chain(&made_up) {
+        self.unproven = unproven_count - closed_unproven.len();
+        for name in closed.iter().chain(&closed_unproven) {
             self.accounts.remove(name);
         }
-        // Where calls hold most of them, the next count is put off, so that its cost stays small
-        // for each that is opened.
+        // If calls hold most of them, the next count is put off, so that its cost per opened account
+        // stays small.
         self.count_at = (2 * self.unproven).max(MAX_UNPROVEN);
         let was_full = self.full_at.is_some();
         self.full_at = (proven >= MAX_PROVEN).then(Instant::now);
@@ -322,12 +334,12 @@ impl Open {
     }
 }
 
-/// Whether a call or another account refers to it.
+/// Whether a call or another account refers to the account.
 fn is_held(account: &Arc<Account>) -> bool {
     Arc::strong_count(account) > 1
 }
 
-/// The names of those that may be closed, the least recently used first; at most so many.
+/// The names of at most `most` accounts that may be closed, the least recently used first.
 fn least_used(
     mut accounts: Vec<(&Name, &Arc<Account>)>,
     most: usize,

@@ -1,109 +1,100 @@
-//! Permits, of which only so many are out at once, given in the order in which they were asked for.
-
-mod local;
+//! The hot path of concurrency limits: permits of which only so many are held at once, granted in
+//! the order in which they were requested.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use local::LocalSemaphore;
+use super::model::StoreUnavailable;
 
-/// A first-come-first-served semaphore of which one can ask for several permits at a time, and
-/// whose limit can change while it is held. It counts in this process ([`LocalSemaphore`]) or for
-/// all replicas.
+/// A first-come-first-served semaphore. A request can be for several permits, and the limit can
+/// change while permits are held. [`LocalSemaphore`](super::LocalSemaphore) counts in this process;
+/// another implementation counts in Redis, for all replicas.
 pub trait Semaphore: fmt::Debug + Send + Sync {
-    /// Asks for permits. Those who ask later for fewer do not overtake. Where they are not free,
-    /// the place waits behind those who asked before, or is refused with
-    /// [`NotGranted::NoneFree`].
-    fn ask(self: Arc<Self>, permits: usize, mode: WaitMode) -> PermitRequest;
+    /// Requests permits. A later request for fewer permits does not overtake. If the permits are
+    /// not free, the request waits behind earlier ones, or fails with [`NotGranted::NoneFree`].
+    fn request(self: Arc<Self>, permits: usize, mode: WaitMode) -> PermitRequest;
 
-    /// Its number, which no other of its store has or had.
+    /// A number that is unique among all semaphores of the store, past ones included.
     fn number(&self) -> u64;
 
-    /// How many are out and how many wait: as last heard, where others count it.
+    /// The permits held and the requests waiting. If the count is kept in Redis, this is the last
+    /// reported state.
     fn usage(&self) -> SemaphoreUsage;
 
-    /// What tells whether a permit of that tenure may still be used, where that can end by itself.
-    fn fence(&self, tenure: u64) -> Option<Fence>;
+    /// A check whether a permit granted in this epoch of the replica's lease is still valid; `None`
+    /// if permits do not expire.
+    fn fence(&self, lease_epoch: u64) -> Option<Fence>;
 
     /// Takes permits back.
-    fn give_back(self: Arc<Self>, permits: usize);
+    fn release(self: Arc<Self>, permits: usize);
 
-    /// Lets one who waits leave the queue.
-    fn leave(self: Arc<Self>, ticket: u64);
+    /// Removes a waiting request from the queue.
+    fn cancel(self: Arc<Self>, ticket: u64);
 }
 
-/// Tells whether something may still be done.
+/// Returns whether a permit is still valid.
 pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Whether one who asks waits for what is not free.
+/// What a request does if its permits are not free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitMode {
-    /// No.
+    /// It fails at once.
     None,
-    /// For as long as it takes.
+    /// It waits without a time limit.
     Endless,
-    /// For as long as it takes, before all that ask for the first time, on whatever replica: the
-    /// caller had a permit and gave it back because it lacked something else.
+    /// It waits without a time limit, ahead of all first requests on every replica: the caller had
+    /// a permit and gave it back because it lacked something else.
     Returning,
 }
 
-/// How a semaphore stands at one moment, in permits.
+/// The state of a semaphore at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SemaphoreUsage {
-    /// How many may be out at once.
+    /// The number of permits that may be held at once.
     pub limit: usize,
-    /// How many are out: more than the limit for a while after it was lowered.
+    /// The number of permits held. It can exceed the limit for a while after the limit was lowered.
     pub in_use: usize,
-    /// How many callers wait.
+    /// The number of requests that wait.
     pub waiting: usize,
 }
 
 impl SemaphoreUsage {
-    /// How many permits could be taken now without waiting: none where somebody waits.
+    /// The number of permits that a request could get without waiting: none while others wait.
     pub fn available(self) -> usize {
         if self.waiting == 0 { self.limit.saturating_sub(self.in_use) } else { 0 }
     }
 }
 
-/// Why no permit was given.
+/// Why a request got no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotGranted {
-    /// Too few are free, and the caller does not wait.
+    /// Too few permits are free, and the request does not wait.
     #[error("too few permits are free")]
     NoneFree,
-    /// The semaphore was deleted, before the caller came or while it waited.
+    /// The semaphore was deleted, before the request or while it waited.
     #[error("the semaphore was deleted")]
     Closed,
-    /// So many can never be had at once, unless the limit is raised.
+    /// The request is for more permits than the semaphore has.
     #[error("the semaphore has no more than {limit} permits")]
     MoreThanLimit {
         /// The semaphore's limit.
         limit: usize,
     },
-    /// Nothing can be had before the store that the replicas share is there again.
+    /// No permit can be granted until the shared store is available again.
     #[error(transparent)]
     StoreUnavailable(#[from] StoreUnavailable),
 }
 
-/// The store that the replicas share cannot be reached, so that nobody knows what others hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the shared limits are unavailable")]
-pub struct StoreUnavailable {
-    /// In how long it is worth another try.
-    pub retry_after: Duration,
-}
-
-/// The asking for permits that all semaphores have in common.
+/// Requests that wait without a time limit, for every semaphore.
 pub trait Acquire {
-    /// Asks for one permit and waits for it.
+    /// Requests one permit and waits for it.
     fn acquire(&self) -> PermitRequest;
 
-    /// Asks for a permit that counts as so many and waits for it.
+    /// Requests several permits at once and waits for them.
     fn acquire_many(&self, permits: usize) -> PermitRequest;
 }
 
@@ -113,46 +104,46 @@ impl<S: Semaphore + ?Sized> Acquire for Arc<S> {
     }
 
     fn acquire_many(&self, permits: usize) -> PermitRequest {
-        Arc::clone(self).ask(permits, WaitMode::Endless)
+        Arc::clone(self).request(permits, WaitMode::Endless)
     }
 }
 
-/// The right to some of a semaphore's places; dropping it gives them back.
+/// Permits that are held. Dropping the value gives them back.
 #[derive(Debug)]
 #[must_use = "dropping a permit gives it back at once"]
 pub struct Permit {
     permits: usize,
-    tenure: u64,
+    lease_epoch: u64,
     semaphore: Arc<dyn Semaphore>,
 }
 
 impl Permit {
-    /// A permit that its semaphore has counted as out.
-    pub(super) fn new(semaphore: Arc<dyn Semaphore>, permits: usize, tenure: u64) -> Self {
-        Self { permits, tenure, semaphore }
+    /// Permits that the semaphore has already counted as held.
+    pub(super) fn new(semaphore: Arc<dyn Semaphore>, permits: usize, lease_epoch: u64) -> Self {
+        Self { permits, lease_epoch, semaphore }
     }
 
-    /// The semaphore that it is of.
+    /// The semaphore that granted the permits.
     pub fn semaphore(&self) -> &Arc<dyn Semaphore> {
         &self.semaphore
     }
 
-    /// How many places it counts as.
+    /// The number of permits.
     pub fn permits(&self) -> usize {
         self.permits
     }
 
-    /// What tells whether it can still be used, where others share it: it may end meanwhile.
+    /// A check whether the permits are still valid; `None` if they do not expire.
     pub fn fence(&self) -> Option<Fence> {
-        self.semaphore.fence(self.tenure)
+        self.semaphore.fence(self.lease_epoch)
     }
 
-    /// Whether it can still be used.
+    /// Whether the permits are still valid.
     pub fn is_in_force(&self) -> bool {
         self.fence().is_none_or(|fence| fence())
     }
 
-    /// Takes the places out of it without giving them back.
+    /// Takes the permits out of this value without giving them back to the semaphore.
     pub(super) fn defuse(&mut self) -> usize {
         std::mem::take(&mut self.permits)
     }
@@ -162,66 +153,67 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let permits = self.defuse();
         if permits > 0 {
-            Arc::clone(&self.semaphore).give_back(permits);
+            Arc::clone(&self.semaphore).release(permits);
         }
     }
 }
 
-/// What one who asks waits with, and for.
-type Answer = Result<Permit, NotGranted>;
+/// The outcome of a request.
+pub(super) type GrantResult = Result<Permit, NotGranted>;
 
-/// One who has asked for permits, until they come. Dropping it leaves the queue; a permit that
-/// came and was not taken up goes back.
+/// A request for permits: a future of the outcome. Dropping it leaves the queue; a permit that was
+/// granted and not received goes back.
 #[derive(Debug)]
-#[must_use = "dropping a place leaves the queue"]
-pub struct PermitRequest(Asked);
+#[must_use = "dropping a request for permits leaves the queue"]
+pub struct PermitRequest(RequestState);
 
 #[derive(Debug)]
-enum Asked {
-    Answered(Option<Answer>),
-    Waits(Ticket),
+enum RequestState {
+    Done(Option<GrantResult>),
+    Queued(QueuedRequest),
 }
 
 #[derive(Debug)]
-struct Ticket {
+struct QueuedRequest {
     semaphore: Arc<dyn Semaphore>,
-    number: u64,
-    answer: oneshot::Receiver<Answer>,
+    ticket: u64,
+    result: oneshot::Receiver<GrantResult>,
 }
 
 impl PermitRequest {
-    /// A place of one who has its answer already.
-    pub(super) fn answered(answer: Answer) -> Self {
-        Self(Asked::Answered(Some(answer)))
+    /// A request whose outcome is already known.
+    pub(super) fn done(result: GrantResult) -> Self {
+        Self(RequestState::Done(Some(result)))
     }
 
-    /// A place of one who waits for its answer; a semaphore that is gone has none.
-    pub(super) fn waiting(
+    /// A request that waits. If the semaphore drops the sender, the request ends with
+    /// [`NotGranted::Closed`].
+    pub(super) fn queued(
         semaphore: Arc<dyn Semaphore>,
         ticket: u64,
-        answer: oneshot::Receiver<Answer>,
+        result: oneshot::Receiver<GrantResult>,
     ) -> Self {
-        Self(Asked::Waits(Ticket { semaphore, number: ticket, answer }))
+        Self(RequestState::Queued(QueuedRequest { semaphore, ticket, result }))
     }
 }
 
 impl Future for PermitRequest {
-    type Output = Answer;
+    type Output = GrantResult;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<GrantResult> {
         match &mut self.0 {
-            Asked::Answered(answer) => {
-                Poll::Ready(answer.take().expect("a place is not asked again once it has answered"))
+            RequestState::Done(result) => {
+                Poll::Ready(result.take().expect("a finished request is not polled again"))
             }
-            Asked::Waits(ticket) => Pin::new(&mut ticket.answer)
+            RequestState::Queued(queued) => Pin::new(&mut queued.result)
                 .poll(context)
-                .map(|answer| answer.unwrap_or(Err(NotGranted::Closed))),
+                .map(|result| result.unwrap_or(Err(NotGranted::Closed))),
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
-        Arc::clone(&self.semaphore).leave(self.number);
+        Arc::clone(&self.semaphore).cancel(self.ticket);
     }
 }

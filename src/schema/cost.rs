@@ -1,13 +1,13 @@
-//! What checking an answer may cost in time and in stack.
+//! Bounds the time and the stack that checking an answer takes.
 //!
-//! The validator follows a reference anew on each route that leads to it, so references that
-//! double at every step take exponential time, and it is recursive, so a long chain of them takes
-//! stack. Callers are not trusted with either.
+//! The validator follows a reference again on each path to it, so references that double at every
+//! step take exponential time. It is recursive, so a long chain of references takes stack. Schemas
+//! are hostile input, so both are bounded.
 //!
-//! While the validator is at one place of an answer, the schemas that it has entered there form a
-//! chain: `allOf`, `not`, `$ref` and so on lead from each to the next. A keyword such as `items` leads to
-//! a place further inside, where another chain begins. So the stack is bounded by the longest chain,
-//! once for each level of the answer.
+//! At one place of an answer, the nested schemas that the validator is in form a chain, in which
+//! `allOf`, `not`, `$ref` and similar keywords lead from each to the next. A keyword such as
+//! `items` leads to an inner place, where another chain begins. So the stack is bounded by the
+//! longest chain times the levels of the answer.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -17,16 +17,16 @@ use serde_json::{Map, Value};
 use super::SchemaError;
 use super::document::{APPLICATORS, Document, NAMED_APPLICATORS, REFERENCES};
 
-/// Visits of one place that a schema may cost; a visit takes well under a microsecond.
+/// The most visits to schemas at one place. A visit takes well under a microsecond.
 const MAX_VISITS: u64 = 100_000;
 
-/// Schemas one inside the other, references followed: compiling is recursive as well.
+/// The most nested schemas, with references followed: compiling is recursive as well.
 const MAX_LEVELS: usize = 300;
 
-/// Visits of one place that count as one step.
+/// The visits that count as one step.
 const VISITS_PER_STEP: u64 = 16;
 
-/// Keywords whose subschemas bear on places inside the value, or on the names of its properties.
+/// Keywords whose subschemas apply to inner values, or to the names of properties.
 const INWARD: [&str; 11] = [
     "additionalItems",
     "additionalProperties",
@@ -46,17 +46,17 @@ const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 
 /// The cost of checking one place of an answer.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cost {
+pub(super) struct CheckCost {
     visits: u64,
     /// The longest chain of schemas, each of which leads to the next at the same place.
     chain: usize,
 }
 
-impl Cost {
-    /// Adds up the routes through the document; refuses it when there are too many.
+impl CheckCost {
+    /// Adds up the paths through the document; refuses it when there are too many.
     pub(super) fn of(document: &Document<'_>) -> Result<Self, SchemaError> {
         let mut nesting = Nesting { document, targets: HashMap::new(), depth: 0 };
-        let levels = nesting.target("");
+        let levels = nesting.target(document.root);
         let (cost, chain) = Places::new(document).most();
         if levels.max(cost.chain) > MAX_LEVELS {
             let message = format!("its references form a chain of more than {MAX_LEVELS} schemas");
@@ -69,41 +69,41 @@ impl Cost {
         Ok(Self { chain, ..cost })
     }
 
-    /// How many schemas the validator is in at once, at most, while it checks `instance`.
+    /// The most nested schemas that the validator is in while it checks `instance`.
     pub(super) fn levels(self, instance: &Value) -> usize {
         (1 + depth(instance)).saturating_mul(self.chain)
     }
 
-    /// The steps that one place counts as, besides those that are counted where it is read: schemas
-    /// that only lead to others read nothing.
+    /// The steps to count for one place in addition to its reads: schemas that only lead to others
+    /// read nothing.
     pub(super) fn steps_of_place(self) -> usize {
         usize::try_from(self.visits / VISITS_PER_STEP).unwrap_or(usize::MAX)
     }
 }
 
-/// Adds up what lies at one place, for all places.
+/// Adds up the costs at each place.
 struct Places<'a> {
     document: &'a Document<'a>,
-    /// By address. None for those being added up.
-    known: HashMap<*const Value, Option<Cost>>,
-    /// Schemas for places further inside.
+    /// The costs by address; none for schemas that are being added up.
+    known: HashMap<*const Value, Option<CheckCost>>,
+    /// Schemas for inner places.
     inward: Vec<&'a Value>,
-    /// Those that a reference led back to while they were being added up.
+    /// Schemas that a reference led back to while they were being added up.
     reentered: HashSet<*const Value>,
-    most: Cost,
+    most: CheckCost,
 }
 
 impl<'a> Places<'a> {
     fn new(document: &'a Document<'a>) -> Self {
         let inward = vec![document.root];
         let (known, reentered) = (HashMap::new(), HashSet::new());
-        Self { document, known, inward, reentered, most: Cost::default() }
+        Self { document, known, inward, reentered, most: CheckCost::default() }
     }
 
-    /// The most that lies at one place, and the longest chain where references go round. The validator
-    /// enters a schema once for a place, so such a chain is as long as all schemas, or as the pieces from
-    /// one that is entered again to the next.
-    fn most(mut self) -> (Cost, usize) {
+    /// The highest cost at one place, and the longest chain, cycles included. The validator enters
+    /// a schema once for each place. So a chain through cycles is at most as long as the number of
+    /// schemas, and as the longest acyclic piece for each schema that is entered again.
+    fn most(mut self) -> (CheckCost, usize) {
         while let Some(schema) = self.inward.pop() {
             self.add(schema, 0);
         }
@@ -111,16 +111,16 @@ impl<'a> Places<'a> {
         (self.most, pieces.min(1 + self.known.len()))
     }
 
-    fn add(&mut self, schema: &'a Value, depth: usize) -> Cost {
-        let Value::Object(map) = schema else { return Cost::default().around() };
+    fn add(&mut self, schema: &'a Value, depth: usize) -> CheckCost {
+        let Value::Object(map) = schema else { return CheckCost::default().around() };
         if depth > MAX_LEVELS {
-            return Cost { visits: 1, chain: depth };
+            return CheckCost { visits: 1, chain: depth };
         }
         match self.known.get(&ptr::from_ref(schema)) {
             Some(Some(known)) => return *known,
             Some(None) => {
                 self.reentered.insert(schema);
-                return Cost::default();
+                return CheckCost::default();
             }
             None => {}
         }
@@ -141,8 +141,8 @@ impl<'a> Places<'a> {
         cost
     }
 
-    fn references(&mut self, map: &'a Map<String, Value>, depth: usize) -> Cost {
-        let mut cost = Cost::default();
+    fn references(&mut self, map: &'a Map<String, Value>, depth: usize) -> CheckCost {
+        let mut cost = CheckCost::default();
         for reference in REFERENCES.iter().filter_map(|keyword| map.get(*keyword)?.as_str()) {
             if let Ok(target) = self.document.resolve(reference, "") {
                 cost = cost.plus(self.add(self.document.at(&target), depth));
@@ -152,8 +152,8 @@ impl<'a> Places<'a> {
     }
 }
 
-impl Cost {
-    /// Of a schema around those that it is the cost of.
+impl CheckCost {
+    /// The cost of a schema around those with this cost.
     fn around(self) -> Self {
         Self { visits: self.visits.saturating_add(1), chain: self.chain + 1 }
     }
@@ -167,22 +167,22 @@ impl Cost {
     }
 }
 
-/// How many schemas lie one inside the other, up to where a recursion starts again.
+/// The nesting of schemas, up to where a recursion starts again.
 struct Nesting<'a> {
     document: &'a Document<'a>,
-    /// None for those being followed, which a reference to them re-enters.
-    targets: HashMap<String, Option<usize>>,
+    /// The levels by address; none for schemas that are being followed.
+    targets: HashMap<*const Value, Option<usize>>,
     depth: usize,
 }
 
 impl Nesting<'_> {
-    fn target(&mut self, pointer: &str) -> usize {
-        if let Some(known) = self.targets.get(pointer) {
+    fn target(&mut self, schema: &Value) -> usize {
+        if let Some(known) = self.targets.get(&ptr::from_ref(schema)) {
             return known.unwrap_or_default();
         }
-        self.targets.insert(pointer.to_owned(), None);
-        let levels = self.schema(self.document.at(pointer));
-        self.targets.insert(pointer.to_owned(), Some(levels));
+        self.targets.insert(schema, None);
+        let levels = self.schema(schema);
+        self.targets.insert(schema, Some(levels));
         levels
     }
 
@@ -196,7 +196,7 @@ impl Nesting<'_> {
         let targets = references.filter_map(|reference| self.document.resolve(reference, "").ok());
         let mut levels = 0;
         for target in targets {
-            levels = levels.max(self.target(&target));
+            levels = levels.max(self.target(self.document.at(&target)));
         }
         for schema in map.iter().flat_map(|(keyword, value)| inside(keyword, value)) {
             levels = levels.max(self.schema(schema));
@@ -206,15 +206,19 @@ impl Nesting<'_> {
     }
 }
 
-/// The schemas directly inside a keyword's value, definitions aside.
-fn inside<'v>(keyword: &str, value: &'v Value) -> Vec<&'v Value> {
+/// The schemas directly inside a keyword's value, except definitions.
+fn inside<'v>(keyword: &str, value: &'v Value) -> impl Iterator<Item = &'v Value> {
+    let (mut named, mut listed): (Option<&Map<String, Value>>, &[Value]) = (None, &[]);
     match value {
-        _ if DEFINITIONS.contains(&keyword) => Vec::new(),
-        Value::Object(named) if NAMED_APPLICATORS.contains(&keyword) => named.values().collect(),
-        Value::Array(list) if APPLICATORS.contains(&keyword) => list.iter().collect(),
-        schema if APPLICATORS.contains(&keyword) => vec![schema],
-        _ => Vec::new(),
+        Value::Object(_) | Value::Array(_) | Value::Bool(_) if DEFINITIONS.contains(&keyword) => {}
+        Value::Object(map) if NAMED_APPLICATORS.contains(&keyword) => named = Some(map),
+        Value::Array(list) if APPLICATORS.contains(&keyword) => listed = list,
+        Value::Object(_) | Value::Bool(_) if APPLICATORS.contains(&keyword) => {
+            listed = std::slice::from_ref(value);
+        }
+        _ => {}
     }
+    named.into_iter().flat_map(Map::values).chain(listed)
 }
 
 fn depth(value: &Value) -> usize {

@@ -1,12 +1,14 @@
-//! A schema document: how large it is, and where its references lead.
+//! Schema documents: the bounds on their size, and their references.
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
 use super::SchemaError;
-use super::normal::percent_decode;
+use super::pointer::{escape, lookup, percent_decode};
 
-/// Everything that walks a schema is recursive, here and in the validator; a worker thread's stack
-/// is 2 MiB. No schema that Gemini serves comes near this.
+/// The deepest nesting. Code that walks a schema is recursive, here and in the validator, and a
+/// worker thread's stack is 2 MiB. No schema that Gemini accepts comes near this.
 const MAX_DEPTH: usize = 100;
 
 /// Keywords that hold a schema, or an array of schemas.
@@ -29,11 +31,11 @@ pub(super) const APPLICATORS: [&str; 16] = [
     "unevaluatedProperties",
 ];
 
-/// Keywords that hold an object of schemas, by names of the caller's choosing.
+/// Keywords that hold an object of schemas, by names that the caller chooses.
 pub(super) const NAMED_APPLICATORS: [&str; 6] =
     ["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"];
 
-/// The keywords that refer, of which the canonical form has one.
+/// The keywords for references: the canonical form has one.
 pub(super) const REFERENCES: [&str; 1] = ["$ref"];
 
 /// A schema document in canonical form: every reference is a JSON Pointer to a schema in it.
@@ -43,18 +45,18 @@ pub(super) struct Document<'a> {
 
 /// How large a schema may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct SchemaLimits {
     /// Its JSON text, in bytes.
     pub bytes: usize,
     /// The JSON values in it: objects, arrays, strings and so on.
     pub nodes: usize,
 }
 
-impl Limits {
-    /// Refuses a schema whose text is too long.
+impl SchemaLimits {
+    /// Checks the length of a schema's text.
     ///
     /// # Errors
-    /// The bound that it passes.
+    /// The bound that the length exceeds.
     pub fn check_bytes(&self, bytes: usize) -> Result<(), SchemaError> {
         if bytes <= self.bytes {
             return Ok(());
@@ -64,25 +66,24 @@ impl Limits {
     }
 }
 
-/// Bytes of the JSON Pointers to all values of a schema, which are written out for many of them.
+/// The most bytes of the JSON Pointers to all values of a schema: many of these pointers are built.
 const MAX_POINTERS: usize = 64 << 20;
 
-/// Refuses a document that could exhaust the stack or the memory of what walks it; counts its
-/// values.
-pub(super) fn check_size(schema: &Value, limits: &Limits) -> Result<usize, SchemaError> {
+/// Counts the values of a document; refuses one that could exhaust the stack or the memory.
+pub(super) fn check_size(schema: &Value, limits: &SchemaLimits) -> Result<usize, SchemaError> {
     let mut size = Size { limits, nodes: 0, pointers: 0 };
     size.add(schema, 0, 0).map_err(|(pointer, message)| SchemaError::new(pointer, message))?;
     Ok(size.nodes)
 }
 
 struct Size<'a> {
-    limits: &'a Limits,
+    limits: &'a SchemaLimits,
     nodes: usize,
     pointers: usize,
 }
 
 impl Size<'_> {
-    /// Adds a value with all inside it. What is wrong comes with the pointer from `value` on.
+    /// Adds a value and all values inside it. An error has a pointer relative to `value`.
     fn add(&mut self, value: &Value, depth: usize, pointer: usize) -> Result<(), (String, String)> {
         self.nodes += 1;
         self.pointers = self.pointers.saturating_add(pointer);
@@ -102,9 +103,9 @@ impl Size<'_> {
                 .map_err(|(rest, message)| (format!("/{}{rest}", name()), message))
         };
         match value {
-            Value::Object(map) => {
-                map.iter().try_for_each(|(name, value)| inside(&|| escape(name), name.len(), value))
-            }
+            Value::Object(map) => map.iter().try_for_each(|(name, value)| {
+                inside(&|| escape(name).into_owned(), name.len(), value)
+            }),
             Value::Array(list) => list
                 .iter()
                 .enumerate()
@@ -117,19 +118,15 @@ impl Size<'_> {
 impl<'a> Document<'a> {
     /// The schema at a JSON Pointer that [`resolve`](Self::resolve) gave.
     pub(super) fn at(&self, pointer: &str) -> &'a Value {
-        self.root.pointer(pointer).unwrap_or(&Value::Null)
+        lookup(self.root, pointer).unwrap_or(&Value::Null)
     }
 
-    /// The JSON Pointer of what `reference`, found at `pointer`, refers to.
+    /// The JSON Pointer of the target of `reference`, which is at `pointer`.
     pub(super) fn resolve(&self, reference: &str, pointer: &str) -> Result<String, SchemaError> {
         let target = reference.strip_prefix('#').map(percent_decode);
         target
-            .filter(|target| self.root.pointer(target).is_some())
+            .filter(|target| lookup(self.root, target).is_some())
+            .map(Cow::into_owned)
             .ok_or_else(|| SchemaError::new(pointer, "refers to no schema"))
     }
-}
-
-/// A property's name as a token of a JSON Pointer (RFC 6901, section 3).
-pub(super) fn escape(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
 }

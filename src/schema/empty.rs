@@ -1,31 +1,31 @@
-//! Whether a schema allows any value at all.
+//! Finds schemas that allow no value.
 //!
-//! A schema that allows none costs two calls, and no answer to them can fit. So what can be proved
-//! to contradict itself is refused before anything is spent. Only what is sure counts.
+//! No answer can be valid for such a schema, so a call would be wasted. A schema is refused when
+//! its keywords provably contradict each other.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 
 use super::SchemaError;
-use super::document::escape;
 use super::number::{Bound, compare};
 use super::parse::{Parser, Stop, Translation};
+use super::pointer::escape;
 use super::shape::{Additional, Node, Shape, Types};
 
-/// Rounds in which definitions are found to have a value, each by means of the round before.
+/// The most rounds in which definitions are found to have a value, each based on the round before.
 const MAX_ROUNDS: usize = 100;
 
-/// Why no value is left.
+/// Why a schema allows no value.
 #[derive(Debug)]
 pub(super) enum Why {
     /// The keywords of one schema contradict each other.
     Contradiction(&'static str),
-    /// The schema at this path inside allows no value, and one is required.
+    /// The schema at this relative path allows no value, and one is required.
     Inside(String),
 }
 
 impl SchemaError {
-    /// The reason for a schema that must have a value of the one that this is of.
+    /// The error for a schema that requires a value of the schema with this error.
     pub(super) fn of_required(self) -> Self {
         const REQUIRED: &str = "; yet one is required";
         let Self { pointer, message } = self;
@@ -34,7 +34,7 @@ impl SchemaError {
 }
 
 impl Node {
-    /// Leaves out the shapes that allow nothing because of what is inside them.
+    /// Removes the shapes that allow nothing because of the nodes inside them.
     pub(super) fn prune(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let inside = |shape: &Shape| shape.required.len() + shape.prefix_items.len();
         parser.take(self.shapes.iter().map(inside).sum())?;
@@ -54,7 +54,7 @@ impl Node {
 }
 
 impl Shape {
-    /// The types whose values are all ruled out by bounds, each with the reason.
+    /// The types whose bounds allow no value, each with the reason.
     fn contradictions(&self) -> impl Iterator<Item = (Types, &'static str)> {
         let required = Some(self.required.len() as u64);
         let checks = [
@@ -84,7 +84,7 @@ impl Shape {
         checks.into_iter().filter(|(is_so, ..)| *is_so).map(|(_, types, reason)| (types, reason))
     }
 
-    /// The types whose values are all ruled out by what stands inside, each with the reason.
+    /// The types for which the nodes inside allow no value, each with the reason.
     fn contradictions_inside(&self) -> impl Iterator<Item = (Types, Why)> {
         let item = self.impossible_item().map(|path| (Types::ARRAY, Why::Inside(path)));
         let property = self.impossible_property().map(|path| (Types::OBJECT, Why::Inside(path)));
@@ -95,7 +95,7 @@ impl Shape {
         item.into_iter().chain(property).chain(names)
     }
 
-    /// The types that have no value within the bounds.
+    /// The types whose bounds allow no value.
     pub(super) fn out_of_bounds(&self) -> Types {
         self.contradictions().fold(Types::NONE, |all, (types, _)| all | types)
     }
@@ -110,7 +110,7 @@ impl Shape {
         bounds.chain(self.contradictions_inside())
     }
 
-    /// Why nothing is allowed, where that is so.
+    /// Why the shape allows nothing; none when it allows a value.
     pub(super) fn why_empty(&self) -> Option<Why> {
         let mut left = self.types;
         let mut first = None;
@@ -183,8 +183,8 @@ fn has_no_integer(shape: &Shape) -> bool {
     ends.is_some_and(|(low, high)| compare(&low, &high) == Ordering::Greater)
 }
 
-/// The definitions that have a value, of those in `order`, where one that refers to others follows
-/// them as far as that is possible. None where it is not found out.
+/// The definitions in `order` that allow a value; none when that takes too many rounds. In `order`
+/// a definition follows those that it refers to, except in cycles.
 pub(super) fn possible<'t>(
     definitions: &BTreeMap<String, Node>,
     order: &[&'t str],
@@ -205,7 +205,7 @@ pub(super) fn possible<'t>(
 }
 
 impl Translation {
-    /// The error for a schema that allows no value, by the definitions that do.
+    /// The error for a schema that allows no value, given the definitions that do.
     pub(super) fn no_value(&self, possible: &HashSet<&str>) -> SchemaError {
         let mut passed = HashSet::new();
         let (mut pointer, mut is_required) = ("", false);
@@ -225,10 +225,10 @@ impl Translation {
     }
 }
 
-/// A reference that rules out all values, as its definition allows none.
+/// A reference to a definition that allows no value.
 struct Obstacle<'t> {
     definition: &'t str,
-    /// Whether it stands in a property or an item.
+    /// Whether it is inside a property or an item.
     is_inside: bool,
 }
 
@@ -244,7 +244,7 @@ fn obstacle<'t>(node: &'t Node, possible: &HashSet<&str>) -> Option<Obstacle<'t>
     inner.map(|obstacle| Obstacle { is_inside: true, ..obstacle })
 }
 
-/// Whether a node allows a value, by what is known of the definitions.
+/// Whether a node allows a value, given the definitions that do.
 fn has_value(node: &Node, possible: &HashSet<&str>) -> bool {
     node.shapes.iter().any(|shape| shape_has_value(shape, possible))
 }

@@ -1,7 +1,7 @@
-//! `format`, for the formats that answers are held to.
+//! The keyword `format`, for the formats that are checked in answers.
 //!
-//! JSON Schema leaves it to each validator whether a format is checked. Here those are that most
-//! schemas name, in all drafts alike; any other is for the model to read.
+//! JSON Schema leaves it to each validator which formats it checks. Here the most common ones are
+//! checked, in all drafts. Any other is an annotation for the model.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,11 +10,10 @@ use jsonschema::paths::Location;
 use jsonschema::{Draft, Keyword, ValidationError, Validator};
 use serde_json::{Map, Value, json};
 
-use super::keywords::Check;
-use super::metered::{Metered, MeteredNode};
+use super::metered::{Check, Metered, MeteredNode};
 use super::offline;
 
-/// The formats that are checked, each with an example for a model that got it wrong.
+/// The formats that are checked, each with an example for the message about a violation.
 const CHECKED: [(&str, &str); 9] = [
     ("date", "2026-01-31"),
     ("date-time", "2026-01-31T09:30:00Z"),
@@ -27,7 +26,7 @@ const CHECKED: [(&str, &str); 9] = [
     ("hostname", "www.example.com"),
 ];
 
-/// By the format, with its example.
+/// The validator and the example of each format.
 static VALIDATORS: LazyLock<HashMap<&str, (Validator<Metered>, &str)>> = LazyLock::new(|| {
     let options = offline().with_draft(Draft::Draft202012).should_validate_formats(true);
     let compile = |(format, example)| {
@@ -37,7 +36,7 @@ static VALIDATORS: LazyLock<HashMap<&str, (Validator<Metered>, &str)>> = LazyLoc
     CHECKED.into_iter().map(compile).collect()
 });
 
-/// `format`.
+/// Reads the keyword.
 pub(super) fn format<'a>(
     _: &'a Map<String, Value>,
     format: &'a Value,
@@ -51,7 +50,7 @@ pub(super) fn format<'a>(
     }))))
 }
 
-/// None where the format is not checked.
+/// None when the format is not checked.
 struct HasFormat(Option<Format>);
 
 struct Format {

@@ -1,4 +1,4 @@
-//! Keywords that are checked here instead of by the validator, whose own checks can take too long.
+//! Keywords that are checked here, because the validator's own checks can take too long.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,15 +9,16 @@ use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 
 use super::formats;
-use super::metered::{Metered, MeteredNode};
+use super::metered::{Check, Metered, MeteredNode};
 use super::number;
-use super::patterns::{Options, Pattern, Patterns};
+use super::patterns::{Pattern, Patterns, ValidatorOptions};
 use super::shorten;
 
-pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
-
-/// The options with the keywords of this module.
-pub(super) fn register(options: Options<'_>, patterns: Arc<Patterns>) -> Options<'_> {
+/// Adds the keywords of this module to the options.
+pub(super) fn register(
+    options: ValidatorOptions<'_>,
+    patterns: Arc<Patterns>,
+) -> ValidatorOptions<'_> {
     let options = options.with_keyword("enum", enumeration);
     options.with_keyword("format", formats::format).with_keyword(
         "pattern",
@@ -31,7 +32,7 @@ pub(super) fn register(options: Options<'_>, patterns: Arc<Patterns>) -> Options
     )
 }
 
-/// `pattern`, with the bounds of [`Pattern`].
+/// The keyword `pattern`, with the bounds of [`Pattern`].
 struct Matches {
     source: String,
     pattern: Arc<Pattern>,
@@ -51,9 +52,9 @@ impl<'i> Keyword<'i, Metered> for Matches {
     }
 }
 
-/// `enum`, looked up in a set: the validator compares with one value after the other.
+/// The keyword `enum`, with a look-up in a set: the validator compares one value after another.
 struct OneOf {
-    /// In their canonical forms.
+    /// The values in canonical form.
     values: HashSet<Box<str>>,
     message: String,
 }
@@ -71,7 +72,7 @@ fn enumeration<'a>(
     Ok(Box::new(OneOf { values, message }))
 }
 
-/// The first values, as many as a message holds.
+/// The first values, as many as fit in a message.
 fn some_of(values: &[Value]) -> String {
     const SHOWN: usize = 20;
     let shown: Vec<String> = values.iter().take(SHOWN).map(Value::to_string).collect();

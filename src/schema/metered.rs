@@ -1,14 +1,15 @@
-//! JSON as the validator reads it, with each access counted as work.
+//! JSON for the validator, with each access counted as work.
 //!
-//! The validator has no way to stop. It reads an instance only through these accessors, so counting
-//! here bounds all of a check, whatever the schema, and ends it within a few steps of being told to.
+//! The validator itself cannot be stopped. It reads an instance only through these accessors, so
+//! counting here bounds the whole check, whatever the schema, and stops it within a few steps of a
+//! cancellation.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use jsonschema::JsonType;
 use jsonschema::json::{Array, Json, Node, NodeIdentity, Object, cmp};
+use jsonschema::{JsonType, Keyword};
 use serde_json::map::Iter;
 use serde_json::{Map, Number, Value};
 use tokio_util::sync::CancellationToken;
@@ -19,28 +20,31 @@ use super::work::{Interrupt, Work, interrupt};
 /// Bytes of text that count as one step.
 pub(super) const BYTES_PER_STEP: usize = 32;
 
-/// `serde_json`'s values, metered.
+/// `serde_json` values with metered access.
 #[derive(Debug)]
 pub(super) struct Metered;
 
-/// What the accessors of one check share.
+/// A keyword that checks metered values.
+pub(super) type Check = Box<dyn for<'i> Keyword<'i, Metered>>;
+
+/// The state that the accessors of one check share.
 #[derive(Debug)]
 pub(super) struct Meter<'w> {
     pub(super) work: &'w Work,
-    /// What the names of properties are matched against.
+    /// The patterns for names of properties.
     pub(super) names: NamePatterns,
-    /// Steps for each place that is gone into.
+    /// Steps for each value that is entered.
     pub(super) place: usize,
     /// Whether formats are checked.
     pub(super) formats: bool,
 }
 
-/// The patterns of properties' names, all together.
+/// The bounds of all patterns for names of properties together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NamePatterns {
-    /// In bytes: the longest name that all of them can be matched against.
+    /// The longest name that can be matched against all patterns, in bytes.
     pub(super) longest: usize,
-    /// Steps for one name.
+    /// Steps to match one name.
     pub(super) steps: usize,
 }
 
@@ -86,7 +90,7 @@ impl Default for NamePatterns {
 }
 
 impl<'w> Meter<'w> {
-    /// A meter that only counts what is read.
+    /// A meter that only counts reads.
     pub(super) fn reading(work: &'w Work) -> Self {
         Self { work, names: NamePatterns::default(), place: 0, formats: false }
     }
@@ -101,6 +105,10 @@ impl<'a> MeteredNode<'a> {
         self.meter.work.spend_or_interrupt(steps);
     }
 
+    pub(super) fn work(&self) -> &'a Work {
+        self.meter.work
+    }
+
     pub(super) fn has_formats(&self) -> bool {
         self.meter.formats
     }
@@ -113,7 +121,7 @@ impl<'a> MeteredNode<'a> {
         }
     }
 
-    /// Counts the copy that an error makes of the value.
+    /// Counts the copy of the value that an error makes.
     pub(super) fn spend_copy(&self) {
         if let Content::Value(value) = self.content {
             self.spend_all(value);
@@ -160,7 +168,8 @@ impl Json for Metered {
         key.to_owned()
     }
 
-    /// Names are read through [`Object::try_for_each_name_node`], with the meter of their object.
+    /// Not metered: names are read through [`Object::try_for_each_name_node`], with the meter of
+    /// their object.
     fn with_string_node<T>((): &mut (), string: &str, run: impl FnOnce(MeteredNode<'_>) -> T) -> T {
         let work = Work::until(CancellationToken::new());
         let meter = Meter::reading(&work);

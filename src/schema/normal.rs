@@ -1,12 +1,12 @@
-//! The caller's schema in one canonical form, which everything else reads.
+//! Rewrites the caller's schema to a canonical form, which all other modules read.
 //!
-//! Callers write JSON Schema of several drafts, OpenAPI's and Gemini's relatives of it, and mixtures.
-//! What they write is rewritten once into draft 2020-12, and both what Gemini is sent and the check
-//! of its answers are made from that: they cannot differ in how they read it. In the canonical form
+//! Callers write several drafts of JSON Schema, the variants of OpenAPI and Gemini, and mixtures of
+//! them. All are rewritten to draft 2020-12. Both the schema sent to Gemini and the check of
+//! answers come from the canonical form, so they cannot interpret it differently. In this form
 //! every reference is a `$ref` with a JSON Pointer into the document, no schema has a name, and the
 //! only keywords are those of the draft and `propertyOrdering`.
 //!
-//! Unknown keywords are left out. So are the keywords that the declared draft does not have.
+//! Unknown keywords are dropped, and so are keywords that the declared draft does not have.
 
 mod definitions;
 mod expression;
@@ -14,7 +14,6 @@ mod foreign;
 mod keyword;
 mod names;
 mod places;
-mod pointer;
 mod rewrite;
 mod scope;
 mod wrapper;
@@ -26,17 +25,15 @@ use self::names::Names;
 use self::places::Places;
 use self::rewrite::Rewriter;
 use self::scope::Scopes;
-use super::document::{Limits, escape};
+use super::document::SchemaLimits;
 use super::work::Work;
 use super::{NotCompiled, SchemaError, shorten};
-
-pub(super) use self::pointer::percent_decode;
 
 /// A schema in canonical form.
 pub(super) struct Normal {
     pub(super) document: Value,
     places: Places,
-    /// From the caller's value to the schema in it.
+    /// The JSON Pointer from the caller's value to the schema in it.
     wrapping: String,
 }
 
@@ -44,16 +41,20 @@ impl Normal {
     /// Rewrites a schema.
     ///
     /// # Errors
-    /// [`NotCompiled::Unusable`] where it is no schema, declares a draft that is not known, or has a
-    /// reference that leads to no schema in it.
-    pub(super) fn of(value: &Value, limits: &Limits, work: &Work) -> Result<Self, NotCompiled> {
+    /// [`NotCompiled::Unusable`] when it is not a schema, declares an unknown draft, or has a
+    /// reference to something that is not a schema in it.
+    pub(super) fn of(
+        value: &Value,
+        limits: &SchemaLimits,
+        work: &Work,
+    ) -> Result<Self, NotCompiled> {
         let (schema, wrapping) = wrapper::unwrapped(value);
         let rewritten = rewritten(schema, limits, work);
         let (document, places) = rewritten.map_err(|error| moved(error, &wrapping))?;
         Ok(Self { document, places, wrapping })
     }
 
-    /// An error found in the canonical form, with its place in the caller's value.
+    /// Converts the place of an error in the canonical form to the place in the caller's value.
     pub(super) fn locate(&self, error: NotCompiled) -> NotCompiled {
         match error {
             NotCompiled::Unusable(error) => moved(self.places.locate(error).into(), &self.wrapping),
@@ -71,7 +72,11 @@ fn moved(error: NotCompiled, wrapping: &str) -> NotCompiled {
     }
 }
 
-fn rewritten(schema: &Value, limits: &Limits, work: &Work) -> Result<(Value, Places), NotCompiled> {
+fn rewritten(
+    schema: &Value,
+    limits: &SchemaLimits,
+    work: &Work,
+) -> Result<(Value, Places), NotCompiled> {
     let map = match schema {
         Value::Bool(true) => return Ok((Value::Bool(true), Places::default())),
         Value::Object(map) => map,
@@ -86,7 +91,8 @@ fn rewritten(schema: &Value, limits: &Limits, work: &Work) -> Result<(Value, Pla
     Rewriter::new(&mut scopes, limits, work).run()
 }
 
-/// A meta-schema of the caller's own may change what keywords mean, and is not fetched.
+/// The declared draft. A custom meta-schema is refused: it may change the meaning of keywords, and
+/// is not fetched.
 fn declared(uri: Option<&Value>) -> Result<Draft, SchemaError> {
     let refuse = |message: &str| Err(SchemaError::new("/$schema", message));
     match uri {

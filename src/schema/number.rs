@@ -12,7 +12,7 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// The narrower of two ends; `narrower` says which way that is.
+    /// The narrower of two ends, in the direction `narrower`.
     pub(super) fn narrow(a: Option<Self>, b: Option<Self>, narrower: Ordering) -> Option<Self> {
         let (a, b) = match (a, b) {
             (Some(a), Some(b)) => (a, b),
@@ -23,7 +23,7 @@ impl Bound {
         Some(if a_wins { a } else { b })
     }
 
-    /// Whether `number` is on the right side of this end; `outside` says which side is wrong.
+    /// Whether `number` is within this end; `outside` is the direction out of the range.
     pub(super) fn admits(&self, number: &Number, outside: Ordering) -> bool {
         match compare(number, &self.value) {
             Ordering::Equal => !self.exclusive,
@@ -31,7 +31,7 @@ impl Bound {
         }
     }
 
-    /// The same end for integers alone, without exclusion: `step` is 1 for a minimum, -1 for a
+    /// The same end for integers, as an inclusive bound: `step` is 1 for a minimum, -1 for a
     /// maximum. None when it does not fit in 64 bits.
     pub(super) fn inclusive_integer(&self, step: i64) -> Option<Number> {
         let nearest = match integer(&self.value) {
@@ -47,7 +47,7 @@ impl Bound {
     }
 }
 
-/// By value; exact for integers, in double precision otherwise.
+/// Compares by value: exactly for integers, in double precision otherwise.
 pub(super) fn compare(a: &Number, b: &Number) -> Ordering {
     match (integer(a), integer(b)) {
         (Some(a), Some(b)) => a.cmp(&b),
@@ -58,7 +58,7 @@ pub(super) fn compare(a: &Number, b: &Number) -> Ordering {
     }
 }
 
-/// The number as an integer, if it is one, however it is written.
+/// The number as an integer, if its value is one, however it is written.
 pub(super) fn integer(number: &Number) -> Option<i128> {
     if let Some(exact) = number.as_i128() {
         return Some(exact);
@@ -68,8 +68,8 @@ pub(super) fn integer(number: &Number) -> Option<i128> {
     in_range.then_some(float as i128)
 }
 
-/// A text that two values share exactly when they are the same to JSON Schema, so that lists of
-/// values are compared by hashing.
+/// A text that is the same for two values exactly when JSON Schema considers them equal, for
+/// comparing values by hash.
 pub(super) fn canonical(value: &Value) -> String {
     let mut form = String::new();
     write_canonical(value, &mut form);
@@ -105,7 +105,7 @@ fn write_canonical(value: &Value, form: &mut String) {
     }
 }
 
-/// The ends of the range that holds just these numbers: one number, or integers without a gap.
+/// The ends of the range that contains exactly these numbers: one number, or consecutive integers.
 pub(super) fn range<'n>(
     numbers: impl Iterator<Item = &'n Number>,
 ) -> Option<(&'n Number, &'n Number)> {

@@ -8,19 +8,19 @@ use serde_json::{Map, Value};
 use super::parse::{Parser, Stop};
 use super::shape::{Node, Shape};
 
-/// A definition may be reached by references in this many steps for its properties to be ordered.
+/// The most references that are followed to find the order of a definition's properties.
 const MAX_REFERENCES: usize = 4;
 
-/// The properties that the keywords of one schema give, in the order of the source.
+/// The properties that the keywords of one schema list, in the order of the source.
 pub(super) struct Order<'m> {
     map: &'m Map<String, Value>,
-    /// With the place of the keyword that they come from.
+    /// By the position of the keyword that lists them.
     given: Vec<(usize, Vec<Given>)>,
 }
 
 enum Given {
     Name(String),
-    /// All of those of a definition.
+    /// All properties of a definition.
     Definition(String),
 }
 
@@ -29,7 +29,7 @@ impl<'m> Order<'m> {
         Self { map, given: Vec::new() }
     }
 
-    /// Notes what `keyword` says of properties.
+    /// Notes the properties that `keyword` lists.
     pub(super) fn add(&mut self, keyword: &str, node: &Node) {
         let of_shape = |shape: &Shape| {
             let definition = shape.reference.clone().map(Given::Definition);
@@ -46,7 +46,7 @@ impl<'m> Order<'m> {
 }
 
 impl Parser<'_> {
-    /// Brings the properties of a node into that order: those in `propertyOrdering` come first.
+    /// Sorts the properties of a node in that order, those in `propertyOrdering` first.
     pub(super) fn arrange(&mut self, mut order: Order<'_>, node: &mut Node) -> Result<(), Stop> {
         let asked = order.map.get("propertyOrdering").and_then(Value::as_array);
         if order.given.len() < 2 && asked.is_none() {
@@ -74,7 +74,7 @@ impl Parser<'_> {
         self.take(count)
     }
 
-    /// Adds the names of a definition's properties, as far as it is read.
+    /// Adds the names of a definition's properties, if it has been read.
     fn add_names<'p>(&'p self, pointer: &str, references: usize, names: &mut Vec<&'p str>) {
         for shape in self.definitions.get(pointer).into_iter().flat_map(|node| &node.shapes) {
             names.extend(shape.properties.keys().map(String::as_str));

@@ -1,4 +1,4 @@
-//! From the caller's schema to nodes.
+//! Reads a canonical schema into nodes.
 
 mod causes;
 mod conditions;
@@ -19,34 +19,35 @@ use super::shape::{Node, Shape};
 use super::work::{Stopped, Work};
 use super::{NotCompiled, SchemaError};
 
-/// Nodes and shapes to send, at most; four for each value of a document where that is more.
+/// The most nodes and shapes to send, or four for each value of a document if that is more.
 const MAX_SIZE: usize = 10_000;
 
-/// Steps to read and to merge nodes before giving up: references can double at every step. A
-/// document may take [`STEPS_PER_VALUE`] for each of its values where that is more.
+/// The most steps to read and merge nodes, or [`STEPS_PER_VALUE`] for each value of a document if
+/// that is more. References can double at every step.
 const MIN_STEPS: usize = 50_000;
 
-/// Reading a value takes about two steps, and merging it in an `allOf` a few more.
-const STEPS_PER_VALUE: usize = 16;
+/// Reading a value takes about two steps, and merging it in an `allOf` a few more. The most that a
+/// schema of the public collections takes is 52.
+const STEPS_PER_VALUE: usize = 64;
 
-/// The weight of definitions that may be merged in the places of references, and how much more for
-/// each value of the document: each time, the definition is sent once more.
+/// The total weight of definitions that may be merged in place of references, plus a weight for
+/// each value of the document: each merge sends the definition once more.
 const MIN_MERGEABLE: usize = 500;
 const MERGEABLE_PER_VALUE: usize = 4;
 
-/// Levels of nodes in which a reference is still followed to be merged with what is beside it.
+/// The deepest node in which a reference is followed to be merged with the keywords beside it.
 const MAX_DEPTH: usize = 48;
 
 /// A schema read into nodes.
 pub(super) struct Translation {
-    /// The root, whose JSON Pointer is empty, and what the references in the nodes refer to.
+    /// The root, whose JSON Pointer is empty, and the targets of the references in the nodes.
     pub(super) definitions: BTreeMap<String, Node>,
     /// Why schemas allow no value, by their JSON Pointers.
     pub(super) causes: HashMap<String, SchemaError>,
 }
 
-/// Reads the document. References stay, but where something is said beside them that must hold too:
-/// there they are followed as far as the steps suffice.
+/// Reads the document. References are kept, except beside other restrictions: there they are merged
+/// with these, as far as the steps suffice.
 pub(super) fn translate(
     document: &Document<'_>,
     values: usize,
@@ -79,12 +80,12 @@ pub(super) struct Steps<'a> {
     work: &'a Work,
 }
 
-/// Why a translation goes no further.
+/// Why a translation stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TooLarge {
-    /// It takes too many steps, or gives too large a schema.
+    /// It takes too many steps, or the result is too large.
     Steps,
-    /// The work as a whole was stopped.
+    /// The whole work was stopped.
     Stopped,
 }
 
@@ -93,7 +94,7 @@ impl<'a> Steps<'a> {
         Self { taken: 0, limit, work }
     }
 
-    /// Counts steps that are about to be taken.
+    /// Counts steps before they are taken.
     pub(super) fn take(&mut self, steps: usize) -> Result<(), TooLarge> {
         self.taken = self.taken.saturating_add(steps);
         if self.taken > self.limit {
@@ -103,7 +104,7 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// Why a document is not read to its end.
+/// Why reading a document stops.
 pub(super) enum Stop {
     TooLarge(TooLarge),
     Refused(SchemaError),
@@ -124,23 +125,24 @@ impl From<SchemaError> for Stop {
 /// A document being read.
 pub(super) struct Parser<'a> {
     document: &'a Document<'a>,
-    /// The weight of what may still be put in the place of references, to be merged.
+    /// The remaining weight of definitions that may be merged in place of references.
     mergeable: usize,
     steps: Steps<'a>,
-    /// Nodes around the one that is read or merged.
+    /// The number of nodes around the one that is read or merged.
     depth: usize,
     pub(super) definitions: BTreeMap<String, Node>,
-    /// What any reference leads to: read as a definition wherever else it stands.
+    /// The targets of all references. Each is read as a definition, and referred to wherever it is.
     targets: HashSet<String>,
-    /// Definitions that are referred to and not read yet.
+    /// Definitions that are referred to and not yet read.
     pending: Vec<String>,
     /// Definitions that are being read.
     open: Vec<String>,
-    /// Definitions that were put in the place of a reference in the merge that is going on.
+    /// Definitions that replaced a reference in the current merge.
     merging: Vec<String>,
-    /// Definitions known not to refer to themselves in the same place; false while that is found out.
+    /// Definitions known not to refer to themselves at the same place; false while this is
+    /// determined.
     grounded: HashMap<String, bool>,
-    /// Bytes of schemas that descriptions may still repeat.
+    /// The remaining bytes of schemas that descriptions may repeat.
     repeatable: usize,
     /// Why schemas allow no value, by their JSON Pointers.
     causes: HashMap<String, SchemaError>,
@@ -182,12 +184,12 @@ impl<'a> Parser<'a> {
         Ok(Translation { definitions: self.definitions, causes: self.causes })
     }
 
-    /// Counts steps that are about to be taken.
+    /// Counts steps before they are taken.
     pub(super) fn take(&mut self, steps: usize) -> Result<(), Stop> {
         Ok(self.steps.take(steps)?)
     }
 
-    /// Begins a merge inside the one that is going on; what is returned ends it.
+    /// Begins a merge inside the current one; the returned value ends it.
     pub(super) fn enter_merge(&mut self) -> usize {
         self.depth += 1;
         self.merging.len()
@@ -198,8 +200,8 @@ impl<'a> Parser<'a> {
         self.merging.truncate(outer);
     }
 
-    /// What a reference leads to, to be merged in its place. None where that would not end, or goes
-    /// too deep.
+    /// The definition to merge in place of a reference. None when that would not end, or is too
+    /// deep.
     pub(super) fn expand(&mut self, pointer: &str) -> Result<Option<Node>, Stop> {
         let is_under_way = |names: &[String]| names.iter().any(|name| name == pointer);
         if self.mergeable == 0 || self.depth >= MAX_DEPTH || is_under_way(&self.merging) {
@@ -221,7 +223,8 @@ impl<'a> Parser<'a> {
         Ok(Some(node.clone()))
     }
 
-    /// Also takes what only looks like a reference, as in an `enum`; that does no harm.
+    /// Collects the targets of references. It does no harm that this includes what only looks like
+    /// a reference, as in an `enum`.
     fn find_targets(&mut self, value: &Value) -> Result<(), Stop> {
         self.take(1)?;
         match value {
@@ -246,7 +249,8 @@ impl<'a> Parser<'a> {
         Ok(node)
     }
 
-    /// A schema inside another. What is referred to from elsewhere, too, is a reference.
+    /// Reads a schema inside another. If it is also the target of a reference, it becomes a
+    /// reference.
     fn node(&mut self, schema: &Value, pointer: &str) -> Result<Node, Stop> {
         if schema.is_object() && self.targets.contains(pointer) {
             self.pending.push(pointer.to_owned());
@@ -269,7 +273,7 @@ impl<'a> Parser<'a> {
         Ok(node)
     }
 
-    // In parts, so that little is on the stack while a schema inside is read.
+    // Split up, so that little is on the stack while an inner schema is read.
     fn conjunction(&mut self, map: &Map<String, Value>, pointer: &str) -> Result<Node, Stop> {
         let mut own = Box::default();
         self.shape(&mut own, map, pointer)?;
@@ -333,8 +337,8 @@ impl<'a> Parser<'a> {
             order.add("allOf", &part);
             self.require(node, part, true, (pointer, &place), || schema.clone())?;
         }
-        // Gemini reads oneOf as anyOf (Gemini API, structured output: JSON Schema support), which
-        // only widens.
+        // Gemini reads `oneOf` as `anyOf` (Gemini API, structured output: JSON Schema support),
+        // which only widens.
         for keyword in ["anyOf", "oneOf"] {
             if let Some(Value::Array(schemas)) = map.get(keyword) {
                 let place = format!("{pointer}/{keyword}");
@@ -347,8 +351,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Requires `part` of `node` too, and describes `schema`, which it comes from, where no node
-    /// says all of both, or `part` not all of it. `places` are those of the two.
+    /// Narrows `node` by `part`. Describes `schema`, the source of `part`, when no node can express
+    /// both, or when `part` is not the whole of it. `places` are the pointers of `node` and `part`.
     fn require(
         &mut self,
         node: &mut Node,

@@ -1,22 +1,24 @@
 //! Regular expressions, compiled and matched in bounded time.
 //!
-//! A match takes time in proportion to the expression's compiled size times the length of the text
-//! at worst, and no engine can be stopped in the middle. So the longest text that is matched
-//! depends on the compiled size. Look-around and back-references need an engine that backtracks,
-//! whose worst case is quadratic at least: its texts are shorter still.
+//! In the worst case a match takes time proportional to the compiled size of the expression times
+//! the length of the text, and no engine can be stopped during a match. So the longest text that is
+//! matched depends on the compiled size. Look-around and back-references need an engine that
+//! backtracks, with a worst case that is at least quadratic, so its texts are even shorter.
+
+mod plain;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jsonschema::{Draft, PatternOptions, ValidationOptions, Validator};
 use serde_json::{Value, json};
 
-use super::metered::{Metered, MeteredNode, NamePatterns};
+use super::metered::{BYTES_PER_STEP, Metered, MeteredNode, NamePatterns};
 use super::work::{Interrupt, Stopped, Work, interrupt};
 use super::{offline, shorten};
 
-/// A compiled size in bytes, the longest text in bytes that an expression of that size is matched
-/// against, and the steps that compiling it counts as.
+/// Compiled sizes in bytes. Each has the longest text, in bytes, that an expression of that size is
+/// matched against, and the steps for compiling it.
 const SIZES: [(usize, usize, usize); 4] = [
     (8 << 10, 1 << 20, 1 << 9),
     (64 << 10, 128 << 10, 1 << 13),
@@ -24,43 +26,59 @@ const SIZES: [(usize, usize, usize); 4] = [
     (LARGEST, 4 << 10, 1 << 19),
 ];
 
-/// In bytes: how large an expression is compiled, at most.
+/// The largest compiled expression, in bytes.
 const LARGEST: usize = 4 << 20;
 
-/// The same for one that needs backtracking.
+/// The largest compiled expression that needs backtracking, in bytes.
 const LARGEST_BACKTRACKED: usize = 64 << 10;
 
-/// In bytes: the longest text for an engine that backtracks. An unanchored look-ahead over one of
-/// that length takes a few hundredths of a second.
+/// The longest text for an engine that backtracks, in bytes. An unanchored look-ahead over a text
+/// of that length takes a few hundredths of a second.
 const LONGEST_BACKTRACKED: usize = 8 << 10;
 
-/// In the engine's own steps, for one match. Its default is a million, which takes seconds.
+/// The most steps of the backtracking engine for one match. Its default is a million, which takes
+/// seconds.
 const MAX_BACKTRACKING: usize = 20_000;
 
-/// What a match by backtracking counts as, so that the check looks after each whether to stop.
+/// The steps for a match by backtracking: enough to check after each whether to stop.
 const BACKTRACKED_STEPS: usize = 1 << 10;
+
+/// The total size, in bytes, of the plain expressions of a document that are compiled with it. The
+/// others are compiled when they are first matched: a schema may have thousands, and an answer uses
+/// few.
+const COMPILED_AT_ONCE: usize = 64 << 10;
+
+/// An expression.
+#[derive(Debug)]
+pub(super) struct Pattern {
+    source: Box<str>,
+    /// Set when the expression is compiled, at the latest when it is first matched.
+    engine: OnceLock<Engine>,
+}
 
 /// A compiled expression.
 #[derive(Debug)]
-pub(super) struct Pattern {
-    /// Of the schema that holds nothing else: the validator translates the expression from
-    /// ECMAScript's syntax and picks the engine.
+struct Engine {
+    /// The validator of a schema with only this expression: it translates the ECMAScript syntax and
+    /// chooses the engine.
     validator: Validator<Metered>,
     longest_text: usize,
     backtracks: bool,
 }
 
-/// The expressions of a document by their source, each compiled once.
-#[derive(Debug, Default)]
+/// The expressions of a document.
+#[derive(Debug)]
 pub(super) struct Patterns {
-    /// With the reason for one that cannot be compiled.
-    compiled: HashMap<String, Result<Arc<Pattern>, String>>,
-    /// Those of properties' names.
+    /// The expressions by source, or why one cannot be compiled.
+    known: HashMap<String, Result<Arc<Pattern>, String>>,
+    /// What is left of [`COMPILED_AT_ONCE`], in bytes.
+    at_once: usize,
+    /// The bounds of the expressions for names of properties.
     pub(super) names: NamePatterns,
     names_backtrack: bool,
 }
 
-impl Pattern {
+impl Engine {
     fn compile(source: &str, work: &Work) -> Result<Result<Self, String>, Stopped> {
         let schema = json!({ "pattern": source });
         for (size, longest_text, steps) in SIZES {
@@ -70,21 +88,12 @@ impl Pattern {
             }
         }
         let validator = backtracking(offline()).build(&schema);
-        let pattern = validator.map(|validator| Self {
+        let engine = validator.map(|validator| Self {
             validator,
             longest_text: LONGEST_BACKTRACKED,
             backtracks: true,
         });
-        Ok(pattern.map_err(|error| shorten(&error.to_string())))
-    }
-
-    /// Whether a text matches.
-    pub(super) fn matches(&self, text: &str, node: MeteredNode<'_>) -> bool {
-        if text.len() > self.longest_text {
-            interrupt(Interrupt::TooLongForPattern);
-        }
-        node.spend(self.steps());
-        self.validator.is_valid(node)
+        Ok(engine.map_err(|error| shorten(&error.to_string())))
     }
 
     fn steps(&self) -> usize {
@@ -92,11 +101,55 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    fn compiled(source: &str, work: &Work) -> Result<Result<Self, String>, Stopped> {
+        let engine = Engine::compile(source, work)?;
+        Ok(engine.map(|engine| Self { source: source.into(), engine: engine.into() }))
+    }
+
+    /// An expression that is compiled when it is first matched. It must be plain, so that compiling
+    /// cannot fail.
+    fn deferred(source: &str) -> Self {
+        Self { source: source.into(), engine: OnceLock::new() }
+    }
+
+    fn engine(&self, node: MeteredNode<'_>) -> &Engine {
+        if let Some(engine) = self.engine.get() {
+            return engine;
+        }
+        match Engine::compile(&self.source, node.work()) {
+            Ok(Ok(engine)) => self.engine.get_or_init(|| engine),
+            Ok(Err(_)) => interrupt(Interrupt::TooLongForPattern),
+            Err(stopped) => interrupt(stopped.into()),
+        }
+    }
+
+    /// Whether a text matches.
+    pub(super) fn matches(&self, text: &str, node: MeteredNode<'_>) -> bool {
+        let engine = self.engine(node);
+        if text.len() > engine.longest_text {
+            interrupt(Interrupt::TooLongForPattern);
+        }
+        node.spend(engine.steps());
+        engine.validator.is_valid(node)
+    }
+
+    /// Whether every engine runs the expression in linear time, as it does a plain one.
+    fn is_linear_time(&self) -> bool {
+        self.engine.get().is_none_or(|engine| !engine.backtracks)
+    }
+}
+
 impl Patterns {
-    /// Compiles every expression in a schema. What only looks like one, as in an `enum`, is
-    /// compiled as well: its failure is told to nobody.
+    /// Reads all expressions in a schema, and also what only looks like one, as in an `enum`, where
+    /// errors are ignored.
     pub(super) fn of(schema: &Value, work: &Work) -> Result<Self, Stopped> {
-        let mut patterns = Self::default();
+        let mut patterns = Self {
+            known: HashMap::new(),
+            at_once: COMPILED_AT_ONCE,
+            names: NamePatterns::default(),
+            names_backtrack: false,
+        };
         patterns.collect(schema, work)?;
         Ok(patterns)
     }
@@ -110,64 +163,97 @@ impl Patterns {
             Value::Object(map) => map,
             _ => return Ok(()),
         };
-        if let Some(Value::String(source)) = map.get("pattern") {
-            self.add(source, work)?;
+        for (keyword, value) in map {
+            match (keyword.as_str(), value) {
+                ("pattern", Value::String(source)) => self.add(source, work)?,
+                ("patternProperties", Value::Object(named)) => {
+                    named.keys().try_for_each(|source| self.add_name(source, work))?;
+                }
+                _ => {}
+            }
+            self.collect(value, work)?;
         }
-        for source in map.get("patternProperties").and_then(Value::as_object).into_iter().flatten()
-        {
-            self.add_name(source.0, work)?;
-        }
-        map.values().try_for_each(|value| self.collect(value, work))
+        Ok(())
     }
 
     fn add(&mut self, source: &str, work: &Work) -> Result<(), Stopped> {
-        if !self.compiled.contains_key(source) {
-            let pattern = Pattern::compile(source, work)?.map(Arc::new);
-            self.compiled.insert(source.to_owned(), pattern);
+        if self.known.contains_key(source) {
+            return Ok(());
         }
+        work.spend(1 + source.len() / BYTES_PER_STEP)?;
+        let size = plain::largest_size(source).filter(|size| *size <= LARGEST);
+        let pattern = match size.map(|size| self.at_once.checked_sub(size)) {
+            Some(None) => Ok(Pattern::deferred(source)),
+            Some(Some(left)) => {
+                self.at_once = left;
+                Pattern::compiled(source, work)?
+            }
+            None => Pattern::compiled(source, work)?,
+        };
+        self.known.insert(source.to_owned(), pattern.map(Arc::new));
         Ok(())
     }
 
+    /// Adds an expression for names. It is compiled at once, as all names are matched against it.
     fn add_name(&mut self, source: &str, work: &Work) -> Result<(), Stopped> {
-        self.add(source, work)?;
-        if let Ok(pattern) = self.get(source) {
-            self.names.longest = self.names.longest.min(pattern.longest_text);
-            self.names.steps += pattern.steps();
-            self.names_backtrack |= pattern.backtracks;
+        let is_compiled = |known: &Result<Arc<Pattern>, String>| match known {
+            Ok(pattern) => pattern.engine.get().is_some(),
+            Err(_) => true,
+        };
+        if !self.known.get(source).is_some_and(is_compiled) {
+            let pattern = Pattern::compiled(source, work)?.map(Arc::new);
+            self.known.insert(source.to_owned(), pattern);
+        }
+        if let Some(engine) = self.get(source).ok().as_deref().and_then(|known| known.engine.get())
+        {
+            self.names.longest = self.names.longest.min(engine.longest_text);
+            self.names.steps += engine.steps();
+            self.names_backtrack |= engine.backtracks;
         }
         Ok(())
     }
 
-    /// The compiled expression.
+    /// The expression with this source.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why it cannot be compiled.
     pub(super) fn get(&self, source: &str) -> Result<Arc<Pattern>, String> {
-        let known = self.compiled.get(source).cloned();
+        let known = self.known.get(source).cloned();
         known.unwrap_or_else(|| Err(format!("{source:?} is no regular expression")))
     }
 
-    /// Whether any engine runs the expression in linear time, as one without look-around and
+    /// Whether every engine runs the expression in linear time, as it has no look-around and no
     /// back-references.
     pub(super) fn is_linear_time(&self, source: &str) -> bool {
-        self.get(source).is_ok_and(|pattern| !pattern.backtracks)
+        self.get(source).is_ok_and(|pattern| pattern.is_linear_time())
     }
 
     /// The options with the engine for the names of properties.
-    pub(super) fn engine_for_names<'i>(&self, options: Options<'i>, draft: Draft) -> Options<'i> {
+    pub(super) fn engine_for_names<'i>(
+        &self,
+        options: ValidatorOptions<'i>,
+        draft: Draft,
+    ) -> ValidatorOptions<'i> {
         let options = options.with_draft(draft);
         if self.names_backtrack { backtracking(options) } else { linear_time(options, LARGEST) }
     }
 }
 
-/// How a validator of metered values is built.
-pub(super) type Options<'i> = ValidationOptions<'i, Arc<dyn jsonschema::Retrieve>, Metered>;
+/// Whether the expression is valid, needs no backtracking, and has at most this size in bytes.
+#[cfg(test)]
+fn is_compiled_within(source: &str, size: usize) -> bool {
+    linear_time(offline(), size).build(&json!({ "pattern": source })).is_ok()
+}
 
-fn linear_time(options: Options<'_>, size: usize) -> Options<'_> {
+/// The options for a validator of metered values.
+pub(super) type ValidatorOptions<'i> =
+    ValidationOptions<'i, Arc<dyn jsonschema::Retrieve>, Metered>;
+
+fn linear_time(options: ValidatorOptions<'_>, size: usize) -> ValidatorOptions<'_> {
     options.with_pattern_options(PatternOptions::regex().size_limit(size))
 }
 
-fn backtracking(options: Options<'_>) -> Options<'_> {
+fn backtracking(options: ValidatorOptions<'_>) -> ValidatorOptions<'_> {
     let engine = PatternOptions::fancy_regex()
         .backtrack_limit(MAX_BACKTRACKING)
         .size_limit(LARGEST_BACKTRACKED);

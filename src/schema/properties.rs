@@ -1,5 +1,5 @@
-//! For schemas and answers of every form: what is sent keeps to its dialect, rules out no valid
-//! answer, and where it claims to be exact lets no invalid one through.
+//! Properties of all translations: the sent schema keeps to its dialect, rules out no valid answer,
+//! and accepts no invalid one when it claims to be exact.
 
 mod answers;
 mod schemas;
@@ -29,7 +29,7 @@ const RESPONSE_JSON_SCHEMA: &str = "$id $defs $ref $anchor type format title des
 #[test]
 fn translations_keep_to_the_dialect_and_to_the_meaning() {
     let tally = check_all(documents(), 500);
-    // Else the generators have stopped reaching what this is about.
+    // Otherwise the generators no longer produce the cases that this test is about.
     assert!(tally.accepted.get() > 500, "{tally:?}");
     assert!(tally.response_schemas.get() > 30, "{tally:?}");
     assert!(tally.references.get() > 10, "{tally:?}");
@@ -52,7 +52,7 @@ fn check_all(schemas: impl Strategy<Value = Value>, cases: u32) -> Tally {
     tally
 }
 
-/// How often each direction of the comparison was put to the test.
+/// How often each direction of the comparison was tested.
 #[derive(Debug, Default)]
 struct Tally {
     accepted: Cell<usize>,
@@ -67,7 +67,7 @@ fn count(cell: &Cell<usize>) {
 
 fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), TestCaseError> {
     let compiled = match try_compile(schema) {
-        // What is sent does not say what a format is.
+        // The sent schema does not define formats.
         Ok(compiled) => compiled.without_formats(),
         Err(error) => return refused_rightly(&error),
     };
@@ -88,12 +88,12 @@ fn check(schema: &Value, mut entropy: Entropy, tally: &Tally) -> Result<(), Test
         }
     };
     if let Some((_, text)) = compiled.sent() {
-        // Small schemas are not held to the bound: a description begins with a sentence.
+        // The bound does not apply to small schemas: a description begins with a sentence.
         let bound = 8 * schema.to_string().len() + 1_000;
         prop_assert!(text.len() < bound, "{} bytes for {schema}: {text}", text.len());
     }
     let sent = format!("{:?}", compiled.dialect());
-    let is_exact = !["Must also satisfy", "Required: "].iter().any(|said| sent.contains(said))
+    let is_exact = !["Must also satisfy", "Required: "].iter().any(|label| sent.contains(label))
         && !schema.to_string().contains("oneOf");
     for _ in 0..8 {
         let mut answer = sample(schema, schema, &mut entropy, 6);
@@ -159,7 +159,7 @@ fn keeps_to_response_json_schema(schema: &Value, root: &Value) -> Result<(), Tes
     children(map).try_for_each(|child| keeps_to_response_json_schema(child, root))
 }
 
-/// Searches from each definition for a way back to it that no value can do without.
+/// Searches for a path from each definition back to itself that every value must take.
 fn has_no_required_cycle(sent: &Value) -> Result<(), TestCaseError> {
     let definitions = sent.get("$defs").and_then(Value::as_object);
     for (start, schema) in definitions.into_iter().flatten() {
@@ -176,8 +176,8 @@ fn has_no_required_cycle(sent: &Value) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// The definitions that a value of the schema cannot do without, and whether a required property
-/// is on the way.
+/// The definitions that every value of the schema includes, and whether through a required
+/// property.
 fn needed(schema: &Value, through_property: bool) -> Vec<(String, bool)> {
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
         return vec![(reference["#/$defs/".len()..].to_owned(), through_property)];
@@ -214,7 +214,8 @@ fn children(map: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     named.map(|(_, schema)| schema).chain(listed).chain(single.into_iter().flatten())
 }
 
-/// What a `responseSchema` means. Gemini adds no property that is not listed; `closed` says so.
+/// The meaning of a `responseSchema` as JSON Schema. With `closed`, objects have no unlisted
+/// properties, as Gemini adds none.
 fn as_json_schema(schema: &Value, closed: bool) -> Value {
     let inner = |schema: &Value| as_json_schema(schema, closed);
     let mut map = schema.as_object().expect("a schema is an object").clone();

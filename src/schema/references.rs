@@ -1,57 +1,61 @@
-//! Which references are sent as such, and which are written out.
+//! Decides which references are sent as references, and which are inlined.
 //!
-//! `responseSchema` has no references; `responseJsonSchema` has, and there a definition that is
-//! used more than once is sent once. Where everything is written out, that is to cost little.
+//! `responseSchema` has no references, so all of them are inlined, as long as the schema stays
+//! small. In `responseJsonSchema` a definition that is used more than once is sent once.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::parse::Translation;
 use super::shape::{Additional, Node, Shape};
 use super::{SchemaError, empty};
 
-/// Definitions of at most this weight are written out wherever they are used.
+/// Definitions of at most this weight are inlined wherever they are used.
 const LIGHT: usize = 4;
 
-/// Levels of a definition that is written out: Gemini refuses deep schemas ("exceeds the maximum
-/// allowed nesting depth"), and takes them with references.
+/// The deepest definition that is inlined, in levels. Gemini refuses deep schemas ("exceeds the
+/// maximum allowed nesting depth"), and accepts them with references.
 const MAX_LEVELS: usize = 8;
 
-/// As often as that, what stands in several places is counted.
+/// The most repetitions of a node that count towards the size.
 const MAX_REPEATS: usize = 4;
 
-/// How much heavier a schema may become when all references are written out, in hundredths, and by
-/// how much more than that.
+/// How much a schema may grow when all references are inlined: in percent of its weight, plus a
+/// constant.
 const MAX_GROWTH: usize = 150;
 const WEIGHT_TO_SPARE: usize = 40;
 
-/// Nodes without the references that are not sent.
-pub(super) struct Resolved {
-    pub(super) root: Node,
-    pub(super) definitions: BTreeMap<String, Node>,
+/// Nodes in which the references that are not sent are inlined.
+pub(super) struct Resolved<'t> {
+    pub(super) root: Cow<'t, Node>,
+    pub(super) definitions: Done<'t>,
 }
 
-/// What is known of a definition.
+/// Definitions that are already resolved.
+type Done<'t> = BTreeMap<&'t str, Cow<'t, Node>>;
+
+/// The size of a definition, and its references.
 #[derive(Debug, Clone, Default)]
 struct Measure {
     /// Of the node itself.
     weight: usize,
-    /// What it refers to, as often as it does.
+    /// The definition of each reference, with repetitions.
     targets: Vec<String>,
     levels: usize,
     /// The levels down to each of the targets.
     target_levels: Vec<usize>,
 }
 
-/// A translation, measured.
+/// A translation with the sizes of its definitions.
 pub(super) struct References<'t> {
     translation: &'t Translation,
     measures: HashMap<&'t str, Measure>,
-    /// Definitions that can be reached from the root, each after those that it refers to, as far as
-    /// they do not refer to each other.
+    /// The definitions reachable from the root, each after those it refers to, except in cycles.
     order: Vec<&'t str>,
-    /// Definitions that refer to themselves by others or directly, one for each such loop at least.
+    /// Definitions that refer to themselves, directly or through others: at least one for each
+    /// cycle.
     recursive: HashSet<&'t str>,
-    /// Definitions that allow a value; none where all do, as far as that is known.
+    /// Definitions that allow a value; none when all are known to, or when this is unknown.
     possible: Option<HashSet<&'t str>>,
 }
 
@@ -69,8 +73,7 @@ impl<'t> References<'t> {
         references
     }
 
-    /// Goes through the definitions from the root, depth first. Their number is not bounded by the
-    /// stack.
+    /// Visits the definitions from the root, depth first, without recursion: there may be many.
     fn survey(&mut self) {
         let mut open: HashSet<&str> = HashSet::new();
         let mut stack: Vec<(&'t str, usize)> = Vec::new();
@@ -114,10 +117,10 @@ impl<'t> References<'t> {
         self.possible = possible.filter(|possible| possible.len() < self.order.len());
     }
 
-    /// That some value can be valid.
+    /// Checks that some value can be valid.
     ///
     /// # Errors
-    /// Why none can.
+    /// The reason why no value can be valid.
     pub(super) fn allow_a_value(&self) -> Result<(), SchemaError> {
         match &self.possible {
             Some(possible) if !possible.contains("") => Err(self.translation.no_value(possible)),
@@ -125,9 +128,9 @@ impl<'t> References<'t> {
         }
     }
 
-    /// All references written out; none where that is impossible, or makes the schema much larger
-    /// or deep.
-    pub(super) fn written_out(&self) -> Option<Resolved> {
+    /// The root with all references inlined; none when it is recursive, or would become much larger
+    /// or too deep.
+    pub(super) fn written_out(&self) -> Option<Resolved<'t>> {
         if !self.recursive.is_empty() {
             return None;
         }
@@ -150,8 +153,8 @@ impl<'t> References<'t> {
         (is_light && !is_deep).then(|| self.resolved(&HashSet::new()))
     }
 
-    /// References kept where a definition is used more than once.
-    pub(super) fn kept(&self) -> Resolved {
+    /// The root and the definitions, with references to definitions that are used more than once.
+    pub(super) fn kept(&self) -> Resolved<'t> {
         let mut uses: HashMap<&str, usize> = HashMap::new();
         for pointer in &self.order {
             for target in &self.measures[pointer].targets {
@@ -177,22 +180,29 @@ impl<'t> References<'t> {
         self.resolved(&kept)
     }
 
-    fn resolved(&self, kept: &HashSet<&str>) -> Resolved {
-        let mut done: BTreeMap<String, Node> = BTreeMap::new();
+    fn resolved(&self, kept: &HashSet<&str>) -> Resolved<'t> {
+        let mut done: Done<'t> = BTreeMap::new();
         for pointer in &self.order {
-            let node = self.resolve(&self.translation.definitions[*pointer], kept, &done);
-            done.insert((*pointer).to_owned(), node);
+            let node = &self.translation.definitions[*pointer];
+            let is_sent = |target: &String| kept.contains(target.as_str());
+            let stays =
+                self.possible.is_none() && self.measures[pointer].targets.iter().all(is_sent);
+            let node = match stays {
+                true => Cow::Borrowed(node),
+                false => Cow::Owned(self.resolve(node, kept, &done)),
+            };
+            done.insert(pointer, node);
         }
         let root = if kept.contains("") {
-            Node::reference(String::new())
+            Cow::Owned(Node::reference(String::new()))
         } else {
-            done.remove("").unwrap_or_else(Node::any)
+            done.remove("").unwrap_or_else(|| Cow::Owned(Node::any()))
         };
-        done.retain(|pointer, node| kept.contains(pointer.as_str()) && !node.is_never());
+        done.retain(|pointer, node| kept.contains(pointer) && !node.is_never());
         Resolved { root, definitions: done }
     }
 
-    fn resolve(&self, node: &Node, kept: &HashSet<&str>, done: &BTreeMap<String, Node>) -> Node {
+    fn resolve(&self, node: &Node, kept: &HashSet<&str>, done: &Done<'_>) -> Node {
         let is_lone = node.shapes.len() == 1;
         let mut resolved = Node { annotations: node.annotations.clone(), shapes: Vec::new() };
         let has_value = |shape: &&Shape| {
@@ -203,7 +213,8 @@ impl<'t> References<'t> {
                 resolved.shapes.push(self.resolve_inside(shape, kept, done));
                 continue;
             };
-            let Some(found) = done.get(target).filter(|_| !kept.contains(target.as_str())) else {
+            let Some(found) = done.get(target.as_str()).filter(|_| !kept.contains(target.as_str()))
+            else {
                 resolved.shapes.push(shape.clone());
                 continue;
             };
@@ -218,12 +229,7 @@ impl<'t> References<'t> {
         resolved
     }
 
-    fn resolve_inside(
-        &self,
-        shape: &Shape,
-        kept: &HashSet<&str>,
-        done: &BTreeMap<String, Node>,
-    ) -> Shape {
+    fn resolve_inside(&self, shape: &Shape, kept: &HashSet<&str>, done: &Done<'_>) -> Shape {
         let node = |node: &Node| self.resolve(node, kept, done);
         let boxed = |inner: &Node| Box::new(node(inner));
         let all = |nodes: &indexmap::IndexMap<String, Node>| {
@@ -253,7 +259,8 @@ impl Measure {
                 self.target_levels.push(depth);
             }
             shape.nodes().for_each(|inner| self.add(inner, depth + 1));
-            // A required name that is not listed is written with what any other property may be.
+            // A required name that is not listed is written with the schema of additional
+            // properties.
             if let Some(inner) = shape.additional.any_node() {
                 let unlisted = shape.required.iter().filter(|name| shape.property(name).is_none());
                 for _ in unlisted.take(MAX_REPEATS) {

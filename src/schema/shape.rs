@@ -1,10 +1,10 @@
-//! What a schema allows, as a disjunction of shapes: the form between the caller's schema and
-//! Gemini's two dialects.
+//! The values that a schema allows, as a disjunction of shapes: the intermediate form between the
+//! caller's schema and Gemini's dialects.
 //!
-//! A [`Shape`] says what must hold of a value, keyword by keyword; a [`Node`] allows the values of
-//! any of its shapes. Both `allOf` and the keywords beside an `anyOf` are conjunctions, which
-//! multiply out (`narrow`): Gemini has no `allOf`, and refuses keywords beside `anyOf` in places.
-//! A union of too many alternatives is sent as what they have in common (`widen`).
+//! A [`Shape`] is a set of restrictions, one for each keyword. A [`Node`] allows the values of any
+//! of its shapes. An `allOf` and the keywords beside an `anyOf` are conjunctions. They are
+//! multiplied out (`narrow`), as Gemini has no `allOf` and often refuses keywords beside `anyOf`. A
+//! union with too many alternatives is reduced to what they have in common (`widen`).
 
 mod narrow;
 mod types;
@@ -24,29 +24,30 @@ use super::parse::{Parser, Stop};
 
 pub(super) use types::Types;
 
-/// What introduces, in a description, a schema that no keyword could say.
+/// Introduces a schema in a description.
 pub(super) const MUST_SATISFY: &str = "Must also satisfy the JSON Schema: ";
 
-/// Alternatives beyond this, null apart, are sent as what they have in common: Gemini answers long
-/// unions with "too many states for serving".
+/// The most alternatives of a union, without null. A longer one is reduced to what its alternatives
+/// have in common: Gemini refuses long unions with "too many states for serving".
 const MAX_SHAPES: usize = 64;
 
-/// In bytes: longer annotations of a union inside another stay with its first alternative alone.
+/// The longest annotations, in bytes, that are repeated for each alternative of an inner union.
+/// Longer ones are kept with the first alternative only.
 const LONGEST_REPEATED: usize = 100;
 
-/// What a schema says without restricting any value.
+/// The keywords of a schema that restrict no value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Annotations {
     pub(super) title: Option<String>,
     pub(super) description: Option<String>,
-    pub(super) default: Option<Value>,
-    pub(super) example: Option<Value>,
-    /// What must hold too and no shape can say, each in a line.
+    pub(super) default: Option<Box<Value>>,
+    pub(super) example: Option<Box<Value>>,
+    /// Restrictions that no shape can express, one per line.
     pub(super) described: Vec<Arc<str>>,
 }
 
 impl Annotations {
-    /// Joins what is said nearer the reader, which comes first, with what is said further away.
+    /// Joins these annotations with those of a schema that is further out or referred to.
     pub(super) fn join(mut self, further: Self) -> Self {
         self.description = match (self.description, further.description) {
             (Some(near), Some(far)) if near != far => Some(near + "\n" + &far),
@@ -59,7 +60,7 @@ impl Annotations {
         self
     }
 
-    /// Adds a line, unless it is said already.
+    /// Adds a line, unless the last line is the same.
     pub(super) fn describe(&mut self, line: Arc<str>) {
         if self.described.last() != Some(&line) {
             self.described.push(line);
@@ -75,8 +76,8 @@ impl Annotations {
         own.chain(self.described.iter().map(|schema| schema.len())).sum()
     }
 
-    /// Puts what annotates a union to each of its alternatives, or to the first alone where it is
-    /// long.
+    /// Adds the annotations of a union to each of its alternatives, or only to the first if they
+    /// are long.
     pub(super) fn spread(self, mut shapes: Vec<Shape>) -> Vec<Shape> {
         let count = if self.text_len() <= LONGEST_REPEATED { shapes.len() } else { 1 };
         for shape in shapes.iter_mut().take(count) {
@@ -85,40 +86,40 @@ impl Annotations {
         shapes
     }
 
-    /// One line that says of values what their annotations do.
+    /// One line with values and their annotations.
     fn line_for(&self, values: &[Value]) -> Option<String> {
-        let said: Vec<&str> =
+        let texts: Vec<&str> =
             [&self.title, &self.description].into_iter().flatten().map(String::as_str).collect();
         let values: Vec<String> = values.iter().map(Value::to_string).collect();
-        (!said.is_empty()).then(|| format!("{}: {}", values.join(", "), said.join(". ")))
+        (!texts.is_empty()).then(|| format!("{}: {}", values.join(", "), texts.join(". ")))
     }
 
-    /// The steps that a copy takes.
+    /// The steps for a copy.
     fn weight(&self) -> usize {
         let own = [&self.title, &self.description].into_iter().flatten().map(String::as_str);
         let described = self.described.iter().map(|schema| &**schema);
         let texts: usize = own.chain(described).map(|text| 1 + text.len() / BYTES_PER_STEP).sum();
         let values = [&self.default, &self.example].into_iter().flatten();
-        texts + values.map(weight).sum::<usize>()
+        texts + values.map(|value| weight(value)).sum::<usize>()
     }
 }
 
-/// Whether an object may hold properties that are not listed.
+/// Whether an object may have properties that are not listed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) enum Additional {
-    /// Not said: JSON Schema allows them, and Gemini never adds any.
+    /// Unspecified: JSON Schema allows them, and Gemini adds none.
     #[default]
-    Unsaid,
-    /// The caller asks for them.
-    Welcome,
-    /// Those that fit; none when the node allows nothing.
+    Unspecified,
+    /// The caller allows them explicitly.
+    Allowed,
+    /// Properties that match the node; none when it allows nothing.
     Fitting(Box<Node>),
-    /// Those that fit are asked for, by patterns of names that the node does not say. It does not
-    /// bear on properties that are listed.
+    /// The caller allows properties that match the node, for patterns of names that the node does
+    /// not express. The node does not apply to listed properties.
     Matching(Box<Node>),
 }
 
-/// A conjunction: everything that must hold of a value, each keyword bearing on its own types.
+/// A conjunction of restrictions, each of which applies to values of its own types.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shape {
     pub(super) annotations: Annotations,
@@ -139,10 +140,10 @@ pub(super) struct Shape {
     pub(super) required: BTreeSet<String>,
     pub(super) min_properties: Option<u64>,
     pub(super) max_properties: Option<u64>,
-    /// Names that no keyword lists but a condition speaks of, as `then` or `dependentSchemas`, each
-    /// with what it may be there. An object that is sent closed needs them.
+    /// Properties that only conditions such as `then` or `dependentSchemas` mention, with their
+    /// schemas there. An object that is sent as closed must list them.
     pub(super) mentioned: IndexMap<String, Node>,
-    /// The JSON Pointer of a definition that must hold, left as a reference.
+    /// The JSON Pointer of a definition that applies, kept as a reference.
     pub(super) reference: Option<String>,
 }
 
@@ -173,7 +174,7 @@ impl Default for Shape {
     }
 }
 
-/// A disjunction: the values of any of its shapes are allowed.
+/// A disjunction, which allows the values of any of its shapes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     pub(super) annotations: Annotations,
@@ -185,7 +186,7 @@ impl Node {
         Self::of(Some(Shape::default()))
     }
 
-    /// A node of one shape or, where that allows nothing, of none.
+    /// A node of one shape, or of none, which allows nothing.
     pub(super) fn of(shape: Option<Shape>) -> Self {
         Self { annotations: Annotations::default(), shapes: shape.into_iter().collect() }
     }
@@ -199,8 +200,8 @@ impl Node {
         Self::of(Some(Shape { reference: Some(pointer), ..Shape::default() }))
     }
 
-    /// Whether everything is allowed, whatever the annotations say.
-    pub(super) fn says_nothing(&mut self) -> bool {
+    /// Whether everything is allowed, apart from the annotations.
+    pub(super) fn allows_everything(&mut self) -> bool {
         match &mut self.shapes[..] {
             [shape] => shape.is_unrestricted(),
             _ => false,
@@ -211,25 +212,25 @@ impl Node {
         self.shapes.is_empty()
     }
 
-    /// How many nodes and shapes this holds, itself included.
+    /// The number of nodes and shapes, including this one.
     pub(super) fn size(&self) -> usize {
         self.total(&|_| 1)
     }
 
-    /// The steps that a copy takes.
+    /// The steps for a copy.
     pub(super) fn weight(&self) -> usize {
         self.annotations.weight() + self.total(&Shape::own_weight)
     }
 
-    /// One for each node, and what `of` says for each shape.
+    /// The sum of one for each node and `of` for each shape.
     fn total(&self, of: &dyn Fn(&Shape) -> usize) -> usize {
         1 + self.shapes.iter().map(|shape| shape.total(of)).sum::<usize>()
     }
 }
 
 impl Shape {
-    /// Drops the values that the other keywords rule out, and the types that are then left without
-    /// a value. False when the shape allows nothing.
+    /// Removes the values that other keywords rule out, and then the types that have no value left.
+    /// False when the shape allows nothing.
     pub(super) fn settle(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         self.types = self.types.without(self.out_of_bounds());
         if let Some(mut values) = self.values.take() {
@@ -271,7 +272,7 @@ impl Shape {
         nodes.chain(self.additional.any_node())
     }
 
-    /// A copy that has no nodes inside.
+    /// A copy without the nodes inside.
     pub(super) fn without_nodes(&self) -> Self {
         Self {
             annotations: self.annotations.clone(),
@@ -292,18 +293,18 @@ impl Shape {
         }
     }
 
-    /// The steps that a copy takes.
+    /// The steps for a copy.
     fn weight(&self) -> usize {
         self.total(&Self::own_weight)
     }
 
-    /// The same without the nodes inside.
+    /// The steps for a copy without the nodes inside.
     fn own_weight(&self) -> usize {
         let values: usize = self.values.iter().flatten().map(weight).sum();
         1 + values + self.required.len() + self.annotations.weight()
     }
 
-    /// Whether everything is allowed, whatever the annotations say.
+    /// Whether everything is allowed, apart from the annotations.
     fn is_unrestricted(&mut self) -> bool {
         let annotations = std::mem::take(&mut self.annotations);
         let is_unrestricted = *self == Self::default();
@@ -315,30 +316,30 @@ impl Shape {
         self.properties.get(name)
     }
 
-    /// What a property of this name must fit, if anything.
+    /// The schema for a property of this name, if any.
     pub(super) fn property_or_additional(&self, name: &str) -> Option<&Node> {
         self.property(name).or(self.additional.node())
     }
 }
 
 impl Additional {
-    /// What an unlisted property must fit.
+    /// The schema that unlisted properties must match.
     fn node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) => Some(node),
-            Self::Unsaid | Self::Welcome | Self::Matching(_) => None,
+            Self::Unspecified | Self::Allowed | Self::Matching(_) => None,
         }
     }
 
     pub(super) fn any_node(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) | Self::Matching(node) => Some(node),
-            Self::Unsaid | Self::Welcome => None,
+            Self::Unspecified | Self::Allowed => None,
         }
     }
 }
 
-/// The steps that a copy of a value takes.
+/// The steps for a copy of a value.
 fn weight(value: &Value) -> usize {
     1 + match value {
         Value::Array(values) => values.iter().map(weight).sum(),

@@ -1,22 +1,22 @@
-//! Stack for checks that a usual thread's does not hold.
+//! A larger stack for checks that need more than a thread usually has.
 
 use std::panic::resume_unwind;
 use std::thread::{Builder, scope};
 
 use super::work::Work;
 
-/// In bytes: what the validator takes for each schema that it is in, at most. The greediest takes 3.4 KB
-/// in a debug build (`oneOf`, collecting errors) and a third of that in a release build.
+/// The most stack that the validator takes for each nested schema, in bytes. `oneOf` takes the most
+/// when errors are collected: 3.4 KB in a debug build, and a third of that in a release build.
 const LEVEL: usize = 4 << 10;
 
-/// Levels that the stack of any thread holds: they take no more than 2 MB, and a thread has 2 MiB.
+/// The levels that fit in the stack of any thread, which has 2 MiB.
 const HELD_ANYWHERE: usize = 500;
 
-/// Levels that are held at all: more than the longest chain for each of the 128 levels that the JSON of
-/// an answer may have. The system provides the memory as the stack is used.
+/// The most levels: more than the longest chain for each of the 128 levels that the JSON of an
+/// answer may have. The system provides the memory as the stack is used.
 const MOST: usize = 40_000;
 
-/// Runs a function on a stack that holds so many levels; none where there is no such stack.
+/// Runs a function on a stack for this many levels; none when there are too many.
 pub(super) fn with_levels<T: Send>(
     levels: usize,
     work: &Work,

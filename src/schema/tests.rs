@@ -10,9 +10,9 @@ mod work;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dialect, Limits, NotCompiled, RESPONSE_SCHEMA, Schema, SchemaError, Work};
+use super::{Dialect, NotCompiled, RESPONSE_SCHEMA, Schema, SchemaError, SchemaLimits, Work};
 
-const LIMITS: Limits = Limits { bytes: 4 << 20, nodes: 250_000 };
+const LIMITS: SchemaLimits = SchemaLimits { bytes: 4 << 20, nodes: 250_000 };
 
 /// Compiles a schema, however long that takes.
 pub(super) fn try_compile(schema: &Value) -> Result<Schema, SchemaError> {

@@ -1,7 +1,7 @@
-//! How much work compiling a schema or checking an answer may take, and how it is stopped.
+//! The work of compiling a schema or checking an answer: how it is bounded and stopped.
 //!
-//! Work is counted in steps: about one for each value that is visited, or for each few dozen bytes
-//! of text that are read. A step takes well under a microsecond.
+//! Work is counted in steps: about one for each value visited, or for each few dozen bytes of text
+//! read. A step takes well under a microsecond.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,11 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio_util::sync::CancellationToken;
 
-/// Steps between two looks at the token, which takes a lock.
+/// Steps between two checks of the token, which takes a lock.
 const STEPS_BETWEEN_POLLS: u64 = 1024;
 
-/// Steps that take a fraction of a millisecond: what a thread that serves connections may spend. The
-/// answers to a batch come many at once, and each of them may spend as much.
+/// The steps that a thread which serves connections may spend on one piece of work: a fraction of a
+/// millisecond. Many answers to a batch arrive at once, and each may spend as much.
 const BRIEF: u64 = 16 * 1024;
 
 /// A budget of steps that ends early when a token is cancelled.
@@ -25,15 +25,15 @@ pub struct Work {
     cancelled: CancellationToken,
 }
 
-/// The work is not finished: its steps are spent, or it was cancelled.
+/// The work was not finished: its steps are spent, or it was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the work was stopped before its end")]
 pub struct Stopped;
 
-/// Why a check ends in the middle of the validator, which has no way to return it.
+/// Why a check ends inside the validator, which cannot return an error for it.
 pub(super) enum Interrupt {
     Stopped,
-    /// A text is longer than its pattern can be matched against in bounded time.
+    /// A text is too long to be matched against its pattern in bounded time.
     TooLongForPattern,
 }
 
@@ -44,12 +44,12 @@ impl From<Stopped> for Interrupt {
 }
 
 impl Work {
-    /// Work that a serving thread may do itself.
+    /// Work that a serving thread may do.
     pub fn brief() -> Self {
         Self { is_brief: true, ..Self::limited(BRIEF, CancellationToken::new()) }
     }
 
-    /// Work that goes on until the token is cancelled.
+    /// Work that may continue until the token is cancelled.
     pub fn until(cancelled: CancellationToken) -> Self {
         Self::limited(u64::MAX, cancelled)
     }
@@ -59,30 +59,30 @@ impl Work {
         Self { left, until_poll, is_brief: false, cancelled }
     }
 
-    /// Work with steps of its own that is cancelled with this one.
+    /// Work with its own steps that is cancelled together with this work.
     pub(super) fn part(&self, steps: u64) -> Self {
         Self::limited(steps, self.cancelled.clone())
     }
 
-    /// Goes on with so many steps, as part of it was done elsewhere.
+    /// Sets the remaining steps, after part of the work was done elsewhere.
     pub(super) fn keep(&self, left: u64) {
         self.left.set(left);
     }
 
-    /// Whether it is work that a serving thread may do.
+    /// Whether a serving thread may do this work.
     pub fn is_brief(&self) -> bool {
         self.is_brief
     }
 
-    /// The steps that are left.
+    /// The remaining steps.
     pub(super) fn left(&self) -> u64 {
         self.left.get()
     }
 
-    /// Counts steps that are about to be taken.
+    /// Counts steps before they are taken.
     ///
     /// # Errors
-    /// [`Stopped`] where there are too few left, or the token is cancelled.
+    /// [`Stopped`] when too few steps are left, or the token is cancelled.
     pub fn spend(&self, steps: usize) -> Result<(), Stopped> {
         let steps = steps as u64;
         let left = self.left.get().checked_sub(steps).ok_or(Stopped)?;
@@ -95,7 +95,7 @@ impl Work {
         Ok(())
     }
 
-    /// The same inside [`interruptible`], which an interrupt ends.
+    /// Counts steps inside [`interruptible`], which is interrupted when the work is stopped.
     pub(super) fn spend_or_interrupt(&self, steps: usize) {
         if let Err(stopped) = self.spend(steps) {
             interrupt(stopped.into());
@@ -103,8 +103,8 @@ impl Work {
     }
 }
 
-/// Ends the innermost [`interruptible`] around the caller. It unwinds the stack as a panic does, but
-/// is none: no panic hook runs.
+/// Ends the innermost [`interruptible`] around the caller. It unwinds the stack like a panic, but
+/// runs no panic hook.
 pub(super) fn interrupt(reason: Interrupt) -> ! {
     resume_unwind(Box::new(reason))
 }
@@ -115,6 +115,6 @@ pub(super) fn interruptible<T>(run: impl FnOnce() -> T) -> Result<T, Interrupt> 
         Ok(interrupt) => *interrupt,
         Err(panic) => resume_unwind(panic),
     };
-    // What was interrupted is dropped; nothing that it had changed is used again.
+    // The interrupted state is dropped and not used again.
     catch_unwind(AssertUnwindSafe(run)).map_err(pass_on)
 }

@@ -1,16 +1,16 @@
-//! From nodes to Gemini's two dialects.
+//! Writes nodes in Gemini's two dialects.
 
+mod builder;
 mod cycles;
 mod kind;
 mod objects;
-mod page;
 
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use self::builder::SchemaBuilder;
 use self::kind::Kind;
-use self::page::Page;
 use super::number::{self, Bound};
 use super::parse::Translation;
 use super::patterns::Patterns;
@@ -69,7 +69,7 @@ const RESPONSE_JSON_SCHEMA: [&str; 21] = [
     "type",
 ];
 
-/// Writes the root in `responseSchema` if that can say it, in `responseJsonSchema` otherwise.
+/// Writes the root as `responseSchema` if that can express it, otherwise as `responseJsonSchema`.
 pub(super) fn write(
     translation: &Translation,
     patterns: &Patterns,
@@ -83,7 +83,7 @@ pub(super) fn write(
         }
     }
     let Resolved { root, definitions } = references.kept();
-    let names = definition_names(definitions.keys());
+    let names = definition_names(definitions.keys().copied());
     let writer = Writer { target: Target::ResponseJsonSchema, names, patterns };
     let mut schema = writer.node(&root).unwrap_or_default();
     if schema.is_empty() {
@@ -91,7 +91,7 @@ pub(super) fn write(
     }
     let definitions: Map<String, Value> = definitions
         .iter()
-        .filter_map(|(pointer, node)| Some((writer.names[pointer].clone(), writer.value(node)?)))
+        .filter_map(|(pointer, node)| Some((writer.names[*pointer].clone(), writer.value(node)?)))
         .collect();
     if !definitions.is_empty() {
         schema.insert("$defs".to_owned(), Value::Object(definitions));
@@ -101,8 +101,8 @@ pub(super) fn write(
     Ok(Dialect::ResponseJsonSchema(schema))
 }
 
-/// A name for each definition: the last token of its pointer, numbered when that is taken.
-fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<String, String> {
+/// Names the definitions: each by the last token of its pointer, with a number if that is taken.
+fn definition_names<'p>(pointers: impl Iterator<Item = &'p str>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     let mut taken = HashSet::new();
     for pointer in pointers {
@@ -117,7 +117,7 @@ fn definition_names<'p>(pointers: impl Iterator<Item = &'p String>) -> BTreeMap<
             number += 1;
             name = format!("{stem}{number}");
         }
-        names.insert(pointer.clone(), name);
+        names.insert(pointer.to_owned(), name);
     }
     names
 }
@@ -137,11 +137,11 @@ impl Target {
     }
 }
 
-/// Every method that may meet what `responseSchema` cannot say returns None then; the writer for
-/// `responseJsonSchema` always finds a way.
+/// Its methods return none for what `responseSchema` cannot express. The writer for
+/// `responseJsonSchema` never returns none.
 struct Writer<'a> {
     target: Target,
-    /// What each definition is called, by JSON Pointer.
+    /// The names of the definitions, by JSON Pointer.
     names: BTreeMap<String, String>,
     patterns: &'a Patterns,
 }
@@ -155,7 +155,7 @@ impl Writer<'_> {
         if node.is_never() {
             let described = vec![format!("{MUST_SATISFY}false").into()];
             let annotations = Annotations { described, ..node.annotations.clone() };
-            return Some(Page::new(self.target).finish(annotations));
+            return Some(SchemaBuilder::new(self.target).finish(annotations));
         }
         let alone = node.shapes.len() == 1;
         let mut annotations = node.annotations.clone();
@@ -183,71 +183,75 @@ impl Writer<'_> {
         Some(self.compose(variants, nullable)?.finish(annotations))
     }
 
-    /// One schema out of several alternatives, with null beside them or not.
-    fn compose(&self, variants: Vec<(Page, Annotations)>, nullable: bool) -> Option<Page> {
+    /// Combines alternatives into one schema, with null or without.
+    fn compose(
+        &self,
+        variants: Vec<(SchemaBuilder, Annotations)>,
+        nullable: bool,
+    ) -> Option<SchemaBuilder> {
         let mut variants = variants;
-        if let [(page, annotations)] = &mut variants[..]
-            && (!nullable || page.allow_null())
+        if let [(schema, annotations)] = &mut variants[..]
+            && (!nullable || schema.allow_null())
         {
             let annotations = std::mem::take(annotations);
-            let page = std::mem::replace(page, Page::new(self.target));
-            return Some(page.annotated(annotations));
+            let schema = std::mem::replace(schema, SchemaBuilder::new(self.target));
+            return Some(schema.annotated(annotations));
         }
         let mut alternatives: Vec<Value> =
-            variants.into_iter().map(|(page, own)| Value::Object(page.finish(own))).collect();
-        let mut page = Page::new(self.target);
+            variants.into_iter().map(|(schema, own)| Value::Object(schema.finish(own))).collect();
+        let mut schema = SchemaBuilder::new(self.target);
         match self.target {
             Target::ResponseSchema if alternatives.is_empty() => return None,
-            Target::ResponseSchema if nullable => page.put("nullable", true),
+            Target::ResponseSchema if nullable => schema.put("nullable", true),
             Target::ResponseSchema => {}
             Target::ResponseJsonSchema if alternatives.is_empty() => {
-                page.put("type", "null");
-                return Some(page);
+                schema.put("type", "null");
+                return Some(schema);
             }
             Target::ResponseJsonSchema => {
                 alternatives.extend(nullable.then(|| json!({ "type": "null" })));
             }
         }
-        page.put("anyOf", alternatives);
-        Some(page)
+        schema.put("anyOf", alternatives);
+        Some(schema)
     }
 
-    fn variant(&self, shape: &Shape, kind: Kind) -> Option<Page> {
-        let mut page = Page::new(self.target);
+    fn variant(&self, shape: &Shape, kind: Kind) -> Option<SchemaBuilder> {
+        let mut schema = SchemaBuilder::new(self.target);
         if let Some(name) = kind.name() {
-            page.put_type(name);
+            schema.put_type(name);
         } else if self.target == Target::ResponseSchema {
             return None;
         }
         if let Some(pointer) = &shape.reference {
-            page.put("$ref", format!("#/$defs/{}", self.names[pointer]));
-            return Some(page);
+            schema.put("$ref", format!("#/$defs/{}", self.names[pointer]));
+            return Some(schema);
         }
         if let Some(values) = &shape.values {
-            self.write_values(&mut page, kind, values)?;
+            self.write_values(&mut schema, kind, values)?;
         }
         if kind.types().intersects(Types::NUMBER) {
-            write_bounds(&mut page, shape, kind);
+            write_bounds(&mut schema, shape, kind);
         }
         if kind.types().intersects(Types::STRING) {
-            self.write_text(&mut page, shape);
+            self.write_text(&mut schema, shape);
         }
         if kind.types().intersects(Types::ARRAY) {
-            self.write_items(&mut page, shape)?;
+            self.write_items(&mut schema, shape)?;
         }
         if kind.types().intersects(Types::OBJECT) {
-            self.write_properties(&mut page, shape, kind)?;
+            self.write_properties(&mut schema, shape, kind)?;
         }
         if let Some(format) = &shape.format {
-            self.write_format(&mut page, kind, format);
+            self.write_format(&mut schema, kind, format);
         }
-        Some(page)
+        Some(schema)
     }
 
-    /// `responseSchema` has enums of strings alone, `responseJsonSchema` of numbers too, and
-    /// neither takes an empty string in one: that is an alternative of its own. The rest is
-    /// described, with null where it is among the values.
-    fn write_values(&self, page: &mut Page, kind: Kind, values: &[Value]) -> Option<()> {
+    /// `responseSchema` has enums of strings, and `responseJsonSchema` also of numbers. Neither
+    /// accepts an empty string in an enum, so that is a separate alternative. Other values are
+    /// described, with null if it is among them.
+    fn write_values(&self, schema: &mut SchemaBuilder, kind: Kind, values: &[Value]) -> Option<()> {
         let of_kind = |value: &&Value| kind.types().intersects(Types::of(value));
         let mut own: Vec<Value> = values.iter().filter(of_kind).cloned().collect();
         match kind {
@@ -255,34 +259,34 @@ impl Writer<'_> {
             Kind::String => {
                 own.retain(|value| *value != "");
                 match own.is_empty() {
-                    true => page.put("maxLength", 0),
-                    false => page.put("enum", own),
+                    true => schema.put("maxLength", 0),
+                    false => schema.put("enum", own),
                 }
             }
             Kind::Integer | Kind::Number if self.target == Target::ResponseJsonSchema => {
-                page.put("enum", own);
+                schema.put("enum", own);
             }
             Kind::Integer | Kind::Number => {
                 let (first, last) = number::range(own.iter().filter_map(Value::as_number))?;
-                page.put("minimum", first.clone());
-                page.put("maximum", last.clone());
+                schema.put("minimum", first.clone());
+                schema.put("maximum", last.clone());
             }
             _ => {
                 own.extend(values.contains(&Value::Null).then_some(Value::Null));
-                page.describe("enum", own);
+                schema.describe("enum", own);
             }
         }
         Some(())
     }
 
-    /// The alternative of the empty string, to which all else that the shape says applies.
-    fn empty_string(&self, shape: &Shape) -> Option<Page> {
+    /// The alternative of the empty string, with the other keywords of the shape.
+    fn empty_string(&self, shape: &Shape) -> Option<SchemaBuilder> {
         let only =
             Shape { values: Some(vec!["".into()]), max_length: None, ..shape.without_nodes() };
         self.variant(&only, Kind::String)
     }
 
-    fn write_items(&self, page: &mut Page, shape: &Shape) -> Option<()> {
+    fn write_items(&self, schema: &mut SchemaBuilder, shape: &Shape) -> Option<()> {
         let tuple_length = shape.prefix_items.len() as u64;
         let is_closed = shape.items.as_deref().is_some_and(Node::is_never);
         let max_items = if is_closed {
@@ -297,56 +301,59 @@ impl Writer<'_> {
         }
         if tuple_length > 0 {
             let prefix: Option<Vec<_>> = shape.prefix_items.iter().map(|n| self.value(n)).collect();
-            page.put("prefixItems", prefix?);
+            schema.put("prefixItems", prefix?);
         }
         if let Some(items) = shape.items.as_deref().filter(|_| !is_closed) {
-            page.put("items", self.value(items)?);
+            schema.put("items", self.value(items)?);
         }
-        page.put_some("minItems", shape.min_items);
-        page.put_some("maxItems", max_items);
+        schema.put_some("minItems", shape.min_items);
+        schema.put_some("maxItems", max_items);
         Some(())
     }
 
-    /// A pattern with look-around or back-references is described: constrained decoding runs none.
-    fn write_text(&self, page: &mut Page, shape: &Shape) {
-        page.put_some("minLength", shape.min_length);
-        page.put_some("maxLength", shape.max_length);
+    /// A pattern with look-around or back-references is described, as constrained decoding does not
+    /// support it.
+    fn write_text(&self, schema: &mut SchemaBuilder, shape: &Shape) {
+        schema.put_some("minLength", shape.min_length);
+        schema.put_some("maxLength", shape.max_length);
         match shape.pattern.as_deref() {
-            Some(pattern) if self.patterns.is_linear_time(pattern) => page.put("pattern", pattern),
-            Some(pattern) => page.describe("pattern", pattern),
+            Some(pattern) if self.patterns.is_linear_time(pattern) => {
+                schema.put("pattern", pattern)
+            }
+            Some(pattern) => schema.describe("pattern", pattern),
             None => {}
         }
     }
 
-    /// Formats that Gemini documents for the type are sent, others are described: a format it does
-    /// not know for a type can be a 400 (Gemini API, Schema reference and structured output guide).
-    fn write_format(&self, page: &mut Page, kind: Kind, format: &str) {
+    /// Formats that Gemini documents for the type are sent, and others are described: an unknown
+    /// format can be a 400 (Gemini API, Schema reference and structured output guide).
+    fn write_format(&self, schema: &mut SchemaBuilder, kind: Kind, format: &str) {
         let is_numeric = matches!(format, "int32" | "int64" | "float" | "double");
         match (self.target, kind, format) {
             (Target::ResponseSchema, Kind::String, "date-time")
             | (Target::ResponseSchema, Kind::Integer, "int32" | "int64")
             | (Target::ResponseSchema, Kind::Number, "float" | "double")
             | (Target::ResponseJsonSchema, Kind::String, "date-time" | "date" | "time") => {
-                page.put("format", format);
+                schema.put("format", format);
             }
-            (_, Kind::Integer | Kind::Number, _) if is_numeric => page.describe("format", format),
-            (_, Kind::String, _) if !is_numeric => page.describe("format", format),
-            (_, Kind::Any, _) => page.describe("format", format),
+            (_, Kind::Integer | Kind::Number, _) if is_numeric => schema.describe("format", format),
+            (_, Kind::String, _) if !is_numeric => schema.describe("format", format),
+            (_, Kind::Any, _) => schema.describe("format", format),
             _ => {}
         }
     }
 }
 
-/// Whether the empty string is one of several strings that a shape lists.
+/// Whether a shape lists the empty string and other strings.
 fn lists_empty_beside_others(shape: &Shape) -> bool {
     let values = shape.values.as_deref().unwrap_or_default();
     let is_filled = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     values.iter().any(|value| *value == "") && values.iter().any(is_filled)
 }
 
-/// Gemini knows no exclusive bounds. An integer's is the next integer; any other is sent as
-/// inclusive, and described.
-fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
+/// Gemini has no exclusive bounds. For integers the next integer is sent; otherwise the bound is
+/// sent as inclusive and described.
+fn write_bounds(schema: &mut SchemaBuilder, shape: &Shape, kind: Kind) {
     let ends = [
         ("minimum", "exclusiveMinimum", &shape.minimum, 1),
         ("maximum", "exclusiveMaximum", &shape.maximum, -1),
@@ -355,11 +362,11 @@ fn write_bounds(page: &mut Page, shape: &Shape, kind: Kind) {
         let Some(Bound { value, exclusive: is_exclusive }) = bound else { continue };
         let integer = bound.as_ref().and_then(|bound| bound.inclusive_integer(step));
         match integer.filter(|_| kind == Kind::Integer) {
-            Some(integer) => page.put(inclusive, integer),
+            Some(integer) => schema.put(inclusive, integer),
             None => {
-                page.put(inclusive, value.clone());
+                schema.put(inclusive, value.clone());
                 if *is_exclusive {
-                    page.describe(exclusive, value.clone());
+                    schema.describe(exclusive, value.clone());
                 }
             }
         }

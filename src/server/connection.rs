@@ -1,9 +1,9 @@
 //! Serves one connection, from its first request to its last.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
@@ -21,24 +21,17 @@ use super::connections::ConnectionGuard;
 use super::exchange::exchange;
 use super::http2::http2;
 use super::state::State;
-use super::stream::ClientStream;
-
-/// The size of the buffers for a request's headers and for an answer, in bytes. Headers of more than
-/// twice this size are rejected with 431.
-pub(super) const BUFFER: usize = 16 * 1024;
+use super::stream::{BUFFER, ClientStream, Io, LINGER_PAUSE};
+use super::timer::poll_timer;
 
 /// The most memory that a connection takes besides buffered bodies, in bytes: up to two buffers for
 /// headers or for the request and its answer, two for bytes read ahead, and its state. Over HTTP/2, each
 /// request takes this much.
 pub(super) const MEMORY: u64 = 4 * BUFFER as u64;
 
-/// How long input is read and discarded after the last answer: in total, and between two pieces. Closing
-/// a connection with unread input resets it, and the client may lose the answer.
+/// How long input is read and discarded after the last answer, in total. Closing a connection with unread
+/// input resets it, and the client may lose the answer.
 const LINGER: Duration = Duration::from_secs(30);
-pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
-
-/// The reading and writing end of a connection.
-pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<ClientStream>>>>;
 
 /// Serves one connection.
 pub(super) async fn connection(
@@ -137,25 +130,6 @@ async fn must_close(stream: &ClientStream, state: &State, limits: ServerLimits) 
         poll_timer(timer.as_mut(), deadline, context)
     })
     .await;
-}
-
-/// Polls a deadline that changes often, mostly to a later time. The timer is reset only when it runs
-/// out, or if the deadline moves forward.
-pub(super) fn poll_timer(
-    mut timer: Pin<&mut Sleep>,
-    deadline: Instant,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    if deadline < timer.deadline() {
-        timer.as_mut().reset(deadline);
-    }
-    while timer.as_mut().poll(context).is_ready() {
-        if deadline <= Instant::now() {
-            return Poll::Ready(());
-        }
-        timer.as_mut().reset(deadline);
-    }
-    Poll::Pending
 }
 
 /// Discards further input, so that the client can read the answer.

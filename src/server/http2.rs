@@ -25,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::ServerLimits;
-use super::connection::{BUFFER, Io, LINGER_PAUSE, poll_timer};
 use super::connections::{ConnectionGuard, RequestGuard};
 use super::exchange::{RequestBody, drain};
 use super::state::State;
+use super::stream::{BUFFER, Io, LINGER_PAUSE};
+use super::timer::poll_timer;
 use answer::{Http2Body, SendProgress};
 use streams::Streams;
 

@@ -6,14 +6,23 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_io_timeout::TimeoutWriter;
 
-use super::connection::BUFFER;
 use super::state::State;
+
+/// The size of the buffers for a request's headers and for an answer, in bytes. Headers of more than
+/// twice this size are rejected with 431.
+pub(super) const BUFFER: usize = 16 * 1024;
+
+/// How long input may pause while the rest of it is discarded after the last answer.
+pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
 
 /// The most bytes that are read ahead: as many as the headers of the next request may have.
 pub(super) const READ_AHEAD: usize = 2 * BUFFER;
@@ -23,6 +32,9 @@ const PIECE: usize = 4096;
 
 /// The start of a connection over HTTP/2. Source: RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The reading and writing end of a connection.
+pub(super) type Io = TokioIo<Pin<Box<TimeoutWriter<ClientStream>>>>;
 
 /// The socket of a connection. Clones share it.
 #[derive(Debug, Clone)]

@@ -21,14 +21,14 @@ use store::{Batch, Batches, Kind};
 use super::compose::{candidate, check_schemas, scripted_refusal};
 use super::embeddings::embed_content;
 use super::json::{json_response, parse, received};
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::script::{Ending, Script};
 use super::state::{Charge, Simulator};
-use super::stats::{CallOutcome, InFlightCall, JournalEntry, hash};
+use super::stats::{CallOutcome, JournalEntry, RunningCall, hash};
 use super::target::{Target, api_key, check_key};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 
 /// The largest inline batch, in bytes. Source: Gemini API docs, batch API.
 const MAX_INLINE: usize = 20 << 20;
@@ -55,7 +55,7 @@ pub(super) async fn create(
     kind: Kind,
 ) -> Response {
     let key = api_key(&parts.headers, &parts.uri);
-    let mut in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
+    let mut in_flight = RunningCall::arrive(simulator.collector(), target.model, key);
     let created = match received(body).await {
         Ok(body) => {
             if simulator.options().journal {
@@ -85,15 +85,15 @@ fn enqueue(
     target: Target<'_>,
     kind: Kind,
     body: &[u8],
-) -> Result<Value, Refusal> {
+) -> Result<Value, ErrorResponse> {
     let options = simulator.options();
     let key = check_key(key, options)?;
     let model = target.check_model(options, simulator.today())?;
     if simulator.is_unfunded() {
-        return Err(Refusal::with_status(StatusCode::PAYMENT_REQUIRED));
+        return Err(ErrorResponse::with_status(StatusCode::PAYMENT_REQUIRED));
     }
     if body.len() > MAX_INLINE {
-        return Err(Refusal::invalid_argument("Inline batches must be under 20 MB."));
+        return Err(ErrorResponse::invalid_argument("Inline batches must be under 20 MB."));
     }
     let body: Value = parse(body)?;
     let contents = Contents::read(simulator, key, model, kind, &body["batch"])?;
@@ -119,7 +119,7 @@ fn enqueue(
     let operation = simulator.batches().enqueue(batch, options.enqueued_tokens, now)?;
     simulator.collector().set_enqueued_tokens(simulator.batches().active_tokens(now));
     // A batch costs half the standard price, as flex does.
-    let (tier, input_tokens) = (Tier::Flex, contents.tokens);
+    let (tier, input_tokens) = (ServiceTier::Flex, contents.tokens);
     let output_tokens = contents.output_tokens;
     simulator.charge(&Charge { key, model, tier, input_tokens, output_tokens }, now);
     Ok(operation)
@@ -132,7 +132,7 @@ struct Contents {
     output_tokens: u64,
     requests: usize,
     failed: usize,
-    /// In the order of the requests; `None` for a batch that comes in a file.
+    /// In the order of the requests; `None` for a batch that is read from a file.
     answers: Option<Vec<Value>>,
     /// From the markers of the first request.
     latency: Option<Duration>,
@@ -147,7 +147,7 @@ impl Contents {
         model: &str,
         kind: Kind,
         batch: &Value,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, ErrorResponse> {
         let config = either(batch, "inputConfig", "input_config");
         let mut contents = Self {
             kind,
@@ -161,7 +161,7 @@ impl Contents {
         };
         if let Some(name) = either(config, "fileName", "file_name").as_str() {
             let file = simulator.files().get(hash(key), name);
-            let file = file.ok_or_else(|| Refusal::no_such_file(name))?;
+            let file = file.ok_or_else(|| ErrorResponse::no_such_file(name))?;
             let size = file["sizeBytes"].as_str().and_then(|size| size.parse::<u64>().ok());
             contents.tokens = size.unwrap_or_default().div_ceil(BYTES_PER_TOKEN);
             contents.requests = 1;
@@ -169,7 +169,7 @@ impl Contents {
         }
         let requests = config["requests"]["requests"].as_array().filter(|list| !list.is_empty());
         let Some(requests) = requests else {
-            return Err(Refusal::rules(&[
+            return Err(ErrorResponse::rules(&[
                 "BatchGenerateContentRequest.batch.input_config: requests must not be empty"
                     .to_owned(),
             ]));
@@ -181,7 +181,12 @@ impl Contents {
         Ok(contents)
     }
 
-    fn add(&mut self, simulator: &Simulator, model: &str, item: &Value) -> Result<(), Refusal> {
+    fn add(
+        &mut self,
+        simulator: &Simulator,
+        model: &str,
+        item: &Value,
+    ) -> Result<(), ErrorResponse> {
         let request = item["request"].to_string();
         let mut answer = match self.kind {
             Kind::Generate => self.generate(simulator, model, request.as_bytes())?,
@@ -207,13 +212,13 @@ impl Contents {
         simulator: &Simulator,
         model: &str,
         request: &[u8],
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Value, ErrorResponse> {
         let options = simulator.options();
         let request = GenerateContentRequest::parse(request)?;
         let schema = check_schemas(&request)?;
         let prompt = request.prompt();
         let (prompt, script) = Script::parse(&prompt)
-            .map_err(|error| Refusal::invalid_argument(format!("[[simulate:…]]: {error}")))?;
+            .map_err(|error| ErrorResponse::invalid_argument(format!("[[simulate:…]]: {error}")))?;
         self.tokens += request.input_tokens();
         if self.requests == 0 {
             self.latency = script.latency;
@@ -232,7 +237,7 @@ impl Contents {
             model,
             response_id: simulator.next_response_id(),
             prompt_tokens: request.input_tokens(),
-            tier: Tier::Standard,
+            tier: ServiceTier::Standard,
             outcome,
         };
         self.output_tokens += response.billed_output_tokens();
@@ -285,14 +290,14 @@ async fn cancel(
 ) -> Response {
     respond(&simulator, request, |batches, owner, now| match id.strip_suffix(":cancel") {
         Some(id) => batches.cancel(owner, id, now),
-        None => Err(Refusal::with_status(StatusCode::NOT_FOUND)),
+        None => Err(ErrorResponse::with_status(StatusCode::NOT_FOUND)),
     })
 }
 
 fn respond(
     simulator: &Simulator,
     request: Request,
-    act: impl FnOnce(&Batches, u64, Instant) -> Result<Value, Refusal>,
+    act: impl FnOnce(&Batches, u64, Instant) -> Result<Value, ErrorResponse>,
 ) -> Response {
     let (parts, _) = request.into_parts();
     let owner = check_key(api_key(&parts.headers, &parts.uri), simulator.options()).map(hash);

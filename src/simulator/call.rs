@@ -12,27 +12,29 @@ use super::form::{Form, SimulatedRequest};
 use super::models;
 use super::plan::{Plan, Reply, ResponseChunks};
 use super::quota::{Demand, QuotaExceeded};
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::script::{Ending, Script};
 use super::state::{Charge, Simulator};
-use super::stats::{InFlightCall, JournalEntry, hash};
+use super::stats::{JournalEntry, RunningCall, hash};
 use super::target::{Target, check_key};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 use super::transmission::{Framing, deliver};
 
 /// The shortest `X-Server-Timeout` that Gemini accepts, in seconds.
 const MIN_SERVER_TIMEOUT: f64 = 10.0;
 
 /// Refuses a deadline that Gemini finds too short.
-fn check_deadline(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_deadline(headers: &HeaderMap) -> Result<(), ErrorResponse> {
     let timeout = headers.get("x-server-timeout").and_then(|value| value.to_str().ok());
     match timeout.and_then(|timeout| timeout.parse::<f64>().ok()) {
-        Some(seconds) if seconds < MIN_SERVER_TIMEOUT => Err(Refusal::invalid_argument(format!(
-            "Manually set deadline {seconds}s is too short. Minimum allowed deadline is \
+        Some(seconds) if seconds < MIN_SERVER_TIMEOUT => {
+            Err(ErrorResponse::invalid_argument(format!(
+                "Manually set deadline {seconds}s is too short. Minimum allowed deadline is \
              {MIN_SERVER_TIMEOUT}s."
-        ))),
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -43,7 +45,7 @@ pub(super) struct SimulatedCall<'a> {
     pub target: Target<'a>,
     pub headers: &'a HeaderMap,
     pub key: Option<&'a str>,
-    /// As it came, for the journal.
+    /// As it was received, for the journal.
     pub body: &'a [u8],
     pub arrived: Instant,
     /// Tokens of the input that the request itself does not contain, such as earlier interactions.
@@ -55,7 +57,7 @@ impl SimulatedCall<'_> {
     pub async fn answer(
         &self,
         request: SimulatedRequest<'_>,
-        mut in_flight: InFlightCall,
+        mut in_flight: RunningCall,
     ) -> Response {
         let framing = request.form.framing();
         let plan = self.plan(request, &mut in_flight);
@@ -64,7 +66,7 @@ impl SimulatedCall<'_> {
 
     /// Decides how the call is answered. It is refused for its key, model or body first, then for
     /// the quotas, then for lack of capacity, then as its script says, then at random.
-    pub fn plan(&self, request: SimulatedRequest<'_>, in_flight: &mut InFlightCall) -> Plan {
+    pub fn plan(&self, request: SimulatedRequest<'_>, in_flight: &mut RunningCall) -> Plan {
         let SimulatedRequest { form, content } = request;
         if self.simulator.options().journal {
             in_flight.record(self.journal_entry(content.as_ref().ok()));
@@ -72,7 +74,7 @@ impl SimulatedCall<'_> {
         let planned = content.and_then(|content| self.decide(&form, &content, in_flight));
         planned.unwrap_or_else(|refusal| Plan {
             latency: Duration::ZERO,
-            tier: Tier::Standard,
+            tier: ServiceTier::Standard,
             reply: Reply::Refused(refusal.in_envelope(form.envelope())),
         })
     }
@@ -81,8 +83,8 @@ impl SimulatedCall<'_> {
         &self,
         form: &Form,
         request: &GenerateContentRequest<'_>,
-        in_flight: &mut InFlightCall,
-    ) -> Result<Plan, Refusal> {
+        in_flight: &mut RunningCall,
+    ) -> Result<Plan, ErrorResponse> {
         let options = self.simulator.options();
         let key = check_key(self.key, options)?;
         let model = self.target.check_model(options, self.simulator.today())?;
@@ -91,7 +93,7 @@ impl SimulatedCall<'_> {
         let schema = check_schemas(request)?;
         let prompt = request.prompt();
         let (prompt, script) = Script::parse(&prompt)
-            .map_err(|error| Refusal::invalid_argument(format!("[[simulate:…]]: {error}")))?;
+            .map_err(|error| ErrorResponse::invalid_argument(format!("[[simulate:…]]: {error}")))?;
 
         let input_tokens = request.input_tokens();
         let demand = Demand {
@@ -124,7 +126,7 @@ impl SimulatedCall<'_> {
                 return Ok(Plan { latency, tier, reply });
             }
             (None, Some(status)) => {
-                let refusal = Refusal::with_status(status).in_envelope(form.envelope());
+                let refusal = ErrorResponse::with_status(status).in_envelope(form.envelope());
                 return Ok(Plan { latency, tier, reply: Reply::Refused(refusal) });
             }
         };
@@ -149,24 +151,24 @@ impl SimulatedCall<'_> {
         demand: &Demand<'_>,
         model: &str,
         script: &Script<'_>,
-        in_flight: &mut InFlightCall,
-    ) -> Result<Tier, Refusal> {
+        in_flight: &mut RunningCall,
+    ) -> Result<ServiceTier, ErrorResponse> {
         if self.simulator.is_unfunded() {
-            return Err(Refusal::with_status(StatusCode::PAYMENT_REQUIRED));
+            return Err(ErrorResponse::with_status(StatusCode::PAYMENT_REQUIRED));
         }
         let cost = models::cost(model, demand.input_tokens, 0) * demand.tier.price_factor();
         if !self.simulator.quotas().may_spend(demand.key, cost as u64, self.arrived) {
-            return Err(Refusal::spend_limit());
+            return Err(ErrorResponse::spend_limit());
         }
         let admitted = self.simulator.quotas().admit(demand, self.arrived);
         let tier = admitted.map_err(|exceeded| self.quota_exceeded(&exceeded))?;
-        let is_full = script.flex_full && demand.tier == Tier::Flex;
+        let is_full = script.flex_full && demand.tier == ServiceTier::Flex;
         let tier = script.tier.unwrap_or(tier);
         in_flight.admit(demand.input_tokens, tier);
         if !is_full && in_flight.take_capacity(self.simulator.capacity(tier), tier) {
             Ok(tier)
         } else {
-            Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))
+            Err(ErrorResponse::with_status(StatusCode::SERVICE_UNAVAILABLE))
         }
     }
 
@@ -181,12 +183,12 @@ impl SimulatedCall<'_> {
         }
     }
 
-    fn quota_exceeded(&self, exceeded: &QuotaExceeded) -> Refusal {
+    fn quota_exceeded(&self, exceeded: &QuotaExceeded) -> ErrorResponse {
         let free_tier = self.simulator.options().free_tier;
-        Refusal::quota_exceeded(exceeded, self.target.model, free_tier)
+        ErrorResponse::quota_exceeded(exceeded, self.target.model, free_tier)
     }
 
-    fn scripted_refusal(&self, ending: Option<&Ending<'_>>) -> Refusal {
+    fn scripted_refusal(&self, ending: Option<&Ending<'_>>) -> ErrorResponse {
         scripted_refusal(ending, self.target.model, self.simulator.options().free_tier)
     }
 

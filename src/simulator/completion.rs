@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::json::parse;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::request::{Content, GenerateContentRequest, GenerationConfig, Part, Text};
 use super::response::{Candidate, Content as Presented, PromptOutcome, SimulatedResponse, pieces};
 use super::tokens::{Count, tokens};
@@ -85,11 +85,11 @@ pub(super) struct CompletionForm {
 
 /// A request by OpenAI's client: the model, the form of the response and the request in Gemini's
 /// shape.
-pub(super) type ChatRequest<'a> =
-    (Cow<'a, str>, CompletionForm, Result<GenerateContentRequest<'a>, Refusal>);
+pub(super) type CompletionRequest<'a> =
+    (Cow<'a, str>, CompletionForm, Result<GenerateContentRequest<'a>, ErrorResponse>);
 
 /// Reads the body of `chat/completions`.
-pub(super) fn chat_completion(body: &[u8]) -> ChatRequest<'_> {
+pub(super) fn chat_completion(body: &[u8]) -> CompletionRequest<'_> {
     match parse::<ChatCompletionRequest<'_>>(body) {
         Ok(mut request) => {
             let model = std::mem::take(&mut request.model.0);
@@ -106,7 +106,7 @@ impl<'a> ChatCompletionRequest<'a> {
     }
 
     /// The request in Gemini's shape, unless Gemini refuses it.
-    fn into_generation(self) -> Result<GenerateContentRequest<'a>, Refusal> {
+    fn into_generation(self) -> Result<GenerateContentRequest<'a>, ErrorResponse> {
         let (mut instructions, mut contents) = (Vec::new(), Vec::new());
         for Message { role, content } in self.messages {
             let parts = parts(content);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::instance::fitting;
 use super::options::Options;
 use super::quota::QuotaExceeded;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::request::{GenerateContentRequest, GenerationConfig};
 use super::response::{Candidate, Content, PromptOutcome, beginning, pieces, sized};
 use super::schema::{check_response_json_schema, check_response_schema};
@@ -37,7 +37,7 @@ pub(super) fn candidate<'a>(
     schema: Option<&Value>,
     prompt: &str,
     script: &Script<'a>,
-) -> Result<PromptOutcome<'a>, Refusal> {
+) -> Result<PromptOutcome<'a>, ErrorResponse> {
     let mut finish_reason = script.finish.unwrap_or("STOP");
     let mut text = match script.text {
         Some(text) => text.to_owned(),
@@ -82,33 +82,33 @@ pub(super) fn scripted_refusal(
     ending: Option<&Ending<'_>>,
     model: &str,
     free_tier: bool,
-) -> Refusal {
+) -> ErrorResponse {
     match ending {
-        Some(Ending::Status(status)) => Refusal::with_status(*status),
-        Some(Ending::Html(status)) => Refusal::html(*status),
+        Some(Ending::Status(status)) => ErrorResponse::with_status(*status),
+        Some(Ending::Html(status)) => ErrorResponse::html(*status),
         Some(Ending::Quota(quota)) => {
             let violations = vec![(*quota, SCRIPTED_LIMIT)];
             let exceeded = QuotaExceeded { violations, retry_in: SCRIPTED_WAIT };
-            Refusal::quota_exceeded(&exceeded, model, free_tier)
+            ErrorResponse::quota_exceeded(&exceeded, model, free_tier)
         }
-        Some(Ending::SpendLimit) => Refusal::spend_limit(),
-        Some(Ending::BatchLimit) => Refusal::batch_limit(),
+        Some(Ending::SpendLimit) => ErrorResponse::spend_limit(),
+        Some(Ending::BatchLimit) => ErrorResponse::batch_limit(),
         Some(Ending::Close | Ending::Blocked(_)) | None => {
-            Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE)
+            ErrorResponse::with_status(StatusCode::SERVICE_UNAVAILABLE)
         }
     }
 }
 
 /// The number of the call among those that an answer is spread over, from its continuation token.
-fn hop(request: &GenerateContentRequest<'_>) -> Result<usize, Refusal> {
+fn hop(request: &GenerateContentRequest<'_>) -> Result<usize, ErrorResponse> {
     let Some(token) = &request.continuation_token else { return Ok(0) };
     let token = STANDARD.decode(&*token.0).ok().and_then(|token| String::from_utf8(token).ok());
     let hop = token.and_then(|token| token.strip_prefix(TOKEN_PREFIX)?.parse().ok());
     hop.filter(|hop| (1..MAX_HOPS).contains(hop)).ok_or_else(invalid_token)
 }
 
-fn invalid_token() -> Refusal {
-    Refusal::invalid_argument("The continuation token is not valid for this request.")
+fn invalid_token() -> ErrorResponse {
+    ErrorResponse::invalid_argument("The continuation token is not valid for this request.")
 }
 
 /// The piece of a text that one call answers with, and whether it is the last. Without a number of
@@ -134,10 +134,10 @@ fn compose_text(
     schema: Option<&Value>,
     prompt: &str,
     bytes: Option<usize>,
-) -> Result<String, Refusal> {
+) -> Result<String, ErrorResponse> {
     if let Some(schema) = schema {
         let value = fitting(schema, prompt, options.seed ^ hash(prompt))
-            .ok_or_else(|| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+            .ok_or_else(|| ErrorResponse::with_status(StatusCode::BAD_REQUEST))?;
         return Ok(match value {
             Value::String(choice) if request.wants_enum() => choice,
             value => value.to_string(),
@@ -160,7 +160,7 @@ fn compose_text(
 /// Refuses a schema that Gemini would refuse.
 pub(super) fn check_schemas(
     request: &GenerateContentRequest<'_>,
-) -> Result<Option<Value>, Refusal> {
+) -> Result<Option<Value>, ErrorResponse> {
     let Some(config) = request.generation_config() else { return Ok(None) };
     let schema = match *config {
         GenerationConfig { response_schema: None, response_json_schema: None, .. } => {
@@ -190,12 +190,12 @@ pub(super) fn check_schemas(
 }
 
 /// A documented rule of the generation config. The wording of its refusal is not recorded.
-fn broken_rule(rule: &str) -> Refusal {
-    Refusal::rules(&[format!("GenerateContentRequest.generation_config.{rule}")])
+fn broken_rule(rule: &str) -> ErrorResponse {
+    ErrorResponse::rules(&[format!("GenerateContentRequest.generation_config.{rule}")])
 }
 
-fn parsed(schema: &RawValue) -> Result<Value, Refusal> {
+fn parsed(schema: &RawValue) -> Result<Value, ErrorResponse> {
     serde_json::from_str(schema.get()).map_err(|error| {
-        Refusal::invalid_argument(format!("Invalid JSON payload received. {error}"))
+        ErrorResponse::invalid_argument(format!("Invalid JSON payload received. {error}"))
     })
 }

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::json::parse;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::repeated::OneOrMany;
 use super::request::{Content, GenerateContentRequest, Part, Text};
 use super::stats::hash;
@@ -85,7 +85,8 @@ enum Layout {
 }
 
 /// How the vectors are to be written, and the texts as a request in Gemini's shape.
-pub(super) type EmbeddingsCall<'a> = (Embeddings, Result<GenerateContentRequest<'a>, Refusal>);
+pub(super) type EmbeddingsCall<'a> =
+    (Embeddings, Result<GenerateContentRequest<'a>, ErrorResponse>);
 
 /// Reads the body of `embedContent`.
 pub(super) fn embed_content(body: &[u8]) -> EmbeddingsCall<'_> {
@@ -97,7 +98,7 @@ pub(super) fn batch_embed_contents(body: &[u8]) -> EmbeddingsCall<'_> {
     let requests = parse(body).and_then(|batch: BatchEmbedContentsRequest<'_>| {
         let requests = batch.requests.map_or_else(Vec::new, OneOrMany::into_vec);
         if requests.len() > MAX_BATCH {
-            return Err(Refusal::rules(&[format!(
+            return Err(ErrorResponse::rules(&[format!(
                 "BatchEmbedContentsRequest.requests: at most {MAX_BATCH} requests can be in one \
                  batch"
             )]));
@@ -109,16 +110,16 @@ pub(super) fn batch_embed_contents(body: &[u8]) -> EmbeddingsCall<'_> {
 
 fn native(
     layout: Layout,
-    requests: Result<Vec<EmbedContentRequest<'_>>, Refusal>,
+    requests: Result<Vec<EmbedContentRequest<'_>>, ErrorResponse>,
 ) -> EmbeddingsCall<'_> {
     let (mut dimensions, mut contents) = (Vec::new(), Vec::new());
     let read = requests.and_then(|requests| {
         for request in requests {
             dimensions.push(request.output_dimensionality.unwrap_or(DIMENSIONS));
             contents.push(request.content.ok_or_else(|| {
-                Refusal::rules(
-                    &["EmbedContentRequest.content: content is not specified".to_owned()],
-                )
+                ErrorResponse::rules(&[
+                    "EmbedContentRequest.content: content is not specified".to_owned()
+                ])
             })?);
         }
         check_dimensions(&dimensions)?;
@@ -146,9 +147,9 @@ pub(super) fn openai_embeddings(body: &[u8]) -> (Cow<'_, str>, EmbeddingsCall<'_
     (request.model.0, (form(dimensions, base64), read))
 }
 
-fn check_dimensions(dimensions: &[usize]) -> Result<(), Refusal> {
+fn check_dimensions(dimensions: &[usize]) -> Result<(), ErrorResponse> {
     match dimensions.iter().find(|length| !(1..=MAX_DIMENSIONS).contains(length)) {
-        Some(length) => Err(Refusal::invalid_argument(format!(
+        Some(length) => Err(ErrorResponse::invalid_argument(format!(
             "output_dimensionality must be from 1 to {MAX_DIMENSIONS}, not {length}."
         ))),
         None => Ok(()),

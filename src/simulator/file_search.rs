@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use super::call::SimulatedCall;
 use super::form::{Form, SimulatedRequest};
 use super::json::{json_response, parse, received};
-use super::refusal::{Envelope, Refusal};
+use super::refusal::{Envelope, ErrorResponse};
 use super::request::{Content, GenerateContentRequest, Part};
 use super::response::SimulatedResponse;
 use super::state::Simulator;
-use super::stats::{InFlightCall, hash};
+use super::stats::{RunningCall, hash};
 use super::target::{Target, api_key, check_key};
 
 /// The model that embeds files.
@@ -81,7 +81,7 @@ async fn import(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let Some(store) = call.strip_suffix(":importFile") else {
-        return Refusal::with_status(StatusCode::NOT_FOUND).into_response();
+        return ErrorResponse::with_status(StatusCode::NOT_FOUND).into_response();
     };
     let key = api_key(&parts.headers, &parts.uri).map(str::to_owned);
     let body = received(body).await;
@@ -89,7 +89,7 @@ async fn import(
         let body: Value = parse(&body?)?;
         let name = body["fileName"].as_str().or(body["file_name"].as_str()).unwrap_or_default();
         let file = simulator.files().get(hash(key), name);
-        let file = file.ok_or_else(|| Refusal::no_such_file(name))?;
+        let file = file.ok_or_else(|| ErrorResponse::no_such_file(name))?;
         let size = file["sizeBytes"].as_str().and_then(|size| size.parse().ok());
         Ok((key, size.unwrap_or_default()))
     });
@@ -107,7 +107,7 @@ pub(super) async fn index(
     store: &str,
     bytes: u64,
 ) -> Response {
-    let in_flight = InFlightCall::arrive(simulator.collector(), EMBEDDING_MODEL, Some(key));
+    let in_flight = RunningCall::arrive(simulator.collector(), EMBEDDING_MODEL, Some(key));
     let body = json!({"store": store}).to_string();
     let call = SimulatedCall {
         simulator,

@@ -17,11 +17,9 @@ use store::{Files, Metadata};
 
 use super::file_search::index;
 use super::json::{json_response, received};
-use super::options::Options;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::state::Simulator;
-use super::stats::hash;
-use super::target::{api_key, check_key, query_value};
+use super::target::{api_key, check_key, owner, query_value};
 
 /// The routes of files and uploads.
 pub(super) fn router() -> Router<Simulator> {
@@ -57,13 +55,17 @@ async fn upload(State(simulator): State<Simulator>, request: Request) -> Respons
 }
 
 /// Begins a resumable upload. The response says where to send the bytes.
-async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+async fn start(
+    simulator: &Simulator,
+    parts: &Parts,
+    body: Body,
+) -> Result<Response, ErrorResponse> {
     let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let body = received(body).await?;
     let StartUpload { file: mut metadata } = match &body[..] {
         b"" => StartUpload::default(),
         body => serde_json::from_slice(body)
-            .map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))?,
+            .map_err(|_| ErrorResponse::with_status(StatusCode::BAD_REQUEST))?,
     };
     let named = header(&parts.headers, "x-goog-upload-header-content-type").map(str::to_owned);
     metadata.mime_type = metadata.mime_type.or(named);
@@ -71,7 +73,7 @@ async fn start(simulator: &Simulator, parts: &Parts, body: Body) -> Result<Respo
     let (host, path) = (host(parts), parts.uri.path());
     let url = format!("http://{host}{path}?upload_id={id}&upload_protocol=resumable");
     let url = HeaderValue::try_from(url);
-    let url = url.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+    let url = url.map_err(|_| ErrorResponse::with_status(StatusCode::BAD_REQUEST))?;
     let mut response = with_upload_status(Response::default(), "active");
     response.headers_mut().insert("x-goog-upload-url", url);
     Ok(response)
@@ -84,9 +86,10 @@ async fn proceed(
     parts: &Parts,
     id: &str,
     body: Body,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let files = simulator.files();
-    let so_far = files.received(id).ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+    let so_far =
+        files.received(id).ok_or_else(|| ErrorResponse::with_status(StatusCode::NOT_FOUND))?;
     let command = header(&parts.headers, "x-goog-upload-command").unwrap_or_default();
     let asks_for = |wanted| command.split(',').any(|command| command.trim() == wanted);
     if asks_for("query") {
@@ -99,7 +102,7 @@ async fn proceed(
             Some(offset) => offset.parse().ok().filter(|offset| *offset <= so_far),
             None => Some(so_far),
         };
-        let offset = offset.ok_or_else(|| Refusal::with_status(StatusCode::BAD_REQUEST))?;
+        let offset = offset.ok_or_else(|| ErrorResponse::with_status(StatusCode::BAD_REQUEST))?;
         files.set_received(id, offset + count(body).await?);
     }
     if asks_for("finalize") {
@@ -108,7 +111,7 @@ async fn proceed(
     if asks_for("upload") {
         return Ok(with_upload_status(Response::default(), "active"));
     }
-    Err(Refusal::with_status(StatusCode::BAD_REQUEST))
+    Err(ErrorResponse::with_status(StatusCode::BAD_REQUEST))
 }
 
 /// Receives a whole file in one request.
@@ -116,7 +119,7 @@ async fn upload_at_once(
     simulator: &Simulator,
     parts: &Parts,
     body: Body,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let key = check_key(api_key(&parts.headers, &parts.uri), simulator.options())?;
     let mime_type = header(&parts.headers, header::CONTENT_TYPE.as_str()).map(str::to_owned);
     let bytes = count(body).await?;
@@ -127,26 +130,27 @@ async fn upload_at_once(
 }
 
 /// Ends an upload. A file for a search store is embedded; the response is an operation.
-async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, Refusal> {
+async fn finish(simulator: &Simulator, parts: &Parts, id: &str) -> Result<Response, ErrorResponse> {
     let last = parts.uri.path().rsplit('/').next().unwrap_or_default();
     if let Some(store) = last.strip_suffix(":uploadToFileSearchStore") {
         let upload = simulator.files().upload(id);
-        let (key, bytes) = upload.ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+        let (key, bytes) =
+            upload.ok_or_else(|| ErrorResponse::with_status(StatusCode::NOT_FOUND))?;
         let response = index(simulator, parts, &key, store, bytes).await;
         return Ok(with_upload_status(response, "final"));
     }
     let version = parts.uri.path().split('/').nth(2).unwrap_or_default();
     let address = format!("http://{}/{version}", host(parts));
     let file = simulator.files().finish(id, &address);
-    let file = file.ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+    let file = file.ok_or_else(|| ErrorResponse::with_status(StatusCode::NOT_FOUND))?;
     Ok(with_upload_status(json_response(&json!({"file": file})), "final"))
 }
 
 /// The size of a body, in bytes.
-async fn count(body: Body) -> Result<u64, Refusal> {
+async fn count(body: Body) -> Result<u64, ErrorResponse> {
     let count = async |bytes, chunk: bytes::Bytes| Ok(bytes + chunk.len() as u64);
     let counted = body.into_data_stream().try_fold(0, count).await;
-    counted.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))
+    counted.map_err(|_| ErrorResponse::with_status(StatusCode::BAD_REQUEST))
 }
 
 async fn list(State(simulator): State<Simulator>, request: Request) -> Response {
@@ -185,13 +189,9 @@ fn on_file(
     let (parts, _) = request.into_parts();
     let done = owner(&parts, simulator.options()).and_then(|owner| {
         act(simulator.files(), owner, &format!("files/{id}"))
-            .ok_or_else(|| Refusal::no_such_file(id))
+            .ok_or_else(|| ErrorResponse::no_such_file(id))
     });
     done.map_or_else(IntoResponse::into_response, |answer| json_response(&answer))
-}
-
-fn owner(parts: &Parts, options: &Options) -> Result<u64, Refusal> {
-    check_key(api_key(&parts.headers, &parts.uri), options).map(hash)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::completion::{CompletionForm, chat_completion};
 use super::embeddings::{Embeddings, EmbeddingsCall};
 use super::interactions::form::InteractionForm;
-use super::refusal::{Envelope, Refusal};
+use super::refusal::{Envelope, ErrorResponse};
 use super::request::GenerateContentRequest;
 use super::response::SimulatedResponse;
 use super::transmission::Framing;
@@ -29,7 +29,7 @@ pub(super) enum Form {
 pub(super) struct SimulatedRequest<'a> {
     pub form: Form,
     /// In Gemini's shape.
-    pub content: Result<GenerateContentRequest<'a>, Refusal>,
+    pub content: Result<GenerateContentRequest<'a>, ErrorResponse>,
 }
 
 impl<'a> SimulatedRequest<'a> {

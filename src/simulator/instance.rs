@@ -22,7 +22,7 @@ const MAX_ECHO: usize = 200;
 /// Generates a value that matches the schema. Equal seeds give equal values. Returns `None` where
 /// every value would be nested without end.
 ///
-/// Properties come in the order of `propertyOrdering`, optional ones included. A string without
+/// Properties have the order of `propertyOrdering`, optional ones included. A string without
 /// constraints names its property and the prompt, which makes answers distinguishable. Items of a
 /// list are numbered from 1 so that they can refer to each other: the second item's `scene_number`
 /// is 2, its `character_name` is `Character 2`, and so is the second of `other_characters`.

@@ -11,4 +11,4 @@ pub(super) mod store;
 
 pub(super) use form::usage;
 pub(super) use request::contents;
-pub(super) use routes::{create_interaction, router};
+pub(super) use routes::{create_interaction, refused, router};

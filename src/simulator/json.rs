@@ -8,15 +8,15 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::refusal::{FieldViolation, JSON, Refusal};
+use super::refusal::{ErrorResponse, FieldViolation, JSON};
 
 /// The largest body, in bytes. Source: Gemini API docs, file input methods.
 const MAX_BODY: usize = 100 * 1024 * 1024;
 
 /// Receives a whole body.
-pub(super) async fn received(body: Body) -> Result<Bytes, Refusal> {
+pub(super) async fn received(body: Body) -> Result<Bytes, ErrorResponse> {
     let received = axum::body::to_bytes(body, MAX_BODY).await;
-    received.map_err(|_| Refusal::with_status(StatusCode::BAD_REQUEST))
+    received.map_err(|_| ErrorResponse::with_status(StatusCode::BAD_REQUEST))
 }
 
 /// A response with a JSON body.
@@ -25,27 +25,29 @@ pub(super) fn json_response(body: &Value) -> Response {
 }
 
 /// Reads a body.
-pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ErrorResponse> {
     serde_json::from_slice(body).map_err(|_| explain::<T>(body))
 }
 
 /// Reads an invalid body again to find where it fails.
-fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Refusal {
+fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ErrorResponse {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
-        return Refusal::invalid_argument(
+        return ErrorResponse::invalid_argument(
             "Invalid JSON payload received. Unexpected data after the end of the value.",
         );
     };
     let message = error.inner().to_string();
     let Some(name) = unknown_name(&message) else {
-        return Refusal::invalid_argument(format!("Invalid JSON payload received. {message}"));
+        return ErrorResponse::invalid_argument(format!(
+            "Invalid JSON payload received. {message}"
+        ));
     };
     let mut path = field_path(error.path().iter());
     let last = field_name(name);
     let parent = path.strip_suffix(last.as_str()).map(|parent| parent.trim_end_matches('.').len());
     path.truncate(parent.unwrap_or(path.len()));
-    Refusal::bad_request(&[FieldViolation::unknown_name(name, &path)])
+    ErrorResponse::bad_request(&[FieldViolation::unknown_name(name, &path)])
 }
 
 fn unknown_name(message: &str) -> Option<&str> {

@@ -14,9 +14,9 @@ use super::embeddings::openai_embeddings;
 use super::form::SimulatedRequest;
 use super::json::{json_response, received};
 use super::options::Options;
-use super::refusal::{Envelope, Refusal};
+use super::refusal::{Envelope, ErrorResponse};
 use super::state::Simulator;
-use super::stats::InFlightCall;
+use super::stats::RunningCall;
 use super::target::{Target, api_key, check_key};
 
 /// The routes of the surface.
@@ -53,8 +53,8 @@ async fn generate(
     let (model, mut request) = read(&body);
     let target = target(&model, method);
     let key = api_key(&parts.headers, &parts.uri);
-    request.content = key.ok_or_else(Refusal::no_bearer).and(request.content);
-    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
+    request.content = key.ok_or_else(ErrorResponse::no_bearer).and(request.content);
+    let in_flight = RunningCall::arrive(simulator.collector(), target.model, key);
     let headers = &parts.headers;
     let call =
         SimulatedCall { simulator, target, headers, key, body: &body, arrived, context_tokens: 0 };
@@ -99,8 +99,8 @@ async fn get_model(
     }
 }
 
-fn check_bearer(request: &Request, options: &Options) -> Result<(), Refusal> {
-    let key = api_key(request.headers(), request.uri()).ok_or_else(Refusal::no_bearer)?;
+fn check_bearer(request: &Request, options: &Options) -> Result<(), ErrorResponse> {
+    let key = api_key(request.headers(), request.uri()).ok_or_else(ErrorResponse::no_bearer)?;
     check_key(Some(key), options).map(drop)
 }
 

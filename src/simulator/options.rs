@@ -35,7 +35,7 @@ pub struct Options {
     #[arg(long)]
     pub free_tier: bool,
 
-    /// Calls served at the same time, flex calls aside; further ones are refused with 503; unlimited
+    /// Calls served at the same time, without flex calls; further ones are refused with 503; unlimited
     /// when absent
     #[arg(long, value_name = "CALLS")]
     pub capacity: Option<usize>,
@@ -122,14 +122,14 @@ pub struct Options {
 /// How calls are counted against a per-minute quota. Google does not say how it counts.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Counting {
-    /// What arrived in the last minute counts
+    /// Calls that arrived in the last minute count
     #[default]
     SlidingWindow,
     /// The count restarts every minute, counted from the simulator's start
     FixedMinute,
-    /// The quota flows in evenly and at most one second's worth of it can be saved up. A call
-    /// that costs more than the bucket can hold goes when the bucket is full and leaves a debt,
-    /// so that the rate over the minute is kept whatever a call costs
+    /// The bucket fills evenly and holds at most one second's worth of the quota. A call that costs
+    /// more than it can hold is served when the bucket is full and leaves a debt, so that the rate
+    /// over the minute is kept
     TokenBucket,
 }
 

@@ -1,4 +1,4 @@
-//! The calls beside generation that cost tokens: decisions, voices, and trigger
+//! The other calls that cost tokens: decisions, voices, and trigger
 //! executions.
 //!
 //! Source: types of Google's Python SDK. What they cost is inferred.
@@ -8,24 +8,23 @@ pub(super) mod triggers;
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
 use http::StatusCode;
-use http::request::Parts;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::call::SimulatedCall;
 use super::form::{Form, SimulatedRequest};
-use super::interactions::{contents, create_interaction, usage};
+use super::interactions::{contents, create_interaction, refused, usage};
 use super::json::{json_response, parse, received};
-use super::refusal::{Envelope, Refusal};
+use super::refusal::{Envelope, ErrorResponse};
 use super::request::GenerateContentRequest;
 use super::response::{PromptOutcome, SimulatedResponse};
 use super::state::Simulator;
-use super::stats::{InFlightCall, hash};
-use super::target::{Target, api_key, check_key};
+use super::stats::RunningCall;
+use super::target::{Target, api_key, owner, version};
 
 /// The model that prompted voices are made with when none is named.
 const VOICE_MODEL: &str = "gemini-3.8-flash-tts";
@@ -84,11 +83,11 @@ async fn generate(
     let name = model.unwrap_or_default();
     let name = name.strip_prefix("models/").unwrap_or(name);
     let key = api_key(&parts.headers, &parts.uri);
-    let in_flight = InFlightCall::arrive(simulator.collector(), name, key);
+    let in_flight = RunningCall::arrive(simulator.collector(), name, key);
     let content = GenerateContentRequest::of_contents(contents(input)).checked();
     let call = SimulatedCall {
         simulator,
-        target: Target { version: version(&parts), collection: "models", model: name, method },
+        target: Target { version: version(&parts.uri), collection: "models", model: name, method },
         headers: &parts.headers,
         key,
         body: &body,
@@ -141,10 +140,10 @@ fn voice_of(body: &Value, response: &SimulatedResponse<'_>) -> Value {
 async fn create_trigger(State(simulator): State<Simulator>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = received(body).await;
-    let created = owner(&simulator, &parts).and_then(|owner| {
+    let created = owner(&parts, simulator.options()).and_then(|owner| {
         let mut trigger: Value = parse(&body?)?;
         if !trigger["interaction"].is_object() {
-            return Err(Refusal::invalid_argument("interaction is required."));
+            return Err(ErrorResponse::invalid_argument("interaction is required."));
         }
         trigger["id"] = format!("simulated-{}", simulator.next_number()).into();
         trigger["status"] = "active".into();
@@ -161,7 +160,8 @@ async fn read_trigger(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
-    let found = owner(&simulator, &parts).and_then(|owner| simulator.triggers().read(owner, &id));
+    let found =
+        owner(&parts, simulator.options()).and_then(|owner| simulator.triggers().read(owner, &id));
     found.map_or_else(refused, |trigger| json_response(&trigger))
 }
 
@@ -173,7 +173,8 @@ async fn execute_trigger(
 ) -> Response {
     let arrived = Instant::now();
     let (parts, _) = request.into_parts();
-    let found = owner(&simulator, &parts).and_then(|owner| simulator.triggers().read(owner, &id));
+    let found =
+        owner(&parts, simulator.options()).and_then(|owner| simulator.triggers().read(owner, &id));
     let mut body = match found {
         Ok(trigger) => trigger["interaction"].clone(),
         Err(refusal) => return refused(refusal),
@@ -196,16 +197,4 @@ async fn execute_trigger(
     }));
     response.headers_mut().extend(head.headers);
     response
-}
-
-fn refused(refusal: Refusal) -> Response {
-    refusal.in_envelope(Envelope::Interactions).into_response()
-}
-
-fn owner(simulator: &Simulator, parts: &Parts) -> Result<u64, Refusal> {
-    check_key(api_key(&parts.headers, &parts.uri), simulator.options()).map(hash)
-}
-
-fn version(parts: &Parts) -> &str {
-    parts.uri.path().split('/').nth(1).unwrap_or_default()
 }

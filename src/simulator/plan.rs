@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::script::Script;
-use super::tier::Tier;
+use super::tier::ServiceTier;
 
 /// How a call is to be answered.
 pub(super) struct Plan {
     /// From the arrival to the last byte.
     pub latency: Duration,
     /// The tier that serves the call.
-    pub tier: Tier,
+    pub tier: ServiceTier,
     pub reply: Reply,
 }
 
 /// What a call is to be answered with.
 pub(super) enum Reply {
-    Refused(Refusal),
+    Refused(ErrorResponse),
     /// The connection is closed without a response.
     Closed,
     Answered(ResponseChunks),
@@ -33,7 +33,7 @@ pub(super) struct ResponseChunks {
     /// After how many chunks nothing more is sent.
     pub stall_after: Option<u32>,
     /// After how many chunks of a stream which error follows.
-    pub failure: Option<(u32, Refusal)>,
+    pub failure: Option<(u32, ErrorResponse)>,
 }
 
 impl ResponseChunks {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::meter::{Meter, rest_of_minute};
 use super::options::{Counting, Options};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 use crate::pacific::Calendar;
 
 /// One of the quotas that a call can exceed.
@@ -84,14 +84,14 @@ pub(super) struct Demand<'a> {
     pub model: &'a str,
     pub requests: u64,
     pub input_tokens: u64,
-    pub tier: Tier,
+    pub tier: ServiceTier,
 }
 
 /// The share of a quota that priority calls may use. Source: Gemini API docs, priority inference.
 const PRIORITY_SHARE: f64 = 0.3;
 
 /// The quotas of all keys.
-pub(super) struct Quotas {
+pub(super) struct KeyQuotas {
     options: Options,
     calendar: Calendar,
     /// By key, then by model.
@@ -100,7 +100,7 @@ pub(super) struct Quotas {
     spend: Mutex<HashMap<String, Meter>>,
 }
 
-impl Quotas {
+impl KeyQuotas {
     /// Unused quotas.
     pub fn new(options: &Options) -> Self {
         Self::with_calendar(options, Calendar { wall: Timestamp::now(), instant: Instant::now() })
@@ -112,7 +112,7 @@ impl Quotas {
     }
 
     /// Counts a call and returns the tier that serves it, or the quotas that have no room for it.
-    pub fn admit(&self, demand: &Demand<'_>, now: Instant) -> Result<Tier, QuotaExceeded> {
+    pub fn admit(&self, demand: &Demand<'_>, now: Instant) -> Result<ServiceTier, QuotaExceeded> {
         if self.is_unlimited() {
             return Ok(demand.tier);
         }
@@ -188,7 +188,7 @@ impl Account {
         demand: &Demand<'_>,
         now: Instant,
         calendar: Calendar,
-    ) -> Result<Tier, QuotaExceeded> {
+    ) -> Result<ServiceTier, QuotaExceeded> {
         let (requests, tokens) = (demand.requests, demand.input_tokens);
         let mut violations = Vec::new();
         let mut retry_in = Duration::ZERO;
@@ -214,8 +214,8 @@ impl Account {
             return Err(QuotaExceeded { violations, retry_in });
         }
         self.take(requests, tokens, now);
-        let downgraded = demand.tier == Tier::Priority && !self.take_priority(demand, now);
-        Ok(if downgraded { Tier::Standard } else { demand.tier })
+        let downgraded = demand.tier == ServiceTier::Priority && !self.take_priority(demand, now);
+        Ok(if downgraded { ServiceTier::Standard } else { demand.tier })
     }
 
     /// Counts a priority call, unless the priority quotas have no room for it.

@@ -28,7 +28,7 @@ const QUOTA_MESSAGE: &str = "You exceeded your current quota, please check your 
 
 /// An error response.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ErrorResponse {
     status: StatusCode,
     content_type: HeaderValue,
     body: Bytes,
@@ -50,7 +50,7 @@ pub(super) enum Envelope {
     Interactions,
 }
 
-impl Refusal {
+impl ErrorResponse {
     fn new(status: StatusCode, message: &str, details: Option<Value>) -> Self {
         let mut error = json!({
             "code": status.as_u16(),
@@ -283,7 +283,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.body));
         *response.status_mut() = self.status;

@@ -13,9 +13,9 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::json::parse;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::repeated::{OneOrMany, many};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 use super::tokens::tokens;
 
 /// The largest input, in tokens. Source: Gemini API docs, models.
@@ -163,7 +163,7 @@ pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 impl<'a> GenerateContentRequest<'a> {
     /// Reads a body and refuses what Gemini refuses, except for the schemas.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, ErrorResponse> {
         parse::<Self>(body)?.checked()
     }
 
@@ -173,10 +173,10 @@ impl<'a> GenerateContentRequest<'a> {
     }
 
     /// The request, unless Gemini refuses its contents.
-    pub fn checked(self) -> Result<Self, Refusal> {
+    pub fn checked(self) -> Result<Self, ErrorResponse> {
         self.check_contents()?;
         if self.input_tokens() > MAX_INPUT_TOKENS {
-            return Err(Refusal::invalid_argument(format!(
+            return Err(ErrorResponse::invalid_argument(format!(
                 "The input token count exceeds the maximum number of tokens allowed \
                  ({MAX_INPUT_TOKENS})."
             )));
@@ -184,17 +184,17 @@ impl<'a> GenerateContentRequest<'a> {
         Ok(self)
     }
 
-    fn check_contents(&self) -> Result<(), Refusal> {
+    fn check_contents(&self) -> Result<(), ErrorResponse> {
         let contents = many(&self.contents);
         if contents.is_empty() {
-            return Err(Refusal::rules(&[
+            return Err(ErrorResponse::rules(&[
                 "GenerateContentRequest.contents: contents is not specified".to_owned(),
             ]));
         }
         let without_parts = contents.iter().position(|content| many(&content.parts).is_empty());
         match without_parts {
             None => Ok(()),
-            Some(index) => Err(Refusal::rules(&[format!(
+            Some(index) => Err(ErrorResponse::rules(&[format!(
                 "GenerateContentRequest.contents[{index}].parts: contents.parts must not be empty."
             )])),
         }
@@ -213,10 +213,10 @@ impl<'a> GenerateContentRequest<'a> {
     }
 
     /// The tier that was requested.
-    pub fn tier(&self) -> Result<Tier, Refusal> {
-        let Some(Text(name)) = &self.service_tier else { return Ok(Tier::Standard) };
-        Tier::parse(name).ok_or_else(|| {
-            Refusal::invalid_argument(format!("Invalid value at 'service_tier', \"{name}\""))
+    pub fn tier(&self) -> Result<ServiceTier, ErrorResponse> {
+        let Some(Text(name)) = &self.service_tier else { return Ok(ServiceTier::Standard) };
+        ServiceTier::parse(name).ok_or_else(|| {
+            ErrorResponse::invalid_argument(format!("Invalid value at 'service_tier', \"{name}\""))
         })
     }
 
@@ -248,11 +248,11 @@ impl<'a> GenerateContentRequest<'a> {
 }
 
 /// Counts the tokens of a `countTokens` body.
-pub(super) fn count_tokens(body: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn count_tokens(body: &[u8]) -> Result<u64, ErrorResponse> {
     let request: CountTokensRequest<'_> = parse(body)?;
     match (&request.generate_content_request, many(&request.contents)) {
         (Some(request), _) => Ok(request.input_tokens()),
-        (None, []) => Err(Refusal::rules(&[
+        (None, []) => Err(ErrorResponse::rules(&[
             "CountTokensRequest.contents: contents is not specified".to_owned(),
         ])),
         (None, contents) => Ok(contents.iter().map(Content::tokens).sum()),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::tier::Tier;
+use super::tier::ServiceTier;
 use super::tokens::{Count, tokens};
 
 /// The thought tokens of a model that thinks.
@@ -23,7 +23,7 @@ pub(super) struct SimulatedResponse<'a> {
     pub response_id: String,
     pub prompt_tokens: u64,
     /// The tier that serves the call.
-    pub tier: Tier,
+    pub tier: ServiceTier,
     pub outcome: PromptOutcome<'a>,
 }
 

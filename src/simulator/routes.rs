@@ -13,12 +13,12 @@ use super::call::SimulatedCall;
 use super::embeddings::{batch_embed_contents, embed_content};
 use super::form::SimulatedRequest;
 use super::json::{json_response, received};
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 use super::request::count_tokens;
 use super::state::Simulator;
-use super::stats::{InFlightCall, Stats};
+use super::stats::{RunningCall, Stats};
 use super::target::{Target, api_key, check_key, query_value};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 use super::transmission::{Framing, wait_until};
 use super::{batches, file_search, files, interactions, live, openai, other_calls};
 
@@ -118,7 +118,8 @@ async fn call_model(State(simulator): State<Simulator>, request: Request) -> Res
         "countTokens" => return call_count_tokens(&simulator, request).await,
         _ => {
             let Target { version, method, .. } = target;
-            return Refusal::model_not_found(&target.resource(), version, method).into_response();
+            return ErrorResponse::model_not_found(&target.resource(), version, method)
+                .into_response();
         }
     };
     generate(&simulator, request, read).await
@@ -132,9 +133,9 @@ fn embed_batch(body: &[u8]) -> SimulatedRequest<'_> {
     SimulatedRequest::embeddings(batch_embed_contents(body))
 }
 
-fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, Refusal> {
-    let target =
-        Target::from_path(uri.path()).ok_or_else(|| Refusal::with_status(StatusCode::NOT_FOUND))?;
+fn target<'a>(uri: &'a Uri, default_method: &'a str) -> Result<Target<'a>, ErrorResponse> {
+    let target = Target::from_path(uri.path())
+        .ok_or_else(|| ErrorResponse::with_status(StatusCode::NOT_FOUND))?;
     let method = if target.method.is_empty() { default_method } else { target.method };
     Ok(Target { method, ..target })
 }
@@ -161,7 +162,7 @@ async fn call_count_tokens(simulator: &Simulator, request: Request) -> Response 
         .and_then(|_| count_tokens(&body));
     match counted {
         Ok(tokens) => {
-            wait_until(arrived + simulator.median_latency(Tier::Standard)).await;
+            wait_until(arrived + simulator.median_latency(ServiceTier::Standard)).await;
             json_response(&json!({
                 "totalTokens": tokens,
                 "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
@@ -184,7 +185,7 @@ async fn generate(
         Err(refusal) => return refusal.into_response(),
     };
     let key = api_key(&parts.headers, &parts.uri);
-    let in_flight = InFlightCall::arrive(simulator.collector(), target.model, key);
+    let in_flight = RunningCall::arrive(simulator.collector(), target.model, key);
     let body = match received(body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),

@@ -11,7 +11,7 @@ mod loops;
 use serde_json::{Map, Value};
 
 use super::json::field_name;
-use super::refusal::{FieldViolation, Refusal};
+use super::refusal::{ErrorResponse, FieldViolation};
 
 pub(super) use json_schema::check_response_json_schema;
 
@@ -50,15 +50,15 @@ pub fn refused_schema(field: &str, schema: &Value) -> Option<String> {
 }
 
 /// Refuses a `responseSchema` that Gemini refuses.
-pub(super) fn check_response_schema(schema: &Value) -> Result<(), Refusal> {
+pub(super) fn check_response_schema(schema: &Value) -> Result<(), ErrorResponse> {
     let mut violations = Vec::new();
     read(schema, "generation_config.response_schema", &mut violations);
     if !violations.is_empty() {
-        return Err(Refusal::bad_request(&violations));
+        return Err(ErrorResponse::bad_request(&violations));
     }
     let mut broken = Vec::new();
     check_rules(schema, "GenerateContentRequest.generation_config.response_schema", &mut broken);
-    if broken.is_empty() { Ok(()) } else { Err(Refusal::rules(&broken)) }
+    if broken.is_empty() { Ok(()) } else { Err(ErrorResponse::rules(&broken)) }
 }
 
 /// The fields and values that Google's JSON reader refuses.
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     /// The error message for a schema.
-    pub(super) fn message(refused: Result<(), Refusal>) -> String {
+    pub(super) fn message(refused: Result<(), ErrorResponse>) -> String {
         let refusal = refused.expect_err("the schema is refused");
         let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
         body["error"]["message"].as_str().expect("a message").to_owned()

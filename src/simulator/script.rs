@@ -14,15 +14,15 @@
 //! | `blocked=REASON` | `promptFeedback.blockReason` and no candidates |
 //! | `truncate_body` | the connection is closed half way through the response |
 //! | `finish=REASON` | the candidate's `finishReason`. `MAX_TOKENS` leaves half the text; `CONTINUATION` half of what is left, so that the answer never ends; any other reason but `STOP` no text at all, unless there is a `text=` |
-//! | `hops=N` | the text comes in N calls: all but the last end with `CONTINUATION` and a token |
+//! | `hops=N` | the text is sent in N calls: all but the last end with `CONTINUATION` and a token |
 //! | `unfinished` | the candidate has no `finishReason` |
 //! | `fail_after=N` | after N chunks of a stream follows the error of `status=` or `quota=`, or 503, as Gemini writes it into a stream: over several lines, outside of any event; on OpenAI's surface and in an array, as one more item; for interactions, as an `error` event |
 //! | `empty` | the candidate's content has no parts |
 //! | `invalid_json` | the text is the beginning of a JSON object |
 //! | `thought` | a thought part comes before the text |
-//! | `parts=N` | the text comes in N parts |
+//! | `parts=N` | the text is sent in N parts |
 //! | `bytes=N` | the text is padded or cut to N bytes, at most 256 MiB, unless it is JSON |
-//! | `chunks=N` | a stream comes in N chunks, or in one for each character when there are fewer |
+//! | `chunks=N` | a stream is sent in N chunks, or in one for each character when there are fewer |
 //! | `stall_after=N` | nothing follows after N chunks; a response that is not streamed is one chunk |
 //! | `latency_ms=N` | the call takes N milliseconds, whatever its outcome |
 //! | `fail_times=N` | the rest of the script applies only to the first N calls with the same key, model and prompt; alone, it means `status=503` |
@@ -44,7 +44,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::quota::Quota;
-use super::tier::Tier;
+use super::tier::ServiceTier;
 
 const OPENING: &str = "[[simulate:";
 const CLOSING: &str = "]]";
@@ -71,7 +71,7 @@ pub(super) struct Script<'a> {
     pub thought: bool,
     pub truncate_body: bool,
     pub hops: Option<usize>,
-    pub tier: Option<Tier>,
+    pub tier: Option<ServiceTier>,
     pub flex_full: bool,
     pub no_usage: bool,
     pub ends_as: Option<&'a str>,
@@ -179,7 +179,7 @@ impl<'a> Script<'a> {
             "html" => self.ending = Some(Ending::Html(value.parse().ok()?)),
             "quota" => self.ending = Some(quota(value)?),
             "hops" => self.hops = Some(value.parse().ok().filter(|hops| *hops > 0)?),
-            "tier" => self.tier = Some(Tier::parse(value)?),
+            "tier" => self.tier = Some(ServiceTier::parse(value)?),
             "ends_as" => self.ends_as = Some(value),
             "queued_ms" => self.queued = Some(Duration::from_millis(value.parse().ok()?)),
             "poll_status" => self.poll_status = Some(value.parse().ok()?),

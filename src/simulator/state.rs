@@ -19,9 +19,9 @@ use super::interactions::store::Interactions;
 use super::models;
 use super::options::Options;
 use super::other_calls::triggers::Triggers;
-use super::quota::Quotas;
+use super::quota::KeyQuotas;
 use super::stats::{JournalEntry, Stats, StatsCollector};
-use super::tier::Tier;
+use super::tier::ServiceTier;
 
 /// A simulated Gemini API. Clones share their state.
 #[derive(Clone)]
@@ -29,7 +29,7 @@ pub struct Simulator(Arc<Shared>);
 
 struct Shared {
     options: Options,
-    quotas: Quotas,
+    quotas: KeyQuotas,
     collector: Arc<StatsCollector>,
     files: Files,
     interactions: Interactions,
@@ -45,7 +45,7 @@ struct Shared {
     /// How many identifiers have been given out.
     identifiers: AtomicU64,
     random: Mutex<Rng>,
-    /// How many calls with a `fail_times` marker have come, by hash of key, model and prompt.
+    /// How many calls with a `fail_times` marker have arrived, by hash of key, model and prompt.
     attempts: Mutex<HashMap<u64, u32>>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Charge<'a> {
     pub key: &'a str,
     /// The model that answered.
     pub model: &'a str,
-    pub tier: Tier,
+    pub tier: ServiceTier,
     pub input_tokens: u64,
     /// Thoughts included.
     pub output_tokens: u64,
@@ -64,7 +64,7 @@ impl Simulator {
     /// A simulator with these options.
     pub fn new(options: Options) -> Self {
         Self(Arc::new(Shared {
-            quotas: Quotas::new(&options),
+            quotas: KeyQuotas::new(&options),
             collector: Arc::default(),
             files: Files::default(),
             interactions: Interactions::default(),
@@ -126,7 +126,7 @@ impl Simulator {
         &self.0.options
     }
 
-    pub(super) fn quotas(&self) -> &Quotas {
+    pub(super) fn quotas(&self) -> &KeyQuotas {
         &self.0.quotas
     }
 
@@ -151,10 +151,12 @@ impl Simulator {
     }
 
     /// How many calls of a tier are served at once. Flex has a capacity of its own.
-    pub(super) fn capacity(&self, tier: Tier) -> usize {
+    pub(super) fn capacity(&self, tier: ServiceTier) -> usize {
         match tier {
-            Tier::Flex => self.0.flex_capacity.load(Ordering::Relaxed),
-            Tier::Standard | Tier::Priority => self.0.capacity.load(Ordering::Relaxed),
+            ServiceTier::Flex => self.0.flex_capacity.load(Ordering::Relaxed),
+            ServiceTier::Standard | ServiceTier::Priority => {
+                self.0.capacity.load(Ordering::Relaxed)
+            }
         }
     }
 
@@ -205,15 +207,15 @@ impl Simulator {
     }
 
     /// The median latency of a tier.
-    pub(super) fn median_latency(&self, tier: Tier) -> Duration {
-        let flex = self.0.options.flex_latency_ms.filter(|_| tier == Tier::Flex);
+    pub(super) fn median_latency(&self, tier: ServiceTier) -> Duration {
+        let flex = self.0.options.flex_latency_ms.filter(|_| tier == ServiceTier::Flex);
         let latency_ms = flex.unwrap_or_else(|| self.0.latency_ms.load(Ordering::Relaxed));
         Duration::from_millis(latency_ms)
     }
 
     /// Draws the latency of a call and, at the error rates, the status it fails with. Takes the lock
     /// only where something is random.
-    pub(super) fn draw(&self, tier: Tier) -> (Duration, Option<StatusCode>) {
+    pub(super) fn draw(&self, tier: ServiceTier) -> (Duration, Option<StatusCode>) {
         let Options { latency_sigma, error_rate_503, error_rate_500, error_rate_429, .. } =
             self.0.options;
         let median = self.median_latency(tier);

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::refusal::Refusal;
-use super::tier::Tier;
+use super::refusal::ErrorResponse;
+use super::tier::ServiceTier;
 
 /// Counters since the start or the last reset. They count generating calls unless stated otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -104,7 +104,7 @@ impl JournalEntry {
 /// The outcome of a call.
 pub(super) enum CallOutcome<'a> {
     Answered,
-    Refused(&'a Refusal),
+    Refused(&'a ErrorResponse),
     /// Broken off by a marker.
     Broken,
 }
@@ -130,10 +130,10 @@ struct Counts {
 
 impl Counts {
     /// How many calls take up the capacity of a tier.
-    fn serving(&mut self, tier: Tier) -> &mut usize {
+    fn serving(&mut self, tier: ServiceTier) -> &mut usize {
         match tier {
-            Tier::Flex => &mut self.serving_flex,
-            Tier::Standard | Tier::Priority => &mut self.serving,
+            ServiceTier::Flex => &mut self.serving_flex,
+            ServiceTier::Standard | ServiceTier::Priority => &mut self.serving,
         }
     }
 }
@@ -216,15 +216,15 @@ impl StatsCollector {
 
 /// A call in flight. Dropping it without ending it counts as the client hanging up.
 #[must_use]
-pub(super) struct InFlightCall {
+pub(super) struct RunningCall {
     collector: Arc<StatsCollector>,
     /// The tier whose capacity it takes up.
-    serving: Option<Tier>,
+    serving: Option<ServiceTier>,
     has_ended: bool,
     journal_index: Option<usize>,
 }
 
-impl InFlightCall {
+impl RunningCall {
     /// Counts a call that has arrived.
     pub fn arrive(collector: &Arc<StatsCollector>, model: &str, key: Option<&str>) -> Self {
         let mut counts = collector.counts();
@@ -248,7 +248,7 @@ impl InFlightCall {
     }
 
     /// Counts the call as admitted.
-    pub fn admit(&self, input_tokens: u64, tier: Tier) {
+    pub fn admit(&self, input_tokens: u64, tier: ServiceTier) {
         let stats = &mut self.collector.counts().stats;
         stats.admitted += 1;
         increment(&mut stats.by_tier, tier.name());
@@ -256,14 +256,14 @@ impl InFlightCall {
     }
 
     /// Takes up capacity of a tier until the call ends. Returns `false` if none is left.
-    pub fn take_capacity(&mut self, capacity: usize, tier: Tier) -> bool {
+    pub fn take_capacity(&mut self, capacity: usize, tier: ServiceTier) -> bool {
         let mut counts = self.collector.counts();
         let serving = counts.serving(tier);
         if *serving >= capacity {
             return false;
         }
         *serving += 1;
-        if tier == Tier::Flex {
+        if tier == ServiceTier::Flex {
             let serving = counts.serving_flex;
             let highest = &mut counts.stats.highest_flex_in_flight;
             *highest = serving.max(*highest);
@@ -298,7 +298,7 @@ impl InFlightCall {
     }
 }
 
-impl Drop for InFlightCall {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         let mut counts = self.collector.counts();
         counts.stats.in_flight -= 1;

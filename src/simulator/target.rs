@@ -1,11 +1,13 @@
 //! The model that a call names and the key that it has.
 
+use http::request::Parts;
 use http::{HeaderMap, Uri, header};
 use jiff::civil::Date;
 
 use super::models;
 use super::options::Options;
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
+use super::stats::hash;
 
 /// The prefixes of model names.
 const FAMILIES: [&str; 4] = ["gemini-", "gemma-", "text-embedding-", "embedding-"];
@@ -39,7 +41,7 @@ impl<'a> Target<'a> {
     /// # Errors
     ///
     /// Refuses a model that does not exist or has retired.
-    pub fn check_model(&self, options: &Options, today: Date) -> Result<&'a str, Refusal> {
+    pub fn check_model(&self, options: &Options, today: Date) -> Result<&'a str, ErrorResponse> {
         let is_known = match self.collection {
             "tunedModels" | "agents" => true,
             _ => FAMILIES.iter().any(|family| self.model.starts_with(family)),
@@ -47,14 +49,14 @@ impl<'a> Target<'a> {
         if options.models.iter().any(|model| model == self.model) {
             return Ok(self.model);
         }
-        let retired = || Refusal::model_retired(&self.resource());
+        let retired = || ErrorResponse::model_retired(&self.resource());
         if self.model.contains("retired") {
             return Err(retired());
         }
         if options.models.is_empty() && is_known && !self.model.contains("unknown") {
             return models::answering(self.model, today).ok_or_else(retired);
         }
-        Err(Refusal::model_not_found(&self.resource(), self.version, self.method))
+        Err(ErrorResponse::model_not_found(&self.resource(), self.version, self.method))
     }
 }
 
@@ -76,10 +78,26 @@ pub(super) fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
 }
 
 /// Refuses a missing or unknown key.
-pub(super) fn check_key<'a>(key: Option<&'a str>, options: &Options) -> Result<&'a str, Refusal> {
-    let key = key.ok_or_else(Refusal::no_key)?;
+pub(super) fn check_key<'a>(
+    key: Option<&'a str>,
+    options: &Options,
+) -> Result<&'a str, ErrorResponse> {
+    let key = key.ok_or_else(ErrorResponse::no_key)?;
     if key.starts_with("invalid") || options.bad_keys.iter().any(|bad| bad == key) {
-        return Err(Refusal::invalid_key());
+        return Err(ErrorResponse::invalid_key());
     }
     Ok(key)
+}
+
+/// Identifies the key of a call, whose resources only that key may use.
+///
+/// # Errors
+/// The key is missing or unknown.
+pub(super) fn owner(parts: &Parts, options: &Options) -> Result<u64, ErrorResponse> {
+    check_key(api_key(&parts.headers, &parts.uri), options).map(hash)
+}
+
+/// The version of the API in a path, such as `v1beta`.
+pub(super) fn version(uri: &Uri) -> &str {
+    uri.path().split('/').nth(1).unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use http::HeaderValue;
 
 /// A service tier. Source: Gemini API docs, flex and priority inference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Tier {
+pub(super) enum ServiceTier {
     #[default]
     Standard,
     /// Half the price; refused with 503 when there is no spare capacity.
@@ -13,7 +13,7 @@ pub(super) enum Tier {
     Priority,
 }
 
-impl Tier {
+impl ServiceTier {
     /// Reads the `service_tier` of a request; `None` if there is no such tier. OpenAI's clients also
     /// send `auto` and `default`. Interactions accept `deferred`, which is undocumented and counts as
     /// flex here.

@@ -8,7 +8,7 @@ pub(super) fn tokens(text: &str) -> u64 {
     count.tokens()
 }
 
-/// Counts a text that comes in pieces.
+/// Counts a text that arrives in pieces.
 #[derive(Default)]
 pub(super) struct Count {
     /// Of the characters that are not East Asian.

@@ -12,9 +12,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::plan::{Plan, Reply, ResponseChunks};
-use super::refusal::{JSON, Refusal};
-use super::stats::{CallOutcome, InFlightCall};
-use super::tier::Tier;
+use super::refusal::{ErrorResponse, JSON};
+use super::stats::{CallOutcome, RunningCall};
+use super::tier::ServiceTier;
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 
@@ -49,7 +49,7 @@ impl Framing {
 
     /// Writes an error into a stream. Source: a recorded stream and, for OpenAI's surface, a recorded
     /// response.
-    fn failure(self, refusal: &Refusal, is_first: bool) -> Bytes {
+    fn failure(self, refusal: &ErrorResponse, is_first: bool) -> Bytes {
         let pretty = serde_json::from_slice::<Value>(refusal.body());
         let pretty = pretty.map_or_else(|_| String::new(), |json| format!("{json:#}"));
         match self {
@@ -89,7 +89,7 @@ impl Framing {
 /// Answers a call as planned, and counts its outcome.
 pub(super) async fn deliver(
     plan: Plan,
-    call: InFlightCall,
+    call: RunningCall,
     arrived: Instant,
     framing: Framing,
 ) -> Response {
@@ -100,11 +100,11 @@ pub(super) async fn deliver(
 }
 
 /// Names the tier that served a call.
-pub(super) fn add_tier(response: &mut Response, tier: Tier) {
+pub(super) fn add_tier(response: &mut Response, tier: ServiceTier) {
     response.headers_mut().insert(SERVICE_TIER, tier.header());
 }
 
-async fn send(plan: Plan, call: InFlightCall, arrived: Instant, framing: Framing) -> Response {
+async fn send(plan: Plan, call: RunningCall, arrived: Instant, framing: Framing) -> Response {
     let done_at = arrived + plan.latency;
     match plan.reply {
         Reply::Refused(refusal) => {
@@ -167,16 +167,16 @@ struct Transmission {
     /// After how many frames nothing more is sent.
     stall_after: Option<u32>,
     /// The error that ends the stream.
-    refusal: Option<Refusal>,
+    refusal: Option<ErrorResponse>,
     /// `None` once it has ended.
-    call: Option<InFlightCall>,
+    call: Option<RunningCall>,
 }
 
 impl Transmission {
     fn new(
         answered: ResponseChunks,
         framing: Framing,
-        call: InFlightCall,
+        call: RunningCall,
         arrived: Instant,
         latency: Duration,
     ) -> Self {

@@ -1,4 +1,4 @@
-//! The service as its client sees it: taking, renewing and releasing one lease.
+//! The client of the service's leases: takes, renews and releases one lease.
 
 use std::error::Error;
 use std::iter::successors;
@@ -17,26 +17,27 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::api::Code;
 use crate::connect::connector;
 use crate::limits::SemaphoreId;
 
-/// For how long one request waits for the lease. Longer than this, many a proxy does not.
+/// How long one request waits for the lease. Many proxies allow no more than a minute.
 const WAIT: Duration = Duration::from_secs(55);
 
-/// When the next request is sent beside the one that waits: before that is over, so that the
-/// place in the queue is kept.
-const ASK_AGAIN: Duration = Duration::from_secs(40);
+/// After how long the next request is sent while one waits. It is less than [`WAIT`], so that the position in
+/// the queue is kept.
+const NEXT_REQUEST: Duration = Duration::from_secs(40);
 
-/// How much longer than its wait a request may take before its answer counts as lost.
+/// How much longer than its wait a request may take before it counts as failed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For how long a service is asked anew that was there and has gone: as long as a start takes.
+/// How long a service that was reachable may be unreachable: long enough for a restart.
 const ABSENCE: Duration = Duration::from_secs(60);
 
-/// How long to rest before what failed in passing is tried again.
+/// The pause before a retry after a transient error.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a lease is tried to be released.
+/// How many times to try to release a lease.
 const RELEASES: usize = 3;
 
 /// The longest answer that is read, in bytes.
@@ -49,8 +50,8 @@ pub(super) struct Service {
     admin_key: HeaderValue,
 }
 
-/// What is asked for.
-pub(super) struct Terms {
+/// A request for a lease.
+pub(super) struct LeaseOrder {
     pub holder: String,
     pub permits: u16,
     pub ttl: Duration,
@@ -58,29 +59,29 @@ pub(super) struct Terms {
 
 /// A lease that was granted.
 #[derive(Debug, Deserialize)]
-pub(super) struct Lease {
+pub(super) struct GrantedLease {
     pub lease_id: String,
     pub fencing_token: u64,
 }
 
-/// Why there is no answer to work with.
+/// Why a request for a lease failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub(super) enum LeaseError {
     /// No connection can be made.
     #[error("the service at {0} cannot be reached: {1}")]
-    Absent(String, String),
-    /// It may be better in a moment.
+    Unreachable(String, String),
+    /// A transient error.
     #[error("{0}")]
-    Passing(String),
-    /// As many wait as may wait.
+    Transient(String),
+    /// The service's queue is full.
     #[error("the service's queue is full")]
     QueueFull,
-    /// The permits are in use.
-    #[error("no permit came free")]
+    /// Too few permits became available in time.
+    #[error("no permit became available")]
     Unavailable,
-    /// The service does not do it, now or later.
+    /// The service refuses the request permanently.
     #[error("{detail}")]
-    Refused { status: StatusCode, detail: String },
+    Refused { status: StatusCode, code: Option<Code>, detail: String },
 }
 
 impl Service {
@@ -104,35 +105,35 @@ impl Service {
         Ok(Self { http, leases, admin_key })
     }
 
-    /// Waits for a lease for as long as it takes. A lost answer leaves no lease behind: the key
-    /// leads back to it. Dropping the future leaves the queue.
-    pub(super) async fn take(&self, terms: &Terms) -> Result<Lease, Trouble> {
+    /// Waits for a lease without a time limit. An answer that is lost leaves no lease behind, because the
+    /// next request has the same idempotency key. Dropping the future leaves the queue.
+    pub(super) async fn take(&self, request: &LeaseOrder) -> Result<GrantedLease, LeaseError> {
         let key = format!("{:032x}", fastrand::u128(..));
-        let mut asking = FuturesUnordered::new();
-        let mut ask_again = Instant::now();
-        let (mut there, mut absent_since) = (false, None);
+        let mut requests = FuturesUnordered::new();
+        let mut next_request = Instant::now();
+        let (mut reachable, mut unreachable_since) = (false, None);
         loop {
-            if asking.is_empty() || Instant::now() >= ask_again {
-                asking.push(self.ask(terms, &key));
-                ask_again = Instant::now() + ASK_AGAIN;
+            if requests.is_empty() || Instant::now() >= next_request {
+                requests.push(self.ask(request, &key));
+                next_request = Instant::now() + NEXT_REQUEST;
             }
             let answer = tokio::select! {
-                Some(answer) = asking.next() => answer,
-                () = sleep_until(ask_again) => continue,
+                Some(answer) = requests.next() => answer,
+                () = sleep_until(next_request) => continue,
             };
             match answer {
                 Ok(lease) => return Ok(lease),
-                Err(Trouble::Unavailable) => (there, absent_since) = (true, None),
-                Err(Trouble::QueueFull) => {
-                    (there, absent_since) = (true, None);
+                Err(LeaseError::Unavailable) => (reachable, unreachable_since) = (true, None),
+                Err(LeaseError::QueueFull) => {
+                    (reachable, unreachable_since) = (true, None);
                     sleep(PAUSE).await;
                 }
-                Err(trouble @ Trouble::Refused { .. }) => return Err(trouble),
-                Err(trouble) => {
-                    there |= !matches!(trouble, Trouble::Absent(..));
-                    let since = *absent_since.get_or_insert_with(Instant::now);
-                    if !there || since.elapsed() >= ABSENCE {
-                        return Err(trouble);
+                Err(error @ LeaseError::Refused { .. }) => return Err(error),
+                Err(error) => {
+                    reachable |= !matches!(error, LeaseError::Unreachable(..));
+                    let since = *unreachable_since.get_or_insert_with(Instant::now);
+                    if !reachable || since.elapsed() >= ABSENCE {
+                        return Err(error);
                     }
                     sleep(PAUSE).await;
                 }
@@ -140,8 +141,8 @@ impl Service {
         }
     }
 
-    async fn ask(&self, terms: &Terms, key: &str) -> Result<Lease, Trouble> {
-        let Terms { holder, permits, ttl } = terms;
+    async fn ask(&self, request: &LeaseOrder, key: &str) -> Result<GrantedLease, LeaseError> {
+        let LeaseOrder { holder, permits, ttl } = request;
         let body = json!({
             "holder": holder, "permits": permits, "ttl_seconds": ttl.as_secs_f64(),
             "wait_seconds": WAIT.as_secs(), "idempotency_key": key,
@@ -149,45 +150,54 @@ impl Service {
         let request = self.request(Method::POST, None, Some(&body));
         let answer = self.exchange(request, WAIT + ANSWER_TIMEOUT).await?;
         serde_json::from_value(answer)
-            .map_err(|error| Trouble::Passing(format!("the answer is no lease: {error}")))
+            .map_err(|error| LeaseError::Transient(format!("the answer is not a lease: {error}")))
     }
 
-    /// Renews a lease. Gives the moment at which it ends: not later than the service ends it.
-    pub(super) async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<Instant, Trouble> {
+    /// Renews a lease. Returns when it expires: not later than it does at the service.
+    pub(super) async fn renew(
+        &self,
+        lease: &GrantedLease,
+        ttl: Duration,
+    ) -> Result<Instant, LeaseError> {
         let ends = Instant::now() + ttl;
         let body = json!({"ttl_seconds": ttl.as_secs_f64()});
         let request = self.request(Method::PUT, Some(lease), Some(&body));
         self.exchange(request, (ttl / 3).min(ANSWER_TIMEOUT)).await.map(|_| ends)
     }
 
-    /// Renews a lease at each third of its time, until it is lost; gives the reason.
-    pub(super) async fn keep(&self, lease: &Lease, ttl: Duration, mut ends: Instant) -> String {
+    /// Renews a lease after each third of its time until it is lost. Returns the reason.
+    pub(super) async fn keep(
+        &self,
+        lease: &GrantedLease,
+        ttl: Duration,
+        mut ends: Instant,
+    ) -> String {
         let mut pause = ttl / 3;
         loop {
-            // No longer than it lives: then it is known to be lost.
+            // At its expiry the lease is known to be lost.
             sleep_until(ends.min(Instant::now() + pause)).await;
             let renewal = tokio::select! {
                 renewal = self.renew(lease, ttl) => renewal,
-                () = sleep_until(ends) => Err(Trouble::Passing("it was not answered in time".to_owned())),
+                () = sleep_until(ends) => Err(LeaseError::Transient("the renewal was not answered in time".to_owned())),
             };
             match renewal {
                 Ok(later) => (ends, pause) = (later, ttl / 3),
-                Err(trouble @ Trouble::Refused { .. }) => return trouble.to_string(),
-                Err(trouble) if Instant::now() >= ends => {
-                    return format!("it could not be renewed in time: {trouble}");
+                Err(error @ LeaseError::Refused { .. }) => return error.to_string(),
+                Err(error) if Instant::now() >= ends => {
+                    return format!("it could not be renewed in time: {error}");
                 }
                 Err(_) => pause = (ttl / 12).min(PAUSE),
             }
         }
     }
 
-    /// Releases a lease. Where that does not succeed, it ends by itself.
-    pub(super) async fn release(&self, lease: &Lease) -> Result<(), Trouble> {
+    /// Releases a lease. If that fails, the lease expires.
+    pub(super) async fn release(&self, lease: &GrantedLease) -> Result<(), LeaseError> {
         let mut attempts = 1;
         loop {
             let request = self.request(Method::DELETE, Some(lease), None);
             match self.exchange(request, ANSWER_TIMEOUT / 2).await {
-                Err(Trouble::Passing(_)) if attempts < RELEASES => {
+                Err(LeaseError::Transient(_)) if attempts < RELEASES => {
                     attempts += 1;
                     sleep(PAUSE).await;
                 }
@@ -199,12 +209,12 @@ impl Service {
     fn request(
         &self,
         method: Method,
-        lease: Option<&Lease>,
+        lease: Option<&GrantedLease>,
         body: Option<&Value>,
     ) -> Request<Full<Bytes>> {
         let url = match lease {
             None => self.leases.to_string(),
-            Some(Lease { lease_id, .. }) => format!("{}/{lease_id}", self.leases),
+            Some(GrantedLease { lease_id, .. }) => format!("{}/{lease_id}", self.leases),
         };
         let request = Request::builder().method(method).uri(url);
         let request = request.header("Admin-API-Key", &self.admin_key);
@@ -213,7 +223,9 @@ impl Service {
             None => request,
         };
         let body = body.map(Value::to_string).unwrap_or_default();
-        request.body(body.into()).expect("a URL with hexadecimal digits behind it is one")
+        request
+            .body(body.into())
+            .expect("a valid URL followed by hexadecimal digits is a valid URL")
     }
 
     /// Sends a request and reads the answer to its end.
@@ -221,44 +233,46 @@ impl Service {
         &self,
         request: Request<Full<Bytes>>,
         time_limit: Duration,
-    ) -> Result<Value, Trouble> {
+    ) -> Result<Value, LeaseError> {
         let answered = timeout(time_limit, async {
             let response = self.http.request(request).await.map_err(|error| self.broken(&error))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body =
-                body.map_err(|error| Trouble::Passing(format!("no whole answer: {error}")))?;
+            let body = body.map_err(|error| {
+                LeaseError::Transient(format!("the answer is incomplete: {error}"))
+            })?;
             Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null)))
         });
-        let no_answer = || Trouble::Passing(format!("no answer within {time_limit:?}"));
+        let no_answer = || LeaseError::Transient(format!("no answer within {time_limit:?}"));
         let (status, body) = answered.await.map_err(|_| no_answer())??;
         if status.is_success() { Ok(body) } else { Err(failed(status, &body)) }
     }
 
-    fn broken(&self, error: &legacy::Error) -> Trouble {
+    fn broken(&self, error: &legacy::Error) -> LeaseError {
         let cause = successors(error.source(), |&error| error.source()).last();
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         if error.is_connect() {
             let host = self.leases.authority().map(ToString::to_string).unwrap_or_default();
-            Trouble::Absent(host, cause)
+            LeaseError::Unreachable(host, cause)
         } else {
-            Trouble::Passing(format!("the connection to the service broke: {cause}"))
+            LeaseError::Transient(format!("the connection to the service broke: {cause}"))
         }
     }
 }
 
-/// What a status that is no success means for one who wants a lease.
-fn failed(status: StatusCode, body: &Value) -> Trouble {
+/// The error for an answer that is not a success.
+fn failed(status: StatusCode, body: &Value) -> LeaseError {
     let detail = match &body["detail"] {
         Value::String(detail) => detail.clone(),
         Value::Null => format!("the service answered {status}"),
         fields => fields.to_string(),
     };
-    match body["code"].as_str() {
-        Some("lease_unavailable") => Trouble::Unavailable,
-        Some("queue_full") => Trouble::QueueFull,
-        _ if status.is_server_error() => Trouble::Passing(detail),
-        _ => Trouble::Refused { status, detail },
+    let code = body["code"].as_str().and_then(Code::named);
+    match code {
+        Some(Code::LeaseUnavailable) => LeaseError::Unavailable,
+        Some(Code::QueueFull) => LeaseError::QueueFull,
+        _ if status.is_server_error() => LeaseError::Transient(detail),
+        _ => LeaseError::Refused { status, code, detail },
     }
 }
 

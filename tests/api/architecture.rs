@@ -1,4 +1,5 @@
-//! The sources keep to `docs/architecture.md` and to the conventions of this crate.
+//! The sources keep to `docs/architecture.md`, to the table in `src/limits.rs` and to the conventions of
+//! this crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,36 +10,36 @@ use crate::manual::{file, rows, section};
 /// For each module, the modules that it uses.
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
-/// The uses in the page's table. `main` is left out, since it uses all modules.
-fn allowed_uses() -> Uses {
-    let modules = section("docs/architecture.md", "Modules");
+/// The first and the last column of a table of modules.
+fn allowed_uses(table: &str) -> Uses {
     let names = |cell: &str| -> BTreeSet<String> {
         cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     };
-    let rows = rows(&modules).into_iter().map(|row| {
+    let rows = rows(table).into_iter().map(|row| {
         let cells: Vec<_> = row.trim_matches('|').split('|').collect();
         let module = names(cells[0]).pop_first().expect("a module");
         (module, names(cells[2]))
     });
-    rows.filter(|(module, _)| module != "main").collect()
+    rows.collect()
 }
 
-/// Adds what the sources in a folder use through `crate::`, without their tests.
-fn add_uses(folder: &Path, module: Option<&str>, uses: &mut Uses) {
+/// Collects the names that follow `prefix` in the files of a folder, by the folder's modules. Tests
+/// are not read.
+fn add_uses(folder: &Path, prefix: &str, module: Option<&str>, uses: &mut Uses) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let stem = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
-        if matches!(&*stem, "tests" | "main" | "lib") {
+        if stem.ends_with("tests") || matches!(&*stem, "main" | "lib") {
             continue;
         }
         let module = module.unwrap_or(&stem).to_owned();
         if path.is_dir() {
-            add_uses(&path, Some(&module), uses);
+            add_uses(&path, prefix, Some(&module), uses);
             continue;
         }
         let text = fs::read_to_string(&path).expect("a source");
         let text = text.split("#[cfg(test)]\nmod tests {").next().expect("a first part");
-        let named = text.split("crate::").skip(1).map(|rest| {
+        let named = text.split(prefix).skip(1).map(|rest| {
             let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_');
             rest[..end.unwrap_or(rest.len())].to_owned()
         });
@@ -50,8 +51,73 @@ fn add_uses(folder: &Path, module: Option<&str>, uses: &mut Uses) {
 #[test]
 fn modules_use_only_what_the_architecture_page_allows() {
     let mut uses = Uses::new();
-    add_uses(&file("src"), None, &mut uses);
-    assert_eq!(uses, allowed_uses());
+    add_uses(&file("src"), "crate::", None, &mut uses);
+    let mut allowed = allowed_uses(&section("docs/architecture.md", "Modules"));
+    // It uses all.
+    allowed.remove("main");
+    assert_eq!(uses, allowed);
+}
+
+/// The table in the module documentation of `limits`.
+fn modules_of_limits() -> String {
+    let text = fs::read_to_string(file("src/limits.rs")).expect("a source");
+    let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
+    lines.map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn modules_of_limits_use_what_their_table_says() {
+    let folder = file("src/limits");
+    let mut uses = Uses::new();
+    add_uses(&folder, "crate::limits::", None, &mut uses);
+    // The files directly in the folder name their siblings with `super::`.
+    for path in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("one").path()) {
+        if path.is_file() {
+            let module = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
+            let text = fs::read_to_string(&path).expect("a source");
+            let named = text.lines().filter_map(|line| line.strip_prefix("use super::"));
+            let named = named.map(|rest| rest.split("::").next().expect("a name").to_owned());
+            uses.entry(module).or_default().extend(named);
+        }
+    }
+    assert_eq!(uses, allowed_uses(&modules_of_limits()));
+}
+
+#[test]
+fn modules_of_limits_use_only_modules_above_them() {
+    let table = modules_of_limits();
+    let uses = allowed_uses(&table);
+    let mut above = BTreeSet::new();
+    for row in rows(&table) {
+        let module = row.split('`').nth(1).expect("a module");
+        assert!(uses[module].is_subset(&above), "{module} uses a module below it");
+        above.insert(module.to_owned());
+    }
+}
+
+#[test]
+fn files_of_limits_use_each_other_in_one_direction() {
+    for folder in ["model", "local", "redis", "accounts", "limiter"] {
+        let mut uses = Uses::new();
+        let files = fs::read_dir(file("src/limits").join(folder)).expect("a folder");
+        for path in files.map(|entry| entry.expect("an entry").path()) {
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let file = path.file_stem().expect("a name").to_str().expect("a text").to_owned();
+            let text = fs::read_to_string(&path).expect("a source");
+            let named = text.lines().filter_map(|line| line.strip_prefix("use super::"));
+            let named = named.filter_map(|rest| Some(rest.split_once("::")?.0.to_owned()));
+            uses.insert(file, named.collect());
+        }
+        assert!(!uses.is_empty(), "{folder} has files");
+        while !uses.is_empty() {
+            let before = uses.len();
+            let rest: BTreeSet<_> = uses.keys().cloned().collect();
+            uses.retain(|_, used| !used.is_disjoint(&rest));
+            assert!(uses.len() < before, "{folder}: a circle among {rest:?}");
+        }
+    }
 }
 
 /// Every source file below a folder.

@@ -132,7 +132,7 @@ async fn each_error_has_its_own_status_and_code() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_when_to_retry() {
+async fn a_refusal_has_the_time_to_retry() {
     let service = Service::with(Options::default(), |config| config.max_attempts = 1).await;
     let retry_after = async |marker: &str| {
         let chat = with_unique_key(&json!({"prompt": format!("[[simulate:{marker}]]")}));

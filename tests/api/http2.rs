@@ -215,7 +215,7 @@ async fn each_stream_counts_as_a_connection() {
     let answered = async {
         while chat(&mut client, "localhost", &json!({"prompt": "x"})).await.0.await.is_err() {}
     };
-    timeout(TEST_TIMEOUT, answered).await.expect("no slot came free");
+    timeout(TEST_TIMEOUT, answered).await.expect("no slot became free");
 }
 
 #[tokio::test]

@@ -406,7 +406,10 @@ async fn no_key_prompt_or_answer_is_logged_at_debug() {
         process.terminate().await;
         let (code, log) = process.end().await;
         assert_eq!(code, Some(0));
-        assert!(log.contains("sent again") && log.contains("asking again"), "{format}: {log}");
+        assert!(
+            log.contains("sent again") && log.contains("asking for a correction"),
+            "{format}: {log}"
+        );
         for line in log.lines() {
             assert!(!line.to_lowercase().contains("secret"), "{format}: {line}");
             assert!(!line.contains('\u{1b}'), "{format}: a log in a file has no colours: {line}");
@@ -508,7 +511,7 @@ async fn every_log_line_about_a_request_has_its_id() {
         lines.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>()
     };
     let retires = "this model retires on 2026-12-01; use its replacement";
-    assert_eq!(about("order-66"), [retires, "no answer", "answered"], "{log}");
+    assert_eq!(about("order-66"), [retires, "the call failed", "answered"], "{log}");
     assert_eq!(about(&given), ["answered"], "{log}");
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
     assert_eq!((&answered["status"], &answered["span"]["path"]), (&json!(403), &json!("/chat")));

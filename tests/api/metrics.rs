@@ -106,7 +106,7 @@ async fn it_sums_the_tokens_that_answers_report() {
 #[tokio::test]
 async fn it_measures_queue_wait_and_response_time() {
     let service = Service::with(Options::default(), |config| config.concurrency_limit = 1).await;
-    // The simulator's latency exceeds the expected value a little: its answers come up to 1.5 ms
+    // The simulator's latency exceeds the expected value a little: its answers arrive up to 1.5 ms
     // early.
     let (first, second) = tokio::join!(service.chat(slow(65)), service.chat(slow(65)));
     assert!(first.status.is_success() && second.status.is_success());

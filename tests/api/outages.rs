@@ -178,7 +178,7 @@ async fn a_redis_that_hangs_counts_as_unavailable() {
     assert_eq!(answer(chat(&replica, "Hello")).await.status, 200);
     backends.redis.signal("STOP").await;
     // Whether the outage has been noticed or not. The replica needs a fifth of the lease to find
-    // that no reply comes, and another fifth to find that a new connection does not help. The rest
+    // that no reply arrives, and another fifth to find that a new connection does not help. The rest
     // is slack for a busy machine.
     let soon = Duration::from_secs(10);
     timeout(soon, assert_unavailable(chat(&replica, "Hello"))).await.expect("in time");

@@ -332,7 +332,7 @@ async fn a_proxys_refusal_is_reported() {
         let log = service.log();
         assert!(!log.contains("of-the-proxy") && !log.contains("the-secret-key"), "{log}");
     }
-    // With a forwarding proxy, only this status cannot come from the upstream.
+    // With a forwarding proxy, only this status cannot be the upstream's.
     let proxy = open.with_password("user:secret");
     let url = format!("http://user:wrong@{}", proxy.start().await);
     let service = service_over("http://gemini.test", &[("HTTP_PROXY", &url)]).run().await;

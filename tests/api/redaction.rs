@@ -1,4 +1,4 @@
-//! What comes from Gemini never leaves the service with a key in it.
+//! Keys in answers of Gemini never leave the service.
 
 use std::sync::Arc;
 use std::time::Duration;

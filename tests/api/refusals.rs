@@ -391,7 +391,7 @@ async fn a_failed_connection_uses_no_quota() {
 const SSE: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent?alt=sse";
 const LIST: &str = "/v1beta/models/gemini-3.5-flash-lite:streamGenerateContent";
 
-/// A streaming request on each surface, with each format in which an error can come in a 200.
+/// A streaming request on each surface, with each format in which an error can be sent with a 200.
 fn streams(error: &Value) -> Vec<(&'static str, Value, String)> {
     let chat = json!({"prompt": "Hello", "stream": true});
     let gemini = json!({"contents": [{"parts": [{"text": "Hello"}]}]});

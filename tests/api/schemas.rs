@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::schema::Limits;
+use gemini_concurrent_generation::schema::SchemaLimits;
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ async fn an_answer_that_takes_too_long_to_check_is_a_schema_violation() {
 #[tokio::test]
 async fn a_schema_past_a_limit_is_refused_and_the_limit_is_named() {
     let small = |config: &mut Config| {
-        config.schema_limits = Limits { bytes: 200_000, nodes: 20_000 };
+        config.schema_limits = SchemaLimits { bytes: 200_000, nodes: 20_000 };
     };
     let hasty = |config: &mut Config| config.schema_timeout = Duration::from_nanos(1);
     let small = Service::with(Options::default(), small).await;

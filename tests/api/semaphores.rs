@@ -132,7 +132,7 @@ async fn only_the_administrator_manages_semaphores() {
         let requests = [
             service.get(PATH),
             service.post(PATH, &body),
-            // A caller without a key is not told what is wrong with its body.
+            // A caller without a key gets no details about its body.
             service.post(PATH, &json!({})),
             reqwest::Client::new().delete(service.url(&format!("{PATH}/images"))),
         ];

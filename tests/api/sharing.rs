@@ -306,7 +306,7 @@ async fn a_store_of_another_format_version_is_refused_at_the_start() {
     backends.redis.execute(&format).await;
     let start = || Start::with_arguments(&["serve"]).set("REDIS_URL", &backends.redis.url());
     let log = failure(start()).await;
-    assert!(log.contains("in format 999, and this one in format 4"), "{log}");
+    assert!(log.contains("in format 999, and this one in format 5"), "{log}");
     assert!(log.contains("REDIS_PREFIX"), "{log}");
     let other = backends.replica(1).set("REDIS_PREFIX", "other").set("REDIS_LEASE_SECONDS", "1");
     assert_eq!(answer(chat(&other.run().await, "Hello")).await.status, 200);

@@ -185,7 +185,7 @@ async fn a_chat_with_a_lone_surrogate_is_kept() {
     assert_eq!(answered.body["response"], "bad \u{FFFD} end", "{answered:?}");
     assert_eq!(answered.body["usage"]["prompt_tokens"], 5);
     assert_eq!(recording.requests().len(), 1);
-    // On Gemini's own surface it is relayed unchanged, and its usage is read all the same.
+    // On Gemini's own surface it is relayed unchanged, and its usage is read nevertheless.
     let path = "/v1beta/models/gemini-m:generateContent";
     let response = service.post(path, &streamed(path, "x")).send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), body);

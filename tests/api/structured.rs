@@ -247,7 +247,10 @@ async fn an_unfinished_answer_is_reported_as_unfinished() {
     assert_eq!(send("[[simulate:text={\"a\":1}]]").await.body["finish_reason"], "STOP");
     // The answer is requested once more, and the reason is given.
     let broken = send(r#"[[simulate:finish=MALFORMED_RESPONSE,text={"a":]]"#).await;
-    assert!(broken.body["data"].to_string().contains("ended for MALFORMED_RESPONSE"), "{broken:?}");
+    assert!(
+        broken.body["data"].to_string().contains("finishReason MALFORMED_RESPONSE"),
+        "{broken:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! An upstream that cannot be reached or is not Gemini: what the caller and the log are told.
+//! An upstream that cannot be reached or is not Gemini: what the caller and the log get.
 
 use std::net::Ipv4Addr;
 

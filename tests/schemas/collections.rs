@@ -1,4 +1,4 @@
-//! Where the schemas come from.
+//! The collections of schemas, and how they are read.
 
 use std::env;
 use std::fs;
@@ -14,12 +14,12 @@ pub struct Collection {
     directory: PathBuf,
 }
 
-/// How a collection lays out its files.
+/// The layout of a collection's files.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// Groups of instances for a schema, in a directory for each draft.
+    /// Groups of a schema and instances, in a directory for each draft.
     TestSuite(Option<&'static str>),
-    /// A file for each schema with its instances, in one directory.
+    /// One file for each schema and its instances, in one directory.
     MaskBench,
     /// Schemas without instances, in directories.
     Bare,
@@ -27,14 +27,14 @@ enum Kind {
     SchemaStore,
 }
 
-/// A schema with instances, each with whether it is valid.
+/// A schema with instances, and whether each is valid.
 pub struct Case {
     pub name: String,
     pub schema: Value,
     pub instances: Vec<(Value, bool)>,
 }
 
-/// Directories of JSON-Schema-Test-Suite, with the `$schema` that their schemas go without.
+/// Directories of JSON-Schema-Test-Suite, with the `$schema` that their schemas omit.
 const DRAFTS: [(&str, Option<&str>); 5] = [
     ("draft4", Some("http://json-schema.org/draft-04/schema#")),
     ("draft6", Some("http://json-schema.org/draft-06/schema#")),
@@ -44,11 +44,11 @@ const DRAFTS: [(&str, Option<&str>); 5] = [
 ];
 
 impl Collection {
-    /// What names the directories.
+    /// The variables that name the directories.
     pub const VARIABLES: [&str; 4] =
         ["JSON_SCHEMA_TEST_SUITE", "MASKBENCH", "SCHEMASTORE", "GENERATED"];
 
-    /// Those whose variables are set.
+    /// The collections whose variables are set.
     pub fn at_hand() -> Vec<Self> {
         let directory = |variable| env::var_os(variable).map(PathBuf::from);
         let [suite, maskbench, schemastore, generated] = Self::VARIABLES.map(directory);
@@ -71,13 +71,13 @@ impl Collection {
         collections
     }
 
-    /// Its schemas, or each so many of them as `EACH` says.
+    /// Its schemas, or the sample of them that `EACH` selects.
     pub fn sample(&self) -> impl Iterator<Item = Case> {
         let each = env::var("EACH").ok().and_then(|each| each.parse().ok()).unwrap_or(1);
         self.cases().step_by(each)
     }
 
-    /// Its schemas, each read when it comes.
+    /// Its schemas, each read when it is needed.
     fn cases(&self) -> Box<dyn Iterator<Item = Case> + '_> {
         match self.kind {
             Kind::TestSuite(uri) => {
@@ -148,13 +148,13 @@ fn instances(group: &Value) -> Vec<(Value, bool)> {
     tests.map(|test| (test["data"].clone(), test["valid"] == json!(true))).collect()
 }
 
-/// None where the file is no JSON, or JSON nested too deeply.
+/// The JSON in a file; none when it is invalid or nested too deeply.
 fn json(path: &Path) -> Option<Value> {
     let text = fs::read_to_string(path).ok()?;
     serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()
 }
 
-/// The JSON files in a directory and those inside it, in the order of their names.
+/// The JSON files in a directory and its subdirectories, sorted by name.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();

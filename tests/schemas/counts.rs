@@ -1,9 +1,10 @@
-//! What is counted, and how it is printed.
+//! Counts the results, and prints them.
 
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::ops::Range;
 use std::time::Duration;
 
 /// The counts of one collection.
@@ -11,26 +12,26 @@ pub struct Counts {
     collection: &'static str,
     schemas: usize,
     instances: usize,
-    /// How often each field carries the schema.
+    /// The number of schemas sent in each field.
     fields: BTreeMap<String, usize>,
-    /// Refused schemas by reason.
+    /// The number of refused schemas, by reason.
     refused: BTreeMap<String, usize>,
-    /// Each kind with how often, and in how many schemas.
+    /// The findings of each kind, and the schemas with such findings.
     against: BTreeMap<&'static str, (usize, usize)>,
     last_against: BTreeMap<&'static str, String>,
-    /// Bytes sent for each byte of the source, from a size on below which a few bytes are a multiple.
+    /// Bytes sent per byte of the source, for sources of at least [`SMALLEST_SOURCE`].
     ratios: Vec<f64>,
-    /// Of the source in bytes, with the time that compiling it took.
+    /// The size of each source in bytes, and the time to compile it.
     times: Vec<(usize, Duration)>,
 }
 
-/// In bytes.
+/// The smallest source in the ratios, in bytes: a few bytes are a multiple of less.
 const SMALLEST_SOURCE: usize = 200;
 
-/// In a release build.
+/// The time from which a schema is listed as slow, in a release build.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// In bytes: sources of which each is printed with its time.
+/// The size from which each source is printed with its time, in bytes.
 const LARGE_SOURCE: usize = 1 << 20;
 
 impl Counts {
@@ -82,7 +83,7 @@ impl Counts {
         }
     }
 
-    /// One more that counts against the service.
+    /// Counts a finding.
     pub fn against(&mut self, kind: &'static str, schema: &str, detail: &str) {
         self.offender(kind, schema, detail);
         let (times, schemas) = self.against.entry(kind).or_default();
@@ -102,7 +103,8 @@ impl Counts {
             .expect("it is written");
     }
 
-    pub fn print(mut self) {
+    /// Prints the results, and returns the times to compile.
+    pub fn print(mut self) -> Vec<(usize, Duration)> {
         let refused: usize = self.refused.values().sum();
         let usable = self.schemas - refused;
         println!("\n## {}\n", self.collection);
@@ -125,24 +127,43 @@ impl Counts {
         if let Some([p50, p99, max]) = percentiles(&self.ratios) {
             println!("bytes sent / bytes of source: p50 {p50:.2}, p99 {p99:.2}, max {max:.2}");
         }
-        let mut times: Vec<Duration> = self.times.iter().map(|(_, time)| *time).collect();
-        times.sort();
-        if let Some([p50, p99, max]) = percentiles(&times) {
-            println!("compile time: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}");
+        let all = 0..usize::MAX;
+        let sizes =
+            [all, 0..10_000, 10_000..100_000, 100_000..LARGE_SOURCE, LARGE_SOURCE..usize::MAX];
+        for size in sizes {
+            print_times(&self.times, &size);
         }
         for (bytes, time) in self.times.iter().filter(|(bytes, _)| *bytes >= LARGE_SOURCE) {
             println!("compile time of one of {bytes} bytes: {time:.2?}");
         }
+        self.times
     }
 }
 
-/// Of sorted values.
+/// Prints the times to compile sources in a range of sizes, in bytes.
+pub fn print_times(times: &[(usize, Duration)], size: &Range<usize>) {
+    let of_size = times.iter().filter(|(bytes, _)| size.contains(bytes));
+    let mut times: Vec<Duration> = of_size.clone().map(|(_, time)| *time).collect();
+    times.sort();
+    let Some([p50, p99, max]) = percentiles(&times) else { return };
+    let bytes: usize = of_size.map(|(bytes, _)| bytes).sum();
+    let per_megabyte = times.iter().sum::<Duration>().as_secs_f64() * 1e9 / bytes as f64;
+    println!(
+        "compile time, {} of {} to {} bytes: p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}, \
+         {per_megabyte:.0} ms per MB",
+        times.len(),
+        size.start,
+        size.end
+    );
+}
+
+/// The median, the 99th percentile and the maximum of sorted values.
 fn percentiles<T: Copy>(sorted: &[T]) -> Option<[T; 3]> {
     let last = sorted.len().checked_sub(1)?;
     Some([sorted[last / 2], sorted[last * 99 / 100], sorted[last]])
 }
 
-/// The message without its place, its names and its numbers.
+/// The message without the place, names and numbers.
 fn reason(message: &str) -> String {
     let message = message
         .strip_prefix("at ")

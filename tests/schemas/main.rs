@@ -1,13 +1,15 @@
-//! What becomes of public collections of schemas: a development check, to be run by hand.
+//! Compiles public collections of schemas, and checks the results. This development check is run by
+//! hand.
 //!
 //! ```sh
 //! JSON_SCHEMA_TEST_SUITE=… MASKBENCH=… SCHEMASTORE=… GENERATED=… cargo test --release --test schemas
 //! ```
 //!
-//! Each variable names a directory: a clone of JSON-Schema-Test-Suite, of MaskBench, of SchemaStore, and
-//! what `tests/schemas/generate` wrote. Those that are not set are left out. `OFFENDERS=FILE` writes a line
-//! for each schema that counts against the service: the kind, the collection, the schema, and more on it,
-//! separated by tabs. `ONLY=TEXT` takes only the schemas whose names contain it, `EACH=10` every tenth schema.
+//! Each variable names a directory: a clone of JSON-Schema-Test-Suite, of MaskBench, of
+//! SchemaStore, and the output of `tests/schemas/generate`. A collection is skipped when its
+//! variable is not set. `OFFENDERS=FILE` writes a line for each finding: its kind, the collection,
+//! the schema and details, separated by tabs. `ONLY=TEXT` reads only the schemas whose names
+//! contain the text, and `EACH=10` every tenth schema.
 
 mod collections;
 mod counts;
@@ -15,19 +17,24 @@ mod sent;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Builder;
-use std::time::Instant;
+use std::time::Duration;
 
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::schema::{Limits, Schema, Work};
+use gemini_concurrent_generation::schema::{Schema, SchemaLimits, Work};
 use gemini_concurrent_generation::simulator::refused_schema;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use collections::{Case, Collection};
-use counts::Counts;
+use counts::{Counts, print_times};
 use sent::Sent;
 
-/// In bytes: what a thread that serves connections has.
+/// The allocator of the service.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The stack of a thread that serves connections, in bytes.
 const STACK: usize = 2 << 20;
 
 fn main() {
@@ -35,12 +42,15 @@ fn main() {
     if collections.is_empty() {
         println!("No collection is at hand: set {}.", Collection::VARIABLES.join(", "));
     }
+    let mut times = Vec::new();
     for collection in collections {
         let thread = Builder::new().stack_size(STACK);
         let thread = thread.spawn(move || check(&collection)).expect("a thread");
         let counts = thread.join().expect("no schema is past counting");
-        counts.print();
+        times.extend(counts.print());
     }
+    println!("\n## All collections\n");
+    print_times(&times, &(0..usize::MAX));
 }
 
 fn check(collection: &Collection) -> Counts {
@@ -56,12 +66,12 @@ fn check(collection: &Collection) -> Counts {
     counts
 }
 
-fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
+fn judge(case: &Case, limits: &SchemaLimits, counts: &mut Counts) {
     let text = case.schema.to_string();
     let work = Work::until(CancellationToken::new());
-    let start = Instant::now();
+    let start = processor_time();
     let compiled = Schema::read(&text, limits, &work);
-    counts.compiled(&case.name, text.len(), start.elapsed());
+    counts.compiled(&case.name, text.len(), processor_time() - start);
     let schema = match compiled {
         Ok(schema) => schema,
         Err(error) => return counts.refused(&case.name, &error.to_string()),
@@ -80,7 +90,14 @@ fn judge(case: &Case, limits: &Limits, counts: &mut Counts) {
     check_sent(case, &schema, &work, &Sent::read(field, &sent), counts);
 }
 
-/// Whether the check of answers agrees with the collection about its instances.
+/// The processor time of this thread, which depends less on the load of the machine than elapsed
+/// time does.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("a time since the start")
+}
+
+/// Compares the check of answers with the collection's instances.
 fn check_instances(case: &Case, schema: &Schema, work: &Work, counts: &mut Counts) {
     for (instance, is_valid) in &case.instances {
         let violations = schema.violations(instance, work).expect("nothing stops it");
@@ -114,8 +131,8 @@ fn accepted_although_invalid(case: &Case, instance: &Value) -> &'static str {
     }
 }
 
-/// Whether a validator that is not the service's admits the instance: without formats, and with them.
-/// Where it cannot read the schema, it is taken to agree with the collection.
+/// Whether the unmodified validator accepts the instance: without formats, and with them. If it
+/// cannot read the schema, the collection's verdict is used.
 fn by_any_validator(case: &Case, instance: &Value) -> (bool, bool) {
     let admits = |formats| {
         let options = jsonschema::options().should_validate_formats(formats).offline();
@@ -125,14 +142,14 @@ fn by_any_validator(case: &Case, instance: &Value) -> (bool, bool) {
     (admits(false).unwrap_or(expected), admits(true).unwrap_or(expected))
 }
 
-/// Whether what Gemini is sent leaves it an answer that the caller's schema takes.
+/// Checks that the sent schema accepts valid instances.
 fn check_sent(case: &Case, schema: &Schema, work: &Work, sent: &Sent, counts: &mut Counts) {
     let valid = |instance: &Value| schema.violations(instance, work).is_ok_and(|v| v.is_empty());
     let known =
         || case.instances.iter().filter(|(instance, is_valid)| *is_valid && valid(instance));
     let mut allowed = 0;
     for (instance, _) in known() {
-        // Names that the sent schema does not list are not written by Gemini.
+        // Gemini does not write names that the sent schema does not list.
         let written = sent.listed(instance);
         if sent.admits(&written) && valid(&written) {
             allowed += 1;

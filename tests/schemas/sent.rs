@@ -1,12 +1,12 @@
-//! What is sent to Gemini, read as JSON Schema.
+//! Reads sent schemas as JSON Schema.
 
 use std::collections::HashSet;
 
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-/// A sent schema. An object that lists properties has no others, as Gemini takes it, unless
-/// `additionalProperties` says otherwise.
+/// A sent schema. As in Gemini, an object that lists properties has no others, unless
+/// `additionalProperties` allows them.
 pub struct Sent {
     root: Value,
     validator: Result<Validator, String>,
@@ -27,7 +27,7 @@ impl Sent {
         self.validator.as_ref().is_ok_and(|validator| validator.is_valid(instance))
     }
 
-    /// Why it does not admit the instance.
+    /// Why the schema does not accept the instance.
     pub fn objection(&self, instance: &Value) -> String {
         match &self.validator {
             Err(error) => error.clone(),
@@ -63,7 +63,7 @@ impl Sent {
         }
     }
 
-    /// The schemas for a member, or none where no schema lists it.
+    /// The schemas for a member; none when no schema lists it.
     fn member<'a>(&'a self, schemas: &[&'a Value], name: &str) -> Option<Vec<&'a Value>> {
         let mut inside = Vec::new();
         let mut is_listed = schemas.is_empty();
@@ -93,7 +93,7 @@ impl Sent {
         self.at_place(schemas.iter().filter_map(item).collect())
     }
 
-    /// The schemas with those that they refer to, and the alternatives of all.
+    /// The schemas, the targets of their references, and the alternatives of all.
     fn at_place<'a>(&'a self, schemas: Vec<&'a Value>) -> Vec<&'a Value> {
         let mut found: Vec<&Value> = Vec::new();
         let mut open = schemas;
@@ -109,7 +109,7 @@ impl Sent {
                 open.extend(schema.get(keyword).and_then(Value::as_array).into_iter().flatten());
             }
         }
-        // Those that only lead to others say nothing of their own.
+        // Schemas that only lead to others have no keywords of their own.
         found.retain(|schema| {
             let says =
                 ["$ref", "anyOf", "oneOf"].iter().all(|keyword| schema.get(keyword).is_none());
@@ -127,7 +127,7 @@ fn decoded(fragment: &str) -> String {
     percent_encoding::percent_decode_str(fragment).decode_utf8_lossy().into_owned()
 }
 
-/// `responseJsonSchema` with its objects closed.
+/// A `responseJsonSchema` with its objects closed.
 fn closed(schema: &Value) -> Value {
     match schema {
         Value::Object(keywords) => {
@@ -139,7 +139,7 @@ fn closed(schema: &Value) -> Value {
     }
 }
 
-/// `responseSchema` in the words of JSON Schema.
+/// A `responseSchema` as JSON Schema.
 fn of_response_schema(schema: &Value) -> Value {
     let Value::Object(keywords) = schema else { return schema.clone() };
     let mut read = inside(keywords, of_response_schema);
@@ -190,7 +190,7 @@ fn inside(keywords: &Map<String, Value>, read: fn(&Value) -> Value) -> Map<Strin
 /// The names of properties that a sent schema lists.
 pub struct Names<'a> {
     listed: HashSet<&'a str>,
-    /// Somewhere others are allowed too.
+    /// Whether other names are allowed somewhere.
     others: bool,
 }
 
@@ -217,7 +217,7 @@ pub fn names(sent: &Value) -> Names<'_> {
     names
 }
 
-/// The names in the lists that `required` holds, wherever it stands.
+/// The names in all `required` lists.
 pub fn demanded(schema: &Value) -> impl Iterator<Item = &str> {
     let mut demanded = Vec::new();
     let mut open = vec![schema];

@@ -168,10 +168,9 @@ fn odd_answer(random: &mut Rng, request: &Request) -> Script {
                 r#"{"candidates":[],"usageMetadata":{"promptTokenCount":1e400,"totalTokenCount":-9223372036854775809}}"#,
             ),
         ),
-        _ => once(
-            "an error that comes with 200",
-            answer(&google(503, "UNAVAILABLE", "overloaded", "")),
-        ),
+        _ => {
+            once("an error with status 200", answer(&google(503, "UNAVAILABLE", "overloaded", "")))
+        }
     }
 }
 
@@ -287,7 +286,7 @@ pub fn quoting_key(random: &mut Rng, request: &Request) -> Script {
                 vec![Step::Send(one), Step::Wait(TICK), Step::Last(two)],
             )
         }
-        _ => once("key in an error that comes with 200", json("200 OK", &error)),
+        _ => once("key in an error with status 200", json("200 OK", &error)),
     }
 }
 

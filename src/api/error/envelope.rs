@@ -1,5 +1,5 @@
-//! Failures in the words of those whose surface was spoken to, so that their clients raise what
-//! their users expect.
+//! Errors in the format of Gemini's and OpenAI's APIs, so that their client libraries raise the
+//! exceptions that their users expect.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{ApiError, Detail, FieldError};
+use crate::api::code::Code;
 use crate::generation::Segment;
 
-/// The body of a failure as Gemini writes it.
+/// The body of an error in Gemini's format.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"error": {
     "code": 401, "message": "Authentication failed. …", "status": "UNAUTHENTICATED", "details": [{
@@ -33,13 +34,13 @@ struct GoogleStatus {
     /// The name of the status: `UNAUTHENTICATED`, `RESOURCE_EXHAUSTED`, …
     #[schema(value_type = String)]
     status: &'static str,
-    /// An `ErrorInfo` whose reason is the failure's code, and a `RetryInfo` where it is known when
-    /// another attempt can succeed. Gemini's own errors may have none.
+    /// An `ErrorInfo` whose reason is the error code, and a `RetryInfo` if it is known when another
+    /// attempt can succeed. Gemini's own errors may have neither.
     #[schema(required = false)]
     details: Vec<Value>,
 }
 
-/// The body of a failure as OpenAI writes it.
+/// The body of an error in OpenAI's format.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"error": {
     "message": "Authentication failed. …", "type": "authentication_error", "param": null,
@@ -71,18 +72,18 @@ struct OpenAiError {
     r#type: &'static str,
     /// Always null.
     param: Option<String>,
-    /// What went wrong in a word that does not change.
+    /// The error code, which does not change.
     #[schema(value_type = String)]
-    code: &'static str,
+    code: Code,
 }
 
 impl ApiError {
-    /// The failure as Gemini would answer with it.
+    /// The error in Gemini's format.
     pub(in crate::api) fn into_google(self) -> Response {
-        let (status, headers) = (self.status_of_others(), self.headers());
+        let (status, headers) = (self.relayed_status(), self.headers());
         let mut details = vec![json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": self.code.to_ascii_uppercase(),
+            "reason": self.code.name().to_ascii_uppercase(),
             "domain": env!("CARGO_PKG_NAME"),
         })];
         details.extend(self.retry_after.map(|wait| {
@@ -100,9 +101,9 @@ impl ApiError {
         answer(status, headers, GoogleFailure { error })
     }
 
-    /// The failure as OpenAI would answer with it.
+    /// The error in OpenAI's format.
     pub(in crate::api) fn into_openai(self) -> Response {
-        let (status, headers) = (self.status_of_others(), self.headers());
+        let (status, headers) = (self.relayed_status(), self.headers());
         let error = OpenAiError {
             message: self.detail.into_text(),
             r#type: openai_type(status),
@@ -112,17 +113,17 @@ impl ApiError {
         answer(status, headers, OpenAiFailure { error })
     }
 
-    /// The failure as Gemini would answer with it to a request for an interaction.
+    /// The error as Gemini would answer a request for an interaction.
     pub(in crate::api) fn into_interactions(self) -> Response {
-        let (status, headers) = (self.status_of_others(), self.headers());
-        let code = interactions_code(status, self.code);
+        let (status, headers) = (self.relayed_status(), self.headers());
+        let code = interactions_code(status, self.code());
         let error = InteractionsError { code, message: self.detail.into_text() };
         answer(status, headers, InteractionsFailure { error })
     }
 
-    /// Neither Gemini nor OpenAI answers a body that it cannot use with 422.
-    fn status_of_others(&self) -> StatusCode {
-        match self.status {
+    /// The status on these surfaces: neither Gemini nor OpenAI uses 422.
+    fn relayed_status(&self) -> StatusCode {
+        match self.code.status() {
             StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
             status => status,
         }
@@ -140,7 +141,7 @@ fn google_status(status: StatusCode) -> &'static str {
         403 => "PERMISSION_DENIED",
         404 => "NOT_FOUND",
         409 => "ABORTED",
-        // As Gemini answers 402 itself.
+        // Gemini sends RESOURCE_EXHAUSTED with its own 402, too.
         402 | 429 => "RESOURCE_EXHAUSTED",
         408 | 504 => "DEADLINE_EXCEEDED",
         400..500 => "INVALID_ARGUMENT",

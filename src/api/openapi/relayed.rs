@@ -1,13 +1,13 @@
-//! The documentation of what is passed on as it came. The most used of it, that is: what Gemini
-//! takes and answers is Google's to document.
+//! The documentation of relayed requests: only of the most common ones, because Google documents
+//! them.
 
 use super::ExternalSemaphore;
 use crate::api::error::{GoogleFailure, OpenAiFailure};
 
 /// Gemini's `generateContent`.
 ///
-/// Every path under `/v1`, `/v1beta`, `/v1alpha`, `/upload` and `/download` is Gemini's own and is
-/// passed on as it came, and so is its answer.
+/// Every path under `/v1`, `/v1beta`, `/v1alpha`, `/upload` and `/download` is Gemini's own. Requests
+/// and answers are relayed unchanged.
 #[utoipa::path(
     post,
     path = "/v1beta/models/{model}:generateContent",
@@ -17,8 +17,8 @@ use crate::api::error::{GoogleFailure, OpenAiFailure};
         "contents": [{"role": "user", "parts": [{"text": "Why is the sky blue?"}]}]
     })),
     responses(
-        (status = OK, description = "What Gemini answered", body = Value),
-        (status = "default", description = "What went wrong", body = GoogleFailure)
+        (status = OK, description = "Gemini's answer", body = Value),
+        (status = "default", description = "The error", body = GoogleFailure)
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
@@ -32,26 +32,26 @@ pub(super) fn generate_content() {}
     tag = "gemini",
     params(
         ("model" = String, Path, example = "gemini-3.5-flash-lite"),
-        ("alt" = Option<String>, Query, description = "`sse`; else a list of JSON comes"),
+        ("alt" = Option<String>, Query, description = "`sse`; otherwise the answer is a JSON list"),
         ExternalSemaphore
     ),
     request_body(content = Value, example = json!({
         "contents": [{"role": "user", "parts": [{"text": "Why is the sky blue?"}]}]
     })),
     responses(
-        (status = OK, description = "What Gemini answered, as it comes", content(
+        (status = OK, description = "Gemini's answer, as a stream", content(
             (String = "text/event-stream"), (Value = "application/json")
         )),
-        (status = "default", description = "What went wrong", body = GoogleFailure)
+        (status = "default", description = "The error", body = GoogleFailure)
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 #[expect(dead_code, reason = "only its documentation is used")]
 pub(super) fn stream_generate_content() {}
 
-/// OpenAI's chat completions, streamed too.
+/// OpenAI's chat completions, whole or streamed.
 ///
-/// They go to Gemini's own endpoint of this shape.
+/// They are relayed to Gemini's OpenAI-compatible endpoint.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
@@ -62,10 +62,10 @@ pub(super) fn stream_generate_content() {}
         "messages": [{"role": "user", "content": "Why is the sky blue?"}]
     })),
     responses(
-        (status = OK, description = "What Gemini answered", content(
+        (status = OK, description = "Gemini's answer", content(
             (Value = "application/json"), (String = "text/event-stream")
         )),
-        (status = "default", description = "What went wrong", body = OpenAiFailure)
+        (status = "default", description = "The error", body = OpenAiFailure)
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
@@ -74,7 +74,7 @@ pub(super) fn chat_completions() {}
 
 /// OpenAI's embeddings.
 ///
-/// They go to Gemini's own endpoint of this shape.
+/// They are relayed to Gemini's OpenAI-compatible endpoint.
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
@@ -84,23 +84,23 @@ pub(super) fn chat_completions() {}
         "model": "gemini-embedding-001", "input": "Why is the sky blue?"
     })),
     responses(
-        (status = OK, description = "What Gemini answered", body = Value),
-        (status = "default", description = "What went wrong", body = OpenAiFailure)
+        (status = OK, description = "Gemini's answer", body = Value),
+        (status = "default", description = "The error", body = OpenAiFailure)
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 #[expect(dead_code, reason = "only its documentation is used")]
 pub(super) fn embeddings() {}
 
-/// The models: in OpenAI's shape for who brings a bearer token and no `x-goog-api-key`, else in
-/// Gemini's.
+/// The models: in OpenAI's format for requests with a bearer token and no `x-goog-api-key`, otherwise
+/// in Gemini's.
 #[utoipa::path(
     get,
     path = "/v1/models",
     tag = "openai",
     responses(
-        (status = OK, description = "What Gemini answered", body = Value),
-        (status = "default", description = "What went wrong, in the same shape", content(
+        (status = OK, description = "Gemini's answer", body = Value),
+        (status = "default", description = "The error, in the same format", content(
             (OpenAiFailure = "application/json")
         ))
     ),

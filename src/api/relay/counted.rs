@@ -13,11 +13,14 @@ use super::RelayError;
 use super::headers::{forward, strip_answer};
 use super::partial::complete;
 use crate::api::auth::{Caller, Tier, check_model, check_text};
-use crate::api::body::{check_names_model, measured, read, semaphore_id, with_body};
+use crate::api::body::read;
 use crate::api::browser::is_simple;
+use crate::api::buffered::with_body;
 use crate::api::destination::{CountedCall, Destination, ModelSource};
 use crate::api::error::ApiError;
 use crate::api::form::Form;
+use crate::api::incoming::semaphore_id;
+use crate::api::json::{check_names_model, measured};
 use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs};
@@ -154,7 +157,7 @@ fn failed(call: &Call, error: CallError) -> RelayError {
     let cause = error.cause();
     let failed = RelayError::from(error);
     let (kind, model, code) = (call.kind().label(), call.model(), failed.error.code());
-    tracing::warn!(kind, %model, code, cause, "no answer");
+    tracing::warn!(kind, %model, code, cause, "the call failed");
     failed
 }
 

@@ -1,5 +1,5 @@
 //! Which headers and parameters of a request are sent to Gemini, and which headers of its response
-//! come back.
+//! are passed on.
 
 use http::header::{
     ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, EXPECT,
@@ -11,8 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::upload;
 use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters, without_key};
-use crate::api::body::EXTERNAL_SEMAPHORE_ID;
 use crate::api::error::ApiError;
+use crate::api::incoming::EXTERNAL_SEMAPHORE_ID;
 use crate::gateway::Gateway;
 use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
 
@@ -30,7 +30,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Request headers that are not sent to Gemini: those that are meant for the gateway, those that
-/// describe its client or the page that the client came from, those that would turn the request into
+/// describe its client or the page that sent the client, those that would turn the request into
 /// another one, and those that Gemini would take for a second credential.
 const KEPT_BACK: [HeaderName; 30] = [
     ADMIN_API_KEY,

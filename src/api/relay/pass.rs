@@ -62,7 +62,7 @@ fn failed(error: CallError) -> RelayError {
     let cause = error.cause();
     let failed = RelayError::from(error);
     if cause.is_some() {
-        tracing::warn!(code = failed.error.code(), cause, "no answer");
+        tracing::warn!(code = failed.error.code(), cause, "the call failed");
     }
     failed
 }

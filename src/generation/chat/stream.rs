@@ -1,69 +1,69 @@
-//! A chat whose text comes piece by piece.
+//! A chat whose reply is streamed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 
-use super::{Chat, ChatResponse};
+use super::Chat;
 use crate::dispatch::{Call, Dispatcher, Forwarded};
 use crate::gemini::{AnswerBuilder, Error, Events, Forward};
-use crate::generation::{Failure, Generation};
+use crate::generation::{Generated, Generation, GenerationError};
 
-/// A chat whose text comes piece by piece. Dropping it stops Gemini and gives its slots back.
+/// A chat whose reply is streamed. Dropping it stops Gemini and releases the slots.
 pub struct ChatStream {
     chat: Chat,
     body: Forwarded,
     events: Events,
-    /// Until the end.
+    /// `None` after the end of the stream.
     answer: Option<AnswerBuilder>,
-    /// What has been read and not been passed on.
+    /// What was read and not yet returned.
     ready: VecDeque<ChatEvent>,
 }
 
-/// What comes of a chat, in its order.
+/// A part of a streamed reply.
 #[derive(Debug)]
 pub enum ChatEvent {
-    /// More text; never empty.
+    /// The next piece of the text; never empty.
     Delta(String),
-    /// The whole of it, at the end.
-    Done(ChatResponse),
+    /// The whole reply, at the end.
+    Done(Generated<String>),
 }
 
 impl ChatStream {
-    /// Waits for admission, asks for a chat, and waits for its first text. `idle` is how long
-    /// nothing may come then.
+    /// Waits for admission, sends a chat, and waits for the first piece of its text. After that,
+    /// the stream fails if nothing arrives for `idle`.
     ///
     /// # Errors
-    /// [`Failure`], as for a chat that comes at once.
+    /// [`GenerationError`], as for a chat that is not streamed.
     pub async fn open(
         dispatcher: &Dispatcher,
         call: &Call,
         chat: Chat,
         idle: Duration,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, GenerationError> {
         let request = Forward::stream(chat.model());
-        let response = dispatcher.forward(call, &request, chat.ask(), idle).await;
+        let response = dispatcher.forward(call, &request, chat.body(), idle).await;
         let body = response?.into_body();
         let answer = Some(AnswerBuilder::masking(dispatcher.secrets(call)));
         let (events, ready) = (Events::default(), VecDeque::new());
         let mut stream = Self { chat, body, events, answer, ready };
-        // The first event is waited for: what fails before it is answered as any failure.
+        // A failure before the first event is answered with its status, so that event is awaited.
         let first = stream.read().await?;
         first.into_iter().for_each(|first| stream.ready.push_front(first));
         Ok(stream)
     }
 
-    /// What comes next; `None` after the end, which a failure is as well.
-    pub async fn next(&mut self) -> Option<Result<ChatEvent, Failure>> {
+    /// The next part; `None` after the end of the stream or after an error.
+    pub async fn next(&mut self) -> Option<Result<ChatEvent, GenerationError>> {
         if let Some(ready) = self.ready.pop_front() {
             return Some(Ok(ready));
         }
         self.read().await.transpose()
     }
 
-    /// What comes next, of which the limits and the metrics hear too where it is the end.
-    async fn read(&mut self) -> Result<Option<ChatEvent>, Failure> {
+    /// Reads the next part. At the end, reports the outcome to the limits and the metrics.
+    async fn read(&mut self) -> Result<Option<ChatEvent>, GenerationError> {
         let Some(mut answer) = self.answer.take() else { return Ok(None) };
         match self.delta(&mut answer).await {
             Ok(Some(delta)) => {
@@ -78,9 +78,14 @@ impl ChatStream {
         self.body.settle(Ok(()));
         if unrecognized > 0 {
             let model = self.chat.model();
-            tracing::warn!(kind = Chat::KIND.label(), %model, unrecognized, "the stream has lines that are not Gemini's");
+            tracing::warn!(
+                kind = Chat::KIND.label(),
+                %model,
+                unrecognized,
+                "the stream has lines that are not Gemini's"
+            );
         }
-        let done = ChatEvent::Done(self.chat.response(answer));
+        let done = ChatEvent::Done(self.chat.reply(answer));
         if rest.is_empty() {
             return Ok(Some(done));
         }
@@ -88,12 +93,12 @@ impl ChatStream {
         Ok(Some(ChatEvent::Delta(rest)))
     }
 
-    fn failed(&mut self, error: Error) -> Failure {
+    fn failed(&mut self, error: Error) -> GenerationError {
         self.body.settle(Err(&error));
         error.into()
     }
 
-    /// The next text; `None` at the end of the stream.
+    /// The next piece of the text; `None` at the end of the stream.
     async fn delta(&mut self, answer: &mut AnswerBuilder) -> Result<Option<String>, Error> {
         let mut is_over = false;
         loop {

@@ -1,12 +1,12 @@
-use crate::limits::quota::QuotaKind::*;
 use futures_util::FutureExt;
 
+use super::account::FOLLOW_AGAIN;
 use super::*;
-use crate::limits::account::FOLLOW_AGAIN;
-use crate::limits::budget::{BudgetUsage, Cost};
-use crate::limits::plan::{Limit, LimitScope, Limits, Planned, PlannedQuotas, Source, Tier};
-use crate::limits::quota::Quotas;
-use crate::limits::store::LocalStore;
+use crate::limits::local::LocalStore;
+use crate::limits::model::{
+    BudgetUsage, Cost, Limit, LimitScope, Limits, Planned, PlannedQuotas, QuotaKind::*, Quotas,
+    Source, Tier,
+};
 
 fn accounts() -> Accounts {
     with_plan(QuotaPlan::default())
@@ -24,15 +24,15 @@ fn requests(limit: u64) -> Quotas {
     Quotas::default().with(RequestsPerMinute, limit)
 }
 
-fn told(account: &Account) -> (PlannedQuotas, BudgetUsage) {
+fn quotas_and_usage(account: &Account) -> (PlannedQuotas, BudgetUsage) {
     account.quotas().now_or_never().expect("at once").unwrap()
 }
 
 /// Sends a call, so that there is something to remember.
 fn spend(account: &Account) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let reserved = Arc::clone(account.budget()).try_reserve(Cost::one(10), deadline).answer();
-    let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").leave();
+    let reserved = Arc::clone(account.budget()).try_reserve(Cost::one(10), deadline).result();
+    let _ = reserved.now_or_never().expect("at once").unwrap().expect("room").start();
 }
 
 fn proven(accounts: &Accounts, name: &str) -> Arc<Account> {
@@ -42,19 +42,19 @@ fn proven(accounts: &Accounts, name: &str) -> Arc<Account> {
 }
 
 #[test]
-fn what_is_counted_apart_spends_nothing_of_the_model() {
+fn calls_counted_apart_spend_nothing_of_the_model() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Free);
     let accounts = with_plan(plan);
     let model = accounts.of(&[1; 32], &model("a"));
     let apart = accounts.apart(&[1; 32], "a", "countTokens");
     assert!(!Arc::ptr_eq(&model, &apart));
-    assert_ne!(told(&model).0, PlannedQuotas::default());
-    assert_eq!(told(&apart).0, PlannedQuotas::default());
+    assert_ne!(quotas_and_usage(&model).0, PlannedQuotas::default());
+    assert_eq!(quotas_and_usage(&apart).0, PlannedQuotas::default());
 }
 
 #[test]
-fn each_key_and_each_model_has_an_account_of_its_own() {
+fn each_key_and_model_has_its_own_account() {
     let accounts = accounts();
     let first = accounts.of(&[1; 32], &model("a"));
     assert!(Arc::ptr_eq(&first, &accounts.of(&[1; 32], &model("a"))));
@@ -65,11 +65,11 @@ fn each_key_and_each_model_has_an_account_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
+async fn gemini_lowers_and_raises_the_quota_it_names_and_no_other() {
     let account = accounts().of(&[1; 32], &model("a"));
     for limit in [60, 20, 300] {
         account.correct(requests(limit));
-        let (quotas, usage) = told(&account);
+        let (quotas, usage) = quotas_and_usage(&account);
         let named = Planned { limit, source: Source::Gemini };
         assert_eq!(quotas[RequestsPerMinute], Some(named));
         assert_eq!(quotas[InputTokensPerMinute], None);
@@ -77,14 +77,14 @@ async fn gemini_corrects_the_quota_it_names_down_and_up_and_no_other() {
     }
     let tokens = Quotas::default().with(InputTokensPerMinute, 1000);
     account.correct(tokens);
-    let (quotas, _) = told(&account);
+    let (quotas, _) = quotas_and_usage(&account);
     let limit_of = |quota: Option<Planned>| quota.map(|quota| quota.limit);
     assert_eq!(limit_of(quotas[RequestsPerMinute]), Some(300), "what was named before stays");
     assert_eq!(limit_of(quotas[InputTokensPerMinute]), Some(1000));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
+async fn a_reset_forgets_learned_quotas_and_not_what_is_spent() {
     let accounts = accounts();
     let account = accounts.of(&[1; 32], &model("a"));
     spend(&account);
@@ -92,7 +92,7 @@ async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
     account.budget().pause_until(Instant::now() + Duration::from_secs(30));
     account.budget().close_day(Instant::now());
     assert!(accounts.forget("01010101", "a"));
-    let (quotas, usage) = told(&account);
+    let (quotas, usage) = quotas_and_usage(&account);
     assert_eq!(quotas, PlannedQuotas::default());
     assert_eq!((usage.paused_for, usage.next_free_in), (None, Some(Duration::ZERO)));
     assert_eq!(usage[RequestsPerDay].used, 1);
@@ -102,7 +102,7 @@ async fn a_reset_forgets_what_gemini_taught_and_not_what_is_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn made_up_keys_do_not_fill_the_memory_and_close_no_account_that_was_proven() {
+async fn made_up_keys_are_bounded_and_close_no_proven_account() {
     let accounts = accounts();
     let idle = Arc::as_ptr(&proven(&accounts, "idle"));
     let held = accounts.of(&[2; 32], &model("a"));
@@ -120,7 +120,7 @@ async fn made_up_keys_do_not_fill_the_memory_and_close_no_account_that_was_prove
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_oldest_first() {
+async fn proven_accounts_with_nothing_to_remember_are_closed_oldest_first() {
     let accounts = accounts();
     let name = |n: usize| format!("m-{n}");
     for n in 0..MAX_IDLE + 200 {
@@ -133,7 +133,7 @@ async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_o
             _ => {}
         }
     }
-    // They are counted when many have been opened.
+    // Accounts are counted when many have been opened.
     for n in 0..MAX_UNPROVEN {
         let _ = accounts.of(&[4; 32], &model(&n.to_string()));
         let _ = accounts.of(&[1; 32], &model(&name(4)));
@@ -148,30 +148,30 @@ async fn of_proven_accounts_only_those_with_nothing_to_remember_are_closed_the_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_accounts_have_something_to_remember_new_ones_are_refused() {
+async fn new_accounts_are_refused_when_all_have_something_to_remember() {
     let accounts = accounts();
     let name = |n: usize| model(&format!("m-{n}"));
     for n in 0..MAX_PROVEN + MAX_UNPROVEN {
         let account = accounts.of(&[1; 32], &name(n));
         account.prove();
-        if !account.is_turned_away() {
+        if !account.is_rejected() {
             spend(&account);
         }
     }
     let count = accounts.count();
     assert!((MAX_PROVEN..=MAX_PROVEN + MAX_UNPROVEN).contains(&count), "{count}");
-    let newcomer = || accounts.of(&[2; 32], &model("a"));
-    assert!(newcomer().is_turned_away());
+    let new_account = || accounts.of(&[2; 32], &model("a"));
+    assert!(new_account().is_rejected());
     assert_eq!(accounts.count(), count, "nothing is kept of it");
-    let (_, usage) = told(&accounts.of(&[1; 32], &name(0)));
+    let (_, usage) = quotas_and_usage(&accounts.of(&[1; 32], &name(0)));
     assert_eq!(usage[RequestsPerDay].used, 1, "nothing was forgotten");
 
     // When the day and the minute are over, there is nothing to remember.
     tokio::time::advance(Duration::from_secs(3600)).await;
     for account in accounts.all() {
-        account.budget().hand_over();
+        account.budget().transfer_out();
     }
-    assert!(!newcomer().is_turned_away());
+    assert!(!new_account().is_rejected());
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,13 +185,13 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     accounts.alias(&alias, "models/real", NamedBy::Answer);
     assert!(Arc::ptr_eq(&alias.charged(), &real));
     assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));
-    let (_, usage) = told(&real);
+    let (_, usage) = quotas_and_usage(&real);
     assert_eq!((usage[RequestsPerMinute].used, usage[RequestsPerDay].used), (2, 2));
     assert_eq!(usage[InputTokensPerMinute].used, 20);
     assert_eq!(usage.paused_for, Some(Duration::from_secs(30)));
-    assert_eq!(told(&alias).1[RequestsPerDay].used, 0);
+    assert_eq!(quotas_and_usage(&alias).1[RequestsPerDay].used, 0);
     accounts.alias(&alias, "real", NamedBy::Answer);
-    assert_eq!(told(&real).1[RequestsPerDay].used, 2, "it moves once");
+    assert_eq!(quotas_and_usage(&real).1[RequestsPerDay].used, 2, "it moves once");
 
     let other = accounts.of(&[2; 32], &model("latest"));
     assert!(Arc::ptr_eq(&other.charged(), &other), "another key learns it for itself");
@@ -200,7 +200,7 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something_to_remember() {
+async fn unused_aliases_are_closed_unless_the_real_model_has_something_to_remember() {
     let accounts = accounts();
     let name = |n: usize| format!("latest-{n}");
     for n in 0..MAX_IDLE + 200 {
@@ -208,7 +208,7 @@ async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something
         accounts.alias(&proven(&accounts, &name(n)), real, NamedBy::Answer);
     }
     spend(&accounts.of(&[1; 32], &model("busy")));
-    // They are counted when many have been opened.
+    // Accounts are counted when many have been opened.
     for n in 0..MAX_UNPROVEN {
         let _ = accounts.of(&[4; 32], &model(&n.to_string()));
     }
@@ -220,24 +220,23 @@ async fn aliases_that_nobody_uses_are_closed_unless_the_real_model_has_something
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_in_flight_settles_without_harm_beside_one_that_left_after_the_accounts_were_joined()
-{
+async fn a_call_in_flight_settles_beside_one_sent_after_the_accounts_were_joined() {
     let accounts = accounts();
     let alias = accounts.of(&[1; 32], &model("latest"));
     let deadline = Instant::now() + Duration::from_secs(60);
     let reserve = |tokens| {
-        let reserved = Arc::clone(alias.budget()).try_reserve(Cost::one(tokens), deadline).answer();
+        let reserved = Arc::clone(alias.budget()).try_reserve(Cost::one(tokens), deadline).result();
         reserved.now_or_never().expect("at once").unwrap().expect("room")
     };
-    let (sent, late) = (reserve(100).leave(), reserve(10));
+    let (sent, late) = (reserve(100).start(), reserve(10));
     accounts.alias(&alias, "real", NamedBy::Answer);
-    let _late = late.leave();
+    let _late = late.start();
     sent.settle(5);
-    assert_eq!(told(&alias).1[InputTokensPerMinute].used, 5);
+    assert_eq!(quotas_and_usage(&alias).1[InputTokensPerMinute].used, 5);
 }
 
 #[test]
-fn an_alias_can_move_on_and_never_closes_a_circle() {
+fn an_alias_can_move_and_never_forms_a_cycle() {
     let accounts = accounts();
     let [a, b, c] = ["a", "b", "c"].map(|name| accounts.of(&[1; 32], &model(name)));
     accounts.alias(&a, "b", NamedBy::Answer);
@@ -255,13 +254,13 @@ fn an_alias_can_move_on_and_never_closes_a_circle() {
 
 /// Google can route the calls of an alias to several models.
 #[tokio::test(start_paused = true)]
-async fn an_alias_stays_with_one_model_where_answers_name_several_in_turn() {
+async fn an_alias_stays_with_one_model_when_answers_name_several_in_turn() {
     let accounts = accounts();
     let alias = accounts.of(&[1; 32], &model("latest"));
     for name in ["one", "two", "one", "two", "one"] {
         accounts.alias(&alias, name, NamedBy::Answer);
     }
-    assert_eq!(alias.charged().model(), "two", "the last that was news");
+    assert_eq!(alias.charged().model(), "two", "the last model that changed anything");
     accounts.alias(&alias, "one", NamedBy::Refusal);
     assert_eq!(alias.charged().model(), "one", "it is the one whose quota is used up");
     accounts.alias(&alias, "two", NamedBy::Answer);
@@ -275,7 +274,7 @@ async fn an_alias_stays_with_one_model_where_answers_name_several_in_turn() {
 }
 
 #[test]
-fn what_is_no_name_of_a_model_joins_nothing() {
+fn an_invalid_model_name_joins_nothing() {
     let accounts = accounts();
     let account = accounts.of(&[1; 32], &model("a"));
     let long = "m".repeat(129);
@@ -290,7 +289,7 @@ fn what_is_no_name_of_a_model_joins_nothing() {
 }
 
 #[test]
-fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
+fn limits_set_for_an_alias_hold_for_the_real_model_too() {
     let mut plan = QuotaPlan::default();
     plan.tier = Some(Tier::Tier1);
     for (name, limit) in [("latest", 1000), ("preview", 7), ("real", 9)] {
@@ -300,7 +299,7 @@ fn limits_that_were_set_for_an_alias_hold_for_the_real_model_too() {
     let accounts = with_plan(plan);
     let limit = |name: &str| {
         let account = accounts.of(&[1; 32], &model(name));
-        told(&account).0[RequestsPerMinute].unwrap().limit
+        quotas_and_usage(&account).0[RequestsPerMinute].unwrap().limit
     };
     accounts.alias(&accounts.of(&[1; 32], &model("latest")), "unset", NamedBy::Answer);
     assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");

@@ -1,13 +1,17 @@
-use crate::limits::quota::QuotaKind::*;
+use std::sync::Mutex;
 use std::task::{Context, Wake};
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 
+use super::queue::BRIEF_HOLD;
 use super::*;
-use crate::limits::breakers::PROBE_INTERVAL;
-use crate::limits::budget::BudgetUsage;
-use crate::limits::{Acquire as _, Cost, Limit, LimitScope, Limits, NamedBy, SemaphoreId};
+use crate::limits::accounts::{Account, NamedBy, PROBE_INTERVAL};
+use crate::limits::model::{
+    BudgetUsage, Cost, Estimate, Limit, LimitScope, Limits, QuotaKind::*, Quotas, SemaphoreId,
+};
+use crate::limits::semaphore::Acquire as _;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,7 +19,7 @@ fn limiter(limit: usize, max_waiting: usize) -> Arc<Limiter> {
     Limiter::new(limit, max_waiting, QuotaPlan::default())
 }
 
-/// A limiter that lets one call a second of each account go.
+/// A limiter that admits one call a second for each account.
 fn one_a_second(limit: usize) -> Arc<Limiter> {
     let mut plan = QuotaPlan::default();
     let limits = Limits::default().with(RequestsPerMinute, Limit::AtMost(60));
@@ -27,7 +31,7 @@ fn account(limiter: &Limiter, model: &str) -> Arc<Account> {
     limiter.accounts().of(&[7; 32], &model.into())
 }
 
-/// What is spent of a budget of this process.
+/// The usage of a budget of this process.
 fn usage(account: &Account) -> BudgetUsage {
     account.budget().usage().now_or_never().expect("at once").unwrap()
 }
@@ -49,7 +53,7 @@ async fn admit(queue: &AccountQueue) -> Result<Admission, Refused> {
     queue.head().await.admit(Cost::one(1), deadline()).await
 }
 
-/// Lets a call in that has not to wait, and sends it.
+/// Admits a call that does not have to wait, and sends it.
 fn send(queue: &AccountQueue) -> InFlightCall {
     admit(queue).now_or_never().expect("nothing to wait for").unwrap().start().unwrap()
 }
@@ -74,9 +78,9 @@ async fn a_task_that_panics_gives_everything_back() {
     assert_eq!(account.concurrency().semaphore().usage().in_use, 0);
 }
 
-/// The lock that a batch's items pass through one by one is not poisoned by one of them.
+/// A panicking item does not poison the lock that a batch's items take one by one.
 #[tokio::test]
-async fn a_task_that_panics_in_the_queue_leaves_it_to_the_others() {
+async fn a_task_that_panics_in_the_queue_leaves_the_queue() {
     let limiter = limiter(1, 10);
     let queue = queue(&limiter, "a");
     let held = admit(&queue).await.unwrap();
@@ -95,7 +99,7 @@ async fn a_task_that_panics_in_the_queue_leaves_it_to_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_waits_for_its_quota_holds_up_no_other_of_its_request() {
+async fn an_account_queue_that_waits_for_quota_delays_no_other_of_its_request() {
     let limiter = one_a_second(10);
     let ticket = QueueTicket::new(Arc::clone(&limiter));
     let slow = ticket.queue(account(&limiter, "slow"), None);
@@ -109,7 +113,7 @@ async fn a_lane_that_waits_for_its_quota_holds_up_no_other_of_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_in_several_lanes_is_one_in_the_queue() {
+async fn a_request_that_waits_in_several_account_queues_counts_once() {
     let limiter = one_a_second(10);
     let ticket = QueueTicket::new(Arc::clone(&limiter));
     let queues = ["a", "b", "c"].map(|model| ticket.queue(account(&limiter, model), None));
@@ -126,7 +130,7 @@ async fn a_request_that_waits_in_several_lanes_is_one_in_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_refused_in_one_lane_is_refused_in_all() {
+async fn a_request_refused_in_one_account_queue_is_refused_in_all() {
     let limiter = Limiter::new(1, 0, QuotaPlan::default());
     let held = admit(&queue(&limiter, "a")).await.unwrap();
     let ticket = QueueTicket::new(Arc::clone(&limiter));
@@ -138,7 +142,7 @@ async fn a_request_refused_in_one_lane_is_refused_in_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_for_a_narrow_semaphore_keep_no_quota_from_others() {
+async fn calls_that_wait_for_a_semaphore_hold_no_quota() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let narrow = || {
@@ -160,7 +164,7 @@ async fn those_who_wait_for_a_narrow_semaphore_keep_no_quota_from_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_for_their_quota_keep_no_semaphore_from_others() {
+async fn calls_that_wait_for_quota_hold_no_semaphore() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let narrow = |model: &str| {
@@ -177,7 +181,7 @@ async fn those_who_wait_for_their_quota_keep_no_semaphore_from_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waited_for_the_quota_and_then_for_a_semaphore_goes_next() {
+async fn a_call_that_waited_for_quota_and_then_for_a_semaphore_is_admitted_next() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let held = semaphore.acquire().await.unwrap();
@@ -202,7 +206,7 @@ async fn who_waited_for_the_quota_and_then_for_a_semaphore_goes_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_whose_quota_is_used_up_gives_its_permit_to_another_key() {
+async fn a_call_without_quota_gives_its_permit_to_another_key() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let of_key = |key: u8| {
@@ -220,7 +224,7 @@ async fn one_whose_quota_is_used_up_gives_its_permit_to_another_key() {
     let mut third = waits.pop().unwrap();
     let sent = (&mut third).now_or_never().expect("its quota is not").unwrap().start().unwrap();
 
-    // The quota comes back while the other call runs: the first in line takes the next permit.
+    // The quota comes back while the other call runs, and the head of the line takes the next permit.
     let last = of_key(2);
     let mut behind = Box::pin(admit(&last));
     advance(1050 * SECOND / 1000).await;
@@ -234,7 +238,7 @@ async fn one_whose_quota_is_used_up_gives_its_permit_to_another_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_whose_quota_is_used_up_go_in_the_order_in_which_they_came() {
+async fn calls_without_quota_keep_their_order() {
     let limiter = one_a_second(20);
     let semaphore = named(&limiter, 1);
     let held = semaphore.acquire().await.unwrap();
@@ -269,9 +273,9 @@ async fn those_whose_quota_is_used_up_go_in_the_order_in_which_they_came() {
     assert_eq!(limiter.occupancy().waiting, 0);
 }
 
-/// Others of the account take its quota each time it waits for the permit.
+/// Other calls of the account take its quota each time it waits for the permit.
 #[tokio::test(start_paused = true)]
-async fn one_that_is_overtaken_for_its_quota_keeps_it_the_next_time() {
+async fn a_call_that_lost_its_quota_once_keeps_it_the_next_time() {
     let limiter = one_a_second(10);
     let semaphore = named(&limiter, 1);
     let held = semaphore.acquire().await.unwrap();
@@ -286,7 +290,7 @@ async fn one_that_is_overtaken_for_its_quota_keeps_it_the_next_time() {
     let held = semaphore.acquire().now_or_never().expect("it gave it back").unwrap();
     advance(1050 * SECOND / 1000).await;
     assert!((&mut waits).now_or_never().is_none(), "it has the quota and no permit");
-    advance(2 * MOMENT).await;
+    advance(2 * BRIEF_HOLD).await;
     assert!((&mut waits).now_or_never().is_none());
     drop(send(&plain));
     drop(held);
@@ -303,7 +307,7 @@ async fn one_that_is_overtaken_for_its_quota_keeps_it_the_next_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_call_that_costs_too_much_at_the_very_least_is_too_large() {
+async fn only_a_call_whose_least_cost_exceeds_the_quota_is_too_large() {
     let limiter = limiter(10, 10);
     let account = account(&limiter, "a");
     account.correct(Quotas::default().with(InputTokensPerMinute, 1000));
@@ -325,7 +329,7 @@ async fn only_a_call_that_costs_too_much_at_the_very_least_is_too_large() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
+async fn waiting_calls_count_in_the_account_that_becomes_charged() {
     let limiter = one_a_second(10);
     let alias = queue(&limiter, "latest");
     let sent = send(&alias);
@@ -333,7 +337,7 @@ async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
     let mut waits = Box::pin(admit(&alias));
     assert!((&mut waits).now_or_never().is_none());
     limiter.accounts().alias(sent.account(), "real", NamedBy::Answer);
-    // The one that was in flight is refused: that concerns the model that is charged.
+    // The call in flight is refused, which affects the charged model.
     sent.refused(Instant::now() + 2 * SECOND, Quotas::default());
     let real = account(&limiter, "real");
     assert_eq!(usage(&real).paused_for, Some(2 * SECOND));
@@ -350,15 +354,15 @@ async fn calls_that_wait_when_another_account_is_charged_are_counted_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_for_which_there_is_no_account_is_refused() {
+async fn a_call_without_an_account_is_refused() {
     let limiter = limiter(1, 1);
-    let none = Account::turned_away(crate::limits::Payer::Key([1; 32]), "a".into());
+    let none = Account::rejected(crate::limits::Payer::Key([1; 32]), "a".into());
     let queue = QueueTicket::new(Arc::clone(&limiter)).queue(Arc::new(none), None);
     assert_eq!(admit(&queue).await.err(), Some(Refused::TooManyAccounts));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
+async fn one_refusal_of_a_burst_counts_and_refused_calls_keep_their_position() {
     let limiter = limiter(50, 100);
     let queue = queue(&limiter, "a");
     let named = Quotas::default().with(RequestsPerMinute, 60);
@@ -371,7 +375,11 @@ async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
     assert_eq!(usage.paused_for, Some(20 * SECOND));
     let requests = usage[RequestsPerMinute];
     assert_eq!((requests.limit, requests.used, requests.reserved), (Some(60), 0, 0));
-    assert_eq!(account(&limiter, "a").concurrency().limit(), 50, "a quota says nothing of load");
+    assert_eq!(
+        account(&limiter, "a").concurrency().limit(),
+        50,
+        "a refusal for a quota is not for load"
+    );
 
     let mut waits = Box::pin(admit(&queue));
     assert!((&mut waits).now_or_never().is_none());
@@ -382,7 +390,7 @@ async fn one_refusal_of_a_burst_counts_and_the_refused_keep_their_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_keeps_back_those_too_who_had_only_the_slot_left_to_wait_for() {
+async fn a_refusal_also_pauses_calls_that_wait_only_for_a_slot() {
     let limiter = limiter(1, 10);
     let queues = [queue(&limiter, "a"), queue(&limiter, "a")];
     let running = send(&queues[0]);
@@ -396,7 +404,7 @@ async fn a_refusal_keeps_back_those_too_who_had_only_the_slot_left_to_wait_for()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_without_a_number_lowers_how_many_run_at_once() {
+async fn a_refusal_without_a_quota_value_lowers_the_concurrency() {
     let limiter = limiter(40, 0);
     let queue = queue(&limiter, "a");
     send(&queue).refused(Instant::now() + SECOND, Quotas::default());
@@ -404,7 +412,7 @@ async fn a_quota_without_a_number_lowers_how_many_run_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn load_lowers_how_many_run_at_once_once_for_a_burst() {
+async fn load_lowers_the_concurrency_once_for_a_burst() {
     let limiter = limiter(40, 0);
     let queue = queue(&limiter, "a");
     let burst: Vec<_> = (0..40).map(|_| send(&queue)).collect();
@@ -414,7 +422,7 @@ async fn load_lowers_how_many_run_at_once_once_for_a_burst() {
     assert_eq!(limiter.occupancy().available, 40);
 }
 
-/// Notes how many slots of an account are out at the moment it is woken.
+/// Records how many slots of an account are in use when it is woken.
 struct Notes {
     account: Arc<Account>,
     in_use: Mutex<Option<usize>>,
@@ -428,7 +436,7 @@ impl Wake for Notes {
 }
 
 #[test]
-fn who_is_given_the_global_slot_finds_one_of_the_account() {
+fn the_call_that_gets_the_global_slot_finds_an_account_slot() {
     let endings: [fn(InFlightCall); 3] =
         [drop, |call| call.answered(None), InFlightCall::overloaded];
     for (number, end) in endings.into_iter().enumerate() {
@@ -445,7 +453,7 @@ fn who_is_given_the_global_slot_finds_one_of_the_account() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_for_a_fallen_limit_of_their_account_keep_no_slot_from_others() {
+async fn calls_that_wait_for_a_lowered_account_limit_hold_no_global_slot() {
     let limiter = limiter(4, 10);
     let mut running: Vec<_> = (0..4).map(|_| send(&queue(&limiter, "a"))).collect();
     let waiting = [(); 3].map(|()| queue(&limiter, "a"));
@@ -464,7 +472,7 @@ async fn those_who_wait_for_a_fallen_limit_of_their_account_keep_no_slot_from_ot
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
+async fn a_used_up_day_refuses_new_and_waiting_calls_at_once() {
     let limiter = one_a_second(10);
     let queue = queue(&limiter, "a");
     let sent = send(&queue);
@@ -478,7 +486,7 @@ async fn a_used_up_day_refuses_at_once_also_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payer_without_funds_is_refused_for_every_model_also_those_who_wait() {
+async fn a_payer_without_funds_is_refused_for_every_model_including_waiting_calls() {
     let limiter = one_a_second(10);
     let sent = send(&queue(&limiter, "a"));
     let waiting = queue(&limiter, "a");
@@ -505,7 +513,7 @@ async fn a_payer_without_funds_is_refused_for_every_model_also_those_who_wait() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_for_a_quota_does_not_say_that_the_payer_has_funds_again() {
+async fn a_refusal_for_a_quota_does_not_clear_the_payer() {
     let limiter = limiter(10, 10);
     let [first, second] = [(); 2].map(|()| send(&queue(&limiter, "a")));
     first.unfunded();
@@ -542,7 +550,7 @@ async fn a_quota_of_0_is_of_the_account_that_is_charged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_calls_give_their_day_back_to_the_account_that_is_charged() {
+async fn refused_calls_give_their_day_back_to_the_charged_account() {
     let limiter = limiter(10, 10);
     let [answered, refused, declined] = [(); 3].map(|()| send(&queue(&limiter, "latest")));
     advance(SECOND).await;
@@ -555,7 +563,7 @@ async fn refused_calls_give_their_day_back_to_the_account_that_is_charged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_model_costs_too_much_pauses_those_of_the_payer_that_gemini_serves() {
+async fn a_spend_refusal_pauses_the_models_that_gemini_serves_for_the_payer() {
     let limiter = limiter(10, 10);
     send(&queue(&limiter, "served")).answered(None);
     let never_served = account(&limiter, "never served");
@@ -570,7 +578,7 @@ async fn what_one_model_costs_too_much_pauses_those_of_the_payer_that_gemini_ser
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_declined_request_counts_in_its_minute_and_one_that_was_never_written_nowhere() {
+async fn a_declined_request_counts_in_its_minute_and_an_unsent_one_nowhere() {
     let limiter = limiter(10, 10);
     let spent = || {
         let usage = usage(&account(&limiter, "a"));
@@ -585,7 +593,7 @@ async fn a_declined_request_counts_in_its_minute_and_one_that_was_never_written_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_settles_what_was_estimated() {
+async fn an_answer_settles_the_estimate() {
     let limiter = limiter(10, 0);
     let queue = queue(&limiter, "a");
     let call = queue.head().await.admit(Cost::one(100), deadline()).await.unwrap().start().unwrap();
@@ -595,7 +603,7 @@ async fn an_answer_settles_what_was_estimated() {
     assert_eq!(used(), 80);
 }
 
-/// The order in which a batch and two requests that come while it waits are let in by `free`.
+/// The order in which a batch and two requests that arrive while it waits are admitted by `free`.
 async fn order_beside_a_batch(
     limiter: &Arc<Limiter>,
     free: impl AsyncFn(Vec<InFlightCall>),
@@ -622,7 +630,7 @@ async fn order_beside_a_batch(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_lets_those_who_come_meanwhile_have_the_next_slot() {
+async fn a_batch_yields_the_next_slot_to_new_requests() {
     let one_slot = limiter(1, 10);
     let order = order_beside_a_batch(&one_slot, async |running| drop(running)).await;
     assert_eq!(order, [1, 2, 0]);
@@ -630,7 +638,7 @@ async fn a_batch_lets_those_who_come_meanwhile_have_the_next_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_lets_those_who_come_meanwhile_have_the_next_request_of_the_quota() {
+async fn a_batch_yields_the_next_request_of_the_quota_to_new_requests() {
     let quota = one_a_second(10);
     let order = order_beside_a_batch(&quota, async |running| {
         drop(running);
@@ -640,7 +648,7 @@ async fn a_batch_lets_those_who_come_meanwhile_have_the_next_request_of_the_quot
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_finds_others_waiting_keeps_its_turn() {
+async fn a_batch_behind_others_keeps_its_position() {
     let limiter = limiter(1, 10);
     let held = send(&queue(&limiter, "a"));
     let (before, after) = (queue(&limiter, "a"), queue(&limiter, "a"));

@@ -1,11 +1,11 @@
-//! Definitions that are added to a document.
+//! Adds definitions to a document.
 
 use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::pointer;
 use crate::schema::SchemaError;
+use crate::schema::pointer;
 
 /// The object that holds the document's definitions.
 pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, SchemaError> {
@@ -16,17 +16,17 @@ pub(super) fn of(document: &mut Value) -> Result<&mut Map<String, Value>, Schema
         .ok_or_else(|| SchemaError::new("/$defs", "is not an object of schemas"))
 }
 
-/// Names for more definitions.
-pub(super) struct Names {
+/// Unused names for definitions.
+pub(super) struct DefinitionNames {
     taken: HashSet<String>,
 }
 
-impl Names {
+impl DefinitionNames {
     pub(super) fn of(definitions: &Map<String, Value>) -> Self {
         Self { taken: definitions.keys().cloned().collect() }
     }
 
-    /// The last part of a JSON Pointer, numbered where that is taken.
+    /// The last token of a JSON Pointer, with a number if that is taken.
     pub(super) fn fresh(&mut self, pointer: &str) -> String {
         let last = pointer.rsplit('/').next().unwrap_or_default();
         let base = pointer::unescape(last);

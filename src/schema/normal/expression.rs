@@ -1,21 +1,21 @@
-//! Regular expressions that ECMAScript takes only without the `u` flag, in the form that it takes
-//! with it.
+//! Rewrites regular expressions that ECMAScript accepts only without the `u` flag to ones that it
+//! accepts with the flag.
 //!
-//! JSON Schema asks for expressions that are valid with the flag, and its authors try them without
-//! (ECMA-262, annex B.1.2: a backslash before any character, braces and brackets that stand alone,
-//! `[\w-.]`, octal escapes). Some of these mean something else to the engine that runs them.
+//! JSON Schema requires expressions that are valid with the flag, but authors test them without it
+//! (ECMA-262, annex B.1.2: a backslash before any character, unpaired braces and brackets,
+//! `[\w-.]`, octal escapes). Some of these have another meaning in the engine that runs them.
 
 use std::borrow::Cow;
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-/// Characters that mean something outside of a class, so that a backslash before them stays.
+/// Characters with a meaning outside a class, before which a backslash is kept.
 const SYNTAX: &str = "^$\\.*+?()[]{}|/";
 
-/// The same in a class.
+/// Characters with a meaning in a class, before which a backslash is kept.
 const CLASS_SYNTAX: &str = "^\\[]-/";
 
-/// The expression in the stricter form. What is wrong in either stays as it is.
+/// The expression in the stricter form. What is invalid in both forms is kept.
 pub(super) fn rewritten(source: &str) -> Cow<'_, str> {
     if !source.contains(['\\', '{', '}', ']']) {
         return Cow::Borrowed(source);
@@ -35,7 +35,8 @@ struct Rewriting<'s> {
     source: &'s str,
     rest: Peekable<CharIndices<'s>>,
     groups: Groups,
-    /// Whether an engine runs the expression that knows the sets of characters of Unicode alone.
+    /// Whether the expression needs the backtracking engine, in which `\d` and `\w` are sets of
+    /// Unicode.
     backtracks: bool,
     written: String,
 }
@@ -87,7 +88,7 @@ impl Rewriting<'_> {
         }
     }
 
-    /// A character for itself.
+    /// Writes a literal character.
     fn literal(&mut self, c: char, syntax: &str) {
         if syntax.contains(c) {
             self.written.push('\\');
@@ -99,8 +100,8 @@ impl Rewriting<'_> {
         self.written.push_str(&format!("\\u{{{code:X}}}"));
     }
 
-    /// What follows a backslash. Letters that ECMAScript gives no meaning, and other languages do,
-    /// stay, and are errors then.
+    /// Rewrites an escape. Letters with a meaning in other languages, and none in ECMAScript, are
+    /// kept, and become errors.
     fn escape(&mut self, in_class: bool) {
         let syntax = if in_class { CLASS_SYNTAX } else { SYNTAX };
         let Some((at, c)) = self.rest.next() else { return self.written.push('\\') };
@@ -131,7 +132,7 @@ impl Rewriting<'_> {
         }
     }
 
-    /// A set of ASCII characters, as ECMAScript has it with the flag and without.
+    /// Writes a set of ASCII characters, as ECMAScript defines it with the flag and without.
     fn set(&mut self, letter: char, in_class: bool) {
         let characters = if letter.eq_ignore_ascii_case(&'d') { "0-9" } else { "A-Za-z0-9_" };
         match (letter.is_ascii_uppercase(), in_class) {
@@ -142,7 +143,7 @@ impl Rewriting<'_> {
         }
     }
 
-    /// An escape whose value follows in braces, as `\p{Lu}`.
+    /// Copies an escape with a value in braces, such as `\p{Lu}`.
     fn braced(&mut self, letter: char, at: usize) {
         self.written.extend(['\\', letter]);
         let braced = &self.source[at + 1..];
@@ -151,7 +152,7 @@ impl Rewriting<'_> {
         self.skip(braced[..length].chars().count());
     }
 
-    /// A `\u` with its digits. Two halves of a surrogate pair are one character with the flag.
+    /// Rewrites a `\u` with its digits. With the flag, a surrogate pair is one character.
     fn unicode(&mut self, at: usize) {
         let digits = |at| hex(self.source, at, 4);
         match digits(at + 1) {
@@ -174,8 +175,8 @@ impl Rewriting<'_> {
         }
     }
 
-    /// A reference back to a group, or else the number of a character: octal, or decimal digits that
-    /// stand for themselves.
+    /// Rewrites a back-reference to a group, or else an octal code of a character, or else literal
+    /// digits.
     fn number(&mut self, at: usize, in_class: bool) {
         let digits = &self.source[at..];
         let length = digits.bytes().take_while(u8::is_ascii_digit).take(6).count();
@@ -199,7 +200,7 @@ impl Rewriting<'_> {
         }
     }
 
-    /// A class, whose `[` was read. One that is empty, or the opposite, is not known to all engines.
+    /// Rewrites a class, whose `[` was read. Not all engines accept `[]` and `[^]`.
     fn class(&mut self) {
         let negated = self.rest.next_if(|(_, c)| *c == '^').is_some();
         if self.rest.next_if(|(_, c)| *c == ']').is_some() {
@@ -212,7 +213,7 @@ impl Rewriting<'_> {
             let mut is_a_set = false;
             match c {
                 ']' => return self.written.push(']'),
-                // No set is an end of a range.
+                // A set cannot be an end of a range.
                 '-' if (after_set || is_set(rest)) && !is_first && !rest.starts_with(']') => {
                     self.written.push_str("\\-");
                 }
@@ -237,7 +238,7 @@ fn is_set(text: &str) -> bool {
     })
 }
 
-/// The quantifier in braces that a text starts with.
+/// The quantifier in braces at the start of a text.
 fn quantifier(text: &str) -> Option<&str> {
     let end = text.find('}')?;
     let (least, most) = match text[1..end].split_once(',') {
@@ -259,7 +260,7 @@ mod tests {
     use super::rewritten;
 
     #[test]
-    fn expressions_that_are_valid_with_the_flag_stay() {
+    fn expressions_that_are_valid_with_the_flag_are_kept() {
         for same in [
             "^[a-z]{2,3}$",
             "a{3}b{4,}",

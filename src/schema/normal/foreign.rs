@@ -1,4 +1,4 @@
-//! What OpenAPI, Gemini and older drafts write, in JSON Schema's own words.
+//! Translates keywords of OpenAPI, Gemini and older drafts to JSON Schema.
 
 use std::collections::HashSet;
 
@@ -9,25 +9,25 @@ use super::scope::REFERENCES;
 use crate::schema::number;
 use crate::schema::shorten;
 
-/// Examples that go into a description.
+/// The most examples in a description.
 const MAX_EXAMPLES: usize = 5;
 
 const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 
-/// Names for a value of any type: in draft 3, and in Gemini's list of types.
+/// Names for any type: in draft 3, and in Gemini's list of types.
 const ANY_TYPE: [&str; 2] = ["any", "type_unspecified"];
 
-/// What becomes of a keyword that holds no schema.
+/// The translation of a keyword that contains no schema.
 pub(super) enum Plain {
     /// It is copied.
     Same,
-    /// It has another value.
+    /// Its value is replaced.
     Other(Value),
-    /// It is left out.
+    /// It is dropped.
     Nothing,
 }
 
-/// Translates a keyword that holds no schema, for itself.
+/// Translates a single keyword that contains no schema.
 pub(super) fn plain(keyword: &str, value: &Value, is_of_root: bool) -> Plain {
     match (keyword, value) {
         ("type", Value::String(name)) => match type_name(name) {
@@ -36,12 +36,12 @@ pub(super) fn plain(keyword: &str, value: &Value, is_of_root: bool) -> Plain {
             _ => Plain::Same,
         },
         ("type", Value::Array(names)) => type_names(names),
-        // Gemini's own example: only the root's is read.
+        // Gemini's `example`, which it reads only in the root.
         ("example", _) if is_of_root => Plain::Same,
         ("$comment" | "nullable" | "example" | "examples", _) => Plain::Nothing,
         ("deprecated" | "readOnly" | "writeOnly", value) if !value.is_boolean() => Plain::Nothing,
         ("title" | "description", value) if !value.is_string() => Plain::Nothing,
-        // Draft 3's, which is read with the object around.
+        // From draft 3: read with the object around it.
         ("required", Value::Bool(_)) => Plain::Nothing,
         // JSON forms of protocol buffers write integers of 64 bits as strings.
         (_, Value::String(digits)) if is_count(keyword) => match digits.parse::<u64>() {
@@ -57,7 +57,7 @@ fn is_count(keyword: &str) -> bool {
     counted.is_some_and(|what| matches!(what, "Items" | "Length" | "Properties"))
 }
 
-/// The type that is meant, however its letters are.
+/// The type with this name in any letter case.
 pub(super) fn type_name(name: &str) -> Option<&'static str> {
     let same = |known: &&&str| known.eq_ignore_ascii_case(name);
     if ANY_TYPE.iter().any(|any| same(&any)) {
@@ -86,7 +86,7 @@ pub(super) fn is_list_of_names(value: &Value) -> bool {
     value.as_array().is_some_and(|names| names.iter().all(Value::is_string))
 }
 
-/// Requires the properties that say themselves that they are required.
+/// Requires the properties that are marked as required in their own schemas.
 pub(super) fn require_marked(map: &Map<String, Value>, written: &mut Map<String, Value>) {
     let Some(Value::Object(properties)) = map.get("properties") else { return };
     if !written.contains_key("properties") {
@@ -106,7 +106,7 @@ pub(super) fn require_marked(map: &Map<String, Value>, written: &mut Map<String,
     }
 }
 
-/// Whether the schema says, as OpenAPI 3.0 does, that null is allowed too.
+/// Whether the schema allows null as well, in the way of OpenAPI 3.0.
 pub(super) fn is_nullable(map: &Map<String, Value>) -> bool {
     map.get("nullable") == Some(&Value::Bool(true))
 }
@@ -116,8 +116,7 @@ pub(super) fn stays_outside(keyword: &str) -> bool {
     ANNOTATIONS.contains(&keyword) || CONTAINERS.contains(&keyword)
 }
 
-/// Whether null is allowed by an alternative of its own: the schema has keywords that may rule it
-/// out in ways that are not seen here.
+/// Whether null needs a separate alternative, because other keywords of the schema may rule it out.
 pub(super) fn needs_alternative_for_null(map: &Map<String, Value>, draft: Draft) -> bool {
     const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "not", "if"];
     if !is_nullable(map) {
@@ -139,7 +138,7 @@ pub(super) fn needs_alternative_for_null(map: &Map<String, Value>, draft: Draft)
     combines && !is_plain_union()
 }
 
-/// Allows null beside what the keywords for single types allow.
+/// Allows null in addition to the types that the keywords allow.
 pub(super) fn allow_null(written: &mut Map<String, Value>) {
     if let Some(Value::Array(alternatives)) = written.get_mut("anyOf") {
         alternatives.push(json!({ "type": "null" }));
@@ -169,7 +168,7 @@ pub(super) fn allow_null(written: &mut Map<String, Value>) {
     }
 }
 
-/// The examples as a line for the description. That of the root stays a keyword.
+/// The examples as a line for the description. The root's `example` stays a keyword.
 pub(super) fn examples(map: &Map<String, Value>, is_root: bool) -> Option<String> {
     let single = map.get("example").filter(|_| !is_root);
     let several = map.get("examples").and_then(Value::as_array).into_iter().flatten();

@@ -1,6 +1,8 @@
-//! The keywords of JSON Schema, by draft, and what they hold.
+//! The keywords of JSON Schema by draft, and what they contain.
 
 use serde_json::{Map, Value};
+
+use crate::schema::pointer::escape;
 
 /// The draft that a schema is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,12 +12,12 @@ pub(super) enum Draft {
     Draft7,
     Draft201909,
     Draft202012,
-    /// None is declared: the keywords of all drafts mean what they say.
+    /// No draft is declared: the keywords of all drafts apply.
     Undeclared,
 }
 
 impl Draft {
-    /// The draft that `$schema` names. OpenAPI 3.1 takes that of 2020-12, and 3.0 a mixture.
+    /// The draft that `$schema` names. OpenAPI 3.1 uses 2020-12, and 3.0 a mixture.
     pub(super) fn named(uri: &str) -> Option<Self> {
         let uri = uri.trim();
         let name = uri.strip_prefix("https://").or_else(|| uri.strip_prefix("http://"));
@@ -27,7 +29,7 @@ impl Draft {
         let draft = draft.trim_start_matches("draft").trim_matches(['-', '/']);
         match draft.trim_start_matches('0') {
             "" => Some(Self::Undeclared),
-            // Draft 5 is draft 4 in other words.
+            // Draft 5 has the keywords of draft 4.
             "4" | "5" => Some(Self::Draft4),
             "6" => Some(Self::Draft6),
             "7" => Some(Self::Draft7),
@@ -37,12 +39,12 @@ impl Draft {
         }
     }
 
-    /// Before draft 2019-09, `$ref` silences the keywords beside it.
+    /// Whether the keywords beside a `$ref` are ignored, as before draft 2019-09.
     fn is_silenced(self, map: &Map<String, Value>) -> bool {
         self <= Self::Draft7 && map.get("$ref").is_some_and(Value::is_string)
     }
 
-    /// The name that a schema gives itself. In draft 4 the keyword is `id`.
+    /// The name that a schema declares for itself. In draft 4 the keyword is `id`.
     pub(super) fn identifier(self, map: &Map<String, Value>) -> Option<&str> {
         if self.is_silenced(map) {
             return None;
@@ -56,7 +58,7 @@ impl Draft {
     }
 }
 
-/// What a keyword's value is made of.
+/// What a keyword contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     /// No schema.
@@ -65,14 +67,15 @@ pub(super) enum Holds {
     Schema,
     /// An array of schemas.
     List,
-    /// An object of schemas by name. Some of its values may be none, as in `dependencies`.
+    /// An object of schemas by name. Some of its values may be other than schemas, as in
+    /// `dependencies`.
     Named,
 }
 
 /// A keyword that its draft knows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known<'k> {
-    /// What draft 2020-12 calls it.
+    /// Its name in draft 2020-12.
     pub(super) name: &'k str,
     pub(super) holds: Holds,
 }
@@ -93,7 +96,7 @@ pub(super) const ANNOTATIONS: [&str; 9] = [
 /// Keywords that only hold schemas for others to refer to.
 pub(super) const CONTAINERS: [&str; 2] = ["$defs", "definitions"];
 
-/// Keywords of Google's SDKs, which write JSON's names with underscores.
+/// Keywords of Google's SDKs, which write them with underscores.
 const UNDERSCORED: [(&str, &str); 11] = [
     ("any_of", "anyOf"),
     ("one_of", "oneOf"),
@@ -108,7 +111,7 @@ const UNDERSCORED: [(&str, &str); 11] = [
     ("property_ordering", "propertyOrdering"),
 ];
 
-/// What `keyword` means beside the others in `map`; none where the draft does not know it.
+/// The meaning of `keyword` beside the others in `map`; none when it is not in the draft.
 pub(super) fn known<'k>(
     map: &Map<String, Value>,
     keyword: &'k str,
@@ -128,11 +131,11 @@ pub(super) fn known<'k>(
     };
     let is_true = |keyword| map.get(keyword) == Some(&Value::Bool(true));
     match keyword {
-        // Tuples were `items` and `additionalItems` up to draft 2019-09. An array says so in any
-        // draft.
+        // Tuples were `items` and `additionalItems` up to draft 2019-09. An array in `items` is one
+        // in any draft.
         "items" if is_tuple() => Some(Known { name: "prefixItems", holds: Holds::List }),
         "additionalItems" => is_tuple().then_some(Known { name: "items", holds: Holds::Schema }),
-        // In draft 4 these are booleans that bear on the bound beside them.
+        // In draft 4 these are booleans that apply to the bound beside them.
         "exclusiveMinimum" | "exclusiveMaximum"
             if map.get(keyword).is_some_and(Value::is_boolean) =>
         {
@@ -144,6 +147,7 @@ pub(super) fn known<'k>(
         "maximum" if is_true("exclusiveMaximum") => {
             Some(Known { name: "exclusiveMaximum", holds: Holds::Plain })
         }
+        _ if !keyword.contains('_') => Some(Known { name: keyword, holds: holds(keyword, draft)? }),
         _ => match UNDERSCORED.iter().find(|(foreign, _)| *foreign == keyword) {
             Some((_, name)) if map.contains_key(*name) => None,
             Some((_, name)) => Some(Known { name, holds: holds(name, draft)? }),
@@ -158,7 +162,7 @@ fn holds(keyword: &str, draft: Draft) -> Option<Holds> {
         | "format" | "maxItems" | "maxLength" | "maxProperties" | "maximum" | "minItems"
         | "minLength" | "minProperties" | "minimum" | "multipleOf" | "pattern" | "required"
         | "title" | "type" | "uniqueItems" => (Draft::Draft4, Holds::Plain),
-        // Of OpenAPI and of Gemini.
+        // From OpenAPI and Gemini.
         "example" | "nullable" | "propertyOrdering" => (Draft::Draft4, Holds::Plain),
         // Without effect on values.
         "$comment" | "deprecated" | "examples" | "readOnly" | "writeOnly" => {
@@ -188,24 +192,55 @@ fn holds(keyword: &str, draft: Draft) -> Option<Holds> {
     (since <= draft).then_some(holds)
 }
 
-/// The schemas directly inside one, each with its JSON Pointer from there.
-pub(super) fn subschemas(
-    map: &Map<String, Value>,
-    draft: Draft,
-) -> impl Iterator<Item = (String, &Value)> {
-    map.iter().flat_map(move |(keyword, value)| {
-        let holds = known(map, keyword, draft).map_or(Holds::Plain, |known| known.holds);
-        let inside: Vec<(String, &Value)> = match (holds, value) {
-            (Holds::Named, Value::Object(named)) => named
-                .iter()
-                .map(|(name, v)| (format!("/{keyword}/{}", super::escape(name)), v))
-                .collect(),
-            (Holds::List, Value::Array(list)) => {
-                list.iter().enumerate().map(|(i, v)| (format!("/{keyword}/{i}"), v)).collect()
+/// The path of a schema in the one around it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Path<'m> {
+    Keyword(&'m str),
+    Named(&'m str, &'m str),
+    Listed(&'m str, usize),
+}
+
+impl Path<'_> {
+    /// Appends the path to the JSON Pointer of the schema around.
+    pub(super) fn push_to(self, pointer: &mut String) {
+        pointer.push('/');
+        match self {
+            Self::Keyword(keyword) => pointer.push_str(keyword),
+            Self::Named(keyword, name) => {
+                pointer.extend([keyword, "/", &escape(name)]);
             }
-            (Holds::Schema, _) => vec![(format!("/{keyword}"), value)],
-            _ => Vec::new(),
-        };
-        inside
-    })
+            Self::Listed(keyword, index) => {
+                pointer.extend([keyword, "/", &index.to_string()]);
+            }
+        }
+    }
+}
+
+/// Runs with each schema directly inside one.
+pub(super) fn subschemas<'m, E>(
+    map: &'m Map<String, Value>,
+    draft: Draft,
+    mut run: impl FnMut(Path<'m>, &'m Value) -> Result<(), E>,
+) -> Result<(), E> {
+    for (keyword, value) in map {
+        if !value.is_object() && !value.is_array() && !value.is_boolean() {
+            continue;
+        }
+        let holds = known(map, keyword, draft).map_or(Holds::Plain, |known| known.holds);
+        match (holds, value) {
+            (Holds::Named, Value::Object(named)) => {
+                for (name, value) in named {
+                    run(Path::Named(keyword, name), value)?;
+                }
+            }
+            (Holds::List, Value::Array(list)) => {
+                for (index, value) in list.iter().enumerate() {
+                    run(Path::Listed(keyword, index), value)?;
+                }
+            }
+            (Holds::Schema, _) => run(Path::Keyword(keyword), value)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }

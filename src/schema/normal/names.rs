@@ -1,4 +1,4 @@
-//! What the schemas of a document are called, and where its references lead.
+//! The names of the schemas in a document, and the resolution of its references.
 
 use std::collections::HashMap;
 
@@ -6,23 +6,23 @@ use jsonschema::uri;
 use serde_json::{Map, Value};
 
 use super::keyword::{Draft, Holds, known, subschemas};
-use super::pointer;
+use crate::schema::pointer;
 use crate::schema::work::{Stopped, Work};
 
-/// What relative names are resolved against where the document has no absolute one.
+/// The base for relative names in a document without an absolute name.
 const BASE: &str = "json-schema:///";
 
-/// The name under which a `$recursiveAnchor` is kept: no anchor is called that.
+/// The name that stands for a `$recursiveAnchor`; no anchor has an empty name.
 pub(super) const RECURSIVE: &str = "";
 
-/// A schema with a name of its own, in which references start that give only a fragment.
+/// A schema with its own name. References inside it that are only a fragment start from it.
 #[derive(Debug)]
-pub(super) struct Resource<'a> {
+pub(super) struct SchemaResource<'a> {
     pub(super) pointer: String,
     pub(super) draft: Draft,
     /// The resource around it.
     pub(super) parent: Option<usize>,
-    /// Its anchors that a `$dynamicRef` may lead to, with their schemas' JSON Pointers.
+    /// Its dynamic anchors, with the JSON Pointers of their schemas.
     pub(super) dynamic: Vec<(&'a str, String)>,
     uri: String,
 }
@@ -31,26 +31,26 @@ pub(super) struct Resource<'a> {
 #[derive(Debug)]
 pub(super) struct Names<'a> {
     root: &'a Value,
-    pub(super) resources: Vec<Resource<'a>>,
+    pub(super) resources: Vec<SchemaResource<'a>>,
     by_uri: HashMap<String, usize>,
     by_pointer: HashMap<String, usize>,
-    /// By the resource they are in.
+    /// The anchors of each resource.
     anchors: HashMap<(usize, &'a str), Anchor<'a>>,
 }
 
 #[derive(Debug)]
 struct Anchor<'a> {
     pointer: String,
-    /// Its name where a `$dynamicRef` to it may lead elsewhere.
+    /// Its name, if a `$dynamicRef` to it may lead elsewhere.
     dynamic: Option<&'a str>,
 }
 
-/// Where a reference leads.
+/// The target of a reference.
 #[derive(Debug)]
 pub(super) struct Found<'a> {
     pub(super) pointer: String,
     pub(super) resource: usize,
-    /// The anchor that it was found by, where a `$dynamicRef` may lead elsewhere.
+    /// The anchor by which it was found, if a `$dynamicRef` may lead elsewhere.
     pub(super) dynamic: Option<&'a str>,
 }
 
@@ -65,7 +65,7 @@ impl<'a> Names<'a> {
             anchors: HashMap::new(),
         };
         names.add_resource(String::new(), BASE.to_owned(), draft, None);
-        names.survey(root, "", 0, work)?;
+        names.survey(root, &mut String::new(), 0, work)?;
         names.forget_single_dynamic_anchors();
         Ok(names)
     }
@@ -73,21 +73,28 @@ impl<'a> Names<'a> {
     fn survey(
         &mut self,
         schema: &'a Value,
-        pointer: &str,
+        pointer: &mut String,
         resource: usize,
         work: &Work,
     ) -> Result<(), Stopped> {
         work.spend(1)?;
         let Value::Object(map) = schema else { return Ok(()) };
-        let resource = self.named(map, pointer, resource);
+        let mut resource = resource;
+        if map.keys().any(|keyword| keyword.starts_with('$') || keyword == "id") {
+            resource = self.named(map, pointer, resource);
+            self.add_anchors(map, pointer, resource);
+        }
         let draft = self.resources[resource].draft;
-        self.add_anchors(map, pointer, resource);
-        subschemas(map, draft).try_for_each(|(path, subschema)| {
-            self.survey(subschema, &format!("{pointer}{path}"), resource, work)
+        subschemas(map, draft, |path, subschema| {
+            let length = pointer.len();
+            path.push_to(pointer);
+            self.survey(subschema, pointer, resource, work)?;
+            pointer.truncate(length);
+            Ok(())
         })
     }
 
-    /// The resource that a schema starts, or else the one it is in.
+    /// The resource that a schema begins, or else the one it is in.
     fn named(&mut self, map: &'a Map<String, Value>, pointer: &str, around: usize) -> usize {
         let declared = map.get("$schema").and_then(Value::as_str).and_then(Draft::named);
         let draft = declared.unwrap_or(self.resources[around].draft);
@@ -115,14 +122,14 @@ impl<'a> Names<'a> {
         let index = self.resources.len();
         self.by_uri.entry(uri.clone()).or_insert(index);
         self.by_pointer.insert(pointer.clone(), index);
-        self.resources.push(Resource { pointer, draft, parent, dynamic: Vec::new(), uri });
+        self.resources.push(SchemaResource { pointer, draft, parent, dynamic: Vec::new(), uri });
         index
     }
 
     fn add_anchors(&mut self, map: &'a Map<String, Value>, pointer: &str, resource: usize) {
         let draft = self.resources[resource].draft;
         let text = |keyword| map.get(keyword).and_then(Value::as_str);
-        // Up to draft 7, an identifier of a fragment alone.
+        // Up to draft 7, an anchor is an identifier that is only a fragment.
         let fragment =
             draft.identifier(map).and_then(|id| id.split_once('#')).map(|(_, name)| name);
         let dynamic = text("$dynamicAnchor").filter(|_| draft >= Draft::Draft202012);
@@ -143,7 +150,8 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// An anchor that only one resource has is found from everywhere in the same place.
+    /// Makes an anchor that only one resource has a plain one: it leads to the same place from
+    /// everywhere.
     fn forget_single_dynamic_anchors(&mut self) {
         let mut uses: HashMap<&str, usize> = HashMap::new();
         for (name, _) in self.resources.iter().flat_map(|resource| &resource.dynamic) {
@@ -156,6 +164,9 @@ impl<'a> Names<'a> {
 
     /// The resource that the value at a JSON Pointer is in.
     pub(super) fn resource_of(&self, pointer: &str) -> usize {
+        if self.resources.len() == 1 {
+            return 0;
+        }
         let mut around = pointer;
         loop {
             match (self.by_pointer.get(around), around.rfind('/')) {
@@ -166,17 +177,20 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The resource that starts at a JSON Pointer.
+    /// The resource that begins at a JSON Pointer.
     pub(super) fn resource_at(&self, pointer: &str) -> Option<usize> {
+        if self.resources.len() == 1 {
+            return pointer.is_empty().then_some(0);
+        }
         self.by_pointer.get(pointer).copied()
     }
 
     pub(super) fn value(&self, pointer: &str) -> &'a Value {
-        self.root.pointer(pointer).unwrap_or(&Value::Null)
+        pointer::lookup(self.root, pointer).unwrap_or(&Value::Null)
     }
 
-    /// Whether one reads a schema at `pointer` when one reads the schema at `from`, which contains
-    /// it, keyword by keyword.
+    /// Whether reading the schema at `from` keyword by keyword also reads one at `pointer` inside
+    /// it.
     pub(super) fn is_read(&self, from: &str, pointer: &str) -> bool {
         let Some(path) = pointer.strip_prefix(from) else { return false };
         if !path.is_empty() && !path.starts_with('/') {
@@ -212,10 +226,10 @@ impl<'a> Names<'a> {
         true
     }
 
-    /// Where `reference` leads that is found in `resource`.
+    /// The target of `reference`, which is in `resource`.
     ///
     /// # Errors
-    /// Why it leads to no schema of the document.
+    /// Why it does not lead to a schema of the document.
     pub(super) fn resolve(&self, reference: &str, resource: usize) -> Result<Found<'a>, String> {
         let (name, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let resource = if name.is_empty() {
@@ -227,18 +241,19 @@ impl<'a> Names<'a> {
                 .get(&uri)
                 .ok_or_else(|| format!("{reference:?} is outside this schema and is not fetched"))?
         };
-        // Many generators number the pointer from the document, whatever names are in between.
+        // Many generators write pointers from the root of the document, whatever names are in
+        // between.
         [resource, 0]
             .into_iter()
             .find_map(|resource| self.fragment(fragment, resource))
             .ok_or_else(|| format!("{reference:?} refers to no schema"))
     }
 
-    /// The schema that a fragment names in a resource. Many generators leave fragments as they are,
-    /// without encoding them as parts of a URI: then they are taken literally.
+    /// The schema that a fragment names in a resource. Many generators do not encode fragments for
+    /// URIs, so they are also tried literally.
     fn fragment(&self, fragment: &str, resource: usize) -> Option<Found<'a>> {
         let decoded = pointer::percent_decode(fragment);
-        if let Some(anchor) = self.anchors.get(&(resource, decoded.as_str())) {
+        if let Some(anchor) = self.anchors.get(&(resource, &*decoded)) {
             return Some(Found {
                 pointer: anchor.pointer.clone(),
                 resource,
@@ -247,19 +262,18 @@ impl<'a> Names<'a> {
         }
         let start = &self.resources[resource].pointer;
         let value = self.value(start);
-        let rooted = format!("/{decoded}");
-        let path = [&decoded, fragment, &rooted]
-            .into_iter()
-            .find_map(|path| pointer::normalized(value, path))?;
+        let path = pointer::normalized(value, &decoded)
+            .or_else(|| pointer::normalized(value, fragment))
+            .or_else(|| pointer::normalized(value, &format!("/{decoded}")))?;
         let pointer = format!("{start}{path}");
         Some(Found { resource: self.resource_of(&pointer), pointer, dynamic: None })
     }
 }
 
-/// In bytes: longer names are not resolved, for each of many short ones could become as long.
+/// The longest name that is resolved, in bytes: each of many short names could become as long.
 const LONGEST_NAME: usize = 2048;
 
-/// A name as an absolute URI. One that is no URI reference stays as it is.
+/// A name as an absolute URI. A name that is not a URI reference is kept.
 fn absolute(base: &str, name: &str) -> String {
     let encoded = pointer::encode(name);
     if base.len() + encoded.len() > LONGEST_NAME {

@@ -1,13 +1,13 @@
-//! Where in the caller's schema stands what an error is about.
+//! Maps places in the canonical schema to places in the caller's.
 
 use std::collections::HashMap;
 
 use crate::schema::SchemaError;
 
-/// The places that differ between the caller's schema and the canonical one.
+/// The places that differ between the two schemas.
 #[derive(Debug, Default)]
 pub(in crate::schema) struct Places {
-    /// The caller's JSON Pointers by the new ones.
+    /// The caller's JSON Pointers, by the canonical ones.
     sources: HashMap<String, String>,
 }
 

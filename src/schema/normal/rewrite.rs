@@ -1,24 +1,23 @@
-//! The document written once more in the keywords of draft 2020-12 alone.
+//! Rewrites a document with the keywords of draft 2020-12 only.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
 use super::definitions;
-use super::escape;
 use super::expression;
 use super::foreign;
 use super::keyword::{CONTAINERS, Draft, Holds, Known, known};
 use super::places::Places;
-use super::pointer;
 use super::scope::{REFERENCES, Scope, Scopes, Target};
 use super::wrapper;
-use crate::schema::document::Limits;
+use crate::schema::document::SchemaLimits;
+use crate::schema::pointer::{self, escape};
 use crate::schema::work::Work;
 use crate::schema::{NotCompiled, SchemaError, shorten};
 
-/// How much larger the document may become than the caller's may be: what several references
-/// reach in different ways is written once for each.
+/// How much larger the rewritten document may be than the bound on the caller's: a schema that
+/// references reach in different scopes is written once for each.
 const GROWTH: usize = 2;
 
 pub(super) struct Rewriter<'a, 's, 'w> {
@@ -27,12 +26,13 @@ pub(super) struct Rewriter<'a, 's, 'w> {
     /// Values and bytes that may still be written.
     nodes_left: usize,
     bytes_left: usize,
-    /// Where the schema that is being written stands in the caller's document, and in the new one.
+    /// The JSON Pointers of the schema that is being written: in the caller's document, and in the
+    /// new one.
     source: String,
     place: String,
-    /// Where the targets of references are written.
+    /// The JSON Pointers of the targets of references in the new document.
     written: HashMap<Target, String>,
-    /// The places of the references, which are filled in at the end.
+    /// The places of the references, whose values are filled in at the end.
     references: Vec<(String, Target)>,
     places: Places,
 }
@@ -45,18 +45,18 @@ struct Within {
     draft: Draft,
 }
 
-/// A schema as far as it is written.
+/// A partly written schema.
 #[derive(Default)]
 struct Writing {
-    /// What annotates, and what is only referred to.
+    /// Annotations and definitions.
     outer: Map<String, Value>,
-    /// What restricts values; beside the rest unless null is allowed in spite of it.
+    /// Restrictions, if they are kept apart because null is allowed besides them.
     inner: Map<String, Value>,
     is_wrapped: bool,
 }
 
 impl Writing {
-    /// The JSON Pointer from the schema to where its keywords stand.
+    /// The JSON Pointer from the schema to its keywords.
     fn prefix(&self, keyword: &str) -> &'static str {
         if self.is_wrapped && !foreign::stays_outside(keyword) { "/anyOf/0" } else { "" }
     }
@@ -81,7 +81,7 @@ impl Writing {
 }
 
 impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
-    pub(super) fn new(scopes: &'s mut Scopes<'a>, limits: &Limits, work: &'w Work) -> Self {
+    pub(super) fn new(scopes: &'s mut Scopes<'a>, limits: &SchemaLimits, work: &'w Work) -> Self {
         Self {
             scopes,
             work,
@@ -102,7 +102,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         let extra = std::mem::take(&mut self.scopes.extra);
         if !extra.is_empty() {
             let added = definitions::of(&mut document)?;
-            let mut names = definitions::Names::of(added);
+            let mut names = definitions::DefinitionNames::of(added);
             let mut written = Vec::new();
             for target in extra {
                 let name = names.fresh(&target.pointer);
@@ -132,11 +132,16 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         self.schema(self.scopes.names.value(pointer), Within { resource, scope, draft })
     }
 
-    /// Runs with longer pointers, which are then restored.
-    fn inside<T>(&mut self, source: &str, place: &str, run: impl FnOnce(&mut Self) -> T) -> T {
+    /// Runs with parts appended to the pointers.
+    fn inside<T>(
+        &mut self,
+        source: &[&str],
+        place: &[&str],
+        run: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         let (source_length, place_length) = (self.source.len(), self.place.len());
-        self.source.push_str(source);
-        self.place.push_str(place);
+        self.source.extend(source.iter().copied());
+        self.place.extend(place.iter().copied());
         let result = run(self);
         self.source.truncate(source_length);
         self.place.truncate(place_length);
@@ -151,8 +156,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             }
             None => within,
         };
-        let target = Target { pointer: self.source.clone(), scope: within.scope };
-        if self.scopes.targets.contains(&target) {
+        if self.scopes.is_target(&self.source, within.scope) {
+            let target = Target { pointer: self.source.clone(), scope: within.scope };
             self.written.entry(target).or_insert_with(|| self.place.clone());
         }
         match schema {
@@ -179,8 +184,8 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         for (keyword, value) in map {
             self.count(1, keyword.len())?;
             let Some(known) = known(map, keyword, within.draft) else { continue };
-            let source = format!("/{}", escape(keyword));
-            let place = format!("{}/{}", writing.prefix(known.name), known.name);
+            let source = ["/", &escape(keyword)];
+            let place = [writing.prefix(known.name), "/", known.name];
             let written = self.inside(&source, &place, |rewriter| {
                 if keyword != known.name {
                     rewriter.places.add(&rewriter.place, &rewriter.source);
@@ -196,7 +201,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         Ok(Value::Object(self.finish(map, writing)))
     }
 
-    /// The value of a keyword; none where the keyword is left out.
+    /// The value of a keyword; none when the keyword is dropped.
     fn keyword(
         &mut self,
         known: Known<'_>,
@@ -212,7 +217,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             }
             (Holds::List, Value::Array(list)) => {
                 let schemas = list.iter().enumerate().map(|(i, schema)| {
-                    let path = format!("/{i}");
+                    let path = ["/", &i.to_string()];
                     self.inside(&path, &path, |rewriter| rewriter.schema(schema, within))
                 });
                 Ok(Some(Value::Array(schemas.collect::<Result<_, _>>()?)))
@@ -220,7 +225,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             (Holds::Named, Value::Object(named)) => {
                 self.named(known.name, named, within).map(|named| Some(Value::Object(named)))
             }
-            // PHP writes an empty object so.
+            // PHP writes an empty object like this.
             (Holds::Named, Value::Array(list)) if list.is_empty() => Ok(Some(json!({}))),
             (Holds::Plain, _) => self.plain(known.name, value, within),
             _ => self.copy(value).map(Some),
@@ -236,20 +241,20 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         let mut written = Map::with_capacity(named.len());
         for (name, value) in named {
             self.count(0, name.len())?;
-            // No schema, and nothing can refer to it: a comment, for the most part.
+            // Not a schema, and not a target of references: usually a comment.
             if CONTAINERS.contains(&keyword) && !(value.is_object() || value.is_boolean()) {
                 continue;
             }
             let mut key = name.clone();
             if keyword == "patternProperties" {
                 key = expression::rewritten(name).into_owned();
-                // Two forms of one expression both hold.
+                // Different forms of one expression all apply.
                 while written.contains_key(&key) {
                     key.push_str("(?:)");
                 }
             }
-            let source = format!("/{}", escape(name));
-            let place = format!("/{}", escape(&key));
+            let source = ["/", &escape(name)];
+            let place = ["/", &escape(&key)];
             let value = self.inside(&source, &place, |rewriter| {
                 if source != place {
                     rewriter.places.add(&rewriter.place, &rewriter.source);
@@ -316,7 +321,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         Ok(Value::Null)
     }
 
-    /// Writes references that depend on the way as plain ones.
+    /// Writes dynamic references as plain ones.
     fn add_dynamic_references(
         &mut self,
         map: &Map<String, Value>,
@@ -332,7 +337,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
             let listed = writing.list("allOf").map_or(0, |list| list.len());
             let path = if is_first { "/$ref".to_owned() } else { format!("/allOf/{listed}/$ref") };
             let place = format!("{}{path}", writing.prefix("$ref"));
-            let value = self.inside(&format!("/{keyword}"), &place, |rewriter| {
+            let value = self.inside(&["/", keyword], &[&place], |rewriter| {
                 rewriter.places.add(&rewriter.place, &rewriter.source);
                 rewriter.reference(keyword, reference, within)
             })?;
@@ -387,7 +392,7 @@ impl<'a, 's, 'w> Rewriter<'a, 's, 'w> {
         self.count(1, value.as_str().map_or(0, str::len))
     }
 
-    /// Counts what is about to be written.
+    /// Counts values and bytes before they are written.
     fn count(&mut self, nodes: usize, bytes: usize) -> Result<(), NotCompiled> {
         self.work.spend(nodes)?;
         let left = self.nodes_left.checked_sub(nodes).zip(self.bytes_left.checked_sub(bytes));

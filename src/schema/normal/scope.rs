@@ -1,11 +1,10 @@
-//! Where the references of a document lead in the end, those included that depend on the way that
-//! the validator came.
+//! Resolves the references of a document, including dynamic ones.
 //!
-//! A `$dynamicRef` leads to the outermost of the resources on that way that has its anchor. Those
-//! ways are followed here instead: a schema that is reached with several outcomes is read once for
-//! each. Then every reference is a plain one.
+//! A `$dynamicRef` leads to the outermost resource with its anchor on the path that the validator
+//! took. These paths are followed here: a schema that is reached in several scopes is read once for
+//! each. Afterwards every reference is a plain one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -14,38 +13,38 @@ use super::names::{Names, RECURSIVE};
 use crate::schema::work::Work;
 use crate::schema::{NotCompiled, SchemaError, shorten};
 
-/// Schemas that references reach in other ways than by their keywords: in unknown keywords, or
-/// once more with other dynamic anchors.
+/// The most schemas that are only reached by references: in unknown keywords, or again in another
+/// scope.
 const MAX_EXTRA: usize = 1_000;
 
-/// Anchors in all scopes together: each scope has its own copy.
+/// The most anchors in all scopes together, as each scope has a copy.
 const MAX_BOUND: usize = 100_000;
 
-/// The keywords that refer.
+/// The keywords for references.
 pub(super) const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
 
-/// The dynamic anchors that are bound on a way through the document, by an index.
+/// The index of the set of dynamic anchors that are bound on a path through the document.
 pub(super) type Scope = usize;
 
-/// A schema, and the scope that it is reached in.
+/// A schema, and the scope in which it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target {
     pub(super) pointer: String,
     pub(super) scope: Scope,
 }
 
-/// All ways through a document.
+/// All paths through a document.
 pub(super) struct Scopes<'a> {
     pub(super) names: Names<'a>,
-    /// The JSON Pointers that dynamic anchors are bound to.
+    /// The bindings of each scope: JSON Pointers by anchor.
     bound: Vec<BTreeMap<&'a str, String>>,
     indexes: HashMap<BTreeMap<&'a str, String>, Scope>,
     anchors: usize,
-    /// The scope that each resource has where it stands.
+    /// The scope of each resource at its own place.
     own: Vec<Scope>,
-    /// What references lead to.
-    pub(super) targets: HashSet<Target>,
-    /// Those of them that are not read where they stand.
+    /// The targets of references: the scopes in which each is reached, by JSON Pointer.
+    targets: HashMap<String, Vec<Scope>>,
+    /// The targets that are not read at their own place.
     pub(super) extra: Vec<Target>,
 }
 
@@ -53,7 +52,7 @@ impl<'a> Scopes<'a> {
     /// Follows all references.
     ///
     /// # Errors
-    /// One that leads to no schema of the document, or too many ways.
+    /// A reference that does not lead to a schema of the document, or too many paths.
     pub(super) fn of(names: Names<'a>, work: &Work) -> Result<Self, NotCompiled> {
         let mut scopes = Self {
             names,
@@ -61,7 +60,7 @@ impl<'a> Scopes<'a> {
             indexes: HashMap::from([(BTreeMap::new(), 0)]),
             anchors: 0,
             own: Vec::new(),
-            targets: HashSet::new(),
+            targets: HashMap::new(),
             extra: Vec::new(),
         };
         for resource in 0..scopes.names.resources.len() {
@@ -85,7 +84,8 @@ impl<'a> Scopes<'a> {
         self.own[0]
     }
 
-    /// The scope inside a resource that is entered from `scope`: what is bound stays so.
+    /// The scope inside a resource that is entered from `scope`. Anchors that are already bound
+    /// stay bound.
     pub(super) fn enter(&mut self, scope: Scope, resource: usize) -> Scope {
         let dynamic = &self.names.resources[resource].dynamic;
         let is_bound = |name: &&str| self.bound[scope].contains_key(name);
@@ -112,7 +112,7 @@ impl<'a> Scopes<'a> {
         Err(SchemaError::new(pointer, "its dynamic anchors combine in too many ways"))
     }
 
-    /// Where a reference leads that is found in `resource`, reached in `scope`.
+    /// The target of a reference in `resource`, which was reached in `scope`.
     pub(super) fn target(
         &mut self,
         keyword: &str,
@@ -140,13 +140,13 @@ impl<'a> Scopes<'a> {
     fn follow_all(&mut self, from: &Target, work: &Work) -> Result<(), NotCompiled> {
         let resource = self.names.resource_of(&from.pointer);
         let schema = self.names.value(&from.pointer);
-        self.follow(schema, &from.pointer, resource, from.scope, work)
+        self.follow(schema, &mut from.pointer.clone(), resource, from.scope, work)
     }
 
     fn follow(
         &mut self,
         schema: &'a Value,
-        pointer: &str,
+        pointer: &mut String,
         resource: usize,
         scope: Scope,
         work: &Work,
@@ -158,10 +158,16 @@ impl<'a> Scopes<'a> {
             None => (resource, scope),
         };
         self.check_anchors(pointer)?;
-        self.follow_own(map, pointer, resource, scope, work)?;
+        if map.keys().any(|keyword| keyword.starts_with('$')) {
+            self.follow_own(map, pointer, resource, scope, work)?;
+        }
         let draft = self.names.resources[resource].draft;
-        subschemas(map, draft).try_for_each(|(path, subschema)| {
-            self.follow(subschema, &format!("{pointer}{path}"), resource, scope, work)
+        subschemas(map, draft, |path, subschema| {
+            let length = pointer.len();
+            path.push_to(pointer);
+            self.follow(subschema, pointer, resource, scope, work)?;
+            pointer.truncate(length);
+            Ok(())
         })
     }
 
@@ -183,7 +189,12 @@ impl<'a> Scopes<'a> {
             let target = self.target(keyword, reference, resource, scope).map_err(|message| {
                 SchemaError::new(format!("{pointer}/{keyword}"), shorten(&message))
             })?;
-            if self.targets.insert(target.clone()) && !self.is_read_anyway(&target) {
+            if self.is_target(&target.pointer, target.scope) {
+                continue;
+            }
+            let scopes = self.targets.entry(target.pointer.clone()).or_default();
+            scopes.push(target.scope);
+            if !self.is_read_anyway(&target) {
                 self.extra.push(target);
                 if self.extra.len() > MAX_EXTRA {
                     let message = format!(
@@ -195,6 +206,11 @@ impl<'a> Scopes<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a reference leads to the schema at a JSON Pointer in this scope.
+    pub(super) fn is_target(&self, pointer: &str, scope: Scope) -> bool {
+        self.targets.get(pointer).is_some_and(|scopes| scopes.contains(&scope))
     }
 
     /// Whether a target is read with the document, or with another extra schema.

@@ -1,15 +1,15 @@
-//! Schemas that come in the wrapping of another API, and objects that are no schemas.
+//! Unwraps schemas from the formats of other APIs, and refuses objects that are not schemas.
 
 use serde_json::{Map, Value};
 
 use super::keyword::{ANNOTATIONS, Draft, known};
 use crate::schema::SchemaError;
 
-/// Wrappings one inside the other.
+/// The most nested wrappings.
 const MAX_WRAPPINGS: usize = 3;
 
-/// Where other APIs keep a schema: OpenAI's response formats and functions, MCP's and Anthropic's
-/// tools.
+/// The fields in which other APIs have a schema: OpenAI's response formats and functions, MCP's and
+/// Anthropic's tools.
 const SCHEMA_FIELDS: [&str; 9] = [
     "schema",
     "json_schema",
@@ -22,7 +22,7 @@ const SCHEMA_FIELDS: [&str; 9] = [
     "response_format",
 ];
 
-/// What stands beside it there.
+/// Other fields beside it.
 const OTHER_FIELDS: [&str; 9] = [
     "name",
     "type",
@@ -35,10 +35,10 @@ const OTHER_FIELDS: [&str; 9] = [
     "_meta",
 ];
 
-/// The values of `type` that name a wrapping.
+/// The values of `type` in a wrapping.
 const WRAPPINGS: [&str; 3] = ["json_schema", "function", "custom"];
 
-/// Names of types that other languages use, with JSON Schema's.
+/// Names of types in other languages, with those of JSON Schema.
 const TYPES_ELSEWHERE: [(&str, &str); 12] = [
     ("str", "string"),
     ("text", "string"),
@@ -65,7 +65,7 @@ pub(super) fn unwrapped(value: &Value) -> (&Value, String) {
     (schema, pointer)
 }
 
-/// The field with a schema in an object that is none itself.
+/// The field with a schema in an object that is not a schema itself.
 fn wrapped(map: &Map<String, Value>) -> Option<(&'static str, &Value)> {
     let kind = map.get("type").map(|kind| kind.as_str().unwrap_or_default());
     if kind.is_some_and(|kind| !WRAPPINGS.contains(&kind)) {
@@ -78,8 +78,7 @@ fn wrapped(map: &Map<String, Value>) -> Option<(&'static str, &Value)> {
     (others == 0 && is_wrapping && is_schema(inside)).then_some((field, inside))
 }
 
-/// Whether a value has what a schema or a wrapping has, unlike a field of that name in a map of
-/// fields.
+/// Whether a value looks like a schema or a wrapping, and not like a field in a map of fields.
 fn is_schema(value: &Value) -> bool {
     match value {
         Value::Object(map) => map.is_empty() || has_keyword(map) || wrapped(map).is_some(),
@@ -89,17 +88,17 @@ fn is_schema(value: &Value) -> bool {
 }
 
 fn has_keyword(map: &Map<String, Value>) -> bool {
-    let says_something = |keyword: &String| {
+    let is_restriction = |keyword: &String| {
         !ANNOTATIONS.contains(&keyword.as_str()) && known(map, keyword, Draft::Undeclared).is_some()
     };
-    map.keys().any(says_something)
+    map.keys().any(is_restriction)
 }
 
-/// Refuses an object in which no keyword of JSON Schema is found: read as a schema it would allow
-/// everything.
+/// Refuses an object without any keyword of JSON Schema, which would allow everything.
 pub(super) fn check(map: &Map<String, Value>) -> Result<(), SchemaError> {
     let is_annotation = |key: &String| ANNOTATIONS.contains(&key.as_str()) || key.starts_with('$');
-    // Fields may be called as annotations are, but no annotation is likely to be a type's name.
+    // A field may have the name of an annotation, but the text of an annotation is hardly the name
+    // of a type.
     let is_field = |(key, value): &(&String, &Value)| {
         !is_annotation(key) || value.as_str().is_some_and(|text| meant_type(text).is_some())
     };
@@ -126,7 +125,7 @@ pub(super) fn check(map: &Map<String, Value>) -> Result<(), SchemaError> {
     ))
 }
 
-/// The type that JSON Schema has for a name that someone gave one.
+/// The JSON Schema type that a name stands for.
 pub(super) fn meant_type(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     let known = ["string", "number", "integer", "boolean", "array", "object", "null"];

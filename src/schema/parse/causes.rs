@@ -1,11 +1,11 @@
-//! Why schemas allow no value, and where they say so.
+//! Records why schemas allow no value, and where.
 
 use super::{Parser, Stop};
 use crate::schema::SchemaError;
 use crate::schema::empty::Why;
 use crate::schema::shape::Node;
 
-/// What a node and a part of it are before the part is required of it, where either allows a value.
+/// The state of a node and a part before the node is narrowed by the part.
 pub(super) struct Emptied {
     had_value: bool,
     part_has_value: bool,
@@ -30,7 +30,7 @@ impl Parser<'_> {
         known.unwrap_or_else(|| SchemaError::new(pointer, "allows no value"))
     }
 
-    /// Leaves out the alternatives that allow nothing, once all is known that a schema says.
+    /// Removes the alternatives that allow nothing, once all keywords of a schema are read.
     pub(super) fn prune(&mut self, node: &mut Node, pointer: &str) -> Result<(), Stop> {
         let why = match &node.shapes[..] {
             [only] => only.why_empty(),
@@ -47,8 +47,8 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Notes why nothing is left of a node at the first of the places after the part at the second
-    /// was required of it.
+    /// Notes why a node allows nothing after it was narrowed by a part. `places` are the pointers
+    /// of the node and the part.
     pub(super) fn note_emptied(&mut self, emptied: &Emptied, places: (&str, &str)) {
         let (pointer, place) = places;
         if !emptied.had_value {

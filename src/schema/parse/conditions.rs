@@ -1,18 +1,18 @@
-//! The names that only conditions speak of.
+//! The names of properties that only conditions mention.
 //!
-//! An object is sent with the properties it lists, and Gemini adds no others. Where `then`, `else`
-//! or a dependency asks for one that is listed nowhere else, no answer would be valid.
+//! Gemini adds no properties to those that a sent object lists. If `then`, `else` or a dependency
+//! requires one that is not listed elsewhere, no answer would be valid, so it is listed too.
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::keywords::list;
 use super::{Parser, Stop};
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 use crate::schema::shape::{Node, Types};
 
 impl Parser<'_> {
-    /// Notes in the objects of `node` what the conditions of a schema speak of.
+    /// Adds to the objects of `node` the properties that the conditions of a schema mention.
     pub(super) fn mention_names(
         &mut self,
         node: &mut Node,
@@ -79,7 +79,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Adds the properties that a schema lists or asks for.
+    /// Adds the properties that a schema lists or requires.
     fn collect(
         &mut self,
         schema: &Value,
@@ -102,7 +102,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Adds the properties that a schema looks at, which may then have any value.
+    /// Adds the properties that a condition tests, which may have any value.
     fn collect_tested(
         &mut self,
         schema: &Value,

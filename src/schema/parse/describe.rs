@@ -1,4 +1,4 @@
-//! What the model is told in words, for no keyword of Gemini's says it.
+//! Descriptions of restrictions that Gemini has no keywords for.
 
 use std::io;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use super::{Parser, Stop};
 use crate::schema::metered::BYTES_PER_STEP;
 use crate::schema::shape::{MUST_SATISFY, Node};
 
-/// Nodes of a described schema in which references are spelled out.
+/// The most nodes of a described schema in which references are replaced by their targets.
 const MAX_DESCRIBED: usize = 200;
 
-/// In bytes: how long a schema may be to be repeated in a description.
+/// The longest schema that is repeated in a description, in bytes.
 const LONGEST_REPEATED: usize = 2_048;
 
-/// In bytes: what descriptions may repeat of any schema, however short.
+/// The bytes that descriptions may repeat of any schema, however short.
 const MIN_REPEATABLE: usize = 1_024;
 
-/// Assertions that neither of Gemini's dialects has.
+/// Assertions that both of Gemini's dialects lack.
 const DESCRIBED: [&str; 18] = [
     "contains",
     "contentEncoding",
@@ -40,7 +40,7 @@ const DESCRIBED: [&str; 18] = [
     "uniqueItems",
 ];
 
-/// In bytes: how much of a document its descriptions may repeat.
+/// How much of a document its descriptions may repeat, in bytes.
 pub(super) fn repeatable(document: &Value) -> usize {
     struct Counter(usize);
     impl io::Write for Counter {
@@ -59,7 +59,7 @@ pub(super) fn repeatable(document: &Value) -> usize {
 }
 
 impl Parser<'_> {
-    /// Describes the keywords of a schema that no node says.
+    /// Describes the keywords of a schema that a node cannot express.
     pub(super) fn describe_keywords(
         &mut self,
         node: &mut Node,
@@ -80,7 +80,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// The line of a description that repeats a schema, or names its keywords where it is too long.
+    /// The line of a description that repeats a schema, or names its keywords when it is too long.
     pub(super) fn must_satisfy(&mut self, schema: &Value) -> Result<Arc<str>, Stop> {
         let bytes = self.repeatable.min(LONGEST_REPEATED);
         let mut copy = Copy { trail: Vec::new(), bytes, nodes: MAX_DESCRIBED };
@@ -95,7 +95,8 @@ impl Parser<'_> {
         Ok(line.into())
     }
 
-    /// A schema for a description, where no reference can be looked up; none where it is too long.
+    /// A schema for a description, with references replaced by their targets; none when it is too
+    /// long.
     fn spelled_out(&mut self, schema: &Value, copy: &mut Copy) -> Result<Option<Value>, Stop> {
         let length = 1 + schema.as_str().map_or(0, str::len);
         self.take(1 + length / BYTES_PER_STEP)?;
@@ -141,16 +142,16 @@ impl Parser<'_> {
 
 /// A schema being copied.
 struct Copy {
-    /// The references around the place.
+    /// The references that were followed to the current place.
     trail: Vec<String>,
-    /// What may still be written.
+    /// The bytes that may still be written.
     bytes: usize,
     /// The nodes in which references are still followed.
     nodes: usize,
 }
 
-/// The line that describes the one pattern of names, and whether patterns must be described with
-/// their schemas: those of several are not told apart otherwise.
+/// The line that describes a single pattern of names, and whether patterns must be described with
+/// their schemas, as several must to be distinguished.
 fn names_of_properties(map: &Map<String, Value>) -> (Option<Arc<str>>, bool) {
     let Some(patterns) = map.get("patternProperties").and_then(Value::as_object) else {
         return (None, false);

@@ -1,4 +1,4 @@
-//! References that lead back to where they start.
+//! References that lead back to themselves.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::schema::SchemaError;
 use crate::schema::document::REFERENCES;
 
 impl Parser<'_> {
-    /// Refuses a definition that refers to itself without going into a property or an item.
+    /// Refuses a definition that refers to itself at the same place, outside properties and items.
     pub(super) fn ground(&mut self, target: &str, pointer: &str) -> Result<(), Stop> {
         match self.grounded.get(target) {
             Some(true) => return Ok(()),

@@ -1,4 +1,4 @@
-//! Single keywords of JSON Schema, as they are written.
+//! Reads single keywords of JSON Schema.
 
 use std::cmp::Ordering;
 
@@ -8,14 +8,18 @@ use crate::schema::number::{self, Bound};
 use crate::schema::shape::{Annotations, Types};
 
 pub(super) fn annotations(map: &Map<String, Value>) -> Annotations {
-    let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
-    Annotations {
-        title: text("title"),
-        description: text("description"),
-        default: map.get("default").cloned(),
-        example: map.get("example").cloned(),
-        described: Vec::new(),
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let mut annotations = Annotations::default();
+    for (keyword, value) in map {
+        match keyword.as_str() {
+            "title" => annotations.title = text(value),
+            "description" => annotations.description = text(value),
+            "default" => annotations.default = Some(Box::new(value.clone())),
+            "example" => annotations.example = Some(Box::new(value.clone())),
+            _ => {}
+        }
     }
+    annotations
 }
 
 pub(super) fn list<'m>(map: &'m Map<String, Value>, keyword: &str) -> &'m [Value] {
@@ -42,7 +46,16 @@ pub(super) fn values(map: &Map<String, Value>) -> Option<Vec<Value>> {
 }
 
 /// The narrower of an inclusive and an exclusive bound.
-pub(super) fn bound(
+pub(super) fn minimum(map: &Map<String, Value>) -> Option<Bound> {
+    bound(map, "minimum", "exclusiveMinimum", Ordering::Greater)
+}
+
+/// The narrower of an inclusive and an exclusive bound.
+pub(super) fn maximum(map: &Map<String, Value>) -> Option<Bound> {
+    bound(map, "maximum", "exclusiveMaximum", Ordering::Less)
+}
+
+fn bound(
     map: &Map<String, Value>,
     inclusive: &str,
     exclusive: &str,
@@ -55,8 +68,8 @@ pub(super) fn bound(
     Bound::narrow(end(inclusive, false), end(exclusive, true), narrower)
 }
 
-/// A length or a number of things; JSON Schema lets it be written 2.0.
-pub(super) fn count(map: &Map<String, Value>, keyword: &str) -> Option<u64> {
-    let integer = number::integer(map.get(keyword)?.as_number()?)?;
+/// A length or a count, which JSON Schema allows to be written as 2.0.
+pub(super) fn count(value: &Value) -> Option<u64> {
+    let integer = number::integer(value.as_number()?)?;
     u64::try_from(integer).ok()
 }

@@ -1,13 +1,11 @@
-//! The keywords of one schema, read into a shape.
-
-use std::cmp::Ordering;
+//! Reads the keywords of one schema into a shape.
 
 use serde_json::{Map, Value};
 
-use super::keywords::{bound, count, list, types, values};
+use super::keywords::{count, list, maximum, minimum, types, values};
 use super::{Parser, Stop};
-use crate::schema::document::escape;
-use crate::schema::shape::{Additional, Node, Shape, Types};
+use crate::schema::pointer::escape;
+use crate::schema::shape::{Additional, Node, Shape};
 
 impl Parser<'_> {
     pub(super) fn shape(
@@ -44,27 +42,27 @@ impl Parser<'_> {
     ) -> Result<(), Stop> {
         for (name, schema) in map.get("properties").and_then(Value::as_object).into_iter().flatten()
         {
-            let node = self.node(schema, &format!("{pointer}/properties/{}", escape(name)))?;
+            let node = self.node(schema, &[pointer, "/properties/", &escape(name)].concat())?;
             shape.properties.insert(name.clone(), node);
         }
         let names = list(map, "required").iter().filter_map(Value::as_str);
         shape.required = names.map(str::to_owned).collect();
         shape.additional = match map.get("additionalProperties") {
-            Some(Value::Bool(true)) => Additional::Welcome,
+            Some(Value::Bool(true)) => Additional::Allowed,
             Some(schema) => {
                 let node = self.node(schema, &format!("{pointer}/additionalProperties"))?;
                 Additional::Fitting(Box::new(node))
             }
             None => match map.get("unevaluatedProperties") {
-                None | Some(Value::Bool(false)) => Additional::Unsaid,
-                Some(_) => Additional::Welcome,
+                None | Some(Value::Bool(false)) => Additional::Unspecified,
+                Some(_) => Additional::Allowed,
             },
         };
         self.read_patterns(shape, map, pointer)
     }
 
-    /// What the properties may be whose names match patterns: no dialect has patterns of names, so
-    /// any name may have any of their schemas.
+    /// Reads the schemas of `patternProperties`. No dialect has patterns for names, so any name may
+    /// have any of the schemas.
     fn read_patterns(
         &mut self,
         shape: &mut Shape,
@@ -82,12 +80,12 @@ impl Parser<'_> {
             return Ok(());
         }
         shape.additional = match std::mem::take(&mut shape.additional) {
-            Additional::Welcome => Additional::Welcome,
+            Additional::Allowed => Additional::Allowed,
             Additional::Fitting(node) => {
                 nodes.push(*node);
                 Additional::Fitting(Box::new(Node::any_of(nodes, self)?))
             }
-            Additional::Unsaid | Additional::Matching(_) => {
+            Additional::Unspecified | Additional::Matching(_) => {
                 Additional::Matching(Box::new(Node::any_of(nodes, self)?))
             }
         };
@@ -95,19 +93,24 @@ impl Parser<'_> {
     }
 }
 
-/// Reads the keywords that hold no schemas.
+/// Reads the keywords that contain no schemas.
 fn read_scalars(shape: &mut Shape, map: &Map<String, Value>) {
-    let text = |keyword| map.get(keyword).and_then(Value::as_str).map(str::to_owned);
-    shape.types = map.get("type").map_or(Types::ALL, types);
-    shape.values = values(map);
-    shape.minimum = bound(map, "minimum", "exclusiveMinimum", Ordering::Greater);
-    shape.maximum = bound(map, "maximum", "exclusiveMaximum", Ordering::Less);
-    shape.min_length = count(map, "minLength");
-    shape.max_length = count(map, "maxLength");
-    shape.pattern = text("pattern");
-    shape.format = text("format");
-    shape.min_items = count(map, "minItems");
-    shape.max_items = count(map, "maxItems");
-    shape.min_properties = count(map, "minProperties");
-    shape.max_properties = count(map, "maxProperties");
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    for (keyword, value) in map {
+        match keyword.as_str() {
+            "type" => shape.types = types(value),
+            "enum" | "const" => shape.values = values(map),
+            "minimum" | "exclusiveMinimum" => shape.minimum = minimum(map),
+            "maximum" | "exclusiveMaximum" => shape.maximum = maximum(map),
+            "minLength" => shape.min_length = count(value),
+            "maxLength" => shape.max_length = count(value),
+            "pattern" => shape.pattern = text(value),
+            "format" => shape.format = text(value),
+            "minItems" => shape.min_items = count(value),
+            "maxItems" => shape.max_items = count(value),
+            "minProperties" => shape.min_properties = count(value),
+            "maxProperties" => shape.max_properties = count(value),
+            _ => {}
+        }
+    }
 }

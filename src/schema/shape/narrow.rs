@@ -11,13 +11,13 @@ use super::{Additional, MAX_SHAPES, Node, Shape};
 use crate::schema::number::{self, Bound};
 use crate::schema::parse::{Parser, Stop};
 
-/// A conjunction is written out as long as it is at most half as heavy again as its parts, and this
-/// much more: what stands beside a union is repeated in each of its alternatives.
+/// A conjunction is multiplied out as long as its weight is at most one and a half times that of
+/// its parts, plus this much. Keywords beside a union are repeated in each alternative.
 const WEIGHT_TO_SPARE: usize = 30;
 
 impl Node {
-    /// Narrows this to the values that `other` allows too. False where no node says that: then it
-    /// is narrowed by some of what `other` says, and `other` must be described.
+    /// Narrows this node to the values that `other` also allows. Returns false when no node can
+    /// express that: the result is then only partly narrowed, and `other` must be described.
     pub(in crate::schema) fn narrow(
         &mut self,
         mut other: Self,
@@ -25,11 +25,11 @@ impl Node {
     ) -> Result<bool, Stop> {
         let own = std::mem::take(&mut self.annotations);
         self.annotations = own.join(std::mem::take(&mut other.annotations));
-        if other.says_nothing() {
+        if other.allows_everything() {
             self.lift_annotations(&mut other);
             return Ok(true);
         }
-        if self.says_nothing() {
+        if self.allows_everything() {
             let mut own = std::mem::replace(self, other);
             std::mem::swap(&mut self.annotations, &mut own.annotations);
             self.lift_annotations(&mut own);
@@ -57,13 +57,17 @@ impl Node {
             if own.max(others) <= 1 {
                 break;
             }
-            let wider = if others >= own { &mut other } else { &mut *self };
-            wider.widen(parser)?;
+            let (wider, narrower) = match others >= own {
+                true => (&mut other, &*self),
+                false => (&mut *self, &other),
+            };
+            let left_open = wider.widen(parser)?;
+            wider.leave_to(narrower, &left_open);
             if wider.alternatives() >= own.max(others) {
                 break;
             }
         }
-        // What nearly all schemas are, and then nothing is copied.
+        // The usual case, in which nothing is copied.
         if let ([a], [b]) = (&mut self.shapes[..], &mut other.shapes[..]) {
             is_whole &= a.and(b, parser)?;
             if !a.settle(parser)? {
@@ -84,11 +88,21 @@ impl Node {
         Ok(is_whole)
     }
 
-    /// Lets properties be added that are not known here.
+    /// Drops the properties in `left_open` that `other` lists: some alternatives allow there
+    /// whatever `other` allows.
+    fn leave_to(&mut self, other: &Self, left_open: &HashSet<String>) {
+        let is_listed =
+            |name: &str| other.shapes.iter().all(|shape| shape.properties.contains_key(name));
+        for shape in &mut self.shapes {
+            shape.properties.retain(|name, _| !(left_open.contains(name) && is_listed(name)));
+        }
+    }
+
+    /// Allows additional properties, whose names are not known here.
     fn open(&mut self) {
         for shape in &mut self.shapes {
-            if shape.additional == Additional::Unsaid && !shape.properties.is_empty() {
-                shape.additional = Additional::Welcome;
+            if shape.additional == Additional::Unspecified && !shape.properties.is_empty() {
+                shape.additional = Additional::Allowed;
             }
         }
     }
@@ -104,7 +118,7 @@ impl Node {
         own * others > MAX_SHAPES || product > (weight + other_weight) * 3 / 2 + WEIGHT_TO_SPARE
     }
 
-    /// Takes over what a lone shape of `other` is annotated with.
+    /// Takes over the annotations of `other`'s only shape.
     fn lift_annotations(&mut self, other: &mut Self) {
         if let [shape] = &mut other.shapes[..] {
             let own = std::mem::take(&mut self.annotations);
@@ -122,13 +136,13 @@ impl Node {
 }
 
 impl Shape {
-    /// Narrows this to what `other` allows too, and says whether it then says all of both: otherwise
-    /// it says all of `self`. Nothing is left of `other`.
+    /// Narrows this shape to the values that `other` also allows. Returns false when the result
+    /// leaves out a restriction of `other`. Consumes the contents of `other`.
     fn and(&mut self, other: &mut Self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         parser.take(1)?;
         let own = std::mem::take(&mut self.annotations);
         let annotations = own.join(std::mem::take(&mut other.annotations));
-        let is_said = if other.is_unrestricted() {
+        let is_whole = if other.is_unrestricted() {
             Some(true)
         } else if self.is_unrestricted() {
             std::mem::swap(self, other);
@@ -137,7 +151,7 @@ impl Shape {
             (self.reference.is_some() || other.reference.is_some()).then_some(false)
         };
         self.annotations = annotations;
-        match is_said {
+        match is_whole {
             Some(is_whole) => Ok(is_whole),
             None => self.narrow_keywords(other, parser),
         }
@@ -156,7 +170,7 @@ impl Shape {
         self.max_items = min(self.max_items, other.max_items);
         self.min_properties = max(self.min_properties, other.min_properties);
         self.max_properties = min(self.max_properties, other.max_properties);
-        // `BTreeSet::append` would go through all of both.
+        // `BTreeSet::append` would visit all names of both.
         if self.required.len() < other.required.len() {
             std::mem::swap(&mut self.required, &mut other.required);
         }
@@ -217,7 +231,7 @@ impl Shape {
         Ok(is_whole)
     }
 
-    /// Adds names that only a condition speaks of, each with any of its schemas.
+    /// Adds names that only conditions mention, each with a disjunction of its schemas.
     pub(in crate::schema) fn mention(
         &mut self,
         names: IndexMap<String, Node>,
@@ -245,8 +259,8 @@ impl Additional {
                 **own = Node::any_of(vec![own_node, *other], parser)?;
             }
             (Self::Fitting(_), _)
-            | (Self::Welcome, Self::Unsaid | Self::Matching(_))
-            | (Self::Matching(_), Self::Unsaid) => {}
+            | (Self::Allowed, Self::Unspecified | Self::Matching(_))
+            | (Self::Matching(_), Self::Unspecified) => {}
             (_, other) => *self = other,
         }
         Ok(true)
@@ -262,7 +276,7 @@ fn copy_or_any(node: Option<&Node>, parser: &mut Parser<'_>) -> Result<Node, Sto
     node.map_or_else(|| Ok(Node::any()), |node| copy(node, parser))
 }
 
-/// Takes over a value where there is none; false where there is another one.
+/// Sets a value that is not set; false when another value is set.
 fn set_or_same(own: &mut Option<String>, other: Option<String>) -> bool {
     match (&*own, other) {
         (Some(own), Some(other)) => *own == other,
@@ -274,7 +288,7 @@ fn set_or_same(own: &mut Option<String>, other: Option<String>) -> bool {
     }
 }
 
-/// The values in both lists, where both are given.
+/// The values in both lists, if both are given.
 fn common_values(
     a: Option<Vec<Value>>,
     b: Option<Vec<Value>>,

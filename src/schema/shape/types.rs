@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::schema::number;
 
-/// A set of JSON's types. Numbers are in two parts, so that `integer` within `number` is plain
-/// set arithmetic.
+/// A set of JSON types. Integers and other numbers are separate members, so that `integer` is a
+/// subset of `number`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::schema) struct Types(u8);
 
@@ -22,7 +22,7 @@ impl Types {
     pub(in crate::schema) const OBJECT: Self = Self(1 << 6);
     pub(in crate::schema) const ALL: Self = Self((1 << 7) - 1);
 
-    /// The type JSON Schema calls `name`; none for a name it does not know.
+    /// The type with this name in JSON Schema; the empty set for an unknown name.
     pub(in crate::schema) fn named(name: &str) -> Self {
         match name {
             "null" => Self::NULL,

@@ -1,7 +1,7 @@
-//! Disjunctions, and what is left of one that has too many alternatives to be sent.
+//! Disjunctions, and their reduction when they have too many alternatives to be sent.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -10,12 +10,12 @@ use super::{Additional, Annotations, LONGEST_REPEATED, MAX_SHAPES, Node, Shape, 
 use crate::schema::number::{self, Bound};
 use crate::schema::parse::{Parser, Stop};
 
-/// The types that alternatives are gathered by.
+/// The types by which alternatives are grouped.
 const GROUPS: [Types; 6] =
     [Types::NULL, Types::BOOLEAN, Types::NUMBER, Types::STRING, Types::ARRAY, Types::OBJECT];
 
 impl Node {
-    /// A disjunction of nodes; what annotates each stays with its shapes.
+    /// A disjunction of nodes. Each keeps its annotations on its shapes.
     pub(in crate::schema) fn any_of(
         nodes: Vec<Self>,
         parser: &mut Parser<'_>,
@@ -23,16 +23,16 @@ impl Node {
         Ok(Self::union(nodes, parser)?.0)
     }
 
-    /// The same, and whether it says all that the nodes say.
+    /// A disjunction of nodes, and whether it is exact. Each keeps its annotations on its shapes.
     pub(in crate::schema) fn union(
         nodes: Vec<Self>,
         parser: &mut Parser<'_>,
     ) -> Result<(Self, bool), Stop> {
         let mut union = Self::never();
         let is_null = |node: &Self| node.alternatives() == 0 && node.annotations.is_empty();
-        let said_by_one = nodes.iter().filter(|node| !is_null(node)).count() == 1;
+        let has_one_alternative = nodes.iter().filter(|node| !is_null(node)).count() == 1;
         for node in nodes {
-            if said_by_one && node.alternatives() > 1 {
+            if has_one_alternative && node.alternatives() > 1 {
                 union.annotations = node.annotations;
                 union.shapes.extend(node.shapes);
             } else {
@@ -51,13 +51,13 @@ impl Node {
         Ok(())
     }
 
-    /// How many shapes there are, null apart: it is said beside the others.
+    /// The number of shapes without that of null, which is expressed beside the others.
     pub(super) fn alternatives(&self) -> usize {
         self.shapes.iter().filter(|shape| shape.types != Types::NULL).count()
     }
 
-    /// Says the same with fewer shapes; where they are too many still, with shapes that allow more.
-    /// False then.
+    /// Reduces the number of shapes. Returns false if it still has too many, and is replaced by
+    /// shapes that allow more.
     fn simplify(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         if self.shapes.len() < 2 {
             return Ok(true);
@@ -75,8 +75,8 @@ impl Node {
         Ok(false)
     }
 
-    /// Makes one shape of those that only list values; also of `annotated` ones, whose annotations
-    /// then become lines of one description.
+    /// Merges the shapes that only list values into one. With `annotated`, also those with
+    /// annotations, which become lines of one description.
     fn merge_constants(&mut self, annotated: bool, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut is_list = |shape: &mut Shape| {
             shape.values.is_some()
@@ -116,7 +116,7 @@ impl Node {
         Ok(())
     }
 
-    /// Drops shapes that are the same as another.
+    /// Removes duplicate shapes.
     fn merge_equals(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut kept: Vec<Shape> = Vec::new();
         for shape in std::mem::take(&mut self.shapes) {
@@ -129,15 +129,17 @@ impl Node {
         Ok(())
     }
 
-    /// Makes one shape for each type, which says what all shapes of that type have in common.
-    pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<(), Stop> {
+    /// Replaces the shapes by one for each type, with what all shapes of that type have in common.
+    /// Returns the names of properties that some shapes list, and others leave open.
+    pub(super) fn widen(&mut self, parser: &mut Parser<'_>) -> Result<HashSet<String>, Stop> {
+        let mut left_open = HashSet::new();
         let outer = parser.enter_merge();
         let is_expanded = self.expand(parser)?;
         let shapes = std::mem::take(&mut self.shapes);
         if !is_expanded {
             self.shapes = vec![Shape::default()];
         } else {
-            // Keywords bear on one type each, so one shape says those of all types.
+            // Each keyword applies to one type, so one shape can hold those of all types.
             let mut common = Shape { types: Types::NONE, ..Shape::default() };
             for group in GROUPS {
                 let mut members = Vec::new();
@@ -152,7 +154,7 @@ impl Node {
                 if members.is_empty() {
                     continue;
                 }
-                let wide = Shape::widest(members, parser)?;
+                let wide = Shape::widest(members, &mut left_open, parser)?;
                 if wide.values.is_some() || wide.format.is_some() {
                     self.shapes.push(wide);
                 } else {
@@ -164,15 +166,16 @@ impl Node {
             }
         }
         parser.leave_merge(outer);
-        Ok(())
+        Ok(left_open)
     }
 
-    /// Puts what references lead to in their place; false where one cannot be followed here.
+    /// Replaces references by their definitions; false when one cannot be followed here.
     pub(in crate::schema) fn expand(&mut self, parser: &mut Parser<'_>) -> Result<bool, Stop> {
         while self.shapes.iter().any(|shape| shape.reference.is_some()) {
             let mut shapes = Vec::with_capacity(self.shapes.len());
             let is_lone = self.shapes.len() == 1;
-            for shape in std::mem::take(&mut self.shapes) {
+            let mut rest = std::mem::take(&mut self.shapes).into_iter();
+            while let Some(shape) = rest.next() {
                 let target = match &shape.reference {
                     Some(pointer) => parser.expand(pointer)?,
                     None => {
@@ -182,6 +185,7 @@ impl Node {
                 };
                 let Some(mut node) = target else {
                     shapes.push(shape);
+                    shapes.extend(rest);
                     self.shapes = shapes;
                     return Ok(false);
                 };
@@ -201,7 +205,7 @@ impl Node {
 }
 
 impl Shape {
-    /// Whether the list of values is all that restricts.
+    /// Whether the list of values is the only restriction.
     fn only_lists_values(&mut self) -> bool {
         let values = self.values.take();
         let types = std::mem::replace(&mut self.types, Types::ALL);
@@ -210,7 +214,7 @@ impl Shape {
         only
     }
 
-    /// Takes over what another shape says of the values of one type.
+    /// Takes over the keywords of another shape for the values of one type.
     fn take_type(&mut self, other: Self, group: Types) {
         self.types = self.types | other.types;
         match group {
@@ -233,8 +237,12 @@ impl Shape {
         }
     }
 
-    /// A shape that allows what any of `shapes` allows, which are all of one type.
-    fn widest(shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
+    /// A shape that allows what any of `shapes` allows; these are all of one type.
+    fn widest(
+        shapes: Vec<Self>,
+        left_open: &mut HashSet<String>,
+        parser: &mut Parser<'_>,
+    ) -> Result<Self, Stop> {
         let all = |of: fn(&Self) -> Option<u64>, wider: fn(u64, u64) -> u64| {
             let counts: Option<Vec<u64>> = shapes.iter().map(of).collect();
             counts.and_then(|counts| counts.into_iter().reduce(wider))
@@ -260,6 +268,7 @@ impl Shape {
             ..Self::default()
         };
         wide.widen_items(&shapes, parser)?;
+        left_open.extend(names_left_open(&shapes));
         wide.widen_properties(shapes, parser)?;
         Ok(wide)
     }
@@ -284,7 +293,8 @@ impl Shape {
         Ok(())
     }
 
-    /// What a property may be by any of the shapes that list it, and by those that let any be added.
+    /// Allows for each property what any shape that lists it allows, and what the additional
+    /// properties of the others suggest.
     fn widen_properties(&mut self, shapes: Vec<Self>, parser: &mut Parser<'_>) -> Result<(), Stop> {
         let mut listed: IndexMap<String, Vec<Node>> = IndexMap::new();
         let mut mentioned: IndexMap<String, Vec<Node>> = IndexMap::new();
@@ -298,9 +308,9 @@ impl Shape {
             }
             added.push(shape.additional);
         }
-        let welcome = added.contains(&Additional::Welcome);
+        let is_allowed = added.contains(&Additional::Allowed);
         for (name, nodes) in listed {
-            let node = if welcome && nodes.len() < added.len() {
+            let node = if is_allowed && nodes.len() < added.len() {
                 Node::any()
             } else {
                 let others = (nodes.len() < added.len())
@@ -320,7 +330,7 @@ impl Shape {
 }
 
 impl Additional {
-    /// What an unlisted property is, where that is said and not impossible.
+    /// The schema of unlisted properties, if there is one that allows a value.
     fn suggestion(&self) -> Option<&Node> {
         match self {
             Self::Fitting(node) | Self::Matching(node) if !node.is_never() => Some(node),
@@ -329,13 +339,13 @@ impl Additional {
     }
 
     fn widest(all: Vec<Self>, parser: &mut Parser<'_>) -> Result<Self, Stop> {
-        if all.contains(&Self::Welcome) {
-            return Ok(Self::Welcome);
+        if all.contains(&Self::Allowed) {
+            return Ok(Self::Allowed);
         }
-        let is_unsaid = all.contains(&Self::Unsaid);
+        let any_unspecified = all.contains(&Self::Unspecified);
         let nodes: Vec<Node> = all.iter().filter_map(Self::suggestion).cloned().collect();
-        Ok(match (nodes.is_empty(), is_unsaid) {
-            (true, true) => Self::Unsaid,
+        Ok(match (nodes.is_empty(), any_unspecified) {
+            (true, true) => Self::Unspecified,
             (true, false) => Self::Fitting(Box::new(Node::never())),
             (false, _) => Self::Matching(Box::new(Node::any_of(nodes, parser)?)),
         })
@@ -355,6 +365,23 @@ fn widest_bound<'b>(
     })
 }
 
+/// The names that some shapes list, and that others neither list nor restrict.
+fn names_left_open(shapes: &[Shape]) -> HashSet<String> {
+    let (open, closed): (Vec<&Shape>, Vec<&Shape>) =
+        shapes.iter().partition(|shape| shape.additional == Additional::Unspecified);
+    let mut listed: HashMap<&String, usize> = HashMap::new();
+    for name in open.iter().flat_map(|shape| shape.properties.keys()) {
+        *listed.entry(name).or_default() += 1;
+    }
+    if !open.is_empty() {
+        for name in closed.iter().flat_map(|shape| shape.properties.keys()) {
+            listed.entry(name).or_default();
+        }
+    }
+    let left_open = listed.into_iter().filter(|(_, count)| *count < open.len());
+    left_open.map(|(name, _)| name.clone()).collect()
+}
+
 fn common_names(shapes: &[Shape]) -> BTreeSet<String> {
     let mut common = shapes[0].required.clone();
     for shape in &shapes[1..] {
@@ -363,7 +390,7 @@ fn common_names(shapes: &[Shape]) -> BTreeSet<String> {
     common
 }
 
-/// The values of all shapes; none where one of them does not list any.
+/// The values of all shapes; none when one of them lists no values.
 fn all_values(shapes: &[Shape]) -> Option<Vec<Value>> {
     let mut known = HashSet::new();
     let mut all = Vec::new();

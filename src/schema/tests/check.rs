@@ -12,7 +12,7 @@ fn nested(levels: usize, innermost: Value) -> Value {
 }
 
 #[test]
-fn recursion_that_doubles_at_every_step_costs_the_check_no_time() {
+fn recursion_that_doubles_at_every_step_does_not_slow_the_check() {
     for union in ["allOf", "anyOf"] {
         let items = json!({ "type": "array", "items": { "$ref": "#" } });
         let schema = compile(json!({ "not": { "const": 1 }, union: [items, items] }));
@@ -94,7 +94,7 @@ fn an_answer_deeper_than_any_stack_is_a_violation() {
 }
 
 #[test]
-fn work_on_a_deeper_stack_is_counted_and_stopped() {
+fn work_on_a_larger_stack_is_counted_and_stopped() {
     let inner = json!({ "items": { "$ref": "#" } });
     let schema = compile((0..45).fold(inner, |inner, _| json!({ "anyOf": [inner] })));
     let answer = Value::Array(vec![nested(100, json!(1)); 50]);
@@ -105,7 +105,7 @@ fn work_on_a_deeper_stack_is_counted_and_stopped() {
 }
 
 #[test]
-fn references_in_a_circle_for_one_value_end() {
+fn a_check_against_cyclic_references_ends() {
     for schema in [
         json!({ "not": { "$ref": "#" } }),
         json!({ "if": { "$ref": "#/$defs/a" }, "$defs": {
@@ -190,7 +190,7 @@ fn a_catastrophic_pattern_does_not_hang_the_check() {
 }
 
 #[test]
-fn violations_say_where_and_what() {
+fn violations_name_the_position_and_the_fault() {
     let schema = compile(json!({ "type": "object", "required": ["b"], "properties": {
         "a": { "type": "array", "items": { "type": "integer" } } } }));
     assert_eq!(violations(&schema, &json!({ "a": [1], "b": null })), Vec::<String>::new());
@@ -203,7 +203,7 @@ fn violations_say_where_and_what() {
 }
 
 #[test]
-fn the_check_is_the_callers_schema_not_the_dialects() {
+fn answers_are_checked_against_the_callers_schema_not_the_sent_one() {
     let schema = compile(json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] }));
     assert!(violations(&schema, &json!(1.5)).is_empty());
     assert_eq!(violations(&schema, &json!(1)).len(), 1);

@@ -33,7 +33,7 @@ fn contradictions_are_refused_with_their_reason() {
 }
 
 #[test]
-fn the_place_of_a_contradiction_is_the_innermost() {
+fn the_innermost_contradiction_is_reported() {
     assert_refused(
         json!({ "type": "object", "required": ["a"], "properties": { "a": { "type": "array",
             "minItems": 1, "items": { "anyOf": [{ "type": "integer", "enum": ["x"] }, false] } } } }),
@@ -60,7 +60,7 @@ fn the_place_of_a_contradiction_is_the_innermost() {
 }
 
 #[test]
-fn a_recursion_without_an_end_is_refused() {
+fn an_endless_recursion_is_refused() {
     let next = |required: bool, schema: serde_json::Value| {
         json!({ "$ref": "#/$defs/A", "$defs": { "A": { "type": "object",
             "properties": { "a": schema },

@@ -58,7 +58,7 @@ fn nullable_is_sent_as_such() {
 }
 
 #[test]
-fn types_are_known_whatever_the_case_of_their_letters() {
+fn types_are_recognised_in_any_letter_case() {
     let schema = json!({ "type": "OBJECT", "required": ["n"], "properties": {
         "n": { "type": "NUMBER" }, "s": { "type": "String" }, "l": { "type": "ARRAY",
         "items": { "type": ["INTEGER", "NULL"] }, "min_items": 1, "max_items": "2" },
@@ -133,7 +133,7 @@ fn an_empty_object_may_be_written_as_an_empty_array() {
 }
 
 #[test]
-fn wrappings_of_other_apis_are_taken_off() {
+fn schemas_are_unwrapped_from_other_apis_formats() {
     let schema = object_of(json!({ "type": "string" }));
     for wrapped in [
         json!({ "name": "person", "strict": true, "schema": schema }),
@@ -149,7 +149,7 @@ fn wrappings_of_other_apis_are_taken_off() {
 }
 
 #[test]
-fn objects_that_are_no_schema_are_refused() {
+fn objects_that_are_not_schemas_are_refused() {
     for schema in [
         json!({ "name": "string", "age": "integer" }),
         json!({ "name": { "type": "string" } }),

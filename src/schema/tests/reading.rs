@@ -36,7 +36,7 @@ fn references_are_followed_as_they_are_written() {
 }
 
 #[test]
-fn references_in_a_uris_encoding_are_followed() {
+fn percent_encoded_references_are_followed() {
     let schema = object_of(json!({ "$ref": "#/$defs/a%20%3Cb%3E~1c%25" }));
     let mut schema = schema;
     schema["$defs"] = json!({ "a <b>/c%": { "type": "string" } });
@@ -67,7 +67,7 @@ fn names_within_a_schema_are_followed() {
 }
 
 #[test]
-fn a_document_is_known_by_its_own_name() {
+fn a_document_may_refer_to_itself_by_name() {
     for reference in
         ["root.json#/$defs/s", "https://x.y/a/root.json#/$defs/s", "/a/root.json#/$defs/s"]
     {
@@ -78,7 +78,7 @@ fn a_document_is_known_by_its_own_name() {
 }
 
 #[test]
-fn names_that_nothing_refers_to_change_nothing() {
+fn unused_names_change_nothing() {
     let schema = json!({
         "$schema": "http://json-schema.org/draft-04/schema#",
         "id": "http://jsonschema.net",
@@ -91,7 +91,7 @@ fn names_that_nothing_refers_to_change_nothing() {
 }
 
 #[test]
-fn a_fragment_starts_in_the_schema_with_a_name_around_it() {
+fn a_fragment_is_resolved_in_the_named_schema_around_it() {
     let schema = json!({ "$id": "https://x.y/root", "type": "object", "$defs": { "s": { "type": "string" } },
         "properties": { "a": { "$id": "inner", "$ref": "#/$defs/s",
             "$defs": { "s": { "type": "integer" } } } } });
@@ -110,7 +110,7 @@ fn dynamic_references_lead_to_the_outermost_anchor() {
 }
 
 #[test]
-fn references_lead_into_keywords_that_are_unknown() {
+fn references_may_lead_into_unknown_keywords() {
     let schema = json!({ "type": "object", "properties": {
             "a": { "$ref": "#/components/schemas/A" } },
         "components": { "schemas": { "A": { "type": "array", "items": { "$ref": "#/components/schemas/B" } },
@@ -119,7 +119,7 @@ fn references_lead_into_keywords_that_are_unknown() {
 }
 
 #[test]
-fn old_syntax_is_read_without_a_declared_draft() {
+fn old_syntax_is_accepted_when_no_draft_is_declared() {
     let tuple = json!({ "type": "array", "items": [{ "type": "string" }, { "type": "integer" }],
         "additionalItems": false, "minItems": 2 });
     assert_takes(&tuple, json!(["a", 1]), json!(["a", 1, 2]));
@@ -135,7 +135,7 @@ fn old_syntax_is_read_without_a_declared_draft() {
 }
 
 #[test]
-fn keywords_of_other_drafts_than_the_declared_one_are_no_keywords() {
+fn keywords_of_other_drafts_than_the_declared_one_are_ignored() {
     let draft = |number: u8, keyword: &str, value: Value| {
         let uri = format!("http://json-schema.org/draft-0{number}/schema#");
         json!({ "$schema": uri, "type": "array", "items": { "type": "string" }, keyword: value })
@@ -156,7 +156,7 @@ fn keywords_of_other_drafts_than_the_declared_one_are_no_keywords() {
 }
 
 #[test]
-fn drafts_are_known_by_all_forms_of_their_names() {
+fn drafts_are_recognised_by_all_forms_of_their_uris() {
     for uri in [
         "http://json-schema.org/draft-07/schema",
         "https://json-schema.org/draft-07/schema#",
@@ -173,7 +173,7 @@ fn drafts_are_known_by_all_forms_of_their_names() {
 }
 
 #[test]
-fn expressions_that_are_valid_without_the_unicode_flag_are_taken() {
+fn expressions_that_are_valid_without_the_unicode_flag_are_accepted() {
     for (pattern, valid, invalid) in [
         (r"^\d{4}\-\d{2}$", "2024-01", "202401"),
         (r"^[\w-.]+\@[\w\_]+$", "a-b.c@d_e", "@"),
@@ -222,7 +222,7 @@ fn errors_name_the_place_in_the_callers_schema() {
 }
 
 #[test]
-fn what_references_reach_again_and_again_is_bounded() {
+fn repeated_references_are_bounded() {
     // Each reference leads to an unknown keyword that holds all the others.
     let mut schema = json!({ "type": "string" });
     for level in 0..40 {

@@ -77,7 +77,7 @@ fn a_cycle_of_two_definitions_is_opened_once() {
 }
 
 #[test]
-fn names_that_only_conditions_speak_of_are_listed_as_optional() {
+fn names_that_only_conditions_mention_are_listed_as_optional() {
     let string = json!({ "type": "STRING" });
     let kind = json!({ "type": "object", "properties": { "kind": { "enum": ["card", "iban"] } },
         "required": ["kind"] });
@@ -199,7 +199,7 @@ fn a_union_of_too_many_objects_keeps_what_they_have_in_common() {
 }
 
 #[test]
-fn null_is_no_alternative_of_a_union() {
+fn null_does_not_count_as_an_alternative_of_a_union() {
     let nullable = json!({ "anyOf": [{ "anyOf": events(64) }, { "type": "null" }] });
     let sent = sent_response_schema(object_of(nullable));
     assert_eq!(sent["properties"]["a"]["anyOf"].as_array().map(Vec::len), Some(64));
@@ -234,7 +234,7 @@ fn classes() -> Value {
 }
 
 #[test]
-fn references_stay_where_writing_them_out_costs_much() {
+fn references_are_kept_when_inlining_them_costs_much() {
     let schema = classes();
     let sent = sent_json_schema(schema.clone());
     assert_eq!(sent["properties"]["f1"], json!({ "$ref": "#/$defs/C1" }));
@@ -242,7 +242,7 @@ fn references_stay_where_writing_them_out_costs_much() {
 }
 
 #[test]
-fn a_deep_chain_of_definitions_keeps_its_references() {
+fn a_deep_chain_of_definitions_is_sent_with_references() {
     let mut definitions = Map::new();
     for i in 0..80 {
         let next = json!({ "$ref": format!("#/$defs/D{}", i + 1) });
@@ -296,7 +296,7 @@ fn long_schemas_are_not_repeated_in_descriptions() {
 }
 
 #[test]
-fn keywords_that_contradict_each_other_are_refused_with_their_place() {
+fn keywords_that_contradict_each_other_are_refused_with_their_position() {
     for (schema, place) in [
         (json!({ "type": "integer", "enum": ["60"] }), "/properties/a"),
         (json!({ "type": "string", "minLength": 3, "maxLength": 2 }), "/properties/a"),
@@ -310,4 +310,44 @@ fn keywords_that_contradict_each_other_are_refused_with_their_place() {
         outer["required"] = json!(["a"]);
         super::assert_refused(outer, place, "allows no value");
     }
+}
+
+/// Alternatives too heavy to be multiplied out are sent as what they have in common.
+#[test]
+fn a_property_that_one_alternative_leaves_open_keeps_the_keywords_beside_the_union() {
+    let list = |limit: Value| {
+        let with_limit = |i: usize| json!({ "const": format!("kind {i}"), "description": "One." });
+        let mut alternatives: Vec<Value> = (0..20)
+            .map(|i| json!({ "properties": { "kind": with_limit(i), "list": { "maxItems": 1 } } }))
+            .collect();
+        alternatives.push(json!({ "properties": { "kind": { "const": "long" }, "list": &limit } }));
+        if limit.is_null() {
+            alternatives[20]["properties"].as_object_mut().expect("properties").remove("list");
+        }
+        let text = json!({ "type": "string", "description": "A text." });
+        let beside: Map<String, Value> = ["a", "b", "c", "d", "e", "f", "kind"]
+            .iter()
+            .map(|name| ((*name).to_owned(), text.clone()))
+            .chain([("list".to_owned(), json!({ "type": "array", "items": text }))])
+            .collect();
+        let schema = json!({ "type": "object", "properties": beside, "anyOf": alternatives });
+        sent_response_schema(schema)["properties"]["list"].clone()
+    };
+    assert_eq!(list(json!({ "maxItems": 1 })).get("maxItems"), Some(&json!(1)));
+    let open = list(Value::Null);
+    assert_eq!((open["type"].as_str(), open.get("maxItems")), (Some("ARRAY"), None));
+}
+
+#[test]
+fn null_beside_a_reference_that_cannot_be_followed_is_kept() {
+    let narrowed = json!({ "allOf": [
+        { "properties": { "a": { "$ref": "#" } } },
+        { "properties": { "c": { "type": "string" } }, "additionalProperties": { "type": "null" } },
+    ] });
+    let sent = sent_json_schema(json!({
+        "anyOf": [{ "$ref": "#/$defs/A" }, { "type": "null" }],
+        "$defs": { "A": { "type": "object", "properties": { "b": narrowed } } },
+    }));
+    let alternatives = &sent["$defs"]["A"]["properties"]["b"]["properties"]["a"]["anyOf"];
+    assert_eq!(*alternatives, json!([{ "$ref": "#/$defs/A" }, { "type": "null" }]));
 }

@@ -55,7 +55,7 @@ fn properties_are_ordered_as_the_caller_has_them() {
 }
 
 #[test]
-fn references_are_inlined_with_what_is_said_beside_them() {
+fn references_are_inlined_with_the_keywords_beside_them() {
     for definitions in ["$defs", "definitions"] {
         assert_response_schema(
             json!({
@@ -71,7 +71,7 @@ fn references_are_inlined_with_what_is_said_beside_them() {
 }
 
 #[test]
-fn references_go_by_pointer_anchor_and_own_id() {
+fn references_are_resolved_by_pointer_anchor_and_own_id() {
     let root = |reference: &str| {
         json!({ "$id": "https://example.com/s", "type": "object", "properties": {
             "a/b %": { "$anchor": "here", "type": "boolean" }, "c": { "$ref": reference } } })
@@ -107,7 +107,7 @@ fn before_2019_a_reference_silences_its_siblings() {
 }
 
 #[test]
-fn recursion_stays_a_reference() {
+fn recursion_is_sent_as_a_reference() {
     assert_response_json_schema(
         json!({
             "type": "object",
@@ -165,7 +165,7 @@ fn recursion_may_start_at_the_root_or_anywhere() {
 }
 
 #[test]
-fn constants_and_enums() {
+fn constants_and_enums_are_sent_as_enums_or_bounds() {
     for (schema, expected) in [
         (json!({ "const": "x" }), json!({ "type": "STRING", "enum": ["x"] })),
         (json!({ "enum": ["x", "y"] }), json!({ "type": "STRING", "enum": ["x", "y"] })),
@@ -197,7 +197,7 @@ fn constants_and_enums() {
 }
 
 #[test]
-fn nullable_unions() {
+fn unions_with_null_are_sent_as_nullable() {
     let nullable = json!({ "type": "STRING", "nullable": true, "description": "d" });
     for schema in [
         json!({ "type": ["string", "null"], "description": "d" }),
@@ -299,7 +299,7 @@ fn all_of_is_merged() {
 }
 
 #[test]
-fn what_cannot_be_merged_is_described() {
+fn restrictions_that_cannot_be_merged_are_described() {
     assert_response_schema(
         json!({ "type": "string", "pattern": "a", "allOf": [{ "$ref": "#/$defs/B" }],
             "$defs": { "B": { "pattern": "b" } } }),
@@ -309,7 +309,7 @@ fn what_cannot_be_merged_is_described() {
 }
 
 #[test]
-fn what_neither_dialect_says_is_described() {
+fn keywords_that_neither_dialect_has_are_described() {
     for keyword in [
         json!({ "not": { "const": "x" } }),
         json!({ "if": { "minLength": 3 }, "then": { "pattern": "a" }, "else": false }),
@@ -336,7 +336,7 @@ fn what_neither_dialect_says_is_described() {
 }
 
 #[test]
-fn described_schemas_spell_their_references_out() {
+fn described_schemas_contain_the_targets_of_their_references() {
     assert_response_schema(
         json!({ "type": "string", "not": { "$ref": "#/$defs/No" },
             "$defs": { "No": { "const": "no" } } }),
@@ -346,7 +346,7 @@ fn described_schemas_spell_their_references_out() {
 }
 
 #[test]
-fn exclusive_bounds() {
+fn exclusive_bounds_become_inclusive_or_are_described() {
     assert_response_schema(
         json!({ "type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 9.5 }),
         json!({ "type": "INTEGER", "minimum": 1, "maximum": 9 }),
@@ -364,7 +364,7 @@ fn exclusive_bounds() {
 }
 
 #[test]
-fn formats_gemini_does_not_know_are_described() {
+fn formats_that_gemini_does_not_know_are_described() {
     for (schema, expected) in [
         (
             json!({ "type": "string", "format": "email" }),
@@ -398,7 +398,7 @@ fn a_required_name_is_a_property() {
 }
 
 #[test]
-fn only_response_json_schema_says_maps_tuples_and_open_objects() {
+fn maps_tuples_and_open_objects_are_sent_as_response_json_schema() {
     for schema in [
         json!({ "type": "array" }),
         json!({ "type": "object", "additionalProperties": { "type": "string" } }),
@@ -425,7 +425,7 @@ fn only_response_json_schema_says_maps_tuples_and_open_objects() {
 }
 
 #[test]
-fn no_restriction_is_any_json() {
+fn a_schema_without_restrictions_sends_none() {
     for schema in [
         json!(true),
         json!({}),
@@ -438,7 +438,7 @@ fn no_restriction_is_any_json() {
 }
 
 #[test]
-fn a_property_may_be_called_like_a_keyword() {
+fn a_property_may_have_the_name_of_a_keyword() {
     let string = json!({ "type": "STRING" });
     assert_response_schema(
         json!({ "type": "object", "properties": {

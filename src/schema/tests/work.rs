@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{LIMITS, assert_refused, compile, try_compile, violations};
-use crate::schema::{Dialect, Limits, NotCompiled, Schema, Stopped, Work};
+use crate::schema::{Dialect, NotCompiled, Schema, SchemaLimits, Stopped, Work};
 
 fn unlimited() -> Work {
     Work::until(CancellationToken::new())
@@ -50,7 +50,7 @@ fn compiling_takes_steps_in_proportion_to_the_schema() {
 }
 
 #[test]
-fn a_long_all_of_keeps_all_it_says() {
+fn a_long_all_of_keeps_all_its_restrictions() {
     let parts = numbered(
         3_000,
         |i| json!({ "properties": { format!("p{i}"): { "type": "string" } }, "required": [format!("p{i}")] }),
@@ -72,7 +72,7 @@ fn a_description_is_not_repeated_for_each_of_many_alternatives() {
 }
 
 #[test]
-fn an_enum_is_looked_up_and_not_searched() {
+fn checking_an_enum_takes_the_same_steps_for_any_length() {
     let answer = Value::Array(vec![json!({ "a": -1 }); 100]);
     let schema = |count| json!({ "type": "array", "items": { "enum": numbered(count, |i| json!({ "a": i })) } });
     assert_eq!(steps_to_check(&schema(100), &answer), steps_to_check(&schema(5_000), &answer));
@@ -92,14 +92,17 @@ fn an_enum_compares_as_json_schema_does() {
         assert_eq!(violations(&schema, &valid), Vec::<String>::new(), "{valid}");
     }
     for invalid in [json!(2), json!("2.5"), json!({ "a": [1] }), json!([1]), json!([]), json!({})] {
-        let said = violations(&schema, &invalid);
-        assert_eq!(said.len(), 1, "{invalid}");
-        assert!(said[0].starts_with("at the root: value is not one of 1, 2.5, \"1\""), "{said:?}");
+        let messages = violations(&schema, &invalid);
+        assert_eq!(messages.len(), 1, "{invalid}");
+        assert!(
+            messages[0].starts_with("at the root: value is not one of 1, 2.5, \"1\""),
+            "{messages:?}"
+        );
     }
 }
 
 #[test]
-fn a_check_stops_in_the_midst_of_the_validator() {
+fn a_check_can_be_stopped_inside_the_validator() {
     let alternatives = numbered(1_000, |i| json!({ "const": { "a": i } }));
     let schema = compile(json!({ "items": { "anyOf": alternatives } }));
     let answer = Value::Array(vec![json!({ "a": -1 }); 1_000]);
@@ -120,7 +123,26 @@ fn violations_are_collected_within_the_steps_of_the_check() {
 }
 
 #[test]
-fn compiling_stops_when_it_is_told_to() {
+fn most_expressions_of_a_large_schema_are_compiled_when_they_are_first_matched() {
+    let pattern = |i: usize| format!("^([A-Z][a-z]*-){{1,9}}{i}$");
+    let properties: serde_json::Map<String, Value> =
+        (0..2_000).map(|i| (format!("p{i}"), json!({ "pattern": pattern(i) }))).collect();
+    let schema = json!({ "properties": properties });
+    let steps = steps_to_compile(&schema);
+    assert!(steps < 200_000, "{steps}");
+    let last = json!({ "p1999": "Ab-C-1999" });
+    assert!(steps_to_check(&schema, &last) > 512, "compiling the expression is counted");
+    let schema = compile(schema);
+    assert_eq!(violations(&schema, &last), Vec::<String>::new());
+    let expected = [format!("at /p1998: value does not match \"{}\"", pattern(1998))];
+    assert_eq!(violations(&schema, &json!({ "p1998": "Ab-C-1999" })), expected);
+    let brief = Work::brief();
+    brief.spend(16_000).expect("a brief work has as many steps");
+    assert_eq!(schema.violations(&json!({ "p1997": "A-1997" }), &brief), Err(Stopped));
+}
+
+#[test]
+fn compiling_stops_when_the_work_is_stopped() {
     let patterns = numbered(200, |i| json!({ "pattern": format!("[a-z]{{{i}}}") }));
     let schema = json!({ "anyOf": patterns });
     let cancelled = CancellationToken::new();
@@ -132,7 +154,7 @@ fn compiling_stops_when_it_is_told_to() {
 }
 
 #[test]
-fn violations_of_a_wide_answer_are_not_collected_without_end() {
+fn collecting_violations_of_a_wide_answer_is_bounded() {
     let alternatives = numbered(300, |i| json!({ "const": i }));
     let schema = compile(json!({ "items": { "anyOf": alternatives } }));
     let answer = Value::Array(vec![json!(-1); 20_000]);
@@ -143,7 +165,7 @@ fn violations_of_a_wide_answer_are_not_collected_without_end() {
 }
 
 #[test]
-fn a_text_is_not_matched_where_that_could_take_long() {
+fn a_text_that_is_too_long_for_its_pattern_is_not_matched() {
     let too_long = ["at the root: a text is too long to be matched against its pattern"];
     for (pattern, length) in [("(?=.*b)a", 9_000), ("^([a-z]+-){2000}$", 20_000)] {
         let schema = compile(json!({ "type": "string", "pattern": pattern }));
@@ -158,8 +180,8 @@ fn a_text_is_not_matched_where_that_could_take_long() {
 }
 
 #[test]
-fn a_schema_past_its_bounds_is_refused_by_their_names() {
-    let limits = Limits { bytes: 100, nodes: 10 };
+fn a_schema_beyond_a_bound_is_refused_with_the_name_of_the_setting() {
+    let limits = SchemaLimits { bytes: 100, nodes: 10 };
     let refused = |text: &str| match Schema::read(text, &limits, &unlimited()) {
         Err(NotCompiled::Unusable(error)) => error.to_string(),
         other => panic!("{other:?}"),

@@ -1,31 +1,32 @@
 //! Cycles of references in `responseJsonSchema`.
 //!
-//! Gemini takes them only through properties that are not required (Gemini API, `GenerationConfig`
-//! reference). Its error is quoted as less strict, with nullable properties and arrays that may be
-//! empty let through; what is documented is safe. So a required property that closes a cycle is
-//! sent as optional, and its description says that it is required: the check of the answer is by
-//! the caller's schema.
+//! Gemini accepts them only through properties that are not required (Gemini API,
+//! `GenerationConfig` reference). Its error message is less strict, and also allows nullable
+//! properties and arrays that may be empty; the documented rule is the safe one. So a required
+//! property that closes a cycle is sent as optional, and the description says that it is required.
+//! The answer is checked against the caller's schema.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::schema::document::escape;
+use crate::schema::pointer::escape;
 
-/// How often the cycles that are left are searched for before all that could close one is opened.
+/// The most searches for remaining cycles before every required property with a reference becomes
+/// optional.
 const MAX_ROUNDS: usize = 16;
 
-/// A property that an object requires: the object's JSON Pointer, and the name.
+/// A required property: the JSON Pointer of the object, and the name.
 type Required = (String, String);
 
-/// A reference that a value of a definition cannot do without.
+/// A reference that every value of a definition includes.
 struct Edge {
     target: usize,
     /// The innermost required property around the reference.
     required: Option<Required>,
 }
 
-/// Takes the properties that close a cycle out of `required`.
+/// Removes the properties that close a cycle from `required`.
 pub(super) fn open_required_cycles(schema: &mut Value) {
     let names: Vec<String> =
         schema["$defs"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
@@ -83,7 +84,7 @@ impl Walk<'_> {
     }
 }
 
-/// The required properties without which there is no cycle, but of arrays alone.
+/// The required properties to make optional, so that no cycle is left except through arrays alone.
 fn closing(edges: &[Vec<Edge>]) -> Vec<Required> {
     let mut optional = HashSet::new();
     let mut order = Vec::new();
@@ -98,8 +99,8 @@ fn closing(edges: &[Vec<Edge>]) -> Vec<Required> {
     order
 }
 
-/// Goes through the references depth first, and makes a property optional for each that leads back.
-/// False where one was made optional that stands further up, so that other ways may still close.
+/// Follows the references depth first, and makes a property optional for each reference that closes
+/// a cycle. Returns false if one further up was made optional, so that other cycles may remain.
 fn open_found(
     edges: &[Vec<Edge>],
     optional: &mut HashSet<Required>,
@@ -112,7 +113,7 @@ fn open_found(
             continue;
         }
         open[start] = true;
-        // Each definition on the way, with the number of references followed from it.
+        // The definitions on the current path, each with the number of references followed from it.
         let mut way: Vec<(usize, usize)> = vec![(start, 0)];
         while let Some((here, next)) = way.last_mut() {
             let here = *here;
@@ -158,7 +159,7 @@ fn make_optional(object: &mut Map<String, Value>, names: &[String]) {
     }
     let line = format!("Required: {}", names.join(", "));
     let description = match object.get("description").and_then(Value::as_str) {
-        Some(said) => format!("{said}\n{line}"),
+        Some(description) => format!("{description}\n{line}"),
         None => line,
     };
     object.insert("description".to_owned(), description.into());

@@ -1,8 +1,8 @@
-//! The forms of value that Gemini's schemas tell apart.
+//! The kinds of value that Gemini's schemas distinguish.
 
 use crate::schema::shape::{Shape, Types};
 
-/// One form of value that a shape allows; null is handled apart, as `nullable` or as a type.
+/// One kind of value that a shape allows. Null is handled separately, as `nullable` or as a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Any,
@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    /// In the order of JSON Schema's own list of types.
+    /// The kinds that a shape allows, in the order in which JSON Schema lists the types.
     pub(super) fn of(shape: &Shape) -> Vec<Self> {
         if shape.reference.is_some() {
             return vec![Self::Reference];

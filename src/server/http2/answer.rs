@@ -13,8 +13,9 @@ use futures_util::task::AtomicWaker;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
-use crate::server::connection::{BUFFER, poll_timer};
 use crate::server::connections::RequestGuard;
+use crate::server::stream::BUFFER;
+use crate::server::timer::poll_timer;
 
 tokio::task_local! {
     /// The progress of the stream that is polled now.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 
 /// How many batches are kept. The oldest is dropped first.
 const KEPT: usize = 1_000;
@@ -60,7 +60,7 @@ impl Batches {
         batch: Batch,
         limit: Option<u64>,
         now: Instant,
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Value, ErrorResponse> {
         let mut batches = self.batches();
         let own = batches.iter().filter(|other| other.owner == batch.owner && other.is_active(now));
         let (mut active, mut tokens) = (0, batch.tokens);
@@ -69,7 +69,7 @@ impl Batches {
             tokens += if other.model == batch.model { other.tokens } else { 0 };
         }
         if active >= MAX_ACTIVE || limit.is_some_and(|limit| tokens > limit) {
-            return Err(Refusal::batch_limit());
+            return Err(ErrorResponse::batch_limit());
         }
         let operation = batch.operation(now);
         if batches.len() == KEPT {
@@ -93,13 +93,13 @@ impl Batches {
     }
 
     /// The operation of a batch.
-    pub fn read(&self, owner: u64, id: &str, now: Instant) -> Result<Value, Refusal> {
+    pub fn read(&self, owner: u64, id: &str, now: Instant) -> Result<Value, ErrorResponse> {
         let batches = self.batches();
         position(&batches, owner, id).map(|index| batches[index].operation(now))
     }
 
     /// Cancels a batch, unless it has ended.
-    pub fn cancel(&self, owner: u64, id: &str, now: Instant) -> Result<Value, Refusal> {
+    pub fn cancel(&self, owner: u64, id: &str, now: Instant) -> Result<Value, ErrorResponse> {
         let mut batches = self.batches();
         let index = position(&batches, owner, id)?;
         let batch = &mut batches[index];
@@ -108,7 +108,7 @@ impl Batches {
     }
 
     /// Forgets a batch, and with it the tokens that it holds.
-    pub fn delete(&self, owner: u64, id: &str) -> Result<Value, Refusal> {
+    pub fn delete(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         let mut batches = self.batches();
         let index = position(&batches, owner, id)?;
         batches.remove(index);
@@ -120,10 +120,10 @@ impl Batches {
     }
 }
 
-fn position(batches: &VecDeque<Batch>, owner: u64, id: &str) -> Result<usize, Refusal> {
+fn position(batches: &VecDeque<Batch>, owner: u64, id: &str) -> Result<usize, ErrorResponse> {
     let name = format!("batches/{id}");
     let found = batches.iter().position(|batch| batch.owner == owner && batch.name == name);
-    found.ok_or_else(|| Refusal::not_found(&name))
+    found.ok_or_else(|| ErrorResponse::not_found(&name))
 }
 
 impl Batch {

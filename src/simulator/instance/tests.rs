@@ -131,7 +131,7 @@ fn geminis_own_dialect_is_read() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_value_and_strings_say_the_prompt() {
+fn the_same_seed_gives_the_same_value_and_strings_quote_the_prompt() {
     let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}});
     let value = fitting(&schema, "who?", 7);
     assert_eq!(value, fitting(&schema, "who?", 7));

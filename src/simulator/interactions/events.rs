@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use crate::simulator::response::pieces;
 
 /// A server-sent event with a name.
-pub(super) struct Event {
+pub(super) struct InteractionEvent {
     name: &'static str,
     data: Value,
 }
 
-impl Event {
+impl InteractionEvent {
     fn new(name: &'static str, mut data: Value) -> Self {
         data["event_type"] = name.into();
         Self { name, data }
@@ -36,9 +36,9 @@ pub(super) fn event_id(number: usize) -> String {
     format!("evt_{number}")
 }
 
-/// The events of an interaction, whose text comes in at most so many chunks. The order is that of
+/// The events of an interaction, whose text is sent in at most so many chunks. The order is that of
 /// recorded streams.
-pub(super) fn events(object: &Value, chunks: usize) -> Vec<Event> {
+pub(super) fn events(object: &Value, chunks: usize) -> Vec<InteractionEvent> {
     let mut started = object.clone();
     if let Some(started) = started.as_object_mut() {
         let kept = ["id", "status", "object", "model", "agent"];
@@ -47,28 +47,29 @@ pub(super) fn events(object: &Value, chunks: usize) -> Vec<Event> {
     }
     let update = json!({"interaction_id": object["id"], "status": "in_progress"});
     let mut events = vec![
-        Event::new("interaction.created", json!({"interaction": started})),
-        Event::new("interaction.status_update", update),
+        InteractionEvent::new("interaction.created", json!({"interaction": started})),
+        InteractionEvent::new("interaction.status_update", update),
     ];
     for (index, step) in object["steps"].as_array().into_iter().flatten().enumerate() {
         let (step, deltas) = deltas(step, chunks);
-        events.push(Event::new("step.start", json!({"index": index, "step": step})));
-        let delta =
-            |delta: Value| Event::new("step.delta", json!({"index": index, "delta": delta}));
+        events.push(InteractionEvent::new("step.start", json!({"index": index, "step": step})));
+        let delta = |delta: Value| {
+            InteractionEvent::new("step.delta", json!({"index": index, "delta": delta}))
+        };
         events.extend(deltas.into_iter().map(delta));
-        events.push(Event::new("step.stop", json!({"index": index})));
+        events.push(InteractionEvent::new("step.stop", json!({"index": index})));
     }
     events.push(completed(object));
     events
 }
 
 /// The last event: the interaction without its steps.
-pub(super) fn completed(object: &Value) -> Event {
+pub(super) fn completed(object: &Value) -> InteractionEvent {
     let mut ended = object.clone();
     if let Some(ended) = ended.as_object_mut() {
         ended.shift_remove("steps");
     }
-    Event::new("interaction.completed", json!({"interaction": ended}))
+    InteractionEvent::new("interaction.completed", json!({"interaction": ended}))
 }
 
 /// A step as it starts, and its deltas.

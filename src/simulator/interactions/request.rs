@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 use crate::simulator::repeated::OneOrMany;
 use crate::simulator::request::{Content, GenerateContentRequest, GenerationConfig, Part, Text};
 
@@ -78,14 +78,16 @@ impl<'a> InteractionRequest<'a> {
     /// # Errors
     ///
     /// Refuses a request that names neither or both.
-    pub fn name(&self) -> Result<&str, Refusal> {
+    pub fn name(&self) -> Result<&str, ErrorResponse> {
         match (&self.model, &self.agent) {
             (Some(name), None) | (None, Some(name)) => {
                 Ok(name.0.strip_prefix("models/").unwrap_or(&name.0))
             }
-            (None, None) => Err(Refusal::invalid_argument("Either model or agent is required.")),
+            (None, None) => {
+                Err(ErrorResponse::invalid_argument("Either model or agent is required."))
+            }
             (Some(_), Some(_)) => {
-                Err(Refusal::invalid_argument("Only one of model and agent can be set."))
+                Err(ErrorResponse::invalid_argument("Only one of model and agent can be set."))
             }
         }
     }
@@ -99,9 +101,9 @@ impl<'a> InteractionRequest<'a> {
     pub fn into_content(
         self,
         continued: Option<String>,
-    ) -> Result<GenerateContentRequest<'a>, Refusal> {
+    ) -> Result<GenerateContentRequest<'a>, ErrorResponse> {
         let input = self.input.or(continued.map(Value::String));
-        let input = input.ok_or_else(|| Refusal::invalid_argument("input is required."))?;
+        let input = input.ok_or_else(|| ErrorResponse::invalid_argument("input is required."))?;
         let mut config = GenerationConfig::default();
         config.max_output_tokens =
             self.generation_config.and_then(|config| config.max_output_tokens);
@@ -125,9 +127,9 @@ impl<'a> InteractionRequest<'a> {
 fn set_response_format<'a>(
     config: &mut GenerationConfig<'a>,
     raw: &'a RawValue,
-) -> Result<(), Refusal> {
+) -> Result<(), ErrorResponse> {
     let formats: OneOrMany<ResponseFormat<'a>> = serde_json::from_str(raw.get())
-        .map_err(|error| Refusal::invalid_argument(format!("response_format: {error}")))?;
+        .map_err(|error| ErrorResponse::invalid_argument(format!("response_format: {error}")))?;
     let is_lone = matches!(formats, OneOrMany::One(_));
     for format in formats.into_vec() {
         let kind = format.r#type.as_ref().map(|kind| &*kind.0);

@@ -19,11 +19,11 @@ use crate::simulator::call::SimulatedCall;
 use crate::simulator::form::{Form, SimulatedRequest};
 use crate::simulator::json::{json_response, parse, received};
 use crate::simulator::plan::{Plan, Reply};
-use crate::simulator::refusal::{Envelope, Refusal};
+use crate::simulator::refusal::{Envelope, ErrorResponse};
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::state::Simulator;
-use crate::simulator::stats::{CallOutcome, InFlightCall, JournalEntry, hash};
-use crate::simulator::target::{Target, api_key, check_key, query_value};
+use crate::simulator::stats::{CallOutcome, JournalEntry, RunningCall, hash};
+use crate::simulator::target::{Target, api_key, check_key, owner, query_value, version};
 use crate::simulator::transmission::{DONE, Framing, add_tier, deliver, with_content_type};
 
 /// The routes of the Interactions API.
@@ -58,9 +58,9 @@ pub(in crate::simulator) async fn create_interaction(
         Err(refusal) => return unreadable(simulator, key, refusal),
     };
     let collection = if form.is_agent { "agents" } else { "models" };
-    let version = version(parts);
+    let version = version(&parts.uri);
     let target = Target { version, collection, model: &name, method: "CreateInteraction" };
-    let in_flight = InFlightCall::arrive(simulator.collector(), &name, key);
+    let in_flight = RunningCall::arrive(simulator.collector(), &name, key);
     let call = SimulatedCall {
         simulator,
         target,
@@ -80,20 +80,21 @@ pub(in crate::simulator) async fn create_interaction(
 
 /// A parsed request: the properties of the interaction, the request in Gemini's shape, the tokens of
 /// the interactions before it, and the model or agent.
-type Prepared<'a> = (InteractionForm, Result<GenerateContentRequest<'a>, Refusal>, u64, String);
+type Prepared<'a> =
+    (InteractionForm, Result<GenerateContentRequest<'a>, ErrorResponse>, u64, String);
 
 fn prepare<'a>(
     simulator: &Simulator,
     key: Option<&str>,
     body: &'a [u8],
-) -> Result<Prepared<'a>, Refusal> {
+) -> Result<Prepared<'a>, ErrorResponse> {
     let owner = hash(check_key(key, simulator.options())?);
     let request: InteractionRequest<'a> = parse(body)?;
     let name = request.name()?.to_owned();
     let (store, background) =
         (request.store.unwrap_or(true), request.background.unwrap_or_default());
     if background && !store {
-        return Err(Refusal::invalid_argument("background requires store to be true."));
+        return Err(ErrorResponse::invalid_argument("background requires store to be true."));
     }
     let previous = request.previous_interaction_id.as_ref().map(|id| id.0.to_string());
     let continues = request.continuation_token.is_some() && request.input.is_none();
@@ -120,9 +121,9 @@ fn prepare<'a>(
 }
 
 /// Counts and refuses a call whose body cannot be read.
-fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: Refusal) -> Response {
+fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: ErrorResponse) -> Response {
     let refusal = refusal.in_envelope(Envelope::Interactions);
-    let mut in_flight = InFlightCall::arrive(simulator.collector(), "", key);
+    let mut in_flight = RunningCall::arrive(simulator.collector(), "", key);
     if simulator.options().journal {
         in_flight.record(JournalEntry::without_body(key.unwrap_or_default(), ""));
     }
@@ -135,8 +136,8 @@ fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: Refusal) -> Res
 async fn start(
     call: &SimulatedCall<'_>,
     form: InteractionForm,
-    content: Result<GenerateContentRequest<'_>, Refusal>,
-    mut in_flight: InFlightCall,
+    content: Result<GenerateContentRequest<'_>, ErrorResponse>,
+    mut in_flight: RunningCall,
 ) -> Response {
     let (owner, id, stream) = (form.owner, form.id.clone(), form.stream);
     let request = SimulatedRequest { form: Form::Interaction(form), content };
@@ -176,7 +177,7 @@ async fn read(
     let (parts, _) = request.into_parts();
     let asks = |name| query_value(&parts.uri, name) == Some("true");
     let interactions = simulator.interactions();
-    let answered = owner(&simulator, &parts).and_then(|owner| {
+    let answered = owner(&parts, simulator.options()).and_then(|owner| {
         if asks("stream") {
             let replay = interactions.replay(owner, &id)?;
             let after = query_value(&parts.uri, "last_event_id").map_or(Ok(0), event_number)?;
@@ -189,9 +190,10 @@ async fn read(
 }
 
 /// The number of the last event that the client has seen.
-fn event_number(id: &str) -> Result<usize, Refusal> {
+fn event_number(id: &str) -> Result<usize, ErrorResponse> {
     let number = id.strip_prefix("evt_").and_then(|number| number.parse().ok());
-    number.ok_or_else(|| Refusal::invalid_argument("last_event_id is not the ID of an event."))
+    number
+        .ok_or_else(|| ErrorResponse::invalid_argument("last_event_id is not the ID of an event."))
 }
 
 async fn cancel(
@@ -200,7 +202,10 @@ async fn cancel(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
-    respond(owner(&simulator, &parts).and_then(|owner| simulator.interactions().cancel(owner, &id)))
+    respond(
+        owner(&parts, simulator.options())
+            .and_then(|owner| simulator.interactions().cancel(owner, &id)),
+    )
 }
 
 async fn delete(
@@ -209,27 +214,23 @@ async fn delete(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
-    respond(owner(&simulator, &parts).and_then(|owner| simulator.interactions().delete(owner, &id)))
+    respond(
+        owner(&parts, simulator.options())
+            .and_then(|owner| simulator.interactions().delete(owner, &id)),
+    )
 }
 
-fn respond(result: Result<Value, Refusal>) -> Response {
+fn respond(result: Result<Value, ErrorResponse>) -> Response {
     result.map_or_else(refused, |body| json_response(&body))
 }
 
-fn refused(refusal: Refusal) -> Response {
+/// The error in the format of the Interactions API.
+pub(in crate::simulator) fn refused(refusal: ErrorResponse) -> Response {
     refusal.in_envelope(Envelope::Interactions).into_response()
 }
 
-fn owner(simulator: &Simulator, parts: &Parts) -> Result<u64, Refusal> {
-    check_key(api_key(&parts.headers, &parts.uri), simulator.options()).map(hash)
-}
-
-fn version(parts: &Parts) -> &str {
-    parts.uri.path().split('/').nth(1).unwrap_or_default()
-}
-
 /// Streams the numbered events of an interaction from the one after `after`, evenly over its run.
-/// Events of the past come at once.
+/// Past events are sent at once.
 fn streamed(replay: Replay, after: usize) -> Response {
     let events = events(&replay.object, replay.chunks);
     let body = stream::unfold((replay, events, after, false), |state| async move {

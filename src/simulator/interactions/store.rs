@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::form::FinishedInteraction;
-use crate::simulator::refusal::Refusal;
-use crate::simulator::stats::{CallOutcome, InFlightCall};
+use crate::simulator::refusal::ErrorResponse;
+use crate::simulator::stats::{CallOutcome, RunningCall};
 
 /// How many bytes of interactions are kept. The oldest is dropped first.
 const MAX_BYTES: usize = 128 << 20;
@@ -41,7 +41,7 @@ struct StoredInteraction {
 /// A run in the background that is in flight. Whoever first sees its end counts it, so that no client
 /// hears of the end before.
 #[derive(Clone, Default)]
-pub(in crate::simulator) struct RunInFlight(Arc<Mutex<Option<InFlightCall>>>);
+pub(in crate::simulator) struct RunInFlight(Arc<Mutex<Option<RunningCall>>>);
 
 impl RunInFlight {
     /// The run has come to its end.
@@ -56,11 +56,11 @@ impl RunInFlight {
         drop(self.take());
     }
 
-    fn start(&self, call: InFlightCall) {
+    fn start(&self, call: RunningCall) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
     }
 
-    fn take(&self) -> Option<InFlightCall> {
+    fn take(&self) -> Option<RunningCall> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -119,7 +119,7 @@ impl Interactions {
     /// # Errors
     ///
     /// Refuses an unknown one, one of another key, and one whose script refuses to be read.
-    pub fn read(&self, owner: u64, id: &str, include_input: bool) -> Result<Value, Refusal> {
+    pub fn read(&self, owner: u64, id: &str, include_input: bool) -> Result<Value, ErrorResponse> {
         let mut table = self.table();
         let stored = find(&mut table, owner, id)?;
         stored.check_readable()?;
@@ -131,7 +131,7 @@ impl Interactions {
     }
 
     /// The interaction as it is now, whatever its script says about reading.
-    pub fn snapshot(&self, owner: u64, id: &str) -> Result<Value, Refusal> {
+    pub fn snapshot(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         Ok(find(&mut self.table(), owner, id)?.snapshot(Instant::now()))
     }
 
@@ -140,13 +140,13 @@ impl Interactions {
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    pub fn replay(&self, owner: u64, id: &str) -> Result<Replay, Refusal> {
+    pub fn replay(&self, owner: u64, id: &str) -> Result<Replay, ErrorResponse> {
         find(&mut self.table(), owner, id)?.check_readable()?;
         self.replay_any(owner, id)
     }
 
     /// As [`replay`](Self::replay), whatever the script says about reading.
-    pub fn replay_any(&self, owner: u64, id: &str) -> Result<Replay, Refusal> {
+    pub fn replay_any(&self, owner: u64, id: &str) -> Result<Replay, ErrorResponse> {
         let mut table = self.table();
         let stored = find(&mut table, owner, id)?;
         Ok(Replay {
@@ -160,7 +160,7 @@ impl Interactions {
     }
 
     /// Starts the run of an interaction. It is in flight until its end.
-    pub fn start(&self, owner: u64, id: &str, call: InFlightCall) -> Result<Replay, Refusal> {
+    pub fn start(&self, owner: u64, id: &str, call: RunningCall) -> Result<Replay, ErrorResponse> {
         let replay = self.replay_any(owner, id)?;
         replay.run.start(call);
         Ok(replay)
@@ -171,11 +171,16 @@ impl Interactions {
     /// # Errors
     ///
     /// Refuses an unknown one and one that is still running.
-    pub fn previous(&self, owner: u64, id: &str, continues: bool) -> Result<Previous, Refusal> {
+    pub fn previous(
+        &self,
+        owner: u64,
+        id: &str,
+        continues: bool,
+    ) -> Result<Previous, ErrorResponse> {
         let mut table = self.table();
         let stored = find(&mut table, owner, id)?;
         if stored.is_running(Instant::now()) {
-            return Err(Refusal::failed_precondition(
+            return Err(ErrorResponse::failed_precondition(
                 "The previous interaction is still in progress.",
             ));
         }
@@ -188,7 +193,7 @@ impl Interactions {
     }
 
     /// Cancels a running background interaction and returns it.
-    pub fn cancel(&self, owner: u64, id: &str) -> Result<Value, Refusal> {
+    pub fn cancel(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         let mut table = self.table();
         let stored = find(&mut table, owner, id)?;
         let now = Instant::now();
@@ -199,8 +204,8 @@ impl Interactions {
         Ok(stored.snapshot(now))
     }
 
-    /// Forgets an interaction. A background run goes on.
-    pub fn delete(&self, owner: u64, id: &str) -> Result<Value, Refusal> {
+    /// Forgets an interaction. A background run continues.
+    pub fn delete(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         let mut table = self.table();
         find(&mut table, owner, id)?;
         table.by_id.remove(id);
@@ -212,9 +217,13 @@ impl Interactions {
     }
 }
 
-fn find<'t>(table: &'t mut Table, owner: u64, id: &str) -> Result<&'t StoredInteraction, Refusal> {
+fn find<'t>(
+    table: &'t mut Table,
+    owner: u64,
+    id: &str,
+) -> Result<&'t StoredInteraction, ErrorResponse> {
     let stored = table.by_id.get(id).filter(|stored| stored.finished.owner == owner);
-    stored.ok_or_else(|| Refusal::not_found(&format!("Interaction {id}")))
+    stored.ok_or_else(|| ErrorResponse::not_found(&format!("Interaction {id}")))
 }
 
 impl StoredInteraction {
@@ -237,18 +246,18 @@ impl StoredInteraction {
     }
 
     /// Source of the 400: reported polls with `AQ.` keys.
-    fn check_readable(&self) -> Result<(), Refusal> {
+    fn check_readable(&self) -> Result<(), ErrorResponse> {
         match self.finished.poll_status {
-            Some(StatusCode::BAD_REQUEST) => Err(Refusal::invalid_argument(
+            Some(StatusCode::BAD_REQUEST) => Err(ErrorResponse::invalid_argument(
                 "Multiple authentication credentials received. Please pass only one.",
             )),
-            Some(status) => Err(Refusal::with_status(status)),
+            Some(status) => Err(ErrorResponse::with_status(status)),
             None => Ok(()),
         }
     }
 }
 
-/// An interaction that has not come to its end: without output and usage.
+/// An interaction that has not ended: without output and usage.
 pub(super) fn with_status(object: &Value, status: &str) -> Value {
     let mut object = object.clone();
     if let Some(fields) = object.as_object_mut() {

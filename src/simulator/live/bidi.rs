@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::session::{GO_AWAY, Session};
 use super::socket::{End, Socket, upgrade};
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::response::{Candidate, PromptOutcome, SimulatedResponse, pieces};
 use crate::simulator::state::Simulator;
@@ -41,7 +41,7 @@ async fn set_up(
 ) -> Result<(Session, bool), End> {
     let message = socket.receive().await?;
     let Some(model) = message["setup"]["model"].as_str() else {
-        return Err(Refusal::invalid_argument("The first message must be setup.").into());
+        return Err(ErrorResponse::invalid_argument("The first message must be setup.").into());
     };
     let session = Session::open(simulator, key, model)?;
     let setup = &message["setup"];
@@ -66,7 +66,7 @@ async fn converse(session: &Session, socket: &mut Socket, resumes: bool) -> End 
     }
 }
 
-/// Handles one message. Returns whether the session goes on.
+/// Handles one message. Returns whether the session continues.
 async fn exchange(
     session: &Session,
     socket: &mut Socket,
@@ -100,7 +100,7 @@ async fn exchange(
 }
 
 /// Adds the turns of a message. Returns whether the model is to answer.
-fn add_turns(turns: &mut Vec<Value>, message: &Value) -> Result<bool, Refusal> {
+fn add_turns(turns: &mut Vec<Value>, message: &Value) -> Result<bool, ErrorResponse> {
     let of = |value: &Value, camel: &str, snake: &str| {
         value.get(camel).or_else(|| value.get(snake)).cloned().unwrap_or_default()
     };
@@ -124,7 +124,7 @@ fn add_turns(turns: &mut Vec<Value>, message: &Value) -> Result<bool, Refusal> {
         return Ok(true);
     }
     if realtime.is_null() {
-        return Err(Refusal::invalid_argument("The message is not one of a client."));
+        return Err(ErrorResponse::invalid_argument("The message is not one of a client."));
     }
     // Audio and video are accepted and ignored.
     Ok(false)

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::session::{GO_AWAY, Session};
 use super::socket::{End, Socket, upgrade};
 use crate::simulator::interactions::usage;
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::response::{Candidate, PromptOutcome, SimulatedResponse, pieces};
 use crate::simulator::state::Simulator;
@@ -55,12 +55,14 @@ async fn create(
     let model = match event["event_type"].as_str() {
         Some("interaction.create") => event["model"].as_str(),
         Some("interaction.connect") => {
-            return Err(Refusal::not_found("The interaction").into());
+            return Err(ErrorResponse::not_found("The interaction").into());
         }
         _ => None,
     };
     let Some(model) = model else {
-        return Err(Refusal::invalid_argument("The first event must be interaction.create.").into());
+        return Err(
+            ErrorResponse::invalid_argument("The first event must be interaction.create.").into()
+        );
     };
     let model = model.to_owned();
     let id = format!("v1_simulated{}", simulator.next_number());
@@ -101,14 +103,18 @@ impl LiveInteraction {
         }
     }
 
-    /// Handles one event. Returns whether the session goes on.
+    /// Handles one event. Returns whether the session continues.
     async fn handle(&mut self, socket: &mut Socket, event: &Value) -> Result<bool, End> {
         match event["event_type"].as_str() {
             Some("input") => return self.answer(socket, &event["content"]).await,
             Some("interaction.complete") => self.end(socket, "completed").await?,
             Some("interaction.cancel") => self.end(socket, "cancelled").await?,
             Some("interaction.disconnect") => {}
-            _ => return Err(Refusal::invalid_argument("The event is not one of a client.").into()),
+            _ => {
+                return Err(
+                    ErrorResponse::invalid_argument("The event is not one of a client.").into()
+                );
+            }
         }
         Ok(false)
     }

@@ -7,14 +7,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::simulator::compose::{candidate, check_schemas, scripted_refusal};
 use crate::simulator::quota::Demand;
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::response::SimulatedResponse;
 use crate::simulator::script::{Ending, Script};
 use crate::simulator::state::{Charge, Simulator};
-use crate::simulator::stats::{CallOutcome, InFlightCall, JournalEntry};
+use crate::simulator::stats::{CallOutcome, JournalEntry, RunningCall};
 use crate::simulator::target::Target;
-use crate::simulator::tier::Tier;
+use crate::simulator::tier::ServiceTier;
 
 /// A live session with a model. It counts as one call of the model, in flight while it is open.
 pub(super) struct Session {
@@ -24,7 +24,7 @@ pub(super) struct Session {
     model: String,
     /// The model that answers.
     answering: String,
-    in_flight: InFlightCall,
+    in_flight: RunningCall,
 }
 
 /// How a session behaves after a turn.
@@ -40,9 +40,9 @@ impl Session {
     /// # Errors
     ///
     /// Refuses an unknown model and a session that the quotas or the capacity have no room for.
-    pub fn open(simulator: Simulator, key: String, name: &str) -> Result<Self, Refusal> {
+    pub fn open(simulator: Simulator, key: String, name: &str) -> Result<Self, ErrorResponse> {
         let (collection, model) = name.split_once('/').unwrap_or(("models", name));
-        let mut in_flight = InFlightCall::arrive(simulator.collector(), model, Some(&key));
+        let mut in_flight = RunningCall::arrive(simulator.collector(), model, Some(&key));
         if simulator.options().journal {
             in_flight.record(JournalEntry::without_body(&key, model));
         }
@@ -69,15 +69,15 @@ impl Session {
         &self,
         request: &GenerateContentRequest<'_>,
         encode: impl FnOnce(&SimulatedResponse<'_>, usize) -> T,
-    ) -> Result<(T, AfterTurn), Refusal> {
+    ) -> Result<(T, AfterTurn), ErrorResponse> {
         let options = self.simulator.options();
         let arrived = Instant::now();
         let prompt = request.prompt();
         let (prompt, script) = Script::parse(&prompt)
-            .map_err(|error| Refusal::invalid_argument(format!("[[simulate:…]]: {error}")))?;
+            .map_err(|error| ErrorResponse::invalid_argument(format!("[[simulate:…]]: {error}")))?;
         let input_tokens = request.input_tokens();
         if !self.simulator.quotas().may_spend(&self.key, 0, arrived) {
-            return Err(Refusal::spend_limit());
+            return Err(ErrorResponse::spend_limit());
         }
         self.take(0, input_tokens, arrived)?;
         let mut after = AfterTurn { goes_away: script.go_away, closes: false };
@@ -93,12 +93,12 @@ impl Session {
             model: &self.answering,
             response_id: self.simulator.next_response_id(),
             prompt_tokens: input_tokens,
-            tier: Tier::Standard,
+            tier: ServiceTier::Standard,
             outcome: candidate(options, request, schema.as_ref(), &prompt, &script)?,
         };
         self.charge(input_tokens, response.billed_output_tokens(), arrived);
         let encoded = encode(&response, script.chunks.unwrap_or(options.stream_chunks));
-        let (latency, _) = self.simulator.draw(Tier::Standard);
+        let (latency, _) = self.simulator.draw(ServiceTier::Standard);
         sleep(script.latency.unwrap_or(latency)).await;
         if script.stall_after.is_some() {
             std::future::pending::<()>().await;
@@ -112,18 +112,18 @@ impl Session {
     }
 
     /// Ends the session with a refusal.
-    pub fn refused(self, refusal: &Refusal) {
+    pub fn refused(self, refusal: &ErrorResponse) {
         self.in_flight.end(&CallOutcome::Refused(refusal));
     }
 
-    fn take(&self, requests: u64, input_tokens: u64, at: Instant) -> Result<(), Refusal> {
+    fn take(&self, requests: u64, input_tokens: u64, at: Instant) -> Result<(), ErrorResponse> {
         take(&self.simulator, &self.key, &self.model, requests, input_tokens, at)?;
         self.simulator.collector().admit_tokens(input_tokens);
         Ok(())
     }
 
     fn charge(&self, input_tokens: u64, output_tokens: u64, at: Instant) {
-        let (key, model, tier) = (&*self.key, &*self.answering, Tier::Standard);
+        let (key, model, tier) = (&*self.key, &*self.answering, ServiceTier::Standard);
         self.simulator.charge(&Charge { key, model, tier, input_tokens, output_tokens }, at);
     }
 }
@@ -135,22 +135,22 @@ fn admit<'a>(
     simulator: &Simulator,
     key: &str,
     target: Target<'a>,
-    in_flight: &mut InFlightCall,
-) -> Result<&'a str, Refusal> {
+    in_flight: &mut RunningCall,
+) -> Result<&'a str, ErrorResponse> {
     let answering = target.check_model(simulator.options(), simulator.today())?;
     let now = Instant::now();
     if simulator.is_unfunded() {
-        return Err(Refusal::with_status(StatusCode::PAYMENT_REQUIRED));
+        return Err(ErrorResponse::with_status(StatusCode::PAYMENT_REQUIRED));
     }
     if !simulator.quotas().may_spend(key, 0, now) {
-        return Err(Refusal::spend_limit());
+        return Err(ErrorResponse::spend_limit());
     }
     take(simulator, key, target.model, 1, 0, now)?;
-    in_flight.admit(0, Tier::Standard);
-    if in_flight.take_capacity(simulator.capacity(Tier::Standard), Tier::Standard) {
+    in_flight.admit(0, ServiceTier::Standard);
+    if in_flight.take_capacity(simulator.capacity(ServiceTier::Standard), ServiceTier::Standard) {
         Ok(answering)
     } else {
-        Err(Refusal::with_status(StatusCode::SERVICE_UNAVAILABLE))
+        Err(ErrorResponse::with_status(StatusCode::SERVICE_UNAVAILABLE))
     }
 }
 
@@ -161,9 +161,11 @@ fn take(
     requests: u64,
     input_tokens: u64,
     at: Instant,
-) -> Result<(), Refusal> {
-    let demand = Demand { key, model, requests, input_tokens, tier: Tier::Standard };
+) -> Result<(), ErrorResponse> {
+    let demand = Demand { key, model, requests, input_tokens, tier: ServiceTier::Standard };
     let free_tier = simulator.options().free_tier;
     let admitted = simulator.quotas().admit(&demand, at);
-    admitted.map(drop).map_err(|exceeded| Refusal::quota_exceeded(&exceeded, model, free_tier))
+    admitted
+        .map(drop)
+        .map_err(|exceeded| ErrorResponse::quota_exceeded(&exceeded, model, free_tier))
 }

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 use crate::simulator::state::Simulator;
 use crate::simulator::target::{api_key, check_key};
 
@@ -38,7 +38,7 @@ const MAX_REASON: usize = 123;
 /// A WebSocket that carries JSON.
 pub(super) struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
-    /// What came while a turn was being answered.
+    /// What arrived while a turn was being answered.
     pending: VecDeque<Message>,
 }
 
@@ -50,7 +50,7 @@ pub(super) enum End {
     /// The client closed the socket, or the connection broke.
     Closed,
     /// The simulator closes it.
-    Refused(Refusal),
+    Refused(ErrorResponse),
 }
 
 impl From<Closed> for End {
@@ -59,8 +59,8 @@ impl From<Closed> for End {
     }
 }
 
-impl From<Refusal> for End {
-    fn from(refusal: Refusal) -> Self {
+impl From<ErrorResponse> for End {
+    fn from(refusal: ErrorResponse) -> Self {
         Self::Refused(refusal)
     }
 }
@@ -80,7 +80,8 @@ where
         Err(refusal) => return refusal.into_response(),
     };
     let Some(accepted) = accept(&request) else {
-        return Refusal::invalid_argument("A WebSocket handshake is expected.").into_response();
+        return ErrorResponse::invalid_argument("A WebSocket handshake is expected.")
+            .into_response();
     };
     let upgraded = hyper::upgrade::on(&mut request);
     let session = simulator.collector().live_session_opened();
@@ -130,7 +131,8 @@ impl Socket {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(End::Closed),
             };
             return serde_json::from_slice(&bytes).map_err(|error| {
-                Refusal::invalid_argument(format!("Invalid JSON payload received. {error}")).into()
+                ErrorResponse::invalid_argument(format!("Invalid JSON payload received. {error}"))
+                    .into()
             });
         }
     }
@@ -139,7 +141,7 @@ impl Socket {
     /// later.
     pub async fn unless_closed<T>(
         &mut self,
-        task: impl Future<Output = Result<T, Refusal>>,
+        task: impl Future<Output = Result<T, ErrorResponse>>,
     ) -> Result<T, End> {
         let mut task = pin!(task);
         loop {
@@ -167,7 +169,7 @@ impl Socket {
 
     /// Closes the socket for a refusal: as a policy violation, or as an internal error where the
     /// request is not at fault.
-    pub async fn refuse(&mut self, refusal: &Refusal) {
+    pub async fn refuse(&mut self, refusal: &ErrorResponse) {
         let body: Value = serde_json::from_slice(refusal.body()).unwrap_or_default();
         let mut reason = body["error"]["message"].as_str().unwrap_or_default().to_owned();
         reason.truncate(reason.floor_char_boundary(MAX_REASON));

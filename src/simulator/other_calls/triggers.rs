@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 
 /// How many triggers are kept. The oldest is dropped first.
 const KEPT: usize = 1_000;
@@ -30,12 +30,12 @@ impl Triggers {
     }
 
     /// The description of a trigger.
-    pub fn read(&self, owner: u64, id: &str) -> Result<Value, Refusal> {
+    pub fn read(&self, owner: u64, id: &str) -> Result<Value, ErrorResponse> {
         let triggers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut own = triggers.iter().filter(|trigger| trigger.owner == owner);
         let found = own.find(|trigger| trigger.description["id"] == id);
         found
             .map(|trigger| trigger.description.clone())
-            .ok_or_else(|| Refusal::not_found(&format!("Trigger {id}")))
+            .ok_or_else(|| ErrorResponse::not_found(&format!("Trigger {id}")))
     }
 }

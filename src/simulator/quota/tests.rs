@@ -2,8 +2,8 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn requests(counting: Counting, requests_per_minute: u64) -> Quotas {
-    Quotas::new(&Options {
+fn requests(counting: Counting, requests_per_minute: u64) -> KeyQuotas {
+    KeyQuotas::new(&Options {
         requests_per_minute: Some(requests_per_minute),
         counting,
         ..Options::default()
@@ -11,14 +11,14 @@ fn requests(counting: Counting, requests_per_minute: u64) -> Quotas {
 }
 
 fn demand<'a>(key: &'a str, model: &'a str, input_tokens: u64) -> Demand<'a> {
-    Demand { key, model, requests: 1, input_tokens, tier: Tier::Standard }
+    Demand { key, model, requests: 1, input_tokens, tier: ServiceTier::Standard }
 }
 
-fn admit(quotas: &Quotas, tokens: u64) -> Result<(), QuotaExceeded> {
+fn admit(quotas: &KeyQuotas, tokens: u64) -> Result<(), QuotaExceeded> {
     quotas.admit(&demand("key", "gemini-a", tokens), Instant::now()).map(drop)
 }
 
-fn wait(quotas: &Quotas, tokens: u64) -> Duration {
+fn wait(quotas: &KeyQuotas, tokens: u64) -> Duration {
     admit(quotas, tokens).expect_err("a quota is exceeded").retry_in
 }
 
@@ -59,7 +59,7 @@ async fn a_token_bucket_holds_at_most_one_second_of_quota() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_larger_than_the_bucket_leaves_a_debt() {
-    let quotas = Quotas::new(&Options {
+    let quotas = KeyQuotas::new(&Options {
         input_tokens_per_minute: Some(600),
         counting: Counting::TokenBucket,
         ..Options::default()
@@ -73,7 +73,7 @@ async fn a_call_larger_than_the_bucket_leaves_a_debt() {
 #[tokio::test(start_paused = true)]
 async fn a_call_larger_than_the_whole_quota_is_always_refused() {
     for counting in [Counting::SlidingWindow, Counting::FixedMinute, Counting::TokenBucket] {
-        let quotas = Quotas::new(&Options {
+        let quotas = KeyQuotas::new(&Options {
             input_tokens_per_minute: Some(600),
             counting,
             ..Options::default()
@@ -88,7 +88,7 @@ async fn a_call_larger_than_the_whole_quota_is_always_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn the_minute_can_be_shortened() {
-    let quotas = Quotas::new(&Options {
+    let quotas = KeyQuotas::new(&Options {
         requests_per_minute: Some(1),
         minute_seconds: 0.5,
         ..Options::default()
@@ -101,15 +101,15 @@ async fn the_minute_can_be_shortened() {
 async fn keys_and_models_have_separate_quotas() {
     let quotas = requests(Counting::SlidingWindow, 1);
     let now = Instant::now();
-    assert_eq!(quotas.admit(&demand("a", "gemini-a", 1), now), Ok(Tier::Standard));
-    assert_eq!(quotas.admit(&demand("a", "gemini-b", 1), now), Ok(Tier::Standard));
-    assert_eq!(quotas.admit(&demand("b", "gemini-a", 1), now), Ok(Tier::Standard));
+    assert_eq!(quotas.admit(&demand("a", "gemini-a", 1), now), Ok(ServiceTier::Standard));
+    assert_eq!(quotas.admit(&demand("a", "gemini-b", 1), now), Ok(ServiceTier::Standard));
+    assert_eq!(quotas.admit(&demand("b", "gemini-a", 1), now), Ok(ServiceTier::Standard));
     assert!(quotas.admit(&demand("a", "gemini-a", 1), now).is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_call_does_not_count() {
-    let quotas = Quotas::new(&Options {
+    let quotas = KeyQuotas::new(&Options {
         requests_per_minute: Some(1),
         input_tokens_per_minute: Some(100),
         ..Options::default()
@@ -126,16 +126,24 @@ async fn a_refused_call_does_not_count() {
 #[tokio::test(start_paused = true)]
 async fn priority_calls_above_their_share_are_served_as_standard() {
     let quotas = requests(Counting::SlidingWindow, 10);
-    let priority = Demand { tier: Tier::Priority, ..demand("key", "gemini-a", 1) };
-    let tiers: Vec<Tier> =
+    let priority = Demand { tier: ServiceTier::Priority, ..demand("key", "gemini-a", 1) };
+    let tiers: Vec<ServiceTier> =
         (0..4).map(|_| quotas.admit(&priority, Instant::now()).expect("room")).collect();
-    assert_eq!(tiers, [Tier::Priority, Tier::Priority, Tier::Priority, Tier::Standard]);
+    assert_eq!(
+        tiers,
+        [
+            ServiceTier::Priority,
+            ServiceTier::Priority,
+            ServiceTier::Priority,
+            ServiceTier::Standard
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_key_spends_counts_for_ten_minutes_over_all_models() {
     let options = Options { spend_per_ten_minutes: Some(1e-6), ..Options::default() };
-    let quotas = Quotas::new(&options);
+    let quotas = KeyQuotas::new(&options);
     assert!(quotas.may_spend("a", 1000, Instant::now()));
     quotas.spend("a", 1000, Instant::now());
     assert!(!quotas.may_spend("a", 0, Instant::now()));
@@ -151,7 +159,7 @@ async fn the_day_ends_at_midnight_in_los_angeles() {
     // One minute before a day of 25 hours, on which the clocks go back.
     let wall = "2026-10-31T23:59:00-07:00".parse().expect("a valid timestamp");
     let options = Options { requests_per_day: Some(1), ..Options::default() };
-    let quotas = Quotas::with_calendar(&options, Calendar { wall, instant: Instant::now() });
+    let quotas = KeyQuotas::with_calendar(&options, Calendar { wall, instant: Instant::now() });
     assert_eq!(admit(&quotas, 1), Ok(()));
     let refused = admit(&quotas, 1).expect_err("the day's only request is used");
     assert_eq!(refused.violations, [(Quota::RequestsPerDay, 1)]);

@@ -1,12 +1,12 @@
 use super::*;
 
 #[test]
-fn a_quota_refusal_says_what_when_and_where_to_read_more() {
+fn a_quota_refusal_names_the_quota_the_delay_and_the_documentation() {
     let exceeded = QuotaExceeded {
         violations: vec![(Quota::InputTokensPerMinute, 250_000)],
         retry_in: Duration::from_millis(48_939),
     };
-    let refusal = Refusal::quota_exceeded(&exceeded, "gemini-2.5-flash", true);
+    let refusal = ErrorResponse::quota_exceeded(&exceeded, "gemini-2.5-flash", true);
     let body: Value = serde_json::from_slice(refusal.body()).expect("JSON");
     let metric = "generativelanguage.googleapis.com/generate_content_free_tier_input_token_count";
     let message = body["error"]["message"].as_str().expect("a message");
@@ -37,7 +37,7 @@ fn a_violation_of_the_request_itself_has_no_field() {
         FieldViolation::unknown_name("response_schema", ""),
     ];
     let body: Value =
-        serde_json::from_slice(Refusal::bad_request(&violations).body()).expect("JSON");
+        serde_json::from_slice(ErrorResponse::bad_request(&violations).body()).expect("JSON");
     let first = "Invalid JSON payload received. Unknown name \"response_format\" at \
         'generation_config': Cannot find field.";
     let second = "Invalid JSON payload received. Unknown name \"response_schema\": \

@@ -46,7 +46,7 @@ fn both_spellings_nulls_and_single_objects_are_accepted() {
 }
 
 #[test]
-fn an_unknown_name_is_refused_with_its_place() {
+fn an_unknown_name_is_refused_with_its_position() {
     let unknown = |name: &str, place: &str| {
         format!("Invalid JSON payload received. Unknown name \"{name}\"{place}: Cannot find field.")
     };

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::loops::required_loop;
-use crate::simulator::refusal::Refusal;
+use crate::simulator::refusal::ErrorResponse;
 
 /// The keywords that hold no schema. `default` and `pattern` are undocumented, but were accepted in
 /// recordings.
@@ -31,15 +31,17 @@ const PLAIN_KEYWORDS: [&str; 16] = [
 const TYPES: [&str; 7] = ["string", "number", "integer", "boolean", "array", "object", "null"];
 
 /// Refuses a `responseJsonSchema` that Gemini refuses.
-pub(in crate::simulator) fn check_response_json_schema(schema: &Value) -> Result<(), Refusal> {
+pub(in crate::simulator) fn check_response_json_schema(
+    schema: &Value,
+) -> Result<(), ErrorResponse> {
     let mut broken = Vec::new();
     let place = "GenerateContentRequest.generation_config.response_json_schema";
     Check { root: schema, broken: &mut broken }.schema(schema, place, true);
     if !broken.is_empty() {
-        return Err(Refusal::rules(&broken));
+        return Err(ErrorResponse::rules(&broken));
     }
     required_loop(schema).map_or(Ok(()), |place| {
-        Err(Refusal::invalid_argument(format!(
+        Err(ErrorResponse::invalid_argument(format!(
             "ref loops are only supported if they include optional or nullable property values, or \
              a potentially-zero-length array items, but a ref loop of required fields was found at \
              {place}"
@@ -213,8 +215,8 @@ mod tests {
             (json!({"type": "text"}), ".type: unknown type"),
             (json!({"items": {"$ref": "#/$defs/A"}}), ".items.$ref: refers to no schema"),
         ] {
-            let told = message(check_response_json_schema(&schema));
-            assert_eq!(told, format!("* {place}{expected}\n"), "{schema}");
+            let error = message(check_response_json_schema(&schema));
+            assert_eq!(error, format!("* {place}{expected}\n"), "{schema}");
         }
     }
 }

@@ -97,7 +97,7 @@ async fn a_batch_of_embeddings_ends_with_vectors_and_another_in_its_scripted_sta
 }
 
 #[tokio::test]
-async fn a_batch_can_come_in_a_file() {
+async fn a_batch_can_be_read_from_a_file() {
     let simulator = simulator();
     let upload = post(&simulator, "/upload/v1beta/files", &json!("0123456789")).await;
     let (_, file) = json_of(upload).await;

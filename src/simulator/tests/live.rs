@@ -48,8 +48,8 @@ impl Server {
 
     async fn session(&self) -> Client {
         let mut client = self.connect(BIDI, Some("key")).await.expect("a session");
-        client.say(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
-        assert_eq!(client.hear().await, json!({"setupComplete": {}}));
+        client.send(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
+        assert_eq!(client.receive().await, json!({"setupComplete": {}}));
         client
     }
 
@@ -68,16 +68,16 @@ impl Server {
 struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    async fn say(&mut self, message: &Value) {
+    async fn send(&mut self, message: &Value) {
         self.0.send(Message::text(message.to_string())).await.expect("an open socket");
     }
 
     async fn ask(&mut self, text: &str) {
         let turns = json!([{"role": "user", "parts": [{"text": text}]}]);
-        self.say(&json!({"clientContent": {"turns": turns, "turnComplete": true}})).await;
+        self.send(&json!({"clientContent": {"turns": turns, "turnComplete": true}})).await;
     }
 
-    async fn hear(&mut self) -> Value {
+    async fn receive(&mut self) -> Value {
         match self.0.next().await {
             Some(Ok(Message::Text(text))) => serde_json::from_str(&text).expect("JSON"),
             other => panic!("a message, not {other:?}"),
@@ -98,7 +98,7 @@ impl Client {
     async fn turn(&mut self) -> (String, Value) {
         let mut text = String::new();
         loop {
-            let message = self.hear().await;
+            let message = self.receive().await;
             let content = &message["serverContent"];
             text += content["modelTurn"]["parts"][0]["text"].as_str().unwrap_or_default();
             if content["turnComplete"] == true {
@@ -135,7 +135,7 @@ async fn sessions_at_the_same_time_are_counted() {
     let first = server.session().await;
     let second = server.session().await;
     let mut third = server.connect(BIDI, Some("key")).await.expect("a session");
-    third.say(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
+    third.send(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
     let (code, reason) = third.closed().await;
     assert_eq!((code, reason.as_str()), (1011, "The model is overloaded. Please try again later."));
     drop((first, second, third));
@@ -145,7 +145,7 @@ async fn sessions_at_the_same_time_are_counted() {
 }
 
 #[tokio::test]
-async fn the_key_comes_in_the_header_or_in_the_query() {
+async fn the_key_is_read_from_the_header_or_the_query() {
     let server = Server::start(Options::default()).await;
     for (path, key, accepted) in [
         (BIDI.to_owned(), Some("key"), true),
@@ -165,23 +165,23 @@ async fn a_session_without_quota_is_closed() {
     let server = Server::start(options).await;
     let _open = server.session().await;
     let mut refused = server.connect(BIDI, Some("key")).await.expect("a session");
-    refused.say(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
+    refused.send(&json!({"setup": {"model": "models/gemini-3.8-live"}})).await;
     let (code, reason) = refused.closed().await;
     assert_eq!(code, 1011);
     assert!(reason.starts_with("You exceeded your current quota"), "{reason}");
 }
 
 #[tokio::test]
-async fn a_session_says_when_it_goes_away_and_how_to_resume() {
+async fn a_session_announces_its_end_and_how_to_resume() {
     let server = Server::start(Options::default()).await;
     let mut client = server.connect(BIDI, Some("key")).await.expect("a session");
     let setup = json!({"model": "models/gemini-3.8-live", "sessionResumption": {}});
-    client.say(&json!({"setup": setup})).await;
-    client.hear().await;
+    client.send(&json!({"setup": setup})).await;
+    client.receive().await;
     client.ask("[[simulate:go_away]]Hello").await;
     client.turn().await;
-    assert_eq!(client.hear().await["sessionResumptionUpdate"]["resumable"], true);
-    assert_eq!(client.hear().await, json!({"goAway": {"timeLeft": "0.1s"}}));
+    assert_eq!(client.receive().await["sessionResumptionUpdate"]["resumable"], true);
+    assert_eq!(client.receive().await, json!({"goAway": {"timeLeft": "0.1s"}}));
     assert_eq!(client.closed().await.0, 1000);
 }
 
@@ -189,7 +189,7 @@ async fn a_session_says_when_it_goes_away_and_how_to_resume() {
 async fn a_session_is_closed_for_bad_messages_and_scripted_errors() {
     let server = Server::start(Options::default()).await;
     let mut client = server.connect(BIDI, Some("key")).await.expect("a session");
-    client.say(&json!({"clientContent": {}})).await;
+    client.send(&json!({"clientContent": {}})).await;
     assert_eq!(client.closed().await.0, 1008);
     let mut client = server.session().await;
     client.ask("[[simulate:status=500]]").await;
@@ -206,14 +206,14 @@ async fn a_live_interaction_ends_with_the_usage_of_all_turns() {
     let path = "/v1beta/interactions/live";
     let mut client = server.connect(path, Some("key")).await.expect("a session");
     let create = json!({"event_type": "interaction.create", "model": "gemini-3.8-live"});
-    client.say(&json!({"events": [create]})).await;
-    assert_eq!(client.hear().await["event_type"], "interaction.created");
+    client.send(&json!({"events": [create]})).await;
+    assert_eq!(client.receive().await["event_type"], "interaction.created");
     for _ in 0..2 {
         let content = json!([{"type": "text", "text": "Hello"}]);
-        client.say(&json!({"event_type": "input", "content": content})).await;
+        client.send(&json!({"event_type": "input", "content": content})).await;
         let mut text = String::new();
         loop {
-            let event = client.hear().await;
+            let event = client.receive().await;
             text += event["delta"]["text"].as_str().unwrap_or_default();
             if event["event_type"] == "interaction.status_update" {
                 break;
@@ -221,8 +221,8 @@ async fn a_live_interaction_ends_with_the_usage_of_all_turns() {
         }
         assert_eq!(text, "Simulated answer to: Hello");
     }
-    client.say(&json!({"event_type": "interaction.complete"})).await;
-    let ended = client.hear().await;
+    client.send(&json!({"event_type": "interaction.complete"})).await;
+    let ended = client.receive().await;
     assert_eq!(ended["event_type"], "interaction.completed");
     assert_eq!(ended["interaction"]["usage"]["total_input_tokens"], 4);
     assert_eq!(client.closed().await.0, 1000);

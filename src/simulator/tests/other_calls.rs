@@ -1,4 +1,4 @@
-//! The calls beside generation that cost tokens.
+//! The other calls that cost tokens.
 
 use super::*;
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 #[tokio::test]
-async fn keys_come_in_three_places_and_are_checked() {
+async fn a_key_is_accepted_in_three_places_and_checked() {
     let simulator =
         Simulator::new(Options { bad_keys: vec!["revoked".to_owned()], ..Options::default() });
     let send = async |path: String, headers: &[(&str, &str)]| {

@@ -41,16 +41,18 @@ fn client(address: SocketAddr, id: &SemaphoreId) -> Service {
     Service::new(&format!("http://{address}/"), id, HeaderValue::from_static("key")).unwrap()
 }
 
-/// Every request for it is over several times, and it is never out of the queue.
+/// Several requests time out one after the other, and the client never leaves the queue.
 #[tokio::test(start_paused = true)]
-async fn who_waits_longer_than_one_request_may_keeps_its_place() {
+async fn a_client_that_waits_longer_than_one_request_keeps_its_position() {
     let (gateway, address, id, semaphore) = start().await;
     let terms = LeaseTerms { holder: "outside".into(), permits: 1, ttl: HOUR };
     let held = gateway.leases.acquire(id.clone(), &semaphore, terms, None, SECOND);
     let (held, _) = held.await.unwrap();
     let service = client(address, &id);
     let waits = tokio::spawn(async move {
-        service.take(&Terms { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND }).await
+        service
+            .take(&LeaseOrder { holder: "inside".to_owned(), permits: 1, ttl: 30 * SECOND })
+            .await
     });
     while semaphore.usage().waiting == 0 {
         tokio::task::yield_now().await;
@@ -62,19 +64,19 @@ async fn who_waits_longer_than_one_request_may_keeps_its_place() {
         assert_eq!(semaphore.usage().waiting, 2);
     }
     gateway.limiter.store().release_lease(&id, &held.id).await.unwrap().unwrap();
-    let lease = timeout(HOUR, waits).await.expect("it is before the other").unwrap();
-    let lease = lease.expect("its turn");
-    assert!(!later.is_finished(), "it came later");
+    let lease = timeout(HOUR, waits).await.expect("it precedes the other in the queue").unwrap();
+    let lease = lease.expect("it is at the head of the queue");
+    assert!(!later.is_finished(), "it arrived later");
     assert_eq!(*leases(&gateway, &semaphore).await[0].id, *lease.lease_id);
     assert_eq!(semaphore.usage().in_use, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kept_lease_lives_until_it_is_gone() {
+async fn a_lease_is_renewed_until_it_is_lost() {
     let (gateway, address, id, semaphore) = start().await;
     let service = Arc::new(client(address, &id));
     let ttl = 30 * SECOND;
-    let terms = Terms { holder: "inside".to_owned(), permits: 1, ttl };
+    let terms = LeaseOrder { holder: "inside".to_owned(), permits: 1, ttl };
     let lease = service.take(&terms).await.unwrap();
     let ends = Instant::now() + ttl;
     let (lease_id, keeps) = (lease.lease_id.clone(), Arc::clone(&service));
@@ -83,7 +85,7 @@ async fn a_kept_lease_lives_until_it_is_gone() {
         sleep(SECOND).await;
         assert_eq!(semaphore.usage().in_use, 1);
         let left = leases(&gateway, &semaphore).await[0].expires - Instant::now();
-        assert!(left >= 2 * ttl / 3 - 2 * SECOND, "it is renewed at each third: {left:?}");
+        assert!(left >= 2 * ttl / 3 - 2 * SECOND, "it is renewed after each third: {left:?}");
     }
     gateway.limiter.store().release_lease(&id, &lease_id).await.unwrap().unwrap();
     let released = Instant::now();
@@ -93,16 +95,16 @@ async fn a_kept_lease_lives_until_it_is_gone() {
 }
 
 #[test]
-fn only_what_may_pass_is_asked_for_again() {
-    let trouble = |status, code: &str| {
+fn only_transient_errors_are_retried() {
+    let error = |status, code: &str| {
         let body = json!({"detail": "why", "code": code});
         failed(StatusCode::from_u16(status).unwrap(), &body)
     };
-    assert!(matches!(trouble(409, "lease_unavailable"), Trouble::Unavailable));
-    assert!(matches!(trouble(503, "queue_full"), Trouble::QueueFull));
-    assert!(matches!(trouble(502, ""), Trouble::Passing(_)));
+    assert!(matches!(error(409, "lease_unavailable"), LeaseError::Unavailable));
+    assert!(matches!(error(503, "queue_full"), LeaseError::QueueFull));
+    assert!(matches!(error(502, ""), LeaseError::Transient(_)));
     for (status, code) in [(409, "semaphore_deleted"), (404, "semaphore_not_found"), (422, "x")] {
-        assert!(matches!(trouble(status, code), Trouble::Refused { .. }), "{code}");
+        assert!(matches!(error(status, code), LeaseError::Refused { .. }), "{code}");
     }
     let page = failed(StatusCode::GATEWAY_TIMEOUT, &Value::Null);
     assert_eq!(page.to_string(), "the service answered 504 Gateway Timeout");

@@ -1,24 +1,24 @@
-//! Random histories of a semaphore beside what ought to be so.
+//! Random histories of a semaphore compared with a model.
 
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use crate::limits::named::SemaphoreId;
+use crate::limits::model::SemaphoreId;
 use crate::limits::semaphore::{
     Acquire, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
 };
 use crate::limits::store::Store;
 
-/// What is known of somebody who asked and has not looked for the answer since.
+/// The expected outcome of a request whose result was not read yet.
 type Outcome = Option<Result<(), NotGranted>>;
 
-/// What ought to be so, by the rules alone: who asked first goes first, nobody waits for what is
-/// free, and nothing is lost or given twice.
+/// The model: requests are served in order, none waits for free permits, and no permit is lost or
+/// granted twice.
 struct Rules {
     limit: usize,
     out: usize,
-    /// How many each asked for, and what ought to have become of it.
+    /// The permits of each request, and its expected outcome.
     asked: Vec<(usize, Outcome)>,
 }
 
@@ -44,7 +44,7 @@ impl Rules {
     }
 }
 
-/// People come, go, give back, look up and change the limit, in whatever order.
+/// Random requests, cancellations, releases, reads and changes of the limit.
 pub(super) struct History<'a> {
     store: &'a Arc<dyn Store>,
     semaphore: Arc<dyn Semaphore>,
@@ -68,13 +68,13 @@ impl<'a> History<'a> {
     pub(super) async fn run(mut self, random: &mut fastrand::Rng, steps: usize) {
         for _ in 0..steps {
             self.step(random).await;
-            // A task that is never out of work would be told that nothing is ready.
+            // Without this, tokio's cooperative budget would make ready futures appear pending.
             tokio::task::yield_now().await;
             self.rules.settle();
             let Rules { limit, out, .. } = self.rules;
-            let ought = SemaphoreUsage { limit, in_use: out, waiting: self.rules.waiting() };
+            let expected = SemaphoreUsage { limit, in_use: out, waiting: self.rules.waiting() };
             self.store.refresh().await.unwrap();
-            assert_eq!(self.semaphore.usage(), ought);
+            assert_eq!(self.semaphore.usage(), expected);
         }
         self.held.clear();
         self.asking.clear();
@@ -92,7 +92,7 @@ impl<'a> History<'a> {
             4 => {
                 let permits = random.usize(1..5);
                 let limit = self.rules.limit;
-                let ought = if permits > limit {
+                let expected = if permits > limit {
                     Err(NotGranted::MoreThanLimit { limit })
                 } else if self.rules.waiting() == 0 && self.rules.out + permits <= limit {
                     self.rules.out += permits;
@@ -100,8 +100,8 @@ impl<'a> History<'a> {
                 } else {
                     Err(NotGranted::NoneFree)
                 };
-                let answer = Arc::clone(&self.semaphore).ask(permits, WaitMode::None).await;
-                assert_eq!(answer.as_ref().map(drop).map_err(|reason| *reason), ought);
+                let answer = Arc::clone(&self.semaphore).request(permits, WaitMode::None).await;
+                assert_eq!(answer.as_ref().map(drop).map_err(|reason| *reason), expected);
                 self.held.extend(answer);
             }
             5..8 if !self.held.is_empty() => {
@@ -124,13 +124,13 @@ impl<'a> History<'a> {
         }
     }
 
-    /// Everybody who asked looks for an answer.
+    /// Reads the results of all requests.
     fn look_up(&mut self) {
         for which in (0..self.asking.len()).rev() {
             let answer = (&mut self.asking[which]).now_or_never();
-            let (_, ought) = self.rules.asked[which];
+            let (_, expected) = self.rules.asked[which];
             let came = answer.as_ref().map(|answer| answer.as_ref().map(drop).map_err(|e| *e));
-            assert_eq!(came, ought);
+            assert_eq!(came, expected);
             if let Some(answer) = answer {
                 drop(self.asking.remove(which));
                 self.rules.asked.remove(which);

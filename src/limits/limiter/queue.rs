@@ -1,0 +1,402 @@
+//! The queue: tickets of requests, and waiting for quota, permits and slots.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync;
+use tokio::time::{Instant, timeout};
+
+use super::admission::Admission;
+use super::{Limiter, Refused};
+use crate::limits::accounts::Account;
+use crate::limits::budget::{NotReserved, Reservation};
+use crate::limits::local::LocalSemaphore;
+use crate::limits::model::{Estimate, Exhausted, Line};
+use crate::limits::semaphore::{NotGranted, Permit, Semaphore, WaitMode};
+
+/// How long a call holds a permit of a named semaphore until it is known whether its quotas have
+/// room, or holds its quota until it is known whether a permit is free. Redis answers sooner.
+pub(super) const BRIEF_HOLD: Duration = Duration::from_millis(100);
+
+/// How long a call keeps its quota while it waits at the head of the queue for a permit, once
+/// other calls have used the quota up during an earlier such wait.
+const LONG_HOLD: Duration = Duration::from_secs(60);
+
+/// A request's ticket in the queue. A batch of any size has one ticket, as a single request does.
+/// Its calls are admitted one after the other, first attempts and retries alike. So a request that
+/// arrives after ten thousand items waits for one of them at most.
+///
+/// A batch for several models or keys waits for each in an [`AccountQueue`] of its own, so that none
+/// delays another. For the global slot it still waits once.
+#[derive(Debug)]
+pub struct QueueTicket {
+    limiter: Arc<Limiter>,
+    /// Whether requests that arrive while it waits at the head of the queue go first, once.
+    yields_once: bool,
+    head: sync::Mutex<()>,
+    state: Mutex<QueueState>,
+}
+
+/// The state of a request in the queue.
+#[derive(Debug, Default)]
+struct QueueState {
+    /// Whether the request was accepted into the queue, or admitted without waiting. `None` until
+    /// that is decided.
+    accepted: Option<bool>,
+    /// The number of its account queues in which a call waits.
+    queues: usize,
+}
+
+/// The calls of one request for the same account and named semaphore, if any. They are admitted one
+/// after the other.
+#[derive(Debug)]
+pub struct AccountQueue {
+    ticket: Arc<QueueTicket>,
+    account: Arc<Account>,
+    named: Option<Arc<dyn Semaphore>>,
+    head: sync::Mutex<()>,
+}
+
+/// The head of an account queue: the call that is admitted next.
+#[derive(Debug)]
+pub struct HeadOfQueue<'a> {
+    queue: &'a AccountQueue,
+    since: Instant,
+    _head: sync::MutexGuard<'a, ()>,
+}
+
+impl QueueTicket {
+    /// A ticket for one request.
+    pub fn new(limiter: Arc<Limiter>) -> Arc<Self> {
+        Self::with_policy(limiter, false)
+    }
+
+    /// A ticket for a batch. While it waits for its next call, requests that arrive meanwhile go first,
+    /// once. So a single request beside a batch waits for the next free slot and not for the one
+    /// after it, and the batch is no slower.
+    pub fn for_many(limiter: Arc<Limiter>) -> Arc<Self> {
+        Self::with_policy(limiter, true)
+    }
+
+    fn with_policy(limiter: Arc<Limiter>, yields_once: bool) -> Arc<Self> {
+        Arc::new(Self { limiter, yields_once, head: sync::Mutex::new(()), state: Mutex::default() })
+    }
+
+    /// A queue of the calls for an account and a named semaphore, if any.
+    pub fn queue(
+        self: &Arc<Self>,
+        account: Arc<Account>,
+        named: Option<Arc<dyn Semaphore>>,
+    ) -> AccountQueue {
+        AccountQueue { ticket: Arc::clone(self), account, named, head: sync::Mutex::new(()) }
+    }
+
+    async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
+        self.acquire_many(semaphore, 1).await
+    }
+
+    /// Waits for permits of a semaphore and for nothing else, for work outside this process. It counts
+    /// in the queue as a call does. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Refused::QueueFull`] if it has to wait and too many requests do;
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::MoreThanLimit`]; [`Refused::StoreUnavailable`] if the
+    /// request was not accepted before. An accepted request waits until the store is back.
+    pub async fn acquire_many(
+        &self,
+        semaphore: &Arc<dyn Semaphore>,
+        permits: usize,
+    ) -> Result<Permit, Refused> {
+        let request = |mode| Arc::clone(semaphore).request(permits, mode);
+        match request(WaitMode::None).await {
+            Err(NotGranted::NoneFree) => {}
+            Err(NotGranted::StoreUnavailable(_)) if self.may_wait_for_store() => {}
+            result => return Ok(result?),
+        }
+        let _waiting = self.join_queue()?;
+        let yields = self.yields_once && semaphore.usage().waiting == 0;
+        let permit = request(WaitMode::Endless).await?;
+        if !yields || semaphore.usage().waiting == 0 {
+            return Ok(permit);
+        }
+        drop(permit);
+        Ok(request(WaitMode::Endless).await?)
+    }
+
+    /// Waits for a slot of the account and a global slot.
+    async fn slots(&self, account: &Account) -> Result<(Permit, Permit), Refused> {
+        let own = account.concurrency().semaphore();
+        let usage = own.usage();
+        // If the account's limit is not below the global one, calls wait for the global slot alone.
+        // So the first of all replicas is admitted first.
+        let is_lowered = usage.limit < self.limiter.global.usage().limit;
+        if usage.waiting == 0 && !is_lowered {
+            let global = self.global().await?;
+            if let Some(slot) = own.try_acquire() {
+                return Ok((slot, global));
+            }
+            // The account's limit fell meanwhile. Other calls may use the global slot while this
+            // one waits.
+        }
+        let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
+        let slot = self.acquire(&own).await?;
+        Ok((slot, self.global().await?))
+    }
+
+    async fn global(&self) -> Result<Permit, Refused> {
+        let _head = self.head.lock().await;
+        self.acquire(&self.limiter.global).await
+    }
+
+    async fn reserve(
+        &self,
+        account: &Account,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
+        let mut cost = estimate.cost;
+        loop {
+            let attempt = Arc::clone(account.budget()).try_reserve(cost, deadline);
+            match attempt.result().await {
+                Ok(Some(reservation)) => return Ok(reservation),
+                Ok(None) => break,
+                Err(NotReserved::Exhausted(reason)) => cost = estimate.within(reason, cost)?,
+                Err(NotReserved::StoreUnavailable(_)) if self.may_wait_for_store() => break,
+                Err(reason) => return Err(reason.into()),
+            }
+        }
+        let _waiting = self.join_queue()?;
+        let line = if self.yields_once { Line::YieldOnce } else { Line::Queue };
+        Ok(reserve_in(line, account, estimate, deadline).await?)
+    }
+
+    async fn reserve_again(
+        &self,
+        account: &Account,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
+        let _waiting = self.join_queue()?;
+        Ok(reserve_in(Line::Returning, account, estimate, deadline).await?)
+    }
+
+    /// Waits for a permit of a named semaphore and for the quota, and holds neither while it waits
+    /// for the other.
+    ///
+    /// 1. The call waits for a permit, first come, first served. If its quota has room then, it
+    ///    has both.
+    /// 2. Otherwise it gives the permit back and waits for the quota ahead of its account's queue.
+    /// 3. With the quota reserved, it takes a permit if one is free. Otherwise it gives the
+    ///    quota back and waits for a permit ahead of the semaphore's queue.
+    /// 4. With the permit, it has both if the quota still has room. Otherwise it returns to 2.
+    ///
+    /// From its second round on it keeps the quota in step 3 for at most a minute, so that other
+    /// calls of its account cannot delay it without end. Only one call of an account does this for
+    /// each semaphore; others that reach step 2 wait behind it.
+    async fn permit_and_quota(
+        &self,
+        named: &Arc<dyn Semaphore>,
+        account: &Account,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<(Permit, Reservation), Refused> {
+        let permit = self.acquire(named).await?;
+        if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
+            return Ok((permit, reservation));
+        }
+        drop(permit);
+        let _waiting = self.join_queue()?;
+        let returning = account.returning(named.number());
+        let _head = returning.lock().await;
+        let mut keep_quota_for = BRIEF_HOLD;
+        loop {
+            let reservation = self.reserve_again(account, estimate, deadline).await?;
+            let mut request = Arc::clone(named).request(1, WaitMode::Returning);
+            if let Ok(permit) = timeout(keep_quota_for, &mut request).await {
+                return Ok((permit?, reservation));
+            }
+            drop(reservation);
+            let permit = request.await?;
+            if let Some(reservation) = reserve_now(account, estimate, deadline).await? {
+                return Ok((permit, reservation));
+            }
+            keep_quota_for = LONG_HOLD;
+        }
+    }
+
+    /// Whether the request was accepted before the store became unavailable. Otherwise it is refused,
+    /// with all of its calls.
+    fn may_wait_for_store(&self) -> bool {
+        *self.state().accepted.get_or_insert(false)
+    }
+
+    /// Accepts the request, unless one of its calls was refused. Then none of them is sent.
+    fn accept(&self) -> Result<(), Refused> {
+        if *self.state().accepted.get_or_insert(true) { Ok(()) } else { Err(Refused::QueueFull) }
+    }
+
+    /// Joins the queue: the request counts once, however many of its account queues wait. A request
+    /// that was accepted is never refused later. One that was not is refused if the store is
+    /// unavailable.
+    fn join_queue(&self) -> Result<InQueue<'_>, Refused> {
+        let mut state = self.state();
+        if state.accepted != Some(true)
+            && let Err(reason) = self.limiter.store.reach()
+        {
+            state.accepted = Some(false);
+            return Err(reason.into());
+        }
+        if state.queues == 0 {
+            let max = match state.accepted {
+                None => self.limiter.max_waiting,
+                Some(true) => usize::MAX,
+                Some(false) => 0,
+            };
+            let one_more = |waiting| (waiting < max).then_some(waiting + 1);
+            let queue = &self.limiter.waiting;
+            let joined = queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+            state.accepted = Some(joined);
+            if !joined {
+                return Err(Refused::QueueFull);
+            }
+        }
+        state.queues += 1;
+        Ok(InQueue(self))
+    }
+
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reserves what a call is expected to cost, or a whole minute's tokens: see [`Estimate::within`].
+async fn reserve_in(
+    line: Line,
+    account: &Account,
+    estimate: Estimate,
+    deadline: Instant,
+) -> Result<Reservation, Exhausted> {
+    let mut cost = estimate.cost;
+    loop {
+        match Arc::clone(account.budget()).reserve(line, cost, deadline).await {
+            Err(reason) => cost = estimate.within(reason, cost)?,
+            reserved => return reserved,
+        }
+    }
+}
+
+/// Reserves ahead of the account's queue, if there is room at once.
+async fn reserve_now(
+    account: &Account,
+    estimate: Estimate,
+    deadline: Instant,
+) -> Result<Option<Reservation>, Exhausted> {
+    let at_once = deadline.min(Instant::now() + BRIEF_HOLD);
+    match reserve_in(Line::Returning, account, estimate, at_once).await {
+        Ok(reservation) => Ok(Some(reservation)),
+        Err(Exhausted::NotBefore { retry_after }) if Instant::now() + retry_after < deadline => {
+            Ok(None)
+        }
+        Err(reason) => Err(reason),
+    }
+}
+
+/// A request's presence in the queue. Dropping it leaves the queue.
+struct InQueue<'a>(&'a QueueTicket);
+
+impl Drop for InQueue<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.queues -= 1;
+        if state.queues == 0 {
+            self.0.limiter.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl AccountQueue {
+    /// Waits until all earlier calls of this queue are admitted. Dropping the future leaves the
+    /// queue.
+    pub async fn head(&self) -> HeadOfQueue<'_> {
+        let head = self.head.lock().await;
+        HeadOfQueue { queue: self, since: Instant::now(), _head: head }
+    }
+}
+
+impl HeadOfQueue<'_> {
+    /// Waits until the quotas have room for what the call costs; then for the named semaphore, if
+    /// any; for a slot of the account, if its limit was lowered; and for a global slot. Dropping the
+    /// future leaves the queue.
+    ///
+    /// This order excludes deadlocks, and no call holds the global slot while it waits. A call that
+    /// waits for its semaphore holds no quota meanwhile, and a call that waits for its quota holds
+    /// no permit.
+    ///
+    /// # Errors
+    /// [`Refused::QueueFull`] if the request has to wait for the first time and too many wait;
+    /// [`Refused::StoreUnavailable`] if it was not accepted before the store became unavailable;
+    /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the quotas
+    /// have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
+    pub async fn admit(
+        self,
+        estimate: impl Into<Estimate>,
+        deadline: Instant,
+    ) -> Result<Admission, Refused> {
+        let estimate = estimate.into();
+        let AccountQueue { ticket, account: requested, .. } = self.queue;
+        let accounts = &ticket.limiter.accounts;
+        let mut instead = accounts.charged_instead(requested);
+        let account = instead.as_ref().unwrap_or(requested);
+        if account.is_rejected() {
+            return Err(Refused::TooManyAccounts);
+        }
+        account.check()?;
+        let mut reservation = ticket.reserve(account, estimate, deadline).await?;
+        loop {
+            let account = instead.unwrap_or_else(|| Arc::clone(requested));
+            let admission = self.admit_with(account, reservation, estimate, deadline).await?;
+            let is_charged = accounts.is_charged(requested, admission.charged_account());
+            if is_charged && !admission.charged_account().budget().is_paused() {
+                ticket.accept()?;
+                admission.charged_account().start()?;
+                return Ok(admission);
+            }
+            // Since the quota was reserved, Gemini has refused a call of this account or charged
+            // another account.
+            drop(admission);
+            instead = accounts.charged_instead(requested);
+            let account = instead.as_ref().unwrap_or(requested);
+            reservation = ticket.reserve_again(account, estimate, deadline).await?;
+        }
+    }
+
+    async fn admit_with(
+        &self,
+        account: Arc<Account>,
+        mut reservation: Reservation,
+        estimate: Estimate,
+        deadline: Instant,
+    ) -> Result<Admission, Refused> {
+        let AccountQueue { ticket, account: requested, named, .. } = self.queue;
+        let named = match named {
+            None => None,
+            Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
+                Ok(permit) => Some(permit),
+                Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
+                    drop(reservation);
+                    // Boxed, so that calls that do not wait here take no memory for it.
+                    let both = ticket.permit_and_quota(named, &account, estimate, deadline);
+                    let (permit, again) = Box::pin(both).await?;
+                    reservation = again;
+                    Some(permit)
+                }
+                Err(reason) => return Err(reason.into()),
+            },
+        };
+        let (concurrency, global) = ticket.slots(&account).await?;
+        let waited = self.since.elapsed();
+        let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
+        Ok(Admission { concurrency, global, named, reservation, account, alias, waited })
+    }
+}
