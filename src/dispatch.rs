@@ -8,6 +8,7 @@
 //! conversation ([`Dispatcher::open_live`]).
 
 mod attempt;
+mod background;
 mod call;
 mod continuation;
 mod enqueued;
@@ -30,17 +31,19 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use crate::gemini::{
-    AnswerPart, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
+    AnswerPart, ApiKey, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
 };
 use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
 use crate::metrics::Metrics;
 use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
+use background::{BackgroundRuns, Creation};
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
 
+pub use background::{BackgroundPolicy, Observed};
 pub use call::{Admitted, Call, CallQueue, CallRequest, CallSize};
 pub use continuation::LongAnswer;
 pub use forward::Forwarded;
@@ -59,6 +62,7 @@ pub struct Dispatcher {
     policy: RetryPolicy,
     projects: Arc<Projects>,
     prices: Arc<Prices>,
+    background: Arc<BackgroundRuns>,
 }
 
 /// Why a call has no answer.
@@ -114,7 +118,13 @@ impl Dispatcher {
         policy: RetryPolicy,
         prices: Arc<Prices>,
     ) -> Self {
-        Self { client, limiter, metrics, policy, projects: Arc::default(), prices }
+        let (projects, background) = (Arc::default(), Arc::default());
+        Self { client, limiter, metrics, policy, projects, prices, background }
+    }
+
+    /// The same, which follows runs in the background in this way.
+    pub fn following(self, policy: BackgroundPolicy) -> Self {
+        Self { background: Arc::new(BackgroundRuns::new(policy)), ..self }
     }
 
     /// The same, with connections of its own and everything else shared.
@@ -126,6 +136,7 @@ impl Dispatcher {
             policy: self.policy,
             projects: Arc::clone(&self.projects),
             prices: Arc::clone(&self.prices),
+            background: Arc::clone(&self.background),
         }
     }
 
@@ -137,6 +148,12 @@ impl Dispatcher {
     /// The keys that must not appear in the answer to a call.
     pub fn secrets(&self, call: &Call) -> Secrets {
         self.client.secrets(Some(call.key()))
+    }
+
+    /// The tokens that Gemini reads again for an interaction that continues another one, as far as
+    /// they are known from earlier answers to the same key.
+    pub fn conversation_tokens(&self, key: &ApiKey, previous: &str) -> u64 {
+        self.background.conversation(key.sha256(), previous)
     }
 
     /// How many calls continue an answer that Gemini stops before its end, at most.
@@ -186,8 +203,9 @@ impl Dispatcher {
         idle: Duration,
     ) -> Result<Response<Forwarded>, CallError> {
         let admitted = self.admit(call).await?;
+        let creation = Creation::of(request, &self.background, &self.client);
         // Boxed so that a call that waits takes no more memory than its wait.
-        Box::pin(self.run(admitted, PassOn { request, body, idle })).await
+        Box::pin(self.run(admitted, PassOn { request, body, idle, creation })).await
     }
 
     /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up. A

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, RetryPolicy};
+use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
@@ -79,7 +79,9 @@ impl Gateway {
             policy,
             Arc::clone(&config.prices),
         );
-        let dispatcher = Arc::new(dispatcher);
+        let Config { background_poll: poll, background_timeout: time_limit, .. } = config;
+        let background = BackgroundPolicy { poll, time_limit };
+        let dispatcher = Arc::new(dispatcher.following(background));
         let bodies = BodyBudget::new(config.body_memory_bytes);
         // Without memory for an answer, it is read from Gemini only as fast as its client reads.
         let answers = BodyBudget::new(Some(bodies.largest() / 4));

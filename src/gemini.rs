@@ -16,6 +16,8 @@ mod events;
 mod forward;
 mod images;
 mod input;
+mod interaction;
+mod interaction_scanner;
 mod json;
 mod key;
 mod live;
@@ -46,6 +48,8 @@ pub use error::{Error, ErrorKind};
 pub use events::{Event, Events};
 pub use forward::{Forward, ForwardError, ForwardedBody};
 pub use images::requested_images;
+pub use interaction::{InteractionPath, InteractionRequest};
+pub use interaction_scanner::InteractionScanner;
 pub use json::{Nesting, without_lone_surrogates};
 pub use key::{ApiKey, InvalidKey, ProjectClaim};
 pub use live::{

@@ -7,6 +7,7 @@
 //! | `capacity` | how soon the concurrency follows Gemini's capacity, and how many calls are refused meanwhile |
 //! | `tiers` | whether flex calls beyond Gemini's capacity slow standard calls, how many are answered, and when they fall back |
 //! | `fairness` | how long a chat waits beside a large batch, and how two batches share |
+//! | `interactions` | the same for interactions, also in the background, beside other calls |
 //!
 //! A run is a new simulator and a new service over it, each with its own threads and port, and
 //! clients that send over HTTP. It prints tables in Markdown and sets no pass mark: on a busy
@@ -14,6 +15,7 @@
 
 mod capacity;
 mod fairness;
+mod interactions;
 mod load;
 mod quotas;
 mod stage;
@@ -50,6 +52,7 @@ enum Part {
     Capacity,
     Fairness,
     Tiers,
+    Interactions,
 }
 
 /// How large the runs are.
@@ -84,6 +87,7 @@ fn main() {
                 Part::Capacity => runtime.block_on(capacity::measure(scale)),
                 Part::Fairness => runtime.block_on(fairness::measure(scale)),
                 Part::Tiers => runtime.block_on(tiers::measure(scale)),
+                Part::Interactions => runtime.block_on(interactions::measure(scale)),
             }
         }
     }

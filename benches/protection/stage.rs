@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use gemini_concurrent_generation::api;
@@ -19,7 +19,10 @@ use gemini_concurrent_generation::simulator::{Options, Simulator};
 #[path = "../support/listen.rs"]
 mod listen;
 
-/// The path of all calls, with and without the service.
+/// The path of interactions.
+const INTERACTIONS: &str = "v1beta/interactions";
+
+/// The path of all other calls, with and without the service.
 const GENERATE: &str = "v1beta/models/gemini-3.5-flash-lite:generateContent";
 
 /// What the service knows about the account.
@@ -32,6 +35,18 @@ pub struct Protection {
     pub limits: String,
     /// The length of a quota minute.
     pub minute: Duration,
+}
+
+/// A call that a client makes.
+#[derive(Clone, Copy)]
+pub enum Call {
+    GenerateContent,
+    Interaction,
+    StreamedInteraction,
+    /// An interaction in the background, which the client polls.
+    PolledRun,
+    /// The same, which the client never reads.
+    ForgottenRun,
 }
 
 /// A simulator that runs until it is dropped.
@@ -58,6 +73,12 @@ pub struct Service {
 pub struct Upstream {
     url: String,
     http: reqwest::Client,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    id: String,
+    status: String,
 }
 
 #[derive(Deserialize)]
@@ -102,6 +123,8 @@ fn protect(config: &mut Config, protection: &Protection) {
     let read = Config::read(limits).expect("valid limits");
     config.quota_plan = read.quota_plan;
     config.quota_plan.minute = protection.minute;
+    // A second in a minute of 60.
+    config.background_poll = Some(protection.minute / 60);
 }
 
 /// Serves on a free port until the token is cancelled, with one worker for each processor.
@@ -132,6 +155,37 @@ impl Service {
             json!({"prompt": prompt, "service_tier": "flex", "flex_fallback_seconds": fallback});
         let status = post(&self.http, &format!("{}/chat", self.url), body.to_string()).await;
         status.is_some_and(|(status, _)| status == 200)
+    }
+
+    /// Makes a call. Returns whether it was answered; for a run in the background, whether it was
+    /// created, or has ended if the client polls it.
+    pub async fn call(&self, call: Call, prompt: &str, poll: Duration) -> bool {
+        if matches!(call, Call::GenerateContent) {
+            let upstream =
+                Upstream { url: format!("{}/{GENERATE}", self.url), http: self.http.clone() };
+            return upstream.generate(prompt).await == Some(200);
+        }
+        let mut body = json!({"model": "gemini-3.5-flash-lite", "input": prompt});
+        body["stream"] = matches!(call, Call::StreamedInteraction).into();
+        body["background"] = matches!(call, Call::PolledRun | Call::ForgottenRun).into();
+        let path = format!("{}/{INTERACTIONS}", self.url);
+        let Some((200, created)) = post(&self.http, &path, body.to_string()).await else {
+            return false;
+        };
+        if !matches!(call, Call::PolledRun) {
+            return true;
+        }
+        let Ok(mut run) = serde_json::from_slice::<Run>(&created) else { return false };
+        while ["queued", "in_progress"].contains(&&*run.status) {
+            sleep(poll).await;
+            let request = self.http.get(format!("{path}/{}", run.id));
+            let request = request.header("x-goog-api-key", "benchmark");
+            let Ok(response) = request.send().await else { return false };
+            let Ok(read) = response.bytes().await else { return false };
+            let Ok(read) = serde_json::from_slice(&read) else { return false };
+            run = read;
+        }
+        run.status == "completed"
     }
 
     /// Sends a batch. Returns how many of its chats were answered.

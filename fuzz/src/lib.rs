@@ -13,8 +13,9 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{
-    Answer, AnswerBuilder, ApiKey, ErrorKind, Events, InputFeatures, Secrets, StreamMonitor,
-    Surface, TokenEstimator, Usage, UsageScanner, embedding_requests, encodings, named_model,
+    Answer, AnswerBuilder, ApiKey, ErrorKind, Events, InputFeatures, InteractionRequest,
+    InteractionScanner, Secrets, StreamMonitor, Surface, TokenEstimator, Usage, UsageScanner,
+    embedding_requests, encodings, named_model,
 };
 use gemini_concurrent_generation::schema::{Schema, SchemaLimits, Work};
 use http::header::CONTENT_TYPE;
@@ -80,7 +81,8 @@ pub fn requests(input: &[u8]) {
     timed(|| {
         InputFeatures::of_body(body);
         let _ = named_model(body, Some("voice"));
-        for surface in [Surface::Gemini, Surface::OpenAi] {
+        InteractionRequest::read(body);
+        for surface in [Surface::Gemini, Surface::Interactions, Surface::OpenAi] {
             let texts = embedding_requests(surface, body).unwrap_or(1);
             assert!(texts <= body.len().max(1) as u64);
         }
@@ -117,9 +119,10 @@ pub fn answers(input: &[u8]) {
         let cut = input.first().map_or(0, |byte| usize::from(*byte) % input.len());
         let pieces = input.split_at(cut);
         stream(&[pieces.0, pieces.1]);
-        for surface in [Surface::Gemini, Surface::OpenAi] {
+        for surface in [Surface::Gemini, Surface::Interactions, Surface::OpenAi] {
             assert_eq!(counted(surface, &[input]), counted(surface, &[pieces.0, pieces.1]));
         }
+        assert_eq!(interaction(&[input]), interaction(&[pieces.0, pieces.1]));
     });
 }
 
@@ -203,6 +206,14 @@ fn relayed(secrets: &Secrets, content_type: &'static str, pieces: &[&[u8]]) -> V
     }
     passed.extend_from_slice(&masker.finish());
     passed
+}
+
+/// What an answer says of an interaction.
+fn interaction(pieces: &[&[u8]]) -> (Option<String>, Option<String>, Option<Usage>) {
+    let mut scanner = InteractionScanner::default();
+    pieces.iter().for_each(|piece| scanner.scan(piece));
+    let text = |text: Option<&str>| text.map(str::to_owned);
+    (text(scanner.id()), text(scanner.status()), scanner.usage())
 }
 
 fn counted(surface: Surface, pieces: &[&[u8]]) -> Option<Usage> {

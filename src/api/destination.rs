@@ -10,7 +10,7 @@ use http::request::Parts;
 
 use super::auth::Purpose;
 use super::error::ApiError;
-use crate::gemini::Surface;
+use crate::gemini::{InteractionPath, Surface};
 
 pub(super) use counted::{CountedCall, ModelSource};
 pub(super) use free::{JobStatus, UPLOAD_ID, continues_upload};
@@ -57,8 +57,10 @@ impl Destination {
                     .map_err(|error| (Surface::OpenAi, error))
             }
             Some(Err(error)) => Err((Surface::OpenAi, error)),
-            None => Self::at(Surface::Gemini, raw.into_owned(), &plain, head)
-                .map_err(|error| (Surface::Gemini, error)),
+            None => {
+                let surface = surface_of(&plain);
+                Self::at(surface, raw.into_owned(), &plain, head).map_err(|error| (surface, error))
+            }
         }
     }
 
@@ -76,13 +78,21 @@ impl Destination {
             return Ok(free(path));
         }
         let (call, purpose) = match surface {
-            Surface::Gemini => CountedCall::of_gemini(plain)?,
+            Surface::Gemini | Surface::Interactions => CountedCall::of_gemini(plain)?,
             Surface::OpenAi => CountedCall::of_openai(plain),
         };
         if call.takes_file && continues_upload(plain, head.uri.query().unwrap_or_default()) {
             return Ok(free(path));
         }
         Ok(Self { surface, path, purpose, call: Some(call), schedules_runs: false, jobs: None })
+    }
+}
+
+/// The surface of a path of Gemini's.
+fn surface_of(path: &str) -> Surface {
+    match InteractionPath::of(path) {
+        Some(_) => Surface::Interactions,
+        None => Surface::Gemini,
     }
 }
 

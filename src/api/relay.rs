@@ -1,4 +1,4 @@
-//! Requests in Gemini's or OpenAI's form. They are passed on as they came, and so are their answers.
+//! Requests in the form of Gemini, its Interactions, or OpenAI. They are passed on as they came, and so are their answers.
 
 mod counted;
 mod headers;
@@ -55,10 +55,11 @@ impl From<CallError> for RelayError {
 }
 
 impl RelayError {
-    /// The response in the form of a surface; on Gemini's own, Gemini's response where there is one.
+    /// The response in the form of a surface; on Gemini's own and for interactions, Gemini's response
+    /// where there is one.
     fn into_response(self, surface: Surface) -> Response {
         match (surface, self.response) {
-            (Surface::Gemini, Some(response)) => {
+            (Surface::Gemini | Surface::Interactions, Some(response)) => {
                 let mut response = response.map(Body::from);
                 strip_answer(response.headers_mut());
                 // The body has another length where a key in it was masked.
@@ -66,6 +67,7 @@ impl RelayError {
                 response
             }
             (Surface::Gemini, None) => self.error.into_google(),
+            (Surface::Interactions, None) => self.error.into_interactions(),
             (Surface::OpenAi, _) => self.error.into_openai(),
         }
     }

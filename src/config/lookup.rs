@@ -89,6 +89,18 @@ impl Lookup<'_> {
         }
     }
 
+    /// A number of seconds as [`seconds`](Self::seconds); `None` for 0.
+    pub(super) fn seconds_or_none(
+        &self,
+        setting: Setting,
+    ) -> Result<Option<Duration>, InvalidSetting> {
+        const EXPECTED: &str = "a number of seconds, at most 31536000; 0 for never";
+        if self.parse(setting, EXPECTED) == Ok(0.0) {
+            return Ok(None);
+        }
+        self.seconds(setting).map(Some).map_err(|_| invalid(setting, EXPECTED))
+    }
+
     /// Rejects a key that a header cannot carry: nobody could use it, and nothing would say why.
     pub(super) fn admin_key(&self) -> Result<Option<AdminKey>, InvalidSetting> {
         let Some(key) = self.optional(ADMIN_API_KEY).map(AdminKey::new) else { return Ok(None) };

@@ -64,6 +64,8 @@ pub const SETTINGS: &[Setting] = &[
     LIVE_IDLE_TIMEOUT_SECONDS,
     LIVE_TIMEOUT_SECONDS,
     FLEX_TIMEOUT_SECONDS,
+    BACKGROUND_POLL_SECONDS,
+    BACKGROUND_TIMEOUT_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -288,6 +290,18 @@ pub(super) const FLEX_TIMEOUT_SECONDS: Setting = setting(
     "900",
     "seconds",
     "How long one attempt at a flex call may take, and a flex request in all where `REQUEST_TIMEOUT_SECONDS` is less.",
+);
+pub(super) const BACKGROUND_POLL_SECONDS: Setting = setting(
+    "BACKGROUND_POLL_SECONDS",
+    "5",
+    "seconds",
+    "How long an interaction in the background that nobody reads is left alone before the gateway asks Gemini for its status. The wait doubles each time, up to a minute. 0: the gateway does not ask.",
+);
+pub(super) const BACKGROUND_TIMEOUT_SECONDS: Setting = setting(
+    "BACKGROUND_TIMEOUT_SECONDS",
+    "3600",
+    "seconds",
+    "How long an interaction in the background keeps its slot at most, if its end is not seen.",
 );
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",

@@ -17,6 +17,18 @@ fn unset_variables_have_the_documented_defaults() {
 }
 
 #[test]
+fn polls_are_turned_off_with_zero() {
+    let poll = |value| read(&[("BACKGROUND_POLL_SECONDS", value)]).map(|it| it.background_poll);
+    assert_eq!(poll("0"), Ok(None));
+    assert_eq!(poll(""), Ok(Some(Duration::from_secs(5))));
+    assert_eq!(poll("0.5"), Ok(Some(Duration::from_millis(500))));
+    for invalid in ["-1", "x", "inf"] {
+        let error = poll(invalid).unwrap_err();
+        assert!(error.to_string().ends_with("0 for never"), "{error}");
+    }
+}
+
+#[test]
 fn a_blank_value_counts_as_unset() {
     let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
     assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::settle::{follow_model, reported, settle};
+use super::settle::{follow_model, settle};
 use super::{Call, CallError, Dispatcher};
 use crate::gemini::{
     Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage,
@@ -70,6 +70,7 @@ impl Reader for Whole {
 
 /// An attempt that Gemini has taken up, with what it holds. Dropping it gives that back, and the
 /// estimate of its cost stands.
+#[derive(Debug)]
 pub(super) struct Attempt {
     in_flight: InFlightCall,
     /// The input tokens that are already counted.
@@ -147,7 +148,7 @@ impl Attempt {
         charge(&mut in_flight, usage);
         let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
         match outcome {
-            Outcome::Answered => in_flight.answered(left(reported(usage))),
+            Outcome::Answered => in_flight.answered(left(call.input_tokens(usage))),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
@@ -156,7 +157,7 @@ impl Attempt {
                 let error = Error { usage, accepted_model, ..Error::clone(error) };
                 settle(&limiter, in_flight, &call, &error);
             }
-            _ if usage.prompt_tokens > 0 => in_flight.answered(left(reported(usage))),
+            _ if usage.prompt_tokens > 0 => in_flight.answered(left(call.input_tokens(usage))),
             _ => drop(in_flight),
         }
         outcome.record(&metrics, &call, answered_by.as_ref(), sent, usage);

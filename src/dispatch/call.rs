@@ -41,12 +41,14 @@ pub struct CallSize {
     pub requests: u64,
     /// How many images it may generate.
     pub images: u64,
+    /// The tokens of an earlier conversation that Gemini reads again and does not report.
+    pub history: u64,
 }
 
 impl From<InputFeatures> for CallSize {
     /// The size of a call that is one request and generates text.
     fn from(input: InputFeatures) -> Self {
-        Self { input, requests: 1, images: 0 }
+        Self { input, requests: 1, images: 0, history: 0 }
     }
 }
 
@@ -234,6 +236,17 @@ impl Call {
         self.queue.tier.added_to(body)
     }
 
+    /// The input tokens that it cost, if Gemini reports them.
+    pub(super) fn input_tokens(&self, usage: Usage) -> Option<u64> {
+        (usage.prompt_tokens > 0).then(|| usage.prompt_tokens.saturating_add(self.size.history))
+    }
+
+    /// The tokens of the conversation that it continued, after it.
+    pub(super) fn conversation(&self, usage: Usage) -> u64 {
+        let turn = usage.prompt_tokens.saturating_add(usage.output_tokens);
+        self.size.history.saturating_add(turn)
+    }
+
     pub(super) fn key(&self) -> &ApiKey {
         &self.queue.key
     }
@@ -250,9 +263,9 @@ impl Call {
     }
 
     pub(super) fn estimate(&self) -> Estimate {
-        let CallSize { input, requests, images } = self.size;
+        let CallSize { input, requests, images, history } = self.size;
         let CallQueue { learned, spend, .. } = &*self.queue;
-        let tokens = learned.tokens.estimate(input);
+        let tokens = learned.tokens.estimate(input).saturating_add(history);
         Estimate {
             cost: Cost::of(requests, tokens).with(Resource::Images, images),
             at_least: learned.tokens.at_least(input),

@@ -75,6 +75,7 @@ impl Dispatcher {
             headers: HeaderMap::new(),
             streams: false,
             is_read: false,
+            runs_on: false,
         };
         let described = async {
             let payload = Payload::Buffered(Full::default());

@@ -6,15 +6,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Method, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, Outcome, Reader};
+use super::background::{Creation, Observed};
 use super::{Admitted, Call, CallError, Dispatcher, UploadProgress, retry_after};
 use crate::gemini::{
-    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, MaskedBody, Model, Payload,
-    SendCheck, StreamMonitor, Usage, UsageScanner,
+    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, InteractionScanner, MaskedBody,
+    Model, Payload, SendCheck, StreamMonitor, Usage, UsageScanner,
 };
 use crate::prices::PriceTier;
 
@@ -32,6 +33,8 @@ pub(super) struct PassOn<'a> {
     pub body: Bytes,
     /// How long nothing may come between two pieces of the answer.
     pub idle: Duration,
+    /// Where the request creates an interaction.
+    pub creation: Option<Creation>,
 }
 
 impl Reader for PassOn<'_> {
@@ -60,9 +63,13 @@ impl Reader for PassOn<'_> {
         let Forward { surface, streams, is_read, .. } = *self.request;
         let watch =
             StreamMonitor::of(response.headers(), streams).filter(|_| !is_read).map(Box::new);
+        let scanner = match &self.creation {
+            Some(creation) => Scanner::Interaction(Box::default(), Box::new(creation.clone())),
+            None => Scanner::Usage(UsageScanner::new(surface)),
+        };
         let service_tier = ForwardedBody::service_tier(response.headers());
-        let usage = UsageScanner::new(surface);
-        let unsettled = Unsettled { attempt, usage, service_tier, is_read, watch };
+        let is_stream = watch.is_some();
+        let unsettled = Unsettled { attempt, scanner, service_tier, is_read, is_stream, watch };
         response.map(|body| Forwarded::new(body, unsettled))
     }
 }
@@ -72,6 +79,9 @@ impl Dispatcher {
     /// as long to answer as in an attempt at a call, from when it has all of the body; until then,
     /// as long to be reached or to take the next piece.
     ///
+    /// What it says of a run in the background is noted. A run that it deletes is settled first: its
+    /// usage cannot be read later.
+    ///
     /// # Errors
     /// [`CallError::Upstream`].
     pub async fn pass(
@@ -80,14 +90,22 @@ impl Dispatcher {
         key: Option<&ApiKey>,
         payload: Payload,
         progress: &mut UploadProgress,
-    ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
+    ) -> Result<Response<Observed>, CallError> {
+        let run = self.background.run(request);
+        if let Some(run) = run.as_ref().filter(|_| request.method == Method::DELETE) {
+            run.settle_before_deletion(&self.background).await;
+        }
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
             passed = self.client.pass(request, key, payload, None) => passed,
             () = progress.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
-        passed.map_err(|rejected| CallError::rejected(rejected, None))
+        let response = passed.map_err(|rejected| CallError::rejected(rejected, None))?;
+        if let Some(run) = run.as_ref().filter(|_| request.method == Method::DELETE) {
+            run.abandon();
+        }
+        Ok(response.map(|body| self.background.observe(run, &request.method, body)))
     }
 
     /// Passes on a call whose body is a file, once it is [admitted](Dispatcher::admit). It is sent
@@ -102,14 +120,15 @@ impl Dispatcher {
         request: &Forward,
         payload: Payload,
         progress: &mut UploadProgress,
-    ) -> Result<Response<MaskedBody<Incoming>>, CallError> {
+    ) -> Result<Response<Observed>, CallError> {
         let in_flight = self.start(&call, admission).await?;
         let limit = self.policy.attempt_timeout;
         let upload = PassFile { request, limit, file: Mutex::new(Some((payload, progress))) };
-        self.attempt(&call, in_flight, &upload).await?.map_err(|rejected| {
+        let response = self.attempt(&call, in_flight, &upload).await?.map_err(|rejected| {
             let retry_after = retry_after(&rejected.error);
             CallError::rejected(rejected, retry_after)
-        })
+        })?;
+        Ok(response.map(|body| self.background.observe(None, &request.method, body)))
     }
 }
 
@@ -152,34 +171,71 @@ impl Reader for PassFile<'_> {
     }
 }
 
+/// Reads what passes of an answer.
+enum Scanner {
+    Usage(UsageScanner),
+    Interaction(Box<InteractionScanner>, Box<Creation>),
+}
+
 /// What is to be settled when the answer has ended.
 struct Unsettled {
     attempt: Attempt,
-    usage: UsageScanner,
+    scanner: Scanner,
     /// The service tier that the headers name.
     service_tier: Option<PriceTier>,
     /// Whether the reader of the answer reports how it ended.
     is_read: bool,
+    /// Whether the answer is a stream.
+    is_stream: bool,
     /// Tells how the answer ends from what passes, where it can be told.
     watch: Option<Box<StreamMonitor>>,
 }
 
 impl Unsettled {
     fn scan(&mut self, bytes: &[u8]) {
-        self.usage.scan(bytes);
+        match &mut self.scanner {
+            Scanner::Usage(usage) => usage.scan(bytes),
+            Scanner::Interaction(seen, _) => seen.scan(bytes),
+        }
         if let Some(watch) = &mut self.watch {
             watch.scan(bytes);
         }
     }
 
+    /// Settles the attempt, and returns its usage. That of a run that goes on is not known yet.
     fn settle(self, outcome: &Outcome<'_>) -> Usage {
-        let mut usage = self.usage.usage().unwrap_or_default();
-        usage.service_tier = usage.service_tier.or(self.service_tier);
-        self.attempt.end(outcome, usage)
+        let runs_on = self.runs_on();
+        let Self { attempt, scanner, service_tier, .. } = self;
+        let usage = match scanner {
+            Scanner::Usage(usage) => usage.usage(),
+            Scanner::Interaction(seen, creation) if runs_on => {
+                creation.follow(&seen, attempt);
+                return Usage::default();
+            }
+            Scanner::Interaction(seen, creation) => {
+                creation.remember(&seen, &attempt);
+                seen.usage()
+            }
+        };
+        let mut usage = usage.unwrap_or_default();
+        usage.service_tier = usage.service_tier.or(service_tier);
+        attempt.end(outcome, usage)
+    }
+
+    /// Whether Gemini still works on it, in the background.
+    fn runs_on(&self) -> bool {
+        match &self.scanner {
+            Scanner::Usage(_) => false,
+            Scanner::Interaction(seen, creation) => creation.runs_on(seen, self.is_stream),
+        }
     }
 
     /// The last byte has passed.
     fn settle_whole(mut self) {
+        if self.runs_on() {
+            self.settle(&Outcome::Answered);
+            return;
+        }
         let Some(mut watch) = self.watch.take() else {
             self.settle(&Outcome::Answered);
             return;

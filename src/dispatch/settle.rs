@@ -4,9 +4,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Call, ChargedTo};
-use crate::gemini::{
-    Error, ErrorKind, Model, Period, Quantity, Refusal, RefusalScope, Usage, Violation,
-};
+use crate::gemini::{Error, ErrorKind, Model, Period, Quantity, Refusal, RefusalScope, Violation};
 use crate::limits::{InFlightCall, Limiter, NamedBy, QuotaKind, Quotas, Resource, Window};
 
 /// Settles a call that failed.
@@ -17,7 +15,7 @@ pub(super) fn settle(limiter: &Limiter, mut in_flight: InFlightCall, call: &Call
         ErrorKind::Overloaded(_) => in_flight.overloaded(),
         ErrorKind::Connection => in_flight.unsent(),
         // Gemini ran the call, though its answer cannot be used.
-        _ if error.accepted_model => in_flight.answered(reported(*error.usage)),
+        _ if error.accepted_model => in_flight.answered(call.input_tokens(*error.usage)),
         ErrorKind::InvalidKey
         | ErrorKind::PermissionDenied
         | ErrorKind::ModelNotFound
@@ -66,11 +64,6 @@ pub(super) fn follow_model(
     if let Some(named) = named.filter(|named| *named != asked) {
         limiter.accounts().alias(in_flight.account(), named.as_str(), named_by);
     }
-}
-
-/// The input tokens that Gemini reports, if it does.
-pub(super) fn reported(usage: Usage) -> Option<u64> {
-    (usage.prompt_tokens > 0).then_some(usage.prompt_tokens)
 }
 
 /// The quotas that a refusal names. A quota of 0 is left out: with it, no later call could find out

@@ -258,7 +258,7 @@ pub(super) fn model(version: Option<StringOrNumber<'_>>) -> Option<Model> {
 }
 
 /// Reads only the model that an answer names: `modelVersion` on Gemini's surface, `model` on
-/// OpenAI's.
+/// OpenAI's and in interactions, where the first event has it in its `interaction`.
 pub(super) fn model_version(answer: &[u8], surface: Surface) -> Option<Model> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -267,13 +267,25 @@ pub(super) fn model_version(answer: &[u8], surface: Surface) -> Option<Model> {
         model_version: Option<StringOrNumber<'a>>,
         #[serde(borrow)]
         model: Option<StringOrNumber<'a>>,
+        #[serde(borrow)]
+        interaction: Option<&'a RawValue>,
     }
 
-    let Versioned { model_version, model: openai } = serde_json::from_slice(answer).ok()?;
-    model(match surface {
-        Surface::Gemini => model_version,
-        Surface::OpenAi => openai,
-    })
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        model: Option<StringOrNumber<'a>>,
+    }
+
+    let Versioned { model_version, model: named, interaction } =
+        serde_json::from_slice(answer).ok()?;
+    match (surface, interaction) {
+        (Surface::Interactions, Some(interaction)) if named.is_none() => {
+            model(serde_json::from_str::<Named<'_>>(interaction.get()).ok()?.model)
+        }
+        (Surface::Interactions | Surface::OpenAi, _) => model(named),
+        (Surface::Gemini, _) => model(model_version),
+    }
 }
 
 pub(super) fn blocked(reason: &str) -> Error {

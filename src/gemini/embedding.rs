@@ -17,7 +17,7 @@ use super::Surface;
 /// Source: users' reports that each text uses up quota; Google's documentation does not say.
 pub fn embedding_requests(surface: Surface, body: &[u8]) -> Option<u64> {
     let list = match surface {
-        Surface::Gemini => "requests",
+        Surface::Gemini | Surface::Interactions => "requests",
         Surface::OpenAi => "input",
     };
     let mut json = serde_json::Deserializer::from_slice(body);

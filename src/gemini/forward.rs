@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
     response,
 };
@@ -35,6 +35,9 @@ const MAX_BUFFERED: usize = 1 << 20;
 /// The longest answer or event that is parsed for its model, in bytes.
 const MAX_READ: usize = 64 * 1024;
 
+/// The header that chooses the form of interactions. Source: Google's Python SDK 3.6.1.
+const API_REVISION: HeaderName = HeaderName::from_static("api-revision");
+
 /// A request without its body and its key.
 #[derive(Clone, Debug)]
 pub struct Forward {
@@ -51,6 +54,8 @@ pub struct Forward {
     /// Whether the gateway itself reads the answer. The usage is then known from reading, and
     /// the passing bytes are not scanned for it.
     pub is_read: bool,
+    /// Whether the request asks for a call that runs on at Gemini after its answer.
+    pub runs_on: bool,
 }
 
 /// A call without a successful answer.
@@ -167,7 +172,17 @@ impl Forward {
             headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
             streams: true,
             is_read: true,
+            runs_on: false,
         }
+    }
+
+    /// A request that reads what this one has created at a path, in the same revision of the API.
+    pub fn reading(&self, path: Uri) -> Self {
+        let mut headers = HeaderMap::from_iter([(USER_AGENT, NAME)]);
+        let revision = self.headers.get(API_REVISION).cloned();
+        headers.extend(revision.map(|revision| (API_REVISION, revision)));
+        let (method, streams, runs_on) = (Method::GET, false, false);
+        Self { surface: self.surface, method, path, headers, streams, is_read: true, runs_on }
     }
 
     /// Whether this downloads a file, which may hold any bytes and belongs to the caller.

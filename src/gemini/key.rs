@@ -121,11 +121,11 @@ impl ApiKey {
     /// "OpenAI compatibility"; for tokens, Google's Python SDK 3.6.1.
     fn header(&self, surface: Surface) -> (HeaderName, HeaderValue) {
         match (surface, self.kind()) {
-            (Surface::Gemini, KeyKind::ApiKey) => (API_KEY, self.header.clone()),
-            (Surface::Gemini, KeyKind::Ephemeral) => (AUTHORIZATION, self.authorization("Token")),
-            (Surface::Gemini, KeyKind::AccessToken) | (Surface::OpenAi, _) => {
+            (Surface::OpenAi, _) | (_, KeyKind::AccessToken) => {
                 (AUTHORIZATION, self.authorization("Bearer"))
             }
+            (_, KeyKind::ApiKey) => (API_KEY, self.header.clone()),
+            (_, KeyKind::Ephemeral) => (AUTHORIZATION, self.authorization("Token")),
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
         let key = ApiKey::new("AIza-secret").unwrap();
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
         for secret in ["AIza-secret", "ya29.secret", "auth_tokens/secret"] {
-            for surface in [Surface::Gemini, Surface::OpenAi] {
+            for surface in [Surface::Gemini, Surface::Interactions, Surface::OpenAi] {
                 let header = ApiKey::new(secret).unwrap().header(surface);
                 assert!(!format!("{header:?}").contains("secret"));
             }

@@ -1,5 +1,7 @@
 //! Checks how a passing stream ends.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -7,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::error::Error;
 use super::events::{Event, Events};
+use super::interaction::is_settled;
 
 /// The longest event that is parsed, in bytes. Events with text are shorter, and so is every recorded
 /// error; events with images may be longer.
@@ -24,6 +27,8 @@ pub struct StreamMonitor {
     /// Whether any event has arrived, and whether one was too long to parse.
     has_events: bool,
     has_unread: bool,
+    /// Whether it is the stream of an interaction.
+    is_interaction: bool,
     unrecognized: u64,
     /// The first error in the stream.
     error: Option<Error>,
@@ -40,7 +45,17 @@ struct Piece<'a> {
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow, rename = "event_type")]
     event_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    interaction: Option<&'a RawValue>,
     error: Option<IgnoredAny>,
+}
+
+/// The interaction that an event is about.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Interaction<'a> {
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +95,7 @@ impl Default for StreamMonitor {
             has_ended: false,
             has_events: false,
             has_unread: false,
+            is_interaction: false,
             unrecognized: 0,
             error: None,
         }
@@ -149,7 +165,8 @@ impl StreamMonitor {
 
     fn read_data(&mut self, data: &[u8]) {
         if data == b"[DONE]" {
-            self.has_ended = true;
+            // It ends the stream of an interaction too, whose status says how that ended.
+            self.has_ended |= !self.is_interaction;
             return;
         }
         // OpenAI's surface writes an error as a list with one item.
@@ -169,14 +186,22 @@ impl StreamMonitor {
         let choices = piece.choices.unwrap_or_default();
         let event = piece.event_type.map_or("", |event| event.get().trim_matches('"'));
         let is_blocked = piece.prompt_feedback.is_some_and(|it| it.block_reason.is_some());
-        self.has_begun |= !candidates.is_empty()
-            || !choices.is_empty()
-            || ["interaction.", "step."].iter().any(|kind| event.starts_with(kind));
+        self.is_interaction |= ["interaction.", "step."].iter().any(|kind| event.starts_with(kind));
+        self.has_begun |= !candidates.is_empty() || !choices.is_empty() || self.is_interaction;
         self.has_ended |= is_blocked
             || candidates.iter().any(|candidate| is_reason(candidate.finish_reason))
             || choices.iter().any(|choice| is_reason(choice.finish_reason))
-            || (event.starts_with("interaction.") && !UNFINISHED.contains(&event));
+            || (event.starts_with("interaction.")
+                && !UNFINISHED.contains(&event)
+                && !piece.interaction.is_some_and(is_running));
     }
+}
+
+/// Whether an interaction has a status that is not its last.
+fn is_running(interaction: &RawValue) -> bool {
+    let interaction: Interaction<'_> = serde_json::from_str(interaction.get()).unwrap_or_default();
+    let status = interaction.status.and_then(|status| serde_json::from_str(status.get()).ok());
+    status.is_some_and(|status: Cow<'_, str>| !is_settled(&status))
 }
 
 /// Whether a finish reason is set: some servers write an empty value into every event.
@@ -226,7 +251,7 @@ mod tests {
             events(&[CHUNK, last]),
             events(&[CHUNK, "[DONE]"]),
             events(&[begun, r#"{"event_type":"step.delta"}"#, completed]),
-            events(&[begun, "[DONE]"]),
+            events(&[begun, r#"{"event_type":"interaction.x","interaction":{"status":"failed"}}"#]),
             format!(": ping\n\n{}", events(&[PIECE, LAST])),
             format!("a proxy's line\n{}", events(&[PIECE, LAST])),
             events(&["1", "{\"answer\":{}}"]),
@@ -237,12 +262,18 @@ mod tests {
 
     #[test]
     fn a_stream_without_a_finish_reason_is_cut_off() {
+        let begun = r#"{"event_type":"interaction.created"}"#;
         for stream in [
             events(&[PIECE]),
             events(&[PIECE, r#"{"candidates":[{"finishReason":"FINISH_REASON_UNSPECIFIED"}]}"#]),
             format!("[{PIECE}"),
             events(&[CHUNK]),
-            events(&[r#"{"event_type":"interaction.created"}"#]),
+            events(&[begun]),
+            events(&[begun, "[DONE]"]),
+            events(&[r#"{"event_type":"step.stop","index":0}"#, "[DONE]"]),
+            events(&[
+                r#"{"event_type":"interaction.completed","interaction":{"status":"queued"}}"#,
+            ]),
             String::new(),
             ": ping\n\n".to_owned(),
         ] {

@@ -5,6 +5,8 @@
 pub enum Surface {
     /// Gemini's own.
     Gemini,
+    /// Gemini's Interactions, whose errors and usage have a form of their own.
+    Interactions,
     /// OpenAI's, which Gemini also offers. The key is sent as a bearer token.
     OpenAi,
 }

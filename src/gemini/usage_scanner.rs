@@ -68,7 +68,7 @@ impl UsageScanner {
     pub fn scan(&mut self, mut bytes: &[u8]) {
         let key = match self.surface {
             Surface::Gemini => METADATA,
-            Surface::OpenAi => USAGE,
+            Surface::Interactions | Surface::OpenAi => USAGE,
         };
         while let [byte, rest @ ..] = bytes {
             match &mut self.state {

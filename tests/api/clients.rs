@@ -122,6 +122,12 @@ async fn openai_for_python_works() {
     test(python.args(["-B", "-m", "unittest", "test_openai"]), &[]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn interactions_of_google_genai_for_python_work() {
+    let mut python = Command::new(installed("python/bin/python"));
+    test(python.args(["-B", "-m", "unittest", "test_interactions"]), &[]).await;
+}
+
 /// Runs a Node test script.
 async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
     let modules = installed("node/node_modules");
@@ -148,6 +154,16 @@ async fn live_sessions_of_google_genai_for_node_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn google_genai_3_for_node_works() {
     test_of_node("google_genai.test.cjs", &[("GENAI", "@google/genai-3")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interactions_of_google_genai_for_node_work() {
+    test_of_node("interactions.test.cjs", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interactions_of_google_genai_3_for_node_work() {
+    test_of_node("interactions.test.cjs", &[("GENAI", "@google/genai-3")]).await;
 }
 
 /// The package asks for Node 22 and works with Node 20 too.

@@ -18,6 +18,7 @@ mod fuzz;
 mod health;
 mod http2;
 mod input;
+mod interactions;
 mod later_corpus;
 mod leases;
 mod lifecycle;

@@ -202,6 +202,22 @@ fn a_request_uses_the_key_for_generation_for_its_account_or_for_a_credential() {
 }
 
 #[test]
+fn interactions_have_a_surface_of_their_own() {
+    for (path, surface) in [
+        ("/v1/interactions", Surface::Interactions),
+        ("/v1beta/interactions/i/cancel", Surface::Interactions),
+        ("/v1beta/%69nteractions/i", Surface::Interactions),
+        ("/v1beta/models/interactions", Surface::Gemini),
+        ("/v1beta/decisions", Surface::Gemini),
+    ] {
+        for method in [Method::GET, Method::POST] {
+            let found = of(method, path, &[]).unwrap_or_else(|_| panic!("{path}"));
+            assert_eq!((found.surface, &*found.path), (surface, path));
+        }
+    }
+}
+
+#[test]
 fn a_call_counts_as_the_kind_of_its_method() {
     for (path, kind) in [
         ("/v1beta/models/m:generateContent", CallKind::GenerateContent),

@@ -50,6 +50,19 @@ pub(in crate::api) struct OpenAiFailure {
     error: OpenAiError,
 }
 
+/// The body of a failure as Interactions has it.
+#[derive(Serialize)]
+struct InteractionsFailure {
+    error: InteractionsError,
+}
+
+#[derive(Serialize)]
+struct InteractionsError {
+    /// What went wrong in a word of Gemini's.
+    code: &'static str,
+    message: String,
+}
+
 #[derive(Serialize, ToSchema)]
 struct OpenAiError {
     /// What went wrong.
@@ -100,6 +113,14 @@ impl ApiError {
         answer(status, headers, OpenAiFailure { error })
     }
 
+    /// The error as Gemini would answer a request for an interaction.
+    pub(in crate::api) fn into_interactions(self) -> Response {
+        let (status, headers) = (self.relayed_status(), self.headers());
+        let code = interactions_code(status, self.code());
+        let error = InteractionsError { code, message: self.detail.into_text() };
+        answer(status, headers, InteractionsFailure { error })
+    }
+
     /// The status on these surfaces: neither Gemini nor OpenAI uses 422.
     fn relayed_status(&self) -> StatusCode {
         match self.code.status() {
@@ -126,6 +147,24 @@ fn google_status(status: StatusCode) -> &'static str {
         400..500 => "INVALID_ARGUMENT",
         502 | 503 => "UNAVAILABLE",
         _ => "INTERNAL",
+    }
+}
+
+/// The code of an error of Interactions. Source: Gemini API reference, error codes.
+fn interactions_code(status: StatusCode, code: &str) -> &'static str {
+    match (status.as_u16(), code) {
+        (401, _) => "authentication",
+        (402, _) => "payment_required",
+        (403, _) => "permission_denied",
+        (404, "model_not_found") => "model_not_found",
+        (404, _) => "not_found",
+        (409, _) => "aborted",
+        (429, "daily_quota_exhausted") => "quota_exceeded",
+        (429, _) => "rate_limit_exceeded",
+        (408 | 504, _) => "deadline_exceeded",
+        (400..500, _) => "invalid_request",
+        (502 | 503, _) => "service_unavailable",
+        _ => "api_error",
     }
 }
 

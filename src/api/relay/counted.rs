@@ -26,8 +26,8 @@ use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs, TierChoice};
 use crate::gateway::Gateway;
 use crate::gemini::{
-    Forward, Model, ServiceTier, Surface, batch_file, embedding_requests, named_model,
-    requested_images,
+    Forward, InteractionRequest, Model, ServiceTier, Surface, batch_file, embedding_requests,
+    named_model, requested_images,
 };
 use crate::generation::InvalidField;
 
@@ -50,11 +50,18 @@ pub(super) async fn send(
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
-    let request = Forward { streams: kind.streams(), ..complete(request, kind)? };
+    let mut request = Forward { streams: kind.streams(), ..complete(request, kind)? };
     let body = read(&request.headers, body, gateway).await?;
     let came_at = Instant::now();
     check_text(|| body.clone(), gateway).await?;
-    let (model, size, tier) = cost(gateway, kind, model, &request, &body).await?;
+    let (model, mut size, tier) = cost(gateway, kind, model, &request, &body).await?;
+    if kind == CallKind::Interaction {
+        let asked = with_body(body.clone(), InteractionRequest::read).await?;
+        request.runs_on = asked.in_background;
+        let tokens =
+            |previous: &String| gateway.dispatcher.conversation_tokens(&payer.key, previous);
+        size.history = asked.previous.as_ref().map_or(0, tokens);
+    }
     let deadline = came_at + gateway.config.request_timeout_of(tier);
     let (key, tier) = (payer.key, TierChoice::of_body(tier));
     let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
@@ -89,7 +96,7 @@ async fn cost(
     check_model(&model, gateway)?;
     let requests = requests(kind, request.surface, body.clone()).await?;
     let images = images(&model, body.clone()).await?;
-    Ok((model, CallSize { input, requests, images }, tier))
+    Ok((model, CallSize { requests, images, ..input.into() }, tier))
 }
 
 /// The model that a JSON body names, where it is needed.

@@ -119,7 +119,7 @@ pub(super) fn forward(
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("{path}{mark}{query}").parse();
     let path = path.map_err(|_| ApiError::unusable_path("The path cannot be passed on."))?;
-    Ok(Forward { surface, method, path, headers, streams: false, is_read: false })
+    Ok(Forward { surface, method, path, headers, streams: false, is_read: false, runs_on: false })
 }
 
 /// The parameters of a query that are sent, unchanged.

@@ -95,6 +95,7 @@ mod tests {
             headers: mask.into_iter().collect(),
             streams: false,
             is_read: false,
+            runs_on: false,
         }
     }
 

@@ -9,7 +9,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use tokio::time::Instant;
 use tower_http::timeout::TimeoutBody;
 
@@ -22,9 +22,9 @@ use crate::api::destination::{CountedCall, Destination, JobStatus, ModelSource, 
 use crate::api::error::ApiError;
 use crate::api::incoming::semaphore_id;
 use crate::api::single::named_semaphore;
-use crate::dispatch::{CallError, CallRequest, ClientFault, TierChoice, UploadProgress};
+use crate::dispatch::{CallError, CallRequest, ClientFault, Observed, TierChoice, UploadProgress};
 use crate::gateway::Gateway;
-use crate::gemini::{ApiKey, Forward, InputFeatures, MaskedBody, Payload};
+use crate::gemini::{ApiKey, Forward, InputFeatures, Payload};
 
 /// The path to which OpenAI's clients upload files, as forms.
 const OPENAI_FILES: &str = "/v1beta/openai/files";
@@ -95,7 +95,7 @@ pub(super) async fn pass(
     Ok(response)
 }
 
-type Passed = Result<http::Response<MaskedBody<Incoming>>, CallError>;
+type Passed = Result<http::Response<Observed>, CallError>;
 
 /// Passes on the file of a counted call once it is admitted. Nothing of it is read before.
 async fn upload(

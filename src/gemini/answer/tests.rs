@@ -82,6 +82,13 @@ fn a_valid_model_version_is_read() {
     let openai = br#"{"object":"chat.completion","model":"gemini-real","modelVersion":"other"}"#;
     let named = model_version(openai, Surface::OpenAi);
     assert_eq!(named.as_ref().map(Model::as_str), Some("gemini-real"));
+    for answer in [
+        r#"{"id":"v1_a","model":"gemini-real"}"#,
+        r#"{"interaction":{"model":"gemini-real"},"event_type":"interaction.created"}"#,
+    ] {
+        let named = model_version(answer.as_bytes(), Surface::Interactions);
+        assert_eq!(named.as_ref().map(Model::as_str), Some("gemini-real"));
+    }
     assert_eq!(model_version(br#"{"model":"gemini-asked"}"#, Surface::Gemini), None);
 }
 

@@ -164,9 +164,9 @@ fn interaction_usage(event: &[u8]) -> Option<Usage> {
     // A step reports only its own tokens.
     let is_step = event.event_type.is_some_and(|name| name.get().starts_with("\"step."));
     let of_event = event.usage.filter(|_| !is_step);
-    let of_interaction = event.interaction.and_then(|interaction| interaction.usage);
+    let of_interactions = event.interaction.and_then(|interaction| interaction.usage);
     let of_metadata = event.metadata.and_then(|metadata| metadata.total_usage);
-    let usage = of_interaction.or(of_event).or(of_metadata)?.get();
+    let usage = of_interactions.or(of_event).or(of_metadata)?.get();
     Usage::of_interactions(usage.as_bytes())
 }
 

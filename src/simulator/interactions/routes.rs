@@ -22,7 +22,7 @@ use crate::simulator::plan::{Plan, Reply};
 use crate::simulator::refusal::{Envelope, ErrorResponse};
 use crate::simulator::request::GenerateContentRequest;
 use crate::simulator::state::Simulator;
-use crate::simulator::stats::{CallOutcome, RunningCall, hash};
+use crate::simulator::stats::{CallOutcome, JournalEntry, RunningCall, hash};
 use crate::simulator::target::{Target, api_key, check_key, owner, query_value, version};
 use crate::simulator::transmission::{DONE, Framing, add_tier, deliver, with_content_type};
 
@@ -123,7 +123,11 @@ fn prepare<'a>(
 /// Counts and refuses a call whose body cannot be read.
 fn unreadable(simulator: &Simulator, key: Option<&str>, refusal: ErrorResponse) -> Response {
     let refusal = refusal.in_envelope(Envelope::Interactions);
-    RunningCall::arrive(simulator.collector(), "", key).end(&CallOutcome::Refused(&refusal));
+    let mut in_flight = RunningCall::arrive(simulator.collector(), "", key);
+    if simulator.options().journal {
+        in_flight.record(JournalEntry::without_body(key.unwrap_or_default(), ""));
+    }
+    in_flight.end(&CallOutcome::Refused(&refusal));
     refusal.into_response()
 }
 
@@ -142,17 +146,18 @@ async fn start(
         return deliver(plan, in_flight, call.arrived, Framing::Whole).await;
     };
     let interactions = call.simulator.interactions();
-    let replay = match interactions.replay_any(owner, &id) {
+    let replay = match interactions.start(owner, &id, in_flight) {
         Ok(replay) => replay,
         Err(refusal) => return refused(refusal),
     };
     let run = call.simulator.collector().background_run_started();
     let (done_at, cancelled) = (replay.done_at, replay.cancelled.clone());
+    let in_flight = replay.run.clone();
     tokio::spawn(async move {
         let _run = run;
         tokio::select! {
-            () = sleep_until(done_at) => in_flight.end(&CallOutcome::Answered),
-            () = cancelled.cancelled() => drop(in_flight),
+            () = sleep_until(done_at) => in_flight.end(),
+            () = cancelled.cancelled() => in_flight.cancel(),
         }
     });
     let mut response = if stream {
@@ -244,6 +249,9 @@ fn streamed(replay: Replay, after: usize) -> Response {
         tokio::select! {
             biased;
             () = sleep_until(replay.started_at + run * position / length) => {
+                if number == events.len() {
+                    replay.run.end();
+                }
                 Some((frame(event.frame(Some(number))), (replay, events, number, false)))
             }
             () = replay.cancelled.cancelled() => {

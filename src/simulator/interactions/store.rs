@@ -1,7 +1,7 @@
 //! The interactions that are kept.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::form::FinishedInteraction;
 use crate::simulator::refusal::ErrorResponse;
+use crate::simulator::stats::{CallOutcome, RunningCall};
 
 /// How many bytes of interactions are kept. The oldest is dropped first.
 const MAX_BYTES: usize = 128 << 20;
@@ -34,6 +35,34 @@ struct StoredInteraction {
     queued_until: Instant,
     done_at: Instant,
     cancelled: CancellationToken,
+    run: RunInFlight,
+}
+
+/// A run in the background that is in flight. Whoever first sees its end counts it, so that no client
+/// hears of the end before.
+#[derive(Clone, Default)]
+pub(in crate::simulator) struct RunInFlight(Arc<Mutex<Option<RunningCall>>>);
+
+impl RunInFlight {
+    /// The run has come to its end.
+    pub fn end(&self) {
+        if let Some(call) = self.take() {
+            call.end(&CallOutcome::Answered);
+        }
+    }
+
+    /// The run is cancelled.
+    pub fn cancel(&self) {
+        drop(self.take());
+    }
+
+    fn start(&self, call: RunningCall) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+    }
+
+    fn take(&self) -> Option<RunningCall> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What a stream of a stored interaction needs.
@@ -43,6 +72,7 @@ pub(in crate::simulator) struct Replay {
     pub started_at: Instant,
     pub done_at: Instant,
     pub cancelled: CancellationToken,
+    pub run: RunInFlight,
 }
 
 /// What a chained request takes from the interaction before it.
@@ -68,6 +98,7 @@ impl Interactions {
             queued_until: started_at + queued.min(latency),
             done_at: started_at + latency,
             cancelled: CancellationToken::new(),
+            run: RunInFlight::default(),
             finished,
         };
         let mut table = self.table();
@@ -124,7 +155,15 @@ impl Interactions {
             started_at: stored.started_at,
             done_at: stored.done_at,
             cancelled: stored.cancelled.clone(),
+            run: stored.run.clone(),
         })
+    }
+
+    /// Starts the run of an interaction. It is in flight until its end.
+    pub fn start(&self, owner: u64, id: &str, call: RunningCall) -> Result<Replay, ErrorResponse> {
+        let replay = self.replay_any(owner, id)?;
+        replay.run.start(call);
+        Ok(replay)
     }
 
     /// What a request takes from the interaction that it names as the previous one.
@@ -160,6 +199,7 @@ impl Interactions {
         let now = Instant::now();
         if stored.finished.background && stored.is_running(now) {
             stored.cancelled.cancel();
+            stored.run.cancel();
         }
         Ok(stored.snapshot(now))
     }
@@ -195,6 +235,7 @@ impl StoredInteraction {
         let status = if self.cancelled.is_cancelled() {
             "cancelled"
         } else if now >= self.done_at {
+            self.run.end();
             return self.finished.object.clone();
         } else if now < self.queued_until && self.finished.background {
             "queued"
