@@ -52,8 +52,9 @@ pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Reques
     if request.method() == Method::OPTIONS {
         return options();
     }
+    let is_bidi = request.uri().path().contains("/ws/");
     accept(gateway, request).await.unwrap_or_else(|error| {
-        let mut refusal = error.into_google();
+        let mut refusal = if is_bidi { error.into_google() } else { error.into_interactions() };
         if refusal.status() == StatusCode::UPGRADE_REQUIRED {
             refusal.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
             refusal.headers_mut().insert(SEC_WEBSOCKET_VERSION, VERSION);

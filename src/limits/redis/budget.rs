@@ -264,7 +264,7 @@ impl LinkedBudget for SharedBudget {
             BudgetChange::PausedFor(time) => self.local.pause_until(Instant::now() + time),
             BudgetChange::Resumed => self.local.resume(),
             BudgetChange::Corrected { quotas, learned, settings_differ } => {
-                self.set_quotas(quotas, learned);
+                self.set_quotas(*quotas, *learned);
                 if settings_differ {
                     self.warn_of_differing_settings();
                 }

@@ -62,7 +62,7 @@ pub(super) enum BudgetChange {
     Resumed,
     /// Other quotas hold, some of them named by Gemini. `settings_differ`: the settings of some replicas
     /// differ.
-    Corrected { quotas: Quotas, learned: Quotas, settings_differ: bool },
+    Corrected { quotas: Box<Quotas>, learned: Box<Quotas>, settings_differ: bool },
     /// Gemini charges another account; the account itself if `None`.
     ChargedTo(Option<Arc<str>>),
 }

@@ -90,7 +90,7 @@ pub(super) enum Notification {
     #[serde(rename = "replica_lease")]
     LongestLease(LongestLease),
     /// The quotas of an account have changed.
-    Corrected(Corrected),
+    Corrected(Box<Corrected>),
     /// Gemini charges another account for an account's calls.
     Charged(ChargedAccount),
 }

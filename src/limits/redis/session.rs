@@ -293,7 +293,9 @@ impl Connector {
             Notification::Resumed(AccountName { account }) => {
                 self.change(&account, BudgetChange::Resumed);
             }
-            Notification::Corrected(Corrected { account, quotas, learned, settings_differ }) => {
+            Notification::Corrected(corrected) => {
+                let Corrected { account, quotas, learned, settings_differ } = *corrected;
+                let (quotas, learned) = (Box::new(quotas), Box::new(learned));
                 let change = BudgetChange::Corrected { quotas, learned, settings_differ };
                 self.change(&account, change);
             }
