@@ -48,7 +48,6 @@ fn a_tier_applies_to_every_key_and_model() {
         assert_eq!(plan.quotas(Some("team-a"), "any"), expected);
         let of_model = plan.quotas(None, MODEL).with(EnqueuedTokens, None);
         assert_eq!(of_model, expected, "only enqueued tokens differ between models");
-        assert_eq!(Quotas::from(expected), name.quotas());
         let of_payer = PlannedQuotas::default().with(SpendPerTenMinutes, spend);
         assert_eq!(plan.of_payer(None), of_payer);
         assert_eq!(plan.of_payer(Some("team-a")), of_payer);
