@@ -306,7 +306,7 @@ async fn a_session_holds_the_semaphore_that_it_names() {
 }
 
 #[tokio::test]
-async fn what_is_known_before_the_handshake_is_refused_as_google_does() {
+async fn refusals_before_the_handshake_have_the_format_of_their_api() {
     let service = with(|config| {
         config.environment_fallback = false;
         config.concurrency_limit = 1;
@@ -320,18 +320,22 @@ async fn what_is_known_before_the_handshake_is_refused_as_google_does() {
     };
     let is = |status: u16, reason: &str| (status, reason.to_owned());
     assert_eq!(refused(BIDI, &[]).await, is(401, "UNAUTHENTICATED"));
-    assert_eq!(refused("/v1beta/interactions/live", &[]).await, is(401, "UNAUTHENTICATED"));
+    let interactions = connect(service.address, "/v1beta/interactions/live", &[]).await;
+    let (status, body) = interactions.err().expect("a refusal");
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (401, &json!("authentication")));
     assert_eq!(refused("/ws/other", &[OWN]).await, is(404, "NOT_FOUND"));
     let two = format!("{BIDI}?key=another-key");
     assert_eq!(refused(&two, &[OWN]).await, is(400, "MULTIPLE_CREDENTIALS"));
     let _held = session(&service).await;
     assert_eq!(refused(BIDI, &[OWN]).await, is(503, "QUEUE_FULL"));
 
-    for path in [BIDI, "/v1/interactions/live"] {
+    for (path, code) in
+        [(BIDI, "/error/details/0/reason"), ("/v1/interactions/live", "/error/code")]
+    {
         let plain = answer(service.get(path)).await;
         assert_eq!(plain.status, StatusCode::UPGRADE_REQUIRED);
         assert_eq!(plain.headers["upgrade"], "websocket");
-        assert_eq!(plain.body["error"]["details"][0]["reason"], "UPGRADE_REQUIRED");
+        assert_eq!(plain.body.pointer(place), Some(&json!(code)));
     }
 }
 
