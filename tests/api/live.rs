@@ -329,9 +329,10 @@ async fn refusals_before_the_handshake_have_the_format_of_their_api() {
     let _held = session(&service).await;
     assert_eq!(refused(BIDI, &[OWN]).await, is(503, "QUEUE_FULL"));
 
-    for (path, code) in
-        [(BIDI, "/error/details/0/reason"), ("/v1/interactions/live", "/error/code")]
-    {
+    for (path, place, code) in [
+        (BIDI, "/error/details/0/reason", "UPGRADE_REQUIRED"),
+        ("/v1/interactions/live", "/error/code", "invalid_request"),
+    ] {
         let plain = answer(service.get(path)).await;
         assert_eq!(plain.status, StatusCode::UPGRADE_REQUIRED);
         assert_eq!(plain.headers["upgrade"], "websocket");
