@@ -72,6 +72,14 @@ impl Share {
         self.bytes = own;
         Ok(())
     }
+
+    /// Returns bytes of the share, or all that it has if that is less.
+    pub fn shrink(&mut self, bytes: usize) {
+        let Some(budget) = &self.budget else { return };
+        let bytes = bytes.min(self.bytes);
+        budget.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
+    }
 }
 
 impl Drop for Share {
@@ -148,6 +156,10 @@ mod tests {
         assert_eq!(small.grow(1), Err(OverBudget), "it is no longer small");
         drop((first, small));
         assert_eq!(budget.used(), 3_000_000);
+        second.shrink(1_000_000);
+        assert_eq!(budget.used(), 2_000_000);
+        second.shrink(usize::MAX);
+        assert_eq!(budget.used(), 0, "no more than it has");
         drop(second);
         assert_eq!(budget.used(), 0);
     }

@@ -186,8 +186,8 @@ impl From<Exhausted> for ApiError {
         let error = |detail: &str| Self::new(Code::from(&Refused::from(exhausted)), detail);
         match exhausted {
             Exhausted::NotBefore { retry_after } => error(
-                "The key's quota per minute for the model has no room for the request before its \
-                 deadline.",
+                "The key's quota per minute for the model, or what it may spend in ten minutes, has no \
+                 room for the request before its deadline.",
             )
             .after(retry_after),
             Exhausted::NoRoom { retry_after } => error(

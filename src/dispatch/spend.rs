@@ -57,16 +57,19 @@ impl SpendEstimator {
     }
 
     /// What a call with so many tokens of input is expected to cost, in billionths of a dollar: the
-    /// mean of earlier calls of its kind, and a margin. 0 if the model's price
-    /// is unknown.
+    /// mean of earlier calls of its kind, and a margin. At least 1, also without input, since what costs
+    /// nothing is not settled; 0 if the model's price is unknown.
     ///
     /// What a call costs beyond its input depends on its output, on its tier and on what is cached. Of
     /// these, nothing is known before.
     pub fn estimate(&self, learned: &Learned, input: u64) -> u64 {
+        if !self.prices.knows(self.account.charged().model()) {
+            return 0;
+        }
         let known = learned.beyond_input().get(&self.kind).copied();
         let output = if known.is_some() { 0 } else { FIRST_OUTPUT };
         let NanoDollars(cost) = self.standard(input, output);
-        let Some(Average { mean, deviation }) = known.filter(|_| cost > 0) else { return cost };
+        let Some(Average { mean, deviation }) = known else { return cost.max(1) };
         // The conversion cuts off fractions and negative numbers.
         ((cost as f64 + mean + MARGIN * deviation) as u64).max(1)
     }
@@ -142,6 +145,20 @@ mod tests {
         }
         let estimate = estimator.estimate(&learned, 1000);
         assert!((750_000..751_000).contains(&estimate), "{estimate}");
+    }
+
+    #[test]
+    fn a_call_without_input_is_expected_to_cost_its_output() {
+        let (estimator, learned) = (estimator("gemini-3.8-flash"), Learned::default());
+        for _ in 0..200 {
+            estimator.learn(&learned, usage(950_000));
+        }
+        let estimate = estimator.estimate(&learned, 0);
+        assert!((200_000..210_000).contains(&estimate), "{estimate}");
+        for _ in 0..200 {
+            estimator.learn(&learned, usage(375_000));
+        }
+        assert_eq!(estimator.estimate(&learned, 0), 1, "it is counted when it is settled");
     }
 
     #[test]

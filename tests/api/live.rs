@@ -684,6 +684,18 @@ async fn messages_that_are_too_large_or_find_no_memory_end_the_session() {
 }
 
 #[tokio::test]
+async fn pings_of_a_client_take_no_memory_from_the_bodies_of_others() {
+    let service = with(|config| config.body_memory_bytes = Some(100_000)).await;
+    let mut client = session(&service).await;
+    for _ in 0..2_000 {
+        client.0.feed(Message::Ping(vec![b'x'; 125].into())).await.expect("an open socket");
+    }
+    client.0.flush().await.expect("an open socket");
+    client.ask("Hello").await;
+    assert_eq!(client.turn().await, "Simulated answer to: Hello");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_answer_is_found_out() {
     let service = with(|config| config.client_timeout = Duration::from_millis(200)).await;
     // It opens no session.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::limits::plan;
-use crate::support::{SERVER_KEY, Service, answer};
+use crate::support::{SERVER_KEY, Service, admin, answer, contents};
 
 /// Ten minutes of the gateway and of the simulator.
 const TEN_MINUTES: Duration = Duration::from_secs(12);
@@ -91,6 +91,24 @@ async fn the_same_load_without_the_gateway_is_refused() {
 
 /// Every call of an account without credits is refused by the gateway itself, on every surface, for every
 /// model and every key with the same label, until the account has credits and a probe finds out.
+#[tokio::test]
+async fn a_call_without_input_counts_as_spent_what_it_costs() {
+    let service = Service::with(Options::default(), |config| {
+        config.quota_plan = plan("*:spend=10", "");
+    })
+    .await;
+    let mut spent = vec![0.0];
+    for _ in 0..3 {
+        let path = "/v1beta/models/gemini-3.8-flash:generateContent";
+        let called = answer(service.post(path, &contents(""))).await;
+        assert_eq!(called.status, 200, "{}", called.body);
+        service.until_idle().await;
+        let limits = answer(admin(service.get("/_admin/limits"))).await.body;
+        spent.push(limits["spend"][0]["used_usd"].as_f64().expect("dollars"));
+    }
+    assert!(spent.is_sorted_by(|one, next| one < next), "{spent:?}");
+}
+
 #[tokio::test]
 async fn an_unfunded_account_is_closed_for_all_its_keys_models_and_surfaces() {
     let labels = format!("project={},project={}", digest(SERVER_KEY), digest("second-key"));

@@ -24,6 +24,9 @@ use crate::memory::{BodyBudget, OverBudget, Share};
 /// How much is read from the connection at once, in bytes.
 const READ_BUFFER: usize = 16 << 10;
 
+/// The length of the header of a client's control frame, in bytes. Source: RFC 6455, section 5.2.
+const MASKED_HEADER: usize = 6;
+
 /// How many messages are kept that arrive before the session is open.
 const MAX_EARLY: usize = 16;
 
@@ -150,11 +153,20 @@ impl Receiver {
                 Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => return Ok(message),
                 Some(Ok(Message::Close(frame))) => return Err(ClientEnd::Closed(frame)),
                 // The library answers pings.
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Ping(payload) | Message::Pong(payload))) => {
+                    self.give_back(MASKED_HEADER + payload.len());
+                }
+                Some(Ok(Message::Frame(_))) => {}
                 Some(Err(error)) => return Err(end(error)),
                 None => return Err(ClientEnd::Gone),
             }
         }
+    }
+
+    /// Gives the memory back that a control frame took. It may stand between the fragments of a message,
+    /// which keep theirs.
+    fn give_back(&self, bytes: usize) {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner).shrink(bytes);
     }
 
     /// Gives the memory back that the last message took, after it was relayed.
