@@ -193,10 +193,13 @@ impl Dispatcher {
     /// resent only as long as nothing was passed on. Between two pieces of the answer `idle` may
     /// pass.
     ///
+    /// Dropping the future ends the call, unless Gemini has been asked for a run in the background:
+    /// such a run goes on at Gemini, so that its ID is waited for.
+    ///
     /// # Errors
     /// [`CallError`], of the last attempt.
     pub async fn forward(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         request: &Forward,
         body: Bytes,
@@ -204,6 +207,15 @@ impl Dispatcher {
     ) -> Result<Response<Forwarded>, CallError> {
         let admitted = self.admit(call).await?;
         let creation = Creation::of(request, &self.background, &self.client);
+        if creation.is_some() && request.runs_on {
+            let (dispatcher, request) = (Arc::clone(self), request.clone());
+            let created = tokio::spawn(async move {
+                let reader = PassOn { request: &request, body, idle, creation };
+                dispatcher.run(admitted, reader).await
+            });
+            // It fails only if the process ends.
+            return created.await.unwrap_or(Err(CallError::DeadlineExceeded));
+        }
         // Boxed so that a call that waits takes no more memory than its wait.
         Box::pin(self.run(admitted, PassOn { request, body, idle, creation })).await
     }
