@@ -33,7 +33,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::gemini::{
     AnswerPart, ApiKey, Client, Error, ErrorKind, Forward, ForwardError, RefusalScope, Secrets,
 };
-use crate::limits::{Admission, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused};
+use crate::limits::{
+    Admission, EnqueuedTokens, Exhausted, InFlightCall, Limiter, PermitsExpired, Refused,
+};
 use crate::metrics::Metrics;
 use crate::prices::Prices;
 
@@ -84,6 +86,14 @@ pub enum CallError {
         /// Gemini's response, where a whole one came and its client may see it.
         response: Option<Box<Response<Bytes>>>,
     },
+}
+
+/// Goes on with a call if its caller stops waiting for it: what it creates exists at Gemini.
+async fn to_its_end<T: Send + 'static>(
+    call: impl Future<Output = Result<T, CallError>> + Send + 'static,
+) -> Result<T, CallError> {
+    // It fails only if the process ends.
+    tokio::spawn(call).await.unwrap_or(Err(CallError::DeadlineExceeded))
 }
 
 impl From<Error> for CallError {
@@ -193,10 +203,13 @@ impl Dispatcher {
     /// resent only as long as nothing was passed on. Between two pieces of the answer `idle` may
     /// pass.
     ///
+    /// Dropping the future ends the call, unless Gemini has been asked for a run in the background:
+    /// such a run goes on at Gemini, so that its ID is waited for.
+    ///
     /// # Errors
     /// [`CallError`], of the last attempt.
     pub async fn forward(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         request: &Forward,
         body: Bytes,
@@ -204,8 +217,40 @@ impl Dispatcher {
     ) -> Result<Response<Forwarded>, CallError> {
         let admitted = self.admit(call).await?;
         let creation = Creation::of(request, &self.background, &self.client);
+        if creation.is_some() && request.runs_on {
+            let (dispatcher, request) = (Arc::clone(self), request.clone());
+            return to_its_end(async move {
+                let reader = PassOn { request: &request, body, idle, creation };
+                dispatcher.run(admitted, reader).await
+            })
+            .await;
+        }
         // Boxed so that a call that waits takes no more memory than its wait.
         Box::pin(self.run(admitted, PassOn { request, body, idle, creation })).await
+    }
+
+    /// The same for a call that creates a batch job, which then holds `tokens`. Dropping the future
+    /// ends the call only until Gemini has been asked.
+    ///
+    /// # Errors
+    /// [`CallError`], of the last attempt.
+    pub async fn create_job(
+        self: &Arc<Self>,
+        call: &Call,
+        request: &Forward,
+        body: Bytes,
+        idle: Duration,
+        tokens: EnqueuedTokens,
+    ) -> Result<Response<Forwarded>, CallError> {
+        let admitted = self.admit(call).await?;
+        let (dispatcher, request) = (Arc::clone(self), request.clone());
+        to_its_end(async move {
+            let reader = PassOn { request: &request, body, idle, creation: None };
+            let forwarded = dispatcher.run(admitted, reader).await?;
+            dispatcher.hold_enqueued(tokens, forwarded.body().complete()).await;
+            Ok(forwarded)
+        })
+        .await
     }
 
     /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up. A

@@ -49,7 +49,7 @@ impl Destination {
     /// a model; 404 for a path of OpenAI's that Gemini does not serve.
     pub(super) fn of(head: &Parts) -> Result<Self, InvalidPath> {
         let raw = single_slashes(head.uri.path());
-        let plain = path::plain(&raw).map_err(|error| (Surface::Gemini, error))?;
+        let plain = path::plain(&raw).map_err(|error| (surface_of(&raw), error))?;
         match openai::path(&raw, &plain, &head.headers) {
             Some(Ok(path)) => {
                 let plain = path::plain(&path).map_err(|error| (Surface::OpenAi, error))?;

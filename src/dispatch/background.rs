@@ -69,6 +69,11 @@ impl Creation {
         Some(Self { runs, client, path, request: request.clone() })
     }
 
+    /// Whether this call may have created a run whose ID has not been seen yet.
+    pub fn lacks_id(&self, seen: &InteractionScanner) -> bool {
+        self.request.runs_on && seen.id().is_none()
+    }
+
     /// Whether this call created a run that has not come to its end, as far as `seen` says.
     pub fn runs_on(&self, seen: &InteractionScanner, is_stream: bool) -> bool {
         // The stream of an interaction in the foreground ends with it, whatever its last status.

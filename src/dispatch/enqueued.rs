@@ -52,15 +52,9 @@ impl Dispatcher {
 
     /// Lets a job hold its tokens that was created by this answer. The tokens of a job whose name is
     /// unknown are given back: its end could not be told.
-    pub async fn hold_enqueued(&self, tokens: EnqueuedTokens, answer: Option<&Bytes>) {
+    pub(super) async fn hold_enqueued(&self, tokens: EnqueuedTokens, answer: Option<&Bytes>) {
         match answer.and_then(|answer| job_name(answer)) {
-            Some(job) => {
-                let limiter = Arc::clone(&self.limiter);
-                // In a task of its own, which goes on if the client hangs up: the job exists.
-                let held = tokio::spawn(async move { tokens.held_by(&limiter, &job).await });
-                // It fails only if the process ends.
-                let _ = held.await;
-            }
+            Some(job) => tokens.held_by(&self.limiter, &job).await,
             None => tracing::warn!("the answer to a batch job does not name it"),
         }
     }

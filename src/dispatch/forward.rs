@@ -1,5 +1,6 @@
 //! Answers that reach the caller as they come.
 
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Response};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, Outcome, Reader};
@@ -18,6 +21,9 @@ use crate::gemini::{
     Model, Payload, SendCheck, StreamMonitor, Usage, UsageScanner,
 };
 use crate::prices::PriceTier;
+
+/// How long to wait for the ID of a run whose client has hung up.
+const ID_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The body of an answer that is still coming. It holds the call's slots until its last byte;
 /// dropping it before gives them back.
@@ -258,6 +264,29 @@ impl Unsettled {
         }
     }
 
+    /// Whether the answer is to name a run that is not known yet.
+    fn lacks_id(&self) -> bool {
+        match &self.scanner {
+            Scanner::Usage(_) => false,
+            Scanner::Interaction(seen, creation) => creation.lacks_id(seen),
+        }
+    }
+
+    /// The client has hung up before the ID of its run came. Without the ID, the run could not be
+    /// followed, and would go on at Gemini without a slot.
+    async fn settle_with_id(mut self, mut body: ForwardedBody) {
+        let read = async {
+            while self.lacks_id()
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                self.scan(frame.data_ref().map_or(&[][..], |data| data));
+            }
+        };
+        // Without an ID, nothing can be followed.
+        let _ = timeout(ID_TIMEOUT, read).await;
+        self.settle_unread();
+    }
+
     /// The client has hung up. An error that has already arrived is reported nevertheless.
     fn settle_unread(self) {
         match &self.watch {
@@ -351,8 +380,13 @@ impl Body for Forwarded {
 
 impl Drop for Forwarded {
     fn drop(&mut self) {
-        if let Some(unsettled) = self.unsettled.take() {
-            unsettled.settle_unread();
+        let Some(unsettled) = self.unsettled.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) if unsettled.lacks_id() => {
+                let body = mem::replace(&mut self.body, ForwardedBody::empty());
+                runtime.spawn(unsettled.settle_with_id(body));
+            }
+            _ => unsettled.settle_unread(),
         }
     }
 }

@@ -322,6 +322,11 @@ impl ForwardedBody {
         Ok(Self { first: first.freeze(), rest: None, left: Some(0) })
     }
 
+    /// A body of which nothing is left.
+    pub const fn empty() -> Self {
+        Self { first: Bytes::new(), rest: None, left: Some(0) }
+    }
+
     /// Whether the answer is an error in spite of its success status.
     fn is_error(&self) -> bool {
         let error = error_data(&self.first).map(|data| Error::read_despite_success(&data));

@@ -1,12 +1,15 @@
 //! The enqueued tokens of batch jobs: reserved when a job is created, given back when it ends.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use gemini_concurrent_generation::simulator::Options;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::plan;
-use crate::support::{Answer, Service, answer};
+use crate::support::{Answer, Service, answer, listen, until};
 
 const CREATE: &str = "/v1beta/models/gemini-3.8-flash:batchGenerateContent";
 
@@ -73,6 +76,32 @@ async fn a_job_without_room_is_not_sent() {
     assert_eq!(answer(service.get(&path)).await.status, 200);
     assert_eq!(answer(service.get("/v1beta/batches")).await.status, 200);
     assert_eq!(create(&service).await.status, 429);
+}
+
+#[tokio::test]
+async fn a_job_holds_its_tokens_if_its_client_hangs_up_before_the_answer() {
+    let stop = CancellationToken::new();
+    let came = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&came);
+    let router = axum::Router::new().fallback(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            axum::Json(json!({"name": "batches/a", "metadata": {"state": "BATCH_STATE_PENDING"}}))
+        }
+    });
+    let url = format!("http://{}", listen(router, &stop).await);
+    let service = Service::over_with(&url, |config| {
+        config.quota_plan = plan("gemini-3.8-flash:enqueued=1000", "");
+    })
+    .await;
+    let client = tokio::spawn(service.post(CREATE, &job()).send());
+    until("Gemini was asked", || came.load(Ordering::Relaxed) == 1).await;
+    client.abort();
+    // The call takes its slot until the answer has come.
+    service.until_idle().await;
+    assert_ne!(held(&service).await["used"], 0);
+    drop(stop.drop_guard());
 }
 
 #[tokio::test]

@@ -1,18 +1,26 @@
 //! Interactions: counted, retried and settled like other calls, in their own format; and runs in the
 //! background, which hold their slots until they end.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::response::IntoResponse;
 use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::simulator::Options;
-use reqwest::{RequestBuilder, StatusCode};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::plan;
 use crate::process::Start;
 use crate::recording::Recording;
-use crate::support::{Answer, Service, answer, contents, slow};
+use crate::support::{Answer, Service, answer, contents, listen, slow};
 
 const PATH: &str = "/v1beta/interactions";
 const MODEL: &str = "gemini-3.5-flash-lite";
@@ -257,6 +265,72 @@ async fn a_background_run_outlives_the_stream_of_its_creation() {
     until_runs_ended(&service).await;
     assert_booked(&service).await;
     assert_eq!((ended(&service, "success").await, ended(&service, "cancelled").await), (1.0, 0.0));
+}
+
+/// Gemini, slow to answer: a run that is created gets its ID after a while, and has ended when it is
+/// read. Returns its URL, and how many requests have come.
+async fn slow_to_create(stop: &CancellationToken) -> (String, Arc<AtomicUsize>) {
+    const ID_AFTER: Duration = Duration::from_millis(300);
+    const STARTED: &str = "{\"interaction\":{\"id\":\"v1_a\",\"status\":\"in_progress\"},\
+        \"event_type\":\"interaction.created\"}";
+    let came = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&came);
+    let router = axum::Router::new().fallback(move |method: Method, body: String| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            if method == Method::GET {
+                let usage = json!({"total_input_tokens": 5, "total_output_tokens": 2});
+                let ended = json!({"id": "v1_a", "status": "completed", "usage": usage});
+                return axum::Json(ended).into_response();
+            }
+            if !body.contains("\"stream\":true") {
+                tokio::time::sleep(ID_AFTER).await;
+                return axum::Json(json!({"id": "v1_a", "status": "queued"})).into_response();
+            }
+            let begun = stream::iter([Ok::<_, Infallible>(": begun\n\n".to_owned())]);
+            let started = stream::once(async {
+                tokio::time::sleep(ID_AFTER).await;
+                Ok(format!("data: {STARTED}\n\n"))
+            });
+            let body = Body::from_stream(begun.chain(started).chain(stream::pending()));
+            ([(CONTENT_TYPE, "text/event-stream")], body).into_response()
+        }
+    });
+    (format!("http://{}", listen(router, stop).await), came)
+}
+
+#[tokio::test]
+async fn a_background_run_is_followed_if_its_client_hangs_up_before_its_id_comes() {
+    for streams in [false, true] {
+        let stop = CancellationToken::new();
+        let (url, came) = slow_to_create(&stop).await;
+        let service = Service::over_with(&url, |config| {
+            config.quota_plan = plan("*:rpm=600000,tpm=1000000000", "");
+            config.background_poll = Some(Duration::from_millis(10));
+        })
+        .await;
+        let body = with(in_background("Hello"), &json!({"stream": streams}));
+        let request = service.post(PATH, &body);
+        let client = tokio::spawn(async move {
+            let mut response = request.send().await.unwrap();
+            response.chunk().await.unwrap();
+            response
+        });
+        let asked = || came.load(Ordering::Relaxed) == 1;
+        crate::support::until("Gemini was asked", asked).await;
+        if streams {
+            drop(client.await.unwrap());
+        } else {
+            client.abort();
+        }
+        let polled = || came.load(Ordering::Relaxed) == 2;
+        crate::support::until("the run was polled", polled).await;
+        service.until_idle().await;
+        let account = service.only_account().await;
+        assert_eq!(account["input_tokens_per_minute"]["used"], 5);
+        assert_eq!(ended(&service, "success").await, 1.0);
+        drop(stop.drop_guard());
+    }
 }
 
 #[tokio::test]

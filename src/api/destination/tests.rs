@@ -143,6 +143,11 @@ fn a_path_that_could_be_read_in_two_ways_is_refused() {
         let (_, error) = of(Method::POST, path, &[]).expect_err(path);
         assert_eq!(error.code(), "invalid_path", "{path}");
     }
+    for path in ["/v1/interactions/..", "/v1beta/interactions/a%252Fb", "/v1beta/interactions/%0a"]
+    {
+        let (surface, _) = of(Method::GET, path, &[]).expect_err(path);
+        assert_eq!(surface, Surface::Interactions, "{path}");
+    }
 }
 
 #[test]

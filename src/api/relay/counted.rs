@@ -164,10 +164,10 @@ async fn answer(
         true => dispatcher.reserve_enqueued(call, file.as_deref()).await?,
         false => None,
     };
-    let forwarded = dispatcher.forward(call, &request, body, idle).await?;
-    if let Some(enqueued) = enqueued {
-        dispatcher.hold_enqueued(enqueued, forwarded.body().complete()).await;
-    }
+    let forwarded = match enqueued {
+        Some(tokens) => dispatcher.create_job(call, &request, body, idle, tokens).await?,
+        None => dispatcher.forward(call, &request, body, idle).await?,
+    };
     let mut response = forwarded.map(|body| body_ahead(body, gateway));
     strip_answer(response.headers_mut());
     Ok(response)

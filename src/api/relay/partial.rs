@@ -31,6 +31,9 @@ const NEEDED: &str = "usageMetadata,modelVersion,promptFeedback,candidates/finis
 /// # Errors
 /// 400 if the answer would come in another format than JSON, in which its cost cannot be read.
 pub(super) fn complete(request: Forward, kind: CallKind) -> Result<Forward, ApiError> {
+    if kind == CallKind::Interaction {
+        return check_whole(request);
+    }
     if request.surface != Surface::Gemini || !KINDS.contains(&kind) {
         return Ok(request);
     }
@@ -45,6 +48,25 @@ pub(super) fn complete(request: Forward, kind: CallKind) -> Result<Forward, ApiE
         }
     }
     Ok(Forward { path, headers, ..request })
+}
+
+/// Refuses a request for a part of an interaction. Its state could not be read, and a run in the
+/// background could not be followed. Which fields its events have depends on their type, so that none
+/// can be added.
+fn check_whole(request: Forward) -> Result<Forward, ApiError> {
+    let query = request.path.query().unwrap_or_default();
+    parameters(query).try_for_each(check_format)?;
+    let in_query = parameters(query).any(|parameter| {
+        let mask = parameter.split_once('=').map_or("", |(_, mask)| mask);
+        FIELDS.contains(&&*name_of(parameter)) && is_mask(&decoded(mask))
+    });
+    let mut masks = request.headers.get_all(&FIELD_MASK).iter();
+    if in_query || masks.any(|mask| is_mask(&String::from_utf8_lossy(mask.as_bytes()))) {
+        let message = "An interaction is answered whole".to_owned();
+        let field = InvalidField { path: vec!["fields".into()], kind: "mask", message };
+        return Err(ApiError::invalid(vec![field]));
+    }
+    Ok(request)
 }
 
 fn complete_header(headers: &mut HeaderMap) {
@@ -104,6 +126,22 @@ mod tests {
             complete(request(query, mask), CallKind::GenerateContent).unwrap();
         let mask = headers.get(FIELD_MASK).map(|mask| mask.to_str().unwrap().to_owned());
         (path.query().unwrap_or_default().to_owned(), mask)
+    }
+
+    #[test]
+    fn an_interaction_is_answered_whole_and_as_json() {
+        let answered = |query: &str, mask| {
+            let request = Forward { surface: Surface::Interactions, ..request(query, mask) };
+            complete(request, CallKind::Interaction).is_ok()
+        };
+        for query in ["", "?alt=sse", "?fields=*", "?fields="] {
+            assert!(answered(query, None), "{query}");
+        }
+        assert!(answered("", Some("*")));
+        for query in ["?alt=proto", "?%24alt=media", "?fields=output", "?$fields=id"] {
+            assert!(!answered(query, None), "{query}");
+        }
+        assert!(!answered("", Some("steps")));
     }
 
     #[test]
