@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
@@ -192,6 +193,12 @@ impl Drop for Reservation {
     }
 }
 
+/// The time from which the money of a call counts from its end and not from its start. The window of
+/// spend is longer than Google's by as much: see [`QuotaPlan::ten_minutes`].
+///
+/// [`QuotaPlan::ten_minutes`]: crate::limits::QuotaPlan::ten_minutes
+const LONG_CALL: Duration = Duration::from_secs(12);
+
 /// A call that was sent. Dropping it leaves the estimated cost in place.
 #[derive(Debug)]
 #[must_use = "a call that was sent is settled at its cost, or was refused"]
@@ -213,9 +220,16 @@ impl Sent {
         self.settle_at(Resource::InputTokens, actual_tokens);
     }
 
-    /// Replaces the estimate by the money that the call cost, in billionths of a dollar.
+    /// Replaces the estimate by the money that the call cost, in billionths of a dollar. Google counts
+    /// money when it answers, so a long call counts from its end.
     pub(super) fn settle_spend(self, actual: u64) {
-        self.settle_at(Resource::Spend, actual);
+        if self.started.at.elapsed() < LONG_CALL {
+            return self.settle_at(Resource::Spend, actual);
+        }
+        let nothing = Cost::default();
+        let spent = nothing.with(Resource::Spend, Cost::bounded_amount(Resource::Spend, actual));
+        self.budget.settle(self.started, self.cost, nothing);
+        self.budget.settle(self.budget.start(nothing), nothing, spent);
     }
 
     pub(super) fn settle_at(self, resource: Resource, amount: u64) {

@@ -512,3 +512,24 @@ async fn a_waiting_call_takes_little_memory() {
     let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), far_deadline()));
     assert!(size < 500, "{size} bytes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_money_of_a_long_call_counts_from_its_end() {
+    let ten_minutes = 10 * MINUTE;
+    let quotas = Quotas::default().with(SpendPerTenMinutes, 10_000_000);
+    for lasts in [SECOND, 20 * SECOND, 2 * ten_minutes] {
+        let budget = LocalBudget::new(quotas, ten_minutes);
+        let reserved =
+            Arc::clone(&budget).reserve(Line::Queue, Cost::of_spend(1_000), far_deadline());
+        let sent = reserved.await.unwrap().start();
+        let used = || budget.usage_now()[SpendPerTenMinutes].used;
+        advance(lasts).await;
+        sent.settle_spend(5_000);
+        assert_eq!(used(), 5_000, "{lasts:?}");
+        let from = if lasts > SECOND { Duration::ZERO } else { lasts };
+        advance(ten_minutes - from - SECOND).await;
+        assert_eq!(used(), 5_000, "{lasts:?}");
+        advance(30 * SECOND).await;
+        assert_eq!(used(), 0, "{lasts:?}");
+    }
+}
