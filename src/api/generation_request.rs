@@ -74,7 +74,7 @@ pub(super) struct CommonFields {
     pub flex_fallback_seconds: Option<f64>,
 }
 
-/// Who pays for a request, which semaphore it holds, and its service tier.
+/// The credentials of a request, the semaphore that it holds, and its service tier.
 #[derive(Debug, Default)]
 pub(super) struct CallOptions {
     pub credentials: Option<Credentials>,

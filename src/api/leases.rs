@@ -34,7 +34,7 @@ const MAX_TEXT: usize = 128;
     "idempotency_key": "render-7/frame-12"
 }))]
 pub(super) struct LeaseRequest {
-    /// Who holds the lease, for people to read: 1 to 128 characters.
+    /// A name for the holder of the lease, shown to operators: 1 to 128 characters.
     #[schema(min_length = 1, max_length = 128, pattern = r"\S")]
     holder: String,
     /// How many permits the lease holds: no more than the limit of the semaphore.
@@ -72,7 +72,7 @@ pub(super) struct LeaseStatus {
     /// The semaphore whose permits it holds.
     #[schema(value_type = String, example = "image-service")]
     semaphore_id: SemaphoreId,
-    /// Who holds the lease.
+    /// The name of the holder.
     #[schema(value_type = String, example = "render-7")]
     holder: Arc<str>,
     /// How many permits it holds.

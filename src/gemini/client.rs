@@ -141,12 +141,12 @@ impl Client {
         Base::parse(base_url).map(drop)
     }
 
-    /// One exchange: `POST {base}/v1beta/models/{model}:generateContent`. There are no limits and no
-    /// retries here, except that the call is sent on another connection if an idle one turns out to
-    /// be closed before anything is written to it. `part` is the part of the
-    /// answer that the body asks for. `timeout` covers everything from connecting to
-    /// the last byte of the answer. `send_check` is asked before anything is written, and nothing
-    /// is written if it returns `false`.
+    /// Makes one exchange: `POST {base}/v1beta/models/{model}:generateContent`. It does not wait for
+    /// limits, and it does not retry. Only if an idle connection turns out to be closed before
+    /// anything is written to it, the call is sent on another one. `part` is the part of the answer
+    /// that the body asks for. `timeout` covers everything from connecting to the last byte of the
+    /// answer. `send_check` is asked before anything is written, and nothing is written if it returns
+    /// `false`.
     ///
     /// Dropping the future closes the connection, which makes Gemini stop.
     ///

@@ -52,9 +52,16 @@ pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Reques
     if request.method() == Method::OPTIONS {
         return options();
     }
-    let is_bidi = request.uri().path().contains("/ws/");
-    accept(gateway, request).await.unwrap_or_else(|error| {
-        let mut refusal = if is_bidi { error.into_google() } else { error.into_interactions() };
+    // Google's SDKs join a base URL that ends with a slash and a path that begins with one.
+    let path = single_slashes(request.uri().path()).into_owned();
+    let api = api(&path);
+    let is_of_interactions = matches!(api, Ok(LiveApi::Interactions));
+    let accepted = async { accept(gateway, request, api?, &path).await };
+    accepted.await.unwrap_or_else(|error| {
+        let mut refusal = match is_of_interactions {
+            true => error.into_interactions(),
+            false => error.into_google(),
+        };
         if refusal.status() == StatusCode::UPGRADE_REQUIRED {
             refusal.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
             refusal.headers_mut().insert(SEC_WEBSOCKET_VERSION, VERSION);
@@ -63,10 +70,12 @@ pub(in crate::api) async fn live(State(gateway): State<Gateway>, request: Reques
     })
 }
 
-async fn accept(gateway: Gateway, mut request: Request) -> Result<Response, ApiError> {
-    // Google's SDKs join a base URL that ends with a slash and a path that begins with one.
-    let path = single_slashes(request.uri().path()).into_owned();
-    let api = api(&path)?;
+async fn accept(
+    gateway: Gateway,
+    mut request: Request,
+    api: LiveApi,
+    path: &str,
+) -> Result<Response, ApiError> {
     let accepted = accepted(&request).ok_or_else(ApiError::upgrade_required)?;
     let takeover = request.extensions().get::<Takeover>().cloned();
     let takeover = takeover.ok_or_else(ApiError::upgrade_required)?;
@@ -78,7 +87,7 @@ async fn accept(gateway: Gateway, mut request: Request) -> Result<Response, ApiE
     gateway.limiter.check_queue()?;
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(&gateway, semaphore.as_deref()).await?;
-    let request = forward(&gateway, Surface::Gemini, head, &path, Some(payer.tier))?;
+    let request = forward(&gateway, Surface::Gemini, head, path, Some(payer.tier))?;
     let session = Session { gateway, api, key: payer.key, semaphore, request };
     let span = Span::current();
     takeover.with(move |cut_off| session.run(connection, cut_off).instrument(span));

@@ -263,9 +263,9 @@ impl LinkedBudget for SharedBudget {
             BudgetChange::Watched => self.watch(),
             BudgetChange::PausedFor(time) => self.local.pause_until(Instant::now() + time),
             BudgetChange::Resumed => self.local.resume(),
-            BudgetChange::Corrected { quotas, learned, settings_differ } => {
-                self.set_quotas(*quotas, *learned);
-                if settings_differ {
+            BudgetChange::Corrected(corrected) => {
+                self.set_quotas(corrected.quotas, corrected.learned);
+                if corrected.settings_differ {
                     self.warn_of_differing_settings();
                 }
             }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::command::{Command, GLOBAL, SemaphoreGeneration, micros};
 use super::replica_lease::ReplicaLease;
-use super::reply::{Reply, TicketAnswer, Verdict};
+use super::reply::{Corrected, Reply, TicketAnswer, Verdict};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
 use crate::limits::model::{Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
 use crate::limits::semaphore::{GrantResult, NotGranted, Permit, Semaphore, WaitMode};
@@ -60,9 +60,8 @@ pub(super) enum BudgetChange {
     PausedFor(Duration),
     /// An operator ended the pause.
     Resumed,
-    /// Other quotas hold, some of them named by Gemini. `settings_differ`: the settings of some replicas
-    /// differ.
-    Corrected { quotas: Box<Quotas>, learned: Box<Quotas>, settings_differ: bool },
+    /// Other quotas hold.
+    Corrected(Box<Corrected>),
     /// Gemini charges another account; the account itself if `None`.
     ChargedTo(Option<Arc<str>>),
 }

@@ -16,7 +16,7 @@ use super::command::{Command, micros};
 use super::link::{BudgetChange, Link, Outgoing};
 use super::registry::Registry;
 use super::reply::{
-    AccountName, ChargedAccount, Corrected, Joined, LongestLease, Notification, Paused, Reply,
+    AccountName, ChargedAccount, Joined, LongestLease, Notification, Paused, Reply,
 };
 use super::script::SCRIPT;
 
@@ -294,10 +294,8 @@ impl Connector {
                 self.change(&account, BudgetChange::Resumed);
             }
             Notification::Corrected(corrected) => {
-                let Corrected { account, quotas, learned, settings_differ } = *corrected;
-                let (quotas, learned) = (Box::new(quotas), Box::new(learned));
-                let change = BudgetChange::Corrected { quotas, learned, settings_differ };
-                self.change(&account, change);
+                let account = Arc::clone(&corrected.account);
+                self.change(&account, BudgetChange::Corrected(corrected));
             }
             Notification::Charged(ChargedAccount { account, to }) => {
                 self.change(&account, BudgetChange::ChargedTo(to));
