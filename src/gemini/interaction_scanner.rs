@@ -6,6 +6,7 @@ use memchr::memchr3;
 
 use super::Usage;
 use super::interaction::{is_settled, status_of_event};
+use super::json::Braces;
 
 /// The longest usage object that is read, in bytes. Recorded ones have a few hundred.
 const MAX_OBJECT: usize = 64 * 1024;
@@ -55,7 +56,7 @@ enum Scan {
     /// In a string that counts.
     Text { escaped: bool },
     /// In a usage object.
-    Object { depth: usize, in_string: bool, escaped: bool },
+    Object(Braces),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +147,7 @@ impl InteractionScanner {
                     *escaped = !*escaped && *byte == b'\\';
                     self.push(*byte, MAX_TEXT);
                 }
-                Scan::Object { .. } => self.scan_object(*byte),
+                Scan::Object(_) => self.scan_object(*byte),
                 Scan::Outside => self.scan_outside(*byte),
             }
             bytes = rest;
@@ -186,7 +187,7 @@ impl InteractionScanner {
         if field == Some(Field::Usage) {
             self.text.clear();
             self.text.push(b'{');
-            self.state = Scan::Object { depth: 1, in_string: false, escaped: false };
+            self.state = Scan::Object(Braces::open());
             return;
         }
         if self.depth == 0 {
@@ -240,22 +241,14 @@ impl InteractionScanner {
     }
 
     fn scan_object(&mut self, byte: u8) {
-        let Scan::Object { depth, in_string, escaped } = &mut self.state else { return };
+        let Scan::Object(braces) = &mut self.state else { return };
         self.text.push(byte);
-        match byte {
-            _ if *escaped => *escaped = false,
-            b'\\' => *escaped = true,
-            b'"' => *in_string = !*in_string,
-            b'{' if !*in_string => *depth += 1,
-            b'}' if !*in_string => *depth -= 1,
-            _ => {}
-        }
-        if *depth == 0 {
+        if braces.closes(byte) {
             self.object.usage = Usage::of_interactions(&self.text).or(self.object.usage);
             self.state = Scan::Outside;
         } else if self.text.len() > MAX_OBJECT {
-            let (in_string, escaped) = (*in_string, *escaped);
-            self.depth += *depth;
+            let Braces { depth, in_string, escaped } = *braces;
+            self.depth += depth;
             self.parent = None;
             self.state = if in_string { Scan::Skipped { escaped } } else { Scan::Outside };
         }

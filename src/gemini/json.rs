@@ -47,6 +47,34 @@ impl Nesting {
     }
 }
 
+/// Tracks the braces of an object that arrives byte by byte, and is open from the start.
+#[derive(Debug)]
+pub(super) struct Braces {
+    pub depth: usize,
+    pub in_string: bool,
+    pub escaped: bool,
+}
+
+impl Braces {
+    /// Right after the first brace.
+    pub fn open() -> Self {
+        Self { depth: 1, in_string: false, escaped: false }
+    }
+
+    /// Reads the next byte. Returns whether it closes the object.
+    pub fn closes(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.escaped => self.escaped = false,
+            b'\\' => self.escaped = true,
+            b'"' => self.in_string = !self.in_string,
+            b'{' if !self.in_string => self.depth += 1,
+            b'}' if !self.in_string => self.depth -= 1,
+            _ => {}
+        }
+        self.depth == 0
+    }
+}
+
 /// An object with a field put before its others. `object` is JSON and has a field.
 pub(super) fn with_text_field(object: &[u8], name: &str, text: &str) -> Bytes {
     let fields = object.strip_prefix(b"{").expect("it is an object");

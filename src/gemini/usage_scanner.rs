@@ -2,6 +2,7 @@
 
 use memchr::memchr3;
 
+use super::json::Braces;
 use super::{Surface, Usage};
 
 /// The longest usage object that is read from a passing answer, in bytes. Recorded ones have a few
@@ -38,7 +39,7 @@ enum Scan {
     /// After the field name, before its value.
     Colon(Format),
     /// In the usage object.
-    Object { format: Format, text: Vec<u8>, depth: usize, in_string: bool, escaped: bool },
+    Object { format: Format, text: Vec<u8>, braces: Braces },
 }
 
 /// The format of a usage object.
@@ -99,27 +100,18 @@ impl UsageScanner {
                 Scan::Colon(_) if *byte == b':' || byte.is_ascii_whitespace() => {}
                 Scan::Colon(format) if *byte == b'{' => {
                     let (format, text) = (*format, vec![b'{']);
-                    let (in_string, escaped) = (false, false);
-                    self.state = Scan::Object { format, text, depth: 1, in_string, escaped };
+                    self.state = Scan::Object { format, text, braces: Braces::open() };
                 }
                 Scan::Outside | Scan::Colon(_) => self.state = self.outside(*byte),
-                Scan::Object { format, text, depth, in_string, escaped } => {
+                Scan::Object { format, text, braces } => {
                     text.push(*byte);
-                    match byte {
-                        _ if *escaped => *escaped = false,
-                        b'\\' => *escaped = true,
-                        b'"' => *in_string = !*in_string,
-                        b'{' if !*in_string => *depth += 1,
-                        b'}' if !*in_string => *depth -= 1,
-                        _ => {}
-                    }
-                    if *depth == 0 {
+                    if braces.closes(*byte) {
                         self.usage = format.usage(text).or(self.usage);
                         self.state = Scan::Outside;
                     } else if text.len() > MAX_OBJECT {
-                        self.depth += *depth;
-                        self.state = match in_string {
-                            true => Scan::Text { matched: None, escaped: *escaped },
+                        self.depth += braces.depth;
+                        self.state = match braces.in_string {
+                            true => Scan::Text { matched: None, escaped: braces.escaped },
                             false => Scan::Outside,
                         };
                     }
