@@ -16,8 +16,8 @@ use crate::limits::semaphore::{Fence, Permit};
 pub(super) struct Reserved {
     /// Of the model's quotas.
     pub quota: Reservation,
-    /// Of what the payer may spend, if that has a limit.
-    pub spend: Option<Reservation>,
+    /// Of what the payer may spend, if that has a limit. Boxed, because few calls have it.
+    pub spend: Option<Box<Reservation>>,
 }
 
 /// The right to one call. Dropping it admits the next one.
@@ -54,7 +54,7 @@ impl Admission {
         let Self { global, concurrency, capacity, named, reserved, account, alias, .. } = self;
         let slot = account.concurrency_of(capacity).enter(concurrency);
         let Reserved { quota, spend } = reserved;
-        let (sent, spend) = (quota.start(), spend.map(Reservation::start));
+        let (sent, spend) = (quota.start(), spend.map(|spend| spend.start()));
         Ok(InFlightCall { global, slot, named, sent, spend, account, alias })
     }
 }

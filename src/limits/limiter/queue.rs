@@ -159,7 +159,7 @@ impl QueueTicket {
     async fn reserve(
         &self,
         account: &Account,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
     ) -> Result<Reserved, Refused> {
         let line = if self.yields_once { Line::YieldOnce } else { Line::Queue };
@@ -179,7 +179,7 @@ impl QueueTicket {
     async fn try_reserve(
         &self,
         budget: &Arc<dyn BudgetAdmin>,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
     ) -> Result<Option<Reservation>, Refused> {
         let mut cost = estimate.cost;
@@ -209,7 +209,7 @@ impl QueueTicket {
         line: Line,
         account: &Account,
         spend: &Arc<dyn BudgetAdmin>,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
     ) -> Result<Reserved, Refused> {
         let of_payer = estimate.of_payer();
@@ -221,17 +221,17 @@ impl QueueTicket {
                 reserve_in(line, account.budget(), estimate, deadline).await?
             }
         };
-        if let Some(spend) = self.try_reserve(spend, of_payer, deadline).await? {
-            return Ok(Reserved { quota, spend: Some(spend) });
+        if let Some(spend) = self.try_reserve(spend, &of_payer, deadline).await? {
+            return Ok(Reserved { quota, spend: Some(Box::new(spend)) });
         }
         drop(quota);
         let _waiting = match waiting {
             Some(waiting) => waiting,
             None => self.join_queue()?,
         };
-        let reserved = reserve_in(line, spend, of_payer, deadline).await?;
+        let reserved = reserve_in(line, spend, &of_payer, deadline).await?;
         if let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? {
-            return Ok(Reserved { quota, spend: Some(reserved) });
+            return Ok(Reserved { quota, spend: Some(Box::new(reserved)) });
         }
         drop(reserved);
         Ok(both_returning(account, spend, estimate, deadline).await?)
@@ -240,7 +240,7 @@ impl QueueTicket {
     async fn reserve_again(
         &self,
         account: &Account,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
     ) -> Result<Reserved, Refused> {
         let _waiting = self.join_queue()?;
@@ -268,7 +268,7 @@ impl QueueTicket {
         &self,
         named: &Arc<dyn Semaphore>,
         account: &Account,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
     ) -> Result<(Permit, Reserved), Refused> {
         let permit = self.acquire(named).await?;
@@ -341,7 +341,10 @@ impl QueueTicket {
 }
 
 /// What the payer may spend, if that has a limit and the call costs something.
-fn limited_spend(account: &Account, estimate: Estimate) -> Option<&Arc<dyn BudgetAdmin>> {
+fn limited_spend<'a>(
+    account: &'a Account,
+    estimate: &Estimate,
+) -> Option<&'a Arc<dyn BudgetAdmin>> {
     account.spend().filter(|_| estimate.spend > 0)
 }
 
@@ -350,7 +353,7 @@ fn limited_spend(account: &Account, estimate: Estimate) -> Option<&Arc<dyn Budge
 async fn reserve_in(
     line: Line,
     budget: &Arc<dyn BudgetAdmin>,
-    estimate: Estimate,
+    estimate: &Estimate,
     deadline: Instant,
 ) -> Result<Reservation, Exhausted> {
     let mut cost = estimate.cost;
@@ -371,7 +374,7 @@ async fn reserve_in(
 async fn both_returning(
     account: &Account,
     spend: &Arc<dyn BudgetAdmin>,
-    estimate: Estimate,
+    estimate: &Estimate,
     deadline: Instant,
 ) -> Result<Reserved, Exhausted> {
     let of_payer = estimate.of_payer();
@@ -381,14 +384,14 @@ async fn both_returning(
     let mut keep_quota_for = BRIEF_HOLD;
     loop {
         let quota = reserve_in(Line::Returning, account.budget(), estimate, deadline).await?;
-        let mut reserved = pin!(reserve_in(Line::Returning, spend, of_payer, deadline));
+        let mut reserved = pin!(reserve_in(Line::Returning, spend, &of_payer, deadline));
         if let Ok(spend) = timeout(keep_quota_for, &mut reserved).await {
-            return Ok(Reserved { quota, spend: Some(spend?) });
+            return Ok(Reserved { quota, spend: Some(Box::new(spend?)) });
         }
         drop(quota);
         let reserved = reserved.await?;
         if let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? {
-            return Ok(Reserved { quota, spend: Some(reserved) });
+            return Ok(Reserved { quota, spend: Some(Box::new(reserved)) });
         }
         keep_quota_for = LONG_HOLD;
     }
@@ -397,7 +400,7 @@ async fn both_returning(
 /// Reserves ahead of the account's queue, if there is room at once.
 async fn reserve_now(
     account: &Account,
-    estimate: Estimate,
+    estimate: &Estimate,
     deadline: Instant,
 ) -> Result<Option<Reserved>, Exhausted> {
     let Some(quota) = reserve_at_once(account.budget(), estimate, deadline).await? else {
@@ -406,14 +409,14 @@ async fn reserve_now(
     let Some(spend) = limited_spend(account, estimate) else {
         return Ok(Some(Reserved { quota, spend: None }));
     };
-    let spend = reserve_at_once(spend, estimate.of_payer(), deadline).await?;
-    Ok(spend.map(|spend| Reserved { quota, spend: Some(spend) }))
+    let spend = reserve_at_once(spend, &estimate.of_payer(), deadline).await?;
+    Ok(spend.map(|spend| Reserved { quota, spend: Some(Box::new(spend)) }))
 }
 
 /// Reserves ahead of a budget's queue, if there is room at once.
 async fn reserve_at_once(
     budget: &Arc<dyn BudgetAdmin>,
-    estimate: Estimate,
+    estimate: &Estimate,
     deadline: Instant,
 ) -> Result<Option<Reservation>, Exhausted> {
     let at_once = deadline.min(Instant::now() + BRIEF_HOLD);
@@ -467,66 +470,72 @@ impl HeadOfQueue<'_> {
     /// [`Refused::StoreUnavailable`] if it was not accepted before the store became unavailable;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the quotas
     /// have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
-    pub async fn admit(
+    // This and `admit_with` are not `async fn`s, whose futures hold each argument twice: hundreds of
+    // thousands of these futures may wait.
+    pub fn admit(
         self,
         estimate: impl Into<Estimate>,
         deadline: Instant,
-    ) -> Result<Admission, Refused> {
+    ) -> impl Future<Output = Result<Admission, Refused>> {
         let estimate = estimate.into();
-        let AccountQueue { ticket, account: requested, .. } = self.queue;
-        let accounts = &ticket.limiter.accounts;
-        let mut instead = accounts.charged_instead(requested);
-        let account = instead.as_ref().unwrap_or(requested);
-        if account.is_rejected() {
-            return Err(Refused::TooManyAccounts);
-        }
-        account.check()?;
-        let mut reservation = ticket.reserve(account, estimate, deadline).await?;
-        loop {
-            let account = instead.unwrap_or_else(|| Arc::clone(requested));
-            let admission = self.admit_with(account, reservation, estimate, deadline).await?;
-            let is_charged = accounts.is_charged(requested, admission.charged_account());
-            if is_charged && !admission.charged_account().is_paused() {
-                ticket.accept()?;
-                admission.charged_account().start()?;
-                return Ok(admission);
-            }
-            // Since the quota was reserved, Gemini has refused a call of this account or charged
-            // another account.
-            drop(admission);
-            instead = accounts.charged_instead(requested);
+        async move {
+            let AccountQueue { ticket, account: requested, .. } = self.queue;
+            let accounts = &ticket.limiter.accounts;
+            let mut instead = accounts.charged_instead(requested);
             let account = instead.as_ref().unwrap_or(requested);
-            reservation = ticket.reserve_again(account, estimate, deadline).await?;
+            if account.is_rejected() {
+                return Err(Refused::TooManyAccounts);
+            }
+            account.check()?;
+            let mut reservation = ticket.reserve(account, &estimate, deadline).await?;
+            loop {
+                let account = instead.unwrap_or_else(|| Arc::clone(requested));
+                let admission = self.admit_with(account, reservation, &estimate, deadline).await?;
+                let is_charged = accounts.is_charged(requested, admission.charged_account());
+                if is_charged && !admission.charged_account().is_paused() {
+                    ticket.accept()?;
+                    admission.charged_account().start()?;
+                    return Ok(admission);
+                }
+                // Since the quota was reserved, Gemini has refused a call of this account or charged
+                // another account.
+                drop(admission);
+                instead = accounts.charged_instead(requested);
+                let account = instead.as_ref().unwrap_or(requested);
+                reservation = ticket.reserve_again(account, &estimate, deadline).await?;
+            }
         }
     }
 
-    async fn admit_with(
+    fn admit_with(
         &self,
         account: Arc<Account>,
         mut reserved: Reserved,
-        estimate: Estimate,
+        estimate: &Estimate,
         deadline: Instant,
-    ) -> Result<Admission, Refused> {
-        let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
-        let named = match named {
-            None => None,
-            Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
-                Ok(permit) => Some(permit),
-                Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
-                    drop(reserved);
-                    // Boxed, so that calls that do not wait here take no memory for it.
-                    let both = ticket.permit_and_quota(named, &account, estimate, deadline);
-                    let (permit, again) = Box::pin(both).await?;
-                    reserved = again;
-                    Some(permit)
-                }
-                Err(reason) => return Err(reason.into()),
-            },
-        };
-        let (concurrency, global) = ticket.slots(&account, *capacity).await?;
-        let waited = self.since.elapsed();
-        let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
-        let capacity = *capacity;
-        Ok(Admission { concurrency, capacity, global, named, reserved, account, alias, waited })
+    ) -> impl Future<Output = Result<Admission, Refused>> {
+        async move {
+            let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
+            let named = match named {
+                None => None,
+                Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
+                    Ok(permit) => Some(permit),
+                    Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
+                        drop(reserved);
+                        // Boxed, so that calls that do not wait here take no memory for it.
+                        let both = ticket.permit_and_quota(named, &account, estimate, deadline);
+                        let (permit, again) = Box::pin(both).await?;
+                        reserved = again;
+                        Some(permit)
+                    }
+                    Err(reason) => return Err(reason.into()),
+                },
+            };
+            let (concurrency, global) = ticket.slots(&account, *capacity).await?;
+            let waited = self.since.elapsed();
+            let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
+            let capacity = *capacity;
+            Ok(Admission { concurrency, capacity, global, named, reserved, account, alias, waited })
+        }
     }
 }

@@ -61,6 +61,14 @@ fn send(queue: &AccountQueue) -> InFlightCall {
 }
 
 #[tokio::test]
+async fn a_call_that_waits_for_admission_takes_at_most_700_bytes() {
+    let limiter = limiter(1, 1);
+    let queue = queue(&limiter, "a");
+    let waiting = async { queue.head().await.admit(Cost::one(1), deadline()).await };
+    assert!(size_of_val(&waiting) <= 700, "{}", size_of_val(&waiting));
+}
+
+#[tokio::test]
 async fn a_task_that_panics_gives_everything_back() {
     let limiter = limiter(1, 0);
     let semaphore = named(&limiter, 1);
