@@ -34,7 +34,7 @@ pub(super) fn fields<'de, const N: usize>(
 
 /// The JSON of a field's value; nothing where there is none.
 pub(super) fn json(value: Option<&RawValue>) -> &[u8] {
-    value.map_or(&[], |value| value.get().as_bytes())
+    value.map_or(&[][..], |value| value.get().as_bytes())
 }
 
 /// A field's value, if there is one of this type.

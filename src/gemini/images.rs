@@ -34,7 +34,7 @@ pub fn requested_images(model: &str, body: &[u8]) -> Result<u64, RepeatedField> 
     let [samples] =
         fields(json(parameters), [&["sampleCount", "sample_count", "numberOfImages"]])?;
     let [of_config] = fields(json(config), [&["responseModalities", "response_modalities"]])?;
-    let modalities = [of_config, modalities].map(|list| value::<Vec<String>>(list));
+    let modalities = [of_config, modalities].map(value::<Vec<String>>);
     let mut modalities = modalities.iter().flatten().flatten();
     if !is_image_model && !modalities.any(|modality| modality.eq_ignore_ascii_case("image")) {
         return Ok(0);
@@ -42,7 +42,7 @@ pub fn requested_images(model: &str, body: &[u8]) -> Result<u64, RepeatedField> 
     let samples = value(samples).unwrap_or(DEFAULT_SAMPLES);
     Ok(match value::<Vec<IgnoredAny>>(instances) {
         Some(prompts) => (prompts.len() as u64).max(1).saturating_mul(samples.max(1)),
-        None => value(count).unwrap_or(1).max(1),
+        None => value::<u64>(count).unwrap_or(1).max(1),
     })
 }
 
