@@ -156,7 +156,12 @@ async fn a_call_for_which_there_is_no_money_before_its_deadline_is_refused_at_on
     });
     let interaction = json!({"model": "gemini-3.8-flash", "input": "Hello"});
     for (path, body, place, code) in [
-        ("/v1beta/models/gemini-3.8-flash:generateContent", &contents, "status", "RESOURCE_EXHAUSTED"),
+        (
+            "/v1beta/models/gemini-3.8-flash:generateContent",
+            &contents,
+            "status",
+            "RESOURCE_EXHAUSTED",
+        ),
         ("/v1/chat/completions", &openai, "code", "spend_limited"),
         ("/v1beta/interactions", &interaction, "code", "rate_limit_exceeded"),
     ] {

@@ -419,7 +419,9 @@ async fn reserve_at_once(
     let at_once = deadline.min(Instant::now() + BRIEF_HOLD);
     match reserve_in(Line::Returning, budget, estimate, at_once).await {
         Ok(reservation) => Ok(Some(reservation)),
-        Err(Exhausted::NotBefore { retry_after, .. }) if Instant::now() + retry_after < deadline => {
+        Err(Exhausted::NotBefore { retry_after, .. })
+            if Instant::now() + retry_after < deadline =>
+        {
             Ok(None)
         }
         Err(reason) => Err(reason),

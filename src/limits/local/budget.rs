@@ -16,8 +16,8 @@ use crate::limits::budget::{
     Budget, BudgetAdmin, NotReserved, Reservation, Started, Transfer, TryReserve,
 };
 use crate::limits::model::{
-    BudgetUsage, Cost, Exhausted, Ledger, Line, Opening, PlannedQuotas, QuotaKind, Quotas,
-    Spent, StoreUnavailable,
+    BudgetUsage, Cost, Exhausted, Ledger, Line, Opening, PlannedQuotas, QuotaKind, Quotas, Spent,
+    StoreUnavailable,
 };
 use crate::pacific::{SystemClock, WallClock};
 

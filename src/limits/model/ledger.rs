@@ -356,7 +356,8 @@ impl Ledger {
             if cost[resource] > limit {
                 let none = asked.clone().find(|(_, limit)| *limit == 0);
                 let too_large = Exhausted::TooLarge { kind, cost: cost[resource], limit };
-                let no_quota = |(kind, _): &(QuotaKind, u64)| Exhausted::NoQuota { kind: Some(*kind) };
+                let no_quota =
+                    |(kind, _): &(QuotaKind, u64)| Exhausted::NoQuota { kind: Some(*kind) };
                 return Err(none.map_or(too_large, no_quota));
             }
             if kind.window() == Window::Day {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Cost, Exhausted};
 use super::minute::Minute;
 use super::quota::{QuotaKind, Quotas, Resource, Window};
+use super::{Cost, Exhausted};
 
 /// What was *sent* within the last minute. A call counts for one window from the moment it is sent.
 /// Reservations (*unsent*) do not age; the ledger keeps them and what waits.

@@ -330,7 +330,10 @@ async fn tokens_per_day_count_what_calls_cost() {
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500);
     let refused = reserve_now(&budget, Cost::one(501)).unwrap_err();
     let kind = Some(InputTokensPerDay);
-    assert!(matches!(refused, Exhausted::DayExhausted { kind: of, .. } if of == kind), "{refused:?}");
+    assert!(
+        matches!(refused, Exhausted::DayExhausted { kind: of, .. } if of == kind),
+        "{refused:?}"
+    );
     send(&budget, 500).await.take_back();
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500, "a refused call does not count");
     let too_large = reserve_now(&budget, Cost::one(1001)).unwrap_err();
@@ -398,7 +401,10 @@ async fn a_pause_holds_all_calls_and_keeps_their_order() {
     budget.pause_until(start + 20 * SECOND, None);
     budget.pause_until(start + 10 * SECOND, None);
     assert_eq!(budget.usage_now().paused_for, Some(20 * SECOND));
-    assert_eq!(refusal(&budget, 1).await, Exhausted::NotBefore { kind: None, retry_after: 20 * SECOND });
+    assert_eq!(
+        refusal(&budget, 1).await,
+        Exhausted::NotBefore { kind: None, retry_after: 20 * SECOND }
+    );
 
     let order = Mutex::new(Vec::new());
     let call = async |name| {

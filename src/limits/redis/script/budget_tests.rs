@@ -809,8 +809,9 @@ fn a_replica_whose_clock_is_behind_does_not_begin_the_day_again() {
     let ends_in = |us: u64, operation: Value| with(operation, "midnight_us", json!(us));
     shared.now += MIDNIGHT_US;
     let (day, behind) = (24 * HOUR.as_micros() as u64, 2_000_000);
-    let day_exhausted = |retry_after_us| {
-        Verdict::DayExhausted { kind: Some(QuotaKind::RequestsPerDay), retry_after_us }
+    let day_exhausted = |retry_after_us| Verdict::DayExhausted {
+        kind: Some(QuotaKind::RequestsPerDay),
+        retry_after_us,
     };
     shared.send("a", &[ends_in(day, ask(1, 1)), ends_in(day, start_call(1, 1))]);
     shared.send("a", &[ends_in(behind, ask(2, 1)), ends_in(behind, start_call(2, 1))]);

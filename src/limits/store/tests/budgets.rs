@@ -96,7 +96,9 @@ async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once(store: Shared) {
     let deadline = Instant::now() + SECOND;
     let refused =
         Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), deadline).await.unwrap_err();
-    let Exhausted::NotBefore { kind: Some(RequestsPerMinute), retry_after } = refused else { panic!("{refused}") };
+    let Exhausted::NotBefore { kind: Some(RequestsPerMinute), retry_after } = refused else {
+        panic!("{refused}")
+    };
     assert!(retry_after > 5 * SECOND && retry_after < 7 * SECOND, "{retry_after:?}");
     assert!(Instant::now() < deadline, "it did not wait for it");
     let none = self::budget(&store, "other", Some(0));
