@@ -160,17 +160,8 @@ impl Attempt {
 
     /// The attempt is over: settles and counts it. Returns the usage with what it costs.
     pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) -> Usage {
-        let Self {
-            mut in_flight,
-            spent,
-            paid,
-            call,
-            answered_by,
-            sent,
-            limiter,
-            metrics,
-            prices,
-        } = self;
+        let Self { mut in_flight, spent, paid, call, answered_by, sent, limiter, metrics, prices } =
+            self;
         let usage = charged(&prices, call.model(), answered_by.as_ref(), usage);
         charge(&mut in_flight, usage, paid);
         let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
