@@ -31,8 +31,7 @@ pub fn requested_images(model: &str, body: &[u8]) -> Result<u64, RepeatedField> 
             &["modalities"],
         ],
     )?;
-    let [samples] =
-        fields(json(parameters), [&["sampleCount", "sample_count", "numberOfImages"]])?;
+    let [samples] = fields(json(parameters), [&["sampleCount", "sample_count", "numberOfImages"]])?;
     let [of_config] = fields(json(config), [&["responseModalities", "response_modalities"]])?;
     let modalities = [of_config, modalities].map(value::<Vec<String>>);
     let mut modalities = modalities.iter().flatten().flatten();

@@ -30,8 +30,7 @@ impl InteractionRequest {
     /// # Errors
     /// [`RepeatedField`]: it is uncertain what Gemini takes.
     pub fn read(body: &[u8]) -> Result<Self, RepeatedField> {
-        let [previous, background] =
-            fields(body, [&["previous_interaction_id"], &["background"]])?;
+        let [previous, background] = fields(body, [&["previous_interaction_id"], &["background"]])?;
         let in_background = value(background).unwrap_or(false);
         Ok(Self { previous: value(previous), in_background })
     }
