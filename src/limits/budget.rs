@@ -6,12 +6,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::model::{BudgetUsage, Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
+use super::model::{
+    BudgetUsage, Cost, Exhausted, Line, QuotaKind, Quotas, Resource, SPEND_MARGIN, Spent,
+    StoreUnavailable,
+};
 
 /// The quotas of one account, as a call uses them. [`LocalBudget`](super::LocalBudget) counts in this
 /// process; another implementation counts in Redis, for all replicas.
@@ -42,11 +44,10 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// refused the call and did not count it.
     fn settle(&self, started: Started, counted: Cost, actual: Cost);
 
-    /// Counts input tokens from now on that were used without a reservation.
-    fn spend(&self, input_tokens: u64) {
+    /// Counts an amount of a resource from now on that was used without a reservation.
+    fn spend(&self, resource: Resource, amount: u64) {
         let nothing = Cost::default();
-        let spent = nothing
-            .with(Resource::InputTokens, Cost::bounded_amount(Resource::InputTokens, input_tokens));
+        let spent = nothing.with(resource, Cost::bounded_amount(resource, amount));
         self.settle(self.start(nothing), nothing, spent);
     }
 
@@ -85,9 +86,9 @@ pub trait BudgetAdmin: Budget {
         None
     }
 
-    /// Starts no call until then, because Gemini refused one for a quota per minute. Calls that wait
-    /// keep their position. Of several such times, the latest holds.
-    fn pause_until(&self, until: Instant);
+    /// Starts no call until then, because Gemini refused one for the `quota`, if it is known which.
+    /// Calls that wait keep their position. Of several such times, the latest holds.
+    fn pause_until(&self, until: Instant, quota: Option<QuotaKind>);
 
     /// Refuses calls until the midnight after `sent_at`, waiting ones included: Gemini refused a call
     /// that was sent then because the quota of its day is used up.
@@ -193,12 +194,6 @@ impl Drop for Reservation {
     }
 }
 
-/// The time from which the money of a call counts from its end and not from its start. The window of
-/// spend is longer than Google's by as much: see [`QuotaPlan::ten_minutes`].
-///
-/// [`QuotaPlan::ten_minutes`]: crate::limits::QuotaPlan::ten_minutes
-const LONG_CALL: Duration = Duration::from_secs(12);
-
 /// A call that was sent. Dropping it leaves the estimated cost in place.
 #[derive(Debug)]
 #[must_use = "a call that was sent is settled at its cost, or was refused"]
@@ -223,13 +218,11 @@ impl Sent {
     /// Replaces the estimate by the money that the call cost, in billionths of a dollar. Google counts
     /// money when it answers, so a long call counts from its end.
     pub(super) fn settle_spend(self, actual: u64) {
-        if self.started.at.elapsed() < LONG_CALL {
+        if self.started.at.elapsed() < SPEND_MARGIN {
             return self.settle_at(Resource::Spend, actual);
         }
-        let nothing = Cost::default();
-        let spent = nothing.with(Resource::Spend, Cost::bounded_amount(Resource::Spend, actual));
-        self.budget.settle(self.started, self.cost, nothing);
-        self.budget.settle(self.budget.start(nothing), nothing, spent);
+        self.budget.settle(self.started, self.cost, Cost::default());
+        self.budget.spend(Resource::Spend, actual);
     }
 
     pub(super) fn settle_at(self, resource: Resource, amount: u64) {

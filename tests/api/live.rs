@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async, client_async};
 
+use crate::limits::plan;
 use crate::process::Start;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT, answer, until};
 
@@ -188,17 +189,17 @@ async fn used(service: &Service) -> [u64; 2] {
 }
 
 #[tokio::test]
-async fn tokens_count_against_the_quota_of_the_model_while_the_session_runs() {
+async fn tokens_and_money_count_against_the_quotas_while_the_session_runs() {
     let service = with(|config| {
-        let limits = Config::read(|name| {
-            (name == "GEMINI_LIMITS").then(|| "gemini-3.8-live:rpm=10,tpm=1000".to_owned())
-        });
-        config.quota_plan = limits.expect("limits").quota_plan;
+        config.quota_plan = plan("gemini-3.8-live:rpm=10,tpm=1000;*:spend=10", "");
     })
     .await;
+    let spent = async || service.limits().await["spend"][0]["used_usd"].as_f64().expect("dollars");
     let mut client = session(&service).await;
+    let estimate = spent().await;
     client.ask("Hello").await;
     client.turn().await;
+    assert!(spent().await > estimate, "{estimate}");
     // The estimate of the first message, and what Gemini said of the turn.
     let limits = used(&service).await;
     let [1, estimate_and_turn] = limits else { panic!("{limits:?}") };
@@ -206,6 +207,9 @@ async fn tokens_count_against_the_quota_of_the_model_while_the_session_runs() {
     client.close().await;
     service.until_idle().await;
     assert_eq!(used(&service).await, [1, 2], "what Gemini said counts in place of the estimate");
+    let cost = "gemini_gateway_cost_usd_total{model=\"gemini-3.8-live\",tier=\"standard\"}";
+    let cost = service.metric(cost).await;
+    assert!(cost > 0.0 && (spent().await - cost).abs() < 1e-9, "{cost}");
 }
 
 #[tokio::test]
@@ -635,6 +639,50 @@ async fn messages_that_arrive_before_the_session_is_open_are_relayed_in_order() 
     }
     second.close().await;
     service.until_idle().await;
+}
+
+/// A client that waits in the queue and has sent so many messages behind its first.
+async fn early(service: &Service, messages: usize, bytes: usize) -> Client {
+    let mut client = connect(service.address, BIDI, &[ADMIN]).await.expect("a session");
+    client.say(&json!({"setup": {"model": MODEL}})).await;
+    for _ in 0..messages {
+        // The gateway may have closed the session by now.
+        let _ = client.0.send(Message::binary(vec![b' '; bytes])).await;
+    }
+    client
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_queue_is_noticed_however_much_it_has_sent() {
+    let service = with(|config| config.concurrency_limit = 1).await;
+    let first = session(&service).await;
+    let mut gone = early(&service, 1000, 100).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
+    let _ = gone.0.send(Message::Close(None)).await;
+    service.until("it has left", |limiter| limiter.waiting == 0).await;
+    let gone = early(&service, 1000, 100).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
+    drop(gone);
+    service.until("it has left", |limiter| limiter.waiting == 0).await;
+    assert_eq!(service.simulator.stats().live_sessions, 1);
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_before_its_session_is_open_is_closed() {
+    let service = with(|config| {
+        config.concurrency_limit = 1;
+        config.max_body_bytes = 10_000;
+    })
+    .await;
+    let first = session(&service).await;
+    for (messages, bytes) in [(1100, 1), (11, 1000)] {
+        let mut client = early(&service, messages, bytes).await;
+        let (code, reason) = client.closed().await;
+        assert_eq!((code, reason.starts_with("body_too_large: More")), (1008, true), "{reason}");
+        service.until("it has left", |limiter| limiter.waiting == 0).await;
+    }
+    drop(first);
 }
 
 #[tokio::test]

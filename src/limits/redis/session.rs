@@ -144,6 +144,7 @@ impl Connector {
         self.link.set_lineage(joined.lineage);
         self.link.note_lease(joined.longest.longest_us);
         self.registry.replace(joined.semaphores);
+        self.registry.settings().into_iter().for_each(|command| self.link.send(command));
         if let Some(previous) = previous {
             // Only now, when this member holds what the previous one held: nothing may become free.
             self.link.send(Command::Retire { member: Some(previous.to_owned()) });
@@ -287,8 +288,8 @@ impl Connector {
             Notification::Watched(AccountName { account }) => {
                 self.change(&account, BudgetChange::Watched);
             }
-            Notification::Paused(Paused { account, for_us }) => {
-                self.change(&account, BudgetChange::PausedFor(Duration::from_micros(for_us)));
+            Notification::Paused(Paused { account, for_us, kind }) => {
+                self.change(&account, BudgetChange::Paused(Duration::from_micros(for_us), kind));
             }
             Notification::Resumed(AccountName { account }) => {
                 self.change(&account, BudgetChange::Resumed);
