@@ -21,7 +21,7 @@ use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model, Usage};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
-use item::{BatchItem, ItemIds};
+pub(super) use item::{BatchItem, ItemIds};
 
 /// Many requests of one kind.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -62,7 +62,7 @@ pub(super) struct BatchResponse<T> {
 /// The result of one request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-enum BatchResult<T> {
+pub(super) enum BatchResult<T> {
     /// The request succeeded.
     Success(Indexed<T>),
     /// The request failed.
@@ -71,7 +71,7 @@ enum BatchResult<T> {
 
 /// A result and the position of its request.
 #[derive(Debug, Serialize, ToSchema)]
-struct Indexed<T> {
+pub(super) struct Indexed<T> {
     #[serde(flatten)]
     #[schema(inline)]
     result: T,
@@ -281,16 +281,23 @@ fn total(usages: impl Iterator<Item = Usage>) -> Usage {
 }
 
 impl<T> BatchResult<T> {
-    fn of<V>(index: usize, Outcome { model, result }: Outcome<V>, ids: ItemIds) -> Self
+    /// The result of the request with this index.
+    pub(super) fn of<V>(
+        index: usize,
+        Outcome { model, result }: Outcome<V>,
+        ids: ItemIds,
+    ) -> Self
     where
         T: From<Generated<V>>,
     {
         match result {
             Ok(generated) => Self::Success(Indexed { result: generated.into(), index, ids }),
-            Err(error) => {
-                let result = ItemError::new(error.into(), model);
-                Self::Failure(Indexed { result, index, ids })
-            }
+            Err(error) => Self::failure(index, ItemError::new(error.into(), model), ids),
         }
+    }
+
+    /// The result of a request that failed.
+    pub(super) fn failure(index: usize, result: ItemError, ids: ItemIds) -> Self {
+        Self::Failure(Indexed { result, index, ids })
     }
 }

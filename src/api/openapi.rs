@@ -22,6 +22,7 @@ pub(super) use errors::*;
     ),
     tags(
         (name = "generation", description = "Chats, structured output and stories, one at a time or in batches"),
+        (name = "jobs", description = "Durable bulk work: any number of requests in one body, answered in the background"),
         (name = "gemini", description = "Gemini's own API, for Google's SDKs"),
         (name = "openai", description = "OpenAI's API, for its clients"),
         (name = "semaphores", description = "Concurrency limits that several services share"),

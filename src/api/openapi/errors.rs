@@ -34,6 +34,28 @@ errors! {
         MalformedAnswer EmptyAnswer TruncatedAnswer SchemaViolation QueueFull ServerBusy
         TooManyAccounts LimitsUnavailable UpstreamTimeout RequestTimeout;
 
+    /// The errors of beginning a job.
+    BeginJobErrors(example):
+        MultipleCredentials BodyIncomplete BodyNotDecoded Unauthenticated SemaphoreNotFound
+        ClientTimeout IdempotencyConflict BodyTooLarge UnsupportedMediaType ValidationError
+        InternalError ServerKeyMissing ServerBusy LimitsUnavailable JobStoreUnavailable
+        RequestTimeout JobStoreFull;
+
+    /// The errors of listing jobs.
+    ListJobsErrors(no_example):
+        MultipleCredentials Unauthenticated JobNotFound ValidationError JobStoreUnavailable;
+
+    /// The errors of a request that reads or deletes a job.
+    JobErrors(no_example):
+        MultipleCredentials Unauthenticated JobNotFound ValidationError JobStoreUnavailable
+        JobStoreFull;
+
+    /// The errors of changing a job.
+    ChangeJobErrors(no_example):
+        MultipleCredentials BodyIncomplete BodyNotDecoded Unauthenticated JobNotFound ClientTimeout
+        JobStateConflict BodyTooLarge UnsupportedMediaType ValidationError ServerBusy
+        JobStoreUnavailable JobStoreFull;
+
     /// The errors of an administrator's request without a body.
     AdminErrors(no_example): Unauthenticated LimitsUnavailable;
 
