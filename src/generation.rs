@@ -1,9 +1,10 @@
 //! Chats, structured output and stories: what is sent to Gemini and how its answer is read. One at
-//! a time, or as a [batch].
+//! a time, or as a [batch]. Batches and jobs run through the same [bulk] runner.
 //!
 //! Requests arrive here as plain values. `api` reads them from JSON and writes the results.
 
 pub mod batch;
+pub mod bulk;
 pub mod chat;
 pub mod cinematic;
 mod extract;
