@@ -18,7 +18,6 @@ mod storing;
 mod upload;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::LOCATION;
@@ -30,7 +29,8 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::Caller;
-use super::error::{ApiError, ErrorBody};
+use super::batch::check_length;
+use super::error::ApiError;
 use super::json::{self, JsonBody};
 use super::openapi::{
     BeginJobErrors, ChangeJobErrors, ExternalSemaphore, JobErrors, ListJobsErrors,
@@ -39,13 +39,12 @@ use super::path::Names;
 use crate::gateway::Gateway;
 use crate::gemini::ApiKey;
 use crate::generation::InvalidField;
-use crate::jobs::{
-    Change, Committed, FailuresToRetry, Job, JobId, JobState, Owner, PauseReason,
-};
+use crate::jobs::{Change, Committed, FailuresToRetry, Job, JobState, Owner, PauseReason};
 use events::JobEvent;
 use owner::{Viewer, owner};
 use query::Query;
 use status::JobList;
+use storing::Storing;
 use upload::{Form, Uploader};
 
 pub use format::item_format;
@@ -162,53 +161,83 @@ pub(super) async fn begin_job(
     let query = Query::read(request.uri().query(), options::PARAMETERS)?;
     let options = JobOptions::of_head(query, request.headers())?;
     let accepted = match Form::of(request.headers())? {
-        Form::Json => begin_of_json(&gateway, options, request, false).await?,
+        Form::Json => begin_of_json(&gateway, options, request).await?,
         form => {
             let (head, body) = request.into_parts();
             let caller = Caller::of(&head.headers, head.uri.query(), &gateway);
             let (owner, key) = owner(&caller, None, &gateway)?;
-            let uploader = uploader(owner, &key, &head.headers)?;
+            let uploader = uploader(owner, key, &head.headers)?;
             let storing =
                 upload::read(&gateway, uploader, form, options, &head.headers, body).await?;
-            accept(&gateway, storing, key).await?
+            accept(&gateway, storing).await?
         }
     };
     Ok(accepted.answer(&gateway))
 }
 
 /// Stores the requests of a JSON body as a job.
+async fn begin_of_json(
+    gateway: &Gateway,
+    options: JobOptions,
+    request: Request,
+) -> Result<Accepted, ApiError> {
+    let (headers, caller) = caller_of(gateway, &request)?;
+    let (batch, _share) = json::read::<JobBatch>(request, gateway).await?;
+    let (credentials, in_body, requests) = batch.into_parts();
+    let (owner, key) = owner(&caller, credentials.as_ref(), gateway)?;
+    let uploader = uploader(owner, key, &headers)?;
+    let options = in_body.or(options);
+    accept(gateway, upload::read_list(gateway, uploader, options, requests).await?).await
+}
+
+/// Stores a batch as a job.
 ///
 /// # Errors
 /// 409 if the idempotency key was used for another content; those of the body and of its items; those
 /// of the store.
-pub(super) async fn begin_of_json(
+pub(super) async fn begin_batch(
     gateway: &Gateway,
     options: JobOptions,
     request: Request,
-    may_be_empty: bool,
 ) -> Result<Accepted, ApiError> {
+    let (headers, caller) = caller_of(gateway, &request)?;
+    let (batch, _share) = json::read::<JobBatch>(request, gateway).await?;
+    let (credentials, in_body, requests) = batch.into_parts();
+    check_length(requests.len(), gateway)?;
+    let (owner, key) = owner(&caller, credentials.as_ref(), gateway)?;
+    let uploader = uploader(owner, key, &headers)?;
+    // The path says of which kind the items are, and not the body.
+    let kind = options.kind();
+    let options = in_body.or(options).of_kind(kind);
+    accept(gateway, upload::read_batch(gateway, uploader, options, requests).await?).await
+}
+
+/// The headers of a request, and who sends it. For the admin key, the server's key pays whatever the body
+/// says; if there is none, the body is not read.
+fn caller_of(gateway: &Gateway, request: &Request) -> Result<(HeaderMap, Caller), ApiError> {
     let headers = request.headers().clone();
     let caller = Caller::of(&headers, request.uri().query(), gateway);
     if caller.is_admin() {
-        // The server's key pays whatever the body says. If there is none, the body is not read.
         caller.payer(None, gateway)?;
     }
-    let (batch, _share) = json::read::<JobBatch>(request, gateway).await?;
-    let (credentials, in_body, requests) = batch.into_parts();
-    let (owner, key) = owner(&caller, credentials.as_ref(), gateway)?;
-    let uploader = uploader(owner, &key, &headers)?;
-    let options = match options.kind() {
-        // The path of a batch decides, and not its body.
-        Some(kind) if may_be_empty => in_body.of_kind(kind).or(options),
-        _ => in_body.or(options),
-    };
-    let storing = upload::read_list(gateway, uploader, options, requests, may_be_empty).await?;
-    accept(gateway, storing, key).await
+    Ok((headers, caller))
 }
 
-fn uploader(owner: Owner, key: &ApiKey, headers: &HeaderMap) -> Result<Uploader, ApiError> {
-    let idempotency_key = idempotency_key(headers)?;
-    Ok(Uploader { owner, payer: *key.sha256(), idempotency_key })
+/// Lets a job go on that is paused because its items failed.
+///
+/// # Errors
+/// Those of the store.
+pub(super) async fn resume_failing(job: Job, gateway: &Gateway) -> Result<Job, ApiError> {
+    match job.reason {
+        Some(PauseReason::Failing(_)) => owner::change(job.number, Change::Resume, gateway).await,
+        _ => Ok(job),
+    }
+}
+
+fn uploader(owner: Owner, key: ApiKey, headers: &HeaderMap) -> Result<Uploader, ApiError> {
+    let (payer, idempotency_key) = (*key.sha256(), idempotency_key(headers)?);
+    let own_key = matches!(owner, Owner::Key(_)).then_some(key);
+    Ok(Uploader { owner, payer, own_key, idempotency_key })
 }
 
 /// The SHA-256 of the idempotency key, if there is one.
@@ -225,23 +254,16 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<[u8; 32]>, ApiError> {
     Ok(Some(Sha256::digest(key).into()))
 }
 
-/// Accepts a job whose items are all stored. Its owner's key is kept in memory.
-async fn accept(
-    gateway: &Gateway,
-    storing: storing::Storing,
-    key: ApiKey,
-) -> Result<Accepted, ApiError> {
-    let (job, is_known) = match storing.commit().await? {
+/// Accepts a job whose items are all stored.
+async fn accept(gateway: &Gateway, storing: Storing) -> Result<Accepted, ApiError> {
+    let (mut job, is_known) = match storing.commit().await? {
         Committed::New(job) => (*job, false),
         Committed::Same(job) => (*job, true),
         Committed::Conflict => return Err(ApiError::idempotency_conflict()),
     };
-    let mut job = job;
-    if matches!(job.owner, Owner::Key(_)) {
-        gateway.jobs.hold_key(job.number, key);
-        if job.reason == Some(PauseReason::KeyNeeded) {
-            job = owner::change(job.number, Change::Resume, gateway).await?;
-        }
+    if job.reason == Some(PauseReason::KeyNeeded) {
+        // Its owner's key is there again.
+        job = owner::change(job.number, Change::Resume, gateway).await?;
     }
     gateway.jobs.wake(job.number);
     Ok(Accepted { job, is_known })

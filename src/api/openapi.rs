@@ -82,3 +82,13 @@ pub(super) struct ExternalSemaphore {
     #[param(rename = "X-External-Semaphore-Id")]
     external_semaphore_id: Option<String>,
 }
+
+/// How the answer of a batch is sent.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) struct Prefer {
+    /// `respond-async`: the batch is stored as a job, and answered at once with its status.
+    #[param(rename = "Prefer")]
+    prefer: Option<String>,
+}

@@ -14,7 +14,9 @@ use super::error::ApiError;
 use super::guard::guard;
 use super::observe::{observe, panicked};
 use super::openapi::{Documentation, Relayed};
-use super::{chat, cinematic, health, jobs, leases, limits, metrics, relay, semaphores, structured};
+use super::{
+    chat, cinematic, health, jobs, leases, limits, metrics, relay, semaphores, structured,
+};
 use crate::gateway::Gateway;
 
 fn documented() -> OpenApiRouter<Gateway> {

@@ -132,7 +132,14 @@ fn unbrotli(brotli: &mut Brotli, input: &[u8], output: &mut [u8]) -> Result<Step
     let (mut left, mut read) = (input.len(), 0);
     let (mut room, mut written, mut total) = (output.len(), 0, 0);
     let result = BrotliDecompressStream(
-        &mut left, &mut read, input, &mut room, &mut written, output, &mut total, brotli,
+        &mut left,
+        &mut read,
+        input,
+        &mut room,
+        &mut written,
+        output,
+        &mut total,
+        brotli,
     );
     match result {
         BrotliResult::ResultFailure => Err(NotDecoded),
@@ -221,7 +228,11 @@ mod tests {
         for (coding, body) in encoded(&text()) {
             assert_eq!(decoded(coding, &body[..body.len() - 1], 1000), None, "{coding:?}");
             assert_eq!(decoded(coding, &body[1..], 1000), None, "{coding:?}");
-            assert_eq!(decoded(coding, &[&body[..], b"garbage"].concat(), 1000), None, "{coding:?}");
+            assert_eq!(
+                decoded(coding, &[&body[..], b"garbage"].concat(), 1000),
+                None,
+                "{coding:?}"
+            );
         }
         assert_eq!(decoded(Coding::Brotli, b"garbage", 1000), None);
     }

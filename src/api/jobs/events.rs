@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::results::ResultsEnded;
 use super::status::JobStatus;
 use crate::gateway::Gateway;
-use crate::jobs::Job;
+use crate::jobs::{Job, Watch};
 
 /// The least time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -45,11 +45,13 @@ struct Progress {
     /// When the next event may be sent; `None` before the first.
     next: Option<Instant>,
     is_over: bool,
+    watch: Watch,
 }
 
 /// Answers with an event at each change of a job, until it has ended.
 pub(super) fn stream(job: Job, gateway: Gateway) -> Response {
-    let progress = Progress { gateway, job, next: None, is_over: false };
+    let watch = gateway.jobs.watch(job.number);
+    let progress = Progress { gateway, job, next: None, is_over: false, watch };
     let events = try_unfold(progress, async |mut progress| {
         if progress.is_over {
             return Ok(None);
@@ -75,7 +77,7 @@ impl Progress {
                         self.job = job;
                         break;
                     }
-                    Some(_) => self.gateway.jobs.changed(self.job.number).await,
+                    Some(_) => self.watch.changed().await,
                 }
             }
         }

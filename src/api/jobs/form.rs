@@ -43,7 +43,11 @@ pub(super) async fn file_of(
         let value = text_of(field, &unread).await?;
         // OpenAI's clients send the purpose of a file.
         if !options.set(&name, value).map_err(invalid)? && name != "purpose" {
-            return Err(invalid(InvalidField::new(&name, "extra_forbidden", "There is no such field")));
+            return Err(invalid(InvalidField::new(
+                &name,
+                "extra_forbidden",
+                "There is no such field",
+            )));
         }
     }
     let message = "The form has no file, or too many fields before it";
@@ -61,9 +65,8 @@ async fn text_of(mut field: Field<'static>, unread: &AtomicUsize) -> Result<Stri
             return Err(invalid(InvalidField::new(&name, "too_long", message)));
         }
     }
-    String::from_utf8(text).map_err(|_| {
-        invalid(InvalidField::new(&name, "string_unicode", "The text is not UTF-8"))
-    })
+    String::from_utf8(text)
+        .map_err(|_| invalid(InvalidField::new(&name, "string_unicode", "The text is not UTF-8")))
 }
 
 /// The pieces of the file. Fields after it would come too late to have an effect, so that they are errors.

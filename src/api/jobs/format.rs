@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::item::{Item, Labels, Reading, failed, names};
+use super::item::{Item, Labels, Reading, failed, failure_of, names};
 use super::rules::JobRules;
 use crate::api::error::ApiError;
 use crate::api::single::named_semaphore;
@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model};
 use crate::generation::SchemaCache;
 use crate::jobs::item::{ItemFormat, ItemOutcome, PreparedItem};
-use crate::jobs::{Job, JobId, JobKind};
+use crate::jobs::{Answered, Job, JobId, JobKind};
 
 /// How many jobs' rules are kept.
 const MAX_KEPT: usize = 64;
@@ -52,12 +52,13 @@ impl ItemFormat for Formats {
                 Ok(rules) => shared.prepare(&rules, &payer, id.clone(), index, &line).await,
                 Err(error) => Err(error),
             };
-            prepared.map_err(|error| {
-                let names = names(kind, &line);
-                let model = shared.default_model(kind).clone();
-                failed(Labels { job: id, index, names, model, names_model: true }, error.into())
-            })
+            prepared.map_err(|error| failed(shared.labels(id, kind, index, &line), error.into()))
         })
+    }
+
+    fn internal_error(&self, job: &Job, index: u64, line: &[u8]) -> Answered {
+        let labels = self.0.labels(job.id.clone(), job.spec.kind, index, line);
+        failure_of(labels, ApiError::internal().into())
     }
 }
 
@@ -91,6 +92,12 @@ impl Shared {
         }
         kept.push_back((job.id.clone(), Arc::clone(&rules)));
         Ok(rules)
+    }
+
+    /// What identifies an item that cannot be read.
+    fn labels(&self, job: JobId, kind: JobKind, index: u64, line: &[u8]) -> Labels {
+        let (names, model) = (names(kind, line), self.default_model(kind).clone());
+        Labels { job, index, names, model, names_model: true }
     }
 
     /// The model that is shown where none could be read.

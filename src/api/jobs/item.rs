@@ -10,7 +10,6 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
 use super::rules::JobRules;
 use crate::api::auth::{check_model, check_text};
@@ -28,7 +27,7 @@ use crate::generation::{InvalidField, SchemaCache};
 use crate::jobs::item::ItemSender;
 use crate::jobs::{JobId, JobKind};
 
-pub(super) use outcome::{Labels, Names, failed};
+pub(super) use outcome::{Labels, Names, failed, failure_of};
 
 /// What the reading of an item needs to know.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +57,12 @@ pub(super) trait Content: Debug + Send + Sync {
     fn body(&self) -> Bytes;
 
     /// Sends it, and writes its result.
-    fn into_sender(self: Box<Self>, gateway: Gateway, job: JobId, index: u64)
-    -> Box<dyn ItemSender>;
+    fn into_sender(
+        self: Box<Self>,
+        gateway: Gateway,
+        job: JobId,
+        index: u64,
+    ) -> Box<dyn ItemSender>;
 }
 
 impl Item {
@@ -92,7 +95,6 @@ impl Reading<'_> {
             JobKind::OpenAi => openai::read(self, line).await,
         }
     }
-
 }
 
 /// The ids in a line, for the result of an item that cannot be read any more.
@@ -127,7 +129,8 @@ async fn parsed<T: DeserializeOwned + Send + 'static>(line: Bytes) -> Result<T, 
 
 /// The error for a line. A line has columns only.
 fn on_a_line(field: InvalidField) -> InvalidField {
-    let message = field.message.replace("line 1, column", "column").replace("line 1 column", "column");
+    let message =
+        field.message.replace("line 1, column", "column").replace("line 1 column", "column");
     let message = match message.strip_prefix("The body ") {
         Some(rest) => format!("The line {rest}"),
         None => message,

@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn fields_are_added_and_removed_and_values_keep_their_text() {
-        let mut object = Object::read(br#" {"a": 1.10, "b\n": {"x": [ ]}, "a": 2, "n": null} "#).unwrap();
+        let mut object =
+            Object::read(br#" {"a": 1.10, "b\n": {"x": [ ]}, "a": 2, "n": null} "#).unwrap();
         assert_eq!((object.get("a"), object.get("c")), (Some("1.10"), None));
         assert_eq!((object.has("a"), object.has("n"), object.has("c")), (true, false, false));
         object.add("a", "3");

@@ -7,13 +7,13 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::query::Query;
+use super::rules::{FALLBACK, UNSHARED};
 use crate::api::auth::check_text;
 use crate::api::credentials::Credentials;
 use crate::api::error::ApiError;
 use crate::api::incoming::semaphore_id;
 use crate::api::service_tier::TierFields;
-use super::query::Query;
-use super::rules::{FALLBACK, UNSHARED};
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::InvalidField;
@@ -182,9 +182,15 @@ impl JobOptions {
         self.kind
     }
 
-    /// The same for jobs of one kind.
-    pub(super) fn of_kind(self, kind: JobKind) -> Self {
-        Self { kind: Some(kind), ..self }
+    /// The same with another kind.
+    pub(super) fn of_kind(self, kind: Option<JobKind>) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The options of a batch of this kind, by the headers of its request.
+    pub(in crate::api) fn of_batch(kind: JobKind, headers: &HeaderMap) -> Self {
+        let external_semaphore_id = semaphore_id(headers);
+        Self { kind: Some(kind), external_semaphore_id, ..Self::default() }
     }
 
     /// What is stored of a job of this kind. The model, the semaphore and the tier among the shared
@@ -192,11 +198,7 @@ impl JobOptions {
     ///
     /// # Errors
     /// 401 if they contain the admin key, 422 with every option that cannot be used.
-    pub(super) async fn spec(
-        self,
-        kind: JobKind,
-        gateway: &Gateway,
-    ) -> Result<JobSpec, ApiError> {
+    pub(super) async fn spec(self, kind: JobKind, gateway: &Gateway) -> Result<JobSpec, ApiError> {
         let mut errors = Vec::new();
         let mut shared = self.shared.unwrap_or_default();
         let mut text = |name: &str, own: Option<String>| {
@@ -287,8 +289,10 @@ fn invalid_url(url: &str) -> Option<InvalidField> {
             && authority.is_some_and(|authority| !authority.contains('@'))
     });
     let message = || {
-        format!("Input should be a URL with http or https, of at most {MAX_URL} characters and \
-                 without a password")
+        format!(
+            "Input should be a URL with http or https, of at most {MAX_URL} characters and \
+                 without a password"
+        )
     };
     (!is_valid).then(|| InvalidField::new("webhook_url", "url", message()))
 }

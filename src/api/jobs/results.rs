@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use super::query::Query;
 use crate::api::error::ApiError;
 use crate::gateway::Gateway;
-use crate::jobs::{Job, JobId, JobNumber, Order, ResultPage, StoreError, StoredResult};
+use crate::jobs::{Job, JobId, JobNumber, Order, ResultPage, StoreError, StoredResult, Watch};
 
 /// The parameters of `GET /jobs/{job_id}/results`.
 pub(super) const PARAMETERS: &[&str] = &["order", "after", "follow", "only"];
@@ -70,13 +70,15 @@ pub(in crate::api) struct ResultReader {
     number: JobNumber,
     query: ResultQuery,
     is_over: bool,
+    watch: Watch,
 }
 
 impl ResultReader {
     /// Reads the results of a job.
     pub(in crate::api) fn of(job: &Job, query: ResultQuery, gateway: &Gateway) -> Self {
+        let watch = gateway.jobs.watch(job.number);
         let (gateway, id) = (gateway.clone(), job.id.clone());
-        Self { gateway, id, number: job.number, query, is_over: false }
+        Self { gateway, id, number: job.number, query, is_over: false, watch }
     }
 
     /// The next results; `None` after the last one.
@@ -101,7 +103,7 @@ impl ResultReader {
             }
             self.is_over = page.is_last || !follows;
             if !self.is_over {
-                self.gateway.jobs.changed(self.number).await;
+                self.watch.changed().await;
             }
         }
         Ok(None)

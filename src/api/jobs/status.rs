@@ -87,7 +87,8 @@ pub(in crate::api) struct JobList {
 impl JobStatus {
     /// How a job is now.
     pub(in crate::api) fn of(job: &Job, gateway: &Gateway) -> Self {
-        let retention = SignedDuration::try_from(gateway.config.job_retention).unwrap_or(SignedDuration::MAX);
+        let retention = gateway.config.job_retention;
+        let retention = retention.and_then(|kept| SignedDuration::try_from(kept).ok());
         let now = Timestamp::now();
         let Progress { succeeded, failed, claimed, .. } = job.progress;
         let unanswered = job.unanswered();
@@ -98,7 +99,8 @@ impl JobStatus {
             JobState::Running => job.progress.rate.per_second(now),
             _ => 0.0,
         };
-        let expires_at = job.ended_at.and_then(|ended| ended.checked_add(retention).ok());
+        let expires_at = job.ended_at.zip(retention);
+        let expires_at = expires_at.and_then(|(ended, kept)| ended.checked_add(kept).ok());
         Self {
             job_id: job.id.to_string(),
             kind: job.spec.kind,

@@ -9,10 +9,12 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::upload::Uploader;
 use crate::api::error::ApiError;
 use crate::gateway::Gateway;
+use crate::gemini::ApiKey;
 use crate::jobs::{
-    Committed, JobId, JobNumber, JobSpec, Jobs, NewBlock, NewJob, Owner, StoreError, Totals,
+    Committed, JobId, JobNumber, JobSpec, Jobs, NewBlock, NewJob, StoreError, Totals,
 };
 use crate::memory::Share;
 
@@ -28,6 +30,8 @@ pub(super) struct Storing {
     jobs: Arc<Jobs>,
     new: Option<NewJob>,
     number: Option<JobNumber>,
+    /// The key of its owner, if it is not the server's.
+    own_key: Option<ApiKey>,
     /// Blocks that are not stored yet, and the last one, which is still open.
     blocks: Vec<NewBlock>,
     open: Vec<u8>,
@@ -45,10 +49,10 @@ impl Storing {
     /// A job without items.
     pub(super) fn begin(
         gateway: &Gateway,
-        owner: Owner,
+        uploader: Uploader,
         spec: JobSpec,
-        idempotency_key: Option<[u8; 32]>,
     ) -> Result<Self, ApiError> {
+        let Uploader { owner, own_key, idempotency_key, .. } = uploader;
         let mut content = Sha256::new();
         let options = serde_json::to_vec(&spec).map_err(|_| ApiError::internal())?;
         content.update((options.len() as u64).to_le_bytes());
@@ -58,6 +62,7 @@ impl Storing {
             jobs: Arc::clone(&gateway.jobs),
             new: Some(NewJob { id, owner, spec, idempotency_key, created_at }),
             number: None,
+            own_key,
             blocks: Vec::new(),
             open: Vec::new(),
             open_items: 0,
@@ -109,7 +114,8 @@ impl Storing {
 
     fn close_block(&mut self) {
         if self.open_items > 0 {
-            let (lines, items) = (mem::take(&mut self.open).into(), mem::take(&mut self.open_items));
+            let (lines, items) =
+                (mem::take(&mut self.open).into(), mem::take(&mut self.open_items));
             self.blocks.push(NewBlock { first: self.items - u64::from(items), lines, items });
         }
     }
@@ -133,7 +139,7 @@ impl Storing {
         Ok(number)
     }
 
-    /// Accepts the job.
+    /// Accepts the job. Its owner's own key is kept in memory.
     ///
     /// # Errors
     /// 409 if another job has the same idempotency key; errors of the store.
@@ -145,18 +151,26 @@ impl Storing {
         }
         let content = mem::take(&mut self.content).finalize().into();
         let totals = Totals { items: self.items, bytes: self.bytes, content };
+        // Another process may take the job up at once, and so may the engine of this one.
+        if let Some(key) = self.own_key.clone() {
+            self.jobs.hold_key(number, key);
+        }
         let committed = self.jobs.store().commit(number, totals).await?;
         // From now on it is kept, or the store has removed it.
         self.number = None;
-        match committed {
-            Committed::Conflict => Err(ApiError::idempotency_conflict()),
-            committed => Ok(committed),
+        if !matches!(committed, Committed::New(_)) {
+            self.jobs.forget_key(number);
         }
+        if let (Committed::Same(job), Some(key)) = (&committed, self.own_key.take()) {
+            self.jobs.hold_key(job.number, key);
+        }
+        Ok(committed)
     }
 
     /// Removes what was stored.
     pub(super) async fn abandon(mut self) {
         if let Some(number) = self.number.take() {
+            self.jobs.forget_key(number);
             report(self.jobs.store().abandon(number).await);
         }
     }
@@ -179,6 +193,7 @@ async fn begin(jobs: Arc<Jobs>, new: NewJob) -> Result<JobNumber, ApiError> {
 impl Drop for Storing {
     fn drop(&mut self) {
         let Some(number) = self.number.take() else { return };
+        self.jobs.forget_key(number);
         let abandoned = self.jobs.store().abandon(number);
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async { report(abandoned.await) });

@@ -23,6 +23,7 @@ use crate::api::form::is_form;
 use crate::api::json;
 use crate::api::single::named_semaphore;
 use crate::gateway::Gateway;
+use crate::gemini::ApiKey;
 use crate::generation::offload::CallerId;
 use crate::generation::{InvalidField, SchemaCache};
 use crate::jobs::{JobSpec, Owner};
@@ -49,6 +50,8 @@ pub(super) struct Uploader {
     pub owner: Owner,
     /// The SHA-256 of the key that pays.
     pub payer: CallerId,
+    /// The key that pays, if it is not the server's.
+    pub own_key: Option<ApiKey>,
     /// The SHA-256 of the idempotency key.
     pub idempotency_key: Option<[u8; 32]>,
 }
@@ -131,7 +134,7 @@ pub(super) async fn read(
     let kind = options.kind().or_else(|| kind_of(&first.text));
     let kind = kind.ok_or_else(|| ApiError::invalid_in_query(unknown_kind()))?;
     let spec = options.spec(kind, gateway).await?;
-    let mut checked = Checked::new(gateway, &uploader, spec).await?;
+    let mut checked = Checked::new(gateway, uploader, spec).await?;
     let mut next = Some(first);
     while let Some(Line { number, text }) = next {
         let added = checked.add(&text).await;
@@ -155,12 +158,29 @@ pub(super) async fn read_list(
     uploader: Uploader,
     options: JobOptions,
     requests: Vec<Bytes>,
-    may_be_empty: bool,
 ) -> Result<Storing, ApiError> {
-    let kind = options.kind().or_else(|| kind_of(requests.first()?));
-    let kind = kind.ok_or_else(|| ApiError::invalid_in_query(unknown_kind()))?;
+    match requests.first() {
+        Some(first) => {
+            let kind = options.kind().or_else(|| kind_of(first));
+            read_batch(gateway, uploader, options.of_kind(kind), requests).await
+        }
+        None => Err(empty()),
+    }
+}
+
+/// The same for a list that may be empty.
+///
+/// # Errors
+/// As for [`read`].
+pub(super) async fn read_batch(
+    gateway: &Gateway,
+    uploader: Uploader,
+    options: JobOptions,
+    requests: Vec<Bytes>,
+) -> Result<Storing, ApiError> {
+    let kind = options.kind().ok_or_else(|| ApiError::invalid_in_query(unknown_kind()))?;
     let spec = options.spec(kind, gateway).await?;
-    let mut checked = Checked::new(gateway, &uploader, spec).await?;
+    let mut checked = Checked::new(gateway, uploader, spec).await?;
     for (index, request) in requests.iter().enumerate() {
         if let Err(error) = checked.add(request).await {
             checked.note(error.in_item(index))?;
@@ -168,9 +188,6 @@ pub(super) async fn read_list(
                 break;
             }
         }
-    }
-    if may_be_empty && requests.is_empty() {
-        return Ok(checked.storing);
     }
     checked.finish().await
 }
@@ -193,7 +210,11 @@ fn options_in(line: &Line) -> Result<Option<JobOptions>, ApiError> {
 
 fn empty() -> ApiError {
     let message = "A job has at least one item";
-    ApiError::invalid(vec![InvalidField { path: Vec::new(), kind: "too_short", message: message.into() }])
+    ApiError::invalid(vec![InvalidField {
+        path: Vec::new(),
+        kind: "too_short",
+        message: message.into(),
+    }])
 }
 
 /// Checks items one after the other, and stores them as long as all are good.
@@ -212,14 +233,14 @@ struct Checked<'a> {
 impl<'a> Checked<'a> {
     async fn new(
         gateway: &'a Gateway,
-        uploader: &Uploader,
+        uploader: Uploader,
         spec: JobSpec,
     ) -> Result<Self, ApiError> {
         let rules = JobRules::of(&spec).map_err(ApiError::invalid)?;
         named_semaphore(gateway, rules.semaphore.as_deref()).await?;
         let known = rules.semaphore.iter().cloned().collect();
-        let Uploader { owner, payer, idempotency_key } = uploader.clone();
-        let storing = Storing::begin(gateway, owner, spec, idempotency_key)?;
+        let payer = uploader.payer;
+        let storing = Storing::begin(gateway, uploader, spec)?;
         let config = &gateway.config;
         let schemas = SchemaCache::new(config.schema_limits, config.check_formats);
         Ok(Self { gateway, rules, schemas, payer, known, bad: Vec::new(), storing })
@@ -260,9 +281,6 @@ impl<'a> Checked<'a> {
         if !bad.is_empty() {
             storing.abandon().await;
             return Err(ApiError::of_fields(bad.into_iter().flatten().collect()));
-        }
-        if storing.items() == 0 {
-            return Err(empty());
         }
         Ok(storing)
     }

@@ -34,6 +34,19 @@ errors! {
         MalformedAnswer EmptyAnswer TruncatedAnswer SchemaViolation QueueFull ServerBusy
         TooManyAccounts LimitsUnavailable UpstreamTimeout RequestTimeout;
 
+    /// The errors of a batch.
+    BatchErrors(example):
+        MultipleCredentials InvalidRequest ContentBlocked BodyIncomplete BodyNotDecoded
+        RequestExceedsQuota Unauthenticated InvalidApiKey AccountUnfunded
+        PermissionDenied NoQuota ModelNotFound SemaphoreNotFound JobNotFound
+        ClientTimeout SemaphoreDeleted IdempotencyConflict JobStateConflict BodyTooLarge
+        UnsupportedMediaType ValidationError RateLimited DailyQuotaExhausted
+        SpendLimited OtherQuotaExhausted InternalError ServerKeyMissing
+        UpstreamUnavailable UpstreamConnection MalformedAnswer EmptyAnswer
+        TruncatedAnswer SchemaViolation QueueFull ServerBusy TooManyAccounts
+        LimitsUnavailable JobStoreUnavailable UpstreamTimeout RequestTimeout
+        JobStoreFull;
+
     /// The errors of beginning a job.
     BeginJobErrors(example):
         MultipleCredentials BodyIncomplete BodyNotDecoded Unauthenticated SemaphoreNotFound

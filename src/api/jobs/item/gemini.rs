@@ -42,9 +42,8 @@ pub(super) async fn read(reading: &Reading<'_>, line: &Bytes) -> Result<Item, Ap
         .ok_or_else(|| invalid(&["request"], "object_type", "Input should be an object"))?;
     let in_request = object.get("model").filter(|model| *model != "null");
     let in_request = in_request.map(serde_json::from_str::<String>).transpose();
-    let in_request = in_request.map_err(|_| {
-        invalid(&["request", "model"], "string_type", "Input should be a string")
-    })?;
+    let in_request = in_request
+        .map_err(|_| invalid(&["request", "model"], "string_type", "Input should be a string"))?;
     // The model is in the path of the call.
     object.remove("model");
     let own = in_request.or(model);

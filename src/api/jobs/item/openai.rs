@@ -60,7 +60,8 @@ pub(super) async fn read(reading: &Reading<'_>, line: &Bytes) -> Result<Item, Ap
     }
     let (body, tier, input) = body_of(reading.rules, object, "service_tier", "body")?;
     let named = named_model(&body, None);
-    let named = named.map_err(|error| invalid(&["body", "model"], "duplicate", error.to_string()))?;
+    let named =
+        named.map_err(|error| invalid(&["body", "model"], "duplicate", error.to_string()))?;
     let named = named.ok_or_else(|| invalid(&["body", "model"], "missing", "Field required"))?;
     let model = Model::parse(&named)
         .map_err(|error| invalid(&["body", "model"], "model_name", error.to_string()))?;
@@ -93,8 +94,7 @@ fn endpoint(url: &str) -> Result<(String, CallKind), ApiError> {
     }
     let head = Request::builder().method(Method::POST).uri(url).header(AUTHORIZATION, "Bearer x");
     let (head, ()) = head.body(()).map_err(|_| unserved())?.into_parts();
-    let Destination { surface, path, call, .. } =
-        Destination::of(&head).map_err(|_| unserved())?;
+    let Destination { surface, path, call, .. } = Destination::of(&head).map_err(|_| unserved())?;
     match call {
         Some(CountedCall { kind, model: ModelSource::Body, takes_file: false })
             if surface == Surface::OpenAi && SERVED.iter().any(|end| path.ends_with(end)) =>

@@ -122,7 +122,7 @@ pub(in crate::api::jobs) fn failed(labels: Labels, failure: Failure) -> ItemOutc
 }
 
 /// The result of an item that failed.
-fn failure_of(labels: Labels, failure: Failure) -> Answered {
+pub(in crate::api::jobs) fn failure_of(labels: Labels, failure: Failure) -> Answered {
     let Labels { job, index, names, model, .. } = labels;
     let Failure { error, usage, response, was_sent } = failure;
     let code = error.table_code();
