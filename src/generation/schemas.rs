@@ -272,9 +272,8 @@ impl Cached {
         while bytes > most || self.json.len() + self.stories.len() > MAX_CACHED {
             // The first one is one of the oldest.
             let dropped = self.json.swap_remove_index(0).map(|(text, _)| text.len());
-            let dropped = dropped.or_else(|| {
-                self.stories.swap_remove_index(0).map(|(voices, _)| length(&voices))
-            });
+            let dropped = dropped
+                .or_else(|| self.stories.swap_remove_index(0).map(|(voices, _)| length(&voices)));
             let Some(dropped) = dropped else { return };
             bytes -= dropped;
         }
