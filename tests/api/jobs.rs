@@ -14,15 +14,13 @@ use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::support::{Answer, Service, answer};
 
-/// A service with an engine for its jobs, which are in a folder of their own.
+/// A service with an engine for its jobs.
 pub struct JobService {
     service: Service,
     _engine: Option<Engine>,
-    _folder: TempDir,
 }
 
 impl std::ops::Deref for JobService {
@@ -46,13 +44,8 @@ impl JobService {
 
     /// A service whose jobs stay queued.
     async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        let service = Service::with(Options::default(), |config| {
-            config.job_store.folder = folder.path().join("data");
-            change(config);
-        })
-        .await;
-        Self { service, _engine: None, _folder: folder }
+        let service = Service::with(Options::default(), change).await;
+        Self { service, _engine: None }
     }
 
     fn run_engine(&mut self) {

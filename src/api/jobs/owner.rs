@@ -1,5 +1,7 @@
 //! Whose job it is, and who may see it.
 
+use http::request::Parts;
+
 use crate::api::auth::{Caller, Purpose, Tier};
 use crate::api::credentials::Credentials;
 use crate::api::error::ApiError;
@@ -105,4 +107,12 @@ pub(super) async fn change(
     let changed = gateway.jobs.store().change(number, change, jiff::Timestamp::now()).await?;
     gateway.jobs.wake(number);
     changed.ok_or_else(ApiError::unknown_job)
+}
+
+/// Who sends a request.
+///
+/// # Errors
+/// As for [`Viewer::of`].
+pub(super) fn viewer(head: &Parts, gateway: &Gateway) -> Result<Viewer, ApiError> {
+    Viewer::of(&Caller::of(&head.headers, head.uri.query(), gateway), gateway)
 }
