@@ -5,6 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use rustls::crypto::ring::default_provider;
 use serde::{Deserialize, Serialize};
 
 use crate::prices::NanoDollars;
@@ -329,8 +330,8 @@ impl ReplicaId {
 /// From a cryptographic generator, since an id may be all that protects a job.
 fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
-    let generator = rustls::crypto::ring::default_provider().secure_random;
-    generator.fill(&mut bytes).expect("the system gives random numbers");
+    let filled = default_provider().secure_random.fill(&mut bytes);
+    filled.expect("the system gives random bytes");
     bytes
 }
 
