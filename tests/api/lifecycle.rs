@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 44] = [
+const WRONG: [(&str, &str); 45] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -191,6 +191,7 @@ const WRONG: [(&str, &str); 44] = [
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),
+    ("GATEWAY_URL", "ftp://wrong.example/77"),
 ];
 
 #[tokio::test]
