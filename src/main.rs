@@ -1,4 +1,4 @@
-//! The command line: `serve`, `simulate`, `healthcheck` and `with-permit`.
+//! The command line: `serve`, `simulate`, `run`, `jobs`, `healthcheck` and `with-permit`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,6 +16,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
+use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
 };
@@ -51,6 +52,11 @@ enum Command {
         #[command(flatten)]
         options: Box<simulator::Options>,
     },
+    /// Answers the prompts of a file, through a running gateway or with only GEMINI_API_KEY. Stopped, the
+    /// same command continues.
+    Run(Box<run::Arguments>),
+    /// Lists and changes the jobs of a running gateway.
+    Jobs(run::JobsArguments),
     /// Checks the health of a running gateway, for containers without curl.
     Healthcheck,
     /// Waits for permits of a running gateway's semaphore, runs a command while holding and renewing
@@ -76,6 +82,8 @@ fn main() -> ExitCode {
         }
         Command::Healthcheck => settings().and_then(|config| run(healthcheck(config))),
         Command::WithPermit(arguments) => return run_with_permit(arguments),
+        Command::Run(arguments) => return run_job(*arguments),
+        Command::Jobs(arguments) => return manage_jobs(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,9 +113,51 @@ fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
     }
 }
 
+fn run_job(arguments: run::Arguments) -> ExitCode {
+    let outcome = settings().map_err(RunFailure::settings).and_then(|config| {
+        let _logs = logs_on_request(&config);
+        raise_limit();
+        block_on(run::run(arguments, config, store), RunFailure::settings)
+    });
+    match outcome {
+        Ok(exit_status) => exit_status.into(),
+        Err(failure) => failed(&failure, failure.exit_status),
+    }
+}
+
+fn manage_jobs(arguments: run::JobsArguments) -> ExitCode {
+    let outcome = settings().map_err(RunFailure::settings).and_then(|config| {
+        block_on(run::manage(arguments, &config), RunFailure::settings)
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(&failure, failure.exit_status),
+    }
+}
+
+/// The logs of a command that people watch: none, unless `RUST_LOG` asks for them.
+fn logs_on_request(config: &Config) -> Option<telemetry::Logs> {
+    std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty())?;
+    Some(telemetry::init(config.log_format, &config.log_filter, secrets(config)))
+}
+
+fn secrets(config: &Config) -> Secrets {
+    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
+    Secrets::new(config.gemini_api_key.iter().chain(&admin_key))
+}
+
 fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    block_on(work, |message| message)
+}
+
+/// Runs a command on all processors.
+fn block_on<T, E>(
+    work: impl Future<Output = Result<T, E>>,
+    cannot_start: impl FnOnce(String) -> E,
+) -> Result<T, E> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"))?;
+    let runtime = runtime
+        .map_err(|error| cannot_start(format!("the runtime could not start: {error}")))?;
     let result = runtime.block_on(work);
     // Tasks that still run are not waited for.
     runtime.shutdown_background();
@@ -141,9 +191,7 @@ fn load_dotenv() -> Result<(), String> {
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
-    let secrets = Secrets::new(config.gemini_api_key.iter().chain(&admin_key));
-    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets);
+    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets(&config));
     raise_limit();
     let shutdown = shutdown_on_signal()?;
     if simulate {

@@ -71,10 +71,11 @@ fn pace(job: &JobStatus) -> String {
         Status::Completed | Status::Cancelled => return String::new(),
         Status::Running => {}
     }
-    let rate = job.rate.filter(|rate| *rate > 0.0);
-    let mut pace = rate.map_or_else(String::new, |rate| {
-        if rate < 10.0 { format!("{rate:.1}/s") } else { format!("{rate:.0}/s") }
-    });
+    let mut pace = match job.items_per_second {
+        0.0 => return String::new(),
+        rate if rate < 10.0 => format!("{rate:.1}/s"),
+        rate => format!("{rate:.0}/s"),
+    };
     let left = job.eta_seconds.and_then(|left| Duration::try_from_secs_f64(left).ok());
     if let Some(left) = left {
         let _ = write!(pace, ", {} left", duration(left));
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn a_bar_says_how_fast_a_job_is_and_what_it_took() {
         let job = job(json!({
-            "succeeded": 1200, "failed": 3, "rate": 25.31, "eta_seconds": 346.9,
+            "succeeded": 1200, "failed": 3, "items_per_second": 25.31, "eta_seconds": 346.9,
             "input_tokens": 45_678, "output_tokens": 1234, "cost_usd": 0.123_45,
             "failures": {"schema_violation": {"count": 1}, "content_blocked": {"count": 2}}
         }));
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_shown() {
         assert_eq!(pace(&job(json!({}))), "");
-        assert_eq!(pace(&job(json!({"status": "queued", "rate": 0}))), "waiting for its turn");
+        assert_eq!(pace(&job(json!({"status": "queued"}))), "waiting for its turn");
         assert_eq!(account(&job(json!({}))), "0 + 0 tokens, 0 $");
     }
 

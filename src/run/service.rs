@@ -62,7 +62,7 @@ pub struct JobStatus {
     pub cost_usd: f64,
     /// Results per second.
     #[serde(default)]
-    pub rate: Option<f64>,
+    pub items_per_second: f64,
     /// When it will be done, in seconds from now.
     #[serde(default)]
     pub eta_seconds: Option<f64>,
