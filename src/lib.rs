@@ -43,6 +43,7 @@ pub mod dispatch;
 pub mod gateway;
 pub mod gemini;
 pub mod generation;
+pub mod jobs;
 pub mod limits;
 pub mod memory;
 pub mod metrics;

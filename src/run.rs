@@ -137,7 +137,10 @@ pub async fn run(
     progress.clear();
     if let Some(local) = local {
         // A second signal does not wait for calls in flight.
-        local.stop(async { drop(signals.next().await) }).await;
+        let signalled = async {
+            signals.next().await;
+        };
+        local.stop(signalled).await;
     }
     match outcome? {
         Outcome::Interrupted(signal) => Ok(killed_by(signal)),

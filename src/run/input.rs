@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::str::Utf8Error;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -43,11 +44,20 @@ pub struct Input {
     max_record: usize,
 }
 
-/// One record, and the number of the line on which it begins, from 1.
+/// One record, and where it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    pub line: u64,
+    pub position: Position,
     pub content: Content,
+}
+
+/// Where a record begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// On the line with this number, from 1.
+    Line(u64),
+    /// After the empty lines that begin at a line and at a byte, from the start.
+    AfterEmptyLines { line: u64, byte: u64 },
 }
 
 /// What a record contains.
@@ -158,6 +168,25 @@ impl Input {
         })
     }
 
+    /// The number of the line on which a record begins, from 1.
+    pub fn line(&self, position: Position) -> u64 {
+        let (mut line, mut byte) = match position {
+            Position::Line(line) => return line,
+            Position::AfterEmptyLines { line, byte } => (line, self.start + byte),
+        };
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = self.file.read_at(&mut buffer, byte) {
+            let read = &buffer[..length];
+            let empty = read.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            line += read[..empty].iter().filter(|byte| **byte == b'\n').count() as u64;
+            if empty < length {
+                break;
+            }
+            byte += length as u64;
+        }
+        line
+    }
+
     fn reader(&self) -> PositionedReader {
         PositionedReader { file: Arc::clone(&self.file), offset: self.start }
     }
@@ -177,10 +206,12 @@ impl Input {
     }
 
     fn text(&self, line: u64, bytes: Vec<u8>) -> Result<String, InputError> {
-        String::from_utf8(bytes).map_err(|error| {
-            let column = error.utf8_error().valid_up_to() + 1;
-            self.invalid(Some(line), format!("byte {column} of the text is not UTF-8"))
-        })
+        String::from_utf8(bytes).map_err(|error| self.not_utf8(line, error.utf8_error()))
+    }
+
+    fn not_utf8(&self, line: u64, error: Utf8Error) -> InputError {
+        let byte = error.valid_up_to() + 1;
+        self.invalid(Some(line), format!("byte {byte} of the text is not UTF-8"))
     }
 }
 

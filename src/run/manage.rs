@@ -34,7 +34,7 @@ enum JobsCommand {
     /// Lists jobs, the newest first.
     List {
         /// How many.
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
         limit: u32,
     },
     /// Shows where a job is.
@@ -132,7 +132,7 @@ pub async fn manage(arguments: JobsArguments, config: &Config) -> Result<(), Run
         JobsCommand::Resume { id } => (Action::Resume, id),
         JobsCommand::Retry { id, all } => (if all { Action::RetryAll } else { Action::Retry }, id),
     };
-    let answer = service.value(Method::POST, &action.path_of(&id)).await?;
+    let answer = service.change(&id, action).await?;
     print(&answer, json, shown)
 }
 

@@ -75,22 +75,21 @@ impl<'a> ItemResult<'a> {
 /// A line of OpenAI's batch output. Source: OpenAI's API reference, "The request output object".
 fn of_openai(mut line: Value) -> ItemResult<'static> {
     let index = line["index"].as_u64();
-    let custom_id = named(&mut line["custom_id"]);
-    let error = line["error"].take();
+    let custom_id = named(take(&mut line, "/custom_id"));
+    let error = take(&mut line, "/error");
     if !error.is_null() {
         return ItemResult { index, custom_id, answer: Err(failure(error)) };
     }
-    let response = &mut line["response"];
-    let failed = response["status_code"].as_u64().is_some_and(|status| status >= 400);
-    let mut body = response["body"].take();
-    if failed {
-        let error = match body["error"].take() {
+    let status = line["response"]["status_code"].as_u64();
+    let mut body = take(&mut line, "/response/body");
+    if status.is_none_or(|status| status >= 400) {
+        let error = match take(&mut body, "/error") {
             Value::Null => body,
             error => error,
         };
         return ItemResult { index, custom_id, answer: Err(failure(error)) };
     }
-    let answer = match body["choices"][0]["message"]["content"].take() {
+    let answer = match take(&mut body, "/choices/0/message/content") {
         Value::String(content) => content,
         // Such as the answer to a request for embeddings.
         _ => body.to_string(),
@@ -101,12 +100,12 @@ fn of_openai(mut line: Value) -> ItemResult<'static> {
 /// A line of Gemini's batch output. Source: Gemini API documentation, "Batch API".
 fn of_gemini(mut line: Value) -> ItemResult<'static> {
     let index = line["index"].as_u64();
-    let custom_id = named(&mut line["key"]);
-    let error = match line["error"].take() {
-        Value::Null => line["status"].take(),
+    let custom_id = named(take(&mut line, "/key"));
+    let error = match take(&mut line, "/error") {
+        Value::Null => take(&mut line, "/status"),
         error => error,
     };
-    let response = line["response"].take();
+    let response = take(&mut line, "/response");
     if response.is_null() {
         return ItemResult { index, custom_id, answer: Err(failure(error)) };
     }
@@ -117,8 +116,13 @@ fn of_gemini(mut line: Value) -> ItemResult<'static> {
     ItemResult { index, custom_id, answer: Ok(answer.into()) }
 }
 
-fn named(name: &mut Value) -> Option<Cow<'static, str>> {
-    match name.take() {
+/// A value at a path, which is null where it was afterwards; null if there is none.
+fn take(value: &mut Value, path: &str) -> Value {
+    value.pointer_mut(path).map(Value::take).unwrap_or_default()
+}
+
+fn named(name: Value) -> Option<Cow<'static, str>> {
+    match name {
         Value::String(name) => Some(name.into()),
         _ => None,
     }
@@ -205,5 +209,11 @@ mod tests {
             assert_eq!(read(kind, &line).1, expected, "{line}");
         }
         assert!(ItemResult::read(JobKind::Chat, b"{\"success\": tru").is_err());
+        for line in [json!([1]), json!("x"), json!({"response": {"body": []}}), json!(null)] {
+            for kind in [JobKind::OpenAi, JobKind::Gemini] {
+                let (custom_id, _) = read(kind, &line);
+                assert_eq!(custom_id, None);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use axum::body::Body;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::upload::{Measure, Upload, kind_name};
 use crate::client::{ClientError, GatewayClient};
@@ -113,16 +113,23 @@ pub enum Action {
 }
 
 impl Action {
-    /// The path of the change of a job.
-    pub fn path_of(self, id: &str) -> String {
-        let action = match self {
+    /// The name of the change in the path.
+    fn name(self) -> &'static str {
+        match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Cancel => "cancel",
-            Self::Retry => "retry",
-            Self::RetryAll => "retry?which=all",
-        };
-        format!("/jobs/{id}/{action}")
+            Self::Retry | Self::RetryAll => "retry",
+        }
+    }
+
+    /// The body of the request.
+    fn body(self) -> Option<Value> {
+        match self {
+            Self::Retry => Some(json!({"which": "retryable"})),
+            Self::RetryAll => Some(json!({"which": "all"})),
+            Self::Pause | Self::Resume | Self::Cancel => None,
+        }
     }
 }
 
@@ -142,11 +149,6 @@ impl JobService {
     /// The jobs of the gateway that a client reaches.
     pub fn new(client: GatewayClient) -> Self {
         Self { client }
-    }
-
-    /// The URL of the service; `None` if it is in this process.
-    pub fn url(&self) -> Option<&str> {
-        self.client.url()
     }
 
     /// Sends a job. Sent again with the same idempotency key, it is the same job.
@@ -184,7 +186,20 @@ impl JobService {
     /// # Errors
     /// [`ClientError`]; also if the change does not apply.
     pub async fn act(&self, id: &str, action: Action) -> Result<JobStatus, ClientError> {
-        status(self.value(Method::POST, &action.path_of(id)).await?)
+        status(self.change(id, action).await?)
+    }
+
+    /// What the service answers to a change of a job.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for [`act`](Self::act).
+    pub async fn change(&self, id: &str, action: Action) -> Result<Value, ClientError> {
+        let path = format!("/jobs/{id}/{}", action.name());
+        let request = match action.body() {
+            Some(body) => self.client.json_request(Method::POST, &path, &body),
+            None => self.client.request(Method::POST, &path, Body::empty()),
+        };
+        self.client.exchange(request, ANSWER_TIMEOUT).await
     }
 
     /// What the service answers to a request without a body.

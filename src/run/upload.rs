@@ -135,7 +135,8 @@ impl Upload {
     /// The line of the input on which an item begins.
     pub fn line_of(&self, item: u64) -> Option<u64> {
         let mut records = self.records().ok()?;
-        records.nth(usize::try_from(item).ok()?)?.ok().map(|record| record.line)
+        let record = records.nth(usize::try_from(item).ok()?)?.ok()?;
+        Some(self.input.line(record.position))
     }
 
     /// Reads and checks all of it.
@@ -195,7 +196,9 @@ impl Upload {
         for record in self.records()? {
             let record = record?;
             let line = self.form.line(&record);
-            let line = line.map_err(|reason| self.input.invalid(Some(record.line), reason))?;
+            let line = line.map_err(|reason| {
+                self.input.invalid(Some(self.input.line(record.position)), reason)
+            })?;
             chunk.extend_from_slice(&line);
             chunk.push(b'\n');
             items += 1;

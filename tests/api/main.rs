@@ -42,6 +42,7 @@ mod redis_server;
 mod refusals;
 mod relay;
 mod replicas;
+mod run;
 mod schemas;
 mod semaphores;
 mod settings;

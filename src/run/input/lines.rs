@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 
-use super::{Content, Input, InputError, PositionedReader, Record};
+use super::{Content, Input, InputError, Position, PositionedReader, Record};
 
 /// Reads lines. Blank ones are skipped.
 #[derive(Debug)]
@@ -23,7 +23,8 @@ impl<'a> Lines<'a> {
             match self.next_line().transpose()? {
                 Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
-                    return Some(Ok(Record { line: self.line, content: Content::Line(line) }));
+                    let position = Position::Line(self.line);
+                    return Some(Ok(Record { position, content: Content::Line(line) }));
                 }
                 Err(error) => return Some(Err(error)),
             }

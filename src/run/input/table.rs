@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 
-use super::{Content, Input, InputError, PositionedReader, Record};
+use super::{Content, Input, InputError, Position, PositionedReader, Record};
 
 /// How much the reader of tables reads ahead, in bytes.
 const READ_AHEAD: usize = 64 << 10;
@@ -18,8 +18,8 @@ pub(super) struct Table<'a> {
     reader: csv::Reader<BoundedReader>,
     header: Arc<Vec<String>>,
     record: ByteRecord,
-    /// The line and the byte at which the last row began.
-    last: Option<(u64, u64)>,
+    /// Where the last row begins.
+    last: Position,
 }
 
 /// A reader with a limit on what is read for one record: a quote that is never closed would otherwise
@@ -52,7 +52,7 @@ impl<'a> Table<'a> {
             .buffer_capacity(READ_AHEAD)
             .from_reader(reader);
         let (header, record) = (Arc::default(), ByteRecord::new());
-        let mut table = Self { input, reader, header, record, last: None };
+        let mut table = Self { input, reader, header, record, last: Position::Line(1) };
         match table.row()? {
             Some((_, header)) => table.header = Arc::new(header),
             None => return Err(input.invalid(None, "it has no header")),
@@ -65,7 +65,7 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn next(&mut self) -> Option<Result<Record, InputError>> {
-        let (line, fields) = match self.row().transpose()? {
+        let (position, fields) = match self.row().transpose()? {
             Ok(row) => row,
             Err(error) => return Some(Err(error)),
         };
@@ -73,49 +73,55 @@ impl<'a> Table<'a> {
         if fields.len() != columns {
             let count = fields.len();
             let message = format!("a row with {count} fields, under a header with {columns}");
-            return Some(Err(self.input.invalid(Some(line), message)));
+            return Some(Err(self.input.invalid(Some(self.input.line(position)), message)));
         }
-        Some(Ok(Record { line, content: Content::Row { header: self.header(), fields } }))
+        Some(Ok(Record { position, content: Content::Row { header: self.header(), fields } }))
     }
 
-    /// The next row and the number of its first line.
-    fn row(&mut self) -> Result<Option<(u64, Vec<String>)>, InputError> {
-        self.reader.get_mut().left = self.input.max_record.saturating_add(READ_AHEAD);
-        let line = self.reader.position().line();
+    /// The next row, and where it begins.
+    fn row(&mut self) -> Result<Option<(Position, Vec<String>)>, InputError> {
+        let input = self.input;
+        self.reader.get_mut().left = input.max_record.saturating_add(READ_AHEAD);
+        let before = self.reader.position();
+        let position = Position::AfterEmptyLines { line: before.line(), byte: before.byte() };
         let found = self.reader.read_byte_record(&mut self.record);
         let found = found.map_err(|error| match error.into_kind() {
             ErrorKind::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                self.input.too_long(line)
+                input.too_long(input.line(position))
             }
-            ErrorKind::Io(error) => self.input.unreadable(error),
-            other => self.input.invalid(Some(line), format!("{other:?}")),
+            ErrorKind::Io(error) => input.unreadable(error),
+            other => input.invalid(Some(input.line(position)), format!("{other:?}")),
         })?;
         if !found {
             self.check_end()?;
             return Ok(None);
         }
-        let line = self.record.position().map_or(line, csv::Position::line);
-        if self.record.as_slice().len() > self.input.max_record {
-            return Err(self.input.too_long(line));
+        if self.record.as_slice().len() > input.max_record {
+            return Err(input.too_long(input.line(position)));
         }
-        self.last = self.record.position().map(|position| (line, position.byte()));
-        let fields = self.record.iter().map(|field| self.input.text(line, field.to_vec()));
-        Ok(Some((line, fields.collect::<Result<_, _>>()?)))
+        self.last = position;
+        let text = |field: &[u8]| match std::str::from_utf8(field) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(input.not_utf8(input.line(position), error)),
+        };
+        let fields = self.record.iter().map(text).collect::<Result<_, _>>()?;
+        Ok(Some((position, fields)))
     }
 
     /// Refuses a last record of several lines that ends within quotes: it would contain what was meant as
     /// further rows. The length of a record bounds what is read.
     fn check_end(&self) -> Result<(), InputError> {
-        let Some((line, start)) = self.last else { return Ok(()) };
-        let start = self.input.start + start;
+        let Position::AfterEmptyLines { byte, .. } = self.last else { return Ok(()) };
+        let start = self.input.start + byte;
         let length = self.input.size().saturating_sub(start);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let mut raw = vec![0; length.min(self.input.max_record.saturating_mul(2))];
         let read = self.input.file.read_at(&mut raw, start);
         let read = read.map_err(|error| self.input.unreadable(error))?;
-        let raw = raw[..read].trim_ascii_end();
+        let raw = raw[..read].trim_ascii();
         let quotes = raw.iter().filter(|byte| **byte == b'"').count();
         if raw.contains(&b'\n') && quotes % 2 == 1 {
+            let line = self.input.line(self.last);
             return Err(self.input.invalid(Some(line), "a quote is opened and never closed"));
         }
         Ok(())

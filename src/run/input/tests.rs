@@ -27,9 +27,11 @@ fn read(name: &str, bytes: &[u8]) -> (Vec<(u64, String)>, Option<String>) {
     let mut read = Vec::new();
     for record in records {
         match record {
-            Ok(Record { line, content: Content::Line(text) }) => read.push((line, text)),
-            Ok(Record { line, content: Content::Row { fields, .. } }) => {
-                read.push((line, fields.join("|")));
+            Ok(Record { position, content: Content::Line(text) }) => {
+                read.push((input.line(position), text));
+            }
+            Ok(Record { position, content: Content::Row { fields, .. } }) => {
+                read.push((input.line(position), fields.join("|")));
             }
             Err(error) => return (read, Some(error.to_string())),
         }
@@ -111,7 +113,8 @@ fn an_input_is_read_again_from_its_beginning() {
     let (_folder, input) = input("a.txt", b"one\ntwo");
     let input = input.unwrap();
     let (mut first, mut second) = (input.records().unwrap(), input.records().unwrap());
-    let next = |records: &mut Records<'_>| records.next().unwrap().unwrap().line;
+    let line = |record: Record| input.line(record.position);
+    let next = |records: &mut Records<'_>| line(records.next().unwrap().unwrap());
     assert_eq!((next(&mut first), next(&mut first), next(&mut second)), (1, 2, 1));
     assert!(first.next().is_none());
 }
