@@ -16,6 +16,7 @@
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
+//! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, and the engine that sends their items |
 //! | [`schema`] | translates JSON Schema to Gemini's two dialects, and checks answers |
 //! | [`dispatch`] | one upstream call: admit, send, retry, settle |
 //! | [`limits`] | admission: the queue, semaphores, accounts and their quotas, in memory or in Redis for all replicas; knows nothing of Gemini's wire format |

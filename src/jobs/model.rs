@@ -319,9 +319,19 @@ impl JobId {
     }
 }
 
+impl ReplicaId {
+    /// A new name.
+    pub fn random() -> Self {
+        Self(format!("{:032x}", u128::from_le_bytes(random_bytes())))
+    }
+}
+
 /// From a cryptographic generator, since an id may be all that protects a job.
 fn random_bytes() -> [u8; 16] {
-    todo!("rustls' ring: SystemRandom, or getrandom")
+    let mut bytes = [0; 16];
+    let generator = rustls::crypto::ring::default_provider().secure_random;
+    generator.fill(&mut bytes).expect("the system gives random numbers");
+    bytes
 }
 
 impl fmt::Display for JobId {

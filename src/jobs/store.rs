@@ -17,6 +17,11 @@ pub type Stored<T> = BoxFuture<'static, Result<T, StoreError>>;
 /// Keeps jobs, their items and their results. Every change is atomic, and durable when its future is
 /// ready: it survives a crash of the process, and a power cut.
 pub trait JobStore: Debug + Send + Sync {
+    /// Whether other processes may use the same store.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// Begins a job. Nobody sees it until it is [committed](JobStore::commit). Jobs that were begun and
     /// not committed are removed when their process has ended.
     fn begin(&self, job: NewJob, replica: ReplicaId) -> Stored<JobNumber>;

@@ -19,6 +19,7 @@ mod health;
 mod http2;
 mod input;
 mod interactions;
+mod jobs;
 mod later_corpus;
 mod leases;
 mod lifecycle;
