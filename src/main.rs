@@ -15,6 +15,7 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
+use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
@@ -218,6 +219,17 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?;
     let config = &gateway.config;
+    let engine = Engine::start(
+        Arc::clone(&gateway.jobs),
+        Arc::clone(&gateway.dispatcher),
+        api::item_format(gateway.clone()),
+        config.gemini_api_key.clone(),
+        EngineSettings {
+            concurrency_limit: config.concurrency_limit,
+            retention: config.job_retention,
+            metrics: Arc::clone(&gateway.metrics),
+        },
+    );
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
@@ -227,6 +239,8 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let mut limits = ServerLimits::of(config);
     limits.max_connections = affordable_connections(limits.max_connections, reserved);
     serve(listener, workers, limits, shutdown.clone()).await;
+    engine.stop(shutdown.ends_now.cancelled()).await;
+    gateway.jobs.store().close().await;
     shutdown.ends_now.run_until_cancelled(store.close()).await;
     tracing::info!("stopped");
     Ok(())

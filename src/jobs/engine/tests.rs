@@ -221,7 +221,7 @@ impl Process {
     fn start(&mut self) {
         let settings = EngineSettings {
             concurrency_limit: self.limiter.occupancy().limit,
-            retention: Duration::from_secs(60 * 60),
+            retention: Some(Duration::from_secs(60 * 60)),
             metrics: Arc::clone(&self.metrics),
         };
         self.engine = Some(Engine::start(

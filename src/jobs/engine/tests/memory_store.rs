@@ -173,7 +173,7 @@ impl JobStore for MemoryStore {
     }
 
     fn begin(&self, job: NewJob, _: ReplicaId) -> Stored<JobNumber> {
-        self.change_with(|state| {
+        self.change_with(move |state| {
             state.begun += 1;
             let number = JobNumber(state.begun);
             let NewJob { id, owner, spec, created_at, .. } = job;
