@@ -25,7 +25,7 @@ use crate::schema::Work;
 use offload::{Offload, OffloadError};
 
 pub use prompt::{SchemaGeneration, SchemaKind, SchemaPrompt};
-pub use schemas::Schemas;
+pub use schemas::{SchemaCache, Schemas};
 pub use validation::{Defaults, InvalidField, ModelOptions, Segment};
 
 /// A kind of generation: one request of it, checked and ready to be sent.
@@ -177,7 +177,10 @@ pub async fn generate<G: Generation>(
 }
 
 /// The same for a call that has been admitted.
-async fn generate_admitted<G: Generation>(
+///
+/// # Errors
+/// As for [`generate`].
+pub async fn generate_admitted<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,

@@ -28,4 +28,4 @@ pub use model::{
     JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
     StoredResult, Totals,
 };
-pub use store::{Committed, JobStore, StoreError};
+pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};
