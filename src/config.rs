@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Model, ServiceTier};
+use crate::jobs::StoreSettings;
 use crate::limits::{QuotaPlan, RedisSettings};
 use crate::prices::Prices;
 use crate::schema::SchemaLimits;
@@ -67,6 +68,10 @@ pub struct Config {
     pub max_continuations: usize,
     pub redis: Option<RedisSettings>,
     pub redis_required: bool,
+    pub job_store: StoreSettings,
+    pub job_retention: Option<Duration>,
+    pub job_max_items: u64,
+    pub job_max_bytes: u64,
     pub host: IpAddr,
     pub port: u16,
     pub base_url: String,
@@ -94,6 +99,7 @@ pub struct Config {
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub gateway_url: Option<String>,
 }
 
 impl Config {
@@ -141,6 +147,10 @@ impl Config {
             max_continuations: settings.parse(MAX_CONTINUATIONS, "a whole number")?,
             redis: settings.redis()?,
             redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
+            job_store: settings.job_store()?,
+            job_retention: settings.hours_or_none(JOB_RETENTION_HOURS)?,
+            job_max_items: settings.count(JOB_MAX_ITEMS)? as u64,
+            job_max_bytes: settings.count(JOB_MAX_BYTES)? as u64,
             host: settings.parse(HOST, "an IP address, such as 127.0.0.1 or ::")?,
             port: settings.parse(PORT, "a port, 0 to 65535")?,
             authorities: network::authorities(settings)?,
@@ -171,6 +181,7 @@ impl Config {
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
+            gateway_url: settings.gateway_url()?,
         };
         if let Some(key) = settings.optional(GEMINI_API_KEY) {
             // Google's keys contain no quotes.

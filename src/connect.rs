@@ -38,6 +38,16 @@ pub fn connector(tls: bool) -> io::Result<HttpsConnector<HttpConnector>> {
     Ok(with_tls(config, tcp()))
 }
 
+/// A TLS configuration for other protocols than HTTP, with the system's CA certificates. If TLS is not
+/// `needed`, the machine may have none.
+///
+/// # Errors
+/// If TLS is needed and the machine has no CA certificates.
+pub fn tls(needed: bool) -> io::Result<ClientConfig> {
+    let authorities = Authorities::default();
+    authorities.tls(true).or_else(|error| if needed { Err(error) } else { authorities.tls(false) })
+}
+
 /// A connector to Gemini, through a proxy if there is one, for HTTP/1.1 only. `tls` says whether Gemini is
 /// reached over TLS.
 ///

@@ -24,8 +24,8 @@ pub mod store;
 pub use engine::{Engine, EngineSettings};
 pub use handle::{Jobs, Watch};
 pub use model::{
-    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec, JobState,
-    NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage, StoredResult,
-    Totals,
+    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
+    JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
+    StoredResult, Totals,
 };
-pub use store::{Committed, JobStore, StoreError};
+pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

@@ -3,15 +3,17 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::settings::{
-    ADMIN_API_KEY, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT, REDIS_LEASE_SECONDS, REDIS_PREFIX,
-    REDIS_URL, RUST_LOG, Setting,
+    ADMIN_API_KEY, DATA_DIR, GATEWAY_URL, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT,
+    JOBS_DATABASE_URL, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
 };
 use super::{AdminKey, InvalidSetting};
 use crate::gemini::Client;
+use crate::jobs::StoreSettings;
 use crate::limits::{RedisSettings, SemaphoreId, Tier};
 
 pub(super) fn invalid(setting: Setting, expected: impl Into<Cow<'static, str>>) -> InvalidSetting {
@@ -101,6 +103,36 @@ impl Lookup<'_> {
         self.seconds(setting).map(Some).map_err(|_| invalid(setting, EXPECTED))
     }
 
+    /// A number of hours, also with a fraction: at most ten years; `None` for 0.
+    pub(super) fn hours_or_none(
+        &self,
+        setting: Setting,
+    ) -> Result<Option<Duration>, InvalidSetting> {
+        const EXPECTED: &str = "a number of hours, at most 87600; 0 for ever";
+        let hours: f64 = self.parse(setting, EXPECTED)?;
+        match hours {
+            0.0 => Ok(None),
+            _ if hours > 0.0 && hours <= 87_600.0 => {
+                Ok(Some(Duration::from_secs_f64(hours * 3600.0)))
+            }
+            _ => Err(invalid(setting, EXPECTED)),
+        }
+    }
+
+    pub(super) fn job_store(&self) -> Result<StoreSettings, InvalidSetting> {
+        let folder = PathBuf::from(self.value(DATA_DIR));
+        if folder.exists() && !folder.is_dir() {
+            return Err(invalid(DATA_DIR, "the path of a folder, which need not exist"));
+        }
+        let database = self.optional(JOBS_DATABASE_URL);
+        if database.as_deref().is_some_and(|url| StoreSettings::check_url(url).is_err()) {
+            let expected = "postgres://user:password@host:port/database, with reserved characters of \
+                            the password in percent-encoding";
+            return Err(invalid(JOBS_DATABASE_URL, expected));
+        }
+        Ok(StoreSettings { folder, database: database.map(Into::into) })
+    }
+
     /// Rejects a key that a header cannot carry: nobody could use it, and nothing would say why.
     pub(super) fn admin_key(&self) -> Result<Option<AdminKey>, InvalidSetting> {
         let Some(key) = self.optional(ADMIN_API_KEY).map(AdminKey::new) else { return Ok(None) };
@@ -139,6 +171,13 @@ impl Lookup<'_> {
         Client::check_base_url(&url)
             .map_err(|_| invalid(GEMINI_BASE_URL, "an http or https URL without a query"))?;
         Ok(without_version(&url).to_owned())
+    }
+
+    pub(super) fn gateway_url(&self) -> Result<Option<String>, InvalidSetting> {
+        let Some(url) = self.optional(GATEWAY_URL) else { return Ok(None) };
+        let checked = Client::check_base_url(&url);
+        checked.map_err(|_| invalid(GATEWAY_URL, "an http or https URL without a query"))?;
+        Ok(Some(url))
     }
 
     pub(super) fn log_filter(&self) -> Result<String, InvalidSetting> {

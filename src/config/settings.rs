@@ -42,6 +42,11 @@ pub const SETTINGS: &[Setting] = &[
     REDIS_PREFIX,
     REDIS_REQUIRED,
     REDIS_LEASE_SECONDS,
+    DATA_DIR,
+    JOBS_DATABASE_URL,
+    JOB_RETENTION_HOURS,
+    JOB_MAX_ITEMS,
+    JOB_MAX_BYTES,
     HOST,
     PORT,
     GEMINI_BASE_URL,
@@ -69,6 +74,7 @@ pub const SETTINGS: &[Setting] = &[
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
+    GATEWAY_URL,
 ];
 
 pub(super) const ADMIN_API_KEY: Setting = setting(
@@ -174,6 +180,32 @@ pub(super) const REDIS_LEASE_SECONDS: Setting = setting(
     "30",
     "seconds",
     "How long Redis keeps the permits of a replica that died, 1 to 3600. See docs/replicas.md.",
+);
+pub(super) const DATA_DIR: Setting = setting(
+    "DATA_DIR",
+    "./data",
+    "path",
+    "The folder for jobs, with their prompts and answers. It is made when the first job comes. One process uses it; replicas share a `JOBS_DATABASE_URL`.",
+);
+pub(super) const JOBS_DATABASE_URL: Setting = setting(
+    "JOBS_DATABASE_URL",
+    "",
+    "secret",
+    "The PostgreSQL database in which replicas share their jobs: `postgres://user:password@host/database`, with `sslmode=require` for TLS. Unset: jobs are in `DATA_DIR`.",
+);
+pub(super) const JOB_RETENTION_HOURS: Setting = setting(
+    "JOB_RETENTION_HOURS",
+    "168",
+    "hours",
+    "How long a job is kept after its end; then it is deleted, with its prompts and answers. 0: until somebody deletes it.",
+);
+pub(super) const JOB_MAX_ITEMS: Setting =
+    setting("JOB_MAX_ITEMS", "10000000", "items", "The most items in one job.");
+pub(super) const JOB_MAX_BYTES: Setting = setting(
+    "JOB_MAX_BYTES",
+    "68719476736",
+    "bytes",
+    "The most bytes of all items of one job, unpacked.",
 );
 pub(super) const HOST: Setting =
     setting("HOST", "0.0.0.0", "IP address", "The address to listen on.");
@@ -316,4 +348,10 @@ pub(super) const RUST_LOG: Setting = setting(
     "info",
     "filter",
     "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace only.",
+);
+pub(super) const GATEWAY_URL: Setting = setting(
+    "GATEWAY_URL",
+    "",
+    "URL",
+    "The running gateway that the commands `run` and `jobs` use: `https://gateway.example`. Unset: `run` needs none, and `jobs` uses `PORT` on this machine.",
 );

@@ -250,20 +250,25 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_item_whose_task_panics_fails_alone_and_releases_its_slot() {
+    /// A dispatcher to a simulator, with room for two calls at a time.
+    async fn dispatcher() -> (Arc<Dispatcher>, Arc<Limiter>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let simulator = Simulator::new(Options::default()).router();
         tokio::spawn(async { axum::serve(listener, simulator).await });
         let limiter = Limiter::new(2, 10, QuotaPlan::default());
-        let dispatcher = Arc::new(Dispatcher::new(
+        let dispatcher = Dispatcher::new(
             Client::new(&base_url).unwrap(),
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
             Arc::default(),
-        ));
+        );
+        (Arc::new(dispatcher), limiter)
+    }
+
+    /// Items of which every third panics, from the second on.
+    fn items(items: usize) -> Vec<Item<Fragile>> {
         let item = |n: usize| Item {
             generation: Fragile {
                 model: Model::parse("gemini-3.5-flash-lite").unwrap(),
@@ -275,17 +280,64 @@ mod tests {
             tier: TierChoice::default(),
             timeout: TIMEOUT,
         };
+        (0..items).map(item).collect()
+    }
 
-        let items = (0..8).map(item).collect();
-        let offload = Arc::new(Offload::new(TIMEOUT));
-        let outcomes = generate_all(&dispatcher, &offload, items).await.unwrap();
-        assert_eq!(outcomes.len(), 8);
-        for (n, outcome) in outcomes.into_iter().enumerate() {
-            match outcome.result {
-                Ok(reply) => assert_eq!(reply.value, format!("Simulated answer to: item {n}")),
-                Err(failure) => assert!(matches!(failure, GenerationError::Internal) && n % 3 == 1),
-            }
+    fn is_as_expected(n: usize, outcome: &Outcome<String>) -> bool {
+        match &outcome.result {
+            Ok(reply) => reply.value == format!("Simulated answer to: item {n}"),
+            Err(failure) => matches!(failure, GenerationError::Internal) && n % 3 == 1,
         }
+    }
+
+    #[tokio::test]
+    async fn an_item_whose_task_panics_fails_alone_and_releases_its_slot() {
+        let (dispatcher, limiter) = dispatcher().await;
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let outcomes = generate_all(&dispatcher, &offload, items(8)).await.unwrap();
+        assert_eq!(outcomes.len(), 8);
+        assert!(outcomes.iter().enumerate().all(|(n, outcome)| is_as_expected(n, outcome)));
         assert_eq!((limiter.occupancy().in_flight, limiter.occupancy().available), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn outcomes_that_nobody_reads_hold_no_slot_and_stop_the_batch() {
+        let (dispatcher, limiter) = dispatcher().await;
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let mut each = generate_each(&dispatcher, &offload, items(100), 3);
+        let mut read = vec![each.next().await.unwrap().unwrap()];
+        // Other requests get through: the batch that waits for its reader holds nothing.
+        for _ in 0..20 {
+            generate_all(&dispatcher, &offload, items(1)).await.unwrap();
+        }
+        while limiter.occupancy().in_flight > 0 {
+            tokio::task::yield_now().await;
+        }
+        let sender = &each.bulk.outcomes().outcomes;
+        assert_eq!((sender.capacity(), each.outcomes.len()), (0, 3));
+        while let Some(outcome) = each.next().await.unwrap() {
+            read.push(outcome);
+        }
+        assert!(read.iter().all(|(n, outcome)| is_as_expected(*n, outcome)));
+        let mut indices: Vec<_> = read.iter().map(|(n, _)| *n).collect();
+        indices.sort_unstable();
+        assert_eq!(indices, (0..100).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_cannot_join_the_queue_is_refused_before_its_first_outcome() {
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let full = Limiter::new(1, 0, QuotaPlan::default());
+        let dispatcher = Arc::new(Dispatcher::new(
+            Client::new("http://127.0.0.1:9").unwrap(),
+            Arc::clone(&full),
+            Arc::new(Metrics::new(Arc::clone(&full))),
+            RetryPolicy::new(1, TIMEOUT),
+            Arc::default(),
+        ));
+        let global = full.store().global();
+        let _slot = crate::limits::Acquire::acquire(&global).await.unwrap();
+        let mut each = generate_each(&dispatcher, &offload, items(3), 3);
+        assert_eq!(each.next().await.err(), Some(Refused::QueueFull));
     }
 }

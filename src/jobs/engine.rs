@@ -30,7 +30,7 @@ mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -71,8 +71,8 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct EngineSettings {
     /// How many calls may be in flight, by which windows are sized.
     pub concurrency_limit: usize,
-    /// How long jobs are kept after their end.
-    pub retention: Duration,
+    /// How long jobs are kept after their end; `None` for as long as the store exists.
+    pub retention: Option<Duration>,
     /// Where jobs and items are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -133,7 +133,10 @@ impl Engine {
             runs: AtomicUsize::new(0),
             lease: Arc::new(Lease::new()),
             renewals: watch::Sender::default(),
-            reading: Trouble::new("the job store cannot be read", "the job store can be read again"),
+            reading: Trouble::new(
+                "the job store cannot be read",
+                "the job store can be read again",
+            ),
             writing: Trouble::new(
                 "the job store cannot be written; results are kept in memory, and their jobs send \
                  nothing more until it can",
@@ -145,7 +148,9 @@ impl Engine {
         let supervisor = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
         let mut others = JoinSet::new();
         others.spawn(renew(Arc::clone(&shared)));
-        others.spawn(sweep(Arc::clone(&jobs), retention));
+        if let Some(retention) = retention {
+            others.spawn(sweep(Arc::clone(&jobs), retention));
+        }
         Self { jobs, supervisor, _others: others, stops }
     }
 
@@ -164,7 +169,8 @@ impl Engine {
             }
         }
         // What is left of claims ends with their lease.
-        let released = timeout(LAST_WRITES, jobs.store().release(jobs.replica().clone(), None)).await;
+        let released =
+            timeout(LAST_WRITES, jobs.store().release(jobs.replica().clone(), None)).await;
         if let Ok(Err(error)) = released {
             tracing::warn!(%error, "the claims of jobs could not be given back");
         }
@@ -176,12 +182,6 @@ async fn renew(shared: Arc<Shared>) {
     let (jobs, lease) = (&shared.jobs, &shared.lease);
     loop {
         let (sent, round) = (Instant::now(), lease.begin_round());
-        if shared.runs.load(Ordering::SeqCst) == 0 {
-            // There is nothing to renew. What is left of earlier claims ends.
-            lease.extend(sent);
-            sleep(RENEWAL).await;
-            continue;
-        }
         let wait = match jobs.store().renew(jobs.replica().clone(), lease::LEASE).await {
             Ok(claims) => {
                 lease.extend(sent);

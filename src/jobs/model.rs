@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use rustls::crypto::ring::default_provider;
 use serde::{Deserialize, Serialize};
 
 use crate::prices::NanoDollars;
@@ -153,8 +155,8 @@ pub struct Job {
     pub id: JobId,
     /// Whose it is.
     pub owner: Owner,
-    /// What is asked for.
-    pub spec: JobSpec,
+    /// What is asked for. Shared, since it may hold a long prompt and never changes.
+    pub spec: Arc<JobSpec>,
     /// How many items it has.
     pub total: u64,
     /// The bytes of its items.
@@ -329,8 +331,8 @@ impl ReplicaId {
 /// From a cryptographic generator, since an id may be all that protects a job.
 fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
-    let generator = rustls::crypto::ring::default_provider().secure_random;
-    generator.fill(&mut bytes).expect("the system gives random numbers");
+    let filled = default_provider().secure_random.fill(&mut bytes);
+    filled.expect("the system gives random bytes");
     bytes
 }
 
@@ -361,6 +363,17 @@ impl Rate {
         }
     }
 
+    /// The rate as numbers that a store keeps: results and seconds, both weighted, and the time of the last
+    /// update in milliseconds since 1970.
+    pub(super) fn to_parts(self) -> (f64, f64, i64) {
+        (self.weighted, self.seconds, self.at)
+    }
+
+    /// The rate from numbers that a store kept.
+    pub(super) fn from_parts((weighted, seconds, at): (f64, f64, i64)) -> Self {
+        Self { weighted, seconds, at }
+    }
+
     /// Results per second; 0 before it can be told.
     pub fn per_second(self, now: Timestamp) -> f64 {
         let Self { weighted, seconds, .. } = self.after(0, now);
@@ -372,5 +385,78 @@ impl Job {
     /// Items without a result.
     pub fn unanswered(&self) -> u64 {
         self.total.saturating_sub(self.progress.succeeded).saturating_sub(self.progress.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rate after a second of each entry, with so many results.
+    fn rate(start: i64, results: &[u64]) -> (Rate, Timestamp) {
+        let mut rate = Rate::default().after(0, time(start));
+        for (second, results) in (1..).zip(results) {
+            rate = rate.after(*results, time(start + 1000 * second));
+        }
+        (rate, time(start + 1000 * results.len() as i64))
+    }
+
+    fn time(millis: i64) -> Timestamp {
+        Timestamp::from_millisecond(millis).unwrap()
+    }
+
+    fn is_about(found: f64, expected: f64) -> bool {
+        (found - expected).abs() < expected * 0.02
+    }
+
+    #[test]
+    fn an_id_is_read_as_it_was_written() {
+        let id = JobId::random();
+        assert_eq!(JobId::parse(id.as_str()), Some(id.clone()));
+        assert_ne!(JobId::random(), id);
+        for text in ["", "job_", "job_0", &id.as_str().to_uppercase(), &format!("{id}0")] {
+            assert_eq!(JobId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_minute() {
+        let (steady, now) = rate(1_000_000, &[50; 10]);
+        assert!(is_about(steady.per_second(now), 50.0), "{}", steady.per_second(now));
+        let changed: Vec<_> = [500; 300].into_iter().chain([20; 300]).collect();
+        let (changed, now) = rate(1_000_000, &changed);
+        assert!(is_about(changed.per_second(now), 20.0), "{}", changed.per_second(now));
+    }
+
+    #[test]
+    fn the_rate_is_0_before_it_can_be_told() {
+        let now = time(1_000_000);
+        assert_eq!(Rate::default().per_second(now), 0.0);
+        assert_eq!(Rate::default().after(1000, now).per_second(now), 0.0);
+    }
+
+    #[test]
+    fn the_rate_falls_while_nothing_comes() {
+        let (rate, now) = rate(1_000_000, &[50; 60]);
+        let later = time(now.as_millisecond() + 120_000);
+        assert!(rate.per_second(later) < 2.0, "{}", rate.per_second(later));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_stands_still_for_the_rate() {
+        let (before, now) = rate(10_000_000, &[50; 60]);
+        let back = time(1_000_000);
+        assert!(is_about(before.per_second(back), before.per_second(now)));
+        let mut rate = before.after(50, back);
+        for second in 1..60 {
+            rate = rate.after(50, time(1_000_000 + 1000 * second));
+        }
+        assert!(is_about(rate.per_second(time(1_059_000)), 50.0));
+    }
+
+    #[test]
+    fn a_rate_is_kept_in_its_parts() {
+        let (rate, _) = rate(1_000_000, &[3, 1, 4]);
+        assert_eq!(Rate::from_parts(rate.to_parts()), rate);
     }
 }

@@ -55,7 +55,11 @@ impl JobService {
             gateway.dispatcher.clone(),
             item_format(gateway.clone()),
             gateway.config.gemini_api_key.clone(),
-            EngineSettings::default(),
+            EngineSettings {
+                concurrency_limit: gateway.config.concurrency_limit,
+                retention: None,
+                metrics: gateway.metrics.clone(),
+            },
         );
         self._engine = Some(engine);
     }

@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 44] = [
+const WRONG: [(&str, &str); 50] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -164,6 +164,11 @@ const WRONG: [(&str, &str); 44] = [
     ("REDIS_PREFIX", "{77}"),
     ("REDIS_REQUIRED", "perhaps"),
     ("REDIS_LEASE_SECONDS", "0.77"),
+    ("DATA_DIR", "/dev/null"),
+    ("JOBS_DATABASE_URL", "mysql://:77secret@db"),
+    ("JOB_RETENTION_HOURS", "-77"),
+    ("JOB_MAX_ITEMS", "0.77"),
+    ("JOB_MAX_BYTES", "64GiB"),
     ("HOST", "localhost"),
     ("PORT", "77777"),
     ("GEMINI_BASE_URL", "ftp://wrong.example"),
@@ -191,6 +196,7 @@ const WRONG: [(&str, &str); 44] = [
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),
+    ("GATEWAY_URL", "ftp://wrong.example/77"),
 ];
 
 #[tokio::test]

@@ -43,6 +43,7 @@ mod redis_server;
 mod refusals;
 mod relay;
 mod replicas;
+mod run;
 mod schemas;
 mod semaphores;
 mod settings;

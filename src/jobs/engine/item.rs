@@ -8,8 +8,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::lease::Lease;
 use crate::dispatch::{Admitted, Call, CallError, CallSize, Dispatcher};
-use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
 use crate::gemini::ApiKey;
+use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
 use crate::jobs::item::{ItemOutcome, ItemSender, PreparedItem};
 
 /// How many bytes of results may wait until they are recorded before no further item is sent. The

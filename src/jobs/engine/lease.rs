@@ -43,7 +43,8 @@ pub(super) struct Renewed {
 impl Lease {
     /// A lease that begins now.
     pub fn new() -> Self {
-        let lease = Self { begin: Instant::now(), until: AtomicU64::new(0), round: AtomicU64::new(0) };
+        let lease =
+            Self { begin: Instant::now(), until: AtomicU64::new(0), round: AtomicU64::new(0) };
         lease.extend(lease.begin);
         lease
     }

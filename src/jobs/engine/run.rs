@@ -99,12 +99,7 @@ struct Failing {
 }
 
 impl Run {
-    pub fn new(
-        engine: Arc<Shared>,
-        job: Job,
-        key: ApiKey,
-        orders: watch::Receiver<Order>,
-    ) -> Self {
+    pub fn new(engine: Arc<Shared>, job: Job, key: ApiKey, orders: watch::Receiver<Order>) -> Self {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let renewals = engine.renewals.subscribe();
         Self {
@@ -248,9 +243,7 @@ impl Run {
         let claim = &mut self.claim;
         claim.pending = None;
         let wait = match blocks {
-            Ok(blocks) if blocks.is_empty() => {
-                backoff::again(claim.in_vain).min(NOTHING_TO_CLAIM)
-            }
+            Ok(blocks) if blocks.is_empty() => backoff::again(claim.in_vain).min(NOTHING_TO_CLAIM),
             Ok(blocks) => {
                 (claim.in_vain, claim.again_at) = (0, None);
                 self.engine.writing.ended();

@@ -1,8 +1,8 @@
 //! The engine over a store in memory. Calls are held for a while on a paused clock and answered by a
 //! script, so that the tests neither wait nor depend on the machine.
 
-mod faults;
 mod fairness;
+mod faults;
 mod memory_store;
 mod outcomes;
 mod states;
@@ -221,7 +221,7 @@ impl Process {
     fn start(&mut self) {
         let settings = EngineSettings {
             concurrency_limit: self.limiter.occupancy().limit,
-            retention: Duration::from_secs(60 * 60),
+            retention: Some(Duration::from_secs(60 * 60)),
             metrics: Arc::clone(&self.metrics),
         };
         self.engine = Some(Engine::start(

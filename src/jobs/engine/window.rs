@@ -70,7 +70,8 @@ impl Window {
                 if answered.binary_search(&index).is_ok() || self.items.contains_key(&index) {
                     continue;
                 }
-                let item = Item { line, block: first, state: State::Ready, put_off: 0, repeated: 0 };
+                let item =
+                    Item { line, block: first, state: State::Ready, put_off: 0, repeated: 0 };
                 self.items.insert(index, item);
                 self.ready.push_back(index);
                 block.items += 1;
@@ -231,11 +232,6 @@ impl Window {
         self.later.len()
     }
 
-    /// How many items could be sent now.
-    pub fn ready(&self) -> usize {
-        self.ready.len()
-    }
-
     /// The bytes of the blocks.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -348,7 +344,7 @@ mod tests {
         assert_eq!(indices(&mut window), [3, 4, 10], "the last one is newer than the renewal");
         window.take_back(0);
         window.recorded(1);
-        assert_eq!(indices(&mut window), []);
+        assert!(indices(&mut window).is_empty());
         assert_eq!(window.bytes(), 3 * "line 3\n".len() + 1);
     }
 

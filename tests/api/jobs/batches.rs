@@ -45,7 +45,8 @@ async fn a_batch_is_answered_line_by_line_as_its_items_finish() {
     while lines(text.trim_end()).len() < 2 {
         text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
     }
-    let mut indices: Vec<_> = lines(&text).iter().map(|line| line["index"].as_u64().unwrap()).collect();
+    let mut indices: Vec<_> =
+        lines(&text).iter().map(|line| line["index"].as_u64().unwrap()).collect();
     indices.sort_unstable();
     assert_eq!(indices, [1, 2]);
     // A client that hangs up cancels the rest.
@@ -63,7 +64,8 @@ async fn a_batch_is_answered_line_by_line_as_its_items_finish() {
     assert_eq!(totals["total_requests"], 3);
     let empty = lines_of(batch(&service, &[])).await;
     assert_eq!((empty.len(), &empty[0]["total_requests"]), (1, &json!(0)));
-    let refused = answer(batch(&service, &["a", ""]).header("accept", "application/x-ndjson")).await;
+    let refused =
+        answer(batch(&service, &["a", ""]).header("accept", "application/x-ndjson")).await;
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
@@ -87,7 +89,10 @@ async fn a_batch_that_is_sent_again_is_answered_with_the_same_results() {
     assert_eq!((later.status, &later.body["status"]), (StatusCode::OK, &json!("completed")));
     assert_eq!(service.simulator.journal().len(), calls);
     let other = answer(again(&["c"])).await;
-    assert_eq!((other.status, &other.body["code"]), (StatusCode::CONFLICT, &json!("idempotency_conflict")));
+    assert_eq!(
+        (other.status, &other.body["code"]),
+        (StatusCode::CONFLICT, &json!("idempotency_conflict"))
+    );
     let empty = answer(batch(&service, &[]).header("Idempotency-Key", "two")).await;
     assert_eq!(empty.body, answer(batch(&service, &[])).await.body);
 }
@@ -126,19 +131,27 @@ async fn a_batch_that_is_waited_for_is_told_when_its_job_stops() {
         answer(request.header("x-goog-api-key", key))
     };
     let refused = send("invalid-key").await;
-    assert_eq!((refused.status, &refused.body["code"]), (StatusCode::UNAUTHORIZED, &json!("invalid_api_key")));
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (StatusCode::UNAUTHORIZED, &json!("invalid_api_key"))
+    );
     assert_eq!(send("a-good-key").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_batch_that_becomes_a_job_is_checked_as_ever() {
     let service = JobService::without_engine(|config| config.max_batch_size = 2).await;
-    let later = |body: Value| {
-        answer(service.post("/batch/chat", &body).header("Prefer", "respond-async"))
-    };
+    let later =
+        |body: Value| answer(service.post("/batch/chat", &body).header("Prefer", "respond-async"));
     for (body, place) in [
-        (json!({"requests": [{"prompt": "a"}, {"prompt": ""}]}), r#"["body","requests",1,"prompt"]"#),
-        (json!({"requests": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]}), r#"["body","requests"]"#),
+        (
+            json!({"requests": [{"prompt": "a"}, {"prompt": ""}]}),
+            r#"["body","requests",1,"prompt"]"#,
+        ),
+        (
+            json!({"requests": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]}),
+            r#"["body","requests"]"#,
+        ),
         (
             json!({"requests": [{"prompt": "a", "credentials": {"gemini_api_key": "x"}}]}),
             r#"["body","requests",0,"credentials"]"#,

@@ -101,7 +101,8 @@ async fn a_deleted_job_is_gone_and_nothing_more_is_sent() {
     }
     assert_eq!(service.list().await, [Value::Null; 0]);
     // Its idempotency key is free again.
-    let send = || answer(service.upload("chat", chats(["a".to_owned()])).header("Idempotency-Key", "x"));
+    let send =
+        || answer(service.upload("chat", chats(["a".to_owned()])).header("Idempotency-Key", "x"));
     let id = accepted(send().await);
     service.all_results(&id).await;
     let deleted = answer(service.http.delete(service.url(&format!("/jobs/{id}")))).await;
@@ -114,7 +115,8 @@ async fn a_job_with_a_key_that_gemini_rejects_is_paused_and_loses_no_item() {
     let service = JobService::with(|config| config.max_attempts = 1).await;
     let request = service.upload("chat", chats((0..5).map(|n| n.to_string())));
     let id = accepted(answer(request.header("x-goog-api-key", "invalid-key")).await);
-    let own = |request: reqwest::RequestBuilder| answer(request.header("x-goog-api-key", "invalid-key"));
+    let own =
+        |request: reqwest::RequestBuilder| answer(request.header("x-goog-api-key", "invalid-key"));
     let job = loop {
         let job = own(service.get(&format!("/jobs/{id}"))).await.body;
         if job["status"] == "paused" {

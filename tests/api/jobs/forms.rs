@@ -45,7 +45,10 @@ async fn lines_of_openais_batch_files_are_answered_as_openai_does() {
     assert_eq!(results[1]["response"]["body"]["error"]["code"], "invalid_request");
     assert_eq!(results[2]["response"]["body"]["data"].as_array().unwrap().len(), 2);
     let job = service.job(&id).await;
-    assert_eq!((&job["kind"], &job["succeeded"], &job["failed"]), (&json!("openai"), &json!(2), &json!(1)));
+    assert_eq!(
+        (&job["kind"], &job["succeeded"], &job["failed"]),
+        (&json!("openai"), &json!(2), &json!(1))
+    );
     assert!(job["input_tokens"].as_u64().unwrap() > 0 && job["cost_usd"].as_f64().unwrap() > 0.0);
 }
 
@@ -60,17 +63,27 @@ async fn lines_of_geminis_batch_files_are_answered_as_gemini_does() {
     let request = service.http.post(service.url("/jobs?model=gemini-3.8-flash")).body(text(&items));
     let id = accepted(answer(request.header("content-type", "application/jsonl")).await);
     let results = service.all_results(&id).await;
-    let answered = |n: usize| &results[n]["response"]["candidates"][0]["content"]["parts"][0]["text"];
-    assert_eq!((&results[0]["key"], answered(0)), (&json!("a"), &json!("Simulated answer to: Hello")));
+    let answered =
+        |n: usize| &results[n]["response"]["candidates"][0]["content"]["parts"][0]["text"];
+    assert_eq!(
+        (&results[0]["key"], answered(0)),
+        (&json!("a"), &json!("Simulated answer to: Hello"))
+    );
     let error = &results[1]["error"];
-    assert_eq!((&results[1]["key"], &error["code"], &error["status"]), (&json!("b"), &json!(400), &json!("INVALID_ARGUMENT")));
+    assert_eq!(
+        (&results[1]["key"], &error["code"], &error["status"]),
+        (&json!("b"), &json!(400), &json!("INVALID_ARGUMENT"))
+    );
     assert!(error["message"].is_string());
     assert_eq!(results[2]["response"]["modelVersion"], "gemini-3.5-flash-lite");
     assert!(results[3]["response"]["embedding"]["values"].is_array(), "{}", results[3]);
     let indices: Vec<_> = results.iter().map(|result| &result["index"]).collect();
     assert_eq!(indices, [0, 1, 2, 3]);
     let job = service.job(&id).await;
-    assert_eq!((&job["kind"], &job["succeeded"], &job["failed"]), (&json!("gemini"), &json!(3), &json!(1)));
+    assert_eq!(
+        (&job["kind"], &job["succeeded"], &job["failed"]),
+        (&json!("gemini"), &json!(3), &json!(1))
+    );
     assert_eq!(job["failures"]["invalid_request"]["example"], 1);
 }
 
@@ -126,8 +139,14 @@ async fn lines_that_gemini_could_not_answer_are_refused() {
         (gemini("a", "Hello"), r#"["body","line",1,"request","model"]"#),
         (json!({"key": 7, "request": {}}), r#"["body","line",1,"key"]"#),
         (json!({"key": "a", "request": 7}), r#"["body","line",1,"request"]"#),
-        (json!({"key": "a", "model": "m", "request": {}}), r#"["body","line",1,"request","contents"]"#),
-        (json!({"key": "a", "request": {"model": 7, "contents": []}}), r#"["body","line",1,"request","model"]"#),
+        (
+            json!({"key": "a", "model": "m", "request": {}}),
+            r#"["body","line",1,"request","contents"]"#,
+        ),
+        (
+            json!({"key": "a", "request": {"model": 7, "contents": []}}),
+            r#"["body","line",1,"request","model"]"#,
+        ),
     ] {
         let refused = answer(service.upload("gemini", text(&[line]))).await;
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);

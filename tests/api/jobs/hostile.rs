@@ -106,7 +106,8 @@ async fn a_body_that_unpacks_to_much_more_is_refused() {
 #[tokio::test]
 async fn millions_of_empty_lines_are_skipped() {
     let service = service().await;
-    let empty = stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'\n'; 64 * 1024]))));
+    let empty =
+        stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'\n'; 64 * 1024]))));
     let last = stream::iter([Ok(Bytes::from_static(b"{\"prompt\": 7}"))]);
     let refused = answer(service.upload("chat", Body::wrap_stream(empty.chain(last)))).await;
     let place = format!("[\"body\",\"line\",{},\"prompt\"]", 64 * 64 * 1024 + 1);
@@ -119,7 +120,10 @@ async fn a_sender_that_pauses_for_too_long_is_refused() {
     let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from(chats(["a".to_owned()])))]);
     let stalled = first.chain(stream::pending());
     let refused = answer(service.upload("chat", Body::wrap_stream(stalled))).await;
-    assert_eq!((refused.status, &refused.body["code"]), (StatusCode::REQUEST_TIMEOUT, &json!("client_timeout")));
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (StatusCode::REQUEST_TIMEOUT, &json!("client_timeout"))
+    );
     // One that goes on in time may take as long as it needs.
     let slow = stream::iter(0..8).then(async |n| {
         tokio::time::sleep(Duration::from_millis(150)).await;
@@ -148,8 +152,12 @@ async fn an_upload_whose_connection_breaks_stores_nothing() {
     assert_eq!(service.list().await, [Value::Null; 0]);
     // A body of chunks that ends without its last chunk is broken too.
     let mut connection = TcpStream::connect(service.address).await.unwrap();
-    let head = head.replace(&format!("content-length: {}", text.len() + 1), "transfer-encoding: chunked");
-    connection.write_all(format!("{head}10\r\n{{\"prompt\": \"ab\"}}\r\n").as_bytes()).await.unwrap();
+    let head =
+        head.replace(&format!("content-length: {}", text.len() + 1), "transfer-encoding: chunked");
+    connection
+        .write_all(format!("{head}10\r\n{{\"prompt\": \"ab\"}}\r\n").as_bytes())
+        .await
+        .unwrap();
     connection.shutdown().await.unwrap();
     let mut answered = String::new();
     connection.read_to_string(&mut answered).await.unwrap();

@@ -42,7 +42,8 @@ async fn a_key_sees_its_own_jobs_and_the_admin_all() {
     for id in [&alice, &bob, &anybody, &admins] {
         for path in ["", "/results", "/events", "/results?follow=true"] {
             let get = || service.get(&format!("/jobs/{id}{path}"));
-            let sees = async |request: RequestBuilder| request.send().await.unwrap().status() == 200;
+            let sees =
+                async |request: RequestBuilder| request.send().await.unwrap().status() == 200;
             assert!(sees(admin(get())).await, "{id}{path}");
             assert_eq!(sees(with("alice-key", get())).await, *id == alice, "{path}");
             assert_eq!(sees(with("bob-key", get())).await, *id == bob, "{path}");
@@ -69,9 +70,15 @@ async fn the_owners_key_pays() {
         ("alice-key", with("alice-key", service.upload("chat", prompts()))),
         (SERVER_KEY, service.upload("chat", prompts())),
         (SERVER_KEY, admin(service.upload("chat", prompts()))),
-        ("carol-key", service.post("/jobs", &json!({
+        (
+            "carol-key",
+            service.post(
+                "/jobs",
+                &json!({
             "kind": "chat", "credentials": {"gemini_api_key": "carol-key"},
-            "requests": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]}))),
+            "requests": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]}),
+            ),
+        ),
     ] {
         let before = service.simulator.journal().len();
         let id = accepted(answer(request).await);
@@ -104,7 +111,8 @@ async fn without_a_key_nothing_is_begun_where_a_key_is_required() {
 #[tokio::test]
 async fn idempotency_keys_of_different_owners_are_apart() {
     let service = JobService::without_engine(|_| {}).await;
-    let send = |key: &str| with(key, service.upload("chat", prompts())).header("Idempotency-Key", "x");
+    let send =
+        |key: &str| with(key, service.upload("chat", prompts())).header("Idempotency-Key", "x");
     let alice = accepted(answer(send("alice-key")).await);
     let bob = accepted(answer(send("bob-key")).await);
     assert_ne!(alice, bob);

@@ -33,7 +33,8 @@ async fn results_without_follow_end_before_the_first_item_that_has_none() {
     assert_eq!(service.results(&id, "").await, [Value::Null; 0]);
     let by_completion = service.results(&id, "?order=completion").await;
     assert_eq!(by_completion, lines(&seen));
-    let positions: Vec<_> = by_completion.iter().map(|line| line["position"].as_u64().unwrap()).collect();
+    let positions: Vec<_> =
+        by_completion.iter().map(|line| line["position"].as_u64().unwrap()).collect();
     let rest = service.results(&id, &format!("?order=completion&after={}", positions[0])).await;
     assert_eq!(rest, by_completion[1..]);
     // A cancelled job has no further results, and the reader that follows ends.
@@ -74,7 +75,8 @@ async fn jobs_are_listed_newest_first_and_in_pages() {
     let service = JobService::without_engine(|_| {}).await;
     let mut ids = Vec::new();
     for n in 0..5 {
-        let text = format!("{}\n{}", json!({"job": {"job_name": n.to_string()}}), chats(["a".to_owned()]));
+        let text =
+            format!("{}\n{}", json!({"job": {"job_name": n.to_string()}}), chats(["a".to_owned()]));
         ids.push(accepted(answer(service.upload("chat", text)).await));
     }
     ids.reverse();

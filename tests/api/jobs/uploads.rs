@@ -110,7 +110,8 @@ async fn options_come_from_the_query_headers_fields_and_the_first_line() {
     let named = |options: Value, text: &str| format!("{}\n{text}", json!({"job": options}));
     let with_query = service.http.post(service.url("/jobs?kind=chat&job_name=a+b&model=gemini-x"));
     let with_query = with_query.header("content-type", "application/jsonl").body(text.clone());
-    let with_line = service.upload("openai", named(json!({"kind": "chat", "job_name": "a b"}), &text));
+    let with_line =
+        service.upload("openai", named(json!({"kind": "chat", "job_name": "a b"}), &text));
     let (form_type, body) = form(&[("kind", "chat"), ("job_name", "a b")], text.as_bytes());
     let with_fields = service.http.post(service.url("/jobs")).body(body);
     let with_fields = with_fields.header("content-type", form_type);
@@ -137,7 +138,9 @@ async fn options_come_from_the_query_headers_fields_and_the_first_line() {
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{options}");
         assert_eq!(faults(&refused)[0].0, place, "{refused:?}");
     }
-    for query in ["?kind=chats", "?kind=chat&x=1", "?kind=chat&kind=chat", "", "?flex_fallback_seconds=x"] {
+    for query in
+        ["?kind=chats", "?kind=chat&x=1", "?kind=chat&kind=chat", "", "?flex_fallback_seconds=x"]
+    {
         let request = service.http.post(service.url(&format!("/jobs{query}")));
         let request = request.header("content-type", "application/x-ndjson").body(text.clone());
         let refused = answer(request).await;
@@ -150,7 +153,8 @@ async fn options_come_from_the_query_headers_fields_and_the_first_line() {
 #[tokio::test]
 async fn shared_fields_are_added_to_items_that_lack_them() {
     let service = JobService::start().await;
-    let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
+    let schema =
+        json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
     let job = json!({"job": {"kind": "structured-output", "model": "gemini-shared", "shared": {
         "system_prompt": "Count.", "json_schema": schema}}});
     let own = json!({"user_content": "two", "system_prompt": "Own.", "model": "gemini-own"});
@@ -215,12 +219,17 @@ async fn bad_lines_are_listed_and_nothing_is_stored() {
     }
     assert_eq!(found.len(), expected.len(), "{found:?}");
     let message = refused.body["detail"][1]["msg"].as_str().unwrap();
-    assert!(message.starts_with("The line is not JSON") && !message.contains("line 1"), "{message}");
+    assert!(
+        message.starts_with("The line is not JSON") && !message.contains("line 1"),
+        "{message}"
+    );
 
-    let many: String = (0..1000).map(|n| format!("{}\n{{}}\n", json!({"prompt": n.to_string()}))).collect();
+    let many: String =
+        (0..1000).map(|n| format!("{}\n{{}}\n", json!({"prompt": n.to_string()}))).collect();
     let refused = answer(service.upload("chat", many)).await;
     let places: Vec<_> = faults(&refused).into_iter().map(|(place, _)| place).collect();
-    let expected: Vec<_> = (1..=100).map(|n| format!("[\"body\",\"line\",{},\"prompt\"]", 2 * n)).collect();
+    let expected: Vec<_> =
+        (1..=100).map(|n| format!("[\"body\",\"line\",{},\"prompt\"]", 2 * n)).collect();
     assert_eq!(places, expected);
     assert_eq!(service.list().await, [Value::Null; 0]);
 }
@@ -228,7 +237,8 @@ async fn bad_lines_are_listed_and_nothing_is_stored() {
 #[tokio::test]
 async fn a_bad_item_of_a_list_is_named_by_its_index() {
     let service = JobService::without_engine(|_| {}).await;
-    let list = json!({"kind": "chat", "requests": [{"prompt": "a"}, {"prompt": 7}, {"prompt": "b"}]});
+    let list =
+        json!({"kind": "chat", "requests": [{"prompt": "a"}, {"prompt": 7}, {"prompt": "b"}]});
     let refused = answer(service.post("/jobs", &list)).await;
     let expected = (r#"["body","requests",1,"prompt"]"#.to_owned(), "string_type".to_owned());
     assert_eq!(faults(&refused), [expected]);
@@ -260,7 +270,10 @@ async fn limits_of_a_job_are_enforced() {
     .await;
     accepted(answer(service.upload("chat", chats(prompts(3)))).await);
     let refused = answer(service.upload("chat", chats(prompts(4)))).await;
-    assert_eq!((refused.status, &refused.body["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("body_too_large")));
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (StatusCode::PAYLOAD_TOO_LARGE, &json!("body_too_large"))
+    );
     assert!(refused.body["detail"].as_str().unwrap().contains("JOB_MAX_ITEMS"), "{refused:?}");
     let refused = answer(service.upload("chat", chats(["x".repeat(300)]))).await;
     assert!(refused.body["detail"].as_str().unwrap().contains("JOB_MAX_BYTES"), "{refused:?}");
@@ -270,8 +283,9 @@ async fn limits_of_a_job_are_enforced() {
 #[tokio::test]
 async fn an_unknown_semaphore_and_the_admin_key_refuse_the_job() {
     let service = JobService::without_engine(|config| {
-        config.admin_api_key =
-            Some(gemini_concurrent_generation::config::AdminKey::new("an-admin-key-of-many-letters"));
+        config.admin_api_key = Some(gemini_concurrent_generation::config::AdminKey::new(
+            "an-admin-key-of-many-letters",
+        ));
     })
     .await;
     let line = json!({"prompt": "a", "external_semaphore_id": "lost"}).to_string();
@@ -280,7 +294,11 @@ async fn an_unknown_semaphore_and_the_admin_key_refuse_the_job() {
     let secret = chats(["my key is an-admin-key-of-many-letters".to_owned()]);
     for text in [
         format!("{}{secret}", chats(prompts(2))),
-        format!("{}\n{}", json!({"job": {"job_name": "an-admin-key-of-many-letters"}}), chats(prompts(1))),
+        format!(
+            "{}\n{}",
+            json!({"job": {"job_name": "an-admin-key-of-many-letters"}}),
+            chats(prompts(1))
+        ),
     ] {
         let refused = answer(service.upload("chat", text)).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
@@ -291,14 +309,21 @@ async fn an_unknown_semaphore_and_the_admin_key_refuse_the_job() {
 #[tokio::test]
 async fn the_same_idempotency_key_and_content_is_the_same_job() {
     let service = JobService::start().await;
-    let send = |key: &str, text: String| answer(service.upload("chat", text).header("Idempotency-Key", key));
+    let send = |key: &str, text: String| {
+        answer(service.upload("chat", text).header("Idempotency-Key", key))
+    };
     let id = accepted(send("one", chats(prompts(200))).await);
     let again = send("one", chats(prompts(200))).await;
     assert_eq!((again.status, &again.body["job_id"]), (StatusCode::OK, &json!(id)));
     assert_eq!(again.headers["location"], format!("/jobs/{id}"));
-    for text in [chats(prompts(199)), chats(prompts(201)), chats(prompts(200)).replacen("199", "198", 1)] {
+    for text in
+        [chats(prompts(199)), chats(prompts(201)), chats(prompts(200)).replacen("199", "198", 1)]
+    {
         let other = send("one", text).await;
-        assert_eq!((other.status, &other.body["code"]), (StatusCode::CONFLICT, &json!("idempotency_conflict")));
+        assert_eq!(
+            (other.status, &other.body["code"]),
+            (StatusCode::CONFLICT, &json!("idempotency_conflict"))
+        );
     }
     let named = format!("{}\n{}", json!({"job": {"job_name": "x"}}), chats(prompts(200)));
     assert_eq!(send("one", named).await.status, StatusCode::CONFLICT);

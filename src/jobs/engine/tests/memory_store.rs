@@ -55,7 +55,10 @@ pub struct Counted {
 struct Stand {
     job: Job,
     committed: bool,
+    /// Those with items that have no result.
     blocks: BTreeMap<u64, StoredBlock>,
+    /// The others.
+    finished: BTreeMap<u64, StoredBlock>,
     results: BTreeMap<u64, Answered>,
 }
 
@@ -173,7 +176,7 @@ impl JobStore for MemoryStore {
     }
 
     fn begin(&self, job: NewJob, _: ReplicaId) -> Stored<JobNumber> {
-        self.change_with(|state| {
+        self.change_with(move |state| {
             state.begun += 1;
             let number = JobNumber(state.begun);
             let NewJob { id, owner, spec, created_at, .. } = job;
@@ -191,8 +194,14 @@ impl JobStore for MemoryStore {
                 started_at: None,
                 ended_at: None,
             };
-            let (blocks, results) = (BTreeMap::new(), BTreeMap::new());
-            state.jobs.insert(number, Stand { job, committed: false, blocks, results });
+            let stand = Stand {
+                job,
+                committed: false,
+                blocks: BTreeMap::new(),
+                finished: BTreeMap::new(),
+                results: BTreeMap::new(),
+            };
+            state.jobs.insert(number, stand);
             number
         })
     }
@@ -258,6 +267,7 @@ impl JobStore for MemoryStore {
         self.change_with(move |state| {
             let stand = state.jobs.get_mut(&job)?;
             stand.results.retain(|_, result| result.failure.is_none());
+            stand.blocks.append(&mut stand.finished);
             stand.job.progress.failed = 0;
             (stand.job.state, stand.job.ended_at) = (JobState::Queued, None);
             Some(stand.job.clone())
@@ -289,6 +299,9 @@ impl JobStore for MemoryStore {
                 let answered: Vec<u64> = results.map(|(index, _)| *index).collect();
                 if block.is_claimed(now) || answered.len() as u64 == block.items {
                     continue;
+                }
+                if taken >= u64::from(items) {
+                    break;
                 }
                 (taken, size) = (taken + block.items, size + block.lines.len());
                 if !claimed.is_empty() && (taken > items.into() || size > bytes) {
@@ -361,13 +374,14 @@ impl JobStore for MemoryStore {
                     None => stand.job.progress.succeeded += 1,
                     Some(_) => stand.job.progress.failed += 1,
                 }
-                stand.results.insert(result.index, result);
+                let index = result.index;
+                stand.results.insert(index, result);
+                let (&first, block) = stand.blocks.range(..=index).next_back().unwrap();
+                if stand.answered(first, block.items) == block.items {
+                    let block = stand.blocks.remove(&first).unwrap();
+                    stand.finished.insert(first, StoredBlock { claim: None, ..block });
+                }
             }
-            let done: Vec<u64> = (stand.blocks.iter())
-                .filter(|(first, block)| stand.answered(**first, block.items) == block.items)
-                .map(|(first, _)| *first)
-                .collect();
-            done.iter().for_each(|first| stand.blocks.get_mut(first).unwrap().claim = None);
             if stand.job.unanswered() == 0 {
                 stand.job.state = JobState::Completed;
                 (stand.job.reason, stand.job.ended_at) = (None, Some(Timestamp::now()));

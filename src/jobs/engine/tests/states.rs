@@ -97,7 +97,8 @@ async fn a_replica_without_the_key_leaves_a_job_to_the_one_that_has_it() {
     });
     let store = MemoryStore::default();
     store.set(|settings| settings.is_shared = true);
-    let (mut with, mut without) = (Process::new(&store, 2, &script), Process::new(&store, 2, &script));
+    let (mut with, mut without) =
+        (Process::new(&store, 2, &script), Process::new(&store, 2, &script));
     without.start();
     let job = begin(&with.jobs, Owner::Key(*key("own-key").sha256())).await;
     with.jobs.hold_key(job, key("own-key"));
