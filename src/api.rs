@@ -17,6 +17,7 @@ mod generation_request;
 mod guard;
 mod health;
 mod incoming;
+mod jobs;
 mod json;
 mod leases;
 mod limits;
@@ -37,4 +38,5 @@ mod structured;
 mod whole_number;
 
 pub use code::Code;
+pub use jobs::item_format;
 pub use router::{openapi, router};

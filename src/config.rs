@@ -99,6 +99,7 @@ pub struct Config {
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub gateway_url: Option<String>,
 }
 
 impl Config {
@@ -180,6 +181,7 @@ impl Config {
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
+            gateway_url: settings.gateway_url()?,
         };
         if let Some(key) = settings.optional(GEMINI_API_KEY) {
             // Google's keys contain no quotes.

@@ -229,6 +229,20 @@ impl Dispatcher {
         Box::pin(self.run(admitted, PassOn { request, body, idle, creation })).await
     }
 
+    /// The same for a call that was admitted, and that runs on nowhere after its answer.
+    ///
+    /// # Errors
+    /// [`CallError`], of the last attempt.
+    pub async fn forward_admitted(
+        &self,
+        request: &Forward,
+        body: Bytes,
+        idle: Duration,
+        admitted: Admitted,
+    ) -> Result<Response<Forwarded>, CallError> {
+        self.run(admitted, PassOn { request, body, idle, creation: None }).await
+    }
+
     /// The same for a call that creates a batch job, which then holds `tokens`. Dropping the future
     /// ends the call only until Gemini has been asked.
     ///

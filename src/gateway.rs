@@ -8,6 +8,7 @@ use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
+use crate::jobs::{Jobs, store};
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::Metrics;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub dispatcher: Arc<Dispatcher>,
     /// Runs long schema compilations and checks on separate threads.
     pub offload: Arc<Offload>,
+    /// The jobs.
+    pub jobs: Arc<Jobs>,
     /// The memory for the bodies of all requests.
     pub bodies: Arc<BodyBudget>,
     /// The memory for answers that are read from Gemini before their clients read them.
@@ -89,6 +92,7 @@ impl Gateway {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
         };
+        let jobs = Jobs::new(store::open(&config.job_store));
         let offload = Arc::new(Offload::new(config.schema_timeout));
         Ok(Self(Arc::new(Shared {
             config,
@@ -97,6 +101,7 @@ impl Gateway {
             leases,
             dispatcher,
             offload,
+            jobs,
             bodies,
             answers,
             metrics,

@@ -1,9 +1,10 @@
 //! Chats, structured output and stories: what is sent to Gemini and how its answer is read. One at
-//! a time, or as a [batch].
+//! a time, or as a [batch]. Batches and jobs run through the same [bulk] runner.
 //!
 //! Requests arrive here as plain values. `api` reads them from JSON and writes the results.
 
 pub mod batch;
+pub mod bulk;
 pub mod chat;
 pub mod cinematic;
 mod extract;
@@ -24,7 +25,7 @@ use crate::schema::Work;
 use offload::{Offload, OffloadError};
 
 pub use prompt::{SchemaGeneration, SchemaKind, SchemaPrompt};
-pub use schemas::Schemas;
+pub use schemas::{SchemaCache, Schemas};
 pub use validation::{Defaults, InvalidField, ModelOptions, Segment};
 
 /// A kind of generation: one request of it, checked and ready to be sent.
@@ -176,7 +177,10 @@ pub async fn generate<G: Generation>(
 }
 
 /// The same for a call that has been admitted.
-async fn generate_admitted<G: Generation>(
+///
+/// # Errors
+/// As for [`generate`].
+pub async fn generate_admitted<G: Generation>(
     dispatcher: &Dispatcher,
     offload: &Offload,
     call: &Call,

@@ -14,13 +14,18 @@
 //! 3. An item without a result is sent again only after its claim has ended: with its process, or with
 //!    its lease ([`JobStore::claim`]).
 
+mod engine;
+mod handle;
 pub mod item;
+mod keys;
 mod model;
 pub mod store;
 
+pub use engine::{Engine, EngineSettings};
+pub use handle::{Jobs, Watch};
 pub use model::{
-    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec, JobState,
-    NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage, StoredResult,
-    Totals,
+    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
+    JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
+    StoredResult, Totals,
 };
 pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

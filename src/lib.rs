@@ -16,7 +16,7 @@
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
-//! | [`jobs`] | durable bulk work: what a job is, and where jobs are kept |
+//! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, and the engine that sends their items |
 //! | [`schema`] | translates JSON Schema to Gemini's two dialects, and checks answers |
 //! | [`dispatch`] | one upstream call: admit, send, retry, settle |
 //! | [`limits`] | admission: the queue, semaphores, accounts and their quotas, in memory or in Redis for all replicas; knows nothing of Gemini's wire format |
@@ -25,6 +25,9 @@
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`prices`] | what calls cost in US dollars |
 //! | [`simulator`] | a simulator of Gemini with real quotas and real error bodies |
+//! | [`signals`] | the signals that ask this process to end |
+//! | [`client`] | a client of a gateway: of a running service, or of one in this process |
+//! | [`run`] | answers the prompts of a file, and lists and changes jobs |
 //! | [`with_permit`] | a client of the gateway: runs a command while holding a lease |
 //!
 //! # The path of a request
@@ -34,6 +37,7 @@
 //! other: `dispatch` joins them. A request on Gemini's or OpenAI's surface skips `generation`:
 //! `api::relay` passes it to `dispatch` unchanged.
 pub mod api;
+pub mod client;
 pub mod config;
 pub mod connect;
 pub mod dispatch;
@@ -46,8 +50,10 @@ pub mod memory;
 pub mod metrics;
 pub mod pacific;
 pub mod prices;
+pub mod run;
 pub mod schema;
 pub mod server;
+pub mod signals;
 pub mod simulator;
 pub mod telemetry;
 pub mod upgrade;

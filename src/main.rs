@@ -1,4 +1,4 @@
-//! The command line: `serve`, `simulate`, `healthcheck` and `with-permit`.
+//! The command line: `serve`, `simulate`, `run`, `jobs`, `healthcheck` and `with-permit`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use axum::Router;
 use clap::{Parser, Subcommand};
+use futures_util::FutureExt;
+use tokio::join;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
+use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
+use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
 };
@@ -51,6 +56,11 @@ enum Command {
         #[command(flatten)]
         options: Box<simulator::Options>,
     },
+    /// Answers the prompts of a file, through a running gateway or with only GEMINI_API_KEY. Stopped, the
+    /// same command continues.
+    Run(Box<run::Arguments>),
+    /// Lists and changes the jobs of a running gateway.
+    Jobs(run::JobsArguments),
     /// Checks the health of a running gateway, for containers without curl.
     Healthcheck,
     /// Waits for permits of a running gateway's semaphore, runs a command while holding and renewing
@@ -76,6 +86,8 @@ fn main() -> ExitCode {
         }
         Command::Healthcheck => settings().and_then(|config| run(healthcheck(config))),
         Command::WithPermit(arguments) => return run_with_permit(arguments),
+        Command::Run(arguments) => return run_job(*arguments),
+        Command::Jobs(arguments) => return manage_jobs(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,9 +117,51 @@ fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
     }
 }
 
+fn run_job(arguments: run::Arguments) -> ExitCode {
+    let outcome = settings().map_err(RunFailure::settings).and_then(|config| {
+        let _logs = logs_on_request(&config);
+        raise_limit();
+        block_on(run::run(arguments, config, store), RunFailure::settings)
+    });
+    match outcome {
+        Ok(exit_status) => exit_status.into(),
+        Err(failure) => failed(&failure, failure.exit_status),
+    }
+}
+
+fn manage_jobs(arguments: run::JobsArguments) -> ExitCode {
+    let outcome = settings()
+        .map_err(RunFailure::settings)
+        .and_then(|config| block_on(run::manage(arguments, &config), RunFailure::settings));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(&failure, failure.exit_status),
+    }
+}
+
+/// The logs of a command that people watch: none, unless `RUST_LOG` asks for them.
+fn logs_on_request(config: &Config) -> Option<telemetry::Logs> {
+    std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty())?;
+    Some(telemetry::init(config.log_format, &config.log_filter, secrets(config)))
+}
+
+fn secrets(config: &Config) -> Secrets {
+    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
+    Secrets::new(config.gemini_api_key.iter().chain(&admin_key))
+}
+
 fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    block_on(work, |message| message)
+}
+
+/// Runs a command on all processors.
+fn block_on<T, E>(
+    work: impl Future<Output = Result<T, E>>,
+    cannot_start: impl FnOnce(String) -> E,
+) -> Result<T, E> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"))?;
+    let runtime =
+        runtime.map_err(|error| cannot_start(format!("the runtime could not start: {error}")))?;
     let result = runtime.block_on(work);
     // Tasks that still run are not waited for.
     runtime.shutdown_background();
@@ -141,9 +195,7 @@ fn load_dotenv() -> Result<(), String> {
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
-    let secrets = Secrets::new(config.gemini_api_key.iter().chain(&admin_key));
-    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets);
+    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets(&config));
     raise_limit();
     let shutdown = shutdown_on_signal()?;
     if simulate {
@@ -170,6 +222,17 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?;
     let config = &gateway.config;
+    let engine = Engine::start(
+        Arc::clone(&gateway.jobs),
+        Arc::clone(&gateway.dispatcher),
+        api::item_format(gateway.clone()),
+        config.gemini_api_key.clone(),
+        EngineSettings {
+            concurrency_limit: config.concurrency_limit,
+            retention: config.job_retention,
+            metrics: Arc::clone(&gateway.metrics),
+        },
+    );
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
@@ -178,7 +241,14 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
     let mut limits = ServerLimits::of(config);
     limits.max_connections = affordable_connections(limits.max_connections, reserved);
-    serve(listener, workers, limits, shutdown.clone()).await;
+    // Both have the grace period. A job that was accepted meanwhile is sent after the next start.
+    let calls_of_jobs = async {
+        shutdown.begins.cancelled().await;
+        let grace = shutdown.ends_now.run_until_cancelled(sleep(config.shutdown_grace));
+        engine.stop(grace.map(drop)).await;
+    };
+    join!(serve(listener, workers, limits, shutdown.clone()), calls_of_jobs);
+    gateway.jobs.store().close().await;
     shutdown.ends_now.run_until_cancelled(store.close()).await;
     tracing::info!("stopped");
     Ok(())

@@ -37,6 +37,8 @@ pub struct Metrics {
     queue_wait: Histogram,
     background_runs: Gauge,
     upstream_latency: Family<KindLabel, Histogram, fn() -> Histogram>,
+    jobs: Family<StateLabel, Gauge>,
+    job_items: Family<OutcomeLabel, Counter>,
     known_models: RwLock<HashSet<Model>>,
 }
 
@@ -68,6 +70,16 @@ struct CostLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
 }
 
 /// A model that Gemini has accepted. `None` stands for all other names, which callers can invent.
@@ -128,9 +140,16 @@ impl Metrics {
             "Interactions in the background that hold their slots",
             background_runs.clone(),
         );
+        let jobs = Family::default();
+        let job_items = Family::default();
+        registry.register("jobs", "Jobs that have not ended, by state", jobs.clone());
+        registry.register(
+            "job_items",
+            "Items of jobs whose results this process has recorded, or that it sent again",
+            job_items.clone(),
+        );
         registry.register_collector(Box::new(LimiterCollector(limiter)));
         registry.register_collector(Box::new(LogCollector));
-        let known_models = RwLock::default();
         Self {
             registry,
             calls,
@@ -140,7 +159,9 @@ impl Metrics {
             queue_wait,
             background_runs,
             upstream_latency,
-            known_models,
+            jobs,
+            job_items,
+            known_models: RwLock::default(),
         }
     }
 
@@ -168,6 +189,19 @@ impl Metrics {
     /// Counts a retry after an error with this code.
     pub fn retried(&self, kind: &'static str, reason: &'static str) {
         self.retries.get_or_create(&RetryLabels { kind, reason }).inc();
+    }
+
+    /// Notes how many jobs there are in each state.
+    pub fn jobs(&self, states: impl IntoIterator<Item = (&'static str, usize)>) {
+        for (state, jobs) in states {
+            let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
+            self.jobs.get_or_create(&StateLabel { state }).set(jobs);
+        }
+    }
+
+    /// Counts an item of a job: `succeeded` or `failed` once its result is recorded, or `repeated`.
+    pub fn job_item(&self, outcome: &'static str) {
+        self.job_items.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Counts a finished call.

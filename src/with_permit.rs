@@ -4,7 +4,6 @@
 //! with the status of the command.
 
 mod service;
-mod signals;
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -17,15 +16,15 @@ use std::time::Duration;
 
 use clap::Args;
 use http::StatusCode;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::api::Code;
+use crate::client::Refusal;
 use crate::config::Config;
 use crate::limits::{Leases, SemaphoreId};
+use crate::signals::Signals;
 use service::{GrantedLease, LeaseError, LeaseOrder, Service};
-use signals::Signals;
 
 /// The service cannot be reached, or does not grant the lease (`EX_UNAVAILABLE` of sysexits.h).
 const UNAVAILABLE: u8 = 69;
@@ -89,16 +88,16 @@ impl Failure {
 impl From<LeaseError> for Failure {
     fn from(error: LeaseError) -> Self {
         let exit_status = match &error {
-            LeaseError::Refused { status, code, .. } => refused(*status, *code),
+            LeaseError::Refused(refusal) => refused(refusal),
             _ => UNAVAILABLE,
         };
         Self::new(exit_status, error.to_string())
     }
 }
 
-/// The exit status for a refusal: by its code, or by its status if a proxy answered without a code.
-fn refused(status: StatusCode, code: Option<Code>) -> u8 {
-    match code.map_or(status, Code::status) {
+/// The exit status for a refusal.
+fn refused(refusal: &Refusal) -> u8 {
+    match refusal.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => NO_PERMISSION,
         _ => UNAVAILABLE,
     }
@@ -184,9 +183,9 @@ async fn supervise(
     let status = loop {
         tokio::select! {
             status = child.wait() => break status,
-            signal = signals.next() => signals::send(&child, signal),
+            signal = signals.next() => send(&child, signal),
             reason = &mut kept, if lost.is_none() => {
-                signals::send(&child, Signal::TERM);
+                send(&child, Signal::TERM);
                 lost = Some(format!("the lease was lost, and the command stopped: {reason}"));
             }
         }
@@ -195,6 +194,15 @@ async fn supervise(
         (Some(reason), _) => Err(Failure::new(LOST, reason)),
         (None, Ok(status)) => Ok(exit_status(status)),
         (None, Err(error)) => Err(Failure::new(UNAVAILABLE, error.to_string())),
+    }
+}
+
+/// Sends a signal to a command, unless it has ended.
+fn send(child: &Child, signal: Signal) {
+    let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(id) = id {
+        // This fails only if the command has just ended.
+        let _ = kill_process(id, signal);
     }
 }
 
@@ -234,19 +242,22 @@ fn default_holder(command: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_exit_status_of_a_refusal_is_that_of_its_code_or_else_of_its_status() {
         for (status, code, exit_status) in [
-            (401, Some(Code::Unauthenticated), NO_PERMISSION),
-            (403, None, NO_PERMISSION),
-            (407, None, UNAVAILABLE),
-            (404, Some(Code::SemaphoreNotFound), UNAVAILABLE),
-            (422, Some(Code::ValidationError), UNAVAILABLE),
+            (401, "unauthenticated", NO_PERMISSION),
+            (403, "", NO_PERMISSION),
+            (407, "", UNAVAILABLE),
+            (404, "semaphore_not_found", UNAVAILABLE),
+            (422, "validation_error", UNAVAILABLE),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(refused(status, code), exit_status, "{status} {code:?}");
+            let refusal = Refusal::new(status, &json!({"code": code}));
+            assert_eq!(refused(&refusal), exit_status, "{status} {code:?}");
         }
     }
 }

@@ -139,6 +139,17 @@ impl Caller {
         }
     }
 
+    /// Why the key that [`payer`](Self::payer) gives pays.
+    pub(super) fn paid_by(&self, credentials: Option<&Credentials>, gateway: &Gateway) -> Tier {
+        match credentials.and_then(Credentials::gemini_api_key) {
+            Some(own) if !self.is_admin && !is_admin_key(own, gateway) => Tier::Own,
+            Some(_) => Tier::Admin,
+            None if self.is_admin => Tier::Admin,
+            None if self.own.is_some() => Tier::Own,
+            None => Tier::Fallback,
+        }
+    }
+
     /// The key that pays for a relayed request.
     ///
     /// # Errors
@@ -308,7 +319,7 @@ pub(super) fn name_of(parameter: &str) -> String {
     decoded(parameter.split('=').next().unwrap_or_default())
 }
 
-fn is_key(parameter: &str) -> bool {
+pub(super) fn is_key(parameter: &str) -> bool {
     let name = name_of(parameter);
     KEY_PARAMETERS.contains(&name.strip_prefix('$').unwrap_or(&name))
 }

@@ -1,11 +1,16 @@
 //! Requests for many generations, of any kind.
 
 mod item;
+mod lines;
+mod stored;
+mod wanted;
 
 use std::collections::HashSet;
 use std::{iter, mem};
 
 use axum::Json;
+use axum::extract::{FromRequest, Request};
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -21,7 +26,12 @@ use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Model, Usage};
 use crate::generation::batch::{Item, Outcome, generate_all};
 use crate::generation::{Generated, Generation, InvalidField, ModelOptions, Schemas, Segment};
-use item::{BatchItem, ItemIds};
+use crate::prices::PriceTier;
+use lines::stream_batch;
+use stored::answer_stored;
+use wanted::Wanted;
+
+pub(super) use item::{BatchItem, ItemIds};
 
 /// Many requests of one kind.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -49,6 +59,14 @@ pub(super) struct BatchRequest<R> {
 pub(super) struct BatchResponse<T> {
     /// One result for each request, in the order of the requests.
     results: Vec<BatchResult<T>>,
+    #[serde(flatten)]
+    #[schema(inline)]
+    totals: BatchTotals,
+}
+
+/// The totals of a batch: the last line, where each result is a line.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub(super) struct BatchTotals {
     /// How many requests the batch has.
     total_requests: usize,
     /// How many succeeded.
@@ -62,7 +80,7 @@ pub(super) struct BatchResponse<T> {
 /// The result of one request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-enum BatchResult<T> {
+pub(super) enum BatchResult<T> {
     /// The request succeeded.
     Success(Indexed<T>),
     /// The request failed.
@@ -71,7 +89,7 @@ enum BatchResult<T> {
 
 /// A result and the position of its request.
 #[derive(Debug, Serialize, ToSchema)]
-struct Indexed<T> {
+pub(super) struct Indexed<T> {
     #[serde(flatten)]
     #[schema(inline)]
     result: T,
@@ -107,12 +125,32 @@ impl ItemError {
     }
 }
 
+/// Answers a batch as the headers of its request say: with all results, with each as soon as it is there,
+/// or later.
+///
+/// # Errors
+/// As for [`generate_batch`]; where the batch becomes a job, 409 and the errors of the store too.
+pub(super) async fn answer_batch<K: GenerationKind>(
+    gateway: &Gateway,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let wanted = Wanted::of(request.headers());
+    if wanted.is_stored() {
+        return answer_stored(gateway, K::JOB_KIND, wanted, request).await;
+    }
+    let incoming = Incoming::from_request(request, gateway).await?;
+    if wanted.lines {
+        return stream_batch::<K>(gateway, incoming).await;
+    }
+    generate_batch::<K>(gateway, incoming).await.map(IntoResponse::into_response)
+}
+
 /// Generates all items of a batch and answers with their results.
 ///
 /// # Errors
 /// 401, 404 or 422 if an item is invalid, and 503 if the queue is full: then nothing was sent. Other
 /// errors are those of their items.
-pub(super) async fn generate_batch<K: GenerationKind>(
+async fn generate_batch<K: GenerationKind>(
     gateway: &Gateway,
     mut incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
 ) -> Result<Json<BatchResponse<K::Response>>, ApiError> {
@@ -122,8 +160,8 @@ pub(super) async fn generate_batch<K: GenerationKind>(
     // One cause is enough for the log, because items mostly fail for the same reason.
     let cause = outcomes.iter().find_map(|outcome| outcome.result.as_ref().err()?.cause());
     let response = BatchResponse::of(outcomes, ids);
-    if response.failed_requests > 0 {
-        let BatchResponse { total_requests, failed_requests, .. } = response;
+    if response.totals.failed_requests > 0 {
+        let BatchTotals { total_requests, failed_requests, .. } = response.totals;
         let kind = K::Generation::KIND.label();
         tracing::warn!(kind, total_requests, failed_requests, cause, "items of a batch failed");
     }
@@ -140,9 +178,7 @@ async fn prepare<K: GenerationKind>(
     let BatchRequest { requests, credentials, external_semaphore_id, .. } = body;
     let BatchRequest { service_tier, flex_fallback_seconds, .. } = body;
     let batch_tier = TierFields { service_tier, flex_fallback_seconds }.check();
-    if requests.len() > gateway.config.max_batch_size {
-        return Err(too_long(requests.len(), gateway.config.max_batch_size));
-    }
+    check_length(requests.len(), gateway)?;
     let (mut ids, mut call_options) = (Vec::new(), Vec::new());
     let requests = requests.into_iter().map(|BatchItem { request, ids: own_ids }| {
         let (options, model_options) = request.shared.into_options();
@@ -243,9 +279,17 @@ async fn check<K: GenerationKind>(
     }
 }
 
-fn too_long(items: usize, limit: usize) -> ApiError {
+/// Checks the number of items.
+///
+/// # Errors
+/// 422 if there are too many.
+pub(super) fn check_length(items: usize, gateway: &Gateway) -> Result<(), ApiError> {
+    let limit = gateway.config.max_batch_size;
+    if items <= limit {
+        return Ok(());
+    }
     let message = format!("A batch has at most {limit} items; this one has {items}");
-    ApiError::invalid(vec![InvalidField::new("requests", "too_long", message)])
+    Err(ApiError::invalid(vec![InvalidField::new("requests", "too_long", message)]))
 }
 
 fn in_item(index: usize, field: InvalidField) -> InvalidField {
@@ -259,38 +303,54 @@ impl<T> BatchResponse<T> {
         T: From<Generated<V>>,
     {
         let total_requests = outcomes.len();
-        let usage = total(outcomes.iter().map(Outcome::usage));
+        let mut usage = TotalUsage::default();
+        outcomes.iter().for_each(|outcome| usage.add(outcome.usage()));
+        let usage = usage.sum();
         let results = iter::zip(outcomes, ids).enumerate();
         let results: Vec<_> =
             results.map(|(index, (outcome, ids))| BatchResult::of(index, outcome, ids)).collect();
         let succeeded = |result: &&BatchResult<T>| matches!(result, BatchResult::Success(_));
         let successful_requests = results.iter().filter(succeeded).count();
         let failed_requests = total_requests - successful_requests;
-        Self { results, total_requests, successful_requests, failed_requests, usage }
+        let totals = BatchTotals { total_requests, successful_requests, failed_requests, usage };
+        Self { results, totals }
     }
 }
 
-/// The sum. It names a service tier if all calls were served in one.
-fn total(usages: impl Iterator<Item = Usage>) -> Usage {
-    let (mut total, mut tiers) = (Usage::default(), HashSet::new());
-    for usage in usages {
-        tiers.extend(usage.service_tier);
-        total += usage;
+/// The usage of several requests.
+#[derive(Debug, Default)]
+struct TotalUsage {
+    total: Usage,
+    tiers: HashSet<PriceTier>,
+}
+
+impl TotalUsage {
+    fn add(&mut self, usage: Usage) {
+        self.tiers.extend(usage.service_tier);
+        self.total += usage;
     }
-    Usage { service_tier: total.service_tier.filter(|_| tiers.len() == 1), ..total }
+
+    /// The sum. It names a service tier if all calls were served in one.
+    fn sum(&self) -> Usage {
+        let service_tier = self.total.service_tier.filter(|_| self.tiers.len() == 1);
+        Usage { service_tier, ..self.total }
+    }
 }
 
 impl<T> BatchResult<T> {
-    fn of<V>(index: usize, Outcome { model, result }: Outcome<V>, ids: ItemIds) -> Self
+    /// The result of the request with this index.
+    pub(super) fn of<V>(index: usize, Outcome { model, result }: Outcome<V>, ids: ItemIds) -> Self
     where
         T: From<Generated<V>>,
     {
         match result {
             Ok(generated) => Self::Success(Indexed { result: generated.into(), index, ids }),
-            Err(error) => {
-                let result = ItemError::new(error.into(), model);
-                Self::Failure(Indexed { result, index, ids })
-            }
+            Err(error) => Self::failure(index, ItemError::new(error.into(), model), ids),
         }
+    }
+
+    /// The result of a request that failed.
+    pub(super) fn failure(index: usize, result: ItemError, ids: ItemIds) -> Self {
+        Self::Failure(Indexed { result, index, ids })
     }
 }

@@ -3,21 +3,23 @@
 mod stream;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::batch::{BatchRequest, BatchResponse, generate_batch};
+use super::batch::{BatchRequest, BatchResponse, answer_batch};
 use super::error::ApiError;
 use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
-use super::openapi::{ExternalSemaphore, GenerationErrors};
+use super::jobs::{IdempotencyKey, JobStatus};
+use super::openapi::{BatchErrors, ExternalSemaphore, GenerationErrors, Prefer};
 use super::single::generate;
 use crate::gateway::Gateway;
 use crate::gemini::{Model, Usage};
 use crate::generation::chat::{Chat, ChatPrompt};
 use crate::generation::{Defaults, Generated, InvalidField, ModelOptions, Schemas};
+use crate::jobs::JobKind;
 use stream::{ChatStreamEvent, STREAM_EXAMPLE};
 
 /// A prompt for the model.
@@ -65,6 +67,7 @@ pub(super) struct ChatResponse {
 }
 
 impl GenerationKind for ChatFields {
+    const JOB_KIND: JobKind = JobKind::Chat;
     type Generation = Chat;
     type Response = ChatResponse;
 
@@ -131,17 +134,23 @@ pub(super) async fn chat(
             {"prompt": "Why is the sea salty?", "system_prompt": "Answer in one sentence."}
         ]})
     ),
-    params(ExternalSemaphore),
+    params(ExternalSemaphore, Prefer, IdempotencyKey),
     responses(
-        (status = OK, description = "A result for each request, in the order of the requests",
-            body = BatchResponse<ChatResponse>),
-        GenerationErrors
+        (status = OK, description = "A result for each request, in the order of the requests; with \
+                                     `Accept: application/x-ndjson` a line for each as soon as it \
+                                     is there, and a last one with the totals", content(
+            (BatchResponse<ChatResponse> = "application/json"),
+            (String = "application/x-ndjson")
+        )),
+        (status = ACCEPTED, description = "With `Prefer: respond-async`: the batch as a job",
+            body = JobStatus),
+        BatchErrors
     ),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_chat(
     State(gateway): State<Gateway>,
-    incoming: Incoming<BatchRequest<ChatRequest>>,
-) -> Result<Json<BatchResponse<ChatResponse>>, ApiError> {
-    generate_batch(&gateway, incoming).await
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer_batch::<ChatFields>(&gateway, request).await
 }

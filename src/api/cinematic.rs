@@ -1,15 +1,17 @@
 //! `POST /cinematic-story-design` and `POST /batch/cinematic-story-design`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::batch::{BatchRequest, BatchResponse, generate_batch};
+use super::batch::{BatchRequest, BatchResponse, answer_batch};
 use super::error::ApiError;
 use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
-use super::openapi::{ExternalSemaphore, GenerationErrors};
+use super::jobs::{IdempotencyKey, JobStatus};
+use super::openapi::{BatchErrors, ExternalSemaphore, GenerationErrors, Prefer};
 use super::single::generate;
 use super::structured::MESSAGE;
 use crate::gateway::Gateway;
@@ -18,6 +20,7 @@ use crate::generation::cinematic::{CheckedStory, CinematicStory, Story};
 use crate::generation::{
     Defaults, Generated, InvalidField, ModelOptions, SchemaGeneration, SchemaPrompt, Schemas,
 };
+use crate::jobs::JobKind;
 
 /// A prompt for a story.
 pub(super) type StoryRequest = GenerationRequest<StoryFields>;
@@ -76,6 +79,7 @@ pub(super) struct StoryResponse {
 }
 
 impl GenerationKind for StoryFields {
+    const JOB_KIND: JobKind = JobKind::CinematicStoryDesign;
     type Generation = SchemaGeneration<CinematicStory>;
     type Response = StoryResponse;
 
@@ -142,16 +146,22 @@ pub(super) async fn cinematic(
         ]})
     ),
     responses(
-        (status = OK, description = "A result for each request, in the order of the requests",
-            body = BatchResponse<StoryResponse>),
-        GenerationErrors
+        (status = OK, description = "A result for each request, in the order of the requests; with \
+                                     `Accept: application/x-ndjson` a line for each as soon as it \
+                                     is there, and a last one with the totals", content(
+            (BatchResponse<StoryResponse> = "application/json"),
+            (String = "application/x-ndjson")
+        )),
+        (status = ACCEPTED, description = "With `Prefer: respond-async`: the batch as a job",
+            body = JobStatus),
+        BatchErrors
     ),
-    params(ExternalSemaphore),
+    params(ExternalSemaphore, Prefer, IdempotencyKey),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_cinematic(
     State(gateway): State<Gateway>,
-    incoming: Incoming<BatchRequest<StoryRequest>>,
-) -> Result<Json<BatchResponse<StoryResponse>>, ApiError> {
-    generate_batch(&gateway, incoming).await
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer_batch::<StoryFields>(&gateway, request).await
 }

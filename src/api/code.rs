@@ -90,6 +90,8 @@ codes! {
         "the lease was released, has ended, or never existed";
     AccountNotFound = "account_not_found", NOT_FOUND, Final,
         "no such key was used with the model since the start";
+    JobNotFound = "job_not_found", NOT_FOUND, Final,
+        "no job has this id, it was deleted, or it belongs to another key";
     NotFound = "not_found", NOT_FOUND, Final,
         "no such path, or a path of OpenAI's that Gemini does not have";
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Final,
@@ -100,13 +102,19 @@ codes! {
          `LIVE_IDLE_TIMEOUT_SECONDS`";
     SemaphoreDeleted = "semaphore_deleted", CONFLICT, Final,
         "the semaphore was deleted while the request waited for it";
+    IdempotencyConflict = "idempotency_conflict", CONFLICT, Final,
+        "a job with the same `Idempotency-Key` exists, and its content is another one";
+    JobStateConflict = "job_state_conflict", CONFLICT, Final,
+        "the change does not apply to a job in its state, or a batch that is waited for was \
+         cancelled or paused; `detail` has the state";
     LeaseUnavailable = "lease_unavailable", CONFLICT, Retryable,
         "too few permits became free in time; comes with `Retry-After`, and with `semaphore`, as \
          `GET /_admin/semaphores` shows it";
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, Final,
-        "the body is larger than `MAX_BODY_BYTES`, as sent or decoded, grows more than 200-fold \
-         when it is decoded, or needs more than seven eighths of `BODY_MEMORY_BYTES` once it is \
-         read; or too much came in a live session before it was open";
+        "the body, or a line of a job, is larger than `MAX_BODY_BYTES`, as sent or decoded, a job \
+         is larger than `JOB_MAX_BYTES`, or the body grows more than 200-fold when it is decoded, \
+         or needs more than seven eighths of `BODY_MEMORY_BYTES` once it is read; or too much came \
+         in a live session before it was open";
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, Final,
         "the body is not sent as JSON, or is in an encoding that is not supported; \
          `Accept-Encoding` lists those that are";
@@ -159,12 +167,16 @@ codes! {
     LimitsUnavailable = "limits_unavailable", SERVICE_UNAVAILABLE, Retryable,
         "Redis, which holds the limits that the replicas share, cannot be reached; comes with \
          `Retry-After`";
+    JobStoreUnavailable = "job_store_unavailable", SERVICE_UNAVAILABLE, Retryable,
+        "the store of the jobs cannot be read or written; nothing was changed";
     UpstreamTimeout = "upstream_timeout", GATEWAY_TIMEOUT, Retryable,
         "an attempt took longer than `UPSTREAM_TIMEOUT_SECONDS` (`FLEX_TIMEOUT_SECONDS` for flex), \
          or Gemini reported a timeout";
     RequestTimeout = "request_timeout", GATEWAY_TIMEOUT, Retryable,
         "the request took longer than `REQUEST_TIMEOUT_SECONDS` (`FLEX_TIMEOUT_SECONDS` for flex, \
          if that is longer), or the live session longer than `LIVE_TIMEOUT_SECONDS`";
+    JobStoreFull = "job_store_full", INSUFFICIENT_STORAGE, Retryable,
+        "the disk on which jobs are stored is full; nothing was stored; comes with `Retry-After`";
 }
 
 impl Code {

@@ -1,5 +1,7 @@
 //! Decodes compressed bodies, and removes a byte order mark.
 
+mod pieces;
+
 use std::io::{self, BufReader, Cursor, Read};
 
 use brotli_decompressor::Decompressor;
@@ -19,14 +21,16 @@ use crate::generation::InvalidField;
 use crate::generation::offload::CallerId;
 use crate::memory::{OverBudget, Share};
 
+pub(super) use pieces::PieceDecoder;
+
 /// The supported encodings, as `Accept-Encoding` lists them.
 const SUPPORTED: &str = "gzip, deflate, br, zstd";
 
 /// The largest ratio of the decoded to the encoded size, and the decoded size, in bytes, up to which any
 /// ratio is accepted. Requests compress to about a tenth; a body that compresses much further is made
 /// to fill memory.
-const MAX_RATIO: usize = 200;
-const ANY_RATIO: usize = 1 << 20;
+pub(super) const MAX_RATIO: usize = 200;
+pub(super) const ANY_RATIO: usize = 1 << 20;
 
 /// The largest window of zstd, as an exponent of two. Source: RFC 8878, section 3.1.1.1.2, which
 /// advises decoders to take 8 MiB.
@@ -89,7 +93,7 @@ impl Coding {
         })
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
@@ -99,7 +103,7 @@ impl Coding {
     }
 
     /// The window of the decoder, in bytes; `None` if the body is invalid.
-    fn window(self, body: &[u8]) -> Option<usize> {
+    pub(super) fn window(self, body: &[u8]) -> Option<usize> {
         match self {
             Self::Gzip | Self::Deflate => Some(1 << 15),
             Self::Brotli => brotli_window(*body.first()?),
@@ -108,9 +112,7 @@ impl Coding {
     }
 
     fn decoder<'a>(self, body: Feed<'a>) -> io::Result<Box<dyn Read + 'a>> {
-        // HTTP's deflate has a zlib header; some clients send it without. Source: RFC 9110, section 8.4.1.2.
-        let is_zlib = matches!(**body.body.get_ref(), [first, second, ..]
-            if first & 0x0f == 8 && u16::from_be_bytes([first, second]).is_multiple_of(31));
+        let is_zlib = is_zlib(body.body.get_ref());
         Ok(match self {
             Self::Gzip => Box::new(MultiGzDecoder::new(body)),
             Self::Deflate if is_zlib => Box::new(ZlibDecoder::new(body)),
@@ -141,6 +143,13 @@ impl Read for Feed<'_> {
         let most = buffer.len().min(PIECE);
         self.body.read(&mut buffer[..most])
     }
+}
+
+/// Whether a body has a zlib header, as HTTP's deflate has; some clients send it without. Source: RFC 9110,
+/// section 8.4.1.2.
+fn is_zlib(body: &[u8]) -> bool {
+    matches!(*body, [first, second, ..]
+        if first & 0x0f == 8 && u16::from_be_bytes([first, second]).is_multiple_of(31))
 }
 
 /// The window that the first byte of a brotli stream announces, in bytes; `None` if the byte is invalid,

@@ -19,6 +19,7 @@ use super::semaphore_status::SemaphoreStatus;
 use crate::dispatch::CallError;
 use crate::gemini;
 use crate::generation::{GenerationError, InvalidField, Segment};
+use crate::jobs::StoreError;
 use crate::limits::{Exhausted, QuotaKind, Refused, StoreUnavailable};
 use crate::memory::OverBudget;
 
@@ -102,14 +103,40 @@ impl ApiError {
         Self { detail, ..Self::new(Code::ValidationError, "") }
     }
 
+    /// An invalid parameter of the query.
+    pub(super) fn invalid_in_query(field: InvalidField) -> Self {
+        Self::invalid_in("query", field)
+    }
+
+    /// An invalid header.
+    pub(super) fn invalid_in_header(field: InvalidField) -> Self {
+        Self::invalid_in("header", field)
+    }
+
+    fn invalid_in(place: &str, InvalidField { path, kind, message }: InvalidField) -> Self {
+        let loc = [Segment::from(place)].into_iter().chain(path).collect();
+        let detail = Detail::Fields(vec![FieldError { r#type: kind, loc, msg: message }]);
+        Self { detail, ..Self::new(Code::ValidationError, "") }
+    }
+
     /// The same error, in an item of a batch.
     pub(super) fn in_item(mut self, index: usize) -> Self {
+        self.within("requests", index);
+        self
+    }
+
+    /// The same error, in a line of a job.
+    pub(super) fn in_line(mut self, number: u64) -> Self {
+        self.within("line", usize::try_from(number).unwrap_or(usize::MAX));
+        self
+    }
+
+    fn within(&mut self, list: &str, index: usize) {
         if let Detail::Fields(fields) = &mut self.detail {
             for FieldError { loc, .. } in fields {
-                loc.splice(1..1, [Segment::from("requests"), Segment::Index(index)]);
+                loc.splice(1..1, [Segment::from(list), Segment::Index(index)]);
             }
         }
-        self
     }
 
     /// The request took longer than `REQUEST_TIMEOUT_SECONDS`.
@@ -136,6 +163,32 @@ impl ApiError {
         let encodings = self.accept_encoding;
         let encodings = encodings.map(|all| (ACCEPT_ENCODING, HeaderValue::from_static(all)));
         wait.into_iter().chain(encodings).collect()
+    }
+
+    /// The error code.
+    pub(super) fn table_code(&self) -> Code {
+        self.code
+    }
+
+    /// After how long another attempt can succeed, if that is known.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The invalid fields, if there are any.
+    ///
+    /// # Errors
+    /// The error itself, if it is another one.
+    pub(super) fn into_fields(self) -> Result<Vec<FieldError>, Self> {
+        match self.detail {
+            Detail::Fields(fields) => Ok(fields),
+            Detail::Text(_) => Err(self),
+        }
+    }
+
+    /// Invalid fields in several places.
+    pub(super) fn of_fields(fields: Vec<FieldError>) -> Self {
+        Self { detail: Detail::Fields(fields), ..Self::new(Code::ValidationError, "") }
     }
 
     /// The name of the error code.
@@ -241,6 +294,30 @@ impl From<OverBudget> for ApiError {
 impl From<StoreUnavailable> for ApiError {
     fn from(reason: StoreUnavailable) -> Self {
         Refused::from(reason).into()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    /// The cause is for the log only: it may name files and hosts.
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "the job store failed");
+        match error {
+            StoreError::Full(_) => {
+                let detail = "The disk on which jobs are stored is full.";
+                Self::new(Code::JobStoreFull, detail).after(LATER)
+            }
+            StoreError::Unavailable(_) => {
+                let detail = "The store of the jobs is unavailable.";
+                Self::new(Code::JobStoreUnavailable, detail).after(SOON)
+            }
+            StoreError::Damaged(_) => {
+                Self::new(Code::JobStoreUnavailable, "The store of the jobs is damaged.")
+            }
+            StoreError::TooNew { .. } => {
+                let detail = "A newer version of the service has written the store of the jobs.";
+                Self::new(Code::JobStoreUnavailable, detail)
+            }
+        }
     }
 }
 

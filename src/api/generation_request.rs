@@ -13,6 +13,7 @@ use super::credentials::Credentials;
 use super::service_tier::TierFields;
 use super::split::{SharedFields, split};
 use crate::generation::{Defaults, Generated, Generation, InvalidField, ModelOptions, Schemas};
+use crate::jobs::JobKind;
 
 /// The request body of one kind of generation.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) struct GenerationRequest<K> {
 
 /// The fields that requests of one kind do not share with other kinds.
 pub(super) trait GenerationKind: DeserializeOwned + ToSchema + Send + 'static {
+    /// The kind of jobs whose items are of this kind.
+    const JOB_KIND: JobKind;
     /// What is generated.
     type Generation: Generation;
     /// The body of the answer.

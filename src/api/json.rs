@@ -116,7 +116,8 @@ fn parsed_size(json: &[u8]) -> usize {
     size
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Whether a body is sent as JSON.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
         return false;
     };
@@ -153,7 +154,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 
 /// Parses JSON. Only if that fails, it is parsed again with a reader that tracks the path to the error,
 /// which is slower.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
+///
+/// # Errors
+/// The field that is invalid.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidField> {
     check_depth(bytes)?;
     let read = serde_json::from_slice(bytes).or_else(|_| {
         serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;

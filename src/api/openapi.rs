@@ -22,6 +22,7 @@ pub(super) use errors::*;
     ),
     tags(
         (name = "generation", description = "Chats, structured output and stories, one at a time or in batches"),
+        (name = "jobs", description = "Durable bulk work: any number of requests in one body, answered in the background"),
         (name = "gemini", description = "Gemini's own API, for Google's SDKs"),
         (name = "openai", description = "OpenAI's API, for its clients"),
         (name = "semaphores", description = "Concurrency limits that several services share"),
@@ -80,4 +81,14 @@ pub(super) struct ExternalSemaphore {
     /// A registered semaphore to hold in addition to the global limit, if the body names none.
     #[param(rename = "X-External-Semaphore-Id")]
     external_semaphore_id: Option<String>,
+}
+
+/// How the answer of a batch is sent.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only its documentation is used")]
+pub(super) struct Prefer {
+    /// `respond-async`: the batch is stored as a job, and answered at once with its status.
+    #[param(rename = "Prefer")]
+    prefer: Option<String>,
 }

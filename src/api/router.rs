@@ -14,7 +14,9 @@ use super::error::ApiError;
 use super::guard::guard;
 use super::observe::{observe, panicked};
 use super::openapi::{Documentation, Relayed};
-use super::{chat, cinematic, health, leases, limits, metrics, relay, semaphores, structured};
+use super::{
+    chat, cinematic, health, jobs, leases, limits, metrics, relay, semaphores, structured,
+};
 use crate::gateway::Gateway;
 
 fn documented() -> OpenApiRouter<Gateway> {
@@ -26,6 +28,14 @@ fn documented() -> OpenApiRouter<Gateway> {
         .routes(routes!(chat::batch_chat))
         .routes(routes!(structured::batch_structured))
         .routes(routes!(cinematic::batch_cinematic))
+        .routes(routes!(jobs::begin_job, jobs::list_jobs))
+        .routes(routes!(jobs::pause_job))
+        .routes(routes!(jobs::resume_job))
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(jobs::retry_job))
+        .routes(routes!(jobs::job_events))
+        .routes(routes!(jobs::job_results))
+        .routes(routes!(jobs::show_job, jobs::delete_job))
         .routes(routes!(semaphores::list_semaphores, semaphores::register_semaphore))
         .routes(routes!(leases::list_leases, leases::take_lease))
         .routes(routes!(leases::renew_lease, leases::release_lease))

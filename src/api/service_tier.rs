@@ -71,6 +71,11 @@ impl RequestedTier {
         self.tier.unwrap_or_default()
     }
 
+    /// The tier that is asked for by name.
+    pub(super) fn named(self) -> Option<ServiceTier> {
+        self.tier
+    }
+
     /// The tier of the calls of a request that came at this time.
     pub(super) fn chosen_at(self, came_at: Instant) -> TierChoice {
         let fallback_after = self.fallback_after.filter(|_| self.tier() == ServiceTier::Flex);

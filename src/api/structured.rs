@@ -1,16 +1,18 @@
 //! `POST /structured-output` and `POST /batch/structured-output`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::batch::{BatchRequest, BatchResponse, generate_batch};
+use super::batch::{BatchRequest, BatchResponse, answer_batch};
 use super::error::ApiError;
 use super::generation_request::{GenerationKind, GenerationRequest};
 use super::incoming::Incoming;
-use super::openapi::{ExternalSemaphore, GenerationErrors};
+use super::jobs::{IdempotencyKey, JobStatus};
+use super::openapi::{BatchErrors, ExternalSemaphore, GenerationErrors, Prefer};
 use super::single::generate;
 use crate::gateway::Gateway;
 use crate::gemini::{Model, Usage};
@@ -18,6 +20,7 @@ use crate::generation::structured::StructuredOutput;
 use crate::generation::{
     Defaults, Generated, InvalidField, ModelOptions, SchemaGeneration, SchemaPrompt, Schemas,
 };
+use crate::jobs::JobKind;
 
 /// The `message` of every answer.
 pub(super) const MESSAGE: &str = "Successfully generated structured output";
@@ -73,6 +76,7 @@ pub(super) struct StructuredResponse {
 }
 
 impl GenerationKind for StructuredFields {
+    const JOB_KIND: JobKind = JobKind::StructuredOutput;
     type Generation = SchemaGeneration<StructuredOutput>;
     type Response = StructuredResponse;
 
@@ -142,16 +146,22 @@ pub(super) async fn structured(
         ]})
     ),
     responses(
-        (status = OK, description = "A result for each request, in the order of the requests",
-            body = BatchResponse<StructuredResponse>),
-        GenerationErrors
+        (status = OK, description = "A result for each request, in the order of the requests; with \
+                                     `Accept: application/x-ndjson` a line for each as soon as it \
+                                     is there, and a last one with the totals", content(
+            (BatchResponse<StructuredResponse> = "application/json"),
+            (String = "application/x-ndjson")
+        )),
+        (status = ACCEPTED, description = "With `Prefer: respond-async`: the batch as a job",
+            body = JobStatus),
+        BatchErrors
     ),
-    params(ExternalSemaphore),
+    params(ExternalSemaphore, Prefer, IdempotencyKey),
     security((), ("AdminKey" = []), ("GoogleApiKey" = []), ("BearerToken" = []))
 )]
 pub(super) async fn batch_structured(
     State(gateway): State<Gateway>,
-    incoming: Incoming<BatchRequest<StructuredRequest>>,
-) -> Result<Json<BatchResponse<StructuredResponse>>, ApiError> {
-    generate_batch(&gateway, incoming).await
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer_batch::<StructuredFields>(&gateway, request).await
 }

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::settings::{
-    ADMIN_API_KEY, DATA_DIR, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT, JOBS_DATABASE_URL,
-    REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
+    ADMIN_API_KEY, DATA_DIR, GATEWAY_URL, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT,
+    JOBS_DATABASE_URL, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
 };
 use super::{AdminKey, InvalidSetting};
 use crate::gemini::Client;
@@ -171,6 +171,13 @@ impl Lookup<'_> {
         Client::check_base_url(&url)
             .map_err(|_| invalid(GEMINI_BASE_URL, "an http or https URL without a query"))?;
         Ok(without_version(&url).to_owned())
+    }
+
+    pub(super) fn gateway_url(&self) -> Result<Option<String>, InvalidSetting> {
+        let Some(url) = self.optional(GATEWAY_URL) else { return Ok(None) };
+        let checked = Client::check_base_url(&url);
+        checked.map_err(|_| invalid(GATEWAY_URL, "an http or https URL without a query"))?;
+        Ok(Some(url))
     }
 
     pub(super) fn log_filter(&self) -> Result<String, InvalidSetting> {

@@ -74,6 +74,7 @@ pub const SETTINGS: &[Setting] = &[
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
+    GATEWAY_URL,
 ];
 
 pub(super) const ADMIN_API_KEY: Setting = setting(
@@ -347,4 +348,10 @@ pub(super) const RUST_LOG: Setting = setting(
     "info",
     "filter",
     "What is logged, as tracing's EnvFilter reads it. Prompts and answers appear at trace only.",
+);
+pub(super) const GATEWAY_URL: Setting = setting(
+    "GATEWAY_URL",
+    "",
+    "URL",
+    "The running gateway that the commands `run` and `jobs` use: `https://gateway.example`. Unset: `run` needs none, and `jobs` uses `PORT` on this machine.",
 );

@@ -171,6 +171,14 @@ impl Dispatcher {
     }
 }
 
+impl Admitted {
+    /// The same call with another deadline, for one that was admitted without knowing when.
+    #[must_use]
+    pub fn due(self, deadline: Instant) -> Self {
+        Self { call: self.call.due(deadline), ..self }
+    }
+}
+
 impl CallQueue {
     /// Waits until the calls of this queue that came before have been admitted.
     pub async fn head(&self) -> HeadOfQueue<'_> {
@@ -217,6 +225,12 @@ impl Call {
     /// The service tier that it asks for.
     pub fn tier(&self) -> ServiceTier {
         self.queue.tier.tier()
+    }
+
+    /// The same call with another deadline.
+    #[must_use]
+    pub fn due(self, deadline: Instant) -> Self {
+        Self { deadline, ..self }
     }
 
     /// When it has been tried for long enough in its tier.

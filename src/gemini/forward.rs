@@ -176,6 +176,25 @@ impl Forward {
         }
     }
 
+    /// A call with a JSON body whose answer the gateway reads whole.
+    pub fn call(surface: Surface, path: Uri) -> Self {
+        Self {
+            surface,
+            method: Method::POST,
+            path,
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, JSON), (USER_AGENT, NAME)]),
+            streams: false,
+            is_read: true,
+            runs_on: false,
+        }
+    }
+
+    /// A call of a model's method, as [`call`](Self::call).
+    pub fn method(model: &Model, method: &str) -> Self {
+        let path = format!("/v1beta/{}:{method}", model.resource());
+        Self::call(Surface::Gemini, path.parse().expect("the model's name was checked"))
+    }
+
     /// A request that reads what this one has created at a path, in the same revision of the API.
     pub fn reading(&self, path: Uri) -> Self {
         let mut headers = HeaderMap::from_iter([(USER_AGENT, NAME)]);

@@ -137,7 +137,7 @@ impl ApiKey {
     }
 
     /// Adds the key and its project to the headers of a request.
-    pub(super) fn insert_into(&self, headers: &mut HeaderMap, surface: Surface) {
+    pub fn insert_into(&self, headers: &mut HeaderMap, surface: Surface) {
         let (name, value) = self.header(surface);
         headers.insert(name, value);
         if let Some(project) = &self.project {

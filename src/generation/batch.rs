@@ -1,20 +1,16 @@
 //! Many generations in one request. The batch holds one position in the queue, and results keep the
 //! order of the items.
 
-use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::Instrument;
+use tokio::sync::mpsc;
 
+use super::bulk::{Bulk, BulkItem, Outcomes, Route, TimeLimit};
 use super::offload::Offload;
 use super::{Generated, Generation, GenerationError, generate_admitted};
-use crate::dispatch::{CallError, CallQueue, Dispatcher, TierChoice};
+use crate::dispatch::{Admitted, Call, CallError, CallSize, Dispatcher, TierChoice};
 use crate::gemini::{ApiKey, Model, Usage};
 use crate::limits::{Refused, Semaphore};
 
@@ -65,125 +61,140 @@ pub async fn generate_all<G: Generation>(
     offload: &Arc<Offload>,
     items: Vec<Item<G>>,
 ) -> Result<Vec<Outcome<G::Value>>, Refused> {
-    let batch = Arc::new(Batch::new(dispatcher, offload, items));
-    let _cancelled_on_drop = batch.cancelled.clone().drop_guard();
-    (0..batch.accounts.len()).for_each(|account| batch.start_runner(account));
-    batch.runners.close();
-    batch.runners.wait().await;
-    if let Some(refused) = batch.refused.get() {
-        return Err(*refused);
+    let models = items.iter().map(|item| item.generation.model().clone());
+    let failed = |model| Outcome { model, result: Err(GenerationError::Internal) };
+    let bulk = Bulk::new(dispatcher, Collected(Mutex::new(models.map(failed).collect())));
+    add_all(&bulk, offload, items);
+    bulk.finished().await;
+    match bulk.refused() {
+        Some(refused) => Err(refused),
+        None => Ok(mem::take(&mut *bulk.outcomes().lock())),
     }
-    Ok(mem::take(&mut *lock(&batch.outcomes)))
 }
 
-/// A running batch. Its runners share it.
-struct Batch<G: Generation> {
-    dispatcher: Arc<Dispatcher>,
+/// The same, but each outcome can be read as soon as it is there, in the order in which they come.
+/// While `unread` outcomes are not read, no further item is admitted: only those in flight finish.
+pub fn generate_each<G: Generation>(
+    dispatcher: &Arc<Dispatcher>,
+    offload: &Arc<Offload>,
+    items: Vec<Item<G>>,
+    unread: usize,
+) -> EachOutcome<G> {
+    let models = items.iter().map(|item| item.generation.model().clone()).collect();
+    let (sender, outcomes) = mpsc::channel(unread.max(1));
+    let bulk = Bulk::new(dispatcher, PassedOn { models, outcomes: sender });
+    add_all(&bulk, offload, items);
+    EachOutcome { bulk, outcomes }
+}
+
+/// The outcomes of a batch as they come. Dropping it cancels the items that have none yet.
+pub struct EachOutcome<G: Generation> {
+    bulk: Bulk<Generating<G>, PassedOn<G::Value>>,
+    outcomes: mpsc::Receiver<(usize, Outcome<G::Value>)>,
+}
+
+impl<G: Generation> EachOutcome<G> {
+    /// The next outcome and the index of its item; `None` after the last one. Dropping the future
+    /// loses nothing.
+    ///
+    /// # Errors
+    /// As for [`generate_all`], instead of the first outcome.
+    pub async fn next(&mut self) -> Result<Option<(usize, Outcome<G::Value>)>, Refused> {
+        let next = tokio::select! {
+            biased;
+            next = self.outcomes.recv() => next,
+            // The channel stays open, because the bulk holds a sender.
+            () = self.bulk.finished() => self.outcomes.try_recv().ok(),
+        };
+        match self.bulk.refused() {
+            Some(refused) if next.is_none() => Err(refused),
+            _ => Ok(next),
+        }
+    }
+}
+
+fn add_all<G: Generation, O: Outcomes<Result<Generated<G::Value>, GenerationError>>>(
+    bulk: &Bulk<Generating<G>, O>,
+    offload: &Arc<Offload>,
+    items: Vec<Item<G>>,
+) {
+    for (index, item) in (0..).zip(items) {
+        let Item { generation, key, semaphore, tier, timeout } = item;
+        let model = generation.model().clone();
+        let route = Route { kind: G::KIND, key, model, semaphore, tier };
+        bulk.add(index, route, Generating { generation, offload: Arc::clone(offload), timeout });
+    }
+    bulk.close();
+}
+
+/// One generation of a batch on its way.
+struct Generating<G> {
+    generation: G,
     offload: Arc<Offload>,
-    accounts: Vec<AccountItems<G>>,
-    /// In the order of the items. Each is an internal error until its runner reports the result.
-    outcomes: Mutex<Vec<Outcome<G::Value>>>,
-    runners: TaskTracker,
-    cancelled: CancellationToken,
-    /// Why the batch was refused.
-    refused: OnceLock<Refused>,
-}
-
-/// The items with the same key, model, service tier and semaphore that have not been admitted yet, each with its
-/// index.
-struct AccountItems<G> {
-    queue: Arc<CallQueue>,
     timeout: Duration,
-    items: Mutex<VecDeque<(usize, G)>>,
-    /// How many runners wait for admission.
-    waiting_runners: AtomicUsize,
 }
 
-impl<G: Generation> Batch<G> {
-    fn new(dispatcher: &Arc<Dispatcher>, offload: &Arc<Offload>, items: Vec<Item<G>>) -> Self {
-        let ticket = dispatcher.enqueue_batch();
-        let mut outcomes = Vec::with_capacity(items.len());
-        let mut accounts: Vec<AccountItems<G>> = Vec::new();
-        let mut known = HashMap::new();
-        for (index, item) in items.into_iter().enumerate() {
-            let Item { generation, key, semaphore, tier, timeout } = item;
-            let model = generation.model().clone();
-            outcomes.push(Outcome { model: model.clone(), result: Err(GenerationError::Internal) });
-            let number = semaphore.as_ref().map(|own| own.number());
-            let group = (*key.sha256(), model.clone(), number, tier);
-            let account = *known.entry(group).or_insert_with(|| {
-                let queue = dispatcher.queue(&ticket, G::KIND, key, model, semaphore, tier);
-                accounts.push(AccountItems {
-                    queue: Arc::new(queue),
-                    timeout,
-                    items: Mutex::default(),
-                    waiting_runners: 0.into(),
-                });
-                accounts.len() - 1
-            });
-            let items = accounts[account].items.get_mut().unwrap_or_else(PoisonError::into_inner);
-            items.push_back((index, generation));
-        }
-        Self {
-            dispatcher: Arc::clone(dispatcher),
-            offload: Arc::clone(offload),
-            accounts,
-            outcomes: Mutex::new(outcomes),
-            runners: TaskTracker::new(),
-            cancelled: CancellationToken::new(),
-            refused: OnceLock::new(),
-        }
+impl<G: Generation> BulkItem for Generating<G> {
+    type Outcome = Result<Generated<G::Value>, GenerationError>;
+
+    fn size(&self) -> CallSize {
+        self.generation.input().into()
     }
 
-    fn start_runner(self: &Arc<Self>, account: usize) {
-        self.accounts[account].waiting_runners.fetch_add(1, Ordering::Relaxed);
-        // Boxed, because each wrapper around it would otherwise hold a copy of its size.
-        let runner = Box::pin(Arc::clone(self).run(account));
-        let runner = self.cancelled.clone().run_until_cancelled_owned(runner);
-        self.runners.spawn(runner.in_current_span());
+    fn time_limit(&self) -> TimeLimit {
+        TimeLimit::FromHead(self.timeout)
     }
 
-    /// Takes items of an account one after the other, waits until each is admitted, and generates it.
-    /// A runner whose item is admitted starts another runner for the next item if none is waiting, so
-    /// there is one runner for each item in flight, and one that waits.
-    async fn run(self: Arc<Self>, account: usize) {
-        let AccountItems { queue, timeout, items, waiting_runners } = &self.accounts[account];
-        loop {
-            let head = queue.head().await;
-            waiting_runners.fetch_sub(1, Ordering::Relaxed);
-            let Some((index, generation)) = lock(items).pop_front() else { return };
-            let call = queue.call(generation.input(), Instant::now() + *timeout);
-            let result = match self.dispatcher.admit_at_head(&call, head).await {
-                Ok(admitted) => {
-                    if waiting_runners.load(Ordering::Relaxed) == 0 && !lock(items).is_empty() {
-                        self.start_runner(account);
-                    }
-                    let generation = Arc::new(generation);
-                    let (dispatcher, offload) = (&*self.dispatcher, &*self.offload);
-                    generate_admitted(dispatcher, offload, &call, &generation, admitted).await
-                }
-                Err(CallError::Refused(
-                    refused @ (Refused::QueueFull | Refused::StoreUnavailable(_)),
-                )) => {
-                    // Another account may have set it first.
-                    let _ = self.refused.set(refused);
-                    self.cancelled.cancel();
-                    return;
-                }
-                Err(failure) => Err(failure.into()),
-            };
-            lock(&self.outcomes)[index].result = result;
-            // One waiting runner is enough. More would only make retried items wait longer.
-            if waiting_runners.fetch_add(1, Ordering::Relaxed) > 0 {
-                waiting_runners.fetch_sub(1, Ordering::Relaxed);
-                return;
-            }
-        }
+    async fn send(self, dispatcher: &Dispatcher, call: Call, admitted: Admitted) -> Self::Outcome {
+        let generation = Arc::new(self.generation);
+        generate_admitted(dispatcher, &self.offload, &call, &generation, admitted).await
+    }
+
+    fn refused(self, error: CallError) -> Self::Outcome {
+        Err(error.into())
+    }
+
+    fn panicked() -> Self::Outcome {
+        Err(GenerationError::Internal)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The outcomes of a batch in the order of its items. Each is an internal error until the result is
+/// there.
+struct Collected<T>(Mutex<Vec<Outcome<T>>>);
+
+impl<T> Collected<T> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Outcome<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send + 'static> Outcomes<Result<Generated<T>, GenerationError>> for Collected<T> {
+    async fn take(&self, index: u64, result: Result<Generated<T>, GenerationError>) {
+        self.lock()[index as usize].result = result;
+    }
+}
+
+/// Passes the outcomes of a batch on to their reader.
+struct PassedOn<T> {
+    /// Of the items, in their order.
+    models: Vec<Model>,
+    outcomes: mpsc::Sender<(usize, Outcome<T>)>,
+}
+
+impl<T: Send + 'static> Outcomes<Result<Generated<T>, GenerationError>> for PassedOn<T> {
+    async fn room(&self) {
+        // Runners that finish share the room that is there now. It is exceeded by no more than the
+        // items in flight.
+        drop(self.outcomes.reserve().await);
+    }
+
+    async fn take(&self, index: u64, result: Result<Generated<T>, GenerationError>) {
+        let index = index as usize;
+        let outcome = Outcome { model: self.models[index].clone(), result };
+        // It fails once nobody reads, when all is cancelled.
+        let _ = self.outcomes.send((index, outcome)).await;
+    }
 }
 
 #[cfg(test)]
@@ -239,20 +250,25 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_item_whose_task_panics_fails_alone_and_releases_its_slot() {
+    /// A dispatcher to a simulator, with room for two calls at a time.
+    async fn dispatcher() -> (Arc<Dispatcher>, Arc<Limiter>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let simulator = Simulator::new(Options::default()).router();
         tokio::spawn(async { axum::serve(listener, simulator).await });
         let limiter = Limiter::new(2, 10, QuotaPlan::default());
-        let dispatcher = Arc::new(Dispatcher::new(
+        let dispatcher = Dispatcher::new(
             Client::new(&base_url).unwrap(),
             Arc::clone(&limiter),
             Arc::new(Metrics::new(Arc::clone(&limiter))),
             RetryPolicy::new(1, Duration::from_secs(30)),
             Arc::default(),
-        ));
+        );
+        (Arc::new(dispatcher), limiter)
+    }
+
+    /// Items of which every third panics, from the second on.
+    fn items(items: usize) -> Vec<Item<Fragile>> {
         let item = |n: usize| Item {
             generation: Fragile {
                 model: Model::parse("gemini-3.5-flash-lite").unwrap(),
@@ -264,17 +280,64 @@ mod tests {
             tier: TierChoice::default(),
             timeout: TIMEOUT,
         };
+        (0..items).map(item).collect()
+    }
 
-        let items = (0..8).map(item).collect();
-        let offload = Arc::new(Offload::new(TIMEOUT));
-        let outcomes = generate_all(&dispatcher, &offload, items).await.unwrap();
-        assert_eq!(outcomes.len(), 8);
-        for (n, outcome) in outcomes.into_iter().enumerate() {
-            match outcome.result {
-                Ok(reply) => assert_eq!(reply.value, format!("Simulated answer to: item {n}")),
-                Err(failure) => assert!(matches!(failure, GenerationError::Internal) && n % 3 == 1),
-            }
+    fn is_as_expected(n: usize, outcome: &Outcome<String>) -> bool {
+        match &outcome.result {
+            Ok(reply) => reply.value == format!("Simulated answer to: item {n}"),
+            Err(failure) => matches!(failure, GenerationError::Internal) && n % 3 == 1,
         }
+    }
+
+    #[tokio::test]
+    async fn an_item_whose_task_panics_fails_alone_and_releases_its_slot() {
+        let (dispatcher, limiter) = dispatcher().await;
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let outcomes = generate_all(&dispatcher, &offload, items(8)).await.unwrap();
+        assert_eq!(outcomes.len(), 8);
+        assert!(outcomes.iter().enumerate().all(|(n, outcome)| is_as_expected(n, outcome)));
         assert_eq!((limiter.occupancy().in_flight, limiter.occupancy().available), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn outcomes_that_nobody_reads_hold_no_slot_and_stop_the_batch() {
+        let (dispatcher, limiter) = dispatcher().await;
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let mut each = generate_each(&dispatcher, &offload, items(100), 3);
+        let mut read = vec![each.next().await.unwrap().unwrap()];
+        // Other requests get through: the batch that waits for its reader holds nothing.
+        for _ in 0..20 {
+            generate_all(&dispatcher, &offload, items(1)).await.unwrap();
+        }
+        while limiter.occupancy().in_flight > 0 {
+            tokio::task::yield_now().await;
+        }
+        let sender = &each.bulk.outcomes().outcomes;
+        assert_eq!((sender.capacity(), each.outcomes.len()), (0, 3));
+        while let Some(outcome) = each.next().await.unwrap() {
+            read.push(outcome);
+        }
+        assert!(read.iter().all(|(n, outcome)| is_as_expected(*n, outcome)));
+        let mut indices: Vec<_> = read.iter().map(|(n, _)| *n).collect();
+        indices.sort_unstable();
+        assert_eq!(indices, (0..100).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_cannot_join_the_queue_is_refused_before_its_first_outcome() {
+        let offload = Arc::new(Offload::new(TIMEOUT));
+        let full = Limiter::new(1, 0, QuotaPlan::default());
+        let dispatcher = Arc::new(Dispatcher::new(
+            Client::new("http://127.0.0.1:9").unwrap(),
+            Arc::clone(&full),
+            Arc::new(Metrics::new(Arc::clone(&full))),
+            RetryPolicy::new(1, TIMEOUT),
+            Arc::default(),
+        ));
+        let global = full.store().global();
+        let _slot = crate::limits::Acquire::acquire(&global).await.unwrap();
+        let mut each = generate_each(&dispatcher, &offload, items(3), 3);
+        assert_eq!(each.next().await.err(), Some(Refused::QueueFull));
     }
 }

@@ -1,7 +1,7 @@
 //! The schemas of one body. Each is compiled once, however many requests of the body share it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -191,6 +191,95 @@ impl Schemas {
     }
 }
 
+/// The most schemas in a [`SchemaCache`].
+const MAX_CACHED: usize = 256;
+
+/// Compiled schemas that many requests share, such as the items of a job. Older ones are dropped when
+/// there are too many, or when their texts are longer than those of one body may be.
+#[derive(Debug)]
+pub struct SchemaCache {
+    limits: SchemaLimits,
+    check_formats: bool,
+    cached: Mutex<Cached>,
+}
+
+#[derive(Debug, Default)]
+struct Cached {
+    json: IndexMap<String, Compilation>,
+    stories: IndexMap<Vec<String>, Compilation>,
+}
+
+impl SchemaCache {
+    /// An empty cache. `limits` bounds each schema, and `check_formats` enables the check of formats.
+    #[must_use]
+    pub fn new(limits: SchemaLimits, check_formats: bool) -> Self {
+        Self { limits, check_formats, cached: Mutex::default() }
+    }
+
+    /// No schemas yet.
+    #[must_use]
+    pub fn schemas(&self) -> Schemas {
+        Schemas::new(self.limits, self.check_formats)
+    }
+
+    /// Compiles those schemas that are not in the cache, as [`Schemas::compiled`] does.
+    ///
+    /// # Errors
+    /// [`OffloadError`] where it takes too long.
+    pub async fn compiled(
+        &self,
+        mut schemas: Schemas,
+        offload: &Offload,
+        caller: &CallerId,
+        deadline: Instant,
+    ) -> Result<Schemas, OffloadError> {
+        if self.lock().complete(&mut schemas) {
+            return Ok(schemas);
+        }
+        let schemas = schemas.compiled(offload, caller, deadline).await?;
+        let most = self.limits.bytes.saturating_mul(TOGETHER);
+        self.lock().keep(&schemas, most);
+        Ok(schemas)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Cached> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cached {
+    /// Adds what is known. Returns whether that is all.
+    fn complete(&self, schemas: &mut Schemas) -> bool {
+        let (mut json, mut stories) = (schemas.json.iter_mut(), schemas.stories.iter_mut());
+        let json = json.all(|(text, compilation)| {
+            *compilation = self.json.get(text).cloned().flatten();
+            compilation.is_some()
+        });
+        json && stories.all(|(voices, compilation)| {
+            *compilation = self.stories.get(voices).cloned().flatten();
+            compilation.is_some()
+        })
+    }
+
+    fn keep(&mut self, schemas: &Schemas, most: usize) {
+        let json = schemas.json.iter().map(|(text, compiled)| (text.clone(), compiled.clone()));
+        self.json.extend(json);
+        let stories = schemas.stories.iter();
+        self.stories.extend(stories.map(|(voices, compiled)| (voices.clone(), compiled.clone())));
+        let length = |voices: &Vec<String>| voices.iter().map(String::len).sum::<usize>();
+        let mut bytes = self.json.keys().map(String::len).sum::<usize>()
+            + self.stories.keys().map(length).sum::<usize>();
+        while bytes > most || self.json.len() + self.stories.len() > MAX_CACHED {
+            // The first one is one of the oldest.
+            let dropped = self.json.swap_remove_index(0).map(|(text, _)| text.len());
+            let dropped = dropped
+                .or_else(|| self.stories.swap_remove_index(0).map(|(voices, _)| length(&voices)));
+            let Some(dropped) = dropped else { return };
+            bytes -= dropped;
+        }
+    }
+}
+
 fn found(
     field: &str,
     compilation: Option<&Compilation>,
@@ -201,6 +290,8 @@ fn found(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
@@ -230,6 +321,27 @@ mod tests {
         for (schema, answer) in [(heavy, &long), (light, &json!(1))] {
             assert_eq!(schema.violations(answer, &unlimited()), Ok(Vec::new()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_cached_schema_is_not_compiled_again_and_old_ones_are_dropped() {
+        let cache = SchemaCache::new(SchemaLimits { bytes: 1000, nodes: 10_000 }, true);
+        let offload = Offload::new(Duration::from_secs(60));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let compiled = async |text: &str| {
+            let mut schemas = cache.schemas();
+            schemas.add_json(text);
+            let schemas = cache.compiled(schemas, &offload, &[0; 32], deadline).await.unwrap();
+            schemas.json("json_schema", text).unwrap()
+        };
+        let first = compiled("{}").await;
+        assert!(Arc::ptr_eq(&first, &compiled("{}").await));
+        for n in 0..MAX_CACHED {
+            compiled(&format!(r#"{{"minimum": {n}}}"#)).await;
+        }
+        let cached = cache.lock();
+        assert!(cached.json.keys().map(String::len).sum::<usize>() <= 2000);
+        assert!(!cached.json.contains_key("{}") && cached.json.len() > 1);
     }
 
     #[test]

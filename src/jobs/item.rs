@@ -24,6 +24,9 @@ pub trait ItemFormat: Debug + Send + Sync {
         index: u64,
         line: Bytes,
     ) -> BoxFuture<'static, Result<PreparedItem, ItemOutcome>>;
+
+    /// The result of an item that could not be read or sent because of an internal error.
+    fn internal_error(&self, job: &Job, index: u64, line: &[u8]) -> Answered;
 }
 
 /// An item that is ready to be sent.

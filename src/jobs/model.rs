@@ -321,6 +321,13 @@ impl JobId {
     }
 }
 
+impl ReplicaId {
+    /// A new name.
+    pub fn random() -> Self {
+        Self(format!("{:032x}", u128::from_le_bytes(random_bytes())))
+    }
+}
+
 /// From a cryptographic generator, since an id may be all that protects a job.
 fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];

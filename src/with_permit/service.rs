@@ -1,24 +1,17 @@
 //! The client of the service's leases: takes, renews and releases one lease.
 
-use std::error::Error;
-use std::iter::successors;
 use std::time::Duration;
 
-use bytes::Bytes;
+use axum::body::Body;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{HeaderValue, Method, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::api::Code;
-use crate::connect::connector;
+use crate::client::{ClientError, ClientKey, GatewayClient, Refusal};
 use crate::limits::SemaphoreId;
 
 /// How long one request waits for the lease. Many proxies allow no more than a minute.
@@ -40,14 +33,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many times to try to release a lease.
 const RELEASES: usize = 3;
 
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
-
 /// The leases of one semaphore of a running service.
 pub(super) struct Service {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    leases: Uri,
-    admin_key: HeaderValue,
+    client: GatewayClient,
+    /// The path of the leases.
+    leases: String,
 }
 
 /// A request for a lease.
@@ -68,8 +58,8 @@ pub(super) struct GrantedLease {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LeaseError {
     /// No connection can be made.
-    #[error("the service at {0} cannot be reached: {1}")]
-    Unreachable(String, String),
+    #[error("{0}")]
+    Unreachable(String),
     /// A transient error.
     #[error("{0}")]
     Transient(String),
@@ -80,8 +70,8 @@ pub(super) enum LeaseError {
     #[error("no permit became available")]
     Unavailable,
     /// The service refuses the request permanently.
-    #[error("{detail}")]
-    Refused { status: StatusCode, code: Option<Code>, detail: String },
+    #[error("{0}")]
+    Refused(Refusal),
 }
 
 impl Service {
@@ -91,18 +81,8 @@ impl Service {
         semaphore: &SemaphoreId,
         admin_key: HeaderValue,
     ) -> Result<Self, String> {
-        let leases = format!("{}/_admin/semaphores/{semaphore}/leases", url.trim_end_matches('/'));
-        let leases: Uri = leases.parse().map_err(|error| format!("{url}: {error}"))?;
-        let tls = match leases.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err(format!("{url}: expected a URL that begins with http:// or https://")),
-        };
-        let connector = connector(tls).map_err(|error| format!("TLS cannot be set up: {error}"))?;
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self { http, leases, admin_key })
+        let client = GatewayClient::new(url, ClientKey::Admin(admin_key))?;
+        Ok(Self { client, leases: format!("/_admin/semaphores/{semaphore}/leases") })
     }
 
     /// Waits for a lease without a time limit. An answer that is lost leaves no lease behind, because the
@@ -128,7 +108,7 @@ impl Service {
                     (reachable, unreachable_since) = (true, None);
                     sleep(PAUSE).await;
                 }
-                Err(error @ LeaseError::Refused { .. }) => return Err(error),
+                Err(error @ LeaseError::Refused(_)) => return Err(error),
                 Err(error) => {
                     reachable |= !matches!(error, LeaseError::Unreachable(..));
                     let since = *unreachable_since.get_or_insert_with(Instant::now);
@@ -182,7 +162,7 @@ impl Service {
             };
             match renewal {
                 Ok(later) => (ends, pause) = (later, ttl / 3),
-                Err(error @ LeaseError::Refused { .. }) => return error.to_string(),
+                Err(error @ LeaseError::Refused(_)) => return error.to_string(),
                 Err(error) if Instant::now() >= ends => {
                     return format!("it could not be renewed in time: {error}");
                 }
@@ -211,68 +191,38 @@ impl Service {
         method: Method,
         lease: Option<&GrantedLease>,
         body: Option<&Value>,
-    ) -> Request<Full<Bytes>> {
-        let url = match lease {
-            None => self.leases.to_string(),
+    ) -> Request<Body> {
+        let path = match lease {
+            None => self.leases.clone(),
             Some(GrantedLease { lease_id, .. }) => format!("{}/{lease_id}", self.leases),
         };
-        let request = Request::builder().method(method).uri(url);
-        let request = request.header("Admin-API-Key", &self.admin_key);
-        let request = match body {
-            Some(_) => request.header(CONTENT_TYPE, "application/json"),
-            None => request,
-        };
-        let body = body.map(Value::to_string).unwrap_or_default();
-        request
-            .body(body.into())
-            .expect("a valid URL followed by hexadecimal digits is a valid URL")
+        match body {
+            Some(body) => self.client.json_request(method, &path, body),
+            None => self.client.request(method, &path, Body::empty()),
+        }
     }
 
-    /// Sends a request and reads the answer to its end.
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<Body>,
         time_limit: Duration,
     ) -> Result<Value, LeaseError> {
-        let answered = timeout(time_limit, async {
-            let response = self.http.request(request).await.map_err(|error| self.broken(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| {
-                LeaseError::Transient(format!("the answer is incomplete: {error}"))
-            })?;
-            Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null)))
-        });
-        let no_answer = || LeaseError::Transient(format!("no answer within {time_limit:?}"));
-        let (status, body) = answered.await.map_err(|_| no_answer())??;
-        if status.is_success() { Ok(body) } else { Err(failed(status, &body)) }
-    }
-
-    fn broken(&self, error: &legacy::Error) -> LeaseError {
-        let cause = successors(error.source(), |&error| error.source()).last();
-        let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
-        if error.is_connect() {
-            let host = self.leases.authority().map(ToString::to_string).unwrap_or_default();
-            LeaseError::Unreachable(host, cause)
-        } else {
-            LeaseError::Transient(format!("the connection to the service broke: {cause}"))
-        }
+        Ok(self.client.exchange(request, time_limit).await?)
     }
 }
 
-/// The error for an answer that is not a success.
-fn failed(status: StatusCode, body: &Value) -> LeaseError {
-    let detail = match &body["detail"] {
-        Value::String(detail) => detail.clone(),
-        Value::Null => format!("the service answered {status}"),
-        fields => fields.to_string(),
-    };
-    let code = body["code"].as_str().and_then(Code::named);
-    match code {
-        Some(Code::LeaseUnavailable) => LeaseError::Unavailable,
-        Some(Code::QueueFull) => LeaseError::QueueFull,
-        _ if status.is_server_error() => LeaseError::Transient(detail),
-        _ => LeaseError::Refused { status, code, detail },
+impl From<ClientError> for LeaseError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { .. } => Self::Unreachable(error.to_string()),
+            ClientError::Broken(reason) => Self::Transient(reason),
+            ClientError::Refused(refusal) => match refusal.code {
+                Some(Code::LeaseUnavailable) => Self::Unavailable,
+                Some(Code::QueueFull) => Self::QueueFull,
+                _ if refusal.status.is_server_error() => Self::Transient(refusal.to_string()),
+                _ => Self::Refused(refusal),
+            },
+        }
     }
 }
 

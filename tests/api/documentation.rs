@@ -142,6 +142,16 @@ async fn every_endpoint_is_documented() {
             "POST /batch/chat",
             "POST /batch/structured-output",
             "POST /batch/cinematic-story-design",
+            "GET /jobs",
+            "POST /jobs",
+            "POST /jobs/{job_id}/pause",
+            "POST /jobs/{job_id}/resume",
+            "POST /jobs/{job_id}/cancel",
+            "POST /jobs/{job_id}/retry",
+            "GET /jobs/{job_id}/events",
+            "GET /jobs/{job_id}/results",
+            "GET /jobs/{job_id}",
+            "DELETE /jobs/{job_id}",
             "GET /_admin/semaphores",
             "POST /_admin/semaphores",
             "GET /_admin/semaphores/{semaphore_id}/leases",
@@ -167,18 +177,21 @@ async fn every_endpoint_is_documented() {
     }
 }
 
-/// Running all examples from top to bottom succeeds, with the lease from one answer put into the
-/// next requests.
+/// Running all examples from top to bottom succeeds, with the lease and the job from one answer put into
+/// the next requests.
 #[tokio::test]
 async fn every_example_works_and_is_answered_as_documented() {
     let service = Service::start().await;
     let document = document(&service).await;
-    let mut lease = String::new();
+    let (mut lease, mut job) = (String::new(), String::new());
     for operation in operations(&document) {
-        let path = operation.url().replace("{lease_id}", &lease);
+        let path = operation.url().replace("{lease_id}", &lease).replace("{job_id}", &job);
         let answered = operation.send_to(&service, &path, operation.example()).await;
         if let Some(id) = answered.body["lease_id"].as_str() {
             lease = id.to_owned();
+        }
+        if let Some(id) = answered.body["job_id"].as_str() {
+            job = id.to_owned();
         }
         assert!(answered.status.is_success(), "{operation}: {answered:?}");
         operation.check(&answered);

@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 49] = [
+const WRONG: [(&str, &str); 50] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -196,6 +196,7 @@ const WRONG: [(&str, &str); 49] = [
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),
+    ("GATEWAY_URL", "ftp://wrong.example/77"),
 ];
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub struct Start {
     program: &'static str,
     arguments: Vec<String>,
     variables: Vec<(String, OsString)>,
-    folder: TempDir,
+    folder: Arc<TempDir>,
     /// Shell commands that run before the shell becomes the program.
     before: Option<String>,
 }
@@ -38,7 +38,7 @@ pub struct Process {
     log: Arc<Mutex<String>>,
     /// Reads the log to its end.
     kept: Option<JoinHandle<()>>,
-    _folder: TempDir,
+    _folder: Arc<TempDir>,
 }
 
 impl Start {
@@ -46,7 +46,7 @@ impl Start {
         Self::with_arguments(&["serve", "--simulate"])
     }
 
-    pub fn with_arguments(arguments: &[&'static str]) -> Self {
+    pub fn with_arguments(arguments: &[&str]) -> Self {
         Self::program(PROGRAM, arguments)
     }
 
@@ -58,7 +58,7 @@ impl Start {
 
     fn program(program: &'static str, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let folder = TempDir::new().expect("a folder");
+        let folder = Arc::new(TempDir::new().expect("a folder"));
         let start = Self { program, arguments, variables: Vec::new(), folder, before: None };
         start.set("HOST", "127.0.0.1").set("PORT", "0")
     }
@@ -84,6 +84,11 @@ impl Start {
     pub fn dotenv(self, text: &str) -> Self {
         std::fs::write(self.folder.path().join(".env"), text).expect("a file");
         self
+    }
+
+    /// Starts it in another folder than an empty one of its own.
+    pub fn inside(self, folder: &Arc<TempDir>) -> Self {
+        Self { folder: Arc::clone(folder), ..self }
     }
 
     /// Limits how many files and connections the program may have open at once.

@@ -12,6 +12,7 @@ use gemini_concurrent_generation::server::{ServerLimits, Worker, serve};
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,6 +29,8 @@ pub struct Service {
     pub address: SocketAddr,
     pub http: reqwest::Client,
     _stop: DropGuard,
+    /// The folder of its jobs.
+    _data: TempDir,
 }
 
 /// An answer, read to its end.
@@ -49,17 +52,19 @@ impl Service {
         let stop = CancellationToken::new();
         let simulator = Simulator::new(Options { journal: true, ..options });
         let upstream = listen(simulator.router(), &stop).await;
+        let data = TempDir::new().expect("a folder");
         let mut config = Config {
             base_url: format!("http://{upstream}"),
             admin_api_key: Some(AdminKey::new(ADMIN_KEY)),
             ..Config::default()
         };
         config.set_gemini_api_key(ApiKey::new(SERVER_KEY).expect("a key"));
+        config.job_store.folder = data.path().join("data");
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
         let address = listen(api::router(gateway.clone()), &stop).await;
         let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
-        Self { simulator, gateway, address, http, _stop: stop.drop_guard() }
+        Self { simulator, gateway, address, http, _stop: stop.drop_guard(), _data: data }
     }
 
     /// A service over another upstream than the simulator.

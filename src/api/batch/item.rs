@@ -15,27 +15,27 @@ const MAX_ID: usize = 256;
 
 /// A request in a batch.
 #[derive(Debug)]
-pub(super) struct BatchItem<R> {
+pub(in crate::api) struct BatchItem<R> {
     pub request: R,
     pub ids: ItemIds,
 }
 
 /// The ids of an item. Several items may have the same: results are told apart by their index.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub(super) struct ItemIds {
+pub(in crate::api) struct ItemIds {
     /// The `custom_id` of the item, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
-    custom_id: Option<String>,
+    pub custom_id: Option<String>,
     /// The `id` of the item, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
-    id: Option<String>,
+    pub id: Option<String>,
 }
 
 impl ItemIds {
     /// The ids that are too short or too long.
-    pub(super) fn errors(&self) -> impl Iterator<Item = InvalidField> {
+    pub(in crate::api) fn errors(&self) -> impl Iterator<Item = InvalidField> {
         let fields = [("custom_id", &self.custom_id), ("id", &self.id)];
         fields.into_iter().filter_map(|(field, id)| {
             let is_valid = (1..=MAX_ID).contains(&id.as_ref()?.chars().count());

@@ -136,6 +136,68 @@ impl ApiError {
     }
 }
 
+/// Jobs.
+impl ApiError {
+    pub(in crate::api) fn unknown_job() -> Self {
+        let detail = "There is no such job, or it belongs to another key.";
+        Self::new(Code::JobNotFound, detail)
+    }
+
+    /// The idempotency key was sent before, with another content.
+    pub(in crate::api) fn idempotency_conflict() -> Self {
+        let detail = "A job with the same Idempotency-Key exists, and its content is another one.";
+        Self::new(Code::IdempotencyConflict, detail)
+    }
+
+    /// The change does not apply to a job in its state.
+    pub(in crate::api) fn job_state_conflict(detail: String) -> Self {
+        Self::new(Code::JobStateConflict, detail)
+    }
+
+    /// A job that is waited for does not go on, for a reason that is an error code or not.
+    pub(in crate::api) fn job_paused(id: &str, reason: &str) -> Self {
+        let detail = format!("The job {id} is paused: {reason}.");
+        Self::new(Code::named(reason).unwrap_or(Code::JobStateConflict), detail)
+    }
+
+    /// A job of so many bytes is not taken.
+    pub(in crate::api) fn job_too_large(limit: u64) -> Self {
+        let detail = format!("The job is larger than {limit} bytes (JOB_MAX_BYTES).");
+        Self::new(Code::BodyTooLarge, detail)
+    }
+
+    /// A job of so many items is not taken.
+    pub(in crate::api) fn too_many_items(limit: u64) -> Self {
+        let detail = format!("The job has more than {limit} items (JOB_MAX_ITEMS).");
+        Self::new(Code::BodyTooLarge, detail)
+    }
+
+    /// A line is longer than fits into memory.
+    pub(in crate::api) fn line_too_long(line: u64, limit: usize) -> Self {
+        let detail = format!("Line {line} is longer than {limit} bytes (MAX_BODY_BYTES).");
+        Self::new(Code::BodyTooLarge, detail)
+    }
+
+    /// The body is neither lines of JSON, nor a form with a file of them, nor a batch.
+    pub(in crate::api) fn not_items() -> Self {
+        let detail = "The body must be lines of JSON, sent with 'Content-Type: \
+                      application/x-ndjson' or as the file of a form (multipart/form-data), or \
+                      JSON with a list of requests, sent with 'Content-Type: application/json'.";
+        Self::new(Code::UnsupportedMediaType, detail)
+    }
+
+    /// The answer of a call is longer than is kept.
+    pub(in crate::api) fn answer_too_large(limit: usize) -> Self {
+        let detail = format!("The answer is larger than {limit} bytes.");
+        Self::new(Code::TruncatedAnswer, detail)
+    }
+
+    /// The answer is not JSON.
+    pub(in crate::api) fn answer_not_json() -> Self {
+        Self::new(Code::MalformedAnswer, "The answer is not JSON.")
+    }
+}
+
 /// Bodies.
 impl ApiError {
     pub(in crate::api) fn body_too_large(limit: usize) -> Self {

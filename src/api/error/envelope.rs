@@ -80,6 +80,16 @@ struct OpenAiError {
 impl ApiError {
     /// The error in Gemini's format.
     pub(in crate::api) fn into_google(self) -> Response {
+        let (status, headers, failure) = self.google();
+        answer(status, headers, failure)
+    }
+
+    /// The body of the error in Gemini's format.
+    pub(in crate::api) fn into_google_failure(self) -> GoogleFailure {
+        self.google().2
+    }
+
+    fn google(self) -> (StatusCode, HeaderMap, GoogleFailure) {
         let (status, headers) = (self.relayed_status(), self.headers());
         let mut details = vec![json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
@@ -98,19 +108,26 @@ impl ApiError {
             status: google_status(status),
             details,
         };
-        answer(status, headers, GoogleFailure { error })
+        (status, headers, GoogleFailure { error })
     }
 
     /// The error in OpenAI's format.
     pub(in crate::api) fn into_openai(self) -> Response {
-        let (status, headers) = (self.relayed_status(), self.headers());
+        let headers = self.headers();
+        let (status, failure) = self.into_openai_failure();
+        answer(status, headers, failure)
+    }
+
+    /// The status and the body of the error in OpenAI's format.
+    pub(in crate::api) fn into_openai_failure(self) -> (StatusCode, OpenAiFailure) {
+        let status = self.relayed_status();
         let error = OpenAiError {
             message: self.detail.into_text(),
             r#type: openai_type(status),
             param: None,
             code: self.code,
         };
-        answer(status, headers, OpenAiFailure { error })
+        (status, OpenAiFailure { error })
     }
 
     /// The error as Gemini would answer a request for an interaction.
@@ -181,7 +198,7 @@ fn openai_type(status: StatusCode) -> &'static str {
 }
 
 impl Detail {
-    pub(super) fn into_text(self) -> String {
+    pub(in crate::api) fn into_text(self) -> String {
         match self {
             Self::Text(text) => text,
             Self::Fields(fields) => {

@@ -34,6 +34,41 @@ errors! {
         MalformedAnswer EmptyAnswer TruncatedAnswer SchemaViolation QueueFull ServerBusy
         TooManyAccounts LimitsUnavailable UpstreamTimeout RequestTimeout;
 
+    /// The errors of a batch.
+    BatchErrors(example):
+        MultipleCredentials InvalidRequest ContentBlocked BodyIncomplete BodyNotDecoded
+        RequestExceedsQuota Unauthenticated InvalidApiKey AccountUnfunded
+        PermissionDenied NoQuota ModelNotFound SemaphoreNotFound JobNotFound
+        ClientTimeout SemaphoreDeleted IdempotencyConflict JobStateConflict BodyTooLarge
+        UnsupportedMediaType ValidationError RateLimited DailyQuotaExhausted
+        SpendLimited OtherQuotaExhausted InternalError ServerKeyMissing
+        UpstreamUnavailable UpstreamConnection MalformedAnswer EmptyAnswer
+        TruncatedAnswer SchemaViolation QueueFull ServerBusy TooManyAccounts
+        LimitsUnavailable JobStoreUnavailable UpstreamTimeout RequestTimeout
+        JobStoreFull;
+
+    /// The errors of beginning a job.
+    BeginJobErrors(example):
+        MultipleCredentials BodyIncomplete BodyNotDecoded Unauthenticated SemaphoreNotFound
+        ClientTimeout IdempotencyConflict BodyTooLarge UnsupportedMediaType ValidationError
+        InternalError ServerKeyMissing ServerBusy LimitsUnavailable JobStoreUnavailable
+        RequestTimeout JobStoreFull;
+
+    /// The errors of listing jobs.
+    ListJobsErrors(no_example):
+        MultipleCredentials Unauthenticated JobNotFound ValidationError JobStoreUnavailable;
+
+    /// The errors of a request that reads or deletes a job.
+    JobErrors(no_example):
+        MultipleCredentials Unauthenticated JobNotFound ValidationError JobStoreUnavailable
+        JobStoreFull;
+
+    /// The errors of changing a job.
+    ChangeJobErrors(no_example):
+        MultipleCredentials BodyIncomplete BodyNotDecoded Unauthenticated JobNotFound ClientTimeout
+        JobStateConflict BodyTooLarge UnsupportedMediaType ValidationError ServerBusy
+        JobStoreUnavailable JobStoreFull;
+
     /// The errors of an administrator's request without a body.
     AdminErrors(no_example): Unauthenticated LimitsUnavailable;
 

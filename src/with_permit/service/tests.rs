@@ -1,7 +1,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -94,18 +96,22 @@ async fn a_lease_is_renewed_until_it_is_lost() {
     assert!(released.elapsed() <= ttl / 3 + 2 * SECOND, "{:?}", released.elapsed());
 }
 
+fn refused(status: StatusCode, body: &Value) -> LeaseError {
+    ClientError::Refused(Refusal::new(status, body)).into()
+}
+
 #[test]
 fn only_transient_errors_are_retried() {
     let error = |status, code: &str| {
         let body = json!({"detail": "why", "code": code});
-        failed(StatusCode::from_u16(status).unwrap(), &body)
+        refused(StatusCode::from_u16(status).unwrap(), &body)
     };
     assert!(matches!(error(409, "lease_unavailable"), LeaseError::Unavailable));
     assert!(matches!(error(503, "queue_full"), LeaseError::QueueFull));
     assert!(matches!(error(502, ""), LeaseError::Transient(_)));
     for (status, code) in [(409, "semaphore_deleted"), (404, "semaphore_not_found"), (422, "x")] {
-        assert!(matches!(error(status, code), LeaseError::Refused { .. }), "{code}");
+        assert!(matches!(error(status, code), LeaseError::Refused(_)), "{code}");
     }
-    let page = failed(StatusCode::GATEWAY_TIMEOUT, &Value::Null);
+    let page = refused(StatusCode::GATEWAY_TIMEOUT, &Value::Null);
     assert_eq!(page.to_string(), "the service answered 504 Gateway Timeout");
 }

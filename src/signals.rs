@@ -1,20 +1,23 @@
-//! Signals that this process receives, and signals that it sends to the command.
+//! The signals that ask this process to end.
 
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Child;
+use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
 /// The received signals that ask this process to end.
-pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
+#[derive(Debug)]
+pub struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
     /// Listens for the signals that ask this process to end, except those that it was started to ignore:
     /// `nohup` and a shell's `&` ignore them for the command, which would otherwise receive them.
-    pub(super) fn listen() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If the system refuses to deliver signals.
+    pub fn listen() -> io::Result<Self> {
         let ignored = ignored();
         let ends = [
             (Signal::INT, SignalKind::interrupt()),
@@ -30,7 +33,7 @@ impl Signals {
     }
 
     /// Waits for the next signal.
-    pub(super) async fn next(&mut self) -> Signal {
+    pub async fn next(&mut self) -> Signal {
         poll_fn(|context| {
             let mut signals = self.0.iter_mut();
             let received = signals.find_map(|(number, signal)| {
@@ -47,13 +50,4 @@ fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// Sends a signal to a command, unless it has ended.
-pub(super) fn send(child: &Child, signal: Signal) {
-    let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    if let Some(id) = id {
-        // This fails only if the command has just ended.
-        let _ = kill_process(id, signal);
-    }
 }

@@ -1,0 +1,129 @@
+//! An item of a job on its way through the bulk runner.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::lease::Lease;
+use crate::dispatch::{Admitted, Call, CallError, CallSize, Dispatcher};
+use crate::gemini::ApiKey;
+use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
+use crate::jobs::item::{ItemOutcome, ItemSender, PreparedItem};
+
+/// How many bytes of results may wait until they are recorded before no further item is sent. The
+/// results of items in flight come on top.
+const MAX_UNRECORDED: usize = 8 * 1024 * 1024;
+
+/// An item that is ready to be sent.
+pub(super) struct JobItem {
+    size: CallSize,
+    timeout: Duration,
+    sender: Box<dyn ItemSender>,
+    lease: Arc<Lease>,
+}
+
+/// What became of an item.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Its format tells.
+    With(ItemOutcome),
+    /// It was not sent, because the claim may have been lost.
+    NotSent,
+    /// Its code panicked.
+    Panicked,
+}
+
+impl JobItem {
+    /// An item and where it waits.
+    pub fn new(item: PreparedItem, key: ApiKey, lease: Arc<Lease>) -> (Route, Self) {
+        let PreparedItem { kind, model, semaphore, tier, size, timeout, sender } = item;
+        (Route { kind, key, model, semaphore, tier }, Self { size, timeout, sender, lease })
+    }
+}
+
+impl BulkItem for JobItem {
+    type Outcome = Ended;
+
+    fn size(&self) -> CallSize {
+        self.size
+    }
+
+    fn time_limit(&self) -> TimeLimit {
+        TimeLimit::FromAdmission(self.timeout)
+    }
+
+    async fn send(self, _: &Dispatcher, call: Call, admitted: Admitted) -> Ended {
+        if !self.lease.is_in_force() {
+            return Ended::NotSent;
+        }
+        Ended::With(self.sender.send(call, admitted).await)
+    }
+
+    fn refused(self, error: CallError) -> Ended {
+        match error {
+            // It has no deadline before it is admitted, so it waits on.
+            CallError::DeadlineExceeded => Ended::With(ItemOutcome::Later(None)),
+            error => Ended::With(self.sender.refused(error)),
+        }
+    }
+
+    fn panicked() -> Ended {
+        Ended::Panicked
+    }
+}
+
+/// Brings the outcomes of a job's items to its run.
+#[derive(Debug, Clone)]
+pub(super) struct Returned {
+    pub outcomes: mpsc::UnboundedSender<(u64, Ended)>,
+    pub unrecorded: Arc<Unrecorded>,
+}
+
+/// The bytes of a job's results that are not recorded.
+#[derive(Debug, Default)]
+pub(super) struct Unrecorded {
+    bytes: AtomicUsize,
+    fewer: Notify,
+}
+
+impl Outcomes<Ended> for Returned {
+    async fn room(&self) {
+        loop {
+            let fewer = self.unrecorded.fewer.notified();
+            if self.unrecorded.bytes.load(Ordering::Relaxed) <= MAX_UNRECORDED {
+                return;
+            }
+            fewer.await;
+        }
+    }
+
+    async fn take(&self, index: u64, outcome: Ended) {
+        self.put(index, outcome);
+    }
+}
+
+impl Returned {
+    /// Takes the outcome of an item.
+    pub fn put(&self, index: u64, outcome: Ended) {
+        if let Ended::With(ItemOutcome::Done(answered) | ItemOutcome::Repeat(answered)) = &outcome {
+            self.unrecorded.add(answered.line.len());
+        }
+        // It fails only if the run was dropped.
+        let _ = self.outcomes.send((index, outcome));
+    }
+}
+
+impl Unrecorded {
+    /// Counts bytes that are to be recorded.
+    pub fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that were recorded or are not to be.
+    pub fn subtract(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.fewer.notify_waiters();
+    }
+}

@@ -1,0 +1,443 @@
+//! A store in memory that keeps the promises of [`JobStore`], fails when it is told to, and counts.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
+
+use crate::jobs::store::Stored;
+use crate::jobs::{
+    Answered, Block, Change, Committed, FailuresToRetry, Job, JobId, JobNumber, JobState, JobStore,
+    NewBlock, NewJob, Order, Owner, PauseReason, Progress, ReplicaId, ResultPage, StoreError,
+    StoredResult, Totals,
+};
+
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: BTreeMap<JobNumber, Stand>,
+    begun: i64,
+    settings: Settings,
+    counted: Counted,
+}
+
+/// How the store behaves.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Whether changes fail.
+    pub fails: Option<StoreError>,
+    /// How long a record takes.
+    pub record_takes: Duration,
+    pub is_shared: bool,
+    /// Says that a claim failed, though it took effect.
+    pub loses_claims: bool,
+}
+
+/// What the store has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    pub records: usize,
+    pub failed: usize,
+    /// The most items that were claimed and had no result at one time.
+    pub most_claimed: u64,
+    /// Results of items that had one.
+    pub repeated: usize,
+}
+
+#[derive(Debug)]
+struct Stand {
+    job: Job,
+    committed: bool,
+    /// Those with items that have no result.
+    blocks: BTreeMap<u64, StoredBlock>,
+    /// The others.
+    finished: BTreeMap<u64, StoredBlock>,
+    results: BTreeMap<u64, Answered>,
+}
+
+#[derive(Debug)]
+struct StoredBlock {
+    lines: Bytes,
+    items: u64,
+    claim: Option<(ReplicaId, Instant)>,
+}
+
+impl MemoryStore {
+    /// Changes how the store behaves from now on.
+    pub fn set(&self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.lock().settings);
+    }
+
+    pub fn counted(&self) -> Counted {
+        self.lock().counted
+    }
+
+    /// The job as it is.
+    pub fn get(&self, job: JobNumber) -> Job {
+        let state = self.lock();
+        let stand = &state.jobs[&job];
+        let mut job = stand.job.clone();
+        job.progress.claimed = stand.claimed();
+        job
+    }
+
+    pub fn results_of(&self, job: JobNumber) -> Vec<Answered> {
+        self.lock().jobs[&job].results.values().cloned().collect()
+    }
+
+    /// Ends all claims of a process, as if its lease had ended.
+    pub fn expire(&self, replica: &ReplicaId) {
+        self.release_claims(replica, None);
+    }
+
+    fn release_claims(&self, replica: &ReplicaId, of: Option<JobNumber>) {
+        for (job, stand) in &mut self.lock().jobs {
+            for block in stand.blocks.values_mut() {
+                if of.is_none_or(|of| of == *job) {
+                    block.claim.take_if(|(holder, _)| holder == replica);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// A change, unless changes fail. It takes effect when it is awaited.
+    fn change_with<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Stored<T> {
+        let store = self.clone();
+        async move {
+            let mut state = store.lock();
+            if let Some(error) = state.settings.fails.clone() {
+                state.counted.failed += 1;
+                return Err(error);
+            }
+            Ok(change(&mut state))
+        }
+        .boxed()
+    }
+}
+
+impl Stand {
+    fn claimed(&self) -> u64 {
+        let now = Instant::now();
+        let claimed = self.blocks.iter().filter(|(_, block)| block.is_claimed(now));
+        claimed.map(|(first, block)| block.items - self.answered(*first, block.items)).sum()
+    }
+
+    fn answered(&self, first: u64, items: u64) -> u64 {
+        self.results.range(first..first + items).count() as u64
+    }
+
+    fn change(&mut self, change: Change) {
+        let job = &mut self.job;
+        let open = matches!(job.state, JobState::Queued | JobState::Running);
+        match change {
+            Change::Pause(reason) if open => {
+                (job.state, job.reason) = (JobState::Paused, Some(reason));
+            }
+            Change::Pause(PauseReason::Requested) if job.state == JobState::Paused => {
+                job.reason = Some(PauseReason::Requested);
+            }
+            Change::Resume if job.state == JobState::Paused => {
+                let state =
+                    if job.started_at.is_some() { JobState::Running } else { JobState::Queued };
+                (job.state, job.reason) = (state, None);
+            }
+            Change::Cancel if job.state != JobState::Completed => {
+                (job.state, job.reason, job.ended_at) =
+                    (JobState::Cancelled, None, Some(Timestamp::now()));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl StoredBlock {
+    fn is_claimed(&self, now: Instant) -> bool {
+        self.claim.as_ref().is_some_and(|(_, until)| *until > now)
+    }
+}
+
+impl JobStore for MemoryStore {
+    fn is_shared(&self) -> bool {
+        self.lock().settings.is_shared
+    }
+
+    fn begin(&self, job: NewJob, _: ReplicaId) -> Stored<JobNumber> {
+        self.change_with(move |state| {
+            state.begun += 1;
+            let number = JobNumber(state.begun);
+            let NewJob { id, owner, spec, created_at, .. } = job;
+            let job = Job {
+                number,
+                id,
+                owner,
+                spec,
+                total: 0,
+                bytes: 0,
+                state: JobState::Queued,
+                reason: None,
+                progress: Progress::default(),
+                created_at,
+                started_at: None,
+                ended_at: None,
+            };
+            let stand = Stand {
+                job,
+                committed: false,
+                blocks: BTreeMap::new(),
+                finished: BTreeMap::new(),
+                results: BTreeMap::new(),
+            };
+            state.jobs.insert(number, stand);
+            number
+        })
+    }
+
+    fn append(&self, job: JobNumber, blocks: Vec<NewBlock>) -> Stored<()> {
+        self.change_with(move |state| {
+            let stand = state.jobs.get_mut(&job).unwrap();
+            for NewBlock { first, lines, items } in blocks {
+                let block = StoredBlock { lines, items: items.into(), claim: None };
+                stand.blocks.insert(first, block);
+            }
+        })
+    }
+
+    fn commit(&self, job: JobNumber, totals: Totals) -> Stored<Committed> {
+        self.change_with(move |state| {
+            let stand = state.jobs.get_mut(&job).unwrap();
+            stand.committed = true;
+            (stand.job.total, stand.job.bytes) = (totals.items, totals.bytes);
+            Committed::New(Box::new(stand.job.clone()))
+        })
+    }
+
+    fn abandon(&self, job: JobNumber) -> Stored<()> {
+        self.delete(job)
+    }
+
+    fn job(&self, id: JobId) -> Stored<Option<Job>> {
+        self.change_with(move |state| {
+            state.jobs.values().map(|stand| &stand.job).find(|job| job.id == id).cloned()
+        })
+    }
+
+    fn jobs(&self, _: Option<Owner>, _: Option<JobNumber>, _: u32) -> Stored<Vec<Job>> {
+        unimplemented!("engines list only open jobs")
+    }
+
+    fn open_jobs(&self) -> Stored<Vec<Job>> {
+        let store = self.clone();
+        async move {
+            let state = store.lock();
+            let open = (state.jobs.values())
+                .filter(|stand| stand.committed && !stand.job.state.has_ended())
+                .map(|stand| {
+                    let mut job = stand.job.clone();
+                    job.progress.claimed = stand.claimed();
+                    job
+                });
+            Ok(open.collect())
+        }
+        .boxed()
+    }
+
+    fn change(&self, job: JobNumber, change: Change, _: Timestamp) -> Stored<Option<Job>> {
+        self.change_with(move |state| {
+            let stand = state.jobs.get_mut(&job)?;
+            stand.change(change);
+            Some(stand.job.clone())
+        })
+    }
+
+    fn retry(&self, job: JobNumber, _: FailuresToRetry, _: Timestamp) -> Stored<Option<Job>> {
+        self.change_with(move |state| {
+            let stand = state.jobs.get_mut(&job)?;
+            stand.results.retain(|_, result| result.failure.is_none());
+            stand.blocks.append(&mut stand.finished);
+            stand.job.progress.failed = 0;
+            (stand.job.state, stand.job.ended_at) = (JobState::Queued, None);
+            Some(stand.job.clone())
+        })
+    }
+
+    fn delete(&self, job: JobNumber) -> Stored<()> {
+        self.change_with(move |state| drop(state.jobs.remove(&job)))
+    }
+
+    fn claim(
+        &self,
+        job: JobNumber,
+        replica: ReplicaId,
+        items: u32,
+        bytes: usize,
+        lease: Duration,
+    ) -> Stored<Vec<Block>> {
+        let loses = self.lock().settings.loses_claims;
+        let claim = self.change_with(move |state| {
+            let now = Instant::now();
+            let Some(stand) = state.jobs.get_mut(&job) else { return Vec::new() };
+            if !matches!(stand.job.state, JobState::Queued | JobState::Running) {
+                return Vec::new();
+            }
+            let (mut claimed, mut taken, mut size) = (Vec::new(), 0, 0);
+            for (first, block) in &mut stand.blocks {
+                let results = stand.results.range(*first..*first + block.items);
+                let answered: Vec<u64> = results.map(|(index, _)| *index).collect();
+                if block.is_claimed(now) || answered.len() as u64 == block.items {
+                    continue;
+                }
+                if taken >= u64::from(items) {
+                    break;
+                }
+                (taken, size) = (taken + block.items, size + block.lines.len());
+                if !claimed.is_empty() && (taken > items.into() || size > bytes) {
+                    break;
+                }
+                block.claim = Some((replica.clone(), now + lease));
+                claimed.push(Block { first: *first, lines: block.lines.clone(), answered });
+            }
+            if !claimed.is_empty() && stand.job.started_at.is_none() {
+                stand.job.started_at = Some(Timestamp::now());
+            }
+            if !claimed.is_empty() {
+                stand.job.state = JobState::Running;
+            }
+            let in_memory = stand.claimed();
+            state.counted.most_claimed = state.counted.most_claimed.max(in_memory);
+            claimed
+        });
+        async move {
+            let claimed = claim.await?;
+            match loses {
+                true => Err(StoreError::Unavailable("the connection broke".to_owned())),
+                false => Ok(claimed),
+            }
+        }
+        .boxed()
+    }
+
+    fn renew(&self, replica: ReplicaId, lease: Duration) -> Stored<Vec<(JobNumber, u64)>> {
+        self.change_with(move |state| {
+            let now = Instant::now();
+            let mut held = Vec::new();
+            for (job, stand) in &mut state.jobs {
+                for (first, block) in &mut stand.blocks {
+                    if block.claim.as_ref().is_some_and(|(holder, _)| *holder == replica) {
+                        block.claim = Some((replica.clone(), now + lease));
+                        held.push((*job, *first));
+                    }
+                }
+            }
+            held
+        })
+    }
+
+    fn release(&self, replica: ReplicaId, job: Option<JobNumber>) -> Stored<()> {
+        let store = self.clone();
+        let release = self.change_with(|_| ());
+        async move {
+            release.await?;
+            store.release_claims(&replica, job);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn record(&self, job: JobNumber, results: Vec<Answered>, _: Timestamp) -> Stored<Option<Job>> {
+        let takes = self.lock().settings.record_takes;
+        let record = self.change_with(move |state| {
+            state.counted.records += 1;
+            let stand = state.jobs.get_mut(&job)?;
+            if stand.job.state == JobState::Cancelled {
+                return Some(stand.job.clone());
+            }
+            for result in results {
+                if stand.results.contains_key(&result.index) {
+                    state.counted.repeated += 1;
+                    continue;
+                }
+                match result.failure {
+                    None => stand.job.progress.succeeded += 1,
+                    Some(_) => stand.job.progress.failed += 1,
+                }
+                let index = result.index;
+                stand.results.insert(index, result);
+                let (&first, block) = stand.blocks.range(..=index).next_back().unwrap();
+                if stand.answered(first, block.items) == block.items {
+                    let block = stand.blocks.remove(&first).unwrap();
+                    stand.finished.insert(first, StoredBlock { claim: None, ..block });
+                }
+            }
+            if stand.job.unanswered() == 0 {
+                stand.job.state = JobState::Completed;
+                (stand.job.reason, stand.job.ended_at) = (None, Some(Timestamp::now()));
+            }
+            Some(stand.job.clone())
+        });
+        async move {
+            sleep(takes).await;
+            record.await
+        }
+        .boxed()
+    }
+
+    fn results(
+        &self,
+        job: JobNumber,
+        _: Order,
+        _: bool,
+        after: u64,
+        limit: u32,
+        _: usize,
+    ) -> Stored<ResultPage> {
+        self.change_with(move |state| {
+            let stored = |result: &Answered| StoredResult {
+                index: result.index,
+                next: result.index + 1,
+                line: result.line.clone(),
+            };
+            let stand = &state.jobs[&job];
+            let results = stand.results.range(after..).take(limit as usize);
+            let results = results.map(|(_, result)| stored(result)).collect();
+            ResultPage { results, is_last: stand.job.state.has_ended() }
+        })
+    }
+
+    fn ended_before(&self, time: Timestamp, limit: u32) -> Stored<Vec<JobNumber>> {
+        self.change_with(move |state| {
+            let jobs = state.jobs.values().map(|stand| &stand.job);
+            let ended = jobs.filter(|job| job.ended_at.is_some_and(|at| at < time));
+            ended.map(|job| job.number).take(limit as usize).collect()
+        })
+    }
+
+    fn due_announcements(&self, _: Timestamp, _: Duration) -> Stored<Vec<(Job, u32)>> {
+        unimplemented!("engines announce nothing")
+    }
+
+    fn announced(&self, _: JobNumber, _: Option<Timestamp>) -> Stored<()> {
+        unimplemented!("engines announce nothing")
+    }
+
+    fn check(&self) -> Stored<()> {
+        self.change_with(|_| ())
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}

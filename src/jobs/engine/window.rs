@@ -1,0 +1,359 @@
+//! The items of a job that are in memory: from their claim until their results are recorded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::jobs::model::Block;
+
+/// The items of a job that are in memory. It knows nothing of calls and stores.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    blocks: BTreeMap<u64, ClaimedBlock>,
+    items: HashMap<u64, Item>,
+    /// Items to be sent, in this order.
+    ready: VecDeque<u64>,
+    /// Items to be sent later, by time.
+    later: BTreeSet<(Instant, u64)>,
+    /// The bytes of all blocks.
+    bytes: usize,
+}
+
+/// A block of which items are in memory.
+#[derive(Debug)]
+struct ClaimedBlock {
+    /// How many of its items are in memory.
+    items: usize,
+    bytes: usize,
+    /// The round of renewals in which it was claimed.
+    claimed_in: u64,
+    /// Whether the claim was lost. Items that are out may still bring their results.
+    is_lost: bool,
+}
+
+#[derive(Debug)]
+struct Item {
+    line: Bytes,
+    /// The first index of its block.
+    block: u64,
+    state: State,
+    /// How often it was put off.
+    put_off: u32,
+    /// How often it failed in passing.
+    repeated: u32,
+}
+
+/// Where an item is. Times are in `Window::later`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    /// It is being prepared, waits for admission, or is in flight.
+    Out,
+    Later(Instant),
+    /// Its result is to be recorded.
+    Answered,
+}
+
+impl Window {
+    /// Adds claimed blocks. `round` is the current round of renewals.
+    pub fn add(&mut self, blocks: Vec<Block>, round: u64) {
+        for Block { first, lines, answered } in blocks {
+            let bytes = lines.len();
+            let block = self.blocks.entry(first).or_insert_with(|| {
+                self.bytes += bytes;
+                ClaimedBlock { items: 0, bytes, claimed_in: round, is_lost: false }
+            });
+            (block.claimed_in, block.is_lost) = (round, false);
+            for (index, line) in (first..).zip(split(&lines)) {
+                // A block that was lost and claimed again may have items in flight.
+                if answered.binary_search(&index).is_ok() || self.items.contains_key(&index) {
+                    continue;
+                }
+                let item =
+                    Item { line, block: first, state: State::Ready, put_off: 0, repeated: 0 };
+                self.items.insert(index, item);
+                self.ready.push_back(index);
+                block.items += 1;
+            }
+            self.remove_block_if_done(first);
+        }
+    }
+
+    /// The next item to be sent: its index and its line.
+    pub fn send_next(&mut self) -> Option<(u64, Bytes)> {
+        let index = self.ready.pop_front()?;
+        let item = self.items.get_mut(&index)?;
+        item.state = State::Out;
+        Some((index, item.line.clone()))
+    }
+
+    /// The line of an item.
+    pub fn line(&self, index: u64) -> Option<Bytes> {
+        Some(self.items.get(&index)?.line.clone())
+    }
+
+    /// Puts an item off that says nothing about itself yet. `until` gets how often that happened
+    /// before. Nothing happens if the item is not here any more.
+    pub fn put_off(&mut self, index: u64, until: impl FnOnce(u32) -> Instant) {
+        self.send_later(index, |item| {
+            item.put_off += 1;
+            until(item.put_off - 1)
+        });
+    }
+
+    /// Sends an item again that failed in passing. `until` gets how often that happened before; `None`
+    /// from it if that was often enough, and then nothing changes. Returns whether it is sent again.
+    pub fn repeat(&mut self, index: u64, until: impl FnOnce(u32) -> Option<Instant>) -> bool {
+        let Some(at) = self.items.get(&index).and_then(|item| until(item.repeated)) else {
+            return false;
+        };
+        self.send_later(index, |item| {
+            item.repeated += 1;
+            at
+        });
+        true
+    }
+
+    fn send_later(&mut self, index: u64, until: impl FnOnce(&mut Item) -> Instant) {
+        if let Some(item) = self.no_longer_out(index) {
+            let at = until(item);
+            item.state = State::Later(at);
+            self.later.insert((at, index));
+        }
+    }
+
+    /// The item was not sent: it is the next one.
+    pub fn take_back(&mut self, index: u64) {
+        if let Some(item) = self.no_longer_out(index) {
+            item.state = State::Ready;
+            self.ready.push_front(index);
+        }
+    }
+
+    /// An item that was out and has no result. One whose claim was lost is dropped.
+    fn no_longer_out(&mut self, index: u64) -> Option<&mut Item> {
+        let block = self.items.get(&index).filter(|item| item.state == State::Out)?.block;
+        if self.blocks.get(&block).is_some_and(|block| block.is_lost) {
+            self.items.remove(&index);
+            self.forget_item_of(block);
+            return None;
+        }
+        self.items.get_mut(&index)
+    }
+
+    /// The same for all items that are out.
+    pub fn take_back_all(&mut self) {
+        let is_out = |(index, item): (&u64, &Item)| (item.state == State::Out).then_some(*index);
+        let mut out: Vec<_> = self.items.iter().filter_map(is_out).collect();
+        out.sort_unstable();
+        out.into_iter().rev().for_each(|index| self.take_back(index));
+    }
+
+    /// Lets the items be sent that were put off until `now`.
+    pub fn wake(&mut self, now: Instant) {
+        while let Some(&(at, index)) = self.later.first()
+            && at <= now
+        {
+            self.later.pop_first();
+            if let Some(item) = self.items.get_mut(&index) {
+                item.state = State::Ready;
+                self.ready.push_back(index);
+            }
+        }
+    }
+
+    /// When the next item that was put off is to be sent.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        self.later.first().map(|&(at, _)| at)
+    }
+
+    /// The item has its result, which is to be recorded. Returns whether it is here and had none.
+    pub fn answered(&mut self, index: u64) -> bool {
+        let Some(item) = self.items.get_mut(&index).filter(|item| item.state == State::Out) else {
+            return false;
+        };
+        item.state = State::Answered;
+        item.line = Bytes::new();
+        true
+    }
+
+    /// The result of the item is recorded.
+    pub fn recorded(&mut self, index: u64) {
+        if let Some(item) = self.items.remove(&index) {
+            self.forget_item_of(item.block);
+        }
+    }
+
+    /// Keeps the items of claims that are still `held`, as a renewal showed that began round `round`.
+    /// Items of other blocks are dropped as soon as they are not out, unless they have their result.
+    /// Blocks that were claimed in that round or later are not concerned. Returns whether items of lost
+    /// claims are out.
+    pub fn keep(&mut self, held: &HashSet<u64>, round: u64) -> bool {
+        let mut are_out = false;
+        for (first, block) in &mut self.blocks {
+            block.is_lost |= block.claimed_in < round && !held.contains(first);
+        }
+        let is_lost = |item: &Item| self.blocks.get(&item.block).is_some_and(|block| block.is_lost);
+        let mut dropped = Vec::new();
+        for (index, item) in self.items.iter().filter(|(_, item)| is_lost(item)) {
+            match item.state {
+                State::Ready | State::Later(_) => dropped.push(*index),
+                State::Out => are_out = true,
+                State::Answered => {}
+            }
+        }
+        for index in &dropped {
+            if let Some(item) = self.items.remove(index) {
+                if let State::Later(at) = item.state {
+                    self.later.remove(&(at, *index));
+                }
+                self.forget_item_of(item.block);
+            }
+        }
+        if !dropped.is_empty() {
+            self.ready.retain(|index| self.items.contains_key(index));
+        }
+        are_out
+    }
+
+    /// Those of the `held` claims whose blocks are not here.
+    pub fn strangers(&self, held: &HashSet<u64>) -> HashSet<u64> {
+        held.iter().filter(|first| !self.blocks.contains_key(first)).copied().collect()
+    }
+
+    /// How many items are here and were not put off.
+    pub fn active(&self) -> usize {
+        self.items.len() - self.later.len()
+    }
+
+    /// How many items were put off.
+    pub fn later(&self) -> usize {
+        self.later.len()
+    }
+
+    /// The bytes of the blocks.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn forget_item_of(&mut self, block: u64) {
+        if let Some(claimed) = self.blocks.get_mut(&block) {
+            claimed.items -= 1;
+        }
+        self.remove_block_if_done(block);
+    }
+
+    fn remove_block_if_done(&mut self, first: u64) {
+        if self.blocks.get(&first).is_some_and(|block| block.items == 0)
+            && let Some(block) = self.blocks.remove(&first)
+        {
+            self.bytes -= block.bytes;
+        }
+    }
+}
+
+/// The lines of a block, without their ends.
+fn split(lines: &Bytes) -> impl Iterator<Item = Bytes> {
+    let mut begin = 0;
+    memchr::memchr_iter(b'\n', lines).map(move |end| {
+        let line = lines.slice(begin..end);
+        begin = end + 1;
+        line
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn block(first: u64, items: u64) -> Block {
+        let lines: String = (first..first + items).map(|index| format!("line {index}\n")).collect();
+        Block { first, lines: lines.into(), answered: Vec::new() }
+    }
+
+    fn window() -> Window {
+        let mut window = Window::default();
+        window.add(vec![block(0, 3), block(3, 2)], 1);
+        window
+    }
+
+    fn indices(window: &mut Window) -> Vec<u64> {
+        std::iter::from_fn(|| window.send_next()).map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn items_are_sent_in_their_order_without_those_that_have_results() {
+        let mut window = Window::default();
+        window.add(vec![Block { answered: vec![1, 2], ..block(0, 4) }], 0);
+        assert_eq!(window.send_next(), Some((0, Bytes::from("line 0"))));
+        assert_eq!(window.send_next(), Some((3, Bytes::from("line 3"))));
+        assert_eq!(window.send_next(), None);
+    }
+
+    #[test]
+    fn a_block_leaves_memory_with_its_last_result() {
+        let mut window = window();
+        let all = window.bytes();
+        indices(&mut window);
+        for index in [0, 2] {
+            assert!(window.answered(index));
+            window.recorded(index);
+        }
+        assert_eq!((window.bytes(), window.active()), (all, 3));
+        assert!(window.answered(1) && !window.answered(1));
+        window.recorded(1);
+        assert!(window.bytes() < all && !window.is_empty());
+        window.take_back_all();
+        assert_eq!(indices(&mut window), [3, 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_item_that_was_put_off_comes_back_at_its_time() {
+        let (mut window, now) = (window(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        indices(&mut window);
+        window.put_off(4, |before| at(u64::from(before) + 1));
+        assert!(window.repeat(2, |before| (before < 1).then(|| at(3))));
+        assert_eq!((window.wakes_at(), window.active(), window.later()), (Some(at(1)), 3, 2));
+        window.wake(at(2));
+        assert_eq!(indices(&mut window), [4]);
+        window.put_off(4, |before| at(u64::from(before) + 1));
+        assert_eq!(window.wakes_at(), Some(at(2)));
+        window.wake(at(3));
+        assert_eq!(indices(&mut window), [4, 2]);
+        assert!(!window.repeat(2, |before| (before < 1).then(|| at(3))));
+        assert!(window.answered(2), "it still waits for its result");
+    }
+
+    #[test]
+    fn items_of_a_lost_claim_are_dropped_unless_they_are_out_or_answered() {
+        let mut window = window();
+        window.add(vec![block(10, 1)], 2);
+        window.send_next();
+        window.send_next();
+        window.answered(1);
+        assert!(window.keep(&HashSet::from([3]), 2));
+        assert_eq!(indices(&mut window), [3, 4, 10], "the last one is newer than the renewal");
+        window.take_back(0);
+        window.recorded(1);
+        assert!(indices(&mut window).is_empty());
+        assert_eq!(window.bytes(), 3 * "line 3\n".len() + 1);
+    }
+
+    #[test]
+    fn a_block_that_is_claimed_again_adds_only_what_was_dropped() {
+        let mut window = window();
+        window.send_next();
+        window.keep(&HashSet::from([3]), 2);
+        window.add(vec![block(0, 3)], 2);
+        assert_eq!(indices(&mut window), [3, 4, 1, 2]);
+    }
+}

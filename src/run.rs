@@ -1,0 +1,283 @@
+//! `run`: answers the prompts of a file. `jobs`: lists and changes jobs.
+//!
+//! The prompts become a job, of a running service or of a gateway in this process, and its results are
+//! written as they come. The job outlives this process: the same command goes on where it stopped.
+
+mod begin;
+mod directory;
+mod failure;
+mod follow;
+mod input;
+mod local;
+mod manage;
+mod output;
+mod plan;
+mod progress;
+mod result;
+mod service;
+mod template;
+mod upload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::HumanCount;
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use crate::client::{ClientKey, GatewayClient};
+use crate::config::{AdminKey, Config};
+use crate::limits::Store;
+use crate::signals::Signals;
+use begin::{begin, persistently};
+use failure::{NO_PERMISSION, NOT_NOW, SOME_FAILED, UNAVAILABLE, USAGE};
+use follow::{End, FailedItem, Follower, watch};
+use local::LocalGateway;
+use output::{Output, OutputFormat};
+use plan::Plan;
+use progress::{Progress, account, duration};
+use service::{Action, JobService, JobStatus};
+use upload::{JobArguments, Upload};
+
+pub use failure::{EXIT_STATUSES, RunFailure};
+pub use manage::{JobsArguments, manage};
+
+/// What is asked, and where the answers go.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    job: JobArguments,
+    /// The file for the results; - is standard output. It is written as FILE.part and renamed at the end.
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+    /// The form of the output; default: by the extension of its name.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    output_format: Option<OutputFormat>,
+    /// Replaces an existing output, and asks all items again.
+    #[arg(long)]
+    force: bool,
+    /// Asks failed items of a run again: those that may succeed, or with --retry=all every one.
+    #[arg(
+        long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true,
+        default_missing_value = "retryable"
+    )]
+    retry: Option<Retry>,
+    #[command(flatten)]
+    service: ServiceArguments,
+}
+
+/// Which gateway is asked.
+#[derive(Debug, Args)]
+pub struct ServiceArguments {
+    /// The URL of a running gateway; default: GATEWAY_URL.
+    #[arg(long, global = true)]
+    url: Option<String>,
+    /// Which key is sent to it; default: the first one that is set.
+    #[arg(long, value_enum, value_name = "VARIABLE", global = true)]
+    key_from: Option<KeySource>,
+}
+
+/// Where the key comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum KeySource {
+    #[value(name = "ADMIN_API_KEY")]
+    Admin,
+    #[value(name = "GEMINI_API_KEY")]
+    Gemini,
+    #[value(name = "none")]
+    Nowhere,
+}
+
+/// Which failed items are asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Retry {
+    Retryable,
+    All,
+}
+
+/// Answers the prompts. Without a service, a gateway in this process does, whose limits the function
+/// opens. Returns the exit status.
+///
+/// # Errors
+/// [`RunFailure`] if not every item has a result.
+pub async fn run(
+    arguments: Arguments,
+    config: Config,
+    limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
+) -> Result<u8, RunFailure> {
+    let Arguments { job, output, output_format, force, retry, service } = arguments;
+    let url = service.url.or_else(|| config.gateway_url.clone());
+    let client = url.map(|url| client(&url, service.key_from, &config)).transpose()?;
+    if client.is_none() && config.gemini_api_key.is_none() {
+        let message = "GEMINI_API_KEY is not set, and no service is named: --url, or GATEWAY_URL";
+        return Err(RunFailure::new(NO_PERMISSION, message));
+    }
+    // Until all of it is read, signals end the process.
+    let upload = Arc::new(Upload::new(job, config.max_body_bytes)?);
+    let measure = upload.measure()?;
+    let url = client.as_ref().and_then(GatewayClient::url);
+    let mut plan = Plan::new(&output, &measure, url, force, retry)?;
+    let mut signals =
+        Signals::listen().map_err(|error| RunFailure::new(UNAVAILABLE, error.to_string()))?;
+
+    let (client, local) = match client {
+        Some(client) => (client, None),
+        None => {
+            let data = plan.data().expect("a run without a service has a directory");
+            let local = LocalGateway::start(config, limits, data).await?;
+            (local.client(), Some(local))
+        }
+    };
+    let service = JobService::new(client);
+    let results = Output::create(&output, output_format, &upload)?;
+    let progress = Progress::new(!results.is_terminal());
+    let outcome = work(&service, &upload, &mut plan, results, &progress, &mut signals).await;
+    progress.clear();
+    if let Some(local) = local {
+        // A second signal does not wait for calls in flight.
+        let signalled = async {
+            signals.next().await;
+        };
+        local.stop(signalled).await;
+    }
+    match outcome? {
+        Outcome::Interrupted(signal) => Ok(killed_by(signal)),
+        Outcome::Complete { job, failed } => {
+            plan.finish(job.failed > 0)?;
+            list(&failed, &job);
+            Ok(if job.failed > 0 { SOME_FAILED } else { 0 })
+        }
+    }
+}
+
+/// How a run ended.
+enum Outcome {
+    /// The output is complete.
+    Complete { job: JobStatus, failed: Vec<FailedItem> },
+    /// A signal came. The job is paused if the service could be told.
+    Interrupted(Signal),
+}
+
+/// Begins or continues the job, and follows it to its end.
+async fn work(
+    service: &JobService,
+    upload: &Arc<Upload>,
+    plan: &mut Plan,
+    output: Output<'_>,
+    progress: &Progress,
+    signals: &mut Signals,
+) -> Result<Outcome, RunFailure> {
+    let started = Instant::now();
+    let job = tokio::select! {
+        job = begin(service, upload, plan, progress) => job?,
+        signal = signals.next() => {
+            match plan.job_id() {
+                Some(id) => pause(service, id, progress, signals).await,
+                None => eprintln!("ended before the job was accepted; nothing was asked"),
+            }
+            return Ok(Outcome::Interrupted(signal));
+        }
+    };
+    progress.show(&job);
+    let id = &*job.job_id;
+    let mut follower = Follower::new(service, id, upload.kind(), output);
+    let end = tokio::select! {
+        end = follower.follow(job.total) => end,
+        failure = watch(service, id, progress) => Err(failure),
+        signal = signals.next() => {
+            pause(service, id, progress, signals).await;
+            return Ok(Outcome::Interrupted(signal));
+        }
+    };
+    let end = match end {
+        Err(failure) if failure.is_of_output() => {
+            // Nothing more is spent on answers that nobody gets.
+            drop(service.act(id, Action::Pause).await);
+            return Err(failure);
+        }
+        end => end?,
+    };
+    let job = persistently(progress, async || service.job(id).await).await?;
+    let (failed, output) = follower.into_parts();
+    if end == End::Cancelled {
+        let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
+        let message = format!(
+            "the job {id} was cancelled: {done} of {total} items have a result; with --retry, the \
+             same command continues it"
+        );
+        return Err(RunFailure::new(NOT_NOW, message));
+    }
+    output.finish()?;
+    progress.clear();
+    summarise(&job, started.elapsed());
+    Ok(Outcome::Complete { job, failed })
+}
+
+/// Pauses the job, unless another signal comes, and says how to continue.
+async fn pause(service: &JobService, id: &str, progress: &Progress, signals: &mut Signals) {
+    progress.waits("pausing; Ctrl-C again ends at once");
+    let paused = tokio::select! {
+        paused = service.act(id, Action::Pause) => paused,
+        _ = signals.next() => std::process::exit(i32::from(killed_by(Signal::INT))),
+    };
+    progress.clear();
+    match paused {
+        Ok(job) => {
+            let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
+            eprintln!("paused: {done} of {total} items are answered; the same command continues");
+        }
+        Err(error) => eprintln!("the job {id} could not be paused, and goes on: {error}"),
+    }
+}
+
+/// Prints what a job took.
+fn summarise(job: &JobStatus, time: Duration) {
+    let (total, succeeded) = (HumanCount(job.total), HumanCount(job.succeeded));
+    let time = duration(time);
+    eprintln!("{total} items: {succeeded} answered; {}; {time}", account(job));
+}
+
+/// Prints the first failed items.
+fn list(failed: &[FailedItem], job: &JobStatus) {
+    for FailedItem { index, custom_id, failure } in failed {
+        let name = custom_id.as_ref().map(|id| format!(" ({id})")).unwrap_or_default();
+        let message: String = failure.message.chars().take(200).collect();
+        eprintln!("  {index}{name} {}: {}", failure.code, printable(&message));
+    }
+    let more = job.failed.saturating_sub(failed.len() as u64);
+    if more > 0 {
+        eprintln!("  and {} more", HumanCount(more));
+    }
+    if job.failed > 0 {
+        eprintln!("with --retry, the same command asks those again that may succeed");
+    }
+}
+
+/// A text without characters that a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A client of a running service.
+fn client(
+    url: &str,
+    from: Option<KeySource>,
+    config: &Config,
+) -> Result<GatewayClient, RunFailure> {
+    let admin = config.admin_api_key.as_ref().and_then(AdminKey::header).map(ClientKey::Admin);
+    let own = || config.gemini_api_key.clone().map(ClientKey::Own);
+    let missing = |name| RunFailure::new(NO_PERMISSION, format!("{name} is not set"));
+    let key = match from {
+        Some(KeySource::Admin) => admin.ok_or_else(|| missing("ADMIN_API_KEY"))?,
+        Some(KeySource::Gemini) => own().ok_or_else(|| missing("GEMINI_API_KEY"))?,
+        Some(KeySource::Nowhere) => ClientKey::None,
+        None => admin.or_else(own).unwrap_or(ClientKey::None),
+    };
+    GatewayClient::new(url, key).map_err(|message| RunFailure::new(USAGE, message))
+}
+
+fn killed_by(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,102 @@
+//! Begins the job of a run, or continues it.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::failure::{RunFailure, USAGE};
+use super::follow::{ABSENCE, Backoff};
+use super::plan::Plan;
+use super::progress::Progress;
+use super::service::{Action, JobService, JobStatus, Status};
+use super::upload::Upload;
+use crate::client::ClientError;
+
+/// Sends the job unless it was accepted before, and lets it go on if it is paused.
+pub(super) async fn begin(
+    service: &JobService,
+    upload: &Arc<Upload>,
+    plan: &mut Plan,
+    progress: &Progress,
+) -> Result<JobStatus, RunFailure> {
+    let mut job = None;
+    if let Some(id) = plan.job_id() {
+        job = match persistently(progress, async || service.job(id).await).await {
+            // It was deleted, or its time was over.
+            Err(ClientError::Refused(refusal)) if refusal.status() == StatusCode::NOT_FOUND => None,
+            found => Some(found?),
+        };
+    }
+    let job = match job {
+        Some(job) => job,
+        None => {
+            let job = submit(service, upload, plan, progress).await?;
+            plan.accepted(&job.job_id)?;
+            job
+        }
+    };
+    let action = match job.status {
+        Status::Paused => Some(Action::Resume),
+        Status::Completed if job.failed > 0 => plan.retry(),
+        Status::Cancelled => plan.retry(),
+        _ => None,
+    };
+    let Some(action) = action else { return Ok(job) };
+    plan.accepted(&job.job_id)?;
+    match persistently(progress, async || service.act(&job.job_id, action).await).await {
+        // It goes on already, or there is nothing to ask again.
+        Err(ClientError::Refused(refusal)) if refusal.status() == StatusCode::CONFLICT => {
+            Ok(persistently(progress, async || service.job(&job.job_id).await).await?)
+        }
+        changed => Ok(changed?),
+    }
+}
+
+async fn submit(
+    service: &JobService,
+    upload: &Arc<Upload>,
+    plan: &Plan,
+    progress: &Progress,
+) -> Result<JobStatus, RunFailure> {
+    let (measure, key) = (plan.measure(), plan.idempotency_key());
+    let submitted = persistently(progress, async || {
+        progress.sends(measure.bytes);
+        let bar = progress.clone();
+        let submitted = service.submit(upload, measure, &key, move |bytes| bar.sent(bytes)).await;
+        // Sent again, it would be refused again.
+        Ok(match submitted {
+            Err(error) if error.is_transient() && !upload.has_changed() => return Err(error),
+            submitted => submitted,
+        })
+    });
+    match submitted.await.and_then(|submitted| submitted) {
+        Ok(job) => Ok(job),
+        Err(_) if upload.has_changed() => {
+            let name = upload.input().name();
+            Err(RunFailure::new(USAGE, format!("{name} changed while it was read")))
+        }
+        Err(error) => Err(RunFailure::of_upload(error, upload)),
+    }
+}
+
+/// Repeats a request after transient errors, if the service was reachable once. A full disk is not waited
+/// for.
+pub(super) async fn persistently<T>(
+    progress: &Progress,
+    mut attempt: impl AsyncFnMut() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
+    let (mut backoff, begun, mut was_reached) = (Backoff::default(), Instant::now(), false);
+    loop {
+        let error = match attempt().await {
+            Err(error) if error.is_transient() => error,
+            outcome => return outcome,
+        };
+        was_reached |= !matches!(error, ClientError::Unreachable { .. });
+        if !was_reached || error.is_full() || begun.elapsed() >= ABSENCE {
+            return Err(error);
+        }
+        progress.waits(&error.to_string());
+        backoff.pause().await;
+    }
+}

@@ -1,0 +1,143 @@
+//! Why a command failed, and its exit statuses.
+
+use http::StatusCode;
+use serde_json::Value;
+
+use super::directory::DirectoryError;
+use super::input::InputError;
+use super::output::OutputError;
+use super::upload::Upload;
+use crate::api::Code;
+use crate::client::{ClientError, Refusal};
+
+/// The exit statuses of `run` and `jobs`, as the manual has them. Those from 69 on are of sysexits.h.
+pub const EXIT_STATUSES: &[(&str, &str)] = &[
+    ("0", "every item was answered"),
+    ("2", "the arguments or the input cannot be used; nothing was asked"),
+    ("3", "some items failed; the others were answered"),
+    ("69", "the service cannot be reached, is away for too long, or refuses the request"),
+    ("74", "the output cannot be written"),
+    ("75", "the job was paused or cancelled by somebody else, or another run has the output"),
+    ("77", "the key is missing, or Gemini or the service does not accept it"),
+    ("78", "a setting is invalid"),
+    ("130", "Ctrl-C: the job is paused, and the same command continues it (143 after SIGTERM)"),
+];
+
+pub(super) const USAGE: u8 = 2;
+pub(super) const SOME_FAILED: u8 = 3;
+pub(super) const UNAVAILABLE: u8 = 69;
+const CANNOT_WRITE: u8 = 74;
+pub(super) const NOT_NOW: u8 = 75;
+pub(super) const NO_PERMISSION: u8 = 77;
+const SETTINGS: u8 = 78;
+
+/// Why a command failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RunFailure {
+    /// The exit status for this error.
+    pub exit_status: u8,
+    message: String,
+}
+
+impl RunFailure {
+    pub(super) fn new(exit_status: u8, message: impl Into<String>) -> Self {
+        Self { exit_status, message: message.into() }
+    }
+
+    /// Whether the output cannot be written.
+    pub(super) fn is_of_output(&self) -> bool {
+        self.exit_status == CANNOT_WRITE
+    }
+
+    /// A setting is invalid.
+    pub fn settings(message: String) -> Self {
+        Self::new(SETTINGS, message)
+    }
+
+    /// The job is paused, for a reason that may be an error code.
+    pub(super) fn paused(reason: &str) -> Self {
+        let status = Code::named(reason).map(Code::status);
+        let exit_status = match status {
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => NO_PERMISSION,
+            Some(_) => UNAVAILABLE,
+            None => NOT_NOW,
+        };
+        let message = format!("the job is paused ({reason}); the same command continues it");
+        Self::new(exit_status, message)
+    }
+
+    /// The service does not accept an upload. Its lines are named as those of the input.
+    pub(super) fn of_upload(error: ClientError, upload: &Upload) -> Self {
+        match error {
+            ClientError::Refused(Refusal { detail: Value::Array(fields), .. })
+                if !fields.is_empty() =>
+            {
+                let name = upload.input().name();
+                let lines: Vec<_> =
+                    fields.iter().map(|field| invalid_field(field, upload)).collect();
+                Self::new(USAGE, format!("{name} has invalid items:\n{}", lines.join("\n")))
+            }
+            ClientError::Refused(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::new(USAGE, refusal.to_string())
+            }
+            other => other.into(),
+        }
+    }
+}
+
+/// An invalid field of a line of the upload, such as `line 7: prompt: Field must not be blank`.
+fn invalid_field(field: &Value, upload: &Upload) -> String {
+    let path = field["loc"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let at = path.iter().position(Value::is_u64);
+    let number = at.and_then(|at| path[at].as_u64());
+    let path = match at {
+        Some(at) => &path[at + 1..],
+        None => path,
+    };
+    let text = |step: &Value| step.as_str().map_or_else(|| step.to_string(), str::to_owned);
+    let path: Vec<_> = path.iter().map(text).collect();
+    let path = if path.is_empty() { String::new() } else { format!("{}: ", path.join(".")) };
+    // The first line of the upload has the options.
+    let line = number.and_then(|number| upload.line_of(number.checked_sub(2)?));
+    let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    format!("  {line}{path}{}", field["msg"].as_str().unwrap_or_default())
+}
+
+impl From<InputError> for RunFailure {
+    fn from(error: InputError) -> Self {
+        Self::new(USAGE, error.to_string())
+    }
+}
+
+impl From<OutputError> for RunFailure {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Input(error) => error.into(),
+            OutputError::Unwritable { .. } => Self::new(CANNOT_WRITE, error.to_string()),
+        }
+    }
+}
+
+impl From<DirectoryError> for RunFailure {
+    fn from(error: DirectoryError) -> Self {
+        let exit_status = match error {
+            DirectoryError::Busy(_) => NOT_NOW,
+            DirectoryError::Unusable(..) => CANNOT_WRITE,
+        };
+        Self::new(exit_status, error.to_string())
+    }
+}
+
+impl From<ClientError> for RunFailure {
+    fn from(error: ClientError) -> Self {
+        let exit_status = match &error {
+            ClientError::Refused(refusal) => match refusal.status() {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => NO_PERMISSION,
+                _ => UNAVAILABLE,
+            },
+            ClientError::Unreachable { .. } | ClientError::Broken(_) => UNAVAILABLE,
+        };
+        Self::new(exit_status, error.to_string())
+    }
+}
