@@ -17,6 +17,7 @@
 pub mod item;
 mod model;
 pub mod store;
+pub mod webhook;
 
 pub use model::{
     Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec, JobState,

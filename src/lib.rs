@@ -15,6 +15,7 @@
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
+//! | [`jobs`] | durable bulk work: its store, its engine, its webhooks |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
 //! | [`schema`] | translates JSON Schema to Gemini's two dialects, and checks answers |
 //! | [`dispatch`] | one upstream call: admit, send, retry, settle |
@@ -23,6 +24,7 @@
 //! | [`connect`] | makes connections to other services |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`prices`] | what calls cost in US dollars |
+//! | [`regular_file`] | reads files that settings name |
 //! | [`simulator`] | a simulator of Gemini with real quotas and real error bodies |
 //! | [`with_permit`] | a client of the gateway: runs a command while holding a lease |
 //!
@@ -39,11 +41,13 @@ pub mod dispatch;
 pub mod gateway;
 pub mod gemini;
 pub mod generation;
+pub mod jobs;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod pacific;
 pub mod prices;
+pub mod regular_file;
 pub mod schema;
 pub mod server;
 pub mod simulator;
