@@ -68,14 +68,15 @@ pub fn upstream_connector(
 /// resolved once for a connection, and the connection leads to exactly the address that was checked.
 ///
 /// # Errors
-/// If the machine has no CA certificates, and `authorities` has none either.
+/// With `tls`, if the machine has no CA certificates and `authorities` has none either.
 pub fn checked_connector(
+    tls: bool,
     allowed: AllowedDestinations,
     resolver: Arc<dyn Resolver>,
     proxy: Option<&Proxy>,
     authorities: &Authorities,
 ) -> io::Result<HttpsConnector<CheckedConnector>> {
-    let config = authorities.tls(true)?;
+    let config = authorities.tls(tls)?;
     let proxy_connector =
         proxy.map(|proxy| ProxyConnector::new(proxy.clone(), with_tls(config.clone(), tcp())));
     let direct = UpstreamConnector { tcp: tcp(), proxy_connector: None };

@@ -20,8 +20,8 @@ pub mod store;
 pub mod webhook;
 
 pub use model::{
-    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec, JobState,
-    NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage, StoredResult,
-    Totals,
+    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
+    JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
+    StoredResult, Totals,
 };
 pub use store::{Committed, JobStore, StoreError};

@@ -30,7 +30,8 @@ fn polls_are_turned_off_with_zero() {
 
 #[test]
 fn continuations_are_bounded() {
-    let continuations = |value| read(&[("MAX_CONTINUATIONS", value)]).map(|it| it.max_continuations);
+    let continuations =
+        |value| read(&[("MAX_CONTINUATIONS", value)]).map(|it| it.max_continuations);
     assert_eq!(continuations(""), Ok(8));
     assert_eq!(continuations("0"), Ok(0));
     assert_eq!(continuations("64"), Ok(64));

@@ -11,21 +11,21 @@ use url::Host;
 /// IPv4 networks that are not public. Source: IANA's IPv4 Special-Purpose Address Registry, and for
 /// multicast and the reserved block RFC 1112.
 const RESERVED_V4: [Ipv4Net; 16] = [
-    v4([0, 0, 0, 0], 8),       // this network
-    v4([10, 0, 0, 0], 8),      // private
-    v4([100, 64, 0, 0], 10),   // shared by the customers of a provider; also Alibaba's metadata
-    v4([127, 0, 0, 0], 8),     // this machine
-    v4([169, 254, 0, 0], 16),  // link-local; also the metadata of most clouds
-    v4([172, 16, 0, 0], 12),   // private
-    v4([192, 0, 0, 0], 24),    // protocol assignments; also Oracle's metadata
-    v4([192, 0, 2, 0], 24),    // documentation
-    v4([192, 88, 99, 0], 24),  // 6to4 relays
-    v4([192, 168, 0, 0], 16),  // private
-    v4([198, 18, 0, 0], 15),   // benchmarks
-    v4([198, 51, 100, 0], 24), // documentation
-    v4([203, 0, 113, 0], 24),  // documentation
-    v4([224, 0, 0, 0], 4),     // multicast
-    v4([240, 0, 0, 0], 4),     // reserved, and the broadcast address
+    v4([0, 0, 0, 0], 8),        // this network
+    v4([10, 0, 0, 0], 8),       // private
+    v4([100, 64, 0, 0], 10),    // shared by the customers of a provider; also Alibaba's metadata
+    v4([127, 0, 0, 0], 8),      // this machine
+    v4([169, 254, 0, 0], 16),   // link-local; also the metadata of most clouds
+    v4([172, 16, 0, 0], 12),    // private
+    v4([192, 0, 0, 0], 24),     // protocol assignments; also Oracle's metadata
+    v4([192, 0, 2, 0], 24),     // documentation
+    v4([192, 88, 99, 0], 24),   // 6to4 relays
+    v4([192, 168, 0, 0], 16),   // private
+    v4([198, 18, 0, 0], 15),    // benchmarks
+    v4([198, 51, 100, 0], 24),  // documentation
+    v4([203, 0, 113, 0], 24),   // documentation
+    v4([224, 0, 0, 0], 4),      // multicast
+    v4([240, 0, 0, 0], 4),      // reserved, and the broadcast address
     v4([168, 63, 129, 16], 32), // the services of Azure's virtual machines, on a public address
 ];
 

@@ -7,8 +7,8 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use super::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order, Owner,
-    ReplicaId, ResultPage, Totals,
+    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, Totals,
 };
 
 /// The result of a store's operation.
@@ -35,7 +35,8 @@ pub trait JobStore: Debug + Send + Sync {
     fn job(&self, id: JobId) -> Stored<Option<Job>>;
 
     /// Jobs, newest first: those of an owner, or all. Only those with a number below `before`.
-    fn jobs(&self, owner: Option<Owner>, before: Option<JobNumber>, limit: u32) -> Stored<Vec<Job>>;
+    fn jobs(&self, owner: Option<Owner>, before: Option<JobNumber>, limit: u32)
+    -> Stored<Vec<Job>>;
 
     /// The jobs that are queued, running, or paused: those that an engine looks after.
     fn open_jobs(&self) -> Stored<Vec<Job>>;
@@ -75,7 +76,8 @@ pub trait JobStore: Debug + Send + Sync {
     /// Records results. One whose item has a result already, or whose job is gone or cancelled, is
     /// ignored. A block whose items all have results is no longer claimed, and a job whose items all
     /// have results is completed. Returns the jobs as they are then.
-    fn record(&self, job: JobNumber, results: Vec<Answered>, now: Timestamp) -> Stored<Option<Job>>;
+    fn record(&self, job: JobNumber, results: Vec<Answered>, now: Timestamp)
+    -> Stored<Option<Job>>;
 
     /// Reads results after a position (0: from the beginning), at most `limit` of them and about `bytes`
     /// bytes, at least one if there is one.

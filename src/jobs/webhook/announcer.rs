@@ -118,6 +118,7 @@ impl Announcements {
             let next = repeats.first().map(|next: &Timestamp| next.duration_since(now));
             let wait = next.and_then(|wait| wait.try_into().ok()).unwrap_or(POLL).min(POLL);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 Some(repeat) = attempts.join_next() => repeats.extend(repeat.ok().flatten()),
                 () = ended.notified() => {}

@@ -75,7 +75,7 @@ impl WebhookSender {
     /// certificate authorities in addition to the system's.
     ///
     /// # Errors
-    /// If there are no certificate authorities at all.
+    /// If messages can be signed, and there are no certificate authorities at all.
     pub fn new(
         settings: WebhookSettings,
         proxy: Option<&Proxy>,
@@ -90,8 +90,9 @@ impl WebhookSender {
         authorities: &Authorities,
         resolver: Arc<dyn Resolver>,
     ) -> io::Result<Self> {
+        let tls = !settings.secrets.is_empty();
         let allowed = settings.allowed.clone();
-        let connector = checked_connector(allowed, resolver, proxy, authorities)?;
+        let connector = checked_connector(tls, allowed, resolver, proxy, authorities)?;
         let http = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
             .http1_max_buf_size(MAX_HEAD)

@@ -9,17 +9,8 @@ const HOUR: u64 = 60 * MINUTE;
 
 /// The waits after each failed attempt, in seconds. The first attempt is made at once, the last one
 /// three days later. Source: the example schedule in the specification of Standard Webhooks.
-const WAITS: [u64; 9] = [
-    5,
-    5 * MINUTE,
-    30 * MINUTE,
-    2 * HOUR,
-    5 * HOUR,
-    10 * HOUR,
-    14 * HOUR,
-    20 * HOUR,
-    24 * HOUR,
-];
+const WAITS: [u64; 9] =
+    [5, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR];
 
 /// The longest wait that a receiver can ask for.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(24 * HOUR);

@@ -37,7 +37,9 @@ pub enum InvalidWebhookUrl {
     #[error("a webhook's URL must be https, unless JOB_WEBHOOK_ALLOW names its host")]
     NotHttps,
     /// The host is this machine, or its address is private or reserved.
-    #[error("a webhook's address may not be private or reserved, unless JOB_WEBHOOK_ALLOW names it")]
+    #[error(
+        "a webhook's address may not be private or reserved, unless JOB_WEBHOOK_ALLOW names it"
+    )]
     Private,
 }
 

@@ -292,10 +292,7 @@ async fn failed_connections_are_explained_without_the_url() {
     let outcome = send(format!("http://{address}/"), &["127.0.0.1"]).await;
     assert_eq!(reason(outcome), "cannot connect to the receiver: the connection was refused");
     let outcome = send_resolving("https://hooks.example/", &[], [vec![]]).await;
-    assert_eq!(
-        reason(outcome),
-        "cannot connect to the receiver: its host name cannot be resolved"
-    );
+    assert_eq!(reason(outcome), "cannot connect to the receiver: its host name cannot be resolved");
 }
 
 /// Reads the head of a request.

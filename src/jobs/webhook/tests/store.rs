@@ -139,8 +139,7 @@ impl JobStore for MemoryStore {
     ) -> Stored<()> {
         let mut state = self.state.lock().unwrap();
         state.settled += 1;
-        let is_it =
-            |it: &Announcement| it.job.number == job && it.job.ended_at == Some(ended_at);
+        let is_it = |it: &Announcement| it.job.number == job && it.job.ended_at == Some(ended_at);
         match next_attempt {
             None => state.announcements.retain(|it| !is_it(it)),
             Some(next) => {
