@@ -19,8 +19,7 @@ pub(super) fn read(settings: &Lookup<'_>) -> Result<WebhookSettings, InvalidSett
 
 #[cfg(test)]
 mod tests {
-    use super::super::Config;
-    use super::*;
+    use crate::config::Config;
 
     #[test]
     fn webhooks_are_off_unless_there_is_a_secret() {

@@ -203,10 +203,11 @@ async fn a_receiver_that_does_not_answer_is_given_fifteen_seconds() {
     drop(listener);
 }
 
-/// Answers with a head and then repeats a part until the connection is closed.
-async fn repeat(listener: TcpListener, head: &'static str, part: &'static str) -> io::Error {
+/// Answers a request with a beginning, and then repeats a part until the connection is closed.
+async fn repeat(listener: TcpListener, beginning: &'static str, part: &'static str) -> io::Error {
     let (mut stream, _) = listener.accept().await.unwrap();
-    stream.write_all(head.as_bytes()).await.unwrap();
+    head(&mut stream).await;
+    stream.write_all(beginning.as_bytes()).await.unwrap();
     loop {
         if let Err(error) = stream.write_all(part.as_bytes()).await {
             return error;
@@ -226,9 +227,9 @@ async fn an_endless_answer_is_not_read_to_its_end() {
 
 #[tokio::test]
 async fn an_endless_head_is_a_failure() {
-    for head in ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 ", "x"] {
+    for beginning in ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 ", "x"] {
         let (listener, address) = listen().await;
-        let receiver = tokio::spawn(repeat(listener, head, "x-header: 1\r\n"));
+        let receiver = tokio::spawn(repeat(listener, beginning, "x-header: 1\r\n"));
         let outcome = send(format!("http://{address}/"), &["127.0.0.1"]).await;
         assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
         receiver.await.unwrap();
