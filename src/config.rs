@@ -8,6 +8,7 @@ mod quotas;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use crate::connect::{Authorities, Proxy};
 use crate::gemini::{ApiKey, Model, ServiceTier};
 use crate::jobs::StoreSettings;
+use crate::jobs::webhook::WebhookSettings;
 use crate::limits::{QuotaPlan, RedisSettings};
 use crate::prices::Prices;
 use crate::schema::SchemaLimits;
@@ -96,6 +98,7 @@ pub struct Config {
     pub flex_timeout: Duration,
     pub background_poll: Option<Duration>,
     pub background_timeout: Duration,
+    pub webhooks: WebhookSettings,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -144,7 +147,7 @@ impl Config {
             prices: quotas::prices(settings)?,
             max_queued_requests: settings.parse(MAX_QUEUED_REQUESTS, "a whole number")?,
             max_attempts: settings.count(GEMINI_MAX_ATTEMPTS)?,
-            max_continuations: settings.parse(MAX_CONTINUATIONS, "a whole number")?,
+            max_continuations: settings.continuations()?,
             redis: settings.redis()?,
             redis_required: settings.parse(REDIS_REQUIRED, "true or false")?,
             job_store: settings.job_store()?,
@@ -178,6 +181,7 @@ impl Config {
             flex_timeout: settings.seconds(FLEX_TIMEOUT_SECONDS)?,
             background_poll: settings.seconds_or_none(BACKGROUND_POLL_SECONDS)?,
             background_timeout: settings.seconds(BACKGROUND_TIMEOUT_SECONDS)?,
+            webhooks: webhooks::read(settings)?,
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,

@@ -1,9 +1,13 @@
 //! Makes connections to other services over HTTP/1.1: with TLS if the URL asks for it, and to Gemini
-//! through a proxy if the environment names one.
+//! through a proxy if the environment names one. URLs that come from callers lead only to public
+//! addresses and to those that the operator allows.
 
 mod authorities;
+mod checked;
+mod destinations;
 mod proxy;
 mod tunnel;
+pub mod unreachable;
 
 use std::io;
 use std::pin::Pin;
@@ -21,6 +25,8 @@ use tokio::net::TcpStream;
 use tower::{BoxError, Service};
 
 pub use authorities::Authorities;
+pub use checked::{CheckedConnector, DestinationError, Resolver, SystemResolver};
+pub use destinations::{AllowedDestinations, InvalidDestination, is_public};
 pub use proxy::{InvalidProxy, Proxy, is_loopback};
 use tunnel::ProxyConnector;
 pub use tunnel::ProxyError;
@@ -65,6 +71,27 @@ pub fn upstream_connector(
         config,
         UpstreamConnector { tcp: tcp(), proxy_connector: proxy_connector.map(Arc::new) },
     ))
+}
+
+/// A connector to hosts that callers name, for HTTP/1.1 only. It connects to addresses that `allowed`
+/// names, directly, and over TLS to public addresses, through the proxy if there is one. A name is
+/// resolved once for a connection, and the connection leads to exactly the address that was checked.
+///
+/// # Errors
+/// With `tls`, if the machine has no CA certificates and `authorities` has none either.
+pub fn checked_connector(
+    tls: bool,
+    allowed: AllowedDestinations,
+    resolver: Arc<dyn Resolver>,
+    proxy: Option<&Proxy>,
+    authorities: &Authorities,
+) -> io::Result<HttpsConnector<CheckedConnector>> {
+    let config = authorities.tls(tls)?;
+    let proxy_connector =
+        proxy.map(|proxy| ProxyConnector::new(proxy.clone(), with_tls(config.clone(), tcp())));
+    let direct = UpstreamConnector { tcp: tcp(), proxy_connector: None };
+    let outside = UpstreamConnector { tcp: tcp(), proxy_connector: proxy_connector.map(Arc::new) };
+    Ok(with_tls(config, CheckedConnector::new(allowed, resolver, direct, outside)))
 }
 
 fn tcp() -> HttpConnector {

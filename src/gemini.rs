@@ -35,7 +35,6 @@ mod status;
 mod stream_monitor;
 mod surface;
 mod tokens;
-mod unreachable;
 mod usage;
 mod usage_scanner;
 
@@ -65,6 +64,7 @@ pub use quota::{Period, Quantity, Refusal, RefusalScope, Violation};
 pub use redact::{MaskedBody, Masker, Secrets, encodings, redact};
 pub use request::GenerateContent;
 pub use retirement::warn_of_retirement;
+pub use retry_after::read as retry_after;
 pub use service_tier::ServiceTier;
 pub use stream_monitor::StreamMonitor;
 pub use surface::Surface;

@@ -20,6 +20,7 @@ pub mod item;
 mod keys;
 mod model;
 pub mod store;
+pub mod webhook;
 
 pub use engine::{Engine, EngineSettings};
 pub use handle::{Jobs, Watch};

@@ -16,7 +16,7 @@
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
-//! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, and the engine that sends their items |
+//! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, the engine that sends their items, webhooks |
 //! | [`schema`] | translates JSON Schema to Gemini's two dialects, and checks answers |
 //! | [`dispatch`] | one upstream call: admit, send, retry, settle |
 //! | [`limits`] | admission: the queue, semaphores, accounts and their quotas, in memory or in Redis for all replicas; knows nothing of Gemini's wire format |
@@ -24,6 +24,7 @@
 //! | [`connect`] | makes connections to other services |
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`prices`] | what calls cost in US dollars |
+//! | [`regular_file`] | reads files that settings name |
 //! | [`simulator`] | a simulator of Gemini with real quotas and real error bodies |
 //! | [`signals`] | the signals that ask this process to end |
 //! | [`client`] | a client of a gateway: of a running service, or of one in this process |
@@ -50,6 +51,7 @@ pub mod memory;
 pub mod metrics;
 pub mod pacific;
 pub mod prices;
+pub mod regular_file;
 pub mod run;
 pub mod schema;
 pub mod server;

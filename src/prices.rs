@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
+
+use crate::regular_file;
 
 /// The largest file of prices, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -156,13 +157,11 @@ impl Prices {
     /// # Errors
     /// [`InvalidPrices`] if the file cannot be read, is larger than a megabyte, or is wrong.
     pub fn with_file(path: &Path) -> Result<Self, InvalidPrices> {
-        let unreadable = |error| InvalidPrices(format!("the file cannot be read: {error}"));
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let mut text = String::new();
-        file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(unreadable)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(InvalidPrices("the file is larger than a megabyte".to_owned()));
-        }
+        let text = regular_file::read(path, MAX_FILE)
+            .map_err(|error| InvalidPrices(format!("the file cannot be read: {error}")))?
+            .ok_or_else(|| InvalidPrices("the file is larger than a megabyte".to_owned()))?;
+        let text = String::from_utf8(text)
+            .map_err(|_| InvalidPrices("the file is not text in UTF-8".to_owned()))?;
         let own = Self::parse(&text)?;
         let mut prices = Self::default();
         prices.models.extend(own.models);

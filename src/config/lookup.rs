@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::settings::{
     ADMIN_API_KEY, DATA_DIR, GATEWAY_URL, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT,
-    JOBS_DATABASE_URL, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
+    JOBS_DATABASE_URL, MAX_CONTINUATIONS, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
 };
 use super::{AdminKey, InvalidSetting};
 use crate::gemini::Client;
@@ -65,6 +65,13 @@ impl Lookup<'_> {
         let count: NonZeroUsize = self.parse(setting, "a whole number, 1 or more")?;
         // Higher limits have no effect, and the Redis script writes numbers with 14 digits.
         Ok(count.get().min(1_000_000_000_000))
+    }
+
+    /// Bounded, since a model that never ends its answer is asked as often.
+    pub(super) fn continuations(&self) -> Result<usize, InvalidSetting> {
+        const EXPECTED: &str = "a whole number, 0 to 64";
+        let calls = self.parse(MAX_CONTINUATIONS, EXPECTED)?;
+        if calls <= 64 { Ok(calls) } else { Err(invalid(MAX_CONTINUATIONS, EXPECTED)) }
     }
 
     pub(super) fn optional_count(&self, setting: Setting) -> Result<Option<usize>, InvalidSetting> {

@@ -71,6 +71,8 @@ pub const SETTINGS: &[Setting] = &[
     FLEX_TIMEOUT_SECONDS,
     BACKGROUND_POLL_SECONDS,
     BACKGROUND_TIMEOUT_SECONDS,
+    JOB_WEBHOOK_SECRET,
+    JOB_WEBHOOK_ALLOW,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -155,7 +157,7 @@ pub(super) const MAX_CONTINUATIONS: Setting = setting(
     "MAX_CONTINUATIONS",
     "8",
     "calls",
-    "The most calls that continue one answer of the gateway's own endpoints, where Gemini stops it before its end. 0: none.",
+    "The most calls that continue one answer of the gateway's own endpoints, where Gemini stops it before its end, at most 64. 0: none.",
 );
 pub(super) const REDIS_URL: Setting = setting(
     "REDIS_URL",
@@ -334,6 +336,18 @@ pub(super) const BACKGROUND_TIMEOUT_SECONDS: Setting = setting(
     "3600",
     "seconds",
     "How long an interaction in the background keeps its slot at most, if its end is not seen.",
+);
+pub(super) const JOB_WEBHOOK_SECRET: Setting = setting(
+    "JOB_WEBHOOK_SECRET",
+    "",
+    "secrets, separated by commas or spaces",
+    "What webhooks are signed with: `whsec_` and the base64 of 24 to 64 random bytes. Each of several secrets signs, so that receivers can change theirs. Unset: jobs cannot have webhooks. See docs/webhooks.md.",
+);
+pub(super) const JOB_WEBHOOK_ALLOW: Setting = setting(
+    "JOB_WEBHOOK_ALLOW",
+    "",
+    "host names, IP addresses or networks, separated by commas",
+    "Destinations of webhooks that may be private, and may be reached without TLS: `hooks.internal,10.0.0.0/8`. Unset: webhooks go to public addresses only, over HTTPS.",
 );
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",

@@ -29,6 +29,19 @@ fn polls_are_turned_off_with_zero() {
 }
 
 #[test]
+fn continuations_are_bounded() {
+    let continuations =
+        |value| read(&[("MAX_CONTINUATIONS", value)]).map(|it| it.max_continuations);
+    assert_eq!(continuations(""), Ok(8));
+    assert_eq!(continuations("0"), Ok(0));
+    assert_eq!(continuations("64"), Ok(64));
+    for invalid in ["65", "18446744073709551615", "99999999999999999999", "-1"] {
+        let error = continuations(invalid).unwrap_err();
+        assert_eq!(error.to_string(), "MAX_CONTINUATIONS: expected a whole number, 0 to 64");
+    }
+}
+
+#[test]
 fn a_blank_value_counts_as_unset() {
     let config = read(&[("GEMINI_API_KEY", " "), ("PORT", ""), ("ADMIN_API_KEY", "")]).unwrap();
     assert!(config.gemini_api_key.is_none() && config.admin_api_key.is_none());

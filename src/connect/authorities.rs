@@ -1,12 +1,13 @@
 //! The certificate authorities for TLS.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+use crate::regular_file;
 
 /// The largest file that is read, in bytes. The usual bundle of public authorities is about 250 KB.
 const MAX_FILE: u64 = 16 << 20;
@@ -21,13 +22,9 @@ impl Authorities {
     /// # Errors
     /// What is expected of the file, on one line that quotes nothing of it.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let mut pem = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut pem))
-            .map_err(|error| format!("the path of a PEM file that can be read: {error}"))?;
-        if pem.len() as u64 > MAX_FILE {
-            return Err(format!("a PEM file of at most {MAX_FILE} bytes"));
-        }
+        let pem = regular_file::read(path, MAX_FILE)
+            .map_err(|error| format!("the path of a PEM file that can be read: {error}"))?
+            .ok_or_else(|| format!("a PEM file of at most {MAX_FILE} bytes"))?;
         let mut roots = RootCertStore::empty();
         for (certificate, number) in CertificateDer::pem_slice_iter(&pem).zip(1..) {
             let broken = format!("a PEM file of certificates: number {number} in it is not one");

@@ -27,9 +27,12 @@ use tower_http::timeout::TimeoutError;
 
 use super::{
     Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
-    payload::CheckedBody, retry_after, status::MAX_ERROR, unreachable, usage::tier_header,
+    payload::CheckedBody, quota::LONGEST_SHORTAGE, retry_after, status::MAX_ERROR,
+    usage::tier_header,
 };
-use crate::connect::{Authorities, Proxy, ProxyError, UpstreamConnector, upstream_connector};
+use crate::connect::{
+    Authorities, Proxy, ProxyError, UpstreamConnector, unreachable, upstream_connector,
+};
 
 /// The header that carries an API key. The query never does, because queries are logged.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
@@ -234,7 +237,7 @@ impl Client {
     ) -> Result<Answer, Error> {
         let response = self.send_request(request, send_check).await?;
         let status = response.status();
-        let wait = retry_after::read(response.headers(), Timestamp::now());
+        let wait = retry_after::read(response.headers(), Timestamp::now(), LONGEST_SHORTAGE);
         let content_type = response.headers().get(CONTENT_TYPE).cloned();
         let tier = tier_header(response.headers());
         let body = read_body(status, response.into_body()).await?;

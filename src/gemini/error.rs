@@ -9,9 +9,9 @@ use super::{
     quota::{LONGEST_SHORTAGE, Refusal, RefusalScope, is_unfunded, retry_after},
     redact::redact_text,
     status::{ErrorDetail, Status},
-    unreachable,
     usage::Usage,
 };
+use crate::connect::unreachable;
 
 /// The longest message of Gemini's that is passed on, in bytes. Its longest recorded message has
 /// fewer than 500; only messages that repeat themselves for each field of a schema are longer.

@@ -21,6 +21,7 @@ use tower_http::timeout::TimeoutBody;
 use super::answer_start::{AnswerStart, first_data};
 use super::client::{IDENTITY, JSON, NAME, body_error, read_body};
 use super::events::{Event, Events};
+use super::quota::LONGEST_SHORTAGE;
 use super::surface::Surface;
 use super::{
     ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
@@ -282,7 +283,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 
 impl ForwardError {
     fn read(head: response::Parts, body: Bytes) -> Self {
-        let wait = retry_after::read(&head.headers, Timestamp::now());
+        let wait = retry_after::read(&head.headers, Timestamp::now(), LONGEST_SHORTAGE);
         let not_gemini = Error::not_gemini(head.status, head.headers.get(CONTENT_TYPE), &body);
         let error = not_gemini.unwrap_or_else(|| Error::read(head.status, &body)).waiting(wait);
         let is_shown = error.kind != ErrorKind::Malformed || head.status.is_client_error();

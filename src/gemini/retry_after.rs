@@ -5,11 +5,9 @@ use std::time::Duration;
 use http::{HeaderMap, header::RETRY_AFTER};
 use jiff::{Timestamp, fmt::rfc2822};
 
-use super::quota::LONGEST_SHORTAGE;
-
-/// The wait that the header asks for, in whole seconds or as a date; at most an hour. Source: RFC
+/// The wait that the header asks for, in whole seconds or as a date; at most `longest`. Source: RFC
 /// 9110, section 10.2.3.
-pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub fn read(headers: &HeaderMap, now: Timestamp, longest: Duration) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match value.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -18,7 +16,7 @@ pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
             Duration::try_from(date.duration_since(now)).unwrap_or_default()
         }
     };
-    Some(wait.min(LONGEST_SHORTAGE))
+    Some(wait.min(longest))
 }
 
 #[cfg(test)]
@@ -28,6 +26,7 @@ mod tests {
     #[test]
     fn seconds_and_dates_are_read_and_bounded() {
         let now: Timestamp = "2026-11-29T08:00:00Z".parse().unwrap();
+        let read = |headers: &_| read(headers, now, Duration::from_secs(3600));
         for (value, expected) in [
             ("3", Some(3)),
             (" 120 ", Some(120)),
@@ -43,8 +42,8 @@ mod tests {
             ("", None),
         ] {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            assert_eq!(read(&headers, now), expected.map(Duration::from_secs), "{value:?}");
+            assert_eq!(read(&headers), expected.map(Duration::from_secs), "{value:?}");
         }
-        assert_eq!(read(&HeaderMap::new(), now), None);
+        assert_eq!(read(&HeaderMap::new()), None);
     }
 }

@@ -319,6 +319,11 @@ impl JobId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The beginning of the id, for logs: whoever knows the whole id may be able to use the job.
+    pub fn beginning(&self) -> &str {
+        self.0.get(..12).unwrap_or_default()
+    }
 }
 
 impl ReplicaId {

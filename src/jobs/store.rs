@@ -171,11 +171,24 @@ pub trait JobStore: Debug + Send + Sync {
     fn ended_before(&self, time: Timestamp, limit: u32) -> Stored<Vec<JobNumber>>;
 
     /// The announcements that are due: of jobs that have ended, have a webhook, and whose next attempt
-    /// is due, with the number of attempts before. They are claimed for `lease`: due again after it.
-    fn due_announcements(&self, now: Timestamp, lease: Duration) -> Stored<Vec<(Job, u32)>>;
+    /// is due, each with the number of attempts that failed. At most `limit`, those that have been due
+    /// longest first. They are claimed for `lease`.
+    fn due_announcements(
+        &self,
+        now: Timestamp,
+        lease: Duration,
+        limit: u32,
+    ) -> Stored<Vec<(Job, u32)>>;
 
-    /// Notes that an announcement was delivered or given up (`None`), or when it is attempted again.
-    fn announced(&self, job: JobNumber, next_attempt: Option<Timestamp>) -> Stored<()>;
+    /// Notes that the announcement of a job's end at `ended_at` was delivered or given up (`None`), or
+    /// that an attempt failed and when the next one is made. It is ignored if the job has ended again
+    /// since, after a retry: that end has an announcement of its own.
+    fn announced(
+        &self,
+        job: JobNumber,
+        ended_at: Timestamp,
+        next_attempt: Option<Timestamp>,
+    ) -> Stored<()>;
 
     /// Whether the store can be used now. A database that does not exist yet is not made.
     fn check(&self) -> Stored<()>;

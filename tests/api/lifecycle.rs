@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 50] = [
+const WRONG: [(&str, &str); 52] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -193,6 +193,8 @@ const WRONG: [(&str, &str); 50] = [
     ("FLEX_TIMEOUT_SECONDS", "-7.7"),
     ("BACKGROUND_POLL_SECONDS", "-77"),
     ("BACKGROUND_TIMEOUT_SECONDS", "7h"),
+    ("JOB_WEBHOOK_SECRET", "whsec_77"),
+    ("JOB_WEBHOOK_ALLOW", "http://wrong.example"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),

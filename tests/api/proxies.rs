@@ -1,6 +1,7 @@
 //! Calls to Gemini through a proxy, and private certificate authorities.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -440,6 +441,9 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
     let empty = file("empty", "");
     let broken = "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n";
     let broken = file("broken", broken);
+    // Nobody writes to it, so that opening it would never end.
+    let pipe = folder.path().join("pipe").to_str().unwrap().to_owned();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for (name, value, expected) in [
         ("HTTPS_PROXY", "ftp://user:secret@proxy", "HTTPS_PROXY: expected the URL of an http"),
         ("https_proxy", "http://user:secret/@proxy:1", "https_proxy: expected the URL"),
@@ -447,6 +451,8 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
         ("HTTPS_PROXY", "\"http://user:secret@proxy\"", "HTTPS_PROXY: expected a value without"),
         ("GEMINI_CA_FILE", "/does/not/exist", "that can be read: No such file"),
         ("GEMINI_CA_FILE", "/", "that can be read: Is a directory"),
+        ("GEMINI_CA_FILE", &pipe, "that can be read: it is not a regular file"),
+        ("GEMINI_PRICES_FILE", &pipe, "cannot be read: it is not a regular file"),
         ("GEMINI_CA_FILE", &empty, "GEMINI_CA_FILE: expected a PEM file with at least one"),
         (
             "GEMINI_CA_FILE",

@@ -9,14 +9,17 @@ use std::iter::successors;
 use rustix::io::Errno;
 use rustls::CertificateError;
 
-use crate::connect::ProxyError;
+use super::{DestinationError, ProxyError};
 
 /// The reason for a failed connection, if the errors tell.
-pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
+pub fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     causes(error).find_map(|error| {
         if let Some(error) = error.downcast_ref::<ProxyError>() {
             let source = error.source().and_then(reason).map(|reason| format!(": {reason}"));
             return Some(format!("{error}{}", source.unwrap_or_default()).into());
+        }
+        if let Some(error) = error.downcast_ref::<DestinationError>() {
+            return Some(error.to_string().into());
         }
         // The connector's error type is private.
         if error.to_string() == "dns error" {
@@ -30,7 +33,7 @@ pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>>
 }
 
 /// An error and its sources, outermost first, on one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
     causes.join(": ")
 }
