@@ -38,5 +38,5 @@ mod structured;
 mod whole_number;
 
 pub use code::Code;
-pub use jobs::item_format;
+pub use jobs::{item_format, job_shown};
 pub use router::{openapi, router};

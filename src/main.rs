@@ -18,6 +18,7 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
+use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
 use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::run::{self, RunFailure};
@@ -233,6 +234,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
             metrics: Arc::clone(&gateway.metrics),
         },
     );
+    let announcer = announcer(&gateway)?;
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
@@ -246,12 +248,22 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         shutdown.begins.cancelled().await;
         let grace = shutdown.ends_now.run_until_cancelled(sleep(config.shutdown_grace));
         engine.stop(grace.map(drop)).await;
+        announcer.stop(shutdown.ends_now.cancelled()).await;
     };
     join!(serve(listener, workers, limits, shutdown.clone()), calls_of_jobs);
     gateway.jobs.store().close().await;
     shutdown.ends_now.run_until_cancelled(store.close()).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts to announce the ends of jobs.
+fn announcer(gateway: &Gateway) -> Result<Announcer, String> {
+    let Config { webhooks, proxy, authorities, .. } = &gateway.config;
+    let sender = WebhookSender::new(webhooks.clone(), proxy.as_ref(), authorities);
+    let sender = sender.map_err(|error| format!("JOB_WEBHOOK_SECRET: {error}"))?;
+    let (jobs, shown) = (&gateway.jobs, api::job_shown(gateway.clone()));
+    Ok(Announcer::start(Arc::clone(jobs.store()), sender, jobs.ended(), shown))
 }
 
 /// Opens the store of the limits: in Redis if it is set up, else in memory.

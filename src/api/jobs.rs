@@ -31,6 +31,7 @@ mod storing;
 mod upload;
 
 pub use format::item_format;
+pub use status::job_shown;
 
 pub(super) use begin::{Accepted, IDEMPOTENCY_KEY, IdempotencyKey, begin_batch, resume_failing};
 pub(super) use options::JobOptions;

@@ -26,6 +26,8 @@ pub struct Jobs {
     watched: Mutex<HashMap<JobNumber, watch::Sender<()>>>,
     /// Wakes the engine.
     engine: Notify,
+    /// Wakes what announces the ends of jobs.
+    ended: Arc<Notify>,
 }
 
 /// Watches a job. What changes after it was made is not missed.
@@ -45,6 +47,7 @@ impl Jobs {
             keys: Keys::default(),
             watched: Mutex::default(),
             engine: Notify::new(),
+            ended: Arc::default(),
         })
     }
 
@@ -82,7 +85,13 @@ impl Jobs {
     /// Says that a job was changed, so that the engine and those who watch it look again at once.
     pub fn wake(&self, job: JobNumber) {
         self.engine.notify_one();
+        self.ended.notify_one();
         self.notify_watchers(job);
+    }
+
+    /// Notified when a job may have ended.
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
     }
 
     /// Says that there are results of a job.

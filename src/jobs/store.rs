@@ -171,7 +171,7 @@ pub trait JobStore: Debug + Send + Sync {
     fn ended_before(&self, time: Timestamp, limit: u32) -> Stored<Vec<JobNumber>>;
 
     /// The announcements that are due: of jobs that have ended, have a webhook, and whose next attempt
-    /// is due, each with the number of attempts that failed. At most `limit`, those that have been due
+    /// is due, each with the number of attempts before it. At most `limit`, those that have been due
     /// longest first. They are claimed for `lease`.
     fn due_announcements(
         &self,

@@ -17,6 +17,7 @@ use crate::api::service_tier::TierFields;
 use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::InvalidField;
+use crate::jobs::webhook::check_webhook_url;
 use crate::jobs::{JobKind, JobSpec};
 
 /// The parameters of `POST /jobs`.
@@ -30,7 +31,7 @@ pub(super) const PARAMETERS: &[&str] = &[
     "webhook_url",
 ];
 
-/// The longest name of a job and the longest URL, in characters.
+/// The longest name of a job, in characters.
 const MAX_NAME: usize = 256;
 const MAX_URL: usize = 2048;
 
@@ -239,7 +240,11 @@ impl JobOptions {
             errors.push(InvalidField::new("model", "model_name", error.to_string()));
         }
         errors.extend(self.job_name.as_deref().and_then(invalid_name));
-        errors.extend(self.webhook_url.as_deref().and_then(invalid_url));
+        if let Some(url) = &self.webhook_url
+            && let Err(error) = check_webhook_url(url, &gateway.config.webhooks)
+        {
+            errors.push(InvalidField::new("webhook_url", "url", error.to_string()));
+        }
         if !errors.is_empty() {
             return Err(ApiError::invalid(errors));
         }
@@ -279,20 +284,4 @@ fn invalid_name(name: &str) -> Option<InvalidField> {
     let is_valid = (1..=MAX_NAME).contains(&name.chars().count());
     let message = || format!("A name has 1 to {MAX_NAME} characters");
     (!is_valid).then(|| InvalidField::new("job_name", "string_length", message()))
-}
-
-fn invalid_url(url: &str) -> Option<InvalidField> {
-    let parsed = url.parse::<http::Uri>().ok().filter(|_| url.len() <= MAX_URL);
-    let is_valid = parsed.is_some_and(|url| {
-        let authority = url.authority().map(|authority| authority.as_str());
-        matches!(url.scheme_str(), Some("http" | "https"))
-            && authority.is_some_and(|authority| !authority.contains('@'))
-    });
-    let message = || {
-        format!(
-            "Input should be a URL with http or https, of at most {MAX_URL} characters and \
-                 without a password"
-        )
-    };
-    (!is_valid).then(|| InvalidField::new("webhook_url", "url", message()))
 }

@@ -1,12 +1,15 @@
 //! A job as clients see it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::gateway::Gateway;
+use crate::jobs::webhook::Render;
 use crate::jobs::{Failures, Job, JobKind, JobState, PauseReason, Progress};
 
 /// A job, and how far it is.
@@ -82,6 +85,11 @@ pub(in crate::api) struct JobList {
     pub jobs: Vec<JobStatus>,
     /// The id to send as `after` for the next page; null on the last page.
     pub next: Option<String>,
+}
+
+/// Shows jobs in webhooks as `GET /jobs/{job_id}` does.
+pub fn job_shown(gateway: Gateway) -> Render {
+    Arc::new(move |job| json!(JobStatus::of(job, &gateway)))
 }
 
 impl JobStatus {

@@ -342,7 +342,10 @@ impl Run {
             Some(JobState::Queued | JobState::Running) => {}
             // The supervisor knows what was changed last.
             Some(JobState::Paused) => self.engine.jobs.wake_engine(),
-            Some(JobState::Completed | JobState::Cancelled) | None => self.order = Order::Abort,
+            Some(JobState::Completed | JobState::Cancelled) | None => {
+                self.engine.jobs.ended().notify_one();
+                self.order = Order::Abort;
+            }
         }
     }
 

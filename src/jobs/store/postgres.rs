@@ -309,14 +309,24 @@ impl JobStore for PostgresStore {
         self.transact(move |_, sql| rows::ended_before(sql, time, limit).boxed())
     }
 
-    fn due_announcements(&self, now: Timestamp, lease: Duration) -> Stored<Vec<(Job, u32)>> {
+    fn due_announcements(
+        &self,
+        now: Timestamp,
+        lease: Duration,
+        limit: u32,
+    ) -> Stored<Vec<(Job, u32)>> {
         self.transact(move |inner, sql| {
-            changes::due_announcements(sql, &inner.specs, now, lease).boxed()
+            changes::due_announcements(sql, &inner.specs, now, lease, limit).boxed()
         })
     }
 
-    fn announced(&self, job: JobNumber, next_attempt: Option<Timestamp>) -> Stored<()> {
-        self.transact(move |_, sql| changes::announced(sql, job, next_attempt).boxed())
+    fn announced(
+        &self,
+        job: JobNumber,
+        ended_at: Timestamp,
+        next_attempt: Option<Timestamp>,
+    ) -> Stored<()> {
+        self.transact(move |_, sql| changes::announced(sql, job, ended_at, next_attempt).boxed())
     }
 
     fn check(&self) -> Stored<()> {

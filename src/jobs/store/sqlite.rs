@@ -365,15 +365,25 @@ impl JobStore for SqliteStore {
         self.read(Vec::new(), move |sql, _| rows::ended_before(sql, time, limit))
     }
 
-    fn due_announcements(&self, now: Timestamp, lease: Duration) -> Stored<Vec<(Job, u32)>> {
+    fn due_announcements(
+        &self,
+        now: Timestamp,
+        lease: Duration,
+        limit: u32,
+    ) -> Stored<Vec<(Job, u32)>> {
         self.write(Kind::Promises, Ok(Vec::new()), move |context| {
-            changes::due_announcements(context, now, lease)
+            changes::due_announcements(context, now, lease, limit)
         })
     }
 
-    fn announced(&self, job: JobNumber, next_attempt: Option<Timestamp>) -> Stored<()> {
+    fn announced(
+        &self,
+        job: JobNumber,
+        ended_at: Timestamp,
+        next_attempt: Option<Timestamp>,
+    ) -> Stored<()> {
         self.write(Kind::Promises, Ok(()), move |context| {
-            changes::announced(context, job, next_attempt)
+            changes::announced(context, job, ended_at, next_attempt)
         })
     }
 

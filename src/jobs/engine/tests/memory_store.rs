@@ -425,11 +425,11 @@ impl JobStore for MemoryStore {
         })
     }
 
-    fn due_announcements(&self, _: Timestamp, _: Duration) -> Stored<Vec<(Job, u32)>> {
+    fn due_announcements(&self, _: Timestamp, _: Duration, _: u32) -> Stored<Vec<(Job, u32)>> {
         unimplemented!("engines announce nothing")
     }
 
-    fn announced(&self, _: JobNumber, _: Option<Timestamp>) -> Stored<()> {
+    fn announced(&self, _: JobNumber, _: Timestamp, _: Option<Timestamp>) -> Stored<()> {
         unimplemented!("engines announce nothing")
     }
 

@@ -14,9 +14,6 @@ use crate::jobs::store::specs::Specs;
 /// The most failed items whose results are removed in one transaction.
 const MAX_RETRIED: usize = 5000;
 
-/// The most announcements at once.
-const MAX_ANNOUNCED: i64 = 64;
-
 pub(super) async fn change(
     sql: &Sql<'_>,
     specs: &Specs,
@@ -139,10 +136,11 @@ pub(super) async fn due_announcements(
     specs: &Specs,
     now: Timestamp,
     lease: Duration,
+    limit: u32,
 ) -> Result<Vec<(Job, u32)>, Failure> {
     let which = "announce_at <= $1 AND state IN ('completed', 'cancelled') \
         ORDER BY announce_at LIMIT $2 FOR UPDATE SKIP LOCKED";
-    let rows = rows::rows(sql, which, &[&now.as_millisecond(), &MAX_ANNOUNCED]).await?;
+    let rows = rows::rows(sql, which, &[&now.as_millisecond(), &i64::from(limit)]).await?;
     let mut due = Vec::with_capacity(rows.len());
     for mut row in rows {
         let attempts = u32::try_from(row.announcements).unwrap_or(u32::MAX);
@@ -157,11 +155,12 @@ pub(super) async fn due_announcements(
 pub(super) async fn announced(
     sql: &Sql<'_>,
     job: JobNumber,
+    ended_at: Timestamp,
     next_attempt: Option<Timestamp>,
 ) -> Result<(), Failure> {
-    // Not if it was retried meanwhile: then its next end is announced.
-    let statement =
-        "UPDATE jobs SET announce_at = $2 WHERE number = $1 AND announce_at IS NOT NULL";
-    sql.execute(statement, &[&job.0, &next_attempt.map(Timestamp::as_millisecond)]).await?;
+    let statement = "UPDATE jobs SET announce_at = $3 \
+        WHERE number = $1 AND ended_at = $2 AND announce_at IS NOT NULL";
+    let next_attempt = next_attempt.map(Timestamp::as_millisecond);
+    sql.execute(statement, &[&job.0, &ended_at.as_millisecond(), &next_attempt]).await?;
     Ok(())
 }

@@ -13,9 +13,6 @@ use crate::jobs::store::StoreError;
 /// The most failed items whose results are removed in one transaction.
 const MAX_RETRIED: usize = 5000;
 
-/// The most announcements at once.
-const MAX_ANNOUNCED: u32 = 64;
-
 pub(super) fn change(
     context: &mut Context<'_>,
     job: JobNumber,
@@ -132,13 +129,14 @@ pub(super) fn due_announcements(
     context: &mut Context<'_>,
     now: Timestamp,
     lease: Duration,
+    limit: u32,
 ) -> Result<Vec<(Job, u32)>, StoreError> {
     let mut query = context.sql.prepare_cached(
         "SELECT number FROM jobs WHERE announce_at <= ?1 AND state IN ('completed', 'cancelled') \
          ORDER BY announce_at LIMIT ?2",
     )?;
     let numbers = query
-        .query_map(params![now.as_millisecond(), MAX_ANNOUNCED], |row| row.get::<_, i64>(0))?
+        .query_map(params![now.as_millisecond(), limit], |row| row.get::<_, i64>(0))?
         .collect::<Result<Vec<_>, _>>()?;
     let mut due = Vec::with_capacity(numbers.len());
     for number in numbers {
@@ -155,12 +153,14 @@ pub(super) fn due_announcements(
 pub(super) fn announced(
     context: &mut Context<'_>,
     job: JobNumber,
+    ended_at: Timestamp,
     next_attempt: Option<Timestamp>,
 ) -> Result<(), StoreError> {
-    // Not if it was retried meanwhile: then its next end is announced.
     let mut update = context.sql.prepare_cached(
-        "UPDATE jobs SET announce_at = ?2 WHERE number = ?1 AND announce_at IS NOT NULL",
+        "UPDATE jobs SET announce_at = ?3 \
+         WHERE number = ?1 AND ended_at = ?2 AND announce_at IS NOT NULL",
     )?;
-    update.execute(params![job.0, next_attempt.map(Timestamp::as_millisecond)])?;
+    let next_attempt = next_attempt.map(Timestamp::as_millisecond);
+    update.execute(params![job.0, ended_at.as_millisecond(), next_attempt])?;
     Ok(())
 }

@@ -56,7 +56,7 @@ async fn nothing_is_on_the_disk_before_the_first_job() {
     assert_eq!(store.open_jobs().await, Ok(Vec::new()));
     assert_eq!(store.renew(replica("a"), LEASE).await, Ok(Vec::new()));
     assert_eq!(store.ended_before(at(0), 10).await, Ok(Vec::new()));
-    assert_eq!(store.due_announcements(at(0), LEASE).await, Ok(Vec::new()));
+    assert_eq!(store.due_announcements(at(0), LEASE, 10).await, Ok(Vec::new()));
     store.delete(JobNumber(1)).await.unwrap();
     assert!(store.results(JobNumber(1), Order::Input, false, 0, 9, 9).await.unwrap().is_last);
     assert!(claim_all(&store, JobNumber(1), "a").await.is_empty());

@@ -234,18 +234,19 @@ async fn the_end_is_announced(database: Database) {
     let job = upload(&store, with_webhook(), 1).await;
     let silent = upload(&store, new_job(), 1).await;
     let due =
-        async |time| store.due_announcements(at(time), Duration::from_secs(30)).await.unwrap();
+        async |time| store.due_announcements(at(time), Duration::from_secs(30), 10).await.unwrap();
     assert_eq!(due(1).await, []);
     let ended = store.record(job.number, vec![answered(0)], at(5)).await.unwrap().unwrap();
+    let ended_at = ended.ended_at.expect("it has ended");
     store.record(silent.number, vec![answered(0)], at(5)).await.unwrap();
     assert_eq!(due(4).await, []);
     assert_eq!(due(6).await, [(ended.clone(), 0)]);
     assert_eq!(due(35).await, [], "it is claimed");
     assert_eq!(due(36).await, [(ended.clone(), 1)], "whoever claimed it died");
-    store.announced(job.number, Some(at(100))).await.unwrap();
+    store.announced(job.number, ended_at, Some(at(100))).await.unwrap();
     assert_eq!(due(99).await, []);
     assert_eq!(due(100).await, [(ended, 2)]);
-    store.announced(job.number, None).await.unwrap();
+    store.announced(job.number, ended_at, None).await.unwrap();
     assert_eq!(due(10_000).await, []);
     let cancelled = upload(&store, with_webhook(), 1).await;
     store.change(cancelled.number, Change::Cancel, at(5)).await.unwrap();
@@ -255,11 +256,12 @@ async fn the_end_is_announced(database: Database) {
 async fn a_retry_takes_back_the_announcement(database: Database) {
     let store = database.open();
     let job = upload(&store, with_webhook(), 1).await;
-    let due = async || store.due_announcements(at(10), Duration::from_secs(30)).await.unwrap();
+    let due = async || store.due_announcements(at(10), Duration::from_secs(30), 10).await.unwrap();
     record(&store, job.number, vec![failed(0, "timeout", true)]).await;
-    assert_eq!(due().await.len(), 1);
+    let first = due().await;
+    let ended_at = first[0].0.ended_at.expect("it has ended");
     store.retry(job.number, FailuresToRetry::All, at(1)).await.unwrap();
-    store.announced(job.number, Some(at(2))).await.unwrap();
+    store.announced(job.number, ended_at, Some(at(2))).await.unwrap();
     assert_eq!(due().await, []);
     record(&store, job.number, vec![answered(0)]).await;
     assert_eq!(due().await.iter().map(|(_, attempts)| *attempts).collect::<Vec<_>>(), [0]);
