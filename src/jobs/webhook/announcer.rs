@@ -1,7 +1,6 @@
 //! Announces the ends of jobs, and repeats what failed.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,11 +165,5 @@ impl Announcements {
 
     fn now(&self) -> Timestamp {
         self.clock.at(Instant::now())
-    }
-}
-
-impl fmt::Debug for Announcements {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Announcements").finish_non_exhaustive()
     }
 }

@@ -128,7 +128,7 @@ mod tests {
             format!("{SECRET},secret"),
             of(&[7; 23]),
             of(&[7; 65]),
-            vec![SECRET; MAX_SECRETS + 1].join(","),
+            [SECRET; MAX_SECRETS + 1].join(","),
         ] {
             assert_eq!(WebhookSecrets::parse(&secrets).err(), Some(InvalidWebhookSecrets));
         }
