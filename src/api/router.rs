@@ -12,11 +12,10 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::ApiError;
 use super::guard::guard;
+use super::jobs::endpoints as jobs;
 use super::observe::{observe, panicked};
 use super::openapi::{Documentation, Relayed};
-use super::{
-    chat, cinematic, health, jobs, leases, limits, metrics, relay, semaphores, structured,
-};
+use super::{chat, cinematic, health, leases, limits, metrics, relay, semaphores, structured};
 use crate::gateway::Gateway;
 
 fn documented() -> OpenApiRouter<Gateway> {

@@ -34,7 +34,7 @@ enum Which {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"which": "retryable"}))]
-pub(super) struct RetryRequest {
+pub(in crate::api) struct RetryRequest {
     /// `retryable`: those that may succeed later; `all`: all of them.
     #[serde(default)]
     #[schema(value_type = String, default = "retryable", pattern = "^(retryable|all)$")]

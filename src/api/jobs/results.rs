@@ -87,6 +87,9 @@ impl ResultReader {
     /// [`ResultsEnded`].
     pub(in crate::api) async fn next(&mut self) -> Result<Option<ResultPage>, ResultsEnded> {
         let ResultQuery { order, only_failed, follows, .. } = self.query;
+        if order == Order::Input && only_failed && follows && !self.is_over {
+            self.ended().await?;
+        }
         let store = self.gateway.jobs.store();
         while !self.is_over {
             let after = self.query.after;
@@ -107,6 +110,20 @@ impl ResultReader {
             }
         }
         Ok(None)
+    }
+}
+
+impl ResultReader {
+    /// Waits until the job has ended. Until then, an item before one that has failed may fail as well.
+    async fn ended(&mut self) -> Result<(), ResultsEnded> {
+        let store = self.gateway.jobs.store();
+        loop {
+            let job = store.job(self.id.clone()).await?.ok_or(ResultsEnded::Deleted)?;
+            if job.state.has_ended() {
+                return Ok(());
+            }
+            self.watch.changed().await;
+        }
     }
 }
 
