@@ -142,6 +142,14 @@ pub async fn run(
         };
         local.stop(signalled).await;
     }
+    if plan.job_id().is_none() {
+        plan.abandon(&output)?;
+        return match outcome {
+            Ok(Outcome::Interrupted(signal)) => Ok(killed_by(signal)),
+            Ok(Outcome::Complete { .. }) => unreachable!("a job that was not accepted has no end"),
+            Err(failure) => Err(failure),
+        };
+    }
     match outcome? {
         Outcome::Interrupted(signal) => Ok(killed_by(signal)),
         Outcome::Complete { job, failed } => {
@@ -175,7 +183,10 @@ async fn work(
         signal = signals.next() => {
             match plan.job_id() {
                 Some(id) => pause(service, id, progress, signals).await,
-                None => eprintln!("ended before the job was accepted; nothing was asked"),
+                None => {
+                    progress.leave();
+                    eprintln!("ended before the job was accepted; nothing was asked");
+                }
             }
             return Ok(Outcome::Interrupted(signal));
         }
@@ -217,12 +228,12 @@ async fn work(
 
 /// Pauses the job, unless another signal comes, and says how to continue.
 async fn pause(service: &JobService, id: &str, progress: &Progress, signals: &mut Signals) {
-    progress.waits("pausing; Ctrl-C again ends at once");
+    progress.leave();
+    eprintln!("pausing; Ctrl-C again ends at once");
     let paused = tokio::select! {
         paused = service.act(id, Action::Pause) => paused,
-        _ = signals.next() => std::process::exit(i32::from(killed_by(Signal::INT))),
+        signal = signals.next() => std::process::exit(i32::from(killed_by(signal))),
     };
-    progress.clear();
     match paused {
         Ok(job) => {
             let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
@@ -251,7 +262,10 @@ fn list(failed: &[FailedItem], job: &JobStatus) {
         eprintln!("  and {} more", HumanCount(more));
     }
     if job.failed > 0 {
-        eprintln!("with --retry, the same command asks those again that may succeed");
+        eprintln!(
+            "the same command asks those again that may succeed with --retry, and every one with \
+             --retry=all"
+        );
     }
 }
 

@@ -78,6 +78,23 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+/// Removes what was written of an output that is not complete.
+///
+/// # Errors
+/// [`OutputError`] if it cannot be removed.
+pub fn remove_part(path: &Path) -> Result<(), OutputError> {
+    if is_standard(path) {
+        return Ok(());
+    }
+    let part = beside(path, ".part");
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(OutputError::Unwritable { name: part.display().to_string(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
 impl<'a> Output<'a> {
     /// Begins an output. Without a format, the extension of its name decides.
     ///

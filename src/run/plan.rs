@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Retry;
 use super::directory::{RunDirectory, RunRecord};
 use super::failure::{RunFailure, USAGE};
-use super::output::{beside, is_standard};
+use super::output::{beside, is_standard, remove_part};
 use super::service::Action;
 use super::upload::Measure;
 
@@ -128,6 +128,15 @@ impl Plan {
         self.record.job_id = Some(job_id.to_owned());
         self.record.is_finished = false;
         self.keep()
+    }
+
+    /// Leaves nothing of a run whose job was not accepted.
+    ///
+    /// # Errors
+    /// [`RunFailure`] if something cannot be removed.
+    pub(super) fn abandon(self, output: &Path) -> Result<(), RunFailure> {
+        remove_part(output)?;
+        Ok(self.directory.map_or(Ok(()), RunDirectory::remove)?)
     }
 
     /// Notes that the output is complete. Nothing is kept unless items failed.

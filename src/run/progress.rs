@@ -52,9 +52,16 @@ impl Progress {
         self.bar.set_message(format!("waiting\n{reason}"));
     }
 
-    /// Takes the bar away.
+    /// Leaves the bar as it is. The terminal has moved the cursor by writing `^C`.
+    pub fn leave(&self) {
+        self.bar.abandon();
+    }
+
+    /// Takes the bar away, unless it was left.
     pub fn clear(&self) {
-        self.bar.finish_and_clear();
+        if !self.bar.is_finished() {
+            self.bar.finish_and_clear();
+        }
     }
 }
 

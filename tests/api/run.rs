@@ -358,6 +358,7 @@ async fn what_cannot_be_used_is_refused_before_anything_is_asked() {
         let message = errors(&output);
         assert_eq!(code(&output), status, "{message}");
         assert!(message.contains(expected), "{message}");
+        site.check_tidy("o.csv");
     }
     let keyless = site.program(&["run", "a.csv", "--prompt", "{text}"]).unset("GEMINI_API_KEY");
     let output = keyless.output().await;
