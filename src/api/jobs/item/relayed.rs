@@ -80,7 +80,8 @@ pub(super) fn size_of(
         CountedAs::OneRequestPerText => embedding_requests(surface, body)
             .ok_or_else(|| invalid(&["body"], "object_type", "Input should be an object"))?,
     };
-    let images = requested_images(model.as_str(), body);
+    let images = requested_images(model.as_str(), body)
+        .map_err(|field| invalid(&["body", field.0], "duplicate", field.to_string()))?;
     Ok(CallSize { requests, images, ..input.into() })
 }
 

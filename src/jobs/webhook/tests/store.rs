@@ -46,7 +46,7 @@ pub fn job(number: i64) -> Job {
         number: JobNumber(number),
         id: JobId::parse(&format!("job_{number:032x}")).unwrap(),
         owner: Owner::Admin,
-        spec: JobSpec {
+        spec: Arc::new(JobSpec {
             kind: JobKind::Chat,
             name: None,
             model: None,
@@ -54,7 +54,7 @@ pub fn job(number: i64) -> Job {
             service_tier: None,
             webhook_url: Some("https://hooks.example/path".to_owned()),
             shared: serde_json::Map::new(),
-        },
+        }),
         total: 7,
         bytes: 70,
         state: JobState::Queued,
