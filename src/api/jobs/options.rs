@@ -33,7 +33,6 @@ pub(super) const PARAMETERS: &[&str] = &[
 
 /// The longest name of a job, in characters.
 const MAX_NAME: usize = 256;
-const MAX_URL: usize = 2048;
 
 /// The options of a job. A first line has them as `{"job": {…}}`.
 #[derive(Debug, Default, Clone, PartialEq, Deserialize)]
