@@ -19,8 +19,8 @@ mod model;
 pub mod store;
 
 pub use model::{
-    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec, JobState,
-    NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage, StoredResult,
-    Totals,
+    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
+    JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
+    StoredResult, Totals,
 };
 pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

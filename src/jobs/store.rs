@@ -32,8 +32,8 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order, Owner,
-    ReplicaId, ResultPage, Totals,
+    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, Totals,
 };
 pub use postgres::InvalidDatabaseUrl;
 
@@ -98,7 +98,8 @@ pub trait JobStore: Debug + Send + Sync {
     fn job(&self, id: JobId) -> Stored<Option<Job>>;
 
     /// Jobs, newest first: those of an owner, or all. Only those with a number below `before`.
-    fn jobs(&self, owner: Option<Owner>, before: Option<JobNumber>, limit: u32) -> Stored<Vec<Job>>;
+    fn jobs(&self, owner: Option<Owner>, before: Option<JobNumber>, limit: u32)
+    -> Stored<Vec<Job>>;
 
     /// The jobs that are queued, running, or paused: those that an engine looks after.
     fn open_jobs(&self) -> Stored<Vec<Job>>;
@@ -143,7 +144,8 @@ pub trait JobStore: Debug + Send + Sync {
     /// Records results. One whose item has a result already, or whose job is gone or cancelled, is
     /// ignored. A block whose items all have results is no longer claimed, and a job whose items all
     /// have results is completed. Returns the jobs as they are then.
-    fn record(&self, job: JobNumber, results: Vec<Answered>, now: Timestamp) -> Stored<Option<Job>>;
+    fn record(&self, job: JobNumber, results: Vec<Answered>, now: Timestamp)
+    -> Stored<Option<Job>>;
 
     /// Reads results after a position (0: from the beginning), at most `limit` of them and about `bytes`
     /// bytes, at least one if there is one. A job that is gone has none, and the page is the last.

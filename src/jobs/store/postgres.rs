@@ -36,8 +36,8 @@ use super::row::closed;
 use super::specs::Specs;
 use super::{Committed, JobStore, StoreError, Stored};
 use crate::jobs::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order, Owner,
-    ReplicaId, ResultPage, Totals,
+    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, Totals,
 };
 use database::{Database, Failure, Sql};
 use lost::LostClaims;
@@ -102,7 +102,11 @@ impl Inner {
         erasing.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    async fn append(self: Arc<Self>, job: JobNumber, blocks: Vec<NewBlock>) -> Result<(), StoreError> {
+    async fn append(
+        self: Arc<Self>,
+        job: JobNumber,
+        blocks: Vec<NewBlock>,
+    ) -> Result<(), StoreError> {
         let blocks = spawn_blocking(move || uploads::Blocks::compress(blocks)).await;
         let blocks = Arc::new(blocks.map_err(|_| closed())??);
         self.transact(move |_, sql| {
@@ -112,10 +116,16 @@ impl Inner {
         .await
     }
 
-    async fn commit(self: Arc<Self>, job: JobNumber, totals: Totals) -> Result<Committed, StoreError> {
+    async fn commit(
+        self: Arc<Self>,
+        job: JobNumber,
+        totals: Totals,
+    ) -> Result<Committed, StoreError> {
         let now = Timestamp::now();
         let committed = self
-            .transact(move |inner, sql| uploads::commit(sql, &inner.specs, job, totals, now).boxed())
+            .transact(move |inner, sql| {
+                uploads::commit(sql, &inner.specs, job, totals, now).boxed()
+            })
             .await?;
         if !matches!(committed, Committed::New(_)) {
             drop(tokio::spawn(async move { self.erase(job).await }));
@@ -204,7 +214,8 @@ impl JobStore for PostgresStore {
     ) -> Stored<Vec<Job>> {
         self.transact(move |inner, sql| {
             let owner = owner.clone();
-            async move { rows::jobs(sql, &inner.specs, owner.as_ref(), before, limit).await }.boxed()
+            async move { rows::jobs(sql, &inner.specs, owner.as_ref(), before, limit).await }
+                .boxed()
         })
     }
 
@@ -252,7 +263,7 @@ impl JobStore for PostgresStore {
                 })
                 .await?;
             let blocks = work::read(blocks)?;
-            claim.is_received();
+            claim.received();
             Ok(blocks)
         })
     }

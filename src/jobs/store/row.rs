@@ -311,7 +311,9 @@ mod tests {
         assert!(row.change(Change::Resume, at(1001)));
         assert_eq!((row.state, &row.reason), (JobState::Queued, &None));
         row.start(at(1002));
-        assert!(row.change(Change::Pause(failing), at(1003)) && row.change(Change::Resume, at(1003)));
+        assert!(
+            row.change(Change::Pause(failing), at(1003)) && row.change(Change::Resume, at(1003))
+        );
         assert_eq!(row.state, JobState::Running);
         assert!(row.change(Change::Cancel, at(1004)) && !row.change(Change::Cancel, at(1005)));
         assert_eq!((row.ended_at, row.announce_at), (Some(at(1004)), Some(at(1004))));

@@ -41,8 +41,8 @@ use tokio::time::Instant;
 use super::row::{closed, no_upload};
 use super::{Committed, JobStore, StoreError, Stored, payload};
 use crate::jobs::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order, Owner,
-    ReplicaId, ResultPage, Totals,
+    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, Totals,
 };
 use database::Files;
 use readers::Readers;
@@ -197,7 +197,9 @@ impl Inner {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match &*writer {
             Some(writer) => Ok(Arc::clone(writer)),
-            None => Ok(Arc::clone(writer.insert(Arc::new(Writer::start(Arc::clone(&self.shared))?)))),
+            None => {
+                Ok(Arc::clone(writer.insert(Arc::new(Writer::start(Arc::clone(&self.shared))?))))
+            }
         }
     }
 

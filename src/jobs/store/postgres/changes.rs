@@ -96,8 +96,7 @@ pub(super) async fn retry(
         rows::save(sql, &row).await?;
     }
     for (code, count) in codes {
-        let statement =
-            "UPDATE job_failures SET count = count - $3 WHERE job = $1 AND code = $2";
+        let statement = "UPDATE job_failures SET count = count - $3 WHERE job = $1 AND code = $2";
         sql.execute(statement, &[&job.0, &code, &count]).await?;
     }
     if !has_more {

@@ -215,7 +215,8 @@ async fn prepare(pool: &Pool) -> Result<(), Failure> {
     let exists = transaction.query_one("SELECT to_regclass('job_format') IS NOT NULL", &[]).await?;
     let mut format = 0;
     if exists.try_get(0)? {
-        format = transaction.query_one("SELECT max(format) FROM job_format", &[]).await?.try_get(0)?;
+        format =
+            transaction.query_one("SELECT max(format) FROM job_format", &[]).await?.try_get(0)?;
     } else {
         transaction.batch_execute("CREATE TABLE job_format (format bigint NOT NULL)").await?;
     }

@@ -41,9 +41,8 @@ pub(super) async fn page(sql: &Sql<'_>, query: Query) -> Result<ResultPage, Fail
     let Some(job) = rows::find(sql, query.job).await? else {
         return Ok(ResultPage { results: Vec::new(), is_last: true });
     };
-    let has_gaps = query.only_failed
-        || query.order == Order::Completion
-        || job.state == JobState::Cancelled;
+    let has_gaps =
+        query.only_failed || query.order == Order::Completion || job.state == JobState::Cancelled;
     let limit = i64::from(query.limit);
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
         [&query.job.0, &signed(query.after), &limit, &signed(query.bytes as u64)];

@@ -117,9 +117,8 @@ pub(super) async fn jobs(
     let (before, limit) = (before.map_or(i64::MAX, |before| before.0), i64::from(limit));
     let rows = match owner {
         Some(owner) => {
-            let which = format!(
-                "owner = $1 AND number < $2 AND {VISIBLE} ORDER BY number DESC LIMIT $3"
-            );
+            let which =
+                format!("owner = $1 AND number < $2 AND {VISIBLE} ORDER BY number DESC LIMIT $3");
             rows(sql, &which, &[&row::owner(owner), &before, &limit]).await?
         }
         None => {

@@ -60,11 +60,7 @@ pub(super) async fn begin(
     Ok(JobNumber(number))
 }
 
-pub(super) async fn append(
-    sql: &Sql<'_>,
-    job: JobNumber,
-    blocks: &Blocks,
-) -> Result<(), Failure> {
+pub(super) async fn append(sql: &Sql<'_>, job: JobNumber, blocks: &Blocks) -> Result<(), Failure> {
     let kept = "UPDATE jobs SET lease_until = clock_timestamp() + interval '10 minutes' \
         WHERE number = $1 AND state = 'uploading'";
     if sql.execute(kept, &[&job.0]).await? == 0 {
@@ -150,7 +146,6 @@ async fn accepted(
 
 /// Returns whether there was an upload.
 pub(super) async fn abandon(sql: &Sql<'_>, job: JobNumber) -> Result<bool, Failure> {
-    let statement =
-        "UPDATE jobs SET state = 'deleting' WHERE number = $1 AND state = 'uploading'";
+    let statement = "UPDATE jobs SET state = 'deleting' WHERE number = $1 AND state = 'uploading'";
     Ok(sql.execute(statement, &[&job.0]).await? > 0)
 }

@@ -239,8 +239,7 @@ async fn insert(
             &[&job, &new.items, &new.lines, &new.failures, &new.retryable],
         )
         .await?;
-    let inserted: Vec<i64> =
-        inserted.iter().map(|row| row.whole(0)).collect::<Result<_, _>>()?;
+    let inserted: Vec<i64> = inserted.iter().map(|row| row.whole(0)).collect::<Result<_, _>>()?;
     let mut failures: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
     for item in &inserted {
         let Some(result) = by_item.get(item) else { continue };

@@ -87,8 +87,8 @@ pub(super) fn retry(
         "UPDATE blocks SET answered = answered - 1 WHERE job = ?1 AND first = \
          (SELECT max(first) FROM blocks WHERE job = ?1 AND first <= ?2)",
     )?;
-    let mut count = sql
-        .prepare_cached("UPDATE failures SET count = count - 1 WHERE job = ?1 AND code = ?2")?;
+    let mut count =
+        sql.prepare_cached("UPDATE failures SET count = count - 1 WHERE job = ?1 AND code = ?2")?;
     for (seq, item, code) in &failed {
         remove.execute([seq])?;
         block.execute([job.0, *item])?;

@@ -57,9 +57,8 @@ pub(super) fn page(sql: &Connection, query: &Query) -> Result<ResultPage, StoreE
     let Some(job) = rows::find(&view, query.job)? else {
         return Ok(ResultPage { results: Vec::new(), is_last: true });
     };
-    let has_gaps = query.only_failed
-        || query.order == Order::Completion
-        || job.state == JobState::Cancelled;
+    let has_gaps =
+        query.only_failed || query.order == Order::Completion || job.state == JobState::Cancelled;
     let mut statement = view.prepare_cached(query.statement())?;
     let mut rows = statement.query(params![query.job.0, signed(query.after)])?;
     let mut results: Vec<StoredResult> = Vec::new();
@@ -68,7 +67,8 @@ pub(super) fn page(sql: &Connection, query: &Query) -> Result<ResultPage, StoreE
         let Some(row) = rows.next()? else { break false };
         let index = unsigned(row.get(0)?);
         let is_full = results.len() >= query.limit as usize || bytes >= query.bytes;
-        if (is_full && !results.is_empty()) || query.limit == 0 || (!has_gaps && index != expected) {
+        if (is_full && !results.is_empty()) || query.limit == 0 || (!has_gaps && index != expected)
+        {
             break true;
         }
         let line: Vec<u8> = row.get(2)?;

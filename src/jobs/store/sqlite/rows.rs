@@ -50,7 +50,8 @@ pub(super) fn job(
 }
 
 fn failures(sql: &Connection, job: i64) -> Result<BTreeMap<String, Failures>, StoreError> {
-    let mut query = sql.prepare_cached("SELECT code, count, example FROM failures WHERE job = ?1")?;
+    let mut query =
+        sql.prepare_cached("SELECT code, count, example FROM failures WHERE job = ?1")?;
     let failures = query.query_map([job], |row| {
         let (count, example) = (row.get(1)?, row.get(2)?);
         Ok((row.get(0)?, Failures { count: unsigned(count), example: unsigned(example) }))
@@ -123,9 +124,8 @@ pub(super) fn jobs(
     let view = sql.unchecked_transaction()?;
     let rows = match owner {
         Some(owner) => {
-            let which = format!(
-                "owner = ?1 AND number < ?2 AND {VISIBLE} ORDER BY number DESC LIMIT ?3"
-            );
+            let which =
+                format!("owner = ?1 AND number < ?2 AND {VISIBLE} ORDER BY number DESC LIMIT ?3");
             rows(&view, &which, params![row::owner(owner), before, limit])?
         }
         None => {

@@ -62,8 +62,7 @@ pub(super) fn append(
     let mut insert_lines =
         context.sql.prepare_cached("INSERT INTO payloads (block, lines) VALUES (?1, ?2)")?;
     for block in blocks {
-        let number =
-            insert_block.insert(params![job.0, block.first, block.items, block.bytes])?;
+        let number = insert_block.insert(params![job.0, block.first, block.items, block.bytes])?;
         insert_lines.execute(params![number, block.lines])?;
     }
     Ok(())
@@ -126,9 +125,9 @@ fn accepted(
 }
 
 pub(super) fn abandon(context: &mut Context<'_>, job: JobNumber) -> Result<(), StoreError> {
-    let mut update = context
-        .sql
-        .prepare_cached("UPDATE jobs SET state = 'deleting' WHERE number = ?1 AND state = 'uploading'")?;
+    let mut update = context.sql.prepare_cached(
+        "UPDATE jobs SET state = 'deleting' WHERE number = ?1 AND state = 'uploading'",
+    )?;
     if update.execute([job.0])? > 0 {
         context.to_erase.push(job.0);
     }

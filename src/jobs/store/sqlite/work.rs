@@ -109,11 +109,7 @@ fn unclaimed(
 }
 
 /// Reads the lines of a block, and which of its items are answered.
-fn read(
-    context: &Context<'_>,
-    job: JobNumber,
-    block: &mut ClaimedBlock,
-) -> Result<(), StoreError> {
+fn read(context: &Context<'_>, job: JobNumber, block: &mut ClaimedBlock) -> Result<(), StoreError> {
     let mut lines = context.sql.prepare_cached("SELECT lines FROM payloads WHERE block = ?1")?;
     block.compressed = lines.query_row([block.number], |row| row.get(0))?;
     let mut answered = context.sql.prepare_cached(

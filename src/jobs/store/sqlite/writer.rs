@@ -175,7 +175,8 @@ impl Thread {
                         return;
                     }
                 }
-                message = if group.len() < MAX_GROUP { self.receiver.try_recv().ok() } else { None };
+                message =
+                    if group.len() < MAX_GROUP { self.receiver.try_recv().ok() } else { None };
             }
             if !group.is_empty() {
                 self.run_group(group);

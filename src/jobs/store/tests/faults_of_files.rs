@@ -17,7 +17,11 @@ fn in_child(test: &str, prepare: &str) {
     if !rustix::process::getuid().is_root() {
         command.arg("--map-root-user");
     }
-    command.args(["--mount", "sh", "-ec", &script, "sh"]).arg(folder.path()).arg(program).arg(&name);
+    command
+        .args(["--mount", "sh", "-ec", &script, "sh"])
+        .arg(folder.path())
+        .arg(program)
+        .arg(&name);
     let output = command.env("JOB_STORE_FOLDER", folder.path()).output().unwrap();
     let log = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && log.contains("1 passed"), "{log}");
@@ -141,7 +145,12 @@ async fn an_interrupted_deletion_goes_on_at_the_next_start() {
 async fn nothing_of_a_deleted_job_is_left_in_the_files() {
     let folder = TempDir::new().unwrap();
     let store = in_folder(folder.path());
-    let kept = upload(&store, NewJob { spec: JobSpec { shared: Default::default(), ..new_job().spec }, ..new_job() }, 0).await;
+    let kept = upload(
+        &store,
+        NewJob { spec: JobSpec { shared: Default::default(), ..new_job().spec }, ..new_job() },
+        0,
+    )
+    .await;
     let job = upload(&store, new_job(), 2000).await;
     record(&store, job.number, (0..1000).map(answered).collect()).await;
     let failures = (1000..2000).map(|index| failed(index, "timeout", true)).collect();

@@ -233,7 +233,8 @@ async fn the_end_is_announced(database: Database) {
     let store = database.open();
     let job = upload(&store, with_webhook(), 1).await;
     let silent = upload(&store, new_job(), 1).await;
-    let due = async |time| store.due_announcements(at(time), Duration::from_secs(30)).await.unwrap();
+    let due =
+        async |time| store.due_announcements(at(time), Duration::from_secs(30)).await.unwrap();
     assert_eq!(due(1).await, []);
     let ended = store.record(job.number, vec![answered(0)], at(5)).await.unwrap().unwrap();
     store.record(silent.number, vec![answered(0)], at(5)).await.unwrap();

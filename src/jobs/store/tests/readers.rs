@@ -98,5 +98,7 @@ async fn the_last_page_is_marked(database: Database) {
         assert!(is_last(order, false, 0, 50).await && is_last(order, true, 0, 50).await);
         assert!(is_last(order, false, 0, 20).await && !is_last(order, false, 0, 19).await);
     }
-    assert!(is_last(Order::Input, false, 20, 5).await && is_last(Order::Input, false, 999, 5).await);
+    assert!(
+        is_last(Order::Input, false, 20, 5).await && is_last(Order::Input, false, 999, 5).await
+    );
 }

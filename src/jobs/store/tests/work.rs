@@ -142,7 +142,10 @@ async fn a_job_is_completed_with_its_last_result(database: Database) {
     store.change(number, paused, at(6)).await.unwrap();
     let last = store.record(number, vec![answered(19)], at(7)).await.unwrap().unwrap();
     assert_eq!((last.state, &last.reason), (JobState::Completed, &None));
-    assert_eq!((last.ended_at, last.progress.claimed), (Some(last.started_at.unwrap().max(at(7))), 0));
+    assert_eq!(
+        (last.ended_at, last.progress.claimed),
+        (Some(last.started_at.unwrap().max(at(7))), 0)
+    );
     assert_eq!(store.renew(replica("a"), LEASE).await.unwrap(), []);
     assert_eq!(store.open_jobs().await.unwrap(), []);
     let cancelled = store.change(number, Change::Cancel, at(8)).await.unwrap().unwrap();
