@@ -263,7 +263,7 @@ impl JobStore for PostgresStore {
                 })
                 .await?;
             let blocks = work::read(blocks)?;
-            claim.is_received();
+            claim.received();
             Ok(blocks)
         })
     }

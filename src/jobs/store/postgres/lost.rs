@@ -13,7 +13,7 @@ const MAX_KEPT: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct LostClaims(Mutex<VecDeque<(ReplicaId, i64)>>);
 
-/// A claim that is being made. It is lost when it is dropped, unless it [is received](Self::is_received).
+/// A claim that is being made. It is lost when it is dropped, unless it [was received](Self::received).
 #[derive(Debug)]
 pub(super) struct ClaimInProgress {
     lost: Arc<LostClaims>,
@@ -40,7 +40,7 @@ impl ClaimInProgress {
         self.number
     }
 
-    pub fn is_received(mut self) {
+    pub fn received(mut self) {
         self.claim = None;
     }
 }

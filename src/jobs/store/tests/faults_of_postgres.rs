@@ -136,9 +136,7 @@ async fn a_deletion_whose_replica_died_is_finished_by_another() {
     let store = in_database(&server);
     let job = upload(&store, new_job(), 3000).await;
     record(&store, job.number, (0..3000).map(answered).collect()).await;
-    server
-        .execute("UPDATE jobs SET state = 'deleting', lease_until = clock_timestamp()")
-        .await;
+    server.execute("UPDATE jobs SET state = 'deleting', lease_until = clock_timestamp()").await;
     store.renew(replica("a"), LEASE).await.unwrap();
     let left = "SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM job_results) \
         + (SELECT count(*) FROM job_blocks) + (SELECT count(*) FROM job_payloads)";

@@ -39,9 +39,8 @@ async fn measure(store: Store, items: u64, size: impl Fn() -> u64) {
         claims += 1;
         let recording = claimed.into_iter().map(|block| {
             let items = block.lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            let results = (block.first..block.first + items).map(|index| {
-                Answered { line: vec![b'x'; 500].into(), ..answered(index) }
-            });
+            let results = (block.first..block.first + items)
+                .map(|index| Answered { line: vec![b'x'; 500].into(), ..answered(index) });
             store.record(number, results.collect(), at(1))
         });
         for job in join_all(recording).await {

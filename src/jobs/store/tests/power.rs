@@ -22,7 +22,7 @@ struct Promised {
     state: Option<JobState>,
 }
 
-const ITEMS: u64 = 60;
+const ITEMS: u64 = 30;
 
 /// Makes promises and copies the files after each.
 async fn live(folder: &Path) -> Vec<Snapshot> {
@@ -111,7 +111,7 @@ async fn a_power_cut_loses_nothing_that_was_promised() {
         if !grows {
             continue;
         }
-        for _ in 0..3 {
+        for _ in 0..2 {
             let length = random.usize(log.len()..=next.log.len());
             assert_kept(database, &next.log[..length], promised, &next.promised).await;
             // Or blocks of it are on the disk and others before them are not.
