@@ -240,7 +240,6 @@ impl Inner {
 }
 
 impl JobStore for SqliteStore {
-    /// The database is locked by the process that uses it.
     fn is_shared(&self) -> bool {
         false
     }
