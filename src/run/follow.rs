@@ -196,21 +196,25 @@ impl<'a> Follower<'a> {
 
 /// Shows how far a job is, as long as it goes on. Returns why it does not.
 pub async fn watch(service: &JobService, id: &str, progress: &Progress) -> RunFailure {
-    let mut reached = Instant::now();
+    let (mut reached, mut was_away) = (Instant::now(), false);
     loop {
         match service.job(id).await {
             Ok(job) => {
                 reached = Instant::now();
                 progress.show(&job);
+                if std::mem::take(&mut was_away) && job.status == Status::Running {
+                    // If it was restarted, it does not know the caller's key. This request has it.
+                    drop(service.act(id, Action::Resume).await);
+                }
                 if job.status == Status::Paused {
                     match job.reason.as_deref().unwrap_or("requested") {
-                        // The service was restarted. This request has the key.
                         "key_needed" => drop(service.act(id, Action::Resume).await),
                         reason => return RunFailure::paused(reason),
                     }
                 }
             }
             Err(error) if error.is_transient() && reached.elapsed() < ABSENCE => {
+                was_away = true;
                 progress.waits(&error.to_string());
             }
             Err(error) => return error.into(),

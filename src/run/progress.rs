@@ -52,8 +52,13 @@ impl Progress {
         self.bar.set_message(format!("waiting\n{reason}"));
     }
 
-    /// Leaves the bar as it is. The terminal has moved the cursor by writing `^C`.
+    /// Leaves the bar as it is: the terminal has moved the cursor by writing `^C`, so that it cannot be
+    /// drawn again in its place.
     pub fn leave(&self) {
+        if !self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::hidden());
+            eprintln!();
+        }
         self.bar.abandon();
     }
 

@@ -286,8 +286,8 @@ async fn a_run_that_was_killed_is_continued_by_the_same_command() {
     let asked = site.asked();
     assert_eq!(asked.len(), 300);
     let repeated: usize = asked.values().map(|times| times - 1).sum();
-    // An answer that came and was not recorded yet counts as in flight: twice the limit at most.
-    assert!(repeated <= kills * 2 * 8, "{repeated} were asked again");
+    // Those in flight, and up to 64 whose answers were not recorded yet.
+    assert!(repeated <= kills * (8 + 64), "{repeated} were asked again");
 }
 
 #[tokio::test]
@@ -416,7 +416,7 @@ async fn a_run_follows_its_job_through_a_restart_of_the_service() {
     site.check_answers("out.jsonl", 300);
     site.check_tidy("out.jsonl");
     let repeated: usize = site.asked().values().map(|times| times - 1).sum();
-    assert!(repeated <= 2 * 8, "{repeated} were asked again");
+    assert!(repeated <= 8 + 64, "{repeated} were asked again");
 
     let refused = program("GEMINI_API_KEY", "another-key").output().await;
     assert_eq!(code(&refused), 2, "the output exists");
