@@ -230,6 +230,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         config.gemini_api_key.clone(),
         EngineSettings {
             concurrency_limit: config.concurrency_limit,
+            lease: config.job_lease,
             retention: config.job_retention,
             metrics: Arc::clone(&gateway.metrics),
         },

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::settings::{
     ADMIN_API_KEY, DATA_DIR, GATEWAY_URL, GEMINI_BASE_URL, GEMINI_CONCURRENCY_LIMIT,
-    JOBS_DATABASE_URL, MAX_CONTINUATIONS, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG, Setting,
+    JOBS_DATABASE_URL, MAX_CONTINUATIONS, REDIS_LEASE_SECONDS, REDIS_PREFIX, REDIS_URL, RUST_LOG,
+    Setting,
 };
 use super::{AdminKey, InvalidSetting};
 use crate::gemini::Client;
@@ -149,16 +150,21 @@ impl Lookup<'_> {
         }
     }
 
+    pub(super) fn lease(&self, setting: Setting) -> Result<Duration, InvalidSetting> {
+        const EXPECTED: &str = "a number of seconds, 1 to 3600";
+        let seconds: f64 = self.parse(setting, EXPECTED)?;
+        match (1.0..=3600.0).contains(&seconds) {
+            true => Ok(Duration::from_secs_f64(seconds)),
+            false => Err(invalid(setting, EXPECTED)),
+        }
+    }
+
     pub(super) fn redis(&self) -> Result<Option<RedisSettings>, InvalidSetting> {
         const PREFIX: &str = "1 to 128 of the characters A-Z a-z 0-9 . _ : -";
-        const LEASE: &str = "a number of seconds, 1 to 3600";
         // Parsed without Redis too, so that an invalid value is reported before Redis is set up.
         let prefix = SemaphoreId::parse(&self.value(REDIS_PREFIX))
             .map_err(|_| invalid(REDIS_PREFIX, PREFIX))?;
-        let lease: f64 = self.parse(REDIS_LEASE_SECONDS, LEASE)?;
-        if !(1.0..=3600.0).contains(&lease) {
-            return Err(invalid(REDIS_LEASE_SECONDS, LEASE));
-        }
+        let lease = self.lease(REDIS_LEASE_SECONDS)?;
         let Some(url) = self.optional(REDIS_URL) else { return Ok(None) };
         RedisSettings::check_url(&url).map_err(|_| {
             invalid(
@@ -166,11 +172,7 @@ impl Lookup<'_> {
                 "redis://host:port or rediss://host:port, with user and password or without",
             )
         })?;
-        Ok(Some(RedisSettings {
-            url: url.into(),
-            prefix: prefix.as_str().to_owned(),
-            lease: Duration::from_secs_f64(lease),
-        }))
+        Ok(Some(RedisSettings { url: url.into(), prefix: prefix.as_str().to_owned(), lease }))
     }
 
     pub(super) fn base_url(&self) -> Result<String, InvalidSetting> {

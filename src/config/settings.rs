@@ -44,6 +44,7 @@ pub const SETTINGS: &[Setting] = &[
     REDIS_LEASE_SECONDS,
     DATA_DIR,
     JOBS_DATABASE_URL,
+    JOBS_LEASE_SECONDS,
     JOB_RETENTION_HOURS,
     JOB_MAX_ITEMS,
     JOB_MAX_BYTES,
@@ -194,6 +195,12 @@ pub(super) const JOBS_DATABASE_URL: Setting = setting(
     "",
     "secret",
     "The PostgreSQL database in which replicas share their jobs: `postgres://user:password@host/database`, with `sslmode=require` for TLS. Unset: jobs are in `DATA_DIR`.",
+);
+pub(super) const JOBS_LEASE_SECONDS: Setting = setting(
+    "JOBS_LEASE_SECONDS",
+    "60",
+    "seconds",
+    "How long the items of a process that died wait until another one sends them, in `JOBS_DATABASE_URL`, 1 to 3600.",
 );
 pub(super) const JOB_RETENTION_HOURS: Setting = setting(
     "JOB_RETENTION_HOURS",

@@ -47,7 +47,7 @@ use crate::dispatch::Dispatcher;
 use crate::gemini::ApiKey;
 use crate::metrics::Metrics;
 
-use lease::{Lease, RENEWAL, RENEWAL_AGAIN, Renewed};
+use lease::{Lease, Renewed};
 use supervisor::Supervisor;
 use trouble::Trouble;
 
@@ -76,6 +76,8 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct EngineSettings {
     /// How many calls may be in flight, by which windows are sized.
     pub concurrency_limit: usize,
+    /// For how long items are claimed without a renewal: so long they wait when their process has died.
+    pub lease: Duration,
     /// How long jobs are kept after their end; `None` for as long as the store exists.
     pub retention: Option<Duration>,
     /// Where jobs and items are counted.
@@ -130,7 +132,7 @@ impl Engine {
         server_key: Option<ApiKey>,
         settings: EngineSettings,
     ) -> Self {
-        let EngineSettings { concurrency_limit, retention, metrics } = settings;
+        let EngineSettings { concurrency_limit, lease, retention, metrics } = settings;
         let shared = Arc::new(Shared {
             jobs: Arc::clone(&jobs),
             dispatcher,
@@ -139,7 +141,7 @@ impl Engine {
             window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
             unrecorded: concurrency_limit.saturating_mul(UNRECORDED_PER_SLOT).max(MIN_UNRECORDED),
             runs: AtomicUsize::new(0),
-            lease: Arc::new(Lease::new()),
+            lease: Arc::new(Lease::new(lease)),
             renewals: watch::Sender::default(),
             reading: Trouble::new(
                 "the job store cannot be read",
@@ -190,7 +192,7 @@ async fn renew(shared: Arc<Shared>) {
     let (jobs, lease) = (&shared.jobs, &shared.lease);
     loop {
         let (sent, round) = (Instant::now(), lease.begin_round());
-        let wait = match jobs.store().renew(jobs.replica().clone(), lease::LEASE).await {
+        let wait = match jobs.store().renew(jobs.replica().clone(), lease.length()).await {
             Ok(claims) => {
                 lease.extend(sent);
                 let mut held: HashMap<JobNumber, HashSet<u64>> = HashMap::new();
@@ -198,11 +200,11 @@ async fn renew(shared: Arc<Shared>) {
                     held.entry(job).or_default().insert(first);
                 });
                 shared.renewals.send_replace(Arc::new(Renewed { round, held }));
-                RENEWAL
+                lease.renewal()
             }
             Err(error) => {
                 shared.writing.failed(&error);
-                RENEWAL_AGAIN
+                lease.renewal_again()
             }
         };
         sleep(wait).await;

@@ -51,6 +51,7 @@ impl LocalGateway {
             gateway.config.gemini_api_key.clone(),
             EngineSettings {
                 concurrency_limit: gateway.config.concurrency_limit,
+                lease: gateway.config.job_lease,
                 retention: None,
                 metrics: Arc::clone(&gateway.metrics),
             },

@@ -146,7 +146,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 52] = [
+const WRONG: [(&str, &str); 53] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -166,6 +166,7 @@ const WRONG: [(&str, &str); 52] = [
     ("REDIS_LEASE_SECONDS", "0.77"),
     ("DATA_DIR", "/dev/null"),
     ("JOBS_DATABASE_URL", "mysql://:77secret@db"),
+    ("JOBS_LEASE_SECONDS", "0.77"),
     ("JOB_RETENTION_HOURS", "-77"),
     ("JOB_MAX_ITEMS", "0.77"),
     ("JOB_MAX_BYTES", "64GiB"),

@@ -12,6 +12,7 @@ mod connections;
 mod corpus;
 mod credentials;
 mod documentation;
+mod durability;
 mod enqueued;
 mod failures;
 mod fuzz;

@@ -8,22 +8,19 @@ use tokio::time::Instant;
 
 use crate::jobs::model::JobNumber;
 
-/// How long a claim holds after it was made or renewed.
-pub(super) const LEASE: Duration = Duration::from_secs(60);
+/// How often claims are renewed in the time for which they hold.
+const RENEWALS: u32 = 3;
 
-/// How often claims are renewed.
-pub(super) const RENEWAL: Duration = Duration::from_secs(20);
-
-/// How soon a renewal that failed is tried again.
-pub(super) const RENEWAL_AGAIN: Duration = Duration::from_secs(5);
-
-/// How long before its end a claim is no longer used: the store's clock may be ahead by as much.
-const MARGIN: Duration = Duration::from_secs(5);
+/// The part of that time after which a renewal that failed is tried again, and the part before its end
+/// in which a claim is no longer used: the store's clock may be faster by as much.
+const PART: u32 = 12;
 
 /// The lease on all claims of this process. Times are measured here, so that no clock that is set has
 /// an effect.
 #[derive(Debug)]
 pub(super) struct Lease {
+    /// How long a claim holds after it was made or renewed.
+    length: Duration,
     begin: Instant,
     /// Until when claims are used, in milliseconds since `begin`.
     until: AtomicU64,
@@ -41,12 +38,27 @@ pub(super) struct Renewed {
 }
 
 impl Lease {
-    /// A lease that begins now.
-    pub fn new() -> Self {
-        let lease =
-            Self { begin: Instant::now(), until: AtomicU64::new(0), round: AtomicU64::new(0) };
-        lease.extend(lease.begin);
+    /// A lease of this length that begins now.
+    pub fn new(length: Duration) -> Self {
+        let begin = Instant::now();
+        let lease = Self { length, begin, until: AtomicU64::new(0), round: AtomicU64::new(0) };
+        lease.extend(begin);
         lease
+    }
+
+    /// How long a claim holds after it was made or renewed.
+    pub fn length(&self) -> Duration {
+        self.length
+    }
+
+    /// How long to wait after a renewal.
+    pub fn renewal(&self) -> Duration {
+        self.length / RENEWALS
+    }
+
+    /// How long to wait after a renewal that failed.
+    pub fn renewal_again(&self) -> Duration {
+        self.length / PART
     }
 
     /// Begins a renewal. Returns its round.
@@ -61,7 +73,7 @@ impl Lease {
 
     /// All claims were renewed by a request that was sent then.
     pub fn extend(&self, sent: Instant) {
-        let until = sent + LEASE - MARGIN;
+        let until = sent + self.length - self.length / PART;
         let millis = until.saturating_duration_since(self.begin).as_millis();
         self.until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
     }

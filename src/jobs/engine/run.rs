@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::item::{Ended, JobItem, Returned, Unrecorded};
-use super::lease::{LEASE, Renewed};
+use super::lease::Renewed;
 use super::record::Record;
 use super::window::Window;
 use super::{Shared, backoff};
@@ -236,7 +236,7 @@ impl Run {
             jobs.replica().clone(),
             u32::try_from(items).unwrap_or(u32::MAX),
             bytes,
-            LEASE,
+            self.engine.lease.length(),
         ));
     }
 
@@ -440,7 +440,7 @@ impl Run {
         let lease = Some(self.engine.lease.ends_at());
         let times = [self.window.wakes_at(), claim, failing, lease, self.send_again_at];
         let times = times.into_iter().chain([self.record.again_at()]).flatten();
-        times.filter(|at| *at > now).min().unwrap_or(now + LEASE)
+        times.filter(|at| *at > now).min().unwrap_or(now + self.engine.lease.length())
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::lease::{LEASE, Renewed};
+use super::lease::Renewed;
 use super::run::{Order, Run};
 use super::{Shared, Stops};
 use crate::gemini::ApiKey;
@@ -157,7 +157,7 @@ impl Supervisor {
             *since = now;
         }
         let is_shared = self.engine.jobs.store().is_shared();
-        if !is_shared || now.duration_since(*since) >= LEASE {
+        if !is_shared || now.duration_since(*since) >= self.engine.lease.length() {
             tracing::info!(job = %job.id, ?reason, "a job is paused: there is no key for it");
             self.change(job, Change::Pause(reason)).await;
         }

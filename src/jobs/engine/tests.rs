@@ -34,6 +34,9 @@ use crate::prices::NanoDollars;
 pub(in crate::jobs) use memory_store::MemoryStore;
 
 /// How long a call takes.
+/// How long claims hold without a renewal.
+const LEASE: Duration = Duration::from_secs(60);
+
 const CALL: Duration = Duration::from_millis(20);
 
 /// How many items a block has.
@@ -215,6 +218,7 @@ impl Process {
     fn start(&mut self) {
         let settings = EngineSettings {
             concurrency_limit: self.limiter.occupancy().limit,
+            lease: LEASE,
             retention: Some(Duration::from_secs(60 * 60)),
             metrics: Arc::clone(&self.metrics),
         };

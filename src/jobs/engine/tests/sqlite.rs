@@ -9,8 +9,12 @@ const LIMIT: usize = 8;
 fn start(jobs: &Arc<Jobs>, script: &Arc<Script>) -> Engine {
     let limiter = Limiter::new(LIMIT, 10, QuotaPlan::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
-    let settings =
-        EngineSettings { concurrency_limit: LIMIT, retention: None, metrics: Arc::clone(&metrics) };
+    let settings = EngineSettings {
+        concurrency_limit: LIMIT,
+        lease: super::LEASE,
+        retention: None,
+        metrics: Arc::clone(&metrics),
+    };
     let (dispatcher, format) = (dispatcher(&limiter, &metrics), Arc::new(Arc::clone(script)));
     Engine::start(Arc::clone(jobs), dispatcher, format, Some(key("server-key")), settings)
 }
