@@ -33,10 +33,10 @@ use crate::prices::NanoDollars;
 
 pub(in crate::jobs) use memory_store::MemoryStore;
 
-/// How long a call takes.
 /// How long claims hold without a renewal.
 const LEASE: Duration = Duration::from_secs(60);
 
+/// How long a call takes.
 const CALL: Duration = Duration::from_millis(20);
 
 /// How many items a block has.
