@@ -56,6 +56,11 @@ use trouble::Trouble;
 const MIN_WINDOW: usize = 256;
 const WINDOW_PER_SLOT: usize = 4;
 
+/// How many results of a job may wait to be recorded, at least and for each slot. A crash loses them, so
+/// that their items are asked again. They are few as long as the store keeps up.
+const MIN_UNRECORDED: usize = 64;
+const UNRECORDED_PER_SLOT: usize = 2;
+
 /// How often jobs are looked for that have ended long ago.
 const SWEEP: Duration = Duration::from_secs(60 * 60);
 
@@ -105,6 +110,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// How many items a job has in memory, apart from those that were put off.
     window: usize,
+    /// How many results of a job may wait until they are recorded before it sends nothing more.
+    unrecorded: usize,
     /// How many runs there are.
     runs: AtomicUsize,
     lease: Arc<Lease>,
@@ -130,6 +137,7 @@ impl Engine {
             format,
             metrics,
             window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
+            unrecorded: concurrency_limit.saturating_mul(UNRECORDED_PER_SLOT).max(MIN_UNRECORDED),
             runs: AtomicUsize::new(0),
             lease: Arc::new(Lease::new()),
             renewals: watch::Sender::default(),

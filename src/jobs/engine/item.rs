@@ -81,9 +81,12 @@ pub(super) struct Returned {
     pub unrecorded: Arc<Unrecorded>,
 }
 
-/// The bytes of a job's results that are not recorded.
-#[derive(Debug, Default)]
+/// A job's results that are not recorded. A crash loses them.
+#[derive(Debug)]
 pub(super) struct Unrecorded {
+    /// How many there may be before no further item is sent.
+    most: usize,
+    results: AtomicUsize,
     bytes: AtomicUsize,
     fewer: Notify,
 }
@@ -92,7 +95,7 @@ impl Outcomes<Ended> for Returned {
     async fn room(&self) {
         loop {
             let fewer = self.unrecorded.fewer.notified();
-            if self.unrecorded.bytes.load(Ordering::Relaxed) <= MAX_UNRECORDED {
+            if self.unrecorded.has_room() {
                 return;
             }
             fewer.await;
@@ -116,13 +119,27 @@ impl Returned {
 }
 
 impl Unrecorded {
-    /// Counts bytes that are to be recorded.
+    /// None yet. There may be `most`.
+    pub fn new(most: usize) -> Self {
+        let (results, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { most, results, bytes, fewer: Notify::new() }
+    }
+
+    fn has_room(&self) -> bool {
+        let (results, bytes) = (&self.results, &self.bytes);
+        results.load(Ordering::Relaxed) < self.most
+            && bytes.load(Ordering::Relaxed) < MAX_UNRECORDED
+    }
+
+    /// Counts a result of so many bytes that is to be recorded.
     pub fn add(&self, bytes: usize) {
+        self.results.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes that were recorded or are not to be.
+    /// Counts a result that was recorded, or is not to be.
     pub fn subtract(&self, bytes: usize) {
+        self.results.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.fewer.notify_waiters();
     }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::item::{Ended, JobItem, Returned};
+use super::item::{Ended, JobItem, Returned, Unrecorded};
 use super::lease::{LEASE, Renewed};
 use super::record::Record;
 use super::window::Window;
@@ -102,6 +102,7 @@ impl Run {
     pub fn new(engine: Arc<Shared>, job: Job, key: ApiKey, orders: watch::Receiver<Order>) -> Self {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let renewals = engine.renewals.subscribe();
+        let unrecorded = Arc::new(Unrecorded::new(engine.unrecorded));
         Self {
             engine,
             job: Arc::new(job),
@@ -111,7 +112,7 @@ impl Run {
             renewals,
             window: Window::default(),
             preparing: FuturesUnordered::new(),
-            returned: Returned { outcomes: sender, unrecorded: Arc::default() },
+            returned: Returned { outcomes: sender, unrecorded },
             outcomes,
             bulk: None,
             is_stopped: false,

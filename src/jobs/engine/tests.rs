@@ -5,6 +5,7 @@ mod fairness;
 mod faults;
 mod memory_store;
 mod outcomes;
+mod sqlite;
 mod states;
 
 use std::collections::HashMap;
@@ -193,17 +194,10 @@ impl Process {
     fn with_queue(store: &MemoryStore, limit: usize, queue: usize, script: &Arc<Script>) -> Self {
         let limiter = Limiter::new(limit, queue, QuotaPlan::default());
         let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
-        let dispatcher = Dispatcher::new(
-            Client::new("http://127.0.0.1:9").unwrap(),
-            Arc::clone(&limiter),
-            Arc::clone(&metrics),
-            RetryPolicy::new(1, Duration::from_secs(30)),
-            Arc::default(),
-        );
         Self {
             store: store.clone(),
             jobs: Jobs::new(Arc::new(store.clone())),
-            dispatcher: Arc::new(dispatcher),
+            dispatcher: dispatcher(&limiter, &metrics),
             limiter,
             metrics,
             script: Arc::clone(script),
@@ -268,6 +262,17 @@ impl Process {
     fn in_flight(&self) -> usize {
         self.limiter.occupancy().in_flight
     }
+}
+
+/// A dispatcher whose calls are answered by scripts.
+fn dispatcher(limiter: &Arc<Limiter>, metrics: &Arc<Metrics>) -> Arc<Dispatcher> {
+    Arc::new(Dispatcher::new(
+        Client::new("http://127.0.0.1:9").unwrap(),
+        Arc::clone(limiter),
+        Arc::clone(metrics),
+        RetryPolicy::new(1, Duration::from_secs(30)),
+        Arc::default(),
+    ))
 }
 
 fn key(text: &str) -> ApiKey {

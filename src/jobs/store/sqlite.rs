@@ -240,6 +240,10 @@ impl Inner {
 }
 
 impl JobStore for SqliteStore {
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn begin(&self, job: NewJob, _: ReplicaId) -> Stored<JobNumber> {
         let begin = move |context: &mut Context<'_>| uploads::begin(context, &job);
         self.write(Kind::Creates, Err(closed()), begin)

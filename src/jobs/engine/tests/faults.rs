@@ -32,7 +32,7 @@ async fn a_slow_store_gets_many_results_at_once() {
     let job = process.submit("a", 10_000).await;
     process.until_completed(job).await;
     let records = process.store.counted().records;
-    assert!(records < 10_000 / 64, "{records} transactions");
+    assert!(records < 10_000 / 32, "{records} transactions");
 }
 
 #[tokio::test(start_paused = true)]

@@ -184,7 +184,7 @@ impl JobStore for MemoryStore {
                 number,
                 id,
                 owner,
-                spec,
+                spec: spec.into(),
                 total: 0,
                 bytes: 0,
                 state: JobState::Queued,
