@@ -15,12 +15,15 @@ RUN sed -i -e '/^\[\[test\]\]/,/^$/d' -e '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
 # Copied files keep their modification times, which may be older than the build above. Without the
 # touch, cargo would consider the empty crate up to date.
 COPY src src
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked && mkdir /data
 
 # This base has the C library, CA certificates and an unprivileged user, and no shell.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /app/target/release/gemini-concurrent-generation /usr/local/bin/
-ENV HOST=0.0.0.0
+# Jobs. A volume takes its owner from this folder.
+COPY --from=build --chown=nonroot:nonroot /data /data
+ENV HOST=0.0.0.0 DATA_DIR=/data
+VOLUME /data
 EXPOSE 5004
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \

@@ -406,7 +406,7 @@ mod tests {
     }
 
     fn is_about(found: f64, expected: f64) -> bool {
-        (found - expected).abs() < expected * 0.02
+        (found - expected).abs() < expected * 0.05
     }
 
     #[test]

@@ -227,13 +227,14 @@ mod tests {
     fn a_body_that_is_cut_off_or_damaged_is_invalid() {
         for (coding, body) in encoded(&text()) {
             assert_eq!(decoded(coding, &body[..body.len() - 1], 1000), None, "{coding:?}");
-            assert_eq!(decoded(coding, &body[1..], 1000), None, "{coding:?}");
             assert_eq!(
                 decoded(coding, &[&body[..], b"garbage"].concat(), 1000),
                 None,
                 "{coding:?}"
             );
         }
-        assert_eq!(decoded(Coding::Brotli, b"garbage", 1000), None);
+        for coding in [Coding::Gzip, Coding::Brotli, Coding::Zstd] {
+            assert_eq!(decoded(coding, b"garbage", 1000), None, "{coding:?}");
+        }
     }
 }

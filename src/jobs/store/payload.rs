@@ -11,8 +11,13 @@ const LEVEL: i32 = 1;
 const MAX_BLOCK: i64 = 1 << 30;
 
 pub(super) fn compress(lines: &[u8]) -> Result<Vec<u8>, StoreError> {
-    let compressed = zstd::bulk::compress(lines, LEVEL);
-    compressed.map_err(|error| StoreError::Unavailable(format!("no memory: {error}")))
+    let compress = || {
+        let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+        // A disk that changes it is noticed.
+        compressor.include_checksum(true)?;
+        compressor.compress(lines)
+    };
+    compress().map_err(|error| StoreError::Unavailable(format!("no memory: {error}")))
 }
 
 /// `bytes` is their size before they were compressed.

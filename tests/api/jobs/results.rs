@@ -53,8 +53,10 @@ async fn only_the_failed_results_are_read_if_asked_for() {
     let service = JobService::start().await;
     let blocked = "[[simulate:blocked=SAFETY]]";
     let id = service.chats(["a", blocked, "b", blocked].map(str::to_owned)).await;
+    let followed = service.results(&id, "?only=failed&follow=true").await;
     let all = service.all_results(&id).await;
     assert_eq!(all.len(), 4);
+    assert_eq!(followed, [all[1].clone(), all[3].clone()]);
     let failed = service.results(&id, "?only=failed").await;
     assert_eq!(failed, [all[1].clone(), all[3].clone()]);
     assert_eq!(service.results(&id, "?only=failed&after=2").await, [all[3].clone()]);

@@ -9,7 +9,7 @@ use deadpool_postgres::{
 };
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -28,7 +28,7 @@ const FORMATS: [&str; 1] = [include_str!("format_1.sql")];
 /// The most connections of a replica.
 const MAX_CONNECTIONS: usize = 8;
 
-/// How long an operation may take. A slow database delays results, a stopped one must not stop all else.
+/// How long a transaction may take. A slow database delays results, a stopped one must not stop all else.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a transaction is tried that others got in the way of.
@@ -44,6 +44,8 @@ pub(super) struct Database {
     pool: OnceCell<Pool>,
     /// Set once the tables are there, in a format that is known.
     is_ready: OnceCell<()>,
+    /// One for each connection. Waiting for one takes as long as those before need.
+    permits: Semaphore,
     is_closed: AtomicBool,
 }
 
@@ -90,8 +92,13 @@ impl Sql<'_> {
 
 impl Database {
     pub fn new(url: SecretString) -> Self {
-        let (pool, is_ready) = (OnceCell::new(), OnceCell::new());
-        Self { url, pool, is_ready, is_closed: AtomicBool::new(false) }
+        Self {
+            url,
+            pool: OnceCell::new(),
+            is_ready: OnceCell::new(),
+            permits: Semaphore::new(MAX_CONNECTIONS),
+            is_closed: AtomicBool::new(false),
+        }
     }
 
     /// Makes a transaction, again if another one was in its way.
@@ -99,6 +106,7 @@ impl Database {
         &self,
         work: impl for<'a> Fn(&'a Sql<'_>) -> BoxFuture<'a, Result<T, Failure>>,
     ) -> Result<T, StoreError> {
+        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
         let mut tries = 1;
         loop {
             match self.within_timeout(&work).await {

@@ -27,11 +27,11 @@ impl Query {
         };
         let failed = if self.only_failed { "AND failure IS NOT NULL" } else { "" };
         format!(
-            "SELECT item, seq, CASE WHEN before < $4 AND number <= $3 OR number = 1 THEN line END \
+            "SELECT item, seq, CASE WHEN before < $4::bigint AND number <= $3::bigint OR number = 1 THEN line END \
              FROM (SELECT item, seq, line, row_number() OVER (ORDER BY {column}) AS number, \
              sum(octet_length(line)) OVER (ORDER BY {column}) - octet_length(line) AS before \
              FROM (SELECT item, seq, line FROM job_results WHERE job = $1 AND {column} {from} $2 \
-             {failed} ORDER BY {column} LIMIT $3 + 1) AS found) AS sized ORDER BY {column}"
+             {failed} ORDER BY {column} LIMIT $3::bigint + 1) AS found) AS sized ORDER BY {column}"
         )
     }
 }

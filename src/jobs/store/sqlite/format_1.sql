@@ -65,6 +65,8 @@ CREATE TABLE results (
     -- The error code, if the item failed.
     failure TEXT,
     retryable INTEGER NOT NULL,
+    -- Of the item and the line: SQLite does not notice that a disk changed them.
+    checksum INTEGER NOT NULL,
     UNIQUE (job, item)
 );
 

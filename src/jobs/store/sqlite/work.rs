@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::params;
 use tokio::time::Instant;
 
+use super::results::checksum;
 use super::rows;
 use super::writer::Context;
 use crate::jobs::model::{Answered, Job, JobNumber, JobState, ReplicaId};
@@ -164,8 +165,8 @@ fn insert(
     let mut inserted = 0;
     let sql = context.sql;
     let mut insert = sql.prepare_cached(
-        "INSERT INTO results (job, item, line, failure, retryable) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (job, item) DO NOTHING",
+        "INSERT INTO results (job, item, line, failure, retryable, checksum) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (job, item) DO NOTHING",
     )?;
     let mut fail = sql.prepare_cached(
         "INSERT INTO failures (job, code, count, example) VALUES (?1, ?2, 1, ?3) \
@@ -175,7 +176,9 @@ fn insert(
     for result in results.iter().filter(|result| result.index < total) {
         let item = signed(result.index);
         let line: &[u8] = &result.line;
-        if insert.execute(params![row.number, item, line, result.failure, result.retryable])? == 0 {
+        let sum = checksum(row.number, item, line);
+        let values = params![row.number, item, line, result.failure, result.retryable, sum];
+        if insert.execute(values)? == 0 {
             continue;
         }
         inserted += 1;

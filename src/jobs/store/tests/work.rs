@@ -179,21 +179,21 @@ async fn progress_agrees_with_the_results(database: Database) {
 
 async fn many_results_at_once_are_all_recorded(database: Database) {
     let stores = database.open_two();
-    let number = upload(&stores[0], new_job(), 1000).await.number;
-    let recording = (0..1000_u64).map(|index| {
-        let result = [index, (index + 1) % 1000].map(answered).to_vec();
+    let number = upload(&stores[0], new_job(), 300).await.number;
+    let recording = (0..300_u64).map(|index| {
+        let result = [index, (index + 1) % 300].map(answered).to_vec();
         stores[index as usize % 2].record(number, result, at(1))
     });
     for job in join_all(recording).await {
         job.unwrap();
     }
-    let all: Vec<_> = (0..1000).collect();
+    let all: Vec<_> = (0..300).collect();
     assert_eq!(indices(&stores[0], number, Order::Input, false).await, all);
     let found = indices(&stores[1], number, Order::Completion, false).await;
-    assert_eq!(found.len(), 1000);
-    assert_eq!(found.into_iter().collect::<BTreeSet<_>>().len(), 1000);
+    assert_eq!(found.len(), 300);
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>().len(), 300);
     let job = stores[0].jobs(None, None, 1).await.unwrap().remove(0);
-    assert_eq!((job.state, job.progress.succeeded), (JobState::Completed, 1000));
+    assert_eq!((job.state, job.progress.succeeded), (JobState::Completed, 300));
 }
 
 async fn the_clock_may_be_set_back(database: Database) {
