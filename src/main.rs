@@ -19,7 +19,7 @@ use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
-use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
+use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
@@ -223,6 +223,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?;
     let config = &gateway.config;
+    check_job_store(&gateway).await?;
     let engine = Engine::start(
         Arc::clone(&gateway.jobs),
         Arc::clone(&gateway.dispatcher),
@@ -256,6 +257,19 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     shutdown.ends_now.run_until_cancelled(store.close()).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Checks that this version can read the jobs. A store that cannot be used now does not prevent the start:
+/// it is tried again whenever it is needed.
+async fn check_job_store(gateway: &Gateway) -> Result<(), String> {
+    match gateway.jobs.store().check().await {
+        Err(error @ StoreError::TooNew { .. }) => Err(error.to_string()),
+        Err(error) => {
+            tracing::warn!(%error, "there are no jobs until their store can be used");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Starts to announce the ends of jobs.
