@@ -12,7 +12,7 @@ use axum::routing::post;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::{Process, Start};

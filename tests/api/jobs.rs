@@ -56,6 +56,7 @@ impl JobService {
             item_format(gateway.clone()),
             gateway.config.gemini_api_key.clone(),
             EngineSettings {
+                lease: gateway.config.job_lease,
                 concurrency_limit: gateway.config.concurrency_limit,
                 retention: None,
                 metrics: gateway.metrics.clone(),
