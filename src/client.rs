@@ -51,7 +51,7 @@ pub struct GatewayClient {
 /// How requests reach the gateway.
 #[derive(Debug, Clone)]
 enum Transport {
-    Network(legacy::Client<HttpsConnector<HttpConnector>, Body>),
+    Network(Box<legacy::Client<HttpsConnector<HttpConnector>, Body>>),
     InProcess(Router),
 }
 
@@ -145,7 +145,7 @@ impl GatewayClient {
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Ok(Self { transport: Transport::Network(client), base, key })
+        Ok(Self { transport: Transport::Network(Box::new(client)), base, key })
     }
 
     /// A client of a gateway in this process.
