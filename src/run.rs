@@ -163,7 +163,7 @@ pub async fn run(
 /// How a run ended.
 enum Outcome {
     /// The output is complete.
-    Complete { job: JobStatus, failed: Vec<FailedItem> },
+    Complete { job: Box<JobStatus>, failed: Vec<FailedItem> },
     /// A signal came. The job is paused if the service could be told.
     Interrupted(Signal),
 }
@@ -223,7 +223,7 @@ async fn work(
     output.finish()?;
     progress.clear();
     summarise(&job, started.elapsed());
-    Ok(Outcome::Complete { job, failed })
+    Ok(Outcome::Complete { job: Box::new(job), failed })
 }
 
 /// Pauses the job, unless another signal comes, and says how to continue.

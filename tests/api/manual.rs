@@ -194,9 +194,11 @@ fn the_errors_page_has_the_table_of_codes() {
 #[tokio::test]
 async fn the_operations_page_lists_every_metric_and_no_other() {
     let service = Service::start().await;
-    // A metric is exported once it has counted something: a call, a retry.
+    // A metric is exported once it has counted something: a call, a retry, a job.
     let chat = service.chat("[[simulate:status=503,fail_times=1]]").await;
     assert_eq!(chat.status, StatusCode::OK);
+    service.gateway.metrics.jobs([("queued", 1)]);
+    service.gateway.metrics.job_item("succeeded");
     let metrics = service.get("/metrics").send().await.unwrap().text().await.unwrap();
     let exported: BTreeSet<_> = metrics
         .lines()

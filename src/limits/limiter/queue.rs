@@ -472,8 +472,7 @@ impl HeadOfQueue<'_> {
     /// [`Refused::StoreUnavailable`] if it was not accepted before the store became unavailable;
     /// [`Refused::SemaphoreDeleted`]; [`Refused::Exhausted`] as soon as it is certain that the quotas
     /// have no room before the deadline; [`Refused::TooManyAccounts`]; [`Refused::Unfunded`].
-    // This and `admit_with` are not `async fn`s, whose futures hold each argument twice: hundreds of
-    // thousands of these futures may wait.
+    // Not an `async fn`, whose future holds each argument twice: a hundred thousand of these may wait.
     pub fn admit(
         self,
         estimate: impl Into<Estimate>,
@@ -509,6 +508,7 @@ impl HeadOfQueue<'_> {
         }
     }
 
+    #[expect(clippy::manual_async_fn, reason = "an async fn would hold the arguments twice")]
     fn admit_with(
         &self,
         account: Arc<Account>,
