@@ -81,7 +81,7 @@ codes! {
     PermissionDenied = "permission_denied", FORBIDDEN, Final,
         "the key may not do this, or its account is limited (`PUP_LIMITED_DISABLED`)";
     NoQuota = "no_quota", FORBIDDEN, Final,
-        "the key's quota for the model is 0, by the settings or by Gemini";
+        "the key's quota for the model, or what it may spend, is 0, by the settings or by Gemini";
     ModelNotFound = "model_not_found", NOT_FOUND, Final,
         "Gemini does not know the model";
     SemaphoreNotFound = "semaphore_not_found", NOT_FOUND, Final,
@@ -122,7 +122,8 @@ codes! {
     DailyQuotaExhausted = "daily_quota_exhausted", TOO_MANY_REQUESTS, Retryable,
         "a quota per day is exhausted; `Retry-After` lasts until midnight in California";
     SpendLimited = "spend_limited", TOO_MANY_REQUESTS, Retryable,
-        "the account spends more than Gemini allows it in ten minutes; comes with `Retry-After`";
+        "what the account may spend in ten minutes, by the settings or by Gemini, has no room for the \
+         request; comes with `Retry-After`";
     OtherQuotaExhausted = "other_quota_exhausted", TOO_MANY_REQUESTS, Retryable,
         "a quota is exhausted that Gemini does not name, or that ordinary calls do not use (batch \
          jobs, grounding); comes with `Retry-After`, of one minute if Gemini names no time";
@@ -241,10 +242,13 @@ impl From<&Refused> for Code {
             Refused::TooManyAccounts => Self::TooManyAccounts,
             Refused::MoreThanLimit { .. } => Self::ValidationError,
             Refused::Exhausted(exhausted) => match exhausted {
+                Exhausted::NotBefore { kind: Some(kind), .. } if kind.is_of_payer() => {
+                    Self::SpendLimited
+                }
                 Exhausted::NotBefore { .. } | Exhausted::NoRoom { .. } => Self::RateLimited,
                 Exhausted::DayExhausted { .. } => Self::DailyQuotaExhausted,
                 Exhausted::TooLarge { .. } => Self::RequestExceedsQuota,
-                Exhausted::NoQuota => Self::NoQuota,
+                Exhausted::NoQuota { .. } => Self::NoQuota,
             },
         }
     }

@@ -19,7 +19,7 @@ use super::semaphore_status::SemaphoreStatus;
 use crate::dispatch::CallError;
 use crate::gemini;
 use crate::generation::{GenerationError, InvalidField, Segment};
-use crate::limits::{Exhausted, Refused, StoreUnavailable};
+use crate::limits::{Exhausted, QuotaKind, Refused, StoreUnavailable};
 use crate::memory::OverBudget;
 
 pub(super) use envelope::{GoogleFailure, OpenAiFailure};
@@ -185,20 +185,23 @@ impl From<Exhausted> for ApiError {
     fn from(exhausted: Exhausted) -> Self {
         let error = |detail: &str| Self::new(Code::from(&Refused::from(exhausted)), detail);
         match exhausted {
-            Exhausted::NotBefore { retry_after } => error(
-                "The key's quota per minute for the model, or what it may spend in ten minutes, has no \
-                 room for the request before its deadline.",
-            )
+            Exhausted::NotBefore { kind, retry_after } => error(&format!(
+                "{} no room for the request before its deadline.",
+                match kind {
+                    Some(kind) => format!("{} has", quota(kind)),
+                    None => "The key's quotas per minute for the model have".to_owned(),
+                }
+            ))
             .after(retry_after),
             Exhausted::NoRoom { retry_after } => error(
                 "The batch jobs of the key and the model that have not ended leave no room for the \
                  tokens of another one.",
             )
             .after(retry_after),
-            Exhausted::DayExhausted { retry_after } => error(
-                "The key's quota per day for the model is used up. It is renewed at midnight \
-                 Pacific time.",
-            )
+            Exhausted::DayExhausted { kind, retry_after } => error(&format!(
+                "{} is used up. It is renewed at midnight Pacific time.",
+                kind.map_or("The key's quota per day for the model".to_owned(), quota)
+            ))
             .after(retry_after),
             Exhausted::TooLarge { kind, cost, limit } => {
                 let (resource, window) = (kind.resource(), kind.window());
@@ -207,8 +210,23 @@ impl From<Exhausted> for ApiError {
                      may send to the model in a whole {window}."
                 ))
             }
-            Exhausted::NoQuota => error("The key's quota for the model is 0."),
+            Exhausted::NoQuota { kind } => {
+                let quota = kind.map_or("The key's quota for the model".to_owned(), quota);
+                error(&format!("{quota} is 0."))
+            }
         }
+    }
+}
+
+/// A quota, as the subject of a sentence.
+fn quota(kind: QuotaKind) -> String {
+    let (resource, window) = (kind.resource(), kind.window());
+    match kind {
+        QuotaKind::SpendPerTenMinutes => "What the key may spend in ten minutes".to_owned(),
+        QuotaKind::EnqueuedTokens => {
+            "What the batch jobs of the key and the model may hold of input tokens".to_owned()
+        }
+        _ => format!("The key's quota of {resource} per {window} for the model"),
     }
 }
 

@@ -257,13 +257,14 @@ impl Accounts {
     /// itself if it has to.
     pub fn pause_payer(&self, account: &Account, until: Instant) {
         account.pause_until(until);
+        let quota = Some(QuotaKind::SpendPerTenMinutes);
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let of_payer = open.accounts.values().filter(|other| {
             other.payer() == account.payer() && other.is_proven() && !other.is_apart()
         });
         let of_payer: Vec<_> = of_payer.cloned().collect();
         drop(open);
-        of_payer.iter().for_each(|other| other.budget().pause_until(until));
+        of_payer.iter().for_each(|other| other.budget().pause_until(until, quota));
     }
 
     /// Forgets what was learned about a model and a payer, given by its label or the first digits of

@@ -11,7 +11,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::model::{BudgetUsage, Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
+use super::model::{
+    BudgetUsage, Cost, Exhausted, Line, QuotaKind, Quotas, Resource, Spent, StoreUnavailable,
+};
 
 /// The quotas of one account, as a call uses them. [`LocalBudget`](super::LocalBudget) counts in this
 /// process; another implementation counts in Redis, for all replicas.
@@ -85,9 +87,9 @@ pub trait BudgetAdmin: Budget {
         None
     }
 
-    /// Starts no call until then, because Gemini refused one for a quota per minute. Calls that wait
-    /// keep their position. Of several such times, the latest holds.
-    fn pause_until(&self, until: Instant);
+    /// Starts no call until then, because Gemini refused one for the `quota`, if it is known which.
+    /// Calls that wait keep their position. Of several such times, the latest holds.
+    fn pause_until(&self, until: Instant, quota: Option<QuotaKind>);
 
     /// Refuses calls until the midnight after `sent_at`, waiting ones included: Gemini refused a call
     /// that was sent then because the quota of its day is used up.

@@ -65,7 +65,8 @@ impl Limiter {
         };
         let limit = limit.min(MAX_TOKENS);
         if limit == 0 {
-            return Err(Exhausted::NoQuota.into());
+            let kind = Some(QuotaKind::EnqueuedTokens);
+            return Err(Exhausted::NoQuota { kind }.into());
         }
         if at_least > limit {
             let (kind, cost) = (QuotaKind::EnqueuedTokens, at_least);

@@ -76,7 +76,7 @@ impl From<Tripped> for Refused {
     fn from(reason: Tripped) -> Self {
         match reason {
             Tripped::Unfunded => Self::Unfunded,
-            Tripped::NoQuota => Self::Exhausted(Exhausted::NoQuota),
+            Tripped::NoQuota => Self::Exhausted(Exhausted::NoQuota { kind: None }),
         }
     }
 }

@@ -43,6 +43,9 @@ async fn a_request_that_cannot_start_in_time_is_refused_at_once_with_the_right_r
     let refused = service.chat("two").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.body["code"], "rate_limited");
+    let detail = "The key's quota of requests per minute for the model has no room for the request \
+                  before its deadline.";
+    assert_eq!(refused.body["detail"], detail);
     // Two requests a minute are spaced half a minute apart.
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((20..=31).contains(&wait), "{wait}");
@@ -141,7 +144,32 @@ async fn a_call_for_which_there_is_no_money_before_its_deadline_is_refused_at_on
     let other = json!({"prompt": "two", "model": "gemini-3.8-flash"});
     let refused = answer(service.post("/chat", &other)).await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "of any model: {}", refused.body);
-    assert_eq!(refused.body["code"], "rate_limited");
+    assert_eq!(refused.body["code"], "spend_limited");
+    let detail = "What the key may spend in ten minutes has no room for the request before its \
+                  deadline.";
+    assert_eq!(refused.body["detail"], detail);
+    let batch = answer(service.post("/batch/chat", &json!({"requests": [other]}))).await;
+    assert_eq!(batch.body["results"][0]["error_code"], "spend_limited");
+    let contents = json!({"contents": [{"parts": [{"text": "Hello"}]}]});
+    let openai = json!({
+        "model": "gemini-3.8-flash", "messages": [{"role": "user", "content": "Hello"}]
+    });
+    let interaction = json!({"model": "gemini-3.8-flash", "input": "Hello"});
+    for (path, body, place, code) in [
+        (
+            "/v1beta/models/gemini-3.8-flash:generateContent",
+            &contents,
+            "status",
+            "RESOURCE_EXHAUSTED",
+        ),
+        ("/v1/chat/completions", &openai, "code", "spend_limited"),
+        ("/v1beta/interactions", &interaction, "code", "rate_limit_exceeded"),
+    ] {
+        let refused = answer(service.post(path, body)).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
+        let error = &refused.body["error"];
+        assert_eq!((&error[place], &error["message"]), (&json!(code), &json!(detail)), "{path}");
+    }
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((10..=625).contains(&wait), "{wait}");
     assert_eq!(service.simulator.stats().calls, 1, "Gemini refuses nothing");
@@ -169,7 +197,15 @@ async fn prices_of_a_file_count() {
 #[tokio::test]
 async fn calls_that_cost_nothing_wait_for_no_money() {
     let service = limited("*:spend=0").await;
-    assert_eq!(service.chat("one").await.body["code"], "no_quota");
+    let refused = service.chat("one").await;
+    assert_eq!(
+        (refused.status, &refused.body["code"], &refused.body["detail"]),
+        (
+            StatusCode::FORBIDDEN,
+            &json!("no_quota"),
+            &json!("What the key may spend in ten minutes is 0.")
+        )
+    );
     let free = json!({"prompt": "two", "model": "gemini-without-a-price"});
     assert_eq!(answer(service.post("/chat", &free)).await.status, StatusCode::OK);
     let count = "/v1beta/models/gemini-3.8-flash:countTokens";
@@ -185,6 +221,8 @@ async fn a_quota_of_zero_admits_nothing() {
         (refused.status, &refused.body["code"]),
         (StatusCode::FORBIDDEN, &json!("no_quota"))
     );
+    let detail = "The key's quota of requests per day for the model is 0.";
+    assert_eq!(refused.body["detail"], detail);
     let other = json!({"prompt": "Hello", "model": "gemini-other"});
     assert_eq!(answer(service.post("/chat", &other)).await.status, StatusCode::OK);
     assert_eq!(service.simulator.stats().calls, 1);

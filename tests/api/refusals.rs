@@ -311,7 +311,7 @@ async fn a_spend_limit_pauses_every_model_of_the_account() {
     assert_failed(&failed, 429, "spend_limited");
     assert_eq!(failed.headers[RETRY_AFTER], "60");
     for model in ["used", "refused"] {
-        assert_failed(&chat_with(&service, "a-key", model).await, 429, "rate_limited");
+        assert_failed(&chat_with(&service, "a-key", model).await, 429, "spend_limited");
     }
     assert_eq!(upstream.calls(), 2);
     assert_eq!(chat_with(&service, "another-key", "used").await.status, StatusCode::OK);

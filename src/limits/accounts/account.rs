@@ -168,11 +168,13 @@ impl Account {
         self.budget.is_paused() || self.spend.as_ref().is_some_and(|spend| spend.is_paused())
     }
 
-    /// Starts no call of the account, and none that costs the payer money, until then.
+    /// Starts no call of the account, and none that costs the payer money, until then, because Gemini
+    /// refused one for what the payer spends.
     pub(super) fn pause_until(&self, until: Instant) {
-        self.budget.pause_until(until);
+        let quota = Some(QuotaKind::SpendPerTenMinutes);
+        self.budget.pause_until(until, quota);
         if let Some(spend) = &self.spend {
-            spend.pause_until(until);
+            spend.pause_until(until, quota);
         }
     }
 

@@ -89,7 +89,7 @@ async fn a_reset_forgets_learned_quotas_and_not_what_is_spent() {
     let account = accounts.of(&[1; 32], &model("a"));
     spend(&account);
     account.correct(requests(5));
-    account.budget().pause_until(Instant::now() + Duration::from_secs(30));
+    account.budget().pause_until(Instant::now() + Duration::from_secs(30), None);
     account.budget().close_day(Instant::now());
     assert!(accounts.forget("01010101", "a"));
     let (quotas, usage) = quotas_and_usage(&account);
@@ -128,7 +128,7 @@ async fn proven_accounts_with_nothing_to_remember_are_closed_oldest_first() {
         match n {
             0 => spend(&account),
             1 => account.correct(requests(5)),
-            2 => account.budget().pause_until(Instant::now() + Duration::from_secs(3600)),
+            2 => account.budget().pause_until(Instant::now() + Duration::from_secs(3600), None),
             3 => account.budget().close_day(Instant::now()),
             _ => {}
         }
@@ -181,7 +181,7 @@ async fn an_alias_is_charged_to_the_real_model_with_what_it_has_spent() {
     let real = accounts.of(&[1; 32], &model("real"));
     spend(&alias);
     spend(&real);
-    alias.budget().pause_until(Instant::now() + Duration::from_secs(30));
+    alias.budget().pause_until(Instant::now() + Duration::from_secs(30), None);
     accounts.alias(&alias, "models/real", NamedBy::Answer);
     assert!(Arc::ptr_eq(&alias.charged(), &real));
     assert!(Arc::ptr_eq(&accounts.of(&[1; 32], &model("latest")).charged(), &real));

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
-use crate::limits::model::{Capacity, Quotas};
+use crate::limits::model::{Capacity, Quotas, Window};
 use crate::limits::semaphore::{Fence, Permit};
 
 /// What a call has reserved.
@@ -192,7 +192,7 @@ impl InFlightCall {
         // Another account may have become the charged one since the call started.
         let charged = self.account.charged();
         charged.correct(named);
-        charged.budget().pause_until(until);
+        charged.budget().pause_until(until, named.first_in(Window::Minute));
         self.give_day_back();
         self.sent.take_back();
         if named == Quotas::default() {

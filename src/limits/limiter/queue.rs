@@ -376,7 +376,7 @@ async fn both_returning(
 ) -> Result<Reserved, Exhausted> {
     let of_payer = estimate.of_payer();
     let Ok(_head) = timeout_at(deadline, account.reserving().lock()).await else {
-        return Err(Exhausted::NotBefore { retry_after: BRIEF_HOLD });
+        return Err(Exhausted::NotBefore { kind: None, retry_after: BRIEF_HOLD });
     };
     let mut keep_quota_for = BRIEF_HOLD;
     loop {
@@ -419,7 +419,9 @@ async fn reserve_at_once(
     let at_once = deadline.min(Instant::now() + BRIEF_HOLD);
     match reserve_in(Line::Returning, budget, estimate, at_once).await {
         Ok(reservation) => Ok(Some(reservation)),
-        Err(Exhausted::NotBefore { retry_after }) if Instant::now() + retry_after < deadline => {
+        Err(Exhausted::NotBefore { retry_after, .. })
+            if Instant::now() + retry_after < deadline =>
+        {
             Ok(None)
         }
         Err(reason) => Err(reason),

@@ -529,7 +529,7 @@ async fn a_model_without_quota_is_probed_every_few_minutes() {
     send(&queue(&limiter, "a")).without_quota();
     let refused = async || admit(&queue(&limiter, "a")).await.unwrap_err();
     for _ in 0..3 {
-        assert_eq!(refused().await, Refused::Exhausted(Exhausted::NoQuota));
+        assert_eq!(refused().await, Refused::Exhausted(Exhausted::NoQuota { kind: None }));
         assert!(admit(&queue(&limiter, "b")).await.is_ok(), "another model");
         advance(PROBE_INTERVAL).await;
         send(&queue(&limiter, "a")).without_quota();
@@ -547,7 +547,7 @@ async fn a_quota_of_0_is_of_the_account_that_is_charged() {
     sent.without_quota();
     for model in ["latest", "real"] {
         let refused = admit(&queue(&limiter, model)).await.unwrap_err();
-        assert_eq!(refused, Refused::Exhausted(Exhausted::NoQuota), "{model}");
+        assert_eq!(refused, Refused::Exhausted(Exhausted::NoQuota { kind: None }), "{model}");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::limits::budget::{
     Budget, BudgetAdmin, NotReserved, Reservation, Started, Transfer, TryReserve,
 };
 use crate::limits::model::{
-    BudgetUsage, Cost, Exhausted, Ledger, Line, Opening, PlannedQuotas, Quotas, Spent,
+    BudgetUsage, Cost, Exhausted, Ledger, Line, Opening, PlannedQuotas, QuotaKind, Quotas, Spent,
     StoreUnavailable,
 };
 use crate::pacific::{SystemClock, WallClock};
@@ -246,8 +246,8 @@ impl BudgetAdmin for LocalBudget {
         }
     }
 
-    fn pause_until(&self, until: Instant) {
-        self.change(|ledger, _| ledger.pause_until(until));
+    fn pause_until(&self, until: Instant, quota: Option<QuotaKind>) {
+        self.change(|ledger, _| ledger.pause_until(until, quota));
     }
 
     fn close_day(&self, sent_at: Instant) {

@@ -9,7 +9,7 @@ use super::day::Day;
 use super::minute::Minute;
 use super::plan::PlannedQuotas;
 use super::quota::{PerKind, QuotaKind, Quotas, Resource, Window};
-use super::rolling::Rolling;
+use super::rolling::{Opens, Rolling};
 use super::{BudgetUsage, Cost, Exhausted, QuotaUsage};
 use crate::pacific::WallClock;
 
@@ -31,6 +31,8 @@ pub(in crate::limits) struct Ledger {
     rolling: Rolling,
     day: Day,
     paused_until: Instant,
+    /// The quota for which Gemini paused the account, if it is known.
+    paused_for: Option<QuotaKind>,
     /// When the clock was last read.
     checked_at: Instant,
     /// What is reserved and not sent.
@@ -86,6 +88,7 @@ impl Ledger {
             rolling: Rolling::new(quotas, minute),
             day: Day::new(clock, now),
             paused_until: now,
+            paused_for: None,
             checked_at: now,
             unsent: Cost::default(),
             waiting: Cost::default(),
@@ -124,7 +127,7 @@ impl Ledger {
     /// Reserves if there is room and no call waits.
     pub fn try_reserve(&mut self, cost: Cost, deadline: Instant) -> Result<bool, Exhausted> {
         let now = self.expire();
-        let opens_at = self.opens_before(deadline, self.waiting, cost, now)?;
+        let Opens { at: opens_at, .. } = self.opens_before(deadline, self.waiting, cost, now)?;
         let fits = !self.is_waited_for() && opens_at <= now;
         if fits {
             self.unsent += cost;
@@ -144,7 +147,7 @@ impl Ledger {
             Line::Queue | Line::YieldOnce => self.returning,
             Line::Returning => Cost::default(),
         };
-        let opens_at = self.opens_before(deadline, ahead, cost, now)?;
+        let Opens { at: opens_at, .. } = self.opens_before(deadline, ahead, cost, now)?;
         if opens_at <= now {
             let others_wait = self.waiting[Resource::Requests] > cost[Resource::Requests];
             if line == Line::YieldOnce && others_wait && now < deadline {
@@ -163,7 +166,7 @@ impl Ledger {
         let now = self.expire();
         self.leave(line, cost);
         match self.opens_at(self.waiting, cost, now) {
-            Ok(opens_at) => Exhausted::NotBefore { retry_after: opens_at - now },
+            Ok(opens) => opens.too_late(now),
             Err(exhausted) => exhausted,
         }
     }
@@ -209,14 +212,16 @@ impl Ledger {
         self.day.close(sent_at);
     }
 
-    /// Starts no call until then.
-    pub fn pause_until(&mut self, until: Instant) {
-        self.paused_until = self.paused_until.max(until);
+    /// Starts no call until then, because Gemini refused one for the quota.
+    pub fn pause_until(&mut self, until: Instant, quota: Option<QuotaKind>) {
+        if until > self.paused_until {
+            (self.paused_until, self.paused_for) = (until, quota);
+        }
     }
 
     /// Ends a pause.
     pub fn resume(&mut self, now: Instant) {
-        self.paused_until = now;
+        (self.paused_until, self.paused_for) = (now, None);
     }
 
     /// Whether the account is paused.
@@ -268,6 +273,7 @@ impl Ledger {
             today: self.day.take_sent() + self.unsent,
             since: self.day.began(),
             paused_until: self.paused_until,
+            paused_for: self.paused_for,
             closed_until: self.day.closed_until(),
             by_hand: self.by_hand,
             learned: std::mem::take(&mut self.learned),
@@ -281,7 +287,7 @@ impl Ledger {
         self.apply(now);
         self.rolling.count(spent.minute, now);
         self.day.take_over(spent.today, spent.since);
-        self.pause_until(spent.paused_until);
+        self.pause_until(spent.paused_until, spent.paused_for);
         self.day.close_until(spent.closed_until);
     }
 
@@ -299,8 +305,8 @@ impl Ledger {
     pub fn usage(&mut self) -> BudgetUsage {
         let now = self.expire();
         let next_free_in = match self.opens_at(self.waiting, Cost::one(1), now) {
-            Ok(opens_at) => Some(opens_at - now),
-            Err(Exhausted::DayExhausted { retry_after }) => Some(retry_after),
+            Ok(opens) => Some(opens.at - now),
+            Err(Exhausted::DayExhausted { retry_after, .. }) => Some(retry_after),
             Err(_) => None,
         };
         BudgetUsage {
@@ -325,42 +331,45 @@ impl Ledger {
         ahead: Cost,
         cost: Cost,
         now: Instant,
-    ) -> Result<Instant, Exhausted> {
-        let opens_at = self.opens_at(ahead, cost, now)?;
-        if opens_at > deadline {
-            return Err(Exhausted::NotBefore { retry_after: opens_at - now });
-        }
-        Ok(opens_at)
+    ) -> Result<Opens, Exhausted> {
+        let opens = self.opens_at(ahead, cost, now)?;
+        if opens.at > deadline { Err(opens.too_late(now)) } else { Ok(opens) }
     }
 
     /// The first moment at which a call can be reserved with `ahead` before it in the queue: `now` if
     /// at once.
-    fn opens_at(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<Instant, Exhausted> {
+    fn opens_at(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<Opens, Exhausted> {
         self.ensure_possible(ahead, cost, now)?;
-        let start = now.max(self.paused_until);
+        let start = match self.paused_until > now {
+            true => Opens { at: self.paused_until, quota: self.paused_for },
+            false => Opens { at: now, quota: None },
+        };
         Ok(self.rolling.opens_at(self.unsent, ahead, cost, start, now))
     }
 
     /// Refuses a call if waiting does not help, or only waiting for the next day.
     fn ensure_possible(&self, ahead: Cost, cost: Cost, now: Instant) -> Result<(), Exhausted> {
         let asked = self.limits.iter().filter(|(kind, _)| cost[kind.resource()] > 0);
-        let mut reopens_at = self.day.closed_until();
+        let (mut reopens_at, mut used_up) = (self.day.closed_until(), None);
         for &(kind, limit) in asked.clone() {
             let resource = kind.resource();
             if cost[resource] > limit {
-                let is_none = asked.clone().any(|(_, limit)| *limit == 0);
+                let none = asked.clone().find(|(_, limit)| *limit == 0);
                 let too_large = Exhausted::TooLarge { kind, cost: cost[resource], limit };
-                return Err(if is_none { Exhausted::NoQuota } else { too_large });
+                let no_quota =
+                    |(kind, _): &(QuotaKind, u64)| Exhausted::NoQuota { kind: Some(*kind) };
+                return Err(none.map_or(too_large, no_quota));
             }
             if kind.window() == Window::Day {
                 let today = self.day.sent() + self.unsent + ahead + cost;
                 if today[resource] > limit {
                     reopens_at = reopens_at.max(self.day.ends());
+                    used_up = used_up.or(Some(kind));
                 }
             }
         }
         if reopens_at > now {
-            return Err(Exhausted::DayExhausted { retry_after: reopens_at - now });
+            return Err(Exhausted::DayExhausted { kind: used_up, retry_after: reopens_at - now });
         }
         Ok(())
     }
@@ -382,6 +391,8 @@ pub struct Spent {
     pub(in crate::limits) since: Instant,
     /// When a pause ends; in the past if there is none.
     pub(in crate::limits) paused_until: Instant,
+    /// The quota for which Gemini paused the account, if it is known.
+    pub(in crate::limits) paused_for: Option<QuotaKind>,
     /// When a used-up day ends; in the past if the day is not used up.
     pub(in crate::limits) closed_until: Instant,
     /// The limits set by hand.

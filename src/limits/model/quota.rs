@@ -256,6 +256,12 @@ impl<T> PerKind<Option<T>> {
 }
 
 impl Quotas {
+    /// The first limited kind with this window.
+    pub(in crate::limits) fn first_in(&self, window: Window) -> Option<QuotaKind> {
+        let mut limited = self.iter().filter(|(_, limit)| limit.is_some());
+        limited.find_map(|(kind, _)| (kind.window() == window).then_some(kind))
+    }
+
     /// The lower quota of each kind.
     pub(in crate::limits) fn lower(self, other: Self) -> Self {
         Self::from_fn(|kind| self[kind].into_iter().chain(other[kind]).min())

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Cost;
 use super::minute::Minute;
 use super::quota::{QuotaKind, Quotas, Resource, Window};
+use super::{Cost, Exhausted};
 
 /// What was *sent* within the last minute. A call counts for one window from the moment it is sent.
 /// Reservations (*unsent*) do not age; the ledger keeps them and what waits.
@@ -35,6 +35,15 @@ struct Allowance {
     /// When the backlog is drained and the bucket is full: the theoretical arrival time of the generic
     /// cell rate algorithm.
     drained_at: Instant,
+}
+
+/// When a call can be reserved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opens {
+    /// The moment.
+    pub at: Instant,
+    /// The quota that has no room before; `None` if it is not known which, or has room now.
+    pub quota: Option<QuotaKind>,
 }
 
 /// What was sent within one cell of the grid.
@@ -82,7 +91,8 @@ impl Rolling {
     }
 
     /// The first moment at which `cost` can be reserved with `ahead` before it in the queue: now or
-    /// earlier if at once. No call in the queue is sent before `start`.
+    /// earlier if at once. No call in the queue is sent before `start`. Of several quotas that have no
+    /// room until then, the first is named.
     ///
     /// It is the earliest possible moment: it assumes that all reservations are sent now, and all calls
     /// ahead as soon as possible. Only what is given back can make it earlier.
@@ -91,10 +101,10 @@ impl Rolling {
         unsent: Cost,
         ahead: Cost,
         cost: Cost,
-        start: Instant,
+        start: Opens,
         now: Instant,
-    ) -> Instant {
-        let opens_at = |allowance: &Allowance| {
+    ) -> Opens {
+        let opens = |allowance: &Allowance| {
             let resource = allowance.resource;
             let (unsent, ahead, cost) = (unsent[resource], ahead[resource], cost[resource]);
             let mut drained_at = allowance.drained_at;
@@ -102,14 +112,15 @@ impl Rolling {
                 drained_at = drained_at.max(now) + allowance.time_for(unsent, &self.minute);
             }
             if ahead > 0 {
-                drained_at = drained_at.max(start) + allowance.time_for(ahead, &self.minute);
+                drained_at = drained_at.max(start.at) + allowance.time_for(ahead, &self.minute);
             }
             let (tolerance, jitter) = allowance.tolerance_and_jitter(cost, &self.minute);
             let window = self.window_opens_at(allowance, unsent + ahead + cost, now);
-            window.max(drained_at + jitter - tolerance)
+            let at = window.max(drained_at + jitter - tolerance);
+            Opens { at, quota: Some(allowance.kind) }
         };
         let asked = self.allowances.iter().filter(|allowance| cost[allowance.resource] > 0);
-        asked.map(opens_at).fold(start, Instant::max)
+        asked.map(opens).fold(start, |last, next| if next.at > last.at { next } else { last })
     }
 
     /// Whether reservations leave no room for `cost`, so that only sending or returning them helps,
@@ -219,6 +230,13 @@ impl Rolling {
             freed >= excess
         });
         last.map_or(now, |departures| departures.last) + self.minute.window
+    }
+}
+
+impl Opens {
+    /// Why a call cannot be reserved before its deadline.
+    pub fn too_late(self, now: Instant) -> Exhausted {
+        Exhausted::NotBefore { kind: self.quota, retry_after: self.at - now }
     }
 }
 

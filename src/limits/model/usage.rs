@@ -11,8 +11,11 @@ use super::quota::{PerKind, QuotaKind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Exhausted {
     /// A quota is 0.
-    #[error("the quota is 0")]
-    NoQuota,
+    #[error("the quota{} is 0", named(*kind))]
+    NoQuota {
+        /// The quota; `None` if it is not known which.
+        kind: Option<QuotaKind>,
+    },
     /// The call alone costs more than a whole quota.
     #[error("the request costs {cost} {}, more than the {limit} of a whole {}", kind.resource(), kind.window())]
     TooLarge {
@@ -23,9 +26,12 @@ pub enum Exhausted {
         /// The quota.
         limit: u64,
     },
-    /// The quotas per minute have no room for the call before its deadline.
-    #[error("the quota per minute has no room before {retry_after:?} have passed")]
+    /// The quotas of sliding windows have no room for the call before its deadline.
+    #[error("the quota{} has no room before {retry_after:?} have passed", named(*kind))]
     NotBefore {
+        /// The quota that has no room for the longest time, or for which Gemini has paused the
+        /// account; `None` if it is not known which.
+        kind: Option<QuotaKind>,
         /// When there would be room for the call, behind everything that waits now.
         retry_after: Duration,
     },
@@ -36,11 +42,18 @@ pub enum Exhausted {
         retry_after: Duration,
     },
     /// A quota per day is used up.
-    #[error("the quota per day is used up for {retry_after:?}")]
+    #[error("the quota per day{} is used up for {retry_after:?}", named(*kind))]
     DayExhausted {
+        /// The quota; `None` if it is not known which.
+        kind: Option<QuotaKind>,
         /// The time until the day ends.
         retry_after: Duration,
     },
+}
+
+/// The name of a quota in a message, if it is known.
+fn named(kind: Option<QuotaKind>) -> String {
+    kind.map(|kind| format!(" of {} in a {}", kind.resource(), kind.window())).unwrap_or_default()
 }
 
 /// How much of an account's quotas is used at one moment.

@@ -18,13 +18,10 @@ use crate::limits::budget::{
 };
 use crate::limits::local::LocalBudget;
 use crate::limits::model::{
-    BudgetUsage, Cost, Exhausted, Line, Payer, PerKind, PlannedQuotas, Quotas, Spent,
-    StoreUnavailable, end_of_used_up,
+    BudgetUsage, Cost, EVERY_MODEL, Exhausted, Line, Payer, PerKind, PlannedQuotas, QuotaKind,
+    Quotas, Spent, StoreUnavailable, end_of_used_up,
 };
 use crate::pacific::Calendar;
-
-/// The outcome at a deadline. How much longer the wait would have been is unknown.
-const NOT_IN_TIME: Exhausted = Exhausted::NotBefore { retry_after: Duration::from_secs(1) };
 
 /// How many accounts that are charged to one are sent to Redis.
 const MAX_ALIASES: usize = 32;
@@ -162,6 +159,13 @@ impl SharedBudget {
         self.introduce();
     }
 
+    /// The outcome at a deadline. How much longer the wait would have been is unknown.
+    fn not_in_time(&self) -> Exhausted {
+        let is_of_payer = &self.account[self.model_at..] == EVERY_MODEL;
+        let kind = is_of_payer.then_some(QuotaKind::SpendPerTenMinutes);
+        Exhausted::NotBefore { kind, retry_after: Duration::from_secs(1) }
+    }
+
     fn set_quotas(&self, quotas: Quotas, learned: Quotas) {
         let mut known = self.quotas();
         if quotas != known.current {
@@ -215,11 +219,12 @@ impl SharedBudget {
         wait: bool,
     ) -> Result<Option<Reservation>, NotReserved> {
         let (link, account) = (Arc::clone(&self.link), self.account());
+        let not_in_time = self.not_in_time();
         let (ticket, result) = link.request_reservation(self, account, line, cost, deadline, wait);
         let request = QueuedReservation { link, ticket };
         let result = timeout_at(deadline, result).await;
         drop(request);
-        result.ok().and_then(Result::ok).unwrap_or(Err(NOT_IN_TIME.into()))
+        result.ok().and_then(Result::ok).unwrap_or_else(|| Err(not_in_time.into()))
     }
 }
 
@@ -261,7 +266,9 @@ impl LinkedBudget for SharedBudget {
     fn receive(&self, change: BudgetChange) {
         match change {
             BudgetChange::Watched => self.watch(),
-            BudgetChange::PausedFor(time) => self.local.pause_until(Instant::now() + time),
+            BudgetChange::Paused(time, quota) => {
+                self.local.pause_until(Instant::now() + time, quota);
+            }
             BudgetChange::Resumed => self.local.resume(),
             BudgetChange::Corrected(corrected) => {
                 self.set_quotas(corrected.quotas, corrected.learned);
@@ -317,7 +324,9 @@ impl Budget for SharedBudget {
                 let reservation = match result {
                     Ok(Some(reservation)) => reservation,
                     Err(NotReserved::Exhausted(reason)) => return Err(reason),
-                    Ok(None) | Err(NotReserved::StoreUnavailable(_)) => return Err(NOT_IN_TIME),
+                    Ok(None) | Err(NotReserved::StoreUnavailable(_)) => {
+                        return Err(self.not_in_time());
+                    }
                 };
                 if !self.local.is_paused() {
                     return Ok(reservation);
@@ -430,11 +439,11 @@ impl BudgetAdmin for SharedBudget {
         self.charged().take()
     }
 
-    fn pause_until(&self, until: Instant) {
+    fn pause_until(&self, until: Instant, quota: Option<QuotaKind>) {
         self.watch_and_introduce();
-        self.local.pause_until(until);
+        self.local.pause_until(until, quota);
         let for_us = micros(until.saturating_duration_since(Instant::now()));
-        self.link.send(Command::Pause { account: self.account(), for_us });
+        self.link.send(Command::Pause { account: self.account(), for_us, kind: quota });
     }
 
     fn close_day(&self, sent_at: Instant) {

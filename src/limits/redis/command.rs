@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::limits::model::{Cost, Quotas};
+use crate::limits::model::{Cost, QuotaKind, Quotas};
 
 /// Identifies a semaphore. A new semaphore with a deleted one's name has another generation. The
 /// global semaphore is 0.
@@ -146,6 +146,9 @@ pub(super) enum Command {
     Pause {
         account: Arc<str>,
         for_us: u64,
+        /// The quota for which Gemini refused a call, if it is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kind: Option<QuotaKind>,
     },
     /// Sets the quotas that Gemini named. The others stay.
     LearnQuotas {

@@ -20,7 +20,9 @@ use super::command::{Command, GLOBAL, SemaphoreGeneration, micros};
 use super::replica_lease::ReplicaLease;
 use super::reply::{Corrected, Reply, TicketAnswer, Verdict};
 use crate::limits::budget::{Budget, NotReserved, Reservation};
-use crate::limits::model::{Cost, Exhausted, Line, Quotas, Resource, Spent, StoreUnavailable};
+use crate::limits::model::{
+    Cost, Exhausted, Line, QuotaKind, Quotas, Resource, Spent, StoreUnavailable,
+};
 use crate::limits::semaphore::{GrantResult, NotGranted, Permit, Semaphore, WaitMode};
 use crate::pacific::until_midnight;
 pub(super) use state::Outgoing;
@@ -56,8 +58,8 @@ pub(super) trait LinkedBudget: Budget {
 pub(super) enum BudgetChange {
     /// Redis keeps the account.
     Watched,
-    /// Gemini refused a call: no call starts for this long.
-    PausedFor(Duration),
+    /// Gemini refused a call, for this quota if it is known: no call starts for this long.
+    Paused(Duration, Option<QuotaKind>),
     /// An operator ended the pause.
     Resumed,
     /// Other quotas hold.
@@ -437,13 +439,13 @@ fn reservation(
         Verdict::Reserved { cost, .. } => {
             return Ok(Some(Reservation::new(budget, cost)));
         }
-        Verdict::NoQuota => Exhausted::NoQuota,
+        Verdict::NoQuota { kind } => Exhausted::NoQuota { kind },
         Verdict::TooLarge { kind, cost, limit } => Exhausted::TooLarge { kind, cost, limit },
-        Verdict::NotBefore { retry_after_us } => {
-            Exhausted::NotBefore { retry_after: Duration::from_micros(retry_after_us) }
+        Verdict::NotBefore { kind, retry_after_us } => {
+            Exhausted::NotBefore { kind, retry_after: Duration::from_micros(retry_after_us) }
         }
-        Verdict::DayExhausted { retry_after_us } => {
-            Exhausted::DayExhausted { retry_after: Duration::from_micros(retry_after_us) }
+        Verdict::DayExhausted { kind, retry_after_us } => {
+            Exhausted::DayExhausted { kind, retry_after: Duration::from_micros(retry_after_us) }
         }
         _ => return Ok(None),
     };

@@ -65,10 +65,10 @@ pub(super) enum Verdict {
     Closed,
     // Of a budget.
     Reserved { account: Arc<str>, cost: Cost },
-    NoQuota,
+    NoQuota { kind: Option<QuotaKind> },
     TooLarge { kind: QuotaKind, cost: u64, limit: u64 },
-    NotBefore { retry_after_us: u64 },
-    DayExhausted { retry_after_us: u64 },
+    NotBefore { kind: Option<QuotaKind>, retry_after_us: u64 },
+    DayExhausted { kind: Option<QuotaKind>, retry_after_us: u64 },
     Unopened,
     // Of either, for a request that does not wait.
     Unavailable,
@@ -104,6 +104,8 @@ pub(super) struct AccountName {
 pub(super) struct Paused {
     pub account: Arc<str>,
     pub for_us: u64,
+    /// The quota for which Gemini refused a call, if it is known.
+    pub kind: Option<QuotaKind>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -287,8 +287,8 @@ impl Connector {
             Notification::Watched(AccountName { account }) => {
                 self.change(&account, BudgetChange::Watched);
             }
-            Notification::Paused(Paused { account, for_us }) => {
-                self.change(&account, BudgetChange::PausedFor(Duration::from_micros(for_us)));
+            Notification::Paused(Paused { account, for_us, kind }) => {
+                self.change(&account, BudgetChange::Paused(Duration::from_micros(for_us), kind));
             }
             Notification::Resumed(AccountName { account }) => {
                 self.change(&account, BudgetChange::Resumed);

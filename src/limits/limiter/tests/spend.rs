@@ -40,7 +40,9 @@ async fn all_models_of_a_payer_spend_from_one_budget_and_each_payer_from_its_own
     let mut first = admit_at(&a, 8 * DOLLAR).await.unwrap().start().unwrap();
     assert_eq!(spent(&limiter), (8 * DOLLAR, 0));
     let too_late = b.head().await.admit(costing(3 * DOLLAR), Instant::now() + 60 * SECOND).await;
-    assert!(matches!(too_late, Err(Refused::Exhausted(Exhausted::NotBefore { .. }))));
+    let of_spend = Some(SpendPerTenMinutes);
+    let Err(Refused::Exhausted(Exhausted::NotBefore { kind, .. })) = too_late else { panic!() };
+    assert_eq!(kind, of_spend);
     let stranger = limiter.accounts().of(&[8; 32], &"a".into());
     let stranger = QueueTicket::new(Arc::clone(&limiter)).queue(stranger, None);
     assert!(admit_at(&stranger, 8 * DOLLAR).now_or_never().expect("at once").is_ok());
@@ -129,6 +131,11 @@ async fn a_refusal_for_spend_pauses_all_models_even_those_that_were_not_used_yet
     call.refused_alone();
     let began = Instant::now();
     let [a, b] = ["a", "b"].map(|model| queue(&limiter, model));
+    for queue in [&a, &b] {
+        let too_late = queue.head().await.admit(costing(1), began + SECOND).await;
+        let Err(Refused::Exhausted(Exhausted::NotBefore { kind, .. })) = too_late else { panic!() };
+        assert_eq!(kind, Some(SpendPerTenMinutes));
+    }
     let both = join_all([&a, &b].map(|queue| admit_at(queue, 1))).await;
     assert!(both.iter().all(Result::is_ok));
     assert_eq!(began.elapsed(), 45 * SECOND);

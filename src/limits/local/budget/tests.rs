@@ -229,7 +229,7 @@ async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once_with_a_retry_time
         .reserve(Line::Queue, Cost::one(1), deadline)
         .now_or_never()
         .expect("it does not wait");
-    let Err(Exhausted::NotBefore { retry_after }) = refused else { panic!("{refused:?}") };
+    let Err(Exhausted::NotBefore { retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(close(retry_after.as_secs_f64(), 24.15), "{retry_after:?}");
     assert_eq!(budget.usage_now().next_free_in, Some(retry_after));
 
@@ -329,7 +329,11 @@ async fn tokens_per_day_count_what_calls_cost() {
     send(&budget, 600).await.settle(500);
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500);
     let refused = reserve_now(&budget, Cost::one(501)).unwrap_err();
-    assert!(matches!(refused, Exhausted::DayExhausted { .. }), "{refused:?}");
+    let kind = Some(InputTokensPerDay);
+    assert!(
+        matches!(refused, Exhausted::DayExhausted { kind: of, .. } if of == kind),
+        "{refused:?}"
+    );
     send(&budget, 500).await.take_back();
     assert_eq!(budget.usage_now()[InputTokensPerDay].used, 500, "a refused call does not count");
     let too_large = reserve_now(&budget, Cost::one(1001)).unwrap_err();
@@ -344,11 +348,15 @@ async fn images_per_minute_bound_only_calls_that_generate_images() {
     let four = Arc::clone(&budget).reserve(Line::Queue, images(4), far_deadline()).await.unwrap();
     let _ = four.start();
     let late = reserve_now(&budget, images(1)).unwrap_err();
-    assert!(matches!(late, Exhausted::NotBefore { .. }), "{late:?}");
+    assert!(matches!(late, Exhausted::NotBefore { kind: Some(ImagesPerMinute), .. }), "{late:?}");
     assert!(reserve_now(&budget, Cost::one(1)).unwrap().is_some(), "a text costs no image");
     budget.set(Quotas::default().with(ImagesPerMinute, 0));
-    assert_eq!(reserve_now(&budget, images(1)).unwrap_err(), Exhausted::NoQuota);
+    assert_eq!(reserve_now(&budget, images(1)).unwrap_err(), no_quota(ImagesPerMinute));
     assert!(reserve_now(&budget, Cost::one(1)).unwrap().is_some());
+}
+
+fn no_quota(kind: QuotaKind) -> Exhausted {
+    Exhausted::NoQuota { kind: Some(kind) }
 }
 
 /// Reserves if there is room at once.
@@ -367,14 +375,18 @@ pub(in crate::limits) fn reserve_now(
 
 #[tokio::test(start_paused = true)]
 async fn a_quota_of_zero_admits_nothing() {
-    for quotas in [requests(0), tokens(0), per_day(0)] {
+    for (quotas, kind) in [
+        (requests(0), RequestsPerMinute),
+        (tokens(0), InputTokensPerMinute),
+        (per_day(0), RequestsPerDay),
+    ] {
         let budget = budget(quotas);
         assert_eq!(
             Arc::clone(&budget)
                 .reserve(Line::Queue, Cost::one(1), far_deadline())
                 .await
                 .unwrap_err(),
-            Exhausted::NoQuota
+            no_quota(kind)
         );
         assert_eq!(budget.usage_now().next_free_in, None);
         budget.set(Quotas::default());
@@ -386,10 +398,13 @@ async fn a_quota_of_zero_admits_nothing() {
 async fn a_pause_holds_all_calls_and_keeps_their_order() {
     let budget = budget(requests(6000));
     let start = Instant::now();
-    budget.pause_until(start + 20 * SECOND);
-    budget.pause_until(start + 10 * SECOND);
+    budget.pause_until(start + 20 * SECOND, None);
+    budget.pause_until(start + 10 * SECOND, None);
     assert_eq!(budget.usage_now().paused_for, Some(20 * SECOND));
-    assert_eq!(refusal(&budget, 1).await, Exhausted::NotBefore { retry_after: 20 * SECOND });
+    assert_eq!(
+        refusal(&budget, 1).await,
+        Exhausted::NotBefore { kind: None, retry_after: 20 * SECOND }
+    );
 
     let order = Mutex::new(Vec::new());
     let call = async |name| {
@@ -411,9 +426,9 @@ async fn a_pause_past_its_deadline_refuses_the_first_in_the_queue() {
         Instant::now() + 10 * SECOND,
     ));
     assert!((&mut waiting).now_or_never().is_none());
-    budget.pause_until(Instant::now() + MINUTE);
+    budget.pause_until(Instant::now() + MINUTE, None);
     let refused = waiting.now_or_never().expect("it is hopeless now").unwrap_err();
-    assert_eq!(refused, Exhausted::NotBefore { retry_after: MINUTE });
+    assert_eq!(refused, Exhausted::NotBefore { kind: None, retry_after: MINUTE });
 }
 
 #[tokio::test(start_paused = true)]

@@ -278,8 +278,8 @@ local function tolerance_and_jitter(budget, kind, cost)
 end
 
 -- The first moment at which the cost can be reserved behind `ahead`, none of which is sent before
--- `start`.
-local function rolling_opens_at(budget, ahead, cost, start)
+-- `start`; and the first quota that has no room until then: `quota` if that is at `start`.
+local function rolling_opens_at(budget, ahead, cost, start, quota)
   local all_unsent, opens_at = total(budget, 'unsent'), start
   for _, kind in ipairs(ROLLING) do
     local unit, limit = kind.unit, budget.quotas[kind.name]
@@ -294,10 +294,13 @@ local function rolling_opens_at(budget, ahead, cost, start)
       local tolerance, jitter = tolerance_and_jitter(budget, kind, cost[unit])
       local excess = sent(budget)[unit] + unsent + ahead[unit] + cost[unit] - limit
       local window = window_opens_at(budget, unit, excess)
-      opens_at = math.max(opens_at, window, drained_at + jitter - tolerance)
+      local at = math.max(window, drained_at + jitter - tolerance)
+      if at > opens_at then
+        opens_at, quota = at, kind.name
+      end
     end
   end
-  return opens_at
+  return opens_at, quota
 end
 
 -- Whether reservations leave no room, so that waiting alone does not help.

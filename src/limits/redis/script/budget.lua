@@ -51,10 +51,10 @@ end
 local function impossible(budget, ahead, cost)
   for _, kind in ipairs(KINDS) do
     if budget.quotas[kind.name] == 0 and cost[kind.unit] > 0 then
-      return {verdict = 'no_quota'}
+      return {verdict = 'no_quota', kind = kind.name}
     end
   end
-  local day, reopens_at = budget.day, budget.day.closed_until
+  local day, reopens_at, used_up = budget.day, budget.day.closed_until, nil
   for _, kind in ipairs(KINDS) do
     local unit, limit = kind.unit, budget.quotas[kind.name]
     if limit and cost[unit] > limit then
@@ -64,32 +64,41 @@ local function impossible(budget, ahead, cost)
       local today = day.sent[unit] + total(budget, 'unsent')[unit] + ahead[unit] + cost[unit]
       if today > limit then
         reopens_at = math.max(reopens_at, day.ends)
+        used_up = used_up or kind.name
       end
     end
   end
   if reopens_at > now then
-    return {verdict = 'day_exhausted', retry_after_us = time_until(reopens_at)}
+    return {verdict = 'day_exhausted', kind = used_up, retry_after_us = time_until(reopens_at)}
   end
 end
 
--- When a call can be reserved with `ahead` before it, or why it never can or not today.
+-- When a call can be reserved with `ahead` before it, or why it never can or not today; and which quota
+-- has no room before, if it is known.
 local function budget_opens_at(budget, ahead, cost)
   local reason = impossible(budget, ahead, cost)
   if reason then
     return nil, reason
   end
-  local start = math.max(now, budget.paused_until, opens_at())
-  return rolling_opens_at(budget, ahead, cost, start)
+  local start, quota = now, nil
+  if budget.paused_until > start then
+    start, quota = budget.paused_until, budget.paused_for
+  end
+  if opens_at() > start then
+    start, quota = opens_at(), nil
+  end
+  local at, last = rolling_opens_at(budget, ahead, cost, start, quota)
+  return at, nil, last
 end
 
-local function not_before(at)
-  return {verdict = 'not_before', retry_after_us = time_until(at)}
+local function not_before(at, quota)
+  return {verdict = 'not_before', kind = quota, retry_after_us = time_until(at)}
 end
 
 local function opens_before(budget, deadline, ahead, cost)
-  local at, reason = budget_opens_at(budget, ahead, cost)
+  local at, reason, quota = budget_opens_at(budget, ahead, cost)
   if at and at > deadline then
-    return nil, not_before(at)
+    return nil, not_before(at, quota)
   end
   return at, reason
 end

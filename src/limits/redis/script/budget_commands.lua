@@ -151,8 +151,8 @@ function operations.cancel_reserve(op)
   end
   remove_request(budget, request)
   if op.give_up then
-    local at, reason = budget_opens_at(budget, waiting(budget), request.cost)
-    return reason or not_before(at)
+    local at, reason, quota = budget_opens_at(budget, waiting(budget), request.cost)
+    return reason or not_before(at, quota)
   end
 end
 
@@ -258,13 +258,24 @@ function operations.close_day(op)
   end
 end
 
+-- Starts no call until then, of several such times until the latest: Gemini refused one for this kind of
+-- quota, if it is known which.
+local function pause_until(budget, until_then, kind)
+  if until_then > budget.paused_until then
+    budget.paused_until, budget.paused_for = until_then, kind
+  end
+end
+
 function operations.pause(op)
   local budget = budget_of(op.account)
   if budget then
-    local until_then = now + math.min(op.for_us, LONGEST_DAY)
-    budget.paused_until = math.max(budget.paused_until, until_then)
+    pause_until(budget, now + math.min(op.for_us, LONGEST_DAY), op.kind)
     budget.here.unsaved = true
-    announce({paused = {account = op.account, for_us = time_until(budget.paused_until)}})
+    announce({
+      paused = {
+        account = op.account, for_us = time_until(budget.paused_until), kind = budget.paused_for,
+      },
+    })
   end
 end
 
@@ -296,7 +307,7 @@ function operations.forget_quotas(op)
   if budget then
     budget.learned, budget.counts_as = {}, nil
     apply_quotas(budget)
-    budget.paused_until, budget.day.closed_until = 0, 0
+    budget.paused_until, budget.paused_for, budget.day.closed_until = 0, nil, 0
     budget.here.unsaved = true
     announce({resumed = {account = op.account}})
   end
@@ -354,7 +365,7 @@ function operations.transfer_budget(op)
   add(budget.day.sent, unsent, 1)
   budget.day.began = math.min(budget.day.began, from.day.began)
   budget.day.closed_until = math.max(budget.day.closed_until, from.day.closed_until)
-  budget.paused_until = math.max(budget.paused_until, from.paused_until)
+  pause_until(budget, from.paused_until, from.paused_for)
   from.here.departures = no_departures()
   from.sent, from.oldest, from.day.sent = amount(), nil, amount()
   from.here.departed, from.here.unsaved = true, true

@@ -45,16 +45,20 @@ enum Verdict {
         account: String,
         cost: Cost,
     },
-    NoQuota,
+    NoQuota {
+        kind: Option<QuotaKind>,
+    },
     TooLarge {
         kind: QuotaKind,
         cost: u64,
         limit: u64,
     },
     NotBefore {
+        kind: Option<QuotaKind>,
         retry_after_us: u64,
     },
     DayExhausted {
+        kind: Option<QuotaKind>,
         retry_after_us: u64,
     },
     Unavailable,
@@ -73,9 +77,10 @@ impl Verdict {
     /// has moved.
     fn is_as(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::NotBefore { retry_after_us: a }, Self::NotBefore { retry_after_us: b }) => {
-                a.abs_diff(*b) <= 1
-            }
+            (
+                Self::NotBefore { kind, retry_after_us: a },
+                Self::NotBefore { kind: other, retry_after_us: b },
+            ) => kind == other && a.abs_diff(*b) <= 1,
             _ => self == other,
         }
     }
@@ -88,14 +93,14 @@ impl Verdict {
 impl From<Exhausted> for Verdict {
     fn from(reason: Exhausted) -> Self {
         match reason {
-            Exhausted::NoQuota => Self::NoQuota,
+            Exhausted::NoQuota { kind } => Self::NoQuota { kind },
             Exhausted::TooLarge { kind, cost, limit } => Self::TooLarge { kind, cost, limit },
-            Exhausted::NotBefore { retry_after } => {
-                Self::NotBefore { retry_after_us: micros(retry_after) }
+            Exhausted::NotBefore { kind, retry_after } => {
+                Self::NotBefore { kind, retry_after_us: micros(retry_after) }
             }
             Exhausted::NoRoom { .. } => unreachable!("no budget keeps enqueued tokens"),
-            Exhausted::DayExhausted { retry_after } => {
-                Self::DayExhausted { retry_after_us: micros(retry_after) }
+            Exhausted::DayExhausted { kind, retry_after } => {
+                Self::DayExhausted { kind, retry_after_us: micros(retry_after) }
             }
         }
     }
@@ -804,13 +809,17 @@ fn a_replica_whose_clock_is_behind_does_not_begin_the_day_again() {
     let ends_in = |us: u64, operation: Value| with(operation, "midnight_us", json!(us));
     shared.now += MIDNIGHT_US;
     let (day, behind) = (24 * HOUR.as_micros() as u64, 2_000_000);
+    let day_exhausted = |retry_after_us| Verdict::DayExhausted {
+        kind: Some(QuotaKind::RequestsPerDay),
+        retry_after_us,
+    };
     shared.send("a", &[ends_in(day, ask(1, 1)), ends_in(day, start_call(1, 1))]);
     shared.send("a", &[ends_in(behind, ask(2, 1)), ends_in(behind, start_call(2, 1))]);
     let reply = shared.send("a", &[ends_in(day, ask(3, 1))]);
-    assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day });
+    assert_eq!(reply.verdict(), day_exhausted(day));
     shared.now += behind;
     let reply = shared.send("a", &[ends_in(day, ask(4, 1))]);
-    assert_eq!(reply.verdict(), Verdict::DayExhausted { retry_after_us: day - behind });
+    assert_eq!(reply.verdict(), day_exhausted(day - behind));
 }
 
 #[test]

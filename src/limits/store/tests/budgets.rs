@@ -96,11 +96,14 @@ async fn a_call_that_cannot_be_sent_in_time_is_refused_at_once(store: Shared) {
     let deadline = Instant::now() + SECOND;
     let refused =
         Arc::clone(&budget).reserve(Line::Queue, Cost::one(1), deadline).await.unwrap_err();
-    let Exhausted::NotBefore { retry_after } = refused else { panic!("{refused}") };
+    let Exhausted::NotBefore { kind: Some(RequestsPerMinute), retry_after } = refused else {
+        panic!("{refused}")
+    };
     assert!(retry_after > 5 * SECOND && retry_after < 7 * SECOND, "{retry_after:?}");
     assert!(Instant::now() < deadline, "it did not wait for it");
     let none = self::budget(&store, "other", Some(0));
-    assert_eq!(reserve(&none, Line::Queue).await.err(), Some(Exhausted::NoQuota));
+    let no_quota = Exhausted::NoQuota { kind: Some(RequestsPerMinute) };
+    assert_eq!(reserve(&none, Line::Queue).await.err(), Some(no_quota));
 }
 
 async fn a_refusal_sets_quotas_and_pauses_the_account(store: Shared) {
@@ -110,7 +113,7 @@ async fn a_refusal_sets_quotas_and_pauses_the_account(store: Shared) {
         sent.push(reserve_now(&budget).await.unwrap().expect("nothing limits it").start());
     }
     budget.learn(Quotas::default().with(RequestsPerMinute, 3));
-    budget.pause_until(Instant::now() + SECOND / 5);
+    budget.pause_until(Instant::now() + SECOND / 5, None);
     assert!(budget.is_paused());
     sent.pop().expect("three left").take_back();
     let usage = budget.usage().await.unwrap();
@@ -251,7 +254,10 @@ async fn a_payers_spend_is_kept_beside_its_models(store: Shared) {
     let sent = reservation.start();
     assert_eq!(usage().await, (Some(1_000_000), 900_000, 0));
     let refused = reserve(200_000, Instant::now() + SECOND).await.unwrap_err();
-    assert!(matches!(refused, Exhausted::NotBefore { .. }), "{refused:?}");
+    let is_of_spend = |reason: &Exhausted| {
+        matches!(reason, Exhausted::NotBefore { kind: Some(SpendPerTenMinutes), .. })
+    };
+    assert!(is_of_spend(&refused), "{refused:?}");
     assert_eq!(used(&model).await, (0, 0), "the model has quotas of its own");
     sent.settle_spend(100_000);
     assert_eq!(usage().await, (Some(1_000_000), 100_000, 0));
@@ -262,4 +268,14 @@ async fn a_payers_spend_is_kept_beside_its_models(store: Shared) {
     let kind = SpendPerTenMinutes;
     assert_eq!(too_large, Exhausted::TooLarge { kind, cost: 1_000_001, limit });
     assert_eq!(usage().await, (Some(1_000_000), 100_000, 0));
+    // One that waits until its deadline learns the same.
+    let held = reserve(900_000, soon()).await.unwrap();
+    let late = reserve(100_000, Instant::now() + SECOND / 10).await.unwrap_err();
+    assert!(is_of_spend(&late), "{late:?}");
+    drop(held);
+    let paused = Arc::clone(&model);
+    paused.pause_until(Instant::now() + MINUTE, Some(SpendPerTenMinutes));
+    let late = Instant::now() + SECOND / 10;
+    let late = Arc::clone(&model).reserve(Line::Queue, Cost::one(1), late).await.unwrap_err();
+    assert!(is_of_spend(&late), "{late:?}");
 }

@@ -13,7 +13,7 @@ async fn a_quota_learned_by_one_replica_holds_for_all() {
         let _ = reserve_now(budget).await.unwrap().expect("nothing limits it").start();
     }
     here.learn(Quotas::default().with(RequestsPerMinute, 10));
-    here.pause_until(Instant::now() + 20 * SECOND);
+    here.pause_until(Instant::now() + 20 * SECOND, None);
     let received = async {
         while !there.is_paused() || used(&there).await.0 < 3 {
             tokio::time::sleep(SECOND / 1000).await;
@@ -168,7 +168,7 @@ async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn BudgetAdmin>); 2] {
     for budget in [&here, &there] {
         drop(reserve(budget, Line::Queue).await.unwrap());
     }
-    here.pause_until(Instant::now() + 20 * SECOND);
+    here.pause_until(Instant::now() + 20 * SECOND, None);
     until("it is notified", || there.is_paused()).await;
     [(one, here), (two, there)]
 }

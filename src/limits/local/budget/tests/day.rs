@@ -14,7 +14,7 @@ fn budget_at(quotas: Quotas, wall: &str) -> Arc<LocalBudget> {
 
 async fn day_exhausted(budget: &Arc<LocalBudget>) -> Duration {
     match Arc::clone(budget).reserve(Line::Queue, Cost::one(1), far_deadline()).now_or_never() {
-        Some(Err(Exhausted::DayExhausted { retry_after })) => retry_after,
+        Some(Err(Exhausted::DayExhausted { retry_after, .. })) => retry_after,
         other => panic!("the day is not used up: {other:?}"),
     }
 }
@@ -68,7 +68,7 @@ async fn a_day_that_gemini_calls_used_up_refuses_all_calls_at_once() {
     assert_eq!(budget.usage_now().waiting, 3);
 
     refuse_for_the_day(&budget, sent);
-    let two_hours = Exhausted::DayExhausted { retry_after: 2 * HOUR };
+    let two_hours = Exhausted::DayExhausted { kind: None, retry_after: 2 * HOUR };
     for refused in join_all(waiting).await {
         assert_eq!(refused.unwrap(), Some(two_hours));
     }

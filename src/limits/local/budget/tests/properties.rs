@@ -325,7 +325,7 @@ proptest! {
             let (at, event) = own.next().expect("it is let in or refused");
             (at - arrived, event)
         };
-        let (0.0, Event::Exhausted(Exhausted::NotBefore { retry_after })) = outcome(time_limit) else {
+        let (0.0, Event::Exhausted(Exhausted::NotBefore { retry_after, .. })) = outcome(time_limit) else {
             return Ok(());
         };
         let (waited, _) = outcome(NEVER);

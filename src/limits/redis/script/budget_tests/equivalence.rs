@@ -294,8 +294,13 @@ impl History {
 
     fn pause(&mut self) -> Value {
         let time = Duration::from_micros(self.random.u64(..20_000_000));
-        self.budget.pause_until(Instant::now() + time);
-        self.of_account("pause", json!({"for_us": micros(time)}))
+        let kind = QuotaKind::ALL.get(self.random.usize(..2 * QuotaKind::ALL.len())).copied();
+        self.budget.pause_until(Instant::now() + time, kind);
+        let mut paused = self.of_account("pause", json!({"for_us": micros(time)}));
+        if let Some(kind) = kind {
+            paused["kind"] = json!(kind);
+        }
+        paused
     }
 
     fn set(&mut self) -> Value {
@@ -333,7 +338,7 @@ impl History {
         let was_first = self.there.iter().any(|(ticket, _)| *ticket == late.ticket);
         // Of all requests that can be answered at this moment, it is the last. But if it is the first
         // of the returning ones, the queue comes after it.
-        self.budget.pause_until(Instant::now());
+        self.budget.pause_until(Instant::now(), None);
         self.serve_line(true);
         if late.line != Line::Returning || !was_first {
             self.serve_line(false);
@@ -366,7 +371,7 @@ impl History {
 
     /// Makes all requests here check again, as the script does in every call.
     fn serve(&mut self) {
-        self.budget.pause_until(Instant::now());
+        self.budget.pause_until(Instant::now(), None);
         self.serve_line(true);
         self.serve_line(false);
     }
