@@ -6,13 +6,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::model::{
-    BudgetUsage, Cost, Exhausted, Line, QuotaKind, Quotas, Resource, Spent, StoreUnavailable,
+    BudgetUsage, Cost, Exhausted, Line, QuotaKind, Quotas, Resource, SPEND_MARGIN, Spent,
+    StoreUnavailable,
 };
 
 /// The quotas of one account, as a call uses them. [`LocalBudget`](super::LocalBudget) counts in this
@@ -195,12 +195,6 @@ impl Drop for Reservation {
     }
 }
 
-/// The time from which the money of a call counts from its end and not from its start. The window of
-/// spend is longer than Google's by as much: see [`QuotaPlan::ten_minutes`].
-///
-/// [`QuotaPlan::ten_minutes`]: crate::limits::QuotaPlan::ten_minutes
-const LONG_CALL: Duration = Duration::from_secs(12);
-
 /// A call that was sent. Dropping it leaves the estimated cost in place.
 #[derive(Debug)]
 #[must_use = "a call that was sent is settled at its cost, or was refused"]
@@ -225,7 +219,7 @@ impl Sent {
     /// Replaces the estimate by the money that the call cost, in billionths of a dollar. Google counts
     /// money when it answers, so a long call counts from its end.
     pub(super) fn settle_spend(self, actual: u64) {
-        if self.started.at.elapsed() < LONG_CALL {
+        if self.started.at.elapsed() < SPEND_MARGIN {
             return self.settle_at(Resource::Spend, actual);
         }
         let nothing = Cost::default();

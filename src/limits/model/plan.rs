@@ -19,6 +19,12 @@ const LEAST_DIGITS: usize = 8;
 /// A dollar in billionths.
 const ONE_DOLLAR: u64 = 1_000_000_000;
 
+/// How much longer than Google's ten minutes a payer's spend counts here: a call counts here from the
+/// moment it is sent, and at Google only once it is answered. So calls that were sent evenly can be
+/// counted a little closer together. The money of a call that takes longer counts from its end, here
+/// too.
+pub(in crate::limits) const SPEND_MARGIN: Duration = Duration::from_secs(12);
+
 /// Stands for all models of a payer. No model has this name.
 pub(in crate::limits) const EVERY_MODEL: &str = "*";
 
@@ -150,12 +156,11 @@ impl QuotaPlan {
         self.planned(label, EVERY_MODEL, QuotaKind::is_of_payer)
     }
 
-    /// The window in which a payer's spend is counted here.
-    ///
-    /// A call counts here from the moment it is sent, and at Gemini only once it is answered. So calls
-    /// that were sent evenly can be counted a little closer together. 2 %, 12 seconds, allow for that.
+    /// The window in which a payer's spend is counted here: ten minutes and a margin of 12 seconds, both
+    /// in proportion to the minute.
     pub fn ten_minutes(&self) -> Duration {
-        self.minute * 10 + self.minute / 5
+        let seconds = 10 * 60 + SPEND_MARGIN.as_secs() as u32;
+        self.minute * seconds / 60
     }
 
     fn planned(

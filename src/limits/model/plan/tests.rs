@@ -27,6 +27,7 @@ fn the_default_is_no_limits_and_a_minute_of_sixty_seconds() {
     assert_eq!(Quotas::from(plan.quotas(None, MODEL)), Quotas::default());
     assert_eq!(plan.label(&[0; 32]), None);
     assert_eq!(plan.minute, Duration::from_secs(60));
+    assert_eq!(plan.ten_minutes(), Duration::from_secs(600) + SPEND_MARGIN);
 }
 
 #[test]
