@@ -81,7 +81,7 @@ pub fn requests(input: &[u8]) {
     timed(|| {
         InputFeatures::of_body(body);
         let _ = named_model(body, Some("voice"));
-        InteractionRequest::read(body);
+        let _ = InteractionRequest::read(body);
         for surface in [Surface::Gemini, Surface::Interactions, Surface::OpenAi] {
             let texts = embedding_requests(surface, body).unwrap_or(1);
             assert!(texts <= body.len().max(1) as u64);

@@ -4,7 +4,8 @@
 
 use memchr::memchr2;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+
+use super::fields::{RepeatedField, fields, json, value};
 
 /// The longest name of a job or a file that is read, in bytes.
 const MAX_NAME: usize = 128;
@@ -13,25 +14,14 @@ const MAX_NAME: usize = 128;
 const MAX_ENDED: usize = 1000;
 
 /// The name of the file with the requests of a new job; `None` if they are in the body.
-pub fn batch_file(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Body {
-        batch: Batch,
-    }
-    #[derive(Deserialize)]
-    struct Batch {
-        #[serde(alias = "input_config", rename = "inputConfig")]
-        input_config: InputConfig,
-    }
-    #[derive(Deserialize)]
-    struct InputConfig {
-        #[serde(alias = "file_name", rename = "fileName")]
-        file_name: Option<String>,
-        #[serde(rename = "requests")]
-        _requests: Option<IgnoredAny>,
-    }
-    let body: Body = serde_json::from_slice(body).ok()?;
-    body.batch.input_config.file_name.filter(|name| is_name(name, "files/"))
+///
+/// # Errors
+/// [`RepeatedField`]: it is uncertain which file Gemini takes, so what the job costs is uncertain too.
+pub fn batch_file(body: &[u8]) -> Result<Option<String>, RepeatedField> {
+    let [batch] = fields(body, [&["batch"]])?;
+    let [config] = fields(json(batch), [&["inputConfig", "input_config"]])?;
+    let [file] = fields(json(config), [&["fileName", "file_name"]])?;
+    Ok(value::<String>(file).filter(|name| is_name(name, "files/")))
 }
 
 /// The size that the description of a file reports, in bytes.
@@ -249,8 +239,23 @@ mod tests {
     }
 
     #[test]
+    fn a_job_whose_file_is_named_twice_is_rejected() {
+        let (one, two) = (r#""fileName":"files/a""#, r#""file_name":"files/b""#);
+        for (body, name) in [
+            (format!(r#"{{"batch":{{"inputConfig":{{{one},{two}}}}}}}"#), "fileName"),
+            (
+                format!(r#"{{"batch":{{"inputConfig":{{{one}}},"input_config":{{{two}}}}}}}"#),
+                "inputConfig",
+            ),
+            (format!(r#"{{"batch":{{}},"batch":{{"inputConfig":{{{one}}}}}}}"#), "batch"),
+        ] {
+            assert_eq!(batch_file(body.as_bytes()), Err(RepeatedField(name)), "{body}");
+        }
+    }
+
+    #[test]
     fn the_file_of_a_job_and_its_size_are_read() {
-        let named = |body: &str| batch_file(body.as_bytes());
+        let named = |body: &str| batch_file(body.as_bytes()).unwrap();
         let camel = r#"{"batch":{"displayName":"a","inputConfig":{"fileName":"files/a-1"}}}"#;
         assert_eq!(named(camel).as_deref(), Some("files/a-1"));
         let snake = r#"{"batch":{"input_config":{"file_name":"files/a"}}}"#;

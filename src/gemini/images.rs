@@ -1,8 +1,9 @@
 //! Counts the images that a call requests.
 
 use memchr::memmem;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+
+use super::fields::{RepeatedField, fields, json, value};
 
 /// How many images Imagen makes of one prompt by default. Source: Gemini API, "Generate images using
 /// Imagen": `numberOfImages`.
@@ -10,58 +11,38 @@ const DEFAULT_SAMPLES: u64 = 4;
 
 /// The most images that a call to a model requests, from a body in Gemini's or OpenAI's format. 0 for
 /// calls that generate no images; 1 for an image model whose body cannot be parsed.
-pub fn requested_images(model: &str, body: &[u8]) -> u64 {
+///
+/// # Errors
+/// [`RepeatedField`]: it is uncertain which one Gemini takes.
+pub fn requested_images(model: &str, body: &[u8]) -> Result<u64, RepeatedField> {
     let is_image_model = model.contains("image");
     // Most bodies name no modalities and need not be parsed.
     if !is_image_model && memmem::find(body, b"odalities").is_none() {
-        return 0;
+        return Ok(0);
     }
-    let Ok(request) = serde_json::from_slice::<ImageRequest>(body) else {
-        return is_image_model.into();
-    };
-    if !is_image_model && !request.wants_images() {
-        return 0;
+    // `instances` and `parameters` are those of `predict`; `n` and `modalities` are OpenAI's.
+    let [instances, parameters, count, config, modalities] = fields(
+        body,
+        [
+            &["instances"],
+            &["parameters"],
+            &["n"],
+            &["generationConfig", "generation_config"],
+            &["modalities"],
+        ],
+    )?;
+    let [samples] = fields(json(parameters), [&["sampleCount", "sample_count", "numberOfImages"]])?;
+    let [of_config] = fields(json(config), [&["responseModalities", "response_modalities"]])?;
+    let modalities = [of_config, modalities].map(value::<Vec<String>>);
+    let mut modalities = modalities.iter().flatten().flatten();
+    if !is_image_model && !modalities.any(|modality| modality.eq_ignore_ascii_case("image")) {
+        return Ok(0);
     }
-    let samples = request.parameters.sample_count.unwrap_or(DEFAULT_SAMPLES);
-    match request.instances {
+    let samples = value(samples).unwrap_or(DEFAULT_SAMPLES);
+    Ok(match value::<Vec<IgnoredAny>>(instances) {
         Some(prompts) => (prompts.len() as u64).max(1).saturating_mul(samples.max(1)),
-        None => request.n.unwrap_or(1).max(1),
-    }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ImageRequest {
-    /// Set for `predict`.
-    instances: Option<Vec<IgnoredAny>>,
-    parameters: Parameters,
-    /// Set in OpenAI's format.
-    n: Option<u64>,
-    #[serde(alias = "generation_config", rename = "generationConfig")]
-    generation_config: GenerationConfig,
-    modalities: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Parameters {
-    #[serde(alias = "sample_count", alias = "numberOfImages", rename = "sampleCount")]
-    sample_count: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct GenerationConfig {
-    #[serde(alias = "response_modalities", rename = "responseModalities")]
-    response_modalities: Vec<String>,
-}
-
-impl ImageRequest {
-    fn wants_images(&self) -> bool {
-        let mut modalities =
-            self.generation_config.response_modalities.iter().chain(&self.modalities);
-        modalities.any(|modality| modality.eq_ignore_ascii_case("image"))
-    }
+        None => value::<u64>(count).unwrap_or(1).max(1),
+    })
 }
 
 #[cfg(test)]
@@ -89,7 +70,10 @@ mod tests {
             ("imagen-4.0", json!({"prompt": "x"}), 1),
             ("imagen-4.0", json!({"instances": "none"}), 1),
         ] {
-            assert_eq!(requested_images(model, body.to_string().as_bytes()), images, "{body}");
+            let counted = requested_images(model, body.to_string().as_bytes());
+            assert_eq!(counted, Ok(images), "{body}");
         }
+        let twice = br#"{"instances":[{}],"parameters":{"sampleCount":1,"numberOfImages":4}}"#;
+        assert_eq!(requested_images("image", twice), Err(RepeatedField("sampleCount")));
     }
 }

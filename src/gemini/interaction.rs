@@ -6,8 +6,8 @@ use std::borrow::Cow;
 
 use http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+
+use super::fields::{RepeatedField, fields, value};
 
 /// The longest ID that is remembered, in bytes. Gemini's have fewer than 200.
 const MAX_ID: usize = 1024;
@@ -26,22 +26,13 @@ pub struct InteractionRequest {
 
 impl InteractionRequest {
     /// Reads a request body. One that is not a JSON object says nothing: Gemini rejects it.
-    pub fn read(body: &[u8]) -> Self {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Request<'a> {
-            #[serde(borrow)]
-            previous_interaction_id: Option<&'a RawValue>,
-            #[serde(borrow)]
-            background: Option<&'a RawValue>,
-        }
-        let Request { previous_interaction_id, background } =
-            serde_json::from_slice(body).unwrap_or_default();
-        let previous = previous_interaction_id
-            .and_then(|id| serde_json::from_str::<Cow<'_, str>>(id.get()).ok())
-            .map(Cow::into_owned);
-        let in_background = background.is_some_and(|background| background.get() == "true");
-        Self { previous, in_background }
+    ///
+    /// # Errors
+    /// [`RepeatedField`]: it is uncertain what Gemini takes.
+    pub fn read(body: &[u8]) -> Result<Self, RepeatedField> {
+        let [previous, background] = fields(body, [&["previous_interaction_id"], &["background"]])?;
+        let in_background = value(background).unwrap_or(false);
+        Ok(Self { previous: value(previous), in_background })
     }
 }
 
@@ -118,7 +109,7 @@ mod tests {
     #[test]
     fn a_request_says_what_it_continues_and_whether_it_runs_in_the_background() {
         let read = |body: &str| {
-            let request = InteractionRequest::read(body.as_bytes());
+            let request = InteractionRequest::read(body.as_bytes()).unwrap();
             (request.previous, request.in_background)
         };
         let body = r#"{"input":"x","background":true,"previous_interaction_id":"v1_\u0061"}"#;
@@ -132,6 +123,8 @@ mod tests {
         ] {
             assert_eq!(read(body), (None, false), "{body}");
         }
+        let twice = br#"{"background":false,"background":true}"#;
+        assert_eq!(InteractionRequest::read(twice), Err(RepeatedField("background")));
     }
 
     #[test]

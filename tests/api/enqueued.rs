@@ -159,6 +159,24 @@ async fn a_file_of_requests_counts_by_its_size() {
 }
 
 #[tokio::test]
+async fn a_job_that_names_its_file_twice_is_refused() {
+    let service = service().await;
+    let name = |file: &str| format!(r#""fileName":"files/{file}""#);
+    let (small, large) = (name("small"), name("large"));
+    for config in [
+        format!(r#""inputConfig":{{{small},{large}}}"#),
+        format!(r#""inputConfig":{{{small}}},"input_config":{{{large}}}"#),
+    ] {
+        let job = format!(r#"{{"batch":{{{config}}}}}"#);
+        let refused = answer(service.post(CREATE, &json!({})).body(job)).await;
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        let message = refused.body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("appears more than once"), "{message}");
+    }
+    assert_eq!(service.simulator.stats().calls, 0);
+}
+
+#[tokio::test]
 async fn the_tokens_of_jobs_are_not_shown_as_semaphores() {
     let service = service().await;
     created(&service).await;

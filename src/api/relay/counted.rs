@@ -26,8 +26,8 @@ use crate::api::single::named_semaphore;
 use crate::dispatch::{Call, CallError, CallKind, CallRequest, CallSize, CountedAs, TierChoice};
 use crate::gateway::Gateway;
 use crate::gemini::{
-    Forward, InteractionRequest, Model, ServiceTier, Surface, batch_file, embedding_requests,
-    named_model, requested_images,
+    Forward, InteractionRequest, Model, RepeatedField, ServiceTier, Surface, batch_file,
+    embedding_requests, named_model, requested_images,
 };
 use crate::generation::InvalidField;
 
@@ -56,7 +56,7 @@ pub(super) async fn send(
     check_text(|| body.clone(), gateway).await?;
     let (model, mut size, tier) = cost(gateway, kind, model, &request, &body).await?;
     if kind == CallKind::Interaction {
-        let asked = with_body(body.clone(), InteractionRequest::read).await?;
+        let asked = with_body(body.clone(), InteractionRequest::read).await?.map_err(repeated)?;
         request.runs_on = asked.in_background;
         let tokens =
             |previous: &String| gateway.dispatcher.conversation_tokens(&payer.key, previous);
@@ -67,7 +67,7 @@ pub(super) async fn send(
     let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
     let call = gateway.dispatcher.enqueue(call);
     let file = match gateway.dispatcher.enqueues(&call) {
-        true => with_body(body.clone(), batch_file).await?,
+        true => with_body(body.clone(), batch_file).await?.map_err(repeated)?,
         false => None,
     };
     answer(gateway, &call, request, body, file).await.map_err(|error| failed(&call, error))
@@ -110,6 +110,10 @@ async fn named(source: &ModelSource, body: &Bytes) -> Result<Option<String>, Api
     };
     let named = with_body(body.clone(), move |body| named_model(body, within)).await?;
     named.map_err(|repeated| invalid_model("duplicate", repeated.to_string()))
+}
+
+fn repeated(field: RepeatedField) -> ApiError {
+    ApiError::invalid(vec![InvalidField::new(field.0, "duplicate", field.to_string())])
 }
 
 fn invalid_model(kind: &'static str, message: String) -> ApiError {
@@ -184,7 +188,8 @@ fn failed(call: &Call, error: CallError) -> RelayError {
 /// How many images a call asks for.
 async fn images(model: &Model, body: Bytes) -> Result<u64, ApiError> {
     let model = model.clone();
-    with_body(body, move |body| requested_images(model.as_str(), body)).await
+    let images = with_body(body, move |body| requested_images(model.as_str(), body)).await?;
+    images.map_err(repeated)
 }
 
 /// How many requests Gemini counts a call as. A body in which texts are counted and cannot be is

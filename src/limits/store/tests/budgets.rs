@@ -273,8 +273,7 @@ async fn a_payers_spend_is_kept_beside_its_models(store: Shared) {
     let late = reserve(100_000, Instant::now() + SECOND / 10).await.unwrap_err();
     assert!(is_of_spend(&late), "{late:?}");
     drop(held);
-    let paused = Arc::clone(&model);
-    paused.pause_until(Instant::now() + MINUTE, Some(SpendPerTenMinutes));
+    model.pause_until(Instant::now() + MINUTE, Some(SpendPerTenMinutes));
     let late = Instant::now() + SECOND / 10;
     let late = Arc::clone(&model).reserve(Line::Queue, Cost::one(1), late).await.unwrap_err();
     assert!(is_of_spend(&late), "{late:?}");
