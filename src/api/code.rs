@@ -54,7 +54,7 @@ macro_rules! codes {
 codes! {
     InvalidPath = "invalid_path", BAD_REQUEST, Final,
         "on Gemini's and OpenAI's surfaces: the path has dots or an empty part, is escaped \
-         twice, or calls something that is not a model";
+         twice, has an escaped slash (interactions), or calls something that is not a model";
     InvalidHost = "invalid_host", BAD_REQUEST, Final,
         "no `Host` header, or several";
     MultipleCredentials = "multiple_credentials", BAD_REQUEST, Final,

@@ -59,6 +59,9 @@ impl Destination {
             Some(Err(error)) => Err((Surface::OpenAi, error)),
             None => {
                 let surface = surface_of(&plain);
+                if surface == Surface::Interactions {
+                    path::check_slashes(&raw).map_err(|error| (surface, error))?;
+                }
                 Self::at(surface, raw.into_owned(), &plain, head).map_err(|error| (surface, error))
             }
         }

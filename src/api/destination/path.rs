@@ -42,6 +42,18 @@ pub(super) fn plain(path: &str) -> Result<String, ApiError> {
     Ok(plain.trim_end_matches('/').to_owned())
 }
 
+/// Refuses a path with percent-encoded slashes, where its segments say which interaction is meant.
+///
+/// # Errors
+/// 400 for a path that has one: it could be part of a segment, or separate two.
+pub(super) fn check_slashes(path: &str) -> Result<(), ApiError> {
+    let is_slash = |three: &[u8]| three.eq_ignore_ascii_case(b"%2f");
+    match path.as_bytes().windows(3).any(is_slash) {
+        true => Err(ApiError::unusable_path("The path has a percent-encoded slash.")),
+        false => Ok(()),
+    }
+}
+
 /// Whether a path has a percent-encoded byte.
 fn is_escaped(path: &str) -> bool {
     path.as_bytes().windows(3).any(|three| {

@@ -143,11 +143,23 @@ fn a_path_that_could_be_read_in_two_ways_is_refused() {
         let (_, error) = of(Method::POST, path, &[]).expect_err(path);
         assert_eq!(error.code(), "invalid_path", "{path}");
     }
-    for path in ["/v1/interactions/..", "/v1beta/interactions/a%252Fb", "/v1beta/interactions/%0a"]
-    {
-        let (surface, _) = of(Method::GET, path, &[]).expect_err(path);
-        assert_eq!(surface, Surface::Interactions, "{path}");
+    for path in [
+        "/v1/interactions/..",
+        "/v1beta/interactions/a%252Fb",
+        "/v1beta/interactions/%0a",
+        "/v1beta/interactions%2F",
+        "/v1beta/interactions%2f",
+        "/v1beta/interactions/a%2F",
+        "/v1beta/interactions%2Fa",
+        "/v1beta/%69nteractions/a%2Fcancel",
+    ] {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
+            let (surface, error) = of(method, path, &[]).expect_err(path);
+            assert_eq!((surface, error.code()), (Surface::Interactions, "invalid_path"), "{path}");
+        }
     }
+    // OpenAI's clients escape the slash in the name of a model.
+    assert!(of(Method::GET, "/v1/models/models%2Fm", &[BEARER]).is_ok());
 }
 
 #[test]
