@@ -3,7 +3,8 @@
 //! Such a run is booked once, when it is created. It keeps its reservation and its slots until it is
 //! settled. That is learned from what its owner reads of it. As long as nobody reads it, it is polled,
 //! less and less often. A run that is not settled in time gives its slots back, and the estimate of
-//! its cost stands. There are never more runs than slots, since each holds one.
+//! its cost stands. One that is deleted before its end keeps them until then, too: to delete a run is to
+//! forget it, and only to cancel it stops it. There are never more runs than slots, since each holds one.
 
 mod conversations;
 mod run;
@@ -140,7 +141,8 @@ impl BackgroundRuns {
         }
     }
 
-    /// A run is read: what passes says how it stands.
+    /// An answer about a run: what passes of it says how the run stands. Until it does, the run does
+    /// not count as read.
     pub fn observe(
         self: &Arc<Self>,
         run: Option<Arc<Run>>,
@@ -148,11 +150,14 @@ impl BackgroundRuns {
         body: MaskedBody<Incoming>,
     ) -> Observed {
         let seen = run.map(|run| {
-            run.is_read(*method == Method::POST);
+            if *method == Method::POST {
+                run.is_cancelled();
+            }
             Box::new(Reading {
                 runs: Arc::clone(self),
                 run,
                 scanner: InteractionScanner::default(),
+                is_noted: false,
             })
         });
         Observed { body, seen }
@@ -187,6 +192,18 @@ struct Reading {
     runs: Arc<BackgroundRuns>,
     run: Arc<Run>,
     scanner: InteractionScanner,
+    /// Whether the run counts as read.
+    is_noted: bool,
+}
+
+impl Reading {
+    fn scan(&mut self, data: &[u8]) {
+        self.scanner.scan(data);
+        if !self.is_noted && self.scanner.status().is_some() {
+            self.is_noted = true;
+            self.run.is_read();
+        }
+    }
 }
 
 impl Drop for Reading {
@@ -209,7 +226,7 @@ impl Body for Observed {
         if let (Some(Ok(frame)), Some(seen)) = (&frame, &mut self.seen)
             && let Some(data) = frame.data_ref()
         {
-            seen.scanner.scan(data);
+            seen.scan(data);
         }
         // What is known at the end is known before the caller has read it.
         if frame.is_none() || self.body.is_end_stream() {

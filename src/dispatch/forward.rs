@@ -109,7 +109,7 @@ impl Dispatcher {
         };
         let response = passed.map_err(|rejected| CallError::rejected(rejected, None))?;
         if let Some(run) = run.as_ref().filter(|_| request.method == Method::DELETE) {
-            run.abandon();
+            run.is_deleted();
         }
         Ok(response.map(|body| self.background.observe(run, &request.method, body)))
     }

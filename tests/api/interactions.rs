@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::IntoResponse;
@@ -362,17 +362,56 @@ async fn a_run_is_settled_before_it_is_deleted_and_when_it_is_cancelled() {
     assert_eq!(ended(&service, "success").await, 1.0);
     assert_eq!(answer(service.get(&path_of(&created))).await.status, StatusCode::NOT_FOUND);
 
-    // Of a run that is deleted before its end nothing more can be learned.
-    let created = create(&service, &in_background(&slow(60_000))).await;
-    assert_eq!(answer(service.delete(&path_of(&created))).await.status, StatusCode::OK);
-    service.until_idle().await;
-
     let created = create(&service, &in_background(&slow(60_000))).await;
     let path = format!("{}/cancel", path_of(&created));
     let cancelled = answer(service.post(&path, &json!({}))).await;
     assert_eq!(cancelled.body["status"], "cancelled");
     service.until_idle().await;
     assert_eq!(ended(&service, "cancelled").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_run_that_is_deleted_before_its_end_holds_its_slot_until_its_time_is_over() {
+    for poll in [None, Some(Duration::from_millis(10))] {
+        let service = service(|config| {
+            config.concurrency_limit = 1;
+            config.background_poll = poll;
+            config.background_timeout = Duration::from_millis(1500);
+        })
+        .await;
+        let started = Instant::now();
+        let created = create(&service, &in_background(&slow(60_000))).await;
+        assert_eq!(answer(service.delete(&path_of(&created))).await.status, StatusCode::OK);
+        create(&service, &interaction("Hello")).await;
+        let stats = service.simulator.stats();
+        assert_eq!((stats.calls, in_flight(&service)), (2, 0), "the next one waited");
+        assert!(started.elapsed() >= Duration::from_millis(1500));
+        // The estimate stands.
+        let account = service.only_account().await;
+        assert!(account["input_tokens_per_minute"]["used"].as_u64() > Some(0), "{account}");
+    }
+}
+
+#[tokio::test]
+async fn only_who_learns_how_a_run_stands_has_read_it() {
+    let service = service(|config| config.background_poll = Some(Duration::from_millis(300))).await;
+    let created = create(&service, &in_background(&slow(50))).await;
+    let path = path_of(&created);
+    let others = async {
+        loop {
+            let foreign = answer(service.get(&path).header("x-goog-api-key", "another")).await;
+            assert_eq!(foreign.status, StatusCode::NOT_FOUND);
+            // The owner's, without a body.
+            assert_eq!(service.head(&path).send().await.unwrap().status(), StatusCode::OK);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = others => unreachable!("it goes on"),
+        () = service.until_idle() => {}
+    }
+    assert_booked(&service).await;
+    assert_eq!(ended(&service, "success").await, 1.0);
 }
 
 #[tokio::test]

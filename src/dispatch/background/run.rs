@@ -61,9 +61,14 @@ impl Run {
         &self.id
     }
 
-    /// Somebody reads the run, or cancels it.
-    pub(super) fn is_read(&self, is_cancelled: bool) {
-        self.is_cancelled.fetch_or(is_cancelled, Ordering::Relaxed);
+    /// Somebody has read how the run stands.
+    pub(super) fn is_read(&self) {
+        self.was_read.notify_one();
+    }
+
+    /// Somebody cancels the run.
+    pub(super) fn is_cancelled(&self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
         self.was_read.notify_one();
     }
 
@@ -80,13 +85,22 @@ impl Run {
     pub(in crate::dispatch) async fn settle_before_deletion(&self, runs: &BackgroundRuns) {
         if let Err(error) = self.poll(runs).await {
             let (model, code) = (self.call.model(), error.kind.code());
-            tracing::warn!(%model, code, "a run in the background is deleted unsettled");
+            tracing::debug!(%model, code, "a run in the background cannot be read before it is deleted");
+        }
+    }
+
+    /// The run is deleted. If its end was not seen, it keeps what it holds until its time is over: Gemini
+    /// forgets it and works on.
+    pub(in crate::dispatch) fn is_deleted(&self) {
+        if !self.is_over.is_cancelled() {
+            let model = self.call.model();
+            tracing::warn!(%model, "a run in the background is deleted before its end was seen");
         }
     }
 
     /// Nothing more can be learned of the run. It gives back what it holds, and the estimate of its
     /// cost stands.
-    pub(in crate::dispatch) fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         drop(self.take());
     }
 
@@ -119,7 +133,6 @@ impl Run {
                 return;
             }
             wait = match self.poll(runs).await {
-                Err(error) if error.kind == ErrorKind::ModelNotFound => return,
                 Err(error) if is_for_good(&error) => {
                     let (model, code) = (self.call.model(), error.kind.code());
                     tracing::warn!(%model, code, "a run in the background cannot be polled");
@@ -140,12 +153,16 @@ impl Run {
     }
 }
 
-/// Whether a run cannot be read at all. Source: users report such a 400 for keys that may create runs
-/// and not read them. The run keeps its slots until its time is over, since Gemini works on it.
+/// Whether a run cannot be read at all: it was deleted, or its key may create runs and not read them,
+/// for which users report a 400. The run keeps its slots until its time is over, since Gemini works on
+/// it.
 fn is_for_good(error: &Error) -> bool {
     matches!(
         error.kind,
-        ErrorKind::InvalidRequest | ErrorKind::InvalidKey | ErrorKind::PermissionDenied
+        ErrorKind::InvalidRequest
+            | ErrorKind::InvalidKey
+            | ErrorKind::PermissionDenied
+            | ErrorKind::ModelNotFound
     )
 }
 
