@@ -14,7 +14,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -35,6 +35,7 @@ pub struct Metrics {
     tokens: Family<TokenLabels, Counter>,
     cost: Family<CostLabels, Counter<f64, AtomicU64>>,
     queue_wait: Histogram,
+    background_runs: Gauge,
     upstream_latency: Family<KindLabel, Histogram, fn() -> Histogram>,
     known_models: RwLock<HashSet<Model>>,
 }
@@ -93,6 +94,7 @@ impl Metrics {
         let tokens = Family::default();
         let cost = Family::<CostLabels, Counter<f64, AtomicU64>>::default();
         let queue_wait = seconds_histogram();
+        let background_runs = Gauge::default();
         let upstream_latency =
             Family::<KindLabel, Histogram, fn() -> Histogram>::new_with_constructor(
                 seconds_histogram,
@@ -121,10 +123,25 @@ impl Metrics {
             Unit::Seconds,
             upstream_latency.clone(),
         );
+        registry.register(
+            "background_runs",
+            "Interactions in the background that hold their slots",
+            background_runs.clone(),
+        );
         registry.register_collector(Box::new(LimiterCollector(limiter)));
         registry.register_collector(Box::new(LogCollector));
         let known_models = RwLock::default();
-        Self { registry, calls, retries, tokens, cost, queue_wait, upstream_latency, known_models }
+        Self {
+            registry,
+            calls,
+            retries,
+            tokens,
+            cost,
+            queue_wait,
+            background_runs,
+            upstream_latency,
+            known_models,
+        }
     }
 
     /// All metrics in Prometheus's text format 0.0.4.
@@ -140,6 +157,12 @@ impl Metrics {
     /// Counts an admitted call and its time in the queue.
     pub fn admitted(&self, waited: Duration) {
         self.queue_wait.observe(waited.as_secs_f64());
+    }
+
+    /// Counts a run in the background until the value is dropped.
+    pub fn background_run(&self) -> CountedRun {
+        self.background_runs.inc();
+        CountedRun(self.background_runs.clone())
     }
 
     /// Counts a retry after an error with this code.
@@ -192,6 +215,16 @@ impl Metrics {
         }
         known.insert(model.clone());
         ModelLabel(Some(model.clone()))
+    }
+}
+
+/// A run in the background that is counted. Dropping it ends the count.
+#[derive(Debug)]
+pub struct CountedRun(Gauge);
+
+impl Drop for CountedRun {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

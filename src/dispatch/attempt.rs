@@ -12,7 +12,7 @@ use crate::gemini::{
     Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendCheck, Usage,
 };
 use crate::limits::{InFlightCall, Limiter, NamedBy};
-use crate::metrics::{FinishedCall, Metrics};
+use crate::metrics::{CountedRun, FinishedCall, Metrics};
 use crate::prices::Prices;
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
@@ -134,6 +134,11 @@ impl Dispatcher {
 }
 
 impl Attempt {
+    /// Counts the call as a run in the background until the value is dropped.
+    pub(super) fn counted_run(&self) -> CountedRun {
+        self.metrics.background_run()
+    }
+
     /// Counts input tokens that Gemini reports before the end of the call. They are not counted again
     /// at the end.
     pub(super) fn spend(&mut self, input_tokens: u64) {

@@ -246,8 +246,11 @@ async fn a_background_run_that_nobody_reads_is_polled() {
     let service = polling().await;
     create(&service, &in_background(&slow(200))).await;
     assert_eq!(in_flight(&service), 1);
+    let runs = async || service.metric("gemini_gateway_background_runs").await;
+    assert_eq!(runs().await, 1.0);
     until_runs_ended(&service).await;
     assert_booked(&service).await;
+    assert_eq!(runs().await, 0.0);
     assert_eq!(ended(&service, "success").await, 1.0);
     assert_eq!(service.simulator.stats().calls, 1, "a poll is no call");
 }

@@ -14,6 +14,7 @@ use super::BackgroundRuns;
 use crate::dispatch::Call;
 use crate::dispatch::attempt::{Attempt, Outcome};
 use crate::gemini::{Client, Error, ErrorKind, Forward, InteractionScanner, Payload};
+use crate::metrics::CountedRun;
 
 /// The longest wait between two polls.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ pub(in crate::dispatch) struct Run {
     call: Call,
     poller: Poller,
     /// Until it is settled.
-    held: Mutex<Option<Attempt>>,
+    held: Mutex<Option<(Attempt, CountedRun)>>,
     /// It is settled, or nothing more can be learned of it.
     is_over: CancellationToken,
     /// Somebody has asked how it stands.
@@ -46,11 +47,12 @@ pub(super) struct Poller {
 
 impl Run {
     pub(super) fn new(id: &str, attempt: Attempt, poller: Poller) -> Self {
+        let counted = attempt.counted_run();
         Self {
             id: id.to_owned(),
             call: attempt.call.clone(),
             poller,
-            held: Mutex::new(Some(attempt)),
+            held: Mutex::new(Some((attempt, counted))),
             is_over: CancellationToken::new(),
             was_read: Notify::new(),
             is_cancelled: AtomicBool::new(false),
@@ -106,7 +108,8 @@ impl Run {
 
     fn take(&self) -> Option<Attempt> {
         self.is_over.cancel();
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map(|(attempt, _)| attempt)
     }
 
     /// Waits until the run is settled, and polls it while nobody else reads it.
