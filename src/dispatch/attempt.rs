@@ -13,7 +13,7 @@ use crate::gemini::{
 };
 use crate::limits::{InFlightCall, Limiter, NamedBy};
 use crate::metrics::{CountedRun, FinishedCall, Metrics};
-use crate::prices::Prices;
+use crate::prices::{NanoDollars, Prices};
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
 pub(super) trait Reader: Sync {
@@ -75,6 +75,8 @@ pub(super) struct Attempt {
     in_flight: InFlightCall,
     /// The input tokens that are already counted.
     spent: u64,
+    /// The money that is already counted.
+    paid: NanoDollars,
     pub call: Call,
     /// The model that Gemini says it asked.
     answered_by: Option<Model>,
@@ -109,6 +111,7 @@ impl Dispatcher {
                 let attempt = Attempt {
                     in_flight,
                     spent: 0,
+                    paid: NanoDollars::default(),
                     call: call.clone(),
                     answered_by: named,
                     sent,
@@ -121,7 +124,7 @@ impl Dispatcher {
             Err(rejected) => rejected,
         };
         *error.usage = charged(&self.prices, call.model(), None, *error.usage);
-        charge(&mut in_flight, *error.usage);
+        charge(&mut in_flight, *error.usage, NanoDollars::default());
         settle(&self.limiter, in_flight, call, &error);
         let is_overdue = time_limit < attempt_timeout && error.kind == ErrorKind::Timeout;
         let outcome = if is_overdue { Outcome::Overdue } else { Outcome::Failed(&error) };
@@ -139,18 +142,28 @@ impl Attempt {
         self.metrics.background_run()
     }
 
-    /// Counts input tokens that Gemini reports before the end of the call. They are not counted again
-    /// at the end.
-    pub(super) fn spend(&mut self, input_tokens: u64) {
-        self.in_flight.spend(input_tokens);
-        self.spent = self.spent.saturating_add(input_tokens);
+    /// Counts what Gemini reports before the end of the call: the input tokens, and what the usage until
+    /// now costs. It is not counted again at the end.
+    pub(super) fn spend(&mut self, usage: Usage) {
+        let tokens = usage.prompt_tokens.saturating_sub(self.spent);
+        if tokens > 0 {
+            self.in_flight.spend(tokens);
+            self.spent = usage.prompt_tokens;
+        }
+        let cost = charged(&self.prices, self.call.model(), self.answered_by.as_ref(), usage).cost;
+        let more = cost.0.saturating_sub(self.paid.0);
+        if more > 0 {
+            self.in_flight.pay(more);
+            self.paid = cost;
+        }
     }
 
     /// The attempt is over: settles and counts it. Returns the usage with what it costs.
     pub(super) fn end(self, outcome: &Outcome<'_>, usage: Usage) -> Usage {
-        let Self { mut in_flight, spent, call, answered_by, sent, limiter, metrics, prices } = self;
+        let Self { mut in_flight, spent, paid, call, answered_by, sent, limiter, metrics, prices } =
+            self;
         let usage = charged(&prices, call.model(), answered_by.as_ref(), usage);
-        charge(&mut in_flight, usage);
+        charge(&mut in_flight, usage, paid);
         let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
         match outcome {
             Outcome::Answered => in_flight.answered(left(call.input_tokens(usage))),
@@ -182,10 +195,10 @@ fn charged(prices: &Prices, asked: &Model, answered_by: Option<&Model>, usage: U
     Usage { cost, ..usage }
 }
 
-/// Settles the payer's spend at what the call cost, if that is known.
-fn charge(in_flight: &mut InFlightCall, usage: Usage) {
+/// Settles the payer's spend at what the call cost, if that is known, without what is `paid` already.
+fn charge(in_flight: &mut InFlightCall, usage: Usage, paid: NanoDollars) {
     if usage.is_known() {
-        in_flight.charge(usage.cost.0);
+        in_flight.charge(usage.cost.0.saturating_sub(paid.0));
     }
 }
 

@@ -133,9 +133,9 @@ impl CountedReceiver {
         };
         let before = self.usage.total();
         self.usage.read(text);
-        let input = self.usage.total().prompt_tokens.saturating_sub(before.prompt_tokens);
-        if let Some(attempt) = self.attempt.as_mut().filter(|_| input > 0) {
-            attempt.spend(input);
+        let usage = self.usage.total();
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| usage != before) {
+            attempt.spend(usage);
         }
     }
 

@@ -44,11 +44,10 @@ pub trait Budget: fmt::Debug + Send + Sync {
     /// refused the call and did not count it.
     fn settle(&self, started: Started, counted: Cost, actual: Cost);
 
-    /// Counts input tokens from now on that were used without a reservation.
-    fn spend(&self, input_tokens: u64) {
+    /// Counts an amount of a resource from now on that was used without a reservation.
+    fn spend(&self, resource: Resource, amount: u64) {
         let nothing = Cost::default();
-        let spent = nothing
-            .with(Resource::InputTokens, Cost::bounded_amount(Resource::InputTokens, input_tokens));
+        let spent = nothing.with(resource, Cost::bounded_amount(resource, amount));
         self.settle(self.start(nothing), nothing, spent);
     }
 
@@ -222,10 +221,8 @@ impl Sent {
         if self.started.at.elapsed() < SPEND_MARGIN {
             return self.settle_at(Resource::Spend, actual);
         }
-        let nothing = Cost::default();
-        let spent = nothing.with(Resource::Spend, Cost::bounded_amount(Resource::Spend, actual));
-        self.budget.settle(self.started, self.cost, nothing);
-        self.budget.settle(self.budget.start(nothing), nothing, spent);
+        self.budget.settle(self.started, self.cost, Cost::default());
+        self.budget.spend(Resource::Spend, actual);
     }
 
     pub(super) fn settle_at(self, resource: Resource, amount: u64) {

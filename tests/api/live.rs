@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async, client_async};
 
+use crate::limits::plan;
 use crate::process::Start;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT, answer, until};
 
@@ -188,17 +189,17 @@ async fn used(service: &Service) -> [u64; 2] {
 }
 
 #[tokio::test]
-async fn tokens_count_against_the_quota_of_the_model_while_the_session_runs() {
+async fn tokens_and_money_count_against_the_quotas_while_the_session_runs() {
     let service = with(|config| {
-        let limits = Config::read(|name| {
-            (name == "GEMINI_LIMITS").then(|| "gemini-3.8-live:rpm=10,tpm=1000".to_owned())
-        });
-        config.quota_plan = limits.expect("limits").quota_plan;
+        config.quota_plan = plan("gemini-3.8-live:rpm=10,tpm=1000;*:spend=10", "");
     })
     .await;
+    let spent = async || service.limits().await["spend"][0]["used_usd"].as_f64().expect("dollars");
     let mut client = session(&service).await;
+    let estimate = spent().await;
     client.ask("Hello").await;
     client.turn().await;
+    assert!(spent().await > estimate, "{estimate}");
     // The estimate of the first message, and what Gemini said of the turn.
     let limits = used(&service).await;
     let [1, estimate_and_turn] = limits else { panic!("{limits:?}") };
@@ -206,6 +207,9 @@ async fn tokens_count_against_the_quota_of_the_model_while_the_session_runs() {
     client.close().await;
     service.until_idle().await;
     assert_eq!(used(&service).await, [1, 2], "what Gemini said counts in place of the estimate");
+    let cost = "gemini_gateway_cost_usd_total{model=\"gemini-3.8-live\",tier=\"standard\"}";
+    let cost = service.metric(cost).await;
+    assert!(cost > 0.0 && (spent().await - cost).abs() < 1e-9, "{cost}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
-use crate::limits::model::{Capacity, Quotas, Window};
+use crate::limits::model::{Capacity, Quotas, Resource, Window};
 use crate::limits::semaphore::{Fence, Permit};
 
 /// What a call has reserved.
@@ -173,7 +173,15 @@ impl InFlightCall {
     /// The call has used input tokens in addition to its estimated cost while it runs. They count from
     /// now on.
     pub fn spend(&self, input_tokens: u64) {
-        self.account.charged().budget().spend(input_tokens);
+        self.account.charged().budget().spend(Resource::InputTokens, input_tokens);
+    }
+
+    /// The call has cost so many billionths of a US dollar in addition to its estimated cost while it
+    /// runs. They count from now on.
+    pub fn pay(&self, nanodollars: u64) {
+        if let Some(spend) = self.account.spend().filter(|_| self.spend.is_some()) {
+            spend.spend(Resource::Spend, nanodollars);
+        }
     }
 
     /// Gemini refused the call because too many run at once. Assume that Gemini counted it, though it

@@ -12,7 +12,7 @@ use crate::limits::budget::{NotReserved, Reservation};
 use crate::limits::local::LocalStore;
 use crate::limits::model::{
     Cost, Exhausted, LeaseTerms, Limit, LimitScope, Limits, Line, Planned, QuotaKind::*, QuotaPlan,
-    Quotas, Source,
+    Quotas, Resource, Source,
 };
 use crate::limits::redis::test_server::RedisServer;
 use crate::limits::semaphore::{Acquire, NotGranted, PermitRequest, SemaphoreUsage, WaitMode};

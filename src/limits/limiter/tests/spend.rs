@@ -124,6 +124,21 @@ async fn a_call_that_may_cost_more_than_the_whole_limit_waits_for_all_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn money_that_a_call_costs_while_it_runs_counts_at_once_and_only_once() {
+    for takes in [SECOND, 3600 * SECOND] {
+        let limiter = spending(10 * DOLLAR, 60);
+        let mut call = admit_at(&queue(&limiter, "a"), 100).await.unwrap().start().unwrap();
+        advance(takes).await;
+        call.pay(DOLLAR);
+        let estimate = if takes == SECOND { 100 } else { 0 };
+        assert_eq!(spent(&limiter), (DOLLAR + estimate, 0));
+        call.charge(7);
+        call.answered(None);
+        assert_eq!(spent(&limiter), (DOLLAR + 7, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_for_spend_pauses_all_models_even_those_that_were_not_used_yet() {
     let limiter = spending(10 * DOLLAR, 60);
     let call = admit_at(&queue(&limiter, "a"), 1).await.unwrap().start().unwrap();

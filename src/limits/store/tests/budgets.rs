@@ -226,8 +226,8 @@ async fn tokens_that_were_spent_without_a_reservation_count_from_then_on(store: 
     let budget = store.budget(&Payer::Key([7; 32]), "m", planned, MINUTE);
     let session = Arc::clone(&budget).reserve(Line::Queue, Cost::of(1, 10), soon()).await.unwrap();
     let session = session.start();
-    budget.spend(300);
-    budget.spend(200);
+    budget.spend(Resource::InputTokens, 300);
+    budget.spend(Resource::InputTokens, 200);
     let used = async || budget.usage().await.unwrap()[InputTokensPerMinute].used;
     assert_eq!(used().await, 510);
     session.settle(0);
