@@ -106,7 +106,7 @@ codes! {
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, Final,
         "the body is larger than `MAX_BODY_BYTES`, as sent or decoded, grows more than 200-fold \
          when it is decoded, or needs more than seven eighths of `BODY_MEMORY_BYTES` once it is \
-         read";
+         read; or too much came in a live session before it was open";
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, Final,
         "the body is not sent as JSON, or is in an encoding that is not supported; \
          `Accept-Encoding` lists those that are";

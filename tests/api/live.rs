@@ -641,6 +641,50 @@ async fn messages_that_arrive_before_the_session_is_open_are_relayed_in_order() 
     service.until_idle().await;
 }
 
+/// A client that waits in the queue and has sent so many messages behind its first.
+async fn early(service: &Service, messages: usize, bytes: usize) -> Client {
+    let mut client = connect(service.address, BIDI, &[ADMIN]).await.expect("a session");
+    client.say(&json!({"setup": {"model": MODEL}})).await;
+    for _ in 0..messages {
+        // The gateway may have closed the session by now.
+        let _ = client.0.send(Message::binary(vec![b' '; bytes])).await;
+    }
+    client
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_queue_is_noticed_however_much_it_has_sent() {
+    let service = with(|config| config.concurrency_limit = 1).await;
+    let first = session(&service).await;
+    let mut gone = early(&service, 1000, 100).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
+    let _ = gone.0.send(Message::Close(None)).await;
+    service.until("it has left", |limiter| limiter.waiting == 0).await;
+    let gone = early(&service, 1000, 100).await;
+    service.until("it waits", |limiter| limiter.waiting == 1).await;
+    drop(gone);
+    service.until("it has left", |limiter| limiter.waiting == 0).await;
+    assert_eq!(service.simulator.stats().live_sessions, 1);
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_before_its_session_is_open_is_closed() {
+    let service = with(|config| {
+        config.concurrency_limit = 1;
+        config.max_body_bytes = 10_000;
+    })
+    .await;
+    let first = session(&service).await;
+    for (messages, bytes) in [(1100, 1), (11, 1000)] {
+        let mut client = early(&service, messages, bytes).await;
+        let (code, reason) = client.closed().await;
+        assert_eq!((code, reason.starts_with("body_too_large: More")), (1008, true), "{reason}");
+        service.until("it has left", |limiter| limiter.waiting == 0).await;
+    }
+    drop(first);
+}
+
 #[tokio::test]
 async fn a_panic_frees_the_slot_of_a_session() {
     let service = Service::start().await;

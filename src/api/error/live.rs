@@ -33,6 +33,14 @@ impl ApiError {
         Self::new(Code::ClientTimeout, detail)
     }
 
+    /// A client has sent more before its session was open than is kept.
+    pub(in crate::api) fn too_much_early(messages: usize, bytes: usize) -> Self {
+        let detail = format!(
+            "More than {messages} messages or {bytes} bytes came before the session was open."
+        );
+        Self::new(Code::BodyTooLarge, detail)
+    }
+
     /// The first message cannot open a session.
     pub(in crate::api) fn invalid_first_message(error: InvalidSetup) -> Self {
         let field = match error {

@@ -1,7 +1,6 @@
 //! The client's WebSocket.
 
 use std::collections::VecDeque;
-use std::future::pending;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,8 +26,9 @@ const READ_BUFFER: usize = 16 << 10;
 /// The length of the header of a client's control frame, in bytes. Source: RFC 6455, section 5.2.
 const MASKED_HEADER: usize = 6;
 
-/// How many messages are kept that arrive before the session is open.
-const MAX_EARLY: usize = 16;
+/// How many messages are kept that arrive before the session is open. Each takes about 100 bytes beside
+/// its own.
+pub(super) const MAX_EARLY: usize = 1024;
 
 type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
@@ -47,6 +47,8 @@ pub(super) struct Receiver {
     stream: SplitStream<Socket>,
     share: Arc<Mutex<Share>>,
     bodies: Arc<BodyBudget>,
+    /// The most bytes of one message, and of all that arrive before the session is open.
+    largest: usize,
     /// Messages that arrived before the session was open.
     early: VecDeque<Message>,
     last_read: Arc<LastTime>,
@@ -61,6 +63,8 @@ pub(super) enum ClientEnd {
     Gone,
     /// A message is larger than this many bytes.
     TooLarge(usize),
+    /// More messages than are kept, or more bytes than this in total, came before the session was open.
+    TooEarly(usize),
     /// There is no memory for a message.
     OverBudget,
     /// The client violates the protocol.
@@ -113,7 +117,7 @@ impl Client {
         let early = VecDeque::new();
         Self {
             sender: Sender(sender),
-            receiver: Receiver { stream, share, bodies, early, last_read },
+            receiver: Receiver { stream, share, bodies, largest, early, last_read },
         }
     }
 
@@ -176,16 +180,22 @@ impl Receiver {
         }
     }
 
-    /// Waits until the client closes the session or is gone. Keeps a few messages that arrive
-    /// meanwhile, then reads no more.
+    /// Waits until the client closes the session, is gone, or has sent too much. Keeps the messages that
+    /// arrive meanwhile: only one that is read shows whether the client is still there.
     pub async fn end(&mut self) -> ClientEnd {
-        while self.early.len() < MAX_EARLY {
+        let mut bytes: usize = self.early.iter().map(Message::len).sum();
+        loop {
             match self.read().await {
-                Ok(message) => self.early.push_back(message),
+                Ok(message) => {
+                    bytes += message.len();
+                    self.early.push_back(message);
+                }
                 Err(end) => return end,
             }
+            if self.early.len() > MAX_EARLY || bytes > self.largest {
+                return ClientEnd::TooEarly(self.largest);
+            }
         }
-        pending().await
     }
 
     /// When bytes were last read from the client.

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, ClientEnd, LastTime, Receiver, Sender};
+use super::client::{Client, ClientEnd, LastTime, MAX_EARLY, Receiver, Sender};
 use crate::api::auth::{check_model, check_text};
 use crate::api::error::ApiError;
 use crate::api::json::measured;
@@ -181,6 +181,9 @@ impl Session {
                 let frame = ApiError::body_too_large(largest).into_close_frame();
                 Some(CloseFrame { code: CloseCode::Size, ..frame })
             }
+            End::Client(ClientEnd::TooEarly(largest)) => {
+                Some(ApiError::too_much_early(MAX_EARLY, largest).into_close_frame())
+            }
             End::Client(ClientEnd::OverBudget) => {
                 Some(ApiError::from(OverBudget).into_close_frame())
             }
@@ -210,7 +213,7 @@ impl End {
         match self {
             Self::Client(ClientEnd::Closed(_)) => "client_closed",
             Self::Client(ClientEnd::Gone) => "client_gone",
-            Self::Client(ClientEnd::TooLarge(_)) => "body_too_large",
+            Self::Client(ClientEnd::TooLarge(_) | ClientEnd::TooEarly(_)) => "body_too_large",
             Self::Client(ClientEnd::OverBudget) => "server_busy",
             Self::Client(ClientEnd::Invalid) => "protocol_violation",
             Self::Gemini(_) => "gemini_closed",
