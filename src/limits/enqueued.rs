@@ -68,16 +68,23 @@ impl Limiter {
             let kind = Some(QuotaKind::EnqueuedTokens);
             return Err(Exhausted::NoQuota { kind }.into());
         }
-        if at_least > limit {
-            let (kind, cost) = (QuotaKind::EnqueuedTokens, at_least);
-            return Err(Exhausted::TooLarge { kind, cost, limit }.into());
-        }
+        let fits = |limit: u64| match at_least > limit {
+            true => {
+                let (kind, cost) = (QuotaKind::EnqueuedTokens, at_least);
+                Err(Exhausted::TooLarge { kind, cost, limit })
+            }
+            false => Ok(()),
+        };
+        fits(limit)?;
         let as_permits = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
         let semaphore_id = SemaphoreId::enqueued(&payer, model);
         self.make_room(&semaphore_id).await?;
         let (semaphore, _) = self.store().register(semaphore_id.clone(), as_permits(limit)).await?;
+        // Another replica's may be lower.
+        let limit = semaphore.usage().limit as u64;
+        fits(limit)?;
         let ticket = QueueTicket::new(Arc::clone(self));
-        let permits = as_permits(tokens.clamp(1, limit));
+        let permits = as_permits(tokens.min(limit).max(1));
         let no_room = Refused::from(Exhausted::NoRoom { retry_after: RETRY_AFTER });
         match timeout_at(deadline, ticket.acquire_many(&semaphore, permits)).await {
             Ok(Ok(permit)) => Ok(Some(EnqueuedTokens { permit, semaphore_id, payer })),
@@ -136,9 +143,13 @@ impl Limiter {
         let model = account.model().split(':').next().unwrap_or_default();
         let planned = self.accounts().enqueued_limit(account.payer(), model);
         let own = SemaphoreId::enqueued(account.payer(), model);
-        let used =
+        let kept =
             planned.and_then(|_| self.store().enqueued().into_iter().find(|(id, _)| *id == own));
-        (planned, used.map_or(0, |(_, semaphore)| semaphore.usage().in_use as u64))
+        let Some((_, semaphore)) = kept else { return (planned, 0) };
+        let usage = semaphore.usage();
+        let lowest = |limit: u64| limit.min(usage.limit as u64);
+        let planned = planned.map(|planned| Planned { limit: lowest(planned.limit), ..planned });
+        (planned, usage.in_use as u64)
     }
 }
 

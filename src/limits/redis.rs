@@ -54,6 +54,7 @@ use replica_lease::ReplicaLease;
 use reply::{
     DeleteResult, FindResult, LeaseResult, ListResult, RegisterResult, ReleaseResult, SharedLease,
 };
+use semaphore::SharedSemaphore;
 use session::{Broken, Connector};
 
 /// Where Redis is and how it is used.
@@ -137,7 +138,7 @@ impl SharedStore {
         Ok(Arc::new(Self { link, registry, session: Mutex::new(session) }))
     }
 
-    fn registered(&self, registered: Registered) -> Result<Arc<dyn Semaphore>, StoreUnavailable> {
+    fn registered(&self, registered: Registered) -> Result<Arc<SharedSemaphore>, StoreUnavailable> {
         match self.registry.register(registered) {
             Some(semaphore) => Ok(semaphore),
             None => Err(self.link.lease.unavailable()),
@@ -153,17 +154,30 @@ impl Drop for SharedStore {
 
 impl Semaphores for SharedStore {
     fn global(&self) -> Arc<dyn Semaphore> {
-        Arc::<semaphore::SharedSemaphore>::clone(&self.registry.global)
+        Arc::<SharedSemaphore>::clone(&self.registry.global)
     }
 
     fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)> {
         async move {
-            let name = id.as_str().to_owned();
-            let command = Command::Register { name: name.clone(), limit };
+            let (name, of_setting) = (id.as_str().to_owned(), id.is_enqueued());
+            let command = Command::Register { name: name.clone(), limit, of_setting };
             let done: Option<RegisterResult> = self.link.call(command).await?;
-            let RegisterResult { semaphore, new } =
+            let RegisterResult { semaphore, new, limit: counts } =
                 done.ok_or_else(|| self.link.lease.unavailable())?;
-            Ok((self.registered(Registered { name, semaphore, limit })?, new))
+            let semaphore = self.registered(Registered { name, semaphore, limit: counts })?;
+            if of_setting {
+                semaphore.note_setting(limit);
+            }
+            if counts < limit && self.link.is_first_warning_of_settings() {
+                tracing::warn!(
+                    semaphore = id.as_str(),
+                    here = limit,
+                    counts,
+                    "replicas have different GEMINI_LIMITS or GEMINI_TIER; of each quota the lowest \
+                     limit of all running replicas counts"
+                );
+            }
+            Ok((semaphore as Arc<dyn Semaphore>, new))
         }
         .boxed()
     }
@@ -187,7 +201,7 @@ impl Semaphores for SharedStore {
             let found: Option<FindResult> =
                 self.link.call(Command::Find { name: name.clone() }).await?;
             let Some(FindResult { semaphore, limit }) = found else { return Ok(None) };
-            self.registered(Registered { name, semaphore, limit }).map(Some)
+            Ok(Some(self.registered(Registered { name, semaphore, limit })? as Arc<dyn Semaphore>))
         }
         .boxed()
     }

@@ -50,6 +50,9 @@ pub trait Semaphores: fmt::Debug + Send + Sync {
 
     /// Creates a semaphore or changes the limit of an existing one, for waiting requests too. A lower
     /// limit takes no permit away. Also returns whether the semaphore is new.
+    ///
+    /// The limit of enqueued tokens is a setting: of those that running replicas have registered, the
+    /// lowest holds.
     fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)>;
 
     /// Deletes a semaphore. Waiting requests fail; calls and leases that hold permits continue. Returns

@@ -175,6 +175,8 @@ pub(super) enum Command {
     Register {
         name: String,
         limit: usize,
+        /// Whether the limit is in this replica's settings. Of several replicas' the lowest holds.
+        of_setting: bool,
     },
     Delete {
         name: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::command::{GLOBAL, Registered, SemaphoreGeneration};
+use super::command::{Command, GLOBAL, Registered, SemaphoreGeneration};
 use super::link::Link;
 use super::reply::{Deleted, TouchedSemaphore};
 use super::semaphore::SharedSemaphore;
@@ -41,6 +41,18 @@ impl Registry {
             limit: semaphore.limit(),
         };
         self.named().iter().map(known).collect()
+    }
+
+    /// The commands that tell Redis the limits in the settings of this process.
+    pub fn settings(&self) -> Vec<Command> {
+        let named = self.named();
+        let limited = named.iter().filter_map(|(id, semaphore)| Some((id, semaphore.setting()?)));
+        let command = |(id, limit): (&SemaphoreId, usize)| Command::Register {
+            name: id.as_str().to_owned(),
+            limit,
+            of_setting: true,
+        };
+        limited.map(command).collect()
     }
 
     /// Replaces the named semaphores by a complete list.

@@ -162,6 +162,8 @@ pub(super) struct UsageResult {
 pub(super) struct RegisterResult {
     pub semaphore: SemaphoreGeneration,
     pub new: bool,
+    /// The limit that holds.
+    pub limit: usize,
 }
 
 #[derive(Debug, Deserialize)]

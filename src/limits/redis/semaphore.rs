@@ -1,7 +1,7 @@
 //! A semaphore of all replicas.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::command::SemaphoreGeneration;
 use super::link::{Link, LinkedSemaphore};
@@ -15,6 +15,8 @@ use crate::limits::semaphore::{
 pub(super) struct SharedSemaphore {
     link: Arc<Link>,
     generation: SemaphoreGeneration,
+    /// Its limit in the settings of this process, if it has one there.
+    setting: OnceLock<usize>,
     deleted: AtomicBool,
     /// As last reported.
     usage: Mutex<SemaphoreUsage>,
@@ -23,11 +25,22 @@ pub(super) struct SharedSemaphore {
 impl SharedSemaphore {
     pub fn new(link: Arc<Link>, generation: SemaphoreGeneration, limit: usize) -> Arc<Self> {
         let usage = Mutex::new(SemaphoreUsage { limit, ..SemaphoreUsage::default() });
-        Arc::new(Self { link, generation, deleted: AtomicBool::new(false), usage })
+        let (setting, deleted) = (OnceLock::new(), AtomicBool::new(false));
+        Arc::new(Self { link, generation, setting, deleted, usage })
     }
 
     pub fn generation(&self) -> SemaphoreGeneration {
         self.generation
+    }
+
+    /// Its limit in the settings of this process, if it has one there.
+    pub fn setting(&self) -> Option<usize> {
+        self.setting.get().copied()
+    }
+
+    /// Notes its limit in the settings, which do not change.
+    pub fn note_setting(&self, limit: usize) {
+        let _ = self.setting.set(limit);
     }
 
     pub fn is_deleted(&self) -> bool {

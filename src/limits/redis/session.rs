@@ -144,6 +144,7 @@ impl Connector {
         self.link.set_lineage(joined.lineage);
         self.link.note_lease(joined.longest.longest_us);
         self.registry.replace(joined.semaphores);
+        self.registry.settings().into_iter().for_each(|command| self.link.send(command));
         if let Some(previous) = previous {
             // Only now, when this member holds what the previous one held: nothing may become free.
             self.link.send(Command::Retire { member: Some(previous.to_owned()) });

@@ -158,7 +158,8 @@ end
 
 -- Forgets a member of which nothing is left: there may be no later call that removes it.
 local function forget_if_empty(name)
-  if redis.call('EXISTS', key('held', name), key('waits', name), key('budgets_of', name)) == 0 then
+  local left = {key('held', name), key('waits', name), key('limits_of', name), key('budgets_of', name)}
+  if redis.call('EXISTS', unpack(left)) == 0 then
     redis.call('SREM', key('dead'), name)
   end
 end

@@ -10,6 +10,8 @@
 --                         returning request
 -- waits:<member>          'generation ticket permits' of the member's waiting requests
 -- semaphores              name -> generation
+-- member_limits:<name>    member -> its limit of a semaphore whose limit is a setting: the lowest holds
+-- limits_of:<member>      the names of the semaphores of which the member has such a limit
 -- last_generation
 -- opens_at                nothing is granted before
 -- run                     Redis's last known run. In another run it may have lost recent changes
@@ -161,8 +163,26 @@ local function semaphore_of(name)
   return tonumber(redis.call('HGET', key('semaphores'), name) or nil)
 end
 
+-- The lowest limit that a live member has in its settings; nothing if none has one.
+local function lowest_limit(name)
+  local limits, lowest = redis.call('HGETALL', key('member_limits', name)), nil
+  for i = 1, #limits, 2 do
+    local limit = tonumber(limits[i + 1])
+    if not is_dead(limits[i]) then
+      lowest = math.min(lowest or limit, limit)
+    end
+  end
+  return lowest
+end
+
+-- Sets the limit of a semaphore, and notifies all members.
+local function change_limit(name, semaphore, limit)
+  set_limit(semaphore, limit)
+  announce({registered = {name = name, semaphore = semaphore, limit = limit}})
+end
+
 function operations.register(op)
-  local semaphore = semaphore_of(op.name)
+  local semaphore, limit = semaphore_of(op.name), op.limit
   local new = not semaphore
   if new then
     local last = tonumber(redis.call('GET', key('last_generation')) or 0)
@@ -170,9 +190,13 @@ function operations.register(op)
     redis.call('SET', key('last_generation'), semaphore)
     redis.call('HSET', key('semaphores'), op.name, semaphore)
   end
-  set_limit(semaphore, op.limit)
-  announce({registered = {name = op.name, semaphore = semaphore, limit = op.limit}})
-  return {semaphore = semaphore, new = new}
+  if op.of_setting then
+    redis.call('HSET', key('member_limits', op.name), member, whole(limit))
+    redis.call('SADD', key('limits_of', member), op.name)
+    limit = lowest_limit(op.name)
+  end
+  change_limit(op.name, semaphore, limit)
+  return {semaphore = semaphore, new = new, limit = limit}
 end
 
 -- Deletes a semaphore. Its leases stay until they end.
@@ -182,6 +206,7 @@ function operations.delete(op)
     return {deleted = false}
   end
   redis.call('HDEL', key('semaphores'), op.name)
+  redis.call('UNLINK', key('member_limits', op.name))
   redis.call('HDEL', key('limits'), semaphore)
   redis.call('HDEL', key('out'), semaphore)
   for _, entry in ipairs(redis.call('ZRANGE', key('queue', semaphore), 0, -1)) do
@@ -274,6 +299,19 @@ table.insert(removers, function(name, most)
     touch(held[2 * i - 1])
   end
   return count
+end)
+
+-- Removes the limits of its settings.
+table.insert(removers, function(name, most)
+  local all = redis.call('SPOP', key('limits_of', name), most)
+  for _, limited in ipairs(all) do
+    redis.call('HDEL', key('member_limits', limited), name)
+    local semaphore, lowest = semaphore_of(limited), lowest_limit(limited)
+    if semaphore and lowest and lowest ~= limit_of(semaphore) then
+      change_limit(limited, semaphore, lowest)
+    end
+  end
+  return #all
 end)
 
 -- Removes its waiting requests.

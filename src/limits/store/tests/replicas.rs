@@ -161,6 +161,28 @@ async fn a_quota_that_redis_lost_is_sent_again() {
     until_limited(&there).await;
 }
 
+#[tokio::test]
+async fn of_different_limits_of_enqueued_tokens_the_lowest_of_all_running_replicas_holds() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let id = SemaphoreId::enqueued(&Payer::Key([1; 32]), "m");
+    let register = async |store: &Shared, limit| {
+        store.register(id.clone(), limit).await.unwrap().0.usage().limit
+    };
+    assert_eq!(register(&one, 100).await, 100);
+    assert_eq!(register(&two, 60).await, 60);
+    assert_eq!(register(&one, 100).await, 60, "whoever registers last");
+    let here = one.find(&id).await.unwrap().expect("it is registered");
+    two.close().await;
+    until("the lower limit ends with its replica", || here.usage().limit == 100).await;
+    let three: Shared = server.store(5).await;
+    assert_eq!(register(&three, 200).await, 100);
+    // A semaphore that clients have named has one limit, which is set for all.
+    let named = semaphore(&one, 3).await;
+    assert_eq!(semaphore(&three, 7).await.usage().limit, 7);
+    until("it is notified", || named.usage().limit == 7).await;
+}
+
 /// Two replicas that both know that an account is paused.
 async fn paused(server: &RedisServer) -> [(Shared, Arc<dyn BudgetAdmin>); 2] {
     let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
