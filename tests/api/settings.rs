@@ -119,7 +119,7 @@ fn the_settings_page_names_the_proxy_variables() {
 }
 
 /// Variables of the tests, which are not settings of the service.
-const OF_TESTS: [&str; 8] = [
+const OF_TESTS: [&str; 9] = [
     "CARGO_PROFILE_BENCH_DEBUG",
     "CARGO_PROFILE_BENCH_STRIP",
     "FUZZ_SEED",
@@ -128,6 +128,7 @@ const OF_TESTS: [&str; 8] = [
     "MASKBENCH",
     "SCHEMASTORE",
     "GENERATED",
+    "JOB",
 ];
 
 #[test]

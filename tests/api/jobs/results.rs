@@ -130,7 +130,7 @@ async fn events_show_the_progress_and_the_end() {
     let done: Vec<_> = events.iter().map(|(_, job)| job["succeeded"].as_u64().unwrap()).collect();
     assert!(done.is_sorted(), "{done:?}");
     // A job that has ended has one event.
-    assert_eq!(self::events(&service, &id).await, [last.clone()]);
+    assert_eq!(self::events(&service, &id).await, std::slice::from_ref(last));
 }
 
 #[tokio::test]
