@@ -17,7 +17,7 @@ use crate::api::json::JsonBody;
 use crate::api::openapi::{ChangeJobErrors, JobErrors};
 use crate::api::path::Names;
 use crate::gateway::Gateway;
-use crate::jobs::{Change, FailuresToRetry, Job, JobState, PauseReason};
+use crate::jobs::{Change, FailuresToRetry, Job, JobState, Owner, PauseReason};
 
 /// Which failed items are sent again.
 #[derive(Debug, Default, Clone, Copy, Deserialize, ToSchema)]
@@ -76,14 +76,23 @@ pub(in crate::api) async fn resume_job(
 ) -> Result<Json<JobStatus>, ApiError> {
     let viewer = viewer(&head, &gateway)?;
     let job = viewer.job(&id, &gateway).await?;
-    if job.reason == Some(PauseReason::KeyNeeded) && matches!(viewer, Viewer::Admin) {
+    if matches!((&viewer, &job.owner), (Viewer::Admin, Owner::Key(_))) && is_keyless(&job, &gateway)
+    {
         let detail = "The job waits for its owner's key: its owner has to resume it with that key.";
         return Err(ApiError::job_state_conflict(detail.to_owned()));
     }
     viewer.brings_key(&job, &gateway);
     let job = change(job.number, Change::Resume, &gateway).await?;
+    forget_unneeded(&job, &gateway);
     let is_resumed = |state| matches!(state, JobState::Queued | JobState::Running);
     changed(&job, is_resumed, "resumed", &gateway)
+}
+
+/// Whether no process has the key of a job's owner, as far as that is known here.
+fn is_keyless(job: &Job, gateway: &Gateway) -> bool {
+    let jobs = &gateway.jobs;
+    let is_alone = !jobs.store().is_shared();
+    job.reason == Some(PauseReason::KeyNeeded) || (is_alone && jobs.key_of(job.number).is_none())
 }
 
 /// Cancel a job: items without a result get none. Results that are there can still be read.
@@ -143,6 +152,7 @@ pub(in crate::api) async fn retry_job(
     let retried = gateway.jobs.store().retry(job.number, which, Timestamp::now()).await?;
     gateway.jobs.wake(job.number);
     let job = retried.ok_or_else(ApiError::unknown_job)?;
+    forget_unneeded(&job, &gateway);
     Ok(Json(JobStatus::of(&job, &gateway)))
 }
 
@@ -165,6 +175,13 @@ pub(in crate::api) async fn delete_job(
     deleted.await?;
     gateway.jobs.wake(job.number);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Forgets the key of a job that has ended.
+fn forget_unneeded(job: &Job, gateway: &Gateway) {
+    if job.state.has_ended() {
+        gateway.jobs.forget_key(job.number);
+    }
 }
 
 /// A job after a change.

@@ -71,12 +71,17 @@ impl Item {
         self.tier.tier()
     }
 
-    /// Refuses an item that contains the admin key.
+    /// Refuses an item that contains the admin key. Its line, with its ids, is written to the disk.
     ///
     /// # Errors
     /// 401 if it does.
-    pub(super) async fn check_texts(&self, gateway: &Gateway) -> Result<(), ApiError> {
+    pub(super) async fn check_texts(
+        &self,
+        line: &Bytes,
+        gateway: &Gateway,
+    ) -> Result<(), ApiError> {
         check_model(&self.model, gateway)?;
+        check_text(|| line.clone(), gateway).await?;
         check_text(|| self.content.body(), gateway).await
     }
 }

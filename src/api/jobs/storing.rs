@@ -161,7 +161,9 @@ impl Storing {
         if !matches!(committed, Committed::New(_)) {
             self.jobs.forget_key(number);
         }
-        if let (Committed::Same(job), Some(key)) = (&committed, self.own_key.take()) {
+        if let (Committed::Same(job), Some(key)) = (&committed, self.own_key.take())
+            && !job.state.has_ended()
+        {
             self.jobs.hold_key(job.number, key);
         }
         Ok(committed)

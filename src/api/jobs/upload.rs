@@ -250,7 +250,7 @@ impl<'a> Checked<'a> {
     async fn add(&mut self, line: &Bytes) -> Result<(), ApiError> {
         let Self { gateway, rules, schemas, payer, known, bad, storing } = self;
         let item = Reading { gateway, rules, schemas, payer }.item(line).await?;
-        item.check_texts(gateway).await?;
+        item.check_texts(line, gateway).await?;
         if let Some(semaphore) = item.semaphore.filter(|semaphore| !known.contains(semaphore)) {
             named_semaphore(gateway, Some(&semaphore)).await?;
             if known.len() < MAX_KNOWN {

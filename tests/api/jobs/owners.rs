@@ -139,11 +139,18 @@ async fn a_job_whose_key_is_not_in_memory_waits_for_its_owner() {
     let resume = || service.http.post(service.url(&format!("/jobs/{id}/resume")));
     let refused = answer(admin(resume())).await;
     assert_eq!(refused.body["code"], "job_state_conflict", "{refused:?}");
+    let pause = service.http.post(service.url(&format!("/jobs/{id}/pause")));
+    assert_eq!(answer(admin(pause)).await.body["reason"], "requested");
+    let refused = answer(admin(resume())).await;
+    assert_eq!(refused.body["code"], "job_state_conflict", "{refused:?}");
     assert!(is_unknown(&answer(with("bob-key", resume())).await));
     assert_eq!(answer(own(resume())).await.status, StatusCode::OK);
     let results = own(service.get(&format!("/jobs/{id}/results?follow=true")));
     let text = results.send().await.unwrap().text().await.unwrap();
     assert_eq!(text.lines().count(), 3);
     assert!(service.simulator.journal().iter().all(|call| call.api_key == "alice-key"));
+    // The key of a job that has ended is of no use.
+    assert_eq!(answer(own(resume())).await.status, StatusCode::CONFLICT);
+    assert!(service.gateway.jobs.key_of(number).is_none());
     assert_eq!(Value::from(id), job["job_id"]);
 }

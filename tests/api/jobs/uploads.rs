@@ -299,6 +299,7 @@ async fn an_unknown_semaphore_and_the_admin_key_refuse_the_job() {
             json!({"job": {"job_name": "an-admin-key-of-many-letters"}}),
             chats(prompts(1))
         ),
+        json!({"prompt": "a", "custom_id": "an-admin-key-of-many-letters"}).to_string(),
     ] {
         let refused = answer(service.upload("chat", text)).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
