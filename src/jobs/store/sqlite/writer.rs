@@ -59,6 +59,9 @@ pub(super) struct Context<'a> {
     /// Changed last in a command, when nothing can fail any more.
     pub claims: &'a mut Claims,
     pub specs: &'a Specs,
+    pub files: &'a Files,
+    /// The bytes of items that the transaction adds.
+    pub appended: &'a mut u64,
     /// Hidden jobs to be removed after the commit.
     pub to_erase: &'a mut Vec<i64>,
 }
@@ -278,10 +281,17 @@ impl Thread {
         let transaction = Rollback(database);
         transaction.0.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let mut outcomes = Vec::with_capacity(commands.len());
+        let mut appended = 0;
         for command in commands {
             transaction.0.prepare_cached("SAVEPOINT command")?.execute([])?;
-            let mut context =
-                Context { sql: transaction.0, claims, specs: &shared.specs, to_erase };
+            let mut context = Context {
+                sql: transaction.0,
+                claims,
+                specs: &shared.specs,
+                files: &shared.files,
+                appended: &mut appended,
+                to_erase,
+            };
             let outcome = command.run(&mut context);
             if let Err(error) = &outcome {
                 // A full disk, for one, undoes the whole transaction.
@@ -337,7 +347,8 @@ impl Thread {
                 Err(_) => return self.is_refused = true,
             }
         }
-        match erase::step(database, job) {
+        let is_tight = self.shared.files.check_room(erase::MAX_BYTES.cast_unsigned()).is_err();
+        match erase::step(database, job, is_tight) {
             Ok(Step::More) => self.is_refused = false,
             Ok(Step::Busy) => self.is_refused = true,
             Ok(Step::Done) => {
