@@ -121,7 +121,8 @@ pub trait JobStore: Debug + Send + Sync {
     fn retry(&self, job: JobNumber, which: FailuresToRetry, now: Timestamp) -> Stored<Option<Job>>;
 
     /// Removes a job with its items and results. It is invisible at once. The future is ready when
-    /// nothing of it is left in the store's files, as far as the store can do that.
+    /// nothing of it is left in the store's files, as far as the store can do that. If that fails, the job
+    /// stays invisible, and the store goes on removing it.
     fn delete(&self, job: JobNumber) -> Stored<()>;
 
     /// Claims blocks with items that have no result, those with the lowest indices first, for `lease`

@@ -374,6 +374,31 @@ async fn in_a_folder_that_uploads_fill() {
     upload(&store, new_job(), 100).await;
 }
 
+#[test]
+fn a_deletion_that_the_disk_refuses_is_reported_and_goes_on() {
+    in_child("in_a_folder_without_room_to_delete", "mount -t tmpfs -o size=3m none \"$1\"");
+}
+
+#[tokio::test]
+#[ignore = "runs in a namespace of its own"]
+async fn in_a_folder_without_room_to_delete() {
+    let folder = folder_of_child();
+    let store = in_folder(&folder);
+    let job = upload(&store, new_job(), 3000).await;
+    record(&store, job.number, (0..3000).map(answered).collect()).await;
+    fill(&folder);
+    // Enough to hide the job, and too little to copy the log.
+    let filler = fs::OpenOptions::new().write(true).open(folder.join("filler")).unwrap();
+    filler.set_len(filler.metadata().unwrap().len() - 65_536).unwrap();
+    let refused = store.delete(job.number).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    remount(&folder, "size=24m");
+    // Deletions are made in order, so this one ends after the other job is gone.
+    let other = upload(&store, new_job(), 1).await;
+    store.delete(other.number).await.unwrap();
+    assert!(!contains(&folder, MARKER));
+}
+
 /// Changes the options with which a folder is mounted.
 fn remount(folder: &Path, options: &str) {
     let options = format!("remount,{options}");
