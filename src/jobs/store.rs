@@ -114,14 +114,15 @@ pub trait JobStore: Debug + Send + Sync {
     fn change(&self, job: JobNumber, change: Change, now: Timestamp) -> Stored<Option<Job>>;
 
     /// Removes results of failed items of a job that has ended, so that they are asked again, and queues
-    /// the job if there were any: then items without a result are asked too. What failed calls cost stays
-    /// counted. A job that has not ended is left as it is. `None` if there is no such job.
+    /// the job if there were any, or if it was cancelled with items that have no result: these are asked
+    /// too. What failed calls cost stays counted. A job that has not ended is left as it is. `None` if there is no such job.
     ///
     /// Atomic for up to some thousand failed items. With more, a crash may leave some of them as they were.
     fn retry(&self, job: JobNumber, which: FailuresToRetry, now: Timestamp) -> Stored<Option<Job>>;
 
     /// Removes a job with its items and results. It is invisible at once. The future is ready when
-    /// nothing of it is left in the store's files, as far as the store can do that.
+    /// nothing of it is left in the store's files, as far as the store can do that. If that fails, the job
+    /// stays invisible, and the store goes on removing it.
     fn delete(&self, job: JobNumber) -> Stored<()>;
 
     /// Claims blocks with items that have no result, those with the lowest indices first, for `lease`

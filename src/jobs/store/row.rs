@@ -171,6 +171,12 @@ impl Row {
         }
     }
 
+    /// Whether the job was cancelled with items that have no result.
+    pub fn lacks_results(&self) -> bool {
+        let answered = self.progress.succeeded.saturating_add(self.progress.failed);
+        self.state == JobState::Cancelled && answered < self.total
+    }
+
     /// Results of so many failed items were removed.
     pub fn queue_again(&mut self, removed: u64) {
         self.progress.failed = self.progress.failed.saturating_sub(removed);

@@ -206,7 +206,7 @@ impl Inner {
     /// Removes all of a hidden job.
     async fn erase(&self, job: JobNumber) -> Result<(), StoreError> {
         self.shared.specs.forget(job);
-        self.writer()?.erase(job.0)?.await.map_err(|_| closed())
+        self.writer()?.erase(job.0)?.await.unwrap_or_else(|_| Err(closed()))
     }
 
     async fn append(&self, job: JobNumber, blocks: Vec<NewBlock>) -> Result<(), StoreError> {

@@ -89,6 +89,8 @@ pub(super) async fn retry(
         let remove = "DELETE FROM job_results WHERE job = $1 AND item = ANY($2)";
         sql.execute(remove, &[&job.0, &items]).await?;
         uncount(sql, job, &items).await?;
+    }
+    if !failed.is_empty() || row.lacks_results() {
         row.queue_again(failed.len() as u64);
         rows::save(sql, &row).await?;
     }

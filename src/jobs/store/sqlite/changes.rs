@@ -93,7 +93,7 @@ pub(super) fn retry(
         after = *seq;
     }
     let has_more = failed.len() == MAX_RETRIED;
-    if !failed.is_empty() {
+    if !failed.is_empty() || row.lacks_results() {
         row.queue_again(failed.len() as u64);
         context.save(&row)?;
     }

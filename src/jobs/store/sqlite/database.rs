@@ -26,6 +26,13 @@ const LOG_KEPT: i64 = 64 << 20;
 /// Pages of the write-ahead log after which a checkpoint copies them into the database: 16 MB.
 const CHECKPOINT_PAGES: i64 = 4096;
 
+/// What uploads leave free, in bytes: a log of 16 MB grows by a large transaction, is copied into the
+/// database, and deletions write another one.
+const RESERVE: u64 = 64 << 20;
+
+/// What uploads leave free of a small file system, as a part of its size.
+const RESERVED_PART: u64 = 10;
+
 /// Where the files are.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
@@ -106,6 +113,27 @@ impl Files {
         database.pragma_update(None, "query_only", true)?;
         database.pragma_update(None, "cache_size", -2048)?;
         Ok(database)
+    }
+
+    /// Whether an upload may write so many bytes. It leaves room for what must go on: results are recorded, and
+    /// jobs are deleted, which writes to the log before it frees anything.
+    pub fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
+        // Without an answer the write itself tells.
+        let Ok(space) = rustix::fs::statvfs(&self.folder) else { return Ok(()) };
+        // Some file systems have no size to tell.
+        if space.f_blocks == 0 {
+            return Ok(());
+        }
+        let reserve = (space.f_blocks * space.f_frsize / RESERVED_PART).min(RESERVE);
+        let free = space.f_bavail * space.f_frsize;
+        // What is written is in the log first, and then in the database too.
+        let log = self.folder.join("jobs.sqlite-wal").metadata().map_or(0, |file| file.len());
+        let needed = bytes.saturating_mul(2).saturating_add(log).saturating_add(reserve);
+        if free >= needed {
+            return Ok(());
+        }
+        let message = format!("{}: {free} bytes are free", self.folder.display());
+        Err(StoreError::Full(format!("{message}, and an upload needs {needed} with a reserve")))
     }
 
     /// SQLite reports some writes to a full disk as errors of the disk.

@@ -31,6 +31,7 @@ pub(super) fn compress(blocks: Vec<NewBlock>) -> Result<Vec<Compressed>, StoreEr
 }
 
 pub(super) fn begin(context: &mut Context<'_>, job: &NewJob) -> Result<JobNumber, StoreError> {
+    context.files.check_room(0)?;
     let spec = serde_json::to_string(&job.spec).map_err(|_| row::damaged("invalid options"))?;
     let mut insert = context.sql.prepare_cached(
         "INSERT INTO jobs (id, owner, spec, idempotency_key, state, created_at, has_webhook) \
@@ -56,6 +57,9 @@ pub(super) fn append(
     if rows::any_state(context.sql, job)?.as_deref() != Some(UPLOADING) {
         return Err(no_upload());
     }
+    let bytes: usize = blocks.iter().map(|block| block.lines.len()).sum();
+    *context.appended += bytes as u64;
+    context.files.check_room(*context.appended)?;
     let mut insert_block = context
         .sql
         .prepare_cached("INSERT INTO blocks (job, first, items, bytes) VALUES (?1, ?2, ?3, ?4)")?;

@@ -59,6 +59,9 @@ pub(super) struct Context<'a> {
     /// Changed last in a command, when nothing can fail any more.
     pub claims: &'a mut Claims,
     pub specs: &'a Specs,
+    pub files: &'a Files,
+    /// The bytes of items that the transaction adds.
+    pub appended: &'a mut u64,
     /// Hidden jobs to be removed after the commit.
     pub to_erase: &'a mut Vec<i64>,
 }
@@ -82,7 +85,7 @@ pub(super) trait Command: Send {
 
 enum Message {
     Run(Box<dyn Command>),
-    Erase(i64, oneshot::Sender<()>),
+    Erase(i64, oneshot::Sender<Result<(), StoreError>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -104,8 +107,9 @@ impl Writer {
         self.0.send(Message::Run(command)).map_err(|_| closed())
     }
 
-    /// Removes all of a hidden job. The receiver gets word when nothing is left.
-    pub fn erase(&self, job: i64) -> Result<oneshot::Receiver<()>, StoreError> {
+    /// Removes all of a hidden job. The receiver gets word when nothing is left, or when the disk refuses
+    /// it; the removal is tried again then.
+    pub fn erase(&self, job: i64) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
         let (sender, receiver) = oneshot::channel();
         self.0.send(Message::Erase(job, sender)).map_err(|_| closed())?;
         Ok(receiver)
@@ -129,14 +133,17 @@ struct Thread {
     /// Whether the connection syncs each commit.
     is_synced: bool,
     erasing: VecDeque<Erasing>,
-    /// Whether the last step of a deletion failed.
+    /// Whether the last step of a deletion was not made.
     is_refused: bool,
+    /// Whether it is logged that deletions fail.
+    is_logged: bool,
 }
 
 /// A job that is being removed.
 struct Erasing {
     job: i64,
-    done: Option<oneshot::Sender<()>>,
+    /// Whoever waits for it.
+    done: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
 impl Thread {
@@ -150,6 +157,7 @@ impl Thread {
             is_synced: true,
             erasing: VecDeque::new(),
             is_refused: false,
+            is_logged: false,
         }
     }
 
@@ -278,10 +286,17 @@ impl Thread {
         let transaction = Rollback(database);
         transaction.0.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let mut outcomes = Vec::with_capacity(commands.len());
+        let mut appended = 0;
         for command in commands {
             transaction.0.prepare_cached("SAVEPOINT command")?.execute([])?;
-            let mut context =
-                Context { sql: transaction.0, claims, specs: &shared.specs, to_erase };
+            let mut context = Context {
+                sql: transaction.0,
+                claims,
+                specs: &shared.specs,
+                files: &shared.files,
+                appended: &mut appended,
+                to_erase,
+            };
             let outcome = command.run(&mut context);
             if let Err(error) = &outcome {
                 // A full disk, for one, undoes the whole transaction.
@@ -325,33 +340,52 @@ impl Thread {
         let job = erasing.job;
         if self.database.is_none() {
             // Opened by the next command. Only an error of the disk closes it while there is a deletion.
-            self.is_refused = true;
-            if self.open().is_err() {
-                return;
+            if let Err(error) = self.open() {
+                return self.refuse(error);
             }
         }
         let Some(database) = &self.database else { return };
         if self.is_synced {
             match database.pragma_update(None, "synchronous", "NORMAL") {
                 Ok(()) => self.is_synced = false,
-                Err(_) => return self.is_refused = true,
+                Err(error) => return self.refuse(error.into()),
             }
         }
-        match erase::step(database, job) {
+        let is_tight = self.shared.files.check_room(erase::MAX_BYTES.cast_unsigned()).is_err();
+        match erase::step(database, job, is_tight) {
             Ok(Step::More) => self.is_refused = false,
             Ok(Step::Busy) => self.is_refused = true,
             Ok(Step::Done) => {
-                self.is_refused = false;
+                self.proceed();
                 let done = self.erasing.pop_front().and_then(|erasing| erasing.done);
                 if let Some(done) = done {
-                    let _ = done.send(());
+                    let _ = done.send(Ok(()));
                 }
             }
             Err(error) => {
-                self.is_refused = true;
                 self.reopen_after(&error);
-                tracing::warn!(%error, "a job is not yet removed from the disk: this is repeated");
+                self.refuse(error);
             }
+        }
+    }
+
+    /// A job was removed.
+    fn proceed(&mut self) {
+        self.is_refused = false;
+        if std::mem::take(&mut self.is_logged) {
+            tracing::info!("deleted jobs are removed from the disk again");
+        }
+    }
+
+    /// A step of a deletion failed. It is made again after a pause, and those who wait for deletions learn of it.
+    fn refuse(&mut self, error: StoreError) {
+        self.is_refused = true;
+        let error = self.shared.files.explain(error);
+        if !std::mem::replace(&mut self.is_logged, true) {
+            tracing::warn!(%error, "deleted jobs are not yet removed from the disk");
+        }
+        for done in self.erasing.iter_mut().filter_map(|erasing| erasing.done.take()) {
+            let _ = done.send(Err(error.clone()));
         }
     }
 

@@ -342,6 +342,63 @@ async fn in_a_small_folder() {
     assert!(!contains(&folder, MARKER));
 }
 
+#[test]
+fn an_upload_that_fills_the_disk_leaves_room_for_work_and_deletions() {
+    in_child("in_a_folder_that_uploads_fill", "mount -t tmpfs -o size=32m none \"$1\"");
+}
+
+#[tokio::test]
+#[ignore = "runs in a namespace of its own"]
+async fn in_a_folder_that_uploads_fill() {
+    let folder = folder_of_child();
+    let store = in_folder(&folder);
+    let job = upload(&store, new_job(), 1000).await;
+    claim_all(&store, job.number, "a").await;
+    let number = store.begin(new_job(), replica("a")).await.unwrap();
+    let mut full = None;
+    for first in 0..1000 {
+        let line: String = (0..200_000).map(|_| fastrand::alphanumeric()).collect();
+        let block = NewBlock { first, lines: format!("{line}\n").into(), items: 1 };
+        full = store.append(number, vec![block]).await.err();
+        if full.is_some() {
+            break;
+        }
+    }
+    assert!(matches!(full, Some(StoreError::Full(_))), "{full:?}");
+    let results = (0..999).map(answered).collect();
+    assert_eq!(record(&store, job.number, results).await.progress.succeeded, 999);
+    store.abandon(number).await.unwrap();
+    assert_eq!(record(&store, job.number, vec![answered(999)]).await.state, JobState::Completed);
+    // Deletions are made in order, so this one ends after the upload is gone.
+    store.delete(job.number).await.unwrap();
+    upload(&store, new_job(), 100).await;
+}
+
+#[test]
+fn a_deletion_that_the_disk_refuses_is_reported_and_goes_on() {
+    in_child("in_a_folder_without_room_to_delete", "mount -t tmpfs -o size=3m none \"$1\"");
+}
+
+#[tokio::test]
+#[ignore = "runs in a namespace of its own"]
+async fn in_a_folder_without_room_to_delete() {
+    let folder = folder_of_child();
+    let store = in_folder(&folder);
+    let job = upload(&store, new_job(), 3000).await;
+    record(&store, job.number, (0..3000).map(answered).collect()).await;
+    fill(&folder);
+    // Enough to hide the job, and too little to copy the log.
+    let filler = fs::OpenOptions::new().write(true).open(folder.join("filler")).unwrap();
+    filler.set_len(filler.metadata().unwrap().len() - 65_536).unwrap();
+    let refused = store.delete(job.number).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    remount(&folder, "size=24m");
+    // Deletions are made in order, so this one ends after the other job is gone.
+    let other = upload(&store, new_job(), 1).await;
+    store.delete(other.number).await.unwrap();
+    assert!(!contains(&folder, MARKER));
+}
+
 /// Changes the options with which a folder is mounted.
 fn remount(folder: &Path, options: &str) {
     let options = format!("remount,{options}");

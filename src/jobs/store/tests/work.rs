@@ -19,6 +19,7 @@ for_both_stores!(
     failed_items_are_asked_again,
     many_failed_items_are_asked_again,
     a_cancelled_job_goes_on_with_a_retry,
+    a_cancelled_job_without_failed_items_goes_on_with_a_retry,
     a_job_that_runs_is_not_retried,
 );
 
@@ -266,6 +267,20 @@ async fn a_cancelled_job_goes_on_with_a_retry(database: Database) {
     assert_eq!(claim_all(&store, number, "a").await.len(), 3);
     let ended = record(&store, number, (0..30).map(answered).collect()).await;
     assert_eq!((ended.state, ended.progress.succeeded), (JobState::Completed, 30));
+}
+
+async fn a_cancelled_job_without_failed_items_goes_on_with_a_retry(database: Database) {
+    let store = database.open();
+    let number = upload(&store, new_job(), 30).await.number;
+    record(&store, number, vec![failed(0, "invalid", false), answered(1)]).await;
+    store.change(number, Change::Cancel, at(5)).await.unwrap();
+    let again = store.retry(number, FailuresToRetry::Retryable, at(9)).await.unwrap().unwrap();
+    assert_eq!((again.state, again.ended_at, again.progress.failed), (JobState::Queued, None, 1));
+    let ended = record(&store, number, (1..30).map(answered).collect()).await;
+    assert_eq!((ended.state, ended.progress.succeeded), (JobState::Completed, 29));
+    // Now there is nothing to be asked again.
+    let after = store.retry(number, FailuresToRetry::Retryable, at(9)).await.unwrap().unwrap();
+    assert_eq!(after, ended);
 }
 
 async fn a_job_that_runs_is_not_retried(database: Database) {
