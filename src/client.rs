@@ -131,6 +131,15 @@ impl GatewayClient {
     /// # Errors
     /// If the URL is none of `http` or `https`, or TLS cannot be set up.
     pub fn new(url: &str, key: ClientKey) -> Result<Self, String> {
+        let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            // It may be a password, and is not repeated.
+            return Err("expected a URL of the service without a user or a password".to_owned());
+        }
+        if url.contains('#') {
+            return Err(format!("{url}: expected a URL without a fragment"));
+        }
         let base = url.trim_end_matches('/').to_owned();
         let parsed: Uri = base.parse().map_err(|error| format!("{url}: {error}"))?;
         let tls = match parsed.scheme_str() {
@@ -213,7 +222,22 @@ impl GatewayClient {
         request: Request<Body>,
         time_limit: Duration,
     ) -> Result<Value, ClientError> {
-        let answered = timeout(time_limit, async { read(self.send(request).await?).await });
+        Ok(self.exchange_with_status(request, time_limit).await?.1)
+    }
+
+    /// As [`exchange`](Self::exchange), with the status of the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for [`exchange`](Self::exchange).
+    pub async fn exchange_with_status(
+        &self,
+        request: Request<Body>,
+        time_limit: Duration,
+    ) -> Result<(StatusCode, Value), ClientError> {
+        let answered = timeout(time_limit, async {
+            let response = self.send(request).await?;
+            Ok((response.status(), read(response).await?))
+        });
         let late = |_| ClientError::Broken(format!("no answer within {time_limit:?}"));
         answered.await.map_err(late)?
     }
@@ -253,4 +277,20 @@ async fn read(response: Response<Body>) -> Result<Value, ClientError> {
 fn innermost(error: &dyn Error) -> String {
     let cause = successors(error.source(), |&error| error.source()).last();
     cause.map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_with_a_password_or_a_fragment_is_refused_without_repeating_the_password() {
+        for url in ["http://me:secret@host", "http://secret@host/x", "me:secret@host"] {
+            let refused = GatewayClient::new(url, ClientKey::None).unwrap_err();
+            assert!(refused.contains("without a user"), "{refused}");
+            assert!(!refused.contains("secret"), "{refused}");
+        }
+        let refused = GatewayClient::new("http://host/#x", ClientKey::None).unwrap_err();
+        assert!(refused.contains("without a fragment"), "{refused}");
+    }
 }

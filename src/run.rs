@@ -35,7 +35,7 @@ use begin::{begin, persistently};
 use failure::{NO_PERMISSION, NOT_NOW, SOME_FAILED, UNAVAILABLE, USAGE};
 use follow::{End, FailedItem, Follower, watch};
 use local::LocalGateway;
-use output::{Output, OutputFormat};
+use output::{Output, OutputFormat, check_replaceable};
 use plan::Plan;
 use progress::{Progress, account, duration};
 use service::{Action, JobService, JobStatus};
@@ -116,6 +116,8 @@ pub async fn run(
     }
     // Until all of it is read, signals end the process.
     let upload = Arc::new(Upload::new(job, config.max_body_bytes)?);
+    check_replaceable(&output, upload.input())
+        .map_err(|message| RunFailure::new(USAGE, message))?;
     let measure = upload.measure()?;
     let url = client.as_ref().and_then(GatewayClient::url);
     let mut plan = Plan::new(&output, &measure, url, force, retry)?;
@@ -131,7 +133,7 @@ pub async fn run(
         }
     };
     let service = JobService::new(client);
-    let results = Output::create(&output, output_format, &upload)?;
+    let results = Output::create(&output, output_format, &upload, plan.had_record())?;
     let progress = Progress::new(!results.is_terminal());
     let outcome = work(&service, &upload, &mut plan, results, &progress, &mut signals).await;
     progress.clear();
@@ -143,7 +145,14 @@ pub async fn run(
         local.stop(signalled).await;
     }
     if plan.job_id().is_none() {
-        plan.abandon(&output)?;
+        // A service that has all of it may have accepted the job without having said so.
+        let is_open = match &outcome {
+            Ok(_) => true,
+            Err(failure) => failure.exit_status == UNAVAILABLE,
+        };
+        if !(is_open && upload.was_sent()) {
+            plan.abandon(&output)?;
+        }
         return match outcome {
             Ok(Outcome::Interrupted(signal)) => Ok(killed_by(signal)),
             Ok(Outcome::Complete { .. }) => unreachable!("a job that was not accepted has no end"),
@@ -159,6 +168,10 @@ pub async fn run(
         }
     }
 }
+
+/// After all of a job was sent, and before the answer.
+const MAY_BE_ACCEPTED: &str =
+    "ended before an answer: the service may have accepted the job; the same command continues it";
 
 /// How a run ended.
 enum Outcome {
@@ -183,6 +196,10 @@ async fn work(
         signal = signals.next() => {
             match plan.job_id() {
                 Some(id) => pause(service, id, progress, signals).await,
+                None if upload.was_sent() => {
+                    progress.leave();
+                    eprintln!("{MAY_BE_ACCEPTED}");
+                }
                 None => {
                     progress.leave();
                     eprintln!("ended before the job was accepted; nothing was asked");
@@ -223,6 +240,9 @@ async fn work(
     output.finish()?;
     progress.clear();
     summarise(&job, started.elapsed());
+    if plan.is_repeated() {
+        eprintln!("these are stored answers of the job {id}; --force asks all items again");
+    }
     Ok(Outcome::Complete { job: Box::new(job), failed })
 }
 

@@ -31,8 +31,11 @@ pub(super) async fn begin(
     let job = match job {
         Some(job) => job,
         None => {
-            let job = submit(service, upload, plan, progress).await?;
+            let (job, is_known) = submit(service, upload, plan, progress).await?;
             plan.accepted(&job.job_id)?;
+            if is_known {
+                plan.found();
+            }
             job
         }
     };
@@ -58,7 +61,7 @@ async fn submit(
     upload: &Arc<Upload>,
     plan: &Plan,
     progress: &Progress,
-) -> Result<JobStatus, RunFailure> {
+) -> Result<(JobStatus, bool), RunFailure> {
     let (measure, key) = (plan.measure(), plan.idempotency_key());
     let submitted = persistently(progress, async || {
         progress.sends(measure.bytes);
@@ -71,7 +74,7 @@ async fn submit(
         })
     });
     match submitted.await.and_then(|submitted| submitted) {
-        Ok(job) => Ok(job),
+        Ok(submitted) => Ok(submitted),
         Err(_) if upload.has_changed() => {
             let name = upload.input().name();
             Err(RunFailure::new(USAGE, format!("{name} changed while it was read")))

@@ -1,9 +1,9 @@
 //! What is kept between two runs of the same command: a directory beside the output, `….job`. It tells
 //! which job the output belongs to and, without a service, has the job itself.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,12 @@ pub struct RunRecord {
     pub job_id: Option<String>,
     /// Whether its output was completed.
     pub is_finished: bool,
+    /// Whether it was begun with `--force`, and its output is not complete yet.
+    #[serde(default)]
+    pub is_forced: bool,
+    /// Whether there was an output when it was last begun or continued, which it may replace.
+    #[serde(default)]
+    pub replaces: bool,
 }
 
 /// Why a directory cannot be used.
@@ -37,6 +43,12 @@ pub enum DirectoryError {
     /// Another process uses it.
     #[error("{0}: another run uses it")]
     Busy(String),
+    /// It has files, and none of a run.
+    #[error("{0} is not the directory of a run; move it, or choose another output")]
+    Foreign(String),
+    /// Its record cannot be understood.
+    #[error("{0} has a damaged run.json: {1}; remove {0}, or begin anew with --force")]
+    Damaged(String, serde_json::Error),
     /// It cannot be read or written.
     #[error("{0}: {1}")]
     Unusable(String, io::Error),
@@ -45,11 +57,12 @@ pub enum DirectoryError {
 /// The names of the files in the directory.
 const LOCK: &str = "lock";
 const RECORD: &str = "run.json";
+const NEW_RECORD: &str = "run.json.part";
 const DATA: &str = "data";
 
 impl RunDirectory {
-    /// Creates a directory, or takes an existing one. Only its user can read it, because it may contain
-    /// prompts.
+    /// Creates a directory, or takes an existing one of a run. Only its user can read it, because it may
+    /// contain prompts.
     ///
     /// # Errors
     /// [`DirectoryError`].
@@ -59,8 +72,13 @@ impl RunDirectory {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(unusable(error));
             }
+            Err(_) if is_foreign(&path).map_err(unusable)? => {
+                return Err(DirectoryError::Foreign(path.display().to_string()));
+            }
             _ => {}
         }
+        // Whoever created it, and whatever the umask is.
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(unusable)?;
         let lock = File::create(path.join(LOCK)).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
@@ -79,6 +97,11 @@ impl RunDirectory {
         &self.path
     }
 
+    /// Whether a directory has a record, which need not be valid.
+    pub fn has_record(path: &Path) -> bool {
+        path.join(RECORD).exists()
+    }
+
     /// What the last run of a command left.
     ///
     /// # Errors
@@ -89,7 +112,8 @@ impl RunDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.unusable(error)),
         };
-        serde_json::from_slice(&text).map(Some).map_err(|error| self.unusable(error.into()))
+        let record = serde_json::from_slice(&text).map(Some);
+        record.map_err(|error| DirectoryError::Damaged(self.path.display().to_string(), error))
     }
 
     /// Keeps what is known, whatever happens to the process.
@@ -98,7 +122,7 @@ impl RunDirectory {
     /// [`DirectoryError`] if it cannot be written.
     pub fn keep(&self, record: &RunRecord) -> Result<(), DirectoryError> {
         let text = serde_json::to_vec(record).expect("a record is JSON");
-        let new = self.path.join("run.json.part");
+        let new = self.path.join(NEW_RECORD);
         let kept = fs::write(&new, text)
             .and_then(|()| File::open(&new)?.sync_all())
             .and_then(|()| fs::rename(&new, self.path.join(RECORD)))
@@ -111,27 +135,43 @@ impl RunDirectory {
     /// # Errors
     /// [`DirectoryError`] if it cannot be removed.
     pub fn clear(&self) -> Result<(), DirectoryError> {
-        let gone = |removed: io::Result<()>| match removed {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        };
         let cleared = gone(fs::remove_file(self.path.join(RECORD)))
             .and_then(|()| gone(fs::remove_dir_all(self.data())));
         cleared.map_err(|error| self.unusable(error))
     }
 
-    /// Removes the directory.
+    /// Removes the directory. What others put there stays, and the directory with it.
     ///
     /// # Errors
     /// [`DirectoryError`] if it cannot be removed.
     pub fn remove(self) -> Result<(), DirectoryError> {
         // The record goes first: what is left by a crash in between is nobody's.
         self.clear()?;
-        fs::remove_dir_all(&self.path).map_err(|error| self.unusable(error))
+        let removed = gone(fs::remove_file(self.path.join(NEW_RECORD)))
+            .and_then(|()| gone(fs::remove_file(self.path.join(LOCK))))
+            .and_then(|()| match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                removed => removed,
+            });
+        removed.map_err(|error| self.unusable(error))
     }
 
     fn unusable(&self, error: io::Error) -> DirectoryError {
         DirectoryError::Unusable(self.path.display().to_string(), error)
+    }
+}
+
+/// Whether a directory has files, but none that every run has.
+fn is_foreign(path: &Path) -> io::Result<bool> {
+    let is_empty = fs::read_dir(path)?.next().is_none();
+    Ok(!is_empty && !path.join(RECORD).exists() && !path.join(LOCK).exists())
+}
+
+/// Removing what is not there succeeds.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -151,6 +191,8 @@ mod tests {
             salt: String::new(),
             job_id: None,
             is_finished: false,
+            is_forced: false,
+            replaces: false,
         };
         let directory = RunDirectory::take(path.clone()).unwrap();
         assert_eq!(directory.record().unwrap(), None);
@@ -163,5 +205,32 @@ mod tests {
         fs::write(directory.data().join("x"), "x").unwrap();
         directory.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_no_run_made_is_neither_taken_nor_changed() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("out.jsonl.job");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("thesis"), "x").unwrap();
+        let refused = RunDirectory::take(path.clone());
+        assert!(matches!(refused, Err(DirectoryError::Foreign(_))), "{refused:?}");
+        let left: Vec<_> = fs::read_dir(&path).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn only_what_a_run_made_is_removed() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("out.jsonl.job");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let directory = RunDirectory::take(path.clone()).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        fs::write(path.join("thesis"), "x").unwrap();
+        directory.remove().unwrap();
+        let left: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["thesis"]);
     }
 }

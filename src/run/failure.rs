@@ -20,13 +20,14 @@ pub const EXIT_STATUSES: &[(&str, &str)] = &[
     ("75", "the job was paused or cancelled by somebody else, or another run has the output"),
     ("77", "the key is missing, or Gemini or the service does not accept it"),
     ("78", "a setting is invalid"),
+    ("129", "SIGHUP: the job is paused, and the same command continues it"),
     ("130", "Ctrl-C: the job is paused, and the same command continues it (143 after SIGTERM)"),
 ];
 
 pub(super) const USAGE: u8 = 2;
 pub(super) const SOME_FAILED: u8 = 3;
 pub(super) const UNAVAILABLE: u8 = 69;
-const CANNOT_WRITE: u8 = 74;
+pub(super) const CANNOT_WRITE: u8 = 74;
 pub(super) const NOT_NOW: u8 = 75;
 pub(super) const NO_PERMISSION: u8 = 77;
 const SETTINGS: u8 = 78;
@@ -123,7 +124,9 @@ impl From<DirectoryError> for RunFailure {
     fn from(error: DirectoryError) -> Self {
         let exit_status = match error {
             DirectoryError::Busy(_) => NOT_NOW,
-            DirectoryError::Unusable(..) => CANNOT_WRITE,
+            DirectoryError::Foreign(_)
+            | DirectoryError::Damaged(..)
+            | DirectoryError::Unusable(..) => CANNOT_WRITE,
         };
         Self::new(exit_status, error.to_string())
     }

@@ -8,7 +8,8 @@ mod table;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::str::Utf8Error;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct Input {
     /// How messages call it.
     name: String,
     file: Arc<File>,
+    /// The device and the number of the file it comes from, if it is one.
+    identity: Option<(u64, u64)>,
     format: InputFormat,
     /// Where it begins: after a byte order mark.
     start: u64,
@@ -109,7 +112,9 @@ impl Input {
         let file = opened.map_err(|error| InputError::Unreadable { name: name.clone(), error })?;
         let format = format.or_else(|| by_extension(path));
         let lines = InputFormat::Lines;
-        let mut input = Self { name, file: Arc::new(file), format: lines, start: 0, max_record };
+        let file = Arc::new(file);
+        let identity = identity(path, is_standard);
+        let mut input = Self { name, file, identity, format: lines, start: 0, max_record };
         let mut head = [0; 1024];
         let head = input.reader().read(&mut head).map(|length| &head[..length]);
         let head = head.map_err(|error| input.unreadable(error))?;
@@ -127,6 +132,11 @@ impl Input {
     /// How messages call it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The device and the number of the file it comes from; `None` if they are not known.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.identity
     }
 
     /// Its form.
@@ -251,6 +261,15 @@ impl Read for PositionedReader {
         self.offset += length as u64;
         Ok(length)
     }
+}
+
+fn identity(path: &Path, is_standard: bool) -> Option<(u64, u64)> {
+    let metadata = if is_standard {
+        File::from(io::stdin().as_fd().try_clone_to_owned().ok()?).metadata()
+    } else {
+        path.metadata()
+    };
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn open(path: &Path) -> io::Result<File> {

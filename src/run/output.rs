@@ -8,11 +8,12 @@ mod table;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::input::InputError;
+use super::input::{Input, InputError};
 use super::result::ItemResult;
 use super::upload::Upload;
 use table::ResultTable;
@@ -78,6 +79,28 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+/// Refuses an output that is not a file which may be replaced: a device, a directory, or the input.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_replaceable(output: &Path, input: &Input) -> Result<(), String> {
+    if is_standard(output) {
+        return Ok(());
+    }
+    let name = output.display();
+    for path in [output.to_owned(), beside(output, ".part")] {
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if !metadata.is_file() {
+            let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
+            return Err(format!("{} is {what}: name another output", path.display()));
+        }
+        if input.identity() == Some((metadata.dev(), metadata.ino())) {
+            return Err(format!("the output {name} would replace the input: name another output"));
+        }
+    }
+    Ok(())
+}
+
 /// Removes what was written of an output that is not complete.
 ///
 /// # Errors
@@ -96,7 +119,8 @@ pub fn remove_part(path: &Path) -> Result<(), OutputError> {
 }
 
 impl<'a> Output<'a> {
-    /// Begins an output. Without a format, the extension of its name decides.
+    /// Begins an output. Without a format, the extension of its name decides. Only if an earlier run may
+    /// have left a part of it, that is replaced.
     ///
     /// # Errors
     /// [`OutputError`] if it cannot be written.
@@ -104,8 +128,9 @@ impl<'a> Output<'a> {
         path: &Path,
         format: Option<OutputFormat>,
         upload: &'a Upload,
+        replaces_part: bool,
     ) -> Result<Self, OutputError> {
-        let target = Target::create(path)?;
+        let target = Target::create(path, replaces_part)?;
         let mut waiting = Vec::new();
         let form = match format.unwrap_or_else(|| by_extension(path)) {
             OutputFormat::Jsonl => Form::Lines,
@@ -119,7 +144,7 @@ impl<'a> Output<'a> {
     /// # Errors
     /// [`OutputError`] if it cannot be written.
     pub fn of_lines(path: &Path) -> Result<Self, OutputError> {
-        Ok(Self { target: Target::create(path)?, form: Form::Lines, waiting: Vec::new() })
+        Ok(Self { target: Target::create(path, true)?, form: Form::Lines, waiting: Vec::new() })
     }
 
     /// Writes a part of the lines.
@@ -170,14 +195,18 @@ impl<'a> Output<'a> {
 }
 
 impl Target {
-    fn create(path: &Path) -> Result<Self, OutputError> {
+    fn create(path: &Path, replaces_part: bool) -> Result<Self, OutputError> {
         if is_standard(path) {
             return Ok(Self::Standard(io::stdout()));
         }
         let part = beside(path, ".part");
         let unwritable =
             |error| OutputError::Unwritable { name: part.display().to_string(), error };
-        let file = File::create(&part).map_err(unwritable)?;
+        let file = match replaces_part {
+            true => File::create(&part),
+            false => File::create_new(&part),
+        };
+        let file = file.map_err(unwritable)?;
         Ok(Self::File { path: path.to_owned(), part, file })
     }
 

@@ -1,10 +1,11 @@
 //! Whether a run begins a new job or continues one, by what its last run left.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Retry;
-use super::directory::{RunDirectory, RunRecord};
-use super::failure::{RunFailure, USAGE};
+use super::directory::{DirectoryError, RunDirectory, RunRecord};
+use super::failure::{CANNOT_WRITE, RunFailure, USAGE};
 use super::output::{beside, is_standard, remove_part};
 use super::service::Action;
 use super::upload::Measure;
@@ -15,6 +16,10 @@ pub(super) struct Plan {
     /// `None` if a service has the job and nothing but standard output is written.
     directory: Option<RunDirectory>,
     record: RunRecord,
+    /// Whether an earlier run left a record, and so perhaps a part of the output.
+    had_record: bool,
+    /// Whether the service had the job of a run without a record.
+    is_repeated: bool,
     measure: Measure,
     retry: Option<Action>,
 }
@@ -41,9 +46,16 @@ impl Plan {
         if earlier_path.is_none() && is_there && !force {
             return Err(exists(output, "--force replaces it"));
         }
+        let had_record = path.as_deref().is_some_and(RunDirectory::has_record);
+        let part = beside(output, ".part");
+        if !is_standard(output) && !had_record && fs::symlink_metadata(&part).is_ok() {
+            let message = format!("{} exists, and is of no run; move it", part.display());
+            return Err(RunFailure::new(CANNOT_WRITE, message));
+        }
         let directory = path.map(RunDirectory::take).transpose()?;
-        let earlier = match &directory {
-            Some(directory) => directory.record()?,
+        let earlier = match directory.as_ref().map(RunDirectory::record) {
+            Some(Err(DirectoryError::Damaged(..))) if force => None,
+            Some(record) => record?,
             None => None,
         };
         let retry = retry.map(|which| match which {
@@ -54,16 +66,19 @@ impl Plan {
             None if is_there && !force => return Err(exists(output, "--force replaces it")),
             None => None,
             Some(earlier) if earlier.asks(measure, url) => {
-                // An output that was removed is written again.
-                let is_complete = earlier.is_finished && is_there;
-                match (is_complete, &retry, force) {
-                    (false, ..) | (true, Some(_), _) => Some(earlier),
-                    (true, None, true) => None,
-                    (true, None, false) => {
-                        let message =
-                            "--retry asks its failed items again, and --force asks all again";
-                        return Err(exists(output, message));
-                    }
+                let goes_on = earlier.is_forced && !earlier.is_finished;
+                if force && retry.is_none() && !goes_on {
+                    None
+                } else if is_there && earlier.is_finished && retry.is_none() {
+                    let message = "--retry asks its failed items again, and --force asks all again";
+                    return Err(exists(output, message));
+                } else if is_there && !earlier.is_finished && !earlier.replaces && !force {
+                    let message = "it appeared after the run was begun; move it, and the same \
+                                   command continues";
+                    return Err(exists(output, message));
+                } else {
+                    // An output that was removed is written again.
+                    Some(earlier)
                 }
             }
             Some(_) if force => None,
@@ -78,26 +93,44 @@ impl Plan {
             }
         };
         let is_new = earlier.is_none();
-        let record = earlier.unwrap_or_else(|| RunRecord {
+        let mut record = earlier.unwrap_or_else(|| RunRecord {
             url: url.map(str::to_owned),
             digest: measure.digest.clone(),
-            // Where there is no output yet, the same is answered only once.
-            salt: if is_there { format!("{:032x}", fastrand::u128(..)) } else { String::new() },
+            // Two outputs never share a job. Without a record, only what is asked tells jobs apart.
+            salt: match directory.is_some() || force {
+                true => format!("{:032x}", fastrand::u128(..)),
+                false => String::new(),
+            },
             job_id: None,
             is_finished: false,
+            is_forced: force,
+            replaces: is_there,
         });
+        record.replaces = is_there;
         if let Some(directory) = &directory {
             if is_new {
                 directory.clear()?;
             }
             directory.keep(&record)?;
         }
-        Ok(Self { directory, record, measure: measure.clone(), retry })
+        Ok(Self {
+            directory,
+            record,
+            had_record,
+            is_repeated: false,
+            measure: measure.clone(),
+            retry,
+        })
     }
 
     /// What is uploaded.
     pub(super) fn measure(&self) -> &Measure {
         &self.measure
+    }
+
+    /// Whether an earlier run may have left a part of the output.
+    pub(super) fn had_record(&self) -> bool {
+        self.had_record
     }
 
     /// Where the job is, without a service.
@@ -130,6 +163,16 @@ impl Plan {
         self.keep()
     }
 
+    /// Notes that the service had the job before it was sent.
+    pub(super) fn found(&mut self) {
+        self.is_repeated = self.directory.is_none();
+    }
+
+    /// Whether the answers are those of an earlier run of which nothing was known here.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.is_repeated
+    }
+
     /// Leaves nothing of a run whose job was not accepted.
     ///
     /// # Errors
@@ -145,6 +188,7 @@ impl Plan {
     /// [`RunFailure`] if it cannot be noted.
     pub(super) fn finish(mut self, has_failures: bool) -> Result<(), RunFailure> {
         self.record.is_finished = true;
+        self.record.is_forced = false;
         if has_failures {
             return self.keep();
         }
@@ -213,13 +257,13 @@ mod tests {
 
     #[test]
     fn the_same_command_continues_an_interrupted_run_with_force_or_without() {
-        for (first, second) in [(false, false), (false, true), (true, true)] {
+        for force in [false, true] {
             let folder = folder();
-            if first {
+            if force {
                 fs::write(folder.output(), "").unwrap();
             }
-            let key = folder.interrupted(first);
-            let again = folder.plan("a", second, None).unwrap();
+            let key = folder.interrupted(force);
+            let again = folder.plan("a", force, None).unwrap();
             assert_eq!((again.job_id(), again.idempotency_key()), (Some("job_1"), key));
         }
     }
@@ -264,5 +308,77 @@ mod tests {
         folder.finished(true, false);
         fs::remove_file(folder.output()).unwrap();
         assert_eq!(folder.plan("a", false, None).unwrap().job_id(), Some("job_1"));
+    }
+
+    #[test]
+    fn force_begins_anew_unless_the_interrupted_run_was_forced() {
+        let folder = folder();
+        let first = folder.interrupted(false);
+        let second = folder.interrupted(true);
+        assert_ne!(first, second);
+        assert_eq!(folder.plan("a", true, None).unwrap().idempotency_key(), second);
+        folder.finished(true, true);
+        fs::remove_file(folder.output()).unwrap();
+        assert_eq!(folder.plan("a", true, None).unwrap().job_id(), None);
+    }
+
+    #[test]
+    fn two_outputs_never_share_a_job() {
+        let (one, other) = (folder(), folder());
+        assert_ne!(one.interrupted(false), other.interrupted(false));
+    }
+
+    #[test]
+    fn only_standard_output_of_a_service_has_the_same_key_again() {
+        let measure = Measure { items: 1, bytes: 1, digest: "a".repeat(64) };
+        let key = |force| {
+            let plan = Plan::new(Path::new("-"), &measure, Some("http://x"), force, None);
+            plan.unwrap().idempotency_key()
+        };
+        assert_eq!(key(false), key(false));
+        assert_ne!(key(true), key(true));
+    }
+
+    #[test]
+    fn an_output_that_appeared_after_an_interruption_is_not_replaced() {
+        let folder = folder();
+        folder.interrupted(false);
+        fs::write(folder.output(), "mine").unwrap();
+        let refused = folder.plan("a", false, None).unwrap_err();
+        assert!(refused.contains("appeared after the run was begun"), "{refused}");
+        fs::remove_file(folder.output()).unwrap();
+        assert_eq!(folder.plan("a", false, None).unwrap().job_id(), Some("job_1"));
+    }
+
+    #[test]
+    fn an_interrupted_retry_is_continued() {
+        let folder = folder();
+        folder.finished(true, false);
+        let mut retry = folder.plan("a", false, Some(Retry::All)).unwrap();
+        retry.accepted("job_1").unwrap();
+        drop(retry);
+        let again = folder.plan("a", false, Some(Retry::All)).unwrap();
+        assert_eq!(again.job_id(), Some("job_1"));
+    }
+
+    #[test]
+    fn a_part_of_no_run_is_not_replaced() {
+        let folder = folder();
+        fs::write(beside(&folder.output(), ".part"), "mine").unwrap();
+        for _ in 0..2 {
+            let refused = folder.plan("a", true, None).unwrap_err();
+            assert!(refused.contains("out.jsonl.part exists"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_replaced_only_by_force() {
+        let folder = folder();
+        let directory = beside(&folder.output(), ".job");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("run.json"), "{").unwrap();
+        let refused = folder.plan("a", false, None).unwrap_err();
+        assert!(refused.contains(&format!("remove {}", directory.display())), "{refused}");
+        assert_eq!(folder.plan("a", true, None).unwrap().job_id(), None);
     }
 }

@@ -89,12 +89,24 @@ fn of_openai(mut line: Value) -> ItemResult<'static> {
         };
         return ItemResult { index, custom_id, answer: Err(failure(error)) };
     }
+    let is_blocked = body["choices"][0]["finish_reason"] == "content_filter";
     let answer = match take(&mut body, "/choices/0/message/content") {
+        Value::Null if is_blocked => return blocked(index, custom_id),
+        Value::String(content) if content.is_empty() && is_blocked => {
+            return blocked(index, custom_id);
+        }
         Value::String(content) => content,
         // Such as the answer to a request for embeddings.
         _ => body.to_string(),
     };
     ItemResult { index, custom_id, answer: Ok(answer.into()) }
+}
+
+/// The result of an item whose answer was withheld.
+fn blocked(index: Option<u64>, custom_id: Option<Cow<'static, str>>) -> ItemResult<'static> {
+    let message = "the answer was blocked (content_filter)".to_owned();
+    let failure = ItemFailure { code: "content_blocked".to_owned(), message };
+    ItemResult { index, custom_id, answer: Err(failure) }
 }
 
 /// A line of Gemini's batch output. Source: Gemini API documentation, "Batch API".
@@ -181,6 +193,22 @@ mod tests {
         }
         let embedding = json!({"response": {"status_code": 200, "body": {"data": []}}});
         assert_eq!(read(JobKind::OpenAi, &embedding), (None, Ok("{\"data\":[]}".to_owned())));
+    }
+
+    #[test]
+    fn an_answer_that_was_filtered_is_a_failure_unless_there_is_some_of_it() {
+        for (content, expected) in
+            [(json!(null), None), (json!(""), None), (json!("some"), Some("some"))]
+        {
+            let choice =
+                json!({"message": {"content": content}, "finish_reason": "content_filter"});
+            let line = json!({"response": {"status_code": 200, "body": {"choices": [choice]}}});
+            let answer = read(JobKind::OpenAi, &line).1;
+            match expected {
+                Some(expected) => assert_eq!(answer.as_deref(), Ok(expected)),
+                None => assert_eq!(answer.unwrap_err().0, "content_blocked"),
+            }
+        }
     }
 
     #[test]

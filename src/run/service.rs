@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::CONTENT_TYPE;
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -151,7 +151,8 @@ impl JobService {
         Self { client }
     }
 
-    /// Sends a job. Sent again with the same idempotency key, it is the same job.
+    /// Sends a job. Sent again with the same idempotency key, it is the same job. Returns it, and whether
+    /// the service had it already.
     ///
     /// # Errors
     /// [`ClientError`]; then the service has no new job, or does not say so.
@@ -161,7 +162,7 @@ impl JobService {
         measure: &Measure,
         idempotency_key: &str,
         sent: impl FnMut(u64) + Send + 'static,
-    ) -> Result<JobStatus, ClientError> {
+    ) -> Result<(JobStatus, bool), ClientError> {
         let path = format!("/jobs?kind={}", kind_name(upload.kind()));
         let body = upload.body(measure.digest.clone(), sent);
         let mut request = self.client.request(Method::POST, &path, body);
@@ -170,7 +171,8 @@ impl JobService {
         let key = HeaderValue::from_str(idempotency_key).expect("hexadecimal digits");
         headers.insert(IDEMPOTENCY_KEY, key);
         // However long it takes: the upload has no length that is known to be too long.
-        status(self.client.exchange(request, Duration::MAX).await?)
+        let (code, answer) = self.client.exchange_with_status(request, Duration::MAX).await?;
+        Ok((status(answer)?, code == StatusCode::OK))
     }
 
     /// A job.

@@ -81,6 +81,8 @@ pub struct Upload {
     limit: u64,
     /// Whether the input was another one when it was sent than when it was measured.
     has_changed: AtomicBool,
+    /// Whether all of it was sent.
+    was_sent: AtomicBool,
 }
 
 /// What an upload amounts to.
@@ -108,7 +110,8 @@ impl Upload {
         let form = ItemForm::new(&input, kind, arguments.prompt.clone(), arguments.id.clone())?;
         let options = options(&arguments, kind, &form, &input)?;
         let limit = arguments.limit.unwrap_or(u64::MAX);
-        Ok(Self { input, kind, options, form, limit, has_changed: AtomicBool::new(false) })
+        let (has_changed, was_sent) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { input, kind, options, form, limit, has_changed, was_sent })
     }
 
     /// The kind of its items.
@@ -166,13 +169,20 @@ impl Upload {
         let upload = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let mut digest = Digested::new(upload.kind);
+            let mut is_read = true;
             let read = upload.each_chunk(|chunk, _| {
                 digest.add(&chunk);
                 sent(chunk.len() as u64);
-                sender.blocking_send(Ok(chunk)).is_ok()
+                is_read = sender.blocking_send(Ok(chunk)).is_ok();
+                is_read
             });
             let outcome = match read {
-                Ok(()) if digest.end() == expected => return,
+                // Nobody reads it any more.
+                Ok(()) if !is_read => return,
+                Ok(()) if digest.end() == expected => {
+                    upload.was_sent.store(true, Ordering::Release);
+                    return;
+                }
                 Ok(()) => io::Error::other("the input changed"),
                 Err(error) => io::Error::other(error.to_string()),
             };
@@ -182,6 +192,11 @@ impl Upload {
         Body::from_stream(stream::unfold(receiver, async |mut receiver| {
             Some((receiver.recv().await?, receiver))
         }))
+    }
+
+    /// Whether all of a body was sent, as far as this side knows.
+    pub fn was_sent(&self) -> bool {
+        self.was_sent.load(Ordering::Acquire)
     }
 
     /// Whether a body broke off because the input has changed.

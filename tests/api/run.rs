@@ -11,7 +11,8 @@ use gemini_concurrent_generation::run::EXIT_STATUSES;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::process::Child;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -338,7 +339,7 @@ async fn what_cannot_be_used_is_refused_before_anything_is_asked() {
     site.write("bad.jsonl", "{\"prompt\": \"a\"}\n\n{\"prompt\": \"\"}\n{\"promt\": \"b\"}\n");
     site.write("binary.txt", "a");
     fs::write(site.path("binary.txt"), b"a\n\xff\n").expect("a file");
-    let cases: [(&[&str], i32, &str); 9] = [
+    let cases: [(&[&str], i32, &str); 10] = [
         (
             &["run", "a.csv", "-o", "o.csv", "--prompt", "{other}"],
             2,
@@ -350,6 +351,7 @@ async fn what_cannot_be_used_is_refused_before_anything_is_asked() {
         (&["run", "missing.csv", "-o", "o.csv"], 2, "missing.csv: No such file"),
         (&["run", "a.csv", "--prompt", "{text}", "-o", "no/such/o.csv"], 74, "no/such/o.csv"),
         (&["run", "a.csv", "--url", "ftp://x", "--prompt", "{text}"], 2, "http://"),
+        (&["jobs", "list", "--url", "http://me:pw@x"], 2, "without a user or a password"),
         (&["run"], 2, "<INPUT>"),
         (&["jobs", "show", "../x"], 2, "expected an id"),
     ];
@@ -484,4 +486,94 @@ async fn jobs_of_a_service_are_listed_and_changed() {
     assert_eq!(run(&["jobs", "delete", id]).await.0, 0);
     let (status, _, message) = run(&["jobs", "show", id]).await;
     assert_eq!(status, 69, "{message}");
+}
+
+#[tokio::test]
+async fn nothing_of_others_is_replaced_or_removed() {
+    let site = Site::new(0).await;
+    site.write("a.txt", "one");
+    fs::create_dir(site.path("out.jsonl.job")).expect("a directory");
+    site.write("out.jsonl.job/thesis", "mine");
+    fs::create_dir(site.path("folder")).expect("a directory");
+    site.write("b.jsonl.part", "mine");
+    for (output, status, expected) in [
+        ("out.jsonl", 74, "is not the directory of a run"),
+        ("b.jsonl", 74, "b.jsonl.part exists"),
+        ("a.txt", 2, "would replace the input"),
+        ("folder", 2, "is a directory"),
+        ("/dev/null", 2, "is not a regular file"),
+    ] {
+        for force in [&[][..], &["--force"]] {
+            let arguments = [&["run", "a.txt", "-o", output], force].concat();
+            let refused = site.program(&arguments).output().await;
+            let message = errors(&refused);
+            assert_eq!(code(&refused), status, "{message}");
+            assert!(message.contains(expected) && !message.contains("--force"), "{message}");
+        }
+    }
+    assert_eq!(site.read("out.jsonl.job/thesis") + &site.read("b.jsonl.part"), "minemine");
+    assert!(site.asked().is_empty());
+}
+
+/// Only without a file there is nothing that tells two runs apart.
+#[tokio::test]
+async fn each_output_has_a_job_of_its_own_and_stored_answers_are_named() {
+    let site = Site::new(0).await;
+    site.write("a.txt", "one");
+    let data = Arc::new(TempDir::new().expect("a folder"));
+    let service = site.serve(&data, 0).await;
+    let url = service.url("");
+    let run = async |arguments: &[&str]| {
+        let arguments = [&["run", "a.txt", "--url", &url], arguments].concat();
+        let output = site.program(&arguments).output().await;
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        (errors(&output), site.asked()["one"])
+    };
+    for (arguments, is_stored, asked) in [
+        (&["-o", "b.jsonl"][..], false, 1),
+        (&["-o", "c.jsonl"], false, 2),
+        (&[], false, 3),
+        (&[], true, 3),
+        (&["--force"], false, 4),
+    ] {
+        let (message, times) = run(arguments).await;
+        assert_eq!(message.contains("stored answers of the job job_"), is_stored, "{message}");
+        assert_eq!(times, asked, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_was_sent_and_not_yet_accepted_is_continued() {
+    let site = Site::new(0).await;
+    site.write("a.txt", "one");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let url = format!("http://127.0.0.1:{port}");
+    let command = ["run", "a.txt", "-o", "out.jsonl", "--url", &url];
+    let child = site.program(&command).spawn();
+    let (mut connection, _) = listener.accept().await.expect("a connection");
+    let mut received = Vec::new();
+    while !received.ends_with(b"\r\n0\r\n\r\n") {
+        assert_ne!(connection.read_buf(&mut received).await.expect("a request"), 0);
+    }
+    kill(&child, "INT").await;
+    let output = end(child).await;
+    let message = errors(&output);
+    assert_eq!(code(&output), 130, "{message}");
+    assert!(message.contains("may have accepted the job"), "{message}");
+    assert!(site.path("out.jsonl.job/run.json").exists());
+
+    let key = |request: &[u8]| {
+        let request = String::from_utf8_lossy(request).to_ascii_lowercase();
+        let line = request.lines().find(|line| line.starts_with("idempotency-key:"));
+        line.expect("a key").to_owned()
+    };
+    let mut child = site.program(&command).spawn();
+    let (mut connection, _) = listener.accept().await.expect("a connection");
+    let mut again = Vec::new();
+    while !again.ends_with(b"\r\n0\r\n\r\n") {
+        assert_ne!(connection.read_buf(&mut again).await.expect("a request"), 0);
+    }
+    assert_eq!(key(&again), key(&received));
+    child.kill().await.expect("it runs");
 }

@@ -12,6 +12,9 @@ use crate::run::template::Template;
 /// The column or field that names an item, where `--id` names no other.
 const CUSTOM_ID: &str = "custom_id";
 
+/// The column that names an item where neither does.
+const ID: &str = "id";
+
 /// The name of a line of text in a prompt's placeholder.
 const LINE: &str = "line";
 
@@ -62,8 +65,11 @@ impl ItemForm {
         };
         let mut id = id;
         if let Some(header) = &header {
-            if id.is_none() && header.iter().any(|name| name == CUSTOM_ID) {
-                id = Some(CUSTOM_ID.to_owned());
+            if id.is_none() {
+                let count = |name| header.iter().filter(|column| *column == name).count();
+                let name = if count(CUSTOM_ID) > 0 { Some(CUSTOM_ID) } else { None };
+                let name = name.or_else(|| (count(ID) == 1).then_some(ID));
+                id = name.map(str::to_owned);
             }
             for name in template.fields().chain(id.as_deref()) {
                 check_column(header, name).map_err(|reason| input.invalid(Some(1), reason))?;

@@ -69,6 +69,17 @@ fn columns_and_fields_are_filled_into_the_prompt() {
 }
 
 #[test]
+fn a_column_called_id_names_the_items_unless_there_is_a_custom_id() {
+    for (table, expected) in [
+        ("id,prompt\n7,a\n", json!({"custom_id": "7", "prompt": "a"})),
+        ("id,custom_id,prompt\n7,x,a\n", json!({"custom_id": "x", "prompt": "a"})),
+        ("id,id,prompt\n7,8,a\n", json!({"prompt": "a"})),
+    ] {
+        assert_eq!(items("a.csv", table, &[]), [expected], "{table}");
+    }
+}
+
+#[test]
 fn lines_of_text_are_prompts() {
     let lines = "{one}\n\ntwo \n";
     let expected = [json!({"prompt": "{one}"}), json!({"prompt": "two "})];
@@ -177,6 +188,16 @@ fn the_digest_is_that_of_what_is_asked() {
     for other in [digest("one\ntwo \n", &[]), digest("one\ntwo\n", &["--model", "gemini-b"])] {
         assert_ne!(other.digest, first.digest);
     }
+}
+
+#[tokio::test]
+async fn a_body_counts_as_sent_only_after_all_of_it() {
+    let (_folder, upload) = upload("a.txt", "one\ntwo\n", &[]).unwrap();
+    let upload = Arc::new(upload);
+    let digest = upload.measure().unwrap().digest;
+    assert!(!upload.was_sent());
+    upload.body(digest, |_| {}).collect().await.unwrap();
+    assert!(upload.was_sent() && !upload.has_changed());
 }
 
 #[tokio::test]
