@@ -117,12 +117,6 @@ impl Jobs {
         Watch { jobs: Arc::clone(self), job, changes }
     }
 
-    /// Waits until something of a job changes, at most 1 s. A change that came before the call is
-    /// missed: [`Jobs::watch`] misses none.
-    pub async fn changed(self: &Arc<Self>, job: JobNumber) {
-        self.watch(job).changed().await;
-    }
-
     fn watched(&self) -> MutexGuard<'_, HashMap<JobNumber, watch::Sender<()>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -66,7 +66,7 @@ pub enum ItemOutcome {
     /// A limit of the account stopped it, so that it says nothing about the item. It is sent again, as
     /// often as it takes, after this time if one is known.
     Later(Option<Duration>),
-    /// It failed in passing. It is sent again a few times; then this is its result.
+    /// It failed with a transient error. It is sent again a few times; then this is its result.
     Repeat(Answered),
     /// Every item of the job would fail in this way: the key is invalid, or the account has no funds.
     /// The job is paused for this reason, an error code, and the item stays without a result.

@@ -16,6 +16,7 @@
 
 mod payload;
 mod postgres;
+mod query;
 mod row;
 mod specs;
 mod sqlite;

@@ -35,7 +35,7 @@ pub(super) struct Reading<'a> {
     pub gateway: &'a Gateway,
     pub rules: &'a JobRules,
     pub schemas: &'a SchemaCache,
-    /// Who pays.
+    /// The caller, by the key that pays.
     pub payer: &'a CallerId,
 }
 

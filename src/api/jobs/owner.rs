@@ -9,7 +9,7 @@ use crate::gateway::Gateway;
 use crate::gemini::ApiKey;
 use crate::jobs::{Change, Job, JobId, JobNumber, Owner};
 
-/// Who asks for jobs.
+/// The sender of a request about jobs.
 #[derive(Debug, Clone)]
 pub(super) enum Viewer {
     /// The administrator, who sees all jobs.
@@ -39,7 +39,7 @@ pub(in crate::api) fn owner(
 }
 
 impl Viewer {
-    /// Who sends a request.
+    /// The sender of a request.
     ///
     /// # Errors
     /// 401 without a key, where no request may do without; 400 for different keys.
@@ -109,7 +109,7 @@ pub(super) async fn change(
     changed.ok_or_else(ApiError::unknown_job)
 }
 
-/// Who sends a request.
+/// The sender of a request.
 ///
 /// # Errors
 /// As for [`Viewer::of`].

@@ -9,7 +9,7 @@ const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// How long an item waits at most, whatever the limit says: limits are raised and reset.
 const LONGEST_PUT_OFF: Duration = Duration::from_secs(600);
 
-/// How often an item is repeated that failed in passing. Each of these rounds has the attempts of a
+/// How often an item is repeated after a transient error. Each of these rounds has the attempts of a
 /// single request.
 const ROUNDS: u32 = 3;
 
@@ -26,7 +26,7 @@ pub(super) fn put_off(before: u32, told: Option<Duration>) -> Duration {
     spread(told.unwrap_or_default().min(LONGEST_PUT_OFF).max(own))
 }
 
-/// How long an item waits that failed in passing, after `before` repetitions. `None` after the last
+/// How long an item waits after a transient error and `before` repetitions. `None` after the last
 /// round.
 pub(super) fn repeat(before: u32) -> Option<Duration> {
     (before < ROUNDS).then(|| spread(FIRST_ROUND * 4_u32.pow(before)))
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_fails_in_passing_is_repeated_three_times() {
+    fn an_item_with_a_transient_error_is_repeated_three_times() {
         let waits = [5, 20, 80];
         assert!((0..).zip(waits).all(|(before, wait)| is_about(repeat(before).unwrap(), wait)));
         assert_eq!(repeat(3), None);

@@ -40,7 +40,7 @@ struct Item {
     state: State,
     /// How often it was put off.
     put_off: u32,
-    /// How often it failed in passing.
+    /// How often it failed with a transient error.
     repeated: u32,
 }
 
@@ -102,8 +102,9 @@ impl Window {
         });
     }
 
-    /// Sends an item again that failed in passing. `until` gets how often that happened before; `None`
-    /// from it if that was often enough, and then nothing changes. Returns whether it is sent again.
+    /// Sends an item again after a transient error. `until` gets the number of such errors before, and
+    /// returns when; `None` if there were enough, and then nothing changes. Returns whether the item is
+    /// sent again.
     pub fn repeat(&mut self, index: u64, until: impl FnOnce(u32) -> Option<Instant>) -> bool {
         let Some(at) = self.items.get(&index).and_then(|item| until(item.repeated)) else {
             return false;

@@ -32,6 +32,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::task::spawn_blocking;
 
+use super::query::Query;
 use super::row::closed;
 use super::specs::Specs;
 use super::{Committed, JobStore, StoreError, Stored};
@@ -301,7 +302,7 @@ impl JobStore for PostgresStore {
         limit: u32,
         bytes: usize,
     ) -> Stored<ResultPage> {
-        let query = results::Query { job, order, only_failed, after, limit, bytes };
+        let query = Query { job, order, only_failed, after, limit, bytes };
         self.transact(move |_, sql| results::page(sql, query).boxed())
     }
 

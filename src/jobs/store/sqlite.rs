@@ -38,6 +38,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::query::Query;
 use super::row::{closed, no_upload};
 use super::{Committed, JobStore, StoreError, Stored, payload};
 use crate::jobs::model::{
@@ -361,7 +362,7 @@ impl JobStore for SqliteStore {
         bytes: usize,
     ) -> Stored<ResultPage> {
         let none = ResultPage { results: Vec::new(), is_last: true };
-        let query = results::Query { job, order, only_failed, after, limit, bytes };
+        let query = Query { job, order, only_failed, after, limit, bytes };
         self.read(none, move |sql, _| results::page(sql, &query))
     }
 

@@ -1,4 +1,4 @@
-//! Who sees which jobs.
+//! Which callers see which jobs.
 
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};

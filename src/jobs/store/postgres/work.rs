@@ -22,7 +22,7 @@ pub(super) struct Most {
     pub bytes: u64,
 }
 
-/// Who claims, by which claim.
+/// The process that claims, and the number of its claim.
 #[derive(Debug)]
 pub(super) struct Claimant {
     pub replica: ReplicaId,

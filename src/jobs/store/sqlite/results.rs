@@ -5,48 +5,36 @@ use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::rows;
-use crate::jobs::model::{JobNumber, JobState, Order, ResultPage, StoredResult};
+use crate::jobs::model::{JobState, Order, ResultPage, StoredResult};
 use crate::jobs::store::StoreError;
+use crate::jobs::store::query::Query;
 use crate::jobs::store::row::{Row, damaged, signed, unsigned};
 
-/// Which results are read: see [`JobStore::results`](crate::jobs::JobStore::results).
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Query {
-    pub job: JobNumber,
-    pub order: Order,
-    pub only_failed: bool,
-    pub after: u64,
-    pub limit: u32,
-    pub bytes: usize,
+/// The index in which the results are found.
+fn index(query: &Query) -> &'static str {
+    match (query.order, query.only_failed) {
+        (Order::Input, false) => "sqlite_autoindex_results_1",
+        (Order::Input, true) => "failures_by_item",
+        (Order::Completion, false) => "results_by_seq",
+        (Order::Completion, true) => "failures_by_seq",
+    }
 }
 
-impl Query {
-    /// The index in which the results are found.
-    fn index(&self) -> &'static str {
-        match (self.order, self.only_failed) {
-            (Order::Input, false) => "sqlite_autoindex_results_1",
-            (Order::Input, true) => "failures_by_item",
-            (Order::Completion, false) => "results_by_seq",
-            (Order::Completion, true) => "failures_by_seq",
+fn statement(query: &Query) -> &'static str {
+    match (query.order, query.only_failed) {
+        (Order::Input, false) => {
+            "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND item >= ?2 ORDER BY item"
         }
-    }
-
-    fn statement(&self) -> &'static str {
-        match (self.order, self.only_failed) {
-            (Order::Input, false) => {
-                "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND item >= ?2 ORDER BY item"
-            }
-            (Order::Input, true) => {
-                "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND item >= ?2 \
-                 AND failure IS NOT NULL ORDER BY item"
-            }
-            (Order::Completion, false) => {
-                "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND seq > ?2 ORDER BY seq"
-            }
-            (Order::Completion, true) => {
-                "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND seq > ?2 \
-                 AND failure IS NOT NULL ORDER BY seq"
-            }
+        (Order::Input, true) => {
+            "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND item >= ?2 \
+             AND failure IS NOT NULL ORDER BY item"
+        }
+        (Order::Completion, false) => {
+            "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND seq > ?2 ORDER BY seq"
+        }
+        (Order::Completion, true) => {
+            "SELECT item, seq, line, checksum FROM results WHERE job = ?1 AND seq > ?2 \
+             AND failure IS NOT NULL ORDER BY seq"
         }
     }
 }
@@ -57,9 +45,8 @@ pub(super) fn page(sql: &Connection, query: &Query) -> Result<ResultPage, StoreE
     let Some(job) = rows::find(&view, query.job)? else {
         return Ok(ResultPage { results: Vec::new(), is_last: true });
     };
-    let has_gaps =
-        query.only_failed || query.order == Order::Completion || job.state == JobState::Cancelled;
-    let mut statement = view.prepare_cached(query.statement())?;
+    let has_gaps = query.has_gaps(job.state);
+    let mut statement = view.prepare_cached(statement(query))?;
     let mut rows = statement.query(params![query.job.0, signed(query.after)])?;
     let mut results: Vec<StoredResult> = Vec::new();
     let (mut bytes, mut expected) = (0, query.after);
@@ -93,10 +80,8 @@ pub(super) fn page(sql: &Connection, query: &Query) -> Result<ResultPage, StoreE
 /// Checks at the end of the results that none is missing.
 fn check_complete(sql: &Connection, query: &Query, job: &Row) -> Result<(), StoreError> {
     let failed = if query.only_failed { "AND failure IS NOT NULL" } else { "" };
-    let count = format!(
-        "SELECT count(*) FROM results INDEXED BY {} WHERE job = ?1 {failed}",
-        query.index()
-    );
+    let count =
+        format!("SELECT count(*) FROM results INDEXED BY {} WHERE job = ?1 {failed}", index(query));
     let found = sql.prepare_cached(&count)?.query_row([query.job.0], |row| row.get(0))?;
     let succeeded = if query.only_failed { 0 } else { job.progress.succeeded };
     if unsigned(found) == succeeded.saturating_add(job.progress.failed) {
