@@ -128,6 +128,13 @@ async fn interactions_of_google_genai_for_python_work() {
     test(python.args(["-B", "-m", "unittest", "test_interactions"]), &[]).await;
 }
 
+/// Its models' types make pydantic warn.
+#[tokio::test(flavor = "multi_thread")]
+async fn interactions_of_litellm_work() {
+    let mut python = Command::new(installed("python/bin/python"));
+    test(python.args(["-B", "-W", "ignore", "-m", "unittest", "test_litellm"]), &[]).await;
+}
+
 /// Runs a Node test script.
 async fn test_of_node(script: &str, variables: &[(&str, &str)]) {
     let modules = installed("node/node_modules");
