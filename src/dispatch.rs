@@ -219,11 +219,11 @@ impl Dispatcher {
         let creation = Creation::of(request, &self.background, &self.client);
         if creation.is_some() && request.runs_on {
             let (dispatcher, request) = (Arc::clone(self), request.clone());
-            return to_its_end(async move {
+            let run = to_its_end(async move {
                 let reader = PassOn { request: &request, body, idle, creation };
                 dispatcher.run(admitted, reader).await
-            })
-            .await;
+            });
+            return Box::pin(run).await;
         }
         // Boxed so that a call that waits takes no more memory than its wait.
         Box::pin(self.run(admitted, PassOn { request, body, idle, creation })).await
@@ -258,13 +258,13 @@ impl Dispatcher {
     ) -> Result<Response<Forwarded>, CallError> {
         let admitted = self.admit(call).await?;
         let (dispatcher, request) = (Arc::clone(self), request.clone());
-        to_its_end(async move {
+        let run = to_its_end(async move {
             let reader = PassOn { request: &request, body, idle, creation: None };
             let forwarded = dispatcher.run(admitted, reader).await?;
             dispatcher.hold_enqueued(tokens, forwarded.body().complete()).await;
             Ok(forwarded)
-        })
-        .await
+        });
+        Box::pin(run).await
     }
 
     /// Attempts a call until it succeeds, fails for good, or its attempts or its time are used up. A

@@ -136,7 +136,7 @@ pub(super) async fn answer_batch<K: GenerationKind>(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::of(request.headers());
     if wanted.is_stored() {
-        return answer_stored(gateway, K::JOB_KIND, wanted, request).await;
+        return Box::pin(answer_stored(gateway, K::JOB_KIND, wanted, request)).await;
     }
     let incoming = Incoming::from_request(request, gateway).await?;
     if wanted.lines {

@@ -117,7 +117,8 @@ pub(super) async fn chat(
     mut incoming: Incoming<ChatRequest>,
 ) -> Result<Response, ApiError> {
     match incoming.body.own.stream.take() {
-        Some(true) => stream::stream(&gateway, incoming).await,
+        // Boxed so that a chat that is not streamed takes no memory for it.
+        Some(true) => Box::pin(stream::stream(&gateway, incoming)).await,
         Some(false) | None => generate(&gateway, incoming).await.map(Json::into_response),
     }
 }

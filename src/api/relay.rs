@@ -88,7 +88,8 @@ pub(super) async fn relay(State(gateway): State<Gateway>, request: Request) -> R
         Some(call) if !call.takes_file => {
             counted::send(&gateway, head, body, destination, call).await
         }
-        call => pass::pass(&gateway, head, body, destination, call).await,
+        // Boxed so that a call that waits for admission takes no memory for it.
+        call => Box::pin(pass::pass(&gateway, head, body, destination, call)).await,
     };
     relayed.unwrap_or_else(|error| error.into_response(surface))
 }

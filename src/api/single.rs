@@ -25,7 +25,9 @@ pub(super) async fn generate<K: GenerationKind>(
     mut incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<Json<K::Response>, ApiError> {
     let _share = mem::take(&mut incoming.share);
-    let (generation, call) = enqueue(gateway, incoming).await?;
+    // Boxed so that a call that waits for admission takes no memory for it.
+    let enqueued = Box::pin(enqueue(gateway, incoming));
+    let (generation, call) = enqueued.await?;
     let (dispatcher, offload) = (&gateway.dispatcher, &gateway.offload);
     let generated = generation::generate(dispatcher, offload, &call, generation).await;
     match generated {

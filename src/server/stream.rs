@@ -146,8 +146,15 @@ impl AsyncRead for ClientStream {
         let read = if ahead.is_empty() {
             ready!(self.shared.poll_read(buffer, context))?
         } else {
-            let read = ahead.len().min(buffer.remaining());
+            let mut read = ahead.len().min(buffer.remaining());
             buffer.put_slice(&ahead.split_to(read));
+            // What follows is read into the same buffer, which would have to grow for it otherwise. The
+            // end of the stream, or an error, is seen by the next read.
+            if buffer.remaining() > 0
+                && let Poll::Ready(Ok(more)) = self.shared.poll_read(buffer, context)
+            {
+                read += more;
+            }
             read
         };
         if ahead.is_empty() {

@@ -112,7 +112,8 @@ impl ChatStream {
         if let Some(usage) = self.body.settle(Ok(())) {
             answer.charge_part(usage);
         }
-        self.body = self.parts.open(body).await?;
+        // Boxed so that a reply of one part takes no memory for it.
+        self.body = Box::pin(self.parts.open(body)).await?;
         self.events = Events::default();
         answer.start_next_part();
         Ok(true)
