@@ -45,14 +45,15 @@ use super::model::{
     StoreUnavailable,
 };
 use super::semaphore::{Permit, Semaphore};
-use super::store::{Fetched, LeaseStore, Semaphores, Store, Unleased};
+use super::store::{Fetched, LeaseStore, Report, Reports, Semaphores, Store, Unleased};
 use budget::SharedBudget;
 use command::{Command, GLOBAL, Registered, micros};
 use link::Link;
 use registry::Registry;
 use replica_lease::ReplicaLease;
 use reply::{
-    DeleteResult, FindResult, LeaseResult, ListResult, RegisterResult, ReleaseResult, SharedLease,
+    DeleteResult, FindResult, LeaseResult, ListResult, PastResult, RegisterResult, ReleaseResult,
+    ReportResult, SharedLease,
 };
 use semaphore::SharedSemaphore;
 use session::{Broken, Connector};
@@ -222,7 +223,27 @@ impl Semaphores for SharedStore {
         }
         .boxed()
     }
+
+    fn held_here(&self) -> usize {
+        self.link.held(GLOBAL)
+    }
+
+    fn leased(&self, id: &SemaphoreId) -> usize {
+        self.registry.find(id).map_or(0, |semaphore| semaphore.leased())
+    }
 }
+
+/// How many points of the past are read at once, so that Redis is never busy for long.
+const POINTS_AT_ONCE: i64 = 120;
+
+/// The most points of the past that are read.
+const MAX_POINTS: i64 = 1440;
+
+/// The longest report and the longest point that are read, in bytes.
+const MAX_TEXT: usize = 65_536;
+
+/// The most reports that are read.
+const MAX_REPORTS: usize = 64;
 
 impl LeaseStore for SharedStore {
     fn lease(
@@ -340,6 +361,39 @@ impl Store for SharedStore {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn report(&self, report: Report) -> Fetched<'_, Reports> {
+        let Report { text, points } = report;
+        async move {
+            let done: Option<ReportResult> =
+                self.link.call(Command::Report { report: text, points }).await?;
+            let ReportResult { mut reports, first } =
+                done.ok_or_else(|| self.link.lease.unavailable())?;
+            reports.retain(|report| report.len() <= MAX_TEXT);
+            reports.truncate(MAX_REPORTS);
+            Ok(Reports { texts: reports, is_first: first })
+        }
+        .boxed()
+    }
+
+    fn read_past(&self, window: &'static str) -> Fetched<'_, Vec<String>> {
+        async move {
+            let mut points = Vec::new();
+            for from in (0..MAX_POINTS).step_by(POINTS_AT_ONCE as usize) {
+                let command = Command::ReadPast { window, from, to: from + POINTS_AT_ONCE - 1 };
+                let part: Option<PastResult> = self.link.call(command).await?;
+                let mut part = part.map(|part| part.points).unwrap_or_default();
+                let is_last = part.len() < POINTS_AT_ONCE as usize;
+                part.truncate(POINTS_AT_ONCE as usize);
+                points.extend(part.into_iter().filter(|point| point.len() <= MAX_TEXT));
+                if is_last {
+                    break;
+                }
+            }
+            Ok(points)
+        }
+        .boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
