@@ -13,8 +13,8 @@ use crate::metrics::Failure;
 pub(super) const REQUEST_TIMEOUT: &str = "request_timeout";
 
 impl Dispatcher {
-    /// Keeps a failure of a call that Gemini did not answer. `retried`: the call is sent again.
-    pub(super) fn note_failure(&self, call: &Call, code: &'static str, retried: bool) {
+    /// Keeps a failure of a call that has no usable answer. `retried`: the call is sent again.
+    pub fn note_failure(&self, call: &Call, code: &'static str, retried: bool) {
         self.metrics.failed(failure(call, code, retried));
     }
 
