@@ -136,7 +136,12 @@ impl OwnReport<'_> {
 
 /// The other replicas.
 #[derive(Debug, Default)]
-pub(super) struct Peers(BTreeMap<Arc<str>, Peer>);
+pub(super) struct Peers {
+    known: BTreeMap<Arc<str>, Peer>,
+    /// Whether it is known which replicas there were at the last exchange. What a replica had counted
+    /// before is in the past that is kept in Redis; what a new one has counted is not.
+    is_current: bool,
+}
 
 /// Another replica, by its last report.
 #[derive(Debug)]
@@ -163,58 +168,61 @@ impl Peers {
     /// Takes over the reports of all replicas, and returns what the others have done since the last ones.
     /// Replicas without a report are gone.
     pub fn update(&mut self, texts: &[String], this: &Identity, now: Timestamp) -> PeersInterval {
-        let mut before = std::mem::take(&mut self.0);
+        let mut before = std::mem::take(&mut self.known);
         let mut interval = PeersInterval::default();
         for text in texts {
             let Some(sent) = read::<Sent>(text) else { continue };
             let mut peer = Peer::read(sent, now);
             // A replica that connects again reports as two members for a moment.
             let is_older = |known: &Peer| known.number >= peer.number;
-            if peer.identity.id == this.id || self.0.get(&peer.identity.id).is_some_and(is_older) {
+            let again = self.known.get(&peer.identity.id);
+            if peer.identity.id == this.id || again.is_some_and(is_older) {
                 continue;
             }
             let known = before.remove(&peer.identity.id);
             if let Some(known) = known.as_ref().filter(|known| known.number >= peer.number) {
                 peer.last_seen = known.last_seen;
             }
-            peer.add_to(&mut interval, known.as_ref(), now);
-            self.0.insert(Arc::clone(&peer.identity.id), peer);
+            let is_new = self.is_current && known.is_none();
+            peer.add_to(&mut interval, known.as_ref(), is_new, now);
+            self.known.insert(Arc::clone(&peer.identity.id), peer);
         }
+        self.is_current = true;
         interval
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.known.len()
     }
 
     /// Forgets them, because it is unknown whether they still exist.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.known.clear();
+        self.is_current = false;
     }
 
     /// The calls in flight and the requests that wait there.
     pub fn occupancy(&self) -> (usize, usize) {
-        self.0.values().fold((0, 0), |(in_flight, waiting), peer| {
+        self.known.values().fold((0, 0), |(in_flight, waiting), peer| {
             (in_flight.saturating_add(peer.in_flight), waiting.saturating_add(peer.waiting))
         })
     }
 
     pub fn accounts(&self) -> impl Iterator<Item = &AccountState> {
-        self.0.values().flat_map(|peer| &peer.figures.accounts)
+        self.known.values().flat_map(|peer| &peer.figures.accounts)
     }
 
     /// Their failures, with the replica's id.
     pub fn failures(&self) -> impl Iterator<Item = (&Arc<str>, &Failure)> {
-        let failures = |peer: &'_ Peer| peer.figures.failures.len();
-        self.0.values().filter(move |peer| failures(peer) > 0).flat_map(|peer| {
+        self.known.values().flat_map(|peer| {
             peer.figures.failures.iter().map(|failure| (&peer.identity.id, failure))
         })
     }
 
     /// The replicas, in the order in which they were started.
     pub fn replicas(&self) -> Vec<Replica> {
-        let mut replicas: Vec<_> = self.0.values().map(Peer::replica).collect();
+        let mut replicas: Vec<_> = self.known.values().map(Peer::replica).collect();
         replicas.sort_by_key(|replica| replica.since);
         replicas
     }
@@ -245,8 +253,15 @@ impl Peer {
         Self { identity, number, in_flight, waiting, last_seen: now, figures }
     }
 
-    /// Adds what the replica has done since the report that was `known` before.
-    fn add_to(&self, interval: &mut PeersInterval, known: Option<&Self>, now: Timestamp) {
+    /// Adds what the replica has done since the report that was `known` before, or since its start if it
+    /// is new.
+    fn add_to(
+        &self,
+        interval: &mut PeersInterval,
+        known: Option<&Self>,
+        is_new: bool,
+        now: Timestamp,
+    ) {
         interval.in_flight += self.figures.in_flight;
         interval.waiting += self.figures.waiting;
         let age = |since: Timestamp| now.duration_since(since).as_secs();
@@ -257,8 +272,7 @@ impl Peer {
                 let sum = if is_late { &mut interval.late } else { &mut interval.counts };
                 sum.add(&counts);
             }
-            // What a replica had counted before this one first saw it is in the past.
-            None if age(self.identity.since) <= GAP_SECONDS => {
+            None if is_new && age(self.identity.since) <= GAP_SECONDS => {
                 interval.counts.add(&self.figures.counts);
             }
             None => {}

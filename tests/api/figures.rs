@@ -140,7 +140,7 @@ async fn the_history_counts_calls_by_the_class_of_their_outcome() {
         "[[simulate:status=500]]",
     ] {
         // Another model each time: a pause of one does not delay the next.
-        let model = format!("model-{}", prompt.len());
+        let model = format!("gemini-of-{}-characters", prompt.len());
         answer(service.post("/chat", &json!({"prompt": prompt, "model": model}))).await;
     }
     service.gateway.history.sample().await;
@@ -260,7 +260,10 @@ async fn replicas_show_the_same_sums_until_one_ends_and_without_redis_their_own(
     }
     drop(permit);
 
-    // One that starts later shows what the others did before.
+    // One that starts later shows what the others did before. A point is sent with the next report.
+    for gateway in [&one, &two] {
+        gateway.history.sample().await;
+    }
     let three = replica(&redis).await;
     three.history.sample().await;
     assert_eq!(calls(&three, Window::Hour), 7);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use gemini_concurrent_generation::metrics::TraceId;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use regex::Regex;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -140,8 +141,9 @@ fn load(service: &Arc<Process>) -> AbortOnDropHandle<()> {
                 let body = json!({"prompt": prompt, "credentials": credentials});
                 answer(service.post("/chat", &body)).await;
             }
-            let job = service.post("/jobs?kind=chat", &json!({"prompt": "fine"}));
-            answer(job).await;
+            let job = service.request(Method::POST, "/jobs?kind=chat");
+            let line = format!("{}\n", json!({"prompt": "fine"}));
+            answer(job.header("content-type", "application/x-ndjson").body(line)).await;
         }
     }))
 }
