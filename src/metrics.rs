@@ -39,6 +39,7 @@ pub struct Metrics {
     upstream_latency: Family<KindLabel, Histogram, fn() -> Histogram>,
     jobs: Family<StateLabel, Gauge>,
     job_items: Family<OutcomeLabel, Counter>,
+    spans: Family<OutcomeLabel, Counter>,
     known_models: RwLock<HashSet<Model>>,
 }
 
@@ -148,6 +149,8 @@ impl Metrics {
             "Items of jobs whose results this process has recorded, or that it sent again",
             job_items.clone(),
         );
+        let spans = Family::default();
+        registry.register("spans", "Spans of traces, by what became of them", spans.clone());
         registry.register_collector(Box::new(LimiterCollector(limiter)));
         registry.register_collector(Box::new(LogCollector));
         Self {
@@ -161,6 +164,7 @@ impl Metrics {
             upstream_latency,
             jobs,
             job_items,
+            spans,
             known_models: RwLock::default(),
         }
     }
@@ -202,6 +206,11 @@ impl Metrics {
     /// Counts an item of a job: `succeeded` or `failed` once its result is recorded, or `repeated`.
     pub fn job_item(&self, outcome: &'static str) {
         self.job_items.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts spans: `exported`, `export_failed`, or `queue_full` if they were dropped at once.
+    pub fn spans(&self, outcome: &'static str, spans: usize) {
+        self.spans.get_or_create(&OutcomeLabel { outcome }).inc_by(spans as u64);
     }
 
     /// Counts a finished call.

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `queue` | tickets, and waiting for quota, permits and slots |
 //! | `admission` | an admitted call, and a call in flight until its outcome is known |
+//! | `held_by` | which limit a call waited for the longest |
 
 mod admission;
+mod held_by;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use super::semaphore::{NotGranted, Semaphore};
 use super::store::Store;
 
 pub use admission::{Admission, InFlightCall, PermitsExpired};
+pub use held_by::HeldBy;
 pub use queue::{AccountQueue, HeadOfQueue, QueueTicket};
 
 /// Decides which calls are sent to Gemini: a global limit on calls in flight, named semaphores, and
@@ -61,6 +64,29 @@ pub enum Refused {
     /// The table of accounts is full, and the call has a new key or model.
     #[error("too many keys and models are in use")]
     TooManyAccounts,
+}
+
+impl Refused {
+    /// The stable code of the reason, for dashboards. Callers see the same.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::SemaphoreDeleted => "semaphore_deleted",
+            Self::Unfunded => "account_unfunded",
+            Self::StoreUnavailable(_) => "limits_unavailable",
+            Self::TooManyAccounts => "too_many_accounts",
+            Self::MoreThanLimit { .. } => "validation_error",
+            Self::Exhausted(exhausted) => match exhausted {
+                Exhausted::NotBefore { kind: Some(kind), .. } if kind.is_of_payer() => {
+                    "spend_limited"
+                }
+                Exhausted::NotBefore { .. } | Exhausted::NoRoom { .. } => "rate_limited",
+                Exhausted::DayExhausted { .. } => "daily_quota_exhausted",
+                Exhausted::TooLarge { .. } => "request_exceeds_quota",
+                Exhausted::NoQuota { .. } => "no_quota",
+            },
+        }
+    }
 }
 
 impl From<NotReserved> for Refused {
