@@ -9,9 +9,6 @@ use super::{Call, CallError, Dispatcher};
 use crate::gemini::{Secrets, redact};
 use crate::metrics::Failure;
 
-/// The code of a call whose deadline passed.
-pub(super) const REQUEST_TIMEOUT: &str = "request_timeout";
-
 impl Dispatcher {
     /// Keeps a failure of a call that has no usable answer. `retried`: the call is sent again.
     pub fn note_failure(&self, call: &Call, code: &'static str, retried: bool) {
@@ -22,7 +19,7 @@ impl Dispatcher {
     pub(super) fn not_admitted(&self, call: &Call, error: &CallError) {
         let code = match error {
             CallError::Refused(refused) => refused.code(),
-            CallError::DeadlineExceeded => REQUEST_TIMEOUT,
+            CallError::DeadlineExceeded => OVERDUE,
             // It failed before, and was counted then.
             CallError::Upstream { .. } => return,
         };
