@@ -12,6 +12,7 @@
 //! | [`server`] | accepts connections, and drains them at shutdown |
 //! | [`upgrade`] | connections that switch from HTTP to another protocol |
 //! | [`telemetry`] | logs |
+//! | [`reload`] | new settings while the gateway runs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
@@ -52,6 +53,7 @@ pub mod metrics;
 pub mod pacific;
 pub mod prices;
 pub mod regular_file;
+pub mod reload;
 pub mod run;
 pub mod schema;
 pub mod server;

@@ -20,6 +20,9 @@ const MAX_REQUEST_ID: usize = 128;
 /// How much of a path is logged, in bytes.
 const MAX_LOGGED_PATH: usize = 1024;
 
+/// The paths of probes.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
 /// Gives a request its id and logs the outcome.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -31,11 +34,17 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         method = %request.method(),
         path = logged(request.uri().path()),
     );
+    // Probes come every few seconds and say nothing about the load.
+    let is_probe = PROBES.contains(&request.uri().path());
     let started = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
     span.in_scope(|| {
         let status = response.status().as_u16();
-        tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");
+        let duration_ms = started.elapsed().as_millis() as u64;
+        match is_probe {
+            true => tracing::debug!(status, duration_ms, "answered"),
+            false => tracing::info!(status, duration_ms, "answered"),
+        }
     });
     response.headers_mut().insert(X_REQUEST_ID, id);
     response

@@ -136,6 +136,67 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
 }
 
 #[tokio::test]
+async fn during_the_shutdown_delay_a_service_is_not_ready_and_serves_until_clients_have_left() {
+    let process = Start::simulated().set("SHUTDOWN_DELAY_SECONDS", "3600").run().await;
+    let mut kept = TcpStream::connect(process.address).await.unwrap();
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    kept.write_all(request).await.unwrap();
+    let mut part = [0; 4096];
+    let read = kept.read(&mut part).await.unwrap();
+    assert!(!String::from_utf8_lossy(&part[..read]).contains("connection: close"));
+
+    process.terminate().await;
+    process.until_logged("shutting down").await;
+    let ready = answer(process.get("/readyz")).await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ready.body["reasons"], json!(["shutting_down"]));
+    assert_eq!(process.get("/livez").send().await.unwrap().status(), StatusCode::OK);
+    let chat = answer(process.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::OK, "new connections are served");
+    assert_eq!(chat.headers["connection"], "close");
+    kept.write_all(request).await.unwrap();
+    let rest = read_to_end(&mut kept).await;
+    assert!(rest.contains("200 OK") && rest.contains("connection: close"), "{rest}");
+
+    process.terminate().await;
+    assert_eq!(process.end().await.0, Some(0), "a second signal ends the delay too");
+}
+
+#[tokio::test]
+async fn after_the_shutdown_delay_new_connections_are_refused() {
+    let process = Start::simulated().set("SHUTDOWN_DELAY_SECONDS", "0.3").run().await;
+    let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(2_000)}))));
+    process.until_in_flight(1).await;
+    process.terminate().await;
+    until_refused(&process).await;
+    assert!(!chat.is_finished(), "the chat should be in flight");
+    assert_eq!(chat.await.unwrap().status, StatusCode::OK);
+    assert_eq!(process.end().await.0, Some(0));
+}
+
+/// A client cannot know whether a request was read that it sent on an established connection.
+#[tokio::test]
+async fn requests_on_connections_that_are_not_accepted_yet_are_answered_at_shutdown() {
+    const CLIENTS: usize = 40;
+    let process = Start::simulated().run().await;
+    process.signal("STOP").await;
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = TcpStream::connect(process.address).await.unwrap();
+        client.write_all(request).await.unwrap();
+        clients.push(client);
+    }
+    process.terminate().await;
+    process.signal("CONT").await;
+    for client in &mut clients {
+        let text = read_to_end(client).await;
+        assert!(text.contains("200 OK") && text.contains("connection: close"), "{text:?}");
+    }
+    assert_eq!(process.end().await.0, Some(0));
+}
+
+#[tokio::test]
 async fn an_idle_service_stops_at_once() {
     let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
     let mut kept_alive = TcpStream::connect(process.address).await.unwrap();
@@ -146,7 +207,7 @@ async fn an_idle_service_stops_at_once() {
 }
 
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 53] = [
+const WRONG: [(&str, &str); 54] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -196,6 +257,7 @@ const WRONG: [(&str, &str); 53] = [
     ("BACKGROUND_TIMEOUT_SECONDS", "7h"),
     ("JOB_WEBHOOK_SECRET", "whsec_77"),
     ("JOB_WEBHOOK_ALLOW", "http://wrong.example"),
+    ("SHUTDOWN_DELAY_SECONDS", "-7.7"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),
@@ -296,6 +358,23 @@ async fn a_port_in_use_fails_the_start() {
 }
 
 #[tokio::test]
+async fn healthcheck_can_ask_whether_the_service_is_ready() {
+    let process = Start::simulated().set("SHUTDOWN_DELAY_SECONDS", "3600").run().await;
+    let port = process.address.port().to_string();
+    let check = |arguments: &[&str]| {
+        Start::with_arguments(arguments).unset("PORT").set("PORT", &port).output()
+    };
+    assert_eq!(check(&["healthcheck", "--ready"]).await.status.code(), Some(0));
+    process.terminate().await;
+    process.until_logged("shutting down").await;
+    assert_eq!(check(&["healthcheck"]).await.status.code(), Some(0));
+    let output = check(&["healthcheck", "--ready"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(&format!("127.0.0.1:{port} is not ready")), "{log}");
+}
+
+#[tokio::test]
 async fn healthcheck_reports_by_its_exit_code() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
@@ -316,7 +395,7 @@ async fn healthcheck_reports_by_its_exit_code() {
     process.terminate().await;
     process.end().await;
     let output = check("127.0.0.1").await;
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains(&format!("127.0.0.1:{port} is not healthy")), "{log}");
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::iter;
 
-use gemini_concurrent_generation::config::{Config, PROXY_VARIABLES, SETTINGS, Setting};
+use gemini_concurrent_generation::config::{Config, PROXY_VARIABLES, RELOADED, SETTINGS, Setting};
 use gemini_concurrent_generation::limits::Quotas;
 
 use crate::manual::{file, pages, rows, section, text};
@@ -108,6 +108,14 @@ fn the_code_reads_every_listed_setting() {
     asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
     assert_eq!(asked, listed);
+}
+
+#[test]
+fn the_deployment_page_lists_the_settings_that_a_running_process_takes_over() {
+    let section = section("docs/deployment.md", "Change settings without a restart");
+    let rows = rows(&section);
+    let listed: Vec<_> = rows.iter().filter_map(|row| row.split('`').nth(1)).collect();
+    assert_eq!(listed, RELOADED.map(|setting| setting.name));
 }
 
 #[test]

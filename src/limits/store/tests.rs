@@ -44,6 +44,7 @@ mod leases;
 mod replicas;
 mod rules;
 mod semaphores;
+mod settings;
 
 type Shared = Arc<dyn Store>;
 
