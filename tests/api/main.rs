@@ -53,6 +53,7 @@ mod schemas;
 mod semaphores;
 mod settings;
 mod sharing;
+mod shutdown;
 mod spend;
 mod streaming;
 mod streams;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use regex::Regex;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -17,8 +18,17 @@ use crate::support::TEST_TIMEOUT;
 /// nginx in front of replicas, until it is dropped.
 pub struct Nginx {
     pub address: SocketAddr,
-    _process: Child,
+    process: Child,
     _folder: TempDir,
+}
+
+impl Drop for Nginx {
+    /// Stops it with its worker processes, which would outlive a killed master.
+    fn drop(&mut self) {
+        let pid = self.process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        // It may have ended by itself.
+        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
+    }
 }
 
 impl Nginx {
@@ -53,17 +63,16 @@ impl Nginx {
         let process = Command::new(program.unwrap_or("nginx"))
             .args(["-p", &path(""), "-e", "stderr", "-c", &file, "-g", "daemon off;"])
             .stdin(Stdio::null())
-            .kill_on_drop(true)
             .spawn()
             .expect("the package nginx must be installed");
-        let mut nginx = Self { address, _process: process, _folder: folder };
+        let mut nginx = Self { address, process, _folder: folder };
         timeout(TEST_TIMEOUT, nginx.until_listening()).await.expect("nginx does not listen");
         nginx
     }
 
     async fn until_listening(&mut self) {
         while TcpStream::connect(self.address).await.is_err() {
-            let status = self._process.try_wait().expect("a child process");
+            let status = self.process.try_wait().expect("a child process");
             assert!(status.is_none(), "nginx ended: {status:?}");
             sleep(std::time::Duration::from_millis(5)).await;
         }

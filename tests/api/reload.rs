@@ -113,18 +113,21 @@ async fn new_quotas_count_what_was_spent_before() {
 
 #[tokio::test]
 async fn prices_and_the_log_filter_are_read_again() {
-    let service = Reloaded::start("GEMINI_PRICES_FILE=prices.toml\nRUST_LOG=info").await;
+    let service = Reloaded::start("RUST_LOG=info").await;
     let cost = async |service: &Reloaded| service.chat().await.1["usage"]["cost_usd"].clone();
     let write = |service: &Reloaded, price: u32| {
         let model = format!("[models.\"gemini-3.5-flash-lite\"]\ninput = {price}\noutput = 0\n");
         std::fs::write(service.path("prices.toml"), format!("updated = 2027-01-01\n{model}"))
             .expect("a file");
     };
-    let before = cost(&service).await;
-    write(&service, 1000);
-    service.signal("the settings are reloaded").await;
-    let after = cost(&service).await;
-    assert!(after.as_f64() > before.as_f64(), "{before} {after}");
+    let mut before = cost(&service).await;
+    for price in [1000, 2000] {
+        write(&service, price);
+        service.reload("GEMINI_PRICES_FILE=prices.toml\nRUST_LOG=info").await;
+        let after = cost(&service).await;
+        assert!(after.as_f64() > before.as_f64(), "{before} {after}");
+        before = after;
+    }
     assert!(!service.process.log().contains("DEBUG"), "{}", service.process.log());
     service
         .reload("GEMINI_PRICES_FILE=prices.toml\nRUST_LOG=gemini_concurrent_generation=debug")
@@ -176,18 +179,20 @@ async fn settings_that_take_a_restart_are_named_and_the_environment_precedes_the
 async fn a_new_concurrency_limit_of_one_replica_holds_for_all() {
     let backends = backends().await;
     let start = || backends.replica(2).unset("GEMINI_CONCURRENCY_LIMIT");
-    let limit = "GEMINI_CONCURRENCY_LIMIT=2";
-    let one = Reloaded::with(start(), limit).await;
-    let two = Reloaded::with(start(), limit).await;
+    let two = Reloaded::with(start(), "GEMINI_CONCURRENCY_LIMIT=9").await;
+    let one = Reloaded::with(start(), "GEMINI_CONCURRENCY_LIMIT=2").await;
     let body = json!({"prompt": slow(3_000_000)});
     let chats: Vec<_> =
         (0..4).map(|_| tokio::spawn(two.process.post("/chat", &body).send())).collect();
     backends.until_in_flight(2).await;
     one.reload("GEMINI_CONCURRENCY_LIMIT=4").await;
     backends.until_in_flight(4).await;
-    // Nothing that this replica has changed: it does not set its own limit again.
-    two.reload(&format!("{limit}\nRUST_LOG=debug")).await;
-    assert_eq!(two.concurrency().await["global_concurrency_limit"], 4);
+    // Its limit has not changed, so it does not set it again.
+    two.reload("GEMINI_CONCURRENCY_LIMIT=9\nRUST_LOG=debug").await;
+    let body = json!({"prompt": "Hello"});
+    let waits = tokio::spawn(one.process.post("/chat", &body).send());
+    one.until_busy(4, 1).await;
+    waits.abort();
     chats.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
