@@ -1,10 +1,14 @@
-//! Every setting: its variable, default, unit and meaning. Read once at the start.
+//! Every setting: its variable, default, unit and meaning. Read at the start; a running process reads some
+//! of them again.
 
 mod admin_key;
 mod browsers;
+mod check;
+mod environment;
 mod lookup;
 mod network;
 mod quotas;
+mod reload;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -13,7 +17,6 @@ mod webhooks;
 
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::env::VarError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -32,7 +35,9 @@ use settings::*;
 
 pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};
+pub use environment::{Environment, InvalidFile, Origin};
 pub use network::PROXY_VARIABLES;
+pub use reload::{NewSettings, NotReloaded, RELOADED, RunningSettings};
 pub use settings::{SETTINGS, Setting};
 pub use traces::OTEL_VARIABLES;
 
@@ -103,6 +108,7 @@ pub struct Config {
     pub background_poll: Option<Duration>,
     pub background_timeout: Duration,
     pub webhooks: WebhookSettings,
+    pub shutdown_delay: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -111,19 +117,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the process's environment.
-    ///
-    /// # Errors
-    /// The first setting with an invalid value.
-    pub fn from_env() -> Result<Self, InvalidSetting> {
-        for setting in SETTINGS {
-            is_text(setting.name)?;
-        }
-        let shared = PROXY_VARIABLES.iter().chain(OTEL_VARIABLES);
-        shared.copied().try_for_each(is_text)?;
-        Self::read(|name| std::env::var(name).ok())
-    }
-
     /// Reads the settings through a lookup function.
     ///
     /// # Errors
@@ -189,6 +182,7 @@ impl Config {
             background_poll: settings.seconds_or_none(BACKGROUND_POLL_SECONDS)?,
             background_timeout: settings.seconds(BACKGROUND_TIMEOUT_SECONDS)?,
             webhooks: webhooks::read(settings)?,
+            shutdown_delay: settings.seconds_or_none(SHUTDOWN_DELAY_SECONDS)?.unwrap_or_default(),
             shutdown_grace: settings.seconds(SHUTDOWN_GRACE_SECONDS)?,
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
@@ -243,18 +237,9 @@ impl Default for Config {
 }
 
 /// The label of the server's own key.
-const SERVER_LABEL: &str = "server";
+pub const SERVER_LABEL: &str = "server";
 const API_KEY: &str = "an API key: visible ASCII characters";
 const MODEL: &str = "a model's name, such as gemini-3.5-flash-lite";
-
-fn is_text(variable: &'static str) -> Result<(), InvalidSetting> {
-    match std::env::var(variable) {
-        Err(VarError::NotUnicode(_)) => {
-            Err(InvalidSetting { variable, expected: "text in UTF-8".into() })
-        }
-        _ => Ok(()),
-    }
-}
 
 impl FromStr for LogFormat {
     type Err = ();

@@ -1,20 +1,25 @@
 //! The state that all handlers share.
 
+mod readiness;
+
 use std::ops::Deref;
 use std::sync::Arc;
 
 use http::Uri;
+use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, SERVER_LABEL};
 use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
 use crate::jobs::{Jobs, store};
-use crate::limits::{Leases, Limiter, LocalStore, Store};
+use crate::limits::{Leases, Limiter, LocalStore, Store, StoreUnavailable};
 use crate::memory::BodyBudget;
 use crate::metrics::{History, Metrics};
 use crate::traces::Traces;
+
+pub use readiness::{NotReady, Readiness};
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,6 +52,8 @@ pub struct Shared {
     pub history: Arc<History>,
     /// Traces of requests, calls and jobs.
     pub traces: Traces,
+    /// Whether this replica can take requests.
+    pub readiness: Arc<Readiness>,
     /// Whether a simulator replaces Gemini.
     pub simulated: bool,
 }
@@ -102,6 +109,8 @@ impl Gateway {
         let jobs = Jobs::new(store::open(&config.job_store));
         let offload = Arc::new(Offload::new(config.schema_timeout));
         let traces = traces(&config, &metrics);
+        let readiness =
+            Readiness::new(Arc::clone(&limiter), Arc::clone(&jobs), CancellationToken::new());
         Ok(Self(Arc::new(Shared {
             config,
             defaults,
@@ -115,8 +124,30 @@ impl Gateway {
             history: Arc::clone(metrics.history()),
             metrics,
             traces,
+            readiness,
             simulated,
         })))
+    }
+
+    /// The same gateway, which is not ready for requests once the shutdown is announced.
+    pub fn until(&self, shutdown: CancellationToken) -> Self {
+        let readiness = Readiness::new(Arc::clone(&self.limiter), Arc::clone(&self.jobs), shutdown);
+        Self(Arc::new(Shared { readiness, ..Shared::clone(self) }))
+    }
+
+    /// Takes over the limits, quotas and prices of new settings, for waiting requests too.
+    ///
+    /// # Errors
+    /// [`StoreUnavailable`] if the shared limits are unavailable. Nothing is changed then.
+    pub async fn reconfigure(&self, new: Config) -> Result<(), StoreUnavailable> {
+        let Config { concurrency_limit, max_queued_requests, mut quota_plan, prices, .. } = new;
+        quota_plan.minute = self.config.quota_plan.minute;
+        if let Some(key) = &self.config.gemini_api_key {
+            quota_plan.add_default_label(key.sha256(), SERVER_LABEL);
+        }
+        self.limiter.reconfigure(concurrency_limit, max_queued_requests, quota_plan).await?;
+        self.config.prices.replace(&prices);
+        Ok(())
     }
 
     /// The same gateway, sharing limits and counters, with its own connections to Gemini, so that

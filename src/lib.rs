@@ -13,6 +13,7 @@
 //! | [`upgrade`] | connections that switch from HTTP to another protocol |
 //! | [`telemetry`] | logs |
 //! | [`traces`] | OpenTelemetry traces of requests, calls and jobs |
+//! | [`reload`] | new settings while the gateway runs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus; the last hour and the last day, for the dashboard |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
@@ -54,6 +55,7 @@ pub mod metrics;
 pub mod pacific;
 pub mod prices;
 pub mod regular_file;
+pub mod reload;
 pub mod request_id;
 pub mod run;
 pub mod schema;

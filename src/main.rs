@@ -1,9 +1,11 @@
-//! The command line: `serve`, `simulate`, `run`, `jobs`, `healthcheck` and `with-permit`.
+//! The command line: `serve`, `simulate`, `run`, `jobs`, `config`, `healthcheck` and `with-permit`.
 
 use std::fmt::Display;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use clap::{Parser, Subcommand};
@@ -11,17 +13,20 @@ use futures_util::FutureExt;
 use tokio::join;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{Config, LogFormat};
+use gemini_concurrent_generation::config::{
+    AdminKey, Config, Environment, LogFormat, RunningSettings,
+};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
 use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::metrics::Sampler;
+use gemini_concurrent_generation::reload::Reloader;
 use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
@@ -63,11 +68,26 @@ enum Command {
     Run(Box<run::Arguments>),
     /// Lists and changes the jobs of a running gateway.
     Jobs(run::JobsArguments),
-    /// Checks the health of a running gateway, for containers without curl.
-    Healthcheck,
+    /// Reads the settings as `serve` does.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Checks that a running gateway answers, for containers without curl.
+    Healthcheck {
+        /// Checks that it is ready for requests: its limits and its jobs can be used, and it is not
+        /// shutting down.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Waits for permits of a running gateway's semaphore, runs a command while holding and renewing
     /// them, releases them when the command ends, and exits with its status.
     WithPermit(with_permit::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Reports every invalid setting, and prints the settings that hold, without secrets. Exits with 1 if
+    /// any is invalid.
+    Check,
 }
 
 /// How many file descriptors are reserved for calls that take no slot of the concurrency limit, such as
@@ -80,13 +100,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command.unwrap_or(Command::Serve { simulate: false }) {
-        Command::Serve { simulate } => {
-            settings().and_then(|config| run(serve_gateway(config, simulate)))
-        }
+        Command::Serve { simulate } => settings()
+            .and_then(|(environment, config)| run(serve_gateway(environment, config, simulate))),
         Command::Simulate { host, port, options } => {
             run(serve_simulator(SocketAddr::new(host, port), *options))
         }
-        Command::Healthcheck => settings().and_then(|config| run(healthcheck(config))),
+        Command::Config(ConfigCommand::Check) => check_settings(),
+        Command::Healthcheck { ready } => {
+            settings().and_then(|(_, config)| run(healthcheck(config, ready)))
+        }
         Command::WithPermit(arguments) => return run_with_permit(arguments),
         Command::Run(arguments) => return run_job(*arguments),
         Command::Jobs(arguments) => return manage_jobs(arguments),
@@ -110,7 +132,7 @@ fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
     let outcome = runtime
         .and_then(|runtime| Ok((runtime, settings()?)))
         .map_err(with_permit::Failure::settings)
-        .and_then(|(runtime, config)| {
+        .and_then(|(runtime, (_, config))| {
             runtime.block_on(with_permit::run(arguments, &config, environment))
         });
     match outcome {
@@ -120,7 +142,7 @@ fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
 }
 
 fn run_job(arguments: run::Arguments) -> ExitCode {
-    let outcome = settings().map_err(RunFailure::settings).and_then(|config| {
+    let outcome = settings().map_err(RunFailure::settings).and_then(|(_, config)| {
         let _logs = logs_on_request(&config);
         raise_limit();
         block_on(run::run(arguments, config, store), RunFailure::settings)
@@ -134,7 +156,7 @@ fn run_job(arguments: run::Arguments) -> ExitCode {
 fn manage_jobs(arguments: run::JobsArguments) -> ExitCode {
     let outcome = settings()
         .map_err(RunFailure::settings)
-        .and_then(|config| block_on(run::manage(arguments, &config), RunFailure::settings));
+        .and_then(|(_, config)| block_on(run::manage(arguments, &config), RunFailure::settings));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(&failure, failure.exit_status),
@@ -166,35 +188,36 @@ fn block_on<T, E>(
 }
 
 /// Reads the settings from the environment and from `.env`. The environment takes precedence.
-fn settings() -> Result<Config, String> {
-    load_dotenv()?;
-    Config::from_env().map_err(|error| error.to_string())
+fn settings() -> Result<(Environment, Config), String> {
+    let environment = Environment::load().map_err(|error| error.to_string())?;
+    let config = environment.config().map_err(|error| error.to_string())?;
+    Ok((environment, config))
 }
 
-/// Loads the variables of `.env`, if it exists. No message quotes a line, which may contain a key.
-fn load_dotenv() -> Result<(), String> {
-    let describe = |error| match error {
-        dotenvy::Error::Io(error) => format!(".env: {error}"),
-        _ => ".env: expected lines of the form NAME=value".to_owned(),
-    };
-    let variables = match dotenvy::dotenv_iter() {
-        Err(error) if error.not_found() => return Ok(()),
-        variables => variables.map_err(describe)?,
-    };
-    // Checked first: setting a variable with a NUL byte panics, and the panic quotes the value.
-    for (variable, number) in variables.zip(1..) {
-        let (name, value) = variable.map_err(describe)?;
-        if name.contains('\0') || value.contains('\0') {
-            return Err(format!(".env: variable {number} contains a NUL byte"));
-        }
+fn check_settings() -> Result<(), String> {
+    let environment = Environment::load().map_err(|error| error.to_string())?;
+    // Its reader may be gone.
+    let _ = io::stdout().write_all(environment.shown().as_bytes());
+    for name in environment.unknown() {
+        eprintln!("warning: .env sets {name}, which is no setting");
     }
-    dotenvy::dotenv().map(drop).map_err(describe)
+    let errors = environment.errors();
+    errors.iter().for_each(|error| eprintln!("{error}"));
+    match errors.len() {
+        0 => Ok(()),
+        1 => Err("1 setting is invalid".to_owned()),
+        count => Err(format!("{count} settings are invalid")),
+    }
 }
 
-async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let _logs = telemetry::init(config.log_format, &config.log_filter, config.secrets());
+async fn serve_gateway(
+    environment: Environment,
+    mut config: Config,
+    simulate: bool,
+) -> Result<(), String> {
+    let logs = telemetry::init(config.log_format, &config.log_filter, config.secrets());
     raise_limit();
-    let shutdown = shutdown_on_signal()?;
+    let shutdown = shutdown_on_signal(config.shutdown_delay)?;
     if simulate {
         let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -214,10 +237,10 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     if let Some(proxy) = &config.proxy {
         tracing::info!(%proxy, "calls to Gemini go through a proxy");
     }
-    let store = shutdown.begins.run_until_cancelled(store(&config)).await;
+    let store = shutdown.announced.run_until_cancelled(store(&config)).await;
     let Some(store) = store.transpose()? else { return Ok(()) };
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
-    let gateway = gateway.map_err(|error| error.to_string())?;
+    let gateway = gateway.map_err(|error| error.to_string())?.until(shutdown.announced.clone());
     let config = &gateway.config;
     check_job_store(&gateway).await?;
     let engine = Engine::start(
@@ -235,6 +258,12 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     );
     let announcer = announcer(&gateway)?;
     let _sampler = Sampler::start(&gateway.history);
+    let reloader = Reloader {
+        settings: RunningSettings::new(environment),
+        gateway: gateway.clone(),
+        log_filter: logs.filter(),
+    };
+    reloader.start().map_err(|error| error.to_string())?;
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
@@ -243,10 +272,11 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
     let mut limits = ServerLimits::of(config);
     limits.max_connections = affordable_connections(limits.max_connections, reserved);
-    // Both have the grace period. A job that was accepted meanwhile is sent after the next start.
+    // Both end with the grace period. A job that was accepted meanwhile is sent after the next start.
     let calls_of_jobs = async {
-        shutdown.begins.cancelled().await;
-        let grace = shutdown.ends_now.run_until_cancelled(sleep(config.shutdown_grace));
+        shutdown.announced.cancelled().await;
+        let time = config.shutdown_delay.saturating_add(config.shutdown_grace);
+        let grace = shutdown.ends_now.run_until_cancelled(sleep(time));
         engine.stop(grace.map(drop)).await;
         announcer.stop(shutdown.ends_now.cancelled()).await;
     };
@@ -310,7 +340,7 @@ fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, S
 async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Result<(), String> {
     let _logs = telemetry::init(LogFormat::Text, "info", Secrets::default());
     raise_limit();
-    let shutdown = shutdown_on_signal()?;
+    let shutdown = shutdown_on_signal(Duration::ZERO)?;
     let listener = listen(address).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, "simulating Gemini");
@@ -320,38 +350,47 @@ async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Re
     Ok(())
 }
 
-async fn healthcheck(config: Config) -> Result<(), String> {
+async fn healthcheck(config: Config, ready: bool) -> Result<(), String> {
     let host = match config.host {
         // The address that stands for all addresses is not one to connect to.
         host if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         host => host,
     };
     let address = SocketAddr::new(host, config.port);
-    gemini_concurrent_generation::server::answers(address)
+    let (path, quality) = if ready { ("/readyz", "ready") } else { ("/livez", "healthy") };
+    gemini_concurrent_generation::server::answers(address, path)
         .await
-        .map_err(|error| format!("{address} is not healthy: {error}"))
+        .map_err(|error| format!("{address} is not {quality}: {error}"))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
-/// Starts the shutdown on SIGTERM, which container runtimes send, or Ctrl-C. A second signal ends the
-/// grace period.
-fn shutdown_on_signal() -> Result<Shutdown, String> {
+/// Announces the shutdown on SIGTERM, which container runtimes send, or Ctrl-C, and begins it after a
+/// delay. A second signal ends the delay and the grace period.
+fn shutdown_on_signal(delay: Duration) -> Result<Shutdown, String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let shutdown = Shutdown::default();
-    let Shutdown { begins, ends_now } = shutdown.clone();
-    tokio::spawn(async move {
-        for (token, message) in [(begins, "shutting down"), (ends_now, "stopping at once")] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("{message}");
-            token.cancel();
+    let Shutdown { announced, begins, ends_now } = shutdown.clone();
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+    };
+    tokio::spawn(async move {
+        next().await;
+        tracing::info!(delay_seconds = delay.as_secs_f64(), "shutting down");
+        announced.cancel();
+        if timeout(delay, next()).await.is_err() {
+            begins.cancel();
+            next().await;
+        }
+        tracing::info!("stopping at once");
+        begins.cancel();
+        ends_now.cancel();
     });
     Ok(shutdown)
 }

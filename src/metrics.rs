@@ -190,11 +190,7 @@ impl Metrics {
             "Items of jobs whose results this process has recorded, or that it sent again",
             self.job_items.clone(),
         );
-        registry.register(
-            "spans",
-            "Spans of traces, by what became of them",
-            self.spans.clone(),
-        );
+        registry.register("spans", "Spans of traces, by what became of them", self.spans.clone());
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "1, with the version of this program", build);
         registry.register_collector(Box::new(LimiterCollector(limiter)));

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::Deserialize;
 
@@ -92,13 +92,18 @@ pub struct ChargedTokens {
     pub output: u64,
 }
 
-/// The prices of all known models.
+/// The prices of all known models. They can be replaced while calls are charged.
 #[derive(Debug)]
 pub struct Prices {
-    updated: String,
-    models: BTreeMap<String, ModelPrice>,
+    table: RwLock<Table>,
     /// Unknown models that the log has named.
     unknown: Mutex<BTreeSet<String>>,
+}
+
+#[derive(Debug, Clone)]
+struct Table {
+    updated: String,
+    models: BTreeMap<String, ModelPrice>,
 }
 
 /// Why prices cannot be used, in words for the operator.
@@ -147,7 +152,7 @@ struct LongPrice {
 impl Default for Prices {
     /// Google's prices, from the table in the code.
     fn default() -> Self {
-        Self::parse(include_str!("prices/table.toml")).expect("a test reads the table")
+        Table::googles().into()
     }
 }
 
@@ -162,11 +167,72 @@ impl Prices {
             .ok_or_else(|| InvalidPrices("the file is larger than a megabyte".to_owned()))?;
         let text = String::from_utf8(text)
             .map_err(|_| InvalidPrices("the file is not text in UTF-8".to_owned()))?;
-        let own = Self::parse(&text)?;
-        let mut prices = Self::default();
-        prices.models.extend(own.models);
-        prices.updated = own.updated;
-        Ok(prices)
+        let own = Table::parse(&text)?;
+        let mut table = Table::googles();
+        table.models.extend(own.models);
+        table.updated = own.updated;
+        Ok(table.into())
+    }
+
+    /// Takes over other prices, for calls that are charged from now on.
+    pub fn replace(&self, other: &Self) {
+        let table = other.table().clone();
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// The date of the prices, such as `2026-11-27`.
+    pub fn updated(&self) -> String {
+        self.table().updated.clone()
+    }
+
+    /// What a call costs. Nothing if the model's prices are unknown, which the log reports once for
+    /// each model.
+    pub fn cost(&self, model: &str, tier: PriceTier, tokens: ChargedTokens) -> NanoDollars {
+        let table = self.table();
+        match table.price_of(model) {
+            Some(price) => price.cost(tier, tokens),
+            None => {
+                drop(table);
+                self.warn_unknown(model);
+                NanoDollars::default()
+            }
+        }
+    }
+
+    /// Whether the prices of a model are known.
+    pub fn knows(&self, model: &str) -> bool {
+        self.table().price_of(model).is_some()
+    }
+
+    /// What so many tokens of input and output are expected to cost: like [`Prices::cost`], but an
+    /// unknown model is not logged.
+    pub fn estimate(&self, model: &str, tier: PriceTier, tokens: ChargedTokens) -> NanoDollars {
+        self.table().price_of(model).map(|price| price.cost(tier, tokens)).unwrap_or_default()
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn warn_unknown(&self, model: &str) {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        if unknown.len() < MAX_UNKNOWN && !unknown.contains(model) {
+            unknown.insert(model.to_owned());
+            tracing::warn!(model, "the price of this model is unknown; its calls count as free");
+        }
+    }
+}
+
+impl From<Table> for Prices {
+    fn from(table: Table) -> Self {
+        Self { table: RwLock::new(table), unknown: Mutex::default() }
+    }
+}
+
+impl Table {
+    /// Google's prices, from the table in the code.
+    fn googles() -> Self {
+        Self::parse(include_str!("prices/table.toml")).expect("a test reads the table")
     }
 
     fn parse(text: &str) -> Result<Self, InvalidPrices> {
@@ -182,36 +248,7 @@ impl Prices {
                 return Err(InvalidPrices(reason));
             }
         }
-        let updated = file.updated.to_string();
-        Ok(Self { updated, models: file.models, unknown: Mutex::default() })
-    }
-
-    /// The date of the prices, such as `2026-11-27`.
-    pub fn updated(&self) -> &str {
-        &self.updated
-    }
-
-    /// What a call costs. Nothing if the model's prices are unknown, which the log reports once for
-    /// each model.
-    pub fn cost(&self, model: &str, tier: PriceTier, tokens: ChargedTokens) -> NanoDollars {
-        match self.price_of(model) {
-            Some(price) => price.cost(tier, tokens),
-            None => {
-                self.warn_unknown(model);
-                NanoDollars::default()
-            }
-        }
-    }
-
-    /// Whether the prices of a model are known.
-    pub fn knows(&self, model: &str) -> bool {
-        self.price_of(model).is_some()
-    }
-
-    /// What so many tokens of input and output are expected to cost: like [`Prices::cost`], but an
-    /// unknown model is not logged.
-    pub fn estimate(&self, model: &str, tier: PriceTier, tokens: ChargedTokens) -> NanoDollars {
-        self.price_of(model).map(|price| price.cost(tier, tokens)).unwrap_or_default()
+        Ok(Self { updated: file.updated.to_string(), models: file.models })
     }
 
     /// The prices of a model, or of the one that it is a numbered version of, such as `-001`.
@@ -222,14 +259,6 @@ impl Prices {
             is_version.then(|| self.models.get(name)).flatten()
         };
         self.models.get(model).or_else(unversioned)
-    }
-
-    fn warn_unknown(&self, model: &str) {
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        if unknown.len() < MAX_UNKNOWN && !unknown.contains(model) {
-            unknown.insert(model.to_owned());
-            tracing::warn!(model, "the price of this model is unknown; its calls count as free");
-        }
     }
 }
 
@@ -358,11 +387,14 @@ mod tests {
         assert_eq!(prices.cost("gemini-3.8-flash", PriceTier::Flex, million).dollars(), 4.5);
         assert!(prices.cost("gemini-3.5-flash-lite", PriceTier::Standard, million).dollars() > 0.0);
         assert_eq!(prices.updated(), "2027-01-01");
+        prices.replace(&Prices::default());
+        assert!(prices.cost("gemini-3.8-flash", PriceTier::Standard, million).dollars() < 9.0);
+        assert_eq!(prices.updated(), Prices::default().updated());
     }
 
     #[test]
     fn a_wrong_file_is_refused_with_its_line() {
-        let message = |text: &str| Prices::parse(text).unwrap_err().to_string();
+        let message = |text: &str| Table::parse(text).unwrap_err().to_string();
         let head = "updated = 2027-01-01\n[models.a]\n";
         assert!(message(&format!("{head}input = 1\noutput = \"x\"\n")).starts_with("line 4: "));
         assert!(

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use connection::connection;
-use connections::Acceptor;
+use connections::{Acceptor, ConnectionGuard};
 
 pub use files::{affordable_connections, raise_limit};
 
@@ -59,9 +59,11 @@ impl ServerLimits {
     }
 }
 
-/// Signals the two steps of a shutdown.
+/// Signals the steps of a shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
+    /// Serve as before, but close each connection after its next answer, so that clients go elsewhere.
+    pub announced: CancellationToken,
     /// Stop accepting, and let work in flight finish within the grace period.
     pub begins: CancellationToken,
     /// End the grace period.
@@ -70,7 +72,7 @@ pub struct Shutdown {
 
 impl From<CancellationToken> for Shutdown {
     fn from(begins: CancellationToken) -> Self {
-        Self { begins, ..Self::default() }
+        Self { announced: begins.clone(), begins, ..Self::default() }
     }
 }
 
@@ -107,6 +109,10 @@ impl Worker {
 /// Serves until the shutdown begins, distributing connections to the workers in turn. Then accepts
 /// nothing more, closes idle connections, and returns when the others are done or the grace period is
 /// over.
+///
+/// No client loses a request that it has begun to send: connections that it believes to be established
+/// are accepted, and new ones have a moment for their first request. On Linux, a client whose
+/// connection is not accepted any more learns that before it can send anything.
 pub async fn serve(
     listener: TcpListener,
     workers: Vec<Worker>,
@@ -118,12 +124,12 @@ pub async fn serve(
     let abandon = CancellationToken::new();
     let mut acceptor = Acceptor::new(listener, limits.max_connections);
     let mut workers = workers.iter().cycle();
-    while let Some((socket, open)) = shutdown.begins.run_until_cancelled(acceptor.accept()).await {
+    let mut start = |(socket, open): (TcpStream, ConnectionGuard)| {
         let Some(Worker { runtime, router }) = workers.next() else { return };
-        let (router, begins) = (router.clone(), shutdown.begins.clone());
+        let (router, shutdown) = (router.clone(), shutdown.clone());
         let abandon = abandon.clone();
         let connection = async move {
-            let connection = connection(socket, router, limits, begins, &open);
+            let connection = connection(socket, router, limits, shutdown, &open);
             let session = abandon.run_until_cancelled(connection).await.flatten();
             if let Some(session) = session {
                 // It ends in its own protocol.
@@ -131,8 +137,15 @@ pub async fn serve(
             }
         };
         tasks.spawn_on(connection, runtime);
+    };
+    while let Some(accepted) = shutdown.begins.run_until_cancelled(acceptor.accept()).await {
+        start(accepted);
     }
-    drop(acceptor);
+    let mut last = acceptor.into_last();
+    while let Some(accepted) = last.accept().await {
+        start(accepted);
+    }
+    drop(last);
     tasks.close();
     let in_time = tokio::select! {
         () = tasks.wait() => true,
@@ -147,14 +160,14 @@ pub async fn serve(
     }
 }
 
-/// Whether a gateway at this address answers `GET /` with 200.
+/// Whether a gateway at this address answers `GET` of a path with 200.
 ///
 /// # Errors
 /// What happened instead.
-pub async fn answers(address: SocketAddr) -> Result<(), io::Error> {
+pub async fn answers(address: SocketAddr, path: &str) -> Result<(), io::Error> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(MAX_HEALTH_ANSWER).read_to_end(&mut answer).await?;
         let healthy = answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200");

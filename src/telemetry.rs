@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::LogFormat;
 use crate::gemini::{Secrets, redact};
@@ -27,13 +29,35 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Writes the remaining lines when it is dropped at the end of the process.
 #[derive(Debug)]
 #[must_use = "without it, the last lines are lost"]
-pub struct Logs(Option<WorkerGuard>);
+pub struct Logs {
+    guard: Option<WorkerGuard>,
+    filter: LogFilter,
+}
+
+/// Decides what is logged. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Replaces the filter.
+    pub fn set(&self, filter: &str) {
+        // It fails when nothing is logged any more.
+        let _ = self.0.reload(env_filter(filter));
+    }
+}
+
+impl Logs {
+    /// The filter of these logs.
+    pub fn filter(&self) -> LogFilter {
+        self.filter.clone()
+    }
+}
 
 impl Drop for Logs {
     fn drop(&mut self) {
         // On a separate thread, since it blocks while nobody reads the log.
         let (flushed, wait) = mpsc::channel();
-        let guard = self.0.take();
+        let guard = self.guard.take();
         let flush = move || {
             drop(guard);
             let _ = flushed.send(());
@@ -56,19 +80,19 @@ pub fn dropped_lines() -> u64 {
 /// everything that has the form of a secret are overwritten. A separate thread does the writing. A
 /// second call changes nothing.
 pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
-    let unheard = UNLOGGED.parse().expect("it is a directive");
-    let filter = EnvFilter::new(filter).add_directive(unheard);
+    let (filter, handle) = reload::Layer::new(env_filter(filter));
     // Colours are for terminals, not for files and collectors.
     let colours = stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
     let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
     let (writer, guard) = writer.thread_name("log").finish(stderr());
     let dropped = writer.error_counter();
     // If the log's reader is gone, so is standard error; reporting an error there would panic.
-    let logs = logs.with_writer(Redacted { lines: writer, secrets }).log_internal_errors(false);
+    let lines = fmt::layer().with_ansi(colours).log_internal_errors(false);
+    let lines = lines.with_writer(Redacted { lines: writer, secrets });
+    let logs = tracing_subscriber::registry().with(filter);
     let result = match format {
-        LogFormat::Text => logs.try_init(),
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+        LogFormat::Text => logs.with(lines).try_init(),
+        LogFormat::Json => logs.with(lines.json().flatten_event(true)).try_init(),
     };
     panic::set_hook(Box::new(log_panic));
     match result {
@@ -77,7 +101,11 @@ pub fn init(format: LogFormat, filter: &str, secrets: Secrets) -> Logs {
         }
         Err(_) => tracing::debug!("logging is already set up"),
     }
-    Logs(Some(guard))
+    Logs { guard: Some(guard), filter: LogFilter(handle) }
+}
+
+fn env_filter(filter: &str) -> EnvFilter {
+    EnvFilter::new(filter).add_directive(UNLOGGED.parse().expect("it is a directive"))
 }
 
 /// Writes lines, or makes the writer for them, with secrets overwritten.

@@ -1,13 +1,16 @@
-//! `GET /`: whether the service is healthy, how busy it is, and how it is configured.
+//! `GET /`: whether the service is healthy, how busy it is, and how it is configured. `GET /livez` and
+//! `GET /readyz`: the probes of load balancers and orchestrators.
 
 use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::IntoResponse;
+use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, NotReady};
 use crate::gemini::Model;
 
 /// The state of the service.
@@ -61,6 +64,17 @@ struct SharedLimits {
     /// Whether Redis can be reached. Otherwise no call starts, and new requests are refused with 503
     /// `limits_unavailable`.
     connected: bool,
+}
+
+/// Whether this replica can take requests.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReadinessStatus {
+    /// `ready` or `not_ready`.
+    #[schema(value_type = String, example = "ready")]
+    status: &'static str,
+    /// Why it is not ready: `shutting_down`, `limits_unavailable` or `job_store_unavailable`.
+    #[schema(value_type = Vec<String>)]
+    reasons: Vec<&'static str>,
 }
 
 /// The models of requests that name none.
@@ -120,4 +134,43 @@ pub(super) async fn health(State(gateway): State<Gateway>) -> Json<Health> {
             structured: gateway.defaults.structured_model.clone(),
         },
     })
+}
+
+/// Check that the process answers. Needs no key.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "service",
+    responses((status = OK, description = "It answers", body = String, content_type = "text/plain"))
+)]
+pub(super) async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Check that this replica can take requests: its limits and its jobs can be used, and it is not shutting
+/// down. Needs no key.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "service",
+    responses(
+        (status = OK, description = "It can", body = ReadinessStatus),
+        (status = SERVICE_UNAVAILABLE, description = "It cannot now", body = ReadinessStatus)
+    )
+)]
+pub(super) async fn readyz(State(gateway): State<Gateway>) -> impl IntoResponse {
+    let reasons = gateway.readiness.reasons().await.into_iter().map(name).collect::<Vec<_>>();
+    let (status, text) = match reasons.is_empty() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+    };
+    (status, Json(ReadinessStatus { status: text, reasons }))
+}
+
+fn name(reason: NotReady) -> &'static str {
+    match reason {
+        NotReady::ShuttingDown => "shutting_down",
+        NotReady::LimitsUnavailable => "limits_unavailable",
+        NotReady::JobStoreUnavailable => "job_store_unavailable",
+    }
 }

@@ -28,6 +28,9 @@ const MAX_REQUEST_ID: usize = 128;
 /// How much of a path is logged, in bytes.
 const MAX_LOGGED_PATH: usize = 1024;
 
+/// The paths of probes.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
 /// Gives a request its id, logs the outcome, and traces it if traces are on.
 pub(super) async fn observe(
     State(gateway): State<Gateway>,
@@ -44,7 +47,9 @@ pub(super) async fn observe(
         path = logged(request.uri().path()),
         trace_id = field::Empty,
     );
-    let traced = match gateway.traces.are_on() {
+    // Probes come every few seconds and say nothing about the load.
+    let is_probe = PROBES.contains(&request.uri().path());
+    let traced = match gateway.traces.are_on() && !is_probe {
         true => traced(&gateway, &mut request, id_text, &span),
         false => None,
     };
@@ -53,7 +58,11 @@ pub(super) async fn observe(
     let mut response = request_id::handling(id.clone(), handled).await;
     span.in_scope(|| {
         let status = response.status().as_u16();
-        tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");
+        let duration_ms = started.elapsed().as_millis() as u64;
+        match is_probe {
+            true => tracing::debug!(status, duration_ms, "answered"),
+            false => tracing::info!(status, duration_ms, "answered"),
+        }
     });
     response.headers_mut().insert(X_REQUEST_ID, id);
     match traced {

@@ -21,6 +21,8 @@ use crate::gateway::Gateway;
 fn documented() -> OpenApiRouter<Gateway> {
     OpenApiRouter::with_openapi(Documentation::openapi())
         .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
         .routes(routes!(chat::chat))
         .routes(routes!(structured::structured))
         .routes(routes!(cinematic::cinematic))

@@ -104,7 +104,7 @@ impl Lookup<'_> {
         &self,
         setting: Setting,
     ) -> Result<Option<Duration>, InvalidSetting> {
-        const EXPECTED: &str = "a number of seconds, at most 31536000; 0 for never";
+        const EXPECTED: &str = "a number of seconds, at most 31536000; 0 for none";
         if self.parse(setting, EXPECTED) == Ok(0.0) {
             return Ok(None);
         }

@@ -22,6 +22,13 @@ pub(super) const fn setting(
     Setting { name, default, unit, meaning }
 }
 
+impl Setting {
+    /// Whether its value is a secret, or contains one.
+    pub fn is_secret(&self) -> bool {
+        self.unit.starts_with("secret")
+    }
+}
+
 /// All settings, in the order of the documentation.
 pub const SETTINGS: &[Setting] = &[
     ADMIN_API_KEY,
@@ -74,6 +81,7 @@ pub const SETTINGS: &[Setting] = &[
     BACKGROUND_TIMEOUT_SECONDS,
     JOB_WEBHOOK_SECRET,
     JOB_WEBHOOK_ALLOW,
+    SHUTDOWN_DELAY_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
     LOG_FORMAT,
     RUST_LOG,
@@ -356,11 +364,17 @@ pub(super) const JOB_WEBHOOK_ALLOW: Setting = setting(
     "host names, IP addresses or networks, separated by commas",
     "Destinations of webhooks that may be private, and may be reached without TLS: `hooks.internal,10.0.0.0/8`. Unset: webhooks go to public addresses only, over HTTPS.",
 );
+pub(super) const SHUTDOWN_DELAY_SECONDS: Setting = setting(
+    "SHUTDOWN_DELAY_SECONDS",
+    "0",
+    "seconds",
+    "How long the gateway goes on accepting connections after SIGTERM, while `/readyz` says 503: as long as load balancers need to notice. See docs/deployment.md.",
+);
 pub(super) const SHUTDOWN_GRACE_SECONDS: Setting = setting(
     "SHUTDOWN_GRACE_SECONDS",
     "30",
     "seconds",
-    "How long work in flight may take to finish after SIGTERM.",
+    "How long work in flight may take to finish after SIGTERM and `SHUTDOWN_DELAY_SECONDS`.",
 );
 pub(super) const LOG_FORMAT: Setting =
     setting("LOG_FORMAT", "text", "text or json", "The format of log lines.");

@@ -24,7 +24,7 @@ fn polls_are_turned_off_with_zero() {
     assert_eq!(poll("0.5"), Ok(Some(Duration::from_millis(500))));
     for invalid in ["-1", "x", "inf"] {
         let error = poll(invalid).unwrap_err();
-        assert!(error.to_string().ends_with("0 for never"), "{error}");
+        assert!(error.to_string().ends_with("0 for none"), "{error}");
     }
 }
 

@@ -296,7 +296,7 @@ impl Outcome<'_> {
 
     fn class(&self) -> OutcomeClass {
         match self {
-            Self::Answered => OutcomeClass::Succeeded,
+            Self::Answered(_) => OutcomeClass::Succeeded,
             Self::Overdue => OutcomeClass::Failed,
             Self::Cancelled => OutcomeClass::Cancelled,
             Self::Failed(error) | Self::BrokenOff(error) => match error.kind {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Call, CallError, Dispatcher};
+use super::{Call, CallError, Dispatcher, OVERDUE};
 use crate::gemini::{Secrets, redact};
 use crate::metrics::Failure;
 

@@ -53,7 +53,7 @@ impl SpendEstimator {
     /// An estimator for calls of a kind; `None` if the payer may spend any amount.
     pub fn new(account: &Arc<Account>, prices: &Arc<Prices>, kind: CallKind) -> Option<Self> {
         let (account, prices) = (Arc::clone(account), Arc::clone(prices));
-        account.has_spend_limit().then_some(Self { account, prices, kind })
+        account.counts_spend().then_some(Self { account, prices, kind })
     }
 
     /// What a call with so many tokens of input is expected to cost, in billionths of a dollar: the

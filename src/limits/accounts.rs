@@ -3,15 +3,17 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `account` | one key and model: a budget and an adaptive limit |
+//! | `replan` | new settings while calls run |
 //! | `breakers` | calls that Gemini is certain to refuse until somebody pays or raises a quota |
 
 mod account;
 mod breakers;
+mod replan;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -56,14 +58,20 @@ const MAX_NAME: usize = 128;
 #[derive(Debug)]
 pub struct Accounts {
     store: Arc<dyn Store>,
-    plan: QuotaPlan,
-    /// The highest limit on concurrent calls of one account.
-    ceiling: usize,
+    settings: RwLock<Settings>,
     open: RwLock<Open>,
     /// Shared by all accounts.
     breakers: Arc<Breakers>,
     /// Held while two accounts are joined, so that aliases form no cycle.
     joining: Mutex<()>,
+}
+
+/// What the settings say about accounts.
+#[derive(Debug, Clone)]
+struct Settings {
+    plan: Arc<QuotaPlan>,
+    /// The highest limit on concurrent calls of one account.
+    ceiling: usize,
 }
 
 /// Where the name of the charged model comes from.
@@ -86,6 +94,13 @@ pub struct Spending {
     pub planned: Option<Planned>,
     /// The usage.
     pub usage: BudgetUsage,
+}
+
+impl Spending {
+    /// Whether a limit is set or known.
+    fn is_limited(&self) -> bool {
+        self.planned.is_some() || self.usage[QuotaKind::SpendPerTenMinutes].limit.is_some()
+    }
 }
 
 /// The payer and the model of an account.
@@ -114,8 +129,7 @@ impl Accounts {
         let open = Open { count_at: MAX_UNPROVEN, ..Open::default() };
         Self {
             store,
-            plan,
-            ceiling,
+            settings: RwLock::new(Settings { plan: Arc::new(plan), ceiling }),
             open: RwLock::new(open),
             breakers: Arc::default(),
             joining: Mutex::default(),
@@ -141,12 +155,12 @@ impl Accounts {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
-        self.plan.quotas(label, model)[QuotaKind::EnqueuedTokens]
+        self.settings().plan.quotas(label, model)[QuotaKind::EnqueuedTokens]
     }
 
     /// Whom Gemini charges for the calls of a key.
     pub(super) fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
-        match self.plan.label(key_sha256) {
+        match self.settings().plan.label(key_sha256) {
             Some(label) => Payer::Labelled(Arc::clone(label)),
             None => Payer::Key(*key_sha256),
         }
@@ -168,8 +182,10 @@ impl Accounts {
         if !open.has_room() {
             return Arc::new(Account::rejected(payer, model));
         }
-        let (plan, ceiling) = (&self.plan, self.ceiling);
-        let (store, breakers) = (&*self.store, &self.breakers);
+        // Read behind the lock of the accounts, so that `replan` finds each account that is opened with
+        // the old settings.
+        let Settings { plan, ceiling } = self.settings().clone();
+        let (plan, store, breakers) = (&*plan, &*self.store, &self.breakers);
         let spend = match counted {
             Counted::Model => open.spend_of(&payer, plan, store),
             // What Gemini counts apart costs nothing, or later.
@@ -179,6 +195,15 @@ impl Accounts {
         let account = Arc::new(account.spending(spend));
         open.insert(name, Arc::clone(&account));
         account
+    }
+
+    /// The highest limit on concurrent calls of one account.
+    pub(super) fn ceiling(&self) -> usize {
+        self.settings().ceiling
+    }
+
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that Gemini charges the calls of `account` to another model, `counts_as`. From now on
@@ -286,10 +311,13 @@ impl Accounts {
     /// [`StoreUnavailable`] if the limits are shared and cannot be reached.
     pub async fn spending(&self, most: usize) -> Result<Vec<Spending>, StoreUnavailable> {
         let budgets = self.spend_budgets(most).into_iter().map(async |(payer, budget)| {
-            let planned = self.plan.of_payer(payer.label())[QuotaKind::SpendPerTenMinutes];
+            let planned = self.settings().plan.of_payer(payer.label());
+            let planned = planned[QuotaKind::SpendPerTenMinutes];
             Ok(Spending { payer, planned, usage: budget.usage().await? })
         });
-        try_join_all(budgets).await
+        let mut all = try_join_all(budgets).await?;
+        all.retain(Spending::is_limited);
+        Ok(all)
     }
 
     fn spend_budgets(&self, most: usize) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {

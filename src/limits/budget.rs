@@ -11,8 +11,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::model::{
-    BudgetUsage, Cost, Exhausted, Line, QuotaKind, Quotas, Resource, SPEND_MARGIN, Spent,
-    StoreUnavailable,
+    BudgetUsage, Cost, Exhausted, Line, PlannedQuotas, QuotaKind, Quotas, Resource, SPEND_MARGIN,
+    Spent, StoreUnavailable,
 };
 
 /// The quotas of one account, as a call uses them. [`LocalBudget`](super::LocalBudget) counts in this
@@ -63,6 +63,11 @@ pub trait BudgetAdmin: Budget {
     /// Takes over quotas that Gemini named. The others stay as they are. They hold until the day ends
     /// in California; then the settings hold again.
     fn learn(&self, named: Quotas);
+
+    /// Takes over new settings, for waiting calls too: the account's `own` quotas, and those that hold
+    /// `with_aliases`, the accounts that are charged here, which have their new settings already. If the
+    /// quotas change, learned ones are dropped.
+    fn plan(&self, own: PlannedQuotas, with_aliases: PlannedQuotas);
 
     /// Returns to the quotas of the settings, and ends a pause and a used-up day.
     fn forget(&self);

@@ -34,7 +34,7 @@ pub struct Limiter {
     global: Arc<dyn Semaphore>,
     accounts: Accounts,
     waiting: AtomicUsize,
-    max_waiting: usize,
+    max_waiting: AtomicUsize,
 }
 
 /// Why a call was not admitted.
@@ -152,8 +152,32 @@ impl Limiter {
             accounts: Accounts::new(Arc::clone(&store), plan, limit),
             store,
             waiting: AtomicUsize::new(0),
-            max_waiting,
+            max_waiting: max_waiting.into(),
         })
+    }
+
+    /// Takes over new settings, for waiting requests too: the number of calls in flight, of waiting
+    /// requests, and the quotas. What was spent stays counted, and nothing that was granted is taken
+    /// away. The limit of calls in flight applies to all replicas, if it is not what it was here.
+    ///
+    /// # Errors
+    /// [`StoreUnavailable`] if the shared limits are unavailable. Nothing is changed then.
+    pub async fn reconfigure(
+        &self,
+        limit: usize,
+        max_waiting: usize,
+        plan: QuotaPlan,
+    ) -> Result<(), StoreUnavailable> {
+        if limit != self.accounts.ceiling() {
+            self.store.set_global(limit).await?;
+        }
+        self.max_waiting.store(max_waiting, Ordering::Relaxed);
+        self.accounts.replan(plan, limit);
+        Ok(())
+    }
+
+    fn max_waiting(&self) -> usize {
+        self.max_waiting.load(Ordering::Relaxed)
     }
 
     /// The store that keeps the limits.
@@ -174,7 +198,11 @@ impl Limiter {
     pub fn check_queue(&self) -> Result<(), Refused> {
         self.store.reach()?;
         let Occupancy { available, waiting, .. } = self.occupancy();
-        if available == 0 && waiting >= self.max_waiting { Err(Refused::QueueFull) } else { Ok(()) }
+        if available == 0 && waiting >= self.max_waiting() {
+            Err(Refused::QueueFull)
+        } else {
+            Ok(())
+        }
     }
 
     /// How busy the limiter is now.

@@ -55,6 +55,11 @@ impl Semaphores for LocalStore {
         Arc::<LocalSemaphore>::clone(&self.global)
     }
 
+    fn set_global(&self, limit: usize) -> Fetched<'_, ()> {
+        self.global.resize(limit);
+        ready(Ok(())).boxed()
+    }
+
     fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)> {
         let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
         let new = !named.contains_key(&id);

@@ -127,7 +127,7 @@ impl SharedStore {
             NoRedis { address: address.clone(), reason }
         };
         let connector =
-            Connector::new(info, &settings.prefix, limit, Arc::clone(&link), Arc::clone(&registry));
+            Connector::new(info, &settings.prefix, Arc::clone(&link), Arc::clone(&registry));
         let session = connector.open(None, false).await.map_err(failed)?;
         let session = tokio::spawn(Arc::new(connector).keep(session));
         Ok(Arc::new(Self { link, registry, session: Mutex::new(session) }))
@@ -150,6 +150,15 @@ impl Drop for SharedStore {
 impl Semaphores for SharedStore {
     fn global(&self) -> Arc<dyn Semaphore> {
         Arc::<SharedSemaphore>::clone(&self.registry.global)
+    }
+
+    fn set_global(&self, limit: usize) -> Fetched<'_, ()> {
+        async move {
+            let _: Option<()> = self.link.call(Command::SetGlobalLimit { limit }).await?;
+            self.registry.set_limit(limit);
+            Ok(())
+        }
+        .boxed()
     }
 
     fn register(&self, id: SemaphoreId, limit: usize) -> Fetched<'_, (Arc<dyn Semaphore>, bool)> {

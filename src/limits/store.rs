@@ -81,6 +81,10 @@ pub trait Semaphores: fmt::Debug + Send + Sync {
     /// The semaphore that every call uses.
     fn global(&self) -> Arc<dyn Semaphore>;
 
+    /// Changes the limit of the semaphore that every call uses, for waiting calls too. A lower limit
+    /// takes no permit away. Of several replicas, the one that set it last decides.
+    fn set_global(&self, limit: usize) -> Fetched<'_, ()>;
+
     /// Creates a semaphore or changes the limit of an existing one, for waiting requests too. A lower
     /// limit takes no permit away. Also returns whether the semaphore is new.
     ///

@@ -230,7 +230,7 @@ impl History {
         let state = self.state();
         all.extend(state.peers.failures().map(|(id, failure)| (Arc::clone(id), failure.clone())));
         drop(state);
-        all.sort_by(|(_, a), (_, b)| b.at.cmp(&a.at));
+        all.sort_by_key(|(_, at)| Reverse(at.at));
         all.truncate(most);
         all
     }

@@ -12,23 +12,25 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_io_timeout::TimeoutWriter;
-use tokio_util::sync::CancellationToken;
 
-use super::ServerLimits;
 use super::connections::ConnectionGuard;
 use super::exchange::exchange;
 use super::http2::http2;
 use super::state::State;
 use super::stream::{BUFFER, ClientStream, Io, LINGER_PAUSE};
 use super::timer::poll_timer;
+use super::{ServerLimits, Shutdown};
 use crate::upgrade::{Session, Takeover};
 
 /// The most memory that a connection takes besides buffered bodies, in bytes: up to two buffers for
 /// headers or for the request and its answer, two for bytes read ahead, and its state. Over HTTP/2, each
 /// request takes this much.
 pub(super) const MEMORY: u64 = 4 * BUFFER as u64;
+
+/// How long a client may take from connecting to its first request while a shutdown begins.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How long input is read and discarded after the last answer, in total. Closing a connection with unread
 /// input resets it, and the client may lose the answer.
@@ -40,7 +42,7 @@ pub(super) async fn connection(
     socket: TcpStream,
     router: Router,
     limits: ServerLimits,
-    shutdown: CancellationToken,
+    shutdown: Shutdown,
     open: &ConnectionGuard,
 ) -> Option<Session> {
     let state = &open.state;
@@ -57,7 +59,7 @@ pub(super) async fn connection(
         biased;
         is_http2 = stream.begins_http2() => is_http2,
         // No complete request has arrived.
-        () = shutdown.cancelled() => false,
+        () = stops(&shutdown, state) => false,
         () = must_close(&stream, state, limits) => return None,
     };
     // A client that stops reading would otherwise hold the resources of its answer forever.
@@ -67,7 +69,7 @@ pub(super) async fn connection(
     let takeover = Takeover::default();
     let result = if is_http2 {
         // Boxed because it is large and most connections do not use HTTP/2.
-        Box::pin(http2(io, router, limits, shutdown, open)).await
+        Box::pin(http2(io, router, limits, shutdown.begins, open)).await
     } else {
         http1(io, &stream, router, limits, shutdown, state, &takeover).await
     };
@@ -94,12 +96,12 @@ async fn http1(
     stream: &ClientStream,
     router: Router,
     limits: ServerLimits,
-    shutdown: CancellationToken,
+    shutdown: Shutdown,
     state: &Arc<State>,
     takeover: &Takeover,
 ) -> Option<hyper::Result<()>> {
     let service = service_fn(|request| {
-        exchange(router.clone(), request, Arc::clone(state), takeover.clone())
+        exchange(router.clone(), request, Arc::clone(state), takeover.clone(), &shutdown)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -110,7 +112,8 @@ async fn http1(
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut closing = pin!(must_close(stream, state, limits));
-    let mut stops = false;
+    let mut stopping = pin!(stops(&shutdown, state));
+    let mut has_stopped = false;
     loop {
         tokio::select! {
             // The connection first, because it updates the state.
@@ -118,11 +121,20 @@ async fn http1(
             result = &mut connection => return Some(result),
             // Ending the connection drops its running handler.
             () = &mut closing => return None,
-            () = shutdown.cancelled(), if !stops => {
-                stops = true;
+            () = &mut stopping, if !has_stopped => {
+                has_stopped = true;
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// Waits until the shutdown begins, and until a client that has just connected has had time to send its
+/// first request. With `announced`, its connection ends after the answer.
+async fn stops(shutdown: &Shutdown, state: &State) {
+    shutdown.begins.cancelled().await;
+    if let Some(connected_at) = state.connected_at() {
+        sleep_until(connected_at + FIRST_REQUEST).await;
     }
 }
 

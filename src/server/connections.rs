@@ -6,14 +6,38 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::state::State;
 
 /// How long accepting pauses if no connection ends, to avoid a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long handshakes that have begun may take before the listener is closed: longer than a round trip
+/// to most clients.
+const HANDSHAKE: Duration = Duration::from_millis(100);
+
+/// A program of the Berkeley Packet Filter that discards TCP packets with SYN and without ACK. The flags
+/// are in byte 13 (RFC 9293, section 3.1); ACK is 0x10 and SYN 0x02. The codes are those of Linux's
+/// `filter.h`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NO_SYN: [SockFilter; 5] = {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, 0x12),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, 0x02),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+};
 
 /// How long there must be room before it is logged.
 const CALM: Duration = Duration::from_secs(1);
@@ -97,6 +121,27 @@ impl Acceptor {
         }
     }
 
+    /// Accepts the connections that clients believe to be established, and no others.
+    pub(super) fn into_last(self) -> LastConnections {
+        // Clients whose handshake has begun complete it. Without the filter, only the completed ones
+        // are found.
+        let open = self.refuse_handshakes().map_or(Duration::ZERO, |()| HANDSHAKE);
+        LastConnections { acceptor: self, until: Instant::now() + open }
+    }
+
+    /// Discards the packets that begin a handshake. Their clients send them again, and find the listener
+    /// closed.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn refuse_handshakes(&self) -> io::Result<()> {
+        SockRef::from(&self.listener).attach_filter(&NO_SYN)
+    }
+
+    /// Other systems cannot do that.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn refuse_handshakes(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     async fn make_room(&mut self, reason: &str) {
         if self.exhausted.replace(Instant::now()).is_none() {
             tracing::warn!(
@@ -107,6 +152,22 @@ impl Acceptor {
         }
         self.connections.close_one();
         let _ = timeout(ACCEPT_PAUSE, self.connections.ended.notified()).await;
+    }
+}
+
+/// The last connections of a listener.
+///
+/// Closing a listener resets the connections that are established and not accepted yet. Their clients
+/// may have sent a request by then, and cannot know whether it was read.
+pub(super) struct LastConnections {
+    acceptor: Acceptor,
+    until: Instant,
+}
+
+impl LastConnections {
+    /// The next one; `None` if there is no other.
+    pub(super) async fn accept(&mut self) -> Option<(TcpStream, ConnectionGuard)> {
+        timeout_at(self.until, self.acceptor.accept()).await.ok()
     }
 }
 

@@ -10,12 +10,13 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, UPGRADE};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
+use super::Shutdown;
 use super::state::{RemainingBody, State};
 use crate::upgrade::Takeover;
 
@@ -25,12 +26,14 @@ const DRAINED: u64 = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Answers one request. If its body was not read to the end, and the rest is not short and available at
-/// once, the answer announces that the connection closes.
+/// once, the answer announces that the connection closes. So does every answer once a shutdown is
+/// announced: a client that is told does not send its next request on a connection that ends.
 pub(super) async fn exchange(
     router: Router,
     mut request: Request<Incoming>,
     state: Arc<State>,
     takeover: Takeover,
+    shutdown: &Shutdown,
 ) -> Result<Response<Http1Body>, Infallible> {
     // Reading a body with `Expect: 100-continue` would make the client send it.
     let drains = !request.headers().contains_key(EXPECT);
@@ -49,7 +52,8 @@ pub(super) async fn exchange(
         RemainingBody::Unread(rest) => drains && drain(rest).await,
         RemainingBody::Reading => false,
     };
-    if !is_read {
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if !is_read || (shutdown.announced.is_cancelled() && !switches) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         state.will_linger();
     }

@@ -68,6 +68,8 @@ struct Current {
     keeps_rest: bool,
     rest: Option<Incoming>,
     lingers: bool,
+    /// When the client connected, until its first request.
+    connected_at: Option<Instant>,
     /// Over HTTP/2, the requests in progress.
     streams: Option<Streams>,
 }
@@ -93,6 +95,7 @@ impl State {
             keeps_rest: false,
             rest: None,
             lingers: false,
+            connected_at: Some(Instant::now()),
             streams: None,
         };
         Self {
@@ -130,6 +133,7 @@ impl State {
     /// Records that the headers of a request arrived.
     pub(super) fn request(&self, has_body: bool) {
         let mut current = self.current();
+        current.connected_at = None;
         current.enter(if has_body { Phase::Body } else { Phase::Answer });
         current.is_read = !has_body;
         current.keeps_rest = has_body;
@@ -291,6 +295,11 @@ impl State {
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let current = self.current();
         matches!(current.phase, Phase::Headers | Phase::Idle).then_some(current.since)
+    }
+
+    /// When the client connected, if it has not sent a request since.
+    pub(super) fn connected_at(&self) -> Option<Instant> {
+        self.current().connected_at
     }
 
     /// Waits until the connection is asked to close.

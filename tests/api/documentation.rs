@@ -136,6 +136,8 @@ async fn every_endpoint_is_documented() {
         documented,
         [
             "GET /",
+            "GET /livez",
+            "GET /readyz",
             "POST /chat",
             "POST /structured-output",
             "POST /cinematic-story-design",
@@ -270,7 +272,7 @@ async fn the_admin_key_is_a_security_scheme_of_every_endpoint_that_takes_keys() 
     assert_eq!(scheme["name"], "Admin-API-Key");
     for operation in operations(&document) {
         let expected = match operation.path {
-            "/" | "/metrics" => Value::Null,
+            "/" | "/livez" | "/readyz" | "/metrics" => Value::Null,
             path if path.starts_with("/_admin") => json!([{"AdminKey": []}]),
             _ => json!([{}, {"AdminKey": []}, {"GoogleApiKey": []}, {"BearerToken": []}]),
         };

@@ -1,10 +1,16 @@
-//! `GET /`: what it reports, idle and busy.
+//! `GET /`: what it reports, idle and busy. The probes `GET /livez` and `GET /readyz`.
+
+use std::time::Duration;
 
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 
-use crate::support::{Service, answer, slow};
+use crate::process::Start;
+use crate::replicas::until_connected;
+use crate::sharing::backends;
+use crate::support::{Service, TEST_TIMEOUT, answer, slow};
 
 async fn concurrency_status(service: &Service) -> Value {
     answer(service.get("/")).await.body["concurrency_status"].clone()
@@ -93,4 +99,61 @@ async fn a_head_request_is_answered_without_a_body() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["content-type"], "application/json");
     assert_eq!(response.text().await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn a_service_that_can_take_requests_is_live_and_ready() {
+    let service = Service::start().await;
+    let live = service.get("/livez").send().await.unwrap();
+    assert_eq!(live.status(), StatusCode::OK);
+    assert_eq!(live.text().await.unwrap(), "ok");
+    let ready = answer(service.get("/readyz")).await;
+    assert_eq!(ready.status, StatusCode::OK);
+    assert_eq!(ready.body, json!({"status": "ready", "reasons": []}));
+}
+
+#[tokio::test]
+async fn a_service_whose_job_store_cannot_be_used_is_live_and_not_ready() {
+    let service = Service::with(Options::default(), |config| {
+        std::fs::create_dir_all(&config.job_store.folder).unwrap();
+        std::fs::write(config.job_store.folder.join("jobs.sqlite"), "no database").unwrap();
+    })
+    .await;
+    let ready = answer(service.get("/readyz")).await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ready.body, json!({"status": "not_ready", "reasons": ["job_store_unavailable"]}));
+    assert_eq!(service.get("/livez").send().await.unwrap().status(), StatusCode::OK);
+    std::fs::remove_file(service.gateway.config.job_store.folder.join("jobs.sqlite")).unwrap();
+    let is_ready = async {
+        while answer(service.get("/readyz")).await.status != StatusCode::OK {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(TEST_TIMEOUT, is_ready).await.expect("it is never ready");
+}
+
+#[tokio::test]
+async fn a_replica_without_redis_is_live_and_not_ready() {
+    let mut backends = backends().await;
+    let replica = backends.replica(2).run().await;
+    assert_eq!(answer(replica.get("/readyz")).await.status, StatusCode::OK);
+    backends.redis.stop().await;
+    until_connected(&replica, false).await;
+    let ready = answer(replica.get("/readyz")).await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ready.body["reasons"], json!(["limits_unavailable"]));
+    assert_eq!(replica.get("/livez").send().await.unwrap().status(), StatusCode::OK);
+    backends.redis.restart().await;
+    until_connected(&replica, true).await;
+    assert_eq!(answer(replica.get("/readyz")).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn probes_are_logged_for_debugging_only() {
+    let process = Start::simulated().run().await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        process.get(path).send().await.unwrap().text().await.unwrap();
+    }
+    process.until_logged("path=\"/metrics\"").await;
+    assert!(!process.log().contains("/livez") && !process.log().contains("/readyz"));
 }

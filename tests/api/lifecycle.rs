@@ -1,6 +1,5 @@
-//! The program from start to end: settings, slow clients, signals and logs.
+//! The program from its start: settings, slow clients and logs.
 
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,20 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
 use crate::process::{Process, Start, kill};
-use crate::support::{TEST_TIMEOUT, answer, slow};
-
-/// Waits until the address refuses connections.
-async fn until_refused(process: &Process) {
-    let refused = async {
-        loop {
-            match TcpStream::connect(process.address).await {
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
-                _ => tokio::task::yield_now().await,
-            }
-        }
-    };
-    timeout(TEST_TIMEOUT, refused).await.expect("connections are refused");
-}
+use crate::support::{TEST_TIMEOUT, answer};
 
 #[tokio::test]
 async fn the_simulated_service_needs_no_key_and_says_that_it_is_simulated() {
@@ -62,56 +48,6 @@ async fn the_simulator_runs_as_its_own_server() {
 }
 
 #[tokio::test]
-async fn calls_in_flight_finish_after_sigterm_and_new_ones_are_refused() {
-    let process = Start::simulated().run().await;
-    let idle = TcpStream::connect(process.address).await.unwrap();
-    let chat = tokio::spawn(answer(process.post("/chat", &json!({"prompt": slow(1_500)}))));
-    let requests = vec![json!({"prompt": slow(700)}); 20];
-    let batch = tokio::spawn(answer(process.post("/batch/chat", &json!({"requests": requests}))));
-    process.until_in_flight(15).await;
-
-    process.terminate().await;
-    until_refused(&process).await;
-    assert!(!chat.is_finished(), "the chat should be in flight");
-    assert_eq!(chat.await.unwrap().status, StatusCode::OK);
-    assert_eq!(batch.await.unwrap().body["successful_requests"], 20);
-    let (code, log) = process.end().await;
-    assert_eq!(code, Some(0));
-    assert!(log.contains("shutting down") && log.contains("stopped"), "{log}");
-    drop(idle);
-}
-
-#[tokio::test]
-async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
-    let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "0.3").run().await;
-    let chat = process.post("/chat", &json!({"prompt": slow(60_000)}));
-    let chat = tokio::spawn(chat.send());
-    process.until_in_flight(1).await;
-    process.terminate().await;
-    let (code, log) = process.end().await;
-    assert_eq!(code, Some(0));
-    assert!(log.contains("the grace period is over"), "{log}");
-    assert!(chat.await.unwrap().is_err(), "the chat got an answer");
-}
-
-#[tokio::test]
-async fn a_second_signal_ends_the_grace_period_at_once() {
-    for signals in [["TERM", "TERM"], ["TERM", "INT"], ["INT", "TERM"]] {
-        let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
-        let chat = process.post("/chat", &json!({"prompt": slow(3_000_000)}));
-        let chat = tokio::spawn(chat.send());
-        process.until_in_flight(1).await;
-        process.signal(signals[0]).await;
-        process.until_logged("shutting down").await;
-        process.signal(signals[1]).await;
-        let (code, log) = process.end().await;
-        assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains("stopping at once"), "{log}");
-        assert!(chat.await.unwrap().is_err(), "the chat got an answer");
-    }
-}
-
-#[tokio::test]
 async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     let (process, _unread) = Start::simulated().run_unread().await;
     // More than the pipe and the queue of log lines hold.
@@ -135,18 +71,8 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     assert_eq!(process.end().await.0, Some(0));
 }
 
-#[tokio::test]
-async fn an_idle_service_stops_at_once() {
-    let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
-    let mut kept_alive = TcpStream::connect(process.address).await.unwrap();
-    kept_alive.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    assert_ne!(kept_alive.read(&mut [0; 16]).await.unwrap(), 0);
-    process.terminate().await;
-    assert_eq!(process.end().await.0, Some(0));
-}
-
 /// An invalid value for every setting except the one that takes any text.
-const WRONG: [(&str, &str); 53] = [
+const WRONG: [(&str, &str); 54] = [
     ("GEMINI_API_KEY", "se cret"),
     ("ENVIRONMENT_FALLBACK", "perhaps"),
     ("ENVIRONMENT_FALLBACK_SCOPE", "files"),
@@ -196,6 +122,7 @@ const WRONG: [(&str, &str); 53] = [
     ("BACKGROUND_TIMEOUT_SECONDS", "7h"),
     ("JOB_WEBHOOK_SECRET", "whsec_77"),
     ("JOB_WEBHOOK_ALLOW", "http://wrong.example"),
+    ("SHUTDOWN_DELAY_SECONDS", "-7.7"),
     ("SHUTDOWN_GRACE_SECONDS", "1e77"),
     ("LOG_FORMAT", "yaml"),
     ("RUST_LOG", "loud=very"),
@@ -296,6 +223,23 @@ async fn a_port_in_use_fails_the_start() {
 }
 
 #[tokio::test]
+async fn healthcheck_can_ask_whether_the_service_is_ready() {
+    let process = Start::simulated().set("SHUTDOWN_DELAY_SECONDS", "3600").run().await;
+    let port = process.address.port().to_string();
+    let check = |arguments: &[&str]| {
+        Start::with_arguments(arguments).unset("PORT").set("PORT", &port).output()
+    };
+    assert_eq!(check(&["healthcheck", "--ready"]).await.status.code(), Some(0));
+    process.terminate().await;
+    process.until_logged("shutting down").await;
+    assert_eq!(check(&["healthcheck"]).await.status.code(), Some(0));
+    let output = check(&["healthcheck", "--ready"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(&format!("127.0.0.1:{port} is not ready")), "{log}");
+}
+
+#[tokio::test]
 async fn healthcheck_reports_by_its_exit_code() {
     let process = Start::simulated().run().await;
     let port = process.address.port().to_string();
@@ -316,13 +260,13 @@ async fn healthcheck_reports_by_its_exit_code() {
     process.terminate().await;
     process.end().await;
     let output = check("127.0.0.1").await;
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains(&format!("127.0.0.1:{port} is not healthy")), "{log}");
 }
 
 /// Reads a connection to its end.
-async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+pub async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();
     let read =
         timeout(TEST_TIMEOUT, stream.read_to_end(&mut text)).await.expect("it is still open");

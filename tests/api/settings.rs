@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::iter;
 
 use gemini_concurrent_generation::config::{
-    Config, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS, Setting,
+    Config, OTEL_VARIABLES, PROXY_VARIABLES, RELOADED, SETTINGS, Setting,
 };
 use gemini_concurrent_generation::limits::Quotas;
 
@@ -111,6 +111,14 @@ fn the_code_reads_every_listed_setting() {
     asked.retain(|name| !shared.contains(&&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
     assert_eq!(asked, listed);
+}
+
+#[test]
+fn the_deployment_page_lists_the_settings_that_a_running_process_takes_over() {
+    let section = section("docs/deployment.md", "Change settings without a restart");
+    let rows = rows(&section);
+    let listed: Vec<_> = rows.iter().filter_map(|row| row.split('`').nth(1)).collect();
+    assert_eq!(listed, RELOADED.map(|setting| setting.name));
 }
 
 #[test]

@@ -34,6 +34,18 @@ pub(super) enum Counted {
     Method,
 }
 
+impl Counted {
+    /// The quotas in these settings.
+    fn quotas(self, plan: &QuotaPlan, payer: &Payer, model: &str) -> PlannedQuotas {
+        match self {
+            // Enqueued tokens are kept apart.
+            Self::Model => plan.quotas(payer.label(), model).with(QuotaKind::EnqueuedTokens, None),
+            // The plan's quotas are the model's.
+            Self::Method => PlannedQuotas::default(),
+        }
+    }
+}
+
 /// One key and one model: their quotas, and how many of their calls run at once.
 #[derive(Debug)]
 pub struct Account {
@@ -43,8 +55,8 @@ pub struct Account {
     /// The quotas of the settings.
     planned: Mutex<PlannedQuotas>,
     budget: Arc<dyn BudgetAdmin>,
-    /// What the payer spends on all its models together; `None` if that has no limit.
-    spend: Option<Arc<dyn BudgetAdmin>>,
+    /// What the payer spends on all its models together; unset if that has never had a limit.
+    spend: OnceLock<Arc<dyn BudgetAdmin>>,
     concurrency: Arc<AdaptiveLimit>,
     flex_concurrency: Arc<AdaptiveLimit>,
     /// Whether Gemini has ever accepted a call of this account.
@@ -79,14 +91,7 @@ impl Account {
         ceiling: usize,
         breakers: &Arc<Breakers>,
     ) -> Self {
-        // The plan's quotas are the model's.
-        let planned = match counted {
-            // Enqueued tokens are kept apart.
-            Counted::Model => {
-                plan.quotas(payer.label(), &model).with(QuotaKind::EnqueuedTokens, None)
-            }
-            Counted::Method => PlannedQuotas::default(),
-        };
+        let planned = counted.quotas(plan, &payer, &model);
         let budget = store.budget(&payer, &model, planned, plan.minute);
         let account = Self::new(payer, model, planned, budget, ceiling);
         Self { breakers: Arc::clone(breakers), counted, ..account }
@@ -94,7 +99,32 @@ impl Account {
 
     /// The same account, whose calls count in the payer's spend.
     pub(super) fn spending(self, spend: Option<Arc<dyn BudgetAdmin>>) -> Self {
-        Self { spend, ..self }
+        Self { spend: spend.map_or_else(OnceLock::new, OnceLock::from), ..self }
+    }
+
+    /// The quotas of the account itself in these settings.
+    pub(super) fn quotas_in(&self, plan: &QuotaPlan) -> PlannedQuotas {
+        self.counted.quotas(plan, &self.payer, &self.model)
+    }
+
+    /// Takes over new settings: its `own` quotas, those that hold `with_aliases`, the highest limit on
+    /// concurrent calls, and what the payer may spend, if that has a limit. What was spent before it had
+    /// one is not counted.
+    pub(super) fn replan(
+        &self,
+        own: PlannedQuotas,
+        with_aliases: PlannedQuotas,
+        ceiling: usize,
+        spend: Option<Arc<dyn BudgetAdmin>>,
+    ) {
+        *self.planned() = with_aliases;
+        self.budget.plan(own, with_aliases);
+        self.concurrency.set_ceiling(ceiling);
+        self.flex_concurrency.set_ceiling(ceiling);
+        if let Some(spend) = spend.filter(|_| self.counted == Counted::Model) {
+            // All accounts of a payer have the same one.
+            let _ = self.spend.set(spend);
+        }
     }
 
     /// An account that is not kept and whose calls are refused.
@@ -117,7 +147,7 @@ impl Account {
             counted: Counted::Model,
             planned: Mutex::new(planned),
             budget,
-            spend: None,
+            spend: OnceLock::new(),
             concurrency: AdaptiveLimit::new(ceiling),
             flex_concurrency: AdaptiveLimit::new(ceiling),
             proven: AtomicBool::new(false),
@@ -153,19 +183,19 @@ impl Account {
         &self.budget
     }
 
-    /// What the payer spends on all its models together; `None` if that has no limit.
+    /// What the payer spends on all its models together; `None` if that has never had a limit.
     pub(in crate::limits) fn spend(&self) -> Option<&Arc<dyn BudgetAdmin>> {
-        self.spend.as_ref()
+        self.spend.get()
     }
 
-    /// Whether the payer may spend only so much.
-    pub fn has_spend_limit(&self) -> bool {
-        self.spend.is_some()
+    /// Whether it is counted what the payer spends, because that has or had a limit.
+    pub fn counts_spend(&self) -> bool {
+        self.spend().is_some()
     }
 
     /// Whether a refusal by Gemini pauses the account.
     pub(in crate::limits) fn is_paused(&self) -> bool {
-        self.budget.is_paused() || self.spend.as_ref().is_some_and(|spend| spend.is_paused())
+        self.budget.is_paused() || self.spend().is_some_and(|spend| spend.is_paused())
     }
 
     /// Starts no call of the account, and none that costs the payer money, until then, because Gemini
@@ -173,7 +203,7 @@ impl Account {
     pub(super) fn pause_until(&self, until: Instant) {
         let quota = Some(QuotaKind::SpendPerTenMinutes);
         self.budget.pause_until(until, quota);
-        if let Some(spend) = &self.spend {
+        if let Some(spend) = self.spend() {
             spend.pause_until(until, quota);
         }
     }
@@ -201,6 +231,19 @@ impl Account {
             account = real;
         }
         account
+    }
+
+    /// Through how many other accounts this one's calls are charged: 0 if it is charged itself.
+    pub(super) fn charged_through(self: &Arc<Self>) -> usize {
+        let mut account = Arc::clone(self);
+        let mut count = 0;
+        while account.is_alias() {
+            let real = account.real.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(real) = real else { break };
+            account = real;
+            count += 1;
+        }
+        count
     }
 
     /// Whether another account is charged for this one's calls.
@@ -265,7 +308,7 @@ impl Account {
         self.charge(None);
         self.named().clear();
         self.budget.forget();
-        if let Some(spend) = &self.spend {
+        if let Some(spend) = self.spend() {
             spend.forget();
         }
         self.concurrency.reset();
@@ -391,7 +434,7 @@ impl Account {
         if !self.proven.load(Ordering::Relaxed) {
             self.proven.store(true, Ordering::Relaxed);
             self.budget.prove();
-            if let Some(spend) = &self.spend {
+            if let Some(spend) = self.spend() {
                 spend.prove();
             }
         }
@@ -421,7 +464,7 @@ impl Account {
         self.concurrency.is_at_rest()
             && self.flex_concurrency.is_at_rest()
             && self.budget.is_blank()
-            && self.spend.as_ref().is_none_or(|spend| spend.is_blank())
+            && self.spend().is_none_or(|spend| spend.is_blank())
             && real.is_none_or(|real| real.is_blank())
     }
 

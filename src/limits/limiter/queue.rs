@@ -323,7 +323,7 @@ impl QueueTicket {
         }
         if state.queues == 0 {
             let max = match state.accepted {
-                None => self.limiter.max_waiting,
+                None => self.limiter.max_waiting(),
                 Some(true) => usize::MAX,
                 Some(false) => 0,
             };

@@ -19,7 +19,6 @@ use crate::limits::semaphore::{Permit, Semaphore as _};
 pub struct AdaptiveLimit {
     semaphore: Arc<LocalSemaphore>,
     search: Mutex<Search>,
-    ceiling: usize,
     /// The search's epoch, which calls read without a lock when they start.
     epoch: AtomicU64,
     /// Whether no success can change anything. Then successes take no lock.
@@ -34,7 +33,6 @@ impl AdaptiveLimit {
         let search = Search::new(ceiling);
         Arc::new(Self {
             semaphore: LocalSemaphore::new(ceiling),
-            ceiling,
             epoch: AtomicU64::new(search.epoch()),
             at_rest: AtomicBool::new(search.at_rest()),
             search: Mutex::new(search),
@@ -68,7 +66,12 @@ impl AdaptiveLimit {
 
     /// The highest value of the limit.
     pub fn ceiling(&self) -> usize {
-        self.ceiling
+        self.search().ceiling()
+    }
+
+    /// Changes the highest value, which is at least 1.
+    pub fn set_ceiling(&self, ceiling: usize) {
+        self.update(|search| search.set_ceiling(ceiling.max(1)));
     }
 
     /// The limit at which Gemini last refused, while the search stays below it.

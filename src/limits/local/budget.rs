@@ -228,6 +228,10 @@ impl BudgetAdmin for LocalBudget {
         self.change(|ledger, now| ledger.learn(named, now));
     }
 
+    fn plan(&self, _own: PlannedQuotas, with_aliases: PlannedQuotas) {
+        self.change(|ledger, now| ledger.plan(with_aliases, now));
+    }
+
     fn forget(&self) {
         self.change(Ledger::forget);
     }

@@ -236,6 +236,16 @@ impl Ledger {
         self.apply(now);
     }
 
+    /// Takes over new settings, including the limits set by hand for accounts that are charged here. If
+    /// they differ from the known ones, drops learned quotas.
+    pub fn plan(&mut self, planned: PlannedQuotas, now: Instant) {
+        let (quotas, by_hand) = (Quotas::from(planned), planned.by_hand());
+        if (quotas, by_hand) != (self.planned, self.by_hand) {
+            self.by_hand = by_hand;
+            self.set(quotas, now);
+        }
+    }
+
     /// Takes over quotas that Gemini named. They hold until the day ends.
     pub fn learn(&mut self, named: Quotas, now: Instant) {
         self.learned = named.or(self.learned);

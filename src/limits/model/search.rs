@@ -76,6 +76,27 @@ impl Search {
         *self = Self { forgives: true, epoch, fell: epoch, ..Self::new(self.ceiling) };
     }
 
+    /// Changes the ceiling. A search that is at rest follows it, and any other goes on below it.
+    pub(in crate::limits) fn set_ceiling(&mut self, ceiling: usize) {
+        if ceiling == self.ceiling {
+            return;
+        }
+        let follows = self.at_rest();
+        self.ceiling = ceiling;
+        if follows {
+            return self.reset();
+        }
+        self.broke_at = self.broke_at.filter(|broke_at| *broke_at <= ceiling);
+        self.held = self.held.min(ceiling);
+        if self.limit > ceiling {
+            self.change(ceiling);
+        }
+    }
+
+    pub(in crate::limits) fn ceiling(&self) -> usize {
+        self.ceiling
+    }
+
     pub(in crate::limits) fn limit(&self) -> usize {
         self.limit
     }
@@ -287,6 +308,31 @@ mod tests {
         assert_eq!(search.limit(), 60, "it may have been random again");
         refuse(&mut search);
         assert_eq!((search.limit(), search.broke_at()), (45, Some(60)));
+    }
+
+    #[test]
+    fn a_search_at_rest_follows_its_ceiling() {
+        let mut search = Search::new(15);
+        for ceiling in [50, 4, 15] {
+            search.set_ceiling(ceiling);
+            assert_eq!((search.limit(), search.broke_at()), (ceiling, None));
+            assert!(search.at_rest());
+        }
+        let epoch = search.epoch();
+        search.set_ceiling(15);
+        assert_eq!(search.epoch(), epoch, "nothing has changed");
+    }
+
+    #[test]
+    fn a_search_below_its_ceiling_goes_on_below_a_new_one() {
+        let mut search = on_a_plateau();
+        search.set_ceiling(200);
+        assert_eq!((search.limit(), search.broke_at()), (60, Some(61)));
+        search.set_ceiling(61);
+        assert_eq!((search.limit(), search.broke_at()), (60, Some(61)));
+        search.set_ceiling(30);
+        assert_eq!((search.limit(), search.broke_at()), (30, None));
+        assert!(search.at_rest(), "fewer than Gemini accepts");
     }
 
     #[test]

@@ -200,11 +200,20 @@ impl SharedBudget {
         self.charged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lowest limits set by hand for the account and for those that are charged to it.
-    fn by_hand(&self) -> Quotas {
-        let known = self.quotas();
-        let aliases = known.aliases.values().copied();
-        bounded(aliases.fold(known.by_hand, Quotas::lower))
+    /// Takes over the quotas of new settings. Returns whether they differ from the known ones.
+    fn replace_planned(&self, own: PlannedQuotas) -> bool {
+        let aliases: Vec<_> = self.quotas().aliases.keys().cloned().collect();
+        let aliases: Vec<_> = aliases
+            .into_iter()
+            // One that is not in use keeps what it had.
+            .filter_map(|alias| Some((self.link.budget(&alias)?.by_hand(), alias)))
+            .collect();
+        let mut known = self.quotas();
+        let before = known.clone();
+        (known.planned, known.by_hand) = (Quotas::from(own), own.by_hand());
+        known.aliases.extend(aliases.into_iter().map(|(by_hand, alias)| (alias, by_hand)));
+        (known.planned, known.by_hand) != (before.planned, before.by_hand)
+            || known.aliases != before.aliases
     }
 
     fn quotas(&self) -> MutexGuard<'_, KnownQuotas> {
@@ -293,6 +302,12 @@ impl LinkedBudget for SharedBudget {
     fn open(&self) -> Quotas {
         self.watch_and_introduce();
         self.by_hand()
+    }
+
+    fn by_hand(&self) -> Quotas {
+        let known = self.quotas();
+        let aliases = known.aliases.values().copied();
+        bounded(aliases.fold(known.by_hand, Quotas::lower))
     }
 }
 
@@ -388,6 +403,19 @@ impl BudgetAdmin for SharedBudget {
     fn learn(&self, named: Quotas) {
         self.watch_and_introduce();
         self.link.send(Command::LearnQuotas { account: self.account(), quotas: bounded(named) });
+    }
+
+    fn plan(&self, own: PlannedQuotas, _with_aliases: PlannedQuotas) {
+        if !self.replace_planned(own) {
+            return;
+        }
+        if !self.is_watched() {
+            return self.watch();
+        }
+        // A later session introduces it with its new settings.
+        if self.introduced.load(Ordering::Acquire) == self.link.session() {
+            self.link.send(self.introduction());
+        }
     }
 
     fn forget(&self) {

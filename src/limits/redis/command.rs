@@ -172,6 +172,10 @@ pub(super) enum Command {
         account: Arc<str>,
         midnight_us: u64,
     },
+    /// Sets the limit of the global semaphore.
+    SetGlobalLimit {
+        limit: usize,
+    },
     Register {
         name: String,
         limit: usize,

@@ -51,6 +51,9 @@ pub(super) trait LinkedBudget: Budget {
 
     /// Keeps the budget in Redis from now on. Returns the limits set by hand.
     fn open(&self) -> Quotas;
+
+    /// The lowest limits set by hand for the account and for those that are charged to it.
+    fn by_hand(&self) -> Quotas;
 }
 
 /// What another replica has found out about an account.

@@ -1,6 +1,7 @@
 //! The shared semaphores that this replica knows.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::command::{Command, GLOBAL, Registered, SemaphoreGeneration};
@@ -13,6 +14,8 @@ use crate::limits::model::SemaphoreId;
 #[derive(Debug)]
 pub(super) struct Registry {
     link: Arc<Link>,
+    /// The limit of the global semaphore in this process's settings.
+    limit: AtomicUsize,
     pub global: Arc<SharedSemaphore>,
     named: RwLock<Named>,
 }
@@ -22,7 +25,17 @@ type Named = BTreeMap<SemaphoreId, Arc<SharedSemaphore>>;
 impl Registry {
     pub fn new(link: Arc<Link>, limit: usize) -> Arc<Self> {
         let global = SharedSemaphore::new(Arc::clone(&link), GLOBAL, limit);
-        Arc::new(Self { link, global, named: RwLock::default() })
+        Arc::new(Self { link, limit: limit.into(), global, named: RwLock::default() })
+    }
+
+    /// The limit of the global semaphore in this process's settings.
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Notes a new limit of the global semaphore in this process's settings.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     pub fn find(&self, id: &SemaphoreId) -> Option<Arc<SharedSemaphore>> {

@@ -1,7 +1,7 @@
 //! A semaphore of all replicas.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::command::SemaphoreGeneration;
 use super::link::{Link, LinkedSemaphore};
@@ -16,7 +16,7 @@ pub(super) struct SharedSemaphore {
     link: Arc<Link>,
     generation: SemaphoreGeneration,
     /// Its limit in the settings of this process, if it has one there.
-    setting: OnceLock<usize>,
+    setting: Mutex<Option<usize>>,
     deleted: AtomicBool,
     /// As last reported.
     usage: Mutex<SemaphoreUsage>,
@@ -27,7 +27,7 @@ pub(super) struct SharedSemaphore {
 impl SharedSemaphore {
     pub fn new(link: Arc<Link>, generation: SemaphoreGeneration, limit: usize) -> Arc<Self> {
         let usage = Mutex::new(SemaphoreUsage { limit, ..SemaphoreUsage::default() });
-        let (setting, deleted) = (OnceLock::new(), AtomicBool::new(false));
+        let (setting, deleted) = (Mutex::default(), AtomicBool::new(false));
         let leased = AtomicUsize::new(0);
         Arc::new(Self { link, generation, setting, deleted, usage, leased })
     }
@@ -38,12 +38,12 @@ impl SharedSemaphore {
 
     /// Its limit in the settings of this process, if it has one there.
     pub fn setting(&self) -> Option<usize> {
-        self.setting.get().copied()
+        *self.setting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes its limit in the settings, which do not change.
+    /// Notes its limit in the settings.
     pub fn note_setting(&self, limit: usize) {
-        let _ = self.setting.set(limit);
+        *self.setting.lock().unwrap_or_else(PoisonError::into_inner) = Some(limit);
     }
 
     pub fn is_deleted(&self) -> bool {

@@ -28,8 +28,6 @@ pub(super) struct Connector {
     pub redis: ConnectionInfo,
     /// The prefix of all keys.
     pub prefix: String,
-    /// The global limit in this process's settings.
-    pub limit: usize,
     pub link: Arc<Link>,
     pub registry: Arc<Registry>,
     pub script: Script,
@@ -70,7 +68,6 @@ impl Connector {
     pub fn new(
         redis: ConnectionInfo,
         prefix: &str,
-        limit: usize,
         link: Arc<Link>,
         registry: Arc<Registry>,
     ) -> Self {
@@ -80,7 +77,7 @@ impl Connector {
             0 => format!("{{{prefix}}}"),
             database => format!("{{{prefix}/{database}}}"),
         };
-        Self { redis, prefix, limit, link, registry, script: Script::new(&SCRIPT) }
+        Self { redis, prefix, link, registry, script: Script::new(&SCRIPT) }
     }
 
     /// Connects and becomes a member that replaces `previous`.
@@ -120,7 +117,7 @@ impl Connector {
         let join = Outgoing {
             command: Command::Join {
                 run,
-                limit: self.limit,
+                limit: self.registry.limit(),
                 starts: previous.is_none(),
                 known: self.registry.known(),
                 lineage: self.link.lineage(),

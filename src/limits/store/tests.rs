@@ -45,6 +45,7 @@ mod replicas;
 mod reports;
 mod rules;
 mod semaphores;
+mod settings;
 
 type Shared = Arc<dyn Store>;
 

@@ -201,6 +201,11 @@ function operations.register(op)
   return {semaphore = semaphore, new = new, limit = limit}
 end
 
+-- Sets the limit of the global semaphore.
+function operations.set_global_limit(op)
+  set_limit(0, op.limit)
+end
+
 -- Deletes a semaphore. Its leases stay until they end.
 function operations.delete(op)
   local semaphore = semaphore_of(op.name)

@@ -1,0 +1,75 @@
+//! Takes over new settings while the gateway runs, each time that the process gets SIGHUP.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{NotReloaded, RunningSettings};
+use crate::gateway::Gateway;
+use crate::telemetry::LogFilter;
+
+/// What new settings change.
+#[derive(Debug)]
+pub struct Reloader {
+    /// The settings that the process has.
+    pub settings: RunningSettings,
+    /// Its limits, quotas and prices.
+    pub gateway: Gateway,
+    /// What it logs.
+    pub log_filter: LogFilter,
+}
+
+impl Reloader {
+    /// Starts to wait for SIGHUP, for the life of the process.
+    ///
+    /// # Errors
+    /// If the system refuses to deliver the signal.
+    pub fn start(mut self) -> io::Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                self.reload().await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes over all settings that can change, or none of them.
+    async fn reload(&mut self) {
+        let new = match self.settings.read() {
+            Ok(new) => new,
+            Err(reason) => return log_refusal(&reason),
+        };
+        if let Err(error) = self.gateway.reconfigure(new.config.clone()).await {
+            tracing::error!(%error, "the settings are not reloaded; all stay as they were");
+            return;
+        }
+        self.log_filter.set(&new.config.log_filter);
+        let changed = new.changed.join(", ");
+        // The file of prices is read again even if it has the same name.
+        let prices = self.gateway.config.prices.updated();
+        tracing::info!(changed, prices, "the settings are reloaded");
+        if !new.at_next_start.is_empty() {
+            let settings = new.at_next_start.join(", ");
+            tracing::warn!(settings, "other settings have changed too, which takes a restart");
+        }
+        self.settings.taken_over(&new);
+    }
+}
+
+fn log_refusal(reason: &NotReloaded) {
+    match reason {
+        NotReloaded::File(error) => {
+            tracing::error!(%error, "the settings are not reloaded; all stay as they were");
+        }
+        NotReloaded::Invalid(errors) => {
+            for error in errors {
+                tracing::error!(
+                    setting = error.variable,
+                    expected = &*error.expected,
+                    "the settings are not reloaded; all stay as they were"
+                );
+            }
+        }
+    }
+}
