@@ -86,6 +86,8 @@ impl Traces {
                 return Self(None);
             }
         };
+        let collector = settings.collector.url.authority().map(|authority| authority.as_str());
+        tracing::info!(collector, "requests are traced");
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
         let TraceSettings { propagates, captures_content, .. } = *settings;
         let tracing = Tracing { provider, tracer, upstream, propagates, captures_content, secrets };

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use hyper::body::{Frame, SizeHint};
 use tracing::{Instrument, Span, field};
 
 use super::error::ApiError;
+use super::route::route_of;
 use crate::gateway::Gateway;
 use crate::request_id;
 use crate::traces::RequestSpan;
@@ -78,7 +79,7 @@ fn traced(
     id: &str,
     log: &Span,
 ) -> Option<Box<RequestSpan>> {
-    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let route = route_of(request.uri().path());
     let span = gateway.traces.request(request, route, id)?;
     if span.is_sampled() {
         log.record("trace_id", span.trace_id());

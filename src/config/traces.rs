@@ -180,8 +180,8 @@ impl Variables<'_> {
     fn check_protocol(&self) -> Result<(), InvalidSetting> {
         match self.either(PROTOCOL) {
             Some((variable, protocol)) if protocol != "http/protobuf" => {
-                let message = "http/protobuf, the only protocol that is supported; receivers of grpc \
-                               mostly accept it on port 4318";
+                let message =
+                    "http/protobuf, the only protocol that is supported, mostly on port 4318";
                 Err(expected(variable, message))
             }
             _ => Ok(()),
@@ -427,9 +427,9 @@ mod tests {
             ("OTEL_TRACES_EXPORTER", "zipkin"),
             ("OTEL_RESOURCE_ATTRIBUTES", "secret"),
             ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
-            ("OTEL_BSP_SCHEDULE_DELAY", "-1"),
-            ("OTEL_BSP_EXPORT_TIMEOUT", "0"),
-            ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "-77"),
+            ("OTEL_BSP_EXPORT_TIMEOUT", "0.77"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "-77"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many"),
             ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "some"),
         ] {

@@ -86,9 +86,8 @@ mod tests {
 
     #[test]
     fn a_valid_context_is_taken_with_its_state() {
-        let parent = (TRACEPARENT, PARENT);
-        assert_eq!(passed_on(std::slice::from_ref(&parent)), Some((PARENT.to_owned(), None)));
-        let states = [parent, (TRACESTATE, "a=1"), (TRACESTATE, "b=2")];
+        assert_eq!(passed_on(&[(TRACEPARENT, PARENT)]), Some((PARENT.to_owned(), None)));
+        let states = [(TRACEPARENT, PARENT), (TRACESTATE, "a=1"), (TRACESTATE, "b=2")];
         assert_eq!(passed_on(&states).unwrap().1.as_deref(), Some("a=1,b=2"));
         let later = format!("{}-more", PARENT.replacen("00", "01", 1));
         assert_eq!(passed_on(&[(TRACEPARENT, &later)]), Some((PARENT.to_owned(), None)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use gemini_concurrent_generation::traces::{SpanQueue, TraceSampler};
 use http::{HeaderName, HeaderValue};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::process::Start;
@@ -139,6 +139,7 @@ async fn a_client_that_hangs_up_is_no_error() {
     let mut stream = service.post("/chat", &body).send().await.unwrap();
     stream.chunk().await.unwrap().expect("the first piece");
     drop(stream);
+    service.until_idle().await;
     let whole = tokio::spawn(service.post("/chat", &json!({"prompt": slow(60_000)})).send());
     service.until("it runs", |limiter| limiter.in_flight == 1).await;
     whole.abort();
@@ -162,7 +163,7 @@ async fn relayed_calls_are_named_by_what_they_ask_for() {
     let stream =
         format!("/v1beta/models/{MODEL}:streamGenerateContent?alt=sse&key=the-callers-key");
     let embed = "/v1beta/models/gemini-embedding-2:embedContent";
-    let openai = "/v1beta/openai/chat/completions";
+    let openai = "/v1/chat/completions";
     let message = json!({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]});
     let text = json!({"content": {"parts": [{"text": "Hello"}]}});
     for (path, body) in [
@@ -175,7 +176,15 @@ async fn relayed_calls_are_named_by_what_they_ask_for() {
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.bytes().await.unwrap();
     }
-    let roots = receiver.until("POST /v1beta/{*path}", 4).await;
+    let mut roots = Vec::new();
+    for name in [
+        "POST /v1beta/models/{model}:generateContent",
+        "POST /v1beta/models/{model}:streamGenerateContent",
+        "POST /v1beta/{*path}",
+        "POST /v1/chat/completions",
+    ] {
+        roots.extend(receiver.until(name, 1).await);
+    }
     let of = |root: &Span| receiver.children(root).pop().expect("an attempt");
     let attempts: Vec<_> = roots.iter().map(of).collect();
     assert_eq!(
@@ -233,13 +242,13 @@ async fn items_of_a_job_are_traces_that_are_linked_to_its_run() {
         .await;
     let lines =
         "{\"prompt\":\"a\"}\n{\"prompt\":\"b\"}\n{\"prompt\":\"[[simulate:blocked=SAFETY]]\"}\n";
-    let job = process.post("/jobs", &Value::Null).body(lines);
+    let job = process.request(Method::POST, "/jobs?kind=chat").body(lines);
     let job = answer(admin(job.header("content-type", "application/x-ndjson"))).await;
     assert_eq!(job.status, StatusCode::ACCEPTED, "{job:?}");
     let [run] = &*receiver.until("job", 1).await else { unreachable!() };
     assert_eq!((run.kind, &*run.parent, run.failed), (INTERNAL, "", false));
     for (name, value) in [
-        ("gemini_gateway.job.id", job.body["id"].clone()),
+        ("gemini_gateway.job.id", job.body["job_id"].clone()),
         ("gemini_gateway.job.kind", json!("chat")),
         ("gemini_gateway.job.items", json!(3)),
         ("gemini_gateway.job.state", json!("completed")),
@@ -251,7 +260,7 @@ async fn items_of_a_job_are_traces_that_are_linked_to_its_run() {
     assert_eq!(run.resource["service.name"], "a-job");
     for (index, item) in (0..).zip(by_index(receiver.until("job item", 3).await)) {
         assert_eq!(item.attributes["gemini_gateway.item.index"], index);
-        assert_eq!(item.attributes["gemini_gateway.job.id"], job.body["id"]);
+        assert_eq!(item.attributes["gemini_gateway.job.id"], job.body["job_id"]);
         assert_eq!((&*item.parent, &*item.links), ("", &[run.id.clone()][..]));
         assert_ne!(item.trace, run.trace);
         assert_eq!(names(&receiver.children(&item)), ["queue", ATTEMPT]);

@@ -262,17 +262,20 @@ fn value(value: Option<AnyValue>) -> Value {
     }
 }
 
+/// `traceparent` and `tracestate` of calls.
+type Contexts = Arc<Mutex<Vec<[Option<String>; 2]>>>;
+
 /// A simulator that records the trace context of each call.
 pub struct Traced {
     pub base_url: String,
-    contexts: Arc<Mutex<Vec<[Option<String>; 2]>>>,
+    contexts: Contexts,
     _stop: DropGuard,
 }
 
 impl Traced {
     pub async fn start() -> Self {
         let stop = CancellationToken::new();
-        let contexts = Arc::<Mutex<Vec<_>>>::default();
+        let contexts = Contexts::default();
         let router = Simulator::new(Options::default()).router();
         let router = router.layer(from_fn_with_state(Arc::clone(&contexts), record));
         let base_url = format!("http://{}", listen(router, &stop).await);
@@ -285,11 +288,7 @@ impl Traced {
     }
 }
 
-async fn record(
-    State(contexts): State<Arc<Mutex<Vec<[Option<String>; 2]>>>>,
-    request: Request,
-    next: Next,
-) -> Response {
+async fn record(State(contexts): State<Contexts>, request: Request, next: Next) -> Response {
     let header = |name| Some(request.headers().get(name)?.to_str().unwrap().to_owned());
     contexts.lock().unwrap().push(["traceparent", "tracestate"].map(header));
     next.run(request).await
