@@ -69,6 +69,9 @@ enum Command {
     WithPermit(with_permit::Arguments),
 }
 
+/// The file with settings.
+const DOTENV: &str = ".env";
+
 /// How many file descriptors are reserved for calls that take no slot of the concurrency limit, such as
 /// uploads.
 const UNCOUNTED_CALLS: usize = 256;
@@ -175,13 +178,14 @@ fn settings() -> Result<Config, String> {
     Config::from_env().map_err(|error| error.to_string())
 }
 
-/// Loads the variables of `.env`, if it exists. No message quotes a line, which may contain a key.
+/// Loads the variables of `.env` in the working directory, if it exists there: dotenvy's own search would
+/// go on in the directories above. No message quotes a line, which may contain a key.
 fn load_dotenv() -> Result<(), String> {
     let describe = |error| match error {
         dotenvy::Error::Io(error) => format!(".env: {error}"),
         _ => ".env: expected lines of the form NAME=value".to_owned(),
     };
-    let variables = match dotenvy::dotenv_iter() {
+    let variables = match dotenvy::from_path_iter(DOTENV) {
         Err(error) if error.not_found() => return Ok(()),
         variables => variables.map_err(describe)?,
     };
@@ -192,7 +196,7 @@ fn load_dotenv() -> Result<(), String> {
             return Err(format!(".env: variable {number} contains a NUL byte"));
         }
     }
-    dotenvy::dotenv().map(drop).map_err(describe)
+    dotenvy::from_path(DOTENV).map_err(describe)
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
@@ -233,6 +237,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
             concurrency_limit: config.concurrency_limit,
             lease: config.job_lease,
             retention: config.job_retention,
+            large_items: gateway.bodies.for_large_items(),
             metrics: Arc::clone(&gateway.metrics),
         },
     );
