@@ -26,9 +26,9 @@ pub mod webhook;
 pub use engine::{Engine, EngineSettings};
 pub use handle::{Jobs, Watch};
 pub use model::{
-    Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
-    JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
-    StoredResult, Totals,
+    Answered, Block, Change, Claimed, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber,
+    JobSpec, JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId,
+    ResultPage, StoredResult, Totals,
 };
 pub use observer::{JobObserver, RunObserver};
 pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

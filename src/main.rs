@@ -252,6 +252,7 @@ async fn serve_gateway(
             concurrency_limit: config.concurrency_limit,
             lease: config.job_lease,
             retention: config.job_retention,
+            large_items: gateway.bodies.for_large_items(),
             metrics: Arc::clone(&gateway.metrics),
             observer: gateway.traces.job_observer(),
         },

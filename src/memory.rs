@@ -11,6 +11,9 @@ use rustix::process::{Resource, getrlimit};
 /// keep small ones out.
 const SMALL: usize = 64 * 1024;
 
+/// The least memory for large items of jobs, in bytes.
+const LEAST_FOR_LARGE_ITEMS: usize = 32 << 20;
+
 /// The assumed memory if the system does not report it, in bytes.
 const ASSUMED: u64 = 1 << 30;
 
@@ -43,6 +46,12 @@ impl BodyBudget {
     /// The largest possible share, in bytes.
     pub fn largest(&self) -> usize {
         self.total - self.total / 8
+    }
+
+    /// How many bytes large items of jobs may take beside the bodies: a quarter as much, but no less than
+    /// 32 MiB.
+    pub fn for_large_items(&self) -> usize {
+        (self.total / 4).max(LEAST_FOR_LARGE_ITEMS)
     }
 
     /// The bytes in use.

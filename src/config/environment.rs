@@ -7,6 +7,10 @@ use std::sync::Arc;
 
 use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
 
+/// The file with settings, in the working directory. dotenvy's own search would go on in the directories
+/// above.
+const FILE: &str = ".env";
+
 /// Variables of `.env` that are no settings and that libraries read.
 const OF_LIBRARIES: [&str; 1] = ["SSL_CERT_"];
 
@@ -54,7 +58,7 @@ impl Environment {
         let process = std::env::vars_os().collect();
         let file = read_file()?.map(Arc::new);
         if file.is_some() {
-            dotenvy::dotenv().map_err(describe)?;
+            dotenvy::from_path(FILE).map_err(describe)?;
         }
         Ok(Self { process: Arc::new(process), file })
     }
@@ -132,7 +136,7 @@ impl Environment {
 /// The variables of `.env`; `None` if there is no such file. Of several with the same name, the first
 /// holds.
 fn read_file() -> Result<Option<BTreeMap<String, String>>, InvalidFile> {
-    let variables = match dotenvy::dotenv_iter() {
+    let variables = match dotenvy::from_path_iter(FILE) {
         Err(error) if error.not_found() => return Ok(None),
         variables => variables.map_err(describe)?,
     };

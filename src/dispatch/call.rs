@@ -1,6 +1,7 @@
 //! A call: what is asked, who pays, and until when.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -105,6 +106,11 @@ impl Dispatcher {
     /// Puts a batch into the queue, where it has one position, however many calls it makes.
     pub fn enqueue_batch(&self) -> Arc<QueueTicket> {
         QueueTicket::for_many(Arc::clone(&self.limiter))
+    }
+
+    /// The same. Its calls in flight are counted in `in_flight`.
+    pub fn enqueue_counted(&self, in_flight: Arc<AtomicUsize>) -> Arc<QueueTicket> {
+        QueueTicket::for_many_counted(Arc::clone(&self.limiter), in_flight)
     }
 
     /// A queue for those calls of a batch that are of one kind, for one key and model, in one service
@@ -213,6 +219,12 @@ impl CallQueue {
     /// Waits until the calls of this queue that came before have been admitted.
     pub async fn head(&self) -> HeadOfQueue<'_> {
         self.queue.head().await
+    }
+
+    /// Since when the call at the head has been waiting for a limit of its own, such as a quota; `None` if
+    /// it waits for a slot only, or there is none.
+    pub fn held_up_since(&self) -> Option<Instant> {
+        self.queue.held_up_since()
     }
 
     /// A call in this queue. It may be admitted only with the [head](CallQueue::head) of the same.

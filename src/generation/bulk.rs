@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::limits::{QueueTicket, Refused, Semaphore};
 
 /// How long an item without a deadline waits for admission at a time, far beyond any quota's window.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long an item waits for a limit of its own before the items behind it count as held up.
+const BRIEFLY: Duration = Duration::from_millis(20);
 
 /// How many groups there are before those without items are removed.
 const GROUPS_KEPT: usize = 64;
@@ -142,10 +146,19 @@ type Next<I> = (u64, Result<(I, Call, Admitted), <I as BulkItem>::Outcome>);
 impl<I: BulkItem, O: Outcomes<I::Outcome>> Bulk<I, O> {
     /// A bulk without items, with a ticket of its own.
     pub fn new(dispatcher: &Arc<Dispatcher>, outcomes: O) -> Self {
+        Self::with_ticket(dispatcher, dispatcher.enqueue_batch(), outcomes)
+    }
+
+    /// The same. Its calls in flight are counted in `in_flight`.
+    pub fn counted(dispatcher: &Arc<Dispatcher>, in_flight: Arc<AtomicUsize>, outcomes: O) -> Self {
+        Self::with_ticket(dispatcher, dispatcher.enqueue_counted(in_flight), outcomes)
+    }
+
+    fn with_ticket(dispatcher: &Arc<Dispatcher>, ticket: Arc<QueueTicket>, outcomes: O) -> Self {
         let cancelled = CancellationToken::new();
         let shared = Shared {
             dispatcher: Arc::clone(dispatcher),
-            ticket: dispatcher.enqueue_batch(),
+            ticket,
             groups: Mutex::new(Groups { by_route: HashMap::new(), kept: GROUPS_KEPT }),
             outcomes,
             runners: TaskTracker::new(),
@@ -167,6 +180,16 @@ impl<I: BulkItem, O: Outcomes<I::Outcome>> Bulk<I, O> {
         if starts {
             self.shared.start_runner(group);
         }
+    }
+
+    /// How many items wait behind one that waits for a limit of its own, such as a quota or a named
+    /// semaphore.
+    pub fn held_up(&self) -> usize {
+        let groups = lock(&self.shared.groups);
+        let held_up = groups.by_route.values().filter(|group| {
+            group.queue.held_up_since().is_some_and(|since| since.elapsed() >= BRIEFLY)
+        });
+        held_up.map(|group| lock(&group.waiting).items.len()).sum()
     }
 
     /// Says that no item will be added.

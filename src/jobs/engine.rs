@@ -10,7 +10,9 @@
 //! |---|---|
 //! | `supervisor` | which jobs run |
 //! | `run` | one job from its first claim to its last result |
+//! | `claims` | claims of blocks, and memory for them |
 //! | `window` | the items of a job that are in memory |
+//! | `memory` | the memory that the items of all jobs take |
 //! | `record` | results on their way to the store |
 //! | `item` | an item in the bulk runner |
 //! | `lease` | whether claims are in force |
@@ -18,8 +20,10 @@
 //! | `trouble` | when trouble with the store is logged |
 
 mod backoff;
+mod claims;
 mod item;
 mod lease;
+mod memory;
 mod record;
 mod run;
 mod supervisor;
@@ -30,7 +34,6 @@ mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -49,6 +52,7 @@ use crate::gemini::ApiKey;
 use crate::metrics::Metrics;
 
 use lease::{Lease, Renewed};
+use memory::ItemMemory;
 use supervisor::Supervisor;
 use trouble::Trouble;
 
@@ -81,6 +85,9 @@ pub struct EngineSettings {
     pub lease: Duration,
     /// How long jobs are kept after their end; `None` for as long as the store exists.
     pub retention: Option<Duration>,
+    /// How many bytes of large items may be in memory, over all jobs: of those that do not fit into the
+    /// share of their job. An item that is larger than that is the only one.
+    pub large_items: usize,
     /// Where jobs and items are counted.
     pub metrics: Arc<Metrics>,
     /// Who is told what happens to jobs and their items.
@@ -118,8 +125,8 @@ struct Shared {
     window: usize,
     /// How many results of a job may wait until they are recorded before it sends nothing more.
     unrecorded: usize,
-    /// How many runs there are.
-    runs: AtomicUsize,
+    /// The memory of the items of all runs.
+    memory: Arc<ItemMemory>,
     lease: Arc<Lease>,
     renewals: watch::Sender<Arc<Renewed>>,
     reading: Trouble,
@@ -136,7 +143,8 @@ impl Engine {
         server_key: Option<ApiKey>,
         settings: EngineSettings,
     ) -> Self {
-        let EngineSettings { concurrency_limit, lease, retention, metrics, observer } = settings;
+        let EngineSettings { concurrency_limit, lease, retention, large_items, metrics, observer } =
+            settings;
         let shared = Arc::new(Shared {
             jobs: Arc::clone(&jobs),
             dispatcher,
@@ -145,7 +153,7 @@ impl Engine {
             observer,
             window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
             unrecorded: concurrency_limit.saturating_mul(UNRECORDED_PER_SLOT).max(MIN_UNRECORDED),
-            runs: AtomicUsize::new(0),
+            memory: ItemMemory::new(large_items),
             lease: Arc::new(Lease::new(lease)),
             renewals: watch::Sender::default(),
             reading: Trouble::new(
@@ -218,11 +226,24 @@ async fn renew(shared: Arc<Shared>) {
 
 /// Removes jobs that ended long ago, for as long as it runs.
 async fn sweep(jobs: Arc<Jobs>, retention: Duration) {
+    let trouble = Trouble::new(
+        "jobs that ended long ago cannot be removed",
+        "jobs that ended long ago are removed again",
+    );
+    let mut failed = 0;
     loop {
-        if let Err(error) = sweep_once(&jobs, retention).await {
-            tracing::warn!(%error, "jobs that ended long ago could not be removed; tried again in an hour");
+        match sweep_once(&jobs, retention).await {
+            Ok(()) => {
+                trouble.ended();
+                failed = 0;
+                sleep(SWEEP).await;
+            }
+            Err(error) => {
+                trouble.failed(&error);
+                sleep(backoff::again(failed)).await;
+                failed += 1;
+            }
         }
-        sleep(SWEEP).await;
     }
 }
 

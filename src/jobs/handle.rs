@@ -2,14 +2,15 @@
 //! something changes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::keys::Keys;
-use super::model::{JobNumber, ReplicaId};
+use super::model::{Job, JobNumber, ReplicaId};
 use super::store::JobStore;
 use crate::gemini::ApiKey;
 
@@ -24,10 +25,20 @@ pub struct Jobs {
     keys: Keys,
     /// For each job that is watched, a channel that says that something has changed.
     watched: Mutex<HashMap<JobNumber, watch::Sender<()>>>,
+    /// What the runs of this process have of their jobs.
+    loads: Mutex<HashMap<JobNumber, Weak<Load>>>,
     /// Wakes the engine.
     engine: Notify,
     /// Wakes what announces the ends of jobs.
     ended: Arc<Notify>,
+}
+
+/// What the run of a job in this process has of it.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    in_flight: Arc<AtomicUsize>,
+    /// How many items are claimed and have no result.
+    claimed: AtomicUsize,
 }
 
 /// Watches a job. What changes after it was made is not missed.
@@ -46,6 +57,7 @@ impl Jobs {
             replica: ReplicaId::random(),
             keys: Keys::default(),
             watched: Mutex::default(),
+            loads: Mutex::default(),
             engine: Notify::new(),
             ended: Arc::default(),
         })
@@ -80,6 +92,30 @@ impl Jobs {
     /// Forgets the keys of jobs that have ended, given those that have not.
     pub(super) fn keep_keys_for(&self, open: &HashSet<JobNumber>) {
         self.keys.keep_for(open);
+    }
+
+    /// Notes that a job runs in this process, until what is returned is dropped.
+    pub(super) fn begin_run(&self, job: JobNumber) -> Arc<Load> {
+        let load = Arc::default();
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.retain(|_, load| load.strong_count() > 0);
+        loads.insert(job, Arc::downgrade(&load));
+        load
+    }
+
+    /// How many items of a job are in flight. Of those that other replicas have claimed it is not known
+    /// how many are: as many as there may be, if `limit` calls may be in flight in all.
+    pub fn in_flight(&self, job: &Job, limit: usize) -> u64 {
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = loads.get(&job.number).and_then(Weak::upgrade).unwrap_or_default();
+        drop(loads);
+        let in_flight = load.in_flight.load(Ordering::Relaxed) as u64;
+        if !self.store.is_shared() {
+            return in_flight;
+        }
+        let claimed = load.claimed.load(Ordering::Relaxed) as u64;
+        let of_others = job.progress.claimed.saturating_sub(claimed);
+        in_flight + of_others.min((limit as u64).saturating_sub(in_flight))
     }
 
     /// Says that a job was changed, so that the engine and those who watch it look again at once.
@@ -119,6 +155,18 @@ impl Jobs {
 
     fn watched(&self) -> MutexGuard<'_, HashMap<JobNumber, watch::Sender<()>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Load {
+    /// Counts the calls in flight.
+    pub fn in_flight(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.in_flight)
+    }
+
+    /// So many items are claimed now.
+    pub fn claims(&self, items: usize) {
+        self.claimed.store(items, Ordering::Relaxed);
     }
 }
 

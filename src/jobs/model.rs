@@ -1,27 +1,23 @@
 //! What a job is, and what is known of its progress.
 
+mod id;
+mod rate;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rustls::crypto::ring::default_provider;
 use serde::{Deserialize, Serialize};
 
 use crate::prices::NanoDollars;
 
-/// The public name of a job: `job_` and 128 random bits. It cannot be guessed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct JobId(String);
+pub use id::{JobId, ReplicaId};
+pub use rate::Rate;
 
 /// The number of a job in its store, in the order in which jobs were begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobNumber(pub i64);
-
-/// The name of a process that runs jobs, different for each start.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ReplicaId(pub String);
 
 /// Whose job it is. A key is known by its SHA-256 only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -182,7 +178,7 @@ pub struct Progress {
     pub succeeded: u64,
     /// Items that failed for good.
     pub failed: u64,
-    /// Items without a result in blocks that are claimed. An estimate of those in flight.
+    /// Items without a result in blocks that are claimed.
     pub claimed: u64,
     /// Tokens of all prompts.
     pub input_tokens: u64,
@@ -204,20 +200,6 @@ pub struct Failures {
     /// The index of one of them.
     pub example: u64,
 }
-
-/// How fast results come: an average that forgets what is more than about a minute old.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Rate {
-    /// Results, each weighted by its age.
-    weighted: f64,
-    /// The time over which they came, weighted in the same way, in seconds.
-    seconds: f64,
-    /// When it was last updated, in milliseconds since 1970; 0 before the first result.
-    at: i64,
-}
-
-/// The age at which a result counts as 1/e of a new one, in seconds.
-const RATE_MEMORY: f64 = 30.0;
 
 /// A result as it is recorded.
 #[derive(Debug, Clone)]
@@ -247,6 +229,16 @@ pub struct Block {
     pub lines: Bytes,
     /// The indices of its items that have a result already, in order.
     pub answered: Vec<u64>,
+}
+
+/// What a claim found.
+#[derive(Debug, Clone, Default)]
+pub struct Claimed {
+    /// The blocks, in their order.
+    pub blocks: Vec<Block>,
+    /// The bytes of the next block, if it was left because it alone is larger than what was asked for.
+    /// Then there are no others.
+    pub too_large: Option<usize>,
 }
 
 /// The order in which results are read.
@@ -302,51 +294,6 @@ pub enum FailuresToRetry {
     All,
 }
 
-impl JobId {
-    /// A new id.
-    pub fn random() -> Self {
-        Self(format!("job_{:032x}", u128::from_le_bytes(random_bytes())))
-    }
-
-    /// Reads an id; `None` if the text has not its form.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix("job_")?;
-        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        (digits.len() == 32 && digits.bytes().all(is_digit)).then(|| Self(text.to_owned()))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The beginning of the id, for logs: whoever knows the whole id may be able to use the job.
-    pub fn beginning(&self) -> &str {
-        self.0.get(..12).unwrap_or_default()
-    }
-}
-
-impl ReplicaId {
-    /// A new name.
-    pub fn random() -> Self {
-        Self(format!("{:032x}", u128::from_le_bytes(random_bytes())))
-    }
-}
-
-/// From a cryptographic generator, since an id may be all that protects a job.
-fn random_bytes() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    let filled = default_provider().secure_random.fill(&mut bytes);
-    filled.expect("the system gives random bytes");
-    bytes
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl JobState {
     /// Whether nothing more is sent unless failed items are retried.
     pub fn has_ended(self) -> bool {
@@ -354,114 +301,9 @@ impl JobState {
     }
 }
 
-impl Rate {
-    /// The rate after `results` more results. A clock that was set back counts as standing still.
-    #[must_use]
-    pub fn after(self, results: u64, now: Timestamp) -> Self {
-        let now = now.as_millisecond();
-        let passed = if self.at == 0 { 0.0 } else { (now - self.at).max(0) as f64 / 1000.0 };
-        let kept = (-passed / RATE_MEMORY).exp();
-        Self {
-            weighted: self.weighted * kept + results as f64,
-            seconds: self.seconds * kept + RATE_MEMORY * (1.0 - kept),
-            at: now,
-        }
-    }
-
-    /// The rate as numbers that a store keeps: results and seconds, both weighted, and the time of the last
-    /// update in milliseconds since 1970.
-    pub(super) fn to_parts(self) -> (f64, f64, i64) {
-        (self.weighted, self.seconds, self.at)
-    }
-
-    /// The rate from numbers that a store kept.
-    pub(super) fn from_parts((weighted, seconds, at): (f64, f64, i64)) -> Self {
-        Self { weighted, seconds, at }
-    }
-
-    /// Results per second; 0 before it can be told.
-    pub fn per_second(self, now: Timestamp) -> f64 {
-        let Self { weighted, seconds, .. } = self.after(0, now);
-        if seconds < 0.5 { 0.0 } else { weighted / seconds }
-    }
-}
-
 impl Job {
     /// Items without a result.
     pub fn unanswered(&self) -> u64 {
         self.total.saturating_sub(self.progress.succeeded).saturating_sub(self.progress.failed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The rate after a second of each entry, with so many results.
-    fn rate(start: i64, results: &[u64]) -> (Rate, Timestamp) {
-        let mut rate = Rate::default().after(0, time(start));
-        for (second, results) in (1..).zip(results) {
-            rate = rate.after(*results, time(start + 1000 * second));
-        }
-        (rate, time(start + 1000 * results.len() as i64))
-    }
-
-    fn time(millis: i64) -> Timestamp {
-        Timestamp::from_millisecond(millis).unwrap()
-    }
-
-    fn is_about(found: f64, expected: f64) -> bool {
-        (found - expected).abs() < expected * 0.05
-    }
-
-    #[test]
-    fn an_id_is_read_as_it_was_written() {
-        let id = JobId::random();
-        assert_eq!(JobId::parse(id.as_str()), Some(id.clone()));
-        assert_ne!(JobId::random(), id);
-        for text in ["", "job_", "job_0", &id.as_str().to_uppercase(), &format!("{id}0")] {
-            assert_eq!(JobId::parse(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_rate_is_that_of_the_last_minute() {
-        let (steady, now) = rate(1_000_000, &[50; 10]);
-        assert!(is_about(steady.per_second(now), 50.0), "{}", steady.per_second(now));
-        let changed: Vec<_> = [500; 300].into_iter().chain([20; 300]).collect();
-        let (changed, now) = rate(1_000_000, &changed);
-        assert!(is_about(changed.per_second(now), 20.0), "{}", changed.per_second(now));
-    }
-
-    #[test]
-    fn the_rate_is_0_before_it_can_be_told() {
-        let now = time(1_000_000);
-        assert_eq!(Rate::default().per_second(now), 0.0);
-        assert_eq!(Rate::default().after(1000, now).per_second(now), 0.0);
-    }
-
-    #[test]
-    fn the_rate_falls_while_nothing_comes() {
-        let (rate, now) = rate(1_000_000, &[50; 60]);
-        let later = time(now.as_millisecond() + 120_000);
-        assert!(rate.per_second(later) < 2.0, "{}", rate.per_second(later));
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_stands_still_for_the_rate() {
-        let (before, now) = rate(10_000_000, &[50; 60]);
-        let back = time(1_000_000);
-        assert!(is_about(before.per_second(back), before.per_second(now)));
-        let mut rate = before.after(50, back);
-        for second in 1..60 {
-            rate = rate.after(50, time(1_000_000 + 1000 * second));
-        }
-        assert!(is_about(rate.per_second(time(1_059_000)), 50.0));
-    }
-
-    #[test]
-    fn a_rate_is_kept_in_its_parts() {
-        let (rate, _) = rate(1_000_000, &[3, 1, 4]);
-        assert_eq!(Rate::from_parts(rate.to_parts()), rate);
     }
 }

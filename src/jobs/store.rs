@@ -33,7 +33,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
     Owner, ReplicaId, ResultPage, Totals,
 };
 pub use postgres::InvalidDatabaseUrl;
@@ -127,9 +127,10 @@ pub trait JobStore: Debug + Send + Sync {
     fn delete(&self, job: JobNumber) -> Stored<()>;
 
     /// Claims blocks with items that have no result, those with the lowest indices first, for `lease`
-    /// from now. No one else claims them before that has passed. At least one block if there is one, and
-    /// no more than `items` items and `bytes` bytes otherwise; it may be less though more is left. A queued
-    /// job is running from then on. A job that is neither queued nor running has nothing to claim.
+    /// from now. No one else claims them before that has passed. No more than `bytes` bytes, as their lines
+    /// take in memory: of a first block that is larger only the size is told. No more than `items` items,
+    /// except in the first block. It may be less though more is left. A queued job is running once a block
+    /// is claimed. A job that is neither queued nor running has nothing to claim.
     fn claim(
         &self,
         job: JobNumber,
@@ -137,7 +138,7 @@ pub trait JobStore: Debug + Send + Sync {
         items: u32,
         bytes: usize,
         lease: Duration,
-    ) -> Stored<Vec<Block>>;
+    ) -> Stored<Claimed>;
 
     /// Extends all claims of a process to `lease` from now, and tells which blocks of which jobs it still
     /// holds, by the index of their first item. A block is held until its items all have results. Keeps the

@@ -53,6 +53,7 @@ impl LocalGateway {
                 concurrency_limit: gateway.config.concurrency_limit,
                 lease: gateway.config.job_lease,
                 retention: None,
+                large_items: gateway.bodies.for_large_items(),
                 metrics: Arc::clone(&gateway.metrics),
                 observer: gateway.traces.job_observer(),
             },

@@ -59,6 +59,7 @@ impl JobService {
                 lease: gateway.config.job_lease,
                 concurrency_limit: gateway.config.concurrency_limit,
                 retention: None,
+                large_items: gateway.bodies.for_large_items(),
                 metrics: gateway.metrics.clone(),
                 observer: None,
             },

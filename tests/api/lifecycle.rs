@@ -170,6 +170,14 @@ async fn a_dotenv_file_is_read_and_the_environment_overrides_it() {
 }
 
 #[tokio::test]
+async fn a_dotenv_file_of_a_directory_above_is_not_read() {
+    let start = Start::simulated().dotenv("GEMINI_CONCURRENCY_LIMIT=7\nPORT=lots");
+    let process = start.in_subfolder("service").run().await;
+    let health = answer(process.get("/")).await.body;
+    assert_ne!(health["concurrency_status"]["global_concurrency_limit"], 7);
+}
+
+#[tokio::test]
 async fn an_invalid_setting_in_a_dotenv_file_fails_the_start() {
     let output = Start::simulated().unset("PORT").dotenv("PORT=lots").output().await;
     let log = String::from_utf8(output.stderr).unwrap();

@@ -27,6 +27,8 @@ pub struct Start {
     arguments: Vec<String>,
     variables: Vec<(String, OsString)>,
     folder: Arc<TempDir>,
+    /// Where it is started, below the folder.
+    subfolder: String,
     /// Shell commands that run before the shell becomes the program.
     before: Option<String>,
 }
@@ -59,7 +61,8 @@ impl Start {
     fn program(program: &'static str, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let folder = Arc::new(TempDir::new().expect("a folder"));
-        let start = Self { program, arguments, variables: Vec::new(), folder, before: None };
+        let (variables, subfolder) = (Vec::new(), String::new());
+        let start = Self { program, arguments, variables, folder, subfolder, before: None };
         start.set("HOST", "127.0.0.1").set("PORT", "0")
     }
 
@@ -83,6 +86,13 @@ impl Start {
     /// Writes a `.env` file into the folder.
     pub fn dotenv(self, text: &str) -> Self {
         std::fs::write(self.folder.path().join(".env"), text).expect("a file");
+        self
+    }
+
+    /// Starts it in a new folder below its own.
+    pub fn in_subfolder(mut self, name: &str) -> Self {
+        std::fs::create_dir(self.folder.path().join(name)).expect("a folder");
+        self.subfolder = name.to_owned();
         self
     }
 
@@ -126,7 +136,7 @@ impl Start {
             .args(&self.arguments)
             .env_clear()
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
-            .current_dir(self.folder.path())
+            .current_dir(self.folder.path().join(&self.subfolder))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -36,7 +36,8 @@ pub(in crate::api) struct JobStatus {
     succeeded: u64,
     /// Items that failed for good.
     failed: u64,
-    /// About how many items are being sent.
+    /// Items in flight, never more than the concurrency limit. Of those that other replicas have taken up it
+    /// is an estimate.
     running: u64,
     /// Items that wait, without those that are being sent.
     waiting: u64,
@@ -98,10 +99,11 @@ impl JobStatus {
         let retention = gateway.config.job_retention;
         let retention = retention.and_then(|kept| SignedDuration::try_from(kept).ok());
         let now = Timestamp::now();
-        let Progress { succeeded, failed, claimed, .. } = job.progress;
+        let Progress { succeeded, failed, .. } = job.progress;
         let unanswered = job.unanswered();
-        // What is claimed says nothing of a job that has ended.
-        let running = if job.state == JobState::Running { claimed.min(unanswered) } else { 0 };
+        // A job that is paused may have calls in flight yet.
+        let in_flight = gateway.jobs.in_flight(job, gateway.config.concurrency_limit);
+        let running = if job.state.has_ended() { 0 } else { in_flight.min(unanswered) };
         let waiting = if job.state.has_ended() { 0 } else { unanswered - running };
         let rate = match job.state {
             JobState::Running => job.progress.rate.per_second(now),

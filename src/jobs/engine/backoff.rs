@@ -4,7 +4,10 @@ use std::time::Duration;
 
 /// The shortest and the longest wait of an item that a limit has stopped, unless the limit says how
 /// long it lasts.
-const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), LONGEST_GUESS);
+
+/// The longest wait of such an item if the limit does not say how long it lasts.
+pub(super) const LONGEST_GUESS: Duration = Duration::from_secs(60);
 
 /// How long an item waits at most, whatever the limit says: limits are raised and reset.
 const LONGEST_PUT_OFF: Duration = Duration::from_secs(600);

@@ -7,15 +7,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use super::lease::Lease;
+use super::memory::ItemMemory;
 use crate::dispatch::{Admitted, Call, CallError, CallObserver, CallSize, Dispatcher};
 use crate::gemini::ApiKey;
 use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
 use crate::jobs::item::{ItemOutcome, ItemSender, PreparedItem};
 use crate::jobs::observer::RunObserver;
-
-/// How many bytes of results may wait until they are recorded before no further item is sent. The
-/// results of items in flight come on top.
-const MAX_UNRECORDED: usize = 8 * 1024 * 1024;
 
 /// An item that is ready to be sent.
 pub(super) struct JobItem {
@@ -98,8 +95,9 @@ pub(super) struct Returned {
 /// A job's results that are not recorded. A crash loses them.
 #[derive(Debug)]
 pub(super) struct Unrecorded {
-    /// How many there may be before no further item is sent.
+    /// How many there may be before no further item is sent, and how many bytes they may have.
     most: usize,
+    memory: Arc<ItemMemory>,
     results: AtomicUsize,
     bytes: AtomicUsize,
     fewer: Notify,
@@ -134,15 +132,15 @@ impl Returned {
 
 impl Unrecorded {
     /// None yet. There may be `most`.
-    pub fn new(most: usize) -> Self {
+    pub fn new(most: usize, memory: Arc<ItemMemory>) -> Self {
         let (results, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { most, results, bytes, fewer: Notify::new() }
+        Self { most, memory, results, bytes, fewer: Notify::new() }
     }
 
     fn has_room(&self) -> bool {
         let (results, bytes) = (&self.results, &self.bytes);
         results.load(Ordering::Relaxed) < self.most
-            && bytes.load(Ordering::Relaxed) < MAX_UNRECORDED
+            && bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
     /// Counts a result of so many bytes that is to be recorded.

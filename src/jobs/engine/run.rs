@@ -1,9 +1,10 @@
 //! One job, from its first claim to its last result.
 
+mod outcomes;
+
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::Result as Caught;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::claims::Claims;
 use super::item::{Ended, JobItem, Returned, Unrecorded};
 use super::lease::Renewed;
 use super::record::Record;
@@ -21,26 +23,25 @@ use super::window::Window;
 use super::{Shared, backoff};
 use crate::gemini::ApiKey;
 use crate::generation::bulk::Bulk;
+use crate::jobs::handle::Load;
 use crate::jobs::item::{ItemOutcome, PreparedItem};
-use crate::jobs::model::{Answered, Block, Change, Job, JobState, PauseReason};
+use crate::jobs::model::{Change, Claimed, Job, JobState, PauseReason};
 use crate::jobs::observer::RunObserver;
 use crate::jobs::store::{StoreError, Stored};
 
-/// The most bytes of items in memory, over all jobs. Each job may have one block more.
-const MAX_BYTES: usize = 32 * 1024 * 1024;
+use outcomes::Failing;
 
-/// The most items of a job that are put off and still in memory.
-const MAX_LATER: usize = 4096;
+/// The most items of a job that are put off for about a minute or less: they may be sent as often.
+const MAX_SOON: usize = 4096;
+
+/// How often it is looked, while the window is full, whether its items wait for limits of their own.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// How many items are prepared at a time.
 const MAX_PREPARING: usize = 32;
 
 /// How many outcomes are taken at a time.
 const TAKEN: usize = 256;
-
-/// How long to wait at most before a claim is tried again that found nothing: blocks of a process that
-/// ended come free, unless it gave them back, when their lease ends.
-const NOTHING_TO_CLAIM: Duration = Duration::from_secs(15);
 
 /// What a run is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,36 +77,23 @@ pub(super) struct Run {
     /// How often the queue was full in a row, and when it is tried again.
     refused: u32,
     send_again_at: Option<Instant>,
-    claim: Claim,
+    claims: Claims,
+    load: Arc<Load>,
     record: Record,
     failing: Option<Failing>,
     /// Blocks that the last renewal showed and that are not in the window.
     stray: HashSet<u64>,
 }
 
-/// Claims of further blocks.
-#[derive(Default)]
-struct Claim {
-    pending: Option<Stored<Vec<Block>>>,
-    /// How often there was nothing in a row, or it failed.
-    in_vain: u32,
-    again_at: Option<Instant>,
-}
-
-/// The job is to be paused because its items fail without hope.
-struct Failing {
-    code: &'static str,
-    pending: Option<Stored<Option<Job>>>,
-    failed: u32,
-    again_at: Option<Instant>,
-}
-
 impl Run {
     pub fn new(engine: Arc<Shared>, job: Job, key: ApiKey, orders: watch::Receiver<Order>) -> Self {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let renewals = engine.renewals.subscribe();
-        let unrecorded = Arc::new(Unrecorded::new(engine.unrecorded));
         let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
+        let load = engine.jobs.begin_run(job.number);
+        let unrecorded = Unrecorded::new(engine.unrecorded, Arc::clone(&engine.memory));
+        let unrecorded = Arc::new(unrecorded);
+        let claims = Claims::new(Arc::clone(&engine), job.number, bytes_of_shared(&job));
         Self {
             engine,
             observer,
@@ -122,7 +110,8 @@ impl Run {
             is_stopped: false,
             refused: 0,
             send_again_at: None,
-            claim: Claim::default(),
+            claims,
+            load,
             record: Record::default(),
             failing: None,
             stray: HashSet::new(),
@@ -153,7 +142,11 @@ impl Run {
                     outcomes.drain(..).for_each(|(index, ended)| self.take(index, ended));
                 }
                 Some((index, prepared)) = self.preparing.next() => self.prepared(index, prepared),
-                blocks = ready(&mut self.claim.pending) => self.claimed(blocks),
+                found = self.claims.progress() => {
+                    if let Some(found) = found {
+                        self.claimed(found);
+                    }
+                }
                 recorded = self.record.done() => self.recorded(recorded),
                 paused = ready_of(&mut self.failing) => self.paused(paused),
                 () = finished(&self.bulk) => self.bulk_finished(),
@@ -179,6 +172,11 @@ impl Run {
             let change = Change::Pause(PauseReason::Failing(failing.code.to_owned()));
             failing.pending = Some(store.change(number, change, Timestamp::now()));
         }
+        if self.claims.is_due(now) {
+            // Others get the memory of a block whose items cannot be sent yet. This run begins again.
+            self.order = self.order.max(Order::WindDown);
+        }
+        self.load.claims(self.window.len());
         if !self.may_send(now) {
             return self.stop_sending();
         }
@@ -186,12 +184,16 @@ impl Run {
             return;
         }
         if self.bulk.is_none() {
-            self.bulk = Some(Bulk::new(&self.engine.dispatcher, self.returned.clone()));
+            let (in_flight, outcomes) = (self.load.in_flight(), self.returned.clone());
+            self.bulk = Some(Bulk::counted(&self.engine.dispatcher, in_flight, outcomes));
         }
-        if self.wants_blocks() && self.claim.again_at.is_none_or(|at| at <= now) {
-            self.claim_blocks();
+        self.claims.count(&self.window);
+        if let Some(items) = self.room() {
+            self.claims.begin(&self.window, items, now);
         }
+        let most_sent = self.claims.most_sent(&self.window);
         while self.preparing.len() < MAX_PREPARING
+            && self.window.out() < most_sent
             && let Some((index, line)) = self.window.send_next()
         {
             let (job, key) = (Arc::clone(&self.job), self.key.clone());
@@ -219,162 +221,35 @@ impl Run {
         }
     }
 
-    /// How many bytes this job may have in memory.
-    fn share(&self) -> usize {
-        MAX_BYTES / self.engine.runs.load(Ordering::Relaxed).max(1)
+    /// How many items the window may take, if that is worth a claim. Items that wait for a limit of their
+    /// own do not count, since others may be sent meanwhile.
+    fn room(&self) -> Option<usize> {
+        if self.window.soon() >= MAX_SOON {
+            return None;
+        }
+        let (most, mut active) = (self.engine.window, self.window.active());
+        if active > most / 2 {
+            active -= self.bulk.as_ref().map_or(0, Bulk::held_up).min(active);
+        }
+        (active <= most / 2).then(|| most - active)
     }
 
-    fn wants_blocks(&self) -> bool {
-        self.claim.pending.is_none()
-            && self.window.active() <= self.engine.window / 2
-            && self.window.later() < MAX_LATER
-            && (self.window.bytes() < self.share() || self.window.is_empty())
-    }
-
-    fn claim_blocks(&mut self) {
-        let items = self.engine.window.saturating_sub(self.window.active());
-        let bytes = self.share().saturating_sub(self.window.bytes());
-        let jobs = &self.engine.jobs;
-        self.claim.pending = Some(jobs.store().claim(
-            self.job.number,
-            jobs.replica().clone(),
-            u32::try_from(items).unwrap_or(u32::MAX),
-            bytes,
-            self.engine.lease.length(),
-        ));
-    }
-
-    fn claimed(&mut self, blocks: Result<Vec<Block>, StoreError>) {
-        let claim = &mut self.claim;
-        claim.pending = None;
-        let wait = match blocks {
-            Ok(blocks) if blocks.is_empty() => backoff::again(claim.in_vain).min(NOTHING_TO_CLAIM),
-            Ok(blocks) => {
-                (claim.in_vain, claim.again_at) = (0, None);
-                self.engine.writing.ended();
-                self.window.add(blocks, self.engine.lease.round());
-                if self.job.state == JobState::Queued {
-                    self.engine.jobs.notify_watchers(self.job.number);
-                }
-                return;
-            }
+    fn claimed(&mut self, found: Result<Claimed, StoreError>) {
+        let found = match found {
+            Ok(found) => found,
             Err(error) => {
                 self.engine.writing.failed(&error);
-                backoff::again(claim.in_vain)
+                return self.claims.failed();
             }
-        };
-        claim.in_vain += 1;
-        claim.again_at = Some(Instant::now() + wait);
-    }
-
-    fn prepared(&mut self, index: u64, prepared: Prepared) {
-        match (prepared, &self.bulk) {
-            (Ok(Ok(item)), Some(bulk)) => {
-                let lease = Arc::clone(&self.engine.lease);
-                let (route, item) = JobItem::new(item, self.key.clone(), lease);
-                let item = item.observed_by(self.observer.as_ref(), index);
-                bulk.add(index, route, item);
-            }
-            // It is prepared again when items may be sent.
-            (Ok(Ok(_)), None) => self.window.take_back(index),
-            (Ok(Err(outcome)), _) => self.returned.put(index, Ended::With(outcome)),
-            (Err(_), _) => self.returned.put(index, Ended::Panicked),
-        }
-    }
-
-    /// Takes the outcome of an item.
-    fn take(&mut self, index: u64, ended: Ended) {
-        let now = Instant::now();
-        let outcome = match ended {
-            Ended::With(outcome) => outcome,
-            Ended::NotSent => return self.window.take_back(index),
-            Ended::Panicked => {
-                let Some(line) = self.window.line(index) else { return };
-                let answered = self.engine.format.internal_error(&self.job, index, &line);
-                self.returned.unrecorded.add(answered.line.len());
-                ItemOutcome::Done(answered)
-            }
-        };
-        self.refused = 0;
-        match outcome {
-            ItemOutcome::Done(answered) => self.answer(index, answered),
-            ItemOutcome::Repeat(answered) => {
-                let at = |before| Some(now + backoff::repeat(before)?);
-                if self.window.repeat(index, at) {
-                    self.returned.unrecorded.subtract(answered.line.len());
-                    self.engine.metrics.job_item("repeated");
-                } else {
-                    self.answer(index, answered);
-                }
-            }
-            ItemOutcome::Later(told) => {
-                self.window.put_off(index, |before| now + backoff::put_off(before, told));
-            }
-            ItemOutcome::Hopeless(code) => {
-                self.window.take_back(index);
-                self.failing.get_or_insert(Failing {
-                    code,
-                    pending: None,
-                    failed: 0,
-                    again_at: None,
-                });
-            }
-        }
-    }
-
-    fn answer(&mut self, index: u64, answered: Answered) {
-        if self.window.answered(index) {
-            // The index is the one under which the item was claimed, whatever its format says.
-            self.record.add(Answered { index, ..answered });
-        } else {
-            self.returned.unrecorded.subtract(answered.line.len());
-        }
-    }
-
-    fn recorded(&mut self, recorded: Result<(Vec<Answered>, Option<Job>), StoreError>) {
-        let (results, job) = match recorded {
-            Ok(recorded) => recorded,
-            Err(error) => return self.engine.writing.failed(&error),
         };
         self.engine.writing.ended();
-        for Answered { index, line, failure, .. } in results {
-            self.window.recorded(index);
-            self.returned.unrecorded.subtract(line.len());
-            let outcome = if failure.is_none() { "succeeded" } else { "failed" };
-            self.engine.metrics.job_item(outcome);
+        let blocks = self.claims.found(found, &self.window);
+        if blocks.is_empty() {
+            return;
         }
-        self.engine.jobs.notify_watchers(self.job.number);
-        if let (Some(observer), Some(job)) = (&self.observer, &job) {
-            observer.progressed(job);
-        }
-        match job.map(|job| job.state) {
-            Some(JobState::Queued | JobState::Running) => {}
-            // The supervisor knows what was changed last.
-            Some(JobState::Paused) => self.engine.jobs.wake_engine(),
-            Some(JobState::Completed | JobState::Cancelled) | None => {
-                self.engine.jobs.ended().notify_one();
-                self.order = Order::Abort;
-            }
-        }
-    }
-
-    /// The store was asked to pause the job.
-    fn paused(&mut self, paused: Result<Option<Job>, StoreError>) {
-        let Some(failing) = &mut self.failing else { return };
-        failing.pending = None;
-        match paused {
-            Ok(_) => {
-                let (job, code) = (&self.job.id, failing.code);
-                tracing::warn!(%job, code, "a job is paused: all of its items would fail");
-                // The run ends even if the job is resumed at once. Another one follows then.
-                (self.failing, self.order) = (None, self.order.max(Order::WindDown));
-                self.engine.jobs.wake(self.job.number);
-            }
-            Err(error) => {
-                self.engine.writing.failed(&error);
-                failing.again_at = Some(Instant::now() + backoff::again(failing.failed));
-                failing.failed += 1;
-            }
+        self.window.add(blocks, self.engine.lease.round());
+        if self.job.state == JobState::Queued {
+            self.engine.jobs.notify_watchers(self.job.number);
         }
     }
 
@@ -405,7 +280,7 @@ impl Run {
         }
         // A claim whose answer was lost is held by nobody. It is given back with the others.
         let stray = self.window.strangers(held);
-        if self.claim.pending.is_none() && stray.iter().any(|first| self.stray.contains(first)) {
+        if !self.claims.is_pending() && stray.iter().any(|first| self.stray.contains(first)) {
             self.order = self.order.max(Order::WindDown);
         }
         self.stray = stray;
@@ -426,10 +301,7 @@ impl Run {
             fails = recorded.is_err();
             self.recorded(recorded);
         }
-        if let Some(claiming) = self.claim.pending.take() {
-            // What it claims is given back.
-            let _ = claiming.await;
-        }
+        self.claims.finish().await;
     }
 
     /// Whether nothing is left to do before the claims are given back.
@@ -438,18 +310,27 @@ impl Run {
             && self.bulk.is_none()
             && self.record.is_empty()
             && self.failing.is_none()
-            && self.claim.pending.is_none()
+            && !self.claims.is_pending()
     }
 
     /// When something is to be done that no event announces.
     fn wakes_at(&self, now: Instant) -> Instant {
-        let claim = self.claim.again_at.filter(|_| self.wants_blocks());
+        let claim = self.claims.again_at().filter(|_| self.room().is_some());
+        // Which items wait for a limit of their own is not announced.
+        let look = (self.window.active() > self.engine.window / 2).then(|| now + LOOK_FOR_ROOM);
         let failing = self.failing.as_ref().and_then(|failing| failing.again_at);
         let lease = Some(self.engine.lease.ends_at());
         let times = [self.window.wakes_at(), claim, failing, lease, self.send_again_at];
-        let times = times.into_iter().chain([self.record.again_at()]).flatten();
+        let others = [self.record.again_at(), self.claims.due_at(now), look];
+        let times = times.into_iter().chain(others).flatten();
         times.filter(|at| *at > now).min().unwrap_or(now + self.engine.lease.length())
     }
+}
+
+/// How many bytes are added to each item of a job when it is sent.
+fn bytes_of_shared(job: &Job) -> usize {
+    let shared = &job.spec.shared;
+    if shared.is_empty() { 0 } else { serde_json::to_vec(shared).map_or(0, |text| text.len()) }
 }
 
 /// Waits until an operation is done. Never ready while there is none.

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -191,7 +190,7 @@ impl Supervisor {
             let number = job.number;
             let (sender, orders) = watch::channel(Order::Send);
             self.orders.insert(number, sender);
-            self.engine.runs.fetch_add(1, Ordering::SeqCst);
+            self.engine.memory.run_begins();
             let run = Run::new(Arc::clone(&self.engine), job, key, orders).run();
             let run = AssertUnwindSafe(run).catch_unwind();
             self.runs.spawn(run.map(move |ended| (number, ended.is_err())));
@@ -202,7 +201,7 @@ impl Supervisor {
         // A run that panics is caught, and none is aborted while the supervisor lives.
         let Some((job, panicked)) = ended else { return };
         self.orders.remove(&job);
-        self.engine.runs.fetch_sub(1, Ordering::SeqCst);
+        self.engine.memory.run_ended();
         if panicked {
             tracing::error!(job = job.0, "the run of a job panicked; it is started again");
             self.panicked.insert(job, Instant::now() + AFTER_PANIC);

@@ -3,6 +3,7 @@
 
 mod fairness;
 mod faults;
+mod memory;
 mod memory_store;
 mod outcomes;
 mod sqlite;
@@ -10,6 +11,7 @@ mod states;
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,7 +67,12 @@ struct Script {
     rule: Box<Rule>,
     /// How often each line was asked.
     asked: Mutex<HashMap<String, u32>>,
+    /// The model of lines that begin with "slow", and that of all others.
+    slow: Model,
     model: Model,
+    /// How many items are prepared and not ended, and the most that were.
+    held: AtomicUsize,
+    most_held: AtomicUsize,
 }
 
 impl std::fmt::Debug for Script {
@@ -76,8 +83,16 @@ impl std::fmt::Debug for Script {
 
 impl Script {
     fn new(rule: impl Fn(&str, u32) -> Action + Send + Sync + 'static) -> Arc<Self> {
-        let model = Model::parse("gemini-3.5-flash-lite").unwrap();
-        Arc::new(Self { rule: Box::new(rule), asked: Mutex::default(), model })
+        let (slow, model) = (Model::parse("slow").unwrap(), Model::parse("quick").unwrap());
+        let (held, most_held) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self {
+            rule: Box::new(rule),
+            asked: Mutex::default(),
+            slow,
+            model,
+            held,
+            most_held,
+        })
     }
 
     /// How often a line was asked.
@@ -129,6 +144,20 @@ struct Asking {
     line: String,
 }
 
+impl Asking {
+    fn new(script: &Arc<Script>, index: u64, line: String) -> Self {
+        let held = script.held.fetch_add(1, Ordering::Relaxed) + 1;
+        script.most_held.fetch_max(held, Ordering::Relaxed);
+        Self { script: Arc::clone(script), index, line }
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.script.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl ItemSender for Asking {
     fn send(self: Box<Self>, _: Call, admitted: Admitted) -> BoxFuture<'static, ItemOutcome> {
         async move {
@@ -156,18 +185,19 @@ impl ItemFormat for Arc<Script> {
         index: u64,
         line: Bytes,
     ) -> BoxFuture<'static, Result<PreparedItem, ItemOutcome>> {
-        let line = String::from_utf8(line.to_vec()).unwrap();
+        // A large line is known by its beginning.
+        let line = String::from_utf8(line[..line.len().min(64)].to_vec()).unwrap();
         if let Action::Unprepared(action) = (self.rule)(&line, self.asked(&line)) {
             return async move { Err(ended(index, &line, *action)) }.boxed();
         }
         let item = PreparedItem {
             kind: CallKind::Chat,
-            model: self.model.clone(),
+            model: if line.starts_with("slow") { &self.slow } else { &self.model }.clone(),
             semaphore: None,
             tier: TierChoice::default(),
             size: InputFeatures::of(&line).into(),
             timeout: Duration::from_secs(60),
-            sender: Box::new(Asking { script: Arc::clone(self), index, line }),
+            sender: Box::new(Asking::new(self, index, line)),
         };
         std::future::ready(Ok(item)).boxed()
     }
@@ -185,6 +215,8 @@ struct Process {
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     script: Arc<Script>,
+    /// How long jobs are kept after their end.
+    retention: Duration,
     engine: Option<Engine>,
 }
 
@@ -204,6 +236,7 @@ impl Process {
             limiter,
             metrics,
             script: Arc::clone(script),
+            retention: Duration::from_secs(60 * 60),
             engine: None,
         }
     }
@@ -219,7 +252,8 @@ impl Process {
         let settings = EngineSettings {
             concurrency_limit: self.limiter.occupancy().limit,
             lease: LEASE,
-            retention: Some(Duration::from_secs(60 * 60)),
+            retention: Some(self.retention),
+            large_items: 32 << 20,
             metrics: Arc::clone(&self.metrics),
             observer: None,
         };
@@ -285,6 +319,15 @@ fn key(text: &str) -> ApiKey {
 }
 
 async fn begin(jobs: &Jobs, owner: Owner) -> JobNumber {
+    begin_with(jobs, owner, serde_json::Map::new()).await
+}
+
+/// Begins a job whose items all get some fields.
+async fn begin_with(
+    jobs: &Jobs,
+    owner: Owner,
+    shared: serde_json::Map<String, serde_json::Value>,
+) -> JobNumber {
     let spec = JobSpec {
         kind: JobKind::Chat,
         name: None,
@@ -292,7 +335,7 @@ async fn begin(jobs: &Jobs, owner: Owner) -> JobNumber {
         external_semaphore_id: None,
         service_tier: None,
         webhook_url: None,
-        shared: serde_json::Map::new(),
+        shared,
     };
     let (id, created_at) = (JobId::random(), Timestamp::now());
     let job = NewJob { id, owner, spec, idempotency_key: None, created_at };
@@ -307,6 +350,11 @@ async fn commit(jobs: &Jobs, job: JobNumber, name: &str, items: u64) -> JobNumbe
             NewBlock { first, lines: lines.into(), items: (end - first) as u32 }
         })
         .collect();
+    commit_blocks(jobs, job, blocks).await
+}
+
+async fn commit_blocks(jobs: &Jobs, job: JobNumber, blocks: Vec<NewBlock>) -> JobNumber {
+    let items = blocks.iter().map(|block| u64::from(block.items)).sum();
     let bytes = blocks.iter().map(|block| block.lines.len() as u64).sum();
     jobs.store().append(job, blocks).await.unwrap();
     let totals = Totals { items, bytes, content: [0; 32] };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::memory::PER_ITEM;
 use crate::jobs::model::Block;
 
 /// The items of a job that are in memory. It knows nothing of calls and stores.
@@ -16,6 +17,10 @@ pub(super) struct Window {
     ready: VecDeque<u64>,
     /// Items to be sent later, by time.
     later: BTreeSet<(Instant, u64)>,
+    /// How many of these are to be sent within about a minute.
+    soon: usize,
+    /// How many items have a result that is to be recorded.
+    answered: usize,
     /// The bytes of all blocks.
     bytes: usize,
 }
@@ -25,6 +30,7 @@ pub(super) struct Window {
 struct ClaimedBlock {
     /// How many of its items are in memory.
     items: usize,
+    /// What it takes in memory.
     bytes: usize,
     /// The round of renewals in which it was claimed.
     claimed_in: u64,
@@ -50,16 +56,26 @@ enum State {
     Ready,
     /// It is being prepared, waits for admission, or is in flight.
     Out,
-    Later(Instant),
+    Later {
+        at: Instant,
+        is_soon: bool,
+    },
     /// Its result is to be recorded.
     Answered,
+}
+
+impl State {
+    /// Whether the item is to be sent again within about a minute.
+    fn is_soon(self) -> bool {
+        matches!(self, Self::Later { is_soon: true, .. })
+    }
 }
 
 impl Window {
     /// Adds claimed blocks. `round` is the current round of renewals.
     pub fn add(&mut self, blocks: Vec<Block>, round: u64) {
         for Block { first, lines, answered } in blocks {
-            let bytes = lines.len();
+            let bytes = lines.len() + PER_ITEM * memchr::memchr_iter(b'\n', &lines).count();
             let block = self.blocks.entry(first).or_insert_with(|| {
                 self.bytes += bytes;
                 ClaimedBlock { items: 0, bytes, claimed_in: round, is_lost: false }
@@ -94,9 +110,9 @@ impl Window {
     }
 
     /// Puts an item off that says nothing about itself yet. `until` gets how often that happened
-    /// before. Nothing happens if the item is not here any more.
-    pub fn put_off(&mut self, index: u64, until: impl FnOnce(u32) -> Instant) {
-        self.send_later(index, |item| {
+    /// before; `is_soon` if that is within about a minute. Nothing happens if the item is not here any more.
+    pub fn put_off(&mut self, index: u64, is_soon: bool, until: impl FnOnce(u32) -> Instant) {
+        self.send_later(index, is_soon, |item| {
             item.put_off += 1;
             until(item.put_off - 1)
         });
@@ -109,18 +125,19 @@ impl Window {
         let Some(at) = self.items.get(&index).and_then(|item| until(item.repeated)) else {
             return false;
         };
-        self.send_later(index, |item| {
+        self.send_later(index, true, |item| {
             item.repeated += 1;
             at
         });
         true
     }
 
-    fn send_later(&mut self, index: u64, until: impl FnOnce(&mut Item) -> Instant) {
+    fn send_later(&mut self, index: u64, is_soon: bool, until: impl FnOnce(&mut Item) -> Instant) {
         if let Some(item) = self.no_longer_out(index) {
             let at = until(item);
-            item.state = State::Later(at);
+            item.state = State::Later { at, is_soon };
             self.later.insert((at, index));
+            self.soon += usize::from(is_soon);
         }
     }
 
@@ -158,7 +175,8 @@ impl Window {
         {
             self.later.pop_first();
             if let Some(item) = self.items.get_mut(&index) {
-                item.state = State::Ready;
+                let before = std::mem::replace(&mut item.state, State::Ready);
+                self.soon -= usize::from(before.is_soon());
                 self.ready.push_back(index);
             }
         }
@@ -176,12 +194,14 @@ impl Window {
         };
         item.state = State::Answered;
         item.line = Bytes::new();
+        self.answered += 1;
         true
     }
 
     /// The result of the item is recorded.
     pub fn recorded(&mut self, index: u64) {
         if let Some(item) = self.items.remove(&index) {
+            self.answered -= usize::from(item.state == State::Answered);
             self.forget_item_of(item.block);
         }
     }
@@ -199,14 +219,15 @@ impl Window {
         let mut dropped = Vec::new();
         for (index, item) in self.items.iter().filter(|(_, item)| is_lost(item)) {
             match item.state {
-                State::Ready | State::Later(_) => dropped.push(*index),
+                State::Ready | State::Later { .. } => dropped.push(*index),
                 State::Out => are_out = true,
                 State::Answered => {}
             }
         }
         for index in &dropped {
             if let Some(item) = self.items.remove(index) {
-                if let State::Later(at) = item.state {
+                self.soon -= usize::from(item.state.is_soon());
+                if let State::Later { at, .. } = item.state {
                     self.later.remove(&(at, *index));
                 }
                 self.forget_item_of(item.block);
@@ -223,19 +244,39 @@ impl Window {
         held.iter().filter(|first| !self.blocks.contains_key(first)).copied().collect()
     }
 
+    /// How many items are here.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// How many items are here and were not put off.
     pub fn active(&self) -> usize {
         self.items.len() - self.later.len()
     }
 
-    /// How many items were put off.
-    pub fn later(&self) -> usize {
-        self.later.len()
+    /// How many items were put off for about a minute or less.
+    pub fn soon(&self) -> usize {
+        self.soon
     }
 
-    /// The bytes of the blocks.
+    /// How many items are out: they are being prepared, wait for admission, or are in flight.
+    pub fn out(&self) -> usize {
+        self.items.len() - self.ready.len() - self.later.len() - self.answered
+    }
+
+    /// The bytes that the blocks take.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The bytes that these blocks take, as far as they are here.
+    pub fn bytes_of(&self, blocks: &HashSet<u64>) -> usize {
+        blocks.iter().filter_map(|first| Some(self.blocks.get(first)?.bytes)).sum()
+    }
+
+    /// Whether any of these blocks is here.
+    pub fn has_any(&self, blocks: &HashSet<u64>) -> bool {
+        blocks.iter().any(|first| self.blocks.contains_key(first))
     }
 
     /// Whether nothing is here.
@@ -308,10 +349,13 @@ mod tests {
             assert!(window.answered(index));
             window.recorded(index);
         }
-        assert_eq!((window.bytes(), window.active()), (all, 3));
+        assert_eq!((window.bytes(), window.active(), window.out()), (all, 3, 3));
+        let blocks = HashSet::from([0, 99]);
+        assert_eq!(window.bytes_of(&blocks), 3 * ("line 0\n".len() + PER_ITEM));
+        assert!(window.has_any(&blocks));
         assert!(window.answered(1) && !window.answered(1));
         window.recorded(1);
-        assert!(window.bytes() < all && !window.is_empty());
+        assert!(window.bytes() < all && !window.is_empty() && !window.has_any(&blocks));
         window.take_back_all();
         assert_eq!(indices(&mut window), [3, 4]);
     }
@@ -321,15 +365,15 @@ mod tests {
         let (mut window, now) = (window(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         indices(&mut window);
-        window.put_off(4, |before| at(u64::from(before) + 1));
+        window.put_off(4, false, |before| at(u64::from(before) + 1));
         assert!(window.repeat(2, |before| (before < 1).then(|| at(3))));
-        assert_eq!((window.wakes_at(), window.active(), window.later()), (Some(at(1)), 3, 2));
+        assert_eq!((window.wakes_at(), window.active(), window.soon()), (Some(at(1)), 3, 1));
         window.wake(at(2));
         assert_eq!(indices(&mut window), [4]);
-        window.put_off(4, |before| at(u64::from(before) + 1));
-        assert_eq!(window.wakes_at(), Some(at(2)));
+        window.put_off(4, true, |before| at(u64::from(before) + 1));
+        assert_eq!((window.wakes_at(), window.soon()), (Some(at(2)), 2));
         window.wake(at(3));
-        assert_eq!(indices(&mut window), [4, 2]);
+        assert_eq!((indices(&mut window), window.soon()), (vec![4, 2], 0));
         assert!(!window.repeat(2, |before| (before < 1).then(|| at(3))));
         assert!(window.answered(2), "it still waits for its result");
     }
@@ -346,7 +390,7 @@ mod tests {
         window.take_back(0);
         window.recorded(1);
         assert!(indices(&mut window).is_empty());
-        assert_eq!(window.bytes(), 3 * "line 3\n".len() + 1);
+        assert_eq!(window.bytes(), 3 * ("line 3\n".len() + PER_ITEM) + 1);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use super::row::closed;
 use super::specs::Specs;
 use super::{Committed, JobStore, StoreError, Stored};
 use crate::jobs::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
     Owner, ReplicaId, ResultPage, Totals,
 };
 use database::{Database, Failure, Sql};
@@ -251,21 +251,21 @@ impl JobStore for PostgresStore {
         items: u32,
         bytes: usize,
         lease: Duration,
-    ) -> Stored<Vec<Block>> {
+    ) -> Stored<Claimed> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
             let most = work::Most { items: items.into(), bytes: bytes as u64 };
             let claim = inner.lost.begin(&replica);
             let claimant = Arc::new(work::Claimant { replica, claim: claim.number(), lease });
-            let blocks = inner
+            let found = inner
                 .transact(move |_, sql| {
                     let (claimant, now) = (Arc::clone(&claimant), Timestamp::now());
                     async move { work::claim(sql, job, &claimant, most, now).await }.boxed()
                 })
                 .await?;
-            let blocks = work::read(blocks)?;
+            let found = found.read()?;
             claim.received();
-            Ok(blocks)
+            Ok(found)
         })
     }
 

@@ -42,8 +42,8 @@ use super::query::Query;
 use super::row::{closed, no_upload};
 use super::{Committed, JobStore, StoreError, Stored, payload};
 use crate::jobs::model::{
-    Answered, Block, Change, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
-    Owner, ReplicaId, ResultPage, Totals,
+    Answered, Block, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob,
+    Order, Owner, ReplicaId, ResultPage, Totals,
 };
 use database::Files;
 use readers::Readers;
@@ -313,7 +313,7 @@ impl JobStore for SqliteStore {
         items: u32,
         bytes: usize,
         lease: Duration,
-    ) -> Stored<Vec<Block>> {
+    ) -> Stored<Claimed> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
             let (now, time) = (Instant::now(), Timestamp::now());
@@ -413,11 +413,14 @@ impl JobStore for SqliteStore {
 
 impl work::Claimed {
     /// The blocks with their lines.
-    fn read(self) -> Result<Vec<Block>, StoreError> {
+    fn read(self) -> Result<Claimed, StoreError> {
         let blocks = self.blocks.into_iter().map(|block| {
             let lines = payload::decompress(&block.compressed, block.bytes)?;
             Ok(Block { first: block.first.cast_unsigned(), lines, answered: block.answered })
         });
-        blocks.collect()
+        Ok(Claimed {
+            blocks: blocks.collect::<Result<_, StoreError>>()?,
+            too_large: self.too_large,
+        })
     }
 }

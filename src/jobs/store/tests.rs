@@ -167,7 +167,7 @@ fn failed(index: u64, code: &str, retryable: bool) -> Answered {
 async fn claim_all(store: &Store, job: JobNumber, name: &str) -> Vec<Block> {
     let mut all = Vec::new();
     loop {
-        let some = store.claim(job, replica(name), 1000, 1 << 20, LEASE).await.unwrap();
+        let some = store.claim(job, replica(name), 1000, 1 << 20, LEASE).await.unwrap().blocks;
         if some.is_empty() {
             return all;
         }

@@ -1,6 +1,7 @@
 //! Admitted calls, and calls in flight.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,11 +22,30 @@ pub(super) struct Reserved {
     pub spend: Option<Box<Reservation>>,
 }
 
+/// Adds one to the number of calls of a request that hold a global slot, until it is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    pub fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The right to one call. Dropping it admits the next one.
 #[derive(Debug)]
 #[must_use = "dropping an admission gives its slots back at once"]
 pub struct Admission {
-    // Fields drop in this order: the call that gets the global slot finds a free slot of the account.
+    // Fields drop in this order: no more calls are counted than there are slots, and the call that gets the
+    // global slot finds a free slot of the account.
+    pub(super) counted: Option<InFlight>,
     pub(super) concurrency: Permit,
     pub(super) capacity: Capacity,
     pub(super) global: Permit,
@@ -54,11 +74,13 @@ impl Admission {
         if !self.named.iter().chain([&self.global]).all(Permit::is_in_force) {
             return Err(PermitsExpired);
         }
-        let Self { global, concurrency, capacity, named, reserved, account, alias, .. } = self;
+        let Self {
+            counted, global, concurrency, capacity, named, reserved, account, alias, ..
+        } = self;
         let slot = account.concurrency_of(capacity).enter(concurrency);
         let Reserved { quota, spend } = reserved;
         let (sent, spend) = (quota.start(), spend.map(|spend| spend.start()));
-        Ok(InFlightCall { global, slot, named, sent, spend, account, alias })
+        Ok(InFlightCall { counted, slot, global, named, sent, spend, account, alias })
     }
 }
 
@@ -74,6 +96,7 @@ pub struct PermitsExpired;
 #[must_use = "dropping a call in flight gives its slots back at once"]
 pub struct InFlightCall {
     // Fields drop in this order, as those of an admission do.
+    counted: Option<InFlight>,
     slot: Slot,
     global: Permit,
     named: Option<Permit>,
@@ -163,7 +186,8 @@ impl InFlightCall {
     /// Gemini answered. `input_tokens` is what the call cost, if Gemini reports it. The estimated money
     /// stands unless the call was [charged](Self::charge).
     pub fn answered(self, input_tokens: Option<u64>) {
-        let Self { global, slot, named, sent, account, .. } = self;
+        let Self { counted, global, slot, named, sent, account, .. } = self;
+        drop(counted);
         slot.succeeded();
         drop(global);
         drop(named);
@@ -191,6 +215,7 @@ impl InFlightCall {
     /// costs nothing.
     pub fn overloaded(mut self) {
         self.was_free();
+        drop(self.counted);
         self.slot.overloaded();
         drop(self.global);
     }

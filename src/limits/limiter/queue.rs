@@ -1,14 +1,14 @@
 //! The queue: tickets of requests, and waiting for quota, permits and slots.
 
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::admission::{Admission, Reserved};
+use super::admission::{Admission, InFlight, Reserved};
 use super::held_by::Waits;
 use super::{HeldBy, Limiter, Refused};
 use crate::limits::accounts::Account;
@@ -38,6 +38,8 @@ pub struct QueueTicket {
     yields_once: bool,
     head: sync::Mutex<()>,
     state: Mutex<QueueState>,
+    /// Counts the admitted calls of the request while they hold a global slot.
+    in_flight: Option<Arc<AtomicUsize>>,
 }
 
 /// The state of a request in the queue.
@@ -59,6 +61,8 @@ pub struct AccountQueue {
     named: Option<Arc<dyn Semaphore>>,
     capacity: Capacity,
     head: sync::Mutex<()>,
+    /// Since when the call at the head has been waiting for anything but a global slot.
+    held_up_since: Mutex<Option<Instant>>,
 }
 
 /// The head of an account queue: the call that is admitted next.
@@ -72,18 +76,28 @@ pub struct HeadOfQueue<'a> {
 impl QueueTicket {
     /// A ticket for one request.
     pub fn new(limiter: Arc<Limiter>) -> Arc<Self> {
-        Self::with_policy(limiter, false)
+        Self::with_policy(limiter, false, None)
     }
 
     /// A ticket for a batch. While it waits for its next call, requests that arrive meanwhile go first,
     /// once. So a single request beside a batch waits for the next free slot and not for the one
     /// after it, and the batch is no slower.
     pub fn for_many(limiter: Arc<Limiter>) -> Arc<Self> {
-        Self::with_policy(limiter, true)
+        Self::with_policy(limiter, true, None)
     }
 
-    fn with_policy(limiter: Arc<Limiter>, yields_once: bool) -> Arc<Self> {
-        Arc::new(Self { limiter, yields_once, head: sync::Mutex::new(()), state: Mutex::default() })
+    /// The same. Its admitted calls are counted in `in_flight` while they hold a global slot.
+    pub fn for_many_counted(limiter: Arc<Limiter>, in_flight: Arc<AtomicUsize>) -> Arc<Self> {
+        Self::with_policy(limiter, true, Some(in_flight))
+    }
+
+    fn with_policy(
+        limiter: Arc<Limiter>,
+        yields_once: bool,
+        in_flight: Option<Arc<AtomicUsize>>,
+    ) -> Arc<Self> {
+        let (head, state) = (sync::Mutex::new(()), Mutex::default());
+        Arc::new(Self { limiter, yields_once, head, state, in_flight })
     }
 
     /// A queue of the calls for an account and a named semaphore, if any.
@@ -93,7 +107,8 @@ impl QueueTicket {
         named: Option<Arc<dyn Semaphore>>,
     ) -> AccountQueue {
         let (ticket, capacity) = (Arc::clone(self), Capacity::default());
-        AccountQueue { ticket, account, named, capacity, head: sync::Mutex::new(()) }
+        let (head, held_up_since) = (sync::Mutex::new(()), Mutex::new(None));
+        AccountQueue { ticket, account, named, capacity, head, held_up_since }
     }
 
     async fn acquire(&self, semaphore: &Arc<dyn Semaphore>) -> Result<Permit, Refused> {
@@ -135,6 +150,7 @@ impl QueueTicket {
         capacity: Capacity,
         since: Instant,
         waits: &mut Waits,
+        held_up: &HeldUp<'_>,
     ) -> Result<(Permit, Permit), Refused> {
         let own = account.concurrency_of(capacity).semaphore();
         let usage = own.usage();
@@ -142,20 +158,22 @@ impl QueueTicket {
         // So the first of all replicas is admitted first.
         let is_lowered = usage.limit < self.limiter.global.usage().limit;
         if usage.waiting == 0 && !is_lowered {
-            let global = self.global().await?;
+            let global = self.global(held_up).await?;
             if let Some(slot) = own.try_acquire() {
                 return Ok((slot, global));
             }
             // The account's limit fell meanwhile. Other calls may use the global slot while this
             // one waits.
         }
+        held_up.begins();
         let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
         let slot = self.acquire(&own).await?;
         waits.end(HeldBy::AdaptiveLimit, since);
-        Ok((slot, self.global().await?))
+        Ok((slot, self.global(held_up).await?))
     }
 
-    async fn global(&self) -> Result<Permit, Refused> {
+    async fn global(&self, held_up: &HeldUp<'_>) -> Result<Permit, Refused> {
+        held_up.ends();
         let _head = self.head.lock().await;
         self.acquire(&self.limiter.global).await
     }
@@ -448,10 +466,46 @@ impl Drop for InQueue<'_> {
     }
 }
 
+/// That a call at the head of an account queue waits for anything but a global slot: for a quota, a named
+/// semaphore or a slot of the account. Dropping it ends that.
+struct HeldUp<'a>(&'a Mutex<Option<Instant>>);
+
+impl<'a> HeldUp<'a> {
+    fn new(since: &'a Mutex<Option<Instant>>) -> Self {
+        let held_up = Self(since);
+        held_up.begins();
+        held_up
+    }
+
+    fn begins(&self) {
+        *self.since() = Some(Instant::now());
+    }
+
+    fn ends(&self) {
+        *self.since() = None;
+    }
+
+    fn since(&self) -> MutexGuard<'a, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HeldUp<'_> {
+    fn drop(&mut self) {
+        self.ends();
+    }
+}
+
 impl AccountQueue {
     /// The account that its calls are made for. Another one may be charged.
     pub fn account(&self) -> &Arc<Account> {
         &self.account
+    }
+
+    /// Since when the call at the head has been waiting for a quota, a named semaphore or a slot of its
+    /// account; `None` if there is no such call, or it waits for a global slot only.
+    pub fn held_up_since(&self) -> Option<Instant> {
+        *self.held_up_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same queue for calls that use this part of Gemini's capacity.
@@ -490,6 +544,7 @@ impl HeadOfQueue<'_> {
         let estimate = estimate.into();
         async move {
             let AccountQueue { ticket, account: requested, .. } = self.queue;
+            let held_up = HeldUp::new(&self.queue.held_up_since);
             let accounts = &ticket.limiter.accounts;
             let mut instead = accounts.charged_instead(requested);
             let account = instead.as_ref().unwrap_or(requested);
@@ -502,8 +557,14 @@ impl HeadOfQueue<'_> {
             loop {
                 waits.end(HeldBy::Quota, self.since);
                 let account = instead.unwrap_or_else(|| Arc::clone(requested));
-                let admission =
-                    self.admit_with(account, reservation, &estimate, deadline, &mut waits);
+                let admission = self.admit_with(
+                    account,
+                    reservation,
+                    &estimate,
+                    deadline,
+                    &mut waits,
+                    &held_up,
+                );
                 let admission = admission.await?;
                 let is_charged = accounts.is_charged(requested, admission.charged_account());
                 if is_charged && !admission.charged_account().is_paused() {
@@ -514,6 +575,7 @@ impl HeadOfQueue<'_> {
                 // Since the quota was reserved, Gemini has refused a call of this account or charged
                 // another account.
                 drop(admission);
+                held_up.begins();
                 instead = accounts.charged_instead(requested);
                 let account = instead.as_ref().unwrap_or(requested);
                 reservation = ticket.reserve_again(account, &estimate, deadline).await?;
@@ -529,6 +591,7 @@ impl HeadOfQueue<'_> {
         estimate: &Estimate,
         deadline: Instant,
         waits: &mut Waits,
+        held_up: &HeldUp<'_>,
     ) -> impl Future<Output = Result<Admission, Refused>> {
         async move {
             let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
@@ -548,19 +611,23 @@ impl HeadOfQueue<'_> {
                 },
             };
             waits.end(HeldBy::Semaphore, self.since);
-            let slots = ticket.slots(&account, *capacity, self.since, waits);
+            let slots = ticket.slots(&account, *capacity, self.since, waits, held_up);
             let (concurrency, global) = slots.await?;
             waits.end(HeldBy::ConcurrencyLimit, self.since);
+            let counted = ticket.in_flight.as_ref().map(InFlight::new);
+            let waited = self.since.elapsed();
             let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
+            let capacity = *capacity;
             Ok(Admission {
+                counted,
                 concurrency,
-                capacity: *capacity,
+                capacity,
                 global,
                 named,
                 reserved,
                 account,
                 alias,
-                waited: self.since.elapsed(),
+                waited,
                 held_by: waits.held_by(),
             })
         }

@@ -127,3 +127,19 @@ async fn two_replicas_share_a_job_and_ask_each_item_once() {
     assert!(are_all_answered(&store, job, "a", 4000));
     assert_eq!((script.calls(), store.counted().repeated), (4000, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_ended_long_ago_are_removed_soon_after_the_store_can_be_used() {
+    let script = Script::new(|_, _| Action::Answer);
+    let mut process = Process::new(&MemoryStore::default(), 1, &script);
+    let job = process.submit("a", 1).await;
+    process.change(job, Change::Cancel).await;
+    process.retention = Duration::ZERO;
+    process.store.set(|settings| settings.fails = Some(StoreError::Unavailable("gone".into())));
+    process.start();
+    sleep(Duration::from_secs(10 * 60)).await;
+    assert!(process.store.has(job));
+    process.store.set(|settings| settings.fails = None);
+    sleep(Duration::from_secs(60)).await;
+    assert!(!process.store.has(job));
+}

@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::jobs::store::Stored;
 use crate::jobs::{
-    Answered, Block, Change, Committed, FailuresToRetry, Job, JobId, JobNumber, JobState, JobStore,
-    NewBlock, NewJob, Order, Owner, PauseReason, Progress, ReplicaId, ResultPage, StoreError,
-    StoredResult, Totals,
+    Answered, Block, Change, Claimed, Committed, FailuresToRetry, Job, JobId, JobNumber, JobState,
+    JobStore, NewBlock, NewJob, Order, Owner, PauseReason, Progress, ReplicaId, ResultPage,
+    StoreError, StoredResult, Totals,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -47,6 +47,8 @@ pub struct Counted {
     pub failed: usize,
     /// The most items that were claimed and had no result at one time.
     pub most_claimed: u64,
+    /// The most bytes of all blocks that were claimed at one time.
+    pub most_bytes: usize,
     /// Results of items that had one.
     pub repeated: usize,
 }
@@ -88,6 +90,11 @@ impl MemoryStore {
         job
     }
 
+    /// Whether there is such a job.
+    pub fn has(&self, job: JobNumber) -> bool {
+        self.lock().jobs.contains_key(&job)
+    }
+
     pub fn results_of(&self, job: JobNumber) -> Vec<Answered> {
         self.lock().jobs[&job].results.values().cloned().collect()
     }
@@ -126,6 +133,14 @@ impl MemoryStore {
             Ok(change(&mut state))
         }
         .boxed()
+    }
+}
+
+impl State {
+    fn claimed_bytes(&self) -> usize {
+        let now = Instant::now();
+        let blocks = self.jobs.values().flat_map(|stand| stand.blocks.values());
+        blocks.filter(|block| block.is_claimed(now)).map(|block| block.lines.len()).sum()
     }
 }
 
@@ -285,40 +300,45 @@ impl JobStore for MemoryStore {
         items: u32,
         bytes: usize,
         lease: Duration,
-    ) -> Stored<Vec<Block>> {
+    ) -> Stored<Claimed> {
         let loses = self.lock().settings.loses_claims;
         let claim = self.change_with(move |state| {
             let now = Instant::now();
-            let Some(stand) = state.jobs.get_mut(&job) else { return Vec::new() };
+            let mut found = Claimed::default();
+            let Some(stand) = state.jobs.get_mut(&job) else { return found };
             if !matches!(stand.job.state, JobState::Queued | JobState::Running) {
-                return Vec::new();
+                return found;
             }
-            let (mut claimed, mut taken, mut size) = (Vec::new(), 0, 0);
+            let (mut taken, mut size) = (0, 0);
             for (first, block) in &mut stand.blocks {
                 let results = stand.results.range(*first..*first + block.items);
                 let answered: Vec<u64> = results.map(|(index, _)| *index).collect();
                 if block.is_claimed(now) || answered.len() as u64 == block.items {
                     continue;
                 }
-                if taken >= u64::from(items) {
-                    break;
-                }
                 (taken, size) = (taken + block.items, size + block.lines.len());
-                if !claimed.is_empty() && (taken > items.into() || size > bytes) {
+                if size > bytes && found.blocks.is_empty() {
+                    found.too_large = Some(size);
+                    return found;
+                }
+                if size > bytes || (taken > items.into() && !found.blocks.is_empty()) {
                     break;
                 }
                 block.claim = Some((replica.clone(), now + lease));
-                claimed.push(Block { first: *first, lines: block.lines.clone(), answered });
+                found.blocks.push(Block { first: *first, lines: block.lines.clone(), answered });
             }
-            if !claimed.is_empty() && stand.job.started_at.is_none() {
+            let is_any = !found.blocks.is_empty();
+            if is_any && stand.job.started_at.is_none() {
                 stand.job.started_at = Some(Timestamp::now());
             }
-            if !claimed.is_empty() {
+            if is_any {
                 stand.job.state = JobState::Running;
             }
-            let in_memory = stand.claimed();
-            state.counted.most_claimed = state.counted.most_claimed.max(in_memory);
-            claimed
+            let (items, bytes) = (stand.claimed(), state.claimed_bytes());
+            let counted = &mut state.counted;
+            counted.most_claimed = counted.most_claimed.max(items);
+            counted.most_bytes = counted.most_bytes.max(bytes);
+            found
         });
         async move {
             let claimed = claim.await?;

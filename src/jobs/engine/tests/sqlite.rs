@@ -13,6 +13,7 @@ fn start(jobs: &Arc<Jobs>, script: &Arc<Script>) -> Engine {
         concurrency_limit: LIMIT,
         lease: super::LEASE,
         retention: None,
+        large_items: 0,
         metrics: Arc::clone(&metrics),
         observer: None,
     };

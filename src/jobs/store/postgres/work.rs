@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::database::{Failure, Sql};
 use super::rows;
-use crate::jobs::model::{Answered, Block, Job, JobNumber, JobState, ReplicaId};
+use crate::jobs::model::{self, Answered, Block, Job, JobNumber, JobState, ReplicaId};
 use crate::jobs::store::row::{self, Columns, signed, unsigned};
 use crate::jobs::store::specs::Specs;
 use crate::jobs::store::{StoreError, payload};
@@ -30,9 +30,16 @@ pub(super) struct Claimant {
     pub lease: Duration,
 }
 
+/// What a claim found, as it is stored.
+#[derive(Debug, Default)]
+pub(super) struct Claimed {
+    blocks: Vec<ClaimedBlock>,
+    too_large: Option<usize>,
+}
+
 /// A block as it is stored.
 #[derive(Debug)]
-pub(super) struct ClaimedBlock {
+struct ClaimedBlock {
     first: i64,
     items: i64,
     bytes: i64,
@@ -40,13 +47,17 @@ pub(super) struct ClaimedBlock {
     answered: Vec<u64>,
 }
 
-/// The lines of claimed blocks.
-pub(super) fn read(blocks: Vec<ClaimedBlock>) -> Result<Vec<Block>, StoreError> {
-    let blocks = blocks.into_iter().map(|block| {
-        let lines = payload::decompress(&block.compressed, block.bytes)?;
-        Ok(Block { first: unsigned(block.first), lines, answered: block.answered })
-    });
-    blocks.collect()
+impl Claimed {
+    /// The same with the lines of the blocks.
+    pub(super) fn read(self) -> Result<model::Claimed, StoreError> {
+        let Self { blocks, too_large } = self;
+        let blocks = blocks.into_iter().map(|block| {
+            let lines = payload::decompress(&block.compressed, block.bytes)?;
+            Ok(Block { first: unsigned(block.first), lines, answered: block.answered })
+        });
+        let blocks = blocks.collect::<Result<_, StoreError>>()?;
+        Ok(model::Claimed { blocks, too_large })
+    }
 }
 
 pub(super) async fn claim(
@@ -55,15 +66,16 @@ pub(super) async fn claim(
     claimant: &Claimant,
     most: Most,
     now: Timestamp,
-) -> Result<Vec<ClaimedBlock>, Failure> {
-    let Some(mut row) = rows::find(sql, job).await? else { return Ok(Vec::new()) };
+) -> Result<Claimed, Failure> {
+    let nothing = Claimed::default();
+    let Some(mut row) = rows::find(sql, job).await? else { return Ok(nothing) };
     if row.state == JobState::Queued {
         // The job's row is locked before its blocks, as everywhere.
-        let Some(locked) = rows::lock(sql, job).await? else { return Ok(Vec::new()) };
+        let Some(locked) = rows::lock(sql, job).await? else { return Ok(nothing) };
         row = locked;
     }
     if !matches!(row.state, JobState::Queued | JobState::Running) {
-        return Ok(Vec::new());
+        return Ok(nothing);
     }
     let found = sql
         .query(
@@ -84,13 +96,17 @@ pub(super) async fn claim(
         };
         items = items.saturating_add(unsigned(block.items));
         bytes = bytes.saturating_add(unsigned(block.bytes));
-        if !blocks.is_empty() && (items > most.items || bytes > most.bytes) {
+        if bytes > most.bytes && blocks.is_empty() {
+            let too_large = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
+            return Ok(Claimed { too_large, ..nothing });
+        }
+        if bytes > most.bytes || (items > most.items && !blocks.is_empty()) {
             break;
         }
         blocks.push(block);
     }
     if blocks.is_empty() {
-        return Ok(blocks);
+        return Ok(nothing);
     }
     if row.state == JobState::Queued {
         row.start(now);
@@ -129,7 +145,7 @@ pub(super) async fn claim(
             block.answered.push(item);
         }
     }
-    Ok(blocks)
+    Ok(Claimed { blocks, too_large: None })
 }
 
 /// `lost` are claims of the process whose outcome it never learned.

@@ -1,7 +1,7 @@
 //! Opens the database: its folder, its lock, its settings and its format.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +16,10 @@ const FORMATS: [&str; 1] = [include_str!("format_1.sql")];
 
 /// "gemj" in `application_id`: tells the database from one of another program.
 const APPLICATION: i64 = 0x6765_6d6a;
+
+/// What is written to the file of the lock once the database is made, so that it is noticed if it is
+/// emptied or removed.
+const MADE: &[u8] = b"jobs.sqlite was made\n";
 
 /// How long a connection waits for another one of this process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,8 +82,34 @@ impl Files {
         }
     }
 
-    /// Opens the database for the writer, and makes it if it does not exist.
-    pub fn open(&self) -> Result<Connection, StoreError> {
+    /// Opens the database for the writer, and makes it if it does not exist. An empty file is what a kill
+    /// at the first start leaves; SQLite makes a database of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if the file was emptied and its log was not: SQLite would remove the log.
+    pub fn open(&self, lock: &mut File) -> Result<Connection, StoreError> {
+        let size = |path: &Path| path.metadata().map_or(0, |file| file.len());
+        let was_made = lock.metadata().is_ok_and(|file| file.len() > 0);
+        if size(&self.database) == 0 {
+            if size(&self.log()) > 0 {
+                let message = "jobs.sqlite is empty, and its log jobs.sqlite-wal is not: restore a \
+                               backup, or remove both";
+                return Err(StoreError::Damaged(message.to_owned()));
+            }
+            if was_made {
+                let database = self.database.display();
+                tracing::warn!(%database, "the job store was emptied or removed; it begins anew");
+            }
+        }
+        let database = self.open_database()?;
+        // Written again if it is lost.
+        if !was_made && let Err(error) = lock.write_all(MADE) {
+            tracing::debug!(%error, "the file of the lock was not written");
+        }
+        Ok(database)
+    }
+
+    fn open_database(&self) -> Result<Connection, StoreError> {
         open_private(&self.database).map_err(|error| self.unavailable(&error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut database = Connection::open_with_flags(&self.database, flags)?;
@@ -115,6 +145,11 @@ impl Files {
         Ok(database)
     }
 
+    /// The write-ahead log of the database.
+    fn log(&self) -> PathBuf {
+        self.folder.join("jobs.sqlite-wal")
+    }
+
     /// Whether an upload may write so many bytes. It leaves room for what must go on: results are recorded, and
     /// jobs are deleted, which writes to the log before it frees anything.
     pub fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
@@ -127,7 +162,7 @@ impl Files {
         let reserve = (space.f_blocks * space.f_frsize / RESERVED_PART).min(RESERVE);
         let free = space.f_bavail * space.f_frsize;
         // What is written is in the log first, and then in the database too.
-        let log = self.folder.join("jobs.sqlite-wal").metadata().map_or(0, |file| file.len());
+        let log = self.log().metadata().map_or(0, |file| file.len());
         let needed = bytes.saturating_mul(2).saturating_add(log).saturating_add(reserve);
         if free >= needed {
             return Ok(());

@@ -25,6 +25,7 @@ pub(super) struct Most {
 pub(super) struct Claimed {
     job: i64,
     pub blocks: Vec<ClaimedBlock>,
+    pub too_large: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -53,12 +54,12 @@ pub(super) fn claim(
     (now, until): (Instant, Instant),
     time: Timestamp,
 ) -> Result<Claimed, StoreError> {
-    let nothing = Claimed { job: job.0, blocks: Vec::new() };
+    let nothing = Claimed { job: job.0, ..Claimed::default() };
     let Some(mut row) = rows::find(context.sql, job)? else { return Ok(nothing) };
     if !matches!(row.state, JobState::Queued | JobState::Running) {
         return Ok(nothing);
     }
-    let mut blocks = unclaimed(context, job, most, now)?;
+    let (mut blocks, too_large) = unclaimed(context, job, most, now)?;
     for block in &mut blocks {
         read(context, job, block)?;
     }
@@ -70,16 +71,17 @@ pub(super) fn claim(
         let unanswered = unsigned(block.items).saturating_sub(block.answered.len() as u64);
         context.claims.claim(job.0, block.first, replica, until, unanswered);
     }
-    Ok(Claimed { blocks, ..nothing })
+    Ok(Claimed { blocks, too_large, ..nothing })
 }
 
-/// The first blocks with unanswered items that nobody holds.
+/// The first blocks with unanswered items that nobody holds, or the size of the first one if it is too
+/// large.
 fn unclaimed(
     context: &Context<'_>,
     job: JobNumber,
     most: Most,
     now: Instant,
-) -> Result<Vec<ClaimedBlock>, StoreError> {
+) -> Result<(Vec<ClaimedBlock>, Option<usize>), StoreError> {
     let mut query = context.sql.prepare_cached(
         "SELECT number, first, items, bytes FROM blocks WHERE job = ?1 AND answered < items \
          ORDER BY first",
@@ -100,12 +102,15 @@ fn unclaimed(
         }
         items = items.saturating_add(unsigned(block.items));
         bytes = bytes.saturating_add(unsigned(block.bytes));
-        if !found.is_empty() && (items > most.items || bytes > most.bytes) {
+        if bytes > most.bytes && found.is_empty() {
+            return Ok((found, Some(usize::try_from(bytes).unwrap_or(usize::MAX))));
+        }
+        if bytes > most.bytes || (items > most.items && !found.is_empty()) {
             break;
         }
         found.push(block);
     }
-    Ok(found)
+    Ok((found, None))
 }
 
 /// Reads the lines of a block, and which of its items are answered.

@@ -227,14 +227,15 @@ impl Thread {
         let files = &self.shared.files;
         files.make_folder()?;
         let is_first = self.lock.is_none();
-        if is_first {
-            self.lock = Some(files.lock()?);
+        let mut lock = match self.lock.take() {
+            Some(lock) => lock,
+            None => files.lock()?,
+        };
+        let database = files.open(&mut lock);
+        if !is_first || database.is_ok() {
+            self.lock = Some(lock);
         }
-        let database = files.open().inspect_err(|_| {
-            if is_first {
-                self.lock = None;
-            }
-        })?;
+        let database = database?;
         self.is_synced = true;
         if is_first {
             // Nobody else has the lock, so their processes have ended.

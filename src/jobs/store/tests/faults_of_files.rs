@@ -93,6 +93,81 @@ async fn a_second_process_is_told_that_the_folder_is_in_use() {
     assert_eq!(second.job(job.id.clone()).await, Ok(Some(job)));
 }
 
+/// What happens is logged by the thread of the store, so that the test is in a process of its own.
+#[test]
+fn an_emptied_store_is_noticed() {
+    in_child("in_an_emptied_store", "");
+}
+
+#[tokio::test]
+#[ignore = "run in a child process"]
+async fn in_an_emptied_store() {
+    let folder = folder_of_child();
+    let log = Log::default();
+    let lines = log.clone();
+    tracing_subscriber::fmt().with_writer(move || lines.clone()).init();
+    let (database, wal) = (folder.join("jobs.sqlite"), folder.join("jobs.sqlite-wal"));
+    // A kill at the first start left an empty file, and nothing else.
+    fs::write(&database, "").unwrap();
+    fs::write(folder.join("jobs.lock"), "").unwrap();
+    let store = in_folder(&folder);
+    upload(&store, new_job(), 1).await;
+    store.close().await;
+    assert_eq!(log.text(), "");
+
+    for remove in [false, true] {
+        match remove {
+            true => fs::remove_file(&database).unwrap(),
+            false => fs::write(&database, "").unwrap(),
+        }
+        let store = in_folder(&folder);
+        let job = upload(&store, new_job(), 1).await;
+        assert_eq!(store.jobs(None, None, 10).await.unwrap(), [job]);
+        store.close().await;
+        let text = log.take();
+        assert!(text.contains("WARN") && text.contains("emptied or removed"), "{text}");
+    }
+
+    let store = in_folder(&folder);
+    upload(&store, new_job(), 1).await;
+    let kept = fs::read(&wal).unwrap();
+    store.close().await;
+    assert_eq!(log.text(), "");
+    fs::write(&database, "").unwrap();
+    fs::write(&wal, &kept).unwrap();
+    let store = in_folder(&folder);
+    let refused = store.begin(new_job(), replica("a")).await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Damaged(message) if message.contains("backup")));
+    store.close().await;
+    assert_eq!(fs::read(&wal).unwrap(), kept);
+}
+
+/// Keeps what is logged.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn take(&self) -> String {
+        let text = self.text();
+        self.0.lock().unwrap().clear();
+        text
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn claims_end_with_the_process() {
     let folder = TempDir::new().unwrap();

@@ -153,7 +153,8 @@ async fn a_job_is_paused_resumed_and_cancelled(database: Database) {
     assert_eq!(store.open_jobs().await.unwrap(), [paused]);
     assert!(claim_all(&store, number, "a").await.is_empty());
     assert_eq!(change(Change::Resume).await.state, JobState::Queued);
-    assert_eq!(store.claim(number, replica("a"), 10, 9999, LEASE).await.unwrap().len(), 1);
+    let claimed = store.claim(number, replica("a"), 10, 9999, LEASE).await.unwrap();
+    assert_eq!(claimed.blocks.len(), 1);
     let running = store.open_jobs().await.unwrap().remove(0);
     assert_eq!((running.state, running.progress.claimed), (JobState::Running, 10));
     let failing = PauseReason::Failing("account_unfunded".to_owned());

@@ -32,7 +32,7 @@ async fn measure(store: Store, items: u64, size: impl Fn() -> u64) {
     let started = Instant::now();
     let mut claims = 0;
     loop {
-        let claimed = store.claim(number, replica("a"), 256, 1 << 20, LEASE).await.unwrap();
+        let claimed = store.claim(number, replica("a"), 256, 1 << 20, LEASE).await.unwrap().blocks;
         if claimed.is_empty() {
             break;
         }

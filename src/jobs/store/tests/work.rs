@@ -6,7 +6,8 @@ use super::*;
 
 for_both_stores!(
     each_block_is_claimed_once,
-    a_claim_takes_no_more_than_was_asked_for_but_one_block,
+    a_claim_takes_no_more_than_was_asked_for,
+    a_block_that_is_too_large_is_told_and_not_claimed,
     a_claim_that_lapsed_is_made_again,
     answered_items_of_a_claimed_block_are_named,
     claims_are_renewed_and_given_back,
@@ -37,28 +38,62 @@ async fn each_block_is_claimed_once(database: Database) {
     }
 }
 
-async fn a_claim_takes_no_more_than_was_asked_for_but_one_block(database: Database) {
+async fn a_claim_takes_no_more_than_was_asked_for(database: Database) {
     let store = database.open();
     let number = upload(&store, new_job(), 100).await.number;
-    let bytes = block(0, 10).lines.len();
+    let bytes = block(10, 10).lines.len();
     let mut expected = 0;
-    for (items, bytes, blocks) in
-        [(1, 1, 1), (0, 0, 1), (29, 1 << 20, 2), (1000, 2 * bytes + 30, 2), (20, 1 << 20, 2)]
-    {
+    for (items, bytes, blocks) in [
+        (1, bytes, 1),
+        (0, bytes, 1),
+        (29, 1 << 20, 2),
+        (1000, 2 * bytes + 30, 2),
+        (20, 1 << 20, 2),
+    ] {
         let claimed = store.claim(number, replica("a"), items, bytes, LEASE).await.unwrap();
-        assert_eq!(claimed.len(), blocks, "{items} items, {bytes} bytes");
-        for block in claimed {
+        assert_eq!(claimed.blocks.len(), blocks, "{items} items, {bytes} bytes");
+        assert_eq!(claimed.too_large, None);
+        for block in claimed.blocks {
             assert_eq!(block.first, expected);
             expected += 10;
         }
     }
 }
 
+async fn a_block_that_is_too_large_is_told_and_not_claimed(database: Database) {
+    let store = database.open();
+    let number = store.begin(new_job(), replica("a")).await.unwrap();
+    // It is small on the disk.
+    let large = format!("{{\"prompt\":\"{}\"}}\n", "x".repeat(100_000));
+    let (second, third) = (block(1, 1), block(2, 1));
+    let first = NewBlock { first: 0, lines: large.clone().into(), items: 1 };
+    let small = second.lines.len();
+    store.append(number, vec![first, second, third]).await.unwrap();
+    store.commit(number, totals(3)).await.unwrap();
+    for bytes in [0, large.len() - 1] {
+        let claimed = store.claim(number, replica("a"), 10, bytes, LEASE).await.unwrap();
+        assert!(claimed.blocks.is_empty(), "{bytes} bytes");
+        assert_eq!(claimed.too_large, Some(large.len()));
+    }
+    assert_eq!(store.open_jobs().await.unwrap()[0].state, JobState::Queued);
+    assert_eq!(store.renew(replica("a"), LEASE).await.unwrap(), []);
+    let claimed = store.claim(number, replica("a"), 10, large.len(), LEASE).await.unwrap();
+    assert_eq!(claimed.blocks[0].lines, large);
+    assert_eq!((claimed.blocks.len(), claimed.too_large), (1, None));
+    // What follows a block that fits is left without a word.
+    let claimed = store.claim(number, replica("a"), 10, small + 1, LEASE).await.unwrap();
+    assert_eq!((claimed.blocks.len(), claimed.too_large), (1, None));
+    let claimed = store.claim(number, replica("a"), 10, small + 1, LEASE).await.unwrap();
+    assert_eq!((claimed.blocks[0].first, claimed.too_large), (2, None));
+    let claimed = store.claim(number, replica("a"), 10, 0, LEASE).await.unwrap();
+    assert!(claimed.blocks.is_empty() && claimed.too_large.is_none());
+}
+
 async fn a_claim_that_lapsed_is_made_again(database: Database) {
     let [a, b] = database.open_two();
     let number = upload(&a, new_job(), 20).await.number;
     let claimed = a.claim(number, replica("a"), 20, 9999, Duration::ZERO).await.unwrap();
-    assert_eq!(claimed.len(), 2);
+    assert_eq!(claimed.blocks.len(), 2);
     a.record(number, vec![answered(3), answered(12)], at(1)).await.unwrap();
     let again = claim_all(&b, number, "b").await;
     let answered: Vec<_> = again.iter().map(|block| block.answered.clone()).collect();

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::jobs::store::Stored;
 use crate::jobs::{
-    Answered, Block, Change, Committed, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
+    Answered, Change, Claimed, Committed, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
     JobState, JobStore, NewBlock, NewJob, Order, Owner, Progress, ReplicaId, ResultPage,
     StoreError, Totals,
 };
@@ -193,14 +193,7 @@ impl JobStore for MemoryStore {
         unused()
     }
 
-    fn claim(
-        &self,
-        _: JobNumber,
-        _: ReplicaId,
-        _: u32,
-        _: usize,
-        _: Duration,
-    ) -> Stored<Vec<Block>> {
+    fn claim(&self, _: JobNumber, _: ReplicaId, _: u32, _: usize, _: Duration) -> Stored<Claimed> {
         unused()
     }
 
