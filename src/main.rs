@@ -17,9 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{
-    AdminKey, Config, Environment, LogFormat, RunningSettings,
-};
+use gemini_concurrent_generation::config::{Config, Environment, LogFormat, RunningSettings};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::environment::{Environment, Origin};
 use super::settings::GEMINI_CONCURRENCY_LIMIT;
-use super::{Config, InvalidSetting, PROXY_VARIABLES, SETTINGS, Setting};
+use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS, Setting};
 use crate::gemini::redact;
 
 /// What is shown in place of a secret.
@@ -50,6 +50,9 @@ impl Environment {
         }
         for name in PROXY_VARIABLES.iter().filter(|name| self.origin(name) != Origin::Default) {
             let _ = writeln!(text, "{name}={MASKED} # a proxy");
+        }
+        for name in OTEL_VARIABLES.iter().filter(|name| self.origin(name) != Origin::Default) {
+            let _ = writeln!(text, "{name}={MASKED} # traces");
         }
         String::from_utf8_lossy(&redact(text.as_bytes())).into_owned()
     }

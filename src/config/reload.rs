@@ -5,7 +5,7 @@ use super::settings::{
     GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE, GEMINI_TIER,
     MAX_QUEUED_REQUESTS, RUST_LOG, Setting,
 };
-use super::{Config, InvalidSetting, PROXY_VARIABLES, SETTINGS};
+use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
 
 /// The settings that a running gateway takes over. All others hold from the next start.
 pub const RELOADED: [Setting; 7] = [
@@ -76,8 +76,9 @@ impl RunningSettings {
         });
         let config = config.map_err(|error| NotReloaded::Invalid(vec![error]))?;
         let names = SETTINGS.iter().map(|setting| setting.name);
-        let (reloaded, others): (Vec<_>, Vec<_>) =
-            names.chain(PROXY_VARIABLES.iter().copied()).partition(|name| is_reloaded(name));
+        let (reloaded, others): (Vec<_>, Vec<_>) = names
+            .chain(PROXY_VARIABLES.iter().chain(OTEL_VARIABLES).copied())
+            .partition(|name| is_reloaded(name));
         let differing = |names: Vec<&'static str>, before: &Environment| {
             let differs = |name: &&str| value(before, name) != value(&environment, name);
             names.into_iter().filter(differs).collect()
