@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
+use gemini_concurrent_generation::config::{AdminKey, Config};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
@@ -26,7 +26,7 @@ use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
 };
 use gemini_concurrent_generation::simulator::{self, Simulator};
-use gemini_concurrent_generation::telemetry;
+use gemini_concurrent_generation::telemetry::{self, LogFormat};
 use gemini_concurrent_generation::with_permit;
 
 /// A gateway for Google Gemini. Settings are environment variables, or lines of `.env`.
