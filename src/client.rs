@@ -69,6 +69,14 @@ pub enum ClientError {
     /// The connection broke, or the answer is incomplete or late.
     #[error("{0}")]
     Broken(String),
+    /// The service takes connections, and says nothing.
+    #[error("the service at {host} does not answer: nothing came for {} s", time.as_secs())]
+    Silent {
+        /// The host and the port.
+        host: String,
+        /// For how long nothing came.
+        time: Duration,
+    },
     /// The service answered with an error.
     #[error("{0}")]
     Refused(Refusal),
@@ -112,7 +120,7 @@ impl ClientError {
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Broken(_) => true,
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Silent { .. } => true,
             Self::Refused(refusal) => {
                 refusal.status.is_server_error() || refusal.code.is_some_and(Code::is_retryable)
             }
@@ -238,16 +246,24 @@ impl GatewayClient {
             let response = self.send(request).await?;
             Ok((response.status(), read(response).await?))
         });
-        let late = |_| ClientError::Broken(format!("no answer within {time_limit:?}"));
-        answered.await.map_err(late)?
+        answered.await.map_err(|_| self.silent(time_limit))?
+    }
+
+    /// The error for a service from which nothing came for this long.
+    pub fn silent(&self, time: Duration) -> ClientError {
+        ClientError::Silent { host: self.host(), time }
+    }
+
+    /// The host and the port of the service.
+    fn host(&self) -> String {
+        let uri = self.base.parse::<Uri>().ok();
+        uri.as_ref().and_then(Uri::authority).map(ToString::to_string).unwrap_or_default()
     }
 
     fn broken(&self, error: &legacy::Error) -> ClientError {
         let cause = innermost(error);
         if error.is_connect() {
-            let uri = self.base.parse::<Uri>().ok();
-            let host = uri.as_ref().and_then(Uri::authority).map(ToString::to_string);
-            ClientError::Unreachable { host: host.unwrap_or_default(), cause }
+            ClientError::Unreachable { host: self.host(), cause }
         } else {
             ClientError::Broken(format!("the connection to the service broke: {cause}"))
         }

@@ -29,6 +29,7 @@ use crate::jobs::webhook::WebhookSettings;
 use crate::limits::{QuotaPlan, RedisSettings};
 use crate::prices::Prices;
 use crate::schema::SchemaLimits;
+use crate::telemetry::LogFormat;
 use crate::traces::TraceSettings;
 use lookup::{Lookup, UNQUOTED, invalid};
 use settings::*;
@@ -49,15 +50,6 @@ pub struct InvalidSetting {
     pub variable: &'static str,
     /// The expected form of its value, on one line.
     pub expected: Cow<'static, str>,
-}
-
-/// The format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For collectors: one JSON object a line.
-    Json,
 }
 
 /// The settings, read and checked.

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{Config, Environment, LogFormat, RunningSettings};
+use gemini_concurrent_generation::config::{Config, Environment, RunningSettings};
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
@@ -30,7 +30,7 @@ use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
 };
 use gemini_concurrent_generation::simulator::{self, Simulator};
-use gemini_concurrent_generation::telemetry;
+use gemini_concurrent_generation::telemetry::{self, LogFormat};
 use gemini_concurrent_generation::with_permit;
 
 /// A gateway for Google Gemini. Settings are environment variables, or lines of `.env`.

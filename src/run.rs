@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod progress;
 mod result;
+mod results;
 mod service;
 mod template;
 mod upload;
@@ -31,8 +32,8 @@ use crate::client::{ClientKey, GatewayClient};
 use crate::config::{AdminKey, Config};
 use crate::limits::Store;
 use crate::signals::Signals;
-use begin::{begin, persistently};
-use failure::{NO_PERMISSION, NOT_NOW, SOME_FAILED, UNAVAILABLE, USAGE};
+use begin::{Contact, begin, persistently};
+use failure::{NO_PERMISSION, NOT_NOW, NOT_PAUSED, SOME_FAILED, UNAVAILABLE, USAGE};
 use follow::{End, FailedItem, Follower, watch};
 use local::LocalGateway;
 use output::{Output, OutputFormat, check_replaceable};
@@ -58,6 +59,9 @@ pub struct Arguments {
     /// Replaces an existing output, and asks all items again.
     #[arg(long)]
     force: bool,
+    /// Shows no progress: only the summary and errors.
+    #[arg(short, long)]
+    quiet: bool,
     /// Asks failed items of a run again: those that may succeed, or with --retry=all every one.
     #[arg(
         long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true,
@@ -107,7 +111,7 @@ pub async fn run(
     config: Config,
     limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
 ) -> Result<u8, RunFailure> {
-    let Arguments { job, output, output_format, force, retry, service } = arguments;
+    let Arguments { job, output, output_format, force, quiet, retry, service } = arguments;
     let url = service.url.or_else(|| config.gateway_url.clone());
     let client = url.map(|url| client(&url, service.key_from, &config)).transpose()?;
     if client.is_none() && config.gemini_api_key.is_none() {
@@ -134,7 +138,7 @@ pub async fn run(
     };
     let service = JobService::new(client);
     let results = Output::create(&output, output_format, &upload, plan.had_record())?;
-    let progress = Progress::new(!results.is_terminal());
+    let progress = Progress::new(results.is_terminal(), quiet);
     let outcome = work(&service, &upload, &mut plan, results, &progress, &mut signals).await;
     progress.clear();
     if let Some(local) = local {
@@ -154,13 +158,13 @@ pub async fn run(
             plan.abandon(&output)?;
         }
         return match outcome {
-            Ok(Outcome::Interrupted(signal)) => Ok(killed_by(signal)),
+            Ok(Outcome::Interrupted(exit_status)) => Ok(exit_status),
             Ok(Outcome::Complete { .. }) => unreachable!("a job that was not accepted has no end"),
             Err(failure) => Err(failure),
         };
     }
     match outcome? {
-        Outcome::Interrupted(signal) => Ok(killed_by(signal)),
+        Outcome::Interrupted(exit_status) => Ok(exit_status),
         Outcome::Complete { job, failed } => {
             plan.finish(job.failed > 0)?;
             list(&failed, &job);
@@ -173,12 +177,15 @@ pub async fn run(
 const MAY_BE_ACCEPTED: &str =
     "ended before an answer: the service may have accepted the job; the same command continues it";
 
+/// Before that.
+const NOT_ACCEPTED: &str = "ended before the job was accepted; nothing was asked";
+
 /// How a run ended.
 enum Outcome {
     /// The output is complete.
     Complete { job: Box<JobStatus>, failed: Vec<FailedItem> },
-    /// A signal came. The job is paused if the service could be told.
-    Interrupted(Signal),
+    /// A signal came. The exit status says whether the job is paused.
+    Interrupted(u8),
 }
 
 /// Begins or continues the job, and follows it to its end.
@@ -194,18 +201,14 @@ async fn work(
     let job = tokio::select! {
         job = begin(service, upload, plan, progress) => job?,
         signal = signals.next() => {
-            match plan.job_id() {
-                Some(id) => pause(service, id, progress, signals).await,
-                None if upload.was_sent() => {
-                    progress.leave();
-                    eprintln!("{MAY_BE_ACCEPTED}");
-                }
-                None => {
-                    progress.leave();
-                    eprintln!("ended before the job was accepted; nothing was asked");
-                }
+            if let Some(id) = plan.job_id() {
+                return Ok(Outcome::Interrupted(pause(service, id, progress, signals, signal).await));
             }
-            return Ok(Outcome::Interrupted(signal));
+            progress.leave();
+            let may_be_accepted = upload.was_sent();
+            eprintln!("{}", if may_be_accepted { MAY_BE_ACCEPTED } else { NOT_ACCEPTED });
+            let goes_on = may_be_accepted && !service.is_here();
+            return Ok(Outcome::Interrupted(if goes_on { NOT_PAUSED } else { killed_by(signal) }));
         }
     };
     progress.show(&job);
@@ -215,8 +218,7 @@ async fn work(
         end = follower.follow(job.total) => end,
         failure = watch(service, id, progress) => Err(failure),
         signal = signals.next() => {
-            pause(service, id, progress, signals).await;
-            return Ok(Outcome::Interrupted(signal));
+            return Ok(Outcome::Interrupted(pause(service, id, progress, signals, signal).await));
         }
     };
     let end = match end {
@@ -227,7 +229,7 @@ async fn work(
         }
         end => end?,
     };
-    let job = persistently(progress, async || service.job(id).await).await?;
+    let job = persistently(progress, Contact::Later, async || service.job(id).await).await?;
     let (failed, output) = follower.into_parts();
     if end == End::Cancelled {
         let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
@@ -246,20 +248,39 @@ async fn work(
     Ok(Outcome::Complete { job: Box::new(job), failed })
 }
 
-/// Pauses the job, unless another signal comes, and says how to continue.
-async fn pause(service: &JobService, id: &str, progress: &Progress, signals: &mut Signals) {
+/// Pauses the job after a signal, unless another signal comes, and says how to continue. Returns the exit
+/// status.
+async fn pause(
+    service: &JobService,
+    id: &str,
+    progress: &Progress,
+    signals: &mut Signals,
+    signal: Signal,
+) -> u8 {
     progress.leave();
     eprintln!("pausing; Ctrl-C again ends at once");
+    // A gateway in this process ends with it.
+    let unpaused = if service.is_here() { killed_by(signal) } else { NOT_PAUSED };
     let paused = tokio::select! {
         paused = service.act(id, Action::Pause) => paused,
-        signal = signals.next() => std::process::exit(i32::from(killed_by(signal))),
+        _ = signals.next() => {
+            if !service.is_here() {
+                eprintln!("ended before the job {id} was paused; it may go on");
+            }
+            std::process::exit(unpaused.into());
+        }
     };
     match paused {
         Ok(job) => {
             let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
             eprintln!("paused: {done} of {total} items are answered; the same command continues");
+            killed_by(signal)
         }
-        Err(error) => eprintln!("the job {id} could not be paused, and goes on: {error}"),
+        Err(error) => {
+            let goes_on = if service.is_here() { "" } else { ", and goes on" };
+            eprintln!("the job {id} could not be paused{goes_on}: {error}");
+            unpaused
+        }
     }
 }
 

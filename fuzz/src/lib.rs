@@ -4,6 +4,7 @@
 //! entry in `fuzz/Cargo.toml`, and a folder of small inputs in `fuzz/corpus`.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -17,12 +18,15 @@ use gemini_concurrent_generation::gemini::{
     InteractionScanner, Secrets, StreamMonitor, Surface, TokenEstimator, Usage, UsageScanner,
     embedding_requests, encodings, named_model,
 };
+use gemini_concurrent_generation::jobs::StoreSettings;
+use gemini_concurrent_generation::jobs::item::ItemFormat;
 use gemini_concurrent_generation::schema::{Schema, SchemaLimits, Work};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
@@ -30,8 +34,13 @@ use tower::ServiceExt;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 4] =
-    [("requests", requests), ("answers", answers), ("settings", settings), ("schemas", schemas)];
+pub const TARGETS: [(&str, Target); 5] = [
+    ("requests", requests),
+    ("jobs", jobs),
+    ("answers", answers),
+    ("settings", settings),
+    ("schemas", schemas),
+];
 
 /// The server's key. The corpora contain it, so that answers do.
 pub const KEY: &str = "AIzaFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuzzFuz";
@@ -47,12 +56,75 @@ const LONGEST_WAIT: Duration = Duration::from_secs(25 * 60 * 60 + 1);
 /// Shorter answers are held back until they are known to contain no key.
 const HELD: usize = 32 * 1024;
 
+/// The most bytes of items that are claimed at once.
+const MOST_STORED: usize = 1 << 20;
+
 /// The longest input.
 const MOST_BYTES: usize = 256 * 1024;
 
 thread_local! {
     /// One runtime and one service for all inputs, as in production.
     static SERVICE: RefCell<(Runtime, Router)> = RefCell::new((runtime(), service(Config::default())));
+
+    /// The same for jobs, whose store has a thread of its own that no paused clock waits for.
+    static JOB_SERVICE: RefCell<JobService> = RefCell::new(JobService::new());
+}
+
+/// A service with a store for jobs, and without an engine.
+struct JobService {
+    runtime: Runtime,
+    gateway: Gateway,
+    router: Router,
+    format: Arc<dyn ItemFormat>,
+    _folder: TempDir,
+}
+
+impl JobService {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let folder = TempDir::new().expect("a folder");
+        let job_store = StoreSettings { folder: folder.path().join("data"), database: None };
+        let gateway = gateway(Config { job_store, ..Config::default() });
+        Self {
+            runtime: runtime.expect("a runtime"),
+            router: api::router(gateway.clone()),
+            format: api::item_format(gateway.clone()),
+            gateway,
+            _folder: folder,
+        }
+    }
+
+    /// Posts lines. If they are accepted, each of them can be sent.
+    async fn post(&self, path: &[u8], lines: &[u8]) {
+        let Some(status) = post(&self.router, path, "application/x-ndjson", lines).await else {
+            return;
+        };
+        if status != StatusCode::ACCEPTED {
+            return;
+        }
+        let (jobs, key) = (&self.gateway.jobs, ApiKey::new(KEY).expect("a key"));
+        let store = jobs.store();
+        let job = store.open_jobs().await.expect("the store works").pop().expect("a job");
+        let (mut items, lease) = (0, Duration::from_secs(3600));
+        loop {
+            let claim = store.claim(job.number, jobs.replica().clone(), 1000, MOST_STORED, lease);
+            let blocks = claim.await.expect("the store works").blocks;
+            if blocks.is_empty() {
+                break;
+            }
+            for block in blocks {
+                let lines = block.lines.split_inclusive(|byte| *byte == b'\n');
+                for (index, line) in (block.first..).zip(lines) {
+                    let line = block.lines.slice_ref(&line[..line.len() - 1]);
+                    let prepared = self.format.prepare(&job, &key, index, line).await;
+                    assert!(prepared.is_ok(), "item {index} was accepted and cannot be sent");
+                    items += 1;
+                }
+            }
+        }
+        assert_eq!(items, job.total);
+        store.delete(job.number).await.expect("the store works");
+    }
 }
 
 /// A runtime whose clock advances whenever all tasks are idle.
@@ -63,6 +135,10 @@ fn runtime() -> Runtime {
 
 /// A service over an unreachable upstream.
 fn service(config: Config) -> Router {
+    api::router(gateway(config))
+}
+
+fn gateway(config: Config) -> Gateway {
     let mut config = Config {
         base_url: "http://127.0.0.1:9".to_owned(),
         admin_api_key: Some(AdminKey::new(ADMIN)),
@@ -70,14 +146,13 @@ fn service(config: Config) -> Router {
         ..config
     };
     config.set_gemini_api_key(ApiKey::new(KEY).expect("a key"));
-    api::router(Gateway::new(config, false).expect("a base URL"))
+    Gateway::new(config, false).expect("a base URL")
 }
 
 /// A request: its path in the first line, its body in the others.
 pub fn requests(input: &[u8]) {
     let input = &input[..input.len().min(MOST_BYTES)];
-    let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
-    let (path, body) = (&input[..line], &input[(line + 1).min(input.len())..]);
+    let (path, body) = split(input);
     timed(|| {
         InputFeatures::of_body(body);
         let _ = named_model(body, Some("voice"));
@@ -86,17 +161,41 @@ pub fn requests(input: &[u8]) {
             let texts = embedding_requests(surface, body).unwrap_or(1);
             assert!(texts <= body.len().max(1) as u64);
         }
-        SERVICE.with_borrow(|(runtime, service)| runtime.block_on(post(service, path, body)));
+        SERVICE.with_borrow(|(runtime, service)| {
+            runtime.block_on(post(service, path, "application/json", body))
+        });
     });
 }
 
-async fn post(service: &Router, path: &[u8], body: &[u8]) {
-    let path = Uri::try_from(path).ok().filter(|path| path.path().starts_with('/'));
-    let Some(path) = path else { return };
+/// The first line, and the others.
+fn split(input: &[u8]) -> (&[u8], &[u8]) {
+    let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    (&input[..line], &input[(line + 1).min(input.len())..])
+}
+
+/// Lines of a job: the path with its options in the first line, then the upload.
+pub fn jobs(input: &[u8]) {
+    let (path, lines) = split(&input[..input.len().min(MOST_BYTES)]);
+    if !path.starts_with(b"/jobs") {
+        return;
+    }
+    timed(|| {
+        JOB_SERVICE.with_borrow(|service| service.runtime.block_on(service.post(path, lines)));
+    });
+}
+
+/// Posts a body, and checks the answer. Returns its status; `None` if the path is none.
+async fn post(
+    service: &Router,
+    path: &[u8],
+    content_type: &str,
+    body: &[u8],
+) -> Option<StatusCode> {
+    let path = Uri::try_from(path).ok().filter(|path| path.path().starts_with('/'))?;
     let sends_key = holds_key(body) || path.to_string().contains(KEY);
     let request = Request::post(path)
         .header("host", "localhost")
-        .header("content-type", "application/json")
+        .header("content-type", content_type)
         .header("admin-api-key", ADMIN)
         .body(Body::from(body.to_vec()))
         .expect("a request");
@@ -107,6 +206,7 @@ async fn post(service: &Router, path: &[u8], body: &[u8]) {
         // Errors may show the caller its own body, and so a key that the body contains.
         assert!(sends_key || !holds_key(&body.to_bytes()), "{status} shows the key");
     }
+    Some(status)
 }
 
 /// An answer of Gemini's, whole and as a stream.
@@ -233,7 +333,7 @@ pub fn settings(input: &[u8]) {
         Ok(config) => {
             let service = service(config);
             let chat = br#"{"prompt":"How are you?"}"#;
-            runtime().block_on(post(&service, b"/chat", chat));
+            runtime().block_on(post(&service, b"/chat", "application/json", chat));
         }
         Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
     });

@@ -22,7 +22,7 @@ pub(super) async fn begin(
 ) -> Result<JobStatus, RunFailure> {
     let mut job = None;
     if let Some(id) = plan.job_id() {
-        job = match persistently(progress, async || service.job(id).await).await {
+        job = match persistently(progress, Contact::First, async || service.job(id).await).await {
             // It was deleted, or its time was over.
             Err(ClientError::Refused(refusal)) if refusal.status() == StatusCode::NOT_FOUND => None,
             found => Some(found?),
@@ -47,10 +47,12 @@ pub(super) async fn begin(
     };
     let Some(action) = action else { return Ok(job) };
     plan.accepted(&job.job_id)?;
-    match persistently(progress, async || service.act(&job.job_id, action).await).await {
+    let act = async || service.act(&job.job_id, action).await;
+    match persistently(progress, Contact::Later, act).await {
         // It goes on already, or there is nothing to ask again.
         Err(ClientError::Refused(refusal)) if refusal.status() == StatusCode::CONFLICT => {
-            Ok(persistently(progress, async || service.job(&job.job_id).await).await?)
+            let job = async || service.job(&job.job_id).await;
+            Ok(persistently(progress, Contact::Later, job).await?)
         }
         changed => Ok(changed?),
     }
@@ -63,12 +65,13 @@ async fn submit(
     progress: &Progress,
 ) -> Result<(JobStatus, bool), RunFailure> {
     let (measure, key) = (plan.measure(), plan.idempotency_key());
-    let submitted = persistently(progress, async || {
+    let submitted = persistently(progress, Contact::First, async || {
         progress.sends(measure.bytes);
         let bar = progress.clone();
         let submitted = service.submit(upload, measure, &key, move |bytes| bar.sent(bytes)).await;
-        // Sent again, it would be refused again.
+        // Sent again, it would be refused again, or wait again for a service that does not answer.
         Ok(match submitted {
+            Err(error @ ClientError::Silent { .. }) => Err(error),
             Err(error) if error.is_transient() && !upload.has_changed() => return Err(error),
             submitted => submitted,
         })
@@ -83,19 +86,29 @@ async fn submit(
     }
 }
 
+/// Whether a service has answered before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contact {
+    First,
+    Later,
+}
+
 /// Repeats a request after transient errors, if the service was reachable once. A full disk is not waited
 /// for.
 pub(super) async fn persistently<T>(
     progress: &Progress,
+    contact: Contact,
     mut attempt: impl AsyncFnMut() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
-    let (mut backoff, begun, mut was_reached) = (Backoff::default(), Instant::now(), false);
+    let (mut backoff, begun, mut was_reached) =
+        (Backoff::default(), Instant::now(), contact == Contact::Later);
     loop {
         let error = match attempt().await {
             Err(error) if error.is_transient() => error,
             outcome => return outcome,
         };
-        was_reached |= !matches!(error, ClientError::Unreachable { .. });
+        was_reached |=
+            !matches!(error, ClientError::Unreachable { .. } | ClientError::Silent { .. });
         if !was_reached || error.is_full() || begun.elapsed() >= ABSENCE {
             return Err(error);
         }

@@ -18,10 +18,14 @@ pub const EXIT_STATUSES: &[(&str, &str)] = &[
     ("69", "the service cannot be reached, is away for too long, or refuses the request"),
     ("74", "the output cannot be written"),
     ("75", "the job was paused or cancelled by somebody else, or another run has the output"),
+    (
+        "76",
+        "a signal came and the service could not be told to pause: the job may go on, and the same command follows it",
+    ),
     ("77", "the key is missing, or Gemini or the service does not accept it"),
     ("78", "a setting is invalid"),
-    ("129", "SIGHUP: the job is paused, and the same command continues it"),
-    ("130", "Ctrl-C: the job is paused, and the same command continues it (143 after SIGTERM)"),
+    ("129", "SIGHUP: the job is paused, or nothing was asked yet; the same command continues it"),
+    ("130", "Ctrl-C: the same (143 after SIGTERM)"),
 ];
 
 pub(super) const USAGE: u8 = 2;
@@ -29,6 +33,7 @@ pub(super) const SOME_FAILED: u8 = 3;
 pub(super) const UNAVAILABLE: u8 = 69;
 pub(super) const CANNOT_WRITE: u8 = 74;
 pub(super) const NOT_NOW: u8 = 75;
+pub(super) const NOT_PAUSED: u8 = 76;
 pub(super) const NO_PERMISSION: u8 = 77;
 const SETTINGS: u8 = 78;
 
@@ -81,6 +86,10 @@ impl RunFailure {
             }
             ClientError::Refused(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Self::new(USAGE, refusal.to_string())
+            }
+            ClientError::Silent { .. } if upload.was_sent() => {
+                let advice = "it may have accepted the job; the same command continues it";
+                Self::new(UNAVAILABLE, format!("{error}; {advice}"))
             }
             other => other.into(),
         }
@@ -139,7 +148,9 @@ impl From<ClientError> for RunFailure {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => NO_PERMISSION,
                 _ => UNAVAILABLE,
             },
-            ClientError::Unreachable { .. } | ClientError::Broken(_) => UNAVAILABLE,
+            ClientError::Unreachable { .. }
+            | ClientError::Silent { .. }
+            | ClientError::Broken(_) => UNAVAILABLE,
         };
         Self::new(exit_status, error.to_string())
     }

@@ -3,19 +3,14 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use memchr::memchr;
-use tokio::task::block_in_place;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::failure::{RunFailure, UNAVAILABLE};
-use super::output::{Output, OutputError};
+use super::failure::RunFailure;
+use super::output::Output;
 use super::progress::Progress;
 use super::result::{ItemFailure, ItemResult};
+use super::results::{self, Interruption, ResultSink};
 use super::service::{Action, JobService, Status};
-use crate::client::ClientError;
 use crate::jobs::JobKind;
 
 /// How often it is asked how far the job is.
@@ -27,12 +22,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// How long a service that was reachable may be away.
 pub(super) const ABSENCE: Duration = Duration::from_secs(15 * 60);
-
-/// A connection over which no result came for this long may be dead, and is replaced.
-const SILENCE: Duration = Duration::from_secs(60);
-
-/// The longest result that is read, in bytes.
-const MAX_LINE: usize = 256 << 20;
 
 /// How many failed items are listed.
 const LISTED_FAILURES: usize = 20;
@@ -59,6 +48,12 @@ pub enum End {
 pub struct Follower<'a> {
     service: &'a JobService,
     id: &'a str,
+    written: Written<'a>,
+}
+
+/// What was written of the results.
+#[derive(Debug)]
+struct Written<'a> {
     kind: JobKind,
     output: Output<'a>,
     /// The index of the next result.
@@ -85,17 +80,10 @@ impl Backoff {
     }
 }
 
-/// Why reading ended before the end.
-enum Interruption {
-    Service(ClientError),
-    Output(OutputError),
-    Malformed(String),
-}
-
 impl<'a> Follower<'a> {
     /// Will write the results from the first on.
     pub fn new(service: &'a JobService, id: &'a str, kind: JobKind, output: Output<'a>) -> Self {
-        Self { service, id, kind, output, next: 0, failed: Vec::new() }
+        Self { service, id, written: Written { kind, output, next: 0, failed: Vec::new() } }
     }
 
     /// Writes all results.
@@ -106,22 +94,18 @@ impl<'a> Follower<'a> {
     pub async fn follow(&mut self, total: u64) -> Result<End, RunFailure> {
         let mut backoff = Backoff::default();
         loop {
-            let before = self.next;
+            let before = self.written.next;
             match self.read().await {
-                Ok(()) if self.next >= total => return Ok(End::Complete),
+                Ok(()) if self.written.next >= total => return Ok(End::Complete),
                 Ok(()) => match self.service.job(self.id).await {
                     Ok(job) if job.status == Status::Cancelled => return Ok(End::Cancelled),
                     Err(error) if !error.is_transient() => return Err(error.into()),
                     Ok(_) | Err(_) => {}
                 },
                 Err(Interruption::Service(error)) if error.is_transient() => {}
-                Err(Interruption::Service(error)) => return Err(error.into()),
-                Err(Interruption::Output(error)) => return Err(error.into()),
-                Err(Interruption::Malformed(message)) => {
-                    return Err(RunFailure::new(UNAVAILABLE, message));
-                }
+                Err(interruption) => return Err(interruption.into()),
             }
-            if self.next > before {
+            if self.written.next > before {
                 backoff = Backoff::default();
             }
             backoff.pause().await;
@@ -130,54 +114,18 @@ impl<'a> Follower<'a> {
 
     /// The first failed items, and the output, which is not complete.
     pub fn into_parts(self) -> (Vec<FailedItem>, Output<'a>) {
-        (self.failed, self.output)
+        (self.written.failed, self.written.output)
     }
 
     /// Writes results until the service ends them.
     async fn read(&mut self) -> Result<(), Interruption> {
-        let query = format!("follow=true&after={}", self.next);
-        let opened = timeout(SILENCE, self.service.results(self.id, &query)).await;
-        let late = |_| ClientError::Broken("no answer".to_owned());
-        let opened = opened.map_err(late).and_then(|opened| opened);
-        let mut body: Body = opened.map_err(Interruption::Service)?;
-        let broken = |reason: &str| Interruption::Service(ClientError::Broken(reason.to_owned()));
-        let mut start = Vec::new();
-        loop {
-            let frame = timeout(SILENCE, body.frame()).await;
-            let frame = frame.map_err(|_| broken("no result for a while"))?;
-            let Some(frame) = frame else { break };
-            let frame = frame.map_err(|error| broken(&error.to_string()))?;
-            let Ok(data) = frame.into_data() else { continue };
-            // The output may be a pipe that nobody reads.
-            block_in_place(|| self.take(&mut start, data))?;
-        }
-        if start.is_empty() { Ok(()) } else { Err(broken("a result is incomplete")) }
+        let query = format!("follow=true&after={}", self.written.next);
+        results::read(self.service, self.id, &query, &mut self.written).await
     }
+}
 
-    /// Writes the lines in what has come, and keeps the start of a line that is not complete.
-    fn take(&mut self, start: &mut Vec<u8>, mut data: Bytes) -> Result<(), Interruption> {
-        while let Some(end) = memchr(b'\n', &data) {
-            let rest = data.split_to(end + 1);
-            if start.is_empty() {
-                self.line(&rest[..end])?;
-            } else {
-                start.extend_from_slice(&rest[..end]);
-                self.line(start)?;
-                start.clear();
-            }
-        }
-        if start.len() + data.len() > MAX_LINE {
-            let message = format!("a result is longer than {MAX_LINE} bytes");
-            return Err(Interruption::Malformed(message));
-        }
-        start.extend_from_slice(&data);
-        self.output.flush().map_err(Interruption::Output)
-    }
-
+impl ResultSink for Written<'_> {
     fn line(&mut self, line: &[u8]) -> Result<(), Interruption> {
-        if line.trim_ascii().is_empty() {
-            return Ok(());
-        }
         let result = ItemResult::read(self.kind, line).map_err(|error| {
             Interruption::Malformed(format!("the result {} cannot be read: {error}", self.next))
         })?;
@@ -191,6 +139,10 @@ impl<'a> Follower<'a> {
             self.failed.push(FailedItem { index, custom_id, failure });
         }
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Interruption> {
+        self.output.flush().map_err(Interruption::Output)
     }
 }
 

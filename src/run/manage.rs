@@ -6,13 +6,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use http::Method;
-use http_body_util::BodyExt;
 use indicatif::HumanCount;
+use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::failure::{RunFailure, UNAVAILABLE, USAGE};
+use super::follow::{ABSENCE, Backoff};
 use super::output::{Output, is_standard};
 use super::progress::{account, dollars, duration};
+use super::results::{self, Interruption, ResultSink};
 use super::service::{Action, JobService, JobStatus, Status};
 use super::{ServiceArguments, client, printable};
 use crate::config::Config;
@@ -124,8 +127,8 @@ pub async fn manage(arguments: JobsArguments, config: &Config) -> Result<(), Run
                 return Err(RunFailure::new(USAGE, message));
             }
             let only = if failed { "&only=failed" } else { "" };
-            let query = format!("follow={follow}{only}");
-            return write_results(&service, &id, &query, Output::of_lines(&output)?).await;
+            let output = Output::of_lines(&output)?;
+            return write_results(&service, &id, follow, only, output).await;
         }
         JobsCommand::Cancel { id } => (Action::Cancel, id),
         JobsCommand::Pause { id } => (Action::Pause, id),
@@ -136,20 +139,67 @@ pub async fn manage(arguments: JobsArguments, config: &Config) -> Result<(), Run
     print(&answer, json, shown)
 }
 
+/// Writes results as they come. One that follows goes on after the last result where the connection or the
+/// service breaks.
 async fn write_results(
     service: &JobService,
     id: &str,
-    query: &str,
-    mut output: Output<'_>,
+    follow: bool,
+    only: &str,
+    output: Output<'_>,
 ) -> Result<(), RunFailure> {
-    let mut body = service.results(id, query).await?;
-    while let Some(frame) = body.frame().await {
-        let broken = |error| RunFailure::new(UNAVAILABLE, format!("the connection broke: {error}"));
-        if let Ok(data) = frame.map_err(broken)?.into_data() {
-            output.write(&data)?;
+    let mut copied = Copied { output, next: 0 };
+    let (mut backoff, mut reached) = (Backoff::default(), None::<Instant>);
+    loop {
+        let (before, begun) = (copied.next, Instant::now());
+        let query = format!("follow={follow}&after={before}{only}");
+        let error = match results::read(service, id, &query, &mut copied).await {
+            Ok(()) => return Ok(copied.output.finish()?),
+            Err(Interruption::Service(error)) if follow && error.is_transient() => error,
+            Err(interruption) => return Err(interruption.into()),
+        };
+        if copied.next > before {
+            (backoff, reached) = (Backoff::default(), Some(Instant::now()));
+        } else if service.job(id).await.is_ok() {
+            // There are no results yet.
+            reached = Some(Instant::now());
         }
+        match reached {
+            None => return Err(error.into()),
+            Some(reached) if reached.elapsed() >= ABSENCE => return Err(error.into()),
+            Some(reached) if reached < begun => eprintln!("waiting: {error}"),
+            Some(_) => {}
+        }
+        backoff.pause().await;
     }
-    Ok(output.finish()?)
+}
+
+/// Lines that are written as they come.
+struct Copied<'a> {
+    output: Output<'a>,
+    /// The index after that of the last line.
+    next: u64,
+}
+
+/// What each result has.
+#[derive(Deserialize)]
+struct Indexed {
+    index: u64,
+}
+
+impl ResultSink for Copied<'_> {
+    fn line(&mut self, line: &[u8]) -> Result<(), Interruption> {
+        let Indexed { index } = serde_json::from_slice(line).map_err(|error| {
+            Interruption::Malformed(format!("a result cannot be read: {error}"))
+        })?;
+        self.output.add_line(line).map_err(Interruption::Output)?;
+        self.next = index + 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Interruption> {
+        self.output.flush().map_err(Interruption::Output)
+    }
 }
 
 /// Prints an answer, for programs as it came.

@@ -147,12 +147,14 @@ impl<'a> Output<'a> {
         Ok(Self { target: Target::create(path, true)?, form: Form::Lines, waiting: Vec::new() })
     }
 
-    /// Writes a part of the lines.
+    /// Adds a line that comes as it is to be written, without its end.
     ///
     /// # Errors
     /// [`OutputError`] if it cannot be written.
-    pub fn write(&mut self, part: &[u8]) -> Result<(), OutputError> {
-        self.target.write(part).map_err(|error| self.target.unwritable(error))
+    pub fn add_line(&mut self, line: &[u8]) -> Result<(), OutputError> {
+        self.waiting.extend_from_slice(line);
+        self.waiting.push(b'\n');
+        if self.waiting.len() >= CHUNK { self.flush() } else { Ok(()) }
     }
 
     /// Adds the result of the next item.
@@ -161,10 +163,7 @@ impl<'a> Output<'a> {
     /// [`OutputError`] if it cannot be written.
     pub fn add(&mut self, line: &[u8], result: &ItemResult<'_>) -> Result<(), OutputError> {
         match &mut self.form {
-            Form::Lines => {
-                self.waiting.extend_from_slice(line);
-                self.waiting.push(b'\n');
-            }
+            Form::Lines => return self.add_line(line),
             Form::Table(table) => table.add(result, &mut self.waiting)?,
         }
         if self.waiting.len() >= CHUNK { self.flush() } else { Ok(()) }

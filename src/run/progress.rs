@@ -1,9 +1,12 @@
-//! How far a job is: a bar on a terminal, nothing elsewhere.
+//! How far a job is: a bar on a terminal, now and then a line elsewhere.
 
 use std::fmt::Write;
+use std::io::{self, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::Instant;
 
 use super::service::{JobStatus, Status};
 
@@ -11,19 +14,72 @@ use super::service::{JobStatus, Status};
 const UPLOAD: &str = "[{bar:30}] {bytes}/{total_bytes} sent  {msg}";
 const ITEMS: &str = "[{bar:30}] {human_pos}/{human_len} ({percent}%)  {msg}";
 
+/// How long after a line the next one is printed at the earliest, if there is a percent more, and at the
+/// latest.
+const EARLIEST: Duration = Duration::from_secs(10);
+const LATEST: Duration = Duration::from_secs(60);
+
 /// Shows how far a job is.
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
+    /// `None` if no lines are printed.
+    lines: Option<Arc<Mutex<Lines>>>,
+}
+
+/// When lines are printed.
+#[derive(Debug)]
+struct Lines {
+    /// When the last one was printed.
+    at: Instant,
+    /// How far it was then.
+    position: u64,
+    /// What was waited for then.
+    waits: Option<String>,
+}
+
+impl Lines {
+    fn new() -> Self {
+        Self { at: Instant::now(), position: 0, waits: None }
+    }
+
+    /// Whether a line is due.
+    fn is_due(&mut self, position: u64, length: u64, waits: Option<&str>) -> bool {
+        let since = self.at.elapsed();
+        let is_new = waits.is_some() && waits != self.waits.as_deref();
+        let is_further =
+            position.saturating_sub(self.position).saturating_mul(100) >= length.max(1);
+        let is_due = is_new || since >= LATEST || (since >= EARLIEST && is_further);
+        if is_due {
+            let waits = waits.map(str::to_owned);
+            *self = Self { at: Instant::now(), position, waits };
+        }
+        is_due
+    }
 }
 
 impl Progress {
-    /// A bar on standard error, if that is a terminal and the bar is wanted.
-    pub fn new(is_shown: bool) -> Self {
+    /// A bar on standard error, if that is a terminal and the results are on another one; lines if it is
+    /// none. Nothing if it is to be quiet.
+    pub fn new(has_results: bool, is_quiet: bool) -> Self {
+        let has_lines = !is_quiet && !io::stderr().is_terminal();
         // Where standard error is no terminal, indicatif draws nothing.
-        let target =
-            if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { bar: ProgressBar::with_draw_target(None, target) }
+        let target = match has_results || is_quiet {
+            false => ProgressDrawTarget::stderr(),
+            true => ProgressDrawTarget::hidden(),
+        };
+        let lines = has_lines.then(|| Arc::new(Mutex::new(Lines::new())));
+        Self { bar: ProgressBar::with_draw_target(None, target), lines }
+    }
+
+    /// Prints a line, if one is due.
+    fn line(&self, waits: Option<&str>, text: impl FnOnce() -> String) {
+        let Some(lines) = &self.lines else { return };
+        let (position, length) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.is_due(position, length, waits) {
+            eprintln!("{}", text());
+        }
     }
 
     /// Shows that a job of this size is sent.
@@ -37,6 +93,9 @@ impl Progress {
     /// Shows that more bytes were sent.
     pub fn sent(&self, bytes: u64) {
         self.bar.inc(bytes);
+        let total = self.bar.length().unwrap_or(0);
+        let sent = || format!("{} of {} sent", HumanBytes(self.bar.position()), HumanBytes(total));
+        self.line(None, sent);
     }
 
     /// Shows where a job is.
@@ -45,11 +104,13 @@ impl Progress {
         self.bar.set_length(job.total);
         self.bar.set_position(job.done());
         self.bar.set_message(format!("{}\n{}", pace(job), account(job)));
+        self.line(None, || line(job));
     }
 
     /// Shows why it does not go on.
     pub fn waits(&self, reason: &str) {
         self.bar.set_message(format!("waiting\n{reason}"));
+        self.line(Some(reason), || format!("waiting: {reason}"));
     }
 
     /// Leaves the bar as it is: the terminal has moved the cursor by writing `^C`, so that it cannot be
@@ -73,6 +134,15 @@ impl Progress {
 fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).expect("a valid template");
     style.progress_chars("=> ")
+}
+
+/// How far a job is, on a line.
+fn line(job: &JobStatus) -> String {
+    let percent = job.done().saturating_mul(100).checked_div(job.total).unwrap_or(100);
+    let (done, total) = (HumanCount(job.done()), HumanCount(job.total));
+    let pace = Some(pace(job)).filter(|pace| !pace.is_empty());
+    let pace = pace.map(|pace| format!("{pace}; ")).unwrap_or_default();
+    format!("{done}/{total} ({percent}%); {pace}{}", account(job))
 }
 
 /// How fast a job is, and when it will be done.
@@ -157,6 +227,9 @@ mod tests {
         assert_eq!(pace(&job), "25/s, 5 min 46 s left");
         let failed = "3 failed: 2 content_blocked, 1 schema_violation";
         assert_eq!(account(&job), format!("45,678 + 1,234 tokens, 0.1235 $; {failed}"));
+        let expected =
+            "1,203/10,000 (12%); 25/s, 5 min 46 s left; 45,678 + 1,234 tokens, 0.1235 $; ";
+        assert_eq!(line(&job), format!("{expected}{failed}"));
     }
 
     #[test]
@@ -164,6 +237,24 @@ mod tests {
         assert_eq!(pace(&job(json!({}))), "");
         assert_eq!(pace(&job(json!({"status": "queued"}))), "waiting for its turn");
         assert_eq!(account(&job(json!({}))), "0 + 0 tokens, 0 $");
+        assert_eq!(line(&job(json!({}))), "0/10,000 (0%); 0 + 0 tokens, 0 $");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_printed_at_each_percent_but_neither_too_often_nor_too_seldom() {
+        let mut lines = Lines::new();
+        let mut printed = Vec::new();
+        for second in 0..200 {
+            // 2 % a second at first, then nothing more.
+            if lines.is_due(second.min(25) * 20, 1000, None) {
+                printed.push(second);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(printed, [10, 20, 30, 90, 150]);
+        assert!(lines.is_due(500, 1000, Some("the service is away")));
+        assert!(!lines.is_due(500, 1000, Some("the service is away")));
+        assert!(lines.is_due(500, 1000, Some("the disk is full")));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The jobs of a gateway, as its clients see them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,12 +10,17 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
 
 use super::upload::{Measure, Upload, kind_name};
 use crate::client::{ClientError, GatewayClient};
 
 /// How long an answer may take that is not a job's results.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long an upload may stand still, and its answer take after its end. The upload is counted in pieces
+/// of 256 KiB.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(120);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -161,8 +167,14 @@ impl JobService {
         upload: &Arc<Upload>,
         measure: &Measure,
         idempotency_key: &str,
-        sent: impl FnMut(u64) + Send + 'static,
+        mut sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<(JobStatus, bool), ClientError> {
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        let moves = Arc::clone(&moved);
+        let sent = move |bytes| {
+            *moves.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            sent(bytes);
+        };
         let path = format!("/jobs?kind={}", kind_name(upload.kind()));
         let body = upload.body(measure.digest.clone(), sent);
         let mut request = self.client.request(Method::POST, &path, body);
@@ -170,9 +182,29 @@ impl JobService {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         let key = HeaderValue::from_str(idempotency_key).expect("hexadecimal digits");
         headers.insert(IDEMPOTENCY_KEY, key);
-        // However long it takes: the upload has no length that is known to be too long.
-        let (code, answer) = self.client.exchange_with_status(request, Duration::MAX).await?;
+        // However long it takes, as long as it goes on.
+        let mut exchange = pin!(self.client.exchange_with_status(request, Duration::MAX));
+        let (code, answer) = loop {
+            let ends = *moved.lock().unwrap_or_else(PoisonError::into_inner) + UPLOAD_SILENCE;
+            if ends <= Instant::now() {
+                return Err(self.silent(UPLOAD_SILENCE));
+            }
+            tokio::select! {
+                answered = &mut exchange => break answered?,
+                () = sleep_until(ends) => {}
+            }
+        };
         Ok((status(answer)?, code == StatusCode::OK))
+    }
+
+    /// Whether the gateway is in this process, so that its jobs stop with it.
+    pub fn is_here(&self) -> bool {
+        self.client.url().is_none()
+    }
+
+    /// The error for a service from which nothing came for this long.
+    pub fn silent(&self, time: Duration) -> ClientError {
+        self.client.silent(time)
     }
 
     /// A job.

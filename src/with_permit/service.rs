@@ -215,6 +215,7 @@ impl From<ClientError> for LeaseError {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Unreachable { .. } => Self::Unreachable(error.to_string()),
+            ClientError::Silent { .. } => Self::Transient(error.to_string()),
             ClientError::Broken(reason) => Self::Transient(reason),
             ClientError::Refused(refusal) => match refusal.code {
                 Some(Code::LeaseUnavailable) => Self::Unavailable,

@@ -58,6 +58,25 @@ fn modules_use_only_what_the_architecture_page_allows() {
     assert_eq!(uses, allowed);
 }
 
+#[test]
+fn modules_use_each_other_in_one_direction() {
+    let mut uses = allowed_uses(&section("docs/architecture.md", "Modules"));
+    // It uses all.
+    uses.remove("main");
+    check_direction("src", uses);
+}
+
+/// Removes the modules that use no other, again and again. What cannot be removed is a circle.
+fn check_direction(folder: &str, mut uses: Uses) {
+    assert!(!uses.is_empty(), "{folder} has files");
+    while !uses.is_empty() {
+        let before = uses.len();
+        let rest: BTreeSet<_> = uses.keys().cloned().collect();
+        uses.retain(|_, used| !used.is_disjoint(&rest));
+        assert!(uses.len() < before, "{folder}: a circle among {rest:?}");
+    }
+}
+
 /// The table in the module documentation of `limits`.
 fn modules_of_limits() -> String {
     let text = fs::read_to_string(file("src/limits.rs")).expect("a source");
@@ -110,13 +129,7 @@ fn files_of_limits_use_each_other_in_one_direction() {
             let named = named.filter_map(|rest| Some(rest.split_once("::")?.0.to_owned()));
             uses.insert(file, named.collect());
         }
-        assert!(!uses.is_empty(), "{folder} has files");
-        while !uses.is_empty() {
-            let before = uses.len();
-            let rest: BTreeSet<_> = uses.keys().cloned().collect();
-            uses.retain(|_, used| !used.is_disjoint(&rest));
-            assert!(uses.len() < before, "{folder}: a circle among {rest:?}");
-        }
+        check_direction(folder, uses);
     }
 }
 

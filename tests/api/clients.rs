@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use gemini_concurrent_generation::simulator::{JournalEntry, Options};
+use gemini_concurrent_generation::simulator::JournalEntry;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::jobs::JobService;
 use crate::proxies::Certificates;
 use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT};
 
@@ -20,9 +21,9 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 const OWN_KEY: &str = "callers-key";
 const BAD_KEY: &str = "invalid-key";
 
-/// A service that refuses instead of waiting, and requires a key.
-async fn service() -> Service {
-    Service::with(Options::default(), |config| {
+/// A service that refuses instead of waiting, requires a key, and runs jobs.
+async fn service() -> JobService {
+    JobService::with(|config| {
         config.max_attempts = 1;
         config.environment_fallback = false;
     })

@@ -22,7 +22,7 @@ use crate::support::{SERVER_KEY, answer, listen, until};
 #[path = "../support/postgres_launcher.rs"]
 mod postgres_launcher;
 
-use postgres_launcher::Postgres;
+pub use postgres_launcher::Postgres;
 
 /// How many calls each process sends at once.
 const LIMIT: usize = 8;
@@ -34,8 +34,8 @@ const KILLS: usize = 100;
 const UNSTORED: usize = 64;
 
 /// Answers every prompt with itself, and counts the calls for each.
-struct Upstream {
-    url: String,
+pub struct Upstream {
+    pub url: String,
     calls: Arc<Calls>,
     _stop: DropGuard,
 }
@@ -47,7 +47,7 @@ struct Calls {
 }
 
 impl Upstream {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let calls = Arc::new(Calls::default());
         let router = axum::Router::new()
             .route("/v1beta/models/{call}", post(reply))
@@ -76,15 +76,20 @@ fn lines(items: usize) -> String {
     (0..items).map(line).collect::<Vec<_>>().join("\n")
 }
 
-async fn start(upstream: &Upstream, variables: &[(&str, &str)]) -> Process {
+pub async fn start(upstream: &Upstream, variables: &[(&str, &str)]) -> Process {
+    program(upstream, variables).run().await
+}
+
+/// The program over the upstream.
+pub fn program(upstream: &Upstream, variables: &[(&str, &str)]) -> Start {
     let start = Start::with_arguments(&["serve"])
         .set("GEMINI_API_KEY", SERVER_KEY)
         .set("GEMINI_BASE_URL", &upstream.url)
         .set("GEMINI_CONCURRENCY_LIMIT", &LIMIT.to_string());
-    variables.iter().fold(start, |start, (name, value)| start.set(name, value)).run().await
+    variables.iter().fold(start, |start, (name, value)| start.set(name, value))
 }
 
-async fn submit(process: &Process, items: usize) -> String {
+pub async fn submit(process: &Process, items: usize) -> String {
     let request = process.request(reqwest::Method::POST, "/jobs?kind=chat");
     let request = request.header("content-type", "application/x-ndjson").body(lines(items));
     let accepted = answer(request).await;
@@ -97,7 +102,7 @@ async fn job(process: &Process, id: &str) -> Value {
 }
 
 /// Checks that each item has exactly one result, its own and in its place.
-async fn check_results(process: &Process, id: &str, items: usize) {
+pub async fn check_results(process: &Process, id: &str, items: usize) {
     let results = process.get(&format!("/jobs/{id}/results?follow=true"));
     let results =
         results.timeout(Duration::from_secs(240)).send().await.unwrap().text().await.unwrap();
@@ -119,13 +124,13 @@ async fn check_results(process: &Process, id: &str, items: usize) {
 }
 
 /// How many calls were made more than once, and how many prompts were asked.
-fn repeated(upstream: &Upstream) -> (usize, usize) {
+pub fn repeated(upstream: &Upstream) -> (usize, usize) {
     let calls = upstream.calls.by_prompt.lock().unwrap();
     (calls.values().sum::<usize>() - calls.len(), calls.len())
 }
 
 /// Waits until the upstream has had this many further calls, or the job is done.
-async fn until_more_calls(upstream: &Upstream, more: usize, items: usize) -> bool {
+pub async fn until_more_calls(upstream: &Upstream, more: usize, items: usize) -> bool {
     let enough = upstream.calls.total.load(SeqCst) + more;
     let is_done = || upstream.calls.by_prompt.lock().unwrap().len() == items;
     until("more calls", || upstream.calls.total.load(SeqCst) >= enough || is_done()).await;

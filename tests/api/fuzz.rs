@@ -130,6 +130,11 @@ fn no_request_body_causes_a_panic() {
 }
 
 #[test]
+fn no_upload_of_a_job_causes_a_panic_and_what_is_accepted_can_be_sent() {
+    fuzz("jobs", 300);
+}
+
+#[test]
 fn no_upstream_response_causes_a_panic() {
     fuzz("answers", 1000);
 }

@@ -36,7 +36,7 @@ impl JobService {
         Self::with(|_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut started = Self::without_engine(change).await;
         started.run_engine();
         started

@@ -22,6 +22,7 @@ mod health;
 mod http2;
 mod input;
 mod interactions;
+mod job_database;
 mod jobs;
 mod later_corpus;
 mod leases;

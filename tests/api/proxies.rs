@@ -28,7 +28,7 @@ const UNAUTHORIZED: &str =
     "the proxy requires a user name and a password, or rejects those it was given (407)";
 
 /// Listens, and runs a function for each connection.
-async fn accept_each<F: Future<Output = Option<()>> + Send + 'static>(
+pub async fn accept_each<F: Future<Output = Option<()>> + Send + 'static>(
     serve: impl Fn(TcpStream) -> F + Send + Clone + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");

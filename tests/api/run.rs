@@ -11,7 +11,7 @@ use gemini_concurrent_generation::run::EXIT_STATUSES;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -424,6 +424,61 @@ async fn a_run_follows_its_job_through_a_restart_of_the_service() {
     assert_eq!(code(&refused), 2, "the output exists");
 }
 
+/// A job goes on at a service that cannot be told to pause it.
+#[tokio::test]
+async fn a_run_whose_job_could_not_be_paused_says_so() {
+    let site = Site::new(20).await;
+    site.write_prompts("prompts.txt", 300);
+    let data = Arc::new(TempDir::new().expect("a folder"));
+    let service = site.serve(&data, 0).await;
+    let url = service.url("");
+    let command = ["run", "prompts.txt", "-o", "out.jsonl", "--url", &url];
+    let child = site.program(&command).spawn();
+    site.until_answered(60).await;
+    service.kill().await;
+    kill(&child, "INT").await;
+    let output = end(child).await;
+    let message = errors(&output);
+    assert_eq!(code(&output), 76, "{message}");
+    assert!(message.contains("could not be paused, and goes on: "), "{message}");
+}
+
+/// The service is killed while its results are read, and restarts.
+#[tokio::test]
+async fn results_that_are_followed_go_on_after_a_restart_of_the_service() {
+    let site = Site::new(20).await;
+    site.write_prompts("prompts.txt", 300);
+    let data = Arc::new(TempDir::new().expect("a folder"));
+    let service = site.serve(&data, 0).await;
+    let (url, port) = (service.url(""), service.address.port());
+    let program = |arguments: &[&str]| {
+        site.program(arguments).set("GATEWAY_URL", &url).set("ADMIN_API_KEY", ADMIN_KEY)
+    };
+    let run = program(&["run", "prompts.txt", "-o", "out.jsonl"]).spawn();
+    site.until_answered(1).await;
+    let list = program(&["jobs", "list", "--json"]).output().await;
+    let list: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let id = list["jobs"][0]["job_id"].as_str().expect("an id");
+    let mut follow = program(&["jobs", "results", id, "--follow"]).spawn();
+    let mut copied = BufReader::new(follow.stdout.take().expect("a pipe")).lines();
+    let mut lines = Vec::new();
+    while lines.len() < 60 {
+        lines.push(copied.next_line().await.expect("it reads").expect("a line"));
+    }
+    service.kill().await;
+    let _service = site.serve(&data, port).await;
+    while let Some(line) = copied.next_line().await.expect("it reads") {
+        lines.push(line);
+    }
+    let output = end(follow).await;
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    assert_eq!(code(&end(run).await), 0);
+    let indices: Vec<_> = (lines.iter())
+        .map(|line| serde_json::from_str::<Value>(line).expect(line)["index"].as_u64().unwrap())
+        .collect();
+    assert_eq!(indices, (0..300).collect::<Vec<_>>());
+}
+
 /// The service does not know the caller's key after its restart. The run brings it again.
 #[tokio::test]
 async fn a_run_with_its_own_key_goes_on_after_a_restart_of_the_service() {
@@ -559,7 +614,7 @@ async fn a_job_that_was_sent_and_not_yet_accepted_is_continued() {
     kill(&child, "INT").await;
     let output = end(child).await;
     let message = errors(&output);
-    assert_eq!(code(&output), 130, "{message}");
+    assert_eq!(code(&output), 76, "{message}");
     assert!(message.contains("may have accepted the job"), "{message}");
     assert!(site.path("out.jsonl.job/run.json").exists());
 

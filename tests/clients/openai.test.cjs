@@ -71,3 +71,28 @@ test('the admin key is accepted', async () => {
   const answer = await client('ADMIN_KEY').chat.completions.create(asking('Hello'));
   assert.equal(answer.choices[0].message.content, ANSWER);
 });
+
+// Lines of OpenAI's batch files, whose bodies are what the client's own methods take. JavaScript has no
+// types to check the results with.
+test('a batch file is a job', async () => {
+  const bodies = [
+    ['/v1/chat/completions', asking('Hello')],
+    ['/v1/embeddings', { model: 'gemini-embedding-001', input: 'One' }],
+    ['/v1/chat/completions', asking('[[simulate:status=400]]')],
+  ];
+  const lines = bodies.map(([url, body], index) =>
+    JSON.stringify({ custom_id: `request-${index}`, method: 'POST', url, body }));
+  const [openai, jobs] = [client(), `${process.env.SERVICE_URL}/jobs`];
+  const headers = { 'content-type': 'application/jsonl' };
+  const job = await openai.post(`${jobs}?kind=openai`, { body: lines.join('\n'), headers });
+  const text = await openai.get(`${jobs}/${job.job_id}/results?follow=true`);
+  const results = text.trim().split('\n').map((line) => JSON.parse(line));
+  assert.deepEqual(results.map((result) => result.custom_id), ['request-0', 'request-1', 'request-2']);
+  assert.deepEqual(results.map((result) => result.response.status_code), [200, 200, 400]);
+  const [completion, embeddings, refusal] = results.map((result) => result.response.body);
+  const answer = await openai.chat.completions.create(asking('Hello'));
+  assert.deepEqual(Object.keys(completion).sort(), Object.keys(answer).sort());
+  assert.equal(completion.choices[0].message.content, ANSWER);
+  assert.ok(embeddings.data[0].embedding.length > 0);
+  assert.ok(refusal.error.message);
+});

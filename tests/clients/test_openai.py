@@ -1,9 +1,13 @@
 """OpenAI's client, with the service at SERVICE_URL in OpenAI's place."""
 
+import json
 import os
 import unittest
 
 import openai
+from openai.types import CreateEmbeddingResponse, EmbeddingCreateParams
+from openai.types.chat import ChatCompletion, completion_create_params
+from openai.types.shared import ErrorObject
 from pydantic import BaseModel
 
 MODEL = "gemini-3.5-flash-lite"
@@ -95,6 +99,52 @@ class Synchronous(unittest.TestCase):
         administrator = self.enterContext(openai.OpenAI(**options("ADMIN_KEY")))
         answer = administrator.chat.completions.create(**asking("Hello"))
         self.assertEqual(answer.choices[0].message.content, ANSWER)
+
+
+class BatchFiles(unittest.TestCase):
+    """Lines of OpenAI's batch files, whose bodies and results are of the client's own types."""
+
+    def setUp(self):
+        self.client = self.enterContext(openai.OpenAI(**options()))
+        self.jobs = os.environ["SERVICE_URL"] + "/jobs"
+
+    def results(self, job):
+        url = f"{self.jobs}/{job['job_id']}/results?follow=true"
+        lines = self.client.get(url, cast_to=str).splitlines()
+        return [json.loads(line) for line in lines]
+
+    def test_a_batch_file_is_a_job(self):
+        chat = completion_create_params.CompletionCreateParamsNonStreaming
+        bodies = [
+            ("/v1/chat/completions", chat(**asking("Hello"))),
+            ("/v1/embeddings", EmbeddingCreateParams(model="gemini-embedding-001", input="One")),
+            ("/v1/chat/completions", chat(**asking(REFUSED))),
+        ]
+        lines = [
+            {"custom_id": f"request-{index}", "method": "POST", "url": url, "body": body}
+            for index, (url, body) in enumerate(bodies)
+        ]
+        file = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        url, headers = self.jobs + "?kind=openai", {"Content-Type": "application/jsonl"}
+        as_body = self.client.post(url, cast_to=object, content=file, options={"headers": headers})
+        form = {"headers": {"Content-Type": "multipart/form-data"}}
+        files = {"file": ("batch.jsonl", file)}
+        as_file = self.client.post(url, cast_to=object, files=files, options=form)
+        for job in as_body, as_file:
+            results = self.results(job)
+            names = [result["custom_id"] for result in results]
+            self.assertEqual(names, ["request-0", "request-1", "request-2"])
+            self.assertTrue(all(result["id"].startswith("batch_req_") for result in results))
+            self.assertTrue(all(result["error"] is None for result in results))
+            answers = [result["response"] for result in results]
+            self.assertEqual([answer["status_code"] for answer in answers], [200, 200, 400])
+            self.assertTrue(all(answer["request_id"] for answer in answers))
+            completion = ChatCompletion.model_validate(answers[0]["body"])
+            self.assertEqual(completion.choices[0].message.content, ANSWER)
+            self.assertGreater(completion.usage.total_tokens, 0)
+            embeddings = CreateEmbeddingResponse.model_validate(answers[1]["body"])
+            self.assertGreater(len(embeddings.data[0].embedding), 0)
+            self.assertTrue(ErrorObject.model_validate(answers[2]["body"]["error"]).message)
 
 
 class Asynchronous(unittest.IsolatedAsyncioTestCase):

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,18 +34,44 @@ pub struct Postgres {
     process: Child,
     port: u16,
     folder: TempDir,
+    /// Settings of this server.
+    settings: Vec<String>,
 }
 
 impl Postgres {
     /// Starts a server with an empty database and waits until it answers.
     pub async fn start() -> Self {
         let folder = TempDir::new().expect("a folder");
+        Self::start_in(folder, Vec::new()).await
+    }
+
+    /// The same with TLS, with a certificate and its key from PEM files. Connections without TLS are
+    /// accepted too.
+    pub async fn start_with_tls(certificate: &str, key: &str) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let mut settings = vec!["ssl=on".to_owned()];
+        for (setting, from) in [("ssl_cert_file", certificate), ("ssl_key_file", key)] {
+            let file = folder.path().join(setting);
+            fs::copy(from, &file).expect("a file");
+            // The server refuses a key that others may read.
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its owner");
+            give_to_postgres(&file);
+            settings.push(format!("{setting}={}", file.display()));
+        }
+        Self::start_in(folder, settings).await
+    }
+
+    async fn start_in(folder: TempDir, settings: Vec<String>) -> Self {
         let data = folder.path().join("data");
         copy(&template(), &data);
         // The folder itself is made for its owner only, who is root where root runs the tests.
         give_to_postgres(folder.path());
         let port = free_port();
-        Self { process: launch(&data, port).await, port, folder }
+        Self { process: launch(&data, port, &settings).await, port, folder, settings }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {
@@ -102,7 +129,8 @@ impl Postgres {
 
     /// Starts it again on the same port, with the same data.
     pub async fn start_again(&mut self) {
-        self.process = launch(&self.folder.path().join("data"), self.port).await;
+        let data = self.folder.path().join("data");
+        self.process = launch(&data, self.port, &self.settings).await;
     }
 }
 
@@ -121,10 +149,10 @@ impl Drop for Postgres {
     }
 }
 
-async fn launch(data: &Path, port: u16) -> Child {
+async fn launch(data: &Path, port: u16, settings: &[String]) -> Child {
     let mut command = as_postgres("postgres");
     command.arg("-D").arg(data).args(["-p", &port.to_string(), "-k", ""]);
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter().copied().chain(settings.iter().map(String::as_str)) {
         command.args(["-c", setting]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

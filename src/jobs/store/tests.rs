@@ -17,6 +17,7 @@ use crate::jobs::model::{
 };
 use crate::prices::NanoDollars;
 
+#[expect(dead_code, reason = "the integration tests use the rest")]
 #[path = "../../../tests/support/postgres_launcher.rs"]
 mod postgres_launcher;
 

@@ -31,8 +31,9 @@ impl HeldBy {
 
 /// The waits of a call for one limit after the other, in milliseconds: it is part of the memory of every
 /// waiting call.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Waits {
+    since: Instant,
     /// How long the call had waited when the latest of the waits ended.
     until: u32,
     longest: u32,
@@ -40,10 +41,14 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// A wait for this limit has ended, in a call that waits `since` then. One of less than a
-    /// millisecond is none.
-    pub fn end(&mut self, held_by: HeldBy, since: Instant) {
-        let now = millis(since.elapsed());
+    /// None yet, of a call that waits `since` then.
+    pub fn since(since: Instant) -> Self {
+        Self { since, until: 0, longest: 0, held_by: None }
+    }
+
+    /// A wait for this limit has ended. One of less than a millisecond is none.
+    pub fn end(&mut self, held_by: HeldBy) {
+        let now = millis(self.since.elapsed());
         let waited = now.saturating_sub(self.until);
         self.until = now;
         if waited > self.longest {

@@ -148,7 +148,6 @@ impl QueueTicket {
         &self,
         account: &Account,
         capacity: Capacity,
-        since: Instant,
         waits: &mut Waits,
         held_up: &HeldUp<'_>,
     ) -> Result<(Permit, Permit), Refused> {
@@ -168,7 +167,7 @@ impl QueueTicket {
         held_up.begins();
         let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
         let slot = self.acquire(&own).await?;
-        waits.end(HeldBy::AdaptiveLimit, since);
+        waits.end(HeldBy::AdaptiveLimit);
         Ok((slot, self.global(held_up).await?))
     }
 
@@ -552,10 +551,10 @@ impl HeadOfQueue<'_> {
                 return Err(Refused::TooManyAccounts);
             }
             account.check()?;
-            let mut waits = Waits::default();
+            let mut waits = Waits::since(self.since);
             let mut reservation = ticket.reserve(account, &estimate, deadline).await?;
             loop {
-                waits.end(HeldBy::Quota, self.since);
+                waits.end(HeldBy::Quota);
                 let account = instead.unwrap_or_else(|| Arc::clone(requested));
                 let admission = self.admit_with(
                     account,
@@ -610,10 +609,10 @@ impl HeadOfQueue<'_> {
                     Err(reason) => return Err(reason.into()),
                 },
             };
-            waits.end(HeldBy::Semaphore, self.since);
-            let slots = ticket.slots(&account, *capacity, self.since, waits, held_up);
+            waits.end(HeldBy::Semaphore);
+            let slots = ticket.slots(&account, *capacity, waits, held_up);
             let (concurrency, global) = slots.await?;
-            waits.end(HeldBy::ConcurrencyLimit, self.since);
+            waits.end(HeldBy::ConcurrencyLimit);
             let counted = ticket.in_flight.as_ref().map(InFlight::new);
             let waited = self.since.elapsed();
             let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));

@@ -3,8 +3,11 @@ use std::fs;
 use clap::Parser;
 use http_body_util::BodyExt;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use super::*;
+use crate::client::{ClientError, ClientKey, GatewayClient};
+use crate::run::service::JobService;
 
 #[derive(Parser)]
 struct CommandLine {
@@ -210,4 +213,17 @@ async fn the_body_breaks_off_if_the_input_has_changed() {
     assert_eq!(sent.len() as u64, measure.bytes);
     fs::write(folder.path().join("a.txt"), "one\nTWO\n").unwrap();
     assert!(body().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_to_a_service_that_says_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let client = GatewayClient::new(&format!("http://{host}"), ClientKey::None).unwrap();
+    let (_folder, upload) = upload("a.txt", "one", &[]).unwrap();
+    let measure = upload.measure().unwrap();
+    let service = JobService::new(client);
+    let error = service.submit(&Arc::new(upload), &measure, "key", |_| {}).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Silent { host: named, .. } if *named == host));
+    assert!(error.to_string().ends_with("does not answer: nothing came for 120 s"), "{error}");
 }
