@@ -122,8 +122,13 @@ impl ApiError {
         Self::new(Code::AccountNotFound, detail)
     }
 
-    pub(in crate::api) fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self::new(Code::NotFound, "Not Found")
+    }
+
+    /// The dashboard is not served without an admin key.
+    pub(crate) fn no_dashboard() -> Self {
+        Self::new(Code::NotFound, "There is no dashboard, because ADMIN_API_KEY is not set.")
     }
 
     /// A path of OpenAI's that Gemini does not have.
