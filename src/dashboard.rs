@@ -6,16 +6,20 @@
 //! | `access` | who may see a page and send a form: sessions, hosts, origins, tokens of forms |
 //! | `sessions`, `throttle`, `login` | sessions, and how they begin and end |
 //! | `page`, `live` | what a page is; its changes as server-sent events |
-//! | `layout`, `parts`, `chart`, `format` | what pages are made of |
+//! | `layout`, `parts`, `chart`, `history`, `format` | what pages are made of |
 //! | `failure` | errors as pages |
-//! | `overview`, `jobs`, `job`, `semaphores`, `semaphore`, … | the pages and their actions |
+//! | `overview`, `accounts`, `jobs`, `job`, `semaphores`, `replicas`, `failures` | the pages and their actions |
 //! | `assets` | style, script and icon |
 
 mod access;
+mod accounts;
 mod assets;
+mod chart;
 mod failure;
+mod failures;
 mod form;
 mod format;
+mod history;
 mod job;
 mod jobs;
 mod layout;
@@ -24,6 +28,7 @@ mod login;
 mod overview;
 mod page;
 mod parts;
+mod replicas;
 mod semaphores;
 mod sessions;
 mod throttle;
@@ -39,10 +44,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::ApiError;
 use crate::gateway::Gateway;
+use accounts::AccountsPage;
+use failures::FailuresPage;
 use job::JobPage;
 use jobs::JobsPage;
 use overview::OverviewPage;
 use page::Page;
+use replicas::ReplicasPage;
 use semaphores::{SemaphorePage, SemaphoresPage};
 use sessions::Sessions;
 use throttle::Throttle;
@@ -108,6 +116,7 @@ fn pages() -> Router<Site> {
         .route("/dashboard/jobs/{id}/retry", post(job::retry))
         .route("/dashboard/jobs/{id}/delete", post(job::delete))
         .route("/dashboard/jobs/{id}/results", get(job::results))
+        .route("/dashboard/accounts/reset", post(accounts::reset_limits))
         .route("/dashboard/semaphores", post(semaphores::create))
         .route("/dashboard/semaphores/{id}/limit", post(semaphores::change))
         .route("/dashboard/semaphores/{id}/delete", post(semaphores::delete))
@@ -117,7 +126,10 @@ fn pages() -> Router<Site> {
     let router = with_page::<JobsPage>(router, "/dashboard/jobs");
     let router = with_page::<JobPage>(router, "/dashboard/jobs/{id}");
     let router = with_page::<SemaphoresPage>(router, "/dashboard/semaphores");
-    with_page::<SemaphorePage>(router, "/dashboard/semaphores/{id}")
+    let router = with_page::<SemaphorePage>(router, "/dashboard/semaphores/{id}");
+    let router = with_page::<AccountsPage>(router, "/dashboard/accounts");
+    let router = with_page::<ReplicasPage>(router, "/dashboard/replicas");
+    with_page::<FailuresPage>(router, "/dashboard/failures")
 }
 
 /// Adds a page and its changes.

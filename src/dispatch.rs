@@ -12,6 +12,7 @@ mod background;
 mod call;
 mod continuation;
 mod enqueued;
+mod failure;
 mod forward;
 mod kind;
 mod live;
@@ -331,6 +332,7 @@ impl Dispatcher {
         let (kind, now) = (call.kind(), Instant::now());
         let resend_at = self.policy.resend_at(kind, *failed, error, retry_after, now);
         let Some(resend_at) = resend_at.filter(|at| *at < call.until()) else {
+            self.note_failure(call, error.kind.code(), false);
             return Ok(Err(retry_after));
         };
         tracing::debug!(
@@ -340,6 +342,7 @@ impl Dispatcher {
             "the call will be sent again"
         );
         self.metrics.retried(kind.label(), error.kind.code());
+        self.note_failure(call, error.kind.code(), true);
         sleep_until(resend_at).await;
         match self.admit_in_tier(call).await {
             Ok(admission) => Ok(Ok(admission)),
@@ -351,7 +354,10 @@ impl Dispatcher {
             {
                 Ok(Err(retry_after))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.not_admitted(call, &error);
+                Err(error)
+            }
         }
     }
 }

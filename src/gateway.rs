@@ -11,7 +11,7 @@ use crate::generation::offload::Offload;
 use crate::jobs::{Jobs, store};
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
-use crate::metrics::Metrics;
+use crate::metrics::{History, Metrics};
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,6 +40,8 @@ pub struct Shared {
     pub answers: Arc<BodyBudget>,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// The last hour and the last day, and the replicas.
+    pub history: Arc<History>,
     /// Whether a simulator replaces Gemini.
     pub simulated: bool,
 }
@@ -104,6 +106,7 @@ impl Gateway {
             jobs,
             bodies,
             answers,
+            history: Arc::clone(metrics.history()),
             metrics,
             simulated,
         })))

@@ -281,6 +281,34 @@ mod tests {
         assert_eq!(Code::named("ok"), None);
     }
 
+    #[test]
+    fn metrics_and_answers_name_a_call_that_was_not_admitted_alike() {
+        use std::time::Duration;
+
+        use crate::limits::{QuotaKind, StoreUnavailable};
+
+        let retry_after = Duration::from_secs(1);
+        let kind = QuotaKind::RequestsPerMinute;
+        let exhausted = [
+            Exhausted::NoQuota { kind: None },
+            Exhausted::TooLarge { kind, cost: 2, limit: 1 },
+            Exhausted::NotBefore { kind: None, retry_after },
+            Exhausted::NotBefore { kind: Some(QuotaKind::SpendPerTenMinutes), retry_after },
+            Exhausted::NoRoom { retry_after },
+            Exhausted::DayExhausted { kind: None, retry_after },
+        ];
+        for refused in exhausted.map(Refused::Exhausted).into_iter().chain([
+            Refused::QueueFull,
+            Refused::SemaphoreDeleted,
+            Refused::Unfunded,
+            Refused::MoreThanLimit { limit: 1 },
+            Refused::StoreUnavailable(StoreUnavailable { retry_after }),
+            Refused::TooManyAccounts,
+        ]) {
+            assert_eq!(Code::from(&refused).name(), refused.code(), "{refused:?}");
+        }
+    }
+
     /// The metrics count calls by the name that `gemini` gives to the kind of an error.
     #[test]
     fn metrics_and_answers_name_an_upstream_error_alike() {

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Instrument;
 
 use super::error::ApiError;
+use crate::request_id;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,7 +33,8 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         path = logged(request.uri().path()),
     );
     let started = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let handled = next.run(request).instrument(span.clone());
+    let mut response = request_id::handling(id.clone(), handled).await;
     span.in_scope(|| {
         let status = response.status().as_u16();
         tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");

@@ -91,6 +91,11 @@ pub(super) fn moment(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
+/// The time of day of a moment, in UTC.
+pub(super) fn clock(time: Timestamp) -> String {
+    time.strftime("%H:%M UTC").to_string()
+}
+
 /// A size in bytes.
 pub(super) fn bytes(bytes: u64) -> String {
     match bytes {

@@ -14,7 +14,7 @@ use super::format;
 use super::jobs::{JobsPage, kind, name, progress, rate, state, time_left};
 use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
-use super::parts::{button, confirmed, facts, outside, when};
+use super::parts::{Confirmed, button, facts, outside, when};
 use crate::api::jobs::{JobStatus, ResultQuery, ResultReader, Viewer, apply, lines};
 use crate::api::{ApiError, Code};
 use crate::jobs::{Failures, FailuresToRetry, Job, JobId, JobState, Order};
@@ -123,6 +123,20 @@ impl JobPage {
         let (session, path) = (&view.session, self.path());
         let action = |name: &str| format!("{path}/{name}");
         let has_ended = job.state.has_ended();
+        let cancel = Confirmed {
+            action: &action("cancel"),
+            fields: &[],
+            summary: "Cancel…",
+            question: "Items without a result get none. Results that are there stay.",
+            label: "Cancel the job",
+        };
+        let delete = Confirmed {
+            action: &action("delete"),
+            fields: &[],
+            summary: "Delete…",
+            question: "The job's prompts and answers are removed from the disk.",
+            label: "Delete the job",
+        };
         html! {
             div.actions role="group" aria-label="Actions" {
                 @if matches!(job.state, JobState::Queued | JobState::Running) {
@@ -147,17 +161,9 @@ impl JobPage {
                     }
                 }
                 @if !has_ended {
-                    (confirmed(
-                        session, &action("cancel"), "Cancel…",
-                        "Items without a result get none. Results that are there stay.",
-                        "Cancel the job",
-                    ))
+                    (cancel.render(session))
                 }
-                (confirmed(
-                    session, &action("delete"), "Delete…",
-                    "The job's prompts and answers are removed from the disk.",
-                    "Delete the job",
-                ))
+                (delete.render(session))
             }
         }
     }

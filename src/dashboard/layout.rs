@@ -13,18 +13,31 @@ const PRODUCT: &str = "Gemini gateway";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Nav {
     Overview,
+    Accounts,
     Jobs,
     Semaphores,
+    Replicas,
+    Failures,
 }
 
 impl Nav {
-    const ALL: [Self; 3] = [Self::Overview, Self::Jobs, Self::Semaphores];
+    const ALL: [Self; 6] = [
+        Self::Overview,
+        Self::Accounts,
+        Self::Jobs,
+        Self::Semaphores,
+        Self::Replicas,
+        Self::Failures,
+    ];
 
     fn path(self) -> &'static str {
         match self {
             Self::Overview => "/dashboard",
             Self::Jobs => "/dashboard/jobs",
+            Self::Accounts => "/dashboard/accounts",
             Self::Semaphores => "/dashboard/semaphores",
+            Self::Replicas => "/dashboard/replicas",
+            Self::Failures => "/dashboard/failures",
         }
     }
 
@@ -32,7 +45,10 @@ impl Nav {
         match self {
             Self::Overview => "Overview",
             Self::Jobs => "Jobs",
+            Self::Accounts => "Accounts",
             Self::Semaphores => "Semaphores",
+            Self::Replicas => "Replicas",
+            Self::Failures => "Failures",
         }
     }
 
@@ -41,6 +57,9 @@ impl Nav {
         match self {
             Self::Overview => "M4 19V9M10 19V5M16 19v-7M4 19h17",
             Self::Jobs => "M4 6h10M4 12h16M4 18h7M17 4l3 2-3 2",
+            Self::Accounts => "M14 14a5 5 0 1 0-4-4L3 17v4h4v-3h3v-3zM16.5 7.5v.01",
+            Self::Replicas => "M4 4h16v6H4zM4 14h16v6H4zM8 7v.01M8 17v.01",
+            Self::Failures => "M12 4 2.5 20h19zM12 10v4M12 17v.01",
             Self::Semaphores => "M8 3h8v18H8zM12 7.5v.01M12 12v.01M12 16.5v.01",
         }
     }

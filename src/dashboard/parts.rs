@@ -28,6 +28,15 @@ impl Tone {
             Self::Idle => "idle",
         }
     }
+
+    /// The tone of a share in percent: the fuller, the worse.
+    pub fn of_share(percent: u64) -> Self {
+        match percent {
+            0..80 => Self::Good,
+            80..100 => Self::Warn,
+            _ => Self::Bad,
+        }
+    }
 }
 
 /// A state in a word.
@@ -104,19 +113,33 @@ pub(super) fn button(session: &Session, action: &str, class: &str, label: &str) 
 }
 
 /// A button that asks first.
-pub(super) fn confirmed(
-    session: &Session,
-    action: &str,
-    summary: &str,
-    question: &str,
-    label: &str,
-) -> Markup {
-    html! {
-        details.confirm data-key=(action) {
-            summary { (summary) }
-            div.popover {
-                p { (question) }
-                (button(session, action, "danger", label))
+pub(super) struct Confirmed<'a> {
+    /// Where the form is sent.
+    pub action: &'a str,
+    /// Its hidden fields.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// What the button says.
+    pub summary: &'a str,
+    /// What is asked.
+    pub question: &'a str,
+    /// What the button behind the question says.
+    pub label: &'a str,
+}
+
+impl Confirmed<'_> {
+    /// The button.
+    pub fn render(&self, session: &Session) -> Markup {
+        html! {
+            details.confirm data-key=(self.action) {
+                summary { (self.summary) }
+                form.popover method="post" action=(self.action) {
+                    p { (self.question) }
+                    (csrf(session))
+                    @for (name, value) in self.fields {
+                        input type="hidden" name=(name) value=(value);
+                    }
+                    button.danger type="submit" { (self.label) }
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use super::failure::PageError;
 use super::format;
 use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
-use super::parts::{Tone, bar, confirmed, empty, outside};
+use super::parts::{Confirmed, Tone, bar, empty, outside};
 use crate::api::{ApiError, register, registered, release, unregister};
 use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage};
 
@@ -158,6 +158,13 @@ impl Page for SemaphorePage {
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
         let path = self.path();
+        let delete = Confirmed {
+            action: &format!("{path}/delete"),
+            fields: &[],
+            summary: "Delete…",
+            question: "Requests and leases that wait for it fail. Those that hold it are not affected.",
+            label: "Delete the semaphore",
+        };
         html! {
             @for fragment in fragments { (fragment) }
             section.card {
@@ -171,11 +178,7 @@ impl Page for SemaphorePage {
                     button.primary type="submit" { "Set the limit" }
                 }
                 p.hint { "A new limit holds at once, also while permits are in use." }
-                (confirmed(
-                    &view.session, &format!("{path}/delete"), "Delete…",
-                    "Requests and leases that wait for it fail. Those that hold it are not affected.",
-                    "Delete the semaphore",
-                ))
+                (delete.render(&view.session))
             }
         }
     }
@@ -227,7 +230,13 @@ impl SemaphorePage {
         let left = lease.expires.saturating_duration_since(Instant::now());
         // Without fractions of a second, which would change with each look.
         let left = Duration::from_secs(left.as_secs());
-        let action = format!("{}/leases/{}/release", self.path(), lease.id);
+        let release = Confirmed {
+            action: &format!("{}/leases/{}/release", self.path(), lease.id),
+            fields: &[],
+            summary: "Release…",
+            question: "Its permits become free at once, although the holder may still work.",
+            label: "Release the lease",
+        };
         html! {
             tr data-key=(lease.id) {
                 th scope="row" { (outside(&lease.terms.holder)) }
@@ -235,11 +244,7 @@ impl SemaphorePage {
                 td.number data-label="Ends in" { (format::duration(left)) }
                 td.number data-label="Fencing token" { (lease.fencing_token) }
                 td {
-                    (confirmed(
-                        &view.session, &action, "Release…",
-                        "Its permits become free at once, although the holder may still work.",
-                        "Release the lease",
-                    ))
+                    (release.render(&view.session))
                 }
             }
         }

@@ -63,6 +63,29 @@ pub enum Refused {
     TooManyAccounts,
 }
 
+impl Refused {
+    /// The stable code of the reason, for callers and dashboards.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::SemaphoreDeleted => "semaphore_deleted",
+            Self::Unfunded => "account_unfunded",
+            Self::StoreUnavailable(_) => "limits_unavailable",
+            Self::TooManyAccounts => "too_many_accounts",
+            Self::MoreThanLimit { .. } => "validation_error",
+            Self::Exhausted(exhausted) => match exhausted {
+                Exhausted::NotBefore { kind: Some(kind), .. } if kind.is_of_payer() => {
+                    "spend_limited"
+                }
+                Exhausted::NotBefore { .. } | Exhausted::NoRoom { .. } => "rate_limited",
+                Exhausted::DayExhausted { .. } => "daily_quota_exhausted",
+                Exhausted::TooLarge { .. } => "request_exceeds_quota",
+                Exhausted::NoQuota { .. } => "no_quota",
+            },
+        }
+    }
+}
+
 impl From<NotReserved> for Refused {
     fn from(reason: NotReserved) -> Self {
         match reason {

@@ -117,7 +117,7 @@ impl ApiError {
     }
 
     /// The key was not used with the model.
-    pub(in crate::api) fn unknown_account(key: &str, model: &str) -> Self {
+    pub(crate) fn unknown_account(key: &str, model: &str) -> Self {
         let detail = format!("No key {key:?} is in use with a model {model:?}.");
         Self::new(Code::AccountNotFound, detail)
     }
