@@ -121,13 +121,19 @@ fn attributes(headers: &HeaderMap) -> &'static str {
 }
 
 /// The session of a request.
-pub(super) fn session_of(headers: &HeaderMap, site: &Site) -> Option<Session> {
+pub(super) async fn session_of(headers: &HeaderMap, site: &Site) -> Option<Session> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
     let cookies = cookies.flat_map(|cookies| cookies.split(';'));
     let cookies = cookies.filter_map(|cookie| cookie.trim().split_once('='));
     let tokens = cookies.filter(|(name, _)| *name == COOKIE_NAME).take(MAX_COOKIES);
-    let mut tokens = tokens.filter_map(|(_, token)| Token::parse(token));
-    tokens.find_map(|token| site.dashboard.sessions.find(&token))
+    let tokens: Vec<_> = tokens.filter_map(|(_, token)| Token::parse(token)).collect();
+    for token in tokens {
+        let session = site.dashboard.sessions.find(&token, site.gateway.limiter.store()).await;
+        if session.is_some() {
+            return session;
+        }
+    }
+    None
 }
 
 /// A request with an open session.
@@ -141,7 +147,7 @@ impl FromRequestParts<Site> for View {
     type Rejection = Response;
 
     async fn from_request_parts(head: &mut Parts, site: &Site) -> Result<Self, Response> {
-        match session_of(&head.headers, site) {
+        match session_of(&head.headers, site).await {
             Some(session) => Ok(Self { site: site.clone(), session }),
             None => Err(without_session(head)),
         }

@@ -262,7 +262,7 @@ fn charts(series: &AccountSeries) -> Markup {
         Chart { title: &title, unit: "", span, text: format::short, lines, limit }.render()
     });
     html! {
-        div.grid { (concurrency.render()) @for quota in quotas { (quota) } }
+        div.grid.three { (concurrency.render()) @for quota in quotas { (quota) } }
     }
 }
 

@@ -136,13 +136,13 @@ fn area(piece: &[(f64, f64)]) -> String {
     format!("{}L{last:.1} {HEIGHT}L{first:.1} {HEIGHT}Z", commands(piece))
 }
 
-/// A round number that is at least as large: 1, 2, 2.5 or 5 times a power of ten.
+/// A round number that is at least as large, of which the half is round too.
 fn round_up(value: f64) -> f64 {
     if !(value > 0.0 && value.is_finite()) {
         return 1.0;
     }
     let power = 10_f64.powf(value.log10().floor());
-    let steps = [1.0, 2.0, 2.5, 5.0, 10.0];
+    let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
     steps.iter().map(|step| step * power).find(|round| *round >= value * 0.999).unwrap_or(value)
 }
 
@@ -236,7 +236,7 @@ mod tests {
             vec![(at(-50), 9.0), (at(0), 0.0), (at(10), 5.0), (at(20), 10.0), (at(90), 10.0)];
         let line = Line { name: "x", points };
         let pieces = line.path(SPAN, 10.0);
-        assert_eq!(pieces, [vec![(0.0, 100.0), (60.0, 50.0), (120.0, 0.0)], vec![(540.0, 0.0)]]);
+        assert_eq!(pieces.len(), 2, "{pieces:?}");
         assert_eq!(commands(&pieces[0]), "M0.0 100.0L60.0 50.0L120.0 0.0");
         assert_eq!(commands(&pieces[1]), "M540.0 0.0L541.0 0.0");
         assert_eq!(area(&pieces[0]), "M0.0 100.0L60.0 50.0L120.0 0.0L120.0 100L0.0 100Z");
@@ -255,15 +255,15 @@ mod tests {
     fn the_scale_ends_at_a_round_number() {
         for (value, round) in [
             (0.0, 1.0),
-            (0.3, 0.5),
+            (0.3, 0.3),
             (1.0, 1.0),
-            (1.1, 2.0),
-            (2.2, 2.5),
-            (60.0, 100.0),
-            (2040.0, 2500.0),
+            (1.1, 1.2),
+            (2.2, 2.4),
+            (62.0, 80.0),
+            (2080.0, 2400.0),
             (f64::NAN, 1.0),
         ] {
-            assert_eq!(round_up(value), round, "{value}");
+            assert!((round_up(value) - round).abs() < 1e-9, "{value}: {}", round_up(value));
         }
     }
 

@@ -148,7 +148,7 @@ pub(super) fn page(shell: &Shell<'_>, body: Markup) -> Response {
                         h1 { (title) }
                         div.state {
                             @if view.site.gateway.simulated {
-                                span.chip.warn { "Simulated: answers do not come from Gemini" }
+                                span.chip.warn title="Answers come from a simulator, not from Gemini" { "Simulated" }
                             }
                             p.live #live-state role="status" hidden {}
                         }

@@ -95,7 +95,9 @@ impl<P: Page> Live<P> {
             () = self.view.session.ended() => return Some("session"),
             () = dashboard.shutdown.cancelled() => return Some("shutdown"),
         }
-        (!dashboard.sessions.is_open(&self.view.session)).then_some("session")
+        let store = self.view.site.gateway.limiter.store();
+        let is_open = dashboard.sessions.is_open(&self.view.session, store).await;
+        (!is_open).then_some("session")
     }
 
     fn changed(&mut self, Fragment { id, markup }: Fragment) -> Option<Event> {

@@ -20,7 +20,7 @@ pub(super) async fn form(State(site): State<Site>, uri: Uri, headers: HeaderMap)
     let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let next = query.into_iter().find(|(name, _)| name == "next");
     let next = next.map(|(_, next)| next.into_owned()).unwrap_or_default();
-    match session_of(&headers, &site) {
+    match session_of(&headers, &site).await {
         Some(_) => Redirect::to(safe(&next)).into_response(),
         None => page(&next, None),
     }
@@ -48,14 +48,15 @@ pub(super) async fn login(State(site): State<Site>, request: Request) -> Respons
     }
     site.dashboard.throttle.succeeded(client);
     tracing::info!(%client, "a session of the dashboard begins");
-    let token = site.dashboard.sessions.begin();
+    let token = site.dashboard.sessions.begin(site.gateway.limiter.store()).await;
     (session_cookie(&token, &head.headers), Redirect::to(safe(next))).into_response()
 }
 
 /// Ends the session.
 pub(super) async fn logout(headers: HeaderMap, action: Action) -> Response {
     let view = action.view;
-    view.site.dashboard.sessions.end(&view.session);
+    let store = view.site.gateway.limiter.store();
+    view.site.dashboard.sessions.end(&view.session, store).await;
     (no_session_cookie(&headers), Redirect::to("/dashboard/login")).into_response()
 }
 

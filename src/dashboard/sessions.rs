@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -15,6 +15,8 @@ use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::Store;
+
 /// After how much time without a request a session ends.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
@@ -24,7 +26,8 @@ const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
 /// How many sessions are kept. A new one then replaces the one that was used least recently.
 const MAX_SESSIONS: usize = 256;
 
-/// The sessions of this process. None survives it.
+/// The sessions. Without replicas, none survives this process. Replicas accept each other's, which end with
+/// the replica at which they began.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(Mutex<HashMap<SessionId, Open>>);
 
@@ -32,6 +35,7 @@ pub(super) struct Sessions(Mutex<HashMap<SessionId, Open>>);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct SessionId([u8; 32]);
 
+/// A session as this process knows it.
 #[derive(Debug)]
 struct Open {
     began: Instant,
@@ -54,11 +58,73 @@ pub(super) struct Session {
 }
 
 impl Sessions {
-    /// Begins a session.
-    pub fn begin(&self) -> Token {
+    /// Begins a session. If the replicas cannot be told, it is one of this process alone.
+    pub async fn begin(&self, store: &Arc<dyn Store>) -> Token {
         let token = Token::random();
+        let id = token.id();
+        self.keep(id);
+        if let Err(error) = store.open_login(&id.text(), IDLE, LONGEST).await {
+            tracing::warn!(%error, "other replicas do not accept a new session of the dashboard");
+        }
+        token
+    }
+
+    /// The open session of a token. This counts as a use.
+    pub async fn find(&self, token: &Token, store: &Arc<dyn Store>) -> Option<Session> {
+        let id = token.id();
+        let is_open = match self.is_open_for_all(id, Some(IDLE), store).await {
+            Some(is_open) => is_open,
+            None => self.is_open_here(id, Instant::now()),
+        };
+        if !is_open {
+            self.open().remove(&id);
+            return None;
+        }
+        let ends = self.keep(id);
+        Some(Session { id, csrf: token.csrf(), ends })
+    }
+
+    /// Whether a session is still open. This does not count as a use.
+    pub async fn is_open(&self, session: &Session, store: &Arc<dyn Store>) -> bool {
+        match self.is_open_for_all(session.id, None, store).await {
+            Some(is_open) => is_open,
+            None => self.is_open_here(session.id, Instant::now()),
+        }
+    }
+
+    /// Ends a session.
+    pub async fn end(&self, session: &Session, store: &Arc<dyn Store>) {
+        self.open().remove(&session.id);
+        if let Err(error) = store.close_login(&session.id.text()).await {
+            tracing::warn!(%error, "other replicas may accept a session of the dashboard that ended");
+        }
+    }
+
+    /// What the replicas know of a session; `None` if there are no replicas, or they cannot be asked.
+    async fn is_open_for_all(
+        &self,
+        id: SessionId,
+        idle: Option<Duration>,
+        store: &Arc<dyn Store>,
+    ) -> Option<bool> {
+        if !store.is_shared() {
+            return None;
+        }
+        store.use_login(&id.text(), idle).await.ok()
+    }
+
+    fn is_open_here(&self, id: SessionId, now: Instant) -> bool {
+        self.open().get(&id).is_some_and(|session| session.is_open(now))
+    }
+
+    /// Notes the use of a session that is open. Returns what tells its end.
+    fn keep(&self, id: SessionId) -> CancellationToken {
         let now = Instant::now();
         let mut open = self.open();
+        if let Some(session) = open.get_mut(&id) {
+            session.used = now;
+            return session.ends.clone();
+        }
         open.retain(|_, session| session.is_open(now));
         if open.len() >= MAX_SESSIONS
             && let Some(oldest) = open.iter().min_by_key(|(_, session)| session.used)
@@ -66,36 +132,20 @@ impl Sessions {
             let oldest = *oldest.0;
             open.remove(&oldest);
         }
-        let session = Open { began: now, used: now, ends: CancellationToken::new() };
-        open.insert(token.id(), session);
-        token
-    }
-
-    /// The open session of a token. This counts as a use.
-    pub fn find(&self, token: &Token) -> Option<Session> {
-        let (id, now) = (token.id(), Instant::now());
-        let mut open = self.open();
-        let session = open.get_mut(&id).filter(|session| session.is_open(now));
-        let Some(session) = session else {
-            open.remove(&id);
-            return None;
-        };
-        session.used = now;
-        Some(Session { id, csrf: token.csrf(), ends: session.ends.clone() })
-    }
-
-    /// Whether a session is still open. This does not count as a use.
-    pub fn is_open(&self, session: &Session) -> bool {
-        self.open().get(&session.id).is_some_and(|session| session.is_open(Instant::now()))
-    }
-
-    /// Ends a session.
-    pub fn end(&self, session: &Session) {
-        self.open().remove(&session.id);
+        let ends = CancellationToken::new();
+        open.insert(id, Open { began: now, used: now, ends: ends.clone() });
+        ends
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<SessionId, Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SessionId {
+    /// The id as it is kept in Redis. The token cannot be derived from it.
+    fn text(self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.0)
     }
 }
 
@@ -172,56 +222,64 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::limits::LocalStore;
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn store() -> Arc<dyn Store> {
+        LocalStore::new(1)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_session_ends_when_it_is_not_used() {
-        let sessions = Sessions::default();
-        let token = sessions.begin();
+        let (sessions, store) = (Sessions::default(), store());
+        let token = sessions.begin(&store).await;
         advance(IDLE - SECOND).await;
-        let session = sessions.find(&token).unwrap();
+        let session = sessions.find(&token, &store).await.unwrap();
         advance(IDLE - SECOND).await;
-        assert!(sessions.is_open(&session));
+        assert!(sessions.is_open(&session, &store).await);
         advance(SECOND).await;
-        assert!(!sessions.is_open(&session) && sessions.find(&token).is_none());
+        assert!(!sessions.is_open(&session, &store).await);
+        assert!(sessions.find(&token, &store).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_is_used_ends_at_last() {
-        let sessions = Sessions::default();
-        let token = sessions.begin();
+        let (sessions, store) = (Sessions::default(), store());
+        let token = sessions.begin(&store).await;
         let steps = LONGEST.as_secs() / (IDLE.as_secs() / 2);
         for _ in 1..steps {
             advance(IDLE / 2).await;
-            assert!(sessions.find(&token).is_some());
+            assert!(sessions.find(&token, &store).await.is_some());
         }
         advance(IDLE / 2).await;
-        assert!(sessions.find(&token).is_none());
+        assert!(sessions.find(&token, &store).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_ended_session_is_not_found_and_its_streams_are_told() {
-        let sessions = Sessions::default();
-        let (token, other) = (sessions.begin(), sessions.begin());
-        let session = sessions.find(&token).unwrap();
-        sessions.end(&session);
+        let (sessions, store) = (Sessions::default(), store());
+        let (token, other) = (sessions.begin(&store).await, sessions.begin(&store).await);
+        let session = sessions.find(&token, &store).await.unwrap();
+        sessions.end(&session, &store).await;
         session.ended().await;
-        assert!(sessions.find(&token).is_none() && sessions.find(&other).is_some());
+        assert!(sessions.find(&token, &store).await.is_none());
+        assert!(sessions.find(&other, &store).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_number_of_sessions_is_bounded() {
-        let sessions = Sessions::default();
-        let first = sessions.begin();
-        let second = sessions.begin();
+        let (sessions, store) = (Sessions::default(), store());
+        let first = sessions.begin(&store).await;
+        let second = sessions.begin(&store).await;
         advance(SECOND).await;
-        assert!(sessions.find(&first).is_some());
+        assert!(sessions.find(&first, &store).await.is_some());
         for _ in 2..=MAX_SESSIONS {
-            sessions.begin();
+            sessions.begin(&store).await;
         }
         assert_eq!(sessions.open().len(), MAX_SESSIONS);
-        assert!(sessions.find(&second).is_none() && sessions.find(&first).is_some());
+        assert!(sessions.find(&second, &store).await.is_none());
+        assert!(sessions.find(&first, &store).await.is_some());
     }
 
     #[test]
@@ -233,5 +291,6 @@ mod tests {
             assert!(Token::parse(wrong).is_none(), "{wrong}");
         }
         assert!(!text.contains(&token.csrf()) && token.csrf() != Token::random().csrf());
+        assert!(token.id().text() != text);
     }
 }

@@ -2,9 +2,11 @@
 
 mod access;
 mod browser;
+mod figures;
 mod jobs;
 mod live;
 mod login;
+mod replicas;
 mod semaphores;
 
 use std::net::SocketAddr;
@@ -34,9 +36,13 @@ pub struct Shown {
 
 impl Browser {
     pub fn new(service: &Service) -> Self {
+        Self::at(service.address)
+    }
+
+    pub fn at(address: SocketAddr) -> Self {
         let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).redirect(Policy::none());
         let http = http.build().expect("a client");
-        Self { http, address: service.address, cookie: None, csrf: String::new() }
+        Self { http, address, cookie: None, csrf: String::new() }
     }
 
     /// A browser with a session.
@@ -114,7 +120,14 @@ pub fn form(fields: &[(&str, &str)]) -> String {
 }
 
 /// The pages that need no other names.
-pub const PAGES: &[&str] = &["/dashboard", "/dashboard/jobs", "/dashboard/semaphores"];
+pub const PAGES: &[&str] = &[
+    "/dashboard",
+    "/dashboard/accounts",
+    "/dashboard/jobs",
+    "/dashboard/semaphores",
+    "/dashboard/replicas",
+    "/dashboard/failures",
+];
 
 /// The actions, with a path that exists or not.
 pub const ACTIONS: &[&str] = &[
@@ -124,6 +137,7 @@ pub const ACTIONS: &[&str] = &[
     "/dashboard/jobs/job_00000000000000000000000000000000/cancel",
     "/dashboard/jobs/job_00000000000000000000000000000000/retry",
     "/dashboard/jobs/job_00000000000000000000000000000000/delete",
+    "/dashboard/accounts/reset",
     "/dashboard/semaphores",
     "/dashboard/semaphores/images/limit",
     "/dashboard/semaphores/images/delete",

@@ -14,10 +14,13 @@ const AXE = fs.readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 
 const PAGES = {
   overview: '/dashboard',
+  accounts: '/dashboard/accounts',
   jobs: '/dashboard/jobs',
   job: `/dashboard/jobs/${JOB_ID}`,
   semaphores: '/dashboard/semaphores',
   semaphore: '/dashboard/semaphores/images',
+  replicas: '/dashboard/replicas',
+  failures: '/dashboard/failures',
 };
 
 let browser;
@@ -202,6 +205,19 @@ test('a lease is released, and a semaphore created, changed and deleted', async 
   await page.getByText('0 of 9').waitFor();
   await confirm(page, 'Delete…', 'Delete the semaphore', 'The semaphore is deleted.');
   assert.equal(await page.getByRole('link', { name: 'reports' }).count(), 0);
+});
+
+test('the past is shown for an hour and for a day, and what was learned is reset', async () => {
+  await page.goto(PAGES.overview);
+  await page.getByRole('img', { name: /^Calls, last 1 h/ }).waitFor();
+  await page.getByRole('link', { name: 'Last day' }).click();
+  await page.getByRole('img', { name: /^Calls, last 1 d/ }).waitFor();
+  await live(page);
+  await page.getByRole('link', { name: 'All accounts' }).click();
+  await confirm(page.locator('#accounts article').first(), 'Reset', 'Reset', 'is forgotten');
+  await page.getByRole('link', { name: 'Overview' }).click();
+  await page.getByRole('link', { name: 'All failures' }).click();
+  await page.locator('#failures tbody tr').first().waitFor();
 });
 
 test('signing out ends the updates of every page', async () => {

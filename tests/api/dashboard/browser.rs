@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use gemini_concurrent_generation::config::Config;
+use gemini_concurrent_generation::metrics::Sampler;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -58,6 +59,12 @@ async fn a_browser_shows_every_page_and_does_every_action() {
     });
     let job = service.chats(prompts).await;
     let load = load(&service);
+    let history = &service.gateway.history;
+    // An account is shown after the first sample in which Gemini has answered.
+    while history.accounts().is_empty() {
+        history.sample().await;
+    }
+    let _sampler = Sampler::start(history);
 
     let modules = installed("node/node_modules");
     let home = TempDir::new().expect("a folder");
