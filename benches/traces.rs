@@ -23,6 +23,7 @@ use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::Config;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
+use gemini_concurrent_generation::metrics::Format;
 use gemini_concurrent_generation::server::Worker;
 use gemini_concurrent_generation::simulator::{Options, Simulator};
 use gemini_concurrent_generation::traces::{Collector, SpanQueue, TraceSampler, TraceSettings};
@@ -96,7 +97,7 @@ async fn run(rounds: usize) {
     }
     let [.., all] = &variants;
     all.gateway.traces.stop().await;
-    let spans = all.gateway.metrics.encode().expect("text");
+    let spans = all.gateway.metrics.encode(Format::Text).expect("text");
     spans.lines().filter(|line| line.contains("spans_total{")).for_each(|line| println!("{line}"));
 }
 

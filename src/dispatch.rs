@@ -12,6 +12,7 @@ mod background;
 mod call;
 mod continuation;
 mod enqueued;
+mod failure;
 mod forward;
 mod kind;
 mod live;
@@ -43,6 +44,7 @@ use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use background::{BackgroundRuns, Creation};
+use failure::REQUEST_TIMEOUT;
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
@@ -70,9 +72,6 @@ pub struct Dispatcher {
     prices: Arc<Prices>,
     background: Arc<BackgroundRuns>,
 }
-
-/// The code of a call whose deadline passed.
-const OVERDUE: &str = "request_timeout";
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +120,7 @@ impl CallError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused(refused) => refused.code(),
-            Self::DeadlineExceeded => OVERDUE,
+            Self::DeadlineExceeded => REQUEST_TIMEOUT,
             Self::Upstream { error, .. } => error.kind.code(),
         }
     }
@@ -348,6 +347,7 @@ impl Dispatcher {
         let (kind, now) = (call.kind(), Instant::now());
         let resend_at = self.policy.resend_at(kind, *failed, error, retry_after, now);
         let Some(resend_at) = resend_at.filter(|at| *at < call.until()) else {
+            self.note_failure(call, error.kind.code(), false);
             return Ok(Err(retry_after));
         };
         tracing::debug!(
@@ -357,6 +357,7 @@ impl Dispatcher {
             "the call will be sent again"
         );
         self.metrics.retried(kind.label(), error.kind.code());
+        self.note_failure(call, error.kind.code(), true);
         call.observe(CallEvent::RetryAt(resend_at));
         sleep_until(resend_at).await;
         match self.admit_in_tier(call).await {
@@ -369,7 +370,10 @@ impl Dispatcher {
             {
                 Ok(Err(retry_after))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.not_admitted(call, &error);
+                Err(error)
+            }
         }
     }
 }

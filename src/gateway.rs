@@ -13,7 +13,7 @@ use crate::generation::offload::Offload;
 use crate::jobs::{Jobs, store};
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
-use crate::metrics::Metrics;
+use crate::metrics::{History, Metrics};
 use crate::traces::Traces;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
@@ -43,6 +43,8 @@ pub struct Shared {
     pub answers: Arc<BodyBudget>,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// The last hour and the last day, and the replicas.
+    pub history: Arc<History>,
     /// Traces of requests, calls and jobs.
     pub traces: Traces,
     /// Whether a simulator replaces Gemini.
@@ -110,6 +112,7 @@ impl Gateway {
             jobs,
             bodies,
             answers,
+            history: Arc::clone(metrics.history()),
             metrics,
             traces,
             simulated,

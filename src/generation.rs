@@ -188,6 +188,21 @@ pub async fn generate_admitted<G: Generation>(
     admitted: Admitted,
 ) -> Result<Generated<G::Value>, GenerationError> {
     let answer = dispatcher.generate_admitted(call, generation.body(), admitted).await?;
+    let generated = read_or_correct(dispatcher, offload, call, generation, answer).await;
+    if let Err(GenerationError::SchemaViolation { .. }) = &generated {
+        dispatcher.note_failure(call, "schema_violation", false);
+    }
+    generated
+}
+
+/// Reads an answer. If it does not match the request, the model is asked once to correct it.
+async fn read_or_correct<G: Generation>(
+    dispatcher: &Dispatcher,
+    offload: &Offload,
+    call: &Call,
+    generation: &Arc<G>,
+    answer: LongAnswer,
+) -> Result<Generated<G::Value>, GenerationError> {
     let mismatch = match read(offload, call, generation, answer).await? {
         Ok(generated) => return Ok(generated),
         Err(mismatch) => mismatch,

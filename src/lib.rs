@@ -14,7 +14,7 @@
 //! | [`telemetry`] | logs |
 //! | [`traces`] | OpenTelemetry traces of requests, calls and jobs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
-//! | [`metrics`] | counters and histograms, for Prometheus |
+//! | [`metrics`] | counters and histograms, for Prometheus; the last hour and the last day, for the dashboard |
 //! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
 //! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, the engine that sends their items, webhooks |
@@ -26,6 +26,7 @@
 //! | [`pacific`] | Gemini's day, which ends at midnight in California |
 //! | [`prices`] | what calls cost in US dollars |
 //! | [`regular_file`] | reads files that settings name |
+//! | [`request_id`] | the ID of a request, in logs, answers and the list of failures |
 //! | [`simulator`] | a simulator of Gemini with real quotas and real error bodies |
 //! | [`signals`] | the signals that ask this process to end |
 //! | [`client`] | a client of a gateway: of a running service, or of one in this process |
@@ -53,6 +54,7 @@ pub mod metrics;
 pub mod pacific;
 pub mod prices;
 pub mod regular_file;
+pub mod request_id;
 pub mod run;
 pub mod schema;
 pub mod server;

@@ -56,4 +56,4 @@ pub use model::{
 pub use semaphore::{
     Acquire, Fence, NotGranted, Permit, PermitRequest, Semaphore, SemaphoreUsage, WaitMode,
 };
-pub use store::{Fetched, LeaseStore, Semaphores, Store, Unleased};
+pub use store::{Fetched, LeaseStore, Report, Reports, Semaphores, Store, Unleased};

@@ -21,6 +21,7 @@ use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
 use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
 use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
+use gemini_concurrent_generation::metrics::Sampler;
 use gemini_concurrent_generation::run::{self, RunFailure};
 use gemini_concurrent_generation::server::{
     ServerLimits, Shutdown, Worker, affordable_connections, raise_limit, serve,
@@ -233,6 +234,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
         },
     );
     let announcer = announcer(&gateway)?;
+    let _sampler = Sampler::start(&gateway.history);
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");

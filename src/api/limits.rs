@@ -261,7 +261,7 @@ pub(super) async fn list_limits(
     let limits =
         try_join_all(shown.iter().map(|account| AccountStatus::of(account, &gateway.limiter)))
             .await?;
-    let spend = accounts.spending().await?.into_iter().map(SpendStatus::of).collect();
+    let spend = accounts.spending(MOST_SHOWN).await?.into_iter().map(SpendStatus::of).collect();
     Ok(Json(LimitList { count: accounts.count(), limits, spend }))
 }
 

@@ -18,6 +18,7 @@ use tracing::{Instrument, Span, field};
 use super::error::ApiError;
 use super::route::route_of;
 use crate::gateway::Gateway;
+use crate::request_id;
 use crate::traces::RequestSpan;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,7 +50,8 @@ pub(super) async fn observe(
         false => None,
     };
     let started = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let handled = next.run(request).instrument(span.clone());
+    let mut response = request_id::handling(id.clone(), handled).await;
     span.in_scope(|| {
         let status = response.status().as_u16();
         tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");

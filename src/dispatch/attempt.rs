@@ -7,13 +7,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::failure::{REQUEST_TIMEOUT, failure};
 use super::settle::{follow_model, settle};
-use super::{Call, CallError, CallEvent, Dispatcher, EndedAttempt, OVERDUE, SentAttempt};
+use super::{Call, CallError, CallEvent, Dispatcher, EndedAttempt, SentAttempt};
 use crate::gemini::{
-    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, SendContext, Usage,
+    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, RefusalScope, SendContext,
+    Usage,
 };
 use crate::limits::{InFlightCall, Limiter, NamedBy};
-use crate::metrics::{CountedRun, FinishedCall, Metrics};
+use crate::metrics::{CountedRun, FinishedCall, Metrics, OutcomeClass, Refusal};
 use crate::prices::{NanoDollars, Prices};
 
 /// A way to send a call and to read its answer. Everything else about a call is the same for all.
@@ -260,7 +262,7 @@ impl Outcome<'_> {
     ) {
         let (outcome, accepted) = match self {
             Self::Answered(_) => ("success", true),
-            Self::Overdue => (OVERDUE, false),
+            Self::Overdue => (REQUEST_TIMEOUT, false),
             Self::Cancelled => ("cancelled", true),
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),
@@ -279,8 +281,60 @@ impl Outcome<'_> {
             answered_by,
             accepted,
             outcome,
+            class: self.class(),
+            refusal: self.refusal(call),
             took: sent.elapsed(),
             usage,
+            trace: call.trace(),
         });
+        // A call that failed before its answer began may be sent again: whoever decides that keeps the
+        // failure.
+        if matches!(self, Self::Overdue | Self::BrokenOff(_)) {
+            metrics.failed(failure(call, outcome, false));
+        }
+    }
+
+    fn class(&self) -> OutcomeClass {
+        match self {
+            Self::Answered(_) => OutcomeClass::Succeeded,
+            Self::Overdue => OutcomeClass::Failed,
+            Self::Cancelled => OutcomeClass::Cancelled,
+            Self::Failed(error) | Self::BrokenOff(error) => match error.kind {
+                ErrorKind::RateLimited(_) | ErrorKind::Unfunded => OutcomeClass::RateLimited,
+                ErrorKind::Overloaded(_) => OutcomeClass::Overloaded,
+                ErrorKind::InvalidKey
+                | ErrorKind::PermissionDenied
+                | ErrorKind::ModelNotFound
+                | ErrorKind::InvalidRequest => OutcomeClass::Rejected,
+                ErrorKind::ContentBlocked { .. }
+                | ErrorKind::Malformed
+                | ErrorKind::Empty
+                | ErrorKind::Truncated => OutcomeClass::Unusable,
+                ErrorKind::Unavailable
+                | ErrorKind::DeadlineExceeded
+                | ErrorKind::Timeout
+                | ErrorKind::Connection
+                | ErrorKind::BrokenOff => OutcomeClass::Failed,
+            },
+        }
+    }
+
+    /// Why Gemini refused the call, if it did so for a quota, for lack of funds or for load.
+    fn refusal(&self, call: &Call) -> Option<Refusal> {
+        let (Self::Failed(error) | Self::BrokenOff(error)) = self else { return None };
+        let reason = match &error.kind {
+            ErrorKind::RateLimited(refusal) => match refusal.scope {
+                RefusalScope::PerMinute => "per_minute",
+                RefusalScope::PerDay => "per_day",
+                RefusalScope::Load => "load",
+                RefusalScope::NoQuota => "no_quota",
+                RefusalScope::Spend => "spend",
+                RefusalScope::Other => "other_quota",
+            },
+            ErrorKind::Unfunded => "unfunded",
+            ErrorKind::Overloaded(_) => "load",
+            _ => return None,
+        };
+        Some(Refusal { payer: call.account().payer().to_string(), reason })
     }
 }

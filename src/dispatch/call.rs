@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::spend::{Learned, SpendEstimator};
@@ -12,8 +13,10 @@ use crate::gemini::{
     ApiKey, InputFeatures, Model, ServiceTier, TraceContext, Usage, warn_of_retirement,
 };
 use crate::limits::{
-    AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
+    Account, AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
 };
+use crate::metrics::TraceId;
+use crate::request_id;
 
 /// A call to be made.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ pub struct CallQueue {
     spend: Option<SpendEstimator>,
     tier: TierChoice,
     fallback: Option<Fallback>,
+    /// The ID of the request that makes the calls, if one does.
+    request_id: Option<HeaderValue>,
 }
 
 /// A call that was admitted.
@@ -127,7 +132,8 @@ impl Dispatcher {
             Fallback { at, queue }
         });
         let queue = ticket.queue(account, semaphore).using(tier.capacity());
-        CallQueue { kind, key, model, queue, learned, spend, tier, fallback }
+        let request_id = request_id::current();
+        CallQueue { kind, key, model, queue, learned, spend, tier, fallback, request_id }
     }
 
     /// Waits until a call is admitted.
@@ -137,7 +143,7 @@ impl Dispatcher {
     pub async fn admit(&self, call: &Call) -> Result<Admitted, CallError> {
         match self.admit_in_tier(call).await {
             Ok(admission) => Ok(Admitted { call: call.clone(), admission }),
-            Err(refused) => self.admit_after(call, refused).await,
+            Err(refused) => self.fall_back(call, refused).await,
         }
     }
 
@@ -169,8 +175,17 @@ impl Dispatcher {
         call.observe_end_of_wait(&admission);
         match admission {
             Ok(admission) => Ok(Admitted { call: call.clone(), admission }),
-            Err(refused) => self.admit_after(call, refused).await,
+            Err(refused) => self.fall_back(call, refused).await,
         }
+    }
+
+    /// Admits a call that was refused before it was sent, in the tier to which it falls back, if it does.
+    async fn fall_back(&self, call: &Call, refused: CallError) -> Result<Admitted, CallError> {
+        let admitted = self.admit_after(call, refused).await;
+        if let Err(error) = &admitted {
+            self.not_admitted(call, error);
+        }
+        admitted
     }
 
     async fn admit_head(&self, call: &Call, head: HeadOfQueue<'_>) -> Result<Admission, CallError> {
@@ -181,7 +196,7 @@ impl Dispatcher {
         if until < call.deadline && until <= Instant::now() {
             return Err(CallError::DeadlineExceeded);
         }
-        self.metrics.admitted(admission.waited);
+        self.metrics.admitted(admission.waited, call.trace());
         Ok(admission)
     }
 }
@@ -225,6 +240,21 @@ impl Call {
     /// The SHA-256 of the key that pays.
     pub fn payer(&self) -> &[u8; 32] {
         self.queue.key.sha256()
+    }
+
+    /// The account that it was made for. Another one may be charged.
+    pub(super) fn account(&self) -> &Account {
+        self.queue.queue.account()
+    }
+
+    /// The ID of the request that makes it, if one does.
+    pub(super) fn request_id(&self) -> Option<&HeaderValue> {
+        self.queue.request_id.as_ref()
+    }
+
+    /// Its trace, if it is sampled.
+    pub(super) fn trace(&self) -> Option<TraceId> {
+        self.observer.as_ref()?.trace_id()
     }
 
     /// The text in its body.

@@ -140,6 +140,7 @@ impl Dispatcher {
         let limit = self.policy.attempt_timeout;
         let upload = PassFile { request, limit, file: Mutex::new(Some((payload, progress))) };
         let response = self.attempt(&call, 1, in_flight, &upload).await?.map_err(|rejected| {
+            self.note_failure(&call, rejected.error.kind.code(), false);
             let retry_after = retry_after(&rejected.error);
             CallError::rejected(rejected, retry_after)
         })?;

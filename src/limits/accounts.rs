@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use super::budget::{BudgetAdmin, ChargedModel};
@@ -75,9 +76,6 @@ pub enum NamedBy {
     /// Another replica.
     Replica,
 }
-
-/// How many payers' spend is shown at most.
-const MOST_SPENDING: usize = 1000;
 
 /// What a payer has spent on all models.
 #[derive(Debug, Clone)]
@@ -282,20 +280,19 @@ impl Accounts {
         found
     }
 
-    /// What the payers with a limit on their spend have spent on all models, by name.
+    /// What at most `most` payers with a limit on their spend have spent on all models, by name.
     ///
     /// # Errors
     /// [`StoreUnavailable`] if the limits are shared and cannot be reached.
-    pub async fn spending(&self) -> Result<Vec<Spending>, StoreUnavailable> {
-        let mut all = Vec::new();
-        for (payer, budget) in self.spend_budgets() {
+    pub async fn spending(&self, most: usize) -> Result<Vec<Spending>, StoreUnavailable> {
+        let budgets = self.spend_budgets(most).into_iter().map(async |(payer, budget)| {
             let planned = self.plan.of_payer(payer.label())[QuotaKind::SpendPerTenMinutes];
-            all.push(Spending { payer, planned, usage: budget.usage().await? });
-        }
-        Ok(all)
+            Ok(Spending { payer, planned, usage: budget.usage().await? })
+        });
+        try_join_all(budgets).await
     }
 
-    fn spend_budgets(&self) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {
+    fn spend_budgets(&self, most: usize) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let budgets = open.spend.iter();
         let mut budgets: Vec<_> = budgets
@@ -303,7 +300,7 @@ impl Accounts {
             .collect();
         drop(open);
         budgets.sort_by(|(a, _), (b, _)| a.cmp(b));
-        budgets.truncate(MOST_SPENDING);
+        budgets.truncate(most);
         budgets
     }
 
@@ -317,6 +314,14 @@ impl Accounts {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let lowered = open.accounts.values().filter(|account| !account.concurrency().is_at_rest());
         lowered.cloned().collect()
+    }
+
+    /// At most `most` accounts that Gemini has accepted, by payer and model. Recently used ones are
+    /// preferred.
+    pub fn proven(&self, most: usize) -> Vec<Arc<Account>> {
+        let mut proven = self.at_most(most);
+        proven.retain(|account| account.is_proven());
+        proven
     }
 
     /// All accounts, by payer and model.

@@ -67,7 +67,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// The stable code of the reason, for dashboards. Callers see the same.
+    /// The stable code of the reason, for callers and dashboards.
     pub fn code(&self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",

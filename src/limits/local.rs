@@ -89,6 +89,13 @@ impl Semaphores for LocalStore {
     fn refresh(&self) -> Fetched<'_, ()> {
         ready(Ok(())).boxed()
     }
+
+    fn leased(&self, id: &SemaphoreId) -> usize {
+        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
+        let number = named.get(id).map(|semaphore| semaphore.number());
+        drop(named);
+        number.map_or(0, |number| self.leases.permits_of(number))
+    }
 }
 
 impl LeaseStore for LocalStore {

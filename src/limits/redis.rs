@@ -7,6 +7,7 @@
 //! | `replica_lease` | how long this replica may use what it holds | |
 //! | `link` | commands to be sent, requests that wait, what is held here | `command`, `reply`, `replica_lease` |
 //! | `semaphore`, `budget` | one semaphore, one account's budget | `link` and what it uses |
+//! | `leases` | the leases | `command`, `reply` |
 //! | `registry` | the known semaphores | `semaphore`, `link` |
 //! | `session` | one connection until it breaks, and reconnecting | all of the above |
 //!
@@ -17,6 +18,7 @@
 
 mod budget;
 mod command;
+mod leases;
 mod link;
 mod registry;
 mod replica_lease;
@@ -33,27 +35,20 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::budget::BudgetAdmin;
-use super::model::{
-    Lease, LeaseTerms, MAX_LEASE_TTL, NewLease, NoSuchLease, Payer, PlannedQuotas, SemaphoreId,
-    StoreUnavailable,
-};
-use super::semaphore::{Permit, Semaphore};
-use super::store::{Fetched, LeaseStore, Semaphores, Store, Unleased};
+use super::model::{Payer, PlannedQuotas, SemaphoreId, StoreUnavailable};
+use super::semaphore::Semaphore;
+use super::store::{Fetched, Report, Reports, Semaphores, Store};
 use budget::SharedBudget;
-use command::{Command, GLOBAL, Registered, micros};
+use command::{Command, GLOBAL, Registered};
 use link::Link;
 use registry::Registry;
 use replica_lease::ReplicaLease;
-use reply::{
-    DeleteResult, FindResult, LeaseResult, ListResult, RegisterResult, ReleaseResult, SharedLease,
-};
+use reply::{DeleteResult, FindResult, PastResult, RegisterResult, ReportResult};
 use semaphore::SharedSemaphore;
 use session::{Broken, Connector};
 
@@ -222,106 +217,27 @@ impl Semaphores for SharedStore {
         }
         .boxed()
     }
-}
 
-impl LeaseStore for SharedStore {
-    fn lease(
-        &self,
-        mut permit: Permit,
-        new: NewLease,
-    ) -> BoxFuture<'static, Result<(Lease, bool), Unleased>> {
-        let semaphore = permit.semaphore().number();
-        let permits = permit.defuse();
-        self.link.hand_over(semaphore, permits);
-        let NewLease { id, semaphore_id, terms, key } = new;
-        let name = semaphore_id.as_str().to_owned();
-        let command = Command::Lease {
-            semaphore,
-            name: name.clone(),
-            id: String::from(&*id),
-            holder: String::from(&*terms.holder),
-            permits,
-            ttl_us: micros(terms.ttl),
-            key: key.as_deref().map(str::to_owned),
-        };
-        let link = Arc::clone(&self.link);
-        // In a separate task, which continues if the request is dropped.
-        let (granted, receiver) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
-            let done: Result<Option<LeaseResult>, _> = link.call_anyway(command).await;
-            // If the reply is lost, it is unknown whether the lease exists.
-            let may_be_new = matches!(&done, Err(_) | Ok(Some(LeaseResult { new: true, .. })));
-            let is_lost = done.is_err();
-            if (granted.send(done).is_err() || is_lost) && may_be_new {
-                let id = String::from(&*id);
-                link.send(Command::ReleaseLease { name, id, unless_found: true });
-            }
-        });
-        let link = Arc::clone(&self.link);
-        async move {
-            let done = receiver.await.unwrap_or_else(|_| Err(link.lease.unavailable()))?;
-            let LeaseResult { lease, new } = done.ok_or(Unleased::Deleted)?;
-            Ok((to_lease(lease).ok_or_else(|| link.lease.unavailable())?, new))
-        }
-        .boxed()
+    fn held_here(&self) -> usize {
+        self.link.held(GLOBAL)
     }
 
-    fn find_lease<'a>(
-        &'a self,
-        semaphore: &'a Arc<dyn Semaphore>,
-        key: &'a str,
-    ) -> Fetched<'a, Option<Lease>> {
-        let command = Command::FindLease { semaphore: semaphore.number(), key: key.to_owned() };
-        async move {
-            let found: Option<LeaseResult> = self.link.call(command).await?;
-            Ok(found.and_then(|found| to_lease(found.lease)))
-        }
-        .boxed()
-    }
-
-    fn renew_lease<'a>(
-        &'a self,
-        semaphore_id: &'a SemaphoreId,
-        lease_id: &'a str,
-        ttl: Option<Duration>,
-    ) -> Fetched<'a, Result<Lease, NoSuchLease>> {
-        let name = semaphore_id.as_str().to_owned();
-        let command =
-            Command::RenewLease { name, id: lease_id.to_owned(), ttl_us: ttl.map(micros) };
-        async move {
-            let renewed: Option<LeaseResult> = self.link.call(command).await?;
-            Ok(renewed.and_then(|renewed| to_lease(renewed.lease)).ok_or(NoSuchLease))
-        }
-        .boxed()
-    }
-
-    fn release_lease<'a>(
-        &'a self,
-        semaphore_id: &'a SemaphoreId,
-        lease_id: &'a str,
-    ) -> Fetched<'a, Result<(), NoSuchLease>> {
-        let name = semaphore_id.as_str().to_owned();
-        let command = Command::ReleaseLease { name, id: lease_id.to_owned(), unless_found: false };
-        async move {
-            let released: Option<ReleaseResult> = self.link.call(command).await?;
-            let of_another = released.is_some_and(|released| released.of_another);
-            Ok(if of_another { Err(NoSuchLease) } else { Ok(()) })
-        }
-        .boxed()
-    }
-
-    fn leases<'a>(&'a self, semaphore: &'a Arc<dyn Semaphore>) -> Fetched<'a, Vec<Lease>> {
-        let command = Command::ListLeases { semaphore: semaphore.number() };
-        async move {
-            let list: Option<ListResult> = self.link.call(command).await?;
-            let list = list.map(|list| list.leases).unwrap_or_default();
-            let mut leases: Vec<_> = list.into_iter().filter_map(to_lease).collect();
-            leases.sort_by_key(|lease| lease.fencing_token);
-            Ok(leases)
-        }
-        .boxed()
+    fn leased(&self, id: &SemaphoreId) -> usize {
+        self.registry.find(id).map_or(0, |semaphore| semaphore.leased())
     }
 }
+
+/// How many points of the past are read at once, so that Redis is never busy for long.
+const POINTS_AT_ONCE: i64 = 120;
+
+/// The most points of the past that are read.
+const MAX_POINTS: i64 = 1440;
+
+/// The longest report and the longest point that are read, in bytes.
+const MAX_TEXT: usize = 65_536;
+
+/// The most reports that are read.
+const MAX_REPORTS: usize = 64;
 
 impl Store for SharedStore {
     fn budget(
@@ -342,6 +258,39 @@ impl Store for SharedStore {
         true
     }
 
+    fn report(&self, report: Report) -> Fetched<'_, Reports> {
+        let Report { text, points } = report;
+        async move {
+            let done: Option<ReportResult> =
+                self.link.call(Command::Report { report: text, points }).await?;
+            let ReportResult { mut reports, first } =
+                done.ok_or_else(|| self.link.lease.unavailable())?;
+            reports.retain(|report| report.len() <= MAX_TEXT);
+            reports.truncate(MAX_REPORTS);
+            Ok(Reports { texts: reports, is_first: first })
+        }
+        .boxed()
+    }
+
+    fn read_past(&self, window: &'static str) -> Fetched<'_, Vec<String>> {
+        async move {
+            let mut points = Vec::new();
+            for from in (0..MAX_POINTS).step_by(POINTS_AT_ONCE as usize) {
+                let command = Command::ReadPast { window, from, to: from + POINTS_AT_ONCE - 1 };
+                let part: Option<PastResult> = self.link.call(command).await?;
+                let mut part = part.map(|part| part.points).unwrap_or_default();
+                let is_last = part.len() < POINTS_AT_ONCE as usize;
+                part.truncate(POINTS_AT_ONCE as usize);
+                points.extend(part.into_iter().filter(|point| point.len() <= MAX_TEXT));
+                if is_last {
+                    break;
+                }
+            }
+            Ok(points)
+        }
+        .boxed()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         async move {
             // If this fails, what is held becomes free when the replica lease ends.
@@ -350,22 +299,4 @@ impl Store for SharedStore {
         }
         .boxed()
     }
-}
-
-/// Reads a lease from the script's result; `None` if it is invalid.
-fn to_lease(lease: SharedLease) -> Option<Lease> {
-    // A reply is not trusted to exceed the longest lease.
-    let left = Duration::from_micros(lease.ends_in_us.max(0.0) as u64).min(MAX_LEASE_TTL);
-    Some(Lease {
-        id: lease.id.into(),
-        semaphore_id: SemaphoreId::read(&lease.name).ok()?,
-        terms: LeaseTerms {
-            holder: lease.holder.into(),
-            permits: lease.permits,
-            ttl: Duration::from_micros(lease.asked_ttl_us),
-        },
-        expires: Instant::now() + left,
-        expires_at: Timestamp::now() + left,
-        fencing_token: lease.fencing_token.parse().ok()?,
-    })
 }

@@ -4,11 +4,13 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
 
 use super::budget::BudgetAdmin;
 use super::model::{
@@ -39,8 +41,39 @@ pub trait Store: Semaphores + LeaseStore {
     /// Whether several replicas share the store.
     fn is_shared(&self) -> bool;
 
+    /// Reports about this process to the replicas that share the store, and reads their reports. The store
+    /// does not know what is in them. Without effect if the store is not shared.
+    fn report(&self, _report: Report) -> Fetched<'_, Reports> {
+        ready(Ok(Reports::default())).boxed()
+    }
+
+    /// The points of a window that were reported, oldest first.
+    fn read_past(&self, _window: &'static str) -> Fetched<'_, Vec<String>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
     /// Gives back what this process holds, before it exits.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What a replica reports.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// About itself. At most 64 KiB are kept.
+    pub text: String,
+    /// A point of the past of all replicas, for each window that has a new one. Only the
+    /// [first](Reports::is_first) replica adds points.
+    pub points: BTreeMap<&'static str, String>,
+}
+
+/// What the replicas report.
+#[derive(Debug, Clone, Default)]
+pub struct Reports {
+    /// The last report of each running replica, at most 64, this one's included.
+    pub texts: Vec<String>,
+    /// Whether this replica is the one that adds points to the past of all. There may be none, or two, for
+    /// some seconds.
+    pub is_first: bool,
 }
 
 /// The semaphores of a store.
@@ -81,6 +114,14 @@ pub trait Semaphores: fmt::Debug + Send + Sync {
 
     /// Updates the usage of all semaphores.
     fn refresh(&self) -> Fetched<'_, ()>;
+
+    /// How many permits of the global semaphore this process holds: not those of other replicas.
+    fn held_here(&self) -> usize {
+        self.global().usage().in_use
+    }
+
+    /// How many permits of a named semaphore are held by leases, as last reported.
+    fn leased(&self, id: &SemaphoreId) -> usize;
 }
 
 /// The leases of a store.

@@ -194,17 +194,18 @@ fn the_errors_page_has_the_table_of_codes() {
 #[tokio::test]
 async fn the_operations_page_lists_every_metric_and_no_other() {
     let service = Service::start().await;
-    // A metric is exported once it has counted something: a call, a retry, a job.
+    // A metric is exported once it has counted something: a call, a refusal, a retry, a job.
     let chat = service.chat("[[simulate:status=503,fail_times=1]]").await;
     assert_eq!(chat.status, StatusCode::OK);
+    service.gateway.metrics.not_admitted("chat", "queue_full");
     service.gateway.metrics.jobs([("queued", 1)]);
     service.gateway.metrics.job_item("succeeded");
     service.gateway.metrics.spans("exported", 1);
     let metrics = service.get("/metrics").send().await.unwrap().text().await.unwrap();
     let exported: BTreeSet<_> = metrics
         .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE gemini_gateway_")?.split_once(' '))
-        .map(|(name, _)| name.to_owned())
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, _)| name.strip_prefix("gemini_gateway_").unwrap_or(name).to_owned())
         .collect();
     let table = section("docs/operations.md", "Metrics");
     let names = rows(&table).into_iter().filter_map(|row| row.split('|').nth(1));

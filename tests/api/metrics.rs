@@ -1,11 +1,13 @@
 //! `GET /metrics`: what is counted, under which labels, and that Prometheus can parse it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime};
 
+use gemini_concurrent_generation::metrics::TraceId;
 use gemini_concurrent_generation::simulator::Options;
 use serde_json::json;
 
-use crate::support::{ADMIN_KEY, SERVER_KEY, Service, answer, slow};
+use crate::support::{ADMIN_KEY, SERVER_KEY, Service, admin, answer, slow};
 
 async fn text(service: &Service) -> String {
     let response = service.get("/metrics").send().await.unwrap();
@@ -157,6 +159,57 @@ async fn prometheus_can_parse_it() {
     let tuned = json!({"prompt": "q", "model": "tunedModels/x"});
     answer(service.post("/chat", &tuned)).await;
     check(&text(&service).await);
+}
+
+#[tokio::test]
+async fn a_scraper_that_asks_for_openmetrics_gets_it_with_exemplars() {
+    let service = Service::start().await;
+    service.chat("fine").await;
+    let trace = Some(TraceId([0x0f; 16]));
+    service.gateway.metrics.admitted(Duration::from_secs(3), trace);
+    let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let request = service.get("/metrics").header("accept", prometheus);
+    let response = request.send().await.unwrap();
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(response.headers()["content-type"], content_type);
+    let shown = response.text().await.unwrap();
+    assert!(shown.ends_with("# EOF\n"), "{shown}");
+    let exemplar = format!("# {{trace_id=\"{}\"}} 3", "0f".repeat(16));
+    let found: Vec<_> = shown.lines().filter(|line| line.contains(&exemplar)).collect();
+    assert_eq!(found.len(), 1, "{shown}");
+    assert!(found[0].starts_with("gemini_gateway_queue_wait_seconds_bucket{le=\""), "{found:?}");
+    assert!(!text(&service).await.contains("trace_id"), "the other format has no exemplars");
+}
+
+#[tokio::test]
+async fn it_shows_the_version_and_the_process() {
+    let service = Service::start().await;
+    let build = concat!("gemini_gateway_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    assert_eq!(service.metric(build).await, 1.0);
+    let memory = service.metric("process_resident_memory_bytes").await;
+    assert!((1e6..1e11).contains(&memory), "{memory}");
+    let files = service.metric("process_open_fds").await;
+    assert!(files > 3.0 && files < service.metric("process_max_fds").await, "{files}");
+    let started = service.metric("process_start_time_seconds").await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 3600.0..now + 2.0).contains(&started), "{started}, and it is {now}");
+    assert!(service.metric("process_cpu_seconds_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn it_shows_the_permits_that_leases_hold() {
+    let service = Service::start().await;
+    service.register("images", 5).await;
+    let lease = json!({"holder": "a test", "permits": 3, "ttl_seconds": 60});
+    let leased = answer(admin(service.post("/_admin/semaphores/images/leases", &lease))).await;
+    assert!(leased.status.is_success(), "{leased:?}");
+    let series = |name: &str| format!("gemini_gateway_semaphore_{name}{{semaphore=\"images\"}}");
+    assert_eq!(service.metric(&series("leased")).await, 3.0);
+    let path =
+        format!("/_admin/semaphores/images/leases/{}", leased.body["lease_id"].as_str().unwrap());
+    service.delete(&path).send().await.unwrap();
+    assert_eq!(service.metric(&series("leased")).await, 0.0);
+    assert_eq!(service.metric(&series("in_use")).await, 0.0);
 }
 
 /// One metric family, as far as it was read.

@@ -575,6 +575,21 @@ async fn a_receiver_that_never_answers_does_not_keep_the_process() {
 }
 
 #[tokio::test]
+async fn metrics_have_the_traces_of_calls_as_exemplars() {
+    let receiver = Receiver::start().await;
+    let service = receiver.service().await;
+    service.chat("Hello").await;
+    let [root] = &*receiver.until(CHAT, 1).await else { unreachable!() };
+    let metrics = service.get("/metrics").header("accept", "application/openmetrics-text");
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    for name in ["queue_wait_seconds_bucket", "upstream_latency_seconds_bucket"] {
+        let exemplar = format!("# {{trace_id=\"{}\"}}", root.trace);
+        let is_marked = |line: &str| line.contains(name) && line.contains(&exemplar);
+        assert!(metrics.lines().any(is_marked), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn log_lines_name_the_trace() {
     let receiver = Receiver::start().await;
     let process = Start::simulated()

@@ -449,6 +449,11 @@ impl Drop for InQueue<'_> {
 }
 
 impl AccountQueue {
+    /// The account that its calls are made for. Another one may be charged.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
     /// The same queue for calls that use this part of Gemini's capacity.
     pub fn using(self, capacity: Capacity) -> Self {
         Self { capacity, ..self }

@@ -108,6 +108,14 @@ impl LocalLeases {
         leases
     }
 
+    /// How many permits of a semaphore are leased.
+    pub fn permits_of(&self, semaphore: u64) -> usize {
+        let state = self.state();
+        let permits = state.held.values().map(|held| &held.permit);
+        let of_semaphore = permits.filter(|permit| permit.semaphore().number() == semaphore);
+        of_semaphore.map(Permit::permits).sum()
+    }
+
     /// Ends a lease that has expired.
     fn expire(&self, lease_id: &str) {
         let mut state = self.state();

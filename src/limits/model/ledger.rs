@@ -322,6 +322,12 @@ impl Ledger {
             waiting: self.waiting[Resource::Requests],
             next_free_in,
             paused_for: (self.paused_until > now).then(|| self.paused_until - now),
+            paused_quota: self.paused_for.filter(|_| self.paused_until > now),
+            day_closed_for: self
+                .day
+                .closed_until()
+                .checked_duration_since(now)
+                .filter(|left| !left.is_zero()),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Index;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::quota::{PerKind, QuotaKind};
 
@@ -67,6 +67,11 @@ pub struct BudgetUsage {
     pub next_free_in: Option<Duration>,
     /// How long a refusal by Gemini still pauses the account; `None` if it is not paused.
     pub paused_for: Option<Duration>,
+    /// The quota for which Gemini refused that call, if it is known.
+    pub paused_quota: Option<QuotaKind>,
+    /// How long nothing is sent because Gemini says that the quota of the day is used up; `None` if it
+    /// does not.
+    pub day_closed_for: Option<Duration>,
 }
 
 impl Index<QuotaKind> for BudgetUsage {
@@ -78,7 +83,7 @@ impl Index<QuotaKind> for BudgetUsage {
 }
 
 /// How much of one quota is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct QuotaUsage {
     /// The quota; `None` if it is unlimited.
     pub limit: Option<u64>,

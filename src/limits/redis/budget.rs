@@ -482,5 +482,7 @@ fn to_usage(usage: UsageResult) -> BudgetUsage {
         waiting: usage.waiting,
         next_free_in: usage.next_free_in_us.map(Duration::from_micros),
         paused_for: usage.paused_for_us.map(Duration::from_micros),
+        paused_quota: usage.paused_quota,
+        day_closed_for: usage.day_closed_for_us.map(Duration::from_micros),
     }
 }

@@ -213,6 +213,18 @@ pub(super) enum Command {
     ListLeases {
         semaphore: SemaphoreGeneration,
     },
+    Report {
+        report: String,
+        /// By window.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        points: BTreeMap<&'static str, String>,
+    },
+    /// Reads a part of the past, from the first to the last index. Negative ones count from the end.
+    ReadPast {
+        window: &'static str,
+        from: i64,
+        to: i64,
+    },
 }
 
 impl Command {

@@ -272,6 +272,11 @@ impl Link {
         self.state().release(semaphore, permits);
     }
 
+    /// How many permits of a semaphore this process holds.
+    pub fn held(&self, semaphore: SemaphoreGeneration) -> usize {
+        self.state().held.get(&semaphore).copied().unwrap_or_default()
+    }
+
     /// Whether any request waits for an answer.
     pub fn has_waiters(&self) -> bool {
         !self.state().waiters.is_empty()

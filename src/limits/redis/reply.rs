@@ -45,6 +45,8 @@ pub(super) struct Reply {
 pub(super) struct TouchedSemaphore {
     pub limit: usize,
     pub in_use: usize,
+    /// How many of those in use leases hold.
+    pub leased: usize,
     pub waiting: usize,
 }
 
@@ -156,6 +158,24 @@ pub(super) struct UsageResult {
     pub waiting: u64,
     pub next_free_in_us: Option<u64>,
     pub paused_for_us: Option<u64>,
+    pub paused_quota: Option<QuotaKind>,
+    pub day_closed_for_us: Option<u64>,
+}
+
+/// The result of `report`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReportResult {
+    #[serde(deserialize_with = "list_or_empty_object")]
+    pub reports: Vec<String>,
+    /// Whether the member is the first of all.
+    pub first: bool,
+}
+
+/// The result of `read_past`.
+#[derive(Debug, Deserialize)]
+pub(super) struct PastResult {
+    #[serde(deserialize_with = "list_or_empty_object")]
+    pub points: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,6 +1,6 @@
 //! A semaphore of all replicas.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::command::SemaphoreGeneration;
@@ -20,13 +20,16 @@ pub(super) struct SharedSemaphore {
     deleted: AtomicBool,
     /// As last reported.
     usage: Mutex<SemaphoreUsage>,
+    /// How many permits leases hold, as last reported.
+    leased: AtomicUsize,
 }
 
 impl SharedSemaphore {
     pub fn new(link: Arc<Link>, generation: SemaphoreGeneration, limit: usize) -> Arc<Self> {
         let usage = Mutex::new(SemaphoreUsage { limit, ..SemaphoreUsage::default() });
         let (setting, deleted) = (OnceLock::new(), AtomicBool::new(false));
-        Arc::new(Self { link, generation, setting, deleted, usage })
+        let leased = AtomicUsize::new(0);
+        Arc::new(Self { link, generation, setting, deleted, usage, leased })
     }
 
     pub fn generation(&self) -> SemaphoreGeneration {
@@ -47,9 +50,16 @@ impl SharedSemaphore {
         self.deleted.load(Ordering::Relaxed)
     }
 
-    pub fn set_usage(&self, TouchedSemaphore { limit, in_use, waiting }: TouchedSemaphore) {
+    pub fn set_usage(&self, touched: TouchedSemaphore) {
+        let TouchedSemaphore { limit, in_use, leased, waiting } = touched;
         let usage = SemaphoreUsage { limit, in_use, waiting };
+        self.leased.store(leased, Ordering::Relaxed);
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+    }
+
+    /// How many permits leases hold, as last reported.
+    pub fn leased(&self) -> usize {
+        self.leased.load(Ordering::Relaxed)
     }
 
     pub fn limit(&self) -> usize {

@@ -42,6 +42,7 @@ macro_rules! for_both_stores {
 mod budgets;
 mod leases;
 mod replicas;
+mod reports;
 mod rules;
 mod semaphores;
 

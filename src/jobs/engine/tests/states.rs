@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::jobs::PauseReason;
+use crate::metrics::Format;
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_job_sends_nothing_more_and_records_what_is_in_flight() {
@@ -211,7 +212,7 @@ async fn jobs_and_their_items_are_counted() {
     let job = process.submit("b", 10).await;
     process.change(job, Change::Pause(PauseReason::Requested)).await;
     sleep(Duration::from_secs(3)).await;
-    let metrics = process.metrics.encode().unwrap();
+    let metrics = process.metrics.encode(Format::Text).unwrap();
     for line in [
         "gemini_gateway_job_items_total{outcome=\"failed\"} 1",
         "gemini_gateway_job_items_total{outcome=\"repeated\"} 1",

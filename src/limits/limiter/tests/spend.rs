@@ -28,7 +28,7 @@ async fn admit_at(queue: &AccountQueue, spend: u64) -> Result<Admission, Refused
 
 /// What is spent, and what is reserved.
 fn spent(limiter: &Limiter) -> (u64, u64) {
-    let all = limiter.accounts().spending().now_or_never().expect("at once").unwrap();
+    let all = limiter.accounts().spending(10).now_or_never().expect("at once").unwrap();
     let usage = all[0].usage[SpendPerTenMinutes];
     (usage.used, usage.reserved)
 }

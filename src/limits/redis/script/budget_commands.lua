@@ -390,5 +390,7 @@ function operations.budget_usage(op)
     waiting = queue.requests,
     next_free_in_us = at and time_until(at) or reason and reason.retry_after_us,
     paused_for_us = budget.paused_until > now and time_until(budget.paused_until) or nil,
+    paused_quota = budget.paused_until > now and budget.paused_for or nil,
+    day_closed_for_us = budget.day.closed_until > now and time_until(budget.day.closed_until) or nil,
   }
 end

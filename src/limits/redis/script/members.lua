@@ -109,6 +109,7 @@ end
 local function end_member(name)
   redis.call('ZREM', key('alive'), name)
   redis.call('HDEL', key('lease_lengths'), name)
+  redis.call('HDEL', key('reports'), name)
   redis.call('HDEL', key('arrivals'), name .. ' first', name .. ' returning')
   redis.call('SADD', key('dead'), name)
 end

@@ -40,10 +40,11 @@ local function hold(semaphore, name, permits)
   redis.call('HINCRBY', key('out'), semaphore, permits)
 end
 
+-- How many permits are held, and how many of them leases hold.
 local function out_of(semaphore)
-  local held = redis.call('HGET', key('out'), semaphore) or 0
-  local leased = redis.call('HGET', key('leased'), semaphore) or 0
-  return tonumber(held) + tonumber(leased)
+  local held = tonumber(redis.call('HGET', key('out'), semaphore) or 0)
+  local leased = tonumber(redis.call('HGET', key('leased'), semaphore) or 0)
+  return held + leased, leased
 end
 
 local function waiter(entry)
@@ -77,23 +78,24 @@ end
 -- The requests of this call, and where they wait.
 local requests = {}
 
--- Grants free permits to waiting requests, in their order. Returns how many are held then.
+-- Grants free permits to waiting requests, in their order. Returns how many are held then, and how many
+-- of them leases hold.
 local function serve(semaphore, limit)
-  local queue, out = key('queue', semaphore), out_of(semaphore)
+  local queue, out, leased = key('queue', semaphore), out_of(semaphore)
   while true do
     local first = redis.call('ZRANGE', queue, 0, 0)[1]
     if not first then
-      return out
+      return out, leased
     end
     local name, ticket, permits = waiter(first)
     if is_dead(name) then
       if removed >= MAX_REMOVED then
-        return out
+        return out, leased
       end
       removed = removed + 1
       leave_queue(semaphore, first)
     elseif out + permits > limit or not may_open() then
-      return out
+      return out, leased
     else
       leave_queue(semaphore, first)
       hold(semaphore, name, permits)
@@ -331,7 +333,8 @@ local function serve_semaphores()
   for semaphore in pairs(touched) do
     local limit = limit_of(semaphore)
     if limit then
-      usage[semaphore] = {limit = limit, in_use = serve(semaphore, limit)}
+      local in_use, leased = serve(semaphore, limit)
+      usage[semaphore] = {limit = limit, in_use = in_use, leased = leased}
     else
       redis.call('HDEL', key('out'), semaphore)
       redis.call('HDEL', key('held', member), semaphore)

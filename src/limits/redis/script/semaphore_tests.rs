@@ -70,7 +70,11 @@ impl Model {
 
     fn out(&self) -> u64 {
         let held = self.members.values().flat_map(|member| member.held.values());
-        held.chain(self.leases.values().map(|lease| &lease.permits)).sum()
+        held.sum::<u64>() + self.leased()
+    }
+
+    fn leased(&self) -> u64 {
+        self.leases.values().map(|lease| lease.permits).sum()
     }
 
     /// Grants free permits. Returns the tickets that are answered.
@@ -195,8 +199,10 @@ impl History {
         assert_eq!(came, expected, "{op} of {member}: {:?}", self.model);
         if let usage @ Value::Object(_) = &reply["semaphores"][SEMAPHORE.to_string()] {
             let Model { limit, queue, .. } = &self.model;
-            let expected =
-                json!({"limit": limit, "in_use": self.model.out(), "waiting": queue.len()});
+            let (out, leased) = (self.model.out(), self.model.leased());
+            let expected = json!({
+                "limit": limit, "in_use": out, "leased": leased, "waiting": queue.len(),
+            });
             assert_eq!(*usage, expected, "{op} of {member}: {:?}", self.model);
         }
         is_member.then(|| reply["results"]["0"].clone())

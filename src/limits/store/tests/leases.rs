@@ -58,6 +58,7 @@ async fn a_lease_holds_permits_until_it_is_released(store: Shared) {
     assert!(new);
     let (one, _) = lease(&store, &semaphore, &new_lease(1, 60 * SECOND, None)).await;
     let listed = store.leases(&semaphore).await.unwrap();
+    assert_eq!((usage(&store, &semaphore).await.in_use, store.leased(&id("images"))), (3, 3));
     let ids: Vec<_> = listed.iter().map(|lease| (&*lease.id, lease.terms.permits)).collect();
     assert_eq!(ids, [(&*two.id, 2), (&*one.id, 1)]);
     assert_eq!(usage(&store, &semaphore).await.in_use, 3);
