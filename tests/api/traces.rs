@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::process::Start;
+use crate::proxies::Certificates;
 use crate::support::{
     ADMIN_KEY, SERVER_KEY, Service, admin, answer, closed_port, contents, slow, until,
 };
@@ -455,6 +456,25 @@ async fn exports_carry_their_headers_and_are_compressed_on_request() {
     }
     let settings = service.gateway.config.traces.as_ref().unwrap();
     assert!(!format!("{settings:?}").contains("secret-token"));
+}
+
+#[tokio::test]
+async fn a_receiver_with_a_certificate_of_a_private_authority_is_trusted_if_a_variable_says_so() {
+    let (receiver, certificates) = (Receiver::start().await, Certificates::new());
+    let address = receiver.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let port = certificates.terminate_tls(address).await.port();
+    let start = || {
+        Start::simulated()
+            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("https://localhost:{port}"))
+            .set("OTEL_BSP_SCHEDULE_DELAY", "10")
+    };
+    let distrusting = start().run().await;
+    answer(distrusting.post("/chat", &json!({"prompt": "Hello"}))).await;
+    distrusting.until_logged("its certificate is not trusted on this machine").await;
+    let authority = certificates.path("ca.pem");
+    let trusting = start().set("OTEL_EXPORTER_OTLP_CERTIFICATE", &authority).run().await;
+    answer(trusting.post("/chat", &json!({"prompt": "Hello"}))).await;
+    receiver.until(CHAT, 1).await;
 }
 
 #[tokio::test]
