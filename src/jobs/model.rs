@@ -347,6 +347,18 @@ impl fmt::Display for JobId {
     }
 }
 
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
 impl JobState {
     /// Whether nothing more is sent unless failed items are retried.
     pub fn has_ended(self) -> bool {

@@ -1,6 +1,7 @@
 //! Serves one connection, from its first request to its last.
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ServerLimits;
 use super::connections::ConnectionGuard;
-use super::exchange::exchange;
+use super::exchange::{exchange, with_peer};
 use super::http2::http2;
 use super::state::State;
 use super::stream::{BUFFER, ClientStream, Io, LINGER_PAUSE};
@@ -44,6 +45,7 @@ pub(super) async fn connection(
     open: &ConnectionGuard,
 ) -> Option<Session> {
     let state = &open.state;
+    let peer = socket.peer_addr().ok();
     // Register the socket with this runtime; it was accepted on another one.
     let here = socket.into_std().and_then(TcpStream::from_std);
     let stream = match here.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
@@ -67,9 +69,9 @@ pub(super) async fn connection(
     let takeover = Takeover::default();
     let result = if is_http2 {
         // Boxed because it is large and most connections do not use HTTP/2.
-        Box::pin(http2(io, router, limits, shutdown, open)).await
+        Box::pin(http2(io, peer, router, limits, shutdown, open)).await
     } else {
-        http1(io, &stream, router, limits, shutdown, state, &takeover).await
+        http1(io, (&stream, peer), router, limits, shutdown, state, &takeover).await
     };
     if let Some(session) = takeover.take().filter(|_| matches!(result, Some(Ok(())))) {
         state.upgraded();
@@ -91,7 +93,7 @@ pub(super) async fn connection(
 /// Serves a connection over HTTP/1. Returns the result, or `None` if it was cut off.
 async fn http1(
     io: Io,
-    stream: &ClientStream,
+    (stream, peer): (&ClientStream, Option<SocketAddr>),
     router: Router,
     limits: ServerLimits,
     shutdown: CancellationToken,
@@ -99,7 +101,7 @@ async fn http1(
     takeover: &Takeover,
 ) -> Option<hyper::Result<()>> {
     let service = service_fn(|request| {
-        exchange(router.clone(), request, Arc::clone(state), takeover.clone())
+        exchange(router.clone(), with_peer(request, peer), Arc::clone(state), takeover.clone())
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
