@@ -225,6 +225,7 @@ impl Metrics {
     /// Counts a call that was not admitted, by the code of the error.
     pub fn not_admitted(&self, kind: &'static str, reason: &'static str) {
         self.not_admitted.get_or_create(&ReasonLabels { kind, reason }).inc();
+        self.totals.not_admitted();
     }
 
     /// Counts a run in the background until the value is dropped.

@@ -42,6 +42,7 @@ pub(super) fn failure(call: &Call, code: &'static str, retried: bool) -> Failure
         payer: call.account().payer().to_string().into(),
         request_id: request_id.map(|id| masked(id, &secrets)),
         retried,
+        count: 1,
     }
 }
 
