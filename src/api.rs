@@ -29,6 +29,7 @@ mod openapi;
 mod path;
 mod read_ahead;
 mod relay;
+mod route;
 mod router;
 mod semaphore_status;
 mod semaphores;

@@ -8,6 +8,7 @@ mod quotas;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod webhooks;
 
 use std::borrow::Cow;
@@ -19,12 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::{Authorities, Proxy};
-use crate::gemini::{ApiKey, Model, ServiceTier};
+use crate::gemini::{ApiKey, Model, Secrets, ServiceTier};
 use crate::jobs::StoreSettings;
 use crate::jobs::webhook::WebhookSettings;
 use crate::limits::{QuotaPlan, RedisSettings};
 use crate::prices::Prices;
 use crate::schema::SchemaLimits;
+use crate::traces::TraceSettings;
 use lookup::{Lookup, UNQUOTED, invalid};
 use settings::*;
 
@@ -32,6 +34,7 @@ pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};
 pub use network::PROXY_VARIABLES;
 pub use settings::{SETTINGS, Setting};
+pub use traces::OTEL_VARIABLES;
 
 /// An invalid setting. The error says what is expected; it quotes nothing that could be a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +107,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub log_filter: String,
     pub gateway_url: Option<String>,
+    pub traces: Option<TraceSettings>,
 }
 
 impl Config {
@@ -115,7 +119,8 @@ impl Config {
         for setting in SETTINGS {
             is_text(setting.name)?;
         }
-        PROXY_VARIABLES.iter().try_for_each(|variable| is_text(variable))?;
+        let shared = PROXY_VARIABLES.iter().chain(OTEL_VARIABLES);
+        shared.copied().try_for_each(is_text)?;
         Self::read(|name| std::env::var(name).ok())
     }
 
@@ -188,6 +193,7 @@ impl Config {
             log_format: settings.parse(LOG_FORMAT, "text or json")?,
             log_filter: settings.log_filter()?,
             gateway_url: settings.gateway_url()?,
+            traces: traces::read(settings)?,
         };
         if let Some(key) = settings.optional(GEMINI_API_KEY) {
             // Google's keys contain no quotes.
@@ -204,6 +210,12 @@ impl Config {
     pub fn set_gemini_api_key(&mut self, key: ApiKey) {
         self.quota_plan.add_default_label(key.sha256(), SERVER_LABEL);
         self.gemini_api_key = Some(key);
+    }
+
+    /// The keys of the server, which are overwritten wherever texts of callers or of Gemini are kept.
+    pub fn secrets(&self) -> Secrets {
+        let admin_key = self.admin_api_key.as_ref().and_then(AdminKey::secret);
+        Secrets::new(self.gemini_api_key.iter().chain(&admin_key))
     }
 
     /// How long a request in this service tier may take.

@@ -16,12 +16,14 @@ mod failure;
 mod forward;
 mod kind;
 mod live;
+mod observer;
 mod progress;
 mod projects;
 mod retry;
 mod settle;
 mod spend;
 mod tier;
+mod timeline;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,7 @@ use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use background::{BackgroundRuns, Creation};
+use failure::REQUEST_TIMEOUT;
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
@@ -52,9 +55,11 @@ pub use continuation::LongAnswer;
 pub use forward::Forwarded;
 pub use kind::{CallKind, ChargedTo, CountedAs};
 pub use live::{CountedReceiver, LiveSession, SessionEnd};
+pub use observer::{CallEvent, CallObserver, EndedAttempt, SentAttempt};
 pub use progress::{ClientFault, UploadProgress};
 pub use retry::RetryPolicy;
 pub use tier::TierChoice;
+pub use timeline::{Timeline, TimelineEntry, TimelineEvent};
 
 /// Makes calls to Gemini.
 #[derive(Debug)]
@@ -109,6 +114,15 @@ impl CallError {
     fn rejected(rejected: ForwardError, retry_after: Option<Duration>) -> Self {
         let ForwardError { error, response } = rejected;
         Self::Upstream { error: Box::new(error), retry_after, response }
+    }
+
+    /// The stable code of the error, for callers and dashboards.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refused) => refused.code(),
+            Self::DeadlineExceeded => REQUEST_TIMEOUT,
+            Self::Upstream { error, .. } => error.kind.code(),
+        }
     }
 
     /// The cause, for the log only.
@@ -294,7 +308,8 @@ impl Dispatcher {
         let mut failed = FailedAttempts::default();
         loop {
             let in_flight = self.start(call, admission).await?;
-            let rejected = match self.attempt(call, in_flight, reader).await? {
+            let attempt = failed.all + 1;
+            let rejected = match self.attempt(call, attempt, in_flight, reader).await? {
                 Ok(answer) => return Ok(answer),
                 Err(rejected) => rejected,
             };
@@ -343,6 +358,7 @@ impl Dispatcher {
         );
         self.metrics.retried(kind.label(), error.kind.code());
         self.note_failure(call, error.kind.code(), true);
+        call.observe(CallEvent::RetryAt(resend_at));
         sleep_until(resend_at).await;
         match self.admit_in_tier(call).await {
             Ok(admission) => Ok(Ok(admission)),

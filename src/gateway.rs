@@ -3,6 +3,8 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use http::Uri;
+
 use crate::config::Config;
 use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
@@ -12,6 +14,7 @@ use crate::jobs::{Jobs, store};
 use crate::limits::{Leases, Limiter, LocalStore, Store};
 use crate::memory::BodyBudget;
 use crate::metrics::{History, Metrics};
+use crate::traces::Traces;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,6 +45,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The last hour and the last day, and the replicas.
     pub history: Arc<History>,
+    /// Traces of requests, calls and jobs.
+    pub traces: Traces,
     /// Whether a simulator replaces Gemini.
     pub simulated: bool,
 }
@@ -96,6 +101,7 @@ impl Gateway {
         };
         let jobs = Jobs::new(store::open(&config.job_store));
         let offload = Arc::new(Offload::new(config.schema_timeout));
+        let traces = traces(&config, &metrics);
         Ok(Self(Arc::new(Shared {
             config,
             defaults,
@@ -108,6 +114,7 @@ impl Gateway {
             answers,
             history: Arc::clone(metrics.history()),
             metrics,
+            traces,
             simulated,
         })))
     }
@@ -118,6 +125,16 @@ impl Gateway {
         let dispatcher = Arc::new(self.dispatcher.with_own_connections());
         Self(Arc::new(Shared { dispatcher, ..Shared::clone(self) }))
     }
+}
+
+/// The traces that the settings ask for.
+fn traces(config: &Config, metrics: &Arc<Metrics>) -> Traces {
+    let Some(settings) = &config.traces else { return Traces::default() };
+    let base: Uri = config.base_url.parse().unwrap_or_default();
+    let port = if base.scheme_str() == Some("http") { 80 } else { 443 };
+    let host = base.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let upstream = (host.to_owned(), base.port_u16().unwrap_or(port));
+    Traces::start(settings, upstream, config.secrets(), Arc::clone(metrics))
 }
 
 /// The client for Gemini, which overwrites the server's key in all answers.

@@ -19,6 +19,7 @@ mod handle;
 pub mod item;
 mod keys;
 mod model;
+mod observer;
 pub mod store;
 pub mod webhook;
 
@@ -29,4 +30,5 @@ pub use model::{
     JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId, ResultPage,
     StoredResult, Totals,
 };
+pub use observer::{JobObserver, RunObserver};
 pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

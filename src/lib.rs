@@ -12,6 +12,7 @@
 //! | [`server`] | accepts connections, and drains them at shutdown |
 //! | [`upgrade`] | connections that switch from HTTP to another protocol |
 //! | [`telemetry`] | logs |
+//! | [`traces`] | OpenTelemetry traces of requests, calls and jobs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus; the last hour and the last day, for the dashboard |
 //! | [`api`] | routes, authentication, bodies: with `dashboard`, the only place that knows HTTP status codes |
@@ -62,5 +63,6 @@ pub mod server;
 pub mod signals;
 pub mod simulator;
 pub mod telemetry;
+pub mod traces;
 pub mod upgrade;
 pub mod with_permit;

@@ -42,7 +42,7 @@ pub use budget::{
 pub use enqueued::EnqueuedTokens;
 pub use leases::{Leases, NoLease};
 pub use limiter::{
-    AccountQueue, Admission, HeadOfQueue, InFlightCall, Limiter, Occupancy, PermitsExpired,
+    AccountQueue, Admission, HeadOfQueue, HeldBy, InFlightCall, Limiter, Occupancy, PermitsExpired,
     QueueTicket, Refused,
 };
 pub use local::{AdaptiveLimit, LocalBudget, LocalSemaphore, LocalStore, Slot};

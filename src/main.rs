@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{AdminKey, Config, LogFormat};
+use gemini_concurrent_generation::config::{Config, LogFormat};
 use gemini_concurrent_generation::dashboard::Dashboard;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
@@ -145,12 +145,7 @@ fn manage_jobs(arguments: run::JobsArguments) -> ExitCode {
 /// The logs of a command that people watch: none, unless `RUST_LOG` asks for them.
 fn logs_on_request(config: &Config) -> Option<telemetry::Logs> {
     std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty())?;
-    Some(telemetry::init(config.log_format, &config.log_filter, secrets(config)))
-}
-
-fn secrets(config: &Config) -> Secrets {
-    let admin_key = config.admin_api_key.as_ref().and_then(AdminKey::secret);
-    Secrets::new(config.gemini_api_key.iter().chain(&admin_key))
+    Some(telemetry::init(config.log_format, &config.log_filter, config.secrets()))
 }
 
 fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
@@ -198,7 +193,7 @@ fn load_dotenv() -> Result<(), String> {
 }
 
 async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String> {
-    let _logs = telemetry::init(config.log_format, &config.log_filter, secrets(&config));
+    let _logs = telemetry::init(config.log_format, &config.log_filter, config.secrets());
     raise_limit();
     let shutdown = shutdown_on_signal()?;
     if simulate {
@@ -236,6 +231,7 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
             lease: config.job_lease,
             retention: config.job_retention,
             metrics: Arc::clone(&gateway.metrics),
+            observer: gateway.traces.job_observer(),
         },
     );
     let announcer = announcer(&gateway)?;
@@ -261,7 +257,8 @@ async fn serve_gateway(mut config: Config, simulate: bool) -> Result<(), String>
     };
     join!(serve(listener, workers, limits, shutdown.clone()), calls_of_jobs);
     gateway.jobs.store().close().await;
-    shutdown.ends_now.run_until_cancelled(store.close()).await;
+    let last = async { join!(store.close(), gateway.traces.stop()) };
+    shutdown.ends_now.run_until_cancelled(last).await;
     tracing::info!("stopped");
     Ok(())
 }

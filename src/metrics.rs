@@ -79,6 +79,7 @@ pub struct Metrics {
     upstream_latency: Family<KindLabel, Seconds, fn() -> Seconds>,
     jobs: Family<StateLabel, Gauge>,
     job_items: Family<OutcomeLabel, Counter>,
+    spans: Family<OutcomeLabel, Counter>,
     known_names: KnownNames,
     totals: Arc<Totals>,
     failures: Arc<Failures>,
@@ -132,6 +133,7 @@ impl Metrics {
             upstream_latency,
             jobs: Family::default(),
             job_items: Family::default(),
+            spans: Family::default(),
             known_names: KnownNames::default(),
             totals,
             failures,
@@ -188,6 +190,7 @@ impl Metrics {
             "Items of jobs whose results this process has recorded, or that it sent again",
             self.job_items.clone(),
         );
+        registry.register("spans", "Spans of traces, by what became of them", self.spans.clone());
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "1, with the version of this program", build);
         registry.register_collector(Box::new(LimiterCollector(limiter)));
@@ -222,6 +225,7 @@ impl Metrics {
     /// Counts a call that was not admitted, by the code of the error.
     pub fn not_admitted(&self, kind: &'static str, reason: &'static str) {
         self.not_admitted.get_or_create(&ReasonLabels { kind, reason }).inc();
+        self.totals.not_admitted();
     }
 
     /// Counts a run in the background until the value is dropped.
@@ -252,6 +256,11 @@ impl Metrics {
     /// Counts an item of a job: `succeeded` or `failed` once its result is recorded, or `repeated`.
     pub fn job_item(&self, outcome: &'static str) {
         self.job_items.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts spans: `exported`, `export_failed`, or `queue_full` if they were dropped at once.
+    pub fn spans(&self, outcome: &'static str, spans: usize) {
+        self.spans.get_or_create(&OutcomeLabel { outcome }).inc_by(spans as u64);
     }
 
     /// Counts a finished call.

@@ -173,7 +173,7 @@ async fn prepare<K: GenerationKind>(
     gateway: &Gateway,
     incoming: Incoming<BatchRequest<GenerationRequest<K>>>,
 ) -> Result<(Vec<Item<K::Generation>>, Vec<ItemIds>), ApiError> {
-    let Incoming { caller, semaphore, body, .. } = incoming;
+    let Incoming { caller, semaphore, body, observer, .. } = incoming;
     let came_at = Instant::now();
     let BatchRequest { requests, credentials, external_semaphore_id, .. } = body;
     let BatchRequest { service_tier, flex_fallback_seconds, .. } = body;
@@ -200,7 +200,8 @@ async fn prepare<K: GenerationKind>(
         let own = named_semaphore(gateway, options.external_semaphore_id.as_deref()).await?;
         let semaphore = own.or_else(|| default.clone());
         let timeout = gateway.config.request_timeout_of(tier.tier());
-        items.push(Item { generation, key, semaphore, tier: tier.chosen_at(came_at), timeout });
+        let (tier, observer) = (tier.chosen_at(came_at), observer.clone());
+        items.push(Item { generation, key, semaphore, tier, timeout, observer });
     }
     Ok((items, ids))
 }

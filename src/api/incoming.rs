@@ -1,13 +1,16 @@
 //! Requests for generations: who sent them, and their bodies.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::FromRequest;
-use http::{HeaderMap, HeaderName, Request};
+use http::{Extensions, HeaderMap, HeaderName, Request};
 use serde::de::DeserializeOwned;
 
 use super::auth::Caller;
 use super::error::ApiError;
 use super::json;
+use crate::dispatch::CallObserver;
 use crate::gateway::Gateway;
 use crate::memory::Share;
 
@@ -30,6 +33,13 @@ pub(super) struct Incoming<T> {
     pub body: T,
     /// The body's share of the memory budget, held until the request is answered.
     pub share: Share,
+    /// Who is told what happens to its calls.
+    pub observer: Option<Arc<dyn CallObserver>>,
+}
+
+/// The observer of a request's calls, if it has one.
+pub(super) fn observer(extensions: &Extensions) -> Option<Arc<dyn CallObserver>> {
+    extensions.get().cloned()
 }
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Incoming<T> {
@@ -42,7 +52,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Incoming<T> 
             caller.payer(None, gateway)?;
         }
         let semaphore = semaphore_id(request.headers());
+        let observer = observer(request.extensions());
         let (body, share) = json::read(request, gateway).await?;
-        Ok(Self { caller, semaphore, body, share })
+        Ok(Self { caller, semaphore, body, share, observer })
     }
 }

@@ -1,17 +1,25 @@
-//! Logs every request with an id, which its answer has too, and turns a panic in a handler into an error
-//! of that request alone.
+//! Logs and traces every request with an id, which its answer has too, and turns a panic in a handler into
+//! an error of that request alone.
 
 use std::any::Any;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tracing::Instrument;
+use hyper::body::{Frame, SizeHint};
+use tracing::{Instrument, Span, field};
 
 use super::error::ApiError;
+use super::route::route_of;
+use crate::gateway::Gateway;
 use crate::request_id;
+use crate::traces::RequestSpan;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -21,8 +29,12 @@ const MAX_REQUEST_ID: usize = 128;
 /// How much of a path is logged, in bytes.
 const MAX_LOGGED_PATH: usize = 1024;
 
-/// Gives a request its id and logs the outcome.
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+/// Gives a request its id, logs the outcome, and traces it if traces are on.
+pub(super) async fn observe(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = request_id(request.headers());
     let id_text = id.to_str().unwrap_or_default();
     // The span has the highest level, so that every logged line has it.
@@ -31,7 +43,12 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         request_id = id_text,
         method = %request.method(),
         path = logged(request.uri().path()),
+        trace_id = field::Empty,
     );
+    let traced = match gateway.traces.are_on() {
+        true => traced(&gateway, &mut request, id_text, &span),
+        false => None,
+    };
     let started = Instant::now();
     let handled = next.run(request).instrument(span.clone());
     let mut response = request_id::handling(id.clone(), handled).await;
@@ -40,7 +57,75 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         tracing::info!(status, duration_ms = started.elapsed().as_millis() as u64, "answered");
     });
     response.headers_mut().insert(X_REQUEST_ID, id);
-    response
+    match traced {
+        Some(traced) => until_its_end(response, traced),
+        None => response,
+    }
+}
+
+/// Starts the span of a request, and tells the handler where its calls are in the trace.
+fn traced(
+    gateway: &Gateway,
+    request: &mut Request,
+    id: &str,
+    log: &Span,
+) -> Option<Box<RequestSpan>> {
+    let route = route_of(request.uri().path());
+    let span = gateway.traces.request(request, route, id)?;
+    if span.is_sampled() {
+        log.record("trace_id", span.trace_id());
+    }
+    let extensions = request.extensions_mut();
+    extensions.insert(span.observer());
+    if let Some(position) = span.trace_context() {
+        extensions.insert(position);
+    }
+    Some(Box::new(span))
+}
+
+/// The same answer, whose span ends with its last byte.
+fn until_its_end(response: Response, mut span: Box<RequestSpan>) -> Response {
+    span.answered(response.status());
+    if response.body().is_end_stream() || !span.is_sampled() {
+        span.is_whole();
+        return response;
+    }
+    response.map(|body| Body::new(TracedBody { body, span: Some(span) }))
+}
+
+/// The body of an answer, with the span of its request.
+struct TracedBody {
+    body: Body,
+    /// Until its end.
+    span: Option<Box<RequestSpan>>,
+}
+
+impl HttpBody for TracedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let is_broken = matches!(frame, Some(Err(_)));
+        // Nobody polls a body of known length beyond its end.
+        if (is_broken || frame.is_none() || self.body.is_end_stream())
+            && let Some(mut span) = self.span.take()
+        {
+            if is_broken { span.is_broken() } else { span.is_whole() }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The start of a path, for the log. It is bounded because log lines are buffered in memory.

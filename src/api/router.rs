@@ -1,7 +1,7 @@
 //! Every route on one page.
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::any;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -74,7 +74,7 @@ fn observed(routes: Router<Gateway>, gateway: Gateway) -> Router {
         // The outermost layer is the last one. A panic becomes an answer before the answer is logged.
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(gateway.clone(), guard))
-        .layer(from_fn(observe))
+        .layer(from_fn_with_state(gateway.clone(), observe))
         .with_state(gateway)
 }
 

@@ -43,7 +43,8 @@ pub(super) async fn enqueue<K: GenerationKind>(
     incoming: Incoming<GenerationRequest<K>>,
 ) -> Result<(K::Generation, Call), ApiError> {
     let config = &gateway.config;
-    let Incoming { caller, semaphore, body: GenerationRequest { shared, own }, .. } = incoming;
+    let Incoming { caller, semaphore, body, observer, .. } = incoming;
+    let GenerationRequest { shared, own } = body;
     let (options, model_options) = shared.into_options();
     let (came_at, tier) = (Instant::now(), options.tier.check());
     let requested_tier = tier.as_ref().copied().unwrap_or_default();
@@ -68,7 +69,7 @@ pub(super) async fn enqueue<K: GenerationKind>(
     let (kind, model) = (K::Generation::KIND, generation.model().clone());
     let size = generation.input().into();
     let tier = requested_tier.chosen_at(came_at);
-    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline, observer };
     let call = gateway.dispatcher.enqueue(call);
     Ok((generation, call))
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::time::Instant;
 
 use super::failure::{REQUEST_TIMEOUT, failure};
 use super::settle::{follow_model, settle};
-use super::{Call, CallError, Dispatcher};
+use super::{Call, CallError, CallEvent, Dispatcher, EndedAttempt, SentAttempt};
 use crate::gemini::{
-    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, RefusalScope, SendCheck,
+    Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, RefusalScope, SendContext,
     Usage,
 };
 use crate::limits::{InFlightCall, Limiter, NamedBy};
@@ -24,20 +25,37 @@ pub(super) trait Reader: Sync {
     /// What the caller gets.
     type Answer;
 
+    /// What an observer is told of the request.
+    fn shown(&self) -> Shown<'_> {
+        Shown::default()
+    }
+
     /// Sends the call once, and waits until it is certain that there is an answer.
     fn exchange(
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<SendCheck>,
+        context: SendContext,
         time_limit: Duration,
     ) -> impl Future<Output = Result<Self::Received, ForwardError>> + Send;
+
+    /// The status of the answer.
+    fn status(&self, received: &Self::Received) -> StatusCode;
 
     /// The model that Gemini says it asked.
     fn model_version(&self, received: &Self::Received) -> Option<Model>;
 
     /// Reads what was received. The attempt ends here, or with an answer that is still to come.
     fn read(&self, received: Self::Received, attempt: Attempt) -> Self::Answer;
+}
+
+/// What an observer is told of a request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Shown<'a> {
+    /// Whether a stream is asked for.
+    pub streams: bool,
+    /// The body, if the gateway reads the answer itself.
+    pub body: Option<&'a Bytes>,
 }
 
 /// Reads an answer of `generateContent` whole, or a part of it.
@@ -47,17 +65,25 @@ impl Reader for Whole {
     type Received = Answer;
     type Answer = Answer;
 
+    fn shown(&self) -> Shown<'_> {
+        Shown { streams: false, body: Some(&self.0) }
+    }
+
     async fn exchange(
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<SendCheck>,
+        context: SendContext,
         time_limit: Duration,
     ) -> Result<Answer, ForwardError> {
         let Self(body, part) = self;
         let (key, model) = (call.key(), call.model());
-        let answer = client.generate(key, model, call.sent_body(body), *part, fence, time_limit);
+        let answer = client.generate(key, model, call.sent_body(body), *part, context, time_limit);
         Ok(answer.await?)
+    }
+
+    fn status(&self, _: &Answer) -> StatusCode {
+        StatusCode::OK
     }
 
     fn model_version(&self, answer: &Answer) -> Option<Model> {
@@ -65,7 +91,8 @@ impl Reader for Whole {
     }
 
     fn read(&self, mut answer: Answer, attempt: Attempt) -> Answer {
-        answer.usage = attempt.end(&Outcome::Answered, answer.usage);
+        let usage = attempt.end(&Outcome::Answered(Some(&answer)), answer.usage);
+        answer.usage = usage;
         answer
     }
 }
@@ -89,13 +116,14 @@ pub(super) struct Attempt {
 }
 
 impl Dispatcher {
-    /// Makes one attempt. `Ok(Err(_))` where it failed and the call may be sent again.
+    /// Makes one attempt, the one of this number. `Ok(Err(_))` where it failed and the call may be sent again.
     ///
     /// # Errors
     /// [`CallError::DeadlineExceeded`] where the call's deadline passed.
     pub(super) async fn attempt<R: Reader>(
         &self,
         call: &Call,
+        attempt: usize,
         mut in_flight: InFlightCall,
         reader: &R,
     ) -> Result<Result<R::Answer, ForwardError>, CallError> {
@@ -104,9 +132,13 @@ impl Dispatcher {
         let left = call.until().saturating_duration_since(sent);
         let attempt_timeout = self.policy.attempt_timeout_of(call.tier());
         let time_limit = attempt_timeout.min(left);
-        let received = reader.exchange(&self.client, call, in_flight.fence(), time_limit).await;
+        let Shown { streams, body } = reader.shown();
+        call.observe(CallEvent::Sent(SentAttempt { call, attempt, streams, body }));
+        let context = SendContext { check: in_flight.fence(), trace: call.trace_context() };
+        let received = reader.exchange(&self.client, call, context, time_limit).await;
         let ForwardError { mut error, response } = match received {
             Ok(received) => {
+                call.observe(CallEvent::Accepted { status: reader.status(&received) });
                 self.projects.prove(call.key());
                 let named = reader.model_version(&received);
                 follow_model(&self.limiter, &in_flight, call, named.as_ref(), NamedBy::Answer);
@@ -168,7 +200,7 @@ impl Attempt {
         charge(&mut in_flight, usage, paid);
         let left = |reported: Option<u64>| reported.map(|tokens| tokens.saturating_sub(spent));
         match outcome {
-            Outcome::Answered => in_flight.answered(left(call.input_tokens(usage))),
+            Outcome::Answered(_) => in_flight.answered(left(call.input_tokens(usage))),
             Outcome::BrokenOff(error) | Outcome::Failed(error) => {
                 // What Gemini has said of the cost by then stands.
                 let accepted_model = error.accepted_model || usage.prompt_tokens > 0;
@@ -206,8 +238,8 @@ fn charge(in_flight: &mut InFlightCall, usage: Usage, paid: NanoDollars) {
 
 /// How an attempt ended.
 pub(super) enum Outcome<'a> {
-    /// Gemini answered.
-    Answered,
+    /// Gemini answered. The answer is here, if the gateway has read it whole.
+    Answered(Option<&'a Answer>),
     /// The call's deadline passed before the attempt's.
     Overdue,
     /// The client hung up while the answer was on its way.
@@ -219,7 +251,7 @@ pub(super) enum Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// Tells the metrics, and the estimators what the call cost.
+    /// Tells the metrics and the observer, and the estimators what the call cost.
     fn record(
         &self,
         metrics: &Metrics,
@@ -229,12 +261,19 @@ impl Outcome<'_> {
         usage: Usage,
     ) {
         let (outcome, accepted) = match self {
-            Self::Answered => ("success", true),
+            Self::Answered(_) => ("success", true),
             Self::Overdue => (REQUEST_TIMEOUT, false),
             Self::Cancelled => ("cancelled", true),
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),
         };
+        let (answer, status) = match self {
+            Self::Answered(answer) => (*answer, None),
+            Self::Failed(error) | Self::BrokenOff(error) => (None, error.status),
+            Self::Overdue | Self::Cancelled => (None, None),
+        };
+        let ended = EndedAttempt { outcome, status, answered_by, usage, answer };
+        call.observe(CallEvent::Ended(&ended));
         call.learn(usage);
         metrics.finished(FinishedCall {
             kind: call.kind().label(),
@@ -257,7 +296,7 @@ impl Outcome<'_> {
 
     fn class(&self) -> OutcomeClass {
         match self {
-            Self::Answered => OutcomeClass::Succeeded,
+            Self::Answered(_) => OutcomeClass::Succeeded,
             Self::Overdue => OutcomeClass::Failed,
             Self::Cancelled => OutcomeClass::Cancelled,
             Self::Failed(error) | Self::BrokenOff(error) => match error.kind {

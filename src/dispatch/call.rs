@@ -8,8 +8,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::spend::{Learned, SpendEstimator};
 use super::tier::{Fallback, TierChoice};
-use super::{CallError, CallKind, ChargedTo, Dispatcher};
-use crate::gemini::{ApiKey, InputFeatures, Model, ServiceTier, Usage, warn_of_retirement};
+use super::{CallError, CallEvent, CallKind, CallObserver, ChargedTo, Dispatcher};
+use crate::gemini::{
+    ApiKey, InputFeatures, Model, ServiceTier, TraceContext, Usage, warn_of_retirement,
+};
 use crate::limits::{
     Account, AccountQueue, Admission, Cost, Estimate, HeadOfQueue, QueueTicket, Resource, Semaphore,
 };
@@ -33,6 +35,8 @@ pub struct CallRequest {
     pub tier: TierChoice,
     /// When the answer is no longer wanted, queueing and retries included.
     pub deadline: Instant,
+    /// Who is told what happens to the call.
+    pub observer: Option<Arc<dyn CallObserver>>,
 }
 
 /// What a call is expected to cost, as far as its body tells.
@@ -61,6 +65,7 @@ pub struct Call {
     queue: Arc<CallQueue>,
     size: CallSize,
     deadline: Instant,
+    pub(super) observer: Option<Arc<dyn CallObserver>>,
 }
 
 /// The calls of one request that are of one kind, for one key and model, and hold the same
@@ -91,10 +96,10 @@ pub struct Admitted {
 impl Dispatcher {
     /// Puts one call into the queue.
     pub fn enqueue(&self, request: CallRequest) -> Call {
-        let CallRequest { kind, key, model, semaphore, size, tier, deadline } = request;
+        let CallRequest { kind, key, model, semaphore, size, tier, deadline, observer } = request;
         let ticket = QueueTicket::new(Arc::clone(&self.limiter));
         let queue = Arc::new(self.queue(&ticket, kind, key, model, semaphore, tier));
-        Call { queue, size, deadline }
+        Call { queue, size, deadline, observer }
     }
 
     /// Puts a batch into the queue, where it has one position, however many calls it makes.
@@ -144,6 +149,13 @@ impl Dispatcher {
 
     /// The same in the call's own tier.
     pub(super) async fn admit_in_tier(&self, call: &Call) -> Result<Admission, CallError> {
+        call.observe(CallEvent::Enqueued(call));
+        let admission = self.admit_queued(call).await;
+        call.observe_end_of_wait(&admission);
+        admission
+    }
+
+    async fn admit_queued(&self, call: &Call) -> Result<Admission, CallError> {
         let head = timeout_at(call.until(), call.queue.head());
         let head = head.await.map_err(|_| CallError::DeadlineExceeded)?;
         self.admit_head(call, head).await
@@ -158,7 +170,10 @@ impl Dispatcher {
         call: &Call,
         head: HeadOfQueue<'_>,
     ) -> Result<Admitted, CallError> {
-        match self.admit_head(call, head).await {
+        call.observe(CallEvent::Enqueued(call));
+        let admission = self.admit_head(call, head).await;
+        call.observe_end_of_wait(&admission);
+        match admission {
             Ok(admission) => Ok(Admitted { call: call.clone(), admission }),
             Err(refused) => self.fall_back(call, refused).await,
         }
@@ -202,14 +217,14 @@ impl CallQueue {
 
     /// A call in this queue. It may be admitted only with the [head](CallQueue::head) of the same.
     pub fn call(self: &Arc<Self>, size: impl Into<CallSize>, deadline: Instant) -> Call {
-        Call { queue: Arc::clone(self), size: size.into(), deadline }
+        Call { queue: Arc::clone(self), size: size.into(), deadline, observer: None }
     }
 }
 
 impl Call {
     /// A call after this one, with another body, for the same purpose and until the same deadline.
     pub fn followed_by(&self, size: impl Into<CallSize>) -> Self {
-        self.queue.call(size, self.deadline)
+        self.queue.call(size, self.deadline).observed_by(self.observer.clone())
     }
 
     /// What is asked for.
@@ -239,7 +254,7 @@ impl Call {
 
     /// Its trace, if it is sampled.
     pub(super) fn trace(&self) -> Option<TraceId> {
-        None
+        self.observer.as_ref()?.trace_id()
     }
 
     /// The text in its body.
@@ -263,6 +278,12 @@ impl Call {
         Self { deadline, ..self }
     }
 
+    /// The same call, which tells this observer what happens to it.
+    #[must_use]
+    pub fn observed_by(self, observer: Option<Arc<dyn CallObserver>>) -> Self {
+        Self { observer, ..self }
+    }
+
     /// When it has been tried for long enough in its tier.
     pub(super) fn until(&self) -> Instant {
         let falls_back_at = self.queue.fallback.as_ref().map(|fallback| fallback.at);
@@ -272,7 +293,7 @@ impl Call {
     /// The same call in the standard tier, where it falls back to that.
     pub(super) fn in_standard_tier(&self) -> Option<Self> {
         let queue = Arc::clone(&self.queue.fallback.as_ref()?.queue);
-        Some(Self { queue, ..*self })
+        Some(Self { queue, ..self.clone() })
     }
 
     /// The body as it is sent.
@@ -289,6 +310,11 @@ impl Call {
     pub(super) fn conversation(&self, usage: Usage) -> u64 {
         let turn = usage.prompt_tokens.saturating_add(usage.output_tokens);
         self.size.history.saturating_add(turn)
+    }
+
+    /// The position in a trace that the attempt carries which begins now.
+    pub(super) fn trace_context(&self) -> Option<Box<TraceContext>> {
+        self.observer.as_ref()?.trace_context()
     }
 
     pub(super) fn key(&self) -> &ApiKey {

@@ -9,7 +9,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::timeout;
 
 use super::{Call, CallError, Dispatcher};
-use crate::gemini::{ApiKey, Forward, JobScanner, Payload, Surface, file_size, job_name};
+use crate::gemini::{
+    ApiKey, Forward, JobScanner, Payload, SendContext, Surface, file_size, job_name,
+};
 use crate::limits::{EnqueuedTokens, Resource};
 
 /// How long to wait for the size of a file.
@@ -73,7 +75,11 @@ impl Dispatcher {
         };
         let described = async {
             let payload = Payload::Buffered(Full::default());
-            let response = self.client.pass(&request, Some(key), payload, None).await.ok()?;
+            let response = self
+                .client
+                .pass(&request, Some(key), payload, SendContext::default())
+                .await
+                .ok()?;
             let body = Limited::new(response.into_body(), MAX_DESCRIPTION).collect().await.ok()?;
             file_size(&body.to_bytes())
         };

@@ -20,12 +20,11 @@ impl Dispatcher {
 
     /// Counts a call that was not admitted.
     pub(super) fn not_admitted(&self, call: &Call, error: &CallError) {
-        let code = match error {
-            CallError::Refused(refused) => refused.code(),
-            CallError::DeadlineExceeded => REQUEST_TIMEOUT,
+        if matches!(error, CallError::Upstream { .. }) {
             // It failed before, and was counted then.
-            CallError::Upstream { .. } => return,
-        };
+            return;
+        }
+        let code = error.code();
         self.metrics.not_admitted(call.kind().label(), code);
         self.note_failure(call, code, false);
     }
@@ -43,6 +42,7 @@ pub(super) fn failure(call: &Call, code: &'static str, retried: bool) -> Failure
         payer: call.account().payer().to_string().into(),
         request_id: request_id.map(|id| masked(id, &secrets)),
         retried,
+        count: 1,
     }
 }
 

@@ -7,18 +7,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::attempt::{Attempt, Outcome, Reader};
+use super::attempt::{Attempt, Outcome, Reader, Shown};
 use super::background::{Creation, Observed};
 use super::{Admitted, Call, CallError, Dispatcher, UploadProgress, retry_after};
 use crate::gemini::{
-    ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, InteractionScanner, MaskedBody,
-    Model, Payload, SendCheck, StreamMonitor, Usage, UsageScanner,
+    Answer, ApiKey, Client, Error, Forward, ForwardError, ForwardedBody, InteractionScanner,
+    MaskedBody, Model, Payload, SendContext, StreamMonitor, Usage, UsageScanner,
 };
 use crate::prices::PriceTier;
 
@@ -47,18 +47,27 @@ impl Reader for PassOn<'_> {
     type Received = Response<ForwardedBody>;
     type Answer = Response<Forwarded>;
 
+    fn shown(&self) -> Shown<'_> {
+        let Forward { streams, is_read, .. } = *self.request;
+        Shown { streams, body: is_read.then_some(&self.body) }
+    }
+
     async fn exchange(
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<SendCheck>,
+        context: SendContext,
         time_limit: Duration,
     ) -> Result<Response<ForwardedBody>, ForwardError> {
         let body = call.sent_body(&self.body);
-        let answer = client.forward(self.request, call.key(), body, fence, self.idle);
+        let answer = client.forward(self.request, call.key(), body, context, self.idle);
         timeout(time_limit, answer)
             .await
             .unwrap_or_else(|_| Err(Error::timed_out(time_limit).into()))
+    }
+
+    fn status(&self, response: &Response<ForwardedBody>) -> StatusCode {
+        response.status()
     }
 
     fn model_version(&self, response: &Response<ForwardedBody>) -> Option<Model> {
@@ -104,7 +113,7 @@ impl Dispatcher {
         let limit = self.policy.attempt_timeout;
         let passed = tokio::select! {
             biased;
-            passed = self.client.pass(request, key, payload, None) => passed,
+            passed = self.client.pass(request, key, payload, SendContext::default()) => passed,
             () = progress.overdue(limit) => Err(Error::timed_out(limit).into()),
         };
         let response = passed.map_err(|rejected| CallError::rejected(rejected, None))?;
@@ -130,7 +139,7 @@ impl Dispatcher {
         let in_flight = self.start(&call, admission).await?;
         let limit = self.policy.attempt_timeout;
         let upload = PassFile { request, limit, file: Mutex::new(Some((payload, progress))) };
-        let response = self.attempt(&call, in_flight, &upload).await?.map_err(|rejected| {
+        let response = self.attempt(&call, 1, in_flight, &upload).await?.map_err(|rejected| {
             self.note_failure(&call, rejected.error.kind.code(), false);
             let retry_after = retry_after(&rejected.error);
             CallError::rejected(rejected, retry_after)
@@ -156,16 +165,20 @@ impl Reader for PassFile<'_> {
         &self,
         client: &Client,
         call: &Call,
-        fence: Option<SendCheck>,
+        context: SendContext,
         _: Duration,
     ) -> Result<Self::Received, ForwardError> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (payload, progress) = file.expect("a file is sent once");
         tokio::select! {
             biased;
-            passed = client.pass(self.request, Some(call.key()), payload, fence) => passed,
+            passed = client.pass(self.request, Some(call.key()), payload, context) => passed,
             () = progress.overdue(self.limit) => Err(Error::timed_out(self.limit).into()),
         }
+    }
+
+    fn status(&self, response: &Self::Received) -> StatusCode {
+        response.status()
     }
 
     fn model_version(&self, _: &Self::Received) -> Option<Model> {
@@ -173,7 +186,7 @@ impl Reader for PassFile<'_> {
     }
 
     fn read(&self, response: Self::Received, attempt: Attempt) -> Self::Answer {
-        attempt.end(&Outcome::Answered, Usage::default());
+        attempt.end(&Outcome::Answered(None), Usage::default());
         response
     }
 }
@@ -240,18 +253,18 @@ impl Unsettled {
     /// The last byte has passed.
     fn settle_whole(mut self) {
         if self.runs_on() {
-            self.settle(&Outcome::Answered);
+            self.settle(&Outcome::Answered(None));
             return;
         }
         let Some(mut watch) = self.watch.take() else {
-            self.settle(&Outcome::Answered);
+            self.settle(&Outcome::Answered(None));
             return;
         };
         let call = &self.attempt.call;
         let (kind, model) = (call.kind().label(), call.model().clone());
         match watch.end() {
             Ok(()) => {
-                self.settle(&Outcome::Answered);
+                self.settle(&Outcome::Answered(None));
             }
             Err(error) => {
                 let code = error.kind.code();
@@ -312,11 +325,11 @@ impl Forwarded {
         }
     }
 
-    /// Whoever reads the answer says how it ended. From then on it holds nothing. Returns the usage
-    /// with what it costs; `None` if the answer was settled before.
-    pub fn settle(&mut self, read: Result<(), &Error>) -> Option<Usage> {
+    /// Whoever reads the answer says how it ended, with the answer if it is whole. From then on it holds
+    /// nothing. Returns the usage with what it costs; `None` if the answer was settled before.
+    pub fn settle(&mut self, read: Result<Option<&Answer>, &Error>) -> Option<Usage> {
         match read {
-            Ok(()) => self.end(&Outcome::Answered),
+            Ok(answer) => self.end(&Outcome::Answered(answer)),
             Err(error) => self.end(&Outcome::BrokenOff(error)),
         }
     }

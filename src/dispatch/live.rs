@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -9,7 +10,7 @@ use super::attempt::{Attempt, Outcome, Reader};
 use super::{Call, CallError, Dispatcher};
 use crate::gemini::{
     Client, Error, Forward, ForwardError, LiveApi, LiveEvent, LiveReceiver, LiveSender, LiveSocket,
-    LiveUsage, Model, SendCheck,
+    LiveUsage, Model, SendContext,
 };
 
 /// A session that Gemini has accepted. It holds the call's slots until it is
@@ -57,13 +58,17 @@ impl Reader for Open<'_> {
         &self,
         client: &Client,
         call: &Call,
-        send_check: Option<SendCheck>,
+        context: SendContext,
         time_limit: Duration,
     ) -> Result<Self::Received, ForwardError> {
         let opened =
-            client.open_live(self.request, self.api, call.key(), self.setup.clone(), send_check);
+            client.open_live(self.request, self.api, call.key(), self.setup.clone(), context);
         let opened = timeout(time_limit, opened).await;
         Ok(opened.unwrap_or_else(|_| Err(Error::timed_out(time_limit)))?)
+    }
+
+    fn status(&self, _: &Self::Received) -> StatusCode {
+        StatusCode::SWITCHING_PROTOCOLS
     }
 
     /// The first message does not name it.
@@ -103,7 +108,7 @@ impl LiveSession {
     /// Settles the session and gives back what it holds.
     pub fn end(&mut self, end: &SessionEnd<'_>) {
         let outcome = match end {
-            SessionEnd::Closed => Outcome::Answered,
+            SessionEnd::Closed => Outcome::Answered(None),
             SessionEnd::Failed(error) => Outcome::BrokenOff(error),
             SessionEnd::TimedOut => Outcome::Overdue,
             SessionEnd::Cancelled => Outcome::Cancelled,

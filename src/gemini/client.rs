@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use tower_http::timeout::TimeoutError;
 
 use super::{
-    Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendCheck, Surface,
+    Answer, AnswerPart, ApiKey, Error, ErrorKind, Model, Payload, Secrets, SendContext, Surface,
     payload::CheckedBody, quota::LONGEST_SHORTAGE, retry_after, status::MAX_ERROR,
     usage::tier_header,
 };
@@ -148,8 +148,8 @@ impl Client {
     /// limits, and it does not retry. Only if an idle connection turns out to be closed before
     /// anything is written to it, the call is sent on another one. `part` is the part of the answer
     /// that the body asks for. `timeout` covers everything from connecting to the last byte of the
-    /// answer. `send_check` is asked before anything is written, and nothing is written if it returns
-    /// `false`.
+    /// answer. The check of `context` is asked before anything is written, and nothing is written if it
+    /// returns `false`.
     ///
     /// Dropping the future closes the connection, which makes Gemini stop.
     ///
@@ -162,10 +162,10 @@ impl Client {
         model: &Model,
         body: Bytes,
         part: AnswerPart,
-        send_check: Option<SendCheck>,
+        context: SendContext,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let exchange = self.exchange(key, self.request(key, model, body), part, send_check);
+        let exchange = self.exchange(key, self.request(key, model, body), part, context);
         let result = tokio::time::timeout(timeout, exchange).await;
         result.unwrap_or_else(|_| Err(Error::timed_out(timeout)))
     }
@@ -174,18 +174,21 @@ impl Client {
     pub(super) async fn send(
         &self,
         mut request: Request<Payload>,
-        send_check: Option<SendCheck>,
+        context: SendContext,
     ) -> Result<Response<Incoming>, Error> {
         *request.uri_mut() = self.base.url(format_args!("{}", request.uri()));
-        self.send_request(request, send_check).await
+        self.send_request(request, context).await
     }
 
     /// Sends a request whose URL is complete.
     async fn send_request(
         &self,
         mut request: Request<Payload>,
-        send_check: Option<SendCheck>,
+        SendContext { check: send_check, trace }: SendContext,
     ) -> Result<Response<Incoming>, Error> {
+        if let Some(trace) = trace {
+            trace.insert_into(request.headers_mut());
+        }
         let forward_proxy = self.forward_proxy.as_deref();
         if let Some(authorization) = forward_proxy.and_then(Proxy::authorization) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
@@ -233,9 +236,9 @@ impl Client {
         key: &ApiKey,
         request: Request<Payload>,
         part: AnswerPart,
-        send_check: Option<SendCheck>,
+        context: SendContext,
     ) -> Result<Answer, Error> {
-        let response = self.send_request(request, send_check).await?;
+        let response = self.send_request(request, context).await?;
         let status = response.status();
         let wait = retry_after::read(response.headers(), Timestamp::now(), LONGEST_SHORTAGE);
         let content_type = response.headers().get(CONTENT_TYPE).cloned();

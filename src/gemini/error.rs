@@ -31,6 +31,9 @@ pub struct Error {
     pub usage: Box<Usage>,
     /// Whether Gemini accepted the call, and so knows the model by the requested name.
     pub accepted_model: bool,
+    /// The status of Gemini's answer, or the one that its body names; `None` if no answer with an error
+    /// came.
+    pub status: Option<StatusCode>,
     /// The underlying error, for the log only.
     #[source]
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -115,6 +118,7 @@ impl Error {
             message: message.into(),
             usage: Box::default(),
             accepted_model: false,
+            status: None,
             source: None,
         }
     }
@@ -178,7 +182,7 @@ impl Error {
         let error = match status.as_u16() {
             ..=399 | 401 | 404 | 405 | 407 => {
                 let message = format!("{message}; GEMINI_BASE_URL may point to another server");
-                Error::new(ErrorKind::Malformed, message)
+                Error { status: Some(status), ..Error::new(ErrorKind::Malformed, message) }
             }
             _ => Error { message, ..Error::from_status(status, &Status::default()) },
         };
@@ -254,11 +258,11 @@ impl Error {
             500..600 => ErrorKind::Unavailable,
             _ => ErrorKind::Malformed,
         };
-        if words.is_empty() || words.starts_with('<') {
-            Error::new(kind, format!("Gemini answered {status}"))
-        } else {
-            Error::new(kind, bounded(words))
-        }
+        let message = match words {
+            _ if words.is_empty() || words.starts_with('<') => format!("Gemini answered {status}"),
+            words => bounded(words).into_owned(),
+        };
+        Error { status: Some(status), ..Error::new(kind, message) }
     }
 }
 

@@ -24,7 +24,7 @@ use super::events::{Event, Events};
 use super::quota::LONGEST_SHORTAGE;
 use super::surface::Surface;
 use super::{
-    ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendCheck,
+    ApiKey, Client, Error, ErrorKind, MaskedBody, Masker, Model, Payload, Secrets, SendContext,
     answer, retry_after, usage,
 };
 use crate::prices::PriceTier;
@@ -91,13 +91,12 @@ impl Client {
         request: &Forward,
         key: &ApiKey,
         body: Bytes,
-        send_check: Option<SendCheck>,
+        context: SendContext,
         idle: Duration,
     ) -> Result<Response<ForwardedBody>, ForwardError> {
         let payload = Payload::Buffered(Full::new(body));
         let secrets = self.secrets(Some(key));
-        let answer =
-            self.answer(request, Some(key), payload, send_check, &secrets, is_answer).await;
+        let answer = self.answer(request, Some(key), payload, context, &secrets, is_answer).await;
         let (head, body) = answer.map_err(ForwardError::of_call)?.into_parts();
         if is_page(&head.headers) {
             let content_type = head.headers.get(CONTENT_TYPE);
@@ -122,12 +121,12 @@ impl Client {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        send_check: Option<SendCheck>,
+        context: SendContext,
     ) -> Result<Response<MaskedBody<Incoming>>, ForwardError> {
         let is_upload = request.path.path().starts_with("/upload/");
         let is_good = move |status| is_passed_on(status, is_upload);
         let secrets = self.secrets(key);
-        let response = self.answer(request, key, payload, send_check, &secrets, is_good).await?;
+        let response = self.answer(request, key, payload, context, &secrets, is_good).await?;
         let masker = match request.is_download() {
             true => secrets.masker(),
             false => secrets.masker_of(response.headers()),
@@ -140,11 +139,11 @@ impl Client {
         request: &Forward,
         key: Option<&ApiKey>,
         payload: Payload,
-        send_check: Option<SendCheck>,
+        context: SendContext,
         secrets: &Secrets,
         is_good: impl Fn(StatusCode) -> bool,
     ) -> Result<Response<Incoming>, ForwardError> {
-        let response = self.send(request.with(key, payload), send_check).await?;
+        let response = self.send(request.with(key, payload), context).await?;
         let (mut head, body) = response.into_parts();
         let is_good = is_good(head.status);
         if is_encoded(&head.headers) && !(is_good && request.is_download()) {

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tungstenite::Message;
 
 use super::client::read_body;
-use super::{ApiKey, Client, Error, ErrorKind, Forward, Payload, Secrets, SendCheck};
+use super::{ApiKey, Client, Error, ErrorKind, Forward, Payload, Secrets, SendContext};
 
 pub use close::closing_error;
 pub use message::{InvalidSetup, LiveApi, LiveUsage};
@@ -81,11 +81,12 @@ impl Client {
         api: LiveApi,
         key: &ApiKey,
         setup: Message,
-        send_check: Option<SendCheck>,
+        context: SendContext,
     ) -> Result<(LiveSocket, Message), Error> {
         let secrets = self.secrets(Some(key));
         let (handshake, accept) = handshake(request, api, key);
-        let response = self.send(handshake, None).await?;
+        let SendContext { check, trace } = context;
+        let response = self.send(handshake, SendContext { check: None, trace }).await?;
         let upgraded = upgraded(response, &accept, &secrets).await?;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -97,7 +98,7 @@ impl Client {
         let (sender, stream) = stream.split();
         let (mut sender, mut receiver) = (LiveSender(sender), LiveReceiver { stream, secrets });
         // The first message is what costs; the handshake does not.
-        if send_check.is_some_and(|may_send| !may_send()) {
+        if check.is_some_and(|may_send| !may_send()) {
             let message = "the session came too late to be opened";
             return Err(Error::new(ErrorKind::Connection, message));
         }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::bulk::{Bulk, BulkItem, Outcomes, Route, TimeLimit};
 use super::offload::Offload;
 use super::{Generated, Generation, GenerationError, generate_admitted};
-use crate::dispatch::{Admitted, Call, CallError, CallSize, Dispatcher, TierChoice};
+use crate::dispatch::{Admitted, Call, CallError, CallObserver, CallSize, Dispatcher, TierChoice};
 use crate::gemini::{ApiKey, Model, Usage};
 use crate::limits::{Refused, Semaphore};
 
@@ -28,6 +28,8 @@ pub struct Item<G> {
     /// How long it may take, counted from when it reaches the head of the queue. The same for all
     /// items in one tier.
     pub timeout: Duration,
+    /// The observer of the batch.
+    pub observer: Option<Arc<dyn CallObserver>>,
 }
 
 /// The result of one generation of a batch.
@@ -119,10 +121,12 @@ fn add_all<G: Generation, O: Outcomes<Result<Generated<G::Value>, GenerationErro
     items: Vec<Item<G>>,
 ) {
     for (index, item) in (0..).zip(items) {
-        let Item { generation, key, semaphore, tier, timeout } = item;
+        let Item { generation, key, semaphore, tier, timeout, observer } = item;
         let model = generation.model().clone();
         let route = Route { kind: G::KIND, key, model, semaphore, tier };
-        bulk.add(index, route, Generating { generation, offload: Arc::clone(offload), timeout });
+        let observer = observer.map(|batch| (batch, index));
+        let offload = Arc::clone(offload);
+        bulk.add(index, route, Generating { generation, offload, timeout, observer });
     }
     bulk.close();
 }
@@ -132,6 +136,8 @@ struct Generating<G> {
     generation: G,
     offload: Arc<Offload>,
     timeout: Duration,
+    /// The observer of the batch, and the index of the item.
+    observer: Option<(Arc<dyn CallObserver>, u64)>,
 }
 
 impl<G: Generation> BulkItem for Generating<G> {
@@ -143,6 +149,11 @@ impl<G: Generation> BulkItem for Generating<G> {
 
     fn time_limit(&self) -> TimeLimit {
         TimeLimit::FromHead(self.timeout)
+    }
+
+    fn observer(&self) -> Option<Arc<dyn CallObserver>> {
+        let (batch, index) = self.observer.as_ref()?;
+        batch.item(*index)
     }
 
     async fn send(self, dispatcher: &Dispatcher, call: Call, admitted: Admitted) -> Self::Outcome {
@@ -279,6 +290,7 @@ mod tests {
             semaphore: None,
             tier: TierChoice::default(),
             timeout: TIMEOUT,
+            observer: None,
         };
         (0..items).map(item).collect()
     }

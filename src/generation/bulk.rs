@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::dispatch::{
-    Admitted, Call, CallError, CallKind, CallQueue, CallSize, Dispatcher, TierChoice,
+    Admitted, Call, CallError, CallKind, CallObserver, CallQueue, CallSize, Dispatcher, TierChoice,
 };
 use crate::gemini::{ApiKey, Model};
 use crate::limits::{QueueTicket, Refused, Semaphore};
@@ -34,6 +34,11 @@ pub trait BulkItem: Send + 'static {
 
     /// How long it may take.
     fn time_limit(&self) -> TimeLimit;
+
+    /// Who is told what happens to its calls, from when it reaches the head of the queue.
+    fn observer(&self) -> Option<Arc<dyn CallObserver>> {
+        None
+    }
 
     /// Makes its call, which has been admitted.
     fn send(
@@ -262,6 +267,7 @@ impl<I: BulkItem, O: Outcomes<I::Outcome>> Shared<I, O> {
             TimeLimit::FromAdmission(limit) => (ENDLESS, Some(limit)),
         };
         let call = group.queue.call(item.size(), Instant::now() + wait);
+        let call = call.observed_by(item.observer());
         match self.dispatcher.admit_at_head(&call, head).await {
             Ok(admitted) => {
                 let Some(limit) = from_admission else {

@@ -43,6 +43,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::handle::Jobs;
 use super::item::ItemFormat;
 use super::model::JobNumber;
+use super::observer::JobObserver;
 use crate::dispatch::Dispatcher;
 use crate::gemini::ApiKey;
 use crate::metrics::Metrics;
@@ -82,6 +83,8 @@ pub struct EngineSettings {
     pub retention: Option<Duration>,
     /// Where jobs and items are counted.
     pub metrics: Arc<Metrics>,
+    /// Who is told what happens to jobs and their items.
+    pub observer: Option<Arc<dyn JobObserver>>,
 }
 
 /// Sends the items of all jobs, until it is stopped or dropped. Dropping it drops the calls in flight,
@@ -110,6 +113,7 @@ struct Shared {
     dispatcher: Arc<Dispatcher>,
     format: Arc<dyn ItemFormat>,
     metrics: Arc<Metrics>,
+    observer: Option<Arc<dyn JobObserver>>,
     /// How many items a job has in memory, apart from those that were put off.
     window: usize,
     /// How many results of a job may wait until they are recorded before it sends nothing more.
@@ -132,12 +136,13 @@ impl Engine {
         server_key: Option<ApiKey>,
         settings: EngineSettings,
     ) -> Self {
-        let EngineSettings { concurrency_limit, lease, retention, metrics } = settings;
+        let EngineSettings { concurrency_limit, lease, retention, metrics, observer } = settings;
         let shared = Arc::new(Shared {
             jobs: Arc::clone(&jobs),
             dispatcher,
             format,
             metrics,
+            observer,
             window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
             unrecorded: concurrency_limit.saturating_mul(UNRECORDED_PER_SLOT).max(MIN_UNRECORDED),
             runs: AtomicUsize::new(0),

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `queue` | tickets, and waiting for quota, permits and slots |
 //! | `admission` | an admitted call, and a call in flight until its outcome is known |
+//! | `held_by` | which limit a call waited for the longest |
 
 mod admission;
+mod held_by;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use super::semaphore::{NotGranted, Semaphore};
 use super::store::Store;
 
 pub use admission::{Admission, InFlightCall, PermitsExpired};
+pub use held_by::HeldBy;
 pub use queue::{AccountQueue, HeadOfQueue, QueueTicket};
 
 /// Decides which calls are sent to Gemini: a global limit on calls in flight, named semaphores, and

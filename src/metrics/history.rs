@@ -26,6 +26,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -230,7 +231,7 @@ impl History {
         let state = self.state();
         all.extend(state.peers.failures().map(|(id, failure)| (Arc::clone(id), failure.clone())));
         drop(state);
-        all.sort_by(|(_, a), (_, b)| b.at.cmp(&a.at));
+        all.sort_by_key(|(_, failure)| Reverse(failure.at));
         all.truncate(most);
         all
     }

@@ -86,6 +86,9 @@ pub struct Counts {
     pub calls: Calls,
     /// Calls that were sent again.
     pub retries: u64,
+    /// Calls that were not admitted, because a quota has no room for them, the queue is full, ….
+    #[serde(default)]
+    pub not_admitted: u64,
     /// Tokens of the input.
     pub input_tokens: u64,
     /// Tokens of the output, thinking included.
@@ -104,6 +107,7 @@ impl Counts {
     pub(super) fn add(&mut self, other: &Self) {
         self.calls.add(&other.calls);
         self.retries = self.retries.saturating_add(other.retries);
+        self.not_admitted = self.not_admitted.saturating_add(other.not_admitted);
         self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
         self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
         self.cost = self.cost.saturating_add(other.cost);
@@ -116,6 +120,7 @@ impl Counts {
         Self {
             calls: self.calls.since(&before.calls),
             retries: self.retries.saturating_sub(before.retries),
+            not_admitted: self.not_admitted.saturating_sub(before.not_admitted),
             input_tokens: self.input_tokens.saturating_sub(before.input_tokens),
             output_tokens: self.output_tokens.saturating_sub(before.output_tokens),
             cost: NanoDollars(self.cost.0.saturating_sub(before.cost.0)),
@@ -146,6 +151,7 @@ mod nanodollars {
 pub(super) struct Totals {
     calls: [AtomicU64; OutcomeClass::ALL.len()],
     retries: AtomicU64,
+    not_admitted: AtomicU64,
     input_tokens: AtomicU64,
     output_tokens: AtomicU64,
     cost: AtomicU64,
@@ -162,6 +168,11 @@ impl Totals {
     /// Counts a call that is sent again.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a call that was not admitted.
+    pub fn not_admitted(&self) {
+        self.not_admitted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a call that ended, without its cost.
@@ -186,6 +197,7 @@ impl Totals {
         Counts {
             calls: Calls(std::array::from_fn(|n| read(&self.calls[n]))),
             retries: read(&self.retries),
+            not_admitted: read(&self.not_admitted),
             input_tokens: read(&self.input_tokens),
             output_tokens: read(&self.output_tokens),
             cost: NanoDollars(read(&self.cost)),

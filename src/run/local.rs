@@ -54,6 +54,7 @@ impl LocalGateway {
                 lease: gateway.config.job_lease,
                 retention: None,
                 metrics: Arc::clone(&gateway.metrics),
+                observer: gateway.traces.job_observer(),
             },
         );
         let client = GatewayClient::in_process(api::router(gateway.clone()), key);
@@ -79,5 +80,6 @@ impl LocalGateway {
         engine.stop(ends_now).await;
         gateway.jobs.store().close().await;
         limits.close().await;
+        gateway.traces.stop().await;
     }
 }

@@ -91,7 +91,6 @@ async fn streams_items_of_batches_and_calls_that_are_not_admitted_are_among_the_
         ("daily_quota_exhausted", None),
         ("daily_quota_exhausted", None),
         ("upstream_unavailable", Some("the-batch")),
-        ("upstream_unavailable", Some("the-batch")),
         ("upstream_connection", Some("the-stream")),
     ];
     assert_eq!(found.len(), expected.len(), "{found:?}");
@@ -100,6 +99,7 @@ async fn streams_items_of_batches_and_calls_that_are_not_admitted_are_among_the_
         assert!(id.is_some(), "each belongs to a request: {found:?}");
         assert!(expected_id.is_none() || id.as_deref() == expected_id, "{found:?}");
     }
+    assert_eq!(failures(&service)[2].count, 2, "both items failed alike");
     let series = r#"gemini_gateway_not_admitted_total{kind="chat",reason="daily_quota_exhausted"}"#;
     assert_eq!(service.metric(series).await, 1.0);
 }
@@ -122,10 +122,13 @@ async fn failures_have_no_prompt_answer_or_key_and_their_number_is_bounded() {
         assert!(!shown.contains(secret), "{secret} in {shown}");
     }
     let item = json!({"prompt": "[[simulate:status=400]]"});
-    let batch = json!({"requests": vec![item; MAX_FAILURES]});
+    let batch = json!({"requests": vec![item.clone(); 50]});
     answer(service.post("/batch/chat", &batch)).await;
+    assert_eq!((failures(&service).len(), failures(&service)[0].count), (3, 50));
+    for _ in 0..MAX_FAILURES {
+        answer(service.post("/chat", &item)).await;
+    }
     assert_eq!(failures(&service).len(), MAX_FAILURES);
-    assert!(failures(&service).iter().all(|failure| &*failure.kind == "chat"));
 }
 
 #[tokio::test]

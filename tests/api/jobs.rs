@@ -60,6 +60,7 @@ impl JobService {
                 concurrency_limit: gateway.config.concurrency_limit,
                 retention: None,
                 metrics: gateway.metrics.clone(),
+                observer: None,
             },
         );
         self._engine = Some(engine);

@@ -699,6 +699,7 @@ async fn a_panic_frees_the_slot_of_a_session() {
             size: InputFeatures::default().into(),
             tier: TierChoice::default(),
             deadline: tokio::time::Instant::now() + TEST_TIMEOUT,
+            observer: None,
         });
         let path = BIDI.parse().expect("a path");
         let request = Forward { path, ..Forward::stream(&model) };

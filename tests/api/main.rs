@@ -58,6 +58,7 @@ mod streams;
 mod structured;
 mod support;
 mod tiers;
+mod traces;
 mod unreachable;
 mod uploads;
 mod upstream;

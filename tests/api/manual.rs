@@ -200,6 +200,7 @@ async fn the_operations_page_lists_every_metric_and_no_other() {
     service.gateway.metrics.not_admitted("chat", "queue_full");
     service.gateway.metrics.jobs([("queued", 1)]);
     service.gateway.metrics.job_item("succeeded");
+    service.gateway.metrics.spans("exported", 1);
     let metrics = service.get("/metrics").send().await.unwrap().text().await.unwrap();
     let exported: BTreeSet<_> = metrics
         .lines()

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::iter;
 
-use gemini_concurrent_generation::config::{Config, PROXY_VARIABLES, SETTINGS, Setting};
+use gemini_concurrent_generation::config::{
+    Config, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS, Setting,
+};
 use gemini_concurrent_generation::limits::Quotas;
 
 use crate::manual::{file, pages, rows, section, text};
@@ -105,7 +107,8 @@ fn the_code_reads_every_listed_setting() {
     });
     config.expect("valid defaults");
     let mut asked = asked.into_inner();
-    asked.retain(|name| !PROXY_VARIABLES.contains(&&**name));
+    let shared: Vec<_> = PROXY_VARIABLES.iter().chain(OTEL_VARIABLES).collect();
+    asked.retain(|name| !shared.contains(&&&**name));
     let listed: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
     assert_eq!(asked, listed);
 }
@@ -116,6 +119,19 @@ fn the_settings_page_names_the_proxy_variables() {
     for name in PROXY_VARIABLES.iter().filter(|name| name.starts_with(char::is_uppercase)) {
         assert!(section.contains(&format!("`{name}`")), "{name}");
     }
+}
+
+#[test]
+fn the_traces_page_lists_the_variables_of_opentelemetry_and_no_other() {
+    let section = section("docs/traces.md", "Variables");
+    let mut listed: Vec<_> = rows(&section)
+        .iter()
+        .flat_map(|row| row.split('|').nth(1).expect("a cell").split('`').skip(1).step_by(2))
+        .collect();
+    let mut read = OTEL_VARIABLES.to_vec();
+    listed.sort_unstable();
+    read.sort_unstable();
+    assert_eq!(listed, read);
 }
 
 /// Variables of the tests, which are not settings of the service.
@@ -137,7 +153,7 @@ fn instructions_set_only_variables_that_the_code_knows() {
         let text = text(&name);
         let unknown: Vec<_> = assigned_names(&text)
             .filter(|variable| SETTINGS.iter().all(|setting| setting.name != *variable))
-            .filter(|variable| !OF_TESTS.contains(variable))
+            .filter(|variable| !OF_TESTS.contains(variable) && !OTEL_VARIABLES.contains(variable))
             .collect();
         assert!(unknown.is_empty(), "{name} sets {unknown:?}");
     }

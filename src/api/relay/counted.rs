@@ -19,7 +19,7 @@ use crate::api::buffered::with_body;
 use crate::api::destination::{CountedCall, Destination, ModelSource};
 use crate::api::error::ApiError;
 use crate::api::form::Form;
-use crate::api::incoming::semaphore_id;
+use crate::api::incoming::{observer, semaphore_id};
 use crate::api::json::{check_names_model, measured};
 use crate::api::read_ahead::body_ahead;
 use crate::api::single::named_semaphore;
@@ -47,6 +47,7 @@ pub(super) async fn send(
     if payer.tier == Tier::Fallback {
         check_type(&head.headers, &body)?;
     }
+    let observer = observer(&head.extensions);
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(gateway, semaphore.as_deref()).await?;
     let request = forward(gateway, surface, head, &path, Some(payer.tier))?;
@@ -64,7 +65,7 @@ pub(super) async fn send(
     }
     let deadline = came_at + gateway.config.request_timeout_of(tier);
     let (key, tier) = (payer.key, TierChoice::of_body(tier));
-    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline, observer };
     let call = gateway.dispatcher.enqueue(call);
     let file = match gateway.dispatcher.enqueues(&call) {
         true => with_body(body.clone(), batch_file).await?.map_err(repeated)?,

@@ -14,7 +14,7 @@ use crate::api::auth::{ADMIN_API_KEY, Tier, holds_admin_key, name_of, parameters
 use crate::api::error::ApiError;
 use crate::api::incoming::EXTERNAL_SEMAPHORE_ID;
 use crate::gateway::Gateway;
-use crate::gemini::{API_KEY, Forward, Surface, USER_PROJECT};
+use crate::gemini::{API_KEY, Forward, Surface, TraceContext, USER_PROJECT};
 
 /// Hop-by-hop headers, which concern a single connection. Source: RFC 9110, section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -104,7 +104,7 @@ pub(super) fn forward(
     path: &str,
     tier: Option<Tier>,
 ) -> Result<Forward, ApiError> {
-    let Parts { method, uri, mut headers, .. } = head;
+    let Parts { method, uri, mut headers, extensions, .. } = head;
     let query = passed_on(uri.query().unwrap_or_default());
     strip(&mut headers);
     let kept_back: Vec<_> = headers.keys().filter(|name| is_kept_back(name)).cloned().collect();
@@ -115,6 +115,9 @@ pub(super) fn forward(
     }
     if shows(gateway, path, &query, &headers) {
         return Err(ApiError::misplaced_admin_key());
+    }
+    if let Some(trace) = extensions.get::<TraceContext>() {
+        trace.insert_into(&mut headers);
     }
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("{path}{mark}{query}").parse();

@@ -24,7 +24,7 @@ use crate::api::auth::{Caller, Purpose};
 use crate::api::browser;
 use crate::api::destination::single_slashes;
 use crate::api::error::ApiError;
-use crate::api::incoming::semaphore_id;
+use crate::api::incoming::{observer, semaphore_id};
 use crate::api::single::named_semaphore;
 use crate::gateway::Gateway;
 use crate::gemini::{LiveApi, Surface};
@@ -85,10 +85,11 @@ async fn accept(
     let caller = Caller::of(&head.headers, head.uri.query(), &gateway);
     let payer = caller.relayed(Purpose::Generation, &gateway)?;
     gateway.limiter.check_queue()?;
+    let observer = observer(&head.extensions);
     let semaphore = semaphore_id(&head.headers);
     let semaphore = named_semaphore(&gateway, semaphore.as_deref()).await?;
     let request = forward(&gateway, Surface::Gemini, head, path, Some(payer.tier))?;
-    let session = Session { gateway, api, key: payer.key, semaphore, request };
+    let session = Session { gateway, api, key: payer.key, semaphore, request, observer };
     let span = Span::current();
     takeover.with(move |cut_off| session.run(connection, cut_off).instrument(span));
     Ok(switching_protocols(accepted))

@@ -1,6 +1,7 @@
 //! Requests that are passed on as they come, whatever their size: those that cost nothing, and files
 //! that are embedded when they are uploaded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -20,9 +21,11 @@ use super::upload;
 use crate::api::auth::{Caller, Payer, Tier, check_model};
 use crate::api::destination::{CountedCall, Destination, JobStatus, ModelSource, continues_upload};
 use crate::api::error::ApiError;
-use crate::api::incoming::semaphore_id;
+use crate::api::incoming::{observer, semaphore_id};
 use crate::api::single::named_semaphore;
-use crate::dispatch::{CallError, CallRequest, ClientFault, Observed, TierChoice, UploadProgress};
+use crate::dispatch::{
+    CallError, CallObserver, CallRequest, ClientFault, Observed, TierChoice, UploadProgress,
+};
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Forward, InputFeatures, Payload};
 
@@ -49,7 +52,7 @@ pub(super) async fn pass(
     if takes_json && tier == Some(Tier::Fallback) {
         check_type(&head.headers, &body)?;
     }
-    let semaphore = semaphore_id(&head.headers);
+    let (semaphore, observer) = (semaphore_id(&head.headers), observer(&head.extensions));
     let request = forward(gateway, destination.surface, head, &destination.path, tier)?;
     let key = payer.map(|payer| payer.key);
     let (watch, deleted_by) = match (&destination.jobs, &key) {
@@ -59,7 +62,8 @@ pub(super) async fn pass(
     };
     let (passed, progress) = match (counted, key) {
         (Some(counted), Some(key)) => {
-            upload(gateway, counted, key, semaphore, &request, body).await?
+            let file = File { counted, key, semaphore, observer };
+            upload(gateway, file, &request, body).await?
         }
         (_, key) => {
             let (payload, mut progress) = watched(body, config.client_timeout);
@@ -95,14 +99,21 @@ pub(super) async fn pass(
     Ok(response)
 }
 
+/// A counted call whose body is a file.
+struct File {
+    counted: CountedCall,
+    key: ApiKey,
+    /// The name of the semaphore that the call holds.
+    semaphore: Option<String>,
+    observer: Option<Arc<dyn CallObserver>>,
+}
+
 type Passed = Result<http::Response<Observed>, CallError>;
 
 /// Passes on the file of a counted call once it is admitted. Nothing of it is read before.
 async fn upload(
     gateway: &Gateway,
-    counted: CountedCall,
-    key: ApiKey,
-    semaphore: Option<String>,
+    File { counted, key, semaphore, observer }: File,
     request: &Forward,
     body: Body,
 ) -> Result<(Passed, UploadProgress), RelayError> {
@@ -115,7 +126,7 @@ async fn upload(
     let size = file_size(&request.headers).into();
     let deadline = Instant::now() + gateway.config.request_timeout;
     let tier = TierChoice::default();
-    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline };
+    let call = CallRequest { kind, key, model, semaphore, size, tier, deadline, observer };
     let call = gateway.dispatcher.enqueue(call);
     let admitted = gateway.dispatcher.admit(&call).await.map_err(failed)?;
     let (payload, mut progress) = watched(body, gateway.config.client_timeout);

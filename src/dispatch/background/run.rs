@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::BackgroundRuns;
 use crate::dispatch::Call;
 use crate::dispatch::attempt::{Attempt, Outcome};
-use crate::gemini::{Client, Error, ErrorKind, Forward, InteractionScanner, Payload};
+use crate::gemini::{Client, Error, ErrorKind, Forward, InteractionScanner, Payload, SendContext};
 use crate::metrics::CountedRun;
 
 /// The longest wait between two polls.
@@ -79,7 +79,7 @@ impl Run {
         let Some(attempt) = self.take() else { return };
         runs.remember(seen, &self.call);
         let is_cancelled = seen.status() == Some("cancelled");
-        let outcome = if is_cancelled { Outcome::Cancelled } else { Outcome::Answered };
+        let outcome = if is_cancelled { Outcome::Cancelled } else { Outcome::Answered(None) };
         attempt.end(&outcome, seen.usage().unwrap_or_default());
     }
 
@@ -173,7 +173,10 @@ impl Poller {
     async fn poll(&self, call: &Call) -> Result<InteractionScanner, Error> {
         let read = async {
             let payload = Payload::Buffered(Full::new(Bytes::new()));
-            let passed = self.client.pass(&self.request, Some(call.key()), payload, None).await;
+            let passed = self
+                .client
+                .pass(&self.request, Some(call.key()), payload, SendContext::default())
+                .await;
             let mut body = passed.map_err(|rejected| rejected.error)?.into_body();
             let mut seen = InteractionScanner::default();
             while let Some(frame) = body.frame().await {

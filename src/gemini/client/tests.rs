@@ -4,6 +4,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::gemini::SendCheck;
 
 const ANSWER: &str =
     r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
@@ -26,7 +27,14 @@ async fn call_with(client: &Client, timeout: Duration) -> Result<Answer, Error> 
     let key = ApiKey::new("callers-key").unwrap();
     let model = Model::parse("m").unwrap();
     client
-        .generate(&key, &model, Bytes::from_static(b"hello"), AnswerPart::First, None, timeout)
+        .generate(
+            &key,
+            &model,
+            Bytes::from_static(b"hello"),
+            AnswerPart::First,
+            SendContext::default(),
+            timeout,
+        )
         .await
 }
 
@@ -296,7 +304,7 @@ async fn a_call_that_may_no_longer_be_sent_writes_nothing() {
             &model,
             Bytes::from_static(b"hello"),
             AnswerPart::First,
-            Some(send_check),
+            SendContext::checked(Some(send_check)),
             LONG,
         )
     };

@@ -109,7 +109,7 @@ impl ChatStream {
         let Some(left) = self.parts.left.checked_sub(1) else { return Ok(false) };
         self.parts.left = left;
         let body = token.added_to(&self.chat.body());
-        if let Some(usage) = self.body.settle(Ok(())) {
+        if let Some(usage) = self.body.settle(Ok(None)) {
             answer.charge_part(usage);
         }
         self.body = self.parts.open(body).await?;
@@ -134,7 +134,7 @@ impl ChatStream {
             (Err(_), Some(interrupted)) => return Err(interrupted.into()),
             (Err(error), None) => return Err(self.failed(error)),
         };
-        if let Some(usage) = self.body.settle(Ok(())) {
+        if let Some(usage) = self.body.settle(Ok(Some(&answer))) {
             answer.usage = earlier + usage;
         }
         if unrecognized > 0 {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use super::lease::Lease;
-use crate::dispatch::{Admitted, Call, CallError, CallSize, Dispatcher};
+use crate::dispatch::{Admitted, Call, CallError, CallObserver, CallSize, Dispatcher};
 use crate::gemini::ApiKey;
 use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
 use crate::jobs::item::{ItemOutcome, ItemSender, PreparedItem};
+use crate::jobs::observer::RunObserver;
 
 /// How many bytes of results may wait until they are recorded before no further item is sent. The
 /// results of items in flight come on top.
@@ -22,6 +23,8 @@ pub(super) struct JobItem {
     timeout: Duration,
     sender: Box<dyn ItemSender>,
     lease: Arc<Lease>,
+    /// The observer of the job, and the index of the item.
+    observer: Option<(Arc<dyn RunObserver>, u64)>,
 }
 
 /// What became of an item.
@@ -39,7 +42,13 @@ impl JobItem {
     /// An item and where it waits.
     pub fn new(item: PreparedItem, key: ApiKey, lease: Arc<Lease>) -> (Route, Self) {
         let PreparedItem { kind, model, semaphore, tier, size, timeout, sender } = item;
-        (Route { kind, key, model, semaphore, tier }, Self { size, timeout, sender, lease })
+        let item = Self { size, timeout, sender, lease, observer: None };
+        (Route { kind, key, model, semaphore, tier }, item)
+    }
+
+    /// The same item, which has this index, for a job with an observer.
+    pub fn observed_by(self, observer: Option<&Arc<dyn RunObserver>>, index: u64) -> Self {
+        Self { observer: observer.map(|run| (Arc::clone(run), index)), ..self }
     }
 }
 
@@ -52,6 +61,11 @@ impl BulkItem for JobItem {
 
     fn time_limit(&self) -> TimeLimit {
         TimeLimit::FromAdmission(self.timeout)
+    }
+
+    fn observer(&self) -> Option<Arc<dyn CallObserver>> {
+        let (run, index) = self.observer.as_ref()?;
+        run.item(*index)
     }
 
     async fn send(self, _: &Dispatcher, call: Call, admitted: Admitted) -> Ended {

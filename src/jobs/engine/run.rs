@@ -23,6 +23,7 @@ use crate::gemini::ApiKey;
 use crate::generation::bulk::Bulk;
 use crate::jobs::item::{ItemOutcome, PreparedItem};
 use crate::jobs::model::{Answered, Block, Change, Job, JobState, PauseReason};
+use crate::jobs::observer::RunObserver;
 use crate::jobs::store::{StoreError, Stored};
 
 /// The most bytes of items in memory, over all jobs. Each job may have one block more.
@@ -58,6 +59,7 @@ type Prepared = Caught<Result<PreparedItem, ItemOutcome>>;
 /// A job that is queued or running, as this process sends its items.
 pub(super) struct Run {
     engine: Arc<Shared>,
+    observer: Option<Arc<dyn RunObserver>>,
     job: Arc<Job>,
     key: ApiKey,
     orders: watch::Receiver<Order>,
@@ -103,8 +105,10 @@ impl Run {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let renewals = engine.renewals.subscribe();
         let unrecorded = Arc::new(Unrecorded::new(engine.unrecorded));
+        let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
         Self {
             engine,
+            observer,
             job: Arc::new(job),
             key,
             orders,
@@ -268,6 +272,7 @@ impl Run {
             (Ok(Ok(item)), Some(bulk)) => {
                 let lease = Arc::clone(&self.engine.lease);
                 let (route, item) = JobItem::new(item, self.key.clone(), lease);
+                let item = item.observed_by(self.observer.as_ref(), index);
                 bulk.add(index, route, item);
             }
             // It is prepared again when items may be sent.
@@ -339,6 +344,9 @@ impl Run {
             self.engine.metrics.job_item(outcome);
         }
         self.engine.jobs.notify_watchers(self.job.number);
+        if let (Some(observer), Some(job)) = (&self.observer, &job) {
+            observer.progressed(job);
+        }
         match job.map(|job| job.state) {
             Some(JobState::Queued | JobState::Running) => {}
             // The supervisor knows what was changed last.

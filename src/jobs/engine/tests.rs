@@ -221,6 +221,7 @@ impl Process {
             lease: LEASE,
             retention: Some(Duration::from_secs(60 * 60)),
             metrics: Arc::clone(&self.metrics),
+            observer: None,
         };
         self.engine = Some(Engine::start(
             Arc::clone(&self.jobs),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::HeldBy;
 use crate::limits::accounts::Account;
 use crate::limits::budget::{Reservation, Sent};
 use crate::limits::local::Slot;
@@ -35,6 +36,8 @@ pub struct Admission {
     pub(super) alias: Option<Arc<Account>>,
     /// How long the call waited at the head of its queue.
     pub waited: Duration,
+    /// The limit that it waited for the longest; `None` if it did not wait.
+    pub held_by: Option<HeldBy>,
 }
 
 impl Admission {

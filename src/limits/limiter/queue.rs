@@ -9,7 +9,8 @@ use tokio::sync;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admission, Reserved};
-use super::{Limiter, Refused};
+use super::held_by::Waits;
+use super::{HeldBy, Limiter, Refused};
 use crate::limits::accounts::Account;
 use crate::limits::budget::{BudgetAdmin, NotReserved, Reservation};
 use crate::limits::local::LocalSemaphore;
@@ -127,11 +128,13 @@ impl QueueTicket {
         Ok(request(WaitMode::Endless).await?)
     }
 
-    /// Waits for a slot of the account and a global slot.
+    /// Waits for a slot of the account and a global slot. A wait for the former is noted.
     async fn slots(
         &self,
         account: &Account,
         capacity: Capacity,
+        since: Instant,
+        waits: &mut Waits,
     ) -> Result<(Permit, Permit), Refused> {
         let own = account.concurrency_of(capacity).semaphore();
         let usage = own.usage();
@@ -148,6 +151,7 @@ impl QueueTicket {
         }
         let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
         let slot = self.acquire(&own).await?;
+        waits.end(HeldBy::AdaptiveLimit, since);
         Ok((slot, self.global().await?))
     }
 
@@ -493,10 +497,14 @@ impl HeadOfQueue<'_> {
                 return Err(Refused::TooManyAccounts);
             }
             account.check()?;
+            let mut waits = Waits::default();
             let mut reservation = ticket.reserve(account, &estimate, deadline).await?;
             loop {
+                waits.end(HeldBy::Quota, self.since);
                 let account = instead.unwrap_or_else(|| Arc::clone(requested));
-                let admission = self.admit_with(account, reservation, &estimate, deadline).await?;
+                let admission =
+                    self.admit_with(account, reservation, &estimate, deadline, &mut waits);
+                let admission = admission.await?;
                 let is_charged = accounts.is_charged(requested, admission.charged_account());
                 if is_charged && !admission.charged_account().is_paused() {
                     ticket.accept()?;
@@ -520,6 +528,7 @@ impl HeadOfQueue<'_> {
         mut reserved: Reserved,
         estimate: &Estimate,
         deadline: Instant,
+        waits: &mut Waits,
     ) -> impl Future<Output = Result<Admission, Refused>> {
         async move {
             let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
@@ -538,11 +547,22 @@ impl HeadOfQueue<'_> {
                     Err(reason) => return Err(reason.into()),
                 },
             };
-            let (concurrency, global) = ticket.slots(&account, *capacity).await?;
-            let waited = self.since.elapsed();
+            waits.end(HeldBy::Semaphore, self.since);
+            let slots = ticket.slots(&account, *capacity, self.since, waits);
+            let (concurrency, global) = slots.await?;
+            waits.end(HeldBy::ConcurrencyLimit, self.since);
             let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
-            let capacity = *capacity;
-            Ok(Admission { concurrency, capacity, global, named, reserved, account, alias, waited })
+            Ok(Admission {
+                concurrency,
+                capacity: *capacity,
+                global,
+                named,
+                reserved,
+                account,
+                alias,
+                waited: self.since.elapsed(),
+                held_by: waits.held_by(),
+            })
         }
     }
 }

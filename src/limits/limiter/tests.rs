@@ -674,3 +674,40 @@ async fn a_batch_behind_others_keeps_its_position() {
     assert!((&mut third).now_or_never().is_none());
     assert!(second.now_or_never().is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_admission_names_the_limit_that_the_call_waited_for_the_longest() {
+    let limiter = one_a_second(1);
+    let free = queue(&limiter, "free");
+    let admission = admit(&free).now_or_never().unwrap().unwrap();
+    assert_eq!((admission.held_by, admission.waited), (None, Duration::ZERO));
+
+    let behind = queue(&limiter, "behind");
+    let mut waits = Box::pin(admit(&behind));
+    assert!((&mut waits).now_or_never().is_none(), "the only slot is taken");
+    advance(SECOND).await;
+    drop(admission);
+    let admission = waits.now_or_never().unwrap().unwrap();
+    assert_eq!(admission.held_by, Some(HeldBy::ConcurrencyLimit));
+    assert_eq!(admission.waited, SECOND);
+    drop(admission.start());
+
+    let again = queue(&limiter, "behind");
+    let mut waits = Box::pin(admit(&again));
+    assert!((&mut waits).now_or_never().is_none(), "the quota is used up");
+    advance(2 * SECOND).await;
+    let admission = waits.now_or_never().unwrap().unwrap();
+    assert_eq!(admission.held_by, Some(HeldBy::Quota));
+    drop(admission);
+
+    let semaphore = named(&limiter, 1);
+    let held = semaphore.acquire().await.unwrap();
+    let narrow =
+        QueueTicket::new(Arc::clone(&limiter)).queue(account(&limiter, "named"), Some(semaphore));
+    let mut waits = Box::pin(admit(&narrow));
+    assert!((&mut waits).now_or_never().is_none(), "the semaphore is taken");
+    advance(SECOND).await;
+    drop(held);
+    let admission = waits.now_or_never().unwrap().unwrap();
+    assert_eq!(admission.held_by, Some(HeldBy::Semaphore));
+}

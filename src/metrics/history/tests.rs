@@ -126,7 +126,16 @@ async fn the_windows_and_their_memory_are_bounded() {
 fn failure(code: &str, at: Timestamp) -> Failure {
     let text = Arc::from("x");
     let [kind, model, payer] = [(); 3].map(|()| Arc::clone(&text));
-    Failure { at, code: code.into(), kind, model, payer, request_id: None, retried: false }
+    Failure {
+        at,
+        code: code.into(),
+        kind,
+        model,
+        payer,
+        request_id: None,
+        retried: false,
+        count: 1,
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,7 +149,7 @@ async fn collected(
         share.grow(piece.len()).map_err(ApiError::from)?;
         whole.extend_from_slice(piece);
     }
-    let usage = body.settle(Ok(())).unwrap_or_default();
+    let usage = body.settle(Ok(None)).unwrap_or_default();
     Ok((whole, usage))
 }
 

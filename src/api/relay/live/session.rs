@@ -19,7 +19,7 @@ use crate::api::json::measured;
 use crate::api::relay::counted::model_of;
 use crate::api::single::failed;
 use crate::dispatch::{
-    Call, CallKind, CallRequest, CountedReceiver, LiveSession, SessionEnd, TierChoice,
+    Call, CallKind, CallObserver, CallRequest, CountedReceiver, LiveSession, SessionEnd, TierChoice,
 };
 use crate::gateway::Gateway;
 use crate::gemini::{ApiKey, Error, Forward, LiveApi, LiveEvent, LiveSender, Model, closing_error};
@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub semaphore: Option<Arc<dyn Semaphore>>,
     /// The handshake to send to Gemini.
     pub request: Forward,
+    /// Who is told what happens to the session's call.
+    pub observer: Option<Arc<dyn CallObserver>>,
 }
 
 /// Why a session ends.
@@ -131,7 +133,8 @@ impl Session {
         let (input, tier) = measured(body).await?;
         let (kind, key, semaphore) = (CallKind::Live, self.key.clone(), self.semaphore.clone());
         let (size, tier) = (input.into(), TierChoice::of_body(tier));
-        let request = CallRequest { kind, key, model, semaphore, size, tier, deadline };
+        let observer = self.observer.clone();
+        let request = CallRequest { kind, key, model, semaphore, size, tier, deadline, observer };
         Ok(gateway.dispatcher.enqueue(request))
     }
 

@@ -38,6 +38,7 @@ async fn a_chat_beside_jobs_waits_two_slot_times_at_most() {
             size: InputFeatures::of(&format!("chat {n}")).into(),
             tier: TierChoice::default(),
             deadline: Instant::now() + Duration::from_secs(60),
+            observer: None,
         });
         let begin = Instant::now();
         let admitted = process.dispatcher.admit(&call).await.unwrap();

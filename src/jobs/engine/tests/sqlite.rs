@@ -14,6 +14,7 @@ fn start(jobs: &Arc<Jobs>, script: &Arc<Script>) -> Engine {
         lease: super::LEASE,
         retention: None,
         metrics: Arc::clone(&metrics),
+        observer: None,
     };
     let (dispatcher, format) = (dispatcher(&limiter, &metrics), Arc::new(Arc::clone(script)));
     Engine::start(Arc::clone(jobs), dispatcher, format, Some(key("server-key")), settings)

@@ -47,6 +47,12 @@ async fn the_past_has_the_last_points_of_each_window() {
     assert_eq!(past, expected);
     assert_eq!(another.read_past("day").await.unwrap(), [""; 0]);
     assert_eq!(another.read_past("other").await.unwrap(), [""; 0]);
+    let mut connection = server.connection().await;
+    for key in ["reports", "past:hour"] {
+        let ttl = redis::cmd("TTL").arg(format!("{{test}}:{key}")).to_owned();
+        let seconds: i64 = ttl.query_async(&mut connection).await.unwrap();
+        assert!((86_000..=86_400).contains(&seconds), "{key}: {seconds}");
+    }
 }
 
 #[tokio::test]
