@@ -1,4 +1,5 @@
-//! HTTP: routes, authentication, bodies, errors. The only module that knows status codes.
+//! HTTP: routes, authentication, bodies, errors. With the dashboard, the only module that knows status
+//! codes.
 
 mod auth;
 mod batch;
@@ -17,7 +18,7 @@ mod generation_request;
 mod guard;
 mod health;
 mod incoming;
-mod jobs;
+pub(crate) mod jobs;
 mod json;
 mod leases;
 mod limits;
@@ -40,4 +41,9 @@ mod whole_number;
 
 pub use code::Code;
 pub use jobs::{item_format, job_shown};
-pub use router::{openapi, router};
+pub use router::{openapi, router, router_with};
+
+pub(crate) use browser::{is_cross_site, is_trusted_host};
+pub(crate) use error::ApiError;
+pub(crate) use leases::release;
+pub(crate) use semaphores::{register, registered, unregister};

@@ -44,6 +44,7 @@ use crate::prices::Prices;
 
 use attempt::{Reader, Whole};
 use background::{BackgroundRuns, Creation};
+use failure::REQUEST_TIMEOUT;
 use forward::PassOn;
 use projects::Projects;
 use retry::FailedAttempts;
@@ -71,9 +72,6 @@ pub struct Dispatcher {
     prices: Arc<Prices>,
     background: Arc<BackgroundRuns>,
 }
-
-/// The code of a call whose deadline passed.
-const OVERDUE: &str = "request_timeout";
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +120,7 @@ impl CallError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused(refused) => refused.code(),
-            Self::DeadlineExceeded => OVERDUE,
+            Self::DeadlineExceeded => REQUEST_TIMEOUT,
             Self::Upstream { error, .. } => error.kind.code(),
         }
     }

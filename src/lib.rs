@@ -16,7 +16,8 @@
 //! | [`reload`] | new settings while the gateway runs |
 //! | [`memory`] | the memory budget for the bodies of all requests |
 //! | [`metrics`] | counters and histograms, for Prometheus; the last hour and the last day, for the dashboard |
-//! | [`api`] | routes, authentication, bodies: the only place that knows HTTP status codes |
+//! | [`api`] | routes, authentication, bodies: with `dashboard`, the only place that knows HTTP status codes |
+//! | [`dashboard`] | the operator's web pages |
 //! | [`generation`] | builds what Gemini is asked and reads the answer; batches |
 //! | [`jobs`] | durable bulk work: what a job is, where jobs are kept, the engine that sends their items, webhooks |
 //! | [`schema`] | translates JSON Schema to Gemini's two dialects, and checks answers |
@@ -44,6 +45,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod connect;
+pub mod dashboard;
 pub mod dispatch;
 pub mod gateway;
 pub mod gemini;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{Config, Environment, RunningSettings};
+use gemini_concurrent_generation::dashboard::Dashboard;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
@@ -266,7 +267,11 @@ async fn serve_gateway(
     let listener = listen(SocketAddr::new(config.host, config.port)).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
-    let workers = workers(|| Ok(api::router(gateway.with_own_connections())))?;
+    let dashboard = Dashboard::new(shutdown.begins.clone());
+    let workers = workers(|| {
+        let gateway = gateway.with_own_connections();
+        Ok(api::router_with(gateway.clone(), dashboard.routes(gateway)))
+    })?;
     // Each call to Gemini takes a connection, and as many idle ones may be kept for later calls.
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
     let mut limits = ServerLimits::of(config);

@@ -59,7 +59,7 @@ const UNTRACED: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
 pub struct Traces(Option<Arc<Tracing>>);
 
 /// What makes spans.
-pub(crate) struct Tracing {
+struct Tracing {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     /// The host and the port of Gemini.

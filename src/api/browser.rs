@@ -34,7 +34,7 @@ const SIMPLE_TYPES: [&str; 3] =
 
 /// Whether a browser sent a request for a page of another, untrusted origin. A page cannot change the
 /// headers that show this.
-pub(super) fn is_cross_site(headers: &HeaderMap, trusted: &CorsOrigins) -> bool {
+pub(crate) fn is_cross_site(headers: &HeaderMap, trusted: &CorsOrigins) -> bool {
     let origin = headers.get(ORIGIN);
     if origin.is_some_and(|origin| trusted.name(origin)) {
         return false;
@@ -55,7 +55,7 @@ fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
 
 /// Whether the server's key may be spent for requests to this host name. The owner of another name can
 /// point it to this server, even to the loopback address (DNS rebinding).
-pub(super) fn is_trusted_host(headers: &HeaderMap, config: &Config) -> bool {
+pub(crate) fn is_trusted_host(headers: &HeaderMap, config: &Config) -> bool {
     // Every browser sends a host, so this is not a browser.
     let Some(host) = headers.get(HOST) else { return true };
     if !config.is_loopback() && config.allowed_hosts.is_empty() {

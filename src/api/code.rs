@@ -268,10 +268,7 @@ impl From<&Refused> for Code {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::limits::{QuotaKind, StoreUnavailable};
 
     #[test]
     fn codes_have_distinct_names_and_are_sorted_by_status() {
@@ -334,31 +331,6 @@ mod tests {
             ErrorKind::Truncated,
         ] {
             assert_eq!(Code::from(&kind).name(), kind.code(), "{kind:?}");
-        }
-    }
-
-    /// Traces name a refusal as `limits` does.
-    #[test]
-    fn traces_and_answers_name_a_refusal_alike() {
-        let retry_after = Duration::from_secs(1);
-        let not_before = |kind| Exhausted::NotBefore { kind, retry_after };
-        let kind = QuotaKind::RequestsPerDay;
-        for refused in [
-            Refused::QueueFull,
-            Refused::SemaphoreDeleted,
-            Refused::Unfunded,
-            Refused::StoreUnavailable(StoreUnavailable { retry_after }),
-            Refused::TooManyAccounts,
-            Refused::MoreThanLimit { limit: 1 },
-            not_before(None).into(),
-            not_before(Some(QuotaKind::RequestsPerMinute)).into(),
-            not_before(Some(QuotaKind::SpendPerTenMinutes)).into(),
-            Exhausted::NoRoom { retry_after }.into(),
-            Exhausted::DayExhausted { kind: None, retry_after }.into(),
-            Exhausted::TooLarge { kind, cost: 2, limit: 1 }.into(),
-            Exhausted::NoQuota { kind: None }.into(),
-        ] {
-            assert_eq!(Code::from(&refused).name(), refused.code(), "{refused:?}");
         }
     }
 }

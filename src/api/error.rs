@@ -33,7 +33,7 @@ const LATER: Duration = Duration::from_secs(60);
 
 /// An error as the client sees it.
 #[derive(Debug, Clone)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     code: Code,
     detail: Detail,
     /// The semaphore that had too few free permits.
@@ -166,12 +166,12 @@ impl ApiError {
     }
 
     /// The error code.
-    pub(super) fn table_code(&self) -> Code {
+    pub(crate) fn table_code(&self) -> Code {
         self.code
     }
 
     /// After how long another attempt can succeed, if that is known.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
@@ -204,6 +204,11 @@ impl ApiError {
     /// What went wrong.
     pub(super) fn into_detail(self) -> Detail {
         self.detail
+    }
+
+    /// What went wrong, as a sentence.
+    pub(crate) fn into_text(self) -> String {
+        self.detail.into_text()
     }
 }
 

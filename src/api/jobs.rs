@@ -4,6 +4,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `begin`, `read`, `change` | the endpoints |
+//! | `apply` | what changes a job, for endpoints and the dashboard |
 //! | `owner` | whose job it is |
 //! | `upload`, `pieces`, `form`, `lines` | reads a body of any size item by item |
 //! | `options`, `rules` | what is said of a whole job, and what follows for its items |
@@ -11,6 +12,7 @@
 //! | `storing` | stores items until the job is accepted |
 //! | `status`, `results`, `events` | what is shown of a job |
 
+pub(crate) mod apply;
 mod begin;
 mod change;
 mod events;
@@ -33,10 +35,13 @@ mod upload;
 pub use format::item_format;
 pub use status::job_shown;
 
+pub(crate) use owner::Viewer;
+pub(crate) use results::{ResultQuery, ResultReader, lines};
+pub(crate) use status::JobStatus;
+
 pub(super) use begin::{Accepted, IDEMPOTENCY_KEY, IdempotencyKey, begin_batch, resume_failing};
 pub(super) use options::JobOptions;
-pub(super) use results::{NDJSON, ResultQuery, ResultReader, ResultsEnded, report};
-pub(super) use status::JobStatus;
+pub(super) use results::{NDJSON, ResultsEnded, report};
 
 /// The endpoints, for the router. utoipa's macros make more than the functions.
 pub(super) mod endpoints {

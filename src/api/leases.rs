@@ -225,10 +225,22 @@ pub(super) async fn release_lease(
     State(gateway): State<Gateway>,
     Names((semaphore_id, lease_id)): Names<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let unknown = || ApiError::unknown_lease(&semaphore_id, &lease_id);
-    let id = SemaphoreId::parse(&semaphore_id).map_err(|_| unknown())?;
-    gateway.limiter.store().release_lease(&id, &lease_id).await?.map_err(|_| unknown())?;
+    release(&gateway, &semaphore_id, &lease_id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Releases a lease.
+///
+/// # Errors
+/// 404 if it belongs to another semaphore; 503 if the limits are shared and cannot be reached.
+pub(crate) async fn release(
+    gateway: &Gateway,
+    semaphore_id: &str,
+    lease_id: &str,
+) -> Result<(), ApiError> {
+    let unknown = || ApiError::unknown_lease(semaphore_id, lease_id);
+    let id = SemaphoreId::parse(semaphore_id).map_err(|_| unknown())?;
+    gateway.limiter.store().release_lease(&id, lease_id).await?.map_err(|_| unknown())
 }
 
 fn one() -> i64 {

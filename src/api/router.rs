@@ -46,13 +46,18 @@ fn documented() -> OpenApiRouter<Gateway> {
         .routes(routes!(metrics::metrics))
 }
 
-/// The router of the whole service.
+/// The router of the service without its dashboard.
 pub fn router(gateway: Gateway) -> Router {
+    router_with(gateway, Router::new())
+}
+
+/// The router of the service with further routes, which pass the same layers.
+pub fn router_with(gateway: Gateway, others: Router<Gateway>) -> Router {
     let (routes, document) = documented().split_for_parts();
     let docs = SwaggerUi::new("/docs")
         .config(Config::default().try_it_out_enabled(true).persist_authorization(false))
         .url("/openapi.json", document.merge_from(Relayed::openapi()));
-    observed(routes.merge(docs).merge(relayed()), gateway)
+    observed(routes.merge(docs).merge(relayed()).merge(others), gateway)
 }
 
 /// The routes of relayed requests: all of Gemini's and OpenAI's APIs.

@@ -79,9 +79,7 @@ pub(super) async fn register_semaphore(
     State(gateway): State<Gateway>,
     JsonBody(request): JsonBody<SemaphoreRequest>,
 ) -> Result<(StatusCode, Json<SemaphoreStatus>), ApiError> {
-    let id = SemaphoreId::parse(&request.semaphore_id).map_err(invalid)?;
-    let limit = parse_limit(request.limit).map_err(invalid)?;
-    let (semaphore, new) = gateway.limiter.store().register(id.clone(), limit).await?;
+    let (id, semaphore, new) = register(&gateway, &request.semaphore_id, request.limit).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(SemaphoreStatus::of(id, &*semaphore))))
 }
@@ -103,22 +101,42 @@ pub(super) async fn delete_semaphore(
     State(gateway): State<Gateway>,
     Names(semaphore_id): Names<String>,
 ) -> Result<StatusCode, ApiError> {
-    let deleted = match SemaphoreId::parse(&semaphore_id) {
+    unregister(&gateway, &semaphore_id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Registers a semaphore, or changes the limit of an existing one. Also returns whether it is new.
+///
+/// # Errors
+/// 422 for an invalid name or limit; 503 if the limits are shared and cannot be reached.
+pub(crate) async fn register(
+    gateway: &Gateway,
+    id: &str,
+    limit: i64,
+) -> Result<(SemaphoreId, Arc<dyn Semaphore>, bool), ApiError> {
+    let id = SemaphoreId::parse(id).map_err(invalid)?;
+    let limit = parse_limit(limit).map_err(invalid)?;
+    let (semaphore, new) = gateway.limiter.store().register(id.clone(), limit).await?;
+    Ok((id, semaphore, new))
+}
+
+/// Deletes a semaphore.
+///
+/// # Errors
+/// 404 if it is not registered; 503 if the limits are shared and cannot be reached.
+pub(crate) async fn unregister(gateway: &Gateway, id: &str) -> Result<(), ApiError> {
+    let deleted = match SemaphoreId::parse(id) {
         Ok(id) => gateway.limiter.store().delete(&id).await?,
         Err(_) => false,
     };
-    if deleted {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::unknown_semaphore(&semaphore_id))
-    }
+    if deleted { Ok(()) } else { Err(ApiError::unknown_semaphore(id)) }
 }
 
 /// The semaphore with this name.
 ///
 /// # Errors
 /// 404 if it is not registered.
-pub(super) async fn registered(
+pub(crate) async fn registered(
     gateway: &Gateway,
     id: &str,
 ) -> Result<(SemaphoreId, Arc<dyn Semaphore>), ApiError> {

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::failure::failure;
+use super::failure::{REQUEST_TIMEOUT, failure};
 use super::settle::{follow_model, settle};
-use super::{Call, CallError, CallEvent, Dispatcher, EndedAttempt, OVERDUE, SentAttempt};
+use super::{Call, CallError, CallEvent, Dispatcher, EndedAttempt, SentAttempt};
 use crate::gemini::{
     Answer, AnswerPart, Client, Error, ErrorKind, ForwardError, Model, RefusalScope, SendContext,
     Usage,
@@ -262,7 +262,7 @@ impl Outcome<'_> {
     ) {
         let (outcome, accepted) = match self {
             Self::Answered(_) => ("success", true),
-            Self::Overdue => (OVERDUE, false),
+            Self::Overdue => (REQUEST_TIMEOUT, false),
             Self::Cancelled => ("cancelled", true),
             Self::Failed(error) => (error.kind.code(), error.accepted_model),
             Self::BrokenOff(error) => (error.kind.code(), true),

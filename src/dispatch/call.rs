@@ -266,7 +266,7 @@ impl Call {
 
     /// Its trace, if it is sampled.
     pub(super) fn trace(&self) -> Option<TraceId> {
-        None
+        self.observer.as_ref()?.trace_id()
     }
 
     /// The text in its body.

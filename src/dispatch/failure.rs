@@ -5,9 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Call, CallError, Dispatcher, OVERDUE};
+use super::{Call, CallError, Dispatcher};
 use crate::gemini::{Secrets, redact};
 use crate::metrics::Failure;
+
+/// The code of a call whose deadline passed.
+pub(super) const REQUEST_TIMEOUT: &str = "request_timeout";
 
 impl Dispatcher {
     /// Keeps a failure of a call that has no usable answer. `retried`: the call is sent again.
@@ -17,12 +20,11 @@ impl Dispatcher {
 
     /// Counts a call that was not admitted.
     pub(super) fn not_admitted(&self, call: &Call, error: &CallError) {
-        let code = match error {
-            CallError::Refused(refused) => refused.code(),
-            CallError::DeadlineExceeded => OVERDUE,
+        if matches!(error, CallError::Upstream { .. }) {
             // It failed before, and was counted then.
-            CallError::Upstream { .. } => return,
-        };
+            return;
+        }
+        let code = error.code();
         self.metrics.not_admitted(call.kind().label(), code);
         self.note_failure(call, code, false);
     }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{Call, CallError};
 use crate::gemini::{Answer, Model, TraceContext, Usage};
 use crate::limits::{Admission, HeldBy};
+use crate::metrics::TraceId;
 
 /// Follows the calls of one piece of work: of a request, or of an item of a batch or a job. They are made
 /// one after the other, and each goes through these events in this order:
@@ -26,6 +27,11 @@ pub trait CallObserver: fmt::Debug + Send + Sync {
 
     /// The position in a trace that the attempt which was just [`Sent`](CallEvent::Sent) carries to Gemini.
     fn trace_context(&self) -> Option<Box<TraceContext>> {
+        None
+    }
+
+    /// The id of the trace that the calls are part of, if it is kept.
+    fn trace_id(&self) -> Option<TraceId> {
         None
     }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{CallEvent, CallObserver, EndedAttempt, SentAttempt};
 use crate::gemini::{Model, ServiceTier, TraceContext, Usage};
 use crate::limits::HeldBy;
+use crate::metrics::TraceId;
 
 /// The most entries that are kept of one request. Each attempt has four at most.
 const MAX_ENTRIES: usize = 1000;
@@ -124,6 +125,10 @@ impl CallObserver for Timeline {
 
     fn trace_context(&self) -> Option<Box<TraceContext>> {
         self.beside.as_ref()?.trace_context()
+    }
+
+    fn trace_id(&self) -> Option<TraceId> {
+        self.beside.as_ref()?.trace_id()
     }
 }
 

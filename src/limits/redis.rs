@@ -44,11 +44,11 @@ use super::model::{Payer, PlannedQuotas, SemaphoreId, StoreUnavailable};
 use super::semaphore::Semaphore;
 use super::store::{Fetched, Report, Reports, Semaphores, Store};
 use budget::SharedBudget;
-use command::{Command, GLOBAL, Registered};
+use command::{Command, GLOBAL, Registered, micros};
 use link::Link;
 use registry::Registry;
 use replica_lease::ReplicaLease;
-use reply::{DeleteResult, FindResult, PastResult, RegisterResult, ReportResult};
+use reply::{DeleteResult, FindResult, LoginResult, PastResult, RegisterResult, ReportResult};
 use semaphore::SharedSemaphore;
 use session::{Broken, Connector};
 
@@ -277,6 +277,34 @@ impl Store for SharedStore {
             reports.retain(|report| report.len() <= MAX_TEXT);
             reports.truncate(MAX_REPORTS);
             Ok(Reports { texts: reports, is_first: first })
+        }
+        .boxed()
+    }
+
+    fn open_login(&self, id: &str, idle: Duration, longest: Duration) -> Fetched<'_, ()> {
+        let (id, idle_us, longest_us) = (id.to_owned(), micros(idle), micros(longest));
+        async move {
+            let command = Command::OpenLogin { id, idle_us, longest_us };
+            let _: Option<()> = self.link.call(command).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn use_login(&self, id: &str, idle: Option<Duration>) -> Fetched<'_, bool> {
+        let command = Command::UseLogin { id: id.to_owned(), idle_us: idle.map(micros) };
+        async move {
+            let used: Option<LoginResult> = self.link.call(command).await?;
+            Ok(used.is_some_and(|used| used.open))
+        }
+        .boxed()
+    }
+
+    fn close_login(&self, id: &str) -> Fetched<'_, ()> {
+        let command = Command::CloseLogin { id: id.to_owned() };
+        async move {
+            let _: Option<()> = self.link.call(command).await?;
+            Ok(())
         }
         .boxed()
     }

@@ -52,6 +52,23 @@ pub trait Store: Semaphores + LeaseStore {
         ready(Ok(Vec::new())).boxed()
     }
 
+    /// Opens a login: a name that all replicas accept until it is closed, is not used for `idle`, lasts
+    /// for `longest`, or this replica ends. Without effect if the store is not shared.
+    fn open_login(&self, _id: &str, _idle: Duration, _longest: Duration) -> Fetched<'_, ()> {
+        ready(Ok(())).boxed()
+    }
+
+    /// Whether a login is open. With `idle`, this counts as a use: it may be unused for so long from now
+    /// on. Always false if the store is not shared.
+    fn use_login(&self, _id: &str, _idle: Option<Duration>) -> Fetched<'_, bool> {
+        ready(Ok(false)).boxed()
+    }
+
+    /// Closes a login for all replicas.
+    fn close_login(&self, _id: &str) -> Fetched<'_, ()> {
+        ready(Ok(())).boxed()
+    }
+
     /// Gives back what this process holds, before it exits.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -1,6 +1,7 @@
 //! Serves one connection, from its first request to its last.
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,7 +17,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::connections::ConnectionGuard;
-use super::exchange::exchange;
+use super::exchange::{exchange, with_peer};
 use super::http2::http2;
 use super::state::State;
 use super::stream::{BUFFER, ClientStream, Io, LINGER_PAUSE};
@@ -46,6 +47,7 @@ pub(super) async fn connection(
     open: &ConnectionGuard,
 ) -> Option<Session> {
     let state = &open.state;
+    let peer = socket.peer_addr().ok();
     // Register the socket with this runtime; it was accepted on another one.
     let here = socket.into_std().and_then(TcpStream::from_std);
     let stream = match here.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
@@ -69,9 +71,9 @@ pub(super) async fn connection(
     let takeover = Takeover::default();
     let result = if is_http2 {
         // Boxed because it is large and most connections do not use HTTP/2.
-        Box::pin(http2(io, router, limits, shutdown.begins, open)).await
+        Box::pin(http2(io, peer, router, limits, shutdown.begins, open)).await
     } else {
-        http1(io, &stream, router, limits, shutdown, state, &takeover).await
+        http1(io, (&stream, peer), router, limits, shutdown, state, &takeover).await
     };
     if let Some(session) = takeover.take().filter(|_| matches!(result, Some(Ok(())))) {
         state.upgraded();
@@ -93,7 +95,7 @@ pub(super) async fn connection(
 /// Serves a connection over HTTP/1. Returns the result, or `None` if it was cut off.
 async fn http1(
     io: Io,
-    stream: &ClientStream,
+    (stream, peer): (&ClientStream, Option<SocketAddr>),
     router: Router,
     limits: ServerLimits,
     shutdown: Shutdown,
@@ -101,6 +103,7 @@ async fn http1(
     takeover: &Takeover,
 ) -> Option<hyper::Result<()>> {
     let service = service_fn(|request| {
+        let request = with_peer(request, peer);
         exchange(router.clone(), request, Arc::clone(state), takeover.clone(), &shutdown)
     });
     let connection = http1::Builder::new()

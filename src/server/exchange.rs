@@ -1,6 +1,7 @@
 //! Serves one request over HTTP/1. The unread rest of a body must not be taken for the next request.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -58,6 +60,14 @@ pub(super) async fn exchange(
         state.will_linger();
     }
     Ok(response.map(|body| Http1Body { body, state }))
+}
+
+/// Tells handlers the address from which a request came.
+pub(super) fn with_peer<B>(mut request: Request<B>, peer: Option<SocketAddr>) -> Request<B> {
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(ConnectInfo(peer));
+    }
+    request
 }
 
 /// Reads the rest of a short body. Returns whether it was read to the end.

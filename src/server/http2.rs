@@ -8,6 +8,7 @@ mod answer;
 mod streams;
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -26,7 +27,7 @@ use tower::ServiceExt;
 
 use super::ServerLimits;
 use super::connections::{ConnectionGuard, RequestGuard};
-use super::exchange::{RequestBody, drain};
+use super::exchange::{RequestBody, drain, with_peer};
 use super::state::State;
 use super::stream::{BUFFER, Io, LINGER_PAUSE};
 use super::timer::poll_timer;
@@ -52,6 +53,7 @@ const GOAWAY_TIME: Duration = LINGER_PAUSE;
 /// Serves a connection. Returns the result, or `None` if it was cut off.
 pub(super) async fn http2(
     io: Io,
+    peer: Option<SocketAddr>,
     router: Router,
     limits: ServerLimits,
     shutdown: CancellationToken,
@@ -62,7 +64,7 @@ pub(super) async fn http2(
     let streams = Streams::new(limits.client_timeout);
     let service = service_fn(|request: Request<Incoming>| {
         let stream = open.stream(!request.body().is_end_stream());
-        exchange(router.clone(), request, stream)
+        exchange(router.clone(), with_peer(request, peer), stream)
     });
     let connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())

@@ -14,6 +14,7 @@ use super::attributes::*;
 use super::{Tracing, content, propagation};
 use crate::dispatch::{Call, CallEvent, CallKind, CallObserver, EndedAttempt, SentAttempt};
 use crate::gemini::{Answer, TraceContext, Usage};
+use crate::metrics::TraceId;
 
 /// The name of Gemini's API in the conventions.
 const GEMINI: &str = "gcp.gemini";
@@ -162,6 +163,12 @@ impl CallObserver for CallSpans {
             None => propagation::written(self.parent.span().span_context()),
         };
         written.map(Box::new)
+    }
+
+    fn trace_id(&self) -> Option<TraceId> {
+        let span = self.parent.span();
+        let position = span.span_context();
+        position.is_sampled().then(|| TraceId(position.trace_id().to_bytes()))
     }
 
     fn item(&self, index: u64) -> Option<Arc<dyn CallObserver>> {

@@ -16,7 +16,7 @@ use crate::support::{ADMIN_KEY, SERVER_KEY, Service, TEST_TIMEOUT};
 
 /// Where `tests/run` installs the clients.
 const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/clients");
-const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+pub const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 const OWN_KEY: &str = "callers-key";
 const BAD_KEY: &str = "invalid-key";
@@ -31,7 +31,7 @@ async fn service() -> JobService {
 }
 
 /// The path of an installed file.
-fn installed(path: &str) -> String {
+pub fn installed(path: &str) -> String {
     let path = format!("{INSTALLED}/{path}");
     assert!(Path::new(&path).exists(), "run tests/run once: it installs them ({path})");
     path

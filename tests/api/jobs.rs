@@ -32,7 +32,7 @@ impl std::ops::Deref for JobService {
 }
 
 impl JobService {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
@@ -43,12 +43,12 @@ impl JobService {
     }
 
     /// A service whose jobs stay queued.
-    async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
         let service = Service::with(Options::default(), change).await;
         Self { service, _engine: None }
     }
 
-    fn run_engine(&mut self) {
+    pub fn run_engine(&mut self) {
         let gateway = &self.service.gateway;
         let engine = Engine::start(
             gateway.jobs.clone(),
@@ -68,18 +68,18 @@ impl JobService {
     }
 
     /// Uploads lines of a kind.
-    fn upload(&self, kind: &str, lines: impl Into<reqwest::Body>) -> RequestBuilder {
+    pub fn upload(&self, kind: &str, lines: impl Into<reqwest::Body>) -> RequestBuilder {
         let kind = if kind.is_empty() { String::new() } else { format!("?kind={kind}") };
         let request = self.http.post(self.url(&format!("/jobs{kind}")));
         request.header("content-type", "application/x-ndjson").body(lines)
     }
 
     /// Uploads chats, and gives the id of the job.
-    async fn chats(&self, prompts: impl IntoIterator<Item = String>) -> String {
+    pub async fn chats(&self, prompts: impl IntoIterator<Item = String>) -> String {
         accepted(answer(self.upload("chat", chats(prompts))).await)
     }
 
-    async fn job(&self, id: &str) -> Value {
+    pub async fn job(&self, id: &str) -> Value {
         let shown = answer(self.get(&format!("/jobs/{id}"))).await;
         assert_eq!(shown.status, StatusCode::OK, "{shown:?}");
         shown.body
@@ -94,7 +94,7 @@ impl JobService {
     }
 
     /// All results, once the job has ended.
-    async fn all_results(&self, id: &str) -> Vec<Value> {
+    pub async fn all_results(&self, id: &str) -> Vec<Value> {
         self.results(id, "?follow=true").await
     }
 
@@ -111,14 +111,14 @@ impl JobService {
 }
 
 /// The id of a job that was accepted.
-fn accepted(begun: Answer) -> String {
+pub fn accepted(begun: Answer) -> String {
     assert_eq!(begun.status, StatusCode::ACCEPTED, "{begun:?}");
     let id = begun.body["job_id"].as_str().expect("an id").to_owned();
     assert_eq!(begun.headers["location"], format!("/jobs/{id}"));
     id
 }
 
-fn chats(prompts: impl IntoIterator<Item = String>) -> String {
+pub fn chats(prompts: impl IntoIterator<Item = String>) -> String {
     prompts.into_iter().map(|prompt| format!("{}\n", json!({"prompt": prompt}))).collect()
 }
 

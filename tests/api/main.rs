@@ -11,6 +11,7 @@ mod clients;
 mod connections;
 mod corpus;
 mod credentials;
+mod dashboard;
 mod deployment;
 mod documentation;
 mod durability;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{AdminKey, Config};
+use gemini_concurrent_generation::dashboard::Dashboard;
 use gemini_concurrent_generation::gateway::Gateway;
 use gemini_concurrent_generation::gemini::ApiKey;
 use gemini_concurrent_generation::limits::Occupancy;
@@ -62,7 +63,8 @@ impl Service {
         config.job_store.folder = data.path().join("data");
         change(&mut config);
         let gateway = Gateway::new(config, true).expect("the simulator has a base URL");
-        let address = listen(api::router(gateway.clone()), &stop).await;
+        let pages = Dashboard::new(stop.clone()).routes(gateway.clone());
+        let address = listen(api::router_with(gateway.clone(), pages), &stop).await;
         let http = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
         Self { simulator, gateway, address, http, _stop: stop.drop_guard(), _data: data }
     }

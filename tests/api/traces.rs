@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::process::Start;
+use crate::proxies::Certificates;
 use crate::support::{
     ADMIN_KEY, SERVER_KEY, Service, admin, answer, closed_port, contents, slow, until,
 };
@@ -458,6 +459,25 @@ async fn exports_carry_their_headers_and_are_compressed_on_request() {
 }
 
 #[tokio::test]
+async fn a_receiver_with_a_certificate_of_a_private_authority_is_trusted_if_a_variable_says_so() {
+    let (receiver, certificates) = (Receiver::start().await, Certificates::new());
+    let address = receiver.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let port = certificates.terminate_tls(address).await.port();
+    let start = || {
+        Start::simulated()
+            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("https://localhost:{port}"))
+            .set("OTEL_BSP_SCHEDULE_DELAY", "10")
+    };
+    let distrusting = start().run().await;
+    answer(distrusting.post("/chat", &json!({"prompt": "Hello"}))).await;
+    distrusting.until_logged("its certificate is not trusted on this machine").await;
+    let authority = certificates.path("ca.pem");
+    let trusting = start().set("OTEL_EXPORTER_OTLP_CERTIFICATE", &authority).run().await;
+    answer(trusting.post("/chat", &json!({"prompt": "Hello"}))).await;
+    receiver.until(CHAT, 1).await;
+}
+
+#[tokio::test]
 async fn health_checks_and_metrics_are_not_traced() {
     let receiver = Receiver::start().await;
     let service = receiver.service().await;
@@ -572,6 +592,21 @@ async fn a_receiver_that_never_answers_does_not_keep_the_process() {
     let (code, log) = process.end().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("the last spans could not be exported"), "{log}");
+}
+
+#[tokio::test]
+async fn metrics_have_the_traces_of_calls_as_exemplars() {
+    let receiver = Receiver::start().await;
+    let service = receiver.service().await;
+    service.chat("Hello").await;
+    let [root] = &*receiver.until(CHAT, 1).await else { unreachable!() };
+    let metrics = service.get("/metrics").header("accept", "application/openmetrics-text");
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    for name in ["queue_wait_seconds_bucket", "upstream_latency_seconds_bucket"] {
+        let exemplar = format!("# {{trace_id=\"{}\"}}", root.trace);
+        let is_marked = |line: &str| line.contains(name) && line.contains(&exemplar);
+        assert!(metrics.lines().any(is_marked), "{name}");
+    }
 }
 
 #[tokio::test]

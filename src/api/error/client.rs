@@ -117,13 +117,18 @@ impl ApiError {
     }
 
     /// The key was not used with the model.
-    pub(in crate::api) fn unknown_account(key: &str, model: &str) -> Self {
+    pub(crate) fn unknown_account(key: &str, model: &str) -> Self {
         let detail = format!("No key {key:?} is in use with a model {model:?}.");
         Self::new(Code::AccountNotFound, detail)
     }
 
-    pub(in crate::api) fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self::new(Code::NotFound, "Not Found")
+    }
+
+    /// The dashboard is not served without an admin key.
+    pub(crate) fn no_dashboard() -> Self {
+        Self::new(Code::NotFound, "There is no dashboard, because ADMIN_API_KEY is not set.")
     }
 
     /// A path of OpenAI's that Gemini does not have.

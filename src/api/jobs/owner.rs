@@ -11,7 +11,7 @@ use crate::jobs::{Change, Job, JobId, JobNumber, Owner};
 
 /// The sender of a request about jobs.
 #[derive(Debug, Clone)]
-pub(super) enum Viewer {
+pub(crate) enum Viewer {
     /// The administrator, who sees all jobs.
     Admin,
     /// A caller with a key of their own, who sees the jobs that this key pays for.
@@ -71,7 +71,7 @@ impl Viewer {
     ///
     /// # Errors
     /// 404 if it is not, and 503 if the store is unavailable.
-    pub(super) async fn job(&self, id: &str, gateway: &Gateway) -> Result<Job, ApiError> {
+    pub(crate) async fn job(&self, id: &str, gateway: &Gateway) -> Result<Job, ApiError> {
         let Some(id) = JobId::parse(id) else { return Err(ApiError::unknown_job()) };
         let job = gateway.jobs.store().job(id).await?;
         job.filter(|job| self.sees(job)).ok_or_else(ApiError::unknown_job)

@@ -24,7 +24,7 @@ pub(in crate::api) const NDJSON: HeaderValue = HeaderValue::from_static("applica
 
 /// Which results are read, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::api) struct ResultQuery {
+pub(crate) struct ResultQuery {
     pub order: Order,
     pub only_failed: bool,
     /// The position after which reading begins.
@@ -64,7 +64,7 @@ pub(in crate::api) enum ResultsEnded {
 
 /// Reads the results of a job page by page.
 #[derive(Debug)]
-pub(in crate::api) struct ResultReader {
+pub(crate) struct ResultReader {
     gateway: Gateway,
     id: JobId,
     number: JobNumber,
@@ -75,7 +75,7 @@ pub(in crate::api) struct ResultReader {
 
 impl ResultReader {
     /// Reads the results of a job.
-    pub(in crate::api) fn of(job: &Job, query: ResultQuery, gateway: &Gateway) -> Self {
+    pub(crate) fn of(job: &Job, query: ResultQuery, gateway: &Gateway) -> Self {
         let watch = gateway.jobs.watch(job.number);
         let (gateway, id) = (gateway.clone(), job.id.clone());
         Self { gateway, id, number: job.number, query, is_over: false, watch }
@@ -128,7 +128,7 @@ impl ResultReader {
 }
 
 /// Answers with results as lines, page by page.
-pub(super) fn lines(reader: ResultReader) -> Response {
+pub(crate) fn lines(reader: ResultReader) -> Response {
     let pages = try_unfold(reader, async |mut reader| {
         let page = reader.next().await.inspect_err(report)?;
         Ok::<_, ResultsEnded>(page.map(|page| (reader.joined(&page), reader)))

@@ -14,7 +14,7 @@ use crate::jobs::{Failures, Job, JobKind, JobState, PauseReason, Progress};
 
 /// A job, and how far it is.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub(in crate::api) struct JobStatus {
+pub(crate) struct JobStatus {
     /// The id of the job.
     #[schema(example = "job_6f1c0b7f2f5e4a0f9b1d3c5e7a9b0d2f")]
     job_id: String,
@@ -38,9 +38,9 @@ pub(in crate::api) struct JobStatus {
     failed: u64,
     /// Items in flight, never more than the concurrency limit. Of those that other replicas have taken up it
     /// is an estimate.
-    running: u64,
+    pub running: u64,
     /// Items that wait, without those that are being sent.
-    waiting: u64,
+    pub waiting: u64,
     /// The failed items by their error code.
     #[schema(value_type = BTreeMap<String, FailedItems>)]
     failures: BTreeMap<String, FailedItems>,
@@ -51,9 +51,9 @@ pub(in crate::api) struct JobStatus {
     /// What all calls cost in US dollars; 0 where the prices are unknown.
     cost_usd: f64,
     /// How many items end each second, averaged over about a minute.
-    items_per_second: f64,
+    pub items_per_second: f64,
     /// In how many seconds the job ends if it goes on like this; null if that cannot be told.
-    eta_seconds: Option<f64>,
+    pub eta_seconds: Option<f64>,
     /// The bytes of its items.
     bytes: u64,
     /// When it was accepted, in UTC.
@@ -67,7 +67,7 @@ pub(in crate::api) struct JobStatus {
     ended_at: Option<String>,
     /// When it is deleted, if it has ended.
     #[schema(format = DateTime)]
-    expires_at: Option<String>,
+    pub expires_at: Option<String>,
 }
 
 /// The failed items of one error code.
@@ -95,7 +95,7 @@ pub fn job_shown(gateway: Gateway) -> Render {
 
 impl JobStatus {
     /// How a job is now.
-    pub(in crate::api) fn of(job: &Job, gateway: &Gateway) -> Self {
+    pub(crate) fn of(job: &Job, gateway: &Gateway) -> Self {
         let retention = gateway.config.job_retention;
         let retention = retention.and_then(|kept| SignedDuration::try_from(kept).ok());
         let now = Timestamp::now();

@@ -229,6 +229,19 @@ pub(super) enum Command {
         from: i64,
         to: i64,
     },
+    OpenLogin {
+        id: String,
+        idle_us: u64,
+        longest_us: u64,
+    },
+    UseLogin {
+        id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        idle_us: Option<u64>,
+    },
+    CloseLogin {
+        id: String,
+    },
 }
 
 impl Command {
@@ -266,6 +279,7 @@ impl Command {
                 | Self::CloseDay { .. }
                 | Self::ProveBudget { .. }
                 | Self::ReleaseLease { .. }
+                | Self::CloseLogin { .. }
         )
     }
 }

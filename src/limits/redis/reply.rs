@@ -171,6 +171,12 @@ pub(super) struct ReportResult {
     pub first: bool,
 }
 
+/// The result of `use_login`.
+#[derive(Debug, Deserialize)]
+pub(super) struct LoginResult {
+    pub open: bool,
+}
+
 /// The result of `read_past`.
 #[derive(Debug, Deserialize)]
 pub(super) struct PastResult {

@@ -31,6 +31,7 @@ pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| {
         include_str!("script/semaphore.lua"),
         include_str!("script/lease.lua"),
         include_str!("script/report.lua"),
+        include_str!("script/login.lua"),
         include_str!("script/allowance.lua"),
         include_str!("script/budget.lua"),
         include_str!("script/budget_quotas.lua"),

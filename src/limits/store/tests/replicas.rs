@@ -54,6 +54,44 @@ async fn a_returning_request_is_admitted_before_first_requests_of_all_replicas()
     }
 }
 
+#[tokio::test]
+async fn a_login_is_accepted_by_all_replicas_until_it_is_closed_or_unused() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    let (idle, longest) = (SECOND / 2, 60 * SECOND);
+    for id in ["closed", "unused"] {
+        assert!(!two.use_login(id, None).await.unwrap());
+        one.open_login(id, idle, longest).await.unwrap();
+        assert!(two.use_login(id, Some(60 * SECOND)).await.unwrap());
+        assert!(one.use_login(id, Some(idle)).await.unwrap());
+    }
+    two.close_login("closed").await.unwrap();
+    assert!(!one.use_login("closed", Some(idle)).await.unwrap());
+    let began = Instant::now();
+    while two.use_login("unused", None).await.unwrap() {
+        assert!(began.elapsed() < 20 * SECOND, "it is not used");
+        tokio::time::sleep(SECOND / 100).await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_ends_after_its_time_and_with_the_replica_that_opened_it() {
+    let server = RedisServer::start().await;
+    let (one, two): (Shared, Shared) = (server.store(5).await, server.store(5).await);
+    one.open_login("short", 60 * SECOND, SECOND / 2).await.unwrap();
+    let began = Instant::now();
+    while two.use_login("short", Some(60 * SECOND)).await.unwrap() {
+        assert!(began.elapsed() < 20 * SECOND, "its time is over, however much it is used");
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    one.open_login("long", 60 * SECOND, 60 * SECOND).await.unwrap();
+    two.open_login("other", 60 * SECOND, 60 * SECOND).await.unwrap();
+    assert!(two.use_login("long", None).await.unwrap());
+    one.close().await;
+    assert!(!two.use_login("long", Some(60 * SECOND)).await.unwrap());
+    assert!(two.use_login("other", None).await.unwrap());
+}
+
 /// The accounts of a replica, with limits set by hand: 7 requests a minute for the alias, and 9 for
 /// the model that is charged.
 fn accounts(store: &Shared) -> Accounts {

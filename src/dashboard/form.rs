@@ -1,0 +1,59 @@
+//! The fields of a form.
+
+use axum::body::Body;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
+use url::form_urlencoded;
+
+use super::failure::PageError;
+use crate::gateway::Gateway;
+use crate::memory::Share;
+
+/// The largest form, in bytes.
+const MAX_FORM: usize = 256 * 1024;
+
+/// How many fields a form has at most.
+const MAX_FIELDS: usize = 64;
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The fields of a form.
+#[derive(Debug)]
+pub(super) struct Form {
+    fields: Vec<(String, String)>,
+    /// The form's share of the memory for bodies.
+    _share: Share,
+}
+
+impl Form {
+    /// Reads a form.
+    ///
+    /// # Errors
+    /// 415 if the body is no form; 413 if it is too large; 408 if it does not arrive in time; 503 if there
+    /// is no memory for it.
+    pub async fn read(
+        headers: &HeaderMap,
+        body: Body,
+        gateway: &Gateway,
+    ) -> Result<Self, PageError> {
+        let is_form = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_form = is_form.and_then(|value| value.split(';').next());
+        if !is_form.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(FORM)) {
+            return Err(PageError::not_a_form());
+        }
+        let body = timeout(gateway.config.client_timeout, Limited::new(body, MAX_FORM).collect());
+        let body = body.await.map_err(|_| PageError::form_too_slow())?;
+        let body = body.map_err(|_| PageError::form_too_large())?.to_bytes();
+        let mut share = gateway.bodies.share();
+        share.grow(body.len()).map_err(PageError::from)?;
+        let fields = form_urlencoded::parse(&body).into_owned().take(MAX_FIELDS).collect();
+        Ok(Self { fields, _share: share })
+    }
+
+    /// The value of a field; empty if it is missing.
+    pub fn get(&self, name: &str) -> &str {
+        self.fields.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value)
+    }
+}

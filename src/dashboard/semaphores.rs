@@ -1,0 +1,299 @@
+//! The semaphores, and one of them with its leases.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Path;
+use axum::response::{IntoResponse, Response};
+use maud::{Markup, html};
+use tokio::time::Instant;
+
+use super::access::{Action, View};
+use super::failure::PageError;
+use super::format;
+use super::layout::{Nav, csrf};
+use super::page::{Address, Fragment, Notice, Page, outcome};
+use super::parts::{Confirmed, Tone, bar, empty, outside};
+use crate::api::{ApiError, register, registered, release, unregister};
+use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage};
+
+/// How many semaphores, and how many leases of one, are shown.
+const MOST_SHOWN: usize = 200;
+
+/// The list of semaphores.
+pub(super) struct SemaphoresPage;
+
+impl Page for SemaphoresPage {
+    fn at(_: &Address) -> Option<Self> {
+        Some(Self)
+    }
+
+    fn nav(&self) -> Nav {
+        Nav::Semaphores
+    }
+
+    fn title(&self) -> String {
+        "Semaphores".to_owned()
+    }
+
+    fn path(&self) -> String {
+        "/dashboard/semaphores".to_owned()
+    }
+
+    async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
+        let store = view.site.gateway.limiter.store();
+        store.refresh().await.map_err(ApiError::from)?;
+        Ok(vec![Fragment::new("semaphores", list(&store.named()))])
+    }
+
+    fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
+        html! {
+            @for fragment in fragments { (fragment) }
+            section.card {
+                h2 { "New semaphore" }
+                form.fields method="post" action="/dashboard/semaphores" {
+                    (csrf(&view.session))
+                    div {
+                        label for="name" { "Name" }
+                        input #name name="semaphore_id" required maxlength="128" spellcheck="false"
+                            autocomplete="off" pattern="[A-Za-z0-9._:\\-]{1,128}"
+                            title="1 to 128 of A-Z a-z 0-9 . _ : -";
+                    }
+                    div {
+                        label for="limit" { "Permits" }
+                        input #limit name="limit" type="number" required min="1" max="1000" value="5";
+                    }
+                    button.primary type="submit" { "Create" }
+                }
+            }
+        }
+    }
+}
+
+fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)]) -> Markup {
+    html! {
+        section.card aria-label="Semaphores" {
+            @if all.is_empty() {
+                (empty("No semaphores", html! {
+                    "A semaphore limits how many calls and leases run at once, across services."
+                }))
+            } @else {
+                table.stack {
+                    thead { tr {
+                        th scope="col" { "Name" } th scope="col" { "Permits in use" }
+                        th.number scope="col" { "Free" } th.number scope="col" { "Waiting" }
+                    } }
+                    tbody {
+                        @for (id, semaphore) in all.iter().take(MOST_SHOWN) {
+                            (row(id, semaphore.usage()))
+                        }
+                    }
+                }
+                @if all.len() > MOST_SHOWN {
+                    p.hint { "The first " (MOST_SHOWN) " of " (all.len()) " are shown." }
+                }
+            }
+        }
+    }
+}
+
+fn row(id: &SemaphoreId, usage: SemaphoreUsage) -> Markup {
+    html! {
+        tr data-key=(id.as_str()) {
+            th scope="row" { a href={ "/dashboard/semaphores/" (id.as_str()) } { (id.as_str()) } }
+            td data-label="Permits in use" { (permits(usage)) }
+            td.number data-label="Free" { (usage.available()) }
+            td.number data-label="Waiting" { (usage.waiting) }
+        }
+    }
+}
+
+fn permits(usage: SemaphoreUsage) -> Markup {
+    let (used, limit) = (usage.in_use as u64, usage.limit as u64);
+    let text = format!("{used} of {limit}");
+    let tone = if usage.waiting > 0 { Tone::Warn } else { Tone::Busy };
+    html! {
+        div.progress {
+            (bar("Permits in use", &text, &[(tone.class(), used)], limit))
+            span.sub { (text) }
+        }
+    }
+}
+
+/// One semaphore.
+pub(super) struct SemaphorePage {
+    id: SemaphoreId,
+}
+
+impl Page for SemaphorePage {
+    fn at(address: &Address) -> Option<Self> {
+        Some(Self { id: SemaphoreId::parse(address.name("id")?).ok()? })
+    }
+
+    fn nav(&self) -> Nav {
+        Nav::Semaphores
+    }
+
+    fn title(&self) -> String {
+        self.id.as_str().to_owned()
+    }
+
+    fn path(&self) -> String {
+        format!("/dashboard/semaphores/{}", self.id.as_str())
+    }
+
+    async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
+        let gateway = &view.site.gateway;
+        let (_, semaphore) = registered(gateway, self.id.as_str()).await?;
+        let store = gateway.limiter.store();
+        store.refresh().await.map_err(ApiError::from)?;
+        let leases = store.leases(&semaphore).await.map_err(ApiError::from)?;
+        let usage = semaphore.usage();
+        let leased = leases.iter().map(|lease| lease.terms.permits).sum::<usize>();
+        Ok(vec![
+            Fragment::new("usage", self.usage(usage, leased)),
+            Fragment::new("leases", self.leases(&leases, view)),
+        ])
+    }
+
+    fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
+        let path = self.path();
+        let delete = Confirmed {
+            action: &format!("{path}/delete"),
+            fields: &[],
+            summary: "Delete…",
+            question: "Requests and leases that wait for it fail. Those that hold it are not affected.",
+            label: "Delete the semaphore",
+        };
+        html! {
+            @for fragment in fragments { (fragment) }
+            section.card {
+                h2 { "Change" }
+                form.fields method="post" action={ (path) "/limit" } {
+                    (csrf(&view.session))
+                    div {
+                        label for="limit" { "Permits" }
+                        input #limit name="limit" type="number" required min="1" max="1000";
+                    }
+                    button.primary type="submit" { "Set the limit" }
+                }
+                p.hint { "A new limit holds at once, also while permits are in use." }
+                (delete.render(&view.session))
+            }
+        }
+    }
+}
+
+impl SemaphorePage {
+    fn usage(&self, usage: SemaphoreUsage, leased: usize) -> Markup {
+        let calls = usage.in_use.saturating_sub(leased);
+        html! {
+            section.card aria-label="Use" {
+                (permits(usage))
+                div.tiles.small {
+                    div.tile { p.label { "Held by calls" } p.value { (calls) } }
+                    div.tile { p.label { "Held by leases" } p.value { (leased) } }
+                    div.tile { p.label { "Free" } p.value { (usage.available()) } }
+                    div.tile { p.label { "Waiting" } p.value { (usage.waiting) } }
+                }
+            }
+        }
+    }
+
+    fn leases(&self, leases: &[Lease], view: &View) -> Markup {
+        html! {
+            section.card {
+                h2 { "Leases" }
+                @if leases.is_empty() {
+                    (empty("No leases", html! { "No program outside the gateway holds permits." }))
+                } @else {
+                    table.stack {
+                        thead { tr {
+                            th scope="col" { "Holder" } th.number scope="col" { "Permits" }
+                            th.number scope="col" { "Ends in" }
+                            th.number scope="col" { "Fencing token" }
+                            th scope="col" { span.hidden { "Actions" } }
+                        } }
+                        tbody {
+                            @for lease in leases.iter().take(MOST_SHOWN) { (self.lease(lease, view)) }
+                        }
+                    }
+                    @if leases.len() > MOST_SHOWN {
+                        p.hint { "The oldest " (MOST_SHOWN) " of " (leases.len()) " are shown." }
+                    }
+                }
+            }
+        }
+    }
+
+    fn lease(&self, lease: &Lease, view: &View) -> Markup {
+        let left = lease.expires.saturating_duration_since(Instant::now());
+        // Without fractions of a second, which would change with each look.
+        let left = Duration::from_secs(left.as_secs());
+        let release = Confirmed {
+            action: &format!("{}/leases/{}/release", self.path(), lease.id),
+            fields: &[],
+            summary: "Release…",
+            question: "Its permits become free at once, although the holder may still work.",
+            label: "Release the lease",
+        };
+        html! {
+            tr data-key=(lease.id) {
+                th scope="row" { (outside(&lease.terms.holder)) }
+                td.number data-label="Permits" { (lease.terms.permits) }
+                td.number data-label="Ends in" { (format::duration(left)) }
+                td.number data-label="Fencing token" { (lease.fencing_token) }
+                td {
+                    (release.render(&view.session))
+                }
+            }
+        }
+    }
+}
+
+/// Creates a semaphore, or changes the limit of an existing one.
+pub(super) async fn create(action: Action) -> Response {
+    let Action { view, form } = action;
+    let done = set(&view, form.get("semaphore_id").trim(), form.get("limit")).await;
+    match done {
+        Ok((id, notice)) => outcome(SemaphorePage { id }, &view, Ok::<_, PageError>(notice)).await,
+        Err(error) => outcome(SemaphoresPage, &view, Err(error)).await,
+    }
+}
+
+/// Changes the limit of a semaphore.
+pub(super) async fn change(Path(id): Path<String>, action: Action) -> Response {
+    let Action { view, form } = action;
+    let Ok(id) = SemaphoreId::parse(&id) else { return PageError::not_found().into_response() };
+    let done = async {
+        registered(&view.site.gateway, id.as_str()).await?;
+        set(&view, id.as_str(), form.get("limit")).await
+    };
+    let done = done.await.map(|(_, notice)| notice);
+    outcome(SemaphorePage { id }, &view, done).await
+}
+
+async fn set(view: &View, id: &str, limit: &str) -> Result<(SemaphoreId, Notice), ApiError> {
+    // Whatever is no number is out of range.
+    let limit = limit.trim().parse().unwrap_or(0);
+    let (id, _, new) = register(&view.site.gateway, id, limit).await?;
+    Ok((id, if new { Notice::SEMAPHORE_CREATED } else { Notice::SEMAPHORE_CHANGED }))
+}
+
+/// Deletes a semaphore.
+pub(super) async fn delete(Path(id): Path<String>, action: Action) -> Response {
+    let view = action.view;
+    let done = unregister(&view.site.gateway, &id).await;
+    outcome(SemaphoresPage, &view, done.map(|()| Notice::SEMAPHORE_DELETED)).await
+}
+
+/// Releases a lease.
+pub(super) async fn release_lease(
+    Path((id, lease)): Path<(String, String)>,
+    action: Action,
+) -> Response {
+    let view = action.view;
+    let Ok(id) = SemaphoreId::parse(&id) else { return PageError::not_found().into_response() };
+    let done = release(&view.site.gateway, id.as_str(), &lease).await;
+    outcome(SemaphorePage { id }, &view, done.map(|()| Notice::LEASE_RELEASED)).await
+}
