@@ -14,6 +14,7 @@
 //! | `window` | the items of a job that are in memory |
 //! | `memory` | the memory that the items of all jobs take |
 //! | `record` | results on their way to the store |
+//! | `unrecorded` | how many of them there may be |
 //! | `item` | an item in the bulk runner |
 //! | `lease` | whether claims are in force |
 //! | `backoff` | how long to wait before something is tried again |
@@ -30,6 +31,7 @@ mod supervisor;
 #[cfg(test)]
 pub(super) mod tests;
 mod trouble;
+mod unrecorded;
 mod window;
 
 use std::collections::{HashMap, HashSet};
@@ -60,11 +62,6 @@ use trouble::Trouble;
 /// slot that becomes free finds an item, while others are being claimed and recorded.
 const MIN_WINDOW: usize = 256;
 const WINDOW_PER_SLOT: usize = 4;
-
-/// How many results of a job may wait to be recorded, at least and for each slot. A crash loses them, so
-/// that their items are asked again. They are few as long as the store keeps up.
-const MIN_UNRECORDED: usize = 64;
-const UNRECORDED_PER_SLOT: usize = 2;
 
 /// How often jobs are looked for that have ended long ago.
 const SWEEP: Duration = Duration::from_secs(60 * 60);
@@ -123,8 +120,8 @@ struct Shared {
     observer: Option<Arc<dyn JobObserver>>,
     /// How many items a job has in memory, apart from those that were put off.
     window: usize,
-    /// How many results of a job may wait until they are recorded before it sends nothing more.
-    unrecorded: usize,
+    /// How many calls may be in flight.
+    slots: usize,
     /// The memory of the items of all runs.
     memory: Arc<ItemMemory>,
     lease: Arc<Lease>,
@@ -152,7 +149,7 @@ impl Engine {
             metrics,
             observer,
             window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
-            unrecorded: concurrency_limit.saturating_mul(UNRECORDED_PER_SLOT).max(MIN_UNRECORDED),
+            slots: concurrency_limit,
             memory: ItemMemory::new(large_items),
             lease: Arc::new(Lease::new(lease)),
             renewals: watch::Sender::default(),

@@ -1,13 +1,13 @@
 //! An item of a job on its way through the bulk runner.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::lease::Lease;
-use super::memory::ItemMemory;
+use super::unrecorded::Unrecorded;
 use crate::dispatch::{Admitted, Call, CallError, CallObserver, CallSize, Dispatcher};
 use crate::gemini::ApiKey;
 use crate::generation::bulk::{BulkItem, Outcomes, Route, TimeLimit};
@@ -20,6 +20,7 @@ pub(super) struct JobItem {
     timeout: Duration,
     sender: Box<dyn ItemSender>,
     lease: Arc<Lease>,
+    unrecorded: Arc<Unrecorded>,
     /// The observer of the job, and the index of the item.
     observer: Option<(Arc<dyn RunObserver>, u64)>,
 }
@@ -37,9 +38,14 @@ pub(super) enum Ended {
 
 impl JobItem {
     /// An item and where it waits.
-    pub fn new(item: PreparedItem, key: ApiKey, lease: Arc<Lease>) -> (Route, Self) {
+    pub fn new(
+        item: PreparedItem,
+        key: ApiKey,
+        lease: Arc<Lease>,
+        unrecorded: Arc<Unrecorded>,
+    ) -> (Route, Self) {
         let PreparedItem { kind, model, semaphore, tier, size, timeout, sender } = item;
-        let item = Self { size, timeout, sender, lease, observer: None };
+        let item = Self { size, timeout, sender, lease, unrecorded, observer: None };
         (Route { kind, key, model, semaphore, tier }, item)
     }
 
@@ -69,7 +75,10 @@ impl BulkItem for JobItem {
         if !self.lease.is_in_force() {
             return Ended::NotSent;
         }
-        Ended::With(self.sender.send(call, admitted).await)
+        let begin = Instant::now();
+        let outcome = self.sender.send(call, admitted).await;
+        self.unrecorded.note_call(begin.elapsed());
+        Ended::With(outcome)
     }
 
     fn refused(self, error: CallError) -> Ended {
@@ -92,26 +101,9 @@ pub(super) struct Returned {
     pub unrecorded: Arc<Unrecorded>,
 }
 
-/// A job's results that are not recorded. A crash loses them.
-#[derive(Debug)]
-pub(super) struct Unrecorded {
-    /// How many there may be before no further item is sent, and how many bytes they may have.
-    most: usize,
-    memory: Arc<ItemMemory>,
-    results: AtomicUsize,
-    bytes: AtomicUsize,
-    fewer: Notify,
-}
-
 impl Outcomes<Ended> for Returned {
     async fn room(&self) {
-        loop {
-            let fewer = self.unrecorded.fewer.notified();
-            if self.unrecorded.has_room() {
-                return;
-            }
-            fewer.await;
-        }
+        self.unrecorded.room().await;
     }
 
     async fn take(&self, index: u64, outcome: Ended) {
@@ -127,32 +119,5 @@ impl Returned {
         }
         // It fails only if the run was dropped.
         let _ = self.outcomes.send((index, outcome));
-    }
-}
-
-impl Unrecorded {
-    /// None yet. There may be `most`.
-    pub fn new(most: usize, memory: Arc<ItemMemory>) -> Self {
-        let (results, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { most, memory, results, bytes, fewer: Notify::new() }
-    }
-
-    fn has_room(&self) -> bool {
-        let (results, bytes) = (&self.results, &self.bytes);
-        results.load(Ordering::Relaxed) < self.most
-            && bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
-    }
-
-    /// Counts a result of so many bytes that is to be recorded.
-    pub fn add(&self, bytes: usize) {
-        self.results.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts a result that was recorded, or is not to be.
-    pub fn subtract(&self, bytes: usize) {
-        self.results.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.fewer.notify_waiters();
     }
 }

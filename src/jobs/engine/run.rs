@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::claims::Claims;
-use super::item::{Ended, JobItem, Returned, Unrecorded};
+use super::item::{Ended, JobItem, Returned};
 use super::lease::Renewed;
 use super::record::Record;
+use super::unrecorded::Unrecorded;
 use super::window::Window;
 use super::{Shared, backoff};
 use crate::gemini::ApiKey;
@@ -91,7 +92,7 @@ impl Run {
         let renewals = engine.renewals.subscribe();
         let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
         let load = engine.jobs.begin_run(job.number);
-        let unrecorded = Unrecorded::new(engine.unrecorded, Arc::clone(&engine.memory));
+        let unrecorded = Unrecorded::new(engine.slots, Arc::clone(&engine.memory));
         let unrecorded = Arc::new(unrecorded);
         let claims = Claims::new(Arc::clone(&engine), job.number, bytes_of_shared(&job));
         Self {

@@ -144,31 +144,34 @@ impl QueueTicket {
     }
 
     /// Waits for a slot of the account and a global slot. A wait for the former is noted.
-    async fn slots(
+    #[expect(clippy::manual_async_fn, reason = "an async fn would hold the arguments twice")]
+    fn slots(
         &self,
         account: &Account,
         capacity: Capacity,
         waits: &mut Waits,
         held_up: &HeldUp<'_>,
-    ) -> Result<(Permit, Permit), Refused> {
-        let own = account.concurrency_of(capacity).semaphore();
-        let usage = own.usage();
-        // If the account's limit is not below the global one, calls wait for the global slot alone.
-        // So the first of all replicas is admitted first.
-        let is_lowered = usage.limit < self.limiter.global.usage().limit;
-        if usage.waiting == 0 && !is_lowered {
-            let global = self.global(held_up).await?;
-            if let Some(slot) = own.try_acquire() {
-                return Ok((slot, global));
+    ) -> impl Future<Output = Result<(Permit, Permit), Refused>> {
+        async move {
+            let own = account.concurrency_of(capacity).semaphore();
+            let usage = own.usage();
+            // If the account's limit is not below the global one, calls wait for the global slot
+            // alone. So the first of all replicas is admitted first.
+            let is_lowered = usage.limit < self.limiter.global.usage().limit;
+            if usage.waiting == 0 && !is_lowered {
+                let global = self.global(held_up).await?;
+                if let Some(slot) = own.try_acquire() {
+                    return Ok((slot, global));
+                }
+                // The account's limit fell meanwhile. Other calls may use the global slot while
+                // this one waits.
             }
-            // The account's limit fell meanwhile. Other calls may use the global slot while this
-            // one waits.
+            held_up.begins();
+            let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
+            let slot = self.acquire(&own).await?;
+            waits.end(HeldBy::AdaptiveLimit);
+            Ok((slot, self.global(held_up).await?))
         }
-        held_up.begins();
-        let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
-        let slot = self.acquire(&own).await?;
-        waits.end(HeldBy::AdaptiveLimit);
-        Ok((slot, self.global(held_up).await?))
     }
 
     async fn global(&self, held_up: &HeldUp<'_>) -> Result<Permit, Refused> {

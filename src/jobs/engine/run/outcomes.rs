@@ -24,7 +24,8 @@ impl Run {
         match (prepared, &self.bulk) {
             (Ok(Ok(item)), Some(bulk)) => {
                 let lease = Arc::clone(&self.engine.lease);
-                let (route, item) = JobItem::new(item, self.key.clone(), lease);
+                let unrecorded = Arc::clone(&self.returned.unrecorded);
+                let (route, item) = JobItem::new(item, self.key.clone(), lease, unrecorded);
                 let item = item.observed_by(self.observer.as_ref(), index);
                 bulk.add(index, route, item);
             }

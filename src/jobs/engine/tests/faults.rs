@@ -143,3 +143,28 @@ async fn jobs_that_ended_long_ago_are_removed_soon_after_the_store_can_be_used()
     sleep(Duration::from_secs(60)).await;
     assert!(!process.store.has(job));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_repeats_no_more_than_one_call_beside_those_in_flight_if_the_store_is_quick() {
+    const LIMIT: u32 = 4;
+    let script = Script::new(|_, _| Action::Answer);
+    let process = Process::new(&MemoryStore::default(), LIMIT as usize, &script);
+    // Less than half the time between two answers.
+    process.store.set(|settings| settings.record_takes = CALL / 10);
+    let mut process = process;
+    process.start();
+    let job = process.submit("a", 2000).await;
+    let begin = tokio::time::Instant::now();
+    loop {
+        let recorded = process.store.get(job).progress.succeeded;
+        if recorded == 2000 {
+            break;
+        }
+        let repeated = u64::from(script.calls()) - recorded;
+        // The first calls tell how long calls take.
+        assert!(recorded < 50 || repeated <= u64::from(LIMIT) + 1, "{repeated} at {recorded}");
+        sleep(CALL.mul_f64(0.05 + fastrand::f64())).await;
+    }
+    let least = CALL * 2000 / LIMIT;
+    assert!(begin.elapsed() < least.mul_f64(1.15), "{:?} instead of {least:?}", begin.elapsed());
+}
