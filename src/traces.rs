@@ -54,6 +54,10 @@ pub const FLUSH_TIME: Duration = Duration::from_secs(3);
 /// The paths of health checks and of metrics, which are asked for all the time and are not traced.
 const UNTRACED: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
 
+/// The dashboard. Its open pages are kept up to date all the time, so only what asks Gemini is traced.
+const DASHBOARD: &str = "/dashboard";
+const PLAYGROUND: &str = "/dashboard/playground";
+
 /// Makes traces, or none if they are off. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Traces(Option<Arc<Tracing>>);
@@ -106,7 +110,7 @@ impl Traces {
         route: Option<&str>,
         id: &str,
     ) -> Option<RequestSpan> {
-        let tracing = self.0.as_ref().filter(|_| !UNTRACED.contains(&request.uri().path()))?;
+        let tracing = self.0.as_ref().filter(|_| is_traced(request.uri().path()))?;
         Some(RequestSpan::start(tracing, request, route, id))
     }
 
@@ -144,6 +148,14 @@ impl Tracing {
             Cow::Borrowed(clean) => String::from_utf8_lossy(clean).into_owned(),
             Cow::Owned(clean) => String::from_utf8_lossy(&clean).into_owned(),
         }
+    }
+}
+
+/// Whether requests for a path are traced.
+fn is_traced(path: &str) -> bool {
+    match path.starts_with(DASHBOARD) {
+        true => path.starts_with(PLAYGROUND),
+        false => !UNTRACED.contains(&path),
     }
 }
 

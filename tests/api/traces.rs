@@ -478,10 +478,13 @@ async fn a_receiver_with_a_certificate_of_a_private_authority_is_trusted_if_a_va
 }
 
 #[tokio::test]
-async fn health_checks_and_metrics_are_not_traced() {
+async fn health_checks_metrics_and_pages_are_not_traced() {
     let receiver = Receiver::start().await;
     let service = receiver.service().await;
     answer(service.get("/")).await;
+    for page in ["/dashboard", "/dashboard/jobs/live", "/dashboard/assets/dashboard.css"] {
+        service.get(page).send().await.unwrap();
+    }
     service.metric("gemini_gateway_limit").await;
     service.chat("Hello").await;
     receiver.until(CHAT, 1).await;
