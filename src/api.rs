@@ -1,6 +1,7 @@
 //! HTTP: routes, authentication, bodies, errors. With the dashboard, the only module that knows status
 //! codes.
 
+mod ask;
 mod auth;
 mod batch;
 mod body;
@@ -43,7 +44,9 @@ pub use code::Code;
 pub use jobs::{item_format, job_shown};
 pub use router::{openapi, router, router_with};
 
+pub(crate) use ask::{Asked, Reply, ask};
 pub(crate) use browser::{is_cross_site, is_trusted_host};
 pub(crate) use error::ApiError;
+pub(crate) use incoming::observer;
 pub(crate) use leases::release;
 pub(crate) use semaphores::{register, registered, unregister};

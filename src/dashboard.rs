@@ -8,6 +8,7 @@
 //! | `page`, `live` | what a page is; its changes as server-sent events |
 //! | `layout`, `parts`, `chart`, `history`, `format` | what pages are made of |
 //! | `failure` | errors as pages |
+//! | `playground`, `timeline`, `story` | generations that are tried out |
 //! | `overview`, `accounts`, `jobs`, `job`, `semaphores`, `replicas`, `failures` | the pages and their actions |
 //! | `assets` | style, script and icon |
 
@@ -28,10 +29,13 @@ mod login;
 mod overview;
 mod page;
 mod parts;
+mod playground;
 mod replicas;
 mod semaphores;
 mod sessions;
+mod story;
 mod throttle;
+mod timeline;
 
 use std::sync::Arc;
 
@@ -116,6 +120,7 @@ fn pages() -> Router<Site> {
         .route("/dashboard/jobs/{id}/retry", post(job::retry))
         .route("/dashboard/jobs/{id}/delete", post(job::delete))
         .route("/dashboard/jobs/{id}/results", get(job::results))
+        .route("/dashboard/playground", get(playground::show).post(playground::send))
         .route("/dashboard/accounts/reset", post(accounts::reset_limits))
         .route("/dashboard/semaphores", post(semaphores::create))
         .route("/dashboard/semaphores/{id}/limit", post(semaphores::change))

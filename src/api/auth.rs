@@ -108,6 +108,11 @@ impl Caller {
         Self { is_admin, own, project, fallback: Fallback::of(headers, gateway) }
     }
 
+    /// The administrator, who is known by a session of the dashboard.
+    pub(super) fn admin() -> Self {
+        Self { is_admin: true, own: None, project: None, fallback: Fallback::Off }
+    }
+
     /// Whether the request has the admin key.
     pub(super) fn is_admin(&self) -> bool {
         self.is_admin

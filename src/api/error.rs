@@ -144,7 +144,7 @@ impl ApiError {
         Self::new(Code::RequestTimeout, "The request timed out.")
     }
 
-    pub(super) fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         Self::new(Code::InternalError, "Internal error.")
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Incoming<T> {
 }
 
 /// The observer of a request's calls, if it has one.
-pub(super) fn observer(extensions: &Extensions) -> Option<Arc<dyn CallObserver>> {
+pub(crate) fn observer(extensions: &Extensions) -> Option<Arc<dyn CallObserver>> {
     extensions.get().cloned()
 }
 

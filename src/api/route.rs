@@ -8,10 +8,11 @@ use super::router::openapi;
 
 /// The routes: those that are documented, and then those with any path below them.
 static ROUTES: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let relayed = PREFIXES.into_iter().chain(["/docs/"]);
+    let relayed = PREFIXES.into_iter().chain(["/docs/", "/dashboard/"]);
     let relayed = relayed.map(|prefix| format!("{prefix}{{*path}}"));
     let live = LIVE_ROUTES.map(str::to_owned);
-    openapi().paths.paths.into_keys().chain(live).chain(relayed).collect()
+    let pages = ["/dashboard".to_owned()];
+    openapi().paths.paths.into_keys().chain(live).chain(pages).chain(relayed).collect()
 });
 
 /// The route of a path; `None` for paths that have none.
@@ -56,6 +57,8 @@ mod tests {
             ("/ws/google.ai.generativelanguage", Some("/ws/{*path}")),
             ("/upload/v1beta/files", Some("/upload/{*path}")),
             ("/docs/index.css", Some("/docs/{*path}")),
+            ("/dashboard", Some("/dashboard")),
+            ("/dashboard/jobs", Some("/dashboard/{*path}")),
             ("/chat/", None),
             ("/jobs//results", None),
             ("/unknown", None),

@@ -15,18 +15,27 @@ use super::parts::{Confirmed, Tone, bar, chip, empty, facts, outside};
 use crate::api::ApiError;
 use crate::limits::{QuotaKind, QuotaUsage, Resource, Source, Window as QuotaWindow};
 use crate::metrics::{
-    AccountSeries, AccountState, Concurrency, PauseReason, Paused, PayerState, Window,
+    AccountSeries, AccountState, Concurrency, MAX_ACCOUNTS, PauseReason, Paused, PayerState, Window,
 };
 use crate::prices::NanoDollars;
 
-/// The page of the accounts.
+/// How many accounts a page has.
+const PAGE: usize = 10;
+
+/// A page of the accounts.
 pub(super) struct AccountsPage {
     window: Window,
+    /// How many pages are before it.
+    number: usize,
 }
 
 impl Page for AccountsPage {
     fn at(address: &Address) -> Option<Self> {
-        Some(Self { window: window_at(address) })
+        let number = match address.parameter("page") {
+            Some(number) => number.parse().ok().filter(|number| *number < MAX_ACCOUNTS)?,
+            None => 0,
+        };
+        Some(Self { window: window_at(address), number })
     }
 
     fn nav(&self) -> Nav {
@@ -42,15 +51,28 @@ impl Page for AccountsPage {
     }
 
     fn query(&self) -> String {
-        query(self.window)
+        let page = format!("page={}", self.number);
+        let parameters = [query(self.window), page];
+        let parameters = parameters.iter().filter(|one| !one.is_empty() && *one != "page=0");
+        parameters.map(|one| &**one).collect::<Vec<_>>().join("&")
     }
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let history = &view.site.gateway.history;
-        Ok(vec![
+        let accounts = history.accounts();
+        let shown = accounts.iter().skip(self.number * PAGE).take(PAGE);
+        let shown: Vec<_> = shown.collect();
+        let mut fragments = vec![
             Fragment::new("payers", payers(&history.payers())),
-            Fragment::new("accounts", self.all(&history.accounts(), view)),
-        ])
+            Fragment::new("none", html! { @if shown.is_empty() { (no_accounts()) } }),
+        ];
+        // Each by itself, because most of them change seldom.
+        fragments.extend((0..PAGE).map(|index| {
+            let account = shown.get(index).map(|account| self.account(account, view));
+            Fragment::new(format!("account-{index}"), account.unwrap_or_default())
+        }));
+        fragments.push(Fragment::new("pages", self.pages(accounts.len())));
+        Ok(fragments)
     }
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
@@ -60,6 +82,16 @@ impl Page for AccountsPage {
                 (choice("/dashboard/accounts", self.window))
             }
             @for fragment in fragments { (fragment) }
+        }
+    }
+}
+
+fn no_accounts() -> Markup {
+    html! {
+        section.card {
+            (empty("No accounts yet", html! {
+                "An account is a key with a model. It is listed once Gemini has answered it."
+            }))
         }
     }
 }
@@ -140,23 +172,26 @@ fn left(until: Timestamp) -> String {
 }
 
 impl AccountsPage {
-    fn all(&self, accounts: &[AccountState], view: &View) -> Markup {
+    /// Links to the other pages.
+    fn pages(&self, accounts: usize) -> Markup {
+        let address = |number: usize| {
+            let page = Self { window: self.window, number };
+            format!("{}?{}", page.path(), page.query())
+        };
         html! {
-            @if accounts.is_empty() {
-                section.card {
-                    (empty("No accounts yet", html! {
-                        "An account is a key with a model. It is listed once Gemini has answered it."
-                    }))
+            nav.pages aria-label="Pages of the list" {
+                @if self.number > 0 { a.button href=(address(self.number - 1)) { "Previous" } }
+                @if accounts > (self.number + 1) * PAGE {
+                    a.button href=(address(self.number + 1)) { "Next" }
                 }
             }
-            @for account in accounts { (self.account(account, view)) }
         }
     }
 
     fn account(&self, account: &AccountState, view: &View) -> Markup {
         let series = view.site.gateway.history.account(&account.payer, &account.model, self.window);
         html! {
-            article.card {
+            article.card data-key={ (account.payer) " " (account.model) } {
                 div.row {
                     h2 { (outside(&account.model)) " " span.note { (outside(&account.payer)) } }
                     (state(account))
@@ -180,7 +215,7 @@ impl AccountsPage {
 /// Whether calls are sent, and if not, why and until when.
 fn state(account: &AccountState) -> Markup {
     html! {
-        div role="status" {
+        div {
             @match &account.paused {
                 Some(Paused { until, reason }) => {
                     (chip(Tone::Bad, "paused"))
@@ -310,5 +345,5 @@ pub(super) async fn reset_limits(action: Action) -> Response {
         true => Ok(Notice::LIMITS_RESET),
         false => Err(ApiError::unknown_account(key, model)),
     };
-    outcome(AccountsPage { window: Window::Hour }, &view, done).await
+    outcome(AccountsPage { window: Window::Hour, number: 0 }, &view, done).await
 }

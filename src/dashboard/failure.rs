@@ -63,6 +63,12 @@ impl PageError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "The form is too large, or it is incomplete.")
     }
 
+    /// A schema is not JSON.
+    pub fn not_json(error: &serde_json::Error) -> Self {
+        let message = format!("The JSON Schema is not JSON: {error}.");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+    }
+
     /// The form did not arrive in time.
     pub fn form_too_slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "The form did not arrive in time.")

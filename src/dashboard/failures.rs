@@ -5,6 +5,7 @@ use maud::{Markup, html};
 
 use super::access::View;
 use super::failure::PageError;
+use super::format;
 use super::job::meaning;
 use super::layout::Nav;
 use super::page::{Address, Fragment, Page};
@@ -73,6 +74,7 @@ fn row(replica: Option<&str>, failure: &Failure, now: Timestamp) -> Markup {
         tr {
             th scope="row" {
                 code { (outside(&failure.code)) }
+                @if failure.count > 1 { " " (chip(Tone::Idle, &format!("× {}", format::whole(failure.count)))) }
                 @if failure.retried { " " (chip(Tone::Idle, "sent again")) }
                 @if let Some(code) = Code::named(&failure.code) { span.sub { (meaning(code)) } }
             }

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 /// The longest text that is shown of what came from outside, in characters.
 const MAX_TEXT: usize = 200;
 
+/// The longest answer that is shown, in characters.
+const MAX_LONG_TEXT: usize = 200_000;
+
 /// A whole number with a comma between thousands.
 pub(super) fn whole(number: u64) -> String {
     let digits = number.to_string();
@@ -130,6 +133,19 @@ pub(super) fn at_most(text: &str, most: usize) -> String {
     shown
 }
 
+/// A long text from outside: with its line breaks, and bounded too.
+pub(super) fn long(text: &str) -> String {
+    let shown = text.chars().take(MAX_LONG_TEXT).map(|c| match c {
+        '\n' | '\t' => c,
+        c => visible(c),
+    });
+    let mut shown: String = shown.collect();
+    if text.chars().nth(MAX_LONG_TEXT).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn visible(c: char) -> char {
     match c {
         '\u{200b}'..='\u{200f}'
@@ -212,6 +228,7 @@ mod tests {
     #[test]
     fn texts_from_outside_are_bounded_and_visible() {
         assert_eq!(outside("a\u{202e}b\nc\u{200b}"), "a�b c�");
+        assert_eq!(long("a\r\nb\u{202e}"), "a \nb�");
         assert_eq!(at_most("abc", 3), "abc");
         assert_eq!(at_most("abcd", 3), "abc…");
         assert_eq!(outside(&"é".repeat(300)).chars().count(), MAX_TEXT + 1);

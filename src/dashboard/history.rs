@@ -1,10 +1,10 @@
 //! The figures of the past, as charts need them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 
 use super::chart::{Line, Span};
 use super::page::Address;
@@ -60,6 +60,25 @@ pub(super) fn scope(scope: Scope) -> String {
         Scope::Unreachable { .. } => {
             "Only this replica: Redis, which has the figures of the others, is unavailable."
                 .to_owned()
+        }
+    }
+}
+
+/// What is rendered anew only after each sample.
+#[derive(Debug, Default)]
+pub(super) struct PerSample(Mutex<Option<(Timestamp, String)>>);
+
+impl PerSample {
+    /// What was rendered for this sample, or what is rendered now.
+    pub fn get(&self, sample: Option<Timestamp>, render: impl FnOnce() -> Markup) -> Markup {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*kept, sample) {
+            (Some((at, html)), Some(sample)) if *at == sample => PreEscaped(html.clone()),
+            (_, sample) => {
+                let markup = render();
+                *kept = sample.map(|at| (at, markup.0.clone()));
+                markup
+            }
         }
     }
 }

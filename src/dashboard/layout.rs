@@ -18,16 +18,18 @@ pub(super) enum Nav {
     Semaphores,
     Replicas,
     Failures,
+    Playground,
 }
 
 impl Nav {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Overview,
         Self::Accounts,
         Self::Jobs,
         Self::Semaphores,
         Self::Replicas,
         Self::Failures,
+        Self::Playground,
     ];
 
     fn path(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Nav {
             Self::Semaphores => "/dashboard/semaphores",
             Self::Replicas => "/dashboard/replicas",
             Self::Failures => "/dashboard/failures",
+            Self::Playground => "/dashboard/playground",
         }
     }
 
@@ -49,6 +52,7 @@ impl Nav {
             Self::Semaphores => "Semaphores",
             Self::Replicas => "Replicas",
             Self::Failures => "Failures",
+            Self::Playground => "Playground",
         }
     }
 
@@ -59,6 +63,7 @@ impl Nav {
             Self::Jobs => "M4 6h10M4 12h16M4 18h7M17 4l3 2-3 2",
             Self::Accounts => "M14 14a5 5 0 1 0-4-4L3 17v4h4v-3h3v-3zM16.5 7.5v.01",
             Self::Replicas => "M4 4h16v6H4zM4 14h16v6H4zM8 7v.01M8 17v.01",
+            Self::Playground => "M5 5h14v10H11l-4 4v-4H5zM9 9h6M9 12h3",
             Self::Failures => "M12 4 2.5 20h19zM12 10v4M12 17v.01",
             Self::Semaphores => "M8 3h8v18H8zM12 7.5v.01M12 12v.01M12 16.5v.01",
         }
@@ -118,8 +123,13 @@ fn answer(markup: Markup) -> Response {
 
 /// A page of a session.
 pub(super) fn page(shell: &Shell<'_>, body: Markup) -> Response {
+    Html(text(shell, body)).into_response()
+}
+
+/// A page of a session, as text.
+pub(super) fn text(shell: &Shell<'_>, body: Markup) -> String {
     let Shell { title, nav, view, live } = shell;
-    answer(html! {
+    let markup = html! {
         (DOCTYPE)
         html lang="en" {
             (head(title, html! {}))
@@ -157,7 +167,8 @@ pub(super) fn page(shell: &Shell<'_>, body: Markup) -> Response {
                 }
             }
         }
-    })
+    };
+    markup.into_string()
 }
 
 /// A page without a session: the login and errors.

@@ -1,5 +1,6 @@
 //! The changes of a page, as server-sent events.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::convert::Infallible;
@@ -32,7 +33,7 @@ struct Live<P> {
     page: P,
     view: View,
     /// The hashes of the fragments that were sent last.
-    sent: HashMap<&'static str, u64>,
+    sent: HashMap<Cow<'static, str>, u64>,
     next: Instant,
     is_over: bool,
     _permit: OwnedSemaphorePermit,
@@ -105,10 +106,10 @@ impl<P: Page> Live<P> {
         let mut hasher = DefaultHasher::new();
         html.hash(&mut hasher);
         let hash = hasher.finish();
+        let data = json!({"id": id, "html": html});
         if self.sent.insert(id, hash) == Some(hash) {
             return None;
         }
-        let data = json!({"id": id, "html": html});
         Some(Event::default().event("fragment").data(data.to_string()))
     }
 }

@@ -8,7 +8,9 @@ use super::accounts::gauge;
 use super::chart::{Chart, Line};
 use super::failure::PageError;
 use super::format;
-use super::history::{choice, each, per_minute, quantile, query, scope, span, window_at};
+use super::history::{
+    PerSample, choice, each, per_minute, quantile, query, scope, span, window_at,
+};
 use super::layout::Nav;
 use super::page::{Address, Fragment, Page};
 use super::parts::{Tone, bar, chip, empty, outside, tile, when};
@@ -26,11 +28,12 @@ const MINUTE: usize = 6;
 /// The first page.
 pub(super) struct OverviewPage {
     window: Window,
+    charts: PerSample,
 }
 
 impl Page for OverviewPage {
     fn at(address: &Address) -> Option<Self> {
-        Some(Self { window: window_at(address) })
+        Some(Self { window: window_at(address), charts: PerSample::default() })
     }
 
     fn nav(&self) -> Nav {
@@ -58,10 +61,11 @@ impl Page for OverviewPage {
             Window::Hour => hour.clone(),
             Window::Day => history.series(Window::Day),
         };
+        let last_sample = shown.points.last().map(|point| point.at);
         Ok(vec![
             Fragment::new("now", now(view, &hour)),
             Fragment::new("quotas", quotas(&accounts)),
-            Fragment::new("charts", charts(&shown, &accounts)),
+            Fragment::new("charts", self.charts.get(last_sample, || charts(&shown, &accounts))),
             Fragment::new("failures", latest(failures.iter().map(|(_, failure)| failure))),
         ])
     }
@@ -270,6 +274,7 @@ fn latest<'a>(failures: impl Iterator<Item = &'a Failure>) -> Markup {
                     @for failure in failures {
                         li {
                             code { (outside(&failure.code)) }
+                            @if failure.count > 1 { strong { "× " (format::whole(failure.count)) } }
                             span { (outside(&failure.model)) }
                             (when(failure.at, now))
                         }

@@ -1,5 +1,6 @@
 //! What a page is: parts that are kept up to date, and what stays around them.
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use axum::extract::{FromRequestParts, RawPathParams};
@@ -56,14 +57,14 @@ pub(super) trait Page: Send + Sync + Sized + 'static {
 /// A part of a page that is replaced when it has changed.
 #[derive(Debug)]
 pub(super) struct Fragment {
-    pub id: &'static str,
+    pub id: Cow<'static, str>,
     pub markup: Markup,
 }
 
 impl Fragment {
     /// A part with an id that is unique in its page.
-    pub fn new(id: &'static str, markup: Markup) -> Self {
-        Self { id, markup }
+    pub fn new(id: impl Into<Cow<'static, str>>, markup: Markup) -> Self {
+        Self { id: id.into(), markup }
     }
 }
 

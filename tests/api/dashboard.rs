@@ -6,6 +6,7 @@ mod figures;
 mod jobs;
 mod live;
 mod login;
+mod playground;
 mod replicas;
 mod semaphores;
 
@@ -138,6 +139,7 @@ pub const ACTIONS: &[&str] = &[
     "/dashboard/jobs/job_00000000000000000000000000000000/retry",
     "/dashboard/jobs/job_00000000000000000000000000000000/delete",
     "/dashboard/accounts/reset",
+    "/dashboard/playground",
     "/dashboard/semaphores",
     "/dashboard/semaphores/images/limit",
     "/dashboard/semaphores/images/delete",

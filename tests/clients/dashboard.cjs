@@ -39,6 +39,7 @@ const live = (page) => page.locator('#live-state.on').waitFor();
 
 // Takes a picture of a page from its top, at most `most` pixels high, as WebP.
 async function picture(page, most) {
+  await page.evaluate(() => scrollTo(0, 0));
   const session = await page.context().newCDPSession(page);
   const { width } = page.viewportSize();
   const height = await page.evaluate(() => document.documentElement.scrollHeight);

@@ -21,6 +21,7 @@ const PAGES = {
   semaphore: '/dashboard/semaphores/images',
   replicas: '/dashboard/replicas',
   failures: '/dashboard/failures',
+  playground: '/dashboard/playground?kind=structured',
 };
 
 let browser;
@@ -92,7 +93,7 @@ test('a wrong key is refused and the login is accessible', async () => {
 for (const [name, address] of Object.entries(PAGES)) {
   test(`the page ${name} is live, accessible and fits wide and narrow screens`, async () => {
     await page.goto(address);
-    await live(page);
+    if (name !== 'playground') await live(page);
     for (const colorScheme of ['light', 'dark']) {
       await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' });
       for (const viewport of [WIDE, NARROW]) {
@@ -214,10 +215,42 @@ test('the past is shown for an hour and for a day, and what was learned is reset
   await page.getByRole('img', { name: /^Calls, last 1 d/ }).waitFor();
   await live(page);
   await page.getByRole('link', { name: 'All accounts' }).click();
-  await confirm(page.locator('#accounts article').first(), 'Reset', 'Reset', 'is forgotten');
+  await confirm(page.locator('article.card').first(), 'Reset', 'Reset', 'is forgotten');
   await page.getByRole('link', { name: 'Overview' }).click();
   await page.getByRole('link', { name: 'All failures' }).click();
   await page.locator('#failures tbody tr').first().waitFor();
+});
+
+test('a chat, a structured output and a story are tried out', async () => {
+  const tryOut = async (kind, edit = () => {}) => {
+    await page.goto(`/dashboard/playground?kind=${kind}`);
+    await edit();
+    await page.getByRole('button', { name: 'Send' }).click();
+    await page.locator('.chip', { hasText: 'answered' }).waitFor();
+    await page.getByRole('list', { name: 'Timeline' }).waitFor();
+    for (const colorScheme of ['light', 'dark']) {
+      await page.emulateMedia({ colorScheme });
+      for (const viewport of [WIDE, NARROW]) {
+        await page.setViewportSize(viewport);
+        const what = `${kind} ${viewport.width} ${colorScheme}`;
+        await fitsItsWidth(page, what);
+        await check(page, what);
+        await keep(`playground-${kind}-${viewport.width}-${colorScheme}`, 2400);
+      }
+    }
+    await page.emulateMedia({ colorScheme: 'light' });
+    await page.setViewportSize(WIDE);
+  };
+  await tryOut('chat', () => page.getByLabel('Prompt', { exact: true }).fill(
+    'Hello [[simulate:status=503,fail_times=1]]',
+  ));
+  assert.equal(await page.locator('.timeline li', { hasText: 'Attempt 2' }).count(), 1);
+  await tryOut('structured');
+  assert.ok(JSON.parse(await page.locator('pre.answer').textContent()));
+  await tryOut('story');
+  await page.getByRole('heading', { name: /^Chapter 1/ }).waitFor();
+  await page.locator('summary', { hasText: 'As JSON' }).click();
+  assert.ok(JSON.parse(await page.locator('pre.answer').textContent()).scene_list.length > 0);
 });
 
 test('signing out ends the updates of every page', async () => {

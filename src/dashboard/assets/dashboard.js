@@ -78,6 +78,14 @@ function follow(address) {
   addEventListener('pagehide', () => source.close());
 }
 
+// A form that takes long is sent once.
+document.addEventListener('submit', ({ target }) => {
+  if (!target.dataset.once) return;
+  const button = target.querySelector('[type=submit]');
+  button.disabled = true;
+  button.textContent = target.dataset.once;
+});
+
 // Only one question is asked at a time, and Escape closes it.
 function closeOthers(opened) {
   for (const details of document.querySelectorAll('details.confirm[open]')) {

@@ -23,7 +23,7 @@ const BROWSER_TIMEOUT: Duration = Duration::from_secs(600);
 fn busy(config: &mut Config) {
     config.concurrency_limit = 20;
     config.quota_plan = plan("*:rpm=100000,tpm=100000000,rpd=1000000", "");
-    config.max_attempts = 1;
+    config.max_attempts = 2;
 }
 
 /// Sends chats until it is dropped, some of which fail.

@@ -81,6 +81,31 @@ async fn an_account_shows_every_quota_its_limits_and_why_it_is_paused() {
 }
 
 #[tokio::test]
+async fn accounts_are_shown_page_by_page() {
+    let service = sampled(|_| {}).await;
+    let browser = Browser::signed_in(&service).await;
+    for number in 0..11 {
+        let own = json!({"gemini_api_key": format!("own-key-{number}")});
+        let chat = json!({"prompt": "x", "credentials": own});
+        assert_eq!(answer(service.post("/chat", &chat)).await.status, StatusCode::OK);
+    }
+    service.gateway.history.sample().await;
+    let articles = |shown: &super::Shown| shown.text.matches("<article").count();
+    let first = browser.get("/dashboard/accounts?window=day").await;
+    assert_eq!(articles(&first), 10);
+    first.has("/dashboard/accounts?window=day&amp;page=1");
+    first.has_not("Previous");
+    let second = browser.get("/dashboard/accounts?window=day&page=1").await;
+    assert_eq!(articles(&second), 2);
+    second.has("data-live=\"/dashboard/accounts/live?window=day&amp;page=1\"");
+    second.has_not(">Next<");
+    for page in ["-1", "x", "64", "99999999999999999999"] {
+        let shown = browser.get(&format!("/dashboard/accounts?page={page}")).await;
+        assert_eq!(shown.status, StatusCode::NOT_FOUND, "{page}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_learned_about_an_account_is_reset() {
     let service = sampled(|_| {}).await;
     let browser = Browser::signed_in(&service).await;
