@@ -105,7 +105,7 @@ fn now(view: &View, hour: &Series) -> Markup {
                 "Spend today",
                 html! { (format::dollars(spent.today.dollars())) },
                 html! {
-                    (format::dollars(spent.ten_minutes.dollars())) " in ten minutes; today began at "
+                    (format::dollars(spent.ten_minutes.dollars())) " in ten minutes; today since "
                     (format::clock(spent.today_since))
                 },
             ))

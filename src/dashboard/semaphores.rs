@@ -15,7 +15,7 @@ use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
 use super::parts::{Confirmed, Tone, bar, empty, outside};
 use crate::api::{ApiError, register, registered, release, unregister};
-use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage};
+use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
 /// How many semaphores, and how many leases of one, are shown.
 const MOST_SHOWN: usize = 200;
@@ -43,7 +43,7 @@ impl Page for SemaphoresPage {
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let store = view.site.gateway.limiter.store();
         store.refresh().await.map_err(ApiError::from)?;
-        Ok(vec![Fragment::new("semaphores", list(&store.named()))])
+        Ok(vec![Fragment::new("semaphores", list(&store.named(), &**store))])
     }
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
@@ -70,7 +70,7 @@ impl Page for SemaphoresPage {
     }
 }
 
-fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)]) -> Markup {
+fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)], store: &dyn Store) -> Markup {
     html! {
         section.card aria-label="Semaphores" {
             @if all.is_empty() {
@@ -81,11 +81,12 @@ fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)]) -> Markup {
                 table.stack {
                     thead { tr {
                         th scope="col" { "Name" } th scope="col" { "Permits in use" }
-                        th.number scope="col" { "Free" } th.number scope="col" { "Waiting" }
+                        th.number scope="col" { "Leased" } th.number scope="col" { "Free" }
+                        th.number scope="col" { "Waiting" }
                     } }
                     tbody {
                         @for (id, semaphore) in all.iter().take(MOST_SHOWN) {
-                            (row(id, semaphore.usage()))
+                            (row(id, semaphore.usage(), store.leased(id)))
                         }
                     }
                 }
@@ -97,11 +98,12 @@ fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)]) -> Markup {
     }
 }
 
-fn row(id: &SemaphoreId, usage: SemaphoreUsage) -> Markup {
+fn row(id: &SemaphoreId, usage: SemaphoreUsage, leased: usize) -> Markup {
     html! {
         tr data-key=(id.as_str()) {
             th scope="row" { a href={ "/dashboard/semaphores/" (id.as_str()) } { (id.as_str()) } }
             td data-label="Permits in use" { (permits(usage)) }
+            td.number data-label="Leased" { (leased) }
             td.number data-label="Free" { (usage.available()) }
             td.number data-label="Waiting" { (usage.waiting) }
         }

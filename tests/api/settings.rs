@@ -143,7 +143,7 @@ fn the_traces_page_lists_the_variables_of_opentelemetry_and_no_other() {
 }
 
 /// Variables of the tests, which are not settings of the service.
-const OF_TESTS: [&str; 9] = [
+const OF_TESTS: [&str; 13] = [
     "CARGO_PROFILE_BENCH_DEBUG",
     "CARGO_PROFILE_BENCH_STRIP",
     "FUZZ_SEED",
@@ -153,6 +153,10 @@ const OF_TESTS: [&str; 9] = [
     "SCHEMASTORE",
     "GENERATED",
     "JOB",
+    "NODE_PATH",
+    "SERVICE_URL",
+    "ADMIN_KEY",
+    "SEMAPHORE",
 ];
 
 #[test]
