@@ -1,8 +1,15 @@
 //! Which limit a call waited for the longest.
 
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
+
+/// A shorter wait is none.
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// The limit that a call waited for the longest before it was admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,39 +36,112 @@ impl HeldBy {
     }
 }
 
-/// The waits of a call for one limit after the other, in milliseconds: it is part of the memory of every
-/// waiting call.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Waits {
+/// Since when the call at the head of an account queue has been waiting for anything but a global slot.
+#[derive(Debug, Default)]
+pub(super) struct HeldUpSince(Mutex<Option<Instant>>);
+
+impl HeldUpSince {
+    /// `None` if there is no such call.
+    pub fn get(&self) -> Option<Instant> {
+        *self.lock()
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.lock() = since;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The waits of a call for one limit after the other. The clock is read only when one of them ends: most
+/// calls find room everywhere, and what is done between waits takes no time to speak of.
+#[derive(Debug)]
+pub(super) struct Waits<'a> {
+    held_up_since: &'a HeldUpSince,
     since: Instant,
-    /// How long the call had waited when the latest of the waits ended.
-    until: u32,
-    longest: u32,
+    /// When the latest of the waits ended.
+    until: Instant,
+    is_waiting: bool,
+    longest: Duration,
     held_by: Option<HeldBy>,
 }
 
-impl Waits {
-    /// None yet, of a call that waits `since` then.
-    pub fn since(since: Instant) -> Self {
-        Self { since, until: 0, longest: 0, held_by: None }
+impl<'a> Waits<'a> {
+    /// None yet, of a call that is at the head of its queue since then.
+    pub fn new(since: Instant, held_up_since: &'a HeldUpSince) -> Self {
+        let longest = Duration::ZERO;
+        Self { held_up_since, since, until: since, is_waiting: false, longest, held_by: None }
     }
 
-    /// A wait for this limit has ended. One of less than a millisecond is none.
-    pub fn end(&mut self, held_by: HeldBy) {
-        let now = millis(self.since.elapsed());
-        let waited = now.saturating_sub(self.until);
-        self.until = now;
-        if waited > self.longest {
-            (self.longest, self.held_by) = (waited, Some(held_by));
+    /// Completes as `wait` does, and notes for how long that was not ready.
+    pub fn during<F: Future>(&mut self, limit: HeldBy, wait: F) -> During<'_, 'a, F> {
+        During { wait, limit, waits: self }
+    }
+
+    /// How long the call waited in all.
+    pub fn total(&self) -> Duration {
+        self.until - self.since
+    }
+
+    /// The limit that was waited for the longest; `None` if there was no wait of a millisecond.
+    pub fn held_by(&self) -> Option<HeldBy> {
+        self.held_by
+    }
+
+    fn begin(&mut self, limit: HeldBy) {
+        self.is_waiting = true;
+        if limit != HeldBy::ConcurrencyLimit {
+            self.held_up_since.set(Some(self.until));
         }
     }
 
-    /// The limit that was waited for the longest; `None` if there was no wait.
-    pub fn held_by(self) -> Option<HeldBy> {
-        self.held_by
+    fn end(&mut self, limit: HeldBy) {
+        let now = Instant::now();
+        let waited = now - self.until;
+        self.until = now;
+        if waited >= MILLISECOND && waited > self.longest {
+            (self.longest, self.held_by) = (waited, Some(limit));
+        }
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        self.is_waiting = false;
+        self.held_up_since.set(None);
     }
 }
 
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if self.is_waiting {
+            self.clear();
+        }
+    }
+}
+
+pin_project! {
+    /// A wait for a limit.
+    pub(super) struct During<'w, 'a, F> {
+        #[pin]
+        wait: F,
+        limit: HeldBy,
+        waits: &'w mut Waits<'a>,
+    }
+}
+
+impl<F: Future> Future for During<'_, '_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let result = this.wait.poll(context);
+        match (this.waits.is_waiting, &result) {
+            (false, Poll::Pending) => this.waits.begin(*this.limit),
+            (true, Poll::Ready(_)) => this.waits.end(*this.limit),
+            (true, Poll::Pending) | (false, Poll::Ready(_)) => {}
+        }
+        result
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admission, InFlight, Reserved};
-use super::held_by::Waits;
+use super::held_by::{HeldUpSince, Waits};
 use super::{HeldBy, Limiter, Refused};
 use crate::limits::accounts::Account;
 use crate::limits::budget::{BudgetAdmin, NotReserved, Reservation};
@@ -61,8 +61,7 @@ pub struct AccountQueue {
     named: Option<Arc<dyn Semaphore>>,
     capacity: Capacity,
     head: sync::Mutex<()>,
-    /// Since when the call at the head has been waiting for anything but a global slot.
-    held_up_since: Mutex<Option<Instant>>,
+    held_up_since: HeldUpSince,
 }
 
 /// The head of an account queue: the call that is admitted next.
@@ -107,7 +106,7 @@ impl QueueTicket {
         named: Option<Arc<dyn Semaphore>>,
     ) -> AccountQueue {
         let (ticket, capacity) = (Arc::clone(self), Capacity::default());
-        let (head, held_up_since) = (sync::Mutex::new(()), Mutex::new(None));
+        let (head, held_up_since) = (sync::Mutex::new(()), HeldUpSince::default());
         AccountQueue { ticket, account, named, capacity, head, held_up_since }
     }
 
@@ -143,14 +142,13 @@ impl QueueTicket {
         Ok(request(WaitMode::Endless).await?)
     }
 
-    /// Waits for a slot of the account and a global slot. A wait for the former is noted.
+    /// Waits for a slot of the account and a global slot.
     #[expect(clippy::manual_async_fn, reason = "an async fn would hold the arguments twice")]
     fn slots(
         &self,
         account: &Account,
         capacity: Capacity,
-        waits: &mut Waits,
-        held_up: &HeldUp<'_>,
+        waits: &mut Waits<'_>,
     ) -> impl Future<Output = Result<(Permit, Permit), Refused>> {
         async move {
             let own = account.concurrency_of(capacity).semaphore();
@@ -159,23 +157,20 @@ impl QueueTicket {
             // alone. So the first of all replicas is admitted first.
             let is_lowered = usage.limit < self.limiter.global.usage().limit;
             if usage.waiting == 0 && !is_lowered {
-                let global = self.global(held_up).await?;
+                let global = waits.during(HeldBy::ConcurrencyLimit, self.global()).await?;
                 if let Some(slot) = own.try_acquire() {
                     return Ok((slot, global));
                 }
                 // The account's limit fell meanwhile. Other calls may use the global slot while
                 // this one waits.
             }
-            held_up.begins();
             let own: Arc<dyn Semaphore> = Arc::<LocalSemaphore>::clone(own);
-            let slot = self.acquire(&own).await?;
-            waits.end(HeldBy::AdaptiveLimit);
-            Ok((slot, self.global(held_up).await?))
+            let slot = waits.during(HeldBy::AdaptiveLimit, self.acquire(&own)).await?;
+            Ok((slot, waits.during(HeldBy::ConcurrencyLimit, self.global()).await?))
         }
     }
 
-    async fn global(&self, held_up: &HeldUp<'_>) -> Result<Permit, Refused> {
-        held_up.ends();
+    async fn global(&self) -> Result<Permit, Refused> {
         let _head = self.head.lock().await;
         self.acquire(&self.limiter.global).await
     }
@@ -468,36 +463,6 @@ impl Drop for InQueue<'_> {
     }
 }
 
-/// That a call at the head of an account queue waits for anything but a global slot: for a quota, a named
-/// semaphore or a slot of the account. Dropping it ends that.
-struct HeldUp<'a>(&'a Mutex<Option<Instant>>);
-
-impl<'a> HeldUp<'a> {
-    fn new(since: &'a Mutex<Option<Instant>>) -> Self {
-        let held_up = Self(since);
-        held_up.begins();
-        held_up
-    }
-
-    fn begins(&self) {
-        *self.since() = Some(Instant::now());
-    }
-
-    fn ends(&self) {
-        *self.since() = None;
-    }
-
-    fn since(&self) -> MutexGuard<'a, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for HeldUp<'_> {
-    fn drop(&mut self) {
-        self.ends();
-    }
-}
-
 impl AccountQueue {
     /// The account that its calls are made for. Another one may be charged.
     pub fn account(&self) -> &Arc<Account> {
@@ -507,7 +472,7 @@ impl AccountQueue {
     /// Since when the call at the head has been waiting for a quota, a named semaphore or a slot of its
     /// account; `None` if there is no such call, or it waits for a global slot only.
     pub fn held_up_since(&self) -> Option<Instant> {
-        *self.held_up_since.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held_up_since.get()
     }
 
     /// The same queue for calls that use this part of Gemini's capacity.
@@ -546,7 +511,6 @@ impl HeadOfQueue<'_> {
         let estimate = estimate.into();
         async move {
             let AccountQueue { ticket, account: requested, .. } = self.queue;
-            let held_up = HeldUp::new(&self.queue.held_up_since);
             let accounts = &ticket.limiter.accounts;
             let mut instead = accounts.charged_instead(requested);
             let account = instead.as_ref().unwrap_or(requested);
@@ -554,19 +518,13 @@ impl HeadOfQueue<'_> {
                 return Err(Refused::TooManyAccounts);
             }
             account.check()?;
-            let mut waits = Waits::since(self.since);
-            let mut reservation = ticket.reserve(account, &estimate, deadline).await?;
+            let mut waits = Waits::new(self.since, &self.queue.held_up_since);
+            let reserve = ticket.reserve(account, &estimate, deadline);
+            let mut reservation = waits.during(HeldBy::Quota, reserve).await?;
             loop {
-                waits.end(HeldBy::Quota);
                 let account = instead.unwrap_or_else(|| Arc::clone(requested));
-                let admission = self.admit_with(
-                    account,
-                    reservation,
-                    &estimate,
-                    deadline,
-                    &mut waits,
-                    &held_up,
-                );
+                let admission =
+                    self.admit_with(account, reservation, &estimate, deadline, &mut waits);
                 let admission = admission.await?;
                 let is_charged = accounts.is_charged(requested, admission.charged_account());
                 if is_charged && !admission.charged_account().is_paused() {
@@ -577,10 +535,10 @@ impl HeadOfQueue<'_> {
                 // Since the quota was reserved, Gemini has refused a call of this account or charged
                 // another account.
                 drop(admission);
-                held_up.begins();
                 instead = accounts.charged_instead(requested);
                 let account = instead.as_ref().unwrap_or(requested);
-                reservation = ticket.reserve_again(account, &estimate, deadline).await?;
+                let reserve = ticket.reserve_again(account, &estimate, deadline);
+                reservation = waits.during(HeldBy::Quota, reserve).await?;
             }
         }
     }
@@ -592,32 +550,31 @@ impl HeadOfQueue<'_> {
         mut reserved: Reserved,
         estimate: &Estimate,
         deadline: Instant,
-        waits: &mut Waits,
-        held_up: &HeldUp<'_>,
+        waits: &mut Waits<'_>,
     ) -> impl Future<Output = Result<Admission, Refused>> {
         async move {
             let AccountQueue { ticket, account: requested, named, capacity, .. } = self.queue;
             let named = match named {
                 None => None,
-                Some(named) => match Arc::clone(named).request(1, WaitMode::None).await {
-                    Ok(permit) => Some(permit),
-                    Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
-                        drop(reserved);
-                        // Boxed, so that calls that do not wait here take no memory for it.
-                        let both = ticket.permit_and_quota(named, &account, estimate, deadline);
-                        let (permit, again) = Box::pin(both).await?;
-                        reserved = again;
-                        Some(permit)
+                Some(named) => {
+                    let request = Arc::clone(named).request(1, WaitMode::None);
+                    match waits.during(HeldBy::Semaphore, request).await {
+                        Ok(permit) => Some(permit),
+                        Err(NotGranted::NoneFree | NotGranted::StoreUnavailable(_)) => {
+                            drop(reserved);
+                            // Boxed, so that calls that do not wait here take no memory for it.
+                            let both = ticket.permit_and_quota(named, &account, estimate, deadline);
+                            let both = waits.during(HeldBy::Semaphore, Box::pin(both));
+                            let (permit, again) = both.await?;
+                            reserved = again;
+                            Some(permit)
+                        }
+                        Err(reason) => return Err(reason.into()),
                     }
-                    Err(reason) => return Err(reason.into()),
-                },
+                }
             };
-            waits.end(HeldBy::Semaphore);
-            let slots = ticket.slots(&account, *capacity, waits, held_up);
-            let (concurrency, global) = slots.await?;
-            waits.end(HeldBy::ConcurrencyLimit);
+            let (concurrency, global) = ticket.slots(&account, *capacity, waits).await?;
             let counted = ticket.in_flight.as_ref().map(InFlight::new);
-            let waited = self.since.elapsed();
             let alias = (!Arc::ptr_eq(requested, &account)).then(|| Arc::clone(requested));
             let capacity = *capacity;
             Ok(Admission {
@@ -629,7 +586,7 @@ impl HeadOfQueue<'_> {
                 reserved,
                 account,
                 alias,
-                waited,
+                waited: waits.total(),
                 held_by: waits.held_by(),
             })
         }
