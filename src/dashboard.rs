@@ -8,7 +8,7 @@
 //! | `page`, `live` | what a page is; its changes as server-sent events |
 //! | `layout`, `parts`, `chart`, `history`, `format` | what pages are made of |
 //! | `failure` | errors as pages |
-//! | `playground`, `timeline`, `story` | generations that are tried out |
+//! | `playground` | generations that are tried out |
 //! | `overview`, `accounts`, `jobs`, `job`, `semaphores`, `replicas`, `failures` | the pages and their actions |
 //! | `assets` | style, script and icon |
 
@@ -33,9 +33,7 @@ mod playground;
 mod replicas;
 mod semaphores;
 mod sessions;
-mod story;
 mod throttle;
-mod timeline;
 
 use std::sync::Arc;
 
@@ -135,6 +133,7 @@ fn pages() -> Router<Site> {
     let router = with_page::<AccountsPage>(router, "/dashboard/accounts");
     let router = with_page::<ReplicasPage>(router, "/dashboard/replicas");
     with_page::<FailuresPage>(router, "/dashboard/failures")
+        .method_not_allowed_fallback(failure::wrong_method)
 }
 
 /// Adds a page and its changes.

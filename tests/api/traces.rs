@@ -482,7 +482,12 @@ async fn health_checks_metrics_and_pages_are_not_traced() {
     let receiver = Receiver::start().await;
     let service = receiver.service().await;
     answer(service.get("/")).await;
-    for page in ["/dashboard", "/dashboard/jobs/live", "/dashboard/assets/dashboard.css"] {
+    for page in [
+        "/dashboard",
+        "/dashboard/jobs/live",
+        "/dashboard/playground",
+        "/dashboard/assets/dashboard.css",
+    ] {
         service.get(page).send().await.unwrap();
     }
     service.metric("gemini_gateway_limit").await;
