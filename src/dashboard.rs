@@ -53,7 +53,7 @@ use jobs::JobsPage;
 use overview::OverviewPage;
 use page::Page;
 use replicas::ReplicasPage;
-use semaphores::{SemaphorePage, SemaphoresPage};
+use semaphores::{Refreshed, SemaphorePage, SemaphoresPage};
 use sessions::Sessions;
 use throttle::Throttle;
 
@@ -68,6 +68,7 @@ pub struct Dashboard(Arc<Shared>);
 struct Shared {
     sessions: Sessions,
     throttle: Throttle,
+    refreshed: Refreshed,
     /// One permit for each page that is kept up to date.
     streams: Arc<Semaphore>,
     /// Cancelled when the service begins to shut down.
@@ -88,6 +89,7 @@ impl Dashboard {
         Self(Arc::new(Shared {
             sessions: Sessions::default(),
             throttle: Throttle::default(),
+            refreshed: Refreshed::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             shutdown,
         }))

@@ -1,6 +1,6 @@
 //! The semaphores, and one of them with its leases.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -22,6 +22,33 @@ const PAGE: usize = 100;
 
 /// How many leases of a semaphore are shown.
 const MOST_LEASES: usize = 200;
+
+/// How soon the usage of all semaphores is asked for again. With shared limits, Redis is asked for each.
+const REFRESH_AFTER: Duration = Duration::from_millis(500);
+
+/// When the usage of all semaphores was last asked for, for all pages of this process.
+#[derive(Debug, Default)]
+pub(super) struct Refreshed(Mutex<Option<Instant>>);
+
+impl Refreshed {
+    /// Whether it is time to ask again. The caller then does so.
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= REFRESH_AFTER);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// Updates the usage of all semaphores, unless another page has just done so.
+async fn refresh(view: &View) -> Result<(), ApiError> {
+    if view.site.dashboard.refreshed.is_due() {
+        view.site.gateway.limiter.store().refresh().await?;
+    }
+    Ok(())
+}
 
 /// A page of the semaphores, by name.
 pub(super) struct SemaphoresPage {
@@ -51,8 +78,8 @@ impl Page for SemaphoresPage {
     }
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
+        refresh(view).await?;
         let store = view.site.gateway.limiter.store();
-        store.refresh().await.map_err(ApiError::from)?;
         Ok(vec![Fragment::new("semaphores", self.list(&store.named(), &**store))])
     }
 
@@ -161,9 +188,8 @@ impl Page for SemaphorePage {
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
         let (_, semaphore) = registered(gateway, self.id.as_str()).await?;
-        let store = gateway.limiter.store();
-        store.refresh().await.map_err(ApiError::from)?;
-        let leases = store.leases(&semaphore).await.map_err(ApiError::from)?;
+        refresh(view).await?;
+        let leases = gateway.limiter.store().leases(&semaphore).await.map_err(ApiError::from)?;
         let usage = semaphore.usage();
         let leased = leases.iter().map(|lease| lease.terms.permits).sum::<usize>();
         Ok(vec![

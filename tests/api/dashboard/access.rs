@@ -5,7 +5,7 @@ use reqwest::{Method, StatusCode};
 use super::{ACTIONS, Browser, PAGES, form};
 use crate::support::Service;
 
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 #[tokio::test]
