@@ -339,9 +339,13 @@ fn reset(account: &AccountState, view: &View) -> Markup {
 pub(super) async fn reset_limits(action: Action) -> Response {
     let Action { view, form } = action;
     let (key, model) = (form.get("key"), form.get("model"));
-    let done = match view.site.gateway.limiter.accounts().forget(key, model) {
-        true => Ok(Notice::LIMITS_RESET),
-        false => Err(ApiError::unknown_account(key, model)),
+    let (limiter, history) = (&view.site.gateway.limiter, &view.site.gateway.history);
+    let done = if limiter.accounts().forget(key, model) {
+        Ok(Notice::LIMITS_RESET)
+    } else if history.accounts().iter().any(|known| (&*known.payer, &*known.model) == (key, model)) {
+        Err(PageError::of_other_replica())
+    } else {
+        Err(ApiError::unknown_account(key, model).into())
     };
     outcome(AccountsPage::new(Window::Hour, 0), &view, done).await
 }

@@ -72,6 +72,13 @@ impl PageError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
+    /// Only another replica knows the account.
+    pub fn of_other_replica() -> Self {
+        let message = "This replica has not used the account since its start. Another replica has, \
+                       and only that one can reset what it learned.";
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
     /// The form did not arrive in time.
     pub fn form_too_slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "The form did not arrive in time.")
