@@ -133,10 +133,11 @@ pub(super) fn at_most(text: &str, most: usize) -> String {
     shown
 }
 
-/// A long text from outside: with its line breaks, and bounded too.
+/// A long text from outside: with its line breaks and with what joins and divides words and emoji, and
+/// bounded too.
 pub(super) fn long(text: &str) -> String {
     let shown = text.chars().take(MAX_LONG_TEXT).map(|c| match c {
-        '\n' | '\t' => c,
+        '\n' | '\t' | '\u{ad}' | '\u{200c}' | '\u{200d}' => c,
         c => visible(c),
     });
     let mut shown: String = shown.collect();
@@ -237,6 +238,7 @@ mod tests {
         assert_eq!(outside("a\u{202e}b\nc\u{200b}"), "a�b c�");
         assert_eq!(outside("\u{61c}\u{2028}\u{ad}\u{e0041}"), "����");
         assert_eq!(long("a\r\nb\u{202e}"), "a \nb�");
+        assert_eq!(long("\u{1f469}\u{200d}\u{1f52c}"), "\u{1f469}\u{200d}\u{1f52c}");
         assert_eq!(at_most("abc", 3), "abc");
         assert_eq!(at_most("abcd", 3), "abc…");
         assert_eq!(outside(&"é".repeat(300)).chars().count(), MAX_TEXT + 1);
