@@ -72,7 +72,8 @@ impl Page for AccountsPage {
             Fragment::new(format!("account-{index}"), account.unwrap_or_default())
         }));
         let has_more = accounts.len() > (self.number + 1) * PAGE;
-        let address = |number| format!("{}?{}", self.path(), list_query(query(self.window), number));
+        let address =
+            |number| format!("{}?{}", self.path(), list_query(query(self.window), number));
         fragments.push(Fragment::new("pages", pages(self.number, has_more, address)));
         Ok(fragments)
     }
@@ -342,7 +343,8 @@ pub(super) async fn reset_limits(action: Action) -> Response {
     let (limiter, history) = (&view.site.gateway.limiter, &view.site.gateway.history);
     let done = if limiter.accounts().forget(key, model) {
         Ok(Notice::LIMITS_RESET)
-    } else if history.accounts().iter().any(|known| (&*known.payer, &*known.model) == (key, model)) {
+    } else if history.accounts().iter().any(|known| (&*known.payer, &*known.model) == (key, model))
+    {
         Err(PageError::of_other_replica())
     } else {
         Err(ApiError::unknown_account(key, model).into())

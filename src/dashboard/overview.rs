@@ -219,7 +219,8 @@ fn common_limit(
     kind: QuotaKind,
     series: &Series,
 ) -> Option<Line<'static>> {
-    let limits = accounts.iter().map(|account| account.quotas[kind].limit.map(|limit| limit as f64));
+    let limits =
+        accounts.iter().map(|account| account.quotas[kind].limit.map(|limit| limit as f64));
     let sum = limits.sum::<Option<f64>>().filter(|_| !accounts.is_empty())?;
     Some(each("quota", series, |_| sum))
 }

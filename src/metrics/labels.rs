@@ -90,13 +90,17 @@ impl KnownNames {
 
     /// The label of a payer whose key Gemini knows.
     pub fn payer(&self, payer: &str) -> Arc<str> {
-        self.payers.find(payer).or_else(|| self.payers.add(&payer.into())).unwrap_or_else(|| OTHER.into())
+        self.payers
+            .find(payer)
+            .or_else(|| self.payers.add(&payer.into()))
+            .unwrap_or_else(|| OTHER.into())
     }
 
     /// Whether a payer, and a model if there is one, that Gemini has accepted have labels of their own. They
     /// get them if they can.
     pub fn have_labels(&self, payer: &Arc<str>, model: Option<&Arc<str>>) -> bool {
-        self.payers.add(payer).is_some() && model.is_none_or(|model| self.models.add(model).is_some())
+        self.payers.add(payer).is_some()
+            && model.is_none_or(|model| self.models.add(model).is_some())
     }
 }
 
