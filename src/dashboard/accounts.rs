@@ -1,5 +1,7 @@
 //! The accounts: each key and model with its quotas, its adaptive limit, and what holds it back.
 
+use std::cmp::Reverse;
+
 use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
@@ -21,6 +23,9 @@ use crate::prices::NanoDollars;
 
 /// How many accounts a page has.
 const PAGE: usize = 10;
+
+/// How many payers are shown with their spend.
+const PAYERS: usize = 12;
 
 /// A page of the accounts.
 pub(super) struct AccountsPage {
@@ -59,7 +64,9 @@ impl Page for AccountsPage {
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let history = &view.site.gateway.history;
-        let accounts = history.accounts();
+        let mut accounts = history.accounts();
+        // The server's own come before those of callers, of which there may be many.
+        accounts.sort_by_key(|account| !has_label(&account.payer));
         let shown = accounts.iter().skip(self.number * PAGE).take(PAGE);
         let shown: Vec<_> = shown.collect();
         let mut fragments = vec![
@@ -99,14 +106,26 @@ fn no_accounts() -> Markup {
     }
 }
 
-/// What payers with a limit on their spend have spent.
+/// Whether a payer is shown by a label, and not by the beginning of its key's SHA-256.
+fn has_label(payer: &str) -> bool {
+    payer.len() != 8 || !payer.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// What payers with a limit on their spend have spent: those that are closest to it.
 fn payers(payers: &[PayerState]) -> Markup {
+    let mut closest: Vec<_> = payers.iter().collect();
+    closest.sort_by_key(|payer| {
+        let QuotaUsage { limit, used, reserved } = payer.spend;
+        let share = format::percent(used.saturating_add(reserved), limit.unwrap_or_default());
+        Reverse((payer.paused_until.is_some(), share))
+    });
+    let hidden = closest.len().saturating_sub(PAYERS);
     html! {
         @if !payers.is_empty() {
             section.card {
                 h2 { "Spend of ten minutes, over all models" }
                 div.gauges {
-                    @for payer in payers {
+                    @for payer in closest.into_iter().take(PAYERS) {
                         div {
                             (gauge(QuotaKind::SpendPerTenMinutes, &payer.spend, Some(&payer.payer)))
                             @if payer.waiting > 0 { span.sub { (payer.waiting) " wait for it" } }
@@ -116,6 +135,7 @@ fn payers(payers: &[PayerState]) -> Markup {
                         }
                     }
                 }
+                @if hidden > 0 { p.hint { (hidden) " more payers have spent less of their limit." } }
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::api::{ApiError, register, registered, release, unregister};
 use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
 /// How many semaphores a page has.
-const PAGE: usize = 100;
+const PAGE: usize = 50;
 
 /// How many leases of a semaphore are shown.
 const MOST_LEASES: usize = 200;

@@ -46,7 +46,9 @@ impl Trouble {
         }
         self.metrics.spans("queue_full", 1);
         if lock(&self.dropped).replace(Instant::now()).is_none() {
+            // It is not about the request whose span is dropped.
             tracing::warn!(
+                parent: None,
                 length = self.most,
                 "spans are dropped, because more end than can be exported; spans_total counts them"
             );
