@@ -6,7 +6,9 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, REFERRER_POLICY, SET_COOKIE};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, REFERRER_POLICY, SET_COOKIE,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use maud::html;
@@ -15,8 +17,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::Site;
 use super::failure::PageError;
 use super::form::Form;
-use super::layout;
 use super::sessions::{Session, Token};
+use super::{layout, live};
 use crate::api::{is_cross_site, is_trusted_host};
 use crate::config::CorsOrigins;
 
@@ -49,6 +51,9 @@ const NO_ORIGINS: CorsOrigins = CorsOrigins::These(Vec::new());
 
 /// What stays as it is in the value of a parameter.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
+
+/// What a browser accepts as the changes of a page.
+const EVENT_STREAM: &str = "text/event-stream";
 
 /// The form field with the token of the session.
 pub(super) const CSRF_FIELD: &str = "csrf";
@@ -154,8 +159,12 @@ impl FromRequestParts<Site> for View {
     }
 }
 
-/// Leads to the login, and from there to the page that was asked for.
+/// Leads to the login, and from there to the page that was asked for. An open page is told that its session
+/// has ended, such as by a restart, and reads itself anew.
 fn without_session(head: &Parts) -> Response {
+    if head.headers.get(ACCEPT).is_some_and(|accept| accept == EVENT_STREAM) {
+        return live::ended("session");
+    }
     let wanted = match head.method {
         Method::GET => head.uri.path_and_query().map_or("/dashboard", |wanted| wanted.as_str()),
         _ => "/dashboard",

@@ -58,6 +58,15 @@ pub(super) async fn live<P: Page>(address: Address, view: View) -> Response {
     Sse::new(live.events()).keep_alive(keep_alive).into_response()
 }
 
+/// Changes that end at once, for this reason.
+pub(super) fn ended(reason: &'static str) -> Response {
+    Sse::new(stream::iter([Ok::<_, Infallible>(end(reason))])).into_response()
+}
+
+fn end(reason: &'static str) -> Event {
+    Event::default().event("end").data(reason)
+}
+
 impl<P: Page> Live<P> {
     fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
         let batches = stream::unfold(self, async |mut live| {
@@ -74,7 +83,7 @@ impl<P: Page> Live<P> {
         }
         if let Some(reason) = self.wait().await {
             self.is_over = true;
-            return Some(vec![Event::default().event("end").data(reason)]);
+            return Some(vec![end(reason)]);
         }
         let fragments = self.page.fragments(&self.view).await;
         let pause = if fragments.is_ok() { INTERVAL } else { AFTER_ERROR };

@@ -111,6 +111,11 @@ async fn updates_end_with_the_session() {
     assert_eq!(events.next().await, None);
     let refused = browser.get("/dashboard/live").await;
     assert_eq!(refused.status, StatusCode::SEE_OTHER);
+    // A page that connects again is told so, and leads to the login.
+    let again = browser.request(Method::GET, "/dashboard/live");
+    let again = browser.send(again.header("accept", "text/event-stream")).await;
+    assert_eq!((again.status, &*again.text), (StatusCode::OK, "event: end\ndata: session\n\n"));
+    assert_eq!(again.headers["content-type"], "text/event-stream");
 }
 
 #[tokio::test]
