@@ -45,15 +45,14 @@ impl Rings {
         self.of(window).iter().cloned().collect()
     }
 
-    /// The points of a window after a time, until `now`. Points may be later if the clock was set back.
+    /// The points of a window after a time, until `now`. They are out of order if the clock was set.
     pub fn since(
         &self,
         window: Window,
         time: Timestamp,
         now: Timestamp,
     ) -> impl Iterator<Item = &Arc<Point>> {
-        let newest = self.of(window).iter().rev();
-        newest.take_while(move |point| point.at > time).filter(move |point| point.at <= now)
+        self.of(window).iter().filter(move |point| point.at > time && point.at <= now)
     }
 
     /// Puts points of another process before the own ones.

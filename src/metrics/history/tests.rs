@@ -180,8 +180,12 @@ fn spend_of_a_day_is_shown_again_after_the_clock_was_set_to_another_year_and_bac
     assert_eq!(spend(later, 5), (1, 1, at("2036-11-30T08:00:00Z")), "the day of then");
     let again = now + 60 * SECOND;
     assert_eq!(spend(again, 7), (3 + 1 + 2, 2, again), "what is in the future does not count");
+    let earlier = now - 3 * 86_400 * SECOND;
+    assert_eq!(spend(earlier, 8), (1, 1, earlier));
+    let today = at("2026-11-30T08:00:00Z");
+    assert_eq!(spend(again + SECOND, 10), (3 + 1 + 2 + 2, 2, today), "nor does what is older");
     let tomorrow = now + 86_400 * SECOND;
-    assert_eq!(spend(tomorrow, 10), (3, 3, at("2026-12-01T08:00:00Z")));
+    assert_eq!(spend(tomorrow, 13), (3, 3, at("2026-12-01T08:00:00Z")));
 }
 
 #[tokio::test(start_paused = true)]
