@@ -68,7 +68,6 @@ pub struct AccountQueue {
 #[derive(Debug)]
 pub struct HeadOfQueue<'a> {
     queue: &'a AccountQueue,
-    since: Instant,
     _head: sync::MutexGuard<'a, ()>,
 }
 
@@ -484,7 +483,7 @@ impl AccountQueue {
     /// queue.
     pub async fn head(&self) -> HeadOfQueue<'_> {
         let head = self.head.lock().await;
-        HeadOfQueue { queue: self, since: Instant::now(), _head: head }
+        HeadOfQueue { queue: self, _head: head }
     }
 }
 
@@ -518,7 +517,7 @@ impl HeadOfQueue<'_> {
                 return Err(Refused::TooManyAccounts);
             }
             account.check()?;
-            let mut waits = Waits::new(self.since, &self.queue.held_up_since);
+            let mut waits = Waits::new(&self.queue.held_up_since);
             let reserve = ticket.reserve(account, &estimate, deadline);
             let mut reservation = waits.during(HeldBy::Quota, reserve).await?;
             loop {
