@@ -2,13 +2,17 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `queue` | tickets, and waiting for quota, permits and slots |
+//! | `queue` | tickets, and waiting for permits and slots |
+//! | `account_queue` | the calls of a request for one account, and how each is admitted |
+//! | `reserve` | waiting for quota, and for what the payer may spend |
 //! | `admission` | an admitted call, and a call in flight until its outcome is known |
 //! | `held_by` | which limit a call waited for the longest |
 
+mod account_queue;
 mod admission;
 mod held_by;
 mod queue;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +26,10 @@ use super::model::{Exhausted, QuotaPlan, StoreUnavailable};
 use super::semaphore::{NotGranted, Semaphore};
 use super::store::Store;
 
+pub use account_queue::{AccountQueue, HeadOfQueue};
 pub use admission::{Admission, InFlightCall, PermitsExpired};
 pub use held_by::HeldBy;
-pub use queue::{AccountQueue, HeadOfQueue, QueueTicket};
+pub use queue::QueueTicket;
 
 /// Decides which calls are sent to Gemini: a global limit on calls in flight, named semaphores, and
 /// the accounts with their quotas.
