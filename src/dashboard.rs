@@ -8,7 +8,7 @@
 //! | `page`, `live` | what a page is; its changes as server-sent events |
 //! | `layout`, `parts`, `chart`, `history`, `format` | what pages are made of |
 //! | `failure` | errors as pages |
-//! | `playground`, `timeline`, `story` | generations that are tried out |
+//! | `playground` | generations that are tried out |
 //! | `overview`, `accounts`, `jobs`, `job`, `semaphores`, `replicas`, `failures` | the pages and their actions |
 //! | `assets` | style, script and icon |
 
@@ -33,9 +33,7 @@ mod playground;
 mod replicas;
 mod semaphores;
 mod sessions;
-mod story;
 mod throttle;
-mod timeline;
 
 use std::sync::Arc;
 
@@ -55,7 +53,7 @@ use jobs::JobsPage;
 use overview::OverviewPage;
 use page::Page;
 use replicas::ReplicasPage;
-use semaphores::{SemaphorePage, SemaphoresPage};
+use semaphores::{Refreshed, SemaphorePage, SemaphoresPage};
 use sessions::Sessions;
 use throttle::Throttle;
 
@@ -70,6 +68,7 @@ pub struct Dashboard(Arc<Shared>);
 struct Shared {
     sessions: Sessions,
     throttle: Throttle,
+    refreshed: Refreshed,
     /// One permit for each page that is kept up to date.
     streams: Arc<Semaphore>,
     /// Cancelled when the service begins to shut down.
@@ -90,6 +89,7 @@ impl Dashboard {
         Self(Arc::new(Shared {
             sessions: Sessions::default(),
             throttle: Throttle::default(),
+            refreshed: Refreshed::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             shutdown,
         }))
@@ -135,6 +135,7 @@ fn pages() -> Router<Site> {
     let router = with_page::<AccountsPage>(router, "/dashboard/accounts");
     let router = with_page::<ReplicasPage>(router, "/dashboard/replicas");
     with_page::<FailuresPage>(router, "/dashboard/failures")
+        .method_not_allowed_fallback(failure::wrong_method)
 }
 
 /// Adds a page and its changes.

@@ -80,7 +80,7 @@ pub struct Metrics {
     jobs: Family<StateLabel, Gauge>,
     job_items: Family<OutcomeLabel, Counter>,
     spans: Family<OutcomeLabel, Counter>,
-    known_names: KnownNames,
+    known_names: Arc<KnownNames>,
     totals: Arc<Totals>,
     failures: Arc<Failures>,
     history: Arc<History>,
@@ -134,7 +134,7 @@ impl Metrics {
             jobs: Family::default(),
             job_items: Family::default(),
             spans: Family::default(),
-            known_names: KnownNames::default(),
+            known_names: Arc::default(),
             totals,
             failures,
             history,
@@ -144,6 +144,10 @@ impl Metrics {
     }
 
     fn register(&mut self, limiter: Arc<Limiter>) {
+        let history = HistoryCollector {
+            history: Arc::clone(&self.history),
+            known_names: Arc::clone(&self.known_names),
+        };
         self.registry.register_collector(Box::new(ProcessCollector));
         let registry = self.registry.sub_registry_with_prefix("gemini_gateway");
         registry.register(
@@ -194,7 +198,7 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "1, with the version of this program", build);
         registry.register_collector(Box::new(LimiterCollector(limiter)));
-        registry.register_collector(Box::new(HistoryCollector(Arc::clone(&self.history))));
+        registry.register_collector(Box::new(history));
         registry.register_collector(Box::new(LogCollector));
     }
 

@@ -9,11 +9,19 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+/// California's time.
+static PACIFIC: LazyLock<TimeZone> = LazyLock::new(|| {
+    TimeZone::get("America/Los_Angeles").expect("the time zone database is compiled in")
+});
+
+/// The midnight in California at which the day of `now` began.
+pub fn last_midnight(now: Timestamp) -> Timestamp {
+    let midnight = now.to_zoned_datetime(PACIFIC.clone()).start_of_day();
+    midnight.expect("the day of now is a valid date").timestamp()
+}
+
 /// The time from `now` to the next midnight in California.
 pub fn until_midnight(now: Timestamp) -> Duration {
-    static PACIFIC: LazyLock<TimeZone> = LazyLock::new(|| {
-        TimeZone::get("America/Los_Angeles").expect("the time zone database is compiled in")
-    });
     let now = now.to_zoned_datetime(PACIFIC.clone());
     let midnight = now.tomorrow().and_then(|tomorrow| tomorrow.start_of_day());
     let midnight = midnight.expect("the day after now is a valid date");
@@ -85,6 +93,9 @@ mod tests {
         assert_eq!(until("2026-07-01T06:59:59.5Z"), Duration::from_millis(500));
         assert_eq!(until("2026-07-01T07:00:00Z"), Duration::from_secs(24 * HOUR));
         assert_eq!(until("2026-12-01T00:00:00Z"), Duration::from_secs(8 * HOUR));
+        let begun = |now: &str| last_midnight(now.parse().unwrap()).to_string();
+        assert_eq!(begun("2026-07-01T07:00:00Z"), "2026-07-01T07:00:00Z");
+        assert_eq!(begun("2026-12-01T07:59:59Z"), "2026-11-30T08:00:00Z");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Method, Request};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
@@ -110,7 +110,8 @@ impl Traces {
         route: Option<&str>,
         id: &str,
     ) -> Option<RequestSpan> {
-        let tracing = self.0.as_ref().filter(|_| is_traced(request.uri().path()))?;
+        let is_traced = is_traced(request.method(), request.uri().path());
+        let tracing = self.0.as_ref().filter(|_| is_traced)?;
         Some(RequestSpan::start(tracing, request, route, id))
     }
 
@@ -152,10 +153,12 @@ impl Tracing {
 }
 
 /// Whether requests for a path are traced.
-fn is_traced(path: &str) -> bool {
-    match path.starts_with(DASHBOARD) {
-        true => path.starts_with(PLAYGROUND),
-        false => !UNTRACED.contains(&path),
+fn is_traced(method: &Method, path: &str) -> bool {
+    match path.strip_prefix(DASHBOARD) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+            path == PLAYGROUND && method == Method::POST
+        }
+        _ => !UNTRACED.contains(&path),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::config::CorsOrigins;
 
 /// What a browser may do with a page: load the files of the dashboard and send its forms.
 const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 );
 
@@ -111,12 +111,12 @@ fn cookie(cookie: &str) -> [(HeaderName, HeaderValue); 1] {
 }
 
 fn attributes(headers: &HeaderMap) -> &'static str {
-    let scheme = headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes);
-    match scheme {
-        Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => {
-            "Path=/dashboard; HttpOnly; SameSite=Strict; Secure"
-        }
-        _ => "Path=/dashboard; HttpOnly; SameSite=Strict",
+    // The first proxy, which has the browser's connection, comes first.
+    let schemes = headers.get(X_FORWARDED_PROTO).and_then(|schemes| schemes.to_str().ok());
+    let scheme = schemes.and_then(|schemes| schemes.split(',').next()).unwrap_or_default();
+    match scheme.trim().eq_ignore_ascii_case("https") {
+        true => "Path=/dashboard; HttpOnly; SameSite=Strict; Secure",
+        false => "Path=/dashboard; HttpOnly; SameSite=Strict",
     }
 }
 

@@ -1,5 +1,7 @@
 //! The accounts: each key and model with its quotas, its adaptive limit, and what holds it back.
 
+use std::cmp::Reverse;
+
 use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
@@ -8,10 +10,10 @@ use super::access::{Action, View};
 use super::chart::{Chart, Line};
 use super::failure::PageError;
 use super::format;
-use super::history::{choice, query, scope, span, window_at};
+use super::history::{PerSample, choice, query, scope, span, window_at};
 use super::layout::Nav;
 use super::page::{Address, Fragment, Notice, Page, outcome};
-use super::parts::{Confirmed, Tone, bar, chip, empty, facts, outside};
+use super::parts::{Confirmed, Tone, bar, chip, empty, facts, list_query, outside, pages};
 use crate::api::ApiError;
 use crate::limits::{QuotaKind, QuotaUsage, Resource, Source, Window as QuotaWindow};
 use crate::metrics::{
@@ -22,20 +24,26 @@ use crate::prices::NanoDollars;
 /// How many accounts a page has.
 const PAGE: usize = 10;
 
+/// How many payers are shown with their spend.
+const PAYERS: usize = 12;
+
 /// A page of the accounts.
 pub(super) struct AccountsPage {
     window: Window,
     /// How many pages are before it.
     number: usize,
+    charts: PerSample,
+}
+
+impl AccountsPage {
+    fn new(window: Window, number: usize) -> Self {
+        Self { window, number, charts: PerSample::default() }
+    }
 }
 
 impl Page for AccountsPage {
     fn at(address: &Address) -> Option<Self> {
-        let number = match address.parameter("page") {
-            Some(number) => number.parse().ok().filter(|number| *number < MAX_ACCOUNTS)?,
-            None => 0,
-        };
-        Some(Self { window: window_at(address), number })
+        Some(Self::new(window_at(address), address.page(MAX_ACCOUNTS)?))
     }
 
     fn nav(&self) -> Nav {
@@ -51,15 +59,14 @@ impl Page for AccountsPage {
     }
 
     fn query(&self) -> String {
-        let page = format!("page={}", self.number);
-        let parameters = [query(self.window), page];
-        let parameters = parameters.iter().filter(|one| !one.is_empty() && *one != "page=0");
-        parameters.map(|one| &**one).collect::<Vec<_>>().join("&")
+        list_query(query(self.window), self.number)
     }
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let history = &view.site.gateway.history;
-        let accounts = history.accounts();
+        let mut accounts = history.accounts();
+        // The server's own come before those of callers, of which there may be many.
+        accounts.sort_by_key(|account| !has_label(&account.payer));
         let shown = accounts.iter().skip(self.number * PAGE).take(PAGE);
         let shown: Vec<_> = shown.collect();
         let mut fragments = vec![
@@ -71,7 +78,10 @@ impl Page for AccountsPage {
             let account = shown.get(index).map(|account| self.account(account, view));
             Fragment::new(format!("account-{index}"), account.unwrap_or_default())
         }));
-        fragments.push(Fragment::new("pages", self.pages(accounts.len())));
+        let has_more = accounts.len() > (self.number + 1) * PAGE;
+        let address =
+            |number| format!("{}?{}", self.path(), list_query(query(self.window), number));
+        fragments.push(Fragment::new("pages", pages(self.number, has_more, address)));
         Ok(fragments)
     }
 
@@ -96,21 +106,36 @@ fn no_accounts() -> Markup {
     }
 }
 
-/// What payers with a limit on their spend have spent.
+/// Whether a payer is shown by a label, and not by the beginning of its key's SHA-256.
+fn has_label(payer: &str) -> bool {
+    payer.len() != 8 || !payer.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// What payers with a limit on their spend have spent: those that are closest to it.
 fn payers(payers: &[PayerState]) -> Markup {
+    let mut closest: Vec<_> = payers.iter().collect();
+    closest.sort_by_key(|payer| {
+        let QuotaUsage { limit, used, reserved } = payer.spend;
+        let share = format::percent(used.saturating_add(reserved), limit.unwrap_or_default());
+        Reverse((payer.paused_until.is_some(), share))
+    });
+    let hidden = closest.len().saturating_sub(PAYERS);
     html! {
         @if !payers.is_empty() {
             section.card {
                 h2 { "Spend of ten minutes, over all models" }
                 div.gauges {
-                    @for payer in payers {
+                    @for payer in closest.into_iter().take(PAYERS) {
                         div {
                             (gauge(QuotaKind::SpendPerTenMinutes, &payer.spend, Some(&payer.payer)))
                             @if payer.waiting > 0 { span.sub { (payer.waiting) " wait for it" } }
-                            @if let Some(until) = payer.paused_until { span.sub { "Paused for " (left(until)) } }
+                            @if let Some(until) = payer.paused_until {
+                                span.sub { "Paused for " (left(until)) ", until " (moment(until)) }
+                            }
                         }
                     }
                 }
+                @if hidden > 0 { p.hint { (hidden) " more payers have spent less of their limit." } }
             }
         }
     }
@@ -165,6 +190,10 @@ fn label(kind: QuotaKind) -> String {
     format!("{resource} {window}")
 }
 
+fn moment(time: Timestamp) -> Markup {
+    html! { time datetime=(time) { (format::moment(time)) } }
+}
+
 /// The time until a moment.
 fn left(until: Timestamp) -> String {
     let left = until.duration_since(Timestamp::now()).as_secs().max(0);
@@ -172,28 +201,18 @@ fn left(until: Timestamp) -> String {
 }
 
 impl AccountsPage {
-    /// Links to the other pages.
-    fn pages(&self, accounts: usize) -> Markup {
-        let address = |number: usize| {
-            let page = Self { window: self.window, number };
-            format!("{}?{}", page.path(), page.query())
-        };
-        html! {
-            nav.pages aria-label="Pages of the list" {
-                @if self.number > 0 { a.button href=(address(self.number - 1)) { "Previous" } }
-                @if accounts > (self.number + 1) * PAGE {
-                    a.button href=(address(self.number + 1)) { "Next" }
-                }
-            }
-        }
-    }
-
     fn account(&self, account: &AccountState, view: &View) -> Markup {
-        let series = view.site.gateway.history.account(&account.payer, &account.model, self.window);
+        let AccountState { payer, model, .. } = account;
+        let name = format!("{payer} {model}");
+        let series = view.site.gateway.history.account(payer, model, self.window);
+        let charts = series.map(|series| {
+            let sample = series.points.last().map(|point| point.at);
+            self.charts.get(sample, &name, || charts(&series))
+        });
         html! {
-            article.card data-key={ (account.payer) " " (account.model) } {
+            article.card data-key=(name) {
                 div.row {
-                    h2 { (outside(&account.model)) " " span.note { (outside(&account.payer)) } }
+                    h2 { (outside(model)) " " span.note { (outside(payer)) } }
                     (state(account))
                 }
                 @if !account.aliases.is_empty() {
@@ -204,7 +223,7 @@ impl AccountsPage {
                     }
                 }
                 (quotas(account))
-                @if let Some(series) = &series { (charts(series)) }
+                @if let Some(charts) = &charts { (charts) }
                 (details(account))
                 div.actions { (reset(account, view)) }
             }
@@ -222,7 +241,7 @@ fn state(account: &AccountState) -> Markup {
                     span.sub {
                         (pause_reason(*reason))
                         @match until {
-                            Some(until) => { "; for " (left(*until)) }
+                            Some(until) => { "; for " (left(*until)) ", until " (moment(*until)) }
                             None => { "; the next call tries again" }
                         }
                     }
@@ -341,9 +360,14 @@ fn reset(account: &AccountState, view: &View) -> Markup {
 pub(super) async fn reset_limits(action: Action) -> Response {
     let Action { view, form } = action;
     let (key, model) = (form.get("key"), form.get("model"));
-    let done = match view.site.gateway.limiter.accounts().forget(key, model) {
-        true => Ok(Notice::LIMITS_RESET),
-        false => Err(ApiError::unknown_account(key, model)),
+    let (limiter, history) = (&view.site.gateway.limiter, &view.site.gateway.history);
+    let done = if limiter.accounts().forget(key, model) {
+        Ok(Notice::LIMITS_RESET)
+    } else if history.accounts().iter().any(|known| (&*known.payer, &*known.model) == (key, model))
+    {
+        Err(PageError::of_other_replica())
+    } else {
+        Err(ApiError::unknown_account(key, model).into())
     };
-    outcome(AccountsPage { window: Window::Hour, number: 0 }, &view, done).await
+    outcome(AccountsPage::new(Window::Hour, 0), &view, done).await
 }

@@ -7,9 +7,12 @@ use http::header::RETRY_AFTER;
 use http::{HeaderValue, StatusCode};
 use maud::html;
 
-use super::layout;
+use super::{format, layout};
 use crate::api::ApiError;
 use crate::memory::OverBudget;
+
+/// The longest message, in characters. Some quote what was sent.
+const MAX_MESSAGE: usize = 1000;
 
 /// An error as a page shows it.
 #[derive(Debug, Clone)]
@@ -69,6 +72,13 @@ impl PageError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
+    /// Only another replica knows the account.
+    pub fn of_other_replica() -> Self {
+        let message = "This replica has not used the account since its start. Another replica has, \
+                       and only that one can reset what it learned.";
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
     /// The form did not arrive in time.
     pub fn form_too_slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "The form did not arrive in time.")
@@ -92,7 +102,7 @@ impl PageError {
 impl From<ApiError> for PageError {
     fn from(error: ApiError) -> Self {
         let (status, retry_after) = (error.table_code().status(), error.retry_after());
-        let message = error.into_text();
+        let message = format::at_most(&error.into_text(), MAX_MESSAGE);
         Self { status, message, retry_after }
     }
 }
@@ -122,4 +132,9 @@ impl IntoResponse for PageError {
 /// The answer for a path that is not a page.
 pub(super) async fn unknown_page() -> PageError {
     PageError::not_found()
+}
+
+/// The answer for a page that is not there for this method.
+pub(super) async fn wrong_method() -> PageError {
+    PageError::new(StatusCode::METHOD_NOT_ALLOWED, "This address takes other requests only.")
 }

@@ -81,7 +81,7 @@ fn row(replica: Option<&str>, failure: &Failure, now: Timestamp) -> Markup {
             td data-label="When" { (when(failure.at, now)) }
             td data-label="Model" { (outside(&failure.model)) }
             td data-label="Account" { (outside(&failure.payer)) }
-            td data-label="Kind" { (outside(&failure.kind)) }
+            td data-label="Kind" { (format::outside(&failure.kind)) }
             td data-label="Request id" {
                 @match &failure.request_id {
                     Some(id) => { code.break { (outside(id)) } }

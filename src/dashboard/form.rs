@@ -1,5 +1,7 @@
 //! The fields of a form.
 
+use std::fmt;
+
 use axum::body::Body;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -19,8 +21,7 @@ const MAX_FIELDS: usize = 64;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The fields of a form.
-#[derive(Debug)]
+/// The fields of a form. `Debug` shows none, since one may be a key.
 pub(super) struct Form {
     fields: Vec<(String, String)>,
     /// The form's share of the memory for bodies.
@@ -43,11 +44,9 @@ impl Form {
         if !is_form.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(FORM)) {
             return Err(PageError::not_a_form());
         }
-        let body = timeout(gateway.config.client_timeout, Limited::new(body, MAX_FORM).collect());
-        let body = body.await.map_err(|_| PageError::form_too_slow())?;
-        let body = body.map_err(|_| PageError::form_too_large())?.to_bytes();
         let mut share = gateway.bodies.share();
-        share.grow(body.len()).map_err(PageError::from)?;
+        let body = timeout(gateway.config.client_timeout, whole(body, &mut share));
+        let body = body.await.map_err(|_| PageError::form_too_slow())??;
         let fields = form_urlencoded::parse(&body).into_owned().take(MAX_FIELDS).collect();
         Ok(Self { fields, _share: share })
     }
@@ -55,5 +54,36 @@ impl Form {
     /// The value of a field; empty if it is missing.
     pub fn get(&self, name: &str) -> &str {
         self.fields.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value)
+    }
+}
+
+/// Reads a whole body. Its share of the memory grows as it arrives.
+async fn whole(body: Body, share: &mut Share) -> Result<Vec<u8>, PageError> {
+    let (mut body, mut whole) = (Limited::new(body, MAX_FORM), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| PageError::form_too_large())?;
+        if let Ok(piece) = frame.into_data() {
+            share.grow(piece.len())?;
+            whole.extend_from_slice(&piece);
+        }
+    }
+    Ok(whole)
+}
+
+impl fmt::Debug for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Form(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_shows_no_field_in_debug_output() {
+        let fields = vec![("key".to_owned(), "the-admin-key".to_owned())];
+        let form = Form { fields, _share: Share::default() };
+        assert_eq!((form.get("key"), format!("{form:?}")), ("the-admin-key", "Form(…)".to_owned()));
     }
 }

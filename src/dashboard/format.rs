@@ -114,7 +114,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 pub(super) fn percent(part: u64, whole: u64) -> u64 {
     match whole {
         0 => 0,
-        whole => (u128::from(part) * 100 / u128::from(whole)) as u64,
+        whole => u64::try_from(u128::from(part) * 100 / u128::from(whole)).unwrap_or(u64::MAX),
     }
 }
 
@@ -133,10 +133,11 @@ pub(super) fn at_most(text: &str, most: usize) -> String {
     shown
 }
 
-/// A long text from outside: with its line breaks, and bounded too.
+/// A long text from outside: with its line breaks and with what joins and divides words and emoji, and
+/// bounded too.
 pub(super) fn long(text: &str) -> String {
     let shown = text.chars().take(MAX_LONG_TEXT).map(|c| match c {
-        '\n' | '\t' => c,
+        '\n' | '\t' | '\u{ad}' | '\u{200c}' | '\u{200d}' => c,
         c => visible(c),
     });
     let mut shown: String = shown.collect();
@@ -146,12 +147,19 @@ pub(super) fn long(text: &str) -> String {
     shown
 }
 
+/// Source: Unicode 17.0, the formatting characters (Cf) that have no form of their own, and the line and
+/// paragraph separators.
 fn visible(c: char) -> char {
     match c {
-        '\u{200b}'..='\u{200f}'
-        | '\u{202a}'..='\u{202e}'
+        '\u{ad}'
+        | '\u{61c}'
+        | '\u{180e}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}'
-        | '\u{feff}' => '�',
+        | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e007f}' => '�',
         c if c.is_control() => ' ',
         c => c,
     }
@@ -196,8 +204,8 @@ mod tests {
             assert_eq!(bytes(number), text);
         }
         assert_eq!(
-            [percent(1, 3), percent(999, 1000), percent(5, 0), percent(1, 1)],
-            [33, 99, 0, 100]
+            [percent(1, 3), percent(999, 1000), percent(5, 0), percent(u64::MAX, 1)],
+            [33, 99, 0, u64::MAX]
         );
     }
 
@@ -228,7 +236,9 @@ mod tests {
     #[test]
     fn texts_from_outside_are_bounded_and_visible() {
         assert_eq!(outside("a\u{202e}b\nc\u{200b}"), "a�b c�");
+        assert_eq!(outside("\u{61c}\u{2028}\u{ad}\u{e0041}"), "����");
         assert_eq!(long("a\r\nb\u{202e}"), "a \nb�");
+        assert_eq!(long("\u{1f469}\u{200d}\u{1f52c}"), "\u{1f469}\u{200d}\u{1f52c}");
         assert_eq!(at_most("abc", 3), "abc");
         assert_eq!(at_most("abcd", 3), "abc…");
         assert_eq!(outside(&"é".repeat(300)).chars().count(), MAX_TEXT + 1);

@@ -1,5 +1,6 @@
 //! The figures of the past, as charts need them.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,10 +23,10 @@ pub(super) fn window_at(address: &Address) -> Window {
 }
 
 /// The parameter of a page that shows a window.
-pub(super) fn query(window: Window) -> String {
+pub(super) fn query(window: Window) -> &'static str {
     match window {
-        Window::Hour => String::new(),
-        Window::Day => "window=day".to_owned(),
+        Window::Hour => "",
+        Window::Day => "window=day",
     }
 }
 
@@ -66,20 +67,30 @@ pub(super) fn scope(scope: Scope) -> String {
 
 /// What is rendered anew only after each sample.
 #[derive(Debug, Default)]
-pub(super) struct PerSample(Mutex<Option<(Timestamp, String)>>);
+pub(super) struct PerSample(Mutex<(Option<Timestamp>, HashMap<String, String>)>);
 
 impl PerSample {
-    /// What was rendered for this sample, or what is rendered now.
-    pub fn get(&self, sample: Option<Timestamp>, render: impl FnOnce() -> Markup) -> Markup {
+    /// What was rendered under this name for the sample of this time, or what is rendered now.
+    pub fn get(
+        &self,
+        sample: Option<Timestamp>,
+        name: &str,
+        render: impl FnOnce() -> Markup,
+    ) -> Markup {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*kept, sample) {
-            (Some((at, html)), Some(sample)) if *at == sample => PreEscaped(html.clone()),
-            (_, sample) => {
-                let markup = render();
-                *kept = sample.map(|at| (at, markup.0.clone()));
-                markup
-            }
+        let (of, rendered) = &mut *kept;
+        if *of != sample {
+            *of = sample;
+            rendered.clear();
         }
+        if let Some(html) = rendered.get(name) {
+            return PreEscaped(html.clone());
+        }
+        let markup = render();
+        if sample.is_some() {
+            rendered.insert(name.to_owned(), markup.0.clone());
+        }
+        markup
     }
 }
 

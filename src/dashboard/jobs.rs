@@ -85,7 +85,7 @@ impl JobsPage {
                             th scope="col" { "Job" } th scope="col" { "State" }
                             th scope="col" { "Progress" } th.number scope="col" { "Rate" }
                             th.number scope="col" { "Time left" } th.number scope="col" { "Cost" }
-                            th scope="col" { "Begun" }
+                            th scope="col" { "Accepted" }
                         } }
                         tbody { @for job in jobs { (row(job, view, now)) } }
                     }
@@ -114,7 +114,7 @@ fn row(job: &Job, view: &View, now: Timestamp) -> Markup {
             td.number data-label="Rate" { (rate(&status)) }
             td.number data-label="Time left" { (time_left(&status)) }
             td.number data-label="Cost" { (format::dollars(job.progress.cost.dollars())) }
-            td data-label="Begun" { (when(job.created_at, now)) }
+            td data-label="Accepted" { (when(job.created_at, now)) }
         }
     }
 }

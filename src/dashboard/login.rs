@@ -26,7 +26,7 @@ pub(super) async fn form(State(site): State<Site>, uri: Uri, headers: HeaderMap)
     }
 }
 
-/// Begins a session for whoever has the admin key.
+/// Begins a session if the form has the admin key.
 pub(super) async fn login(State(site): State<Site>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let client = client_address(&head);

@@ -1,5 +1,7 @@
 //! How busy the gateway is, and what it costs: now, and in the last hour or day.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -49,7 +51,7 @@ impl Page for OverviewPage {
     }
 
     fn query(&self) -> String {
-        query(self.window)
+        query(self.window).to_owned()
     }
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
@@ -65,7 +67,7 @@ impl Page for OverviewPage {
         Ok(vec![
             Fragment::new("now", now(view, &hour)),
             Fragment::new("quotas", quotas(&accounts)),
-            Fragment::new("charts", self.charts.get(last_sample, || charts(&shown, &accounts))),
+            Fragment::new("charts", self.charts.get(last_sample, "", || charts(&shown, &accounts))),
             Fragment::new("failures", latest(failures.iter().map(|(_, failure)| failure))),
         ])
     }
@@ -81,8 +83,13 @@ impl Page for OverviewPage {
 }
 
 /// The points of the last steps.
-fn last(series: &Series, steps: usize) -> &[std::sync::Arc<Point>] {
+fn last(series: &Series, steps: usize) -> &[Arc<Point>] {
     &series.points[series.points.len().saturating_sub(steps)..]
+}
+
+/// What was counted in all of these points. Figures of other replicas may be any number.
+fn sum(points: &[Arc<Point>], count: impl Fn(&Point) -> u64) -> u64 {
+    points.iter().fold(0, |sum, point| sum.saturating_add(count(point)))
 }
 
 fn now(view: &View, hour: &Series) -> Markup {
@@ -126,9 +133,9 @@ fn in_flight(in_flight: u64, limit: u64) -> Markup {
 /// Requests and tokens of the last minute.
 fn rates(hour: &Series) -> Markup {
     let minute = last(hour, MINUTE);
-    let calls: u64 = minute.iter().map(|point| point.counts.calls.total()).sum();
-    let input: u64 = minute.iter().map(|point| point.counts.input_tokens).sum();
-    let output: u64 = minute.iter().map(|point| point.counts.output_tokens).sum();
+    let calls = sum(minute, |point| point.counts.calls.total());
+    let input = sum(minute, |point| point.counts.input_tokens);
+    let output = sum(minute, |point| point.counts.output_tokens);
     html! {
         (tile("Calls a minute", html! { (format::whole(calls)) }, html! { "in the last minute" }))
         (tile(
@@ -140,12 +147,11 @@ fn rates(hour: &Series) -> Markup {
 }
 
 fn refusals(hour: &Series) -> Markup {
-    let points = last(hour, TEN_MINUTES);
-    let of = |class| points.iter().map(|point| point.counts.calls.of(class)).sum::<u64>();
+    let of = |class| sum(last(hour, TEN_MINUTES), |point| point.counts.calls.of(class));
     let (quota, load) = (of(OutcomeClass::RateLimited), of(OutcomeClass::Overloaded));
     tile(
         "Refusals, ten minutes",
-        html! { (format::whole(quota + load)) },
+        html! { (format::whole(quota.saturating_add(load))) },
         html! { (format::whole(quota)) " for quota, " (format::whole(load)) " for load" },
     )
 }
@@ -207,17 +213,22 @@ fn fullness(account: &AccountState) -> u64 {
     shares.max().unwrap_or_default()
 }
 
-/// The sum of the limits of a quota over all accounts, if each has one.
-fn common_limit(accounts: &[AccountState], kind: QuotaKind) -> Option<f64> {
-    let limits = accounts.iter().map(|account| account.quotas[kind].limit);
-    let sum = limits.sum::<Option<u64>>()?;
-    (!accounts.is_empty()).then_some(sum as f64)
+/// The sum of the limits of a quota over all accounts, if each has one, as a line.
+fn common_limit(
+    accounts: &[AccountState],
+    kind: QuotaKind,
+    series: &Series,
+) -> Option<Line<'static>> {
+    let limits =
+        accounts.iter().map(|account| account.quotas[kind].limit.map(|limit| limit as f64));
+    let sum = limits.sum::<Option<f64>>().filter(|_| !accounts.is_empty())?;
+    Some(each("quota", series, |_| sum))
 }
 
 fn charts(series: &Series, accounts: &[AccountState]) -> Markup {
     let latest = series.points.last().map(|point| point.at);
     let span = span(series.window, latest);
-    let limit = |kind| common_limit(accounts, kind).and_then(|limit| level(series, limit));
+    let limit = |kind| common_limit(accounts, kind, series);
     let chart =
         |title, unit, text, lines, limit| Chart { title, unit, span, text, lines, limit }.render();
     let quantiles = |of: fn(&Point) -> &Distribution| {
@@ -251,14 +262,6 @@ fn charts(series: &Series, accounts: &[AccountState]) -> Markup {
                 vec![per_minute("spend", series, |point| point.counts.cost.dollars())], None))
         }
     }
-}
-
-/// A limit that is the same all the time.
-fn level(series: &Series, limit: f64) -> Option<Line<'static>> {
-    let (first, last) = (series.points.first()?.at, series.points.last()?.at);
-    let steps = series.points.iter().map(|point| point.at);
-    let steps: Vec<Timestamp> = if first == last { vec![last] } else { steps.collect() };
-    Some(Line { name: "quota", points: steps.into_iter().map(|at| (at, limit)).collect() })
 }
 
 fn latest<'a>(failures: impl Iterator<Item = &'a Failure>) -> Markup {

@@ -137,6 +137,14 @@ impl Address {
         self.parameters.iter().find(|(other, _)| other == name).map(|(_, value)| &**value)
     }
 
+    /// Which page of a list is asked for, from 0; `None` if there is none beyond `most` pages.
+    pub fn page(&self, most: usize) -> Option<usize> {
+        match self.parameter("page") {
+            Some(number) => number.parse().ok().filter(|number| *number < most),
+            None => Some(0),
+        }
+    }
+
     fn notice(&self) -> Option<Notice> {
         let done = self.parameter(DONE)?;
         Notice::ALL.iter().copied().find(|notice| notice.name == done)

@@ -145,6 +145,25 @@ impl Confirmed<'_> {
     }
 }
 
+/// Links to the pages before and after page `number` of a list, whose addresses `address` writes.
+pub(super) fn pages(number: usize, has_more: bool, address: impl Fn(usize) -> String) -> Markup {
+    html! {
+        nav.pages aria-label="Pages of the list" {
+            @if number > 0 { a.button href=(address(number - 1)) { "Previous" } }
+            @if has_more { a.button href=(address(number + 1)) { "Next" } }
+        }
+    }
+}
+
+/// The parameters of page `number` of a list, after its other parameters and without a question mark.
+pub(super) fn list_query(others: &str, number: usize) -> String {
+    match (others, number) {
+        (others, 0) => others.to_owned(),
+        ("", number) => format!("page={number}"),
+        (others, number) => format!("{others}&page={number}"),
+    }
+}
+
 /// A moment, and how long ago it was.
 pub(super) fn when(time: Timestamp, now: Timestamp) -> Markup {
     html! {

@@ -1,6 +1,6 @@
 //! The semaphores, and one of them with its leases.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -13,19 +13,52 @@ use super::failure::PageError;
 use super::format;
 use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
-use super::parts::{Confirmed, Tone, bar, empty, outside};
+use super::parts::{Confirmed, Tone, bar, empty, list_query, outside, pages};
 use crate::api::{ApiError, register, registered, release, unregister};
 use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
-/// How many semaphores, and how many leases of one, are shown.
-const MOST_SHOWN: usize = 200;
+/// How many semaphores a page has.
+const PAGE: usize = 50;
 
-/// The list of semaphores.
-pub(super) struct SemaphoresPage;
+/// How many leases of a semaphore are shown.
+const MOST_LEASES: usize = 200;
+
+/// How soon the usage of all semaphores is asked for again. With shared limits, Redis is asked for each.
+const REFRESH_AFTER: Duration = Duration::from_millis(500);
+
+/// When the usage of all semaphores was last asked for, for all pages of this process.
+#[derive(Debug, Default)]
+pub(super) struct Refreshed(Mutex<Option<Instant>>);
+
+impl Refreshed {
+    /// Whether it is time to ask again. The caller then does so.
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= REFRESH_AFTER);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// Updates the usage of all semaphores, unless another page has just done so.
+async fn refresh(view: &View) -> Result<(), ApiError> {
+    if view.site.dashboard.refreshed.is_due() {
+        view.site.gateway.limiter.store().refresh().await?;
+    }
+    Ok(())
+}
+
+/// A page of the semaphores, by name.
+pub(super) struct SemaphoresPage {
+    /// How many pages are before it.
+    number: usize,
+}
 
 impl Page for SemaphoresPage {
-    fn at(_: &Address) -> Option<Self> {
-        Some(Self)
+    fn at(address: &Address) -> Option<Self> {
+        Some(Self { number: address.page(usize::MAX / PAGE)? })
     }
 
     fn nav(&self) -> Nav {
@@ -40,10 +73,14 @@ impl Page for SemaphoresPage {
         "/dashboard/semaphores".to_owned()
     }
 
+    fn query(&self) -> String {
+        list_query("", self.number)
+    }
+
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
+        refresh(view).await?;
         let store = view.site.gateway.limiter.store();
-        store.refresh().await.map_err(ApiError::from)?;
-        Ok(vec![Fragment::new("semaphores", list(&store.named(), &**store))])
+        Ok(vec![Fragment::new("semaphores", self.list(&store.named(), &**store))])
     }
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
@@ -70,30 +107,34 @@ impl Page for SemaphoresPage {
     }
 }
 
-fn list(all: &[(SemaphoreId, Arc<dyn Semaphore>)], store: &dyn Store) -> Markup {
-    html! {
-        section.card aria-label="Semaphores" {
-            @if all.is_empty() {
-                (empty("No semaphores", html! {
-                    "A semaphore limits how many calls and leases run at once, across services."
-                }))
-            } @else {
-                table.stack {
-                    thead { tr {
-                        th scope="col" { "Name" } th scope="col" { "Permits in use" }
-                        th.number scope="col" { "Leased" } th.number scope="col" { "Free" }
-                        th.number scope="col" { "Waiting" }
-                    } }
-                    tbody {
-                        @for (id, semaphore) in all.iter().take(MOST_SHOWN) {
-                            (row(id, semaphore.usage(), store.leased(id)))
+impl SemaphoresPage {
+    const FIRST: Self = Self { number: 0 };
+
+    fn list(&self, all: &[(SemaphoreId, Arc<dyn Semaphore>)], store: &dyn Store) -> Markup {
+        let before = self.number * PAGE;
+        let address = |number| format!("{}?{}", self.path(), list_query("", number));
+        html! {
+            section.card aria-label="Semaphores" {
+                @if all.is_empty() {
+                    (empty("No semaphores", html! {
+                        "A semaphore limits how many calls and leases run at once, across services."
+                    }))
+                } @else {
+                    table.stack {
+                        thead { tr {
+                            th scope="col" { "Name" } th scope="col" { "Permits in use" }
+                            th.number scope="col" { "Leased" } th.number scope="col" { "Free" }
+                            th.number scope="col" { "Waiting" }
+                        } }
+                        tbody {
+                            @for (id, semaphore) in all.iter().skip(before).take(PAGE) {
+                                (row(id, semaphore.usage(), store.leased(id)))
+                            }
                         }
                     }
                 }
-                @if all.len() > MOST_SHOWN {
-                    p.hint { "The first " (MOST_SHOWN) " of " (all.len()) " are shown." }
-                }
             }
+            (pages(self.number, all.len() > before + PAGE, address))
         }
     }
 }
@@ -147,9 +188,8 @@ impl Page for SemaphorePage {
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
         let (_, semaphore) = registered(gateway, self.id.as_str()).await?;
-        let store = gateway.limiter.store();
-        store.refresh().await.map_err(ApiError::from)?;
-        let leases = store.leases(&semaphore).await.map_err(ApiError::from)?;
+        refresh(view).await?;
+        let leases = gateway.limiter.store().leases(&semaphore).await.map_err(ApiError::from)?;
         let usage = semaphore.usage();
         let leased = leases.iter().map(|lease| lease.terms.permits).sum::<usize>();
         Ok(vec![
@@ -217,11 +257,11 @@ impl SemaphorePage {
                             th scope="col" { span.hidden { "Actions" } }
                         } }
                         tbody {
-                            @for lease in leases.iter().take(MOST_SHOWN) { (self.lease(lease, view)) }
+                            @for lease in leases.iter().take(MOST_LEASES) { (self.lease(lease, view)) }
                         }
                     }
-                    @if leases.len() > MOST_SHOWN {
-                        p.hint { "The oldest " (MOST_SHOWN) " of " (leases.len()) " are shown." }
+                    @if leases.len() > MOST_LEASES {
+                        p.hint { "The oldest " (MOST_LEASES) " of " (leases.len()) " are shown." }
                     }
                 }
             }
@@ -259,7 +299,7 @@ pub(super) async fn create(action: Action) -> Response {
     let done = set(&view, form.get("semaphore_id").trim(), form.get("limit")).await;
     match done {
         Ok((id, notice)) => outcome(SemaphorePage { id }, &view, Ok::<_, PageError>(notice)).await,
-        Err(error) => outcome(SemaphoresPage, &view, Err(error)).await,
+        Err(error) => outcome(SemaphoresPage::FIRST, &view, Err(error)).await,
     }
 }
 
@@ -276,7 +316,7 @@ pub(super) async fn change(Path(id): Path<String>, action: Action) -> Response {
 }
 
 async fn set(view: &View, id: &str, limit: &str) -> Result<(SemaphoreId, Notice), ApiError> {
-    // Whatever is no number is out of range.
+    // 0 is out of range, so what is not a number is refused like it.
     let limit = limit.trim().parse().unwrap_or(0);
     let (id, _, new) = register(&view.site.gateway, id, limit).await?;
     Ok((id, if new { Notice::SEMAPHORE_CREATED } else { Notice::SEMAPHORE_CHANGED }))
@@ -286,7 +326,7 @@ async fn set(view: &View, id: &str, limit: &str) -> Result<(SemaphoreId, Notice)
 pub(super) async fn delete(Path(id): Path<String>, action: Action) -> Response {
     let view = action.view;
     let done = unregister(&view.site.gateway, &id).await;
-    outcome(SemaphoresPage, &view, done.map(|()| Notice::SEMAPHORE_DELETED)).await
+    outcome(SemaphoresPage::FIRST, &view, done.map(|()| Notice::SEMAPHORE_DELETED)).await
 }
 
 /// Releases a lease.

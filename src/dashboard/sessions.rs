@@ -48,8 +48,8 @@ struct Open {
 #[derive(Clone)]
 pub(super) struct Token([u8; 32]);
 
-/// An open session.
-#[derive(Debug, Clone)]
+/// An open session. `Debug` does not show the token of its forms.
+#[derive(Clone)]
 pub(super) struct Session {
     id: SessionId,
     /// What forms of this session carry, so that no other page can send them.
@@ -214,6 +214,12 @@ impl Session {
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SessionId(…)")
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Session(…)")
     }
 }
 

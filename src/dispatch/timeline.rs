@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{CallEvent, CallObserver, EndedAttempt, SentAttempt};
@@ -19,6 +20,8 @@ const MAX_ENTRIES: usize = 1000;
 pub struct Timeline {
     began: Instant,
     entries: Mutex<Vec<TimelineEntry>>,
+    /// Notified after each entry.
+    added: Notify,
     /// An observer that is told the same.
     beside: Option<Arc<dyn CallObserver>>,
 }
@@ -81,12 +84,25 @@ pub enum TimelineEvent {
 impl Timeline {
     /// A timeline of a request that begins now. It passes everything on to the observer `beside` it.
     pub fn new(beside: Option<Arc<dyn CallObserver>>) -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), entries: Mutex::default(), beside })
+        let (entries, added) = (Mutex::default(), Notify::new());
+        Arc::new(Self { began: Instant::now(), entries, added, beside })
     }
 
     /// What has happened so far, in order.
     pub fn entries(&self) -> Vec<TimelineEntry> {
         self.lock().clone()
+    }
+
+    /// The same after the first `known` entries.
+    pub fn entries_after(&self, known: usize) -> Vec<TimelineEntry> {
+        self.lock().get(known..).unwrap_or_default().to_vec()
+    }
+
+    /// Waits until more than the first `known` entries are there. Only one task can wait.
+    pub async fn is_longer_than(&self, known: usize) {
+        while self.lock().len() <= known {
+            self.added.notified().await;
+        }
     }
 
     /// How long the request has lasted.
@@ -118,6 +134,7 @@ impl CallObserver for Timeline {
             entries.push(TimelineEntry { after, event: event.into() });
         }
         drop(entries);
+        self.added.notify_one();
         if let Some(beside) = &self.beside {
             beside.observe(event);
         }

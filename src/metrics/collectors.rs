@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::history::{AccountState, Concurrency, History, PayerState};
+use super::labels::KnownNames;
 use super::replicas::Scope;
 use crate::limits::{Limiter, QuotaKind, QuotaUsage, SemaphoreUsage};
 use crate::prices::NanoDollars;
@@ -57,23 +58,30 @@ impl Collector for LimiterCollector {
     }
 }
 
-/// Reads the last sample of the history.
+/// Reads the last sample of the history. Only accounts whose names have labels of their own are shown.
 #[derive(Debug)]
-pub(super) struct HistoryCollector(pub Arc<History>);
+pub(super) struct HistoryCollector {
+    pub history: Arc<History>,
+    pub known_names: Arc<KnownNames>,
+}
 
 impl Collector for HistoryCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let replicas = match self.0.scope() {
+        let replicas = match self.history.scope() {
             Scope::Replicas { count } => count,
             Scope::Alone | Scope::Unreachable { .. } => 1,
         };
         let help = "Replicas that report, this one included; 1 while Redis cannot be reached";
         family(&mut encoder, "replicas", help, [([], replicas as u64)])?;
-        let accounts = self.0.own_accounts();
+        let mut accounts = self.history.own_accounts();
+        let names = &self.known_names;
+        accounts.retain(|account| names.have_labels(&account.payer, Some(&account.model)));
         encode_quotas(&mut encoder, &accounts)?;
         encode_concurrency(&mut encoder, &accounts)?;
         encode_pauses(&mut encoder, &accounts)?;
-        encode_spend(&mut encoder, &self.0.payers())
+        let mut payers = self.history.payers();
+        payers.retain(|payer| names.have_labels(&payer.payer, None));
+        encode_spend(&mut encoder, &payers)
     }
 }
 

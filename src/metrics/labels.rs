@@ -66,54 +66,65 @@ pub(super) struct OutcomeLabel {
 
 /// A model that Gemini has accepted. `None` stands for all other names, which callers can invent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct ModelLabel(Option<Model>);
+pub(super) struct ModelLabel(Option<Arc<str>>);
 
 impl EncodeLabelValue for ModelLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(OTHER, Model::as_str).encode(encoder)
+        self.0.as_deref().unwrap_or(OTHER).encode(encoder)
     }
 }
 
 /// The names that have a label of their own.
 #[derive(Debug, Default)]
 pub(super) struct KnownNames {
-    models: RwLock<HashSet<Model>>,
-    payers: RwLock<HashSet<Arc<str>>>,
+    models: Names<MAX_MODELS>,
+    payers: Names<MAX_PAYERS>,
 }
 
 impl KnownNames {
     /// The label of a model. Only a model that Gemini has `accepted` gets one of its own.
     pub fn model(&self, model: &Model, accepted: bool) -> ModelLabel {
-        let known = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(model) {
-            return ModelLabel(Some(model.clone()));
-        }
-        drop(known);
-        if !accepted {
-            return ModelLabel(None);
-        }
-        let mut known = self.models.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_MODELS {
-            return ModelLabel(None);
-        }
-        known.insert(model.clone());
-        ModelLabel(Some(model.clone()))
+        let model = model.shared();
+        ModelLabel(if accepted { self.models.add(model) } else { self.models.find(model) })
     }
 
     /// The label of a payer whose key Gemini knows.
     pub fn payer(&self, payer: &str) -> Arc<str> {
-        let known = self.payers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(payer) {
-            return Arc::clone(known);
+        self.payers
+            .find(payer)
+            .or_else(|| self.payers.add(&payer.into()))
+            .unwrap_or_else(|| OTHER.into())
+    }
+
+    /// Whether a payer, and a model if there is one, that Gemini has accepted have labels of their own. They
+    /// get them if they can.
+    pub fn have_labels(&self, payer: &Arc<str>, model: Option<&Arc<str>>) -> bool {
+        self.payers.add(payer).is_some()
+            && model.is_none_or(|model| self.models.add(model).is_some())
+    }
+}
+
+/// The first names, at most `MOST`.
+#[derive(Debug, Default)]
+struct Names<const MOST: usize>(RwLock<HashSet<Arc<str>>>);
+
+impl<const MOST: usize> Names<MOST> {
+    fn find(&self, name: &str) -> Option<Arc<str>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// A name that is among them, or for which there is room.
+    fn add(&self, name: &Arc<str>) -> Option<Arc<str>> {
+        let known = self.find(name);
+        if known.is_some() {
+            return known;
         }
-        drop(known);
-        let mut known = self.payers.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_PAYERS {
-            return OTHER.into();
+        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= MOST {
+            return None;
         }
-        let payer: Arc<str> = payer.into();
-        known.insert(Arc::clone(&payer));
-        payer
+        names.insert(Arc::clone(name));
+        Some(Arc::clone(name))
     }
 }
 
@@ -132,5 +143,8 @@ mod tests {
         let labels: HashSet<_> = (0..1000).map(|n| names.model(&model(n), true)).collect();
         assert_eq!(labels.len(), MAX_MODELS + 1);
         assert_eq!(names.model(&Model::parse("invented").unwrap(), false), ModelLabel(None));
+        assert!(names.have_labels(&"payer-3".into(), Some(&"model-3".into())));
+        assert!(!names.have_labels(&"payer-999".into(), None));
+        assert!(!names.have_labels(&"payer-3".into(), Some(&"model-999".into())));
     }
 }

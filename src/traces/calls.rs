@@ -79,14 +79,14 @@ impl CallSpans {
 
     fn attempt(&self, sent: &SentAttempt<'_>) -> Attempt {
         let SentAttempt { call, attempt, streams, body } = *sent;
-        let operation = operation(call.kind());
+        let (operation, model) = (operation(call.kind()), self.model(call));
         let mut attributes = vec![
             KeyValue::new(OPERATION, operation),
             KeyValue::new(PROVIDER, GEMINI),
             KeyValue::new(SERVER_ADDRESS, self.tracing.upstream.0.clone()),
             KeyValue::new(SERVER_PORT, i64::from(self.tracing.upstream.1)),
             KeyValue::new(KIND, call.kind().label()),
-            model(call),
+            KeyValue::new(REQUEST_MODEL, model.clone()),
             KeyValue::new(TIER, call.tier().name()),
         ];
         if streams {
@@ -102,10 +102,15 @@ impl CallSpans {
         if let Some(body) = body.filter(|_| keeps_content) {
             attributes.extend(content::asked(body, |text| self.tracing.clean(text)));
         }
-        let name = format!("{operation} {}", call.model());
+        let name = format!("{operation} {model}");
         let span = SpanBuilder::from_name(name).with_kind(SpanKind::Client);
         let span = self.start(span.with_attributes(attributes));
         Attempt { span, sent: Instant::now(), streams, accepted: None, keeps_content }
+    }
+
+    /// The model of a call. Callers choose it, so it may be anything, even a key.
+    fn model(&self, call: &Call) -> String {
+        self.tracing.clean(call.model().to_string())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,7 +127,8 @@ impl CallObserver for CallSpans {
         match *event {
             CallEvent::Enqueued(call) => {
                 let tier = KeyValue::new(TIER, call.tier().name());
-                let attributes = vec![KeyValue::new(KIND, call.kind().label()), model(call), tier];
+                let model = KeyValue::new(REQUEST_MODEL, self.model(call));
+                let attributes = vec![KeyValue::new(KIND, call.kind().label()), model, tier];
                 state.wait = Some(self.wait("queue", attributes));
             }
             CallEvent::Admitted { held_by, .. } => {
@@ -213,7 +219,7 @@ impl Attempt {
         self.outcome(outcome, status);
         let span = &mut self.span;
         if let Some(model) = answered_by {
-            span.set_attribute(KeyValue::new(RESPONSE_MODEL, model.to_string()));
+            span.set_attribute(KeyValue::new(RESPONSE_MODEL, tracing.clean(model.to_string())));
         }
         span.set_attributes(usage_of(usage));
         if let Some(answer) = answer {
@@ -238,10 +244,6 @@ fn error_of(outcome: &'static str) -> Option<&'static str> {
 pub(super) fn fail(span: &mut Span, error: &'static str) {
     span.set_attribute(KeyValue::new(ERROR_TYPE, error));
     span.set_status(Status::error(""));
-}
-
-fn model(call: &Call) -> KeyValue {
-    KeyValue::new(REQUEST_MODEL, call.model().to_string())
 }
 
 fn finish_reasons(answer: &Answer) -> Value {

@@ -12,6 +12,9 @@ use crate::gemini::Answer;
 /// How much of the text of a request or an answer is kept, in bytes. Spans wait in memory.
 const MAX_TEXT: usize = 16 * 1024;
 
+/// How much more is searched for secrets, in bytes, since half of a secret would not be recognized as one.
+const MARGIN: usize = 4 * 1024;
+
 /// The text of a `generateContent` body.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,30 +36,41 @@ struct Text {
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct Message {
     role: &'static str,
-    parts: Vec<Part<'a>>,
+    parts: Vec<Part>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Part<'a> {
+struct Part {
     r#type: &'static str,
-    content: &'a str,
+    content: String,
 }
 
-/// How much text may still be kept.
-struct Room(usize);
+/// Takes texts over, as far as there is room.
+struct Texts<F> {
+    /// How many bytes may still be kept.
+    room: usize,
+    /// Overwrites secrets in a text.
+    clean: F,
+}
 
-impl Room {
-    fn part<'a>(&mut self, text: &'a str) -> Part<'a> {
-        let content = &text[..text.floor_char_boundary(self.0)];
-        self.0 -= content.len();
+impl<F: Fn(String) -> String> Texts<F> {
+    fn new(clean: F) -> Self {
+        Self { room: MAX_TEXT, clean }
+    }
+
+    fn part(&mut self, text: &str) -> Part {
+        let searched = text.floor_char_boundary(self.room + MARGIN);
+        let mut content = (self.clean)(text[..searched].to_owned());
+        content.truncate(content.floor_char_boundary(self.room));
+        self.room -= content.len();
         Part { r#type: "text", content }
     }
 
-    fn parts<'a>(&mut self, content: &'a Content) -> Vec<Part<'a>> {
+    fn parts(&mut self, content: &Content) -> Vec<Part> {
         let texts = content.parts.iter().filter_map(|part| part.text.as_deref());
         texts.map(|text| self.part(text)).collect()
     }
@@ -65,25 +79,25 @@ impl Room {
 /// The prompt in a body of the gateway's own endpoints. `clean` overwrites secrets in a text.
 pub(super) fn asked(body: &[u8], clean: impl Fn(String) -> String) -> Vec<KeyValue> {
     let Ok(body) = serde_json::from_slice::<Body>(body) else { return Vec::new() };
-    let mut room = Room(MAX_TEXT);
-    let instructions = body.system_instruction.as_ref().map(|content| room.parts(content));
+    let mut texts = Texts::new(clean);
+    let instructions = body.system_instruction.as_ref().map(|content| texts.parts(content));
     let mut messages = Vec::with_capacity(body.contents.len());
     for content in &body.contents {
         let is_model = content.role.as_deref() == Some("model");
         let role = if is_model { "assistant" } else { "user" };
-        messages.push(Message { role, parts: room.parts(content), finish_reason: None });
+        messages.push(Message { role, parts: texts.parts(content), finish_reason: None });
     }
-    let attribute = |name, json| KeyValue::new(name, clean(json));
-    let instructions = instructions.map(|parts| attribute(SYSTEM_INSTRUCTIONS, json(&parts)));
-    instructions.into_iter().chain([attribute(INPUT_MESSAGES, json(&messages))]).collect()
+    let instructions = instructions.map(|parts| KeyValue::new(SYSTEM_INSTRUCTIONS, json(&parts)));
+    let messages = KeyValue::new(INPUT_MESSAGES, json(&messages));
+    instructions.into_iter().chain([messages]).collect()
 }
 
 /// An answer.
 pub(super) fn answered(answer: &Answer, clean: impl Fn(String) -> String) -> KeyValue {
     let finish_reason = Some(answer.finish_reason.to_ascii_lowercase());
-    let parts = vec![Room(MAX_TEXT).part(&answer.text)];
+    let parts = vec![Texts::new(clean).part(&answer.text)];
     let message = Message { role: "assistant", parts, finish_reason };
-    KeyValue::new(OUTPUT_MESSAGES, clean(json(&[message])))
+    KeyValue::new(OUTPUT_MESSAGES, json(&[message]))
 }
 
 fn json(value: &(impl Serialize + ?Sized)) -> String {
@@ -124,6 +138,26 @@ mod tests {
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn a_secret_is_overwritten_even_where_a_text_is_cut() {
+        let secret = "key-\"7\"";
+        let text = format!("{}{secret}", "x".repeat(MAX_TEXT - 3));
+        let clean = |text: String| text.replace(secret, "*******");
+        let body = GenerateContent::ask(&text).to_json();
+        let answer = Answer {
+            text,
+            finish_reason: "STOP".to_owned(),
+            usage: Usage::default(),
+            model_version: None,
+            continuation: None,
+        };
+        for attributes in [asked(&body, clean), vec![answered(&answer, clean)]] {
+            let [(_, messages)] = &*texts(&attributes) else { panic!("{attributes:?}") };
+            let text = messages[0]["parts"][0]["content"].as_str().unwrap();
+            assert!(text.len() == MAX_TEXT && text.ends_with("x***"), "{}", &text[MAX_TEXT - 9..]);
+        }
     }
 
     #[test]

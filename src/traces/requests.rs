@@ -69,7 +69,7 @@ impl RequestSpan {
             (Some(method), None) => method.to_string(),
             (Some(method), Some(route)) => format!("{method} {route}"),
         };
-        let path = tracing.clean(bounded(request.uri().path(), MAX_PATH));
+        let path = bounded(tracing.clean(request.uri().path().to_owned()), MAX_PATH);
         let mut attributes = vec![
             KeyValue::new(METHOD, method_name.to_owned()),
             KeyValue::new(PATH, path),
@@ -81,7 +81,7 @@ impl RequestSpan {
             version(request.version()).map(|version| KeyValue::new(PROTOCOL_VERSION, version)),
         );
         if let Some(agent) = text(request.headers(), &http::header::USER_AGENT) {
-            let agent = tracing.clean(bounded(agent, MAX_USER_AGENT));
+            let agent = bounded(tracing.clean(agent.to_owned()), MAX_USER_AGENT);
             attributes.push(KeyValue::new(USER_AGENT, agent));
         }
         let span = SpanBuilder::from_name(name).with_kind(SpanKind::Server);
@@ -161,6 +161,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn bounded(text: &str, most: usize) -> String {
-    text[..text.floor_char_boundary(most)].to_owned()
+/// The start of a text without secrets. Half of a secret would not be recognized as one.
+fn bounded(mut clean: String, most: usize) -> String {
+    clean.truncate(clean.floor_char_boundary(most));
+    clean
 }

@@ -1,9 +1,14 @@
-//! What goes wrong when spans are exported. It is counted always, and logged once until it is over.
+//! What goes wrong when spans are exported. It is always counted, and logged once until it is over.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
+
+/// How long no span must have been dropped before the log says so. Under a constant load the queue is full
+/// again and again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// What became of spans.
 #[derive(Debug)]
@@ -14,7 +19,8 @@ pub(super) struct Trouble {
     /// The most that may wait.
     most: usize,
     is_failing: AtomicBool,
-    is_full: AtomicBool,
+    /// When a span was last dropped because too many waited, until that is over.
+    dropped: Mutex<Option<Instant>>,
     reason: Mutex<Option<String>>,
 }
 
@@ -26,7 +32,7 @@ impl Trouble {
             waiting: AtomicUsize::new(0),
             most,
             is_failing: AtomicBool::new(false),
-            is_full: AtomicBool::new(false),
+            dropped: Mutex::default(),
             reason: Mutex::default(),
         }
     }
@@ -39,10 +45,12 @@ impl Trouble {
             return true;
         }
         self.metrics.spans("queue_full", 1);
-        if !self.is_full.swap(true, Ordering::Relaxed) {
+        if lock(&self.dropped).replace(Instant::now()).is_none() {
+            // It is not about the request whose span is dropped.
             tracing::warn!(
+                parent: None,
                 length = self.most,
-                "spans are dropped: more end than can be exported; the metric spans counts them"
+                "spans are dropped, because more end than can be exported; spans_total counts them"
             );
         }
         false
@@ -55,7 +63,7 @@ impl Trouble {
 
     /// Why the export that is under way fails.
     pub fn because(&self, reason: String) {
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        *lock(&self.reason) = Some(reason);
     }
 
     /// Spans were exported.
@@ -63,16 +71,22 @@ impl Trouble {
         self.metrics.spans("exported", spans);
         if self.is_failing.swap(false, Ordering::Relaxed) {
             tracing::info!("spans are exported again");
-            self.is_full.store(false, Ordering::Relaxed);
+        }
+        if lock(&self.dropped).take_if(|at| at.elapsed() >= CALM).is_some() {
+            tracing::info!("no span has been dropped for a minute");
         }
     }
 
     /// Spans were not exported, and are lost.
     pub fn failed(&self, spans: usize) {
         self.metrics.spans("export_failed", spans);
-        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reason = lock(&self.reason).take();
         if !self.is_failing.swap(true, Ordering::Relaxed) {
             tracing::warn!(reason, "spans cannot be exported, and are dropped until they can");
         }
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

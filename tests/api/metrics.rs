@@ -148,6 +148,26 @@ async fn it_shows_no_name_invented_by_a_caller_and_no_secret() {
     assert_eq!(service.metric(refused).await, 20.0);
 }
 
+/// Keys come and go. Prometheus keeps the series of all of them.
+#[tokio::test]
+async fn however_many_keys_are_used_one_after_the_other_only_so_many_have_labels() {
+    let service = Service::start().await;
+    let mut payers = HashSet::new();
+    for number in 0..80 {
+        let credentials = json!({"gemini_api_key": format!("a-callers-own-key-{number}")});
+        let chat = json!({"prompt": "q", "credentials": credentials});
+        assert_eq!(answer(service.post("/chat", &chat)).await.status, 200);
+        if number % 40 == 39 {
+            service.gateway.history.sample().await;
+            let text = text(&service).await;
+            let labels = text.split("payer=\"").skip(1);
+            payers.extend(labels.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            check(&text);
+        }
+    }
+    assert_eq!(payers.len(), 64, "{payers:?}");
+}
+
 #[tokio::test]
 async fn prometheus_can_parse_it() {
     let service = Service::start().await;

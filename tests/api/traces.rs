@@ -391,6 +391,10 @@ async fn nothing_of_a_prompt_an_answer_or_a_key_is_in_a_trace() {
     let native = format!("/v1beta/models/gemini-3.5-flash-lite:generateContent?key={OWN}");
     answer(service.post(&native, &contents("the-prompt"))).await;
     answer(service.get(&format!("/v1beta/models/{OWN}"))).await;
+    // Someone mistakes the model for the key.
+    answer(service.post(&format!("/v1beta/models/{OWN}:generateContent"), &contents("x"))).await;
+    answer(service.post("/chat", &json!({"prompt": "x", "model": OWN}))).await;
+    answer(service.post("/chat", &json!({"prompt": "x", "model": SERVER_KEY}))).await;
     answer(service.get(&format!("/v1beta/models/{SERVER_KEY}"))).await;
     let state = format!("a={ADMIN_KEY}");
     let chat = service.post("/chat", &body).header("traceparent", PARENT);
@@ -482,7 +486,12 @@ async fn health_checks_metrics_and_pages_are_not_traced() {
     let receiver = Receiver::start().await;
     let service = receiver.service().await;
     answer(service.get("/")).await;
-    for page in ["/dashboard", "/dashboard/jobs/live", "/dashboard/assets/dashboard.css"] {
+    for page in [
+        "/dashboard",
+        "/dashboard/jobs/live",
+        "/dashboard/playground",
+        "/dashboard/assets/dashboard.css",
+    ] {
         service.get(page).send().await.unwrap();
     }
     service.metric("gemini_gateway_limit").await;

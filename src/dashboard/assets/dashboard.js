@@ -74,8 +74,9 @@ function follow(address) {
     source.close();
     location.reload();
   });
-  // A page that nobody sees is not kept up to date.
+  // A page that nobody sees is not kept up to date. If the browser brings it back, it is read anew.
   addEventListener('pagehide', () => source.close());
+  addEventListener('pageshow', (event) => event.persisted && location.reload());
 }
 
 // A form that takes long is sent once.

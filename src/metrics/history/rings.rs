@@ -45,10 +45,15 @@ impl Rings {
         self.of(window).iter().cloned().collect()
     }
 
-    /// The points of a window after a time, oldest first.
-    pub fn since(&self, window: Window, time: Timestamp) -> impl Iterator<Item = &Arc<Point>> {
-        let points = self.of(window);
-        points.range(points.partition_point(|point| point.at <= time)..)
+    /// The points of a window after a time, until `now`. Points may be later if the clock was set back.
+    pub fn since(
+        &self,
+        window: Window,
+        time: Timestamp,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &Arc<Point>> {
+        let newest = self.of(window).iter().rev();
+        newest.take_while(move |point| point.at > time).filter(move |point| point.at <= now)
     }
 
     /// Puts points of another process before the own ones.

@@ -15,7 +15,7 @@ use crate::limits::Reports;
 use crate::metrics::failures::Failure;
 use crate::metrics::replicas::{Figures, Identity, OwnReport, Peers, Scope};
 use crate::metrics::totals::Counts;
-use crate::pacific::until_midnight;
+use crate::pacific::{last_midnight, until_midnight};
 use crate::prices::NanoDollars;
 
 /// The time over which spend is shown.
@@ -105,7 +105,7 @@ impl State {
     /// What calls have cost until now.
     pub fn spent(&self, now: Timestamp) -> Spent {
         let Summed { rings, today } = self.shown_sum();
-        let points = rings.since(Window::Hour, now - TEN_MINUTES);
+        let points = rings.since(Window::Hour, now - TEN_MINUTES, now);
         let add = |sum: NanoDollars, point: &Arc<Point>| sum.saturating_add(point.counts.cost);
         let today = today.at(now);
         Spent {
@@ -236,18 +236,14 @@ impl Today {
         Self { since, ends: since + until_midnight(since), cost: NanoDollars::default() }
     }
 
-    /// The same at a later time: another day if this one is over.
+    /// The same at another time: another day if `now` is not on this one. The clock may also be set back.
     fn at(self, now: Timestamp) -> Self {
-        if now < self.ends {
+        let ends = now + until_midnight(now);
+        if ends == self.ends {
             return self;
         }
-        // The start of the day at `now`, at most 25 hours before its end.
-        let mut since = self.ends;
-        let mut ends = since + until_midnight(since);
-        while ends <= now {
-            since = ends;
-            ends = since + until_midnight(since);
-        }
+        // Nothing is known of an earlier day.
+        let since = if now < self.ends { now } else { last_midnight(now) };
         Self { since, ends, cost: NanoDollars::default() }
     }
 

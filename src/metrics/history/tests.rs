@@ -163,6 +163,27 @@ async fn spend_is_that_of_ten_minutes_and_of_googles_day() {
     assert_eq!(spent(), (9, 5));
 }
 
+#[test]
+fn spend_of_a_day_is_shown_again_after_the_clock_was_set_to_another_year_and_back() {
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let (now, instant) = (at("2026-11-30T20:00:00Z"), Instant::now());
+    let mut state = State::new(instant, now, false);
+    let mut spend = |now: Timestamp, cost| {
+        let counts = Counts { cost: NanoDollars(cost), ..Counts::default() };
+        state.end_interval(instant, now, counts, 5);
+        let Spent { ten_minutes, today, today_since } = state.spent(now);
+        (ten_minutes.0, today.0, today_since)
+    };
+    assert_eq!(spend(now, 3), (3, 3, now));
+    assert_eq!(spend(now - SECOND, 4), (1, 4, now), "a second earlier is the same day");
+    let later = at("2036-11-30T20:00:00Z");
+    assert_eq!(spend(later, 5), (1, 1, at("2036-11-30T08:00:00Z")), "the day of then");
+    let again = now + 60 * SECOND;
+    assert_eq!(spend(again, 7), (3 + 1 + 2, 2, again), "what is in the future does not count");
+    let tomorrow = now + 86_400 * SECOND;
+    assert_eq!(spend(tomorrow, 10), (3, 3, at("2026-12-01T08:00:00Z")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn accounts_that_gemini_accepted_are_shown_with_their_quotas_and_pauses() {
     let test = noon();

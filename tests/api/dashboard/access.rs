@@ -1,11 +1,13 @@
 //! Who may see a page and send a form.
 
 use reqwest::{Method, StatusCode};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::{ACTIONS, Browser, PAGES, form};
-use crate::support::Service;
+use crate::support::{Service, until};
 
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 #[tokio::test]
@@ -126,6 +128,21 @@ async fn a_form_that_is_no_form_or_too_large_is_refused() {
     assert_eq!(browser.send(large).await.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
+/// So that many forms that are sent slowly, also by strangers, cannot use up the memory.
+#[tokio::test]
+async fn a_form_takes_its_memory_while_it_arrives() {
+    let service = Service::start().await;
+    let mut stranger = TcpStream::connect(service.address).await.unwrap();
+    let head = "POST /dashboard/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\
+                content-type: application/x-www-form-urlencoded\r\n\r\n";
+    stranger.write_all(head.as_bytes()).await.unwrap();
+    stranger.write_all(&[b'x'; 100_000]).await.unwrap();
+    let bodies = &service.gateway.bodies;
+    until("half of the form is counted", || bodies.used() == 100_000).await;
+    drop(stranger);
+    until("its memory is given back", || bodies.used() == 0).await;
+}
+
 #[tokio::test]
 async fn pages_of_other_origins_can_neither_read_nor_send_anything() {
     let service = Service::with(Default::default(), |config| {
@@ -205,5 +222,22 @@ async fn paths_that_are_no_pages_are_not_found() {
         let shown = browser.get(path).await;
         assert_eq!(shown.status, StatusCode::NOT_FOUND, "{path}");
         assert!(shown.headers["content-type"].to_str().unwrap().starts_with("text/html"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn other_methods_are_refused_with_a_page_that_names_those_allowed() {
+    let service = Service::start().await;
+    let browser = Browser::signed_in(&service).await;
+    for (method, path, allowed) in [
+        (Method::PUT, "/dashboard", "GET,HEAD"),
+        (Method::DELETE, "/dashboard/semaphores", "POST,GET,HEAD"),
+        (Method::GET, "/dashboard/logout", "POST"),
+        (Method::POST, "/dashboard/live", "GET,HEAD"),
+    ] {
+        let shown = browser.send(browser.request(method, path)).await;
+        assert_eq!(shown.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        assert_eq!(shown.headers["allow"], allowed, "{path}");
+        shown.has("Back to the overview");
     }
 }

@@ -57,6 +57,7 @@ async fn the_cookie_is_kept_from_scripts_and_other_sites() {
     for (proto, attributes) in [
         ("http", " Path=/dashboard; HttpOnly; SameSite=Strict"),
         ("https", " Path=/dashboard; HttpOnly; SameSite=Strict; Secure"),
+        ("https, http", " Path=/dashboard; HttpOnly; SameSite=Strict; Secure"),
     ] {
         let shown = login(proto).await;
         let (cookie, found) = shown.headers[SET_COOKIE].to_str().unwrap().split_once(';').unwrap();

@@ -1,12 +1,13 @@
 //! The dashboard of several replicas, and of the real program.
 
 use reqwest::StatusCode;
+use serde_json::json;
 
-use super::Browser;
+use super::{Browser, Shown};
 use crate::process::{Process, Start};
 use crate::redis_server::RedisServer;
 use crate::replicas::Backends;
-use crate::support::{ADMIN_KEY, TEST_TIMEOUT};
+use crate::support::{ADMIN_KEY, TEST_TIMEOUT, answer};
 
 /// A browser that is signed in at a process.
 async fn signed_in(process: &Process) -> Browser {
@@ -24,7 +25,7 @@ fn at(process: &Process, browser: &Browser) -> Browser {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_valid_at_every_replica_until_it_ends_at_one() {
+async fn a_session_is_valid_at_every_replica_which_shows_the_accounts_of_all_until_it_ends() {
     let backends = Backends::new(RedisServer::start().await).await;
     let (one, two) = (backends.replica(5).run().await, backends.replica(5).run().await);
     let browser = signed_in(&one).await;
@@ -33,20 +34,24 @@ async fn a_session_is_valid_at_every_replica_until_it_ends_at_one() {
     let created = elsewhere.post("/dashboard/semaphores", &fields).await;
     assert_eq!(created.leads_to(), "/dashboard/semaphores/images?done=semaphore-created");
     browser.get("/dashboard/semaphores").await.has("0 of 3");
-    // Both are listed once each has reported.
+    let chat = answer(two.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(chat.status, StatusCode::OK);
+    // Both are listed, with the account of the other one, once each has reported.
+    let rows = |shown: Shown| shown.text.matches("<tr><th scope=\"row\">").count();
     let both = async {
-        while browser
-            .get("/dashboard/replicas")
-            .await
-            .text
-            .matches("<tr><th scope=\"row\">")
-            .count()
-            < 2
+        while rows(browser.get("/dashboard/replicas").await) < 2
+            || !browser.get("/dashboard/accounts").await.text.contains("<article")
         {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
     };
     tokio::time::timeout(TEST_TIMEOUT, both).await.expect("both are listed");
+    let account = [("key", "server"), ("model", "gemini-3.5-flash-lite")];
+    let elsewhere_used = browser.post("/dashboard/accounts/reset", &account).await;
+    assert_eq!(elsewhere_used.status, StatusCode::NOT_FOUND);
+    elsewhere_used.has("Another replica has");
+    let reset = elsewhere.post("/dashboard/accounts/reset", &account).await;
+    assert_eq!(reset.leads_to(), "/dashboard/accounts?done=limits-reset");
     elsewhere.post("/dashboard/logout", &[]).await;
     assert_eq!(browser.get("/dashboard").await.status, StatusCode::SEE_OTHER);
 

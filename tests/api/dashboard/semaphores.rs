@@ -34,6 +34,29 @@ async fn a_semaphore_is_created_changed_and_deleted() {
 }
 
 #[tokio::test]
+async fn semaphores_are_shown_page_by_page() {
+    let service = Service::start().await;
+    let browser = Browser::signed_in(&service).await;
+    for number in 0..51 {
+        service.register(&format!("images-{number:03}"), 3).await;
+    }
+    let rows = |shown: &super::Shown| shown.text.matches("data-key=\"images-").count();
+    let first = browser.get("/dashboard/semaphores").await;
+    assert_eq!(rows(&first), 50);
+    first.has("href=\"/dashboard/semaphores?page=1\">Next");
+    first.has_not("Previous");
+    let second = browser.get("/dashboard/semaphores?page=1").await;
+    assert_eq!(rows(&second), 1);
+    second.has("images-050");
+    second.has("data-live=\"/dashboard/semaphores/live?page=1\"");
+    second.has_not(">Next<");
+    for page in ["-1", "x", "99999999999999999999"] {
+        let shown = browser.get(&format!("/dashboard/semaphores?page={page}")).await;
+        assert_eq!(shown.status, StatusCode::NOT_FOUND, "{page}");
+    }
+}
+
+#[tokio::test]
 async fn invalid_semaphores_are_refused_with_the_reason() {
     let service = Service::start().await;
     let browser = Browser::signed_in(&service).await;

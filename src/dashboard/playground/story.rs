@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use maud::{Markup, html};
 
-use super::format;
+use crate::dashboard::format;
 use crate::generation::cinematic::{Chapter, CheckedStory, Gender, Scene, Story, YesOrNo};
 
 /// How many scenes, chapters and characters are shown.
@@ -85,7 +85,8 @@ fn characters(story: &Story) -> Markup {
     }
 }
 
-/// The chapters with their scenes, and the scenes that belong to none.
+/// The chapters with their scenes, and the scenes that belong to none. Each scene is shown once, however
+/// often chapters name it.
 fn chapters(story: &Story) -> Vec<(Option<&Chapter>, Vec<&Scene>)> {
     let by_number: HashMap<i64, &Scene> =
         story.scene_list.iter().map(|scene| (scene.scene_number, scene)).collect();
@@ -93,10 +94,11 @@ fn chapters(story: &Story) -> Vec<(Option<&Chapter>, Vec<&Scene>)> {
     let mut left = MOST_SHOWN;
     let mut chapters = Vec::new();
     for chapter in story.chapter_list.iter().take(MOST_SHOWN) {
-        let numbers = chapter.chapter_scene_list.iter().take(left);
-        let scenes: Vec<_> = numbers.filter_map(|number| by_number.get(number).copied()).collect();
+        let scenes = chapter.chapter_scene_list.iter();
+        let scenes = scenes.filter_map(|number| by_number.get(number).copied());
+        let scenes = scenes.filter(|scene| shown.insert(scene.scene_number));
+        let scenes: Vec<_> = scenes.take(left).collect();
         left -= scenes.len();
-        shown.extend(scenes.iter().map(|scene| scene.scene_number));
         chapters.push((Some(chapter), scenes));
     }
     let others = story.scene_list.iter().filter(|scene| !shown.contains(&scene.scene_number));
@@ -165,14 +167,15 @@ mod tests {
     }
 
     #[test]
-    fn scenes_are_shown_in_the_order_of_the_chapters_and_none_is_lost() {
+    fn scenes_are_shown_once_in_the_order_of_the_chapters_and_none_is_lost() {
         let story: Story = serde_json::from_value(json!({
             "illustration_style": "", "story_title": "<script>", "youtube_video_title": "",
             "youtube_video_description": "", "youtube_video_hashtags": "",
             "cover_image_description": "", "narrator_name": "", "narrator_gender": "neutral",
             "narrator_voice_id": "", "cover_image_characters": [], "character_list": [],
             "chapter_list": [
-                {"chapter_number": 1, "chapter_name": "One", "chapter_scene_list": [3, 1, 9]}
+                {"chapter_number": 1, "chapter_name": "One", "chapter_scene_list": [3, 1, 9]},
+                {"chapter_number": 2, "chapter_name": "Two", "chapter_scene_list": vec![3; 900]},
             ],
             "scene_list": [scene_of(1), scene_of(2), scene_of(3)],
             "scene_audio_language": "en", "tweet": ""
@@ -182,7 +185,7 @@ mod tests {
             .iter()
             .map(|(_, scenes)| scenes.iter().map(|scene| scene.scene_number).collect())
             .collect();
-        assert_eq!(numbers, [vec![3, 1], vec![2]]);
+        assert_eq!(numbers, [vec![3, 1], vec![], vec![2]]);
         let html =
             super::story(&CheckedStory { story, warnings: vec!["<i>".into()] }).into_string();
         assert!(!html.contains("<script>") && !html.contains("<b>") && !html.contains("<i>"));

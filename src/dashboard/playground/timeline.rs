@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::format;
-use super::parts::{Tone, chip};
+use crate::dashboard::format;
+use crate::dashboard::parts::{Tone, chip};
 use crate::dispatch::{TimelineEntry, TimelineEvent};
 use crate::gemini::Usage;
 use crate::limits::HeldBy;
