@@ -181,6 +181,11 @@ impl Dispatcher {
         self.background.conversation(key.sha256(), previous)
     }
 
+    /// How many calls may be in flight at once, by the settings of this process.
+    pub fn concurrency_limit(&self) -> usize {
+        self.limiter.accounts().ceiling()
+    }
+
     /// How many calls continue an answer that Gemini stops before its end, at most.
     pub fn max_continuations(&self) -> usize {
         self.policy.max_continuations

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{NotReloaded, RunningSettings};
+use crate::config::{NotReloaded, RunningSettings, SettingError};
 use crate::gateway::Gateway;
 use crate::telemetry::LogFilter;
 
@@ -20,18 +20,22 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Starts to wait for SIGHUP, for the life of the process.
+    /// Listens for SIGHUP, which otherwise ends the process. One that comes before the reloader is started
+    /// has its effect then.
     ///
     /// # Errors
     /// If the system refuses to deliver the signal.
-    pub fn start(mut self) -> io::Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
+    pub fn listen() -> io::Result<Signal> {
+        signal(SignalKind::hangup())
+    }
+
+    /// Starts to take over new settings on each signal, for the life of the process.
+    pub fn start(mut self, mut hangup: Signal) {
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
                 self.reload().await;
             }
         });
-        Ok(())
     }
 
     /// Takes over all settings that can change, or none of them.
@@ -63,10 +67,11 @@ fn log_refusal(reason: &NotReloaded) {
             tracing::error!(%error, "the settings are not reloaded; all stay as they were");
         }
         NotReloaded::Invalid(errors) => {
-            for error in errors {
+            for SettingError { invalid, origin } in errors {
                 tracing::error!(
-                    setting = error.variable,
-                    expected = &*error.expected,
+                    setting = invalid.variable,
+                    expected = &*invalid.expected,
+                    %origin,
                     "the settings are not reloaded; all stay as they were"
                 );
             }

@@ -198,7 +198,7 @@ impl Accounts {
     }
 
     /// The highest limit on concurrent calls of one account.
-    pub(super) fn ceiling(&self) -> usize {
+    pub fn ceiling(&self) -> usize {
         self.settings().ceiling
     }
 

@@ -92,7 +92,7 @@ impl Run {
         let renewals = engine.renewals.subscribe();
         let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
         let load = engine.jobs.begin_run(job.number);
-        let unrecorded = Unrecorded::new(engine.slots, Arc::clone(&engine.memory));
+        let unrecorded = Unrecorded::new(engine.slots(), Arc::clone(&engine.memory));
         let unrecorded = Arc::new(unrecorded);
         let claims = Claims::new(Arc::clone(&engine), job.number, bytes_of_shared(&job));
         Self {
@@ -164,6 +164,7 @@ impl Run {
     /// Begins everything that can begin now.
     fn advance(&mut self, now: Instant) {
         self.window.wake(now);
+        self.returned.unrecorded.set_slots(self.engine.slots());
         let (store, number) = (self.engine.jobs.store(), self.job.number);
         self.record.begin(&**store, number, now);
         if let Some(failing) = &mut self.failing
@@ -228,7 +229,7 @@ impl Run {
         if self.window.soon() >= MAX_SOON {
             return None;
         }
-        let (most, mut active) = (self.engine.window, self.window.active());
+        let (most, mut active) = (self.engine.window(), self.window.active());
         if active > most / 2 {
             active -= self.bulk.as_ref().map_or(0, Bulk::held_up).min(active);
         }
@@ -318,7 +319,7 @@ impl Run {
     fn wakes_at(&self, now: Instant) -> Instant {
         let claim = self.claims.again_at().filter(|_| self.room().is_some());
         // Which items wait for a limit of their own is not announced.
-        let look = (self.window.active() > self.engine.window / 2).then(|| now + LOOK_FOR_ROOM);
+        let look = (self.window.active() > self.engine.window() / 2).then(|| now + LOOK_FOR_ROOM);
         let failing = self.failing.as_ref().and_then(|failing| failing.again_at);
         let lease = Some(self.engine.lease.ends_at());
         let times = [self.window.wakes_at(), claim, failing, lease, self.send_again_at];

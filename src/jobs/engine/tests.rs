@@ -250,7 +250,6 @@ impl Process {
 
     fn start(&mut self) {
         let settings = EngineSettings {
-            concurrency_limit: self.limiter.occupancy().limit,
             lease: LEASE,
             retention: Some(self.retention),
             large_items: 32 << 20,

@@ -24,7 +24,8 @@ const WEIGHT: u64 = 8;
 /// The results of a run that are not recorded.
 #[derive(Debug)]
 pub(super) struct Unrecorded {
-    slots: usize,
+    /// How many calls may be in flight.
+    slots: AtomicUsize,
     memory: Arc<ItemMemory>,
     results: AtomicUsize,
     bytes: AtomicUsize,
@@ -38,7 +39,16 @@ impl Unrecorded {
     pub fn new(slots: usize, memory: Arc<ItemMemory>) -> Self {
         let (results, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let (fewer, call) = (Notify::new(), AtomicU64::new(0));
-        Self { slots, memory, results, bytes, fewer, call }
+        Self { slots: slots.into(), memory, results, bytes, fewer, call }
+    }
+
+    /// Notes how many calls may be in flight now.
+    pub fn set_slots(&self, slots: usize) {
+        self.slots.store(slots, Ordering::Relaxed);
+    }
+
+    fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
     }
 
     /// Waits until there are few enough results for another call. While calls are slow and the store is
@@ -66,13 +76,13 @@ impl Unrecorded {
     }
 
     fn is_below_most(&self) -> bool {
-        let most = self.slots.saturating_mul(PER_SLOT).max(LEAST);
+        let most = self.slots().saturating_mul(PER_SLOT).max(LEAST);
         self.results.load(Ordering::Relaxed) < most
             && self.bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
     fn longest_wait(&self) -> Duration {
-        let slots = u64::try_from(self.slots).unwrap_or(u64::MAX).max(1);
+        let slots = u64::try_from(self.slots()).unwrap_or(u64::MAX).max(1);
         Duration::from_micros(self.call.load(Ordering::Relaxed) / slots / 2)
     }
 
