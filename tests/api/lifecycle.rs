@@ -320,6 +320,19 @@ async fn healthcheck_reports_by_its_exit_code() {
     assert!(log.contains(&format!("127.0.0.1:{port} is not healthy")), "{log}");
 }
 
+#[tokio::test]
+async fn healthcheck_of_all_ipv6_addresses_asks_the_loopback_address() {
+    if tokio::net::TcpListener::bind("[::1]:0").await.is_err() {
+        println!("there is no IPv6 here");
+        return;
+    }
+    let process = Start::simulated().unset("HOST").set("HOST", "::1").run().await;
+    let port = process.address.port().to_string();
+    let check = Start::with_arguments(&["healthcheck"]).unset("HOST").set("HOST", "::");
+    let output = check.unset("PORT").set("PORT", &port).output().await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
 /// Reads a connection to its end.
 pub async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut text = Vec::new();

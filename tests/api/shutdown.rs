@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::lifecycle::read_to_end;
@@ -56,6 +56,25 @@ async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     assert_eq!(code, Some(0));
     assert!(log.contains("the grace period is over"), "{log}");
     assert!(chat.await.unwrap().is_err(), "the chat got an answer");
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_not_answered_ends_with_the_grace_period() {
+    let receiver = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let process = Start::simulated()
+        .set("SHUTDOWN_GRACE_SECONDS", "0.3")
+        .set("JOB_WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        .set("JOB_WEBHOOK_ALLOW", "127.0.0.1")
+        .run()
+        .await;
+    let url = format!("http://{}/", receiver.local_addr().unwrap());
+    let job = json!({"kind": "chat", "requests": [{"prompt": "One"}], "webhook_url": url});
+    assert_eq!(answer(process.post("/jobs", &job)).await.status, StatusCode::ACCEPTED);
+    let _silent = timeout(TEST_TIMEOUT, receiver.accept()).await.expect("a webhook").unwrap();
+    process.terminate().await;
+    let (code, log) = process.end().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("webhook failed"), "its own timeout ended it: {log}");
 }
 
 #[tokio::test]
