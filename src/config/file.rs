@@ -68,10 +68,13 @@ impl SettingsFile {
         let read = Cell::new(0);
         let mut variables =
             dotenvy::from_read_iter(LineByLine { rest: text.as_bytes(), read: &read });
+        // The lines that dotenvy has not read.
+        let (mut lines, mut number) = (text.lines(), 0);
         let mut file = Self::default();
         loop {
-            let skipped = text.lines().skip(read.get()).take_while(is_empty).count();
-            let line = read.get() + skipped + 1;
+            lines.by_ref().take(read.get() - number).for_each(drop);
+            number = read.get();
+            let line = number + lines.clone().take_while(is_empty).count() + 1;
             let Some(variable) = variables.next() else { return Ok(file) };
             let (name, value) = variable.map_err(|_| {
                 let expected =
