@@ -1,6 +1,7 @@
 //! The state that all handlers share.
 
 mod readiness;
+mod store;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
-use crate::jobs::{Jobs, store};
+use crate::jobs::{self, Jobs};
 use crate::limits::{Leases, Limiter, LocalStore, Store, StoreUnavailable};
 use crate::memory::BodyBudget;
 use crate::metrics::{History, Metrics};
 use crate::traces::Traces;
 
 pub use readiness::{NotReady, Readiness};
+pub use store::open_store;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -106,7 +108,7 @@ impl Gateway {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
         };
-        let jobs = Jobs::new(store::open(&config.job_store));
+        let jobs = Jobs::new(jobs::store::open(&config.job_store));
         let offload = Arc::new(Offload::new(config.schema_timeout));
         let traces = traces(&config, &metrics);
         let readiness =

@@ -18,11 +18,10 @@ use tokio_util::sync::CancellationToken;
 use gemini_concurrent_generation::api;
 use gemini_concurrent_generation::config::{Config, Environment, Origin, RunningSettings};
 use gemini_concurrent_generation::dashboard::Dashboard;
-use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gateway::{Gateway, open_store};
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
 use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
-use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::metrics::Sampler;
 use gemini_concurrent_generation::reload::Reloader;
 use gemini_concurrent_generation::run::{self, RunFailure};
@@ -156,7 +155,7 @@ fn run_job(arguments: run::Arguments) -> ExitCode {
         let _logs = logs_wanted
             .then(|| telemetry::init(config.log_format, &config.log_filter, config.secrets()));
         raise_limit();
-        block_on(run::run(arguments, config, store), RunFailure::settings)
+        block_on(run::run(arguments, config), RunFailure::settings)
     });
     exit(outcome, |failure| failure.exit_status)
 }
@@ -228,7 +227,7 @@ async fn serve_gateway(
     if let Some(proxy) = &config.proxy {
         tracing::info!(%proxy, "calls to Gemini go through a proxy");
     }
-    let store = shutdown.announced.run_until_cancelled(store(&config)).await;
+    let store = shutdown.announced.run_until_cancelled(open_store(&config)).await;
     let Some(store) = store.transpose()? else { return Ok(()) };
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?.until(shutdown.announced.clone());
@@ -323,25 +322,6 @@ fn announcer(gateway: &Gateway) -> Result<Announcer, String> {
     let sender = sender.map_err(|error| format!("JOB_WEBHOOK_SECRET: {error}"))?;
     let (jobs, shown) = (&gateway.jobs, api::job_shown(gateway.clone()));
     Ok(Announcer::start(Arc::clone(jobs.store()), sender, jobs.ended(), shown))
-}
-
-/// Opens the store of the limits: in Redis if it is set up, else in memory.
-async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
-    let limit = config.concurrency_limit;
-    let Some(redis) = &config.redis else { return Ok(LocalStore::new(limit)) };
-    match SharedStore::connect(redis, limit).await {
-        Ok(store) => {
-            tracing::info!(prefix = redis.prefix, "limits are shared through Redis");
-            Ok(store)
-        }
-        Err(reason) if config.redis_required => Err(format!(
-            "REDIS_URL: {reason}. With REDIS_REQUIRED=false the replica starts with its own limits."
-        )),
-        Err(reason) => {
-            tracing::warn!(%reason, "REDIS_REQUIRED=false: this replica has its own limits");
-            Ok(LocalStore::new(limit))
-        }
-    }
 }
 
 /// One worker for each processor.

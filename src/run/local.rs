@@ -10,7 +10,7 @@ use super::failure::RunFailure;
 use crate::api::{self, item_format};
 use crate::client::{ClientKey, GatewayClient};
 use crate::config::{AdminKey, Config};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, open_store};
 use crate::jobs::{Engine, EngineSettings, StoreSettings};
 use crate::limits::Store;
 
@@ -30,10 +30,9 @@ impl LocalGateway {
     /// [`RunFailure`] if the limits cannot be opened, or a setting cannot be used.
     pub async fn start(
         mut config: Config,
-        limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
         data: PathBuf,
     ) -> Result<Self, RunFailure> {
-        let limits = limits(&config).await.map_err(RunFailure::settings)?;
+        let limits = open_store(&config).await.map_err(RunFailure::settings)?;
         config.job_store = StoreSettings { folder: data, database: None };
         // What was paid for is kept until the output is complete.
         config.job_retention = None;
