@@ -277,6 +277,9 @@ async fn serve_gateway(
         let grace = || shutdown.ends_now.run_until_cancelled(sleep_until(end)).map(drop);
         engine.stop(grace()).await;
         announcer.stop(grace()).await;
+        // Clients that follow a job connect again, to another replica.
+        shutdown.begins.cancelled().await;
+        gateway.jobs.end_watches();
     };
     join!(serve(listener, workers, limits, shutdown.clone()), jobs);
     gateway.jobs.store().close().await;

@@ -48,7 +48,9 @@ impl Environment {
                 _ if errors.iter().any(|error| error.invalid.variable == name) => {
                     writeln!(text, "{name}= # invalid")
                 }
-                Origin::Default => writeln!(text, "{name}={} # {origin}", default(setting, &config)),
+                Origin::Default => {
+                    writeln!(text, "{name}={} # {origin}", default(setting, &config))
+                }
                 Origin::Process | Origin::File(_) => {
                     writeln!(text, "{name}={} # {origin}", self.masked(setting))
                 }

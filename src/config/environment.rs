@@ -161,7 +161,8 @@ impl Environment {
         let Some(file) = &self.file else { return Vec::new() };
         // Anything without the form of a setting's name may be a secret in the wrong place.
         let is_name = |name: &str| {
-            name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+            name.bytes()
+                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
         };
         let unknown = file.names().filter(|name| is_name(name) && !is_read(name));
         let unknown = unknown.map(|name| format!(".env sets {name}, which is no setting"));
@@ -177,7 +178,10 @@ impl Environment {
 /// Whether something reads a variable.
 fn is_read(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.name == name)
-        || [PROXY_VARIABLES, OTEL_VARIABLES, &OF_LIBRARIES].into_iter().flatten().any(|read| *read == name)
+        || [PROXY_VARIABLES, OTEL_VARIABLES, &OF_LIBRARIES]
+            .into_iter()
+            .flatten()
+            .any(|read| *read == name)
 }
 
 #[cfg(test)]
@@ -185,7 +189,8 @@ impl Environment {
     /// An environment with these variables of the process, and a file with these in its lines.
     pub(super) fn of(process: &[(&str, &str)], file: &[(&str, &str)]) -> Self {
         let process = process.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let lines: String = file.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
+        let lines: String =
+            file.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
         let file = SettingsFile::parse(lines.into_bytes()).expect("a file");
         Self { process: Arc::new(process), file: Some(Arc::new(file)) }
     }
@@ -211,17 +216,28 @@ mod tests {
 
     #[test]
     fn an_error_says_where_the_value_comes_from() {
-        let error = |process, file| Environment::of(process, file).config().unwrap_err().to_string();
+        let error =
+            |process, file| Environment::of(process, file).config().unwrap_err().to_string();
         let expected = "PORT: expected a port, 0 to 65535";
         assert_eq!(error(&[("PORT", "x")], &[]), format!("{expected} (environment)"));
-        assert_eq!(error(&[], &[("HOST", "::1"), ("PORT", "x")]), format!("{expected} (.env, line 2)"));
+        assert_eq!(
+            error(&[], &[("HOST", "::1"), ("PORT", "x")]),
+            format!("{expected} (.env, line 2)")
+        );
     }
 
     #[test]
     fn unknown_and_repeated_variables_of_the_file_are_named_unless_libraries_read_them() {
         let names = [
-            "PORT", "GEMINI_LIMIT", "HTTPS_PROXY", "OTEL_SDK_DISABLED", "SSL_CERT_FILE", "AIzaSecret",
-            "PORT", "OTHER", "OTHER",
+            "PORT",
+            "GEMINI_LIMIT",
+            "HTTPS_PROXY",
+            "OTEL_SDK_DISABLED",
+            "SSL_CERT_FILE",
+            "AIzaSecret",
+            "PORT",
+            "OTHER",
+            "OTHER",
         ];
         let environment = Environment::of(&[("ANOTHER", "")], &names.map(|name| (name, "1")));
         let expected = [

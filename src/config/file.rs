@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -84,10 +85,11 @@ impl SettingsFile {
             if value.contains('\0') {
                 return Err(InvalidFile::in_line(line, "it contains a NUL byte"));
             }
-            if file.variables.contains_key(&name) {
-                file.repeated.push((name, line));
-            } else {
-                file.variables.insert(name, Variable { value, line });
+            match file.variables.entry(name) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Variable { value, line });
+                }
+                Entry::Occupied(entry) => file.repeated.push((entry.key().clone(), line)),
             }
         }
     }
@@ -138,8 +140,10 @@ mod tests {
         let text = format!(
             "\u{feff}A=1\r\n\n# B=2\n  # C\n \nD='a\nb' # more\nexport E=\"${{A}}2\"\nF={long}\nG=7  "
         );
-        let expected = [("A", "1", 1), ("D", "a\nb", 6), ("E", "12", 8), ("F", &long, 9), ("G", "7", 10)];
-        let expected = expected.map(|(name, value, line)| (name.to_owned(), value.to_owned(), line));
+        let expected =
+            [("A", "1", 1), ("D", "a\nb", 6), ("E", "12", 8), ("F", &long, 9), ("G", "7", 10)];
+        let expected =
+            expected.map(|(name, value, line)| (name.to_owned(), value.to_owned(), line));
         assert_eq!(shown(&text), expected);
         assert!(shown("").is_empty());
     }

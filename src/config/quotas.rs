@@ -1,8 +1,8 @@
 //! The settings of quotas and prices: `GEMINI_TIER`, `GEMINI_LIMITS`, `GEMINI_KEY_LABELS` and
 //! `GEMINI_PRICES_FILE`.
 //!
-//! Errors give the number of the entry and quote only limits: somebody may have put the key itself in
-//! place of a label or a digest.
+//! Errors give the number of the entry and quote only limits, and only short ones: somebody may have put
+//! the key itself in place of anything.
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +24,9 @@ const MAX_LABEL: usize = 64;
 /// A dollar in billionths, and how many digits those have.
 const ONE_DOLLAR: u64 = 1_000_000_000;
 const DOLLAR_DIGITS: usize = 9;
+
+/// The longest text that is quoted, in bytes. It is shorter than a key.
+const MAX_QUOTED: usize = 24;
 
 /// The highest limit on spend, in dollars: Redis keeps amounts of up to 14 digits.
 const MOST_DOLLARS: u64 = 10_000;
@@ -136,17 +139,23 @@ fn read_limits(text: &str) -> Result<Limits, String> {
     for part in text.split(',').map(str::trim) {
         let (name, limit) = split(part, '=').unwrap_or((part, ""));
         let kind = QuotaKind::from_setting(name)
-            .ok_or_else(|| format!("{} with a limit, not {part:?}", names()))?;
+            .ok_or_else(|| format!("{} with a limit{}", names(), instead_of(part)))?;
         let read = match kind.resource() {
             Resource::Spend => read_dollars(limit).ok_or("dollars, at most 10000,"),
             _ => read_limit(limit).ok_or("a whole number"),
         };
-        let limit = read.map_err(|what| format!("{name}= with {what} or none, not {part:?}"))?;
+        let limit =
+            read.map_err(|what| format!("{name}= with {what} or none{}", instead_of(part)))?;
         if limits[kind].replace(limit).is_some() {
-            return Err(format!("{name} only once, not again as {part:?}"));
+            return Err(format!("{name} only once{}", instead_of(part)));
         }
     }
     Ok(limits)
+}
+
+/// The end of an error: what was found, if it is too short for a key.
+fn instead_of(part: &str) -> String {
+    if part.len() <= MAX_QUOTED { format!(", not {part:?}") } else { String::new() }
 }
 
 /// The names of all quota kinds.

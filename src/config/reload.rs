@@ -2,8 +2,8 @@
 
 use super::environment::{Environment, SettingError};
 use super::settings::{
-    GEMINI_API_KEY, GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE, GEMINI_TIER,
-    MAX_QUEUED_REQUESTS, RUST_LOG, Setting,
+    GEMINI_API_KEY, GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE,
+    GEMINI_TIER, MAX_QUEUED_REQUESTS, RUST_LOG, Setting,
 };
 use super::{Config, InvalidFile, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
 
@@ -142,7 +142,10 @@ mod tests {
         for (name, value) in [("RUST_LOG", "loud=very"), ("PORT", "lots")] {
             let refused = read(&running(), &[("GEMINI_TIER", "free"), (name, value)]).unwrap_err();
             let NotReloaded::Invalid(errors) = refused else { panic!("{refused:?}") };
-            assert_eq!(errors.iter().map(|error| error.invalid.variable).collect::<Vec<_>>(), [name]);
+            assert_eq!(
+                errors.iter().map(|error| error.invalid.variable).collect::<Vec<_>>(),
+                [name]
+            );
         }
     }
 }

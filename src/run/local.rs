@@ -28,10 +28,7 @@ impl LocalGateway {
     ///
     /// # Errors
     /// [`RunFailure`] if the limits cannot be opened, or a setting cannot be used.
-    pub async fn start(
-        mut config: Config,
-        data: PathBuf,
-    ) -> Result<Self, RunFailure> {
+    pub async fn start(mut config: Config, data: PathBuf) -> Result<Self, RunFailure> {
         let limits = open_store(&config).await.map_err(RunFailure::settings)?;
         config.job_store = StoreSettings { folder: data, database: None };
         // What was paid for is kept until the output is complete.

@@ -153,7 +153,10 @@ async fn a_setting_that_is_not_utf8_fails_the_start() {
         let output = Start::simulated().unset(name).set_bytes(name, b"50\xff04").output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{name}: {log}");
-        assert_eq!(log, format!("gemini-concurrent-generation: {name}: expected text in UTF-8 (environment)\n"));
+        assert_eq!(
+            log,
+            format!("gemini-concurrent-generation: {name}: expected text in UTF-8 (environment)\n")
+        );
     }
 }
 

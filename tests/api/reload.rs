@@ -170,6 +170,11 @@ async fn one_invalid_setting_keeps_all_as_they_were() {
         assert_eq!(service.concurrency().await["global_concurrency_limit"], 2);
     }
     std::fs::remove_file(service.path(".env")).unwrap();
+    // Nobody would ever write into the pipe.
+    let pipe = std::process::Command::new("mkfifo").arg(service.path(".env")).status();
+    assert!(pipe.unwrap().success());
+    service.signal("it is not a regular file").await;
+    std::fs::remove_file(service.path(".env")).unwrap();
     service.signal("the file is missing").await;
     assert_eq!(service.concurrency().await["global_concurrency_limit"], 2);
     let log = service.process.log();

@@ -136,7 +136,7 @@ fn invalid_limits_are_reported_with_their_entry() {
             "*:rpd=18446744073709551616",
             "in entry 1 rpd= with a whole number or none, not \"rpd=18446744073709551616\"",
         ),
-        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not again as \"rpm=none\""),
+        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not \"rpm=none\""),
         (
             "*:spend=10001",
             "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=10001\"",
@@ -150,6 +150,7 @@ fn invalid_limits_are_reported_with_their_entry() {
             "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=1.2345678901\"",
         ),
         ("x:rpm=1,spend=1", "in entry 1 * before the colon, because spend counts over all models"),
+        ("*:rpm=AIzaSyA-a-key-in-the-wrong-place", "in entry 1 rpm= with a whole number or none"),
         ("*:rpm=1;*:rpd=1", "in entry 2 keys and a model that no earlier entry has"),
         (
             "team-a@x:rpm=1;x:rpm=1;team-a@models/x:rpd=1",
