@@ -91,6 +91,9 @@ enum ConfigCommand {
 /// uploads.
 const UNCOUNTED_CALLS: usize = 256;
 
+/// How long the start waits for the job store.
+const STORE_TIME: Duration = Duration::from_secs(5);
+
 /// How long Redis and the receiver of traces may take at the end of the process. Redis then gives back
 /// what this replica holds when its lease ends.
 const LAST_TIME: Duration = Duration::from_secs(5);
@@ -308,14 +311,14 @@ fn simulate_gemini(config: &mut Config) -> Result<(), String> {
 /// Checks that this version can read the jobs. A store that cannot be used now does not prevent the start:
 /// it is tried again whenever it is needed.
 async fn check_job_store(gateway: &Gateway) -> Result<(), String> {
-    match gateway.jobs.store().check().await {
-        Err(error @ StoreError::TooNew { .. }) => Err(error.to_string()),
-        Err(error) => {
-            tracing::warn!(%error, "there are no jobs until their store can be used");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+    const NO_JOBS: &str = "there are no jobs until their store can be used";
+    match timeout(STORE_TIME, gateway.jobs.store().check()).await {
+        Ok(Err(error @ StoreError::TooNew { .. })) => return Err(error.to_string()),
+        Ok(Err(error)) => tracing::warn!(%error, "{NO_JOBS}"),
+        Err(error) => tracing::warn!(%error, "{NO_JOBS}"),
+        Ok(Ok(())) => {}
     }
+    Ok(())
 }
 
 /// Starts to announce the ends of jobs.

@@ -3,6 +3,7 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::block_in_place;
 
 use crate::config::{NotReloaded, RunningSettings, SettingError};
 use crate::gateway::Gateway;
@@ -29,7 +30,8 @@ impl Reloader {
         signal(SignalKind::hangup())
     }
 
-    /// Starts to take over new settings on each signal, for the life of the process.
+    /// Starts to take over new settings on each signal, for the life of the process, which needs a runtime
+    /// with several threads.
     pub fn start(mut self, mut hangup: Signal) {
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
@@ -40,7 +42,8 @@ impl Reloader {
 
     /// Takes over all settings that can change, or none of them.
     async fn reload(&mut self) {
-        let new = match self.settings.read() {
+        // Files are read, and settings may be long.
+        let new = match block_in_place(|| self.settings.read()) {
             Ok(new) => new,
             Err(reason) => return log_refusal(&reason),
         };

@@ -21,6 +21,9 @@ use super::{
 const EVERY_MODEL: &str = "*";
 const MAX_LABEL: usize = 64;
 
+/// The most entries of a list. Each is compared with all before it.
+const MAX_ENTRIES: usize = 10_000;
+
 /// A dollar in billionths, and how many digits those have.
 const ONE_DOLLAR: u64 = 1_000_000_000;
 const DOLLAR_DIGITS: usize = 9;
@@ -36,11 +39,11 @@ pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     let mut plan = QuotaPlan::default();
     plan.tier = tier(settings)?;
     // Labels first: limits refer to them.
-    for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',').iter().zip(1..) {
+    for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',')?.iter().zip(1..) {
         add_label(&mut plan, entry)
             .map_err(|expected| invalid(GEMINI_KEY_LABELS, in_entry(number, &expected)))?;
     }
-    for (entry, number) in entries(settings, GEMINI_LIMITS, ';').iter().zip(1..) {
+    for (entry, number) in entries(settings, GEMINI_LIMITS, ';')?.iter().zip(1..) {
         add_limits(&mut plan, entry)
             .map_err(|expected| invalid(GEMINI_LIMITS, in_entry(number, &expected)))?;
     }
@@ -71,10 +74,18 @@ fn in_entry(number: usize, expected: &str) -> String {
 }
 
 /// The trimmed entries of a list, which may end with a separator.
-fn entries(settings: &Lookup<'_>, setting: Setting, separator: char) -> Vec<String> {
-    let Some(list) = settings.optional(setting) else { return Vec::new() };
+fn entries(
+    settings: &Lookup<'_>,
+    setting: Setting,
+    separator: char,
+) -> Result<Vec<String>, InvalidSetting> {
+    let Some(list) = settings.optional(setting) else { return Ok(Vec::new()) };
     let list = list.strip_suffix(separator).unwrap_or(&list);
-    list.split(separator).map(|entry| entry.trim().to_owned()).collect()
+    let entries: Vec<_> = list.split(separator).map(|entry| entry.trim().to_owned()).collect();
+    match entries.len() {
+        ..=MAX_ENTRIES => Ok(entries),
+        _ => Err(invalid(setting, format!("at most {MAX_ENTRIES} entries"))),
+    }
 }
 
 /// Splits a text in two and trims both parts.

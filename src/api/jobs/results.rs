@@ -110,7 +110,7 @@ impl ResultReader {
             }
             self.is_over = page.is_last || !follows;
             if !self.is_over {
-                self.wait(is_last_look).await?;
+                wait(&mut self.watch, is_last_look).await?;
             }
         }
         Ok(None)
@@ -127,18 +127,18 @@ impl ResultReader {
             if job.state.has_ended() {
                 return Ok(());
             }
-            self.wait(is_last_look).await?;
+            wait(&mut self.watch, is_last_look).await?;
         }
     }
+}
 
-    /// Waits until there may be something new, unless there will be nothing.
-    async fn wait(&mut self, is_last_look: bool) -> Result<(), ResultsEnded> {
-        if is_last_look {
-            return Err(ResultsEnded::ShuttingDown);
-        }
-        self.watch.changed().await;
-        Ok(())
+/// Waits until there may be something new, unless there will be nothing.
+async fn wait(watch: &mut Watch, is_last_look: bool) -> Result<(), ResultsEnded> {
+    if is_last_look {
+        return Err(ResultsEnded::ShuttingDown);
     }
+    watch.changed().await;
+    Ok(())
 }
 
 /// Answers with results as lines, page by page.

@@ -26,6 +26,15 @@ fn label_of<'a>(plan: &'a QuotaPlan, key: &str) -> Option<&'a str> {
 }
 
 #[test]
+fn the_number_of_entries_is_bounded() {
+    for (name, entry) in [("GEMINI_LIMITS", "*:rpm=1;"), ("GEMINI_KEY_LABELS", "a=1f3a9c02,")] {
+        let list = entry.repeat(super::MAX_ENTRIES + 1);
+        let error = read(&[(name, &list)]).unwrap_err();
+        assert_eq!(error.to_string(), format!("{name}: expected at most 10000 entries"));
+    }
+}
+
+#[test]
 fn a_tier_sets_what_nothing_else_sets() {
     for (name, tier, calls) in [
         ("none", None, 15),
