@@ -20,8 +20,8 @@ use gemini_concurrent_generation::config::{Config, Environment, Origin, RunningS
 use gemini_concurrent_generation::dashboard::Dashboard;
 use gemini_concurrent_generation::gateway::{Gateway, open_store};
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
+use gemini_concurrent_generation::jobs::StoreError;
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
-use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
 use gemini_concurrent_generation::metrics::Sampler;
 use gemini_concurrent_generation::reload::Reloader;
 use gemini_concurrent_generation::run::{self, RunFailure};
@@ -248,19 +248,7 @@ async fn serve_gateway(
     let listener = listen(socket)?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let announcer = announcer(&gateway)?;
-    let engine = Engine::start(
-        Arc::clone(&gateway.jobs),
-        Arc::clone(&gateway.dispatcher),
-        api::item_format(gateway.clone()),
-        config.gemini_api_key.clone(),
-        EngineSettings {
-            lease: config.job_lease,
-            retention: config.job_retention,
-            large_items: gateway.bodies.for_large_items(),
-            metrics: Arc::clone(&gateway.metrics),
-            observer: gateway.traces.job_observer(),
-        },
-    );
+    let engine = gateway.start_jobs(api::item_format(gateway.clone()));
     let _sampler = Sampler::start(&gateway.history);
     let reloader = Reloader {
         settings: RunningSettings::new(environment),
@@ -379,7 +367,8 @@ fn bind(address: SocketAddr) -> Result<TcpSocket, String> {
 }
 
 fn listen(socket: TcpSocket) -> Result<TcpListener, String> {
-    socket.listen(BACKLOG).map_err(|error| format!("cannot listen: {error}"))
+    let address = socket.local_addr().map_err(|error| error.to_string())?;
+    socket.listen(BACKLOG).map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
 fn on_signals(delay: Duration) -> Result<Shutdown, String> {
