@@ -30,7 +30,6 @@ use tokio::time::Instant;
 
 use crate::client::{ClientKey, GatewayClient};
 use crate::config::{AdminKey, Config};
-use crate::limits::Store;
 use crate::signals::Signals;
 use begin::{Contact, begin, persistently};
 use failure::{NO_PERMISSION, NOT_NOW, NOT_PAUSED, SOME_FAILED, UNAVAILABLE, USAGE};
@@ -101,16 +100,11 @@ enum Retry {
     All,
 }
 
-/// Answers the prompts. Without a service, a gateway in this process does, whose limits the function
-/// opens. Returns the exit status.
+/// Answers the prompts. Without a service, a gateway in this process does. Returns the exit status.
 ///
 /// # Errors
 /// [`RunFailure`] if not every item has a result.
-pub async fn run(
-    arguments: Arguments,
-    config: Config,
-    limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
-) -> Result<u8, RunFailure> {
+pub async fn run(arguments: Arguments, config: Config) -> Result<u8, RunFailure> {
     let Arguments { job, output, output_format, force, quiet, retry, service } = arguments;
     let url = service.url.or_else(|| config.gateway_url.clone());
     let client = url.map(|url| client(&url, service.key_from, &config)).transpose()?;
@@ -132,7 +126,7 @@ pub async fn run(
         Some(client) => (client, None),
         None => {
             let data = plan.data().expect("a run without a service has a directory");
-            match LocalGateway::start(config, limits, data).await {
+            match LocalGateway::start(config, data).await {
                 Ok(local) => (local.client(), Some(local)),
                 Err(failure) => {
                     if !plan.had_record() {
