@@ -19,6 +19,8 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::time::Instant;
+
 use super::accounts::{Accounts, Tripped};
 use super::budget::NotReserved;
 use super::local::LocalStore;
@@ -35,6 +37,7 @@ pub use queue::QueueTicket;
 /// the accounts with their quotas.
 #[derive(Debug)]
 pub struct Limiter {
+    began: Instant,
     store: Arc<dyn Store>,
     global: Arc<dyn Semaphore>,
     accounts: Accounts,
@@ -153,6 +156,7 @@ impl Limiter {
         plan: QuotaPlan,
     ) -> Arc<Self> {
         Arc::new(Self {
+            began: Instant::now(),
             global: store.global(),
             accounts: Accounts::new(Arc::clone(&store), plan, limit),
             store,

@@ -37,7 +37,8 @@ impl AccountQueue {
         account: Arc<Account>,
         named: Option<Arc<dyn Semaphore>>,
     ) -> Self {
-        let (head, held_up_since) = (sync::Mutex::new(()), HeldUpSince::default());
+        let (head, held_up_since) =
+            (sync::Mutex::new(()), HeldUpSince::after(ticket.limiter.began));
         Self { ticket, account, named, capacity: Capacity::default(), head, held_up_since }
     }
 

@@ -1,7 +1,7 @@
 //! Which limit a call waited for the longest.
 
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,21 +37,35 @@ impl HeldBy {
 }
 
 /// Since when the call at the head of an account queue has been waiting for anything but a global slot.
-#[derive(Debug, Default)]
-pub(super) struct HeldUpSince(Mutex<Option<Instant>>);
+#[derive(Debug)]
+pub(super) struct HeldUpSince {
+    /// The start of the limiter.
+    origin: Instant,
+    /// In microseconds after `origin`; [`NOT_HELD_UP`] if there is no such call.
+    micros: AtomicU64,
+}
+
+const NOT_HELD_UP: u64 = u64::MAX;
 
 impl HeldUpSince {
+    /// No call is held up. `origin` is a moment before all waits.
+    pub fn after(origin: Instant) -> Self {
+        Self { origin, micros: NOT_HELD_UP.into() }
+    }
+
     /// `None` if there is no such call.
     pub fn get(&self) -> Option<Instant> {
-        *self.lock()
+        let micros = self.micros.load(Ordering::Relaxed);
+        (micros != NOT_HELD_UP).then(|| self.origin + Duration::from_micros(micros))
     }
 
-    fn set(&self, since: Option<Instant>) {
-        *self.lock() = since;
+    fn begin(&self, now: Instant) {
+        let micros = u64::try_from((now - self.origin).as_micros()).unwrap_or(NOT_HELD_UP);
+        self.micros.store(micros, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&self) {
+        self.micros.store(NOT_HELD_UP, Ordering::Relaxed);
     }
 }
 
@@ -93,14 +107,14 @@ impl<'a> Waits<'a> {
         let now = Instant::now();
         self.since = Some(now);
         if limit != HeldBy::ConcurrencyLimit {
-            self.held_up_since.set(Some(now));
+            self.held_up_since.begin(now);
         }
     }
 
     fn end(&mut self, limit: HeldBy) {
         let Some(since) = self.since.take() else { return };
         if limit != HeldBy::ConcurrencyLimit {
-            self.held_up_since.set(None);
+            self.held_up_since.end();
         }
         let waited = since.elapsed();
         self.total += waited;
@@ -113,7 +127,7 @@ impl<'a> Waits<'a> {
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         if self.since.is_some() {
-            self.held_up_since.set(None);
+            self.held_up_since.end();
         }
     }
 }
