@@ -248,7 +248,6 @@ async fn serve_gateway(
         api::item_format(gateway.clone()),
         config.gemini_api_key.clone(),
         EngineSettings {
-            concurrency_limit: config.concurrency_limit,
             lease: config.job_lease,
             retention: config.job_retention,
             large_items: gateway.bodies.for_large_items(),

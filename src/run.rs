@@ -120,7 +120,7 @@ pub async fn run(
     }
     // Until all of it is read, signals end the process.
     let upload = Arc::new(Upload::new(job, config.max_body_bytes)?);
-    check_replaceable(&output, upload.input())
+    check_replaceable(&output, Some(upload.input()))
         .map_err(|message| RunFailure::new(USAGE, message))?;
     let measure = upload.measure()?;
     let url = client.as_ref().and_then(GatewayClient::url);

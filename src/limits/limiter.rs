@@ -176,6 +176,11 @@ impl Limiter {
         Ok(())
     }
 
+    /// How many calls may be in flight at once, as the settings say.
+    pub fn concurrency_limit(&self) -> usize {
+        self.accounts.ceiling()
+    }
+
     fn max_waiting(&self) -> usize {
         self.max_waiting.load(Ordering::Relaxed)
     }

@@ -50,7 +50,6 @@ impl LocalGateway {
             item_format(gateway.clone()),
             gateway.config.gemini_api_key.clone(),
             EngineSettings {
-                concurrency_limit: gateway.config.concurrency_limit,
                 lease: gateway.config.job_lease,
                 retention: None,
                 large_items: gateway.bodies.for_large_items(),

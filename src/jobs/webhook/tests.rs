@@ -1,5 +1,6 @@
 //! Announcements under a paused clock, with a store in memory and a sender that follows a script.
 
+mod connections;
 mod delivery;
 mod store;
 

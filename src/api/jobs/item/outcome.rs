@@ -108,9 +108,10 @@ pub(in crate::api::jobs) fn failed(labels: Labels, failure: Failure) -> ItemOutc
         | C::SpendLimited
         | C::OtherQuotaExhausted
         | C::QueueFull
-        | C::ServerBusy
         | C::TooManyAccounts
         | C::LimitsUnavailable => ItemOutcome::Later(failure.error.retry_after()),
+        // After a call there was no memory for its answer: each further one costs as much.
+        C::ServerBusy if !failure.was_sent => ItemOutcome::Later(failure.error.retry_after()),
         C::InvalidApiKey | C::AccountUnfunded => ItemOutcome::Hopeless(code.name()),
         // The key may do less with a model or a cached content that only some items name.
         C::PermissionDenied | C::NoQuota if !labels.names_model => {
