@@ -57,7 +57,6 @@ impl JobService {
             gateway.config.gemini_api_key.clone(),
             EngineSettings {
                 lease: gateway.config.job_lease,
-                concurrency_limit: gateway.config.concurrency_limit,
                 retention: None,
                 large_items: gateway.bodies.for_large_items(),
                 metrics: gateway.metrics.clone(),

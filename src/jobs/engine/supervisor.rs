@@ -199,7 +199,8 @@ impl Supervisor {
         let mut shared: usize = self.started.values().map(|started| started.shared_bytes).sum();
         for (_, job, key) in waiting {
             let (number, shared_bytes) = (job.number, job.spec.shared_bytes);
-            let fits = shared_bytes == 0 || shared == 0 || shared + shared_bytes <= MAX_SHARED_FIELDS;
+            let fits =
+                shared_bytes == 0 || shared == 0 || shared + shared_bytes <= MAX_SHARED_FIELDS;
             if self.started.len() >= MAX_RUNS || !fits {
                 continue;
             }

@@ -46,8 +46,8 @@ use super::retry::Retried;
 use super::row::{closed, no_upload};
 use super::{Committed, JobStore, StoreError, Stored};
 use crate::jobs::model::{
-    Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob,
-    Order, Owner, ReplicaId, ResultPage, SharedFields, Totals,
+    Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, SharedFields, Totals,
 };
 use commands::{Context, Kind, Ordered};
 use database::Files;

@@ -267,7 +267,10 @@ async fn options_that_are_too_long_are_refused() {
     let shared = json!({"system_prompt": "x".repeat(4 << 20)});
     let line = json!({"job": {"kind": "chat", "shared": shared}});
     let refused = answer(service.upload("chat", format!("{line}\n{}", chats(prompts(1))))).await;
-    assert_eq!(faults(&refused), [(r#"["body","line",1,"job"]"#.to_owned(), "too_long".to_owned())]);
+    assert_eq!(
+        faults(&refused),
+        [(r#"["body","line",1,"job"]"#.to_owned(), "too_long".to_owned())]
+    );
     let list = json!({"kind": "chat", "shared": shared, "requests": [{"prompt": "a"}]});
     let refused = answer(service.post("/jobs", &list)).await;
     assert_eq!(faults(&refused), [(r#"["body","shared"]"#.to_owned(), "too_long".to_owned())]);

@@ -264,3 +264,22 @@ fn gemini_failure(
     result.extend(format!("\"error\":{theirs},\"index\":{index}}}").into_bytes());
     result.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::OverBudget;
+
+    fn labels() -> Labels {
+        let (job, model) = (JobId::random(), Model::parse("m").unwrap());
+        Labels { job, index: 0, names: Names::Gemini(None), model, names_model: false }
+    }
+
+    #[test]
+    fn an_item_without_memory_waits_before_its_call_and_is_repeated_a_few_times_after_it() {
+        let busy = || Failure::from(ApiError::from(OverBudget));
+        assert!(matches!(failed(labels(), busy()), ItemOutcome::Later(_)));
+        let after_call = busy().after(Usage::default());
+        assert!(matches!(failed(labels(), after_call), ItemOutcome::Repeat(_)));
+    }
+}

@@ -220,12 +220,7 @@ async fn an_interrupted_deletion_goes_on_at_the_next_start() {
 async fn nothing_of_a_deleted_job_is_left_in_the_files() {
     let folder = TempDir::new().unwrap();
     let store = in_folder(folder.path());
-    let kept = upload(
-        &store,
-        NewJob { shared: SharedFields::new(), ..new_job() },
-        0,
-    )
-    .await;
+    let kept = upload(&store, NewJob { shared: SharedFields::new(), ..new_job() }, 0).await;
     let job = upload(&store, new_job(), 2000).await;
     record(&store, job.number, (0..1000).map(answered).collect()).await;
     let failures = (1000..2000).map(|index| failed(index, "timeout", true)).collect();

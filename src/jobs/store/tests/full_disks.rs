@@ -92,7 +92,11 @@ async fn in_a_small_folder() {
 
 #[test]
 fn an_upload_that_fills_the_disk_leaves_room_for_work_and_deletions() {
-    in_child(module_path!(), "in_a_folder_that_uploads_fill", "mount -t tmpfs -o size=32m none \"$1\"");
+    in_child(
+        module_path!(),
+        "in_a_folder_that_uploads_fill",
+        "mount -t tmpfs -o size=32m none \"$1\"",
+    );
 }
 
 #[tokio::test]
@@ -124,7 +128,11 @@ async fn in_a_folder_that_uploads_fill() {
 
 #[test]
 fn a_deletion_that_the_disk_refuses_is_reported_and_goes_on() {
-    in_child(module_path!(), "in_a_folder_without_room_to_delete", "mount -t tmpfs -o size=3m none \"$1\"");
+    in_child(
+        module_path!(),
+        "in_a_folder_without_room_to_delete",
+        "mount -t tmpfs -o size=3m none \"$1\"",
+    );
 }
 
 #[tokio::test]

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,17 +18,11 @@ use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use jiff::Timestamp;
 use sha2::Sha256;
-use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::connect::{AllowedDestinations, Authorities, Proxy, Resolver};
+use crate::connect::{AllowedDestinations, Authorities, Resolver};
 use crate::jobs::webhook::delivery::{Deliver, Outcome};
 use crate::jobs::webhook::message::Message;
 use crate::jobs::webhook::{WebhookSecrets, WebhookSender, WebhookSettings};
