@@ -132,8 +132,15 @@ pub async fn run(
         Some(client) => (client, None),
         None => {
             let data = plan.data().expect("a run without a service has a directory");
-            let local = LocalGateway::start(config, limits, data).await?;
-            (local.client(), Some(local))
+            match LocalGateway::start(config, limits, data).await {
+                Ok(local) => (local.client(), Some(local)),
+                Err(failure) => {
+                    if !plan.had_record() {
+                        plan.abandon(&output)?;
+                    }
+                    return Err(failure);
+                }
+            }
         }
     };
     let service = JobService::new(client);
@@ -152,7 +159,7 @@ pub async fn run(
         // A service that has all of it may have accepted the job without having said so.
         let is_open = match &outcome {
             Ok(_) => true,
-            Err(failure) => failure.exit_status == UNAVAILABLE,
+            Err(failure) => failure.may_be_accepted(),
         };
         if !(is_open && upload.was_sent()) {
             plan.abandon(&output)?;
@@ -287,8 +294,8 @@ async fn pause(
 /// Prints what a job took.
 fn summarise(job: &JobStatus, time: Duration) {
     let (total, succeeded) = (HumanCount(job.total), HumanCount(job.succeeded));
-    let time = duration(time);
-    eprintln!("{total} items: {succeeded} answered; {}; {time}", account(job));
+    let (items, time) = (if job.total == 1 { "item" } else { "items" }, duration(time));
+    eprintln!("{total} {items}: {succeeded} answered; {}; {time}", account(job));
 }
 
 /// Prints the first failed items.

@@ -338,6 +338,26 @@ async fn nothing_of_others_is_replaced_or_removed() {
     assert!(site.asked().is_empty());
 }
 
+#[tokio::test]
+async fn an_option_that_the_gateway_refuses_leaves_nothing_behind() {
+    let site = Site::new(0).await;
+    site.write("a.txt", "one");
+    for (option, value, expected) in [
+        ("--semaphore", "nope", "There is no semaphore \"nope\""),
+        ("--service-tier", "gold", "\n  service_tier: Input should be"),
+    ] {
+        let arguments = ["run", "a.txt", "-o", "out.jsonl", option, value];
+        let output = site.program(&arguments).output().await;
+        let message = errors(&output);
+        assert!(code(&output) == 2 && message.contains(expected), "{message}");
+        site.check_tidy("out.jsonl");
+    }
+    let redis = format!("redis://127.0.0.1:{}", closed_port());
+    let program = site.program(&["run", "a.txt", "-o", "out.jsonl"]).set("REDIS_URL", &redis);
+    assert_eq!(code(&program.output().await), 78);
+    site.check_tidy("out.jsonl");
+}
+
 /// Only without a file there is nothing that tells two runs apart.
 #[tokio::test]
 async fn each_output_has_a_job_of_its_own_and_stored_answers_are_named() {

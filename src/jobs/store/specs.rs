@@ -7,7 +7,7 @@ use super::StoreError;
 use crate::jobs::model::{JobNumber, JobSpec};
 
 /// How many are kept.
-const MAX_KEPT: usize = 1024;
+const MAX_KEPT: usize = 4096;
 
 /// Options of jobs that were used lately. They never change.
 #[derive(Debug, Default)]

@@ -262,6 +262,20 @@ async fn a_job_without_items_or_of_an_unknown_type_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_cut_off_is_refused() {
+    let service = JobService::without_engine(|_| {}).await;
+    let text = chats(prompts(300));
+    for whole in [gzip(text.as_bytes()), zstd(text.as_bytes())] {
+        let (content_type, body) = form(&[("kind", "chat")], &whole[..whole.len() - 4]);
+        let request = service.http.post(service.url("/jobs")).body(body);
+        let refused = answer(request.header("content-type", content_type)).await;
+        assert_eq!(refused.body["code"], "body_not_decoded", "{refused:?}");
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.starts_with("The file begins like one in "), "{detail}");
+    }
+}
+
+#[tokio::test]
 async fn options_that_are_too_long_are_refused() {
     let service = JobService::without_engine(|_| {}).await;
     let shared = json!({"system_prompt": "x".repeat(4 << 20)});

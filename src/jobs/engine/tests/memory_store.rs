@@ -50,6 +50,8 @@ pub struct Counted {
     pub most_bytes: usize,
     /// Results of items that had one.
     pub repeated: usize,
+    /// How often the fields that a job shares were read.
+    pub shared_fields: usize,
 }
 
 #[derive(Debug)]

@@ -42,7 +42,9 @@ pub(super) async fn job(sql: &Sql<'_>, specs: &Specs, row: Row) -> Result<Job, F
 /// The same for several rows, with as many queries.
 async fn jobs_of(sql: &Sql<'_>, specs: &Specs, rows: Vec<Row>) -> Result<Vec<Job>, Failure> {
     let numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
-    let mut failures = failures(sql, &numbers).await?;
+    let failed: Vec<i64> =
+        (rows.iter().filter(|row| row.progress.failed > 0)).map(|row| row.number).collect();
+    let mut failures = failures(sql, &failed).await?;
     let claimed = claimed(sql, &numbers).await?;
     let mut jobs = Vec::with_capacity(rows.len());
     for row in rows {

@@ -46,7 +46,10 @@ pub(super) fn job(
             specs.keep(row.number, &text)?
         }
     };
-    let failures = failures(sql, row.number)?;
+    let failures = match row.progress.failed {
+        0 => BTreeMap::new(),
+        _ => failures(sql, row.number)?,
+    };
     Ok(row.into_job(Arc::clone(&spec), failures, claimed))
 }
 

@@ -84,6 +84,7 @@ impl JobStore for MemoryStore {
 
     fn shared_fields(&self, job: JobNumber) -> Stored<SharedFields> {
         self.change_with(move |state| {
+            state.counted.shared_fields += 1;
             state.jobs.get(&job).map(|stand| stand.shared.clone()).unwrap_or_default()
         })
     }
