@@ -34,6 +34,7 @@ pub(super) struct Supervisor {
     engine: Arc<Shared>,
     server_key: Option<ApiKey>,
     stops: Stops,
+    /// The runs that have not ended.
     started: HashMap<JobNumber, Started>,
     /// Each tells its job, and whether it panicked.
     runs: JoinSet<(JobNumber, bool)>,

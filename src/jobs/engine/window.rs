@@ -52,7 +52,7 @@ struct Item {
     spent: Spent,
 }
 
-/// What the calls of an item took that it was sent again after.
+/// What those calls of an item took that failed with a transient error.
 #[derive(Debug, Clone, Copy, Default)]
 struct Spent {
     input_tokens: u64,
