@@ -303,7 +303,7 @@ async fn check_job_store(gateway: &Gateway) -> Result<(), String> {
     match timeout(STORE_TIME, gateway.jobs.store().check()).await {
         Ok(Err(error @ StoreError::TooNew { .. })) => return Err(error.to_string()),
         Ok(Err(error)) => tracing::warn!(%error, "{NO_JOBS}"),
-        Err(error) => tracing::warn!(%error, "{NO_JOBS}"),
+        Err(_) => tracing::warn!(error = "it does not answer", "{NO_JOBS}"),
         Ok(Ok(())) => {}
     }
     Ok(())
