@@ -5,6 +5,7 @@ mod admin_key;
 mod browsers;
 mod check;
 mod environment;
+mod file;
 mod lookup;
 mod network;
 mod quotas;
@@ -36,7 +37,8 @@ use settings::*;
 
 pub use admin_key::AdminKey;
 pub use browsers::{CorsOrigins, FallbackScope};
-pub use environment::{Environment, InvalidFile, Origin};
+pub use environment::{Environment, Origin, SettingError};
+pub use file::InvalidFile;
 pub use network::PROXY_VARIABLES;
 pub use reload::{NewSettings, NotReloaded, RELOADED, RunningSettings};
 pub use settings::{SETTINGS, Setting};

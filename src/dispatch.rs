@@ -181,6 +181,11 @@ impl Dispatcher {
         self.background.conversation(key.sha256(), previous)
     }
 
+    /// How many calls may be in flight, as the settings say now.
+    pub fn slots(&self) -> usize {
+        self.limiter.concurrency_limit()
+    }
+
     /// How many calls continue an answer that Gemini stops before its end, at most.
     pub fn max_continuations(&self) -> usize {
         self.policy.max_continuations

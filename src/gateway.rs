@@ -1,6 +1,7 @@
 //! The state that all handlers share.
 
 mod readiness;
+mod store;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -13,13 +14,15 @@ use crate::dispatch::{BackgroundPolicy, Dispatcher, RetryPolicy};
 use crate::gemini::{Client, InvalidBaseUrl};
 use crate::generation::Defaults;
 use crate::generation::offload::Offload;
-use crate::jobs::{Jobs, store};
+use crate::jobs::item::ItemFormat;
+use crate::jobs::{self, Engine, EngineSettings, Jobs};
 use crate::limits::{Leases, Limiter, LocalStore, Store, StoreUnavailable};
 use crate::memory::BodyBudget;
 use crate::metrics::{History, Metrics};
 use crate::traces::Traces;
 
 pub use readiness::{NotReady, Readiness};
+pub use store::open_store;
 
 /// The gateway without its HTTP server: settings, limits, upstream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -106,7 +109,7 @@ impl Gateway {
             chat_model: config.chat_model.clone(),
             structured_model: config.structured_model.clone(),
         };
-        let jobs = Jobs::new(store::open(&config.job_store));
+        let jobs = Jobs::new(jobs::store::open(&config.job_store));
         let offload = Arc::new(Offload::new(config.schema_timeout));
         let traces = traces(&config, &metrics);
         let readiness =
@@ -133,6 +136,19 @@ impl Gateway {
     pub fn until(&self, shutdown: CancellationToken) -> Self {
         let readiness = Readiness::new(Arc::clone(&self.limiter), Arc::clone(&self.jobs), shutdown);
         Self(Arc::new(Shared { readiness, ..Shared::clone(self) }))
+    }
+
+    /// Starts to send the items of jobs, whose kinds have these formats.
+    pub fn start_jobs(&self, format: Arc<dyn ItemFormat>) -> Engine {
+        let settings = EngineSettings {
+            lease: self.config.job_lease,
+            retention: self.config.job_retention,
+            large_items: self.bodies.for_large_items(),
+            metrics: Arc::clone(&self.metrics),
+            observer: self.traces.job_observer(),
+        };
+        let key = self.config.gemini_api_key.clone();
+        Engine::start(Arc::clone(&self.jobs), Arc::clone(&self.dispatcher), format, key, settings)
     }
 
     /// Takes over the limits, quotas and prices of new settings, for waiting requests too.

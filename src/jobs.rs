@@ -28,7 +28,7 @@ pub use handle::{Jobs, Watch};
 pub use model::{
     Answered, Block, Change, Claimed, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber,
     JobSpec, JobState, NewBlock, NewJob, Order, Owner, PauseReason, Progress, Rate, ReplicaId,
-    ResultPage, StoredResult, Totals,
+    ResultPage, SharedFields, StoredResult, Totals,
 };
 pub use observer::{JobObserver, RunObserver};
 pub use store::{Committed, InvalidDatabaseUrl, JobStore, StoreError, StoreSettings};

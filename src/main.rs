@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +11,17 @@ use axum::Router;
 use clap::{Parser, Subcommand};
 use futures_util::FutureExt;
 use tokio::join;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, timeout};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use gemini_concurrent_generation::api;
-use gemini_concurrent_generation::config::{Config, Environment, RunningSettings};
+use gemini_concurrent_generation::config::{Config, Environment, Origin, RunningSettings};
 use gemini_concurrent_generation::dashboard::Dashboard;
-use gemini_concurrent_generation::gateway::Gateway;
+use gemini_concurrent_generation::gateway::{Gateway, open_store};
 use gemini_concurrent_generation::gemini::{ApiKey, Secrets};
+use gemini_concurrent_generation::jobs::StoreError;
 use gemini_concurrent_generation::jobs::webhook::{Announcer, WebhookSender};
-use gemini_concurrent_generation::jobs::{Engine, EngineSettings, StoreError};
-use gemini_concurrent_generation::limits::{LocalStore, SharedStore, Store};
 use gemini_concurrent_generation::metrics::Sampler;
 use gemini_concurrent_generation::reload::Reloader;
 use gemini_concurrent_generation::run::{self, RunFailure};
@@ -93,6 +91,16 @@ enum ConfigCommand {
 /// uploads.
 const UNCOUNTED_CALLS: usize = 256;
 
+/// How long the start waits for the job store.
+const STORE_TIME: Duration = Duration::from_secs(5);
+
+/// How long Redis and the receiver of traces may take at the end of the process. Redis then gives back
+/// what this replica holds when its lease ends.
+const LAST_TIME: Duration = Duration::from_secs(5);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
 /// With glibc's allocator, allocation took a tenth of a chat's processor time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -112,60 +120,54 @@ fn main() -> ExitCode {
         Command::Run(arguments) => return run_job(*arguments),
         Command::Jobs(arguments) => return manage_jobs(arguments),
     };
+    exit(outcome.map(|()| 0), |_| 1)
+}
+
+/// The exit code of a command. Prints the error, which has the given exit status.
+fn exit<E: Display>(outcome: Result<u8, E>, status_of: impl FnOnce(&E) -> u8) -> ExitCode {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => failed(message, 1),
+        Ok(status) => status.into(),
+        Err(error) => {
+            print_error(format_args!("gemini-concurrent-generation: {error}"));
+            status_of(&error).into()
+        }
     }
 }
 
-fn failed(message: impl Display, exit_status: u8) -> ExitCode {
-    eprintln!("gemini-concurrent-generation: {message}");
-    exit_status.into()
+/// Prints a line to standard error. Its reader may be gone, at which `eprintln!` would panic.
+fn print_error(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn run_with_permit(arguments: with_permit::Arguments) -> ExitCode {
-    // Taken before `.env` is loaded, so that the command does not get its keys.
-    let environment = std::env::vars_os().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime could not start: {error}"));
     let outcome = runtime
         .and_then(|runtime| Ok((runtime, settings()?)))
         .map_err(with_permit::Failure::settings)
-        .and_then(|(runtime, (_, config))| {
-            runtime.block_on(with_permit::run(arguments, &config, environment))
+        .and_then(|(runtime, (environment, config))| {
+            runtime.block_on(with_permit::run(arguments, &config, environment.of_process()))
         });
-    match outcome {
-        Ok(exit_status) => exit_status.into(),
-        Err(failure) => failed(&failure, failure.exit_status),
-    }
+    exit(outcome, |failure| failure.exit_status)
 }
 
 fn run_job(arguments: run::Arguments) -> ExitCode {
-    let outcome = settings().map_err(RunFailure::settings).and_then(|(_, config)| {
-        let _logs = logs_on_request(&config);
+    let outcome = settings().map_err(RunFailure::settings).and_then(|(environment, config)| {
+        // People watch this command, so it has no log unless they ask for one.
+        let logs_wanted = environment.origin("RUST_LOG") != Origin::Default;
+        let _logs = logs_wanted
+            .then(|| telemetry::init(config.log_format, &config.log_filter, config.secrets()));
         raise_limit();
-        block_on(run::run(arguments, config, store), RunFailure::settings)
+        block_on(run::run(arguments, config), RunFailure::settings)
     });
-    match outcome {
-        Ok(exit_status) => exit_status.into(),
-        Err(failure) => failed(&failure, failure.exit_status),
-    }
+    exit(outcome, |failure| failure.exit_status)
 }
 
 fn manage_jobs(arguments: run::JobsArguments) -> ExitCode {
     let outcome = settings()
         .map_err(RunFailure::settings)
         .and_then(|(_, config)| block_on(run::manage(arguments, &config), RunFailure::settings));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failed(&failure, failure.exit_status),
-    }
-}
-
-/// The logs of a command that people watch: none, unless `RUST_LOG` asks for them.
-fn logs_on_request(config: &Config) -> Option<telemetry::Logs> {
-    std::env::var_os("RUST_LOG").filter(|filter| !filter.is_empty())?;
-    Some(telemetry::init(config.log_format, &config.log_filter, config.secrets()))
+    exit(outcome.map(|()| 0), |failure| failure.exit_status)
 }
 
 fn run(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
@@ -197,11 +199,9 @@ fn check_settings() -> Result<(), String> {
     let environment = Environment::load().map_err(|error| error.to_string())?;
     // Its reader may be gone.
     let _ = io::stdout().write_all(environment.shown().as_bytes());
-    for name in environment.unknown() {
-        eprintln!("warning: .env sets {name}, which is no setting");
-    }
+    environment.warnings().iter().for_each(|text| print_error(format_args!("warning: {text}")));
     let errors = environment.errors();
-    errors.iter().for_each(|error| eprintln!("{error}"));
+    errors.iter().for_each(print_error);
     match errors.len() {
         0 => Ok(()),
         1 => Err("1 setting is invalid".to_owned()),
@@ -216,93 +216,97 @@ async fn serve_gateway(
 ) -> Result<(), String> {
     let logs = telemetry::init(config.log_format, &config.log_filter, config.secrets());
     raise_limit();
-    let shutdown = shutdown_on_signal(config.shutdown_delay)?;
+    // Signals that come during the start are not lost.
+    let shutdown = on_signals(config.shutdown_delay)?;
+    let hangup = Reloader::listen().map_err(|error| error.to_string())?;
+    // A port that is in use is noticed before anything is changed in Redis or in the job store, and
+    // connections are refused until the gateway can serve them.
+    let socket = bind(SocketAddr::new(config.host, config.port))?;
     if simulate {
-        let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await?;
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
-        config.base_url = format!("http://{address}");
-        config.proxy = None;
-        config.set_gemini_api_key(ApiKey::new("simulated-key").map_err(|error| error.to_string())?);
-        let router = Simulator::new(simulator::Options::default()).router();
-        // Not stopped by the signal: calls in flight are answered during the grace period.
-        let workers = vec![Worker::here(router)];
-        let limits = ServerLimits { max_connections: usize::MAX, ..ServerLimits::of(&config) };
-        tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
-        tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
-    }
-    if !simulate {
+        simulate_gemini(&mut config)?;
+    } else {
         warn_if_key_is_open(&config);
     }
     if let Some(proxy) = &config.proxy {
         tracing::info!(%proxy, "calls to Gemini go through a proxy");
     }
-    let store = shutdown.announced.run_until_cancelled(store(&config)).await;
+    let store = shutdown.announced.run_until_cancelled(open_store(&config)).await;
     let Some(store) = store.transpose()? else { return Ok(()) };
     let gateway = Gateway::with_store(config, simulate, Arc::clone(&store));
     let gateway = gateway.map_err(|error| error.to_string())?.until(shutdown.announced.clone());
+    let checked = shutdown.announced.run_until_cancelled(check_job_store(&gateway)).await;
+    if checked.transpose()?.is_none() {
+        store.close().await;
+        return Ok(());
+    }
     let config = &gateway.config;
-    check_job_store(&gateway).await?;
-    let engine = Engine::start(
-        Arc::clone(&gateway.jobs),
-        Arc::clone(&gateway.dispatcher),
-        api::item_format(gateway.clone()),
-        config.gemini_api_key.clone(),
-        EngineSettings {
-            concurrency_limit: config.concurrency_limit,
-            lease: config.job_lease,
-            retention: config.job_retention,
-            large_items: gateway.bodies.for_large_items(),
-            metrics: Arc::clone(&gateway.metrics),
-            observer: gateway.traces.job_observer(),
-        },
-    );
+    let dashboard = Dashboard::new(shutdown.begins.clone());
+    let workers = workers(|| {
+        let gateway = gateway.with_own_connections();
+        Ok(api::router_with(gateway.clone(), dashboard.routes(gateway)))
+    })?;
+    let listener = listen(socket)?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
     let announcer = announcer(&gateway)?;
+    let engine = gateway.start_jobs(api::item_format(gateway.clone()));
     let _sampler = Sampler::start(&gateway.history);
     let reloader = Reloader {
         settings: RunningSettings::new(environment),
         gateway: gateway.clone(),
         log_filter: logs.filter(),
     };
-    reloader.start().map_err(|error| error.to_string())?;
-    let listener = listen(SocketAddr::new(config.host, config.port)).await?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    reloader.start(hangup);
     tracing::info!(%address, concurrency_limit = config.concurrency_limit, "ready");
-    let dashboard = Dashboard::new(shutdown.begins.clone());
-    let workers = workers(|| {
-        let gateway = gateway.with_own_connections();
-        Ok(api::router_with(gateway.clone(), dashboard.routes(gateway)))
-    })?;
     // Each call to Gemini takes a connection, and as many idle ones may be kept for later calls.
     let reserved = config.concurrency_limit.saturating_mul(2).saturating_add(UNCOUNTED_CALLS);
     let mut limits = ServerLimits::of(config);
     limits.max_connections = affordable_connections(limits.max_connections, reserved);
-    // Both end with the grace period. A job that was accepted meanwhile is sent after the next start.
-    let calls_of_jobs = async {
+    // All end with the grace period. A job that was accepted meanwhile is sent after the next start.
+    let jobs = async {
         shutdown.announced.cancelled().await;
-        let time = config.shutdown_delay.saturating_add(config.shutdown_grace);
-        let grace = shutdown.ends_now.run_until_cancelled(sleep(time));
-        engine.stop(grace.map(drop)).await;
-        announcer.stop(shutdown.ends_now.cancelled()).await;
+        let end = Instant::now() + config.shutdown_delay + config.shutdown_grace;
+        let grace = || shutdown.ends_now.run_until_cancelled(sleep_until(end)).map(drop);
+        engine.stop(grace()).await;
+        announcer.stop(grace()).await;
+        // Clients that follow a job connect again, to another replica.
+        shutdown.begins.cancelled().await;
+        gateway.jobs.end_watches();
     };
-    join!(serve(listener, workers, limits, shutdown.clone()), calls_of_jobs);
+    join!(serve(listener, workers, limits, shutdown.clone()), jobs);
     gateway.jobs.store().close().await;
     let last = async { join!(store.close(), gateway.traces.stop()) };
-    shutdown.ends_now.run_until_cancelled(last).await;
+    let _ = timeout(LAST_TIME, shutdown.ends_now.run_until_cancelled(last)).await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Starts a simulator in this process, and changes the settings so that all calls go to it.
+fn simulate_gemini(config: &mut Config) -> Result<(), String> {
+    let listener = listen(bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))?)?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    config.base_url = format!("http://{address}");
+    config.proxy = None;
+    config.set_gemini_api_key(ApiKey::new("simulated-key").map_err(|error| error.to_string())?);
+    let router = Simulator::new(simulator::Options::default()).router();
+    // Not stopped by the signal: calls in flight are answered during the grace period.
+    let workers = vec![Worker::here(router)];
+    let limits = ServerLimits { max_connections: usize::MAX, ..ServerLimits::of(config) };
+    tokio::spawn(serve(listener, workers, limits, CancellationToken::new()));
+    tracing::warn!(%address, "SIMULATED: answers come from the built-in simulator, not Gemini");
     Ok(())
 }
 
 /// Checks that this version can read the jobs. A store that cannot be used now does not prevent the start:
 /// it is tried again whenever it is needed.
 async fn check_job_store(gateway: &Gateway) -> Result<(), String> {
-    match gateway.jobs.store().check().await {
-        Err(error @ StoreError::TooNew { .. }) => Err(error.to_string()),
-        Err(error) => {
-            tracing::warn!(%error, "there are no jobs until their store can be used");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+    const NO_JOBS: &str = "there are no jobs until their store can be used";
+    match timeout(STORE_TIME, gateway.jobs.store().check()).await {
+        Ok(Err(error @ StoreError::TooNew { .. })) => return Err(error.to_string()),
+        Ok(Err(error)) => tracing::warn!(%error, "{NO_JOBS}"),
+        Err(_) => tracing::warn!(error = "it does not answer", "{NO_JOBS}"),
+        Ok(Ok(())) => {}
     }
+    Ok(())
 }
 
 /// Starts to announce the ends of jobs.
@@ -312,25 +316,6 @@ fn announcer(gateway: &Gateway) -> Result<Announcer, String> {
     let sender = sender.map_err(|error| format!("JOB_WEBHOOK_SECRET: {error}"))?;
     let (jobs, shown) = (&gateway.jobs, api::job_shown(gateway.clone()));
     Ok(Announcer::start(Arc::clone(jobs.store()), sender, jobs.ended(), shown))
-}
-
-/// Opens the store of the limits: in Redis if it is set up, else in memory.
-async fn store(config: &Config) -> Result<Arc<dyn Store>, String> {
-    let limit = config.concurrency_limit;
-    let Some(redis) = &config.redis else { return Ok(LocalStore::new(limit)) };
-    match SharedStore::connect(redis, limit).await {
-        Ok(store) => {
-            tracing::info!(prefix = redis.prefix, "limits are shared through Redis");
-            Ok(store)
-        }
-        Err(reason) if config.redis_required => Err(format!(
-            "REDIS_URL: {reason}. With REDIS_REQUIRED=false the replica starts with its own limits."
-        )),
-        Err(reason) => {
-            tracing::warn!(%reason, "REDIS_REQUIRED=false: this replica has its own limits");
-            Ok(LocalStore::new(limit))
-        }
-    }
 }
 
 /// One worker for each processor.
@@ -344,8 +329,8 @@ fn workers(router: impl Fn() -> Result<Router, String>) -> Result<Vec<Worker>, S
 async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Result<(), String> {
     let _logs = telemetry::init(LogFormat::Text, "info", Secrets::default());
     raise_limit();
-    let shutdown = shutdown_on_signal(Duration::ZERO)?;
-    let listener = listen(address).await?;
+    let shutdown = on_signals(Duration::ZERO)?;
+    let listener = listen(bind(address)?)?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, "simulating Gemini");
     let limits = ServerLimits::of(&Config::default());
@@ -355,9 +340,10 @@ async fn serve_simulator(address: SocketAddr, options: simulator::Options) -> Re
 }
 
 async fn healthcheck(config: Config, ready: bool) -> Result<(), String> {
+    // The address that stands for all addresses is not one to connect to.
     let host = match config.host {
-        // The address that stands for all addresses is not one to connect to.
-        host if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         host => host,
     };
     let address = SocketAddr::new(host, config.port);
@@ -367,36 +353,26 @@ async fn healthcheck(config: Config, ready: bool) -> Result<(), String> {
         .map_err(|error| format!("{address} is not {quality}: {error}"))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+/// Reserves an address. Connections to it are refused until it is listened on.
+fn bind(address: SocketAddr) -> Result<TcpSocket, String> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let bound = socket.and_then(|socket| {
+        socket.set_reuseaddr(true)?;
+        socket.bind(address).map(|()| socket)
+    });
+    bound.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
-/// Announces the shutdown on SIGTERM, which container runtimes send, or Ctrl-C, and begins it after a
-/// delay. A second signal ends the delay and the grace period.
-fn shutdown_on_signal(delay: Duration) -> Result<Shutdown, String> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-    let shutdown = Shutdown::default();
-    let Shutdown { announced, begins, ends_now } = shutdown.clone();
-    let mut next = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    tokio::spawn(async move {
-        next().await;
-        tracing::info!(delay_seconds = delay.as_secs_f64(), "shutting down");
-        announced.cancel();
-        if timeout(delay, next()).await.is_err() {
-            begins.cancel();
-            next().await;
-        }
-        tracing::info!("stopping at once");
-        begins.cancel();
-        ends_now.cancel();
-    });
-    Ok(shutdown)
+fn listen(socket: TcpSocket) -> Result<TcpListener, String> {
+    let address = socket.local_addr().map_err(|error| error.to_string())?;
+    socket.listen(BACKLOG).map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+fn on_signals(delay: Duration) -> Result<Shutdown, String> {
+    Shutdown::on_signals(delay).map_err(|error| error.to_string())
 }
 
 fn warn_if_key_is_open(config: &Config) {

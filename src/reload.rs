@@ -2,9 +2,10 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::block_in_place;
 
-use crate::config::{NotReloaded, RunningSettings};
+use crate::config::{NotReloaded, RunningSettings, SettingError};
 use crate::gateway::Gateway;
 use crate::telemetry::LogFilter;
 
@@ -20,23 +21,29 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Starts to wait for SIGHUP, for the life of the process.
+    /// Listens for SIGHUP, which otherwise ends the process. One that comes before the reloader is started
+    /// has its effect then.
     ///
     /// # Errors
     /// If the system refuses to deliver the signal.
-    pub fn start(mut self) -> io::Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
+    pub fn listen() -> io::Result<Signal> {
+        signal(SignalKind::hangup())
+    }
+
+    /// Starts to take over new settings on each signal, for the life of the process, which needs a runtime
+    /// with several threads.
+    pub fn start(mut self, mut hangup: Signal) {
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
                 self.reload().await;
             }
         });
-        Ok(())
     }
 
     /// Takes over all settings that can change, or none of them.
     async fn reload(&mut self) {
-        let new = match self.settings.read() {
+        // Files are read, and settings may be long.
+        let new = match block_in_place(|| self.settings.read()) {
             Ok(new) => new,
             Err(reason) => return log_refusal(&reason),
         };
@@ -63,10 +70,11 @@ fn log_refusal(reason: &NotReloaded) {
             tracing::error!(%error, "the settings are not reloaded; all stay as they were");
         }
         NotReloaded::Invalid(errors) => {
-            for error in errors {
+            for SettingError { invalid, origin } in errors {
                 tracing::error!(
-                    setting = error.variable,
-                    expected = &*error.expected,
+                    setting = invalid.variable,
+                    expected = &*invalid.expected,
+                    %origin,
                     "the settings are not reloaded; all stay as they were"
                 );
             }

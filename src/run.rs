@@ -30,7 +30,6 @@ use tokio::time::Instant;
 
 use crate::client::{ClientKey, GatewayClient};
 use crate::config::{AdminKey, Config};
-use crate::limits::Store;
 use crate::signals::Signals;
 use begin::{Contact, begin, persistently};
 use failure::{NO_PERMISSION, NOT_NOW, NOT_PAUSED, SOME_FAILED, UNAVAILABLE, USAGE};
@@ -101,16 +100,11 @@ enum Retry {
     All,
 }
 
-/// Answers the prompts. Without a service, a gateway in this process does, whose limits the function
-/// opens. Returns the exit status.
+/// Answers the prompts. Without a service, a gateway in this process does. Returns the exit status.
 ///
 /// # Errors
 /// [`RunFailure`] if not every item has a result.
-pub async fn run(
-    arguments: Arguments,
-    config: Config,
-    limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
-) -> Result<u8, RunFailure> {
+pub async fn run(arguments: Arguments, config: Config) -> Result<u8, RunFailure> {
     let Arguments { job, output, output_format, force, quiet, retry, service } = arguments;
     let url = service.url.or_else(|| config.gateway_url.clone());
     let client = url.map(|url| client(&url, service.key_from, &config)).transpose()?;
@@ -120,7 +114,7 @@ pub async fn run(
     }
     // Until all of it is read, signals end the process.
     let upload = Arc::new(Upload::new(job, config.max_body_bytes)?);
-    check_replaceable(&output, upload.input())
+    check_replaceable(&output, Some(upload.input()))
         .map_err(|message| RunFailure::new(USAGE, message))?;
     let measure = upload.measure()?;
     let url = client.as_ref().and_then(GatewayClient::url);
@@ -132,8 +126,15 @@ pub async fn run(
         Some(client) => (client, None),
         None => {
             let data = plan.data().expect("a run without a service has a directory");
-            let local = LocalGateway::start(config, limits, data).await?;
-            (local.client(), Some(local))
+            match LocalGateway::start(config, data).await {
+                Ok(local) => (local.client(), Some(local)),
+                Err(failure) => {
+                    if !plan.had_record() {
+                        plan.abandon(&output)?;
+                    }
+                    return Err(failure);
+                }
+            }
         }
     };
     let service = JobService::new(client);
@@ -152,7 +153,7 @@ pub async fn run(
         // A service that has all of it may have accepted the job without having said so.
         let is_open = match &outcome {
             Ok(_) => true,
-            Err(failure) => failure.exit_status == UNAVAILABLE,
+            Err(failure) => failure.may_be_accepted(),
         };
         if !(is_open && upload.was_sent()) {
             plan.abandon(&output)?;
@@ -287,8 +288,8 @@ async fn pause(
 /// Prints what a job took.
 fn summarise(job: &JobStatus, time: Duration) {
     let (total, succeeded) = (HumanCount(job.total), HumanCount(job.succeeded));
-    let time = duration(time);
-    eprintln!("{total} items: {succeeded} answered; {}; {time}", account(job));
+    let (items, time) = (if job.total == 1 { "item" } else { "items" }, duration(time));
+    eprintln!("{total} {items}: {succeeded} answered; {}; {time}", account(job));
 }
 
 /// Prints the first failed items.

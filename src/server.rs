@@ -5,6 +5,7 @@ mod connections;
 mod exchange;
 mod files;
 mod http2;
+mod shutdown;
 mod state;
 mod stream;
 mod timer;
@@ -26,6 +27,7 @@ use connection::connection;
 use connections::{Acceptor, ConnectionGuard};
 
 pub use files::{affordable_connections, raise_limit};
+pub use shutdown::Shutdown;
 
 /// How long connections that are cut off may take to end.
 const CUT_OFF_TIME: Duration = Duration::from_secs(1);
@@ -34,7 +36,7 @@ const CUT_OFF_TIME: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_HEALTH_ANSWER: u64 = 64 * 1024;
 
-/// ServerLimits on clients.
+/// Limits on clients.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
     /// How long a client may take to send its headers, or to continue reading.
@@ -56,23 +58,6 @@ impl ServerLimits {
             grace: config.shutdown_grace,
             max_connections: config.max_connections,
         }
-    }
-}
-
-/// Signals the steps of a shutdown.
-#[derive(Debug, Clone, Default)]
-pub struct Shutdown {
-    /// Serve as before, but close each connection after its next answer, so that clients go elsewhere.
-    pub announced: CancellationToken,
-    /// Stop accepting, and let work in flight finish within the grace period.
-    pub begins: CancellationToken,
-    /// End the grace period.
-    pub ends_now: CancellationToken,
-}
-
-impl From<CancellationToken> for Shutdown {
-    fn from(begins: CancellationToken) -> Self {
-        Self { announced: begins.clone(), begins, ..Self::default() }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod service;
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
@@ -111,7 +112,7 @@ fn refused(refusal: &Refusal) -> u8 {
 pub async fn run(
     arguments: Arguments,
     config: &Config,
-    environment: Vec<(OsString, OsString)>,
+    environment: &HashMap<OsString, OsString>,
 ) -> Result<u8, Failure> {
     let Arguments { url, permits, ttl, holder, id, command } = arguments;
     let no_key = || Failure::new(NO_PERMISSION, "ADMIN_API_KEY is not set, or holds no key");

@@ -105,6 +105,8 @@ impl JobService {
         let (jobs, key) = (&self.gateway.jobs, ApiKey::new(KEY).expect("a key"));
         let store = jobs.store();
         let job = store.open_jobs().await.expect("the store works").pop().expect("a job");
+        let shared = store.shared_fields(job.number).await.expect("the store works");
+        let reader = self.format.reader(&job, shared);
         let (mut items, lease) = (0, Duration::from_secs(3600));
         loop {
             let claim = store.claim(job.number, jobs.replica().clone(), 1000, MOST_STORED, lease);
@@ -116,7 +118,7 @@ impl JobService {
                 let lines = block.lines.split_inclusive(|byte| *byte == b'\n');
                 for (index, line) in (block.first..).zip(lines) {
                     let line = block.lines.slice_ref(&line[..line.len() - 1]);
-                    let prepared = self.format.prepare(&job, &key, index, line).await;
+                    let prepared = reader.prepare(&key, index, line).await;
                     assert!(prepared.is_ok(), "item {index} was accepted and cannot be sent");
                     items += 1;
                 }

@@ -66,7 +66,8 @@ codes! {
     BodyIncomplete = "body_incomplete", BAD_REQUEST, Final,
         "the body ended early";
     BodyNotDecoded = "body_not_decoded", BAD_REQUEST, Final,
-        "the body is not in the encoding that its `Content-Encoding` names";
+        "the body is not in the encoding that its `Content-Encoding` names, or the file of a job is \
+         not the gzip or zstd file that it looks like";
     RequestExceedsQuota = "request_exceeds_quota", BAD_REQUEST, Final,
         "the request alone costs more than the key may spend on the model in a minute, in \
          tokens or in requests";

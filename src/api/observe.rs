@@ -2,6 +2,7 @@
 //! an error of that request alone.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -18,6 +19,7 @@ use tracing::{Instrument, Span, field};
 use super::error::ApiError;
 use super::route::route_of;
 use crate::gateway::Gateway;
+use crate::jobs::JobId;
 use crate::request_id;
 use crate::traces::RequestSpan;
 
@@ -45,7 +47,7 @@ pub(super) async fn observe(
         "request",
         request_id = id_text,
         method = %request.method(),
-        path = logged(request.uri().path()),
+        path = &*logged(request.uri().path()),
         trace_id = field::Empty,
     );
     // Probes come every few seconds and say nothing about the load.
@@ -137,10 +139,17 @@ impl HttpBody for TracedBody {
     }
 }
 
-/// The start of a path, for the log. It is bounded because log lines are buffered in memory.
-fn logged(path: &str) -> &str {
-    let end = path.floor_char_boundary(MAX_LOGGED_PATH);
-    &path[..end]
+/// The start of a path, for the log. It is bounded because log lines are buffered in memory. Of the id of a job
+/// it has the beginning, since whoever knows the id may be able to use the job.
+fn logged(path: &str) -> Cow<'_, str> {
+    let path = &path[..path.floor_char_boundary(MAX_LOGGED_PATH)];
+    let Some(start) = path.find("/jobs/").map(|at| at + "/jobs/".len()) else { return path.into() };
+    let (before, id) = path.split_at(start);
+    let (id, after) = id.split_at(id.find('/').unwrap_or(id.len()));
+    match JobId::parse(id) {
+        Some(id) => format!("{before}{}…{after}", id.beginning()).into(),
+        None => path.into(),
+    }
 }
 
 /// The client's id if it is short and printable, otherwise a new one.
@@ -160,4 +169,21 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
     tracing::error!("a handler panicked");
     ApiError::internal().into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_the_beginning_of_a_jobs_id() {
+        let id = JobId::random();
+        for (before, after) in [("/jobs/", ""), ("/jobs/", "/results"), ("/dashboard/jobs/", "")] {
+            let shown = logged(&format!("{before}{id}{after}")).into_owned();
+            assert_eq!(shown, format!("{before}{}…{after}", id.beginning()));
+        }
+        for path in ["/jobs", "/jobs/", "/jobs/ä/results", "/chat"] {
+            assert_eq!(logged(path), path);
+        }
+    }
 }

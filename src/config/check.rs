@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::environment::{Environment, Origin};
-use super::settings::GEMINI_CONCURRENCY_LIMIT;
-use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS, Setting};
+use super::environment::{Environment, Origin, SettingError};
+use super::settings::{GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS};
+use super::{Config, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS, Setting};
 use crate::gemini::redact;
 
 /// What is shown in place of a secret.
@@ -14,7 +14,7 @@ const MASKED: &str = "***";
 
 impl Environment {
     /// Every setting with an invalid value, in the order in which they are read.
-    pub fn errors(&self) -> Vec<InvalidSetting> {
+    pub fn errors(&self) -> Vec<SettingError> {
         let mut errors: Vec<_> = self.not_text().collect();
         let mut ignored: BTreeSet<_> = errors.iter().map(|error| error.variable).collect();
         let read = |ignored: &BTreeSet<_>| {
@@ -25,9 +25,13 @@ impl Environment {
             if !ignored.insert(error.variable) {
                 break;
             }
+            if error.variable == GEMINI_KEY_LABELS.name {
+                // They refer to labels, which are not known.
+                ignored.insert(GEMINI_LIMITS.name);
+            }
             errors.push(error);
         }
-        errors
+        errors.into_iter().map(|error| self.located(error)).collect()
     }
 
     /// The settings that hold, as lines of `.env`, each with where it comes from. Secrets and invalid
@@ -38,15 +42,19 @@ impl Environment {
         let mut text = String::new();
         for setting in SETTINGS {
             let name = setting.name;
-            let is_invalid = errors.iter().any(|error| error.variable == name);
-            let (value, origin) = match self.origin(name) {
-                _ if is_invalid => (Cow::from(""), "invalid"),
-                Origin::Default => (default(setting, &config), "default"),
-                Origin::Process => (self.masked(setting), "environment"),
-                Origin::File => (self.masked(setting), ".env"),
-            };
+            let origin = self.origin(name);
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{name}={value} # {origin}");
+            let _ = match origin {
+                _ if errors.iter().any(|error| error.invalid.variable == name) => {
+                    writeln!(text, "{name}= # invalid")
+                }
+                Origin::Default => {
+                    writeln!(text, "{name}={} # {origin}", default(setting, &config))
+                }
+                Origin::Process | Origin::File(_) => {
+                    writeln!(text, "{name}={} # {origin}", self.masked(setting))
+                }
+            };
         }
         for name in PROXY_VARIABLES.iter().filter(|name| self.origin(name) != Origin::Default) {
             let _ = writeln!(text, "{name}={MASKED} # a proxy");
@@ -68,7 +76,7 @@ impl Environment {
 }
 
 /// The value that holds if a setting is not set.
-fn default(setting: &Setting, config: &Result<Config, InvalidSetting>) -> Cow<'static, str> {
+fn default(setting: &Setting, config: &Result<Config, SettingError>) -> Cow<'static, str> {
     match config {
         // It depends on `GEMINI_TIER`.
         Ok(config) if setting.name == GEMINI_CONCURRENCY_LIMIT.name => {
@@ -89,11 +97,19 @@ mod tests {
             &[("GEMINI_TIER", "gold"), ("REDIS_URL", "http://:secret@redis"), ("HOST", "::1")],
         );
         let errors = environment.errors();
-        let names: BTreeSet<_> = errors.iter().map(|error| error.variable).collect();
+        let names: BTreeSet<_> = errors.iter().map(|error| error.invalid.variable).collect();
         let expected = ["GEMINI_TIER", "LOG_FORMAT", "PORT", "REDIS_URL", "RUST_LOG"];
         assert_eq!(names, expected.into());
         assert_eq!(errors.len(), names.len());
         assert!(Environment::of(&[], &[]).errors().is_empty());
+    }
+
+    #[test]
+    fn limits_are_not_checked_against_labels_that_are_invalid() {
+        let file = [("GEMINI_KEY_LABELS", "team-a=x"), ("GEMINI_LIMITS", "team-a@*:rpm=1")];
+        let errors = Environment::of(&[], &file).errors();
+        let errors: Vec<_> = errors.iter().map(|error| error.invalid.variable).collect();
+        assert_eq!(errors, ["GEMINI_KEY_LABELS"]);
     }
 
     #[test]
@@ -111,8 +127,8 @@ mod tests {
         let shown = environment.shown();
         for line in [
             "GEMINI_API_KEY=*** # environment",
-            "REDIS_URL=*** # .env",
-            "GEMINI_TIER=tier2 # .env",
+            "REDIS_URL=*** # .env, line 1",
+            "GEMINI_TIER=tier2 # .env, line 2",
             "ADMIN_API_KEY= # default",
             "PORT= # invalid",
             "HOST=0.0.0.0 # default",

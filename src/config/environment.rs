@@ -1,18 +1,15 @@
 //! Where settings come from: the environment that the process was started with, and `.env`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
+use super::file::SettingsFile;
+use super::{Config, InvalidFile, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
 
-/// The file with settings, in the working directory. dotenvy's own search would go on in the directories
-/// above.
-const FILE: &str = ".env";
-
-/// Variables of `.env` that are no settings and that libraries read.
-const OF_LIBRARIES: [&str; 1] = ["SSL_CERT_"];
+/// Variables that are no settings: rustls-native-certs reads them from the environment of the process.
+const OF_LIBRARIES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// The variables that the process was started with, and those of `.env`. A variable of the process
 /// precedes one of the file. Cheap to clone.
@@ -20,7 +17,7 @@ const OF_LIBRARIES: [&str; 1] = ["SSL_CERT_"];
 pub struct Environment {
     process: Arc<HashMap<OsString, OsString>>,
     /// `None` if there is no file.
-    file: Option<Arc<BTreeMap<String, String>>>,
+    file: Option<Arc<SettingsFile>>,
 }
 
 /// Where the value of a variable comes from.
@@ -28,16 +25,31 @@ pub struct Environment {
 pub enum Origin {
     /// The environment of the process.
     Process,
-    /// `.env`.
-    File,
+    /// This line of `.env`, from 1.
+    File(usize),
     /// Neither sets it, or to nothing: the default holds.
     Default,
 }
 
-/// `.env` cannot be read. The error quotes no line, which may contain a key.
+/// An invalid setting and where its value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(".env: {0}")]
-pub struct InvalidFile(String);
+#[error("{invalid} ({origin})")]
+pub struct SettingError {
+    /// What is wrong.
+    pub invalid: InvalidSetting,
+    /// Where the value comes from.
+    pub origin: Origin,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process => f.write_str("environment"),
+            Self::File(line) => write!(f, ".env, line {line}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
 
 impl fmt::Debug for Environment {
     /// Shows no values: some are secrets.
@@ -49,18 +61,17 @@ impl fmt::Debug for Environment {
 }
 
 impl Environment {
-    /// Reads both. Call it once, at the start: it also puts the variables of `.env` into the environment
-    /// of the process, for libraries that read theirs there.
+    /// Reads both. Call it once, before any thread is started: it puts those variables of `.env` into the
+    /// environment of the process that libraries read there.
     ///
     /// # Errors
     /// [`InvalidFile`] if there is a file that cannot be read.
     pub fn load() -> Result<Self, InvalidFile> {
         let process = std::env::vars_os().collect();
-        let file = read_file()?.map(Arc::new);
-        if file.is_some() {
-            dotenvy::from_path(FILE).map_err(describe)?;
-        }
-        Ok(Self { process: Arc::new(process), file })
+        let file = SettingsFile::read()?.map(Arc::new);
+        let environment = Self { process: Arc::new(process), file };
+        environment.pass_to_libraries();
+        Ok(environment)
     }
 
     /// Reads `.env` again. What the process was started with cannot change.
@@ -68,28 +79,50 @@ impl Environment {
     /// # Errors
     /// [`InvalidFile`] if the file cannot be read, or was there before and is missing now.
     pub fn reread(&self) -> Result<Self, InvalidFile> {
-        let file = read_file()?;
+        let file = SettingsFile::read()?;
         if file.is_none() && self.file.is_some() {
-            return Err(InvalidFile("the file is missing".to_owned()));
+            return Err(InvalidFile::missing());
         }
         Ok(Self { process: Arc::clone(&self.process), file: file.map(Arc::new) })
+    }
+
+    fn pass_to_libraries(&self) {
+        for name in OF_LIBRARIES {
+            if let Origin::File(_) = self.origin(name)
+                && let Some(value) = self.get(name)
+            {
+                // Only dotenvy sets variables without `unsafe` code. Within quotes, these three characters
+                // are escaped. A variable that the process has stays as it is.
+                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
+                let set = dotenvy::from_read(format!("{name}=\"{value}\"\n").as_bytes());
+                debug_assert!(set.is_ok(), "{name} is escaped");
+            }
+        }
+    }
+
+    /// The variables that the process was started with.
+    pub fn of_process(&self) -> &HashMap<OsString, OsString> {
+        &self.process
     }
 
     /// The value of a variable; `None` if it is unset, or is not text.
     pub fn get(&self, name: &str) -> Option<String> {
         match self.process.get(OsStr::new(name)) {
             Some(value) => value.to_str().map(str::to_owned),
-            None => self.file.as_ref()?.get(name).cloned(),
+            None => Some(self.file.as_ref()?.get(name)?.value.clone()),
         }
     }
 
     /// Where the value of a variable comes from. A blank one counts as unset.
     pub fn origin(&self, name: &str) -> Origin {
-        let is_set = self.get(name).is_some_and(|value| !value.trim().is_empty());
-        match self.process.contains_key(OsStr::new(name)) {
-            _ if !is_set => Origin::Default,
-            true => Origin::Process,
-            false => Origin::File,
+        let is_blank = |value: &str| value.trim().is_empty();
+        if let Some(value) = self.process.get(OsStr::new(name)) {
+            let is_set = !value.to_str().is_some_and(is_blank);
+            return if is_set { Origin::Process } else { Origin::Default };
+        }
+        match self.file.as_ref().and_then(|file| file.get(name)) {
+            Some(variable) if !is_blank(&variable.value) => Origin::File(variable.line),
+            _ => Origin::Default,
         }
     }
 
@@ -97,11 +130,17 @@ impl Environment {
     ///
     /// # Errors
     /// The first setting with an invalid value.
-    pub fn config(&self) -> Result<Config, InvalidSetting> {
+    pub fn config(&self) -> Result<Config, SettingError> {
         match self.not_text().next() {
-            Some(invalid) => Err(invalid),
-            None => Config::read(|name| self.get(name)),
+            Some(invalid) => Err(self.located(invalid)),
+            None => Config::read(|name| self.get(name)).map_err(|invalid| self.located(invalid)),
         }
+    }
+
+    /// An invalid setting with where its value comes from.
+    pub(super) fn located(&self, invalid: InvalidSetting) -> SettingError {
+        let origin = self.origin(invalid.variable);
+        SettingError { invalid, origin }
     }
 
     /// The settings whose value is not text.
@@ -117,55 +156,43 @@ impl Environment {
             .map(|variable| InvalidSetting { variable, expected: "text in UTF-8".into() })
     }
 
-    /// The variables of `.env` that nothing reads. Only those with the form of a setting's name are
-    /// shown: anything else may be a secret in the wrong place.
-    pub fn unknown(&self) -> impl Iterator<Item = &str> {
-        let is_unknown = |name: &&str| {
-            let is_setting = SETTINGS.iter().any(|setting| setting.name == *name);
-            !is_setting
-                && !PROXY_VARIABLES.contains(name)
-                && !OTEL_VARIABLES.contains(name)
-                && !OF_LIBRARIES.iter().any(|prefix| name.starts_with(prefix))
-                && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    /// What is probably a mistake in `.env`: variables that nothing reads, and settings that are set twice.
+    pub fn warnings(&self) -> Vec<String> {
+        let Some(file) = &self.file else { return Vec::new() };
+        // Anything without the form of a setting's name may be a secret in the wrong place.
+        let is_name = |name: &str| {
+            name.bytes()
+                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
         };
-        let names = self.file.iter().flat_map(|file| file.keys());
-        names.map(String::as_str).filter(is_unknown)
+        let unknown = file.names().filter(|name| is_name(name) && !is_read(name));
+        let unknown = unknown.map(|name| format!(".env sets {name}, which is no setting"));
+        let repeated = file.repeated.iter().filter(|(name, _)| is_read(name));
+        let repeated = repeated.filter_map(|(name, line)| {
+            let holds = file.get(name)?.line;
+            Some(format!(".env sets {name} again in line {line}; line {holds} holds"))
+        });
+        unknown.chain(repeated).collect()
     }
 }
 
-/// The variables of `.env`; `None` if there is no such file. Of several with the same name, the first
-/// holds.
-fn read_file() -> Result<Option<BTreeMap<String, String>>, InvalidFile> {
-    let variables = match dotenvy::from_path_iter(FILE) {
-        Err(error) if error.not_found() => return Ok(None),
-        variables => variables.map_err(describe)?,
-    };
-    let mut file = BTreeMap::new();
-    for (variable, number) in variables.zip(1..) {
-        let (name, value) = variable.map_err(describe)?;
-        // Setting such a variable panics, and the panic quotes the value.
-        if name.contains('\0') || value.contains('\0') {
-            return Err(InvalidFile(format!("variable {number} contains a NUL byte")));
-        }
-        file.entry(name).or_insert(value);
-    }
-    Ok(Some(file))
-}
-
-fn describe(error: dotenvy::Error) -> InvalidFile {
-    InvalidFile(match error {
-        dotenvy::Error::Io(error) => error.to_string(),
-        _ => "expected lines of the form NAME=value".to_owned(),
-    })
+/// Whether something reads a variable.
+fn is_read(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name == name)
+        || [PROXY_VARIABLES, OTEL_VARIABLES, &OF_LIBRARIES]
+            .into_iter()
+            .flatten()
+            .any(|read| *read == name)
 }
 
 #[cfg(test)]
 impl Environment {
-    /// An environment with these variables of the process, and these of a file.
+    /// An environment with these variables of the process, and a file with these in its lines.
     pub(super) fn of(process: &[(&str, &str)], file: &[(&str, &str)]) -> Self {
         let process = process.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let file = file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Self { process: Arc::new(process), file: Some(Arc::new(file.collect())) }
+        let lines: String =
+            file.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
+        let file = SettingsFile::parse(lines.into_bytes()).expect("a file");
+        Self { process: Arc::new(process), file: Some(Arc::new(file)) }
     }
 }
 
@@ -181,16 +208,44 @@ mod tests {
         assert_eq!(environment.origin("PORT"), Origin::Process);
         assert_eq!(environment.get("HOST").as_deref(), Some(""), "set to nothing");
         assert_eq!(environment.origin("HOST"), Origin::Default);
-        let environment = Environment::of(&[], &[("PORT", "2")]);
-        assert_eq!(environment.origin("PORT"), Origin::File);
+        let environment = Environment::of(&[], &[("HOST", " "), ("PORT", "2")]);
+        assert_eq!(environment.origin("PORT"), Origin::File(2));
+        assert_eq!(environment.origin("HOST"), Origin::Default);
         assert_eq!(environment.config().unwrap().port, 2);
     }
 
     #[test]
-    fn unknown_variables_of_the_file_are_named_unless_libraries_read_them() {
-        let file = ["PORT", "GEMINI_LIMIT", "HTTPS_PROXY", "OTEL_SDK_DISABLED", "AIzaSecret"];
-        let environment = Environment::of(&[("OTHER", "")], &file.map(|name| (name, "1")));
-        assert_eq!(environment.unknown().collect::<Vec<_>>(), ["GEMINI_LIMIT"]);
+    fn an_error_says_where_the_value_comes_from() {
+        let error =
+            |process, file| Environment::of(process, file).config().unwrap_err().to_string();
+        let expected = "PORT: expected a port, 0 to 65535";
+        assert_eq!(error(&[("PORT", "x")], &[]), format!("{expected} (environment)"));
+        assert_eq!(
+            error(&[], &[("HOST", "::1"), ("PORT", "x")]),
+            format!("{expected} (.env, line 2)")
+        );
+    }
+
+    #[test]
+    fn unknown_and_repeated_variables_of_the_file_are_named_unless_libraries_read_them() {
+        let names = [
+            "PORT",
+            "GEMINI_LIMIT",
+            "HTTPS_PROXY",
+            "OTEL_SDK_DISABLED",
+            "SSL_CERT_FILE",
+            "AIzaSecret",
+            "PORT",
+            "OTHER",
+            "OTHER",
+        ];
+        let environment = Environment::of(&[("ANOTHER", "")], &names.map(|name| (name, "1")));
+        let expected = [
+            ".env sets GEMINI_LIMIT, which is no setting",
+            ".env sets OTHER, which is no setting",
+            ".env sets PORT again in line 7; line 1 holds",
+        ];
+        assert_eq!(environment.warnings(), expected);
         assert!(!format!("{environment:?}").contains("AIza"));
     }
 }

@@ -1,8 +1,8 @@
 //! The settings of quotas and prices: `GEMINI_TIER`, `GEMINI_LIMITS`, `GEMINI_KEY_LABELS` and
 //! `GEMINI_PRICES_FILE`.
 //!
-//! Errors give the number of the entry and quote only limits: somebody may have put the key itself in
-//! place of a label or a digest.
+//! Errors give the number of the entry and quote only limits, and only short ones: somebody may have put
+//! the key itself in place of anything.
 
 #[cfg(test)]
 mod tests;
@@ -21,9 +21,15 @@ use super::{
 const EVERY_MODEL: &str = "*";
 const MAX_LABEL: usize = 64;
 
+/// The most entries of a list. Each is compared with all before it.
+const MAX_ENTRIES: usize = 10_000;
+
 /// A dollar in billionths, and how many digits those have.
 const ONE_DOLLAR: u64 = 1_000_000_000;
 const DOLLAR_DIGITS: usize = 9;
+
+/// The longest text that is quoted, in bytes. It is shorter than a key.
+const MAX_QUOTED: usize = 24;
 
 /// The highest limit on spend, in dollars: Redis keeps amounts of up to 14 digits.
 const MOST_DOLLARS: u64 = 10_000;
@@ -33,11 +39,11 @@ pub(super) fn read(settings: &Lookup<'_>) -> Result<QuotaPlan, InvalidSetting> {
     let mut plan = QuotaPlan::default();
     plan.tier = tier(settings)?;
     // Labels first: limits refer to them.
-    for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',').iter().zip(1..) {
+    for (entry, number) in entries(settings, GEMINI_KEY_LABELS, ',')?.iter().zip(1..) {
         add_label(&mut plan, entry)
             .map_err(|expected| invalid(GEMINI_KEY_LABELS, in_entry(number, &expected)))?;
     }
-    for (entry, number) in entries(settings, GEMINI_LIMITS, ';').iter().zip(1..) {
+    for (entry, number) in entries(settings, GEMINI_LIMITS, ';')?.iter().zip(1..) {
         add_limits(&mut plan, entry)
             .map_err(|expected| invalid(GEMINI_LIMITS, in_entry(number, &expected)))?;
     }
@@ -68,10 +74,18 @@ fn in_entry(number: usize, expected: &str) -> String {
 }
 
 /// The trimmed entries of a list, which may end with a separator.
-fn entries(settings: &Lookup<'_>, setting: Setting, separator: char) -> Vec<String> {
-    let Some(list) = settings.optional(setting) else { return Vec::new() };
+fn entries(
+    settings: &Lookup<'_>,
+    setting: Setting,
+    separator: char,
+) -> Result<Vec<String>, InvalidSetting> {
+    let Some(list) = settings.optional(setting) else { return Ok(Vec::new()) };
     let list = list.strip_suffix(separator).unwrap_or(&list);
-    list.split(separator).map(|entry| entry.trim().to_owned()).collect()
+    let entries: Vec<_> = list.split(separator).map(|entry| entry.trim().to_owned()).collect();
+    match entries.len() {
+        ..=MAX_ENTRIES => Ok(entries),
+        _ => Err(invalid(setting, format!("at most {MAX_ENTRIES} entries"))),
+    }
 }
 
 /// Splits a text in two and trims both parts.
@@ -136,17 +150,23 @@ fn read_limits(text: &str) -> Result<Limits, String> {
     for part in text.split(',').map(str::trim) {
         let (name, limit) = split(part, '=').unwrap_or((part, ""));
         let kind = QuotaKind::from_setting(name)
-            .ok_or_else(|| format!("{} with a limit, not {part:?}", names()))?;
+            .ok_or_else(|| format!("{} with a limit{}", names(), instead_of(part)))?;
         let read = match kind.resource() {
             Resource::Spend => read_dollars(limit).ok_or("dollars, at most 10000,"),
             _ => read_limit(limit).ok_or("a whole number"),
         };
-        let limit = read.map_err(|what| format!("{name}= with {what} or none, not {part:?}"))?;
+        let limit =
+            read.map_err(|what| format!("{name}= with {what} or none{}", instead_of(part)))?;
         if limits[kind].replace(limit).is_some() {
-            return Err(format!("{name} only once, not again as {part:?}"));
+            return Err(format!("{name} only once{}", instead_of(part)));
         }
     }
     Ok(limits)
+}
+
+/// The end of an error: what was found, if it is too short for a key.
+fn instead_of(part: &str) -> String {
+    if part.len() <= MAX_QUOTED { format!(", not {part:?}") } else { String::new() }
 }
 
 /// The names of all quota kinds.

@@ -1,11 +1,11 @@
 //! New settings for a process that runs.
 
-use super::environment::{Environment, InvalidFile};
+use super::environment::{Environment, SettingError};
 use super::settings::{
-    GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE, GEMINI_TIER,
-    MAX_QUEUED_REQUESTS, RUST_LOG, Setting,
+    GEMINI_API_KEY, GEMINI_CONCURRENCY_LIMIT, GEMINI_KEY_LABELS, GEMINI_LIMITS, GEMINI_PRICES_FILE,
+    GEMINI_TIER, MAX_QUEUED_REQUESTS, RUST_LOG, Setting,
 };
-use super::{Config, InvalidSetting, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
+use super::{Config, InvalidFile, OTEL_VARIABLES, PROXY_VARIABLES, SETTINGS};
 
 /// The settings that a running gateway takes over. All others hold from the next start.
 pub const RELOADED: [Setting; 7] = [
@@ -30,7 +30,7 @@ pub struct RunningSettings {
 /// New settings that are valid.
 #[derive(Debug)]
 pub struct NewSettings {
-    /// The settings that are taken over, with the others as they were at the start.
+    /// All new settings. Only those of [`RELOADED`] are to be taken over.
     pub config: Config,
     /// The names of those that are taken over and have another value than before.
     pub changed: Vec<&'static str>,
@@ -47,7 +47,7 @@ pub enum NotReloaded {
     File(#[from] InvalidFile),
     /// Settings have invalid values.
     #[error("some settings are invalid")]
-    Invalid(Vec<InvalidSetting>),
+    Invalid(Vec<SettingError>),
 }
 
 impl RunningSettings {
@@ -70,11 +70,13 @@ impl RunningSettings {
         if !errors.is_empty() {
             return Err(NotReloaded::Invalid(errors));
         }
-        let config = Config::read(|name| match is_reloaded(name) {
-            true => environment.get(name),
-            false => self.start.get(name),
+        // The process keeps its key, which has a label unless `GEMINI_KEY_LABELS` gives it another.
+        let config = Config::read(|name| match name == GEMINI_API_KEY.name {
+            true => self.start.get(name),
+            false => environment.get(name),
         });
-        let config = config.map_err(|error| NotReloaded::Invalid(vec![error]))?;
+        let config =
+            config.map_err(|error| NotReloaded::Invalid(vec![self.start.located(error)]))?;
         let names = SETTINGS.iter().map(|setting| setting.name);
         let (reloaded, others): (Vec<_>, Vec<_>) = names
             .chain(PROXY_VARIABLES.iter().chain(OTEL_VARIABLES).copied())
@@ -124,7 +126,7 @@ mod tests {
         let new = read(&running, &file).unwrap();
         assert_eq!(new.changed, ["GEMINI_TIER", "RUST_LOG"]);
         assert_eq!(new.at_next_start, ["PORT"]);
-        assert_eq!((new.config.port, &*new.config.log_filter), (7, "debug"));
+        assert_eq!(new.config.log_filter, "debug");
         assert_eq!(new.config.concurrency_limit, 15);
         running.taken_over(&new);
         let again = read(&running, &file).unwrap();
@@ -140,7 +142,10 @@ mod tests {
         for (name, value) in [("RUST_LOG", "loud=very"), ("PORT", "lots")] {
             let refused = read(&running(), &[("GEMINI_TIER", "free"), (name, value)]).unwrap_err();
             let NotReloaded::Invalid(errors) = refused else { panic!("{refused:?}") };
-            assert_eq!(errors.iter().map(|error| error.variable).collect::<Vec<_>>(), [name]);
+            assert_eq!(
+                errors.iter().map(|error| error.invalid.variable).collect::<Vec<_>>(),
+                [name]
+            );
         }
     }
 }

@@ -76,8 +76,6 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 /// What an engine needs to know.
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
-    /// How many calls may be in flight, by which windows are sized.
-    pub concurrency_limit: usize,
     /// For how long items are claimed without a renewal: so long they wait when their process has died.
     pub lease: Duration,
     /// How long jobs are kept after their end; `None` for as long as the store exists.
@@ -118,16 +116,19 @@ struct Shared {
     format: Arc<dyn ItemFormat>,
     metrics: Arc<Metrics>,
     observer: Option<Arc<dyn JobObserver>>,
-    /// How many items a job has in memory, apart from those that were put off.
-    window: usize,
-    /// How many calls may be in flight.
-    slots: usize,
     /// The memory of the items of all runs.
     memory: Arc<ItemMemory>,
     lease: Arc<Lease>,
     renewals: watch::Sender<Arc<Renewed>>,
     reading: Trouble,
     writing: Trouble,
+}
+
+impl Shared {
+    /// How many items a job has in memory, apart from those that were put off.
+    fn window(&self) -> usize {
+        self.dispatcher.slots().saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW)
+    }
 }
 
 impl Engine {
@@ -140,16 +141,13 @@ impl Engine {
         server_key: Option<ApiKey>,
         settings: EngineSettings,
     ) -> Self {
-        let EngineSettings { concurrency_limit, lease, retention, large_items, metrics, observer } =
-            settings;
+        let EngineSettings { lease, retention, large_items, metrics, observer } = settings;
         let shared = Arc::new(Shared {
             jobs: Arc::clone(&jobs),
             dispatcher,
             format,
             metrics,
             observer,
-            window: concurrency_limit.saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW),
-            slots: concurrency_limit,
             memory: ItemMemory::new(large_items),
             lease: Arc::new(Lease::new(lease)),
             renewals: watch::Sender::default(),

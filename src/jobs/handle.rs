@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::keys::Keys;
 use super::model::{Job, JobNumber, ReplicaId};
@@ -31,6 +32,8 @@ pub struct Jobs {
     engine: Notify,
     /// Wakes what announces the ends of jobs.
     ended: Arc<Notify>,
+    /// Cancelled when nothing more is done for jobs here.
+    over: CancellationToken,
 }
 
 /// What the run of a job in this process has of it.
@@ -60,6 +63,7 @@ impl Jobs {
             loads: Mutex::default(),
             engine: Notify::new(),
             ended: Arc::default(),
+            over: CancellationToken::new(),
         })
     }
 
@@ -153,6 +157,11 @@ impl Jobs {
         Watch { jobs: Arc::clone(self), job, changes }
     }
 
+    /// Says that this process ends and does nothing more for jobs, so that nobody waits for that here.
+    pub fn end_watches(&self) {
+        self.over.cancel();
+    }
+
     fn watched(&self) -> MutexGuard<'_, HashMap<JobNumber, watch::Sender<()>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,10 +181,16 @@ impl Load {
 
 impl Watch {
     /// Waits until something has changed since the last call, or since the watch was made. At most 1 s,
-    /// since other replicas say nothing.
+    /// since other replicas say nothing, and not at all once [`is_over`](Self::is_over).
     pub async fn changed(&mut self) {
         // Neither a timeout nor a closed channel is a failure: the caller looks again.
-        let _ = timeout(OTHER_REPLICAS, self.changes.changed()).await;
+        let changed = self.jobs.over.run_until_cancelled(self.changes.changed());
+        let _ = timeout(OTHER_REPLICAS, changed).await;
+    }
+
+    /// Whether this process ends, so that the job does not change any more here.
+    pub fn is_over(&self) -> bool {
+        self.jobs.over.is_cancelled()
     }
 }
 

@@ -8,25 +8,30 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::model::{Answered, Job};
+use super::model::{Answered, Job, SharedFields};
 use crate::dispatch::{Admitted, Call, CallError, CallKind, CallSize, TierChoice};
 use crate::gemini::{ApiKey, Model};
 use crate::limits::Semaphore;
 
-/// Reads the items of jobs.
+/// The forms of the items of all kinds.
 pub trait ItemFormat: Debug + Send + Sync {
+    /// What reads the items of a job, with the fields that they share.
+    fn reader(&self, job: &Job, shared: SharedFields) -> Arc<dyn ItemReader>;
+}
+
+/// Reads the items of a job.
+pub trait ItemReader: Debug + Send + Sync {
     /// Reads an item from its line, as it was stored. The error is the result of an item that fails
     /// without a call, such as one whose semaphore was deleted meanwhile.
     fn prepare(
         &self,
-        job: &Job,
         key: &ApiKey,
         index: u64,
         line: Bytes,
     ) -> BoxFuture<'static, Result<PreparedItem, ItemOutcome>>;
 
     /// The result of an item that could not be read or sent because of an internal error.
-    fn internal_error(&self, job: &Job, index: u64, line: &[u8]) -> Answered;
+    fn internal_error(&self, index: u64, line: &[u8]) -> Answered;
 }
 
 /// An item that is ready to be sent.

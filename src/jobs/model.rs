@@ -68,10 +68,14 @@ pub struct JobSpec {
     /// Where the end of the job is announced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
-    /// Fields that are added to each item that lacks them.
-    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
-    pub shared: serde_json::Map<String, serde_json::Value>,
+    /// The bytes of the [`SharedFields`] as JSON; 0 if there are none.
+    #[serde(default)]
+    pub shared_bytes: usize,
 }
+
+/// Fields that are added to each item of a job that lacks them. They may be long, so they are kept apart from
+/// the job, and are in memory only while it runs.
+pub type SharedFields = serde_json::Map<String, serde_json::Value>;
 
 /// A job as it is begun.
 #[derive(Debug, Clone)]
@@ -82,6 +86,8 @@ pub struct NewJob {
     pub owner: Owner,
     /// What is asked for.
     pub spec: JobSpec,
+    /// What each item gets that lacks it.
+    pub shared: SharedFields,
     /// The SHA-256 of the `Idempotency-Key` header.
     pub idempotency_key: Option<[u8; 32]>,
     /// When the request came.
@@ -152,7 +158,7 @@ pub struct Job {
     pub id: JobId,
     /// Whose it is.
     pub owner: Owner,
-    /// What is asked for. Shared, since it may hold a long prompt and never changes.
+    /// What is asked for. It never changes.
     pub spec: Arc<JobSpec>,
     /// How many items it has.
     pub total: u64,

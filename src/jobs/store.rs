@@ -3,6 +3,8 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `row` | a job's row: how it is written in both databases, and what changes do to it |
+//! | `claim` | which blocks a claim takes |
+//! | `retry` | retries that take several transactions |
 //! | `payload` | the compressed lines of a block |
 //! | `specs` | the options of jobs, read once |
 //! | `sqlite` | jobs in a file, for one process |
@@ -14,9 +16,11 @@
 //! PostgreSQL is used through tokio-postgres for the same reason: statements of one transaction are few,
 //! and take arrays of results.
 
+mod claim;
 mod payload;
 mod postgres;
 mod query;
+mod retry;
 mod row;
 mod specs;
 mod sqlite;
@@ -34,7 +38,7 @@ use secrecy::SecretString;
 
 use super::model::{
     Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
-    Owner, ReplicaId, ResultPage, Totals,
+    Owner, ReplicaId, ResultPage, SharedFields, Totals,
 };
 pub use postgres::InvalidDatabaseUrl;
 
@@ -102,6 +106,9 @@ pub trait JobStore: Debug + Send + Sync {
 
     /// A job.
     fn job(&self, id: JobId) -> Stored<Option<Job>>;
+
+    /// The fields that the items of a job share; none if there is no such job.
+    fn shared_fields(&self, job: JobNumber) -> Stored<SharedFields>;
 
     /// Jobs, newest first: those of an owner, or all. Only those with a number below `before`.
     fn jobs(&self, owner: Option<Owner>, before: Option<JobNumber>, limit: u32)

@@ -58,20 +58,11 @@ const MAX_NAME: usize = 128;
 #[derive(Debug)]
 pub struct Accounts {
     store: Arc<dyn Store>,
-    settings: RwLock<Settings>,
     open: RwLock<Open>,
     /// Shared by all accounts.
     breakers: Arc<Breakers>,
     /// Held while two accounts are joined, so that aliases form no cycle.
     joining: Mutex<()>,
-}
-
-/// What the settings say about accounts.
-#[derive(Debug, Clone)]
-struct Settings {
-    plan: Arc<QuotaPlan>,
-    /// The highest limit on concurrent calls of one account.
-    ceiling: usize,
 }
 
 /// Where the name of the charged model comes from.
@@ -106,9 +97,12 @@ impl Spending {
 /// The payer and the model of an account.
 type Name = (Payer, Arc<str>);
 
-/// The accounts, by payer and model.
+/// The accounts, by payer and model, and the settings that hold for them.
 #[derive(Debug, Default)]
 struct Open {
+    plan: Arc<QuotaPlan>,
+    /// The highest limit on concurrent calls of one account.
+    ceiling: usize,
     accounts: HashMap<Name, Arc<Account>>,
     /// The spend of the payers that have a limit and an account. Entries of closed accounts are removed
     /// when there are many.
@@ -126,27 +120,22 @@ struct Open {
 
 impl Accounts {
     pub(super) fn new(store: Arc<dyn Store>, plan: QuotaPlan, ceiling: usize) -> Self {
-        let open = Open { count_at: MAX_UNPROVEN, ..Open::default() };
-        Self {
-            store,
-            settings: RwLock::new(Settings { plan: Arc::new(plan), ceiling }),
-            open: RwLock::new(open),
-            breakers: Arc::default(),
-            joining: Mutex::default(),
-        }
+        let plan = Arc::new(plan);
+        let open = Open { plan, ceiling, count_at: MAX_UNPROVEN, ..Open::default() };
+        Self { store, open: RwLock::new(open), breakers: Arc::default(), joining: Mutex::default() }
     }
 
     /// The account of a key and of calls that Gemini counts apart from the model's generating calls,
     /// by their method, such as `countTokens`. Its quotas are unknown until Gemini names them.
     pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
         let name = format!("{model}:{method}").into();
-        self.find_or_open(self.payer(key_sha256), name, Counted::Method)
+        self.find_or_open(|plan| payer(plan, key_sha256), name, Counted::Method)
     }
 
     /// The account of a key, given by its SHA-256, and a model. It is opened if there is none. If the
     /// table is full, the returned account refuses its calls.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
-        self.find_or_open(self.payer(key_sha256), Arc::clone(model), Counted::Model)
+        self.find_or_open(|plan| payer(plan, key_sha256), Arc::clone(model), Counted::Model)
     }
 
     /// The limit of the tokens that the batch jobs of a payer and a model hold.
@@ -155,26 +144,30 @@ impl Accounts {
             Payer::Labelled(label) => Some(&**label),
             Payer::Key(_) => None,
         };
-        self.settings().plan.quotas(label, model)[QuotaKind::EnqueuedTokens]
+        self.open().plan.quotas(label, model)[QuotaKind::EnqueuedTokens]
     }
 
     /// Whom Gemini charges for the calls of a key.
     pub(super) fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
-        match self.settings().plan.label(key_sha256) {
-            Some(label) => Payer::Labelled(Arc::clone(label)),
-            None => Payer::Key(*key_sha256),
-        }
+        payer(&self.open().plan, key_sha256)
     }
 
-    fn find_or_open(&self, payer: Payer, model: Arc<str>, counted: Counted) -> Arc<Account> {
-        let name = (payer, model);
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+    fn find_or_open(
+        &self,
+        payer: impl Fn(&QuotaPlan) -> Payer,
+        model: Arc<str>,
+        counted: Counted,
+    ) -> Arc<Account> {
+        let open = self.open();
+        let name = (payer(&open.plan), model);
         if let Some(account) = open.accounts.get(&name) {
             account.touch(open.opened);
             return Arc::clone(account);
         }
         drop(open);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        // The settings may have changed meanwhile.
+        let name = (payer(&open.plan), name.1);
         if let Some(account) = open.accounts.get(&name) {
             return Arc::clone(account);
         }
@@ -182,16 +175,14 @@ impl Accounts {
         if !open.has_room() {
             return Arc::new(Account::rejected(payer, model));
         }
-        // Read behind the lock of the accounts, so that `replan` finds each account that is opened with
-        // the old settings.
-        let Settings { plan, ceiling } = self.settings().clone();
-        let (plan, store, breakers) = (&*plan, &*self.store, &self.breakers);
+        let (store, breakers) = (&*self.store, &self.breakers);
         let spend = match counted {
-            Counted::Model => open.spend_of(&payer, plan, store),
+            Counted::Model => open.spend_of(&payer, store),
             // What Gemini counts apart costs nothing, or later.
             Counted::Method => None,
         };
-        let account = Account::open(store, payer, model, counted, plan, ceiling, breakers);
+        let Open { plan, ceiling, .. } = &*open;
+        let account = Account::open(store, payer, model, counted, plan, *ceiling, breakers);
         let account = Arc::new(account.spending(spend));
         open.insert(name, Arc::clone(&account));
         account
@@ -199,11 +190,11 @@ impl Accounts {
 
     /// The highest limit on concurrent calls of one account.
     pub(super) fn ceiling(&self) -> usize {
-        self.settings().ceiling
+        self.open().ceiling
     }
 
-    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> RwLockReadGuard<'_, Open> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that Gemini charges the calls of `account` to another model, `counts_as`. From now on
@@ -226,7 +217,7 @@ impl Accounts {
             return;
         }
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = self.find_or_open(account.payer().clone(), name.into(), Counted::Model);
+        let named = self.find_or_open(|_| account.payer().clone(), name.into(), Counted::Model);
         if named_by == NamedBy::Replica && named.is_charged_to(account) {
             // This replica had found the opposite before.
             named.charge(None);
@@ -281,7 +272,7 @@ impl Accounts {
     pub fn pause_payer(&self, account: &Account, until: Instant) {
         account.pause_until(until);
         let quota = Some(QuotaKind::SpendPerTenMinutes);
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open();
         let of_payer = open.accounts.values().filter(|other| {
             other.payer() == account.payer() && other.is_proven() && !other.is_apart()
         });
@@ -311,8 +302,7 @@ impl Accounts {
     /// [`StoreUnavailable`] if the limits are shared and cannot be reached.
     pub async fn spending(&self, most: usize) -> Result<Vec<Spending>, StoreUnavailable> {
         let budgets = self.spend_budgets(most).into_iter().map(async |(payer, budget)| {
-            let planned = self.settings().plan.of_payer(payer.label());
-            let planned = planned[QuotaKind::SpendPerTenMinutes];
+            let planned = self.open().plan.of_payer(payer.label())[QuotaKind::SpendPerTenMinutes];
             Ok(Spending { payer, planned, usage: budget.usage().await? })
         });
         let mut all = try_join_all(budgets).await?;
@@ -321,7 +311,7 @@ impl Accounts {
     }
 
     fn spend_budgets(&self, most: usize) -> Vec<(Payer, Arc<dyn BudgetAdmin>)> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open();
         let budgets = open.spend.iter();
         let mut budgets: Vec<_> = budgets
             .filter_map(|(payer, budget)| Some((payer.clone(), budget.upgrade()?)))
@@ -334,12 +324,12 @@ impl Accounts {
 
     /// The number of open accounts.
     pub fn count(&self) -> usize {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).accounts.len()
+        self.open().accounts.len()
     }
 
     /// The accounts whose limit on concurrent calls was lowered or may still rise.
     pub fn lowered(&self) -> Vec<Arc<Account>> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open();
         let lowered = open.accounts.values().filter(|account| !account.concurrency().is_at_rest());
         lowered.cloned().collect()
     }
@@ -360,7 +350,7 @@ impl Accounts {
     /// At most `most` accounts, by payer and model. Proven accounts and recently used ones are
     /// preferred.
     pub fn at_most(&self, most: usize) -> Vec<Arc<Account>> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open();
         let mut all: Vec<_> = open.accounts.values().cloned().collect();
         drop(open);
         if all.len() > most {
@@ -374,6 +364,14 @@ impl Accounts {
     }
 }
 
+/// Whom Gemini charges for the calls of a key, by the labels of the settings.
+fn payer(plan: &QuotaPlan, key_sha256: &[u8; 32]) -> Payer {
+    match plan.label(key_sha256) {
+        Some(label) => Payer::Labelled(Arc::clone(label)),
+        None => Payer::Key(*key_sha256),
+    }
+}
+
 /// Whether a text from upstream can be the name of a model.
 fn is_model(name: &str) -> bool {
     name.len() <= MAX_NAME
@@ -383,13 +381,8 @@ fn is_model(name: &str) -> bool {
 
 impl Open {
     /// The budget of what a payer spends on all models, if there is a limit. All its accounts share it.
-    fn spend_of(
-        &mut self,
-        payer: &Payer,
-        plan: &QuotaPlan,
-        store: &dyn Store,
-    ) -> Option<Arc<dyn BudgetAdmin>> {
-        let planned = plan.of_payer(payer.label());
+    fn spend_of(&mut self, payer: &Payer, store: &dyn Store) -> Option<Arc<dyn BudgetAdmin>> {
+        let planned = self.plan.of_payer(payer.label());
         if !Quotas::from(planned).is_any() {
             return None;
         }
@@ -399,7 +392,7 @@ impl Open {
         if self.spend.len() == self.spend.capacity() {
             self.spend.retain(|_, budget| budget.strong_count() > 0);
         }
-        let budget = store.budget(payer, EVERY_MODEL, planned, plan.ten_minutes());
+        let budget = store.budget(payer, EVERY_MODEL, planned, self.plan.ten_minutes());
         self.spend.insert(payer.clone(), Arc::downgrade(&budget));
         Some(budget)
     }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, ready};
 use tokio::time::Instant;
 
 use super::model::{
@@ -149,10 +149,11 @@ impl TryReserve {
     ///
     /// # Errors
     /// [`NotReserved`].
-    pub async fn result(self) -> Result<Option<Reservation>, NotReserved> {
+    // Not an `async fn`, whose future holds the outcome twice.
+    pub fn result(self) -> impl Future<Output = Result<Option<Reservation>, NotReserved>> {
         match self {
-            Self::Ready(result) => result,
-            Self::Pending(result) => result.await,
+            Self::Ready(result) => Either::Left(ready(result)),
+            Self::Pending(result) => Either::Right(result),
         }
     }
 }

@@ -2,18 +2,24 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `queue` | tickets, and waiting for quota, permits and slots |
+//! | `queue` | tickets, and waiting for permits and slots |
+//! | `account_queue` | the calls of a request for one account, and how each is admitted |
+//! | `reserve` | waiting for quota, and for what the payer may spend |
 //! | `admission` | an admitted call, and a call in flight until its outcome is known |
 //! | `held_by` | which limit a call waited for the longest |
 
+mod account_queue;
 mod admission;
 mod held_by;
 mod queue;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::time::Instant;
 
 use super::accounts::{Accounts, Tripped};
 use super::budget::NotReserved;
@@ -22,14 +28,16 @@ use super::model::{Exhausted, QuotaPlan, StoreUnavailable};
 use super::semaphore::{NotGranted, Semaphore};
 use super::store::Store;
 
+pub use account_queue::{AccountQueue, HeadOfQueue};
 pub use admission::{Admission, InFlightCall, PermitsExpired};
 pub use held_by::HeldBy;
-pub use queue::{AccountQueue, HeadOfQueue, QueueTicket};
+pub use queue::QueueTicket;
 
 /// Decides which calls are sent to Gemini: a global limit on calls in flight, named semaphores, and
 /// the accounts with their quotas.
 #[derive(Debug)]
 pub struct Limiter {
+    began: Instant,
     store: Arc<dyn Store>,
     global: Arc<dyn Semaphore>,
     accounts: Accounts,
@@ -148,6 +156,7 @@ impl Limiter {
         plan: QuotaPlan,
     ) -> Arc<Self> {
         Arc::new(Self {
+            began: Instant::now(),
             global: store.global(),
             accounts: Accounts::new(Arc::clone(&store), plan, limit),
             store,
@@ -174,6 +183,11 @@ impl Limiter {
         self.max_waiting.store(max_waiting, Ordering::Relaxed);
         self.accounts.replan(plan, limit);
         Ok(())
+    }
+
+    /// How many calls may be in flight at once, as the settings say.
+    pub fn concurrency_limit(&self) -> usize {
+        self.accounts.ceiling()
     }
 
     fn max_waiting(&self) -> usize {

@@ -44,11 +44,18 @@ pub struct RunFailure {
     /// The exit status for this error.
     pub exit_status: u8,
     message: String,
+    /// Whether a service may have accepted the job all the same.
+    may_be_accepted: bool,
 }
 
 impl RunFailure {
     pub(super) fn new(exit_status: u8, message: impl Into<String>) -> Self {
-        Self { exit_status, message: message.into() }
+        Self { exit_status, message: message.into(), may_be_accepted: false }
+    }
+
+    /// Whether a service to which all of a job was sent may have accepted it.
+    pub(super) fn may_be_accepted(&self) -> bool {
+        self.may_be_accepted
     }
 
     /// Whether the output cannot be written.
@@ -84,16 +91,27 @@ impl RunFailure {
                     fields.iter().map(|field| invalid_field(field, upload)).collect();
                 Self::new(USAGE, format!("{name} has invalid items:\n{}", lines.join("\n")))
             }
-            ClientError::Refused(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            ClientError::Refused(refusal)
+                if refusal.status().is_client_error()
+                    && refusal
+                        .code
+                        .is_some_and(|code| !code.is_retryable() && !is_about_key(code)) =>
+            {
                 Self::new(USAGE, refusal.to_string())
             }
             ClientError::Silent { .. } if upload.was_sent() => {
                 let advice = "it may have accepted the job; the same command continues it";
-                Self::new(UNAVAILABLE, format!("{error}; {advice}"))
+                let message = format!("{error}; {advice}");
+                Self { may_be_accepted: true, ..Self::new(UNAVAILABLE, message) }
             }
             other => other.into(),
         }
     }
+}
+
+/// Whether an error is about the key, and not about what is asked.
+fn is_about_key(code: Code) -> bool {
+    matches!(code.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// An invalid field of a line of the upload, such as `line 7: prompt: Field must not be blank`.
@@ -103,7 +121,7 @@ fn invalid_field(field: &Value, upload: &Upload) -> String {
     let number = at.and_then(|at| path[at].as_u64());
     let path = match at {
         Some(at) => &path[at + 1..],
-        None => path,
+        None => path.strip_prefix(&[Value::from("body")]).unwrap_or(path),
     };
     let text = |step: &Value| step.as_str().map_or_else(|| step.to_string(), str::to_owned);
     let path: Vec<_> = path.iter().map(text).collect();
@@ -152,6 +170,8 @@ impl From<ClientError> for RunFailure {
             | ClientError::Silent { .. }
             | ClientError::Broken(_) => UNAVAILABLE,
         };
-        Self::new(exit_status, error.to_string())
+        let is_refused = matches!(&error, ClientError::Refused(refusal)
+            if refusal.status().is_client_error());
+        Self { may_be_accepted: !is_refused, ..Self::new(exit_status, error.to_string()) }
     }
 }

@@ -10,8 +10,8 @@ use super::failure::RunFailure;
 use crate::api::{self, item_format};
 use crate::client::{ClientKey, GatewayClient};
 use crate::config::{AdminKey, Config};
-use crate::gateway::Gateway;
-use crate::jobs::{Engine, EngineSettings, StoreSettings};
+use crate::gateway::{Gateway, open_store};
+use crate::jobs::{Engine, StoreSettings};
 use crate::limits::Store;
 
 /// A gateway without a port. Its only client is this process.
@@ -28,12 +28,8 @@ impl LocalGateway {
     ///
     /// # Errors
     /// [`RunFailure`] if the limits cannot be opened, or a setting cannot be used.
-    pub async fn start(
-        mut config: Config,
-        limits: impl AsyncFnOnce(&Config) -> Result<Arc<dyn Store>, String>,
-        data: PathBuf,
-    ) -> Result<Self, RunFailure> {
-        let limits = limits(&config).await.map_err(RunFailure::settings)?;
+    pub async fn start(mut config: Config, data: PathBuf) -> Result<Self, RunFailure> {
+        let limits = open_store(&config).await.map_err(RunFailure::settings)?;
         config.job_store = StoreSettings { folder: data, database: None };
         // What was paid for is kept until the output is complete.
         config.job_retention = None;
@@ -44,20 +40,7 @@ impl LocalGateway {
         let key = ClientKey::Admin(admin_key.header().expect("it was checked"));
         let gateway = Gateway::with_store(config, false, Arc::clone(&limits));
         let gateway = gateway.map_err(|error| RunFailure::settings(error.to_string()))?;
-        let engine = Engine::start(
-            Arc::clone(&gateway.jobs),
-            Arc::clone(&gateway.dispatcher),
-            item_format(gateway.clone()),
-            gateway.config.gemini_api_key.clone(),
-            EngineSettings {
-                concurrency_limit: gateway.config.concurrency_limit,
-                lease: gateway.config.job_lease,
-                retention: None,
-                large_items: gateway.bodies.for_large_items(),
-                metrics: Arc::clone(&gateway.metrics),
-                observer: gateway.traces.job_observer(),
-            },
-        );
+        let engine = gateway.start_jobs(item_format(gateway.clone()));
         let client = GatewayClient::in_process(api::router(gateway.clone()), key);
         Ok(Self { gateway, limits, engine, client })
     }

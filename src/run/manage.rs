@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use http::Method;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::failure::{RunFailure, UNAVAILABLE, USAGE};
 use super::follow::{ABSENCE, Backoff};
-use super::output::{Output, is_standard};
+use super::output::{Output, beside, check_replaceable, is_standard};
 use super::progress::{account, dollars, duration};
 use super::results::{self, Interruption, ResultSink};
 use super::service::{Action, JobService, JobStatus, Status};
@@ -122,12 +122,9 @@ pub async fn manage(arguments: JobsArguments, config: &Config) -> Result<(), Run
             return Ok(());
         }
         JobsCommand::Results { id, output, failed, follow, force } => {
-            if !force && !is_standard(&output) && output.exists() {
-                let message = format!("{} exists; --force replaces it", output.display());
-                return Err(RunFailure::new(USAGE, message));
-            }
+            check_new(&output, force)?;
             let only = if failed { "&only=failed" } else { "" };
-            let output = Output::of_lines(&output)?;
+            let output = Output::of_lines(&output, force)?;
             return write_results(&service, &id, follow, only, output).await;
         }
         JobsCommand::Cancel { id } => (Action::Cancel, id),
@@ -137,6 +134,17 @@ pub async fn manage(arguments: JobsArguments, config: &Config) -> Result<(), Run
     };
     let answer = service.change(&id, action).await?;
     print(&answer, json, shown)
+}
+
+/// Refuses an output that exists, or has begun to, unless it is a file that is to be replaced.
+fn check_new(output: &Path, force: bool) -> Result<(), RunFailure> {
+    let refused = |message| RunFailure::new(USAGE, message);
+    check_replaceable(output, None).map_err(refused)?;
+    let existing = [output.to_owned(), beside(output, ".part")];
+    match existing.into_iter().find(|path| !force && !is_standard(output) && path.exists()) {
+        Some(path) => Err(refused(format!("{} exists; --force replaces it", path.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Writes results as they come. One that follows goes on after the last result where the connection or the

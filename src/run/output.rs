@@ -79,11 +79,12 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Refuses an output that is not a file which may be replaced: a device, a directory, or the input.
+/// Refuses an output that is not a file which may be replaced: a device, a directory, or the input, if there is
+/// one.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_replaceable(output: &Path, input: &Input) -> Result<(), String> {
+pub fn check_replaceable(output: &Path, input: Option<&Input>) -> Result<(), String> {
     if is_standard(output) {
         return Ok(());
     }
@@ -94,7 +95,8 @@ pub fn check_replaceable(output: &Path, input: &Input) -> Result<(), String> {
             let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
             return Err(format!("{} is {what}: name another output", path.display()));
         }
-        if input.identity() == Some((metadata.dev(), metadata.ino())) {
+        let identity = input.and_then(Input::identity);
+        if identity == Some((metadata.dev(), metadata.ino())) {
             return Err(format!("the output {name} would replace the input: name another output"));
         }
     }
@@ -143,8 +145,9 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// [`OutputError`] if it cannot be written.
-    pub fn of_lines(path: &Path) -> Result<Self, OutputError> {
-        Ok(Self { target: Target::create(path, true)?, form: Form::Lines, waiting: Vec::new() })
+    pub fn of_lines(path: &Path, replaces_part: bool) -> Result<Self, OutputError> {
+        let target = Target::create(path, replaces_part)?;
+        Ok(Self { target, form: Form::Lines, waiting: Vec::new() })
     }
 
     /// Adds a line that comes as it is to be written, without its end.

@@ -10,7 +10,7 @@ mod uploads;
 
 use gemini_concurrent_generation::api::item_format;
 use gemini_concurrent_generation::config::Config;
-use gemini_concurrent_generation::jobs::{Engine, EngineSettings};
+use gemini_concurrent_generation::jobs::Engine;
 use gemini_concurrent_generation::simulator::Options;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -50,20 +50,7 @@ impl JobService {
 
     pub fn run_engine(&mut self) {
         let gateway = &self.service.gateway;
-        let engine = Engine::start(
-            gateway.jobs.clone(),
-            gateway.dispatcher.clone(),
-            item_format(gateway.clone()),
-            gateway.config.gemini_api_key.clone(),
-            EngineSettings {
-                lease: gateway.config.job_lease,
-                concurrency_limit: gateway.config.concurrency_limit,
-                retention: None,
-                large_items: gateway.bodies.for_large_items(),
-                metrics: gateway.metrics.clone(),
-                observer: None,
-            },
-        );
+        let engine = gateway.start_jobs(item_format(gateway.clone()));
         self._engine = Some(engine);
     }
 

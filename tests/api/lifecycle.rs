@@ -153,7 +153,10 @@ async fn a_setting_that_is_not_utf8_fails_the_start() {
         let output = Start::simulated().unset(name).set_bytes(name, b"50\xff04").output().await;
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{name}: {log}");
-        assert_eq!(log, format!("gemini-concurrent-generation: {name}: expected text in UTF-8\n"));
+        assert_eq!(
+            log,
+            format!("gemini-concurrent-generation: {name}: expected text in UTF-8 (environment)\n")
+        );
     }
 }
 
@@ -182,7 +185,8 @@ async fn an_invalid_setting_in_a_dotenv_file_fails_the_start() {
     let output = Start::simulated().unset("PORT").dotenv("PORT=lots").output().await;
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log.contains("PORT: expected") && !log.contains("lots"), "{log}");
+    assert!(log.contains("PORT: expected") && log.contains("(.env, line 1)"), "{log}");
+    assert!(!log.contains("lots"), "{log}");
 }
 
 #[tokio::test]
@@ -197,8 +201,30 @@ async fn a_malformed_dotenv_file_fails_the_start_and_is_not_echoed() {
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{broken}: {log}");
         assert_eq!(log.lines().count(), 1, "{log}");
-        assert!(log.contains(".env") && !log.contains("secret"), "{log}");
+        assert!(log.contains(".env: line 2: ") && !log.contains("secret"), "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_dotenv_file_that_is_not_a_small_file_fails_the_start() {
+    for (make, expected) in [
+        ("mkfifo .env", "it is not a regular file"),
+        ("ln -s /dev/zero .env", "it is not a regular file"),
+        ("mkdir .env", "Is a directory"),
+        ("truncate -s 2M .env", "it has more than 1048576 bytes"),
+    ] {
+        let output = Start::simulated().before(make).output().await;
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{make}: {log}");
+        assert!(log.contains(&format!(".env: {expected}")), "{make}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_dotenv_file_may_begin_with_a_byte_order_mark_and_end_in_spaces() {
+    let dotenv = "\u{feff}GEMINI_CONCURRENCY_LIMIT=7\r\nMAX_BATCH_SIZE=3  ";
+    let process = Start::simulated().dotenv(dotenv).run().await;
+    assert_eq!(process.health().await["concurrency_status"]["global_concurrency_limit"], 7);
 }
 
 #[tokio::test]
@@ -218,6 +244,30 @@ async fn a_signal_ends_the_wait_for_redis() {
     let _silent = redis.accept().await.unwrap();
     kill(&process, "TERM").await;
     assert_eq!(process.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_request_for_new_settings_does_not_end_a_process_that_is_starting() {
+    let redis = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", redis.local_addr().unwrap());
+    let mut process = Start::simulated().set("REDIS_URL", &url).spawn();
+    let _silent = redis.accept().await.unwrap();
+    kill(&process, "HUP").await;
+    kill(&process, "TERM").await;
+    assert_eq!(process.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_wait_for_the_job_database() {
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://{}/jobs?sslmode=disable", database.local_addr().unwrap());
+    let process = Start::simulated().set("JOBS_DATABASE_URL", &url).spawn();
+    let _silent = database.accept().await.unwrap();
+    kill(&process, "TERM").await;
+    let output = timeout(TEST_TIMEOUT, process.wait_with_output()).await.unwrap().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(!log.contains("there are no jobs") && !log.contains("ready"), "{log}");
 }
 
 #[tokio::test]
@@ -271,6 +321,19 @@ async fn healthcheck_reports_by_its_exit_code() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains(&format!("127.0.0.1:{port} is not healthy")), "{log}");
+}
+
+#[tokio::test]
+async fn healthcheck_of_all_ipv6_addresses_asks_the_loopback_address() {
+    if tokio::net::TcpListener::bind("[::1]:0").await.is_err() {
+        println!("there is no IPv6 here");
+        return;
+    }
+    let process = Start::simulated().unset("HOST").set("HOST", "::1").run().await;
+    let port = process.address.port().to_string();
+    let check = Start::with_arguments(&["healthcheck"]).unset("HOST").set("HOST", "::");
+    let output = check.unset("PORT").set("PORT", &port).output().await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 /// Reads a connection to its end.

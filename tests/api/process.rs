@@ -103,17 +103,22 @@ impl Start {
 
     /// Limits how many files and connections the program may have open at once.
     pub fn file_limit(self, file_limit: usize) -> Self {
-        Self { before: Some(format!("ulimit -n {file_limit}")), ..self }
+        self.before(&format!("ulimit -n {file_limit}"))
     }
 
     /// Sets the program's initial (soft) limit of open files, which it may raise.
     pub fn initial_file_limit(self, files: usize) -> Self {
-        Self { before: Some(format!("ulimit -S -n {files}")), ..self }
+        self.before(&format!("ulimit -S -n {files}"))
     }
 
     /// Starts the program with a signal ignored, as `nohup` does.
     pub fn ignoring(self, signal: &str) -> Self {
-        Self { before: Some(format!("trap '' {signal}")), ..self }
+        self.before(&format!("trap '' {signal}"))
+    }
+
+    /// Runs shell commands before the program starts, in its folder.
+    pub fn before(self, commands: &str) -> Self {
+        Self { before: Some(commands.to_owned()), ..self }
     }
 
     /// Starts a program that does not listen, and leaves it running until it is dropped. Its input,

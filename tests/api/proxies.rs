@@ -467,6 +467,11 @@ async fn unusable_network_settings_fail_the_start_and_are_named() {
     }
     let no_authorities =
         service_over("https://gemini.test", &[("SSL_CERT_FILE", "/does/not/exist")]);
-    let log = String::from_utf8(no_authorities.output().await.stderr).unwrap();
-    assert!(log.contains("this machine has no CA certificates"), "{log}");
+    // Variables of the TLS library may be in `.env` too.
+    let in_the_file =
+        service_over("https://gemini.test", &[]).dotenv("SSL_CERT_FILE='/does/$not/\"exist\"'");
+    for start in [no_authorities, in_the_file] {
+        let log = String::from_utf8(start.output().await.stderr).unwrap();
+        assert!(log.contains("this machine has no CA certificates"), "{log}");
+    }
 }

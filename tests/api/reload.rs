@@ -112,6 +112,28 @@ async fn new_quotas_count_what_was_spent_before() {
 }
 
 #[tokio::test]
+async fn references_within_the_file_have_their_new_values() {
+    let dotenv = |limit: u32| format!("CALLS={limit}\nGEMINI_CONCURRENCY_LIMIT=${{CALLS}}");
+    let service = Reloaded::start(&dotenv(2)).await;
+    service.reload(&dotenv(4)).await;
+    assert_eq!(service.concurrency().await["global_concurrency_limit"], 4);
+}
+
+#[tokio::test]
+async fn a_running_job_uses_a_new_concurrency_limit() {
+    // More than a job has in its window with the first limit.
+    const CALLS: usize = 300;
+    let service = Reloaded::start("GEMINI_CONCURRENCY_LIMIT=2").await;
+    let requests = vec![json!({"prompt": slow(3_000_000)}); 2 * CALLS];
+    let job = json!({"kind": "chat", "requests": requests});
+    let job = answer(service.process.post("/jobs", &job)).await;
+    assert_eq!(job.status, StatusCode::ACCEPTED);
+    service.process.until_in_flight(2).await;
+    service.reload(&format!("GEMINI_CONCURRENCY_LIMIT={CALLS}")).await;
+    service.process.until_in_flight(CALLS).await;
+}
+
+#[tokio::test]
 async fn prices_and_the_log_filter_are_read_again() {
     let service = Reloaded::start("RUST_LOG=info").await;
     let cost = async |service: &Reloaded| service.chat().await.1["usage"]["cost_usd"].clone();
@@ -148,10 +170,15 @@ async fn one_invalid_setting_keeps_all_as_they_were() {
         assert_eq!(service.concurrency().await["global_concurrency_limit"], 2);
     }
     std::fs::remove_file(service.path(".env")).unwrap();
+    // Nobody would ever write into the pipe.
+    let pipe = std::process::Command::new("mkfifo").arg(service.path(".env")).status();
+    assert!(pipe.unwrap().success());
+    service.signal("it is not a regular file").await;
+    std::fs::remove_file(service.path(".env")).unwrap();
     service.signal("the file is missing").await;
     assert_eq!(service.concurrency().await["global_concurrency_limit"], 2);
     let log = service.process.log();
-    for name in ["setting=\"RUST_LOG\"", "setting=\"MAX_BODY_BYTES\""] {
+    for name in ["setting=\"RUST_LOG\"", "setting=\"MAX_BODY_BYTES\"", "origin=.env, line 3"] {
         assert!(log.contains(name), "{log}");
     }
     assert!(!log.contains("secret"), "{log}");
@@ -213,6 +240,20 @@ async fn settings_stay_as_they_were_while_redis_is_unavailable() {
     assert!(service.process.log().contains("changed=\"GEMINI_CONCURRENCY_LIMIT\""));
 }
 
+#[tokio::test]
+async fn a_replica_whose_port_is_in_use_does_not_change_the_limit_of_others() {
+    let backends = backends().await;
+    let replica = backends.replica(7).run().await;
+    let port = replica.address.port().to_string();
+    let other = backends.replica(2).unset("PORT").set("PORT", &port).output().await;
+    let log = String::from_utf8(other.stderr).expect("a text");
+    assert_eq!(other.status.code(), Some(1), "{log}");
+    assert!(log.contains("cannot listen on"), "{log}");
+    // Redis answers in the order of requests, so this comes after what the other one did.
+    answer(replica.post("/chat", &json!({"prompt": "Hello"}))).await;
+    assert_eq!(replica.health().await["concurrency_status"]["global_concurrency_limit"], 7);
+}
+
 async fn check(start: Start) -> (Option<i32>, String, String) {
     let output = start.output().await;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("a text");
@@ -233,8 +274,8 @@ async fn config_check_prints_the_settings_that_hold_without_secrets() {
     assert_eq!(errors, "warning: .env sets GEMINI_CONCURENCY_LIMIT, which is no setting\n");
     for line in [
         "GEMINI_API_KEY=*** # environment",
-        "REDIS_URL=*** # .env",
-        "GEMINI_TIER=tier3 # .env",
+        "REDIS_URL=*** # .env, line 2",
+        "GEMINI_TIER=tier3 # .env, line 1",
         "GEMINI_CONCURRENCY_LIMIT=100 # default",
         "LOG_FORMAT=text # default",
     ] {
@@ -248,16 +289,20 @@ async fn config_check_reports_every_error() {
     let wrong = [("GEMINI_TIER", "gold"), ("LOG_FORMAT", "xml-secret"), ("RUST_LOG", "loud=very")];
     let start = wrong.iter().fold(config_check(), |start, (name, value)| start.set(name, value));
     let (code, settings, errors) =
-        check(start.set_bytes("HOST", b"\xff").dotenv("MAX_BODY_BYTES=secret")).await;
+        check(start.set_bytes("HOST", b"\xff").dotenv("\nMAX_BODY_BYTES=secret")).await;
     assert_eq!(code, Some(1));
     for name in ["HOST", "GEMINI_TIER", "MAX_BODY_BYTES", "LOG_FORMAT", "RUST_LOG"] {
         let reported = errors.lines().filter(|line| line.starts_with(&format!("{name}: ")));
         assert_eq!(reported.count(), 1, "{errors}");
         assert!(settings.contains(&format!("{name}= # invalid")), "{settings}");
     }
+    for end in ["or more (.env, line 2)\n", "text or json (environment)\n"] {
+        assert!(errors.contains(end), "{errors}");
+    }
     assert!(errors.ends_with("gemini-concurrent-generation: 5 settings are invalid\n"), "{errors}");
     assert!(!(errors + &settings).contains("secret"));
     let (code, _, errors) = check(config_check().dotenv("the-secret")).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains(".env: expected lines") && !errors.contains("secret"), "{errors}");
+    assert!(errors.contains(".env: line 1: expected NAME=value"), "{errors}");
+    assert!(!errors.contains("secret"), "{errors}");
 }

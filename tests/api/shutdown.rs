@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::lifecycle::read_to_end;
@@ -56,6 +56,64 @@ async fn a_request_that_outlasts_the_grace_period_is_cut_off() {
     assert_eq!(code, Some(0));
     assert!(log.contains("the grace period is over"), "{log}");
     assert!(chat.await.unwrap().is_err(), "the chat got an answer");
+}
+
+/// Jobs go on after the next start, so there is nothing to wait for.
+#[tokio::test]
+async fn clients_that_follow_a_job_do_not_delay_the_shutdown() {
+    let process = Start::simulated().set("SHUTDOWN_GRACE_SECONDS", "3600").run().await;
+    let mut requests = vec![json!({"prompt": "One"})];
+    requests.extend(vec![json!({"prompt": slow(500)}); 300]);
+    let job = json!({"kind": "chat", "requests": requests});
+    let job = answer(process.post("/jobs", &job)).await.body["job_id"].clone();
+    let job = job.as_str().expect("its id");
+    let follow = async |path: &str| process.get(&format!("/jobs/{job}/{path}")).send().await;
+    let mut results = follow("results?follow=true").await.unwrap();
+    let failed = follow("results?follow=true&only=failed").await.unwrap();
+    let events = follow("events").await.unwrap();
+    let first = results.chunk().await.unwrap().expect("the first result");
+    assert!(first.starts_with(b"{\"success\":true"), "{first:?}");
+
+    process.terminate().await;
+    let (code, log) = process.end().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("the grace period is over"), "{log}");
+    assert!(log.contains("the results of a job ended early"), "{log}");
+    // What was answered in the grace period is sent, and incomplete results do not look complete.
+    let rest = async {
+        let mut lines = Vec::new();
+        loop {
+            match results.chunk().await {
+                Ok(Some(more)) => lines.extend_from_slice(&more),
+                Ok(None) => panic!("the results look complete"),
+                Err(_) => return lines,
+            }
+        }
+    };
+    let rest = String::from_utf8(rest.await).unwrap();
+    assert!(rest.lines().count() >= 14, "{rest}");
+    assert!(failed.bytes().await.is_err(), "they look complete");
+    let events = events.text().await.expect("the events end properly");
+    assert!(events.contains("event: progress") && !events.contains("event: end"), "{events}");
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_not_answered_ends_with_the_grace_period() {
+    let receiver = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let process = Start::simulated()
+        .set("SHUTDOWN_GRACE_SECONDS", "0.3")
+        .set("JOB_WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        .set("JOB_WEBHOOK_ALLOW", "127.0.0.1")
+        .run()
+        .await;
+    let url = format!("http://{}/", receiver.local_addr().unwrap());
+    let job = json!({"kind": "chat", "requests": [{"prompt": "One"}], "webhook_url": url});
+    assert_eq!(answer(process.post("/jobs", &job)).await.status, StatusCode::ACCEPTED);
+    let _silent = timeout(TEST_TIMEOUT, receiver.accept()).await.expect("a webhook").unwrap();
+    process.terminate().await;
+    let (code, log) = process.end().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("webhook failed"), "its own timeout ended it: {log}");
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ import yaml
 
 ROOT, SETTINGS = Path(sys.argv[1]), set(sys.argv[2:])
 BINARY = "/usr/local/bin/gemini-concurrent-generation"
+# How long the last results of jobs may take after the grace period: see docs/deployment.md.
+LAST_RESULTS = 15
 # Where the probes of Kubernetes go.
 PROBES = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
 
@@ -44,7 +46,7 @@ def check_compose():
         check(set(settings) <= SETTINGS, f"{name}: unknown settings in {sorted(settings)}")
         delay = float(settings["SHUTDOWN_DELAY_SECONDS"])
         stop = delay + float(settings["SHUTDOWN_GRACE_SECONDS"])
-        check(seconds(gateway["stop_grace_period"]) > stop, f"{name}: it is killed while it drains")
+        check(seconds(gateway["stop_grace_period"]) >= stop + LAST_RESULTS, f"{name}: it is killed while it drains")
         check(idle < delay, f"{name}: it closes connections that nginx may use")
         check(f"server {name}:5004 " in nginx, f"nginx does not know {name}")
         check(gateway["healthcheck"]["test"][1] == BINARY, f"{name}: another program")
@@ -57,6 +59,10 @@ def check_compose():
         check(all(port.startswith("127.0.0.1:") for port in service.get("ports", [])),
               f"{name}: it listens for other machines")
         check(":" in service["image"] or name in gateways, f"{name}: an image without a version")
+    check("--enable-feature=exemplar-storage" in services["prometheus"]["command"], "prometheus: no exemplars")
+    [source] = read("deploy/grafana/provisioning/datasources/prometheus.yaml")["datasources"]
+    interval = read("deploy/prometheus/prometheus.yaml")["global"]["scrape_interval"]
+    check(source["jsonData"]["timeInterval"] == interval, "grafana: another interval than Prometheus's")
     example = (ROOT / "deploy/env.example").read_text()
     named = set(re.findall(r"\$\{(\w+)", (ROOT / "deploy/compose.yaml").read_text()))
     check(named == set(re.findall(r"^(\w+)=", example, re.M)), f"env.example: not {sorted(named)}")
@@ -77,7 +83,7 @@ def check_kubernetes():
     check(all("secretKeyRef" in reference["valueFrom"] for reference in references),
           "deployment: a secret in a file")
     stop = float(settings["SHUTDOWN_DELAY_SECONDS"]) + float(settings["SHUTDOWN_GRACE_SECONDS"])
-    check(pod["spec"]["terminationGracePeriodSeconds"] > stop, "deployment: killed while it drains")
+    check(pod["spec"]["terminationGracePeriodSeconds"] >= stop + LAST_RESULTS, "deployment: killed while it drains")
     for probe, path in PROBES.items():
         check(container[probe]["httpGet"] == {"path": path, "port": "http"}, f"deployment: {probe}")
     check(pod["spec"]["securityContext"]["runAsNonRoot"], "deployment: root")

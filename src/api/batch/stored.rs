@@ -1,5 +1,7 @@
 //! Batches that are stored as jobs: those that are answered later, and those that can be sent again.
 
+use std::future::pending;
+
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -75,6 +77,8 @@ async fn ended(mut job: Job, gateway: &Gateway) -> Result<Job, ApiError> {
                 };
                 return Err(ApiError::job_paused(job.id.as_str(), reason));
             }
+            // The connection breaks at the end of the grace period, and the client sends the batch again.
+            (JobState::Queued | JobState::Running, _) if watch.is_over() => pending().await,
             (JobState::Queued | JobState::Running, _) => watch.changed().await,
         }
         let now = gateway.jobs.store().job(job.id.clone()).await?;

@@ -239,6 +239,13 @@ impl ApiError {
         Self::new(Code::BodyNotDecoded, detail)
     }
 
+    /// The file of a form looks as if it had this encoding, and has not.
+    pub(in crate::api) fn file_not_decoded(coding: &str) -> Self {
+        let detail =
+            format!("The file begins like one in {coding}, and is not valid or not complete.");
+        Self::new(Code::BodyNotDecoded, detail)
+    }
+
     /// The body was not decoded in time.
     pub(in crate::api) fn not_decoded_in_time(error: OffloadError) -> Self {
         match error {

@@ -59,24 +59,26 @@ pub(super) fn stream(job: Job, gateway: Gateway) -> Response {
         let event = progress.event().await.inspect_err(|error| {
             tracing::warn!(%error, "the events of a job ended early");
         })?;
-        Ok::<_, ResultsEnded>(Some((event, progress)))
+        Ok::<_, ResultsEnded>(event.map(|event| (event, progress)))
     });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Sse::new(events).keep_alive(keep_alive).into_response()
 }
 
 impl Progress {
-    /// The next event.
-    async fn event(&mut self) -> Result<Event, ResultsEnded> {
+    /// The next event; `None` if the job has not ended and this process ends.
+    async fn event(&mut self) -> Result<Option<Event>, ResultsEnded> {
         if let Some(next) = self.next {
             sleep_until(next).await;
             loop {
+                let is_over = self.watch.is_over();
                 match self.gateway.jobs.store().job(self.job.id.clone()).await? {
-                    None => return Ok(self.deleted()),
+                    None => return Ok(Some(self.deleted())),
                     Some(job) if job != self.job => {
                         self.job = job;
                         break;
                     }
+                    Some(_) if is_over => return Ok(None),
                     Some(_) => self.watch.changed().await,
                 }
             }
@@ -85,7 +87,7 @@ impl Progress {
         self.is_over = self.job.state.has_ended();
         let name = if self.is_over { "end" } else { "progress" };
         let status = JobStatus::of(&self.job, &self.gateway);
-        Ok(Event::default().event(name).json_data(status).unwrap_or_default())
+        Ok(Some(Event::default().event(name).json_data(status).unwrap_or_default()))
     }
 
     fn deleted(&mut self) -> Event {

@@ -9,14 +9,13 @@ use bytes::Bytes;
 use futures_util::stream::{Stream, StreamExt, try_unfold};
 use multer::{Field, Multipart};
 
-use super::options::JobOptions;
+use super::options::{JobOptions, MAX_OPTIONS};
 use super::pieces::Pieces;
 use crate::api::error::ApiError;
 use crate::generation::InvalidField;
 
-/// How many fields may precede the file, and how long each may be, in bytes.
+/// How many fields may precede the file.
 const MAX_FIELDS: usize = 100;
-const MAX_FIELD: usize = 1 << 20;
 
 /// The most bytes that are read for one field that has not begun, or of a file without giving any of it.
 const MAX_UNREAD: usize = 2 << 20;
@@ -60,8 +59,8 @@ async fn text_of(mut field: Field<'static>, unread: &AtomicUsize) -> Result<Stri
     while let Some(piece) = field.chunk().await.map_err(failed)? {
         unread.store(0, Ordering::Relaxed);
         text.extend_from_slice(&piece);
-        if text.len() > MAX_FIELD {
-            let message = format!("A field has at most {MAX_FIELD} bytes");
+        if text.len() > MAX_OPTIONS {
+            let message = format!("A field has at most {MAX_OPTIONS} bytes");
             return Err(invalid(InvalidField::new(&name, "too_long", message)));
         }
     }

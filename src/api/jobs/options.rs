@@ -18,7 +18,7 @@ use crate::gateway::Gateway;
 use crate::gemini::Model;
 use crate::generation::InvalidField;
 use crate::jobs::webhook::check_webhook_url;
-use crate::jobs::{JobKind, JobSpec};
+use crate::jobs::{JobKind, JobSpec, SharedFields};
 
 /// The parameters of `POST /jobs`.
 pub(super) const PARAMETERS: &[&str] = &[
@@ -30,6 +30,9 @@ pub(super) const PARAMETERS: &[&str] = &[
     "flex_fallback_seconds",
     "webhook_url",
 ];
+
+/// The longest options that a job may have, in bytes.
+pub(super) const MAX_OPTIONS: usize = 4 << 20;
 
 /// The longest name of a job, in characters.
 const MAX_NAME: usize = 256;
@@ -198,7 +201,11 @@ impl JobOptions {
     ///
     /// # Errors
     /// 401 if they contain the admin key, 422 with every option that cannot be used.
-    pub(super) async fn spec(self, kind: JobKind, gateway: &Gateway) -> Result<JobSpec, ApiError> {
+    pub(super) async fn spec(
+        self,
+        kind: JobKind,
+        gateway: &Gateway,
+    ) -> Result<(JobSpec, SharedFields), ApiError> {
         let mut errors = Vec::new();
         let mut shared = self.shared.unwrap_or_default();
         let mut text = |name: &str, own: Option<String>| {
@@ -244,6 +251,11 @@ impl JobOptions {
         {
             errors.push(InvalidField::new("webhook_url", "url", error.to_string()));
         }
+        let shared_text = serde_json::to_vec(&shared).map_err(|_| ApiError::internal())?;
+        if shared_text.len() > MAX_OPTIONS {
+            let message = format!("The shared fields have at most {MAX_OPTIONS} bytes");
+            errors.push(InvalidField::new("shared", "too_long", message));
+        }
         if !errors.is_empty() {
             return Err(ApiError::invalid(errors));
         }
@@ -254,11 +266,12 @@ impl JobOptions {
             external_semaphore_id,
             service_tier,
             webhook_url: self.webhook_url,
-            shared,
+            shared_bytes: if shared.is_empty() { 0 } else { shared_text.len() },
         };
         let text = serde_json::to_vec(&spec).map_err(|_| ApiError::internal())?;
         check_text(|| text.into(), gateway).await?;
-        Ok(spec)
+        check_text(|| shared_text.into(), gateway).await?;
+        Ok((spec, shared))
     }
 }
 

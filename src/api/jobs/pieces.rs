@@ -1,5 +1,6 @@
 //! The bytes of an upload as they come, piece by piece.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +12,6 @@ use tokio::time::timeout;
 use crate::api::encoding::{ANY_RATIO, Coding, MAX_RATIO, PieceDecoder};
 use crate::api::error::ApiError;
 use crate::memory::{BodyBudget, Share};
-use std::sync::Arc;
 
 /// The pieces of an upload. After an error there is none.
 pub(super) type Pieces = BoxStream<'static, Result<Bytes, ApiError>>;
@@ -37,9 +37,20 @@ pub(super) fn received(body: Body, time_limit: Duration) -> Pieces {
 
 /// The pieces of a body, decoded.
 pub(super) fn decoded(pieces: Pieces, coding: Coding, budget: &Arc<BodyBudget>) -> Pieces {
+    decoded_or(ApiError::not_decoded, pieces, coding, budget)
+}
+
+/// The same, with the error for what is not in its encoding.
+fn decoded_or(
+    invalid: fn(&str) -> ApiError,
+    pieces: Pieces,
+    coding: Coding,
+    budget: &Arc<BodyBudget>,
+) -> Pieces {
     let decoded = Decoded {
         pieces,
         coding,
+        invalid,
         decoder: None,
         input: Bytes::new(),
         taken: 0,
@@ -74,7 +85,7 @@ pub(super) async fn unpacked(
     let first = futures_util::stream::iter([Ok(Bytes::from(start))]);
     let pieces = first.chain(pieces).boxed();
     Ok(match coding {
-        Some(coding) => decoded(pieces, coding, budget),
+        Some(coding) => decoded_or(ApiError::file_not_decoded, pieces, coding, budget),
         None => pieces,
     })
 }
@@ -83,6 +94,8 @@ pub(super) async fn unpacked(
 struct Decoded {
     pieces: Pieces,
     coding: Coding,
+    /// The error for what is not in this encoding.
+    invalid: fn(&str) -> ApiError,
     /// From the first bytes on.
     decoder: Option<PieceDecoder>,
     /// What has come and is not decoded yet.
@@ -97,7 +110,7 @@ struct Decoded {
 impl Decoded {
     async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            let invalid = || ApiError::not_decoded(self.coding.name());
+            let invalid = || (self.invalid)(self.coding.name());
             if let Some(decoder) = &mut self.decoder
                 && let Some(piece) = decoder.next(&mut self.input).map_err(|_| invalid())?
             {

@@ -60,6 +60,9 @@ pub(in crate::api) enum ResultsEnded {
     /// The job was deleted meanwhile.
     #[error("the job was deleted")]
     Deleted,
+    /// This process ends before the job.
+    #[error("the gateway is shutting down")]
+    ShuttingDown,
 }
 
 /// Reads the results of a job page by page.
@@ -92,6 +95,7 @@ impl ResultReader {
         }
         let store = self.gateway.jobs.store();
         while !self.is_over {
+            let is_last_look = self.watch.is_over();
             let after = self.query.after;
             let page =
                 store.results(self.number, order, only_failed, after, PAGE, PAGE_BYTES).await?;
@@ -106,7 +110,7 @@ impl ResultReader {
             }
             self.is_over = page.is_last || !follows;
             if !self.is_over {
-                self.watch.changed().await;
+                wait(&mut self.watch, is_last_look).await?;
             }
         }
         Ok(None)
@@ -118,13 +122,23 @@ impl ResultReader {
     async fn ended(&mut self) -> Result<(), ResultsEnded> {
         let store = self.gateway.jobs.store();
         loop {
+            let is_last_look = self.watch.is_over();
             let job = store.job(self.id.clone()).await?.ok_or(ResultsEnded::Deleted)?;
             if job.state.has_ended() {
                 return Ok(());
             }
-            self.watch.changed().await;
+            wait(&mut self.watch, is_last_look).await?;
         }
     }
+}
+
+/// Waits until there may be something new, unless there will be nothing.
+async fn wait(watch: &mut Watch, is_last_look: bool) -> Result<(), ResultsEnded> {
+    if is_last_look {
+        return Err(ResultsEnded::ShuttingDown);
+    }
+    watch.changed().await;
+    Ok(())
 }
 
 /// Answers with results as lines, page by page.

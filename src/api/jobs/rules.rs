@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::object::Object;
 use crate::api::service_tier::{RequestedTier, TierFields};
 use crate::generation::InvalidField;
-use crate::jobs::{JobKind, JobSpec};
+use crate::jobs::{JobKind, JobSpec, SharedFields};
 
 /// The field that says when a flex call falls back. It is kept among the shared fields.
 pub(super) const FALLBACK: &str = "flex_fallback_seconds";
@@ -32,10 +32,10 @@ impl JobRules {
     ///
     /// # Errors
     /// Every option that cannot be used.
-    pub(super) fn of(spec: &JobSpec) -> Result<Self, Vec<InvalidField>> {
-        let flex_fallback_seconds = spec.shared.get(FALLBACK).and_then(serde_json::Value::as_f64);
+    pub(super) fn of(spec: &JobSpec, shared: &SharedFields) -> Result<Self, Vec<InvalidField>> {
+        let flex_fallback_seconds = shared.get(FALLBACK).and_then(serde_json::Value::as_f64);
         let tier = TierFields { service_tier: spec.service_tier.clone(), flex_fallback_seconds };
-        let shared = spec.shared.iter().filter(|(name, _)| *name != FALLBACK);
+        let shared = shared.iter().filter(|(name, _)| *name != FALLBACK);
         let shared = shared.map(|(name, value)| (name.clone(), value.to_string()));
         Ok(Self {
             kind: spec.kind,
@@ -69,8 +69,12 @@ mod tests {
     use super::*;
 
     fn rules(shared: Value) -> JobRules {
-        let spec = json!({"kind": "chat", "shared": shared});
-        JobRules::of(&serde_json::from_value(spec).unwrap()).unwrap()
+        rules_of(json!({"kind": "chat"}), shared)
+    }
+
+    fn rules_of(spec: Value, shared: Value) -> JobRules {
+        let read = serde_json::from_value;
+        JobRules::of(&read(spec).unwrap(), shared.as_object().unwrap()).unwrap()
     }
 
     fn completed(rules: &JobRules, object: &'static str) -> Bytes {
@@ -96,8 +100,8 @@ mod tests {
 
     #[test]
     fn the_seconds_until_a_call_falls_back_are_not_a_field_of_the_items() {
-        let spec = json!({"kind": "chat", "service_tier": "flex", "shared": {FALLBACK: 5}});
-        let rules = JobRules::of(&serde_json::from_value(spec).unwrap()).unwrap();
+        let spec = json!({"kind": "chat", "service_tier": "flex"});
+        let rules = rules_of(spec, json!({FALLBACK: 5}));
         assert_eq!(completed(&rules, "{}"), "{}");
     }
 }

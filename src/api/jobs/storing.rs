@@ -14,7 +14,7 @@ use crate::api::error::ApiError;
 use crate::gateway::Gateway;
 use crate::gemini::ApiKey;
 use crate::jobs::{
-    Committed, JobId, JobNumber, JobSpec, Jobs, NewBlock, NewJob, StoreError, Totals,
+    Committed, JobId, JobNumber, JobSpec, Jobs, NewBlock, NewJob, SharedFields, StoreError, Totals,
 };
 use crate::memory::Share;
 
@@ -51,16 +51,19 @@ impl Storing {
         gateway: &Gateway,
         uploader: Uploader,
         spec: JobSpec,
+        shared: SharedFields,
     ) -> Result<Self, ApiError> {
         let Uploader { owner, own_key, idempotency_key, .. } = uploader;
         let mut content = Sha256::new();
-        let options = serde_json::to_vec(&spec).map_err(|_| ApiError::internal())?;
-        content.update((options.len() as u64).to_le_bytes());
-        content.update(options);
+        for options in [serde_json::to_vec(&spec), serde_json::to_vec(&shared)] {
+            let options = options.map_err(|_| ApiError::internal())?;
+            content.update((options.len() as u64).to_le_bytes());
+            content.update(options);
+        }
         let (id, created_at) = (JobId::random(), Timestamp::now());
         Ok(Self {
             jobs: Arc::clone(&gateway.jobs),
-            new: Some(NewJob { id, owner, spec, idempotency_key, created_at }),
+            new: Some(NewJob { id, owner, spec, shared, idempotency_key, created_at }),
             number: None,
             own_key,
             blocks: Vec::new(),

@@ -13,7 +13,7 @@ use super::form::file_of;
 use super::item::{Reading, kind_of};
 use super::lines::{Line, Lines};
 use super::object::Object;
-use super::options::{JobOptions, unknown_kind};
+use super::options::{JobOptions, MAX_OPTIONS, unknown_kind};
 use super::pieces::{decoded, received, unpacked};
 use super::rules::JobRules;
 use super::storing::Storing;
@@ -26,7 +26,7 @@ use crate::gateway::Gateway;
 use crate::gemini::ApiKey;
 use crate::generation::offload::CallerId;
 use crate::generation::{InvalidField, SchemaCache};
-use crate::jobs::{JobSpec, Owner};
+use crate::jobs::{JobSpec, Owner, SharedFields};
 
 /// How many bad lines an answer lists.
 const MAX_BAD_LINES: usize = 100;
@@ -133,8 +133,8 @@ pub(super) async fn read(
     let Some(first) = first else { return Err(empty()) };
     let kind = options.kind().or_else(|| kind_of(&first.text));
     let kind = kind.ok_or_else(|| ApiError::invalid_in_query(unknown_kind()))?;
-    let spec = options.spec(kind, gateway).await?;
-    let mut checked = Checked::new(gateway, uploader, spec).await?;
+    let (spec, shared) = options.spec(kind, gateway).await?;
+    let mut checked = Checked::new(gateway, uploader, spec, shared).await?;
     let mut next = Some(first);
     while let Some(Line { number, text }) = next {
         let added = checked.add(&text).await;
@@ -179,8 +179,8 @@ pub(super) async fn read_batch(
     requests: Vec<Bytes>,
 ) -> Result<Storing, ApiError> {
     let kind = options.kind().ok_or_else(|| ApiError::invalid_in_query(unknown_kind()))?;
-    let spec = options.spec(kind, gateway).await?;
-    let mut checked = Checked::new(gateway, uploader, spec).await?;
+    let (spec, shared) = options.spec(kind, gateway).await?;
+    let mut checked = Checked::new(gateway, uploader, spec, shared).await?;
     for (index, request) in requests.iter().enumerate() {
         if let Err(error) = checked.add(request).await {
             checked.note(error.in_item(index))?;
@@ -202,6 +202,11 @@ fn options_in(line: &Line) -> Result<Option<JobOptions>, ApiError> {
 
     if Object::read(&line.text).is_none_or(|object| object.get("job").is_none()) {
         return Ok(None);
+    }
+    if line.text.len() > MAX_OPTIONS {
+        let message = format!("The options of a job have at most {MAX_OPTIONS} bytes");
+        let field = InvalidField::new("job", "too_long", message);
+        return Err(ApiError::invalid(vec![field]).in_line(line.number));
     }
     let read = json::parse::<WithOptions>(&line.text);
     let read = read.map_err(|field| ApiError::invalid(vec![field]).in_line(line.number))?;
@@ -235,12 +240,13 @@ impl<'a> Checked<'a> {
         gateway: &'a Gateway,
         uploader: Uploader,
         spec: JobSpec,
+        shared: SharedFields,
     ) -> Result<Self, ApiError> {
-        let rules = JobRules::of(&spec).map_err(ApiError::invalid)?;
+        let rules = JobRules::of(&spec, &shared).map_err(ApiError::invalid)?;
         named_semaphore(gateway, rules.semaphore.as_deref()).await?;
         let known = rules.semaphore.iter().cloned().collect();
         let payer = uploader.payer;
-        let storing = Storing::begin(gateway, uploader, spec)?;
+        let storing = Storing::begin(gateway, uploader, spec, shared)?;
         let config = &gateway.config;
         let schemas = SchemaCache::new(config.schema_limits, config.check_formats);
         Ok(Self { gateway, rules, schemas, payer, known, bad: Vec::new(), storing })

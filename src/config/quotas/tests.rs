@@ -26,6 +26,15 @@ fn label_of<'a>(plan: &'a QuotaPlan, key: &str) -> Option<&'a str> {
 }
 
 #[test]
+fn the_number_of_entries_is_bounded() {
+    for (name, entry) in [("GEMINI_LIMITS", "*:rpm=1;"), ("GEMINI_KEY_LABELS", "a=1f3a9c02,")] {
+        let list = entry.repeat(super::MAX_ENTRIES + 1);
+        let error = read(&[(name, &list)]).unwrap_err();
+        assert_eq!(error.to_string(), format!("{name}: expected at most 10000 entries"));
+    }
+}
+
+#[test]
 fn a_tier_sets_what_nothing_else_sets() {
     for (name, tier, calls) in [
         ("none", None, 15),
@@ -136,7 +145,7 @@ fn invalid_limits_are_reported_with_their_entry() {
             "*:rpd=18446744073709551616",
             "in entry 1 rpd= with a whole number or none, not \"rpd=18446744073709551616\"",
         ),
-        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not again as \"rpm=none\""),
+        ("*:rpm=1,rpd=2,rpm=none", "in entry 1 rpm only once, not \"rpm=none\""),
         (
             "*:spend=10001",
             "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=10001\"",
@@ -150,6 +159,7 @@ fn invalid_limits_are_reported_with_their_entry() {
             "in entry 1 spend= with dollars, at most 10000, or none, not \"spend=1.2345678901\"",
         ),
         ("x:rpm=1,spend=1", "in entry 1 * before the colon, because spend counts over all models"),
+        ("*:rpm=AIzaSyA-a-key-in-the-wrong-place", "in entry 1 rpm= with a whole number or none"),
         ("*:rpm=1;*:rpd=1", "in entry 2 keys and a model that no earlier entry has"),
         (
             "team-a@x:rpm=1;x:rpm=1;team-a@models/x:rpd=1",

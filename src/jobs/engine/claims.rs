@@ -70,14 +70,16 @@ impl Claims {
 
     /// Notes what the window takes now. Memory of a large block that is gone is returned.
     pub fn count(&mut self, window: &Window) {
-        let mut large = 0;
+        let (mut large, mut sent) = (0, window.out());
         if let Large::Held(_, blocks) = &self.large {
             large = window.bytes_of(blocks);
+            // Their memory has room for what is added to one of their items.
+            sent = sent.saturating_sub(1);
             if !window.has_any(blocks) {
                 self.large = Large::None;
             }
         }
-        self.usage.set(window.bytes() - large + self.per_sent_item * window.out());
+        self.usage.set(window.bytes() - large + self.per_sent_item * sent);
     }
 
     /// Begins a claim of at most `items` items, or waits for memory for one, if there is memory or the

@@ -25,7 +25,7 @@ use super::{Shared, backoff};
 use crate::gemini::ApiKey;
 use crate::generation::bulk::Bulk;
 use crate::jobs::handle::Load;
-use crate::jobs::item::{ItemOutcome, PreparedItem};
+use crate::jobs::item::{ItemOutcome, ItemReader, PreparedItem};
 use crate::jobs::model::{Change, Claimed, Job, JobState, PauseReason};
 use crate::jobs::observer::RunObserver;
 use crate::jobs::store::{StoreError, Stored};
@@ -62,7 +62,8 @@ type Prepared = Caught<Result<PreparedItem, ItemOutcome>>;
 pub(super) struct Run {
     engine: Arc<Shared>,
     observer: Option<Arc<dyn RunObserver>>,
-    job: Arc<Job>,
+    job: Job,
+    reader: Arc<dyn ItemReader>,
     key: ApiKey,
     orders: watch::Receiver<Order>,
     order: Order,
@@ -87,18 +88,25 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub fn new(engine: Arc<Shared>, job: Job, key: ApiKey, orders: watch::Receiver<Order>) -> Self {
+    pub fn new(
+        engine: Arc<Shared>,
+        job: Job,
+        reader: Arc<dyn ItemReader>,
+        key: ApiKey,
+        orders: watch::Receiver<Order>,
+    ) -> Self {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let renewals = engine.renewals.subscribe();
         let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
         let load = engine.jobs.begin_run(job.number);
-        let unrecorded = Unrecorded::new(engine.slots, Arc::clone(&engine.memory));
+        let unrecorded = Unrecorded::new(&engine.dispatcher, &engine.memory);
         let unrecorded = Arc::new(unrecorded);
-        let claims = Claims::new(Arc::clone(&engine), job.number, bytes_of_shared(&job));
+        let claims = Claims::new(Arc::clone(&engine), job.number, job.spec.shared_bytes);
         Self {
             engine,
             observer,
-            job: Arc::new(job),
+            job,
+            reader,
             key,
             orders,
             order: Order::Send,
@@ -197,9 +205,8 @@ impl Run {
             && self.window.out() < most_sent
             && let Some((index, line)) = self.window.send_next()
         {
-            let (job, key) = (Arc::clone(&self.job), self.key.clone());
-            let format = Arc::clone(&self.engine.format);
-            let prepared = async move { format.prepare(&job, &key, index, line).await };
+            let (reader, key) = (Arc::clone(&self.reader), self.key.clone());
+            let prepared = async move { reader.prepare(&key, index, line).await };
             let prepared = AssertUnwindSafe(prepared).catch_unwind();
             self.preparing.push(prepared.map(move |prepared| (index, prepared)).boxed());
         }
@@ -228,7 +235,7 @@ impl Run {
         if self.window.soon() >= MAX_SOON {
             return None;
         }
-        let (most, mut active) = (self.engine.window, self.window.active());
+        let (most, mut active) = (self.engine.window(), self.window.active());
         if active > most / 2 {
             active -= self.bulk.as_ref().map_or(0, Bulk::held_up).min(active);
         }
@@ -264,7 +271,7 @@ impl Run {
         }
         self.window.take_back_all();
         if let Some(reason) = refused {
-            tracing::debug!(job = %self.job.id, %reason, "a job could not join the queue");
+            tracing::debug!(job_id = self.job.id.beginning(), %reason, "a job could not join the queue");
             self.send_again_at = Some(Instant::now() + backoff::again(self.refused));
             self.refused += 1;
         }
@@ -275,7 +282,10 @@ impl Run {
         let none = HashSet::new();
         let held = renewed.held.get(&self.job.number).unwrap_or(&none);
         if self.window.keep(held, renewed.round) {
-            tracing::warn!(job = %self.job.id, "claims of a job were lost; others may send its items");
+            tracing::warn!(
+                job_id = self.job.id.beginning(),
+                "claims of a job were lost; others may send its items"
+            );
             // Those of their items that wait for admission are not to be sent.
             self.stop_sending();
         }
@@ -318,7 +328,7 @@ impl Run {
     fn wakes_at(&self, now: Instant) -> Instant {
         let claim = self.claims.again_at().filter(|_| self.room().is_some());
         // Which items wait for a limit of their own is not announced.
-        let look = (self.window.active() > self.engine.window / 2).then(|| now + LOOK_FOR_ROOM);
+        let look = (self.window.active() > self.engine.window() / 2).then(|| now + LOOK_FOR_ROOM);
         let failing = self.failing.as_ref().and_then(|failing| failing.again_at);
         let lease = Some(self.engine.lease.ends_at());
         let times = [self.window.wakes_at(), claim, failing, lease, self.send_again_at];
@@ -326,12 +336,6 @@ impl Run {
         let times = times.into_iter().chain(others).flatten();
         times.filter(|at| *at > now).min().unwrap_or(now + self.engine.lease.length())
     }
-}
-
-/// How many bytes are added to each item of a job when it is sent.
-fn bytes_of_shared(job: &Job) -> usize {
-    let shared = &job.spec.shared;
-    if shared.is_empty() { 0 } else { serde_json::to_vec(shared).map_or(0, |text| text.len()) }
 }
 
 /// Waits until an operation is done. Never ready while there is none.

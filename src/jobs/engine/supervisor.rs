@@ -13,15 +13,18 @@ use tokio::time::{Instant, sleep};
 
 use super::lease::Renewed;
 use super::run::{Order, Run};
-use super::{Shared, Stops};
+use super::{Shared, Stops, backoff};
 use crate::gemini::ApiKey;
-use crate::jobs::model::{Change, Job, JobNumber, JobState, Owner, PauseReason};
+use crate::jobs::model::{Change, Job, JobNumber, JobState, Owner, PauseReason, SharedFields};
 
 /// How often jobs are looked at that nothing says have changed: another replica may have changed them.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The most jobs that run at once in this process. Further ones wait until others have ended.
 const MAX_RUNS: usize = 256;
+
+/// The most bytes of shared fields of the jobs that run, unless those of one job are more.
+const MAX_SHARED_FIELDS: usize = 64 << 20;
 
 /// How long a job waits whose run ended with a panic.
 const AFTER_PANIC: Duration = Duration::from_secs(30);
@@ -31,8 +34,8 @@ pub(super) struct Supervisor {
     engine: Arc<Shared>,
     server_key: Option<ApiKey>,
     stops: Stops,
-    /// The runs, each with what it is to do.
-    orders: HashMap<JobNumber, watch::Sender<Order>>,
+    /// The runs that have not ended.
+    started: HashMap<JobNumber, Started>,
     /// Each tells its job, and whether it panicked.
     runs: JoinSet<(JobNumber, bool)>,
     /// Since when no key and no claim was seen of a job.
@@ -42,6 +45,14 @@ pub(super) struct Supervisor {
     renewals: watch::Receiver<Arc<Renewed>>,
 }
 
+/// A run that was started.
+struct Started {
+    /// What it is to do.
+    order: watch::Sender<Order>,
+    /// The bytes of its job's shared fields.
+    shared_bytes: usize,
+}
+
 impl Supervisor {
     pub fn new(engine: Arc<Shared>, server_key: Option<ApiKey>, stops: Stops) -> Self {
         let renewals = engine.renewals.subscribe();
@@ -49,7 +60,7 @@ impl Supervisor {
             engine,
             server_key,
             stops,
-            orders: HashMap::new(),
+            started: HashMap::new(),
             runs: JoinSet::new(),
             keyless: HashMap::new(),
             panicked: HashMap::new(),
@@ -102,9 +113,9 @@ impl Supervisor {
             ("running", count(&jobs, JobState::Running)),
             ("paused", count(&jobs, JobState::Paused)),
         ]);
-        for (job, order) in &self.orders {
+        for (job, started) in &self.started {
             if !open.contains(job) {
-                send(order, Order::Abort);
+                send(&started.order, Order::Abort);
             }
         }
         let mut runnable = Vec::new();
@@ -134,8 +145,8 @@ impl Supervisor {
     /// Ends the run of a paused job. A job that another replica paused because it lacks the key goes on
     /// if the key is here.
     async fn leave_paused(&mut self, job: &Job) {
-        if let Some(order) = self.orders.get(&job.number) {
-            send(order, Order::WindDown);
+        if let Some(started) = self.started.get(&job.number) {
+            send(&started.order, Order::WindDown);
         }
         let lacked_key = job.reason == Some(PauseReason::KeyNeeded);
         if lacked_key && self.key(job).is_some() {
@@ -157,7 +168,8 @@ impl Supervisor {
         }
         let is_shared = self.engine.jobs.store().is_shared();
         if !is_shared || now.duration_since(*since) >= self.engine.lease.length() {
-            tracing::info!(job = %job.id, ?reason, "a job is paused: there is no key for it");
+            let job_id = job.id.beginning();
+            tracing::info!(job_id, ?reason, "a job is paused: there is no key for it");
             self.change(job, Change::Pause(reason)).await;
         }
     }
@@ -170,8 +182,8 @@ impl Supervisor {
         }
     }
 
-    /// Starts runs of jobs that have none, while there are few enough. Owners take turns, so that none
-    /// waits behind all jobs of another.
+    /// Starts runs of jobs that have none, while there are few enough and there is memory for their shared
+    /// fields. Owners take turns, so that none waits behind all jobs of another.
     fn start(&mut self, runnable: Vec<(Job, ApiKey)>) {
         let mut of_owner: HashMap<Owner, usize> = HashMap::new();
         let mut waiting: Vec<_> = (runnable.into_iter())
@@ -181,17 +193,23 @@ impl Supervisor {
                 (*before, job, key)
             })
             .filter(|(_, job, _)| {
-                !self.orders.contains_key(&job.number) && !self.panicked.contains_key(&job.number)
+                !self.started.contains_key(&job.number) && !self.panicked.contains_key(&job.number)
             })
             .collect();
         waiting.sort_by_key(|(before, job, _)| (*before, job.number));
-        let room = MAX_RUNS.saturating_sub(self.orders.len());
-        for (_, job, key) in waiting.into_iter().take(room) {
-            let number = job.number;
-            let (sender, orders) = watch::channel(Order::Send);
-            self.orders.insert(number, sender);
+        let mut shared: usize = self.started.values().map(|started| started.shared_bytes).sum();
+        for (_, job, key) in waiting {
+            let (number, shared_bytes) = (job.number, job.spec.shared_bytes);
+            let fits =
+                shared_bytes == 0 || shared == 0 || shared + shared_bytes <= MAX_SHARED_FIELDS;
+            if self.started.len() >= MAX_RUNS || !fits {
+                continue;
+            }
+            shared += shared_bytes;
+            let (order, orders) = watch::channel(Order::Send);
+            self.started.insert(number, Started { order, shared_bytes });
             self.engine.memory.run_begins();
-            let run = Run::new(Arc::clone(&self.engine), job, key, orders).run();
+            let run = run(Arc::clone(&self.engine), job, key, orders);
             let run = AssertUnwindSafe(run).catch_unwind();
             self.runs.spawn(run.map(move |ended| (number, ended.is_err())));
         }
@@ -200,7 +218,7 @@ impl Supervisor {
     fn ended(&mut self, ended: Option<(JobNumber, bool)>) {
         // A run that panics is caught, and none is aborted while the supervisor lives.
         let Some((job, panicked)) = ended else { return };
-        self.orders.remove(&job);
+        self.started.remove(&job);
         self.engine.memory.run_ended();
         if panicked {
             tracing::error!(job = job.0, "the run of a job panicked; it is started again");
@@ -213,7 +231,7 @@ impl Supervisor {
     async fn release_strays(&mut self) {
         let renewed = Arc::clone(&self.renewals.borrow_and_update());
         let jobs = &self.engine.jobs;
-        for job in renewed.held.keys().filter(|job| !self.orders.contains_key(job)) {
+        for job in renewed.held.keys().filter(|job| !self.started.contains_key(job)) {
             if let Err(error) = jobs.store().release(jobs.replica().clone(), Some(*job)).await {
                 self.engine.writing.failed(&error);
             }
@@ -221,7 +239,25 @@ impl Supervisor {
     }
 
     fn order_all(&self, order: Order) {
-        self.orders.values().for_each(|sender| send(sender, order));
+        self.started.values().for_each(|started| send(&started.order, order));
+    }
+}
+
+/// Runs a job once its shared fields are read. If they cannot be, it ends after a pause.
+async fn run(engine: Arc<Shared>, job: Job, key: ApiKey, orders: watch::Receiver<Order>) {
+    let shared = match job.spec.shared_bytes {
+        0 => Ok(SharedFields::new()),
+        _ => engine.jobs.store().shared_fields(job.number).await,
+    };
+    match shared {
+        Ok(shared) => {
+            let reader = engine.format.reader(&job, shared);
+            Run::new(engine, job, reader, key, orders).run().await;
+        }
+        Err(error) => {
+            engine.reading.failed(&error);
+            sleep(backoff::again(0)).await;
+        }
     }
 }
 

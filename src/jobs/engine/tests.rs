@@ -24,10 +24,10 @@ use tokio::time::sleep;
 use super::{Engine, EngineSettings};
 use crate::dispatch::{Admitted, Call, CallError, CallKind, Dispatcher, RetryPolicy, TierChoice};
 use crate::gemini::{ApiKey, Client, InputFeatures, Model};
-use crate::jobs::item::{ItemFormat, ItemOutcome, ItemSender, PreparedItem};
+use crate::jobs::item::{ItemFormat, ItemOutcome, ItemReader, ItemSender, PreparedItem};
 use crate::jobs::{
     Answered, Change, Committed, Job, JobId, JobKind, JobNumber, JobSpec, JobState, JobStore, Jobs,
-    NewBlock, NewJob, Owner, Totals,
+    NewBlock, NewJob, Owner, SharedFields, Totals,
 };
 use crate::limits::{Limiter, QuotaPlan};
 use crate::metrics::Metrics;
@@ -178,9 +178,14 @@ impl ItemSender for Asking {
 }
 
 impl ItemFormat for Arc<Script> {
+    fn reader(&self, _: &Job, _: SharedFields) -> Arc<dyn ItemReader> {
+        Arc::new(Arc::clone(self))
+    }
+}
+
+impl ItemReader for Arc<Script> {
     fn prepare(
         &self,
-        _: &Job,
         _: &ApiKey,
         index: u64,
         line: Bytes,
@@ -202,7 +207,7 @@ impl ItemFormat for Arc<Script> {
         std::future::ready(Ok(item)).boxed()
     }
 
-    fn internal_error(&self, _: &Job, index: u64, line: &[u8]) -> Answered {
+    fn internal_error(&self, index: u64, line: &[u8]) -> Answered {
         answered(index, line.to_vec(), Some("internal_error"))
     }
 }
@@ -250,7 +255,6 @@ impl Process {
 
     fn start(&mut self) {
         let settings = EngineSettings {
-            concurrency_limit: self.limiter.occupancy().limit,
             lease: LEASE,
             retention: Some(self.retention),
             large_items: 32 << 20,
@@ -304,7 +308,7 @@ impl Process {
 }
 
 /// A dispatcher whose calls are answered by scripts.
-fn dispatcher(limiter: &Arc<Limiter>, metrics: &Arc<Metrics>) -> Arc<Dispatcher> {
+pub(super) fn dispatcher(limiter: &Arc<Limiter>, metrics: &Arc<Metrics>) -> Arc<Dispatcher> {
     Arc::new(Dispatcher::new(
         Client::new("http://127.0.0.1:9").unwrap(),
         Arc::clone(limiter),
@@ -319,15 +323,22 @@ fn key(text: &str) -> ApiKey {
 }
 
 async fn begin(jobs: &Jobs, owner: Owner) -> JobNumber {
-    begin_with(jobs, owner, serde_json::Map::new()).await
+    begin_as(jobs, NewJob { owner, ..new_job() }).await
+}
+
+async fn begin_as(jobs: &Jobs, new: NewJob) -> JobNumber {
+    jobs.store().begin(new, jobs.replica().clone()).await.unwrap()
 }
 
 /// Begins a job whose items all get some fields.
-async fn begin_with(
-    jobs: &Jobs,
-    owner: Owner,
-    shared: serde_json::Map<String, serde_json::Value>,
-) -> JobNumber {
+async fn begin_with(jobs: &Jobs, owner: Owner, shared: SharedFields) -> JobNumber {
+    let shared_bytes = serde_json::to_vec(&shared).unwrap().len();
+    let mut new = NewJob { owner, shared, ..new_job() };
+    new.spec.shared_bytes = shared_bytes;
+    begin_as(jobs, new).await
+}
+
+fn new_job() -> NewJob {
     let spec = JobSpec {
         kind: JobKind::Chat,
         name: None,
@@ -335,11 +346,11 @@ async fn begin_with(
         external_semaphore_id: None,
         service_tier: None,
         webhook_url: None,
-        shared,
+        shared_bytes: 0,
     };
     let (id, created_at) = (JobId::random(), Timestamp::now());
-    let job = NewJob { id, owner, spec, idempotency_key: None, created_at };
-    jobs.store().begin(job, jobs.replica().clone()).await.unwrap()
+    let (owner, shared) = (Owner::Admin, SharedFields::new());
+    NewJob { id, owner, spec, shared, idempotency_key: None, created_at }
 }
 
 async fn commit(jobs: &Jobs, job: JobNumber, name: &str, items: u64) -> JobNumber {

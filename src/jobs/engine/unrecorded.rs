@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::memory::ItemMemory;
+use crate::dispatch::Dispatcher;
 
 /// How many results of a job may wait to be recorded, at least and for each slot. They are fewer as long
 /// as the store keeps up.
@@ -24,7 +25,7 @@ const WEIGHT: u64 = 8;
 /// The results of a run that are not recorded.
 #[derive(Debug)]
 pub(super) struct Unrecorded {
-    slots: usize,
+    dispatcher: Arc<Dispatcher>,
     memory: Arc<ItemMemory>,
     results: AtomicUsize,
     bytes: AtomicUsize,
@@ -34,11 +35,16 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// None yet, of calls that have so many slots.
-    pub fn new(slots: usize, memory: Arc<ItemMemory>) -> Self {
-        let (results, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let (fewer, call) = (Notify::new(), AtomicU64::new(0));
-        Self { slots, memory, results, bytes, fewer, call }
+    /// None yet, of calls that this dispatcher makes.
+    pub fn new(dispatcher: &Arc<Dispatcher>, memory: &Arc<ItemMemory>) -> Self {
+        Self {
+            dispatcher: Arc::clone(dispatcher),
+            memory: Arc::clone(memory),
+            results: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            fewer: Notify::new(),
+            call: AtomicU64::new(0),
+        }
     }
 
     /// Waits until there are few enough results for another call. While calls are slow and the store is
@@ -66,13 +72,13 @@ impl Unrecorded {
     }
 
     fn is_below_most(&self) -> bool {
-        let most = self.slots.saturating_mul(PER_SLOT).max(LEAST);
+        let most = self.dispatcher.slots().saturating_mul(PER_SLOT).max(LEAST);
         self.results.load(Ordering::Relaxed) < most
             && self.bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
     fn longest_wait(&self) -> Duration {
-        let slots = u64::try_from(self.slots).unwrap_or(u64::MAX).max(1);
+        let slots = u64::try_from(self.dispatcher.slots()).unwrap_or(u64::MAX).max(1);
         Duration::from_micros(self.call.load(Ordering::Relaxed) / slots / 2)
     }
 
@@ -104,6 +110,15 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::jobs::engine;
+    use crate::limits::{Limiter, QuotaPlan};
+    use crate::metrics::Metrics;
+
+    fn dispatcher(slots: usize) -> Arc<Dispatcher> {
+        let limiter = Limiter::new(slots, 10, QuotaPlan::default());
+        let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
+        engine::tests::dispatcher(&limiter, &metrics)
+    }
 
     async fn waited(unrecorded: &Unrecorded) -> Duration {
         let begin = Instant::now();
@@ -113,7 +128,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_next_of_slow_calls_waits_until_results_are_recorded_but_not_for_long() {
-        let unrecorded = Unrecorded::new(8, ItemMemory::new(0));
+        let unrecorded = Unrecorded::new(&dispatcher(8), &ItemMemory::new(0));
         unrecorded.add(1);
         assert_eq!(waited(&unrecorded).await, Duration::ZERO, "nothing is known of calls");
         (0..100).for_each(|_| unrecorded.note_call(Duration::from_secs(1)));

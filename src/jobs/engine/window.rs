@@ -6,7 +6,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::memory::PER_ITEM;
-use crate::jobs::model::Block;
+use crate::jobs::model::{Answered, Block};
+use crate::prices::NanoDollars;
 
 /// The items of a job that are in memory. It knows nothing of calls and stores.
 #[derive(Debug, Default)]
@@ -46,8 +47,17 @@ struct Item {
     state: State,
     /// How often it was put off.
     put_off: u32,
-    /// How often it failed with a transient error.
+    /// How often it failed with a transient error, and what these calls took.
     repeated: u32,
+    spent: Spent,
+}
+
+/// What those calls of an item took that failed with a transient error.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    input_tokens: u64,
+    output_tokens: u64,
+    cost: NanoDollars,
 }
 
 /// Where an item is. Times are in `Window::later`.
@@ -71,6 +81,21 @@ impl State {
     }
 }
 
+impl Item {
+    fn new(line: Bytes, block: u64) -> Self {
+        let (state, spent) = (State::Ready, Spent::default());
+        Self { line, block, state, put_off: 0, repeated: 0, spent }
+    }
+}
+
+impl Spent {
+    fn add(&mut self, result: &Answered) {
+        self.input_tokens = self.input_tokens.saturating_add(result.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(result.output_tokens);
+        self.cost = self.cost.saturating_add(result.cost);
+    }
+}
+
 impl Window {
     /// Adds claimed blocks. `round` is the current round of renewals.
     pub fn add(&mut self, blocks: Vec<Block>, round: u64) {
@@ -86,9 +111,7 @@ impl Window {
                 if answered.binary_search(&index).is_ok() || self.items.contains_key(&index) {
                     continue;
                 }
-                let item =
-                    Item { line, block: first, state: State::Ready, put_off: 0, repeated: 0 };
-                self.items.insert(index, item);
+                self.items.insert(index, Item::new(line, first));
                 self.ready.push_back(index);
                 block.items += 1;
             }
@@ -118,15 +141,21 @@ impl Window {
         });
     }
 
-    /// Sends an item again after a transient error. `until` gets the number of such errors before, and
-    /// returns when; `None` if there were enough, and then nothing changes. Returns whether the item is
-    /// sent again.
-    pub fn repeat(&mut self, index: u64, until: impl FnOnce(u32) -> Option<Instant>) -> bool {
+    /// Sends an item again after a transient error, of which `result` would be the result. `until` gets the
+    /// number of such errors before, and returns when; `None` if there were enough, and then nothing changes.
+    /// Returns whether the item is sent again.
+    pub fn repeat(
+        &mut self,
+        index: u64,
+        result: &Answered,
+        until: impl FnOnce(u32) -> Option<Instant>,
+    ) -> bool {
         let Some(at) = self.items.get(&index).and_then(|item| until(item.repeated)) else {
             return false;
         };
         self.send_later(index, true, |item| {
             item.repeated += 1;
+            item.spent.add(result);
             at
         });
         true
@@ -187,15 +216,17 @@ impl Window {
         self.later.first().map(|&(at, _)| at)
     }
 
-    /// The item has its result, which is to be recorded. Returns whether it is here and had none.
-    pub fn answered(&mut self, index: u64) -> bool {
-        let Some(item) = self.items.get_mut(&index).filter(|item| item.state == State::Out) else {
-            return false;
-        };
+    /// The item has its result. Returns what is to be recorded: the result, with what earlier calls of the item
+    /// took. `None` if the item is not here, or has its result already.
+    pub fn answered(&mut self, index: u64, result: Answered) -> Option<Answered> {
+        let item = self.items.get_mut(&index).filter(|item| item.state == State::Out)?;
         item.state = State::Answered;
         item.line = Bytes::new();
         self.answered += 1;
-        true
+        item.spent.add(&result);
+        let Spent { input_tokens, output_tokens, cost } = item.spent;
+        // The index is the one under which the item was claimed, whatever its format says.
+        Some(Answered { index, input_tokens, output_tokens, cost, ..result })
     }
 
     /// The result of the item is recorded.
@@ -311,94 +342,4 @@ fn split(lines: &Bytes) -> impl Iterator<Item = Bytes> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn block(first: u64, items: u64) -> Block {
-        let lines: String = (first..first + items).map(|index| format!("line {index}\n")).collect();
-        Block { first, lines: lines.into(), answered: Vec::new() }
-    }
-
-    fn window() -> Window {
-        let mut window = Window::default();
-        window.add(vec![block(0, 3), block(3, 2)], 1);
-        window
-    }
-
-    fn indices(window: &mut Window) -> Vec<u64> {
-        std::iter::from_fn(|| window.send_next()).map(|(index, _)| index).collect()
-    }
-
-    #[test]
-    fn items_are_sent_in_their_order_without_those_that_have_results() {
-        let mut window = Window::default();
-        window.add(vec![Block { answered: vec![1, 2], ..block(0, 4) }], 0);
-        assert_eq!(window.send_next(), Some((0, Bytes::from("line 0"))));
-        assert_eq!(window.send_next(), Some((3, Bytes::from("line 3"))));
-        assert_eq!(window.send_next(), None);
-    }
-
-    #[test]
-    fn a_block_leaves_memory_with_its_last_result() {
-        let mut window = window();
-        let all = window.bytes();
-        indices(&mut window);
-        for index in [0, 2] {
-            assert!(window.answered(index));
-            window.recorded(index);
-        }
-        assert_eq!((window.bytes(), window.active(), window.out()), (all, 3, 3));
-        let blocks = HashSet::from([0, 99]);
-        assert_eq!(window.bytes_of(&blocks), 3 * ("line 0\n".len() + PER_ITEM));
-        assert!(window.has_any(&blocks));
-        assert!(window.answered(1) && !window.answered(1));
-        window.recorded(1);
-        assert!(window.bytes() < all && !window.is_empty() && !window.has_any(&blocks));
-        window.take_back_all();
-        assert_eq!(indices(&mut window), [3, 4]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_item_that_was_put_off_comes_back_at_its_time() {
-        let (mut window, now) = (window(), Instant::now());
-        let at = |seconds| now + Duration::from_secs(seconds);
-        indices(&mut window);
-        window.put_off(4, false, |before| at(u64::from(before) + 1));
-        assert!(window.repeat(2, |before| (before < 1).then(|| at(3))));
-        assert_eq!((window.wakes_at(), window.active(), window.soon()), (Some(at(1)), 3, 1));
-        window.wake(at(2));
-        assert_eq!(indices(&mut window), [4]);
-        window.put_off(4, true, |before| at(u64::from(before) + 1));
-        assert_eq!((window.wakes_at(), window.soon()), (Some(at(2)), 2));
-        window.wake(at(3));
-        assert_eq!((indices(&mut window), window.soon()), (vec![4, 2], 0));
-        assert!(!window.repeat(2, |before| (before < 1).then(|| at(3))));
-        assert!(window.answered(2), "it still waits for its result");
-    }
-
-    #[test]
-    fn items_of_a_lost_claim_are_dropped_unless_they_are_out_or_answered() {
-        let mut window = window();
-        window.add(vec![block(10, 1)], 2);
-        window.send_next();
-        window.send_next();
-        window.answered(1);
-        assert!(window.keep(&HashSet::from([3]), 2));
-        assert_eq!(indices(&mut window), [3, 4, 10], "the last one is newer than the renewal");
-        window.take_back(0);
-        window.recorded(1);
-        assert!(indices(&mut window).is_empty());
-        assert_eq!(window.bytes(), 3 * ("line 3\n".len() + PER_ITEM) + 1);
-    }
-
-    #[test]
-    fn a_block_that_is_claimed_again_adds_only_what_was_dropped() {
-        let mut window = window();
-        window.send_next();
-        window.keep(&HashSet::from([3]), 2);
-        window.add(vec![block(0, 3)], 2);
-        assert_eq!(indices(&mut window), [3, 4, 1, 2]);
-    }
-}
+mod tests;

@@ -32,13 +32,15 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::task::spawn_blocking;
 
+use super::claim::Most;
 use super::query::Query;
+use super::retry::Retried;
 use super::row::closed;
 use super::specs::Specs;
 use super::{Committed, JobStore, StoreError, Stored};
 use crate::jobs::model::{
     Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
-    Owner, ReplicaId, ResultPage, Totals,
+    Owner, ReplicaId, ResultPage, SharedFields, Totals,
 };
 use database::{Database, Failure, Sql};
 use lost::LostClaims;
@@ -147,8 +149,8 @@ impl Inner {
                 })
                 .await?;
             match retried {
-                changes::Retried { job, next: None } => return Ok(job),
-                changes::Retried { next, .. } => from = next,
+                Retried { job, next: None } => return Ok(job),
+                Retried { next, .. } => from = next,
             }
         }
     }
@@ -207,6 +209,10 @@ impl JobStore for PostgresStore {
         })
     }
 
+    fn shared_fields(&self, job: JobNumber) -> Stored<SharedFields> {
+        self.transact(move |_, sql| rows::shared_fields(sql, job).boxed())
+    }
+
     fn jobs(
         &self,
         owner: Option<Owner>,
@@ -254,7 +260,7 @@ impl JobStore for PostgresStore {
     ) -> Stored<Claimed> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            let most = work::Most { items: items.into(), bytes: bytes as u64 };
+            let most = Most { items: items.into(), bytes: bytes as u64 };
             let claim = inner.lost.begin(&replica);
             let claimant = Arc::new(work::Claimant { replica, claim: claim.number(), lease });
             let found = inner

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::StoreError;
 use crate::jobs::model::{
     Answered, Change, Failures, Job, JobId, JobNumber, JobSpec, JobState, Owner, PauseReason,
-    Progress, Rate,
+    Progress, Rate, SharedFields,
 };
 use crate::prices::NanoDollars;
 
@@ -177,12 +177,15 @@ impl Row {
         self.state == JobState::Cancelled && answered < self.total
     }
 
-    /// Results of so many failed items were removed.
+    /// Results of so many failed items were removed. A job that has ended is queued; one that goes on already,
+    /// since this is a further part of a retry, stays as it is, such as paused.
     pub fn queue_again(&mut self, removed: u64) {
         self.progress.failed = self.progress.failed.saturating_sub(removed);
-        self.state = JobState::Queued;
-        self.ended_at = None;
-        (self.announce_at, self.announcements) = (None, 0);
+        if self.state.has_ended() {
+            self.state = JobState::Queued;
+            self.ended_at = None;
+            (self.announce_at, self.announcements) = (None, 0);
+        }
     }
 
     /// The clock may have been set back since the job came.
@@ -264,6 +267,17 @@ fn read_reason(text: String) -> PauseReason {
     }
 }
 
+/// Shared fields as they are stored; nothing if there are none.
+pub(super) fn shared(fields: &SharedFields) -> Result<Option<String>, StoreError> {
+    let text = (!fields.is_empty()).then(|| serde_json::to_string(fields)).transpose();
+    text.map_err(|_| damaged("invalid options"))
+}
+
+pub(super) fn read_shared(text: Option<String>) -> Result<SharedFields, StoreError> {
+    let fields = text.map(|text| serde_json::from_str(&text)).transpose();
+    Ok(fields.map_err(|_| damaged("the options of a job are unreadable"))?.unwrap_or_default())
+}
+
 pub(super) fn damaged(what: &str) -> StoreError {
     StoreError::Damaged(what.to_owned())
 }
@@ -324,6 +338,19 @@ mod tests {
         assert!(row.change(Change::Cancel, at(1004)) && !row.change(Change::Cancel, at(1005)));
         assert_eq!((row.ended_at, row.announce_at), (Some(at(1004)), Some(at(1004))));
         assert!(!row.change(Change::Resume, at(1006)));
+    }
+
+    #[test]
+    fn a_job_that_is_paused_during_a_retry_stays_paused() {
+        let mut row = queued(2);
+        row.progress.failed = 2;
+        row.complete_if_all_are_answered(at(1001));
+        row.queue_again(1);
+        assert_eq!((row.state, row.ended_at, row.announce_at), (JobState::Queued, None, None));
+        row.change(Change::Pause(PauseReason::Requested), at(1002));
+        row.queue_again(1);
+        assert_eq!((row.state, row.progress.failed), (JobState::Paused, 0));
+        assert_eq!(row.reason, Some(PauseReason::Requested));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The options of jobs, read once: they may hold a long prompt, and are needed with each result.
+//! The options of jobs, read once: they are needed with each result.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use super::StoreError;
 use crate::jobs::model::{JobNumber, JobSpec};
 
 /// How many are kept.
-const MAX_KEPT: usize = 64;
+const MAX_KEPT: usize = 4096;
 
 /// Options of jobs that were used lately. They never change.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `database`, `format_1.sql` | the files, the lock, the settings, the formats |
 //! | `claims` | which blocks are claimed, in memory |
+//! | `commands` | what the writer does for others |
 //! | `writer` | the thread that makes all changes, in groups |
 //! | `erase` | removes jobs from the disk in steps |
 //! | `readers` | connections that only read |
@@ -16,6 +17,7 @@
 
 mod changes;
 mod claims;
+mod commands;
 mod database;
 mod erase;
 mod readers;
@@ -38,16 +40,19 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::claim::{Claimed as StoredClaim, Most};
 use super::query::Query;
+use super::retry::Retried;
 use super::row::{closed, no_upload};
-use super::{Committed, JobStore, StoreError, Stored, payload};
+use super::{Committed, JobStore, StoreError, Stored};
 use crate::jobs::model::{
-    Answered, Block, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob,
-    Order, Owner, ReplicaId, ResultPage, Totals,
+    Answered, Change, Claimed, FailuresToRetry, Job, JobId, JobNumber, NewBlock, NewJob, Order,
+    Owner, ReplicaId, ResultPage, SharedFields, Totals,
 };
+use commands::{Context, Kind, Ordered};
 use database::Files;
 use readers::Readers;
-use writer::{Command, Context, Shared, Writer};
+use writer::{Shared, Writer};
 
 /// How many KiB of items wait to be written at most.
 const MAX_WAITING: u32 = 8 << 10;
@@ -64,60 +69,6 @@ struct Inner {
     writer: Mutex<Option<Arc<Writer>>>,
     is_closed: AtomicBool,
     waiting: Arc<Semaphore>,
-}
-
-/// A command and its outcome.
-struct Ordered<T, F> {
-    kind: Kind,
-    run: F,
-    output: Option<T>,
-    /// The outcome without a database.
-    absent: Result<T, StoreError>,
-    reply: oneshot::Sender<Result<T, StoreError>>,
-    /// The blocks that are claimed for whoever gets the outcome.
-    claimed: fn(&T) -> Vec<(i64, i64)>,
-}
-
-/// What a command promises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Its outcome survives a power cut. The database is made for it.
-    Creates,
-    /// Its outcome survives a power cut.
-    Promises,
-    /// Only a later command needs its outcome.
-    Prepares,
-}
-
-impl<T, F> Command for Ordered<T, F>
-where
-    T: Send,
-    F: FnMut(&mut Context<'_>) -> Result<T, StoreError> + Send,
-{
-    fn run(&mut self, context: &mut Context<'_>) -> Result<(), StoreError> {
-        self.output = Some((self.run)(context)?);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, outcome: Result<(), StoreError>) -> Vec<(i64, i64)> {
-        let Self { output, reply, claimed, .. } = *self;
-        match reply.send(outcome.and_then(|()| output.ok_or_else(closed))) {
-            Err(Ok(unreceived)) => claimed(&unreceived),
-            _ => Vec::new(),
-        }
-    }
-
-    fn creates(&self) -> bool {
-        self.kind == Kind::Creates
-    }
-
-    fn finish_without_database(self: Box<Self>) {
-        drop(self.reply.send(self.absent));
-    }
-
-    fn is_promise(&self) -> bool {
-        self.kind != Kind::Prepares
-    }
 }
 
 impl SqliteStore {
@@ -232,12 +183,17 @@ impl Inner {
         let mut from = None;
         loop {
             let step = move |context: &mut Context<'_>| changes::retry(context, job, which, from);
-            match self.write(Kind::Promises, Ok(changes::Retried::default()), step).await? {
-                changes::Retried { job, next: None } => return Ok(job),
-                changes::Retried { next, .. } => from = next,
+            match self.write(Kind::Promises, Ok(Retried::default()), step).await? {
+                Retried { job, next: None } => return Ok(job),
+                Retried { next, .. } => from = next,
             }
         }
     }
+}
+
+/// The blocks of a claim: job and index of the first item.
+fn blocks_of((job, claimed): &(JobNumber, StoredClaim)) -> Vec<(i64, i64)> {
+    claimed.blocks.iter().map(|block| (job.0, block.first)).collect()
 }
 
 impl JobStore for SqliteStore {
@@ -267,6 +223,10 @@ impl JobStore for SqliteStore {
 
     fn job(&self, id: JobId) -> Stored<Option<Job>> {
         self.read(None, move |sql, shared| rows::job_by_id(sql, shared, &id))
+    }
+
+    fn shared_fields(&self, job: JobNumber) -> Stored<SharedFields> {
+        self.read(SharedFields::new(), move |sql, _| rows::shared_fields(sql, job))
     }
 
     fn jobs(
@@ -318,12 +278,13 @@ impl JobStore for SqliteStore {
         Box::pin(async move {
             let (now, time) = (Instant::now(), Timestamp::now());
             let claim = move |context: &mut Context<'_>| {
-                let most = work::Most { items: items.into(), bytes: bytes as u64 };
-                work::claim(context, job, &replica, most, (now, now + lease), time)
+                let most = Most { items: items.into(), bytes: bytes as u64 };
+                let found = work::claim(context, job, &replica, most, (now, now + lease), time)?;
+                Ok((job, found))
             };
-            let blocks = |found: &work::Claimed| found.keys();
-            let found = inner.write_claiming(Kind::Promises, Ok(<_>::default()), claim, blocks);
-            found.await?.read()
+            let none = Ok((job, StoredClaim::default()));
+            let found = inner.write_claiming(Kind::Promises, none, claim, blocks_of).await?;
+            found.1.read()
         })
     }
 
@@ -408,19 +369,5 @@ impl JobStore for SqliteStore {
             }
         }
         .boxed()
-    }
-}
-
-impl work::Claimed {
-    /// The blocks with their lines.
-    fn read(self) -> Result<Claimed, StoreError> {
-        let blocks = self.blocks.into_iter().map(|block| {
-            let lines = payload::decompress(&block.compressed, block.bytes)?;
-            Ok(Block { first: block.first.cast_unsigned(), lines, answered: block.answered })
-        });
-        Ok(Claimed {
-            blocks: blocks.collect::<Result<_, StoreError>>()?,
-            too_large: self.too_large,
-        })
     }
 }

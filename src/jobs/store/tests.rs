@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::jobs::model::{
     Answered, Block, Change, Failures, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
-    JobState, NewBlock, NewJob, Order, Owner, PauseReason, ReplicaId, Totals,
+    JobState, NewBlock, NewJob, Order, Owner, PauseReason, ReplicaId, SharedFields, Totals,
 };
 use crate::prices::NanoDollars;
 
@@ -44,6 +44,7 @@ macro_rules! for_both_stores {
 
 mod faults_of_files;
 mod faults_of_postgres;
+mod full_disks;
 mod lives;
 mod measurement;
 mod power;
@@ -114,10 +115,11 @@ fn new_job() -> NewJob {
         external_semaphore_id: None,
         service_tier: None,
         webhook_url: None,
-        shared: serde_json::Map::from_iter([("system".to_owned(), MARKER.into())]),
+        shared_bytes: 40,
     };
     let (id, owner) = (JobId::random(), Owner::Admin);
-    NewJob { id, owner, spec, idempotency_key: None, created_at: at(0) }
+    let shared = SharedFields::from_iter([("system".to_owned(), MARKER.into())]);
+    NewJob { id, owner, spec, shared, idempotency_key: None, created_at: at(0) }
 }
 
 fn line(index: u64) -> String {

@@ -19,8 +19,8 @@ use super::url::origin;
 use crate::jobs::{Job, JobStore};
 use crate::pacific::{SystemClock, WallClock};
 
-/// How many messages are sent at once.
-const MAX_DELIVERIES: usize = 8;
+/// How many messages are sent at once. A receiver that does not answer holds one of them for 15 s.
+const MAX_DELIVERIES: usize = 64;
 
 /// How long others leave a claimed announcement alone: longer than an attempt takes.
 const LEASE: Duration = Duration::from_secs(60);

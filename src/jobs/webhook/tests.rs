@@ -1,5 +1,6 @@
 //! Announcements under a paused clock, with a store in memory and a sender that follows a script.
 
+mod connections;
 mod delivery;
 mod store;
 
@@ -243,27 +244,27 @@ async fn an_attempt_that_a_crash_cut_off_is_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_eight_messages_are_sent_at_once() {
+async fn at_most_64_messages_are_sent_at_once() {
     let store = MemoryStore::new(clock());
     let (script, mut attempts) = Script::new([]);
     script.permits.forget_permits(Semaphore::MAX_PERMITS);
-    for number in 1..=30 {
+    for number in 1..=100 {
         store.end(job(number), JobState::Completed);
     }
     let _announcer = start(&store, &script, &Arc::default());
-    for _ in 0..8 {
+    for _ in 0..64 {
         attempts.recv().await.unwrap();
     }
     sleep(Duration::from_secs(1)).await;
     assert!(attempts.try_recv().is_err());
-    for _ in 8..30 {
+    for _ in 64..100 {
         script.permits.add_permits(1);
         attempts.recv().await.unwrap();
     }
-    script.permits.add_permits(8);
-    store.settled(30).await;
+    script.permits.add_permits(64);
+    store.settled(100).await;
     assert!(store.is_empty());
-    assert_eq!(script.most_in_progress.load(Ordering::Relaxed), 8);
+    assert_eq!(script.most_in_progress.load(Ordering::Relaxed), 64);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-use super::{Accounts, Settings};
+use super::Accounts;
 use crate::limits::model::{PlannedQuotas, QuotaPlan};
 
 impl Accounts {
@@ -14,14 +14,13 @@ impl Accounts {
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let plan = Arc::new(plan);
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) =
-            Settings { plan: Arc::clone(&plan), ceiling };
+        (open.plan, open.ceiling) = (Arc::clone(&plan), ceiling);
         let mut accounts: Vec<_> = open.accounts.values().cloned().collect();
         let mut spend = HashMap::new();
         for account in &accounts {
             let payer = account.payer();
             if !spend.contains_key(payer) {
-                spend.insert(payer.clone(), open.spend_of(payer, &plan, &*self.store));
+                spend.insert(payer.clone(), open.spend_of(payer, &*self.store));
             }
         }
         drop(open);

@@ -1,7 +1,7 @@
 //! Which limit a call waited for the longest.
 
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,42 +37,55 @@ impl HeldBy {
 }
 
 /// Since when the call at the head of an account queue has been waiting for anything but a global slot.
-#[derive(Debug, Default)]
-pub(super) struct HeldUpSince(Mutex<Option<Instant>>);
+#[derive(Debug)]
+pub(super) struct HeldUpSince {
+    /// The start of the limiter.
+    origin: Instant,
+    /// In microseconds after `origin`; [`NOT_HELD_UP`] if there is no such call.
+    micros: AtomicU64,
+}
+
+const NOT_HELD_UP: u64 = u64::MAX;
 
 impl HeldUpSince {
+    /// No call is held up. `origin` is a moment before all waits.
+    pub fn after(origin: Instant) -> Self {
+        Self { origin, micros: NOT_HELD_UP.into() }
+    }
+
     /// `None` if there is no such call.
     pub fn get(&self) -> Option<Instant> {
-        *self.lock()
+        let micros = self.micros.load(Ordering::Relaxed);
+        (micros != NOT_HELD_UP).then(|| self.origin + Duration::from_micros(micros))
     }
 
-    fn set(&self, since: Option<Instant>) {
-        *self.lock() = since;
+    fn begin(&self, now: Instant) {
+        let micros = u64::try_from((now - self.origin).as_micros()).unwrap_or(NOT_HELD_UP);
+        self.micros.store(micros, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&self) {
+        self.micros.store(NOT_HELD_UP, Ordering::Relaxed);
     }
 }
 
-/// The waits of a call for one limit after the other. The clock is read only when one of them ends: most
-/// calls find room everywhere, and what is done between waits takes no time to speak of.
+/// The waits of a call for one limit after the other. The clock is read only for a call that waits: most
+/// find room everywhere.
 #[derive(Debug)]
 pub(super) struct Waits<'a> {
     held_up_since: &'a HeldUpSince,
-    since: Instant,
-    /// When the latest of the waits ended.
-    until: Instant,
-    is_waiting: bool,
+    /// When the wait began that has not ended.
+    since: Option<Instant>,
+    total: Duration,
     longest: Duration,
     held_by: Option<HeldBy>,
 }
 
 impl<'a> Waits<'a> {
-    /// None yet, of a call that is at the head of its queue since then.
-    pub fn new(since: Instant, held_up_since: &'a HeldUpSince) -> Self {
-        let longest = Duration::ZERO;
-        Self { held_up_since, since, until: since, is_waiting: false, longest, held_by: None }
+    /// None yet. An account queue is told of those that come.
+    pub fn new(held_up_since: &'a HeldUpSince) -> Self {
+        let (total, longest) = (Duration::ZERO, Duration::ZERO);
+        Self { held_up_since, since: None, total, longest, held_by: None }
     }
 
     /// Completes as `wait` does, and notes for how long that was not ready.
@@ -82,7 +95,7 @@ impl<'a> Waits<'a> {
 
     /// How long the call waited in all.
     pub fn total(&self) -> Duration {
-        self.until - self.since
+        self.total
     }
 
     /// The limit that was waited for the longest; `None` if there was no wait of a millisecond.
@@ -91,32 +104,30 @@ impl<'a> Waits<'a> {
     }
 
     fn begin(&mut self, limit: HeldBy) {
-        self.is_waiting = true;
+        let now = Instant::now();
+        self.since = Some(now);
         if limit != HeldBy::ConcurrencyLimit {
-            self.held_up_since.set(Some(self.until));
+            self.held_up_since.begin(now);
         }
     }
 
     fn end(&mut self, limit: HeldBy) {
-        let now = Instant::now();
-        let waited = now - self.until;
-        self.until = now;
+        let Some(since) = self.since.take() else { return };
+        if limit != HeldBy::ConcurrencyLimit {
+            self.held_up_since.end();
+        }
+        let waited = since.elapsed();
+        self.total += waited;
         if waited >= MILLISECOND && waited > self.longest {
             (self.longest, self.held_by) = (waited, Some(limit));
         }
-        self.clear();
-    }
-
-    fn clear(&mut self) {
-        self.is_waiting = false;
-        self.held_up_since.set(None);
     }
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        if self.is_waiting {
-            self.clear();
+        if self.since.is_some() {
+            self.held_up_since.end();
         }
     }
 }
@@ -134,13 +145,14 @@ pin_project! {
 impl<F: Future> Future for During<'_, '_, F> {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let result = this.wait.poll(context);
-        match (this.waits.is_waiting, &result) {
-            (false, Poll::Pending) => this.waits.begin(*this.limit),
-            (true, Poll::Ready(_)) => this.waits.end(*this.limit),
-            (true, Poll::Pending) | (false, Poll::Ready(_)) => {}
+        match (&result, this.waits.since) {
+            (Poll::Pending, None) => this.waits.begin(*this.limit),
+            (Poll::Ready(_), Some(_)) => this.waits.end(*this.limit),
+            (Poll::Pending, Some(_)) | (Poll::Ready(_), None) => {}
         }
         result
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, advance};
 
-use super::queue::BRIEF_HOLD;
+use super::reserve::BRIEF_HOLD;
 use super::*;
 use crate::limits::accounts::{Account, NamedBy, PROBE_INTERVAL};
 use crate::limits::model::{

@@ -72,7 +72,8 @@ impl<'a> Table<'a> {
         let columns = self.header.len();
         if fields.len() != columns {
             let count = fields.len();
-            let message = format!("a row with {count} fields, under a header with {columns}");
+            let fields = if count == 1 { "field" } else { "fields" };
+            let message = format!("a row with {count} {fields}, under a header with {columns}");
             return Some(Err(self.input.invalid(Some(self.input.line(position)), message)));
         }
         Some(Ok(Record { position, content: Content::Row { header: self.header(), fields } }))

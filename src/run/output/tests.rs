@@ -113,12 +113,12 @@ fn an_output_that_is_the_input_or_no_regular_file_is_refused() {
         (device, "is not a regular file"),
         ("/dev/null".into(), "is not a regular file"),
     ] {
-        let refused = check_replaceable(&output, upload.input()).unwrap_err();
+        let refused = check_replaceable(&output, Some(upload.input())).unwrap_err();
         assert!(refused.contains(expected) && !refused.contains("--force"), "{refused}");
     }
     let other = folder.path().join("other");
     fs::write(&other, "").unwrap();
     for output in [other, folder.path().join("new"), "-".into()] {
-        assert_eq!(check_replaceable(&output, upload.input()), Ok(()));
+        assert_eq!(check_replaceable(&output, Some(upload.input())), Ok(()));
     }
 }

@@ -262,6 +262,39 @@ async fn a_job_without_items_or_of_an_unknown_type_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_cut_off_is_refused() {
+    let service = JobService::without_engine(|_| {}).await;
+    let text = chats(prompts(300));
+    for whole in [gzip(text.as_bytes()), zstd(text.as_bytes())] {
+        let (content_type, body) = form(&[("kind", "chat")], &whole[..whole.len() - 4]);
+        let request = service.http.post(service.url("/jobs")).body(body);
+        let refused = answer(request.header("content-type", content_type)).await;
+        assert_eq!(refused.body["code"], "body_not_decoded", "{refused:?}");
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.starts_with("The file begins like one in "), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn options_that_are_too_long_are_refused() {
+    let service = JobService::without_engine(|_| {}).await;
+    let shared = json!({"system_prompt": "x".repeat(4 << 20)});
+    let line = json!({"job": {"kind": "chat", "shared": shared}});
+    let refused = answer(service.upload("chat", format!("{line}\n{}", chats(prompts(1))))).await;
+    assert_eq!(
+        faults(&refused),
+        [(r#"["body","line",1,"job"]"#.to_owned(), "too_long".to_owned())]
+    );
+    let list = json!({"kind": "chat", "shared": shared, "requests": [{"prompt": "a"}]});
+    let refused = answer(service.post("/jobs", &list)).await;
+    assert_eq!(faults(&refused), [(r#"["body","shared"]"#.to_owned(), "too_long".to_owned())]);
+    let (content_type, body) = form(&[("kind", "chat"), ("shared", &shared.to_string())], b"{}");
+    let request = service.http.post(service.url("/jobs")).body(body);
+    let refused = answer(request.header("content-type", content_type)).await;
+    assert_eq!(faults(&refused), [(r#"["body","shared"]"#.to_owned(), "too_long".to_owned())]);
+}
+
+#[tokio::test]
 async fn limits_of_a_job_are_enforced() {
     let service = JobService::without_engine(|config| {
         config.job_max_items = 3;

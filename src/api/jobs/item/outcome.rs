@@ -108,9 +108,10 @@ pub(in crate::api::jobs) fn failed(labels: Labels, failure: Failure) -> ItemOutc
         | C::SpendLimited
         | C::OtherQuotaExhausted
         | C::QueueFull
-        | C::ServerBusy
         | C::TooManyAccounts
         | C::LimitsUnavailable => ItemOutcome::Later(failure.error.retry_after()),
+        // After a call there was no memory for its answer: each further one costs as much.
+        C::ServerBusy if !failure.was_sent => ItemOutcome::Later(failure.error.retry_after()),
         C::InvalidApiKey | C::AccountUnfunded => ItemOutcome::Hopeless(code.name()),
         // The key may do less with a model or a cached content that only some items name.
         C::PermissionDenied | C::NoQuota if !labels.names_model => {
@@ -262,4 +263,23 @@ fn gemini_failure(
     }
     result.extend(format!("\"error\":{theirs},\"index\":{index}}}").into_bytes());
     result.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::OverBudget;
+
+    fn labels() -> Labels {
+        let (job, model) = (JobId::random(), Model::parse("m").unwrap());
+        Labels { job, index: 0, names: Names::Gemini(None), model, names_model: false }
+    }
+
+    #[test]
+    fn an_item_without_memory_waits_before_its_call_and_is_repeated_a_few_times_after_it() {
+        let busy = || Failure::from(ApiError::from(OverBudget));
+        assert!(matches!(failed(labels(), busy()), ItemOutcome::Later(_)));
+        let after_call = busy().after(Usage::default());
+        assert!(matches!(failed(labels(), after_call), ItemOutcome::Repeat(_)));
+    }
 }

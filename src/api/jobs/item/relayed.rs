@@ -146,7 +146,9 @@ async fn collected(
         if piece.len() > MAX_ANSWER - whole.len() {
             return Err(ApiError::answer_too_large(MAX_ANSWER).into());
         }
-        share.grow(piece.len()).map_err(ApiError::from)?;
+        if let Err(over) = share.grow(piece.len()) {
+            return Err(Failure::from(ApiError::from(over)).after(Usage::default()));
+        }
         whole.extend_from_slice(piece);
     }
     let usage = body.settle(Ok(None)).unwrap_or_default();

@@ -44,7 +44,7 @@ impl Run {
             Ended::NotSent => return self.window.take_back(index),
             Ended::Panicked => {
                 let Some(line) = self.window.line(index) else { return };
-                let answered = self.engine.format.internal_error(&self.job, index, &line);
+                let answered = self.reader.internal_error(index, &line);
                 self.returned.unrecorded.add(answered.line.len());
                 ItemOutcome::Done(answered)
             }
@@ -54,7 +54,7 @@ impl Run {
             ItemOutcome::Done(answered) => self.answer(index, answered),
             ItemOutcome::Repeat(answered) => {
                 let at = |before| Some(now + backoff::repeat(before)?);
-                if self.window.repeat(index, at) {
+                if self.window.repeat(index, &answered, at) {
                     self.returned.unrecorded.subtract(answered.line.len());
                     self.engine.metrics.job_item("repeated");
                 } else {
@@ -79,11 +79,10 @@ impl Run {
     }
 
     fn answer(&mut self, index: u64, answered: Answered) {
-        if self.window.answered(index) {
-            // The index is the one under which the item was claimed, whatever its format says.
-            self.record.add(Answered { index, ..answered });
-        } else {
-            self.returned.unrecorded.subtract(answered.line.len());
+        let bytes = answered.line.len();
+        match self.window.answered(index, answered) {
+            Some(answered) => self.record.add(answered),
+            None => self.returned.unrecorded.subtract(bytes),
         }
     }
 
@@ -120,8 +119,8 @@ impl Run {
         failing.pending = None;
         match paused {
             Ok(_) => {
-                let (job, code) = (&self.job.id, failing.code);
-                tracing::warn!(%job, code, "a job is paused: all of its items would fail");
+                let (job_id, code) = (self.job.id.beginning(), failing.code);
+                tracing::warn!(job_id, code, "a job is paused: all of its items would fail");
                 // The run ends even if the job is resumed at once. Another one follows then.
                 (self.failing, self.order) = (None, self.order.max(Order::WindDown));
                 self.engine.jobs.wake(self.job.number);

@@ -103,3 +103,25 @@ async fn large_fields_that_all_items_share_count_for_each_item_that_is_sent() {
         assert!(held <= most && held * 2 >= most, "{held} items with {size} bytes");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_shared_fields_take_too_much_memory_waits_until_others_have_ended() {
+    let script = Script::new(|line, _| match &line[..1] {
+        "a" => Action::Hang,
+        _ => Action::Answer,
+    });
+    let process = Process::started(8, &script);
+    let mut large = Vec::new();
+    for name in ["a", "b"] {
+        let mut new = new_job();
+        new.spec.shared_bytes = 40 * MIB;
+        let job = begin_as(&process.jobs, new).await;
+        large.push(commit(&process.jobs, job, name, 1).await);
+    }
+    // It came later, and runs beside the first one.
+    let small = process.submit("c", 10).await;
+    process.until_completed(small).await;
+    assert_eq!(process.store.counted().shared_fields, 1, "those of the first job are in memory");
+    process.change(large[0], Change::Cancel).await;
+    process.until_completed(large[1]).await;
+}

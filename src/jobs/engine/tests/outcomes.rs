@@ -28,6 +28,19 @@ async fn every_slot_is_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_uses_slots_that_were_added_while_it_runs() {
+    let script = Script::new(|_, _| Action::Answer);
+    let process = Process::started(4, &script);
+    let job = process.submit("a", 20_000).await;
+    process.until(job, |job| job.progress.succeeded > 0).await;
+    process.limiter.reconfigure(600, 10, QuotaPlan::default()).await.unwrap();
+    while process.in_flight() < 600 {
+        assert_ne!(process.store.get(job).state, JobState::Completed);
+        sleep(CALL / 10).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_window_of_a_large_job_is_bounded() {
     let script = Script::new(|_, _| Action::Answer);
     let process = Process::started(64, &script);
@@ -102,8 +115,10 @@ async fn an_item_that_fails_in_passing_is_repeated_three_times() {
     let job = process.until_completed(job).await;
     assert_eq!((script.asked("a 0"), script.asked("a 1")), (4, 4));
     assert_eq!((job.progress.succeeded, job.progress.failed), (2, 1));
-    let failure = process.store.results_of(job.number)[0].failure.clone();
-    assert_eq!(failure.as_deref(), Some("unavailable"));
+    let results = process.store.results_of(job.number);
+    assert_eq!(results[0].failure.as_deref(), Some("unavailable"));
+    let tokens: Vec<_> = results.iter().map(|result| result.input_tokens).collect();
+    assert_eq!(tokens, [4, 4, 1], "those of all calls");
     assert!(begin.elapsed() >= Duration::from_secs(5 + 20 + 80));
 }
 

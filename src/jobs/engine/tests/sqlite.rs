@@ -10,7 +10,6 @@ fn start(jobs: &Arc<Jobs>, script: &Arc<Script>) -> Engine {
     let limiter = Limiter::new(LIMIT, 10, QuotaPlan::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&limiter)));
     let settings = EngineSettings {
-        concurrency_limit: LIMIT,
         lease: super::LEASE,
         retention: None,
         large_items: 0,

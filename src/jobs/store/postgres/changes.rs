@@ -8,11 +8,9 @@ use jiff::Timestamp;
 use super::database::{Failure, Sql};
 use super::rows;
 use crate::jobs::model::{Change, FailuresToRetry, Job, JobNumber};
+use crate::jobs::store::retry::{MAX_RETRIED, Rest, Retried};
 use crate::jobs::store::row::Columns;
 use crate::jobs::store::specs::Specs;
-
-/// The most failed items whose results are removed in one transaction.
-const MAX_RETRIED: usize = 5000;
 
 pub(super) async fn change(
     sql: &Sql<'_>,
@@ -32,22 +30,6 @@ pub(super) async fn change(
         }
     }
     Ok(Some(rows::job(sql, specs, row).await?))
-}
-
-/// What became of a part of a retry.
-#[derive(Debug, Default)]
-pub(super) struct Retried {
-    pub job: Option<Job>,
-    /// Where the next part begins, if there is one.
-    pub next: Option<Rest>,
-}
-
-/// Failed results that are not removed yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rest {
-    after: i64,
-    /// What fails later belongs to the retry.
-    through: i64,
 }
 
 /// Removes results of failed items, some thousand at once.

@@ -4,6 +4,8 @@ CREATE TABLE jobs (
     id text NOT NULL UNIQUE,
     owner text NOT NULL,
     spec text NOT NULL,
+    -- The fields that all items share, as JSON.
+    shared text,
     idempotency_key bytea,
     content bytea,
     state text NOT NULL CHECK (state IN

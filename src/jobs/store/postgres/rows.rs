@@ -1,12 +1,14 @@
 //! Reads and writes jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
 use super::database::{Failure, Sql};
-use crate::jobs::model::{Failures, Job, JobId, JobNumber, Owner};
+use crate::jobs::model::{Failures, Job, JobId, JobNumber, JobSpec, Owner, SharedFields};
+use crate::jobs::store::StoreError;
 use crate::jobs::store::row::{self, COLUMNS, Columns, Row, unsigned};
 use crate::jobs::store::specs::Specs;
 
@@ -33,38 +35,59 @@ pub(super) async fn rows(
 
 /// Adds to a row what is kept apart from it.
 pub(super) async fn job(sql: &Sql<'_>, specs: &Specs, row: Row) -> Result<Job, Failure> {
-    let number = row.number;
-    let spec = match specs.get(number) {
-        Some(spec) => spec,
-        None => {
-            let found = sql.query("SELECT spec FROM jobs WHERE number = $1", &[&number]).await?;
-            let found = found.first().ok_or_else(|| row::damaged("a job has no options"))?;
-            specs.keep(number, &found.text(0)?)?
-        }
-    };
-    let mut failures = BTreeMap::new();
-    let query = "SELECT code, count, example FROM job_failures WHERE job = $1";
-    for found in sql.query(query, &[&number]).await? {
-        let (count, example) = (unsigned(found.whole(1)?), unsigned(found.whole(2)?));
-        failures.insert(found.text(0)?, Failures { count, example });
-    }
-    let claimed = sql
-        .query(
-            "SELECT coalesce(sum(items - answered), 0)::bigint FROM job_blocks \
-             WHERE job = $1 AND replica IS NOT NULL AND lease_until > clock_timestamp()",
-            &[&number],
-        )
-        .await?;
-    let claimed = claimed.first().map(|row| row.whole(0)).transpose()?.unwrap_or(0);
-    Ok(row.into_job(spec, failures, unsigned(claimed)))
+    let job = jobs_of(sql, specs, vec![row]).await?.pop();
+    Ok(job.ok_or_else(|| row::damaged("a job has vanished"))?)
 }
 
+/// The same for several rows, with as many queries.
 async fn jobs_of(sql: &Sql<'_>, specs: &Specs, rows: Vec<Row>) -> Result<Vec<Job>, Failure> {
+    let numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
+    let failed: Vec<i64> =
+        (rows.iter().filter(|row| row.progress.failed > 0)).map(|row| row.number).collect();
+    let mut failures = failures(sql, &failed).await?;
+    let claimed = claimed(sql, &numbers).await?;
     let mut jobs = Vec::with_capacity(rows.len());
     for row in rows {
-        jobs.push(job(sql, specs, row).await?);
+        let number = row.number;
+        let spec = spec(sql, specs, number).await?;
+        let failures = failures.remove(&number).unwrap_or_default();
+        let claimed = claimed.get(&number).copied().unwrap_or_default();
+        jobs.push(row.into_job(spec, failures, claimed));
     }
     Ok(jobs)
+}
+
+async fn spec(sql: &Sql<'_>, specs: &Specs, job: i64) -> Result<Arc<JobSpec>, Failure> {
+    if let Some(spec) = specs.get(job) {
+        return Ok(spec);
+    }
+    let found = sql.query_optional("SELECT spec FROM jobs WHERE number = $1", &[&job]).await?;
+    let found = found.ok_or_else(|| row::damaged("a job has no options"))?;
+    Ok(specs.keep(job, &found.text(0)?)?)
+}
+
+/// The failed items of jobs by error code.
+async fn failures(
+    sql: &Sql<'_>,
+    jobs: &[i64],
+) -> Result<HashMap<i64, BTreeMap<String, Failures>>, Failure> {
+    let query = "SELECT job, code, count, example FROM job_failures WHERE job = ANY($1)";
+    let mut failures: HashMap<i64, BTreeMap<String, Failures>> = HashMap::new();
+    for found in sql.query(query, &[&jobs]).await? {
+        let (count, example) = (unsigned(found.whole(2)?), unsigned(found.whole(3)?));
+        let of_job = failures.entry(found.whole(0)?).or_default();
+        of_job.insert(found.text(1)?, Failures { count, example });
+    }
+    Ok(failures)
+}
+
+/// How many items of jobs are claimed and have no result.
+async fn claimed(sql: &Sql<'_>, jobs: &[i64]) -> Result<HashMap<i64, u64>, Failure> {
+    let query = "SELECT job, sum(items - answered)::bigint FROM job_blocks \
+        WHERE job = ANY($1) AND replica IS NOT NULL AND lease_until > clock_timestamp() GROUP BY job";
+    let found = sql.query(query, &[&jobs]).await?;
+    let claimed = found.iter().map(|row| Ok((row.whole(0)?, unsigned(row.whole(1)?))));
+    Ok(claimed.collect::<Result<_, StoreError>>()?)
 }
 
 /// Writes what may change of a job.
@@ -105,6 +128,13 @@ pub(super) async fn job_by_id(
 ) -> Result<Option<Job>, Failure> {
     let rows = rows(sql, &format!("id = $1 AND {VISIBLE}"), &[&id.as_str()]).await?;
     Ok(jobs_of(sql, specs, rows).await?.pop())
+}
+
+pub(super) async fn shared_fields(sql: &Sql<'_>, job: JobNumber) -> Result<SharedFields, Failure> {
+    let query = format!("SELECT shared FROM jobs WHERE number = $1 AND {VISIBLE}");
+    let found = sql.query_optional(&query, &[&job.0]).await?;
+    let text = found.map(|row| row.optional_text(0)).transpose()?.flatten();
+    Ok(row::read_shared(text)?)
 }
 
 pub(super) async fn jobs(

@@ -40,14 +40,15 @@ pub(super) async fn begin(
     let idempotency_key = job.idempotency_key.as_ref().map(|key| &key[..]);
     let number = sql
         .query(
-            "INSERT INTO jobs (id, owner, spec, idempotency_key, state, created_at, has_webhook, \
-             replica, lease_until) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + interval '10 minutes') \
+            "INSERT INTO jobs (id, owner, spec, shared, idempotency_key, state, created_at, \
+             has_webhook, replica, lease_until) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + interval '10 minutes') \
              RETURNING number",
             &[
                 &job.id.as_str(),
                 &row::owner(&job.owner),
                 &spec,
+                &row::shared(&job.shared)?,
                 &idempotency_key,
                 &UPLOADING,
                 &job.created_at.as_millisecond(),

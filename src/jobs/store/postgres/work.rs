@@ -7,20 +7,14 @@ use jiff::Timestamp;
 
 use super::database::{Failure, Sql};
 use super::rows;
-use crate::jobs::model::{self, Answered, Block, Job, JobNumber, JobState, ReplicaId};
+use crate::jobs::model::{Answered, Job, JobNumber, JobState, ReplicaId};
+use crate::jobs::store::StoreError;
+use crate::jobs::store::claim::{Choice, Claimed, ClaimedBlock, Most};
 use crate::jobs::store::row::{self, Columns, signed, unsigned};
 use crate::jobs::store::specs::Specs;
-use crate::jobs::store::{StoreError, payload};
 
 /// The most blocks of one claim.
 const MAX_BLOCKS: i64 = 32;
-
-/// The most that is claimed at once.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Most {
-    pub items: u64,
-    pub bytes: u64,
-}
 
 /// The process that claims, and the number of its claim.
 #[derive(Debug)]
@@ -28,36 +22,6 @@ pub(super) struct Claimant {
     pub replica: ReplicaId,
     pub claim: i64,
     pub lease: Duration,
-}
-
-/// What a claim found, as it is stored.
-#[derive(Debug, Default)]
-pub(super) struct Claimed {
-    blocks: Vec<ClaimedBlock>,
-    too_large: Option<usize>,
-}
-
-/// A block as it is stored.
-#[derive(Debug)]
-struct ClaimedBlock {
-    first: i64,
-    items: i64,
-    bytes: i64,
-    compressed: Vec<u8>,
-    answered: Vec<u64>,
-}
-
-impl Claimed {
-    /// The same with the lines of the blocks.
-    pub(super) fn read(self) -> Result<model::Claimed, StoreError> {
-        let Self { blocks, too_large } = self;
-        let blocks = blocks.into_iter().map(|block| {
-            let lines = payload::decompress(&block.compressed, block.bytes)?;
-            Ok(Block { first: unsigned(block.first), lines, answered: block.answered })
-        });
-        let blocks = blocks.collect::<Result<_, StoreError>>()?;
-        Ok(model::Claimed { blocks, too_large })
-    }
 }
 
 pub(super) async fn claim(
@@ -85,28 +49,17 @@ pub(super) async fn claim(
             &[&job.0, &MAX_BLOCKS],
         )
         .await?;
-    let (mut blocks, mut items, mut bytes) = (Vec::new(), 0_u64, 0_u64);
+    let mut choice = Choice::new(most);
     for found in found {
-        let block = ClaimedBlock {
-            first: found.whole(0)?,
-            items: found.whole(1)?,
-            bytes: found.whole(2)?,
-            compressed: Vec::new(),
-            answered: Vec::new(),
-        };
-        items = items.saturating_add(unsigned(block.items));
-        bytes = bytes.saturating_add(unsigned(block.bytes));
-        if bytes > most.bytes && blocks.is_empty() {
-            let too_large = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
-            return Ok(Claimed { too_large, ..nothing });
-        }
-        if bytes > most.bytes || (items > most.items && !blocks.is_empty()) {
+        let first = found.whole(0)?;
+        if !choice.offer(ClaimedBlock::new(first, first, found.whole(1)?, found.whole(2)?)) {
             break;
         }
-        blocks.push(block);
     }
+    let mut claimed = choice.chosen();
+    let blocks = &mut claimed.blocks;
     if blocks.is_empty() {
-        return Ok(nothing);
+        return Ok(claimed);
     }
     if row.state == JobState::Queued {
         row.start(now);
@@ -145,7 +98,7 @@ pub(super) async fn claim(
             block.answered.push(item);
         }
     }
-    Ok(Claimed { blocks, too_large: None })
+    Ok(claimed)
 }
 
 /// `lost` are claims of the process whose outcome it never learned.

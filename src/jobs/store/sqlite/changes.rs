@@ -5,13 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::params;
 
+use super::commands::Context;
 use super::rows;
-use super::writer::Context;
 use crate::jobs::model::{Change, FailuresToRetry, Job, JobNumber};
 use crate::jobs::store::StoreError;
-
-/// The most failed items whose results are removed in one transaction.
-const MAX_RETRIED: usize = 5000;
+use crate::jobs::store::retry::{MAX_RETRIED, Rest, Retried};
 
 pub(super) fn change(
     context: &mut Context<'_>,
@@ -30,22 +28,6 @@ pub(super) fn change(
         context.claims.end(job.0);
     }
     Ok(Some(changed))
-}
-
-/// What became of a part of a retry.
-#[derive(Debug, Default)]
-pub(super) struct Retried {
-    pub job: Option<Job>,
-    /// Where the next part begins, if there is one.
-    pub next: Option<Rest>,
-}
-
-/// Failed results that are not removed yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rest {
-    after: i64,
-    /// What fails later belongs to the retry.
-    through: i64,
 }
 
 /// Removes results of failed items, some thousand at once.

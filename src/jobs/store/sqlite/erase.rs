@@ -60,7 +60,11 @@ pub(super) fn step(sql: &Connection, job: i64, is_tight: bool) -> Result<Step, S
         delete(sql, &statements, &blocks)?;
         return Ok(Step::More);
     }
-    let statements = ["DELETE FROM failures WHERE job = ?1", "DELETE FROM jobs WHERE number = ?1"];
+    let statements = [
+        "DELETE FROM failures WHERE job = ?1",
+        "DELETE FROM shared_fields WHERE job = ?1",
+        "DELETE FROM jobs WHERE number = ?1",
+    ];
     delete(sql, &statements, &[job])?;
     let free: i64 = sql.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
     if free > 0 {

@@ -36,6 +36,12 @@ CREATE INDEX hidden_jobs ON jobs (number) WHERE state IN ('uploading', 'deleting
 CREATE INDEX ended_jobs ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX jobs_to_announce ON jobs (announce_at) WHERE announce_at IS NOT NULL;
 
+-- The fields that all items of a job share, as JSON. Apart from the jobs, which are rewritten with each result.
+CREATE TABLE shared_fields (
+    job INTEGER PRIMARY KEY REFERENCES jobs (number),
+    fields TEXT NOT NULL
+);
+
 -- Which process holds a block is in the memory of the only process that may use this file.
 CREATE TABLE blocks (
     number INTEGER PRIMARY KEY,

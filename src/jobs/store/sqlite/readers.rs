@@ -17,13 +17,14 @@ const MAX_READERS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Readers {
     shared: Arc<Shared>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<(u64, Connection)>>>,
 }
 
 impl Readers {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, permits: Semaphore::new(MAX_READERS as usize), idle: Arc::default() }
+        let permits = Arc::new(Semaphore::new(MAX_READERS as usize));
+        Self { shared, permits, idle: Arc::default() }
     }
 
     /// Reads with a connection that is idle, or with a new one.
@@ -31,9 +32,11 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection, &Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
         let (shared, idle) = (Arc::clone(&self.shared), Arc::clone(&self.idle));
         let reading = spawn_blocking(move || {
+            // It reads on if nobody waits for it any more.
+            let _permit = permit;
             let generation = shared.generation.load(Ordering::Acquire);
             let mut connections = idle.lock().unwrap_or_else(PoisonError::into_inner);
             connections.retain(|(opened_in, _)| *opened_in == generation);

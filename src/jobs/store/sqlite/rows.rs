@@ -6,8 +6,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 
-use super::writer::{Context, Shared};
-use crate::jobs::model::{Failures, Job, JobId, JobNumber, Owner};
+use super::commands::Context;
+use super::writer::Shared;
+use crate::jobs::model::{Failures, Job, JobId, JobNumber, Owner, SharedFields};
 use crate::jobs::store::StoreError;
 use crate::jobs::store::row::{self, COLUMNS, Row, unsigned};
 use crate::jobs::store::specs::Specs;
@@ -45,7 +46,10 @@ pub(super) fn job(
             specs.keep(row.number, &text)?
         }
     };
-    let failures = failures(sql, row.number)?;
+    let failures = match row.progress.failed {
+        0 => BTreeMap::new(),
+        _ => failures(sql, row.number)?,
+    };
     Ok(row.into_job(Arc::clone(&spec), failures, claimed))
 }
 
@@ -111,6 +115,12 @@ pub(super) fn job_by_id(
     let view = sql.unchecked_transaction()?;
     let rows = rows(&view, &format!("id = ?1 AND {VISIBLE}"), [id.as_str()])?;
     Ok(with_specs(&view, shared, rows)?.pop())
+}
+
+pub(super) fn shared_fields(sql: &Connection, job: JobNumber) -> Result<SharedFields, StoreError> {
+    let query = "SELECT fields FROM shared_fields WHERE job = ?1";
+    let text = sql.prepare_cached(query)?.query_row([job.0], |row| row.get(0)).optional()?;
+    row::read_shared(text)
 }
 
 pub(super) fn jobs(

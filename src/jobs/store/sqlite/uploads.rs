@@ -4,8 +4,8 @@ use rusqlite::{OptionalExtension, params};
 
 use jiff::Timestamp;
 
+use super::commands::Context;
 use super::rows;
-use super::writer::Context;
 use crate::jobs::model::{JobNumber, NewBlock, NewJob, Totals};
 use crate::jobs::store::row::{self, DELETING, UPLOADING, no_upload, signed};
 use crate::jobs::store::{Committed, StoreError, payload};
@@ -31,7 +31,7 @@ pub(super) fn compress(blocks: Vec<NewBlock>) -> Result<Vec<Compressed>, StoreEr
 }
 
 pub(super) fn begin(context: &mut Context<'_>, job: &NewJob) -> Result<JobNumber, StoreError> {
-    context.files.check_room(0)?;
+    context.files.check_room(job.spec.shared_bytes as u64)?;
     let spec = serde_json::to_string(&job.spec).map_err(|_| row::damaged("invalid options"))?;
     let mut insert = context.sql.prepare_cached(
         "INSERT INTO jobs (id, owner, spec, idempotency_key, state, created_at, has_webhook) \
@@ -46,6 +46,10 @@ pub(super) fn begin(context: &mut Context<'_>, job: &NewJob) -> Result<JobNumber
         job.created_at.as_millisecond(),
         job.spec.webhook_url.is_some(),
     ])?;
+    if let Some(fields) = row::shared(&job.shared)? {
+        let insert = "INSERT INTO shared_fields (job, fields) VALUES (?1, ?2)";
+        context.sql.prepare_cached(insert)?.execute(params![number, fields])?;
+    }
     Ok(JobNumber(number))
 }
 

@@ -6,45 +6,13 @@ use jiff::Timestamp;
 use rusqlite::params;
 use tokio::time::Instant;
 
+use super::commands::Context;
 use super::results::checksum;
 use super::rows;
-use super::writer::Context;
 use crate::jobs::model::{Answered, Job, JobNumber, JobState, ReplicaId};
 use crate::jobs::store::StoreError;
+use crate::jobs::store::claim::{Choice, Claimed, ClaimedBlock, Most};
 use crate::jobs::store::row::{self, signed, unsigned};
-
-/// The most that is claimed at once.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Most {
-    pub items: u64,
-    pub bytes: u64,
-}
-
-/// Blocks that were claimed.
-#[derive(Debug, Default)]
-pub(super) struct Claimed {
-    job: i64,
-    pub blocks: Vec<ClaimedBlock>,
-    pub too_large: Option<usize>,
-}
-
-#[derive(Debug)]
-pub(super) struct ClaimedBlock {
-    number: i64,
-    pub first: i64,
-    items: i64,
-    /// The size of its lines before they were compressed.
-    pub bytes: i64,
-    pub compressed: Vec<u8>,
-    pub answered: Vec<u64>,
-}
-
-impl Claimed {
-    /// The keys of the blocks: job and index of the first item.
-    pub fn keys(&self) -> Vec<(i64, i64)> {
-        self.blocks.iter().map(|block| (self.job, block.first)).collect()
-    }
-}
 
 pub(super) fn claim(
     context: &mut Context<'_>,
@@ -54,69 +22,51 @@ pub(super) fn claim(
     (now, until): (Instant, Instant),
     time: Timestamp,
 ) -> Result<Claimed, StoreError> {
-    let nothing = Claimed { job: job.0, ..Claimed::default() };
-    let Some(mut row) = rows::find(context.sql, job)? else { return Ok(nothing) };
+    let Some(mut row) = rows::find(context.sql, job)? else { return Ok(Claimed::default()) };
     if !matches!(row.state, JobState::Queued | JobState::Running) {
-        return Ok(nothing);
+        return Ok(Claimed::default());
     }
-    let (mut blocks, too_large) = unclaimed(context, job, most, now)?;
-    for block in &mut blocks {
+    let mut found = unclaimed(context, job, most, now)?;
+    for block in &mut found.blocks {
         read(context, job, block)?;
     }
-    if row.state == JobState::Queued && !blocks.is_empty() {
+    if row.state == JobState::Queued && !found.blocks.is_empty() {
         row.start(time);
         context.save(&row)?;
     }
-    for block in &blocks {
+    for block in &found.blocks {
         let unanswered = unsigned(block.items).saturating_sub(block.answered.len() as u64);
         context.claims.claim(job.0, block.first, replica, until, unanswered);
     }
-    Ok(Claimed { blocks, too_large, ..nothing })
+    Ok(found)
 }
 
-/// The first blocks with unanswered items that nobody holds, or the size of the first one if it is too
-/// large.
+/// The first blocks with unanswered items that nobody holds.
 fn unclaimed(
     context: &Context<'_>,
     job: JobNumber,
     most: Most,
     now: Instant,
-) -> Result<(Vec<ClaimedBlock>, Option<usize>), StoreError> {
+) -> Result<Claimed, StoreError> {
     let mut query = context.sql.prepare_cached(
         "SELECT number, first, items, bytes FROM blocks WHERE job = ?1 AND answered < items \
          ORDER BY first",
     )?;
     let mut rows = query.query([job.0])?;
-    let (mut found, mut items, mut bytes) = (Vec::new(), 0_u64, 0_u64);
+    let mut choice = Choice::new(most);
     while let Some(row) = rows.next()? {
-        let block = ClaimedBlock {
-            number: row.get(0)?,
-            first: row.get(1)?,
-            items: row.get(2)?,
-            bytes: row.get(3)?,
-            compressed: Vec::new(),
-            answered: Vec::new(),
-        };
-        if context.claims.is_claimed(job.0, block.first, now) {
-            continue;
-        }
-        items = items.saturating_add(unsigned(block.items));
-        bytes = bytes.saturating_add(unsigned(block.bytes));
-        if bytes > most.bytes && found.is_empty() {
-            return Ok((found, Some(usize::try_from(bytes).unwrap_or(usize::MAX))));
-        }
-        if bytes > most.bytes || (items > most.items && !found.is_empty()) {
+        let block = ClaimedBlock::new(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        if !context.claims.is_claimed(job.0, block.first, now) && !choice.offer(block) {
             break;
         }
-        found.push(block);
     }
-    Ok((found, None))
+    Ok(choice.chosen())
 }
 
 /// Reads the lines of a block, and which of its items are answered.
 fn read(context: &Context<'_>, job: JobNumber, block: &mut ClaimedBlock) -> Result<(), StoreError> {
     let mut lines = context.sql.prepare_cached("SELECT lines FROM payloads WHERE block = ?1")?;
-    block.compressed = lines.query_row([block.number], |row| row.get(0))?;
+    block.compressed = lines.query_row([block.key], |row| row.get(0))?;
     let mut answered = context.sql.prepare_cached(
         "SELECT item FROM results WHERE job = ?1 AND item >= ?2 AND item < ?3 ORDER BY item",
     )?;

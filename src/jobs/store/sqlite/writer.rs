@@ -4,29 +4,29 @@
 //! sync of the disk (group commit). Each command is in a savepoint: one that fails does not
 //! take others with it. Callers learn the outcome after the commit.
 
+mod deletions;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::claims::Claims;
+use super::commands::{Command, Context};
 use super::database::Files;
-use super::erase::{self, Step};
+use super::erase;
 use crate::jobs::store::StoreError;
 use crate::jobs::store::row::closed;
 use crate::jobs::store::specs::Specs;
+use deletions::Erasing;
 
 /// The most commands in one transaction.
 const MAX_GROUP: usize = 256;
-
-/// How long a deletion waits after the disk refused it.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the writer and the readers share.
 #[derive(Debug)]
@@ -51,36 +51,6 @@ impl Shared {
     pub fn unanswered(&self, job: i64) -> u64 {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).unanswered(job)
     }
-}
-
-/// What a command works with, in a transaction.
-pub(super) struct Context<'a> {
-    pub sql: &'a Connection,
-    /// Changed last in a command, when nothing can fail any more.
-    pub claims: &'a mut Claims,
-    pub specs: &'a Specs,
-    pub files: &'a Files,
-    /// The bytes of items that the transaction adds.
-    pub appended: &'a mut u64,
-    /// Hidden jobs to be removed after the commit.
-    pub to_erase: &'a mut Vec<i64>,
-}
-
-/// A change. It is made again if its transaction was undone because of another one.
-pub(super) trait Command: Send {
-    fn run(&mut self, context: &mut Context<'_>) -> Result<(), StoreError>;
-
-    /// Tells the caller. Returns the blocks that it claimed if nobody waits for them.
-    fn finish(self: Box<Self>, outcome: Result<(), StoreError>) -> Vec<(i64, i64)>;
-
-    /// Whether the database is made for it.
-    fn creates(&self) -> bool;
-
-    /// The outcome without a database.
-    fn finish_without_database(self: Box<Self>);
-
-    /// Whether its outcome must survive a power cut.
-    fn is_promise(&self) -> bool;
 }
 
 enum Message {
@@ -139,13 +109,6 @@ struct Thread {
     is_logged: bool,
 }
 
-/// A job that is being removed.
-struct Erasing {
-    job: i64,
-    /// Whoever waits for it.
-    done: Option<oneshot::Sender<Result<(), StoreError>>>,
-}
-
 impl Thread {
     fn new(shared: Arc<Shared>, receiver: Receiver<Message>) -> Self {
         Self {
@@ -190,14 +153,6 @@ impl Thread {
                 self.run_group(group);
             }
             self.erase_some();
-        }
-    }
-
-    fn receive(&self) -> Result<Message, RecvTimeoutError> {
-        match (self.erasing.is_empty(), self.is_refused) {
-            (true, _) => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            (false, true) => self.receiver.recv_timeout(RETRY_PAUSE),
-            (false, false) => self.receiver.recv_timeout(Duration::ZERO),
         }
     }
 
@@ -332,61 +287,6 @@ impl Thread {
     fn reopen_after(&mut self, error: &StoreError) {
         if !matches!(error, StoreError::Full(_)) && self.database.take().is_some() {
             self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Makes a step of the oldest deletion. Other commands come between the steps.
-    fn erase_some(&mut self) {
-        let Some(erasing) = self.erasing.front_mut() else { return };
-        let job = erasing.job;
-        if self.database.is_none() {
-            // Opened by the next command. Only an error of the disk closes it while there is a deletion.
-            if let Err(error) = self.open() {
-                return self.refuse(error);
-            }
-        }
-        let Some(database) = &self.database else { return };
-        if self.is_synced {
-            match database.pragma_update(None, "synchronous", "NORMAL") {
-                Ok(()) => self.is_synced = false,
-                Err(error) => return self.refuse(error.into()),
-            }
-        }
-        let is_tight = self.shared.files.check_room(erase::MAX_BYTES.cast_unsigned()).is_err();
-        match erase::step(database, job, is_tight) {
-            Ok(Step::More) => self.is_refused = false,
-            Ok(Step::Busy) => self.is_refused = true,
-            Ok(Step::Done) => {
-                self.proceed();
-                let done = self.erasing.pop_front().and_then(|erasing| erasing.done);
-                if let Some(done) = done {
-                    let _ = done.send(Ok(()));
-                }
-            }
-            Err(error) => {
-                self.reopen_after(&error);
-                self.refuse(error);
-            }
-        }
-    }
-
-    /// A job was removed.
-    fn proceed(&mut self) {
-        self.is_refused = false;
-        if std::mem::take(&mut self.is_logged) {
-            tracing::info!("deleted jobs are removed from the disk again");
-        }
-    }
-
-    /// A step of a deletion failed. It is made again after a pause, and those who wait for deletions learn of it.
-    fn refuse(&mut self, error: StoreError) {
-        self.is_refused = true;
-        let error = self.shared.files.explain(error);
-        if !std::mem::replace(&mut self.is_logged, true) {
-            tracing::warn!(%error, "deleted jobs are not yet removed from the disk");
-        }
-        for done in self.erasing.iter_mut().filter_map(|erasing| erasing.done.take()) {
-            let _ = done.send(Err(error.clone()));
         }
     }
 

@@ -51,6 +51,8 @@ async fn a_job_is_read_as_it_was_written(database: Database) {
     assert_eq!((job.state, &job.reason), (JobState::Queued, &None));
     assert_eq!((job.created_at, job.started_at, job.ended_at), (at(0), None, None));
     assert_eq!(job.progress, crate::jobs::Progress::default());
+    assert_eq!(store.shared_fields(number).await.unwrap(), new.shared);
+    assert_eq!(store.shared_fields(JobNumber(99)).await.unwrap(), SharedFields::new());
     store.close().await;
     assert_eq!(database.open().job(new.id).await.unwrap(), Some(*job));
 }

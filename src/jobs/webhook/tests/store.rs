@@ -13,7 +13,7 @@ use crate::jobs::store::Stored;
 use crate::jobs::{
     Answered, Change, Claimed, Committed, FailuresToRetry, Job, JobId, JobKind, JobNumber, JobSpec,
     JobState, JobStore, NewBlock, NewJob, Order, Owner, Progress, ReplicaId, ResultPage,
-    StoreError, Totals,
+    SharedFields, StoreError, Totals,
 };
 use crate::pacific::WallClock;
 
@@ -53,7 +53,7 @@ pub fn job(number: i64) -> Job {
             external_semaphore_id: None,
             service_tier: None,
             webhook_url: Some("https://hooks.example/path".to_owned()),
-            shared: serde_json::Map::new(),
+            shared_bytes: 0,
         }),
         total: 7,
         bytes: 70,
@@ -170,6 +170,10 @@ impl JobStore for MemoryStore {
     }
 
     fn job(&self, _: JobId) -> Stored<Option<Job>> {
+        unused()
+    }
+
+    fn shared_fields(&self, _: JobNumber) -> Stored<SharedFields> {
         unused()
     }
 
