@@ -181,7 +181,7 @@ impl Chart<'_> {
                 }
                 @for (index, line) in self.lines.iter().enumerate() {
                     @for piece in pieces(line) {
-                        path.line class={ "series-" (index + 1) } d=(commands(&piece)) {}
+                        path class={ "line series-" (index + 1) } d=(commands(&piece)) {}
                     }
                 }
                 @if let Some(line) = &self.limit {
@@ -240,6 +240,24 @@ mod tests {
         assert_eq!(commands(&pieces[0]), "M0.0 100.0L60.0 50.0L120.0 0.0");
         assert_eq!(commands(&pieces[1]), "M540.0 0.0L541.0 0.0");
         assert_eq!(area(&pieces[0]), "M0.0 100.0L60.0 50.0L120.0 0.0L120.0 100L0.0 100Z");
+    }
+
+    #[test]
+    fn each_line_has_the_stroke_of_its_series() {
+        let line = |name| Line { name, points: vec![(at(0), 1.0), (at(10), 2.0)] };
+        let chart = Chart {
+            title: "Latency",
+            unit: "",
+            span: SPAN,
+            text: |value| value.to_string(),
+            lines: vec![line("p50"), line("p95")],
+            limit: Some(line("limit")),
+        };
+        let drawing = chart.drawing(2.0).into_string();
+        // A browser reads only the first attribute of a name.
+        for class in ["line series-1", "line series-2", "line limit"] {
+            assert!(drawing.contains(&format!("<path class=\"{class}\" d=")), "{drawing}");
+        }
     }
 
     #[test]
